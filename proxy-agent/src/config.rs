@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The validated settings that every other module works from. How they are spelled on the command
+//! line is `cli.rs`'s business.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::telemetry::log::LogOptions;
+
+/// Everything the agent was told, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The VIPs: at least one, no duplicates, in the order given.
+    pub vips: Vec<IpAddr>,
+    /// The proxy's ports: at least one, none 0, no duplicates, in the order given.
+    pub ports: Vec<u16>,
+    /// The link that carries the VIPs, 1 to 15 bytes.
+    pub interface: String,
+    /// Time between two full resyncs, above zero.
+    pub sync_interval: Duration,
+    /// False: one pass, then exit.
+    pub daemon: bool,
+    /// Remove everything that is ours on exit.
+    pub cleanup: bool,
+    /// How conntrack is kept out of the path.
+    pub backend: BackendChoice,
+    /// When the two ACCEPT rules are set in the iptables filter table.
+    pub accept_rules: AcceptRules,
+    /// Print the plan, change nothing.
+    pub dry_run: bool,
+    /// Directory on a BPF file system for pinned maps and links.
+    pub bpffs: PathBuf,
+    /// Directory for the agent's own state.
+    pub run_dir: PathBuf,
+    /// Size of the map of decided connections.
+    pub max_connections: u32,
+    /// How TC programs are attached.
+    pub tc_attach: TcAttach,
+    /// Where and how to log.
+    pub log: LogOptions,
+}
+
+/// How conntrack is kept out of the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// The first that works: ebpf, iptables, none
+    Auto,
+    /// TC programs and BPF verdicts, decided per connection
+    Ebpf,
+    /// The NOTRACK rules of apiserver-proxy-sidecar
+    Iptables,
+    /// The VIP only
+    None,
+}
+
+/// When the two ACCEPT rules are set in the iptables filter table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AcceptRules {
+    /// Where an iptables filter table has rules or a policy other than ACCEPT
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// How TC programs are attached to links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TcAttach {
+    /// tcx where the kernel has it (6.6), clsact otherwise
+    Auto,
+    /// BPF links of the tcx hook
+    Tcx,
+    /// Filters on the clsact qdisc
+    Clsact,
+}

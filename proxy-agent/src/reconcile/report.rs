@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What one pass over the node did and could not do.
+
+use std::error::Error;
+use std::fmt::{self, Display, Write as _};
+
+/// The outcome of one pass.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What was changed, or would be in a dry run, in order.
+    pub changes: Vec<Change>,
+    /// What could not be observed or changed.
+    pub failures: Vec<Failure>,
+}
+
+/// One operation that was carried out, or would be in a dry run.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The part of the node it belongs to.
+    pub part: &'static str,
+    /// The operation in words.
+    pub op: String,
+}
+
+/// Something that could not be observed or changed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The part of the node it belongs to.
+    pub part: &'static str,
+    /// What was being done.
+    pub what: String,
+    /// Why it failed, with every cause, down to the kernel's answer.
+    pub cause: String,
+}
+
+impl Report {
+    /// Records an operation as done, or as planned in a dry run.
+    pub fn changed(&mut self, part: &'static str, op: impl Display) {
+        self.changes.push(Change {
+            part,
+            op: op.to_string(),
+        });
+    }
+
+    /// True if nothing had to be changed and nothing failed: the node is as desired.
+    pub fn is_clean(&self) -> bool {
+        self.changes.is_empty() && self.failures.is_empty()
+    }
+}
+
+impl Failure {
+    /// Records `cause` with all its sources.
+    pub fn new(part: &'static str, what: impl Display, cause: &dyn Error) -> Self {
+        let mut chain = cause.to_string();
+        let mut source = cause.source();
+        while let Some(inner) = source {
+            // A `#[error(transparent)]` layer repeats its source's words.
+            let inner_text = inner.to_string();
+            if !chain.ends_with(&inner_text) {
+                let _ = write!(chain, ": {inner_text}");
+            }
+            source = inner.source();
+        }
+        Self {
+            part,
+            what: what.to_string(),
+            cause: chain,
+        }
+    }
+}
+
+impl Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.part, self.op)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.cause)
+    }
+}
