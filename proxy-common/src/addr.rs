@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Addresses and ports as they stand in packets and maps: network byte order, both families in
+//! one shape.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0/96`.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// An IPv6 address, or an IPv4 address mapped into IPv6. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address([u32; 4]);
+
+/// An address and a TCP port: the key of the map of VIPs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    address: Address,
+    /// Network byte order.
+    port: u16,
+    /// Always zero: a map key has no padding.
+    reserved: u16,
+}
+
+impl Address {
+    /// From an IPv4 address as it stands in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_ipv4(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
+    }
+
+    /// From an IPv6 address as it stands in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_ipv6(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// The IPv4 address in network byte order, if it is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_ipv4(&self) -> Option<u32> {
+        match self.0 {
+            [0, 0, MAPPED, word] => Some(word),
+            _ => None,
+        }
+    }
+
+    /// The sixteen bytes as they stand in an IPv6 packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn octets(&self) -> [u8; 16] {
+        let mut octets = [0; 16];
+        for (chunk, word) in octets.chunks_exact_mut(4).zip(self.0) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        octets
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self::from_ipv4(u32::from_ne_bytes(v4.octets())),
+            IpAddr::V6(v6) => {
+                let octets = v6.octets();
+                let mut words = [0; 4];
+                for (word, chunk) in words.iter_mut().zip(octets.chunks_exact(4)) {
+                    *word = u32::from_ne_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+                }
+                Self(words)
+            }
+        }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        match address.as_ipv4() {
+            Some(word) => Self::V4(Ipv4Addr::from(word.to_ne_bytes())),
+            None => Self::V6(Ipv6Addr::from(address.octets())),
+        }
+    }
+}
+
+impl Endpoint {
+    /// `port` is in network byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: Address, port: u16) -> Self {
+        Self {
+            address,
+            port,
+            reserved: 0,
+        }
+    }
+
+    /// From an address and a port in host byte order.
+    #[must_use]
+    pub fn from_host(ip: IpAddr, port: u16) -> Self {
+        Self::new(ip.into(), port.to_be())
+    }
+
+    /// The address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// The port in network byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+// SAFETY: `repr(C)`, integers only, no padding (see the layout test), any bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Endpoint {}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, size_of};
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn endpoint_has_no_padding() {
+        assert_eq!(size_of::<Address>(), 16);
+        assert_eq!(size_of::<Endpoint>(), 20);
+        assert_eq!(align_of::<Endpoint>(), 4);
+    }
+
+    #[test]
+    fn an_ipv4_address_is_mapped() {
+        let address = Address::from("10.96.0.2".parse::<IpAddr>().unwrap());
+        assert_eq!(
+            address.octets(),
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 2]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_survive_the_round_trip(v4: [u8; 4], v6: [u8; 16]) {
+            let v4 = IpAddr::from(v4);
+            prop_assert_eq!(IpAddr::from(Address::from(v4)), v4);
+            let v6 = IpAddr::from(v6).to_canonical();
+            prop_assert_eq!(IpAddr::from(Address::from(v6)), v6);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the eBPF programs and the agent share: the layout of map keys and values, the headers the
+//! programs read, and the pure rules by which a connection is decided.
+//!
+//! Everything here compiles for the BPF targets and for the host, so the rules are tested on the
+//! host. Nothing here touches the kernel.
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod addr;
+pub mod connection;
+pub mod limits;
+pub mod packet;
+
+pub use addr::{Address, Endpoint};
+pub use connection::{Connection, ConnectionKey};
+pub use packet::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The headers the programs read, in the form in which one load brings them from the packet, and
+//! what a TCP segment is once they are understood.
+//!
+//! A packet that is not plain TCP in one piece is [`Unreadable`], which leaves it undecided.
+
+use crate::addr::{Address, Endpoint};
+
+const PROTOCOL_TCP: u8 = 6;
+const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
+const IPV6_VERSION: u8 = 0x60;
+const IPV4_HEADER: u16 = 20;
+/// More-fragments flag and fragment offset.
+const IPV4_FRAGMENT: u16 = 0x3fff;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// A TCP header without options. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TcpHeader {
+    source_port: u16,
+    destination_port: u16,
+    seq: u32,
+    ack: u32,
+    data_offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+/// An IPv4 header without options and the TCP header behind it: 40 bytes. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ipv4Tcp {
+    version_and_length: u8,
+    traffic_class: u8,
+    total_length: u16,
+    identification: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+    tcp: TcpHeader,
+}
+
+/// An IPv6 header and the TCP header behind it: 60 bytes. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ipv6Tcp {
+    version: u8,
+    flow: [u8; 3],
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+    tcp: TcpHeader,
+}
+
+/// Why a packet cannot be decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Not TCP, or TCP behind IPv6 extension headers.
+    NotTcp,
+    /// A fragment: its ports may be elsewhere.
+    Fragment,
+    /// An IPv4 header with options, or none at all.
+    Header,
+}
+
+/// What a hook needs to know of a TCP segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    source: Endpoint,
+    destination: Endpoint,
+    flags: u8,
+    /// Host byte order.
+    seq: u32,
+    /// Host byte order.
+    ack: u32,
+    /// Bytes behind the TCP header.
+    payload: u32,
+}
+
+impl TcpHeader {
+    #[inline(always)]
+    fn header_length(&self) -> u16 {
+        u16::from(self.data_offset >> 4) * 4
+    }
+
+    #[inline(always)]
+    fn segment(&self, source: Address, destination: Address, length: u16) -> Segment {
+        Segment {
+            source: Endpoint::new(source, self.source_port),
+            destination: Endpoint::new(destination, self.destination_port),
+            flags: self.flags,
+            seq: u32::from_be(self.seq),
+            ack: u32::from_be(self.ack),
+            payload: u32::from(length.saturating_sub(self.header_length())),
+        }
+    }
+}
+
+impl Ipv4Tcp {
+    /// Understands the headers.
+    ///
+    /// # Errors
+    ///
+    /// If the packet is not an unfragmented TCP segment behind an IPv4 header without options.
+    #[inline(always)]
+    pub fn segment(&self) -> Result<Segment, Unreadable> {
+        if self.version_and_length != IPV4_WITHOUT_OPTIONS {
+            return Err(Unreadable::Header);
+        }
+        if self.protocol != PROTOCOL_TCP {
+            return Err(Unreadable::NotTcp);
+        }
+        if self.fragment & IPV4_FRAGMENT.to_be() != 0 {
+            return Err(Unreadable::Fragment);
+        }
+        Ok(self.tcp.segment(
+            Address::from_ipv4(self.source),
+            Address::from_ipv4(self.destination),
+            u16::from_be(self.total_length).saturating_sub(IPV4_HEADER),
+        ))
+    }
+}
+
+impl Ipv6Tcp {
+    /// Understands the headers.
+    ///
+    /// # Errors
+    ///
+    /// If the packet is not a TCP segment directly behind an IPv6 header.
+    #[inline(always)]
+    pub fn segment(&self) -> Result<Segment, Unreadable> {
+        if self.version & 0xf0 != IPV6_VERSION {
+            return Err(Unreadable::Header);
+        }
+        // A fragment header is an extension header too.
+        if self.next_header != PROTOCOL_TCP {
+            return Err(Unreadable::NotTcp);
+        }
+        Ok(self.tcp.segment(
+            Address::from_ipv6(self.source),
+            Address::from_ipv6(self.destination),
+            u16::from_be(self.payload_length),
+        ))
+    }
+}
+
+impl Segment {
+    /// Where it comes from.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source(&self) -> Endpoint {
+        self.source
+    }
+
+    /// Where it goes to.
+    #[inline(always)]
+    #[must_use]
+    pub const fn destination(&self) -> Endpoint {
+        self.destination
+    }
+
+    /// Sequence number, host byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seq(&self) -> u32 {
+        self.seq
+    }
+
+    /// Acknowledgement number, host byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ack(&self) -> u32 {
+        self.ack
+    }
+
+    /// Bytes behind the TCP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn payload(&self) -> u32 {
+        self.payload
+    }
+
+    /// The first segment of a connection. Explicit congestion notification sets two more flags on
+    /// it; together with FIN or RST it is none that any stack would send.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(&self) -> bool {
+        self.flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// The answer to a first segment: SYN-ACK, or the RST of a port where nobody listens. That RST
+    /// has sequence number zero, which tells it from one that ends a connection (RFC 9293 §3.5.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers_opening(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN | ACK
+            || (self.flags & (SYN | ACK | RST) == ACK | RST && self.seq == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

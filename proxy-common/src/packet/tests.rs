@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use core::mem::{size_of, transmute};
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// 10.0.0.7:40000 → 10.96.0.2:443, SYN, sequence number 0x01020304, no payload.
+const SYN_V4: [u8; 40] = [
+    0x45, 0, 0, 44, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 7, 10, 96, 0, 2, // IPv4
+    0x9c, 0x40, 0x01, 0xbb, 1, 2, 3, 4, 0, 0, 0, 0, 0x60, 0x02, 0xff, 0xff, 0, 0, 0, 0, // TCP
+];
+
+fn v4(bytes: [u8; 40]) -> Ipv4Tcp {
+    // SAFETY: integers only, no padding, same size.
+    unsafe { transmute(bytes) }
+}
+
+fn v6(bytes: [u8; 60]) -> Ipv6Tcp {
+    // SAFETY: integers only, no padding, same size.
+    unsafe { transmute(bytes) }
+}
+
+fn changed(offset: usize, value: u8) -> Ipv4Tcp {
+    let mut bytes = SYN_V4;
+    bytes[offset] = value;
+    v4(bytes)
+}
+
+fn with_flags(flags: u8) -> Segment {
+    changed(33, flags).segment().unwrap()
+}
+
+#[test]
+fn headers_have_the_size_of_what_is_loaded() {
+    assert_eq!(size_of::<Ipv4Tcp>(), 40);
+    assert_eq!(size_of::<Ipv6Tcp>(), 60);
+}
+
+#[test]
+fn a_plain_syn_is_understood() {
+    let segment = v4(SYN_V4).segment().unwrap();
+    let client: IpAddr = "10.0.0.7".parse().unwrap();
+    let vip: IpAddr = "10.96.0.2".parse().unwrap();
+    assert_eq!(segment.source(), Endpoint::from_host(client, 40_000));
+    assert_eq!(segment.destination(), Endpoint::from_host(vip, 443));
+    assert_eq!(segment.seq(), 0x0102_0304);
+    assert_eq!(segment.payload(), 0, "the options are not payload");
+    assert!(segment.opens());
+}
+
+#[test]
+fn the_payload_of_a_fast_open_syn_is_counted() {
+    assert_eq!(changed(3, 144).segment().unwrap().payload(), 100);
+}
+
+#[test]
+fn what_is_not_plain_tcp_is_unreadable() {
+    assert_eq!(changed(0, 0x46).segment(), Err(Unreadable::Header));
+    assert_eq!(changed(0, 0x65).segment(), Err(Unreadable::Header));
+    assert_eq!(changed(9, 17).segment(), Err(Unreadable::NotTcp));
+    // More fragments follow; and a fragment that is not the first.
+    assert_eq!(changed(6, 0x20).segment(), Err(Unreadable::Fragment));
+    assert_eq!(changed(7, 0x01).segment(), Err(Unreadable::Fragment));
+    // Don't-fragment alone is no fragment.
+    assert!(changed(6, 0x40).segment().is_ok());
+}
+
+#[test]
+fn ipv6_extension_headers_are_unreadable() {
+    let mut bytes = [0; 60];
+    bytes[0] = 0x60;
+    bytes[6] = 6;
+    assert!(v6(bytes).segment().is_ok());
+    // Hop-by-hop, routing, fragment, destination options.
+    for next_header in [0, 43, 44, 60] {
+        bytes[6] = next_header;
+        assert_eq!(v6(bytes).segment(), Err(Unreadable::NotTcp));
+    }
+    bytes[0] = 0x45;
+    assert_eq!(v6(bytes).segment(), Err(Unreadable::Header));
+}
+
+#[test]
+fn only_a_pure_syn_opens() {
+    for flags in [SYN, SYN | 0x40, SYN | 0x80, SYN | 0xc0, SYN | 0x08] {
+        assert!(with_flags(flags).opens(), "{flags:#x}");
+    }
+    for flags in [0, ACK, SYN | ACK, SYN | FIN, SYN | RST, RST, FIN | ACK] {
+        assert!(!with_flags(flags).opens(), "{flags:#x}");
+    }
+}
+
+#[test]
+fn a_reset_answers_only_with_sequence_number_zero() {
+    assert!(with_flags(SYN | ACK).answers_opening());
+    assert!(!with_flags(RST | ACK).answers_opening(), "seq is not zero");
+    let mut bytes = SYN_V4;
+    bytes[24..28].fill(0);
+    bytes[33] = RST | ACK;
+    assert!(v4(bytes).segment().unwrap().answers_opening());
+    bytes[33] = RST;
+    assert!(!v4(bytes).segment().unwrap().answers_opening());
+    bytes[33] = ACK;
+    assert!(!v4(bytes).segment().unwrap().answers_opening());
+}
+
+proptest! {
+    /// No packet makes the reader fail, and no segment both opens and answers.
+    #[test]
+    fn any_bytes_are_read(four: [u8; 40], low: [u8; 32], high: [u8; 28]) {
+        let mut six = [0; 60];
+        six[..32].copy_from_slice(&low);
+        six[32..].copy_from_slice(&high);
+        for segment in [v4(four).segment(), v6(six).segment()].into_iter().flatten() {
+            prop_assert!(!(segment.opens() && segment.answers_opening()));
+            prop_assert!(segment.payload() <= 65_535);
+        }
+    }
+}
