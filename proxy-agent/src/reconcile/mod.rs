@@ -6,6 +6,7 @@
 //! so that logging, dry runs and the collecting of errors are the same everywhere.
 
 pub mod report;
+pub mod trigger;
 
 use std::error::Error;
 use std::fmt::Display;

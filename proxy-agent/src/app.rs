@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent: one pass over the node after the other, each part in its turn.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rtnetlink::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, interval};
+use tracing::{info, warn};
+
+use crate::backend::select::Backend;
+use crate::config::Config;
+use crate::kernel::capabilities::{self, Capability};
+use crate::kernel::monitor::{Interest, Monitor};
+use crate::link::{self, LinkTable, VipLink};
+use crate::lock::Lock;
+use crate::reconcile::trigger::Trigger;
+use crate::reconcile::{Mode, Report, failed};
+
+/// How often debug lines of the eBPF programs are fetched.
+const LOG_INTERVAL: Duration = Duration::from_millis(200);
+/// Tables and chains of iptables-nft that hold rules of ours.
+const IPTABLES_CHAINS: [(&str, &str); 4] = [
+    ("raw", "PREROUTING"),
+    ("raw", "OUTPUT"),
+    ("filter", "INPUT"),
+    ("filter", "OUTPUT"),
+];
+
+/// The node as the agent keeps it.
+struct Node {
+    handle: Handle,
+    config: Config,
+    link: VipLink,
+    backend: Backend,
+}
+
+/// Runs the agent as it was told to.
+///
+/// # Errors
+///
+/// If it cannot start. What it cannot do later is logged, reported and tried again.
+pub async fn run(config: Config) -> Result<ExitCode> {
+    if !capabilities::has(Capability::NetAdmin).context("cannot read the agent's capabilities")? {
+        bail!(
+            "proxy-agent needs the capability NET_ADMIN: run it as root, or give it to the \
+             container (securityContext.capabilities.add: [NET_ADMIN])"
+        );
+    }
+    let mode = if config.dry_run {
+        Mode::DryRun
+    } else {
+        Mode::Apply
+    };
+    let _lock = match mode {
+        Mode::Apply => Some(Lock::take(&config.run_dir)?),
+        Mode::DryRun => None,
+    };
+    let (connection, handle, _) =
+        rtnetlink::new_connection().context("cannot open an rtnetlink socket")?;
+    tokio::spawn(connection);
+    // Before the first look, so that nothing that happens after it is missed.
+    let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
+    let backend = Backend::open(&config, mode).await?;
+    let mut node = Node {
+        handle,
+        link: VipLink::new(&config.vips, &config.interface),
+        backend,
+        config,
+    };
+    match (mode, node.config.daemon) {
+        (Mode::DryRun, _) => Ok(node.tell_plan().await),
+        (Mode::Apply, false) => Ok(node.once().await),
+        (Mode::Apply, true) => node.daemon(monitor).await,
+    }
+}
+
+fn interest(config: &Config) -> Interest {
+    Interest {
+        vips: config.vips.clone(),
+        tables: vec![crate::backend::ebpf::TABLE],
+        chains: IPTABLES_CHAINS.to_vec(),
+    }
+}
+
+impl Node {
+    /// One pass: every part, whatever becomes of the others.
+    async fn pass(&mut self, mode: Mode) -> Report {
+        let mut report = Report::default();
+        let Some(mut table) = self.observe(&mut report).await else {
+            // Without the list of links only what needs none can be looked at.
+            return report;
+        };
+        let changes = report.changes.len();
+        self.link
+            .reconcile(&self.handle, &table, mode, &mut report)
+            .await;
+        if mode == Mode::Apply && report.changes.len() > changes {
+            match self.observe(&mut report).await {
+                Some(fresh) => table = fresh,
+                None => return report,
+            }
+        }
+        self.backend
+            .reconcile(&self.handle, &table, mode, &mut report)
+            .await;
+        report
+    }
+
+    async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
+        link::observe(&self.config.vips)
+            .await
+            .inspect_err(|error| failed("link", "look at the node's links", error, report))
+            .ok()
+    }
+
+    /// `--dry-run`.
+    async fn tell_plan(&mut self) -> ExitCode {
+        let report = self.pass(Mode::DryRun).await;
+        for change in &report.changes {
+            println!("{change}");
+        }
+        if report.is_clean() {
+            println!("nothing to do: the node is as desired");
+        }
+        exit_code(report.failures.is_empty())
+    }
+
+    /// `--daemon=false`: a pass, and a second look that must find nothing left to do.
+    async fn once(&mut self) -> ExitCode {
+        let done = self.pass(Mode::Apply).await;
+        let left = self.pass(Mode::DryRun).await;
+        for change in &left.changes {
+            warn!("not as desired after the pass: {change}");
+        }
+        let settled = done.failures.is_empty() && left.is_clean();
+        if settled {
+            info!("the node is as desired");
+        }
+        exit_code(settled)
+    }
+
+    async fn daemon(&mut self, monitor: Monitor) -> Result<ExitCode> {
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut trigger = Trigger::new(monitor, self.config.sync_interval);
+        let mut logs = interval(LOG_INTERVAL);
+        let debug = self.config.log.ebpf_debug();
+        let mut ready = None;
+        let mut due = true;
+        let by = loop {
+            if due {
+                let begun = Instant::now();
+                let report = self.pass(Mode::Apply).await;
+                let works = report.failures.is_empty();
+                trigger.passed(begun, !works);
+                tell_readiness(&mut ready, works);
+            }
+            due = tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                _ = trigger.wait() => true,
+                _ = logs.tick(), if debug => {
+                    self.backend.forward_logs();
+                    false
+                }
+            };
+        };
+        info!("{by}: stopping");
+        if !self.config.cleanup {
+            info!("the VIP and the data plane stay in place; --cleanup would remove them");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let report = self.teardown().await;
+        Ok(exit_code(report.failures.is_empty()))
+    }
+
+    /// Removes everything of ours, in the reverse order of a pass.
+    async fn teardown(&mut self) -> Report {
+        let mut report = Report::default();
+        let table = self.observe(&mut report).await;
+        self.backend
+            .teardown(&self.handle, table.as_ref(), &mut report)
+            .await;
+        self.link.teardown(&self.handle, &mut report).await;
+        if report.failures.is_empty() {
+            info!("cleaned up");
+        }
+        report
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context("cannot listen to signals")
+}
+
+fn tell_readiness(ready: &mut Option<bool>, works: bool) {
+    if *ready == Some(works) {
+        return;
+    }
+    *ready = Some(works);
+    if works {
+        info!("ready");
+    } else {
+        warn!("not ready: see the errors above; trying again");
+    }
+}
+
+fn exit_code(success: bool) -> ExitCode {
+    if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Attaches the ingress program to links: as a pinned tcx link (Linux 6.6), or as a filter on the
+//! clsact qdisc.
+//!
+//! It goes in front of other programs of a link, because it must see packets before any NAT. It
+//! never ends the chain: others see every packet as if it were not there.
+
+use std::fmt::{self, Display};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use aya::pin::PinError;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use rtnetlink::Handle;
+use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
+
+use super::Settings;
+use super::load::Programs;
+use super::plan::Target;
+use crate::config::TcAttach;
+use crate::kernel::bpffs;
+
+/// Our filters' handle. Together with the program's name it tells them from others'.
+pub const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
+/// Priorities that are tried in turn, the first comes first on the link. Another classifier may
+/// own one of them.
+const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
+/// Parent of the clsact qdisc (`TC_H_CLSACT` of linux/pkt_sched.h).
+const CLSACT: QdiscHandle = QdiscHandle {
+    major: 0xffff,
+    minor: 0xfff1,
+};
+
+/// How programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    /// BPF links of the tcx hook.
+    Tcx,
+    /// Filters on the clsact qdisc.
+    Clsact,
+}
+
+/// A filter of ours as it is on a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// The link.
+    pub link: Target,
+    /// Its priority.
+    pub priority: u16,
+    /// Id of its program.
+    pub program: u32,
+}
+
+/// Why a program could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused.
+    #[error("the kernel refused the program")]
+    Program(#[from] ProgramError),
+    /// The kernel refused the qdisc or the filter.
+    #[error("the kernel refused the clsact qdisc")]
+    Qdisc(#[source] TcError),
+    /// A pinned link could not be opened.
+    #[error("cannot use the pinned link")]
+    Link(#[from] LinkError),
+    /// A link could not be pinned.
+    #[error("cannot pin the link")]
+    Pin(#[from] PinError),
+    /// A pin or a note could not be changed.
+    #[error("cannot change {path}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A pin could not be removed.
+    #[error(transparent)]
+    Bpffs(#[from] bpffs::Error),
+    /// rtnetlink refused.
+    #[error("the kernel refused to remove the clsact qdisc")]
+    Route(#[source] rtnetlink::Error),
+    /// Every priority is taken.
+    #[error(
+        "priorities {first} to {last} of the link's ingress are all taken by other classifiers",
+        first = PRIORITIES.start(), last = PRIORITIES.end()
+    )]
+    NoPriority,
+}
+
+impl AttachMode {
+    /// The mode asked for, or the best this kernel has.
+    pub fn choose(wanted: TcAttach) -> Self {
+        match wanted {
+            TcAttach::Tcx => Self::Tcx,
+            TcAttach::Clsact => Self::Clsact,
+            // The query is refused by a kernel that does not know the hook.
+            TcAttach::Auto => match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+                Ok(_) => Self::Tcx,
+                Err(_) => Self::Clsact,
+            },
+        }
+    }
+}
+
+/// Where tcx links are pinned, each under its ifindex.
+pub fn links_dir(settings: &Settings) -> PathBuf {
+    settings.bpffs.join("links")
+}
+
+fn pin_path(index: u32, settings: &Settings) -> PathBuf {
+    links_dir(settings).join(index.to_string())
+}
+
+/// Attaches the loaded program to a link. One that is there from us is replaced in place.
+pub fn attach(
+    mode: AttachMode,
+    programs: &mut Programs,
+    link: &Target,
+    settings: &Settings,
+) -> Result<(), AttachError> {
+    match mode {
+        AttachMode::Tcx => attach_tcx(programs, link, settings),
+        AttachMode::Clsact => attach_clsact(programs, link, settings),
+    }
+}
+
+/// Removes the pin of a link, which detaches its program.
+pub fn unpin(index: u32, settings: &Settings) -> Result<(), AttachError> {
+    Ok(bpffs::unpin(&pin_path(index, settings))?)
+}
+
+fn attach_tcx(
+    programs: &mut Programs,
+    link: &Target,
+    settings: &Settings,
+) -> Result<(), AttachError> {
+    let path = pin_path(link.index, settings);
+    if path.exists() {
+        let id = programs.ingress_id();
+        let pinned: SchedClassifierLink = FdLink::from(PinnedLink::from_pin(&path)?).try_into()?;
+        let program = programs.ingress();
+        // Refused if what the link was attached to is gone: then a new one takes its place.
+        if let Ok(updated) = program.attach_to_link(pinned) {
+            // The pin keeps it attached; the descriptor is not needed.
+            drop(program.take_link(updated)?);
+            let (_, attached) = SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress)?;
+            if attached.iter().any(|program| program.id() == id) {
+                return Ok(());
+            }
+        }
+    }
+    let program = programs.ingress();
+    let id = program.attach_with_options(
+        &link.name,
+        TcAttachType::Ingress,
+        TcAttachOptions::TcxOrder(LinkOrder::first()),
+    )?;
+    let attached: FdLink = program.take_link(id)?.try_into()?;
+    // Pinned under another name first: a rename puts it in the place of a dead one at once.
+    let fresh = path.with_file_name(format!("{}-new", link.index));
+    bpffs::unpin(&fresh)?;
+    attached.pin(&fresh)?;
+    fs::rename(&fresh, &path).map_err(|source| AttachError::File { path, source })
+}
+
+fn attach_clsact(
+    programs: &mut Programs,
+    link: &Target,
+    settings: &Settings,
+) -> Result<(), AttachError> {
+    ensure_clsact(link, settings)?;
+    let program = programs.ingress();
+    for priority in PRIORITIES {
+        let options = |priority| NlOptions {
+            priority,
+            handle: TcHandle::from(FILTER_HANDLE),
+            classid: None,
+        };
+        let created = program.attach_with_options(
+            &link.name,
+            TcAttachType::Ingress,
+            TcAttachOptions::Netlink(options(priority)),
+        );
+        let attached = match created {
+            Err(error) if refused_with(&error, libc::EEXIST) => {
+                // Ours, with an older program: replaced in place.
+                let existing = SchedClassifierLink::attached(
+                    &link.name,
+                    TcAttachType::Ingress,
+                    priority,
+                    TcHandle::from(FILTER_HANDLE),
+                    None,
+                )
+                .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))?;
+                program.attach_to_link(existing)?
+            }
+            // Another kind of classifier has this priority.
+            Err(error) if refused_with(&error, libc::EINVAL) => continue,
+            result => result?,
+        };
+        // Dropping it would remove the filter, which must outlive the agent.
+        std::mem::forget(program.take_link(attached)?);
+        return Ok(());
+    }
+    Err(AttachError::NoPriority)
+}
+
+fn refused_with(error: &ProgramError, errno: i32) -> bool {
+    matches!(
+        error,
+        ProgramError::TcError(TcError::NetlinkError(answer)) | ProgramError::NetlinkError(answer)
+            if answer.raw_os_error() == Some(errno)
+    )
+}
+
+/// Adds the clsact qdisc where there is none, and notes that it is ours before it is.
+fn ensure_clsact(link: &Target, settings: &Settings) -> Result<(), AttachError> {
+    let note = note_path(link.index, settings);
+    let failed = |source| AttachError::File {
+        path: note.clone(),
+        source,
+    };
+    let noted = note.exists();
+    if !noted {
+        fs::create_dir_all(notes_dir(settings)).map_err(failed)?;
+        fs::write(&note, link.name.as_bytes()).map_err(failed)?;
+    }
+    match qdisc_add_clsact(&link.name) {
+        Ok(()) => Ok(()),
+        Err(TcError::NetlinkError(answer)) if answer.raw_os_error() == Some(libc::EEXIST) => {
+            if noted {
+                Ok(())
+            } else {
+                // Somebody else's.
+                fs::remove_file(&note).map_err(failed)
+            }
+        }
+        Err(error) => Err(AttachError::Qdisc(error)),
+    }
+}
+
+/// Removes our filter, and the clsact qdisc if it is ours and nothing is left on it.
+pub async fn remove_filter(
+    filter: &Filter,
+    settings: &Settings,
+    handle: &Handle,
+) -> Result<(), AttachError> {
+    let attached = SchedClassifierLink::attached(
+        &filter.link.name,
+        TcAttachType::Ingress,
+        filter.priority,
+        TcHandle::from(FILTER_HANDLE),
+        None,
+    )
+    .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))?;
+    aya::programs::links::Link::detach(attached)?;
+    remove_own_qdisc(filter.link.index, settings, handle).await
+}
+
+async fn remove_own_qdisc(
+    index: u32,
+    settings: &Settings,
+    handle: &Handle,
+) -> Result<(), AttachError> {
+    let note = note_path(index, settings);
+    if !note.exists() {
+        return Ok(());
+    }
+    if super::observe::has_filters(index, handle).await? {
+        return Ok(());
+    }
+    let mut request = handle.qdisc().del(index.cast_signed());
+    let header = &mut request.message_mut().header;
+    header.parent = CLSACT;
+    header.handle = QdiscHandle {
+        major: 0xffff,
+        minor: 0,
+    };
+    request.execute().await.map_err(AttachError::Route)?;
+    fs::remove_file(&note).map_err(|source| AttachError::File { path: note, source })
+}
+
+/// Removes the notes about qdiscs of links that are gone.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn forget_qdiscs(settings: &Settings) -> Result<(), AttachError> {
+    let directory = notes_dir(settings);
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|source| AttachError::File {
+            path: directory,
+            source,
+        }),
+    }
+}
+
+fn notes_dir(settings: &Settings) -> PathBuf {
+    settings.run_dir.join("clsact")
+}
+
+fn note_path(index: u32, settings: &Settings) -> PathBuf {
+    notes_dir(settings).join(index.to_string())
+}
+
+impl Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}

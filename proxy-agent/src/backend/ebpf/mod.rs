@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The `ebpf` backend: TC programs decide each connection at its SYN, BPF verdicts in nf_tables
+//! tables of our own untrack what was decided.
+//!
+//! Everything it keeps in the kernel lives on without the agent: the pinned map of decisions, the
+//! links that hold the programs, and the tables, which hold references to the verdicts.
+
+mod attach;
+mod load;
+mod observe;
+mod plan;
+mod ruleset;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use rtnetlink::Handle;
+use tracing::warn;
+
+pub use attach::AttachMode;
+pub use load::{LoadError, Programs};
+use observe::Observed;
+use plan::{Desired, Op};
+pub use ruleset::TABLE;
+
+use crate::config::{Config, TcAttach};
+use crate::kernel::bpffs;
+use crate::link::LinkTable;
+use crate::netfilter;
+use crate::reconcile::{Mode, Report, carry_out, failed};
+
+/// The name of this part in reports and logs.
+const PART: &str = "ebpf";
+
+/// What the backend works from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The VIPs.
+    pub vips: Vec<IpAddr>,
+    /// The proxy's ports.
+    pub ports: Vec<u16>,
+    /// Where maps and links are pinned.
+    pub bpffs: PathBuf,
+    /// Where it is noted which clsact qdiscs are ours.
+    pub run_dir: PathBuf,
+    /// Size of the map of decisions.
+    pub max_connections: u32,
+    /// How programs are attached.
+    pub tc_attach: TcAttach,
+    /// Whether the programs write debug lines.
+    pub debug: bool,
+}
+
+/// The backend with its programs loaded; in a dry run without.
+pub struct Ebpf {
+    settings: Settings,
+    attach_mode: AttachMode,
+    programs: Option<Programs>,
+    /// What an earlier agent left, attached in the other way, is looked for once.
+    look_for_leftovers: bool,
+}
+
+/// Something that could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The programs could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// nf_tables could not be read or written.
+    #[error(transparent)]
+    Netfilter(#[from] netfilter::Error),
+    /// The directory of pins could not be read or changed.
+    #[error(transparent)]
+    Bpffs(#[from] bpffs::Error),
+    /// A program could not be attached or detached.
+    #[error(transparent)]
+    Attach(#[from] attach::AttachError),
+    /// The map of decisions could not be emptied.
+    #[error("cannot empty the map of decided connections")]
+    Decisions(#[source] aya::maps::MapError),
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self {
+            vips: config.vips.clone(),
+            ports: config.ports.clone(),
+            bpffs: config.bpffs.clone(),
+            run_dir: config.run_dir.clone(),
+            max_connections: config.max_connections,
+            tc_attach: config.tc_attach,
+            debug: config.log.ebpf_debug(),
+        }
+    }
+}
+
+impl Ebpf {
+    /// Checks what the backend needs and loads the programs, unless it is a dry run. Nothing is
+    /// attached yet; what an earlier agent attached stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot do it: names what is missing and what to do.
+    pub fn open(settings: Settings, mode: Mode) -> Result<Self, Error> {
+        bpffs::check(&settings.bpffs)?;
+        netfilter::Socket::open()?;
+        let programs = match mode {
+            Mode::Apply => Some(Programs::load(&settings)?),
+            Mode::DryRun => None,
+        };
+        Ok(Self {
+            attach_mode: AttachMode::choose(settings.tc_attach),
+            settings,
+            programs,
+            look_for_leftovers: true,
+        })
+    }
+
+    /// How programs are attached to links on this kernel.
+    pub fn attach_mode(&self) -> AttachMode {
+        self.attach_mode
+    }
+
+    /// Makes verdicts and programs as desired for the links in `table`, which must be fresh.
+    pub async fn reconcile(
+        &mut self,
+        handle: &Handle,
+        table: &LinkTable,
+        mode: Mode,
+        report: &mut Report,
+    ) {
+        let desired = Desired {
+            tables: ruleset::tables(&self.settings, self.programs.as_ref()),
+            links: plan::attachable(table),
+            mode: self.attach_mode,
+            ingress: self.programs.as_ref().map(Programs::ingress_id),
+        };
+        let observed = Observed::read(
+            &self.settings,
+            &desired,
+            handle,
+            self.look_for_leftovers,
+            report,
+        )
+        .await;
+        let ops = plan::plan(&desired, &observed);
+        carry_out(PART, mode, ops, report, async |op| {
+            self.apply(op, handle).await
+        })
+        .await;
+        if mode == Mode::Apply {
+            self.look_for_leftovers = false;
+        }
+    }
+
+    async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
+        match op {
+            Op::InstallTable {
+                table, forget: gap, ..
+            } => {
+                if *gap && let Some(programs) = self.programs.as_mut() {
+                    programs.forget_decisions().map_err(Error::Decisions)?;
+                }
+                Ok(table.replace(&mut netfilter::Socket::open()?)?)
+            }
+            Op::DeleteTable { table, .. } => Ok(table.delete(&mut netfilter::Socket::open()?)?),
+            Op::Attach { link, .. } => {
+                let Some(programs) = self.programs.as_mut() else {
+                    return Ok(());
+                };
+                Ok(attach::attach(
+                    self.attach_mode,
+                    programs,
+                    link,
+                    &self.settings,
+                )?)
+            }
+            Op::RemovePin { index } => Ok(attach::unpin(*index, &self.settings)?),
+            Op::RemoveFilter { filter, .. } => {
+                Ok(attach::remove_filter(filter, &self.settings, handle).await?)
+            }
+        }
+    }
+
+    /// Passes the programs' debug lines on.
+    pub fn forward_logs(&mut self) {
+        if let Some(programs) = self.programs.as_mut() {
+            programs.forward_logs();
+        }
+    }
+
+    /// Removes everything that this backend keeps in the kernel, whoever put it there.
+    ///
+    /// The programs are detached first: without them nothing is decided, and what was decided is
+    /// obeyed until the tables go too.
+    pub async fn teardown(
+        settings: &Settings,
+        handle: &Handle,
+        table: Option<&LinkTable>,
+        report: &mut Report,
+    ) {
+        let ops = observe::everything(settings, handle, table, report).await;
+        let mut backend = Self {
+            settings: settings.clone(),
+            attach_mode: AttachMode::Tcx,
+            programs: None,
+            look_for_leftovers: false,
+        };
+        carry_out(PART, Mode::Apply, ops, report, async |op| {
+            backend.apply(op, handle).await
+        })
+        .await;
+        if let Err(error) = load::remove_pins(settings) {
+            failed(PART, "remove the pins", &error, report);
+        }
+        if let Err(error) = attach::forget_qdiscs(settings) {
+            warn!(part = PART, "{error}");
+        }
+    }
+}

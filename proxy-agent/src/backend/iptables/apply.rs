@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Carries operations out, each in one transaction, and looks whether the rules are there then.
+
+use std::collections::BTreeSet;
+
+use super::Error;
+use super::flavour::{Flavour, Installed};
+use super::plan::Op;
+use super::rules::{Family, Table};
+use super::snapshot;
+
+/// Carries out the operations of one pass.
+#[derive(Debug)]
+pub struct Apply<'a> {
+    installed: &'a Installed,
+    not_accepting: BTreeSet<(Flavour, Family)>,
+}
+
+impl<'a> Apply<'a> {
+    /// `not_accepting`: where it is not known whether the ACCEPT rules are in place.
+    pub fn new(
+        installed: &'a Installed,
+        not_accepting: impl IntoIterator<Item = (Flavour, Family)>,
+    ) -> Self {
+        Self {
+            installed,
+            not_accepting: not_accepting.into_iter().collect(),
+        }
+    }
+
+    /// Carries out one operation. ACCEPT rules come before NOTRACK rules, see
+    /// [`order`](super::plan::order).
+    ///
+    /// # Errors
+    /// The table was not changed, or does not hold the rules although it was.
+    pub async fn apply(&mut self, op: &Op) -> Result<(), Error> {
+        let place = (op.flavour, op.family);
+        let untracks = op.table == Table::Raw && !op.insertions.is_empty();
+        if untracks && self.not_accepting.contains(&place) {
+            return Err(Error::NotAccepted);
+        }
+        let outcome = self.transact(op).await;
+        if outcome.is_err() && op.table == Table::Filter {
+            self.not_accepting.insert(place);
+        }
+        outcome
+    }
+
+    async fn transact(&self, op: &Op) -> Result<(), Error> {
+        let programs = self
+            .installed
+            .programs(op.flavour, op.family)
+            .expect("a table that was read has its programs");
+        programs.restore(&op.restore_input()).await?;
+        if op.insertions.is_empty() {
+            return Ok(());
+        }
+        // Rules have been seen to vanish without an error on kernels without the modules.
+        let table = op.table.name();
+        let saved = snapshot::read(op.flavour, programs, table).await?;
+        let observed = saved.table(table).cloned().unwrap_or_default();
+        match op.missing_in(&observed) {
+            None => Ok(()),
+            Some(rule) => Err(Error::Vanished {
+                program: programs.restore.display().to_string(),
+                rule: rule.to_string(),
+            }),
+        }
+    }
+}

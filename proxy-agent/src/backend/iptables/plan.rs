@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! From desired and observed rules to operations. Pure.
+//!
+//! Our rules are prepended where they are missing and then stay where they are: a CNI that keeps
+//! its own jumps on top would otherwise fight with us forever.
+
+use std::fmt::{self, Display, Write as _};
+
+use super::flavour::Flavour;
+use super::observe::{self, SavedRule, SavedTable};
+use super::rules::{Family, Rule, Table};
+
+/// Everything that is to change in one table, in one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Op {
+    /// Which iptables.
+    pub flavour: Flavour,
+    /// Which family.
+    pub family: Family,
+    /// The table that is changed.
+    pub table: Table,
+    /// Rules of ours to delete, each copy by itself, exactly as they were printed.
+    pub deletions: Vec<SavedRule>,
+    /// Rules to put in front of their chains, in the order in which they are to stand there.
+    pub insertions: Vec<Rule>,
+}
+
+/// What has to change in one table; none if it is as desired. Foreign rules are never in it.
+pub fn plan(
+    flavour: Flavour,
+    family: Family,
+    table: Table,
+    desired: &[Rule],
+    observed: &SavedTable,
+) -> Option<Op> {
+    let owned = owned(table, observed);
+    // A deletion takes the topmost copy, and the copies below may stand behind a foreign DROP. So
+    // of duplicates all go and one comes back on top, in the same transaction.
+    let kept = |rule: &Rule| desired.contains(rule) && copies(&owned, rule) == 1;
+    let op = Op {
+        flavour,
+        family,
+        table,
+        deletions: owned
+            .iter()
+            .filter(|(_, rule)| !rule.is_some_and(|rule| kept(&rule)))
+            .map(|(saved, _)| (*saved).clone())
+            .collect(),
+        insertions: desired.iter().filter(|rule| !kept(rule)).copied().collect(),
+    };
+    (!op.deletions.is_empty() || !op.insertions.is_empty()).then_some(op)
+}
+
+/// Puts operations into an order in which no packet is untracked while its ACCEPT rule is missing:
+/// ACCEPT comes before NOTRACK, and goes after it.
+pub fn order(ops: &mut [Op]) {
+    ops.sort_by_key(|op| match (op.insertions.is_empty(), op.table) {
+        (false, Table::Filter) => 0,
+        (false, Table::Raw) => 1,
+        (true, Table::Raw) => 2,
+        (true, Table::Filter) => 3,
+    });
+}
+
+/// Our rules in a table as printed, each with what it is; none where it is no rule we would write.
+fn owned(table: Table, observed: &SavedTable) -> Vec<(&SavedRule, Option<Rule>)> {
+    let owned = observed.rules.iter().filter(|rule| rule.owned);
+    owned
+        .map(|saved| {
+            let words = observe::words(&saved.spec);
+            let rule = words.and_then(|words| Rule::recognise(table, &saved.chain, &words));
+            (saved, rule)
+        })
+        .collect()
+}
+
+fn copies(owned: &[(&SavedRule, Option<Rule>)], wanted: &Rule) -> usize {
+    let same = owned.iter().filter(|(_, rule)| *rule == Some(*wanted));
+    same.count()
+}
+
+impl Op {
+    /// The input for `iptables-restore --noflush` that carries it out: all of it or nothing.
+    pub fn restore_input(&self) -> String {
+        let mut input = format!("*{}\n", self.table);
+        for rule in &self.deletions {
+            let _ = writeln!(input, "-D {} {}", rule.chain, rule.spec);
+        }
+        // Each one is put on top of the one before it.
+        for rule in self.insertions.iter().rev() {
+            let _ = writeln!(input, "-I {} 1 {}", rule.kind.chain(), rule.spec());
+        }
+        input.push_str("COMMIT\n");
+        input
+    }
+
+    /// The first of the inserted rules that a table does not hold exactly once.
+    pub fn missing_in(&self, observed: &SavedTable) -> Option<&Rule> {
+        let owned = owned(self.table, observed);
+        let mut insertions = self.insertions.iter();
+        insertions.find(|rule| copies(&owned, rule) != 1)
+    }
+}
+
+impl Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (family, flavour) = (self.family.program(), self.flavour);
+        write!(f, "{family}-{flavour} {}:", self.table)?;
+        let mut separator = " ";
+        for rule in &self.deletions {
+            write!(f, "{separator}delete {} {}", rule.chain, rule.spec)?;
+            separator = "; ";
+        }
+        for rule in &self.insertions {
+            let (chain, spec) = (rule.kind.chain(), rule.spec());
+            write!(f, "{separator}insert {chain} {spec}")?;
+            separator = "; ";
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Chooses the backend by trying what it needs, and gives all of them one face.
+
+use std::fmt::{self, Display};
+
+use rtnetlink::Handle;
+use tracing::{debug, info, warn};
+
+use super::ebpf::{self, Ebpf};
+use super::iptables::{self, Iptables, Scope};
+use crate::config::{AcceptRules, BackendChoice, Config};
+use crate::link::LinkTable;
+use crate::reconcile::{Mode, Report};
+
+/// Why the backend that was asked for cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `--backend=ebpf`.
+    #[error("--backend=ebpf cannot be used here")]
+    Ebpf(#[source] ebpf::Error),
+    /// `--backend=iptables`.
+    #[error("--backend=iptables cannot be used here")]
+    Iptables(#[source] iptables::Error),
+    /// `--accept-rules=always`.
+    #[error("--accept-rules=always cannot be kept here")]
+    AcceptRules(#[source] iptables::Error),
+}
+
+/// The backend in use.
+pub struct Backend {
+    kind: Kind,
+    /// The ACCEPT rules that the `ebpf` backend keeps beside its own objects.
+    accept: Option<Iptables>,
+    settings: ebpf::Settings,
+    /// What other backends of an earlier agent left is removed once this one works.
+    look_for_leftovers: bool,
+}
+
+enum Kind {
+    Ebpf(Box<Ebpf>),
+    Iptables(Box<Iptables>),
+    None,
+}
+
+impl Backend {
+    /// Opens the backend asked for, or the first that works. Nothing of the data plane is changed.
+    ///
+    /// # Errors
+    ///
+    /// If the one that was asked for by name cannot be used.
+    pub async fn open(config: &Config, mode: Mode) -> Result<Self, Error> {
+        let settings = ebpf::Settings::from(config);
+        let kind = match config.backend {
+            BackendChoice::Ebpf => open_ebpf(&settings, mode).map_err(Error::Ebpf)?,
+            BackendChoice::Iptables => open_iptables(config).await.map_err(Error::Iptables)?,
+            BackendChoice::None => Kind::None,
+            BackendChoice::Auto => first_that_works(config, &settings, mode).await,
+        };
+        let accept = match kind {
+            Kind::Ebpf(_) => open_accept_rules(config).await?,
+            Kind::Iptables(_) | Kind::None => None,
+        };
+        info!("backend {kind}");
+        Ok(Self {
+            kind,
+            accept,
+            settings,
+            look_for_leftovers: true,
+        })
+    }
+
+    /// One pass over everything the backend keeps.
+    pub async fn reconcile(
+        &mut self,
+        handle: &Handle,
+        table: &LinkTable,
+        mode: Mode,
+        report: &mut Report,
+    ) {
+        let failures = report.failures.len();
+        match &mut self.kind {
+            Kind::Ebpf(ebpf) => ebpf.reconcile(handle, table, mode, report).await,
+            Kind::Iptables(iptables) => iptables.reconcile(mode, report).await,
+            Kind::None => {}
+        }
+        if let Some(accept) = self.accept.as_mut() {
+            accept.reconcile(mode, report).await;
+        }
+        // Only once this backend stands: until then what an older one does is better than nothing.
+        if self.look_for_leftovers && mode == Mode::Apply && report.failures.len() == failures {
+            self.remove_leftovers(handle, table, report).await;
+            self.look_for_leftovers = report.failures.len() > failures;
+        }
+    }
+
+    async fn remove_leftovers(&mut self, handle: &Handle, table: &LinkTable, report: &mut Report) {
+        if !matches!(self.kind, Kind::Ebpf(_)) {
+            Ebpf::teardown(&self.settings, handle, Some(table), report).await;
+        }
+        if matches!(self.kind, Kind::None)
+            && let Some(mut rules) = any_rules(&self.settings).await
+        {
+            rules.teardown(report).await;
+        }
+    }
+
+    /// Removes everything of ours, of whichever backend.
+    pub async fn teardown(
+        &mut self,
+        handle: &Handle,
+        table: Option<&LinkTable>,
+        report: &mut Report,
+    ) {
+        match &mut self.kind {
+            Kind::Iptables(iptables) => iptables.teardown(report).await,
+            Kind::Ebpf(_) | Kind::None => {}
+        }
+        if let Some(accept) = self.accept.as_mut() {
+            accept.teardown(report).await;
+        }
+        Ebpf::teardown(&self.settings, handle, table, report).await;
+    }
+
+    /// Passes debug lines of the programs on, if there are any.
+    pub fn forward_logs(&mut self) {
+        if let Kind::Ebpf(ebpf) = &mut self.kind {
+            ebpf.forward_logs();
+        }
+    }
+}
+
+fn open_ebpf(settings: &ebpf::Settings, mode: Mode) -> Result<Kind, ebpf::Error> {
+    Ok(Kind::Ebpf(Box::new(Ebpf::open(settings.clone(), mode)?)))
+}
+
+async fn open_iptables(config: &Config) -> Result<Kind, iptables::Error> {
+    let scope = Scope {
+        notrack: true,
+        accept: config.accept_rules,
+    };
+    let rules = Iptables::open(&config.vips, &config.ports, scope).await?;
+    Ok(Kind::Iptables(Box::new(rules)))
+}
+
+/// The ACCEPT rules beside the `ebpf` backend. Where iptables is not installed nothing of it can
+/// drop a packet.
+async fn open_accept_rules(config: &Config) -> Result<Option<Iptables>, Error> {
+    let scope = Scope {
+        notrack: false,
+        accept: config.accept_rules,
+    };
+    match Iptables::open(&config.vips, &config.ports, scope).await {
+        Ok(rules) => Ok(Some(rules)),
+        Err(error) if config.accept_rules == AcceptRules::Always => Err(Error::AcceptRules(error)),
+        Err(error) => {
+            debug!("no ACCEPT rules are kept: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Rules of any scope, to remove them; none where iptables is not installed.
+async fn any_rules(settings: &ebpf::Settings) -> Option<Iptables> {
+    let scope = Scope {
+        notrack: true,
+        accept: AcceptRules::Never,
+    };
+    Iptables::open(&settings.vips, &settings.ports, scope)
+        .await
+        .ok()
+}
+
+async fn first_that_works(config: &Config, settings: &ebpf::Settings, mode: Mode) -> Kind {
+    match open_ebpf(settings, mode) {
+        Ok(kind) => return kind,
+        Err(error) => rejected("ebpf", &error),
+    }
+    match open_iptables(config).await {
+        Ok(kind) => return kind,
+        Err(error) => rejected("iptables", &error),
+    }
+    warn!("degraded: no backend works here; the VIP is kept, its connections are tracked");
+    Kind::None
+}
+
+fn rejected(backend: &str, error: &dyn std::error::Error) {
+    let failure = crate::reconcile::Failure::new("backend", format!("backend {backend}"), error);
+    warn!("{failure}");
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ebpf(ebpf) => write!(f, "ebpf, attached by {}", ebpf.attach_mode()),
+            Self::Iptables(_) => f.write_str("iptables"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}

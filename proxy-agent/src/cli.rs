@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The command line and its environment variables: reads them, checks what must hold between
+//! flags, and gives the [`Config`] that everything else works from. Its errors are clap's: they
+//! name the flag and the value, and end the process with exit code 2.
+
+mod args;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _};
+use proxy_common::limits::MAX_VIPS;
+
+use self::args::Args;
+use crate::config::{BackendChoice, Config};
+use crate::goflag::parse_bool;
+
+const AFTER_HELP: &str = "\
+Every flag can also be set by an environment variable: PROXY_AGENT_ and its name in capitals, for
+example PROXY_AGENT_IP_ADDRESS. The flag wins. Booleans and durations are written as in Go:
+--daemon=false, --sync-interval=1m30s.
+
+Examples:
+  proxy-agent --ip-address=10.96.0.2
+      Keep the VIP on lo, take the best backend that works here.
+  proxy-agent --ip-address=10.96.0.2,fd00:10:96::2 --interface=apiserver-proxy --port=443,8443
+      Two VIPs on a dummy link of their own, two ports.
+  proxy-agent --ip-address=10.96.0.2 --daemon=false
+      One pass, for an init container.
+  proxy-agent --ip-address=10.96.0.2 --dry-run
+      Print what would be changed.
+
+Exit codes: 0 done, 1 the node is not as desired, 2 bad usage.";
+
+/// Reads the process's command line. Ends the process on `--help`, `--version` and bad usage.
+pub fn parse() -> Config {
+    try_parse_from(env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+///
+/// Bad usage, with exit code 2; `--help` and `--version`, with exit code 0.
+pub fn try_parse_from<I, T>(line: I) -> Result<Config, Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString>,
+{
+    let line: Vec<OsString> = line.into_iter().map(Into::into).collect();
+    let mut command = command();
+    let matches = command
+        .try_get_matches_from_mut(&line)
+        .map_err(|error| with_tip(error, &command, &line))?;
+    let args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    refuse_repeated("--ip-address", &args.ip_address, &mut command)?;
+    refuse_repeated("--port", &args.port, &mut command)?;
+    refuse_too_many(&args, &mut command)?;
+    Ok(config(args, &matches))
+}
+
+/// The command with what all its flags have in common.
+fn command() -> Command {
+    let command = Args::command().mut_args(|arg| arg.hide_env_values(true));
+    if env::var("PROXY_AGENT_PORT").is_ok_and(|value| value.starts_with("tcp://")) {
+        // Not ours: Kubernetes sets it for a Service that is called proxy-agent
+        // (`enableServiceLinks`).
+        return command.mut_arg("port", |arg| arg.env(None::<&'static str>));
+    }
+    command
+}
+
+fn config(args: Args, matches: &ArgMatches) -> Config {
+    let is_explicit = |flag| {
+        matches
+            .value_source(flag)
+            .is_some_and(|source| source != ValueSource::DefaultValue)
+    };
+    let backend = match args.setup_iptables {
+        _ if is_explicit("backend") => args.backend,
+        Some(true) => BackendChoice::Iptables,
+        Some(false) => BackendChoice::None,
+        None => args.backend,
+    };
+    Config {
+        vips: args.ip_address,
+        ports: args.port,
+        interface: args.interface,
+        sync_interval: args.sync_interval,
+        daemon: args.daemon,
+        cleanup: args.cleanup,
+        backend,
+        accept_rules: args.accept_rules,
+        dry_run: args.dry_run,
+        bpffs: args.bpffs,
+        run_dir: args.run_dir,
+        max_connections: args.max_connections,
+        tc_attach: args.tc_attach,
+        log: args.klog.into_options(args.log_format),
+    }
+}
+
+/// A value given twice is a slip of the pen that hides the value that was meant.
+fn refuse_repeated<T: Display + PartialEq>(
+    flag: &str,
+    values: &[T],
+    command: &mut Command,
+) -> Result<(), Error> {
+    for (index, value) in values.iter().enumerate() {
+        if values[..index].contains(value) {
+            return Err(command.error(
+                ErrorKind::ValueValidation,
+                format!("invalid value '{value}' for '{flag}': given more than once; give it once"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Every address with every port takes an entry in a map whose size the programs know.
+fn refuse_too_many(args: &Args, command: &mut Command) -> Result<(), Error> {
+    let (addresses, ports) = (args.ip_address.len(), args.port.len());
+    if addresses.saturating_mul(ports) <= MAX_VIPS as usize {
+        return Ok(());
+    }
+    Err(command.error(
+        ErrorKind::TooManyValues,
+        format!(
+            "{addresses} for --ip-address and {ports} for --port are too many: addresses times \
+             ports may be {MAX_VIPS}; give fewer"
+        ),
+    ))
+}
+
+/// Adds to an error what clap cannot know: that a value comes from the environment, or that a
+/// boolean stands apart from its flag.
+fn with_tip(mut error: Error, command: &Command, line: &[OsString]) -> Error {
+    let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let tip = if error.kind() == ErrorKind::UnknownArgument && parse_bool(culprit).is_ok() {
+        Some(format!(
+            "a boolean stands behind an equals sign, for example --daemon={culprit}"
+        ))
+    } else {
+        command
+            .get_arguments()
+            .find(|arg| arg.to_string() == *culprit)
+            .filter(|arg| !line.iter().any(|word| names(word, arg)))
+            .and_then(Arg::get_env)
+            .filter(|variable| env::var_os(variable).is_some())
+            .map(|variable| format!("the value comes from {}", variable.display()))
+    };
+    if let Some(tip) = tip {
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![tip.into()]),
+        );
+    }
+    error
+}
+
+/// Whether a word of the command line is the flag `arg`, with or without a value.
+fn names(word: &OsStr, arg: &Arg) -> bool {
+    let word = word.to_string_lossy();
+    match word.strip_prefix("--") {
+        Some(long) => {
+            let long = long.split_once('=').map_or(long, |(name, _)| name);
+            arg.get_long() == Some(long)
+                || arg
+                    .get_all_aliases()
+                    .is_some_and(|aliases| aliases.contains(&long))
+        }
+        None => word
+            .strip_prefix('-')
+            .and_then(|short| short.chars().next())
+            .is_some_and(|short| arg.get_short() == Some(short)),
+    }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The flags as clap sees them. What they mean together is decided in `cli`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser, value_parser};
+use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
+
+use super::values;
+use crate::config::{AcceptRules, BackendChoice, TcAttach};
+use crate::goflag::parse_bool;
+use crate::klog::KlogArgs;
+use crate::telemetry::log::LogFormat;
+
+/// Keeps the VIP of the API server's local proxy up on this node, and conntrack out of its path.
+#[derive(Debug, Parser)]
+#[command(
+    name = "proxy-agent",
+    version,
+    max_term_width = 100,
+    args_override_self = true,
+    after_help = super::AFTER_HELP
+)]
+pub struct Args {
+    /// The VIPs, IPv4 or IPv6, separated by commas; repeatable
+    #[arg(
+        long, env = "PROXY_AGENT_IP_ADDRESS", value_name = "IP[,IP...]", help_heading = "VIP",
+        required = true, value_delimiter = ',', value_parser = values::vip
+    )]
+    pub ip_address: Vec<IpAddr>,
+
+    /// The TCP ports the proxy listens on, separated by commas; repeatable
+    #[arg(
+        long, env = "PROXY_AGENT_PORT", value_name = "PORT[,PORT...]", help_heading = "VIP",
+        default_value = "443", value_delimiter = ',', value_parser = values::port,
+        allow_hyphen_values = true
+    )]
+    pub port: Vec<u16>,
+
+    /// The link that carries the VIPs; created as a dummy where it is missing
+    #[arg(
+        long, env = "PROXY_AGENT_INTERFACE", value_name = "LINK", help_heading = "VIP",
+        default_value = "lo", value_parser = values::link_name
+    )]
+    pub interface: String,
+
+    /// How conntrack is kept out of the path
+    #[arg(
+        long,
+        env = "PROXY_AGENT_BACKEND",
+        value_name = "BACKEND",
+        help_heading = "Data plane",
+        value_enum,
+        default_value = "auto"
+    )]
+    pub backend: BackendChoice,
+
+    /// The sidecar's spelling: true is --backend=iptables, false is --backend=none; an explicit
+    /// --backend wins
+    #[arg(
+        long, env = "PROXY_AGENT_SETUP_IPTABLES", value_name = "BOOL", help_heading = "Data plane",
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = parse_bool
+    )]
+    pub setup_iptables: Option<bool>,
+
+    /// When to let untracked packets of the VIPs pass in the iptables filter table
+    #[arg(
+        long,
+        env = "PROXY_AGENT_ACCEPT_RULES",
+        value_name = "WHEN",
+        help_heading = "Data plane",
+        value_enum,
+        default_value = "auto"
+    )]
+    pub accept_rules: AcceptRules,
+
+    /// How TC programs are attached to links
+    #[arg(
+        long,
+        env = "PROXY_AGENT_TC_ATTACH",
+        value_name = "HOW",
+        help_heading = "Data plane",
+        value_enum,
+        default_value = "auto"
+    )]
+    pub tc_attach: TcAttach,
+
+    /// How many connections are remembered as decided, from 1024 to 16777216; the least recently
+    /// used is forgotten first, and tracked from then on
+    #[arg(
+        long, env = "PROXY_AGENT_MAX_CONNECTIONS", value_name = "N", help_heading = "Data plane",
+        default_value_t = DEFAULT_MAX_CONNECTIONS, allow_hyphen_values = true,
+        value_parser = value_parser!(u32).range(1024..=16_777_216)
+    )]
+    pub max_connections: u32,
+
+    /// Keep running and repair; false: one pass, exit 0 only if the node is then as desired
+    #[arg(
+        long, env = "PROXY_AGENT_DAEMON", value_name = "BOOL", help_heading = "Operation",
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value = "true", default_missing_value = "true", value_parser = parse_bool
+    )]
+    pub daemon: bool,
+
+    /// Time between two full resyncs, besides the repairs by event; like 30s or 1m30s
+    #[arg(
+        long, env = "PROXY_AGENT_SYNC_INTERVAL", value_name = "DURATION",
+        help_heading = "Operation", default_value = "1m0s", value_parser = values::interval,
+        allow_hyphen_values = true
+    )]
+    pub sync_interval: Duration,
+
+    /// On SIGTERM and SIGINT, remove everything that is the agent's, and nothing else
+    #[arg(
+        long, env = "PROXY_AGENT_CLEANUP", value_name = "BOOL", help_heading = "Operation",
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = parse_bool
+    )]
+    pub cleanup: bool,
+
+    /// Print what would be done, change nothing
+    #[arg(
+        long, env = "PROXY_AGENT_DRY_RUN", value_name = "BOOL", help_heading = "Operation",
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = parse_bool
+    )]
+    pub dry_run: bool,
+
+    /// Directory on a BPF file system for what outlives the agent: maps and links
+    #[arg(
+        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
+        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
+    )]
+    pub bpffs: PathBuf,
+
+    /// Directory for the agent's lock and state
+    #[arg(
+        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR", help_heading = "Paths",
+        default_value = "/run/proxy-agent", value_parser = values::directory
+    )]
+    pub run_dir: PathBuf,
+
+    /// How records are written
+    #[arg(
+        long,
+        env = "PROXY_AGENT_LOG_FORMAT",
+        value_name = "FORMAT",
+        help_heading = "Logging",
+        value_enum,
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+
+    /// klog's flags.
+    #[command(flatten)]
+    pub klog: KlogArgs,
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The command line as a whole: what it accepts, what it refuses, and how it tells.
+
+mod refused;
+mod variables;
+
+use std::env;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{AcceptRules, TcAttach};
+use crate::telemetry::log::{LogFormat, Severity};
+
+/// Reads a line split at spaces, without the program's name.
+fn read(line: &str) -> Result<Config, Error> {
+    try_parse_from(["proxy-agent"].into_iter().chain(line.split_whitespace()))
+}
+
+fn accepted(line: &str) -> Config {
+    read(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+}
+
+#[test]
+fn clap_finds_no_contradiction() {
+    command().debug_assert();
+}
+
+#[test]
+fn one_address_is_enough() {
+    let config = accepted("--ip-address=10.96.0.2");
+    assert_eq!(config.vips, [IpAddr::from([10, 96, 0, 2])]);
+    assert_eq!(config.ports, [443]);
+    assert_eq!(config.interface, "lo");
+    assert_eq!(config.sync_interval, Duration::from_mins(1));
+    assert!(config.daemon);
+    assert!(!config.cleanup);
+    assert!(!config.dry_run);
+    assert_eq!(config.backend, BackendChoice::Auto);
+    assert_eq!(config.accept_rules, AcceptRules::Auto);
+    assert_eq!(config.tc_attach, TcAttach::Auto);
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/proxy-agent/v1"));
+    assert_eq!(config.run_dir, Path::new("/run/proxy-agent"));
+    assert_eq!(config.max_connections, 65536);
+    assert_eq!(config.log.format, LogFormat::Text);
+    assert_eq!(config.log.verbosity, 0);
+    assert_eq!(config.log.stderr_threshold, Severity::Error);
+    assert!(config.log.file.is_none() && config.log.modules.is_empty());
+    assert!(config.log.headers && !config.log.source && config.log.warnings.is_empty());
+}
+
+#[test]
+fn the_sidecars_whole_line() {
+    let config = accepted(
+        "--add_dir_header --alsologtostderr --cleanup --daemon=true --interface=apiserver-proxy \
+         --ip-address=10.96.0.2 --log_backtrace_at=:0 --log_dir=/var/log --log_file=/var/log/a \
+         --log_file_max_size=1800 --logtostderr=false --port=443 --setup-iptables --skip_headers \
+         --skip_log_headers --stderrthreshold=2 --sync-interval=1m0s -v 4 --vmodule=link=6",
+    );
+    assert_eq!(config.interface, "apiserver-proxy");
+    assert!(config.cleanup && config.daemon);
+    assert_eq!(config.backend, BackendChoice::Iptables);
+    let file = config.log.file.unwrap();
+    assert_eq!(file.path, Path::new("/var/log/a"));
+    assert_eq!(file.max_bytes, 1800 << 20);
+    assert_eq!(config.log.stderr_threshold, Severity::Info);
+    assert_eq!(config.log.verbosity, 4);
+    assert_eq!(config.log.modules, ["link=6".parse().unwrap()]);
+    assert!(config.log.source && !config.log.headers);
+}
+
+#[test]
+fn the_sidecars_line_with_values_apart() {
+    let config = accepted(
+        "--ip-address 10.96.0.2 --port 8443 --interface lo --sync-interval 1h2m3.5s --daemon=f \
+         --cleanup=0 --setup-iptables=FALSE --log_dir /var/log --log_file_max_size 0 --v=6 \
+         --logtostderr=F --stderrthreshold warning --vmodule a=1,b*=2 --log_backtrace_at a.go:7",
+    );
+    assert_eq!(config.ports, [8443]);
+    assert_eq!(config.sync_interval, Duration::from_millis(3_723_500));
+    assert!(!config.daemon && !config.cleanup);
+    assert_eq!(config.backend, BackendChoice::None);
+    let file = config.log.file.unwrap();
+    assert_eq!(file.path, Path::new("/var/log/proxy-agent.log"));
+    assert_eq!(file.max_bytes, 0);
+    assert_eq!(config.log.stderr_threshold, Severity::Warning);
+    assert_eq!(config.log.modules.len(), 2);
+}
+
+#[test]
+fn the_agents_own_flags() {
+    let config = accepted(
+        "--ip-address=10.96.0.2,fd00::2 --ip-address 10.96.0.3 --port=443,8443 --port 9443 \
+         --backend=ebpf --accept-rules=never --tc-attach clsact --dry-run --log-format=json \
+         --bpffs=/sys/fs/bpf/x --run-dir /run/x --max-connections=1024",
+    );
+    let vips: Vec<_> = config.vips.iter().map(ToString::to_string).collect();
+    assert_eq!(vips, ["10.96.0.2", "fd00::2", "10.96.0.3"]);
+    assert_eq!(config.ports, [443, 8443, 9443]);
+    assert_eq!(config.backend, BackendChoice::Ebpf);
+    assert_eq!(config.accept_rules, AcceptRules::Never);
+    assert_eq!(config.tc_attach, TcAttach::Clsact);
+    assert!(config.dry_run);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/x"));
+    assert_eq!(config.run_dir, Path::new("/run/x"));
+    assert_eq!(config.max_connections, 1024);
+}
+
+#[test]
+fn an_explicit_backend_wins_over_the_sidecars_switch() {
+    for (flags, want) in [
+        ("", BackendChoice::Auto),
+        ("--setup-iptables", BackendChoice::Iptables),
+        ("--setup-iptables=true", BackendChoice::Iptables),
+        ("--setup-iptables=false", BackendChoice::None),
+        ("--setup-iptables --backend=auto", BackendChoice::Auto),
+        ("--backend=ebpf --setup-iptables=false", BackendChoice::Ebpf),
+    ] {
+        let config = accepted(&format!("--ip-address=10.96.0.2 {flags}"));
+        assert_eq!(config.backend, want, "{flags}");
+    }
+}
+
+#[test]
+fn the_last_of_a_repeated_flag_counts() {
+    let config = accepted("--ip-address=10.96.0.2 --interface=a --daemon --daemon=false -v1 -v=2");
+    assert!(!config.daemon);
+    assert_eq!(config.log.verbosity, 2);
+}
+
+#[test]
+fn klogs_flags_with_dashes() {
+    let config = accepted(
+        "--ip-address=10.96.0.2 --log-dir=/a --log-file=/b --log-file-max-size=1 --skip-headers \
+         --add-dir-header --skip-log-headers --log-backtrace-at=:0 --logtostderr=false",
+    );
+    assert_eq!(config.log.file.unwrap().max_bytes, 1 << 20);
+    assert!(config.log.source && !config.log.headers);
+}
+
+#[test]
+fn log_files_that_klog_would_not_write_are_warned_about() {
+    let config = accepted("--ip-address=10.96.0.2 --log_file=/a");
+    assert!(config.log.file.is_none());
+    assert_eq!(config.log.warnings.len(), 1);
+    let config = accepted("--ip-address=10.96.0.2 --logtostderr=false");
+    assert!(config.log.file.is_none());
+    assert_eq!(config.log.warnings.len(), 1);
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for flag in ["--help", "-h", "--version", "-V"] {
+        assert_eq!(read(flag).unwrap_err().exit_code(), 0, "{flag}");
+    }
+}
+
+#[test]
+fn every_flag_has_its_variable_and_its_place_in_the_help() {
+    for arg in command().get_arguments() {
+        let name = arg.get_long().unwrap();
+        let variable = format!("PROXY_AGENT_{}", name.to_uppercase().replace('-', "_"));
+        assert_eq!(arg.get_env(), Some(OsStr::new(&variable)));
+        assert!(arg.get_help_heading().is_some(), "{name}");
+        assert!(arg.get_help().is_some(), "{name}");
+    }
+}
+
+#[test]
+fn the_help_is_as_recorded() {
+    let help = command().term_width(100).render_long_help().to_string();
+    let help: String = help
+        .lines()
+        .flat_map(|line| [line.trim_end(), "\n"])
+        .collect();
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/help.txt"));
+    if env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &help).unwrap();
+    }
+    let recorded = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        help == recorded,
+        "--help differs from {}; if it should, run with UPDATE_GOLDEN=1:\n{help}",
+        path.display()
+    );
+}
+
+/// A word as it may stand on the command line: a flag with something, or anything.
+fn word() -> impl Strategy<Value = String> {
+    let flags: Vec<String> = command()
+        .get_arguments()
+        .filter_map(|arg| arg.get_long().map(|name| format!("--{name}")))
+        .chain(["-v", "-vv", "-", "--", "-V", "-h", "--nope"].map(str::to_owned))
+        .collect();
+    let flag = proptest::sample::select(flags);
+    let value = prop_oneof![
+        any::<String>(),
+        "[-+0-9a-z.,:/=]{0,12}",
+        Just("10.96.0.2".to_owned()),
+        Just("1m0s".to_owned()),
+    ];
+    prop_oneof![
+        flag.clone(),
+        value.clone(),
+        (flag, value).prop_map(|(flag, value)| format!("{flag}={value}")),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_line_panics(line in proptest::collection::vec(word(), 0..8)) {
+        match try_parse_from(&line) {
+            Ok(config) => prop_assert!(!config.vips.is_empty() && !config.ports.contains(&0)),
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+
+    #[test]
+    fn every_unicast_address_is_a_vip(first in 1_u8..=223, rest in any::<[u8; 3]>()) {
+        let address = IpAddr::from([first, rest[0], rest[1], rest[2]]);
+        let result = read(&format!("--ip-address={address}"));
+        prop_assert_eq!(result.is_ok(), first != 127);
+    }
+}

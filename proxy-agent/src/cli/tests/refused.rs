@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Bad command lines: each is refused with exit code 2 and a message that names flag and value.
+
+use super::*;
+
+/// The message about a line that must be refused.
+fn refused(line: &[&str]) -> String {
+    let line = ["proxy-agent"].iter().chain(line);
+    let error = try_parse_from(line).expect_err("the line is bad");
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+#[test]
+fn bad_values_are_refused_with_flag_and_value() {
+    for (flag, value, reason) in [
+        ("--ip-address", "", "not an IP address"),
+        ("--ip-address", "localhost", "not an IP address"),
+        ("--ip-address", "10.96.0.256", "not an IP address"),
+        ("--ip-address", "fe80::1%lo", "not an IP address"),
+        ("--ip-address", "10.96.0.2/32", "prefix length"),
+        ("--ip-address", "0.0.0.0", "unspecified"),
+        ("--ip-address", "::", "unspecified"),
+        ("--ip-address", "127.0.0.1", "loopback"),
+        ("--ip-address", "::1", "loopback"),
+        ("--ip-address", "224.0.0.1", "multicast"),
+        ("--ip-address", "ff02::1", "multicast"),
+        ("--ip-address", "255.255.255.255", "broadcast"),
+        ("--ip-address", "::ffff:10.96.0.2", "IPv4-mapped"),
+        ("--ip-address", "fe80::1", "link-local"),
+        ("--port", "0", "1 to 65535"),
+        ("--port", "65536", "1 to 65535"),
+        ("--port", "-1", "1 to 65535"),
+        ("--port", "+1", "1 to 65535"),
+        ("--port", "https", "1 to 65535"),
+        ("--port", "", "1 to 65535"),
+        ("--interface", "", "empty"),
+        ("--interface", "apiserver-proxy1", "16 bytes"),
+        ("--interface", "a/b", "slash"),
+        ("--interface", "a b", "space"),
+        ("--interface", "\u{e0}", "space"),
+        ("--interface", "a:b", "colon"),
+        ("--interface", "a%d", "percent"),
+        ("--interface", "..", "no link"),
+        ("--sync-interval", "0", "out of bounds"),
+        ("--sync-interval", "0s", "out of bounds"),
+        ("--sync-interval", "-1m", "out of bounds"),
+        ("--sync-interval", "999us", "out of bounds"),
+        ("--sync-interval", "8760h0m1s", "out of bounds"),
+        ("--sync-interval", "60", "unit"),
+        ("--sync-interval", "1d", "unit 'd'"),
+        ("--sync-interval", "3000000h", "too long"),
+        ("--sync-interval", "soon", "not a duration"),
+        ("--backend", "nft", "possible values: auto, ebpf"),
+        ("--accept-rules", "yes", "possible values"),
+        ("--tc-attach", "xdp", "possible values"),
+        ("--log-format", "xml", "possible values"),
+        ("--max-connections", "1023", "1024..=16777216"),
+        ("--max-connections", "16777217", "1024..=16777216"),
+        ("--max-connections", "-5", "1024..=16777216"),
+        ("--bpffs", "bpf", "absolute"),
+        ("--bpffs", "/", "absolute"),
+        ("--run-dir", "./run", "absolute"),
+        ("--v", "high", "invalid digit"),
+        ("--v", "2147483648", "not in"),
+        ("--vmodule", "link", "PATTERN=LEVEL"),
+        ("--vmodule", "link=-1", "-1"),
+        ("--stderrthreshold", "4", "severity"),
+        ("--log_file_max_size", "-1", "invalid digit"),
+        ("--daemon", "no", "true or false"),
+        ("--cleanup", "2", "true or false"),
+        ("--setup-iptables", "on", "true or false"),
+    ] {
+        let bad = format!("{flag}={value}");
+        let message = if flag == "--ip-address" {
+            refused(&[&bad])
+        } else {
+            refused(&["--ip-address=10.96.0.2", &bad])
+        };
+        assert!(message.contains(flag), "{bad}: {message}");
+        assert!(message.contains(&format!("'{value}'")), "{bad}: {message}");
+        assert!(message.contains(reason), "{bad}: {message}");
+    }
+}
+
+#[test]
+fn negative_values_apart_from_their_flag_are_values() {
+    for flag in ["--port", "--sync-interval", "--max-connections"] {
+        let message = refused(&["--ip-address=10.96.0.2", flag, "-1"]);
+        assert!(message.contains(&format!("'-1' for '{flag}")), "{message}");
+    }
+}
+
+#[test]
+fn what_is_given_twice_is_refused() {
+    for line in [
+        &["--ip-address=10.96.0.2,fd00::2,10.96.0.2"][..],
+        &["--ip-address=10.96.0.2", "--ip-address", "10.96.0.2"],
+    ] {
+        let message = refused(line);
+        assert!(
+            message.contains("'10.96.0.2' for '--ip-address'"),
+            "{message}"
+        );
+    }
+    // Two spellings of one address.
+    let message = refused(&["--ip-address=fd00::2,FD00:0::2"]);
+    assert!(
+        message.contains("'fd00::2' for '--ip-address'"),
+        "{message}"
+    );
+    let message = refused(&["--ip-address=10.96.0.2", "--port=443,443"]);
+    assert!(message.contains("'443' for '--port'"), "{message}");
+}
+
+#[test]
+fn lines_that_are_wrong_as_a_whole() {
+    assert!(refused(&[]).contains("--ip-address"));
+    assert!(refused(&["--ip-address=10.96.0.2", "--nope"]).contains("--nope"));
+    assert!(refused(&["--ip-address=10.96.0.2,"]).contains("'' for '--ip-address"));
+    assert!(refused(&["--ip-address"]).contains("--ip-address"));
+    // The control character itself is not shown.
+    assert!(refused(&["--ip-address=10.96.0.2", "--interface=a\u{b}b"]).contains("a space"));
+    let message = refused(&["--ip-address=10.96.0.2", "--daemon", "false"]);
+    assert!(message.contains("--daemon=false"), "{message}");
+}
+
+#[test]
+fn more_endpoints_than_the_map_holds_are_refused() {
+    let ports: Vec<_> = (1..=128).map(|port: u16| port.to_string()).collect();
+    let ports = format!("--port={}", ports.join(","));
+    accepted(&format!("--ip-address=10.96.0.2,10.96.0.3 {ports}"));
+    let message = refused(&["--ip-address=10.96.0.2,10.96.0.3,10.96.0.4", &ports]);
+    assert!(message.contains("3 for --ip-address"), "{message}");
+    assert!(message.contains("128 for --port"), "{message}");
+    assert!(message.contains("256"), "{message}");
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The capabilities of this process, read from /proc (capabilities(7)).
+
+use std::fs;
+use std::io;
+
+/// A capability the agent may need, by its number in linux/capability.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Capability {
+    /// Links, addresses, netfilter, attaching programs.
+    NetAdmin = 12,
+}
+
+/// Whether the process has a capability in its effective set.
+///
+/// # Errors
+///
+/// If /proc cannot be read or has no such line.
+pub fn has(capability: Capability) -> io::Result<bool> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = effective_set(&status)
+        .ok_or_else(|| io::Error::other("no CapEff line in /proc/self/status"))?;
+    Ok(effective & (1 << capability as u8) != 0)
+}
+
+fn effective_set(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_set_is_read() {
+        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\n";
+        assert_eq!(effective_set(status), Some(1 << 12));
+        assert_eq!(effective_set("CapEff:\tnonsense\n"), None);
+        assert_eq!(effective_set(""), None);
+    }
+}

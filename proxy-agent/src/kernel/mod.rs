@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the agent asks the kernel about itself and the node, apart from the objects it keeps.
+
+pub mod bpffs;
+pub mod capabilities;
+pub mod monitor;

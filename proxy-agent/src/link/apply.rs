@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Carries out one operation at a time. What is to be done was decided in `plan`.
+
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::LinkAttribute;
+use rtnetlink::{Handle, LinkDummy, LinkUnspec};
+
+use super::observe::{LinkAddress, LinkTable, OWN_GROUP, ObserveError, links};
+use super::plan::{Op, host_prefix};
+
+/// Why an operation was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The kernel said no.
+    #[error("{hint}")]
+    Refused {
+        /// What the operator can do.
+        hint: &'static str,
+        /// The kernel's answer.
+        #[source]
+        answer: io::Error,
+    },
+    /// No answer came.
+    #[error("no answer from the kernel, the netlink connection was lost")]
+    Lost(#[source] rtnetlink::Error),
+    /// The link could not be created, or has gone again.
+    #[error("there is no link {0} at this moment")]
+    NoLink(String),
+    /// The list of links could not be read.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The VIP is not on its own link, so it stays where it is.
+    #[error("left in place, because bringing {0} to its link failed")]
+    Kept(IpAddr),
+    /// A VIP is still on the link.
+    #[error("left in place, because a VIP could not be moved off it")]
+    InUse,
+}
+
+/// Carries out the operations of one plan.
+pub(super) struct Applier<'a> {
+    handle: &'a Handle,
+    table: &'a LinkTable,
+    gate: Gate,
+}
+
+/// Keeps a VIP where it is as long as it could not be brought to its link.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    link_failed: bool,
+    vips_failed: Vec<IpAddr>,
+}
+
+impl Gate {
+    /// Whether `op` takes nothing away that is still needed.
+    pub(super) fn allows(&self, op: &Op) -> bool {
+        match op {
+            Op::Remove { old, .. } => !self.link_failed && !self.vips_failed.contains(&old.ip),
+            Op::DeleteLink { .. } => !self.link_failed && self.vips_failed.is_empty(),
+            _ => true,
+        }
+    }
+
+    /// Remembers that `op` failed.
+    pub(super) fn failed(&mut self, op: &Op) {
+        match op {
+            Op::CreateDummy { .. } | Op::SetUp { .. } => self.link_failed = true,
+            Op::Add { vip, .. } => self.vips_failed.push(*vip),
+            // Whatever of the two steps failed, the VIP may be gone or unusable.
+            Op::Replace { old, .. } => self.vips_failed.push(old.ip),
+            Op::Extend { .. } | Op::Remove { .. } | Op::DeleteLink { .. } => {}
+        }
+    }
+}
+
+impl<'a> Applier<'a> {
+    pub(super) fn new(handle: &'a Handle, table: &'a LinkTable) -> Self {
+        Self {
+            handle,
+            table,
+            gate: Gate::default(),
+        }
+    }
+
+    /// Carries out one operation. A later one that depends on it is not tried if it fails.
+    pub(super) async fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        let result = self.try_apply(op).await;
+        if result.is_err() {
+            self.gate.failed(op);
+        }
+        result
+    }
+
+    async fn try_apply(&self, op: &Op) -> Result<(), ApplyError> {
+        match op {
+            Op::CreateDummy { link } => self.create(link).await,
+            Op::SetUp { link } => self.set_up(link).await,
+            Op::Add { vip, link } => self.add(*vip, link, false).await,
+            Op::Extend { vip, link } => self.add(*vip, link, true).await,
+            Op::Replace { old, link, .. } => {
+                self.remove(old).await?;
+                self.add(old.ip, link, false).await
+            }
+            Op::Remove { old, .. } if self.gate.allows(op) => self.remove(old).await,
+            Op::Remove { old, .. } => Err(ApplyError::Kept(old.ip)),
+            Op::DeleteLink { index, .. } if self.gate.allows(op) => self.delete(*index).await,
+            Op::DeleteLink { .. } => Err(ApplyError::InUse),
+        }
+    }
+
+    async fn create(&self, link: &str) -> Result<(), ApplyError> {
+        // One message creates the link, marks it and sets it up: no state between them.
+        let message = LinkDummy::new(link)
+            .append_extra_attribute(LinkAttribute::Group(OWN_GROUP))
+            .up()
+            .build();
+        let answer = self.handle.link().add(message).execute().await;
+        answered(answer, create_hint)
+    }
+
+    async fn set_up(&self, link: &str) -> Result<(), ApplyError> {
+        let index = self.index_of(link).await?;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        answered(self.handle.link().set(message).execute().await, change_hint)
+    }
+
+    async fn add(&self, vip: IpAddr, link: &str, replace: bool) -> Result<(), ApplyError> {
+        let index = self.index_of(link).await?;
+        let mut request = self.handle.address().add(index, vip, host_prefix(vip));
+        if vip.is_ipv6() {
+            // Detection would keep the VIP from working for a second, or forever.
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        if replace {
+            request = request.replace();
+        }
+        let answer = request.execute().await;
+        match errno(&answer) {
+            // Somebody else was faster. The next pass sees what they added.
+            Some(libc::EEXIST) => Ok(()),
+            _ => answered(answer, change_hint),
+        }
+    }
+
+    async fn remove(&self, old: &LinkAddress) -> Result<(), ApplyError> {
+        let mut message = AddressMessage::default();
+        message.header.family = match old.ip {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.index = old.index;
+        message.header.prefix_len = old.prefix_len;
+        message.attributes = vec![
+            AddressAttribute::Local(old.ip),
+            AddressAttribute::Address(old.peer.unwrap_or(old.ip)),
+        ];
+        let answer = self.handle.address().del(message).execute().await;
+        match errno(&answer) {
+            Some(libc::EADDRNOTAVAIL | libc::ENODEV) => Ok(()),
+            _ => answered(answer, change_hint),
+        }
+    }
+
+    async fn delete(&self, index: u32) -> Result<(), ApplyError> {
+        let answer = self.handle.link().del(index).execute().await;
+        match errno(&answer) {
+            Some(libc::ENODEV) => Ok(()),
+            _ => answered(answer, change_hint),
+        }
+    }
+
+    /// The ifindex of the VIPs' link, also if it was created a moment ago.
+    async fn index_of(&self, link: &str) -> Result<u32, ApplyError> {
+        if let Some(found) = self.table.by_name(link) {
+            return Ok(found.index);
+        }
+        let now = LinkTable {
+            links: links().await?,
+            addresses: Vec::new(),
+        };
+        let found = now.by_name(link);
+        found
+            .map(|found| found.index)
+            .ok_or_else(|| ApplyError::NoLink(link.to_owned()))
+    }
+}
+
+/// The kernel's errno, if that was the answer.
+fn errno(answer: &Result<(), rtnetlink::Error>) -> Option<i32> {
+    match answer {
+        Err(rtnetlink::Error::NetlinkError(message)) => Some(-message.raw_code()),
+        _ => None,
+    }
+}
+
+/// Turns the kernel's answer into one for the operator.
+fn answered(
+    answer: Result<(), rtnetlink::Error>,
+    hint: fn(i32) -> &'static str,
+) -> Result<(), ApplyError> {
+    match (errno(&answer), answer) {
+        (_, Ok(())) => Ok(()),
+        (Some(code), Err(_)) => Err(ApplyError::Refused {
+            hint: hint(code),
+            answer: io::Error::from_raw_os_error(code),
+        }),
+        (None, Err(error)) => Err(ApplyError::Lost(error)),
+    }
+}
+
+fn create_hint(errno: i32) -> &'static str {
+    match errno {
+        libc::EOPNOTSUPP => {
+            "this kernel has no dummy links (run `modprobe dummy`, or choose an existing link, such \
+             as --interface=lo)"
+        }
+        libc::EEXIST => "a link of that name has appeared in the meantime; the next pass uses it",
+        libc::EINVAL => {
+            "the kernel does not take that name for a link (choose another --interface)"
+        }
+        other => change_hint(other),
+    }
+}
+
+fn change_hint(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM => "not permitted (the agent needs CAP_NET_ADMIN in this network namespace)",
+        // The kernel's answer to an IPv6 address on a link where IPv6 is off.
+        libc::EACCES => {
+            "IPv6 is disabled on that link (set net.ipv6.conf.<link>.disable_ipv6 to 0, or leave the \
+             IPv6 VIP out)"
+        }
+        libc::EOPNOTSUPP | libc::EAFNOSUPPORT => {
+            "the kernel does not support that here (is IPv6 disabled at boot? then leave the IPv6 VIP \
+             out)"
+        }
+        libc::ENODEV => "the link has gone in the meantime; the next pass repairs that",
+        libc::ENOBUFS | libc::ENOMEM => "the kernel is out of memory; the next pass tries again",
+        _ => "the kernel refused; the next pass tries again",
+    }
+}

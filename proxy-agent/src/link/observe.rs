@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the kernel says about links, and about the addresses that matter. Nothing is changed here.
+
+use std::net::IpAddr;
+use std::{fmt, fs};
+
+use super::dump::{DumpError, dump};
+use super::parse::{parse_address, parse_link};
+
+// Messages, include/uapi/linux/rtnetlink.h, and the attributes of the requests.
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const IFLA_EXT_MASK: u16 = 29;
+/// Leaves counters out of the answer (4.8), and with them most of its size.
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
+/// The link group that marks a link as created by the agent: "pxag" in ASCII.
+///
+/// The group is the one marker that the kernel takes in the same message that creates the link (an
+/// alias or an alternative name is ignored there), so no crash can leave a link of ours unmarked,
+/// and none that is not ours marked. It lives as long as the link, so a later run knows it too.
+/// `rtnl_create_link` in <https://github.com/torvalds/linux/blob/v5.4/net/core/rtnetlink.c>, since
+/// 2.6.39.
+pub(super) const OWN_GROUP: u32 = u32::from_be_bytes(*b"pxag");
+
+/// What kind of link it is, as far as anybody here has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkKind {
+    /// `lo`.
+    Loopback,
+    /// A link without anything behind it.
+    Dummy,
+    /// A bridge master.
+    Bridge,
+    /// One end of a veth pair.
+    Veth,
+    /// A VRF master: a routing domain of its own.
+    Vrf,
+    /// Everything else, hardware included.
+    Other,
+}
+
+/// One link of this network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The ifindex.
+    pub index: u32,
+    /// The name.
+    pub name: String,
+    /// Alternative names, under which the kernel finds the link as well.
+    pub altnames: Vec<String>,
+    /// It was set up (`IFF_UP`). A carrier is not asked for.
+    pub up: bool,
+    /// What kind of link it is.
+    pub kind: LinkKind,
+    /// The ifindex of the bridge, bond, VRF or other link it is a port of.
+    pub master: Option<u32>,
+    /// The agent created it, in this run or an earlier one.
+    pub owned: bool,
+    /// It carries addresses that are neither VIPs nor link-local. Known for owned links only.
+    pub foreign_addresses: bool,
+}
+
+/// A VIP as it is on a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkAddress {
+    /// The ifindex of the link.
+    pub index: u32,
+    /// The VIP.
+    pub ip: IpAddr,
+    /// Length of the prefix; with a peer, of the peer's.
+    pub prefix_len: u8,
+    /// The other end, on an address that was added with a peer.
+    pub peer: Option<IpAddr>,
+    /// The scope, as in `RT_SCOPE_*`: 0 is global.
+    pub scope: u8,
+    /// Duplicate address detection has not ended, or not well: the address does not work.
+    pub unusable: bool,
+    /// It never expires.
+    pub permanent: bool,
+    /// It hangs on another IPv4 address of the same subnet. Never set for IPv6.
+    pub secondary: bool,
+    /// Foreign addresses that the kernel would delete together with this one.
+    pub takes_along: Vec<Prefix>,
+}
+
+/// An address with the length of its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    /// The address.
+    pub ip: IpAddr,
+    /// The length in bits.
+    pub len: u8,
+}
+
+/// The links of this network namespace, sorted by ifindex, and the VIPs on them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkTable {
+    /// All links.
+    pub links: Vec<Link>,
+    /// Every copy of a VIP on any link, sorted by ifindex.
+    pub addresses: Vec<LinkAddress>,
+}
+
+/// The links and addresses could not be read, or not completely.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the list of {what} from the kernel")]
+pub struct ObserveError {
+    what: &'static str,
+    #[source]
+    source: DumpError,
+}
+
+impl LinkTable {
+    /// The link with this name or alternative name.
+    pub fn by_name(&self, name: &str) -> Option<&Link> {
+        self.links
+            .iter()
+            .find(|link| link.name == name || link.altnames.iter().any(|other| other == name))
+    }
+
+    /// The link with this ifindex.
+    pub fn by_index(&self, index: u32) -> Option<&Link> {
+        let at = self
+            .links
+            .binary_search_by_key(&index, |link| link.index)
+            .ok()?;
+        self.links.get(at)
+    }
+
+    /// The name of a link, or something to call it if it has gone.
+    pub fn name_of(&self, index: u32) -> String {
+        self.by_index(index)
+            .map_or_else(|| format!("ifindex {index}"), |link| link.name.clone())
+    }
+}
+
+/// Reads all links of the calling thread's network namespace and the copies of `vips` on them.
+///
+/// # Errors
+///
+/// If a list could not be read to its end, or kept changing while it was read. A list that is not
+/// complete is never returned.
+pub async fn observe(vips: &[IpAddr]) -> Result<LinkTable, ObserveError> {
+    let mut links = links().await?;
+    // Whether a link of ours may be deleted depends on addresses of both families.
+    let any_owned = links.iter().any(|link| link.owned);
+    let mut addresses = Vec::new();
+    let mut secondaries = Vec::new();
+    for (family, what) in [
+        (libc::AF_INET, "IPv4 addresses"),
+        (libc::AF_INET6, "IPv6 addresses"),
+    ] {
+        let asked = vips
+            .iter()
+            .any(|vip| vip.is_ipv4() == (family == libc::AF_INET));
+        if !asked && !any_owned {
+            continue;
+        }
+        let found = read_addresses(family, what, vips, &links).await?;
+        addresses.extend(found.vips);
+        secondaries.extend(found.secondaries);
+        for link in &mut links {
+            link.foreign_addresses |= found.foreign_on_owned.contains(&link.index);
+        }
+    }
+    let mut table = LinkTable { links, addresses };
+    table
+        .addresses
+        .sort_by_key(|address| (address.index, address.ip, address.prefix_len));
+    mark_endangered(&mut table, &secondaries, promotes_secondaries);
+    Ok(table)
+}
+
+/// All links, sorted by ifindex.
+pub(super) async fn links() -> Result<Vec<Link>, ObserveError> {
+    // struct ifinfomsg, empty, and one attribute.
+    let mut body = vec![0; 16];
+    body.extend(8_u16.to_ne_bytes());
+    body.extend(IFLA_EXT_MASK.to_ne_bytes());
+    body.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    let mut links = Vec::new();
+    dump(
+        RTM_GETLINK,
+        RTM_NEWLINK,
+        &body,
+        &mut links,
+        Vec::clear,
+        |links, message| {
+            links.push(parse_link(message)?);
+            Ok(())
+        },
+    )
+    .await
+    .map_err(|source| ObserveError {
+        what: "links",
+        source,
+    })?;
+    links.sort_by_key(|link: &Link| link.index);
+    Ok(links)
+}
+
+/// What one family's addresses came to.
+#[derive(Default)]
+struct Addresses {
+    vips: Vec<LinkAddress>,
+    /// IPv4 addresses that hang on a primary one.
+    secondaries: Vec<(u32, Prefix)>,
+    /// The owned links that carry something else.
+    foreign_on_owned: Vec<u32>,
+}
+
+async fn read_addresses(
+    family: libc::c_int,
+    what: &'static str,
+    vips: &[IpAddr],
+    links: &[Link],
+) -> Result<Addresses, ObserveError> {
+    let family = u8::try_from(family).expect("the two families are 2 and 10");
+    // struct ifaddrmsg with nothing but the family.
+    let body = [family, 0, 0, 0, 0, 0, 0, 0];
+    let mut found = Addresses::default();
+    dump(
+        RTM_GETADDR,
+        RTM_NEWADDR,
+        &body,
+        &mut found,
+        |found| *found = Addresses::default(),
+        |found, message| {
+            // Without IPv6 in the kernel, the request for it is answered with IPv4.
+            if message.first() == Some(&family) {
+                found.take(parse_address(message)?, vips, links);
+            }
+            Ok(())
+        },
+    )
+    .await
+    .map_err(|source| ObserveError { what, source })?;
+    Ok(found)
+}
+
+impl Addresses {
+    fn take(&mut self, address: LinkAddress, vips: &[IpAddr], links: &[Link]) {
+        if vips.contains(&address.ip) {
+            self.vips.push(address);
+            return;
+        }
+        if address.secondary {
+            let prefix = Prefix {
+                ip: address.ip,
+                len: address.prefix_len,
+            };
+            self.secondaries.push((address.index, prefix));
+        }
+        let owned = || {
+            links
+                .iter()
+                .any(|link| link.owned && link.index == address.index)
+        };
+        if !is_link_local(address.ip) && owned() {
+            self.foreign_on_owned.push(address.index);
+        }
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+/// Finds the foreign secondaries of each VIP that is a primary address itself: the kernel deletes
+/// them with it, unless the link promotes secondaries.
+fn mark_endangered(
+    table: &mut LinkTable,
+    secondaries: &[(u32, Prefix)],
+    promotes: impl Fn(&str) -> bool,
+) {
+    for at in 0..table.addresses.len() {
+        let address = &table.addresses[at];
+        if address.secondary {
+            continue;
+        }
+        let network = Prefix {
+            ip: address.peer.unwrap_or(address.ip),
+            len: address.prefix_len,
+        };
+        let endangered: Vec<_> = secondaries
+            .iter()
+            .filter(|(index, other)| *index == address.index && network.same_subnet(*other))
+            .map(|(_, other)| *other)
+            .collect();
+        if !endangered.is_empty() && !promotes(&table.name_of(address.index)) {
+            table.addresses[at].takes_along = endangered;
+        }
+    }
+}
+
+/// The `promote_secondaries` setting in force on a link. If it cannot be read, it counts as off: the
+/// kernel's default, and the side on which nothing foreign is lost.
+fn promotes_secondaries(link: &str) -> bool {
+    ["all", link].into_iter().any(|name| {
+        fs::read_to_string(format!(
+            "/proc/sys/net/ipv4/conf/{name}/promote_secondaries"
+        ))
+        .is_ok_and(|value| value.trim() != "0")
+    })
+}
+
+impl Prefix {
+    /// The same length and the same network: what the kernel calls primary and secondary.
+    fn same_subnet(self, other: Self) -> bool {
+        match (self.ip, other.ip) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                let mask = u32::MAX
+                    .checked_shl(32 - u32::from(self.len.min(32)))
+                    .unwrap_or(0);
+                self.len == other.len && (a.to_bits() ^ b.to_bits()) & mask == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.len)
+    }
+}
+
+impl fmt::Display for LinkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.peer {
+            None => write!(f, "{}/{}", self.ip, self.prefix_len),
+            Some(peer) => write!(f, "{} peer {peer}/{}", self.ip, self.prefix_len),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(ip: &str, len: u8, secondary: bool) -> LinkAddress {
+        LinkAddress {
+            index: 2,
+            ip: ip.parse().expect("an address"),
+            prefix_len: len,
+            peer: None,
+            scope: 0,
+            unusable: false,
+            permanent: true,
+            secondary,
+            takes_along: Vec::new(),
+        }
+    }
+
+    fn endangered(vip: LinkAddress, promotes: bool) -> Vec<String> {
+        let mut table = LinkTable {
+            links: Vec::new(),
+            addresses: vec![vip],
+        };
+        let other = |index, ip: &str, len| {
+            let ip = ip.parse().expect("an address");
+            (index, Prefix { ip, len })
+        };
+        let secondaries = [
+            other(2, "10.96.0.9", 24),
+            other(2, "10.96.1.9", 24),
+            other(2, "10.96.0.9", 25),
+            other(3, "10.96.0.9", 24),
+        ];
+        mark_endangered(&mut table, &secondaries, |_| promotes);
+        let found = &table.addresses[0].takes_along;
+        found.iter().map(Prefix::to_string).collect()
+    }
+
+    #[test]
+    fn only_the_secondaries_of_a_primary_are_endangered() {
+        let primary = || address("10.96.0.2", 24, false);
+        assert_eq!(endangered(primary(), false), ["10.96.0.9/24"]);
+        assert!(endangered(primary(), true).is_empty());
+        assert!(endangered(address("10.96.0.2", 24, true), false).is_empty());
+        assert!(endangered(address("10.96.0.2", 32, false), false).is_empty());
+    }
+
+    #[test]
+    fn links_are_found_by_every_name() {
+        let link = |index, name: &str, altname: &str| Link {
+            index,
+            name: name.to_owned(),
+            altnames: vec![altname.to_owned()],
+            up: true,
+            kind: LinkKind::Other,
+            master: None,
+            owned: false,
+            foreign_addresses: false,
+        };
+        let table = LinkTable {
+            links: vec![link(2, "eth0", "enp0s3"), link(7, "eth1", "enp0s4")],
+            addresses: Vec::new(),
+        };
+        let index = |name| table.by_name(name).map(|link| link.index);
+        assert_eq!(
+            (index("eth0"), index("enp0s4"), index("lo")),
+            (Some(2), Some(7), None)
+        );
+        assert_eq!(table.name_of(7), "eth1");
+        assert_eq!(table.name_of(8), "ifindex 8");
+    }
+}

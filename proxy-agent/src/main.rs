@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `proxy-agent`: keeps the VIP of a node's API server proxy up and conntrack out of its path.
+
+mod app;
+mod backend;
+mod cli;
+mod config;
+mod goflag;
+mod kernel;
+mod klog;
+mod link;
+mod lock;
+mod netfilter;
+mod reconcile;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+fn main() -> ExitCode {
+    match try_main() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("proxy-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main() -> Result<ExitCode> {
+    let config = cli::parse();
+    telemetry::log::init(&config.log)?;
+    // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(app::run(config))
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The expressions our rules are made of, as `nft list ruleset` shows them.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::{
+    Cmp, DataAttribute, Expressions, Meta, MetaKey, Operator, Payload, Register,
+};
+
+/// Payload bases (`enum nft_payload_bases`).
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+const PROTOCOL_TCP: u8 = 6;
+/// `lo` is the first link of every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Which end of a packet an expression looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Source address and port.
+    Source,
+    /// Destination address and port.
+    Destination,
+}
+
+/// `ip daddr ADDRESS meta l4proto tcp tcp dport PORT`, or the same for the source.
+///
+/// The address comes first: it ends the rule for nearly every packet of the node.
+pub fn endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
+    let (address_offset, address) = match (ip, end) {
+        (IpAddr::V4(v4), End::Source) => (12, v4.octets().to_vec()),
+        (IpAddr::V4(v4), End::Destination) => (16, v4.octets().to_vec()),
+        (IpAddr::V6(v6), End::Source) => (8, v6.octets().to_vec()),
+        (IpAddr::V6(v6), End::Destination) => (24, v6.octets().to_vec()),
+    };
+    let port_offset = match end {
+        End::Source => 0,
+        End::Destination => 2,
+    };
+    let mut expressions = Vec::from(payload(NETWORK_HEADER, address_offset, address));
+    expressions.push(meta(MetaKey::L4Proto));
+    expressions.push(compare(Operator::Equal, vec![PROTOCOL_TCP]));
+    expressions.extend(payload(
+        TRANSPORT_HEADER,
+        port_offset,
+        port.to_be_bytes().to_vec(),
+    ));
+    expressions
+}
+
+/// `iif != "lo"`.
+pub fn not_from_loopback() -> [Expressions; 2] {
+    [
+        meta(MetaKey::Iif),
+        compare(Operator::NotEqual, LOOPBACK_IFINDEX.to_ne_bytes().to_vec()),
+    ]
+}
+
+/// `xt match bpf`: runs a loaded `socket_filter` program and matches if it returns non-zero.
+///
+/// The kernel takes its own reference to the program while it handles the message, so `program`
+/// may be closed afterwards. A dump shows a stale number in its place.
+///
+/// Source: `struct xt_bpf_info_v1` of linux/netfilter/xt_bpf.h (Linux 4.10), `nft_compat`
+/// (Linux 3.13).
+pub fn bpf(program: RawFd) -> Expressions {
+    const NAME: u16 = 1;
+    const REVISION: u16 = 2;
+    const INFO: u16 = 3;
+    const MODE_FD_ELF: u16 = 2;
+    /// mode, length, fd, a union of 512 bytes, a kernel pointer.
+    const INFO_LENGTH: usize = 528;
+
+    let mut info = vec![0; INFO_LENGTH];
+    info[..2].copy_from_slice(&MODE_FD_ELF.to_ne_bytes());
+    info[4..8].copy_from_slice(&program.to_ne_bytes());
+    Expressions::Other {
+        expression_type: "match".to_owned(),
+        attributes: vec![
+            DefaultNla::new(NAME, b"bpf\0".to_vec()),
+            DefaultNla::new(REVISION, 1_u32.to_be_bytes().to_vec()),
+            DefaultNla::new(INFO, info),
+        ],
+    }
+}
+
+/// `counter`.
+pub fn counter() -> Expressions {
+    bare("counter")
+}
+
+/// `notrack`.
+pub fn notrack() -> Expressions {
+    bare("notrack")
+}
+
+fn bare(name: &str) -> Expressions {
+    Expressions::Other {
+        expression_type: name.to_owned(),
+        attributes: Vec::new(),
+    }
+}
+
+fn payload(base: u32, offset: u32, value: Vec<u8>) -> [Expressions; 2] {
+    let length = u32::try_from(value.len()).expect("an address or a port");
+    [
+        Expressions::Payload(vec![
+            Payload::DestinationRegister(Register::Reg1),
+            Payload::Base(base),
+            Payload::Offset(offset),
+            Payload::Len(length),
+        ]),
+        compare(Operator::Equal, value),
+    ]
+}
+
+fn meta(key: MetaKey) -> Expressions {
+    Expressions::Meta(vec![
+        Meta::Key(key),
+        Meta::DestinationRegister(Register::Reg1),
+    ])
+}
+
+fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
+    Expressions::Cmp(vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(operator),
+        Cmp::Data(DataAttribute::Value(value)),
+    ])
+}

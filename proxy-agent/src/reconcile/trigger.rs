@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! When the node is looked at: after kernel events that have come to rest, after failures with
+//! growing patience, and at every sync interval.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::debug;
+
+use crate::kernel::monitor::Monitor;
+
+/// Events that follow within this time belong to the one before.
+const SETTLE: Duration = Duration::from_millis(2);
+/// A storm of events does not delay a pass for longer.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// First delay after a pass that failed; it doubles with each further one.
+const RETRY: Duration = Duration::from_secs(1);
+/// A pass that takes long does not keep the next one off for longer than this.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// Tells when the next pass is due.
+pub struct Trigger {
+    monitor: Monitor,
+    interval: Duration,
+    due: Instant,
+    /// No pass before this moment: in a storm of events half of the time is left to others.
+    rest_until: Instant,
+    failures: u32,
+}
+
+impl Trigger {
+    /// Passes are due on events of `monitor` and after each `interval`.
+    pub fn new(monitor: Monitor, interval: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            monitor,
+            interval,
+            due: now + interval,
+            rest_until: now,
+            failures: 0,
+        }
+    }
+
+    /// Waits until a pass is due and returns why, in words. May be dropped while it waits.
+    pub async fn wait(&mut self) -> String {
+        let reason = tokio::select! {
+            event = self.monitor.next() => {
+                self.settle().await;
+                event.to_string()
+            }
+            () = sleep_until(self.due) => "it is time for a resync".to_owned(),
+        };
+        sleep_until(self.rest_until).await;
+        debug!("looking at the node: {reason}");
+        reason
+    }
+
+    /// Takes in the events that follow closely.
+    async fn settle(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let quiet = (Instant::now() + SETTLE).min(end);
+            if timeout_at(quiet, self.monitor.next()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Notes how the pass went that began at `begun`.
+    pub fn passed(&mut self, begun: Instant, failed: bool) {
+        let now = Instant::now();
+        self.rest_until = now + (now - begun).min(LONGEST_REST);
+        self.failures = if failed { self.failures + 1 } else { 0 };
+        self.due = now + delay(self.interval, self.failures);
+    }
+}
+
+/// The time until the next pass that no event asks for.
+fn delay(interval: Duration, failures: u32) -> Duration {
+    match failures.checked_sub(1) {
+        None => interval,
+        Some(further) => RETRY
+            .saturating_mul(2_u32.saturating_pow(further))
+            .min(interval),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_up_to_the_interval() {
+        let minute = Duration::from_secs(60);
+        let delays: Vec<_> = [0, 1, 2, 3, 6, 7, 100]
+            .map(|failures| delay(minute, failures).as_secs())
+            .to_vec();
+        assert_eq!(delays, [60, 1, 2, 4, 32, 60, 60]);
+        let short = Duration::from_millis(100);
+        assert_eq!(delay(short, 1), short);
+    }
+}

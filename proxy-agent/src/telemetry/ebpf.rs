@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Brings the debug lines of the eBPF programs into tracing.
+
+use log::{Log, Metadata, Record};
+use tracing::debug;
+
+/// Receives what aya-log reads from the programs.
+pub struct ToTracing;
+
+impl Log for ToTracing {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        debug!(target: "ebpf", "{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
