@@ -261,3 +261,6 @@ fn each_message(datagram: &[u8], look: impl Fn(&[u8]) -> Option<Event>) -> Optio
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -363,3 +363,6 @@ fn comment_of(rule: &RuleMessage) -> String {
     }
     String::new()
 }
+
+#[cfg(test)]
+mod tests;

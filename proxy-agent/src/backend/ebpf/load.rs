@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use aya::maps::{Map, MapData, MapError};
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use proxy_common::{Connection, ConnectionKey, Endpoint};
 use tracing::info;
@@ -98,10 +98,10 @@ impl Programs {
         let pin = settings.bpffs.join(CONNECTIONS);
         let outgrown = set_aside_other_size(settings)?;
 
-        let btf = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
         loader
-            .btf(btf.as_ref())
+            // Nothing is relocated against the kernel's types, and reading them takes 30 MiB.
+            .btf(None)
             .map_pin_path(CONNECTIONS, pin)
             .map_max_entries(CONNECTIONS, settings.max_connections)
             .override_global(aya_log::LEVEL, log_level(settings), true);

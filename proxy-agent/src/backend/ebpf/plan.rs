@@ -169,3 +169,6 @@ impl Display for Target {
         write!(f, "{} (ifindex {})", self.name, self.index)
     }
 }
+
+#[cfg(test)]
+mod tests;

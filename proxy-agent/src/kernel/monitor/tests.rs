@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterProtoFamily};
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::tc::TcMessage;
+use proptest::prelude::*;
+
+use super::*;
+
+fn interest() -> Interest {
+    Interest {
+        vips: vec!["10.96.0.2".parse().unwrap()],
+        tables: vec!["proxy-agent"],
+        chains: vec![("raw", "PREROUTING")],
+    }
+}
+
+fn bytes<M: netlink_packet_core::NetlinkSerializable>(message: NetlinkMessage<M>) -> Vec<u8> {
+    let mut message = message;
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    buffer
+}
+
+fn route(message: RouteNetlinkMessage) -> Vec<u8> {
+    bytes(NetlinkMessage::from(message))
+}
+
+fn netfilter(message: NfTablesMessage) -> Vec<u8> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0);
+    bytes(NetlinkMessage::from(NetfilterMessage::new(header, message)))
+}
+
+fn address(ip: &str) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.attributes = vec![AddressAttribute::Local(ip.parse().unwrap())];
+    message
+}
+
+fn rule(table: &str, chain: &str) -> RuleMessage {
+    RuleMessage {
+        attributes: vec![
+            RuleAttribute::Table(table.to_owned()),
+            RuleAttribute::Chain(chain.to_owned()),
+        ],
+    }
+}
+
+#[test]
+fn addresses_count_if_they_are_vips() {
+    let vip = address("10.96.0.2");
+    let event = Some(Event::Address("10.96.0.2".parse().unwrap()));
+    for message in [
+        RouteNetlinkMessage::NewAddress(vip.clone()),
+        RouteNetlinkMessage::DelAddress(vip),
+    ] {
+        assert_eq!(in_route_events(&route(message), &interest()), event);
+    }
+    let other = RouteNetlinkMessage::NewAddress(address("10.0.0.1"));
+    assert_eq!(in_route_events(&route(other), &interest()), None);
+}
+
+#[test]
+fn links_count_and_so_do_removed_filters() {
+    let link = RouteNetlinkMessage::NewLink(LinkMessage::default());
+    assert_eq!(
+        in_route_events(&route(link), &interest()),
+        Some(Event::Link)
+    );
+    let filter = RouteNetlinkMessage::DelTrafficFilter(TcMessage::default());
+    let removed = Some(Event::TrafficControl);
+    assert_eq!(in_route_events(&route(filter), &interest()), removed);
+    // Adding one, as we do ourselves, takes nothing away.
+    let filter = RouteNetlinkMessage::NewTrafficFilter(TcMessage::default());
+    assert_eq!(in_route_events(&route(filter), &interest()), None);
+}
+
+#[test]
+fn all_of_our_table_counts_and_of_others_only_removals_where_our_rules_are() {
+    let ours = Some(Event::Table("proxy-agent".to_owned()));
+    let raw = Some(Event::Table("raw".to_owned()));
+    let cases = [
+        (NfTablesMessage::NewRule(rule("proxy-agent", "any")), &ours),
+        (NfTablesMessage::DeleteRule(rule("raw", "PREROUTING")), &raw),
+        (NfTablesMessage::NewRule(rule("raw", "PREROUTING")), &None),
+        (NfTablesMessage::DeleteRule(rule("raw", "cali-x")), &None),
+        (
+            NfTablesMessage::DeleteRule(rule("nat", "PREROUTING")),
+            &None,
+        ),
+        (
+            NfTablesMessage::DeleteTable(TableMessage {
+                attributes: vec![TableAttribute::Name("raw".to_owned())],
+            }),
+            &raw,
+        ),
+    ];
+    for (message, event) in cases {
+        let told = format!("{message:?}");
+        let found = in_netfilter_events(&netfilter(message), &interest());
+        assert_eq!(&found, event, "{told}");
+    }
+}
+
+#[test]
+fn the_second_message_of_a_datagram_is_seen() {
+    let mut datagram = route(RouteNetlinkMessage::NewAddress(address("10.0.0.1")));
+    datagram.extend(route(RouteNetlinkMessage::NewAddress(address("10.96.0.2"))));
+    assert!(in_route_events(&datagram, &interest()).is_some());
+}
+
+proptest! {
+    /// Whatever arrives, truncated or not netlink at all.
+    #[test]
+    fn any_bytes_are_read(
+        datagram in prop::collection::vec(any::<u8>(), 0..200),
+        kind in 0_u16..0x0b00,
+        cut in 0_usize..80,
+    ) {
+        let _ = in_route_events(&datagram, &interest());
+        let _ = in_netfilter_events(&datagram, &interest());
+        // With a header that is right, so that the payload is reached.
+        let mut message = vec![0; 16];
+        message.extend(&datagram);
+        let length = u32::try_from(message.len()).unwrap();
+        message[..4].copy_from_slice(&length.to_ne_bytes());
+        message[4..6].copy_from_slice(&kind.to_ne_bytes());
+        message.truncate(message.len().saturating_sub(cut));
+        let _ = in_route_events(&message, &interest());
+        let _ = in_netfilter_events(&message, &interest());
+    }
+}
