@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask`: one entry point for people and for CI.
+//!
+//! This file holds the command line. What each command does lives in the module of its name; how
+//! commands are run and reported in `sh`, where things are in `workspace`. Nothing here depends on
+//! the agent or on the eBPF toolchain, so `cargo xtask setup` works on a bare machine.
+
+mod build;
+mod check;
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::setup::Scope;
+use crate::workspace::Workspace;
+
+/// Builds, checks, tests and shows proxy-agent.
+///
+/// A fresh machine needs Rust and git, nothing else: every command first finds or installs what it
+/// needs. A second run does nothing twice.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install what building, tests and demo need
+    ///
+    /// Looks for the eBPF toolchain and for the programs that tests and demo run (iptables, nft,
+    /// conntrack, haproxy, …). As root on Debian or Ubuntu it installs what is missing; elsewhere
+    /// it prints the exact commands, changes nothing and fails.
+    Setup,
+    /// Build the agent, optimised, with its eBPF programs inside
+    Build,
+    /// Formatting, lints (user space and eBPF), documentation, tidy
+    ///
+    /// Runs every step even when one fails, and names the failed ones at the end.
+    Check,
+    /// Look for what no other tool looks for: layout, licences, links, leftovers
+    Tidy,
+    /// Run all tests on this machine's kernel; needs root
+    ///
+    /// The tests work in network namespaces of their own and leave this machine's network alone.
+    Test {
+        /// Run only the tests whose name contains this
+        filter: Option<String>,
+        /// Arguments for the test programs, for example `-- --nocapture`
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Show the agent on real traffic, in network namespaces; needs root
+    Demo {
+        /// Arguments for the demo; `--help` after `--` lists them
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
+    /// Build the agent and run it, for example `cargo xtask run -- --help`
+    Run {
+        /// Arguments for the agent
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let task = Cli::parse().task;
+    match dispatch(task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(task: Task) -> anyhow::Result<()> {
+    // Setup comes first and asks cargo nothing: it must be fast when there is nothing to do.
+    if let Task::Setup = task {
+        return setup::ensure(Scope::Everything);
+    }
+    let workspace = Workspace::locate()?;
+    match task {
+        Task::Setup => Ok(()),
+        Task::Build => build::build(&workspace),
+        Task::Check => check::check(&workspace),
+        Task::Tidy => tidy::tidy(&workspace),
+        Task::Test { filter, args } => test::test(&workspace, filter.as_deref(), &args),
+        Task::Demo { args } => test::demo(&workspace, &args),
+        Task::Run { args } => build::run(&workspace, &args),
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is there: programs in `PATH`, compilers for BPF, the linker. Reads the file system only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Scope;
+use super::tools::{TOOLS, Tool};
+use crate::sh;
+
+/// The compilation target of the eBPF programs: of this machine's byte order.
+pub const BPF_TARGET: &str = if cfg!(target_endian = "big") {
+    "bpfeb-unknown-none"
+} else {
+    "bpfel-unknown-none"
+};
+
+/// The name under which rustup knows the system's compiler.
+pub const LINKED: &str = "system-bpf";
+
+/// Where Debian's packages put their compiler.
+const SYSTEM: &str = "/usr";
+
+/// A Rust compiler that can build for [`BPF_TARGET`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compiler {
+    /// One with a prebuilt `core` for the target, as Debian's.
+    Prebuilt {
+        /// The directory that has `bin/rustc` and `lib/rustlib`.
+        sysroot: PathBuf,
+        /// rustup is used here and does not know this compiler yet, so aya-build cannot call it.
+        unlinked: bool,
+    },
+    /// rustup's nightly with the sources of `core`.
+    Nightly {
+        /// As above.
+        sysroot: PathBuf,
+    },
+}
+
+impl Compiler {
+    /// Its `bin/rustc` and `lib/rustlib` are below this.
+    pub fn sysroot(&self) -> &Path {
+        match self {
+            Self::Prebuilt { sysroot, .. } | Self::Nightly { sysroot } => sysroot,
+        }
+    }
+}
+
+/// What setup knows of this machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Programs that are asked for and not there.
+    pub missing_tools: Vec<&'static Tool>,
+    /// How many programs were asked for.
+    pub tools: usize,
+    /// The compiler for eBPF.
+    pub compiler: Option<Compiler>,
+    /// The linker for eBPF.
+    pub linker: Option<PathBuf>,
+    /// rustup is in `PATH`: then aya-build calls compilers through it.
+    pub rustup: bool,
+    /// We run as root.
+    pub root: bool,
+    /// apt-get is there.
+    pub apt: bool,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    pub fn look(scope: Scope) -> Self {
+        let path = sh::search_path();
+        let rustup = sh::find("rustup", &path).is_some();
+        let wanted = match scope {
+            Scope::Build => &[],
+            Scope::Everything => TOOLS,
+        };
+        let compiler = if rustup {
+            let toolchains = sh::home("RUSTUP_HOME", ".rustup").map(|home| home.join("toolchains"));
+            rustups_compiler(&toolchains.unwrap_or_default(), Path::new(SYSTEM))
+        } else {
+            // Without rustup aya-build takes the cargo of PATH, and that the rustc of PATH.
+            sh::find("rustc", &path).and_then(|rustc| plain_compiler(&rustc))
+        };
+        Self {
+            missing_tools: wanted
+                .iter()
+                .filter(|tool| sh::find(tool.program, &path).is_none())
+                .collect(),
+            tools: wanted.len(),
+            compiler,
+            linker: sh::find("bpf-linker", &path),
+            rustup,
+            root: sh::is_root(),
+            apt: sh::find("apt-get", &path).is_some(),
+        }
+    }
+
+    /// The compiler to ask for its LLVM release; the one that will be installed if there is none.
+    pub fn rustc(&self) -> PathBuf {
+        let sysroot = self
+            .compiler
+            .as_ref()
+            .map_or(Path::new(SYSTEM), Compiler::sysroot);
+        sysroot.join("bin/rustc")
+    }
+
+    /// What is missing, in words.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing: Vec<String> = self
+            .missing_tools
+            .iter()
+            .map(|tool| tool.program.to_owned())
+            .collect();
+        match &self.compiler {
+            None => missing.push("a Rust compiler for BPF".to_owned()),
+            Some(Compiler::Prebuilt {
+                sysroot,
+                unlinked: true,
+            }) => missing.push(format!(
+                "the name {LINKED} for {} in rustup",
+                sysroot.join("bin/rustc").display()
+            )),
+            Some(_) => {}
+        }
+        if self.linker.is_none() {
+            missing.push("bpf-linker".to_owned());
+        }
+        missing
+    }
+
+    /// What was found, on one line.
+    pub fn summary(&self) -> String {
+        let compiler = match &self.compiler {
+            None => "none".to_owned(),
+            Some(Compiler::Prebuilt { sysroot, .. }) => {
+                let rustc = sysroot.join("bin/rustc");
+                if self.rustup {
+                    format!(
+                        "rustup's {LINKED} ({})",
+                        fs::canonicalize(&rustc).unwrap_or(rustc).display()
+                    )
+                } else {
+                    rustc.display().to_string()
+                }
+            }
+            Some(Compiler::Nightly { .. }) => "rustup's nightly with rust-src".to_owned(),
+        };
+        let linker = self
+            .linker
+            .as_ref()
+            .map_or("none".into(), |linker| linker.to_string_lossy());
+        let tools = match self.tools {
+            0 => String::new(),
+            tools => format!(
+                ", {} of {tools} programs for tests and demo",
+                tools - self.missing_tools.len()
+            ),
+        };
+        format!("eBPF compiler {compiler}, linker {linker}{tools}")
+    }
+}
+
+/// The compiler that aya-build can call through rustup, or could once it is linked.
+fn rustups_compiler(toolchains: &Path, system: &Path) -> Option<Compiler> {
+    let linked = toolchains.join(LINKED);
+    if has_prebuilt_core(&linked) {
+        return Some(Compiler::Prebuilt {
+            sysroot: linked,
+            unlinked: false,
+        });
+    }
+    if has_prebuilt_core(system) {
+        return Some(Compiler::Prebuilt {
+            sysroot: system.to_owned(),
+            unlinked: true,
+        });
+    }
+    entries(toolchains)
+        .into_iter()
+        .find(|directory| is_nightly(directory) && has_core_sources(directory))
+        .map(|sysroot| Compiler::Nightly { sysroot })
+}
+
+/// The compiler of `PATH`, where rustup is not used. Its sysroot is the directory above `bin`.
+fn plain_compiler(rustc: &Path) -> Option<Compiler> {
+    let rustc = fs::canonicalize(rustc).ok()?;
+    let sysroot = rustc.parent()?.parent()?;
+    has_prebuilt_core(sysroot).then(|| Compiler::Prebuilt {
+        sysroot: sysroot.to_owned(),
+        unlinked: false,
+    })
+}
+
+/// `nightly-x86_64-…`, the one that `rustup run nightly` takes; not one of a date.
+fn is_nightly(toolchain: &Path) -> bool {
+    let name = toolchain.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("nightly-")
+        .is_some_and(|host| host.starts_with(|c: char| c.is_ascii_alphabetic()))
+}
+
+fn has_core_sources(sysroot: &Path) -> bool {
+    sysroot.join("lib/rustlib/src/rust/library/core").is_dir()
+}
+
+fn has_prebuilt_core(sysroot: &Path) -> bool {
+    let libraries = sysroot.join("lib/rustlib").join(BPF_TARGET).join("lib");
+    sh::is_executable(&sysroot.join("bin/rustc"))
+        && entries(&libraries).iter().any(|library| {
+            let name = library.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("libcore-") && library.extension().is_some_and(|e| e == "rlib")
+        })
+}
+
+/// The entries of a directory, in order; none where it cannot be read.
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let found = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = found.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+#[cfg(test)]
+mod tests;

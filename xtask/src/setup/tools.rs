@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The programs that tests and demo run, and the Debian package of each.
+
+/// A program and the package that has it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// The program's name in `PATH`.
+    pub program: &'static str,
+    /// Its package in Debian and Ubuntu.
+    pub package: &'static str,
+}
+
+/// Looked for by program, not by package: other systems name and cut their packages differently.
+pub const TOOLS: &[Tool] = &[
+    tool("iptables-legacy", "iptables"),
+    tool("iptables-legacy-save", "iptables"),
+    tool("iptables-nft", "iptables"),
+    tool("iptables-nft-save", "iptables"),
+    tool("ip6tables-legacy", "iptables"),
+    tool("ip6tables-nft", "iptables"),
+    tool("nft", "nftables"),
+    tool("conntrack", "conntrack"),
+    tool("ipset", "ipset"),
+    tool("ip", "iproute2"),
+    tool("tc", "iproute2"),
+    tool("bridge", "iproute2"),
+    tool("haproxy", "haproxy"),
+    tool("curl", "curl"),
+    tool("openssl", "openssl"),
+    tool("nsenter", "util-linux"),
+];
+
+const fn tool(program: &'static str, package: &'static str) -> Tool {
+    Tool { program, package }
+}

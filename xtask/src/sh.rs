@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Running other programs: every command is shown before it runs, and an error names it.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+/// Variables that every cargo command gets: showing them would only hide the command.
+const UNSHOWN: &[&str] = &["PATH", "CARGO_TARGET_DIR"];
+
+/// A command that finds its program, and whatever that starts, in [`search_path`].
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    // `join_paths` refuses a directory with a colon in its name only; none came from splitting.
+    if let Ok(path) = env::join_paths(search_path()) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// Shows the command, runs it with our own input and output, and fails when it fails.
+///
+/// # Errors
+/// When the program cannot be started or does not exit with 0.
+pub fn run(command: &mut Command) -> Result<()> {
+    let line = show(command);
+    eprintln!("$ {line}");
+    let status = command.status().with_context(|| cannot_start(&line))?;
+    if !status.success() {
+        bail!("`{line}` failed: {status}");
+    }
+    Ok(())
+}
+
+/// Runs the command unseen and hands back what it wrote to standard output.
+///
+/// # Errors
+/// When the program cannot be started, does not exit with 0 (with what it wrote to standard
+/// error), or writes something that is not UTF-8.
+pub fn read(command: &mut Command) -> Result<String> {
+    let line = show(command);
+    let output = command.output().with_context(|| cannot_start(&line))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("`{line}` failed: {}\n{}", output.status, said.trim_end());
+    }
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("`{line}` wrote bytes that are no UTF-8"))
+}
+
+/// Becomes the program: signals, terminal and exit status are its own from here on.
+///
+/// # Errors
+/// Always when it returns: the program could not be started.
+pub fn exec(command: &mut Command) -> Result<()> {
+    let line = show(command);
+    eprintln!("$ {line}");
+    Err(command.exec()).with_context(|| cannot_start(&line))
+}
+
+fn cannot_start(line: &str) -> String {
+    format!("cannot start `{line}`")
+}
+
+/// The command as one would type it, with the variables it sets.
+fn show(command: &Command) -> String {
+    let variables = command.get_envs().filter_map(|(key, value)| {
+        let (key, value) = (key.to_string_lossy(), value?.to_string_lossy());
+        (!UNSHOWN.contains(&key.as_ref())).then(|| format!("{key}={}", quoted(&value)))
+    });
+    let words = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| quoted(&word.to_string_lossy()));
+    variables.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%$".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// `PATH`, then the directories that hold what we need and that a user's `PATH` may lack: the
+/// administrator's programs, and cargo's, where bpf-linker is installed.
+pub fn search_path() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    for directory in more
+        .into_iter()
+        .chain(home("CARGO_HOME", ".cargo").map(|home| home.join("bin")))
+    {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    directories
+}
+
+/// The directory that `variable` names, else the one of this name in the user's home.
+pub fn home(variable: &str, default: &str) -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
+    set(variable)
+        .map(PathBuf::from)
+        .or_else(|| Some(Path::new(&set("HOME")?).join(default)))
+}
+
+/// The first executable file of this name in `directories`.
+pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
+    directories
+        .iter()
+        .map(|directory| directory.join(name))
+        .find(|path| is_executable(path))
+}
+
+/// Whether this is a file that somebody may execute.
+pub fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// Whether we run as root. The owner of `/proc/self` is the effective user.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// Fails unless we run as root.
+///
+/// # Errors
+/// When we do not, naming the command to repeat and the reason.
+pub fn require_root(task: &str, why: &str) -> Result<()> {
+    if !is_root() {
+        bail!(
+            "`cargo xtask {task}` needs root: {why}. Run it as root, or with `sudo -E env \"PATH=$PATH\"` before it"
+        );
+    }
+    Ok(())
+}
+
+/// A duration for people: `0.4 s`, `12.0 s`, `3 min 5 s`.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds < 60 {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        format!("{} min {} s", seconds / 60, seconds % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_one_would_type_it() {
+        let mut command = command("cargo");
+        command
+            .args(["doc", "two words", "it's"])
+            .env("RUSTDOCFLAGS", "-D warnings");
+        assert_eq!(
+            show(&command),
+            r"RUSTDOCFLAGS='-D warnings' cargo doc 'two words' 'it'\''s'"
+        );
+    }
+
+    #[test]
+    fn an_error_names_the_command_and_what_it_said() {
+        let error = read(Command::new("sh").args(["-c", "echo sorry >&2; exit 3"])).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("`sh -c 'echo sorry >&2; exit 3'` failed"),
+            "{text}"
+        );
+        assert!(text.ends_with("sorry"), "{text}");
+    }
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!(duration(Duration::from_millis(412)), "0.4 s");
+        assert_eq!(duration(Duration::from_secs(185)), "3 min 5 s");
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `test` and `demo`: what runs the agent on this machine's kernel.
+//!
+//! Topologies, traffic and assertions live in the crate `tests`; this module builds its programs,
+//! tells them where the agent is and sums up.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use crate::build::AGENT;
+use crate::setup::{self, Scope};
+use crate::sh;
+use crate::workspace::Workspace;
+
+/// Tells tests and demo which agent to run.
+const AGENT_VARIABLE: &str = "PROXY_AGENT_BIN";
+
+/// What cargo builds and tests: everything that runs in user space.
+const USER_SPACE: &[&str] = &["--workspace", "--exclude", "proxy-ebpf"];
+
+/// Runs all tests, or those whose name contains `filter`.
+///
+/// # Errors
+/// Without root, when something they need cannot be had, or when a test fails.
+pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> Result<()> {
+    sh::require_root(
+        "test",
+        "the tests make network namespaces and load eBPF programs",
+    )?;
+    setup::ensure(Scope::Everything)?;
+    // The agent and the sweeper are programs beside the tests: `cargo test` alone would build the
+    // first without its final name and the second not at all.
+    let release = ["--release", "--locked"];
+    sh::run(
+        workspace
+            .cargo("build")
+            .args(release)
+            .args(USER_SPACE)
+            .arg("--bins"),
+    )?;
+    // A run that was killed leaves namespaces and mounts behind.
+    sh::run(&mut sh::command(workspace.program("sweep")))?;
+    let skipped = workspace.target.join("skipped");
+    forget(&skipped)?;
+
+    let start = Instant::now();
+    let mut cargo = workspace.cargo("test");
+    cargo.args(release).args(USER_SPACE).arg("--no-fail-fast");
+    cargo.env(AGENT_VARIABLE, workspace.program(AGENT));
+    cargo.args(filter);
+    if !args.is_empty() {
+        cargo.arg("--").args(args);
+    }
+    let outcome = sh::run(&mut cargo);
+    let verdict = if outcome.is_ok() { "passed" } else { "FAILED" };
+    println!("\ntests {verdict} in {}", sh::duration(start.elapsed()));
+    for line in skips(&skipped)? {
+        println!("{line}");
+    }
+    outcome
+}
+
+/// Builds the demo and becomes it, so that signals and its exit status are its own.
+///
+/// # Errors
+/// Without root, when something it needs cannot be had, or when it cannot be built or started.
+pub fn demo(workspace: &Workspace, args: &[OsString]) -> Result<()> {
+    sh::require_root(
+        "demo",
+        "it makes network namespaces and loads eBPF programs",
+    )?;
+    setup::ensure(Scope::Everything)?;
+    sh::run(
+        workspace
+            .cargo("build")
+            .args(["--release", "--locked"])
+            .args([
+                "--package",
+                AGENT,
+                "--package",
+                "tests",
+                "--bin",
+                AGENT,
+                "--bin",
+                "demo",
+            ]),
+    )?;
+    sh::exec(
+        sh::command(workspace.program("demo"))
+            .args(args)
+            .env(AGENT_VARIABLE, workspace.program(AGENT)),
+    )
+}
+
+/// Removes the notes of an earlier run.
+fn forget(skipped: &Path) -> Result<()> {
+    match fs::remove_dir_all(skipped) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("cannot remove {} of an earlier run", skipped.display())),
+        _ => Ok(()),
+    }
+}
+
+/// What to say about skipped tests. A test that cannot run here writes the reason to
+/// `<target>/skipped/<test>.txt`.
+fn skips(skipped: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(skipped) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(vec!["no test skipped".to_owned()]);
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot list {}", skipped.display()));
+        }
+    };
+    let mut notes: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        let path = entry
+            .with_context(|| format!("cannot list {}", skipped.display()))?
+            .path();
+        if path.extension().is_some_and(|extension| extension == "txt") {
+            notes.push(path);
+        }
+    }
+    if notes.is_empty() {
+        return Ok(vec!["no test skipped".to_owned()]);
+    }
+    notes.sort();
+    let mut lines = vec![format!("{} skipped:", notes.len())];
+    for note in notes {
+        let reason =
+            fs::read_to_string(&note).with_context(|| format!("cannot read {}", note.display()))?;
+        let test = note.file_stem().unwrap_or_default().to_string_lossy();
+        lines.push(format!("  {test}: {}", reason.trim()));
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_tests_are_listed_with_their_reasons() {
+        let directory = std::env::temp_dir().join(format!("xtask-skips-{}", std::process::id()));
+        forget(&directory).unwrap();
+        assert_eq!(skips(&directory).unwrap(), ["no test skipped"]);
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("b.txt"), "no br_netfilter\n").unwrap();
+        fs::write(directory.join("a.txt"), "no IPv6").unwrap();
+        let lines = skips(&directory);
+        forget(&directory).unwrap();
+        assert_eq!(
+            lines.unwrap(),
+            ["2 skipped:", "  a: no IPv6", "  b: no br_netfilter"]
+        );
+    }
+}
