@@ -7,6 +7,10 @@
 //! host. Nothing here touches the kernel.
 
 #![no_std]
+#![expect(
+    clippy::inline_always,
+    reason = "each program is one function to the verifier, and small: a call costs more than it saves"
+)]
 
 #[cfg(test)]
 extern crate std;

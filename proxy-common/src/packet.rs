@@ -8,6 +8,9 @@
 use crate::addr::{Address, Endpoint};
 
 const PROTOCOL_TCP: u8 = 6;
+const HOP_BY_HOP: u8 = 0;
+/// The jumbo payload option (RFC 2675) and its length.
+const JUMBO_OPTION: [u8; 2] = [0xc2, 4];
 const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 const IPV6_VERSION: u8 = 0x60;
 const IPV4_HEADER: u16 = 20;
@@ -63,6 +66,40 @@ pub struct Ipv6Tcp {
     source: [u32; 4],
     destination: [u32; 4],
     tcp: TcpHeader,
+}
+
+/// The one IPv6 extension header that a node's own stack sends: behind it stand segments of more
+/// than 64 KiB, which never leave the node, and the TCP header. 28 bytes. Network byte order.
+///
+/// Since Linux 5.19, on `lo` by default, elsewhere with BIG TCP:
+/// <https://github.com/torvalds/linux/blob/v6.12/net/ipv6/ip6_output.c#L297>
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JumboTcp {
+    next_header: u8,
+    /// In units of eight bytes behind the first eight.
+    header_length: u8,
+    option: [u8; 2],
+    payload_length: u32,
+    tcp: TcpHeader,
+}
+
+/// Headers that are loaded as they are: made of integers, so that any bytes will do.
+pub trait Headers: Copy {
+    /// Their length in bytes.
+    const LENGTH: u32;
+}
+
+impl Headers for Ipv4Tcp {
+    const LENGTH: u32 = 40;
+}
+
+impl Headers for Ipv6Tcp {
+    const LENGTH: u32 = 60;
+}
+
+impl Headers for JumboTcp {
+    const LENGTH: u32 = 28;
 }
 
 /// Why a packet cannot be decided.
@@ -153,6 +190,36 @@ impl Ipv6Tcp {
             Address::from_ipv6(self.source),
             Address::from_ipv6(self.destination),
             u16::from_be(self.payload_length),
+        ))
+    }
+
+    /// Whether the header behind this one has to be looked at as a [`JumboTcp`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_be_jumbo(&self) -> bool {
+        self.version & 0xf0 == IPV6_VERSION
+            && self.next_header == HOP_BY_HOP
+            && self.payload_length == 0
+    }
+
+    /// Understands the headers of a segment of more than 64 KiB. Its payload is not told.
+    ///
+    /// # Errors
+    ///
+    /// If `jumbo` is not the jumbo payload option alone with TCP behind it.
+    #[inline(always)]
+    pub fn jumbo_segment(&self, jumbo: &JumboTcp) -> Result<Segment, Unreadable> {
+        if jumbo.next_header != PROTOCOL_TCP
+            || jumbo.header_length != 0
+            || jumbo.option[0] != JUMBO_OPTION[0]
+            || jumbo.option[1] != JUMBO_OPTION[1]
+        {
+            return Err(Unreadable::NotTcp);
+        }
+        Ok(jumbo.tcp.segment(
+            Address::from_ipv6(self.source),
+            Address::from_ipv6(self.destination),
+            0,
         ))
     }
 }

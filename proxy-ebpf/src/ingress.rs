@@ -2,9 +2,7 @@
 
 //! TC ingress: decides the connections of pods and of the wire, before any NAT.
 
-use core::mem::size_of;
-
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
@@ -13,6 +11,11 @@ use proxy_common::ConnectionKey;
 use crate::connections;
 use crate::packet::{self, FromNetworkHeader, Undecided};
 
+/// `BPF_F_CURRENT_NETNS`, -1 as the 32 bits that the helper wants.
+const CURRENT_NETNS: u64 = 0xffff_ffff;
+/// Lengths of `struct bpf_sock_tuple`, by which the helper tells the family.
+const IPV4_TUPLE: u32 = 12;
+const IPV6_TUPLE: u32 = 36;
 const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 
@@ -52,10 +55,12 @@ pub fn decide(ctx: &TcContext) -> Result<(), Undecided> {
         return Err(Undecided::InUse);
     }
     connections::decide(&key, &segment).inspect_err(|_| connections::forget(&key))?;
+    // SAFETY: as above.
+    let link = unsafe { (*skb).ifindex };
     debug!(
         ctx,
         "decided at ingress of link {}, isn {}",
-        unsafe { (*skb).ifindex },
+        link,
         segment.seq()
     );
     Ok(())
@@ -74,13 +79,9 @@ fn is_in_use(ctx: &TcContext, key: &ConnectionKey) -> bool {
                 client_port: client.port(),
                 vip_port: vip.port(),
             };
-            look_up(ctx, (&raw const tuple).cast(), size_of::<Ipv4Tuple>())
+            look_up(ctx, (&raw const tuple).cast(), IPV4_TUPLE)
         }
-        _ => look_up(
-            ctx,
-            core::ptr::from_ref(key).cast(),
-            size_of::<ConnectionKey>(),
-        ),
+        _ => look_up(ctx, core::ptr::from_ref(key).cast(), IPV6_TUPLE),
     };
     let Some(socket) = socket else {
         return false;
@@ -94,19 +95,15 @@ fn is_in_use(ctx: &TcContext, key: &ConnectionKey) -> bool {
 }
 
 #[inline(always)]
-fn look_up(
-    ctx: &TcContext,
-    tuple: *const bpf_sock_tuple,
-    size: usize,
-) -> Option<*mut aya_ebpf::bindings::bpf_sock> {
-    // SAFETY: `tuple` points to `size` initialised bytes in the layout of the family that the
-    // helper tells by the size.
+fn look_up(ctx: &TcContext, tuple: *const bpf_sock_tuple, length: u32) -> Option<*mut bpf_sock> {
+    // SAFETY: `tuple` points to `length` initialised bytes in the layout of the family that the
+    // helper tells by the length.
     let socket = unsafe {
         bpf_skc_lookup_tcp(
             ctx.skb.skb.cast(),
             tuple.cast_mut(),
-            size as u32,
-            u64::from(BPF_F_CURRENT_NETNS as u32),
+            length,
+            CURRENT_NETNS,
             0,
         )
     };

@@ -9,6 +9,14 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macros of aya generate items without any")]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the macros of aya pass the context by value"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "each program is one function to the verifier, and small: a call costs more than it saves"
+)]
 
 mod connections;
 mod ingress;

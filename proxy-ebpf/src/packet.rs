@@ -2,16 +2,22 @@
 
 //! Reads headers from a packet: one load for all of them, then `proxy_common` understands them.
 
-use core::mem::{MaybeUninit, size_of};
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
+use aya_ebpf::cty::c_long;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
+use proxy_common::packet::{Headers, JumboTcp};
 use proxy_common::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
 
-/// EtherTypes as `__sk_buff.protocol` has them.
+/// Ethernet types as `__sk_buff.protocol` has them.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// Length of an IPv6 header in bytes.
+const IPV6_HEADER: u32 = 40;
 
 /// Why a packet stays undecided.
 #[derive(Clone, Copy)]
@@ -45,8 +51,12 @@ impl From<Unreadable> for Undecided {
 
 /// How a hook's packet data relates to the network header.
 pub trait Load {
-    /// Loads a `T` from the start of the network header.
-    fn load<T>(skb: *mut __sk_buff) -> Result<T, Undecided>;
+    /// Loads `length` bytes from `offset` behind the start of the network header; zero if it could.
+    ///
+    /// # Safety
+    ///
+    /// `to` has room for them.
+    unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long;
 }
 
 /// TC: the data starts at the link header where the link has one, so loads are relative to the
@@ -58,45 +68,38 @@ pub struct FromData;
 
 impl Load for FromNetworkHeader {
     #[inline(always)]
-    fn load<T>(skb: *mut __sk_buff) -> Result<T, Undecided> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper writes size_of::<T>() bytes or fails.
-        let result = unsafe {
+    unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long {
+        // SAFETY: the caller vouches for `to`.
+        unsafe {
             bpf_skb_load_bytes_relative(
                 skb.cast_const().cast(),
-                0,
-                value.as_mut_ptr().cast(),
-                size_of::<T>() as u32,
+                offset,
+                to,
+                length,
                 BPF_HDR_START_NET,
             )
-        };
-        if result != 0 {
-            return Err(Undecided::Load);
         }
-        // SAFETY: initialised by the helper; T is made of integers.
-        Ok(unsafe { value.assume_init() })
     }
 }
 
 impl Load for FromData {
     #[inline(always)]
-    fn load<T>(skb: *mut __sk_buff) -> Result<T, Undecided> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper writes size_of::<T>() bytes or fails.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                skb.cast_const().cast(),
-                0,
-                value.as_mut_ptr().cast(),
-                size_of::<T>() as u32,
-            )
-        };
-        if result != 0 {
-            return Err(Undecided::Load);
-        }
-        // SAFETY: initialised by the helper; T is made of integers.
-        Ok(unsafe { value.assume_init() })
+    unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long {
+        // SAFETY: the caller vouches for `to`.
+        unsafe { bpf_skb_load_bytes(skb.cast_const().cast(), offset, to, length) }
     }
+}
+
+/// Loads headers with one call of the helper.
+#[inline(always)]
+fn load<L: Load, H: Headers>(skb: *mut __sk_buff, offset: u32) -> Result<H, Undecided> {
+    let mut headers = MaybeUninit::<H>::uninit();
+    // SAFETY: there is room for the length of H.
+    if unsafe { L::load_bytes(skb, offset, headers.as_mut_ptr().cast(), H::LENGTH) } != 0 {
+        return Err(Undecided::Load);
+    }
+    // SAFETY: the helper has initialised all of it, and H is made of integers.
+    Ok(unsafe { headers.assume_init() })
 }
 
 /// Reads the TCP segment in a packet.
@@ -105,8 +108,14 @@ pub fn segment<L: Load>(skb: *mut __sk_buff) -> Result<Segment, Undecided> {
     // SAFETY: the kernel hands a valid context to the program.
     let protocol = unsafe { (*skb).protocol };
     match protocol {
-        ETH_P_IP => Ok(L::load::<Ipv4Tcp>(skb)?.segment()?),
-        ETH_P_IPV6 => Ok(L::load::<Ipv6Tcp>(skb)?.segment()?),
+        ETH_P_IP => Ok(load::<L, Ipv4Tcp>(skb, 0)?.segment()?),
+        ETH_P_IPV6 => {
+            let headers = load::<L, Ipv6Tcp>(skb, 0)?;
+            if headers.may_be_jumbo() {
+                return Ok(headers.jumbo_segment(&load::<L, JumboTcp>(skb, IPV6_HEADER)?)?);
+            }
+            Ok(headers.segment()?)
+        }
         _ => Err(Undecided::NotIp),
     }
 }

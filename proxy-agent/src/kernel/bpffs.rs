@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
-const MAGIC: u64 = 0xcafe_4a11;
+const MAGIC: i128 = 0xcafe_4a11;
 
 /// Why the directory cannot hold pins.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +130,9 @@ fn absent_is_fine(result: io::Result<()>, what: &'static str, path: &Path) -> Re
     }
 }
 
-fn file_system(path: &Path) -> io::Result<u64> {
+/// The kind of file system a path is on. The field is signed with one C library and unsigned with
+/// another, hence the wide type.
+fn file_system(path: &Path) -> io::Result<i128> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: `path` ends with a zero and `stat` has room for the result.
@@ -138,6 +140,5 @@ fn file_system(path: &Path) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: filled by the call above.
-    let magic = unsafe { stat.assume_init() }.f_type;
-    Ok(u64::from(magic.cast_unsigned()))
+    Ok(i128::from(unsafe { stat.assume_init() }.f_type))
 }

@@ -64,7 +64,7 @@ pub fn not_from_loopback() -> [Expressions; 2] {
 /// The kernel takes its own reference to the program while it handles the message, so `program`
 /// may be closed afterwards. A dump shows a stale number in its place.
 ///
-/// Source: `struct xt_bpf_info_v1` of linux/netfilter/xt_bpf.h (Linux 4.10), `nft_compat`
+/// Source: `struct xt_bpf_info_v1` of `linux/netfilter/xt_bpf.h` (Linux 4.10), `nft_compat`
 /// (Linux 3.13).
 pub fn bpf(program: RawFd) -> Expressions {
     const NAME: u16 = 1;

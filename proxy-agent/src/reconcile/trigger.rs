@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn patience_grows_up_to_the_interval() {
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         let delays: Vec<_> = [0, 1, 2, 3, 6, 7, 100]
             .map(|failures| delay(minute, failures).as_secs())
             .to_vec();

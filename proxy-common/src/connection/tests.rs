@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//! The rules of the decision, over all numbers a handshake can have.
+
 use core::mem::{align_of, offset_of, size_of};
 use std::net::IpAddr;
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//! Headers as they come from the wire, and any other bytes.
+
 use core::mem::{size_of, transmute};
 use std::net::IpAddr;
 
@@ -35,8 +37,9 @@ fn with_flags(flags: u8) -> Segment {
 
 #[test]
 fn headers_have_the_size_of_what_is_loaded() {
-    assert_eq!(size_of::<Ipv4Tcp>(), 40);
-    assert_eq!(size_of::<Ipv6Tcp>(), 60);
+    assert_eq!(size_of::<Ipv4Tcp>(), Ipv4Tcp::LENGTH as usize);
+    assert_eq!(size_of::<Ipv6Tcp>(), Ipv6Tcp::LENGTH as usize);
+    assert_eq!(size_of::<JumboTcp>(), JumboTcp::LENGTH as usize);
 }
 
 #[test]
@@ -81,6 +84,40 @@ fn ipv6_extension_headers_are_unreadable() {
     }
     bytes[0] = 0x45;
     assert_eq!(v6(bytes).segment(), Err(Unreadable::Header));
+}
+
+/// What the stack puts in front of a segment of 100,000 bytes.
+#[test]
+fn a_jumbo_segment_is_understood() {
+    let mut bytes = [0; 60];
+    bytes[0] = 0x60;
+    bytes[8] = 0xfd;
+    bytes[24] = 0xfe;
+    let ip = v6(bytes);
+    assert!(ip.may_be_jumbo());
+    let mut jumbo = [0_u8; 28];
+    jumbo[..4].copy_from_slice(&[6, 0, 0xc2, 4]);
+    jumbo[8..12].copy_from_slice(&[0x9c, 0x40, 0x01, 0xbb]);
+    jumbo[21] = ACK;
+    let read = |jumbo: [u8; 28]| {
+        // SAFETY: integers only, no padding, same size.
+        let jumbo: JumboTcp = unsafe { transmute(jumbo) };
+        ip.jumbo_segment(&jumbo)
+    };
+    let segment = read(jumbo).unwrap();
+    assert_eq!(segment.source().port(), 40_000_u16.to_be());
+    assert_eq!(segment.destination().port(), 443_u16.to_be());
+    assert_eq!(segment.source().address().octets()[0], 0xfd);
+    assert!(!segment.opens());
+    // UDP behind it, a longer header, another option.
+    for (offset, value) in [(0, 17), (1, 1), (2, 5), (3, 2)] {
+        let mut other = jumbo;
+        other[offset] = value;
+        assert_eq!(read(other), Err(Unreadable::NotTcp));
+    }
+    // A hop-by-hop header of a packet that has a length of its own.
+    bytes[5] = 40;
+    assert!(!v6(bytes).may_be_jumbo());
 }
 
 #[test]

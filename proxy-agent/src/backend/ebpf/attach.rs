@@ -31,7 +31,7 @@ pub const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
 /// Priorities that are tried in turn, the first comes first on the link. Another classifier may
 /// own one of them.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
-/// Parent of the clsact qdisc (`TC_H_CLSACT` of linux/pkt_sched.h).
+/// Parent of the clsact qdisc (`TC_H_CLSACT` of `linux/pkt_sched.h`).
 const CLSACT: QdiscHandle = QdiscHandle {
     major: 0xffff,
     minor: 0xfff1,

@@ -73,6 +73,8 @@ pub struct Programs {
     ingress: u32,
     verdicts: Verdicts,
     decisions: Decisions,
+    /// Entries the map of decisions has room for.
+    size: u32,
     logs: Option<EbpfLogger<ToTracing>>,
 }
 
@@ -112,8 +114,8 @@ impl Programs {
 
         fill_vips(&mut ebpf, settings)?;
         let mut decisions = take_decisions(&mut ebpf)?;
-        if let Some(outgrown) = outgrown {
-            copy(&outgrown, &mut decisions)?;
+        if let Some((outgrown, size)) = outgrown {
+            copy(&outgrown, size, &mut decisions)?;
         }
         let logs = settings
             .debug
@@ -130,6 +132,7 @@ impl Programs {
             },
             ebpf,
             decisions,
+            size: settings.max_connections,
             logs,
         })
     }
@@ -155,7 +158,13 @@ impl Programs {
     ///
     /// The kernel's answer.
     pub fn forget_decisions(&mut self) -> Result<(), MapError> {
-        let keys = self.decisions.keys().collect::<Result<Vec<_>, _>>()?;
+        // The walk begins anew where an entry is removed under it: it must end all the same.
+        let bound = 2 * self.size as usize;
+        let keys = self
+            .decisions
+            .keys()
+            .take(bound)
+            .collect::<Result<Vec<_>, _>>()?;
         for key in keys {
             match self.decisions.remove(&key) {
                 // Evicted or taken back by the programs meanwhile.
@@ -241,7 +250,7 @@ fn decisions_failed(source: MapError) -> LoadError {
 }
 
 /// Unpins a map of decisions whose size is not the one asked for; its content moves to the new one.
-fn set_aside_other_size(settings: &Settings) -> Result<Option<Decisions>, LoadError> {
+fn set_aside_other_size(settings: &Settings) -> Result<Option<(Decisions, u32)>, LoadError> {
     let pin: PathBuf = settings.bpffs.join(CONNECTIONS);
     if !pin.exists() {
         return Ok(None);
@@ -256,14 +265,13 @@ fn set_aside_other_size(settings: &Settings) -> Result<Option<Decisions>, LoadEr
         "move decided connections to a map of {} entries (was {size})", settings.max_connections
     );
     bpffs::unpin(&pin)?;
-    Map::LruHashMap(map)
-        .try_into()
-        .map(Some)
-        .map_err(decisions_failed)
+    let decisions = Map::LruHashMap(map).try_into().map_err(decisions_failed)?;
+    Ok(Some((decisions, size)))
 }
 
-fn copy(from: &Decisions, to: &mut Decisions) -> Result<(), LoadError> {
-    for entry in from.iter() {
+fn copy(from: &Decisions, size: u32, to: &mut Decisions) -> Result<(), LoadError> {
+    // The walk begins anew where an entry is removed under it: it must end all the same.
+    for entry in from.iter().take(2 * size as usize) {
         let (key, connection) = entry.map_err(decisions_failed)?;
         to.insert(key, connection, 0).map_err(decisions_failed)?;
     }

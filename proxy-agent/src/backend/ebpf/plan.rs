@@ -93,22 +93,23 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             // It could not be read: nothing is known, nothing is done.
             continue;
         };
-        match (outline, table.chains.is_empty()) {
-            (None, true) => {}
-            (Some(_), true) => removals.push(Op::DeleteTable {
-                table: table.clone(),
-            }),
-            (None, false) => ops.push(Op::InstallTable {
-                table: table.clone(),
+        let wanted = (!table.chains.is_empty()).then(|| table.outline());
+        if *outline == wanted {
+            continue;
+        }
+        let table = table.clone();
+        match (outline, wanted) {
+            (_, None) => removals.push(Op::DeleteTable { table }),
+            (None, Some(_)) => ops.push(Op::InstallTable {
+                table,
                 reason: "it is missing",
                 forget: true,
             }),
-            (Some(outline), false) if *outline != table.outline() => ops.push(Op::InstallTable {
-                table: table.clone(),
+            (Some(outline), Some(wanted)) => ops.push(Op::InstallTable {
+                table,
                 reason: "it differs",
-                forget: !outline.has_rules_of(&table.outline()),
+                forget: !outline.has_rules_of(&wanted),
             }),
-            (Some(_), false) => {}
         }
     }
     for (index, name) in &desired.links {

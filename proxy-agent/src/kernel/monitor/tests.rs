@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//! Which events concern us; any bytes from the kernel.
+
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterProtoFamily};
 use netlink_packet_route::link::LinkMessage;

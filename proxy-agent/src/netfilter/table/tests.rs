@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//! Comments, outlines and expressions.
+
 use netlink_packet_core::{Nla as _, NlaBuffer, Parseable as _};
 use proptest::prelude::*;
 
