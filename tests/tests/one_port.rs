@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One client port used for the VIP and for the ClusterIP at the same time. To the proxy both have the
+//! same addresses and ports.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::client::{self, Close};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::{Family, conntrack, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// For the connection that is known to get no answer.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
+const BYTES: u64 = 100_000;
+
+fn on_a_node(body: impl Fn(&Node, Family, SocketAddr) -> Result<()>) {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        for family in Family::ALL {
+            let client = SocketAddr::new(node.pods[0].address(family), 25_000);
+            body(node, family, client).with_context(|| format!("{family:?}"))?;
+        }
+        Ok(())
+    });
+}
+
+fn connect(
+    node: &Node,
+    from: SocketAddr,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    client::connect_from(&node.pods[0].netns, Some(from), to, timeout)
+}
+
+/// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves
+/// the new one to conntrack, which tells them apart.
+#[test]
+fn the_cluster_ip_first() {
+    on_a_node(|node, family, client| {
+        let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
+        transfer::exchange(&mut first, BYTES, 1)?;
+        let mut second = connect(node, client, family.vip_socket(), TIMEOUT)
+            .context("connecting to the VIP")?;
+        for seed in 2..5 {
+            transfer::exchange(&mut second, BYTES, seed).context("through the VIP")?;
+            transfer::exchange(&mut first, BYTES, seed).context("through the ClusterIP")?;
+        }
+        let entries = conntrack::list(&node.netns, family)?;
+        let found = conntrack::of_client(&entries, client);
+        ensure!(found.len() == 2, "both are tracked: {found:#?}");
+        Ok(())
+    });
+}
+
+/// The known limit (docs/packet-path.md): conntrack does not know the untracked connection, so the
+/// other one reaches the proxy with its addresses and ports. It gets no answer until the first one
+/// ends; the first one is not disturbed.
+#[test]
+fn the_vip_first() {
+    on_a_node(|node, family, client| {
+        let mut first = connect(node, client, family.vip_socket(), TIMEOUT)?;
+        transfer::exchange(&mut first, BYTES, 1)?;
+        let second = connect(node, client, family.cluster_ip_socket(), SHORT_TIMEOUT);
+        let kind = second.map(drop).map_err(|error| error.kind());
+        ensure!(
+            kind == Err(io::ErrorKind::TimedOut),
+            "the known limit is gone: {kind:?}"
+        );
+        transfer::exchange(&mut first, BYTES, 2).context("through the VIP")?;
+        client::close(&first, Close::Rst)?;
+        let mut third = connect(node, client, family.cluster_ip_socket(), TIMEOUT)
+            .context("after the first one has ended")?;
+        transfer::exchange(&mut third, BYTES, 3)
+    });
+}
