@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent under test, as a process in a node's namespace.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::Family;
+use crate::cmd::{self, Process};
+use crate::node::{Node, SharedLog};
+
+/// How long the agent may take to its first clean pass: a bound for a loaded machine.
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long it may take to end.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
+const EXIT_TIMEOUT_SECONDS: u32 = 20;
+
+/// Flags every run gets unless the test names them itself.
+fn defaults(node: &Node) -> [(&'static str, String); 4] {
+    [
+        (
+            "--ip-address",
+            Family::ALL.map(|f| f.vip().to_string()).join(","),
+        ),
+        ("--bpffs", node.agent_bpffs().display().to_string()),
+        ("--run-dir", node.run_dir().display().to_string()),
+        // An hour: what is repaired then is repaired by event.
+        ("--sync-interval", "1h0m0s".to_owned()),
+    ]
+}
+
+/// The agent's executable: `PROXY_AGENT_BIN`, or the one built beside the tests.
+///
+/// # Errors
+/// When there is none; says how to build it.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PROXY_AGENT_BIN") {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("PROXY_AGENT_BIN={}: no such file", path.display());
+        }
+        return Ok(path);
+    }
+    let own = std::env::current_exe().context("finding this executable")?;
+    // target/release/deps/paths-… or target/release/demo
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("proxy-agent"))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no proxy-agent beside {}: build it with `cargo xtask build`, or set PROXY_AGENT_BIN",
+                own.display()
+            )
+        })
+}
+
+impl Node {
+    /// Where agents of this node pin: on the node's own bpffs.
+    #[must_use]
+    pub fn agent_bpffs(&self) -> PathBuf {
+        self.bpffs().join("proxy-agent/v1")
+    }
+
+    /// The run directory of the node's agents.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir().join("run")
+    }
+
+    /// The directory of pinned TC links: one file per link, named by its ifindex.
+    #[must_use]
+    pub fn link_pins(&self) -> PathBuf {
+        self.agent_bpffs().join("links")
+    }
+
+    /// Where the TC program of a link is pinned.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn link_pin(&self, link: &str) -> Result<PathBuf> {
+        Ok(self.link_pins().join(self.netns.ifindex(link)?.to_string()))
+    }
+
+    /// A command line of the agent in the node's namespace, with the default flags of the tests.
+    ///
+    /// # Errors
+    /// When there is no agent.
+    pub fn agent_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.netns.command(binary()?);
+        for (flag, value) in defaults(self) {
+            let is_given = |arg: &&str| arg.split('=').next() == Some(flag);
+            if !args.iter().any(is_given) {
+                command.arg(format!("{flag}={value}"));
+            }
+        }
+        command.args(args);
+        Ok(command)
+    }
+
+    /// Runs the agent to its end; `--daemon=false` or a mistake should be among the arguments.
+    ///
+    /// # Errors
+    /// When there is no agent.
+    pub fn run_agent(&self, args: &[&str]) -> Result<Output> {
+        self.run(self.agent_command(args)?)
+    }
+
+    /// Runs a command made by [`Node::agent_command`] to its end; one that does not end is killed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, mut command: Command) -> Result<Output> {
+        // SAFETY: alarm(2) is async-signal-safe, and its signal survives exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::alarm(EXIT_TIMEOUT_SECONDS);
+                Ok(())
+            });
+        }
+        cmd::output(&mut command, "")
+    }
+
+    /// Starts the agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends instead, or takes too long.
+    pub fn start_agent(&self, args: &[&str]) -> Result<Agent> {
+        let agent = self.spawn_agent(args)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent and does not wait.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn spawn_agent(&self, args: &[&str]) -> Result<Agent> {
+        self.spawn(self.agent_command(args)?)
+    }
+
+    /// Starts a command made by [`Node::agent_command`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, mut command: Command) -> Result<Agent> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        cmd::guard_child(&mut command);
+        let mut process = Process::new(command.spawn().context("starting the agent")?);
+        let stderr = process.child().stderr.take().context("stderr is a pipe")?;
+        let log = SharedLog::default();
+        self.add_log(&format!("{command:?}"), log.clone());
+        let written = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Ok(mut log) = written.lock() {
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            }
+        });
+        Ok(Agent { process, log })
+    }
+}
+
+/// A running agent, killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    log: SharedLog,
+}
+
+impl Agent {
+    /// What it has logged so far.
+    ///
+    /// # Panics
+    /// When the thread that reads its log has panicked.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic while held").clone()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits until it has logged that it is ready.
+    fn wait_until_ready(&self) -> Result<()> {
+        cmd::wait_until(READY_TIMEOUT, "the agent to be ready", || {
+            let is_ready = |line: &str| line.ends_with("ready") && !line.ends_with("not ready");
+            if self.log().lines().any(is_ready) {
+                return Ok(Some(()));
+            }
+            if !self.is_alive() {
+                bail!("the agent ended before it was ready");
+            }
+            Ok(None)
+        })
+    }
+
+    /// Sends a signal and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&mut self, signal: i32) -> Result<ExitStatus> {
+        self.process.signal(signal)?;
+        self.process.wait(EXIT_TIMEOUT)
+    }
+
+    /// The processor time it has used so far.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/schedstat", self.id());
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let nanoseconds = text
+            .split_whitespace()
+            .next()
+            .context("an empty schedstat")?;
+        Ok(Duration::from_nanos(nanoseconds.parse()?))
+    }
+
+    /// True while it has not ended; a zombie has.
+    fn is_alive(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", self.id()))
+            .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|s| s.starts_with(" Z")))
+    }
+}

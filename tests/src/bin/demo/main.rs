@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The demo: the same node three times, without an agent, with stateless NOTRACK rules and with our
+//! agent; real TLS requests on every way to the proxy; and a table of what became of them.
+
+mod requests;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use requests::Row;
+use tests::agent::{self, Agent};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::path::Via;
+use tests::proxy::Proxy;
+use tests::{Family, conntrack, signals, sweep};
+
+/// The requests made on each way; the latency shown is their median.
+const REQUESTS: usize = 5;
+
+/// One third of the table.
+#[derive(Debug, Clone, Copy)]
+struct Column {
+    title: &'static str,
+    /// What the agent is told, if there is one.
+    args: Option<&'static [&'static str]>,
+}
+
+const COLUMNS: [Column; 3] = [
+    Column {
+        title: "no agent",
+        args: None,
+    },
+    Column {
+        title: "stateless NOTRACK rules",
+        args: Some(&["--backend=iptables", "--cleanup"]),
+    },
+    Column {
+        title: "proxy-agent",
+        args: Some(&["--backend=ebpf", "--cleanup"]),
+    },
+];
+
+fn main() -> ExitCode {
+    signals::clean_up_when_interrupted();
+    if let Some(arg) = std::env::args().nth(1) {
+        println!(
+            "Usage: demo\n\nMakes a node with two pods in network namespaces, connects to a proxy on its \
+             VIP\nwithout an agent, with stateless rules and with proxy-agent, and compares.\nNeeds root; \
+             touches nothing outside of its namespaces and leaves nothing behind."
+        );
+        return ExitCode::from(if ["-h", "--help"].contains(&arg.as_str()) {
+            0
+        } else {
+            2
+        });
+    }
+    let result = demo();
+    if let Err(error) = &result {
+        signals::wait_if_interrupted();
+        eprintln!("\nThe demo failed: {error:#}");
+    }
+    sweep::remove_own();
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) | Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// True if our agent's column is what it should be.
+fn demo() -> Result<bool> {
+    let start = Instant::now();
+    // SAFETY: geteuid has no effects.
+    let user = unsafe { libc::geteuid() };
+    ensure!(user == 0, "network namespaces need root: run it with sudo");
+    println!("The agent is {}", agent::binary()?.display());
+    let mut rows = Vec::new();
+    let mut excerpts = Vec::new();
+    for (n, column) in COLUMNS.iter().enumerate() {
+        println!("\n[{}/{}] {}", n + 1, COLUMNS.len(), column.title);
+        let (column_rows, excerpt) = measure(column).with_context(|| column.title)?;
+        rows.push(column_rows);
+        excerpts.push((column.title, excerpt));
+    }
+    println!();
+    print!(
+        "{}",
+        table::render(&COLUMNS.map(|column| column.title), &rows)
+    );
+    println!("\nThe first pod's connections in the node's conntrack table, IPv4:");
+    for (title, excerpt) in &excerpts {
+        println!("  {title}:");
+        for line in excerpt {
+            println!("    {line}");
+        }
+        if excerpt.is_empty() {
+            println!("    (none)");
+        }
+    }
+    let wrong: Vec<String> = rows
+        .last()
+        .into_iter()
+        .flatten()
+        .filter_map(mistake)
+        .collect();
+    println!("\nDone in {:.1} s.", start.elapsed().as_secs_f32());
+    if wrong.is_empty() {
+        println!(
+            "As it should be: with proxy-agent every way works, connections to the VIP leave nothing in \
+             conntrack,\nand those to the ClusterIP are tracked as if the agent were not there."
+        );
+    } else {
+        println!("Not as it should be:\n  {}", wrong.join("\n  "));
+    }
+    Ok(wrong.is_empty())
+}
+
+/// Makes a node, requests on every way, and returns what became of it and what conntrack lists.
+fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>)> {
+    let step = |text: &str| println!("      {text}");
+    step("a node, a pod behind a veth pair, a pod behind a bridge");
+    let mut node = Node::new()?;
+    node.add_pod(Topology::Veth)?;
+    node.add_pod(Topology::BridgeNetfilter)?;
+    step("kube-proxy's DNAT of 10.96.0.1:443 to the VIP 10.96.0.2:443, and the same in IPv6");
+    KubeProxy::IptablesNft.install(&node.netns)?;
+    let agent = start_agent(&node, column)?;
+    step("HAProxy on the VIP, a TLS server behind it");
+    let proxy = Proxy::start_tls(&node)?;
+    step("requests from both pods and from the node itself");
+    let ca = proxy.ca().context("a TLS proxy has a certificate")?;
+    let rows = requests::on_every_path(&node, ca, REQUESTS)?;
+    let pod = node.pods[0].address(Family::V4);
+    let entries = conntrack::list(&node.netns, Family::V4)?;
+    let excerpt = [Family::V4.vip_socket(), Family::V4.cluster_ip_socket()]
+        .iter()
+        .filter_map(|destination| {
+            let mut of_path = entries
+                .iter()
+                .filter(|entry| entry.source.ip() == pod && entry.destination == *destination);
+            let words: Vec<&str> = of_path.next()?.line.split_whitespace().collect();
+            Some(format!(
+                "{} (and {} more)",
+                words.join(" "),
+                of_path.count()
+            ))
+        })
+        .collect();
+    if let Some(mut agent) = agent {
+        let status = agent.stop(libc::SIGTERM)?;
+        ensure!(
+            status.success(),
+            "the agent ended with {status}:\n{}",
+            agent.log()
+        );
+    }
+    Ok((rows, excerpt))
+}
+
+fn start_agent(node: &Node, column: &Column) -> Result<Option<Agent>> {
+    let Some(args) = column.args else {
+        node.add_vips("lo")?;
+        return Ok(None);
+    };
+    println!("      proxy-agent {}", args.join(" "));
+    let start = Instant::now();
+    let agent = node.start_agent(args).map_err(|error| {
+        // Its log says why, and the node that holds it is about to go.
+        error.context(node.logs())
+    })?;
+    println!("      ready after {} ms", start.elapsed().as_millis());
+    Ok(Some(agent))
+}
+
+/// What is wrong with a row of our agent's column.
+fn mistake(row: &Row) -> Option<String> {
+    let wanted = match row.via {
+        Via::Vip => 0,
+        Via::ClusterIp => REQUESTS,
+    };
+    if row.latency.is_none() {
+        Some(format!("{}: {}", row.path, row.result))
+    } else if row.entries != wanted {
+        Some(format!(
+            "{}: {} conntrack entries, {wanted} expected",
+            row.path, row.entries
+        ))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! TLS requests by curl on every way to the proxy, and what they leave in conntrack.
+
+use std::net::SocketAddr;
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tests::conntrack::{self, Entry};
+use tests::node::{Node, Topology};
+use tests::path::{Path, Via};
+use tests::{Family, cmd};
+
+/// curl's exit code when it waited in vain.
+const CURL_TIMED_OUT: i32 = 28;
+/// How long a request may take, in seconds.
+const TIMEOUT: &str = "2";
+
+/// What became of the requests on one way.
+#[derive(Debug)]
+pub struct Row {
+    /// The way in words.
+    pub path: String,
+    /// The address that was used.
+    pub via: Via,
+    /// `ok`, `timed out`, or what curl said.
+    pub result: String,
+    /// The median time of a request with TCP and TLS handshake, if all were answered.
+    pub latency: Option<Duration>,
+    /// The conntrack entries the requests left.
+    pub entries: usize,
+}
+
+/// Makes `count` requests on every way.
+pub fn on_every_path(node: &Node, ca: &FilePath, count: usize) -> Result<Vec<Row>> {
+    let paths = node.paths();
+    // One request on each way at first, all at once, so that those that time out do so together.
+    let mut results: Vec<Result<Duration, String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = paths
+            .iter()
+            .map(|path| scope.spawn(move || request(path, ca)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("it does not panic"))
+            .collect::<Result<_>>()
+    })?;
+    // The latency comes from a quiet machine, one request after the other.
+    for (path, result) in paths.iter().zip(&mut results) {
+        if result.is_err() {
+            continue;
+        }
+        let mut times = Vec::new();
+        for _ in 1..count {
+            match request(path, ca)? {
+                Ok(time) => times.push(time),
+                Err(error) => *result = Err(error),
+            }
+        }
+        times.sort_unstable();
+        if result.is_ok() {
+            *result = Ok(times[times.len() / 2]);
+        }
+    }
+    let mut rows = Vec::new();
+    for family in Family::ALL {
+        let entries = conntrack::list(&node.netns, family)?;
+        for (path, result) in paths.iter().zip(&results) {
+            if path.family == family {
+                rows.push(row(node, path, result, &entries));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn row(node: &Node, path: &Path<'_>, result: &Result<Duration, String>, entries: &[Entry]) -> Row {
+    let topology = match path.client.as_str() {
+        "pod0" => describe("pod", Topology::Veth),
+        "pod1" => describe("pod", Topology::BridgeNetfilter),
+        client => client.to_owned(),
+    };
+    Row {
+        path: path.to_string().replace(&path.client, &topology),
+        via: path.via,
+        result: result
+            .as_ref()
+            .map_or_else(Clone::clone, |_| "ok".to_owned()),
+        latency: result.as_ref().ok().copied(),
+        entries: entries
+            .iter()
+            .filter(|entry| belongs_to(node, path, entry))
+            .count(),
+    }
+}
+
+fn describe(client: &str, topology: Topology) -> String {
+    match topology {
+        Topology::Veth => format!("{client} (veth)"),
+        Topology::Bridge | Topology::BridgeNetfilter => format!("{client} (bridge)"),
+    }
+}
+
+/// True if the entry is of a connection on this way: in whichever direction conntrack saw it first.
+fn belongs_to(node: &Node, path: &Path<'_>, entry: &Entry) -> bool {
+    let ends = [entry.source, entry.destination];
+    let pod = node
+        .pods
+        .iter()
+        .position(|pod| ends.iter().any(|end| end.ip() == pod.address(path.family)));
+    let client = pod.map_or_else(|| "host".to_owned(), |n| format!("pod{n}"));
+    client == path.client && ends.contains(&path.destination())
+}
+
+/// The time of one request, or what went wrong with it.
+fn request(path: &Path<'_>, ca: &FilePath) -> Result<Result<Duration, String>> {
+    let to: SocketAddr = path.destination();
+    let output = cmd::output(
+        path.netns
+            .command("curl")
+            .args([
+                "-sS",
+                "--noproxy",
+                "*",
+                "--max-time",
+                TIMEOUT,
+                "-o",
+                "/dev/null",
+            ])
+            .args(["-w", "%{time_total}", "--cacert"])
+            .arg(ca)
+            .arg(format!("https://{to}/version")),
+        "",
+    )?;
+    if output.status.code() == Some(CURL_TIMED_OUT) {
+        return Ok(Err("timed out".to_owned()));
+    }
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        return Ok(Err(complaint.trim().to_owned()));
+    }
+    let seconds = String::from_utf8(output.stdout)?;
+    let seconds: f64 = seconds
+        .parse()
+        .with_context(|| format!("curl's time {seconds:?}"))?;
+    Ok(Ok(Duration::from_secs_f64(seconds)))
+}

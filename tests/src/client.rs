@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! TCP clients whose source port and way of closing the test chooses.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::netns::Netns;
+
+/// How a connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// In order, with FIN.
+    Fin,
+    /// With RST, as a killed process with unread data does.
+    Rst,
+}
+
+/// Connects from a namespace, from a port the kernel chooses.
+///
+/// # Errors
+/// As connect(2); `TimedOut` after `timeout`.
+pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    connect_from(netns, None, to, timeout)
+}
+
+/// Connects from a namespace and from a given address and port, even if that is in `TIME_WAIT` to
+/// another peer.
+///
+/// # Errors
+/// As bind(2) and connect(2); `TimedOut` after `timeout`.
+pub fn connect_from(
+    netns: &Netns,
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = netns.run(|| socket(to.is_ipv6()))?;
+    if let Some(from) = from {
+        set_option(&socket, libc::SO_REUSEADDR, &1_i32)?;
+        with_sockaddr(from, |address, len| {
+            // SAFETY: the address is valid for the length that is given with it.
+            check(unsafe { libc::bind(socket.as_raw_fd(), address, len) })
+        })?;
+    }
+    let connecting = with_sockaddr(to, |address, len| {
+        // SAFETY: as above.
+        check(unsafe { libc::connect(socket.as_raw_fd(), address, len) })
+    });
+    if let Err(error) = connecting
+        && error.raw_os_error() != Some(libc::EINPROGRESS)
+    {
+        return Err(error);
+    }
+    wait_for_end(&socket, timeout)?;
+    let stream = TcpStream::from(socket);
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+    Ok(stream)
+}
+
+/// Closes a connection, at once even if a process that is just being started still holds a copy of
+/// the descriptor.
+///
+/// # Errors
+/// As shutdown(2) and connect(2).
+pub fn close(stream: &TcpStream, how: Close) -> io::Result<()> {
+    match how {
+        Close::Fin => stream.shutdown(Shutdown::Both),
+        Close::Rst => {
+            // SAFETY: the structure is integers, for which zero is a value.
+            let mut nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+            nobody.sa_family = family(libc::AF_UNSPEC);
+            let len = socklen::<libc::sockaddr>();
+            // SAFETY: the address is valid for its length.
+            check(unsafe { libc::connect(stream.as_raw_fd(), &raw const nobody, len) })
+        }
+    }
+}
+
+fn socket(v6: bool) -> io::Result<OwnedFd> {
+    let domain = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket has no memory effects.
+    let fd = unsafe { libc::socket(domain, libc::SOCK_STREAM | flags, 0) };
+    check(fd)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until the connection is made or has failed.
+fn wait_for_end(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
+    let end = Instant::now() + timeout;
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).as_millis();
+        let mut waiting = libc::pollfd {
+            fd: socket.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        let left = i32::try_from(left).unwrap_or(i32::MAX);
+        // SAFETY: one structure is given, and it is valid for the call.
+        match check(unsafe { libc::poll(&raw mut waiting, 1, left) }) {
+            Ok(()) if waiting.revents != 0 => return Ok(()),
+            Ok(()) if Instant::now() >= end => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
+    let len = socklen::<T>();
+    // SAFETY: the value is valid for its own size.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_ref(value).cast(),
+            len,
+        )
+    })
+}
+
+fn with_sockaddr<T>(
+    address: SocketAddr,
+    call: impl FnOnce(*const libc::sockaddr, libc::socklen_t) -> T,
+) -> T {
+    match address {
+        SocketAddr::V4(v4) => {
+            let raw = libc::sockaddr_in {
+                sin_family: family(libc::AF_INET),
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from(*v4.ip()).to_be(),
+                },
+                sin_zero: [0; 8],
+            };
+            call((&raw const raw).cast(), socklen::<libc::sockaddr_in>())
+        }
+        SocketAddr::V6(v6) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: family(libc::AF_INET6),
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
+                sin6_scope_id: v6.scope_id(),
+            };
+            call((&raw const raw).cast(), socklen::<libc::sockaddr_in6>())
+        }
+    }
+}
+
+fn family(number: i32) -> libc::sa_family_t {
+    libc::sa_family_t::try_from(number).expect("address families are small")
+}
+
+fn socklen<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).expect("socket structures are small")
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

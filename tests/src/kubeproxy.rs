@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint is the VIP:
+//! the DNAT from ClusterIP:443 to VIP:443, in the three forms kube-proxy has.
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+use crate::{Family, PORT};
+
+/// How kube-proxy programs the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KubeProxy {
+    /// `--proxy-mode=iptables` with iptables-legacy
+    IptablesLegacy,
+    /// `--proxy-mode=iptables` with iptables-nft
+    IptablesNft,
+    /// `--proxy-mode=nftables`
+    Nftables,
+}
+
+impl KubeProxy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::IptablesLegacy, Self::IptablesNft, Self::Nftables];
+
+    /// Sets the rules up in a node, both families.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub fn install(self, node: &Netns) -> Result<()> {
+        self.install_as(node, Family::pod_cidr)
+    }
+
+    /// The same with the node's addresses taken for pods': its own connections keep their source
+    /// address and port, as they do without `--cluster-cidr`.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub fn install_without_masquerade(self, node: &Netns) -> Result<()> {
+        self.install_as(node, |family| match family {
+            Family::V4 => "192.168.100.0/24",
+            Family::V6 => "fd00:100::/64",
+        })
+    }
+
+    fn install_as(self, node: &Netns, pods: fn(Family) -> &'static str) -> Result<()> {
+        let flavour = match self {
+            Self::IptablesLegacy => "legacy",
+            Self::IptablesNft => "nft",
+            Self::Nftables => {
+                let tables = Family::ALL.map(|f| nftables_table(f, pods(f))).concat();
+                return node.feed("nft -f -", &tables).map(drop);
+            }
+        };
+        for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
+            let line = format!("{program}-{flavour}-restore --noflush --wait=10");
+            node.feed(&line, &iptables_rules(family, pods(family)))?;
+        }
+        Ok(())
+    }
+}
+
+/// An address with a port as iptables and nft write it in a translation.
+fn target(family: Family) -> String {
+    match family {
+        Family::V4 => format!("{}:{PORT}", family.vip()),
+        Family::V6 => format!("[{}]:{PORT}", family.vip()),
+    }
+}
+
+/// As kube-proxy writes them with `--cluster-cidr`: connections to the ClusterIP that do not come
+/// from a pod are masqueraded, and so is the endpoint's connection to itself.
+fn iptables_rules(family: Family, pods: &str) -> String {
+    let (vip, service) = (family.vip(), family.cluster_ip());
+    let (len, target) = (family.host_prefix(), target(family));
+    let loopback = match family {
+        Family::V4 => "127.0.0.0/8",
+        Family::V6 => "::1/128",
+    };
+    format!(
+        r#"*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+COMMIT
+*nat
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-SEP-VBJ4PXQQXDDRBWSN - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -d {service}/{len} -p tcp -m comment --comment "default/kubernetes:https cluster IP" -m tcp --dport {PORT} -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SVC-NPX46M4PTMTKRN6Y ! -s {pods} -d {service}/{len} -p tcp -m comment --comment "default/kubernetes:https cluster IP" -m tcp --dport {PORT} -j KUBE-MARK-MASQ
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -m comment --comment "default/kubernetes:https" -j KUBE-SEP-VBJ4PXQQXDDRBWSN
+-A KUBE-SEP-VBJ4PXQQXDDRBWSN -s {vip}/{len} -m comment --comment "default/kubernetes:https" -j KUBE-MARK-MASQ
+-A KUBE-SEP-VBJ4PXQQXDDRBWSN -p tcp -m comment --comment "default/kubernetes:https" -m tcp -j DNAT --to-destination {target}
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+:KUBE-FORWARD - [0:0]
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A OUTPUT -j KUBE-FIREWALL
+-A INPUT -j KUBE-FIREWALL
+-A KUBE-FIREWALL ! -s {loopback} -d {loopback} -m comment --comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"#
+    )
+}
+
+fn nftables_table(family: Family, pods: &str) -> String {
+    let (vip, service) = (family.vip(), family.cluster_ip());
+    let target = target(family);
+    let (ip, address) = match family {
+        Family::V4 => ("ip", "ipv4_addr"),
+        Family::V6 => ("ip6", "ipv6_addr"),
+    };
+    let service_chain = "service-2QRHZV4L-default/kubernetes/tcp/https";
+    let endpoint_chain =
+        format!("endpoint-KLP6FPW4-default/kubernetes/tcp/https__{vip}/{PORT}").replace(':', ".");
+    format!(
+        r#"table {ip} kube-proxy {{
+    comment "rules for kube-proxy"
+    map service-ips {{
+        type {address} . inet_proto . inet_service : verdict
+    }}
+    chain mark-for-masquerade {{
+        meta mark set meta mark or 0x4000
+    }}
+    chain masquerading {{
+        meta mark and 0x4000 == 0 return
+        meta mark set meta mark xor 0x4000
+        masquerade fully-random
+    }}
+    chain {endpoint_chain} {{
+        {ip} saddr {vip} jump mark-for-masquerade
+        meta l4proto tcp dnat to {target}
+    }}
+    chain {service_chain} {{
+        {ip} daddr {service} tcp dport {PORT} {ip} saddr != {pods} jump mark-for-masquerade
+        numgen random mod 1 vmap {{ 0 : goto {endpoint_chain} }}
+    }}
+    chain services {{
+        {ip} daddr . meta l4proto . th dport vmap @service-ips
+    }}
+    chain nat-prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        jump services
+    }}
+    chain nat-output {{
+        type nat hook output priority -100; policy accept;
+        jump services
+    }}
+    chain nat-postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        jump masquerading
+    }}
+}}
+add element {ip} kube-proxy service-ips {{ {service} . tcp . {PORT} : goto {service_chain} }}
+"#
+    )
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Programs that see a machine with less in it: a seccomp filter answers as a kernel without a
+//! feature does, an empty file system hides what is not installed.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+/// What the kernel lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacking {
+    /// bpf(2): `ENOSYS`
+    Bpf,
+    /// nfnetlink, and with it `nf_tables`: `EPROTONOSUPPORT`
+    Nfnetlink,
+    /// The iptables binaries
+    Iptables,
+    /// Every capability, though still root
+    Capabilities,
+}
+
+/// Where distributions install iptables.
+const SBIN: [&CStr; 3] = [c"/usr/sbin", c"/sbin", c"/usr/local/sbin"];
+
+/// Codes of classic BPF: load an absolute word, jump if equal, return a constant.
+const LOAD: u16 = 0x20;
+const JUMP_EQ: u16 = 0x15;
+const RETURN: u16 = 0x06;
+
+/// The offset of the system call's number in `struct seccomp_data`.
+const NR: u32 = 0;
+/// The offset of the low half of an argument in `struct seccomp_data` on a little-endian machine.
+const fn arg(n: u32) -> u32 {
+    16 + 8 * n
+}
+
+const fn op(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+const fn errno(code: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | code.cast_unsigned()
+}
+
+/// The system calls' numbers and constants fit; `libc` has them as `c_long` and `c_int`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small positive constants of the kernel's interface"
+)]
+const fn number(value: libc::c_long) -> u32 {
+    value as u32
+}
+
+impl Lacking {
+    /// Makes the command run on such a machine.
+    pub fn apply(self, command: &mut Command) -> &mut Command {
+        let filter = match self {
+            Self::Bpf => vec![
+                op(LOAD, NR, 0, 0),
+                op(JUMP_EQ, number(libc::SYS_bpf), 0, 1),
+                op(RETURN, errno(libc::ENOSYS), 0, 0),
+                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+            ],
+            Self::Nfnetlink => vec![
+                op(LOAD, NR, 0, 0),
+                op(JUMP_EQ, number(libc::SYS_socket), 0, 5),
+                op(LOAD, arg(0), 0, 0),
+                op(JUMP_EQ, number(libc::AF_NETLINK.into()), 0, 3),
+                op(LOAD, arg(2), 0, 0),
+                op(JUMP_EQ, number(libc::NETLINK_NETFILTER.into()), 0, 1),
+                op(RETURN, errno(libc::EPROTONOSUPPORT), 0, 0),
+                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+            ],
+            // SAFETY: only system calls between fork and exec.
+            Self::Iptables => return unsafe { command.pre_exec(hide_sbin) },
+            // SAFETY: as above.
+            Self::Capabilities => return unsafe { command.pre_exec(drop_capabilities) },
+        };
+        // SAFETY: prctl(2) alone runs between fork and exec; the filter lives in the closure.
+        unsafe { command.pre_exec(move || install(&filter)) }
+    }
+}
+
+fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).expect("a few instructions"),
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel only reads the program, which outlives the calls.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check(libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        ))
+    }
+}
+
+fn hide_sbin() -> io::Result<()> {
+    let nothing = std::ptr::null();
+    // SAFETY: the strings are C strings, and null is allowed where it is given.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        check(libc::mount(
+            nothing,
+            c"/".as_ptr(),
+            nothing,
+            private,
+            std::ptr::null(),
+        ))?;
+        for dir in SBIN {
+            let tmpfs = c"tmpfs".as_ptr();
+            // One that does not exist hides nothing.
+            libc::mount(tmpfs, dir.as_ptr(), tmpfs, 0, std::ptr::null());
+        }
+    }
+    Ok(())
+}
+
+/// `struct __user_cap_header_struct` and `struct __user_cap_data_struct` of capset(2).
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// `SECBIT_NOROOT`: user id 0 gives no capabilities at exec.
+const SECBIT_NOROOT: libc::c_ulong = 1;
+
+fn drop_capabilities() -> io::Result<()> {
+    let header = [CAPABILITY_VERSION_3, 0];
+    let none = [0_u32; 6];
+    // SAFETY: both arrays have the layout that capset(2) reads in version 3.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NOROOT, 0, 0, 0))?;
+        if libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The harness of the behaviour tests and of the demo: a Kubernetes node with pods, kube-proxy's
+//! rules, a proxy and the agent, each in network namespaces of its own, on the real kernel.
+//!
+//! What is asserted lives in `tests/`, one subject per file. Several tests and several runs work at
+//! once: every name holds the process id and a number, and leftovers of killed runs are swept
+//! (see [`sweep`]).
+
+pub mod agent;
+pub mod bpf;
+pub mod client;
+pub mod cmd;
+pub mod conntrack;
+pub mod kubeproxy;
+pub mod lacking;
+pub mod netns;
+pub mod node;
+pub mod path;
+pub mod proxy;
+pub mod signals;
+pub mod skip;
+pub mod snapshot;
+pub mod sweep;
+pub mod transfer;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The port of the proxy and of the Service.
+pub const PORT: u16 = 443;
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both families.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The VIP of this family.
+    #[must_use]
+    pub const fn vip(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(10, 96, 0, 2)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 2)),
+        }
+    }
+
+    /// The ClusterIP of the `kubernetes` Service in this family.
+    #[must_use]
+    pub const fn cluster_ip(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1)),
+        }
+    }
+
+    /// The addresses of all pods.
+    #[must_use]
+    pub const fn pod_cidr(self) -> &'static str {
+        match self {
+            Self::V4 => "10.244.0.0/16",
+            Self::V6 => "fd00:244::/56",
+        }
+    }
+
+    /// `VIP:443`.
+    #[must_use]
+    pub const fn vip_socket(self) -> SocketAddr {
+        SocketAddr::new(self.vip(), PORT)
+    }
+
+    /// `ClusterIP:443`.
+    #[must_use]
+    pub const fn cluster_ip_socket(self) -> SocketAddr {
+        SocketAddr::new(self.cluster_ip(), PORT)
+    }
+
+    /// The prefix length of a single address.
+    #[must_use]
+    pub const fn host_prefix(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}

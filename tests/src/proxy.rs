@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The proxy on the VIP: a real HAProxy in TCP mode, in front of a backend on 127.0.0.1.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cmd::{self, Process};
+use crate::node::{Node, SharedLog};
+use crate::transfer::Server;
+use crate::{Family, PORT};
+
+/// How long a proxy may take to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where the TLS backend listens on 127.0.0.1.
+const TLS_PORT: u16 = 6443;
+
+/// A running HAProxy with its backend.
+#[derive(Debug)]
+pub struct Proxy {
+    _haproxy: Process,
+    _backend: Option<Server>,
+    ca: Option<PathBuf>,
+}
+
+impl Proxy {
+    /// Starts HAProxy on `VIP:443` of both families, with the server of [`crate::transfer`] behind it.
+    ///
+    /// # Errors
+    /// When the VIPs are not up, or HAProxy does not start.
+    pub fn start(node: &Node) -> Result<Self> {
+        let backend = Server::start(&node.netns)?;
+        let config = tcp_config(backend.port())?;
+        Ok(Self {
+            _haproxy: haproxy(node, &config, 2)?,
+            _backend: Some(backend),
+            ca: None,
+        })
+    }
+
+    /// Starts HAProxy with a TLS server behind it that answers each request with 200. Its
+    /// certificate is valid for each VIP and ClusterIP, see [`Proxy::ca`].
+    ///
+    /// # Errors
+    /// As [`Proxy::start`], or when openssl cannot make a certificate.
+    pub fn start_tls(node: &Node) -> Result<Self> {
+        let (ca, pem) = certificate(node.dir())?;
+        let mut config = tcp_config(TLS_PORT)?;
+        write!(
+            config,
+            "\nfrontend apiserver\n    mode http\n    bind 127.0.0.1:{TLS_PORT} ssl crt {}\n    \
+             http-request return status 200 content-type text/plain string ok\n",
+            pem.display()
+        )?;
+        Ok(Self {
+            _haproxy: haproxy(node, &config, 3)?,
+            _backend: None,
+            ca: Some(ca),
+        })
+    }
+
+    /// The certificate that clients of [`Proxy::start_tls`] trust.
+    #[must_use]
+    pub fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+}
+
+fn tcp_config(backend_port: u16) -> Result<String> {
+    let mut config = String::from(
+        "global\n    maxconn 2000\n    nbthread 1\n\
+         defaults\n    timeout connect 10s\n    timeout client 60s\n    timeout server 60s\n\
+         \nfrontend vip\n    mode tcp\n",
+    );
+    for family in Family::ALL {
+        writeln!(config, "    bind {}", family.vip_socket())?;
+    }
+    write!(
+        config,
+        "    default_backend apiservers\n\nbackend apiservers\n    mode tcp\n    server one 127.0.0.1:{backend_port}\n"
+    )?;
+    Ok(config)
+}
+
+fn haproxy(node: &Node, config: &str, listeners: usize) -> Result<Process> {
+    let path = node.dir().join("haproxy.cfg");
+    fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+    let log_path = node.dir().join("haproxy.log");
+    let log = fs::File::create(&log_path)?;
+    let mut command = node.netns.command("haproxy");
+    command
+        .arg("-db")
+        .arg("-f")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    cmd::guard_child(&mut command);
+    let mut haproxy = Process::new(command.spawn().context("starting haproxy")?);
+    let tcp = format!("/proc/{}/net", haproxy.id());
+    let started = cmd::wait_until(START_TIMEOUT, "HAProxy to listen", || {
+        if let Some(status) = haproxy.child().try_wait()? {
+            bail!("HAProxy ended at once: {status}");
+        }
+        Ok((count_listeners(&tcp) >= listeners).then_some(()))
+    });
+    if let Err(error) = started {
+        let log = SharedLog::default();
+        *log.lock().expect("a new lock") = fs::read_to_string(&log_path)?;
+        node.add_log("haproxy", log);
+        return Err(error);
+    }
+    Ok(haproxy)
+}
+
+/// The sockets that listen on the proxy's ports, without connecting to them: that would leave entries
+/// in conntrack.
+fn count_listeners(proc_net: &str) -> usize {
+    let suffixes = [PORT, TLS_PORT].map(|port| format!(":{port:04X}"));
+    ["tcp", "tcp6"]
+        .iter()
+        .filter_map(|file| fs::read_to_string(format!("{proc_net}/{file}")).ok())
+        .flat_map(|table| table.lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            // sl local_address rem_address st …; 0A is LISTEN
+            words.get(3) == Some(&"0A") && suffixes.iter().any(|s| words[1].ends_with(s))
+        })
+        .count()
+}
+
+/// Makes a self-signed certificate; returns it, and the file with certificate and key.
+fn certificate(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (cert, key, pem) = (dir.join("ca.crt"), dir.join("tls.key"), dir.join("tls.pem"));
+    let names: Vec<String> = Family::ALL
+        .iter()
+        .flat_map(|family| [family.vip(), family.cluster_ip()])
+        .map(|address| format!("IP:{address}"))
+        .collect();
+    cmd::run(
+        Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+            .args(["ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=kube-apiserver", "-addext"])
+            .arg(format!("subjectAltName={}", names.join(",")))
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&cert),
+        "",
+    )?;
+    let both = fs::read_to_string(&cert)? + &fs::read_to_string(&key)?;
+    fs::write(&pem, both)?;
+    Ok((cert, pem))
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A way out that leaves nothing behind when a run is interrupted.
+
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::sweep;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Returns at once, unless the process was interrupted: then errors are only what the cleaning up
+/// causes, and this waits for the exit that follows it.
+pub fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
+
+/// On SIGINT, SIGTERM or SIGHUP: removes everything of this process and exits with 128 + signal.
+///
+/// To be called first in `main`, before any other thread exists: threads inherit what is blocked.
+///
+/// # Panics
+/// When the thread that waits for signals cannot be started.
+pub fn clean_up_when_interrupted() {
+    // SAFETY: the set is initialised by sigemptyset before it is used.
+    let signals = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        set
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut signal = 0;
+            // SAFETY: both pointers are valid for the call.
+            unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
+            INTERRUPTED.store(true, Ordering::SeqCst);
+            eprintln!("\ninterrupted: removing the namespaces");
+            sweep::remove_own();
+            reap();
+            process::exit(128 + signal);
+        })
+        .expect("starting a thread");
+}
+
+/// Collects the children that were killed, so that no zombie waits for an init that may not care.
+fn reap() {
+    for _ in 0..200 {
+        // SAFETY: without a status pointer waitpid has no memory effects.
+        match unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } {
+            0 => std::thread::sleep(Duration::from_millis(1)),
+            pid if pid < 0 => return,
+            _ => {}
+        }
+    }
+}

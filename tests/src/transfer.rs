@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Bytes that both ends can check: a client sends a seed, a length and that many pseudo-random
+//! bytes; the server compares each with what the seed gives and answers with another sequence of the
+//! same length, which the client compares. A length of 0 asks the server to hang up.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::netns::Netns;
+
+const CHUNK: usize = 64 * 1024;
+/// What the server says at the end when everything it got was right.
+const INTACT: &[u8; 8] = b"intact\r\n";
+
+/// Sends `len` bytes and receives as many, all of them checked.
+///
+/// # Errors
+/// When the connection breaks, or a byte is not what it should be.
+pub fn exchange(stream: &mut TcpStream, len: u64, seed: u64) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut header = [0_u8; 16];
+    header[..8].copy_from_slice(&seed.to_le_bytes());
+    header[8..].copy_from_slice(&len.to_le_bytes());
+    stream.write_all(&header).context("sending the header")?;
+    send(stream, seed, len).context("sending")?;
+    receive(stream, !seed, len).context("receiving")?;
+    let mut end = [0; INTACT.len()];
+    stream
+        .read_exact(&mut end)
+        .context("waiting for the server's confirmation")?;
+    ensure!(&end == INTACT, "the server found its bytes damaged");
+    Ok(())
+}
+
+/// Has the server close the connection, and waits until it has.
+///
+/// # Errors
+/// When it does not.
+pub fn hang_up(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(&[0; 16]).context("asking to hang up")?;
+    ensure!(stream.read(&mut [0])? == 0, "an answer instead of the end");
+    Ok(())
+}
+
+/// A server of such exchanges on a port of 127.0.0.1, any number of connections at once.
+#[derive(Debug)]
+pub struct Server {
+    port: u16,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts it in a namespace.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start(netns: &Netns) -> Result<Self> {
+        let listener = netns.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || accept_loop(&listener, &stopped));
+        Ok(Self {
+            port,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept_loop(listener: &TcpListener, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        match listener.accept() {
+            // Errors show at the client, which has the test's ear.
+            Ok((stream, _)) => drop(std::thread::spawn(move || serve(stream))),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+fn serve(mut stream: TcpStream) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    loop {
+        let mut header = [0_u8; 16];
+        stream.read_exact(&mut header)?;
+        let (seed, len) = header.split_at(8);
+        let seed = u64::from_le_bytes(seed.try_into()?);
+        let len = u64::from_le_bytes(len.try_into()?);
+        if len == 0 {
+            return Ok(());
+        }
+        let intact = receive(&mut stream, seed, len);
+        send(&mut stream, !seed, len)?;
+        let end = if intact.is_ok() { INTACT } else { b"damaged\n" };
+        stream.write_all(end)?;
+    }
+}
+
+fn send(stream: &mut TcpStream, seed: u64, len: u64) -> io::Result<()> {
+    let mut generator = Generator(seed);
+    let mut chunk = vec![0; CHUNK];
+    let mut left = len;
+    while left > 0 {
+        generator.fill(&mut chunk);
+        let n = chunk_len(left);
+        stream.write_all(&chunk[..n])?;
+        left -= n as u64;
+    }
+    Ok(())
+}
+
+fn receive(stream: &mut TcpStream, seed: u64, len: u64) -> Result<()> {
+    let mut generator = Generator(seed);
+    let (mut chunk, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut left = len;
+    let mut damaged = None;
+    while left > 0 {
+        generator.fill(&mut expected);
+        let n = chunk_len(left);
+        stream
+            .read_exact(&mut chunk[..n])
+            .with_context(|| format!("{left} of {len} bytes missing"))?;
+        if chunk[..n] != expected[..n] && damaged.is_none() {
+            damaged = Some(len - left);
+        }
+        left -= n as u64;
+    }
+    if let Some(offset) = damaged {
+        bail!("damaged in the {CHUNK} bytes from offset {offset}");
+    }
+    Ok(())
+}
+
+fn chunk_len(left: u64) -> usize {
+    usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK))
+}
+
+/// `splitmix64`: fast, and every position of the sequence differs from its neighbours.
+struct Generator(u64);
+
+impl Generator {
+    fn fill(&mut self, chunk: &mut [u8]) {
+        for bytes in chunk.chunks_exact_mut(8) {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            bytes.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_found() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
+        let address = listener.local_addr().expect("it is bound");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut peer, _) = listener.accept().expect("a client");
+                send(&mut peer, 1, 100_000).expect("the client reads everything");
+                send(&mut peer, 1, 100_000).expect("the client reads everything");
+            });
+            let mut stream = TcpStream::connect(address).expect("a server");
+            receive(&mut stream, 1, 100_000).expect("the same seed");
+            let damaged = receive(&mut stream, 2, 100_000).expect_err("another seed");
+            assert!(damaged.to_string().contains("offset 0"), "{damaged}");
+        });
+    }
+}

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The VIPs and the link that carries them.
+
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::cmd::{self, Process};
+use tests::netns::Netns;
+use tests::node::{Node, Topology};
+use tests::{Family, skip, snapshot};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const ONCE: &[&str] = &["--backend=none", "--daemon=false"];
+
+/// Runs one pass that must succeed.
+fn pass(node: &Node, args: &[&str]) -> Result<String> {
+    let args = [ONCE, args].concat();
+    let output = node.run_agent(&args)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{args:?}: {}\n{stderr}",
+        output.status
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn addresses(netns: &Netns, link: &str) -> Result<String> {
+    netns.exec(&format!("ip -o address show dev {link}"))
+}
+
+/// Every VIP is on the link, alone in its prefix, usable at once and for ever.
+fn ensure_vips(netns: &Netns, link: &str, vips: &[&str]) -> Result<()> {
+    let shown = addresses(netns, link)?;
+    for vip in vips {
+        let len = if vip.contains(':') { 128 } else { 32 };
+        let address = shown
+            .lines()
+            .find(|address| address.contains(&format!(" {vip}/{len} ")))
+            .with_context(|| format!("{vip}/{len} is not on {link}:\n{shown}"))?;
+        ensure!(address.contains("scope global"), "{address}");
+        ensure!(address.contains("valid_lft forever"), "{address}");
+        ensure!(!address.contains("tentative"), "{address}");
+    }
+    Ok(())
+}
+
+#[test]
+fn vips_on_lo() {
+    Node::test(Topology::Veth, |node| {
+        pass(node, &[])?;
+        ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])
+    });
+}
+
+#[test]
+fn several_vips_in_both_families() {
+    Node::test(Topology::Veth, |node| {
+        let vips = [
+            "10.96.0.2",
+            "10.96.0.3",
+            "172.20.0.1",
+            "fd00:96::2",
+            "fd00:97::1",
+        ];
+        let first = format!("--ip-address={}", vips[..2].join(","));
+        let second = format!("--ip-address={}", vips[2..].join(","));
+        pass(node, &[&first, &second])?;
+        ensure_vips(&node.netns, "lo", &vips)
+    });
+}
+
+#[test]
+fn a_second_pass_changes_nothing() {
+    Node::test(Topology::Veth, |node| {
+        pass(node, &[])?;
+        let before = snapshot::take(&node.netns)?;
+        let plan = pass(node, &["--dry-run"])?;
+        ensure!(!plan.contains("10.96.0.2"), "a plan for nothing: {plan}");
+        pass(node, &[])?;
+        unchanged(&before, node)
+    });
+}
+
+fn unchanged(before: &str, node: &Node) -> Result<()> {
+    let after = snapshot::take(&node.netns)?;
+    if let Some(difference) = snapshot::difference(before, &after) {
+        bail!("changed:\n{difference}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_downed_link_is_brought_up() {
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("link add vips type ifb\n")?;
+        pass(node, &["--interface=vips"])?;
+        ensure!(!node.netns.exec("ip -o link show dev vips up")?.is_empty());
+        ensure_vips(&node.netns, "vips", &["10.96.0.2", "fd00:96::2"])
+    });
+}
+
+/// Also that what was there before is not deleted: neither by a pass nor by a clean-up.
+#[test]
+fn an_adopted_link_survives_a_clean_up() {
+    Node::test(Topology::Veth, |node| {
+        node.netns
+            .ip("link add vips type ifb\nlink set vips up\n")?;
+        for link in ["vips", "lo"] {
+            let before = snapshot::take(&node.netns)?;
+            let interface = format!("--interface={link}");
+            let mut agent = node.start_agent(&["--backend=none", "--cleanup", &interface])?;
+            ensure_vips(&node.netns, link, &["10.96.0.2", "fd00:96::2"])?;
+            ensure!(agent.stop(libc::SIGTERM)?.success());
+            unchanged(&before, node)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_missing_link_is_created() {
+    Node::test(Topology::Veth, |node| {
+        let link = "apiserver-proxy";
+        let args = ["--backend=none", "--cleanup", "--interface=apiserver-proxy"];
+        let before = snapshot::take(&node.netns)?;
+        let name = "links-a_missing_link_is_created";
+        skip::clear(name)?;
+        if !node.has_dummy_links()? {
+            skip::record(
+                name,
+                "this kernel has no links of the kind dummy: only the error was tested",
+            )?;
+            let output = node.run_agent(&["--daemon=false", args[0], args[2]])?;
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                output.status.code() == Some(1),
+                "{}\n{stderr}",
+                output.status
+            );
+            ensure!(
+                stderr.contains(link) && stderr.contains("dummy"),
+                "{stderr}"
+            );
+            return unchanged(&before, node);
+        }
+        let mut agent = node.start_agent(&args)?;
+        ensure_vips(&node.netns, link, &["10.96.0.2", "fd00:96::2"])?;
+        let shown = node
+            .netns
+            .exec(&format!("ip -d -o link show dev {link} up"))?;
+        ensure!(shown.contains("dummy"), "{shown}");
+        // Also when it was created by an earlier run.
+        agent.stop(libc::SIGKILL)?;
+        let mut agent = node.start_agent(&args)?;
+        ensure!(agent.stop(libc::SIGINT)?.success());
+        unchanged(&before, node)
+    });
+}
+
+/// The new link has the VIP before the old one loses it, as the kernel told it. In IPv6 it tells of an
+/// address, and makes its local route, a moment after it has taken the request.
+#[test]
+fn a_vip_on_the_wrong_link_moves_without_a_gap() {
+    Node::test(Topology::Veth, |node| {
+        node.add_vips("eth0")?;
+        let mut monitor = node.netns.command("ip");
+        monitor
+            .args(["-o", "monitor", "address"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        cmd::guard_child(&mut monitor);
+        let mut monitor = Process::new(monitor.spawn().context("starting ip monitor")?);
+        // It listens once it tells of a change; this one is not about a VIP.
+        let mut seen = String::new();
+        let mut output = monitor.child().stdout.take().context("stdout is a pipe")?;
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| output.read_to_string(&mut seen));
+            std::thread::sleep(Duration::from_millis(200));
+            pass(node, &[])?;
+            std::thread::sleep(Duration::from_millis(100));
+            monitor.signal(libc::SIGTERM)?;
+            reader.join().expect("it does not panic")?;
+            anyhow::Ok(())
+        })?;
+        for family in Family::ALL {
+            let vip = format!(" {}/", family.vip());
+            let lines: Vec<&str> = seen.lines().filter(|line| line.contains(&vip)).collect();
+            let added = lines
+                .iter()
+                .position(|line| !line.starts_with("Deleted") && line.contains(": lo"));
+            let deleted = lines
+                .iter()
+                .position(|line| line.starts_with("Deleted") && line.contains(": eth0"));
+            ensure!(
+                matches!((added, deleted), (Some(added), Some(deleted)) if added < deleted),
+                "not added to lo and then deleted from eth0:\n{seen}"
+            );
+        }
+        ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])?;
+        let rest = addresses(&node.netns, "eth0")?;
+        ensure!(
+            !rest.contains("10.96.0.2") && !rest.contains("fd00:96::2"),
+            "{rest}"
+        );
+        ensure!(rest.contains("192.168.100.10/24"), "{rest}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_wrong_prefix_is_corrected() {
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("address add 10.96.0.2/24 dev lo\n\
+             address add fd00:96::2/64 dev lo nodad\n")?;
+        pass(node, &[])?;
+        ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])?;
+        let shown = addresses(&node.netns, "lo")?;
+        ensure!(
+            !shown.contains("10.96.0.2/24") && !shown.contains("fd00:96::2/64"),
+            "{shown}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_changes_nothing() {
+    Node::test(Topology::Veth, |node| {
+        let before = snapshot::take(&node.netns)?;
+        for backend in ["--backend=none", "--backend=ebpf", "--backend=iptables"] {
+            let output = node.run_agent(&["--dry-run", backend])?;
+            let plan = String::from_utf8_lossy(&output.stdout);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{}\n{stderr}", output.status);
+            for family in Family::ALL {
+                let vip = family.vip().to_string();
+                ensure!(
+                    plan.contains(&vip),
+                    "{backend}: no word of {vip} in\n{plan}\n{stderr}"
+                );
+            }
+            unchanged(&before, node).context(backend)?;
+            let pinned = node.agent_bpffs().exists();
+            ensure!(
+                !pinned,
+                "{backend}: a dry run made {}",
+                node.agent_bpffs().display()
+            );
+        }
+        Ok(())
+    });
+}
+
+/// A pass that cannot be completed says so by its exit code, and does what it can.
+#[test]
+fn a_pass_that_fails_exits_with_1() {
+    Node::test(Topology::Veth, |node| {
+        // A table of the agent's name that belongs to another process cannot be touched.
+        let mut owner = node.netns.command("nft");
+        owner
+            .arg("--interactive")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        cmd::guard_child(&mut owner);
+        let mut owner = Process::new(owner.spawn().context("starting nft")?);
+        let mut stdin = owner.child().stdin.take().context("stdin is a pipe")?;
+        stdin.write_all(b"add table ip proxy-agent { flags owner; }\n")?;
+        cmd::wait_until(TIMEOUT, "the foreign table", || {
+            let tables = node.netns.exec("nft list tables")?;
+            Ok(tables.contains("proxy-agent").then_some(()))
+        })?;
+        let output = node.run_agent(&["--backend=ebpf", "--daemon=false"])?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(1),
+            "{}\n{stderr}",
+            output.status
+        );
+        ensure!(stderr.contains("table ip proxy-agent"), "{stderr}");
+        ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])?;
+        let ipv6 = node.netns.exec("nft list table ip6 proxy-agent")?;
+        ensure!(
+            ipv6.contains("notrack"),
+            "the other family is left out: {ipv6}"
+        );
+        drop(stdin);
+        Ok(())
+    });
+}
+
+/// An error in one part keeps no other part from being reconciled.
+#[test]
+fn the_vip_comes_up_although_the_backend_fails() {
+    Node::test(Topology::Veth, |node| {
+        let mut command = node.agent_command(&["--backend=auto"])?;
+        tests::lacking::Lacking::Bpf.apply(&mut command);
+        let _agent = node.spawn(command)?;
+        cmd::wait_until(TIMEOUT, "the VIPs", || {
+            Ok(ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"]).ok())
+        })
+    });
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A node with a thousand links.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::{Family, client, cmd, conntrack, snapshot, transfer};
+
+const PAIRS: usize = 500;
+const TIMEOUT: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_millis(500);
+const RESYNCS: u32 = 6;
+
+/// The ifindexes of all links but `lo`: there is no bridge here.
+fn attachable(node: &Node) -> Result<BTreeSet<String>> {
+    Ok(node
+        .netns
+        .exec("ip -o link show")?
+        .lines()
+        .filter(|line| !line.contains("LOOPBACK"))
+        .filter_map(|line| line.split(':').next())
+        .map(str::to_owned)
+        .collect())
+}
+
+fn pinned(node: &Node) -> Result<BTreeSet<String>> {
+    let dir = node.link_pins();
+    std::fs::read_dir(&dir)
+        .with_context(|| format!("reading {}", dir.display()))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+#[test]
+fn a_thousand_links() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let mut script = String::new();
+        for n in 0..PAIRS {
+            writeln!(script, "link add many{n} type veth peer name peer{n}")?;
+        }
+        node.netns.ip(&script)?;
+
+        let start = Instant::now();
+        let agent =
+            node.start_agent(&["--backend=ebpf", "--tc-attach=tcx", "--sync-interval=500ms"])?;
+        let ready = start.elapsed();
+        let links = attachable(node)?;
+        ensure!(links.len() > 2 * PAIRS, "{} links", links.len());
+        ensure!(pinned(node)? == links, "not every link is attached once");
+        println!(
+            "{} links: ready after {} ms",
+            links.len(),
+            ready.as_millis()
+        );
+
+        // Let the events of the start settle: they may cost a pass of their own.
+        std::thread::sleep(INTERVAL);
+        let (log, cpu) = (agent.log(), agent.cpu_time()?);
+        let before = snapshot::take(&node.netns)?;
+        std::thread::sleep(INTERVAL * RESYNCS);
+        let spent = agent.cpu_time()?.saturating_sub(cpu) / RESYNCS;
+        println!(
+            "a resync with nothing to do: {:.1} ms of CPU",
+            spent.as_secs_f64() * 1000.0
+        );
+        let new_lines = agent.log().split_off(log.len());
+        ensure!(
+            new_lines.is_empty(),
+            "resyncs with nothing to do:\n{new_lines}"
+        );
+        let difference = snapshot::difference(&before, &snapshot::take(&node.netns)?);
+        ensure!(difference.is_none(), "{}", difference.unwrap_or_default());
+
+        let _proxy = Proxy::start(node)?;
+        for family in Family::ALL {
+            let mut stream = client::connect(&node.pods[1].netns, family.vip_socket(), TIMEOUT)?;
+            transfer::exchange(&mut stream, 10_000, 1)?;
+            let entries = conntrack::list(&node.netns, family)?;
+            let found = conntrack::of_client(&entries, stream.local_addr()?);
+            ensure!(found.is_empty(), "{found:#?}");
+        }
+        Ok(())
+    });
+}
+
+/// Links that come are attached, also as ports of a bridge, and those that go leave nothing.
+#[test]
+fn links_come_and_go() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _agent = node.start_agent(&["--backend=ebpf", "--tc-attach=tcx"])?;
+        let _proxy = Proxy::start(node)?;
+        for topology in [Topology::Veth, Topology::BridgeNetfilter] {
+            node.add_pod(topology)?;
+            let pod = node.pods.last().context("a pod was just added")?;
+            let pin = node.link_pin(&pod.host_link)?;
+            let start = Instant::now();
+            cmd::wait_until(TIMEOUT, "the new link to be attached", || {
+                Ok(pin.exists().then_some(()))
+            })?;
+            println!(
+                "{topology:?}: attached after {} ms",
+                start.elapsed().as_millis()
+            );
+            for family in Family::ALL {
+                for (to, wanted) in [(family.vip_socket(), 0), (family.cluster_ip_socket(), 1)] {
+                    let mut stream = client::connect(&pod.netns, to, TIMEOUT)?;
+                    transfer::exchange(&mut stream, 10_000, 1)?;
+                    let entries = conntrack::list(&node.netns, family)?;
+                    let found = conntrack::of_client(&entries, stream.local_addr()?);
+                    ensure!(found.len() == wanted, "{to}: {found:#?}");
+                }
+            }
+        }
+        let bridge = node.link_pin("cni0")?;
+        ensure!(
+            !bridge.exists(),
+            "attached to the bridge itself: {}",
+            bridge.display()
+        );
+        let pod = node.pods.pop().context("the pod on the bridge")?;
+        let pin = node.link_pin(&pod.host_link)?;
+        drop(pod);
+        cmd::wait_until(TIMEOUT, "the pin of the gone link to go", || {
+            Ok((!pin.exists()).then_some(()))
+        })
+    });
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What somebody else breaks is repaired, by event: the interval is an hour. How fast is printed, and
+//! only that it happens is asserted.
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::kubeproxy::KubeProxy;
+use tests::netns::Netns;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::{Family, client, cmd, conntrack, snapshot, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Breaks something, waits until `is_right` again, and prints how long it took.
+fn repaired(
+    what: &str,
+    is_right: impl Fn() -> Result<bool>,
+    harm: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    ensure!(is_right()?, "{what}: not even right before the harm");
+    // The agent's own last changes are events too: what is measured is a quiet node.
+    std::thread::sleep(QUIET);
+    harm()?;
+    let start = Instant::now();
+    cmd::wait_until(TIMEOUT, what, || Ok(is_right()?.then_some(())))?;
+    let elapsed = start.elapsed();
+    println!(
+        "{what}: repaired after {:.1} ms",
+        elapsed.as_secs_f64() * 1000.0
+    );
+    Ok(())
+}
+
+/// A socket can be bound to the VIP: it is on some link, usable.
+fn has_vip(netns: &Netns, family: Family) -> bool {
+    netns.run(|| UdpSocket::bind((family.vip(), 0)).is_ok())
+}
+
+fn addresses(netns: &Netns, link: &str) -> Result<String> {
+    netns.exec(&format!("ip -o address show dev {link}"))
+}
+
+/// A connection from the first pod to the VIP leaves this many conntrack entries.
+fn entries_left(node: &Node, family: Family) -> Result<usize> {
+    let pod = &node.pods[0];
+    let mut stream = client::connect(&pod.netns, family.vip_socket(), TIMEOUT)
+        .context("connecting to the VIP")?;
+    let from = stream.local_addr()?;
+    transfer::exchange(&mut stream, 10_000, 1)?;
+    let entries = conntrack::list(&node.netns, family)?;
+    Ok(conntrack::of_client(&entries, from).len())
+}
+
+fn untracked(node: &Node) -> Result<bool> {
+    for family in Family::ALL {
+        if entries_left(node, family)? > 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[test]
+fn deleted_vip() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        for family in Family::ALL {
+            let (vip, len) = (family.vip(), family.host_prefix());
+            repaired(
+                &format!("the deleted VIP {vip}"),
+                || Ok(has_vip(&node.netns, family)),
+                || node.netns.ip(&format!("address del {vip}/{len} dev lo\n")),
+            )?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn flushed_link() {
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("link add vips type ifb\n")?;
+        let _agent = node.start_agent(&["--backend=none", "--interface=vips"])?;
+        repaired(
+            "the link without addresses",
+            || {
+                Ok(Family::ALL
+                    .iter()
+                    .all(|&family| has_vip(&node.netns, family)))
+            },
+            || node.netns.exec("ip address flush dev vips").map(drop),
+        )
+    });
+}
+
+#[test]
+fn downed_link() {
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("link add vips type ifb\n")?;
+        let _agent = node.start_agent(&["--backend=ebpf", "--interface=vips"])?;
+        repaired(
+            "the link that was set down",
+            || {
+                // Going down takes the IPv6 addresses with it.
+                let is_up = !node.netns.exec("ip -o link show dev vips up")?.is_empty();
+                Ok(is_up
+                    && Family::ALL
+                        .iter()
+                        .all(|&family| has_vip(&node.netns, family)))
+            },
+            || node.netns.ip("link set vips down\n"),
+        )
+    });
+}
+
+#[test]
+fn deleted_link_comes_back() {
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("link add vips type ifb\n")?;
+        let _agent = node.start_agent(&["--backend=none", "--interface=vips"])?;
+        node.netns.ip("link del vips\n")?;
+        // Where the kernel has dummy links the agent makes one; else the link's owner does.
+        if !node.has_dummy_links()? {
+            node.netns.ip("link add vips type ifb\n")?;
+        }
+        cmd::wait_until(TIMEOUT, "the VIPs on the new link", || {
+            Ok(Family::ALL
+                .iter()
+                .all(|&family| has_vip(&node.netns, family))
+                .then_some(()))
+        })
+    });
+}
+
+#[test]
+fn vip_on_another_link() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        for family in Family::ALL {
+            let (vip, len) = (family.vip(), family.host_prefix());
+            repaired(
+                &format!("the VIP {vip} added to eth0 as well"),
+                || {
+                    let is_elsewhere =
+                        addresses(&node.netns, "eth0")?.contains(&format!(" {vip}/"));
+                    Ok(!is_elsewhere && has_vip(&node.netns, family))
+                },
+                || {
+                    node.netns
+                        .ip(&format!("address add {vip}/{len} dev eth0\n"))
+                },
+            )?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn flushed_nftables() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        let ruleset = || snapshot::nf_tables(&node.netns);
+        let before = ruleset()?;
+        ensure!(before.contains("notrack"), "no verdict in\n{before}");
+        repaired(
+            "the flushed nf_tables",
+            || Ok(ruleset()? == before),
+            || node.netns.exec("nft flush ruleset").map(drop),
+        )?;
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        ensure!(untracked(node)?, "tracked after the repair");
+        Ok(())
+    });
+}
+
+#[test]
+fn deleted_nftables_chain() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let ruleset = || snapshot::nf_tables(&node.netns);
+        let before = ruleset()?;
+        let table = before
+            .lines()
+            .find_map(|line| line.strip_prefix("table ip "))
+            .and_then(|rest| rest.split_whitespace().next())
+            .context("a table of family ip")?;
+        let chain = before
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("chain "))
+            .and_then(|rest| rest.split_whitespace().next())
+            .context("a chain")?;
+        repaired(
+            "a chain of ours without its rules",
+            || Ok(ruleset()? == before),
+            || {
+                let line = format!("nft flush chain ip {table} {chain}");
+                node.netns.exec(&line).map(drop)
+            },
+        )
+    });
+}
+
+#[test]
+fn deleted_clsact() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _agent = node.start_agent(&["--backend=ebpf", "--tc-attach=clsact"])?;
+        let _proxy = Proxy::start(node)?;
+        repaired(
+            "the deleted clsact qdisc",
+            || {
+                let filters = node.netns.exec("tc filter show dev pod0 ingress");
+                Ok(filters.is_ok_and(|filters| filters.contains("bpf")))
+            },
+            || node.netns.exec("tc qdisc del dev pod0 clsact").map(drop),
+        )?;
+        ensure!(untracked(node)?, "tracked after the repair");
+        Ok(())
+    });
+}
+
+/// The kernel tells nobody: the next resync finds it.
+#[test]
+fn detached_tcx_link() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _agent =
+            node.start_agent(&["--backend=ebpf", "--tc-attach=tcx", "--sync-interval=1s"])?;
+        let _proxy = Proxy::start(node)?;
+        ensure!(untracked(node)?, "tracked although nothing is wrong");
+        let pin = node.link_pin("pod0")?;
+        std::fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
+        // The kernel frees the link a moment after its last reference.
+        ensure!(
+            cmd::wait_until(TIMEOUT, "the link to be attached again", || {
+                Ok(pin.exists().then_some(()))
+            })
+            .is_ok(),
+            "{} was not made again",
+            pin.display()
+        );
+        ensure!(untracked(node)?, "tracked after the resync");
+        Ok(())
+    });
+}
+
+#[test]
+fn deleted_iptables_rules() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        // The legacy tables tell nobody of a change, so this one waits for a resync.
+        let _agent = node.start_agent(&["--backend=iptables", "--sync-interval=500ms"])?;
+        for program in ["iptables-nft", "ip6tables-nft"] {
+            let rules = || node.netns.exec(&format!("{program} -t raw -S"));
+            let before = rules()?;
+            ensure!(before.contains("443"), "no rules in\n{before}");
+            repaired(
+                &format!("the rules flushed from {program}'s raw table"),
+                || Ok(rules()? == before),
+                || {
+                    node.netns
+                        .exec(&format!("{program} -w -t raw -F"))
+                        .map(drop)
+                },
+            )?;
+        }
+        Ok(())
+    });
+}
