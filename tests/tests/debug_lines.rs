@@ -48,7 +48,10 @@ fn not_asked_for() {
         let _proxy = Proxy::start(node)?;
         connect_from_everywhere(node)?;
         let log = agent.log();
-        ensure!(!log.contains("decided at"), "lines that nobody asked for: {log}");
+        ensure!(
+            !log.contains("decided at"),
+            "lines that nobody asked for: {log}"
+        );
         Ok(())
     });
 }

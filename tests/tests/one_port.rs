@@ -48,8 +48,8 @@ fn the_cluster_ip_first() {
     on_a_node(|node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
-        let mut second = connect(node, client, family.vip_socket(), TIMEOUT)
-            .context("connecting to the VIP")?;
+        let mut second =
+            connect(node, client, family.vip_socket(), TIMEOUT).context("connecting to the VIP")?;
         for seed in 2..5 {
             transfer::exchange(&mut second, BYTES, seed).context("through the VIP")?;
             transfer::exchange(&mut first, BYTES, seed).context("through the ClusterIP")?;

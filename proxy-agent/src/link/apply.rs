@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -12,6 +13,10 @@ use rtnetlink::{Handle, LinkDummy, LinkUnspec};
 
 use super::observe::{LinkAddress, LinkTable, OWN_GROUP, ObserveError, links};
 use super::plan::{Op, host_prefix};
+use crate::kernel::monitor::{Event, Interest, Monitor};
+
+/// An IPv6 address works once the kernel has announced it, a moment after it was added.
+const ANNOUNCED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +36,15 @@ pub enum ApplyError {
     /// The link could not be created, or has gone again.
     #[error("there is no link {0} at this moment")]
     NoLink(String),
+    /// No events could be listened to.
+    #[error("cannot listen to kernel events")]
+    Listen(#[source] io::Error),
     /// The list of links could not be read.
     #[error(transparent)]
     Observe(#[from] ObserveError),
+    /// The address is there but not in use yet.
+    #[error("the kernel has not announced {0} on its link within {ANNOUNCED_WITHIN:?}")]
+    NotAnnounced(IpAddr),
     /// The VIP is not on its own link, so it stays where it is.
     #[error("left in place, because bringing {0} to its link failed")]
     Kept(IpAddr),
@@ -100,7 +111,7 @@ impl<'a> Applier<'a> {
         match op {
             Op::CreateDummy { link } => self.create(link).await,
             Op::SetUp { link } => self.set_up(link).await,
-            Op::Add { vip, link } => self.add(*vip, link, false).await,
+            Op::Add { vip, link } => self.bring(*vip, link).await,
             Op::Extend { vip, link } => self.add(*vip, link, true).await,
             Op::Replace { old, link, .. } => {
                 self.remove(old).await?;
@@ -127,6 +138,28 @@ impl<'a> Applier<'a> {
         let index = self.index_of(link).await?;
         let message = LinkUnspec::new_with_index(index).up().build();
         answered(self.handle.link().set(message).execute().await, change_hint)
+    }
+
+    /// Adds a VIP so that a copy of it elsewhere can be removed next without a gap.
+    ///
+    /// The kernel inserts the local route of an IPv6 address in deferred work, together with the
+    /// announcement: until then only the other copy makes the VIP local.
+    /// <https://github.com/torvalds/linux/blob/v6.12/net/ipv6/addrconf.c#L4272>
+    async fn bring(&self, vip: IpAddr, link: &str) -> Result<(), ApplyError> {
+        let elsewhere = self.table.addresses.iter().any(|copy| copy.ip == vip);
+        if !(vip.is_ipv6() && elsewhere) {
+            return self.add(vip, link, false).await;
+        }
+        let interest = Interest {
+            vips: vec![vip],
+            ..Interest::default()
+        };
+        let mut monitor = Monitor::open(interest).map_err(ApplyError::Listen)?;
+        self.add(vip, link, false).await?;
+        let announced = async { while monitor.next().await != Event::Address(vip) {} };
+        tokio::time::timeout(ANNOUNCED_WITHIN, announced)
+            .await
+            .map_err(|_| ApplyError::NotAnnounced(vip))
     }
 
     async fn add(&self, vip: IpAddr, link: &str, replace: bool) -> Result<(), ApplyError> {

@@ -180,13 +180,19 @@ impl Table {
         Ok(Some(outline))
     }
 
-    /// Puts this table in the place of whatever has its name, in one transaction: packets meet
-    /// either the old one or the new one, never a part of it.
+    /// Puts tables in the place of whatever has their names, in one transaction: packets meet
+    /// either the old ones or the new ones, never a part of them.
     ///
     /// # Errors
     ///
-    /// The kernel's answer; the old table is then still in place.
-    pub fn replace(&self, socket: &mut Socket) -> Result<(), Error> {
+    /// The kernel's answer; the old tables are then still in place.
+    pub fn replace(tables: &[Self], socket: &mut Socket) -> Result<(), Error> {
+        let titles: Vec<_> = tables.iter().map(Self::title).collect();
+        let messages = tables.iter().flat_map(Self::replacement).collect();
+        socket.transact(&format!("install table {}", titles.join(" and ")), messages)
+    }
+
+    fn replacement(&self) -> Vec<(u16, Family, NfTablesMessage)> {
         let create = NLM_F_CREATE;
         let mut messages = vec![
             // So that the deletion finds one in any case.
@@ -201,7 +207,7 @@ impl Table {
                 messages.push((flags, self.family, self.new_rule(chain, rule)));
             }
         }
-        socket.transact(&format!("install table {}", self.title()), messages)
+        messages
     }
 
     /// Deletes the table, if it is there.

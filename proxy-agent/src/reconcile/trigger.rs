@@ -16,6 +16,10 @@ const SETTLE: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(20);
 /// First delay after a pass that failed; it doubles with each further one.
 const RETRY: Duration = Duration::from_secs(1);
+/// Passes that begin within this time after one another, and so many in a row, are a storm: a
+/// repair and the look after it are none.
+const CLOSE: Duration = Duration::from_millis(100);
+const STORM: u32 = 4;
 /// A pass that takes long does not keep the next one off for longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
@@ -24,8 +28,11 @@ pub struct Trigger {
     monitor: Monitor,
     interval: Duration,
     due: Instant,
-    /// No pass before this moment: in a storm of events half of the time is left to others.
+    /// No pass before this moment.
     rest_until: Instant,
+    /// When the last pass ended, and how many followed closely on each other.
+    ended: Instant,
+    streak: u32,
     failures: u32,
 }
 
@@ -38,6 +45,8 @@ impl Trigger {
             interval,
             due: now + interval,
             rest_until: now,
+            ended: now,
+            streak: 0,
             failures: 0,
         }
     }
@@ -70,7 +79,18 @@ impl Trigger {
     /// Notes how the pass went that began at `begun`.
     pub fn passed(&mut self, begun: Instant, failed: bool) {
         let now = Instant::now();
-        self.rest_until = now + (now - begun).min(LONGEST_REST);
+        self.streak = if begun - self.ended < CLOSE {
+            self.streak + 1
+        } else {
+            0
+        };
+        self.ended = now;
+        // In a storm of events half of the time is left to others.
+        self.rest_until = if self.streak < STORM {
+            now
+        } else {
+            now + (now - begun).min(LONGEST_REST)
+        };
         self.failures = if failed { self.failures + 1 } else { 0 };
         self.due = now + delay(self.interval, self.failures);
     }

@@ -27,7 +27,7 @@ pub use ruleset::TABLE;
 use crate::config::{Config, TcAttach};
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
-use crate::netfilter;
+use crate::netfilter::{self, Table};
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
@@ -156,13 +156,12 @@ impl Ebpf {
 
     async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
         match op {
-            Op::InstallTable {
-                table, forget: gap, ..
-            } => {
-                if *gap && let Some(programs) = self.programs.as_mut() {
+            Op::InstallTables { tables, forget } => {
+                if *forget && let Some(programs) = self.programs.as_mut() {
                     programs.forget_decisions().map_err(Error::Decisions)?;
                 }
-                Ok(table.replace(&mut netfilter::Socket::open()?)?)
+                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
+                Ok(install(&tables)?)
             }
             Op::DeleteTable { table, .. } => Ok(table.delete(&mut netfilter::Socket::open()?)?),
             Op::Attach { link, .. } => {
@@ -218,4 +217,18 @@ impl Ebpf {
             warn!(part = PART, "{error}");
         }
     }
+}
+
+/// All tables in one transaction; if that is refused, each on its own, so that a kernel without
+/// one of the families still gets the other.
+fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
+    let mut socket = netfilter::Socket::open()?;
+    let together = Table::replace(tables, &mut socket);
+    if together.is_ok() || tables.len() == 1 {
+        return together;
+    }
+    tables
+        .iter()
+        .map(|table| Table::replace(std::slice::from_ref(table), &mut socket))
+        .fold(Ok(()), Result::and)
 }

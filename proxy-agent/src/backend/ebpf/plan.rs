@@ -35,12 +35,10 @@ pub struct Target {
 /// One change.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Put a table in place, whole.
-    InstallTable {
-        /// The table.
-        table: Table,
-        /// Why.
-        reason: &'static str,
+    /// Put tables in place, whole.
+    InstallTables {
+        /// The tables, each with the reason.
+        tables: Vec<(Table, &'static str)>,
         /// Connections may have come and gone unverified while it was not there.
         forget: bool,
     },
@@ -88,6 +86,8 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
+    let mut tables = Vec::new();
+    let mut forget = false;
     for table in &desired.tables {
         let Some(outline) = observed.tables.get(&table.title()) else {
             // It could not be read: nothing is known, nothing is done.
@@ -100,17 +100,18 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
         let table = table.clone();
         match (outline, wanted) {
             (_, None) => removals.push(Op::DeleteTable { table }),
-            (None, Some(_)) => ops.push(Op::InstallTable {
-                table,
-                reason: "it is missing",
-                forget: true,
-            }),
-            (Some(outline), Some(wanted)) => ops.push(Op::InstallTable {
-                table,
-                reason: "it differs",
-                forget: !outline.has_rules_of(&wanted),
-            }),
+            (None, Some(_)) => {
+                forget = true;
+                tables.push((table, "it is missing"));
+            }
+            (Some(outline), Some(wanted)) => {
+                forget |= !outline.has_rules_of(&wanted);
+                tables.push((table, "it differs"));
+            }
         }
+    }
+    if !tables.is_empty() {
+        ops.push(Op::InstallTables { tables, forget });
     }
     for (index, name) in &desired.links {
         let Some(reason) = observed.attachment_fault(*index, desired) else {
@@ -144,8 +145,12 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 impl Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InstallTable { table, reason, .. } => {
-                write!(f, "install nf_tables table {}: {reason}", table.title())
+            Self::InstallTables { tables, .. } => {
+                let told: Vec<_> = tables
+                    .iter()
+                    .map(|(table, reason)| format!("{} ({reason})", table.title()))
+                    .collect();
+                write!(f, "install nf_tables table {}", told.join(" and "))
             }
             Self::DeleteTable { table } => {
                 write!(f, "delete nf_tables table {}", table.title())

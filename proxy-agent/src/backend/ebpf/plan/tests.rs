@@ -71,8 +71,11 @@ fn filter(index: u32, program: u32) -> Filter {
 /// What the kernel does with an operation.
 fn carry_out(op: &Op, observed: &mut Observed) {
     match op {
-        Op::InstallTable { table, .. } => {
-            observed.tables.insert(table.title(), Some(table.outline()));
+        Op::InstallTables { tables, .. } => {
+            for (table, _) in tables {
+                let outline = Some(table.outline());
+                observed.tables.insert(table.title(), outline);
+            }
         }
         Op::DeleteTable { table } => {
             observed.tables.insert(table.title(), None);
@@ -111,7 +114,7 @@ fn an_empty_node_gets_verdicts_first_and_then_programs() {
     assert_eq!(
         told(&plan(&desired, &nothing(&desired))),
         [
-            "install nf_tables table ip proxy-agent: it is missing",
+            "install nf_tables table ip proxy-agent (it is missing)",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
             "attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached",
         ]
@@ -125,7 +128,7 @@ fn a_table_that_could_not_be_read_is_left_alone() {
     observed.tables.remove("ip proxy-agent");
     assert_eq!(
         told(&plan(&desired, &observed)),
-        ["install nf_tables table ip6 proxy-agent: it is missing"]
+        ["install nf_tables table ip6 proxy-agent (it is missing)"]
     );
 }
 
@@ -135,7 +138,7 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
     let desired = desired(&["10.96.0.2"], &[], AttachMode::Tcx);
     let mut observed = nothing(&desired);
     let forgets = |observed: &Observed| match &plan(&desired, observed)[..] {
-        [Op::InstallTable { forget, .. }] => Some(*forget),
+        [Op::InstallTables { forget, .. }] => Some(*forget),
         _ => None,
     };
     assert_eq!(forgets(&observed), Some(true), "it was missing");
