@@ -85,12 +85,18 @@ fn a_second_pass_changes_nothing() {
     });
 }
 
+const SETTLED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The node is as it was. The kernel sets up IPv6 on new links in deferred work, which may end only
+/// after the first look.
 fn unchanged(before: &str, node: &Node) -> Result<()> {
-    let after = snapshot::take(&node.netns)?;
-    if let Some(difference) = snapshot::difference(before, &after) {
-        bail!("changed:\n{difference}");
-    }
-    Ok(())
+    let mut difference = None;
+    let settled = cmd::wait_until(SETTLED_WITHIN, "the node to be as it was", || {
+        let after = snapshot::take(&node.netns)?;
+        difference = snapshot::difference(before, &after);
+        Ok(difference.is_none().then_some(()))
+    });
+    settled.with_context(|| format!("changed:\n{}", difference.unwrap_or_default()))
 }
 
 #[test]
