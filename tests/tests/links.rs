@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::cmd::{self, Process};
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
