@@ -2,6 +2,7 @@
 
 //! The agent: one pass over the node after the other, each part in its turn.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,11 +14,12 @@ use tracing::{info, warn};
 
 use crate::backend::select::Backend;
 use crate::config::Config;
+use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::monitor::{Interest, Monitor};
 use crate::link::{self, LinkTable, VipLink};
 use crate::lock::Lock;
-use crate::reconcile::trigger::Trigger;
+use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Mode, Report, failed};
 
 /// How often debug lines of the eBPF programs are fetched.
@@ -36,6 +38,7 @@ struct Node {
     config: Config,
     link: VipLink,
     backend: Backend,
+    repair: Repair,
 }
 
 /// Runs the agent as it was told to.
@@ -69,6 +72,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         handle,
         link: VipLink::new(&config.vips, &config.interface),
         backend,
+        repair: Repair::new(repaired(&config)),
         config,
     };
     match (mode, node.config.daemon) {
@@ -76,6 +80,12 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         (Mode::Apply, false) => Ok(node.once().await),
         (Mode::Apply, true) => node.daemon(monitor).await,
     }
+}
+
+/// The ClusterIPs that stale conntrack entries must not keep clients from.
+fn repaired(config: &Config) -> Vec<SocketAddr> {
+    let translated = config.services.iter().map(|service| service.cluster_ip);
+    translated.chain(config.repair.iter().copied()).collect()
 }
 
 fn interest(config: &Config) -> Interest {
@@ -87,9 +97,13 @@ fn interest(config: &Config) -> Interest {
 }
 
 impl Node {
-    /// One pass: every part, whatever becomes of the others.
-    async fn pass(&mut self, mode: Mode) -> Report {
+    /// One pass: every part, whatever becomes of the others. What no event tells of is looked at in
+    /// a resync only.
+    async fn pass(&mut self, mode: Mode, cause: Cause) -> Report {
         let mut report = Report::default();
+        if cause == Cause::Resync {
+            self.repair.reconcile(mode, &mut report).await;
+        }
         let Some(mut table) = self.observe(&mut report).await else {
             // Without the list of links only what needs none can be looked at.
             return report;
@@ -119,7 +133,7 @@ impl Node {
 
     /// `--dry-run`.
     async fn tell_plan(&mut self) -> ExitCode {
-        let report = self.pass(Mode::DryRun).await;
+        let report = self.pass(Mode::DryRun, Cause::Resync).await;
         for change in &report.changes {
             println!("{change}");
         }
@@ -131,8 +145,9 @@ impl Node {
 
     /// `--daemon=false`: a pass, and a second look that must find nothing left to do.
     async fn once(&mut self) -> ExitCode {
-        let done = self.pass(Mode::Apply).await;
-        let left = self.pass(Mode::DryRun).await;
+        let done = self.pass(Mode::Apply, Cause::Resync).await;
+        // Without what only time brings about, as conntrack entries that have become stale.
+        let left = self.pass(Mode::DryRun, Cause::Event).await;
         for change in &left.changes {
             warn!("not as desired after the pass: {change}");
         }
@@ -150,11 +165,11 @@ impl Node {
         let mut logs = interval(LOG_INTERVAL);
         let debug = self.config.log.ebpf_debug();
         let mut ready = None;
-        let mut due = true;
+        let mut due = Some(Cause::Resync);
         let by = loop {
-            if due {
+            if let Some(cause) = due {
                 let begun = Instant::now();
-                let report = self.pass(Mode::Apply).await;
+                let report = self.pass(Mode::Apply, cause).await;
                 let works = report.failures.is_empty();
                 trigger.passed(begun, !works);
                 tell_readiness(&mut ready, works);
@@ -162,10 +177,10 @@ impl Node {
             due = tokio::select! {
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
-                _ = trigger.wait() => true,
+                cause = trigger.wait() => Some(cause),
                 _ = logs.tick(), if debug => {
                     self.backend.forward_logs();
-                    false
+                    None
                 }
             };
         };

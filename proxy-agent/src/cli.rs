@@ -5,6 +5,7 @@
 //! name the flag and the value, and end the process with exit code 2.
 
 mod args;
+mod services;
 mod values;
 
 #[cfg(test)]
@@ -20,8 +21,10 @@ use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches 
 use proxy_common::limits::MAX_VIPS;
 
 use self::args::Args;
+use self::services::Resolved;
 use crate::config::{BackendChoice, Config};
 use crate::goflag::parse_bool;
+use crate::telemetry::log::Remark;
 
 const AFTER_HELP: &str = "\
 Every flag can also be set by an environment variable: PROXY_AGENT_ and its name in capitals, for
@@ -33,6 +36,8 @@ Examples:
       Keep the VIP on lo, take the best backend that works here.
   proxy-agent --ip-address=10.96.0.2,fd00:10:96::2 --interface=apiserver-proxy --port=443,8443
       Two VIPs on a dummy link of their own, two ports.
+  proxy-agent --ip-address=10.96.0.2 --service-address=auto
+      Translate the ClusterIP to the VIP: neither kube-proxy nor conntrack is in the path.
   proxy-agent --ip-address=10.96.0.2 --daemon=false
       One pass, for an init container.
   proxy-agent --ip-address=10.96.0.2 --dry-run
@@ -64,7 +69,15 @@ where
     refuse_repeated("--ip-address", &args.ip_address, &mut command)?;
     refuse_repeated("--port", &args.port, &mut command)?;
     refuse_too_many(&args, &mut command)?;
-    Ok(config(args, &matches))
+    let services = services::resolve(&args, variable)
+        .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
+    Ok(config(args, services, &matches))
+}
+
+/// An environment variable that says something.
+fn variable(name: &str) -> Option<String> {
+    let value = env::var_os(name).filter(|value| !value.is_empty())?;
+    Some(value.to_string_lossy().into_owned())
 }
 
 /// The command with what all its flags have in common.
@@ -78,7 +91,7 @@ fn command() -> Command {
     command
 }
 
-fn config(args: Args, matches: &ArgMatches) -> Config {
+fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
     let is_explicit = |flag| {
         matches
             .value_source(flag)
@@ -90,6 +103,11 @@ fn config(args: Args, matches: &ArgMatches) -> Config {
         Some(false) => BackendChoice::None,
         None => args.backend,
     };
+    let mut log = args.klog.into_options(args.log_format);
+    log.remarks.extend(services.remark);
+    if !services.translated.is_empty() {
+        log.remarks.extend(untranslated(backend));
+    }
     Config {
         vips: args.ip_address,
         ports: args.port,
@@ -98,14 +116,28 @@ fn config(args: Args, matches: &ArgMatches) -> Config {
         daemon: args.daemon,
         cleanup: args.cleanup,
         backend,
+        services: services.translated,
+        repair: services.repair,
         accept_rules: args.accept_rules,
         dry_run: args.dry_run,
         bpffs: args.bpffs,
         run_dir: args.run_dir,
         max_connections: args.max_connections,
         tc_attach: args.tc_attach,
-        log: args.klog.into_options(args.log_format),
+        log,
     }
+}
+
+/// What is to be said about a backend that leaves the Services to kube-proxy.
+fn untranslated(backend: BackendChoice) -> Option<Remark> {
+    let name = match backend {
+        BackendChoice::Auto | BackendChoice::Ebpf => return None,
+        BackendChoice::Iptables => "iptables",
+        BackendChoice::None => "none",
+    };
+    Some(Remark::Warning(format!(
+        "--service-address with backend {name}: nothing is translated; only backend ebpf does that"
+    )))
 }
 
 /// A value given twice is a slip of the pen that hides the value that was meant.

@@ -3,7 +3,7 @@
 //! The validated settings that every other module works from. How they are spelled on the command
 //! line is `cli.rs`'s business.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +26,12 @@ pub struct Config {
     pub cleanup: bool,
     /// How conntrack is kept out of the path.
     pub backend: BackendChoice,
+    /// The Services whose connections are translated, in the order given: each to a VIP endpoint
+    /// of its own.
+    pub services: Vec<Service>,
+    /// Further endpoints whose stale conntrack entries are deleted, in the order given; those of
+    /// `services` always are, and are not among them.
+    pub repair: Vec<SocketAddr>,
     /// When the two ACCEPT rules are set in the iptables filter table.
     pub accept_rules: AcceptRules,
     /// Print the plan, change nothing.
@@ -40,6 +46,15 @@ pub struct Config {
     pub tc_attach: TcAttach,
     /// Where and how to log.
     pub log: LogOptions,
+}
+
+/// A Service whose connections the agent translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// What clients connect to: no VIP, and no other Service's.
+    pub cluster_ip: SocketAddr,
+    /// What they reach: one of the VIPs with one of the ports, of the same family.
+    pub vip: SocketAddr,
 }
 
 /// How conntrack is kept out of the path.

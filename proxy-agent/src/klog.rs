@@ -9,7 +9,7 @@ use std::str::FromStr;
 use clap::{ArgAction, Args};
 
 use crate::goflag::parse_bool;
-use crate::telemetry::log::{LogFile, LogFormat, LogOptions, ModuleLevel, Severity};
+use crate::telemetry::log::{LogFile, LogFormat, LogOptions, ModuleLevel, Remark, Severity};
 
 /// The log file's name below `--log_dir`.
 const LOG_FILE_NAME: &str = "proxy-agent.log";
@@ -163,17 +163,19 @@ impl KlogArgs {
             ("", dir) => Some(PathBuf::from(dir).join(LOG_FILE_NAME)),
             (file, _) => Some(PathBuf::from(file)),
         };
-        let mut warnings = Vec::new();
+        let mut remarks = Vec::new();
         if self.to_stderr && path.is_some() {
-            warnings.push(
+            remarks.push(Remark::Warning(
                 "--log_file and --log_dir have no effect while --logtostderr is true; \
-                 to log to the file, give --logtostderr=false",
-            );
+                 to log to the file, give --logtostderr=false"
+                    .to_owned(),
+            ));
         }
         if !self.to_stderr && path.is_none() {
-            warnings.push(
-                "--logtostderr=false without --log_file or --log_dir: the log stays on stderr",
-            );
+            remarks.push(Remark::Warning(
+                "--logtostderr=false without --log_file or --log_dir: the log stays on stderr"
+                    .to_owned(),
+            ));
         }
         LogOptions {
             format,
@@ -190,7 +192,7 @@ impl KlogArgs {
             },
             headers: !self.skip_headers,
             source: self.add_dir_header,
-            warnings,
+            remarks,
         }
     }
 }

@@ -6,6 +6,7 @@ mod app;
 mod backend;
 mod cli;
 mod config;
+mod conntrack;
 mod goflag;
 mod kernel;
 mod klog;

@@ -3,7 +3,7 @@
 //! Addresses and ports as they stand in packets and maps: network byte order, both families in
 //! one shape.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0/96`.
 const MAPPED: u32 = 0xffff_u32.to_be();
@@ -13,7 +13,7 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address([u32; 4]);
 
-/// An address and a TCP port: the key of the map of VIPs.
+/// An address and a TCP port.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
@@ -47,6 +47,13 @@ impl Address {
             [0, 0, MAPPED, word] => Some(word),
             _ => None,
         }
+    }
+
+    /// The four words of the IPv6 form in network byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> [u32; 4] {
+        self.0
     }
 
     /// The sixteen bytes as they stand in an IPv6 packet.
@@ -87,6 +94,13 @@ impl From<Address> for IpAddr {
 }
 
 impl Endpoint {
+    /// No endpoint: the unspecified address and port zero.
+    pub const NONE: Self = Self {
+        address: Address([0; 4]),
+        port: 0,
+        reserved: 0,
+    };
+
     /// `port` is in network byte order.
     #[inline(always)]
     #[must_use]
@@ -96,12 +110,6 @@ impl Endpoint {
             port,
             reserved: 0,
         }
-    }
-
-    /// From an address and a port in host byte order.
-    #[must_use]
-    pub fn from_host(ip: IpAddr, port: u16) -> Self {
-        Self::new(ip.into(), port.to_be())
     }
 
     /// The address.
@@ -116,6 +124,18 @@ impl Endpoint {
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(socket: SocketAddr) -> Self {
+        Self::new(socket.ip().into(), socket.port().to_be())
+    }
+}
+
+impl From<Endpoint> for SocketAddr {
+    fn from(endpoint: Endpoint) -> Self {
+        Self::new(endpoint.address.into(), u16::from_be(endpoint.port))
     }
 }
 

@@ -21,14 +21,16 @@ pub struct ConnectionKey {
     vip_port: u16,
 }
 
-/// What was seen of a connection when it was decided. Host byte order.
+/// What was seen of a connection when it was decided.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// Sequence number of the SYN.
+    /// Sequence number of the SYN, host byte order.
     isn: u32,
     /// Bytes the SYN carried (TCP Fast Open): the answer may acknowledge them too.
     syn_payload: u32,
+    /// What the client addressed, if it was not the VIP itself.
+    original: Endpoint,
 }
 
 impl ConnectionKey {
@@ -74,14 +76,30 @@ impl ConnectionKey {
 }
 
 impl Connection {
-    /// The decision about the connection that `syn` opens.
+    /// The decision about the connection that `syn` opens. `original` is what the client addressed
+    /// if that is translated to the VIP, [`Endpoint::NONE`] otherwise.
     #[inline(always)]
     #[must_use]
-    pub const fn opened_by(syn: &Segment) -> Self {
+    pub const fn opened_by(syn: &Segment, original: Endpoint) -> Self {
         Self {
             isn: syn.seq(),
             syn_payload: syn.payload(),
+            original,
         }
+    }
+
+    /// What the client addressed, if that is translated to the VIP; [`Endpoint::NONE`] otherwise.
+    #[inline(always)]
+    #[must_use]
+    pub const fn original(&self) -> Endpoint {
+        self.original
+    }
+
+    /// Whether the connection is translated.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_translated(&self) -> bool {
+        self.original != Endpoint::NONE
     }
 
     /// Whether `syn` is the one that was decided, or its retransmission.

@@ -14,6 +14,9 @@ const JUMBO_OPTION: [u8; 2] = [0xc2, 4];
 const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 const IPV6_VERSION: u8 = 0x60;
 const IPV4_HEADER: u16 = 20;
+/// Length of an IPv6 header in bytes.
+pub const IPV6_HEADER: u32 = 40;
+const JUMBO_HEADER: u32 = 8;
 /// More-fragments flag and fragment offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;
 
@@ -125,6 +128,8 @@ pub struct Segment {
     ack: u32,
     /// Bytes behind the TCP header.
     payload: u32,
+    /// Bytes between the start of the IP header and that of the TCP header.
+    transport: u32,
 }
 
 impl TcpHeader {
@@ -134,7 +139,13 @@ impl TcpHeader {
     }
 
     #[inline(always)]
-    fn segment(&self, source: Address, destination: Address, length: u16) -> Segment {
+    fn segment(
+        &self,
+        source: Address,
+        destination: Address,
+        transport: u32,
+        length: u16,
+    ) -> Segment {
         Segment {
             source: Endpoint::new(source, self.source_port),
             destination: Endpoint::new(destination, self.destination_port),
@@ -142,6 +153,7 @@ impl TcpHeader {
             seq: u32::from_be(self.seq),
             ack: u32::from_be(self.ack),
             payload: u32::from(length.saturating_sub(self.header_length())),
+            transport,
         }
     }
 }
@@ -166,6 +178,7 @@ impl Ipv4Tcp {
         Ok(self.tcp.segment(
             Address::from_ipv4(self.source),
             Address::from_ipv4(self.destination),
+            u32::from(IPV4_HEADER),
             u16::from_be(self.total_length).saturating_sub(IPV4_HEADER),
         ))
     }
@@ -189,6 +202,7 @@ impl Ipv6Tcp {
         Ok(self.tcp.segment(
             Address::from_ipv6(self.source),
             Address::from_ipv6(self.destination),
+            IPV6_HEADER,
             u16::from_be(self.payload_length),
         ))
     }
@@ -219,6 +233,7 @@ impl Ipv6Tcp {
         Ok(jumbo.tcp.segment(
             Address::from_ipv6(self.source),
             Address::from_ipv6(self.destination),
+            IPV6_HEADER + JUMBO_HEADER,
             0,
         ))
     }
@@ -258,6 +273,13 @@ impl Segment {
     #[must_use]
     pub const fn payload(&self) -> u32 {
         self.payload
+    }
+
+    /// Bytes between the start of the IP header and that of the TCP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn transport(&self) -> u32 {
+        self.transport
     }
 
     /// The first segment of a connection. Explicit congestion notification sets two more flags on

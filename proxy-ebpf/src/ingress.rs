@@ -1,111 +1,94 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TC ingress: decides the connections of pods and of the wire, before any NAT.
+//! TC ingress: decides the connections of pods and of the wire, before any NAT, and translates
+//! the destination of those that were addressed to a service.
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
-use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use proxy_common::ConnectionKey;
+use proxy_common::{ConnectionKey, Endpoint, Segment};
 
-use crate::connections;
+use crate::maps::{connections, destinations};
 use crate::packet::{self, FromNetworkHeader, Undecided};
+use crate::sockets::{self, Proxy};
+use crate::translate::{self, Side};
 
-/// `BPF_F_CURRENT_NETNS`, -1 as the 32 bits that the helper wants.
-const CURRENT_NETNS: u64 = 0xffff_ffff;
-/// Lengths of `struct bpf_sock_tuple`, by which the helper tells the family.
-const IPV4_TUPLE: u32 = 12;
-const IPV6_TUPLE: u32 = 36;
-const TCP_TIME_WAIT: u32 = 6;
-const TCP_LISTEN: u32 = 10;
-
-/// The key of an IPv4 connection as the socket look-up wants it.
-#[repr(C)]
-struct Ipv4Tuple {
-    client: u32,
-    vip: u32,
-    client_port: u16,
-    vip_port: u16,
-}
-
-/// Decides the connection if the packet is a SYN for a VIP.
+/// Decides the connection if the packet is a SYN for the proxy; translates the packet if its
+/// connection is.
 #[inline(always)]
-pub fn decide(ctx: &TcContext) -> Result<(), Undecided> {
+pub fn decide_and_translate(ctx: &TcContext) -> Result<(), Undecided> {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.
     if unsafe { (*skb).vlan_present } != 0 {
         return Err(Undecided::VlanTag);
     }
     let segment = packet::segment::<FromNetworkHeader>(skb)?;
-    if !segment.opens() {
+    if !destinations::may_be(segment.destination().port()) {
+        return Err(Undecided::NotForProxy);
+    }
+    let addressed = segment.destination();
+    if !segment.opens() && !destinations::are_translated() {
         return Err(Undecided::NotOpening);
     }
-    if !connections::is_vip(&segment.destination()) {
-        return Err(Undecided::NotVip);
+    let vip = destinations::vip_of(&addressed)?;
+    let original = if vip == addressed {
+        Endpoint::NONE
+    } else {
+        addressed
+    };
+    let key = ConnectionKey::new(segment.source(), vip);
+    if segment.opens() {
+        decide(ctx, &segment, &key, original)?;
     }
-    let key = ConnectionKey::of_request(&segment);
-    // A connection of the proxy with the same addresses and ports that has no entry came by
-    // somebody's DNAT and is tracked: a decision would untrack its replies too. Left undecided,
-    // this one is told apart from it by conntrack, which gives it another source port.
-    if connections::get(&key).is_err() && is_in_use(ctx, &key) {
-        debug!(
-            ctx,
-            "undecided: the proxy has a tracked connection from the same client port"
-        );
-        return Err(Undecided::InUse);
+    if original == Endpoint::NONE {
+        return Ok(());
     }
-    connections::decide(&key, &segment).inspect_err(|_| connections::forget(&key))?;
-    // SAFETY: as above.
-    let link = unsafe { (*skb).ifindex };
+    if connections::get(&key)?.original() != original {
+        return Err(Undecided::NoDecision);
+    }
+    translate::rewrite(skb, &segment, Side::Destination, vip)
+}
+
+/// Decides a connection unless that could harm another one, or lead to nobody.
+#[inline(always)]
+fn decide(
+    ctx: &TcContext,
+    syn: &Segment,
+    key: &ConnectionKey,
+    original: Endpoint,
+) -> Result<(), Undecided> {
+    match sockets::proxy(ctx, key) {
+        Proxy::Connected => {
+            // The proxy has a connection with the same addresses and ports. If it came in the same
+            // way, the client has given it up, and the proxy will tell. If not, it is alive: a
+            // decision would turn its replies into those of this one. When it came by somebody's
+            // DNAT, conntrack tells the two apart by giving this one another source port.
+            let same = connections::get(key).is_ok_and(|entry| entry.original() == original);
+            if !same {
+                debug!(
+                    ctx,
+                    "undecided: the proxy has another connection of the same client port"
+                );
+                return Err(Undecided::InUse);
+            }
+        }
+        Proxy::Listening => {}
+        Proxy::Absent | Proxy::Waiting => {
+            // To the VIP itself there is no other way. To a service there is: the one that the
+            // packet takes without the agent.
+            if original != Endpoint::NONE && !sockets::is_listening(ctx, key.vip()) {
+                connections::forget(key);
+                return Err(Undecided::NoListener);
+            }
+        }
+    }
+    connections::decide(key, syn, original).inspect_err(|_| connections::forget(key))?;
+    // SAFETY: the kernel hands a valid context to the program.
+    let link = unsafe { (*ctx.skb.skb).ifindex };
     debug!(
         ctx,
         "decided at ingress of link {}, isn {}",
         link,
-        segment.seq()
+        syn.seq()
     );
     Ok(())
-}
-
-/// Whether the proxy has a socket for this connection: any but a listener, or one that only waits
-/// for late packets and gives way to a new connection.
-#[inline(always)]
-fn is_in_use(ctx: &TcContext, key: &ConnectionKey) -> bool {
-    let (client, vip) = (key.client(), key.vip());
-    let socket = match (client.address().as_ipv4(), vip.address().as_ipv4()) {
-        (Some(client_address), Some(vip_address)) => {
-            let tuple = Ipv4Tuple {
-                client: client_address,
-                vip: vip_address,
-                client_port: client.port(),
-                vip_port: vip.port(),
-            };
-            look_up(ctx, (&raw const tuple).cast(), IPV4_TUPLE)
-        }
-        _ => look_up(ctx, core::ptr::from_ref(key).cast(), IPV6_TUPLE),
-    };
-    let Some(socket) = socket else {
-        return false;
-    };
-    // SAFETY: `look_up` returned a socket that is not null; it is released on every path.
-    unsafe {
-        let state = (*socket).state;
-        bpf_sk_release(socket.cast());
-        state != TCP_LISTEN && state != TCP_TIME_WAIT
-    }
-}
-
-#[inline(always)]
-fn look_up(ctx: &TcContext, tuple: *const bpf_sock_tuple, length: u32) -> Option<*mut bpf_sock> {
-    // SAFETY: `tuple` points to `length` initialised bytes in the layout of the family that the
-    // helper tells by the length.
-    let socket = unsafe {
-        bpf_skc_lookup_tcp(
-            ctx.skb.skb.cast(),
-            tuple.cast_mut(),
-            length,
-            CURRENT_NETNS,
-            0,
-        )
-    };
-    (!socket.is_null()).then_some(socket)
 }

@@ -18,27 +18,45 @@
     reason = "each program is one function to the verifier, and small: a call costs more than it saves"
 )]
 
-mod connections;
+mod connect;
+mod egress;
 mod ingress;
+mod maps;
 mod packet;
+mod sockets;
+mod translate;
 mod verdict;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::macros::{classifier, socket_filter};
-use aya_ebpf::programs::{SkBuffContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, socket_filter};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
 
-/// Result of a `socket_filter` program behind the `match bpf` expression: no match, the packet
-/// goes on to conntrack.
-const TRACK: i64 = 0;
-/// A match: the `notrack` expression behind it is carried out.
-const UNTRACK: i64 = 1;
+use crate::connect::{Ipv4, Ipv6};
+use crate::packet::Undecided;
 
-/// TC ingress of every link that brings pod or wire traffic: decides at the SYN.
+/// Result of a `socket_filter` program behind the `match bpf` expression: the packet goes on as if
+/// the rule were not there.
+const NO_MATCH: i64 = 0;
+/// The rest of the rule is carried out.
+const MATCH: i64 = 1;
+/// Result of a `cgroup_sock_addr` program: the call goes on, changed or not.
+const ALLOW: i32 = 1;
+
+/// TC ingress of every link that brings pod or wire traffic: decides at the SYN, translates
+/// services to the VIP.
 ///
 /// The packet always goes on to the next program, whatever happened here.
 #[classifier]
 pub fn vip_ingress(ctx: TcContext) -> i32 {
-    match ingress::decide(&ctx) {
+    match ingress::decide_and_translate(&ctx) {
+        Ok(()) | Err(_) => TC_ACT_UNSPEC,
+    }
+}
+
+/// TC egress of the same links: translates replies back to the service.
+#[classifier]
+pub fn vip_egress(ctx: TcContext) -> i32 {
+    match egress::translate(&ctx) {
         Ok(()) | Err(_) => TC_ACT_UNSPEC,
     }
 }
@@ -46,27 +64,70 @@ pub fn vip_ingress(ctx: TcContext) -> i32 {
 /// Raw PREROUTING, packets to the VIP: obeys the decision.
 #[socket_filter]
 pub fn vip_prerouting(ctx: SkBuffContext) -> i64 {
-    match verdict::obey(&ctx) {
-        Ok(()) => UNTRACK,
-        Err(_) => TRACK,
-    }
+    verdict(verdict::obey(&ctx))
+}
+
+/// Raw PREROUTING, packets to a service: those of translated connections that TC did not see.
+#[socket_filter]
+pub fn vip_service(ctx: SkBuffContext) -> i64 {
+    verdict(verdict::untranslated(&ctx))
 }
 
 /// Raw OUTPUT, packets to the VIP: decides at the SYN of a client on the node, then obeys.
 #[socket_filter]
 pub fn vip_output_request(ctx: SkBuffContext) -> i64 {
-    match verdict::decide_or_obey(&ctx) {
-        Ok(()) => UNTRACK,
-        Err(_) => TRACK,
-    }
+    verdict(verdict::decide_or_obey(&ctx))
 }
 
 /// Raw OUTPUT, packets from the VIP: verifies the answer to the SYN, then obeys.
 #[socket_filter]
 pub fn vip_output_reply(ctx: SkBuffContext) -> i64 {
-    match verdict::verify(&ctx) {
-        Ok(()) => UNTRACK,
-        Err(_) => TRACK,
+    verdict(verdict::verify(&ctx))
+}
+
+/// Raw OUTPUT, packets from the VIP that have to be translated back to the service.
+#[socket_filter]
+pub fn vip_output_translated(ctx: SkBuffContext) -> i64 {
+    verdict(verdict::verify_translated(&ctx))
+}
+
+/// A process connects, IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn vip_connect4(ctx: SockAddrContext) -> i32 {
+    match connect::connect::<Ipv4>(&ctx) {
+        Ok(()) | Err(_) => ALLOW,
+    }
+}
+
+/// A process connects, IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn vip_connect6(ctx: SockAddrContext) -> i32 {
+    match connect::connect::<Ipv6>(&ctx) {
+        Ok(()) | Err(_) => ALLOW,
+    }
+}
+
+/// A process asks for its peer, IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn vip_getpeername4(ctx: SockAddrContext) -> i32 {
+    match connect::peer::<Ipv4>(&ctx) {
+        Ok(()) | Err(_) => ALLOW,
+    }
+}
+
+/// A process asks for its peer, IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn vip_getpeername6(ctx: SockAddrContext) -> i32 {
+    match connect::peer::<Ipv6>(&ctx) {
+        Ok(()) | Err(_) => ALLOW,
+    }
+}
+
+#[inline(always)]
+fn verdict(outcome: Result<(), Undecided>) -> i64 {
+    match outcome {
+        Ok(()) => MATCH,
+        Err(_) => NO_MATCH,
     }
 }
 

@@ -9,15 +9,12 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::cty::c_long;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
-use proxy_common::packet::{Headers, JumboTcp};
+use proxy_common::packet::{Headers, IPV6_HEADER, JumboTcp};
 use proxy_common::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
 
 /// Ethernet types as `__sk_buff.protocol` has them.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
-
-/// Length of an IPv6 header in bytes.
-const IPV6_HEADER: u32 = 40;
 
 /// Why a packet stays undecided.
 #[derive(Clone, Copy)]
@@ -32,10 +29,18 @@ pub enum Undecided {
     Unreadable,
     /// Not the first segment of a connection: what is not decided at its SYN never is.
     NotOpening,
-    /// Not addressed to a VIP.
-    NotVip,
-    /// The proxy already has a connection with these addresses and ports that was not decided.
+    /// Not addressed to the proxy, or not from it.
+    NotForProxy,
+    /// The proxy has a connection with the same addresses and ports that came in another way.
     InUse,
+    /// Nobody listens on the VIP: the way without the agent may lead somewhere.
+    NoListener,
+    /// The process is not in the network namespace of the host.
+    NotOnHost,
+    /// The connection was addressed to the VIP itself.
+    NotTranslated,
+    /// The packet could not be changed.
+    Rewrite,
     /// The entry could not be written.
     MapFull,
     /// No entry, or one of another connection.

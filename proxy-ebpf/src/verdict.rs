@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The verdicts of the raw chains: `Ok` untracks the packet.
+//! The verdicts of the raw chains: `Ok` is a match. What is done with a packet that matches, to
+//! untrack it or to translate it as well, is written in the rule.
 //!
-//! Native expressions in front of the program have matched the VIP and its port, so nothing here
+//! Native expressions in front of the program have matched address and port, so nothing here
 //! looks them up again.
 
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::debug;
-use proxy_common::{ConnectionKey, Segment};
+use proxy_common::{Connection, ConnectionKey, Endpoint, Segment};
 
-use crate::connections;
+use crate::maps::{connections, destinations};
 use crate::packet::{self, FromData, Undecided};
 
 /// PREROUTING, client to VIP.
@@ -17,6 +18,20 @@ use crate::packet::{self, FromData, Undecided};
 pub fn obey(ctx: &SkBuffContext) -> Result<(), Undecided> {
     let segment = packet::segment::<FromData>(ctx.skb.skb)?;
     covered(&ConnectionKey::of_request(&segment), &segment)
+}
+
+/// PREROUTING, client to service: a packet that TC ingress should have translated and has not,
+/// because it was detached.
+#[inline(always)]
+pub fn untranslated(ctx: &SkBuffContext) -> Result<(), Undecided> {
+    let segment = packet::segment::<FromData>(ctx.skb.skb)?;
+    let vip = destinations::vip_of(&segment.destination())?;
+    let entry = connections::get(&ConnectionKey::new(segment.source(), vip))?;
+    if entry.original() == segment.destination() && entry.covers_request(&segment) {
+        Ok(())
+    } else {
+        Err(Undecided::NoDecision)
+    }
 }
 
 /// OUTPUT, client on the node to VIP. This hook comes before any NAT and before any TC hook.
@@ -27,7 +42,8 @@ pub fn decide_or_obey(ctx: &SkBuffContext) -> Result<(), Undecided> {
     if !segment.opens() {
         return covered(&key, &segment);
     }
-    connections::decide(&key, &segment).inspect_err(|_| connections::forget(&key))?;
+    connections::decide(&key, &segment, Endpoint::NONE)
+        .inspect_err(|_| connections::forget(&key))?;
     debug!(ctx, "decided at output, isn {}", segment.seq());
     Ok(())
 }
@@ -35,10 +51,26 @@ pub fn decide_or_obey(ctx: &SkBuffContext) -> Result<(), Undecided> {
 /// OUTPUT, VIP to client.
 #[inline(always)]
 pub fn verify(ctx: &SkBuffContext) -> Result<(), Undecided> {
+    verified(ctx).map(drop)
+}
+
+/// OUTPUT, VIP to client, where that client addressed a service.
+#[inline(always)]
+pub fn verify_translated(ctx: &SkBuffContext) -> Result<(), Undecided> {
+    if verified(ctx)?.is_translated() {
+        Ok(())
+    } else {
+        Err(Undecided::NotTranslated)
+    }
+}
+
+#[inline(always)]
+fn verified(ctx: &SkBuffContext) -> Result<Connection, Undecided> {
     let segment = packet::segment::<FromData>(ctx.skb.skb)?;
     let key = ConnectionKey::of_reply(&segment);
-    if connections::get(&key)?.covers_reply(&segment) {
-        return Ok(());
+    let entry = connections::get(&key)?;
+    if entry.covers_reply(&segment) {
+        return Ok(entry);
     }
     connections::forget(&key);
     debug!(

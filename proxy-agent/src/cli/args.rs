@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser, value_parser};
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
-use super::values;
+use super::values::{self, Endpoint, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
 use crate::goflag::parse_bool;
 use crate::klog::KlogArgs;
@@ -17,6 +17,7 @@ use crate::telemetry::log::LogFormat;
 
 /// Keeps the VIP of the API server's local proxy up on this node, and conntrack out of its path.
 #[derive(Debug, Parser)]
+#[expect(clippy::doc_markdown, reason = "the text of --help")]
 #[command(
     name = "proxy-agent",
     version,
@@ -57,6 +58,23 @@ pub struct Args {
         default_value = "auto"
     )]
     pub backend: BackendChoice,
+
+    /// The ClusterIPs whose connections are translated to the VIP of their family, separated by
+    /// commas; repeatable. Without a port: 443; with one, IPv6 in brackets: [fd00::1]:443. auto: the
+    /// address in KUBERNETES_SERVICE_HOST and its port; nothing if a host name stands there
+    #[arg(
+        long, env = "PROXY_AGENT_SERVICE_ADDRESS", value_name = "IP[:PORT][,...]|auto",
+        help_heading = "Data plane", value_delimiter = ',', value_parser = values::service_address
+    )]
+    pub service_address: Vec<ServiceAddress>,
+
+    /// Further ClusterIPs whose stale conntrack entries are deleted, written as above; repeatable.
+    /// Those of --service-address always are
+    #[arg(
+        long, env = "PROXY_AGENT_REPAIR_CONNTRACK", value_name = "IP[:PORT][,...]",
+        help_heading = "Data plane", value_delimiter = ',', value_parser = values::endpoint
+    )]
+    pub repair_conntrack: Vec<Endpoint>,
 
     /// The sidecar's spelling: true is --backend=iptables, false is --backend=none; an explicit
     /// --backend wins

@@ -3,6 +3,7 @@
 //! The command line as a whole: what it accepts, what it refuses, and how it tells.
 
 mod refused;
+mod services;
 mod variables;
 
 use std::env;
@@ -51,7 +52,7 @@ fn one_address_is_enough() {
     assert_eq!(config.log.verbosity, 0);
     assert_eq!(config.log.stderr_threshold, Severity::Error);
     assert!(config.log.file.is_none() && config.log.modules.is_empty());
-    assert!(config.log.headers && !config.log.source && config.log.warnings.is_empty());
+    assert!(config.log.headers && !config.log.source && config.log.remarks.is_empty());
 }
 
 #[test]
@@ -148,10 +149,10 @@ fn klogs_flags_with_dashes() {
 fn log_files_that_klog_would_not_write_are_warned_about() {
     let config = accepted("--ip-address=10.96.0.2 --log_file=/a");
     assert!(config.log.file.is_none());
-    assert_eq!(config.log.warnings.len(), 1);
+    assert_eq!(config.log.remarks.len(), 1);
     let config = accepted("--ip-address=10.96.0.2 --logtostderr=false");
     assert!(config.log.file.is_none());
-    assert_eq!(config.log.warnings.len(), 1);
+    assert_eq!(config.log.remarks.len(), 1);
 }
 
 #[test]
@@ -204,6 +205,7 @@ fn word() -> impl Strategy<Value = String> {
         "[-+0-9a-z.,:/=]{0,12}",
         Just("10.96.0.2".to_owned()),
         Just("1m0s".to_owned()),
+        Just("auto,[fd00::1]:443".to_owned()),
     ];
     prop_oneof![
         flag.clone(),

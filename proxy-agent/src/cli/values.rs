@@ -3,7 +3,7 @@
 //! Readers of single values. Their errors follow clap's "invalid value '…' for '--flag': " and say
 //! what is wrong and what to give instead.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,10 @@ use crate::goflag::{DurationError, GoDuration};
 
 /// The longest name of a link in bytes: the kernel's `IFNAMSIZ` less the closing zero.
 const MAX_LINK_NAME: usize = 15;
+/// The port of the `kubernetes` Service.
+pub const SERVICE_PORT: u16 = 443;
+/// How [`ServiceAddress::Auto`] is written.
+pub const AUTO: &str = "auto";
 /// Resyncs more often than that would keep the agent busy with nothing else.
 const MIN_INTERVAL: GoDuration = GoDuration::from_millis(1);
 /// A year. Beyond it is a slip of the pen.
@@ -41,16 +45,108 @@ pub fn vip(text: &str) -> Result<IpAddr, VipError> {
         Some((address, _)) if address.parse::<IpAddr>().is_ok() => VipError::Prefix,
         _ => VipError::Syntax,
     })?;
-    let unusable = |what| Err(VipError::Unusable(what));
-    match address {
-        _ if address.is_unspecified() => unusable("the unspecified address"),
-        _ if address.is_loopback() => unusable("a loopback address"),
-        _ if address.is_multicast() => unusable("a multicast address"),
-        IpAddr::V4(v4) if v4.is_broadcast() => unusable("the broadcast address"),
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Err(VipError::Mapped),
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => unusable("a link-local address"),
-        _ => Ok(address),
+    match flaw(address) {
+        _ if is_mapped(address) => Err(VipError::Mapped),
+        Some(flaw) => Err(VipError::Unusable(flaw)),
+        None => Ok(address),
     }
+}
+
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// Why an address can be neither a VIP nor a ClusterIP.
+fn flaw(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => Some("the unspecified address"),
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        _ if is_mapped(address) => Some("an IPv4-mapped IPv6 address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
+        _ => None,
+    }
+}
+
+/// A Service's endpoint: its ClusterIP with one of its ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// How it was written.
+    pub text: String,
+    /// What was meant.
+    pub address: SocketAddr,
+}
+
+/// A value of `--service-address`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceAddress {
+    /// What Kubernetes tells every container.
+    Auto,
+    /// What was written.
+    Given(Endpoint),
+}
+
+/// Why a text is no Service's endpoint.
+#[derive(Debug, Error)]
+pub enum EndpointError {
+    /// A host name, or nothing at all.
+    #[error(
+        "not an IP address with or without a port; give a ClusterIP, like 10.96.0.1, \
+         10.96.0.1:443 or [fd00::1]:443"
+    )]
+    Syntax,
+    /// What stands behind the address.
+    #[error("'{0}' is {PortError}")]
+    Port(String),
+    /// An address that no Service can have.
+    #[error("{0}; give the ClusterIP of a Service, for example 10.96.0.1")]
+    Unusable(&'static str),
+}
+
+/// Reads an endpoint: an address, or an address and a port, where IPv6 stands in brackets.
+/// Without a port it is the `kubernetes` Service's.
+pub fn endpoint(text: &str) -> Result<Endpoint, EndpointError> {
+    let (address, port) = match text.parse() {
+        Ok(address) => (address, SERVICE_PORT),
+        Err(_) => split(text)?,
+    };
+    if let Some(flaw) = flaw(address) {
+        return Err(EndpointError::Unusable(flaw));
+    }
+    Ok(Endpoint {
+        text: text.to_owned(),
+        address: SocketAddr::new(address, port),
+    })
+}
+
+/// Takes "address:port", "[address]:port" and "[address]" apart.
+fn split(text: &str) -> Result<(IpAddr, u16), EndpointError> {
+    let (address, rest) = if let Some(inner) = text.strip_prefix('[') {
+        let (address, rest) = inner.split_once(']').ok_or(EndpointError::Syntax)?;
+        (address.parse::<Ipv6Addr>().map(IpAddr::V6), rest)
+    } else {
+        let colon = text.find(':').ok_or(EndpointError::Syntax)?;
+        let (address, rest) = text.split_at(colon);
+        (address.parse(), rest)
+    };
+    let address = address.map_err(|_| EndpointError::Syntax)?;
+    if rest.is_empty() {
+        return Ok((address, SERVICE_PORT));
+    }
+    let digits = rest.strip_prefix(':').ok_or(EndpointError::Syntax)?;
+    match port(digits) {
+        Ok(port) => Ok((address, port)),
+        Err(PortError) => Err(EndpointError::Port(digits.to_owned())),
+    }
+}
+
+/// Reads a value of `--service-address`.
+pub fn service_address(text: &str) -> Result<ServiceAddress, EndpointError> {
+    if text == AUTO {
+        return Ok(ServiceAddress::Auto);
+    }
+    endpoint(text).map(ServiceAddress::Given)
 }
 
 /// Not a TCP port.

@@ -5,3 +5,5 @@
 pub mod bpffs;
 pub mod capabilities;
 pub mod monitor;
+pub mod netns;
+pub mod sockets;

@@ -7,7 +7,8 @@ use std::os::fd::RawFd;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Cmp, DataAttribute, Expressions, Meta, MetaKey, Operator, Payload, Register,
+    ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Meta, MetaKey,
+    Operator, Payload, Register,
 };
 
 /// Payload bases (`enum nft_payload_bases`).
@@ -30,23 +31,47 @@ pub enum End {
 ///
 /// The address comes first: it ends the rule for nearly every packet of the node.
 pub fn endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
-    let (address_offset, address) = match (ip, end) {
-        (IpAddr::V4(v4), End::Source) => (12, v4.octets().to_vec()),
-        (IpAddr::V4(v4), End::Destination) => (16, v4.octets().to_vec()),
-        (IpAddr::V6(v6), End::Source) => (8, v6.octets().to_vec()),
-        (IpAddr::V6(v6), End::Destination) => (24, v6.octets().to_vec()),
-    };
-    let port_offset = match end {
-        End::Source => 0,
-        End::Destination => 2,
-    };
-    let mut expressions = Vec::from(payload(NETWORK_HEADER, address_offset, address));
+    let (offset, address) = address_field(end, ip);
+    let mut expressions = Vec::from(payload(NETWORK_HEADER, offset, address));
     expressions.push(meta(MetaKey::L4Proto));
     expressions.push(compare(Operator::Equal, vec![PROTOCOL_TCP]));
     expressions.extend(payload(
         TRANSPORT_HEADER,
-        port_offset,
+        port_offset(end),
         port.to_be_bytes().to_vec(),
+    ));
+    expressions
+}
+
+/// `ip daddr set ADDRESS tcp dport set PORT`, or the same for the source, checksums included.
+pub fn set_endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
+    /// Where the checksums stand behind the start of their header.
+    const IPV4_CHECKSUM: u32 = 10;
+    const TCP_CHECKSUM: u32 = 16;
+
+    let (offset, address) = address_field(end, ip);
+    let mut of_address = vec![Payload::CsumFlags(ChecksumFlags::L4PseudoHeader)];
+    of_address.extend(match ip {
+        IpAddr::V4(_) => [
+            Payload::CsumType(ChecksumType::Inet),
+            Payload::CsumOffset(IPV4_CHECKSUM),
+        ],
+        // IPv6 has no checksum in its header.
+        IpAddr::V6(_) => [
+            Payload::CsumType(ChecksumType::None),
+            Payload::CsumOffset(0),
+        ],
+    });
+    let of_port = vec![
+        Payload::CsumType(ChecksumType::Inet),
+        Payload::CsumOffset(TCP_CHECKSUM),
+    ];
+    let mut expressions = Vec::from(set_payload(NETWORK_HEADER, offset, address, of_address));
+    expressions.extend(set_payload(
+        TRANSPORT_HEADER,
+        port_offset(end),
+        port.to_be_bytes().to_vec(),
+        of_port,
     ));
     expressions
 }
@@ -97,6 +122,24 @@ pub fn notrack() -> Expressions {
     bare("notrack")
 }
 
+/// Offset and content of an address in its IP header.
+fn address_field(end: End, ip: IpAddr) -> (u32, Vec<u8>) {
+    match (ip, end) {
+        (IpAddr::V4(v4), End::Source) => (12, v4.octets().to_vec()),
+        (IpAddr::V4(v4), End::Destination) => (16, v4.octets().to_vec()),
+        (IpAddr::V6(v6), End::Source) => (8, v6.octets().to_vec()),
+        (IpAddr::V6(v6), End::Destination) => (24, v6.octets().to_vec()),
+    }
+}
+
+/// Offset of a port in its TCP header.
+fn port_offset(end: End) -> u32 {
+    match end {
+        End::Source => 0,
+        End::Destination => 2,
+    }
+}
+
 fn bare(name: &str) -> Expressions {
     Expressions::Other {
         expression_type: name.to_owned(),
@@ -114,6 +157,24 @@ fn payload(base: u32, offset: u32, value: Vec<u8>) -> [Expressions; 2] {
             Payload::Len(length),
         ]),
         compare(Operator::Equal, value),
+    ]
+}
+
+fn set_payload(base: u32, offset: u32, value: Vec<u8>, checksum: Vec<Payload>) -> [Expressions; 2] {
+    let length = u32::try_from(value.len()).expect("an address or a port");
+    let mut write = vec![
+        Payload::SourceRegister(Register::Reg1),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(length),
+    ];
+    write.extend(checksum);
+    [
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Reg1),
+            Immediate::Data(DataAttribute::Value(value)),
+        ]),
+        Expressions::Payload(write),
     ]
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! nf_tables over netlink: a table of ours described as a value, written in one atomic batch and
-//! read back. No binary is run. What a table holds is each backend's business.
+//! netfilter over netlink, without any binary: a table of nf_tables described as a value, written in
+//! one atomic batch and read back; and entries of connection tracking. What a table holds and which
+//! entries are wrong is the business of others.
 
+pub mod conntrack;
 pub mod expression;
 mod socket;
 pub mod table;

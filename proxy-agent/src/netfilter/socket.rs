@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The nfnetlink socket: transactions and dumps.
+//! The nfnetlink socket: transactions, single requests and dumps, for every subsystem of netfilter.
 
 use std::io;
 
@@ -8,6 +8,7 @@ use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
+use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -21,21 +22,23 @@ const SUBSYSTEM_NFTABLES: u16 = 10;
 /// How often a dump that another writer interrupted is begun anew.
 const DUMP_ATTEMPTS: usize = 10;
 
-/// Why nf_tables could not be read or written.
+/// Why netfilter could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel has no nf_tables, or does not let this process use it.
+    /// The kernel has no nfnetlink, or does not let this process use it.
     #[error(
         "cannot open a netfilter netlink socket; the kernel needs CONFIG_NF_TABLES \
          (`modprobe nf_tables`)"
     )]
     Open(#[source] io::Error),
     /// The socket broke.
-    #[error("cannot talk to nf_tables")]
+    #[error("cannot talk to netfilter")]
     Io(#[source] io::Error),
     /// The kernel refused.
-    #[error("nf_tables refused to {what}")]
+    #[error("{subsystem} refused to {what}{}", advice(subsystem, answer))]
     Refused {
+        /// Which part of netfilter.
+        subsystem: &'static str,
         /// What was being done.
         what: String,
         /// The kernel's answer.
@@ -43,20 +46,40 @@ pub enum Error {
         answer: io::Error,
     },
     /// The answer is not a netlink message.
-    #[error("cannot understand the answer of nf_tables")]
+    #[error("cannot understand the answer of netfilter")]
     Decode(#[source] DecodeError),
     /// The kernel did not answer at all.
-    #[error("nf_tables did not answer to the request to {what}")]
+    #[error("{subsystem} did not answer to the request to {what}")]
     NoAnswer {
+        /// Which part of netfilter.
+        subsystem: &'static str,
         /// What was being done.
         what: String,
     },
-    /// Other writers changed the tables during every attempt to read them.
-    #[error("nf_tables changed during each of {DUMP_ATTEMPTS} attempts to {what}")]
+    /// Others made changes during every attempt.
+    #[error("{subsystem} changed during each of {attempts} attempts to {what}")]
     Interrupted {
+        /// Which part of netfilter.
+        subsystem: &'static str,
         /// What was being done.
         what: String,
+        /// How often it was tried.
+        attempts: usize,
     },
+}
+
+/// What the operator can do about an answer whose words do not tell.
+fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
+    match answer.raw_os_error() {
+        Some(libc::ENOMEM) if subsystem == ConntrackMessage::SUBSYSTEM => {
+            " (is its table full? see net.netfilter.nf_conntrack_max)"
+        }
+        Some(libc::EINVAL | libc::EOPNOTSUPP) if subsystem == ConntrackMessage::SUBSYSTEM => {
+            "; the kernel needs CONFIG_NF_CT_NETLINK and CONFIG_NF_NAT \
+             (`modprobe nf_conntrack_netlink nf_nat`)"
+        }
+        _ => "",
+    }
 }
 
 impl Error {
@@ -69,7 +92,38 @@ impl Error {
     }
 }
 
-/// A netlink socket for nf_tables.
+/// The messages of one part of netfilter.
+pub trait Message: Into<NetfilterMessageInner> + Clone {
+    /// What it is called in errors.
+    const SUBSYSTEM: &'static str;
+
+    /// The message, if it is one of this part.
+    fn of(message: NetfilterMessageInner) -> Option<Self>;
+}
+
+impl Message for NfTablesMessage {
+    const SUBSYSTEM: &'static str = "nf_tables";
+
+    fn of(message: NetfilterMessageInner) -> Option<Self> {
+        match message {
+            NetfilterMessageInner::NfTables(message) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+impl Message for ConntrackMessage {
+    const SUBSYSTEM: &'static str = "conntrack";
+
+    fn of(message: NetfilterMessageInner) -> Option<Self> {
+        match message {
+            NetfilterMessageInner::Conntrack(message) => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// A netlink socket for netfilter.
 pub struct Socket {
     inner: RawSocket,
     sequence: u32,
@@ -90,7 +144,7 @@ impl Socket {
         Ok(Self { inner, sequence: 0 })
     }
 
-    /// Sends messages as one transaction: all of them take effect at once, or none.
+    /// Sends messages to nf_tables as one transaction: all of them take effect at once, or none.
     ///
     /// # Errors
     ///
@@ -142,14 +196,31 @@ impl Socket {
         }
         match refused {
             Some(answer) => Err(Error::Refused {
+                subsystem: NfTablesMessage::SUBSYSTEM,
                 what: what.to_owned(),
                 answer,
             }),
             None if done => Ok(()),
             None => Err(Error::NoAnswer {
+                subsystem: NfTablesMessage::SUBSYSTEM,
                 what: what.to_owned(),
             }),
         }
+    }
+
+    /// Makes one change, which the kernel acknowledges.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn change<M: Message>(
+        &mut self,
+        what: &str,
+        family: NetfilterProtoFamily,
+        flags: u16,
+        request: M,
+    ) -> Result<(), Error> {
+        self.request(what, family, request, flags | NLM_F_ACK, |_| {})
     }
 
     /// Asks for one object, which may not exist.
@@ -157,14 +228,17 @@ impl Socket {
     /// # Errors
     ///
     /// If the kernel refuses for another reason than that it does not exist.
-    pub fn get(
+    pub fn get<M: Message>(
         &mut self,
         what: &str,
         family: NetfilterProtoFamily,
-        request: NfTablesMessage,
-    ) -> Result<Option<NfTablesMessage>, Error> {
-        match self.request(what, family, request, NLM_F_ACK) {
-            Ok(objects) => Ok(objects.into_iter().next()),
+        request: M,
+    ) -> Result<Option<M>, Error> {
+        let mut found = None;
+        match self.request(what, family, request, NLM_F_ACK, |object| {
+            found.get_or_insert(object);
+        }) {
+            Ok(()) => Ok(found),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
@@ -175,71 +249,98 @@ impl Socket {
     /// # Errors
     ///
     /// If the kernel refuses, or the dump is interrupted again and again; never a part of it.
-    pub fn dump(
+    pub fn dump<M: Message>(
         &mut self,
         what: &str,
         family: NetfilterProtoFamily,
-        request: &NfTablesMessage,
-    ) -> Result<Vec<NfTablesMessage>, Error> {
+        request: &M,
+    ) -> Result<Vec<M>, Error> {
+        self.fold(what, family, request, Vec::push)
+    }
+
+    /// Dumps objects and gives each of them to `each` as it is read, for dumps that are too long to
+    /// be kept. A dump that changes of others interrupted is repeated with a new `T`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Socket::dump`].
+    pub fn fold<M: Message, T: Default>(
+        &mut self,
+        what: &str,
+        family: NetfilterProtoFamily,
+        request: &M,
+        mut each: impl FnMut(&mut T, M),
+    ) -> Result<T, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            match self.request(what, family, request.clone(), NLM_F_DUMP) {
+            let mut result = T::default();
+            match self.request(what, family, request.clone(), NLM_F_DUMP, |object| {
+                each(&mut result, object);
+            }) {
+                Ok(()) => return Ok(result),
                 Err(Error::Interrupted { .. }) => {}
-                result => return result,
+                Err(error) => return Err(error),
             }
         }
         Err(Error::Interrupted {
+            subsystem: M::SUBSYSTEM,
             what: what.to_owned(),
+            attempts: DUMP_ATTEMPTS,
         })
     }
 
-    fn request(
+    fn request<M: Message>(
         &mut self,
         what: &str,
         family: NetfilterProtoFamily,
-        request: NfTablesMessage,
+        request: M,
         flags: u16,
-    ) -> Result<Vec<NfTablesMessage>, Error> {
+        mut each: impl FnMut(M),
+    ) -> Result<(), Error> {
         let mut buffer = Vec::new();
         let header = NetfilterHeader::new(family, 0, 0);
         self.push(&mut buffer, flags, NetfilterMessage::new(header, request));
         self.inner.send(&buffer, 0).map_err(Error::Io)?;
 
-        let mut objects = Vec::new();
         let mut interrupted = false;
         let mut answer = None;
         // Each read makes the kernel put the next part of a dump into the queue.
         while let Some(datagram) = self.receive()? {
             for message in messages_in(&datagram) {
                 let message = message?;
+                if message.header.sequence_number != self.sequence {
+                    // What is left of an earlier request, whose answer could not be read.
+                    continue;
+                }
                 interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(NetfilterMessage {
-                        inner: NetfilterMessageInner::NfTables(object),
-                        ..
-                    }) => objects.push(object),
+                    NetlinkPayload::InnerMessage(message) => {
+                        if let Some(object) = M::of(message.inner) {
+                            each(object);
+                        }
+                    }
                     NetlinkPayload::Done(done) => answer = Some(done.code),
                     NetlinkPayload::Error(error) => answer = Some(error.raw_code()),
                     _ => {}
                 }
             }
         }
+        let subsystem = M::SUBSYSTEM;
+        let what = what.to_owned();
+        let interruption = |what| Error::Interrupted {
+            subsystem,
+            what,
+            attempts: 1,
+        };
         match answer {
-            Some(0) if interrupted => Err(Error::Interrupted {
-                what: what.to_owned(),
-            }),
-            Some(0) => Ok(objects),
-            Some(code) if code == -libc::EINTR || code == -libc::EAGAIN => {
-                Err(Error::Interrupted {
-                    what: what.to_owned(),
-                })
-            }
+            Some(0) if interrupted => Err(interruption(what)),
+            Some(0) => Ok(()),
+            Some(code) if code == -libc::EINTR || code == -libc::EAGAIN => Err(interruption(what)),
             Some(code) => Err(Error::Refused {
-                what: what.to_owned(),
+                subsystem,
+                what,
                 answer: io::Error::from_raw_os_error(code.abs()),
             }),
-            None => Err(Error::NoAnswer {
-                what: what.to_owned(),
-            }),
+            None => Err(Error::NoAnswer { subsystem, what }),
         }
     }
 

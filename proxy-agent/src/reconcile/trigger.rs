@@ -23,6 +23,15 @@ const STORM: u32 = 4;
 /// A pass that takes long does not keep the next one off for longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
+/// Why a pass is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The kernel told of something.
+    Event,
+    /// It is time: at the start, after each interval, or again after a failure.
+    Resync,
+}
+
 /// Tells when the next pass is due.
 pub struct Trigger {
     monitor: Monitor,
@@ -51,18 +60,21 @@ impl Trigger {
         }
     }
 
-    /// Waits until a pass is due and returns why, in words. May be dropped while it waits.
-    pub async fn wait(&mut self) -> String {
-        let reason = tokio::select! {
+    /// Waits until a pass is due and returns why. May be dropped while it waits.
+    pub async fn wait(&mut self) -> Cause {
+        let cause = tokio::select! {
             event = self.monitor.next() => {
                 self.settle().await;
-                event.to_string()
+                debug!("looking at the node: {event}");
+                Cause::Event
             }
-            () = sleep_until(self.due) => "it is time for a resync".to_owned(),
+            () = sleep_until(self.due) => {
+                debug!("looking at the node: it is time for a resync");
+                Cause::Resync
+            }
         };
         sleep_until(self.rest_until).await;
-        debug!("looking at the node: {reason}");
-        reason
+        cause
     }
 
     /// Takes in the events that follow closely.

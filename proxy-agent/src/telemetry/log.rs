@@ -16,7 +16,7 @@ pub use filter::ModuleLevel;
 pub use output::{LogFile, Severity};
 use thiserror::Error;
 use tracing::dispatcher::{self, Dispatch};
-use tracing::warn;
+use tracing::{info, warn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Registry, fmt};
 
@@ -58,8 +58,17 @@ pub struct LogOptions {
     pub headers: bool,
     /// Whether records name the source file and line they come from.
     pub source: bool,
-    /// What is said once logging works: settings that have no effect together.
-    pub warnings: Vec<&'static str>,
+    /// What the command line gives rise to say, once logging works.
+    pub remarks: Vec<Remark>,
+}
+
+/// Something to say about the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remark {
+    /// What a setting came to.
+    Info(String),
+    /// Settings that have no effect together.
+    Warning(String),
 }
 
 /// Why logging could not be set up.
@@ -94,7 +103,7 @@ impl Default for LogOptions {
             stderr_threshold: Severity::Error,
             headers: true,
             source: false,
-            warnings: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 }
@@ -143,8 +152,11 @@ impl LogOptions {
 /// The log file cannot be opened, or this was called before.
 pub fn init(options: &LogOptions) -> Result<(), LogError> {
     dispatcher::set_global_default(options.dispatch()?).map_err(LogError::Installed)?;
-    for warning in &options.warnings {
-        warn!("{warning}");
+    for remark in &options.remarks {
+        match remark {
+            Remark::Info(text) => info!("{text}"),
+            Remark::Warning(text) => warn!("{text}"),
+        }
     }
     Ok(())
 }

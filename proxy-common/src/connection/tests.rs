@@ -3,7 +3,7 @@
 //! The rules of the decision, over all numbers a handshake can have.
 
 use core::mem::{align_of, offset_of, size_of};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
@@ -41,13 +41,23 @@ fn layouts_are_what_the_kernel_and_older_agents_expect() {
     assert_eq!(offset_of!(ConnectionKey, vip), 16);
     assert_eq!(offset_of!(ConnectionKey, client_port), 32);
     assert_eq!(offset_of!(ConnectionKey, vip_port), 34);
-    assert_eq!(size_of::<Connection>(), 8);
+    assert_eq!(size_of::<Connection>(), 28);
+}
+
+#[test]
+fn a_connection_is_translated_if_it_has_another_destination() {
+    let syn = segment(SYN, 1, 0, 0);
+    assert!(!Connection::opened_by(&syn, Endpoint::NONE).is_translated());
+    let service = Endpoint::from("10.96.0.1:443".parse::<SocketAddr>().unwrap());
+    let decision = Connection::opened_by(&syn, service);
+    assert!(decision.is_translated());
+    assert_eq!(decision.original(), service);
 }
 
 #[test]
 fn both_directions_have_one_key() {
-    let client = Endpoint::from_host("10.0.0.7".parse::<IpAddr>().unwrap(), 40_000);
-    let vip = Endpoint::from_host("10.96.0.2".parse::<IpAddr>().unwrap(), 443);
+    let client = Endpoint::from("10.0.0.7:40000".parse::<SocketAddr>().unwrap());
+    let vip = Endpoint::from("10.96.0.2:443".parse::<SocketAddr>().unwrap());
     let key = ConnectionKey::of_request(&segment(SYN, 1, 0, 0));
     assert_eq!(key, ConnectionKey::new(client, vip));
     assert_eq!((key.client(), key.vip()), (client, vip));
@@ -62,7 +72,7 @@ fn both_directions_have_one_key() {
 proptest! {
     #[test]
     fn the_handshake_of_the_decided_connection_is_covered(isn: u32, server_isn: u32) {
-        let decision = Connection::opened_by(&segment(SYN, isn, 0, 0));
+        let decision = Connection::opened_by(&segment(SYN, isn, 0, 0), Endpoint::NONE);
         prop_assert!(decision.covers_request(&segment(SYN, isn, 0, 0)));
         prop_assert!(decision.covers_reply(&segment(SYN | ACK, server_isn, isn.wrapping_add(1), 0)));
         prop_assert!(decision.covers_reply(&segment(RST | ACK, 0, isn.wrapping_add(1), 0)));
@@ -72,7 +82,7 @@ proptest! {
     #[test]
     fn another_handshake_is_not(isn: u32, other: u32, server_isn: u32) {
         prop_assume!(isn != other);
-        let decision = Connection::opened_by(&segment(SYN, isn, 0, 0));
+        let decision = Connection::opened_by(&segment(SYN, isn, 0, 0), Endpoint::NONE);
         prop_assert!(!decision.covers_request(&segment(SYN, other, 0, 0)));
         prop_assert!(!decision.covers_reply(&segment(SYN | ACK, server_isn, other.wrapping_add(1), 0)));
         prop_assert!(!decision.covers_reply(&segment(RST | ACK, 0, other.wrapping_add(1), 0)));
@@ -81,7 +91,7 @@ proptest! {
     /// What is neither SYN nor answer is under the entry, whatever its numbers.
     #[test]
     fn the_stream_is_covered(isn: u32, seq in 1_u32.., ack: u32, payload in 0_u16..1460) {
-        let decision = Connection::opened_by(&segment(SYN, isn, 0, 0));
+        let decision = Connection::opened_by(&segment(SYN, isn, 0, 0), Endpoint::NONE);
         for flags in [ACK, ACK | 0x01, RST, RST | ACK] {
             prop_assert!(decision.covers_request(&segment(flags, seq, ack, payload)));
             prop_assert!(decision.covers_reply(&segment(flags, seq, ack, payload)));
@@ -91,7 +101,7 @@ proptest! {
     /// TCP Fast Open: the server may acknowledge the SYN alone, or its data, but no more.
     #[test]
     fn fast_open_is_covered(isn: u32, payload in 0_u16..1460, taken in 0_u16..1460) {
-        let decision = Connection::opened_by(&segment(SYN, isn, 0, payload));
+        let decision = Connection::opened_by(&segment(SYN, isn, 0, payload), Endpoint::NONE);
         let ack = isn.wrapping_add(1).wrapping_add(u32::from(taken));
         prop_assert_eq!(decision.covers_reply(&segment(SYN | ACK, 9, ack, 0)), taken <= payload);
     }

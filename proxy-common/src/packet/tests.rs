@@ -3,7 +3,7 @@
 //! Headers as they come from the wire, and any other bytes.
 
 use core::mem::{size_of, transmute};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
@@ -45,10 +45,11 @@ fn headers_have_the_size_of_what_is_loaded() {
 #[test]
 fn a_plain_syn_is_understood() {
     let segment = v4(SYN_V4).segment().unwrap();
-    let client: IpAddr = "10.0.0.7".parse().unwrap();
-    let vip: IpAddr = "10.96.0.2".parse().unwrap();
-    assert_eq!(segment.source(), Endpoint::from_host(client, 40_000));
-    assert_eq!(segment.destination(), Endpoint::from_host(vip, 443));
+    let client: SocketAddr = "10.0.0.7:40000".parse().unwrap();
+    let vip: SocketAddr = "10.96.0.2:443".parse().unwrap();
+    assert_eq!(segment.source(), Endpoint::from(client));
+    assert_eq!(segment.destination(), Endpoint::from(vip));
+    assert_eq!(segment.transport(), 20);
     assert_eq!(segment.seq(), 0x0102_0304);
     assert_eq!(segment.payload(), 0, "the options are not payload");
     assert!(segment.opens());
@@ -109,6 +110,7 @@ fn a_jumbo_segment_is_understood() {
     assert_eq!(segment.destination().port(), 443_u16.to_be());
     assert_eq!(segment.source().address().octets()[0], 0xfd);
     assert!(!segment.opens());
+    assert_eq!(segment.transport(), 48);
     // UDP behind it, a longer header, another option.
     for (offset, value) in [(0, 17), (1, 1), (2, 5), (3, 2)] {
         let mut other = jumbo;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Attaches the ingress program to links: as a pinned tcx link (Linux 6.6), or as a filter on the
-//! clsact qdisc.
+//! Attaches programs to links: as pinned tcx links (Linux 6.6), or as filters on the clsact qdisc.
 //!
-//! It goes in front of other programs of a link, because it must see packets before any NAT. It
-//! never ends the chain: others see every packet as if it were not there.
+//! At ingress ours goes in front of other programs of a link, because it must see packets before
+//! any NAT; at egress behind them, where packets are as they will leave. It never ends the chain:
+//! others see every packet as if it were not there.
 
 use std::fmt::{self, Display};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -21,6 +21,7 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
 
 use super::Settings;
+use super::hook::Hook;
 use super::load::Programs;
 use super::plan::Target;
 use crate::config::TcAttach;
@@ -49,6 +50,8 @@ pub enum AttachMode {
 /// A filter of ours as it is on a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
+    /// In which direction.
+    pub hook: Hook,
     /// The link.
     pub link: Target,
     /// Its priority.
@@ -111,73 +114,87 @@ impl AttachMode {
 }
 
 /// Where tcx links are pinned, each under its ifindex.
-pub fn links_dir(settings: &Settings) -> PathBuf {
-    settings.bpffs.join("links")
+pub fn links_dir(hook: Hook, settings: &Settings) -> PathBuf {
+    settings.bpffs.join(hook.pins())
 }
 
-fn pin_path(index: u32, settings: &Settings) -> PathBuf {
-    links_dir(settings).join(index.to_string())
+fn pin_path(hook: Hook, index: u32, settings: &Settings) -> PathBuf {
+    links_dir(hook, settings).join(index.to_string())
+}
+
+/// Pins a link, in the place of an older one at once: the one is attached until the other is.
+pub fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push("-new");
+    let fresh = path.with_file_name(name);
+    bpffs::unpin(&fresh)?;
+    link.pin(&fresh)?;
+    fs::rename(&fresh, path).map_err(|source| AttachError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Attaches the loaded program to a link. One that is there from us is replaced in place.
 pub fn attach(
     mode: AttachMode,
     programs: &mut Programs,
+    hook: Hook,
     link: &Target,
     settings: &Settings,
 ) -> Result<(), AttachError> {
     match mode {
-        AttachMode::Tcx => attach_tcx(programs, link, settings),
-        AttachMode::Clsact => attach_clsact(programs, link, settings),
+        AttachMode::Tcx => attach_tcx(programs, hook, link, settings),
+        AttachMode::Clsact => attach_clsact(programs, hook, link, settings),
     }
 }
 
 /// Removes the pin of a link, which detaches its program.
-pub fn unpin(index: u32, settings: &Settings) -> Result<(), AttachError> {
-    Ok(bpffs::unpin(&pin_path(index, settings))?)
+pub fn unpin(hook: Hook, index: u32, settings: &Settings) -> Result<(), AttachError> {
+    Ok(bpffs::unpin(&pin_path(hook, index, settings))?)
 }
 
 fn attach_tcx(
     programs: &mut Programs,
+    hook: Hook,
     link: &Target,
     settings: &Settings,
 ) -> Result<(), AttachError> {
-    let path = pin_path(link.index, settings);
+    let path = pin_path(hook, link.index, settings);
+    let program = programs.classifier(hook);
+    let id = program.info()?.id();
     if path.exists() {
-        let id = programs.ingress_id();
         let pinned: SchedClassifierLink = FdLink::from(PinnedLink::from_pin(&path)?).try_into()?;
-        let program = programs.ingress();
         // Refused if what the link was attached to is gone: then a new one takes its place.
         if let Ok(updated) = program.attach_to_link(pinned) {
             // The pin keeps it attached; the descriptor is not needed.
             drop(program.take_link(updated)?);
-            let (_, attached) = SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress)?;
+            let (_, attached) = SchedClassifier::query_tcx(&link.name, hook.attach_type())?;
             if attached.iter().any(|program| program.id() == id) {
                 return Ok(());
             }
         }
     }
-    let program = programs.ingress();
+    let order = match hook {
+        Hook::Ingress => LinkOrder::first(),
+        Hook::Egress => LinkOrder::last(),
+    };
     let id = program.attach_with_options(
         &link.name,
-        TcAttachType::Ingress,
-        TcAttachOptions::TcxOrder(LinkOrder::first()),
+        hook.attach_type(),
+        TcAttachOptions::TcxOrder(order),
     )?;
-    let attached: FdLink = program.take_link(id)?.try_into()?;
-    // Pinned under another name first: a rename puts it in the place of a dead one at once.
-    let fresh = path.with_file_name(format!("{}-new", link.index));
-    bpffs::unpin(&fresh)?;
-    attached.pin(&fresh)?;
-    fs::rename(&fresh, &path).map_err(|source| AttachError::File { path, source })
+    pin(program.take_link(id)?.try_into()?, &path)
 }
 
 fn attach_clsact(
     programs: &mut Programs,
+    hook: Hook,
     link: &Target,
     settings: &Settings,
 ) -> Result<(), AttachError> {
     ensure_clsact(link, settings)?;
-    let program = programs.ingress();
+    let program = programs.classifier(hook);
     for priority in PRIORITIES {
         let options = |priority| NlOptions {
             priority,
@@ -186,21 +203,13 @@ fn attach_clsact(
         };
         let created = program.attach_with_options(
             &link.name,
-            TcAttachType::Ingress,
+            hook.attach_type(),
             TcAttachOptions::Netlink(options(priority)),
         );
         let attached = match created {
             Err(error) if refused_with(&error, libc::EEXIST) => {
                 // Ours, with an older program: replaced in place.
-                let existing = SchedClassifierLink::attached(
-                    &link.name,
-                    TcAttachType::Ingress,
-                    priority,
-                    TcHandle::from(FILTER_HANDLE),
-                    None,
-                )
-                .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))?;
-                program.attach_to_link(existing)?
+                program.attach_to_link(existing_filter(hook, &link.name, priority)?)?
             }
             // Another kind of classifier has this priority.
             Err(error) if refused_with(&error, libc::EINVAL) => continue,
@@ -211,6 +220,22 @@ fn attach_clsact(
         return Ok(());
     }
     Err(AttachError::NoPriority)
+}
+
+/// Our filter on a link, as aya knows it. Dropping it removes the filter.
+fn existing_filter(
+    hook: Hook,
+    link: &str,
+    priority: u16,
+) -> Result<SchedClassifierLink, AttachError> {
+    SchedClassifierLink::attached(
+        link,
+        hook.attach_type(),
+        priority,
+        TcHandle::from(FILTER_HANDLE),
+        None,
+    )
+    .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))
 }
 
 fn refused_with(error: &ProgramError, errno: i32) -> bool {
@@ -253,14 +278,7 @@ pub async fn remove_filter(
     settings: &Settings,
     handle: &Handle,
 ) -> Result<(), AttachError> {
-    let attached = SchedClassifierLink::attached(
-        &filter.link.name,
-        TcAttachType::Ingress,
-        filter.priority,
-        TcHandle::from(FILTER_HANDLE),
-        None,
-    )
-    .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))?;
+    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority)?;
     aya::programs::links::Link::detach(attached)?;
     remove_own_qdisc(filter.link.index, settings, handle).await
 }

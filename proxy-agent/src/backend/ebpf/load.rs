@@ -2,26 +2,23 @@
 
 //! Loads the programs and keeps what user space holds of them.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::PathBuf;
 
-use aya::maps::{Map, MapData, MapError};
-use aya::programs::{ProgramError, SchedClassifier, SocketFilter};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
+use proxy_common::limits::port_bit;
 use proxy_common::{Connection, ConnectionKey, Endpoint};
-use tracing::info;
+use tracing::warn;
 
-use super::Settings;
-use super::attach;
-use super::ruleset::{Verdict, Verdicts};
-use crate::kernel::bpffs;
+use super::hook::{Hook, SocketHook};
+use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Outgrown, PEERS};
+use super::ruleset::Verdict;
+use super::{PART, Settings, attach, cgroup};
+use crate::config::Service;
+use crate::kernel::{bpffs, netns};
 use crate::telemetry::ebpf::ToTracing;
-
-const CONNECTIONS: &str = "CONNECTIONS";
-const VIPS: &str = "VIPS";
-const INGRESS: &str = "vip_ingress";
-const VERDICTS: [&str; 3] = ["vip_prerouting", "vip_output_request", "vip_output_reply"];
 
 /// The map that carries debug lines, and its size in bytes while nobody asked for them.
 const LOGS: &str = "AYA_LOGS";
@@ -29,8 +26,6 @@ const LOGS_OFF: u32 = 4096;
 
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
-
-type Decisions = aya::maps::HashMap<MapData, ConnectionKey, Connection>;
 
 /// Why the programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -57,24 +52,44 @@ pub enum LoadError {
         source: ProgramError,
     },
     /// A map could not be read or filled.
-    #[error("cannot use the eBPF map {map}")]
-    Map {
-        /// Its name.
-        map: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: MapError,
-    },
+    #[error(transparent)]
+    Map(#[from] maps::Error),
+}
+
+/// The programs that rules run.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdicts {
+    /// PREROUTING, to the VIP.
+    pub prerouting: Verdict,
+    /// OUTPUT, to the VIP.
+    pub request: Verdict,
+    /// OUTPUT, from the VIP.
+    pub reply: Verdict,
+    /// Those of translated connections, if any service is translated.
+    pub translation: Option<Translation>,
+}
+
+/// The programs of rules that translate.
+#[derive(Debug, Clone, Copy)]
+pub struct Translation {
+    /// PREROUTING, to a service.
+    pub service: Verdict,
+    /// OUTPUT, from the VIP.
+    pub reply: Verdict,
 }
 
 /// The loaded programs and the maps they share.
 pub struct Programs {
     ebpf: Ebpf,
-    ingress: u32,
+    /// Ids of the programs on links.
+    hooks: BTreeMap<Hook, u32>,
+    /// Ids of the programs on the root cgroup.
+    sockets: BTreeMap<SocketHook, u32>,
     verdicts: Verdicts,
-    decisions: Decisions,
-    /// Entries the map of decisions has room for.
-    size: u32,
+    /// The decided connections.
+    pub decisions: Decisions,
+    /// What the agent before this one translated and this one does not.
+    pub given_up: Vec<Service>,
     logs: Option<EbpfLogger<ToTracing>>,
 }
 
@@ -96,50 +111,70 @@ impl Programs {
 
     fn load_into(settings: &Settings) -> Result<Self, LoadError> {
         allow_locked_memory();
-        bpffs::create_dir(&attach::links_dir(settings))?;
-        let pin = settings.bpffs.join(CONNECTIONS);
-        let outgrown = set_aside_other_size(settings)?;
-
-        let mut loader = EbpfLoader::new();
-        loader
-            // Nothing is relocated against the kernel's types, and reading them takes 30 MiB.
-            .btf(None)
-            .map_pin_path(CONNECTIONS, pin)
-            .map_max_entries(CONNECTIONS, settings.max_connections)
-            .override_global(aya_log::LEVEL, log_level(settings), true);
-        if !settings.debug {
-            loader.map_max_entries(LOGS, LOGS_OFF);
+        for hook in Hook::ALL {
+            bpffs::create_dir(&attach::links_dir(hook, settings))?;
         }
-        let mut ebpf = loader.load(OBJECT).map_err(LoadError::Object)?;
+        let decided = Outgrown::<ConnectionKey, Connection>::set_aside(CONNECTIONS, settings)?;
+        let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
 
-        fill_vips(&mut ebpf, settings)?;
-        let mut decisions = take_decisions(&mut ebpf)?;
-        if let Some((outgrown, size)) = outgrown {
-            copy(&outgrown, size, &mut decisions)?;
+        let mut ebpf = load_object(settings)?;
+        maps::fill_destinations(&mut ebpf, settings)?;
+        if let Some(decided) = decided {
+            decided.copy_into(&mut ebpf)?;
+        }
+        if let Some(peers) = peers {
+            peers.copy_into(&mut ebpf)?;
         }
         let logs = settings
             .debug
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, ToTracing).ok())
             .flatten();
-        let ingress = load_classifier(&mut ebpf)?;
-        let [prerouting, request, reply] = VERDICTS.map(|name| load_verdict(&mut ebpf, name));
+
+        let translates = !settings.services.is_empty();
+        let mut hooks = BTreeMap::new();
+        for hook in Hook::ALL {
+            if hook == Hook::Ingress || translates {
+                hooks.insert(hook, load_classifier(&mut ebpf, hook.program())?);
+            }
+        }
+        let translation = translates
+            .then(|| load_translation(&mut ebpf))
+            .transpose()?;
+        let verdicts = Verdicts {
+            prerouting: load_verdict(&mut ebpf, "vip_prerouting")?,
+            request: load_verdict(&mut ebpf, "vip_output_request")?,
+            reply: load_verdict(&mut ebpf, "vip_output_reply")?,
+            translation,
+        };
+        let sockets = if translates {
+            load_sockets(&mut ebpf)?
+        } else {
+            BTreeMap::new()
+        };
+        let given_up = maps::earlier_services(settings)?
+            .into_iter()
+            .filter(|service| !settings.services.contains(service))
+            .collect();
+        maps::pin_destinations(&ebpf, settings)?;
         Ok(Self {
-            ingress,
-            verdicts: Verdicts {
-                prerouting: prerouting?,
-                request: request?,
-                reply: reply?,
-            },
+            decisions: Decisions::of(&mut ebpf)?,
             ebpf,
-            decisions,
-            size: settings.max_connections,
+            hooks,
+            sockets,
+            verdicts,
+            given_up,
             logs,
         })
     }
 
-    /// Id of the ingress program.
-    pub fn ingress_id(&self) -> u32 {
-        self.ingress
+    /// Ids of the programs on links.
+    pub fn hooks(&self) -> &BTreeMap<Hook, u32> {
+        &self.hooks
+    }
+
+    /// Ids of the programs on the root cgroup.
+    pub fn sockets(&self) -> &BTreeMap<SocketHook, u32> {
+        &self.sockets
     }
 
     /// The verdicts.
@@ -147,34 +182,14 @@ impl Programs {
         self.verdicts
     }
 
-    /// The ingress program, to attach it.
-    pub fn ingress(&mut self) -> &mut SchedClassifier {
-        classifier(&mut self.ebpf)
+    /// The program of a hook of links, to attach it.
+    pub fn classifier(&mut self, hook: Hook) -> &mut SchedClassifier {
+        classifier(&mut self.ebpf, hook.program())
     }
 
-    /// Takes all decisions back: what they were about is tracked from then on.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's answer.
-    pub fn forget_decisions(&mut self) -> Result<(), MapError> {
-        // The walk begins anew where an entry is removed under it: it must end all the same.
-        let bound = 2 * self.size as usize;
-        let keys = self
-            .decisions
-            .keys()
-            .take(bound)
-            .collect::<Result<Vec<_>, _>>()?;
-        for key in keys {
-            match self.decisions.remove(&key) {
-                // Evicted or taken back by the programs meanwhile.
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(MapError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    /// The program of a hook of sockets, to attach it.
+    pub fn socket(&mut self, hook: SocketHook) -> &mut CgroupSockAddr {
+        socket(&mut self.ebpf, hook)
     }
 
     /// Passes the programs' debug lines on, if they write any.
@@ -185,14 +200,19 @@ impl Programs {
     }
 }
 
-/// Removes the pinned map, the pinned links and their directories; what else is there stays.
+/// Removes the pinned maps and the directories of pins; what else is there stays.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
 pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
-    bpffs::unpin(&settings.bpffs.join(CONNECTIONS))?;
-    bpffs::remove_empty_dir(&attach::links_dir(settings))?;
+    for map in [CONNECTIONS, PEERS, DESTINATIONS] {
+        bpffs::unpin(&settings.bpffs.join(map))?;
+    }
+    for hook in Hook::ALL {
+        bpffs::remove_empty_dir(&attach::links_dir(hook, settings))?;
+    }
+    bpffs::remove_empty_dir(&cgroup::pins_dir(settings))?;
     bpffs::remove_empty_dir(&settings.bpffs)?;
     // The parent of the versioned directory is ours too where it has our name.
     match settings.bpffs.parent() {
@@ -201,12 +221,36 @@ pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
     }
 }
 
-fn log_level(settings: &Settings) -> &'static u8 {
-    if settings.debug {
-        &(aya_log::Level::Debug as u8)
+fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
+    let level = if settings.debug {
+        aya_log::Level::Debug as u8
     } else {
-        &0
+        0
+    };
+    let ports = settings
+        .endpoints()
+        .chain(settings.services.iter().map(|service| service.cluster_ip))
+        .fold(0, |ports, endpoint| {
+            ports | port_bit(endpoint.port().to_be())
+        });
+    let translate = u8::from(!settings.services.is_empty());
+    let host = netns::cookie();
+    let mut loader = EbpfLoader::new();
+    loader
+        // Nothing is relocated against the kernel's types, and reading them takes 30 MiB.
+        .btf(None)
+        .map_pin_path(CONNECTIONS, settings.bpffs.join(CONNECTIONS))
+        .map_pin_path(PEERS, settings.bpffs.join(PEERS))
+        .map_max_entries(CONNECTIONS, settings.max_connections)
+        .map_max_entries(PEERS, settings.max_connections)
+        .override_global(aya_log::LEVEL, &level, true)
+        .override_global("PORTS", &ports, true)
+        .override_global("TRANSLATE", &translate, true)
+        .override_global("HOST_NETNS", &host, true);
+    if !settings.debug {
+        loader.map_max_entries(LOGS, LOGS_OFF);
     }
+    loader.load(OBJECT).map_err(LoadError::Object)
 }
 
 /// Before Linux 5.11 maps count against a limit that is far too small by default.
@@ -219,80 +263,63 @@ fn allow_locked_memory() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
-fn fill_vips(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Map { map: VIPS, source };
-    let mut vips: aya::maps::HashMap<_, Endpoint, u32> = ebpf
-        .map_mut(VIPS)
-        .expect("the object has this map")
-        .try_into()
-        .map_err(failed)?;
-    for vip in &settings.vips {
-        for port in &settings.ports {
-            vips.insert(Endpoint::from_host(*vip, *port), 0, 0)
-                .map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
-fn take_decisions(ebpf: &mut Ebpf) -> Result<Decisions, LoadError> {
-    ebpf.take_map(CONNECTIONS)
-        .expect("the object has this map")
-        .try_into()
-        .map_err(decisions_failed)
-}
-
-fn decisions_failed(source: MapError) -> LoadError {
-    LoadError::Map {
-        map: CONNECTIONS,
-        source,
-    }
-}
-
-/// Unpins a map of decisions whose size is not the one asked for; its content moves to the new one.
-fn set_aside_other_size(settings: &Settings) -> Result<Option<(Decisions, u32)>, LoadError> {
-    let pin: PathBuf = settings.bpffs.join(CONNECTIONS);
-    if !pin.exists() {
-        return Ok(None);
-    }
-    let map = MapData::from_pin(&pin).map_err(decisions_failed)?;
-    let size = map.info().map_err(decisions_failed)?.max_entries();
-    if size == settings.max_connections {
-        return Ok(None);
-    }
-    info!(
-        part = super::PART,
-        "move decided connections to a map of {} entries (was {size})", settings.max_connections
-    );
-    bpffs::unpin(&pin)?;
-    let decisions = Map::LruHashMap(map).try_into().map_err(decisions_failed)?;
-    Ok(Some((decisions, size)))
-}
-
-fn copy(from: &Decisions, size: u32, to: &mut Decisions) -> Result<(), LoadError> {
-    // The walk begins anew where an entry is removed under it: it must end all the same.
-    for entry in from.iter().take(2 * size as usize) {
-        let (key, connection) = entry.map_err(decisions_failed)?;
-        to.insert(key, connection, 0).map_err(decisions_failed)?;
-    }
-    Ok(())
-}
-
-fn classifier(ebpf: &mut Ebpf) -> &mut SchedClassifier {
-    ebpf.program_mut(INGRESS)
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    ebpf.program_mut(name)
         .expect("the object has this program")
         .try_into()
         .expect("it is a classifier")
 }
 
-fn load_classifier(ebpf: &mut Ebpf) -> Result<u32, LoadError> {
+fn socket(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
+    ebpf.program_mut(hook.program())
+        .expect("the object has this program")
+        .try_into()
+        .expect("it is a program for sockets")
+}
+
+fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadError> {
     let failed = |source| LoadError::Program {
-        program: INGRESS,
+        program: name,
         source,
     };
-    let program = classifier(ebpf);
+    let program = classifier(ebpf, name);
     program.load().map_err(failed)?;
     Ok(program.info().map_err(failed)?.id())
+}
+
+fn load_translation(ebpf: &mut Ebpf) -> Result<Translation, LoadError> {
+    Ok(Translation {
+        service: load_verdict(ebpf, "vip_service")?,
+        reply: load_verdict(ebpf, "vip_output_translated")?,
+    })
+}
+
+/// Loads the programs of the root cgroup. One that connections do not need may be missing.
+fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadError> {
+    let mut loaded = BTreeMap::new();
+    for hook in SocketHook::ALL {
+        let program = socket(ebpf, hook);
+        let id = program
+            .load()
+            .and_then(|()| Ok(program.info()?.id()))
+            .map_err(|source| LoadError::Program {
+                program: hook.program(),
+                source,
+            });
+        match id {
+            Ok(id) => {
+                loaded.insert(hook, id);
+            }
+            Err(error) if hook.is_optional() => {
+                warn!(
+                    part = PART,
+                    "processes on the host see the VIP as their peer: {error}"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(loaded)
 }
 
 fn load_verdict(ebpf: &mut Ebpf, name: &'static str) -> Result<Verdict, LoadError> {

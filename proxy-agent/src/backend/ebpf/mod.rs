@@ -7,12 +7,17 @@
 //! links that hold the programs, and the tables, which hold references to the verdicts.
 
 mod attach;
+mod cgroup;
+mod handover;
+mod hook;
 mod load;
+mod maps;
 mod observe;
 mod plan;
 mod ruleset;
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use rtnetlink::Handle;
@@ -20,11 +25,13 @@ use tracing::warn;
 
 pub use attach::AttachMode;
 pub use load::{LoadError, Programs};
-use observe::Observed;
-use plan::{Desired, Op};
 pub use ruleset::TABLE;
 
-use crate::config::{Config, TcAttach};
+use hook::{Hook, SocketHook};
+use observe::Observed;
+use plan::{Desired, Op};
+
+use crate::config::{Config, Service, TcAttach};
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
 use crate::netfilter::{self, Table};
@@ -40,6 +47,8 @@ pub struct Settings {
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
     pub ports: Vec<u16>,
+    /// The services that are translated.
+    pub services: Vec<Service>,
     /// Where maps and links are pinned.
     pub bpffs: PathBuf,
     /// Where it is noted which clsact qdiscs are ours.
@@ -57,6 +66,8 @@ pub struct Ebpf {
     settings: Settings,
     attach_mode: AttachMode,
     programs: Option<Programs>,
+    /// The root of the cgroup2 hierarchy, if there is one and services are translated.
+    cgroup: Option<PathBuf>,
     /// What an earlier agent left, attached in the other way, is looked for once.
     look_for_leftovers: bool,
 }
@@ -76,9 +87,12 @@ pub enum Error {
     /// A program could not be attached or detached.
     #[error(transparent)]
     Attach(#[from] attach::AttachError),
-    /// The map of decisions could not be emptied.
-    #[error("cannot empty the map of decided connections")]
-    Decisions(#[source] aya::maps::MapError),
+    /// A map could not be read or written.
+    #[error(transparent)]
+    Map(#[from] maps::Error),
+    /// Connections could not be handed over.
+    #[error(transparent)]
+    HandOver(#[from] handover::Error),
 }
 
 impl From<&Config> for Settings {
@@ -86,12 +100,23 @@ impl From<&Config> for Settings {
         Self {
             vips: config.vips.clone(),
             ports: config.ports.clone(),
+            services: config.services.clone(),
             bpffs: config.bpffs.clone(),
             run_dir: config.run_dir.clone(),
             max_connections: config.max_connections,
             tc_attach: config.tc_attach,
             debug: config.log.ebpf_debug(),
         }
+    }
+}
+
+impl Settings {
+    /// The VIPs with each of the ports.
+    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.vips.iter().flat_map(|vip| {
+            let ports = self.ports.iter();
+            ports.map(|port| SocketAddr::new(*vip, *port))
+        })
     }
 }
 
@@ -109,8 +134,18 @@ impl Ebpf {
             Mode::Apply => Some(Programs::load(&settings)?),
             Mode::DryRun => None,
         };
+        let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
+        if cgroup.is_none() && !settings.services.is_empty() {
+            warn!(
+                part = PART,
+                "the root of the host's cgroup2 hierarchy is not mounted here: processes on the \
+                 host are not translated, pods are (in Kubernetes mount /sys/fs/cgroup as a \
+                 hostPath volume)"
+            );
+        }
         Ok(Self {
             attach_mode: AttachMode::choose(settings.tc_attach),
+            cgroup,
             settings,
             programs,
             look_for_leftovers: true,
@@ -130,12 +165,7 @@ impl Ebpf {
         mode: Mode,
         report: &mut Report,
     ) {
-        let desired = Desired {
-            tables: ruleset::tables(&self.settings, self.programs.as_ref()),
-            links: plan::attachable(table),
-            mode: self.attach_mode,
-            ingress: self.programs.as_ref().map(Programs::ingress_id),
-        };
+        let desired = self.desired(table);
         let observed = Observed::read(
             &self.settings,
             &desired,
@@ -151,6 +181,46 @@ impl Ebpf {
         .await;
         if mode == Mode::Apply {
             self.look_for_leftovers = false;
+            if let Some(programs) = self.programs.as_mut() {
+                programs.given_up.clear();
+            }
+        }
+    }
+
+    fn desired(&self, table: &LinkTable) -> Desired {
+        let translates = !self.settings.services.is_empty();
+        let (hooks, sockets, given_up) = match &self.programs {
+            Some(programs) => (
+                loaded(programs.hooks()),
+                loaded(programs.sockets()),
+                programs.given_up.clone(),
+            ),
+            None => (
+                Hook::ALL
+                    .into_iter()
+                    .filter(|hook| translates || *hook == Hook::Ingress)
+                    .map(|hook| (hook, None))
+                    .collect(),
+                SocketHook::ALL
+                    .into_iter()
+                    .filter(|_| translates)
+                    .map(|hook| (hook, None))
+                    .collect(),
+                Vec::new(),
+            ),
+        };
+        Desired {
+            tables: ruleset::tables(&self.settings, self.programs.as_ref()),
+            links: plan::attachable(table),
+            mode: self.attach_mode,
+            hooks,
+            // Without the root cgroup nothing can be attached to it; `open` has told.
+            sockets: if self.cgroup.is_some() {
+                sockets
+            } else {
+                BTreeMap::new()
+            },
+            given_up,
         }
     }
 
@@ -158,27 +228,43 @@ impl Ebpf {
         match op {
             Op::InstallTables { tables, forget } => {
                 if *forget && let Some(programs) = self.programs.as_mut() {
-                    programs.forget_decisions().map_err(Error::Decisions)?;
+                    take_back_contradicted(&mut programs.decisions, &self.settings)?;
                 }
                 let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
                 Ok(install(&tables)?)
             }
-            Op::DeleteTable { table, .. } => Ok(table.delete(&mut netfilter::Socket::open()?)?),
-            Op::Attach { link, .. } => {
+            Op::DeleteTable { table } => Ok(table.delete(&mut netfilter::Socket::open()?)?),
+            Op::Attach { hook, link, .. } => {
                 let Some(programs) = self.programs.as_mut() else {
                     return Ok(());
                 };
-                Ok(attach::attach(
-                    self.attach_mode,
-                    programs,
-                    link,
-                    &self.settings,
-                )?)
+                let mode = self.attach_mode;
+                Ok(attach::attach(mode, programs, *hook, link, &self.settings)?)
             }
-            Op::RemovePin { index } => Ok(attach::unpin(*index, &self.settings)?),
+            Op::AttachSocket { hook, .. } => {
+                let (Some(programs), Some(root)) = (self.programs.as_mut(), &self.cgroup) else {
+                    return Ok(());
+                };
+                Ok(cgroup::attach(programs, *hook, root, &self.settings)?)
+            }
+            Op::DetachSocket { hook } => Ok(cgroup::detach(*hook, &self.settings)?),
+            Op::HandOver { services } => self.hand_over(services.as_deref()),
+            Op::RemovePin { hook, index } => Ok(attach::unpin(*hook, *index, &self.settings)?),
             Op::RemoveFilter { filter, .. } => {
                 Ok(attach::remove_filter(filter, &self.settings, handle).await?)
             }
+        }
+    }
+
+    fn hand_over(&mut self, services: Option<&[Service]>) -> Result<(), Error> {
+        let concerns =
+            |service: &Service| services.is_none_or(|services| services.contains(service));
+        if let Some(programs) = self.programs.as_mut() {
+            return Ok(handover::hand_over(&mut programs.decisions, concerns)?);
+        }
+        match maps::Decisions::pinned(&self.settings)? {
+            Some(mut decisions) => Ok(handover::hand_over(&mut decisions, concerns)?),
+            None => Ok(()),
         }
     }
 
@@ -204,6 +290,7 @@ impl Ebpf {
             settings: settings.clone(),
             attach_mode: AttachMode::Tcx,
             programs: None,
+            cgroup: None,
             look_for_leftovers: false,
         };
         carry_out(PART, Mode::Apply, ops, report, async |op| {
@@ -231,4 +318,40 @@ fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
         .iter()
         .map(|table| Table::replace(std::slice::from_ref(table), &mut socket))
         .fold(Ok(()), Result::and)
+}
+
+/// Programs as they are desired: with the ids they have now.
+fn loaded<H: Ord + Copy>(programs: &BTreeMap<H, u32>) -> BTreeMap<H, Option<u32>> {
+    programs
+        .iter()
+        .map(|(hook, id)| (*hook, Some(*id)))
+        .collect()
+}
+
+/// Takes back decisions that conntrack contradicts: while our tables were missing, a connection
+/// may have come to the VIP by somebody's DNAT from the client port of an older decision, and
+/// nobody has verified its SYN-ACK.
+///
+/// Where conntrack cannot be asked, all decisions are taken back: nothing is translated then, but
+/// nothing is broken that conntrack knows.
+fn take_back_contradicted(
+    decisions: &mut maps::Decisions,
+    settings: &Settings,
+) -> Result<(), Error> {
+    let vips: Vec<_> = settings.endpoints().collect();
+    let contradicted = netfilter::Socket::open()
+        .and_then(|mut socket| netfilter::conntrack::translated_clients(&mut socket, &vips));
+    match contradicted {
+        Ok(clients) => clients
+            .into_iter()
+            .try_for_each(|(client, vip)| decisions.take_back(client, vip))?,
+        Err(error) => {
+            warn!(
+                part = PART,
+                "conntrack cannot be asked, all decisions are taken back: {error}"
+            );
+            decisions.forget()?;
+        }
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramInfo, SchedClassifier};
 use futures_util::TryStreamExt as _;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::{
@@ -12,15 +12,13 @@ use rtnetlink::packet_route::tc::{
 };
 
 use super::attach::{AttachError, AttachMode, FILTER_HANDLE, Filter, links_dir};
+use super::hook::{Hook, SocketHook};
 use super::plan::{Desired, Op, Target};
-use super::{PART, Settings, ruleset};
+use super::{PART, Settings, cgroup, maps, ruleset};
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
 use crate::netfilter::{Outline, Socket, Table};
 use crate::reconcile::{Report, failed};
-
-/// The name a filter's program is known by (`TCA_BPF_NAME`).
-const FILTER_NAME: &str = "vip_ingress";
 
 /// What is in the kernel. What could not be read is in the report, and missing here in a way that
 /// makes the plan leave it alone.
@@ -28,12 +26,14 @@ const FILTER_NAME: &str = "vip_ingress";
 pub struct Observed {
     /// By title; none where a table does not exist.
     pub tables: BTreeMap<String, Option<Outline>>,
-    /// Ids of the programs on the tcx hook of each link; no entry where it could not be read.
-    pub programs: BTreeMap<u32, Vec<u32>>,
+    /// Ids of the programs on the tcx hooks of each link; no entry where they could not be read.
+    pub programs: BTreeMap<(Hook, u32), Vec<u32>>,
     /// Under which ifindex links are pinned.
-    pub pins: BTreeSet<u32>,
+    pub pins: BTreeSet<(Hook, u32)>,
     /// Our clsact filters by ifindex.
-    pub filters: BTreeMap<u32, Filter>,
+    pub filters: BTreeMap<(Hook, u32), Filter>,
+    /// Ids of the programs that pinned links hold on the root cgroup.
+    pub sockets: BTreeMap<SocketHook, u32>,
 }
 
 impl Observed {
@@ -48,17 +48,19 @@ impl Observed {
         let mut observed = Self {
             tables: read_tables(&desired.tables, report),
             pins: read_pins(settings, report),
+            sockets: read_sockets(settings),
             ..Self::default()
         };
         if desired.mode == AttachMode::Tcx {
-            for (index, name) in &desired.links {
-                // A link that goes away meanwhile has no hook to read: its event brings us back.
-                if let Ok((_, programs)) = SchedClassifier::query_tcx(name, TcAttachType::Ingress) {
-                    let ids = programs
-                        .iter()
-                        .map(aya::programs::ProgramInfo::id)
-                        .collect();
-                    observed.programs.insert(*index, ids);
+            for hook in desired.hooks.keys() {
+                for (index, name) in &desired.links {
+                    // A link that goes away meanwhile has no hook to read: its event brings us
+                    // back.
+                    if let Ok((_, programs)) = SchedClassifier::query_tcx(name, hook.attach_type())
+                    {
+                        let ids = programs.iter().map(ProgramInfo::id).collect();
+                        observed.programs.insert((*hook, *index), ids);
+                    }
                 }
             }
         }
@@ -69,52 +71,84 @@ impl Observed {
     }
 
     /// Why the desired program has to be attached to a link; none if it is.
-    pub fn attachment_fault(&self, index: u32, desired: &Desired) -> Option<&'static str> {
-        const MISSING: &str = "it is not attached";
-        const OLDER: &str = "an older program is attached";
+    pub fn attachment_fault(
+        &self,
+        hook: Hook,
+        index: u32,
+        desired: &Desired,
+    ) -> Option<&'static str> {
+        let wanted = desired.hooks.get(&hook).copied().flatten();
         match desired.mode {
             AttachMode::Tcx => {
-                let programs = self.programs.get(&index)?;
-                let attached = desired.ingress.is_some_and(|id| programs.contains(&id));
-                match (attached, self.pins.contains(&index)) {
+                let programs = self.programs.get(&(hook, index))?;
+                let attached = wanted.is_some_and(|id| programs.contains(&id));
+                match (attached, self.pins.contains(&(hook, index))) {
                     (true, true) => None,
                     (true, false) => Some("its pin is missing"),
                     (false, true) => Some(OLDER),
                     (false, false) => Some(MISSING),
                 }
             }
-            AttachMode::Clsact => match self.filters.get(&index) {
-                Some(filter) if Some(filter.program) == desired.ingress => None,
-                Some(_) => Some(OLDER),
-                None => Some(MISSING),
-            },
+            AttachMode::Clsact => {
+                let filter = self.filters.get(&(hook, index));
+                fault(filter.map(|filter| filter.program), wanted)
+            }
         }
+    }
+
+    /// Why the desired program has to be attached to the root cgroup; none if it is.
+    pub fn socket_fault(&self, hook: SocketHook, desired: &Desired) -> Option<&'static str> {
+        let wanted = desired.sockets.get(&hook).copied().flatten();
+        fault(self.sockets.get(&hook).copied(), wanted)
+    }
+}
+
+const MISSING: &str = "it is not attached";
+const OLDER: &str = "an older program is attached";
+
+fn fault(attached: Option<u32>, wanted: Option<u32>) -> Option<&'static str> {
+    match attached {
+        None => Some(MISSING),
+        Some(_) if attached == wanted => None,
+        Some(_) => Some(OLDER),
     }
 }
 
 /// The operations that remove everything of ours, in the order of teardown.
+///
+/// First what decides, so that nothing new is translated. What is translated goes on through the
+/// rules until it is handed over. Egress last: it translates what the rules no longer do.
 pub async fn everything(
     settings: &Settings,
     handle: &Handle,
     table: Option<&LinkTable>,
     report: &mut Report,
 ) -> Vec<Op> {
-    let mut ops: Vec<_> = read_pins(settings, report)
-        .into_iter()
-        .map(|index| Op::RemovePin { index })
-        .collect();
     let links = table
         .map(|table| {
             let links = table.links.iter();
             links.map(|link| (link.index, link.name.clone())).collect()
         })
         .unwrap_or_default();
+    let pins = read_pins(settings, report);
     let filters = read_filters(&links, handle, report).await;
-    ops.extend(
-        filters
-            .into_values()
-            .map(|filter| Op::RemoveFilter { filter }),
-    );
+    let detach = |hook: Hook| {
+        let pins = pins.iter().filter(move |(of, _)| *of == hook);
+        let filters = filters.values().filter(move |filter| filter.hook == hook);
+        let unpin = pins.map(|(hook, index)| Op::RemovePin {
+            hook: *hook,
+            index: *index,
+        });
+        unpin.chain(filters.map(|filter| Op::RemoveFilter {
+            filter: filter.clone(),
+        }))
+    };
+    let mut ops: Vec<_> = detach(Hook::Ingress).collect();
+    let sockets = read_sockets(settings).into_keys();
+    ops.extend(sockets.map(|hook| Op::DetachSocket { hook }));
+    if settings.bpffs.join(maps::CONNECTIONS).exists() {
+        ops.push(Op::HandOver { services: None });
+    }
     let tables = ruleset::empty_tables();
     let outlines = read_tables(&tables, report);
     ops.extend(
@@ -123,6 +157,7 @@ pub async fn everything(
             .filter(|table| outlines.get(&table.title()).is_some_and(Option::is_some))
             .map(|table| Op::DeleteTable { table }),
     );
+    ops.extend(detach(Hook::Egress));
     ops
 }
 
@@ -132,14 +167,9 @@ pub async fn everything(
 ///
 /// The kernel's answer.
 pub async fn has_filters(index: u32, handle: &Handle) -> Result<bool, AttachError> {
-    let mut filters = handle.traffic_filter(index.cast_signed());
-    for request in [filters.get().ingress(), filters.get().egress()] {
-        let found: Vec<_> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(AttachError::Route)?;
-        if !found.is_empty() {
+    for hook in Hook::ALL {
+        let found = dump_filters(hook, index, handle).await;
+        if !found.map_err(AttachError::Route)?.is_empty() {
             return Ok(true);
         }
     }
@@ -169,50 +199,71 @@ fn read_tables(tables: &[Table], report: &mut Report) -> BTreeMap<String, Option
     outlines
 }
 
-fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<u32> {
-    match bpffs::names(&links_dir(settings)) {
-        Ok(names) => names.iter().filter_map(|name| name.parse().ok()).collect(),
-        Err(error) => {
-            failed(PART, "read the pinned links", &error, report);
-            BTreeSet::new()
+fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u32)> {
+    let mut pins = BTreeSet::new();
+    for hook in Hook::ALL {
+        match bpffs::names(&links_dir(hook, settings)) {
+            Ok(names) => {
+                let indexes = names.iter().filter_map(|name| name.parse().ok());
+                pins.extend(indexes.map(|index| (hook, index)));
+            }
+            Err(error) => failed(PART, "read the pinned links", &error, report),
         }
     }
+    pins
+}
+
+fn read_sockets(settings: &Settings) -> BTreeMap<SocketHook, u32> {
+    SocketHook::ALL
+        .into_iter()
+        .filter_map(|hook| Some((hook, cgroup::attached(hook, settings)?)))
+        .collect()
 }
 
 async fn read_filters(
     links: &BTreeMap<u32, String>,
     handle: &Handle,
     report: &mut Report,
-) -> BTreeMap<u32, Filter> {
+) -> BTreeMap<(Hook, u32), Filter> {
     let mut found = BTreeMap::new();
     for (index, name) in links {
         let link = Target {
             index: *index,
             name: name.clone(),
         };
-        let mut filters = handle.traffic_filter(index.cast_signed());
-        match filters
-            .get()
-            .ingress()
-            .execute()
-            .try_collect::<Vec<_>>()
-            .await
-        {
-            Ok(messages) => {
-                if let Some(filter) = messages.iter().find_map(|message| own(message, &link)) {
-                    found.insert(*index, filter);
+        for hook in Hook::ALL {
+            match dump_filters(hook, *index, handle).await {
+                Ok(messages) => {
+                    let own = messages
+                        .iter()
+                        .find_map(|message| own(hook, message, &link));
+                    found.extend(own.map(|filter| ((hook, *index), filter)));
                 }
+                // The link has gone meanwhile.
+                Err(rtnetlink::Error::NetlinkError(error))
+                    if error.raw_code() == -libc::ENODEV || error.raw_code() == -libc::EINVAL => {}
+                Err(error) => failed(PART, format!("read the filters of {link}"), &error, report),
             }
-            Err(rtnetlink::Error::NetlinkError(error))
-                if error.raw_code() == -libc::ENODEV || error.raw_code() == -libc::EINVAL => {}
-            Err(error) => failed(PART, format!("read the filters of {link}"), &error, report),
         }
     }
     found
 }
 
+async fn dump_filters(
+    hook: Hook,
+    index: u32,
+    handle: &Handle,
+) -> Result<Vec<TcMessage>, rtnetlink::Error> {
+    let mut filters = handle.traffic_filter(index.cast_signed());
+    let request = match hook {
+        Hook::Ingress => filters.get().ingress(),
+        Hook::Egress => filters.get().egress(),
+    };
+    request.execute().try_collect().await
+}
+
 /// Our filter, if this is it: told by its handle and its program's name.
-fn own(message: &TcMessage, link: &Target) -> Option<Filter> {
+fn own(hook: Hook, message: &TcMessage, link: &Target) -> Option<Filter> {
     if u32::from(message.header.handle) != FILTER_HANDLE {
         return None;
     }
@@ -224,7 +275,7 @@ fn own(message: &TcMessage, link: &Target) -> Option<Filter> {
                 for option in options {
                     match option {
                         TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
-                            named = name == FILTER_NAME;
+                            named = name == hook.program();
                         }
                         TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program = Some(*id),
                         _ => {}
@@ -235,6 +286,7 @@ fn own(message: &TcMessage, link: &Target) -> Option<Filter> {
         }
     }
     (is_bpf && named).then_some(Filter {
+        hook,
         link: link.clone(),
         // The upper half; the lower one is the protocol.
         priority: u16::try_from(message.header.info >> 16).ok()?,

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
 use super::attach::{AttachMode, Filter};
+use super::hook::{Hook, SocketHook};
 use super::observe::Observed;
+use crate::config::Service;
 use crate::link::{LinkKind, LinkTable};
 use crate::netfilter::Table;
 
@@ -19,8 +21,13 @@ pub struct Desired {
     pub links: BTreeMap<u32, String>,
     /// How.
     pub mode: AttachMode,
-    /// Id of the loaded ingress program; none in a dry run.
-    pub ingress: Option<u32>,
+    /// The hooks of links that are wanted, with the ids of the loaded programs; in a dry run
+    /// without.
+    pub hooks: BTreeMap<Hook, Option<u32>>,
+    /// The same for the root cgroup.
+    pub sockets: BTreeMap<SocketHook, Option<u32>>,
+    /// Services that an earlier agent translated and this one does not.
+    pub given_up: Vec<Service>,
 }
 
 /// A link as operations name it.
@@ -47,8 +54,10 @@ pub enum Op {
         /// The table.
         table: Table,
     },
-    /// Attach the ingress program to a link, or replace an older one there.
+    /// Attach a program to a link, or replace an older one there.
     Attach {
+        /// In which direction.
+        hook: Hook,
         /// The link.
         link: Target,
         /// How.
@@ -58,8 +67,27 @@ pub enum Op {
     },
     /// Remove the pin of a link that is gone or must not have the program.
     RemovePin {
+        /// In which direction.
+        hook: Hook,
         /// Its ifindex.
         index: u32,
+    },
+    /// Attach a program to the root cgroup, or replace an older one there.
+    AttachSocket {
+        /// Its hook.
+        hook: SocketHook,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Detach a program from the root cgroup.
+    DetachSocket {
+        /// Its hook.
+        hook: SocketHook,
+    },
+    /// Give live translated connections over to conntrack.
+    HandOver {
+        /// Those of these services only.
+        services: Option<Vec<Service>>,
     },
     /// Remove our filter from a link.
     RemoveFilter {
@@ -110,36 +138,68 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             }
         }
     }
+    if !desired.given_up.is_empty() {
+        ops.push(hand_over(desired));
+    }
     if !tables.is_empty() {
         ops.push(Op::InstallTables { tables, forget });
     }
-    for (index, name) in &desired.links {
-        let Some(reason) = observed.attachment_fault(*index, desired) else {
-            continue;
-        };
-        ops.push(Op::Attach {
-            link: Target {
-                index: *index,
-                name: name.clone(),
-            },
-            mode: desired.mode,
-            reason,
-        });
+    for hook in desired.hooks.keys() {
+        for (index, name) in &desired.links {
+            let Some(reason) = observed.attachment_fault(*hook, *index, desired) else {
+                continue;
+            };
+            ops.push(Op::Attach {
+                hook: *hook,
+                link: Target {
+                    index: *index,
+                    name: name.clone(),
+                },
+                mode: desired.mode,
+                reason,
+            });
+        }
     }
-    for index in &observed.pins {
-        if desired.mode != AttachMode::Tcx || !desired.links.contains_key(index) {
-            removals.push(Op::RemovePin { index: *index });
+    for hook in desired.sockets.keys() {
+        if let Some(reason) = observed.socket_fault(*hook, desired) {
+            let hook = *hook;
+            ops.push(Op::AttachSocket { hook, reason });
+        }
+    }
+    if !desired.given_up.is_empty() {
+        // Those that the programs before these ones have decided in the meantime.
+        ops.push(hand_over(desired));
+    }
+    let wanted = |mode, hook, index| {
+        desired.mode == mode
+            && desired.hooks.contains_key(&hook)
+            && desired.links.contains_key(&index)
+    };
+    for (hook, index) in observed.pins.iter().copied() {
+        if !wanted(AttachMode::Tcx, hook, index) {
+            removals.push(Op::RemovePin { hook, index });
         }
     }
     for filter in observed.filters.values() {
-        if desired.mode != AttachMode::Clsact || !desired.links.contains_key(&filter.link.index) {
+        if !wanted(AttachMode::Clsact, filter.hook, filter.link.index) {
             removals.push(Op::RemoveFilter {
                 filter: filter.clone(),
             });
         }
     }
+    for hook in observed.sockets.keys().copied() {
+        if !desired.sockets.contains_key(&hook) {
+            removals.push(Op::DetachSocket { hook });
+        }
+    }
     ops.append(&mut removals);
     ops
+}
+
+fn hand_over(desired: &Desired) -> Op {
+    Op::HandOver {
+        services: Some(desired.given_up.clone()),
+    }
 }
 
 impl Display for Op {
@@ -155,16 +215,41 @@ impl Display for Op {
             Self::DeleteTable { table } => {
                 write!(f, "delete nf_tables table {}", table.title())
             }
-            Self::Attach { link, mode, reason } => {
-                write!(f, "attach vip_ingress to link {link} by {mode}: {reason}")
+            Self::Attach {
+                hook,
+                link,
+                mode,
+                reason,
+            } => {
+                write!(f, "attach {hook} to link {link} by {mode}: {reason}")
             }
-            Self::RemovePin { index } => {
-                write!(f, "remove the pinned tcx link of ifindex {index}")
+            Self::RemovePin { hook, index } => {
+                write!(f, "remove the pinned tcx link of {hook}, ifindex {index}")
+            }
+            Self::AttachSocket { hook, reason } => {
+                write!(f, "attach {hook} to the root cgroup: {reason}")
+            }
+            Self::DetachSocket { hook } => write!(f, "detach {hook} from the root cgroup"),
+            Self::HandOver { services: None } => {
+                f.write_str("hand translated connections over to conntrack")
+            }
+            Self::HandOver {
+                services: Some(services),
+            } => {
+                let told: Vec<_> = services
+                    .iter()
+                    .map(|service| service.cluster_ip.to_string())
+                    .collect();
+                write!(
+                    f,
+                    "hand translated connections to {} over to conntrack",
+                    told.join(", ")
+                )
             }
             Self::RemoveFilter { filter } => write!(
                 f,
-                "remove the clsact filter vip_ingress (priority {}) from link {}",
-                filter.priority, filter.link
+                "remove the clsact filter {} (priority {}) from link {}",
+                filter.hook, filter.priority, filter.link
             ),
         }
     }

@@ -1,27 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The nf_tables tables of this backend, as `nft list ruleset` shows them:
+//! The nf_tables tables of this backend, as `nft list ruleset` shows them (a service is
+//! translated here; counters and comments left out):
 //!
 //! ```text
 //! table ip proxy-agent {
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
-//!         ip daddr 10.96.0.2 tcp dport 443 iif != "lo" xt match bpf counter notrack comment "…"
+//!         ip daddr 10.96.0.2 tcp dport 443 iif != "lo" xt match bpf notrack
+//!         ip daddr 10.96.0.1 tcp dport 443 iif != "lo" xt match bpf
+//!             ip daddr set 10.96.0.2 tcp dport set 443 notrack
 //!     }
 //!     chain output {
 //!         type filter hook output priority raw; policy accept;
-//!         ip daddr 10.96.0.2 tcp dport 443 xt match bpf counter notrack comment "…"
-//!         ip saddr 10.96.0.2 tcp sport 443 xt match bpf counter notrack comment "…"
+//!         ip daddr 10.96.0.2 tcp dport 443 xt match bpf notrack
+//!         ip saddr 10.96.0.2 tcp sport 443 xt match bpf
+//!             ip saddr set 10.96.0.1 tcp sport set 443 notrack
+//!         ip saddr 10.96.0.2 tcp sport 443 xt match bpf notrack
 //!     }
 //! }
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 
 use netlink_packet_netfilter::nftables::Expressions;
 
-use super::{Programs, Settings};
+use super::Settings;
+use super::load::{Programs, Translation, Verdicts};
+use crate::config::Service;
 use crate::netfilter::expression::{self, End};
 use crate::netfilter::{Chain, Family, Hook, Rule, Table};
 
@@ -29,6 +36,18 @@ use crate::netfilter::{Chain, Family, Hook, Rule, Table};
 pub const TABLE: &str = "proxy-agent";
 /// `NF_IP_PRI_RAW`: before conntrack, which has -200.
 const PRIORITY_RAW: i32 = -300;
+/// Without programs, in a dry run, the rules name none, so that they differ from any that are
+/// installed.
+const NO_PROGRAMS: Verdicts = Verdicts {
+    prerouting: NO_PROGRAM,
+    request: NO_PROGRAM,
+    reply: NO_PROGRAM,
+    translation: Some(Translation {
+        service: NO_PROGRAM,
+        reply: NO_PROGRAM,
+    }),
+};
+const NO_PROGRAM: Verdict = Verdict { id: 0, fd: -1 };
 
 /// One verdict: what a comment says of it, and the loaded program.
 #[derive(Debug, Clone, Copy)]
@@ -39,40 +58,24 @@ pub struct Verdict {
     pub fd: RawFd,
 }
 
-/// The three verdicts.
-#[derive(Debug, Clone, Copy)]
-pub struct Verdicts {
-    /// PREROUTING, to the VIP.
-    pub prerouting: Verdict,
-    /// OUTPUT, to the VIP.
-    pub request: Verdict,
-    /// OUTPUT, from the VIP.
-    pub reply: Verdict,
-}
-
 /// The tables that should be there, or should not: those without a chain.
-///
-/// Without programs, in a dry run, the rules name no program, so that they differ from any that
-/// are installed.
 pub fn tables(settings: &Settings, programs: Option<&Programs>) -> Vec<Table> {
-    let verdicts = programs.map(Programs::verdicts);
+    let verdicts = programs.map_or(NO_PROGRAMS, Programs::verdicts);
     [Family::IPv4, Family::IPv6]
         .into_iter()
         .map(|family| {
             let vips: Vec<_> = settings
-                .vips
-                .iter()
-                .copied()
-                .filter(|vip| family_of(*vip) == family)
+                .endpoints()
+                .filter(|vip| family_of(vip.ip()) == family)
                 .collect();
-            table(family, &vips, &settings.ports, verdicts)
+            table(family, &vips, &settings.services, &verdicts)
         })
         .collect()
 }
 
 /// Both tables without anything in them, for teardown.
 pub fn empty_tables() -> [Table; 2] {
-    [Family::IPv4, Family::IPv6].map(|family| table(family, &[], &[], None))
+    [Family::IPv4, Family::IPv6].map(|family| table(family, &[], &[], &NO_PROGRAMS))
 }
 
 /// The family of tables that sees packets of an address.
@@ -83,50 +86,36 @@ fn family_of(ip: IpAddr) -> Family {
     }
 }
 
-fn table(family: Family, vips: &[IpAddr], ports: &[u16], verdicts: Option<Verdicts>) -> Table {
-    let mut chains = Vec::new();
-    if !vips.is_empty() {
-        let nothing = Verdict { id: 0, fd: -1 };
-        let verdicts = verdicts.unwrap_or(Verdicts {
-            prerouting: nothing,
-            request: nothing,
-            reply: nothing,
-        });
-        let mut prerouting = Vec::new();
-        let mut output = Vec::new();
-        for (vip, port) in endpoints(vips, ports) {
-            // Packets on `lo` were decided at output and come by here with their decision.
-            let mut matches = expression::endpoint(End::Destination, vip, port);
-            matches.extend(expression::not_from_loopback());
-            prerouting.push(rule(
-                &format!("to {vip} port {port}: untrack if decided"),
-                matches,
-                verdicts.prerouting,
-            ));
-            output.push(rule(
-                &format!("to {vip} port {port}: decide at the SYN, untrack if decided"),
-                expression::endpoint(End::Destination, vip, port),
-                verdicts.request,
-            ));
-            output.push(rule(
-                &format!("from {vip} port {port}: verify at the SYN-ACK, untrack if decided"),
-                expression::endpoint(End::Source, vip, port),
-                verdicts.reply,
-            ));
+fn table(family: Family, vips: &[SocketAddr], services: &[Service], verdicts: &Verdicts) -> Table {
+    let mut prerouting = Vec::new();
+    let mut output = Vec::new();
+    for vip in vips {
+        let service = services.iter().find(|service| service.vip == *vip);
+        let translated = service.zip(verdicts.translation);
+        prerouting.push(to_vip(*vip, verdicts.prerouting));
+        if let Some((service, programs)) = translated {
+            prerouting.push(to_service(service, programs.service));
         }
-        chains.push(chain("prerouting", Hook::Prerouting, prerouting));
-        chains.push(chain("output", Hook::Output, output));
+        output.push(request(*vip, verdicts.request));
+        // Before the other rule for replies: what it has translated is no longer from the VIP.
+        if let Some((service, programs)) = translated {
+            output.push(translated_reply(service, programs.reply));
+        }
+        output.push(reply(*vip, verdicts.reply));
     }
+    let chains = if vips.is_empty() {
+        Vec::new()
+    } else {
+        vec![
+            chain("prerouting", Hook::Prerouting, prerouting),
+            chain("output", Hook::Output, output),
+        ]
+    };
     Table {
         family,
         name: TABLE,
         chains,
     }
-}
-
-fn endpoints<'a>(vips: &'a [IpAddr], ports: &'a [u16]) -> impl Iterator<Item = (IpAddr, u16)> + 'a {
-    vips.iter()
-        .flat_map(|vip| ports.iter().map(|port| (*vip, *port)))
 }
 
 fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
@@ -138,12 +127,59 @@ fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
     }
 }
 
-fn rule(purpose: &str, mut expressions: Vec<Expressions>, verdict: Verdict) -> Rule {
+/// Packets on `lo` were decided at output and come by prerouting with their decision.
+fn from_elsewhere(to: SocketAddr) -> Vec<Expressions> {
+    let mut matches = expression::endpoint(End::Destination, to.ip(), to.port());
+    matches.extend(expression::not_from_loopback());
+    matches
+}
+
+fn to_vip(vip: SocketAddr, verdict: Verdict) -> Rule {
+    let purpose = format!("to {vip}: untrack if decided");
+    rule(purpose, from_elsewhere(vip), verdict, Vec::new())
+}
+
+fn to_service(service: &Service, verdict: Verdict) -> Rule {
+    let Service { cluster_ip, vip } = service;
+    let change = expression::set_endpoint(End::Destination, vip.ip(), vip.port());
+    let purpose = format!("to {cluster_ip}: translate if decided");
+    rule(purpose, from_elsewhere(*cluster_ip), verdict, change)
+}
+
+fn request(vip: SocketAddr, verdict: Verdict) -> Rule {
+    let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
+    let purpose = format!("to {vip}: decide at the SYN, untrack if decided");
+    rule(purpose, matches, verdict, Vec::new())
+}
+
+fn translated_reply(service: &Service, verdict: Verdict) -> Rule {
+    let Service { cluster_ip, vip } = service;
+    let matches = expression::endpoint(End::Source, vip.ip(), vip.port());
+    let change = expression::set_endpoint(End::Source, cluster_ip.ip(), cluster_ip.port());
+    let purpose = format!("from {vip}: verify at the SYN-ACK, translate if decided");
+    rule(purpose, matches, verdict, change)
+}
+
+fn reply(vip: SocketAddr, verdict: Verdict) -> Rule {
+    let matches = expression::endpoint(End::Source, vip.ip(), vip.port());
+    let purpose = format!("from {vip}: verify at the SYN-ACK, untrack if decided");
+    rule(purpose, matches, verdict, Vec::new())
+}
+
+/// What the native expressions match, the verdict, what is changed, and `notrack`.
+fn rule(
+    purpose: String,
+    matches: Vec<Expressions>,
+    verdict: Verdict,
+    change: Vec<Expressions>,
+) -> Rule {
+    let mut expressions = matches;
     expressions.push(expression::bpf(verdict.fd));
     expressions.push(expression::counter());
+    expressions.extend(change);
     expressions.push(expression::notrack());
     Rule {
-        purpose: purpose.to_owned(),
+        purpose,
         program: verdict.id,
         expressions,
     }

@@ -12,9 +12,24 @@ fn refused(line: &[&str]) -> String {
     error.to_string()
 }
 
+/// Takes lines of flag, value and what is wrong with it.
+fn each_is_refused(lines: &[(&str, &str, &str)]) {
+    for (flag, value, reason) in lines {
+        let bad = format!("{flag}={value}");
+        let message = if *flag == "--ip-address" {
+            refused(&[&bad])
+        } else {
+            refused(&["--ip-address=10.96.0.2", &bad])
+        };
+        assert!(message.contains(flag), "{bad}: {message}");
+        assert!(message.contains(&format!("'{value}'")), "{bad}: {message}");
+        assert!(message.contains(reason), "{bad}: {message}");
+    }
+}
+
 #[test]
 fn bad_values_are_refused_with_flag_and_value() {
-    for (flag, value, reason) in [
+    each_is_refused(&[
         ("--ip-address", "", "not an IP address"),
         ("--ip-address", "localhost", "not an IP address"),
         ("--ip-address", "10.96.0.256", "not an IP address"),
@@ -71,17 +86,51 @@ fn bad_values_are_refused_with_flag_and_value() {
         ("--daemon", "no", "true or false"),
         ("--cleanup", "2", "true or false"),
         ("--setup-iptables", "on", "true or false"),
-    ] {
-        let bad = format!("{flag}={value}");
-        let message = if flag == "--ip-address" {
-            refused(&[&bad])
-        } else {
-            refused(&["--ip-address=10.96.0.2", &bad])
-        };
-        assert!(message.contains(flag), "{bad}: {message}");
-        assert!(message.contains(&format!("'{value}'")), "{bad}: {message}");
-        assert!(message.contains(reason), "{bad}: {message}");
-    }
+    ]);
+}
+
+#[test]
+fn bad_endpoints_are_refused_with_flag_and_value() {
+    each_is_refused(&[
+        ("--service-address", "", "not an IP address"),
+        ("--service-address", "kubernetes", "not an IP address"),
+        ("--service-address", "AUTO", "not an IP address"),
+        ("--service-address", "kubernetes:443", "not an IP address"),
+        ("--service-address", "[10.96.0.1]:443", "not an IP address"),
+        ("--service-address", "[fd00::1", "not an IP address"),
+        ("--service-address", "[fd00::1]443", "not an IP address"),
+        ("--service-address", "[fd00::1%lo]:443", "not an IP address"),
+        ("--service-address", "10.96.0.0/16", "not an IP address"),
+        ("--service-address", "10.96.0.1:", "'' is not a TCP port"),
+        ("--service-address", "10.96.0.1:0", "'0' is not a TCP port"),
+        (
+            "--service-address",
+            "10.96.0.1:https",
+            "'https' is not a TCP port",
+        ),
+        ("--service-address", "[fd00::1]:65536", "1 to 65535"),
+        ("--service-address", "[fd00::1]:+1", "1 to 65535"),
+        ("--service-address", "0.0.0.0:443", "unspecified"),
+        ("--service-address", "127.0.0.1", "loopback"),
+        ("--service-address", "[::1]:443", "loopback"),
+        ("--service-address", "224.0.0.1", "multicast"),
+        ("--service-address", "255.255.255.255", "broadcast"),
+        ("--service-address", "fe80::1", "link-local"),
+        ("--service-address", "::ffff:10.96.0.1", "IPv4-mapped"),
+        // What no VIP endpoint is left for.
+        ("--service-address", "10.96.0.2", "one of --ip-address"),
+        ("--service-address", "10.96.0.2:80", "one of --ip-address"),
+        (
+            "--service-address",
+            "fd00::1",
+            "an IPv6 address with --ip-address",
+        ),
+        ("--repair-conntrack", "", "not an IP address"),
+        ("--repair-conntrack", "auto", "not an IP address"),
+        ("--repair-conntrack", "10.96.0.1:x", "'x' is not a TCP port"),
+        ("--repair-conntrack", "[ff02::1]:80", "multicast"),
+        ("--repair-conntrack", "10.96.0.2:443", "one of --ip-address"),
+    ]);
 }
 
 #[test]
@@ -110,8 +159,50 @@ fn what_is_given_twice_is_refused() {
         message.contains("'fd00::2' for '--ip-address'"),
         "{message}"
     );
+    for flag in ["--service-address", "--repair-conntrack"] {
+        // Two spellings of one endpoint.
+        let twice = format!("{flag}=10.96.0.1,10.96.0.1:443");
+        let message = refused(&["--ip-address=10.96.0.2", &twice]);
+        assert!(
+            message.contains(&format!("'10.96.0.1:443' for '{flag}'")),
+            "{message}"
+        );
+        assert!(message.contains("more than once"), "{message}");
+    }
     let message = refused(&["--ip-address=10.96.0.2", "--port=443,443"]);
     assert!(message.contains("'443' for '--port'"), "{message}");
+}
+
+#[test]
+fn services_without_a_vip_endpoint_of_their_own_are_refused() {
+    // No telling which port is meant.
+    for value in ["10.96.0.1", "10.96.0.1:443"] {
+        let service = format!("--service-address={value}");
+        let message = refused(&["--ip-address=10.96.0.2", "--port=6443,8443", &service]);
+        assert!(
+            message.contains(&format!("'{value}' for '--service-address'")),
+            "{message}"
+        );
+        assert!(message.contains("443 is none of --port"), "{message}");
+    }
+    // Two for one.
+    for services in ["10.96.0.9,10.96.0.1:443", "10.96.0.9:80,10.96.0.1:443"] {
+        let services = format!("--service-address={services}");
+        let message = refused(&["--ip-address=10.96.0.2,10.96.0.3", &services]);
+        assert!(
+            message.contains("'10.96.0.1:443' for '--service-address'"),
+            "{message}"
+        );
+        assert!(
+            message.contains("10.96.0.2:443, as 10.96.0.9:"),
+            "{message}"
+        );
+    }
+    let message = refused(&["--ip-address=fd00::2", "--service-address=10.96.0.1"]);
+    assert!(
+        message.contains("an IPv4 address with --ip-address"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -14,6 +14,10 @@ fn with_variables(variables: &[(&str, &str)], line: &str) -> String {
     let child = format!("{module}::child");
     let output = process::Command::new(env::current_exe().unwrap())
         .args(["--exact", "--nocapture", &child])
+        // The tests may themselves run in a cluster.
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env_remove("KUBERNETES_SERVICE_PORT")
+        .env_remove("KUBERNETES_SERVICE_PORT_HTTPS")
         .env(CHILD_LINE, line)
         .envs(variables.iter().copied())
         .output()
@@ -30,7 +34,7 @@ const CHILD_LINE: &str = "CLI_TEST_CHILD_LINE";
 fn child() {
     match read(&env::var(CHILD_LINE).unwrap_or_else(|_| "--ip-address=10.96.0.2".to_owned())) {
         Ok(config) => println!("{config:?}"),
-        Err(error) => println!("{error}"),
+        Err(error) => println!("{error}(exit code {})", error.exit_code()),
     }
 }
 
@@ -46,6 +50,8 @@ fn variables_stand_in_for_flags() {
         ("PROXY_AGENT_BACKEND", "auto"),
         ("PROXY_AGENT_SETUP_IPTABLES", "true"),
         ("PROXY_AGENT_INTERFACE", "from-variable"),
+        ("PROXY_AGENT_SERVICE_ADDRESS", "10.96.0.1,[fd00::1]:443"),
+        ("PROXY_AGENT_REPAIR_CONNTRACK", "10.96.0.10:53"),
     ];
     let config = with_variables(&all, "--interface=from-flag");
     for want in [
@@ -56,6 +62,9 @@ fn variables_stand_in_for_flags() {
         "path: \"/var/log/x\"",
         "backend: Auto",
         "interface: \"from-flag\"",
+        "Service { cluster_ip: 10.96.0.1:443, vip: 10.96.0.2:443 }",
+        "Service { cluster_ip: [fd00::1]:443, vip: [fd00::2]:443 }",
+        "repair: [10.96.0.10:53]",
     ] {
         assert!(config.contains(want), "{want}: {config}");
     }
@@ -96,4 +105,105 @@ fn the_service_link_of_kubernetes_is_no_port() {
     let link = [("PROXY_AGENT_PORT", "tcp://10.96.7.7:9465")];
     let config = with_variables(&link, "--ip-address=10.96.0.2");
     assert!(config.contains("ports: [443]"), "{config}");
+}
+
+const AUTO: &str = "--ip-address=10.96.0.2,fd00::2 --service-address=auto";
+const HOST: &str = "KUBERNETES_SERVICE_HOST";
+const PORT: &str = "KUBERNETES_SERVICE_PORT";
+const PORT_HTTPS: &str = "KUBERNETES_SERVICE_PORT_HTTPS";
+
+#[test]
+fn auto_is_what_kubernetes_tells_its_containers() {
+    for (variables, want) in [
+        (
+            &[(HOST, "10.96.0.1")][..],
+            "10.96.0.1:443, vip: 10.96.0.2:443",
+        ),
+        (
+            &[(HOST, "fd00::1"), (PORT, "6443")],
+            "[fd00::1]:6443, vip: [fd00::2]:443",
+        ),
+        (
+            &[(HOST, "10.96.0.1"), (PORT, "80"), (PORT_HTTPS, "8443")],
+            "10.96.0.1:8443, vip: 10.96.0.2:443",
+        ),
+        (
+            &[(HOST, "10.96.0.1"), (PORT, "8443"), (PORT_HTTPS, "")],
+            "10.96.0.1:8443, vip: 10.96.0.2:443",
+        ),
+    ] {
+        let config = with_variables(variables, AUTO);
+        let want = format!("services: [Service {{ cluster_ip: {want} }}]");
+        assert!(config.contains(&want), "{want}: {config}");
+        assert!(config.contains("remarks: []"), "{config}");
+    }
+    // The other family is not among the variables.
+    let config = with_variables(&[(HOST, "10.96.0.1")], &format!("{AUTO},fd00::1"));
+    assert!(
+        config.contains("[fd00::1]:443, vip: [fd00::2]:443"),
+        "{config}"
+    );
+}
+
+#[test]
+fn auto_with_a_host_name_translates_nothing_and_says_so() {
+    for flags in ["", "--backend=none"] {
+        let name = [(HOST, "api.cluster.example"), (PORT, "443")];
+        let config = with_variables(&name, &format!("{AUTO} {flags}"));
+        assert!(config.contains("services: []"), "{config}");
+        assert!(
+            config.contains("remarks: [Info(\"--service-address=auto:"),
+            "{config}"
+        );
+        assert!(config.contains("'api.cluster.example'"), "{config}");
+        assert!(!config.contains("Warning(\""), "{config}");
+    }
+}
+
+#[test]
+fn auto_that_cannot_stand_is_refused_with_what_it_comes_from() {
+    for (variables, more, want) in [
+        (&[][..], "", "KUBERNETES_SERVICE_HOST is not set"),
+        (&[(HOST, "")], "", "KUBERNETES_SERVICE_HOST is not set"),
+        (
+            &[(HOST, "127.0.0.1")],
+            "",
+            "KUBERNETES_SERVICE_HOST, where '127.0.0.1' stands: a loopback address",
+        ),
+        (
+            &[(HOST, "10.96.0.1"), (PORT, "https")],
+            "",
+            "KUBERNETES_SERVICE_PORT, where 'https' stands: not a TCP port",
+        ),
+        (
+            &[(HOST, "10.96.0.1"), (PORT, "443"), (PORT_HTTPS, "0")],
+            "",
+            "KUBERNETES_SERVICE_PORT_HTTPS, where '0' stands: not a TCP port",
+        ),
+        (
+            &[(HOST, "10.96.0.2")],
+            "",
+            "10.96.0.2 is one of --ip-address",
+        ),
+        (
+            &[(HOST, "10.96.0.1"), (PORT, "444")],
+            " --port=443,8443",
+            "444 is none of --port",
+        ),
+        (&[(HOST, "10.96.0.1")], ",auto", "more than once"),
+        (&[(HOST, "a.name")], ",auto", "more than once"),
+        (
+            &[(HOST, "10.96.0.1")],
+            " --service-address=auto",
+            "more than once",
+        ),
+    ] {
+        let message = with_variables(variables, &format!("{AUTO}{more}"));
+        assert!(
+            message.contains("invalid value 'auto' for '--service-address'"),
+            "{variables:?}: {message}"
+        );
+        assert!(message.contains(want), "{want}: {message}");
+        assert!(message.contains("exit code 2"), "{message}");
+    }
 }

@@ -13,6 +13,15 @@ use crate::backend::ebpf::{Settings, ruleset};
 use crate::config::TcAttach;
 
 const INGRESS: u32 = 7;
+const EGRESS: u32 = 8;
+const SOCKET: u32 = 9;
+
+fn id_of(hook: Hook) -> u32 {
+    match hook {
+        Hook::Ingress => INGRESS,
+        Hook::Egress => EGRESS,
+    }
+}
 
 fn settings(vips: &[&str]) -> Settings {
     Settings {
@@ -21,6 +30,7 @@ fn settings(vips: &[&str]) -> Settings {
             .map(|vip| vip.parse::<IpAddr>().unwrap())
             .collect(),
         ports: vec![443],
+        services: Vec::new(),
         bpffs: PathBuf::new(),
         run_dir: PathBuf::new(),
         max_connections: 1024,
@@ -37,7 +47,9 @@ fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
             .map(|index| (*index, format!("veth{index}")))
             .collect(),
         mode,
-        ingress: Some(INGRESS),
+        hooks: BTreeMap::from([(Hook::Ingress, Some(INGRESS))]),
+        sockets: BTreeMap::new(),
+        given_up: Vec::new(),
     }
 }
 
@@ -51,14 +63,15 @@ fn nothing(desired: &Desired) -> Observed {
         programs: desired
             .links
             .keys()
-            .map(|index| (*index, Vec::new()))
+            .map(|index| ((Hook::Ingress, *index), Vec::new()))
             .collect(),
         ..Observed::default()
     }
 }
 
-fn filter(index: u32, program: u32) -> Filter {
+fn filter(hook: Hook, index: u32, program: u32) -> Filter {
     Filter {
+        hook,
         link: Target {
             index,
             name: format!("veth{index}"),
@@ -81,25 +94,33 @@ fn carry_out(op: &Op, observed: &mut Observed) {
             observed.tables.insert(table.title(), None);
         }
         Op::Attach {
+            hook,
             link,
             mode: AttachMode::Tcx,
             ..
         } => {
-            let programs = observed.programs.entry(link.index).or_default();
+            let at = (*hook, link.index);
+            let programs = observed.programs.entry(at).or_default();
             programs.retain(|program| *program >= 1000);
-            programs.push(INGRESS);
-            observed.pins.insert(link.index);
+            programs.push(id_of(*hook));
+            observed.pins.insert(at);
         }
-        Op::Attach { link, .. } => {
-            observed
-                .filters
-                .insert(link.index, filter(link.index, INGRESS));
+        Op::Attach { hook, link, .. } => {
+            let new = filter(*hook, link.index, id_of(*hook));
+            observed.filters.insert((*hook, link.index), new);
         }
-        Op::RemovePin { index } => {
-            observed.pins.remove(index);
+        Op::AttachSocket { hook, .. } => {
+            observed.sockets.insert(*hook, SOCKET);
+        }
+        Op::DetachSocket { hook } => {
+            observed.sockets.remove(hook);
+        }
+        Op::HandOver { .. } => {}
+        Op::RemovePin { hook, index } => {
+            observed.pins.remove(&(*hook, *index));
         }
         Op::RemoveFilter { filter } => {
-            observed.filters.remove(&filter.link.index);
+            observed.filters.remove(&(filter.hook, filter.link.index));
         }
     }
 }
@@ -160,14 +181,67 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
 fn the_other_way_of_attaching_is_removed_after_the_new_one_stands() {
     let desired = desired(&[], &[2], AttachMode::Clsact);
     let mut observed = nothing(&desired);
-    observed.pins.insert(2);
+    observed.pins.insert((Hook::Ingress, 2));
     assert_eq!(
         told(&plan(&desired, &observed)),
         [
             "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
-            "remove the pinned tcx link of ifindex 2",
+            "remove the pinned tcx link of vip_ingress, ifindex 2",
         ]
     );
+}
+
+fn service() -> Service {
+    Service {
+        cluster_ip: "10.96.0.1:443".parse().unwrap(),
+        vip: "10.96.0.2:443".parse().unwrap(),
+    }
+}
+
+#[test]
+fn replies_are_translated_before_requests_are() {
+    let mut desired = desired(&["10.96.0.2"], &[2], AttachMode::Tcx);
+    desired.hooks.insert(Hook::Egress, Some(EGRESS));
+    desired.sockets = SocketHook::ALL.map(|hook| (hook, Some(SOCKET))).into();
+    let mut observed = nothing(&desired);
+    observed.programs.insert((Hook::Egress, 2), Vec::new());
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        [
+            "install nf_tables table ip proxy-agent (it is missing)",
+            "attach vip_egress to link veth2 (ifindex 2) by tcx: it is not attached",
+            "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
+            "attach vip_getpeername4 to the root cgroup: it is not attached",
+            "attach vip_getpeername6 to the root cgroup: it is not attached",
+            "attach vip_connect4 to the root cgroup: it is not attached",
+            "attach vip_connect6 to the root cgroup: it is not attached",
+        ]
+    );
+}
+
+/// Before the rules and programs that translate are gone, and once more after that.
+#[test]
+fn a_service_that_is_given_up_is_handed_over() {
+    let mut desired = desired(&["10.96.0.2"], &[2], AttachMode::Tcx);
+    desired.given_up = vec![service()];
+    let mut observed = nothing(&desired);
+    observed.pins.insert((Hook::Egress, 2));
+    observed.sockets.insert(SocketHook::Connect4, SOCKET);
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        [
+            "hand translated connections to 10.96.0.1:443 over to conntrack",
+            "install nf_tables table ip proxy-agent (it is missing)",
+            "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
+            "hand translated connections to 10.96.0.1:443 over to conntrack",
+            "remove the pinned tcx link of vip_egress, ifindex 2",
+            "detach vip_connect4 from the root cgroup",
+        ]
+    );
+}
+
+fn hooks() -> impl Strategy<Value = Hook> {
+    prop::sample::select(Hook::ALL.to_vec())
 }
 
 proptest! {
@@ -178,11 +252,15 @@ proptest! {
         v4: bool,
         v6: bool,
         tcx: bool,
+        translates: bool,
         wanted in prop::collection::btree_set(2_u32..12, 0..6),
-        attached in prop::collection::btree_map(2_u32..12, prop::collection::vec(5_u32..9, 0..3), 0..8),
-        foreign in prop::collection::btree_set(2_u32..12, 0..6),
-        pins in prop::collection::btree_set(2_u32..12, 0..8),
-        filters in prop::collection::btree_map(2_u32..12, 5_u32..9, 0..8),
+        attached in prop::collection::btree_map(
+            (hooks(), 2_u32..12), prop::collection::vec(5_u32..10, 0..3), 0..8),
+        foreign in prop::collection::btree_set((hooks(), 2_u32..12), 0..6),
+        pins in prop::collection::btree_set((hooks(), 2_u32..12), 0..8),
+        filters in prop::collection::btree_map((hooks(), 2_u32..12), 5_u32..10, 0..8),
+        sockets in prop::collection::btree_map(
+            prop::sample::select(SocketHook::ALL.to_vec()), 8_u32..11, 0..4),
         tables in prop::collection::vec(prop::option::of(any::<bool>()), 2),
     ) {
         let mut vips = Vec::new();
@@ -190,8 +268,14 @@ proptest! {
         if v6 { vips.push("fd00:96::2"); }
         let mode = if tcx { AttachMode::Tcx } else { AttachMode::Clsact };
         let wanted: Vec<_> = wanted.into_iter().collect();
-        let desired = desired(&vips, &wanted, mode);
+        let mut desired = desired(&vips, &wanted, mode);
+        if translates {
+            desired.hooks.insert(Hook::Egress, Some(EGRESS));
+            desired.sockets = SocketHook::ALL.map(|hook| (hook, Some(SOCKET))).into();
+        }
         let full = ruleset::tables(&settings(&["10.96.0.2", "fd00:96::2"]), None);
+        let places = || Hook::ALL.into_iter()
+            .flat_map(|hook| wanted.iter().map(move |index| (hook, *index)));
         let mut observed = Observed {
             tables: full.iter().zip(tables).map(|(table, state)| {
                 let outline = state.map(|intact| {
@@ -201,13 +285,16 @@ proptest! {
                 });
                 (table.title(), outline)
             }).collect(),
-            programs: wanted.iter().map(|index| {
-                let mut programs = attached.get(index).cloned().unwrap_or_default();
-                if foreign.contains(index) { programs.push(1000); }
-                (*index, programs)
+            programs: places().map(|at| {
+                let mut programs = attached.get(&at).cloned().unwrap_or_default();
+                if foreign.contains(&at) { programs.push(1000); }
+                (at, programs)
             }).collect(),
             pins,
-            filters: filters.into_iter().map(|(index, program)| (index, filter(index, program))).collect(),
+            filters: filters.into_iter()
+                .map(|((hook, index), program)| ((hook, index), filter(hook, index, program)))
+                .collect(),
+            sockets,
         };
         for op in plan(&desired, &observed) {
             carry_out(&op, &mut observed);
@@ -217,19 +304,25 @@ proptest! {
             let outline = (!table.chains.is_empty()).then(|| table.outline());
             prop_assert_eq!(&observed.tables[&table.title()], &outline);
         }
-        let links: BTreeSet<u32> = wanted.iter().copied().collect();
-        let filters: BTreeMap<u32, u32> =
-            observed.filters.iter().map(|(index, filter)| (*index, filter.program)).collect();
+        let wanted_places: BTreeSet<_> =
+            places().filter(|(hook, _)| desired.hooks.contains_key(hook)).collect();
         if tcx {
-            prop_assert!(wanted.iter().all(|index| observed.programs[index].contains(&INGRESS)));
-            prop_assert_eq!(observed.pins, links);
-            prop_assert!(filters.is_empty());
+            for at in &wanted_places {
+                prop_assert!(observed.programs[at].contains(&id_of(at.0)));
+            }
+            prop_assert_eq!(&observed.pins, &wanted_places);
+            prop_assert!(observed.filters.is_empty());
         } else {
-            prop_assert_eq!(filters, links.into_iter().map(|index| (index, INGRESS)).collect());
+            let filters: BTreeMap<_, _> =
+                observed.filters.iter().map(|(at, filter)| (*at, filter.program)).collect();
+            let expected = wanted_places.iter().map(|at| (*at, id_of(at.0))).collect();
+            prop_assert_eq!(filters, expected);
             prop_assert!(observed.pins.is_empty());
         }
-        for index in foreign.iter().filter(|index| wanted.contains(index)) {
-            prop_assert!(observed.programs[index].contains(&1000));
+        let sockets: Vec<_> = observed.sockets.into_values().collect();
+        prop_assert_eq!(sockets, if translates { vec![SOCKET; 4] } else { Vec::new() });
+        for at in places().filter(|at| foreign.contains(at)) {
+            prop_assert!(observed.programs[&at].contains(&1000));
         }
     }
 }

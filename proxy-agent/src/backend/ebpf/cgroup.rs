@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Attaches the programs of sockets to the root cgroup, with pinned links.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use aya::programs::CgroupAttachMode;
+use aya::programs::links::{FdLink, PinnedLink};
+
+use super::Settings;
+use super::attach::{self, AttachError};
+use super::hook::SocketHook;
+use super::load::Programs;
+use crate::kernel::bpffs;
+
+/// Where the links are pinned, each under the name of its program.
+pub fn pins_dir(settings: &Settings) -> PathBuf {
+    settings.bpffs.join("cgroup")
+}
+
+fn pin_path(hook: SocketHook, settings: &Settings) -> PathBuf {
+    pins_dir(settings).join(hook.program())
+}
+
+/// The id of the program that a pinned link holds; none if there is no such pin.
+pub fn attached(hook: SocketHook, settings: &Settings) -> Option<u32> {
+    let link = FdLink::from(PinnedLink::from_pin(pin_path(hook, settings)).ok()?);
+    Some(link.info().ok()?.program_id())
+}
+
+/// Attaches the loaded program. An older one of ours is there until the new one is: what the one
+/// has translated means nothing to the other.
+pub fn attach(
+    programs: &mut Programs,
+    hook: SocketHook,
+    root: &PathBuf,
+    settings: &Settings,
+) -> Result<(), AttachError> {
+    bpffs::create_dir(&pins_dir(settings))?;
+    let cgroup = File::open(root).map_err(|source| AttachError::File {
+        path: root.clone(),
+        source,
+    })?;
+    let program = programs.socket(hook);
+    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+    let link = FdLink::try_from(program.take_link(id)?)?;
+    attach::pin(link, &pin_path(hook, settings))
+}
+
+/// Detaches a program.
+pub fn detach(hook: SocketHook, settings: &Settings) -> Result<(), AttachError> {
+    Ok(bpffs::unpin(&pin_path(hook, settings))?)
+}
+
+/// The root of the host's cgroup2 hierarchy, from the mounts of this process.
+///
+/// Only the root has no `cgroup.events`: a container that sees a part of the hierarchy as its
+/// root is told apart by that.
+pub fn root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    cgroup2_mounts(&mounts)
+        .find(|mount| mount.join("cgroup.procs").exists() && !mount.join("cgroup.events").exists())
+}
+
+/// Where cgroup2 is mounted, from the text of /proc/self/mounts (proc(5), fstab(5)).
+fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, directory, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(directory.replace("\\040", " ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup2_is_found_where_it_is_mounted() {
+        let unified = "sysfs /sys sysfs rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n";
+        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+                      cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n\
+                      none /a\\040b cgroup2 rw 0 0\n";
+        let found = |text| cgroup2_mounts(text).collect::<Vec<_>>();
+        assert_eq!(found(unified), [PathBuf::from("/sys/fs/cgroup")]);
+        assert_eq!(
+            found(hybrid),
+            [
+                PathBuf::from("/sys/fs/cgroup/unified"),
+                PathBuf::from("/a b")
+            ]
+        );
+        assert!(found("").is_empty());
+        assert!(found("cgroup2\n").is_empty());
+    }
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The hooks that programs are attached to, and what each is called.
+
+use std::fmt::{self, Display};
+
+use aya::programs::TcAttachType;
+
+/// A direction of traffic control on a link.
+///
+/// In this order they are attached: replies must be translated back before anything is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// What the node sends on the link.
+    Egress,
+    /// What arrives on the link.
+    Ingress,
+}
+
+/// A hook of sockets, on the root cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SocketHook {
+    /// `getpeername(2)`, IPv4 (Linux 5.8).
+    Getpeername4,
+    /// `getpeername(2)`, IPv6 (Linux 5.8).
+    Getpeername6,
+    /// `connect(2)`, IPv4.
+    Connect4,
+    /// `connect(2)`, IPv6.
+    Connect6,
+}
+
+impl Hook {
+    /// Both, in the order in which they are attached.
+    pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    /// The name of its program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Egress => "vip_egress",
+            Self::Ingress => "vip_ingress",
+        }
+    }
+
+    /// The directory of its pinned links.
+    pub fn pins(self) -> &'static str {
+        match self {
+            Self::Egress => "links_egress",
+            Self::Ingress => "links",
+        }
+    }
+
+    /// What the kernel calls it.
+    pub fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Egress => TcAttachType::Egress,
+            Self::Ingress => TcAttachType::Ingress,
+        }
+    }
+}
+
+impl SocketHook {
+    /// All, in the order in which they are attached: what is translated must be shown as before.
+    pub const ALL: [Self; 4] = [
+        Self::Getpeername4,
+        Self::Getpeername6,
+        Self::Connect4,
+        Self::Connect6,
+    ];
+
+    /// The name of its program and of its pin.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Getpeername4 => "vip_getpeername4",
+            Self::Getpeername6 => "vip_getpeername6",
+            Self::Connect4 => "vip_connect4",
+            Self::Connect6 => "vip_connect6",
+        }
+    }
+
+    /// Connections work without it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Getpeername4 | Self::Getpeername6)
+    }
+}
+
+impl Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program())
+    }
+}
+
+impl Display for SocketHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program())
+    }
+}

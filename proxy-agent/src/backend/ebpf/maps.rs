@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The maps that outlive the agent, as user space reads and writes them.
+
+use std::net::SocketAddr;
+
+use aya::maps::{Map, MapData, MapError};
+use aya::{Ebpf, Pod};
+use proxy_common::{Connection, ConnectionKey, Endpoint};
+use tracing::info;
+
+use super::{PART, Settings};
+use crate::config::Service;
+use crate::kernel::bpffs;
+
+/// The decided connections.
+pub const CONNECTIONS: &str = "CONNECTIONS";
+/// What processes on the host addressed.
+pub const PEERS: &str = "PEERS";
+/// What leads to the proxy.
+pub const DESTINATIONS: &str = "DESTINATIONS";
+
+type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
+
+/// A map could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error("cannot use the eBPF map {map}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: MapError,
+    },
+    /// Its pin could not be changed.
+    #[error(transparent)]
+    Bpffs(#[from] bpffs::Error),
+}
+
+fn failed(map: &'static str) -> impl Fn(MapError) -> Error {
+    move |source| Error::Map { map, source }
+}
+
+/// The map of decided connections.
+pub struct Decisions {
+    map: HashMap<ConnectionKey, Connection>,
+    /// Entries it has room for.
+    size: usize,
+}
+
+/// A connection that is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translated {
+    /// The client.
+    pub client: SocketAddr,
+    /// What it addressed, and what it reached.
+    pub service: Service,
+}
+
+impl Decisions {
+    /// Takes the map out of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn of(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        let map = ebpf.take_map(CONNECTIONS).expect("the object has this map");
+        Self::open(map)
+    }
+
+    /// Opens the map that an agent has pinned; none if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn pinned(settings: &Settings) -> Result<Option<Self>, Error> {
+        let pin = settings.bpffs.join(CONNECTIONS);
+        if !pin.exists() {
+            return Ok(None);
+        }
+        let map = MapData::from_pin(&pin).map_err(failed(CONNECTIONS))?;
+        Self::open(Map::LruHashMap(map)).map(Some)
+    }
+
+    fn open(map: Map) -> Result<Self, Error> {
+        let size = match &map {
+            Map::LruHashMap(data) => data.info().map_err(failed(CONNECTIONS))?.max_entries(),
+            _ => 0,
+        };
+        Ok(Self {
+            map: map.try_into().map_err(failed(CONNECTIONS))?,
+            size: size as usize,
+        })
+    }
+
+    /// All connections that are translated.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn translated(&self) -> Result<Vec<Translated>, Error> {
+        let mut found = Vec::new();
+        for entry in self.map.iter().take(self.walk()) {
+            let (key, connection) = entry.map_err(failed(CONNECTIONS))?;
+            if connection.is_translated() {
+                found.push(Translated {
+                    client: key.client().into(),
+                    service: Service {
+                        cluster_ip: connection.original().into(),
+                        vip: key.vip().into(),
+                    },
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes the decision about a connection back: it is tracked from then on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn take_back(&mut self, client: SocketAddr, vip: SocketAddr) -> Result<(), Error> {
+        self.remove(&ConnectionKey::new(client.into(), vip.into()))
+    }
+
+    /// Takes all decisions back.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn forget(&mut self) -> Result<(), Error> {
+        let keys = self.map.keys().take(self.walk());
+        let keys: Vec<_> = keys
+            .collect::<Result<_, _>>()
+            .map_err(failed(CONNECTIONS))?;
+        keys.iter().try_for_each(|key| self.remove(key))
+    }
+
+    fn remove(&mut self, key: &ConnectionKey) -> Result<(), Error> {
+        match self.map.remove(key) {
+            // Evicted, or taken back by the programs meanwhile.
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(failed(CONNECTIONS)(error)),
+        }
+    }
+
+    /// How far a walk goes at most: it begins anew where an entry is removed under it, and must end
+    /// all the same.
+    fn walk(&self) -> usize {
+        2 * self.size
+    }
+}
+
+/// A pinned map whose size is not the one asked for, to be copied into the new one.
+pub struct Outgrown<K, V> {
+    map: HashMap<K, V>,
+    name: &'static str,
+    size: usize,
+}
+
+impl<K: Pod, V: Pod> Outgrown<K, V> {
+    /// Unpins the map if its size is not the one asked for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn set_aside(name: &'static str, settings: &Settings) -> Result<Option<Self>, Error> {
+        let pin = settings.bpffs.join(name);
+        if !pin.exists() {
+            return Ok(None);
+        }
+        let map = MapData::from_pin(&pin).map_err(failed(name))?;
+        let size = map.info().map_err(failed(name))?.max_entries();
+        if size == settings.max_connections {
+            return Ok(None);
+        }
+        info!(
+            part = PART,
+            "move {name} to a map of {} entries (was {size})", settings.max_connections
+        );
+        bpffs::unpin(&pin)?;
+        Ok(Some(Self {
+            map: Map::LruHashMap(map).try_into().map_err(failed(name))?,
+            name,
+            size: size as usize,
+        }))
+    }
+
+    /// Copies everything into the new map of the same name.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn copy_into(&self, ebpf: &mut Ebpf) -> Result<(), Error> {
+        let map = ebpf.map_mut(self.name).expect("the object has this map");
+        let mut new: aya::maps::HashMap<_, K, V> = map.try_into().map_err(failed(self.name))?;
+        for entry in self.map.iter().take(2 * self.size) {
+            let (key, value) = entry.map_err(failed(self.name))?;
+            new.insert(key, value, 0).map_err(failed(self.name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills the map of destinations: VIPs with their ports, and services.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn fill_destinations(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Error> {
+    let failed = failed(DESTINATIONS);
+    let map = ebpf.map_mut(DESTINATIONS).expect("the object has this map");
+    let mut map: aya::maps::HashMap<_, Endpoint, Endpoint> = map.try_into().map_err(&failed)?;
+    for vip in settings.endpoints() {
+        map.insert(Endpoint::from(vip), Endpoint::from(vip), 0)
+            .map_err(&failed)?;
+    }
+    for service in &settings.services {
+        map.insert(
+            Endpoint::from(service.cluster_ip),
+            Endpoint::from(service.vip),
+            0,
+        )
+        .map_err(&failed)?;
+    }
+    Ok(())
+}
+
+/// The services that the agent before this one translated.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn earlier_services(settings: &Settings) -> Result<Vec<Service>, Error> {
+    let pin = settings.bpffs.join(DESTINATIONS);
+    if !pin.exists() {
+        return Ok(Vec::new());
+    }
+    let failed = failed(DESTINATIONS);
+    let map = MapData::from_pin(&pin).map_err(&failed)?;
+    let map: HashMap<Endpoint, Endpoint> = Map::HashMap(map).try_into().map_err(&failed)?;
+    let mut services = Vec::new();
+    for entry in &map {
+        let (destination, vip) = entry.map_err(&failed)?;
+        if destination != vip {
+            services.push(Service {
+                cluster_ip: destination.into(),
+                vip: vip.into(),
+            });
+        }
+    }
+    Ok(services)
+}
+
+/// Pins the map of destinations in the place of an older one.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn pin_destinations(ebpf: &Ebpf, settings: &Settings) -> Result<(), Error> {
+    let pin = settings.bpffs.join(DESTINATIONS);
+    bpffs::unpin(&pin)?;
+    let map = ebpf.map(DESTINATIONS).expect("the object has this map");
+    map.pin(&pin).map_err(|error| Error::Map {
+        map: DESTINATIONS,
+        source: MapError::PinError {
+            name: Some(DESTINATIONS.to_owned()),
+            error,
+        },
+    })
+}

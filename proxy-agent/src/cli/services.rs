@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The Services of `--service-address` and `--repair-conntrack`: what `auto` stands for, and which
+//! VIP endpoint each Service belongs to.
+
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+
+use thiserror::Error;
+
+use super::args::Args;
+use super::values::{self, AUTO, Endpoint, SERVICE_PORT, ServiceAddress};
+use crate::config::Service;
+use crate::telemetry::log::Remark;
+
+const SERVICE_ADDRESS: &str = "--service-address";
+const REPAIR_CONNTRACK: &str = "--repair-conntrack";
+
+/// What Kubernetes tells every container about the `kubernetes` Service.
+const HOST: &str = "KUBERNETES_SERVICE_HOST";
+/// Its port, the one by name first: the other is that of the Service's first port, whatever it is.
+const PORTS: [&str; 2] = ["KUBERNETES_SERVICE_PORT_HTTPS", "KUBERNETES_SERVICE_PORT"];
+
+/// What the flags come to.
+#[derive(Debug)]
+pub struct Resolved {
+    /// What is translated, in the order given.
+    pub translated: Vec<Service>,
+    /// What is repaired besides.
+    pub repair: Vec<SocketAddr>,
+    /// Why `auto` came to nothing.
+    pub remark: Option<Remark>,
+}
+
+/// A value that cannot stand.
+#[derive(Debug, Error)]
+#[error("invalid value '{value}' for '{flag}': {reason}")]
+pub struct Refused {
+    flag: &'static str,
+    value: String,
+    reason: Flaw,
+}
+
+/// What is wrong with it.
+#[derive(Debug, Error)]
+enum Flaw {
+    #[error("given more than once; give it once")]
+    Repeated,
+    #[error("{0} is one of --ip-address; give the ClusterIP of a Service")]
+    Vip(IpAddr),
+    #[error(
+        "there is no VIP to translate it to; give an {0} address with --ip-address, or leave this \
+         one out"
+    )]
+    Family(&'static str),
+    #[error(
+        "{0} is none of --port, and with several of them it is not clear which is meant; give the \
+         ClusterIP with one of them, or add {0} to --port"
+    )]
+    Port(u16),
+    #[error(
+        "it would be translated to {vip}, as {other} is; give one of the two, or with --port one \
+         port for each"
+    )]
+    Taken { vip: SocketAddr, other: SocketAddr },
+    #[error("{HOST} is not set; run in a container of the cluster, or give the ClusterIP")]
+    Unset,
+    #[error("it comes from {variable}, where '{value}' stands: {reason}")]
+    Variable {
+        variable: &'static str,
+        value: String,
+        reason: String,
+    },
+}
+
+/// Reads the flags, `auto` by way of `variable`, which gives the environment's variables unless
+/// they are empty.
+///
+/// # Errors
+///
+/// The first value that cannot stand.
+pub fn resolve(
+    args: &Args,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Resolved, Refused> {
+    let mut resolved = Resolved {
+        translated: Vec::new(),
+        repair: Vec::new(),
+        remark: None,
+    };
+    for (index, given) in args.service_address.iter().enumerate() {
+        let (text, address) = match given {
+            ServiceAddress::Given(endpoint) => (endpoint.text.as_str(), endpoint.address),
+            ServiceAddress::Auto => {
+                let is_repeated = args.service_address[..index].contains(given);
+                let read = if is_repeated {
+                    Err(Flaw::Repeated)
+                } else {
+                    auto(&variable)
+                };
+                match read.map_err(|flaw| refused(SERVICE_ADDRESS, AUTO, flaw))? {
+                    Auto::Address(address) => (AUTO, address),
+                    Auto::Name(host) => {
+                        resolved.remark = Some(nothing(&host));
+                        continue;
+                    }
+                }
+            }
+        };
+        let service = translate(address, args, &resolved.translated)
+            .map_err(|flaw| refused(SERVICE_ADDRESS, text, flaw))?;
+        resolved.translated.push(service);
+    }
+    for (index, given) in args.repair_conntrack.iter().enumerate() {
+        check_repair(given, &args.repair_conntrack[..index], &args.ip_address)
+            .map_err(|flaw| refused(REPAIR_CONNTRACK, &given.text, flaw))?;
+        let is_translated = |service: &Service| service.cluster_ip == given.address;
+        if !resolved.translated.iter().any(is_translated) {
+            resolved.repair.push(given.address);
+        }
+    }
+    Ok(resolved)
+}
+
+fn refused(flag: &'static str, value: &str, reason: Flaw) -> Refused {
+    Refused {
+        flag,
+        value: value.to_owned(),
+        reason,
+    }
+}
+
+/// Finds the VIP endpoint of a ClusterIP's: the first VIP of its family, with the same port if the
+/// proxy listens there, else with the proxy's only port.
+fn translate(cluster_ip: SocketAddr, args: &Args, before: &[Service]) -> Result<Service, Flaw> {
+    if before.iter().any(|other| other.cluster_ip == cluster_ip) {
+        return Err(Flaw::Repeated);
+    }
+    if args.ip_address.contains(&cluster_ip.ip()) {
+        return Err(Flaw::Vip(cluster_ip.ip()));
+    }
+    let is_of_family = |vip: &&IpAddr| vip.is_ipv4() == cluster_ip.is_ipv4();
+    let vip = args.ip_address.iter().find(is_of_family);
+    let family = if cluster_ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let vip = vip.ok_or(Flaw::Family(family))?;
+    let port = match args.port[..] {
+        _ if args.port.contains(&cluster_ip.port()) => cluster_ip.port(),
+        [only] => only,
+        _ => return Err(Flaw::Port(cluster_ip.port())),
+    };
+    let vip = SocketAddr::new(*vip, port);
+    match before.iter().find(|other| other.vip == vip) {
+        // A reply would not tell which of the two its connection was made to.
+        Some(other) => Err(Flaw::Taken {
+            vip,
+            other: other.cluster_ip,
+        }),
+        None => Ok(Service { cluster_ip, vip }),
+    }
+}
+
+fn check_repair(given: &Endpoint, before: &[Endpoint], vips: &[IpAddr]) -> Result<(), Flaw> {
+    if before.iter().any(|other| other.address == given.address) {
+        return Err(Flaw::Repeated);
+    }
+    if vips.contains(&given.address.ip()) {
+        return Err(Flaw::Vip(given.address.ip()));
+    }
+    Ok(())
+}
+
+/// What stands in Kubernetes' variables.
+enum Auto {
+    Address(SocketAddr),
+    Name(String),
+}
+
+fn auto(variable: impl Fn(&str) -> Option<String>) -> Result<Auto, Flaw> {
+    let host = variable(HOST).ok_or(Flaw::Unset)?;
+    if host.parse::<IpAddr>().is_err() {
+        return Ok(Auto::Name(host));
+    }
+    let mut address = match values::endpoint(&host) {
+        Ok(endpoint) => endpoint.address,
+        Err(error) => return Err(in_variable(HOST, host, &error)),
+    };
+    let mut port = SERVICE_PORT;
+    let set = PORTS
+        .into_iter()
+        .find_map(|name| Some((name, variable(name)?)));
+    if let Some((name, value)) = set {
+        port = match values::port(&value) {
+            Ok(port) => port,
+            Err(error) => return Err(in_variable(name, value, &error)),
+        };
+    }
+    address.set_port(port);
+    Ok(Auto::Address(address))
+}
+
+fn in_variable(variable: &'static str, value: String, error: &impl Display) -> Flaw {
+    Flaw::Variable {
+        variable,
+        value,
+        reason: error.to_string(),
+    }
+}
+
+/// What is said where pods are led to the API server by a name, as by Gardener's webhook.
+fn nothing(host: &str) -> Remark {
+    Remark::Info(format!(
+        "{SERVICE_ADDRESS}=auto: {HOST} is '{host}', which is no address: nothing is translated; \
+         give the ClusterIP to have it translated"
+    ))
+}

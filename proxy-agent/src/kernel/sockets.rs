@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The TCP connections of this network namespace, from /proc/net/tcp and tcp6
+//! (`Documentation/networking/proc_net_tcp.rst`).
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// States without a connection: `TCP_TIME_WAIT`, `TCP_CLOSE` and `TCP_LISTEN` of
+/// `net/tcp_states.h`.
+const NO_CONNECTION: [u8; 3] = [6, 7, 10];
+
+/// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
+///
+/// # Errors
+///
+/// If /proc cannot be read.
+pub fn connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
+    let mut found = HashSet::new();
+    for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+        match fs::read_to_string(file) {
+            Ok(table) => found.extend(table.lines().skip(1).filter_map(connection)),
+            // No IPv6 in this kernel.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// The connection in a line: `sl local_address rem_address st …`.
+fn connection(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let mut fields = line.split_whitespace().skip(1);
+    let local = address(fields.next()?)?;
+    let remote = address(fields.next()?)?;
+    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+    (!NO_CONNECTION.contains(&state)).then_some((local, remote))
+}
+
+/// An address as `0200600A:01BB`: words of 32 bits as this machine has them in memory, the port as
+/// a number.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut octets = Vec::with_capacity(16);
+    for start in (0..ip.len()).step_by(8) {
+        let word = u32::from_str_radix(ip.get(start..start + 8)?, 16).ok()?;
+        octets.extend_from_slice(&word.to_ne_bytes());
+    }
+    let ip = match octets.len() {
+        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?)),
+        16 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?)).to_canonical(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+#[cfg(target_endian = "little")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ESTABLISHED: &str = "   1: 0200600A:01BB 0A00F40A:9C40 01 00000000:00000000 00:0 0 0";
+    const LISTENER: &str = "   0: 0200600A:01BB 00000000:0000 0A 00000000:00000000 00:0 0 0";
+    const MAPPED: &str = "   2: 0000000000000000FFFF00000200600A:01BB \
+                          0000000000000000FFFF00000A00F40A:9C41 01 0:0 00:0 0 0";
+
+    #[test]
+    fn connections_are_read_and_listeners_are_not() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let vip = parse("10.96.0.2:443");
+        assert_eq!(
+            connection(ESTABLISHED),
+            Some((vip, parse("10.244.0.10:40000")))
+        );
+        assert_eq!(connection(LISTENER), None);
+        assert_eq!(connection(MAPPED), Some((vip, parse("10.244.0.10:40001"))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read(line in ".{0,120}") {
+            let _ = connection(&line);
+        }
+    }
+}

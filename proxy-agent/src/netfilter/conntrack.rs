@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Entries of connection tracking over ctnetlink: listed, deleted, and created for connections that
+//! were translated without it. Only TCP is looked at. The bytes are `message.rs`'s business; which
+//! entries are wrong is not decided here.
+
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::{self, Display};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_netfilter::conntrack::ConntrackMessage;
+pub use netlink_packet_netfilter::conntrack::Status;
+
+use super::{Error, Family, Socket};
+
+/// How often an entry is made anew that others spoil, before that is an error.
+const ATTEMPTS: usize = 8;
+/// How long an established connection is tracked without a packet if the kernel does not tell; what
+/// kube-proxy sets.
+const ESTABLISHED_TIMEOUT: Duration = Duration::from_hours(24);
+
+/// The two ends of a TCP connection as packets of one direction show them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tuple {
+    /// Who sends.
+    pub source: SocketAddr,
+    /// To whom.
+    pub destination: SocketAddr,
+}
+
+/// A tracked TCP connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The direction of its first packet, before any translation.
+    pub original: Tuple,
+    /// What answers look like when they come in, before they are translated back.
+    pub reply: Tuple,
+    /// What has happened to it.
+    pub status: Status,
+    /// Where the handshake stands, if the kernel told.
+    pub tcp_state: Option<TcpState>,
+    /// Whether sequence numbers out of its window are let pass, in both directions.
+    pub liberal: bool,
+    /// When it is forgotten if no packet comes, in whole seconds, rounded down.
+    pub remaining: Option<Duration>,
+    /// Tells it from earlier and later entries of the same tuples.
+    pub id: u32,
+    /// The zone of its original direction.
+    pub zone: u16,
+}
+
+/// States of a tracked TCP connection (`enum tcp_conntrack`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpState {
+    /// A SYN was seen.
+    SynSent,
+    /// The handshake is complete.
+    Established,
+    /// Both sides have said their last word, or one has reset it.
+    Over(Ending),
+    /// Another state, by its number.
+    Other(u8),
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By FIN from both sides.
+    TimeWait,
+    /// By RST.
+    Close,
+}
+
+/// Which entries are listed.
+///
+/// Kernels that know how (from 5.8 for addresses, from 5.15 for the status) send no others, which
+/// makes a look at a table of 262,144 entries cheap; what older ones send is left out while it is
+/// read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// Connections to this address that nobody has answered and nobody has translated (DNAT).
+    UnansweredTo(SocketAddr),
+    /// Connections whose destination was translated (DNAT).
+    Translated(Family),
+}
+
+impl Tuple {
+    fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source,
+            destination,
+        }
+    }
+
+    fn family(&self) -> Family {
+        family_of(self.destination)
+    }
+}
+
+impl Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.source, self.destination)
+    }
+}
+
+impl Filter {
+    fn family(self) -> Family {
+        match self {
+            Self::UnansweredTo(address) => family_of(address),
+            Self::Translated(family) => family,
+        }
+    }
+
+    /// The flags it compares and the values they must have.
+    fn status(self) -> (Status, Status) {
+        match self {
+            Self::UnansweredTo(_) => (Status::SeenReply | Status::DstNat, Status::empty()),
+            Self::Translated(_) => (Status::DstNat, Status::DstNat),
+        }
+    }
+
+    /// Whether an entry is one of those asked for.
+    fn accepts(self, entry: &Entry) -> bool {
+        let (mask, value) = self.status();
+        let address = match self {
+            Self::UnansweredTo(address) => entry.original.destination == address,
+            Self::Translated(family) => entry.original.family() == family,
+        };
+        address && entry.status & mask == value
+    }
+}
+
+/// Lists entries and gives each of them to `keep` as it is read, so that a large table needs no
+/// more memory than what `keep` collects. `keep` begins with a new `T` when the list is begun anew.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn each<T: Default>(
+    socket: &mut Socket,
+    filter: Filter,
+    mut keep: impl FnMut(&mut T, Entry),
+) -> Result<T, Error> {
+    let what = "list tracked connections";
+    let request = message::list(filter);
+    socket.fold(what, filter.family(), &request, |result, message| {
+        if let Some(entry) = message::entry(message)
+            && filter.accepts(&entry)
+        {
+            keep(result, entry);
+        }
+    })
+}
+
+/// Deletes an entry, but no later one of the same tuples. False: it was gone already.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn delete(socket: &mut Socket, entry: &Entry) -> Result<bool, Error> {
+    let what = format!("delete the entry of {}", entry.original);
+    let family = entry.original.family();
+    match socket.change(&what, family, 0, message::delete(entry)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates the entry that kube-proxy's DNAT would have made for a live connection from `client` to
+/// `service` whose other end is `vip`, so that conntrack takes its translation over.
+///
+/// The caller knows that the proxy's socket of `vip` and `client` belongs to this connection. There
+/// is only one such socket, so whichever other entry expects answers from `vip` to `client` is out
+/// of date: it would make conntrack give the client another port, and is deleted. So is an entry of
+/// `client` and `service` that leads elsewhere or would drop segments because it has an earlier
+/// connection's windows.
+///
+/// # Errors
+///
+/// The kernel's answer, or that others keep tracking the connection in another way.
+pub fn create_translated(
+    socket: &mut Socket,
+    client: SocketAddr,
+    service: SocketAddr,
+    vip: SocketAddr,
+) -> Result<(), Error> {
+    let original = Tuple::new(client, service);
+    let reply = Tuple::new(vip, client);
+    let what = format!("create the entry of {original}, translated to {vip}");
+    let timeout = tcp_timeout(TcpState::Established).unwrap_or(ESTABLISHED_TIMEOUT);
+    let creation = message::create(&original, vip, timeout);
+    for _ in 0..ATTEMPTS {
+        if let Some(holder) = find(socket, &reply)? {
+            if takes_over(&holder, &original, &reply) {
+                return Ok(());
+            }
+            delete(socket, &holder)?;
+        }
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        match socket.change(&what, original.family(), flags, creation.clone()) {
+            // The next look tells whether the kernel translated it as asked.
+            Ok(()) => {}
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                if let Some(present) = find(socket, &original)?
+                    && !takes_over(&present, &original, &reply)
+                {
+                    delete(socket, &present)?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::Interrupted {
+        subsystem: "conntrack",
+        what,
+        attempts: ATTEMPTS,
+    })
+}
+
+/// The connections that conntrack translates to one of these endpoints and that have not ended: the
+/// client as the endpoint sees it, and the endpoint.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn translated_clients(
+    socket: &mut Socket,
+    vips: &[SocketAddr],
+) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
+    let mut clients = Vec::new();
+    for family in [Family::IPv4, Family::IPv6] {
+        if !vips.iter().any(|vip| family_of(*vip) == family) {
+            continue;
+        }
+        let filter = Filter::Translated(family);
+        let found = each(socket, filter, |found: &mut Vec<_>, entry| {
+            let over = matches!(entry.tcp_state, Some(TcpState::Over(_)));
+            if !over && vips.contains(&entry.reply.source) {
+                found.push((entry.reply.destination, entry.reply.source));
+            }
+        })?;
+        clients.extend(found);
+    }
+    Ok(clients)
+}
+
+/// How long conntrack remembers a TCP connection in this state after its last packet, in the
+/// current network namespace.
+///
+/// # Errors
+///
+/// If the kernel does not tell; `NotFound` where it does not track connections at all.
+///
+/// # Panics
+///
+/// For states other than SYN sent and established.
+pub fn tcp_timeout(state: TcpState) -> io::Result<Duration> {
+    let name = match state {
+        TcpState::SynSent => "syn_sent",
+        TcpState::Established => "established",
+        TcpState::Over(_) | TcpState::Other(_) => unreachable!("nobody asks for these"),
+    };
+    let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
+    let seconds = fs::read_to_string(path)?;
+    let seconds = seconds.trim().parse().map_err(io::Error::other)?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// The entry one of whose directions is `tuple`, in the default zone.
+fn find(socket: &mut Socket, tuple: &Tuple) -> Result<Option<Entry>, Error> {
+    let what = format!("look up {tuple}");
+    let found: Option<ConntrackMessage> =
+        socket.get(&what, tuple.family(), message::find(tuple))?;
+    Ok(found.and_then(message::entry))
+}
+
+/// Whether the connection goes on when its packets meet this entry.
+fn takes_over(entry: &Entry, original: &Tuple, reply: &Tuple) -> bool {
+    entry.original == *original
+        && entry.reply == *reply
+        && entry.tcp_state == Some(TcpState::Established)
+        && entry.liberal
+}
+
+fn family_of(address: SocketAddr) -> Family {
+    match address {
+        SocketAddr::V4(_) => Family::IPv4,
+        SocketAddr::V6(_) => Family::IPv6,
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! cgroup hooks: processes in the host's network namespace that connect to a translated service
+//! are connected to the VIP, and go on seeing the service as their peer.
+//!
+//! Pods are left alone: their connections are translated outside of them, so that what runs
+//! inside, a service mesh for example, sees what it always saw.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+use proxy_common::{Address, Endpoint};
+
+use crate::maps::{destinations, peers};
+use crate::packet::Undecided;
+use crate::sockets;
+
+const SOCK_STREAM: u32 = 1;
+
+/// How a hook's address is read and written.
+pub trait Family {
+    /// The address in the context.
+    ///
+    /// # Safety
+    ///
+    /// The context is one of this family.
+    unsafe fn get(context: *mut bpf_sock_addr) -> Address;
+    /// Puts an address into the context.
+    ///
+    /// # Safety
+    ///
+    /// The context is one of this family.
+    unsafe fn set(context: *mut bpf_sock_addr, address: Address);
+}
+
+/// `connect4` and `getpeername4`.
+pub struct Ipv4;
+
+/// `connect6` and `getpeername6`, IPv4 addresses of IPv6 sockets included.
+pub struct Ipv6;
+
+impl Family for Ipv4 {
+    #[inline(always)]
+    unsafe fn get(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the caller vouches for the context.
+        Address::from_ipv4(unsafe { (*context).user_ip4 })
+    }
+
+    #[inline(always)]
+    unsafe fn set(context: *mut bpf_sock_addr, address: Address) {
+        if let Some(word) = address.as_ipv4() {
+            // SAFETY: the caller vouches for the context.
+            unsafe { (*context).user_ip4 = word };
+        }
+    }
+}
+
+impl Family for Ipv6 {
+    #[inline(always)]
+    unsafe fn get(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the caller vouches for the context. The words are read one by one, as the
+        // verifier wants it.
+        unsafe {
+            Address::from_ipv6([
+                core::ptr::read_volatile(&raw const (*context).user_ip6[0]),
+                core::ptr::read_volatile(&raw const (*context).user_ip6[1]),
+                core::ptr::read_volatile(&raw const (*context).user_ip6[2]),
+                core::ptr::read_volatile(&raw const (*context).user_ip6[3]),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn set(context: *mut bpf_sock_addr, address: Address) {
+        let words = address.words();
+        // SAFETY: as above.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[0], words[0]);
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[1], words[1]);
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[2], words[2]);
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[3], words[3]);
+        }
+    }
+}
+
+/// Connects to the VIP instead, if the process is on the host and the proxy listens.
+#[inline(always)]
+pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
+    let context = ctx.sock_addr;
+    // SAFETY: the kernel hands a valid context of this family to the program.
+    let (kind, port) = unsafe { ((*context).type_, port(context)) };
+    if kind != SOCK_STREAM || !destinations::may_be(port) {
+        return Err(Undecided::NotForProxy);
+    }
+    // SAFETY: as above.
+    let addressed = Endpoint::new(unsafe { F::get(context) }, port);
+    let vip = destinations::vip_of(&addressed)?;
+    if vip == addressed {
+        return Err(Undecided::NotTranslated);
+    }
+    if !is_on_host(ctx) {
+        return Err(Undecided::NotOnHost);
+    }
+    if !sockets::is_listening(ctx, vip) {
+        return Err(Undecided::NoListener);
+    }
+    // SAFETY: as above.
+    unsafe {
+        // Written first: without it the process would see the VIP as its peer.
+        peers::remember(bpf_get_socket_cookie(ctx.as_ptr()), addressed)?;
+        F::set(context, vip.address());
+        (*context).user_port = vip.port().into();
+    }
+    debug!(ctx, "connected a process on the host to the VIP");
+    Ok(())
+}
+
+/// Shows the service as the peer, if that is what the process connected to.
+#[inline(always)]
+pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
+    let context = ctx.sock_addr;
+    // SAFETY: the kernel hands a valid context of this family to the program.
+    let port = unsafe { port(context) };
+    if !destinations::may_be(port) {
+        return Err(Undecided::NotForProxy);
+    }
+    // SAFETY: as above.
+    let original = peers::original(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) })?;
+    // SAFETY: as above.
+    let shown = Endpoint::new(unsafe { F::get(context) }, port);
+    // A socket can be connected again, to somebody else.
+    if destinations::vip_of(&original)? != shown {
+        return Err(Undecided::NotTranslated);
+    }
+    // SAFETY: as above.
+    unsafe {
+        F::set(context, original.address());
+        (*context).user_port = original.port().into();
+    }
+    Ok(())
+}
+
+/// The port in network byte order; it stands in the lower half of its field.
+#[inline(always)]
+unsafe fn port(context: *mut bpf_sock_addr) -> u16 {
+    // SAFETY: the caller vouches for the context.
+    let field = unsafe { (*context).user_port };
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half is zero")]
+    {
+        field as u16
+    }
+}
+
+/// Whether the process is in the network namespace that the agent works in.
+#[inline(always)]
+fn is_on_host(ctx: &SockAddrContext) -> bool {
+    let host = match destinations::host_netns() {
+        // SAFETY: without a context the helper tells the cookie of the initial namespace.
+        0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
+        cookie => cookie,
+    };
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == host }
+}
