@@ -62,6 +62,7 @@ impl Backend {
             Kind::Iptables(_) | Kind::None => None,
         };
         info!("backend {kind}");
+        warn_of_limits(&kind, config);
         Ok(Self {
             kind,
             accept,
@@ -182,6 +183,22 @@ async fn first_that_works(config: &Config, settings: &ebpf::Settings, mode: Mode
     }
     warn!("degraded: no backend works here; the VIP is kept, its connections are tracked");
     Kind::None
+}
+
+/// Tells what the chosen backend cannot do, where that may surprise.
+fn warn_of_limits(kind: &Kind, config: &Config) {
+    if matches!(kind, Kind::Iptables(_)) {
+        warn!(
+            "the rules of the iptables backend untrack every reply of the VIP: connections to a \
+             ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=ebpf, or \
+             --backend=none to leave everything tracked"
+        );
+    }
+    // Where another backend was asked for by name, the command line has told.
+    let fell_back = config.backend == BackendChoice::Auto && !matches!(kind, Kind::Ebpf(_));
+    if fell_back && !config.services.is_empty() {
+        warn!("nothing is translated: --service-address needs the ebpf backend");
+    }
 }
 
 fn rejected(backend: &str, error: &dyn std::error::Error) {
