@@ -21,6 +21,12 @@ const READY_TIMEOUT: Duration = Duration::from_mins(1);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
 const EXIT_TIMEOUT_SECONDS: u32 = 20;
 
+/// The flags that have the ClusterIP of each family translated.
+pub const TRANSLATE: [&str; 2] = [
+    "--service-address=10.96.0.1:443",
+    "--service-address=[fd00:96::1]:443",
+];
+
 /// Flags every run gets unless the test names them itself.
 fn defaults(node: &Node) -> [(&'static str, String); 4] {
     [
@@ -208,6 +214,14 @@ impl Agent {
             }
             Ok(None)
         })
+    }
+
+    /// Sends a signal and does not wait.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Sends a signal and waits for its end.

@@ -1,29 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A foreign TC program on a link: the smallest there is, attached by tcx and held open.
+//! Foreign programs, on a link's TC hooks and on a cgroup: the smallest there are, held open. And the
+//! number of entries in a pinned map.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use crate::netns::Netns;
 
 // From the kernel's include/uapi/linux/bpf.h.
+const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_PROG_LOAD: u32 = 5;
+const BPF_OBJ_GET: u32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const BPF_CGROUP_INET4_CONNECT: u32 = 10;
+const BPF_CGROUP_INET6_CONNECT: u32 = 11;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_F_AFTER: u32 = 1 << 4;
 
 /// `r0 = -1; exit`: `TCX_NEXT`, the packet goes on as if the program were not there.
-const PROGRAM: [u64; 2] = [0xffff_ffff_0000_00b7, 0x0000_0000_0000_0095];
+const NEXT: [u64; 2] = [0xffff_ffff_0000_00b7, 0x0000_0000_0000_0095];
+/// `r0 = 1; exit`: the connection goes on as if the program were not there.
+const ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
 /// The first members of `union bpf_attr` for a command; the rest is zero.
 #[repr(C, align(8))]
 struct Attr([u32; 32]);
 
-/// A foreign program on a link; detached when dropped.
+/// A TC hook of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// What the link receives
+    Ingress,
+    /// What it sends
+    Egress,
+}
+
+impl Hook {
+    /// Both hooks.
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    fn attach_type(self) -> u32 {
+        match self {
+            Self::Ingress => BPF_TCX_INGRESS,
+            Self::Egress => BPF_TCX_EGRESS,
+        }
+    }
+}
+
+/// Where among the programs of a hook a new one goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Before all others
+    First,
+    /// Behind all others
+    Last,
+}
+
+/// A foreign program; detached when dropped.
 #[derive(Debug)]
 pub struct ForeignProgram {
     _link: OwnedFd,
@@ -31,55 +77,168 @@ pub struct ForeignProgram {
 }
 
 impl ForeignProgram {
-    /// Attaches it to a link's ingress.
+    /// Attaches one to a link.
     ///
     /// # Errors
     /// When the kernel has no tcx (before 6.6).
-    pub fn attach(netns: &Netns, link: &str) -> Result<Self> {
+    pub fn attach(netns: &Netns, link: &str, hook: Hook, place: Place) -> Result<Self> {
         let ifindex = netns.ifindex(link)?;
+        let flags = match place {
+            Place::First => BPF_F_BEFORE,
+            Place::Last => BPF_F_AFTER,
+        };
         netns.run(|| {
-            let license = c"Apache-2.0";
-            let mut load = Attr([0; 32]);
-            // prog_type, insn_cnt, insns, license
-            load.0[0] = BPF_PROG_TYPE_SCHED_CLS;
-            load.0[1] = 2;
-            set_pointer(&mut load, 2, PROGRAM.as_ptr().cast());
-            set_pointer(&mut load, 4, license.as_ptr().cast());
-            let program = bpf(BPF_PROG_LOAD, &mut load).context("loading a program")?;
-            // SAFETY: a new descriptor that nobody else owns.
-            let program = unsafe { OwnedFd::from_raw_fd(program) };
-            let mut create = Attr([0; 32]);
-            // prog_fd, target_ifindex, attach_type
-            create.0[0] = program.as_raw_fd().cast_unsigned();
-            create.0[1] = ifindex;
-            create.0[2] = BPF_TCX_INGRESS;
-            let link = bpf(BPF_LINK_CREATE, &mut create).context("attaching it by tcx")?;
-            Ok(Self {
-                // SAFETY: as above.
-                _link: unsafe { OwnedFd::from_raw_fd(link) },
-                _program: program,
-            })
+            let program = load(BPF_PROG_TYPE_SCHED_CLS, 0, &NEXT)?;
+            create_link(program, ifindex, hook.attach_type(), flags)
         })
+    }
+
+    /// Attaches one to connect(2), IPv4 or IPv6, of all processes of the machine. It does nothing.
+    ///
+    /// # Errors
+    /// When there is no cgroup2 file system.
+    pub fn attach_to_connect(v6: bool) -> Result<Self> {
+        let attach_type = connect_type(v6);
+        let cgroup = File::open(cgroup_root()?)?;
+        let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attach_type, &ALLOW)?;
+        create_link(program, cgroup.as_raw_fd().cast_unsigned(), attach_type, 0)
     }
 }
 
-/// The ids of the programs attached to a link's ingress by tcx, in the order they run.
+fn connect_type(v6: bool) -> u32 {
+    if v6 {
+        BPF_CGROUP_INET6_CONNECT
+    } else {
+        BPF_CGROUP_INET4_CONNECT
+    }
+}
+
+fn load(kind: u32, expected_attach_type: u32, instructions: &[u64; 2]) -> Result<OwnedFd> {
+    let license = c"Apache-2.0";
+    let mut load = Attr([0; 32]);
+    // prog_type, insn_cnt, insns, license; expected_attach_type
+    load.0[0] = kind;
+    load.0[1] = 2;
+    set_pointer(&mut load, 2, instructions.as_ptr().cast());
+    set_pointer(&mut load, 4, license.as_ptr().cast());
+    load.0[17] = expected_attach_type;
+    let program = bpf(BPF_PROG_LOAD, &mut load).context("loading a program")?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+fn create_link(
+    program: OwnedFd,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> Result<ForeignProgram> {
+    let mut create = Attr([0; 32]);
+    // prog_fd, target_fd or target_ifindex, attach_type, flags
+    create.0[0] = program.as_raw_fd().cast_unsigned();
+    create.0[1] = target;
+    create.0[2] = attach_type;
+    create.0[3] = flags;
+    let link = bpf(BPF_LINK_CREATE, &mut create).context("attaching a program")?;
+    Ok(ForeignProgram {
+        // SAFETY: a new descriptor that nobody else owns.
+        _link: unsafe { OwnedFd::from_raw_fd(link) },
+        _program: program,
+    })
+}
+
+/// The ids of the programs attached to a link by tcx, in the order they run.
 ///
 /// # Errors
 /// When the kernel has no tcx.
-pub fn tcx_programs(netns: &Netns, link: &str) -> Result<Vec<u32>> {
+pub fn tcx_programs(netns: &Netns, link: &str, hook: Hook) -> Result<Vec<u32>> {
     let ifindex = netns.ifindex(link)?;
-    netns.run(|| {
-        let mut ids = [0_u32; 64];
-        let mut query = Attr([0; 32]);
-        // target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count
-        query.0[0] = ifindex;
-        query.0[1] = BPF_TCX_INGRESS;
-        set_pointer(&mut query, 4, ids.as_mut_ptr().cast_const().cast());
-        query.0[6] = 64;
-        bpf(BPF_PROG_QUERY, &mut query).context("querying tcx")?;
-        let count = usize::try_from(query.0[6])?;
-        Ok(ids[..count].to_vec())
+    netns.run(|| query(ifindex, hook.attach_type()).context("querying tcx"))
+}
+
+/// The ids of the programs attached to connect(2) of all processes of the machine.
+///
+/// # Errors
+/// When there is no cgroup2 file system.
+pub fn connect_programs(v6: bool) -> Result<Vec<u32>> {
+    let cgroup = File::open(cgroup_root()?)?;
+    query(cgroup.as_raw_fd().cast_unsigned(), connect_type(v6)).context("querying a cgroup")
+}
+
+/// The target is named by its ifindex or descriptor.
+fn query(target: u32, attach_type: u32) -> Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    let mut query = Attr([0; 32]);
+    // target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count
+    query.0[0] = target;
+    query.0[1] = attach_type;
+    set_pointer(&mut query, 4, ids.as_mut_ptr().cast_const().cast());
+    query.0[6] = 64;
+    bpf(BPF_PROG_QUERY, &mut query)?;
+    let count = usize::try_from(query.0[6])?;
+    Ok(ids[..count].to_vec())
+}
+
+/// The root of the cgroup2 hierarchy.
+fn cgroup_root() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|words| words.get(2) == Some(&"cgroup2"))
+        .map(|words| PathBuf::from(words[1]))
+        .context("no cgroup2 file system in /proc/mounts")
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// The entries in it.
+    pub entries: u32,
+    /// The most it takes.
+    pub max_entries: u32,
+}
+
+/// Counts the entries of a pinned map.
+///
+/// # Errors
+/// When nothing is pinned there, or it is not a map.
+pub fn map_usage(pin: &Path) -> Result<Usage> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut get = Attr([0; 32]);
+    set_pointer(&mut get, 0, path.as_ptr().cast());
+    let map = bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
+    // SAFETY: a new descriptor that nobody else owns.
+    let map = unsafe { OwnedFd::from_raw_fd(map) };
+    // struct bpf_map_info: type, id, key_size, value_size, max_entries, …
+    let mut info = [0_u32; 5];
+    let mut get_info = Attr([0; 32]);
+    get_info.0[0] = map.as_raw_fd().cast_unsigned();
+    get_info.0[1] = u32::try_from(size_of_val(&info))?;
+    set_pointer(&mut get_info, 2, info.as_mut_ptr().cast_const().cast());
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get_info).context("asking for a map's size")?;
+    let [_, _, key_size, _, max_entries] = info;
+    let mut key = vec![0_u8; usize::try_from(key_size)?];
+    let mut next = key.clone();
+    let mut entries = 0;
+    // Bounded: an entry that goes while its successor is asked for starts the walk anew.
+    while entries <= max_entries.saturating_mul(2) {
+        let mut get_next = Attr([0; 32]);
+        get_next.0[0] = map.as_raw_fd().cast_unsigned();
+        if entries > 0 {
+            set_pointer(&mut get_next, 2, key.as_ptr());
+        }
+        set_pointer(&mut get_next, 4, next.as_mut_ptr().cast_const());
+        match bpf(BPF_MAP_GET_NEXT_KEY, &mut get_next) {
+            Ok(_) => entries += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+            Err(error) => return Err(error).context("walking a map"),
+        }
+        key.clone_from(&next);
+    }
+    Ok(Usage {
+        entries,
+        max_entries,
     })
 }
 

@@ -26,6 +26,18 @@ pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<T
     connect_from(netns, None, to, timeout)
 }
 
+/// As [`connect_from`], from the namespace of the calling thread, see [`Netns::run`].
+///
+/// # Errors
+/// As [`connect_from`].
+pub fn connect_here(
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    finish_connect(socket(to.is_ipv6())?, from, to, timeout)
+}
+
 /// Connects from a namespace and from a given address and port, even if that is in `TIME_WAIT` to
 /// another peer.
 ///
@@ -38,6 +50,15 @@ pub fn connect_from(
     timeout: Duration,
 ) -> io::Result<TcpStream> {
     let socket = netns.run(|| socket(to.is_ipv6()))?;
+    finish_connect(socket, from, to, timeout)
+}
+
+fn finish_connect(
+    socket: OwnedFd,
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     if let Some(from) = from {
         set_option(&socket, libc::SO_REUSEADDR, &1_i32)?;
         with_sockaddr(from, |address, len| {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint is the VIP:
-//! the DNAT from ClusterIP:443 to VIP:443, in the three forms kube-proxy has.
+//! What kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint is the VIP
+//! unless a test says otherwise: the DNAT from ClusterIP:443, in the three forms kube-proxy has.
+
+use std::net::SocketAddr;
 
 use anyhow::Result;
 
@@ -28,7 +30,7 @@ impl KubeProxy {
     /// # Errors
     /// When a tool fails.
     pub fn install(self, node: &Netns) -> Result<()> {
-        self.install_as(node, Family::pod_cidr)
+        self.install_as(node, Family::pod_cidr, Family::vip_socket)
     }
 
     /// The same with the node's addresses taken for pods': its own connections keep their source
@@ -37,42 +39,52 @@ impl KubeProxy {
     /// # Errors
     /// When a tool fails.
     pub fn install_without_masquerade(self, node: &Netns) -> Result<()> {
-        self.install_as(node, |family| match family {
-            Family::V4 => "192.168.100.0/24",
-            Family::V6 => "fd00:100::/64",
-        })
+        self.install_as(node, node_cidr, Family::vip_socket)
     }
 
-    fn install_as(self, node: &Netns, pods: fn(Family) -> &'static str) -> Result<()> {
+    /// The same with another endpoint of the Service than the VIP.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub fn install_to(self, node: &Netns, endpoint: fn(Family) -> SocketAddr) -> Result<()> {
+        self.install_as(node, node_cidr, endpoint)
+    }
+
+    fn install_as(
+        self,
+        node: &Netns,
+        pods: fn(Family) -> &'static str,
+        endpoint: fn(Family) -> SocketAddr,
+    ) -> Result<()> {
         let flavour = match self {
             Self::IptablesLegacy => "legacy",
             Self::IptablesNft => "nft",
             Self::Nftables => {
-                let tables = Family::ALL.map(|f| nftables_table(f, pods(f))).concat();
-                return node.feed("nft -f -", &tables).map(drop);
+                let tables = Family::ALL.map(|f| nftables_table(f, pods(f), endpoint(f)));
+                return node.feed("nft -f -", &tables.concat()).map(drop);
             }
         };
         for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
             let line = format!("{program}-{flavour}-restore --noflush --wait=10");
-            node.feed(&line, &iptables_rules(family, pods(family)))?;
+            let rules = iptables_rules(family, pods(family), endpoint(family));
+            node.feed(&line, &rules)?;
         }
         Ok(())
     }
 }
 
-/// An address with a port as iptables and nft write it in a translation.
-fn target(family: Family) -> String {
+fn node_cidr(family: Family) -> &'static str {
     match family {
-        Family::V4 => format!("{}:{PORT}", family.vip()),
-        Family::V6 => format!("[{}]:{PORT}", family.vip()),
+        Family::V4 => "192.168.100.0/24",
+        Family::V6 => "fd00:100::/64",
     }
 }
 
 /// As kube-proxy writes them with `--cluster-cidr`: connections to the ClusterIP that do not come
 /// from a pod are masqueraded, and so is the endpoint's connection to itself.
-fn iptables_rules(family: Family, pods: &str) -> String {
-    let (vip, service) = (family.vip(), family.cluster_ip());
-    let (len, target) = (family.host_prefix(), target(family));
+fn iptables_rules(family: Family, pods: &str, target: SocketAddr) -> String {
+    let (endpoint, service) = (target.ip(), family.cluster_ip());
+    let len = family.host_prefix();
     let loopback = match family {
         Family::V4 => "127.0.0.0/8",
         Family::V6 => "::1/128",
@@ -94,7 +106,7 @@ COMMIT
 -A KUBE-SERVICES -d {service}/{len} -p tcp -m comment --comment "default/kubernetes:https cluster IP" -m tcp --dport {PORT} -j KUBE-SVC-NPX46M4PTMTKRN6Y
 -A KUBE-SVC-NPX46M4PTMTKRN6Y ! -s {pods} -d {service}/{len} -p tcp -m comment --comment "default/kubernetes:https cluster IP" -m tcp --dport {PORT} -j KUBE-MARK-MASQ
 -A KUBE-SVC-NPX46M4PTMTKRN6Y -m comment --comment "default/kubernetes:https" -j KUBE-SEP-VBJ4PXQQXDDRBWSN
--A KUBE-SEP-VBJ4PXQQXDDRBWSN -s {vip}/{len} -m comment --comment "default/kubernetes:https" -j KUBE-MARK-MASQ
+-A KUBE-SEP-VBJ4PXQQXDDRBWSN -s {endpoint}/{len} -m comment --comment "default/kubernetes:https" -j KUBE-MARK-MASQ
 -A KUBE-SEP-VBJ4PXQQXDDRBWSN -p tcp -m comment --comment "default/kubernetes:https" -m tcp -j DNAT --to-destination {target}
 -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
@@ -116,16 +128,18 @@ COMMIT
     )
 }
 
-fn nftables_table(family: Family, pods: &str) -> String {
-    let (vip, service) = (family.vip(), family.cluster_ip());
-    let target = target(family);
+fn nftables_table(family: Family, pods: &str, target: SocketAddr) -> String {
+    let (endpoint, service) = (target.ip(), family.cluster_ip());
     let (ip, address) = match family {
         Family::V4 => ("ip", "ipv4_addr"),
         Family::V6 => ("ip6", "ipv6_addr"),
     };
     let service_chain = "service-2QRHZV4L-default/kubernetes/tcp/https";
-    let endpoint_chain =
-        format!("endpoint-KLP6FPW4-default/kubernetes/tcp/https__{vip}/{PORT}").replace(':', ".");
+    let endpoint_chain = format!(
+        "endpoint-KLP6FPW4-default/kubernetes/tcp/https__{endpoint}/{}",
+        target.port()
+    )
+    .replace(':', ".");
     format!(
         r#"table {ip} kube-proxy {{
     comment "rules for kube-proxy"
@@ -141,7 +155,7 @@ fn nftables_table(family: Family, pods: &str) -> String {
         masquerade fully-random
     }}
     chain {endpoint_chain} {{
-        {ip} saddr {vip} jump mark-for-masquerade
+        {ip} saddr {endpoint} jump mark-for-masquerade
         meta l4proto tcp dnat to {target}
     }}
     chain {service_chain} {{

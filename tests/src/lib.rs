@@ -12,15 +12,18 @@ pub mod bpf;
 pub mod client;
 pub mod cmd;
 pub mod conntrack;
+pub mod ctnetlink;
 pub mod kubeproxy;
 pub mod lacking;
 pub mod netns;
 pub mod node;
 pub mod path;
 pub mod proxy;
+pub mod reuse;
 pub mod signals;
 pub mod skip;
 pub mod snapshot;
+pub mod stream;
 pub mod sweep;
 pub mod transfer;
 

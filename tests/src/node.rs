@@ -66,6 +66,15 @@ pub const fn uplink_address(family: Family) -> IpAddr {
     }
 }
 
+/// The addresses of the node's default gateway, in [`Node::uplink`].
+#[must_use]
+pub const fn gateway_address(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(192, 168, 100, 1)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 1)),
+    }
+}
+
 /// A node with its pods. Everything is removed when it is dropped.
 #[derive(Debug)]
 pub struct Node {
@@ -73,7 +82,8 @@ pub struct Node {
     pub pods: Vec<Pod>,
     /// The node's own network namespace.
     pub netns: Netns,
-    uplink: Netns,
+    /// The machine at the other end of the node's uplink, see [`gateway_address`].
+    pub uplink: Netns,
     /// `<pid>-<n>`
     id: String,
     dir: PathBuf,
@@ -293,7 +303,9 @@ impl Node {
         ))?;
         self.uplink.ip("link set node up\n\
              address add 192.168.100.1/24 dev node\n\
-             address add fd00:100::1/64 dev node nodad\n")?;
+             address add fd00:100::1/64 dev node nodad\n\
+             route add 10.244.0.0/16 via 192.168.100.10\n\
+             route add fd00:244::/56 via fd00:100::10\n")?;
         self.netns
             .ip("route add default via 192.168.100.1 dev eth0\n\
              route add default via fd00:100::1 dev eth0\n")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy on the VIP: a real HAProxy in TCP mode, in front of a backend on 127.0.0.1.
+//! The proxy on the VIP: a real HAProxy in TCP mode, in front of a backend on a Unix
+//! socket: the way behind the proxy is not ours, and in a full conntrack table it would fail.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,14 +18,14 @@ use crate::{Family, PORT};
 
 /// How long a proxy may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where the TLS backend listens on 127.0.0.1.
-const TLS_PORT: u16 = 6443;
+/// The Unix socket of the backend, in the node's directory.
+const BACKEND: &str = "backend.sock";
 
 /// A running HAProxy with its backend.
 #[derive(Debug)]
 pub struct Proxy {
     _haproxy: Process,
-    _backend: Option<Server>,
+    backend: Option<Server>,
     ca: Option<PathBuf>,
 }
 
@@ -34,11 +35,11 @@ impl Proxy {
     /// # Errors
     /// When the VIPs are not up, or HAProxy does not start.
     pub fn start(node: &Node) -> Result<Self> {
-        let backend = Server::start(&node.netns)?;
-        let config = tcp_config(backend.port())?;
+        let socket = node.dir().join(BACKEND);
+        let backend = Server::listen_unix(&socket)?;
         Ok(Self {
-            _haproxy: haproxy(node, &config, 2)?,
-            _backend: Some(backend),
+            _haproxy: haproxy(node, &tcp_config(&socket)?)?,
+            backend: Some(backend),
             ca: None,
         })
     }
@@ -50,18 +51,26 @@ impl Proxy {
     /// As [`Proxy::start`], or when openssl cannot make a certificate.
     pub fn start_tls(node: &Node) -> Result<Self> {
         let (ca, pem) = certificate(node.dir())?;
-        let mut config = tcp_config(TLS_PORT)?;
+        let socket = node.dir().join(BACKEND);
+        let mut config = tcp_config(&socket)?;
         write!(
             config,
-            "\nfrontend apiserver\n    mode http\n    bind 127.0.0.1:{TLS_PORT} ssl crt {}\n    \
+            "\nfrontend apiserver\n    mode http\n    bind unix@{} ssl crt {}\n    \
              http-request return status 200 content-type text/plain string ok\n",
+            socket.display(),
             pem.display()
         )?;
         Ok(Self {
-            _haproxy: haproxy(node, &config, 3)?,
-            _backend: None,
+            _haproxy: haproxy(node, &config)?,
+            backend: None,
             ca: Some(ca),
         })
+    }
+
+    /// How many connections its backend has taken so far.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.backend.as_ref().map_or(0, Server::accepted)
     }
 
     /// The certificate that clients of [`Proxy::start_tls`] trust.
@@ -71,10 +80,10 @@ impl Proxy {
     }
 }
 
-fn tcp_config(backend_port: u16) -> Result<String> {
+fn tcp_config(backend: &Path) -> Result<String> {
     let mut config = String::from(
-        "global\n    maxconn 2000\n    nbthread 1\n\
-         defaults\n    timeout connect 10s\n    timeout client 60s\n    timeout server 60s\n\
+        "global\n    maxconn 4000\n    nbthread 1\n\
+         defaults\n    timeout connect 10s\n    timeout client 180s\n    timeout server 180s\n\
          \nfrontend vip\n    mode tcp\n",
     );
     for family in Family::ALL {
@@ -82,12 +91,13 @@ fn tcp_config(backend_port: u16) -> Result<String> {
     }
     write!(
         config,
-        "    default_backend apiservers\n\nbackend apiservers\n    mode tcp\n    server one 127.0.0.1:{backend_port}\n"
+        "    default_backend apiservers\n\nbackend apiservers\n    mode tcp\n    server one unix@{}\n",
+        backend.display()
     )?;
     Ok(config)
 }
 
-fn haproxy(node: &Node, config: &str, listeners: usize) -> Result<Process> {
+fn haproxy(node: &Node, config: &str) -> Result<Process> {
     let path = node.dir().join("haproxy.cfg");
     fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
     let log_path = node.dir().join("haproxy.log");
@@ -107,7 +117,7 @@ fn haproxy(node: &Node, config: &str, listeners: usize) -> Result<Process> {
         if let Some(status) = haproxy.child().try_wait()? {
             bail!("HAProxy ended at once: {status}");
         }
-        Ok((count_listeners(&tcp) >= listeners).then_some(()))
+        Ok((count_listeners(&tcp) == Family::ALL.len()).then_some(()))
     });
     if let Err(error) = started {
         let log = SharedLog::default();
@@ -118,10 +128,10 @@ fn haproxy(node: &Node, config: &str, listeners: usize) -> Result<Process> {
     Ok(haproxy)
 }
 
-/// The sockets that listen on the proxy's ports, without connecting to them: that would leave entries
+/// The sockets that listen on the proxy's port, without connecting to them: that would leave entries
 /// in conntrack.
 fn count_listeners(proc_net: &str) -> usize {
-    let suffixes = [PORT, TLS_PORT].map(|port| format!(":{port:04X}"));
+    let suffix = format!(":{PORT:04X}");
     ["tcp", "tcp6"]
         .iter()
         .filter_map(|file| fs::read_to_string(format!("{proc_net}/{file}")).ok())
@@ -129,7 +139,7 @@ fn count_listeners(proc_net: &str) -> usize {
         .filter(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
             // sl local_address rem_address st …; 0A is LISTEN
-            words.get(3) == Some(&"0A") && suffixes.iter().any(|s| words[1].ends_with(s))
+            words.get(3) == Some(&"0A") && words[1].ends_with(&suffix)
         })
         .count()
 }

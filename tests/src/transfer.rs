@@ -2,22 +2,30 @@
 
 //! Bytes that both ends can check: a client sends a seed, a length and that many pseudo-random
 //! bytes; the server compares each with what the seed gives and answers with another sequence of the
-//! same length, which the client compares. A length of 0 asks the server to hang up.
+//! same length, which the client compares. A length of 0 asks the server to hang up. A length without
+//! end makes it a stream in both directions at once, see [`crate::stream`].
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netns::Netns;
+use crate::stream;
 
 const CHUNK: usize = 64 * 1024;
 /// What the server says at the end when everything it got was right.
-const INTACT: &[u8; 8] = b"intact\r\n";
+pub(crate) const INTACT: &[u8; 8] = b"intact\r\n";
+/// What it says otherwise.
+pub(crate) const DAMAGED: &[u8; 8] = b"damaged\n";
+/// How long the server waits for a client.
+const TIMEOUT: Duration = Duration::from_mins(3);
 
 /// Sends `len` bytes and receives as many, all of them checked.
 ///
@@ -25,10 +33,9 @@ const INTACT: &[u8; 8] = b"intact\r\n";
 /// When the connection breaks, or a byte is not what it should be.
 pub fn exchange(stream: &mut TcpStream, len: u64, seed: u64) -> Result<()> {
     stream.set_nodelay(true)?;
-    let mut header = [0_u8; 16];
-    header[..8].copy_from_slice(&seed.to_le_bytes());
-    header[8..].copy_from_slice(&len.to_le_bytes());
-    stream.write_all(&header).context("sending the header")?;
+    stream
+        .write_all(&header(seed, len))
+        .context("sending the header")?;
     send(stream, seed, len).context("sending")?;
     receive(stream, !seed, len).context("receiving")?;
     let mut end = [0; INTACT.len()];
@@ -49,41 +56,95 @@ pub fn hang_up(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// A server of such exchanges on a port of 127.0.0.1, any number of connections at once.
+/// The first 16 bytes of an exchange.
+pub(crate) fn header(seed: u64, len: u64) -> [u8; 16] {
+    let mut header = [0_u8; 16];
+    header[..8].copy_from_slice(&seed.to_le_bytes());
+    header[8..].copy_from_slice(&len.to_le_bytes());
+    header
+}
+
+/// A server of such exchanges, any number of connections at once.
 #[derive(Debug)]
 pub struct Server {
-    port: u16,
     stop: Arc<AtomicBool>,
+    accepted: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Starts it in a namespace.
+    /// Starts it on an address in a namespace.
     ///
     /// # Errors
-    /// When it cannot listen.
-    pub fn start(netns: &Netns) -> Result<Self> {
-        let listener = netns.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    /// When it cannot listen there.
+    pub fn listen(netns: &Netns, address: SocketAddr) -> Result<Self> {
+        let listener = netns
+            .run(|| TcpListener::bind(address))
+            .with_context(|| format!("listening on {address}"))?;
         listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || accept_loop(&listener, &stopped));
-        Ok(Self {
-            port,
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self::start(move || {
+            let (stream, _) = listener.accept()?;
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
+            Ok(stream)
+        }))
     }
 
-    /// The port it listens on.
+    /// Starts it on a Unix socket, out of the way of every packet filter.
+    ///
+    /// # Errors
+    /// When it cannot listen there.
+    pub fn listen_unix(path: &Path) -> Result<Self> {
+        // That there is none of an earlier server is fine.
+        let _ = std::fs::remove_file(path);
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::start(move || {
+            let (stream, _) = listener.accept()?;
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
+            Ok(stream)
+        }))
+    }
+
+    /// How many connections it has taken so far.
     #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    fn start<S: Read + Write + Send + 'static>(
+        mut accept: impl FnMut() -> io::Result<S> + Send + 'static,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let accepted = Arc::new(AtomicU64::new(0));
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&accepted));
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match accept() {
+                    // Errors show at the client, which has the test's ear.
+                    Ok(stream) => {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        drop(std::thread::spawn(move || serve(stream)));
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        Self {
+            stop,
+            accepted,
+            thread: Some(thread),
+        }
     }
 }
 
 impl Drop for Server {
+    /// Stops listening; connections go on.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -92,21 +153,7 @@ impl Drop for Server {
     }
 }
 
-fn accept_loop(listener: &TcpListener, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        match listener.accept() {
-            // Errors show at the client, which has the test's ear.
-            Ok((stream, _)) => drop(std::thread::spawn(move || serve(stream))),
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
-}
-
-fn serve(mut stream: TcpStream) -> Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+fn serve(mut stream: impl Read + Write) -> Result<()> {
     loop {
         let mut header = [0_u8; 16];
         stream.read_exact(&mut header)?;
@@ -116,14 +163,17 @@ fn serve(mut stream: TcpStream) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
+        if len == stream::ENDLESS {
+            return stream::serve(&mut stream, seed);
+        }
         let intact = receive(&mut stream, seed, len);
         send(&mut stream, !seed, len)?;
-        let end = if intact.is_ok() { INTACT } else { b"damaged\n" };
+        let end = if intact.is_ok() { INTACT } else { DAMAGED };
         stream.write_all(end)?;
     }
 }
 
-fn send(stream: &mut TcpStream, seed: u64, len: u64) -> io::Result<()> {
+fn send(stream: &mut impl Write, seed: u64, len: u64) -> io::Result<()> {
     let mut generator = Generator(seed);
     let mut chunk = vec![0; CHUNK];
     let mut left = len;
@@ -136,7 +186,7 @@ fn send(stream: &mut TcpStream, seed: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn receive(stream: &mut TcpStream, seed: u64, len: u64) -> Result<()> {
+fn receive(stream: &mut impl Read, seed: u64, len: u64) -> Result<()> {
     let mut generator = Generator(seed);
     let (mut chunk, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut left = len;
@@ -163,10 +213,10 @@ fn chunk_len(left: u64) -> usize {
 }
 
 /// `splitmix64`: fast, and every position of the sequence differs from its neighbours.
-struct Generator(u64);
+pub(crate) struct Generator(pub(crate) u64);
 
 impl Generator {
-    fn fill(&mut self, chunk: &mut [u8]) {
+    pub(crate) fn fill(&mut self, chunk: &mut [u8]) {
         for bytes in chunk.chunks_exact_mut(8) {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = self.0;
@@ -183,7 +233,7 @@ mod tests {
 
     #[test]
     fn damage_is_found() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
         let address = listener.local_addr().expect("it is bound");
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tests::bpf::{self, ForeignProgram};
+use tests::bpf::{self, ForeignProgram, Hook, Place};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
@@ -86,8 +86,8 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
     Node::test(Topology::Veth, |node| {
         kube_proxy.install(&node.netns)?;
         add_foreign_things(node)?;
-        let program = ForeignProgram::attach(&node.netns, "pod0")?;
-        let programs = bpf::tcx_programs(&node.netns, "pod0")?;
+        let program = ForeignProgram::attach(&node.netns, "pod0", Hook::Ingress, Place::Last)?;
+        let programs = bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress)?;
         let before = snapshot::take(&node.netns)?;
 
         let args = [args, &["--cleanup", "--sync-interval=200ms"]].concat();
@@ -104,7 +104,7 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
             "foreign things are changed or moved while the agent runs:\n{}",
             snapshot::difference(&before, &during).unwrap_or_default()
         );
-        let now = bpf::tcx_programs(&node.netns, "pod0")?;
+        let now = bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress)?;
         ensure!(
             programs.iter().all(|id| now.contains(id)),
             "{programs:?} {now:?}"
@@ -115,7 +115,7 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
         if let Some(difference) = snapshot::difference(&before, &after) {
             bail!("not as it was before the agent:\n{difference}");
         }
-        ensure!(bpf::tcx_programs(&node.netns, "pod0")? == programs);
+        ensure!(bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress)? == programs);
         drop(program);
         Ok(())
     });

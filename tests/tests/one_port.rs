@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
 use tests::client::{self, Close};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
@@ -19,10 +20,10 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BYTES: u64 = 100_000;
 
-fn on_a_node(body: impl Fn(&Node, Family, SocketAddr) -> Result<()>) {
+fn on_a_node(args: &[&str], body: impl Fn(&Node, Family, SocketAddr) -> Result<()>) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(&[&["--backend=ebpf"], args].concat())?;
         let _proxy = Proxy::start(node)?;
         for family in Family::ALL {
             let client = SocketAddr::new(node.pods[0].address(family), 25_000);
@@ -45,7 +46,7 @@ fn connect(
 /// the new one to conntrack, which tells them apart.
 #[test]
 fn the_cluster_ip_first() {
-    on_a_node(|node, family, client| {
+    on_a_node(&[], |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let mut second =
@@ -66,7 +67,7 @@ fn the_cluster_ip_first() {
 /// ends; the first one is not disturbed.
 #[test]
 fn the_vip_first() {
-    on_a_node(|node, family, client| {
+    on_a_node(&[], |node, family, client| {
         let mut first = connect(node, client, family.vip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let second = connect(node, client, family.cluster_ip_socket(), SHORT_TIMEOUT);
@@ -81,4 +82,42 @@ fn the_vip_first() {
             .context("after the first one has ended")?;
         transfer::exchange(&mut third, BYTES, 3)
     });
+}
+
+/// Both are untracked if they are alone. The second to come does not disturb the first, and has its
+/// turn after it at the latest.
+fn one_after_the_other_when_translated(
+    first: fn(Family) -> SocketAddr,
+    second: fn(Family) -> SocketAddr,
+) {
+    on_a_node(&TRANSLATE, |node, family, client| {
+        let (first, second) = (first(family), second(family));
+        let mut older = connect(node, client, first, TIMEOUT)?;
+        transfer::exchange(&mut older, BYTES, 1)?;
+        let younger = connect(node, client, second, SHORT_TIMEOUT);
+        println!(
+            "{first}, then {second} at the same time: {:?}",
+            younger.as_ref().map(drop)
+        );
+        transfer::exchange(&mut older, BYTES, 2).context("the first one, disturbed")?;
+        if let Ok(mut younger) = younger {
+            transfer::exchange(&mut younger, BYTES, 3).context("the second one")?;
+            transfer::exchange(&mut older, BYTES, 4).context("the first one, after the second")?;
+            client::close(&younger, Close::Rst)?;
+        }
+        client::close(&older, Close::Rst)?;
+        let mut last =
+            connect(node, client, second, TIMEOUT).context("after the first one has ended")?;
+        transfer::exchange(&mut last, BYTES, 5)
+    });
+}
+
+#[test]
+fn the_translated_cluster_ip_first() {
+    one_after_the_other_when_translated(Family::cluster_ip_socket, Family::vip_socket);
+}
+
+#[test]
+fn the_vip_before_the_translated_cluster_ip() {
+    one_after_the_other_when_translated(Family::vip_socket, Family::cluster_ip_socket);
 }

@@ -1,35 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! A client port that was used for a decided connection is used again for one that goes through
-//! kube-proxy, and the other way round: an old decision must never be obeyed for a new connection.
+//! kube-proxy or is translated, and the other way round: an old decision must never be obeyed for a new connection.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::client::{self, Close};
+use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology, uplink_address};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{Family, PORT, cmd, conntrack, transfer};
-
-/// Long enough for a SYN that is sent again, which the proxy's `TIME_WAIT` may make necessary with and
-/// without an agent.
-const TIMEOUT: Duration = Duration::from_secs(8);
-
-/// Who ends a connection, and how.
-#[derive(Debug, Clone, Copy)]
-enum End {
-    /// The client closes first: `TIME_WAIT` at the client.
-    Client,
-    /// The proxy closes first: `TIME_WAIT` at the proxy.
-    Proxy,
-    /// The client resets it.
-    Reset,
-}
+use tests::reuse::{self, End};
+use tests::{Family, conntrack};
 
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -43,7 +27,7 @@ struct Case {
 fn cases(address: impl Fn(Family) -> IpAddr, mut port: u16) -> Vec<Case> {
     let mut cases = Vec::new();
     for family in Family::ALL {
-        for end in [End::Client, End::Proxy, End::Reset] {
+        for end in End::ALL {
             for order in [[Via::Vip, Via::ClusterIp], [Via::ClusterIp, Via::Vip]] {
                 port += 1;
                 cases.push(Case {
@@ -58,46 +42,6 @@ fn cases(address: impl Fn(Family) -> IpAddr, mut port: u16) -> Vec<Case> {
     cases
 }
 
-fn connect_and_end(netns: &Netns, case: &Case, via: Via) -> Result<()> {
-    let to = match via {
-        Via::Vip => case.family.vip_socket(),
-        Via::ClusterIp => case.family.cluster_ip_socket(),
-    };
-    let mut stream = client::connect_from(netns, Some(case.from), to, TIMEOUT)
-        .with_context(|| format!("connecting to {to}"))?;
-    transfer::exchange(&mut stream, 100_000, case.from.port().into())?;
-    match case.end {
-        End::Client => client::close(&stream, Close::Fin)?,
-        End::Proxy => {
-            transfer::hang_up(&mut stream)?;
-            client::close(&stream, Close::Fin)?;
-        }
-        End::Reset => client::close(&stream, Close::Rst)?,
-    }
-    Ok(())
-}
-
-/// Waits until the proxy has nothing left of the client's connection but a `TIME_WAIT`.
-fn proxy_has_closed(host: &Netns, client: SocketAddr) -> Result<()> {
-    let (local, remote) = (format!(":{PORT:04X}"), format!(":{:04X}", client.port()));
-    let file = match client {
-        SocketAddr::V4(_) => "tcp",
-        SocketAddr::V6(_) => "tcp6",
-    };
-    let is_open = |line: &str| {
-        // sl local_address rem_address st …; 06 is TIME_WAIT
-        let words: Vec<&str> = line.split_whitespace().collect();
-        words.len() > 3
-            && words[1].ends_with(&local)
-            && words[2].ends_with(&remote)
-            && words[3] != "06"
-    };
-    cmd::wait_until(TIMEOUT, "the proxy to close the connection", || {
-        let table = host.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")))?;
-        Ok((!table.lines().any(is_open)).then_some(()))
-    })
-}
-
 /// When the port is used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
@@ -108,8 +52,23 @@ enum Pace {
     AtOnce,
 }
 
+/// What becomes of connections through the ClusterIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ClusterIp {
+    /// kube-proxy's DNAT, tracked
+    KubeProxy,
+    /// The agent's, untracked
+    Translated,
+}
+
 /// Uses one port for both connections; twice in turn where the client's own `TIME_WAIT` allows it.
-fn reuse(host: &Netns, netns: &Netns, case: &Case, pace: Pace) -> Result<()> {
+fn reuse(
+    host: &Netns,
+    netns: &Netns,
+    case: &Case,
+    pace: Pace,
+    cluster_ip: ClusterIp,
+) -> Result<()> {
     let rounds = match case.end {
         End::Client => 1,
         End::Proxy | End::Reset => 2,
@@ -117,17 +76,22 @@ fn reuse(host: &Netns, netns: &Netns, case: &Case, pace: Pace) -> Result<()> {
     for round in 0..rounds {
         for via in case.order {
             let now = || format!("{case:?}, round {round}, via {via:?}");
-            connect_and_end(netns, case, via).with_context(now)?;
+            let to = match via {
+                Via::Vip => case.family.vip_socket(),
+                Via::ClusterIp => case.family.cluster_ip_socket(),
+            };
+            reuse::connect_and_end(netns, case.from, to, case.end).with_context(now)?;
             if pace == Pace::AtOnce {
                 continue;
             }
-            proxy_has_closed(host, case.from).with_context(now)?;
+            reuse::proxy_has_closed(host, case.from).with_context(now)?;
             let entries = conntrack::list(host, case.family)?;
             let found = conntrack::of_client(&entries, case.from);
             let first = round == 0 && via == case.order[0];
             // Through the ClusterIP: tracked. Through the VIP: nothing but the entry that the
-            // connection through the ClusterIP before it has left.
-            let wanted = usize::from(!(first && via == Via::Vip));
+            // connection through the ClusterIP before it has left. Translated: nothing at all.
+            let tracked = cluster_ip == ClusterIp::KubeProxy && !(first && via == Via::Vip);
+            let wanted = usize::from(tracked);
             ensure!(
                 found.len() == wanted
                     && found
@@ -141,23 +105,39 @@ fn reuse(host: &Netns, netns: &Netns, case: &Case, pace: Pace) -> Result<()> {
     Ok(())
 }
 
-fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str, pace: Pace) {
+fn check(
+    topology: Topology,
+    kube_proxy: KubeProxy,
+    tc_attach: &str,
+    pace: Pace,
+    cluster_ip: ClusterIp,
+) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
-        let _agent = node.start_agent(&["--backend=ebpf", tc_attach])?;
+        let mut args = vec!["--backend=ebpf", tc_attach];
+        if cluster_ip == ClusterIp::Translated {
+            args.extend(TRANSLATE);
+        }
+        let _agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;
         let pod = &node.pods[0];
         let host = &node.netns;
+        // On the node a translated connection is one to the VIP from the first: while the client's
+        // own TIME_WAIT lasts, the kernel does not let a process take the same port for it again.
+        let is_possible =
+            |case: &Case| cluster_ip == ClusterIp::KubeProxy || case.end != End::Client;
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = cases(|family| pod.address(family), 20_000)
+            let of_pod = cases(|family| pod.address(family), 20_000);
+            let of_host = cases(uplink_address, 21_000)
+                .into_iter()
+                .filter(is_possible);
+            let threads: Vec<_> = of_pod
                 .into_iter()
                 .map(|case| (case, &pod.netns))
-                .chain(
-                    cases(uplink_address, 21_000)
-                        .into_iter()
-                        .map(|case| (case, host)),
-                )
-                .map(|(case, netns)| scope.spawn(move || reuse(host, netns, &case, pace)))
+                .chain(of_host.map(|case| (case, host)))
+                .map(|(case, netns)| {
+                    scope.spawn(move || reuse(host, netns, &case, pace, cluster_ip))
+                })
                 .collect();
             threads
                 .into_iter()
@@ -168,41 +148,37 @@ fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str, pace: Pace)
     });
 }
 
-#[test]
-fn through_veth() {
-    let kube_proxy = KubeProxy::IptablesNft;
-    check(
-        Topology::Veth,
-        kube_proxy,
-        "--tc-attach=auto",
-        Pace::Settled,
-    );
+/// One test for each pace and way of the connections through the ClusterIP.
+macro_rules! cases {
+    ($($name:ident: $topology:expr, $kube_proxy:expr, $tc_attach:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn settled() {
+                check($topology, $kube_proxy, $tc_attach, Pace::Settled, ClusterIp::KubeProxy);
+            }
+
+            #[test]
+            fn at_once() {
+                check($topology, $kube_proxy, $tc_attach, Pace::AtOnce, ClusterIp::KubeProxy);
+            }
+
+            #[test]
+            fn translated() {
+                check($topology, $kube_proxy, $tc_attach, Pace::Settled, ClusterIp::Translated);
+            }
+
+            #[test]
+            fn translated_at_once() {
+                check($topology, $kube_proxy, $tc_attach, Pace::AtOnce, ClusterIp::Translated);
+            }
+        }
+    )*};
 }
 
-#[test]
-fn through_a_bridge() {
-    let kube_proxy = KubeProxy::Nftables;
-    check(
-        Topology::BridgeNetfilter,
-        kube_proxy,
-        "--tc-attach=auto",
-        Pace::Settled,
-    );
-}
-
-#[test]
-fn by_clsact() {
-    let kube_proxy = KubeProxy::IptablesLegacy;
-    check(
-        Topology::Veth,
-        kube_proxy,
-        "--tc-attach=clsact",
-        Pace::Settled,
-    );
-}
-
-#[test]
-fn at_once() {
-    let kube_proxy = KubeProxy::IptablesLegacy;
-    check(Topology::Veth, kube_proxy, "--tc-attach=auto", Pace::AtOnce);
+cases! {
+    through_veth: Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=auto";
+    through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, "--tc-attach=auto";
+    by_clsact: Topology::Veth, KubeProxy::IptablesLegacy, "--tc-attach=clsact";
 }

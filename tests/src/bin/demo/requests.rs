@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tests::conntrack::{self, Entry};
 use tests::node::{Node, Topology};
-use tests::path::{Path, Via};
+use tests::path::Path;
 use tests::{Family, cmd};
 
 /// curl's exit code when it waited in vain.
@@ -22,8 +22,6 @@ const TIMEOUT: &str = "2";
 pub struct Row {
     /// The way in words.
     pub path: String,
-    /// The address that was used.
-    pub via: Via,
     /// `ok`, `timed out`, or what curl said.
     pub result: String,
     /// The median time of a request with TCP and TLS handshake, if all were answered.
@@ -35,17 +33,7 @@ pub struct Row {
 /// Makes `count` requests on every way.
 pub fn on_every_path(node: &Node, ca: &FilePath, count: usize) -> Result<Vec<Row>> {
     let paths = node.paths();
-    // One request on each way at first, all at once, so that those that time out do so together.
-    let mut results: Vec<Result<Duration, String>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = paths
-            .iter()
-            .map(|path| scope.spawn(move || request(path, ca)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("it does not panic"))
-            .collect::<Result<_>>()
-    })?;
+    let mut results = one_on_every_path(&paths, ca)?;
     // The latency comes from a quiet machine, one request after the other.
     for (path, result) in paths.iter().zip(&mut results) {
         if result.is_err() {
@@ -75,6 +63,24 @@ pub fn on_every_path(node: &Node, ca: &FilePath, count: usize) -> Result<Vec<Row
     Ok(rows)
 }
 
+/// Makes one request on each way, all at once, so that those that time out do so together. Returns the
+/// time each took, or what went wrong with it.
+pub fn one_on_every_path(
+    paths: &[Path<'_>],
+    ca: &FilePath,
+) -> Result<Vec<Result<Duration, String>>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = paths
+            .iter()
+            .map(|path| scope.spawn(move || request(path, ca)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("it does not panic"))
+            .collect()
+    })
+}
+
 fn row(node: &Node, path: &Path<'_>, result: &Result<Duration, String>, entries: &[Entry]) -> Row {
     let topology = match path.client.as_str() {
         "pod0" => describe("pod", Topology::Veth),
@@ -83,7 +89,6 @@ fn row(node: &Node, path: &Path<'_>, result: &Result<Duration, String>, entries:
     };
     Row {
         path: path.to_string().replace(&path.client, &topology),
-        via: path.via,
         result: result
             .as_ref()
             .map_or_else(Clone::clone, |_| "ok".to_owned()),

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A live connection: bytes that both ends check flow in both directions at once, all the time, until
+//! the client ends it. What is lost, doubled or damaged on the way shows at one of the ends.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::transfer::{DAMAGED, Generator, INTACT, header};
+
+/// The length in the header that starts a stream.
+pub(crate) const ENDLESS: u64 = u64::MAX;
+const CHUNK: usize = 8 * 1024;
+/// Between two chunks: about 800 KiB/s in each direction.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A pseudo-random sequence that is taken in pieces of any length.
+struct Sequence {
+    generator: Generator,
+    chunk: Vec<u8>,
+    used: usize,
+}
+
+impl Sequence {
+    fn new(seed: u64) -> Self {
+        Self {
+            generator: Generator(seed),
+            chunk: vec![0; CHUNK],
+            used: CHUNK,
+        }
+    }
+
+    fn fill(&mut self, out: &mut [u8]) {
+        for byte in out {
+            if self.used == CHUNK {
+                self.generator.fill(&mut self.chunk);
+                self.used = 0;
+            }
+            *byte = self.chunk[self.used];
+            self.used += 1;
+        }
+    }
+
+    /// True if the next bytes of the sequence are these.
+    fn goes_on_with(&mut self, bytes: &[u8]) -> bool {
+        let mut expected = vec![0; bytes.len()];
+        self.fill(&mut expected);
+        expected == bytes
+    }
+}
+
+/// The server's end: answers each piece with one of the same length from another sequence, and says
+/// at the end whether everything it got was right.
+pub(crate) fn serve(stream: &mut (impl Read + Write), seed: u64) -> Result<()> {
+    let (mut requests, mut replies) = (Sequence::new(seed), Sequence::new(!seed));
+    let mut piece = vec![0; CHUNK];
+    let mut end = INTACT;
+    loop {
+        let n = stream.read(&mut piece)?;
+        if n == 0 {
+            return Ok(stream.write_all(end)?);
+        }
+        if !requests.goes_on_with(&piece[..n]) {
+            end = DAMAGED;
+        }
+        replies.fill(&mut piece[..n]);
+        stream.write_all(&piece[..n])?;
+    }
+}
+
+/// The client's end of a live connection.
+#[derive(Debug)]
+pub struct Live {
+    name: String,
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    writer: JoinHandle<Result<u64>>,
+    reader: JoinHandle<Result<u64>>,
+}
+
+impl Live {
+    /// Starts streaming on a fresh connection to a [`crate::transfer::Server`].
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn start(name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
+        stream.set_nodelay(true)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(AtomicU64::new(0));
+        let (mut to, from) = (stream.try_clone()?, stream.try_clone()?);
+        to.write_all(&header(seed, ENDLESS))
+            .context("sending the header")?;
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));
+        Ok(Self {
+            name: name.to_owned(),
+            stop,
+            received,
+            writer: std::thread::spawn(move || write(&to, seed, &stopped)),
+            reader: std::thread::spawn(move || read(from, !seed, &count)),
+        })
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The bytes that came back so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection in order; returns the bytes it carried in each direction.
+    ///
+    /// # Errors
+    /// When a byte was lost or damaged, or the connection had broken.
+    ///
+    /// # Panics
+    /// When one of its threads has panicked.
+    pub fn finish(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.writer.join().expect("it does not panic");
+        let received = self.reader.join().expect("it does not panic");
+        let sent = sent.with_context(|| format!("{}: sending", self.name))?;
+        let received = received.with_context(|| format!("{}: receiving", self.name))?;
+        ensure!(
+            sent == received,
+            "{}: {sent} bytes sent, {received} came back",
+            self.name
+        );
+        Ok(sent)
+    }
+}
+
+fn write(mut stream: &TcpStream, seed: u64, stop: &AtomicBool) -> Result<u64> {
+    let mut sequence = Sequence::new(seed);
+    let mut chunk = vec![0; CHUNK];
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) {
+        sequence.fill(&mut chunk);
+        stream
+            .write_all(&chunk)
+            .with_context(|| format!("after {sent} bytes"))?;
+        sent += CHUNK as u64;
+        std::thread::sleep(PAUSE);
+    }
+    stream.shutdown(Shutdown::Write)?;
+    Ok(sent)
+}
+
+/// Returns how many bytes came before the server's last word.
+fn read(mut stream: TcpStream, seed: u64, received: &AtomicU64) -> Result<u64> {
+    let mut sequence = Sequence::new(seed);
+    let mut piece = vec![0; CHUNK];
+    // What may be the server's last word.
+    let mut held: Vec<u8> = Vec::new();
+    let mut checked = 0;
+    loop {
+        let n = stream
+            .read(&mut piece)
+            .with_context(|| format!("after {checked} bytes"))?;
+        if n == 0 {
+            break;
+        }
+        held.extend(&piece[..n]);
+        let body = held.len().saturating_sub(INTACT.len());
+        if !sequence.goes_on_with(&held[..body]) {
+            bail!("damaged in the {body} bytes from offset {checked}");
+        }
+        held.drain(..body);
+        checked += body as u64;
+        received.store(checked, Ordering::Relaxed);
+    }
+    if held == DAMAGED {
+        bail!("the server found its bytes damaged");
+    }
+    ensure!(
+        held == INTACT,
+        "it ended without the server's confirmation after {checked} bytes"
+    );
+    Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn stream_to(server: impl FnOnce(TcpStream) + Send + 'static) -> Result<u64> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let stream = TcpStream::connect(listener.local_addr()?)?;
+        let (mut peer, _) = listener.accept()?;
+        let server = std::thread::spawn(move || {
+            peer.read_exact(&mut [0; 16]).expect("a header");
+            server(peer);
+        });
+        let live = Live::start("test", &stream, 7)?;
+        std::thread::sleep(Duration::from_millis(50));
+        let result = live.finish();
+        server.join().expect("the server does not panic");
+        result
+    }
+
+    #[test]
+    fn intact() {
+        let sent = stream_to(|mut peer| serve(&mut peer, 7).expect("the client reads everything"));
+        assert!(sent.expect("nothing is lost") > 0);
+    }
+
+    #[test]
+    fn damage_is_found_at_both_ends() {
+        let result = stream_to(|mut peer| {
+            // Another sequence than the client's.
+            let _ = serve(&mut peer, 8);
+        });
+        assert!(result.is_err(), "{result:?}");
+    }
+
+    #[test]
+    fn an_early_end_is_found() {
+        assert!(stream_to(drop).is_err());
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Very many short connections from many pods at once, many more than the agent remembers.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Pod, Topology};
+use tests::proxy::Proxy;
+use tests::{Family, bpf, client, conntrack, transfer};
+
+const CONNECTIONS: usize = 20_000;
+const PODS: usize = 8;
+const MAX_CONNECTIONS: u32 = 4096;
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A pod's share: through VIP and ClusterIP, in both families, in turn.
+///
+/// Each way has client ports of its own. Left to itself, the kernel now and then takes a port for the
+/// ClusterIP that it has just used for the VIP, and as long as the proxy has not closed that older
+/// connection, the new one is left to conntrack and waits (docs/packet-path.md, "One client port, two
+/// ways"; `port_reuse.rs` holds that it works).
+fn connect_again_and_again(pod: &Pod) -> Result<()> {
+    let ways = Family::ALL.map(|family| {
+        let port_from = |port| SocketAddr::new(pod.address(family), port);
+        [
+            (port_from(20_000), family.vip_socket()),
+            (port_from(40_000), family.cluster_ip_socket()),
+        ]
+    });
+    let ways = ways.as_flattened();
+    // Inside the namespace once, not for each connection.
+    pod.netns.run(|| {
+        for n in 0..CONNECTIONS / PODS {
+            let (mut from, to) = ways[n % ways.len()];
+            from.set_port(from.port() + u16::try_from(n)?);
+            let what = || format!("connection {n} from {from} to {to}");
+            let mut stream = client::connect_here(Some(from), to, TIMEOUT).with_context(what)?;
+            transfer::exchange(&mut stream, 1000, n as u64).with_context(what)?;
+        }
+        Ok(())
+    })
+}
+
+fn check(topology: Topology, kube_proxy: KubeProxy) {
+    Node::test(topology, |node| {
+        kube_proxy.install(&node.netns)?;
+        while node.pods.len() < PODS {
+            node.add_pod(topology)?;
+        }
+        let max = format!("--max-connections={MAX_CONNECTIONS}");
+        let args = [&TRANSLATE[..], &["--backend=ebpf", &max]].concat();
+        let _agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        let start = Instant::now();
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = node
+                .pods
+                .iter()
+                .map(|pod| scope.spawn(|| connect_again_and_again(pod)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("it does not panic"))
+                .collect()
+        });
+        let elapsed = start.elapsed();
+        for (n, result) in results.into_iter().enumerate() {
+            result.with_context(|| format!("pod{n}"))?;
+        }
+        println!(
+            "{CONNECTIONS} connections in {:.1} s",
+            elapsed.as_secs_f32()
+        );
+        for family in Family::ALL {
+            let entries = conntrack::list(&node.netns, family)?;
+            let lines: Vec<&str> = entries.iter().map(|entry| &*entry.line).collect();
+            ensure!(
+                entries.is_empty(),
+                "{} conntrack entries, the first:\n{}",
+                lines.len(),
+                lines[..lines.len().min(10)].join("\n")
+            );
+        }
+        let usage = bpf::map_usage(&node.agent_bpffs().join("CONNECTIONS"))?;
+        println!("{usage:?}");
+        ensure!(usage.max_entries == MAX_CONNECTIONS, "{usage:?}");
+        ensure!(
+            0 < usage.entries && usage.entries <= usage.max_entries,
+            "{usage:?}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn through_veth() {
+    check(Topology::Veth, KubeProxy::IptablesNft);
+}
+
+#[test]
+fn through_a_bridge() {
+    check(Topology::BridgeNetfilter, KubeProxy::Nftables);
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The proxy is stopped and started again. As long as nothing listens on the VIP, connections to the
+//! ClusterIP go kube-proxy's way, as without the agent: here to another backend beside the proxy, a
+//! real API server. The agent has no part in it: it is stopped all the while.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology, gateway_address};
+use tests::path::{Path, Via};
+use tests::proxy::Proxy;
+use tests::transfer::Server;
+use tests::{Family, client, conntrack, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const BYTES: u64 = 100_000;
+
+/// The API server's own address, on another machine.
+fn api_server(family: Family) -> SocketAddr {
+    SocketAddr::new(gateway_address(family), 6443)
+}
+
+fn through_the_cluster_ip(node: &Node) -> Vec<Path<'_>> {
+    let mut paths = node.paths();
+    paths.retain(|path| path.via == Via::ClusterIp);
+    paths
+}
+
+/// Connects on every way; returns how many conntrack entries that left.
+fn connect_everywhere(node: &Node) -> Result<usize> {
+    let mut tracked = 0;
+    for path in through_the_cluster_ip(node) {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| path.to_string())?;
+        let peer = stream.peer_addr()?;
+        ensure!(
+            peer == path.destination(),
+            "{path}: getpeername shows {peer}"
+        );
+        transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
+        let entries = conntrack::list(&node.netns, path.family)?;
+        tracked += conntrack::of_client(&entries, stream.local_addr()?).len();
+    }
+    Ok(tracked)
+}
+
+fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str) {
+    Node::test(topology, |node| {
+        kube_proxy.install_to(&node.netns, api_server)?;
+        let servers = [
+            Server::listen(&node.uplink, api_server(Family::V4))?,
+            Server::listen(&node.uplink, api_server(Family::V6))?,
+        ];
+        let at_the_api_server = || servers.iter().map(Server::accepted).sum::<u64>();
+        let args = [&TRANSLATE[..], &["--backend=ebpf", tc_attach]].concat();
+        let agent = node.start_agent(&args)?;
+        agent.signal(libc::SIGSTOP)?;
+        let paths = through_the_cluster_ip(node).len();
+        let all = u64::try_from(paths)?;
+        for round in 0..2 {
+            let before = at_the_api_server();
+            let tracked = connect_everywhere(node).context("without a proxy")?;
+            let there = at_the_api_server() - before;
+            ensure!(
+                there == all,
+                "{there} of {all} connections went kube-proxy's way"
+            );
+            ensure!(tracked == paths, "{tracked} of them tracked");
+
+            let proxy = Proxy::start(node)?;
+            let tracked = connect_everywhere(node).context("with a proxy")?;
+            let here = proxy.accepted();
+            ensure!(
+                here == all,
+                "round {round}: {here} of {all} connections came to the proxy"
+            );
+            ensure!(tracked == 0, "round {round}: {tracked} of them tracked");
+            ensure!(at_the_api_server() - before == all, "some went both ways");
+        }
+        agent.signal(libc::SIGCONT)
+    });
+}
+
+#[test]
+fn through_veth() {
+    check(Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=auto");
+}
+
+#[test]
+fn through_a_bridge() {
+    check(Topology::Bridge, KubeProxy::Nftables, "--tc-attach=auto");
+}
+
+#[test]
+fn through_a_bridge_with_netfilter() {
+    check(
+        Topology::BridgeNetfilter,
+        KubeProxy::IptablesLegacy,
+        "--tc-attach=auto",
+    );
+}
+
+#[test]
+fn by_clsact() {
+    check(Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=clsact");
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Translation beside other programs: on the same TC hooks, before and behind ours, on connect(2),
+//! and beside IPVS.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::agent::TRANSLATE;
+use tests::bpf::{self, ForeignProgram, Hook, Place};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::{Family, client, conntrack, skip, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+fn every_way_works_untracked(node: &Node) -> Result<()> {
+    for path in node.paths() {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| path.to_string())?;
+        let peer = stream.peer_addr()?;
+        ensure!(
+            peer == path.destination(),
+            "{path}: getpeername shows {peer}"
+        );
+        transfer::exchange(&mut stream, 1_000_000, 1).with_context(|| path.to_string())?;
+        let entries = conntrack::list(&node.netns, path.family)?;
+        ensure!(entries.is_empty(), "{path}: conntrack knows {entries:#?}");
+    }
+    Ok(())
+}
+
+/// One program of somebody else on each hook of each pod's link.
+fn attach(node: &Node, place: Place) -> Result<Vec<ForeignProgram>> {
+    let mut programs = Vec::new();
+    for pod in &node.pods {
+        for hook in Hook::ALL {
+            programs.push(ForeignProgram::attach(
+                &node.netns,
+                &pod.host_link,
+                hook,
+                place,
+            )?);
+        }
+    }
+    Ok(programs)
+}
+
+/// The programs on the first pod's link.
+fn on_the_link(node: &Node) -> Result<[Vec<u32>; 2]> {
+    let link = &node.pods[0].host_link;
+    Ok([
+        bpf::tcx_programs(&node.netns, link, Hook::Ingress)?,
+        bpf::tcx_programs(&node.netns, link, Hook::Egress)?,
+    ])
+}
+
+#[test]
+fn tcx_programs() {
+    for topology in [Topology::Veth, Topology::BridgeNetfilter] {
+        Node::test(topology, |node| {
+            KubeProxy::IptablesNft.install(&node.netns)?;
+            let mut foreign = attach(node, Place::First)?;
+            foreign.extend(attach(node, Place::Last)?);
+            let before = on_the_link(node)?;
+            let args = ["--backend=ebpf", "--tc-attach=tcx", "--cleanup"];
+            let mut agent = node.start_agent(&[&TRANSLATE[..], &args].concat())?;
+            let _proxy = Proxy::start(node)?;
+            every_way_works_untracked(node).context("with those that were there before")?;
+            foreign.extend(attach(node, Place::First)?);
+            foreign.extend(attach(node, Place::Last)?);
+            every_way_works_untracked(node).context("with those that came later")?;
+            let with_all = on_the_link(node)?;
+            for (hook, programs) in Hook::ALL.into_iter().zip(&with_all) {
+                // Two before, two later, and ours in between.
+                ensure!(programs.len() == 5, "{hook:?}: {programs:?}");
+            }
+            foreign.truncate(2 * 2 * node.pods.len());
+            agent.stop(libc::SIGTERM)?;
+            ensure!(on_the_link(node)? == before, "others than before");
+            Ok(())
+        });
+    }
+}
+
+/// Filters of somebody else on the clsact qdisc, of higher and of lower priority.
+fn beside_filters(tc_attach: &str) {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let mut links = Vec::new();
+        for pod in &node.pods {
+            let link = &pod.host_link;
+            node.netns
+                .exec(&format!("tc qdisc add dev {link} clsact"))?;
+            for hook in ["ingress", "egress"] {
+                for (pref, port) in [(3, 443), (60_000, 8443)] {
+                    node.netns.exec(&format!(
+                        "tc filter add dev {link} {hook} protocol all pref {pref} u32 \
+                         match ip dport {port} 0xffff classid 1:1"
+                    ))?;
+                }
+                links.push(format!("tc filter show dev {link} {hook}"));
+            }
+        }
+        let show =
+            || -> Result<String> { links.iter().map(|line| node.netns.exec(line)).collect() };
+        let before = show()?;
+        let args = ["--backend=ebpf", tc_attach, "--cleanup"];
+        let mut agent = node.start_agent(&[&TRANSLATE[..], &args].concat())?;
+        let _proxy = Proxy::start(node)?;
+        every_way_works_untracked(node)?;
+        agent.stop(libc::SIGTERM)?;
+        let after = show()?;
+        ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+        Ok(())
+    });
+}
+
+#[test]
+fn clsact_filters_and_tcx() {
+    beside_filters("--tc-attach=tcx");
+}
+
+#[test]
+fn clsact_filters() {
+    beside_filters("--tc-attach=clsact");
+}
+
+#[test]
+fn programs_on_connect() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _first = [
+            ForeignProgram::attach_to_connect(false)?,
+            ForeignProgram::attach_to_connect(true)?,
+        ];
+        let newest = || -> Result<[Option<u32>; 2]> {
+            Ok([
+                bpf::connect_programs(false)?.pop(),
+                bpf::connect_programs(true)?.pop(),
+            ])
+        };
+        let foreign = newest()?;
+        let args = ["--backend=ebpf", "--cleanup"];
+        let mut agent = node.start_agent(&[&TRANSLATE[..], &args].concat())?;
+        let _proxy = Proxy::start(node)?;
+        every_way_works_untracked(node).context("with those that were there before")?;
+        let _second = [
+            ForeignProgram::attach_to_connect(false)?,
+            ForeignProgram::attach_to_connect(true)?,
+        ];
+        every_way_works_untracked(node).context("with those that came later")?;
+        agent.stop(libc::SIGTERM)?;
+        // Other tests' agents come and go on the same cgroup: look for those of this test alone.
+        for (v6, program) in [false, true].into_iter().zip(foreign) {
+            let program = program.context("a program was just attached")?;
+            let left = bpf::connect_programs(v6)?;
+            ensure!(left.contains(&program), "{program} is gone: {left:?}");
+        }
+        Ok(())
+    });
+}
+
+/// Two agents, as on two nodes, on the same machine and the same cgroup: each translates in its own
+/// network namespace only.
+#[test]
+fn two_nodes_on_one_machine() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let args = [&TRANSLATE[..], &["--backend=ebpf", "--cleanup"]].concat();
+        let _agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        every_way_works_untracked(node).context("alone")?;
+
+        let other = Node::with_pods(Topology::Bridge, 1)?;
+        KubeProxy::Nftables.install(&other.netns)?;
+        let mut other_agent = other.start_agent(&args)?;
+        let _other_proxy = Proxy::start(&other)?;
+        every_way_works_untracked(&other).context("the second node")?;
+        every_way_works_untracked(node).context("beside a second node")?;
+        other_agent.stop(libc::SIGTERM)?;
+        every_way_works_untracked(node).context("after the second node")
+    });
+}
+
+/// kube-proxy's IPVS mode: a virtual server at the ClusterIP, which is an address of the node.
+#[test]
+fn ipvs() -> Result<()> {
+    let test = "translation-beside-ipvs";
+    skip::clear(test)?;
+    if !Path::new("/proc/net/ip_vs").exists() {
+        return skip::record(
+            test,
+            "this kernel has no IPVS (no ip_vs); that the ClusterIP is an address of the node, as \
+             with IPVS, is tested by translation.rs",
+        );
+    }
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("link add kube-ipvs0 type bridge\n")?;
+        for family in Family::ALL {
+            let (address, len) = (family.cluster_ip(), family.host_prefix());
+            let nodad = if family == Family::V6 { " nodad" } else { "" };
+            node.netns.ip(&format!(
+                "address add {address}/{len} dev kube-ipvs0{nodad}\n"
+            ))?;
+            let (service, vip) = (family.cluster_ip_socket(), family.vip_socket());
+            node.netns.exec(&format!("ipvsadm -A -t {service} -s rr"))?;
+            node.netns
+                .exec(&format!("ipvsadm -a -t {service} -r {vip} -m"))?;
+        }
+        let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
+        let _proxy = Proxy::start(node)?;
+        every_way_works_untracked(node)?;
+        if node.netns.exec("ipvsadm -L -n")?.is_empty() {
+            bail!("IPVS has lost its virtual servers");
+        }
+        Ok(())
+    });
+    Ok(())
+}

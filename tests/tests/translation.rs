@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! With `--service-address` every way to the proxy works without kube-proxy and without conntrack,
+//! through each kind of link, and clients see the address they asked for.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::path::{Path, Via};
+use tests::proxy::Proxy;
+use tests::transfer::Server;
+use tests::{Family, PORT, client, conntrack, transfer};
+
+/// Each way carries this much, in each direction.
+const BYTES: u64 = 10 * 1024 * 1024;
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn check(tc_attach: &str, kube_proxy: KubeProxy, topology: Topology) {
+    Node::test(topology, |node| check_on(node, tc_attach, kube_proxy));
+}
+
+fn check_on(node: &Node, tc_attach: &str, kube_proxy: KubeProxy) -> Result<()> {
+    kube_proxy.install(&node.netns)?;
+    let args = [&TRANSLATE[..], &["--backend=ebpf", tc_attach]].concat();
+    let _agent = node.start_agent(&args)?;
+    let _proxy = Proxy::start(node)?;
+    for (seed, path) in (1..).zip(node.paths()) {
+        carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
+    }
+    // One socket for both families, as Go and Java make them.
+    for (name, netns) in [("pod0", &node.pods[0].netns), ("host", &node.netns)] {
+        for address in [Family::V4.vip(), Family::V4.cluster_ip()] {
+            let IpAddr::V4(address) = address else {
+                continue;
+            };
+            let path = Path {
+                client: name.to_owned(),
+                netns,
+                ..node.paths()[0].clone()
+            };
+            let mapped = SocketAddr::new(address.to_ipv6_mapped().into(), PORT);
+            carries_data(&path, mapped, 99).with_context(|| format!("{name} → {mapped}"))?;
+        }
+    }
+    for family in Family::ALL {
+        let entries = conntrack::list(&node.netns, family)?;
+        ensure!(entries.is_empty(), "conntrack knows {entries:#?}");
+    }
+    Ok(())
+}
+
+fn carries_data(path: &Path<'_>, to: SocketAddr, seed: u64) -> Result<()> {
+    let mut stream = client::connect(path.netns, to, TIMEOUT).context("connecting")?;
+    let peer = stream.peer_addr()?;
+    ensure!(peer == to, "getpeername shows {peer}");
+    transfer::exchange(&mut stream, BYTES, seed)?;
+    let peer = stream.peer_addr()?;
+    ensure!(peer == to, "getpeername shows {peer} later");
+    Ok(())
+}
+
+/// One test for each form of kube-proxy, topology and way of attaching.
+macro_rules! matrix {
+    ($($attach:ident: $flag:expr;)*) => {$(
+        mod $attach {
+            use super::*;
+
+            matrix!(@topology $flag, veth, Topology::Veth);
+            matrix!(@topology $flag, bridge, Topology::Bridge);
+            matrix!(@topology $flag, bridge_netfilter, Topology::BridgeNetfilter);
+        }
+    )*};
+    (@topology $flag:expr, $name:ident, $topology:expr) => {
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn iptables_legacy() {
+                check($flag, KubeProxy::IptablesLegacy, $topology);
+            }
+
+            #[test]
+            fn iptables_nft() {
+                check($flag, KubeProxy::IptablesNft, $topology);
+            }
+
+            #[test]
+            fn nftables() {
+                check($flag, KubeProxy::Nftables, $topology);
+            }
+        }
+    };
+}
+
+matrix! {
+    tcx: "--tc-attach=tcx";
+    clsact: "--tc-attach=clsact";
+}
+
+/// Both ends of each pod's veth pair.
+fn on_every_link(
+    node: &Node,
+    configure: impl Fn(&tests::netns::Netns, &str) -> Result<()>,
+) -> Result<()> {
+    for pod in &node.pods {
+        configure(&pod.netns, "eth0")?;
+        configure(&node.netns, &pod.host_link)?;
+    }
+    configure(&node.netns, "lo")
+}
+
+fn with_features(topology: Topology, features: &str) {
+    Node::test(topology, |node| {
+        on_every_link(node, |netns, link| {
+            netns
+                .exec(&format!("ethtool -K {link} {features}"))
+                .map(drop)
+        })?;
+        check_on(node, "--tc-attach=auto", KubeProxy::IptablesNft)
+    });
+}
+
+/// Checksums are computed before the packet reaches a hook, in full.
+#[test]
+fn without_checksum_offload() {
+    // The loopback link cannot do without.
+    Node::test(Topology::Veth, |node| {
+        for pod in &node.pods {
+            for (netns, link) in [(&pod.netns, "eth0"), (&node.netns, &*pod.host_link)] {
+                netns.exec(&format!("ethtool -K {link} tx off rx off"))?;
+            }
+        }
+        check_on(node, "--tc-attach=auto", KubeProxy::IptablesNft)
+    });
+}
+
+#[test]
+fn without_segmentation_offload() {
+    with_features(Topology::Veth, "tso off gso off gro off");
+}
+
+#[test]
+fn without_segmentation_offload_through_a_bridge() {
+    with_features(Topology::BridgeNetfilter, "tso off gso off gro off");
+}
+
+#[test]
+fn with_receive_offload() {
+    with_features(Topology::Veth, "gro on");
+}
+
+/// Segments above 64 KiB: in IPv6 a hop-by-hop header stands before the TCP header then.
+#[test]
+fn with_big_tcp() {
+    Node::test(Topology::Veth, |node| {
+        on_every_link(node, |netns, link| {
+            netns.ip(&format!(
+                "link set {link} gso_max_size 180000 gro_max_size 180000\n"
+            ))
+        })?;
+        check_on(node, "--tc-attach=auto", KubeProxy::IptablesNft)
+    });
+}
+
+/// kube-proxy is not needed at all.
+#[test]
+fn without_kube_proxy() {
+    Node::test(Topology::BridgeNetfilter, |node| {
+        let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
+        let _proxy = Proxy::start(node)?;
+        for (seed, path) in (1..).zip(node.paths()) {
+            carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
+        }
+        Ok(())
+    });
+}
+
+/// As kube-proxy in IPVS mode has it: the ClusterIP is an address of the node.
+#[test]
+fn with_the_cluster_ip_on_a_link_of_the_node() {
+    Node::test(Topology::Veth, |node| {
+        node.netns.ip("link add kube-ipvs0 type bridge\n")?;
+        for family in Family::ALL {
+            let (address, len) = (family.cluster_ip(), family.host_prefix());
+            let nodad = if family == Family::V6 { " nodad" } else { "" };
+            node.netns.ip(&format!(
+                "address add {address}/{len} dev kube-ipvs0{nodad}\n"
+            ))?;
+        }
+        check_on(node, "--tc-attach=auto", KubeProxy::IptablesNft)
+    });
+}
+
+/// The ports differ: that of the Service is the well-known one, that of the proxy is not.
+#[test]
+fn to_another_port() {
+    Node::test(Topology::BridgeNetfilter, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let args = [&TRANSLATE[..], &["--backend=ebpf", "--port=6443"]].concat();
+        let _agent = node.start_agent(&args)?;
+        let proxy = |family: Family| SocketAddr::new(family.vip(), 6443);
+        let _servers = [
+            Server::listen(&node.netns, proxy(Family::V4))?,
+            Server::listen(&node.netns, proxy(Family::V6))?,
+        ];
+        for (seed, path) in (1..).zip(node.paths()) {
+            let to = match path.via {
+                Via::Vip => proxy(path.family),
+                Via::ClusterIp => path.destination(),
+            };
+            carries_data(&path, to, seed).with_context(|| path.to_string())?;
+        }
+        for family in Family::ALL {
+            let entries = conntrack::list_all(&node.netns, family)?;
+            ensure!(entries.is_empty(), "conntrack knows {entries:#?}");
+        }
+        Ok(())
+    });
+}
+
+/// A proxy that listens on every address of the node, with one socket for both families.
+#[test]
+fn to_a_proxy_on_every_address() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
+        // Rust's listener on [::] takes IPv4 too.
+        let _server = Server::listen(&node.netns, "[::]:443".parse()?)?;
+        for (seed, path) in (1..).zip(node.paths()) {
+            carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
+        }
+        for family in Family::ALL {
+            let entries = conntrack::list(&node.netns, family)?;
+            ensure!(entries.is_empty(), "conntrack knows {entries:#?}");
+        }
+        Ok(())
+    });
+}
