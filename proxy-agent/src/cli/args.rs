@@ -60,8 +60,8 @@ pub struct Args {
     pub backend: BackendChoice,
 
     /// The ClusterIPs whose connections are translated to the VIP of their family, separated by
-    /// commas; repeatable. Without a port: 443; with one, IPv6 in brackets: [fd00::1]:443. auto: the
-    /// address in KUBERNETES_SERVICE_HOST and its port; nothing if a host name stands there
+    /// commas; repeatable. Without a port: 443; with one, IPv6 in brackets. auto: the address in
+    /// KUBERNETES_SERVICE_HOST and its port; nothing if a host name stands there
     #[arg(
         long, env = "PROXY_AGENT_SERVICE_ADDRESS", value_name = "IP[:PORT][,...]|auto",
         help_heading = "Data plane", value_delimiter = ',', value_parser = values::service_address

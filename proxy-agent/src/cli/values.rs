@@ -120,7 +120,7 @@ pub fn endpoint(text: &str) -> Result<Endpoint, EndpointError> {
     })
 }
 
-/// Takes "address:port", "[address]:port" and "[address]" apart.
+/// Takes `address:port`, `[address]:port` and `[address]` apart.
 fn split(text: &str) -> Result<(IpAddr, u16), EndpointError> {
     let (address, rest) = if let Some(inner) = text.strip_prefix('[') {
         let (address, rest) = inner.split_once(']').ok_or(EndpointError::Syntax)?;
