@@ -98,7 +98,7 @@ pub enum Op {
 
 /// The links that bring packets of pods and of the wire.
 ///
-/// On `lo` and on bridge masters packets may arrive after DNAT (kernel-facts in docs/packet-path.md):
+/// On `lo` and on bridge masters packets may arrive after DNAT (docs/packet-path.md):
 /// nothing may be decided there. A bridge's packets are decided at its ports.
 pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
     table
