@@ -3,8 +3,10 @@
 //! TCP clients whose source port and way of closing the test chooses.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::netns::Netns;
@@ -18,12 +20,26 @@ pub enum Close {
     Rst,
 }
 
-/// Connects from a namespace, from a port the kernel chooses.
+/// Client ports that no connection of this process has had lately: below those that the kernel and
+/// single tests choose.
+const PORTS: Range<u16> = 10_000..20_000;
+
+/// Connects from a namespace, from a port of its own.
+///
+/// The kernel now and then takes one port for two destinations, which are then hard to tell apart;
+/// `one_port.rs` and `port_reuse.rs` do that on purpose.
 ///
 /// # Errors
 /// As connect(2); `TimedOut` after `timeout`.
 pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    connect_from(netns, None, to, timeout)
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+    let any: IpAddr = if to.is_ipv6() {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    connect_from(netns, Some(SocketAddr::new(any, port)), to, timeout)
 }
 
 /// As [`connect_from`], from the namespace of the calling thread, see [`Netns::run`].
