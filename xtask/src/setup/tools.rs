@@ -27,8 +27,10 @@ pub const TOOLS: &[Tool] = &[
     tool("bridge", "iproute2"),
     tool("haproxy", "haproxy"),
     tool("curl", "curl"),
+    tool("ethtool", "ethtool"),
     tool("openssl", "openssl"),
     tool("nsenter", "util-linux"),
+    tool("setpriv", "util-linux"),
 ];
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {
