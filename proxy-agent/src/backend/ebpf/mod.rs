@@ -277,8 +277,8 @@ impl Ebpf {
 
     /// Removes everything that this backend keeps in the kernel, whoever put it there.
     ///
-    /// The programs are detached first: without them nothing is decided, and what was decided is
-    /// obeyed until the tables go too.
+    /// In the order that [`observe::everything`] explains: what decides goes first, and nothing that
+    /// translates goes before the connections it serves are handed over.
     pub async fn teardown(
         settings: &Settings,
         handle: &Handle,
