@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use rtnetlink::Handle;
@@ -21,6 +21,7 @@ use crate::link::{self, LinkTable, VipLink};
 use crate::lock::Lock;
 use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Mode, Report, failed};
+use crate::state::State;
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
@@ -39,6 +40,7 @@ struct Node {
     link: VipLink,
     backend: Backend,
     repair: Repair,
+    started: SystemTime,
 }
 
 /// Runs the agent as it was told to.
@@ -73,6 +75,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         link: VipLink::new(&config.vips, &config.interface),
         backend,
         repair: Repair::new(repaired(&config)),
+        started: SystemTime::now(),
         config,
     };
     match (mode, node.config.daemon) {
@@ -173,6 +176,7 @@ impl Node {
                 let works = report.failures.is_empty();
                 trigger.passed(begun, !works);
                 tell_readiness(&mut ready, works);
+                self.tell_state();
             }
             due = tokio::select! {
                 _ = terminate.recv() => break "SIGTERM",
@@ -193,6 +197,14 @@ impl Node {
         Ok(exit_code(report.failures.is_empty()))
     }
 
+    /// For `status` and `doctor`.
+    fn tell_state(&self) {
+        let state = State::new(&self.config, self.started, self.backend.choice());
+        if let Err(error) = state.store(&self.config.run_dir) {
+            warn!("{error}");
+        }
+    }
+
     /// Removes everything of ours, in the reverse order of a pass.
     async fn teardown(&mut self) -> Report {
         let mut report = Report::default();
@@ -201,6 +213,9 @@ impl Node {
             .teardown(&self.handle, table.as_ref(), &mut report)
             .await;
         self.link.teardown(&self.handle, &mut report).await;
+        if let Err(error) = State::remove(&self.config.run_dir) {
+            failed("state", "remove the state", &error, &mut report);
+        }
         if report.failures.is_empty() {
             info!("cleaned up");
         }

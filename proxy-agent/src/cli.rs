@@ -18,9 +18,10 @@ use std::fmt::Display;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _};
+use clap_complete::Shell;
 use proxy_common::limits::MAX_VIPS;
 
-use self::args::Args;
+use self::args::{Args, Subcommand};
 use self::services::Resolved;
 use crate::config::{BackendChoice, Config};
 use crate::goflag::parse_bool;
@@ -45,9 +46,25 @@ Examples:
 
 Exit codes: 0 done, 1 the node is not as desired, 2 bad usage.";
 
+/// What the process was asked to do.
+#[derive(Debug)]
+pub enum Invocation {
+    /// To run the agent, as a daemon or once.
+    Run(Box<Config>),
+    /// To print the completions for a shell.
+    Completions(Shell),
+}
+
 /// Reads the process's command line. Ends the process on `--help`, `--version` and bad usage.
-pub fn parse() -> Config {
+pub fn parse() -> Invocation {
     try_parse_from(env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// The completions for a shell, as it reads them.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "proxy-agent", &mut script);
+    script
 }
 
 /// Reads a command line, the program's name first.
@@ -55,7 +72,7 @@ pub fn parse() -> Config {
 /// # Errors
 ///
 /// Bad usage, with exit code 2; `--help` and `--version`, with exit code 0.
-pub fn try_parse_from<I, T>(line: I) -> Result<Config, Error>
+pub fn try_parse_from<I, T>(line: I) -> Result<Invocation, Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString>,
@@ -64,14 +81,18 @@ where
     let mut command = command();
     let matches = command
         .try_get_matches_from_mut(&line)
-        .map_err(|error| with_tip(error, &command, &line))?;
-    let args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        .map_err(|error| with_tip(stray_word(error, &mut command), &command, &line))?;
+    let mut args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    match args.command.take() {
+        Some(Subcommand::Completions { shell }) => return Ok(Invocation::Completions(shell)),
+        None => {}
+    }
     refuse_repeated("--ip-address", &args.ip_address, &mut command)?;
     refuse_repeated("--port", &args.port, &mut command)?;
     refuse_too_many(&args, &mut command)?;
     let services = services::resolve(&args, variable)
         .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
-    Ok(config(args, services, &matches))
+    Ok(Invocation::Run(Box::new(config(args, services, &matches))))
 }
 
 /// An environment variable that says something.
@@ -170,6 +191,19 @@ fn refuse_too_many(args: &Args, command: &mut Command) -> Result<(), Error> {
              ports may be {MAX_VIPS}; give fewer"
         ),
     ))
+}
+
+/// A stray word behind flags is no subcommand, though clap takes it for one.
+fn stray_word(error: Error, command: &mut Command) -> Error {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return error;
+    };
+    if error.kind() != ErrorKind::ArgumentConflict || command.find_subcommand(word).is_some() {
+        return error;
+    }
+    let mut stray = Error::new(ErrorKind::UnknownArgument).with_cmd(command);
+    stray.insert(ContextKind::InvalidArg, ContextValue::String(word.clone()));
+    stray
 }
 
 /// Adds to an error what clap cannot know: that a value comes from the environment, or that a

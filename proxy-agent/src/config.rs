@@ -7,6 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::telemetry::log::LogOptions;
 
 /// Everything the agent was told, checked.
@@ -49,7 +51,7 @@ pub struct Config {
 }
 
 /// A Service whose connections the agent translates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// What clients connect to: no VIP, and no other Service's.
     pub cluster_ip: SocketAddr,
@@ -68,6 +70,18 @@ pub enum BackendChoice {
     Iptables,
     /// The VIP only
     None,
+}
+
+impl BackendChoice {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ebpf => "ebpf",
+            Self::Iptables => "iptables",
+            Self::None => "none",
+        }
+    }
 }
 
 /// When the two ACCEPT rules are set in the iptables filter table.

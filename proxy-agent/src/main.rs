@@ -14,11 +14,15 @@ mod link;
 mod lock;
 mod netfilter;
 mod reconcile;
+mod state;
 mod telemetry;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
+
+use crate::cli::Invocation;
 
 fn main() -> ExitCode {
     match try_main() {
@@ -31,7 +35,13 @@ fn main() -> ExitCode {
 }
 
 fn try_main() -> Result<ExitCode> {
-    let config = cli::parse();
+    let config = match cli::parse() {
+        Invocation::Run(config) => *config,
+        Invocation::Completions(shell) => {
+            io::stdout().write_all(&cli::completions(shell))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     telemetry::log::init(&config.log)?;
     // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
     tokio::runtime::Builder::new_current_thread()

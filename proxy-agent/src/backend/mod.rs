@@ -5,4 +5,5 @@
 
 pub mod ebpf;
 pub mod iptables;
+pub mod live;
 pub mod select;

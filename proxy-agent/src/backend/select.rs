@@ -2,8 +2,6 @@
 
 //! Chooses the backend by trying what it needs, and gives all of them one face.
 
-use std::fmt::{self, Display};
-
 use rtnetlink::Handle;
 use tracing::{debug, info, warn};
 
@@ -12,6 +10,7 @@ use super::iptables::{self, Iptables, Scope};
 use crate::config::{AcceptRules, BackendChoice, Config};
 use crate::link::LinkTable;
 use crate::reconcile::{Mode, Report};
+use crate::state::{Choice, Rejected};
 
 /// Why the backend that was asked for cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +29,9 @@ pub enum Error {
 /// The backend in use.
 pub struct Backend {
     kind: Kind,
+    /// Why it is this one.
+    rejected: Vec<Rejected>,
+    asked: BackendChoice,
     /// The ACCEPT rules that the `ebpf` backend keeps beside its own objects.
     accept: Option<Iptables>,
     settings: ebpf::Settings,
@@ -51,24 +53,43 @@ impl Backend {
     /// If the one that was asked for by name cannot be used.
     pub async fn open(config: &Config, mode: Mode) -> Result<Self, Error> {
         let settings = ebpf::Settings::from(config);
+        let mut rejected = Vec::new();
         let kind = match config.backend {
             BackendChoice::Ebpf => open_ebpf(&settings, mode).map_err(Error::Ebpf)?,
             BackendChoice::Iptables => open_iptables(config).await.map_err(Error::Iptables)?,
             BackendChoice::None => Kind::None,
-            BackendChoice::Auto => first_that_works(config, &settings, mode).await,
+            BackendChoice::Auto => first_that_works(config, &settings, mode, &mut rejected).await,
         };
         let accept = match kind {
             Kind::Ebpf(_) => open_accept_rules(config).await?,
             Kind::Iptables(_) | Kind::None => None,
         };
-        info!("backend {kind}");
         warn_of_limits(&kind, config);
-        Ok(Self {
+        let backend = Self {
             kind,
+            rejected,
+            asked: config.backend,
             accept,
             settings,
             look_for_leftovers: true,
-        })
+        };
+        info!("backend {}", backend.choice());
+        Ok(backend)
+    }
+
+    /// The backend in use and why, as `status` tells it.
+    pub fn choice(&self) -> Choice {
+        let (backend, detail) = match &self.kind {
+            Kind::Ebpf(ebpf) => ("ebpf", format!("attached by {}", ebpf.attach_mode())),
+            Kind::Iptables(_) => ("iptables", String::new()),
+            Kind::None => ("none", String::new()),
+        };
+        Choice {
+            asked: self.asked.name().to_owned(),
+            backend: backend.to_owned(),
+            detail,
+            rejected: self.rejected.clone(),
+        }
     }
 
     /// One pass over everything the backend keeps.
@@ -172,14 +193,19 @@ async fn any_rules(settings: &ebpf::Settings) -> Option<Iptables> {
         .ok()
 }
 
-async fn first_that_works(config: &Config, settings: &ebpf::Settings, mode: Mode) -> Kind {
+async fn first_that_works(
+    config: &Config,
+    settings: &ebpf::Settings,
+    mode: Mode,
+    rejected: &mut Vec<Rejected>,
+) -> Kind {
     match open_ebpf(settings, mode) {
         Ok(kind) => return kind,
-        Err(error) => rejected("ebpf", &error),
+        Err(error) => rejected.push(reject("ebpf", &error)),
     }
     match open_iptables(config).await {
         Ok(kind) => return kind,
-        Err(error) => rejected("iptables", &error),
+        Err(error) => rejected.push(reject("iptables", &error)),
     }
     warn!("degraded: no backend works here; the VIP is kept, its connections are tracked");
     Kind::None
@@ -201,17 +227,11 @@ fn warn_of_limits(kind: &Kind, config: &Config) {
     }
 }
 
-fn rejected(backend: &str, error: &dyn std::error::Error) {
+fn reject(backend: &str, error: &dyn std::error::Error) -> Rejected {
     let failure = crate::reconcile::Failure::new("backend", format!("backend {backend}"), error);
     warn!("{failure}");
-}
-
-impl Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ebpf(ebpf) => write!(f, "ebpf, attached by {}", ebpf.attach_mode()),
-            Self::Iptables(_) => f.write_str("iptables"),
-            Self::None => f.write_str("none"),
-        }
+    Rejected {
+        backend: backend.to_owned(),
+        reason: failure.cause,
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, value_parser};
+use clap_complete::Shell;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::values::{self, Endpoint, ServiceAddress};
@@ -23,6 +24,9 @@ use crate::telemetry::log::LogFormat;
     version,
     max_term_width = 100,
     args_override_self = true,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
     after_help = super::AFTER_HELP
 )]
 pub struct Args {
@@ -176,4 +180,19 @@ pub struct Args {
     /// klog's flags.
     #[command(flatten)]
     pub klog: KlogArgs,
+
+    /// What to do instead of running as the agent.
+    #[command(subcommand)]
+    pub command: Option<Subcommand>,
+}
+
+/// What else the program does.
+#[derive(Debug, clap::Subcommand)]
+pub enum Subcommand {
+    /// Print a script that completes the command line in a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
 }

@@ -20,7 +20,17 @@ use crate::telemetry::log::{LogFormat, Severity};
 
 /// Reads a line split at spaces, without the program's name.
 fn read(line: &str) -> Result<Config, Error> {
-    try_parse_from(["proxy-agent"].into_iter().chain(line.split_whitespace()))
+    run(try_parse_from(
+        ["proxy-agent"].into_iter().chain(line.split_whitespace()),
+    ))
+}
+
+/// The settings of an invocation that runs the agent.
+fn run(invocation: Result<Invocation, Error>) -> Result<Config, Error> {
+    match invocation? {
+        Invocation::Run(config) => Ok(*config),
+        other => panic!("not a run of the agent: {other:?}"),
+    }
 }
 
 fn accepted(line: &str) -> Config {
@@ -30,6 +40,20 @@ fn accepted(line: &str) -> Config {
 #[test]
 fn clap_finds_no_contradiction() {
     command().debug_assert();
+}
+
+#[test]
+fn completions_know_every_flag_and_need_no_address() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let invocation = try_parse_from(["proxy-agent", "completions", shell]);
+        let Ok(Invocation::Completions(shell)) = invocation else {
+            panic!("{shell}: {invocation:?}");
+        };
+        let script = String::from_utf8(completions(shell)).unwrap();
+        for flag in ["ip-address", "max-connections", "log-format"] {
+            assert!(script.contains(flag), "{flag} in\n{script}");
+        }
+    }
 }
 
 #[test]
@@ -217,7 +241,7 @@ fn word() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn no_line_panics(line in proptest::collection::vec(word(), 0..8)) {
-        match try_parse_from(&line) {
+        match run(try_parse_from(&line)) {
             Ok(config) => prop_assert!(!config.vips.is_empty() && !config.ports.contains(&0)),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }

@@ -252,6 +252,19 @@ pub fn translated_clients(
     Ok(clients)
 }
 
+/// The entry of the connection in which `server` answers `client`, if it is tracked.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn answered_by(
+    socket: &mut Socket,
+    server: SocketAddr,
+    client: SocketAddr,
+) -> Result<Option<Entry>, Error> {
+    find(socket, &Tuple::new(server, client))
+}
+
 /// How long conntrack remembers a TCP connection in this state after its last packet, in the
 /// current network namespace.
 ///

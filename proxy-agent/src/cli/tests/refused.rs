@@ -7,7 +7,7 @@ use super::*;
 /// The message about a line that must be refused.
 fn refused(line: &[&str]) -> String {
     let line = ["proxy-agent"].iter().chain(line);
-    let error = try_parse_from(line).expect_err("the line is bad");
+    let error = run(try_parse_from(line)).expect_err("the line is bad");
     assert_eq!(error.exit_code(), 2, "{error}");
     error.to_string()
 }

@@ -171,7 +171,7 @@ proptest! {
             let endpoints = endpoints.iter().copied().map(SocketAddr::from);
             line.extend(endpoints.map(|endpoint| format!("--{flag}={endpoint}")));
         }
-        match try_parse_from(line) {
+        match run(try_parse_from(line)) {
             Err(error) => prop_assert_eq!(error.exit_code(), 2),
             Ok(config) => {
                 prop_assert_eq!(config.services.len(), services.len());

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the agent tells other processes of the node about itself: a file in its run directory,
+//! replaced whole, that outlives it. `status` and `doctor` read it; nothing is decided by it.
+
+use std::fmt::{self, Display};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Service};
+
+/// The file's name in the run directory.
+const FILE: &str = "state.json";
+
+/// What an agent works from and what it has found, as of its last pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the agent.
+    pub version: String,
+    /// Its process, which may have ended since.
+    pub pid: u32,
+    /// When it started.
+    pub started: SystemTime,
+    /// What it was told.
+    pub settings: Settings,
+    /// The backend in use and why.
+    pub backend: Choice,
+}
+
+/// The settings that tell what is this agent's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The VIPs.
+    pub vips: Vec<IpAddr>,
+    /// The proxy's ports.
+    pub ports: Vec<u16>,
+    /// The link that carries the VIPs.
+    pub interface: String,
+    /// The services that are translated.
+    pub services: Vec<Service>,
+    /// Where maps and links are pinned.
+    pub bpffs: PathBuf,
+}
+
+/// A backend, and why it is not another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// What was asked for: a backend's name, or `auto`.
+    pub asked: String,
+    /// The backend in use.
+    pub backend: String,
+    /// How it works here, for example how programs are attached; empty if there is one way only.
+    pub detail: String,
+    /// Those that come before it and cannot be used.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A backend that cannot be used here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Its name.
+    pub backend: String,
+    /// Why, down to the kernel's answer.
+    pub reason: String,
+}
+
+/// Why the file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused.
+    #[error("cannot use {path}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It holds something else.
+    #[error("{path} is not the state of an agent of this version", path = path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.backend)?;
+        if !self.detail.is_empty() {
+            write!(f, ", {}", self.detail)?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// The state of this process.
+    pub fn new(config: &Config, started: SystemTime, backend: Choice) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            started,
+            settings: Settings {
+                vips: config.vips.clone(),
+                ports: config.ports.clone(),
+                interface: config.interface.clone(),
+                services: config.services.clone(),
+                bpffs: config.bpffs.clone(),
+            },
+            backend,
+        }
+    }
+
+    /// Reads what an agent with this run directory has told; none if none ever has.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or is none of this version.
+    pub fn load(run_dir: &Path) -> Result<Option<Self>, Error> {
+        let path = run_dir.join(FILE);
+        let content = match fs::read(&path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        match serde_json::from_slice(&content) {
+            Ok(state) => Ok(Some(state)),
+            Err(source) => Err(Error::Content { path, source }),
+        }
+    }
+
+    /// Puts the file in the place of an older one, at once.
+    ///
+    /// # Errors
+    ///
+    /// The file system's answer.
+    pub fn store(&self, run_dir: &Path) -> Result<(), Error> {
+        let path = run_dir.join(FILE);
+        let fresh = run_dir.join(format!("{FILE}-new"));
+        let write = || {
+            fs::write(&fresh, serde_json::to_vec(self).map_err(io::Error::other)?)?;
+            fs::rename(&fresh, &path)
+        };
+        write().map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Removes the file, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// The file system's answer.
+    pub fn remove(run_dir: &Path) -> Result<(), Error> {
+        let path = run_dir.join(FILE);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Io { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_read_again() {
+        let dir = std::env::temp_dir().join(format!("proxy-agent-state-{}", process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        assert_eq!(State::load(&dir).unwrap(), None);
+        let state = State {
+            version: "1".to_owned(),
+            pid: 7,
+            started: SystemTime::UNIX_EPOCH,
+            settings: Settings {
+                vips: vec![[10, 96, 0, 2].into()],
+                ports: vec![443],
+                interface: "lo".to_owned(),
+                services: vec![Service {
+                    cluster_ip: "10.96.0.1:443".parse().unwrap(),
+                    vip: "10.96.0.2:443".parse().unwrap(),
+                }],
+                bpffs: "/sys/fs/bpf/proxy-agent/v1".into(),
+            },
+            backend: Choice {
+                asked: "auto".to_owned(),
+                backend: "nftables".to_owned(),
+                detail: String::new(),
+                rejected: vec![Rejected {
+                    backend: "ebpf".to_owned(),
+                    reason: "bpf(2) is refused".to_owned(),
+                }],
+            },
+        };
+        state.store(&dir).unwrap();
+        assert_eq!(State::load(&dir).unwrap().as_ref(), Some(&state));
+        fs::write(dir.join(FILE), "{").unwrap();
+        assert!(State::load(&dir).is_err());
+        State::remove(&dir).unwrap();
+        State::remove(&dir).unwrap();
+        assert_eq!(State::load(&dir).unwrap(), None);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
