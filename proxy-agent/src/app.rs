@@ -69,7 +69,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     tokio::spawn(connection);
     // Before the first look, so that nothing that happens after it is missed.
     let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
-    let backend = Backend::open(&config, mode).await?;
+    let backend = Backend::open(&config, mode).await;
     let mut node = Node {
         handle,
         link: VipLink::new(&config.vips, &config.interface),
@@ -94,7 +94,7 @@ fn repaired(config: &Config) -> Vec<SocketAddr> {
 fn interest(config: &Config) -> Interest {
     Interest {
         vips: config.vips.clone(),
-        tables: vec![crate::backend::ebpf::TABLE],
+        tables: vec![crate::backend::tables::NAME],
         chains: IPTABLES_CHAINS.to_vec(),
     }
 }
@@ -122,7 +122,7 @@ impl Node {
             }
         }
         self.backend
-            .reconcile(&self.handle, &table, mode, &mut report)
+            .reconcile(&self.handle, &table, (mode, cause), &mut report)
             .await;
         report
     }

@@ -153,6 +153,7 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
 fn untranslated(backend: BackendChoice) -> Option<Remark> {
     let name = match backend {
         BackendChoice::Auto | BackendChoice::Ebpf => return None,
+        BackendChoice::Nftables => "nftables",
         BackendChoice::Iptables => "iptables",
         BackendChoice::None => "none",
     };

@@ -56,6 +56,11 @@ const EBPF_CLSACT: Column = Column::Agent {
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
+const NFTABLES: Column = Column::Agent {
+    args: &["--backend=nftables"],
+    via_vip: Outcome::Untracked,
+    via_cluster_ip: Outcome::Tracked,
+};
 /// The known limit of stateless rules: kube-proxy's translation is never undone in the answer.
 const IPTABLES: Column = Column::Agent {
     args: &["--backend=iptables"],
@@ -175,6 +180,7 @@ macro_rules! matrix {
 matrix! {
     no_agent: NO_AGENT;
     ebpf: EBPF;
+    nftables: NFTABLES;
     iptables: IPTABLES;
 }
 

@@ -20,6 +20,9 @@ pub const PEERS: &str = "PEERS";
 /// What leads to the proxy.
 pub const DESTINATIONS: &str = "DESTINATIONS";
 
+/// Of `linux/bpf.h`: only an entry that is not there is written.
+const BPF_NOEXIST: u64 = 1;
+
 type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
 
 /// A map could not be opened, read or written.
@@ -124,6 +127,23 @@ impl Decisions {
     /// The kernel's answer.
     pub fn take_back(&mut self, client: SocketAddr, vip: SocketAddr) -> Result<(), Error> {
         self.remove(&ConnectionKey::new(client.into(), vip.into()))
+    }
+
+    /// Decides a connection that is already open, unless it is decided.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn take_over(&mut self, client: SocketAddr, vip: SocketAddr) -> Result<(), Error> {
+        let key = ConnectionKey::new(client.into(), vip.into());
+        match self.map.insert(key, Connection::taken_over(), BPF_NOEXIST) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                Ok(())
+            }
+            result => result.map_err(failed(CONNECTIONS)),
+        }
     }
 
     /// Takes all decisions back.

@@ -14,9 +14,11 @@ mod load;
 mod maps;
 mod observe;
 mod plan;
+mod probe;
 mod ruleset;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -25,16 +27,17 @@ use tracing::warn;
 
 pub use attach::AttachMode;
 pub use load::{LoadError, Programs};
-pub use ruleset::TABLE;
 
 use hook::{Hook, SocketHook};
 use observe::Observed;
 use plan::{Desired, Op};
 
+use crate::backend::live::Live;
+use crate::backend::tables;
 use crate::config::{Config, Service, TcAttach};
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
-use crate::netfilter::{self, Table};
+use crate::netfilter;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
@@ -72,6 +75,15 @@ pub struct Ebpf {
     look_for_leftovers: bool,
 }
 
+/// What becomes of our tables when everything else of this backend is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tables {
+    /// They are deleted.
+    Delete,
+    /// They are another backend's now.
+    Keep,
+}
+
 /// Something that could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -84,6 +96,20 @@ pub enum Error {
     /// The directory of pins could not be read or changed.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
+    /// nf_tables cannot run the programs.
+    #[error(
+        "rules cannot run eBPF programs; the kernel needs CONFIG_NFT_COMPAT and \
+         CONFIG_NETFILTER_XT_MATCH_BPF (`modprobe nft_compat xt_bpf`; on some distributions they \
+         are in a package of extra modules)"
+    )]
+    Rules {
+        /// The kernel's answer.
+        #[source]
+        source: netfilter::Error,
+    },
+    /// The trial itself failed.
+    #[error("cannot try to attach a program")]
+    Trial(#[source] io::Error),
     /// A program could not be attached or detached.
     #[error(transparent)]
     Attach(#[from] attach::AttachError),
@@ -150,6 +176,23 @@ impl Ebpf {
             programs,
             look_for_leftovers: true,
         })
+    }
+
+    /// Tries what loading the programs does not show. Without effect in a dry run.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot do it: names what is missing and what to do.
+    pub fn probe(&mut self) -> Result<(), Error> {
+        let Some(programs) = self.programs.as_mut() else {
+            return Ok(());
+        };
+        probe::rules(&self.settings, programs)?;
+        // What an earlier agent attached shows that it can be done.
+        if !attach::any_pins(&self.settings) {
+            probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
+        }
+        Ok(())
     }
 
     /// How programs are attached to links on this kernel.
@@ -226,14 +269,19 @@ impl Ebpf {
 
     async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
         match op {
-            Op::InstallTables { tables, forget } => {
-                if *forget && let Some(programs) = self.programs.as_mut() {
+            Op::InstallTables { tables, unguarded } => {
+                if *unguarded && let Some(programs) = self.programs.as_mut() {
                     take_back_contradicted(&mut programs.decisions, &self.settings)?;
+                    // Later on, when somebody has removed the tables, untracked connections cannot
+                    // be told from those whose entries somebody has deleted.
+                    if self.look_for_leftovers {
+                        take_over_untracked(&mut programs.decisions, &self.settings)?;
+                    }
                 }
                 let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                Ok(install(&tables)?)
+                Ok(tables::install(&tables)?)
             }
-            Op::DeleteTable { table } => Ok(table.delete(&mut netfilter::Socket::open()?)?),
+            Op::DeleteTable { table } => Ok(tables::delete(table)?),
             Op::Attach { hook, link, .. } => {
                 let Some(programs) = self.programs.as_mut() else {
                     return Ok(());
@@ -275,17 +323,45 @@ impl Ebpf {
         }
     }
 
-    /// Removes everything that this backend keeps in the kernel, whoever put it there.
-    ///
-    /// In the order that [`observe::everything`] explains: what decides goes first, and nothing that
-    /// translates goes before the connections it serves are handed over.
-    pub async fn teardown(
+    /// The first half of [`Ebpf::teardown`]: detaches what decides and hands over what is
+    /// translated. The tables are left, for others to take their place.
+    pub async fn stop_deciding(
         settings: &Settings,
         handle: &Handle,
         table: Option<&LinkTable>,
         report: &mut Report,
     ) {
         let ops = observe::everything(settings, handle, table, report).await;
+        Self::remove(settings, handle, ops.deciding, report).await;
+    }
+
+    /// Removes everything that this backend keeps in the kernel, whoever put it there.
+    ///
+    /// In the order that [`observe::Everything`] explains: what decides goes first, and nothing
+    /// that translates goes before the connections it serves are handed over.
+    pub async fn teardown(
+        settings: &Settings,
+        handle: &Handle,
+        table: Option<&LinkTable>,
+        tables: Tables,
+        report: &mut Report,
+    ) {
+        let everything = observe::everything(settings, handle, table, report).await;
+        let mut ops = everything.deciding;
+        if tables == Tables::Delete {
+            ops.extend(everything.tables);
+        }
+        ops.extend(everything.rest);
+        Self::remove(settings, handle, ops, report).await;
+        if let Err(error) = load::remove_pins(settings) {
+            failed(PART, "remove the pins", &error, report);
+        }
+        if let Err(error) = attach::forget_qdiscs(settings) {
+            warn!(part = PART, "{error}");
+        }
+    }
+
+    async fn remove(settings: &Settings, handle: &Handle, ops: Vec<Op>, report: &mut Report) {
         let mut backend = Self {
             settings: settings.clone(),
             attach_mode: AttachMode::Tcx,
@@ -297,27 +373,7 @@ impl Ebpf {
             backend.apply(op, handle).await
         })
         .await;
-        if let Err(error) = load::remove_pins(settings) {
-            failed(PART, "remove the pins", &error, report);
-        }
-        if let Err(error) = attach::forget_qdiscs(settings) {
-            warn!(part = PART, "{error}");
-        }
     }
-}
-
-/// All tables in one transaction; if that is refused, each on its own, so that a kernel without
-/// one of the families still gets the other.
-fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
-    let mut socket = netfilter::Socket::open()?;
-    let together = Table::replace(tables, &mut socket);
-    if together.is_ok() || tables.len() == 1 {
-        return together;
-    }
-    tables
-        .iter()
-        .map(|table| Table::replace(std::slice::from_ref(table), &mut socket))
-        .fold(Ok(()), Result::and)
 }
 
 /// Programs as they are desired: with the ids they have now.
@@ -352,6 +408,24 @@ fn take_back_contradicted(
             );
             decisions.forget()?;
         }
+    }
+    Ok(())
+}
+
+/// Decides the connections of the proxy that conntrack does not know: another backend has kept it
+/// from seeing them. Where they cannot be listed they become tracked.
+fn take_over_untracked(decisions: &mut maps::Decisions, settings: &Settings) -> Result<(), Error> {
+    let vips: Vec<_> = settings.endpoints().collect();
+    match Live::read(&vips) {
+        Ok(live) => {
+            for connection in live.untracked {
+                decisions.take_over(connection.client, connection.vip)?;
+            }
+        }
+        Err(error) => warn!(
+            part = PART,
+            "connections that are untracked now become tracked: {error}"
+        ),
     }
     Ok(())
 }

@@ -159,7 +159,7 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
     let desired = desired(&["10.96.0.2"], &[], AttachMode::Tcx);
     let mut observed = nothing(&desired);
     let forgets = |observed: &Observed| match &plan(&desired, observed)[..] {
-        [Op::InstallTables { forget, .. }] => Some(*forget),
+        [Op::InstallTables { unguarded, .. }] => Some(*unguarded),
         _ => None,
     };
     assert_eq!(forgets(&observed), Some(true), "it was missing");
