@@ -23,7 +23,7 @@ const BYTES: u64 = 100_000;
 fn on_a_node(args: &[&str], body: impl Fn(&Node, Family, SocketAddr) -> Result<()>) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
-        let _agent = node.start_agent(&[&["--backend=ebpf"], args].concat())?;
+        let _agent = node.start_agent(args)?;
         let _proxy = Proxy::start(node)?;
         for family in Family::ALL {
             let client = SocketAddr::new(node.pods[0].address(family), 25_000);
@@ -44,9 +44,8 @@ fn connect(
 
 /// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves
 /// the new one to conntrack, which tells them apart.
-#[test]
-fn the_cluster_ip_first() {
-    on_a_node(&[], |node, family, client| {
+fn the_cluster_ip_first(backend: &str) {
+    on_a_node(&[backend], |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let mut second =
@@ -65,9 +64,8 @@ fn the_cluster_ip_first() {
 /// The known limit (docs/packet-path.md): conntrack does not know the untracked connection, so the
 /// other one reaches the proxy with its addresses and ports. It gets no answer until the first one
 /// ends; the first one is not disturbed.
-#[test]
-fn the_vip_first() {
-    on_a_node(&[], |node, family, client| {
+fn the_vip_first(backend: &str) {
+    on_a_node(&[backend], |node, family, client| {
         let mut first = connect(node, client, family.vip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let second = connect(node, client, family.cluster_ip_socket(), SHORT_TIMEOUT);
@@ -90,26 +88,54 @@ fn one_after_the_other_when_translated(
     first: fn(Family) -> SocketAddr,
     second: fn(Family) -> SocketAddr,
 ) {
-    on_a_node(&TRANSLATE, |node, family, client| {
-        let (first, second) = (first(family), second(family));
-        let mut older = connect(node, client, first, TIMEOUT)?;
-        transfer::exchange(&mut older, BYTES, 1)?;
-        let younger = connect(node, client, second, SHORT_TIMEOUT);
-        println!(
-            "{first}, then {second} at the same time: {:?}",
-            younger.as_ref().map(drop)
-        );
-        transfer::exchange(&mut older, BYTES, 2).context("the first one, disturbed")?;
-        if let Ok(mut younger) = younger {
-            transfer::exchange(&mut younger, BYTES, 3).context("the second one")?;
-            transfer::exchange(&mut older, BYTES, 4).context("the first one, after the second")?;
-            client::close(&younger, Close::Rst)?;
-        }
-        client::close(&older, Close::Rst)?;
-        let mut last =
-            connect(node, client, second, TIMEOUT).context("after the first one has ended")?;
-        transfer::exchange(&mut last, BYTES, 5)
-    });
+    on_a_node(
+        &[&TRANSLATE[..], &["--backend=ebpf"]].concat(),
+        |node, family, client| {
+            let (first, second) = (first(family), second(family));
+            let mut older = connect(node, client, first, TIMEOUT)?;
+            transfer::exchange(&mut older, BYTES, 1)?;
+            let younger = connect(node, client, second, SHORT_TIMEOUT);
+            println!(
+                "{first}, then {second} at the same time: {:?}",
+                younger.as_ref().map(drop)
+            );
+            transfer::exchange(&mut older, BYTES, 2).context("the first one, disturbed")?;
+            if let Ok(mut younger) = younger {
+                transfer::exchange(&mut younger, BYTES, 3).context("the second one")?;
+                transfer::exchange(&mut older, BYTES, 4)
+                    .context("the first one, after the second")?;
+                client::close(&younger, Close::Rst)?;
+            }
+            client::close(&older, Close::Rst)?;
+            let mut last =
+                connect(node, client, second, TIMEOUT).context("after the first one has ended")?;
+            transfer::exchange(&mut last, BYTES, 5)
+        },
+    );
+}
+
+mod ebpf {
+    #[test]
+    fn the_cluster_ip_first() {
+        super::the_cluster_ip_first("--backend=ebpf");
+    }
+
+    #[test]
+    fn the_vip_first() {
+        super::the_vip_first("--backend=ebpf");
+    }
+}
+
+mod nftables {
+    #[test]
+    fn the_cluster_ip_first() {
+        super::the_cluster_ip_first("--backend=nftables");
+    }
+
+    #[test]
+    fn the_vip_first() {
+        super::the_vip_first("--backend=nftables");
+    }
 }
 
 #[test]

@@ -108,13 +108,13 @@ fn reuse(
 fn check(
     topology: Topology,
     kube_proxy: KubeProxy,
-    tc_attach: &str,
+    backend: &[&str],
     pace: Pace,
     cluster_ip: ClusterIp,
 ) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
-        let mut args = vec!["--backend=ebpf", tc_attach];
+        let mut args = backend.to_vec();
         if cluster_ip == ClusterIp::Translated {
             args.extend(TRANSLATE);
         }
@@ -150,35 +150,46 @@ fn check(
 
 /// One test for each pace and way of the connections through the ClusterIP.
 macro_rules! cases {
-    ($($name:ident: $topology:expr, $kube_proxy:expr, $tc_attach:expr;)*) => {$(
+    ($($name:ident: $topology:expr, $kube_proxy:expr, $backend:expr, [$($cluster_ip:ident)*];)*) => {$(
         mod $name {
             use super::*;
 
-            #[test]
-            fn settled() {
-                check($topology, $kube_proxy, $tc_attach, Pace::Settled, ClusterIp::KubeProxy);
-            }
-
-            #[test]
-            fn at_once() {
-                check($topology, $kube_proxy, $tc_attach, Pace::AtOnce, ClusterIp::KubeProxy);
-            }
-
-            #[test]
-            fn translated() {
-                check($topology, $kube_proxy, $tc_attach, Pace::Settled, ClusterIp::Translated);
-            }
-
-            #[test]
-            fn translated_at_once() {
-                check($topology, $kube_proxy, $tc_attach, Pace::AtOnce, ClusterIp::Translated);
-            }
+            $(cases!(@$cluster_ip $topology, $kube_proxy, $backend);)*
         }
     )*};
+    (@kube_proxy $topology:expr, $kube_proxy:expr, $backend:expr) => {
+        #[test]
+        fn settled() {
+            check($topology, $kube_proxy, $backend, Pace::Settled, ClusterIp::KubeProxy);
+        }
+
+        #[test]
+        fn at_once() {
+            check($topology, $kube_proxy, $backend, Pace::AtOnce, ClusterIp::KubeProxy);
+        }
+    };
+    (@translated $topology:expr, $kube_proxy:expr, $backend:expr) => {
+        #[test]
+        fn translated() {
+            check($topology, $kube_proxy, $backend, Pace::Settled, ClusterIp::Translated);
+        }
+
+        #[test]
+        fn translated_at_once() {
+            check($topology, $kube_proxy, $backend, Pace::AtOnce, ClusterIp::Translated);
+        }
+    };
 }
 
+const EBPF: &[&str] = &["--backend=ebpf"];
+const EBPF_CLSACT: &[&str] = &["--backend=ebpf", "--tc-attach=clsact"];
+const NFTABLES: &[&str] = &["--backend=nftables"];
+
 cases! {
-    through_veth: Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=auto";
-    through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, "--tc-attach=auto";
-    by_clsact: Topology::Veth, KubeProxy::IptablesLegacy, "--tc-attach=clsact";
+    through_veth: Topology::Veth, KubeProxy::IptablesNft, EBPF, [kube_proxy translated];
+    through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, EBPF, [kube_proxy translated];
+    by_clsact: Topology::Veth, KubeProxy::IptablesLegacy, EBPF_CLSACT, [kube_proxy translated];
+    nftables_through_veth: Topology::Veth, KubeProxy::IptablesNft, NFTABLES, [kube_proxy];
+    nftables_through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, NFTABLES, [kube_proxy];
+    nftables_beside_legacy: Topology::Veth, KubeProxy::IptablesLegacy, NFTABLES, [kube_proxy];
 }

@@ -9,6 +9,7 @@
 //!     set decided    { … flags dynamic,timeout; timeout 1h; }
 //!     set closing    { … flags dynamic,timeout; timeout 2m; }
 //!     set translated { … flags dynamic,timeout; timeout 10m; }
+//!     set half_closed { … flags dynamic,timeout; timeout 10m; }
 //!     set opening    { typeof ip saddr . tcp sport . tcp sequence; flags dynamic,timeout; timeout 10s; }
 //!
 //!     chain prerouting {
@@ -35,22 +36,33 @@
 //!         update @opening { … } update @decided { client } delete @closing { client } notrack accept
 //!     }
 //!     chain arrived {
-//!         tcp flags syn / fin,syn,rst,ack … != @opening update @translated { client } accept
+//!         tcp flags syn / fin,syn,rst,ack … != @opening update @translated { client } delete … accept
 //!         tcp flags syn / fin,syn,rst,ack … != @opening delete @decided { client } delete @closing { client } accept
-//!         client @translated client != @decided update @translated { client } accept
+//!         client @translated client != @decided goto translated
+//!     }
+//!     chain translated {
+//!         tcp flags rst delete @translated { client } accept
+//!         tcp flags fin proxy @half_closed delete @translated { client } accept
+//!         tcp flags fin update @half_closed { client }
+//!         update @translated { client } accept
 //!     }
 //!     chain reply {
 //!         tcp flags syn,rst client @translated delete @decided { client } delete @closing { client } accept
+//!         tcp flags fin client @translated client != @decided goto translated_reply
 //!         tcp flags fin,rst client @decided update @closing { client } delete @decided { client } notrack accept
 //!         client @decided notrack accept
 //!         client @closing notrack accept
+//!     }
+//!     chain translated_reply {
+//!         client @half_closed delete @translated { client } accept
+//!         update @half_closed { proxy } accept
 //!     }
 //! }
 //! ```
 //!
 //! A connection is decided at its SYN, before any NAT. A SYN that reaches the proxy and was not
-//! seen there came by somebody's DNAT: its client port is remembered as `translated`, and the
-//! answer makes an older decision of the same client port void. `docs/packet-path.md` has the whole
+//! seen there came by somebody's DNAT: its client port is remembered as `translated` until both ends
+//! have closed the connection, and the answer makes an older decision of the same client port void. `docs/packet-path.md` has the whole
 //! story.
 
 use std::net::SocketAddr;
@@ -154,6 +166,12 @@ fn sets(family: Family, size: u32, live: &Live) -> Vec<Set> {
             )
         },
         set(
+            "half_closed",
+            CONNECTION,
+            TRANSLATED,
+            "translated connections that one end has closed: which end, the other",
+        ),
+        set(
             "opening",
             &[Field::Address, Field::Port, Field::Sequence],
             OPENING,
@@ -201,8 +219,10 @@ fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
         ),
         chain("request", request_rules(&request)),
         chain("open", open_rules(&request)),
-        chain("arrived", arrived_rules(&request)),
+        chain("arrived", arrived_rules(&request, &reply)),
+        chain("translated", translated_rules(&request, &reply)),
         chain("reply", reply_rules(&reply)),
+        chain("translated_reply", translated_reply_rules(&reply, &request)),
     ]
 }
 
@@ -267,12 +287,19 @@ fn open_rules(packet: &Packets) -> Vec<Rule> {
     ]
 }
 
-fn arrived_rules(packet: &Packets) -> Vec<Rule> {
+fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let translated_syn = [opens(), packet.syn(SetOperation::IsNoMember)].concat();
     vec![
         rule(
             "a translated SYN",
-            [translated_syn.clone(), packet.update("translated"), leave()].concat(),
+            [
+                translated_syn.clone(),
+                packet.update("translated"),
+                packet.delete("half_closed"),
+                turned.delete("half_closed"),
+                leave(),
+            ]
+            .concat(),
         ),
         rule(
             "a translated SYN, and no room to remember it",
@@ -289,10 +316,60 @@ fn arrived_rules(packet: &Packets) -> Vec<Rule> {
             [
                 packet.is("translated"),
                 packet.is_not("decided"),
-                packet.update("translated"),
+                vec![expression::go_to("translated")],
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+/// A connection that came by somebody's DNAT is over once both ends have sent a FIN, or one a RST.
+fn translated_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    vec![
+        rule(
+            "reset",
+            [
+                expression::has_flag(RST),
+                packet.delete("translated"),
                 vec![expression::accept()],
             ]
             .concat(),
+        ),
+        rule(
+            "closed, after the proxy",
+            [
+                expression::has_flag(FIN),
+                turned.is("half_closed"),
+                packet.delete("translated"),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "closed, before the proxy",
+            [expression::has_flag(FIN), packet.update("half_closed")].concat(),
+        ),
+        rule(
+            "alive",
+            [packet.update("translated"), vec![expression::accept()]].concat(),
+        ),
+    ]
+}
+
+fn translated_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    vec![
+        rule(
+            "closed, after the client",
+            [
+                packet.is("half_closed"),
+                packet.delete("translated"),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "closed, before the client",
+            [turned.update("half_closed"), vec![expression::accept()]].concat(),
         ),
     ]
 }
@@ -307,6 +384,16 @@ fn reply_rules(packet: &Packets) -> Vec<Rule> {
                 packet.delete("decided"),
                 packet.delete("closing"),
                 leave(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "translated, and closed with this",
+            [
+                expression::has_flag(FIN),
+                packet.is("translated"),
+                packet.is_not("decided"),
+                vec![expression::go_to("translated_reply")],
             ]
             .concat(),
         ),
