@@ -57,14 +57,16 @@ fn links_with_clsact(netns: &Netns) -> Result<Vec<String>> {
 }
 
 /// The tables of nf_tables by family and name, in an order that does not depend on when they were
-/// made, and without the ids of BPF programs, which are new after each load.
+/// made, and without what changes by itself: the ids of BPF programs, which are new after each load,
+/// and members of sets that expire.
 ///
 /// # Errors
 /// When nft(8) fails.
 pub fn nf_tables(netns: &Netns) -> Result<String> {
     let ruleset = netns.exec("nft -s list ruleset")?;
     let mut tables: Vec<String> = Vec::new();
-    for line in ruleset.lines().filter(|line| !line.starts_with('#')) {
+    let lasting = without_expiring_members(&ruleset);
+    for line in lasting.lines().filter(|line| !line.starts_with('#')) {
         if line.starts_with("table ") || tables.is_empty() {
             tables.push(String::new());
         }
@@ -75,6 +77,23 @@ pub fn nf_tables(netns: &Netns) -> Result<String> {
     }
     tables.sort_unstable();
     Ok(tables.concat())
+}
+
+/// Leaves out `elements = { … expires … }`, which may take several lines.
+fn without_expiring_members(ruleset: &str) -> String {
+    const BEGIN: &str = "\t\telements = {";
+    let mut parts = ruleset.split(BEGIN);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once("}\n") {
+            Some((members, rest)) if members.contains(" expires ") => text.push_str(rest),
+            _ => {
+                text.push_str(BEGIN);
+                text.push_str(part);
+            }
+        }
+    }
+    text
 }
 
 fn without_program_id(line: &str) -> String {

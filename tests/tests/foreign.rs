@@ -143,6 +143,19 @@ fn ebpf_with_accept_rules() {
 }
 
 #[test]
+fn nftables_beside_iptables_nft() {
+    survive(&["--backend=nftables"], KubeProxy::IptablesNft);
+}
+
+#[test]
+fn nftables_beside_nftables() {
+    survive(
+        &["--backend=nftables", "--accept-rules=always"],
+        KubeProxy::Nftables,
+    );
+}
+
+#[test]
 fn iptables_nft() {
     survive(&["--backend=iptables"], KubeProxy::IptablesNft);
 }
@@ -194,6 +207,16 @@ fn ebpf_behind_a_legacy_firewall() {
 #[test]
 fn ebpf_behind_an_nft_firewall() {
     behind_a_firewall("--backend=ebpf", "nft");
+}
+
+#[test]
+fn nftables_behind_a_legacy_firewall() {
+    behind_a_firewall("--backend=nftables", "legacy");
+}
+
+#[test]
+fn nftables_behind_an_nft_firewall() {
+    behind_a_firewall("--backend=nftables", "nft");
 }
 
 #[test]

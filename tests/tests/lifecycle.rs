@@ -67,8 +67,7 @@ fn files_below(dir: &Path) -> Vec<String> {
 }
 
 /// They are left as they are: tracked, and working.
-#[test]
-fn connections_older_than_the_agent() {
+fn connections_older_than_the_agent(backend: &str) {
     Node::test(Topology::Bridge, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         node.add_vips("lo")?;
@@ -77,7 +76,7 @@ fn connections_older_than_the_agent() {
         for path in node.paths() {
             old.push(client::connect(path.netns, path.destination(), TIMEOUT)?);
         }
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(&[backend])?;
         still_work(&mut old)?;
         connect_everywhere(node)?;
         still_work(&mut old)?;
@@ -90,11 +89,10 @@ fn connections_older_than_the_agent() {
     });
 }
 
-#[test]
-fn killed_and_restarted() {
+fn killed_and_restarted(backend: &str) {
     Node::test(Topology::Bridge, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let mut agent = node.start_agent(&[backend])?;
         let _proxy = Proxy::start(node)?;
         let mut streams = connect_everywhere(node)?;
         let pins = files_below(&node.agent_bpffs());
@@ -103,7 +101,7 @@ fn killed_and_restarted() {
         streams.extend(connect_everywhere(node)?);
         let ruleset = snapshot::nf_tables(&node.netns)?;
 
-        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let mut agent = node.start_agent(&[backend])?;
         still_work(&mut streams)?;
         streams.extend(connect_everywhere(node)?);
         still_untracked(node, &streams)?;
@@ -125,8 +123,7 @@ fn killed_and_restarted() {
     });
 }
 
-#[test]
-fn cleaned_up_with_live_connections() {
+fn cleaned_up_with_live_connections(backend: &str) {
     for (signal, tc_attach) in [
         (libc::SIGTERM, "--tc-attach=auto"),
         (libc::SIGINT, "--tc-attach=clsact"),
@@ -135,12 +132,7 @@ fn cleaned_up_with_live_connections() {
             // The kernel forgets masqueraded connections when the address they were given goes.
             KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
             let before = snapshot::take(&node.netns)?;
-            let args = [
-                "--backend=ebpf",
-                "--cleanup",
-                "--accept-rules=never",
-                tc_attach,
-            ];
+            let args = [backend, "--cleanup", "--accept-rules=never", tc_attach];
             let mut agent = node.start_agent(&args)?;
             let _proxy = Proxy::start(node)?;
             let mut streams = connect_everywhere(node)?;
@@ -156,6 +148,33 @@ fn cleaned_up_with_live_connections() {
             still_work(&mut streams)
         });
     }
+}
+
+/// The same for every backend that decides per connection.
+macro_rules! backends {
+    ($($name:ident: $backend:expr;)*) => {$(
+        mod $name {
+            #[test]
+            fn connections_older_than_the_agent() {
+                super::connections_older_than_the_agent($backend);
+            }
+
+            #[test]
+            fn killed_and_restarted() {
+                super::killed_and_restarted($backend);
+            }
+
+            #[test]
+            fn cleaned_up_with_live_connections() {
+                super::cleaned_up_with_live_connections($backend);
+            }
+        }
+    )*};
+}
+
+backends! {
+    ebpf: "--backend=ebpf";
+    nftables: "--backend=nftables";
 }
 
 #[test]
