@@ -203,7 +203,10 @@ impl Agent {
     }
 
     /// Waits until it has logged that it is ready.
-    fn wait_until_ready(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it ends instead, or takes too long.
+    pub fn wait_until_ready(&self) -> Result<()> {
         cmd::wait_until(READY_TIMEOUT, "the agent to be ready", || {
             let is_ready = |line: &str| line.ends_with("ready") && !line.ends_with("not ready");
             if self.log().lines().any(is_ready) {

@@ -13,12 +13,16 @@ use std::process::Command;
 pub enum Lacking {
     /// bpf(2): `ENOSYS`
     Bpf,
+    /// The permission to use bpf(2): `EPERM`, as a container's seccomp filter answers
+    BpfPermission,
     /// nfnetlink, and with it `nf_tables`: `EPROTONOSUPPORT`
     Nfnetlink,
     /// The iptables binaries
     Iptables,
     /// Every capability, though still root
     Capabilities,
+    /// Every capability but `CAP_NET_ADMIN`, though still root
+    CapabilitiesButNetAdmin,
 }
 
 /// Where distributions install iptables.
@@ -58,12 +62,8 @@ impl Lacking {
     /// Makes the command run on such a machine.
     pub fn apply(self, command: &mut Command) -> &mut Command {
         let filter = match self {
-            Self::Bpf => vec![
-                op(LOAD, NR, 0, 0),
-                op(JUMP_EQ, number(libc::SYS_bpf), 0, 1),
-                op(RETURN, errno(libc::ENOSYS), 0, 0),
-                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
-            ],
+            Self::Bpf => without_bpf(libc::ENOSYS),
+            Self::BpfPermission => without_bpf(libc::EPERM),
             Self::Nfnetlink => vec![
                 op(LOAD, NR, 0, 0),
                 op(JUMP_EQ, number(libc::SYS_socket), 0, 5),
@@ -77,11 +77,24 @@ impl Lacking {
             // SAFETY: only system calls between fork and exec.
             Self::Iptables => return unsafe { command.pre_exec(hide_sbin) },
             // SAFETY: as above.
-            Self::Capabilities => return unsafe { command.pre_exec(drop_capabilities) },
+            Self::Capabilities => return unsafe { command.pre_exec(|| keep_capabilities(0)) },
+            Self::CapabilitiesButNetAdmin => {
+                // SAFETY: as above.
+                return unsafe { command.pre_exec(|| keep_capabilities(1 << CAP_NET_ADMIN)) };
+            }
         };
         // SAFETY: prctl(2) alone runs between fork and exec; the filter lives in the closure.
         unsafe { command.pre_exec(move || install(&filter)) }
     }
+}
+
+fn without_bpf(code: i32) -> Vec<libc::sock_filter> {
+    vec![
+        op(LOAD, NR, 0, 0),
+        op(JUMP_EQ, number(libc::SYS_bpf), 0, 1),
+        op(RETURN, errno(code), 0, 0),
+        op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ]
 }
 
 fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
@@ -127,14 +140,23 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// `SECBIT_NOROOT`: user id 0 gives no capabilities at exec.
 const SECBIT_NOROOT: libc::c_ulong = 1;
 
-fn drop_capabilities() -> io::Result<()> {
+/// Of linux/capability.h.
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Keeps the first 32 capabilities that are in the mask, over exec as well.
+fn keep_capabilities(mask: u32) -> io::Result<()> {
     let header = [CAPABILITY_VERSION_3, 0];
-    let none = [0_u32; 6];
+    // Effective, permitted and inheritable; then those above 31.
+    let kept = [mask, mask, mask, 0, 0, 0];
     // SAFETY: both arrays have the layout that capset(2) reads in version 3.
     unsafe {
         check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NOROOT, 0, 0, 0))?;
-        if libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) != 0 {
+        if libc::syscall(libc::SYS_capset, header.as_ptr(), kept.as_ptr()) != 0 {
             return Err(io::Error::last_os_error());
+        }
+        for capability in (0..32).filter(|capability| mask & (1 << capability) != 0) {
+            let raise = libc::PR_CAP_AMBIENT_RAISE;
+            check(libc::prctl(libc::PR_CAP_AMBIENT, raise, capability, 0, 0))?;
         }
     }
     Ok(())

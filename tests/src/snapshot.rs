@@ -58,14 +58,14 @@ fn links_with_clsact(netns: &Netns) -> Result<Vec<String>> {
 
 /// The tables of nf_tables by family and name, in an order that does not depend on when they were
 /// made, and without what changes by itself: the ids of BPF programs, which are new after each load,
-/// and members of sets that expire.
+/// and members of sets that packets fill.
 ///
 /// # Errors
 /// When nft(8) fails.
 pub fn nf_tables(netns: &Netns) -> Result<String> {
     let ruleset = netns.exec("nft -s list ruleset")?;
     let mut tables: Vec<String> = Vec::new();
-    let lasting = without_expiring_members(&ruleset);
+    let lasting = without_learned_members(&ruleset);
     for line in lasting.lines().filter(|line| !line.starts_with('#')) {
         if line.starts_with("table ") || tables.is_empty() {
             tables.push(String::new());
@@ -79,18 +79,18 @@ pub fn nf_tables(netns: &Netns) -> Result<String> {
     Ok(tables.concat())
 }
 
-/// Leaves out `elements = { … expires … }`, which may take several lines.
-fn without_expiring_members(ruleset: &str) -> String {
+/// Leaves out `elements = { … }` of sets that packets fill; it may take several lines.
+fn without_learned_members(ruleset: &str) -> String {
     const BEGIN: &str = "\t\telements = {";
-    let mut parts = ruleset.split(BEGIN);
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once("}\n") {
-            Some((members, rest)) if members.contains(" expires ") => text.push_str(rest),
-            _ => {
-                text.push_str(BEGIN);
-                text.push_str(part);
+    let mut text = String::new();
+    for set in ruleset.split_inclusive("\n\t}\n") {
+        let members = set.find(BEGIN).filter(|_| set.contains("flags dynamic"));
+        match members.and_then(|begin| Some((begin, begin + set[begin..].find("}\n")? + 2))) {
+            Some((begin, end)) => {
+                text.push_str(&set[..begin]);
+                text.push_str(&set[end..]);
             }
+            None => text.push_str(set),
         }
     }
     text

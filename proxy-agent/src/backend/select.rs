@@ -245,7 +245,13 @@ impl Backend {
             match self.open_iptables(false, self.config.accept_rules).await {
                 Ok(rules) => self.accept = Some(rules),
                 // Where iptables is not installed nothing of it can drop a packet.
-                Err(error) => debug!(part = PART, "no ACCEPT rules are kept: {error}"),
+                Err(error @ iptables::Error::Missing { .. }) => {
+                    debug!(part = PART, "no ACCEPT rules are kept: {error}");
+                }
+                Err(error) => {
+                    let failure = Failure::new(PART, "no ACCEPT rules are kept", &error);
+                    warn!(part = PART, "{failure}; --accept-rules=never needs none");
+                }
             }
         }
         info!("backend {}", self.choice());
