@@ -7,6 +7,7 @@ mod backend;
 mod cli;
 mod config;
 mod conntrack;
+mod dnat;
 mod goflag;
 mod kernel;
 mod klog;

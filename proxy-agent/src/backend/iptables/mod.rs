@@ -17,6 +17,7 @@ mod observe;
 mod plan;
 mod rules;
 mod snapshot;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -96,6 +97,12 @@ pub enum Error {
         program: String,
         /// The table.
         table: String,
+    },
+    /// Rules are there and no program that prints them.
+    #[error("{programs} is not installed, which prints the table")]
+    Unreadable {
+        /// What is missing.
+        programs: String,
     },
     /// The kernel does not tell which legacy tables there are.
     #[error("cannot read which legacy tables there are from {path}")]

@@ -59,8 +59,7 @@ impl<'a> Snapshot<'a> {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(unknown) => {
                     // Reading a table that is not there would bring it into being.
-                    let there = legacy_tables(family)?.iter().any(|table| table == name);
-                    unknown.insert(if there {
+                    unknown.insert(if has_legacy_table(family, name)? {
                         read(flavour, programs, name).await?
                     } else {
                         Saved::default()
@@ -116,6 +115,14 @@ pub async fn read(flavour: Flavour, programs: &Programs, table: &str) -> Result<
             Ok(saved)
         }
     }
+}
+
+/// True if a legacy table is there in our netns.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn has_legacy_table(family: Family, name: &str) -> Result<bool, Error> {
+    Ok(legacy_tables(family)?.iter().any(|table| table == name))
 }
 
 /// The legacy tables that are there in our netns.

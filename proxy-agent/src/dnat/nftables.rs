@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! nf_tables, over netlink: every rule of the families that have NAT, iptables-nft's included.
+//!
+//! Addresses of a `dnat` stand in registers. What fills a register is followed within the rule: a
+//! constant, or the value that a map has for a packet; such a map is then read.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_netfilter::nftables::{
+    DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup,
+    NfTablesMessage, Register, RuleAttribute, RuleMessage, SetElementAttribute, SetElementList,
+    SetElementMessage,
+};
+
+use super::{Finding, Findings, Unread};
+use crate::backend::ebpf::TABLE;
+use crate::netfilter::{Error, Family, Socket};
+
+/// The families of tables that can have NAT, as nft calls them.
+const FAMILIES: [(Family, &str); 3] = [
+    (Family::IPv4, "ip"),
+    (Family::IPv6, "ip6"),
+    (Family::Inet, "inet"),
+];
+
+// Attributes of the expressions `nat` and `target`, linux/netfilter/nf_tables.h and
+// nf_tables_compat.h.
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+const NFTA_NAT_REG_ADDR_MAX: u16 = 4;
+const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+const NFT_NAT_DNAT: u32 = 1;
+const NFTA_TARGET_NAME: u16 = 1;
+const NFTA_TARGET_REV: u16 = 2;
+const NFTA_TARGET_INFO: u16 = 3;
+/// `NF_NAT_RANGE_MAP_IPS` of linux/netfilter/nf_nat.h: the range holds addresses.
+const MAP_IPS: u32 = 1;
+/// `NF_NAT_RANGE_PROTO_SPECIFIED`: it holds ports.
+const MAP_PORTS: u32 = 2;
+/// `NFPROTO_IPV6`, in [`NFTA_NAT_FAMILY`].
+const NFPROTO_IPV6: u32 = 10;
+
+/// Adds what nf_tables sends to the VIPs.
+pub fn find(vips: &[IpAddr], findings: &mut Findings) {
+    for (family, title) in FAMILIES {
+        let source = || format!("nf_tables tables of family {title}");
+        match scan(family, title, vips) {
+            Ok(scan) => {
+                findings.found.extend(scan.found);
+                findings.unread.extend(scan.unread);
+            }
+            Err(error) if is_without_nf_tables(&error) => {}
+            Err(error) => findings.unread.push(Unread::new(source(), &error)),
+        }
+    }
+}
+
+/// A kernel without nf_tables has none of its rules.
+fn is_without_nf_tables(error: &Error) -> bool {
+    match error {
+        Error::Open(cause) => cause.raw_os_error() == Some(libc::EPROTONOSUPPORT),
+        // Nobody answers for the subsystem: `nfnetlink_rcv_msg` of net/netfilter/nfnetlink.c.
+        error => error.errno() == Some(libc::EINVAL),
+    }
+}
+
+/// What the rules of one family hold.
+#[derive(Debug, Default)]
+struct Scan {
+    found: Vec<Finding>,
+    maps: BTreeSet<MapUse>,
+    unread: Vec<Unread>,
+}
+
+/// A map whose values are addresses that a rule sends connections to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct MapUse {
+    table: String,
+    chain: String,
+    map: String,
+    /// Where the address starts in a value.
+    address: usize,
+    /// Its length: 4 or 16.
+    length: usize,
+    /// Where the port starts in a value.
+    port: Option<usize>,
+}
+
+fn scan(family: Family, title: &str, vips: &[IpAddr]) -> Result<Scan, Error> {
+    let mut socket = Socket::open()?;
+    let what = format!("list the rules of family {title}");
+    let request = NfTablesMessage::GetRule(RuleMessage {
+        attributes: Vec::new(),
+    });
+    let mut scan: Scan = socket.fold(&what, family, &request, |scan, message| {
+        if let NfTablesMessage::NewRule(rule) = message {
+            look_at(&rule, title, vips, scan);
+        }
+    })?;
+    for used in &scan.maps {
+        let place = format!(
+            "{}, map {}",
+            place(title, &used.table, &used.chain),
+            used.map
+        );
+        let what = format!("list the elements of map {}", used.map);
+        let request = NfTablesMessage::GetSetElement(SetElementMessage {
+            attributes: vec![
+                SetElementList::Table(used.table.clone()),
+                SetElementList::Set(used.map.clone()),
+            ],
+        });
+        match socket.fold(&what, family, &request, |found: &mut Vec<_>, message| {
+            if let NfTablesMessage::NewSetElement(elements) = message {
+                let targets = targets_in(&elements, used, vips);
+                found.extend(targets.map(|(vip, port)| Finding {
+                    place: place.clone(),
+                    vip,
+                    port,
+                }));
+            }
+        }) {
+            Ok(found) => scan.found.extend(found),
+            // It has gone since its rule was read, and the rule with it.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            Err(error) => scan.unread.push(Unread::new(place, &error)),
+        }
+    }
+    Ok(scan)
+}
+
+fn place(title: &str, table: &str, chain: &str) -> String {
+    format!("nf_tables table {title} {table}, chain {chain}")
+}
+
+/// Adds what one rule sends to the VIPs.
+fn look_at(rule: &RuleMessage, title: &str, vips: &[IpAddr], scan: &mut Scan) {
+    let (mut table, mut chain, mut expressions) = ("", "", &[][..]);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Table(name) => table = name,
+            RuleAttribute::Chain(name) => chain = name,
+            RuleAttribute::Expressions(list) => expressions = list,
+            _ => {}
+        }
+    }
+    if table == TABLE {
+        return;
+    }
+    let mut registers = Registers::default();
+    for expression in expressions_in(expressions) {
+        match expression {
+            Expressions::Immediate(attributes) => registers.load(attributes),
+            Expressions::Lookup(attributes) => registers.look_up(attributes),
+            Expressions::Other {
+                expression_type,
+                attributes,
+            } => {
+                let target = match expression_type.as_str() {
+                    "nat" => dnat(attributes, &registers),
+                    "target" => xtables_target(attributes, title),
+                    _ => None,
+                };
+                match target {
+                    Some(Target::Fixed(range)) => {
+                        scan.found
+                            .extend(range.reaches(vips).map(|(vip, port)| Finding {
+                                place: place(title, table, chain),
+                                vip,
+                                port,
+                            }));
+                    }
+                    Some(Target::FromMap {
+                        map,
+                        address,
+                        length,
+                        port,
+                    }) => {
+                        scan.maps.insert(MapUse {
+                            table: table.to_owned(),
+                            chain: chain.to_owned(),
+                            map,
+                            address,
+                            length,
+                            port,
+                        });
+                    }
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn expressions_in(
+    list: &[ListAttribute<ExpressionAttribute>],
+) -> impl Iterator<Item = &Expressions> {
+    list.iter()
+        .filter_map(|element| match element {
+            ListAttribute::Element(attributes) => Some(attributes),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|attribute| match attribute {
+            ExpressionAttribute::Data(expression) => Some(expression),
+            _ => None,
+        })
+}
+
+/// Where connections are sent.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    Fixed(Range),
+    FromMap {
+        map: String,
+        address: usize,
+        length: usize,
+        port: Option<usize>,
+    },
+}
+
+/// Addresses from `first` to `last`, in network byte order: 4 or 16 bytes each.
+#[derive(Debug, PartialEq, Eq)]
+struct Range {
+    first: Vec<u8>,
+    last: Vec<u8>,
+    port: Option<u16>,
+}
+
+impl Range {
+    fn reaches(&self, vips: &[IpAddr]) -> impl Iterator<Item = (IpAddr, Option<u16>)> {
+        vips.iter()
+            .filter(|vip| {
+                let vip = octets(**vip);
+                vip.len() == self.first.len() && (&self.first..=&self.last).contains(&&vip)
+            })
+            .map(|vip| (*vip, self.port))
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// What is known about the registers within a rule: what was written last stands last. Registers
+/// are counted in units of four bytes.
+#[derive(Debug, Default)]
+struct Registers(Vec<(u32, Content)>);
+
+#[derive(Debug)]
+enum Content {
+    Constant(Vec<u8>),
+    ValueOf(String),
+}
+
+impl Registers {
+    fn load(&mut self, attributes: &[Immediate]) {
+        let (mut register, mut value) = (None, None);
+        for attribute in attributes {
+            match attribute {
+                Immediate::DestinationRegister(number) => register = Some(*number),
+                Immediate::Data(DataAttribute::Value(bytes)) => value = Some(bytes),
+                _ => {}
+            }
+        }
+        if let (Some(register), Some(value)) = (register.and_then(slot), value) {
+            self.0.push((register, Content::Constant(value.clone())));
+        }
+    }
+
+    fn look_up(&mut self, attributes: &[Lookup]) {
+        let (mut register, mut set) = (None, None);
+        for attribute in attributes {
+            match attribute {
+                Lookup::DestinationRegister(number) => register = Some(*number),
+                Lookup::Set(name) => set = Some(name),
+                _ => {}
+            }
+        }
+        if let (Some(register), Some(set)) = (register.and_then(slot), set) {
+            self.0.push((register, Content::ValueOf(set.clone())));
+        }
+    }
+
+    /// What fills a register, and where in that its value starts.
+    fn content(&self, register: u32) -> Option<(&Content, usize)> {
+        let slot = slot(Register::from(register))?;
+        // Exactly there, or in the course of a longer value that starts before it.
+        let exact = self.0.iter().rev().find(|(start, _)| *start == slot);
+        let (start, content) = exact.or_else(|| {
+            let before = self.0.iter().rev();
+            before
+                .filter(|(start, _)| *start < slot)
+                .max_by_key(|(start, _)| *start)
+        })?;
+        Some((content, usize::try_from(slot - start).ok()? * 4))
+    }
+
+    fn constant(&self, register: u32, length: usize) -> Option<&[u8]> {
+        match self.content(register)? {
+            (Content::Constant(bytes), offset) => bytes.get(offset..offset + length),
+            (Content::ValueOf(_), _) => None,
+        }
+    }
+}
+
+/// The first four-byte register that one is made of: there are four of 16 bytes, which are the same
+/// as 16 of four bytes (`NFT_REG32_00` and so on).
+fn slot(register: Register) -> Option<u32> {
+    match u32::from(register) {
+        number @ 1..=4 => Some((number - 1) * 4),
+        number @ 8..=23 => Some(number - 8),
+        _ => None,
+    }
+}
+
+/// The target of `dnat to`.
+fn dnat(attributes: &[DefaultNla], registers: &Registers) -> Option<Target> {
+    let number = |kind| number(attributes, kind);
+    if number(NFTA_NAT_TYPE)? != NFT_NAT_DNAT {
+        return None;
+    }
+    let length = if number(NFTA_NAT_FAMILY)? == NFPROTO_IPV6 {
+        16
+    } else {
+        4
+    };
+    let first = number(NFTA_NAT_REG_ADDR_MIN)?;
+    let port = number(NFTA_NAT_REG_PROTO_MIN);
+    let (content, address) = registers.content(first)?;
+    if let Content::ValueOf(map) = content {
+        let of_the_same = |port| match registers.content(port)? {
+            (Content::ValueOf(other), offset) if other == map => Some(offset),
+            _ => None,
+        };
+        return Some(Target::FromMap {
+            map: map.clone(),
+            address,
+            length,
+            port: port.and_then(of_the_same),
+        });
+    }
+    let last = number(NFTA_NAT_REG_ADDR_MAX).unwrap_or(first);
+    let port = port.and_then(|port| registers.constant(port, 2));
+    Some(Target::Fixed(Range {
+        first: registers.constant(first, length)?.to_vec(),
+        last: registers.constant(last, length)?.to_vec(),
+        port: port.and_then(port_number),
+    }))
+}
+
+/// The target of iptables-nft's DNAT.
+fn xtables_target(attributes: &[DefaultNla], family: &str) -> Option<Target> {
+    let name = value(attributes, NFTA_TARGET_NAME)?;
+    // Its field is padded with zeros.
+    if name.split(|byte| *byte == 0).next() != Some(b"DNAT") {
+        return None;
+    }
+    let info = value(attributes, NFTA_TARGET_INFO)?;
+    let range = match number(attributes, NFTA_TARGET_REV).unwrap_or(0) {
+        // struct nf_nat_ipv4_multi_range_compat: a count, then flags, addresses and ports.
+        0 if family != "ip6" => range(info.get(4..)?, 4, 4)?,
+        // struct nf_nat_range, and nf_nat_range2, which goes on behind it.
+        _ => range(&info, 16, if family == "ip6" { 16 } else { 4 })?,
+    };
+    Some(Target::Fixed(range))
+}
+
+/// Flags in host byte order, two addresses of `length` bytes in fields of `field` bytes, two ports.
+fn range(info: &[u8], field: usize, length: usize) -> Option<Range> {
+    let flags = u32::from_ne_bytes(*info.first_chunk()?);
+    if flags & MAP_IPS == 0 {
+        return None;
+    }
+    let address = |at: usize| Some(info.get(at..at + length)?.to_vec());
+    let port = info.get(4 + 2 * field..).and_then(port_number);
+    Some(Range {
+        first: address(4)?,
+        last: address(4 + field)?,
+        port: port.filter(|_| flags & MAP_PORTS != 0),
+    })
+}
+
+/// The targets among the elements of a map.
+fn targets_in<'a>(
+    message: &'a SetElementMessage,
+    used: &'a MapUse,
+    vips: &'a [IpAddr],
+) -> impl Iterator<Item = (IpAddr, Option<u16>)> + 'a {
+    message
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            SetElementList::Elements(elements) => Some(elements),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|element| match element {
+            ListAttribute::Element(attributes) => Some(attributes),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|attribute| match attribute {
+            SetElementAttribute::Data(DataAttribute::Value(bytes)) => Some(bytes),
+            _ => None,
+        })
+        .filter_map(|value| {
+            let address = value.get(used.address..used.address + used.length)?;
+            let vip = vips.iter().find(|vip| octets(**vip) == address)?;
+            let port = used.port.and_then(|at| port_number(value.get(at..)?));
+            Some((*vip, port))
+        })
+}
+
+fn port_number(bytes: &[u8]) -> Option<u16> {
+    bytes.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+}
+
+/// The content of an attribute, which `DefaultNla` gives away by writing it only.
+fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
+    let found = attributes
+        .iter()
+        .find(|attribute| attribute.kind() == kind)?;
+    let mut value = vec![0; found.value_len()];
+    found.emit_value(&mut value);
+    Some(value)
+}
+
+fn number(attributes: &[DefaultNla], kind: u16) -> Option<u32> {
+    value(attributes, kind)?
+        .first_chunk()
+        .map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests;
