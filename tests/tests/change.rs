@@ -3,6 +3,8 @@
 //! The backend changes while connections live on every way: by a restart with another flag, and by
 //! itself, when the one in use fails for good and when a better one works again.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -184,5 +186,49 @@ fn by_itself() {
         all_go_on(&streams).context("with bpffs again")?;
         new_connections(node, EBPF)?;
         all_end_intact(streams)
+    });
+}
+
+/// More connections than one message to the kernel holds.
+#[test]
+fn with_thousands_of_connections() {
+    const CONNECTIONS: usize = 5000;
+    let files = u64::try_from(3 * CONNECTIONS).expect("a small number");
+    let limit = libc::rlimit {
+        rlim_cur: files,
+        rlim_max: files,
+    };
+    // SAFETY: the pointer is to a valid structure.
+    let refused = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(refused, 0, "the limit of open files");
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let mut agent = node.start_agent(EBPF)?;
+        let vip = Family::V6.vip_socket();
+        let listener = node.netns.run(|| TcpListener::bind(vip))?;
+        let mut pairs = node.pods[0].netns.run(|| {
+            (0..CONNECTIONS)
+                .map(|_| {
+                    let client = client::connect_here(None, vip, TIMEOUT)?;
+                    Ok((client, listener.accept()?.0))
+                })
+                .collect::<Result<Vec<_>>>()
+        })?;
+        for backend in [NFTABLES, IPTABLES, EBPF, NFTABLES] {
+            agent.stop(libc::SIGTERM)?;
+            agent = node.start_agent(backend)?;
+            for (client, server) in &mut pairs {
+                let mut byte = [0];
+                server
+                    .write_all(b"s")
+                    .and_then(|()| client.read_exact(&mut byte))?;
+                client
+                    .write_all(b"c")
+                    .and_then(|()| server.read_exact(&mut byte))?;
+            }
+            let tracked = tracked_to_the_vip(node)?;
+            ensure!(tracked == 0, "{backend:?}: {tracked} are tracked");
+        }
+        Ok(())
     });
 }
