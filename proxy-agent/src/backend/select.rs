@@ -56,12 +56,14 @@ impl Backend {
         let mut rejected = Vec::new();
         let kind = match config.backend {
             BackendChoice::Ebpf => open_ebpf(&settings, mode).map_err(Error::Ebpf)?,
-            BackendChoice::Iptables => open_iptables(config).await.map_err(Error::Iptables)?,
+            BackendChoice::Iptables => {
+                open_iptables(config, mode).await.map_err(Error::Iptables)?
+            }
             BackendChoice::None => Kind::None,
             BackendChoice::Auto => first_that_works(config, &settings, mode, &mut rejected).await,
         };
         let accept = match kind {
-            Kind::Ebpf(_) => open_accept_rules(config).await?,
+            Kind::Ebpf(_) => open_accept_rules(config, mode).await?,
             Kind::Iptables(_) | Kind::None => None,
         };
         warn_of_limits(&kind, config);
@@ -81,7 +83,13 @@ impl Backend {
     pub fn choice(&self) -> Choice {
         let (backend, detail) = match &self.kind {
             Kind::Ebpf(ebpf) => ("ebpf", format!("attached by {}", ebpf.attach_mode())),
-            Kind::Iptables(_) => ("iptables", String::new()),
+            Kind::Iptables(rules) => (
+                "iptables",
+                match rules.why_classic() {
+                    None => "learning with ipset".to_owned(),
+                    Some(reason) => format!("stateless: {reason}"),
+                },
+            ),
             Kind::None => ("none", String::new()),
         };
         Choice {
@@ -156,23 +164,25 @@ fn open_ebpf(settings: &ebpf::Settings, mode: Mode) -> Result<Kind, ebpf::Error>
     Ok(Kind::Ebpf(Box::new(Ebpf::open(settings.clone(), mode)?)))
 }
 
-async fn open_iptables(config: &Config) -> Result<Kind, iptables::Error> {
+async fn open_iptables(config: &Config, mode: Mode) -> Result<Kind, iptables::Error> {
     let scope = Scope {
         notrack: true,
         accept: config.accept_rules,
     };
-    let rules = Iptables::open(&config.vips, &config.ports, scope).await?;
+    let (vips, ports) = (&config.vips, &config.ports);
+    let rules = Iptables::open(vips, ports, scope, config.max_connections, mode).await?;
     Ok(Kind::Iptables(Box::new(rules)))
 }
 
 /// The ACCEPT rules beside the `ebpf` backend. Where iptables is not installed nothing of it can
 /// drop a packet.
-async fn open_accept_rules(config: &Config) -> Result<Option<Iptables>, Error> {
+async fn open_accept_rules(config: &Config, mode: Mode) -> Result<Option<Iptables>, Error> {
     let scope = Scope {
         notrack: false,
         accept: config.accept_rules,
     };
-    match Iptables::open(&config.vips, &config.ports, scope).await {
+    let (vips, ports) = (&config.vips, &config.ports);
+    match Iptables::open(vips, ports, scope, config.max_connections, mode).await {
         Ok(rules) => Ok(Some(rules)),
         Err(error) if config.accept_rules == AcceptRules::Always => Err(Error::AcceptRules(error)),
         Err(error) => {
@@ -185,12 +195,12 @@ async fn open_accept_rules(config: &Config) -> Result<Option<Iptables>, Error> {
 /// Rules of any scope, to remove them; none where iptables is not installed.
 async fn any_rules(settings: &ebpf::Settings) -> Option<Iptables> {
     let scope = Scope {
-        notrack: true,
+        notrack: false,
         accept: AcceptRules::Never,
     };
-    Iptables::open(&settings.vips, &settings.ports, scope)
-        .await
-        .ok()
+    let (vips, ports) = (&settings.vips, &settings.ports);
+    let rules = Iptables::open(vips, ports, scope, settings.max_connections, Mode::Apply).await;
+    rules.ok()
 }
 
 async fn first_that_works(
@@ -203,7 +213,7 @@ async fn first_that_works(
         Ok(kind) => return kind,
         Err(error) => rejected.push(reject("ebpf", &error)),
     }
-    match open_iptables(config).await {
+    match open_iptables(config, mode).await {
         Ok(kind) => return kind,
         Err(error) => rejected.push(reject("iptables", &error)),
     }
@@ -213,11 +223,13 @@ async fn first_that_works(
 
 /// Tells what the chosen backend cannot do, where that may surprise.
 fn warn_of_limits(kind: &Kind, config: &Config) {
-    if matches!(kind, Kind::Iptables(_)) {
+    if let Kind::Iptables(rules) = kind
+        && let Some(reason) = rules.why_classic()
+    {
         warn!(
             "the rules of the iptables backend untrack every reply of the VIP: connections to a \
-             ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=ebpf, or \
-             --backend=none to leave everything tracked"
+             ClusterIP that kube-proxy DNATs to the VIP time out; install ipset, use \
+             --backend=ebpf, or --backend=none to leave everything tracked ({reason})"
         );
     }
     // Where another backend was asked for by name, the command line has told.
