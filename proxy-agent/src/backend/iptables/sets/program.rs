@@ -163,7 +163,7 @@ impl<'a> Apply<'a> {
 }
 
 /// The lines that create a set of that name with its first members.
-fn creation(set: &Set, name: &str, live: &Live) -> String {
+pub(super) fn creation(set: &Set, name: &str, live: &Live) -> String {
     let mut script = format!("create {name} {}\n", set.parameters());
     let clients = match set.role {
         Role::Decided => &live.untracked,
