@@ -11,69 +11,15 @@ use tests::agent::{Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::stream::Live;
-use tests::{Family, client, cmd, conntrack, transfer};
+use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open};
+use tests::{Family, cmd, conntrack};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a stream may stand still: what is lost is sent again after a while.
-const STALL: Duration = Duration::from_secs(15);
 /// How long streams run before and after what happens.
 const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_secs(2);
 
 const EBPF: &str = "--backend=ebpf";
-
-/// Starts a stream on every way.
-fn open(node: &Node) -> Result<Vec<Live>> {
-    (1..)
-        .zip(node.paths())
-        .map(|(seed, path)| {
-            let stream = client::connect(path.netns, path.destination(), TIMEOUT)
-                .with_context(|| path.to_string())?;
-            Live::start(&path.to_string(), &stream, seed)
-        })
-        .collect()
-}
-
-/// Waits until more has come back on every stream.
-fn all_go_on(streams: &[Live]) -> Result<()> {
-    let marks: Vec<u64> = streams.iter().map(Live::received).collect();
-    for (stream, mark) in streams.iter().zip(marks) {
-        // More than may have been on its way already.
-        let enough = mark + 100_000;
-        cmd::wait_until(STALL, "a stream to go on", || {
-            Ok((stream.received() > enough).then_some(()))
-        })
-        .with_context(|| format!("{} after {mark} bytes", stream.name()))?;
-    }
-    Ok(())
-}
-
-fn all_end_intact(streams: Vec<Live>) -> Result<()> {
-    let mut total = 0;
-    for stream in streams {
-        total += stream.finish()?;
-    }
-    println!("{} KiB each way, intact", total / 1024);
-    Ok(())
-}
-
-fn new_connections_work(node: &Node) -> Result<()> {
-    for path in node.paths() {
-        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
-            .with_context(|| format!("{path}: connecting anew"))?;
-        transfer::exchange(&mut stream, 100_000, 1).with_context(|| path.to_string())?;
-    }
-    Ok(())
-}
-
-fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
-    let mut entries = Vec::new();
-    for family in Family::ALL {
-        entries.extend(conntrack::list(&node.netns, family)?);
-    }
-    Ok(entries)
-}
 
 /// Has `event` happen to a node with an agent and live, untracked connections; they must go on.
 fn survive(
