@@ -19,6 +19,9 @@ const IPTABLES: &str = "*raw
 -A PREROUTING -s 192.0.2.0/24 -j DROP
 -A OUTPUT -s VIP -p tcp -m tcp --sport 8443 -j NOTRACK
 COMMIT
+*mangle
+-A INPUT -d VIP -p tcp -m tcp --dport 443 -m conntrack --ctstate DNAT -j MARK --set-xmark 0x1/0x1
+COMMIT
 *filter
 :FOREIGN - [0:0]
 -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
