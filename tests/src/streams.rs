@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::node::Node;
 use crate::stream::Live;
@@ -82,4 +82,18 @@ pub fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
         entries.extend(conntrack::list(&node.netns, family)?);
     }
     Ok(entries)
+}
+
+/// No connection to a VIP itself is tracked.
+///
+/// # Errors
+/// When one is, or conntrack(8) fails.
+pub fn vip_is_untracked(node: &Node) -> Result<()> {
+    let entries = entries(node)?;
+    let vips = Family::ALL.map(Family::vip_socket);
+    let wrong = |entry: &&conntrack::Entry| vips.contains(&entry.destination);
+    if let Some(entry) = entries.iter().find(wrong) {
+        bail!("a connection to the VIP is tracked: {entry:#?}");
+    }
+    Ok(())
 }

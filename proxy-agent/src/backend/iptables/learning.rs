@@ -50,14 +50,11 @@ impl Learning {
         mode: Mode,
     ) -> Self {
         let mut learning = Self::off();
-        let outcome = match &learning.ipset {
-            Some(ipset) => ipset.probe(families, mode).await,
-            None => {
-                learning.give_up("ipset is not installed".to_owned());
-                return learning;
-            }
+        let Some(ipset) = &learning.ipset else {
+            learning.give_up("ipset is not installed".to_owned());
+            return learning;
         };
-        if let Err(cause) = outcome {
+        if let Err(cause) = ipset.probe(families, mode).await {
             learning.give_up(cause.to_string());
             return learning;
         }

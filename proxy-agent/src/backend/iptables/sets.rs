@@ -116,12 +116,12 @@ pub fn desired(vips: &[IpAddr], ports: &[u16], max_elements: u32) -> Vec<Set> {
 
 impl Set {
     /// Its name.
-    pub fn name(&self) -> String {
+    pub fn name(self) -> String {
         name(self.role, self.family, self.port)
     }
 
     /// What stands behind its name when it is created.
-    fn parameters(&self) -> String {
+    fn parameters(self) -> String {
         // Rules cannot make the table larger: a packet that finds a full bucket, of 12 members, is
         // not remembered. Four members for each bucket leave room for chance.
         let buckets = (self.max_elements / 4).next_power_of_two().max(1024);
@@ -133,7 +133,7 @@ impl Set {
         )
     }
 
-    fn family_name(&self) -> &'static str {
+    fn family_name(self) -> &'static str {
         match self.family {
             Family::V4 => "inet",
             Family::V6 => "inet6",
@@ -141,12 +141,12 @@ impl Set {
     }
 
     /// True if a set of this name is of the same type and family: only then can it be swapped.
-    fn resembles(&self, saved: &SavedSet) -> bool {
+    fn resembles(self, saved: &SavedSet) -> bool {
         saved.kind == TYPE && saved.family.as_deref() == Some(self.family_name())
     }
 
     /// True if a set of this name is as it should be.
-    fn is(&self, saved: &SavedSet) -> bool {
+    fn is(self, saved: &SavedSet) -> bool {
         self.resembles(saved)
             && saved.timeout == Some(self.role.timeout())
             && saved.max_elements == Some(self.max_elements)

@@ -64,8 +64,9 @@ impl Meaning {
                 negated: std::mem::take(&mut negated),
                 args,
             };
-            items.extend(item.normal()?);
+            items.push(item.normal()?);
         }
+        items.retain(|item| !item.option.is_empty());
         items.sort();
         // The same target: which name is printed depends on flavour and version.
         let notrack = [item("--notrack", &[]), item("-j", &["CT"])];
@@ -90,25 +91,26 @@ impl Meaning {
 }
 
 impl Item {
-    /// Its one way of being written, or nothing if it means nothing. None if it is not ours.
-    fn normal(mut self) -> Option<Option<Self>> {
+    /// Its one way of being written, without an option if it means nothing. None if it is not ours.
+    fn normal(mut self) -> Option<Self> {
         match (&*self.option, &*self.args) {
             ("-m", [module]) => {
-                return (!self.negated && MODULES.contains(&&**module)).then_some(None);
+                (!self.negated && MODULES.contains(&&**module)).then_some(())?;
+                self.option.clear();
             }
-            ("--comment", _) => return Some(None),
+            ("--comment", _) => self.option.clear(),
             ("-p", [protocol]) if protocol == "6" => self.args = vec!["tcp".to_owned()],
             ("-s" | "-d", [address]) => {
                 self.args = vec![host_address(address)?.to_string()];
             }
             ("--syn", []) => {
-                self.option = "--tcp-flags".to_owned();
+                "--tcp-flags".clone_into(&mut self.option);
                 self.args = ["ACK,FIN,RST,SYN", "SYN"].map(str::to_owned).to_vec();
             }
             ("--tcp-flags", flags) => self.args = flags.iter().map(|list| sorted(list)).collect(),
             _ => {}
         }
-        Some(Some(self))
+        Some(self)
     }
 }
 

@@ -119,10 +119,10 @@ impl<'a> Apply<'a> {
     /// ipset's answer.
     pub async fn apply(&mut self, op: &Op) -> Result<(), Error> {
         let script = match op {
-            Op::Create(set) => creation(set, &set.name(), self.live()),
+            Op::Create(set) => creation(*set, &set.name(), self.live()),
             Op::Replace(set) => {
                 let (name, unfinished) = (set.name(), set.name() + UNFINISHED);
-                creation(set, &unfinished, self.live())
+                creation(*set, &unfinished, self.live())
                     + &format!("swap {unfinished} {name}\ndestroy {unfinished}\n")
             }
             Op::Destroy(name) => return self.destroy(name).await,
@@ -163,7 +163,7 @@ impl<'a> Apply<'a> {
 }
 
 /// The lines that create a set of that name with its first members.
-pub(super) fn creation(set: &Set, name: &str, live: &Live) -> String {
+pub(super) fn creation(set: Set, name: &str, live: &Live) -> String {
     let mut script = format!("create {name} {}\n", set.parameters());
     let clients = match set.role {
         Role::Decided => &live.untracked,

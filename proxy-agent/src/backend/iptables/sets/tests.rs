@@ -48,7 +48,7 @@ fn vips() -> Vec<IpAddr> {
         .to_vec()
 }
 
-fn saved(set: &Set) -> SavedSet {
+fn saved(set: Set) -> SavedSet {
     let mut saved = SavedSet {
         name: set.name(),
         kind: "hash:ip,port,ip".to_owned(),
@@ -63,7 +63,7 @@ fn sets_of_ours_are_read() {
     let sets = parse(LIST).unwrap();
     let wanted = desired(&vips(), &[443], 65536);
     assert_eq!(sets.len(), 2);
-    assert_eq!(sets[0], saved(&wanted[0]));
+    assert_eq!(sets[0], saved(wanted[0]));
     assert!(wanted[0].is(&sets[0]));
     assert_eq!(sets[1].name, wanted[3].name());
     assert!(!wanted[3].resembles(&sets[1]));
@@ -96,7 +96,7 @@ fn a_set_is_filled_with_what_belongs_to_it() {
     let sets = desired(&vips(), &[443], 1024);
     let scripts: String = sets
         .iter()
-        .map(|set| creation(set, &set.name(), &live))
+        .map(|set| creation(*set, &set.name(), &live))
         .collect();
     let create =
         |name, rest| format!("create proxy-agent-{name}-443 hash:ip,port,ip family {rest}\n");
@@ -124,13 +124,13 @@ fn no_more_is_filled_in_than_fits() {
         translated: Vec::new(),
     };
     let set = desired(&vips(), &[443], 1024)[0];
-    assert_eq!(creation(&set, "x", &live).lines().count(), 1 + 1024);
+    assert_eq!(creation(set, "x", &live).lines().count(), 1 + 1024);
 }
 
 #[test]
 fn changed_sets_are_replaced_and_unused_ones_go_last() {
     let old = desired(&vips(), &[443], 1024);
-    let observed: Vec<SavedSet> = old.iter().map(saved).collect();
+    let observed: Vec<SavedSet> = old.iter().copied().map(saved).collect();
     assert_eq!(plan(&old, &observed, &[]), Plan::default());
     let new = desired(&vips()[..1], &[443], 2048);
     let changed = plan(&new, &observed, &[]);
@@ -156,12 +156,12 @@ fn changed_sets_are_replaced_and_unused_ones_go_last() {
 /// What ipset makes of an operation; none if it refuses. Sets in use are not in the model.
 fn carry_out(sets: &mut BTreeMap<String, SavedSet>, op: &Op) -> Option<()> {
     match op {
-        Op::Create(set) => sets.insert(set.name(), saved(set)).is_none().then_some(()),
+        Op::Create(set) => sets.insert(set.name(), saved(*set)).is_none().then_some(()),
         Op::Replace(set) => {
             let unfinished = set.name() + "-new";
             let there = sets.get(&set.name())?;
             (set.resembles(there) && !sets.contains_key(&unfinished)).then_some(())?;
-            sets.insert(set.name(), saved(set)).map(drop)
+            sets.insert(set.name(), saved(*set)).map(drop)
         }
         Op::Destroy(name) => sets.remove(name).map(drop),
     }
@@ -209,7 +209,7 @@ proptest! {
         for op in changes.before.iter().chain(&changes.after) {
             prop_assert!(carry_out(&mut sets, op).is_some(), "{}", op);
         }
-        let mut expected: Vec<SavedSet> = wanted.iter().map(saved).collect();
+        let mut expected: Vec<SavedSet> = wanted.iter().copied().map(saved).collect();
         expected.sort_by(|a, b| a.name.cmp(&b.name));
         let after: Vec<SavedSet> = sets.into_values().collect();
         prop_assert_eq!(&after, &expected);
