@@ -26,9 +26,10 @@ use crate::state::State;
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
 /// Tables and chains of iptables-nft that hold rules of ours.
-const IPTABLES_CHAINS: [(&str, &str); 4] = [
+const IPTABLES_CHAINS: [(&str, &str); 5] = [
     ("raw", "PREROUTING"),
     ("raw", "OUTPUT"),
+    ("mangle", "INPUT"),
     ("filter", "INPUT"),
     ("filter", "OUTPUT"),
 ];

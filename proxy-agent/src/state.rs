@@ -59,6 +59,8 @@ pub struct Choice {
     pub detail: String,
     /// Those that come before it and cannot be used.
     pub rejected: Vec<Rejected>,
+    /// Who sends connections to the VIP that this backend breaks.
+    pub breaks: Vec<String>,
 }
 
 /// A backend that cannot be used here.
@@ -204,6 +206,7 @@ mod tests {
                     backend: "ebpf".to_owned(),
                     reason: "bpf(2) is refused".to_owned(),
                 }],
+                breaks: Vec::new(),
             },
         };
         state.store(&dir).unwrap();

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Family;
 use crate::cmd::{self, Process};
+use crate::lacking::Lacking;
 use crate::node::{Node, SharedLog};
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
@@ -140,6 +141,18 @@ impl Node {
     /// When it ends instead, or takes too long.
     pub fn start_agent(&self, args: &[&str]) -> Result<Agent> {
         let agent = self.spawn_agent(args)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent as on a machine that lacks something, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn start_agent_lacking(&self, lacking: Lacking, args: &[&str]) -> Result<Agent> {
+        let mut command = self.agent_command(args)?;
+        lacking.apply(&mut command);
+        let agent = self.spawn(command)?;
         agent.wait_until_ready()?;
         Ok(agent)
     }

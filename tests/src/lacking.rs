@@ -19,6 +19,10 @@ pub enum Lacking {
     Nfnetlink,
     /// The iptables binaries
     Iptables,
+    /// The ipset binary
+    Ipset,
+    /// The sets of iptables rules, though ipset is there: `EPROTO` for `SO_IP_SET`
+    Sets,
     /// Every capability, though still root
     Capabilities,
     /// Every capability but `CAP_NET_ADMIN`, though still root
@@ -27,11 +31,16 @@ pub enum Lacking {
 
 /// Where distributions install iptables.
 const SBIN: [&CStr; 3] = [c"/usr/sbin", c"/sbin", c"/usr/local/sbin"];
+/// Where they install ipset.
+const IPSET: [&CStr; 3] = [c"/usr/sbin/ipset", c"/sbin/ipset", c"/usr/local/sbin/ipset"];
 
 /// Codes of classic BPF: load an absolute word, jump if equal, return a constant.
 const LOAD: u16 = 0x20;
 const JUMP_EQ: u16 = 0x15;
 const RETURN: u16 = 0x06;
+
+/// The socket option that tells about sets.
+const SO_IP_SET: u32 = 83;
 
 /// The offset of the system call's number in `struct seccomp_data`.
 const NR: u32 = 0;
@@ -74,6 +83,15 @@ impl Lacking {
                 op(RETURN, errno(libc::EPROTONOSUPPORT), 0, 0),
                 op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
             ],
+            // libxt_set asks for the index of a set by this option of linux/netfilter/ipset/ip_set.h.
+            Self::Sets => vec![
+                op(LOAD, NR, 0, 0),
+                op(JUMP_EQ, number(libc::SYS_getsockopt), 0, 3),
+                op(LOAD, arg(2), 0, 0),
+                op(JUMP_EQ, SO_IP_SET, 0, 1),
+                op(RETURN, errno(libc::EPROTO), 0, 0),
+                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+            ],
             // SAFETY: only system calls between fork and exec.
             Self::Iptables => return unsafe { command.pre_exec(hide_sbin) },
             // SAFETY: as above.
@@ -82,6 +100,8 @@ impl Lacking {
                 // SAFETY: as above.
                 return unsafe { command.pre_exec(|| keep_capabilities(1 << CAP_NET_ADMIN)) };
             }
+            // SAFETY: as above.
+            Self::Ipset => return unsafe { command.pre_exec(hide_ipset) },
         };
         // SAFETY: prctl(2) alone runs between fork and exec; the filter lives in the closure.
         unsafe { command.pre_exec(move || install(&filter)) }
@@ -114,6 +134,27 @@ fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
 }
 
 fn hide_sbin() -> io::Result<()> {
+    private_mounts()?;
+    for dir in SBIN {
+        let tmpfs = c"tmpfs".as_ptr();
+        // SAFETY: as below. One that does not exist hides nothing.
+        unsafe { libc::mount(tmpfs, dir.as_ptr(), tmpfs, 0, std::ptr::null()) };
+    }
+    Ok(())
+}
+
+fn hide_ipset() -> io::Result<()> {
+    private_mounts()?;
+    for file in IPSET {
+        let (nothing, null) = (c"/dev/null".as_ptr(), std::ptr::null());
+        // SAFETY: as below. One that does not exist hides nothing.
+        unsafe { libc::mount(nothing, file.as_ptr(), null, libc::MS_BIND, null.cast()) };
+    }
+    Ok(())
+}
+
+/// Makes a mount namespace whose mounts nobody else sees.
+fn private_mounts() -> io::Result<()> {
     let nothing = std::ptr::null();
     // SAFETY: the strings are C strings, and null is allowed where it is given.
     unsafe {
@@ -125,14 +166,8 @@ fn hide_sbin() -> io::Result<()> {
             nothing,
             private,
             std::ptr::null(),
-        ))?;
-        for dir in SBIN {
-            let tmpfs = c"tmpfs".as_ptr();
-            // One that does not exist hides nothing.
-            libc::mount(tmpfs, dir.as_ptr(), tmpfs, 0, std::ptr::null());
-        }
+        ))
     }
-    Ok(())
 }
 
 /// `struct __user_cap_header_struct` and `struct __user_cap_data_struct` of capset(2).

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::netns::Netns;
 
 /// The commands whose output makes a snapshot.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "ip -o link show",
     "ip -o address show",
     "ip route show table all",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 12] = [
     "ip6tables-legacy-save",
     "iptables-nft-save",
     "ip6tables-nft-save",
+    "ipset save",
     "tc -d qdisc show",
     "cat /proc/thread-self/net/ip_tables_names /proc/thread-self/net/ip6_tables_names",
 ];

@@ -11,8 +11,8 @@ use tests::agent::{Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::streams::{all_end_intact, all_go_on, open};
-use tests::{Family, client, cmd, conntrack, transfer};
+use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open};
+use tests::{Family, cmd, conntrack};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long streams run before and after what happens.
@@ -27,23 +27,6 @@ const TRANSLATING: Args = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
 const EBPF: Args = &["--backend=ebpf"];
 /// What goes to the VIP is untracked; kube-proxy translates the rest.
 const NFTABLES: Args = &["--backend=nftables"];
-
-fn new_connections_work(node: &Node) -> Result<()> {
-    for path in node.paths() {
-        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
-            .with_context(|| format!("{path}: connecting anew"))?;
-        transfer::exchange(&mut stream, 100_000, 1).with_context(|| path.to_string())?;
-    }
-    Ok(())
-}
-
-fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
-    let mut entries = Vec::new();
-    for family in Family::ALL {
-        entries.extend(conntrack::list(&node.netns, family)?);
-    }
-    Ok(entries)
-}
 
 /// None are tracked that the backend should keep from conntrack.
 fn untracked(node: &Node, backend: Args) -> Result<()> {

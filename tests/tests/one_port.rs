@@ -20,6 +20,9 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BYTES: u64 = 100_000;
 
+const EBPF: [&str; 1] = ["--backend=ebpf"];
+const IPTABLES: [&str; 1] = ["--backend=iptables"];
+
 fn on_a_node(args: &[&str], body: impl Fn(&Node, Family, SocketAddr) -> Result<()>) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
@@ -44,8 +47,8 @@ fn connect(
 
 /// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves
 /// the new one to conntrack, which tells them apart.
-fn the_cluster_ip_first(backend: &str) {
-    on_a_node(&[backend], |node, family, client| {
+fn the_cluster_ip_first(args: &[&str]) {
+    on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let mut second =
@@ -64,8 +67,8 @@ fn the_cluster_ip_first(backend: &str) {
 /// The known limit (docs/packet-path.md): conntrack does not know the untracked connection, so the
 /// other one reaches the proxy with its addresses and ports. It gets no answer until the first one
 /// ends; the first one is not disturbed.
-fn the_vip_first(backend: &str) {
-    on_a_node(&[backend], |node, family, client| {
+fn the_vip_first(args: &[&str]) {
+    on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.vip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let second = connect(node, client, family.cluster_ip_socket(), SHORT_TIMEOUT);
@@ -82,60 +85,57 @@ fn the_vip_first(backend: &str) {
     });
 }
 
+/// One test for each backend that decides per connection.
+macro_rules! backends {
+    ($($name:ident: $args:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn the_cluster_ip_first() {
+                super::the_cluster_ip_first(&$args);
+            }
+
+            #[test]
+            fn the_vip_first() {
+                super::the_vip_first(&$args);
+            }
+        }
+    )*};
+}
+
+backends! {
+    ebpf: EBPF;
+    nftables: ["--backend=nftables"];
+    iptables: IPTABLES;
+}
+
 /// Both are untracked if they are alone. The second to come does not disturb the first, and has its
 /// turn after it at the latest.
 fn one_after_the_other_when_translated(
     first: fn(Family) -> SocketAddr,
     second: fn(Family) -> SocketAddr,
 ) {
-    on_a_node(
-        &[&TRANSLATE[..], &["--backend=ebpf"]].concat(),
-        |node, family, client| {
-            let (first, second) = (first(family), second(family));
-            let mut older = connect(node, client, first, TIMEOUT)?;
-            transfer::exchange(&mut older, BYTES, 1)?;
-            let younger = connect(node, client, second, SHORT_TIMEOUT);
-            println!(
-                "{first}, then {second} at the same time: {:?}",
-                younger.as_ref().map(drop)
-            );
-            transfer::exchange(&mut older, BYTES, 2).context("the first one, disturbed")?;
-            if let Ok(mut younger) = younger {
-                transfer::exchange(&mut younger, BYTES, 3).context("the second one")?;
-                transfer::exchange(&mut older, BYTES, 4)
-                    .context("the first one, after the second")?;
-                client::close(&younger, Close::Rst)?;
-            }
-            client::close(&older, Close::Rst)?;
-            let mut last =
-                connect(node, client, second, TIMEOUT).context("after the first one has ended")?;
-            transfer::exchange(&mut last, BYTES, 5)
-        },
-    );
-}
-
-mod ebpf {
-    #[test]
-    fn the_cluster_ip_first() {
-        super::the_cluster_ip_first("--backend=ebpf");
-    }
-
-    #[test]
-    fn the_vip_first() {
-        super::the_vip_first("--backend=ebpf");
-    }
-}
-
-mod nftables {
-    #[test]
-    fn the_cluster_ip_first() {
-        super::the_cluster_ip_first("--backend=nftables");
-    }
-
-    #[test]
-    fn the_vip_first() {
-        super::the_vip_first("--backend=nftables");
-    }
+    on_a_node(&[&EBPF[..], &TRANSLATE].concat(), |node, family, client| {
+        let (first, second) = (first(family), second(family));
+        let mut older = connect(node, client, first, TIMEOUT)?;
+        transfer::exchange(&mut older, BYTES, 1)?;
+        let younger = connect(node, client, second, SHORT_TIMEOUT);
+        println!(
+            "{first}, then {second} at the same time: {:?}",
+            younger.as_ref().map(drop)
+        );
+        transfer::exchange(&mut older, BYTES, 2).context("the first one, disturbed")?;
+        if let Ok(mut younger) = younger {
+            transfer::exchange(&mut younger, BYTES, 3).context("the second one")?;
+            transfer::exchange(&mut older, BYTES, 4).context("the first one, after the second")?;
+            client::close(&younger, Close::Rst)?;
+        }
+        client::close(&older, Close::Rst)?;
+        let mut last =
+            connect(node, client, second, TIMEOUT).context("after the first one has ended")?;
+        transfer::exchange(&mut last, BYTES, 5)
+    });
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::ebpf::{self, Ebpf, Tables};
 use super::iptables::{self, Iptables, Scope};
 use super::nftables::Nftables;
 use crate::config::{AcceptRules, BackendChoice, Config};
+use crate::dnat::{self, Finding};
 use crate::link::LinkTable;
 use crate::netfilter;
 use crate::reconcile::trigger::Cause;
@@ -42,6 +43,8 @@ pub struct Backend {
     accept: Option<Iptables>,
     trials: Trials,
     streak: Streak,
+    /// Who sends connections to the VIP that stateless rules break.
+    broken: Vec<Finding>,
     /// What other backends have left is removed once this one works.
     look_for_leftovers: bool,
 }
@@ -78,6 +81,7 @@ impl Backend {
             accept: None,
             trials: Trials::default(),
             streak: Streak::default(),
+            broken: Vec::new(),
             look_for_leftovers: true,
         };
         match config.backend {
@@ -104,13 +108,18 @@ impl Backend {
     pub fn choice(&self) -> Choice {
         let detail = match &self.kind {
             Kind::Ebpf(ebpf) => format!("attached by {}", ebpf.attach_mode()),
-            Kind::Nftables(_) | Kind::Iptables(_) | Kind::None | Kind::Unavailable => String::new(),
+            Kind::Iptables(rules) => match rules.why_classic() {
+                None => "learning with ipset".to_owned(),
+                Some(reason) => format!("stateless: {reason}"),
+            },
+            Kind::Nftables(_) | Kind::None | Kind::Unavailable => String::new(),
         };
         Choice {
             asked: self.config.backend.name().to_owned(),
             backend: self.kind.name().name().to_owned(),
             detail,
             rejected: self.trials.rejected(),
+            breaks: self.broken.iter().map(Finding::to_string).collect(),
         }
     }
 
@@ -136,7 +145,12 @@ impl Backend {
                 }
                 nftables.reconcile(mode, report).await;
             }
-            Kind::Iptables(iptables) => iptables.reconcile(mode, report).await,
+            Kind::Iptables(iptables) => {
+                iptables.reconcile(mode, report).await;
+                if cause == Cause::Resync {
+                    self.look_for_dnat().await;
+                }
+            }
             Kind::None => {}
             Kind::Unavailable => self.tell_unavailable(report),
         }
@@ -216,7 +230,7 @@ impl Backend {
             }
             BackendChoice::Iptables => {
                 let accept = self.config.accept_rules;
-                Kind::Iptables(Box::new(self.open_iptables(true, accept).await?))
+                Kind::Iptables(Box::new(self.open_iptables(true, accept, mode).await?))
             }
             BackendChoice::None | BackendChoice::Auto => Kind::None,
         })
@@ -242,7 +256,8 @@ impl Backend {
         self.look_for_leftovers = true;
         self.accept = None;
         if self.needs_accept_rules() {
-            match self.open_iptables(false, self.config.accept_rules).await {
+            let accept = self.config.accept_rules;
+            match self.open_iptables(false, accept, Mode::Apply).await {
                 Ok(rules) => self.accept = Some(rules),
                 // Where iptables is not installed nothing of it can drop a packet.
                 Err(error @ iptables::Error::Missing { .. }) => {
@@ -258,6 +273,34 @@ impl Backend {
         self.warn_of_limits();
     }
 
+    /// Says who sends connections to the VIP, while the rules untrack the answers to all of them.
+    async fn look_for_dnat(&mut self) {
+        let is_stateless = matches!(&self.kind, Kind::Iptables(rules) if !rules.learns());
+        if !is_stateless {
+            self.broken.clear();
+            return;
+        }
+        let findings = dnat::find(&self.config.vips).await;
+        for unread in &findings.unread {
+            debug!(
+                part = PART,
+                "not known whether it sends connections to the VIP: {}: {}",
+                unread.source,
+                unread.why
+            );
+        }
+        for finding in &findings.found {
+            if !self.broken.contains(finding) {
+                warn!(
+                    part = PART,
+                    "connections time out that are sent to the VIP by {finding}: the stateless \
+                     rules untrack their answers (--backend=nftables, ipset, or --backend=none)"
+                );
+            }
+        }
+        self.broken = findings.found;
+    }
+
     fn needs_accept_rules(&self) -> bool {
         matches!(self.kind, Kind::Ebpf(_) | Kind::Nftables(_))
     }
@@ -267,7 +310,7 @@ impl Backend {
             && self.needs_accept_rules()
             && self.config.accept_rules == AcceptRules::Always;
         if is_missing {
-            match self.open_iptables(false, AcceptRules::Always).await {
+            match self.open_iptables(false, AcceptRules::Always, mode).await {
                 Ok(rules) => self.accept = Some(rules),
                 Err(error) => failed(PART, "keep --accept-rules=always", &error, report),
             }
@@ -303,7 +346,8 @@ impl Backend {
 
     async fn remove_any_rules(&self, report: &mut Report) {
         // Where iptables is not installed there are none.
-        if let Ok(mut rules) = self.open_iptables(true, AcceptRules::Never).await {
+        let never = AcceptRules::Never;
+        if let Ok(mut rules) = self.open_iptables(false, never, Mode::Apply).await {
             rules.teardown(report).await;
         }
     }
@@ -335,18 +379,23 @@ impl Backend {
         &self,
         notrack: bool,
         accept: AcceptRules,
+        mode: Mode,
     ) -> Result<Iptables, iptables::Error> {
         let scope = Scope { notrack, accept };
-        Iptables::open(&self.config.vips, &self.config.ports, scope).await
+        let Config { vips, ports, .. } = &self.config;
+        Iptables::open(vips, ports, scope, self.config.max_connections, mode).await
     }
 
     /// Tells what the backend in use cannot do, where that may surprise.
     fn warn_of_limits(&self) {
-        if matches!(self.kind, Kind::Iptables(_)) {
+        if let Kind::Iptables(rules) = &self.kind
+            && let Some(reason) = rules.why_classic()
+        {
             warn!(
                 "the rules of the iptables backend untrack every reply of the VIP: connections to \
-                 a ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=ebpf, or \
-                 --backend=none to leave everything tracked"
+                 a ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=nftables or \
+                 --backend=ebpf, install ipset, or leave everything tracked with --backend=none \
+                 ({reason})"
             );
         }
         // Where another backend was asked for by name, the command line has told.
