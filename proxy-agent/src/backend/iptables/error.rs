@@ -62,7 +62,7 @@ pub enum Error {
     /// A table was changed and does not hold a rule that was put into it.
     #[error(
         "`{program}` reported success, but this rule is not in the table exactly once: {rule}. \
-         Either the kernel lacks the modules (xt_CT, xt_comment, nft_compat) or somebody changes \
+         Either the kernel lacks the modules (xt_CT, xt_comment, xt_set, nft_compat) or somebody changes \
          the table at the same time"
     )]
     Vanished {

@@ -8,6 +8,7 @@ mod model;
 use std::net::IpAddr;
 
 use super::flavour::Flavour;
+use super::learning::Learning;
 use super::observe::{ParseError, Saved, SavedTable, words};
 use super::plan::{self, Op};
 use super::rules::{self, Family, Rule, Table, Way};
@@ -366,6 +367,16 @@ fn stateless_and_learning_rules_take_each_others_place() {
         let op = planned(Table::Raw, Family::V4, new, &raw(&lines.join("\n"))).unwrap();
         assert_eq!((op.deletions.len(), &op.insertions), (old.len(), new));
     }
+}
+
+#[test]
+fn one_refusal_may_be_bad_luck() {
+    let mut learning = Learning::off();
+    let mut note = |refused: Option<&str>| learning.note_refusal(refused.map(str::to_owned));
+    assert_eq!(note(Some("busy")), None);
+    assert_eq!(note(None), None);
+    assert_eq!(note(Some("busy")), None);
+    assert_eq!(note(Some("no xt_set")), Some("no xt_set".to_owned()));
 }
 
 #[test]
