@@ -79,7 +79,7 @@ pub enum BackendChoice {
     Ebpf,
     /// Rules and sets of nf_tables, decided per connection; no eBPF, no iptables
     Nftables,
-    /// The NOTRACK rules of apiserver-proxy-sidecar
+    /// iptables rules, decided per connection with ipset, stateless without
     Iptables,
     /// The VIP only
     None,

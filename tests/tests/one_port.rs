@@ -89,8 +89,6 @@ fn the_vip_first(args: &[&str]) {
 macro_rules! backends {
     ($($name:ident: $args:expr;)*) => {$(
         mod $name {
-            use super::*;
-
             #[test]
             fn the_cluster_ip_first() {
                 super::the_cluster_ip_first(&$args);
@@ -105,9 +103,9 @@ macro_rules! backends {
 }
 
 backends! {
-    ebpf: EBPF;
+    ebpf: super::EBPF;
     nftables: ["--backend=nftables"];
-    iptables: IPTABLES;
+    iptables: super::IPTABLES;
 }
 
 /// Both are untracked if they are alone. The second to come does not disturb the first, and has its

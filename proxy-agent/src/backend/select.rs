@@ -136,15 +136,14 @@ impl Backend {
         }
         let failures = report.failures.len();
         let take_over = self.look_for_leftovers && mode == Mode::Apply;
+        if take_over && matches!(self.kind, Kind::Nftables(_) | Kind::Iptables(_)) {
+            // Before they ask which connections are untracked: what is translated is to be seen as
+            // conntrack's from then on.
+            Ebpf::stop_deciding(&self.settings, handle, Some(table), report).await;
+        }
         match &mut self.kind {
             Kind::Ebpf(ebpf) => ebpf.reconcile(handle, table, mode, report).await,
-            Kind::Nftables(nftables) => {
-                if take_over {
-                    // Its tables take the place of those that translate.
-                    Ebpf::stop_deciding(&self.settings, handle, Some(table), report).await;
-                }
-                nftables.reconcile(mode, report).await;
-            }
+            Kind::Nftables(nftables) => nftables.reconcile(mode, report).await,
             Kind::Iptables(iptables) => {
                 iptables.reconcile(mode, report).await;
                 if cause == Cause::Resync {
