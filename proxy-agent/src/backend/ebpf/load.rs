@@ -15,6 +15,7 @@ use tracing::warn;
 use super::hook::{Hook, SocketHook};
 use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Outgrown, PEERS};
 use super::ruleset::Verdict;
+use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup};
 use crate::config::Service;
 use crate::kernel::{bpffs, netns};
@@ -116,6 +117,7 @@ impl Programs {
         }
         let decided = Outgrown::<ConnectionKey, Connection>::set_aside(CONNECTIONS, settings)?;
         let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
+        statistics::discard_unfit(settings)?;
 
         let mut ebpf = load_object(settings)?;
         maps::fill_destinations(&mut ebpf, settings)?;
@@ -206,7 +208,7 @@ impl Programs {
 ///
 /// The kernel's answer.
 pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
-    for map in [CONNECTIONS, PEERS, DESTINATIONS] {
+    for map in [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS] {
         bpffs::unpin(&settings.bpffs.join(map))?;
     }
     for hook in Hook::ALL {
@@ -241,6 +243,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
         .btf(None)
         .map_pin_path(CONNECTIONS, settings.bpffs.join(CONNECTIONS))
         .map_pin_path(PEERS, settings.bpffs.join(PEERS))
+        .map_pin_path(STATISTICS, settings.bpffs.join(STATISTICS))
         .map_max_entries(CONNECTIONS, settings.max_connections)
         .map_max_entries(PEERS, settings.max_connections)
         .override_global(aya_log::LEVEL, &level, true)

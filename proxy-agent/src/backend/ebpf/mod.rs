@@ -15,6 +15,7 @@ mod maps;
 mod observe;
 mod plan;
 mod ruleset;
+pub mod statistics;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
