@@ -5,7 +5,7 @@
 use rtnetlink::Handle;
 use tracing::{debug, info, warn};
 
-use super::ebpf::{self, Ebpf};
+use super::ebpf::{self, Ebpf, Ids};
 use super::iptables::{self, Iptables, Scope};
 use crate::config::{AcceptRules, BackendChoice, Config};
 use crate::link::LinkTable;
@@ -142,6 +142,30 @@ impl Backend {
             accept.teardown(report).await;
         }
         Ebpf::teardown(&self.settings, handle, table, report).await;
+    }
+
+    /// Ids of the loaded eBPF programs; none with another backend.
+    pub fn programs(&self) -> Ids {
+        match &self.kind {
+            Kind::Ebpf(ebpf) => ebpf.ids(),
+            Kind::Iptables(_) | Kind::None => Ids::new(),
+        }
+    }
+
+    /// In a dry run: goes by the eBPF programs that another agent has loaded.
+    pub fn go_by(&mut self, known: Ids) {
+        if let Kind::Ebpf(ebpf) = &mut self.kind {
+            ebpf.go_by(known);
+        }
+    }
+
+    /// Lets go of counters of links that are gone.
+    pub fn forget_counters(&self, table: &LinkTable) {
+        if let Kind::Ebpf(ebpf) = &self.kind
+            && let Err(error) = ebpf.forget_counters(table)
+        {
+            warn!("counters of links that are gone stay: {error}");
+        }
     }
 
     /// Passes debug lines of the programs on, if there are any.

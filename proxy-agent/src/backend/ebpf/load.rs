@@ -57,6 +57,20 @@ pub enum LoadError {
     Map(#[from] maps::Error),
 }
 
+/// Names of the programs that rules run.
+pub const PREROUTING: &str = "vip_prerouting";
+/// OUTPUT, to the VIP.
+pub const REQUEST: &str = "vip_output_request";
+/// OUTPUT, from the VIP.
+pub const REPLY: &str = "vip_output_reply";
+/// PREROUTING, to a service.
+pub const SERVICE: &str = "vip_service";
+/// OUTPUT, from the VIP, to be translated.
+pub const TRANSLATED_REPLY: &str = "vip_output_translated";
+
+/// Ids of loaded programs by their names.
+pub type Ids = BTreeMap<String, u32>;
+
 /// The programs that rules run.
 #[derive(Debug, Clone, Copy)]
 pub struct Verdicts {
@@ -143,9 +157,9 @@ impl Programs {
             .then(|| load_translation(&mut ebpf))
             .transpose()?;
         let verdicts = Verdicts {
-            prerouting: load_verdict(&mut ebpf, "vip_prerouting")?,
-            request: load_verdict(&mut ebpf, "vip_output_request")?,
-            reply: load_verdict(&mut ebpf, "vip_output_reply")?,
+            prerouting: load_verdict(&mut ebpf, PREROUTING)?,
+            request: load_verdict(&mut ebpf, REQUEST)?,
+            reply: load_verdict(&mut ebpf, REPLY)?,
             translation,
         };
         let sockets = if translates {
@@ -182,6 +196,28 @@ impl Programs {
     /// The verdicts.
     pub fn verdicts(&self) -> Verdicts {
         self.verdicts
+    }
+
+    /// Ids of all programs.
+    pub fn ids(&self) -> Ids {
+        let hooks = self.hooks.iter().map(|(hook, id)| (hook.program(), *id));
+        let sockets = self.sockets.iter().map(|(hook, id)| (hook.program(), *id));
+        let Verdicts {
+            prerouting,
+            request,
+            reply,
+            translation,
+        } = self.verdicts;
+        let mut verdicts = vec![(PREROUTING, prerouting), (REQUEST, request), (REPLY, reply)];
+        if let Some(Translation { service, reply }) = translation {
+            verdicts.extend([(SERVICE, service), (TRANSLATED_REPLY, reply)]);
+        }
+        let verdicts = verdicts.into_iter().map(|(name, verdict)| (name, verdict.id));
+        hooks
+            .chain(sockets)
+            .chain(verdicts)
+            .map(|(name, id)| (name.to_owned(), id))
+            .collect()
     }
 
     /// The program of a hook of links, to attach it.
@@ -292,8 +328,8 @@ fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadError
 
 fn load_translation(ebpf: &mut Ebpf) -> Result<Translation, LoadError> {
     Ok(Translation {
-        service: load_verdict(ebpf, "vip_service")?,
-        reply: load_verdict(ebpf, "vip_output_translated")?,
+        service: load_verdict(ebpf, SERVICE)?,
+        reply: load_verdict(ebpf, TRANSLATED_REPLY)?,
     })
 }
 

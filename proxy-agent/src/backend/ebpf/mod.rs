@@ -25,7 +25,7 @@ use rtnetlink::Handle;
 use tracing::warn;
 
 pub use attach::AttachMode;
-pub use load::{LoadError, Programs};
+pub use load::{Ids, LoadError, Programs};
 pub use ruleset::TABLE;
 
 use hook::{Hook, SocketHook};
@@ -67,6 +67,8 @@ pub struct Ebpf {
     settings: Settings,
     attach_mode: AttachMode,
     programs: Option<Programs>,
+    /// In a dry run: the programs of the agent that runs.
+    known: Ids,
     /// The root of the cgroup2 hierarchy, if there is one and services are translated.
     cgroup: Option<PathBuf>,
     /// What an earlier agent left, attached in the other way, is looked for once.
@@ -149,8 +151,31 @@ impl Ebpf {
             cgroup,
             settings,
             programs,
+            known: Ids::new(),
             look_for_leftovers: true,
         })
+    }
+
+    /// In a dry run: goes by the programs that another agent has loaded. Without, none is known, and
+    /// all are found to be missing.
+    pub fn go_by(&mut self, known: Ids) {
+        self.known = known;
+    }
+
+    /// Ids of the loaded programs.
+    pub fn ids(&self) -> Ids {
+        self.programs
+            .as_ref()
+            .map_or_else(|| self.known.clone(), Programs::ids)
+    }
+
+    /// Removes what was counted of links in the past that are not in `table` any more.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn forget_counters(&self, table: &LinkTable) -> Result<(), Error> {
+        Ok(statistics::forget_gone(&self.settings, table)?)
     }
 
     /// How programs are attached to links on this kernel.
@@ -190,28 +215,30 @@ impl Ebpf {
 
     fn desired(&self, table: &LinkTable) -> Desired {
         let translates = !self.settings.services.is_empty();
-        let (hooks, sockets, given_up) = match &self.programs {
+        let (hooks, sockets, verdicts, given_up) = match &self.programs {
             Some(programs) => (
                 loaded(programs.hooks()),
                 loaded(programs.sockets()),
+                programs.verdicts(),
                 programs.given_up.clone(),
             ),
             None => (
                 Hook::ALL
                     .into_iter()
                     .filter(|hook| translates || *hook == Hook::Ingress)
-                    .map(|hook| (hook, None))
+                    .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
                 SocketHook::ALL
                     .into_iter()
-                    .filter(|_| translates)
-                    .map(|hook| (hook, None))
+                    .filter(|hook| translates && !self.known_to_be_missing(*hook))
+                    .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
+                ruleset::known(&self.known),
                 Vec::new(),
             ),
         };
         Desired {
-            tables: ruleset::tables(&self.settings, self.programs.as_ref()),
+            tables: ruleset::tables(&self.settings, &verdicts),
             links: plan::attachable(table),
             mode: self.attach_mode,
             hooks,
@@ -223,6 +250,12 @@ impl Ebpf {
             },
             given_up,
         }
+    }
+
+    /// The agent that runs translates, and its kernel does not have this program.
+    fn known_to_be_missing(&self, hook: SocketHook) -> bool {
+        let translates = self.known.contains_key(load::SERVICE);
+        translates && hook.is_optional() && !self.known.contains_key(hook.program())
     }
 
     async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
@@ -291,6 +324,7 @@ impl Ebpf {
             settings: settings.clone(),
             attach_mode: AttachMode::Tcx,
             programs: None,
+            known: Ids::new(),
             cgroup: None,
             look_for_leftovers: false,
         };

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::ebpf::load::Ids;
 use crate::backend::ebpf::{Settings, ruleset};
 use crate::config::TcAttach;
 
@@ -41,7 +42,7 @@ fn settings(vips: &[&str]) -> Settings {
 
 fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
     Desired {
-        tables: ruleset::tables(&settings(vips), None),
+        tables: ruleset::tables(&settings(vips), &ruleset::known(&Ids::new())),
         links: links
             .iter()
             .map(|index| (*index, format!("veth{index}")))
