@@ -16,6 +16,7 @@ mod netfilter;
 mod reconcile;
 mod state;
 mod telemetry;
+mod time;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

@@ -3,11 +3,14 @@
 //! When the node is looked at: after kernel events that have come to rest, after failures with
 //! growing patience, and at every sync interval.
 
+use std::mem;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
+use super::told::Told;
 use crate::kernel::monitor::Monitor;
 
 /// Events that follow within this time belong to the one before.
@@ -24,7 +27,8 @@ const STORM: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Why a pass is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The kernel told of something.
     Event,
@@ -35,6 +39,8 @@ pub enum Cause {
 /// Tells when the next pass is due.
 pub struct Trigger {
     monitor: Monitor,
+    /// Since the last pass began.
+    told: Told,
     interval: Duration,
     due: Instant,
     /// No pass before this moment.
@@ -51,6 +57,7 @@ impl Trigger {
         let now = Instant::now();
         Self {
             monitor,
+            told: Told::default(),
             interval,
             due: now + interval,
             rest_until: now,
@@ -63,9 +70,10 @@ impl Trigger {
     /// Waits until a pass is due and returns why. May be dropped while it waits.
     pub async fn wait(&mut self) -> Cause {
         let cause = tokio::select! {
-            event = self.monitor.next() => {
+            notice = self.monitor.next() => {
+                debug!("looking at the node: {}", notice.event);
+                self.told.add(notice);
                 self.settle().await;
-                debug!("looking at the node: {event}");
                 Cause::Event
             }
             () = sleep_until(self.due) => {
@@ -82,10 +90,16 @@ impl Trigger {
         let end = Instant::now() + PATIENCE;
         loop {
             let quiet = (Instant::now() + SETTLE).min(end);
-            if timeout_at(quiet, self.monitor.next()).await.is_err() {
-                return;
+            match timeout_at(quiet, self.monitor.next()).await {
+                Ok(notice) => self.told.add(notice),
+                Err(_) => return,
             }
         }
+    }
+
+    /// What the kernel told since this was last asked.
+    pub fn told(&mut self) -> Told {
+        mem::take(&mut self.told)
     }
 
     /// Notes how the pass went that began at `begun`.

@@ -212,7 +212,9 @@ impl Programs {
         if let Some(Translation { service, reply }) = translation {
             verdicts.extend([(SERVICE, service), (TRANSLATED_REPLY, reply)]);
         }
-        let verdicts = verdicts.into_iter().map(|(name, verdict)| (name, verdict.id));
+        let verdicts = verdicts
+            .into_iter()
+            .map(|(name, verdict)| (name, verdict.id));
         hooks
             .chain(sockets)
             .chain(verdicts)

@@ -17,7 +17,7 @@ mod plan;
 mod ruleset;
 pub mod statistics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -73,6 +73,8 @@ pub struct Ebpf {
     cgroup: Option<PathBuf>,
     /// What an earlier agent left, attached in the other way, is looked for once.
     look_for_leftovers: bool,
+    /// The links that the last pass found, by ifindex.
+    seen: BTreeSet<u32>,
 }
 
 /// Something that could not be done.
@@ -153,6 +155,7 @@ impl Ebpf {
             programs,
             known: Ids::new(),
             look_for_leftovers: true,
+            seen: BTreeSet::new(),
         })
     }
 
@@ -201,10 +204,16 @@ impl Ebpf {
         )
         .await;
         let ops = plan::plan(&desired, &observed);
+        let routine = ops
+            .iter()
+            .filter(|op| op.follows_links(&self.seen, &desired.links));
+        let routine: Vec<_> = routine.map(Op::to_string).collect();
         carry_out(PART, mode, ops, report, async |op| {
             self.apply(op, handle).await
         })
         .await;
+        report.mark_routine(PART, &routine);
+        self.seen = desired.links.into_keys().collect();
         if mode == Mode::Apply {
             self.look_for_leftovers = false;
             if let Some(programs) = self.programs.as_mut() {
@@ -327,6 +336,7 @@ impl Ebpf {
             known: Ids::new(),
             cgroup: None,
             look_for_leftovers: false,
+            seen: BTreeSet::new(),
         };
         carry_out(PART, Mode::Apply, ops, report, async |op| {
             backend.apply(op, handle).await
