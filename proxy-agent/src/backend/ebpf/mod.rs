@@ -26,6 +26,7 @@ use tracing::warn;
 
 pub use attach::AttachMode;
 pub use load::{Ids, LoadError, Programs};
+pub use maps::Error as MapError;
 pub use ruleset::TABLE;
 
 use hook::{Hook, SocketHook};
