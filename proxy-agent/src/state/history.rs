@@ -33,7 +33,7 @@ pub struct History {
     /// The last repairs, oldest first.
     pub repairs: VecDeque<Repair>,
     /// There was a pass without failures: what is changed from then on is a repair.
-    settled: bool,
+    pub settled: bool,
 }
 
 /// Something that could not be done.

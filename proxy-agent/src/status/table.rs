@@ -6,6 +6,7 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::model::{Counts, OfVip, Repair, Status, Vip};
+use crate::reconcile::trigger::Cause;
 use crate::state::history::Problem;
 use crate::time::{rfc3339, rough};
 
@@ -81,23 +82,18 @@ fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
 fn passes(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     let passes = &status.passes;
     if let Some(pass) = &passes.last {
-        let text = format!(
-            "{}, by {}, {:.1} ms, {} changes",
-            rfc3339(pass.at),
-            match pass.cause {
-                crate::reconcile::trigger::Cause::Event => "event",
-                crate::reconcile::trigger::Cause::Resync => "resync",
-            },
-            pass.took.as_secs_f64() * 1000.0,
-            pass.changes
-        );
+        let cause = match pass.cause {
+            Cause::Event => "event",
+            Cause::Resync => "resync",
+        };
+        let took = pass.took.as_secs_f64() * 1000.0;
+        let (at, changes) = (rfc3339(pass.at), pass.changes);
+        let text = format!("{at}, by {cause}, in {took:.1} ms, changes: {changes}");
         line(f, "last pass", &text)?;
     }
     let repairs: u64 = status.repairs.total.values().sum();
-    let text = format!(
-        "{} passes, {} of them failed, {repairs} repairs",
-        passes.total, passes.failed
-    );
+    let (total, failed) = (passes.total, passes.failed);
+    let text = format!("passes: {total}, failed: {failed}, repairs: {repairs}");
     line(f, "so far", &text)
 }
 
@@ -158,6 +154,7 @@ fn counters(f: &mut Formatter<'_>, vips: &[OfVip], all: bool) -> fmt::Result {
             if all || of_link.counts.any() {
                 let link = of_link.link.as_deref().unwrap_or("(this node)");
                 row(f, &format!("  {link}"), &of_link.counts)?;
+                reasons(f, &of_link.counts)?;
             }
         }
     }
@@ -186,8 +183,13 @@ fn row(f: &mut Formatter<'_>, name: &str, counts: &Counts) -> fmt::Result {
         count(*decided),
         count(*translated),
         count(undecided.values().copied().fold(0, u64::saturating_add)),
-    )?;
-    let reasons: Vec<_> = undecided
+    )
+}
+
+/// Why connections stayed undecided, if any did.
+fn reasons(f: &mut Formatter<'_>, counts: &Counts) -> fmt::Result {
+    let reasons: Vec<_> = counts
+        .undecided
         .iter()
         .filter(|(_, count)| **count != 0)
         .map(|(reason, number)| format!("{} {}", count(*number), reason.replace('_', " ")))
@@ -195,7 +197,7 @@ fn row(f: &mut Formatter<'_>, name: &str, counts: &Counts) -> fmt::Result {
     if reasons.is_empty() {
         return Ok(());
     }
-    wrapped(f, "    undecided: ", "      ", &reasons.join(", "))
+    wrapped(f, "    undecided: ", "    ", &reasons.join(", "))
 }
 
 fn repairs(f: &mut Formatter<'_>, repairs: &[Repair]) -> fmt::Result {
@@ -242,7 +244,7 @@ fn wrapped(f: &mut Formatter<'_>, start: &str, indent: &str, text: &str) -> fmt:
     writeln!(f, "{}", at.trim_end())
 }
 
-/// A number in at most seven columns.
+/// A number in at most seven columns, whole below ten million.
 fn count(number: u64) -> String {
     if number < 10_000_000 {
         return number.to_string();
@@ -252,7 +254,7 @@ fn count(number: u64) -> String {
 
 /// A number of bytes in at most nine columns.
 fn bytes(number: u64) -> String {
-    if number < 1024 {
+    if number < 1000 {
         return format!("{number} B");
     }
     scaled(
@@ -262,11 +264,11 @@ fn bytes(number: u64) -> String {
     )
 }
 
-/// A number in the largest unit in which it is at least one, with one decimal, rounded down.
+/// A number in the first unit in which it is below 1000, with one decimal, rounded down.
 fn scaled(number: u64, base: u64, units: [&str; 7]) -> String {
     let mut unit = 0;
     let mut divisor = 1_u64;
-    while unit + 1 < units.len() && number / divisor >= base {
+    while unit + 1 < units.len() && number / divisor >= 1000 {
         divisor *= base;
         unit += 1;
     }
@@ -291,9 +293,10 @@ mod tests {
             assert_eq!(count(number), want);
         }
         for (number, want) in [
-            (1023, "1023 B"),
+            (999, "999 B"),
+            (1000, "0.9 KiB"),
             (1024, "1.0 KiB"),
-            (1024 * 1024 - 1, "1023.9 KiB"),
+            (1024 * 1024 - 1, "0.9 MiB"),
             (3 << 30, "3.0 GiB"),
             (u64::MAX, "15.9 EiB"),
         ] {
@@ -312,12 +315,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_number_fits_its_column(number: u64) {
-            prop_assert!(count(number).len() <= 8);
-            prop_assert!(bytes(number).len() <= 10);
+            prop_assert!(count(number).len() <= 7);
+            prop_assert!(bytes(number).len() <= 9);
         }
 
         #[test]
-        fn lines_are_no_wider_than_allowed_and_no_word_is_lost(text in "([a-zé]{1,20} {0,2}){0,60}") {
+        fn lines_are_no_wider_than_allowed_and_no_word_is_lost(text in "([a-zé]{1,20} {1,2}){0,60}") {
             let told = Wrapped(&text).to_string();
             prop_assert!(told.lines().all(|line| line.chars().count() <= WIDTH));
             let words: Vec<_> = told.split_whitespace().skip(1).collect();
