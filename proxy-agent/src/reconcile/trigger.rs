@@ -41,6 +41,8 @@ pub struct Trigger {
     monitor: Monitor,
     /// Since the last pass began.
     told: Told,
+    /// An event has come that has not led to a pass yet.
+    woken: bool,
     interval: Duration,
     due: Instant,
     /// No pass before this moment.
@@ -58,6 +60,7 @@ impl Trigger {
         Self {
             monitor,
             told: Told::default(),
+            woken: false,
             interval,
             due: now + interval,
             rest_until: now,
@@ -69,30 +72,42 @@ impl Trigger {
 
     /// Waits until a pass is due and returns why. May be dropped while it waits.
     pub async fn wait(&mut self) -> Cause {
-        let cause = tokio::select! {
-            notice = self.monitor.next() => {
-                debug!("looking at the node: {}", notice.event);
-                self.told.add(notice);
-                self.settle().await;
-                Cause::Event
+        let mut cause = Cause::Event;
+        if !self.woken {
+            tokio::select! {
+                notice = self.monitor.next() => {
+                    debug!("looking at the node: {}", notice.event);
+                    self.told.add(notice);
+                    // Until this has led to a pass, however often the wait begins anew.
+                    self.woken = true;
+                }
+                () = sleep_until(self.due) => {
+                    debug!("looking at the node: it is time for a resync");
+                    cause = Cause::Resync;
+                }
             }
-            () = sleep_until(self.due) => {
-                debug!("looking at the node: it is time for a resync");
-                Cause::Resync
-            }
-        };
+        }
+        if cause == Cause::Event {
+            self.take_in(SETTLE).await;
+        }
         sleep_until(self.rest_until).await;
+        // What came during the rest is looked after by this pass too.
+        self.take_in(Duration::ZERO).await;
+        self.woken = false;
         cause
     }
 
-    /// Takes in the events that follow closely.
-    async fn settle(&mut self) {
+    /// Takes in events until none comes for a time.
+    async fn take_in(&mut self, quiet: Duration) {
         let end = Instant::now() + PATIENCE;
         loop {
-            let quiet = (Instant::now() + SETTLE).min(end);
-            match timeout_at(quiet, self.monitor.next()).await {
-                Ok(notice) => self.told.add(notice),
-                Err(_) => return,
+            let quiet = (Instant::now() + quiet).min(end);
+            let Ok(notice) = timeout_at(quiet, self.monitor.next()).await else {
+                return;
+            };
+            self.told.add(notice);
+            if Instant::now() >= end {
+                return;
             }
         }
     }
