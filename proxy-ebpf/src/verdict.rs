@@ -59,30 +59,30 @@ pub fn decide_or_obey(ctx: &SkBuffContext) -> Result<(), Undecided> {
 /// OUTPUT, VIP to client.
 #[inline(always)]
 pub fn verify(ctx: &SkBuffContext) -> Result<(), Undecided> {
-    let (key, _) = verified(ctx)?;
-    statistics::reply(key.vip(), ctx.skb.skb);
-    Ok(())
+    verified(ctx, |_| true)
 }
 
 /// OUTPUT, VIP to client, where that client addressed a service.
 #[inline(always)]
 pub fn verify_translated(ctx: &SkBuffContext) -> Result<(), Undecided> {
-    let (key, entry) = verified(ctx)?;
-    if entry.is_translated() {
-        statistics::reply(key.vip(), ctx.skb.skb);
-        Ok(())
-    } else {
-        Err(Undecided::NotTranslated)
-    }
+    verified(ctx, Connection::is_translated)
 }
 
+/// Matches if the packet is under a decision that is `wanted`.
 #[inline(always)]
-fn verified(ctx: &SkBuffContext) -> Result<(ConnectionKey, Connection), Undecided> {
+fn verified(
+    ctx: &SkBuffContext,
+    wanted: impl FnOnce(&Connection) -> bool,
+) -> Result<(), Undecided> {
     let segment = packet::segment::<FromData>(ctx.skb.skb)?;
     let key = ConnectionKey::of_reply(&segment);
     let entry = connections::get(&key)?;
     if entry.covers_reply(&segment) {
-        return Ok((key, entry));
+        if !wanted(&entry) {
+            return Err(Undecided::NotTranslated);
+        }
+        statistics::reply(segment.source(), ctx.skb.skb);
+        return Ok(());
     }
     connections::forget(&key);
     debug!(
@@ -90,8 +90,9 @@ fn verified(ctx: &SkBuffContext) -> Result<(ConnectionKey, Connection), Undecide
         "forgot an older connection of the same client port, ack {}",
         segment.ack()
     );
-    statistics::undecided(CounterKey::THIS_HOST, key.vip(), Undecided::OlderDecision);
-    Err(Undecided::OlderDecision)
+    let why = Undecided::OlderDecision;
+    statistics::undecided(CounterKey::THIS_HOST, segment.source(), why);
+    Err(why)
 }
 
 #[inline(always)]
