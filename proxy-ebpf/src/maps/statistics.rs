@@ -83,25 +83,22 @@ pub fn undecided(link: u32, vip: Endpoint, why: Undecided) {
     if let Some(counters) = counters(link, vip) {
         // SAFETY: valid, see there; a reason's number is within the array.
         unsafe {
-            increment(
-                (&raw mut (*counters).undecided)
-                    .cast::<u64>()
-                    .add(reason as usize),
-            )
-        };
+            let first = (&raw mut (*counters).undecided).cast::<u64>();
+            increment(first.add(reason as usize));
+        }
     }
 }
 
 /// This CPU's counters. The pointer is valid until the program ends.
 #[inline(always)]
 fn counters(link: u32, vip: Endpoint) -> Option<*mut Counters> {
-    let key = CounterKey::new(link, vip);
-    if let Some(counters) = STATISTICS.get_ptr_mut(&key) {
+    let (key, zero) = (&CounterKey::new(link, vip), &ZERO);
+    if let Some(counters) = STATISTICS.get_ptr_mut(key) {
         return Some(counters);
     }
     // Not over an entry that came between: another CPU counts there already.
-    let _ = STATISTICS.insert(&key, &ZERO, u64::from(BPF_NOEXIST));
-    STATISTICS.get_ptr_mut(&key)
+    let _ = STATISTICS.insert(key, zero, u64::from(BPF_NOEXIST));
+    STATISTICS.get_ptr_mut(key)
 }
 
 /// Adds a packet.
