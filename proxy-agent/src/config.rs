@@ -105,7 +105,8 @@ impl BackendChoice {
 }
 
 /// When the two ACCEPT rules are set in the iptables filter table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AcceptRules {
     /// Where an iptables filter table has rules or a policy other than ACCEPT
     Auto,
@@ -116,7 +117,8 @@ pub enum AcceptRules {
 }
 
 /// How TC programs are attached to links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TcAttach {
     /// tcx where the kernel has it (6.6), clsact otherwise
     Auto,

@@ -6,6 +6,14 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::Duration;
+
+/// The lock file's name in the run directory.
+const FILE: &str = "lock";
+/// How often, and how long apart, the lock is tried: [`is_held`] has it for a moment.
+const TRIES: u32 = 3;
+const APART: Duration = Duration::from_millis(10);
 
 /// Why the agent may not run.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +54,7 @@ impl Lock {
     ///
     /// If another agent holds it, or the directory cannot be used.
     pub fn take(run_dir: &Path) -> Result<Self, Error> {
-        let path = run_dir.join("lock");
+        let path = run_dir.join(FILE);
         let failed = |source| Error::Io {
             path: path.clone(),
             source,
@@ -59,7 +67,15 @@ impl Lock {
             .truncate(false)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        for _ in 1..TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(APART);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -82,6 +98,26 @@ impl Lock {
     }
 }
 
+/// Whether an agent with this run directory runs.
+///
+/// # Errors
+///
+/// If the lock file cannot be used.
+pub fn is_held(run_dir: &Path) -> Result<bool, Error> {
+    let path = run_dir.join(FILE);
+    let tried = match File::open(&path) {
+        // Shared, so that two that ask do not see each other.
+        Ok(file) => file.try_lock_shared(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(Error::Io { path, source }),
+    };
+    match tried {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,7 +125,9 @@ mod tests {
     #[test]
     fn a_second_agent_is_refused_and_told_of_the_first() {
         let directory = std::env::temp_dir().join(format!("proxy-agent-lock-{}", process::id()));
+        assert!(!is_held(&directory).unwrap());
         let first = Lock::take(&directory).unwrap();
+        assert!(is_held(&directory).unwrap());
         let error = Lock::take(&directory).unwrap_err();
         assert!(
             error
@@ -98,6 +136,7 @@ mod tests {
             "{error}"
         );
         drop(first);
+        assert!(!is_held(&directory).unwrap());
         assert!(Lock::take(&directory).is_ok());
         fs::remove_dir_all(&directory).unwrap();
     }

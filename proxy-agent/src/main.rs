@@ -16,7 +16,9 @@ mod lock;
 mod netfilter;
 mod reconcile;
 mod state;
+mod status;
 mod telemetry;
+mod time;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -42,11 +44,16 @@ fn try_main() -> Result<ExitCode> {
             io::stdout().write_all(&cli::completions(shell))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Invocation::Status(request) => return block_on(status::run(&request)),
     };
     telemetry::log::init(&config.log)?;
+    block_on(app::run(config))
+}
+
+fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(app::run(config))
+        .block_on(work)
 }

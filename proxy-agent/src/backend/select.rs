@@ -9,7 +9,7 @@ use rtnetlink::Handle;
 use tracing::{debug, info, warn};
 
 use self::trials::{Streak, Trials};
-use super::ebpf::{self, Ebpf, Tables};
+use super::ebpf::{self, Ebpf, Ids, Tables};
 use super::iptables::{self, Iptables, Scope};
 use super::nftables::Nftables;
 use crate::config::{AcceptRules, BackendChoice, Config};
@@ -365,6 +365,30 @@ impl Backend {
             accept.teardown(report).await;
         }
         Ebpf::teardown(&self.settings, handle, table, Tables::Delete, report).await;
+    }
+
+    /// Ids of the loaded eBPF programs; none with another backend.
+    pub fn programs(&self) -> Ids {
+        match &self.kind {
+            Kind::Ebpf(ebpf) => ebpf.ids(),
+            _ => Ids::new(),
+        }
+    }
+
+    /// In a dry run: goes by the eBPF programs that another agent has loaded.
+    pub fn go_by(&mut self, known: Ids) {
+        if let Kind::Ebpf(ebpf) = &mut self.kind {
+            ebpf.go_by(known);
+        }
+    }
+
+    /// Lets go of counters of links that are gone.
+    pub fn forget_counters(&self, table: &LinkTable) {
+        if let Kind::Ebpf(ebpf) = &self.kind
+            && let Err(error) = ebpf.forget_counters(table)
+        {
+            warn!("counters of links that are gone stay: {error}");
+        }
     }
 
     /// Passes debug lines of the programs on, if there are any.

@@ -14,6 +14,7 @@ use super::values::{self, Endpoint, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
 use crate::goflag::parse_bool;
 use crate::klog::KlogArgs;
+use crate::status::Output;
 use crate::telemetry::log::LogFormat;
 
 /// Keeps the VIP of the API server's local proxy up on this node, and conntrack out of its path.
@@ -152,19 +153,9 @@ pub struct Args {
     )]
     pub dry_run: bool,
 
-    /// Directory on a BPF file system for what outlives the agent: maps and links
-    #[arg(
-        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
-        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
-    )]
-    pub bpffs: PathBuf,
-
-    /// Directory for the agent's lock and state
-    #[arg(
-        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR", help_heading = "Paths",
-        default_value = "/run/proxy-agent", value_parser = values::directory
-    )]
-    pub run_dir: PathBuf,
+    /// Where the agent keeps what outlives it.
+    #[command(flatten)]
+    pub location: Location,
 
     /// How records are written
     #[arg(
@@ -186,9 +177,44 @@ pub struct Args {
     pub command: Option<Subcommand>,
 }
 
+/// Where an agent keeps what outlives it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Location {
+    /// Directory on a BPF file system for what outlives the agent: maps and links
+    #[arg(
+        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
+        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
+    )]
+    pub bpffs: PathBuf,
+
+    /// Directory for the agent's lock and state
+    #[arg(
+        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR", help_heading = "Paths",
+        default_value = "/run/proxy-agent", value_parser = values::directory
+    )]
+    pub run_dir: PathBuf,
+}
+
 /// What else the program does.
 #[derive(Debug, clap::Subcommand)]
 pub enum Subcommand {
+    /// Tell what the agent of this node is doing: VIPs, backend, counters, repairs, drift
+    ///
+    /// Changes nothing. Exit code 0 if the agent runs and is ready, 1 if not or if none has run here.
+    Status {
+        /// How it is written; the fields of json are described in docs/status.md
+        #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
+        output: Output,
+
+        /// Links without traffic too
+        #[arg(long)]
+        all: bool,
+
+        /// Where the agent keeps what outlives it.
+        #[command(flatten)]
+        location: Location,
+    },
+
     /// Print a script that completes the command line in a shell
     Completions {
         /// The shell

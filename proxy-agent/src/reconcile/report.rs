@@ -5,9 +5,13 @@
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 
+use super::told::Told;
+
 /// The outcome of one pass.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// What the kernel told before it.
+    pub told: Told,
     /// What was changed, or would be in a dry run, in order.
     pub changes: Vec<Change>,
     /// What could not be observed or changed.
@@ -21,10 +25,12 @@ pub struct Change {
     pub part: &'static str,
     /// The operation in words.
     pub op: String,
+    /// It follows links that come and go: nothing was broken.
+    pub routine: bool,
 }
 
 /// Something that could not be observed or changed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The part of the node it belongs to.
     pub part: &'static str,
@@ -40,7 +46,15 @@ impl Report {
         self.changes.push(Change {
             part,
             op: op.to_string(),
+            routine: false,
         });
+    }
+
+    /// Marks changes, in words, as following links that come and go.
+    pub fn mark_routine(&mut self, part: &'static str, ops: &[String]) {
+        for change in &mut self.changes {
+            change.routine |= change.part == part && ops.contains(&change.op);
+        }
     }
 
     /// True if nothing had to be changed and nothing failed: the node is as desired.
@@ -52,22 +66,27 @@ impl Report {
 impl Failure {
     /// Records `cause` with all its sources.
     pub fn new(part: &'static str, what: impl Display, cause: &dyn Error) -> Self {
-        let mut chain = cause.to_string();
-        let mut source = cause.source();
-        while let Some(inner) = source {
-            // A `#[error(transparent)]` layer repeats its source's words.
-            let inner_text = inner.to_string();
-            if !chain.ends_with(&inner_text) {
-                let _ = write!(chain, ": {inner_text}");
-            }
-            source = inner.source();
-        }
         Self {
             part,
             what: what.to_string(),
-            cause: chain,
+            cause: chain(cause),
         }
     }
+}
+
+/// An error with all its sources, down to the kernel's answer.
+pub fn chain(error: &dyn Error) -> String {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        // A `#[error(transparent)]` layer repeats its source's words.
+        let inner_text = inner.to_string();
+        if !chain.ends_with(&inner_text) {
+            let _ = write!(chain, ": {inner_text}");
+        }
+        source = inner.source();
+    }
+    chain
 }
 
 impl Display for Change {

@@ -3,6 +3,7 @@
 //! The maps that outlive the agent, as user space reads and writes them.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use aya::maps::{Map, MapData, MapError};
 use aya::{Ebpf, Pod};
@@ -42,8 +43,18 @@ pub enum Error {
     Bpffs(#[from] bpffs::Error),
 }
 
-fn failed(map: &'static str) -> impl Fn(MapError) -> Error {
+/// Says which map an error is about.
+pub(super) fn failed(map: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { map, source }
+}
+
+/// Opens the map pinned under a name; none if there is none.
+pub(super) fn pinned(name: &'static str, bpffs: &Path) -> Result<Option<MapData>, Error> {
+    let pin = bpffs.join(name);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    MapData::from_pin(&pin).map(Some).map_err(failed(name))
 }
 
 /// The map of decided connections.

@@ -16,8 +16,9 @@ mod observe;
 mod plan;
 mod probe;
 mod ruleset;
+pub mod statistics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ use rtnetlink::Handle;
 use tracing::warn;
 
 pub use attach::AttachMode;
-pub use load::{LoadError, Programs};
+pub use load::{Ids, LoadError, Programs};
+pub use maps::Error as MapError;
 
 use hook::{Hook, SocketHook};
 use observe::Observed;
@@ -69,10 +71,14 @@ pub struct Ebpf {
     settings: Settings,
     attach_mode: AttachMode,
     programs: Option<Programs>,
+    /// In a dry run: the programs of the agent that runs.
+    known: Ids,
     /// The root of the cgroup2 hierarchy, if there is one and services are translated.
     cgroup: Option<PathBuf>,
     /// What an earlier agent left, attached in the other way, is looked for once.
     look_for_leftovers: bool,
+    /// The links that the last pass found, by ifindex.
+    seen: BTreeSet<u32>,
 }
 
 /// What becomes of our tables when everything else of this backend is removed.
@@ -174,7 +180,9 @@ impl Ebpf {
             cgroup,
             settings,
             programs,
+            known: Ids::new(),
             look_for_leftovers: true,
+            seen: BTreeSet::new(),
         })
     }
 
@@ -193,6 +201,28 @@ impl Ebpf {
             probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
         }
         Ok(())
+    }
+
+    /// In a dry run: goes by the programs that another agent has loaded. Without, none is known, and
+    /// all are found to be missing.
+    pub fn go_by(&mut self, known: Ids) {
+        self.known = known;
+    }
+
+    /// Ids of the loaded programs.
+    pub fn ids(&self) -> Ids {
+        self.programs
+            .as_ref()
+            .map_or_else(|| self.known.clone(), Programs::ids)
+    }
+
+    /// Removes what was counted of links in the past that are not in `table` any more.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn forget_counters(&self, table: &LinkTable) -> Result<(), Error> {
+        Ok(statistics::forget_gone(&self.settings, table)?)
     }
 
     /// How programs are attached to links on this kernel.
@@ -218,10 +248,16 @@ impl Ebpf {
         )
         .await;
         let ops = plan::plan(&desired, &observed);
+        let routine = ops
+            .iter()
+            .filter(|op| op.follows_links(&self.seen, &desired.links));
+        let routine: Vec<_> = routine.map(Op::to_string).collect();
         carry_out(PART, mode, ops, report, async |op| {
             self.apply(op, handle).await
         })
         .await;
+        report.mark_routine(PART, &routine);
+        self.seen = desired.links.into_keys().collect();
         if mode == Mode::Apply {
             self.look_for_leftovers = false;
             if let Some(programs) = self.programs.as_mut() {
@@ -232,28 +268,30 @@ impl Ebpf {
 
     fn desired(&self, table: &LinkTable) -> Desired {
         let translates = !self.settings.services.is_empty();
-        let (hooks, sockets, given_up) = match &self.programs {
+        let (hooks, sockets, verdicts, given_up) = match &self.programs {
             Some(programs) => (
                 loaded(programs.hooks()),
                 loaded(programs.sockets()),
+                programs.verdicts(),
                 programs.given_up.clone(),
             ),
             None => (
                 Hook::ALL
                     .into_iter()
                     .filter(|hook| translates || *hook == Hook::Ingress)
-                    .map(|hook| (hook, None))
+                    .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
                 SocketHook::ALL
                     .into_iter()
-                    .filter(|_| translates)
-                    .map(|hook| (hook, None))
+                    .filter(|hook| translates && !self.known_to_be_missing(*hook))
+                    .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
+                ruleset::known(&self.known),
                 Vec::new(),
             ),
         };
         Desired {
-            tables: ruleset::tables(&self.settings, self.programs.as_ref()),
+            tables: ruleset::tables(&self.settings, &verdicts),
             links: plan::attachable(table),
             mode: self.attach_mode,
             hooks,
@@ -265,6 +303,12 @@ impl Ebpf {
             },
             given_up,
         }
+    }
+
+    /// The agent that runs translates, and its kernel does not have this program.
+    fn known_to_be_missing(&self, hook: SocketHook) -> bool {
+        let translates = self.known.contains_key(load::SERVICE);
+        translates && hook.is_optional() && !self.known.contains_key(hook.program())
     }
 
     async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
@@ -366,8 +410,10 @@ impl Ebpf {
             settings: settings.clone(),
             attach_mode: AttachMode::Tcx,
             programs: None,
+            known: Ids::new(),
             cgroup: None,
             look_for_leftovers: false,
+            seen: BTreeSet::new(),
         };
         carry_out(PART, Mode::Apply, ops, report, async |op| {
             backend.apply(op, handle).await

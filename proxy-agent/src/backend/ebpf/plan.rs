@@ -2,7 +2,7 @@
 
 //! What has to be done to get from what is observed to what is desired. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
 use super::attach::{AttachMode, Filter};
@@ -182,6 +182,23 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 fn hand_over(desired: &Desired) -> Op {
     Op::HandOver {
         services: Some(desired.given_up.clone()),
+    }
+}
+
+impl Op {
+    /// Whether it concerns a link that came or went since the links in `seen` were there: then
+    /// nothing was broken.
+    pub fn follows_links(&self, seen: &BTreeSet<u32>, now: &BTreeMap<u32, String>) -> bool {
+        match self {
+            Self::Attach { link, .. } => !seen.contains(&link.index),
+            Self::RemovePin { index, .. } => !now.contains_key(index),
+            Self::InstallTables { .. }
+            | Self::DeleteTable { .. }
+            | Self::AttachSocket { .. }
+            | Self::DetachSocket { .. }
+            | Self::HandOver { .. }
+            | Self::RemoveFilter { .. } => false,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ const LINK: &str = "lo";
 /// Tries the rules, in a transaction that leaves nothing behind.
 pub fn rules(settings: &Settings, programs: &Programs) -> Result<(), Error> {
     let mut socket = Socket::open()?;
-    for table in ruleset::tables(settings, Some(programs)) {
+    for table in ruleset::tables(settings, &programs.verdicts()) {
         if table.chains.is_empty() {
             continue;
         }

@@ -27,23 +27,14 @@ use std::os::fd::RawFd;
 use netlink_packet_netfilter::nftables::Expressions;
 
 use super::Settings;
-use super::load::{Programs, Translation, Verdicts};
+use super::load::{self, Ids, Translation, Verdicts};
 use crate::backend::tables;
 use crate::config::Service;
 use crate::netfilter::expression::{self, End};
 use crate::netfilter::{Base, Chain, Family, Hook, Rule, Table};
 
-/// Without programs, in a dry run, the rules name none, so that they differ from any that are
+/// What stands for a program that is not loaded: a rule that runs it differs from any that is
 /// installed.
-const NO_PROGRAMS: Verdicts = Verdicts {
-    prerouting: NO_PROGRAM,
-    request: NO_PROGRAM,
-    reply: NO_PROGRAM,
-    translation: Some(Translation {
-        service: NO_PROGRAM,
-        reply: NO_PROGRAM,
-    }),
-};
 const NO_PROGRAM: Verdict = Verdict { id: 0, fd: -1 };
 
 /// One verdict: what a comment says of it, and the loaded program.
@@ -55,9 +46,26 @@ pub struct Verdict {
     pub fd: RawFd,
 }
 
+/// The verdicts as they are known by the ids of their programs, to compare tables and not to install
+/// any. A program whose id is not known differs from any that is installed.
+pub fn known(ids: &Ids) -> Verdicts {
+    let verdict = |program| Verdict {
+        id: ids.get(program).copied().unwrap_or(NO_PROGRAM.id),
+        fd: NO_PROGRAM.fd,
+    };
+    Verdicts {
+        prerouting: verdict(load::PREROUTING),
+        request: verdict(load::REQUEST),
+        reply: verdict(load::REPLY),
+        translation: Some(Translation {
+            service: verdict(load::SERVICE),
+            reply: verdict(load::TRANSLATED_REPLY),
+        }),
+    }
+}
+
 /// The tables that should be there, or should not: those without a chain.
-pub fn tables(settings: &Settings, programs: Option<&Programs>) -> Vec<Table> {
-    let verdicts = programs.map_or(NO_PROGRAMS, Programs::verdicts);
+pub fn tables(settings: &Settings, verdicts: &Verdicts) -> Vec<Table> {
     [Family::IPv4, Family::IPv6]
         .into_iter()
         .map(|family| {
@@ -65,7 +73,7 @@ pub fn tables(settings: &Settings, programs: Option<&Programs>) -> Vec<Table> {
                 .endpoints()
                 .filter(|vip| tables::family_of(vip.ip()) == family)
                 .collect();
-            table(family, &vips, &settings.services, &verdicts)
+            table(family, &vips, &settings.services, verdicts)
         })
         .collect()
 }
