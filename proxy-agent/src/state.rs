@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{Duration, SystemTime};
@@ -64,6 +64,15 @@ pub struct Settings {
     pub tc_attach: TcAttach,
     /// Size of the map of decided connections.
     pub max_connections: u32,
+}
+
+impl Settings {
+    /// The VIPs with each of the ports.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        let vips = self.vips.iter();
+        vips.flat_map(|vip| self.ports.iter().map(|port| SocketAddr::new(*vip, *port)))
+            .collect()
+    }
 }
 
 /// A backend, and why it is not another.

@@ -103,6 +103,12 @@ impl Traffic {
         packets: 0,
         bytes: 0,
     };
+
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
 }
 
 impl Counters {
@@ -117,13 +123,8 @@ impl Counters {
 
     /// Adds another CPU's or another link's.
     pub fn add(&mut self, other: &Self) {
-        for (sum, part) in [
-            (&mut self.requests, other.requests),
-            (&mut self.replies, other.replies),
-        ] {
-            sum.packets = sum.packets.wrapping_add(part.packets);
-            sum.bytes = sum.bytes.wrapping_add(part.bytes);
-        }
+        self.requests.add(other.requests);
+        self.replies.add(other.replies);
         self.decided = self.decided.wrapping_add(other.decided);
         self.translated = self.translated.wrapping_add(other.translated);
         for (sum, part) in self.undecided.iter_mut().zip(other.undecided) {

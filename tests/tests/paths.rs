@@ -70,6 +70,7 @@ const IPTABLES: Column = Column::Agent {
 };
 const NFTABLES: Column = Column::Agent {
     args: &["--backend=nftables"],
+    lacking: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };

@@ -85,17 +85,17 @@ impl Backend {
             look_for_leftovers: true,
         };
         match config.backend {
-            BackendChoice::Auto => match backend.first_that_works(mode).await {
-                Some(kind) => backend.take(kind).await,
-                None => {
+            BackendChoice::Auto => {
+                let kind = backend.first_that_works(mode).await;
+                if kind.is_none() {
                     warn!(
                         part = PART,
                         "degraded: no backend works here; the VIP is kept, its connections are \
                          tracked"
                     );
-                    backend.take(Kind::None).await;
                 }
-            },
+                backend.take(kind.unwrap_or(Kind::None)).await;
+            }
             asked => match backend.try_open(asked, mode).await {
                 Ok(kind) => backend.take(kind).await,
                 Err(error) => backend.reject(asked, &error),

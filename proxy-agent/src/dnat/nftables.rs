@@ -37,7 +37,7 @@ const NFT_NAT_DNAT: u32 = 1;
 const NFTA_TARGET_NAME: u16 = 1;
 const NFTA_TARGET_REV: u16 = 2;
 const NFTA_TARGET_INFO: u16 = 3;
-/// `NF_NAT_RANGE_MAP_IPS` of linux/netfilter/nf_nat.h: the range holds addresses.
+/// `NF_NAT_RANGE_MAP_IPS` of `linux/netfilter/nf_nat.h`: the range holds addresses.
 const MAP_IPS: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`: it holds ports.
 const MAP_PORTS: u32 = 2;

@@ -149,7 +149,9 @@ impl Set {
         members.chunks(MEMBERS_PER_MESSAGE).map(|members| {
             let elements = members.iter().map(|member| {
                 let mut key = Vec::new();
-                member.iter().for_each(|value| value.write(&mut key));
+                for value in member {
+                    value.write(&mut key);
+                }
                 ListAttribute::Element(vec![SetElementAttribute::Key(DataAttribute::Value(key))])
             });
             NfTablesMessage::NewSetElement(SetElementMessage {

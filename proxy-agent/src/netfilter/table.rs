@@ -3,6 +3,7 @@
 //! A table of ours as a value, written whole in one transaction. How it is read back and compared
 //! is `outline.rs`'s business.
 
+mod counters;
 mod outline;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};

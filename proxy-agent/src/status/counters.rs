@@ -10,7 +10,9 @@ use proxy_common::{Counters, Reason};
 
 use super::model::{Counts, Direction, OfLink, OfVip};
 use crate::backend::ebpf::{MapError, statistics};
+use crate::backend::nftables;
 use crate::link::LinkTable;
+use crate::netfilter;
 use crate::state::State;
 
 /// What was counted of one VIP and port by one link.
@@ -28,8 +30,21 @@ pub struct Row {
 enum Source {
     /// A map of the eBPF programs.
     Ebpf,
+    /// Rules of nf_tables.
+    Nftables,
     /// Nowhere: it counts nothing.
     None,
+}
+
+/// Why the counters cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Those of the eBPF programs.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Those of rules.
+    #[error(transparent)]
+    Rules(#[from] netfilter::Error),
 }
 
 /// Reads the counters of the backend that the agent uses.
@@ -37,9 +52,10 @@ enum Source {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, MapError> {
+pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
     let source = match state.backend.backend.as_str() {
         "ebpf" => Source::Ebpf,
+        "nftables" => Source::Nftables,
         _ => Source::None,
     };
     match source {
@@ -50,6 +66,17 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, MapError> {
                     vip: entry.vip,
                     link: entry.link,
                     counters: entry.counters,
+                })
+                .collect())
+        }
+        Source::Nftables => {
+            let counters = nftables::statistics::read(&state.settings.endpoints())?;
+            Ok(counters
+                .into_iter()
+                .map(|(vip, counters)| Row {
+                    vip,
+                    link: None,
+                    counters,
                 })
                 .collect())
         }

@@ -76,6 +76,10 @@ fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
         let text = format!("not {}: {}", rejected.backend, rejected.reason);
         line(f, "", &text)?;
     }
+    for place in &backend.breaks {
+        let text = format!("breaks the connections that are sent to a VIP by {place}");
+        line(f, "", &text)?;
+    }
     Ok(())
 }
 

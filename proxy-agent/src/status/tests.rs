@@ -59,6 +59,7 @@ fn state() -> State {
                          kernel's answer: Operation not permitted (os error 1)"
                     .to_owned(),
             }],
+            breaks: vec!["nf_tables table ip nat, chain KUBE-SEP-X, to 10.96.0.2:443".to_owned()],
         },
         programs: BTreeMap::new(),
         history: History {

@@ -7,6 +7,7 @@
 
 mod plan;
 mod ruleset;
+pub mod statistics;
 #[cfg(test)]
 mod tests;
 

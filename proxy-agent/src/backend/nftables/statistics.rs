@@ -2,6 +2,7 @@
 
 //! What the rules have counted, read from the kernel without the agent that made them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use proxy_common::{Counters, Reason, Traffic};
@@ -22,7 +23,7 @@ pub fn read(endpoints: &[SocketAddr]) -> Result<Vec<(SocketAddr, Counters)>, Err
     let mut socket = Socket::open()?;
     let mut counts = Vec::new();
     for table in tables::empty() {
-        for chain in ["prerouting", "output", "open"] {
+        for chain in BTreeSet::from(Counted::ALL.map(Counted::chain)) {
             counts.extend(table.counters(chain, &mut socket)?);
         }
     }
@@ -36,11 +37,13 @@ pub fn read(endpoints: &[SocketAddr]) -> Result<Vec<(SocketAddr, Counters)>, Err
                     bytes: count.bytes,
                 };
                 match counted {
-                    Counted::FromElsewhere | Counted::FromHere => counters.requests.add(&traffic),
-                    Counted::Replies => counters.replies.add(&traffic),
+                    Counted::FromElsewhere | Counted::FromHere => counters.requests.add(traffic),
+                    Counted::Replies => counters.replies.add(traffic),
                     Counted::Decided => counters.decided += count.packets,
-                    Counted::InUse => counters.leave(Reason::InUse, count.packets),
-                    Counted::NoRoom => counters.leave(Reason::MapFull, count.packets),
+                    Counted::InUse => counters.undecided[Reason::InUse as usize] += count.packets,
+                    Counted::NoRoom => {
+                        counters.undecided[Reason::MapFull as usize] += count.packets;
+                    }
                 }
             }
         }

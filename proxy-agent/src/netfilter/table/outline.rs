@@ -17,11 +17,11 @@ use crate::netfilter::{Error, Socket};
 /// A table as far as two of them are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outline {
-    dormant: bool,
+    pub(super) dormant: bool,
     sets: Vec<SetOutline>,
     chains: Vec<ChainOutline>,
     /// Chains, sets and other objects in the table.
-    objects: u32,
+    pub(super) objects: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

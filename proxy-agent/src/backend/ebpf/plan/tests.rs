@@ -200,7 +200,7 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
     // The same rules with the programs of an older agent.
     let mut older = ruleset::tables(&settings, &ruleset::known(&Ids::new())).remove(0);
     for rule in older.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
-        rule.program = 99;
+        rule.program = Some(99);
     }
     observed.tables.insert(older.title(), Some(older.outline()));
     assert_eq!(forgets(&observed), Some(false));
