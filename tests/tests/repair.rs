@@ -65,10 +65,9 @@ fn untracked(node: &Node) -> Result<bool> {
     Ok(true)
 }
 
-#[test]
-fn deleted_vip() {
+fn deleted_vip(backend: &str) {
     Node::test(Topology::Veth, |node| {
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(&[backend])?;
         for family in Family::ALL {
             let (vip, len) = (family.vip(), family.host_prefix());
             repaired(
@@ -98,11 +97,10 @@ fn flushed_link() {
     });
 }
 
-#[test]
-fn downed_link() {
+fn downed_link(backend: &str) {
     Node::test(Topology::Veth, |node| {
         node.netns.ip("link add vips type ifb\n")?;
-        let _agent = node.start_agent(&["--backend=ebpf", "--interface=vips"])?;
+        let _agent = node.start_agent(&[backend, "--interface=vips"])?;
         repaired(
             "the link that was set down",
             || {
@@ -137,10 +135,9 @@ fn deleted_link_comes_back() {
     });
 }
 
-#[test]
-fn vip_on_another_link() {
+fn vip_on_another_link(backend: &str) {
     Node::test(Topology::Veth, |node| {
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(&[backend])?;
         for family in Family::ALL {
             let (vip, len) = (family.vip(), family.host_prefix());
             repaired(
@@ -204,28 +201,25 @@ fn deleted_nftables_chain(backend: &str) {
     });
 }
 
-mod ebpf {
-    #[test]
-    fn flushed_nftables() {
-        super::flushed_nftables("--backend=ebpf");
-    }
-
-    #[test]
-    fn deleted_nftables_chain() {
-        super::deleted_nftables_chain("--backend=ebpf");
-    }
+/// The same for the backends that the kernel tells everything about.
+macro_rules! backends {
+    ($($name:ident: $backend:expr, [$($test:ident)*];)*) => {$(
+        mod $name {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test($backend);
+                }
+            )*
+        }
+    )*};
 }
 
-mod nftables {
-    #[test]
-    fn flushed_nftables() {
-        super::flushed_nftables("--backend=nftables");
-    }
-
-    #[test]
-    fn deleted_nftables_chain() {
-        super::deleted_nftables_chain("--backend=nftables");
-    }
+backends! {
+    ebpf: "--backend=ebpf",
+        [deleted_vip downed_link vip_on_another_link flushed_nftables deleted_nftables_chain];
+    nftables: "--backend=nftables",
+        [deleted_vip downed_link vip_on_another_link flushed_nftables deleted_nftables_chain];
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn is_logged(agent: &Agent, made: &Made<'_>) -> Result<()> {
 }
 
 /// At the start and at a resync, and nothing but what is stale.
-fn check(args: &[&str]) {
+fn check(backend: &str, args: &[&str]) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let mut kept = Vec::new();
@@ -122,7 +122,7 @@ fn check(args: &[&str]) {
         for made in kept.iter().chain(&early) {
             make(node, made)?;
         }
-        let args = [args, &["--backend=ebpf", "--sync-interval=500ms"]].concat();
+        let args = [args, &[backend, "--sync-interval=500ms"]].concat();
         let agent = node.start_agent(&args)?;
         for made in &early {
             wait_until_gone(node, made).context("at the start")?;
@@ -150,12 +150,17 @@ fn check(args: &[&str]) {
 
 #[test]
 fn of_a_translated_cluster_ip() {
-    check(&TRANSLATE);
+    check("--backend=ebpf", &TRANSLATE);
 }
 
 #[test]
 fn of_another_cluster_ip() {
-    check(&REPAIR);
+    check("--backend=ebpf", &REPAIR);
+}
+
+#[test]
+fn of_another_cluster_ip_with_nftables() {
+    check("--backend=nftables", &REPAIR);
 }
 
 /// Without being told, the agent deletes nothing.
