@@ -82,6 +82,30 @@ impl Lock {
     }
 }
 
+/// Whether an agent runs with this run directory, and its process as far as it told.
+///
+/// The lock is taken and given back at once, shared, so that others who ask are not in the way.
+///
+/// # Errors
+///
+/// If the lock file is there and cannot be opened or locked.
+pub fn holder(run_dir: &Path) -> io::Result<Option<Option<u32>>> {
+    let mut file = match File::open(run_dir.join("lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid)?;
+            Ok(Some(pid.trim().parse().ok()))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,7 +121,9 @@ mod tests {
                 .contains(&format!("pid {}", process::id())),
             "{error}"
         );
+        assert_eq!(holder(&directory).unwrap(), Some(Some(process::id())));
         drop(first);
+        assert_eq!(holder(&directory).unwrap(), None);
         assert!(Lock::take(&directory).is_ok());
         fs::remove_dir_all(&directory).unwrap();
     }

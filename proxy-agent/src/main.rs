@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod conntrack;
 mod dnat;
+mod doctor;
 mod goflag;
 mod kernel;
 mod klog;
@@ -22,6 +23,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::Invocation;
 
@@ -42,11 +44,13 @@ fn try_main() -> Result<ExitCode> {
             io::stdout().write_all(&cli::completions(shell))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Invocation::Doctor(options) => return runtime()?.block_on(doctor::run(&options)),
     };
     telemetry::log::init(&config.log)?;
-    // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(app::run(config))
+    runtime()?.block_on(app::run(config))
+}
+
+/// One thread: the agent waits nearly all of the time, and order makes it easy to follow.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }

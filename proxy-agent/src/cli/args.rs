@@ -12,6 +12,7 @@ use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::values::{self, Endpoint, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
+use crate::doctor::Format;
 use crate::goflag::parse_bool;
 use crate::klog::KlogArgs;
 use crate::telemetry::log::LogFormat;
@@ -195,4 +196,44 @@ pub enum Subcommand {
         #[arg(value_enum)]
         shell: Shell,
     },
+    /// Look for what may be wrong on this node, and say what to do about it; changes nothing
+    #[command(after_help = super::DOCTOR_AFTER_HELP)]
+    Doctor {
+        /// Where to look.
+        #[command(flatten)]
+        location: Location,
+
+        /// How the findings are printed
+        #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
+        output: Format,
+
+        /// The VIPs, where no agent has told them or others are meant, separated by commas
+        #[arg(
+            long, value_name = "IP[,IP...]", value_delimiter = ',', value_parser = values::vip
+        )]
+        ip_address: Vec<IpAddr>,
+
+        /// The proxy's ports, where no agent has told them or others are meant, separated by commas
+        #[arg(
+            long, value_name = "PORT[,PORT...]", value_delimiter = ',', value_parser = values::port
+        )]
+        port: Vec<u16>,
+    },
+}
+
+/// Where an agent keeps what it keeps.
+#[derive(Debug, clap::Args)]
+pub struct Location {
+    /// Directory of pinned maps and links; the one the agent tells if not given
+    #[arg(
+        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", value_parser = values::directory
+    )]
+    pub bpffs: Option<PathBuf>,
+
+    /// Directory of the agent's lock and state
+    #[arg(
+        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR",
+        default_value = "/run/proxy-agent", value_parser = values::directory
+    )]
+    pub run_dir: PathBuf,
 }

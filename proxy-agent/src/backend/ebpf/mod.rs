@@ -24,10 +24,12 @@ use rtnetlink::Handle;
 use tracing::warn;
 
 pub use attach::AttachMode;
+pub use cgroup::root as cgroup_root;
+pub use hook::{Hook, SocketHook};
 pub use load::{LoadError, Programs};
+pub use plan::attachable;
 pub use ruleset::TABLE;
 
-use hook::{Hook, SocketHook};
 use observe::Observed;
 use plan::{Desired, Op};
 
@@ -211,7 +213,7 @@ impl Ebpf {
         };
         Desired {
             tables: ruleset::tables(&self.settings, self.programs.as_ref()),
-            links: plan::attachable(table),
+            links: attachable(table),
             mode: self.attach_mode,
             hooks,
             // Without the root cgroup nothing can be attached to it; `open` has told.
