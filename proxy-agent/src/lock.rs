@@ -82,14 +82,21 @@ impl Lock {
     }
 }
 
-/// Whether an agent runs with this run directory, and its process as far as it told.
+/// A running agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process; none if it is too new to have told.
+    pub pid: Option<u32>,
+}
+
+/// The agent that runs with this run directory.
 ///
 /// The lock is taken and given back at once, shared, so that others who ask are not in the way.
 ///
 /// # Errors
 ///
 /// If the lock file is there and cannot be opened or locked.
-pub fn holder(run_dir: &Path) -> io::Result<Option<Option<u32>>> {
+pub fn holder(run_dir: &Path) -> io::Result<Option<Holder>> {
     let mut file = match File::open(run_dir.join("lock")) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -100,7 +107,8 @@ pub fn holder(run_dir: &Path) -> io::Result<Option<Option<u32>>> {
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
             file.read_to_string(&mut pid)?;
-            Ok(Some(pid.trim().parse().ok()))
+            let pid = pid.trim().parse().ok();
+            Ok(Some(Holder { pid }))
         }
         Err(TryLockError::Error(error)) => Err(error),
     }
@@ -121,7 +129,8 @@ mod tests {
                 .contains(&format!("pid {}", process::id())),
             "{error}"
         );
-        assert_eq!(holder(&directory).unwrap(), Some(Some(process::id())));
+        let pid = Some(process::id());
+        assert_eq!(holder(&directory).unwrap(), Some(Holder { pid }));
         drop(first);
         assert_eq!(holder(&directory).unwrap(), None);
         assert!(Lock::take(&directory).is_ok());

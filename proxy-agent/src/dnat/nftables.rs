@@ -5,15 +5,18 @@
 //! Addresses of a `dnat` stand in registers. What fills a register is followed within the rule: a
 //! constant, or the value that a map has for a packet; such a map is then read.
 
+mod registers;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_core::{DefaultNla, Nla as _};
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup,
-    NfTablesMessage, Register, RuleAttribute, RuleMessage, SetElementAttribute, SetElementList,
-    SetElementMessage,
+    DataAttribute, ExpressionAttribute, Expressions, ListAttribute, NfTablesMessage, RuleAttribute,
+    RuleMessage, SetElementAttribute, SetElementList, SetElementMessage,
 };
+
+use registers::{Content, Registers};
 
 use super::{Finding, Findings, Unread};
 use crate::backend::ebpf::TABLE;
@@ -37,7 +40,7 @@ const NFT_NAT_DNAT: u32 = 1;
 const NFTA_TARGET_NAME: u16 = 1;
 const NFTA_TARGET_REV: u16 = 2;
 const NFTA_TARGET_INFO: u16 = 3;
-/// `NF_NAT_RANGE_MAP_IPS` of linux/netfilter/nf_nat.h: the range holds addresses.
+/// `NF_NAT_RANGE_MAP_IPS` of `linux/netfilter/nf_nat.h`: the range holds addresses.
 const MAP_IPS: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`: it holds ports.
 const MAP_PORTS: u32 = 2;
@@ -247,78 +250,6 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-/// What is known about the registers within a rule: what was written last stands last. Registers
-/// are counted in units of four bytes.
-#[derive(Debug, Default)]
-struct Registers(Vec<(u32, Content)>);
-
-#[derive(Debug)]
-enum Content {
-    Constant(Vec<u8>),
-    ValueOf(String),
-}
-
-impl Registers {
-    fn load(&mut self, attributes: &[Immediate]) {
-        let (mut register, mut value) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                Immediate::DestinationRegister(number) => register = Some(*number),
-                Immediate::Data(DataAttribute::Value(bytes)) => value = Some(bytes),
-                _ => {}
-            }
-        }
-        if let (Some(register), Some(value)) = (register.and_then(slot), value) {
-            self.0.push((register, Content::Constant(value.clone())));
-        }
-    }
-
-    fn look_up(&mut self, attributes: &[Lookup]) {
-        let (mut register, mut set) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                Lookup::DestinationRegister(number) => register = Some(*number),
-                Lookup::Set(name) => set = Some(name),
-                _ => {}
-            }
-        }
-        if let (Some(register), Some(set)) = (register.and_then(slot), set) {
-            self.0.push((register, Content::ValueOf(set.clone())));
-        }
-    }
-
-    /// What fills a register, and where in that its value starts.
-    fn content(&self, register: u32) -> Option<(&Content, usize)> {
-        let slot = slot(Register::from(register))?;
-        // Exactly there, or in the course of a longer value that starts before it.
-        let exact = self.0.iter().rev().find(|(start, _)| *start == slot);
-        let (start, content) = exact.or_else(|| {
-            let before = self.0.iter().rev();
-            before
-                .filter(|(start, _)| *start < slot)
-                .max_by_key(|(start, _)| *start)
-        })?;
-        Some((content, usize::try_from(slot - start).ok()? * 4))
-    }
-
-    fn constant(&self, register: u32, length: usize) -> Option<&[u8]> {
-        match self.content(register)? {
-            (Content::Constant(bytes), offset) => bytes.get(offset..offset + length),
-            (Content::ValueOf(_), _) => None,
-        }
-    }
-}
-
-/// The first four-byte register that one is made of: there are four of 16 bytes, which are the same
-/// as 16 of four bytes (`NFT_REG32_00` and so on).
-fn slot(register: Register) -> Option<u32> {
-    match u32::from(register) {
-        number @ 1..=4 => Some((number - 1) * 4),
-        number @ 8..=23 => Some(number - 8),
-        _ => None,
     }
 }
 

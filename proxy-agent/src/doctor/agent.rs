@@ -6,9 +6,10 @@
 use std::net::IpAddr;
 use std::process;
 
-use super::check::{Check, chain};
+use super::check::Check;
 use super::processes::{self, Process};
 use super::subject::Subject;
+use crate::reconcile::report::chain;
 
 const AGENT: &str = "agent";
 const BACKEND: &str = "backend";

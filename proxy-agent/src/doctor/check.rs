@@ -6,6 +6,8 @@ use std::error::Error as StdError;
 
 use serde::Serialize;
 
+use crate::reconcile::report::chain;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -108,15 +110,4 @@ impl Check {
             command: None,
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -10,7 +10,7 @@ use crate::state::Choice;
 
 const ID: &str = "dnat";
 
-pub async fn checks(subject: &Subject) -> Vec<Check> {
+pub fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }

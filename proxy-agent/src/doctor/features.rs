@@ -3,7 +3,6 @@
 //! What the kernel can do, tried in a network namespace of its own that is thrown away. Modules that
 //! the kernel loads for that stay loaded.
 
-use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -13,11 +12,12 @@ use aya::programs::SchedClassifier;
 use aya::programs::tc::qdisc_add_clsact;
 
 use super::bpf;
-use super::check::{Check, chain};
+use super::check::Check;
 use super::subject::Subject;
 use crate::backend::ebpf::{Hook, TABLE};
 use crate::kernel::capabilities::{self, Capability};
 use crate::netfilter::{self, Chain, Family, Rule, Socket, Table, expression};
+use crate::reconcile::report::chain;
 
 const NF_TABLES: &str = "nf-tables";
 const XT_BPF: &str = "xt-bpf";
@@ -72,12 +72,8 @@ fn attempt() -> Tried {
             Err(error) => Err(format!("no program could be loaded: {error}")),
         },
         tcx: SchedClassifier::query_tcx("lo", Hook::Ingress.attach_type()).is_ok(),
-        clsact: qdisc_add_clsact("lo").map_err(|error| words(&error)),
+        clsact: qdisc_add_clsact("lo").map_err(|error| chain(&error)),
     }
-}
-
-fn words(error: &dyn StdError) -> String {
-    chain(error)
 }
 
 /// Puts a rule into a table like ours.
@@ -97,11 +93,11 @@ fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> R
         }],
     };
     let install = || Table::replace(&[table], &mut Socket::open()?);
-    install().map_err(|error| words(&error))
+    install().map_err(|error| chain(&error))
 }
 
 fn judge(tried: &Tried, ebpf: bool, nftables: bool) -> Vec<Check> {
-    let nf_tables = match &tried.nf_tables {
+    let rules = match &tried.nf_tables {
         Ok(()) => Check::ok(NF_TABLES, "nf_tables takes a table with a notrack rule"),
         Err(why) => refused(
             NF_TABLES,
@@ -141,7 +137,7 @@ fn judge(tried: &Tried, ebpf: bool, nftables: bool) -> Vec<Check> {
     } else {
         Check::ok(TC, format!("programs are attached to links by {ways}"))
     };
-    vec![nf_tables, xt_bpf, tc]
+    vec![rules, xt_bpf, tc]
 }
 
 fn refused(id: &'static str, finding: String, remedy: &str, command: &str, in_use: bool) -> Check {

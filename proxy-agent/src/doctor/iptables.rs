@@ -6,12 +6,12 @@ use std::env;
 
 use super::check::Check;
 use super::subject::{Iptables, Subject};
-use crate::backend::iptables::survey::Flavour;
+use crate::backend::iptables::survey::{Flavour, SavedTable};
 
 const FLAVOUR: &str = "iptables-flavour";
 const IPSET: &str = "ipset";
 
-pub async fn checks(subject: &Subject) -> Vec<Check> {
+pub fn checks(subject: &Subject) -> Vec<Check> {
     let mut checks = Vec::new();
     for found in &subject.iptables {
         let program = found.program();
@@ -45,11 +45,8 @@ fn flavour(found: &[Iptables]) -> Check {
         let tables = of_flavour
             .filter_map(|found| found.tables.as_ref().ok())
             .flatten();
-        let full = tables.filter(|(_, table)| {
-            table
-                .as_ref()
-                .is_ok_and(|table| table.has_foreign_content())
-        });
+        let full =
+            tables.filter(|(_, table)| table.as_ref().is_ok_and(SavedTable::has_foreign_content));
         let mut names: Vec<_> = full.map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -103,7 +100,7 @@ fn is_installed(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::iptables::survey::{Family, SavedRule, SavedTable};
+    use crate::backend::iptables::survey::{Family, SavedRule};
     use crate::doctor::check::Verdict;
 
     fn tables(flavour: Flavour, owned: &[bool]) -> Iptables {

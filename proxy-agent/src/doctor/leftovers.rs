@@ -19,7 +19,7 @@ const LEFTOVERS: &str = "leftovers";
 /// Backends that keep tables of nf_tables.
 const WITH_TABLES: [&str; 2] = ["ebpf", "nftables"];
 
-pub async fn checks(subject: &Subject) -> Vec<Check> {
+pub fn checks(subject: &Subject) -> Vec<Check> {
     let backend = subject.choice().map(|choice| choice.backend.as_str());
     let mut checks = Vec::new();
     let mut leftovers = Vec::new();

@@ -72,12 +72,12 @@ async fn checks(subject: &Subject) -> Vec<Check> {
     checks.extend(mounts::checks(subject));
     checks.extend(features::checks(subject));
     checks.extend(programs::checks(subject).await);
-    checks.extend(iptables::checks(subject).await);
-    checks.extend(firewall::checks(subject).await);
-    checks.extend(dnat::checks(subject).await);
-    checks.extend(notrack::checks(subject).await);
+    checks.extend(iptables::checks(subject));
+    checks.extend(firewall::checks(subject));
+    checks.extend(dnat::checks(subject));
+    checks.extend(notrack::checks(subject));
     checks.extend(conntrack::checks(subject));
     checks.extend(arp::checks(subject).await);
-    checks.extend(leftovers::checks(subject).await);
+    checks.extend(leftovers::checks(subject));
     checks
 }

@@ -6,10 +6,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::check::{Check, chain};
+use super::check::Check;
 use super::subject::Subject;
 use crate::backend::ebpf;
 use crate::kernel::bpffs;
+use crate::reconcile::report::chain;
 
 const BPFFS: &str = "bpffs";
 const CGROUP: &str = "cgroup2";

@@ -11,7 +11,7 @@ use crate::backend::iptables::survey::{self, SavedRule};
 
 const ID: &str = "notrack-rules";
 
-pub async fn checks(subject: &Subject) -> Vec<Check> {
+pub fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }

@@ -14,7 +14,7 @@ use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables
 use crate::config::Service;
 use crate::dnat::{self, Findings};
 use crate::link::{self, LinkTable, ObserveError};
-use crate::lock;
+use crate::lock::{self, Holder};
 use crate::state::{self, Choice, State};
 
 /// The proxy's port where neither a flag nor the agent says one.
@@ -32,7 +32,7 @@ pub struct Subject {
     /// What it has told.
     pub state: Result<Option<State>, state::Error>,
     /// Whether one runs, and its process as far as it told.
-    pub running: io::Result<Option<Running>>,
+    pub running: io::Result<Option<Holder>>,
     /// The VIPs; empty if nobody says.
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
@@ -74,13 +74,6 @@ impl Iptables {
     }
 }
 
-/// A running agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Running {
-    /// Its process; none if it is too new to have told.
-    pub pid: Option<u32>,
-}
-
 impl Subject {
     /// Reads what there is. What cannot be read is for the checks to tell.
     pub async fn observe(options: &Options) -> Self {
@@ -116,7 +109,7 @@ impl Subject {
             iptables,
             dnat: dnat::find(&vips).await,
             links: link::observe(&vips).await,
-            running: lock::holder(&options.run_dir).map(|held| held.map(|pid| Running { pid })),
+            running: lock::holder(&options.run_dir),
             run_dir: options.run_dir.clone(),
             bpffs,
             vips,

@@ -52,22 +52,27 @@ impl Report {
 impl Failure {
     /// Records `cause` with all its sources.
     pub fn new(part: &'static str, what: impl Display, cause: &dyn Error) -> Self {
-        let mut chain = cause.to_string();
-        let mut source = cause.source();
-        while let Some(inner) = source {
-            // A `#[error(transparent)]` layer repeats its source's words.
-            let inner_text = inner.to_string();
-            if !chain.ends_with(&inner_text) {
-                let _ = write!(chain, ": {inner_text}");
-            }
-            source = inner.source();
-        }
         Self {
             part,
             what: what.to_string(),
-            cause: chain,
+            cause: chain(cause),
         }
     }
+}
+
+/// An error with every cause, down to the kernel's answer, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        // A `#[error(transparent)]` layer repeats its source's words.
+        let inner_text = inner.to_string();
+        if !chain.ends_with(&inner_text) {
+            let _ = write!(chain, ": {inner_text}");
+        }
+        source = inner.source();
+    }
+    chain
 }
 
 impl Display for Change {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use netlink_packet_netfilter::nftables::Register;
+use netlink_packet_netfilter::nftables::{Immediate, Lookup, Register};
 use proptest::prelude::*;
 
 use super::*;

@@ -28,11 +28,13 @@ struct Found {
     place: String,
     packet: Packet,
     fate: Fate,
+    /// It is one of the chains in which the agent sets ACCEPT rules.
+    of_iptables: bool,
     /// The line that lets the packet pass in this chain.
     command: String,
 }
 
-pub async fn checks(subject: &Subject) -> Vec<Check> {
+pub fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }
@@ -90,9 +92,14 @@ fn judge(found: Found) -> Option<Check> {
         place,
         packet,
         fate,
+        of_iptables,
         command,
     } = found;
-    let remedy = "let it pass there (--accept-rules=always does it in the iptables filter tables)";
+    let remedy = if of_iptables {
+        "let it pass there; the agent does it with --accept-rules=auto or always when it runs"
+    } else {
+        "let it pass there, in the configuration of the firewall too"
+    };
     let check = match fate {
         Fate::Passes => return None,
         Fate::MayPass => Check::warning(

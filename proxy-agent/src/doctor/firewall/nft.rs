@@ -98,6 +98,7 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
                         place: format!("nf_tables table {title} {table}, chain {}", base.chain),
                         packet: *packet,
                         fate,
+                        of_iptables: family != Family::Inet && table == "filter",
                         command: command(title, base, packet),
                     });
                 }

@@ -91,13 +91,13 @@ fn follow(chains: &Chains, name: &str, may_pass: &mut bool, depth: usize) -> Opt
             Truth::Yes => true,
         };
         match &step.action {
-            Action::Nothing => {}
             Action::Accept if certain => return Some(End::Accepted),
             Action::Drop if certain => return Some(End::Dropped),
             Action::Return if certain => return None,
+            // What may drop it is not counted.
+            Action::Nothing | Action::Drop => {}
             // It may come back before the drop that follows.
             Action::Accept | Action::Return | Action::Unknown => *may_pass = true,
-            Action::Drop => {}
             Action::Jump(target) | Action::Goto(target) => {
                 let mut there = false;
                 let end = follow(chains, target, &mut there, depth);

@@ -35,6 +35,7 @@ pub fn find(table: &SavedTable, program: &str, packets: &[Packet]) -> Vec<Found>
                     place: format!("{program} table filter, chain {base}"),
                     packet: *packet,
                     fate,
+                    of_iptables: true,
                     command: command(program, base, packet),
                 });
             }
@@ -200,12 +201,13 @@ mod tests {
     #[test]
     fn a_firewall_is_judged_with_its_policy() {
         let fates = |rules: &[(&str, &str)]| {
-            let text: String = rules
+            let printed: Vec<_> = rules
                 .iter()
                 .map(|(chain, spec)| format!("-A {chain} {spec}\n"))
                 .collect();
             let text = format!(
-                "*filter\n:INPUT DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n:X - [0:0]\n{text}COMMIT\n"
+                "*filter\n:INPUT DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n:X - [0:0]\n{}COMMIT\n",
+                printed.concat()
             );
             let table = survey::parse(&text, "filter").unwrap();
             let both = [packet(Direction::Request), packet(Direction::Reply)];

@@ -323,12 +323,8 @@ fn conntrack(info: &[u8]) -> Option<Truth> {
     }
     let named = u32::from(states) & UNTRACKED != 0;
     let matches = named != (inverted & STATE != 0);
-    Some(match (matches, flags == STATE) {
-        (false, _) => Truth::No,
-        (true, true) => Truth::Yes,
-        // The rest needs an entry.
-        (true, false) => Truth::No,
-    })
+    // What else it asks for needs an entry.
+    Some(truth(matches && flags == STATE))
 }
 
 fn truth(matches: bool) -> Truth {
