@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//! Rules and elements as the kernel dumps them, and as nobody would.
+
 use netlink_packet_netfilter::nftables::{Immediate, Lookup, Register};
 use proptest::prelude::*;
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//! Rules as the kernel dumps them, and as nobody would.
+
 use proptest::prelude::*;
 
 use super::super::super::packet::Direction;
