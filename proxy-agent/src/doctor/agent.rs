@@ -100,6 +100,17 @@ fn backend(subject: &Subject) -> Check {
             rejected.join("; ")
         )
     };
+    if !choice.is_as_asked() {
+        return Check::warning(
+            BACKEND,
+            format!(
+                "--backend={} cannot be used: {}; everything is tracked",
+                choice.asked,
+                rejected.join("; ")
+            ),
+            "give the agent what it lacks (see the README), or --backend=auto",
+        );
+    }
     let remedy = "give the agent what the better backend needs (see the README)";
     if choice.backend == "none" && choice.asked == "auto" {
         return Check::warning(BACKEND, format!("{why}; everything is tracked"), remedy);

@@ -19,7 +19,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
 
 /// Whether replies are untracked whatever brought their connection.
 fn is_stateless(choice: Option<&Choice>) -> bool {
-    choice.is_some_and(|choice| choice.backend == "iptables" && !choice.detail.contains("ipset"))
+    choice.is_some_and(|choice| choice.backend == "iptables" && !choice.learns())
 }
 
 fn judge(findings: &Findings, choice: Option<&Choice>) -> Vec<Check> {
@@ -83,7 +83,8 @@ mod tests {
             judge(&findings, Some(&choice))[0].verdict
         };
         assert_eq!(judged("iptables", ""), Verdict::Broken);
-        assert_eq!(judged("iptables", "with ipset"), Verdict::Ok);
+        assert_eq!(judged("iptables", "stateless: no ipset"), Verdict::Broken);
+        assert_eq!(judged("iptables", "learning with ipset"), Verdict::Ok);
         assert_eq!(judged("ebpf", "attached by tcx"), Verdict::Ok);
         assert_eq!(judged("none", ""), Verdict::Ok);
         assert_eq!(judge(&Findings::default(), None)[0].verdict, Verdict::Ok);

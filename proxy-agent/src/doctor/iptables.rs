@@ -7,6 +7,7 @@ use std::env;
 use super::check::Check;
 use super::subject::{Iptables, Subject};
 use crate::backend::iptables::survey::{Flavour, SavedTable};
+use crate::state::Choice;
 
 const FLAVOUR: &str = "iptables-flavour";
 const IPSET: &str = "ipset";
@@ -24,10 +25,9 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         }
     }
     checks.push(flavour(&subject.iptables));
-    checks.push(if subject.uses("iptables") {
-        ipset(is_installed("ipset"))
-    } else {
-        Check::not_applicable(IPSET, "only backend iptables uses it")
+    checks.push(match subject.choice() {
+        Some(choice) if choice.backend == "iptables" => ipset(choice, is_installed("ipset")),
+        _ => Check::not_applicable(IPSET, "only backend iptables uses it"),
     });
     checks
 }
@@ -77,14 +77,23 @@ fn flavour(found: &[Iptables]) -> Check {
     }
 }
 
-fn ipset(installed: bool) -> Check {
-    if installed {
-        return Check::ok(IPSET, "the program is installed");
+fn ipset(choice: &Choice, installed: bool) -> Check {
+    if choice.learns() {
+        return Check::ok(IPSET, "backend iptables tells connections apart with it");
     }
+    let without = "backend iptables cannot tell connections apart and untracks all of them";
+    if !installed {
+        return Check::warning(
+            IPSET,
+            format!("ipset is not installed: {without}"),
+            "install the package ipset in the agent's container, or use --backend=nftables",
+        );
+    }
+    let detail = &choice.detail;
     Check::warning(
         IPSET,
-        "ipset is not installed: backend iptables cannot tell connections apart",
-        "install the package ipset in the agent's container, or use --backend=nftables",
+        format!("ipset is installed and not used: {without} ({detail})"),
+        "load or install the modules ip_set_hash_ipport and xt_set, and restart the agent",
     )
 }
 
@@ -129,6 +138,19 @@ mod tests {
         assert_eq!(judged(&[false], &[]), Verdict::Ok);
         assert_eq!(judged(&[true], &[false]), Verdict::Ok);
         assert_eq!(judged(&[false], &[true, false]), Verdict::Warning);
-        assert_eq!(ipset(false).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn sets_must_be_used_and_not_only_be_there() {
+        let judged = |detail: &str, installed| {
+            let choice = Choice {
+                detail: detail.to_owned(),
+                ..Choice::default()
+            };
+            ipset(&choice, installed).verdict
+        };
+        assert_eq!(judged("learning with ipset", true), Verdict::Ok);
+        assert_eq!(judged("stateless: no xt_set", true), Verdict::Warning);
+        assert_eq!(judged("", false), Verdict::Warning);
     }
 }

@@ -20,6 +20,12 @@ const LEFTOVERS: &str = "leftovers";
 const WITH_TABLES: [&str; 2] = ["ebpf", "nftables"];
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
+    if subject.choice().is_some_and(|choice| !choice.is_as_asked()) {
+        let why = "the backend that was asked for cannot be used; what an earlier one left stays";
+        return [TABLES, LEFTOVERS]
+            .map(|id| Check::not_applicable(id, why))
+            .to_vec();
+    }
     let backend = subject.choice().map(|choice| choice.backend.as_str());
     let mut checks = Vec::new();
     let mut leftovers = Vec::new();
