@@ -2,7 +2,14 @@
 
 //! What is known about the registers of nf_tables within a rule.
 
-use netlink_packet_netfilter::nftables::{DataAttribute, Immediate, Lookup, Register};
+use super::{attribute, number, text};
+
+// Attributes of `immediate` and `lookup`, linux/netfilter/nf_tables.h.
+const NFTA_IMMEDIATE_DREG: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_LOOKUP_SET: u16 = 1;
+const NFTA_LOOKUP_DREG: u16 = 3;
 
 /// What is known about the registers within a rule: what was written last stands last. Registers
 /// are counted in units of four bytes.
@@ -20,38 +27,25 @@ pub enum Content {
 
 impl Registers {
     /// Follows an expression `immediate`.
-    pub fn load(&mut self, attributes: &[Immediate]) {
-        let (mut register, mut value) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                Immediate::DestinationRegister(number) => register = Some(*number),
-                Immediate::Data(DataAttribute::Value(bytes)) => value = Some(bytes),
-                _ => {}
-            }
-        }
-        if let (Some(register), Some(value)) = (register.and_then(slot), value) {
-            self.0.push((register, Content::Constant(value.clone())));
+    pub fn load(&mut self, data: &[u8]) {
+        let value = attribute(attribute(data, NFTA_IMMEDIATE_DATA), NFTA_DATA_VALUE);
+        let register = number(data, NFTA_IMMEDIATE_DREG).and_then(slot);
+        if let Some(register) = register.filter(|_| !value.is_empty()) {
+            self.0.push((register, Content::Constant(value.to_vec())));
         }
     }
 
     /// Follows an expression `lookup`.
-    pub fn look_up(&mut self, attributes: &[Lookup]) {
-        let (mut register, mut set) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                Lookup::DestinationRegister(number) => register = Some(*number),
-                Lookup::Set(name) => set = Some(name),
-                _ => {}
-            }
-        }
-        if let (Some(register), Some(set)) = (register.and_then(slot), set) {
-            self.0.push((register, Content::ValueOf(set.clone())));
+    pub fn look_up(&mut self, data: &[u8]) {
+        let map = String::from_utf8_lossy(text(attribute(data, NFTA_LOOKUP_SET)));
+        if let Some(register) = number(data, NFTA_LOOKUP_DREG).and_then(slot) {
+            self.0.push((register, Content::ValueOf(map.into_owned())));
         }
     }
 
     /// What fills a register, and where in that its value starts.
     pub fn content(&self, register: u32) -> Option<(&Content, usize)> {
-        let slot = slot(Register::from(register))?;
+        let slot = slot(register)?;
         // Exactly there, or in the course of a longer value that starts before it.
         let exact = self.0.iter().rev().find(|(start, _)| *start == slot);
         let (start, content) = exact.or_else(|| {
@@ -74,8 +68,8 @@ impl Registers {
 
 /// The first four-byte register that one is made of: there are four of 16 bytes, which are the same
 /// as 16 of four bytes (`NFT_REG32_00` and so on).
-fn slot(register: Register) -> Option<u32> {
-    match u32::from(register) {
+fn slot(register: u32) -> Option<u32> {
+    match register {
         number @ 1..=4 => Some((number - 1) * 4),
         number @ 8..=23 => Some(number - 8),
         _ => None,
