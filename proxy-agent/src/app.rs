@@ -3,6 +3,7 @@
 //! The agent: one pass over the node after the other, each part in its turn.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -12,23 +13,27 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval};
 use tracing::{info, warn};
 
+use crate::backend::ebpf::Ids;
 use crate::backend::select::Backend;
 use crate::config::Config;
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::monitor::{Interest, Monitor};
 use crate::link::{self, LinkTable, VipLink};
-use crate::lock::Lock;
+use crate::lock::{self, Lock};
+use crate::reconcile::told::Told;
 use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Mode, Report, failed};
 use crate::state::State;
+use crate::state::history::History;
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
 /// Tables and chains of iptables-nft that hold rules of ours.
-const IPTABLES_CHAINS: [(&str, &str); 4] = [
+const IPTABLES_CHAINS: [(&str, &str); 5] = [
     ("raw", "PREROUTING"),
     ("raw", "OUTPUT"),
+    ("mangle", "INPUT"),
     ("filter", "INPUT"),
     ("filter", "OUTPUT"),
 ];
@@ -41,6 +46,7 @@ struct Node {
     backend: Backend,
     repair: Repair,
     started: SystemTime,
+    history: History,
 }
 
 /// Runs the agent as it was told to.
@@ -64,24 +70,33 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         Mode::Apply => Some(Lock::take(&config.run_dir)?),
         Mode::DryRun => None,
     };
-    let (connection, handle, _) =
-        rtnetlink::new_connection().context("cannot open an rtnetlink socket")?;
-    tokio::spawn(connection);
     // Before the first look, so that nothing that happens after it is missed.
     let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
-    let backend = Backend::open(&config, mode).await?;
-    let mut node = Node {
-        handle,
-        link: VipLink::new(&config.vips, &config.interface),
-        backend,
-        repair: Repair::new(repaired(&config)),
-        started: SystemTime::now(),
-        config,
-    };
+    let mut node = Node::open(config, mode).await?;
     match (mode, node.config.daemon) {
         (Mode::DryRun, _) => Ok(node.tell_plan().await),
         (Mode::Apply, false) => Ok(node.once().await),
         (Mode::Apply, true) => node.daemon(monitor).await,
+    }
+}
+
+/// What a pass of the agent that has told `state` would change now. Changes nothing.
+///
+/// # Errors
+///
+/// If the node cannot be looked at.
+pub async fn drift(state: &State, run_dir: &Path) -> Result<Report> {
+    let mut node = Node::open(state.as_dry_run(run_dir), Mode::DryRun).await?;
+    node.backend.go_by(state.programs.clone());
+    // Without what only time brings about.
+    Ok(node.pass(Mode::DryRun, Cause::Event, Told::default()).await)
+}
+
+/// The eBPF programs of the agent that runs with this run directory; none if none does.
+fn programs_of_running(run_dir: &Path) -> Ids {
+    match (lock::is_held(run_dir), State::load(run_dir)) {
+        (Ok(true), Ok(Some(state))) => state.programs,
+        _ => Ids::new(),
     }
 }
 
@@ -94,16 +109,35 @@ fn repaired(config: &Config) -> Vec<SocketAddr> {
 fn interest(config: &Config) -> Interest {
     Interest {
         vips: config.vips.clone(),
-        tables: vec![crate::backend::ebpf::TABLE],
+        tables: vec![crate::backend::tables::NAME],
         chains: IPTABLES_CHAINS.to_vec(),
     }
 }
 
 impl Node {
+    /// Opens the backend and what else the passes need. Nothing of the data plane is changed.
+    async fn open(config: Config, mode: Mode) -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("cannot open an rtnetlink socket")?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            link: VipLink::new(&config.vips, &config.interface),
+            backend: Backend::open(&config, mode).await,
+            repair: Repair::new(repaired(&config)),
+            started: SystemTime::now(),
+            history: History::default(),
+            config,
+        })
+    }
+
     /// One pass: every part, whatever becomes of the others. What no event tells of is looked at in
     /// a resync only.
-    async fn pass(&mut self, mode: Mode, cause: Cause) -> Report {
-        let mut report = Report::default();
+    async fn pass(&mut self, mode: Mode, cause: Cause, told: Told) -> Report {
+        let mut report = Report {
+            told,
+            ..Report::default()
+        };
         if cause == Cause::Resync {
             self.repair.reconcile(mode, &mut report).await;
         }
@@ -122,8 +156,11 @@ impl Node {
             }
         }
         self.backend
-            .reconcile(&self.handle, &table, mode, &mut report)
+            .reconcile(&self.handle, &table, (mode, cause), &mut report)
             .await;
+        if mode == Mode::Apply && cause == Cause::Resync {
+            self.backend.forget_counters(&table);
+        }
         report
     }
 
@@ -136,7 +173,11 @@ impl Node {
 
     /// `--dry-run`.
     async fn tell_plan(&mut self) -> ExitCode {
-        let report = self.pass(Mode::DryRun, Cause::Resync).await;
+        self.backend
+            .go_by(programs_of_running(&self.config.run_dir));
+        let report = self
+            .pass(Mode::DryRun, Cause::Resync, Told::default())
+            .await;
         for change in &report.changes {
             println!("{change}");
         }
@@ -148,9 +189,9 @@ impl Node {
 
     /// `--daemon=false`: a pass, and a second look that must find nothing left to do.
     async fn once(&mut self) -> ExitCode {
-        let done = self.pass(Mode::Apply, Cause::Resync).await;
+        let done = self.pass(Mode::Apply, Cause::Resync, Told::default()).await;
         // Without what only time brings about, as conntrack entries that have become stale.
-        let left = self.pass(Mode::DryRun, Cause::Event).await;
+        let left = self.pass(Mode::DryRun, Cause::Event, Told::default()).await;
         for change in &left.changes {
             warn!("not as desired after the pass: {change}");
         }
@@ -171,12 +212,14 @@ impl Node {
         let mut due = Some(Cause::Resync);
         let by = loop {
             if let Some(cause) = due {
-                let begun = Instant::now();
-                let report = self.pass(Mode::Apply, cause).await;
+                let (begun, at) = (Instant::now(), SystemTime::now());
+                let report = self.pass(Mode::Apply, cause, trigger.told()).await;
                 let works = report.failures.is_empty();
                 trigger.passed(begun, !works);
                 tell_readiness(&mut ready, works);
-                self.tell_state();
+                if self.history.record(&report, cause, at, begun.elapsed()) {
+                    self.tell_state();
+                }
             }
             due = tokio::select! {
                 _ = terminate.recv() => break "SIGTERM",
@@ -199,7 +242,13 @@ impl Node {
 
     /// For `status` and `doctor`.
     fn tell_state(&self) {
-        let state = State::new(&self.config, self.started, self.backend.choice());
+        let state = State::new(
+            &self.config,
+            self.started,
+            self.backend.choice(),
+            self.backend.programs(),
+            self.history.clone(),
+        );
         if let Err(error) = state.store(&self.config.run_dir) {
             warn!("{error}");
         }

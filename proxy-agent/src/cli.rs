@@ -26,6 +26,7 @@ use self::services::Resolved;
 use crate::config::{BackendChoice, Config};
 use crate::doctor;
 use crate::goflag::parse_bool;
+use crate::status;
 use crate::telemetry::log::Remark;
 
 const AFTER_HELP: &str = "\
@@ -58,6 +59,8 @@ Exit codes: 0 good, 2 bad usage, 3 warnings, or something could not be looked at
 pub enum Invocation {
     /// To run the agent, as a daemon or once.
     Run(Box<Config>),
+    /// To tell what the agent of this node is doing.
+    Status(status::Request),
     /// To print the completions for a shell.
     Completions(Shell),
     /// To look for what may be wrong.
@@ -94,6 +97,18 @@ where
     let mut args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     match args.command.take() {
         Some(Subcommand::Completions { shell }) => return Ok(Invocation::Completions(shell)),
+        Some(Subcommand::Status {
+            output,
+            all,
+            location,
+        }) => {
+            return Ok(Invocation::Status(status::Request {
+                output,
+                all,
+                run_dir: location.run_dir,
+                bpffs: is_given("bpffs", &matches).then_some(location.bpffs),
+            }));
+        }
         Some(Subcommand::Doctor {
             location,
             output,
@@ -102,7 +117,7 @@ where
         }) => {
             return Ok(Invocation::Doctor(doctor::Options {
                 format: output,
-                bpffs: location.bpffs,
+                bpffs: is_given("bpffs", &matches).then_some(location.bpffs),
                 run_dir: location.run_dir,
                 vips: ip_address,
                 ports: port,
@@ -118,6 +133,14 @@ where
     Ok(Invocation::Run(Box::new(config(args, services, &matches))))
 }
 
+/// Whether a flag of the subcommand was given, on the command line or by its variable.
+fn is_given(flag: &str, matches: &ArgMatches) -> bool {
+    let source = matches
+        .subcommand()
+        .and_then(|(_, of)| of.value_source(flag));
+    source.is_some_and(|source| source != ValueSource::DefaultValue)
+}
+
 /// An environment variable that says something.
 fn variable(name: &str) -> Option<String> {
     let value = env::var_os(name).filter(|value| !value.is_empty())?;
@@ -126,7 +149,9 @@ fn variable(name: &str) -> Option<String> {
 
 /// The command with what all its flags have in common.
 fn command() -> Command {
-    let command = Args::command().mut_args(|arg| arg.hide_env_values(true));
+    let command = Args::command()
+        .mut_args(|arg| arg.hide_env_values(true))
+        .mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
     if env::var("PROXY_AGENT_PORT").is_ok_and(|value| value.starts_with("tcp://")) {
         // Not ours: Kubernetes sets it for a Service that is called proxy-agent
         // (`enableServiceLinks`).
@@ -164,8 +189,8 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
         repair: services.repair,
         accept_rules: args.accept_rules,
         dry_run: args.dry_run,
-        bpffs: args.bpffs,
-        run_dir: args.run_dir,
+        bpffs: args.location.bpffs,
+        run_dir: args.location.run_dir,
         max_connections: args.max_connections,
         tc_attach: args.tc_attach,
         log,
@@ -176,6 +201,7 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
 fn untranslated(backend: BackendChoice) -> Option<Remark> {
     let name = match backend {
         BackendChoice::Auto | BackendChoice::Ebpf => return None,
+        BackendChoice::Nftables => "nftables",
         BackendChoice::Iptables => "iptables",
         BackendChoice::None => "none",
     };

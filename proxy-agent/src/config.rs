@@ -3,6 +3,7 @@
 //! The validated settings that every other module works from. How they are spelled on the command
 //! line is `cli.rs`'s business.
 
+use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +51,16 @@ pub struct Config {
     pub log: LogOptions,
 }
 
+impl Config {
+    /// The VIPs with each of the ports.
+    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.vips.iter().flat_map(|vip| {
+            let ports = self.ports.iter();
+            ports.map(|port| SocketAddr::new(*vip, *port))
+        })
+    }
+}
+
 /// A Service whose connections the agent translates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -62,14 +73,22 @@ pub struct Service {
 /// How conntrack is kept out of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BackendChoice {
-    /// The first that works: ebpf, iptables, none
+    /// The first that works, in the order that follows
     Auto,
     /// TC programs and BPF verdicts, decided per connection
     Ebpf,
-    /// The NOTRACK rules of apiserver-proxy-sidecar
+    /// Rules and sets of nf_tables, decided per connection; no eBPF, no iptables
+    Nftables,
+    /// iptables rules, decided per connection with ipset, stateless without
     Iptables,
     /// The VIP only
     None,
+}
+
+impl Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl BackendChoice {
@@ -78,6 +97,7 @@ impl BackendChoice {
         match self {
             Self::Auto => "auto",
             Self::Ebpf => "ebpf",
+            Self::Nftables => "nftables",
             Self::Iptables => "iptables",
             Self::None => "none",
         }
@@ -85,7 +105,8 @@ impl BackendChoice {
 }
 
 /// When the two ACCEPT rules are set in the iptables filter table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AcceptRules {
     /// Where an iptables filter table has rules or a policy other than ACCEPT
     Auto,
@@ -96,7 +117,8 @@ pub enum AcceptRules {
 }
 
 /// How TC programs are attached to links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TcAttach {
     /// tcx where the kernel has it (6.6), clsact otherwise
     Auto,

@@ -6,6 +6,14 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::Duration;
+
+/// The lock file's name in the run directory.
+const FILE: &str = "lock";
+/// How often, and how long apart, the lock is tried: [`is_held`] has it for a moment.
+const TRIES: u32 = 3;
+const APART: Duration = Duration::from_millis(10);
 
 /// Why the agent may not run.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +54,7 @@ impl Lock {
     ///
     /// If another agent holds it, or the directory cannot be used.
     pub fn take(run_dir: &Path) -> Result<Self, Error> {
-        let path = run_dir.join("lock");
+        let path = run_dir.join(FILE);
         let failed = |source| Error::Io {
             path: path.clone(),
             source,
@@ -59,7 +67,15 @@ impl Lock {
             .truncate(false)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        for _ in 1..TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(APART);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -82,35 +98,23 @@ impl Lock {
     }
 }
 
-/// A running agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holder {
-    /// Its process; none if it is too new to have told.
-    pub pid: Option<u32>,
-}
-
-/// The agent that runs with this run directory.
-///
-/// The lock is taken and given back at once, shared, so that others who ask are not in the way.
+/// Whether an agent with this run directory runs.
 ///
 /// # Errors
 ///
-/// If the lock file is there and cannot be opened or locked.
-pub fn holder(run_dir: &Path) -> io::Result<Option<Holder>> {
-    let mut file = match File::open(run_dir.join("lock")) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+/// If the lock file cannot be used.
+pub fn is_held(run_dir: &Path) -> Result<bool, Error> {
+    let path = run_dir.join(FILE);
+    let tried = match File::open(&path) {
+        // Shared, so that two that ask do not see each other.
+        Ok(file) => file.try_lock_shared(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(Error::Io { path, source }),
     };
-    match file.try_lock_shared() {
-        Ok(()) => Ok(None),
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid)?;
-            let pid = pid.trim().parse().ok();
-            Ok(Some(Holder { pid }))
-        }
-        Err(TryLockError::Error(error)) => Err(error),
+    match tried {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
     }
 }
 
@@ -121,7 +125,9 @@ mod tests {
     #[test]
     fn a_second_agent_is_refused_and_told_of_the_first() {
         let directory = std::env::temp_dir().join(format!("proxy-agent-lock-{}", process::id()));
+        assert!(!is_held(&directory).unwrap());
         let first = Lock::take(&directory).unwrap();
+        assert!(is_held(&directory).unwrap());
         let error = Lock::take(&directory).unwrap_err();
         assert!(
             error
@@ -129,10 +135,8 @@ mod tests {
                 .contains(&format!("pid {}", process::id())),
             "{error}"
         );
-        let pid = Some(process::id());
-        assert_eq!(holder(&directory).unwrap(), Some(Holder { pid }));
         drop(first);
-        assert_eq!(holder(&directory).unwrap(), None);
+        assert!(!is_held(&directory).unwrap());
         assert!(Lock::take(&directory).is_ok());
         fs::remove_dir_all(&directory).unwrap();
     }

@@ -17,13 +17,14 @@ mod lock;
 mod netfilter;
 mod reconcile;
 mod state;
+mod status;
 mod telemetry;
+mod time;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::Invocation;
 
@@ -44,13 +45,17 @@ fn try_main() -> Result<ExitCode> {
             io::stdout().write_all(&cli::completions(shell))?;
             return Ok(ExitCode::SUCCESS);
         }
-        Invocation::Doctor(options) => return runtime()?.block_on(doctor::run(&options)),
+        Invocation::Doctor(options) => return block_on(doctor::run(&options)),
+        Invocation::Status(request) => return block_on(status::run(&request)),
     };
     telemetry::log::init(&config.log)?;
-    runtime()?.block_on(app::run(config))
+    block_on(app::run(config))
 }
 
-/// One thread: the agent waits nearly all of the time, and order makes it easy to follow.
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
+fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }

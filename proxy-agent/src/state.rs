@@ -3,17 +3,23 @@
 //! What the agent tells other processes of the node about itself: a file in its run directory,
 //! replaced whole, that outlives it. `status` and `doctor` read it; nothing is decided by it.
 
+pub mod history;
+
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Service};
+use self::history::History;
+use crate::config::{AcceptRules, BackendChoice, Config, Service, TcAttach};
+use crate::telemetry::log::LogOptions;
 
 /// The file's name in the run directory.
 const FILE: &str = "state.json";
@@ -31,6 +37,10 @@ pub struct State {
     pub settings: Settings,
     /// The backend in use and why.
     pub backend: Choice,
+    /// Ids of the eBPF programs it has loaded, by their names.
+    pub programs: BTreeMap<String, u32>,
+    /// What its passes have come to.
+    pub history: History,
 }
 
 /// The settings that tell what is this agent's.
@@ -46,6 +56,23 @@ pub struct Settings {
     pub services: Vec<Service>,
     /// Where maps and links are pinned.
     pub bpffs: PathBuf,
+    /// Time between two full resyncs.
+    pub sync_interval: Duration,
+    /// When the ACCEPT rules are set.
+    pub accept_rules: AcceptRules,
+    /// How TC programs are attached.
+    pub tc_attach: TcAttach,
+    /// Size of the map of decided connections.
+    pub max_connections: u32,
+}
+
+impl Settings {
+    /// The VIPs with each of the ports.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        let vips = self.vips.iter();
+        vips.flat_map(|vip| self.ports.iter().map(|port| SocketAddr::new(*vip, *port)))
+            .collect()
+    }
 }
 
 /// A backend, and why it is not another.
@@ -59,6 +86,8 @@ pub struct Choice {
     pub detail: String,
     /// Those that come before it and cannot be used.
     pub rejected: Vec<Rejected>,
+    /// Who sends connections to the VIP that this backend breaks.
+    pub breaks: Vec<String>,
 }
 
 /// A backend that cannot be used here.
@@ -117,7 +146,13 @@ impl Choice {
 
 impl State {
     /// The state of this process.
-    pub fn new(config: &Config, started: SystemTime, backend: Choice) -> Self {
+    pub fn new(
+        config: &Config,
+        started: SystemTime,
+        backend: Choice,
+        programs: BTreeMap<String, u32>,
+        history: History,
+    ) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -128,8 +163,39 @@ impl State {
                 interface: config.interface.clone(),
                 services: config.services.clone(),
                 bpffs: config.bpffs.clone(),
+                sync_interval: config.sync_interval,
+                accept_rules: config.accept_rules,
+                tc_attach: config.tc_attach,
+                max_connections: config.max_connections,
             },
             backend,
+            programs,
+            history,
+        }
+    }
+
+    /// The settings with which a dry run looks at the node as this agent does, with the backend that
+    /// it uses.
+    pub fn as_dry_run(&self, run_dir: &Path) -> Config {
+        let settings = &self.settings;
+        let backend = BackendChoice::from_str(&self.backend.backend, false);
+        Config {
+            vips: settings.vips.clone(),
+            ports: settings.ports.clone(),
+            interface: settings.interface.clone(),
+            sync_interval: settings.sync_interval,
+            daemon: false,
+            cleanup: false,
+            backend: backend.unwrap_or(BackendChoice::None),
+            services: settings.services.clone(),
+            repair: Vec::new(),
+            accept_rules: settings.accept_rules,
+            dry_run: true,
+            bpffs: settings.bpffs.clone(),
+            run_dir: run_dir.to_owned(),
+            max_connections: settings.max_connections,
+            tc_attach: settings.tc_attach,
+            log: LogOptions::default(),
         }
     }
 
@@ -207,6 +273,10 @@ mod tests {
                     vip: "10.96.0.2:443".parse().unwrap(),
                 }],
                 bpffs: "/sys/fs/bpf/proxy-agent/v1".into(),
+                sync_interval: Duration::from_mins(1),
+                accept_rules: AcceptRules::Auto,
+                tc_attach: TcAttach::Clsact,
+                max_connections: 65_536,
             },
             backend: Choice {
                 asked: "auto".to_owned(),
@@ -216,8 +286,13 @@ mod tests {
                     backend: "ebpf".to_owned(),
                     reason: "bpf(2) is refused".to_owned(),
                 }],
+                breaks: Vec::new(),
             },
+            programs: BTreeMap::from([("vip_ingress".to_owned(), 7)]),
+            history: History::default(),
         };
+        let config = state.as_dry_run(&dir);
+        assert!(config.dry_run && config.vips == state.settings.vips);
         state.store(&dir).unwrap();
         assert_eq!(State::load(&dir).unwrap().as_ref(), Some(&state));
         fs::write(dir.join(FILE), "{").unwrap();

@@ -88,6 +88,17 @@ impl Connection {
         }
     }
 
+    /// The decision about a connection that is already open: whatever its SYN was, it has been
+    /// answered.
+    #[must_use]
+    pub const fn taken_over() -> Self {
+        Self {
+            isn: 0,
+            syn_payload: 0,
+            original: Endpoint::NONE,
+        }
+    }
+
     /// What the client addressed, if that is translated to the VIP; [`Endpoint::NONE`] otherwise.
     #[inline(always)]
     #[must_use]

@@ -19,7 +19,9 @@ pub mod addr;
 pub mod connection;
 pub mod limits;
 pub mod packet;
+pub mod statistics;
 
 pub use addr::{Address, Endpoint};
 pub use connection::{Connection, ConnectionKey};
 pub use packet::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
+pub use statistics::{CounterKey, Counters, Reason, Traffic};

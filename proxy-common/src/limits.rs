@@ -12,6 +12,9 @@ pub const MAX_DESTINATIONS: u32 = 2 * MAX_VIPS;
 /// Decided connections that are remembered unless the agent is told otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: u32 = 65_536;
 
+/// Pairs of a link and a VIP with its port that are counted.
+pub const MAX_COUNTERS: u32 = 16_384;
+
 /// The bit that stands for a port in the set by which programs leave most packets alone at once.
 ///
 /// `port` is in network byte order. Ports that share a bit cost a look-up, nothing more.

@@ -13,7 +13,7 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use proxy_common::{Address, Endpoint};
 
-use crate::maps::{destinations, peers};
+use crate::maps::{destinations, peers, statistics};
 use crate::packet::Undecided;
 use crate::sockets;
 
@@ -103,10 +103,22 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     if !is_on_host(ctx) {
         return Err(Undecided::NotOnHost);
     }
+    let outcome = translate::<F>(ctx, addressed, vip);
+    statistics::connected(vip, outcome);
+    outcome
+}
+
+#[inline(always)]
+fn translate<F: Family>(
+    ctx: &SockAddrContext,
+    addressed: Endpoint,
+    vip: Endpoint,
+) -> Result<(), Undecided> {
     if !sockets::is_listening(ctx, vip) {
         return Err(Undecided::NoListener);
     }
-    // SAFETY: as above.
+    let context = ctx.sock_addr;
+    // SAFETY: the kernel hands a valid context of this family to the program.
     unsafe {
         // Written first: without it the process would see the VIP as its peer.
         peers::remember(bpf_get_socket_cookie(ctx.as_ptr()), addressed)?;

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_common::{ConnectionKey, Endpoint, Segment};
 
-use crate::maps::{connections, destinations};
+use crate::maps::{connections, destinations, statistics};
 use crate::packet::{self, FromNetworkHeader, Undecided};
 use crate::sockets::{self, Proxy};
 use crate::translate::{self, Side};
@@ -36,16 +36,32 @@ pub fn decide_and_translate(ctx: &TcContext) -> Result<(), Undecided> {
         addressed
     };
     let key = ConnectionKey::new(segment.source(), vip);
-    if segment.opens() {
-        decide(ctx, &segment, &key, original)?;
+    if !segment.opens() {
+        return translate(ctx, &segment, &key, original);
     }
+    let outcome = decide(ctx, &segment, &key, original)
+        .and_then(|()| translate(ctx, &segment, &key, original));
+    // SAFETY: the kernel hands a valid context to the program.
+    let link = unsafe { (*skb).ifindex };
+    statistics::opened(link, vip, original != Endpoint::NONE, outcome);
+    outcome
+}
+
+/// Translates the packet if that is what was decided about its connection.
+#[inline(always)]
+fn translate(
+    ctx: &TcContext,
+    segment: &Segment,
+    key: &ConnectionKey,
+    original: Endpoint,
+) -> Result<(), Undecided> {
     if original == Endpoint::NONE {
         return Ok(());
     }
-    if connections::get(&key)?.original() != original {
+    if connections::get(key)?.original() != original {
         return Err(Undecided::NoDecision);
     }
-    translate::rewrite(skb, &segment, Side::Destination, vip)
+    translate::rewrite(ctx.skb.skb, segment, Side::Destination, key.vip())
 }
 
 /// Decides a connection unless that could harm another one, or lead to nobody.

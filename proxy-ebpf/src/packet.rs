@@ -10,7 +10,7 @@ use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::cty::c_long;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use proxy_common::packet::{Headers, IPV6_HEADER, JumboTcp};
-use proxy_common::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
+use proxy_common::{Ipv4Tcp, Ipv6Tcp, Reason, Segment, Unreadable};
 
 /// Ethernet types as `__sk_buff.protocol` has them.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
@@ -45,6 +45,32 @@ pub enum Undecided {
     MapFull,
     /// No entry, or one of another connection.
     NoDecision,
+    /// The entry was that of an older connection, and was taken back.
+    OlderDecision,
+}
+
+impl Undecided {
+    /// Under which reason it is counted. None where the packet has nothing to do with the proxy, or
+    /// where that cannot be told: with a VLAN tag it is seen again without, and a fragment or a
+    /// header with options does not show its ports in their usual place.
+    #[inline(always)]
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::InUse => Some(Reason::InUse),
+            Self::NoListener => Some(Reason::NoListener),
+            Self::MapFull => Some(Reason::MapFull),
+            Self::Rewrite | Self::Load => Some(Reason::Rewrite),
+            Self::OlderDecision => Some(Reason::OlderDecision),
+            Self::VlanTag
+            | Self::NotIp
+            | Self::Unreadable
+            | Self::NotOpening
+            | Self::NotForProxy
+            | Self::NotOnHost
+            | Self::NotTranslated
+            | Self::NoDecision => None,
+        }
+    }
 }
 
 impl From<Unreadable> for Undecided {

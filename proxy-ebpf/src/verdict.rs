@@ -8,16 +8,19 @@
 
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::debug;
-use proxy_common::{Connection, ConnectionKey, Endpoint, Segment};
+use proxy_common::{Connection, ConnectionKey, CounterKey, Endpoint, Segment};
 
-use crate::maps::{connections, destinations};
+use crate::maps::{connections, destinations, statistics};
 use crate::packet::{self, FromData, Undecided};
 
 /// PREROUTING, client to VIP.
 #[inline(always)]
 pub fn obey(ctx: &SkBuffContext) -> Result<(), Undecided> {
     let segment = packet::segment::<FromData>(ctx.skb.skb)?;
-    covered(&ConnectionKey::of_request(&segment), &segment)
+    let key = ConnectionKey::of_request(&segment);
+    covered(&key, &segment)?;
+    statistics::request(link(ctx), key.vip(), ctx.skb.skb);
+    Ok(())
 }
 
 /// PREROUTING, client to service: a packet that TC ingress should have translated and has not,
@@ -28,6 +31,7 @@ pub fn untranslated(ctx: &SkBuffContext) -> Result<(), Undecided> {
     let vip = destinations::vip_of(&segment.destination())?;
     let entry = connections::get(&ConnectionKey::new(segment.source(), vip))?;
     if entry.original() == segment.destination() && entry.covers_request(&segment) {
+        statistics::request(link(ctx), vip, ctx.skb.skb);
         Ok(())
     } else {
         Err(Undecided::NoDecision)
@@ -39,38 +43,46 @@ pub fn untranslated(ctx: &SkBuffContext) -> Result<(), Undecided> {
 pub fn decide_or_obey(ctx: &SkBuffContext) -> Result<(), Undecided> {
     let segment = packet::segment::<FromData>(ctx.skb.skb)?;
     let key = ConnectionKey::of_request(&segment);
-    if !segment.opens() {
-        return covered(&key, &segment);
+    if segment.opens() {
+        let outcome = connections::decide(&key, &segment, Endpoint::NONE)
+            .inspect_err(|_| connections::forget(&key));
+        statistics::opened(CounterKey::THIS_HOST, key.vip(), false, outcome);
+        outcome?;
+        debug!(ctx, "decided at output, isn {}", segment.seq());
+    } else {
+        covered(&key, &segment)?;
     }
-    connections::decide(&key, &segment, Endpoint::NONE)
-        .inspect_err(|_| connections::forget(&key))?;
-    debug!(ctx, "decided at output, isn {}", segment.seq());
+    statistics::request(CounterKey::THIS_HOST, key.vip(), ctx.skb.skb);
     Ok(())
 }
 
 /// OUTPUT, VIP to client.
 #[inline(always)]
 pub fn verify(ctx: &SkBuffContext) -> Result<(), Undecided> {
-    verified(ctx).map(drop)
+    verified(ctx, |_| true)
 }
 
 /// OUTPUT, VIP to client, where that client addressed a service.
 #[inline(always)]
 pub fn verify_translated(ctx: &SkBuffContext) -> Result<(), Undecided> {
-    if verified(ctx)?.is_translated() {
-        Ok(())
-    } else {
-        Err(Undecided::NotTranslated)
-    }
+    verified(ctx, Connection::is_translated)
 }
 
+/// Matches if the packet is under a decision that is `wanted`.
 #[inline(always)]
-fn verified(ctx: &SkBuffContext) -> Result<Connection, Undecided> {
+fn verified(
+    ctx: &SkBuffContext,
+    wanted: impl FnOnce(&Connection) -> bool,
+) -> Result<(), Undecided> {
     let segment = packet::segment::<FromData>(ctx.skb.skb)?;
     let key = ConnectionKey::of_reply(&segment);
     let entry = connections::get(&key)?;
     if entry.covers_reply(&segment) {
-        return Ok(entry);
+        if !wanted(&entry) {
+            return Err(Undecided::NotTranslated);
+        }
+        statistics::reply(segment.source(), ctx.skb.skb);
+        return Ok(());
     }
     connections::forget(&key);
     debug!(
@@ -78,7 +90,9 @@ fn verified(ctx: &SkBuffContext) -> Result<Connection, Undecided> {
         "forgot an older connection of the same client port, ack {}",
         segment.ack()
     );
-    Err(Undecided::NoDecision)
+    let why = Undecided::OlderDecision;
+    statistics::undecided(CounterKey::THIS_HOST, segment.source(), why);
+    Err(why)
 }
 
 #[inline(always)]
@@ -88,4 +102,11 @@ fn covered(key: &ConnectionKey, segment: &Segment) -> Result<(), Undecided> {
     } else {
         Err(Undecided::NoDecision)
     }
+}
+
+/// The ifindex of the link that the packet came by.
+#[inline(always)]
+fn link(ctx: &SkBuffContext) -> u32 {
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (*ctx.skb.skb).ifindex }
 }

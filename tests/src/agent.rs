@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Family;
 use crate::cmd::{self, Process};
+use crate::lacking::Lacking;
 use crate::node::{Node, SharedLog};
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
@@ -144,6 +145,18 @@ impl Node {
         Ok(agent)
     }
 
+    /// Starts the agent as on a machine that lacks something, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn start_agent_lacking(&self, lacking: Lacking, args: &[&str]) -> Result<Agent> {
+        let mut command = self.agent_command(args)?;
+        lacking.apply(&mut command);
+        let agent = self.spawn(command)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
     /// Starts the agent and does not wait.
     ///
     /// # Errors
@@ -203,7 +216,10 @@ impl Agent {
     }
 
     /// Waits until it has logged that it is ready.
-    fn wait_until_ready(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it ends instead, or takes too long.
+    pub fn wait_until_ready(&self) -> Result<()> {
         cmd::wait_until(READY_TIMEOUT, "the agent to be ready", || {
             let is_ready = |line: &str| line.ends_with("ready") && !line.ends_with("not ready");
             if self.log().lines().any(is_ready) {

@@ -13,21 +13,34 @@ use std::process::Command;
 pub enum Lacking {
     /// bpf(2): `ENOSYS`
     Bpf,
+    /// The permission to use bpf(2): `EPERM`, as a container's seccomp filter answers
+    BpfPermission,
     /// nfnetlink, and with it `nf_tables`: `EPROTONOSUPPORT`
     Nfnetlink,
     /// The iptables binaries
     Iptables,
+    /// The ipset binary
+    Ipset,
+    /// The sets of iptables rules, though ipset is there: `EPROTO` for `SO_IP_SET`
+    Sets,
     /// Every capability, though still root
     Capabilities,
+    /// Every capability but `CAP_NET_ADMIN`, though still root
+    CapabilitiesButNetAdmin,
 }
 
 /// Where distributions install iptables.
 const SBIN: [&CStr; 3] = [c"/usr/sbin", c"/sbin", c"/usr/local/sbin"];
+/// Where they install ipset.
+const IPSET: [&CStr; 3] = [c"/usr/sbin/ipset", c"/sbin/ipset", c"/usr/local/sbin/ipset"];
 
 /// Codes of classic BPF: load an absolute word, jump if equal, return a constant.
 const LOAD: u16 = 0x20;
 const JUMP_EQ: u16 = 0x15;
 const RETURN: u16 = 0x06;
+
+/// The socket option that tells about sets.
+const SO_IP_SET: u32 = 83;
 
 /// The offset of the system call's number in `struct seccomp_data`.
 const NR: u32 = 0;
@@ -58,12 +71,8 @@ impl Lacking {
     /// Makes the command run on such a machine.
     pub fn apply(self, command: &mut Command) -> &mut Command {
         let filter = match self {
-            Self::Bpf => vec![
-                op(LOAD, NR, 0, 0),
-                op(JUMP_EQ, number(libc::SYS_bpf), 0, 1),
-                op(RETURN, errno(libc::ENOSYS), 0, 0),
-                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
-            ],
+            Self::Bpf => without_bpf(libc::ENOSYS),
+            Self::BpfPermission => without_bpf(libc::EPERM),
             Self::Nfnetlink => vec![
                 op(LOAD, NR, 0, 0),
                 op(JUMP_EQ, number(libc::SYS_socket), 0, 5),
@@ -74,14 +83,38 @@ impl Lacking {
                 op(RETURN, errno(libc::EPROTONOSUPPORT), 0, 0),
                 op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
             ],
+            // libxt_set asks for the index of a set by this option of linux/netfilter/ipset/ip_set.h.
+            Self::Sets => vec![
+                op(LOAD, NR, 0, 0),
+                op(JUMP_EQ, number(libc::SYS_getsockopt), 0, 3),
+                op(LOAD, arg(2), 0, 0),
+                op(JUMP_EQ, SO_IP_SET, 0, 1),
+                op(RETURN, errno(libc::EPROTO), 0, 0),
+                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+            ],
             // SAFETY: only system calls between fork and exec.
             Self::Iptables => return unsafe { command.pre_exec(hide_sbin) },
             // SAFETY: as above.
-            Self::Capabilities => return unsafe { command.pre_exec(drop_capabilities) },
+            Self::Capabilities => return unsafe { command.pre_exec(|| keep_capabilities(0)) },
+            Self::CapabilitiesButNetAdmin => {
+                // SAFETY: as above.
+                return unsafe { command.pre_exec(|| keep_capabilities(1 << CAP_NET_ADMIN)) };
+            }
+            // SAFETY: as above.
+            Self::Ipset => return unsafe { command.pre_exec(hide_ipset) },
         };
         // SAFETY: prctl(2) alone runs between fork and exec; the filter lives in the closure.
         unsafe { command.pre_exec(move || install(&filter)) }
     }
+}
+
+fn without_bpf(code: i32) -> Vec<libc::sock_filter> {
+    vec![
+        op(LOAD, NR, 0, 0),
+        op(JUMP_EQ, number(libc::SYS_bpf), 0, 1),
+        op(RETURN, errno(code), 0, 0),
+        op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ]
 }
 
 fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
@@ -101,6 +134,27 @@ fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
 }
 
 fn hide_sbin() -> io::Result<()> {
+    private_mounts()?;
+    for dir in SBIN {
+        let tmpfs = c"tmpfs".as_ptr();
+        // SAFETY: as below. One that does not exist hides nothing.
+        unsafe { libc::mount(tmpfs, dir.as_ptr(), tmpfs, 0, std::ptr::null()) };
+    }
+    Ok(())
+}
+
+fn hide_ipset() -> io::Result<()> {
+    private_mounts()?;
+    for file in IPSET {
+        let (nothing, null) = (c"/dev/null".as_ptr(), std::ptr::null());
+        // SAFETY: as below. One that does not exist hides nothing.
+        unsafe { libc::mount(nothing, file.as_ptr(), null, libc::MS_BIND, null.cast()) };
+    }
+    Ok(())
+}
+
+/// Makes a mount namespace whose mounts nobody else sees.
+fn private_mounts() -> io::Result<()> {
     let nothing = std::ptr::null();
     // SAFETY: the strings are C strings, and null is allowed where it is given.
     unsafe {
@@ -112,14 +166,8 @@ fn hide_sbin() -> io::Result<()> {
             nothing,
             private,
             std::ptr::null(),
-        ))?;
-        for dir in SBIN {
-            let tmpfs = c"tmpfs".as_ptr();
-            // One that does not exist hides nothing.
-            libc::mount(tmpfs, dir.as_ptr(), tmpfs, 0, std::ptr::null());
-        }
+        ))
     }
-    Ok(())
 }
 
 /// `struct __user_cap_header_struct` and `struct __user_cap_data_struct` of capset(2).
@@ -127,14 +175,23 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// `SECBIT_NOROOT`: user id 0 gives no capabilities at exec.
 const SECBIT_NOROOT: libc::c_ulong = 1;
 
-fn drop_capabilities() -> io::Result<()> {
+/// Of linux/capability.h.
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Keeps the first 32 capabilities that are in the mask, over exec as well.
+fn keep_capabilities(mask: u32) -> io::Result<()> {
     let header = [CAPABILITY_VERSION_3, 0];
-    let none = [0_u32; 6];
+    // Effective, permitted and inheritable; then those above 31.
+    let kept = [mask, mask, mask, 0, 0, 0];
     // SAFETY: both arrays have the layout that capset(2) reads in version 3.
     unsafe {
         check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NOROOT, 0, 0, 0))?;
-        if libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) != 0 {
+        if libc::syscall(libc::SYS_capset, header.as_ptr(), kept.as_ptr()) != 0 {
             return Err(io::Error::last_os_error());
+        }
+        for capability in (0..32).filter(|capability| mask & (1 << capability) != 0) {
+            let raise = libc::PR_CAP_AMBIENT_RAISE;
+            check(libc::prctl(libc::PR_CAP_AMBIENT, raise, capability, 0, 0))?;
         }
     }
     Ok(())

@@ -25,6 +25,7 @@ pub mod signals;
 pub mod skip;
 pub mod snapshot;
 pub mod stream;
+pub mod streams;
 pub mod sweep;
 pub mod transfer;
 

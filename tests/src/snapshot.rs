@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::netns::Netns;
 
 /// The commands whose output makes a snapshot.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "ip -o link show",
     "ip -o address show",
     "ip route show table all",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 12] = [
     "ip6tables-legacy-save",
     "iptables-nft-save",
     "ip6tables-nft-save",
+    "ipset save",
     "tc -d qdisc show",
     "cat /proc/thread-self/net/ip_tables_names /proc/thread-self/net/ip6_tables_names",
 ];
@@ -57,14 +58,16 @@ fn links_with_clsact(netns: &Netns) -> Result<Vec<String>> {
 }
 
 /// The tables of nf_tables by family and name, in an order that does not depend on when they were
-/// made, and without the ids of BPF programs, which are new after each load.
+/// made, and without what changes by itself: the ids of BPF programs, which are new after each load,
+/// and members of sets that packets fill.
 ///
 /// # Errors
 /// When nft(8) fails.
 pub fn nf_tables(netns: &Netns) -> Result<String> {
     let ruleset = netns.exec("nft -s list ruleset")?;
     let mut tables: Vec<String> = Vec::new();
-    for line in ruleset.lines().filter(|line| !line.starts_with('#')) {
+    let lasting = without_learned_members(&ruleset);
+    for line in lasting.lines().filter(|line| !line.starts_with('#')) {
         if line.starts_with("table ") || tables.is_empty() {
             tables.push(String::new());
         }
@@ -75,6 +78,23 @@ pub fn nf_tables(netns: &Netns) -> Result<String> {
     }
     tables.sort_unstable();
     Ok(tables.concat())
+}
+
+/// Leaves out `elements = { … }` of sets that packets fill; it may take several lines.
+fn without_learned_members(ruleset: &str) -> String {
+    const BEGIN: &str = "\t\telements = {";
+    let mut text = String::new();
+    for set in ruleset.split_inclusive("\n\t}\n") {
+        let members = set.find(BEGIN).filter(|_| set.contains("flags dynamic"));
+        match members.and_then(|begin| Some((begin, begin + set[begin..].find("}\n")? + 2))) {
+            Some((begin, end)) => {
+                text.push_str(&set[..begin]);
+                text.push_str(&set[end..]);
+            }
+            None => text.push_str(set),
+        }
+    }
+    text
 }
 
 fn without_program_id(line: &str) -> String {

@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Pod, Topology};
+use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::{Family, bpf, client, conntrack, transfer};
 
 const CONNECTIONS: usize = 20_000;
 const PODS: usize = 8;
-const MAX_CONNECTIONS: u32 = 4096;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A pod's share: through VIP and ClusterIP, in both families, in turn.
@@ -23,15 +23,17 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// ClusterIP that it has just used for the VIP, and as long as the proxy has not closed that older
 /// connection, the new one is left to conntrack and waits (docs/packet-path.md, "One client port, two
 /// ways"; `port_reuse.rs` holds that it works).
-fn connect_again_and_again(pod: &Pod) -> Result<()> {
+fn connect_again_and_again(pod: &Pod, vias: &[Via]) -> Result<()> {
     let ways = Family::ALL.map(|family| {
-        let port_from = |port| SocketAddr::new(pod.address(family), port);
-        [
-            (port_from(20_000), family.vip_socket()),
-            (port_from(40_000), family.cluster_ip_socket()),
-        ]
+        let way = |via: &Via| match via {
+            Via::Vip => (20_000, family.vip_socket()),
+            Via::ClusterIp => (40_000, family.cluster_ip_socket()),
+        };
+        let ways = vias.iter().map(way);
+        ways.map(|(port, to)| (SocketAddr::new(pod.address(family), port), to))
+            .collect::<Vec<_>>()
     });
-    let ways = ways.as_flattened();
+    let ways = ways.concat();
     // Inside the namespace once, not for each connection.
     pod.netns.run(|| {
         for n in 0..CONNECTIONS / PODS {
@@ -45,22 +47,21 @@ fn connect_again_and_again(pod: &Pod) -> Result<()> {
     })
 }
 
-fn check(topology: Topology, kube_proxy: KubeProxy) {
+fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, vias: &[Via]) {
     Node::test(topology, |node| {
         kube_proxy.install(&node.netns)?;
         while node.pods.len() < PODS {
             node.add_pod(topology)?;
         }
-        let max = format!("--max-connections={MAX_CONNECTIONS}");
-        let args = [&TRANSLATE[..], &["--backend=ebpf", &max]].concat();
-        let _agent = node.start_agent(&args)?;
+        let limit = format!("--max-connections={max}");
+        let _agent = node.start_agent(&[backend, &[&limit]].concat())?;
         let _proxy = Proxy::start(node)?;
         let start = Instant::now();
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> = node
                 .pods
                 .iter()
-                .map(|pod| scope.spawn(|| connect_again_and_again(pod)))
+                .map(|pod| scope.spawn(|| connect_again_and_again(pod, vias)))
                 .collect();
             threads
                 .into_iter()
@@ -75,19 +76,27 @@ fn check(topology: Topology, kube_proxy: KubeProxy) {
             "{CONNECTIONS} connections in {:.1} s",
             elapsed.as_secs_f32()
         );
+        let mut tracked = Vec::new();
         for family in Family::ALL {
-            let entries = conntrack::list(&node.netns, family)?;
-            let lines: Vec<&str> = entries.iter().map(|entry| &*entry.line).collect();
-            ensure!(
-                entries.is_empty(),
-                "{} conntrack entries, the first:\n{}",
-                lines.len(),
-                lines[..lines.len().min(10)].join("\n")
-            );
+            tracked.extend(conntrack::list(&node.netns, family)?);
         }
+        let lines: Vec<&str> = tracked.iter().map(|entry| &*entry.line).collect();
+        if backend == NFTABLES {
+            // Its sets do not forget the oldest when they are full.
+            println!("{} conntrack entries", lines.len());
+            ensure!(lines.is_empty() == (max > CONNECTIONS));
+            return Ok(());
+        }
+        ensure!(
+            lines.is_empty(),
+            "{} conntrack entries, the first:\n{}",
+            lines.len(),
+            lines[..lines.len().min(10)].join("\n")
+        );
         let usage = bpf::map_usage(&node.agent_bpffs().join("CONNECTIONS"))?;
         println!("{usage:?}");
-        ensure!(usage.max_entries == MAX_CONNECTIONS, "{usage:?}");
+        let max = u32::try_from(max)?;
+        ensure!(usage.max_entries == max, "{usage:?}");
         ensure!(
             0 < usage.entries && usage.entries <= usage.max_entries,
             "{usage:?}"
@@ -96,12 +105,45 @@ fn check(topology: Topology, kube_proxy: KubeProxy) {
     });
 }
 
+/// What the agent is started with, and how many connections it is to remember.
+type Backend = (&'static [&'static str], usize);
+
+const EBPF: &[&str] = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
+const NFTABLES: &[&str] = &["--backend=nftables"];
+const BOTH: &[Via] = &[Via::Vip, Via::ClusterIp];
+
 #[test]
 fn through_veth() {
-    check(Topology::Veth, KubeProxy::IptablesNft);
+    check(Topology::Veth, KubeProxy::IptablesNft, (EBPF, 4096), BOTH);
 }
 
 #[test]
 fn through_a_bridge() {
-    check(Topology::BridgeNetfilter, KubeProxy::Nftables);
+    check(
+        Topology::BridgeNetfilter,
+        KubeProxy::Nftables,
+        (EBPF, 4096),
+        BOTH,
+    );
+}
+
+#[test]
+fn nftables() {
+    check(
+        Topology::Veth,
+        KubeProxy::IptablesNft,
+        (NFTABLES, 65_536),
+        &[Via::Vip],
+    );
+}
+
+/// What has no room is tracked, and works.
+#[test]
+fn nftables_with_full_sets() {
+    check(
+        Topology::BridgeNetfilter,
+        KubeProxy::IptablesLegacy,
+        (NFTABLES, 4096),
+        BOTH,
+    );
 }

@@ -63,6 +63,11 @@ fn ebpf() {
 }
 
 #[test]
+fn nftables() {
+    check("--backend=nftables");
+}
+
+#[test]
 fn iptables() {
     check("--backend=iptables");
 }

@@ -19,6 +19,9 @@ const IPTABLES: &str = "*raw
 -A PREROUTING -s 192.0.2.0/24 -j DROP
 -A OUTPUT -s VIP -p tcp -m tcp --sport 8443 -j NOTRACK
 COMMIT
+*mangle
+-A INPUT -d VIP -p tcp -m tcp --dport 443 -m conntrack --ctstate DNAT -j MARK --set-xmark 0x1/0x1
+COMMIT
 *filter
 :FOREIGN - [0:0]
 -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
@@ -51,7 +54,15 @@ table netdev foreign {
 }
 "#;
 
+/// Sets with names near ours.
+const SETS: &str = "create proxy-agents hash:ip
+add proxy-agents 192.0.2.1
+create KUBE-LOOP-BACK hash:ip,port,ip timeout 0
+add KUBE-LOOP-BACK 10.96.0.2,tcp:443,10.96.0.2
+";
+
 fn add_foreign_things(node: &Node) -> Result<()> {
+    node.netns.feed("ipset restore", SETS)?;
     for flavour in ["legacy", "nft"] {
         for (program, vip) in [("iptables", "10.96.0.2"), ("ip6tables", "fd00:96::2")] {
             let mut rules = IPTABLES.replace("VIP", vip);
@@ -143,6 +154,19 @@ fn ebpf_with_accept_rules() {
 }
 
 #[test]
+fn nftables_beside_iptables_nft() {
+    survive(&["--backend=nftables"], KubeProxy::IptablesNft);
+}
+
+#[test]
+fn nftables_beside_nftables() {
+    survive(
+        &["--backend=nftables", "--accept-rules=always"],
+        KubeProxy::Nftables,
+    );
+}
+
+#[test]
 fn iptables_nft() {
     survive(&["--backend=iptables"], KubeProxy::IptablesNft);
 }
@@ -194,6 +218,16 @@ fn ebpf_behind_a_legacy_firewall() {
 #[test]
 fn ebpf_behind_an_nft_firewall() {
     behind_a_firewall("--backend=ebpf", "nft");
+}
+
+#[test]
+fn nftables_behind_a_legacy_firewall() {
+    behind_a_firewall("--backend=nftables", "legacy");
+}
+
+#[test]
+fn nftables_behind_an_nft_firewall() {
+    behind_a_firewall("--backend=nftables", "nft");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
-use tests::path::Path;
+use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::{Family, client, conntrack, ctnetlink, transfer};
 
@@ -45,9 +45,9 @@ fn connect_everywhere<'a>(
     paths.iter().cloned().zip(results).collect()
 }
 
-fn works_everywhere(node: &Node) -> Result<Vec<TcpStream>> {
+fn works_on(node: &Node, paths: &[Path<'_>]) -> Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
-    for (seed, (path, result)) in (1..).zip(connect_everywhere(&node.paths(), TIMEOUT)) {
+    for (seed, (path, result)) in (1..).zip(connect_everywhere(paths, TIMEOUT)) {
         let mut stream = result.with_context(|| format!("{path}: connecting"))?;
         transfer::exchange(&mut stream, BYTES, seed).with_context(|| path.to_string())?;
         streams.push(stream);
@@ -79,9 +79,9 @@ fn everything_works(topology: Topology, kube_proxy: KubeProxy) {
         let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
         let _agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;
-        let mut streams = works_everywhere(node)?;
+        let mut streams = works_on(node, &node.paths())?;
         fill(node)?;
-        streams.extend(works_everywhere(node)?);
+        streams.extend(works_on(node, &node.paths())?);
         for stream in &mut streams {
             transfer::exchange(stream, BYTES, 99).context("an older connection")?;
         }
@@ -99,6 +99,34 @@ fn everything_works_with_the_agent_through_a_bridge() {
     everything_works(Topology::BridgeNetfilter, KubeProxy::Nftables);
 }
 
+/// What goes to the VIP itself; the ClusterIP is kube-proxy's.
+fn the_vip_works(topology: Topology, kube_proxy: KubeProxy) {
+    Node::test(topology, |node| {
+        kube_proxy.install(&node.netns)?;
+        let _agent = node.start_agent(&["--backend=nftables"])?;
+        let _proxy = Proxy::start(node)?;
+        let mut paths = node.paths();
+        paths.retain(|path| path.via == Via::Vip);
+        let mut streams = works_on(node, &paths)?;
+        fill(node)?;
+        streams.extend(works_on(node, &paths)?);
+        for stream in &mut streams {
+            transfer::exchange(stream, BYTES, 99).context("an older connection")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_vip_works_with_nftables_through_veth() {
+    the_vip_works(Topology::Veth, KubeProxy::IptablesNft);
+}
+
+#[test]
+fn the_vip_works_with_nftables_through_a_bridge() {
+    the_vip_works(Topology::BridgeNetfilter, KubeProxy::Nftables);
+}
+
 /// An agent that starts on a node whose table is full already.
 #[test]
 fn the_agent_starts() {
@@ -110,6 +138,6 @@ fn the_agent_starts() {
         let _agent = node.start_agent(&args)?;
         println!("ready after {} ms", start.elapsed().as_millis());
         let _proxy = Proxy::start(node)?;
-        works_everywhere(node).map(drop)
+        works_on(node, &node.paths()).map(drop)
     });
 }

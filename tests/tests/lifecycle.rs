@@ -67,8 +67,7 @@ fn files_below(dir: &Path) -> Vec<String> {
 }
 
 /// They are left as they are: tracked, and working.
-#[test]
-fn connections_older_than_the_agent() {
+fn connections_older_than_the_agent(args: &[&str]) {
     Node::test(Topology::Bridge, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         node.add_vips("lo")?;
@@ -77,7 +76,7 @@ fn connections_older_than_the_agent() {
         for path in node.paths() {
             old.push(client::connect(path.netns, path.destination(), TIMEOUT)?);
         }
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(args)?;
         still_work(&mut old)?;
         connect_everywhere(node)?;
         still_work(&mut old)?;
@@ -90,11 +89,10 @@ fn connections_older_than_the_agent() {
     });
 }
 
-#[test]
-fn killed_and_restarted() {
+fn killed_and_restarted(args: &[&str]) {
     Node::test(Topology::Bridge, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let mut agent = node.start_agent(args)?;
         let _proxy = Proxy::start(node)?;
         let mut streams = connect_everywhere(node)?;
         let pins = files_below(&node.agent_bpffs());
@@ -103,7 +101,7 @@ fn killed_and_restarted() {
         streams.extend(connect_everywhere(node)?);
         let ruleset = snapshot::nf_tables(&node.netns)?;
 
-        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let mut agent = node.start_agent(args)?;
         still_work(&mut streams)?;
         streams.extend(connect_everywhere(node)?);
         still_untracked(node, &streams)?;
@@ -125,22 +123,48 @@ fn killed_and_restarted() {
     });
 }
 
+/// One test for each backend that decides per connection.
+macro_rules! backends {
+    ($($name:ident: $args:expr;)*) => {$(
+        mod $name {
+            #[test]
+            fn connections_older_than_the_agent() {
+                super::connections_older_than_the_agent(&$args);
+            }
+
+            #[test]
+            fn killed_and_restarted() {
+                super::killed_and_restarted(&$args);
+            }
+        }
+    )*};
+}
+
+backends! {
+    ebpf: ["--backend=ebpf"];
+    nftables: ["--backend=nftables"];
+    iptables: ["--backend=iptables"];
+}
+
 #[test]
 fn cleaned_up_with_live_connections() {
-    for (signal, tc_attach) in [
-        (libc::SIGTERM, "--tc-attach=auto"),
-        (libc::SIGINT, "--tc-attach=clsact"),
+    for (signal, args) in [
+        (libc::SIGTERM, ["--backend=ebpf", "--tc-attach=auto"]),
+        (libc::SIGINT, ["--backend=ebpf", "--tc-attach=clsact"]),
+        (libc::SIGTERM, ["--backend=nftables", "--tc-attach=auto"]),
+        (libc::SIGTERM, ["--backend=iptables", "--tc-attach=auto"]),
     ] {
         Node::test(Topology::Veth, |node| {
             // The kernel forgets masqueraded connections when the address they were given goes.
             KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
+            // Tables that iptables makes stay.
+            let tables = "*raw\n:PREROUTING -\n:OUTPUT -\nCOMMIT\n*mangle\n:INPUT -\nCOMMIT\n";
+            for program in ["iptables", "ip6tables"] {
+                let line = format!("{program}-nft-restore --noflush");
+                node.netns.feed(&line, tables)?;
+            }
             let before = snapshot::take(&node.netns)?;
-            let args = [
-                "--backend=ebpf",
-                "--cleanup",
-                "--accept-rules=never",
-                tc_attach,
-            ];
+            let args = [&args[..], &["--cleanup", "--accept-rules=never"]].concat();
             let mut agent = node.start_agent(&args)?;
             let _proxy = Proxy::start(node)?;
             let mut streams = connect_everywhere(node)?;

@@ -237,8 +237,9 @@ fn a_wrong_prefix_is_corrected() {
 fn a_dry_run_prints_the_plan_and_changes_nothing() {
     Node::test(Topology::Veth, |node| {
         let before = snapshot::take(&node.netns)?;
-        for backend in ["--backend=none", "--backend=ebpf", "--backend=iptables"] {
-            let output = node.run_agent(&["--dry-run", backend])?;
+        for backend in ["none", "ebpf", "nftables", "iptables"] {
+            let backend = format!("--backend={backend}");
+            let output = node.run_agent(&["--dry-run", &backend])?;
             let plan = String::from_utf8_lossy(&output.stdout);
             let stderr = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "{}\n{stderr}", output.status);
@@ -249,7 +250,7 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() {
                     "{backend}: no word of {vip} in\n{plan}\n{stderr}"
                 );
             }
-            unchanged(&before, node).context(backend)?;
+            unchanged(&before, node).context(backend.clone())?;
             let pinned = node.agent_bpffs().exists();
             ensure!(
                 !pinned,

@@ -11,89 +11,54 @@ use tests::agent::{Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::stream::Live;
-use tests::{Family, client, cmd, conntrack, transfer};
+use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open};
+use tests::{Family, cmd, conntrack};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a stream may stand still: what is lost is sent again after a while.
-const STALL: Duration = Duration::from_secs(15);
 /// How long streams run before and after what happens.
 const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_secs(2);
 
-const EBPF: &str = "--backend=ebpf";
+/// What the agent is started with, and again.
+type Args = &'static [&'static str];
 
-/// Starts a stream on every way.
-fn open(node: &Node) -> Result<Vec<Live>> {
-    (1..)
-        .zip(node.paths())
-        .map(|(seed, path)| {
-            let stream = client::connect(path.netns, path.destination(), TIMEOUT)
-                .with_context(|| path.to_string())?;
-            Live::start(&path.to_string(), &stream, seed)
-        })
-        .collect()
-}
+/// Everything is untracked.
+const TRANSLATING: Args = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
+const EBPF: Args = &["--backend=ebpf"];
+/// What goes to the VIP is untracked; kube-proxy translates the rest.
+const NFTABLES: Args = &["--backend=nftables"];
 
-/// Waits until more has come back on every stream.
-fn all_go_on(streams: &[Live]) -> Result<()> {
-    let marks: Vec<u64> = streams.iter().map(Live::received).collect();
-    for (stream, mark) in streams.iter().zip(marks) {
-        // More than may have been on its way already.
-        let enough = mark + 100_000;
-        cmd::wait_until(STALL, "a stream to go on", || {
-            Ok((stream.received() > enough).then_some(()))
-        })
-        .with_context(|| format!("{} after {mark} bytes", stream.name()))?;
+/// None are tracked that the backend should keep from conntrack.
+fn untracked(node: &Node, backend: Args) -> Result<()> {
+    let mut tracked = entries(node)?;
+    if backend != TRANSLATING {
+        tracked.retain(|entry| {
+            Family::ALL
+                .iter()
+                .any(|family| entry.destination == family.vip_socket())
+        });
     }
+    ensure!(tracked.is_empty(), "tracked: {tracked:#?}");
     Ok(())
-}
-
-fn all_end_intact(streams: Vec<Live>) -> Result<()> {
-    let mut total = 0;
-    for stream in streams {
-        total += stream.finish()?;
-    }
-    println!("{} KiB each way, intact", total / 1024);
-    Ok(())
-}
-
-fn new_connections_work(node: &Node) -> Result<()> {
-    for path in node.paths() {
-        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
-            .with_context(|| format!("{path}: connecting anew"))?;
-        transfer::exchange(&mut stream, 100_000, 1).with_context(|| path.to_string())?;
-    }
-    Ok(())
-}
-
-fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
-    let mut entries = Vec::new();
-    for family in Family::ALL {
-        entries.extend(conntrack::list(&node.netns, family)?);
-    }
-    Ok(entries)
 }
 
 /// Has `event` happen to a node with an agent and live, untracked connections; they must go on.
 fn survive(
     topology: Topology,
     kube_proxy: KubeProxy,
-    args: &[&str],
-    event: impl FnOnce(&Node, Agent) -> Result<Option<Agent>>,
+    (backend, args): (Args, Args),
+    event: impl FnOnce(&Node, Agent, Args) -> Result<Option<Agent>>,
 ) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
-        let args = [&TRANSLATE[..], &[EBPF], args].concat();
-        let agent = node.start_agent(&args)?;
+        let agent = node.start_agent(&[backend, args].concat())?;
         let _proxy = Proxy::start(node)?;
         let streams = open(node)?;
         std::thread::sleep(BEFORE);
         all_go_on(&streams).context("before")?;
-        let tracked = entries(node)?;
-        ensure!(tracked.is_empty(), "tracked at first: {tracked:#?}");
+        untracked(node, backend).context("at first")?;
 
-        let agent = event(node, agent).context("what was to happen")?;
+        let agent = event(node, agent, backend).context("what was to happen")?;
         all_go_on(&streams).context("after it happened")?;
         std::thread::sleep(AFTER);
         all_go_on(&streams).context("a while after it happened")?;
@@ -107,60 +72,65 @@ fn survive(
 
 /// One test behind veth pairs and one behind a bridge.
 macro_rules! survives {
-    ($($name:ident: $kube_proxy:expr, $args:expr, $event:expr;)*) => {$(
+    ($($name:ident: $kube_proxy:expr, $backend:expr, $args:expr, $event:expr;)*) => {$(
         mod $name {
             use super::*;
 
             #[test]
             fn through_veth() {
-                survive(Topology::Veth, $kube_proxy, &$args, $event);
+                survive(Topology::Veth, $kube_proxy, ($backend, &$args), $event);
             }
 
             #[test]
             fn through_a_bridge() {
-                survive(Topology::BridgeNetfilter, $kube_proxy, &$args, $event);
+                survive(Topology::BridgeNetfilter, $kube_proxy, ($backend, &$args), $event);
             }
         }
     )*};
 }
 
 survives! {
-    restart: KubeProxy::IptablesNft, [], restart;
-    kill: KubeProxy::Nftables, [], kill;
-    cleanup: KubeProxy::IptablesNft, ["--cleanup"], clean_up;
-    cleanup_by_clsact: KubeProxy::Nftables, ["--cleanup", "--tc-attach=clsact"], clean_up;
-    no_longer_translated: KubeProxy::IptablesNft, [], no_longer_translated;
-    ruleset_flush: KubeProxy::IptablesLegacy, [], flush_ruleset;
-    table_deletion: KubeProxy::Nftables, [], delete_tables;
-    table_deletion_without_repair: KubeProxy::IptablesNft, [], stopped_and_delete_tables;
-    tcx_detach: KubeProxy::IptablesNft, ["--tc-attach=tcx", "--sync-interval=1s"], detach_tcx;
-    tcx_detach_without_repair: KubeProxy::Nftables, ["--tc-attach=tcx"], stopped_and_detach_tcx;
-    clsact_detach: KubeProxy::IptablesLegacy, ["--tc-attach=clsact"], detach_clsact;
-    clsact_detach_without_repair: KubeProxy::IptablesNft, ["--tc-attach=clsact"], stopped_and_detach_clsact;
-    conntrack_flush: KubeProxy::IptablesNft, [], flush_conntrack;
+    restart: KubeProxy::IptablesNft, TRANSLATING, [], restart;
+    kill: KubeProxy::Nftables, TRANSLATING, [], kill;
+    cleanup: KubeProxy::IptablesNft, TRANSLATING, ["--cleanup"], clean_up;
+    cleanup_by_clsact: KubeProxy::Nftables, TRANSLATING, ["--cleanup", "--tc-attach=clsact"], clean_up;
+    no_longer_translated: KubeProxy::IptablesNft, TRANSLATING, [], no_longer_translated;
+    ruleset_flush: KubeProxy::IptablesLegacy, TRANSLATING, [], flush_ruleset;
+    table_deletion: KubeProxy::Nftables, TRANSLATING, [], delete_tables;
+    table_deletion_without_repair: KubeProxy::IptablesNft, TRANSLATING, [], stopped_and_delete_tables;
+    tcx_detach: KubeProxy::IptablesNft, TRANSLATING, ["--tc-attach=tcx", "--sync-interval=1s"], detach_tcx;
+    tcx_detach_without_repair: KubeProxy::Nftables, TRANSLATING, ["--tc-attach=tcx"], stopped_and_detach_tcx;
+    clsact_detach: KubeProxy::IptablesLegacy, TRANSLATING, ["--tc-attach=clsact"], detach_clsact;
+    clsact_detach_without_repair: KubeProxy::IptablesNft, TRANSLATING, ["--tc-attach=clsact"], stopped_and_detach_clsact;
+    conntrack_flush: KubeProxy::IptablesNft, TRANSLATING, [], flush_conntrack;
+    nftables_restart: KubeProxy::Nftables, NFTABLES, [], restart;
+    nftables_kill: KubeProxy::IptablesNft, NFTABLES, [], kill;
+    nftables_cleanup: KubeProxy::Nftables, NFTABLES, ["--cleanup"], clean_up;
+    nftables_ruleset_flush: KubeProxy::IptablesLegacy, NFTABLES, [], flush_ruleset;
+    nftables_table_deletion: KubeProxy::Nftables, NFTABLES, [], delete_tables;
+    nftables_table_deletion_without_repair: KubeProxy::IptablesNft, NFTABLES, [], stopped_and_delete_tables;
 }
 
-fn start_again(node: &Node) -> Result<Option<Agent>> {
-    let agent = node.start_agent(&[&TRANSLATE[..], &[EBPF]].concat())?;
-    let tracked = entries(node)?;
-    ensure!(tracked.is_empty(), "tracked now: {tracked:#?}");
+fn start_again(node: &Node, backend: Args) -> Result<Option<Agent>> {
+    let agent = node.start_agent(backend)?;
+    untracked(node, backend).context("after the start")?;
     Ok(Some(agent))
 }
 
-fn restart(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
+fn restart(node: &Node, mut agent: Agent, backend: Args) -> Result<Option<Agent>> {
     let status = agent.stop(libc::SIGTERM)?;
     ensure!(status.success(), "SIGTERM: {status}");
-    start_again(node)
+    start_again(node, backend)
 }
 
-fn kill(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
+fn kill(node: &Node, mut agent: Agent, backend: Args) -> Result<Option<Agent>> {
     agent.stop(libc::SIGKILL)?;
     std::thread::sleep(AFTER);
-    start_again(node)
+    start_again(node, backend)
 }
 
 /// The address goes with the agent, and no connection lives without. Here another owner puts it back.
-fn clean_up(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
+fn clean_up(node: &Node, mut agent: Agent, _: Args) -> Result<Option<Agent>> {
     let status = agent.stop(libc::SIGTERM)?;
     node.add_vips("lo")?;
     ensure!(status.success(), "SIGTERM: {status}");
@@ -190,18 +160,18 @@ fn clean_up(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
 }
 
 /// The next agent is not told of the ClusterIP any more.
-fn no_longer_translated(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
+fn no_longer_translated(node: &Node, mut agent: Agent, _: Args) -> Result<Option<Agent>> {
     agent.stop(libc::SIGTERM)?;
-    node.start_agent(&[EBPF]).map(Some)
+    node.start_agent(EBPF).map(Some)
 }
 
 /// Everything of nf_tables; kube-proxy's legacy rules are elsewhere.
-fn flush_ruleset(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn flush_ruleset(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     node.netns.exec("nft flush ruleset")?;
     Ok(Some(agent))
 }
 
-fn delete_tables(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn delete_tables(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     node.netns.feed(
         "nft -f -",
         "delete table ip proxy-agent\ndelete table ip6 proxy-agent\n",
@@ -209,7 +179,7 @@ fn delete_tables(node: &Node, agent: Agent) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-fn detach_tcx(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn detach_tcx(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     let pins = node.link_pins();
     let mut removed = 0;
     for pin in fs::read_dir(&pins).with_context(|| format!("reading {}", pins.display()))? {
@@ -220,7 +190,7 @@ fn detach_tcx(node: &Node, agent: Agent) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-fn detach_clsact(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn detach_clsact(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     for pod in &node.pods {
         node.netns
             .exec(&format!("tc qdisc del dev {} clsact", pod.host_link))?;
@@ -228,25 +198,25 @@ fn detach_clsact(node: &Node, agent: Agent) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-fn flush_conntrack(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn flush_conntrack(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     conntrack::flush(&node.netns)?;
     Ok(Some(agent))
 }
 
 /// With the agent stopped, so that nobody repairs what is gone.
-fn stopped_and_delete_tables(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn stopped_and_delete_tables(node: &Node, agent: Agent, backend: Args) -> Result<Option<Agent>> {
     agent.signal(libc::SIGSTOP)?;
-    delete_tables(node, agent)
+    delete_tables(node, agent, backend)
 }
 
-fn stopped_and_detach_tcx(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn stopped_and_detach_tcx(node: &Node, agent: Agent, backend: Args) -> Result<Option<Agent>> {
     agent.signal(libc::SIGSTOP)?;
-    detach_tcx(node, agent)
+    detach_tcx(node, agent, backend)
 }
 
-fn stopped_and_detach_clsact(node: &Node, agent: Agent) -> Result<Option<Agent>> {
+fn stopped_and_detach_clsact(node: &Node, agent: Agent, backend: Args) -> Result<Option<Agent>> {
     agent.signal(libc::SIGSTOP)?;
-    detach_clsact(node, agent)
+    detach_clsact(node, agent, backend)
 }
 
 /// Connections that kube-proxy's DNAT brought to the VIP before there was an agent.
@@ -258,7 +228,7 @@ fn an_agent_starts() {
         let _proxy = Proxy::start(node)?;
         let streams = open(node)?;
         std::thread::sleep(BEFORE);
-        let _agent = node.start_agent(&[&TRANSLATE[..], &[EBPF]].concat())?;
+        let _agent = node.start_agent(TRANSLATING)?;
         new_connections_work(node)?;
         all_go_on(&streams)?;
         std::thread::sleep(AFTER);
@@ -272,12 +242,12 @@ fn an_agent_starts() {
 fn an_agent_starts_to_translate() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
-        let mut agent = node.start_agent(&[EBPF])?;
+        let mut agent = node.start_agent(EBPF)?;
         let _proxy = Proxy::start(node)?;
         let streams = open(node)?;
         std::thread::sleep(BEFORE);
         agent.stop(libc::SIGTERM)?;
-        let _agent = node.start_agent(&[&TRANSLATE[..], &[EBPF]].concat())?;
+        let _agent = node.start_agent(TRANSLATING)?;
         new_connections_work(node)?;
         all_go_on(&streams)?;
         std::thread::sleep(AFTER);

@@ -20,10 +20,13 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BYTES: u64 = 100_000;
 
+const EBPF: [&str; 1] = ["--backend=ebpf"];
+const IPTABLES: [&str; 1] = ["--backend=iptables"];
+
 fn on_a_node(args: &[&str], body: impl Fn(&Node, Family, SocketAddr) -> Result<()>) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
-        let _agent = node.start_agent(&[&["--backend=ebpf"], args].concat())?;
+        let _agent = node.start_agent(args)?;
         let _proxy = Proxy::start(node)?;
         for family in Family::ALL {
             let client = SocketAddr::new(node.pods[0].address(family), 25_000);
@@ -44,9 +47,8 @@ fn connect(
 
 /// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves
 /// the new one to conntrack, which tells them apart.
-#[test]
-fn the_cluster_ip_first() {
-    on_a_node(&[], |node, family, client| {
+fn the_cluster_ip_first(args: &[&str]) {
+    on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let mut second =
@@ -65,9 +67,8 @@ fn the_cluster_ip_first() {
 /// The known limit (docs/packet-path.md): conntrack does not know the untracked connection, so the
 /// other one reaches the proxy with its addresses and ports. It gets no answer until the first one
 /// ends; the first one is not disturbed.
-#[test]
-fn the_vip_first() {
-    on_a_node(&[], |node, family, client| {
+fn the_vip_first(args: &[&str]) {
+    on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.vip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         let second = connect(node, client, family.cluster_ip_socket(), SHORT_TIMEOUT);
@@ -84,13 +85,36 @@ fn the_vip_first() {
     });
 }
 
+/// One test for each backend that decides per connection.
+macro_rules! backends {
+    ($($name:ident: $args:expr;)*) => {$(
+        mod $name {
+            #[test]
+            fn the_cluster_ip_first() {
+                super::the_cluster_ip_first(&$args);
+            }
+
+            #[test]
+            fn the_vip_first() {
+                super::the_vip_first(&$args);
+            }
+        }
+    )*};
+}
+
+backends! {
+    ebpf: super::EBPF;
+    nftables: ["--backend=nftables"];
+    iptables: super::IPTABLES;
+}
+
 /// Both are untracked if they are alone. The second to come does not disturb the first, and has its
 /// turn after it at the latest.
 fn one_after_the_other_when_translated(
     first: fn(Family) -> SocketAddr,
     second: fn(Family) -> SocketAddr,
 ) {
-    on_a_node(&TRANSLATE, |node, family, client| {
+    on_a_node(&[&EBPF[..], &TRANSLATE].concat(), |node, family, client| {
         let (first, second) = (first(family), second(family));
         let mut older = connect(node, client, first, TIMEOUT)?;
         transfer::exchange(&mut older, BYTES, 1)?;

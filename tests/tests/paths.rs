@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::client;
 use tests::conntrack;
 use tests::kubeproxy::KubeProxy;
+use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
@@ -35,6 +36,7 @@ enum Column {
     NoAgent,
     Agent {
         args: &'static [&'static str],
+        lacking: Option<Lacking>,
         via_vip: Outcome,
         via_cluster_ip: Outcome,
     },
@@ -43,22 +45,39 @@ enum Column {
 const NO_AGENT: Column = Column::NoAgent;
 const NONE: Column = Column::Agent {
     args: &["--backend=none"],
+    lacking: None,
     via_vip: Outcome::Tracked,
     via_cluster_ip: Outcome::Tracked,
 };
 const EBPF: Column = Column::Agent {
     args: &["--backend=ebpf"],
+    lacking: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
 const EBPF_CLSACT: Column = Column::Agent {
     args: &["--backend=ebpf", "--tc-attach=clsact"],
+    lacking: None,
+    via_vip: Outcome::Untracked,
+    via_cluster_ip: Outcome::Tracked,
+};
+/// With ipset.
+const IPTABLES: Column = Column::Agent {
+    args: &["--backend=iptables"],
+    lacking: None,
+    via_vip: Outcome::Untracked,
+    via_cluster_ip: Outcome::Tracked,
+};
+const NFTABLES: Column = Column::Agent {
+    args: &["--backend=nftables"],
+    lacking: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
 /// The known limit of stateless rules: kube-proxy's translation is never undone in the answer.
-const IPTABLES: Column = Column::Agent {
+const IPTABLES_STATELESS: Column = Column::Agent {
     args: &["--backend=iptables"],
+    lacking: Some(Lacking::Ipset),
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::TimesOut,
 };
@@ -84,6 +103,11 @@ fn check_on(node: &Node, column: Column, kube_proxy: KubeProxy) -> Result<()> {
             node.add_vips("lo")?;
             None
         }
+        Column::Agent {
+            args,
+            lacking: Some(lacking),
+            ..
+        } => Some(node.start_agent_lacking(lacking, args)?),
         Column::Agent { args, .. } => Some(node.start_agent(args)?),
     };
     let _proxy = Proxy::start(node)?;
@@ -175,7 +199,9 @@ macro_rules! matrix {
 matrix! {
     no_agent: NO_AGENT;
     ebpf: EBPF;
+    nftables: NFTABLES;
     iptables: IPTABLES;
+    iptables_stateless: IPTABLES_STATELESS;
 }
 
 #[test]
@@ -187,6 +213,7 @@ fn none_keeps_the_vip_and_nothing_else() {
 fn the_default_is_ebpf() {
     let column = Column::Agent {
         args: &[],
+        lacking: None,
         via_vip: Outcome::Untracked,
         via_cluster_ip: Outcome::Tracked,
     };
@@ -198,8 +225,9 @@ fn the_default_is_ebpf() {
 fn setup_iptables_true() {
     let column = Column::Agent {
         args: &["--setup-iptables=true"],
+        lacking: None,
         via_vip: Outcome::Untracked,
-        via_cluster_ip: Outcome::TimesOut,
+        via_cluster_ip: Outcome::Tracked,
     };
     check(column, KubeProxy::IptablesLegacy, Topology::Veth);
 }

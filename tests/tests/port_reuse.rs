@@ -61,6 +61,15 @@ enum ClusterIp {
     Translated,
 }
 
+/// How long it is remembered that a connection came through the ClusterIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// Each connection is looked at anew.
+    None,
+    /// For a while: connections from the same port to the VIP are tracked until then.
+    Timeout,
+}
+
 /// Uses one port for both connections; twice in turn where the client's own `TIME_WAIT` allows it.
 fn reuse(
     host: &Netns,
@@ -68,13 +77,21 @@ fn reuse(
     case: &Case,
     pace: Pace,
     cluster_ip: ClusterIp,
+    memory: Memory,
 ) -> Result<()> {
     let rounds = match case.end {
         End::Client => 1,
         End::Proxy | End::Reset => 2,
     };
+    // Through the ClusterIP: tracked, unless translated. Through the VIP: nothing but the entry that
+    // the connection through the ClusterIP before it has left, unless that one is remembered.
+    let (mut through_cluster_ip, mut tracked_to_vip) = (false, false);
     for round in 0..rounds {
         for via in case.order {
+            match via {
+                Via::ClusterIp => through_cluster_ip = true,
+                Via::Vip => tracked_to_vip |= through_cluster_ip && memory == Memory::Timeout,
+            }
             let now = || format!("{case:?}, round {round}, via {via:?}");
             let to = match via {
                 Via::Vip => case.family.vip_socket(),
@@ -87,17 +104,18 @@ fn reuse(
             reuse::proxy_has_closed(host, case.from).with_context(now)?;
             let entries = conntrack::list(host, case.family)?;
             let found = conntrack::of_client(&entries, case.from);
-            let first = round == 0 && via == case.order[0];
-            // Through the ClusterIP: tracked. Through the VIP: nothing but the entry that the
-            // connection through the ClusterIP before it has left. Translated: nothing at all.
-            let tracked = cluster_ip == ClusterIp::KubeProxy && !(first && via == Via::Vip);
-            let wanted = usize::from(tracked);
+            let mut wanted = Vec::new();
+            if cluster_ip == ClusterIp::KubeProxy && through_cluster_ip {
+                wanted.push(case.family.cluster_ip_socket());
+            }
+            if tracked_to_vip {
+                wanted.push(case.family.vip_socket());
+            }
+            let mut destinations: Vec<_> = found.iter().map(|entry| entry.destination).collect();
+            destinations.sort_unstable();
             ensure!(
-                found.len() == wanted
-                    && found
-                        .iter()
-                        .all(|entry| entry.destination == case.family.cluster_ip_socket()),
-                "{}: {wanted} entries expected, found {found:#?}",
+                destinations == wanted,
+                "{}: entries to {wanted:?} expected, found {found:#?}",
                 now()
             );
         }
@@ -108,13 +126,14 @@ fn reuse(
 fn check(
     topology: Topology,
     kube_proxy: KubeProxy,
-    tc_attach: &str,
+    args: &[&str],
     pace: Pace,
     cluster_ip: ClusterIp,
+    memory: Memory,
 ) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
-        let mut args = vec!["--backend=ebpf", tc_attach];
+        let mut args = args.to_vec();
         if cluster_ip == ClusterIp::Translated {
             args.extend(TRANSLATE);
         }
@@ -136,7 +155,7 @@ fn check(
                 .map(|case| (case, &pod.netns))
                 .chain(of_host.map(|case| (case, host)))
                 .map(|(case, netns)| {
-                    scope.spawn(move || reuse(host, netns, &case, pace, cluster_ip))
+                    scope.spawn(move || reuse(host, netns, &case, pace, cluster_ip, memory))
                 })
                 .collect();
             threads
@@ -150,35 +169,63 @@ fn check(
 
 /// One test for each pace and way of the connections through the ClusterIP.
 macro_rules! cases {
-    ($($name:ident: $topology:expr, $kube_proxy:expr, $tc_attach:expr;)*) => {$(
+    ($($name:ident: $topology:expr, $kube_proxy:expr, $args:expr;)*) => {$(
         mod $name {
             use super::*;
 
             #[test]
             fn settled() {
-                check($topology, $kube_proxy, $tc_attach, Pace::Settled, ClusterIp::KubeProxy);
+                check($topology, $kube_proxy, &$args, Pace::Settled, ClusterIp::KubeProxy, Memory::None);
             }
 
             #[test]
             fn at_once() {
-                check($topology, $kube_proxy, $tc_attach, Pace::AtOnce, ClusterIp::KubeProxy);
+                check($topology, $kube_proxy, &$args, Pace::AtOnce, ClusterIp::KubeProxy, Memory::None);
             }
 
             #[test]
             fn translated() {
-                check($topology, $kube_proxy, $tc_attach, Pace::Settled, ClusterIp::Translated);
+                check($topology, $kube_proxy, &$args, Pace::Settled, ClusterIp::Translated, Memory::None);
             }
 
             #[test]
             fn translated_at_once() {
-                check($topology, $kube_proxy, $tc_attach, Pace::AtOnce, ClusterIp::Translated);
+                check($topology, $kube_proxy, &$args, Pace::AtOnce, ClusterIp::Translated, Memory::None);
             }
         }
     )*};
 }
 
 cases! {
-    through_veth: Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=auto";
-    through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, "--tc-attach=auto";
-    by_clsact: Topology::Veth, KubeProxy::IptablesLegacy, "--tc-attach=clsact";
+    through_veth: Topology::Veth, KubeProxy::IptablesNft, ["--backend=ebpf", "--tc-attach=auto"];
+    through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, ["--backend=ebpf", "--tc-attach=auto"];
+    by_clsact: Topology::Veth, KubeProxy::IptablesLegacy, ["--backend=ebpf", "--tc-attach=clsact"];
+}
+
+/// One test for each pace, without translation.
+macro_rules! untranslated {
+    ($($name:ident: $topology:expr, $kube_proxy:expr, $args:expr, $memory:expr;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn settled() {
+                check($topology, $kube_proxy, &$args, Pace::Settled, ClusterIp::KubeProxy, $memory);
+            }
+
+            #[test]
+            fn at_once() {
+                check($topology, $kube_proxy, &$args, Pace::AtOnce, ClusterIp::KubeProxy, $memory);
+            }
+        }
+    )*};
+}
+
+untranslated! {
+    nftables_through_veth: Topology::Veth, KubeProxy::IptablesNft, ["--backend=nftables"], Memory::None;
+    nftables_through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, ["--backend=nftables"], Memory::None;
+    nftables_beside_legacy: Topology::Veth, KubeProxy::IptablesLegacy, ["--backend=nftables"], Memory::None;
+    iptables_through_veth: Topology::Veth, KubeProxy::IptablesNft, ["--backend=iptables"], Memory::Timeout;
+    iptables_through_a_bridge: Topology::BridgeNetfilter, KubeProxy::Nftables, ["--backend=iptables"], Memory::Timeout;
+    iptables_legacy: Topology::Bridge, KubeProxy::IptablesLegacy, ["--backend=iptables"], Memory::Timeout;
 }

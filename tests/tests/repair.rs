@@ -160,10 +160,9 @@ fn vip_on_another_link() {
     });
 }
 
-#[test]
-fn flushed_nftables() {
+fn flushed_nftables(backend: &str) {
     Node::test(Topology::Veth, |node| {
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(&[backend])?;
         let _proxy = Proxy::start(node)?;
         let ruleset = || snapshot::nf_tables(&node.netns);
         let before = ruleset()?;
@@ -179,10 +178,9 @@ fn flushed_nftables() {
     });
 }
 
-#[test]
-fn deleted_nftables_chain() {
+fn deleted_nftables_chain(backend: &str) {
     Node::test(Topology::Veth, |node| {
-        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _agent = node.start_agent(&[backend])?;
         let ruleset = || snapshot::nf_tables(&node.netns);
         let before = ruleset()?;
         let table = before
@@ -204,6 +202,30 @@ fn deleted_nftables_chain() {
             },
         )
     });
+}
+
+mod ebpf {
+    #[test]
+    fn flushed_nftables() {
+        super::flushed_nftables("--backend=ebpf");
+    }
+
+    #[test]
+    fn deleted_nftables_chain() {
+        super::deleted_nftables_chain("--backend=ebpf");
+    }
+}
+
+mod nftables {
+    #[test]
+    fn flushed_nftables() {
+        super::flushed_nftables("--backend=nftables");
+    }
+
+    #[test]
+    fn deleted_nftables_chain() {
+        super::deleted_nftables_chain("--backend=nftables");
+    }
 }
 
 #[test]

@@ -6,4 +6,6 @@
 pub mod ebpf;
 pub mod iptables;
 pub mod live;
+pub mod nftables;
 pub mod select;
+pub mod tables;

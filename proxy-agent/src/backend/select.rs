@@ -1,94 +1,125 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Chooses the backend by trying what it needs, and gives all of them one face.
+//! Chooses the backend by trying what it needs, changes it when that is no longer so, and gives all
+//! of them one face.
+
+mod trials;
 
 use rtnetlink::Handle;
 use tracing::{debug, info, warn};
 
-use super::ebpf::{self, Ebpf};
+use self::trials::{Streak, Trials};
+use super::ebpf::{self, Ebpf, Ids, Tables};
 use super::iptables::{self, Iptables, Scope};
+use super::nftables::Nftables;
 use crate::config::{AcceptRules, BackendChoice, Config};
+use crate::dnat::{self, Finding};
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Report};
-use crate::state::{Choice, Rejected};
+use crate::netfilter;
+use crate::reconcile::trigger::Cause;
+use crate::reconcile::{Failure, Mode, Report, failed};
+use crate::state::Choice;
 
-/// Why the backend that was asked for cannot be used.
+/// The name of this part in reports and logs.
+const PART: &str = "backend";
+
+/// Why a backend cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// `--backend=ebpf`.
-    #[error("--backend=ebpf cannot be used here")]
-    Ebpf(#[source] ebpf::Error),
-    /// `--backend=iptables`.
-    #[error("--backend=iptables cannot be used here")]
-    Iptables(#[source] iptables::Error),
-    /// `--accept-rules=always`.
-    #[error("--accept-rules=always cannot be kept here")]
-    AcceptRules(#[source] iptables::Error),
+enum Error {
+    #[error(transparent)]
+    Ebpf(#[from] ebpf::Error),
+    #[error(transparent)]
+    Nftables(#[from] netfilter::Error),
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
 }
 
 /// The backend in use.
 pub struct Backend {
-    kind: Kind,
-    /// Why it is this one.
-    rejected: Vec<Rejected>,
-    asked: BackendChoice,
-    /// The ACCEPT rules that the `ebpf` backend keeps beside its own objects.
-    accept: Option<Iptables>,
+    config: Config,
     settings: ebpf::Settings,
-    /// What other backends of an earlier agent left is removed once this one works.
+    kind: Kind,
+    /// The ACCEPT rules beside a backend that has none of its own.
+    accept: Option<Iptables>,
+    trials: Trials,
+    streak: Streak,
+    /// Who sends connections to the VIP that stateless rules break.
+    broken: Vec<Finding>,
+    /// What other backends have left is removed once this one works.
     look_for_leftovers: bool,
 }
 
 enum Kind {
     Ebpf(Box<Ebpf>),
+    Nftables(Box<Nftables>),
     Iptables(Box<Iptables>),
     None,
+    /// The one that was asked for by name cannot be used.
+    Unavailable,
+}
+
+impl Kind {
+    fn name(&self) -> BackendChoice {
+        match self {
+            Self::Ebpf(_) => BackendChoice::Ebpf,
+            Self::Nftables(_) => BackendChoice::Nftables,
+            Self::Iptables(_) => BackendChoice::Iptables,
+            Self::None | Self::Unavailable => BackendChoice::None,
+        }
+    }
 }
 
 impl Backend {
     /// Opens the backend asked for, or the first that works. Nothing of the data plane is changed.
     ///
-    /// # Errors
-    ///
-    /// If the one that was asked for by name cannot be used.
-    pub async fn open(config: &Config, mode: Mode) -> Result<Self, Error> {
-        let settings = ebpf::Settings::from(config);
-        let mut rejected = Vec::new();
-        let kind = match config.backend {
-            BackendChoice::Ebpf => open_ebpf(&settings, mode).map_err(Error::Ebpf)?,
-            BackendChoice::Iptables => open_iptables(config).await.map_err(Error::Iptables)?,
-            BackendChoice::None => Kind::None,
-            BackendChoice::Auto => first_that_works(config, &settings, mode, &mut rejected).await,
-        };
-        let accept = match kind {
-            Kind::Ebpf(_) => open_accept_rules(config).await?,
-            Kind::Iptables(_) | Kind::None => None,
-        };
-        warn_of_limits(&kind, config);
-        let backend = Self {
-            kind,
-            rejected,
-            asked: config.backend,
-            accept,
-            settings,
+    /// One that was asked for by name and cannot be used is told by each pass, and tried again.
+    pub async fn open(config: &Config, mode: Mode) -> Self {
+        let mut backend = Self {
+            config: config.clone(),
+            settings: ebpf::Settings::from(config),
+            kind: Kind::Unavailable,
+            accept: None,
+            trials: Trials::default(),
+            streak: Streak::default(),
+            broken: Vec::new(),
             look_for_leftovers: true,
         };
-        info!("backend {}", backend.choice());
-        Ok(backend)
+        match config.backend {
+            BackendChoice::Auto => {
+                let kind = backend.first_that_works(mode).await;
+                if kind.is_none() {
+                    warn!(
+                        part = PART,
+                        "degraded: no backend works here; the VIP is kept, its connections are \
+                         tracked"
+                    );
+                }
+                backend.take(kind.unwrap_or(Kind::None)).await;
+            }
+            asked => match backend.try_open(asked, mode).await {
+                Ok(kind) => backend.take(kind).await,
+                Err(error) => backend.reject(asked, &error),
+            },
+        }
+        backend
     }
 
     /// The backend in use and why, as `status` tells it.
     pub fn choice(&self) -> Choice {
-        let (backend, detail) = match &self.kind {
-            Kind::Ebpf(ebpf) => ("ebpf", format!("attached by {}", ebpf.attach_mode())),
-            Kind::Iptables(_) => ("iptables", String::new()),
-            Kind::None => ("none", String::new()),
+        let detail = match &self.kind {
+            Kind::Ebpf(ebpf) => format!("attached by {}", ebpf.attach_mode()),
+            Kind::Iptables(rules) => match rules.why_classic() {
+                None => "learning with ipset".to_owned(),
+                Some(reason) => format!("stateless: {reason}"),
+            },
+            Kind::Nftables(_) | Kind::None | Kind::Unavailable => String::new(),
         };
         Choice {
-            asked: self.asked.name().to_owned(),
-            backend: backend.to_owned(),
+            asked: self.config.backend.name().to_owned(),
+            backend: self.kind.name().name().to_owned(),
             detail,
-            rejected: self.rejected.clone(),
+            rejected: self.trials.rejected(),
+            breaks: self.broken.iter().map(Finding::to_string).collect(),
         }
     }
 
@@ -97,32 +128,225 @@ impl Backend {
         &mut self,
         handle: &Handle,
         table: &LinkTable,
-        mode: Mode,
+        (mode, cause): (Mode, Cause),
         report: &mut Report,
     ) {
+        if mode == Mode::Apply {
+            self.reconsider(cause).await;
+        }
         let failures = report.failures.len();
+        let take_over = self.look_for_leftovers && mode == Mode::Apply;
+        if take_over && matches!(self.kind, Kind::Nftables(_) | Kind::Iptables(_)) {
+            // Before they ask which connections are untracked: what is translated is to be seen as
+            // conntrack's from then on.
+            Ebpf::stop_deciding(&self.settings, handle, Some(table), report).await;
+        }
         match &mut self.kind {
             Kind::Ebpf(ebpf) => ebpf.reconcile(handle, table, mode, report).await,
-            Kind::Iptables(iptables) => iptables.reconcile(mode, report).await,
+            Kind::Nftables(nftables) => nftables.reconcile(mode, report).await,
+            Kind::Iptables(iptables) => {
+                iptables.reconcile(mode, report).await;
+                if cause == Cause::Resync {
+                    self.look_for_dnat().await;
+                }
+            }
             Kind::None => {}
+            Kind::Unavailable => self.tell_unavailable(report),
+        }
+        self.reconcile_accept_rules(mode, report).await;
+        // Only once this backend stands: until then what an older one does is better than nothing.
+        if take_over && report.failures.len() == failures {
+            self.remove_leftovers(handle, table, report).await;
+            self.look_for_leftovers = report.failures.len() > failures;
+        }
+        if mode == Mode::Apply {
+            self.streak.passed(report.failures.len() > failures);
+        }
+    }
+
+    /// Changes the backend, if the one in use fails for good or a better one works now.
+    async fn reconsider(&mut self, cause: Cause) {
+        let is_auto = self.config.backend == BackendChoice::Auto;
+        let current = self.kind.name();
+        if matches!(self.kind, Kind::Unavailable) {
+            if cause == Cause::Resync {
+                self.try_and_take(self.config.backend).await;
+            }
+        } else if self.streak.is_over() && current != BackendChoice::None {
+            info!(
+                part = PART,
+                "{current} fails again and again: it is opened anew"
+            );
+            if !self.try_and_take(current).await
+                && is_auto
+                && let Some(kind) = self.first_that_works(Mode::Apply).await
+            {
+                self.take(kind).await;
+            }
+        } else if is_auto && cause == Cause::Resync {
+            for better in self.trials.due(current) {
+                if self.try_and_take(better).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn try_and_take(&mut self, backend: BackendChoice) -> bool {
+        match self.try_open(backend, Mode::Apply).await {
+            Ok(kind) => {
+                self.take(kind).await;
+                true
+            }
+            Err(error) => {
+                self.reject(backend, &error);
+                false
+            }
+        }
+    }
+
+    async fn first_that_works(&mut self, mode: Mode) -> Option<Kind> {
+        for backend in self.trials.candidates() {
+            match self.try_open(backend, mode).await {
+                Ok(kind) => return Some(kind),
+                Err(error) => self.reject(backend, &error),
+            }
+        }
+        None
+    }
+
+    async fn try_open(&self, backend: BackendChoice, mode: Mode) -> Result<Kind, Error> {
+        Ok(match backend {
+            BackendChoice::Ebpf => {
+                let mut ebpf = Ebpf::open(self.settings.clone(), mode)?;
+                if self.config.backend == BackendChoice::Auto {
+                    ebpf.probe()?;
+                }
+                Kind::Ebpf(Box::new(ebpf))
+            }
+            BackendChoice::Nftables => {
+                Kind::Nftables(Box::new(Nftables::open(&self.config, mode)?))
+            }
+            BackendChoice::Iptables => {
+                let accept = self.config.accept_rules;
+                Kind::Iptables(Box::new(self.open_iptables(true, accept, mode).await?))
+            }
+            BackendChoice::None | BackendChoice::Auto => Kind::None,
+        })
+    }
+
+    fn reject(&mut self, backend: BackendChoice, error: &Error) {
+        let failure = Failure::new(
+            PART,
+            format!("backend {backend} cannot be used here"),
+            error,
+        );
+        let told = failure.to_string();
+        if self.trials.reject(backend, failure.cause) && self.config.backend == BackendChoice::Auto
+        {
+            warn!(part = PART, "{told}");
+        }
+    }
+
+    /// Makes a backend the one in use.
+    async fn take(&mut self, kind: Kind) {
+        self.trials.accept(kind.name());
+        self.kind = kind;
+        self.look_for_leftovers = true;
+        self.accept = None;
+        if self.needs_accept_rules() {
+            let accept = self.config.accept_rules;
+            match self.open_iptables(false, accept, Mode::Apply).await {
+                Ok(rules) => self.accept = Some(rules),
+                // Where iptables is not installed nothing of it can drop a packet.
+                Err(error @ iptables::Error::Missing { .. }) => {
+                    debug!(part = PART, "no ACCEPT rules are kept: {error}");
+                }
+                Err(error) => {
+                    let failure = Failure::new(PART, "no ACCEPT rules are kept", &error);
+                    warn!(part = PART, "{failure}; --accept-rules=never needs none");
+                }
+            }
+        }
+        info!("backend {}", self.choice());
+        self.warn_of_limits();
+    }
+
+    /// Says who sends connections to the VIP, while the rules untrack the answers to all of them.
+    async fn look_for_dnat(&mut self) {
+        let is_stateless = matches!(&self.kind, Kind::Iptables(rules) if !rules.learns());
+        if !is_stateless {
+            self.broken.clear();
+            return;
+        }
+        let findings = dnat::find(&self.config.vips).await;
+        for unread in &findings.unread {
+            debug!(
+                part = PART,
+                "not known whether it sends connections to the VIP: {}: {}",
+                unread.source,
+                unread.why
+            );
+        }
+        for finding in &findings.found {
+            if !self.broken.contains(finding) {
+                warn!(
+                    part = PART,
+                    "connections time out that are sent to the VIP by {finding}: the stateless \
+                     rules untrack their answers (--backend=nftables, ipset, or --backend=none)"
+                );
+            }
+        }
+        self.broken = findings.found;
+    }
+
+    fn needs_accept_rules(&self) -> bool {
+        matches!(self.kind, Kind::Ebpf(_) | Kind::Nftables(_))
+    }
+
+    async fn reconcile_accept_rules(&mut self, mode: Mode, report: &mut Report) {
+        let is_missing = self.accept.is_none()
+            && self.needs_accept_rules()
+            && self.config.accept_rules == AcceptRules::Always;
+        if is_missing {
+            match self.open_iptables(false, AcceptRules::Always, mode).await {
+                Ok(rules) => self.accept = Some(rules),
+                Err(error) => failed(PART, "keep --accept-rules=always", &error, report),
+            }
         }
         if let Some(accept) = self.accept.as_mut() {
             accept.reconcile(mode, report).await;
         }
-        // Only once this backend stands: until then what an older one does is better than nothing.
-        if self.look_for_leftovers && mode == Mode::Apply && report.failures.len() == failures {
-            self.remove_leftovers(handle, table, report).await;
-            self.look_for_leftovers = report.failures.len() > failures;
+    }
+
+    fn tell_unavailable(&self, report: &mut Report) {
+        for rejected in self.trials.rejected() {
+            let failure = Failure {
+                part: PART,
+                what: format!("--backend={} cannot be used here", rejected.backend),
+                cause: rejected.reason,
+            };
+            tracing::error!(part = PART, "{failure}");
+            report.failures.push(failure);
         }
     }
 
     async fn remove_leftovers(&mut self, handle: &Handle, table: &LinkTable, report: &mut Report) {
-        if !matches!(self.kind, Kind::Ebpf(_)) {
-            Ebpf::teardown(&self.settings, handle, Some(table), report).await;
+        let tables = match self.kind {
+            Kind::Ebpf(_) | Kind::Unavailable => return,
+            Kind::Nftables(_) => Tables::Keep,
+            Kind::Iptables(_) | Kind::None => Tables::Delete,
+        };
+        Ebpf::teardown(&self.settings, handle, Some(table), tables, report).await;
+        if matches!(self.kind, Kind::None) {
+            self.remove_any_rules(report).await;
         }
-        if matches!(self.kind, Kind::None)
-            && let Some(mut rules) = any_rules(&self.settings).await
-        {
+    }
+
+    async fn remove_any_rules(&self, report: &mut Report) {
+        // Where iptables is not installed there are none.
+        let never = AcceptRules::Never;
+        if let Ok(mut rules) = self.open_iptables(false, never, Mode::Apply).await {
             rules.teardown(report).await;
         }
     }
@@ -134,14 +358,37 @@ impl Backend {
         table: Option<&LinkTable>,
         report: &mut Report,
     ) {
-        match &mut self.kind {
-            Kind::Iptables(iptables) => iptables.teardown(report).await,
-            Kind::Ebpf(_) | Kind::None => {}
+        if let Kind::Iptables(iptables) = &mut self.kind {
+            iptables.teardown(report).await;
         }
         if let Some(accept) = self.accept.as_mut() {
             accept.teardown(report).await;
         }
-        Ebpf::teardown(&self.settings, handle, table, report).await;
+        Ebpf::teardown(&self.settings, handle, table, Tables::Delete, report).await;
+    }
+
+    /// Ids of the loaded eBPF programs; none with another backend.
+    pub fn programs(&self) -> Ids {
+        match &self.kind {
+            Kind::Ebpf(ebpf) => ebpf.ids(),
+            _ => Ids::new(),
+        }
+    }
+
+    /// In a dry run: goes by the eBPF programs that another agent has loaded.
+    pub fn go_by(&mut self, known: Ids) {
+        if let Kind::Ebpf(ebpf) = &mut self.kind {
+            ebpf.go_by(known);
+        }
+    }
+
+    /// Lets go of counters of links that are gone.
+    pub fn forget_counters(&self, table: &LinkTable) {
+        if let Kind::Ebpf(ebpf) = &self.kind
+            && let Err(error) = ebpf.forget_counters(table)
+        {
+            warn!("counters of links that are gone stay: {error}");
+        }
     }
 
     /// Passes debug lines of the programs on, if there are any.
@@ -150,88 +397,35 @@ impl Backend {
             ebpf.forward_logs();
         }
     }
-}
 
-fn open_ebpf(settings: &ebpf::Settings, mode: Mode) -> Result<Kind, ebpf::Error> {
-    Ok(Kind::Ebpf(Box::new(Ebpf::open(settings.clone(), mode)?)))
-}
+    async fn open_iptables(
+        &self,
+        notrack: bool,
+        accept: AcceptRules,
+        mode: Mode,
+    ) -> Result<Iptables, iptables::Error> {
+        let scope = Scope { notrack, accept };
+        let Config { vips, ports, .. } = &self.config;
+        Iptables::open(vips, ports, scope, self.config.max_connections, mode).await
+    }
 
-async fn open_iptables(config: &Config) -> Result<Kind, iptables::Error> {
-    let scope = Scope {
-        notrack: true,
-        accept: config.accept_rules,
-    };
-    let rules = Iptables::open(&config.vips, &config.ports, scope).await?;
-    Ok(Kind::Iptables(Box::new(rules)))
-}
-
-/// The ACCEPT rules beside the `ebpf` backend. Where iptables is not installed nothing of it can
-/// drop a packet.
-async fn open_accept_rules(config: &Config) -> Result<Option<Iptables>, Error> {
-    let scope = Scope {
-        notrack: false,
-        accept: config.accept_rules,
-    };
-    match Iptables::open(&config.vips, &config.ports, scope).await {
-        Ok(rules) => Ok(Some(rules)),
-        Err(error) if config.accept_rules == AcceptRules::Always => Err(Error::AcceptRules(error)),
-        Err(error) => {
-            debug!("no ACCEPT rules are kept: {error}");
-            Ok(None)
+    /// Tells what the backend in use cannot do, where that may surprise.
+    fn warn_of_limits(&self) {
+        if let Kind::Iptables(rules) = &self.kind
+            && let Some(reason) = rules.why_classic()
+        {
+            warn!(
+                "the rules of the iptables backend untrack every reply of the VIP: connections to \
+                 a ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=nftables or \
+                 --backend=ebpf, install ipset, or leave everything tracked with --backend=none \
+                 ({reason})"
+            );
         }
-    }
-}
-
-/// Rules of any scope, to remove them; none where iptables is not installed.
-async fn any_rules(settings: &ebpf::Settings) -> Option<Iptables> {
-    let scope = Scope {
-        notrack: true,
-        accept: AcceptRules::Never,
-    };
-    Iptables::open(&settings.vips, &settings.ports, scope)
-        .await
-        .ok()
-}
-
-async fn first_that_works(
-    config: &Config,
-    settings: &ebpf::Settings,
-    mode: Mode,
-    rejected: &mut Vec<Rejected>,
-) -> Kind {
-    match open_ebpf(settings, mode) {
-        Ok(kind) => return kind,
-        Err(error) => rejected.push(reject("ebpf", &error)),
-    }
-    match open_iptables(config).await {
-        Ok(kind) => return kind,
-        Err(error) => rejected.push(reject("iptables", &error)),
-    }
-    warn!("degraded: no backend works here; the VIP is kept, its connections are tracked");
-    Kind::None
-}
-
-/// Tells what the chosen backend cannot do, where that may surprise.
-fn warn_of_limits(kind: &Kind, config: &Config) {
-    if matches!(kind, Kind::Iptables(_)) {
-        warn!(
-            "the rules of the iptables backend untrack every reply of the VIP: connections to a \
-             ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=ebpf, or \
-             --backend=none to leave everything tracked"
-        );
-    }
-    // Where another backend was asked for by name, the command line has told.
-    let fell_back = config.backend == BackendChoice::Auto && !matches!(kind, Kind::Ebpf(_));
-    if fell_back && !config.services.is_empty() {
-        warn!("nothing is translated: --service-address needs the ebpf backend");
-    }
-}
-
-fn reject(backend: &str, error: &dyn std::error::Error) -> Rejected {
-    let failure = crate::reconcile::Failure::new("backend", format!("backend {backend}"), error);
-    warn!("{failure}");
-    Rejected {
-        backend: backend.to_owned(),
-        reason: failure.cause,
+        // Where another backend was asked for by name, the command line has told.
+        let fell_back =
+            self.config.backend == BackendChoice::Auto && !matches!(self.kind, Kind::Ebpf(_));
+        if fell_back && !self.config.services.is_empty() {
+            warn!("nothing is translated: --service-address needs the ebpf backend");
+        }
     }
 }

@@ -12,9 +12,9 @@ use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::values::{self, Endpoint, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
-use crate::doctor::Format;
 use crate::goflag::parse_bool;
 use crate::klog::KlogArgs;
+use crate::status::Output;
 use crate::telemetry::log::LogFormat;
 
 /// Keeps the VIP of the API server's local proxy up on this node, and conntrack out of its path.
@@ -153,19 +153,9 @@ pub struct Args {
     )]
     pub dry_run: bool,
 
-    /// Directory on a BPF file system for what outlives the agent: maps and links
-    #[arg(
-        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
-        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
-    )]
-    pub bpffs: PathBuf,
-
-    /// Directory for the agent's lock and state
-    #[arg(
-        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR", help_heading = "Paths",
-        default_value = "/run/proxy-agent", value_parser = values::directory
-    )]
-    pub run_dir: PathBuf,
+    /// Where the agent keeps what outlives it.
+    #[command(flatten)]
+    pub location: Location,
 
     /// How records are written
     #[arg(
@@ -187,15 +177,51 @@ pub struct Args {
     pub command: Option<Subcommand>,
 }
 
+/// Where an agent keeps what outlives it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Location {
+    /// Directory on a BPF file system for what outlives the agent: maps and links
+    #[arg(
+        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
+        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
+    )]
+    pub bpffs: PathBuf,
+
+    /// Directory for the agent's lock and state
+    #[arg(
+        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR", help_heading = "Paths",
+        default_value = "/run/proxy-agent", value_parser = values::directory
+    )]
+    pub run_dir: PathBuf,
+}
+
 /// What else the program does.
 #[derive(Debug, clap::Subcommand)]
 pub enum Subcommand {
+    /// Tell what the agent of this node is doing: VIPs, backend, counters, repairs, drift
+    ///
+    /// Changes nothing. Exit code 0 if the agent runs and is ready, 1 if not or if none has run here.
+    Status {
+        /// How it is written; the fields of json are described in docs/status.md
+        #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
+        output: Output,
+
+        /// Links without traffic too
+        #[arg(long)]
+        all: bool,
+
+        /// Where the agent keeps what outlives it.
+        #[command(flatten)]
+        location: Location,
+    },
+
     /// Print a script that completes the command line in a shell
     Completions {
         /// The shell
         #[arg(value_enum)]
         shell: Shell,
     },
+
     /// Look for what may be wrong on this node, and say what to do about it; changes nothing
     #[command(after_help = super::DOCTOR_AFTER_HELP)]
     Doctor {
@@ -205,7 +231,7 @@ pub enum Subcommand {
 
         /// How the findings are printed
         #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
-        output: Format,
+        output: Output,
 
         /// The VIPs, where no agent has told them or others are meant, separated by commas
         #[arg(
@@ -219,21 +245,4 @@ pub enum Subcommand {
         )]
         port: Vec<u16>,
     },
-}
-
-/// Where an agent keeps what it keeps.
-#[derive(Debug, clap::Args)]
-pub struct Location {
-    /// Directory of pinned maps and links; the one the agent tells if not given
-    #[arg(
-        long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", value_parser = values::directory
-    )]
-    pub bpffs: Option<PathBuf>,
-
-    /// Directory of the agent's lock and state
-    #[arg(
-        long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR",
-        default_value = "/run/proxy-agent", value_parser = values::directory
-    )]
-    pub run_dir: PathBuf,
 }

@@ -16,6 +16,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{AcceptRules, TcAttach};
+use crate::status::Output;
 use crate::telemetry::log::{LogFormat, Severity};
 
 /// Reads a line split at spaces, without the program's name.
@@ -57,6 +58,31 @@ fn completions_know_every_flag_and_need_no_address() {
 }
 
 #[test]
+fn status_needs_no_address_and_asks_the_agent_where_its_maps_are() {
+    let request = |line: &str| match try_parse_from(line.split_whitespace()) {
+        Ok(Invocation::Status(request)) => request,
+        other => panic!("{line}: {other:?}"),
+    };
+    let plain = request("proxy-agent status");
+    assert_eq!(plain.output, Output::Table);
+    assert_eq!(plain.run_dir, Path::new("/run/proxy-agent"));
+    assert_eq!(plain.bpffs, None);
+    let full = request("proxy-agent status --output=json --all --run-dir=/a --bpffs /b");
+    assert_eq!(full.output, Output::Json);
+    assert!(full.all);
+    assert_eq!(full.run_dir, Path::new("/a"));
+    assert_eq!(full.bpffs.as_deref(), Some(Path::new("/b")));
+    for line in [
+        "status --ip-address=10.96.0.2",
+        "status x",
+        "status --output=xml",
+    ] {
+        let line = ["proxy-agent"].into_iter().chain(line.split_whitespace());
+        assert_eq!(try_parse_from(line).unwrap_err().exit_code(), 2);
+    }
+}
+
+#[test]
 fn the_doctor_needs_nothing_and_takes_addresses() {
     let read = |line: &str| {
         let words = ["proxy-agent", "doctor"].into_iter();
@@ -68,7 +94,7 @@ fn the_doctor_needs_nothing_and_takes_addresses() {
     let options = read("");
     assert_eq!(options.run_dir, Path::new("/run/proxy-agent"));
     assert!(options.vips.is_empty() && options.ports.is_empty() && options.bpffs.is_none());
-    assert_eq!(options.format, doctor::Format::Table);
+    assert_eq!(options.format, Output::Table);
     let options = read("--output=json --ip-address=10.96.0.2,fd00::2 --port 443,8443 --bpffs /b");
     assert_eq!((options.vips.len(), options.ports), (2, vec![443, 8443]));
     assert_eq!(options.bpffs.as_deref(), Some(Path::new("/b")));

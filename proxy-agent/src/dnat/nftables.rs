@@ -18,7 +18,7 @@ use netlink_packet_netfilter::nftables::{
 use registers::{Content, Registers};
 
 use super::{Finding, Findings, Unread};
-use crate::backend::ebpf::TABLE;
+use crate::backend::tables::NAME as TABLE;
 use crate::netfilter::{Error, Family, Socket};
 
 /// The families of tables that can have NAT, as nft calls them.

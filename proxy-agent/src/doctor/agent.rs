@@ -23,21 +23,17 @@ const OURS: &str = "proxy-agent";
 const SHORT_LIVED: [&str; 4] = ["doctor", "status", "completions", "cleanup"];
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
-    let own = match &subject.running {
-        Ok(Some(running)) => running.pid,
-        _ => None,
-    };
     vec![
         agent(subject),
         backend(subject),
-        others(&processes::in_this_netns(), own, &subject.vips),
+        others(&processes::in_this_netns(), subject.pid(), &subject.vips),
     ]
 }
 
 fn agent(subject: &Subject) -> Check {
     let directory = subject.run_dir.display();
     let running = match &subject.running {
-        Ok(running) => running,
+        Ok(running) => *running,
         Err(error) => {
             return Check::unknown(
                 AGENT,
@@ -58,16 +54,16 @@ fn agent(subject: &Subject) -> Check {
         }
     };
     match (running, state) {
-        (Some(running), Some(state)) => {
-            let pid = running.pid.unwrap_or(state.pid);
-            Check::ok(AGENT, format!("version {} runs (pid {pid})", state.version))
-        }
-        (Some(_), None) => Check::warning(
+        (true, Some(state)) => Check::ok(
+            AGENT,
+            format!("version {} runs (pid {})", state.version, state.pid),
+        ),
+        (true, None) => Check::warning(
             AGENT,
             format!("an agent runs with --run-dir={directory} and has not finished a pass"),
             "look into its log",
         ),
-        (None, Some(state)) => Check::warning(
+        (false, Some(state)) => Check::warning(
             AGENT,
             format!(
                 "no agent runs; version {} (pid {}) ran last, and nobody repairs what it left",
@@ -75,7 +71,7 @@ fn agent(subject: &Subject) -> Check {
             ),
             "start it again; look into the log of the last one for why it ended",
         ),
-        (None, None) => Check::warning(
+        (false, None) => Check::warning(
             AGENT,
             format!("no agent runs with --run-dir={directory}, and none ever has"),
             "start one, or name its directory with --run-dir",

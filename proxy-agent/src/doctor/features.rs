@@ -14,18 +14,17 @@ use aya::programs::tc::qdisc_add_clsact;
 use super::bpf;
 use super::check::Check;
 use super::subject::Subject;
-use crate::backend::ebpf::{Hook, TABLE};
+use crate::backend::ebpf::Hook;
+use crate::backend::tables;
 use crate::kernel::capabilities::{self, Capability};
-use crate::netfilter::{self, Chain, Family, Rule, Socket, Table, expression};
+use crate::kernel::netns;
+use crate::netfilter::{self, Base, Chain, Family, Rule, Socket, Table, expression};
 use crate::reconcile::report::chain;
 
 const NF_TABLES: &str = "nf-tables";
 const XT_BPF: &str = "xt-bpf";
 const TC: &str = "tc";
 const ALL: [&str; 3] = [NF_TABLES, XT_BPF, TC];
-
-/// `NF_IP_PRI_RAW`.
-const PRIORITY_RAW: i32 = -300;
 
 /// What became of each try; an error tells in words why it failed.
 struct Tried {
@@ -43,10 +42,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     }
     // A thread has a network namespace of its own if it wants one.
     let tried = thread::spawn(|| {
-        // SAFETY: unshare has no memory effects.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        netns::enter_new()?;
         Ok(attempt())
     })
     .join()
@@ -80,14 +76,17 @@ fn attempt() -> Tried {
 fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> Result<(), String> {
     let table = Table {
         family: Family::IPv4,
-        name: TABLE,
+        name: tables::NAME,
+        sets: Vec::new(),
         chains: vec![Chain {
             name: "prerouting",
-            hook: netfilter::Hook::Prerouting,
-            priority: PRIORITY_RAW,
+            base: Some(Base {
+                hook: netfilter::Hook::Prerouting,
+                priority: tables::PRIORITY_RAW,
+            }),
             rules: vec![Rule {
                 purpose: "try".to_owned(),
-                program: 0,
+                program: None,
                 expressions: expressions.to_vec(),
             }],
         }],

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableM
 
 use super::check::Check;
 use super::subject::Subject;
-use crate::backend::ebpf::TABLE;
+use crate::backend::tables::NAME as TABLE;
 use crate::kernel::bpffs;
 use crate::netfilter::{Error, Family, Socket};
 

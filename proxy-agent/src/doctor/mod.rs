@@ -32,16 +32,16 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-pub use report::Format;
-
 use check::Check;
 use subject::Subject;
+
+use crate::status::Output;
 
 /// What the doctor was told.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How the findings are printed.
-    pub format: Format,
+    pub format: Output,
     /// Where the agent pins; none: where it says.
     pub bpffs: Option<PathBuf>,
     /// The agent's run directory.

@@ -9,20 +9,12 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::check::{Check, Verdict};
+use crate::status::Output;
 
 /// Something does not work as well as it could, or could not be looked at.
 const WARNINGS: u8 = 3;
 /// Connections fail.
 const BROKEN: u8 = 4;
-
-/// How findings are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// For people: a line for each finding, the remedy below it
-    Table,
-    /// For programs
-    Json,
-}
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -35,10 +27,10 @@ struct Document<'a> {
 /// # Errors
 ///
 /// If it cannot be written.
-pub fn print(format: Format, checks: &[Check]) -> io::Result<()> {
+pub fn print(format: Output, checks: &[Check]) -> io::Result<()> {
     let text = match format {
-        Format::Table => table(checks),
-        Format::Json => {
+        Output::Table => table(checks),
+        Output::Json => {
             let document = Document {
                 verdict: worst(checks),
                 checks,

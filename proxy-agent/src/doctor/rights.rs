@@ -16,11 +16,7 @@ const CAPABILITIES: &str = "capabilities";
 const SYSCALL: &str = "bpf-syscall";
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
-    let pid = match &subject.running {
-        Ok(Some(running)) => running.pid,
-        _ => None,
-    };
-    let (whose, path) = match pid {
+    let (whose, path) = match subject.pid() {
         Some(pid) => ("the agent", format!("/proc/{pid}/status")),
         // A later agent is likely to have what the doctor has.
         None => ("this process", "/proc/self/status".to_owned()),

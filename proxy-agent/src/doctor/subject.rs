@@ -3,7 +3,6 @@
 //! Whom the doctor looks at: the agent of a run directory, as its state file and its lock tell; and
 //! what more than one check asks of the node.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -14,7 +13,7 @@ use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables
 use crate::config::Service;
 use crate::dnat::{self, Findings};
 use crate::link::{self, LinkTable, ObserveError};
-use crate::lock::{self, Holder};
+use crate::lock;
 use crate::state::{self, Choice, State};
 
 /// The proxy's port where neither a flag nor the agent says one.
@@ -31,8 +30,8 @@ pub struct Subject {
     pub bpffs: PathBuf,
     /// What it has told.
     pub state: Result<Option<State>, state::Error>,
-    /// Whether one runs, and its process as far as it told.
-    pub running: io::Result<Option<Holder>>,
+    /// Whether one runs.
+    pub running: Result<bool, lock::Error>,
     /// The VIPs; empty if nobody says.
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
@@ -109,7 +108,7 @@ impl Subject {
             iptables,
             dnat: dnat::find(&vips).await,
             links: link::observe(&vips).await,
-            running: lock::holder(&options.run_dir),
+            running: lock::is_held(&options.run_dir),
             run_dir: options.run_dir.clone(),
             bpffs,
             vips,
@@ -121,6 +120,12 @@ impl Subject {
     /// What the agent told last, if it could be read.
     pub fn told(&self) -> Option<&State> {
         self.state.as_ref().ok()?.as_ref()
+    }
+
+    /// The process of the running agent, as far as it told.
+    pub fn pid(&self) -> Option<u32> {
+        let running = self.running.as_ref().is_ok_and(|running| *running);
+        self.told().filter(|_| running).map(|state| state.pid)
     }
 
     /// The backend in use, as far as the agent told.

@@ -2,6 +2,7 @@
 
 //! What the agent asks the kernel about itself and the node, apart from the objects it keeps.
 
+pub mod author;
 pub mod bpffs;
 pub mod capabilities;
 pub mod monitor;

@@ -7,17 +7,21 @@
 use std::fmt::{self, Display};
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute,
-    TableMessage,
+    ChainAttribute, ChainMessage, GenAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+    TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+use tokio::time::{Instant, sleep_until};
+
+use super::author::By;
 
 /// Multicast groups of linux/rtnetlink.h and linux/netfilter/nfnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -27,6 +31,9 @@ const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const NFNLGRP_NFTABLES: u32 = 7;
 /// Room for a burst of events; what does not fit is made up for by a full look.
 const RECEIVE_BUFFER: usize = 1 << 20;
+/// nf_tables tells who made a change behind the change itself, at once. A kernel that does not is not
+/// waited for longer.
+const SIGNATURE: Duration = Duration::from_millis(2);
 
 /// Something that may concern us, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +48,15 @@ pub enum Event {
     Table(String),
     /// More happened than the socket could hold.
     Overrun,
+}
+
+/// An event, and who brought it about if the kernel tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// What happened.
+    pub event: Event,
+    /// Who did it, maybe without a name.
+    pub by: Option<By>,
 }
 
 impl Display for Event {
@@ -72,6 +88,15 @@ pub struct Monitor {
     /// Absent where the kernel has no nfnetlink: then nothing can change there either.
     netfilter: Option<TokioSocket>,
     interest: Interest,
+    unsigned: Option<Unsigned>,
+}
+
+/// A change of nf_tables of which the author is still to be told.
+struct Unsigned {
+    event: Event,
+    /// The port id it came from.
+    port: u32,
+    until: Instant,
 }
 
 impl Monitor {
@@ -95,26 +120,64 @@ impl Monitor {
             route,
             netfilter,
             interest,
+            unsigned: None,
         })
     }
 
-    /// Waits for the next event that may concern us.
-    pub async fn next(&mut self) -> Event {
+    /// Waits for the next event that may concern us. May be dropped while it waits.
+    pub async fn next(&mut self) -> Notice {
         loop {
-            let (received, of_route) = tokio::select! {
-                received = self.route.recv_from_full() => (received, true),
-                received = receive(self.netfilter.as_ref()) => (received, false),
+            let until = self.unsigned.as_ref().map(|change| change.until);
+            let notice = tokio::select! {
+                // In this order: the author comes before the end of the wait for it.
+                biased;
+                received = receive(self.netfilter.as_ref()) => match received {
+                    Ok((datagram, _)) => self.in_netfilter(&datagram),
+                    Err(_) => Some(OVERRUN),
+                },
+                received = self.route.recv_from_full() => match received {
+                    Ok((datagram, _)) => in_route_events(&datagram, &self.interest)
+                        .map(|(event, port)| Notice { event, by: By::port(port) }),
+                    // ENOBUFS: the queue was full and events were dropped.
+                    Err(_) => Some(OVERRUN),
+                },
+                () = reached(until) => self.unsigned.take().map(|change| Notice {
+                    event: change.event,
+                    by: By::port(change.port),
+                }),
             };
-            let event = match received {
-                Ok((datagram, _)) if of_route => in_route_events(&datagram, &self.interest),
-                Ok((datagram, _)) => in_netfilter_events(&datagram, &self.interest),
-                // ENOBUFS: the queue was full and events were dropped.
-                Err(_) => Some(Event::Overrun),
-            };
-            if let Some(event) = event {
-                return event;
+            if let Some(notice) = notice {
+                return notice;
             }
         }
+    }
+
+    /// A change is passed on together with its author.
+    fn in_netfilter(&mut self, datagram: &[u8]) -> Option<Notice> {
+        if self.unsigned.is_none() {
+            let (event, port) = in_netfilter_events(datagram, &self.interest)?;
+            let until = Instant::now() + SIGNATURE;
+            self.unsigned = Some(Unsigned { event, port, until });
+        }
+        let by = author(datagram)?;
+        let change = self.unsigned.take()?;
+        Some(Notice {
+            event: change.event,
+            by: Some(by),
+        })
+    }
+}
+
+const OVERRUN: Notice = Notice {
+    event: Event::Overrun,
+    by: None,
+};
+
+/// Waits for a moment; for ever without one.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -136,27 +199,32 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// The first event of interest among rtnetlink messages.
-fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<Event> {
+/// The first event of interest among rtnetlink messages, and the port id it came from.
+fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
     each_message(datagram, |bytes| {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
-            // A message of a newer kernel: what it says is found by looking.
-            return Some(Event::Link);
-        };
-        let NetlinkPayload::InnerMessage(message) = message.payload else {
-            return None;
-        };
-        match message {
-            RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Some(Event::Link),
-            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-                let ip = local_address(&address)?;
-                interest.vips.contains(&ip).then_some(Event::Address(ip))
-            }
-            RouteNetlinkMessage::DelQueueDiscipline(_)
-            | RouteNetlinkMessage::DelTrafficFilter(_) => Some(Event::TrafficControl),
-            _ => None,
-        }
+        Some((route_event(bytes, interest)?, port_of(bytes)))
     })
+}
+
+fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
+    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+        // A message of a newer kernel: what it says is found by looking.
+        return Some(Event::Link);
+    };
+    let NetlinkPayload::InnerMessage(message) = message.payload else {
+        return None;
+    };
+    match message {
+        RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Some(Event::Link),
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            let ip = local_address(&address)?;
+            interest.vips.contains(&ip).then_some(Event::Address(ip))
+        }
+        RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
+            Some(Event::TrafficControl)
+        }
+        _ => None,
+    }
 }
 
 /// The host's end of an address: `IFA_LOCAL` where there is one.
@@ -172,25 +240,56 @@ fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     found
 }
 
-/// The first event of interest among nf_tables messages.
-fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<Event> {
+/// The first event of interest among nf_tables messages, and the port id it came from.
+fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
     each_message(datagram, |bytes| {
-        let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).ok()?;
-        let NetlinkPayload::InnerMessage(NetfilterMessage {
-            inner: NetfilterMessageInner::NfTables(message),
-            ..
-        }) = message.payload
-        else {
-            return None;
-        };
-        let (table, chain, removal) = subject(&message)?;
+        let (table, chain, removal) = subject(&nf_tables(bytes)?)?;
         let ours = interest.tables.iter().any(|name| *name == table);
         let watched = removal
             && interest.chains.iter().any(|(of_table, name)| {
                 *of_table == table && chain.as_deref().is_none_or(|chain| chain == *name)
             });
-        (ours || watched).then_some(Event::Table(table))
+        (ours || watched).then_some((Event::Table(table), port_of(bytes)))
     })
+}
+
+/// Who made the changes before this message (`NFT_MSG_NEWGEN`, with the process since Linux 4.14).
+fn author(datagram: &[u8]) -> Option<By> {
+    each_message(datagram, |bytes| {
+        let NfTablesMessage::NewGen(message) = nf_tables(bytes)? else {
+            return None;
+        };
+        let (mut pid, mut name) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                GenAttribute::ProcPid(id) => pid = Some(*id),
+                GenAttribute::ProcName(comm) => name = Some(comm.clone()),
+                _ => {}
+            }
+        }
+        match pid {
+            Some(pid) => Some(By { pid, name }),
+            None => By::port(port_of(bytes)),
+        }
+    })
+}
+
+fn nf_tables(bytes: &[u8]) -> Option<NfTablesMessage> {
+    let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).ok()?;
+    match message.payload {
+        NetlinkPayload::InnerMessage(NetfilterMessage {
+            inner: NetfilterMessageInner::NfTables(message),
+            ..
+        }) => Some(message),
+        _ => None,
+    }
+}
+
+/// The port id in a message's header (`nlmsg_pid`): that of the socket which asked for the change,
+/// zero if nobody did.
+fn port_of(message: &[u8]) -> u32 {
+    let field = message.get(12..16).and_then(|bytes| bytes.first_chunk());
+    field.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 /// Table and chain that a message is about, and whether something was removed there.
@@ -249,13 +348,13 @@ fn chain_of(message: &RuleMessage) -> Option<(String, Option<String>)> {
 }
 
 /// Runs `look` on each netlink message of a datagram until it finds something.
-fn each_message(datagram: &[u8], look: impl Fn(&[u8]) -> Option<Event>) -> Option<Event> {
+fn each_message<T>(datagram: &[u8], look: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     let mut rest = datagram;
     while let Some(length) = rest.first_chunk::<4>() {
         let length = usize::try_from(u32::from_ne_bytes(*length)).ok()?;
         let message = rest.get(..length).filter(|message| message.len() >= 16)?;
-        if let Some(event) = look(message) {
-            return Some(event);
+        if let Some(found) = look(message) {
+            return Some(found);
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }

@@ -156,7 +156,7 @@ impl<'a> Applier<'a> {
         };
         let mut monitor = Monitor::open(interest).map_err(ApplyError::Listen)?;
         self.add(vip, link, false).await?;
-        let announced = async { while monitor.next().await != Event::Address(vip) {} };
+        let announced = async { while monitor.next().await.event != Event::Address(vip) {} };
         tokio::time::timeout(ANNOUNCED_WITHIN, announced)
             .await
             .map_err(|_| ApplyError::NotAnnounced(vip))

@@ -27,7 +27,7 @@ use rtnetlink::Handle;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
-const PART: &str = "link";
+pub const PART: &str = "link";
 
 /// The VIPs and the link that should carry them.
 #[derive(Debug)]

@@ -7,9 +7,12 @@ use std::os::fd::RawFd;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Meta, MetaKey,
-    Operator, Payload, Register,
+    Bitwise, ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta,
+    MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
+
+use super::Family;
+use super::set::Field;
 
 /// Payload bases (`enum nft_payload_bases`).
 const NETWORK_HEADER: u32 = 1;
@@ -33,14 +36,21 @@ pub enum End {
 pub fn endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
     let (offset, address) = address_field(end, ip);
     let mut expressions = Vec::from(payload(NETWORK_HEADER, offset, address));
-    expressions.push(meta(MetaKey::L4Proto));
-    expressions.push(compare(Operator::Equal, vec![PROTOCOL_TCP]));
+    expressions.extend(is_tcp());
     expressions.extend(payload(
         TRANSPORT_HEADER,
         port_offset(end),
         port.to_be_bytes().to_vec(),
     ));
     expressions
+}
+
+/// `meta l4proto tcp`; nft leaves it out where something of the TCP header follows.
+pub fn is_tcp() -> [Expressions; 2] {
+    [
+        meta(MetaKey::L4Proto),
+        compare(Operator::Equal, vec![PROTOCOL_TCP]),
+    ]
 }
 
 /// `ip daddr set ADDRESS tcp dport set PORT`, or the same for the source, checksums included.
@@ -122,6 +132,174 @@ pub fn notrack() -> Expressions {
     bare("notrack")
 }
 
+/// Flags of a TCP header.
+pub mod flag {
+    /// The sender has said its last word.
+    pub const FIN: u8 = 0x01;
+    /// The connection is opened.
+    pub const SYN: u8 = 0x02;
+    /// The connection is reset.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+}
+
+/// `tcp flags VALUE / MASK`: those of the mask are as in the value.
+pub fn flags_are(value: u8, mask: u8) -> Vec<Expressions> {
+    masked_flags(mask, Operator::Equal, value)
+}
+
+/// `tcp flags MASK`: at least one of the mask is set.
+pub fn has_flag(mask: u8) -> Vec<Expressions> {
+    masked_flags(mask, Operator::NotEqual, 0)
+}
+
+fn masked_flags(mask: u8, operator: Operator, value: u8) -> Vec<Expressions> {
+    const FLAGS: u32 = 13;
+    vec![
+        load(TRANSPORT_HEADER, FLAGS, 1, Register::Reg1),
+        Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Length(1),
+            Bitwise::Mask(DataAttribute::Value(vec![mask])),
+            Bitwise::Xor(DataAttribute::Value(vec![0])),
+        ]),
+        compare(operator, vec![value]),
+    ]
+}
+
+/// A field of a packet, as part of a set's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The address of an end.
+    Address(End),
+    /// The port of an end.
+    Port(End),
+    /// The TCP sequence number.
+    Sequence,
+}
+
+/// What is done with a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetOperation {
+    /// Goes on if the key is a member.
+    IsMember,
+    /// Goes on if it is none.
+    IsNoMember,
+    /// Adds the key or lets its time begin anew; goes on unless the set is full.
+    Update,
+    /// Removes the key if it is there.
+    Delete,
+}
+
+/// Does something with the member of a set that the parts of the packet make (Linux 5.4 for
+/// [`SetOperation::Delete`]).
+pub fn set(
+    operation: SetOperation,
+    name: &str,
+    parts: &[Part],
+    family: Family,
+) -> Vec<Expressions> {
+    /// `NFT_LOOKUP_F_INV`, `NFT_DYNSET_OP_UPDATE`, `NFT_DYNSET_OP_DELETE`.
+    const NOT: u32 = 1;
+    const UPDATE: u32 = 1;
+    const DELETE: u32 = 2;
+
+    let mut expressions = key(parts, family);
+    expressions.push(match operation {
+        SetOperation::IsMember => look_up(name, 0),
+        SetOperation::IsNoMember => look_up(name, NOT),
+        SetOperation::Update => change(name, UPDATE),
+        SetOperation::Delete => change(name, DELETE),
+    });
+    expressions
+}
+
+fn look_up(name: &str, flags: u32) -> Expressions {
+    Expressions::Lookup(vec![
+        Lookup::Set(name.to_owned()),
+        Lookup::SourceRegister(Register::Reg1),
+        Lookup::Flags(flags),
+    ])
+}
+
+/// `enum nft_dynset_attributes`.
+fn change(name: &str, operation: u32) -> Expressions {
+    const SET_NAME: u16 = 1;
+    const OPERATION: u16 = 3;
+    const KEY_REGISTER: u16 = 4;
+    Expressions::Other {
+        expression_type: "dynset".to_owned(),
+        attributes: vec![
+            DefaultNla::new(SET_NAME, [name.as_bytes(), b"\0"].concat()),
+            DefaultNla::new(OPERATION, operation.to_be_bytes().to_vec()),
+            DefaultNla::new(
+                KEY_REGISTER,
+                u32::from(Register::Reg1).to_be_bytes().to_vec(),
+            ),
+        ],
+    }
+}
+
+/// Loads the parts one behind the other, from the first register on.
+fn key(parts: &[Part], family: Family) -> Vec<Expressions> {
+    const SEQUENCE: u32 = 4;
+    let mut position = 0;
+    let mut expressions = Vec::new();
+    for part in parts {
+        let (field, base, offset) = match part {
+            Part::Address(end) => {
+                let offset = match (family, end) {
+                    (Family::IPv6, End::Source) => 8,
+                    (Family::IPv6, End::Destination) => 24,
+                    (_, End::Source) => 12,
+                    (_, End::Destination) => 16,
+                };
+                (Field::Address, NETWORK_HEADER, offset)
+            }
+            Part::Port(end) => (Field::Port, TRANSPORT_HEADER, port_offset(*end)),
+            Part::Sequence => (Field::Sequence, TRANSPORT_HEADER, SEQUENCE),
+        };
+        let length = field.length(family);
+        let length = u32::try_from(length).expect("an address, a port or a number");
+        expressions.push(load(base, offset, length, register(position)));
+        position += field.room(family);
+    }
+    expressions
+}
+
+/// The register at a position in bytes of the 64 bytes of all registers.
+fn register(position: usize) -> Register {
+    if position == 0 {
+        // As nft writes it; it is the same one.
+        return Register::Reg1;
+    }
+    let number = u32::try_from(position / 4).expect("below 64");
+    Register::from(u32::from(Register::Reg32_00) + number)
+}
+
+/// `goto CHAIN`.
+pub fn go_to(chain: &str) -> Expressions {
+    verdict(vec![
+        VerdictAttribute::Code(Verdict::Goto),
+        VerdictAttribute::Chain(chain.to_owned()),
+    ])
+}
+
+/// `accept`: the packet leaves the chain, and all others see it.
+pub fn accept() -> Expressions {
+    const ACCEPT: u32 = 1;
+    verdict(vec![VerdictAttribute::Code(Verdict::Other(ACCEPT))])
+}
+
+fn verdict(attributes: Vec<VerdictAttribute>) -> Expressions {
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(attributes)),
+    ])
+}
+
 /// Offset and content of an address in its IP header.
 fn address_field(end: End, ip: IpAddr) -> (u32, Vec<u8>) {
     match (ip, end) {
@@ -150,14 +328,18 @@ fn bare(name: &str) -> Expressions {
 fn payload(base: u32, offset: u32, value: Vec<u8>) -> [Expressions; 2] {
     let length = u32::try_from(value.len()).expect("an address or a port");
     [
-        Expressions::Payload(vec![
-            Payload::DestinationRegister(Register::Reg1),
-            Payload::Base(base),
-            Payload::Offset(offset),
-            Payload::Len(length),
-        ]),
+        load(base, offset, length, Register::Reg1),
         compare(Operator::Equal, value),
     ]
+}
+
+fn load(base: u32, offset: u32, length: u32, register: Register) -> Expressions {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(register),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(length),
+    ])
 }
 
 fn set_payload(base: u32, offset: u32, value: Vec<u8>, checksum: Vec<Payload>) -> [Expressions; 2] {

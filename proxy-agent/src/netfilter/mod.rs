@@ -6,9 +6,10 @@
 
 pub mod conntrack;
 pub mod expression;
+pub mod set;
 mod socket;
 pub mod table;
 
 pub use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 pub use socket::{Error, Socket};
-pub use table::{Chain, Hook, Outline, Rule, Table};
+pub use table::{Base, Chain, Hook, Outline, Rule, Table};

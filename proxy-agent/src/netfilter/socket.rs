@@ -3,6 +3,8 @@
 //! The nfnetlink socket: transactions, single requests and dumps, for every subsystem of netfilter.
 
 use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd as _;
 
 use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
@@ -178,6 +180,7 @@ impl Socket {
             0,
             NetfilterMessage::new(control(SUBSYSTEM_NFTABLES), ControlMessage::BatchEnd),
         );
+        self.make_room(buffer.len()).map_err(Error::Io)?;
         self.inner.send(&buffer, 0).map_err(Error::Io)?;
 
         let mut done = false;
@@ -383,6 +386,32 @@ impl Socket {
         // Messages in a datagram start at multiples of four (NLMSG_ALIGNTO).
         buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
         message.serialize(&mut buffer[start..]);
+    }
+
+    /// A message larger than the send buffer is refused, and the default one has room for a few
+    /// thousand members of a set.
+    fn make_room(&self, length: usize) -> io::Result<()> {
+        const ALWAYS_THERE: usize = 1 << 16;
+        if length <= ALWAYS_THERE {
+            return Ok(());
+        }
+        let wanted = libc::c_int::try_from(length).map_err(io::Error::other)?;
+        let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+        // SAFETY: the pointer is to an integer of the size that is given.
+        let refused = unsafe {
+            libc::setsockopt(
+                self.inner.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_SNDBUFFORCE,
+                (&raw const wanted).cast(),
+                size,
+            )
+        };
+        if refused == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     fn receive(&self) -> Result<Option<Vec<u8>>, Error> {

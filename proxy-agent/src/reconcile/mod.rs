@@ -6,6 +6,7 @@
 //! so that logging, dry runs and the collecting of errors are the same everywhere.
 
 pub mod report;
+pub mod told;
 pub mod trigger;
 
 use std::error::Error;
@@ -13,6 +14,9 @@ use std::fmt::Display;
 
 pub use report::{Failure, Report};
 use tracing::{error, info};
+
+use crate::kernel::author::By;
+use crate::time::rfc3339;
 
 /// Whether a plan is carried out or only told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +48,22 @@ pub async fn carry_out<O, E>(
         }
         match apply(op).await {
             Ok(()) => {
-                info!(part, "{op}");
+                log(part, op, report);
                 report.changed(part, op);
             }
             Err(cause) => failed(part, op, &cause, report),
         }
     }
+}
+
+/// Logs an operation, and the event it goes back to if there is one.
+fn log(part: &'static str, op: impl Display, report: &Report) {
+    let Some(occasion) = report.told.of(part) else {
+        return info!(part, "{op}");
+    };
+    let since = rfc3339(occasion.at);
+    let by = occasion.by.as_ref().map(By::to_string);
+    info!(part, since, by, "{op}");
 }
 
 /// Records and logs that `what` could not be done.

@@ -5,9 +5,13 @@
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 
+use super::told::Told;
+
 /// The outcome of one pass.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
+    /// What the kernel told before it.
+    pub told: Told,
     /// What was changed, or would be in a dry run, in order.
     pub changes: Vec<Change>,
     /// What could not be observed or changed.
@@ -21,10 +25,12 @@ pub struct Change {
     pub part: &'static str,
     /// The operation in words.
     pub op: String,
+    /// It follows links that come and go: nothing was broken.
+    pub routine: bool,
 }
 
 /// Something that could not be observed or changed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The part of the node it belongs to.
     pub part: &'static str,
@@ -40,7 +46,15 @@ impl Report {
         self.changes.push(Change {
             part,
             op: op.to_string(),
+            routine: false,
         });
+    }
+
+    /// Marks changes, in words, as following links that come and go.
+    pub fn mark_routine(&mut self, part: &'static str, ops: &[String]) {
+        for change in &mut self.changes {
+            change.routine |= change.part == part && ops.contains(&change.op);
+        }
     }
 
     /// True if nothing had to be changed and nothing failed: the node is as desired.
@@ -60,7 +74,7 @@ impl Failure {
     }
 }
 
-/// An error with every cause, down to the kernel's answer, in one line.
+/// An error with all its sources, down to the kernel's answer.
 pub fn chain(error: &dyn Error) -> String {
     let mut chain = error.to_string();
     let mut source = error.source();

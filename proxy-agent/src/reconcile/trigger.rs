@@ -3,11 +3,14 @@
 //! When the node is looked at: after kernel events that have come to rest, after failures with
 //! growing patience, and at every sync interval.
 
+use std::mem;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
+use super::told::Told;
 use crate::kernel::monitor::Monitor;
 
 /// Events that follow within this time belong to the one before.
@@ -24,7 +27,8 @@ const STORM: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Why a pass is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The kernel told of something.
     Event,
@@ -35,6 +39,10 @@ pub enum Cause {
 /// Tells when the next pass is due.
 pub struct Trigger {
     monitor: Monitor,
+    /// Since the last pass began.
+    told: Told,
+    /// An event has come that has not led to a pass yet.
+    woken: bool,
     interval: Duration,
     due: Instant,
     /// No pass before this moment.
@@ -51,6 +59,8 @@ impl Trigger {
         let now = Instant::now();
         Self {
             monitor,
+            told: Told::default(),
+            woken: false,
             interval,
             due: now + interval,
             rest_until: now,
@@ -62,30 +72,49 @@ impl Trigger {
 
     /// Waits until a pass is due and returns why. May be dropped while it waits.
     pub async fn wait(&mut self) -> Cause {
-        let cause = tokio::select! {
-            event = self.monitor.next() => {
-                self.settle().await;
-                debug!("looking at the node: {event}");
-                Cause::Event
+        let mut cause = Cause::Event;
+        if !self.woken {
+            tokio::select! {
+                notice = self.monitor.next() => {
+                    debug!("looking at the node: {}", notice.event);
+                    self.told.add(notice);
+                    // Until this has led to a pass, however often the wait begins anew.
+                    self.woken = true;
+                }
+                () = sleep_until(self.due) => {
+                    debug!("looking at the node: it is time for a resync");
+                    cause = Cause::Resync;
+                }
             }
-            () = sleep_until(self.due) => {
-                debug!("looking at the node: it is time for a resync");
-                Cause::Resync
-            }
-        };
+        }
+        if cause == Cause::Event {
+            self.take_in(SETTLE).await;
+        }
         sleep_until(self.rest_until).await;
+        // What came during the rest is looked after by this pass too.
+        self.take_in(Duration::ZERO).await;
+        self.woken = false;
         cause
     }
 
-    /// Takes in the events that follow closely.
-    async fn settle(&mut self) {
+    /// Takes in events until none comes for a time.
+    async fn take_in(&mut self, quiet: Duration) {
         let end = Instant::now() + PATIENCE;
         loop {
-            let quiet = (Instant::now() + SETTLE).min(end);
-            if timeout_at(quiet, self.monitor.next()).await.is_err() {
+            let quiet = (Instant::now() + quiet).min(end);
+            let Ok(notice) = timeout_at(quiet, self.monitor.next()).await else {
+                return;
+            };
+            self.told.add(notice);
+            if Instant::now() >= end {
                 return;
             }
         }
+    }
+
+    /// What the kernel told since this was last asked.
+    pub fn told(&mut self) -> Told {
+        mem::take(&mut self.told)
     }
 
     /// Notes how the pass went that began at `begun`.

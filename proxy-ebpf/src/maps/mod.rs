@@ -5,3 +5,4 @@
 pub mod connections;
 pub mod destinations;
 pub mod peers;
+pub mod statistics;

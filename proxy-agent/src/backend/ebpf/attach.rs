@@ -135,6 +135,12 @@ pub fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
     })
 }
 
+/// Whether any link is pinned.
+pub fn any_pins(settings: &Settings) -> bool {
+    let pins = bpffs::names(&links_dir(Hook::Ingress, settings));
+    pins.is_ok_and(|names| !names.is_empty())
+}
+
 /// Attaches the loaded program to a link. One that is there from us is replaced in place.
 pub fn attach(
     mode: AttachMode,
@@ -147,6 +153,25 @@ pub fn attach(
         AttachMode::Tcx => attach_tcx(programs, hook, link, settings),
         AttachMode::Clsact => attach_clsact(programs, hook, link, settings),
     }
+}
+
+/// Attaches a program to a link that is there for this only, and detaches it again.
+pub fn attach_for_trial(
+    programs: &mut Programs,
+    mode: AttachMode,
+    hook: Hook,
+    link: &str,
+) -> Result<(), AttachError> {
+    let program = programs.classifier(hook);
+    let options = match mode {
+        AttachMode::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
+        AttachMode::Clsact => {
+            qdisc_add_clsact(link).map_err(AttachError::Qdisc)?;
+            TcAttachOptions::Netlink(NlOptions::default())
+        }
+    };
+    let id = program.attach_with_options(link, hook.attach_type(), options)?;
+    Ok(program.detach(id)?)
 }
 
 /// Removes the pin of a link, which detaches its program.

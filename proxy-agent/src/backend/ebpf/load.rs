@@ -15,6 +15,7 @@ use tracing::warn;
 use super::hook::{Hook, SocketHook};
 use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Outgrown, PEERS};
 use super::ruleset::Verdict;
+use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup};
 use crate::config::Service;
 use crate::kernel::{bpffs, netns};
@@ -55,6 +56,20 @@ pub enum LoadError {
     #[error(transparent)]
     Map(#[from] maps::Error),
 }
+
+/// Names of the programs that rules run.
+pub const PREROUTING: &str = "vip_prerouting";
+/// OUTPUT, to the VIP.
+pub const REQUEST: &str = "vip_output_request";
+/// OUTPUT, from the VIP.
+pub const REPLY: &str = "vip_output_reply";
+/// PREROUTING, to a service.
+pub const SERVICE: &str = "vip_service";
+/// OUTPUT, from the VIP, to be translated.
+pub const TRANSLATED_REPLY: &str = "vip_output_translated";
+
+/// Ids of loaded programs by their names.
+pub type Ids = BTreeMap<String, u32>;
 
 /// The programs that rules run.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +131,7 @@ impl Programs {
         }
         let decided = Outgrown::<ConnectionKey, Connection>::set_aside(CONNECTIONS, settings)?;
         let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
+        statistics::discard_unfit(settings)?;
 
         let mut ebpf = load_object(settings)?;
         maps::fill_destinations(&mut ebpf, settings)?;
@@ -141,9 +157,9 @@ impl Programs {
             .then(|| load_translation(&mut ebpf))
             .transpose()?;
         let verdicts = Verdicts {
-            prerouting: load_verdict(&mut ebpf, "vip_prerouting")?,
-            request: load_verdict(&mut ebpf, "vip_output_request")?,
-            reply: load_verdict(&mut ebpf, "vip_output_reply")?,
+            prerouting: load_verdict(&mut ebpf, PREROUTING)?,
+            request: load_verdict(&mut ebpf, REQUEST)?,
+            reply: load_verdict(&mut ebpf, REPLY)?,
             translation,
         };
         let sockets = if translates {
@@ -182,6 +198,30 @@ impl Programs {
         self.verdicts
     }
 
+    /// Ids of all programs.
+    pub fn ids(&self) -> Ids {
+        let hooks = self.hooks.iter().map(|(hook, id)| (hook.program(), *id));
+        let sockets = self.sockets.iter().map(|(hook, id)| (hook.program(), *id));
+        let Verdicts {
+            prerouting,
+            request,
+            reply,
+            translation,
+        } = self.verdicts;
+        let mut verdicts = vec![(PREROUTING, prerouting), (REQUEST, request), (REPLY, reply)];
+        if let Some(Translation { service, reply }) = translation {
+            verdicts.extend([(SERVICE, service), (TRANSLATED_REPLY, reply)]);
+        }
+        let verdicts = verdicts
+            .into_iter()
+            .map(|(name, verdict)| (name, verdict.id));
+        hooks
+            .chain(sockets)
+            .chain(verdicts)
+            .map(|(name, id)| (name.to_owned(), id))
+            .collect()
+    }
+
     /// The program of a hook of links, to attach it.
     pub fn classifier(&mut self, hook: Hook) -> &mut SchedClassifier {
         classifier(&mut self.ebpf, hook.program())
@@ -206,7 +246,7 @@ impl Programs {
 ///
 /// The kernel's answer.
 pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
-    for map in [CONNECTIONS, PEERS, DESTINATIONS] {
+    for map in [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS] {
         bpffs::unpin(&settings.bpffs.join(map))?;
     }
     for hook in Hook::ALL {
@@ -241,6 +281,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
         .btf(None)
         .map_pin_path(CONNECTIONS, settings.bpffs.join(CONNECTIONS))
         .map_pin_path(PEERS, settings.bpffs.join(PEERS))
+        .map_pin_path(STATISTICS, settings.bpffs.join(STATISTICS))
         .map_max_entries(CONNECTIONS, settings.max_connections)
         .map_max_entries(PEERS, settings.max_connections)
         .override_global(aya_log::LEVEL, &level, true)
@@ -289,8 +330,8 @@ fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadError
 
 fn load_translation(ebpf: &mut Ebpf) -> Result<Translation, LoadError> {
     Ok(Translation {
-        service: load_verdict(ebpf, "vip_service")?,
-        reply: load_verdict(ebpf, "vip_output_translated")?,
+        service: load_verdict(ebpf, SERVICE)?,
+        reply: load_verdict(ebpf, TRANSLATED_REPLY)?,
     })
 }
 

@@ -3,6 +3,7 @@
 //! The maps that outlive the agent, as user space reads and writes them.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use aya::maps::{Map, MapData, MapError};
 use aya::{Ebpf, Pod};
@@ -19,6 +20,9 @@ pub const CONNECTIONS: &str = "CONNECTIONS";
 pub const PEERS: &str = "PEERS";
 /// What leads to the proxy.
 pub const DESTINATIONS: &str = "DESTINATIONS";
+
+/// Of `linux/bpf.h`: only an entry that is not there is written.
+const BPF_NOEXIST: u64 = 1;
 
 type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
 
@@ -39,8 +43,18 @@ pub enum Error {
     Bpffs(#[from] bpffs::Error),
 }
 
-fn failed(map: &'static str) -> impl Fn(MapError) -> Error {
+/// Says which map an error is about.
+pub(super) fn failed(map: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { map, source }
+}
+
+/// Opens the map pinned under a name; none if there is none.
+pub(super) fn pinned(name: &'static str, bpffs: &Path) -> Result<Option<MapData>, Error> {
+    let pin = bpffs.join(name);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    MapData::from_pin(&pin).map(Some).map_err(failed(name))
 }
 
 /// The map of decided connections.
@@ -124,6 +138,23 @@ impl Decisions {
     /// The kernel's answer.
     pub fn take_back(&mut self, client: SocketAddr, vip: SocketAddr) -> Result<(), Error> {
         self.remove(&ConnectionKey::new(client.into(), vip.into()))
+    }
+
+    /// Decides a connection that is already open, unless it is decided.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn take_over(&mut self, client: SocketAddr, vip: SocketAddr) -> Result<(), Error> {
+        let key = ConnectionKey::new(client.into(), vip.into());
+        match self.map.insert(key, Connection::taken_over(), BPF_NOEXIST) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                Ok(())
+            }
+            result => result.map_err(failed(CONNECTIONS)),
+        }
     }
 
     /// Takes all decisions back.

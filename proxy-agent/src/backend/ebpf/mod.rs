@@ -14,9 +14,12 @@ mod load;
 mod maps;
 mod observe;
 mod plan;
+mod probe;
 mod ruleset;
+pub mod statistics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -26,17 +29,19 @@ use tracing::warn;
 pub use attach::AttachMode;
 pub use cgroup::root as cgroup_root;
 pub use hook::{Hook, SocketHook};
-pub use load::{LoadError, Programs};
+pub use load::{Ids, LoadError, Programs};
+pub use maps::Error as MapError;
 pub use plan::attachable;
-pub use ruleset::TABLE;
 
 use observe::Observed;
 use plan::{Desired, Op};
 
+use crate::backend::live::Live;
+use crate::backend::tables;
 use crate::config::{Config, Service, TcAttach};
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
-use crate::netfilter::{self, Table};
+use crate::netfilter;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
@@ -68,10 +73,23 @@ pub struct Ebpf {
     settings: Settings,
     attach_mode: AttachMode,
     programs: Option<Programs>,
+    /// In a dry run: the programs of the agent that runs.
+    known: Ids,
     /// The root of the cgroup2 hierarchy, if there is one and services are translated.
     cgroup: Option<PathBuf>,
     /// What an earlier agent left, attached in the other way, is looked for once.
     look_for_leftovers: bool,
+    /// The links that the last pass found, by ifindex.
+    seen: BTreeSet<u32>,
+}
+
+/// What becomes of our tables when everything else of this backend is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tables {
+    /// They are deleted.
+    Delete,
+    /// They are another backend's now.
+    Keep,
 }
 
 /// Something that could not be done.
@@ -86,6 +104,20 @@ pub enum Error {
     /// The directory of pins could not be read or changed.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
+    /// nf_tables cannot run the programs.
+    #[error(
+        "rules cannot run eBPF programs; the kernel needs CONFIG_NFT_COMPAT and \
+         CONFIG_NETFILTER_XT_MATCH_BPF (`modprobe nft_compat xt_bpf`; on some distributions they \
+         are in a package of extra modules)"
+    )]
+    Rules {
+        /// The kernel's answer.
+        #[source]
+        source: netfilter::Error,
+    },
+    /// The trial itself failed.
+    #[error("cannot try to attach a program")]
+    Trial(#[source] io::Error),
     /// A program could not be attached or detached.
     #[error(transparent)]
     Attach(#[from] attach::AttachError),
@@ -150,8 +182,49 @@ impl Ebpf {
             cgroup,
             settings,
             programs,
+            known: Ids::new(),
             look_for_leftovers: true,
+            seen: BTreeSet::new(),
         })
+    }
+
+    /// Tries what loading the programs does not show. Without effect in a dry run.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot do it: names what is missing and what to do.
+    pub fn probe(&mut self) -> Result<(), Error> {
+        let Some(programs) = self.programs.as_mut() else {
+            return Ok(());
+        };
+        probe::rules(&self.settings, programs)?;
+        // What an earlier agent attached shows that it can be done.
+        if !attach::any_pins(&self.settings) {
+            probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// In a dry run: goes by the programs that another agent has loaded. Without, none is known, and
+    /// all are found to be missing.
+    pub fn go_by(&mut self, known: Ids) {
+        self.known = known;
+    }
+
+    /// Ids of the loaded programs.
+    pub fn ids(&self) -> Ids {
+        self.programs
+            .as_ref()
+            .map_or_else(|| self.known.clone(), Programs::ids)
+    }
+
+    /// Removes what was counted of links in the past that are not in `table` any more.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn forget_counters(&self, table: &LinkTable) -> Result<(), Error> {
+        Ok(statistics::forget_gone(&self.settings, table)?)
     }
 
     /// How programs are attached to links on this kernel.
@@ -177,10 +250,16 @@ impl Ebpf {
         )
         .await;
         let ops = plan::plan(&desired, &observed);
+        let routine = ops
+            .iter()
+            .filter(|op| op.follows_links(&self.seen, &desired.links));
+        let routine: Vec<_> = routine.map(Op::to_string).collect();
         carry_out(PART, mode, ops, report, async |op| {
             self.apply(op, handle).await
         })
         .await;
+        report.mark_routine(PART, &routine);
+        self.seen = desired.links.into_keys().collect();
         if mode == Mode::Apply {
             self.look_for_leftovers = false;
             if let Some(programs) = self.programs.as_mut() {
@@ -191,28 +270,30 @@ impl Ebpf {
 
     fn desired(&self, table: &LinkTable) -> Desired {
         let translates = !self.settings.services.is_empty();
-        let (hooks, sockets, given_up) = match &self.programs {
+        let (hooks, sockets, verdicts, given_up) = match &self.programs {
             Some(programs) => (
                 loaded(programs.hooks()),
                 loaded(programs.sockets()),
+                programs.verdicts(),
                 programs.given_up.clone(),
             ),
             None => (
                 Hook::ALL
                     .into_iter()
                     .filter(|hook| translates || *hook == Hook::Ingress)
-                    .map(|hook| (hook, None))
+                    .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
                 SocketHook::ALL
                     .into_iter()
-                    .filter(|_| translates)
-                    .map(|hook| (hook, None))
+                    .filter(|hook| translates && !self.known_to_be_missing(*hook))
+                    .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
+                ruleset::known(&self.known),
                 Vec::new(),
             ),
         };
         Desired {
-            tables: ruleset::tables(&self.settings, self.programs.as_ref()),
+            tables: ruleset::tables(&self.settings, &verdicts),
             links: attachable(table),
             mode: self.attach_mode,
             hooks,
@@ -226,16 +307,27 @@ impl Ebpf {
         }
     }
 
+    /// The agent that runs translates, and its kernel does not have this program.
+    fn known_to_be_missing(&self, hook: SocketHook) -> bool {
+        let translates = self.known.contains_key(load::SERVICE);
+        translates && hook.is_optional() && !self.known.contains_key(hook.program())
+    }
+
     async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
         match op {
-            Op::InstallTables { tables, forget } => {
-                if *forget && let Some(programs) = self.programs.as_mut() {
+            Op::InstallTables { tables, unguarded } => {
+                if *unguarded && let Some(programs) = self.programs.as_mut() {
                     take_back_contradicted(&mut programs.decisions, &self.settings)?;
+                    // Later on, when somebody has removed the tables, untracked connections cannot
+                    // be told from those whose entries somebody has deleted.
+                    if self.look_for_leftovers {
+                        take_over_untracked(&mut programs.decisions, &self.settings)?;
+                    }
                 }
                 let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                Ok(install(&tables)?)
+                Ok(tables::install(&tables)?)
             }
-            Op::DeleteTable { table } => Ok(table.delete(&mut netfilter::Socket::open()?)?),
+            Op::DeleteTable { table } => Ok(tables::delete(table)?),
             Op::Attach { hook, link, .. } => {
                 let Some(programs) = self.programs.as_mut() else {
                     return Ok(());
@@ -277,28 +369,36 @@ impl Ebpf {
         }
     }
 
-    /// Removes everything that this backend keeps in the kernel, whoever put it there.
-    ///
-    /// In the order that [`observe::everything`] explains: what decides goes first, and nothing that
-    /// translates goes before the connections it serves are handed over.
-    pub async fn teardown(
+    /// The first half of [`Ebpf::teardown`]: detaches what decides and hands over what is
+    /// translated. The tables are left, for others to take their place.
+    pub async fn stop_deciding(
         settings: &Settings,
         handle: &Handle,
         table: Option<&LinkTable>,
         report: &mut Report,
     ) {
         let ops = observe::everything(settings, handle, table, report).await;
-        let mut backend = Self {
-            settings: settings.clone(),
-            attach_mode: AttachMode::Tcx,
-            programs: None,
-            cgroup: None,
-            look_for_leftovers: false,
-        };
-        carry_out(PART, Mode::Apply, ops, report, async |op| {
-            backend.apply(op, handle).await
-        })
-        .await;
+        Self::remove(settings, handle, ops.deciding, report).await;
+    }
+
+    /// Removes everything that this backend keeps in the kernel, whoever put it there.
+    ///
+    /// In the order that [`observe::Everything`] explains: what decides goes first, and nothing
+    /// that translates goes before the connections it serves are handed over.
+    pub async fn teardown(
+        settings: &Settings,
+        handle: &Handle,
+        table: Option<&LinkTable>,
+        tables: Tables,
+        report: &mut Report,
+    ) {
+        let everything = observe::everything(settings, handle, table, report).await;
+        let mut ops = everything.deciding;
+        if tables == Tables::Delete {
+            ops.extend(everything.tables);
+        }
+        ops.extend(everything.rest);
+        Self::remove(settings, handle, ops, report).await;
         if let Err(error) = load::remove_pins(settings) {
             failed(PART, "remove the pins", &error, report);
         }
@@ -306,20 +406,22 @@ impl Ebpf {
             warn!(part = PART, "{error}");
         }
     }
-}
 
-/// All tables in one transaction; if that is refused, each on its own, so that a kernel without
-/// one of the families still gets the other.
-fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
-    let mut socket = netfilter::Socket::open()?;
-    let together = Table::replace(tables, &mut socket);
-    if together.is_ok() || tables.len() == 1 {
-        return together;
+    async fn remove(settings: &Settings, handle: &Handle, ops: Vec<Op>, report: &mut Report) {
+        let mut backend = Self {
+            settings: settings.clone(),
+            attach_mode: AttachMode::Tcx,
+            programs: None,
+            known: Ids::new(),
+            cgroup: None,
+            look_for_leftovers: false,
+            seen: BTreeSet::new(),
+        };
+        carry_out(PART, Mode::Apply, ops, report, async |op| {
+            backend.apply(op, handle).await
+        })
+        .await;
     }
-    tables
-        .iter()
-        .map(|table| Table::replace(std::slice::from_ref(table), &mut socket))
-        .fold(Ok(()), Result::and)
 }
 
 /// Programs as they are desired: with the ids they have now.
@@ -354,6 +456,24 @@ fn take_back_contradicted(
             );
             decisions.forget()?;
         }
+    }
+    Ok(())
+}
+
+/// Decides the connections of the proxy that conntrack does not know: another backend has kept it
+/// from seeing them. Where they cannot be listed they become tracked.
+fn take_over_untracked(decisions: &mut maps::Decisions, settings: &Settings) -> Result<(), Error> {
+    let vips: Vec<_> = settings.endpoints().collect();
+    match Live::read(&vips) {
+        Ok(live) => {
+            for connection in live.untracked {
+                decisions.take_over(connection.client, connection.vip)?;
+            }
+        }
+        Err(error) => warn!(
+            part = PART,
+            "connections that are untracked now become tracked: {error}"
+        ),
     }
     Ok(())
 }

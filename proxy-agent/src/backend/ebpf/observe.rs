@@ -14,18 +14,19 @@ use rtnetlink::packet_route::tc::{
 use super::attach::{AttachError, AttachMode, FILTER_HANDLE, Filter, links_dir};
 use super::hook::{Hook, SocketHook};
 use super::plan::{Desired, Op, Target};
-use super::{PART, Settings, cgroup, maps, ruleset};
+use super::{PART, Settings, cgroup, maps};
+use crate::backend::tables;
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
-use crate::netfilter::{Outline, Socket, Table};
+use crate::netfilter::Table;
 use crate::reconcile::{Report, failed};
 
 /// What is in the kernel. What could not be read is in the report, and missing here in a way that
 /// makes the plan leave it alone.
 #[derive(Debug, Default)]
 pub struct Observed {
-    /// By title; none where a table does not exist.
-    pub tables: BTreeMap<String, Option<Outline>>,
+    /// Our tables.
+    pub tables: tables::Observed,
     /// Ids of the programs on the tcx hooks of each link; no entry where they could not be read.
     pub programs: BTreeMap<(Hook, u32), Vec<u32>>,
     /// Under which ifindex links are pinned.
@@ -46,7 +47,7 @@ impl Observed {
         report: &mut Report,
     ) -> Self {
         let mut observed = Self {
-            tables: read_tables(&desired.tables, report),
+            tables: tables::read(PART, &desired.tables, report),
             pins: read_pins(settings, report),
             sockets: read_sockets(settings),
             ..Self::default()
@@ -115,15 +116,24 @@ fn fault(attached: Option<u32>, wanted: Option<u32>) -> Option<&'static str> {
 }
 
 /// The operations that remove everything of ours, in the order of teardown.
-///
-/// First what decides, so that nothing new is translated. What is translated goes on through the
-/// rules until it is handed over. Egress last: it translates what the rules no longer do.
+#[derive(Debug, Default)]
+pub struct Everything {
+    /// First what decides, so that nothing new is translated. What is translated goes on through
+    /// the rules until it is handed over.
+    pub deciding: Vec<Op>,
+    /// Then the rules.
+    pub tables: Vec<Op>,
+    /// Egress last: it translates what the rules no longer do.
+    pub rest: Vec<Op>,
+}
+
+/// Looks for everything of ours, whoever put it there.
 pub async fn everything(
     settings: &Settings,
     handle: &Handle,
     table: Option<&LinkTable>,
     report: &mut Report,
-) -> Vec<Op> {
+) -> Everything {
     let links = table
         .map(|table| {
             let links = table.links.iter();
@@ -143,22 +153,24 @@ pub async fn everything(
             filter: filter.clone(),
         }))
     };
-    let mut ops: Vec<_> = detach(Hook::Ingress).collect();
+    let mut deciding: Vec<_> = detach(Hook::Ingress).collect();
     let sockets = read_sockets(settings).into_keys();
-    ops.extend(sockets.map(|hook| Op::DetachSocket { hook }));
+    deciding.extend(sockets.map(|hook| Op::DetachSocket { hook }));
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
-        ops.push(Op::HandOver { services: None });
+        deciding.push(Op::HandOver { services: None });
     }
-    let tables = ruleset::empty_tables();
-    let outlines = read_tables(&tables, report);
-    ops.extend(
-        tables
+    let all = tables::empty();
+    let outlines = tables::read(PART, &all, report);
+    let is_there = |table: &Table| outlines.get(&table.title()).is_some_and(Option::is_some);
+    Everything {
+        deciding,
+        tables: all
             .into_iter()
-            .filter(|table| outlines.get(&table.title()).is_some_and(Option::is_some))
-            .map(|table| Op::DeleteTable { table }),
-    );
-    ops.extend(detach(Hook::Egress));
-    ops
+            .filter(is_there)
+            .map(|table| Op::DeleteTable { table })
+            .collect(),
+        rest: detach(Hook::Egress).collect(),
+    }
 }
 
 /// Whether anything is attached to the clsact qdisc of a link.
@@ -174,29 +186,6 @@ pub async fn has_filters(index: u32, handle: &Handle) -> Result<bool, AttachErro
         }
     }
     Ok(false)
-}
-
-fn read_tables(tables: &[Table], report: &mut Report) -> BTreeMap<String, Option<Outline>> {
-    let mut outlines = BTreeMap::new();
-    let mut socket = match Socket::open() {
-        Ok(socket) => socket,
-        Err(error) => {
-            failed(PART, "read the nf_tables tables", &error, report);
-            return outlines;
-        }
-    };
-    for table in tables {
-        match table.observe(&mut socket) {
-            Ok(outline) => {
-                outlines.insert(table.title(), outline);
-            }
-            Err(error) => {
-                let what = format!("read nf_tables table {}", table.title());
-                failed(PART, what, &error, report);
-            }
-        }
-    }
-    outlines
 }
 
 fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u32)> {

@@ -2,12 +2,13 @@
 
 //! What has to be done to get from what is observed to what is desired. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
 use super::attach::{AttachMode, Filter};
 use super::hook::{Hook, SocketHook};
 use super::observe::Observed;
+use crate::backend::tables;
 use crate::config::Service;
 use crate::link::{LinkKind, LinkTable};
 use crate::netfilter::Table;
@@ -46,8 +47,8 @@ pub enum Op {
     InstallTables {
         /// The tables, each with the reason.
         tables: Vec<(Table, &'static str)>,
-        /// Connections may have come and gone unverified while it was not there.
-        forget: bool,
+        /// Packets have met other rules, or none.
+        unguarded: bool,
     },
     /// Delete a table that no VIP needs.
     DeleteTable {
@@ -114,35 +115,17 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
-    let mut tables = Vec::new();
-    let mut forget = false;
-    for table in &desired.tables {
-        let Some(outline) = observed.tables.get(&table.title()) else {
-            // It could not be read: nothing is known, nothing is done.
-            continue;
-        };
-        let wanted = (!table.chains.is_empty()).then(|| table.outline());
-        if *outline == wanted {
-            continue;
-        }
-        let table = table.clone();
-        match (outline, wanted) {
-            (_, None) => removals.push(Op::DeleteTable { table }),
-            (None, Some(_)) => {
-                forget = true;
-                tables.push((table, "it is missing"));
-            }
-            (Some(outline), Some(wanted)) => {
-                forget |= !outline.has_rules_of(&wanted);
-                tables.push((table, "it differs"));
-            }
-        }
-    }
+    let tables = tables::drift(&desired.tables, &observed.tables);
+    let deletions = tables.delete.into_iter();
+    removals.extend(deletions.map(|table| Op::DeleteTable { table }));
     if !desired.given_up.is_empty() {
         ops.push(hand_over(desired));
     }
-    if !tables.is_empty() {
-        ops.push(Op::InstallTables { tables, forget });
+    if !tables.install.is_empty() {
+        ops.push(Op::InstallTables {
+            tables: tables.install,
+            unguarded: tables.unguarded,
+        });
     }
     for hook in desired.hooks.keys() {
         for (index, name) in &desired.links {
@@ -202,16 +185,27 @@ fn hand_over(desired: &Desired) -> Op {
     }
 }
 
+impl Op {
+    /// Whether it concerns a link that came or went since the links in `seen` were there: then
+    /// nothing was broken.
+    pub fn follows_links(&self, seen: &BTreeSet<u32>, now: &BTreeMap<u32, String>) -> bool {
+        match self {
+            Self::Attach { link, .. } => !seen.contains(&link.index),
+            Self::RemovePin { index, .. } => !now.contains_key(index),
+            Self::InstallTables { .. }
+            | Self::DeleteTable { .. }
+            | Self::AttachSocket { .. }
+            | Self::DetachSocket { .. }
+            | Self::HandOver { .. }
+            | Self::RemoveFilter { .. } => false,
+        }
+    }
+}
+
 impl Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InstallTables { tables, .. } => {
-                let told: Vec<_> = tables
-                    .iter()
-                    .map(|(table, reason)| format!("{} ({reason})", table.title()))
-                    .collect();
-                write!(f, "install nf_tables table {}", told.join(" and "))
-            }
+            Self::InstallTables { tables, .. } => f.write_str(&tables::installation(tables)),
             Self::DeleteTable { table } => {
                 write!(f, "delete nf_tables table {}", table.title())
             }

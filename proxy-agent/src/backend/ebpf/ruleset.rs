@@ -21,32 +21,20 @@
 //! }
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 
 use netlink_packet_netfilter::nftables::Expressions;
 
 use super::Settings;
-use super::load::{Programs, Translation, Verdicts};
+use super::load::{self, Ids, Translation, Verdicts};
+use crate::backend::tables;
 use crate::config::Service;
 use crate::netfilter::expression::{self, End};
-use crate::netfilter::{Chain, Family, Hook, Rule, Table};
+use crate::netfilter::{Base, Chain, Family, Hook, Rule, Table};
 
-/// The name of our tables.
-pub const TABLE: &str = "proxy-agent";
-/// `NF_IP_PRI_RAW`: before conntrack, which has -200.
-const PRIORITY_RAW: i32 = -300;
-/// Without programs, in a dry run, the rules name none, so that they differ from any that are
+/// What stands for a program that is not loaded: a rule that runs it differs from any that is
 /// installed.
-const NO_PROGRAMS: Verdicts = Verdicts {
-    prerouting: NO_PROGRAM,
-    request: NO_PROGRAM,
-    reply: NO_PROGRAM,
-    translation: Some(Translation {
-        service: NO_PROGRAM,
-        reply: NO_PROGRAM,
-    }),
-};
 const NO_PROGRAM: Verdict = Verdict { id: 0, fd: -1 };
 
 /// One verdict: what a comment says of it, and the loaded program.
@@ -58,32 +46,36 @@ pub struct Verdict {
     pub fd: RawFd,
 }
 
+/// The verdicts as they are known by the ids of their programs, to compare tables and not to install
+/// any. A program whose id is not known differs from any that is installed.
+pub fn known(ids: &Ids) -> Verdicts {
+    let verdict = |program| Verdict {
+        id: ids.get(program).copied().unwrap_or(NO_PROGRAM.id),
+        fd: NO_PROGRAM.fd,
+    };
+    Verdicts {
+        prerouting: verdict(load::PREROUTING),
+        request: verdict(load::REQUEST),
+        reply: verdict(load::REPLY),
+        translation: Some(Translation {
+            service: verdict(load::SERVICE),
+            reply: verdict(load::TRANSLATED_REPLY),
+        }),
+    }
+}
+
 /// The tables that should be there, or should not: those without a chain.
-pub fn tables(settings: &Settings, programs: Option<&Programs>) -> Vec<Table> {
-    let verdicts = programs.map_or(NO_PROGRAMS, Programs::verdicts);
+pub fn tables(settings: &Settings, verdicts: &Verdicts) -> Vec<Table> {
     [Family::IPv4, Family::IPv6]
         .into_iter()
         .map(|family| {
             let vips: Vec<_> = settings
                 .endpoints()
-                .filter(|vip| family_of(vip.ip()) == family)
+                .filter(|vip| tables::family_of(vip.ip()) == family)
                 .collect();
-            table(family, &vips, &settings.services, &verdicts)
+            table(family, &vips, &settings.services, verdicts)
         })
         .collect()
-}
-
-/// Both tables without anything in them, for teardown.
-pub fn empty_tables() -> [Table; 2] {
-    [Family::IPv4, Family::IPv6].map(|family| table(family, &[], &[], &NO_PROGRAMS))
-}
-
-/// The family of tables that sees packets of an address.
-fn family_of(ip: IpAddr) -> Family {
-    match ip {
-        IpAddr::V4(_) => Family::IPv4,
-        IpAddr::V6(_) => Family::IPv6,
-    }
 }
 
 fn table(family: Family, vips: &[SocketAddr], services: &[Service], verdicts: &Verdicts) -> Table {
@@ -113,7 +105,8 @@ fn table(family: Family, vips: &[SocketAddr], services: &[Service], verdicts: &V
     };
     Table {
         family,
-        name: TABLE,
+        name: tables::NAME,
+        sets: Vec::new(),
         chains,
     }
 }
@@ -121,8 +114,10 @@ fn table(family: Family, vips: &[SocketAddr], services: &[Service], verdicts: &V
 fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
     Chain {
         name,
-        hook,
-        priority: PRIORITY_RAW,
+        base: Some(Base {
+            hook,
+            priority: tables::PRIORITY_RAW,
+        }),
         rules,
     }
 }
@@ -180,7 +175,7 @@ fn rule(
     expressions.push(expression::notrack());
     Rule {
         purpose,
-        program: verdict.id,
+        program: Some(verdict.id),
         expressions,
     }
 }

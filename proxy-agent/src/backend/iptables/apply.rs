@@ -14,35 +14,39 @@ use super::snapshot;
 #[derive(Debug)]
 pub struct Apply<'a> {
     installed: &'a Installed,
-    not_accepting: BTreeSet<(Flavour, Family)>,
+    /// Where it is not known whether our rules are in place.
+    unknown: BTreeSet<(Flavour, Family, Table)>,
 }
 
 impl<'a> Apply<'a> {
-    /// `not_accepting`: where it is not known whether the ACCEPT rules are in place.
+    /// `unknown`: where it is not known whether our rules are in place.
     pub fn new(
         installed: &'a Installed,
-        not_accepting: impl IntoIterator<Item = (Flavour, Family)>,
+        unknown: impl IntoIterator<Item = (Flavour, Family, Table)>,
     ) -> Self {
         Self {
             installed,
-            not_accepting: not_accepting.into_iter().collect(),
+            unknown: unknown.into_iter().collect(),
         }
     }
 
-    /// Carries out one operation. ACCEPT rules come before NOTRACK rules, see
-    /// [`order`](super::plan::order).
+    /// Carries out one operation. What must see untracked and translated packets comes before the
+    /// NOTRACK rules, see [`order`](super::plan::order).
     ///
     /// # Errors
     /// The table was not changed, or does not hold the rules although it was.
     pub async fn apply(&mut self, op: &Op) -> Result<(), Error> {
-        let place = (op.flavour, op.family);
+        let place = |table| (op.flavour, op.family, table);
         let untracks = op.table == Table::Raw && !op.insertions.is_empty();
-        if untracks && self.not_accepting.contains(&place) {
+        if untracks && self.unknown.contains(&place(Table::Filter)) {
             return Err(Error::NotAccepted);
         }
+        if untracks && op.learns() && self.unknown.contains(&place(Table::Mangle)) {
+            return Err(Error::NotNoted);
+        }
         let outcome = self.transact(op).await;
-        if outcome.is_err() && op.table == Table::Filter {
-            self.not_accepting.insert(place);
+        if outcome.is_err() {
+            self.unknown.insert(place(op.table));
         }
         outcome
     }

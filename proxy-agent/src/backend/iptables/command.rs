@@ -89,6 +89,16 @@ impl Programs {
         }
     }
 
+    /// Asks `iptables-restore` whether it and the kernel know what the rules in `input` are made of.
+    /// Changes no rule.
+    ///
+    /// # Errors
+    /// They do not, or as [`Programs::restore`].
+    pub async fn test(&self, input: &str) -> Result<(), CommandError> {
+        let output = run(&self.restore, &["--noflush", "--test", WAIT], input).await;
+        output.map(drop)
+    }
+
     /// Lets `iptables-restore` carry out `input` without flushing anything.
     ///
     /// # Errors
@@ -100,6 +110,11 @@ impl Programs {
 }
 
 impl CommandError {
+    /// True if ipset could not remove a set because a rule uses it.
+    pub fn is_set_in_use(&self) -> bool {
+        matches!(self, Self::Failed { stderr, .. } if stderr.contains("it is in use"))
+    }
+
     /// True if an nft flavoured program found a kernel without `nf_tables`.
     pub fn is_without_nf_tables(&self) -> bool {
         let Self::Failed { stderr, .. } = self else {

@@ -199,6 +199,11 @@ fn programs(dirs: &[PathBuf], name: &str) -> Option<Programs> {
     })
 }
 
+/// Finds a program in `PATH` and the system directories.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    find(&search_dirs(), name)
+}
+
 fn find(dirs: &[PathBuf], name: &str) -> Option<PathBuf> {
     let mut candidates = dirs.iter().map(|dir| dir.join(name));
     candidates.find(|path| is_executable(path))

@@ -1,37 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The `iptables` backend: stateless NOTRACK and ACCEPT rules through the iptables programs.
+//! The `iptables` backend: NOTRACK and ACCEPT rules through the iptables programs.
 //!
-//! Five rules for every VIP and port, as apiserver-proxy-sidecar had them. They untrack everything
-//! to and from `VIP:port`, also a connection that somebody's DNAT sent there, which then times
-//! out: the `ebpf` backend decides per connection and has no such limit. It uses this module for
-//! the two ACCEPT rules only, see [`Scope`].
+//! With ipset the rules learn: each connection is decided at its SYN, before any DNAT, and the sets
+//! remember it (`rules/kind.rs`, `sets.rs`). Without ipset there are five stateless rules for every
+//! VIP and port, as apiserver-proxy-sidecar had them. They untrack everything to and from
+//! `VIP:port`, also a connection that somebody's DNAT sent there, which then times out. The `ebpf`
+//! backend uses this module for the two ACCEPT rules only, see [`Scope`].
 //!
-//! A rule is recognised as ours by its comment (`rules.rs`) and by nothing else. Base chains and
-//! tables are shared with others and are left, even if we were the first to need them.
+//! A rule is recognised as ours by its comment (`rules.rs`), a set by its name (`sets.rs`), and by
+//! nothing else. Base chains and tables are shared with others and are left, even if we were the
+//! first to need them.
 
 mod apply;
 mod command;
+mod error;
 mod flavour;
+mod learning;
 mod observe;
 mod plan;
 mod rules;
+mod sets;
 mod snapshot;
 pub mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::io;
 use std::net::IpAddr;
 
-use tracing::info;
+use tracing::{info, warn};
+
+pub use self::error::Error;
 
 use self::apply::Apply;
-use self::command::CommandError;
 use self::flavour::{Flavour, Installed};
-use self::observe::{ParseError, SavedTable};
+use self::learning::Learning;
+use self::observe::SavedTable;
 use self::plan::Op;
-use self::rules::{Family, Rule, Table};
+use self::rules::{Family, Rule, Table, Way};
 use self::snapshot::Snapshot;
 use crate::config::AcceptRules;
 use crate::reconcile::{Mode, Report, carry_out, failed};
@@ -46,6 +52,8 @@ pub struct Iptables {
     ports: Vec<u16>,
     scope: Scope,
     installed: Installed,
+    /// The sets, and whether rules use them.
+    learning: Learning,
     /// The flavour in use when it was last looked for.
     flavour: Flavour,
     /// The flavour in use when everything of ours outside of it was last found to be gone.
@@ -55,128 +63,76 @@ pub struct Iptables {
 /// Which of the rules are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope {
-    /// The three NOTRACK rules.
+    /// The rules that untrack.
     pub notrack: bool,
     /// The two ACCEPT rules.
     pub accept: AcceptRules,
-}
-
-/// Why the rules cannot be observed or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Programs are not installed.
-    #[error(
-        "iptables is not complete: {programs} not found in {dirs}. Install the iptables package, \
-         or choose a backend that needs none: --backend=ebpf or --backend=none"
-    )]
-    Missing {
-        /// What was not found.
-        programs: String,
-        /// Where it was looked for.
-        dirs: String,
-    },
-    /// A program did not do its work.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// A program's output cannot be relied on.
-    #[error("the output of `{program}` cannot be relied on")]
-    Dump {
-        /// The program.
-        program: String,
-        /// What is wrong with it.
-        #[source]
-        source: ParseError,
-    },
-    /// A table holds what iptables cannot print.
-    #[error(
-        "`{program}` cannot print table {table}, because it holds rules made with nft: remove \
-         them, or move them into a table of their own (`nft list table ip {table}` or `ip6`)"
-    )]
-    Incompatible {
-        /// The program.
-        program: String,
-        /// The table.
-        table: String,
-    },
-    /// Rules are there and no program that prints them.
-    #[error("{programs} is not installed, which prints the table")]
-    Unreadable {
-        /// What is missing.
-        programs: String,
-    },
-    /// The kernel does not tell which legacy tables there are.
-    #[error("cannot read which legacy tables there are from {path}")]
-    LegacyTables {
-        /// The kernel's list.
-        path: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// A table was changed and does not hold a rule that was put into it.
-    #[error(
-        "`{program}` reported success, but this rule is not in the table exactly once: {rule}. \
-         Either the kernel lacks the modules (xt_CT, xt_comment, nft_compat) or somebody changes \
-         the table at the same time"
-    )]
-    Vanished {
-        /// The program.
-        program: String,
-        /// The rule.
-        rule: String,
-    },
-    /// NOTRACK rules were held back.
-    #[error(
-        "not tried, because the ACCEPT rules could not be set, without which a filter may drop \
-         what is untracked (--accept-rules=never sets no ACCEPT rules and needs none)"
-    )]
-    NotAccepted,
-}
-
-impl Error {
-    fn is_without_nf_tables(&self) -> bool {
-        matches!(self, Self::Command(cause) if cause.is_without_nf_tables())
-    }
 }
 
 /// What was observed and found to be done.
 #[derive(Default)]
 struct Plan {
     ops: Vec<Op>,
-    /// Where the filter table could not be read.
-    unknown: Vec<(Flavour, Family)>,
+    /// What could not be read although rules are wanted there.
+    unknown: Vec<(Flavour, Family, Table)>,
 }
 
 impl Iptables {
-    /// Finds the programs and the flavour the node uses. Changes nothing.
+    /// Finds the programs, the flavour the node uses, and whether rules can learn: at most
+    /// `max_connections` clients of each kind, family and port. Changes nothing, but in order to
+    /// find out makes a set and removes it again, unless it is a dry run or nothing is untracked.
     ///
     /// # Errors
     /// Programs are missing, or do not work here.
-    pub async fn open(vips: &[IpAddr], ports: &[u16], scope: Scope) -> Result<Self, Error> {
+    pub async fn open(
+        vips: &[IpAddr],
+        ports: &[u16],
+        scope: Scope,
+        max_connections: u32,
+        mode: Mode,
+    ) -> Result<Self, Error> {
         let mut families = Family::ALL.to_vec();
         families.retain(|family| vips.iter().any(|vip| Family::of(*vip) == *family));
         let installed = Installed::find(&families).await?;
         let mut snapshot = Snapshot::new(&installed);
         let flavour = installed.detect(&mut snapshot).await?;
-        for family in families {
+        for &family in &families {
             snapshot.table(flavour, family, Table::Raw.name()).await?;
         }
         info!(part = PART, "iptables flavour: {flavour}");
+        let learning = if scope.notrack {
+            let sets = sets::desired(vips, ports, max_connections);
+            Learning::open(sets, vips, ports, &families, mode).await
+        } else {
+            Learning::off()
+        };
         Ok(Self {
             vips: vips.to_vec(),
             ports: ports.to_vec(),
             scope,
             installed,
+            learning,
             flavour,
             settled: None,
         })
     }
 
+    /// True if connections are decided one by one, so that what DNAT brings to the VIP works.
+    pub fn learns(&self) -> bool {
+        self.learning.is_on()
+    }
+
+    /// Why the rules are stateless, if they are.
+    pub fn why_classic(&self) -> Option<&str> {
+        self.learning.why_not()
+    }
+
     /// One pass: finds the flavour in use, puts the rules in place there, and after that removes
-    /// those of the other flavour. Errors go to the report.
+    /// those of the other flavour and sets that no rule uses. Errors go to the report.
     pub async fn reconcile(&mut self, mode: Mode, report: &mut Report) {
-        let mut snapshot = Snapshot::new(&self.installed);
-        let flavour = match self.installed.detect(&mut snapshot).await {
+        let installed = self.installed.clone();
+        let mut snapshot = Snapshot::new(&installed);
+        let flavour = match installed.detect(&mut snapshot).await {
             Ok(flavour) => flavour,
             Err(cause) => return failed(PART, "find the flavour in use", &cause, report),
         };
@@ -190,26 +146,72 @@ impl Iptables {
         }
         let failures = report.failures.len();
         let plan = self.plan(flavour, &mut snapshot, report).await;
+        let plan = self.prepare(plan, &mut snapshot, mode, report).await;
         self.carry_out(plan, mode, report).await;
-        if self.settled == Some(flavour) || report.failures.len() > failures {
+        if report.failures.len() > failures {
             return;
         }
-        let plan = remove_all(flavour.other(), &mut snapshot, report).await;
-        self.carry_out(plan, mode, report).await;
+        if self.settled != Some(flavour) {
+            let plan = remove_all(flavour.other(), &mut snapshot, report).await;
+            self.carry_out(plan, mode, report).await;
+        }
+        if report.failures.len() == failures {
+            let settled = self.settled == Some(flavour);
+            self.learning.remove_unused(settled, mode, report).await;
+        }
         if mode == Mode::Apply && report.failures.len() == failures {
             self.settled = Some(flavour);
         }
     }
 
-    /// Removes every copy of our rules, of both flavours and both families. Errors go to the
-    /// report and keep nothing else from being removed.
+    /// Removes every copy of our rules, of both flavours and both families, and our sets. Errors go
+    /// to the report and keep nothing else from being removed.
     pub async fn teardown(&mut self, report: &mut Report) {
         self.settled = None;
-        let mut snapshot = Snapshot::new(&self.installed);
+        let installed = self.installed.clone();
+        let mut snapshot = Snapshot::new(&installed);
         for flavour in Flavour::ALL {
             let plan = remove_all(flavour, &mut snapshot, report).await;
             self.carry_out(plan, Mode::Apply, report).await;
         }
+        self.learning.teardown(report).await;
+    }
+
+    /// Makes the sets that the rules use, before the rules are set. Where the rules turn out to be
+    /// refused, plans stateless ones instead.
+    async fn prepare(
+        &mut self,
+        mut plan: Plan,
+        snapshot: &mut Snapshot<'_>,
+        mode: Mode,
+        report: &mut Report,
+    ) -> Plan {
+        if !self.learns() {
+            return plan;
+        }
+        if !self.learning.prepare(&plan.ops, mode, report).await {
+            // What is there stays as it is; what is not there is not untracked.
+            plan.ops.retain(|op| op.table == Table::Filter);
+            return plan;
+        }
+        if mode == Mode::Apply
+            && let Err(reason) = self.learning.test(&self.installed, &plan.ops).await
+        {
+            self.fall_back(reason);
+            return self.plan(self.flavour, snapshot, report).await;
+        }
+        plan
+    }
+
+    /// Does without learning from now on.
+    fn fall_back(&mut self, reason: String) {
+        warn!(
+            part = PART,
+            "the rules are stateless from now on, and connections that DNAT brings to a VIP time \
+             out: {reason}"
+        );
+        self.learning.give_up(reason);
+        self.settled = None;
     }
 
     async fn plan(
@@ -232,8 +234,8 @@ impl Iptables {
                     }
                     Err(cause) => {
                         unreadable(flavour, family, table, &cause, report);
-                        if table == Table::Filter && self.scope.accept != AcceptRules::Never {
-                            plan.unknown.push((flavour, family));
+                        if self.wants(table) {
+                            plan.unknown.push((flavour, family, table));
                         }
                     }
                 }
@@ -242,38 +244,57 @@ impl Iptables {
         plan
     }
 
+    /// True if rules of ours can be wanted in a table.
+    fn wants(&self, table: Table) -> bool {
+        match table {
+            Table::Raw => self.scope.notrack,
+            Table::Mangle => self.learns(),
+            Table::Filter => self.scope.accept != AcceptRules::Never,
+        }
+    }
+
     /// True if rules of ours can be, or are to be, in a table. Where none are to be, those that
     /// another run of the agent may have left are looked for until all of them are gone.
     fn looks_at(&self, flavour: Flavour, family: Family, table: Table) -> bool {
-        let wanted = match table {
-            Table::Raw => self.scope.notrack,
-            Table::Filter => self.scope.accept != AcceptRules::Never,
-        };
         let has_vips = self.vips.iter().any(|vip| Family::of(*vip) == family);
-        (wanted && has_vips) || self.settled != Some(flavour)
+        (self.wants(table) && has_vips) || self.settled != Some(flavour)
     }
 
     fn desired(&self, family: Family, table: Table, observed: &SavedTable) -> Vec<Rule> {
+        let way = if self.learns() {
+            Way::Learning
+        } else {
+            Way::Stateless
+        };
         let wanted = match (table, self.scope.accept) {
-            (Table::Raw, _) => self.scope.notrack,
             (Table::Filter, AcceptRules::Auto) => observed.filters(),
-            (Table::Filter, AcceptRules::Always) => true,
-            (Table::Filter, AcceptRules::Never) => false,
+            _ => self.wants(table),
         };
         if wanted {
-            rules::desired(table, family, &self.vips, &self.ports)
+            rules::desired(table, family, way, &self.vips, &self.ports)
         } else {
             Vec::new()
         }
     }
 
-    async fn carry_out(&self, mut plan: Plan, mode: Mode, report: &mut Report) {
+    async fn carry_out(&mut self, mut plan: Plan, mode: Mode, report: &mut Report) {
         plan::order(&mut plan.ops);
+        let mut refused = None;
         let mut apply = Apply::new(&self.installed, plan.unknown);
         carry_out(PART, mode, plan.ops, report, async |op| {
-            apply.apply(op).await
+            let outcome = apply.apply(op).await;
+            if let Err(cause) = &outcome
+                && op.learns()
+                && cause.is_refusal()
+            {
+                refused = Some(cause.to_string());
+            }
+            outcome
         })
         .await;
+        if let Some(reason) = self.learning.note_refusal(refused) {
+            self.fall_back(reason);
+        }
     }
 }
 

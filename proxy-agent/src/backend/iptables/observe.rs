@@ -46,7 +46,7 @@ pub struct SavedRule {
     pub owned: bool,
 }
 
-/// Why the output of `iptables-save` cannot be relied on. Lines are counted from 1.
+/// Why the output of `iptables-save`, or of `ipset list`, cannot be relied on. Lines are counted from 1.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseError {
     /// Another table begins, or the output ends, within a table.
@@ -62,6 +62,12 @@ pub enum ParseError {
     Absent {
         /// The table.
         table: String,
+    },
+    /// The list of sets ends, or goes on with the next one, within a set.
+    #[error("set {name:?} is cut off")]
+    Set {
+        /// The set.
+        name: String,
     },
     /// A rule, a chain or COMMIT stands in no table.
     #[error("line {line} stands in no table")]

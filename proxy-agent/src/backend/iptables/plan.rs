@@ -36,8 +36,13 @@ pub fn plan(
 ) -> Option<Op> {
     let owned = owned(table, observed);
     // A deletion takes the topmost copy, and the copies below may stand behind a foreign DROP. So
-    // of duplicates all go and one comes back on top, in the same transaction.
-    let kept = |rule: &Rule| desired.contains(rule) && copies(&owned, rule) == 1;
+    // of duplicates all go and one comes back on top, in the same transaction. The same with rules
+    // that depend on each other's order.
+    let kept = |rule: &Rule| {
+        let group = |other: &&Rule| other.group() == rule.group();
+        let there = owned.iter().filter_map(|(_, rule)| rule.as_ref());
+        desired.contains(rule) && there.filter(group).eq(desired.iter().filter(group))
+    };
     let op = Op {
         flavour,
         family,
@@ -52,14 +57,16 @@ pub fn plan(
     (!op.deletions.is_empty() || !op.insertions.is_empty()).then_some(op)
 }
 
-/// Puts operations into an order in which no packet is untracked while its ACCEPT rule is missing:
-/// ACCEPT comes before NOTRACK, and goes after it.
+/// Puts operations into an order in which no packet is untracked while a rule is missing that must
+/// see it: ACCEPT, and what sees DNAT, come before NOTRACK and go after it.
 pub fn order(ops: &mut [Op]) {
     ops.sort_by_key(|op| match (op.insertions.is_empty(), op.table) {
         (false, Table::Filter) => 0,
-        (false, Table::Raw) => 1,
-        (true, Table::Raw) => 2,
-        (true, Table::Filter) => 3,
+        (false, Table::Mangle) => 1,
+        (false, Table::Raw) => 2,
+        (true, Table::Raw) => 3,
+        (true, Table::Mangle) => 4,
+        (true, Table::Filter) => 5,
     });
 }
 
@@ -87,12 +94,30 @@ impl Op {
         for rule in &self.deletions {
             let _ = writeln!(input, "-D {} {}", rule.chain, rule.spec);
         }
+        self.write_insertions(&mut input);
+        input.push_str("COMMIT\n");
+        input
+    }
+
+    /// The input that only inserts the rules: it says whether iptables and the kernel know what
+    /// they are made of, whatever else the table holds.
+    pub fn trial_input(&self) -> String {
+        let mut input = format!("*{}\n", self.table);
+        self.write_insertions(&mut input);
+        input.push_str("COMMIT\n");
+        input
+    }
+
+    fn write_insertions(&self, input: &mut String) {
         // Each one is put on top of the one before it.
         for rule in self.insertions.iter().rev() {
             let _ = writeln!(input, "-I {} 1 {}", rule.kind.chain(), rule.spec());
         }
-        input.push_str("COMMIT\n");
-        input
+    }
+
+    /// True if it inserts rules that use the sets.
+    pub fn learns(&self) -> bool {
+        self.insertions.iter().any(|rule| rule.kind.is_learning())
     }
 
     /// The first of the inserted rules that a table does not hold exactly once.

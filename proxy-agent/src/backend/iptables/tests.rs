@@ -8,9 +8,10 @@ mod model;
 use std::net::IpAddr;
 
 use super::flavour::Flavour;
+use super::learning::Learning;
 use super::observe::{ParseError, Saved, SavedTable, words};
 use super::plan::{self, Op};
-use super::rules::{self, Family, Rule, Table};
+use super::rules::{self, Family, Rule, Table, Way};
 
 const V4: &str = "10.96.0.2";
 const V6: &str = "fd00:96::2";
@@ -20,7 +21,11 @@ fn vips() -> Vec<IpAddr> {
 }
 
 fn desired(table: Table, family: Family) -> Vec<Rule> {
-    rules::desired(table, family, &vips(), &[443])
+    rules::desired(table, family, Way::Stateless, &vips(), &[443])
+}
+
+fn learning(table: Table, family: Family) -> Vec<Rule> {
+    rules::desired(table, family, Way::Learning, &vips(), &[443])
 }
 
 fn parsed(table: &str, text: &str) -> SavedTable {
@@ -81,8 +86,36 @@ filter -A OUTPUT -s fd00:96::2/128 -p tcp -m tcp --sport 443 -m comment --commen
     );
 }
 
+/// As iptables 1.8.9 prints them, both flavours.
+#[test]
+fn learning_rules_are_written_as_save_prints_them() {
+    let mut all = Vec::new();
+    for table in [Table::Raw, Table::Mangle] {
+        for rule in learning(table, Family::V4) {
+            all.push(format!("{table} {rule}"));
+        }
+    }
+    let all = all.join("\n");
+    let printed = include_str!("tests/learning.txt");
+    assert_eq!(all, printed.trim_end());
+    let v6 = learning(Table::Raw, Family::V6)[0].to_string();
+    assert!(v6.contains("-d fd00:96::2/128 ! -i lo"), "{v6}");
+    assert!(v6.contains("proxy-agent-n6-443 src,src,dst"), "{v6}");
+}
+
 #[test]
 fn a_rule_is_recognised_however_it_is_printed() {
+    let decide = learning(Table::Raw, Family::V4)[0];
+    for spec in [
+        "! -i lo -d 10.96.0.2 -p tcp -m set ! --match-set proxy-agent-n4-443 src,src,dst -m tcp \
+         --syn --dport 443 -j SET --exist --add-set proxy-agent-d4-443 src,src,dst",
+        "-d 10.96.0.2/32 ! -i lo -p 6 -m tcp --dport 443 --tcp-flags SYN,RST,ACK,FIN SYN -m set ! \
+         --match-set proxy-agent-n4-443 src,src,dst -j SET --add-set proxy-agent-d4-443 \
+         src,src,dst --exist",
+    ] {
+        let found = Rule::recognise(Table::Raw, "PREROUTING", &words(spec).unwrap());
+        assert_eq!(found, Some(decide), "{spec}");
+    }
     let expected = desired(Table::Raw, Family::V4)[2];
     for spec in [
         "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m comment --comment x -j NOTRACK",
@@ -153,6 +186,23 @@ fn a_rule_that_does_anything_else_is_not_recognised() {
             "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j NOTRACK",
         ),
         (Table::Raw, "OUTPUT", "-s"),
+        (
+            Table::Raw,
+            "OUTPUT",
+            "-s 10.96.0.2/32 -p tcp -m socket -m tcp --sport 443 -j NOTRACK",
+        ),
+        (
+            Table::Raw,
+            "OUTPUT",
+            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m set --match-set proxy-agent-d4-444 \
+             dst,dst,src -j NOTRACK",
+        ),
+        (
+            Table::Raw,
+            "OUTPUT",
+            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m set ! --match-set proxy-agent-d4-443 \
+             dst,dst,src -j NOTRACK",
+        ),
     ] {
         let found = Rule::recognise(table, chain, &words(spec).unwrap());
         assert_eq!(found, None, "{spec}");
@@ -284,10 +334,55 @@ COMMIT
     );
 }
 
+/// The order of the rules counts: they are set anew together, in one transaction.
+#[test]
+fn a_rule_that_lacks_others_is_set_anew_with_them() {
+    let wanted = learning(Table::Raw, Family::V4);
+    let lines: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+    let observed = raw(&lines.join("\n"));
+    assert_eq!(planned(Table::Raw, Family::V4, &wanted, &observed), None);
+    // The two of the replies, the wrong way round.
+    let mut swapped = lines.clone();
+    swapped.swap(8, 9);
+    let observed = raw(&swapped.join("\n"));
+    let op = planned(Table::Raw, Family::V4, &wanted, &observed).unwrap();
+    assert_eq!(op.insertions, wanted[8..]);
+    assert_eq!(op.deletions.len(), 2);
+    // One of the four that stand in PREROUTING is gone.
+    let observed = raw(&lines[1..].join("\n"));
+    let op = planned(Table::Raw, Family::V4, &wanted, &observed).unwrap();
+    assert_eq!(op.insertions, wanted[..4]);
+    assert_eq!(op.deletions.len(), 3);
+    assert!(op.learns() && op.trial_input().lines().count() == 6);
+}
+
+#[test]
+fn stateless_and_learning_rules_take_each_others_place() {
+    let both = [
+        desired(Table::Raw, Family::V4),
+        learning(Table::Raw, Family::V4),
+    ];
+    for (old, new) in [(&both[0], &both[1]), (&both[1], &both[0])] {
+        let lines: Vec<String> = old.iter().map(ToString::to_string).collect();
+        let op = planned(Table::Raw, Family::V4, new, &raw(&lines.join("\n"))).unwrap();
+        assert_eq!((op.deletions.len(), &op.insertions), (old.len(), new));
+    }
+}
+
+#[test]
+fn one_refusal_may_be_bad_luck() {
+    let mut learning = Learning::off();
+    let mut note = |refused: Option<&str>| learning.note_refusal(refused.map(str::to_owned));
+    assert_eq!(note(Some("busy")), None);
+    assert_eq!(note(None), None);
+    assert_eq!(note(Some("busy")), None);
+    assert_eq!(note(Some("no xt_set")), Some("no xt_set".to_owned()));
+}
+
 #[test]
 fn accept_comes_before_notrack_and_goes_after_it() {
     let op = |table, inserts: bool| {
-        let wanted = desired(table, Family::V4);
+        let wanted = learning(table, Family::V4);
         let held = raw("-A X -m comment --comment proxy-agent -j Y");
         let wanted = if inserts { &wanted[..] } else { &[] };
         planned(table, Family::V4, wanted, &held).unwrap()
@@ -297,8 +392,11 @@ fn accept_comes_before_notrack_and_goes_after_it() {
         ops.iter().map(|op| op.table).collect::<Vec<_>>()
     };
     for inserts in [true, false] {
-        let ops = vec![op(Table::Raw, inserts), op(Table::Filter, inserts)];
-        let expected = [Table::Filter, Table::Raw];
-        assert_eq!(ordered(ops) == expected, inserts);
+        let ops = [Table::Raw, Table::Filter, Table::Mangle].map(|table| op(table, inserts));
+        let mut expected = [Table::Filter, Table::Mangle, Table::Raw];
+        if !inserts {
+            expected.reverse();
+        }
+        assert_eq!(ordered(ops.to_vec()), expected);
     }
 }

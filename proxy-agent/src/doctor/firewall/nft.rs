@@ -13,7 +13,7 @@ use netlink_packet_netfilter::nftables::{
 use super::Found;
 use super::packet::{Direction, Packet};
 use super::walk::{self, Chains, Fate};
-use crate::backend::ebpf::TABLE;
+use crate::backend::tables::NAME as TABLE;
 use crate::netfilter::{Error, Family, Socket};
 
 mod rule;

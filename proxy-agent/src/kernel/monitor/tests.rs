@@ -3,6 +3,7 @@
 //! Which events concern us; any bytes from the kernel.
 
 use netlink_packet_core::NetlinkMessage;
+use netlink_packet_netfilter::nftables::GenMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterProtoFamily};
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::tc::TcMessage;
@@ -50,6 +51,41 @@ fn rule(table: &str, chain: &str) -> RuleMessage {
     }
 }
 
+fn what(found: Option<(Event, u32)>) -> Option<Event> {
+    found.map(|(event, _)| event)
+}
+
+#[test]
+fn the_author_of_a_change_is_told_behind_it() {
+    let newgen = |attributes| netfilter(NfTablesMessage::NewGen(GenMessage { attributes }));
+    let whole = newgen(vec![
+        GenAttribute::Id(7),
+        GenAttribute::ProcPid(123),
+        GenAttribute::ProcName("nft".to_owned()),
+    ]);
+    let by = author(&whole).unwrap();
+    assert_eq!(by.to_string(), "nft (pid 123)");
+    let rule = netfilter(NfTablesMessage::NewRule(rule("proxy-agent", "any")));
+    assert_eq!(author(&rule), None);
+    // Before Linux 4.14 only the port id is told.
+    let mut old = newgen(vec![GenAttribute::Id(7)]);
+    old[12..16].copy_from_slice(&77_u32.to_ne_bytes());
+    assert_eq!(author(&old).unwrap().to_string(), "pid 77");
+    let mut both = rule;
+    both.extend(whole);
+    assert_eq!(author(&both), Some(by));
+}
+
+#[test]
+fn the_port_of_an_event_is_that_of_its_message() {
+    let mut datagram = route(RouteNetlinkMessage::NewAddress(address("10.0.0.1")));
+    let mut second = route(RouteNetlinkMessage::NewAddress(address("10.96.0.2")));
+    second[12..16].copy_from_slice(&4711_u32.to_ne_bytes());
+    datagram.extend(second);
+    let (_, port) = in_route_events(&datagram, &interest()).unwrap();
+    assert_eq!(port, 4711);
+}
+
 #[test]
 fn addresses_count_if_they_are_vips() {
     let vip = address("10.96.0.2");
@@ -58,25 +94,25 @@ fn addresses_count_if_they_are_vips() {
         RouteNetlinkMessage::NewAddress(vip.clone()),
         RouteNetlinkMessage::DelAddress(vip),
     ] {
-        assert_eq!(in_route_events(&route(message), &interest()), event);
+        assert_eq!(what(in_route_events(&route(message), &interest())), event);
     }
     let other = RouteNetlinkMessage::NewAddress(address("10.0.0.1"));
-    assert_eq!(in_route_events(&route(other), &interest()), None);
+    assert_eq!(what(in_route_events(&route(other), &interest())), None);
 }
 
 #[test]
 fn links_count_and_so_do_removed_filters() {
     let link = RouteNetlinkMessage::NewLink(LinkMessage::default());
     assert_eq!(
-        in_route_events(&route(link), &interest()),
+        what(in_route_events(&route(link), &interest())),
         Some(Event::Link)
     );
     let filter = RouteNetlinkMessage::DelTrafficFilter(TcMessage::default());
     let removed = Some(Event::TrafficControl);
-    assert_eq!(in_route_events(&route(filter), &interest()), removed);
+    assert_eq!(what(in_route_events(&route(filter), &interest())), removed);
     // Adding one, as we do ourselves, takes nothing away.
     let filter = RouteNetlinkMessage::NewTrafficFilter(TcMessage::default());
-    assert_eq!(in_route_events(&route(filter), &interest()), None);
+    assert_eq!(what(in_route_events(&route(filter), &interest())), None);
 }
 
 #[test]
@@ -101,7 +137,7 @@ fn all_of_our_table_counts_and_of_others_only_removals_where_our_rules_are() {
     ];
     for (message, event) in cases {
         let told = format!("{message:?}");
-        let found = in_netfilter_events(&netfilter(message), &interest());
+        let found = what(in_netfilter_events(&netfilter(message), &interest()));
         assert_eq!(&found, event, "{told}");
     }
 }
@@ -123,6 +159,7 @@ proptest! {
     ) {
         let _ = in_route_events(&datagram, &interest());
         let _ = in_netfilter_events(&datagram, &interest());
+        let _ = author(&datagram);
         // With a header that is right, so that the payload is reached.
         let mut message = vec![0; 16];
         message.extend(&datagram);
@@ -132,5 +169,6 @@ proptest! {
         message.truncate(message.len().saturating_sub(cut));
         let _ = in_route_events(&message, &interest());
         let _ = in_netfilter_events(&message, &interest());
+        let _ = author(&message);
     }
 }

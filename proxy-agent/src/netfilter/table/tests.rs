@@ -5,13 +5,14 @@
 use netlink_packet_core::{Nla as _, NlaBuffer, Parseable as _};
 use proptest::prelude::*;
 
+use super::outline::comment_of;
 use super::*;
 use crate::netfilter::expression::{self, End};
 
 fn rule(purpose: &str, program: u32) -> Rule {
     Rule {
         purpose: purpose.to_owned(),
-        program,
+        program: Some(program),
         expressions: Vec::new(),
     }
 }
@@ -20,10 +21,13 @@ fn table(rules: Vec<Rule>) -> Table {
     Table {
         family: Family::IPv4,
         name: "test",
+        sets: Vec::new(),
         chains: vec![Chain {
             name: "output",
-            hook: Hook::Output,
-            priority: -300,
+            base: Some(Base {
+                hook: Hook::Output,
+                priority: -300,
+            }),
             rules,
         }],
     }

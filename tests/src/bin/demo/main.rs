@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use requests::Row;
 use tests::agent::{self, Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
+use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, conntrack, signals, sweep};
@@ -28,6 +29,8 @@ struct Column {
     title: &'static str,
     /// What the agent is told, if there is one.
     args: Option<&'static [&'static str]>,
+    /// What is hidden from it.
+    lacking: Option<Lacking>,
     /// Whether it translates the ClusterIP.
     translates: bool,
 }
@@ -36,16 +39,20 @@ const COLUMNS: [Column; 3] = [
     Column {
         title: "no agent",
         args: None,
+        lacking: None,
         translates: false,
     },
     Column {
         title: "stateless NOTRACK rules",
         args: Some(&["--backend=iptables", "--cleanup"]),
+        // With it the rules would decide per connection.
+        lacking: Some(Lacking::Ipset),
         translates: false,
     },
     Column {
         title: "proxy-agent",
         args: Some(&["--backend=ebpf", "--cleanup"]),
+        lacking: None,
         translates: true,
     },
 ];
@@ -190,7 +197,11 @@ fn start_agent(node: &Node, column: &Column) -> Result<Option<Agent>> {
     }
     println!("      proxy-agent {}", args.join(" "));
     let start = Instant::now();
-    let agent = node.start_agent(&args).map_err(|error| {
+    let started = match column.lacking {
+        Some(lacking) => node.start_agent_lacking(lacking, &args),
+        None => node.start_agent(&args),
+    };
+    let agent = started.map_err(|error| {
         // Its log says why, and the node that holds it is about to go.
         error.context(node.logs())
     })?;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::ebpf::load::Ids;
 use crate::backend::ebpf::{Settings, ruleset};
 use crate::config::TcAttach;
 
@@ -41,7 +42,7 @@ fn settings(vips: &[&str]) -> Settings {
 
 fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
     Desired {
-        tables: ruleset::tables(&settings(vips), None),
+        tables: ruleset::tables(&settings(vips), &ruleset::known(&Ids::new())),
         links: links
             .iter()
             .map(|index| (*index, format!("veth{index}")))
@@ -67,6 +68,38 @@ fn nothing(desired: &Desired) -> Observed {
             .collect(),
         ..Observed::default()
     }
+}
+
+#[test]
+fn only_what_concerns_links_that_come_and_go_is_routine() {
+    let attach = |index| Op::Attach {
+        hook: Hook::Ingress,
+        link: Target {
+            index,
+            name: String::new(),
+        },
+        mode: AttachMode::Tcx,
+        reason: "",
+    };
+    let unpin = |index| Op::RemovePin {
+        hook: Hook::Ingress,
+        index,
+    };
+    let seen = BTreeSet::from([1, 2]);
+    let now = BTreeMap::from([(2, String::new()), (3, String::new())]);
+    let routine = |op: Op| op.follows_links(&seen, &now);
+    assert!(routine(attach(3)) && !routine(attach(2)));
+    assert!(routine(unpin(1)) && !routine(unpin(2)));
+}
+
+/// Rules and hooks by the ids that another agent has told.
+#[test]
+fn known_programs_are_recognised() {
+    let ids = Ids::from([("vip_prerouting".to_owned(), 7)]);
+    let with =
+        |ids: &Ids| ruleset::tables(&settings(&["10.96.0.2"]), &ruleset::known(ids)).remove(0);
+    assert_ne!(with(&ids).outline(), with(&Ids::new()).outline());
+    assert_eq!(with(&ids).outline(), with(&ids).outline());
 }
 
 fn filter(hook: Hook, index: u32, program: u32) -> Filter {
@@ -159,15 +192,15 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
     let desired = desired(&["10.96.0.2"], &[], AttachMode::Tcx);
     let mut observed = nothing(&desired);
     let forgets = |observed: &Observed| match &plan(&desired, observed)[..] {
-        [Op::InstallTables { forget, .. }] => Some(*forget),
+        [Op::InstallTables { unguarded, .. }] => Some(*unguarded),
         _ => None,
     };
     assert_eq!(forgets(&observed), Some(true), "it was missing");
 
     // The same rules with the programs of an older agent.
-    let mut older = ruleset::tables(&settings, None).remove(0);
+    let mut older = ruleset::tables(&settings, &ruleset::known(&Ids::new())).remove(0);
     for rule in older.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
-        rule.program = 99;
+        rule.program = Some(99);
     }
     observed.tables.insert(older.title(), Some(older.outline()));
     assert_eq!(forgets(&observed), Some(false));
@@ -273,7 +306,7 @@ proptest! {
             desired.hooks.insert(Hook::Egress, Some(EGRESS));
             desired.sockets = SocketHook::ALL.map(|hook| (hook, Some(SOCKET))).into();
         }
-        let full = ruleset::tables(&settings(&["10.96.0.2", "fd00:96::2"]), None);
+        let full = ruleset::tables(&settings(&["10.96.0.2", "fd00:96::2"]), &ruleset::known(&Ids::new()));
         let places = || Hook::ALL.into_iter()
             .flat_map(|hook| wanted.iter().map(move |index| (hook, *index)));
         let mut observed = Observed {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::super::observe::{Saved, SavedChain, SavedRule, SavedTable, words};
-use super::super::rules::{self, Family, Rule, Table};
+use super::super::rules::{self, Family, Rule, Table, Way};
 use super::{NODE, V4, parsed, planned, raw};
 
 /// What `iptables-restore --noflush` makes of a table: all lines or, with an error, none.
@@ -32,14 +32,23 @@ fn restore(table: &SavedTable, input: &str) -> Result<SavedTable, String> {
     Ok(table)
 }
 
+fn any_way() -> impl Strategy<Value = Way> {
+    select(vec![Way::Stateless, Way::Learning])
+}
+
 /// A line of a table: ours, wanted or stale, printed one way or another, or somebody else's.
 fn any_rule(table: Table) -> impl Strategy<Value = String> {
     let vip = select(vec![V4, "10.96.0.3", "192.0.2.1"]);
-    let ours = (vip, select(vec![443u16, 8443]), 0..5usize, any::<bool>()).prop_map(
-        move |(vip, port, which, alias)| {
+    let port = select(vec![443u16, 8443]);
+    let ours = (vip, port, any_way(), 0..13usize, any::<bool>()).prop_map(
+        move |(vip, port, way, which, alias)| {
             let vip = [vip.parse().unwrap()];
-            let all = rules::desired(table, Family::V4, &vip, &[port]);
-            let line = all[which % all.len()].to_string();
+            let all = rules::desired(table, Family::V4, way, &vip, &[port]);
+            // There are no stateless rules in mangle.
+            let Some(rule) = all.get(which % all.len().max(1)) else {
+                return "-A INPUT -j MARK".to_owned();
+            };
+            let line = rule.to_string();
             if alias {
                 line.replace("-j NOTRACK", "-j CT --notrack")
             } else {
@@ -81,9 +90,10 @@ proptest! {
             .prop_flat_map(|table| (Just(table), any_table(table))),
         vips in subsequence(vec![V4, "10.96.0.3", "10.96.0.4"], 0..=3),
         ports in subsequence(vec![443u16, 8443], 0..=2),
+        way in any_way(),
     ) {
         let vips: Vec<IpAddr> = vips.iter().map(|vip| vip.parse().unwrap()).collect();
-        let wanted = rules::desired(table, Family::V4, &vips, &ports);
+        let wanted = rules::desired(table, Family::V4, way, &vips, &ports);
         let after = match planned(table, Family::V4, &wanted, &observed) {
             Some(op) => {
                 let after = restore(&observed, &op.restore_input())
@@ -100,6 +110,10 @@ proptest! {
             owned.extend(Rule::recognise(table, &rule.chain, &words));
         }
         prop_assert_eq!(after.rules.len(), owned.len() + foreign(&after).len());
+        for rule in &wanted {
+            let group = |other: &&Rule| other.group() == rule.group();
+            prop_assert!(owned.iter().filter(group).eq(wanted.iter().filter(group)));
+        }
         owned.sort();
         let mut expected = wanted.clone();
         expected.sort();
@@ -117,10 +131,15 @@ proptest! {
     }
 
     #[test]
-    fn a_rule_survives_being_printed(vip in any::<IpAddr>(), port in 1u16.., which in 0..5usize) {
-        let tables = [Table::Raw, Table::Filter];
-        let all = tables.map(|table| rules::desired(table, Family::of(vip), &[vip], &[port]));
-        let rule = all.concat()[which];
+    fn a_rule_survives_being_printed(
+        vip in any::<IpAddr>(),
+        port in 1u16..,
+        way in any_way(),
+        which in 0..15usize,
+    ) {
+        let desired = |table| rules::desired(table, Family::of(vip), way, &[vip], &[port]);
+        let all = Table::ALL.map(desired).concat();
+        let rule = all[which % all.len()];
         let read = raw(&rule.to_string()).rules.remove(0);
         prop_assert!(read.owned);
         let words = words(&read.spec).unwrap();

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Tries what loading the programs does not show: that rules can run them, and that they can be
+//! attached to a link. Nothing of it reaches the node's own links and packets.
+
+use std::io;
+use std::thread;
+
+use super::attach::{self, AttachMode};
+use super::hook::Hook;
+use super::load::Programs;
+use super::{Error, Settings, ruleset};
+use crate::kernel::netns;
+use crate::netfilter::{Socket, Table};
+
+/// The name under which the kernel is asked to check the rules.
+const REHEARSAL: &str = "proxy-agent-probe";
+/// The only link of a new network namespace.
+const LINK: &str = "lo";
+
+/// Tries the rules, in a transaction that leaves nothing behind.
+pub fn rules(settings: &Settings, programs: &Programs) -> Result<(), Error> {
+    let mut socket = Socket::open()?;
+    for table in ruleset::tables(settings, &programs.verdicts()) {
+        if table.chains.is_empty() {
+            continue;
+        }
+        let rehearsal = Table {
+            name: REHEARSAL,
+            ..table
+        };
+        rehearsal
+            .rehearse(&mut socket)
+            .map_err(|source| Error::Rules { source })?;
+    }
+    Ok(())
+}
+
+/// Tries to attach a program to a link of a network namespace that is made for it and is gone
+/// afterwards. None where the agent may not make one: then the first real link tells.
+pub fn attachment(programs: &mut Programs, mode: AttachMode) -> Option<Result<(), Error>> {
+    thread::scope(|scope| {
+        let trial = scope.spawn(|| {
+            netns::enter_new().ok()?;
+            Some(attach::attach_for_trial(programs, mode, Hook::Ingress, LINK).map_err(Error::from))
+        });
+        trial.join().unwrap_or_else(|_| {
+            let died = io::Error::other("the thread died");
+            Some(Err(Error::Trial(died)))
+        })
+    })
+}

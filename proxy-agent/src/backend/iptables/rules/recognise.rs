@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Tells which rule of ours a printed one is. Versions and flavours print the same rule in different
+//! words, so it is what the words mean that is compared. Ownership is not looked at.
+
+use std::net::IpAddr;
+
+use super::super::observe;
+use super::{Family, Kind, Rule, Table};
+
+/// Matches that ours use. What another one compares by being named alone is not known.
+const MODULES: [&str; 4] = ["tcp", "comment", "set", "conntrack"];
+
+/// What a rule compares and does, in an order of its own; without its comment.
+#[derive(Debug, PartialEq, Eq)]
+struct Meaning(Vec<Item>);
+
+/// An option with its arguments.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Item {
+    option: String,
+    negated: bool,
+    args: Vec<String>,
+}
+
+impl Rule {
+    /// The rule of ours that a line of `iptables-save` stands for; none if it does anything that
+    /// ours do not. The words are those behind the chain, unquoted.
+    pub fn recognise(table: Table, chain: &str, words: &[String]) -> Option<Self> {
+        let meaning = Meaning::of(words)?;
+        let (vip, port) = meaning.endpoint()?;
+        Kind::all()
+            .filter(|kind| kind.table() == table && kind.chain() == chain)
+            .map(|kind| Self { kind, vip, port })
+            .find(|rule| {
+                let words = observe::words(&rule.spec());
+                words.and_then(|words| Meaning::of(&words)).as_ref() == Some(&meaning)
+            })
+    }
+}
+
+impl Meaning {
+    /// None if it cannot be the meaning of a rule of ours.
+    fn of(words: &[String]) -> Option<Self> {
+        let mut items: Vec<Item> = Vec::new();
+        let mut negated = false;
+        let mut words = words.iter().map(String::as_str).peekable();
+        while let Some(word) = words.next() {
+            if word == "!" {
+                negated = true;
+                continue;
+            }
+            let mut args = Vec::new();
+            if word == "--comment" {
+                // It may begin with anything.
+                args.push(words.next()?.to_owned());
+            }
+            let is_arg = |word: &&str| *word != "!" && !word.starts_with('-');
+            while let Some(arg) = words.next_if(is_arg) {
+                args.push(arg.to_owned());
+            }
+            let item = Item {
+                option: word.to_owned(),
+                negated: std::mem::take(&mut negated),
+                args,
+            };
+            items.push(item.normal()?);
+        }
+        items.retain(|item| !item.option.is_empty());
+        items.sort();
+        // The same target: which name is printed depends on flavour and version.
+        let notrack = [item("--notrack", &[]), item("-j", &["CT"])];
+        if notrack.iter().all(|part| items.contains(part)) {
+            items.retain(|item| !notrack.contains(item));
+            items.push(item("-j", &["NOTRACK"]));
+            items.sort();
+        }
+        Some(Self(items))
+    }
+
+    /// The VIP and the port it is about.
+    fn endpoint(&self) -> Option<(IpAddr, u16)> {
+        let arg = |options: [&str; 2]| {
+            let mut items = self.0.iter();
+            let item = items.find(|item| !item.negated && options.contains(&&*item.option))?;
+            item.args.first()
+        };
+        let vip = arg(["-s", "-d"])?.parse().ok()?;
+        Some((vip, arg(["--sport", "--dport"])?.parse().ok()?))
+    }
+}
+
+impl Item {
+    /// Its one way of being written, without an option if it means nothing. None if it is not ours.
+    fn normal(mut self) -> Option<Self> {
+        match (&*self.option, &*self.args) {
+            ("-m", [module]) => {
+                (!self.negated && MODULES.contains(&&**module)).then_some(())?;
+                self.option.clear();
+            }
+            ("--comment", _) => self.option.clear(),
+            ("-p", [protocol]) if protocol == "6" => self.args = vec!["tcp".to_owned()],
+            ("-s" | "-d", [address]) => {
+                self.args = vec![host_address(address)?.to_string()];
+            }
+            ("--syn", []) => {
+                "--tcp-flags".clone_into(&mut self.option);
+                self.args = ["ACK,FIN,RST,SYN", "SYN"].map(str::to_owned).to_vec();
+            }
+            ("--tcp-flags", flags) => self.args = flags.iter().map(|list| sorted(list)).collect(),
+            _ => {}
+        }
+        Some(self)
+    }
+}
+
+fn item(option: &str, args: &[&str]) -> Item {
+    Item {
+        option: option.to_owned(),
+        negated: false,
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+    }
+}
+
+fn sorted(list: &str) -> String {
+    let mut names: Vec<&str> = list.split(',').collect();
+    names.sort_unstable();
+    names.join(",")
+}
+
+/// The address of a single host; none for a network.
+fn host_address(text: &str) -> Option<IpAddr> {
+    let (address, bits) = match text.split_once('/') {
+        Some((address, bits)) => (address, Some(bits)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    bits.is_none_or(|bits| bits == Family::of(address).host_bits())
+        .then_some(address)
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The `nftables` backend: rules and sets of `nf_tables` decide each connection at its SYN. It needs
+//! no program, no bpffs and no capability but `NET_ADMIN`.
+//!
+//! Everything it keeps is in the tables, which live on without the agent.
+
+mod plan;
+mod ruleset;
+pub mod statistics;
+#[cfg(test)]
+mod tests;
+
+use tracing::warn;
+
+use self::plan::Op;
+use self::ruleset::Settings;
+use super::live::Live;
+use super::tables;
+use crate::config::Config;
+use crate::netfilter::{self, Socket, Table};
+use crate::reconcile::{Mode, Report, carry_out};
+
+/// The name of this part in reports and logs.
+const PART: &str = "nftables";
+/// The name under which the kernel is asked to check the rules.
+const REHEARSAL: &str = "proxy-agent-probe";
+
+/// The backend.
+pub struct Nftables {
+    settings: Settings,
+    /// Nothing was put in place yet: what is untracked now was another backend's.
+    takes_over: bool,
+}
+
+impl Nftables {
+    /// Has the kernel check the rules. Nothing is in place yet.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
+        let settings = Settings {
+            endpoints: config.endpoints().collect(),
+            max_connections: config.max_connections,
+        };
+        let mut socket = Socket::open()?;
+        if mode == Mode::Apply {
+            for table in ruleset::tables(&settings, &Live::default()) {
+                if table.chains.is_empty() {
+                    continue;
+                }
+                let rehearsal = Table {
+                    name: REHEARSAL,
+                    ..table
+                };
+                rehearsal.rehearse(&mut socket)?;
+            }
+        }
+        Ok(Self {
+            settings,
+            takes_over: true,
+        })
+    }
+
+    /// Makes the tables as desired.
+    pub async fn reconcile(&mut self, mode: Mode, report: &mut Report) {
+        let desired = ruleset::tables(&self.settings, &Live::default());
+        let observed = tables::read(PART, &desired, report);
+        let ops = plan::plan(&desired, &observed);
+        carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
+        if mode == Mode::Apply {
+            self.takes_over = false;
+        }
+    }
+
+    fn apply(&self, op: &Op) -> Result<(), netfilter::Error> {
+        match op {
+            Op::Install { tables } => {
+                let wanted: Vec<_> = tables.iter().map(|(table, _)| table.family).collect();
+                let mut filled = ruleset::tables(&self.settings, &self.live());
+                filled.retain(|table| wanted.contains(&table.family));
+                tables::install(&filled)
+            }
+            Op::Delete { table } => tables::delete(table),
+        }
+    }
+
+    /// What the tables are to know of connections that are open already. Those that another backend
+    /// has kept from conntrack stay untracked; later on, when somebody has removed the tables, it
+    /// is too late to tell them from others, and they become tracked.
+    fn live(&self) -> Live {
+        match Live::read(&self.settings.endpoints) {
+            Ok(live) if self.takes_over => live,
+            Ok(live) => Live {
+                untracked: Vec::new(),
+                ..live
+            },
+            Err(error) => {
+                warn!(
+                    part = PART,
+                    "connections that are untracked now become tracked: {error}"
+                );
+                Live::default()
+            }
+        }
+    }
+}

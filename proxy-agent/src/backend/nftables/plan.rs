@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What has to be done to get from what is observed to what is desired. Pure.
+
+use std::fmt::{self, Display};
+
+use crate::backend::tables::{self, Observed};
+use crate::netfilter::Table;
+
+/// One change.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Put tables in place, whole.
+    Install {
+        /// The tables, each with the reason.
+        tables: Vec<(Table, &'static str)>,
+    },
+    /// Delete a table that no VIP needs.
+    Delete {
+        /// The table.
+        table: Table,
+    },
+}
+
+/// What to do about the tables.
+pub fn plan(desired: &[Table], observed: &Observed) -> Vec<Op> {
+    let drift = tables::drift(desired, observed);
+    let mut ops = Vec::new();
+    if !drift.install.is_empty() {
+        ops.push(Op::Install {
+            tables: drift.install,
+        });
+    }
+    let deletions = drift.delete.into_iter();
+    ops.extend(deletions.map(|table| Op::Delete { table }));
+    ops
+}
+
+impl Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Install { tables } => f.write_str(&tables::installation(tables)),
+            Self::Delete { table } => write!(f, "delete nf_tables table {}", table.title()),
+        }
+    }
+}

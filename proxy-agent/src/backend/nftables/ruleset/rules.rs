@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The chains and their rules. What they are together is told in `ruleset`.
+
+use std::net::SocketAddr;
+
+use netlink_packet_netfilter::nftables::Expressions;
+
+use super::counted::Counted;
+use crate::backend::tables;
+use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
+use crate::netfilter::expression::{self, End, Part, SetOperation};
+use crate::netfilter::{Base, Chain, Family, Hook, Rule};
+
+/// Behind the source NAT of the input hook (`NF_IP_PRI_NAT_SRC`, 100): with the client port that
+/// the proxy sees.
+const PRIORITY_AS_THE_PROXY_SEES: i32 = 101;
+
+/// The chains of a table for these VIPs.
+pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
+    let each = |rule: &dyn Fn(SocketAddr) -> Rule| vips.iter().map(|vip| rule(*vip)).collect();
+    let (request, reply) = (Packets::requests(family), Packets::replies(family));
+    vec![
+        base(
+            "prerouting",
+            Hook::Prerouting,
+            tables::PRIORITY_RAW,
+            each(&from_elsewhere),
+        ),
+        base(
+            "input",
+            Hook::Input,
+            PRIORITY_AS_THE_PROXY_SEES,
+            each(&at_the_proxy),
+        ),
+        base(
+            "output",
+            Hook::Output,
+            tables::PRIORITY_RAW,
+            vips.iter()
+                .flat_map(|vip| [from_here(*vip), from_the_proxy(*vip)])
+                .collect(),
+        ),
+        chain("request", request_rules(&request)),
+        chain(
+            "open",
+            vips.iter()
+                .flat_map(|vip| open_rules(*vip, &request))
+                .collect(),
+        ),
+        chain("arrived", arrived_rules(&request, &reply)),
+        chain("translated", translated_rules(&request, &reply)),
+        chain("reply", reply_rules(&reply)),
+        chain("translated_reply", translated_reply_rules(&reply, &request)),
+    ]
+}
+
+/// Packets on `lo` were seen at output and come by prerouting as that left them.
+fn from_elsewhere(vip: SocketAddr) -> Rule {
+    let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
+    let not_here = expression::not_from_loopback();
+    entry(
+        Counted::FromElsewhere.purpose(vip),
+        [matches, not_here.into()].concat(),
+        "request",
+    )
+}
+
+fn at_the_proxy(vip: SocketAddr) -> Rule {
+    let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
+    entry(format!("to {vip}, at the proxy"), matches, "arrived")
+}
+
+fn from_here(vip: SocketAddr) -> Rule {
+    let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
+    entry(Counted::FromHere.purpose(vip), matches, "request")
+}
+
+fn from_the_proxy(vip: SocketAddr) -> Rule {
+    let matches = expression::endpoint(End::Source, vip.ip(), vip.port());
+    entry(Counted::Replies.purpose(vip), matches, "reply")
+}
+
+fn request_rules(packet: &Packets) -> Vec<Rule> {
+    vec![
+        rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
+        packet.closes_decided(),
+        rule(
+            "decided",
+            [packet.is("decided"), packet.update("decided"), untrack()].concat(),
+        ),
+        rule(
+            "closing",
+            [packet.is("closing"), packet.update("closing"), untrack()].concat(),
+        ),
+    ]
+}
+
+/// For each VIP its own, so that each has its own counters.
+fn open_rules(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
+    let to_vip = expression::endpoint(End::Destination, vip.ip(), vip.port());
+    let rule = |counted: Counted, expressions: Vec<Expressions>| Rule {
+        purpose: counted.purpose(vip),
+        program: None,
+        expressions: [to_vip.clone(), expressions].concat(),
+    };
+    vec![
+        rule(Counted::InUse, [packet.is("translated"), leave()].concat()),
+        rule(
+            Counted::Decided,
+            [
+                packet.syn(SetOperation::Update),
+                packet.update("decided"),
+                packet.delete("closing"),
+                untrack(),
+            ]
+            .concat(),
+        ),
+        rule(Counted::NoRoom, leave()),
+    ]
+}
+
+fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    let translated_syn = [opens(), packet.syn(SetOperation::IsNoMember)].concat();
+    vec![
+        rule(
+            "a translated SYN",
+            [
+                translated_syn.clone(),
+                packet.update("translated"),
+                packet.delete("half_closed"),
+                turned.delete("half_closed"),
+                leave(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "a translated SYN, and no room to remember it",
+            [
+                translated_syn,
+                packet.delete("decided"),
+                packet.delete("closing"),
+                leave(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "translated",
+            [
+                packet.is("translated"),
+                packet.is_not("decided"),
+                vec![expression::go_to("translated")],
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+/// A connection that came by somebody's DNAT is over once both ends have sent a FIN, or one a RST.
+fn translated_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    vec![
+        rule(
+            "reset",
+            [
+                expression::has_flag(RST),
+                packet.delete("translated"),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "closed, after the proxy",
+            [
+                expression::has_flag(FIN),
+                turned.is("half_closed"),
+                packet.delete("translated"),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "closed, before the proxy",
+            [expression::has_flag(FIN), packet.update("half_closed")].concat(),
+        ),
+        rule(
+            "alive",
+            [packet.update("translated"), vec![expression::accept()]].concat(),
+        ),
+    ]
+}
+
+fn translated_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    vec![
+        rule(
+            "closed, after the client",
+            [
+                packet.is("half_closed"),
+                packet.delete("translated"),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "closed, before the client",
+            [turned.update("half_closed"), vec![expression::accept()]].concat(),
+        ),
+    ]
+}
+
+fn reply_rules(packet: &Packets) -> Vec<Rule> {
+    vec![
+        rule(
+            "the answer to a translated SYN: an older decision is void",
+            [
+                expression::has_flag(SYN | RST),
+                packet.is("translated"),
+                packet.delete("decided"),
+                packet.delete("closing"),
+                leave(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "translated, and closed with this",
+            [
+                expression::has_flag(FIN),
+                packet.is("translated"),
+                packet.is_not("decided"),
+                vec![expression::go_to("translated_reply")],
+            ]
+            .concat(),
+        ),
+        packet.closes_decided(),
+        rule("decided", [packet.is("decided"), untrack()].concat()),
+        rule("closing", [packet.is("closing"), untrack()].concat()),
+    ]
+}
+
+/// A SYN and no SYN-ACK.
+fn opens() -> Vec<Expressions> {
+    expression::flags_are(SYN, FIN | SYN | RST | ACK)
+}
+
+fn untrack() -> Vec<Expressions> {
+    vec![
+        expression::counter(),
+        expression::notrack(),
+        expression::accept(),
+    ]
+}
+
+fn leave() -> Vec<Expressions> {
+    vec![expression::counter(), expression::accept()]
+}
+
+/// Packets of one direction: where the client is in them.
+struct Packets {
+    family: Family,
+    connection: [Part; 4],
+}
+
+impl Packets {
+    fn requests(family: Family) -> Self {
+        Self::from_client(family, End::Source, End::Destination)
+    }
+
+    fn replies(family: Family) -> Self {
+        Self::from_client(family, End::Destination, End::Source)
+    }
+
+    fn from_client(family: Family, client: End, vip: End) -> Self {
+        Self {
+            family,
+            connection: [
+                Part::Address(client),
+                Part::Port(client),
+                Part::Address(vip),
+                Part::Port(vip),
+            ],
+        }
+    }
+
+    fn set(&self, operation: SetOperation, name: &str) -> Vec<Expressions> {
+        expression::set(operation, name, &self.connection, self.family)
+    }
+
+    fn is(&self, name: &str) -> Vec<Expressions> {
+        self.set(SetOperation::IsMember, name)
+    }
+
+    fn is_not(&self, name: &str) -> Vec<Expressions> {
+        self.set(SetOperation::IsNoMember, name)
+    }
+
+    fn update(&self, name: &str) -> Vec<Expressions> {
+        self.set(SetOperation::Update, name)
+    }
+
+    fn delete(&self, name: &str) -> Vec<Expressions> {
+        self.set(SetOperation::Delete, name)
+    }
+
+    /// The SYN itself, told by its sequence number.
+    fn syn(&self, operation: SetOperation) -> Vec<Expressions> {
+        let [client, port, ..] = self.connection;
+        let parts = [client, port, Part::Sequence];
+        expression::set(operation, "opening", &parts, self.family)
+    }
+
+    /// The first packet with which either end closes a decided connection. If there is no room for
+    /// it among those that close, it stays decided.
+    fn closes_decided(&self) -> Rule {
+        rule(
+            "decided, and closed with this",
+            [
+                expression::has_flag(FIN | RST),
+                self.is("decided"),
+                self.update("closing"),
+                self.delete("decided"),
+                untrack(),
+            ]
+            .concat(),
+        )
+    }
+}
+
+fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
+    matches.push(expression::counter());
+    matches.push(expression::go_to(chain));
+    Rule {
+        purpose,
+        program: None,
+        expressions: matches,
+    }
+}
+
+/// A rule for packets that are known to be TCP; nft is not, and could not name their fields.
+fn rule(purpose: &str, expressions: Vec<Expressions>) -> Rule {
+    Rule {
+        purpose: purpose.to_owned(),
+        program: None,
+        expressions: [expression::is_tcp().into(), expressions].concat(),
+    }
+}
+
+fn base(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain {
+        base: Some(Base { hook, priority }),
+        ..chain(name, rules)
+    }
+}
+
+fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name,
+        base: None,
+        rules,
+    }
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The nf_tables tables of ours, one for each family, for the backends that have some: how they are
+//! compared with what is in the kernel and put in place. What is in them is each backend's own
+//! business; they have one name, so that one backend takes the other's place in one transaction.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::netfilter::{self, Family, Outline, Socket, Table};
+use crate::reconcile::{Report, failed};
+
+/// The name of our tables.
+pub const NAME: &str = "proxy-agent";
+/// `NF_IP_PRI_RAW`: before conntrack, which has -200.
+pub const PRIORITY_RAW: i32 = -300;
+
+/// What is in the kernel, by title: none where a table does not exist, no entry where it could not
+/// be read.
+pub type Observed = BTreeMap<String, Option<Outline>>;
+
+/// What is between the tables as they are and as they should be.
+#[derive(Debug, Default)]
+pub struct Drift {
+    /// Those to put in place, each with the reason.
+    pub install: Vec<(Table, &'static str)>,
+    /// Those that should not be there.
+    pub delete: Vec<Table>,
+    /// True if packets have met other rules than the desired ones; rules that differ in nothing but
+    /// the programs they run are no others.
+    pub unguarded: bool,
+}
+
+/// The family of tables that sees packets of an address.
+pub fn family_of(ip: IpAddr) -> Family {
+    match ip {
+        IpAddr::V4(_) => Family::IPv4,
+        IpAddr::V6(_) => Family::IPv6,
+    }
+}
+
+/// Both tables without anything in them, as they are to be removed.
+pub fn empty() -> [Table; 2] {
+    [Family::IPv4, Family::IPv6].map(|family| Table {
+        family,
+        name: NAME,
+        sets: Vec::new(),
+        chains: Vec::new(),
+    })
+}
+
+/// Reads the tables of these titles. Errors go to the report as those of `part`.
+pub fn read(part: &'static str, tables: &[Table], report: &mut Report) -> Observed {
+    let mut outlines = Observed::new();
+    let mut socket = match Socket::open() {
+        Ok(socket) => socket,
+        Err(error) => {
+            failed(part, "read the nf_tables tables", &error, report);
+            return outlines;
+        }
+    };
+    for table in tables {
+        match table.observe(&mut socket) {
+            Ok(outline) => {
+                outlines.insert(table.title(), outline);
+            }
+            Err(error) => {
+                let what = format!("read nf_tables table {}", table.title());
+                failed(part, what, &error, report);
+            }
+        }
+    }
+    outlines
+}
+
+/// Compares; a table without chains should not be there.
+pub fn drift(desired: &[Table], observed: &Observed) -> Drift {
+    let mut drift = Drift::default();
+    for table in desired {
+        let Some(outline) = observed.get(&table.title()) else {
+            // It could not be read: nothing is known, nothing is done.
+            continue;
+        };
+        let wanted = (!table.chains.is_empty()).then(|| table.outline());
+        if *outline == wanted {
+            continue;
+        }
+        let table = table.clone();
+        match (outline, wanted) {
+            (_, None) => drift.delete.push(table),
+            (None, Some(_)) => {
+                drift.unguarded = true;
+                drift.install.push((table, "it is missing"));
+            }
+            (Some(outline), Some(wanted)) => {
+                drift.unguarded |= !outline.has_rules_of(&wanted);
+                drift.install.push((table, "it differs"));
+            }
+        }
+    }
+    drift
+}
+
+/// All tables in one transaction; if that is refused, each on its own, so that a kernel without
+/// one of the families still gets the other.
+///
+/// # Errors
+///
+/// The kernel's answer; where it refuses a table, the old one stays.
+pub fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
+    let mut socket = Socket::open()?;
+    let together = Table::replace(tables, &mut socket);
+    if together.is_ok() || tables.len() == 1 {
+        return together;
+    }
+    tables
+        .iter()
+        .map(|table| Table::replace(std::slice::from_ref(table), &mut socket))
+        .fold(Ok(()), Result::and)
+}
+
+/// Deletes a table, if it is there.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn delete(table: &Table) -> Result<(), netfilter::Error> {
+    table.delete(&mut Socket::open()?)
+}
+
+/// The operation in words.
+pub fn installation(tables: &[(Table, &'static str)]) -> String {
+    let told: Vec<_> = tables
+        .iter()
+        .map(|(table, reason)| format!("{} ({reason})", table.title()))
+        .collect();
+    format!("install nf_tables table {}", told.join(" and "))
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is in the kernel under the name of a table, as far as two tables are compared.
+//!
+//! Rules are told apart by their comments, which name purpose and program: a dump of a rule shows
+//! neither its program nor anything else to recognise it by.
+
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Hook as HookAttribute, NfTablesMessage, RuleAttribute,
+    RuleMessage, TableAttribute, TableFlags, TableMessage,
+};
+
+use super::{ACCEPT, CHAIN_TYPE, COMMENT, PROGRAM, Rule, Table};
+use crate::netfilter::set::SetOutline;
+use crate::netfilter::{Error, Socket};
+
+/// A table as far as two of them are compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    pub(super) dormant: bool,
+    sets: Vec<SetOutline>,
+    chains: Vec<ChainOutline>,
+    /// Chains, sets and other objects in the table.
+    pub(super) objects: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ChainOutline {
+    name: String,
+    hook: Option<(u32, i32)>,
+    policy: Option<u32>,
+    kind: Option<String>,
+    comments: Vec<String>,
+}
+
+impl Outline {
+    /// Whether the rules of two tables differ at most in the programs they run.
+    pub fn has_rules_of(&self, other: &Self) -> bool {
+        let purposes = |outline: &Self| {
+            let mut outline = outline.clone();
+            for comment in outline
+                .chains
+                .iter_mut()
+                .flat_map(|chain| &mut chain.comments)
+            {
+                if let Some((purpose, _)) = comment.rsplit_once(PROGRAM) {
+                    *comment = purpose.to_owned();
+                }
+            }
+            outline
+        };
+        purposes(self) == purposes(other)
+    }
+}
+
+impl Table {
+    /// What [`Table::observe`] returns when the table is in place.
+    pub fn outline(&self) -> Outline {
+        let chains: Vec<_> = self
+            .chains
+            .iter()
+            .map(|chain| ChainOutline {
+                name: chain.name.to_owned(),
+                hook: chain
+                    .base
+                    .map(|base| (base.hook.number().into(), base.priority)),
+                policy: chain.base.map(|_| ACCEPT),
+                kind: chain.base.map(|_| CHAIN_TYPE.to_owned()),
+                comments: chain.rules.iter().map(Rule::comment).collect(),
+            })
+            .collect();
+        Outline {
+            dormant: false,
+            objects: u32::try_from(self.sets.len() + chains.len()).unwrap_or(u32::MAX),
+            sets: self
+                .sets
+                .iter()
+                .map(|set| set.outline(self.family))
+                .collect(),
+            chains,
+        }
+    }
+
+    /// Reads what is in the kernel under the name of this table, as far as it is compared.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not answer completely.
+    pub fn observe(&self, socket: &mut Socket) -> Result<Option<Outline>, Error> {
+        let name = self.name;
+        let request = NfTablesMessage::GetTable(TableMessage {
+            attributes: vec![TableAttribute::Name(name.to_owned())],
+        });
+        let what = format!("read table {}", self.title());
+        let Some(NfTablesMessage::NewTable(table)) = socket.get(&what, self.family, request)?
+        else {
+            return Ok(None);
+        };
+        let mut outline = Outline {
+            dormant: false,
+            sets: Vec::new(),
+            chains: Vec::new(),
+            objects: 0,
+        };
+        for attribute in table.attributes {
+            match attribute {
+                TableAttribute::Flags(flags) => {
+                    outline.dormant = flags.contains(TableFlags::Dormant);
+                }
+                TableAttribute::Use(objects) => outline.objects = objects,
+                _ => {}
+            }
+        }
+        for set in &self.sets {
+            outline.sets.extend(set.observe(self, socket)?);
+        }
+        for chain in &self.chains {
+            if let Some(chain) = self.observe_chain(socket, chain.name)? {
+                outline.chains.push(chain);
+            }
+        }
+        Ok(Some(outline))
+    }
+
+    fn observe_chain(
+        &self,
+        socket: &mut Socket,
+        name: &str,
+    ) -> Result<Option<ChainOutline>, Error> {
+        let request = NfTablesMessage::GetChain(ChainMessage {
+            attributes: vec![
+                ChainAttribute::Table(self.name.to_owned()),
+                ChainAttribute::Name(name.to_owned()),
+            ],
+        });
+        let what = format!("read chain {name} of table {}", self.title());
+        let Some(NfTablesMessage::NewChain(chain)) = socket.get(&what, self.family, request)?
+        else {
+            return Ok(None);
+        };
+        let mut outline = ChainOutline {
+            name: name.to_owned(),
+            hook: None,
+            policy: None,
+            kind: None,
+            comments: self.observe_rules(socket, name)?,
+        };
+        for attribute in chain.attributes {
+            match attribute {
+                ChainAttribute::Hook(hook) => outline.hook = hook_and_priority(&hook),
+                ChainAttribute::Policy(policy) => outline.policy = Some(policy),
+                ChainAttribute::Type(kind) => outline.kind = Some(kind),
+                _ => {}
+            }
+        }
+        Ok(Some(outline))
+    }
+
+    fn observe_rules(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
+        let request = NfTablesMessage::GetRule(RuleMessage {
+            attributes: vec![
+                RuleAttribute::Table(self.name.to_owned()),
+                RuleAttribute::Chain(chain.to_owned()),
+            ],
+        });
+        let what = format!("read the rules of chain {chain} of table {}", self.title());
+        let rules = socket.dump(&what, self.family, &request)?;
+        Ok(rules
+            .into_iter()
+            .filter_map(|message| match message {
+                NfTablesMessage::NewRule(rule) => Some(comment_of(&rule)),
+                _ => None,
+            })
+            .collect())
+    }
+}
+
+fn hook_and_priority(attributes: &[HookAttribute]) -> Option<(u32, i32)> {
+    let mut number = None;
+    let mut priority = None;
+    for attribute in attributes {
+        match attribute {
+            HookAttribute::Number(hook) => number = Some(u32::from(*hook)),
+            HookAttribute::Priority(value) => priority = Some(value.cast_signed()),
+            _ => {}
+        }
+    }
+    number.zip(priority)
+}
+
+/// The comment of a rule; empty for a rule without one, which is therefore not ours.
+pub(super) fn comment_of(rule: &RuleMessage) -> String {
+    let data = rule
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RuleAttribute::UserData(data) => Some(data.as_slice()),
+            _ => None,
+        });
+    let mut rest = data.unwrap_or_default();
+    while let [kind, length, tail @ ..] = rest {
+        let Some((value, next)) = tail.split_at_checked(usize::from(*length)) else {
+            break;
+        };
+        if *kind == COMMENT {
+            return String::from_utf8_lossy(value)
+                .trim_end_matches('\0')
+                .to_owned();
+        }
+        rest = next;
+    }
+    String::new()
+}

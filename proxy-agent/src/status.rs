@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `proxy-agent status`: what the agent of this node is doing, from its state file, its pinned maps
+//! and the kernel. Changes nothing, and needs no agent to run.
+//!
+//! What is told is collected here, as a [`model::Status`]; `table` writes it for people, and its JSON
+//! form is described in docs/status.md.
+
+mod counters;
+mod model;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize as _;
+
+use self::model::{Agent, Connections, Drift, Status, Vip};
+use crate::app;
+use crate::backend::ebpf::statistics;
+use crate::link::{self, LinkTable};
+use crate::lock;
+use crate::reconcile::Report;
+use crate::reconcile::report::chain;
+use crate::state::State;
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// In which form.
+    pub output: Output,
+    /// Links without traffic too.
+    pub all: bool,
+    /// Where the agent keeps its state.
+    pub run_dir: PathBuf,
+    /// Where maps are pinned, if that was said; otherwise where the agent has told.
+    pub bpffs: Option<PathBuf>,
+}
+
+/// The form of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// One JSON object
+    Json,
+}
+
+/// Prints the status. The exit code tells whether the agent runs and the node is as desired as far as
+/// it knows.
+///
+/// # Errors
+///
+/// If no agent has run here, or its state cannot be read.
+pub async fn run(request: &Request) -> Result<ExitCode> {
+    let state = State::load(&request.run_dir)?.with_context(|| {
+        format!(
+            "no agent has run with --run-dir={}",
+            request.run_dir.display()
+        )
+    })?;
+    let status = collect(&state, request).await;
+    match request.output {
+        Output::Table => print!("{}", table::Table(&status, request.all)),
+        Output::Json => print!("{}", json(&status)?),
+    }
+    let is_well = status.agent.running && status.agent.ready;
+    Ok(if is_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn collect(state: &State, request: &Request) -> Status {
+    let mut unreadable = Vec::new();
+    let running = or_told(lock::is_held(&request.run_dir), &mut unreadable);
+    let links = or_told(link::observe(&state.settings.vips).await, &mut unreadable);
+    let bpffs = request.bpffs.as_ref().unwrap_or(&state.settings.bpffs);
+    let rows = or_told(counters::read(state, bpffs), &mut unreadable);
+    let fill = or_told(statistics::fill(bpffs), &mut unreadable).flatten();
+    let drift = match app::drift(state, &request.run_dir).await {
+        Ok(report) => Drift::from(report),
+        Err(error) => {
+            let mut report = Report::default();
+            let failure = crate::reconcile::Failure::new("agent", "look at the node", &*error);
+            report.failures.push(failure);
+            Drift::from(report)
+        }
+    };
+    let links = links.unwrap_or_default();
+    Status {
+        agent: Agent::new(state, running.unwrap_or(false), SystemTime::now()),
+        vips: vips(state, &links),
+        services: state.settings.services.clone(),
+        backend: state.backend.clone(),
+        counters: counters::sorted(rows.unwrap_or_default(), &links),
+        connections: fill.map(|fill| Connections {
+            entries: fill.entries,
+            size: fill.size,
+        }),
+        passes: model::Passes::from(&state.history),
+        repairs: model::Repairs::from(&state.history),
+        drift,
+        unreadable,
+    }
+}
+
+/// Where each VIP is and whether it works.
+fn vips(state: &State, links: &LinkTable) -> Vec<Vip> {
+    let target = links.by_name(&state.settings.interface);
+    let vip = |ip| {
+        let copies = || links.addresses.iter().filter(move |copy| copy.ip == ip);
+        let is_here = |index| target.is_some_and(|target| target.index == index);
+        Vip {
+            ip,
+            link: state.settings.interface.clone(),
+            link_up: target.is_some_and(|target| target.up),
+            present: copies().any(|copy| is_here(copy.index) && !copy.unusable),
+            elsewhere: copies()
+                .filter(|copy| !is_here(copy.index))
+                .map(|copy| links.name_of(copy.index))
+                .collect(),
+        }
+    };
+    state.settings.vips.iter().copied().map(vip).collect()
+}
+
+fn json(status: &Status) -> Result<String> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"  ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    status.serialize(&mut serializer)?;
+    text.push(b'\n');
+    Ok(String::from_utf8(text)?)
+}
+
+/// The value, or none and the error among those that are told.
+fn or_told<T, E: std::error::Error>(
+    result: Result<T, E>,
+    unreadable: &mut Vec<String>,
+) -> Option<T> {
+    result
+        .inspect_err(|error| unreadable.push(chain(error)))
+        .ok()
+}

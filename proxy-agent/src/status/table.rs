@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The status for people: aligned, and no wider than [`WIDTH`] as long as no word is.
+
+use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
+
+use super::model::{Counts, OfVip, Repair, Status, Vip};
+use crate::reconcile::trigger::Cause;
+use crate::state::history::Problem;
+use crate::time::{rfc3339, rough};
+
+/// Columns of the widest line.
+pub const WIDTH: usize = 100;
+/// Columns of the names that lines begin with.
+const NAME: usize = 11;
+/// Columns of what is counted, and of what stands before the counts.
+const ROW: usize = 30;
+
+/// A status, and whether links without traffic are shown too.
+pub struct Table<'a>(pub &'a Status, pub bool);
+
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(status, all) = self;
+        agent(f, status)?;
+        backend(f, status)?;
+        if let Some(connections) = &status.connections {
+            let text = format!(
+                "{} of {} connections remembered",
+                connections.entries, connections.size
+            );
+            line(f, "decisions", &text)?;
+        }
+        passes(f, status)?;
+        drift(f, status)?;
+        for error in &status.unreadable {
+            line(f, "unreadable", error)?;
+        }
+        vips(f, &status.vips)?;
+        for service in &status.services {
+            let text = format!("{} is translated to {}", service.cluster_ip, service.vip);
+            wrapped(f, "", "", &text)?;
+        }
+        counters(f, &status.counters, *all)?;
+        repairs(f, &status.repairs.last)
+    }
+}
+
+fn agent(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
+    let agent = &status.agent;
+    let (version, pid) = (&agent.version, agent.pid);
+    let text = match agent.uptime_seconds {
+        None => format!("{version}, does not run (was pid {pid})"),
+        Some(uptime) => {
+            let uptime = rough(Duration::from_secs(uptime));
+            let ready = if agent.ready { "ready" } else { "not ready" };
+            format!("{version}, pid {pid}, up {uptime}, {ready}")
+        }
+    };
+    line(f, "agent", &text)?;
+    for failure in &agent.failures {
+        line(f, "", &problem(failure))?;
+    }
+    Ok(())
+}
+
+fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
+    let backend = &status.backend;
+    line(
+        f,
+        "backend",
+        &format!("{backend} (--backend={})", backend.asked),
+    )?;
+    for rejected in &backend.rejected {
+        let text = format!("not {}: {}", rejected.backend, rejected.reason);
+        line(f, "", &text)?;
+    }
+    for place in &backend.breaks {
+        let text = format!("breaks the connections that are sent to a VIP by {place}");
+        line(f, "", &text)?;
+    }
+    Ok(())
+}
+
+fn passes(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
+    let passes = &status.passes;
+    if let Some(pass) = &passes.last {
+        let cause = match pass.cause {
+            Cause::Event => "event",
+            Cause::Resync => "resync",
+        };
+        let took = pass.took.as_secs_f64() * 1000.0;
+        let (at, changes) = (rfc3339(pass.at), pass.changes);
+        let text = format!("{at}, by {cause}, in {took:.1} ms, changes: {changes}");
+        line(f, "last pass", &text)?;
+    }
+    let repairs: u64 = status.repairs.total.values().sum();
+    let (total, failed) = (passes.total, passes.failed);
+    let text = format!("passes: {total}, failed: {failed}, repairs: {repairs}");
+    line(f, "so far", &text)
+}
+
+fn drift(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
+    let drift = &status.drift;
+    if drift.changes.is_empty() && drift.failures.is_empty() {
+        return line(f, "drift", "none: the node is as desired");
+    }
+    let changes = drift
+        .changes
+        .iter()
+        .map(|change| format!("{}: {}", change.part, change.what));
+    let failures = drift.failures.iter().map(problem);
+    for (number, text) in changes.chain(failures).enumerate() {
+        line(f, if number == 0 { "drift" } else { "" }, &text)?;
+    }
+    Ok(())
+}
+
+fn problem(problem: &Problem) -> String {
+    format!("{}: {}: {}", problem.part, problem.what, problem.cause)
+}
+
+fn vips(f: &mut Formatter<'_>, vips: &[Vip]) -> fmt::Result {
+    let width = vips.iter().map(|vip| vip.ip.to_string().len()).max();
+    let width = width.unwrap_or_default().max("VIP".len());
+    let link = vips.iter().map(|vip| vip.link.len()).max();
+    let link = link.unwrap_or_default().max("LINK".len());
+    writeln!(f, "\n{:width$}  {:link$}  STATE", "VIP", "LINK")?;
+    for vip in vips {
+        let mut state = match (vip.present, vip.link_up) {
+            (true, true) => "up".to_owned(),
+            (true, false) => "there, but its link is down".to_owned(),
+            (false, _) => "missing".to_owned(),
+        };
+        if !vip.elsewhere.is_empty() {
+            state = format!("{state}; also on {}", vip.elsewhere.join(", "));
+        }
+        let start = format!("{:width$}  {:link$}  ", vip.ip.to_string(), vip.link);
+        let indent = " ".repeat(start.len());
+        wrapped(f, &start, &indent, &state)?;
+    }
+    Ok(())
+}
+
+fn counters(f: &mut Formatter<'_>, vips: &[OfVip], all: bool) -> fmt::Result {
+    if vips.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        f,
+        "\n{:ROW$} {:>9} {:>9} {:>9} {:>9} {:>8} {:>10} {:>9}",
+        "COUNTERS", "REQUESTS", "BYTES", "REPLIES", "BYTES", "DECIDED", "TRANSLATED", "UNDECIDED"
+    )?;
+    for of_vip in vips {
+        row(f, &of_vip.vip.to_string(), &of_vip.total)?;
+        for of_link in &of_vip.links {
+            if all || of_link.counts.any() {
+                let link = of_link.link.as_deref().unwrap_or("(this node)");
+                row(f, &format!("  {link}"), &of_link.counts)?;
+                reasons(f, &of_link.counts)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn row(f: &mut Formatter<'_>, name: &str, counts: &Counts) -> fmt::Result {
+    let Counts {
+        requests,
+        replies,
+        decided,
+        translated,
+        undecided,
+    } = counts;
+    if name.len() > ROW {
+        writeln!(f, "{name}")?;
+    }
+    let name = if name.len() > ROW { "" } else { name };
+    writeln!(
+        f,
+        "{name:ROW$} {:>9} {:>9} {:>9} {:>9} {:>8} {:>10} {:>9}",
+        count(requests.packets),
+        bytes(requests.bytes),
+        count(replies.packets),
+        bytes(replies.bytes),
+        count(*decided),
+        count(*translated),
+        count(undecided.values().copied().fold(0, u64::saturating_add)),
+    )
+}
+
+/// Why connections stayed undecided, if any did.
+fn reasons(f: &mut Formatter<'_>, counts: &Counts) -> fmt::Result {
+    let reasons: Vec<_> = counts
+        .undecided
+        .iter()
+        .filter(|(_, count)| **count != 0)
+        .map(|(reason, number)| format!("{} {}", count(*number), reason.replace('_', " ")))
+        .collect();
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    wrapped(f, "    undecided: ", "    ", &reasons.join(", "))
+}
+
+fn repairs(f: &mut Formatter<'_>, repairs: &[Repair]) -> fmt::Result {
+    if repairs.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\nREPAIRS")?;
+    for repair in repairs {
+        let start = format!("{}  ", rfc3339(repair.at));
+        let text = format!("{}: {}", repair.part, repair.what);
+        wrapped(f, &start, &" ".repeat(start.len()), &text)?;
+        let Some((since, event)) = repair.since.zip(repair.event.as_ref()) else {
+            wrapped(f, "      ", "      ", "found by a look at the node")?;
+            continue;
+        };
+        let by = repair.by.as_ref();
+        let by = by.map(|by| format!(", by {by}")).unwrap_or_default();
+        let text = format!("{event}{by}, at {}", rfc3339(since));
+        wrapped(f, "      ", "      ", &text)?;
+    }
+    Ok(())
+}
+
+/// A line of the head.
+fn line(f: &mut Formatter<'_>, name: &str, text: &str) -> fmt::Result {
+    wrapped(f, &format!("{name:NAME$}"), &" ".repeat(NAME), text)
+}
+
+/// Writes words behind `start`, further lines behind `indent`.
+fn wrapped(f: &mut Formatter<'_>, start: &str, indent: &str, text: &str) -> fmt::Result {
+    let mut at = start.to_owned();
+    let mut is_empty = true;
+    for word in text.split_whitespace() {
+        let space = usize::from(!is_empty);
+        if !is_empty && at.chars().count() + space + word.chars().count() > WIDTH {
+            writeln!(f, "{}", at.trim_end())?;
+            indent.clone_into(&mut at);
+        } else if !is_empty {
+            at.push(' ');
+        }
+        at.push_str(word);
+        is_empty = false;
+    }
+    writeln!(f, "{}", at.trim_end())
+}
+
+/// A number in at most seven columns, whole below ten million.
+fn count(number: u64) -> String {
+    if number < 10_000_000 {
+        return number.to_string();
+    }
+    scaled(number, 1000, ["", "k", "M", "G", "T", "P", "E"])
+}
+
+/// A number of bytes in at most nine columns.
+fn bytes(number: u64) -> String {
+    if number < 1000 {
+        return format!("{number} B");
+    }
+    scaled(
+        number,
+        1024,
+        [" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"],
+    )
+}
+
+/// A number in the first unit in which it is below 1000, with one decimal, rounded down.
+fn scaled(number: u64, base: u64, units: [&str; 7]) -> String {
+    let mut unit = 0;
+    let mut divisor = 1_u64;
+    while unit + 1 < units.len() && number / divisor >= 1000 {
+        divisor *= base;
+        unit += 1;
+    }
+    let tenths = u128::from(number) * 10 / u128::from(divisor);
+    format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        for (number, want) in [
+            (0, "0"),
+            (9_999_999, "9999999"),
+            (10_000_000, "10.0M"),
+            (u64::MAX, "18.4E"),
+        ] {
+            assert_eq!(count(number), want);
+        }
+        for (number, want) in [
+            (999, "999 B"),
+            (1000, "0.9 KiB"),
+            (1024, "1.0 KiB"),
+            (1024 * 1024 - 1, "0.9 MiB"),
+            (3 << 30, "3.0 GiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(bytes(number), want);
+        }
+    }
+
+    struct Wrapped<'a>(&'a str);
+
+    impl Display for Wrapped<'_> {
+        fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+            wrapped(f, "start ", "  ", self.0)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_number_fits_its_column(number: u64) {
+            prop_assert!(count(number).len() <= 7);
+            prop_assert!(bytes(number).len() <= 9);
+        }
+
+        #[test]
+        fn lines_are_no_wider_than_allowed_and_no_word_is_lost(text in "([a-zé]{1,20} {1,2}){0,60}") {
+            let told = Wrapped(&text).to_string();
+            prop_assert!(told.lines().all(|line| line.chars().count() <= WIDTH));
+            let words: Vec<_> = told.split_whitespace().skip(1).collect();
+            prop_assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn any_text_is_written(text: String) {
+            prop_assert!(Wrapped(&text).to_string().ends_with('\n'));
+        }
+    }
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The map of counters: its key, its value, and the reasons for which connections stay undecided.
+
+use crate::addr::Endpoint;
+
+/// What is counted together: the traffic of a VIP with one port that came by one link.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CounterKey {
+    /// The ifindex; [`CounterKey::THIS_HOST`] for the node's own processes and for replies.
+    link: u32,
+    vip: Endpoint,
+}
+
+/// Why a connection to the proxy stays undecided. The number is the place in
+/// [`Counters::undecided`] and does not change between versions: the map outlives the agent.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The proxy has a connection with the same addresses and ports that came in another way.
+    InUse = 0,
+    /// Nobody listens on the VIP: the way without the agent may lead somewhere.
+    NoListener = 1,
+    /// A map had no room.
+    MapFull = 2,
+    /// Decided, but the address could not be changed in the packet: the rules have to do it.
+    Rewrite = 3,
+    /// The connection came by somebody's DNAT from the client port of an older decision, which was
+    /// taken back.
+    OlderDecision = 4,
+}
+
+/// Reasons there is room for; more than there are, so that a new one needs no new map.
+pub const MAX_REASONS: usize = 8;
+
+/// Packets and their bytes, from the IP header on.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets; segments that the stack handles as one count once.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The counters of one key on one CPU. They only grow.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Untracked packets to the VIP.
+    pub requests: Traffic,
+    /// Untracked packets from the VIP.
+    pub replies: Traffic,
+    /// SYNs that were decided; one that is sent again counts again, here and below.
+    pub decided: u64,
+    /// Those of them that were addressed to a service, and calls of connect(2) to one.
+    pub translated: u64,
+    /// SYNs that were not, each under its [`Reason`].
+    pub undecided: [u64; MAX_REASONS],
+}
+
+impl CounterKey {
+    /// In the place of an ifindex: not by a link, but by a process on the node.
+    pub const THIS_HOST: u32 = 0;
+
+    /// `link` is an ifindex or [`CounterKey::THIS_HOST`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(link: u32, vip: Endpoint) -> Self {
+        Self { link, vip }
+    }
+
+    /// The ifindex, or [`CounterKey::THIS_HOST`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn link(&self) -> u32 {
+        self.link
+    }
+
+    /// The VIP with its port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn vip(&self) -> Endpoint {
+        self.vip
+    }
+}
+
+impl Reason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::InUse,
+        Self::NoListener,
+        Self::MapFull,
+        Self::Rewrite,
+        Self::OlderDecision,
+    ];
+}
+
+impl Traffic {
+    /// No packets.
+    pub const NONE: Self = Self {
+        packets: 0,
+        bytes: 0,
+    };
+
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
+}
+
+impl Counters {
+    /// Nothing counted yet.
+    pub const ZERO: Self = Self {
+        requests: Traffic::NONE,
+        replies: Traffic::NONE,
+        decided: 0,
+        translated: 0,
+        undecided: [0; MAX_REASONS],
+    };
+
+    /// Adds another CPU's or another link's.
+    pub fn add(&mut self, other: &Self) {
+        self.requests.add(other.requests);
+        self.replies.add(other.replies);
+        self.decided = self.decided.wrapping_add(other.decided);
+        self.translated = self.translated.wrapping_add(other.translated);
+        for (sum, part) in self.undecided.iter_mut().zip(other.undecided) {
+            *sum = sum.wrapping_add(part);
+        }
+    }
+
+    /// SYNs that stayed undecided for a reason.
+    #[must_use]
+    pub const fn undecided_for(&self, reason: Reason) -> u64 {
+        self.undecided[reason as usize]
+    }
+}
+
+// SAFETY: `repr(C)`, integers only, no padding (see the layout test), any bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for CounterKey {}
+
+// SAFETY: as above.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Counters {}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, size_of};
+
+    use super::*;
+
+    #[test]
+    fn nothing_has_padding() {
+        assert_eq!(size_of::<CounterKey>(), 4 + size_of::<Endpoint>());
+        assert_eq!(align_of::<CounterKey>(), 4);
+        assert_eq!(size_of::<Counters>(), 8 * (2 + 2 + 2 + MAX_REASONS));
+        assert_eq!(align_of::<Counters>(), 8);
+    }
+
+    #[test]
+    fn every_reason_has_its_place() {
+        for (place, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, place);
+            let mut counters = Counters::ZERO;
+            counters.undecided[place] = 7;
+            assert_eq!(counters.undecided_for(reason), 7);
+        }
+        assert!(Reason::ALL.len() <= MAX_REASONS);
+    }
+
+    #[test]
+    fn counters_add_up() {
+        let one = Counters {
+            requests: Traffic {
+                packets: 1,
+                bytes: 60,
+            },
+            replies: Traffic {
+                packets: 2,
+                bytes: 100,
+            },
+            decided: 3,
+            translated: 4,
+            undecided: [5; MAX_REASONS],
+        };
+        let mut sum = one;
+        sum.add(&one);
+        assert_eq!(sum.requests.bytes, 120);
+        assert_eq!(sum.replies.packets, 4);
+        assert_eq!((sum.decided, sum.translated), (6, 8));
+        assert_eq!(sum.undecided, [10; MAX_REASONS]);
+        sum.add(&Counters::ZERO);
+        assert_eq!(sum.decided, 6);
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What happened to packets and connections, counted by link and VIP. Nothing is decided by it: a
+//! counter that cannot be written changes no verdict.
+//!
+//! No CPU writes what is another's. Additions are not atomic all the same: a process's hook may be
+//! interrupted by a packet's between reading a counter and writing it, and then one is missing.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuHashMap;
+use proxy_common::limits::MAX_COUNTERS;
+use proxy_common::{CounterKey, Counters, Endpoint, Traffic};
+
+use crate::packet::Undecided;
+
+/// Pinned, so that counters outlive the agent. Memory is taken for those that are used only.
+#[map]
+static STATISTICS: PerCpuHashMap<CounterKey, Counters> =
+    PerCpuHashMap::pinned(MAX_COUNTERS, BPF_F_NO_PREALLOC);
+
+/// What a new entry starts from, here because it is large for a stack of 512 bytes.
+static ZERO: Counters = Counters::ZERO;
+
+/// Counts an untracked packet to the VIP.
+#[inline(always)]
+pub fn request(link: u32, vip: Endpoint, skb: *mut __sk_buff) {
+    if let Some(counters) = counters(link, vip) {
+        // SAFETY: valid, see there.
+        unsafe { add(&raw mut (*counters).requests, skb) };
+    }
+}
+
+/// Counts an untracked packet from the VIP.
+#[inline(always)]
+pub fn reply(vip: Endpoint, skb: *mut __sk_buff) {
+    if let Some(counters) = counters(CounterKey::THIS_HOST, vip) {
+        // SAFETY: valid, see there.
+        unsafe { add(&raw mut (*counters).replies, skb) };
+    }
+}
+
+/// Counts what became of a SYN; `translated`: if it was decided, it is translated too.
+#[inline(always)]
+pub fn opened(link: u32, vip: Endpoint, translated: bool, outcome: Result<(), Undecided>) {
+    match outcome {
+        Ok(()) => {
+            let Some(counters) = counters(link, vip) else {
+                return;
+            };
+            // SAFETY: valid, see there.
+            unsafe {
+                increment(&raw mut (*counters).decided);
+                if translated {
+                    increment(&raw mut (*counters).translated);
+                }
+            }
+        }
+        Err(why) => undecided(link, vip, why),
+    }
+}
+
+/// Counts what became of a call of connect(2) on the node. Its SYN is counted on its own.
+#[inline(always)]
+pub fn connected(vip: Endpoint, outcome: Result<(), Undecided>) {
+    match outcome {
+        Ok(()) => {
+            if let Some(counters) = counters(CounterKey::THIS_HOST, vip) {
+                // SAFETY: valid, see there.
+                unsafe { increment(&raw mut (*counters).translated) };
+            }
+        }
+        Err(why) => undecided(CounterKey::THIS_HOST, vip, why),
+    }
+}
+
+/// Counts a connection that stays undecided, if the reason is one that concerns the proxy.
+#[inline(always)]
+pub fn undecided(link: u32, vip: Endpoint, why: Undecided) {
+    let Some(reason) = why.reason() else {
+        return;
+    };
+    if let Some(counters) = counters(link, vip) {
+        // SAFETY: valid, see there; a reason's number is within the array.
+        unsafe {
+            let first = (&raw mut (*counters).undecided).cast::<u64>();
+            increment(first.add(reason as usize));
+        }
+    }
+}
+
+/// This CPU's counters. The pointer is valid until the program ends.
+#[inline(always)]
+fn counters(link: u32, vip: Endpoint) -> Option<*mut Counters> {
+    let (key, zero) = (&CounterKey::new(link, vip), &ZERO);
+    if let Some(counters) = STATISTICS.get_ptr_mut(key) {
+        return Some(counters);
+    }
+    // Not over an entry that came between: another CPU counts there already.
+    let _ = STATISTICS.insert(key, zero, u64::from(BPF_NOEXIST));
+    STATISTICS.get_ptr_mut(key)
+}
+
+/// Adds a packet.
+#[inline(always)]
+unsafe fn add(traffic: *mut Traffic, skb: *mut __sk_buff) {
+    // SAFETY: the caller vouches for both.
+    unsafe {
+        (*traffic).packets += 1;
+        (*traffic).bytes += u64::from((*skb).len);
+    }
+}
+
+/// Adds one.
+#[inline(always)]
+unsafe fn increment(counter: *mut u64) {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { *counter += 1 };
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Live connections on every way to the proxy at once, see [`crate::stream`].
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::node::Node;
+use crate::stream::Live;
+use crate::{Family, client, cmd, conntrack, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stream may stand still: what is lost is sent again after a while.
+const STALL: Duration = Duration::from_secs(15);
+
+/// Starts a stream on every way.
+///
+/// # Errors
+/// When a way does not work.
+pub fn open(node: &Node) -> Result<Vec<Live>> {
+    (1..)
+        .zip(node.paths())
+        .map(|(seed, path)| {
+            let stream = client::connect(path.netns, path.destination(), TIMEOUT)
+                .with_context(|| path.to_string())?;
+            Live::start(&path.to_string(), &stream, seed)
+        })
+        .collect()
+}
+
+/// Waits until more has come back on every stream.
+///
+/// # Errors
+/// When one stands still.
+pub fn all_go_on(streams: &[Live]) -> Result<()> {
+    let marks: Vec<u64> = streams.iter().map(Live::received).collect();
+    for (stream, mark) in streams.iter().zip(marks) {
+        // More than may have been on its way already.
+        let enough = mark + 100_000;
+        cmd::wait_until(STALL, "a stream to go on", || {
+            Ok((stream.received() > enough).then_some(()))
+        })
+        .with_context(|| format!("{} after {mark} bytes", stream.name()))?;
+    }
+    Ok(())
+}
+
+/// Ends every stream.
+///
+/// # Errors
+/// When a byte was lost or damaged.
+pub fn all_end_intact(streams: Vec<Live>) -> Result<()> {
+    let mut total = 0;
+    for stream in streams {
+        total += stream.finish()?;
+    }
+    println!("{} KiB each way, intact", total / 1024);
+    Ok(())
+}
+
+/// Connects on every way.
+///
+/// # Errors
+/// When a way does not work.
+pub fn new_connections_work(node: &Node) -> Result<()> {
+    for path in node.paths() {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| format!("{path}: connecting anew"))?;
+        transfer::exchange(&mut stream, 100_000, 1).with_context(|| path.to_string())?;
+    }
+    Ok(())
+}
+
+/// What conntrack knows of the proxy's connections, in both families.
+///
+/// # Errors
+/// When conntrack(8) fails.
+pub fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
+    let mut entries = Vec::new();
+    for family in Family::ALL {
+        entries.extend(conntrack::list(&node.netns, family)?);
+    }
+    Ok(entries)
+}
+
+/// No connection to a VIP itself is tracked.
+///
+/// # Errors
+/// When one is, or conntrack(8) fails.
+pub fn vip_is_untracked(node: &Node) -> Result<()> {
+    let entries = entries(node)?;
+    let vips = Family::ALL.map(Family::vip_socket);
+    let wrong = |entry: &&conntrack::Entry| vips.contains(&entry.destination);
+    if let Some(entry) = entries.iter().find(wrong) {
+        bail!("a connection to the VIP is tracked: {entry:#?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent on nodes that lack something, or in a container that may do less: `auto` takes what
+//! works there and says why, and what was asked for by name and does not work costs no VIP.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::kubeproxy::KubeProxy;
+use tests::lacking::Lacking;
+use tests::node::{Node, Topology};
+use tests::path::Via;
+use tests::proxy::Proxy;
+use tests::{Family, client, cmd, conntrack, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const BYTES: u64 = 1_000_000;
+
+/// Every way works; what goes to the VIP is untracked.
+fn everything_works(node: &Node) -> Result<()> {
+    for path in node.paths() {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| path.to_string())?;
+        transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
+        let entries = conntrack::list(&node.netns, path.family)?;
+        let found = conntrack::of_client(&entries, stream.local_addr()?);
+        let wanted = usize::from(path.via == Via::ClusterIp);
+        ensure!(found.len() == wanted, "{path}: {found:#?}");
+    }
+    Ok(())
+}
+
+/// The container of the sidecar's unchanged manifest: `NET_ADMIN` and nothing else, a seccomp filter
+/// that refuses bpf(2), no bpffs.
+fn unprivileged(node: &Node, args: &[&str]) -> Result<Command> {
+    let bpffs = format!("--bpffs={}", node.dir().join("none/v1").display());
+    let mut command = node.agent_command(&[args, &[&bpffs]].concat())?;
+    Lacking::BpfPermission.apply(&mut command);
+    Lacking::CapabilitiesButNetAdmin.apply(&mut command);
+    Ok(command)
+}
+
+fn net_admin_is_enough(topology: Topology, kube_proxy: KubeProxy) {
+    Node::test(topology, |node| {
+        kube_proxy.install(&node.netns)?;
+        let agent = node.spawn(unprivileged(node, &["--backend=auto"])?)?;
+        agent.wait_until_ready()?;
+        let log = agent.log();
+        ensure!(
+            log.lines().any(|line| line.ends_with("backend nftables")),
+            "another backend"
+        );
+        ensure!(
+            log.lines()
+                .any(|line| line.contains("backend ebpf cannot be used here: ")),
+            "no reason why it is not ebpf"
+        );
+        let _proxy = Proxy::start(node)?;
+        everything_works(node)?;
+        // Repair needs no more than the start.
+        node.netns.exec("nft delete table ip proxy-agent")?;
+        cmd::wait_until(TIMEOUT, "the table", || {
+            let tables = node.netns.exec("nft list tables")?;
+            Ok(tables.contains("table ip proxy-agent").then_some(()))
+        })?;
+        everything_works(node)
+    });
+}
+
+#[test]
+fn net_admin_is_enough_through_veth() {
+    net_admin_is_enough(Topology::Veth, KubeProxy::IptablesNft);
+}
+
+#[test]
+fn net_admin_is_enough_through_a_bridge() {
+    net_admin_is_enough(Topology::BridgeNetfilter, KubeProxy::Nftables);
+}
+
+/// Reading legacy tables takes `NET_RAW`: the ACCEPT rules cannot be kept, and the log says so.
+#[test]
+fn net_admin_is_enough_beside_legacy_rules() {
+    net_admin_is_enough(Topology::Veth, KubeProxy::IptablesLegacy);
+}
+
+fn has_vips(node: &Node) -> Result<bool> {
+    let addresses = node.netns.exec("ip -o address show dev lo")?;
+    let is_there = |family: &Family| addresses.contains(&format!(" {}/", family.vip()));
+    Ok(Family::ALL.iter().all(is_there))
+}
+
+/// A backend that was asked for by name: the VIP is kept, the daemon stays and says what is wrong,
+/// and one pass ends with exit code 1.
+fn unavailable(backend: &str, lack: impl Fn(&mut Command), words: &[&str]) {
+    Node::test(Topology::Veth, |node| {
+        let mut once = node.agent_command(&[backend, "--daemon=false"])?;
+        lack(&mut once);
+        let output = node.run(once)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(1),
+            "{}\n{stderr}",
+            output.status
+        );
+        for word in words {
+            ensure!(stderr.contains(word), "no {word} in\n{stderr}");
+        }
+        ensure!(has_vips(node)?, "one pass: no VIPs");
+
+        node.netns.exec("ip address flush dev lo")?;
+        let mut daemon = node.agent_command(&[backend])?;
+        lack(&mut daemon);
+        let mut agent = node.spawn(daemon)?;
+        cmd::wait_until(TIMEOUT, "the VIPs", || Ok(has_vips(node)?.then_some(())))?;
+        cmd::wait_until(TIMEOUT, "the log", || {
+            let log = agent.log();
+            let is_told = words.iter().all(|word| log.contains(word)) && log.contains("not ready");
+            Ok(is_told.then_some(()))
+        })?;
+        ensure!(agent.stop(libc::SIGTERM)?.success(), "SIGTERM");
+        Ok(())
+    });
+}
+
+#[test]
+fn ebpf_without_bpf() {
+    unavailable(
+        "--backend=ebpf",
+        |command| {
+            Lacking::Bpf.apply(command);
+        },
+        &["--backend=ebpf cannot be used here", "CONFIG_BPF_SYSCALL"],
+    );
+}
+
+#[test]
+fn ebpf_without_nf_tables() {
+    unavailable(
+        "--backend=ebpf",
+        |command| {
+            Lacking::Nfnetlink.apply(command);
+        },
+        &["--backend=ebpf cannot be used here", "nf_tables"],
+    );
+}
+
+#[test]
+fn nftables_without_nf_tables() {
+    unavailable(
+        "--backend=nftables",
+        |command| {
+            Lacking::Nfnetlink.apply(command);
+        },
+        &["--backend=nftables cannot be used here", "CONFIG_NF_TABLES"],
+    );
+}
+
+#[test]
+fn iptables_without_iptables() {
+    unavailable(
+        "--backend=iptables",
+        |command| {
+            Lacking::Iptables.apply(command);
+        },
+        &["--backend=iptables cannot be used here", "Install"],
+    );
+}
+
+/// It becomes ready by itself once bpffs is there.
+#[test]
+fn ebpf_without_bpffs_until_it_is_mounted() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let dir = node.dir().join("late-bpffs");
+        fs::create_dir(&dir)?;
+        let bpffs = format!("--bpffs={}", dir.join("v1").display());
+        let agent = node.spawn_agent(&["--backend=ebpf", "--sync-interval=1s", &bpffs])?;
+        cmd::wait_until(TIMEOUT, "the log", || {
+            let log = agent.log();
+            let is_told = ["--bpffs", &dir.display().to_string(), "mount", "not ready"]
+                .iter()
+                .all(|word| log.contains(word));
+            Ok(is_told.then_some(()))
+        })?;
+        ensure!(has_vips(node)?, "no VIPs");
+        cmd::run(
+            Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&dir),
+            "",
+        )?;
+        let result = agent.wait_until_ready().and_then(|()| {
+            let _proxy = Proxy::start(node)?;
+            everything_works(node)
+        });
+        drop(agent);
+        cmd::run(Command::new("umount").arg(&dir), "")?;
+        result
+    });
+}

@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `proxy-agent status`: counters that add up, repairs with who made them necessary, drift; and that
+//! it works without an agent and changes nothing.
+
+use std::net::SocketAddr;
+use std::process::Output;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::agent::{TRANSLATE, binary};
+use tests::client::{self, Close};
+use tests::kubeproxy::KubeProxy;
+use tests::netns::Netns;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::reuse::{self, End};
+use tests::{Family, cmd, snapshot, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// Shorter than the time after which a SYN is sent again.
+const ONE_SYN: Duration = Duration::from_millis(400);
+/// The agent's own last changes are events too.
+const QUIET: Duration = Duration::from_millis(300);
+const THIS_NODE: &str = "(this node)";
+
+fn run(node: &Node, args: &[&str]) -> Result<Output> {
+    let mut command = node.netns.command(binary()?);
+    command
+        .arg("status")
+        .arg(format!("--run-dir={}", node.run_dir().display()))
+        .args(args);
+    cmd::output(&mut command, "")
+}
+
+/// The status as JSON, with the exit code.
+fn status(node: &Node) -> Result<(i32, Value)> {
+    let output = run(node, &["--output=json"])?;
+    let text = String::from_utf8(output.stdout)?;
+    let value = serde_json::from_str(&text)
+        .with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))?;
+    Ok((cmd::exit_code(output.status), value))
+}
+
+/// The counters of a VIP by one link, or of the node itself.
+fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
+    let of_vip = array(&status["counters"])?
+        .iter()
+        .find(|of_vip| of_vip["vip"] == vip.to_string().as_str())
+        .with_context(|| format!("nothing was counted of {vip}"))?;
+    let is_link = |of_link: &&Value| of_link["link"].as_str().unwrap_or(THIS_NODE) == link;
+    let of_link = array(&of_vip["links"])?.iter().find(is_link);
+    Ok(of_link.cloned().unwrap_or_default())
+}
+
+fn array(value: &Value) -> Result<&Vec<Value>> {
+    value
+        .as_array()
+        .with_context(|| format!("no array: {value}"))
+}
+
+fn number(value: &Value) -> Result<u64> {
+    value
+        .as_u64()
+        .with_context(|| format!("no number: {value}"))
+}
+
+/// How many connections were decided, how many translated, and how many not decided for a reason.
+fn decisions(counters: &Value, reason: &str) -> [u64; 3] {
+    [
+        &counters["decided"],
+        &counters["translated"],
+        &counters["undecided"][reason],
+    ]
+    .map(|value| value.as_u64().unwrap_or_default())
+}
+
+fn use_connection(netns: &Netns, to: SocketAddr) -> Result<()> {
+    let mut stream = client::connect(netns, to, TIMEOUT).context(to)?;
+    transfer::exchange(&mut stream, 10_000, 1)?;
+    transfer::hang_up(&mut stream)?;
+    Ok(client::close(&stream, Close::Fin)?)
+}
+
+/// Packets and bytes that the rules of our table of a family have untracked.
+fn untracked_by_rules(node: &Node, family: Family) -> Result<[u64; 2]> {
+    let family = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let line = format!("nft list table {family} proxy-agent");
+    let rules = node.netns.exec(&line)?;
+    let mut sums = [0, 0];
+    let words: Vec<_> = rules.split_whitespace().collect();
+    for (at, word) in words.iter().enumerate() {
+        if *word == "counter" {
+            // counter packets 7 bytes 700
+            sums[0] += words[at + 2].parse::<u64>()?;
+            sums[1] += words[at + 4].parse::<u64>()?;
+        }
+    }
+    Ok(sums)
+}
+
+/// The same as the programs have counted it.
+fn untracked_by_counters(status: &Value, family: Family) -> Result<[u64; 2]> {
+    let vip = family.vip_socket().to_string();
+    let of_vip = array(&status["counters"])?
+        .iter()
+        .find(|of_vip| of_vip["vip"] == vip.as_str())
+        .context("nothing was counted")?;
+    let total = &of_vip["total"];
+    let sum = |field: &str| -> Result<u64> {
+        Ok(number(&total["requests"][field])? + number(&total["replies"][field])?)
+    };
+    Ok([sum("packets")?, sum("bytes")?])
+}
+
+#[test]
+fn connections_are_counted_where_they_come_from() {
+    for tc_attach in ["--tc-attach=auto", "--tc-attach=clsact"] {
+        Node::test(Topology::Veth, |node| {
+            let args = [&["--backend=ebpf", tc_attach], &TRANSLATE[..]].concat();
+            let _agent = node.start_agent(&args)?;
+            let _proxy = Proxy::start(node)?;
+            for family in Family::ALL {
+                let (vip, service) = (family.vip_socket(), family.cluster_ip_socket());
+                for (times, netns, to) in [
+                    (3, &node.pods[0].netns, vip),
+                    (2, &node.pods[1].netns, service),
+                    (4, &node.netns, vip),
+                    (2, &node.netns, service),
+                ] {
+                    for _ in 0..times {
+                        use_connection(netns, to)?;
+                    }
+                }
+            }
+            let (code, told) = status(node)?;
+            ensure!(code == 0, "exit code {code}");
+            for family in Family::ALL {
+                let vip = family.vip_socket();
+                for (link, want) in [
+                    ("pod0", [3, 0, 0]),
+                    ("pod1", [2, 2, 0]),
+                    (THIS_NODE, [6, 2, 0]),
+                ] {
+                    let counters = counters(&told, vip, link)?;
+                    let found = decisions(&counters, "in_use");
+                    ensure!(found == want, "{link}, {vip}: {found:?} in {counters:#}");
+                    let requests = &counters["requests"];
+                    ensure!(number(&requests["bytes"])? > 10_000 * want[0], "{requests}");
+                    ensure!(number(&requests["packets"])? > 4 * want[0], "{requests}");
+                }
+                // The last segments of connections may still be on their way.
+                let found = cmd::wait_until(TIMEOUT, "the counters to agree", || {
+                    let found = [
+                        untracked_by_counters(&status(node)?.1, family)?,
+                        untracked_by_rules(node, family)?,
+                    ];
+                    Ok((found[0] == found[1]).then_some(()))
+                });
+                found.context("programs and rules count differently")?;
+            }
+            let connections = &told["connections"];
+            let want = (22, 65_536);
+            let found = (
+                number(&connections["entries"])?,
+                number(&connections["size"])?,
+            );
+            ensure!(found == want, "{connections}");
+            let table = String::from_utf8(run(node, &[])?.stdout)?;
+            ensure!(table.contains("\n  pod1 "), "{table}");
+            ensure!(
+                table.lines().all(|line| line.chars().count() <= 100),
+                "{table}"
+            );
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn in_use() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        for family in Family::ALL {
+            let from = SocketAddr::new(node.pods[0].address(family), 25_000);
+            let connect = |to| client::connect_from(&node.pods[0].netns, Some(from), to, TIMEOUT);
+            let _first = connect(family.cluster_ip_socket())?;
+            let _second = connect(family.vip_socket())?;
+            let (_, told) = status(node)?;
+            let counters = counters(&told, family.vip_socket(), "pod0")?;
+            ensure!(decisions(&counters, "in_use") == [0, 0, 1], "{counters:#}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn no_listener() {
+    Node::test(Topology::Veth, |node| {
+        let args = [&["--backend=ebpf"], &TRANSLATE[..]].concat();
+        let _agent = node.start_agent(&args)?;
+        for family in Family::ALL {
+            for (netns, link) in [(&node.pods[0].netns, "pod0"), (&node.netns, THIS_NODE)] {
+                // The way to the node must be known, or the SYN waits for its neighbour.
+                let refused = client::connect(netns, family.vip_socket(), TIMEOUT);
+                ensure!(refused.is_err(), "somebody listens");
+                // There is no kube-proxy either.
+                let refused = client::connect(netns, family.cluster_ip_socket(), ONE_SYN);
+                ensure!(refused.is_err(), "somebody answered");
+                let (_, told) = status(node)?;
+                let counters = counters(&told, family.vip_socket(), link)?;
+                let found = decisions(&counters, "no_listener");
+                ensure!(found == [1, 0, 1], "{link}: {counters:#}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn older_decision() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        let pod = &node.pods[0];
+        for family in Family::ALL {
+            let from = SocketAddr::new(pod.address(family), 26_000);
+            for to in [family.vip_socket(), family.cluster_ip_socket()] {
+                reuse::connect_and_end(&pod.netns, from, to, End::Reset)?;
+                reuse::proxy_has_closed(&node.netns, from)?;
+            }
+            let (_, told) = status(node)?;
+            let counters = counters(&told, family.vip_socket(), THIS_NODE)?;
+            let found = decisions(&counters, "older_decision");
+            ensure!(found == [0, 0, 1], "{counters:#}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn counters_outlive_the_agent_and_go_with_their_link() {
+    Node::test(Topology::Veth, |node| {
+        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        let vip = Family::V4.vip_socket();
+        for pod in &node.pods {
+            use_connection(&pod.netns, vip)?;
+        }
+        agent.stop(libc::SIGKILL)?;
+        let (code, told) = status(node)?;
+        ensure!(code == 1, "exit code {code} without an agent");
+        ensure!(told["agent"]["running"] == false, "{}", told["agent"]);
+        let before = counters(&told, vip, "pod1")?;
+        ensure!(number(&before["decided"])? == 1, "{before}");
+
+        let _agent = node.start_agent(&["--backend=ebpf", "--sync-interval=300ms"])?;
+        let (code, told) = status(node)?;
+        ensure!(code == 0, "exit code {code} with an agent");
+        let after = counters(&told, vip, "pod1")?;
+        ensure!(number(&after["decided"])? == 1, "{after}");
+        node.netns.ip("link del pod0\n")?;
+        cmd::wait_until(TIMEOUT, "the counters of the link to go", || {
+            let (_, told) = status(node)?;
+            let of_vip = &array(&told["counters"])?[0];
+            let is_there = |of_link: &Value| of_link["link"] != Value::Null;
+            let links = array(&of_vip["links"])?
+                .iter()
+                .filter(|link| is_there(link));
+            Ok((links.count() == 1).then_some(()))
+        })
+    });
+}
+
+/// Runs a command in the node to its end; its process id.
+fn as_process(node: &Node, line: &str) -> Result<u64> {
+    let mut words = line.split_whitespace();
+    let program = words.next().context("an empty line")?;
+    let mut child = node.netns.command(program).args(words).spawn()?;
+    let id = child.id();
+    ensure!(child.wait()?.success(), "{line} failed");
+    Ok(id.into())
+}
+
+/// The last repair, once there are so many.
+fn repair(node: &Node, wanted: usize) -> Result<Value> {
+    cmd::wait_until(TIMEOUT, "the repair to be told", || {
+        let (_, told) = status(node)?;
+        let repairs = array(&told["repairs"]["last"])?;
+        Ok((repairs.len() == wanted).then(|| repairs[wanted - 1].clone()))
+    })
+}
+
+#[test]
+fn repairs_tell_who_made_them_necessary() {
+    Node::test(Topology::Veth, |node| {
+        let agent = node.start_agent(&["--backend=ebpf"])?;
+        let (_, told) = status(node)?;
+        ensure!(
+            array(&told["repairs"]["last"])?.is_empty(),
+            "{}",
+            told["repairs"]
+        );
+        // Following links is no repair.
+        node.add_pod(Topology::Veth)?;
+        let pin = node.link_pin("pod2")?;
+        cmd::wait_until(TIMEOUT, "the new pod's program", || {
+            Ok(pin.exists().then_some(()))
+        })?;
+
+        thread::sleep(QUIET);
+        let pid = as_process(node, "nft flush ruleset")?;
+        let told = repair(node, 1)?;
+        ensure!(told["part"] == "ebpf", "{told}");
+        ensure!(told["by"]["name"] == "nft", "{told}");
+        ensure!(told["by"]["pid"] == pid, "{told}, not {pid}");
+        let (at, since) = (told["at"].as_str(), told["since"].as_str());
+        ensure!(since.is_some() && since <= at, "{told}");
+        let by = format!("by=\"nft (pid {pid})\"");
+        ensure!(agent.log().contains(&by), "no {by} in the log");
+
+        thread::sleep(QUIET);
+        let pid = as_process(node, "ip address del 10.96.0.2/32 dev lo")?;
+        let told = repair(node, 2)?;
+        ensure!(told["part"] == "link", "{told}");
+        ensure!(told["event"] == "address 10.96.0.2 changed", "{told}");
+        ensure!(told["by"]["pid"] == pid, "{told}, not {pid}");
+        Ok(())
+    });
+}
+
+#[test]
+fn drift_is_told_while_the_agent_is_stopped() {
+    Node::test(Topology::Veth, |node| {
+        let args = [&["--backend=ebpf"], &TRANSLATE[..]].concat();
+        let agent = node.start_agent(&args)?;
+        let changes = || Ok::<_, anyhow::Error>(status(node)?.1["drift"].clone());
+        let none = |drift: &Value| {
+            Ok::<_, anyhow::Error>(
+                array(&drift["changes"])?.is_empty() && array(&drift["failures"])?.is_empty(),
+            )
+        };
+        let drift = changes()?;
+        ensure!(none(&drift)?, "{drift}");
+        let dry_run = node.run_agent(&[&args[..], &["--dry-run"]].concat())?;
+        let told = String::from_utf8(dry_run.stdout)?;
+        ensure!(told.contains("nothing to do"), "{told}");
+
+        agent.signal(libc::SIGSTOP)?;
+        node.netns.exec("nft delete table ip proxy-agent")?;
+        node.netns.ip("address del fd00:96::2/128 dev lo\n")?;
+        let before = snapshot::nf_tables(&node.netns)?;
+        let drift = changes()?;
+        let text = drift.to_string();
+        ensure!(array(&drift["changes"])?.len() == 2, "{text}");
+        for want in [
+            "table ip proxy-agent (it is missing)",
+            "add fd00:96::2/128 to lo",
+        ] {
+            ensure!(text.contains(want), "{want} in {text}");
+        }
+        let (_, told) = status(node)?;
+        ensure!(told["vips"][1]["present"] == false, "{}", told["vips"]);
+        ensure!(
+            snapshot::nf_tables(&node.netns)? == before,
+            "status changed something"
+        );
+
+        agent.signal(libc::SIGCONT)?;
+        cmd::wait_until(TIMEOUT, "the end of the drift", || {
+            Ok(none(&changes()?)?.then_some(()))
+        })
+    });
+}
+
+#[test]
+fn where_no_agent_has_run() {
+    Node::test(Topology::Veth, |node| {
+        let nobody = |when: &str| {
+            for args in [&[][..], &["--output=json"]] {
+                let output = run(node, args)?;
+                let text = String::from_utf8(output.stderr)?;
+                ensure!(
+                    text.contains("no agent has run with --run-dir="),
+                    "{when}: {text}"
+                );
+                ensure!(output.stdout.is_empty(), "{when}: something on stdout");
+                ensure!(
+                    cmd::exit_code(output.status) == 1,
+                    "{when}: {}",
+                    output.status
+                );
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        nobody("before")?;
+        ensure!(!node.run_dir().exists(), "status made the run directory");
+        let mut agent = node.start_agent(&["--backend=none", "--cleanup"])?;
+        // Asking again and again keeps nobody from starting.
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| (0..20).try_for_each(|_| status(node).map(drop)));
+            let second = node.run_agent(&["--backend=none", "--daemon=false"])?;
+            ensure!(!second.status.success(), "a second agent was let in");
+            asking.join().expect("it does not panic")
+        })?;
+        let (code, told) = status(node)?;
+        ensure!(code == 0, "exit code {code}: {told:#}");
+        ensure!(array(&told["counters"])?.is_empty(), "{}", told["counters"]);
+        agent.stop(libc::SIGTERM)?;
+        nobody("after the clean-up")
+    });
+}
