@@ -24,6 +24,7 @@ use proxy_common::limits::MAX_VIPS;
 use self::args::{Args, Subcommand};
 use self::services::Resolved;
 use crate::config::{BackendChoice, Config};
+use crate::doctor;
 use crate::goflag::parse_bool;
 use crate::status;
 use crate::telemetry::log::Remark;
@@ -47,6 +48,12 @@ Examples:
 
 Exit codes: 0 done, 1 the node is not as desired, 2 bad usage.";
 
+const DOCTOR_AFTER_HELP: &str = "\
+It judges the network namespace it runs in: in Kubernetes run it in the agent's container. Each
+finding begins with its verdict and the name of its check; docs/doctor.md explains them.
+
+Exit codes: 0 good, 2 bad usage, 3 warnings, or something could not be looked at, 4 broken.";
+
 /// What the process was asked to do.
 #[derive(Debug)]
 pub enum Invocation {
@@ -56,6 +63,8 @@ pub enum Invocation {
     Status(status::Request),
     /// To print the completions for a shell.
     Completions(Shell),
+    /// To look for what may be wrong.
+    Doctor(doctor::Options),
 }
 
 /// Reads the process's command line. Ends the process on `--help`, `--version` and bad usage.
@@ -98,6 +107,20 @@ where
                 all,
                 run_dir: location.run_dir,
                 bpffs: is_given("bpffs", &matches).then_some(location.bpffs),
+            }));
+        }
+        Some(Subcommand::Doctor {
+            location,
+            output,
+            ip_address,
+            port,
+        }) => {
+            return Ok(Invocation::Doctor(doctor::Options {
+                format: output,
+                bpffs: is_given("bpffs", &matches).then_some(location.bpffs),
+                run_dir: location.run_dir,
+                vips: ip_address,
+                ports: port,
             }));
         }
         None => {}

@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod conntrack;
 mod dnat;
+mod doctor;
 mod goflag;
 mod kernel;
 mod klog;
@@ -44,6 +45,7 @@ fn try_main() -> Result<ExitCode> {
             io::stdout().write_all(&cli::completions(shell))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Invocation::Doctor(options) => return block_on(doctor::run(&options)),
         Invocation::Status(request) => return block_on(status::run(&request)),
     };
     telemetry::log::init(&config.log)?;

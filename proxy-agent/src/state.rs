@@ -132,6 +132,18 @@ impl Display for Choice {
     }
 }
 
+impl Choice {
+    /// True if the `iptables` backend tells connections apart, which it says first.
+    pub fn learns(&self) -> bool {
+        self.detail.starts_with("learning")
+    }
+
+    /// False if a backend was asked for by name and cannot be used.
+    pub fn is_as_asked(&self) -> bool {
+        self.asked == "auto" || self.asked == self.backend
+    }
+}
+
 impl State {
     /// The state of this process.
     pub fn new(

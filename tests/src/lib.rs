@@ -13,6 +13,7 @@ pub mod client;
 pub mod cmd;
 pub mod conntrack;
 pub mod ctnetlink;
+pub mod doctor;
 pub mod kubeproxy;
 pub mod lacking;
 pub mod netns;

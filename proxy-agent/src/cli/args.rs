@@ -221,4 +221,28 @@ pub enum Subcommand {
         #[arg(value_enum)]
         shell: Shell,
     },
+
+    /// Look for what may be wrong on this node, and say what to do about it; changes nothing
+    #[command(after_help = super::DOCTOR_AFTER_HELP)]
+    Doctor {
+        /// Where to look.
+        #[command(flatten)]
+        location: Location,
+
+        /// How the findings are printed
+        #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
+        output: Output,
+
+        /// The VIPs, where no agent has told them or others are meant, separated by commas
+        #[arg(
+            long, value_name = "IP[,IP...]", value_delimiter = ',', value_parser = values::vip
+        )]
+        ip_address: Vec<IpAddr>,
+
+        /// The proxy's ports, where no agent has told them or others are meant, separated by commas
+        #[arg(
+            long, value_name = "PORT[,PORT...]", value_delimiter = ',', value_parser = values::port
+        )]
+        port: Vec<u16>,
+    },
 }

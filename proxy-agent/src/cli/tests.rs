@@ -83,6 +83,25 @@ fn status_needs_no_address_and_asks_the_agent_where_its_maps_are() {
 }
 
 #[test]
+fn the_doctor_needs_nothing_and_takes_addresses() {
+    let read = |line: &str| {
+        let words = ["proxy-agent", "doctor"].into_iter();
+        match try_parse_from(words.chain(line.split_whitespace())) {
+            Ok(Invocation::Doctor(options)) => options,
+            other => panic!("{line}: {other:?}"),
+        }
+    };
+    let options = read("");
+    assert_eq!(options.run_dir, Path::new("/run/proxy-agent"));
+    assert!(options.vips.is_empty() && options.ports.is_empty() && options.bpffs.is_none());
+    assert_eq!(options.format, Output::Table);
+    let options = read("--output=json --ip-address=10.96.0.2,fd00::2 --port 443,8443 --bpffs /b");
+    assert_eq!((options.vips.len(), options.ports), (2, vec![443, 8443]));
+    assert_eq!(options.bpffs.as_deref(), Some(Path::new("/b")));
+    assert!(try_parse_from(["proxy-agent", "doctor", "--ip-address=x"]).is_err());
+}
+
+#[test]
 fn one_address_is_enough() {
     let config = accepted("--ip-address=10.96.0.2");
     assert_eq!(config.vips, [IpAddr::from([10, 96, 0, 2])]);

@@ -15,6 +15,8 @@ use std::error::Error as StdError;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 
+use crate::reconcile::report::chain;
+
 /// A rule, or a service of IPVS, that sends connections to a VIP.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
@@ -58,15 +60,9 @@ impl Display for Finding {
 
 impl Unread {
     fn new(source: impl Into<String>, error: &dyn StdError) -> Self {
-        let mut why = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            why = format!("{why}: {error}");
-            cause = error.source();
-        }
         Self {
             source: source.into(),
-            why,
+            why: chain(error),
         }
     }
 }

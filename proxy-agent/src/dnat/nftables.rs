@@ -5,15 +5,17 @@
 //! Addresses of a `dnat` stand in registers. What fills a register is followed within the rule: a
 //! constant, or the value that a map has for a packet; such a map is then read.
 
+mod registers;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, Nla as _};
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup,
-    NfTablesMessage, Register, RuleAttribute, RuleMessage, SetElementAttribute, SetElementList,
-    SetElementMessage,
+    DataAttribute, ListAttribute, NfTablesMessage, RuleMessage, SetElementAttribute,
+    SetElementList, SetElementMessage,
 };
+
+use registers::{Content, Registers};
 
 use super::{Finding, Findings, Unread};
 use crate::backend::tables::NAME as TABLE;
@@ -26,8 +28,12 @@ const FAMILIES: [(Family, &str); 3] = [
     (Family::Inet, "inet"),
 ];
 
-// Attributes of the expressions `nat` and `target`, linux/netfilter/nf_tables.h and
-// nf_tables_compat.h.
+// Attributes of rules and expressions, linux/netfilter/nf_tables.h and nf_tables_compat.h.
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
@@ -96,10 +102,8 @@ fn scan(family: Family, title: &str, vips: &[IpAddr]) -> Result<Scan, Error> {
     let request = NfTablesMessage::GetRule(RuleMessage {
         attributes: Vec::new(),
     });
-    let mut scan: Scan = socket.fold(&what, family, &request, |scan, message| {
-        if let NfTablesMessage::NewRule(rule) = message {
-            look_at(&rule, title, vips, scan);
-        }
+    let mut scan: Scan = socket.fold_raw(&what, family, &request, |scan, rule| {
+        look_at(rule, title, vips, scan);
     })?;
     for used in &scan.maps {
         let place = format!(
@@ -137,79 +141,57 @@ fn place(title: &str, table: &str, chain: &str) -> String {
     format!("nf_tables table {title} {table}, chain {chain}")
 }
 
-/// Adds what one rule sends to the VIPs.
-fn look_at(rule: &RuleMessage, title: &str, vips: &[IpAddr], scan: &mut Scan) {
-    let (mut table, mut chain, mut expressions) = ("", "", &[][..]);
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Table(name) => table = name,
-            RuleAttribute::Chain(name) => chain = name,
-            RuleAttribute::Expressions(list) => expressions = list,
-            _ => {}
-        }
-    }
-    if table == TABLE {
+/// Adds what one rule sends to the VIPs, given its attributes.
+fn look_at(rule: &[u8], title: &str, vips: &[IpAddr], scan: &mut Scan) {
+    let table = text(attribute(rule, NFTA_RULE_TABLE));
+    if table == TABLE.as_bytes() {
         return;
     }
+    let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let chain = text(attribute(rule, NFTA_RULE_CHAIN));
     let mut registers = Registers::default();
-    for expression in expressions_in(expressions) {
-        match expression {
-            Expressions::Immediate(attributes) => registers.load(attributes),
-            Expressions::Lookup(attributes) => registers.look_up(attributes),
-            Expressions::Other {
-                expression_type,
-                attributes,
-            } => {
-                let target = match expression_type.as_str() {
-                    "nat" => dnat(attributes, &registers),
-                    "target" => xtables_target(attributes, title),
-                    _ => None,
-                };
-                match target {
-                    Some(Target::Fixed(range)) => {
-                        scan.found
-                            .extend(range.reaches(vips).map(|(vip, port)| Finding {
-                                place: place(title, table, chain),
-                                vip,
-                                port,
-                            }));
-                    }
-                    Some(Target::FromMap {
-                        map,
-                        address,
-                        length,
-                        port,
-                    }) => {
-                        scan.maps.insert(MapUse {
-                            table: table.to_owned(),
-                            chain: chain.to_owned(),
-                            map,
-                            address,
-                            length,
-                            port,
-                        });
-                    }
-                    None => {}
-                }
+    for (_, expression) in attributes(attribute(rule, NFTA_RULE_EXPRESSIONS)) {
+        let data = attribute(expression, NFTA_EXPR_DATA);
+        let target = match text(attribute(expression, NFTA_EXPR_NAME)) {
+            b"immediate" => {
+                registers.load(data);
+                None
             }
-            _ => {}
+            b"lookup" => {
+                registers.look_up(data);
+                None
+            }
+            b"nat" => dnat(data, &registers),
+            b"target" => xtables_target(data, title),
+            _ => None,
+        };
+        match target {
+            Some(Target::Fixed(range)) => {
+                let reached = range.reaches(vips).map(|(vip, port)| Finding {
+                    place: place(title, &name(table), &name(chain)),
+                    vip,
+                    port,
+                });
+                scan.found.extend(reached);
+            }
+            Some(Target::FromMap {
+                map,
+                address,
+                length,
+                port,
+            }) => {
+                scan.maps.insert(MapUse {
+                    table: name(table),
+                    chain: name(chain),
+                    map,
+                    address,
+                    length,
+                    port,
+                });
+            }
+            None => {}
         }
     }
-}
-
-fn expressions_in(
-    list: &[ListAttribute<ExpressionAttribute>],
-) -> impl Iterator<Item = &Expressions> {
-    list.iter()
-        .filter_map(|element| match element {
-            ListAttribute::Element(attributes) => Some(attributes),
-            _ => None,
-        })
-        .flatten()
-        .filter_map(|attribute| match attribute {
-            ExpressionAttribute::Data(expression) => Some(expression),
-            _ => None,
-        })
 }
 
 /// Where connections are sent.
@@ -250,81 +232,9 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// What is known about the registers within a rule: what was written last stands last. Registers
-/// are counted in units of four bytes.
-#[derive(Debug, Default)]
-struct Registers(Vec<(u32, Content)>);
-
-#[derive(Debug)]
-enum Content {
-    Constant(Vec<u8>),
-    ValueOf(String),
-}
-
-impl Registers {
-    fn load(&mut self, attributes: &[Immediate]) {
-        let (mut register, mut value) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                Immediate::DestinationRegister(number) => register = Some(*number),
-                Immediate::Data(DataAttribute::Value(bytes)) => value = Some(bytes),
-                _ => {}
-            }
-        }
-        if let (Some(register), Some(value)) = (register.and_then(slot), value) {
-            self.0.push((register, Content::Constant(value.clone())));
-        }
-    }
-
-    fn look_up(&mut self, attributes: &[Lookup]) {
-        let (mut register, mut set) = (None, None);
-        for attribute in attributes {
-            match attribute {
-                Lookup::DestinationRegister(number) => register = Some(*number),
-                Lookup::Set(name) => set = Some(name),
-                _ => {}
-            }
-        }
-        if let (Some(register), Some(set)) = (register.and_then(slot), set) {
-            self.0.push((register, Content::ValueOf(set.clone())));
-        }
-    }
-
-    /// What fills a register, and where in that its value starts.
-    fn content(&self, register: u32) -> Option<(&Content, usize)> {
-        let slot = slot(Register::from(register))?;
-        // Exactly there, or in the course of a longer value that starts before it.
-        let exact = self.0.iter().rev().find(|(start, _)| *start == slot);
-        let (start, content) = exact.or_else(|| {
-            let before = self.0.iter().rev();
-            before
-                .filter(|(start, _)| *start < slot)
-                .max_by_key(|(start, _)| *start)
-        })?;
-        Some((content, usize::try_from(slot - start).ok()? * 4))
-    }
-
-    fn constant(&self, register: u32, length: usize) -> Option<&[u8]> {
-        match self.content(register)? {
-            (Content::Constant(bytes), offset) => bytes.get(offset..offset + length),
-            (Content::ValueOf(_), _) => None,
-        }
-    }
-}
-
-/// The first four-byte register that one is made of: there are four of 16 bytes, which are the same
-/// as 16 of four bytes (`NFT_REG32_00` and so on).
-fn slot(register: Register) -> Option<u32> {
-    match u32::from(register) {
-        number @ 1..=4 => Some((number - 1) * 4),
-        number @ 8..=23 => Some(number - 8),
-        _ => None,
-    }
-}
-
 /// The target of `dnat to`.
-fn dnat(attributes: &[DefaultNla], registers: &Registers) -> Option<Target> {
-    let number = |kind| number(attributes, kind);
+fn dnat(data: &[u8], registers: &Registers) -> Option<Target> {
+    let number = |kind| number(data, kind);
     if number(NFTA_NAT_TYPE)? != NFT_NAT_DNAT {
         return None;
     }
@@ -358,18 +268,16 @@ fn dnat(attributes: &[DefaultNla], registers: &Registers) -> Option<Target> {
 }
 
 /// The target of iptables-nft's DNAT.
-fn xtables_target(attributes: &[DefaultNla], family: &str) -> Option<Target> {
-    let name = value(attributes, NFTA_TARGET_NAME)?;
-    // Its field is padded with zeros.
-    if name.split(|byte| *byte == 0).next() != Some(b"DNAT") {
+fn xtables_target(data: &[u8], family: &str) -> Option<Target> {
+    if text(attribute(data, NFTA_TARGET_NAME)) != b"DNAT" {
         return None;
     }
-    let info = value(attributes, NFTA_TARGET_INFO)?;
-    let range = match number(attributes, NFTA_TARGET_REV).unwrap_or(0) {
+    let info = attribute(data, NFTA_TARGET_INFO);
+    let range = match number(data, NFTA_TARGET_REV).unwrap_or(0) {
         // struct nf_nat_ipv4_multi_range_compat: a count, then flags, addresses and ports.
         0 if family != "ip6" => range(info.get(4..)?, 4, 4)?,
         // struct nf_nat_range, and nf_nat_range2, which goes on behind it.
-        _ => range(&info, 16, if family == "ip6" { 16 } else { 4 })?,
+        _ => range(info, 16, if family == "ip6" { 16 } else { 4 })?,
     };
     Some(Target::Fixed(range))
 }
@@ -424,20 +332,36 @@ fn port_number(bytes: &[u8]) -> Option<u16> {
     bytes.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
-/// The content of an attribute, which `DefaultNla` gives away by writing it only.
-fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
-    let found = attributes
-        .iter()
-        .find(|attribute| attribute.kind() == kind)?;
-    let mut value = vec![0; found.value_len()];
-    found.emit_value(&mut value);
-    Some(value)
+/// The attributes in some bytes, each with its kind; what cannot be one ends them.
+///
+/// That of `netlink-packet-core` gives values that live no longer than itself.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    /// `struct nlattr`, and the flags in its kind (`NLA_TYPE_MASK`).
+    const HEADER: usize = 4;
+    const KIND: u16 = 0x3fff;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & KIND;
+        let value = rest.get(HEADER..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
-fn number(attributes: &[DefaultNla], kind: u16) -> Option<u32> {
-    value(attributes, kind)?
-        .first_chunk()
-        .map(|bytes| u32::from_be_bytes(*bytes))
+/// The content of an attribute; nothing if there is none.
+fn attribute(bytes: &[u8], kind: u16) -> &[u8] {
+    let mut found = attributes(bytes).filter(|(of, _)| *of == kind);
+    found.next().map_or(&[], |(_, value)| value)
+}
+
+/// A name, without the zeros behind it.
+fn text(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+fn number(bytes: &[u8], kind: u16) -> Option<u32> {
+    let number = attribute(bytes, kind).first_chunk()?;
+    Some(u32::from_be_bytes(*number))
 }
 
 #[cfg(test)]

@@ -11,6 +11,32 @@ use std::io;
 pub enum Capability {
     /// Links, addresses, netfilter, attaching programs.
     NetAdmin = 12,
+    /// Raw sockets, through which iptables-legacy speaks to the kernel.
+    NetRaw = 13,
+    /// Everything of the ones that were split off it later.
+    SysAdmin = 21,
+    /// Loading programs (Linux 5.8).
+    Bpf = 39,
+}
+
+impl Capability {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::NetAdmin, Self::NetRaw, Self::SysAdmin, Self::Bpf];
+
+    /// Its name as a container's manifest has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NetAdmin => "NET_ADMIN",
+            Self::NetRaw => "NET_RAW",
+            Self::SysAdmin => "SYS_ADMIN",
+            Self::Bpf => "BPF",
+        }
+    }
+
+    /// Its place in a set of capabilities.
+    pub fn bit(self) -> u64 {
+        1 << self as u8
+    }
 }
 
 /// Whether the process has a capability in its effective set.
@@ -20,9 +46,16 @@ pub enum Capability {
 /// If /proc cannot be read or has no such line.
 pub fn has(capability: Capability) -> io::Result<bool> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let effective = effective_set(&status)
-        .ok_or_else(|| io::Error::other("no CapEff line in /proc/self/status"))?;
-    Ok(effective & (1 << capability as u8) != 0)
+    Ok(effective(&status)? & capability.bit() != 0)
+}
+
+/// The effective set in the text of a process's `status` file.
+///
+/// # Errors
+///
+/// If there is none in it.
+pub fn effective(status: &str) -> io::Result<u64> {
+    effective_set(status).ok_or_else(|| io::Error::other("no CapEff line in the process's status"))
 }
 
 fn effective_set(status: &str) -> Option<u64> {

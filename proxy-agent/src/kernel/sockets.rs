@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The TCP connections of this network namespace, from /proc/net/tcp and tcp6
+//! The TCP connections and listeners of this network namespace, from /proc/net/tcp and tcp6
 //! (`Documentation/networking/proc_net_tcp.rst`).
 
 use std::collections::HashSet;
@@ -10,7 +10,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// States without a connection: `TCP_TIME_WAIT`, `TCP_CLOSE` and `TCP_LISTEN` of
 /// `net/tcp_states.h`.
-const NO_CONNECTION: [u8; 3] = [6, 7, 10];
+const NO_CONNECTION: [u8; 3] = [6, 7, LISTEN];
+/// `TCP_LISTEN`.
+const LISTEN: u8 = 10;
+
+/// A socket that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    /// Where, unspecified for all addresses.
+    pub address: SocketAddr,
+    /// By which the processes that hold it can be found.
+    pub inode: u64,
+}
 
 /// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
 ///
@@ -18,10 +29,24 @@ const NO_CONNECTION: [u8; 3] = [6, 7, 10];
 ///
 /// If /proc cannot be read.
 pub fn connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-    let mut found = HashSet::new();
+    read(connection)
+}
+
+/// All listening sockets, IPv4 and IPv6.
+///
+/// # Errors
+///
+/// If /proc cannot be read.
+pub fn listeners() -> io::Result<Vec<Listener>> {
+    read(listener)
+}
+
+/// What is made of each line of the lists of both families.
+fn read<T, C: Default + Extend<T>>(parse: impl Fn(&str) -> Option<T>) -> io::Result<C> {
+    let mut found = C::default();
     for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
         match fs::read_to_string(file) {
-            Ok(table) => found.extend(table.lines().skip(1).filter_map(connection)),
+            Ok(table) => found.extend(table.lines().skip(1).filter_map(&parse)),
             // No IPv6 in this kernel.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -37,6 +62,19 @@ fn connection(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let remote = address(fields.next()?)?;
     let state = u8::from_str_radix(fields.next()?, 16).ok()?;
     (!NO_CONNECTION.contains(&state)).then_some((local, remote))
+}
+
+/// The listener in a line: `sl local_address rem_address st queues timer retransmits uid timeout
+/// inode …`.
+fn listener(line: &str) -> Option<Listener> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    if u8::from_str_radix(fields.get(3)?, 16).ok()? != LISTEN {
+        return None;
+    }
+    Some(Listener {
+        address: address(fields.get(1)?)?,
+        inode: fields.get(9)?.parse().ok()?,
+    })
 }
 
 /// An address as `0200600A:01BB`: words of 32 bits as this machine has them in memory, the port as
@@ -65,7 +103,8 @@ mod tests {
     use super::*;
 
     const ESTABLISHED: &str = "   1: 0200600A:01BB 0A00F40A:9C40 01 00000000:00000000 00:0 0 0";
-    const LISTENER: &str = "   0: 0200600A:01BB 00000000:0000 0A 00000000:00000000 00:0 0 0";
+    const LISTENER: &str =
+        "   0: 0200600A:01BB 00000000:0000 0A 00000000:00000000 00:00000000 0 0 0 4711 1 0 0";
     const MAPPED: &str = "   2: 0000000000000000FFFF00000200600A:01BB \
                           0000000000000000FFFF00000A00F40A:9C41 01 0:0 00:0 0 0";
 
@@ -78,13 +117,19 @@ mod tests {
             Some((vip, parse("10.244.0.10:40000")))
         );
         assert_eq!(connection(LISTENER), None);
+        assert_eq!(listener(ESTABLISHED), None);
+        let expected = Listener {
+            address: vip,
+            inode: 4711,
+        };
+        assert_eq!(listener(LISTENER), Some(expected));
         assert_eq!(connection(MAPPED), Some((vip, parse("10.244.0.10:40001"))));
     }
 
     proptest! {
         #[test]
         fn any_line_is_read(line in ".{0,120}") {
-            let _ = connection(&line);
+            let _ = (connection(&line), listener(&line));
         }
     }
 }

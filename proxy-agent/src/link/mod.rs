@@ -18,7 +18,9 @@ mod tests;
 use std::net::IpAddr;
 
 use apply::Applier;
-pub use observe::{LinkKind, LinkTable, observe};
+#[cfg(test)]
+pub use observe::Link;
+pub use observe::{LinkAddress, LinkKind, LinkTable, ObserveError, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
 use rtnetlink::Handle;
 

@@ -27,10 +27,12 @@ use rtnetlink::Handle;
 use tracing::warn;
 
 pub use attach::AttachMode;
+pub use cgroup::root as cgroup_root;
+pub use hook::{Hook, SocketHook};
 pub use load::{Ids, LoadError, Programs};
 pub use maps::Error as MapError;
+pub use plan::attachable;
 
-use hook::{Hook, SocketHook};
 use observe::Observed;
 use plan::{Desired, Op};
 
@@ -292,7 +294,7 @@ impl Ebpf {
         };
         Desired {
             tables: ruleset::tables(&self.settings, &verdicts),
-            links: plan::attachable(table),
+            links: attachable(table),
             mode: self.attach_mode,
             hooks,
             // Without the root cgroup nothing can be attached to it; `open` has told.

@@ -126,7 +126,10 @@ pub fn has_legacy_table(family: Family, name: &str) -> Result<bool, Error> {
 }
 
 /// The legacy tables that are there in our netns.
-fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",

@@ -5,12 +5,14 @@
 
 use super::Error;
 use super::flavour::Installed;
-use super::observe::SavedTable;
 use super::snapshot::{self, Snapshot};
 
 pub use super::flavour::Flavour;
-pub use super::observe::words;
+pub use super::observe::{SavedRule, SavedTable, words};
 pub use super::rules::Family;
+
+/// The tables that iptables-nft can make.
+const NFT_TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
 /// A table; an empty one if it is not there.
 ///
@@ -22,9 +24,60 @@ pub async fn table(flavour: Flavour, family: Family, name: &str) -> Result<Saved
     }
     let installed = Installed::find(&[family]).await?;
     if installed.programs(flavour, family).is_none() {
-        let programs = format!("{}-{flavour}-save", family.program());
-        return Err(Error::Unreadable { programs });
+        return Err(unreadable(flavour, family));
     }
     let mut snapshot = Snapshot::new(&installed);
     Ok(snapshot.table(flavour, family, name).await?.clone())
+}
+
+/// The tables of a flavour by name, each as far as it can be read; none where nobody can have made
+/// one.
+pub type Tables = Vec<(String, Result<SavedTable, Error>)>;
+
+/// All tables of a flavour for a family that are there.
+///
+/// # Errors
+/// They cannot be read, or legacy tables are there and no program that could read them.
+pub async fn tables(flavour: Flavour, family: Family) -> Result<Tables, Error> {
+    let names = match flavour {
+        Flavour::Legacy => snapshot::legacy_tables(family)?,
+        Flavour::Nft => NFT_TABLES.map(str::to_owned).to_vec(),
+    };
+    if names.is_empty() {
+        return Ok(Tables::new());
+    }
+    let installed = Installed::find(&[family]).await;
+    let has_program = |installed: &Installed| installed.programs(flavour, family).is_some();
+    let installed = match (installed, flavour) {
+        (Ok(installed), _) if has_program(&installed) => installed,
+        // Rules made by nobody's iptables-nft are seen over netlink by those who care.
+        (_, Flavour::Nft) => return Ok(Tables::new()),
+        (Err(error), Flavour::Legacy) => return Err(error),
+        (Ok(_), Flavour::Legacy) => return Err(unreadable(flavour, family)),
+    };
+    let mut snapshot = Snapshot::new(&installed);
+    let mut tables = Tables::new();
+    for name in names {
+        let table = match snapshot.table(flavour, family, &name).await {
+            Err(error) if error.is_without_nf_tables() => continue,
+            result => result.cloned(),
+        };
+        tables.push((name, table));
+    }
+    Ok(tables)
+}
+
+fn unreadable(flavour: Flavour, family: Family) -> Error {
+    Error::Unreadable {
+        programs: format!("{}-{flavour}-save", family.program()),
+    }
+}
+
+/// A table as `iptables-save` prints it.
+#[cfg(test)]
+pub fn parse(text: &str, name: &str) -> Option<SavedTable> {
+    super::observe::Saved::parse(text)
+        .ok()?
+        .table(name)
+        .cloned()
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use netlink_packet_netfilter::nftables::Register;
+//! Rules and elements as the kernel dumps them, and as nobody would.
+
+use netlink_packet_core::{DefaultNla, Emitable as _};
+use netlink_packet_netfilter::nftables::{Expressions, Immediate, Lookup, Register, RuleAttribute};
 use proptest::prelude::*;
 
 use super::*;
@@ -59,7 +62,9 @@ fn nat(kind: u32, family: u32, address: Register, port: Option<Register>) -> Exp
 
 fn scan_of(title: &str, rule: &RuleMessage) -> Scan {
     let mut scan = Scan::default();
-    look_at(rule, title, &vips(), &mut scan);
+    let mut bytes = vec![0; rule.attributes.as_slice().buffer_len()];
+    rule.attributes.as_slice().emit(&mut bytes);
+    look_at(&bytes, title, &vips(), &mut scan);
     scan
 }
 
@@ -256,5 +261,23 @@ proptest! {
             attributes: vec![SetElementList::Elements(vec![ListAttribute::Element(vec![data])])],
         };
         let _ = targets_in(&message, &used, &vips()).count();
+    }
+
+    #[test]
+    fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        look_at(&bytes, "ip", &vips(), &mut Scan::default());
+    }
+
+    #[test]
+    fn a_rule_cut_anywhere_is_read(length in 0_usize..400) {
+        let expressions = vec![
+            immediate(Register::Reg1, &V4),
+            lookup(Register::Reg2, "map"),
+            nat(NFT_NAT_DNAT, 2, Register::Reg1, Some(Register::Reg2)),
+        ];
+        let rule = rule("nat", expressions);
+        let mut bytes = vec![0; rule.attributes.as_slice().buffer_len()];
+        rule.attributes.as_slice().emit(&mut bytes);
+        look_at(&bytes[..length.min(bytes.len())], "ip", &vips(), &mut Scan::default());
     }
 }

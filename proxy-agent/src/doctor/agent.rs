@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent itself: whether it runs, which backend it chose and why, and whether somebody else does
+//! its work as well.
+
+use std::net::IpAddr;
+use std::process;
+
+use super::check::Check;
+use super::processes::{self, Process};
+use super::subject::Subject;
+use crate::reconcile::report::chain;
+
+const AGENT: &str = "agent";
+const BACKEND: &str = "backend";
+const OTHERS: &str = "other-agents";
+
+/// The agent that proxy-agent replaces.
+const SIDECAR: &str = "apiserver-proxy-sidecar";
+/// How programs of ours are called, however they were installed.
+const OURS: &str = "proxy-agent";
+/// Invocations that keep nothing on the node.
+const SHORT_LIVED: [&str; 4] = ["doctor", "status", "completions", "cleanup"];
+
+pub fn checks(subject: &Subject) -> Vec<Check> {
+    vec![
+        agent(subject),
+        backend(subject),
+        others(&processes::in_this_netns(), subject.pid(), &subject.vips),
+    ]
+}
+
+fn agent(subject: &Subject) -> Check {
+    let directory = subject.run_dir.display();
+    let running = match &subject.running {
+        Ok(running) => *running,
+        Err(error) => {
+            return Check::unknown(
+                AGENT,
+                format!("look at the lock in --run-dir={directory}"),
+                error,
+                "run the doctor as root, where the agent's run directory is mounted",
+            );
+        }
+    };
+    let state = match &subject.state {
+        Ok(state) => state.as_ref(),
+        Err(error) => {
+            return Check::warning(
+                AGENT,
+                format!("what the agent has told cannot be read: {}", chain(error)),
+                "restart the agent, which writes it anew; use a doctor of the agent's version",
+            );
+        }
+    };
+    match (running, state) {
+        (true, Some(state)) => Check::ok(
+            AGENT,
+            format!("version {} runs (pid {})", state.version, state.pid),
+        ),
+        (true, None) => Check::warning(
+            AGENT,
+            format!("an agent runs with --run-dir={directory} and has not finished a pass"),
+            "look into its log",
+        ),
+        (false, Some(state)) => Check::warning(
+            AGENT,
+            format!(
+                "no agent runs; version {} (pid {}) ran last, and nobody repairs what it left",
+                state.version, state.pid
+            ),
+            "start it again; look into the log of the last one for why it ended",
+        ),
+        (false, None) => Check::warning(
+            AGENT,
+            format!("no agent runs with --run-dir={directory}, and none ever has"),
+            "start one, or name its directory with --run-dir",
+        ),
+    }
+}
+
+fn backend(subject: &Subject) -> Check {
+    let Some(choice) = subject.choice() else {
+        return Check::not_applicable(BACKEND, "no agent has told which backend it uses");
+    };
+    let rejected: Vec<_> = choice
+        .rejected
+        .iter()
+        .map(|rejected| format!("{}: {}", rejected.backend, rejected.reason))
+        .collect();
+    let why = if rejected.is_empty() {
+        format!("{choice}, as asked for (--backend={})", choice.asked)
+    } else {
+        format!(
+            "{choice}, because others cannot be used: {}",
+            rejected.join("; ")
+        )
+    };
+    if !choice.is_as_asked() {
+        return Check::warning(
+            BACKEND,
+            format!(
+                "--backend={} cannot be used: {}; everything is tracked",
+                choice.asked,
+                rejected.join("; ")
+            ),
+            "give the agent what it lacks (see the README), or --backend=auto",
+        );
+    }
+    let remedy = "give the agent what the better backend needs (see the README)";
+    if choice.backend == "none" && choice.asked == "auto" {
+        return Check::warning(BACKEND, format!("{why}; everything is tracked"), remedy);
+    }
+    if choice.backend != "ebpf" && !subject.services().is_empty() {
+        let finding = format!("{why}; --service-address is given and nothing is translated");
+        return Check::warning(BACKEND, finding, remedy);
+    }
+    Check::ok(BACKEND, why)
+}
+
+/// Another agent fights over a VIP only if it has the same one.
+fn others(processes: &[Process], own: Option<u32>, vips: &[IpAddr]) -> Check {
+    let foreign = processes
+        .iter()
+        .filter(|found| Some(found.pid) != own && found.pid != process::id())
+        .filter(|found| is_agent(found));
+    for found in foreign {
+        let (program, pid) = (found.program(), found.pid);
+        let says = |vip: &&IpAddr| {
+            let vip = vip.to_string();
+            let mut texts = found.words.iter().chain(&found.environment);
+            texts.any(|text| mentions(text, &vip))
+        };
+        if let Some(vip) = vips.iter().find(says) {
+            return Check::broken(
+                OTHERS,
+                format!("{program} (pid {pid}) looks after {vip} as well: the two undo each other"),
+                format!("stop one of them; in Kubernetes remove the DaemonSet of {program}"),
+            )
+            .with_command(format!("kill {pid}"));
+        }
+    }
+    Check::ok(OTHERS, "nobody else looks after the VIPs")
+}
+
+fn is_agent(process: &Process) -> bool {
+    let short_lived = |word: &String| SHORT_LIVED.contains(&word.as_str());
+    match process.program() {
+        SIDECAR => true,
+        OURS => !process.words.iter().skip(1).any(short_lived),
+        _ => false,
+    }
+}
+
+/// Whether a flag or variable has an address among its values.
+fn mentions(text: &str, vip: &str) -> bool {
+    let value = text.split_once('=').map_or(text, |(_, value)| value);
+    value.split(',').any(|word| word == vip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::check::Verdict;
+
+    fn process(pid: u32, line: &str, environment: &str) -> Process {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        Process {
+            pid,
+            words: words(line),
+            environment: words(environment),
+        }
+    }
+
+    #[test]
+    fn only_an_agent_of_the_same_vip_is_in_the_way() {
+        let vips = [IpAddr::from([10, 96, 0, 2])];
+        let judged = |line, environment| {
+            others(&[process(4_000_000, line, environment)], Some(1), &vips).verdict
+        };
+        let sidecar = "/bin/apiserver-proxy-sidecar --ip-address=10.96.0.2";
+        assert_eq!(judged(sidecar, ""), Verdict::Broken);
+        assert_eq!(
+            judged("proxy-agent --ip-address fd00::2,10.96.0.2", ""),
+            Verdict::Broken
+        );
+        assert_eq!(
+            judged("proxy-agent", "A=B PROXY_AGENT_IP_ADDRESS=10.96.0.2"),
+            Verdict::Broken
+        );
+        assert_eq!(
+            judged("proxy-agent --ip-address=10.96.0.20", ""),
+            Verdict::Ok
+        );
+        assert_eq!(
+            judged("proxy-agent doctor --ip-address=10.96.0.2", ""),
+            Verdict::Ok
+        );
+        assert_eq!(judged("curl 10.96.0.2", ""), Verdict::Ok);
+        let own = process(7, sidecar, "");
+        assert_eq!(others(&[own], Some(7), &vips).verdict, Verdict::Ok);
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Whether neighbours can learn that this node has a VIP. Linux answers ARP requests for any of its
+//! addresses on every link (`arp_ignore` 0); that matters only where a VIP lies in the subnet of a
+//! link, for then neighbours ask. IPv6 answers on the link that has the address, and nowhere else.
+//!
+//! `rp_filter`, `accept_local`, `route_localnet` and `arp_announce` make no difference to the VIP:
+//! it is delivered locally, and replies are routed like any other packet of the node.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
+
+use super::check::Check;
+use super::subject::Subject;
+use crate::link::{LinkKind, LinkTable};
+
+const ID: &str = "arp";
+
+/// An IPv4 address of a link, with the length of its prefix.
+#[derive(Debug, Clone, Copy)]
+struct Subnet {
+    link: u32,
+    address: Ipv4Addr,
+    length: u8,
+}
+
+pub async fn checks(subject: &Subject) -> Vec<Check> {
+    if let Some(check) = subject.without_vips(ID) {
+        return vec![check];
+    }
+    let Ok(table) = &subject.links else {
+        return vec![Check::not_applicable(
+            ID,
+            "the node's links could not be read (see vip)",
+        )];
+    };
+    let vips: Vec<_> = subject
+        .vips
+        .iter()
+        .filter_map(|vip| match vip {
+            IpAddr::V4(vip) => Some(*vip),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    match subnets().await {
+        Ok(subnets) => judge(&vips, &subnets, table, answers),
+        Err(error) => vec![Check::unknown(
+            ID,
+            "read the node's addresses",
+            &error,
+            "try again",
+        )],
+    }
+}
+
+async fn subnets() -> Result<Vec<Subnet>, rtnetlink::Error> {
+    let (connection, handle, _) = rtnetlink::new_connection()
+        .map_err(|error| rtnetlink::Error::NamespaceError(error.to_string()))?;
+    tokio::spawn(connection);
+    let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
+    let of_ipv4 = messages
+        .into_iter()
+        .filter(|message| message.header.family == AddressFamily::Inet);
+    let subnet = |message: rtnetlink::packet_route::address::AddressMessage| {
+        let local = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            })?;
+        Some(Subnet {
+            link: message.header.index,
+            address: local,
+            length: message.header.prefix_len,
+        })
+    };
+    Ok(of_ipv4.filter_map(subnet).collect())
+}
+
+/// Whether a link answers for addresses of other links: `arp_ignore` is the larger one of its own and
+/// that of all.
+fn answers(link: &str) -> bool {
+    let value = |conf: &str| {
+        let path = format!("/proc/sys/net/ipv4/conf/{conf}/arp_ignore");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.trim().parse::<u32>().unwrap_or(0)
+    };
+    value("all").max(value(link)) == 0
+}
+
+fn judge(
+    vips: &[Ipv4Addr],
+    subnets: &[Subnet],
+    table: &LinkTable,
+    answers: impl Fn(&str) -> bool,
+) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for vip in vips {
+        let carries = |link: u32| {
+            let mut addresses = table.addresses.iter();
+            addresses.any(|found| found.ip == IpAddr::V4(*vip) && found.index == link)
+        };
+        for subnet in subnets
+            .iter()
+            .filter(|subnet| subnet.holds(*vip) && !carries(subnet.link))
+        {
+            let Some(link) = table.by_index(subnet.link) else {
+                continue;
+            };
+            let name = &link.name;
+            if link.kind == LinkKind::Loopback || !answers(name) {
+                continue;
+            }
+            checks.push(
+                Check::warning(
+                    ID,
+                    format!(
+                        "{vip} lies in the subnet {}/{} of {name}, and the node answers ARP requests \
+                         for it there: neighbours take this node for {vip}",
+                        subnet.address, subnet.length
+                    ),
+                    format!("choose a VIP outside of the node's subnets, or set arp_ignore for {name}"),
+                )
+                .with_command(format!("sysctl -w net/ipv4/conf/{name}/arp_ignore=1")),
+            );
+        }
+    }
+    if checks.is_empty() {
+        checks.push(Check::ok(
+            ID,
+            "no neighbour is told that this node has a VIP",
+        ));
+    }
+    checks
+}
+
+impl Subnet {
+    fn holds(self, ip: Ipv4Addr) -> bool {
+        let host_bits = 32_u32.saturating_sub(u32::from(self.length));
+        let network = |address: Ipv4Addr| u32::from(address).checked_shr(host_bits).unwrap_or(0);
+        // An address of its own is no subnet.
+        self.length < 32 && network(self.address) == network(ip)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::check::Verdict;
+    use crate::link::Link;
+
+    #[test]
+    fn only_a_vip_in_the_subnet_of_another_link_is_asked_for() {
+        let link = Link {
+            index: 2,
+            name: "eth0".to_owned(),
+            altnames: Vec::new(),
+            up: true,
+            kind: LinkKind::Veth,
+            master: None,
+            owned: false,
+            foreign_addresses: false,
+        };
+        let table = LinkTable {
+            links: vec![link],
+            addresses: Vec::new(),
+        };
+        let judged = |address: [u8; 4], length, answers| {
+            let subnet = Subnet {
+                link: 2,
+                address: address.into(),
+                length,
+            };
+            judge(&[[10, 96, 0, 2].into()], &[subnet], &table, |_| answers)[0].verdict
+        };
+        assert_eq!(judged([10, 96, 0, 7], 24, true), Verdict::Warning);
+        assert_eq!(judged([10, 96, 0, 7], 24, false), Verdict::Ok);
+        assert_eq!(judged([10, 96, 1, 7], 24, true), Verdict::Ok);
+        assert_eq!(judged([10, 96, 0, 2], 32, true), Verdict::Ok);
+        assert_eq!(judged([192, 0, 2, 1], 0, true), Verdict::Warning);
+    }
+}

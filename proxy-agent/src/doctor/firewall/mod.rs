@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Firewalls that drop untracked packets of the VIP. A rule like `ct state established accept` does
+//! not match them, so where the rest is dropped they need a rule of their own.
+//!
+//! Chains are walked with a packet of which only the VIP's end is known, and that it is untracked.
+//! What depends on anything else is a "maybe" (`walk.rs`).
+
+mod nft;
+mod packet;
+mod walk;
+mod xtables;
+
+use std::net::SocketAddr;
+
+use super::check::Check;
+use super::subject::Subject;
+use crate::backend::iptables::survey::Flavour;
+use packet::{Direction, Packet};
+use walk::Fate;
+
+const ID: &str = "firewall";
+
+/// A chain that packets of the VIP meet, and what becomes of them there.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    /// Where it is, for people.
+    place: String,
+    packet: Packet,
+    fate: Fate,
+    /// It is one of the chains in which the agent sets ACCEPT rules.
+    of_iptables: bool,
+    /// The line that lets the packet pass in this chain.
+    command: String,
+}
+
+pub fn checks(subject: &Subject) -> Vec<Check> {
+    if let Some(check) = subject.without_vips(ID) {
+        return vec![check];
+    }
+    if subject
+        .choice()
+        .is_some_and(|choice| choice.backend == "none")
+    {
+        return vec![Check::not_applicable(
+            ID,
+            "backend none leaves everything tracked",
+        )];
+    }
+    let packets = packets(&subject.endpoints());
+    let mut checks = Vec::new();
+    let mut found = Vec::new();
+    match nft::find(&packets) {
+        Ok(in_nf_tables) => found.extend(in_nf_tables),
+        Err(error) => {
+            let what = "read the chains and rules of nf_tables";
+            checks.push(Check::unknown(ID, what, &error, "run the doctor as root"));
+        }
+    }
+    // Those of the other flavour are in nf_tables.
+    let legacy = subject
+        .iptables
+        .iter()
+        .filter(|found| found.flavour == Flavour::Legacy);
+    for tables in legacy {
+        let of_family = |packet: &&Packet| packet.is_of(tables.family);
+        let packets: Vec<_> = packets.iter().filter(of_family).copied().collect();
+        if let Some(table) = tables.table("filter") {
+            found.extend(xtables::find(table, &tables.program(), &packets));
+        }
+    }
+    checks.extend(found.into_iter().filter_map(judge));
+    if checks.is_empty() {
+        checks.push(Check::ok(
+            ID,
+            "no chain drops untracked packets of the VIPs",
+        ));
+    }
+    checks
+}
+
+fn packets(endpoints: &[SocketAddr]) -> Vec<Packet> {
+    let both = |vip: &SocketAddr| {
+        let vip = *vip;
+        [Direction::Request, Direction::Reply].map(|direction| Packet { vip, direction })
+    };
+    endpoints.iter().flat_map(both).collect()
+}
+
+fn judge(found: Found) -> Option<Check> {
+    let Found {
+        place,
+        packet,
+        fate,
+        of_iptables,
+        command,
+    } = found;
+    let remedy = if of_iptables {
+        "let it pass there; the agent does it with --accept-rules=auto or always when it runs"
+    } else {
+        "let it pass there, in the configuration of the firewall too"
+    };
+    let check = match fate {
+        Fate::Passes => return None,
+        Fate::MayPass => Check::warning(
+            ID,
+            format!(
+                "{place} drops {packet} unless a rule lets it pass that depends on more than the VIP"
+            ),
+            remedy,
+        ),
+        Fate::Dropped => Check::broken(ID, format!("{place} drops {packet}"), remedy),
+    };
+    Some(check.with_command(command))
+}

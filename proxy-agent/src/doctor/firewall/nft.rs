@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The chains and rules of nf_tables, iptables-nft's included, over netlink.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, ExpressionAttribute, Hook, HookNumber, InetHookNumber,
+    ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+};
+
+use super::Found;
+use super::packet::{Direction, Packet};
+use super::walk::{self, Chains, Fate};
+use crate::backend::tables::NAME as TABLE;
+use crate::netfilter::{Error, Family, Socket};
+
+mod rule;
+
+/// Families whose chains see IP packets, as nft calls them.
+const FAMILIES: [(Family, &str); 3] = [
+    (Family::IPv4, "ip"),
+    (Family::IPv6, "ip6"),
+    (Family::Inet, "inet"),
+];
+/// `NF_DROP`, as a policy.
+const DROP: u32 = 0;
+
+/// A chain that packets come to by themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Base {
+    table: String,
+    chain: String,
+    direction: Direction,
+    drops: bool,
+}
+
+/// The chains that do not simply let the packets pass.
+///
+/// # Errors
+///
+/// The kernel's answer. A kernel without nf_tables has none.
+pub fn find(packets: &[Packet]) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for (family, title) in FAMILIES {
+        match find_in(family, title, packets) {
+            Ok(more) => found.extend(more),
+            // `nfnetlink_rcv_msg` of net/netfilter/nfnetlink.c.
+            Err(error) if error.errno() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>, Error> {
+    let seen = |packet: &&Packet| match family {
+        Family::IPv4 => packet.vip.is_ipv4(),
+        Family::IPv6 => packet.vip.is_ipv6(),
+        _ => true,
+    };
+    let packets: Vec<_> = packets.iter().filter(seen).copied().collect();
+    let mut socket = Socket::open()?;
+    let request = NfTablesMessage::GetChain(ChainMessage {
+        attributes: Vec::new(),
+    });
+    let what = format!("list the chains of family {title}");
+    let bases: Vec<Base> =
+        socket.fold(&what, family, &request, |bases: &mut Vec<_>, message| {
+            if let NfTablesMessage::NewChain(chain) = message {
+                bases.extend(base(&chain));
+            }
+        })?;
+    let tables: BTreeSet<_> = bases.iter().map(|base| base.table.as_str()).collect();
+    let mut found = Vec::new();
+    for table in tables.into_iter().filter(|table| *table != TABLE) {
+        let request = NfTablesMessage::GetRule(RuleMessage {
+            attributes: vec![RuleAttribute::Table(table.to_owned())],
+        });
+        let what = format!("list the rules of table {title} {table}");
+        let read = |rules: &mut BTreeMap<usize, Chains>, message| {
+            if let NfTablesMessage::NewRule(rule) = message {
+                add(&rule, table, &packets, rules);
+            }
+        };
+        let rules = socket.fold(&what, family, &request, read)?;
+        let none = Chains::new();
+        for base in bases.iter().filter(|base| base.table == table) {
+            for (at, packet) in packets.iter().enumerate() {
+                if packet.direction != base.direction {
+                    continue;
+                }
+                let chains = rules.get(&at).unwrap_or(&none);
+                let fate = walk::walk(chains, &base.chain, base.drops);
+                if fate != Fate::Passes {
+                    found.push(Found {
+                        place: format!("nf_tables table {title} {table}, chain {}", base.chain),
+                        packet: *packet,
+                        fate,
+                        of_iptables: family != Family::Inet && table == "filter",
+                        command: command(title, base, packet),
+                    });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What lets a packet pass at the start of a chain.
+fn command(title: &str, base: &Base, packet: &Packet) -> String {
+    let Base { table, chain, .. } = base;
+    let (ip, port) = (packet.vip.ip(), packet.vip.port());
+    let header = match ip {
+        IpAddr::V4(_) => "ip",
+        IpAddr::V6(_) => "ip6",
+    };
+    let (address, number) = match packet.direction {
+        Direction::Request => ("daddr", "dport"),
+        Direction::Reply => ("saddr", "sport"),
+    };
+    format!(
+        "nft insert rule {title} {table} {chain} {header} {address} {ip} tcp {number} {port} accept"
+    )
+}
+
+/// The chain, if it is one that filters packets on their way to the proxy or from it.
+fn base(chain: &ChainMessage) -> Option<Base> {
+    let (mut table, mut name, mut hook, mut policy, mut kind) = ("", "", None, None, "");
+    for attribute in &chain.attributes {
+        match attribute {
+            ChainAttribute::Table(of) => table = of,
+            ChainAttribute::Name(of) => name = of,
+            ChainAttribute::Policy(of) => policy = Some(*of),
+            ChainAttribute::Type(of) => kind = of,
+            ChainAttribute::Hook(attributes) => {
+                hook = attributes.iter().find_map(|attribute| match attribute {
+                    Hook::Number(HookNumber::Inet(hook)) => Some(*hook),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let direction = match hook? {
+        InetHookNumber::PreRouting | InetHookNumber::LocalIn => Direction::Request,
+        InetHookNumber::LocalOut | InetHookNumber::PostRouting => Direction::Reply,
+        _ => return None,
+    };
+    (kind == "filter").then(|| Base {
+        table: table.to_owned(),
+        chain: name.to_owned(),
+        direction,
+        drops: policy == Some(DROP),
+    })
+}
+
+/// Adds a rule as each packet sees it. A dump by table may hold rules of others (before Linux 4.11).
+fn add(rule: &RuleMessage, table: &str, packets: &[Packet], rules: &mut BTreeMap<usize, Chains>) {
+    let (mut of, mut chain, mut expressions) = ("", "", &[][..]);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Table(name) => of = name,
+            RuleAttribute::Chain(name) => chain = name,
+            RuleAttribute::Expressions(list) => expressions = list,
+            _ => {}
+        }
+    }
+    if of != table {
+        return;
+    }
+    let expressions: Vec<_> = expressions.iter().filter_map(named).collect();
+    for (at, packet) in packets.iter().enumerate() {
+        let step = rule::step(&expressions, packet);
+        if step.matches != walk::Truth::No && step.action != walk::Action::Nothing {
+            let chains = rules.entry(at).or_default();
+            chains.entry(chain.to_owned()).or_default().push(step);
+        }
+    }
+}
+
+/// An expression with its name; some have nothing but a name.
+fn named(element: &ListAttribute<ExpressionAttribute>) -> Option<rule::Named<'_>> {
+    let ListAttribute::Element(attributes) = element else {
+        return None;
+    };
+    let mut name = "";
+    let mut data = None;
+    for attribute in attributes {
+        match attribute {
+            ExpressionAttribute::Name(of) => name = of,
+            ExpressionAttribute::Data(expression) => data = Some(expression),
+            _ => {}
+        }
+    }
+    Some(rule::Named { name, data })
+}

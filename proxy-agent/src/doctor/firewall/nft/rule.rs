@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One rule of nf_tables for one packet: what its expressions load, compare and do.
+
+use std::collections::BTreeMap;
+
+use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_netfilter::nftables::{
+    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Payload,
+    Register, Verdict, VerdictAttribute,
+};
+
+use super::super::packet::{PROTOCOL, Packet};
+use super::super::walk::{Action, Step, Truth};
+
+/// Payload bases (`enum nft_payload_bases`).
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+/// `NF_CT_STATE_UNTRACKED_BIT`, and `XT_CONNTRACK_STATE_UNTRACKED`, which is the same bit.
+const UNTRACKED: u32 = 1 << 6;
+// Attributes of `ct`, `match` and `target`.
+const NFTA_CT_DREG: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const NFT_CT_STATE: u32 = 0;
+const NFTA_MATCH_NAME: u16 = 1;
+const NFTA_MATCH_INFO: u16 = 3;
+/// Verdicts of `linux/netfilter.h`.
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+
+/// An expression as a dump has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it holds, if anything.
+    pub data: Option<&'a Expressions>,
+}
+
+/// What is in each register, none where it is not known.
+type Registers = BTreeMap<u32, Option<Vec<u8>>>;
+
+/// What a rule does with a packet.
+pub fn step(expressions: &[Named<'_>], packet: &Packet) -> Step {
+    let mut registers = Registers::new();
+    let mut step = Step {
+        matches: Truth::Yes,
+        action: Action::Nothing,
+    };
+    for expression in expressions {
+        let matches = match expression.data {
+            Some(Expressions::Payload(attributes)) => {
+                load_payload(attributes, packet, &mut registers)
+            }
+            Some(Expressions::Meta(attributes)) => load_meta(attributes, packet, &mut registers),
+            Some(Expressions::Bitwise(attributes)) => mask(attributes, &mut registers),
+            Some(Expressions::Cmp(attributes)) => compare(attributes, &registers),
+            Some(Expressions::Lookup(attributes)) => look_up(attributes, &mut step.action),
+            Some(Expressions::Immediate(attributes)) => {
+                immediate(attributes, &mut registers, &mut step.action)
+            }
+            Some(Expressions::Other { attributes, .. }) => other(
+                expression.name,
+                attributes,
+                packet,
+                &mut registers,
+                &mut step.action,
+            ),
+            _ => other(
+                expression.name,
+                &[],
+                packet,
+                &mut registers,
+                &mut step.action,
+            ),
+        };
+        step.matches = step.matches.min(matches);
+    }
+    step
+}
+
+fn load_payload(attributes: &[Payload], packet: &Packet, registers: &mut Registers) -> Truth {
+    let (mut register, mut base, mut offset, mut length) = (None, 0, 0, 0);
+    for attribute in attributes {
+        match attribute {
+            Payload::DestinationRegister(number) => register = Some(*number),
+            Payload::Base(value) => base = *value,
+            Payload::Offset(value) => offset = *value,
+            Payload::Len(value) => length = *value,
+            _ => {}
+        }
+    }
+    let (offset, length) = (usize::try_from(offset), usize::try_from(length));
+    let value = match (base, offset, length) {
+        (NETWORK_HEADER, Ok(offset), Ok(length)) => packet.network(offset, length),
+        (TRANSPORT_HEADER, Ok(offset), Ok(length)) => packet.transport(offset, length),
+        _ => None,
+    };
+    if let Some(register) = register {
+        registers.insert(register.into(), value);
+    }
+    Truth::Yes
+}
+
+fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) -> Truth {
+    /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+    const FAMILIES: [u8; 2] = [2, 10];
+    let (mut register, mut key) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            Meta::DestinationRegister(number) => register = Some(*number),
+            Meta::Key(of) => key = Some(*of),
+            _ => {}
+        }
+    }
+    let v6 = packet.vip.is_ipv6();
+    let value = match key {
+        Some(MetaKey::L4Proto) => Some(vec![PROTOCOL]),
+        Some(MetaKey::Nfproto) => Some(vec![FAMILIES[usize::from(v6)]]),
+        Some(MetaKey::EtherTypeProtocol) => {
+            let ether_type = if v6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
+            u16::try_from(ether_type)
+                .ok()
+                .map(|number| number.to_be_bytes().to_vec())
+        }
+        _ => None,
+    };
+    if let Some(register) = register {
+        registers.insert(register.into(), value);
+    }
+    Truth::Yes
+}
+
+fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
+    let (mut from, mut to, mut mask, mut xor, mut op) = (None, None, None, None, 0);
+    for attribute in attributes {
+        match attribute {
+            Bitwise::SourceRegister(number) => from = Some(*number),
+            Bitwise::DestinationRegister(number) => to = Some(*number),
+            Bitwise::Mask(DataAttribute::Value(bytes)) => mask = Some(bytes),
+            Bitwise::Xor(DataAttribute::Value(bytes)) => xor = Some(bytes),
+            Bitwise::Op(of) => op = *of,
+            _ => {}
+        }
+    }
+    let value = from.and_then(|from| registers.get(&from.into())?.clone());
+    let masked = value
+        .zip(mask)
+        .zip(xor)
+        .filter(|_| op == 0)
+        .map(|((value, mask), xor)| {
+            let bits = value.iter().zip(mask).zip(xor);
+            bits.map(|((value, mask), xor)| (value & mask) ^ xor)
+                .collect()
+        });
+    if let Some(to) = to {
+        registers.insert(to.into(), masked);
+    }
+    Truth::Yes
+}
+
+fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
+    let (mut register, mut op, mut data) = (None, None, None);
+    for attribute in attributes {
+        match attribute {
+            Cmp::SourceRegister(number) => register = Some(*number),
+            Cmp::Op(of) => op = Some(*of),
+            Cmp::Data(DataAttribute::Value(bytes)) => data = Some(bytes),
+            _ => {}
+        }
+    }
+    let known = register.and_then(|register| registers.get(&register.into())?.as_ref());
+    let (Some(value), Some(op), Some(data)) = (known, op, data) else {
+        return Truth::Maybe;
+    };
+    let Some(value) = value.get(..data.len()) else {
+        return Truth::Maybe;
+    };
+    let data = data.as_slice();
+    truth(match op {
+        Operator::Equal => value == data,
+        Operator::NotEqual => value != data,
+        Operator::LessThan => value < data,
+        Operator::LessThanEqual => value <= data,
+        Operator::GreaterThan => value > data,
+        Operator::GreatherThanEqual => value >= data,
+        _ => return Truth::Maybe,
+    })
+}
+
+/// What is in a set is not looked at; a map of verdicts does what is not known.
+fn look_up(attributes: &[Lookup], action: &mut Action) -> Truth {
+    let decides = attributes
+        .iter()
+        .any(|attribute| matches!(attribute, Lookup::DestinationRegister(Register::Verdict)));
+    if decides {
+        *action = Action::Unknown;
+    }
+    Truth::Maybe
+}
+
+fn immediate(attributes: &[Immediate], registers: &mut Registers, action: &mut Action) -> Truth {
+    let mut register = None;
+    for attribute in attributes {
+        match attribute {
+            Immediate::DestinationRegister(number) => register = Some(*number),
+            Immediate::Data(DataAttribute::Value(bytes)) => {
+                if let Some(register) = register {
+                    registers.insert(register.into(), Some(bytes.clone()));
+                }
+            }
+            Immediate::Data(DataAttribute::Verdict(verdict)) => *action = verdict_of(verdict),
+            _ => {}
+        }
+    }
+    Truth::Yes
+}
+
+fn verdict_of(attributes: &[VerdictAttribute]) -> Action {
+    let (mut code, mut chain) = (None, String::new());
+    for attribute in attributes {
+        match attribute {
+            VerdictAttribute::Code(of) => code = Some(*of),
+            VerdictAttribute::Chain(name) => chain.clone_from(name),
+            _ => {}
+        }
+    }
+    match code {
+        Some(Verdict::Jump) => Action::Jump(chain),
+        Some(Verdict::Goto) => Action::Goto(chain),
+        Some(Verdict::Return) => Action::Return,
+        Some(Verdict::Continue) => Action::Nothing,
+        Some(Verdict::Other(NF_ACCEPT)) => Action::Accept,
+        Some(Verdict::Other(NF_DROP)) => Action::Drop,
+        _ => Action::Unknown,
+    }
+}
+
+fn other(
+    name: &str,
+    attributes: &[DefaultNla],
+    packet: &Packet,
+    registers: &mut Registers,
+    action: &mut Action,
+) -> Truth {
+    match name {
+        "counter" | "log" | "last" | "notrack" => Truth::Yes,
+        "reject" => {
+            *action = Action::Drop;
+            Truth::Yes
+        }
+        "ct" => {
+            let Some(register) = number(attributes, NFTA_CT_DREG) else {
+                return Truth::Yes;
+            };
+            if number(attributes, NFTA_CT_KEY) != Some(NFT_CT_STATE) {
+                // There is no entry to look at: `nft_ct_get_eval` of net/netfilter/nft_ct.c.
+                return Truth::No;
+            }
+            registers.insert(register, Some(UNTRACKED.to_ne_bytes().to_vec()));
+            Truth::Yes
+        }
+        "match" => xtables_match(attributes, packet),
+        "target" => {
+            let name = text(attributes, NFTA_MATCH_NAME);
+            match name.as_slice() {
+                b"REJECT" => *action = Action::Drop,
+                b"LOG" | b"NFLOG" | b"MARK" | b"CONNMARK" | b"CT" => {}
+                _ => *action = Action::Unknown,
+            }
+            Truth::Yes
+        }
+        _ => Truth::Maybe,
+    }
+}
+
+/// The matches of iptables that are in nearly every rule.
+fn xtables_match(attributes: &[DefaultNla], packet: &Packet) -> Truth {
+    let info = value(attributes, NFTA_MATCH_INFO).unwrap_or_default();
+    match text(attributes, NFTA_MATCH_NAME).as_slice() {
+        b"comment" => Truth::Yes,
+        b"tcp" => tcp(&info, packet).unwrap_or(Truth::Maybe),
+        b"udp" | b"icmp" | b"icmp6" => Truth::No,
+        b"conntrack" => conntrack(&info).unwrap_or(Truth::Maybe),
+        _ => Truth::Maybe,
+    }
+}
+
+/// `struct xt_tcp`: ranges of source and destination ports in host byte order, one byte of options,
+/// two of flags, one of inversions.
+fn tcp(info: &[u8], packet: &Packet) -> Option<Truth> {
+    let number = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
+    let [option, flags_mask, _, inverted] = *info.get(8..)?.first_chunk()?;
+    if option != 0 || flags_mask != 0 || inverted != 0 {
+        return Some(Truth::Maybe);
+    }
+    let within = |first, last, port: Option<Vec<u8>>| {
+        if (first, last) == (0, u16::MAX) {
+            return Some(Truth::Yes);
+        }
+        let Some(port) = port else {
+            return Some(Truth::Maybe);
+        };
+        let port = u16::from_be_bytes(*port.first_chunk()?);
+        Some(truth((first..=last).contains(&port)))
+    };
+    let source = within(number(0)?, number(2)?, packet.transport(0, 2))?;
+    let destination = within(number(4)?, number(6)?, packet.transport(2, 2))?;
+    Some(source.min(destination))
+}
+
+/// `struct xt_conntrack_mtinfo3`, of which only the state says something of untracked packets.
+fn conntrack(info: &[u8]) -> Option<Truth> {
+    /// Behind eight addresses, two times and five numbers of two bytes.
+    const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
+    /// `XT_CONNTRACK_STATE`.
+    const STATE: u16 = 1;
+    let number = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
+    let (flags, inverted, states) = (number(FLAGS)?, number(FLAGS + 2)?, number(FLAGS + 4)?);
+    if flags & STATE == 0 {
+        // Of anything else of an entry there is none: `conntrack_mt` of net/netfilter/xt_conntrack.c.
+        return Some(Truth::No);
+    }
+    let named = u32::from(states) & UNTRACKED != 0;
+    let matches = named != (inverted & STATE != 0);
+    // What else it asks for needs an entry.
+    Some(truth(matches && flags == STATE))
+}
+
+fn truth(matches: bool) -> Truth {
+    if matches { Truth::Yes } else { Truth::No }
+}
+
+fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
+    let found = attributes
+        .iter()
+        .find(|attribute| attribute.kind() == kind)?;
+    let mut value = vec![0; found.value_len()];
+    found.emit_value(&mut value);
+    Some(value)
+}
+
+/// A name, without the zeros behind it.
+fn text(attributes: &[DefaultNla], kind: u16) -> Vec<u8> {
+    let value = value(attributes, kind).unwrap_or_default();
+    value
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default()
+        .to_vec()
+}
+
+fn number(attributes: &[DefaultNla], kind: u16) -> Option<u32> {
+    Some(u32::from_be_bytes(*value(attributes, kind)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Rules as the kernel dumps them, and as nobody would.
+
+use proptest::prelude::*;
+
+use super::super::super::packet::Direction;
+use super::*;
+
+fn packet(direction: Direction) -> Packet {
+    Packet {
+        vip: "10.96.0.2:443".parse().unwrap(),
+        direction,
+    }
+}
+
+fn steps(expressions: &[(&str, Expressions)], direction: Direction) -> Step {
+    let named: Vec<_> = expressions
+        .iter()
+        .map(|(name, data)| Named {
+            name,
+            data: Some(data),
+        })
+        .collect();
+    step(&named, &packet(direction))
+}
+
+fn load(base: u32, offset: u32, length: u32) -> (&'static str, Expressions) {
+    let attributes = vec![
+        Payload::DestinationRegister(Register::Reg1),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(length),
+    ];
+    ("payload", Expressions::Payload(attributes))
+}
+
+fn equals(value: &[u8]) -> (&'static str, Expressions) {
+    let attributes = vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(Operator::Equal),
+        Cmp::Data(DataAttribute::Value(value.to_vec())),
+    ];
+    ("cmp", Expressions::Cmp(attributes))
+}
+
+fn verdict(code: u32) -> (&'static str, Expressions) {
+    let verdict = vec![VerdictAttribute::Code(Verdict::Other(code))];
+    let attributes = vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(verdict)),
+    ];
+    ("immediate", Expressions::Immediate(attributes))
+}
+
+fn raw(name: &'static str, attributes: Vec<DefaultNla>) -> (&'static str, Expressions) {
+    let expression_type = name.to_owned();
+    let other = Expressions::Other {
+        expression_type,
+        attributes,
+    };
+    (name, other)
+}
+
+fn ct_state_in(states: u32) -> Vec<(&'static str, Expressions)> {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let bits = |states: u32| DataAttribute::Value(states.to_ne_bytes().to_vec());
+    let not_zero = vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(Operator::NotEqual),
+        Cmp::Data(bits(0)),
+    ];
+    let mask = vec![
+        Bitwise::SourceRegister(Register::Reg1),
+        Bitwise::DestinationRegister(Register::Reg1),
+        Bitwise::Mask(bits(states)),
+        Bitwise::Xor(bits(0)),
+    ];
+    vec![
+        raw(
+            "ct",
+            vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, NFT_CT_STATE)],
+        ),
+        ("bitwise", Expressions::Bitwise(mask)),
+        ("cmp", Expressions::Cmp(not_zero)),
+    ]
+}
+
+#[test]
+fn the_vips_end_is_known_and_the_other_is_not() {
+    let to_vip = [
+        load(NETWORK_HEADER, 16, 4),
+        equals(&[10, 96, 0, 2]),
+        load(TRANSPORT_HEADER, 2, 2),
+        equals(&[1, 187]),
+        verdict(NF_ACCEPT),
+    ];
+    let request = steps(&to_vip, Direction::Request);
+    assert_eq!(
+        (request.matches, request.action),
+        (Truth::Yes, Action::Accept)
+    );
+    assert_eq!(steps(&to_vip, Direction::Reply).matches, Truth::Maybe);
+    let elsewhere = [
+        load(NETWORK_HEADER, 16, 1),
+        equals(&[127]),
+        verdict(NF_DROP),
+    ];
+    let request = steps(&elsewhere, Direction::Request);
+    assert_eq!((request.matches, request.action), (Truth::No, Action::Drop));
+}
+
+#[test]
+fn an_untracked_packet_is_in_one_state_only() {
+    /// `new | established`, as nft counts them.
+    const NEW_OR_ESTABLISHED: u32 = 8 | 2;
+    let matches = |states| steps(&ct_state_in(states), Direction::Request).matches;
+    assert_eq!(matches(NEW_OR_ESTABLISHED), Truth::No);
+    assert_eq!(matches(1), Truth::No);
+    assert_eq!(matches(UNTRACKED), Truth::Yes);
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let status = raw("ct", vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, 2)]);
+    assert_eq!(steps(&[status], Direction::Request).matches, Truth::No);
+}
+
+#[test]
+fn matches_of_iptables_are_known() {
+    let of = |name: &[u8], info: Vec<u8>| {
+        let mut padded = name.to_vec();
+        padded.resize(29, 0);
+        let attributes = vec![
+            DefaultNla::new(NFTA_MATCH_NAME, padded),
+            DefaultNla::new(NFTA_MATCH_INFO, info),
+        ];
+        steps(&[raw("match", attributes)], Direction::Request).matches
+    };
+    assert_eq!(of(b"comment", vec![0; 256]), Truth::Yes);
+    assert_eq!(of(b"mark", vec![0; 12]), Truth::Maybe);
+    let ports = |first: u16, last: u16| {
+        let range = [0, u16::MAX, first, last].map(u16::to_ne_bytes).concat();
+        [range, vec![0; 4]].concat()
+    };
+    assert_eq!(of(b"tcp", ports(443, 443)), Truth::Yes);
+    assert_eq!(of(b"tcp", ports(22, 22)), Truth::No);
+    let states = |states: u16, inverted: u16| {
+        let numbers = [1, inverted, states, 0].map(u16::to_ne_bytes).concat();
+        [vec![0; 146], numbers].concat()
+    };
+    assert_eq!(of(b"conntrack", states(2 | 4, 0)), Truth::No);
+    assert_eq!(of(b"conntrack", states(64, 0)), Truth::Yes);
+    assert_eq!(of(b"conntrack", states(1, 1)), Truth::Yes);
+}
+
+proptest! {
+    #[test]
+    fn any_expression_is_read(
+        name in prop_oneof![Just("ct"), Just("match"), Just("target"), Just("x")],
+        attributes in prop::collection::vec((0_u16..5, prop::collection::vec(any::<u8>(), 0..180)), 0..5),
+        (base, offset, length) in (0_u32..4, any::<u32>(), any::<u32>()),
+        value in prop::collection::vec(any::<u8>(), 0..20),
+    ) {
+        let attributes = attributes.into_iter().map(|(kind, value)| DefaultNla::new(kind, value));
+        let expressions = [
+            load(base, offset, length),
+            equals(&value),
+            raw(name, attributes.collect()),
+        ];
+        let _ = steps(&expressions, Direction::Request);
+    }
+}

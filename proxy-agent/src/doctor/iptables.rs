@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The flavours of iptables that are in use, and the programs that the `iptables` backend needs.
+
+use std::env;
+
+use super::check::Check;
+use super::subject::{Iptables, Subject};
+use crate::backend::iptables::survey::{Flavour, SavedTable};
+use crate::state::Choice;
+
+const FLAVOUR: &str = "iptables-flavour";
+const IPSET: &str = "ipset";
+
+pub fn checks(subject: &Subject) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for found in &subject.iptables {
+        let program = found.program();
+        match &found.tables {
+            Err(error) => checks.push(unreadable(&program, error)),
+            Ok(tables) => {
+                let errors = tables.iter().filter_map(|(_, table)| table.as_ref().err());
+                checks.extend(errors.map(|error| unreadable(&program, error)));
+            }
+        }
+    }
+    checks.push(flavour(&subject.iptables));
+    checks.push(match subject.choice() {
+        Some(choice) if choice.backend == "iptables" => ipset(choice, is_installed("ipset")),
+        _ => Check::not_applicable(IPSET, "only backend iptables uses it"),
+    });
+    checks
+}
+
+fn unreadable(program: &str, error: &dyn std::error::Error) -> Check {
+    let what = format!("read the tables of {program}");
+    let remedy =
+        format!("install {program}-save, or run the doctor as root in the agent's container");
+    Check::unknown(FLAVOUR, what, error, remedy)
+}
+
+fn flavour(found: &[Iptables]) -> Check {
+    let in_use = |flavour| {
+        let of_flavour = found.iter().filter(move |found| found.flavour == flavour);
+        let tables = of_flavour
+            .filter_map(|found| found.tables.as_ref().ok())
+            .flatten();
+        let full =
+            tables.filter(|(_, table)| table.as_ref().is_ok_and(SavedTable::has_foreign_content));
+        let mut names: Vec<_> = full.map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let (nft, legacy) = (in_use(Flavour::Nft), in_use(Flavour::Legacy));
+    match (nft.is_empty(), legacy.is_empty()) {
+        (true, true) => Check::ok(FLAVOUR, "nobody has rules in iptables tables"),
+        (false, true) => Check::ok(
+            FLAVOUR,
+            format!("nft is in use (tables {})", nft.join(", ")),
+        ),
+        (true, false) => Check::ok(
+            FLAVOUR,
+            format!("legacy is in use (tables {})", legacy.join(", ")),
+        ),
+        (false, false) => Check::warning(
+            FLAVOUR,
+            format!(
+                "both flavours are in use, nft (tables {}) and legacy (tables {}): packets pass \
+                 through both, and each program sees half of the rules",
+                nft.join(", "),
+                legacy.join(", ")
+            ),
+            "have kube-proxy, the CNI and the firewall use one flavour; iptables-legacy-save and \
+             iptables-nft-save show whose rules are where; then flush the tables of the other one",
+        ),
+    }
+}
+
+fn ipset(choice: &Choice, installed: bool) -> Check {
+    if choice.learns() {
+        return Check::ok(IPSET, "backend iptables tells connections apart with it");
+    }
+    let without = "backend iptables cannot tell connections apart and untracks all of them";
+    if !installed {
+        return Check::warning(
+            IPSET,
+            format!("ipset is not installed: {without}"),
+            "install the package ipset in the agent's container, or use --backend=nftables",
+        );
+    }
+    let detail = &choice.detail;
+    Check::warning(
+        IPSET,
+        format!("ipset is installed and not used: {without} ({detail})"),
+        "load or install the modules ip_set_hash_ipport and xt_set, and restart the agent",
+    )
+}
+
+/// Whether a program is in a directory where the agent looks for programs.
+fn is_installed(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(Into::into);
+    env::split_paths(&path)
+        .chain(system)
+        .any(|directory| directory.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::iptables::survey::{Family, SavedRule};
+    use crate::doctor::check::Verdict;
+
+    fn tables(flavour: Flavour, owned: &[bool]) -> Iptables {
+        let rule = |owned: &bool| SavedRule {
+            chain: "INPUT".to_owned(),
+            spec: "-j ACCEPT".to_owned(),
+            owned: *owned,
+        };
+        let table = SavedTable {
+            chains: Vec::new(),
+            rules: owned.iter().map(rule).collect(),
+        };
+        Iptables {
+            flavour,
+            family: Family::V4,
+            tables: Ok(vec![("filter".to_owned(), Ok(table))]),
+        }
+    }
+
+    #[test]
+    fn our_own_rules_make_no_flavour_used() {
+        let judged = |nft: &[bool], legacy: &[bool]| {
+            flavour(&[tables(Flavour::Nft, nft), tables(Flavour::Legacy, legacy)]).verdict
+        };
+        assert_eq!(judged(&[], &[]), Verdict::Ok);
+        assert_eq!(judged(&[false], &[]), Verdict::Ok);
+        assert_eq!(judged(&[true], &[false]), Verdict::Ok);
+        assert_eq!(judged(&[false], &[true, false]), Verdict::Warning);
+    }
+
+    #[test]
+    fn sets_must_be_used_and_not_only_be_there() {
+        let judged = |detail: &str, installed| {
+            let choice = Choice {
+                detail: detail.to_owned(),
+                ..Choice::default()
+            };
+            ipset(&choice, installed).verdict
+        };
+        assert_eq!(judged("learning with ipset", true), Verdict::Ok);
+        assert_eq!(judged("stateless: no xt_set", true), Verdict::Warning);
+        assert_eq!(judged("", false), Verdict::Warning);
+    }
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Whether what is ours on the node fits the backend in use: our nf_tables tables are there if it
+//! needs them, and nothing of another backend is.
+
+use std::net::IpAddr;
+
+use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableMessage};
+
+use super::check::Check;
+use super::subject::Subject;
+use crate::backend::tables::NAME as TABLE;
+use crate::kernel::bpffs;
+use crate::netfilter::{Error, Family, Socket};
+
+const TABLES: &str = "tables";
+const LEFTOVERS: &str = "leftovers";
+
+/// Backends that keep tables of nf_tables.
+const WITH_TABLES: [&str; 2] = ["ebpf", "nftables"];
+
+pub fn checks(subject: &Subject) -> Vec<Check> {
+    if subject.choice().is_some_and(|choice| !choice.is_as_asked()) {
+        let why = "the backend that was asked for cannot be used; what an earlier one left stays";
+        return [TABLES, LEFTOVERS]
+            .map(|id| Check::not_applicable(id, why))
+            .to_vec();
+    }
+    let backend = subject.choice().map(|choice| choice.backend.as_str());
+    let mut checks = Vec::new();
+    let mut leftovers = Vec::new();
+    for (family, title) in [(Family::IPv4, "ip"), (Family::IPv6, "ip6")] {
+        let used = |vip: &IpAddr| vip.is_ipv4() == (family == Family::IPv4);
+        let wanted = backend.is_some_and(|backend| WITH_TABLES.contains(&backend))
+            && subject.vips.iter().any(used);
+        match has_table(family) {
+            Ok(there) => match (wanted, there) {
+                (true, _) => checks.push(judge_table(title, there)),
+                (false, true) => leftovers.push(left_table(title)),
+                (false, false) => {}
+            },
+            Err(error) => {
+                let what = format!("look for table {title} {TABLE}");
+                let remedy = "run the doctor as root";
+                checks.push(Check::unknown(TABLES, what, &error, remedy));
+            }
+        }
+    }
+    if checks.is_empty() {
+        let why = "the backend in use keeps no tables of nf_tables";
+        checks.push(Check::not_applicable(TABLES, why));
+    }
+    if backend != Some("ebpf") && bpffs::names(&subject.bpffs).is_ok_and(|pins| !pins.is_empty()) {
+        let path = subject.bpffs.display();
+        leftovers.push(left(
+            format!("programs and maps of backend ebpf are pinned in {path}"),
+            format!("rm -r {path}"),
+        ));
+    }
+    leftovers.extend(left_rules(subject, backend));
+    if leftovers.is_empty() {
+        leftovers.push(Check::ok(LEFTOVERS, "nothing of another backend is left"));
+    }
+    checks.extend(leftovers);
+    checks
+}
+
+fn judge_table(title: &str, there: bool) -> Check {
+    if there {
+        return Check::ok(TABLES, format!("table {title} {TABLE} is there"));
+    }
+    Check::warning(
+        TABLES,
+        format!("table {title} {TABLE} is missing: every connection to the VIPs is tracked"),
+        "start the agent, which installs it, or look into its log",
+    )
+}
+
+fn left_table(title: &str) -> Check {
+    left(
+        format!("table {title} {TABLE} is there, which the backend in use does not need"),
+        format!("nft delete table {title} {TABLE}"),
+    )
+}
+
+/// NOTRACK rules of ours that another backend than `iptables` has no use for.
+fn left_rules(subject: &Subject, backend: Option<&str>) -> Vec<Check> {
+    if backend == Some("iptables") {
+        return Vec::new();
+    }
+    let mut checks = Vec::new();
+    for found in &subject.iptables {
+        let rules = found
+            .table("raw")
+            .into_iter()
+            .flat_map(|table| &table.rules);
+        for rule in rules.filter(|rule| rule.owned) {
+            let program = found.program();
+            checks.push(left(
+                format!(
+                    "a rule of backend iptables is in {program} table raw, chain {}",
+                    rule.chain
+                ),
+                format!("{program} -t raw -D {} {}", rule.chain, rule.spec),
+            ));
+        }
+    }
+    checks
+}
+
+fn left(finding: String, command: String) -> Check {
+    let remedy = "the agent removes it when it runs; or remove it by hand";
+    Check::warning(LEFTOVERS, finding, remedy).with_command(command)
+}
+
+fn has_table(family: Family) -> Result<bool, Error> {
+    let request = NfTablesMessage::GetTable(TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+    });
+    match Socket::open()?.get(&format!("look for table {TABLE}"), family, request) {
+        Ok(found) => Ok(found.is_some()),
+        // No nf_tables in this kernel: `nfnetlink_rcv_msg` of net/netfilter/nfnetlink.c.
+        Err(error) if error.errno() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The processes of this network namespace, from /proc: what they are called and which sockets they
+//! hold. Of processes in other pid namespaces nothing is seen.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its command line, word by word.
+    pub words: Vec<String>,
+    /// Its environment, as `NAME=VALUE`; empty if it may not be read.
+    pub environment: Vec<String>,
+}
+
+impl Process {
+    /// The name of its program, from its command line.
+    pub fn program(&self) -> &str {
+        let path = self.words.first().map_or("", String::as_str);
+        path.rsplit('/').next().unwrap_or(path)
+    }
+}
+
+/// All processes whose network namespace is this one's.
+pub fn in_this_netns() -> Vec<Process> {
+    let Ok(own) = fs::read_link("/proc/thread-self/ns/net") else {
+        return Vec::new();
+    };
+    pids()
+        .filter(|(_, directory)| {
+            fs::read_link(directory.join("ns/net")).is_ok_and(|netns| netns == own)
+        })
+        .map(|(pid, directory)| Process {
+            pid,
+            words: strings(&directory.join("cmdline")),
+            environment: strings(&directory.join("environ")),
+        })
+        .filter(|process| !process.words.is_empty())
+        .collect()
+}
+
+/// The process that holds each of these sockets, by the socket's inode.
+pub fn holders(inodes: &[u64]) -> BTreeMap<u64, (u32, String)> {
+    let mut holders = BTreeMap::new();
+    for (pid, directory) in pids() {
+        let Ok(descriptors) = fs::read_dir(directory.join("fd")) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            let Ok(target) = fs::read_link(descriptor.path()) else {
+                continue;
+            };
+            let Some(inode) = socket_inode(target.as_os_str().as_bytes()) else {
+                continue;
+            };
+            if inodes.contains(&inode) {
+                let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
+                holders.insert(inode, (pid, name.trim().to_owned()));
+            }
+        }
+    }
+    holders
+}
+
+/// The inode in `socket:[123]`.
+fn socket_inode(target: &[u8]) -> Option<u64> {
+    let number = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(number).ok()?.parse().ok()
+}
+
+fn pids() -> impl Iterator<Item = (u32, PathBuf)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((pid, entry.path()))
+    })
+}
+
+/// The strings of a file, each with a zero behind it; none if it cannot be read.
+fn strings(path: &Path) -> Vec<String> {
+    let content = fs::read(path).unwrap_or_default();
+    content
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found_with_its_sockets() {
+        let own = std::process::id();
+        let processes = in_this_netns();
+        assert!(processes.iter().any(|process| process.pid == own));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let path = format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&listener)
+        );
+        let target = fs::read_link(path).unwrap();
+        let inode = socket_inode(target.as_os_str().as_bytes()).unwrap();
+        assert_eq!(holders(&[inode])[&inode].0, own);
+        assert_eq!(socket_inode(b"pipe:[7]"), None);
+    }
+}

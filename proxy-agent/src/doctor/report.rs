@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How findings are printed, and what the exit code says.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::check::{Check, Verdict};
+use crate::status::Output;
+
+/// Something does not work as well as it could, or could not be looked at.
+const WARNINGS: u8 = 3;
+/// Connections fail.
+const BROKEN: u8 = 4;
+
+#[derive(Serialize)]
+struct Document<'a> {
+    verdict: Verdict,
+    checks: &'a [Check],
+}
+
+/// Prints the findings to standard output.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn print(format: Output, checks: &[Check]) -> io::Result<()> {
+    let text = match format {
+        Output::Table => table(checks),
+        Output::Json => {
+            let document = Document {
+                verdict: worst(checks),
+                checks,
+            };
+            serde_json::to_string_pretty(&document).map_err(io::Error::other)? + "\n"
+        }
+    };
+    io::stdout().write_all(text.as_bytes())
+}
+
+/// 0, or how bad it is.
+pub fn exit_code(checks: &[Check]) -> ExitCode {
+    match worst(checks) {
+        Verdict::Ok | Verdict::NotApplicable => ExitCode::SUCCESS,
+        Verdict::Unknown | Verdict::Warning => ExitCode::from(WARNINGS),
+        Verdict::Broken => ExitCode::from(BROKEN),
+    }
+}
+
+/// The worst verdict; what could not be looked at is not good.
+fn worst(checks: &[Check]) -> Verdict {
+    let has = |verdict| checks.iter().any(|check| check.verdict == verdict);
+    [Verdict::Broken, Verdict::Warning, Verdict::Unknown]
+        .into_iter()
+        .find(|verdict| has(*verdict))
+        .unwrap_or(Verdict::Ok)
+}
+
+fn table(checks: &[Check]) -> String {
+    let width = |text: fn(&Check) -> usize| checks.iter().map(text).max().unwrap_or(0);
+    let verdicts = width(|check| check.verdict.name().len());
+    let ids = width(|check| check.id.len());
+    let indent = " ".repeat(verdicts + ids + 4);
+    let mut text = String::new();
+    for check in checks {
+        let (verdict, id) = (check.verdict.name(), check.id);
+        let _ = writeln!(text, "{verdict:verdicts$}  {id:ids$}  {}", check.finding);
+        if let Some(remedy) = &check.remedy {
+            let _ = writeln!(text, "{indent}remedy: {remedy}");
+        }
+        if let Some(command) = &check.command {
+            let _ = writeln!(text, "{indent}$ {command}");
+        }
+    }
+    let count = |verdict| {
+        checks
+            .iter()
+            .filter(|check| check.verdict == verdict)
+            .count()
+    };
+    let _ = writeln!(
+        text,
+        "{} broken, {} warnings, {} unknown, {} ok, {} not applicable",
+        count(Verdict::Broken),
+        count(Verdict::Warning),
+        count(Verdict::Unknown),
+        count(Verdict::Ok),
+        count(Verdict::NotApplicable),
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_stands_first_and_the_remedy_below() {
+        let checks = [
+            Check::ok("vip", "10.96.0.2 is on lo"),
+            Check::broken("firewall", "it drops", "let it pass").with_command("nft x"),
+        ];
+        assert_eq!(
+            table(&checks),
+            "ok      vip       10.96.0.2 is on lo\n\
+             broken  firewall  it drops\n\
+             \x20                 remedy: let it pass\n\
+             \x20                 $ nft x\n\
+             1 broken, 0 warnings, 0 unknown, 1 ok, 0 not applicable\n"
+        );
+    }
+
+    #[test]
+    fn the_worst_verdict_counts() {
+        let ok = Check::ok("a", "");
+        let not_applicable = Check::not_applicable("b", "");
+        let unknown = Check::unknown("c", "look", &io::Error::other("no"), "try");
+        let warning = Check::warning("d", "", "");
+        let broken = Check::broken("e", "", "");
+        assert_eq!(worst(&[]), Verdict::Ok);
+        assert_eq!(worst(&[ok.clone(), not_applicable]), Verdict::Ok);
+        assert_eq!(worst(&[ok, unknown.clone()]), Verdict::Unknown);
+        assert_eq!(worst(&[unknown, warning.clone()]), Verdict::Warning);
+        assert_eq!(worst(&[broken, warning]), Verdict::Broken);
+    }
+
+    #[test]
+    fn json_has_the_fields_that_are_documented() {
+        let checks = [Check::warning("arp", "found", "do").with_command("x")];
+        let document = Document {
+            verdict: worst(&checks),
+            checks: &checks,
+        };
+        assert_eq!(
+            serde_json::to_string(&document).unwrap(),
+            r#"{"verdict":"warning","checks":[{"id":"arp","verdict":"warning","finding":"found","remedy":"do","command":"x"}]}"#
+        );
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Whom the doctor looks at: the agent of a run directory, as its state file and its lock tell; and
+//! what more than one check asks of the node.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use super::Options;
+use super::check::Check;
+use crate::backend::iptables;
+use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables};
+use crate::config::Service;
+use crate::dnat::{self, Findings};
+use crate::link::{self, LinkTable, ObserveError};
+use crate::lock;
+use crate::state::{self, Choice, State};
+
+/// The proxy's port where neither a flag nor the agent says one.
+const DEFAULT_PORT: u16 = 443;
+/// Where agents pin unless they are told otherwise.
+const DEFAULT_BPFFS: &str = "/sys/fs/bpf/proxy-agent/v1";
+
+/// What most checks need to know.
+#[derive(Debug)]
+pub struct Subject {
+    /// The agent's run directory.
+    pub run_dir: PathBuf,
+    /// Where it pins.
+    pub bpffs: PathBuf,
+    /// What it has told.
+    pub state: Result<Option<State>, state::Error>,
+    /// Whether one runs.
+    pub running: Result<bool, lock::Error>,
+    /// The VIPs; empty if nobody says.
+    pub vips: Vec<IpAddr>,
+    /// The proxy's ports.
+    pub ports: Vec<u16>,
+    /// The node's links and the VIPs on them.
+    pub links: Result<LinkTable, ObserveError>,
+    /// The iptables tables.
+    pub iptables: Vec<Iptables>,
+    /// Who sends connections to the VIPs.
+    pub dnat: Findings,
+}
+
+/// The iptables tables of a flavour and a family.
+#[derive(Debug)]
+pub struct Iptables {
+    /// The flavour.
+    pub flavour: Flavour,
+    /// The family.
+    pub family: Family,
+    /// Those that are there.
+    pub tables: Result<Tables, iptables::Error>,
+}
+
+impl Iptables {
+    /// The program that changes them.
+    pub fn program(&self) -> String {
+        format!("{}-{}", self.family.program(), self.flavour)
+    }
+
+    /// A table, if it is there and can be read.
+    pub fn table(&self, name: &str) -> Option<&SavedTable> {
+        let (_, table) = self
+            .tables
+            .as_ref()
+            .ok()?
+            .iter()
+            .find(|(of, _)| of == name)?;
+        table.as_ref().ok()
+    }
+}
+
+impl Subject {
+    /// Reads what there is. What cannot be read is for the checks to tell.
+    pub async fn observe(options: &Options) -> Self {
+        let state = State::load(&options.run_dir);
+        let settings = state.as_ref().ok().and_then(Option::as_ref);
+        let settings = settings.map(|state| &state.settings);
+        let told_or = |given: &[IpAddr]| match settings {
+            Some(settings) if given.is_empty() => settings.vips.clone(),
+            _ => given.to_vec(),
+        };
+        let vips = told_or(&options.vips);
+        let ports = match settings {
+            _ if !options.ports.is_empty() => options.ports.clone(),
+            Some(settings) => settings.ports.clone(),
+            None => vec![DEFAULT_PORT],
+        };
+        let bpffs = match (&options.bpffs, settings) {
+            (Some(given), _) => given.clone(),
+            (None, Some(settings)) => settings.bpffs.clone(),
+            (None, None) => PathBuf::from(DEFAULT_BPFFS),
+        };
+        let mut iptables = Vec::new();
+        for flavour in Flavour::ALL {
+            for family in Family::ALL {
+                iptables.push(Iptables {
+                    flavour,
+                    family,
+                    tables: survey::tables(flavour, family).await,
+                });
+            }
+        }
+        Self {
+            iptables,
+            dnat: dnat::find(&vips).await,
+            links: link::observe(&vips).await,
+            running: lock::is_held(&options.run_dir),
+            run_dir: options.run_dir.clone(),
+            bpffs,
+            vips,
+            ports,
+            state,
+        }
+    }
+
+    /// What the agent told last, if it could be read.
+    pub fn told(&self) -> Option<&State> {
+        self.state.as_ref().ok()?.as_ref()
+    }
+
+    /// The process of the running agent, as far as it told.
+    pub fn pid(&self) -> Option<u32> {
+        let running = self.running.as_ref().is_ok_and(|running| *running);
+        self.told().filter(|_| running).map(|state| state.pid)
+    }
+
+    /// The backend in use, as far as the agent told.
+    pub fn choice(&self) -> Option<&Choice> {
+        Some(&self.told()?.backend)
+    }
+
+    /// True if the agent uses this backend.
+    pub fn uses(&self, backend: &str) -> bool {
+        self.choice()
+            .is_some_and(|choice| choice.backend == backend)
+    }
+
+    /// The services that are translated.
+    pub fn services(&self) -> &[Service] {
+        self.told().map_or(&[], |state| &state.settings.services)
+    }
+
+    /// The link that should carry the VIPs, as far as the agent told.
+    pub fn interface(&self) -> Option<&str> {
+        Some(&self.told()?.settings.interface)
+    }
+
+    /// The VIPs with each of the ports.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        let with_ports = |vip: &IpAddr| {
+            let vip = *vip;
+            let ports = self.ports.iter();
+            ports.map(move |port| SocketAddr::new(vip, *port))
+        };
+        self.vips.iter().flat_map(with_ports).collect()
+    }
+
+    /// Why a check that needs VIPs has none; nothing if it has.
+    pub fn without_vips(&self, id: &'static str) -> Option<Check> {
+        self.vips.is_empty().then(|| {
+            Check::not_applicable(
+                id,
+                format!(
+                    "no VIP is known: no agent has told one in {}; give --ip-address",
+                    self.run_dir.display()
+                ),
+            )
+        })
+    }
+}
