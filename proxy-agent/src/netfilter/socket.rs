@@ -2,6 +2,9 @@
 
 //! The nfnetlink socket: transactions, single requests and dumps, for every subsystem of netfilter.
 
+mod error;
+mod message;
+
 use std::io;
 use std::mem::size_of;
 use std::os::fd::AsRawFd as _;
@@ -10,120 +13,19 @@ use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
     NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
+
+pub use self::error::Error;
+pub use self::message::Message;
 
 /// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h: which subsystem a batch is for.
 const SUBSYSTEM_NFTABLES: u16 = 10;
 /// How often a dump that another writer interrupted is begun anew.
 const DUMP_ATTEMPTS: usize = 10;
-
-/// Why netfilter could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The kernel has no nfnetlink, or does not let this process use it.
-    #[error(
-        "cannot open a netfilter netlink socket; the kernel needs CONFIG_NF_TABLES \
-         (`modprobe nf_tables`)"
-    )]
-    Open(#[source] io::Error),
-    /// The socket broke.
-    #[error("cannot talk to netfilter")]
-    Io(#[source] io::Error),
-    /// The kernel refused.
-    #[error("{subsystem} refused to {what}{}", advice(subsystem, answer))]
-    Refused {
-        /// Which part of netfilter.
-        subsystem: &'static str,
-        /// What was being done.
-        what: String,
-        /// The kernel's answer.
-        #[source]
-        answer: io::Error,
-    },
-    /// The answer is not a netlink message.
-    #[error("cannot understand the answer of netfilter")]
-    Decode(#[source] DecodeError),
-    /// The kernel did not answer at all.
-    #[error("{subsystem} did not answer to the request to {what}")]
-    NoAnswer {
-        /// Which part of netfilter.
-        subsystem: &'static str,
-        /// What was being done.
-        what: String,
-    },
-    /// Others made changes during every attempt.
-    #[error("{subsystem} changed during each of {attempts} attempts to {what}")]
-    Interrupted {
-        /// Which part of netfilter.
-        subsystem: &'static str,
-        /// What was being done.
-        what: String,
-        /// How often it was tried.
-        attempts: usize,
-    },
-}
-
-/// What the operator can do about an answer whose words do not tell.
-fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
-    match answer.raw_os_error() {
-        Some(libc::ENOMEM) if subsystem == ConntrackMessage::SUBSYSTEM => {
-            " (is its table full? see net.netfilter.nf_conntrack_max)"
-        }
-        Some(libc::EINVAL | libc::EOPNOTSUPP) if subsystem == ConntrackMessage::SUBSYSTEM => {
-            "; the kernel needs CONFIG_NF_CT_NETLINK and CONFIG_NF_NAT \
-             (`modprobe nf_conntrack_netlink nf_nat`)"
-        }
-        _ => "",
-    }
-}
-
-impl Error {
-    /// The kernel's answer, if it was one.
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Refused { answer, .. } => answer.raw_os_error(),
-            _ => None,
-        }
-    }
-}
-
-/// The messages of one part of netfilter.
-pub trait Message: Into<NetfilterMessageInner> + Clone {
-    /// What it is called in errors.
-    const SUBSYSTEM: &'static str;
-
-    /// The message, if it is one of this part.
-    fn of(message: NetfilterMessageInner) -> Option<Self>;
-}
-
-impl Message for NfTablesMessage {
-    const SUBSYSTEM: &'static str = "nf_tables";
-
-    fn of(message: NetfilterMessageInner) -> Option<Self> {
-        match message {
-            NetfilterMessageInner::NfTables(message) => Some(message),
-            _ => None,
-        }
-    }
-}
-
-impl Message for ConntrackMessage {
-    const SUBSYSTEM: &'static str = "conntrack";
-
-    fn of(message: NetfilterMessageInner) -> Option<Self> {
-        match message {
-            NetfilterMessageInner::Conntrack(message) => Some(message),
-            _ => None,
-        }
-    }
-}
 
 /// A netlink socket for netfilter.
 pub struct Socket {

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Why netfilter could not be read or written, and what the operator can do about it.
+
+use std::io;
+
+use netlink_packet_core::DecodeError;
+use netlink_packet_netfilter::conntrack::ConntrackMessage;
+
+use super::Message as _;
+
+/// Why netfilter could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no nfnetlink, or does not let this process use it.
+    #[error(
+        "cannot open a netfilter netlink socket; the kernel needs CONFIG_NF_TABLES \
+         (`modprobe nf_tables`)"
+    )]
+    Open(#[source] io::Error),
+    /// The socket broke.
+    #[error("cannot talk to netfilter")]
+    Io(#[source] io::Error),
+    /// The kernel refused.
+    #[error("{subsystem} refused to {what}{}", advice(subsystem, answer))]
+    Refused {
+        /// Which part of netfilter.
+        subsystem: &'static str,
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        answer: io::Error,
+    },
+    /// The answer is not a netlink message.
+    #[error("cannot understand the answer of netfilter")]
+    Decode(#[source] DecodeError),
+    /// The kernel did not answer at all.
+    #[error("{subsystem} did not answer to the request to {what}")]
+    NoAnswer {
+        /// Which part of netfilter.
+        subsystem: &'static str,
+        /// What was being done.
+        what: String,
+    },
+    /// Others made changes during every attempt.
+    #[error("{subsystem} changed during each of {attempts} attempts to {what}")]
+    Interrupted {
+        /// Which part of netfilter.
+        subsystem: &'static str,
+        /// What was being done.
+        what: String,
+        /// How often it was tried.
+        attempts: usize,
+    },
+}
+
+/// What the operator can do about an answer whose words do not tell.
+fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
+    match answer.raw_os_error() {
+        Some(libc::ENOMEM) if subsystem == ConntrackMessage::SUBSYSTEM => {
+            " (is its table full? see net.netfilter.nf_conntrack_max)"
+        }
+        Some(libc::EINVAL | libc::EOPNOTSUPP) if subsystem == ConntrackMessage::SUBSYSTEM => {
+            "; the kernel needs CONFIG_NF_CT_NETLINK and CONFIG_NF_NAT \
+             (`modprobe nf_conntrack_netlink nf_nat`)"
+        }
+        _ => "",
+    }
+}
+
+impl Error {
+    /// The kernel's answer, if it was one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { answer, .. } => answer.raw_os_error(),
+            _ => None,
+        }
+    }
+}
