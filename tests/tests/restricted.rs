@@ -85,6 +85,56 @@ fn net_admin_is_enough_beside_legacy_rules() {
     net_admin_is_enough(Topology::Veth, KubeProxy::IptablesLegacy);
 }
 
+/// No eBPF, no nf_tables, and with it no ipset: rules that cannot decide are not set where they would
+/// break somebody. kube-proxy's rules come and go while the agent runs.
+#[test]
+fn auto_does_not_break_connections_that_kube_proxy_translates() {
+    Node::test(Topology::Veth, |node| {
+        let mut command = node.agent_command(&["--backend=auto", "--sync-interval=300ms"])?;
+        Lacking::Bpf.apply(&mut command);
+        Lacking::Nfnetlink.apply(&mut command);
+        let agent = node.spawn(command)?;
+        agent.wait_until_ready()?;
+        let uses = |backend: &str, times: usize| {
+            cmd::wait_until(TIMEOUT, &format!("backend {backend}"), || {
+                let log = agent.log();
+                let told = format!(" backend {backend}");
+                let lines = log.lines().filter(|line| {
+                    line.split_once(&told)
+                        .is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(", stateless"))
+                });
+                Ok((lines.count() >= times).then_some(()))
+            })
+        };
+        uses("iptables", 1).context("nobody is broken")?;
+        let _proxy = Proxy::start(node)?;
+        let untracked = || -> Result<bool> {
+            let stream = client::connect(&node.netns, Family::V4.vip_socket(), TIMEOUT)?;
+            let entries = conntrack::list_all(&node.netns, Family::V4)?;
+            Ok(conntrack::of_client(&entries, stream.local_addr()?).is_empty())
+        };
+        ensure!(untracked()?, "tracked by stateless rules");
+
+        KubeProxy::IptablesLegacy.install(&node.netns)?;
+        uses("none", 1).context("kube-proxy has come")?;
+        ensure!(agent.log().contains("KUBE-"), "it is not named");
+        for path in node.paths() {
+            let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+                .with_context(|| path.to_string())?;
+            transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
+        }
+        ensure!(!untracked()?, "the rules are still there");
+
+        for program in ["iptables-legacy", "ip6tables-legacy"] {
+            node.netns.exec(&format!("{program} -w -t nat -F"))?;
+        }
+        uses("iptables", 2).context("kube-proxy has gone")?;
+        cmd::wait_until(TIMEOUT, "the stateless rules", || {
+            Ok(untracked()?.then_some(()))
+        })
+    });
+}
+
 fn has_vips(node: &Node) -> Result<bool> {
     let addresses = node.netns.exec("ip -o address show dev lo")?;
     let is_there = |family: &Family| addresses.contains(&format!(" {}/", family.vip()));

@@ -32,6 +32,11 @@ enum Error {
     Nftables(#[from] netfilter::Error),
     #[error(transparent)]
     Iptables(#[from] iptables::Error),
+    #[error(
+        "its rules would be stateless here and break the connections that are sent to a VIP by \
+         {0} (--backend=iptables takes them all the same)"
+    )]
+    WouldBreak(String),
 }
 
 /// The backend in use.
@@ -147,7 +152,7 @@ impl Backend {
             Kind::Iptables(iptables) => {
                 iptables.reconcile(mode, report).await;
                 if cause == Cause::Resync {
-                    self.look_for_dnat().await;
+                    self.look_for_dnat(mode).await;
                 }
             }
             Kind::None => {}
@@ -155,7 +160,8 @@ impl Backend {
         }
         self.reconcile_accept_rules(mode, report).await;
         // Only once this backend stands: until then what an older one does is better than nothing.
-        if take_over && report.failures.len() == failures {
+        let works = report.failures.len() == failures;
+        if self.look_for_leftovers && mode == Mode::Apply && works {
             self.remove_leftovers(handle, table, report).await;
             self.look_for_leftovers = report.failures.len() > failures;
         }
@@ -229,7 +235,13 @@ impl Backend {
             }
             BackendChoice::Iptables => {
                 let accept = self.config.accept_rules;
-                Kind::Iptables(Box::new(self.open_iptables(true, accept, mode).await?))
+                let rules = self.open_iptables(true, accept, mode).await?;
+                if self.config.backend == BackendChoice::Auto
+                    && let Some(finding) = self.broken_by(&rules).await.first()
+                {
+                    return Err(Error::WouldBreak(finding.to_string()));
+                }
+                Kind::Iptables(Box::new(rules))
             }
             BackendChoice::None | BackendChoice::Auto => Kind::None,
         })
@@ -273,11 +285,38 @@ impl Backend {
     }
 
     /// Says who sends connections to the VIP, while the rules untrack the answers to all of them.
-    async fn look_for_dnat(&mut self) {
-        let is_stateless = matches!(&self.kind, Kind::Iptables(rules) if !rules.learns());
-        if !is_stateless {
-            self.broken.clear();
+    /// `auto` gives such rules up: to track everything breaks nothing.
+    async fn look_for_dnat(&mut self, mode: Mode) {
+        let found = match &self.kind {
+            Kind::Iptables(rules) => self.broken_by(rules).await,
+            _ => Vec::new(),
+        };
+        if self.config.backend == BackendChoice::Auto
+            && mode == Mode::Apply
+            && let Some(finding) = found.first()
+        {
+            let error = Error::WouldBreak(finding.to_string());
+            self.reject(BackendChoice::Iptables, &error);
+            self.take(Kind::None).await;
             return;
+        }
+        for finding in found
+            .iter()
+            .filter(|finding| !self.broken.contains(finding))
+        {
+            warn!(
+                part = PART,
+                "connections time out that are sent to the VIP by {finding}: the stateless rules \
+                 untrack their answers (--backend=nftables, ipset, or --backend=none)"
+            );
+        }
+        self.broken = found;
+    }
+
+    /// Whose connections the rules break.
+    async fn broken_by(&self, rules: &Iptables) -> Vec<Finding> {
+        if rules.learns() {
+            return Vec::new();
         }
         let findings = dnat::find(&self.config.vips).await;
         for unread in &findings.unread {
@@ -288,16 +327,7 @@ impl Backend {
                 unread.why
             );
         }
-        for finding in &findings.found {
-            if !self.broken.contains(finding) {
-                warn!(
-                    part = PART,
-                    "connections time out that are sent to the VIP by {finding}: the stateless \
-                     rules untrack their answers (--backend=nftables, ipset, or --backend=none)"
-                );
-            }
-        }
-        self.broken = findings.found;
+        findings.found
     }
 
     fn needs_accept_rules(&self) -> bool {

@@ -73,6 +73,31 @@ pub fn read(part: &'static str, tables: &[Table], report: &mut Report) -> Observ
     outlines
 }
 
+/// The tables of ours that are there, to remove them. Errors go to the report as those of `part`; a
+/// kernel without nf_tables has none.
+pub fn existing(part: &'static str, report: &mut Report) -> Vec<Table> {
+    let look = || {
+        let mut socket = Socket::open()?;
+        let mut found = Vec::new();
+        for table in empty() {
+            if table.observe(&mut socket)?.is_some() {
+                found.push(table);
+            }
+        }
+        Ok(found)
+    };
+    match look() {
+        Ok(found) => found,
+        Err(error) => {
+            let error: netfilter::Error = error;
+            if !error.is_unsupported() {
+                failed(part, "look for nf_tables tables of ours", &error, report);
+            }
+            Vec::new()
+        }
+    }
+}
+
 /// Compares; a table without chains should not be there.
 pub fn drift(desired: &[Table], observed: &Observed) -> Drift {
     let mut drift = Drift::default();

@@ -18,7 +18,6 @@ use super::{PART, Settings, cgroup, maps};
 use crate::backend::tables;
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
-use crate::netfilter::Table;
 use crate::reconcile::{Report, failed};
 
 /// What is in the kernel. What could not be read is in the report, and missing here in a way that
@@ -159,14 +158,10 @@ pub async fn everything(
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
         deciding.push(Op::HandOver { services: None });
     }
-    let all = tables::empty();
-    let outlines = tables::read(PART, &all, report);
-    let is_there = |table: &Table| outlines.get(&table.title()).is_some_and(Option::is_some);
     Everything {
         deciding,
-        tables: all
+        tables: tables::existing(PART, report)
             .into_iter()
-            .filter(is_there)
             .map(|table| Op::DeleteTable { table })
             .collect(),
         rest: detach(Hook::Egress).collect(),

@@ -115,6 +115,11 @@ impl CommandError {
         matches!(self, Self::Failed { stderr, .. } if stderr.contains("it is in use"))
     }
 
+    /// True if ipset found a kernel that answers for no sets.
+    pub fn is_without_sets(&self) -> bool {
+        matches!(self, Self::Failed { stderr, .. } if stderr.contains("Cannot open session to kernel"))
+    }
+
     /// True if an nft flavoured program found a kernel without `nf_tables`.
     pub fn is_without_nf_tables(&self) -> bool {
         let Self::Failed { stderr, .. } = self else {

@@ -70,6 +70,22 @@ fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
 }
 
 impl Error {
+    /// True if the kernel has not what was to be read: then there is nothing of it.
+    ///
+    /// nfnetlink answers `EINVAL` to messages of a subsystem that it does not know.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Open(cause) => matches!(
+                cause.raw_os_error(),
+                Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)
+            ),
+            Self::Refused { answer, .. } => {
+                matches!(answer.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+            }
+            _ => false,
+        }
+    }
+
     /// The kernel's answer, if it was one.
     pub fn errno(&self) -> Option<i32> {
         match self {

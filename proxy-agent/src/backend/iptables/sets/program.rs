@@ -91,10 +91,12 @@ impl Ipset {
     /// # Errors
     /// As [`Ipset::list`].
     pub async fn list_leftovers(&self) -> Result<Vec<SavedSet>, Error> {
-        if Path::new(MODULE).exists() {
-            self.list().await
-        } else {
-            Ok(Vec::new())
+        if !Path::new(MODULE).exists() {
+            return Ok(Vec::new());
+        }
+        match self.list().await {
+            Err(Error::Command(cause)) if cause.is_without_sets() => Ok(Vec::new()),
+            observed => observed,
         }
     }
 
