@@ -77,7 +77,7 @@ pub struct Interest {
     /// The VIPs.
     pub vips: Vec<IpAddr>,
     /// Tables of which every change counts.
-    pub tables: Vec<&'static str>,
+    pub tables: Vec<String>,
     /// Tables and chains of which removals count: those that iptables rules live in.
     pub chains: Vec<(&'static str, &'static str)>,
 }

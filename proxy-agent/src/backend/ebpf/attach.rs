@@ -25,10 +25,13 @@ use super::hook::Hook;
 use super::load::Programs;
 use super::plan::Target;
 use crate::config::TcAttach;
+use crate::instance::Instance;
 use crate::kernel::bpffs;
 
-/// Our filters' handle. Together with the program's name it tells them from others'.
-pub const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
+/// The handle of the default instance's filters.
+const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
+/// Handles of filters have 24 bits here: a hash of the name.
+const HANDLE_MASK: u32 = 0x00ff_ffff;
 /// Priorities that are tried in turn, the first comes first on the link. Another classifier may
 /// own one of them.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
@@ -110,6 +113,24 @@ impl AttachMode {
                 Err(_) => Self::Clsact,
             },
         }
+    }
+}
+
+/// The handle of an instance's filters. Together with the program's name it tells them from others'.
+/// Two instances may have the same one: see [`crate::claims`].
+pub fn filter_handle(instance: Instance) -> u32 {
+    if instance == Instance::default() {
+        return FILTER_HANDLE;
+    }
+    // FNV-1a: it must be the same in every version.
+    let hash = instance.name().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    match (hash ^ (hash >> 24)) & HANDLE_MASK {
+        // The kernel chooses one itself where zero is asked for.
+        0 => HANDLE_MASK,
+        FILTER_HANDLE => FILTER_HANDLE + 1,
+        handle => handle,
     }
 }
 
@@ -223,7 +244,7 @@ fn attach_clsact(
     for priority in PRIORITIES {
         let options = |priority| NlOptions {
             priority,
-            handle: TcHandle::from(FILTER_HANDLE),
+            handle: TcHandle::from(filter_handle(settings.instance)),
             classid: None,
         };
         let created = program.attach_with_options(
@@ -234,7 +255,7 @@ fn attach_clsact(
         let attached = match created {
             Err(error) if refused_with(&error, libc::EEXIST) => {
                 // Ours, with an older program: replaced in place.
-                program.attach_to_link(existing_filter(hook, &link.name, priority)?)?
+                program.attach_to_link(existing_filter(hook, &link.name, priority, settings)?)?
             }
             // Another kind of classifier has this priority.
             Err(error) if refused_with(&error, libc::EINVAL) => continue,
@@ -252,12 +273,13 @@ fn existing_filter(
     hook: Hook,
     link: &str,
     priority: u16,
+    settings: &Settings,
 ) -> Result<SchedClassifierLink, AttachError> {
     SchedClassifierLink::attached(
         link,
         hook.attach_type(),
         priority,
-        TcHandle::from(FILTER_HANDLE),
+        TcHandle::from(filter_handle(settings.instance)),
         None,
     )
     .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))
@@ -303,7 +325,7 @@ pub async fn remove_filter(
     settings: &Settings,
     handle: &Handle,
 ) -> Result<(), AttachError> {
-    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority)?;
+    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority, settings)?;
     aya::programs::links::Link::detach(attached)?;
     remove_own_qdisc(filter.link.index, settings, handle).await
 }

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::tc::{
     TcAttribute, TcFilterBpf, TcFilterBpfOption, TcMessage, TcOption,
 };
 
-use super::attach::{AttachError, AttachMode, FILTER_HANDLE, Filter, links_dir};
+use super::attach::{AttachError, AttachMode, Filter, filter_handle, links_dir};
 use super::hook::{Hook, SocketHook};
 use super::plan::{Desired, Op, Target};
 use super::{PART, Settings, cgroup, maps};
@@ -66,7 +66,7 @@ impl Observed {
             }
         }
         if desired.mode == AttachMode::Clsact || leftovers {
-            observed.filters = read_filters(&desired.links, handle, report).await;
+            observed.filters = read_filters(&desired.links, settings, handle, report).await;
         }
         observed
     }
@@ -141,7 +141,7 @@ pub async fn everything(
         })
         .unwrap_or_default();
     let pins = read_pins(settings, report);
-    let filters = read_filters(&links, handle, report).await;
+    let filters = read_filters(&links, settings, handle, report).await;
     let detach = |hook: Hook| {
         let pins = pins.iter().filter(move |(of, _)| *of == hook);
         let filters = filters.values().filter(move |filter| filter.hook == hook);
@@ -159,7 +159,7 @@ pub async fn everything(
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
         deciding.push(Op::HandOver { services: None });
     }
-    let all = tables::empty();
+    let all = tables::empty(settings.instance);
     let outlines = tables::read(PART, &all, report);
     let is_there = |table: &Table| outlines.get(&table.title()).is_some_and(Option::is_some);
     Everything {
@@ -211,6 +211,7 @@ fn read_sockets(settings: &Settings) -> BTreeMap<SocketHook, u32> {
 
 async fn read_filters(
     links: &BTreeMap<u32, String>,
+    settings: &Settings,
     handle: &Handle,
     report: &mut Report,
 ) -> BTreeMap<(Hook, u32), Filter> {
@@ -225,7 +226,7 @@ async fn read_filters(
                 Ok(messages) => {
                     let own = messages
                         .iter()
-                        .find_map(|message| own(hook, message, &link));
+                        .find_map(|message| own(hook, message, &link, settings));
                     found.extend(own.map(|filter| ((hook, *index), filter)));
                 }
                 // The link has gone meanwhile.
@@ -252,8 +253,8 @@ async fn dump_filters(
 }
 
 /// Our filter, if this is it: told by its handle and its program's name.
-fn own(hook: Hook, message: &TcMessage, link: &Target) -> Option<Filter> {
-    if u32::from(message.header.handle) != FILTER_HANDLE {
+fn own(hook: Hook, message: &TcMessage, link: &Target, settings: &Settings) -> Option<Filter> {
+    if u32::from(message.header.handle) != filter_handle(settings.instance) {
         return None;
     }
     let (mut is_bpf, mut named, mut program) = (false, false, None);

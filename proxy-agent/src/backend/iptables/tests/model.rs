@@ -11,6 +11,7 @@ use proptest::sample::{select, subsequence};
 use super::super::observe::{Saved, SavedChain, SavedRule, SavedTable, words};
 use super::super::rules::{self, Family, Rule, Table, Way};
 use super::{NODE, V4, parsed, planned, raw};
+use crate::instance::Instance;
 
 /// What `iptables-restore --noflush` makes of a table: all lines or, with an error, none.
 fn restore(table: &SavedTable, input: &str) -> Result<SavedTable, String> {
@@ -43,7 +44,7 @@ fn any_rule(table: Table) -> impl Strategy<Value = String> {
     let ours = (vip, port, any_way(), 0..13usize, any::<bool>()).prop_map(
         move |(vip, port, way, which, alias)| {
             let vip = [vip.parse().unwrap()];
-            let all = rules::desired(table, Family::V4, way, &vip, &[port]);
+            let all = rules::desired(Instance::default(), table, Family::V4, way, &vip, &[port]);
             // There are no stateless rules in mangle.
             let Some(rule) = all.get(which % all.len().max(1)) else {
                 return "-A INPUT -j MARK".to_owned();
@@ -80,7 +81,11 @@ fn any_table(table: Table) -> impl Strategy<Value = SavedTable> {
 }
 
 fn foreign(table: &SavedTable) -> Vec<&SavedRule> {
-    table.rules.iter().filter(|rule| !rule.owned).collect()
+    table
+        .rules
+        .iter()
+        .filter(|rule| rule.owner.is_none())
+        .collect()
 }
 
 proptest! {
@@ -93,7 +98,7 @@ proptest! {
         way in any_way(),
     ) {
         let vips: Vec<IpAddr> = vips.iter().map(|vip| vip.parse().unwrap()).collect();
-        let wanted = rules::desired(table, Family::V4, way, &vips, &ports);
+        let wanted = rules::desired(Instance::default(), table, Family::V4, way, &vips, &ports);
         let after = match planned(table, Family::V4, &wanted, &observed) {
             Some(op) => {
                 let after = restore(&observed, &op.restore_input())
@@ -105,9 +110,9 @@ proptest! {
         };
         prop_assert_eq!(foreign(&after), foreign(&observed));
         let mut owned: Vec<Rule> = Vec::new();
-        for rule in after.rules.iter().filter(|rule| rule.owned) {
+        for rule in after.rules.iter().filter(|rule| rule.owner.is_some()) {
             let words = words(&rule.spec).unwrap();
-            owned.extend(Rule::recognise(table, &rule.chain, &words));
+            owned.extend(Rule::recognise(Instance::default(), table, &rule.chain, &words));
         }
         prop_assert_eq!(after.rules.len(), owned.len() + foreign(&after).len());
         for rule in &wanted {
@@ -137,13 +142,13 @@ proptest! {
         way in any_way(),
         which in 0..15usize,
     ) {
-        let desired = |table| rules::desired(table, Family::of(vip), way, &[vip], &[port]);
+        let desired = |table| rules::desired(Instance::default(), table, Family::of(vip), way, &[vip], &[port]);
         let all = Table::ALL.map(desired).concat();
         let rule = all[which % all.len()];
         let read = raw(&rule.to_string()).rules.remove(0);
-        prop_assert!(read.owned);
+        prop_assert_eq!(read.owner, Some(Instance::default()));
         let words = words(&read.spec).unwrap();
-        prop_assert_eq!(Rule::recognise(rule.kind.table(), &read.chain, &words), Some(rule));
+        prop_assert_eq!(Rule::recognise(Instance::default(), rule.kind.table(), &read.chain, &words), Some(rule));
     }
 
     #[test]
