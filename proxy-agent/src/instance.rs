@@ -139,7 +139,7 @@ impl Display for Instance {
 
 /// Any instance, for property tests.
 #[cfg(test)]
-pub fn any() -> impl proptest::strategy::Strategy<Value = Instance> {
+pub fn any_instance() -> impl proptest::strategy::Strategy<Value = Instance> {
     use proptest::strategy::Strategy as _;
     // Among them names that look like parts of other names.
     let tricky = [
@@ -184,12 +184,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_tells_whose_it_is(instance in any()) {
+        fn a_mark_tells_whose_it_is(instance in any_instance()) {
             prop_assert_eq!(Instance::of_mark(&instance.mark()), Some(instance));
         }
 
         #[test]
-        fn the_state_file_holds_the_name(instance in any()) {
+        fn the_state_file_holds_the_name(instance in any_instance()) {
             let json = serde_json::to_string(&instance).unwrap();
             prop_assert_eq!(&json, &format!("\"{instance}\""));
             prop_assert_eq!(serde_json::from_str::<Instance>(&json).unwrap(), instance);

@@ -385,3 +385,27 @@ impl Display for AttachMode {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::instance;
+
+    proptest! {
+        #[test]
+        fn only_the_default_has_its_handle(instance in instance::any_instance()) {
+            let handle = filter_handle(instance);
+            prop_assert!(handle != 0 && handle <= HANDLE_MASK);
+            prop_assert_eq!(handle == FILTER_HANDLE, instance == Instance::default());
+        }
+    }
+
+    #[test]
+    fn handles_are_the_same_in_every_version() {
+        let handle = |name: &str| filter_handle(name.parse().unwrap());
+        assert_eq!(handle(""), 0x0070_7861);
+        assert_eq!(handle("b"), 0x000c_2d02);
+    }
+}

@@ -242,7 +242,7 @@ proptest! {
 
     #[test]
     fn names_fit_into_the_kernel_and_tell_whose_they_are(
-        instance in instance::any(),
+        instance in instance::any_instance(),
         port in any::<u16>(),
     ) {
         for set in desired(instance, &vips(), &[port], 1024) {

@@ -8,10 +8,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::super::flavour::Flavour;
 use super::super::observe::{Saved, SavedChain, SavedRule, SavedTable, words};
+use super::super::plan;
 use super::super::rules::{self, Family, Rule, Table, Way};
 use super::{NODE, V4, parsed, planned, raw};
-use crate::instance::Instance;
+use crate::instance::{self, Instance};
 
 /// What `iptables-restore --noflush` makes of a table: all lines or, with an error, none.
 fn restore(table: &SavedTable, input: &str) -> Result<SavedTable, String> {
@@ -133,6 +135,26 @@ proptest! {
             None => observed.clone(),
         };
         prop_assert_eq!(after.rules.iter().collect::<Vec<_>>(), foreign(&observed));
+    }
+
+    /// Neither removed with an agent's own rules, nor taken for some that are missing.
+    #[test]
+    fn rules_of_other_instances_are_foreign(
+        own in instance::any_instance(),
+        other in instance::any_instance(),
+        way in any_way(),
+    ) {
+        prop_assume!(own != other);
+        let vip = [IpAddr::from([10, 96, 0, 2])];
+        let rules = |owner| rules::desired(owner, Table::Raw, Family::V4, way, &vip, &[443]);
+        let lines: Vec<String> = rules(other).iter().map(ToString::to_string).collect();
+        let observed = raw(&lines.join("\n"));
+        let plan = |wanted: &[Rule]| {
+            plan::plan(own, Flavour::Nft, Family::V4, Table::Raw, wanted, &observed)
+        };
+        prop_assert_eq!(plan(&[]), None);
+        let op = plan(&rules(own)).unwrap();
+        prop_assert_eq!((op.deletions.len(), op.insertions), (0, rules(own)));
     }
 
     #[test]
