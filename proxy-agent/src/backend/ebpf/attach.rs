@@ -19,14 +19,16 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
+use tracing::info;
 
-use super::Settings;
 use super::hook::Hook;
 use super::load::Programs;
 use super::plan::Target;
+use super::{PART, Settings};
 use crate::config::TcAttach;
 use crate::instance::Instance;
 use crate::kernel::bpffs;
+use crate::link::LinkTable;
 
 /// The handle of the default instance's filters.
 const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
@@ -353,20 +355,33 @@ async fn remove_own_qdisc(
     fs::remove_file(&note).map_err(|source| AttachError::File { path: note, source })
 }
 
-/// Removes the notes about qdiscs of links that are gone.
+/// Removes the notes about qdiscs. One that is still there stays: others have attached programs to it,
+/// maybe another instance, which does not know whose it is.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn forget_qdiscs(settings: &Settings) -> Result<(), AttachError> {
+pub fn forget_qdiscs(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
     let directory = notes_dir(settings);
-    match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| AttachError::File {
-            path: directory,
-            source,
-        }),
+    let failed = |source| AttachError::File {
+        path: directory.clone(),
+        source,
+    };
+    let notes = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        notes => notes.map_err(failed)?,
+    };
+    for note in notes {
+        let index = note.map_err(failed)?.file_name();
+        let index = index.to_str().and_then(|index| index.parse().ok());
+        if let Some(link) = index.and_then(|index| table?.by_index(index)) {
+            info!(
+                part = PART,
+                "the clsact qdisc of link {} stays: others have attached programs to it", link.name
+            );
+        }
     }
+    fs::remove_dir_all(&directory).map_err(failed)
 }
 
 fn notes_dir(settings: &Settings) -> PathBuf {

@@ -406,7 +406,7 @@ impl Ebpf {
         if let Err(error) = load::remove_pins(settings) {
             failed(PART, "remove the pins", &error, report);
         }
-        if let Err(error) = attach::forget_qdiscs(settings) {
+        if let Err(error) = attach::forget_qdiscs(settings, table) {
             warn!(part = PART, "{error}");
         }
     }
