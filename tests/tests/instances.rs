@@ -172,6 +172,18 @@ fn belongings(node: &Node, of: &Instance) -> Result<String> {
     Ok(text)
 }
 
+/// The lines of rulesets that are either agent's, in an order that does not depend on who came first.
+fn marked(node: &Node) -> Result<Vec<String>> {
+    let mut text = snapshot::nf_tables(&node.netns)?;
+    for program in ["iptables-nft-save", "ip6tables-nft-save"] {
+        text.push_str(&node.netns.exec(program)?);
+    }
+    let lines = text.lines().filter(|line| line.contains("proxy-agent"));
+    let mut lines: Vec<_> = lines.map(str::to_owned).collect();
+    lines.sort_unstable();
+    Ok(lines)
+}
+
 fn is_unchanged(node: &Node, of: &Instance, before: &str, when: &str) -> Result<()> {
     let after = belongings(node, of)?;
     if let Some(difference) = snapshot::difference(before, &after) {
@@ -226,14 +238,10 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
 
         // Both repair what is theirs.
         let a = node.start_agent(first)?;
-        let tables = || snapshot::nf_tables(&node.netns);
-        let whole = tables()?;
+        let before = marked(node)?;
         node.netns.exec("nft flush ruleset")?;
         cmd::wait_until(TIMEOUT, "both to repair their own", || {
-            let now = tables()?;
-            let is_back = |line: &&str| now.lines().any(|other| other == *line);
-            let owned = whole.lines().filter(|line| line.contains("proxy-agent"));
-            Ok(owned.into_iter().all(|line| is_back(&line)).then_some(()))
+            Ok((marked(node)? == before).then_some(()))
         })?;
         KubeProxy::IptablesNft.install(&node.netns)?;
         first_works(node)?;
