@@ -150,23 +150,17 @@ impl Claim {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(failed(error)),
         }
-        let holder = match holder(&name).await {
-            Ok(holder) => holder,
-            // It may be gone by now, or be asked by too many.
-            Err(error) => Some(format!("pid unknown: {error}")),
+        let holder = holder(&name).await;
+        // Where it cannot be asked it may be gone by now, or be asked by too many.
+        let holder = holder.unwrap_or_else(|error| Some(format!("pid unknown: {error}")));
+        let Some(holder) = holder else {
+            warn!("@{name} is held by another user's process, which is no agent: it is ignored");
+            return Ok(None);
         };
-        match holder {
-            Some(holder) => Err(Error::Held {
-                claim: self,
-                holder,
-            }),
-            None => {
-                warn!(
-                    "@{name} is held by another user's process, which is no agent: it is ignored"
-                );
-                Ok(None)
-            }
-        }
+        Err(Error::Held {
+            claim: self,
+            holder,
+        })
     }
 }
 

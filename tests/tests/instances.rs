@@ -173,12 +173,14 @@ fn belongings(node: &Node, of: &Instance) -> Result<String> {
 }
 
 /// The lines of rulesets that are either agent's, in an order that does not depend on who came first.
+/// Without ACCEPT rules: they are for tables with rules of others, and go with them.
 fn marked(node: &Node) -> Result<Vec<String>> {
     let mut text = snapshot::nf_tables(&node.netns)?;
     for program in ["iptables-nft-save", "ip6tables-nft-save"] {
         text.push_str(&node.netns.exec(program)?);
     }
-    let lines = text.lines().filter(|line| line.contains("proxy-agent"));
+    let is_meant = |line: &&str| line.contains("proxy-agent") && !line.contains(": accept ");
+    let lines = text.lines().filter(is_meant);
     let mut lines: Vec<_> = lines.map(str::to_owned).collect();
     lines.sort_unstable();
     Ok(lines)

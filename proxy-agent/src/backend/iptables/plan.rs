@@ -37,21 +37,21 @@ pub fn plan(
     desired: &[Rule],
     observed: &SavedTable,
 ) -> Option<Op> {
-    let mut owned = owned(table, observed);
-    owned.retain(|(saved, _)| saved.owner == Some(owner));
+    let mut present = owned(table, observed);
+    present.retain(|(saved, _)| saved.owner == Some(owner));
     // A deletion takes the topmost copy, and the copies below may stand behind a foreign DROP. So
     // of duplicates all go and one comes back on top, in the same transaction. The same with rules
     // that depend on each other's order.
     let kept = |rule: &Rule| {
         let group = |other: &&Rule| other.group() == rule.group();
-        let there = owned.iter().filter_map(|(_, rule)| rule.as_ref());
+        let there = present.iter().filter_map(|(_, rule)| rule.as_ref());
         desired.contains(rule) && there.filter(group).eq(desired.iter().filter(group))
     };
     let op = Op {
         flavour,
         family,
         table,
-        deletions: owned
+        deletions: present
             .iter()
             .filter(|(_, rule)| !rule.is_some_and(|rule| kept(&rule)))
             .map(|(saved, _)| (*saved).clone())
