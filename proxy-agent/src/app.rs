@@ -15,6 +15,8 @@ use tracing::{info, warn};
 
 use crate::backend::ebpf::Ids;
 use crate::backend::select::Backend;
+use crate::backend::tables;
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
@@ -66,8 +68,9 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     } else {
         Mode::Apply
     };
-    let _lock = match mode {
-        Mode::Apply => Some(Lock::take(&config.run_dir)?),
+    // First the claims: one that is refused has not even left a file.
+    let _held = match mode {
+        Mode::Apply => Some((Claims::take(&config).await?, Lock::take(&config.run_dir)?)),
         Mode::DryRun => None,
     };
     // Before the first look, so that nothing that happens after it is missed.
@@ -109,7 +112,7 @@ fn repaired(config: &Config) -> Vec<SocketAddr> {
 fn interest(config: &Config) -> Interest {
     Interest {
         vips: config.vips.clone(),
-        tables: vec![crate::backend::tables::NAME],
+        tables: vec![tables::name(config.instance)],
         chains: IPTABLES_CHAINS.to_vec(),
     }
 }

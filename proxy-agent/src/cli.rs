@@ -45,6 +45,8 @@ Examples:
       One pass, for an init container.
   proxy-agent --ip-address=10.96.0.2 --dry-run
       Print what would be changed.
+  proxy-agent --instance=b --ip-address=172.20.0.7
+      A second agent beside the first, for another VIP.
 
 Exit codes: 0 done, 1 the node is not as desired, 2 bad usage.";
 
@@ -105,8 +107,8 @@ where
             return Ok(Invocation::Status(status::Request {
                 output,
                 all,
-                run_dir: location.run_dir,
-                bpffs: is_given("bpffs", &matches).then_some(location.bpffs),
+                run_dir: location.run_dir(),
+                bpffs: location.bpffs,
             }));
         }
         Some(Subcommand::Doctor {
@@ -116,9 +118,10 @@ where
             port,
         }) => {
             return Ok(Invocation::Doctor(doctor::Options {
+                instance: location.instance,
                 format: output,
-                bpffs: is_given("bpffs", &matches).then_some(location.bpffs),
-                run_dir: location.run_dir,
+                run_dir: location.run_dir(),
+                bpffs: location.bpffs,
                 vips: ip_address,
                 ports: port,
             }));
@@ -131,14 +134,6 @@ where
     let services = services::resolve(&args, variable)
         .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
     Ok(Invocation::Run(Box::new(config(args, services, &matches))))
-}
-
-/// Whether a flag of the subcommand was given, on the command line or by its variable.
-fn is_given(flag: &str, matches: &ArgMatches) -> bool {
-    let source = matches
-        .subcommand()
-        .and_then(|(_, of)| of.value_source(flag));
-    source.is_some_and(|source| source != ValueSource::DefaultValue)
 }
 
 /// An environment variable that says something.
@@ -178,6 +173,7 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
         log.remarks.extend(untranslated(backend));
     }
     Config {
+        instance: args.location.instance,
         vips: args.ip_address,
         ports: args.port,
         interface: args.interface,
@@ -189,8 +185,8 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
         repair: services.repair,
         accept_rules: args.accept_rules,
         dry_run: args.dry_run,
-        bpffs: args.location.bpffs,
-        run_dir: args.location.run_dir,
+        bpffs: args.location.bpffs(),
+        run_dir: args.location.run_dir(),
         max_connections: args.max_connections,
         tc_attach: args.tc_attach,
         log,

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::instance::Instance;
 use crate::telemetry::log::LogOptions;
 
 /// Everything the agent was told, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Which of the agents of this node it is.
+    pub instance: Instance,
     /// The VIPs: at least one, no duplicates, in the order given.
     pub vips: Vec<IpAddr>,
     /// The proxy's ports: at least one, none 0, no duplicates, in the order given.

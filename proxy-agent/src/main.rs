@@ -4,12 +4,14 @@
 
 mod app;
 mod backend;
+mod claims;
 mod cli;
 mod config;
 mod conntrack;
 mod dnat;
 mod doctor;
 mod goflag;
+mod instance;
 mod kernel;
 mod klog;
 mod link;

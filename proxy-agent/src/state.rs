@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::history::History;
 use crate::config::{AcceptRules, BackendChoice, Config, Service, TcAttach};
+use crate::instance::Instance;
 use crate::telemetry::log::LogOptions;
 
 /// The file's name in the run directory.
@@ -46,6 +47,9 @@ pub struct State {
 /// The settings that tell what is this agent's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
+    /// Which of the agents of this node it is; the default where an older version has not told.
+    #[serde(default)]
+    pub instance: Instance,
     /// The VIPs.
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
@@ -158,6 +162,7 @@ impl State {
             pid: process::id(),
             started,
             settings: Settings {
+                instance: config.instance,
                 vips: config.vips.clone(),
                 ports: config.ports.clone(),
                 interface: config.interface.clone(),
@@ -180,6 +185,7 @@ impl State {
         let settings = &self.settings;
         let backend = BackendChoice::from_str(&self.backend.backend, false);
         Config {
+            instance: settings.instance,
             vips: settings.vips.clone(),
             ports: settings.ports.clone(),
             interface: settings.interface.clone(),
@@ -265,6 +271,7 @@ mod tests {
             pid: 7,
             started: SystemTime::UNIX_EPOCH,
             settings: Settings {
+                instance: Instance::default(),
                 vips: vec![[10, 96, 0, 2].into()],
                 ports: vec![443],
                 interface: "lo".to_owned(),

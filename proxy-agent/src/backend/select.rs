@@ -434,7 +434,11 @@ impl Backend {
         accept: AcceptRules,
         mode: Mode,
     ) -> Result<Iptables, iptables::Error> {
-        let scope = Scope { notrack, accept };
+        let scope = Scope {
+            owner: self.config.instance,
+            notrack,
+            accept,
+        };
         let Config { vips, ports, .. } = &self.config;
         Iptables::open(vips, ports, scope, self.config.max_connections, mode).await
     }

@@ -2,16 +2,17 @@
 
 //! The nf_tables tables of ours, one for each family, for the backends that have some: how they are
 //! compared with what is in the kernel and put in place. What is in them is each backend's own
-//! business; they have one name, so that one backend takes the other's place in one transaction.
+//! business; all of an instance have one name, so that one backend takes the other's place in one transaction.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::instance::Instance;
 use crate::netfilter::{self, Family, Outline, Socket, Table};
 use crate::reconcile::{Report, failed};
 
-/// The name of our tables.
-pub const NAME: &str = "proxy-agent";
+/// The name under which the kernel is asked to check rules; never that of an instance's tables.
+pub const REHEARSAL: &str = "proxy-agent_probe";
 /// `NF_IP_PRI_RAW`: before conntrack, which has -200.
 pub const PRIORITY_RAW: i32 = -300;
 
@@ -39,11 +40,21 @@ pub fn family_of(ip: IpAddr) -> Family {
     }
 }
 
-/// Both tables without anything in them, as they are to be removed.
-pub fn empty() -> [Table; 2] {
+/// The name of an instance's tables.
+pub fn name(instance: Instance) -> String {
+    instance.mark()
+}
+
+/// True if a table of this name is an agent's, of whichever instance.
+pub fn is_owned(name: &str) -> bool {
+    Instance::of_mark(name).is_some()
+}
+
+/// Both tables of an instance without anything in them, as they are to be removed.
+pub fn empty(instance: Instance) -> [Table; 2] {
     [Family::IPv4, Family::IPv6].map(|family| Table {
         family,
-        name: NAME,
+        name: name(instance),
         sets: Vec::new(),
         chains: Vec::new(),
     })
@@ -75,11 +86,11 @@ pub fn read(part: &'static str, tables: &[Table], report: &mut Report) -> Observ
 
 /// The tables of ours that are there, to remove them. Errors go to the report as those of `part`; a
 /// kernel without nf_tables has none.
-pub fn existing(part: &'static str, report: &mut Report) -> Vec<Table> {
+pub fn existing(part: &'static str, instance: Instance, report: &mut Report) -> Vec<Table> {
     let look = || {
         let mut socket = Socket::open()?;
         let mut found = Vec::new();
-        for table in empty() {
+        for table in empty(instance) {
             if table.observe(&mut socket)?.is_some() {
                 found.push(table);
             }

@@ -13,6 +13,7 @@ use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 use super::values::{self, Endpoint, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
 use crate::goflag::parse_bool;
+use crate::instance::{Instance, paths};
 use crate::klog::KlogArgs;
 use crate::status::Output;
 use crate::telemetry::log::LogFormat;
@@ -180,19 +181,47 @@ pub struct Args {
 /// Where an agent keeps what outlives it.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Location {
-    /// Directory on a BPF file system for what outlives the agent: maps and links
+    /// Which of several agents of this node, each with VIPs of its own; up to 10 of a to z, 0 to 9 and
+    /// hyphens, part of the name of everything that is this agent's
+    #[arg(
+        long,
+        env = "PROXY_AGENT_INSTANCE",
+        value_name = "NAME",
+        help_heading = "Paths",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub instance: Instance,
+
+    /// Directory on a BPF file system for what outlives the agent: maps and links [default:
+    /// /sys/fs/bpf/proxy-agent/v1; with --instance, /sys/fs/bpf/proxy-agent-NAME/v1]
     #[arg(
         long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
-        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
+        value_parser = values::directory
     )]
-    pub bpffs: PathBuf,
+    pub bpffs: Option<PathBuf>,
 
-    /// Directory for the agent's lock and state
+    /// Directory for the agent's lock and state [default: /run/proxy-agent; with --instance,
+    /// /run/proxy-agent-NAME]
     #[arg(
         long, env = "PROXY_AGENT_RUN_DIR", value_name = "DIR", help_heading = "Paths",
-        default_value = "/run/proxy-agent", value_parser = values::directory
+        value_parser = values::directory
     )]
-    pub run_dir: PathBuf,
+    pub run_dir: Option<PathBuf>,
+}
+
+impl Location {
+    /// The directory of pins, as given or as the instance has it.
+    pub fn bpffs(&self) -> PathBuf {
+        let given = self.bpffs.clone();
+        given.unwrap_or_else(|| paths::bpffs(self.instance))
+    }
+
+    /// The run directory, as given or as the instance has it.
+    pub fn run_dir(&self) -> PathBuf {
+        let given = self.run_dir.clone();
+        given.unwrap_or_else(|| paths::run_dir(self.instance))
+    }
 }
 
 /// What else the program does.

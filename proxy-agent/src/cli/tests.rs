@@ -102,6 +102,30 @@ fn the_doctor_needs_nothing_and_takes_addresses() {
 }
 
 #[test]
+fn an_instance_has_directories_of_its_own() {
+    let config = accepted("--ip-address=10.96.0.2 --instance=b");
+    assert_eq!(config.instance.name(), "b");
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/proxy-agent-b/v1"));
+    assert_eq!(config.run_dir, Path::new("/run/proxy-agent-b"));
+    let config = accepted("--ip-address=10.96.0.2 --instance=b --run-dir=/x --bpffs=/y");
+    assert_eq!(config.bpffs, Path::new("/y"));
+    assert_eq!(config.run_dir, Path::new("/x"));
+    let config = accepted("--ip-address=10.96.0.2 --instance=");
+    assert_eq!(config.run_dir, Path::new("/run/proxy-agent"));
+    match try_parse_from(["proxy-agent", "status", "--instance=b"]) {
+        Ok(Invocation::Status(request)) => {
+            assert_eq!(request.run_dir, Path::new("/run/proxy-agent-b"));
+        }
+        other => panic!("{other:?}"),
+    }
+    for name in ["B", "b_", "-b", "abcdefghijk"] {
+        let flag = format!("--instance={name}");
+        let line = ["proxy-agent", "--ip-address=10.96.0.2", &flag];
+        assert_eq!(try_parse_from(line).unwrap_err().exit_code(), 2);
+    }
+}
+
+#[test]
 fn one_address_is_enough() {
     let config = accepted("--ip-address=10.96.0.2");
     assert_eq!(config.vips, [IpAddr::from([10, 96, 0, 2])]);

@@ -18,7 +18,7 @@ use netlink_packet_netfilter::nftables::{
 use registers::{Content, Registers};
 
 use super::{Finding, Findings, Unread};
-use crate::backend::tables::NAME as TABLE;
+use crate::backend::tables;
 use crate::netfilter::{Error, Family, Socket};
 
 /// The families of tables that can have NAT, as nft calls them.
@@ -144,7 +144,7 @@ fn place(title: &str, table: &str, chain: &str) -> String {
 /// Adds what one rule sends to the VIPs, given its attributes.
 fn look_at(rule: &[u8], title: &str, vips: &[IpAddr], scan: &mut Scan) {
     let table = text(attribute(rule, NFTA_RULE_TABLE));
-    if table == TABLE.as_bytes() {
+    if str::from_utf8(table).is_ok_and(tables::is_owned) {
         return;
     }
     let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

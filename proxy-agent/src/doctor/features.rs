@@ -76,7 +76,7 @@ fn attempt() -> Tried {
 fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> Result<(), String> {
     let table = Table {
         family: Family::IPv4,
-        name: tables::NAME,
+        name: tables::REHEARSAL.to_owned(),
         sets: Vec::new(),
         chains: vec![Chain {
             name: "prerouting",

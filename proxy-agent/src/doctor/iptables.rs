@@ -111,12 +111,13 @@ mod tests {
     use super::*;
     use crate::backend::iptables::survey::{Family, SavedRule};
     use crate::doctor::check::Verdict;
+    use crate::instance::Instance;
 
     fn tables(flavour: Flavour, owned: &[bool]) -> Iptables {
         let rule = |owned: &bool| SavedRule {
             chain: "INPUT".to_owned(),
             spec: "-j ACCEPT".to_owned(),
-            owned: *owned,
+            owner: owned.then(Instance::default),
         };
         let table = SavedTable {
             chains: Vec::new(),

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableM
 
 use super::check::Check;
 use super::subject::Subject;
-use crate::backend::tables::NAME as TABLE;
+use crate::backend::tables;
 use crate::kernel::bpffs;
 use crate::netfilter::{Error, Family, Socket};
 
@@ -27,20 +27,21 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             .to_vec();
     }
     let backend = subject.choice().map(|choice| choice.backend.as_str());
+    let name = tables::name(subject.instance);
     let mut checks = Vec::new();
     let mut leftovers = Vec::new();
     for (family, title) in [(Family::IPv4, "ip"), (Family::IPv6, "ip6")] {
         let used = |vip: &IpAddr| vip.is_ipv4() == (family == Family::IPv4);
         let wanted = backend.is_some_and(|backend| WITH_TABLES.contains(&backend))
             && subject.vips.iter().any(used);
-        match has_table(family) {
+        match has_table(family, &name) {
             Ok(there) => match (wanted, there) {
-                (true, _) => checks.push(judge_table(title, there)),
-                (false, true) => leftovers.push(left_table(title)),
+                (true, _) => checks.push(judge_table(title, &name, there)),
+                (false, true) => leftovers.push(left_table(title, &name)),
                 (false, false) => {}
             },
             Err(error) => {
-                let what = format!("look for table {title} {TABLE}");
+                let what = format!("look for table {title} {name}");
                 let remedy = "run the doctor as root";
                 checks.push(Check::unknown(TABLES, what, &error, remedy));
             }
@@ -65,21 +66,21 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-fn judge_table(title: &str, there: bool) -> Check {
+fn judge_table(title: &str, name: &str, there: bool) -> Check {
     if there {
-        return Check::ok(TABLES, format!("table {title} {TABLE} is there"));
+        return Check::ok(TABLES, format!("table {title} {name} is there"));
     }
     Check::warning(
         TABLES,
-        format!("table {title} {TABLE} is missing: every connection to the VIPs is tracked"),
+        format!("table {title} {name} is missing: every connection to the VIPs is tracked"),
         "start the agent, which installs it, or look into its log",
     )
 }
 
-fn left_table(title: &str) -> Check {
+fn left_table(title: &str, name: &str) -> Check {
     left(
-        format!("table {title} {TABLE} is there, which the backend in use does not need"),
-        format!("nft delete table {title} {TABLE}"),
+        format!("table {title} {name} is there, which the backend in use does not need"),
+        format!("nft delete table {title} {name}"),
     )
 }
 
@@ -94,7 +95,7 @@ fn left_rules(subject: &Subject, backend: Option<&str>) -> Vec<Check> {
             .table("raw")
             .into_iter()
             .flat_map(|table| &table.rules);
-        for rule in rules.filter(|rule| rule.owned) {
+        for rule in rules.filter(|rule| rule.owner == Some(subject.instance)) {
             let program = found.program();
             checks.push(left(
                 format!(
@@ -113,11 +114,11 @@ fn left(finding: String, command: String) -> Check {
     Check::warning(LEFTOVERS, finding, remedy).with_command(command)
 }
 
-fn has_table(family: Family) -> Result<bool, Error> {
+fn has_table(family: Family, name: &str) -> Result<bool, Error> {
     let request = NfTablesMessage::GetTable(TableMessage {
-        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+        attributes: vec![TableAttribute::Name(name.to_owned())],
     });
-    match Socket::open()?.get(&format!("look for table {TABLE}"), family, request) {
+    match Socket::open()?.get(&format!("look for table {name}"), family, request) {
         Ok(found) => Ok(found.is_some()),
         // No nf_tables in this kernel: `nfnetlink_rcv_msg` of net/netfilter/nfnetlink.c.
         Err(error) if error.errno() == Some(libc::EINVAL) => Ok(false),

@@ -35,11 +35,14 @@ use anyhow::Result;
 use check::Check;
 use subject::Subject;
 
+use crate::instance::Instance;
 use crate::status::Output;
 
 /// What the doctor was told.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Which of the agents of this node.
+    pub instance: Instance,
     /// How the findings are printed.
     pub format: Output,
     /// Where the agent pins; none: where it says.

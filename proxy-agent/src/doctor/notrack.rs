@@ -21,7 +21,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             .table("raw")
             .into_iter()
             .flat_map(|table| &table.rules);
-        for rule in rules.filter(|rule| !rule.owned) {
+        for rule in rules.filter(|rule| rule.owner.is_none()) {
             if let Some(vip) = untracks(rule, &subject.vips) {
                 let command = format!("{} -t raw -D {} {}", found.program(), rule.chain, rule.spec);
                 let dnat = subject.dnat.found.iter().any(|found| found.vip == vip);
@@ -75,7 +75,7 @@ mod tests {
             let rule = SavedRule {
                 chain: "OUTPUT".to_owned(),
                 spec: spec.to_owned(),
-                owned: false,
+                owner: None,
             };
             untracks(&rule, &vips).is_some()
         };

@@ -12,18 +12,19 @@ use crate::backend::iptables;
 use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables};
 use crate::config::Service;
 use crate::dnat::{self, Findings};
+use crate::instance::{Instance, paths};
 use crate::link::{self, LinkTable, ObserveError};
 use crate::lock;
 use crate::state::{self, Choice, State};
 
 /// The proxy's port where neither a flag nor the agent says one.
 const DEFAULT_PORT: u16 = 443;
-/// Where agents pin unless they are told otherwise.
-const DEFAULT_BPFFS: &str = "/sys/fs/bpf/proxy-agent/v1";
 
 /// What most checks need to know.
 #[derive(Debug)]
 pub struct Subject {
+    /// Which of the agents of this node it is.
+    pub instance: Instance,
     /// The agent's run directory.
     pub run_dir: PathBuf,
     /// Where it pins.
@@ -89,10 +90,11 @@ impl Subject {
             Some(settings) => settings.ports.clone(),
             None => vec![DEFAULT_PORT],
         };
+        let instance = settings.map_or(options.instance, |settings| settings.instance);
         let bpffs = match (&options.bpffs, settings) {
             (Some(given), _) => given.clone(),
             (None, Some(settings)) => settings.bpffs.clone(),
-            (None, None) => PathBuf::from(DEFAULT_BPFFS),
+            (None, None) => paths::bpffs(instance),
         };
         let mut iptables = Vec::new();
         for flavour in Flavour::ALL {
@@ -105,6 +107,7 @@ impl Subject {
             }
         }
         Self {
+            instance,
             iptables,
             dnat: dnat::find(&vips).await,
             links: link::observe(&vips).await,

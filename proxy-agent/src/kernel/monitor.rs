@@ -77,7 +77,7 @@ pub struct Interest {
     /// The VIPs.
     pub vips: Vec<IpAddr>,
     /// Tables of which every change counts.
-    pub tables: Vec<&'static str>,
+    pub tables: Vec<String>,
     /// Tables and chains of which removals count: those that iptables rules live in.
     pub chains: Vec<(&'static str, &'static str)>,
 }
@@ -244,7 +244,7 @@ fn local_address(message: &AddressMessage) -> Option<IpAddr> {
 fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
     each_message(datagram, |bytes| {
         let (table, chain, removal) = subject(&nf_tables(bytes)?)?;
-        let ours = interest.tables.iter().any(|name| *name == table);
+        let ours = interest.tables.contains(&table);
         let watched = removal
             && interest.chains.iter().any(|(of_table, name)| {
                 *of_table == table && chain.as_deref().is_none_or(|chain| chain == *name)

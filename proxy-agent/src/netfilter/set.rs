@@ -129,7 +129,7 @@ impl Set {
     pub fn creation(&self, table: &Table, id: u32) -> NfTablesMessage {
         NfTablesMessage::NewSet(SetMessage {
             attributes: vec![
-                SetAttribute::Table(table.name.to_owned()),
+                SetAttribute::Table(table.name.clone()),
                 SetAttribute::Name(self.name.to_owned()),
                 SetAttribute::Flags(flags()),
                 SetAttribute::KeyType(self.key_type(table.family)),
@@ -156,7 +156,7 @@ impl Set {
             });
             NfTablesMessage::NewSetElement(SetElementMessage {
                 attributes: vec![
-                    SetElementList::Table(table.name.to_owned()),
+                    SetElementList::Table(table.name.clone()),
                     SetElementList::Set(self.name.to_owned()),
                     SetElementList::Elements(elements.collect()),
                 ],
@@ -184,7 +184,7 @@ impl Set {
     pub fn observe(&self, table: &Table, socket: &mut Socket) -> Result<Option<SetOutline>, Error> {
         let request = NfTablesMessage::GetSet(SetMessage {
             attributes: vec![
-                SetAttribute::Table(table.name.to_owned()),
+                SetAttribute::Table(table.name.clone()),
                 SetAttribute::Name(self.name.to_owned()),
             ],
         });
@@ -334,7 +334,7 @@ mod tests {
         };
         let table = Table {
             family: Family::IPv4,
-            name: "test",
+            name: "test".to_owned(),
             sets: Vec::new(),
             chains: Vec::new(),
         };

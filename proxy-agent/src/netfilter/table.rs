@@ -33,7 +33,7 @@ pub struct Table {
     /// `ip` or `ip6`.
     pub family: Family,
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// Its sets.
     pub sets: Vec<Set>,
     /// Its chains; those that rules go to may stand anywhere.
@@ -194,13 +194,13 @@ impl Table {
 
     fn named(&self) -> TableMessage {
         TableMessage {
-            attributes: vec![TableAttribute::Name(self.name.to_owned())],
+            attributes: vec![TableAttribute::Name(self.name.clone())],
         }
     }
 
     fn new_chain(&self, chain: &Chain) -> NfTablesMessage {
         let mut attributes = vec![
-            ChainAttribute::Table(self.name.to_owned()),
+            ChainAttribute::Table(self.name.clone()),
             ChainAttribute::Name(chain.name.to_owned()),
         ];
         if let Some(base) = chain.base {
@@ -219,7 +219,7 @@ impl Table {
     fn new_rule(&self, chain: &Chain, rule: &Rule) -> NfTablesMessage {
         NfTablesMessage::NewRule(RuleMessage {
             attributes: vec![
-                RuleAttribute::Table(self.name.to_owned()),
+                RuleAttribute::Table(self.name.clone()),
                 RuleAttribute::Chain(chain.name.to_owned()),
                 RuleAttribute::Expressions(
                     rule.expressions.iter().cloned().map(Into::into).collect(),

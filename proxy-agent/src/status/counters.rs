@@ -70,7 +70,8 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
                 .collect())
         }
         Source::Nftables => {
-            let counters = nftables::statistics::read(&state.settings.endpoints())?;
+            let counters =
+                nftables::statistics::read(state.settings.instance, &state.settings.endpoints())?;
             Ok(counters
                 .into_iter()
                 .map(|(vip, counters)| Row {

@@ -15,6 +15,7 @@ use proxy_common::{Counters, Reason, Traffic};
 use super::counters::Row;
 use super::*;
 use crate::config::{AcceptRules, Service, TcAttach};
+use crate::instance::Instance;
 use crate::kernel::author::By;
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{History, Pass, Problem, Repair, Told};
@@ -36,6 +37,7 @@ fn state() -> State {
         pid: 4711,
         started: at(0),
         settings: Settings {
+            instance: Instance::default(),
             vips: vec![[10, 96, 0, 2].into(), "fd00:10:96::2".parse().unwrap()],
             ports: vec![443],
             interface: "vips".to_owned(),

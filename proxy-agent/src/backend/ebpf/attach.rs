@@ -19,16 +19,21 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
+use tracing::info;
 
-use super::Settings;
 use super::hook::Hook;
 use super::load::Programs;
 use super::plan::Target;
+use super::{PART, Settings};
 use crate::config::TcAttach;
+use crate::instance::Instance;
 use crate::kernel::bpffs;
+use crate::link::LinkTable;
 
-/// Our filters' handle. Together with the program's name it tells them from others'.
-pub const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
+/// The handle of the default instance's filters.
+const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
+/// Handles of filters have 24 bits here: a hash of the name.
+const HANDLE_MASK: u32 = 0x00ff_ffff;
 /// Priorities that are tried in turn, the first comes first on the link. Another classifier may
 /// own one of them.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
@@ -110,6 +115,24 @@ impl AttachMode {
                 Err(_) => Self::Clsact,
             },
         }
+    }
+}
+
+/// The handle of an instance's filters. Together with the program's name it tells them from others'.
+/// Two instances may have the same one: see [`crate::claims`].
+pub fn filter_handle(instance: Instance) -> u32 {
+    if instance == Instance::default() {
+        return FILTER_HANDLE;
+    }
+    // FNV-1a: it must be the same in every version.
+    let hash = instance.name().bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    match (hash ^ (hash >> 24)) & HANDLE_MASK {
+        // The kernel chooses one itself where zero is asked for.
+        0 => HANDLE_MASK,
+        FILTER_HANDLE => FILTER_HANDLE + 1,
+        handle => handle,
     }
 }
 
@@ -223,7 +246,7 @@ fn attach_clsact(
     for priority in PRIORITIES {
         let options = |priority| NlOptions {
             priority,
-            handle: TcHandle::from(FILTER_HANDLE),
+            handle: TcHandle::from(filter_handle(settings.instance)),
             classid: None,
         };
         let created = program.attach_with_options(
@@ -234,7 +257,7 @@ fn attach_clsact(
         let attached = match created {
             Err(error) if refused_with(&error, libc::EEXIST) => {
                 // Ours, with an older program: replaced in place.
-                program.attach_to_link(existing_filter(hook, &link.name, priority)?)?
+                program.attach_to_link(existing_filter(hook, &link.name, priority, settings)?)?
             }
             // Another kind of classifier has this priority.
             Err(error) if refused_with(&error, libc::EINVAL) => continue,
@@ -252,12 +275,13 @@ fn existing_filter(
     hook: Hook,
     link: &str,
     priority: u16,
+    settings: &Settings,
 ) -> Result<SchedClassifierLink, AttachError> {
     SchedClassifierLink::attached(
         link,
         hook.attach_type(),
         priority,
-        TcHandle::from(FILTER_HANDLE),
+        TcHandle::from(filter_handle(settings.instance)),
         None,
     )
     .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))
@@ -303,7 +327,7 @@ pub async fn remove_filter(
     settings: &Settings,
     handle: &Handle,
 ) -> Result<(), AttachError> {
-    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority)?;
+    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority, settings)?;
     aya::programs::links::Link::detach(attached)?;
     remove_own_qdisc(filter.link.index, settings, handle).await
 }
@@ -331,20 +355,33 @@ async fn remove_own_qdisc(
     fs::remove_file(&note).map_err(|source| AttachError::File { path: note, source })
 }
 
-/// Removes the notes about qdiscs of links that are gone.
+/// Removes the notes about qdiscs. One that is still there stays: others have attached programs to it,
+/// maybe another instance, which does not know whose it is.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn forget_qdiscs(settings: &Settings) -> Result<(), AttachError> {
+pub fn forget_qdiscs(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
     let directory = notes_dir(settings);
-    match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| AttachError::File {
-            path: directory,
-            source,
-        }),
+    let failed = |source| AttachError::File {
+        path: directory.clone(),
+        source,
+    };
+    let notes = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        notes => notes.map_err(failed)?,
+    };
+    for note in notes {
+        let index = note.map_err(failed)?.file_name();
+        let index = index.to_str().and_then(|index| index.parse().ok());
+        if let Some(link) = index.and_then(|index| table?.by_index(index)) {
+            info!(
+                part = PART,
+                "the clsact qdisc of link {} stays: others have attached programs to it", link.name
+            );
+        }
     }
+    fs::remove_dir_all(&directory).map_err(failed)
 }
 
 fn notes_dir(settings: &Settings) -> PathBuf {
@@ -361,5 +398,29 @@ impl Display for AttachMode {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::instance;
+
+    proptest! {
+        #[test]
+        fn only_the_default_has_its_handle(instance in instance::any_instance()) {
+            let handle = filter_handle(instance);
+            prop_assert!(handle != 0 && handle <= HANDLE_MASK);
+            prop_assert_eq!(handle == FILTER_HANDLE, instance == Instance::default());
+        }
+    }
+
+    #[test]
+    fn handles_are_the_same_in_every_version() {
+        let handle = |name: &str| filter_handle(name.parse().unwrap());
+        assert_eq!(handle(""), 0x0070_7861);
+        assert_eq!(handle("b"), 0x000c_2d02);
     }
 }

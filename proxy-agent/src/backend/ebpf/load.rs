@@ -256,7 +256,9 @@ pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
     bpffs::remove_empty_dir(&settings.bpffs)?;
     // The parent of the versioned directory is ours too where it has our name.
     match settings.bpffs.parent() {
-        Some(parent) if parent.ends_with("proxy-agent") => bpffs::remove_empty_dir(parent),
+        Some(parent) if parent.ends_with(settings.instance.mark()) => {
+            bpffs::remove_empty_dir(parent)
+        }
         _ => Ok(()),
     }
 }

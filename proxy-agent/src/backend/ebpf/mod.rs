@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use rtnetlink::Handle;
 use tracing::warn;
 
-pub use attach::AttachMode;
+pub use attach::{AttachMode, filter_handle};
 pub use cgroup::root as cgroup_root;
 pub use hook::{Hook, SocketHook};
 pub use load::{Ids, LoadError, Programs};
@@ -39,6 +39,7 @@ use plan::{Desired, Op};
 use crate::backend::live::Live;
 use crate::backend::tables;
 use crate::config::{Config, Service, TcAttach};
+use crate::instance::Instance;
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
 use crate::netfilter;
@@ -50,6 +51,8 @@ const PART: &str = "ebpf";
 /// What the backend works from.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Whose tables, filters and pins they are.
+    pub instance: Instance,
     /// The VIPs.
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
@@ -132,6 +135,7 @@ pub enum Error {
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         Self {
+            instance: config.instance,
             vips: config.vips.clone(),
             ports: config.ports.clone(),
             services: config.services.clone(),
@@ -402,7 +406,7 @@ impl Ebpf {
         if let Err(error) = load::remove_pins(settings) {
             failed(PART, "remove the pins", &error, report);
         }
-        if let Err(error) = attach::forget_qdiscs(settings) {
+        if let Err(error) = attach::forget_qdiscs(settings, table) {
             warn!(part = PART, "{error}");
         }
     }

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::tc::{
     TcAttribute, TcFilterBpf, TcFilterBpfOption, TcMessage, TcOption,
 };
 
-use super::attach::{AttachError, AttachMode, FILTER_HANDLE, Filter, links_dir};
+use super::attach::{AttachError, AttachMode, Filter, filter_handle, links_dir};
 use super::hook::{Hook, SocketHook};
 use super::plan::{Desired, Op, Target};
 use super::{PART, Settings, cgroup, maps};
@@ -65,7 +65,7 @@ impl Observed {
             }
         }
         if desired.mode == AttachMode::Clsact || leftovers {
-            observed.filters = read_filters(&desired.links, handle, report).await;
+            observed.filters = read_filters(&desired.links, settings, handle, report).await;
         }
         observed
     }
@@ -140,7 +140,7 @@ pub async fn everything(
         })
         .unwrap_or_default();
     let pins = read_pins(settings, report);
-    let filters = read_filters(&links, handle, report).await;
+    let filters = read_filters(&links, settings, handle, report).await;
     let detach = |hook: Hook| {
         let pins = pins.iter().filter(move |(of, _)| *of == hook);
         let filters = filters.values().filter(move |filter| filter.hook == hook);
@@ -160,7 +160,7 @@ pub async fn everything(
     }
     Everything {
         deciding,
-        tables: tables::existing(PART, report)
+        tables: tables::existing(PART, settings.instance, report)
             .into_iter()
             .map(|table| Op::DeleteTable { table })
             .collect(),
@@ -206,6 +206,7 @@ fn read_sockets(settings: &Settings) -> BTreeMap<SocketHook, u32> {
 
 async fn read_filters(
     links: &BTreeMap<u32, String>,
+    settings: &Settings,
     handle: &Handle,
     report: &mut Report,
 ) -> BTreeMap<(Hook, u32), Filter> {
@@ -220,7 +221,7 @@ async fn read_filters(
                 Ok(messages) => {
                     let own = messages
                         .iter()
-                        .find_map(|message| own(hook, message, &link));
+                        .find_map(|message| own(hook, message, &link, settings));
                     found.extend(own.map(|filter| ((hook, *index), filter)));
                 }
                 // The link has gone meanwhile.
@@ -247,8 +248,8 @@ async fn dump_filters(
 }
 
 /// Our filter, if this is it: told by its handle and its program's name.
-fn own(hook: Hook, message: &TcMessage, link: &Target) -> Option<Filter> {
-    if u32::from(message.header.handle) != FILTER_HANDLE {
+fn own(hook: Hook, message: &TcMessage, link: &Target, settings: &Settings) -> Option<Filter> {
+    if u32::from(message.header.handle) != filter_handle(settings.instance) {
         return None;
     }
     let (mut is_bpf, mut named, mut program) = (false, false, None);

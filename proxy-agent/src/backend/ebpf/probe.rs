@@ -10,11 +10,10 @@ use super::attach::{self, AttachMode};
 use super::hook::Hook;
 use super::load::Programs;
 use super::{Error, Settings, ruleset};
+use crate::backend::tables;
 use crate::kernel::netns;
 use crate::netfilter::{Socket, Table};
 
-/// The name under which the kernel is asked to check the rules.
-const REHEARSAL: &str = "proxy-agent-probe";
 /// The only link of a new network namespace.
 const LINK: &str = "lo";
 
@@ -26,7 +25,7 @@ pub fn rules(settings: &Settings, programs: &Programs) -> Result<(), Error> {
             continue;
         }
         let rehearsal = Table {
-            name: REHEARSAL,
+            name: tables::REHEARSAL.to_owned(),
             ..table
         };
         rehearsal

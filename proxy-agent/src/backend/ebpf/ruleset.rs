@@ -73,12 +73,15 @@ pub fn tables(settings: &Settings, verdicts: &Verdicts) -> Vec<Table> {
                 .endpoints()
                 .filter(|vip| tables::family_of(vip.ip()) == family)
                 .collect();
-            table(family, &vips, &settings.services, verdicts)
+            table(settings, family, &vips, verdicts)
         })
         .collect()
 }
 
-fn table(family: Family, vips: &[SocketAddr], services: &[Service], verdicts: &Verdicts) -> Table {
+fn table(settings: &Settings, family: Family, vips: &[SocketAddr], verdicts: &Verdicts) -> Table {
+    let Settings {
+        instance, services, ..
+    } = settings;
     let mut prerouting = Vec::new();
     let mut output = Vec::new();
     for vip in vips {
@@ -105,7 +108,7 @@ fn table(family: Family, vips: &[SocketAddr], services: &[Service], verdicts: &V
     };
     Table {
         family,
-        name: tables::NAME,
+        name: tables::name(*instance),
         sets: Vec::new(),
         chains,
     }

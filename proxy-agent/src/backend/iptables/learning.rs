@@ -13,6 +13,7 @@ use super::flavour::Installed;
 use super::plan::Op;
 use super::rules::Family;
 use super::sets::{self, Ipset, Set};
+use crate::instance::Instance;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// After so many passes in which learning rules were refused they are given up. One may be bad
@@ -41,15 +42,16 @@ enum State {
 }
 
 impl Learning {
-    /// Finds out whether `sets` can be made here.
+    /// Finds out whether `sets` of `owner` can be made here.
     pub async fn open(
+        owner: Instance,
         sets: Vec<Set>,
         vips: &[IpAddr],
         ports: &[u16],
         families: &[Family],
         mode: Mode,
     ) -> Self {
-        let mut learning = Self::off();
+        let mut learning = Self::off(owner);
         let Some(ipset) = &learning.ipset else {
             learning.give_up("ipset is not installed".to_owned());
             return learning;
@@ -68,11 +70,11 @@ impl Learning {
         }
     }
 
-    /// No learning is wanted; sets are only removed.
-    pub fn off() -> Self {
+    /// No learning is wanted; sets of `owner` are only removed.
+    pub fn off(owner: Instance) -> Self {
         Self {
             state: State::Off(None),
-            ipset: Ipset::find(),
+            ipset: Ipset::find(owner),
             sets: Vec::new(),
             endpoints: Vec::new(),
             tested: false,

@@ -40,6 +40,7 @@ use self::plan::Op;
 use self::rules::{Family, Rule, Table, Way};
 use self::snapshot::Snapshot;
 use crate::config::AcceptRules;
+use crate::instance::Instance;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// What this part is called in reports.
@@ -63,6 +64,8 @@ pub struct Iptables {
 /// Which of the rules are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope {
+    /// Whose.
+    pub owner: Instance,
     /// The rules that untrack.
     pub notrack: bool,
     /// The two ACCEPT rules.
@@ -101,10 +104,10 @@ impl Iptables {
         }
         info!(part = PART, "iptables flavour: {flavour}");
         let learning = if scope.notrack {
-            let sets = sets::desired(vips, ports, max_connections);
-            Learning::open(sets, vips, ports, &families, mode).await
+            let sets = sets::desired(scope.owner, vips, ports, max_connections);
+            Learning::open(scope.owner, sets, vips, ports, &families, mode).await
         } else {
-            Learning::off()
+            Learning::off(scope.owner)
         };
         Ok(Self {
             vips: vips.to_vec(),
@@ -152,7 +155,7 @@ impl Iptables {
             return;
         }
         if self.settled != Some(flavour) {
-            let plan = remove_all(flavour.other(), &mut snapshot, report).await;
+            let plan = remove_all(self.scope.owner, flavour.other(), &mut snapshot, report).await;
             self.carry_out(plan, mode, report).await;
         }
         if report.failures.len() == failures {
@@ -171,7 +174,7 @@ impl Iptables {
         let installed = self.installed.clone();
         let mut snapshot = Snapshot::new(&installed);
         for flavour in Flavour::ALL {
-            let plan = remove_all(flavour, &mut snapshot, report).await;
+            let plan = remove_all(self.scope.owner, flavour, &mut snapshot, report).await;
             self.carry_out(plan, Mode::Apply, report).await;
         }
         self.learning.teardown(report).await;
@@ -220,6 +223,7 @@ impl Iptables {
         snapshot: &mut Snapshot<'_>,
         report: &mut Report,
     ) -> Plan {
+        let owner = self.scope.owner;
         let mut plan = Plan::default();
         for family in Family::ALL {
             for table in Table::ALL {
@@ -229,7 +233,7 @@ impl Iptables {
                 match snapshot.table(flavour, family, table.name()).await {
                     Ok(observed) => {
                         let desired = self.desired(family, table, observed);
-                        let op = plan::plan(flavour, family, table, &desired, observed);
+                        let op = plan::plan(owner, flavour, family, table, &desired, observed);
                         plan.ops.extend(op);
                     }
                     Err(cause) => {
@@ -271,7 +275,14 @@ impl Iptables {
             _ => self.wants(table),
         };
         if wanted {
-            rules::desired(table, family, way, &self.vips, &self.ports)
+            rules::desired(
+                self.scope.owner,
+                table,
+                family,
+                way,
+                &self.vips,
+                &self.ports,
+            )
         } else {
             Vec::new()
         }
@@ -298,14 +309,19 @@ impl Iptables {
     }
 }
 
-/// The operations that remove everything of ours from one flavour.
-async fn remove_all(flavour: Flavour, snapshot: &mut Snapshot<'_>, report: &mut Report) -> Plan {
+/// The operations that remove everything of an instance from one flavour.
+async fn remove_all(
+    owner: Instance,
+    flavour: Flavour,
+    snapshot: &mut Snapshot<'_>,
+    report: &mut Report,
+) -> Plan {
     let mut plan = Plan::default();
     for family in Family::ALL {
         for table in Table::ALL {
             match snapshot.table(flavour, family, table.name()).await {
                 Ok(observed) => {
-                    let op = plan::plan(flavour, family, table, &[], observed);
+                    let op = plan::plan(owner, flavour, family, table, &[], observed);
                     plan.ops.extend(op);
                 }
                 // Then nothing of ours can be there.

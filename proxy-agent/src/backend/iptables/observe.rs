@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::rules;
+use crate::instance::Instance;
 
 /// The tables of one family in one flavour, by name. A table that is not there is not in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub struct SavedRule {
     pub chain: String,
     /// Everything behind the chain, verbatim: what deletes exactly this rule.
     pub spec: String,
-    /// True if its comment says that it is ours.
-    pub owned: bool,
+    /// Whose its comment says it is: that of an agent, or nobody we know.
+    pub owner: Option<Instance>,
 }
 
 /// Why the output of `iptables-save`, or of `ipset list`, cannot be relied on. Lines are counted from 1.
@@ -132,11 +133,11 @@ impl SavedTable {
         self.filters() || self.chains.iter().any(|chain| chain.policy == "-")
     }
 
-    /// True if packets can meet anything but our rules in it: a foreign rule or a policy that is
+    /// True if packets can meet anything but rules of agents in it: a foreign rule or a policy that is
     /// not ACCEPT.
     pub fn filters(&self) -> bool {
         let by_policy = |chain: &SavedChain| chain.policy != "ACCEPT" && chain.policy != "-";
-        self.rules.iter().any(|rule| !rule.owned) || self.chains.iter().any(by_policy)
+        self.rules.iter().any(|rule| rule.owner.is_none()) || self.chains.iter().any(by_policy)
     }
 
     /// True if it has a chain of that name.
@@ -167,19 +168,19 @@ impl SavedRule {
         Some(Self {
             chain: chain.to_owned(),
             spec: spec.to_owned(),
-            owned: is_owned(spec),
+            owner: owner(spec),
         })
     }
 }
 
-fn is_owned(spec: &str) -> bool {
+fn owner(spec: &str) -> Option<Instance> {
     // Taking thousands of foreign rules apart in every pass would be a waste.
     if !rules::may_be_owned(spec) {
-        return false;
+        return None;
     }
     let words = words(spec).unwrap_or_default();
-    let mut pairs = words.windows(2);
-    pairs.any(|pair| pair[0] == "--comment" && rules::is_owned(&pair[1]))
+    let mut comments = words.windows(2).filter(|pair| pair[0] == "--comment");
+    comments.find_map(|pair| rules::owner(&pair[1]))
 }
 
 /// Splits a rule into words as `iptables-restore` does: double quotes hold words together, a

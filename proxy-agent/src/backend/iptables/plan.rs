@@ -10,6 +10,7 @@ use std::fmt::{self, Display, Write as _};
 use super::flavour::Flavour;
 use super::observe::{self, SavedRule, SavedTable};
 use super::rules::{Family, Rule, Table};
+use crate::instance::Instance;
 
 /// Everything that is to change in one table, in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,28 +27,31 @@ pub struct Op {
     pub insertions: Vec<Rule>,
 }
 
-/// What has to change in one table; none if it is as desired. Foreign rules are never in it.
+/// What `owner` has to change in one table; none if it is as desired. Rules of others are never in
+/// it.
 pub fn plan(
+    owner: Instance,
     flavour: Flavour,
     family: Family,
     table: Table,
     desired: &[Rule],
     observed: &SavedTable,
 ) -> Option<Op> {
-    let owned = owned(table, observed);
+    let mut present = owned(table, observed);
+    present.retain(|(saved, _)| saved.owner == Some(owner));
     // A deletion takes the topmost copy, and the copies below may stand behind a foreign DROP. So
     // of duplicates all go and one comes back on top, in the same transaction. The same with rules
     // that depend on each other's order.
     let kept = |rule: &Rule| {
         let group = |other: &&Rule| other.group() == rule.group();
-        let there = owned.iter().filter_map(|(_, rule)| rule.as_ref());
+        let there = present.iter().filter_map(|(_, rule)| rule.as_ref());
         desired.contains(rule) && there.filter(group).eq(desired.iter().filter(group))
     };
     let op = Op {
         flavour,
         family,
         table,
-        deletions: owned
+        deletions: present
             .iter()
             .filter(|(_, rule)| !rule.is_some_and(|rule| kept(&rule)))
             .map(|(saved, _)| (*saved).clone())
@@ -70,15 +74,17 @@ pub fn order(ops: &mut [Op]) {
     });
 }
 
-/// Our rules in a table as printed, each with what it is; none where it is no rule we would write.
+/// The rules of agents in a table as printed, each with what it is; none where it is no rule that its
+/// owner would write.
 fn owned(table: Table, observed: &SavedTable) -> Vec<(&SavedRule, Option<Rule>)> {
-    let owned = observed.rules.iter().filter(|rule| rule.owned);
-    owned
-        .map(|saved| {
-            let words = observe::words(&saved.spec);
-            let rule = words.and_then(|words| Rule::recognise(table, &saved.chain, &words));
-            (saved, rule)
-        })
+    let owned = |saved: &'_ SavedRule| {
+        let owner = saved.owner?;
+        let words = observe::words(&saved.spec);
+        Some(words.and_then(|words| Rule::recognise(owner, table, &saved.chain, &words)))
+    };
+    let rules = observed.rules.iter();
+    rules
+        .filter_map(|saved| Some((saved, owned(saved)?)))
         .collect()
 }
 

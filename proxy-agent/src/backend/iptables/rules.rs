@@ -14,8 +14,7 @@ use std::net::IpAddr;
 
 pub use kind::{Kind, Place, Way};
 
-/// The comment of an owned rule is this word, or begins with it and a colon.
-const OWNER: &str = "proxy-agent";
+use crate::instance::{self, Instance};
 
 /// An address family, each with iptables programs of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,11 +45,14 @@ pub struct Rule {
     pub vip: IpAddr,
     /// The proxy's port it is for.
     pub port: u16,
+    /// Whose it is.
+    pub owner: Instance,
 }
 
 /// The rules for every VIP of `family` and every port that belong into `table`, in the order in
 /// which they stand in their chains.
 pub fn desired(
+    owner: Instance,
     table: Table,
     family: Family,
     way: Way,
@@ -61,22 +63,27 @@ pub fn desired(
     for &vip in vips.iter().filter(|vip| Family::of(**vip) == family) {
         for &port in ports {
             let of_table = Kind::of(way).filter(|kind| kind.table() == table);
-            rules.extend(of_table.map(|kind| Rule { kind, vip, port }));
+            rules.extend(of_table.map(|kind| Rule {
+                kind,
+                vip,
+                port,
+                owner,
+            }));
         }
     }
     rules
 }
 
-/// True if a rule with this comment is ours.
-pub fn is_owned(comment: &str) -> bool {
-    comment
-        .strip_prefix(OWNER)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+/// Whose a rule with this comment is; none if it is foreign. An agent's comments are its mark alone,
+/// or begin with it and a colon.
+pub fn owner(comment: &str) -> Option<Instance> {
+    let mark = comment.split(':').next()?;
+    Instance::of_mark(mark)
 }
 
-/// False if a printed rule cannot be ours: a cheap look before [`is_owned`] is asked.
+/// False if a printed rule cannot be an agent's: a cheap look before [`owner`] is asked.
 pub fn may_be_owned(spec: &str) -> bool {
-    spec.contains(OWNER)
+    spec.contains(instance::PROGRAM)
 }
 
 impl Family {
@@ -130,7 +137,7 @@ impl Display for Table {
 impl Rule {
     /// Everything behind the chain, as `iptables-save` prints it.
     pub fn spec(&self) -> String {
-        self.kind.spec(OWNER, self.vip, self.port)
+        self.kind.spec(self.owner, self.vip, self.port)
     }
 
     /// Rules of the same group depend on their order: they are set together or not at all.

@@ -3,7 +3,7 @@
 //! The sets that remember clients: what they are, and what ipset says is there. What the rules do
 //! with them is in `rules/kind.rs`; `sets/program.rs` runs ipset.
 //!
-//! Ownership lives here: a set is ours if its name begins with our name.
+//! Ownership lives here: whose a set is, its name says.
 
 mod plan;
 mod program;
@@ -18,12 +18,12 @@ pub use program::{Apply, Ipset};
 
 use super::observe::ParseError;
 use super::rules::Family;
+use crate::instance::Instance;
 
-/// What the names of owned sets begin with.
-const OWNER: &str = "proxy-agent-";
-
-/// A set is filled under a name with this ending before it takes another one's place.
-const UNFINISHED: &str = "-new";
+/// Endings of names that only versions without instances gave: sets that were being filled.
+const OLD_UNFINISHED: &str = "-new";
+/// What such a version tried whether sets can be made, behind its mark, before its process id.
+const OLD_PROBE: &str = "-probe-";
 
 /// Client address, client port, VIP.
 const TYPE: &str = "hash:ip,port,ip";
@@ -40,6 +40,8 @@ pub enum Role {
 /// A set as it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Set {
+    /// Whose it is.
+    pub owner: Instance,
     /// What it holds.
     pub role: Role,
     /// Of which family.
@@ -83,20 +85,45 @@ impl Role {
 }
 
 /// The name of a set, at most 31 bytes long.
-pub fn name(role: Role, family: Family, port: u16) -> String {
+pub fn name(owner: Instance, role: Role, family: Family, port: u16) -> String {
     let role = match role {
         Role::Decided => 'd',
         Role::Translated => 'n',
     };
+    name_as(owner, role, family, port)
+}
+
+fn name_as(owner: Instance, role: char, family: Family, port: u16) -> String {
     let family = match family {
         Family::V4 => '4',
         Family::V6 => '6',
     };
-    format!("{OWNER}{role}{family}-{port}")
+    format!("{}-{role}{family}-{port}", owner.mark())
+}
+
+/// Whose a set of this name is; none if it is foreign.
+pub fn owner(name: &str) -> Option<Instance> {
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    let default = Instance::default();
+    let probe = name.strip_prefix(&default.mark());
+    if probe
+        .and_then(|rest| rest.strip_prefix(OLD_PROBE))
+        .is_some_and(is_number)
+    {
+        return Some(default);
+    }
+    let finished = name.strip_suffix(OLD_UNFINISHED);
+    let (rest, port) = finished.unwrap_or(name).rsplit_once('-')?;
+    let (mark, set) = rest.rsplit_once('-')?;
+    let roles = ["d4", "d6", "n4", "n6", "D4", "D6", "N4", "N6"];
+    if !roles.contains(&set) || !is_number(port) {
+        return None;
+    }
+    Instance::of_mark(mark).filter(|owner| finished.is_none() || *owner == default)
 }
 
 /// The sets for the families of these VIPs and for each port.
-pub fn desired(vips: &[IpAddr], ports: &[u16], max_elements: u32) -> Vec<Set> {
+pub fn desired(owner: Instance, vips: &[IpAddr], ports: &[u16], max_elements: u32) -> Vec<Set> {
     let mut sets = Vec::new();
     for family in Family::ALL {
         if !vips.iter().any(|vip| Family::of(*vip) == family) {
@@ -104,6 +131,7 @@ pub fn desired(vips: &[IpAddr], ports: &[u16], max_elements: u32) -> Vec<Set> {
         }
         for &port in ports {
             sets.extend(Role::ALL.map(|role| Set {
+                owner,
                 role,
                 family,
                 port,
@@ -117,7 +145,17 @@ pub fn desired(vips: &[IpAddr], ports: &[u16], max_elements: u32) -> Vec<Set> {
 impl Set {
     /// Its name.
     pub fn name(self) -> String {
-        name(self.role, self.family, self.port)
+        name(self.owner, self.role, self.family, self.port)
+    }
+
+    /// The name under which it is filled before it takes the place of another one. As long as its
+    /// name: no more fits behind that of an instance.
+    fn unfinished(self) -> String {
+        let role = match self.role {
+            Role::Decided => 'D',
+            Role::Translated => 'N',
+        };
+        name_as(self.owner, role, self.family, self.port)
     }
 
     /// What stands behind its name when it is created.
@@ -159,11 +197,11 @@ impl Display for Set {
     }
 }
 
-/// Reads what `ipset list -terse` prints; leaves out what is not ours.
+/// Reads what `ipset list -terse` prints; leaves out what is not the instance's.
 ///
 /// # Errors
-/// A set of ours is printed without its parameters.
-pub fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
+/// A set is printed without its parameters.
+pub fn parse(text: &str, of: Instance) -> Result<Vec<SavedSet>, ParseError> {
     let mut sets: Vec<SavedSet> = Vec::new();
     let mut open: Option<SavedSet> = None;
     let cut_off = |set: SavedSet| ParseError::Set { name: set.name };
@@ -191,7 +229,7 @@ pub fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
     if let Some(unfinished) = open {
         return Err(cut_off(unfinished));
     }
-    sets.retain(|set| set.name.starts_with(OWNER));
+    sets.retain(|set| owner(&set.name) == Some(of));
     Ok(sets)
 }
 

@@ -12,6 +12,7 @@ use super::learning::Learning;
 use super::observe::{ParseError, Saved, SavedTable, words};
 use super::plan::{self, Op};
 use super::rules::{self, Family, Rule, Table, Way};
+use crate::instance::Instance;
 
 const V4: &str = "10.96.0.2";
 const V6: &str = "fd00:96::2";
@@ -21,11 +22,25 @@ fn vips() -> Vec<IpAddr> {
 }
 
 fn desired(table: Table, family: Family) -> Vec<Rule> {
-    rules::desired(table, family, Way::Stateless, &vips(), &[443])
+    rules::desired(
+        Instance::default(),
+        table,
+        family,
+        Way::Stateless,
+        &vips(),
+        &[443],
+    )
 }
 
 fn learning(table: Table, family: Family) -> Vec<Rule> {
-    rules::desired(table, family, Way::Learning, &vips(), &[443])
+    rules::desired(
+        Instance::default(),
+        table,
+        family,
+        Way::Learning,
+        &vips(),
+        &[443],
+    )
 }
 
 fn parsed(table: &str, text: &str) -> SavedTable {
@@ -34,7 +49,14 @@ fn parsed(table: &str, text: &str) -> SavedTable {
 }
 
 fn planned(table: Table, family: Family, desired: &[Rule], observed: &SavedTable) -> Option<Op> {
-    plan::plan(Flavour::Nft, family, table, desired, observed)
+    plan::plan(
+        Instance::default(),
+        Flavour::Nft,
+        family,
+        table,
+        desired,
+        observed,
+    )
 }
 
 /// The raw table with `rules`.
@@ -113,7 +135,12 @@ fn a_rule_is_recognised_however_it_is_printed() {
          --match-set proxy-agent-n4-443 src,src,dst -j SET --add-set proxy-agent-d4-443 \
          src,src,dst --exist",
     ] {
-        let found = Rule::recognise(Table::Raw, "PREROUTING", &words(spec).unwrap());
+        let found = Rule::recognise(
+            Instance::default(),
+            Table::Raw,
+            "PREROUTING",
+            &words(spec).unwrap(),
+        );
         assert_eq!(found, Some(decide), "{spec}");
     }
     let expected = desired(Table::Raw, Family::V4)[2];
@@ -122,7 +149,12 @@ fn a_rule_is_recognised_however_it_is_printed() {
         "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m comment --comment x -j CT --notrack",
         "-s 10.96.0.2 -p 6 -m comment --comment x -m tcp --sport 443 -j NOTRACK",
     ] {
-        let found = Rule::recognise(Table::Raw, "OUTPUT", &words(spec).unwrap());
+        let found = Rule::recognise(
+            Instance::default(),
+            Table::Raw,
+            "OUTPUT",
+            &words(spec).unwrap(),
+        );
         assert_eq!(found, Some(expected), "{spec}");
     }
 }
@@ -204,7 +236,7 @@ fn a_rule_that_does_anything_else_is_not_recognised() {
              dst,dst,src -j NOTRACK",
         ),
     ] {
-        let found = Rule::recognise(table, chain, &words(spec).unwrap());
+        let found = Rule::recognise(Instance::default(), table, chain, &words(spec).unwrap());
         assert_eq!(found, None, "{spec}");
     }
 }
@@ -224,14 +256,22 @@ fn only_the_comment_makes_a_rule_ours() {
         "Proxy-agent: x",
     ];
     for comment in owned {
-        assert!(rules::is_owned(comment), "{comment}");
+        assert_eq!(
+            rules::owner(comment),
+            Some(Instance::default()),
+            "{comment}"
+        );
     }
     for comment in foreign {
-        assert!(!rules::is_owned(comment), "{comment}");
+        assert_ne!(
+            rules::owner(comment),
+            Some(Instance::default()),
+            "{comment}"
+        );
     }
     // Not in the comment: a string to match.
     let table = raw(r#"-A OUTPUT -m string --string "proxy-agent: x" -j ACCEPT"#);
-    assert!(!table.rules[0].owned);
+    assert_eq!(table.rules[0].owner, None);
 }
 
 #[test]
@@ -247,7 +287,11 @@ fn a_dump_is_read() {
     assert!(saved.is_incompatible("raw") && !saved.is_incompatible("filter"));
     let filter = saved.table("filter").unwrap();
     assert_eq!(filter.chains[0].policy, "DROP");
-    let owned: Vec<bool> = filter.rules.iter().map(|rule| rule.owned).collect();
+    let owned: Vec<bool> = filter
+        .rules
+        .iter()
+        .map(|rule| rule.owner.is_some())
+        .collect();
     assert_eq!(owned, [false, true, false, false]);
     assert_eq!(filter.rules[0].spec, "-j KUBE-FIREWALL");
     let printed = words(&filter.rules[3].spec).unwrap();
@@ -371,7 +415,7 @@ fn stateless_and_learning_rules_take_each_others_place() {
 
 #[test]
 fn one_refusal_may_be_bad_luck() {
-    let mut learning = Learning::off();
+    let mut learning = Learning::off(Instance::default());
     let mut note = |refused: Option<&str>| learning.note_refusal(refused.map(str::to_owned));
     assert_eq!(note(Some("busy")), None);
     assert_eq!(note(None), None);

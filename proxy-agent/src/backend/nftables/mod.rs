@@ -23,8 +23,6 @@ use crate::reconcile::{Mode, Report, carry_out};
 
 /// The name of this part in reports and logs.
 const PART: &str = "nftables";
-/// The name under which the kernel is asked to check the rules.
-const REHEARSAL: &str = "proxy-agent-probe";
 
 /// The backend.
 pub struct Nftables {
@@ -41,6 +39,7 @@ impl Nftables {
     /// The kernel's answer.
     pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
         let settings = Settings {
+            instance: config.instance,
             endpoints: config.endpoints().collect(),
             max_connections: config.max_connections,
         };
@@ -51,7 +50,7 @@ impl Nftables {
                     continue;
                 }
                 let rehearsal = Table {
-                    name: REHEARSAL,
+                    name: tables::REHEARSAL.to_owned(),
                     ..table
                 };
                 rehearsal.rehearse(&mut socket)?;

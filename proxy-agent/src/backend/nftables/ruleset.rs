@@ -75,6 +75,7 @@ pub use self::counted::Counted;
 
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;
+use crate::instance::Instance;
 use crate::netfilter::set::{Field, Set, Value};
 use crate::netfilter::{Family, Table};
 
@@ -93,6 +94,8 @@ const CONNECTION: &[Field] = &[Field::Address, Field::Port, Field::Address, Fiel
 /// What the tables are made from.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Whose tables they are.
+    pub instance: Instance,
     /// The VIPs with each of the ports.
     pub endpoints: Vec<SocketAddr>,
     /// How many connections each set has room for.
@@ -109,20 +112,23 @@ pub fn tables(settings: &Settings, live: &Live) -> Vec<Table> {
                 .copied()
                 .filter(|vip| tables::family_of(vip.ip()) == family)
                 .collect();
-            table(family, &vips, settings.max_connections, live)
+            table(settings, family, &vips, live)
         })
         .collect()
 }
 
-fn table(family: Family, vips: &[SocketAddr], size: u32, live: &Live) -> Table {
+fn table(settings: &Settings, family: Family, vips: &[SocketAddr], live: &Live) -> Table {
     let (sets, chains) = if vips.is_empty() {
         (Vec::new(), Vec::new())
     } else {
-        (sets(family, size, live), rules::chains(family, vips))
+        (
+            sets(family, settings.max_connections, live),
+            rules::chains(family, vips),
+        )
     };
     Table {
         family,
-        name: tables::NAME,
+        name: tables::name(settings.instance),
         sets,
         chains,
     }

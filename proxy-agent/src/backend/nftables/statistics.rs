@@ -9,9 +9,10 @@ use proxy_common::{Counters, Reason, Traffic};
 
 use super::ruleset::Counted;
 use crate::backend::tables;
+use crate::instance::Instance;
 use crate::netfilter::{Error, Socket};
 
-/// Reads the counters of these endpoints; those of an endpoint that no rule is for are zero.
+/// Reads an instance's counters of these endpoints; those of an endpoint that no rule is for are zero.
 ///
 /// Unlike those of the eBPF programs they count every packet of the VIP, also of connections that
 /// are tracked, and they begin anew when the tables are put in place anew.
@@ -19,10 +20,13 @@ use crate::netfilter::{Error, Socket};
 /// # Errors
 ///
 /// If the kernel does not answer.
-pub fn read(endpoints: &[SocketAddr]) -> Result<Vec<(SocketAddr, Counters)>, Error> {
+pub fn read(
+    instance: Instance,
+    endpoints: &[SocketAddr],
+) -> Result<Vec<(SocketAddr, Counters)>, Error> {
     let mut socket = Socket::open()?;
     let mut counts = Vec::new();
-    for table in tables::empty() {
+    for table in tables::empty(instance) {
         for chain in BTreeSet::from(Counted::ALL.map(Counted::chain)) {
             counts.extend(table.counters(chain, &mut socket)?);
         }

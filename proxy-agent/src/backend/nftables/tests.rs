@@ -10,10 +10,12 @@ use super::plan::plan;
 use super::ruleset::tables;
 use super::*;
 use crate::backend::live::Connection;
+use crate::instance::Instance;
 use crate::netfilter::set::Value;
 
 fn settings(vips: &[&str]) -> Settings {
     Settings {
+        instance: Instance::default(),
         endpoints: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
         max_connections: 1024,
     }
@@ -101,6 +103,7 @@ proptest! {
         let vips = |numbers: &BTreeSet<u8>| {
             let numbers = numbers.iter();
             Settings {
+                instance: Instance::default(),
                 endpoints: numbers.map(|number| match number % 2 {
                     0 => ([10, 96, 0, *number], 443).into(),
                     _ => ([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*number)], 443).into(),

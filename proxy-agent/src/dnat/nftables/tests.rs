@@ -7,6 +7,7 @@ use netlink_packet_netfilter::nftables::{Expressions, Immediate, Lookup, Registe
 use proptest::prelude::*;
 
 use super::*;
+use crate::instance::Instance;
 
 fn vips() -> Vec<IpAddr> {
     ["10.96.0.2", "fd00:96::2"]
@@ -138,7 +139,7 @@ fn other_rules_are_passed_over() {
     ];
     assert!(found("ip", port_only).is_empty());
     let ours = rule(
-        TABLE,
+        &tables::name(Instance::default()),
         vec![
             immediate(Register::Reg1, &V4),
             nat(NFT_NAT_DNAT, 2, Register::Reg1, None),

@@ -13,7 +13,7 @@ use netlink_packet_netfilter::nftables::{
 use super::Found;
 use super::packet::{Direction, Packet};
 use super::walk::{self, Chains, Fate};
-use crate::backend::tables::NAME as TABLE;
+use crate::backend::tables::is_owned;
 use crate::netfilter::{Error, Family, Socket};
 
 mod rule;
@@ -74,7 +74,7 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
         })?;
     let tables: BTreeSet<_> = bases.iter().map(|base| base.table.as_str()).collect();
     let mut found = Vec::new();
-    for table in tables.into_iter().filter(|table| *table != TABLE) {
+    for table in tables.into_iter().filter(|table| !is_owned(table)) {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![RuleAttribute::Table(table.to_owned())],
         });

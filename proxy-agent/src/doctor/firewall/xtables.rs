@@ -237,7 +237,7 @@ mod tests {
             rules: vec![SavedRule {
                 chain: "INPUT".to_owned(),
                 spec: String::new(),
-                owned: false,
+                owner: None,
             }],
         };
         assert_eq!(find(&table, "x", &[packet(Direction::Request)]), []);

@@ -31,7 +31,7 @@ impl Table {
     pub fn counters(&self, chain: &str, socket: &mut Socket) -> Result<Vec<Count>, Error> {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![
-                RuleAttribute::Table(self.name.to_owned()),
+                RuleAttribute::Table(self.name.clone()),
                 RuleAttribute::Chain(chain.to_owned()),
             ],
         });

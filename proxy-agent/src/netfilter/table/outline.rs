@@ -87,9 +87,9 @@ impl Table {
     ///
     /// If the kernel does not answer completely.
     pub fn observe(&self, socket: &mut Socket) -> Result<Option<Outline>, Error> {
-        let name = self.name;
+        let name = &self.name;
         let request = NfTablesMessage::GetTable(TableMessage {
-            attributes: vec![TableAttribute::Name(name.to_owned())],
+            attributes: vec![TableAttribute::Name(name.clone())],
         });
         let what = format!("read table {}", self.title());
         let Some(NfTablesMessage::NewTable(table)) = socket.get(&what, self.family, request)?
@@ -129,7 +129,7 @@ impl Table {
     ) -> Result<Option<ChainOutline>, Error> {
         let request = NfTablesMessage::GetChain(ChainMessage {
             attributes: vec![
-                ChainAttribute::Table(self.name.to_owned()),
+                ChainAttribute::Table(self.name.clone()),
                 ChainAttribute::Name(name.to_owned()),
             ],
         });
@@ -159,7 +159,7 @@ impl Table {
     fn observe_rules(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![
-                RuleAttribute::Table(self.name.to_owned()),
+                RuleAttribute::Table(self.name.clone()),
                 RuleAttribute::Chain(chain.to_owned()),
             ],
         });

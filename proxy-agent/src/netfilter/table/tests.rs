@@ -20,7 +20,7 @@ fn rule(purpose: &str, program: u32) -> Rule {
 fn table(rules: Vec<Rule>) -> Table {
     Table {
         family: Family::IPv4,
-        name: "test",
+        name: "test".to_owned(),
         sets: Vec::new(),
         chains: vec![Chain {
             name: "output",

@@ -12,6 +12,7 @@ use super::*;
 use crate::backend::ebpf::load::Ids;
 use crate::backend::ebpf::{Settings, ruleset};
 use crate::config::TcAttach;
+use crate::instance::Instance;
 
 const INGRESS: u32 = 7;
 const EGRESS: u32 = 8;
@@ -26,6 +27,7 @@ fn id_of(hook: Hook) -> u32 {
 
 fn settings(vips: &[&str]) -> Settings {
     Settings {
+        instance: Instance::default(),
         vips: vips
             .iter()
             .map(|vip| vip.parse::<IpAddr>().unwrap())

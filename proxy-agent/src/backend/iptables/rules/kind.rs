@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use super::super::sets::{self, Role};
 use super::{Family, Table};
+use crate::instance::Instance;
 
 /// The segment that opens a connection: SYN alone.
 const OPENING: &str = " --tcp-flags FIN,SYN,RST,ACK SYN";
@@ -177,14 +178,14 @@ impl Kind {
     }
 
     /// Everything behind the chain, as `iptables-save` prints it.
-    pub fn spec(self, owner: &str, vip: IpAddr, port: u16) -> String {
+    pub fn spec(self, owner: Instance, vip: IpAddr, port: u16) -> String {
         let (address, port_option, client) = if self.is_reply() {
             ("-s", "--sport", "dst,dst,src")
         } else {
             ("-d", "--dport", "src,src,dst")
         };
         let family = Family::of(vip);
-        let set = |role| format!("{} {client}", sets::name(role, family, port));
+        let set = |role| format!("{} {client}", sets::name(owner, role, family, port));
         let (decided, translated) = (set(Role::Decided), set(Role::Translated));
         let known = format!(" -m set --match-set {decided}");
         let unknown = format!(" -m set ! --match-set {translated}");
@@ -215,8 +216,9 @@ impl Kind {
         };
         format!(
             "{address} {vip}/{bits}{link} -p tcp -m tcp {port_option} {port}{segments} -m comment \
-             --comment \"{owner}: {purpose}\"{conditions} -j {target}",
+             --comment \"{mark}: {purpose}\"{conditions} -j {target}",
             bits = family.host_bits(),
+            mark = owner.mark(),
             purpose = self.purpose(),
         )
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use super::super::observe;
 use super::{Family, Kind, Rule, Table};
+use crate::instance::Instance;
 
 /// Matches that ours use. What another one compares by being named alone is not known.
 const MODULES: [&str; 4] = ["tcp", "comment", "set", "conntrack"];
@@ -24,14 +25,19 @@ struct Item {
 }
 
 impl Rule {
-    /// The rule of ours that a line of `iptables-save` stands for; none if it does anything that
-    /// ours do not. The words are those behind the chain, unquoted.
-    pub fn recognise(table: Table, chain: &str, words: &[String]) -> Option<Self> {
+    /// The rule of `owner` that a line of `iptables-save` stands for; none if it does anything that
+    /// its rules do not. The words are those behind the chain, unquoted.
+    pub fn recognise(owner: Instance, table: Table, chain: &str, words: &[String]) -> Option<Self> {
         let meaning = Meaning::of(words)?;
         let (vip, port) = meaning.endpoint()?;
         Kind::all()
             .filter(|kind| kind.table() == table && kind.chain() == chain)
-            .map(|kind| Self { kind, vip, port })
+            .map(|kind| Self {
+                kind,
+                vip,
+                port,
+                owner,
+            })
             .find(|rule| {
                 let words = observe::words(&rule.spec());
                 words.and_then(|words| Meaning::of(&words)).as_ref() == Some(&meaning)

@@ -5,7 +5,7 @@
 use std::fmt::{self, Display};
 
 use super::super::rules::Family;
-use super::{SavedSet, Set, UNFINISHED};
+use super::{SavedSet, Set};
 
 /// One change of the sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub fn plan(desired: &[Set], observed: &[SavedSet], refilled: &[Family]) -> Plan
             continue;
         }
         // Left by an agent that was killed.
-        let unfinished = set.name() + UNFINISHED;
+        let unfinished = set.unfinished();
         if find(&unfinished).is_some() {
             plan.before.push(Op::Destroy(unfinished));
         }

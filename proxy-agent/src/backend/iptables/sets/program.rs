@@ -6,7 +6,6 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -16,8 +15,9 @@ use super::super::Error;
 use super::super::command::{self, CommandError};
 use super::super::flavour;
 use super::super::rules::Family;
-use super::{OWNER, Op, Role, SavedSet, Set, TYPE, UNFINISHED, parse};
+use super::{Op, Role, SavedSet, Set, TYPE, parse};
 use crate::backend::live::{Connection, Live};
+use crate::instance::Instance;
 use crate::reconcile::Mode;
 
 /// iptables-nft ends before the kernel has let go of the sets of a deleted rule: an RCU grace period
@@ -32,6 +32,8 @@ const MODULE: &str = "/sys/module/ip_set";
 #[derive(Debug, Clone)]
 pub struct Ipset {
     program: PathBuf,
+    /// Whose sets it is used for.
+    owner: Instance,
 }
 
 /// Carries out the operations of one pass.
@@ -43,10 +45,10 @@ pub struct Apply<'a> {
 }
 
 impl Ipset {
-    /// Finds the program; none if it is not installed.
-    pub fn find() -> Option<Self> {
+    /// Finds the program for an instance's sets; none if it is not installed.
+    pub fn find(owner: Instance) -> Option<Self> {
         let program = flavour::find_program("ipset")?;
-        Some(Self { program })
+        Some(Self { program, owner })
     }
 
     /// Tries whether sets of our type can be made for these families. A dry run only looks whether
@@ -59,28 +61,29 @@ impl Ipset {
             return self.run(&["list", "-name"], "").await.map(drop);
         }
         let mut script = String::new();
-        let name = format!("{OWNER}probe-{}", process::id());
         for family in families {
+            // No proxy listens on port 0: such a set is no other's.
             let set = Set {
+                owner: self.owner,
                 role: Role::Decided,
                 family: *family,
                 port: 0,
                 max_elements: 1,
             };
-            let family = set.family_name();
+            let (name, family) = (set.unfinished(), set.family_name());
             let _ = writeln!(script, "create {name} {TYPE} family {family} timeout 1");
             let _ = writeln!(script, "destroy {name}");
         }
-        self.run(&["restore"], &script).await.map(drop)
+        self.run(&["-exist", "restore"], &script).await.map(drop)
     }
 
-    /// The sets that are ours.
+    /// The instance's sets.
     ///
     /// # Errors
     /// ipset's answer, or that it cannot be relied on.
     pub async fn list(&self) -> Result<Vec<SavedSet>, Error> {
         let text = self.run(&["list", "-terse"], "").await?;
-        parse(&text).map_err(|source| Error::Dump {
+        parse(&text, self.owner).map_err(|source| Error::Dump {
             program: self.program.display().to_string(),
             source,
         })
@@ -123,7 +126,7 @@ impl<'a> Apply<'a> {
         let script = match op {
             Op::Create(set) => creation(*set, &set.name(), self.live()),
             Op::Replace(set) => {
-                let (name, unfinished) = (set.name(), set.name() + UNFINISHED);
+                let (name, unfinished) = (set.name(), set.unfinished());
                 creation(*set, &unfinished, self.live())
                     + &format!("swap {unfinished} {name}\ndestroy {unfinished}\n")
             }

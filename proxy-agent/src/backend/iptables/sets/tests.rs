@@ -13,8 +13,9 @@ use super::super::observe::ParseError;
 use super::super::rules::Family;
 use super::plan::{Op, Plan, plan};
 use super::program::creation;
-use super::{OWNER, SavedSet, Set, desired, parse};
+use super::{SavedSet, Set, desired, owner};
 use crate::backend::live::{Connection, Live};
+use crate::instance::{self, Instance};
 
 const LIST: &str = "\
 Name: proxy-agent-d4-443
@@ -48,6 +49,10 @@ fn vips() -> Vec<IpAddr> {
         .to_vec()
 }
 
+fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
+    super::parse(text, Instance::default())
+}
+
 fn saved(set: Set) -> SavedSet {
     let mut saved = SavedSet {
         name: set.name(),
@@ -61,7 +66,9 @@ fn saved(set: Set) -> SavedSet {
 #[test]
 fn sets_of_ours_are_read() {
     let sets = parse(LIST).unwrap();
-    let wanted = desired(&vips(), &[443], 65536);
+    let of_another = super::parse(LIST, "d4".parse().unwrap());
+    assert_eq!(of_another, Ok(Vec::new()));
+    let wanted = desired(Instance::default(), &vips(), &[443], 65536);
     assert_eq!(sets.len(), 2);
     assert_eq!(sets[0], saved(wanted[0]));
     assert!(wanted[0].is(&sets[0]));
@@ -93,7 +100,7 @@ fn a_set_is_filled_with_what_belongs_to_it() {
         ],
         translated: vec![connection("[fd00:244::b]:40004", "[fd00:96::2]:443")],
     };
-    let sets = desired(&vips(), &[443], 1024);
+    let sets = desired(Instance::default(), &vips(), &[443], 1024);
     let scripts: String = sets
         .iter()
         .map(|set| creation(*set, &set.name(), &live))
@@ -123,16 +130,16 @@ fn no_more_is_filled_in_than_fits() {
         untracked: (10_000..20_000).map(connection).collect(),
         translated: Vec::new(),
     };
-    let set = desired(&vips(), &[443], 1024)[0];
+    let set = desired(Instance::default(), &vips(), &[443], 1024)[0];
     assert_eq!(creation(set, "x", &live).lines().count(), 1 + 1024);
 }
 
 #[test]
 fn changed_sets_are_replaced_and_unused_ones_go_last() {
-    let old = desired(&vips(), &[443], 1024);
+    let old = desired(Instance::default(), &vips(), &[443], 1024);
     let observed: Vec<SavedSet> = old.iter().copied().map(saved).collect();
     assert_eq!(plan(&old, &observed, &[]), Plan::default());
-    let new = desired(&vips()[..1], &[443], 2048);
+    let new = desired(Instance::default(), &vips()[..1], &[443], 2048);
     let changed = plan(&new, &observed, &[]);
     let shown: Vec<String> = changed.before.iter().map(ToString::to_string).collect();
     let filled = "filled with the proxy's connections";
@@ -158,7 +165,7 @@ fn carry_out(sets: &mut BTreeMap<String, SavedSet>, op: &Op) -> Option<()> {
     match op {
         Op::Create(set) => sets.insert(set.name(), saved(*set)).is_none().then_some(()),
         Op::Replace(set) => {
-            let unfinished = set.name() + "-new";
+            let unfinished = set.unfinished();
             let there = sets.get(&set.name())?;
             (set.resembles(there) && !sets.contains_key(&unfinished)).then_some(())?;
             sets.insert(set.name(), saved(*set)).map(drop)
@@ -168,11 +175,14 @@ fn carry_out(sets: &mut BTreeMap<String, SavedSet>, op: &Op) -> Option<()> {
 }
 
 fn any_sets() -> impl Strategy<Value = BTreeMap<String, SavedSet>> {
-    let names = desired(&vips(), &[443, 6443], 1024);
-    let names = names
-        .iter()
-        .flat_map(|set| [set.name(), set.name() + "-new"]);
-    let names: Vec<String> = names.chain([format!("{OWNER}probe-77")]).collect();
+    let names = desired(Instance::default(), &vips(), &[443, 6443], 1024);
+    let names = names.iter().flat_map(|set| [set.name(), set.unfinished()]);
+    let names: Vec<String> = names
+        .chain([
+            "proxy-agent-probe-77".to_owned(),
+            "proxy-agent-n4-443-new".to_owned(),
+        ])
+        .collect();
     let set = (
         select(vec!["hash:ip,port,ip", "hash:ip"]),
         select(vec!["inet", "inet6"]),
@@ -203,7 +213,7 @@ proptest! {
         ports in subsequence(vec![443u16, 6443, 8443], 0..=3),
         refilled in subsequence(Family::ALL.to_vec(), 0..=2),
     ) {
-        let wanted = desired(&vips, &ports, 2048);
+        let wanted = desired(Instance::default(), &vips, &ports, 2048);
         let observed: Vec<SavedSet> = sets.values().cloned().collect();
         let changes = plan(&wanted, &observed, &refilled);
         for op in changes.before.iter().chain(&changes.after) {
@@ -226,14 +236,29 @@ proptest! {
         lines in subsequence(LIST.lines().collect::<Vec<_>>(), 0..=20)
     ) {
         for set in parse(&lines.join("\n")).unwrap_or_default() {
-            prop_assert!(set.name.starts_with(OWNER));
+            prop_assert_eq!(owner(&set.name), Some(Instance::default()));
         }
     }
 
     #[test]
-    fn names_fit_into_the_kernel(port in 1u16..) {
-        for set in desired(&vips(), &[port], 1024) {
-            prop_assert!((set.name() + "-new").len() <= 31);
+    fn names_fit_into_the_kernel_and_tell_whose_they_are(
+        instance in instance::any_instance(),
+        port in any::<u16>(),
+    ) {
+        for set in desired(instance, &vips(), &[port], 1024) {
+            for name in [set.name(), set.unfinished()] {
+                prop_assert!(name.len() <= 31);
+                prop_assert_eq!(owner(&name), Some(instance));
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_is_nobodys_or_begins_with_its_owners_mark(
+        name in "(proxy-agent)?-?[a-z0-9-]{0,9}(-[dnDN][46]-[0-9]{1,5})?(-new)?",
+    ) {
+        if let Some(instance) = owner(&name) {
+            prop_assert!(name.starts_with(&instance.mark()));
         }
     }
 }

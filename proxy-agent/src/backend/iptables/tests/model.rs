@@ -8,9 +8,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::super::flavour::Flavour;
 use super::super::observe::{Saved, SavedChain, SavedRule, SavedTable, words};
+use super::super::plan;
 use super::super::rules::{self, Family, Rule, Table, Way};
 use super::{NODE, V4, parsed, planned, raw};
+use crate::instance::{self, Instance};
 
 /// What `iptables-restore --noflush` makes of a table: all lines or, with an error, none.
 fn restore(table: &SavedTable, input: &str) -> Result<SavedTable, String> {
@@ -43,7 +46,7 @@ fn any_rule(table: Table) -> impl Strategy<Value = String> {
     let ours = (vip, port, any_way(), 0..13usize, any::<bool>()).prop_map(
         move |(vip, port, way, which, alias)| {
             let vip = [vip.parse().unwrap()];
-            let all = rules::desired(table, Family::V4, way, &vip, &[port]);
+            let all = rules::desired(Instance::default(), table, Family::V4, way, &vip, &[port]);
             // There are no stateless rules in mangle.
             let Some(rule) = all.get(which % all.len().max(1)) else {
                 return "-A INPUT -j MARK".to_owned();
@@ -80,7 +83,11 @@ fn any_table(table: Table) -> impl Strategy<Value = SavedTable> {
 }
 
 fn foreign(table: &SavedTable) -> Vec<&SavedRule> {
-    table.rules.iter().filter(|rule| !rule.owned).collect()
+    table
+        .rules
+        .iter()
+        .filter(|rule| rule.owner.is_none())
+        .collect()
 }
 
 proptest! {
@@ -93,7 +100,7 @@ proptest! {
         way in any_way(),
     ) {
         let vips: Vec<IpAddr> = vips.iter().map(|vip| vip.parse().unwrap()).collect();
-        let wanted = rules::desired(table, Family::V4, way, &vips, &ports);
+        let wanted = rules::desired(Instance::default(), table, Family::V4, way, &vips, &ports);
         let after = match planned(table, Family::V4, &wanted, &observed) {
             Some(op) => {
                 let after = restore(&observed, &op.restore_input())
@@ -105,9 +112,9 @@ proptest! {
         };
         prop_assert_eq!(foreign(&after), foreign(&observed));
         let mut owned: Vec<Rule> = Vec::new();
-        for rule in after.rules.iter().filter(|rule| rule.owned) {
+        for rule in after.rules.iter().filter(|rule| rule.owner.is_some()) {
             let words = words(&rule.spec).unwrap();
-            owned.extend(Rule::recognise(table, &rule.chain, &words));
+            owned.extend(Rule::recognise(Instance::default(), table, &rule.chain, &words));
         }
         prop_assert_eq!(after.rules.len(), owned.len() + foreign(&after).len());
         for rule in &wanted {
@@ -130,6 +137,26 @@ proptest! {
         prop_assert_eq!(after.rules.iter().collect::<Vec<_>>(), foreign(&observed));
     }
 
+    /// Neither removed with an agent's own rules, nor taken for some that are missing.
+    #[test]
+    fn rules_of_other_instances_are_foreign(
+        own in instance::any_instance(),
+        other in instance::any_instance(),
+        way in any_way(),
+    ) {
+        prop_assume!(own != other);
+        let vip = [IpAddr::from([10, 96, 0, 2])];
+        let rules = |owner| rules::desired(owner, Table::Raw, Family::V4, way, &vip, &[443]);
+        let lines: Vec<String> = rules(other).iter().map(ToString::to_string).collect();
+        let observed = raw(&lines.join("\n"));
+        let plan = |wanted: &[Rule]| {
+            plan::plan(own, Flavour::Nft, Family::V4, Table::Raw, wanted, &observed)
+        };
+        prop_assert_eq!(plan(&[]), None);
+        let op = plan(&rules(own)).unwrap();
+        prop_assert_eq!((op.deletions.len(), op.insertions), (0, rules(own)));
+    }
+
     #[test]
     fn a_rule_survives_being_printed(
         vip in any::<IpAddr>(),
@@ -137,13 +164,13 @@ proptest! {
         way in any_way(),
         which in 0..15usize,
     ) {
-        let desired = |table| rules::desired(table, Family::of(vip), way, &[vip], &[port]);
+        let desired = |table| rules::desired(Instance::default(), table, Family::of(vip), way, &[vip], &[port]);
         let all = Table::ALL.map(desired).concat();
         let rule = all[which % all.len()];
         let read = raw(&rule.to_string()).rules.remove(0);
-        prop_assert!(read.owned);
+        prop_assert_eq!(read.owner, Some(Instance::default()));
         let words = words(&read.spec).unwrap();
-        prop_assert_eq!(Rule::recognise(rule.kind.table(), &read.chain, &words), Some(rule));
+        prop_assert_eq!(Rule::recognise(Instance::default(), rule.kind.table(), &read.chain, &words), Some(rule));
     }
 
     #[test]

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The name of an agent among several on one node. It is part of the name of everything that is this
+//! agent's: tables, comments, sets, directories. How each kind of object is marked with it is its own
+//! module's business.
+
+use std::fmt::{self, Display};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What everything of every instance is marked with, first of all.
+pub const PROGRAM: &str = "proxy-agent";
+/// What stands between that and the name.
+const SEPARATOR: char = '-';
+/// How long a name may be, in bytes: names of sets have room for 31, of which a set's own words
+/// take the rest (`IPSET_MAXNAMELEN` of `linux/netfilter/ipset/ip_set.h`, with a zero at the end).
+pub const MAX_LENGTH: usize = 10;
+
+/// An instance; the one without a name is the default.
+///
+/// A name has at most [`MAX_LENGTH`] lower-case letters, digits and hyphens, and no hyphen at either
+/// end.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(try_from = "String", into = "String")]
+pub struct Instance {
+    /// The name, with zeros behind it.
+    bytes: [u8; MAX_LENGTH],
+}
+
+/// Why a word is no name of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It is too long.
+    #[error("the name has {0} bytes; {MAX_LENGTH} are allowed, give a shorter one")]
+    Length(usize),
+    /// It holds something else than it may.
+    #[error("a name is made of a to z, 0 to 9 and hyphens between them")]
+    Characters,
+}
+
+impl Instance {
+    /// Its name; empty for the default.
+    pub fn name(&self) -> &str {
+        let end = self.bytes.iter().position(|byte| *byte == 0);
+        let name = &self.bytes[..end.unwrap_or(MAX_LENGTH)];
+        std::str::from_utf8(name).expect("only ASCII is stored")
+    }
+
+    /// The word that marks what is this instance's: `proxy-agent`, or `proxy-agent-NAME`.
+    pub fn mark(&self) -> String {
+        let mut mark = PROGRAM.to_owned();
+        if *self != Self::default() {
+            mark.push(SEPARATOR);
+            mark.push_str(self.name());
+        }
+        mark
+    }
+
+    /// Whose mark a word is; none if it is nobody's.
+    pub fn of_mark(word: &str) -> Option<Self> {
+        let rest = word.strip_prefix(PROGRAM)?;
+        if rest.is_empty() {
+            return Some(Self::default());
+        }
+        Self::named(rest.strip_prefix(SEPARATOR)?).ok()
+    }
+
+    /// The instance of a name that is not empty.
+    fn named(name: &str) -> Result<Self, Error> {
+        if name.len() > MAX_LENGTH {
+            return Err(Error::Length(name.len()));
+        }
+        let is_allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        let at_the_ends = [name.bytes().next(), name.bytes().last()];
+        if !name.bytes().all(is_allowed)
+            || at_the_ends
+                .iter()
+                .any(|end| matches!(end, None | Some(b'-')))
+        {
+            return Err(Error::Characters);
+        }
+        let mut bytes = [0; MAX_LENGTH];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        Ok(Self { bytes })
+    }
+}
+
+/// Where an instance keeps what outlives it, unless it is told otherwise.
+pub mod paths {
+    use std::path::{Path, PathBuf};
+
+    use super::Instance;
+
+    /// The directory of pinned maps and links. Its last part is the version of their layout.
+    pub fn bpffs(instance: Instance) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(instance.mark()).join("v1")
+    }
+
+    /// The run directory.
+    pub fn run_dir(instance: Instance) -> PathBuf {
+        Path::new("/run").join(instance.mark())
+    }
+}
+
+impl FromStr for Instance {
+    type Err = Error;
+
+    /// The empty word is the default's name.
+    fn from_str(name: &str) -> Result<Self, Error> {
+        if name.is_empty() {
+            return Ok(Self::default());
+        }
+        Self::named(name)
+    }
+}
+
+impl TryFrom<String> for Instance {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self, Error> {
+        name.parse()
+    }
+}
+
+impl From<Instance> for String {
+    fn from(instance: Instance) -> Self {
+        instance.name().to_owned()
+    }
+}
+
+impl Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Any instance, for property tests.
+#[cfg(test)]
+pub fn any_instance() -> impl proptest::strategy::Strategy<Value = Instance> {
+    use proptest::strategy::Strategy as _;
+    // Among them names that look like parts of other names.
+    let tricky = [
+        "", "d4", "n6-443", "d4-443", "probe", "probe-7", "new", "x-d4", "v1",
+    ];
+    let tricky = proptest::sample::select(tricky.map(str::to_owned).to_vec());
+    let random = "[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?";
+    proptest::prop_oneof![tricky, random].prop_map(|name| name.parse().expect("it is a name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for name in ["", "a", "0", "b-2", "abcdefghij", "a--b"] {
+            assert_eq!(name.parse::<Instance>().unwrap().name(), name);
+        }
+        for name in ["-", "a-", "-a", "A", "a_b", "a.b", "a/b", "ä", " a"] {
+            assert_eq!(name.parse::<Instance>(), Err(Error::Characters), "{name}");
+        }
+        assert_eq!("abcdefghijk".parse::<Instance>(), Err(Error::Length(11)));
+    }
+
+    #[test]
+    fn foreign_words_are_nobodys_marks() {
+        assert_eq!(Instance::of_mark("proxy-agent"), Some(Instance::default()));
+        for word in [
+            "",
+            "proxy",
+            "proxy-agents",
+            "proxy-agent-",
+            "proxy-agent-A",
+            "proxy-agent_probe",
+        ] {
+            assert_eq!(Instance::of_mark(word), None, "{word}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_mark_tells_whose_it_is(instance in any_instance()) {
+            prop_assert_eq!(Instance::of_mark(&instance.mark()), Some(instance));
+        }
+
+        #[test]
+        fn the_state_file_holds_the_name(instance in any_instance()) {
+            let json = serde_json::to_string(&instance).unwrap();
+            prop_assert_eq!(&json, &format!("\"{instance}\""));
+            prop_assert_eq!(serde_json::from_str::<Instance>(&json).unwrap(), instance);
+        }
+    }
+}
