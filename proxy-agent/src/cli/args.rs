@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::values::{self, Endpoint, ServiceAddress};
+use crate::backend::ebpf::DEFAULT_PINS;
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
 use crate::goflag::parse_bool;
 use crate::klog::KlogArgs;
@@ -183,7 +184,7 @@ pub struct Location {
     /// Directory on a BPF file system for what outlives the agent: maps and links
     #[arg(
         long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
-        default_value = "/sys/fs/bpf/proxy-agent/v1", value_parser = values::directory
+        default_value = DEFAULT_PINS, value_parser = values::directory
     )]
     pub bpffs: PathBuf,
 
@@ -209,6 +210,34 @@ pub enum Subcommand {
         /// Links without traffic too
         #[arg(long)]
         all: bool,
+
+        /// Where the agent keeps what outlives it.
+        #[command(flatten)]
+        location: Location,
+    },
+
+    /// Remove everything of the agent from this node; no agent may run. Exit code 0 if nothing is left
+    ///
+    /// Rules, tables, sets, programs, maps, VIPs, a link that the agent created, and its run directory,
+    /// whatever backend and version left them. Connections go on. A line tells what became of each.
+    Cleanup {
+        /// Print what would be removed, change nothing
+        #[arg(long)]
+        dry_run: bool,
+
+        /// The VIPs, where no agent has told them or others are meant, separated by commas
+        #[arg(
+            long, env = "PROXY_AGENT_IP_ADDRESS", value_name = "IP[,IP...]", value_delimiter = ',',
+            value_parser = values::vip
+        )]
+        ip_address: Vec<IpAddr>,
+
+        /// The link that carries the VIPs, where no agent has told it
+        #[arg(
+            long, env = "PROXY_AGENT_INTERFACE", value_name = "LINK",
+            value_parser = values::link_name
+        )]
+        interface: Option<String>,
 
         /// Where the agent keeps what outlives it.
         #[command(flatten)]

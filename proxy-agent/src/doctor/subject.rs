@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::Options;
 use super::check::Check;
+use crate::backend::ebpf::DEFAULT_PINS;
 use crate::backend::iptables;
 use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables};
 use crate::config::Service;
@@ -19,7 +20,6 @@ use crate::state::{self, Choice, State};
 /// The proxy's port where neither a flag nor the agent says one.
 const DEFAULT_PORT: u16 = 443;
 /// Where agents pin unless they are told otherwise.
-const DEFAULT_BPFFS: &str = "/sys/fs/bpf/proxy-agent/v1";
 
 /// What most checks need to know.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Subject {
         let bpffs = match (&options.bpffs, settings) {
             (Some(given), _) => given.clone(),
             (None, Some(settings)) => settings.bpffs.clone(),
-            (None, None) => PathBuf::from(DEFAULT_BPFFS),
+            (None, None) => PathBuf::from(DEFAULT_PINS),
         };
         let mut iptables = Vec::new();
         for flavour in Flavour::ALL {

@@ -123,7 +123,7 @@ pub struct Everything {
     pub deciding: Vec<Op>,
     /// Then the rules.
     pub tables: Vec<Op>,
-    /// Egress last: it translates what the rules no longer do.
+    /// Egress last: it translates what the rules no longer do. Then what nothing uses any more.
     pub rest: Vec<Op>,
 }
 
@@ -162,6 +162,12 @@ pub async fn everything(
     let all = tables::empty();
     let outlines = tables::read(PART, &all, report);
     let is_there = |table: &Table| outlines.get(&table.title()).is_some_and(Option::is_some);
+    let mut rest: Vec<_> = detach(Hook::Egress).collect();
+    if settings.bpffs.exists() {
+        rest.push(Op::RemovePins {
+            directory: settings.bpffs.clone(),
+        });
+    }
     Everything {
         deciding,
         tables: all
@@ -169,7 +175,7 @@ pub async fn everything(
             .filter(is_there)
             .map(|table| Op::DeleteTable { table })
             .collect(),
-        rest: detach(Hook::Egress).collect(),
+        rest,
     }
 }
 

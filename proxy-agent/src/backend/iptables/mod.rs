@@ -164,17 +164,24 @@ impl Iptables {
         }
     }
 
-    /// Removes every copy of our rules, of both flavours and both families, and our sets. Errors go
-    /// to the report and keep nothing else from being removed.
-    pub async fn teardown(&mut self, report: &mut Report) {
-        self.settled = None;
-        let installed = self.installed.clone();
+    /// Removes every copy of our rules, of both flavours and both families, and our sets, whoever
+    /// made them. Errors go to the report and keep nothing else from being removed.
+    pub async fn remove_everything(mode: Mode, report: &mut Report) {
+        let installed = match Installed::find(&[]).await {
+            Ok(installed) => installed,
+            Err(cause) => return failed(PART, "find the iptables programs", &cause, report),
+        };
         let mut snapshot = Snapshot::new(&installed);
         for flavour in Flavour::ALL {
-            let plan = remove_all(flavour, &mut snapshot, report).await;
-            self.carry_out(plan, Mode::Apply, report).await;
+            let mut plan = remove_all(flavour, &mut snapshot, report).await;
+            plan::order(&mut plan.ops);
+            let mut apply = Apply::new(&installed, plan.unknown);
+            carry_out(PART, mode, plan.ops, report, async |op| {
+                apply.apply(op).await
+            })
+            .await;
         }
-        self.learning.teardown(report).await;
+        Learning::off().teardown(mode, report).await;
     }
 
     /// Makes the sets that the rules use, before the rules are set. Where the rules turn out to be

@@ -34,6 +34,12 @@ struct ChainOutline {
 }
 
 impl Outline {
+    /// The comments of its rules.
+    pub fn comments(&self) -> impl Iterator<Item = &str> {
+        let chains = self.chains.iter();
+        chains.flat_map(|chain| chain.comments.iter().map(String::as_str))
+    }
+
     /// Whether the rules of two tables differ at most in the programs they run.
     pub fn has_rules_of(&self, other: &Self) -> bool {
         let purposes = |outline: &Self| {
