@@ -11,7 +11,7 @@ use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{client, snapshot, transfer};
+use tests::{client, skip, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BYTES: u64 = 100_000;
@@ -21,7 +21,7 @@ const CLSACT: &[&str] = &["--backend=ebpf", "--tc-attach=clsact"];
 const TRANSLATING: &[&str] = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
 const NFTABLES: &[&str] = &["--backend=nftables"];
 const IPTABLES: &[&str] = &["--backend=iptables"];
-const NONE: &[&str] = &["--backend=none", "--interface=vips"];
+const NONE: &[&str] = &["--backend=none"];
 const ALL: [&[&str]; 6] = [EBPF, CLSACT, TRANSLATING, NFTABLES, IPTABLES, NONE];
 
 const NOTHING_LEFT: &str = "nothing of proxy-agent is left";
@@ -78,6 +78,13 @@ fn prepare(node: &Node) -> Result<String> {
     snapshot::take(&node.netns)
 }
 
+/// Members of our sets expire as time goes by.
+fn without_members(snapshot: &str) -> String {
+    let lines = snapshot.lines();
+    let lines = lines.filter(|line| !line.starts_with("add proxy-agent-"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
 fn as_before(node: &Node, before: &str) -> Result<()> {
     let after = snapshot::take(&node.netns)?;
     if let Some(difference) = snapshot::difference(before, &after) {
@@ -118,11 +125,12 @@ fn after_a_kill() {
             let _proxy = Proxy::start(node)?;
             let mut streams = connect_everywhere(node)?;
             agent.stop(libc::SIGKILL)?;
-            let kept = snapshot::take(&node.netns)?;
+            let kept = without_members(&snapshot::take(&node.netns)?);
 
             let told = cleanup(node, &["--dry-run"])?;
             told.ends_with("nothing was changed")?;
-            let difference = snapshot::difference(&kept, &snapshot::take(&node.netns)?);
+            let now = without_members(&snapshot::take(&node.netns)?);
+            let difference = snapshot::difference(&kept, &now);
             ensure!(difference.is_none(), "a dry run: {difference:?}");
 
             let told = cleanup(node, &[])?;
@@ -160,6 +168,32 @@ fn without_the_state() {
             told.stdout
         );
         cleanup(node, &["--ip-address=10.96.0.2,fd00:96::2"])?.ends_with(NOTHING_LEFT)?;
+        as_before(node, &before)
+    });
+}
+
+/// The link goes with the VIPs, unless somebody else has put an address on it.
+#[test]
+fn a_link_of_the_agents() {
+    Node::test(Topology::Veth, |node| {
+        let name = "cleanup-a_link_of_the_agents";
+        skip::clear(name)?;
+        if !node.has_dummy_links()? {
+            return skip::record(name, "this kernel has no links of the kind dummy");
+        }
+        let before = prepare(node)?;
+        for foreign in [true, false] {
+            node.start_agent(&["--backend=none", "--interface=vips"])?
+                .stop(libc::SIGKILL)?;
+            if foreign {
+                node.netns.ip("address add 192.0.2.1/32 dev vips\n")?;
+            }
+            cleanup(node, &[])?.ends_with(NOTHING_LEFT)?;
+            ensure!(node.netns.ifindex("vips").is_ok() == foreign, "{foreign}");
+            if foreign {
+                node.netns.ip("address del 192.0.2.1/32 dev vips\n")?;
+            }
+        }
         as_before(node, &before)
     });
 }

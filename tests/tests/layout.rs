@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, ensure};
 use tests::agent::TRANSLATE;
 use tests::bpf::{self, Hook};
 use tests::kubeproxy::KubeProxy;
@@ -17,7 +17,7 @@ use tests::streams::{all_end_intact, all_go_on, new_connections_work, open, vip_
 const BEFORE: Duration = Duration::from_millis(500);
 
 /// Untracked connections stay so; translated ones become conntrack's.
-fn taken_over(args: &[&str], translates: bool, other: &str) -> Result<()> {
+fn taken_over(args: &[&str], translates: bool, other: &str) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
         let mut agent = node.start_agent(args)?;
@@ -58,27 +58,25 @@ fn taken_over(args: &[&str], translates: bool, other: &str) -> Result<()> {
         );
         all_end_intact(streams)
     });
-    Ok(())
 }
 
 #[test]
-fn an_older_one() -> Result<()> {
-    taken_over(&["--backend=ebpf", "--tc-attach=tcx"], false, "v0")?;
-    taken_over(&["--backend=ebpf", "--tc-attach=clsact"], false, "v0")
+fn an_older_one() {
+    taken_over(&["--backend=ebpf", "--tc-attach=tcx"], false, "v0");
+    taken_over(&["--backend=ebpf", "--tc-attach=clsact"], false, "v0");
 }
 
 #[test]
-fn a_newer_one() -> Result<()> {
-    taken_over(&["--backend=ebpf", "--tc-attach=tcx"], false, "v2")
+fn a_newer_one() {
+    taken_over(&["--backend=ebpf", "--tc-attach=tcx"], false, "v2");
 }
 
 #[test]
-fn one_that_translates() -> Result<()> {
+fn one_that_translates() {
     for attach in ["--tc-attach=tcx", "--tc-attach=clsact"] {
         let args = ["--backend=ebpf", attach, TRANSLATE[0], TRANSLATE[1]];
-        taken_over(&args, true, "v0")?;
+        taken_over(&args, true, "v0");
     }
-    Ok(())
 }
 
 /// Another backend takes over from it as well.

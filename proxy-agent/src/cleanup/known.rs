@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 
 use super::{Request, Scope};
 use crate::backend::{ebpf, iptables, tables};
-use crate::reconcile::Report;
+use crate::netfilter::Socket;
 use crate::state;
+
+/// The chain of our tables, with each backend, in which what comes from the VIPs is met.
+const REPLIES: &str = "output";
 
 /// What is to be removed. What was said goes before what an agent told, and that before what it
 /// left.
@@ -39,10 +42,12 @@ async fn left_vips(bpffs: &Path) -> Vec<IpAddr> {
         // What cannot be read is of another layout, or nobody's.
         vips.extend(ebpf::pinned_vips(directory).unwrap_or_default());
     }
-    let mut unread = Report::default();
-    for outline in tables::read("cleanup", &tables::empty(), &mut unread).into_values() {
-        let outline = outline.iter();
-        vips.extend(outline.flat_map(|outline| outline.comments().filter_map(named)));
+    if let Ok(mut socket) = Socket::open() {
+        for table in tables::empty() {
+            // An error: there is no such table.
+            let comments = table.comments(&mut socket, REPLIES).unwrap_or_default();
+            vips.extend(comments.iter().filter_map(|comment| named(comment)));
+        }
     }
     vips.extend(iptables::survey::owned_vips().await);
     vips.into_iter().collect()

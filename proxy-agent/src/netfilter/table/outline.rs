@@ -34,12 +34,6 @@ struct ChainOutline {
 }
 
 impl Outline {
-    /// The comments of its rules.
-    pub fn comments(&self) -> impl Iterator<Item = &str> {
-        let chains = self.chains.iter();
-        chains.flat_map(|chain| chain.comments.iter().map(String::as_str))
-    }
-
     /// Whether the rules of two tables differ at most in the programs they run.
     pub fn has_rules_of(&self, other: &Self) -> bool {
         let purposes = |outline: &Self| {
@@ -149,7 +143,7 @@ impl Table {
             hook: None,
             policy: None,
             kind: None,
-            comments: self.observe_rules(socket, name)?,
+            comments: self.comments(socket, name)?,
         };
         for attribute in chain.attributes {
             match attribute {
@@ -162,7 +156,12 @@ impl Table {
         Ok(Some(outline))
     }
 
-    fn observe_rules(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
+    /// The comments of the rules in one of its chains.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not answer completely.
+    pub fn comments(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(self.name.to_owned()),
