@@ -108,7 +108,7 @@ impl Lock {
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", process::id()).map_err(failed)?;
         Ok(Self {
-            file: file,
+            file,
             directory: run_dir.to_owned(),
         })
     }

@@ -19,7 +19,6 @@ use crate::state::{self, Choice, State};
 
 /// The proxy's port where neither a flag nor the agent says one.
 const DEFAULT_PORT: u16 = 443;
-/// Where agents pin unless they are told otherwise.
 
 /// What most checks need to know.
 #[derive(Debug)]
