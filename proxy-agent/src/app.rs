@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent: one pass over the node after the other, each part in its turn.
+//! The agent: what a pass over the node is, each part in its turn. When passes are due is the
+//! business of `daemon.rs`.
+
+mod daemon;
+mod signals;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use rtnetlink::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, interval};
 use tracing::{info, warn};
 
 use crate::backend::ebpf::Ids;
@@ -20,17 +22,15 @@ use crate::claims::Claims;
 use crate::config::Config;
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
-use crate::kernel::monitor::{Interest, Monitor};
+use crate::kernel::monitor::Interest;
 use crate::link::{self, LinkTable, VipLink};
 use crate::lock::{self, Lock};
 use crate::reconcile::told::Told;
-use crate::reconcile::trigger::{Cause, Trigger};
-use crate::reconcile::{Mode, Report, failed};
+use crate::reconcile::trigger::Cause;
+use crate::reconcile::{Control, Mode, Report, failed};
 use crate::state::State;
 use crate::state::history::History;
 
-/// How often debug lines of the eBPF programs are fetched.
-const LOG_INTERVAL: Duration = Duration::from_millis(200);
 /// Tables and chains of iptables-nft that hold rules of ours.
 const IPTABLES_CHAINS: [(&str, &str); 5] = [
     ("raw", "PREROUTING"),
@@ -57,30 +57,32 @@ struct Node {
 ///
 /// If it cannot start. What it cannot do later is logged, reported and tried again.
 pub async fn run(config: Config) -> Result<ExitCode> {
+    check_rights()?;
+    if config.dry_run {
+        return Ok(Node::open(config, Mode::DryRun).await?.tell_plan().await);
+    }
+    // First the claims: one that is refused has not even left a file.
+    let _claims = Claims::take(&config).await?;
+    let lock = Lock::take(&config.run_dir)?;
+    if config.daemon {
+        return daemon::run(config, lock).await;
+    }
+    Ok(Node::open(config, Mode::Apply).await?.once().await)
+}
+
+/// Checks that the agent may change anything at all.
+///
+/// # Errors
+///
+/// If it may not: says what it needs.
+pub fn check_rights() -> Result<()> {
     if !capabilities::has(Capability::NetAdmin).context("cannot read the agent's capabilities")? {
         bail!(
             "proxy-agent needs the capability NET_ADMIN: run it as root, or give it to the \
              container (securityContext.capabilities.add: [NET_ADMIN])"
         );
     }
-    let mode = if config.dry_run {
-        Mode::DryRun
-    } else {
-        Mode::Apply
-    };
-    // First the claims: one that is refused has not even left a file.
-    let _held = match mode {
-        Mode::Apply => Some((Claims::take(&config).await?, Lock::take(&config.run_dir)?)),
-        Mode::DryRun => None,
-    };
-    // Before the first look, so that nothing that happens after it is missed.
-    let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
-    let mut node = Node::open(config, mode).await?;
-    match (mode, node.config.daemon) {
-        (Mode::DryRun, _) => Ok(node.tell_plan().await),
-        (Mode::Apply, false) => Ok(node.once().await),
-        (Mode::Apply, true) => node.daemon(monitor).await,
-    }
+    Ok(())
 }
 
 /// What a pass of the agent that has told `state` would change now. Changes nothing.
@@ -92,7 +94,7 @@ pub async fn drift(state: &State, run_dir: &Path) -> Result<Report> {
     let mut node = Node::open(state.as_dry_run(run_dir), Mode::DryRun).await?;
     node.backend.go_by(state.programs.clone());
     // Without what only time brings about.
-    Ok(node.pass(Mode::DryRun, Cause::Event, Told::default()).await)
+    Ok(node.look(Cause::Event).await)
 }
 
 /// The eBPF programs of the agent that runs with this run directory; none if none does.
@@ -136,9 +138,10 @@ impl Node {
 
     /// One pass: every part, whatever becomes of the others. What no event tells of is looked at in
     /// a resync only.
-    async fn pass(&mut self, mode: Mode, cause: Cause, told: Told) -> Report {
+    async fn pass(&mut self, mode: Mode, cause: Cause, told: Told, control: Control) -> Report {
         let mut report = Report {
             told,
+            control,
             ..Report::default()
         };
         if cause == Cause::Resync {
@@ -158,6 +161,9 @@ impl Node {
                 None => return report,
             }
         }
+        if report.is_stopped() {
+            return report;
+        }
         self.backend
             .reconcile(&self.handle, &table, (mode, cause), &mut report)
             .await;
@@ -165,6 +171,12 @@ impl Node {
             self.backend.forget_counters(&table);
         }
         report
+    }
+
+    /// A pass that changes nothing.
+    async fn look(&mut self, cause: Cause) -> Report {
+        let (told, control) = (Told::default(), Control::default());
+        self.pass(Mode::DryRun, cause, told, control).await
     }
 
     async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
@@ -178,9 +190,7 @@ impl Node {
     async fn tell_plan(&mut self) -> ExitCode {
         self.backend
             .go_by(programs_of_running(&self.config.run_dir));
-        let report = self
-            .pass(Mode::DryRun, Cause::Resync, Told::default())
-            .await;
+        let report = self.look(Cause::Resync).await;
         for change in &report.changes {
             println!("{change}");
         }
@@ -192,9 +202,10 @@ impl Node {
 
     /// `--daemon=false`: a pass, and a second look that must find nothing left to do.
     async fn once(&mut self) -> ExitCode {
-        let done = self.pass(Mode::Apply, Cause::Resync, Told::default()).await;
+        let (told, control) = (Told::default(), Control::default());
+        let done = self.pass(Mode::Apply, Cause::Resync, told, control).await;
         // Without what only time brings about, as conntrack entries that have become stale.
-        let left = self.pass(Mode::DryRun, Cause::Event, Told::default()).await;
+        let left = self.look(Cause::Event).await;
         for change in &left.changes {
             warn!("not as desired after the pass: {change}");
         }
@@ -205,42 +216,14 @@ impl Node {
         exit_code(settled)
     }
 
-    async fn daemon(&mut self, monitor: Monitor) -> Result<ExitCode> {
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut trigger = Trigger::new(monitor, self.config.sync_interval);
-        let mut logs = interval(LOG_INTERVAL);
-        let debug = self.config.log.ebpf_debug();
-        let mut ready = None;
-        let mut due = Some(Cause::Resync);
-        let by = loop {
-            if let Some(cause) = due {
-                let (begun, at) = (Instant::now(), SystemTime::now());
-                let report = self.pass(Mode::Apply, cause, trigger.told()).await;
-                let works = report.failures.is_empty();
-                trigger.passed(begun, !works);
-                tell_readiness(&mut ready, works);
-                if self.history.record(&report, cause, at, begun.elapsed()) {
-                    self.tell_state();
-                }
-            }
-            due = tokio::select! {
-                _ = terminate.recv() => break "SIGTERM",
-                _ = interrupt.recv() => break "SIGINT",
-                cause = trigger.wait() => Some(cause),
-                _ = logs.tick(), if debug => {
-                    self.backend.forward_logs();
-                    None
-                }
-            };
+    /// For the service manager.
+    fn status(&self, works: bool) -> String {
+        let state = if works {
+            "the node is as desired"
+        } else {
+            "not ready, trying again"
         };
-        info!("{by}: stopping");
-        if !self.config.cleanup {
-            info!("the VIP and the data plane stay in place; --cleanup would remove them");
-            return Ok(ExitCode::SUCCESS);
-        }
-        let report = self.teardown().await;
-        Ok(exit_code(report.failures.is_empty()))
+        format!("backend {}; {state}", self.backend.choice())
     }
 
     /// For `status` and `doctor`.
@@ -256,42 +239,10 @@ impl Node {
             warn!("{error}");
         }
     }
-
-    /// Removes everything of ours, in the reverse order of a pass.
-    async fn teardown(&mut self) -> Report {
-        let mut report = Report::default();
-        let table = self.observe(&mut report).await;
-        self.backend
-            .teardown(&self.handle, table.as_ref(), &mut report)
-            .await;
-        self.link.teardown(&self.handle, &mut report).await;
-        if let Err(error) = State::remove(&self.config.run_dir) {
-            failed("state", "remove the state", &error, &mut report);
-        }
-        if report.failures.is_empty() {
-            info!("cleaned up");
-        }
-        report
-    }
 }
 
-fn listen(kind: SignalKind) -> Result<Signal> {
-    signal(kind).context("cannot listen to signals")
-}
-
-fn tell_readiness(ready: &mut Option<bool>, works: bool) {
-    if *ready == Some(works) {
-        return;
-    }
-    *ready = Some(works);
-    if works {
-        info!("ready");
-    } else {
-        warn!("not ready: see the errors above; trying again");
-    }
-}
-
-fn exit_code(success: bool) -> ExitCode {
+/// 0 or 1.
+pub fn exit_code(success: bool) -> ExitCode {
     if success {
         ExitCode::SUCCESS
     } else {

@@ -23,6 +23,7 @@ use proxy_common::limits::MAX_VIPS;
 
 use self::args::{Args, Subcommand};
 use self::services::Resolved;
+use crate::cleanup;
 use crate::config::{BackendChoice, Config};
 use crate::doctor;
 use crate::goflag::parse_bool;
@@ -63,6 +64,8 @@ pub enum Invocation {
     Run(Box<Config>),
     /// To tell what the agent of this node is doing.
     Status(status::Request),
+    /// To remove everything of the agent.
+    Cleanup(cleanup::Request),
     /// To print the completions for a shell.
     Completions(Shell),
     /// To look for what may be wrong.
@@ -109,6 +112,21 @@ where
                 all,
                 run_dir: location.run_dir(),
                 bpffs: location.bpffs,
+            }));
+        }
+        Some(Subcommand::Cleanup {
+            dry_run,
+            ip_address,
+            interface,
+            location,
+        }) => {
+            return Ok(Invocation::Cleanup(cleanup::Request {
+                dry_run,
+                instance: location.instance,
+                run_dir: location.run_dir(),
+                bpffs: location.bpffs,
+                vips: ip_address,
+                interface,
             }));
         }
         Some(Subcommand::Doctor {

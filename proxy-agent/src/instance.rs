@@ -93,10 +93,11 @@ pub mod paths {
     use std::path::{Path, PathBuf};
 
     use super::Instance;
+    use crate::backend::ebpf::LAYOUT;
 
     /// The directory of pinned maps and links. Its last part is the version of their layout.
     pub fn bpffs(instance: Instance) -> PathBuf {
-        Path::new("/sys/fs/bpf").join(instance.mark()).join("v1")
+        Path::new("/sys/fs/bpf").join(instance.mark()).join(LAYOUT)
     }
 
     /// The run directory.

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
@@ -44,7 +45,8 @@ pub enum Error {
 /// Held until the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    directory: PathBuf,
 }
 
 impl Lock {
@@ -55,8 +57,19 @@ impl Lock {
     /// If another agent holds it, or the directory cannot be used.
     pub fn take(run_dir: &Path) -> Result<Self, Error> {
         let path = run_dir.join(FILE);
+        loop {
+            let lock = Self::take_once(run_dir, &path)?;
+            // Its last owner may have removed the file that was just opened: then it keeps nobody
+            // out.
+            if is_same(&lock.file, &path) {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn take_once(run_dir: &Path, path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Io {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
         fs::create_dir_all(run_dir).map_err(failed)?;
@@ -65,7 +78,7 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&path)
+            .open(path)
             .map_err(failed)?;
         let mut locked = file.try_lock();
         for _ in 1..TRIES {
@@ -94,7 +107,30 @@ impl Lock {
         file.set_len(0).map_err(failed)?;
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self {
+            file,
+            directory: run_dir.to_owned(),
+        })
+    }
+
+    /// Whether an agent has ever run with this run directory and not been cleaned up.
+    pub fn was_used(run_dir: &Path) -> bool {
+        run_dir.join(FILE).exists()
+    }
+
+    /// Lets go of the lock, and removes the run directory if nothing else is in it. True if it is
+    /// gone: it may be a mount point, or hold what others put there.
+    pub fn remove(self) -> bool {
+        let file = fs::remove_file(self.directory.join(FILE));
+        file.and_then(|()| fs::remove_dir(&self.directory)).is_ok()
+    }
+}
+
+/// Whether a path leads to an open file.
+fn is_same(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
     }
 }
 
@@ -137,7 +173,8 @@ mod tests {
         );
         drop(first);
         assert!(!is_held(&directory).unwrap());
-        assert!(Lock::take(&directory).is_ok());
-        fs::remove_dir_all(&directory).unwrap();
+        assert!(Lock::was_used(&directory));
+        assert!(Lock::take(&directory).unwrap().remove());
+        assert!(!directory.exists() && !Lock::was_used(&directory));
     }
 }

@@ -5,6 +5,7 @@
 mod app;
 mod backend;
 mod claims;
+mod cleanup;
 mod cli;
 mod config;
 mod conntrack;
@@ -47,6 +48,7 @@ fn try_main() -> Result<ExitCode> {
             io::stdout().write_all(&cli::completions(shell))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Invocation::Cleanup(request) => return block_on(cleanup::run(&request)),
         Invocation::Doctor(options) => return block_on(doctor::run(&options)),
         Invocation::Status(request) => return block_on(status::run(&request)),
     };

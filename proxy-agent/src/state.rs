@@ -240,21 +240,35 @@ impl State {
             source,
         })
     }
+}
 
-    /// Removes the file, if it is there.
-    ///
-    /// # Errors
-    ///
-    /// The file system's answer.
-    pub fn remove(run_dir: &Path) -> Result<(), Error> {
-        let path = run_dir.join(FILE);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Io { path, source })
-            }
-            _ => Ok(()),
-        }
+/// The files that [`State::store`] leaves in a run directory.
+pub fn files(run_dir: &Path) -> [PathBuf; 2] {
+    [run_dir.join(FILE), run_dir.join(format!("{FILE}-new"))]
+}
+
+/// What an agent of any version has told of what is its own.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Remembered {
+    /// The VIPs.
+    pub vips: Vec<IpAddr>,
+    /// The link that carries the VIPs.
+    pub interface: Option<String>,
+    /// Where maps and links are pinned.
+    pub bpffs: Option<PathBuf>,
+}
+
+/// Reads what the agent told that ran last with this run directory, as far as it can be read.
+pub fn remembered(run_dir: &Path) -> Remembered {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Told {
+        settings: Remembered,
     }
+    let content = fs::read(run_dir.join(FILE)).unwrap_or_default();
+    let told: Told = serde_json::from_slice(&content).unwrap_or_default();
+    told.settings
 }
 
 #[cfg(test)]
@@ -302,11 +316,23 @@ mod tests {
         assert!(config.dry_run && config.vips == state.settings.vips);
         state.store(&dir).unwrap();
         assert_eq!(State::load(&dir).unwrap().as_ref(), Some(&state));
+        let told = Remembered {
+            vips: state.settings.vips,
+            interface: Some(state.settings.interface),
+            bpffs: Some(state.settings.bpffs),
+        };
+        assert_eq!(remembered(&dir), told);
+        let older = r#"{"settings":{"vips":["10.96.0.2"],"interface":"lo","colour":7}}"#;
+        fs::write(dir.join(FILE), older).unwrap();
+        assert!(State::load(&dir).is_err());
+        let told = Remembered {
+            bpffs: None,
+            ..told
+        };
+        assert_eq!(remembered(&dir), told);
         fs::write(dir.join(FILE), "{").unwrap();
         assert!(State::load(&dir).is_err());
-        State::remove(&dir).unwrap();
-        State::remove(&dir).unwrap();
-        assert_eq!(State::load(&dir).unwrap(), None);
+        assert_eq!(remembered(&dir), Remembered::default());
         fs::remove_dir_all(&dir).unwrap();
     }
 }

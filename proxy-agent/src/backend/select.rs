@@ -159,6 +159,9 @@ impl Backend {
             Kind::Unavailable => self.tell_unavailable(report),
         }
         self.reconcile_accept_rules(mode, report).await;
+        if report.is_stopped() {
+            return;
+        }
         // Only once this backend stands: until then what an older one does is better than nothing.
         let works = report.failures.len() == failures;
         if self.look_for_leftovers && mode == Mode::Apply && works {
@@ -367,34 +370,11 @@ impl Backend {
             Kind::Nftables(_) => Tables::Keep,
             Kind::Iptables(_) | Kind::None => Tables::Delete,
         };
-        Ebpf::teardown(&self.settings, handle, Some(table), tables, report).await;
+        let mode = Mode::Apply;
+        Ebpf::teardown(&self.settings, handle, Some(table), tables, mode, report).await;
         if matches!(self.kind, Kind::None) {
-            self.remove_any_rules(report).await;
+            Iptables::remove_everything(self.config.instance, Mode::Apply, report).await;
         }
-    }
-
-    async fn remove_any_rules(&self, report: &mut Report) {
-        // Where iptables is not installed there are none.
-        let never = AcceptRules::Never;
-        if let Ok(mut rules) = self.open_iptables(false, never, Mode::Apply).await {
-            rules.teardown(report).await;
-        }
-    }
-
-    /// Removes everything of ours, of whichever backend.
-    pub async fn teardown(
-        &mut self,
-        handle: &Handle,
-        table: Option<&LinkTable>,
-        report: &mut Report,
-    ) {
-        if let Kind::Iptables(iptables) = &mut self.kind {
-            iptables.teardown(report).await;
-        }
-        if let Some(accept) = self.accept.as_mut() {
-            accept.teardown(report).await;
-        }
-        Ebpf::teardown(&self.settings, handle, table, Tables::Delete, report).await;
     }
 
     /// Ids of the loaded eBPF programs; none with another backend.

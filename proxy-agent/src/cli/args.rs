@@ -244,6 +244,34 @@ pub enum Subcommand {
         location: Location,
     },
 
+    /// Remove everything of the agent from this node; no agent may run. Exit code 0 if nothing is left
+    ///
+    /// Rules, tables, sets, programs, maps, VIPs, a link that the agent created, and its run directory,
+    /// whatever backend and version left them. Connections go on. A line tells what became of each.
+    Cleanup {
+        /// Print what would be removed, change nothing
+        #[arg(long)]
+        dry_run: bool,
+
+        /// The VIPs, where no agent has told them or others are meant, separated by commas
+        #[arg(
+            long, env = "PROXY_AGENT_IP_ADDRESS", value_name = "IP[,IP...]", value_delimiter = ',',
+            value_parser = values::vip
+        )]
+        ip_address: Vec<IpAddr>,
+
+        /// The link that carries the VIPs, where no agent has told it
+        #[arg(
+            long, env = "PROXY_AGENT_INTERFACE", value_name = "LINK",
+            value_parser = values::link_name
+        )]
+        interface: Option<String>,
+
+        /// Where the agent keeps what outlives it.
+        #[command(flatten)]
+        location: Location,
+    },
+
     /// Print a script that completes the command line in a shell
     Completions {
         /// The shell

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const MAGIC: i128 = 0xcafe_4a11;
 
+/// A pin is made under a name with this ending and then renamed.
+const UNFINISHED: &str = "-new";
+
 /// Why the directory cannot hold pins.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -74,6 +77,13 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
     })
 }
 
+/// The name that a pin has until it takes the place of an older one.
+pub fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(UNFINISHED);
+    path.with_file_name(name)
+}
+
 /// Removes a pin. What it pinned is gone unless somebody else holds it.
 ///
 /// # Errors
@@ -81,6 +91,40 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
 /// The kernel's answer, unless there was no such pin.
 pub fn unpin(path: &Path) -> Result<(), Error> {
     absent_is_fine(fs::remove_file(path), "unpin", path)
+}
+
+/// Gives a pin another name, in the place of one that has it.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(|source| Error::Io {
+        what: "rename",
+        path: from.to_owned(),
+        source,
+    })
+}
+
+/// Finishes what an agent that died left in a directory of pins: a pin that was to be renamed gets
+/// its name, unless an older one has it.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn finish_pins(directory: &Path) -> Result<(), Error> {
+    for name in names(directory)? {
+        let Some(finished) = name.strip_suffix(UNFINISHED) else {
+            continue;
+        };
+        let (fresh, finished) = (directory.join(&name), directory.join(finished));
+        if finished.exists() {
+            unpin(&fresh)?;
+        } else {
+            rename(&fresh, &finished)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a directory if nothing is in it.
@@ -93,6 +137,26 @@ pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         result => absent_is_fine(result, "remove", path),
     }
+}
+
+/// Removes a directory with everything in it: pins, and directories of pins. What is not on a BPF
+/// file system stays.
+///
+/// # Errors
+///
+/// The kernel's answer, unless it is not there.
+pub fn remove_dir(path: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Io {
+        what: "look at",
+        path: path.to_owned(),
+        source,
+    };
+    match file_system(path) {
+        Ok(MAGIC) => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => return Ok(()),
+    }
+    absent_is_fine(fs::remove_dir_all(path), "remove", path)
 }
 
 /// The names in a directory, sorted; none if it does not exist.

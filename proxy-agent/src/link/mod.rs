@@ -60,12 +60,11 @@ impl VipLink {
 
     /// Removes the VIPs from their link, and the link too if the agent created it and nobody else
     /// has put addresses on it.
-    pub async fn teardown(&self, handle: &Handle, report: &mut Report) {
+    pub async fn teardown(&self, handle: &Handle, mode: Mode, report: &mut Report) {
         match observe(&self.desired.vips).await {
             Ok(table) => {
                 let plan = plan_teardown(&self.desired, &table);
-                self.carry_out(plan, handle, &table, Mode::Apply, report)
-                    .await;
+                self.carry_out(plan, handle, &table, mode, report).await;
             }
             Err(error) => {
                 let what = format!("remove the VIPs from {}", self.desired.interface);

@@ -5,6 +5,7 @@
 //! What the operations are lives with each part (`link`, `backend`); this module only runs them,
 //! so that logging, dry runs and the collecting of errors are the same everywhere.
 
+pub mod control;
 pub mod report;
 pub mod told;
 pub mod trigger;
@@ -12,7 +13,9 @@ pub mod trigger;
 use std::error::Error;
 use std::fmt::Display;
 
+pub use control::Control;
 pub use report::{Failure, Report};
+use tokio::task::yield_now;
 use tracing::{error, info};
 
 use crate::kernel::author::By;
@@ -30,7 +33,8 @@ pub enum Mode {
 /// Carries out the operations of one part in their order and records each in the report.
 ///
 /// An operation that fails is recorded and logged; the others are still tried, because what they
-/// repair may not depend on it.
+/// repair may not depend on it. Between two operations others have their turn, and the owner of the
+/// pass can stop it: what is left is then not tried.
 pub async fn carry_out<O, E>(
     part: &'static str,
     mode: Mode,
@@ -42,6 +46,9 @@ pub async fn carry_out<O, E>(
     E: Error,
 {
     for op in &ops {
+        if report.control.is_stopped() {
+            return;
+        }
         if mode == Mode::DryRun {
             report.changed(part, op);
             continue;
@@ -53,6 +60,8 @@ pub async fn carry_out<O, E>(
             }
             Err(cause) => failed(part, op, &cause, report),
         }
+        report.control.step();
+        yield_now().await;
     }
 }
 

@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 
+use super::control::Control;
 use super::told::Told;
 
 /// The outcome of one pass.
@@ -12,6 +13,8 @@ use super::told::Told;
 pub struct Report {
     /// What the kernel told before it.
     pub told: Told,
+    /// By which it is told to end, and tells that it gets on.
+    pub control: Control,
     /// What was changed, or would be in a dry run, in order.
     pub changes: Vec<Change>,
     /// What could not be observed or changed.
@@ -55,6 +58,11 @@ impl Report {
         for change in &mut self.changes {
             change.routine |= change.part == part && ops.contains(&change.op);
         }
+    }
+
+    /// True if the pass was told to end: what comes next in it must not be begun.
+    pub fn is_stopped(&self) -> bool {
+        self.control.is_stopped()
     }
 
     /// True if nothing had to be changed and nothing failed: the node is as desired.

@@ -5,3 +5,4 @@
 
 pub mod ebpf;
 pub mod log;
+pub mod systemd;

@@ -147,15 +147,10 @@ fn pin_path(hook: Hook, index: u32, settings: &Settings) -> PathBuf {
 
 /// Pins a link, in the place of an older one at once: the one is attached until the other is.
 pub fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push("-new");
-    let fresh = path.with_file_name(name);
+    let fresh = bpffs::unfinished(path);
     bpffs::unpin(&fresh)?;
     link.pin(&fresh)?;
-    fs::rename(&fresh, path).map_err(|source| AttachError::File {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(bpffs::rename(&fresh, path)?)
 }
 
 /// Whether any link is pinned.
@@ -304,7 +299,7 @@ fn ensure_clsact(link: &Target, settings: &Settings) -> Result<(), AttachError> 
     };
     let noted = note.exists();
     if !noted {
-        fs::create_dir_all(notes_dir(settings)).map_err(failed)?;
+        fs::create_dir_all(notes_dir(&settings.run_dir)).map_err(failed)?;
         fs::write(&note, link.name.as_bytes()).map_err(failed)?;
     }
     match qdisc_add_clsact(&link.name) {
@@ -362,7 +357,7 @@ async fn remove_own_qdisc(
 ///
 /// The kernel's answer.
 pub fn forget_qdiscs(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
-    let directory = notes_dir(settings);
+    let directory = notes_dir(&settings.run_dir);
     let failed = |source| AttachError::File {
         path: directory.clone(),
         source,
@@ -384,12 +379,13 @@ pub fn forget_qdiscs(settings: &Settings, table: Option<&LinkTable>) -> Result<(
     fs::remove_dir_all(&directory).map_err(failed)
 }
 
-fn notes_dir(settings: &Settings) -> PathBuf {
-    settings.run_dir.join("clsact")
+/// Where it is noted which clsact qdiscs are ours, each under the ifindex of its link.
+pub fn notes_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("clsact")
 }
 
 fn note_path(index: u32, settings: &Settings) -> PathBuf {
-    notes_dir(settings).join(index.to_string())
+    notes_dir(&settings.run_dir).join(index.to_string())
 }
 
 impl Display for AttachMode {

@@ -14,9 +14,12 @@ use super::hook::SocketHook;
 use super::load::Programs;
 use crate::kernel::bpffs;
 
-/// Where the links are pinned, each under the name of its program.
+/// The directory where the links are pinned, each under the name of its program.
+pub const PINS: &str = "cgroup";
+
+/// Where that directory is.
 pub fn pins_dir(settings: &Settings) -> PathBuf {
-    settings.bpffs.join("cgroup")
+    settings.bpffs.join(PINS)
 }
 
 fn pin_path(hook: SocketHook, settings: &Settings) -> PathBuf {

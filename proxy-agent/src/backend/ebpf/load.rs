@@ -3,7 +3,9 @@
 //! Loads the programs and keeps what user space holds of them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -16,8 +18,9 @@ use super::hook::{Hook, SocketHook};
 use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Outgrown, PEERS};
 use super::ruleset::Verdict;
 use super::statistics::{self, STATISTICS};
-use super::{PART, Settings, attach, cgroup};
+use super::{PART, Settings, attach, cgroup, layout};
 use crate::config::Service;
+use crate::instance::Instance;
 use crate::kernel::{bpffs, netns};
 use crate::telemetry::ebpf::ToTracing;
 
@@ -119,7 +122,7 @@ impl Programs {
         Self::load_into(settings).inspect_err(|_| {
             if fresh {
                 // The first error is the one to tell.
-                let _ = remove_pins(settings);
+                let _ = remove_pins(&settings.bpffs);
             }
         })
     }
@@ -127,8 +130,11 @@ impl Programs {
     fn load_into(settings: &Settings) -> Result<Self, LoadError> {
         allow_locked_memory();
         for hook in Hook::ALL {
-            bpffs::create_dir(&attach::links_dir(hook, settings))?;
+            let pins = attach::links_dir(hook, settings);
+            bpffs::create_dir(&pins)?;
+            bpffs::finish_pins(&pins)?;
         }
+        bpffs::finish_pins(&cgroup::pins_dir(settings))?;
         let decided = Outgrown::<ConnectionKey, Connection>::set_aside(CONNECTIONS, settings)?;
         let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
         statistics::discard_unfit(settings)?;
@@ -136,10 +142,10 @@ impl Programs {
         let mut ebpf = load_object(settings)?;
         maps::fill_destinations(&mut ebpf, settings)?;
         if let Some(decided) = decided {
-            decided.copy_into(&mut ebpf)?;
+            decided.move_into(&mut ebpf)?;
         }
         if let Some(peers) = peers {
-            peers.copy_into(&mut ebpf)?;
+            peers.move_into(&mut ebpf)?;
         }
         let logs = settings
             .debug
@@ -167,11 +173,15 @@ impl Programs {
         } else {
             BTreeMap::new()
         };
-        let given_up = maps::earlier_services(settings)?
+        let given_up: Vec<_> = maps::earlier_services(settings)?
             .into_iter()
             .filter(|service| !settings.services.contains(service))
             .collect();
-        maps::pin_destinations(&ebpf, settings)?;
+        // Otherwise once they are handed over: should this agent die before, the next one must know
+        // them as well.
+        if given_up.is_empty() {
+            maps::pin_destinations(&ebpf, settings)?;
+        }
         Ok(Self {
             decisions: Decisions::of(&mut ebpf)?,
             ebpf,
@@ -232,6 +242,19 @@ impl Programs {
         socket(&mut self.ebpf, hook)
     }
 
+    /// Notes that the services that were given up are handed over.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn forget_given_up(&mut self, settings: &Settings) -> Result<(), maps::Error> {
+        if !self.given_up.is_empty() {
+            maps::pin_destinations(&self.ebpf, settings)?;
+            self.given_up.clear();
+        }
+        Ok(())
+    }
+
     /// Passes the programs' debug lines on, if they write any.
     pub fn forward_logs(&mut self) {
         if let Some(logs) = self.logs.as_mut() {
@@ -240,25 +263,29 @@ impl Programs {
     }
 }
 
-/// Removes the pinned maps and the directories of pins; what else is there stays.
+/// Removes a directory of pins with all that is in it. Of a directory that is not called after a
+/// layout only what we pin there: it may hold what others pinned.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
+pub fn remove_pins(directory: &Path) -> Result<(), bpffs::Error> {
+    if layout::is_version(directory) {
+        bpffs::remove_dir(directory)?;
+    }
     for map in [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS] {
-        bpffs::unpin(&settings.bpffs.join(map))?;
+        bpffs::unpin(&directory.join(map))?;
+        bpffs::unpin(&bpffs::unfinished(&directory.join(map)))?;
+        bpffs::unpin(&directory.join(format!("{map}{}", maps::OUTGROWN)))?;
     }
-    for hook in Hook::ALL {
-        bpffs::remove_empty_dir(&attach::links_dir(hook, settings))?;
+    for pins in Hook::ALL.map(Hook::pins).iter().chain(&[cgroup::PINS]) {
+        bpffs::remove_dir(&directory.join(pins))?;
     }
-    bpffs::remove_empty_dir(&cgroup::pins_dir(settings))?;
-    bpffs::remove_empty_dir(&settings.bpffs)?;
+    bpffs::remove_empty_dir(directory)?;
     // The parent of the versioned directory is ours too where it has our name.
-    match settings.bpffs.parent() {
-        Some(parent) if parent.ends_with(settings.instance.mark()) => {
-            bpffs::remove_empty_dir(parent)
-        }
+    let is_ours = |name: &OsStr| Instance::of_mark(&name.to_string_lossy()).is_some();
+    match directory.parent() {
+        Some(parent) if parent.file_name().is_some_and(is_ours) => bpffs::remove_empty_dir(parent),
         _ => Ok(()),
     }
 }

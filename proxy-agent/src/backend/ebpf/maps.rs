@@ -2,8 +2,8 @@
 
 //! The maps that outlive the agent, as user space reads and writes them.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapError};
 use aya::{Ebpf, Pod};
@@ -20,6 +20,9 @@ pub const CONNECTIONS: &str = "CONNECTIONS";
 pub const PEERS: &str = "PEERS";
 /// What leads to the proxy.
 pub const DESTINATIONS: &str = "DESTINATIONS";
+
+/// What the name of a pinned map ends with until everything is copied out of it.
+pub const OUTGROWN: &str = "-old";
 
 /// Of `linux/bpf.h`: only an entry that is not there is written.
 const BPF_NOEXIST: u64 = 1;
@@ -41,6 +44,21 @@ pub enum Error {
     /// Its pin could not be changed.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
+}
+
+impl Error {
+    /// True if the map holds something else than what this version puts into it.
+    pub fn is_of_another_layout(&self) -> bool {
+        let Self::Map { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source,
+            MapError::InvalidMapType { .. }
+                | MapError::InvalidKeySize { .. }
+                | MapError::InvalidValueSize { .. }
+        )
+    }
 }
 
 /// Says which map an error is about.
@@ -191,53 +209,63 @@ impl Decisions {
 }
 
 /// A pinned map whose size is not the one asked for, to be copied into the new one.
+///
+/// It stays pinned until it is copied: should the agent die before, the next one finds it.
 pub struct Outgrown<K, V> {
     map: HashMap<K, V>,
     name: &'static str,
     size: usize,
+    pin: PathBuf,
 }
 
 impl<K: Pod, V: Pod> Outgrown<K, V> {
-    /// Unpins the map if its size is not the one asked for.
+    /// Gives the map another name if its size is not the one asked for, or takes the one that an
+    /// agent could not copy that died.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
     pub fn set_aside(name: &'static str, settings: &Settings) -> Result<Option<Self>, Error> {
-        let pin = settings.bpffs.join(name);
-        if !pin.exists() {
+        let old = settings.bpffs.join(format!("{name}{OUTGROWN}"));
+        let size_of = |map: &MapData| {
+            let info = map.info().map_err(failed(name))?;
+            Ok::<_, Error>(info.max_entries())
+        };
+        if let Some(map) = pinned(name, &settings.bpffs)?
+            && size_of(&map)? != settings.max_connections
+        {
+            bpffs::rename(&settings.bpffs.join(name), &old)?;
+        }
+        if !old.exists() {
             return Ok(None);
         }
-        let map = MapData::from_pin(&pin).map_err(failed(name))?;
-        let size = map.info().map_err(failed(name))?.max_entries();
-        if size == settings.max_connections {
-            return Ok(None);
-        }
+        let map = MapData::from_pin(&old).map_err(failed(name))?;
+        let size = size_of(&map)?;
         info!(
             part = PART,
             "move {name} to a map of {} entries (was {size})", settings.max_connections
         );
-        bpffs::unpin(&pin)?;
         Ok(Some(Self {
             map: Map::LruHashMap(map).try_into().map_err(failed(name))?,
             name,
             size: size as usize,
+            pin: old,
         }))
     }
 
-    /// Copies everything into the new map of the same name.
+    /// Copies everything into the new map of the same name, and unpins the old one.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn copy_into(&self, ebpf: &mut Ebpf) -> Result<(), Error> {
+    pub fn move_into(self, ebpf: &mut Ebpf) -> Result<(), Error> {
         let map = ebpf.map_mut(self.name).expect("the object has this map");
         let mut new: aya::maps::HashMap<_, K, V> = map.try_into().map_err(failed(self.name))?;
         for entry in self.map.iter().take(2 * self.size) {
             let (key, value) = entry.map_err(failed(self.name))?;
             new.insert(key, value, 0).map_err(failed(self.name))?;
         }
-        Ok(())
+        Ok(bpffs::unpin(&self.pin)?)
     }
 }
 
@@ -271,24 +299,35 @@ pub fn fill_destinations(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Err
 ///
 /// The kernel's answer.
 pub fn earlier_services(settings: &Settings) -> Result<Vec<Service>, Error> {
-    let pin = settings.bpffs.join(DESTINATIONS);
-    if !pin.exists() {
-        return Ok(Vec::new());
-    }
+    let pairs = earlier_destinations(&settings.bpffs)?.into_iter();
+    let services = pairs.filter(|(destination, vip)| destination != vip);
+    let services = services.map(|(cluster_ip, vip)| Service { cluster_ip, vip });
+    Ok(services.collect())
+}
+
+/// The VIPs of the agent that pinned its maps here.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn pinned_vips(bpffs: &Path) -> Result<Vec<IpAddr>, Error> {
+    let pairs = earlier_destinations(bpffs)?.into_iter();
+    Ok(pairs.map(|(_, vip)| vip.ip()).collect())
+}
+
+/// Each destination with what it leads to.
+fn earlier_destinations(bpffs: &Path) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
     let failed = failed(DESTINATIONS);
-    let map = MapData::from_pin(&pin).map_err(&failed)?;
+    let Some(map) = pinned(DESTINATIONS, bpffs)? else {
+        return Ok(Vec::new());
+    };
     let map: HashMap<Endpoint, Endpoint> = Map::HashMap(map).try_into().map_err(&failed)?;
-    let mut services = Vec::new();
-    for entry in &map {
-        let (destination, vip) = entry.map_err(&failed)?;
-        if destination != vip {
-            services.push(Service {
-                cluster_ip: destination.into(),
-                vip: vip.into(),
-            });
-        }
-    }
-    Ok(services)
+    map.iter()
+        .map(|entry| {
+            let (destination, vip) = entry.map_err(&failed)?;
+            Ok((destination.into(), vip.into()))
+        })
+        .collect()
 }
 
 /// Pins the map of destinations in the place of an older one.
@@ -298,13 +337,15 @@ pub fn earlier_services(settings: &Settings) -> Result<Vec<Service>, Error> {
 /// The kernel's answer.
 pub fn pin_destinations(ebpf: &Ebpf, settings: &Settings) -> Result<(), Error> {
     let pin = settings.bpffs.join(DESTINATIONS);
-    bpffs::unpin(&pin)?;
+    let fresh = bpffs::unfinished(&pin);
+    bpffs::unpin(&fresh)?;
     let map = ebpf.map(DESTINATIONS).expect("the object has this map");
-    map.pin(&pin).map_err(|error| Error::Map {
+    map.pin(&fresh).map_err(|error| Error::Map {
         map: DESTINATIONS,
         source: MapError::PinError {
             name: Some(DESTINATIONS.to_owned()),
             error,
         },
-    })
+    })?;
+    Ok(bpffs::rename(&fresh, &pin)?)
 }

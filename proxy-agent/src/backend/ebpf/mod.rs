@@ -10,6 +10,7 @@ mod attach;
 mod cgroup;
 mod handover;
 mod hook;
+mod layout;
 mod load;
 mod maps;
 mod observe;
@@ -21,16 +22,18 @@ pub mod statistics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 use rtnetlink::Handle;
 use tracing::warn;
 
-pub use attach::{AttachMode, filter_handle};
+pub use attach::{AttachMode, filter_handle, notes_dir};
 pub use cgroup::root as cgroup_root;
 pub use hook::{Hook, SocketHook};
+pub use layout::{VERSION as LAYOUT, others as other_layouts};
 pub use load::{Ids, LoadError, Programs};
-pub use maps::Error as MapError;
+pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
 
 use observe::Observed;
@@ -82,6 +85,8 @@ pub struct Ebpf {
     cgroup: Option<PathBuf>,
     /// What an earlier agent left, attached in the other way, is looked for once.
     look_for_leftovers: bool,
+    /// Pins of other layouts, until this one has taken over from them.
+    others: Vec<Settings>,
     /// The links that the last pass found, by ifindex.
     seen: BTreeSet<u32>,
 }
@@ -149,6 +154,36 @@ impl From<&Config> for Settings {
 }
 
 impl Settings {
+    /// The settings with which everything is removed that is pinned in a directory.
+    pub fn to_remove(instance: Instance, bpffs: &Path, run_dir: &Path) -> Self {
+        Self {
+            instance,
+            vips: Vec::new(),
+            ports: Vec::new(),
+            services: Vec::new(),
+            bpffs: bpffs.to_owned(),
+            run_dir: run_dir.to_owned(),
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            tc_attach: TcAttach::Auto,
+            debug: false,
+        }
+    }
+
+    /// The settings for the other layouts that are pinned beside this one.
+    fn other_layouts(&self) -> Result<Vec<Self>, bpffs::Error> {
+        let others = layout::others(&self.bpffs)?.into_iter();
+        let other = |bpffs: PathBuf| Self::to_remove(self.instance, &bpffs, &self.run_dir);
+        Ok(others.map(other).collect())
+    }
+
+    /// The same; an error goes to the report.
+    fn other_layouts_or(&self, report: &mut Report) -> Vec<Self> {
+        self.other_layouts().unwrap_or_else(|error| {
+            failed(PART, "look for other layouts of pins", &error, report);
+            Vec::new()
+        })
+    }
+
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.vips.iter().flat_map(|vip| {
@@ -172,6 +207,7 @@ impl Ebpf {
             Mode::Apply => Some(Programs::load(&settings)?),
             Mode::DryRun => None,
         };
+        let others = settings.other_layouts()?;
         let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
@@ -188,6 +224,7 @@ impl Ebpf {
             programs,
             known: Ids::new(),
             look_for_leftovers: true,
+            others,
             seen: BTreeSet::new(),
         })
     }
@@ -244,6 +281,8 @@ impl Ebpf {
         mode: Mode,
         report: &mut Report,
     ) {
+        let failures = report.failures.len();
+        self.take_over_translated(handle, mode, report).await;
         let desired = self.desired(table);
         let observed = Observed::read(
             &self.settings,
@@ -264,11 +303,46 @@ impl Ebpf {
         .await;
         report.mark_routine(PART, &routine);
         self.seen = desired.links.into_keys().collect();
+        if report.is_stopped() {
+            return;
+        }
+        if report.failures.len() == failures {
+            self.remove_others(handle, mode, report).await;
+        }
         if mode == Mode::Apply {
             self.look_for_leftovers = false;
-            if let Some(programs) = self.programs.as_mut() {
-                programs.given_up.clear();
+            if report.failures.len() == failures
+                && let Some(programs) = self.programs.as_mut()
+                && let Err(error) = programs.forget_given_up(&self.settings)
+            {
+                failed(PART, "pin the map of destinations", &error, report);
             }
+        }
+    }
+
+    /// What another layout translates is conntrack's from now on: its decisions may mean something
+    /// else in this one.
+    async fn take_over_translated(&self, handle: &Handle, mode: Mode, report: &mut Report) {
+        for other in &self.others {
+            if other.bpffs.join(maps::CONNECTIONS).exists() {
+                let ops = vec![Op::HandOver { services: None }];
+                Self::remove(other, handle, ops, mode, report).await;
+            }
+        }
+    }
+
+    /// Detaches and unpins what other layouts have, now that this one stands. The tables are ours
+    /// already, and so are the filters on links.
+    async fn remove_others(&mut self, handle: &Handle, mode: Mode, report: &mut Report) {
+        let failures = report.failures.len();
+        for other in &self.others {
+            let ops = observe::everything(other, handle, None, report).await;
+            // Those that it has decided in the meantime are handed over as well.
+            let ops = [ops.deciding, ops.rest].concat();
+            Self::remove(other, handle, ops, mode, report).await;
+        }
+        if mode == Mode::Apply && report.failures.len() == failures && !report.is_stopped() {
+            self.others.clear();
         }
     }
 
@@ -328,6 +402,11 @@ impl Ebpf {
                         take_over_untracked(&mut programs.decisions, &self.settings)?;
                     }
                 }
+                if !self.others.is_empty()
+                    && let Some(programs) = self.programs.as_mut()
+                {
+                    take_over_untracked(&mut programs.decisions, &self.settings)?;
+                }
                 let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
                 Ok(tables::install(&tables)?)
             }
@@ -347,6 +426,7 @@ impl Ebpf {
             }
             Op::DetachSocket { hook } => Ok(cgroup::detach(*hook, &self.settings)?),
             Op::HandOver { services } => self.hand_over(services.as_deref()),
+            Op::RemovePins { directory } => Ok(load::remove_pins(directory)?),
             Op::RemovePin { hook, index } => Ok(attach::unpin(*hook, *index, &self.settings)?),
             Op::RemoveFilter { filter, .. } => {
                 Ok(attach::remove_filter(filter, &self.settings, handle).await?)
@@ -360,9 +440,19 @@ impl Ebpf {
         if let Some(programs) = self.programs.as_mut() {
             return Ok(handover::hand_over(&mut programs.decisions, concerns)?);
         }
-        match maps::Decisions::pinned(&self.settings)? {
-            Some(mut decisions) => Ok(handover::hand_over(&mut decisions, concerns)?),
-            None => Ok(()),
+        match maps::Decisions::pinned(&self.settings) {
+            Ok(Some(mut decisions)) => Ok(handover::hand_over(&mut decisions, concerns)?),
+            Ok(None) => Ok(()),
+            Err(error) if error.is_of_another_layout() => {
+                warn!(
+                    part = PART,
+                    "translated connections cannot be handed over, and end: the map in {} has \
+                     another layout",
+                    self.settings.bpffs.display()
+                );
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -381,11 +471,17 @@ impl Ebpf {
         table: Option<&LinkTable>,
         report: &mut Report,
     ) {
+        let mode = Mode::Apply;
         let ops = observe::everything(settings, handle, table, report).await;
-        Self::remove(settings, handle, ops.deciding, report).await;
+        Self::remove(settings, handle, ops.deciding, mode, report).await;
+        for other in settings.other_layouts_or(report) {
+            let ops = observe::everything(&other, handle, None, report).await;
+            Self::remove(&other, handle, ops.deciding, mode, report).await;
+        }
     }
 
-    /// Removes everything that this backend keeps in the kernel, whoever put it there.
+    /// Removes everything that this backend keeps in the kernel, whoever put it there, of whichever
+    /// layout.
     ///
     /// In the order that [`observe::Everything`] explains: what decides goes first, and nothing
     /// that translates goes before the connections it serves are handed over.
@@ -394,24 +490,39 @@ impl Ebpf {
         handle: &Handle,
         table: Option<&LinkTable>,
         tables: Tables,
+        mode: Mode,
         report: &mut Report,
     ) {
-        let everything = observe::everything(settings, handle, table, report).await;
-        let mut ops = everything.deciding;
+        let own = observe::everything(settings, handle, table, report).await;
+        Self::remove(settings, handle, own.deciding, mode, report).await;
+        let mut rest = vec![(settings.clone(), own.rest)];
+        for other in settings.other_layouts_or(report) {
+            // The filters on links are the same in all layouts: they have been seen to.
+            let ops = observe::everything(&other, handle, None, report).await;
+            Self::remove(&other, handle, ops.deciding, mode, report).await;
+            rest.push((other, ops.rest));
+        }
         if tables == Tables::Delete {
-            ops.extend(everything.tables);
+            Self::remove(settings, handle, own.tables, mode, report).await;
         }
-        ops.extend(everything.rest);
-        Self::remove(settings, handle, ops, report).await;
-        if let Err(error) = load::remove_pins(settings) {
-            failed(PART, "remove the pins", &error, report);
+        for (settings, ops) in rest {
+            Self::remove(&settings, handle, ops, mode, report).await;
         }
-        if let Err(error) = attach::forget_qdiscs(settings, table) {
+        if mode == Mode::Apply
+            && !report.is_stopped()
+            && let Err(error) = attach::forget_qdiscs(settings, table)
+        {
             warn!(part = PART, "{error}");
         }
     }
 
-    async fn remove(settings: &Settings, handle: &Handle, ops: Vec<Op>, report: &mut Report) {
+    async fn remove(
+        settings: &Settings,
+        handle: &Handle,
+        ops: Vec<Op>,
+        mode: Mode,
+        report: &mut Report,
+    ) {
         let mut backend = Self {
             settings: settings.clone(),
             attach_mode: AttachMode::Tcx,
@@ -419,9 +530,10 @@ impl Ebpf {
             known: Ids::new(),
             cgroup: None,
             look_for_leftovers: false,
+            others: Vec::new(),
             seen: BTreeSet::new(),
         };
-        carry_out(PART, Mode::Apply, ops, report, async |op| {
+        carry_out(PART, mode, ops, report, async |op| {
             backend.apply(op, handle).await
         })
         .await;

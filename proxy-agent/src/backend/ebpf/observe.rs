@@ -122,7 +122,7 @@ pub struct Everything {
     pub deciding: Vec<Op>,
     /// Then the rules.
     pub tables: Vec<Op>,
-    /// Egress last: it translates what the rules no longer do.
+    /// Egress last: it translates what the rules no longer do. Then what nothing uses any more.
     pub rest: Vec<Op>,
 }
 
@@ -158,13 +158,19 @@ pub async fn everything(
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
         deciding.push(Op::HandOver { services: None });
     }
+    let mut rest: Vec<_> = detach(Hook::Egress).collect();
+    if settings.bpffs.exists() {
+        rest.push(Op::RemovePins {
+            directory: settings.bpffs.clone(),
+        });
+    }
     Everything {
         deciding,
         tables: tables::existing(PART, settings.instance, report)
             .into_iter()
             .map(|table| Op::DeleteTable { table })
             .collect(),
-        rest: detach(Hook::Egress).collect(),
+        rest,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
+use std::path::PathBuf;
 
 use super::attach::{AttachMode, Filter};
 use super::hook::{Hook, SocketHook};
@@ -94,6 +95,11 @@ pub enum Op {
     RemoveFilter {
         /// The filter.
         filter: Filter,
+    },
+    /// Remove the pinned maps, when nothing uses them any more.
+    RemovePins {
+        /// Where they are.
+        directory: PathBuf,
     },
 }
 
@@ -197,7 +203,8 @@ impl Op {
             | Self::AttachSocket { .. }
             | Self::DetachSocket { .. }
             | Self::HandOver { .. }
-            | Self::RemoveFilter { .. } => false,
+            | Self::RemoveFilter { .. }
+            | Self::RemovePins { .. } => false,
         }
     }
 }
@@ -245,6 +252,9 @@ impl Display for Op {
                 "remove the clsact filter {} (priority {}) from link {}",
                 filter.hook, filter.priority, filter.link
             ),
+            Self::RemovePins { directory } => {
+                write!(f, "remove the pinned maps in {}", directory.display())
+            }
         }
     }
 }

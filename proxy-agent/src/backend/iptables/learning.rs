@@ -177,14 +177,14 @@ impl Learning {
     }
 
     /// Removes every set of ours, after the rules. Errors go to the report.
-    pub async fn teardown(&self, report: &mut Report) {
+    pub async fn teardown(&self, mode: Mode, report: &mut Report) {
         let Some(ipset) = &self.ipset else {
             return;
         };
         match ipset.list_leftovers().await {
             Ok(observed) => {
                 let ops = sets::plan(&[], &observed, &[]).after;
-                self.carry_out(ipset, ops, Mode::Apply, report).await;
+                self.carry_out(ipset, ops, mode, report).await;
             }
             Err(cause) => failed(PART, "list the sets", &cause, report),
         }

@@ -167,17 +167,24 @@ impl Iptables {
         }
     }
 
-    /// Removes every copy of our rules, of both flavours and both families, and our sets. Errors go
-    /// to the report and keep nothing else from being removed.
-    pub async fn teardown(&mut self, report: &mut Report) {
-        self.settled = None;
-        let installed = self.installed.clone();
+    /// Removes every copy of our rules, of both flavours and both families, and our sets, whoever
+    /// made them. Errors go to the report and keep nothing else from being removed.
+    pub async fn remove_everything(owner: Instance, mode: Mode, report: &mut Report) {
+        let installed = match Installed::find(&[]).await {
+            Ok(installed) => installed,
+            Err(cause) => return failed(PART, "find the iptables programs", &cause, report),
+        };
         let mut snapshot = Snapshot::new(&installed);
         for flavour in Flavour::ALL {
-            let plan = remove_all(self.scope.owner, flavour, &mut snapshot, report).await;
-            self.carry_out(plan, Mode::Apply, report).await;
+            let mut plan = remove_all(owner, flavour, &mut snapshot, report).await;
+            plan::order(&mut plan.ops);
+            let mut apply = Apply::new(&installed, plan.unknown);
+            carry_out(PART, mode, plan.ops, report, async |op| {
+                apply.apply(op).await
+            })
+            .await;
         }
-        self.learning.teardown(report).await;
+        Learning::off(owner).teardown(mode, report).await;
     }
 
     /// Makes the sets that the rules use, before the rules are set. Where the rules turn out to be

@@ -3,9 +3,13 @@
 //! A look at the iptables tables of the node for those who do not keep rules there: each is read
 //! when it is asked for, by whatever program there is. Nothing is changed or brought into being.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::Error;
 use super::flavour::Installed;
 use super::snapshot::{self, Snapshot};
+use crate::instance::Instance;
 
 pub use super::flavour::Flavour;
 pub use super::observe::{SavedRule, SavedTable, words};
@@ -65,6 +69,26 @@ pub async fn tables(flavour: Flavour, family: Family) -> Result<Tables, Error> {
         tables.push((name, table));
     }
     Ok(tables)
+}
+
+/// The VIPs that an instance's rules name, as far as they can be read.
+pub async fn owned_vips(owner: Instance) -> BTreeSet<IpAddr> {
+    let mut vips = BTreeSet::new();
+    for flavour in Flavour::ALL {
+        for family in Family::ALL {
+            let tables = tables(flavour, family).await.unwrap_or_default();
+            let tables = tables.into_iter().filter_map(|(_, table)| table.ok());
+            let rules = tables.flat_map(|table| table.rules);
+            for rule in rules.filter(|rule| rule.owner == Some(owner)) {
+                let words = words(&rule.spec).unwrap_or_default();
+                let mut pairs = words.windows(2);
+                let address = pairs.find(|pair| pair[0] == "-s" || pair[0] == "-d");
+                let host = address.and_then(|pair| pair[1].split('/').next());
+                vips.extend(host.and_then(|host| host.parse::<IpAddr>().ok()));
+            }
+        }
+    }
+    vips
 }
 
 fn unreadable(flavour: Flavour, family: Family) -> Error {

@@ -143,7 +143,7 @@ impl Table {
             hook: None,
             policy: None,
             kind: None,
-            comments: self.observe_rules(socket, name)?,
+            comments: self.comments(socket, name)?,
         };
         for attribute in chain.attributes {
             match attribute {
@@ -156,7 +156,12 @@ impl Table {
         Ok(Some(outline))
     }
 
-    fn observe_rules(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
+    /// The comments of the rules in one of its chains.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not answer completely.
+    pub fn comments(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(self.name.clone()),

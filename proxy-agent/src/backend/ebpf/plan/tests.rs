@@ -150,7 +150,7 @@ fn carry_out(op: &Op, observed: &mut Observed) {
         Op::DetachSocket { hook } => {
             observed.sockets.remove(hook);
         }
-        Op::HandOver { .. } => {}
+        Op::HandOver { .. } | Op::RemovePins { .. } => {}
         Op::RemovePin { hook, index } => {
             observed.pins.remove(&(*hook, *index));
         }

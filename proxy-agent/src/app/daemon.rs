@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent as a daemon: passes as they become due, until a signal ends it.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use tokio::time::{Instant, interval};
+use tracing::{error, info, warn};
+
+use super::signals::{Call, Signals};
+use super::{Node, exit_code, interest};
+use crate::cleanup::{self, Scope};
+use crate::config::Config;
+use crate::kernel::monitor::Monitor;
+use crate::lock::Lock;
+use crate::reconcile::trigger::{Cause, Trigger};
+use crate::reconcile::{Control, Mode, Report};
+
+/// How often debug lines of the eBPF programs are fetched.
+const LOG_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a long clean-up tells that it goes on.
+const PROGRESS: Duration = Duration::from_secs(3);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// If it cannot start.
+pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
+    // First of all: as the first process of a container it would not even end otherwise.
+    let mut signals = Signals::listen()?;
+    let (scope, cleanup) = (Scope::from(&config), config.cleanup);
+    // Before the first look, so that nothing that happens after it is missed.
+    let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
+    let opened = signals
+        .attend(&Control::default(), Node::open(config, Mode::Apply))
+        .await;
+    let by = match opened {
+        Ok(node) => keep(node?, monitor, &mut signals).await,
+        Err(by) => by,
+    };
+    info!("{by}: stopping");
+    signals.systemd.stopping();
+    if !cleanup {
+        info!("the VIP and the data plane stay in place; --cleanup would remove them");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut report = Report::default();
+    let control = report.control.clone();
+    let work = cleanup::remove_everything(&scope, Mode::Apply, &mut report);
+    match signals.attend_last(&control, PROGRESS, work).await {
+        Ok(()) if report.failures.is_empty() => {
+            lock.remove();
+            info!("cleaned up");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(()) => Ok(exit_code(false)),
+        Err(by) => {
+            error!(
+                "{by} again: ending in the middle of it; `proxy-agent cleanup` removes the rest"
+            );
+            Ok(exit_code(false))
+        }
+    }
+}
+
+/// Keeps the node as desired until a signal to end, whose name is returned.
+async fn keep(mut node: Node, monitor: Monitor, signals: &mut Signals) -> &'static str {
+    let mut trigger = Trigger::new(monitor, node.config.sync_interval);
+    let mut logs = interval(LOG_INTERVAL);
+    let debug = node.config.log.ebpf_debug();
+    let mut ready: Option<bool> = None;
+    let mut asked = false;
+    let mut due = Some(Cause::Resync);
+    loop {
+        if let Some(cause) = due {
+            let (begun, at) = (Instant::now(), SystemTime::now());
+            let control = Control::default();
+            let pass = node.pass(Mode::Apply, cause, trigger.told(), control.clone());
+            let report = match signals.attend(&control, pass).await {
+                Ok(report) => report,
+                Err(by) => return by,
+            };
+            let works = report.failures.is_empty();
+            trigger.passed(begun, !works);
+            let is_first = works && ready != Some(true);
+            tell_readiness(&mut ready, works);
+            if is_first || asked {
+                signals.systemd.ready();
+            }
+            asked = false;
+            signals.systemd.status(node.status(works));
+            if node.history.record(&report, cause, at, begun.elapsed()) {
+                node.tell_state();
+            }
+        }
+        due = tokio::select! {
+            call = signals.call() => match call {
+                Call::Stop(by) => return by,
+                Call::Resync => {
+                    info!("SIGHUP: looking at everything again");
+                    signals.systemd.reloading();
+                    asked = true;
+                    Some(Cause::Resync)
+                }
+            },
+            cause = trigger.wait() => Some(cause),
+            _ = logs.tick(), if debug => {
+                node.backend.forward_logs();
+                None
+            }
+        };
+    }
+}
+
+fn tell_readiness(ready: &mut Option<bool>, works: bool) {
+    if *ready == Some(works) {
+        return;
+    }
+    *ready = Some(works);
+    if works {
+        info!("ready");
+    } else {
+        warn!("not ready: see the errors above; trying again");
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `proxy-agent cleanup`: whatever an agent left that was killed goes, and no connection with it.
+
+use std::net::TcpStream;
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::{client, skip, snapshot, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const BYTES: u64 = 100_000;
+
+const EBPF: &[&str] = &["--backend=ebpf", "--tc-attach=auto"];
+const CLSACT: &[&str] = &["--backend=ebpf", "--tc-attach=clsact"];
+const TRANSLATING: &[&str] = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
+const NFTABLES: &[&str] = &["--backend=nftables"];
+const IPTABLES: &[&str] = &["--backend=iptables"];
+const NONE: &[&str] = &["--backend=none"];
+const ALL: [&[&str]; 6] = [EBPF, CLSACT, TRANSLATING, NFTABLES, IPTABLES, NONE];
+
+const NOTHING_LEFT: &str = "nothing of proxy-agent is left";
+
+/// What `cleanup` prints, and its exit code.
+struct Told {
+    stdout: String,
+    stderr: String,
+    code: Option<i32>,
+}
+
+impl Told {
+    fn ends_with(&self, last: &str) -> Result<()> {
+        let found = self.stdout.lines().last().unwrap_or_default();
+        ensure!(
+            found == last && self.code == Some(0),
+            "{:?}: {}\n{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        Ok(())
+    }
+}
+
+fn cleanup(node: &Node, args: &[&str]) -> Result<Told> {
+    let mut command = node.netns.command(tests::agent::binary()?);
+    command
+        .arg("cleanup")
+        .arg(format!("--bpffs={}", node.agent_bpffs().display()))
+        .arg(format!("--run-dir={}", node.run_dir().display()))
+        .args(args);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = node.run(command)?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Told {
+        stdout: text(&stdout),
+        stderr: text(&stderr),
+        code: status.code(),
+    })
+}
+
+/// kube-proxy's rules, and the empty tables that iptables makes and leaves.
+fn prepare(node: &Node) -> Result<String> {
+    KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
+    let tables = "*raw\n:PREROUTING -\n:OUTPUT -\nCOMMIT\n*mangle\n:INPUT -\nCOMMIT\n*filter\n:INPUT -\n:OUTPUT -\nCOMMIT\n";
+    for program in ["iptables", "ip6tables"] {
+        let line = format!("{program}-nft-restore --noflush");
+        node.netns.feed(&line, tables)?;
+    }
+    snapshot::take(&node.netns)
+}
+
+/// Members of our sets expire as time goes by.
+fn without_members(snapshot: &str) -> String {
+    let lines = snapshot.lines();
+    let lines = lines.filter(|line| !line.starts_with("add proxy-agent-"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+fn as_before(node: &Node, before: &str) -> Result<()> {
+    let after = snapshot::take(&node.netns)?;
+    if let Some(difference) = snapshot::difference(before, &after) {
+        anyhow::bail!("not as it was before:\n{difference}");
+    }
+    let pins = node.bpffs().join("proxy-agent");
+    ensure!(!pins.exists(), "{} is left", pins.display());
+    let run_dir = node.run_dir();
+    ensure!(!run_dir.exists(), "{} is left", run_dir.display());
+    Ok(())
+}
+
+fn connect_everywhere(node: &Node) -> Result<Vec<TcpStream>> {
+    let connect = |path: tests::path::Path<'_>| {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| path.to_string())?;
+        transfer::exchange(&mut stream, BYTES, 7).with_context(|| path.to_string())?;
+        Ok(stream)
+    };
+    node.paths().into_iter().map(connect).collect()
+}
+
+/// With an address they go on, tracked from now on.
+fn go_on(node: &Node, streams: &mut [TcpStream]) -> Result<()> {
+    node.add_vips("lo")?;
+    streams.iter_mut().try_for_each(|stream| {
+        transfer::exchange(stream, BYTES, 8).with_context(|| format!("{stream:?}"))
+    })
+}
+
+#[test]
+fn after_a_kill() {
+    for args in ALL {
+        Node::test(Topology::Veth, |node| {
+            let before = prepare(node)?;
+            let args = [args, &["--accept-rules=always"]].concat();
+            let mut agent = node.start_agent(&args)?;
+            let _proxy = Proxy::start(node)?;
+            let mut streams = connect_everywhere(node)?;
+            agent.stop(libc::SIGKILL)?;
+            let kept = without_members(&snapshot::take(&node.netns)?);
+
+            let told = cleanup(node, &["--dry-run"])?;
+            told.ends_with("nothing was changed")?;
+            let now = without_members(&snapshot::take(&node.netns)?);
+            let difference = snapshot::difference(&kept, &now);
+            ensure!(difference.is_none(), "a dry run: {difference:?}");
+
+            let told = cleanup(node, &[])?;
+            told.ends_with(NOTHING_LEFT)
+                .with_context(|| format!("{args:?}"))?;
+            ensure!(told.stdout.contains("10.96.0.2"), "{}", told.stdout);
+            as_before(node, &before).with_context(|| format!("{args:?}"))?;
+            cleanup(node, &[])?.ends_with("nothing to do")?;
+            as_before(node, &before)?;
+            go_on(node, &mut streams)
+        });
+    }
+}
+
+/// The file in the run directory is lost: maps, rules and tables still name the VIPs.
+#[test]
+fn without_the_state() {
+    for args in [EBPF, NFTABLES, IPTABLES] {
+        Node::test(Topology::Veth, |node| {
+            let before = prepare(node)?;
+            node.start_agent(args)?.stop(libc::SIGKILL)?;
+            std::fs::remove_dir_all(node.run_dir())?;
+            cleanup(node, &[])?.ends_with(NOTHING_LEFT)?;
+            as_before(node, &before).with_context(|| format!("{args:?}"))
+        });
+    }
+    Node::test(Topology::Veth, |node| {
+        let before = prepare(node)?;
+        node.start_agent(&["--backend=none"])?.stop(libc::SIGKILL)?;
+        std::fs::remove_dir_all(node.run_dir())?;
+        let told = cleanup(node, &[])?;
+        ensure!(
+            told.stdout.contains("VIP addresses are not known"),
+            "{}",
+            told.stdout
+        );
+        cleanup(node, &["--ip-address=10.96.0.2,fd00:96::2"])?.ends_with(NOTHING_LEFT)?;
+        as_before(node, &before)
+    });
+}
+
+/// The link goes with the VIPs, unless somebody else has put an address on it.
+#[test]
+fn a_link_of_the_agents() {
+    Node::test(Topology::Veth, |node| {
+        let name = "cleanup-a_link_of_the_agents";
+        skip::clear(name)?;
+        if !node.has_dummy_links()? {
+            return skip::record(name, "this kernel has no links of the kind dummy");
+        }
+        let before = prepare(node)?;
+        for foreign in [true, false] {
+            node.start_agent(&["--backend=none", "--interface=vips"])?
+                .stop(libc::SIGKILL)?;
+            if foreign {
+                node.netns.ip("address add 192.0.2.1/32 dev vips\n")?;
+            }
+            cleanup(node, &[])?.ends_with(NOTHING_LEFT)?;
+            ensure!(node.netns.ifindex("vips").is_ok() == foreign, "{foreign}");
+            if foreign {
+                node.netns.ip("address del 192.0.2.1/32 dev vips\n")?;
+            }
+        }
+        as_before(node, &before)
+    });
+}
+
+/// One backend was killed while another one's things were still there.
+#[test]
+fn after_two_backends() {
+    Node::test(Topology::Veth, |node| {
+        let before = prepare(node)?;
+        // As if the first one had not been seen: with pins and a run directory of its own.
+        let bpffs = format!("--bpffs={}", node.bpffs().join("proxy-agent/v3").display());
+        let run_dir = node.dir().join("other-run");
+        let other = format!("--run-dir={}", run_dir.display());
+        node.start_agent(&["--backend=ebpf", "--tc-attach=tcx", &bpffs, &other])?
+            .stop(libc::SIGKILL)?;
+        node.start_agent(&["--backend=none", "--ip-address=10.96.0.2"])?
+            .stop(libc::SIGKILL)?;
+        std::fs::remove_dir_all(&run_dir)?;
+        node.netns.feed(
+            "iptables-nft-restore --noflush",
+            "*raw\n-A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -m comment \
+             --comment proxy-agent -j NOTRACK\nCOMMIT\n",
+        )?;
+        cleanup(node, &["--ip-address=10.96.0.2,fd00:96::2"])?.ends_with(NOTHING_LEFT)?;
+        as_before(node, &before)
+    });
+}
+
+#[test]
+fn refused_while_an_agent_runs() {
+    Node::test(Topology::Veth, |node| {
+        let agent = node.start_agent(EBPF)?;
+        let before = snapshot::take(&node.netns)?;
+        let told = cleanup(node, &[])?;
+        ensure!(told.code == Some(1), "{:?}", told.code);
+        let pid = format!("pid {}", agent.id());
+        ensure!(told.stderr.contains(&pid), "{}", told.stderr);
+        let difference = snapshot::difference(&before, &snapshot::take(&node.netns)?);
+        ensure!(difference.is_none(), "{difference:?}");
+        Ok(())
+    });
+}
