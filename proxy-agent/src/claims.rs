@@ -191,7 +191,7 @@ fn identity(seen: Option<i32>, told: &str) -> String {
     let mut words = match seen {
         Some(pid) => vec![format!("pid {pid}")],
         None if own.is_empty() => vec!["pid unknown, in another PID namespace".to_owned()],
-        None => vec![format!("pid {own} in a PID namespace of its own")],
+        None => vec![format!("pid {own} as it sees itself")],
     };
     if !rest.is_empty() {
         words.push(rest.to_owned());
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(identity(Some(9), told), "pid 9, --instance=, --run-dir=/r");
         assert_eq!(
             identity(None, told),
-            "pid 1 in a PID namespace of its own, --instance=, --run-dir=/r"
+            "pid 1 as it sees itself, --instance=, --run-dir=/r"
         );
         assert_eq!(identity(Some(9), ""), "pid 9");
         assert_eq!(identity(None, ""), "pid unknown, in another PID namespace");

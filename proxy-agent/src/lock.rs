@@ -22,7 +22,7 @@ pub enum Error {
     /// Another agent holds the lock.
     #[error(
         "another proxy-agent ({holder}) runs with --run-dir={directory}; stop it, or give this one \
-         directories of its own with --run-dir and --bpffs",
+         a name of its own with --instance, or directories with --run-dir and --bpffs",
         directory = directory.display()
     )]
     Held {
