@@ -13,7 +13,7 @@ use super::load::Ids;
 use super::plan::Op;
 use super::{Ebpf, PART, Settings, maps, observe};
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out};
 
 /// What becomes of our tables when everything else of this backend is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
