@@ -147,7 +147,7 @@ mod tests {
             };
             watchdog(variable, 7)
         };
-        let interval = Some(Duration::from_millis(3000));
+        let interval = Some(Duration::from_secs(3));
         assert_eq!(of("3000000", None), interval);
         assert_eq!(of("3000000", Some("7")), interval);
         assert_eq!(of("3000000", Some("8")), None);
