@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::backend::ebpf::Ids;
 use crate::backend::select::Backend;
-use crate::config::Config;
+use crate::config::{BackendChoice, Config};
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::monitor::{Interest, Monitor};
@@ -111,6 +111,8 @@ fn interest(config: &Config) -> Interest {
         vips: config.vips.clone(),
         tables: vec![crate::backend::tables::NAME],
         chains: IPTABLES_CHAINS.to_vec(),
+        pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
+            .then(|| config.bpffs.clone()),
     }
 }
 
@@ -217,7 +219,9 @@ impl Node {
                 let works = report.failures.is_empty();
                 trigger.passed(begun, !works);
                 tell_readiness(&mut ready, works);
-                if self.history.record(&report, cause, at, begun.elapsed()) {
+                let news = self.history.record(&report, cause, at, begun.elapsed());
+                // Without news too if somebody has removed it.
+                if news || !State::exists(&self.config.run_dir) {
                     self.tell_state();
                 }
             }

@@ -235,6 +235,11 @@ impl State {
         })
     }
 
+    /// Whether there is any state in a run directory.
+    pub fn exists(run_dir: &Path) -> bool {
+        run_dir.join(FILE).exists()
+    }
+
     /// Removes the file, if it is there.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod cmd;
 pub mod conntrack;
 pub mod ctnetlink;
 pub mod doctor;
+pub mod harm;
 pub mod kubeproxy;
 pub mod lacking;
 pub mod netns;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const MAGIC: i128 = 0xcafe_4a11;
+/// How names of pins end that are about to take the place of others.
+pub const UNFINISHED: &str = "-new";
 
 /// Why the directory cannot hold pins.
 #[derive(Debug, thiserror::Error)]
@@ -65,12 +67,36 @@ pub fn check(path: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's answer, or that it would not be on a BPF file system.
 pub fn create_dir(path: &Path) -> Result<(), Error> {
+    check(path)?;
     fs::create_dir_all(path).map_err(|source| Error::Io {
         what: "create",
         path: path.to_owned(),
         source,
+    })
+}
+
+/// Pins something under a name, in the place of what was there at once.
+///
+/// # Errors
+///
+/// What `pin` answers, or the kernel.
+pub fn replace<E: From<Error>>(
+    path: &Path,
+    pin: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(UNFINISHED);
+    let fresh = path.with_file_name(name);
+    unpin(&fresh)?;
+    pin(&fresh)?;
+    fs::rename(&fresh, path).map_err(|source| {
+        E::from(Error::Io {
+            what: "replace",
+            path: path.to_owned(),
+            source,
+        })
     })
 }
 

@@ -124,15 +124,7 @@ fn pin_path(hook: Hook, index: u32, settings: &Settings) -> PathBuf {
 
 /// Pins a link, in the place of an older one at once: the one is attached until the other is.
 pub fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push("-new");
-    let fresh = path.with_file_name(name);
-    bpffs::unpin(&fresh)?;
-    link.pin(&fresh)?;
-    fs::rename(&fresh, path).map_err(|source| AttachError::File {
-        path: path.to_owned(),
-        source,
-    })
+    bpffs::replace(path, |fresh| Ok(link.pin(fresh).map(drop)?))
 }
 
 /// Whether any link is pinned.
@@ -179,6 +171,16 @@ pub fn unpin(hook: Hook, index: u32, settings: &Settings) -> Result<(), AttachEr
     Ok(bpffs::unpin(&pin_path(hook, index, settings))?)
 }
 
+/// Whether the program is still attached by a link whose pin somebody has removed: the kernel takes
+/// such a link away a moment later.
+pub fn lingers(error: &AttachError) -> bool {
+    matches!(
+        error,
+        AttachError::Program(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::EEXIST)
+    )
+}
+
 fn attach_tcx(
     programs: &mut Programs,
     hook: Hook,
@@ -186,6 +188,8 @@ fn attach_tcx(
     settings: &Settings,
 ) -> Result<(), AttachError> {
     let path = pin_path(hook, link.index, settings);
+    // Somebody may have taken the directory away.
+    bpffs::create_dir(&links_dir(hook, settings))?;
     let program = programs.classifier(hook);
     let id = program.info()?.id();
     if path.exists() {

@@ -13,7 +13,7 @@ use proxy_common::{Connection, ConnectionKey, Endpoint};
 use tracing::warn;
 
 use super::hook::{Hook, SocketHook};
-use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Outgrown, PEERS};
+use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Kept, Outgrown, PEERS};
 use super::ruleset::Verdict;
 use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup};
@@ -101,6 +101,8 @@ pub struct Programs {
     /// Ids of the programs on the root cgroup.
     sockets: BTreeMap<SocketHook, u32>,
     verdicts: Verdicts,
+    /// The maps that are pinned.
+    kept: BTreeMap<&'static str, Kept>,
     /// The decided connections.
     pub decisions: Decisions,
     /// What the agent before this one translated and this one does not.
@@ -171,13 +173,21 @@ impl Programs {
             .into_iter()
             .filter(|service| !settings.services.contains(service))
             .collect();
-        maps::pin_destinations(&ebpf, settings)?;
+        let kept = maps::PINNED
+            .into_iter()
+            .map(|name| Ok((name, Kept::of(&ebpf, name)?)))
+            .collect::<Result<BTreeMap<_, _>, maps::Error>>()?;
+        // The others are pinned since they were loaded; this one takes an older one's place.
+        if let Some(destinations) = kept.get(DESTINATIONS) {
+            destinations.pin(DESTINATIONS, settings)?;
+        }
         Ok(Self {
             decisions: Decisions::of(&mut ebpf)?,
             ebpf,
             hooks,
             sockets,
             verdicts,
+            kept,
             given_up,
             logs,
         })
@@ -191,6 +201,24 @@ impl Programs {
     /// Ids of the programs on the root cgroup.
     pub fn sockets(&self) -> &BTreeMap<SocketHook, u32> {
         &self.sockets
+    }
+
+    /// Ids of the maps that are pinned, by their names.
+    pub fn maps(&self) -> BTreeMap<&'static str, u32> {
+        let kept = self.kept.iter();
+        kept.map(|(name, map)| (*name, map.id)).collect()
+    }
+
+    /// Pins a map again.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn pin_map(&self, name: &'static str, settings: &Settings) -> Result<(), maps::Error> {
+        match self.kept.get(name) {
+            Some(map) => map.pin(name, settings),
+            None => Ok(()),
+        }
     }
 
     /// The verdicts.
@@ -246,7 +274,7 @@ impl Programs {
 ///
 /// The kernel's answer.
 pub fn remove_pins(settings: &Settings) -> Result<(), bpffs::Error> {
-    for map in [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS] {
+    for map in maps::PINNED {
         bpffs::unpin(&settings.bpffs.join(map))?;
     }
     for hook in Hook::ALL {
