@@ -148,8 +148,8 @@ fn identity(directory: &Path) -> Option<(u64, u64)> {
 /// The lines of mountinfo (proc(5)) whose mount point a path lies below.
 fn mounts_above(path: &Path, mountinfo: &str) -> Vec<String> {
     let is_above = |line: &&str| {
-        let point = line.split(' ').nth(4).unwrap_or_default();
-        path.starts_with(point.replace("\\040", " "))
+        let point = line.split(' ').nth(4);
+        point.is_some_and(|point| path.starts_with(point.replace("\\040", " ")))
     };
     let above = mountinfo.lines().filter(is_above);
     above.map(str::to_owned).collect()
