@@ -15,6 +15,7 @@ pub mod conntrack;
 pub mod ctnetlink;
 pub mod doctor;
 pub mod harm;
+pub mod kept;
 pub mod kubeproxy;
 pub mod lacking;
 pub mod netns;

@@ -4,15 +4,14 @@
 //! agent keeps up with them: a moment after the last harm everything is as a first start makes it,
 //! and no connection is lost.
 //!
-//! Connections of the pod whose link comes and goes are left out, and so are translated ones when the
-//! rules and the programs that translate them are taken away at the same time: nobody is left then
-//! who could give the answer the address that the client knows. For the same reason kube-proxy's rules
-//! are legacy ones where all of nf_tables is flushed: without a NAT chain the kernel stops to translate
-//! what conntrack has recorded, with the agent and without.
+//! Connections of the pod whose link comes and goes are left out. Translated ones live as long as either
+//! the rules or the programs on links are there: without both nobody could give the answer the address
+//! that the client knows, so that a storm takes only the ones or the others. For the same reason
+//! kube-proxy's rules are legacy ones where all of nf_tables is flushed: without a NAT chain the kernel
+//! stops to translate what conntrack has recorded, with the agent and without.
 //!
 //! `PROXY_AGENT_TEST_STORM=SECONDS` has the storm last longer, `PROXY_AGENT_TEST_SEED=N` repeats one.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +23,7 @@ use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
-use tests::{Family, cmd, snapshot};
+use tests::{cmd, kept, snapshot};
 
 /// Within a second is what the agent is to manage; a loaded machine gets more.
 const CONVERGED: Duration = Duration::from_secs(3);
@@ -78,7 +77,7 @@ impl Storm {
             // Nothing of this pod's is asked to live on.
             node.add_pod(Topology::Veth)?;
             self.wait_until_converged(node, None).context("at first")?;
-            let first = kept(node)?;
+            let first = kept::everything(node)?;
             all_go_on(&streams).context("before the storm")?;
             let lines = agent.log().lines().count();
 
@@ -123,6 +122,8 @@ impl Storm {
             let pause = Duration::from_millis(PAUSES.start + u64::try_from(pause)?);
             std::thread::sleep(pause);
         }
+        // What the ACCEPT rules depend on, and legacy tables tell nobody.
+        self.at_once(node, &[Harm::KubeProxyAgain])?;
         // The one that the kernel tells nobody of is noticed after any other.
         let last = [
             Harm::RunDirectory,
@@ -163,7 +164,7 @@ impl Storm {
             if !told.contains("nothing to do") {
                 return Ok(None);
             }
-            let now = kept(node)?;
+            let now = kept::everything(node)?;
             let difference = first.and_then(|first| snapshot::difference(first, &now));
             told = difference.unwrap_or_default();
             Ok(told.is_empty().then_some(()))
@@ -177,87 +178,12 @@ impl Storm {
             "the agent has ended"
         );
         self.kube_proxy.install_without_masquerade(&node.netns)?;
-        let (lost, live): (Vec<_>, Vec<_>) = streams.into_iter().partition(|stream| {
-            self.may_break(stream) && all_go_on(std::slice::from_ref(stream)).is_err()
-        });
-        for stream in &lost {
-            println!("lost, as nobody translated it: {}", stream.name());
-        }
-        all_go_on(&live).context("after the storm")?;
-        all_end_intact(live)?;
+        all_go_on(&streams).context("after the storm")?;
+        all_end_intact(streams)?;
         // Its routes went with its link.
         node.pods.pop();
         new_connections_work(node)
     }
-
-    fn may_break(&self, stream: &Live) -> bool {
-        self.args.contains(&TRANSLATE[0]) && stream.name().contains("ClusterIP")
-    }
-}
-
-/// What the agent keeps, as text that does not depend on how often it was made anew.
-fn kept(node: &Node) -> Result<String> {
-    let mut text = String::new();
-    let tables = snapshot::nf_tables(&node.netns)?;
-    for table in tables.split_inclusive("\n}\n") {
-        if table.contains(" proxy-agent {") {
-            text.push_str(table);
-        }
-    }
-    for family in Family::ALL {
-        let vip = family.vip().to_string();
-        let addresses = node.netns.exec(&format!("ip -o address show to {vip}"))?;
-        for line in addresses.lines() {
-            let words: Vec<_> = line.split_whitespace().skip(1).take(3).collect();
-            text.push_str(&format!("{}\n", words.join(" ")));
-        }
-    }
-    for program in [
-        "iptables-nft",
-        "ip6tables-nft",
-        "iptables-legacy",
-        "ip6tables-legacy",
-    ] {
-        let rules = node.netns.exec(&format!("{program}-save"))?;
-        for rule in rules.lines().filter(|rule| rule.contains("proxy-agent")) {
-            text.push_str(&format!("{program}: {rule}\n"));
-        }
-    }
-    let sets = node.netns.exec("ipset list -name")?;
-    for set in sets.lines().collect::<BTreeSet<_>>() {
-        text.push_str(&format!("set {set}\n"));
-    }
-    text.push_str(&pins(node)?);
-    Ok(text)
-}
-
-/// The pins, those of links by the names of the links.
-fn pins(node: &Node) -> Result<String> {
-    let mut pins = BTreeSet::new();
-    let root = node.agent_bpffs();
-    let shown = node.netns.exec("ip -o link show")?;
-    let mut links = std::collections::BTreeMap::new();
-    for line in shown.lines() {
-        let mut words = line.split(": ");
-        let index = words.next().unwrap_or_default();
-        let name = words.next().unwrap_or_default();
-        links.insert(index, name.split('@').next().unwrap_or_default());
-    }
-    let mut directories = vec![root];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if entry.path().is_dir() {
-                directories.push(entry.path());
-                continue;
-            }
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let name = links
-                .get(name.as_str())
-                .map_or(name.clone(), |link| (*link).to_owned());
-            pins.insert(format!("{}/{name}\n", directory.display()));
-        }
-    }
-    Ok(pins.into_iter().collect())
 }
 
 /// Nothing of nf_tables or iptables is told to a backend that has to ask.
@@ -286,12 +212,23 @@ fn ebpf_by_clsact() {
 }
 
 #[test]
-fn ebpf_that_translates() {
+fn translation_without_programs() {
     Storm {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
         seconds: 20,
-        without: &[],
+        without: &[Harm::FlushRuleset, Harm::DeleteTables],
+    }
+    .rage();
+}
+
+#[test]
+fn translation_without_rules() {
+    Storm {
+        kube_proxy: KubeProxy::IptablesLegacy,
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        seconds: 20,
+        without: &[Harm::DetachTcx, Harm::RemountBpffs],
     }
     .rage();
 }
