@@ -2,6 +2,7 @@
 
 //! The agent: one pass over the node after the other, each part in its turn.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use rtnetlink::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 use tracing::{info, warn};
 
@@ -41,6 +43,8 @@ const IPTABLES_CHAINS: [(&str, &str); 5] = [
 /// The node as the agent keeps it.
 struct Node {
     handle: Handle,
+    /// Carries what is asked by `handle`; it ends for good at the first error of its socket.
+    connection: JoinHandle<()>,
     config: Config,
     link: VipLink,
     backend: Backend,
@@ -119,11 +123,10 @@ fn interest(config: &Config) -> Interest {
 impl Node {
     /// Opens the backend and what else the passes need. Nothing of the data plane is changed.
     async fn open(config: Config, mode: Mode) -> Result<Self> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().context("cannot open an rtnetlink socket")?;
-        tokio::spawn(connection);
+        let (handle, connection) = connect().context("cannot open an rtnetlink socket")?;
         Ok(Self {
             handle,
+            connection,
             link: VipLink::new(&config.vips, &config.interface),
             backend: Backend::open(&config, mode).await,
             repair: Repair::new(repaired(&config)),
@@ -140,6 +143,7 @@ impl Node {
             told,
             ..Report::default()
         };
+        self.reconnect(&mut report);
         if cause == Cause::Resync {
             self.repair.reconcile(mode, &mut report).await;
         }
@@ -164,6 +168,17 @@ impl Node {
             self.backend.forget_counters(&table);
         }
         report
+    }
+
+    /// Replaces an rtnetlink connection that was lost.
+    fn reconnect(&mut self, report: &mut Report) {
+        if !self.connection.is_finished() {
+            return;
+        }
+        match connect() {
+            Ok((handle, connection)) => (self.handle, self.connection) = (handle, connection),
+            Err(error) => failed("link", "open an rtnetlink socket", &error, report),
+        }
     }
 
     async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
@@ -261,10 +276,12 @@ impl Node {
     /// Removes everything of ours, in the reverse order of a pass.
     async fn teardown(&mut self) -> Report {
         let mut report = Report::default();
+        self.reconnect(&mut report);
         let table = self.observe(&mut report).await;
         self.backend
             .teardown(&self.handle, table.as_ref(), &mut report)
             .await;
+        self.reconnect(&mut report);
         self.link.teardown(&self.handle, &mut report).await;
         if let Err(error) = State::remove(&self.config.run_dir) {
             failed("state", "remove the state", &error, &mut report);
@@ -274,6 +291,11 @@ impl Node {
         }
         report
     }
+}
+
+fn connect() -> io::Result<(Handle, JoinHandle<()>)> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    Ok((handle, tokio::spawn(connection)))
 }
 
 fn listen(kind: SignalKind) -> Result<Signal> {
