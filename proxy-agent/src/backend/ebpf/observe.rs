@@ -52,7 +52,7 @@ impl Observed {
             tables: tables::read(PART, &desired.tables, report),
             pins: read_pins(settings, report),
             maps: read_maps(settings, desired, report),
-            sockets: read_sockets(settings),
+            sockets: read_sockets(settings, report),
             ..Self::default()
         };
         if desired.mode == AttachMode::Tcx {
@@ -167,7 +167,8 @@ pub async fn everything(
         }))
     };
     let mut deciding: Vec<_> = detach(Hook::Ingress).collect();
-    let sockets = read_sockets(settings).into_keys();
+    let sockets = SocketHook::ALL.into_iter();
+    let sockets = sockets.filter(|hook| cgroup::is_pinned(*hook, settings));
     deciding.extend(sockets.map(|hook| Op::DetachSocket { hook }));
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
         deciding.push(Op::HandOver { services: None });
@@ -232,11 +233,15 @@ fn read_maps(
     found
 }
 
-fn read_sockets(settings: &Settings) -> BTreeMap<SocketHook, u32> {
-    SocketHook::ALL
-        .into_iter()
-        .filter_map(|hook| Some((hook, cgroup::attached(hook, settings)?)))
-        .collect()
+fn read_sockets(settings: &Settings, report: &mut Report) -> BTreeMap<SocketHook, u32> {
+    let mut found = BTreeMap::new();
+    for hook in SocketHook::ALL {
+        match cgroup::attached(hook, settings) {
+            Ok(id) => found.extend(id.map(|id| (hook, id))),
+            Err(error) => failed(PART, format!("read the pin of {hook}"), &error, report),
+        }
+    }
+    found
 }
 
 async fn read_filters(
