@@ -154,7 +154,7 @@ impl Harm {
             Self::DestroySets => attempt(node, "ipset destroy"),
             Self::RunDirectory => {
                 let state = node.run_dir().join("state.json");
-                let nobody = std::os::unix::fs::PermissionsExt::from_mode(0);
+                let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
                 let _ = fs::set_permissions(&state, nobody);
                 let _ = fs::remove_file(&state);
             }

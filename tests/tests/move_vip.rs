@@ -74,7 +74,7 @@ fn there_and_back(topology: Topology, kube_proxy: KubeProxy, args: &[&str]) {
         let node = &*node;
         let failures = std::thread::scope(|scope| {
             let watch = scope.spawn(|| watch(node, &stop, &tries));
-            let mut moves = || {
+            let mut there_and_back = || {
                 for link in [OTHER, "lo", OTHER, "lo"] {
                     agent.stop(libc::SIGTERM)?;
                     let interface = format!("--interface={link}");
@@ -85,7 +85,7 @@ fn there_and_back(topology: Topology, kube_proxy: KubeProxy, args: &[&str]) {
                 }
                 Ok(())
             };
-            let moved: Result<()> = moves();
+            let moved: Result<()> = there_and_back();
             stop.store(true, Ordering::Relaxed);
             let failures = watch.join().expect("it does not panic");
             moved.map(|()| failures)
