@@ -6,6 +6,7 @@
 mod daemon;
 mod signals;
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,13 +14,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use rtnetlink::Handle;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::backend::ebpf::Ids;
 use crate::backend::select::Backend;
 use crate::backend::tables;
 use crate::claims::Claims;
-use crate::config::Config;
+use crate::config::{BackendChoice, Config};
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::monitor::Interest;
@@ -43,6 +45,8 @@ const IPTABLES_CHAINS: [(&str, &str); 5] = [
 /// The node as the agent keeps it.
 struct Node {
     handle: Handle,
+    /// Carries what is asked by `handle`; it ends for good at the first error of its socket.
+    connection: JoinHandle<()>,
     config: Config,
     link: VipLink,
     backend: Backend,
@@ -116,17 +120,18 @@ fn interest(config: &Config) -> Interest {
         vips: config.vips.clone(),
         tables: vec![tables::name(config.instance)],
         chains: IPTABLES_CHAINS.to_vec(),
+        pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
+            .then(|| config.bpffs.clone()),
     }
 }
 
 impl Node {
     /// Opens the backend and what else the passes need. Nothing of the data plane is changed.
     async fn open(config: Config, mode: Mode) -> Result<Self> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().context("cannot open an rtnetlink socket")?;
-        tokio::spawn(connection);
+        let (handle, connection) = connect().context("cannot open an rtnetlink socket")?;
         Ok(Self {
             handle,
+            connection,
             link: VipLink::new(&config.vips, &config.interface),
             backend: Backend::open(&config, mode).await,
             repair: Repair::new(repaired(&config)),
@@ -144,6 +149,7 @@ impl Node {
             control,
             ..Report::default()
         };
+        self.reconnect(&mut report);
         if cause == Cause::Resync {
             self.repair.reconcile(mode, &mut report).await;
         }
@@ -177,6 +183,17 @@ impl Node {
     async fn look(&mut self, cause: Cause) -> Report {
         let (told, control) = (Told::default(), Control::default());
         self.pass(Mode::DryRun, cause, told, control).await
+    }
+
+    /// Replaces an rtnetlink connection that was lost.
+    fn reconnect(&mut self, report: &mut Report) {
+        if !self.connection.is_finished() {
+            return;
+        }
+        match connect() {
+            Ok((handle, connection)) => (self.handle, self.connection) = (handle, connection),
+            Err(error) => failed("link", "open an rtnetlink socket", &error, report),
+        }
     }
 
     async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
@@ -239,6 +256,16 @@ impl Node {
             warn!("{error}");
         }
     }
+}
+
+/// Opens an rtnetlink socket; the task ends when the connection is lost.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn connect() -> io::Result<(Handle, JoinHandle<()>)> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    Ok((handle, tokio::spawn(connection)))
 }
 
 /// 0 or 1.

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-use crate::app::{check_rights, exit_code};
+use crate::app::{check_rights, connect, exit_code};
 use crate::backend::ebpf::{self, Ebpf, Tables};
 use crate::backend::iptables::Iptables;
 use crate::config::Config;
@@ -143,11 +143,10 @@ fn tell(scope: &Scope, mode: Mode, report: &Report, left: &Report) {
 /// Removes everything, in the reverse order of a pass. A part that fails is in the report and keeps
 /// none of the others from being removed.
 pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
-    let (connection, handle, _) = match rtnetlink::new_connection() {
+    let (mut handle, connection) = match connect() {
         Ok(opened) => opened,
         Err(error) => return failed(link::PART, "open an rtnetlink socket", &error, report),
     };
-    tokio::spawn(connection);
     let table = link::observe(&scope.vips).await;
     let table = table
         .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
@@ -164,6 +163,13 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     .await;
     // Behind what untracks: until then a filter may drop what it does not know.
     Iptables::remove_everything(scope.instance, mode, report).await;
+    if connection.is_finished() {
+        // It was lost on the way.
+        match connect() {
+            Ok((fresh, _)) => handle = fresh,
+            Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
+        }
+    }
     let mut carriers: BTreeSet<_> = scope.interface.iter().cloned().collect();
     if let Some(table) = &table {
         let copies = table.addresses.iter();

@@ -242,6 +242,11 @@ impl State {
     }
 }
 
+/// Whether there is any state in a run directory.
+pub fn exists(run_dir: &Path) -> bool {
+    run_dir.join(FILE).exists()
+}
+
 /// The files that [`State::store`] leaves in a run directory.
 pub fn files(run_dir: &Path) -> [PathBuf; 2] {
     [run_dir.join(FILE), run_dir.join(format!("{FILE}-new"))]

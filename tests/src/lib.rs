@@ -14,6 +14,8 @@ pub mod cmd;
 pub mod conntrack;
 pub mod ctnetlink;
 pub mod doctor;
+pub mod harm;
+pub mod kept;
 pub mod kubeproxy;
 pub mod lacking;
 pub mod netns;

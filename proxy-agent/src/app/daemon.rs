@@ -17,6 +17,7 @@ use crate::kernel::monitor::Monitor;
 use crate::lock::Lock;
 use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Control, Mode, Report};
+use crate::state;
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
@@ -92,7 +93,9 @@ async fn keep(mut node: Node, monitor: Monitor, signals: &mut Signals) -> &'stat
             }
             asked = false;
             signals.systemd.status(node.status(works));
-            if node.history.record(&report, cause, at, begun.elapsed()) {
+            let news = node.history.record(&report, cause, at, begun.elapsed());
+            // Without news too if somebody has removed it.
+            if news || !state::exists(&node.config.run_dir) {
                 node.tell_state();
             }
         }

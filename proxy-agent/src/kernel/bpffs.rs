@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const MAGIC: i128 = 0xcafe_4a11;
-
 /// A pin is made under a name with this ending and then renamed.
-const UNFINISHED: &str = "-new";
+pub const UNFINISHED: &str = "-new";
 
 /// Why the directory cannot hold pins.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +67,9 @@ pub fn check(path: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's answer, or that it would not be on a BPF file system.
 pub fn create_dir(path: &Path) -> Result<(), Error> {
+    check(path)?;
     fs::create_dir_all(path).map_err(|source| Error::Io {
         what: "create",
         path: path.to_owned(),
@@ -82,6 +82,21 @@ pub fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(UNFINISHED);
     path.with_file_name(name)
+}
+
+/// Pins something under a name, in the place of what was there at once.
+///
+/// # Errors
+///
+/// What `pin` answers, or the kernel.
+pub fn replace<E: From<Error>>(
+    path: &Path,
+    pin: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let fresh = unfinished(path);
+    unpin(&fresh)?;
+    pin(&fresh)?;
+    Ok(rename(&fresh, path)?)
 }
 
 /// Removes a pin. What it pinned is gone unless somebody else holds it.

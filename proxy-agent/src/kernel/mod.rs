@@ -7,4 +7,5 @@ pub mod bpffs;
 pub mod capabilities;
 pub mod monitor;
 pub mod netns;
+pub mod pins;
 pub mod sockets;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Listens to what the kernel tells about links, addresses, traffic control and nf_tables, and
+//! Listens to what the kernel tells about links, addresses, traffic control, nf_tables and pins, and
 //! passes on what may concern us. What is done about it is decided by a full look at the node:
 //! an event only says that it is time for one.
 
 use std::fmt::{self, Display};
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -22,6 +23,7 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket
 use tokio::time::{Instant, sleep_until};
 
 use super::author::By;
+use super::pins::Pins;
 
 /// Multicast groups of linux/rtnetlink.h and linux/netfilter/nfnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
@@ -46,6 +48,8 @@ pub enum Event {
     TrafficControl,
     /// Something of a table we watch was changed.
     Table(String),
+    /// Pins were removed, or the BPF file system was unmounted or mounted.
+    Pins,
     /// More happened than the socket could hold.
     Overrun,
 }
@@ -66,6 +70,7 @@ impl Display for Event {
             Self::Address(ip) => write!(f, "address {ip} changed"),
             Self::TrafficControl => f.write_str("traffic control objects were removed"),
             Self::Table(name) => write!(f, "nf_tables table {name} changed"),
+            Self::Pins => f.write_str("pins were removed"),
             Self::Overrun => f.write_str("events were lost"),
         }
     }
@@ -80,13 +85,16 @@ pub struct Interest {
     pub tables: Vec<String>,
     /// Tables and chains of which removals count: those that iptables rules live in.
     pub chains: Vec<(&'static str, &'static str)>,
+    /// A directory of pins of which removals count.
+    pub pins: Option<PathBuf>,
 }
 
-/// The two netlink sockets that carry events.
+/// The two netlink sockets that carry events, and the watch over pins.
 pub struct Monitor {
     route: TokioSocket,
     /// Absent where the kernel has no nfnetlink: then nothing can change there either.
     netfilter: Option<TokioSocket>,
+    pins: Option<Pins>,
     interest: Interest,
     unsigned: Option<Unsigned>,
 }
@@ -116,9 +124,13 @@ impl Monitor {
             ],
         )?;
         let netfilter = subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).ok();
+        // Without it pins are looked after in each resync.
+        let pins = interest.pins.clone();
+        let pins = pins.and_then(|root| Pins::watch(root).ok());
         Ok(Self {
             route,
             netfilter,
+            pins,
             interest,
             unsigned: None,
         })
@@ -141,6 +153,7 @@ impl Monitor {
                     // ENOBUFS: the queue was full and events were dropped.
                     Err(_) => Some(OVERRUN),
                 },
+                () = removed(self.pins.as_mut()) => Some(Notice { event: Event::Pins, by: None }),
                 () = reached(until) => self.unsigned.take().map(|change| Notice {
                     event: change.event,
                     by: By::port(change.port),
@@ -172,6 +185,14 @@ const OVERRUN: Notice = Notice {
     event: Event::Overrun,
     by: None,
 };
+
+/// Waits until pins are removed; for ever without a watch.
+async fn removed(pins: Option<&mut Pins>) {
+    match pins {
+        Some(pins) => pins.removed().await,
+        None => std::future::pending().await,
+    }
+}
 
 /// Waits for a moment; for ever without one.
 async fn reached(moment: Option<Instant>) {

@@ -60,7 +60,7 @@ impl Told {
 fn concerns(event: &Event, part: &str) -> bool {
     match event {
         Event::Link | Event::Address(_) => part == link::PART,
-        Event::TrafficControl | Event::Table(_) => part != link::PART,
+        Event::TrafficControl | Event::Table(_) | Event::Pins => part != link::PART,
         Event::Overrun => false,
     }
 }

@@ -31,6 +31,7 @@ pub const TOOLS: &[Tool] = &[
     tool("openssl", "openssl"),
     tool("nsenter", "util-linux"),
     tool("setpriv", "util-linux"),
+    tool("strace", "strace"),
 ];
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {

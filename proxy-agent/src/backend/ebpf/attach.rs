@@ -147,10 +147,7 @@ fn pin_path(hook: Hook, index: u32, settings: &Settings) -> PathBuf {
 
 /// Pins a link, in the place of an older one at once: the one is attached until the other is.
 pub fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
-    let fresh = bpffs::unfinished(path);
-    bpffs::unpin(&fresh)?;
-    link.pin(&fresh)?;
-    Ok(bpffs::rename(&fresh, path)?)
+    bpffs::replace(path, |fresh| Ok(link.pin(fresh).map(drop)?))
 }
 
 /// Whether any link is pinned.
@@ -197,6 +194,16 @@ pub fn unpin(hook: Hook, index: u32, settings: &Settings) -> Result<(), AttachEr
     Ok(bpffs::unpin(&pin_path(hook, index, settings))?)
 }
 
+/// Whether the program is still attached by a link whose pin somebody has removed: the kernel takes
+/// such a link away a moment later.
+pub fn lingers(error: &AttachError) -> bool {
+    matches!(
+        error,
+        AttachError::Program(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::EEXIST)
+    )
+}
+
 fn attach_tcx(
     programs: &mut Programs,
     hook: Hook,
@@ -204,6 +211,8 @@ fn attach_tcx(
     settings: &Settings,
 ) -> Result<(), AttachError> {
     let path = pin_path(hook, link.index, settings);
+    // Somebody may have taken the directory away.
+    bpffs::create_dir(&links_dir(hook, settings))?;
     let program = programs.classifier(hook);
     let id = program.info()?.id();
     if path.exists() {

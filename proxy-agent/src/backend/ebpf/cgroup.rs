@@ -26,10 +26,22 @@ fn pin_path(hook: SocketHook, settings: &Settings) -> PathBuf {
     pins_dir(settings).join(hook.program())
 }
 
+/// Whether a link is pinned.
+pub fn is_pinned(hook: SocketHook, settings: &Settings) -> bool {
+    pin_path(hook, settings).exists()
+}
+
 /// The id of the program that a pinned link holds; none if there is no such pin.
-pub fn attached(hook: SocketHook, settings: &Settings) -> Option<u32> {
-    let link = FdLink::from(PinnedLink::from_pin(pin_path(hook, settings)).ok()?);
-    Some(link.info().ok()?.program_id())
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn attached(hook: SocketHook, settings: &Settings) -> Result<Option<u32>, AttachError> {
+    if !is_pinned(hook, settings) {
+        return Ok(None);
+    }
+    let link = FdLink::from(PinnedLink::from_pin(pin_path(hook, settings))?);
+    Ok(Some(link.info()?.program_id()))
 }
 
 /// Attaches the loaded program. An older one of ours is there until the new one is: what the one

@@ -15,7 +15,7 @@ use proxy_common::{Connection, ConnectionKey, Endpoint};
 use tracing::warn;
 
 use super::hook::{Hook, SocketHook};
-use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Outgrown, PEERS};
+use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Kept, Outgrown, PEERS};
 use super::ruleset::Verdict;
 use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup, layout};
@@ -104,6 +104,8 @@ pub struct Programs {
     /// Ids of the programs on the root cgroup.
     sockets: BTreeMap<SocketHook, u32>,
     verdicts: Verdicts,
+    /// The maps that are pinned.
+    kept: BTreeMap<&'static str, Kept>,
     /// The decided connections.
     pub decisions: Decisions,
     /// What the agent before this one translated and this one does not.
@@ -177,10 +179,17 @@ impl Programs {
             .into_iter()
             .filter(|service| !settings.services.contains(service))
             .collect();
-        // Otherwise once they are handed over: should this agent die before, the next one must know
-        // them as well.
-        if given_up.is_empty() {
-            maps::pin_destinations(&ebpf, settings)?;
+        let kept = maps::PINNED
+            .into_iter()
+            .map(|name| Ok((name, Kept::of(&ebpf, name)?)))
+            .collect::<Result<BTreeMap<_, _>, maps::Error>>()?;
+        // The others are pinned since they were loaded; this one takes an older one's place, but not
+        // before what the agent before has translated is handed over: should this agent die before,
+        // the next one must know it as well.
+        if given_up.is_empty()
+            && let Some(destinations) = kept.get(DESTINATIONS)
+        {
+            destinations.pin(DESTINATIONS, settings)?;
         }
         Ok(Self {
             decisions: Decisions::of(&mut ebpf)?,
@@ -188,6 +197,7 @@ impl Programs {
             hooks,
             sockets,
             verdicts,
+            kept,
             given_up,
             logs,
         })
@@ -201,6 +211,26 @@ impl Programs {
     /// Ids of the programs on the root cgroup.
     pub fn sockets(&self) -> &BTreeMap<SocketHook, u32> {
         &self.sockets
+    }
+
+    /// Ids of the maps that are pinned, by their names.
+    pub fn maps(&self) -> BTreeMap<&'static str, u32> {
+        // Where services are given up, the agent before has pinned what they are.
+        let is_due = |name: &str| self.given_up.is_empty() || name != DESTINATIONS;
+        let kept = self.kept.iter().filter(|(name, _)| is_due(name));
+        kept.map(|(name, map)| (*name, map.id)).collect()
+    }
+
+    /// Pins a map again.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn pin_map(&self, name: &'static str, settings: &Settings) -> Result<(), maps::Error> {
+        match self.kept.get(name) {
+            Some(map) => map.pin(name, settings),
+            None => Ok(()),
+        }
     }
 
     /// The verdicts.
@@ -249,7 +279,7 @@ impl Programs {
     /// The kernel's answer.
     pub fn forget_given_up(&mut self, settings: &Settings) -> Result<(), maps::Error> {
         if !self.given_up.is_empty() {
-            maps::pin_destinations(&self.ebpf, settings)?;
+            self.pin_map(DESTINATIONS, settings)?;
             self.given_up.clear();
         }
         Ok(())
@@ -273,7 +303,7 @@ pub fn remove_pins(directory: &Path) -> Result<(), bpffs::Error> {
     if layout::is_version(directory) {
         bpffs::remove_dir(directory)?;
     }
-    for map in [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS] {
+    for map in maps::PINNED {
         bpffs::unpin(&directory.join(map))?;
         bpffs::unpin(&bpffs::unfinished(&directory.join(map)))?;
         bpffs::unpin(&directory.join(format!("{map}{}", maps::OUTGROWN)))?;

@@ -3,6 +3,7 @@
 //! The maps that outlive the agent, as user space reads and writes them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapError};
@@ -10,6 +11,7 @@ use aya::{Ebpf, Pod};
 use proxy_common::{Connection, ConnectionKey, Endpoint};
 use tracing::info;
 
+use super::statistics::STATISTICS;
 use super::{PART, Settings};
 use crate::config::Service;
 use crate::kernel::bpffs;
@@ -20,6 +22,8 @@ pub const CONNECTIONS: &str = "CONNECTIONS";
 pub const PEERS: &str = "PEERS";
 /// What leads to the proxy.
 pub const DESTINATIONS: &str = "DESTINATIONS";
+/// All maps that are pinned.
+pub const PINNED: [&str; 4] = [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS];
 
 /// What the name of a pinned map ends with until everything is copied out of it.
 pub const OUTGROWN: &str = "-old";
@@ -59,6 +63,62 @@ impl Error {
                 | MapError::InvalidValueSize { .. }
         )
     }
+}
+
+/// A map that is kept pinned while its programs are in use.
+pub struct Kept {
+    data: MapData,
+    /// Its id.
+    pub id: u32,
+}
+
+impl Kept {
+    /// Holds a map of a loaded object besides the object.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn of(ebpf: &Ebpf, name: &'static str) -> Result<Self, Error> {
+        let map = ebpf.map(name).expect("the object has this map");
+        let (Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuHashMap(data)) = map else {
+            unreachable!("the pinned maps are hash maps");
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| failed(name)(MapError::IoError(error)))?;
+        let data = MapData::from_fd(fd).map_err(failed(name))?;
+        let id = data.info().map_err(failed(name))?.id();
+        Ok(Self { data, id })
+    }
+
+    /// Pins it under its name, in the place of what was there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn pin(&self, name: &'static str, settings: &Settings) -> Result<(), Error> {
+        bpffs::create_dir(&settings.bpffs)?;
+        bpffs::replace(&settings.bpffs.join(name), |fresh| {
+            self.data.pin(fresh).map_err(|error| Error::Map {
+                map: name,
+                source: MapError::PinError {
+                    name: Some(name.to_owned()),
+                    error,
+                },
+            })
+        })
+    }
+}
+
+/// The id of the map pinned under a name; none if there is none.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn pinned_id(name: &'static str, settings: &Settings) -> Result<Option<u32>, Error> {
+    let Some(data) = pinned(name, &settings.bpffs)? else {
+        return Ok(None);
+    };
+    Ok(Some(data.info().map_err(failed(name))?.id()))
 }
 
 /// Says which map an error is about.
@@ -328,24 +388,4 @@ fn earlier_destinations(bpffs: &Path) -> Result<Vec<(SocketAddr, SocketAddr)>, E
             Ok((destination.into(), vip.into()))
         })
         .collect()
-}
-
-/// Pins the map of destinations in the place of an older one.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub fn pin_destinations(ebpf: &Ebpf, settings: &Settings) -> Result<(), Error> {
-    let pin = settings.bpffs.join(DESTINATIONS);
-    let fresh = bpffs::unfinished(&pin);
-    bpffs::unpin(&fresh)?;
-    let map = ebpf.map(DESTINATIONS).expect("the object has this map");
-    map.pin(&fresh).map_err(|error| Error::Map {
-        map: DESTINATIONS,
-        source: MapError::PinError {
-            name: Some(DESTINATIONS.to_owned()),
-            error,
-        },
-    })?;
-    Ok(bpffs::rename(&fresh, &pin)?)
 }

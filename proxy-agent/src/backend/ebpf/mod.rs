@@ -24,9 +24,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 use rtnetlink::Handle;
+use tokio::time::sleep;
 use tracing::warn;
 
 pub use attach::{AttachMode, filter_handle, notes_dir};
@@ -52,6 +54,10 @@ use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
 const PART: &str = "ebpf";
+/// How long the kernel may take to let go of a link whose pin was removed, and how often it is asked,
+/// in milliseconds.
+const LINGERING: u16 = 500;
+const LINGERING_LOOK: u16 = 10;
 
 /// What the backend works from.
 #[derive(Debug, Clone)]
@@ -315,14 +321,21 @@ impl Ebpf {
 
     fn desired(&self, table: &LinkTable) -> Desired {
         let translates = !self.settings.services.is_empty();
-        let (hooks, sockets, verdicts, given_up) = match &self.programs {
+        let (maps, hooks, sockets, verdicts, given_up) = match &self.programs {
             Some(programs) => (
+                loaded(&programs.maps()),
                 loaded(programs.hooks()),
                 loaded(programs.sockets()),
                 programs.verdicts(),
                 programs.given_up.clone(),
             ),
             None => (
+                // Before there is an agent, loading pins them.
+                maps::PINNED
+                    .into_iter()
+                    .filter(|_| !self.known.is_empty())
+                    .map(|name| (name, None))
+                    .collect(),
                 Hook::ALL
                     .into_iter()
                     .filter(|hook| translates || *hook == Hook::Ingress)
@@ -341,6 +354,7 @@ impl Ebpf {
             tables: ruleset::tables(&self.settings, &verdicts),
             links: attachable(table),
             mode: self.attach_mode,
+            maps,
             hooks,
             // Without the root cgroup nothing can be attached to it; `open` has told.
             sockets: if self.cgroup.is_some() {
@@ -360,6 +374,10 @@ impl Ebpf {
 
     async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
         match op {
+            Op::PinMap { map, .. } => match &self.programs {
+                Some(programs) => Ok(programs.pin_map(map, &self.settings)?),
+                None => Ok(()),
+            },
             Op::InstallTables { tables, unguarded } => {
                 if *unguarded && let Some(programs) = self.programs.as_mut() {
                     take_back_contradicted(&mut programs.decisions, &self.settings)?;
@@ -383,7 +401,16 @@ impl Ebpf {
                     return Ok(());
                 };
                 let mode = self.attach_mode;
-                Ok(attach::attach(mode, programs, *hook, link, &self.settings)?)
+                let mut patience = LINGERING / LINGERING_LOOK;
+                loop {
+                    match attach::attach(mode, programs, *hook, link, &self.settings) {
+                        Err(error) if attach::lingers(&error) && patience > 0 => {
+                            patience -= 1;
+                            sleep(Duration::from_millis(LINGERING_LOOK.into())).await;
+                        }
+                        result => return Ok(result?),
+                    }
+                }
             }
             Op::AttachSocket { hook, .. } => {
                 let (Some(programs), Some(root)) = (self.programs.as_mut(), &self.cgroup) else {

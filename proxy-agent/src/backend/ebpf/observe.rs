@@ -30,6 +30,8 @@ pub struct Observed {
     pub programs: BTreeMap<(Hook, u32), Vec<u32>>,
     /// Under which ifindex links are pinned.
     pub pins: BTreeSet<(Hook, u32)>,
+    /// Ids of the maps pinned under the names of ours; no entry where it could not be read.
+    pub maps: BTreeMap<&'static str, Option<u32>>,
     /// Our clsact filters by ifindex.
     pub filters: BTreeMap<(Hook, u32), Filter>,
     /// Ids of the programs that pinned links hold on the root cgroup.
@@ -48,7 +50,8 @@ impl Observed {
         let mut observed = Self {
             tables: tables::read(PART, &desired.tables, report),
             pins: read_pins(settings, report),
-            sockets: read_sockets(settings),
+            maps: read_maps(settings, desired, report),
+            sockets: read_sockets(settings, report),
             ..Self::default()
         };
         if desired.mode == AttachMode::Tcx {
@@ -93,6 +96,16 @@ impl Observed {
                 let filter = self.filters.get(&(hook, index));
                 fault(filter.map(|filter| filter.program), wanted)
             }
+        }
+    }
+
+    /// Why the desired map has to be pinned; none if it is.
+    pub fn map_fault(&self, name: &str, desired: &Desired) -> Option<&'static str> {
+        let wanted = desired.maps.get(name)?;
+        match (self.maps.get(name)?, wanted) {
+            (None, _) => Some("its pin is missing"),
+            (Some(pinned), Some(wanted)) if pinned != wanted => Some("another map is pinned there"),
+            (Some(_), _) => None,
         }
     }
 
@@ -153,7 +166,8 @@ pub async fn everything(
         }))
     };
     let mut deciding: Vec<_> = detach(Hook::Ingress).collect();
-    let sockets = read_sockets(settings).into_keys();
+    let sockets = SocketHook::ALL.into_iter();
+    let sockets = sockets.filter(|hook| cgroup::is_pinned(*hook, settings));
     deciding.extend(sockets.map(|hook| Op::DetachSocket { hook }));
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
         deciding.push(Op::HandOver { services: None });
@@ -203,11 +217,32 @@ fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u32)> 
     pins
 }
 
-fn read_sockets(settings: &Settings) -> BTreeMap<SocketHook, u32> {
-    SocketHook::ALL
-        .into_iter()
-        .filter_map(|hook| Some((hook, cgroup::attached(hook, settings)?)))
-        .collect()
+fn read_maps(
+    settings: &Settings,
+    desired: &Desired,
+    report: &mut Report,
+) -> BTreeMap<&'static str, Option<u32>> {
+    let mut found = BTreeMap::new();
+    for name in desired.maps.keys() {
+        match maps::pinned_id(name, settings) {
+            Ok(id) => {
+                found.insert(*name, id);
+            }
+            Err(error) => failed(PART, "read the pinned maps", &error, report),
+        }
+    }
+    found
+}
+
+fn read_sockets(settings: &Settings, report: &mut Report) -> BTreeMap<SocketHook, u32> {
+    let mut found = BTreeMap::new();
+    for hook in SocketHook::ALL {
+        match cgroup::attached(hook, settings) {
+            Ok(id) => found.extend(id.map(|id| (hook, id))),
+            Err(error) => failed(PART, format!("read the pin of {hook}"), &error, report),
+        }
+    }
+    found
 }
 
 async fn read_filters(

@@ -23,6 +23,8 @@ pub struct Desired {
     pub links: BTreeMap<u32, String>,
     /// How.
     pub mode: AttachMode,
+    /// The maps that are pinned, by name, with their ids; in a dry run without.
+    pub maps: BTreeMap<&'static str, Option<u32>>,
     /// The hooks of links that are wanted, with the ids of the loaded programs; in a dry run
     /// without.
     pub hooks: BTreeMap<Hook, Option<u32>>,
@@ -44,6 +46,13 @@ pub struct Target {
 /// One change.
 #[derive(Debug, Clone)]
 pub enum Op {
+    /// Pin a map of the loaded programs again.
+    PinMap {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
     /// Put tables in place, whole.
     InstallTables {
         /// The tables, each with the reason.
@@ -124,6 +133,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let tables = tables::drift(&desired.tables, &observed.tables);
     let deletions = tables.delete.into_iter();
     removals.extend(deletions.map(|table| Op::DeleteTable { table }));
+    for map in desired.maps.keys().copied() {
+        if let Some(reason) = observed.map_fault(map, desired) {
+            ops.push(Op::PinMap { map, reason });
+        }
+    }
     if !desired.given_up.is_empty() {
         ops.push(hand_over(desired));
     }
@@ -198,7 +212,8 @@ impl Op {
         match self {
             Self::Attach { link, .. } => !seen.contains(&link.index),
             Self::RemovePin { index, .. } => !now.contains_key(index),
-            Self::InstallTables { .. }
+            Self::PinMap { .. }
+            | Self::InstallTables { .. }
             | Self::DeleteTable { .. }
             | Self::AttachSocket { .. }
             | Self::DetachSocket { .. }
@@ -212,6 +227,7 @@ impl Op {
 impl Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::PinMap { map, reason } => write!(f, "pin the map {map}: {reason}"),
             Self::InstallTables { tables, .. } => f.write_str(&tables::installation(tables)),
             Self::DeleteTable { table } => {
                 write!(f, "delete nf_tables table {}", table.title())

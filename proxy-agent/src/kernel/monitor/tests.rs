@@ -16,6 +16,7 @@ fn interest() -> Interest {
         vips: vec!["10.96.0.2".parse().unwrap()],
         tables: vec!["proxy-agent".to_owned()],
         chains: vec![("raw", "PREROUTING")],
+        ..Interest::default()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::instance::Instance;
 const INGRESS: u32 = 7;
 const EGRESS: u32 = 8;
 const SOCKET: u32 = 9;
+const MAP: u32 = 10;
 
 fn id_of(hook: Hook) -> u32 {
     match hook {
@@ -50,6 +51,7 @@ fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
             .map(|index| (*index, format!("veth{index}")))
             .collect(),
         mode,
+        maps: BTreeMap::from([("CONNECTIONS", Some(MAP))]),
         hooks: BTreeMap::from([(Hook::Ingress, Some(INGRESS))]),
         sockets: BTreeMap::new(),
         given_up: Vec::new(),
@@ -68,6 +70,7 @@ fn nothing(desired: &Desired) -> Observed {
             .keys()
             .map(|index| ((Hook::Ingress, *index), Vec::new()))
             .collect(),
+        maps: BTreeMap::from([("CONNECTIONS", Some(MAP))]),
         ..Observed::default()
     }
 }
@@ -119,6 +122,9 @@ fn filter(hook: Hook, index: u32, program: u32) -> Filter {
 /// What the kernel does with an operation.
 fn carry_out(op: &Op, observed: &mut Observed) {
     match op {
+        Op::PinMap { map, .. } => {
+            observed.maps.insert(map, Some(MAP));
+        }
         Op::InstallTables { tables, .. } => {
             for (table, _) in tables {
                 let outline = Some(table.outline());
@@ -175,6 +181,24 @@ fn an_empty_node_gets_verdicts_first_and_then_programs() {
             "attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached",
         ]
     );
+}
+
+#[test]
+fn a_map_is_pinned_again_unless_its_pin_could_not_be_read() {
+    let desired = desired(&[], &[], AttachMode::Tcx);
+    let mut observed = nothing(&desired);
+    observed.maps = BTreeMap::from([("CONNECTIONS", None)]);
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        ["pin the map CONNECTIONS: its pin is missing"]
+    );
+    observed.maps = BTreeMap::from([("CONNECTIONS", Some(MAP + 1))]);
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        ["pin the map CONNECTIONS: another map is pinned there"]
+    );
+    observed.maps = BTreeMap::new();
+    assert_eq!(told(&plan(&desired, &observed)), Vec::<String>::new());
 }
 
 #[test]
@@ -296,6 +320,7 @@ proptest! {
         filters in prop::collection::btree_map((hooks(), 2_u32..12), 5_u32..10, 0..8),
         sockets in prop::collection::btree_map(
             prop::sample::select(SocketHook::ALL.to_vec()), 8_u32..11, 0..4),
+        map in prop::option::of(9_u32..12),
         tables in prop::collection::vec(prop::option::of(any::<bool>()), 2),
     ) {
         let mut vips = Vec::new();
@@ -326,6 +351,7 @@ proptest! {
                 (at, programs)
             }).collect(),
             pins,
+            maps: BTreeMap::from([("CONNECTIONS", map)]),
             filters: filters.into_iter()
                 .map(|((hook, index), program)| ((hook, index), filter(hook, index, program)))
                 .collect(),
@@ -354,6 +380,7 @@ proptest! {
             prop_assert_eq!(filters, expected);
             prop_assert!(observed.pins.is_empty());
         }
+        prop_assert_eq!(observed.maps["CONNECTIONS"], Some(MAP));
         let sockets: Vec<_> = observed.sockets.into_values().collect();
         prop_assert_eq!(sockets, if translates { vec![SOCKET; 4] } else { Vec::new() });
         for at in places().filter(|at| foreign.contains(at)) {

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What others do to a node while the agent runs: each harm removes or changes something that the
+//! agent keeps, or merely gets in its way. Which of them come when is decided by the tests.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::kubeproxy::KubeProxy;
+use crate::node::Node;
+use crate::{Family, cmd};
+
+/// The link that carries the VIPs of a node that is harmed.
+pub const VIP_LINK: &str = "vips";
+/// How long a link is elsewhere, or called otherwise.
+const AWAY: Duration = Duration::from_millis(20);
+
+/// Something that others do. The link of the node's last pod is the one that comes and goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// `nft flush ruleset`, and kube-proxy makes its rules again.
+    FlushRuleset,
+    /// Our tables are deleted.
+    DeleteTables,
+    /// The clsact qdiscs of all pods' links are deleted.
+    DeleteClsact,
+    /// Every pin of a link to a TC hook is removed.
+    DetachTcx,
+    /// The pins of links to the cgroup are removed.
+    DetachCgroup,
+    /// The pins of maps are removed.
+    UnpinMaps,
+    /// The BPF file system is unmounted, and another one is mounted.
+    RemountBpffs,
+    /// The VIPs are removed.
+    DeleteVips,
+    /// The link of the VIPs is set down.
+    DownVipLink,
+    /// The link of the VIPs is called otherwise for a moment.
+    RenameVipLink,
+    /// A pod's link is called otherwise for a moment.
+    RenamePodLink,
+    /// A pod's link goes to another network namespace and comes back.
+    MovePodLink,
+    /// A link comes and goes.
+    PassingLink,
+    /// conntrack entries of somebody else are deleted.
+    ConntrackOfOthers,
+    /// kube-proxy makes its rules again.
+    KubeProxyAgain,
+    /// `iptables -F` of each table but nat.
+    FlushIptables,
+    /// The sets are emptied.
+    FlushSets,
+    /// All sets are destroyed that can be.
+    DestroySets,
+    /// The files in the run directory are made unreadable, or removed.
+    RunDirectory,
+}
+
+/// All of them.
+pub const ALL: [Harm; 19] = [
+    Harm::FlushRuleset,
+    Harm::DeleteTables,
+    Harm::DeleteClsact,
+    Harm::DetachTcx,
+    Harm::DetachCgroup,
+    Harm::UnpinMaps,
+    Harm::RemountBpffs,
+    Harm::DeleteVips,
+    Harm::DownVipLink,
+    Harm::RenameVipLink,
+    Harm::RenamePodLink,
+    Harm::MovePodLink,
+    Harm::PassingLink,
+    Harm::ConntrackOfOthers,
+    Harm::KubeProxyAgain,
+    Harm::FlushIptables,
+    Harm::FlushSets,
+    Harm::DestroySets,
+    Harm::RunDirectory,
+];
+
+impl Harm {
+    /// Does it. That there is nothing to harm is fine.
+    ///
+    /// # Errors
+    /// When what it takes away for a moment cannot be brought back.
+    pub fn happen(self, node: &Node, kube_proxy: KubeProxy) -> Result<()> {
+        let pins = node.agent_bpffs();
+        let victim = &node.pods.last().context("a pod")?.host_link;
+        match self {
+            Self::FlushRuleset => {
+                attempt(node, "nft flush ruleset");
+                return kube_proxy.install_without_masquerade(&node.netns);
+            }
+            Self::DeleteTables => {
+                attempt(node, "nft delete table ip proxy-agent");
+                attempt(node, "nft delete table ip6 proxy-agent");
+            }
+            Self::DeleteClsact => {
+                for pod in &node.pods {
+                    attempt(node, &format!("tc qdisc del dev {} clsact", pod.host_link));
+                }
+            }
+            Self::DetachTcx => {
+                for directory in directories(&pins) {
+                    if !directory.ends_with("cgroup") {
+                        remove_files(&directory);
+                    }
+                }
+            }
+            Self::DetachCgroup => remove_files(&pins.join("cgroup")),
+            Self::UnpinMaps => remove_files(&pins),
+            Self::RemountBpffs => return remount(&node.bpffs()),
+            Self::DeleteVips => {
+                for family in Family::ALL {
+                    let (vip, len) = (family.vip(), family.host_prefix());
+                    attempt(node, &format!("ip address del {vip}/{len} dev {VIP_LINK}"));
+                }
+            }
+            Self::DownVipLink => attempt(node, &format!("ip link set {VIP_LINK} down")),
+            Self::RenameVipLink => rename(node, VIP_LINK),
+            Self::RenamePodLink => rename(node, victim),
+            Self::MovePodLink => {
+                let (here, there) = (node.netns.name(), node.uplink.name());
+                attempt(node, &format!("ip link set {victim} netns {there}"));
+                sleep(AWAY);
+                let back = format!("ip link set {victim} netns {here}");
+                let _ = node.uplink.exec(&back);
+                attempt(node, &format!("ip link set {victim} up"));
+            }
+            Self::PassingLink => {
+                attempt(node, "ip link add passing type veth peer name by");
+                sleep(AWAY);
+                attempt(node, "ip link del passing");
+            }
+            Self::ConntrackOfOthers => attempt(node, "conntrack -D -s 203.0.113.1"),
+            Self::KubeProxyAgain => return kube_proxy.install_without_masquerade(&node.netns),
+            Self::FlushIptables => {
+                for flavour in ["nft", "legacy"] {
+                    for table in ["raw", "mangle", "filter"] {
+                        attempt(node, &format!("iptables-{flavour} -w -t {table} -F"));
+                        attempt(node, &format!("ip6tables-{flavour} -w -t {table} -F"));
+                    }
+                }
+            }
+            Self::FlushSets => attempt(node, "ipset flush"),
+            Self::DestroySets => attempt(node, "ipset destroy"),
+            Self::RunDirectory => {
+                let state = node.run_dir().join("state.json");
+                let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+                let _ = fs::set_permissions(&state, nobody);
+                let _ = fs::remove_file(&state);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a command that may find nothing to do.
+fn attempt(node: &Node, line: &str) {
+    let _ = node.netns.exec(line);
+}
+
+fn rename(node: &Node, link: &str) {
+    attempt(node, &format!("ip link set {link} name renamed"));
+    sleep(AWAY);
+    attempt(node, &format!("ip link set renamed name {link}"));
+}
+
+fn directories(above: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(above).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.filter(|path| path.is_dir()).collect()
+}
+
+fn remove_files(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path());
+    }
+}
+
+/// Whoever has a file open on the old one keeps it.
+fn remount(bpffs: &Path) -> Result<()> {
+    cmd::run(Command::new("umount").arg("--lazy").arg(bpffs), "")?;
+    sleep(AWAY);
+    cmd::run(
+        Command::new("mount").args(["-t", "bpf", "bpf"]).arg(bpffs),
+        "",
+    )
+    .map(drop)
+}

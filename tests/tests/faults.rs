@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A call to the kernel fails once, whichever it is: in the start, in the repair of what others have
+//! removed, or in the clean-up. Live connections go on, the agent neither crashes nor hangs, and it or
+//! the next run leaves exactly what is desired.
+//!
+//! Where calls fail is up to strace(1): the n-th of those that carry netlink and bpf(2), of the agent
+//! itself and not of programs that it runs. A normal run takes a sample of all n, spread evenly;
+//! `PROXY_AGENT_TEST_FAULTS=all` takes each.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::agent::{Agent, TRANSLATE};
+use tests::harm::{Harm, VIP_LINK};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::stream::Live;
+use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
+use tests::{cmd, kept, snapshot};
+
+/// The system calls that carry what is asked of the kernel, and its answers.
+const CALLS: &str = "bpf,sendto,sendmsg,recvfrom,recvmsg";
+/// How many n a normal run takes.
+const SAMPLE: usize = 20;
+/// The agent's own retries begin a second after a failure.
+const CONVERGED: Duration = Duration::from_secs(15);
+/// How long a pass may take to end after everything is as desired.
+const REST: Duration = Duration::from_millis(50);
+
+/// A system call of a process: its name, and how many of that name there were with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Call {
+    name: String,
+    ordinal: usize,
+}
+
+struct Faults {
+    args: &'static [&'static str],
+    harms: &'static [Harm],
+}
+
+/// What is done with the calls of an agent.
+enum Tracing<'a> {
+    /// They are written to a file.
+    Count(&'a Path),
+    /// One of them fails.
+    Fail(&'a Call),
+}
+
+impl Faults {
+    fn strike(&self) {
+        Node::test(Topology::Veth, |node| {
+            KubeProxy::IptablesLegacy.install_without_masquerade(&node.netns)?;
+            node.netns.ip(&format!(
+                "link add {VIP_LINK} type ifb\nlink set {VIP_LINK} up\n"
+            ))?;
+            node.add_vips(VIP_LINK)?;
+            let _proxy = Proxy::start(node)?;
+            let streams = open(node)?;
+
+            let agent = self.start(node, None)?;
+            agent.wait_until_ready()?;
+            let desired = kept::everything(node)?;
+            self.clean_up(node, agent).context("without a fault")?;
+
+            let trace = node.dir().join("calls");
+            let agent = self.start(node, Some(&Tracing::Count(&trace)))?;
+            self.cycle(node, agent, &desired)
+                .context("counting the calls")?;
+            let text = fs::read_to_string(&trace)?;
+            let calls = calls(&text);
+            ensure!(
+                calls.len() > SAMPLE,
+                "{} calls: is strace at work?",
+                calls.len()
+            );
+
+            let chosen = chosen(calls.len());
+            println!(
+                "{:?}: {} of {} calls fail, one at a time",
+                self.args,
+                chosen.len(),
+                calls.len()
+            );
+            for n in chosen {
+                let call = &calls[n];
+                let agent = self.start(node, Some(&Tracing::Fail(call)))?;
+                self.cycle(node, agent, &desired)
+                    .and_then(|()| go_on(&streams))
+                    .with_context(|| format!("call {n} failed: {call:?}"))?;
+            }
+            let agent = self.start(node, None)?;
+            agent.wait_until_ready()?;
+            new_connections_work(node)?;
+            all_end_intact(streams)
+        });
+    }
+
+    fn start(&self, node: &Node, tracing: Option<&Tracing>) -> Result<Agent> {
+        let interface = format!("--interface={VIP_LINK}");
+        let agent = node.agent_command(&[self.args, &["--cleanup", &interface]].concat())?;
+        let Some(tracing) = tracing else {
+            return node.spawn(agent);
+        };
+        // As a process of its own strace is not in the way of signals and exit codes.
+        let mut strace = node.netns.command("strace");
+        strace.args(["-D", "-qq", "-e", "signal=none"]);
+        match tracing {
+            Tracing::Count(path) => strace
+                .arg(format!("--trace={CALLS}"))
+                .arg(format!("--output={}", path.display())),
+            Tracing::Fail(Call { name, ordinal }) => strace
+                .arg("--output=/dev/null")
+                .arg(format!("--inject={name}:error=ENOMEM:when={ordinal}")),
+        };
+        strace.arg(agent.get_program()).args(agent.get_args());
+        node.spawn(strace)
+    }
+
+    /// From the start to the clean-up, with a repair in between.
+    fn cycle(&self, node: &Node, mut agent: Agent, desired: &str) -> Result<()> {
+        if !is_up(&agent)? {
+            // It must have said why; whoever started it does so again.
+            ensure!(
+                agent.log().to_lowercase().contains("error"),
+                "it ended without a reason"
+            );
+            agent = self.start(node, None)?;
+        }
+        wait_until_kept(node, desired).context("after the start")?;
+        for harm in self.harms {
+            harm.happen(node, KubeProxy::IptablesLegacy)?;
+        }
+        wait_until_kept(node, desired).context("after the harm")?;
+        std::thread::sleep(REST);
+        self.clean_up(node, agent)
+    }
+
+    /// Ends an agent that cleans up; if that fails another one does it.
+    fn clean_up(&self, node: &Node, mut agent: Agent) -> Result<()> {
+        let status = agent.stop(libc::SIGTERM)?;
+        // The connections need an address: its next owner.
+        let left = kept::vips(node)?;
+        if left.is_empty() {
+            node.add_vips(VIP_LINK)?;
+        }
+        if status.success() {
+            ensure!(left.is_empty(), "left behind: {left}");
+        } else {
+            ensure!(
+                status.code().is_some() && agent.log().contains("ERROR"),
+                "{status}: {}",
+                agent.log()
+            );
+            println!(
+                "cleaned up again, as the first time: {}",
+                last_error(&agent)
+            );
+            let mut second = self.start(node, None)?;
+            second.wait_until_ready()?;
+            let status = second.stop(libc::SIGTERM)?;
+            ensure!(status.success(), "the second clean-up: {status}");
+            node.add_vips(VIP_LINK)?;
+        }
+        let left = kept::data_plane(node)?;
+        ensure!(left.is_empty(), "left behind ({status}): {left}");
+        Ok(())
+    }
+}
+
+/// The calls in the output of strace, `bpf(BPF_MAP_CREATE, …) = 3`, in their order.
+fn calls(trace: &str) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    let names = trace.lines().filter_map(|line| line.split_once('('));
+    for (name, _) in names.filter(|(name, _)| CALLS.split(',').any(|call| call == *name)) {
+        let earlier = calls.iter().filter(|call| call.name == name).count();
+        calls.push(Call {
+            name: name.to_owned(),
+            ordinal: earlier + 1,
+        });
+    }
+    calls
+}
+
+fn last_error(agent: &Agent) -> String {
+    let log = agent.log();
+    let line = log.lines().rfind(|line| line.contains("ERROR"));
+    line.unwrap_or_default().to_owned()
+}
+
+/// True once it is ready, false if it has ended by itself.
+fn is_up(agent: &Agent) -> Result<bool> {
+    if let Err(error) = agent.wait_until_ready() {
+        if error.to_string().contains("ended") {
+            return Ok(false);
+        }
+        bail!(error);
+    }
+    Ok(true)
+}
+
+/// Evenly spread from a start that is another one each time; all if that was asked for.
+fn chosen(calls: usize) -> Vec<usize> {
+    if std::env::var("PROXY_AGENT_TEST_FAULTS").is_ok_and(|asked| asked == "all") {
+        return (0..calls).collect();
+    }
+    let step = (calls / SAMPLE).max(1);
+    let first = usize::try_from(std::process::id()).unwrap_or_default() % step;
+    (first..calls).step_by(step).collect()
+}
+
+fn wait_until_kept(node: &Node, desired: &str) -> Result<()> {
+    let mut difference = None;
+    cmd::wait_until(CONVERGED, "the node to be as desired", || {
+        difference = snapshot::difference(desired, &kept::everything(node)?);
+        Ok(difference.is_none().then_some(()))
+    })
+    .with_context(|| format!("still: {}", difference.unwrap_or_default()))
+}
+
+fn go_on(streams: &[Live]) -> Result<()> {
+    all_go_on(streams).context("the live connections")
+}
+
+#[test]
+fn ebpf() {
+    Faults {
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        harms: &[
+            Harm::DeleteTables,
+            Harm::UnpinMaps,
+            Harm::DetachCgroup,
+            Harm::DeleteVips,
+        ],
+    }
+    .strike();
+}
+
+#[test]
+fn ebpf_by_clsact() {
+    Faults {
+        args: &["--backend=ebpf", "--tc-attach=clsact"],
+        harms: &[Harm::DeleteClsact, Harm::DeleteVips],
+    }
+    .strike();
+}
+
+#[test]
+fn nftables() {
+    Faults {
+        args: &["--backend=nftables"],
+        harms: &[Harm::DeleteTables, Harm::DeleteVips],
+    }
+    .strike();
+}
+
+#[test]
+fn iptables() {
+    Faults {
+        args: &["--backend=iptables", "--sync-interval=1s"],
+        harms: &[Harm::FlushSets, Harm::DeleteVips],
+    }
+    .strike();
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Others interfere in every way at once, in random order, while connections live on every way. The
+//! agent keeps up with them: a moment after the last harm everything is as a first start makes it,
+//! and no connection is lost.
+//!
+//! Connections of the pod whose link comes and goes are left out. Translated ones live as long as either
+//! the rules or the programs on links are there: without both nobody could give the answer the address
+//! that the client knows, so that a storm takes only the ones or the others. For the same reason
+//! kube-proxy's rules are legacy ones where all of nf_tables is flushed: without a NAT chain the kernel
+//! stops to translate what conntrack has recorded, with the agent and without.
+//!
+//! `PROXY_AGENT_TEST_STORM=SECONDS` has the storm last longer, `PROXY_AGENT_TEST_SEED=N` repeats one.
+
+use std::fs;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::{Agent, TRANSLATE};
+use tests::harm::{self, Harm, VIP_LINK};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::stream::Live;
+use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
+use tests::{cmd, kept, snapshot};
+
+/// Within a second is what the agent is to manage; a loaded machine gets more.
+const CONVERGED: Duration = Duration::from_secs(3);
+/// Between two bursts of harms.
+const PAUSES: std::ops::Range<u64> = 5..250;
+/// Lines of the agent's log for each harm.
+const LINES_PER_HARM: usize = 40;
+
+struct Storm {
+    kube_proxy: KubeProxy,
+    args: &'static [&'static str],
+    seconds: u64,
+    without: &'static [Harm],
+}
+
+/// `splitmix64`.
+struct Dice(u64);
+
+impl Dice {
+    /// A number below `end`.
+    fn below(&mut self, end: usize) -> Result<usize> {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Ok(usize::try_from((z ^ (z >> 31)) % u64::try_from(end)?)?)
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let random = now.map_or(1, |now| u64::from(now.subsec_nanos()));
+    number("PROXY_AGENT_TEST_SEED").unwrap_or(random)
+}
+
+impl Storm {
+    fn rage(&self) {
+        Node::test(Topology::Veth, |node| {
+            let seed = seed();
+            println!("seed {seed}");
+            node.netns.ip(&format!("link add {VIP_LINK} type ifb\n"))?;
+            self.kube_proxy.install_without_masquerade(&node.netns)?;
+            let interface = format!("--interface={VIP_LINK}");
+            let agent = node.start_agent(&[self.args, &[&interface]].concat())?;
+            let _proxy = Proxy::start(node)?;
+            let streams = open(node)?;
+            // Nothing of this pod's is asked to live on.
+            node.add_pod(Topology::Veth)?;
+            self.wait_until_converged(node, None).context("at first")?;
+            let first = kept::everything(node)?;
+            all_go_on(&streams).context("before the storm")?;
+            let lines = agent.log().lines().count();
+
+            let (harms, last) = self.blow(node, &mut Dice(seed))?;
+            let converged = self.wait_until_converged(node, Some(&first));
+            let took = last.elapsed();
+            converged.with_context(|| format!("seed {seed}"))?;
+            let lines = agent.log().lines().count() - lines;
+            println!(
+                "{harms} harms in {} s; converged after {:.0} ms (to be below 1000); {lines} lines of log",
+                self.seconds(),
+                took.as_secs_f64() * 1000.0
+            );
+            self.check(node, &agent, streams)
+                .with_context(|| format!("seed {seed}"))?;
+            ensure!(lines < harms * LINES_PER_HARM, "{lines} lines of log");
+            Ok(())
+        });
+    }
+
+    fn seconds(&self) -> u64 {
+        number("PROXY_AGENT_TEST_STORM").unwrap_or(self.seconds)
+    }
+
+    /// Returns the number of harms, and when the last one was done.
+    fn blow(&self, node: &Node, dice: &mut Dice) -> Result<(usize, Instant)> {
+        let mut harms = harm::ALL.to_vec();
+        harms.retain(|harm| !self.without.contains(harm));
+        let end = Instant::now() + Duration::from_secs(self.seconds());
+        let mut count = 0;
+        while Instant::now() < end {
+            let mut burst = Vec::new();
+            for _ in 0..=dice.below(4)? {
+                let harm = harms[dice.below(harms.len())?];
+                if !burst.contains(&harm) {
+                    burst.push(harm);
+                }
+            }
+            count += burst.len();
+            self.at_once(node, &burst)?;
+            let pause = dice.below(usize::try_from(PAUSES.end - PAUSES.start)?)?;
+            let pause = Duration::from_millis(PAUSES.start + u64::try_from(pause)?);
+            std::thread::sleep(pause);
+        }
+        // What the ACCEPT rules depend on, and legacy tables tell nobody.
+        self.at_once(node, &[Harm::KubeProxyAgain])?;
+        // The one that the kernel tells nobody of is noticed after any other.
+        let last = [
+            Harm::RunDirectory,
+            Harm::FlushRuleset,
+            Harm::DeleteVips,
+            Harm::DetachTcx,
+        ];
+        let last: Vec<_> = last
+            .into_iter()
+            .filter(|harm| harms.contains(harm))
+            .collect();
+        self.at_once(node, &last)?;
+        Ok((count + last.len(), Instant::now()))
+    }
+
+    fn at_once(&self, node: &Node, burst: &[Harm]) -> Result<()> {
+        std::thread::scope(|scope| {
+            let harms: Vec<_> = burst
+                .iter()
+                .map(|harm| scope.spawn(|| harm.happen(node, self.kube_proxy)))
+                .collect();
+            for harm in harms {
+                harm.join().expect("it does not panic")?;
+            }
+            anyhow::Ok(())
+        })
+        .with_context(|| format!("{burst:?}"))
+    }
+
+    /// Until a dry run finds nothing to do, and what is kept is what it was at first.
+    fn wait_until_converged(&self, node: &Node, first: Option<&str>) -> Result<()> {
+        let interface = format!("--interface={VIP_LINK}");
+        let dry_run = [self.args, &[&interface, "--dry-run"]].concat();
+        let mut told = String::new();
+        cmd::wait_until(CONVERGED, "the node to be as desired", || {
+            let output = node.run_agent(&dry_run)?;
+            told = String::from_utf8_lossy(&output.stdout).into_owned();
+            if !told.contains("nothing to do") {
+                return Ok(None);
+            }
+            let now = kept::everything(node)?;
+            let difference = first.and_then(|first| snapshot::difference(first, &now));
+            told = difference.unwrap_or_default();
+            Ok(told.is_empty().then_some(()))
+        })
+        .with_context(|| format!("still: {told}"))
+    }
+
+    fn check(&self, node: &mut Node, agent: &Agent, streams: Vec<Live>) -> Result<()> {
+        ensure!(
+            fs::exists(format!("/proc/{}", agent.id()))?,
+            "the agent has ended"
+        );
+        self.kube_proxy.install_without_masquerade(&node.netns)?;
+        all_go_on(&streams).context("after the storm")?;
+        all_end_intact(streams)?;
+        // Its routes went with its link.
+        node.pods.pop();
+        new_connections_work(node)
+    }
+}
+
+/// Nothing of nf_tables or iptables is told to a backend that has to ask.
+const ASKING: &str = "--sync-interval=500ms";
+
+#[test]
+fn ebpf() {
+    Storm {
+        kube_proxy: KubeProxy::IptablesLegacy,
+        args: &["--backend=ebpf"],
+        seconds: 60,
+        without: &[],
+    }
+    .rage();
+}
+
+#[test]
+fn ebpf_by_clsact() {
+    Storm {
+        kube_proxy: KubeProxy::Nftables,
+        args: &["--backend=ebpf", "--tc-attach=clsact"],
+        seconds: 20,
+        without: &[Harm::FlushRuleset],
+    }
+    .rage();
+}
+
+#[test]
+fn translation_without_programs() {
+    Storm {
+        kube_proxy: KubeProxy::IptablesLegacy,
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        seconds: 20,
+        without: &[Harm::FlushRuleset, Harm::DeleteTables],
+    }
+    .rage();
+}
+
+#[test]
+fn translation_without_rules() {
+    Storm {
+        kube_proxy: KubeProxy::IptablesLegacy,
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        seconds: 20,
+        without: &[Harm::DetachTcx, Harm::RemountBpffs],
+    }
+    .rage();
+}
+
+#[test]
+fn nftables() {
+    Storm {
+        kube_proxy: KubeProxy::IptablesLegacy,
+        args: &["--backend=nftables"],
+        seconds: 20,
+        without: &[],
+    }
+    .rage();
+}
+
+#[test]
+fn iptables() {
+    Storm {
+        kube_proxy: KubeProxy::IptablesLegacy,
+        args: &["--backend=iptables", ASKING],
+        seconds: 20,
+        without: &[],
+    }
+    .rage();
+}
