@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
@@ -69,6 +69,21 @@ pub fn binary() -> Result<PathBuf> {
         })
 }
 
+/// The build of the previous release, `PROXY_AGENT_PREVIOUS_BIN`; none if it is not set.
+///
+/// # Errors
+/// When there is no such file.
+pub fn previous_binary() -> Result<Option<PathBuf>> {
+    let Some(path) = std::env::var_os("PROXY_AGENT_PREVIOUS_BIN") else {
+        return Ok(None);
+    };
+    let path = PathBuf::from(path);
+    if !path.is_file() {
+        bail!("PROXY_AGENT_PREVIOUS_BIN={}: no such file", path.display());
+    }
+    Ok(Some(path))
+}
+
 impl Node {
     /// Where agents of this node pin: on the node's own bpffs.
     #[must_use]
@@ -101,7 +116,13 @@ impl Node {
     /// # Errors
     /// When there is no agent.
     pub fn agent_command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = self.netns.command(binary()?);
+        Ok(self.agent_command_of(&binary()?, args))
+    }
+
+    /// As [`Node::agent_command`], for another build of the agent.
+    #[must_use]
+    pub fn agent_command_of(&self, binary: &Path, args: &[&str]) -> Command {
+        let mut command = self.netns.command(binary);
         for (flag, value) in defaults(self) {
             let is_given = |arg: &&str| arg.split('=').next() == Some(flag);
             if !args.iter().any(is_given) {
@@ -109,7 +130,7 @@ impl Node {
             }
         }
         command.args(args);
-        Ok(command)
+        command
     }
 
     /// Runs the agent to its end; `--daemon=false` or a mistake should be among the arguments.

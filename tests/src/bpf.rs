@@ -37,7 +37,7 @@ const ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
 /// The first members of `union bpf_attr` for a command; the rest is zero.
 #[repr(C, align(8))]
-struct Attr([u32; 32]);
+pub(crate) struct Attr(pub(crate) [u32; 32]);
 
 /// A TC hook of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,7 +243,7 @@ pub fn map_usage(pin: &Path) -> Result<Usage> {
 }
 
 /// Stores a pointer in two members that make one `__aligned_u64`.
-fn set_pointer(attr: &mut Attr, at: usize, pointer: *const u8) {
+pub(crate) fn set_pointer(attr: &mut Attr, at: usize, pointer: *const u8) {
     let bytes = (pointer as u64).to_ne_bytes();
     let (first, second) = bytes.split_at(4);
     for (n, half) in [first, second].into_iter().enumerate() {
@@ -251,7 +251,8 @@ fn set_pointer(attr: &mut Attr, at: usize, pointer: *const u8) {
     }
 }
 
-fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
+/// A call of bpf(2).
+pub(crate) fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
     let size = size_of::<Attr>();
     // SAFETY: the attributes are valid for their size, and so is what they point to for the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size) };

@@ -9,10 +9,12 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod census;
 pub mod client;
 pub mod cmd;
 pub mod conntrack;
 pub mod ctnetlink;
+pub mod cycles;
 pub mod doctor;
 pub mod harm;
 pub mod kept;
@@ -22,10 +24,12 @@ pub mod netns;
 pub mod node;
 pub mod path;
 pub mod proxy;
+pub mod rest;
 pub mod reuse;
 pub mod signals;
 pub mod skip;
 pub mod snapshot;
+pub mod soak;
 pub mod stream;
 pub mod streams;
 pub mod sweep;

@@ -54,6 +54,9 @@ impl Pod {
     }
 }
 
+/// How many logs are shown at most, the last ones.
+const SHOWN: usize = 12;
+
 /// The log of a process, shared with the node so that it can be shown when a test fails.
 pub type SharedLog = Arc<Mutex<String>>;
 
@@ -179,7 +182,14 @@ impl Node {
     #[must_use]
     pub fn logs(&self) -> String {
         let mut text = String::new();
-        for (name, log) in self.logs.lock().iter().flat_map(|logs| logs.iter()) {
+        let Ok(logs) = self.logs.lock() else {
+            return text;
+        };
+        let dropped = logs.len().saturating_sub(SHOWN);
+        if dropped > 0 {
+            let _ = writeln!(text, "---- {dropped} older logs are not shown");
+        }
+        for (name, log) in &logs[dropped..] {
             let log = log.lock().map(|log| log.clone()).unwrap_or_default();
             let _ = writeln!(text, "---- {name}\n{}", log.trim_end());
         }
@@ -245,6 +255,17 @@ impl Node {
         }
         self.pods.push(pod);
         self.pods.last().context("a pod was just added")
+    }
+
+    /// Removes the pod that was added last.
+    ///
+    /// # Errors
+    /// When there is none, or its link cannot be removed.
+    pub fn remove_pod(&mut self) -> Result<()> {
+        let pod = self.pods.pop().context("there is no pod")?;
+        // With the namespace it would go too, but later: the name is needed for the next pod.
+        self.netns.exec(&format!("ip link del {}", pod.host_link))?;
+        Ok(())
     }
 
     /// Sets whether bridged packets pass iptables, in this node.
@@ -315,7 +336,10 @@ impl Node {
         if self.netns.ifindex("cni0").is_ok() {
             return Ok(());
         }
-        self.netns.ip("link add cni0 type bridge\n\
+        // An address of its own, as the bridge plugin gives it: else it has that of one of its ports,
+        // and the pods' neighbour entries for it are wrong when that port goes.
+        self.netns
+            .ip("link add cni0 address 0a:58:0a:f4:01:01 type bridge\n\
              link set cni0 up\n\
              address add 10.244.1.1/24 dev cni0\n\
              address add fd00:244:0:1::1/64 dev cni0 nodad\n")

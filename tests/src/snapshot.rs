@@ -45,6 +45,47 @@ pub fn take(netns: &Netns) -> Result<String> {
     Ok(snapshot)
 }
 
+/// What lasts of the same when an agent is restarted: without handles and the ids of programs, which
+/// are new after each start, and without members of sets that packets fill.
+///
+/// # Errors
+/// When a tool fails.
+pub fn lasting(netns: &Netns) -> Result<String> {
+    let mut snapshot = nf_tables(netns)?;
+    let others = |line: &&str| !line.starts_with("nft ") && !line.starts_with("ipset ");
+    for line in COMMANDS.into_iter().filter(others) {
+        section(&mut snapshot, line, &netns.exec(line)?)?;
+    }
+    let sets = netns.exec("ipset list -terse")?;
+    let changing = ["Size in memory", "Number of entries"];
+    let sets = sets
+        .lines()
+        .filter(|line| !changing.iter().any(|start| line.starts_with(start)))
+        .fold(String::new(), |text, line| text + line + "\n");
+    section(&mut snapshot, "ipset list", &sets)?;
+    for link in links_with_clsact(netns)? {
+        for hook in ["ingress", "egress"] {
+            let line = format!("tc filter show dev {link} {hook}");
+            let filters = without_filter_ids(&netns.exec(&line)?);
+            section(&mut snapshot, &line, &filters)?;
+        }
+    }
+    Ok(snapshot)
+}
+
+/// Leaves out `id 4711`.
+fn without_filter_ids(filters: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    for word in filters.split(' ') {
+        if kept.last() == Some(&"id") {
+            kept.pop();
+        } else {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
+}
+
 /// The links that can have filters.
 fn links_with_clsact(netns: &Netns) -> Result<Vec<String>> {
     Ok(netns

@@ -78,6 +78,7 @@ pub(crate) fn serve(stream: &mut (impl Read + Write), seed: u64) -> Result<()> {
 #[derive(Debug)]
 pub struct Live {
     name: String,
+    port: u16,
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
     writer: JoinHandle<Result<u64>>,
@@ -90,6 +91,14 @@ impl Live {
     /// # Errors
     /// When the connection is broken.
     pub fn start(name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
+        Self::start_at(PAUSE, name, stream, seed)
+    }
+
+    /// Starts streaming with a pause between two chunks of 8 KiB: for very many streams at once.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn start_at(pause: Duration, name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
         stream.set_nodelay(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
@@ -99,9 +108,10 @@ impl Live {
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));
         Ok(Self {
             name: name.to_owned(),
+            port: stream.local_addr()?.port(),
             stop,
             received,
-            writer: std::thread::spawn(move || write(&to, seed, &stopped)),
+            writer: std::thread::spawn(move || write(&to, seed, pause, &stopped)),
             reader: std::thread::spawn(move || read(from, !seed, &count)),
         })
     }
@@ -110,6 +120,12 @@ impl Live {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The client's port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The bytes that came back so far.
@@ -140,7 +156,7 @@ impl Live {
     }
 }
 
-fn write(mut stream: &TcpStream, seed: u64, stop: &AtomicBool) -> Result<u64> {
+fn write(mut stream: &TcpStream, seed: u64, pause: Duration, stop: &AtomicBool) -> Result<u64> {
     let mut sequence = Sequence::new(seed);
     let mut chunk = vec![0; CHUNK];
     let mut sent = 0;
@@ -150,7 +166,7 @@ fn write(mut stream: &TcpStream, seed: u64, stop: &AtomicBool) -> Result<u64> {
             .write_all(&chunk)
             .with_context(|| format!("after {sent} bytes"))?;
         sent += CHUNK as u64;
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
     stream.shutdown(Shutdown::Write)?;
     Ok(sent)

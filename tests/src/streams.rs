@@ -14,6 +14,25 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a stream may stand still: what is lost is sent again after a while.
 const STALL: Duration = Duration::from_secs(15);
 
+/// Between two chunks of each of very many streams: about 100 KiB/s in each direction.
+const SLOWLY: Duration = Duration::from_millis(80);
+
+/// Starts this many streams, on all ways in turn, each slower than those of [`open`].
+///
+/// # Errors
+/// When a way does not work.
+pub fn open_many(node: &Node, count: usize) -> Result<Vec<Live>> {
+    let paths = node.paths();
+    (1..)
+        .zip(paths.iter().cycle().take(count))
+        .map(|(seed, path)| {
+            let stream = client::connect(path.netns, path.destination(), TIMEOUT)
+                .with_context(|| path.to_string())?;
+            Live::start_at(SLOWLY, &format!("{seed}: {path}"), &stream, seed)
+        })
+        .collect()
+}
+
 /// Starts a stream on every way.
 ///
 /// # Errors

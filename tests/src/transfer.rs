@@ -213,7 +213,8 @@ fn chunk_len(left: u64) -> usize {
 }
 
 /// `splitmix64`: fast, and every position of the sequence differs from its neighbours.
-pub(crate) struct Generator(pub(crate) u64);
+#[derive(Debug)]
+pub struct Generator(pub(crate) u64);
 
 impl Generator {
     pub(crate) fn fill(&mut self, chunk: &mut [u8]) {

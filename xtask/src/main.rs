@@ -8,6 +8,7 @@
 
 mod build;
 mod check;
+mod previous;
 mod setup;
 mod sh;
 mod test;
@@ -69,6 +70,15 @@ enum Task {
         )]
         args: Vec<OsString>,
     },
+    /// Have the agent work for long and see that it holds no more at the end; needs root
+    ///
+    /// Pods come and go, connections stream, rules and addresses are removed and repaired. Memory, open
+    /// files, threads and BPF objects are sampled meanwhile, and printed as a table.
+    Soak {
+        /// How long
+        #[arg(long, value_name = "N", default_value_t = 30)]
+        minutes: u64,
+    },
     /// Build the agent and run it, for example `cargo xtask run -- --help`
     Run {
         /// Arguments for the agent
@@ -101,6 +111,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::tidy(&workspace),
         Task::Test { filter, args } => test::test(&workspace, filter.as_deref(), &args),
         Task::Demo { args } => test::demo(&workspace, &args),
+        Task::Soak { minutes } => test::soak(&workspace, minutes),
         Task::Run { args } => build::run(&workspace, &args),
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `test` and `demo`: what runs the agent on this machine's kernel.
+//! `test`, `demo` and `soak`: what runs the agent on this machine's kernel.
 //!
 //! Topologies, traffic and assertions live in the crate `tests`; this module builds its programs,
 //! tells them where the agent is and sums up.
@@ -14,12 +14,16 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::build::AGENT;
+use crate::previous;
 use crate::setup::{self, Scope};
 use crate::sh;
 use crate::workspace::Workspace;
 
 /// Tells tests and demo which agent to run.
 const AGENT_VARIABLE: &str = "PROXY_AGENT_BIN";
+
+/// Tells the tests of upgrades where the agent of the previous release is.
+const PREVIOUS_VARIABLE: &str = "PROXY_AGENT_PREVIOUS_BIN";
 
 /// What cargo builds and tests: everything that runs in user space.
 const USER_SPACE: &[&str] = &["--workspace", "--exclude", "proxy-ebpf"];
@@ -53,6 +57,13 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
     let mut cargo = workspace.cargo("test");
     cargo.args(release).args(USER_SPACE).arg("--no-fail-fast");
     cargo.env(AGENT_VARIABLE, workspace.program(AGENT));
+    // The tests of upgrades are skipped without, and tell.
+    match previous::build(workspace)? {
+        Ok(program) => {
+            cargo.env(PREVIOUS_VARIABLE, program);
+        }
+        Err(reason) => eprintln!("no build of the previous release: {reason}"),
+    }
     cargo.args(filter);
     if !args.is_empty() {
         cargo.arg("--").args(args);
@@ -75,24 +86,34 @@ pub fn demo(workspace: &Workspace, args: &[OsString]) -> Result<()> {
         "demo",
         "it makes network namespaces and loads eBPF programs",
     )?;
+    turn_into(workspace, "demo", args)
+}
+
+/// Builds the soak and becomes it.
+///
+/// # Errors
+/// As [`demo`].
+pub fn soak(workspace: &Workspace, minutes: u64) -> Result<()> {
+    sh::require_root(
+        "soak",
+        "it makes network namespaces and loads eBPF programs",
+    )?;
+    let minutes = minutes.to_string().into();
+    turn_into(workspace, "soak", &["--minutes".into(), minutes])
+}
+
+/// Builds the agent and a program of the crate `tests`, and becomes that.
+fn turn_into(workspace: &Workspace, program: &str, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Everything)?;
     sh::run(
         workspace
             .cargo("build")
             .args(["--release", "--locked"])
-            .args([
-                "--package",
-                AGENT,
-                "--package",
-                "tests",
-                "--bin",
-                AGENT,
-                "--bin",
-                "demo",
-            ]),
+            .args(["--package", AGENT, "--package", "tests"])
+            .args(["--bin", AGENT, "--bin", program]),
     )?;
     sh::exec(
-        sh::command(workspace.program("demo"))
+        sh::command(workspace.program(program))
             .args(args)
             .env(AGENT_VARIABLE, workspace.program(AGENT)),
     )

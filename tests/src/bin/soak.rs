@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The soak: an agent that works for half an hour must not hold more at the end than at the beginning.
+//! What it has to do and what is measured lives in `tests::soak`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::node::{Node, Topology};
+use tests::{agent, signals, soak, sweep};
+
+const MINUTES: u64 = 30;
+/// Between two rounds of work.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often it says that it still works.
+const TOLD: u64 = 60;
+
+fn main() -> ExitCode {
+    signals::clean_up_when_interrupted();
+    let result = minutes(std::env::args().skip(1)).and_then(run);
+    if let Err(error) = &result {
+        signals::wait_if_interrupted();
+        eprintln!("\nThe soak failed: {error:#}");
+    }
+    sweep::remove_own();
+    if result.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn minutes(mut args: impl Iterator<Item = String>) -> Result<u64> {
+    let minutes = match args.next().as_deref() {
+        None => MINUTES,
+        Some("--minutes") => {
+            let number = args.next().context("--minutes needs a number")?;
+            number
+                .parse()
+                .with_context(|| format!("--minutes {number}"))?
+        }
+        Some(other) => bail!("{other}: unknown; Usage: soak [--minutes N]"),
+    };
+    ensure!(minutes > 0, "--minutes 0: too short to tell anything");
+    Ok(minutes)
+}
+
+fn run(minutes: u64) -> Result<()> {
+    // SAFETY: geteuid has no effects.
+    let user = unsafe { libc::geteuid() };
+    ensure!(user == 0, "network namespaces need root: run it with sudo");
+    println!(
+        "The agent is {}; {minutes} minutes",
+        agent::binary()?.display()
+    );
+    let topology = Topology::Veth;
+    let mut node = Node::with_pods(topology, 2)?;
+    let mut told = 0;
+    let time = Duration::from_secs(60 * minutes);
+    let samples = soak::soak(&mut node, topology, (time, PAUSE), |sample| {
+        let now = sample.at.as_secs() / TOLD;
+        if now > told {
+            told = now;
+            let (memory, files) = (sample.memory, sample.descriptors);
+            println!("{now} min: {memory} KiB resident, {files} open files");
+        }
+    })
+    .inspect_err(|_| eprintln!("{}", node.logs()))?;
+    println!("\n{}", soak::table(&samples));
+    soak::is_flat(&samples)?;
+    println!("flat: nothing has grown");
+    Ok(())
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! An agent that ends and starts again, many times over, while 50 connections stream, pods come and go
+//! and others connect: what the tests of killing and of upgrading have in common.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::{self, Agent};
+use crate::conntrack;
+use crate::kubeproxy::KubeProxy;
+use crate::node::{Node, Topology};
+use crate::proxy::Proxy;
+use crate::rest::Rest;
+use crate::stream::Live;
+use crate::streams::{all_end_intact, all_go_on, entries, open_many};
+use crate::transfer::{self, Generator};
+use crate::{Family, client};
+
+/// Connections that stream all the while.
+pub const STREAMS: usize = 50;
+/// More pods than this at once do not come and go.
+const VISITORS: usize = 3;
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The variable that sets what is random: to see a failure again.
+const SEED: &str = "PROXY_AGENT_TEST_SEED";
+
+/// What the agent does for connections.
+#[derive(Debug, Clone, Copy)]
+pub struct Backend {
+    /// The flags it is started with.
+    pub args: &'static [&'static str],
+    /// Whether connections through the ClusterIP are untracked, too.
+    pub translates: bool,
+    /// What begins while it starts may be tracked, what was there is not.
+    pub new_may_be_tracked: bool,
+}
+
+/// A node with an agent that is about to be restarted again and again.
+#[derive(Debug)]
+pub struct Cycles<'a> {
+    node: &'a mut Node,
+    topology: Topology,
+    backend: Backend,
+    random: Generator,
+    rest: Rest,
+    proxy: Proxy,
+    streams: Vec<Stream>,
+    /// How many of the pods stay all the while.
+    permanent: usize,
+    /// The longest time that a stream has stood still, as seen once in a cycle.
+    stillstand: Duration,
+}
+
+#[derive(Debug)]
+struct Stream {
+    live: Live,
+    received: u64,
+    at: Instant,
+}
+
+/// A number that is uniformly distributed below `end`.
+fn below(random: &mut Generator, end: u64) -> u64 {
+    let mut bytes = [0; 8];
+    random.fill(&mut bytes);
+    u64::from_le_bytes(bytes) % end
+}
+
+/// The seed of this run; printed.
+fn seed() -> Result<u64> {
+    let seed = match std::env::var(SEED) {
+        Ok(seed) => seed.parse().with_context(|| format!("{SEED}={seed}"))?,
+        Err(_) => std::time::UNIX_EPOCH.elapsed()?.subsec_nanos().into(),
+    };
+    println!("{SEED}={seed}");
+    Ok(seed)
+}
+
+impl<'a> Cycles<'a> {
+    /// Starts the agent for the first time, remembers what it has set up, has `before` happen to it, and
+    /// starts the streams.
+    ///
+    /// # Errors
+    /// When something does not work.
+    pub fn prepare(
+        node: &'a mut Node,
+        topology: Topology,
+        backend: Backend,
+        before: impl FnOnce(&Node, Agent) -> Result<()>,
+    ) -> Result<Self> {
+        let random = Generator(seed()?);
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let begun = Instant::now();
+        let agent = node.start_agent(backend.args)?;
+        println!("ready after {:?}", begun.elapsed());
+        let rest = Rest::remember(node)?;
+        before(node, agent)?;
+        let proxy = Proxy::start(node)?;
+        let now = Instant::now();
+        let streams = open_many(node, STREAMS)?.into_iter().map(|live| Stream {
+            live,
+            received: 0,
+            at: now,
+        });
+        Ok(Self {
+            streams: streams.collect(),
+            permanent: node.pods.len(),
+            node,
+            topology,
+            backend,
+            random,
+            rest,
+            proxy,
+            stillstand: Duration::ZERO,
+        })
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        self.node
+    }
+
+    /// A time below this.
+    pub fn time_below(&mut self, end: Duration) -> Duration {
+        let end = u64::try_from(end.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(below(&mut self.random, end))
+    }
+
+    /// Starts a build of the agent, with further flags, and does not wait.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn spawn(&self, binary: &Path, more: &[&str]) -> Result<Agent> {
+        let args = [self.backend.args, more].concat();
+        self.node.spawn(self.node.agent_command_of(binary, &args))
+    }
+
+    /// One of these.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
+        let n = below(&mut self.random, choices.len() as u64);
+        choices[usize::try_from(n).expect("below a usize")]
+    }
+
+    /// This build of the agent.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn current() -> Result<PathBuf> {
+        agent::binary()
+    }
+
+    /// A pod comes or goes, and connects if it has come.
+    ///
+    /// # Errors
+    /// When it cannot connect.
+    pub fn visit(&mut self) -> Result<()> {
+        let visitors = self.node.pods.len() - self.permanent;
+        let comes = visitors == 0 || (visitors < VISITORS && below(&mut self.random, 2) == 0);
+        if !comes {
+            return self.node.remove_pod();
+        }
+        self.node.add_pod(self.topology)?;
+        let ways = self.node.paths().len();
+        // The last four ways but the host's four are those of the pod.
+        let way = ways - 8 + usize::try_from(below(&mut self.random, 4))?;
+        self.connect_on(way)
+    }
+
+    /// Somebody who has been there all the while connects anew.
+    ///
+    /// # Errors
+    /// When it does not work.
+    pub fn connect(&mut self) -> Result<()> {
+        let visitors = self.node.pods.len() - self.permanent;
+        let permanent = self.node.paths().len() - 4 * visitors;
+        let way = usize::try_from(below(&mut self.random, permanent as u64))?;
+        let visitors_begin = 4 * self.permanent;
+        let way = if way < visitors_begin {
+            way
+        } else {
+            way + 4 * visitors
+        };
+        self.connect_on(way)
+    }
+
+    fn connect_on(&self, way: usize) -> Result<()> {
+        let paths = self.node.paths();
+        let path = &paths[way];
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| format!("{path}: connecting anew"))?;
+        transfer::exchange(&mut stream, 10_000, 1).with_context(|| path.to_string())
+    }
+
+    /// Looks at what must hold after each cycle.
+    ///
+    /// # Errors
+    /// When a connection is tracked that should not be.
+    pub fn check(&mut self) -> Result<()> {
+        self.rest.note(self.node)?;
+        for stream in &mut self.streams {
+            let received = stream.live.received();
+            if received > stream.received {
+                (stream.received, stream.at) = (received, Instant::now());
+            }
+            self.stillstand = self.stillstand.max(stream.at.elapsed());
+        }
+        let mut tracked = entries(self.node)?;
+        tracked.retain(|entry| self.should_not_be(entry));
+        ensure!(tracked.is_empty(), "tracked: {tracked:#?}");
+        Ok(())
+    }
+
+    /// Pods that come and go connect before the agent has seen them, and may be tracked.
+    fn should_not_be(&self, entry: &conntrack::Entry) -> bool {
+        let is_visitor = Family::ALL.iter().any(|family| {
+            let subnet = match family {
+                Family::V4 => "10.244.",
+                Family::V6 => "fd00:244:",
+            };
+            let source = entry.source.ip();
+            let mut permanent = self.node.pods[..self.permanent].iter();
+            source.to_string().starts_with(subnet)
+                && !permanent.any(|pod| pod.address(*family) == source)
+        });
+        let vips = Family::ALL.map(Family::vip_socket);
+        if self.backend.new_may_be_tracked {
+            let port = entry.source.port();
+            return self.streams.iter().any(|stream| stream.live.port() == port);
+        }
+        !is_visitor && (self.backend.translates || vips.contains(&entry.destination))
+    }
+
+    /// Starts this build for the last time: everything is as after the first start, and no stream has
+    /// lost a byte.
+    ///
+    /// # Errors
+    /// When it is not so.
+    pub fn finish(mut self) -> Result<()> {
+        while self.node.pods.len() > self.permanent {
+            self.node.remove_pod()?;
+        }
+        let agent = self.node.start_agent(self.backend.args)?;
+        self.check().context("after the last start")?;
+        self.rest.is_as_at_first(self.node)?;
+        let streams: Vec<Live> = self.streams.drain(..).map(|stream| stream.live).collect();
+        all_go_on(&streams)?;
+        all_end_intact(streams)?;
+        self.backend.new_may_be_tracked = false;
+        conntrack::flush(&self.node.netns)?;
+        for way in 0..self.node.paths().len() {
+            self.connect_on(way)?;
+        }
+        self.check().context("at the end")?;
+        println!(
+            "{} connections, none stood still longer than {:?}",
+            self.proxy.accepted(),
+            self.stillstand
+        );
+        drop(agent);
+        Ok(())
+    }
+}

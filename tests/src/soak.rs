@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! An agent that has much to do for a long time, and what it holds meanwhile: memory, descriptors,
+//! threads and BPF objects, sampled whenever it is at rest. None of it may grow.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::{self, Agent, TRANSLATE};
+use crate::census::{Census, Counts};
+use crate::kubeproxy::KubeProxy;
+use crate::node::{Node, Topology};
+use crate::proxy::Proxy;
+use crate::streams::{all_end_intact, all_go_on, new_connections_work, open_many};
+use crate::{Family, cmd};
+
+/// Connections that stream all the while.
+const STREAMS: usize = 24;
+/// Pods that come and go in each round.
+const VISITORS: usize = 2;
+/// How long a repair may take on a loaded machine.
+const REPAIR: Duration = Duration::from_secs(10);
+/// Without a processor for this long, the agent is at rest.
+const IDLE: Duration = Duration::from_millis(300);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the agent looks at everything by itself.
+const RESYNC: &str = "--sync-interval=10s";
+/// What the resident memory may grow by, in percent.
+const GROWTH: u64 = 5;
+/// A quarter has at least so many samples, or there is no telling.
+const FEWEST: usize = 3;
+/// So that there are as many after the warm-up, also on a slow machine.
+const AT_LEAST: usize = 16;
+/// The longest table.
+const ROWS: usize = 24;
+
+/// What the agent holds at a moment of rest.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Since the beginning.
+    pub at: Duration,
+    /// Resident memory in KiB.
+    pub memory: u64,
+    /// Open file descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Its BPF objects in the kernel.
+    pub bpf: Counts,
+}
+
+/// Soaks an agent of the `ebpf` backend for this long, with a pause between two rounds of work.
+///
+/// # Errors
+/// When something does not work, or a connection is lost.
+pub fn soak(
+    node: &mut Node,
+    topology: Topology,
+    (time, pause): (Duration, Duration),
+    mut tell: impl FnMut(&Sample),
+) -> Result<Vec<Sample>> {
+    // Theirs are not in nf_tables, which is flushed now and then.
+    KubeProxy::IptablesLegacy.install_without_masquerade(&node.netns)?;
+    let agent = node.start_agent(&["--backend=ebpf", RESYNC, TRANSLATE[0], TRANSLATE[1]])?;
+    let _proxy = Proxy::start(node)?;
+    let streams = open_many(node, STREAMS)?;
+    let begun = Instant::now();
+    let mut census = Census::default();
+    let mut samples = Vec::new();
+    while begun.elapsed() < time || samples.len() < AT_LEAST {
+        round(node, topology, samples.len()).with_context(|| format!("round {}", samples.len()))?;
+        std::thread::sleep(pause);
+        let bpf = at_rest(node, &agent, &mut census)?;
+        let sample = sample(&agent, begun.elapsed(), bpf)?;
+        tell(&sample);
+        samples.push(sample);
+    }
+    all_go_on(&streams)?;
+    all_end_intact(streams)?;
+    Ok(samples)
+}
+
+/// Pods come, everybody connects, somebody interferes, somebody asks, and the pods go.
+fn round(node: &mut Node, topology: Topology, n: usize) -> Result<()> {
+    for _ in 0..VISITORS {
+        node.add_pod(topology)?;
+    }
+    new_connections_work(node)?;
+    interfere(node, n)?;
+    ask(node)?;
+    new_connections_work(node)?;
+    for _ in 0..VISITORS {
+        node.remove_pod()?;
+    }
+    Ok(())
+}
+
+/// Removes something of the agent's, a different thing in each round, and waits until it is back.
+fn interfere(node: &Node, n: usize) -> Result<()> {
+    let vip = Family::V4.vip();
+    let (doing, looking, sign) = match n % 3 {
+        0 => (
+            "nft flush ruleset".to_owned(),
+            "nft list ruleset",
+            "translate if decided".to_owned(),
+        ),
+        1 => (
+            format!("ip address del {vip}/32 dev lo"),
+            "ip -o address show dev lo",
+            vip.to_string(),
+        ),
+        _ => (
+            "nft delete table ip6 proxy-agent".to_owned(),
+            "nft list tables",
+            "table ip6 proxy-agent".to_owned(),
+        ),
+    };
+    node.netns.exec(&doing)?;
+    cmd::wait_until(REPAIR, "the repair", || {
+        Ok(node.netns.exec(looking)?.contains(&sign).then_some(()))
+    })
+    .with_context(|| format!("after {doing}"))
+}
+
+/// What people and probes run.
+fn ask(node: &Node) -> Result<()> {
+    for question in ["status", "doctor"] {
+        let mut command = node.netns.command(agent::binary()?);
+        command.arg(question);
+        command.arg(format!("--run-dir={}", node.run_dir().display()));
+        // It may well have found something: what was just removed.
+        let output = node.run(command)?;
+        ensure!(!output.stdout.is_empty(), "{question}: {output:?}");
+    }
+    Ok(())
+}
+
+/// Waits until the agent does nothing, and the kernel has freed what is not used any more.
+fn at_rest(node: &Node, agent: &Agent, census: &mut Census) -> Result<Counts> {
+    let mut before = (agent.cpu_time()?, census.take(node)?);
+    cmd::wait_until(IDLE_TIMEOUT, "the agent to be at rest", || {
+        std::thread::sleep(IDLE);
+        let now = (agent.cpu_time()?, census.take(node)?);
+        let rests = now == before;
+        before = now;
+        Ok(rests.then(|| before.1.clone()))
+    })
+}
+
+fn sample(agent: &Agent, at: Duration, bpf: Counts) -> Result<Sample> {
+    let process = format!("/proc/{}", agent.id());
+    let count = |directory: &str| -> Result<usize> {
+        let path = format!("{process}/{directory}");
+        let entries = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
+        Ok(entries.count())
+    };
+    // Counted page by page; VmRSS of its status is an estimate (Linux 6.2).
+    let rollup = fs::read_to_string(format!("{process}/smaps_rollup"))
+        .context("reading its use of memory")?;
+    let memory = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"))
+        .context("no Rss in its smaps_rollup")?;
+    Ok(Sample {
+        at,
+        memory: memory.trim().parse()?,
+        descriptors: count("fd")?,
+        threads: count("task")?,
+        bpf,
+    })
+}
+
+/// Samples after the warm-up: the first fifth.
+fn warm(samples: &[Sample]) -> &[Sample] {
+    &samples[samples.len() / 5..]
+}
+
+fn median(samples: &[Sample]) -> u64 {
+    let mut memory: Vec<u64> = samples.iter().map(|sample| sample.memory).collect();
+    memory.sort_unstable();
+    memory[memory.len() / 2]
+}
+
+/// Nothing has grown: descriptors, threads and BPF objects are the same in all samples after the
+/// warm-up, and the median of the memory in the last quarter is not more than in the first.
+///
+/// # Errors
+/// When something has, or there are too few samples to tell.
+pub fn is_flat(samples: &[Sample]) -> Result<()> {
+    let samples = warm(samples);
+    let quarter = samples.len() / 4;
+    ensure!(quarter >= FEWEST, "too few samples: {}", samples.len());
+    let first = &samples[0];
+    for sample in samples {
+        let at = sample.at;
+        let (was, is) = (first.descriptors, sample.descriptors);
+        ensure!(is == was, "{is} open files after {at:.1?}, {was} at first");
+        let (was, is) = (first.threads, sample.threads);
+        ensure!(is == was, "{is} threads after {at:.1?}, {was} at first");
+        let (was, is) = (&first.bpf, &sample.bpf);
+        ensure!(is == was, "after {at:.1?}:\n{is}\nat first:\n{was}");
+    }
+    let begin = median(&samples[..quarter]);
+    let end = median(&samples[samples.len() - quarter..]);
+    ensure!(
+        end * 100 <= begin * (100 + GROWTH),
+        "the resident memory has grown from {begin} to {end} KiB"
+    );
+    Ok(())
+}
+
+/// The samples as a table, and the medians.
+#[must_use]
+pub fn table(samples: &[Sample]) -> String {
+    let mut text =
+        String::from("    time  resident KiB  files  threads  BPF programs  maps  links\n");
+    let step = samples.len().div_ceil(ROWS).max(1);
+    let last = samples.len().saturating_sub(1);
+    for (_, sample) in samples
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| n % step == 0 || *n == last)
+    {
+        let total =
+            |counts: &std::collections::BTreeMap<String, usize>| -> usize { counts.values().sum() };
+        let _ = writeln!(
+            text,
+            "{:>6} s  {:>12}  {:>5}  {:>7}  {:>12}  {:>4}  {:>5}",
+            sample.at.as_secs(),
+            sample.memory,
+            sample.descriptors,
+            sample.threads,
+            total(&sample.bpf.programs),
+            total(&sample.bpf.maps),
+            total(&sample.bpf.links),
+        );
+    }
+    let warm = warm(samples);
+    let quarter = warm.len() / 4;
+    if quarter > 0 {
+        let (first, last) = (&warm[..quarter], &warm[warm.len() - quarter..]);
+        let _ = writeln!(
+            text,
+            "{} samples; median of the resident memory after the warm-up: first quarter {} KiB, \
+             last quarter {} KiB",
+            samples.len(),
+            median(first),
+            median(last)
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(grow: impl Fn(u64, &mut Sample)) -> Vec<Sample> {
+        (0..40)
+            .map(|n| {
+                let mut sample = Sample {
+                    at: Duration::from_secs(n),
+                    memory: 10_000 + n % 3,
+                    descriptors: 20,
+                    threads: 1,
+                    bpf: Counts::default(),
+                };
+                grow(n, &mut sample);
+                sample
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_stays_is_flat() {
+        is_flat(&samples(|_, _| {})).expect("nothing grows");
+        // While it warms up.
+        is_flat(&samples(|n, sample| sample.memory -= 5000 / (n + 1))).expect("it ends");
+    }
+
+    #[test]
+    fn what_grows_is_found() {
+        let growing: [fn(u64, &mut Sample); 4] = [
+            |n, sample| sample.memory += 30 * n,
+            |n, sample| sample.descriptors += usize::from(n == 39),
+            |n, sample| sample.threads += usize::from(n == 20),
+            |n, sample| {
+                let programs = &mut sample.bpf.programs;
+                programs.insert("vip_ingress".to_owned(), usize::from(n > 30));
+            },
+        ];
+        for (n, grow) in growing.into_iter().enumerate() {
+            assert!(is_flat(&samples(grow)).is_err(), "{n}");
+        }
+    }
+
+    #[test]
+    fn too_few_samples_tell_nothing() {
+        assert!(is_flat(&samples(|_, _| {})[..13]).is_err());
+        assert!(is_flat(&[]).is_err());
+    }
+
+    #[test]
+    fn the_table_ends_with_the_last_sample() {
+        let text = table(&samples(|_, _| {}));
+        assert!(text.contains("\n    39 s  "), "{text}");
+        assert!(text.lines().count() <= ROWS + 3, "{text}");
+    }
+}

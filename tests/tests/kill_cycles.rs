@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Killed at any moment and started again, many times over, while connections stream and pods come and
+//! go: no connection is lost, none becomes tracked, and nothing is left behind.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use tests::agent::TRANSLATE;
+use tests::census;
+use tests::cycles::{Backend, Cycles};
+use tests::node::{Node, Topology};
+use tests::rest::Rest;
+
+/// A start may live this long: into its first pass, or well behind it.
+const LIFETIME: Duration = Duration::from_millis(400);
+
+/// Flags that differ from start to start.
+type Variants = &'static [&'static [&'static str]];
+
+fn killed(topology: Topology, backend: Backend, cycles: usize, variants: Variants) {
+    Node::test(topology, |node| {
+        let begun = Instant::now();
+        let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {
+            agent.stop(libc::SIGKILL).map(drop)
+        })?;
+        for n in 0..cycles {
+            cycle(&mut state, variants).with_context(|| format!("cycle {n} of {cycles}"))?;
+        }
+        println!("{cycles} cycles after {:?}", begun.elapsed());
+        state.finish()
+    });
+}
+
+fn cycle(state: &mut Cycles<'_>, variants: Variants) -> Result<()> {
+    let more = state.choose(variants);
+    let mut agent = state.spawn(&Cycles::current()?, more)?;
+    let begun = Instant::now();
+    let end = state.time_below(LIFETIME);
+    // What happens meanwhile takes its time, and so do not all cycles see it.
+    for moment in [state.time_below(LIFETIME), state.time_below(LIFETIME)] {
+        if moment < end {
+            std::thread::sleep(moment.saturating_sub(begun.elapsed()));
+            state.connect().context("while the agent starts")?;
+        }
+    }
+    std::thread::sleep(end.saturating_sub(begun.elapsed()));
+    agent.stop(libc::SIGKILL)?;
+    state.connect().context("without the agent")?;
+    state.visit().context("a pod")?;
+    state.check()
+}
+
+#[test]
+fn ebpf() {
+    let backend = Backend {
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        translates: true,
+        new_may_be_tracked: false,
+    };
+    killed(Topology::Veth, backend, 200, &[&[]]);
+}
+
+#[test]
+fn ebpf_by_clsact() {
+    let backend = Backend {
+        args: &[
+            "--backend=ebpf",
+            "--tc-attach=clsact",
+            TRANSLATE[0],
+            TRANSLATE[1],
+        ],
+        translates: true,
+        new_may_be_tracked: false,
+    };
+    killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
+}
+
+/// Whatever an agent was changing when it died. Until the next one is ready, some programs use the map of
+/// one size and some that of another, and what begins then is tracked.
+#[test]
+fn ebpf_with_other_settings_each_time() {
+    let backend = Backend {
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        translates: true,
+        new_may_be_tracked: true,
+    };
+    let variants: Variants = &[
+        &[],
+        &["--max-connections=4096"],
+        &["--max-connections=8192"],
+        &["--tc-attach=clsact"],
+    ];
+    killed(Topology::Veth, backend, 100, variants);
+}
+
+/// The moment between pinning a link and giving it the place of an older one, which is too short to be
+/// met by chance.
+#[test]
+fn while_pinning() {
+    Node::test(Topology::Veth, |node| {
+        let args = ["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
+        let mut agent = node.start_agent(&args)?;
+        let mut rest = Rest::remember(node)?;
+        agent.stop(libc::SIGKILL)?;
+        node.add_pod(Topology::Veth)?;
+        let mut agent = node.start_agent(&args)?;
+        agent.stop(libc::SIGKILL)?;
+        for pin in census::files_below(&node.agent_bpffs()) {
+            let is_link = pin.parent().is_some_and(|dir| *dir != node.agent_bpffs());
+            if is_link {
+                fs::rename(&pin, format!("{}-new", pin.display()))?;
+            }
+        }
+        node.remove_pod()?;
+        let _agent = node.start_agent(&args)?;
+        rest.is_as_at_first(node)
+    });
+}
+
+/// As above, between adding the clsact qdisc and attaching to it: an agent that does not need it finds it.
+#[test]
+fn while_attaching_by_clsact() {
+    Node::test(Topology::Veth, |node| {
+        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let mut rest = Rest::remember(node)?;
+        agent.stop(libc::SIGKILL)?;
+        let mut agent = node.start_agent(&["--backend=ebpf", "--tc-attach=clsact"])?;
+        agent.stop(libc::SIGKILL)?;
+        let hooks = ["ingress", "egress"];
+        for hook in hooks {
+            node.netns.exec(&format!("tc filter del dev pod0 {hook}"))?;
+        }
+        // And noted, but not added.
+        node.netns.exec("tc qdisc del dev pod1 clsact")?;
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        rest.is_as_at_first(node)
+    });
+}
+
+#[test]
+fn nftables() {
+    let backend = Backend {
+        args: &["--backend=nftables"],
+        translates: false,
+        new_may_be_tracked: false,
+    };
+    killed(Topology::Veth, backend, 50, &[&[]]);
+}
+
+#[test]
+fn iptables() {
+    let backend = Backend {
+        args: &["--backend=iptables"],
+        translates: false,
+        new_may_be_tracked: false,
+    };
+    killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
+}

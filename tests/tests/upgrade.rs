@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! From the previous release to this build and back, many times over, while connections stream: none is
+//! lost, none becomes tracked, and nothing of either is left behind.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tests::agent::{self, TRANSLATE};
+use tests::cycles::{Backend, Cycles};
+use tests::node::{Node, Topology};
+use tests::skip;
+
+const CYCLES: usize = 20;
+/// How long each runs once it is ready: not always until it has nothing left to do.
+const AT_WORK: Duration = Duration::from_millis(100);
+
+fn previous(test: &str) -> Result<Option<PathBuf>> {
+    let found = agent::previous_binary()?;
+    if found.is_some() {
+        skip::clear(test)?;
+    } else {
+        skip::record(
+            test,
+            "no build of the previous release: PROXY_AGENT_PREVIOUS_BIN is not set",
+        )?;
+    }
+    Ok(found)
+}
+
+fn upgraded(test: &str, topology: Topology, backend: Backend) {
+    let Some(previous) = previous(test).expect("what was skipped can be noted") else {
+        return;
+    };
+    Node::test(topology, |node| {
+        let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {
+            agent.stop(libc::SIGTERM).map(drop)
+        })?;
+        for n in 0..CYCLES {
+            for (name, binary) in [("previous", &previous), ("current", &Cycles::current()?)] {
+                run_once(&mut state, binary, n)
+                    .with_context(|| format!("cycle {n} of {CYCLES}, the {name} release"))?;
+            }
+        }
+        run_once(&mut state, &previous, CYCLES).context("the previous release at last")?;
+        state.finish()
+    });
+}
+
+/// Ended in order and killed in turn, each release in both ways.
+fn run_once(state: &mut Cycles<'_>, binary: &Path, n: usize) -> Result<()> {
+    let mut agent = state.spawn(binary, &[])?;
+    agent.wait_until_ready()?;
+    state.connect()?;
+    state.visit().context("a pod")?;
+    std::thread::sleep(state.time_below(AT_WORK));
+    let signal = if n.is_multiple_of(2) {
+        libc::SIGTERM
+    } else {
+        libc::SIGKILL
+    };
+    agent.stop(signal)?;
+    state.connect().context("without an agent")?;
+    state.check()
+}
+
+#[test]
+fn ebpf() {
+    let backend = Backend {
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        translates: true,
+        new_may_be_tracked: false,
+    };
+    upgraded("upgrade-ebpf", Topology::Veth, backend);
+}
+
+#[test]
+fn ebpf_by_clsact() {
+    let backend = Backend {
+        args: &[
+            "--backend=ebpf",
+            "--tc-attach=clsact",
+            TRANSLATE[0],
+            TRANSLATE[1],
+        ],
+        translates: true,
+        new_may_be_tracked: false,
+    };
+    upgraded("upgrade-ebpf-clsact", Topology::BridgeNetfilter, backend);
+}
+
+#[test]
+fn nftables() {
+    let backend = Backend {
+        args: &["--backend=nftables"],
+        translates: false,
+        new_may_be_tracked: false,
+    };
+    upgraded("upgrade-nftables", Topology::BridgeNetfilter, backend);
+}
+
+#[test]
+fn iptables() {
+    let backend = Backend {
+        args: &["--backend=iptables"],
+        translates: false,
+        new_may_be_tracked: false,
+    };
+    upgraded("upgrade-iptables", Topology::Veth, backend);
+}

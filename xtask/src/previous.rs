@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent of the previous release, for the tests of upgrades: built once from its commit, in a work
+//! tree of its own below the target directory.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::build::AGENT;
+use crate::sh;
+use crate::workspace::Workspace;
+
+/// The commit the previous release was built from.
+const COMMIT: &str = "8ac6e870ceb4cda6b238750d90eea3a3a651b9df";
+
+/// Builds it, unless it is there from an earlier run; the reason if its commit is not at hand.
+///
+/// # Errors
+/// When git or the build fails.
+pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
+    let directory = workspace.target.join("previous");
+    let program = directory.join(format!("{AGENT}-{}", &COMMIT[..12]));
+    if sh::is_executable(&program) {
+        return Ok(Ok(program));
+    }
+    let object = format!("{COMMIT}^{{commit}}");
+    if let Err(error) = sh::read(git(workspace).args(["cat-file", "-e", &object])) {
+        return Ok(Err(format!(
+            "its commit is not in this clone (`git fetch --unshallow`): {error}"
+        )));
+    }
+    let tree = directory.join("tree");
+    if !tree.exists() {
+        // One that was removed by hand is still known to git.
+        sh::run(git(workspace).args(["worktree", "prune"]))?;
+        sh::run(
+            git(workspace)
+                .args(["worktree", "add", "--detach"])
+                .arg(&tree)
+                .arg(COMMIT),
+        )?;
+    }
+    // The same target directory, so that dependencies are built once. The programs have the same
+    // name there: this one is moved away.
+    let built = workspace.program(AGENT);
+    let current = built.with_extension("current");
+    let kept = fs::rename(&built, &current).is_ok();
+    let outcome = sh::run(workspace.cargo("build").current_dir(&tree).args([
+        "--release",
+        "--locked",
+        "--package",
+        AGENT,
+    ]))
+    .and_then(|()| {
+        fs::copy(&built, &program)
+            .map(drop)
+            .with_context(|| format!("cannot copy {} to {}", built.display(), program.display()))
+    });
+    if kept {
+        fs::rename(&current, &built)
+            .with_context(|| format!("cannot put {} back", built.display()))?;
+    }
+    outcome?;
+    // The program is all that is needed of it.
+    sh::run(
+        git(workspace)
+            .args(["worktree", "remove", "--force"])
+            .arg(&tree),
+    )?;
+    Ok(Ok(program))
+}
+
+fn git(workspace: &Workspace) -> std::process::Command {
+    let mut command = sh::command("git");
+    command.current_dir(&workspace.root);
+    command
+}
