@@ -7,7 +7,6 @@
 //! others see every packet as if it were not there.
 
 use std::fmt::{self, Display};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,17 +17,15 @@ use aya::programs::tc::{
 };
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use rtnetlink::Handle;
-use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
-use tracing::info;
 
+use super::Settings;
 use super::hook::Hook;
 use super::load::Programs;
 use super::plan::Target;
-use super::{PART, Settings};
+use super::qdisc;
 use crate::config::TcAttach;
 use crate::instance::Instance;
 use crate::kernel::bpffs;
-use crate::link::LinkTable;
 
 /// The handle of the default instance's filters.
 const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
@@ -37,12 +34,6 @@ const HANDLE_MASK: u32 = 0x00ff_ffff;
 /// Priorities that are tried in turn, the first comes first on the link. Another classifier may
 /// own one of them.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
-/// Parent of the clsact qdisc (`TC_H_CLSACT` of `linux/pkt_sched.h`).
-const CLSACT: QdiscHandle = QdiscHandle {
-    major: 0xffff,
-    minor: 0xfff1,
-};
-
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMode {
@@ -245,7 +236,7 @@ fn attach_clsact(
     link: &Target,
     settings: &Settings,
 ) -> Result<(), AttachError> {
-    ensure_clsact(link, settings)?;
+    qdisc::ensure(link, settings)?;
     let program = programs.classifier(hook);
     for priority in PRIORITIES {
         let options = |priority| NlOptions {
@@ -299,32 +290,6 @@ fn refused_with(error: &ProgramError, errno: i32) -> bool {
     )
 }
 
-/// Adds the clsact qdisc where there is none, and notes that it is ours before it is.
-fn ensure_clsact(link: &Target, settings: &Settings) -> Result<(), AttachError> {
-    let note = note_path(link.index, settings);
-    let failed = |source| AttachError::File {
-        path: note.clone(),
-        source,
-    };
-    let noted = note.exists();
-    if !noted {
-        fs::create_dir_all(notes_dir(&settings.run_dir)).map_err(failed)?;
-        fs::write(&note, link.name.as_bytes()).map_err(failed)?;
-    }
-    match qdisc_add_clsact(&link.name) {
-        Ok(()) => Ok(()),
-        Err(TcError::NetlinkError(answer)) if answer.raw_os_error() == Some(libc::EEXIST) => {
-            if noted {
-                Ok(())
-            } else {
-                // Somebody else's.
-                fs::remove_file(&note).map_err(failed)
-            }
-        }
-        Err(error) => Err(AttachError::Qdisc(error)),
-    }
-}
-
 /// Removes our filter, and the clsact qdisc if it is ours and nothing is left on it.
 pub async fn remove_filter(
     filter: &Filter,
@@ -333,68 +298,7 @@ pub async fn remove_filter(
 ) -> Result<(), AttachError> {
     let attached = existing_filter(filter.hook, &filter.link.name, filter.priority, settings)?;
     aya::programs::links::Link::detach(attached)?;
-    remove_own_qdisc(filter.link.index, settings, handle).await
-}
-
-async fn remove_own_qdisc(
-    index: u32,
-    settings: &Settings,
-    handle: &Handle,
-) -> Result<(), AttachError> {
-    let note = note_path(index, settings);
-    if !note.exists() {
-        return Ok(());
-    }
-    if super::observe::has_filters(index, handle).await? {
-        return Ok(());
-    }
-    let mut request = handle.qdisc().del(index.cast_signed());
-    let header = &mut request.message_mut().header;
-    header.parent = CLSACT;
-    header.handle = QdiscHandle {
-        major: 0xffff,
-        minor: 0,
-    };
-    request.execute().await.map_err(AttachError::Route)?;
-    fs::remove_file(&note).map_err(|source| AttachError::File { path: note, source })
-}
-
-/// Removes the notes about qdiscs. One that is still there stays: others have attached programs to it,
-/// maybe another instance, which does not know whose it is.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub fn forget_qdiscs(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
-    let directory = notes_dir(&settings.run_dir);
-    let failed = |source| AttachError::File {
-        path: directory.clone(),
-        source,
-    };
-    let notes = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        notes => notes.map_err(failed)?,
-    };
-    for note in notes {
-        let index = note.map_err(failed)?.file_name();
-        let index = index.to_str().and_then(|index| index.parse().ok());
-        if let Some(link) = index.and_then(|index| table?.by_index(index)) {
-            info!(
-                part = PART,
-                "the clsact qdisc of link {} stays: others have attached programs to it", link.name
-            );
-        }
-    }
-    fs::remove_dir_all(&directory).map_err(failed)
-}
-
-/// Where it is noted which clsact qdiscs are ours, each under the ifindex of its link.
-pub fn notes_dir(run_dir: &Path) -> PathBuf {
-    run_dir.join("clsact")
-}
-
-fn note_path(index: u32, settings: &Settings) -> PathBuf {
-    notes_dir(&settings.run_dir).join(index.to_string())
+    qdisc::remove_unused(filter.link.index, settings, handle).await
 }
 
 impl Display for AttachMode {

@@ -16,6 +16,7 @@ mod maps;
 mod observe;
 mod plan;
 mod probe;
+mod qdisc;
 mod ruleset;
 pub mod statistics;
 mod teardown;
@@ -31,13 +32,14 @@ use rtnetlink::Handle;
 use tokio::time::sleep;
 use tracing::warn;
 
-pub use attach::{AttachMode, filter_handle, notes_dir};
+pub use attach::{AttachMode, filter_handle};
 pub use cgroup::root as cgroup_root;
 pub use hook::{Hook, SocketHook};
 pub use layout::{VERSION as LAYOUT, others as other_layouts};
 pub use load::{Ids, LoadError, Programs};
 pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
+pub use qdisc::notes_dir;
 pub use teardown::Tables;
 
 use observe::Observed;
@@ -309,6 +311,10 @@ impl Ebpf {
             self.remove_others(handle, mode, report).await;
         }
         if mode == Mode::Apply {
+            let unused = self.look_for_leftovers && self.attach_mode == AttachMode::Tcx;
+            if let Err(error) = qdisc::tidy(&self.settings, table, unused, handle).await {
+                failed(PART, "remove what is left of clsact", &error, report);
+            }
             self.look_for_leftovers = false;
             if report.failures.len() == failures
                 && let Some(programs) = self.programs.as_mut()

@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 use rtnetlink::Handle;
 use tracing::warn;
 
-use super::attach::{self, AttachMode};
+use super::attach::AttachMode;
 use super::load::Ids;
 use super::plan::Op;
-use super::{Ebpf, PART, Settings, maps, observe};
+use super::{Ebpf, PART, Settings, maps, observe, qdisc};
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Report, carry_out};
+use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// What becomes of our tables when everything else of this backend is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,14 @@ impl Ebpf {
         }
         if mode == Mode::Apply
             && !report.is_stopped()
-            && let Err(error) = attach::forget_qdiscs(settings, table)
+            && let Some(table) = table
+            && let Err(error) = qdisc::tidy(settings, table, true, handle).await
+        {
+            failed(PART, "remove what is left of clsact", &error, report);
+        }
+        if mode == Mode::Apply
+            && !report.is_stopped()
+            && let Err(error) = qdisc::forget_all(settings, table)
         {
             warn!(part = PART, "{error}");
         }

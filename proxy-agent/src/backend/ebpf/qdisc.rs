@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The clsact qdisc, which filters need: added where there is none, and removed when ours is not used any
+//! more. It cannot carry a mark, so that it is ours is noted in the run directory. The filters are
+//! `attach.rs`'s business.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::tc::{TcError, qdisc_add_clsact};
+use rtnetlink::Handle;
+use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
+use tracing::info;
+
+use super::attach::AttachError;
+use super::plan::Target;
+use super::{PART, Settings};
+use crate::kernel::bpffs;
+use crate::link::LinkTable;
+
+/// Parent of the clsact qdisc (`TC_H_CLSACT` of `linux/pkt_sched.h`).
+const CLSACT: QdiscHandle = QdiscHandle {
+    major: 0xffff,
+    minor: 0xfff1,
+};
+
+/// Adds the clsact qdisc where there is none, and notes that it is ours before it is.
+pub fn ensure(link: &Target, settings: &Settings) -> Result<(), AttachError> {
+    let note = note_path(link.index, settings);
+    let failed = |source| AttachError::File {
+        path: note.clone(),
+        source,
+    };
+    let noted = note.exists();
+    if !noted {
+        fs::create_dir_all(notes_dir(&settings.run_dir)).map_err(failed)?;
+        fs::write(&note, link.name.as_bytes()).map_err(failed)?;
+    }
+    match qdisc_add_clsact(&link.name) {
+        Ok(()) => Ok(()),
+        Err(TcError::NetlinkError(answer)) if answer.raw_os_error() == Some(libc::EEXIST) => {
+            if noted {
+                Ok(())
+            } else {
+                // Somebody else's.
+                fs::remove_file(&note).map_err(failed)
+            }
+        }
+        Err(error) => Err(AttachError::Qdisc(error)),
+    }
+}
+
+/// Removes the qdisc if it is ours and nothing is left on it.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub async fn remove_unused(
+    index: u32,
+    settings: &Settings,
+    handle: &Handle,
+) -> Result<(), AttachError> {
+    if !note_path(index, settings).exists() {
+        return Ok(());
+    }
+    if super::observe::has_filters(index, handle).await? {
+        return Ok(());
+    }
+    let mut request = handle.qdisc().del(index.cast_signed());
+    let header = &mut request.message_mut().header;
+    header.parent = CLSACT;
+    header.handle = QdiscHandle {
+        major: 0xffff,
+        minor: 0,
+    };
+    match request.execute().await {
+        // Noted, but not created any more, or removed by somebody.
+        Err(rtnetlink::Error::NetlinkError(error))
+            if [-libc::ENOENT, -libc::EINVAL].contains(&error.raw_code()) => {}
+        result => result.map_err(AttachError::Route)?,
+    }
+    forget(index, settings)
+}
+
+/// Removes the notes about qdiscs of links that are gone: another link may get the ifindex, with a
+/// qdisc that is not ours. If `unused`, also the qdiscs that an agent left which died before it attached
+/// anything to them.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub async fn tidy(
+    settings: &Settings,
+    table: &LinkTable,
+    unused: bool,
+    handle: &Handle,
+) -> Result<(), AttachError> {
+    for name in bpffs::names(&notes_dir(&settings.run_dir))? {
+        let Ok(index) = name.parse() else {
+            continue;
+        };
+        if table.by_index(index).is_none() {
+            forget(index, settings)?;
+        } else if unused {
+            remove_unused(index, settings, handle).await?;
+        }
+    }
+    Ok(())
+}
+
+fn forget(index: u32, settings: &Settings) -> Result<(), AttachError> {
+    let path = note_path(index, settings);
+    fs::remove_file(&path).map_err(|source| AttachError::File { path, source })
+}
+
+/// Removes the notes about qdiscs. One that is still there stays: others have attached programs to it,
+/// maybe another instance, which does not know whose it is.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn forget_all(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
+    let directory = notes_dir(&settings.run_dir);
+    let failed = |source| AttachError::File {
+        path: directory.clone(),
+        source,
+    };
+    let notes = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        notes => notes.map_err(failed)?,
+    };
+    for note in notes {
+        let index = note.map_err(failed)?.file_name();
+        let index = index.to_str().and_then(|index| index.parse().ok());
+        if let Some(link) = index.and_then(|index| table?.by_index(index)) {
+            info!(
+                part = PART,
+                "the clsact qdisc of link {} stays: others have attached programs to it", link.name
+            );
+        }
+    }
+    fs::remove_dir_all(&directory).map_err(failed)
+}
+
+/// Where it is noted which clsact qdiscs are ours, each under the ifindex of its link.
+pub fn notes_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("clsact")
+}
+
+fn note_path(index: u32, settings: &Settings) -> PathBuf {
+    notes_dir(&settings.run_dir).join(index.to_string())
+}
