@@ -169,9 +169,11 @@ fn attempt(node: &Node, line: &str) {
 }
 
 fn rename(node: &Node, link: &str) {
-    attempt(node, &format!("ip link set {link} name renamed"));
+    // Of its own: two links may be renamed at once.
+    let other = format!("{link}-renamed");
+    attempt(node, &format!("ip link set {link} name {other}"));
     sleep(AWAY);
-    attempt(node, &format!("ip link set renamed name {link}"));
+    attempt(node, &format!("ip link set {other} name {link}"));
 }
 
 fn directories(above: &Path) -> Vec<std::path::PathBuf> {
