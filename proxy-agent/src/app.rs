@@ -176,6 +176,7 @@ impl Node {
         if mode == Mode::Apply && cause == Cause::Resync {
             self.backend.forget_counters(&table);
         }
+        tell_if_lost(&self.connection, &mut report);
         report
     }
 
@@ -266,6 +267,14 @@ impl Node {
 pub fn connect() -> io::Result<(Handle, JoinHandle<()>)> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     Ok((handle, tokio::spawn(connection)))
+}
+
+/// rtnetlink takes a request for done when the connection is lost before the answer.
+pub fn tell_if_lost(connection: &JoinHandle<()>, report: &mut Report) {
+    if connection.is_finished() {
+        let lost = io::Error::from(io::ErrorKind::ConnectionAborted);
+        failed(link::PART, "make sure of the last change", &lost, report);
+    }
 }
 
 /// 0 or 1.

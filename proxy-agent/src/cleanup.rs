@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-use crate::app::{check_rights, connect, exit_code};
+use crate::app::{check_rights, connect, exit_code, tell_if_lost};
 use crate::backend::ebpf::{self, Ebpf, Tables};
 use crate::backend::iptables::Iptables;
 use crate::config::Config;
@@ -143,7 +143,7 @@ fn tell(scope: &Scope, mode: Mode, report: &Report, left: &Report) {
 /// Removes everything, in the reverse order of a pass. A part that fails is in the report and keeps
 /// none of the others from being removed.
 pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
-    let (mut handle, connection) = match connect() {
+    let (mut handle, mut connection) = match connect() {
         Ok(opened) => opened,
         Err(error) => return failed(link::PART, "open an rtnetlink socket", &error, report),
     };
@@ -166,7 +166,7 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     if connection.is_finished() {
         // It was lost on the way.
         match connect() {
-            Ok((fresh, _)) => handle = fresh,
+            Ok(fresh) => (handle, connection) = fresh,
             Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
         }
     }
@@ -180,6 +180,7 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         let link = VipLink::new(&scope.vips, &carrier);
         link.teardown(&handle, mode, report).await;
     }
+    tell_if_lost(&connection, report);
     let files = files(&scope.run_dir)
         .into_iter()
         .filter(|path| path.exists());
