@@ -241,7 +241,7 @@ fn deleted_clsact() {
     });
 }
 
-/// The kernel tells nobody: the next resync finds it.
+/// Seen by the removal of the pin, and by the next resync at the latest.
 #[test]
 fn detached_tcx_link() {
     Node::test(Topology::Veth, |node| {
