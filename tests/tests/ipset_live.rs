@@ -15,7 +15,7 @@ use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open, vip_is_untracked};
-use tests::{cmd, conntrack, snapshot};
+use tests::{cmd, snapshot};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const BEFORE: Duration = Duration::from_millis(500);
@@ -93,7 +93,6 @@ survives! {
     flushed_sets: KubeProxy::IptablesLegacy, [], After::Either, flush_sets;
     flushed_rules: KubeProxy::IptablesNft, [], After::Either, flush_rules;
     flushed_legacy_rules: KubeProxy::IptablesLegacy, ["--sync-interval=500ms"], After::Either, flush_legacy_rules;
-    flushed_conntrack: KubeProxy::Nftables, [], After::Untracked, flush_conntrack;
     other_flavour: KubeProxy::IptablesLegacy, ["--sync-interval=300ms"], After::Untracked, other_flavour;
 }
 
@@ -165,11 +164,6 @@ fn flush_rules(node: &Node, agent: Agent) -> Result<Option<Agent>> {
 
 fn flush_legacy_rules(node: &Node, agent: Agent) -> Result<Option<Agent>> {
     flush_rules_of(node, "legacy")?;
-    Ok(Some(agent))
-}
-
-fn flush_conntrack(node: &Node, agent: Agent) -> Result<Option<Agent>> {
-    conntrack::flush(&node.netns)?;
     Ok(Some(agent))
 }
 
