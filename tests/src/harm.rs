@@ -43,8 +43,6 @@ pub enum Harm {
     DownVipLink,
     /// The link of the VIPs is called otherwise for a moment.
     RenameVipLink,
-    /// A pod's link is called otherwise for a moment.
-    RenamePodLink,
     /// A pod's link goes to another network namespace and comes back.
     MovePodLink,
     /// A link comes and goes.
@@ -64,7 +62,7 @@ pub enum Harm {
 }
 
 /// All of them.
-pub const ALL: [Harm; 19] = [
+pub const ALL: [Harm; 18] = [
     Harm::FlushRuleset,
     Harm::DeleteTables,
     Harm::DeleteClsact,
@@ -75,7 +73,6 @@ pub const ALL: [Harm; 19] = [
     Harm::DeleteVips,
     Harm::DownVipLink,
     Harm::RenameVipLink,
-    Harm::RenamePodLink,
     Harm::MovePodLink,
     Harm::PassingLink,
     Harm::ConntrackOfOthers,
@@ -126,7 +123,6 @@ impl Harm {
             }
             Self::DownVipLink => attempt(node, &format!("ip link set {VIP_LINK} down")),
             Self::RenameVipLink => rename(node, VIP_LINK),
-            Self::RenamePodLink => rename(node, victim),
             Self::MovePodLink => {
                 let (here, there) = (node.netns.name(), node.uplink.name());
                 attempt(node, &format!("ip link set {victim} netns {there}"));

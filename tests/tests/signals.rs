@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::cmd;
+use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,16 +87,21 @@ fn a_long_clean_up() {
 #[test]
 fn sighup_has_everything_looked_at_again() {
     Node::test(Topology::Veth, |node| {
-        let agent = node.start_agent(&["--backend=ebpf", "--tc-attach=tcx"])?;
-        let pin = node.link_pin("eth0")?;
+        KubeProxy::IptablesLegacy.install(&node.netns)?;
+        let agent = node.start_agent(&["--backend=iptables"])?;
+        let has_rules = || {
+            let rules = node.netns.exec("iptables-legacy -w -t raw -S");
+            rules.is_ok_and(|rules| rules.contains("proxy-agent"))
+        };
+        ensure!(has_rules(), "no rules at first");
         // What its own changes have woken it for is over.
         std::thread::sleep(Duration::from_millis(500));
-        // No event tells of that.
-        std::fs::remove_file(&pin)?;
+        // The legacy tables tell nobody of a change.
+        node.netns.exec("iptables-legacy -w -t raw -F")?;
         std::thread::sleep(Duration::from_millis(300));
-        ensure!(!pin.exists(), "attached again without a signal");
+        ensure!(!has_rules(), "the rules are back without a signal");
         agent.signal(libc::SIGHUP)?;
-        until("the link to be attached again", || pin.exists())?;
+        until("the rules to be back", has_rules)?;
         ensure!(agent.log().contains("SIGHUP"), "{}", agent.log());
         Ok(())
     });
