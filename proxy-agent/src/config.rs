@@ -57,11 +57,14 @@ pub struct Config {
 impl Config {
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.vips.iter().flat_map(|vip| {
-            let ports = self.ports.iter();
-            ports.map(|port| SocketAddr::new(*vip, *port))
-        })
+        endpoints(&self.vips, &self.ports)
     }
+}
+
+/// Addresses, each with each of the ports.
+pub fn endpoints(vips: &[IpAddr], ports: &[u16]) -> impl Iterator<Item = SocketAddr> {
+    vips.iter()
+        .flat_map(move |vip| ports.iter().map(|port| SocketAddr::new(*vip, *port)))
 }
 
 /// A Service whose connections the agent translates.

@@ -18,7 +18,7 @@ use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
 use self::history::History;
-use crate::config::{AcceptRules, BackendChoice, Config, Service, TcAttach};
+use crate::config::{self, AcceptRules, BackendChoice, Config, Service, TcAttach};
 use crate::instance::Instance;
 use crate::telemetry::log::LogOptions;
 
@@ -73,9 +73,7 @@ pub struct Settings {
 impl Settings {
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> Vec<SocketAddr> {
-        let vips = self.vips.iter();
-        vips.flat_map(|vip| self.ports.iter().map(|port| SocketAddr::new(*vip, *port)))
-            .collect()
+        config::endpoints(&self.vips, &self.ports).collect()
     }
 }
 

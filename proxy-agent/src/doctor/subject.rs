@@ -10,7 +10,7 @@ use super::Options;
 use super::check::Check;
 use crate::backend::iptables;
 use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables};
-use crate::config::Service;
+use crate::config::{self, Service};
 use crate::dnat::{self, Findings};
 use crate::instance::{Instance, paths};
 use crate::link::{self, LinkTable, ObserveError};
@@ -154,12 +154,7 @@ impl Subject {
 
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> Vec<SocketAddr> {
-        let with_ports = |vip: &IpAddr| {
-            let vip = *vip;
-            let ports = self.ports.iter();
-            ports.map(move |port| SocketAddr::new(vip, *port))
-        };
-        self.vips.iter().flat_map(with_ports).collect()
+        config::endpoints(&self.vips, &self.ports).collect()
     }
 
     /// Why a check that needs VIPs has none; nothing if it has.

@@ -47,7 +47,7 @@ use plan::{Desired, Op};
 
 use crate::backend::live::Live;
 use crate::backend::tables;
-use crate::config::{Config, Service, TcAttach};
+use crate::config::{self, Config, Service, TcAttach};
 use crate::instance::Instance;
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
@@ -187,10 +187,7 @@ impl Settings {
 
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.vips.iter().flat_map(|vip| {
-            let ports = self.ports.iter();
-            ports.map(|port| SocketAddr::new(*vip, *port))
-        })
+        config::endpoints(&self.vips, &self.ports)
     }
 }
 

@@ -13,6 +13,7 @@ use super::flavour::Installed;
 use super::plan::Op;
 use super::rules::Family;
 use super::sets::{self, Ipset, Set};
+use crate::config;
 use crate::instance::Instance;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
@@ -61,11 +62,10 @@ impl Learning {
             return learning;
         }
         info!(part = PART, "the rules learn connections with ipset");
-        let endpoint = |vip| ports.iter().map(move |port| SocketAddr::new(vip, *port));
         Self {
             state: State::On,
             sets,
-            endpoints: vips.iter().copied().flat_map(endpoint).collect(),
+            endpoints: config::endpoints(vips, ports).collect(),
             ..learning
         }
     }
