@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::agent::{self, Agent};
+use crate::agent::{self, Agent, TRANSLATE};
 use crate::conntrack;
 use crate::kubeproxy::KubeProxy;
 use crate::node::{Node, Topology};
@@ -36,6 +36,36 @@ pub struct Backend {
     pub translates: bool,
     /// What begins while it starts may be tracked, what was there is not.
     pub new_may_be_tracked: bool,
+}
+
+impl Backend {
+    /// TC programs and verdicts that translate the ClusterIP.
+    pub const EBPF: Self = Self {
+        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+        translates: true,
+        new_may_be_tracked: false,
+    };
+    /// The same by filters on clsact.
+    pub const EBPF_BY_CLSACT: Self = Self {
+        args: &[
+            "--backend=ebpf",
+            "--tc-attach=clsact",
+            TRANSLATE[0],
+            TRANSLATE[1],
+        ],
+        ..Self::EBPF
+    };
+    /// Rules and sets of `nf_tables`.
+    pub const NFTABLES: Self = Self {
+        args: &["--backend=nftables"],
+        translates: false,
+        new_may_be_tracked: false,
+    };
+    /// Rules of iptables, with ipset.
+    pub const IPTABLES: Self = Self {
+        args: &["--backend=iptables"],
+        ..Self::NFTABLES
+    };
 }
 
 /// A node with an agent that is about to be restarted again and again.

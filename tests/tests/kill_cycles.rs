@@ -54,26 +54,13 @@ fn cycle(state: &mut Cycles<'_>, variants: Variants) -> Result<()> {
 
 #[test]
 fn ebpf() {
-    let backend = Backend {
-        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
-        translates: true,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::EBPF;
     killed(Topology::Veth, backend, 200, &[&[]]);
 }
 
 #[test]
 fn ebpf_by_clsact() {
-    let backend = Backend {
-        args: &[
-            "--backend=ebpf",
-            "--tc-attach=clsact",
-            TRANSLATE[0],
-            TRANSLATE[1],
-        ],
-        translates: true,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::EBPF_BY_CLSACT;
     killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
 }
 
@@ -82,9 +69,8 @@ fn ebpf_by_clsact() {
 #[test]
 fn ebpf_with_other_settings_each_time() {
     let backend = Backend {
-        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
-        translates: true,
         new_may_be_tracked: true,
+        ..Backend::EBPF
     };
     let variants: Variants = &[
         &[],
@@ -141,20 +127,12 @@ fn while_attaching_by_clsact() {
 
 #[test]
 fn nftables() {
-    let backend = Backend {
-        args: &["--backend=nftables"],
-        translates: false,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::NFTABLES;
     killed(Topology::Veth, backend, 50, &[&[]]);
 }
 
 #[test]
 fn iptables() {
-    let backend = Backend {
-        args: &["--backend=iptables"],
-        translates: false,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::IPTABLES;
     killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tests::agent::{self, TRANSLATE};
+use tests::agent;
 use tests::cycles::{Backend, Cycles};
 use tests::node::{Node, Topology};
 use tests::skip;
@@ -67,45 +67,24 @@ fn run_once(state: &mut Cycles<'_>, binary: &Path, n: usize) -> Result<()> {
 
 #[test]
 fn ebpf() {
-    let backend = Backend {
-        args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
-        translates: true,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::EBPF;
     upgraded("upgrade-ebpf", Topology::Veth, backend);
 }
 
 #[test]
 fn ebpf_by_clsact() {
-    let backend = Backend {
-        args: &[
-            "--backend=ebpf",
-            "--tc-attach=clsact",
-            TRANSLATE[0],
-            TRANSLATE[1],
-        ],
-        translates: true,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::EBPF_BY_CLSACT;
     upgraded("upgrade-ebpf-clsact", Topology::BridgeNetfilter, backend);
 }
 
 #[test]
 fn nftables() {
-    let backend = Backend {
-        args: &["--backend=nftables"],
-        translates: false,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::NFTABLES;
     upgraded("upgrade-nftables", Topology::BridgeNetfilter, backend);
 }
 
 #[test]
 fn iptables() {
-    let backend = Backend {
-        args: &["--backend=iptables"],
-        translates: false,
-        new_may_be_tracked: false,
-    };
+    let backend = Backend::IPTABLES;
     upgraded("upgrade-iptables", Topology::Veth, backend);
 }
