@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub enum Harm {
     DownVipLink,
     /// The link of the VIPs is called otherwise for a moment.
     RenameVipLink,
+    /// A pod's link is called otherwise for a moment.
+    RenamePodLink,
     /// A pod's link goes to another network namespace and comes back.
     MovePodLink,
     /// A link comes and goes.
@@ -62,7 +65,7 @@ pub enum Harm {
 }
 
 /// All of them.
-pub const ALL: [Harm; 18] = [
+pub const ALL: [Harm; 19] = [
     Harm::FlushRuleset,
     Harm::DeleteTables,
     Harm::DeleteClsact,
@@ -73,6 +76,7 @@ pub const ALL: [Harm; 18] = [
     Harm::DeleteVips,
     Harm::DownVipLink,
     Harm::RenameVipLink,
+    Harm::RenamePodLink,
     Harm::MovePodLink,
     Harm::PassingLink,
     Harm::ConntrackOfOthers,
@@ -123,7 +127,12 @@ impl Harm {
             }
             Self::DownVipLink => attempt(node, &format!("ip link set {VIP_LINK} down")),
             Self::RenameVipLink => rename(node, VIP_LINK),
+            Self::RenamePodLink => {
+                let _alone = away();
+                rename(node, victim);
+            }
             Self::MovePodLink => {
+                let _alone = away();
                 let (here, there) = (node.netns.name(), node.uplink.name());
                 attempt(node, &format!("ip link set {victim} netns {there}"));
                 sleep(AWAY);
@@ -157,6 +166,12 @@ impl Harm {
         }
         Ok(())
     }
+}
+
+/// Held while a pod's link is elsewhere or called otherwise: two at once would lose it for good.
+fn away() -> MutexGuard<'static, ()> {
+    static POD_LINK: Mutex<()> = Mutex::new(());
+    POD_LINK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a command that may find nothing to do.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::node::Node;
+use crate::path::Path;
 use crate::stream::Live;
 use crate::{Family, client, cmd, conntrack, transfer};
 
@@ -38,8 +39,16 @@ pub fn open_many(node: &Node, count: usize) -> Result<Vec<Live>> {
 /// # Errors
 /// When a way does not work.
 pub fn open(node: &Node) -> Result<Vec<Live>> {
+    open_on(node.paths())
+}
+
+/// Starts a stream on each of these ways.
+///
+/// # Errors
+/// When one of them does not work.
+pub fn open_on(paths: Vec<Path<'_>>) -> Result<Vec<Live>> {
     (1..)
-        .zip(node.paths())
+        .zip(paths)
         .map(|(seed, path)| {
             let stream = client::connect(path.netns, path.destination(), TIMEOUT)
                 .with_context(|| path.to_string())?;

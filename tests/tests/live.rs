@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use tests::agent::{Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
+use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open};
+use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open, open_on};
 use tests::{Family, cmd, conntrack};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,6 +28,7 @@ const TRANSLATING: Args = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
 const EBPF: Args = &["--backend=ebpf"];
 /// What goes to the VIP is untracked; kube-proxy translates the rest.
 const NFTABLES: Args = &["--backend=nftables"];
+const IPTABLES: Args = &["--backend=iptables"];
 
 /// None are tracked that the backend should keep from conntrack.
 fn untracked(node: &Node, backend: Args) -> Result<()> {
@@ -254,4 +256,37 @@ fn an_agent_starts_to_translate() {
         all_go_on(&streams)?;
         all_end_intact(streams)
     });
+}
+
+/// Those to the VIP itself do not notice; what kube-proxy has translated does, with and without an agent.
+fn conntrack_is_flushed(topology: Topology, kube_proxy: KubeProxy, backend: Args) {
+    Node::test(topology, |node| {
+        kube_proxy.install_without_masquerade(&node.netns)?;
+        let _agent = node.start_agent(backend)?;
+        let _proxy = Proxy::start(node)?;
+        let mut paths = node.paths();
+        paths.retain(|path| path.via == Via::Vip);
+        let streams = open_on(paths)?;
+        std::thread::sleep(BEFORE);
+        all_go_on(&streams).context("before")?;
+        conntrack::flush(&node.netns)?;
+        all_go_on(&streams).context("after the flush")?;
+        std::thread::sleep(AFTER);
+        all_go_on(&streams).context("a while after the flush")?;
+        untracked(node, backend)?;
+        all_end_intact(streams)?;
+        new_connections_work(node)
+    });
+}
+
+#[test]
+fn nftables_conntrack_flush() {
+    conntrack_is_flushed(Topology::Veth, KubeProxy::IptablesNft, NFTABLES);
+    conntrack_is_flushed(Topology::BridgeNetfilter, KubeProxy::Nftables, NFTABLES);
+}
+
+#[test]
+fn iptables_conntrack_flush() {
+    conntrack_is_flushed(Topology::Veth, KubeProxy::Nftables, IPTABLES);
+    conntrack_is_flushed(Topology::BridgeNetfilter, KubeProxy::Nftables, IPTABLES);
 }

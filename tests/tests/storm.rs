@@ -26,7 +26,7 @@ use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
 use tests::{cmd, kept, snapshot};
 
 /// Within a second is what the agent is to manage; a loaded machine gets more.
-const CONVERGED: Duration = Duration::from_secs(10);
+const CONVERGED: Duration = Duration::from_secs(3);
 /// Between two bursts of harms.
 const PAUSES: std::ops::Range<u64> = 5..250;
 /// Lines of the agent's log for each harm.
