@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent as a library, so that other programs than its own `main` can reach what they need of it.
+//! Nothing but [`main`] is meant to be called.
+
+mod app;
+mod backend;
+mod claims;
+mod cleanup;
+mod cli;
+mod config;
+mod conntrack;
+mod dnat;
+mod doctor;
+mod goflag;
+mod instance;
+mod kernel;
+mod klog;
+mod link;
+mod lock;
+mod netfilter;
+mod reconcile;
+mod state;
+mod status;
+mod telemetry;
+mod time;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::Invocation;
+
+/// The whole program: reads the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    match try_main() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("proxy-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main() -> Result<ExitCode> {
+    let config = match cli::parse() {
+        Invocation::Run(config) => *config,
+        Invocation::Completions(shell) => {
+            io::stdout().write_all(&cli::completions(shell))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Invocation::Cleanup(request) => return block_on(cleanup::run(&request)),
+        Invocation::Doctor(options) => return block_on(doctor::run(&options)),
+        Invocation::Status(request) => return block_on(status::run(&request)),
+    };
+    telemetry::log::init(&config.log)?;
+    block_on(app::run(config))
+}
+
+fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
