@@ -24,6 +24,7 @@ use crate::claims::Claims;
 use crate::config::{BackendChoice, Config};
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
+use crate::kernel::features;
 use crate::kernel::monitor::Interest;
 use crate::link::{self, LinkTable, VipLink};
 use crate::lock::{self, Lock};
@@ -129,11 +130,13 @@ impl Node {
     /// Opens the backend and what else the passes need. Nothing of the data plane is changed.
     async fn open(config: Config, mode: Mode) -> Result<Self> {
         let (handle, connection) = connect().context("cannot open an rtnetlink socket")?;
+        let backend = Backend::open(&config, mode).await;
+        start_again_if_misjudged(&backend);
         Ok(Self {
             handle,
             connection,
             link: VipLink::new(&config.vips, &config.interface),
-            backend: Backend::open(&config, mode).await,
+            backend,
             repair: Repair::new(repaired(&config)),
             started: SystemTime::now(),
             history: History::default(),
@@ -256,6 +259,15 @@ impl Node {
         if let Err(error) = state.store(&self.config.run_dir) {
             warn!("{error}");
         }
+    }
+}
+
+/// Becomes a new process where this one is wrong about the kernel for good.
+fn start_again_if_misjudged(backend: &Backend) {
+    if backend.misjudges_kernel() {
+        warn!("starting again: this process has misjudged what the kernel can do");
+        let error = features::start_again();
+        warn!("cannot start again: {error}");
     }
 }
 

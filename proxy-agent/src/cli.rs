@@ -68,6 +68,8 @@ pub enum Invocation {
     Cleanup(cleanup::Request),
     /// To print the completions for a shell.
     Completions(Shell),
+    /// To print what the kernel is taken for.
+    KernelFeatures,
     /// To look for what may be wrong.
     Doctor(doctor::Options),
 }
@@ -102,6 +104,7 @@ where
     let mut args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     match args.command.take() {
         Some(Subcommand::Completions { shell }) => return Ok(Invocation::Completions(shell)),
+        Some(Subcommand::KernelFeatures) => return Ok(Invocation::KernelFeatures),
         Some(Subcommand::Status {
             output,
             all,

@@ -51,6 +51,10 @@ fn try_main() -> Result<ExitCode> {
             io::stdout().write_all(&cli::completions(shell))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Invocation::KernelFeatures => {
+            io::stdout().write_all(kernel::features::known().as_bytes())?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Invocation::Cleanup(request) => return block_on(cleanup::run(&request)),
         Invocation::Doctor(options) => return block_on(doctor::run(&options)),
         Invocation::Status(request) => return block_on(status::run(&request)),

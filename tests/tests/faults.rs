@@ -79,7 +79,7 @@ impl Faults {
                 calls.len()
             );
 
-            let chosen = chosen(calls.len());
+            let chosen = chosen(calls.len())?;
             println!(
                 "{:?}: {} of {} calls fail, one at a time",
                 self.args,
@@ -203,14 +203,25 @@ fn is_up(agent: &Agent) -> Result<bool> {
     Ok(true)
 }
 
-/// Evenly spread from a start that is another one each time; all if that was asked for.
-fn chosen(calls: usize) -> Vec<usize> {
-    if std::env::var("PROXY_AGENT_TEST_FAULTS").is_ok_and(|asked| asked == "all") {
-        return (0..calls).collect();
+/// Which calls fail: `all`, or numbers with commas between them; a sample if it is not set.
+const FAULTS: &str = "PROXY_AGENT_TEST_FAULTS";
+
+/// Those asked for; else evenly spread from a start that is another one each time.
+fn chosen(calls: usize) -> Result<Vec<usize>> {
+    match std::env::var(FAULTS).as_deref() {
+        Ok("all") => Ok((0..calls).collect()),
+        Ok(asked) => {
+            let numbers: Result<Vec<usize>, _> = asked.split(',').map(str::parse).collect();
+            let mut numbers = numbers.with_context(|| format!("{FAULTS}={asked}"))?;
+            numbers.retain(|n| *n < calls);
+            Ok(numbers)
+        }
+        Err(_) => {
+            let step = (calls / SAMPLE).max(1);
+            let first = usize::try_from(std::process::id()).unwrap_or_default() % step;
+            Ok((first..calls).step_by(step).collect())
+        }
     }
-    let step = (calls / SAMPLE).max(1);
-    let first = usize::try_from(std::process::id()).unwrap_or_default() % step;
-    (first..calls).step_by(step).collect()
 }
 
 fn wait_until_kept(node: &Node, desired: &str) -> Result<()> {

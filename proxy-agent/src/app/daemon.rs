@@ -10,7 +10,7 @@ use tokio::time::{Instant, interval};
 use tracing::{error, info, warn};
 
 use super::signals::{Call, Signals};
-use super::{Node, exit_code, interest};
+use super::{Node, exit_code, interest, start_again_if_misjudged};
 use crate::cleanup::{self, Scope};
 use crate::config::Config;
 use crate::kernel::monitor::Monitor;
@@ -84,6 +84,7 @@ async fn keep(mut node: Node, monitor: Monitor, signals: &mut Signals) -> &'stat
                 Ok(report) => report,
                 Err(by) => return by,
             };
+            start_again_if_misjudged(&node.backend);
             let works = report.failures.is_empty();
             trigger.passed(begun, !works);
             let is_first = works && ready != Some(true);

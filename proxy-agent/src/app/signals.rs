@@ -4,11 +4,16 @@
 //! done about it is `daemon.rs`'s business.
 
 use std::future::pending;
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use crate::reconcile::Control;
@@ -20,12 +25,58 @@ const GRACE: Duration = Duration::from_millis(1500);
 
 /// Signals and systemd.
 pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    end: Inbox,
+    hangup: Inbox,
     heartbeat: Option<Interval>,
     /// What systemd is told.
     pub systemd: Systemd,
+}
+
+/// Where signals wait until they are read.
+///
+/// A signal handler would have to write to a socket to wake the runtime, and for want of memory in the
+/// kernel a signal to end would be lost. What waits in the kernel needs no memory.
+struct Inbox(AsyncFd<SignalFd>);
+
+impl Inbox {
+    /// Has these signals wait from now on, in the threads to come as well. Processes that are started
+    /// do not inherit that: the standard library sees to it.
+    fn open(signals: &[Signal]) -> Result<Self> {
+        let set: SigSet = signals.iter().copied().collect();
+        set.thread_block().context("cannot keep signals")?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let inbox = SignalFd::with_flags(&set, flags).context("cannot listen to signals")?;
+        // SAFETY: the descriptor is the inbox's own, and stays open and the same until it is dropped.
+        let inbox = unsafe { AsyncFd::register_with_interest(inbox, Interest::READABLE) };
+        Ok(Self(inbox.context("cannot wait for signals")?))
+    }
+
+    /// The name of the next one. May be dropped: then it is still there.
+    async fn recv(&self) -> &'static str {
+        loop {
+            let Ok(mut ready) = self.0.readable().await else {
+                // The runtime ends.
+                return pending().await;
+            };
+            let read = ready.try_io(|inbox| {
+                let signal = inbox.get_ref().read_signal()?;
+                signal.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+            });
+            match read {
+                Ok(Ok(signal)) => return name(signal.ssi_signo),
+                // It waits until it can be read.
+                Ok(Err(_)) => yield_now().await,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+fn name(number: u32) -> &'static str {
+    i32::try_from(number)
+        .ok()
+        .and_then(|number| Signal::try_from(number).ok())
+        .map_or("a signal", Signal::as_str)
 }
 
 /// Something that came while the agent was waiting.
@@ -44,7 +95,6 @@ impl Signals {
     ///
     /// If the kernel refuses.
     pub fn listen() -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
         let systemd = Systemd::from_env();
         let heartbeat = systemd.heartbeat().map(|apart| {
             let mut heartbeat = interval(apart);
@@ -52,9 +102,8 @@ impl Signals {
             heartbeat
         });
         Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
+            end: Inbox::open(&[Signal::SIGTERM, Signal::SIGINT])?,
+            hangup: Inbox::open(&[Signal::SIGHUP])?,
             heartbeat,
             systemd,
         })
@@ -64,8 +113,7 @@ impl Signals {
     pub async fn call(&mut self) -> Call {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return Call::Stop("SIGTERM"),
-                _ = self.interrupt.recv() => return Call::Stop("SIGINT"),
+                by = self.end.recv() => return Call::Stop(by),
                 _ = self.hangup.recv() => return Call::Resync,
                 () = beat(self.heartbeat.as_mut()) => self.systemd.alive(),
             }
@@ -86,8 +134,7 @@ impl Signals {
             let until = told.map(|(_, until)| until);
             let by = tokio::select! {
                 biased;
-                _ = self.terminate.recv(), if told.is_none() => "SIGTERM",
-                _ = self.interrupt.recv(), if told.is_none() => "SIGINT",
+                by = self.end.recv(), if told.is_none() => by,
                 () = beat(self.heartbeat.as_mut()) => {
                     // Work that stands still is no sign of life.
                     if steps.replace(control.steps()) != Some(control.steps()) {
@@ -116,8 +163,7 @@ impl Signals {
         loop {
             tokio::select! {
                 biased;
-                _ = self.terminate.recv() => return Err("SIGTERM"),
-                _ = self.interrupt.recv() => return Err("SIGINT"),
+                by = self.end.recv() => return Err(by),
                 done = &mut work => return Ok(done),
                 () = sleep_until(Instant::now() + every) => {}
             }

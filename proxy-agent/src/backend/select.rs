@@ -52,6 +52,8 @@ pub struct Backend {
     broken: Vec<Finding>,
     /// What other backends have left is removed once this one works.
     look_for_leftovers: bool,
+    /// Only a new process can judge the kernel anew.
+    misjudged: bool,
 }
 
 enum Kind {
@@ -88,6 +90,7 @@ impl Backend {
             streak: Streak::default(),
             broken: Vec::new(),
             look_for_leftovers: true,
+            misjudged: false,
         };
         match config.backend {
             BackendChoice::Auto => {
@@ -126,6 +129,11 @@ impl Backend {
             rejected: self.trials.rejected(),
             breaks: self.broken.iter().map(Finding::to_string).collect(),
         }
+    }
+
+    /// Whether the agent has to be started again to see what the kernel can do.
+    pub fn misjudges_kernel(&self) -> bool {
+        self.misjudged
     }
 
     /// One pass over everything the backend keeps.
@@ -251,6 +259,7 @@ impl Backend {
     }
 
     fn reject(&mut self, backend: BackendChoice, error: &Error) {
+        self.misjudged |= matches!(error, Error::Ebpf(ebpf::Error::Misjudged));
         let failure = Failure::new(
             PART,
             format!("backend {backend} cannot be used here"),

@@ -272,6 +272,10 @@ pub enum Subcommand {
         location: Location,
     },
 
+    /// Print what the eBPF loader takes this kernel for: the agent asks itself
+    #[command(name = crate::kernel::features::SUBCOMMAND, hide = true)]
+    KernelFeatures,
+
     /// Print a script that completes the command line in a shell
     Completions {
         /// The shell

@@ -5,6 +5,7 @@
 pub mod author;
 pub mod bpffs;
 pub mod capabilities;
+pub mod features;
 pub mod monitor;
 pub mod netns;
 pub mod pins;

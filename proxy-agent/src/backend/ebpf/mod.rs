@@ -49,7 +49,7 @@ use crate::backend::live::Live;
 use crate::backend::tables;
 use crate::config::{self, Config, Service, TcAttach};
 use crate::instance::Instance;
-use crate::kernel::bpffs;
+use crate::kernel::{bpffs, features};
 use crate::link::LinkTable;
 use crate::netfilter;
 use crate::reconcile::{Mode, Report, carry_out, failed};
@@ -124,6 +124,12 @@ pub enum Error {
         #[source]
         source: netfilter::Error,
     },
+    /// A question about the kernel failed for a passing reason, and its answer stays.
+    #[error(
+        "what this kernel can do was misjudged, because a call failed for a passing reason; the \
+         agent has to be started again"
+    )]
+    Misjudged,
     /// The trial itself failed.
     #[error("cannot try to attach a program")]
     Trial(#[source] io::Error),
@@ -201,6 +207,9 @@ impl Ebpf {
     pub fn open(settings: Settings, mode: Mode) -> Result<Self, Error> {
         bpffs::check(&settings.bpffs)?;
         netfilter::Socket::open()?;
+        if mode == Mode::Apply && !features::are_enough() && features::are_misjudged() {
+            return Err(Error::Misjudged);
+        }
         let programs = match mode {
             Mode::Apply => Some(Programs::load(&settings)?),
             Mode::DryRun => None,
