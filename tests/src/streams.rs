@@ -12,8 +12,9 @@ use crate::stream::Live;
 use crate::{Family, client, cmd, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a stream may stand still: what is lost is sent again after a while.
-const STALL: Duration = Duration::from_secs(15);
+/// How long a stream may stand still: what is lost is sent again after a while, which doubles each time
+/// and is long on a busy machine.
+const STALL: Duration = Duration::from_mins(1);
 
 /// Between two chunks of each of very many streams: about 100 KiB/s in each direction.
 const SLOWLY: Duration = Duration::from_millis(80);

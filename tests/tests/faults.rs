@@ -27,7 +27,7 @@ const CALLS: &str = "bpf,sendto,sendmsg,recvfrom,recvmsg";
 /// How many n a normal run takes.
 const SAMPLE: usize = 20;
 /// The agent's own retries begin a second after a failure.
-const CONVERGED: Duration = Duration::from_secs(15);
+const CONVERGED: Duration = Duration::from_secs(30);
 /// How long a pass may take to end after everything is as desired.
 const REST: Duration = Duration::from_millis(50);
 

@@ -6,12 +6,15 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::census;
 use tests::cycles::{Backend, Cycles};
+use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
 use tests::rest::Rest;
+use tests::streams::{all_end_intact, all_go_on, entries, open};
 
 /// A start may live this long: into its first pass, or well behind it.
 const LIFETIME: Duration = Duration::from_millis(400);
@@ -103,6 +106,47 @@ fn while_pinning() {
         let _agent = node.start_agent(&args)?;
         rest.is_as_at_first(node)
     });
+}
+
+/// The moment in which what was decided is being copied into a map of another size, and then the size
+/// changes once more: what was not copied yet is not lost.
+#[test]
+fn while_copying_decisions() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let args = ["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
+        let mut agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        let streams = open(node)?;
+        agent.stop(libc::SIGKILL)?;
+        set_aside_decisions(node)?;
+        let sizes = [&args[..], &["--max-connections=8192"]].concat();
+        let _agent = node.start_agent(&sizes)?;
+        all_go_on(&streams)?;
+        let tracked = entries(node)?;
+        ensure!(tracked.is_empty(), "tracked: {tracked:#?}");
+        all_end_intact(streams)
+    });
+}
+
+/// As an agent with `--max-connections=4096` leaves it that has copied nothing yet: the map of an agent
+/// that has decided nothing is in the place of the one that has everything.
+fn set_aside_decisions(node: &Node) -> Result<()> {
+    let other = node.bpffs().join("proxy-agent-b/v1");
+    let output = node.run_agent(&[
+        "--backend=ebpf",
+        "--daemon=false",
+        "--instance=b",
+        "--ip-address=172.20.0.7",
+        "--max-connections=4096",
+        &format!("--bpffs={}", other.display()),
+        &format!("--run-dir={}", node.dir().join("run-b").display()),
+    ])?;
+    ensure!(output.status.success(), "{output:?}");
+    let map = node.agent_bpffs().join("CONNECTIONS");
+    fs::rename(&map, map.with_file_name("CONNECTIONS-old"))?;
+    fs::rename(other.join("CONNECTIONS"), &map)?;
+    Ok(())
 }
 
 /// As above, between adding the clsact qdisc and attaching to it: an agent that does not need it finds it.

@@ -10,12 +10,14 @@ use std::path::Path;
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
+use proxy_common::Endpoint;
 use proxy_common::limits::port_bit;
-use proxy_common::{Connection, ConnectionKey, Endpoint};
 use tracing::warn;
 
 use super::hook::{Hook, SocketHook};
-use super::maps::{self, CONNECTIONS, DESTINATIONS, Decisions, Kept, Outgrown, PEERS};
+use super::maps::{
+    self, CONNECTIONS, DESTINATIONS, Decisions, Kept, Outgrown, OutgrownDecisions, PEERS,
+};
 use super::ruleset::Verdict;
 use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup, layout};
@@ -108,6 +110,10 @@ pub struct Programs {
     kept: BTreeMap<&'static str, Kept>,
     /// The decided connections.
     pub decisions: Decisions,
+    /// The map of another size that programs in use decide by.
+    outgrown: Option<OutgrownDecisions>,
+    /// Whether what an earlier agent attached decides by the same map.
+    shares_decisions: bool,
     /// What the agent before this one translated and this one does not.
     pub given_up: Vec<Service>,
     logs: Option<EbpfLogger<ToTracing>>,
@@ -137,17 +143,19 @@ impl Programs {
             bpffs::finish_pins(&pins)?;
         }
         bpffs::finish_pins(&cgroup::pins_dir(settings))?;
-        let decided = Outgrown::<ConnectionKey, Connection>::set_aside(CONNECTIONS, settings)?;
+        let outgrown = OutgrownDecisions::set_aside(CONNECTIONS, settings)?;
+        let shares_decisions =
+            outgrown.is_none() && maps::pinned_id(CONNECTIONS, settings)?.is_some();
         let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
         statistics::discard_unfit(settings)?;
 
         let mut ebpf = load_object(settings)?;
         maps::fill_destinations(&mut ebpf, settings)?;
-        if let Some(decided) = decided {
-            decided.move_into(&mut ebpf)?;
-        }
         if let Some(peers) = peers {
-            peers.move_into(&mut ebpf)?;
+            let map = ebpf.map_mut(PEERS).expect("the object has this map");
+            let mut map: aya::maps::HashMap<_, u64, Endpoint> =
+                map.try_into().map_err(maps::failed(PEERS))?;
+            peers.move_into(&mut map)?;
         }
         let logs = settings
             .debug
@@ -193,6 +201,8 @@ impl Programs {
         }
         Ok(Self {
             decisions: Decisions::of(&mut ebpf)?,
+            outgrown,
+            shares_decisions,
             ebpf,
             hooks,
             sockets,
@@ -201,6 +211,25 @@ impl Programs {
             given_up,
             logs,
         })
+    }
+
+    /// Whether what is attached now decides by the map that these programs obey.
+    pub fn shares_decisions(&self) -> bool {
+        self.shares_decisions
+    }
+
+    /// Takes over what was decided by another map, when nothing decides any more.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn take_over_decisions(&mut self) -> Result<(), maps::Error> {
+        if let Some(outgrown) = &self.outgrown {
+            self.decisions.take_over_all(outgrown)?;
+        }
+        self.outgrown = None;
+        self.shares_decisions = true;
+        Ok(())
     }
 
     /// Ids of the programs on links.

@@ -2,6 +2,7 @@
 
 //! The maps that outlive the agent, as user space reads and writes them.
 
+use std::borrow::BorrowMut;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -248,6 +249,15 @@ impl Decisions {
         keys.iter().try_for_each(|key| self.remove(key))
     }
 
+    /// Takes over what is in a map of another size.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn take_over_all(&mut self, outgrown: &OutgrownDecisions) -> Result<(), Error> {
+        outgrown.move_into(&mut self.map)
+    }
+
     fn remove(&mut self, key: &ConnectionKey) -> Result<(), Error> {
         match self.map.remove(key) {
             // Evicted, or taken back by the programs meanwhile.
@@ -278,6 +288,9 @@ pub struct Outgrown<K, V> {
     pin: PathBuf,
 }
 
+/// The map of decided connections.
+pub type OutgrownDecisions = Outgrown<ConnectionKey, Connection>;
+
 impl<K: Pod, V: Pod> Outgrown<K, V> {
     /// Gives the map another name if its size is not the one asked for, or takes the one that an
     /// agent could not copy that died.
@@ -294,7 +307,14 @@ impl<K: Pod, V: Pod> Outgrown<K, V> {
         if let Some(map) = pinned(name, &settings.bpffs)?
             && size_of(&map)? != settings.max_connections
         {
-            bpffs::rename(&settings.bpffs.join(name), &old)?;
+            let current = settings.bpffs.join(name);
+            if old.exists() {
+                // The agent that began to fill it died before it had any program use it. What was set
+                // aside then still has everything.
+                bpffs::unpin(&current)?;
+            } else {
+                bpffs::rename(&current, &old)?;
+            }
         }
         if !old.exists() {
             return Ok(None);
@@ -318,9 +338,10 @@ impl<K: Pod, V: Pod> Outgrown<K, V> {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn move_into(self, ebpf: &mut Ebpf) -> Result<(), Error> {
-        let map = ebpf.map_mut(self.name).expect("the object has this map");
-        let mut new: aya::maps::HashMap<_, K, V> = map.try_into().map_err(failed(self.name))?;
+    pub fn move_into<T>(&self, new: &mut aya::maps::HashMap<T, K, V>) -> Result<(), Error>
+    where
+        T: BorrowMut<MapData>,
+    {
         for entry in self.map.iter().take(2 * self.size) {
             let (key, value) = entry.map_err(failed(self.name))?;
             new.insert(key, value, 0).map_err(failed(self.name))?;

@@ -19,6 +19,7 @@ mod probe;
 mod qdisc;
 mod ruleset;
 pub mod statistics;
+mod takeover;
 mod teardown;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,8 +45,8 @@ pub use teardown::Tables;
 
 use observe::Observed;
 use plan::{Desired, Op};
+use takeover::{take_back_contradicted, take_over_untracked};
 
-use crate::backend::live::Live;
 use crate::backend::tables;
 use crate::config::{self, Config, Service, TcAttach};
 use crate::instance::Instance;
@@ -289,6 +290,9 @@ impl Ebpf {
         report: &mut Report,
     ) {
         let failures = report.failures.len();
+        if !self.take_over_decisions(handle, table, report).await {
+            return;
+        }
         self.take_over_translated(handle, mode, report).await;
         let desired = self.desired(table);
         let observed = Observed::read(
@@ -476,50 +480,4 @@ fn loaded<H: Ord + Copy>(programs: &BTreeMap<H, u32>) -> BTreeMap<H, Option<u32>
         .iter()
         .map(|(hook, id)| (*hook, Some(*id)))
         .collect()
-}
-
-/// Takes back decisions that conntrack contradicts: while our tables were missing, a connection
-/// may have come to the VIP by somebody's DNAT from the client port of an older decision, and
-/// nobody has verified its SYN-ACK.
-///
-/// Where conntrack cannot be asked, all decisions are taken back: nothing is translated then, but
-/// nothing is broken that conntrack knows.
-fn take_back_contradicted(
-    decisions: &mut maps::Decisions,
-    settings: &Settings,
-) -> Result<(), Error> {
-    let vips: Vec<_> = settings.endpoints().collect();
-    let contradicted = netfilter::Socket::open()
-        .and_then(|mut socket| netfilter::conntrack::translated_clients(&mut socket, &vips));
-    match contradicted {
-        Ok(clients) => clients
-            .into_iter()
-            .try_for_each(|(client, vip)| decisions.take_back(client, vip))?,
-        Err(error) => {
-            warn!(
-                part = PART,
-                "conntrack cannot be asked, all decisions are taken back: {error}"
-            );
-            decisions.forget()?;
-        }
-    }
-    Ok(())
-}
-
-/// Decides the connections of the proxy that conntrack does not know: another backend has kept it
-/// from seeing them. Where they cannot be listed they become tracked.
-fn take_over_untracked(decisions: &mut maps::Decisions, settings: &Settings) -> Result<(), Error> {
-    let vips: Vec<_> = settings.endpoints().collect();
-    match Live::read(&vips) {
-        Ok(live) => {
-            for connection in live.untracked {
-                decisions.take_over(connection.client, connection.vip)?;
-            }
-        }
-        Err(error) => warn!(
-            part = PART,
-            "connections that are untracked now become tracked: {error}"
-        ),
-    }
-    Ok(())
 }

@@ -139,6 +139,57 @@ pub struct Everything {
     pub rest: Vec<Op>,
 }
 
+/// Looks for the programs on links that decide, whoever put them there: the operations that detach them.
+pub async fn deciding(
+    settings: &Settings,
+    handle: &Handle,
+    table: &LinkTable,
+    report: &mut Report,
+) -> Vec<Op> {
+    let attached = Attached::read(settings, handle, Some(table), report).await;
+    attached.detach(Hook::Ingress)
+}
+
+/// What is attached to links, whoever put it there.
+struct Attached {
+    pins: BTreeSet<(Hook, u32)>,
+    filters: BTreeMap<(Hook, u32), Filter>,
+}
+
+impl Attached {
+    async fn read(
+        settings: &Settings,
+        handle: &Handle,
+        table: Option<&LinkTable>,
+        report: &mut Report,
+    ) -> Self {
+        let links = table
+            .map(|table| {
+                let links = table.links.iter();
+                links.map(|link| (link.index, link.name.clone())).collect()
+            })
+            .unwrap_or_default();
+        Self {
+            pins: read_pins(settings, report),
+            filters: read_filters(&links, settings, handle, report).await,
+        }
+    }
+
+    /// The operations that detach the programs of a hook.
+    fn detach(&self, hook: Hook) -> Vec<Op> {
+        let pins = self.pins.iter().filter(|(of, _)| *of == hook);
+        let filters = self.filters.values().filter(|filter| filter.hook == hook);
+        let unpin = pins.map(|(hook, index)| Op::RemovePin {
+            hook: *hook,
+            index: *index,
+        });
+        let remove = filters.map(|filter| Op::RemoveFilter {
+            filter: filter.clone(),
+        });
+        unpin.chain(remove).collect()
+    }
+}
+
 /// Looks for everything of ours, whoever put it there.
 pub async fn everything(
     settings: &Settings,
@@ -146,33 +197,15 @@ pub async fn everything(
     table: Option<&LinkTable>,
     report: &mut Report,
 ) -> Everything {
-    let links = table
-        .map(|table| {
-            let links = table.links.iter();
-            links.map(|link| (link.index, link.name.clone())).collect()
-        })
-        .unwrap_or_default();
-    let pins = read_pins(settings, report);
-    let filters = read_filters(&links, settings, handle, report).await;
-    let detach = |hook: Hook| {
-        let pins = pins.iter().filter(move |(of, _)| *of == hook);
-        let filters = filters.values().filter(move |filter| filter.hook == hook);
-        let unpin = pins.map(|(hook, index)| Op::RemovePin {
-            hook: *hook,
-            index: *index,
-        });
-        unpin.chain(filters.map(|filter| Op::RemoveFilter {
-            filter: filter.clone(),
-        }))
-    };
-    let mut deciding: Vec<_> = detach(Hook::Ingress).collect();
+    let attached = Attached::read(settings, handle, table, report).await;
+    let mut deciding = attached.detach(Hook::Ingress);
     let sockets = SocketHook::ALL.into_iter();
     let sockets = sockets.filter(|hook| cgroup::is_pinned(*hook, settings));
     deciding.extend(sockets.map(|hook| Op::DetachSocket { hook }));
     if settings.bpffs.join(maps::CONNECTIONS).exists() {
         deciding.push(Op::HandOver { services: None });
     }
-    let mut rest: Vec<_> = detach(Hook::Egress).collect();
+    let mut rest = attached.detach(Hook::Egress);
     if settings.bpffs.exists() {
         rest.push(Op::RemovePins {
             directory: settings.bpffs.clone(),
