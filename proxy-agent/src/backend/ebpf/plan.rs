@@ -126,7 +126,7 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
 }
 
 /// Verdicts before programs: until a connection can be untracked in both directions nothing should
-/// decide it. Removals last.
+/// decide it. Removals last, but for what decides.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
@@ -147,6 +147,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             unguarded: tables.unguarded,
         });
     }
+    // Two programs on a link would decide each SYN twice, and the second one takes what the first has
+    // translated for a connection to the VIP.
+    ops.extend(detachments(desired, observed, Hook::Ingress));
     for hook in desired.hooks.keys() {
         for (index, name) in &desired.links {
             let Some(reason) = observed.attachment_fault(*hook, *index, desired) else {
@@ -173,23 +176,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
         // Those that the programs before these ones have decided in the meantime.
         ops.push(hand_over(desired));
     }
-    let wanted = |mode, hook, index| {
-        desired.mode == mode
-            && desired.hooks.contains_key(&hook)
-            && desired.links.contains_key(&index)
-    };
-    for (hook, index) in observed.pins.iter().copied() {
-        if !wanted(AttachMode::Tcx, hook, index) {
-            removals.push(Op::RemovePin { hook, index });
-        }
-    }
-    for filter in observed.filters.values() {
-        if !wanted(AttachMode::Clsact, filter.hook, filter.link.index) {
-            removals.push(Op::RemoveFilter {
-                filter: filter.clone(),
-            });
-        }
-    }
+    removals.extend(detachments(desired, observed, Hook::Egress));
     for hook in observed.sockets.keys().copied() {
         if !desired.sockets.contains_key(&hook) {
             removals.push(Op::DetachSocket { hook });
@@ -197,6 +184,29 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     }
     ops.append(&mut removals);
     ops
+}
+
+/// What removes the programs of a hook from links that should not have them, or have them attached in
+/// the other way.
+fn detachments<'a>(
+    desired: &'a Desired,
+    observed: &'a Observed,
+    hook: Hook,
+) -> impl Iterator<Item = Op> + 'a {
+    let wanted = move |mode, index| {
+        desired.mode == mode
+            && desired.hooks.contains_key(&hook)
+            && desired.links.contains_key(&index)
+    };
+    let pins = observed.pins.iter().copied();
+    let pins = pins.filter(move |(of, index)| *of == hook && !wanted(AttachMode::Tcx, *index));
+    let filters = observed.filters.values().filter(move |filter| {
+        filter.hook == hook && !wanted(AttachMode::Clsact, filter.link.index)
+    });
+    let unpin = pins.map(|(hook, index)| Op::RemovePin { hook, index });
+    unpin.chain(filters.map(|filter| Op::RemoveFilter {
+        filter: filter.clone(),
+    }))
 }
 
 fn hand_over(desired: &Desired) -> Op {

@@ -236,16 +236,23 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
     assert_eq!(forgets(&observed), Some(true), "a rule was removed");
 }
 
+/// Where both stood on a link, each SYN would be decided twice; a reply that is translated is not
+/// translated again.
 #[test]
-fn the_other_way_of_attaching_is_removed_after_the_new_one_stands() {
-    let desired = desired(&[], &[2], AttachMode::Clsact);
+fn the_other_way_of_deciding_is_removed_before_the_new_one_and_that_of_replies_after_it() {
+    let mut desired = desired(&[], &[2], AttachMode::Clsact);
+    desired.hooks.insert(Hook::Egress, Some(EGRESS));
     let mut observed = nothing(&desired);
-    observed.pins.insert((Hook::Ingress, 2));
+    observed
+        .pins
+        .extend([(Hook::Ingress, 2), (Hook::Egress, 2)]);
     assert_eq!(
         told(&plan(&desired, &observed)),
         [
-            "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
             "remove the pinned tcx link of vip_ingress, ifindex 2",
+            "attach vip_egress to link veth2 (ifindex 2) by clsact: it is not attached",
+            "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
+            "remove the pinned tcx link of vip_egress, ifindex 2",
         ]
     );
 }
