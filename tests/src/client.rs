@@ -33,13 +33,19 @@ const PORTS: Range<u16> = 10_000..20_000;
 /// As connect(2); `TimedOut` after `timeout`.
 pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
     let any: IpAddr = if to.is_ipv6() {
         Ipv6Addr::UNSPECIFIED.into()
     } else {
         Ipv4Addr::UNSPECIFIED.into()
     };
-    connect_from(netns, Some(SocketAddr::new(any, port)), to, timeout)
+    loop {
+        let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+        match connect_from(netns, Some(SocketAddr::new(any, port)), to, timeout) {
+            // The ports have come round to one that still has a connection to `to`.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+            result => return result,
+        }
+    }
 }
 
 /// As [`connect_from`], from the namespace of the calling thread, see [`Netns::run`].
