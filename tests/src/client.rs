@@ -38,7 +38,7 @@ pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<T
     } else {
         Ipv4Addr::UNSPECIFIED.into()
     };
-    loop {
+    for _ in PORTS {
         let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
         match connect_from(netns, Some(SocketAddr::new(any, port)), to, timeout) {
             // The ports have come round to one that still has a connection to `to`.
@@ -46,6 +46,7 @@ pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<T
             result => return result,
         }
     }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 /// As [`connect_from`], from the namespace of the calling thread, see [`Netns::run`].
