@@ -63,8 +63,12 @@ pub enum Fate {
 /// What becomes of a packet in a base chain. What may drop it is not counted: most of that is not
 /// meant for the VIP.
 pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
-    let mut may_pass = false;
-    let dropped = match follow(chains, base, &mut may_pass, DEPTH) {
+    let mut walker = Walker {
+        chains,
+        known: BTreeMap::new(),
+    };
+    let Course { end, may_pass } = walker.follow(base, DEPTH);
+    let dropped = match end {
         Some(End::Accepted) => false,
         Some(End::Dropped) => true,
         None => drops_by_policy,
@@ -82,34 +86,74 @@ enum End {
     Dropped,
 }
 
-fn follow(chains: &Chains, name: &str, may_pass: &mut bool, depth: usize) -> Option<End> {
-    let depth = depth.checked_sub(1)?;
-    for step in chains.get(name)? {
-        let certain = match step.matches {
-            Truth::No => continue,
-            Truth::Maybe => false,
-            Truth::Yes => true,
+/// What a chain does with a packet.
+#[derive(Debug, Clone, Copy, Default)]
+struct Course {
+    /// None: the chain ends, and the packet goes on where it came from.
+    end: Option<End>,
+    /// A rule lets it pass, or return, that may match.
+    may_pass: bool,
+}
+
+struct Walker<'a> {
+    chains: &'a Chains,
+    /// By chain and the depth that is left. Without it, chains that are reached in several ways, each
+    /// from chains that are as well, would be walked once for each combination of these.
+    known: BTreeMap<(&'a str, usize), Course>,
+}
+
+impl Walker<'_> {
+    fn follow(&mut self, name: &str, depth: usize) -> Course {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Course::default();
         };
-        match &step.action {
-            Action::Accept if certain => return Some(End::Accepted),
-            Action::Drop if certain => return Some(End::Dropped),
-            Action::Return if certain => return None,
-            // What may drop it is not counted.
-            Action::Nothing | Action::Drop => {}
-            // It may come back before the drop that follows.
-            Action::Accept | Action::Return | Action::Unknown => *may_pass = true,
-            Action::Jump(target) | Action::Goto(target) => {
-                let mut there = false;
-                let end = follow(chains, target, &mut there, depth);
-                *may_pass |= there || (!certain && end == Some(End::Accepted));
-                let leaves = matches!(step.action, Action::Goto(_));
-                if certain && (leaves || end.is_some()) {
-                    return end;
+        let Some((name, steps)) = self.chains.get_key_value(name) else {
+            return Course::default();
+        };
+        if let Some(known) = self.known.get(&(name.as_str(), depth)) {
+            return *known;
+        }
+        let course = self.walk(steps, depth);
+        self.known.insert((name.as_str(), depth), course);
+        course
+    }
+
+    fn walk(&mut self, steps: &[Step], depth: usize) -> Course {
+        let mut may_pass = false;
+        for step in steps {
+            let certain = match step.matches {
+                Truth::No => continue,
+                Truth::Maybe => false,
+                Truth::Yes => true,
+            };
+            let end = match &step.action {
+                Action::Accept if certain => Some(End::Accepted),
+                Action::Drop if certain => Some(End::Dropped),
+                Action::Return if certain => None,
+                // What may drop it is not counted.
+                Action::Nothing | Action::Drop => continue,
+                // It may come back before the drop that follows.
+                Action::Accept | Action::Return | Action::Unknown => {
+                    may_pass = true;
+                    continue;
                 }
-            }
+                Action::Jump(target) | Action::Goto(target) => {
+                    let there = self.follow(target, depth);
+                    may_pass |= there.may_pass || (!certain && there.end == Some(End::Accepted));
+                    let leaves = matches!(step.action, Action::Goto(_));
+                    if !certain || !(leaves || there.end.is_some()) {
+                        continue;
+                    }
+                    there.end
+                }
+            };
+            return Course { end, may_pass };
+        }
+        Course {
+            end: None,
+            may_pass,
         }
     }
-    None
 }
 
 #[cfg(test)]
@@ -188,6 +232,18 @@ mod tests {
         }
     }
 
+    /// Sixteen chains, each of which jumps to the next one ten times.
+    #[test]
+    fn chains_that_are_reached_in_many_ways_are_walked_once() {
+        let level = |at: usize| {
+            let to = Action::Jump((at + 1).to_string());
+            (at.to_string(), vec![step(Truth::Yes, to); 10])
+        };
+        let mut chains: Chains = (0..15).map(level).collect();
+        chains.insert("15".to_owned(), vec![step(Truth::Maybe, Action::Accept)]);
+        assert_eq!(walk(&chains, "0", true), Fate::MayPass);
+    }
+
     proptest! {
         #[test]
         fn any_tangle_ends(steps in prop::collection::vec((0_usize..3, 0_usize..3, 0_u8..3), 0..12)) {
@@ -196,9 +252,7 @@ mod tests {
                 let matches = [Truth::No, Truth::Maybe, Truth::Yes][usize::from(kind)];
                 let action = Action::Jump(to.to_string());
                 let chain = chains.entry(from.to_string()).or_default();
-                if chain.len() < 2 {
-                    chain.push(step(matches, action));
-                }
+                chain.push(step(matches, action));
             }
             let _ = walk(&chains, "0", true);
         }
