@@ -109,15 +109,15 @@ async fn dump_once(
 
 /// What one read told about the dump as a whole.
 #[derive(Debug, PartialEq, Eq)]
-struct Datagram {
+pub(super) struct Datagram {
     /// The dump has ended.
-    done: bool,
+    pub(super) done: bool,
     /// What is listed has changed since the dump began.
-    interrupted: bool,
+    pub(super) interrupted: bool,
 }
 
 /// Walks through the messages of one read.
-fn read_datagram(
+pub(super) fn read_datagram(
     mut rest: &[u8],
     answer: u16,
     each: &mut impl FnMut(&[u8]) -> Result<(), DecodeError>,
@@ -161,7 +161,7 @@ fn check_code(payload: &[u8]) -> Result<(), DumpError> {
     if code == 0 {
         Ok(())
     } else {
-        Err(io::Error::from_raw_os_error(-code).into())
+        Err(io::Error::from_raw_os_error(code.saturating_neg()).into())
     }
 }
 

@@ -2,6 +2,7 @@
 
 //! The nfnetlink socket: transactions, single requests and dumps, for every subsystem of netfilter.
 
+pub(super) mod answers;
 mod error;
 mod message;
 
@@ -10,8 +11,8 @@ use std::mem::size_of;
 use std::os::fd::AsRawFd as _;
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
@@ -19,6 +20,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 
+use self::answers::{Answers, Raw, messages_in};
 pub use self::error::Error;
 pub use self::message::Message;
 
@@ -240,42 +242,12 @@ impl Socket {
         what: &str,
         mut each: impl FnMut(P),
     ) -> Result<(), Error> {
-        let mut interrupted = false;
-        let mut answer = None;
+        let mut answers = Answers::to(self.sequence);
         // Each read makes the kernel put the next part of a dump into the queue.
         while let Some(datagram) = self.receive()? {
-            for message in messages_in(&datagram) {
-                let message = message?;
-                if message.header.sequence_number != self.sequence {
-                    // What is left of an earlier request, whose answer could not be read.
-                    continue;
-                }
-                interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(message) => each(message),
-                    NetlinkPayload::Done(done) => answer = Some(done.code),
-                    NetlinkPayload::Error(error) => answer = Some(error.raw_code()),
-                    _ => {}
-                }
-            }
+            answers.read(&datagram, &mut each)?;
         }
-        let what = what.to_owned();
-        let interruption = |what| Error::Interrupted {
-            subsystem,
-            what,
-            attempts: 1,
-        };
-        match answer {
-            Some(0) if interrupted => Err(interruption(what)),
-            Some(0) => Ok(()),
-            Some(code) if code == -libc::EINTR || code == -libc::EAGAIN => Err(interruption(what)),
-            Some(code) => Err(Error::Refused {
-                subsystem,
-                what,
-                answer: io::Error::from_raw_os_error(code.abs()),
-            }),
-            None => Err(Error::NoAnswer { subsystem, what }),
-        }
+        answers.end(subsystem, what)
     }
 
     fn push(&mut self, buffer: &mut Vec<u8>, flags: u16, message: NetfilterMessage) {
@@ -325,22 +297,6 @@ impl Socket {
     }
 }
 
-/// The attributes of a message.
-struct Raw(Vec<u8>);
-
-impl NetlinkDeserializable for Raw {
-    type Error = DecodeError;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        /// `struct nfgenmsg`.
-        const HEADER: usize = 4;
-        match payload.get(HEADER..) {
-            Some(attributes) => Ok(Self(attributes.to_vec())),
-            None => Err(DecodeError::buffer_too_small(payload.len(), HEADER)),
-        }
-    }
-}
-
 /// Makes a dump until nobody's changes interrupt it, each time with a new result.
 fn again<T: Default>(
     subsystem: &'static str,
@@ -359,26 +315,5 @@ fn again<T: Default>(
         subsystem,
         what: what.to_owned(),
         attempts: DUMP_ATTEMPTS,
-    })
-}
-
-/// The messages of one datagram.
-fn messages_in<P: NetlinkDeserializable<Error = DecodeError>>(
-    datagram: &[u8],
-) -> impl Iterator<Item = Result<NetlinkMessage<P>, Error>> + '_ {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let message = NetlinkMessage::<P>::deserialize(rest).map_err(Error::Decode);
-        rest = match &message {
-            Ok(message) => {
-                let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-                rest.get(length.next_multiple_of(4)..).unwrap_or(&[])
-            }
-            Err(_) => &[],
-        };
-        Some(message)
     })
 }
