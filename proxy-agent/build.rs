@@ -10,9 +10,19 @@ use aya_build::{Package, Toolchain};
 
 /// The name under which `cargo xtask setup` links the distribution's toolchain into rustup.
 const SYSTEM_TOOLCHAIN: &str = "system-bpf";
+/// Set by `cargo xtask` for the fuzzer, which runs no eBPF programs, so that it needs no toolchain for
+/// them. The feature alone does not say so: cargo gives it to an agent that is built beside the fuzzer.
+const WITHOUT_PROGRAMS: &str = "PROXY_AGENT_WITHOUT_PROGRAMS";
 const TARGET: &str = "bpfel-unknown-none";
 
 fn main() -> Result<()> {
+    println!("cargo:rerun-if-env-changed={WITHOUT_PROGRAMS}");
+    let fuzzed = std::env::var_os("CARGO_FEATURE_FUZZING").is_some();
+    if fuzzed && std::env::var_os(WITHOUT_PROGRAMS).is_some() {
+        let out = std::env::var("OUT_DIR").context("cargo sets OUT_DIR")?;
+        return std::fs::write(Path::new(&out).join("proxy-ebpf"), [])
+            .context("writing an empty file in the place of the eBPF programs");
+    }
     let manifest = std::env::var("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?;
     let workspace = Path::new(&manifest)
         .parent()

@@ -5,6 +5,8 @@
 //! name the flag and the value, and end the process with exit code 2.
 
 mod args;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod services;
 mod values;
 

@@ -12,6 +12,9 @@ mod config;
 mod conntrack;
 mod dnat;
 mod doctor;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod goflag;
 mod instance;
 mod kernel;

@@ -3,6 +3,8 @@
 //! What the agent tells other processes of the node about itself: a file in its run directory,
 //! replaced whole, that outlives it. `status` and `doctor` read it; nothing is decided by it.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod history;
 
 use std::collections::BTreeMap;
@@ -264,13 +266,16 @@ pub struct Remembered {
 
 /// Reads what the agent told that ran last with this run directory, as far as it can be read.
 pub fn remembered(run_dir: &Path) -> Remembered {
+    remembered_in(&fs::read(run_dir.join(FILE)).unwrap_or_default())
+}
+
+fn remembered_in(content: &[u8]) -> Remembered {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Told {
         settings: Remembered,
     }
-    let content = fs::read(run_dir.join(FILE)).unwrap_or_default();
-    let told: Told = serde_json::from_slice(&content).unwrap_or_default();
+    let told: Told = serde_json::from_slice(content).unwrap_or_default();
     told.settings
 }
 

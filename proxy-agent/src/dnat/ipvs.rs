@@ -21,7 +21,7 @@ pub fn find(vips: &[IpAddr], findings: &mut Findings) {
 }
 
 /// Reads the list: a line for each service, and below it one beginning with `->` for each server.
-fn parse(list: &str, vips: &[IpAddr]) -> Vec<Finding> {
+pub(super) fn parse(list: &str, vips: &[IpAddr]) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut service = String::new();
     for line in list.lines() {

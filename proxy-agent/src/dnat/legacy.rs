@@ -42,14 +42,14 @@ pub async fn find(vips: &[IpAddr], findings: &mut Findings) {
 
 /// Where a rule sends connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Target {
+pub(super) struct Target {
     first: IpAddr,
     last: IpAddr,
     port: Option<u16>,
 }
 
 impl Target {
-    fn reaches(self, vips: &[IpAddr]) -> impl Iterator<Item = (IpAddr, Option<u16>)> {
+    pub(super) fn reaches(self, vips: &[IpAddr]) -> impl Iterator<Item = (IpAddr, Option<u16>)> {
         vips.iter()
             .filter(move |vip| vip.is_ipv4() == self.first.is_ipv4())
             .filter(move |vip| (self.first..=self.last).contains(*vip))
@@ -58,7 +58,7 @@ impl Target {
 }
 
 /// The target of a rule as it is printed, none if it sends nothing to another address.
-fn target(spec: &str) -> Option<Target> {
+pub(super) fn target(spec: &str) -> Option<Target> {
     // Most rules are others': taking all of them apart would be a waste.
     if !spec.contains(OPTION) {
         return None;

@@ -7,6 +7,8 @@
 //! the backend, and is decided by whoever asks. Cilium and others that translate in BPF programs of
 //! their own are not seen.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod ipvs;
 mod legacy;
 mod nftables;

@@ -76,24 +76,24 @@ fn is_without_nf_tables(error: &Error) -> bool {
 
 /// What the rules of one family hold.
 #[derive(Debug, Default)]
-struct Scan {
-    found: Vec<Finding>,
-    maps: BTreeSet<MapUse>,
+pub(super) struct Scan {
+    pub(super) found: Vec<Finding>,
+    pub(super) maps: BTreeSet<MapUse>,
     unread: Vec<Unread>,
 }
 
 /// A map whose values are addresses that a rule sends connections to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct MapUse {
-    table: String,
-    chain: String,
-    map: String,
+pub(super) struct MapUse {
+    pub(super) table: String,
+    pub(super) chain: String,
+    pub(super) map: String,
     /// Where the address starts in a value.
-    address: usize,
+    pub(super) address: usize,
     /// Its length: 4 or 16.
-    length: usize,
+    pub(super) length: usize,
     /// Where the port starts in a value.
-    port: Option<usize>,
+    pub(super) port: Option<usize>,
 }
 
 fn scan(family: Family, title: &str, vips: &[IpAddr]) -> Result<Scan, Error> {
@@ -142,7 +142,7 @@ fn place(title: &str, table: &str, chain: &str) -> String {
 }
 
 /// Adds what one rule sends to the VIPs, given its attributes.
-fn look_at(rule: &[u8], title: &str, vips: &[IpAddr], scan: &mut Scan) {
+pub(super) fn look_at(rule: &[u8], title: &str, vips: &[IpAddr], scan: &mut Scan) {
     let table = text(attribute(rule, NFTA_RULE_TABLE));
     if str::from_utf8(table).is_ok_and(tables::is_owned) {
         return;
@@ -298,7 +298,7 @@ fn range(info: &[u8], field: usize, length: usize) -> Option<Range> {
 }
 
 /// The targets among the elements of a map.
-fn targets_in<'a>(
+pub(super) fn targets_in<'a>(
     message: &'a SetElementMessage,
     used: &'a MapUse,
     vips: &'a [IpAddr],

@@ -13,7 +13,7 @@ mod check;
 mod conntrack;
 mod dnat;
 mod features;
-mod firewall;
+pub mod firewall;
 mod iptables;
 mod leftovers;
 mod listener;

@@ -4,6 +4,9 @@
 //! passes on what may concern us. What is done about it is decided by a full look at the node:
 //! an event only says that it is time for one.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 use std::fmt::{self, Display};
 use std::io;
 use std::net::IpAddr;

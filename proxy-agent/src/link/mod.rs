@@ -9,6 +9,8 @@
 
 mod apply;
 mod dump;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod observe;
 mod parse;
 mod plan;

@@ -4,6 +4,8 @@
 //! were translated without it. Only TCP is looked at. The bytes are `message.rs`'s business; which
 //! entries are wrong is not decided here.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod message;
 #[cfg(test)]
 mod tests;

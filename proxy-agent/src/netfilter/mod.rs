@@ -6,6 +6,8 @@
 
 pub mod conntrack;
 pub mod expression;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod set;
 mod socket;
 pub mod table;

@@ -192,7 +192,13 @@ impl Set {
         let Some(NfTablesMessage::NewSet(set)) = socket.get(&what, table.family, request)? else {
             return Ok(None);
         };
-        let mut outline = SetOutline::default();
+        Ok(Some(set.into()))
+    }
+}
+
+impl From<SetMessage> for SetOutline {
+    fn from(set: SetMessage) -> Self {
+        let mut outline = Self::default();
         let (mut key_type, mut key_length) = (None, None);
         for attribute in set.attributes {
             match attribute {
@@ -212,7 +218,7 @@ impl Set {
             }
         }
         outline.key = key_type.zip(key_length);
-        Ok(Some(outline))
+        outline
     }
 }
 

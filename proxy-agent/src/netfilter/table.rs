@@ -4,6 +4,8 @@
 //! is `outline.rs`'s business.
 
 mod counters;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod outline;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};

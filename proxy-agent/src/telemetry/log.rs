@@ -4,6 +4,8 @@
 //! format. How that is spelled on the command line is `klog.rs`'s business.
 
 mod filter;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod output;
 
 #[cfg(test)]

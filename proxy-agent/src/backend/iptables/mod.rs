@@ -16,6 +16,8 @@ mod apply;
 mod command;
 mod error;
 mod flavour;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod learning;
 mod observe;
 mod plan;

@@ -98,7 +98,7 @@ fn unreadable(flavour: Flavour, family: Family) -> Error {
 }
 
 /// A table as `iptables-save` prints it.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn parse(text: &str, name: &str) -> Option<SavedTable> {
     super::observe::Saved::parse(text)
         .ok()?

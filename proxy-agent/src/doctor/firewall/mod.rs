@@ -6,6 +6,8 @@
 //! Chains are walked with a packet of which only the VIP's end is known, and that it is untracked.
 //! What depends on anything else is a "maybe" (`walk.rs`).
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod nft;
 mod packet;
 mod walk;

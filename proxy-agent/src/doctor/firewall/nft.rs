@@ -29,9 +29,9 @@ const DROP: u32 = 0;
 
 /// A chain that packets come to by themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Base {
+pub(super) struct Base {
     table: String,
-    chain: String,
+    pub(super) chain: String,
     direction: Direction,
     drops: bool,
 }
@@ -126,7 +126,7 @@ fn command(title: &str, base: &Base, packet: &Packet) -> String {
 }
 
 /// The chain, if it is one that filters packets on their way to the proxy or from it.
-fn base(chain: &ChainMessage) -> Option<Base> {
+pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
     let (mut table, mut name, mut hook, mut policy, mut kind) = ("", "", None, None, "");
     for attribute in &chain.attributes {
         match attribute {
@@ -157,7 +157,12 @@ fn base(chain: &ChainMessage) -> Option<Base> {
 }
 
 /// Adds a rule as each packet sees it. A dump by table may hold rules of others (before Linux 4.11).
-fn add(rule: &RuleMessage, table: &str, packets: &[Packet], rules: &mut BTreeMap<usize, Chains>) {
+pub(super) fn add(
+    rule: &RuleMessage,
+    table: &str,
+    packets: &[Packet],
+    rules: &mut BTreeMap<usize, Chains>,
+) {
     let (mut of, mut chain, mut expressions) = ("", "", &[][..]);
     for attribute in &rule.attributes {
         match attribute {

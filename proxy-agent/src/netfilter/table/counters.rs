@@ -49,7 +49,7 @@ impl Table {
 }
 
 /// The counter of a rule; none if it has none.
-fn count(rule: &RuleMessage) -> Option<Count> {
+pub(super) fn count(rule: &RuleMessage) -> Option<Count> {
     let expressions = rule
         .attributes
         .iter()

@@ -18,14 +18,14 @@ use crate::netfilter::{Error, Socket};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outline {
     pub(super) dormant: bool,
-    sets: Vec<SetOutline>,
-    chains: Vec<ChainOutline>,
+    pub(super) sets: Vec<SetOutline>,
+    pub(super) chains: Vec<ChainOutline>,
     /// Chains, sets and other objects in the table.
     pub(super) objects: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct ChainOutline {
+pub(super) struct ChainOutline {
     name: String,
     hook: Option<(u32, i32)>,
     policy: Option<u32>,
@@ -34,6 +34,26 @@ struct ChainOutline {
 }
 
 impl Outline {
+    /// That of a table as far as its own message tells it: sets and chains have messages of theirs.
+    pub(super) fn of(table: &TableMessage) -> Self {
+        let mut outline = Self {
+            dormant: false,
+            sets: Vec::new(),
+            chains: Vec::new(),
+            objects: 0,
+        };
+        for attribute in &table.attributes {
+            match attribute {
+                TableAttribute::Flags(flags) => {
+                    outline.dormant = flags.contains(TableFlags::Dormant);
+                }
+                TableAttribute::Use(objects) => outline.objects = *objects,
+                _ => {}
+            }
+        }
+        outline
+    }
+
     /// Whether the rules of two tables differ at most in the programs they run.
     pub fn has_rules_of(&self, other: &Self) -> bool {
         let purposes = |outline: &Self| {
@@ -50,6 +70,28 @@ impl Outline {
             outline
         };
         purposes(self) == purposes(other)
+    }
+}
+
+impl ChainOutline {
+    /// That of a chain whose rules have these comments.
+    pub(super) fn of(name: &str, chain: ChainMessage, comments: Vec<String>) -> Self {
+        let mut outline = Self {
+            name: name.to_owned(),
+            hook: None,
+            policy: None,
+            kind: None,
+            comments,
+        };
+        for attribute in chain.attributes {
+            match attribute {
+                ChainAttribute::Hook(hook) => outline.hook = hook_and_priority(&hook),
+                ChainAttribute::Policy(policy) => outline.policy = Some(policy),
+                ChainAttribute::Type(kind) => outline.kind = Some(kind),
+                _ => {}
+            }
+        }
+        outline
     }
 }
 
@@ -96,21 +138,7 @@ impl Table {
         else {
             return Ok(None);
         };
-        let mut outline = Outline {
-            dormant: false,
-            sets: Vec::new(),
-            chains: Vec::new(),
-            objects: 0,
-        };
-        for attribute in table.attributes {
-            match attribute {
-                TableAttribute::Flags(flags) => {
-                    outline.dormant = flags.contains(TableFlags::Dormant);
-                }
-                TableAttribute::Use(objects) => outline.objects = objects,
-                _ => {}
-            }
-        }
+        let mut outline = Outline::of(&table);
         for set in &self.sets {
             outline.sets.extend(set.observe(self, socket)?);
         }
@@ -138,22 +166,8 @@ impl Table {
         else {
             return Ok(None);
         };
-        let mut outline = ChainOutline {
-            name: name.to_owned(),
-            hook: None,
-            policy: None,
-            kind: None,
-            comments: self.comments(socket, name)?,
-        };
-        for attribute in chain.attributes {
-            match attribute {
-                ChainAttribute::Hook(hook) => outline.hook = hook_and_priority(&hook),
-                ChainAttribute::Policy(policy) => outline.policy = Some(policy),
-                ChainAttribute::Type(kind) => outline.kind = Some(kind),
-                _ => {}
-            }
-        }
-        Ok(Some(outline))
+        let comments = self.comments(socket, name)?;
+        Ok(Some(ChainOutline::of(name, chain, comments)))
     }
 
     /// The comments of the rules in one of its chains.

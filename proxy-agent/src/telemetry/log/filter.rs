@@ -17,9 +17,9 @@ use super::{DEBUG_LEVEL, TRACE_LEVEL};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleLevel {
     /// `*` stands for any text, `?` for one character, `/` separates modules.
-    pattern: String,
+    pub(super) pattern: String,
     /// Not negative.
-    level: i32,
+    pub(super) level: i32,
 }
 
 /// Why a text is no `PATTERN=LEVEL`.

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Anything that the programs of iptables and ipset may print.
+
+use super::observe::{ParseError, Saved, SavedTable, words};
+use super::rules::{self, Rule, Table};
+use super::sets;
+use crate::instance::Instance;
+
+/// The tables looked at; others are read and left alone.
+const NAMES: [&str; 4] = ["raw", "mangle", "filter", "nat"];
+
+/// What `iptables-save` prints.
+///
+/// What is read, printed again, is read as the same; a table without its end is an error, never a
+/// shorter table; a rule is ours by its comment alone; and a rule that is recognised is the same rule
+/// when it is printed by us.
+pub fn iptables_save(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let Ok(saved) = Saved::parse(text) else {
+        return;
+    };
+    for name in NAMES {
+        let Some(table) = saved.table(name) else {
+            continue;
+        };
+        let printed = print(name, table);
+        let again = Saved::parse(&printed).expect("it is well formed");
+        assert_eq!(again.table(name), Some(table), "{printed}");
+        let cut = printed.strip_suffix("COMMIT\n").expect("it is its end");
+        let line = cut.lines().count() + 1;
+        let table_name = name.to_owned();
+        let expected = ParseError::Truncated {
+            table: table_name,
+            line,
+        };
+        assert_eq!(Saved::parse(cut), Err(expected));
+        look_at(name, table);
+    }
+}
+
+fn print(name: &str, table: &SavedTable) -> String {
+    let mut text = format!("*{name}\n");
+    for chain in &table.chains {
+        text += &format!(":{} {} [0:0]\n", chain.name, chain.policy);
+    }
+    for rule in &table.rules {
+        text += &format!("-A {} {}\n", rule.chain, rule.spec);
+    }
+    text + "COMMIT\n"
+}
+
+fn look_at(name: &str, table: &SavedTable) {
+    for rule in &table.rules {
+        let Some(words) = words(&rule.spec) else {
+            assert_eq!(rule.owner, None);
+            continue;
+        };
+        assert_eq!(self::words(&quoted(&words)).as_ref(), Some(&words));
+        if let Some(owner) = rule.owner {
+            let mut pairs = words.windows(2).filter(|pair| pair[0] == "--comment");
+            assert!(pairs.any(|pair| rules::owner(&pair[1]) == Some(owner)));
+        }
+        let owner = rule.owner.unwrap_or_default();
+        for of in Table::ALL.into_iter().filter(|of| of.name() == name) {
+            let Some(known) = Rule::recognise(owner, of, &rule.chain, &words) else {
+                continue;
+            };
+            assert_eq!(known.kind.chain(), rule.chain);
+            let printed = self::words(&known.spec()).expect("what we print has words");
+            assert_eq!(
+                Rule::recognise(owner, of, &rule.chain, &printed),
+                Some(known)
+            );
+            assert!(
+                words
+                    .iter()
+                    .any(|word| word.contains(&known.port.to_string()))
+            );
+        }
+    }
+    assert!(!table.filters() || table.has_foreign_content());
+    if table.rules.iter().any(|rule| rule.owner.is_none()) {
+        assert!(table.filters());
+    }
+}
+
+/// Words as one rule, each in quotes.
+fn quoted(words: &[String]) -> String {
+    let quote = |word: &String| {
+        let word = word.replace('\\', "\\\\").replace('"', "\\\"");
+        format!("\"{word}\"")
+    };
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// What `ipset list -terse` prints.
+///
+/// Only sets of the instance asked for are found, and what is read, printed again, is read as the same.
+/// A list that ends within a set is an error.
+pub fn ipset_list(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    for instance in ["", "b"] {
+        let instance: Instance = instance.parse().expect("a name");
+        let Ok(found) = sets::parse(text, instance) else {
+            return;
+        };
+        let mut printed = String::new();
+        for set in &found {
+            assert_eq!(sets::owner(&set.name), Some(instance));
+            printed += &format!("Name: {}\nType: {}\nHeader:", set.name, set.kind);
+            let number = |value: Option<u32>| value.map(|value| value.to_string());
+            for (word, value) in [
+                ("family", set.family.clone()),
+                ("timeout", number(set.timeout)),
+                ("maxelem", number(set.max_elements)),
+            ] {
+                if let Some(value) = value {
+                    printed += &format!(" {word} {value}");
+                }
+            }
+            printed += "\n";
+            assert_eq!(
+                sets::parse(&printed, instance),
+                Err(ParseError::Set {
+                    name: set.name.clone()
+                })
+            );
+            printed += "References: 0\n";
+        }
+        assert_eq!(sets::parse(&printed, instance), Ok(found));
+    }
+}

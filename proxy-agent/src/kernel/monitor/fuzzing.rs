@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Any event of the kernel.
+
+use super::{Event, Interest, author, in_netfilter_events, in_route_events, port_of};
+use crate::fuzzing::choice;
+
+/// A datagram of route netlink or of netfilter, chosen by the first byte.
+///
+/// Nothing is passed on that does not concern us, and what is found is found again when more follows
+/// behind the datagram: nothing beyond a message is read.
+pub fn events(data: &[u8]) {
+    let (kind, datagram) = choice(data);
+    let interest = Interest {
+        vips: vec![[10, 96, 0, 2].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()],
+        tables: vec!["proxy-agent".to_owned()],
+        chains: vec![("raw", "PREROUTING"), ("filter", "INPUT")],
+        ..Interest::default()
+    };
+    let longer = [datagram, &[0xff; 64]].concat();
+    let look = |datagram: &[u8]| match kind % 2 {
+        0 => in_route_events(datagram, &interest),
+        _ => in_netfilter_events(datagram, &interest),
+    };
+    if let Some((event, port)) = look(datagram) {
+        match &event {
+            Event::Address(ip) => assert!(interest.vips.contains(ip)),
+            Event::Table(name) => {
+                let mut watched = interest.chains.iter().map(|(table, _)| *table);
+                assert!(interest.tables.contains(name) || watched.any(|table| table == name));
+            }
+            Event::Link | Event::TrafficControl => assert_eq!(kind % 2, 0),
+            Event::Pins | Event::Overrun => panic!("{event} is in no datagram"),
+        }
+        assert_eq!(look(&longer), Some((event, port)));
+    }
+    if let Some(by) = author(datagram) {
+        assert_eq!(author(&longer), Some(by));
+    }
+    assert!(datagram.len() >= 16 || port_of(datagram) == 0);
+}

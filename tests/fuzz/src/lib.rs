@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is fuzzed. Targets of the agent stand beside its parsers (`fuzzing.rs` there), those of
+//! `proxy-common` here. docs/fuzzing.md tells how they are run.
+
+mod decision;
+mod packet;
+
+use proxy_agent::fuzzing;
+
+/// Something that takes any bytes, and panics if they show a fault.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is about.
+    pub about: &'static str,
+    /// Runs it once.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    target(
+        "command_line",
+        "the command line, one word a line",
+        fuzzing::command_line,
+    ),
+    target(
+        "values",
+        "values of flags: durations, addresses, names",
+        fuzzing::values,
+    ),
+    target("klog", "--vmodule and the modules it names", fuzzing::klog),
+    target(
+        "route",
+        "links and addresses from route netlink",
+        fuzzing::route,
+    ),
+    target("events", "what the kernel tells by itself", fuzzing::events),
+    target(
+        "nf_tables",
+        "tables, sets, chains and rules of nf_tables",
+        fuzzing::nf_tables,
+    ),
+    target(
+        "conntrack",
+        "entries of connection tracking",
+        fuzzing::conntrack,
+    ),
+    target(
+        "dnat",
+        "rules that send connections to a VIP",
+        fuzzing::dnat,
+    ),
+    target(
+        "firewall",
+        "rules that drop packets of a VIP",
+        fuzzing::firewall,
+    ),
+    target(
+        "iptables_save",
+        "what iptables-save prints",
+        fuzzing::iptables_save,
+    ),
+    target("ipset_list", "what ipset list prints", fuzzing::ipset_list),
+    target("state", "the state file", fuzzing::state),
+    target("packet", "headers of packets", packet::packet),
+    target(
+        "decision",
+        "the decision about connections",
+        decision::decision,
+    ),
+];
+
+const fn target(name: &'static str, about: &'static str, run: fn(&[u8])) -> Target {
+    Target { name, about, run }
+}
