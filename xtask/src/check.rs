@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use crate::build::AGENT;
+use crate::fuzz::{self, WITHOUT_PROGRAMS};
 use crate::setup::{self, BPF_TARGET, Compiler, Scope};
 use crate::sh;
 use crate::tidy;
@@ -85,6 +87,15 @@ fn lint_user_space(workspace: &Workspace) -> Result<()> {
             .cargo("clippy")
             .args(["--release", "--locked", "--all-targets", "--keep-going"])
             .args(DENIED),
+    )?;
+    // By itself: it has the agent's crate built with what only fuzzing needs.
+    sh::run(
+        workspace
+            .cargo("clippy")
+            .args(["--release", "--locked", "--keep-going"])
+            .args(["--package", fuzz::FUZZER, "--package", AGENT])
+            .args(DENIED)
+            .env(WITHOUT_PROGRAMS.0, WITHOUT_PROGRAMS.1),
     )
 }
 

@@ -8,6 +8,7 @@
 
 mod build;
 mod check;
+mod fuzz;
 mod previous;
 mod setup;
 mod sh;
@@ -79,6 +80,20 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 30)]
         minutes: u64,
     },
+    /// Look for inputs that show a fault in a parser or in the decision
+    ///
+    /// Without a target it lists them; `all` runs each of them. What a run has come upon is kept in
+    /// target/fuzz for the next one, and so are the inputs that failed.
+    Fuzz {
+        /// What is fuzzed
+        target: Option<String>,
+        /// How many inputs each target gets
+        #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+        runs: u64,
+        /// Arguments for libFuzzer, for example `-- -max_total_time=60`
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
     /// Build the agent and run it, for example `cargo xtask run -- --help`
     Run {
         /// Arguments for the agent
@@ -112,6 +127,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Test { filter, args } => test::test(&workspace, filter.as_deref(), &args),
         Task::Demo { args } => test::demo(&workspace, &args),
         Task::Soak { minutes } => test::soak(&workspace, minutes),
+        Task::Fuzz { target, runs, args } => fuzz::fuzz(&workspace, target.as_deref(), runs, &args),
         Task::Run { args } => build::run(&workspace, &args),
     }
 }

@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::build::AGENT;
+use crate::fuzz;
 use crate::previous;
 use crate::setup::{self, Scope};
 use crate::sh;
@@ -26,7 +27,13 @@ const AGENT_VARIABLE: &str = "PROXY_AGENT_BIN";
 const PREVIOUS_VARIABLE: &str = "PROXY_AGENT_PREVIOUS_BIN";
 
 /// What cargo builds and tests: everything that runs in user space.
-const USER_SPACE: &[&str] = &["--workspace", "--exclude", "proxy-ebpf"];
+const USER_SPACE: &[&str] = &[
+    "--workspace",
+    "--exclude",
+    "proxy-ebpf",
+    "--exclude",
+    "fuzz",
+];
 
 /// Runs all tests, or those whose name contains `filter`.
 ///
@@ -68,7 +75,14 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
     if !args.is_empty() {
         cargo.arg("--").args(args);
     }
-    let outcome = sh::run(&mut cargo);
+    let mut outcome = sh::run(&mut cargo);
+    if filter.is_none() {
+        let fuzzed = fuzz::briefly(workspace);
+        if let Err(error) = &fuzzed {
+            eprintln!("error: {error:#}");
+        }
+        outcome = outcome.and(fuzzed);
+    }
     let verdict = if outcome.is_ok() { "passed" } else { "FAILED" };
     println!("\ntests {verdict} in {}", sh::duration(start.elapsed()));
     for line in skips(&skipped)? {

@@ -32,6 +32,8 @@ pub const TOOLS: &[Tool] = &[
     tool("nsenter", "util-linux"),
     tool("setpriv", "util-linux"),
     tool("strace", "strace"),
+    // Compiles libFuzzer.
+    tool("c++", "g++"),
 ];
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {
