@@ -7,6 +7,7 @@ pub mod bpffs;
 pub mod capabilities;
 pub mod features;
 pub mod monitor;
+pub mod netlink;
 pub mod netns;
 pub mod pins;
 pub mod sockets;

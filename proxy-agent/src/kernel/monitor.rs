@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, GenAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
     TableAttribute, TableMessage,
@@ -26,6 +26,7 @@ use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket
 use tokio::time::{Instant, sleep_until};
 
 use super::author::By;
+use super::netlink;
 use super::pins::Pins;
 
 /// Multicast groups of linux/rtnetlink.h and linux/netfilter/nfnetlink.h.
@@ -231,7 +232,7 @@ fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)>
 }
 
 fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
-    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+    let Ok(message) = netlink::decode::<RouteNetlinkMessage>(bytes) else {
         // A message of a newer kernel: what it says is found by looking.
         return Some(Event::Link);
     };
@@ -299,7 +300,7 @@ fn author(datagram: &[u8]) -> Option<By> {
 }
 
 fn nf_tables(bytes: &[u8]) -> Option<NfTablesMessage> {
-    let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).ok()?;
+    let message = netlink::decode::<NetfilterMessage>(bytes).ok()?;
     match message.payload {
         NetlinkPayload::InnerMessage(NetfilterMessage {
             inner: NetfilterMessageInner::NfTables(message),

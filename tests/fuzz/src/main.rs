@@ -5,8 +5,10 @@
 
 #![no_main]
 
+use std::backtrace::Backtrace;
+use std::cell::RefCell;
 use std::sync::OnceLock;
-use std::{env, process};
+use std::{env, panic, process};
 
 use fuzz::{TARGETS, Target};
 use libfuzzer_sys::fuzz_target;
@@ -15,13 +17,32 @@ static TARGET: OnceLock<&Target> = OnceLock::new();
 
 fuzz_target!(
     init: choose(),
-    |data: &[u8]| (TARGET.get().expect("it is chosen first").run)(data)
+    |data: &[u8]| run(data)
 );
+
+thread_local! {
+    /// What the last panic said.
+    static LAST: RefCell<Option<(String, Backtrace)>> = const { RefCell::new(None) };
+}
+
+fn run(data: &[u8]) {
+    let target = TARGET.get().expect("it is chosen first");
+    if panic::catch_unwind(|| (target.run)(data)).is_err() {
+        if let Some((what, from)) = LAST.take() {
+            eprintln!("{what}\n{from}");
+        }
+        process::abort();
+    }
+}
 
 fn choose() {
     let name = env::var("FUZZ_TARGET").unwrap_or_default();
     if let Some(target) = TARGETS.iter().find(|target| target.name == name) {
         TARGET.get_or_init(|| target);
+        // libFuzzer's own ends the process at every panic, also at one that is caught.
+        panic::set_hook(Box::new(|panicked| {
+            LAST.replace(Some((panicked.to_string(), Backtrace::force_capture())));
+        }));
         return;
     }
     for target in TARGETS {

@@ -11,6 +11,7 @@ use netlink_packet_core::{
 };
 
 use super::Error;
+use crate::kernel::netlink;
 
 /// What the datagrams have told that were read so far.
 #[derive(Debug)]
@@ -110,7 +111,7 @@ pub fn messages_in<P: NetlinkDeserializable<Error = DecodeError>>(
         if rest.is_empty() {
             return None;
         }
-        let message = NetlinkMessage::<P>::deserialize(rest).map_err(Error::Decode);
+        let message = netlink::decode::<P>(rest).map_err(Error::Decode);
         rest = match &message {
             Ok(message) => {
                 let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
