@@ -154,7 +154,7 @@ fn hide_ipset() -> io::Result<()> {
 }
 
 /// Makes a mount namespace whose mounts nobody else sees.
-fn private_mounts() -> io::Result<()> {
+pub(crate) fn private_mounts() -> io::Result<()> {
     let nothing = std::ptr::null();
     // SAFETY: the strings are C strings, and null is allowed where it is given.
     unsafe {

@@ -8,29 +8,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tests::everywhere::everything_works;
 use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
-use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::{Family, client, cmd, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const BYTES: u64 = 1_000_000;
-
-/// Every way works; what goes to the VIP is untracked.
-fn everything_works(node: &Node) -> Result<()> {
-    for path in node.paths() {
-        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
-            .with_context(|| path.to_string())?;
-        transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
-        let entries = conntrack::list(&node.netns, path.family)?;
-        let found = conntrack::of_client(&entries, stream.local_addr()?);
-        let wanted = usize::from(path.via == Via::ClusterIp);
-        ensure!(found.len() == wanted, "{path}: {found:#?}");
-    }
-    Ok(())
-}
 
 /// The container of the sidecar's unchanged manifest: `NET_ADMIN` and nothing else, a seccomp filter
 /// that refuses bpf(2), no bpffs.

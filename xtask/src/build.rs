@@ -33,7 +33,7 @@ pub fn build(workspace: &Workspace) -> Result<()> {
     println!(
         "{}: {}, built in {}",
         workspace.relative(&agent).display(),
-        size(meta.len()),
+        sh::size(meta.len()),
         sh::duration(start.elapsed())
     );
     Ok(())
@@ -55,19 +55,4 @@ fn compile(workspace: &Workspace) -> Result<()> {
             .cargo("build")
             .args(["--release", "--locked", "--package", AGENT]),
     )
-}
-
-/// Bytes for people, in MiB with one decimal.
-fn size(bytes: u64) -> String {
-    let tenths = bytes * 10 / (1 << 20);
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn sizes_read_well() {
-        assert_eq!(super::size(0), "0.0 MiB");
-        assert_eq!(super::size(5 * (1 << 20) + (1 << 19)), "5.5 MiB");
-    }
 }

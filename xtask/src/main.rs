@@ -9,6 +9,7 @@
 mod build;
 mod check;
 mod fuzz;
+mod image;
 mod previous;
 mod setup;
 mod sh;
@@ -94,6 +95,11 @@ enum Task {
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+    /// Build the container image, without a container daemon
+    ///
+    /// An OCI layout with the agent, linked statically, and the iptables and ipset programs of Debian that
+    /// its iptables backend calls; `docker load`, `podman load` and `ctr images import` take it.
+    Image(image::Options),
     /// Build the agent and run it, for example `cargo xtask run -- --help`
     Run {
         /// Arguments for the agent
@@ -128,6 +134,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Demo { args } => test::demo(&workspace, &args),
         Task::Soak { minutes } => test::soak(&workspace, minutes),
         Task::Fuzz { target, runs, args } => fuzz::fuzz(&workspace, target.as_deref(), runs, &args),
+        Task::Image(options) => image::image(&workspace, &options),
         Task::Run { args } => build::run(&workspace, &args),
     }
 }

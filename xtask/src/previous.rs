@@ -42,27 +42,18 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
                 .arg(COMMIT),
         )?;
     }
-    // The same target directory, so that dependencies are built once. The programs have the same
-    // name there: this one is moved away.
-    let built = workspace.program(AGENT);
-    let current = built.with_extension("current");
-    let kept = fs::rename(&built, &current).is_ok();
-    let outcome = sh::run(workspace.cargo("build").current_dir(&tree).args([
-        "--release",
-        "--locked",
-        "--package",
-        AGENT,
-    ]))
-    .and_then(|()| {
-        fs::copy(&built, &program)
+    // The same target directory, so that dependencies are built once.
+    workspace.aside(AGENT, |built| {
+        sh::run(workspace.cargo("build").current_dir(&tree).args([
+            "--release",
+            "--locked",
+            "--package",
+            AGENT,
+        ]))?;
+        fs::copy(built, &program)
             .map(drop)
             .with_context(|| format!("cannot copy {} to {}", built.display(), program.display()))
-    });
-    if kept {
-        fs::rename(&current, &built)
-            .with_context(|| format!("cannot put {} back", built.display()))?;
-    }
-    outcome?;
+    })?;
     // The program is all that is needed of it.
     sh::run(
         git(workspace)

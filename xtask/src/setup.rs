@@ -26,6 +26,8 @@ pub enum Scope {
     Build,
     /// That, and the programs that tests and demo run.
     Everything,
+    /// What compiles the agent, and what builds and starts programs for this Rust target.
+    Cross(&'static str),
 }
 
 /// Makes sure that everything in `scope` is there. Says in one line what was found.

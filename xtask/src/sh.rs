@@ -157,6 +157,12 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// Bytes for people, in MiB with one decimal.
+pub fn size(bytes: u64) -> String {
+    let tenths = bytes * 10 / (1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +188,12 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("sorry"), "{text}");
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(size(0), "0.0 MiB");
+        assert_eq!(size(5 * (1 << 20) + (1 << 19)), "5.5 MiB");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result};
 
 use crate::build::AGENT;
 use crate::fuzz;
+use crate::image;
 use crate::previous;
 use crate::setup::{self, Scope};
 use crate::sh;
@@ -25,6 +26,9 @@ const AGENT_VARIABLE: &str = "PROXY_AGENT_BIN";
 
 /// Tells the tests of upgrades where the agent of the previous release is.
 const PREVIOUS_VARIABLE: &str = "PROXY_AGENT_PREVIOUS_BIN";
+
+/// Tells the tests of the image where it is.
+const IMAGE_VARIABLE: &str = "PROXY_AGENT_IMAGE";
 
 /// What cargo builds and tests: everything that runs in user space.
 const USER_SPACE: &[&str] = &[
@@ -70,6 +74,12 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
             cargo.env(PREVIOUS_VARIABLE, program);
         }
         Err(reason) => eprintln!("no build of the previous release: {reason}"),
+    }
+    match image::for_tests(workspace)? {
+        Ok(image) => {
+            cargo.env(IMAGE_VARIABLE, image);
+        }
+        Err(reason) => eprintln!("no image: {reason}"),
     }
     cargo.args(filter);
     if !args.is_empty() {

@@ -3,6 +3,7 @@
 //! Where the checkout and its build results are, and how cargo is called in it.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -59,6 +60,23 @@ impl Workspace {
     /// Where `cargo build --release` puts the program of this name.
     pub fn program(&self, name: &str) -> PathBuf {
         self.target.join("release").join(name)
+    }
+
+    /// Does `work`, which builds another program of this name at the path it is given, and puts the one
+    /// that was there back.
+    ///
+    /// # Errors
+    /// When `work` fails, or the program cannot be put back.
+    pub fn aside(&self, name: &str, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let built = self.program(name);
+        let current = built.with_extension("current");
+        let kept = fs::rename(&built, &current).is_ok();
+        let outcome = work(&built);
+        if kept {
+            fs::rename(&current, &built)
+                .with_context(|| format!("cannot put {} back", built.display()))?;
+        }
+        outcome
     }
 
     /// `path` as one writes it at the top of the checkout.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Scope;
-use super::tools::{TOOLS, Tool};
+use super::tools::{self, TOOLS, Tool};
 use crate::sh;
 
 /// The compilation target of the eBPF programs: of this machine's byte order.
@@ -75,6 +75,7 @@ impl Machine {
         let wanted = match scope {
             Scope::Build => &[],
             Scope::Everything => TOOLS,
+            Scope::Cross(target) => tools::cross(target),
         };
         let compiler = if rustup {
             let toolchains = sh::home("RUSTUP_HOME", ".rustup").map(|home| home.join("toolchains"));

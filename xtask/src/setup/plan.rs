@@ -52,7 +52,7 @@ pub fn steps(machine: &Machine) -> Vec<Step> {
     let mut packages: Vec<&str> = machine
         .missing_tools
         .iter()
-        .map(|tool| tool.package)
+        .flat_map(|tool| tool.package.split(' '))
         .collect();
     packages.sort_unstable();
     packages.dedup();

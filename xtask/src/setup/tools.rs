@@ -7,7 +7,7 @@
 pub struct Tool {
     /// The program's name in `PATH`.
     pub program: &'static str,
-    /// Its package in Debian and Ubuntu.
+    /// Its package in Debian and Ubuntu; several where it is of no use alone.
     pub package: &'static str,
 }
 
@@ -34,7 +34,31 @@ pub const TOOLS: &[Tool] = &[
     tool("strace", "strace"),
     // Compiles libFuzzer.
     tool("c++", "g++"),
+    tool("skopeo", "skopeo"),
 ];
+
+/// What images for another processor are built with and tried with, by Rust target.
+pub fn cross(target: &str) -> &'static [Tool] {
+    const AARCH64: &[Tool] = &[
+        tool(
+            "aarch64-linux-gnu-gcc",
+            "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+        ),
+        tool("qemu-aarch64-static", "qemu-user-static"),
+    ];
+    const X86_64: &[Tool] = &[
+        tool(
+            "x86_64-linux-gnu-gcc",
+            "gcc-x86-64-linux-gnu libc6-dev-amd64-cross",
+        ),
+        tool("qemu-x86_64-static", "qemu-user-static"),
+    ];
+    match target {
+        "aarch64-unknown-linux-gnu" => AARCH64,
+        "x86_64-unknown-linux-gnu" => X86_64,
+        _ => &[],
+    }
+}
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {
     Tool { program, package }

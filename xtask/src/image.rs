@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `image`: the container image, built without a daemon and without root.
+//!
+//! [`compile`] makes the program, [`debian`] fetches packages, [`rootfs`] takes what is needed of
+//! them, [`sbom`] lists it, [`oci`] packs it, [`verify`] reads the result as others will. This file
+//! puts these in order.
+
+mod arch;
+mod check;
+mod compile;
+mod debian;
+mod elf;
+mod oci;
+mod rootfs;
+mod sbom;
+mod tree;
+mod verify;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use self::arch::Arch;
+pub use self::arch::Wanted;
+use self::compile::Cross;
+use self::debian::{Apt, Package};
+use self::oci::{About, Image, Layout};
+use self::rootfs::Rootfs;
+use self::sbom::Linked;
+use crate::setup::{self, Scope};
+use crate::sh;
+use crate::workspace::Workspace;
+
+/// The image's name, without a registry.
+const NAME: &str = "proxy-agent";
+
+/// Where the documents of the agent are in the image.
+const DOCUMENTS: &str = "usr/share/doc/proxy-agent";
+
+/// What the command line says.
+#[derive(clap::Args)]
+pub struct Options {
+    /// For which processors [default: this machine's]
+    #[arg(long)]
+    arch: Option<Wanted>,
+    /// The archive (`….tar`) or directory to write [default: target/image/proxy-agent-VERSION-ARCH.tar]
+    #[arg(long, value_name = "DIR|TAR")]
+    output: Option<PathBuf>,
+    /// Goes before the name in the image's tag, such as `ghcr.io/example`
+    #[arg(long, value_name = "REGISTRY")]
+    registry: Option<String>,
+    /// Where the source is, for the label of that name
+    #[arg(long, value_name = "URL")]
+    source: Option<String>,
+    /// Start the programs of the image, for another processor under qemu with the unit tests
+    #[arg(long)]
+    check: bool,
+}
+
+/// Builds the image.
+///
+/// # Errors
+/// When something it needs is missing, cannot be built, or is not as it should be.
+pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
+    let start = Instant::now();
+    if let Some(reason) = Apt::is_impossible() {
+        bail!("{reason}");
+    }
+    let wanted = options.arch.unwrap_or_else(Wanted::host);
+    setup::ensure(Scope::Build)?;
+    let foreign: Vec<Arch> = wanted
+        .archs()
+        .iter()
+        .copied()
+        .filter(|arch| !arch.is_host())
+        .collect();
+    for arch in &foreign {
+        setup::ensure(Scope::Cross(arch.target()))?;
+    }
+    let mut about = about(workspace, options)?;
+    let directory = workspace.target.join("image");
+    let mut parts = Vec::new();
+    for &arch in wanted.archs() {
+        let apt = Apt::new(&directory, arch);
+        let packages = apt.packages()?;
+        let cross = Cross::find(workspace, arch, &apt)?;
+        let agent = cross.agent(workspace)?;
+        let rust = cross.version()?;
+        let part = Part::new(workspace, &about, arch, &agent, &packages, rust)?;
+        parts.push((part, cross));
+    }
+    about.licences = licences(parts.iter().flat_map(|(part, _)| &part.rootfs.packages));
+    let output = options.output.clone().unwrap_or_else(|| {
+        directory.join(format!("{NAME}-{}-{}.tar", about.version, wanted.name()))
+    });
+    let made: Vec<&Part> = parts.iter().map(|(part, _)| part).collect();
+    let layout = pack(&about, &made, &output)?;
+    for part in &made {
+        let name = format!("{NAME}-{}-{}.spdx.json", about.version, part.arch.name());
+        let path = output.with_file_name(name);
+        fs::write(&path, &part.sbom).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}: SBOM", workspace.relative(&path).display());
+    }
+    println!(
+        "{}: {}:{}, {}, built in {}",
+        workspace.relative(&output).display(),
+        about.name,
+        about.version,
+        layout.digest,
+        sh::duration(start.elapsed())
+    );
+    if options.check {
+        for (part, cross) in &parts {
+            check::check(workspace, cross, part.arch, &part.rootfs.tree)?;
+        }
+    }
+    Ok(())
+}
+
+/// An image of the tests' own agent for this machine, as a directory; the reason if there can be none.
+///
+/// # Errors
+/// When building it fails.
+pub fn for_tests(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
+    if let Some(reason) = Apt::is_impossible() {
+        return Ok(Err(reason));
+    }
+    let directory = workspace.target.join("image");
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let packages = Apt::new(&directory, Arch::host()).packages()?;
+    let agent = compile::relinked(workspace)?;
+    let options = Options {
+        arch: None,
+        output: None,
+        registry: None,
+        source: None,
+        check: false,
+    };
+    let mut about = about(workspace, &options)?;
+    about.licences = licences(&packages);
+    let rust = compile::version(None)?;
+    let part = Part::new(workspace, &about, Arch::host(), &agent, &packages, rust)?;
+    let output = directory.join("tests");
+    pack(&about, &[&part], &output)?;
+    Ok(Ok(output))
+}
+
+/// The image for one architecture, before it is packed.
+struct Part {
+    arch: Arch,
+    rootfs: Rootfs,
+    sbom: Vec<u8>,
+}
+
+impl Part {
+    fn new(
+        workspace: &Workspace,
+        about: &About,
+        arch: Arch,
+        agent: &Path,
+        packages: &[Package],
+        rust: String,
+    ) -> Result<Self> {
+        let bytes = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
+        if elf::needs(&bytes)?.is_none_or(|needs| needs != elf::Needs::default()) {
+            bail!("{} is not linked statically", agent.display());
+        }
+        let mut rootfs = rootfs::assemble(arch, bytes, packages)?;
+        let crates = sbom::crates(workspace, arch)?;
+        let linked = Linked {
+            rust,
+            c_library: compile::c_library(arch)?,
+        };
+        let about = About {
+            licences: licences(&rootfs.packages),
+            ..about.clone()
+        };
+        let document = sbom::document(&about, arch, &crates, &linked, &rootfs.packages)?;
+        let sbom = serde_json::to_vec_pretty(&document)?;
+        let licence = fs::read(workspace.root.join("LICENSE")).context("cannot read LICENSE")?;
+        let tree = &mut rootfs.tree;
+        tree.add_text(&format!("{DOCUMENTS}/copyright"), licence);
+        tree.add_text(&format!("{DOCUMENTS}/crates.txt"), sbom::terms(&crates)?);
+        tree.add_text(&format!("{DOCUMENTS}/sbom.spdx.json"), sbom.clone());
+        Ok(Self { arch, rootfs, sbom })
+    }
+}
+
+/// Writes the image, reads it again and says how large it is.
+fn pack(about: &About, parts: &[&Part], output: &Path) -> Result<Layout> {
+    let images: Vec<Image> = parts
+        .iter()
+        .map(|part| Image {
+            arch: part.arch,
+            tree: &part.rootfs.tree,
+        })
+        .collect();
+    let layout = oci::layout(about, &images)?;
+    layout.write(output, about.time)?;
+    let found = verify::verify(output)?;
+    let platforms: Vec<String> = parts
+        .iter()
+        .map(|part| format!("linux/{}", part.arch.name()))
+        .collect();
+    if found.platforms != platforms {
+        bail!(
+            "{platforms:?} was packed and {:?} is there",
+            found.platforms
+        );
+    }
+    for (part, (arch, compressed)) in parts.iter().zip(&layout.compressed) {
+        let agent = match part.rootfs.tree.get(rootfs::AGENT) {
+            Some(tree::Node::File(_, bytes)) => bytes.len() as u64,
+            _ => 0,
+        };
+        println!(
+            "{}: {} unpacked, {} compressed; the agent {}, and files of {} packages",
+            arch.name(),
+            sh::size(part.rootfs.tree.size()),
+            sh::size(*compressed),
+            sh::size(agent),
+            part.rootfs.packages.len()
+        );
+    }
+    Ok(layout)
+}
+
+/// Every licence that something in the image is under. Crates leave the choice of one as permissive as
+/// the agent's own.
+fn licences<'a>(packages: impl IntoIterator<Item = &'a Package>) -> String {
+    let mut all = BTreeSet::from(["Apache-2.0"]);
+    all.extend(
+        packages
+            .into_iter()
+            .flat_map(|package| package.licence.split(" AND ")),
+    );
+    all.into_iter().collect::<Vec<_>>().join(" AND ")
+}
+
+fn about(workspace: &Workspace, options: &Options) -> Result<About> {
+    let git = |format: &str| {
+        let text = sh::read(
+            sh::command("git")
+                .args([
+                    "log",
+                    "-1",
+                    "--date=format-local:%Y-%m-%dT%H:%M:%SZ",
+                    format,
+                ])
+                .current_dir(&workspace.root)
+                .env("TZ", "UTC"),
+        );
+        text.map(|text| text.trim().to_owned())
+            .context("the image's time is that of the commit")
+    };
+    let registry = options
+        .registry
+        .as_deref()
+        .map(|registry| registry.trim_end_matches('/'));
+    Ok(About {
+        name: registry.map_or_else(|| NAME.to_owned(), |registry| format!("{registry}/{NAME}")),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: git("--format=%H")?,
+        time: git("--format=%ct")?.parse().context("git tells no time")?,
+        created: git("--format=%cd")?,
+        source: options.source.clone(),
+        licences: String::new(),
+    })
+}

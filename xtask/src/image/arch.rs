@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The processor architectures that images are built for, and what each is called by whom.
+
+use clap::ValueEnum;
+
+/// A processor architecture, as OCI and Debian name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Arch {
+    /// x86-64
+    Amd64,
+    /// aarch64
+    Arm64,
+}
+
+/// What `--arch` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wanted {
+    /// x86-64
+    Amd64,
+    /// aarch64
+    Arm64,
+    /// Both, in one image index
+    All,
+}
+
+impl Wanted {
+    /// The architectures, in order.
+    pub fn archs(self) -> &'static [Arch] {
+        match self {
+            Self::Amd64 => &[Arch::Amd64],
+            Self::Arm64 => &[Arch::Arm64],
+            Self::All => &[Arch::Amd64, Arch::Arm64],
+        }
+    }
+
+    /// This machine's own.
+    pub fn host() -> Self {
+        match Arch::host() {
+            Arch::Amd64 => Self::Amd64,
+            Arch::Arm64 => Self::Arm64,
+        }
+    }
+
+    /// As `--arch` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => Arch::Amd64.name(),
+            Self::Arm64 => Arch::Arm64.name(),
+            Self::All => "all",
+        }
+    }
+}
+
+impl Arch {
+    /// This machine's.
+    pub const fn host() -> Self {
+        if cfg!(target_arch = "aarch64") {
+            Self::Arm64
+        } else {
+            Self::Amd64
+        }
+    }
+
+    /// Whether programs of this architecture run here without an emulator.
+    pub fn is_host(self) -> bool {
+        self == Self::host()
+    }
+
+    /// As OCI and Debian name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Debian's directory of libraries, and the beginning of the compilers' names.
+    pub const fn triplet(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-linux-gnu",
+            Self::Arm64 => "aarch64-linux-gnu",
+        }
+    }
+
+    /// Rust's target.
+    pub const fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// The linker: the C compiler for this architecture.
+    pub const fn linker(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-linux-gnu-gcc",
+            Self::Arm64 => "aarch64-linux-gnu-gcc",
+        }
+    }
+
+    /// The emulator of user-space programs.
+    pub const fn emulator(self) -> &'static str {
+        match self {
+            Self::Amd64 => "qemu-x86_64-static",
+            Self::Arm64 => "qemu-aarch64-static",
+        }
+    }
+
+    /// The variable by which cargo takes a setting for this target, such as `LINKER`.
+    pub fn cargo_variable(self, setting: &str) -> String {
+        let target = self.target().to_uppercase().replace('-', "_");
+        format!("CARGO_TARGET_{target}_{setting}")
+    }
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `image --check`: the programs of the image are started, on another architecture under qemu, and
+//! there the unit tests are run as well. Traffic is for `cargo xtask test`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::arch::Arch;
+use super::compile::Cross;
+use super::debian;
+use super::rootfs::AGENT;
+use super::tree::{Node, Tree};
+use crate::sh;
+use crate::workspace::Workspace;
+
+/// Programs of the image and what shows that they and their libraries are there.
+const PROGRAMS: [(&str, &[&str], &str); 6] = [
+    ("usr/sbin/iptables-nft", &["--version"], "nf_tables"),
+    ("usr/sbin/iptables-legacy", &["--version"], "legacy"),
+    (
+        "usr/sbin/ip6tables-nft-restore",
+        &["--version"],
+        "nf_tables",
+    ),
+    ("usr/sbin/ip6tables-legacy-save", &["--version"], "legacy"),
+    (
+        "usr/sbin/iptables-legacy",
+        &["-m", "set", "--help"],
+        "--match-set",
+    ),
+    ("usr/sbin/ipset", &["--version"], "ipset v"),
+];
+
+/// What the nft flavour says where netlink has no netfilter, as in qemu: it has been started.
+const NO_NETFILTER: &str = "Failed to initialize nft: Protocol not supported";
+
+/// What `doctor` exits with when it could look: nothing wrong, warnings, something broken.
+const DOCTOR: [i32; 3] = [0, 3, 4];
+
+/// Starts what is in the image.
+///
+/// # Errors
+/// When a program does not start or says something else than it should.
+pub fn check(workspace: &Workspace, cross: &Cross, arch: Arch, tree: &Tree) -> Result<()> {
+    let directory = workspace
+        .target
+        .join("image")
+        .join(format!("root-{}", arch.name()));
+    debian::remove(&directory)?;
+    unpack(tree, &directory)?;
+    let root = Root { arch, directory };
+    let outcome = programs(&root);
+    debian::remove(&root.directory)?;
+    outcome?;
+    if !arch.is_host() {
+        let runner = arch.cargo_variable("RUNNER");
+        sh::run(
+            cross
+                .cargo(workspace, "test")
+                .args(["--package", "proxy-agent", "--package", "proxy-common"])
+                .args(["--release", "--lib", "--bins"])
+                .env(runner, arch.emulator()),
+        )?;
+    }
+    Ok(())
+}
+
+fn programs(root: &Root) -> Result<()> {
+    let help = root.run(AGENT, &["--help"])?;
+    ensure!(
+        help.code == Some(0) && help.text.contains("--ip-address"),
+        "{AGENT} --help: {}",
+        help.text
+    );
+    let sidecar = root.run("apiserver-proxy-sidecar", &["--version"])?;
+    ensure!(
+        sidecar.code == Some(0),
+        "apiserver-proxy-sidecar --version: {}",
+        sidecar.text
+    );
+    let doctor = root.run(AGENT, &["doctor"])?;
+    ensure!(
+        doctor.code.is_some_and(|code| DOCTOR.contains(&code)),
+        "{AGENT} doctor: {}",
+        doctor.text
+    );
+    println!(
+        "{}: {}",
+        root.arch.name(),
+        doctor.text.lines().last().unwrap_or_default()
+    );
+    for (program, args, wanted) in PROGRAMS {
+        let output = root.run(program, args)?;
+        let emulated = !root.arch.is_host() && output.text.contains(NO_NETFILTER);
+        ensure!(
+            output.text.contains(wanted) || emulated,
+            "{program} {args:?}: {}",
+            output.text
+        );
+    }
+    println!("{}: every program of the image starts", root.arch.name());
+    Ok(())
+}
+
+/// The image's file system in a directory.
+struct Root {
+    arch: Arch,
+    directory: PathBuf,
+}
+
+struct Output {
+    code: Option<i32>,
+    text: String,
+}
+
+impl Root {
+    /// Runs a program: here by the image's own loader, elsewhere by qemu.
+    fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let path = self.directory.join(program);
+        let mut command = if self.arch.is_host() {
+            self.by_loader(&path)?
+        } else {
+            let mut command = sh::command(self.arch.emulator());
+            command.arg("-L").arg(&self.directory).arg(&path);
+            command
+        };
+        let plugins = self
+            .directory
+            .join("usr/lib")
+            .join(self.arch.triplet())
+            .join("xtables");
+        let output = command
+            .args(args)
+            .env("XTABLES_LIBDIR", plugins)
+            .output()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(Output {
+            code: output.status.code(),
+            text: String::from_utf8_lossy(&text).trim().to_owned(),
+        })
+    }
+
+    /// Static programs are started as they are.
+    fn by_loader(&self, path: &Path) -> Result<Command> {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let needs = super::elf::needs(&bytes)?;
+        let Some(loader) = needs.and_then(|needs| needs.interpreter) else {
+            return Ok(sh::command(path));
+        };
+        let libraries = self.directory.join("usr/lib").join(self.arch.triplet());
+        let name = path.file_name().map_or_else(OsString::new, OsString::from);
+        let mut command = sh::command(self.directory.join(loader.trim_start_matches('/')));
+        command
+            .arg("--library-path")
+            .arg(libraries)
+            .arg("--argv0")
+            .arg(name)
+            .arg(path);
+        Ok(command)
+    }
+}
+
+fn unpack(tree: &Tree, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    for (path, node) in tree.iter() {
+        let path = directory.join(path);
+        let made = match node {
+            Node::Directory(_) => fs::create_dir_all(&path),
+            Node::Link(target) => symlink(target, &path),
+            Node::File(mode, bytes) => fs::write(&path, bytes)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(*mode))),
+        };
+        if let Err(error) = made {
+            bail!("cannot unpack {}: {error}", path.display());
+        }
+    }
+    Ok(())
+}

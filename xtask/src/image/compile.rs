@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Compiles the agent as one static program: nothing of the image's libraries is its own, and it runs
+//! wherever it is copied to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::arch::Arch;
+use super::debian::Apt;
+use crate::build::AGENT;
+use crate::setup::{self, Compiler};
+use crate::sh;
+use crate::workspace::Workspace;
+
+/// Debian's package with the standard library of its compiler.
+const STD: &str = "libstd-rust-web-dev";
+
+/// Links the C library into the program, and leaves symbols out. Everything else is as in the program
+/// that the tests run.
+const LINKING: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Cstrip=symbols"];
+
+/// A compiler that can build for an architecture, and what it needs for that.
+pub struct Cross {
+    arch: Arch,
+    /// `bin/cargo` and `bin/rustc` of this; none: the ones of the checkout's own toolchain.
+    toolchain: Option<PathBuf>,
+    /// Where the architecture's standard library is, if not with the compiler.
+    sysroot: Option<PathBuf>,
+}
+
+impl Cross {
+    /// Takes the checkout's own toolchain where it can, else Debian's with its library for `arch`.
+    ///
+    /// # Errors
+    /// When there is neither.
+    pub fn find(workspace: &Workspace, arch: Arch, apt: &Apt) -> Result<Self> {
+        let own = sh::read(
+            sh::command("rustc")
+                .args(["--print", "sysroot"])
+                .current_dir(&workspace.root),
+        )?;
+        let has_std = |sysroot: PathBuf| {
+            let libraries = sysroot.join("lib/rustlib").join(arch.target()).join("lib");
+            libraries.is_dir()
+        };
+        if has_std(own.trim().into()) {
+            return Ok(Self {
+                arch,
+                toolchain: None,
+                sysroot: None,
+            });
+        }
+        let advice = format!("`rustup target add {}` where rustup is used", arch.target());
+        let Some(Compiler::Prebuilt { sysroot, .. }) = setup::compiler() else {
+            bail!(
+                "no Rust compiler here has the standard library of {}: {advice}",
+                arch.target()
+            );
+        };
+        let version = sh::read(sh::command("dpkg-query").args([
+            "--show",
+            "--showformat=${Version}",
+            "rustc-web",
+        ]))
+        .with_context(|| format!("only Debian's rustc-web can be completed here; {advice}"))?;
+        let std = apt.unpacked(STD, &version).context(advice)?;
+        Ok(Self {
+            arch,
+            toolchain: Some(sysroot),
+            sysroot: Some(std.join("usr")),
+        })
+    }
+
+    /// A cargo command for this architecture.
+    pub fn cargo(&self, workspace: &Workspace, subcommand: &str) -> Command {
+        let mut command = workspace.cargo(subcommand);
+        if let Some(toolchain) = &self.toolchain {
+            command = sh::command(toolchain.join("bin/cargo"));
+            command
+                .arg(subcommand)
+                .current_dir(&workspace.root)
+                .env("CARGO_TARGET_DIR", &workspace.target)
+                .env("RUSTC", toolchain.join("bin/rustc"))
+                // rustup's libraries are for rustup's compilers.
+                .env_remove("LD_LIBRARY_PATH")
+                .env_remove("RUSTUP_TOOLCHAIN");
+        }
+        command
+            .args(["--locked", "--target", self.arch.target()])
+            .env(self.arch.cargo_variable("LINKER"), self.arch.linker())
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                self.flags(workspace).join("\u{1f}"),
+            );
+        command
+    }
+
+    /// Where the checkout and cargo's files are would make a difference. The eBPF programs, which aya-build
+    /// compiles with flags of its own, still tell.
+    fn flags(&self, workspace: &Workspace) -> Vec<String> {
+        let mut flags: Vec<String> = LINKING.map(str::to_owned).into();
+        flags.push(format!(
+            "--remap-path-prefix={}=/proxy-agent",
+            workspace.root.display()
+        ));
+        if let Some(cargo) = sh::home("CARGO_HOME", ".cargo") {
+            flags.push(format!(
+                "--remap-path-prefix={}=/crates",
+                cargo.join("registry/src").display()
+            ));
+        }
+        if let Some(sysroot) = &self.sysroot {
+            flags.push(format!("--sysroot={}", sysroot.display()));
+        }
+        flags
+    }
+
+    /// The agent.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn agent(&self, workspace: &Workspace) -> Result<PathBuf> {
+        sh::run(self.cargo(workspace, "build").args([
+            "--release",
+            "--package",
+            AGENT,
+            "--bin",
+            AGENT,
+        ]))?;
+        let directory = workspace.target.join(self.arch.target()).join("release");
+        Ok(directory.join(AGENT))
+    }
+
+    /// The version of its compiler.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub fn version(&self) -> Result<String> {
+        version(self.toolchain.as_deref())
+    }
+}
+
+/// The version of a toolchain's compiler, or of the checkout's own, which is its standard library's.
+///
+/// # Errors
+/// When it does not tell.
+pub fn version(toolchain: Option<&Path>) -> Result<String> {
+    let rustc = toolchain.map_or_else(
+        || PathBuf::from("rustc"),
+        |toolchain| toolchain.join("bin/rustc"),
+    );
+    let version = sh::read(sh::command(rustc).arg("--version"))?;
+    let number = version.split_whitespace().nth(1);
+    Ok(number.context("rustc tells no version")?.to_owned())
+}
+
+/// The agent of the tests, linked statically: only its last step is done again.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn relinked(workspace: &Workspace) -> Result<PathBuf> {
+    let copy = workspace.target.join("image").join(AGENT);
+    workspace.aside(AGENT, |built| {
+        sh::run(
+            workspace
+                .cargo("rustc")
+                .args(["--release", "--locked", "--package", AGENT, "--bin", AGENT])
+                .arg("--")
+                .args(LINKING),
+        )?;
+        fs::copy(built, &copy)
+            .map(drop)
+            .with_context(|| format!("cannot copy {} to {}", built.display(), copy.display()))
+    })?;
+    Ok(copy)
+}
+
+/// The package that the C library comes from which is linked in, with its version.
+///
+/// # Errors
+/// When the linker knows of none.
+pub fn c_library(arch: Arch) -> Result<(String, String)> {
+    let path = sh::read(sh::command(arch.linker()).arg("-print-file-name=libc.a"))?;
+    let path = fs::canonicalize(path.trim()).with_context(|| {
+        format!(
+            "{} has no libc.a to link programs with statically",
+            arch.linker()
+        )
+    })?;
+    let owner = sh::read(sh::command("dpkg-query").arg("--search").arg(&path))
+        .context("which package has the C library")?;
+    let package = owner.split(':').next().unwrap_or_default().to_owned();
+    let version = sh::read(sh::command("dpkg-query").args([
+        "--show",
+        "--showformat=${Version}\\n",
+        &package,
+    ]))?;
+    Ok((
+        package,
+        version.lines().next().unwrap_or_default().to_owned(),
+    ))
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The image as an OCI layout, as a directory or as a tar archive. The archive has Docker's
+//! `manifest.json` as well: `docker load` without the containerd image store reads nothing else.
+//!
+//! Formats: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md> and beside it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::arch::Arch;
+use super::debian;
+use super::tree::{self, Tree};
+
+/// A layer's media type.
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// A configuration's.
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// A manifest's.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An index's.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What is the same for all architectures of an image.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The name without a tag: `proxy-agent`, `registry.example/team/proxy-agent`.
+    pub name: String,
+    /// The version, which is the tag.
+    pub version: String,
+    /// The commit.
+    pub revision: String,
+    /// When the commit was made, in seconds since 1970: the time of everything in the image.
+    pub time: u64,
+    /// The same as RFC 3339 has it.
+    pub created: String,
+    /// Where the source is, if that is known.
+    pub source: Option<String>,
+    /// An SPDX expression for everything in the image.
+    pub licences: String,
+}
+
+/// The image for one architecture.
+pub struct Image<'a> {
+    /// Which.
+    pub arch: Arch,
+    /// Its file system.
+    pub tree: &'a Tree,
+}
+
+/// A finished image.
+pub struct Layout {
+    files: Tree,
+    /// The digest that a registry names the image by: of the manifest, or of the index of several.
+    pub digest: String,
+    /// The compressed bytes of the layers, by architecture.
+    pub compressed: Vec<(Arch, u64)>,
+}
+
+/// Makes the layout.
+///
+/// # Errors
+/// When a file system cannot be archived.
+pub fn layout(about: &About, images: &[Image]) -> Result<Layout> {
+    let mut files = Tree::default();
+    let mut manifests = Vec::new();
+    let mut docker = Vec::new();
+    let mut compressed = Vec::new();
+    for image in images {
+        let archive = image.tree.archive(about.time)?;
+        let layer = add_blob(&mut files, LAYER, tree::gzip(&archive)?);
+        compressed.push((image.arch, layer["size"].as_u64().unwrap_or_default()));
+        let config = config(about, image.arch, &digest(&archive));
+        let config = add_blob(&mut files, CONFIG, encoded(&config)?);
+        let mut tag = format!("{}:{}", about.name, about.version);
+        if images.len() > 1 {
+            tag = format!("{tag}-{}", image.arch.name());
+        }
+        docker.push(json!({
+            "Config": blob_path(&config),
+            "RepoTags": [tag],
+            "Layers": [blob_path(&layer)],
+        }));
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config,
+            "layers": [layer],
+            "annotations": labels(about),
+        });
+        let mut descriptor = add_blob(&mut files, MANIFEST, encoded(&manifest)?);
+        descriptor["platform"] = json!({"architecture": image.arch.name(), "os": "linux"});
+        manifests.push(descriptor);
+    }
+    // One entry at the top, so that no reader has to choose.
+    let mut top = if manifests.len() == 1 {
+        manifests.remove(0)
+    } else {
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": INDEX,
+            "manifests": manifests,
+            "annotations": labels(about),
+        });
+        add_blob(&mut files, INDEX, encoded(&index)?)
+    };
+    let digest = top["digest"].as_str().unwrap_or_default().to_owned();
+    top["annotations"] = json!({
+        "io.containerd.image.name": full_name(about),
+        "org.opencontainers.image.ref.name": about.version,
+    });
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [top]});
+    files.add_text("index.json", encoded(&index)?);
+    files.add_text(
+        "oci-layout",
+        encoded(&json!({"imageLayoutVersion": "1.0.0"}))?,
+    );
+    files.add_text("manifest.json", encoded(&Value::Array(docker))?);
+    Ok(Layout {
+        files,
+        digest,
+        compressed,
+    })
+}
+
+impl Layout {
+    /// Writes an archive, or a directory that must be empty or a layout written before.
+    ///
+    /// # Errors
+    /// When something else is there, or it cannot be written.
+    pub fn write(&self, output: &Path, time: u64) -> Result<()> {
+        let named = || format!("cannot write {}", output.display());
+        if let Some(parent) = output.parent() {
+            fs::create_dir_all(parent).with_context(named)?;
+        }
+        if is_archive(output) {
+            let partial = output.with_extension("tar.partial");
+            fs::write(&partial, self.files.archive(time)?).with_context(named)?;
+            return fs::rename(&partial, output).with_context(named);
+        }
+        if output.join("oci-layout").exists() {
+            debian::remove(output)?;
+        } else if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
+            anyhow::bail!(
+                "{} holds something else than an OCI layout: name an empty directory",
+                output.display()
+            );
+        }
+        for (path, node) in self.files.iter() {
+            let path = output.join(path);
+            match node {
+                tree::Node::File(_, bytes) => fs::write(&path, bytes),
+                _ => fs::create_dir_all(output).and_then(|()| fs::create_dir_all(&path)),
+            }
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether an output of this name is an archive, not a directory.
+pub fn is_archive(output: &Path) -> bool {
+    output
+        .extension()
+        .is_some_and(|extension| extension == "tar")
+}
+
+/// `sha256:…`
+pub fn digest(bytes: &[u8]) -> String {
+    let hash = Sha256::digest(bytes);
+    hash.iter().fold("sha256:".to_owned(), |text, byte| {
+        format!("{text}{byte:02x}")
+    })
+}
+
+fn config(about: &About, arch: Arch, diff_id: &str) -> Value {
+    json!({
+        "created": about.created,
+        "architecture": arch.name(),
+        "os": "linux",
+        "config": {
+            "User": "0:0",
+            "Env": ["PATH=/usr/sbin:/usr/bin"],
+            "Entrypoint": ["/usr/bin/proxy-agent"],
+            "WorkingDir": "/",
+            "Labels": labels(about),
+        },
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        "history": [{
+            "created": about.created,
+            "created_by": "cargo xtask image",
+        }],
+    })
+}
+
+/// Keys of <https://github.com/opencontainers/image-spec/blob/v1.1.0/annotations.md>.
+fn labels(about: &About) -> Value {
+    let mut labels = json!({
+        "org.opencontainers.image.created": about.created,
+        "org.opencontainers.image.description":
+            "Node agent: keeps the API server's VIP up and conntrack out of its path",
+        "org.opencontainers.image.licenses": about.licences,
+        "org.opencontainers.image.revision": about.revision,
+        "org.opencontainers.image.title": "proxy-agent",
+        "org.opencontainers.image.version": about.version,
+    });
+    if let Some(source) = &about.source {
+        labels["org.opencontainers.image.source"] = json!(source);
+    }
+    labels
+}
+
+/// The name as containerd and the kubelet write it out.
+fn full_name(about: &About) -> String {
+    let first = about.name.split('/').next().unwrap_or_default();
+    let has_registry = about.name.contains('/') && first.contains(['.', ':'])
+        || first == "localhost" && about.name.contains('/');
+    let prefix = match (has_registry, about.name.contains('/')) {
+        (true, _) => "",
+        (false, true) => "docker.io/",
+        (false, false) => "docker.io/library/",
+    };
+    format!("{prefix}{}:{}", about.name, about.version)
+}
+
+fn add_blob(files: &mut Tree, media_type: &str, bytes: Vec<u8>) -> Value {
+    let descriptor = json!({
+        "mediaType": media_type,
+        "digest": digest(&bytes),
+        "size": bytes.len(),
+    });
+    files.add_text(&blob_path(&descriptor), bytes);
+    descriptor
+}
+
+fn blob_path(descriptor: &Value) -> String {
+    let digest = descriptor["digest"].as_str().unwrap_or_default();
+    format!("blobs/{}", digest.replacen(':', "/", 1))
+}
+
+/// `serde_json` keeps keys in alphabetical order.
+fn encoded(value: &Value) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).context("cannot write JSON")
+}
