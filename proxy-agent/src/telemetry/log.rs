@@ -6,6 +6,7 @@
 mod filter;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod klog;
 mod output;
 
 #[cfg(test)]
