@@ -78,6 +78,7 @@ fn a_node_as_desired_is_healthy_and_ready() {
 fn status_is_that_of_the_subcommand() {
     Node::test(Topology::Veth, |node| {
         let _agent = node.start_agent(&["--backend=nftables"])?;
+        wait_for(&node.netns, "/readyz", 200)?;
         let served: Value = serde_json::from_str(&http::get(&node.netns, "/status")?.body)?;
         let mut command = node.netns.command(tests::agent::binary()?);
         let run_dir = format!("--run-dir={}", node.run_dir().display());

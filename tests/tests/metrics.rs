@@ -121,6 +121,7 @@ fn what_happens_is_counted() {
             use_connection(&node.pods[0].netns, family.vip_socket())?;
             use_connection(&node.pods[0].netns, family.cluster_ip_socket())?;
         }
+        http::wait_for(&node.netns, "/readyz", 200)?;
         let answer = http::get(&node.netns, "/metrics?links=true")?;
         ensure!(
             answer
@@ -212,6 +213,7 @@ fn what_happens_is_counted() {
 fn repairs_and_errors_are_counted() {
     Node::test(Topology::Veth, |node| {
         let _agent = node.start_agent(&["--backend=nftables"])?;
+        http::wait_for(&node.netns, "/readyz", 200)?;
         let repairs = |part: &str| -> Result<Option<f64>> {
             let samples = http::scrape(&node.netns, "/metrics")?;
             Ok(value(
@@ -269,6 +271,7 @@ fn counters_never_shrink() {
                 packets.unwrap_or_default(),
             ])
         };
+        http::wait_for(&node.netns, "/readyz", 200)?;
         let before = counted(node)?;
         ensure!(before[0] >= 2.0, "{before:?}");
         let link = node.pods[1].host_link.clone();
@@ -296,6 +299,7 @@ fn counters_never_shrink() {
         );
         agent.stop(libc::SIGKILL)?;
         let _agent = node.start_agent(&args)?;
+        http::wait_for(&node.netns, "/readyz", 200)?;
         let restarted = counted(node)?;
         ensure!(
             restarted[0] >= after[0] && restarted[1] >= after[1],
