@@ -26,7 +26,7 @@ use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::features;
 use crate::kernel::monitor::Interest;
-use crate::link::{self, LinkTable, VipLink};
+use crate::link::{self, LinkTable, Vip, VipLink};
 use crate::lock::{self, Lock};
 use crate::reconcile::told::Told;
 use crate::reconcile::trigger::Cause;
@@ -54,6 +54,8 @@ struct Node {
     repair: Repair,
     started: SystemTime,
     history: History,
+    /// As the last pass left them; empty if it could not look.
+    vips: Vec<Vip>,
 }
 
 /// Runs the agent as it was told to.
@@ -64,7 +66,7 @@ struct Node {
 pub async fn run(config: Config) -> Result<ExitCode> {
     check_rights()?;
     if config.dry_run {
-        return Ok(Node::open(config, Mode::DryRun).await?.tell_plan().await);
+        return Ok(Node::start(config, Mode::DryRun).await?.tell_plan().await);
     }
     // First the claims: one that is refused has not even left a file.
     let _claims = Claims::take(&config).await?;
@@ -72,7 +74,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     if config.daemon {
         return daemon::run(config, lock).await;
     }
-    Ok(Node::open(config, Mode::Apply).await?.once().await)
+    Ok(Node::start(config, Mode::Apply).await?.once().await)
 }
 
 /// Checks that the agent may change anything at all.
@@ -97,6 +99,7 @@ pub fn check_rights() -> Result<()> {
 /// If the node cannot be looked at.
 pub async fn drift(state: &State, run_dir: &Path) -> Result<Report> {
     let mut node = Node::open(state.as_dry_run(run_dir), Mode::DryRun).await?;
+    // Nothing of it starts this process again: it may be the agent that is asked by others.
     node.backend.go_by(state.programs.clone());
     // Without what only time brings about.
     Ok(node.look(Cause::Event).await)
@@ -127,19 +130,25 @@ fn interest(config: &Config) -> Interest {
 }
 
 impl Node {
+    /// As [`Node::open`]; becomes a new process first where that is needed.
+    async fn start(config: Config, mode: Mode) -> Result<Self> {
+        let node = Self::open(config, mode).await?;
+        start_again_if_misjudged(&node.backend);
+        Ok(node)
+    }
+
     /// Opens the backend and what else the passes need. Nothing of the data plane is changed.
     async fn open(config: Config, mode: Mode) -> Result<Self> {
         let (handle, connection) = connect().context("cannot open an rtnetlink socket")?;
-        let backend = Backend::open(&config, mode).await;
-        start_again_if_misjudged(&backend);
         Ok(Self {
             handle,
             connection,
             link: VipLink::new(&config.vips, &config.interface),
-            backend,
+            backend: Backend::open(&config, mode).await,
             repair: Repair::new(repaired(&config)),
             started: SystemTime::now(),
             history: History::default(),
+            vips: Vec::new(),
             config,
         })
     }
@@ -153,6 +162,7 @@ impl Node {
             ..Report::default()
         };
         self.reconnect(&mut report);
+        self.vips.clear();
         if cause == Cause::Resync {
             self.repair.reconcile(mode, &mut report).await;
         }
@@ -170,6 +180,7 @@ impl Node {
                 None => return report,
             }
         }
+        self.vips = table.vips(&self.config.vips, &self.config.interface);
         if report.is_stopped() {
             return report;
         }
@@ -247,15 +258,19 @@ impl Node {
         format!("backend {}; {state}", self.backend.choice())
     }
 
-    /// For `status` and `doctor`.
-    fn tell_state(&self) {
-        let state = State::new(
+    /// What others are told.
+    fn state(&self) -> State {
+        State::new(
             &self.config,
             self.started,
             self.backend.choice(),
             self.backend.programs(),
             self.history.clone(),
-        );
+        )
+    }
+
+    /// For `status` and `doctor`.
+    fn tell_state(&self, state: &State) {
         if let Err(error) = state.store(&self.config.run_dir) {
             warn!("{error}");
         }

@@ -26,7 +26,7 @@ use proxy_common::limits::MAX_VIPS;
 use self::args::{Args, Subcommand};
 use self::services::Resolved;
 use crate::cleanup;
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, Serve};
 use crate::doctor;
 use crate::goflag::parse_bool;
 use crate::status;
@@ -154,6 +154,7 @@ where
     refuse_repeated("--ip-address", &args.ip_address, &mut command)?;
     refuse_repeated("--port", &args.port, &mut command)?;
     refuse_too_many(&args, &mut command)?;
+    refuse_proxys_address(&args, &mut command)?;
     let services = services::resolve(&args, variable)
         .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
     Ok(Invocation::Run(Box::new(config(args, services, &matches))))
@@ -208,6 +209,10 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
         repair: services.repair,
         accept_rules: args.accept_rules,
         dry_run: args.dry_run,
+        serve: Serve {
+            addresses: args.listen.0,
+            ready_requires_listener: args.ready_requires_listener,
+        },
         bpffs: args.location.bpffs(),
         run_dir: args.location.run_dir(),
         max_connections: args.max_connections,
@@ -259,6 +264,25 @@ fn refuse_too_many(args: &Args, command: &mut Command) -> Result<(), Error> {
              ports may be {MAX_VIPS}; give fewer"
         ),
     ))
+}
+
+/// The proxy could not listen any more.
+fn refuse_proxys_address(args: &Args, command: &mut Command) -> Result<(), Error> {
+    for address in &args.listen.0 {
+        let ip = address.ip();
+        let is_proxys = ip.is_unspecified() || args.ip_address.contains(&ip);
+        if is_proxys && args.port.contains(&address.port()) {
+            return Err(command.error(
+                ErrorKind::ValueValidation,
+                format!(
+                    "invalid value '{address}' for '--listen': it would take the proxy's port; give \
+                     another one, like {}",
+                    args::LISTEN
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A stray word behind flags is no subcommand, though clap takes it for one.

@@ -42,6 +42,8 @@ pub struct Config {
     pub accept_rules: AcceptRules,
     /// Print the plan, change nothing.
     pub dry_run: bool,
+    /// Where metrics and health are served.
+    pub serve: Serve,
     /// Directory on a BPF file system for pinned maps and links.
     pub bpffs: PathBuf,
     /// Directory for the agent's own state.
@@ -59,6 +61,15 @@ impl Config {
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         endpoints(&self.vips, &self.ports)
     }
+}
+
+/// Where metrics and health are served, and what it takes to be ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Serve {
+    /// The first of these addresses that can be bound; none: nothing is served.
+    pub addresses: Vec<SocketAddr>,
+    /// Not ready while nobody listens on a VIP with its port.
+    pub ready_requires_listener: bool,
 }
 
 /// Addresses, each with each of the ports.

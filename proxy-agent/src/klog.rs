@@ -103,7 +103,7 @@ pub struct KlogArgs {
     )]
     pub file_max_mib: u64,
 
-    /// Text lines without time, level and target
+    /// Lines of text and klog without time, level and source
     #[arg(
         long = "skip_headers", alias = "skip-headers", env = "PROXY_AGENT_SKIP_HEADERS",
         value_name = "BOOL",
@@ -112,7 +112,7 @@ pub struct KlogArgs {
     )]
     pub skip_headers: bool,
 
-    /// Records name the source file and line they come from
+    /// Records name the source file and line they come from; with --log-format=klog, its directory too
     #[arg(
         long = "add_dir_header", alias = "add-dir-header", env = "PROXY_AGENT_ADD_DIR_HEADER",
         value_name = "BOOL",

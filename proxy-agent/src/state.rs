@@ -20,7 +20,7 @@ use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
 use self::history::History;
-use crate::config::{self, AcceptRules, BackendChoice, Config, Service, TcAttach};
+use crate::config::{self, AcceptRules, BackendChoice, Config, Serve, Service, TcAttach};
 use crate::instance::Instance;
 use crate::telemetry::log::LogOptions;
 
@@ -197,6 +197,7 @@ impl State {
             repair: Vec::new(),
             accept_rules: settings.accept_rules,
             dry_run: true,
+            serve: Serve::default(),
             bpffs: settings.bpffs.clone(),
             run_dir: run_dir.to_owned(),
             max_connections: settings.max_connections,

@@ -6,8 +6,8 @@
 //! What is told is collected here, as a [`model::Status`]; `table` writes it for people, and its JSON
 //! form is described in docs/status.md.
 
-mod counters;
-mod model;
+pub mod counters;
+pub mod model;
 mod table;
 
 #[cfg(test)]
@@ -20,10 +20,10 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use serde::Serialize as _;
 
-use self::model::{Agent, Connections, Drift, Status, Vip};
+use self::model::{Agent, Connections, Drift, Status};
 use crate::app;
 use crate::backend::ebpf::statistics;
-use crate::link::{self, LinkTable};
+use crate::link;
 use crate::lock;
 use crate::reconcile::Report;
 use crate::reconcile::report::chain;
@@ -77,13 +77,14 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
     })
 }
 
-async fn collect(state: &State, request: &Request) -> Status {
+/// Looks at everything that is told of the agent that has told `state`. Changes nothing.
+pub async fn collect(state: &State, request: &Request) -> Status {
     let mut unreadable = Vec::new();
     let running = or_told(lock::is_held(&request.run_dir), &mut unreadable);
     let links = or_told(link::observe(&state.settings.vips).await, &mut unreadable);
     let bpffs = request.bpffs.as_ref().unwrap_or(&state.settings.bpffs);
     let rows = or_told(counters::read(state, bpffs), &mut unreadable);
-    let fill = or_told(statistics::fill(bpffs), &mut unreadable).flatten();
+    let fill = or_told(statistics::fill(bpffs).await, &mut unreadable).flatten();
     let drift = match app::drift(state, &request.run_dir).await {
         Ok(report) => Drift::from(report),
         Err(error) => {
@@ -96,7 +97,7 @@ async fn collect(state: &State, request: &Request) -> Status {
     let links = links.unwrap_or_default();
     Status {
         agent: Agent::new(state, running.unwrap_or(false), SystemTime::now()),
-        vips: vips(state, &links),
+        vips: links.vips(&state.settings.vips, &state.settings.interface),
         services: state.settings.services.clone(),
         backend: state.backend.clone(),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
@@ -111,27 +112,12 @@ async fn collect(state: &State, request: &Request) -> Status {
     }
 }
 
-/// Where each VIP is and whether it works.
-fn vips(state: &State, links: &LinkTable) -> Vec<Vip> {
-    let target = links.by_name(&state.settings.interface);
-    let vip = |ip| {
-        let copies = || links.addresses.iter().filter(move |copy| copy.ip == ip);
-        let is_here = |index| target.is_some_and(|target| target.index == index);
-        Vip {
-            ip,
-            link: state.settings.interface.clone(),
-            link_up: target.is_some_and(|target| target.up),
-            present: copies().any(|copy| is_here(copy.index) && !copy.unusable),
-            elsewhere: copies()
-                .filter(|copy| !is_here(copy.index))
-                .map(|copy| links.name_of(copy.index))
-                .collect(),
-        }
-    };
-    state.settings.vips.iter().copied().map(vip).collect()
-}
-
-fn json(status: &Status) -> Result<String> {
+/// The JSON form.
+///
+/// # Errors
+///
+/// None that is known.
+pub fn json(status: &Status) -> Result<String> {
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"  ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);

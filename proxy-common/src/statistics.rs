@@ -8,7 +8,8 @@ use crate::addr::Endpoint;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CounterKey {
-    /// The ifindex; [`CounterKey::THIS_HOST`] for the node's own processes and for replies.
+    /// The ifindex; [`CounterKey::THIS_HOST`] for the node's own processes and for replies,
+    /// [`CounterKey::GONE_LINKS`] for what user space has added up.
     link: u32,
     vip: Endpoint,
 }
@@ -63,15 +64,17 @@ pub struct Counters {
 impl CounterKey {
     /// In the place of an ifindex: not by a link, but by a process on the node.
     pub const THIS_HOST: u32 = 0;
+    /// In the place of an ifindex: links that are gone, all together. No ifindex is so large.
+    pub const GONE_LINKS: u32 = u32::MAX;
 
-    /// `link` is an ifindex or [`CounterKey::THIS_HOST`].
+    /// `link` is an ifindex, [`CounterKey::THIS_HOST`] or [`CounterKey::GONE_LINKS`].
     #[inline(always)]
     #[must_use]
     pub const fn new(link: u32, vip: Endpoint) -> Self {
         Self { link, vip }
     }
 
-    /// The ifindex, or [`CounterKey::THIS_HOST`].
+    /// The ifindex, [`CounterKey::THIS_HOST`] or [`CounterKey::GONE_LINKS`].
     #[inline(always)]
     #[must_use]
     pub const fn link(&self) -> u32 {

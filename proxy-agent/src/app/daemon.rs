@@ -18,6 +18,8 @@ use crate::lock::Lock;
 use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Control, Mode, Report};
 use crate::state;
+use crate::telemetry::board::Board;
+use crate::telemetry::http;
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
@@ -35,14 +37,20 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
     let (scope, cleanup) = (Scope::from(&config), config.cleanup);
     // Before the first look, so that nothing that happens after it is missed.
     let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
+    let board = Board::new(&config);
     let opened = signals
-        .attend(&Control::default(), Node::open(config, Mode::Apply))
+        .attend(&Control::default(), Node::start(config, Mode::Apply))
         .await;
     let by = match opened {
-        Ok(node) => keep(node?, monitor, &mut signals).await,
+        Ok(node) => {
+            let node = node?;
+            http::start(&node.config, &board);
+            keep(node, monitor, &mut signals, &board).await
+        }
         Err(by) => by,
     };
     info!("{by}: stopping");
+    board.stopping();
     signals.systemd.stopping();
     if !cleanup {
         info!("the VIP and the data plane stay in place; --cleanup would remove them");
@@ -68,7 +76,12 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
 }
 
 /// Keeps the node as desired until a signal to end, whose name is returned.
-async fn keep(mut node: Node, monitor: Monitor, signals: &mut Signals) -> &'static str {
+async fn keep(
+    mut node: Node,
+    monitor: Monitor,
+    signals: &mut Signals,
+    board: &Board,
+) -> &'static str {
     let mut trigger = Trigger::new(monitor, node.config.sync_interval);
     let mut logs = interval(LOG_INTERVAL);
     let debug = node.config.log.ebpf_debug();
@@ -78,7 +91,8 @@ async fn keep(mut node: Node, monitor: Monitor, signals: &mut Signals) -> &'stat
     loop {
         if let Some(cause) = due {
             let (begun, at) = (Instant::now(), SystemTime::now());
-            let control = Control::default();
+            board.working();
+            let control = Control::watched(board.pulse());
             let pass = node.pass(Mode::Apply, cause, trigger.told(), control.clone());
             let report = match signals.attend(&control, pass).await {
                 Ok(report) => report,
@@ -94,11 +108,14 @@ async fn keep(mut node: Node, monitor: Monitor, signals: &mut Signals) -> &'stat
             }
             asked = false;
             signals.systemd.status(node.status(works));
-            let news = node.history.record(&report, cause, at, begun.elapsed());
+            let took = begun.elapsed();
+            let news = node.history.record(&report, cause, at, took);
+            let state = node.state();
             // Without news too if somebody has removed it.
             if news || !state::exists(&node.config.run_dir) {
-                node.tell_state();
+                node.tell_state(&state);
             }
+            board.passed(cause, took, state, node.vips.clone());
         }
         due = tokio::select! {
             call = signals.call() => match call {

@@ -21,7 +21,7 @@ use crate::reconcile::{Failure, Mode, Report, failed};
 use crate::state::Choice;
 
 /// The name of this part in reports and logs.
-const PART: &str = "backend";
+pub const PART: &str = "backend";
 
 /// Why a backend cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use clap::{ArgAction, Parser, value_parser};
 use clap_complete::Shell;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
-use super::values::{self, Endpoint, ServiceAddress};
+use super::values::{self, Endpoint, Listen, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, TcAttach};
 use crate::goflag::parse_bool;
 use crate::instance::{Instance, paths};
@@ -18,8 +18,15 @@ use crate::klog::KlogArgs;
 use crate::status::Output;
 use crate::telemetry::log::LogFormat;
 
+/// The default of `--listen`.
+pub const LISTEN: &str = "127.0.0.1:9465";
+
 /// Keeps the VIP of the API server's local proxy up on this node, and conntrack out of its path.
 #[derive(Debug, Parser)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "every flag stands for itself"
+)]
 #[expect(clippy::doc_markdown, reason = "the text of --help")]
 #[command(
     name = "proxy-agent",
@@ -153,6 +160,22 @@ pub struct Args {
         default_value = "false", default_missing_value = "true", value_parser = parse_bool
     )]
     pub dry_run: bool,
+
+    /// Where /metrics, /healthz, /readyz and /status are served; :PORT is every address, empty: nowhere
+    #[arg(
+        long, env = "PROXY_AGENT_LISTEN", value_name = "IP:PORT", help_heading = "Operation",
+        default_value = LISTEN, value_parser = values::listen
+    )]
+    pub listen: Listen,
+
+    /// /readyz fails while nobody listens on a VIP with its port
+    #[arg(
+        long, env = "PROXY_AGENT_READY_REQUIRES_LISTENER", value_name = "BOOL",
+        help_heading = "Operation",
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value = "false", default_missing_value = "true", value_parser = parse_bool
+    )]
+    pub ready_requires_listener: bool,
 
     /// Where the agent keeps what outlives it.
     #[command(flatten)]

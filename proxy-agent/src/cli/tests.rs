@@ -126,6 +126,23 @@ fn an_instance_has_directories_of_its_own() {
 }
 
 #[test]
+fn an_address_to_listen_on_is_written_as_in_go() {
+    let listen = |value: &str| {
+        let config = accepted(&format!("--ip-address=10.96.0.2 --listen={value}"));
+        let addresses = config.serve.addresses.iter();
+        addresses.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let config = accepted("--ip-address=10.96.0.2");
+    assert_eq!(config.serve.addresses, ["127.0.0.1:9465".parse().unwrap()]);
+    assert!(!config.serve.ready_requires_listener);
+    assert_eq!(listen(""), [""; 0]);
+    assert_eq!(listen("[::1]:80"), ["[::1]:80"]);
+    assert_eq!(listen(":80"), ["[::]:80", "0.0.0.0:80"]);
+    // Another address than the VIP does not keep the proxy from its port.
+    assert_eq!(listen("127.0.0.1:443"), ["127.0.0.1:443"]);
+}
+
+#[test]
 fn one_address_is_enough() {
     let config = accepted("--ip-address=10.96.0.2");
     assert_eq!(config.vips, [IpAddr::from([10, 96, 0, 2])]);

@@ -3,7 +3,7 @@
 //! Readers of single values. Their errors follow clap's "invalid value '…' for '--flag': " and say
 //! what is wrong and what to give instead.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -222,6 +222,40 @@ pub fn interval(text: &str) -> Result<Duration, IntervalError> {
         .then(|| duration.to_std())
         .flatten()
         .ok_or(IntervalError::Range)
+}
+
+/// The addresses of `--listen`, of which the first that can be bound is taken; none: it is off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen(pub Vec<SocketAddr>);
+
+/// Not an address to listen on.
+#[derive(Debug, Error)]
+#[error(
+    "not an IP address with a port; give one like 127.0.0.1:9465, [::1]:9465 or :9465, or an empty \
+     one to serve nothing"
+)]
+pub struct ListenError;
+
+/// Reads an address to listen on, as Go's programs write it: without an IP address it is every one.
+pub fn listen(text: &str) -> Result<Listen, ListenError> {
+    if text.is_empty() {
+        return Ok(Listen(Vec::new()));
+    }
+    let addresses: Vec<SocketAddr> = match text.strip_prefix(':') {
+        Some(number) => {
+            let port = port(number).map_err(|_| ListenError)?;
+            // The first takes IPv4 too. Without IPv6 in the kernel there is the second.
+            vec![
+                (Ipv6Addr::UNSPECIFIED, port).into(),
+                (Ipv4Addr::UNSPECIFIED, port).into(),
+            ]
+        }
+        None => vec![text.parse().map_err(|_| ListenError)?],
+    };
+    if addresses.iter().any(|address| address.port() == 0) {
+        return Err(ListenError);
+    }
+    Ok(Listen(addresses))
 }
 
 /// Not the absolute path of a directory.

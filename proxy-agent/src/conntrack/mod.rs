@@ -22,7 +22,7 @@ use crate::netfilter::{Error, Socket};
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
-const PART: &str = "conntrack";
+pub const PART: &str = "conntrack";
 
 /// Keeps every ClusterIP free of stale entries.
 #[derive(Debug)]

@@ -3,11 +3,11 @@
 //! How full conntrack's table is, what it has dropped, and whether it picks connections up that it
 //! has not seen from their start.
 
-use std::fs;
 use std::io;
 
 use super::check::Check;
 use super::subject::Subject;
+use crate::kernel::conntrack::{self, Fill, Statistics};
 
 const TABLE: &str = "conntrack";
 const LOOSE: &str = "conntrack-loose";
@@ -15,39 +15,17 @@ const LOOSE: &str = "conntrack-loose";
 /// From how full on it is worth a warning, in percent.
 const NEARLY_FULL: u64 = 90;
 
-/// The table of this network namespace.
-#[derive(Debug, Clone, Copy)]
-struct Fill {
-    count: u64,
-    max: u64,
-}
-
-/// What happened in this network namespace since it was made, of all processors.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Statistics {
-    insert_failed: u64,
-    drop: u64,
-    early_drop: u64,
-}
-
 pub fn checks(subject: &Subject) -> Vec<Check> {
-    let fill = || {
-        Ok(Fill {
-            count: number("nf_conntrack_count")?,
-            max: number("nf_conntrack_max")?,
-        })
-    };
-    let statistics = fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack");
-    let statistics = statistics.map(|text| parse(&text)).unwrap_or_default();
+    let statistics = conntrack::statistics().unwrap_or_default();
     // Of the ways to the VIP those that are tracked need room in the table.
     let untracked = subject
         .choice()
         .is_some_and(|choice| choice.backend != "none");
-    let table = match fill() {
+    let table = match conntrack::fill() {
         Ok(fill) => judge(fill, statistics, untracked),
         Err(error) => return absent(&error),
     };
-    let loose = match number("nf_conntrack_tcp_loose") {
+    let loose = match conntrack::number("nf_conntrack_tcp_loose") {
         Ok(loose) => judge_loose(loose != 0),
         Err(error) => return absent(&error),
     };
@@ -63,38 +41,6 @@ fn absent(error: &io::Error) -> Vec<Check> {
         }
     };
     vec![check(TABLE), check(LOOSE)]
-}
-
-fn number(name: &str) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/sys/net/netfilter/{name}"))?;
-    text.trim().parse().map_err(io::Error::other)
-}
-
-/// Sums the columns that matter: a line of names, then a line of hexadecimal numbers for each
-/// processor.
-fn parse(text: &str) -> Statistics {
-    let mut lines = text.lines();
-    let names: Vec<&str> = lines
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let rows: Vec<Vec<&str>> = lines
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    let sum = |name| {
-        let Some(column) = names.iter().position(|of| *of == name) else {
-            return 0;
-        };
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        let numbers = cells.filter_map(|cell| u64::from_str_radix(cell, 16).ok());
-        numbers.fold(0, u64::wrapping_add)
-    };
-    Statistics {
-        insert_failed: sum("insert_failed"),
-        drop: sum("drop"),
-        early_drop: sum("early_drop"),
-    }
 }
 
 fn judge(fill: Fill, statistics: Statistics, untracked: bool) -> Check {
@@ -145,25 +91,8 @@ fn judge_loose(loose: bool) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::doctor::check::Verdict;
-
-    #[test]
-    fn columns_are_found_by_name_and_summed() {
-        let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed \
-                    drop early_drop icmp_error  expect_new expect_create expect_delete search_restart\n\
-                    00000010  00000000 00000000 0 0 0 0 0 00000000 0000000a 00000003 00000001 0 0 0 0 0\n\
-                    00000010  00000000 00000000 0 0 0 0 0 00000000 00000010 00000000 00000000 0 0 0 0 0\n";
-        let expected = Statistics {
-            insert_failed: 26,
-            drop: 3,
-            early_drop: 1,
-        };
-        assert_eq!(parse(text), expected);
-        assert_eq!(parse(""), Statistics::default());
-    }
 
     #[test]
     fn a_full_table_is_worse_where_the_vip_is_tracked() {
@@ -175,12 +104,5 @@ mod tests {
         assert_eq!(judged(100, false), Verdict::Broken);
         assert_eq!(judged(100, true), Verdict::Warning);
         assert_eq!(judge_loose(false).verdict, Verdict::Warning);
-    }
-
-    proptest! {
-        #[test]
-        fn any_statistics_are_read(text in "(drop|early_drop|[0-9a-f]{1,16}|.| |\n){0,60}") {
-            let _ = parse(&text);
-        }
     }
 }

@@ -55,13 +55,7 @@ fn judge(
     if let Some(listener) = exact {
         return Check::ok(ID, format!("{} listens on {endpoint}", name(listener)));
     }
-    let of_all = |found: &&Listener| {
-        let address = found.address;
-        // An IPv6 socket takes IPv4 connections too, unless it was told not to.
-        let takes = address.is_ipv6() || endpoint.is_ipv4();
-        address.ip().is_unspecified() && address.port() == endpoint.port() && takes
-    };
-    if let Some(listener) = listeners.iter().find(of_all) {
+    if let Some(listener) = listeners.iter().find(|found| found.takes(endpoint)) {
         let (name, address) = (name(listener), listener.address);
         return Check::warning(
             ID,

@@ -5,6 +5,7 @@
 pub mod author;
 pub mod bpffs;
 pub mod capabilities;
+pub mod conntrack;
 pub mod features;
 pub mod monitor;
 pub mod netlink;

@@ -4,8 +4,8 @@
 //! (`Documentation/networking/proc_net_tcp.rst`).
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// States without a connection: `TCP_TIME_WAIT`, `TCP_CLOSE` and `TCP_LISTEN` of
@@ -13,6 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 const NO_CONNECTION: [u8; 3] = [6, 7, LISTEN];
 /// `TCP_LISTEN`.
 const LISTEN: u8 = 10;
+/// The lists of IPv4 and IPv6; a kernel without IPv6 has no second one.
+const FILES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 
 /// A socket that listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +25,34 @@ pub struct Listener {
     pub inode: u64,
 }
 
+impl Listener {
+    /// Whether connections to `endpoint` come to it, if nobody listens there more exactly.
+    pub fn takes(&self, endpoint: SocketAddr) -> bool {
+        let Self { address, .. } = self;
+        if address.port() != endpoint.port() {
+            return false;
+        }
+        // An IPv6 socket takes IPv4 connections too, unless it was told not to.
+        let takes_family = address.is_ipv6() || endpoint.is_ipv4();
+        address.ip() == endpoint.ip() || (address.ip().is_unspecified() && takes_family)
+    }
+}
+
 /// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
 ///
 /// # Errors
 ///
 /// If /proc cannot be read.
 pub fn connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-    read(connection)
+    let mut found = HashSet::new();
+    for file in FILES {
+        match fs::read_to_string(file) {
+            Ok(table) => found.extend(table.lines().skip(1).filter_map(connection)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 /// All listening sockets, IPv4 and IPv6.
@@ -38,18 +61,20 @@ pub fn connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
 ///
 /// If /proc cannot be read.
 pub fn listeners() -> io::Result<Vec<Listener>> {
-    read(listener)
-}
-
-/// What is made of each line of the lists of both families.
-fn read<T, C: Default + Extend<T>>(parse: impl Fn(&str) -> Option<T>) -> io::Result<C> {
-    let mut found = C::default();
-    for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-        match fs::read_to_string(file) {
-            Ok(table) => found.extend(table.lines().skip(1).filter_map(&parse)),
-            // No IPv6 in this kernel.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+    let mut found = Vec::new();
+    for file in FILES {
+        let table = match File::open(file) {
+            Ok(table) => BufReader::new(table),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
+        };
+        for line in table.lines().skip(1) {
+            // They come first in the lists, however many connections follow: `tcp_get_idx` in
+            // <https://github.com/torvalds/linux/blob/v5.4/net/ipv4/tcp_ipv4.c>, since 2.6.12.
+            let Some(listener) = listener(&line?) else {
+                break;
+            };
+            found.push(listener);
         }
     }
     Ok(found)

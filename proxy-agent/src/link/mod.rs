@@ -16,6 +16,7 @@ mod parse;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod vip;
 
 use std::net::IpAddr;
 
@@ -25,6 +26,7 @@ pub use observe::Link;
 pub use observe::{LinkAddress, LinkKind, LinkTable, ObserveError, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
 use rtnetlink::Handle;
+pub use vip::Vip;
 
 use crate::reconcile::{Mode, Report, carry_out, failed};
 

@@ -13,7 +13,7 @@ pub mod trigger;
 use std::error::Error;
 use std::fmt::Display;
 
-pub use control::Control;
+pub use control::{Control, Pulse};
 pub use report::{Failure, Report};
 use tokio::task::yield_now;
 use tracing::{error, info};

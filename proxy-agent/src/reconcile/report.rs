@@ -9,7 +9,7 @@ use super::control::Control;
 use super::told::Told;
 
 /// The outcome of one pass.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Report {
     /// What the kernel told before it.
     pub told: Told,

@@ -36,6 +36,19 @@ pub enum Cause {
     Resync,
 }
 
+impl Cause {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Event, Self::Resync];
+
+    /// As others are told.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Event => "event",
+            Self::Resync => "resync",
+        }
+    }
+}
+
 /// Tells when the next pass is due.
 pub struct Trigger {
     monitor: Monitor,

@@ -28,6 +28,9 @@ pub struct History {
     pub passes: u64,
     /// Those of them that failed.
     pub failed_passes: u64,
+    /// What passes could not do, by part.
+    #[serde(default)]
+    pub errors: BTreeMap<String, u64>,
     /// Repairs by part.
     pub repaired: BTreeMap<String, u64>,
     /// The last repairs, oldest first.
@@ -96,6 +99,9 @@ impl History {
         let works = report.failures.is_empty();
         self.passes += 1;
         self.failed_passes += u64::from(!works);
+        for failure in &report.failures {
+            *self.errors.entry(failure.part.to_owned()).or_default() += 1;
+        }
         if self.settled {
             for change in report.changes.iter().filter(|change| !change.routine) {
                 self.repaired(change, report, at);
@@ -191,6 +197,7 @@ mod tests {
         assert!(pass(&repair, Cause::Event));
         assert!(history.ready);
         assert_eq!((history.passes, history.failed_passes), (5, 2));
+        assert_eq!(history.errors, BTreeMap::from([("link".to_owned(), 2)]));
         assert_eq!(history.repaired, BTreeMap::from([("ebpf".to_owned(), 1)]));
         let told = history.repairs[0].told.as_ref().unwrap();
         assert_eq!(told.event, "nf_tables table proxy-agent changed");

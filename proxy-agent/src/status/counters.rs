@@ -9,7 +9,8 @@ use std::path::Path;
 use proxy_common::{Counters, Reason};
 
 use super::model::{Counts, Direction, OfLink, OfVip};
-use crate::backend::ebpf::{MapError, statistics};
+use crate::backend::ebpf::MapError;
+use crate::backend::ebpf::statistics::{self, Origin};
 use crate::backend::nftables;
 use crate::link::LinkTable;
 use crate::netfilter;
@@ -20,8 +21,8 @@ use crate::state::State;
 pub struct Row {
     /// The VIP with its port.
     pub vip: SocketAddr,
-    /// The ifindex; none for the node's own processes, and for what a backend cannot tell apart.
-    pub link: Option<u32>,
+    /// How it came; from the node itself too if the backend cannot tell.
+    pub origin: Origin,
     /// The counts.
     pub counters: Counters,
 }
@@ -64,7 +65,7 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
             Ok(entries
                 .map(|entry| Row {
                     vip: entry.vip,
-                    link: entry.link,
+                    origin: entry.origin,
                     counters: entry.counters,
                 })
                 .collect())
@@ -76,7 +77,7 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
                 .into_iter()
                 .map(|(vip, counters)| Row {
                     vip,
-                    link: None,
+                    origin: Origin::ThisHost,
                     counters,
                 })
                 .collect())
@@ -85,27 +86,35 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
     }
 }
 
-/// Rows by VIP, with sums; the node itself before links.
+/// Rows by VIP, with sums; the node itself before links, those that are gone in the sums only.
 pub fn sorted(rows: Vec<Row>, links: &LinkTable) -> Vec<OfVip> {
     let mut vips: BTreeMap<SocketAddr, Vec<Row>> = BTreeMap::new();
     for row in rows {
         vips.entry(row.vip).or_default().push(row);
     }
     let of_vip = |(vip, mut rows): (SocketAddr, Vec<Row>)| {
-        rows.sort_by_key(|row| row.link);
+        rows.sort_by_key(|row| row.origin);
         let mut total = Counters::ZERO;
         for row in &rows {
             total.add(&row.counters);
         }
-        let of_link = |row: &Row| OfLink {
-            link: row.link.map(|index| links.name_of(index)),
-            ifindex: row.link,
-            counts: counts(&row.counters),
+        let of_link = |row: &Row| {
+            let ifindex = match row.origin {
+                Origin::ThisHost => None,
+                Origin::Link(index) => Some(index),
+                // Part of the total only.
+                Origin::GoneLinks => return None,
+            };
+            Some(OfLink {
+                link: ifindex.map(|index| links.name_of(index)),
+                ifindex,
+                counts: counts(&row.counters),
+            })
         };
         OfVip {
             vip,
             total: counts(&total),
-            links: rows.iter().map(of_link).collect(),
+            links: rows.iter().filter_map(of_link).collect(),
         }
     };
     vips.into_iter().map(of_vip).collect()

@@ -4,13 +4,14 @@
 //! docs/status.md and stay as they are.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
 
 use crate::config::Service;
 use crate::kernel::author::By;
+use crate::link::Vip;
 use crate::reconcile::Report;
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{self, History, Problem};
@@ -60,21 +61,6 @@ pub struct Agent {
     pub ready: bool,
     /// What its last pass could not do.
     pub failures: Vec<Problem>,
-}
-
-/// A VIP as it is now.
-#[derive(Debug, Serialize)]
-pub struct Vip {
-    /// The VIP.
-    pub ip: IpAddr,
-    /// The link that should carry it.
-    pub link: String,
-    /// That link was set up.
-    pub link_up: bool,
-    /// It is on that link, and can be used.
-    pub present: bool,
-    /// Other links that carry it too.
-    pub elsewhere: Vec<String>,
 }
 
 /// The counters of a VIP with one port.

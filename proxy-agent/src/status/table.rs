@@ -5,7 +5,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use super::model::{Counts, OfVip, Repair, Status, Vip};
+use super::model::{Counts, OfVip, Repair, Status};
+use crate::link::Vip;
 use crate::reconcile::trigger::Cause;
 use crate::state::history::Problem;
 use crate::time::{rfc3339, rough};

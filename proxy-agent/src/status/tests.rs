@@ -14,9 +14,11 @@ use proxy_common::{Counters, Reason, Traffic};
 
 use super::counters::Row;
 use super::*;
+use crate::backend::ebpf::statistics::Origin;
 use crate::config::{AcceptRules, Service, TcAttach};
 use crate::instance::Instance;
 use crate::kernel::author::By;
+use crate::link::{LinkTable, Vip};
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{History, Pass, Problem, Repair, Told};
 use crate::state::{Choice, Rejected, Settings};
@@ -120,9 +122,14 @@ fn row(vip: &str, link: Option<u32>, number: u64) -> Row {
     }
     Row {
         vip: vip.parse().unwrap(),
-        link,
+        origin: link.map_or(Origin::ThisHost, Origin::Link),
         counters,
     }
+}
+
+/// The VIPs of a node without links.
+fn vips(state: &State) -> Vec<Vip> {
+    LinkTable::default().vips(&state.settings.vips, &state.settings.interface)
 }
 
 fn status() -> Status {
@@ -138,7 +145,7 @@ fn status() -> Status {
             1,
         ),
     ];
-    let mut vips = vips(&state, &LinkTable::default());
+    let mut vips = vips(&state);
     vips[1].present = true;
     vips[1].link_up = true;
     vips[1].elsewhere = vec!["eth0".to_owned()];
@@ -212,9 +219,21 @@ fn links_without_traffic_are_shown_if_that_is_asked_for() {
 }
 
 #[test]
+fn links_that_are_gone_are_in_the_sums_only() {
+    let gone = Row {
+        origin: Origin::GoneLinks,
+        ..row("10.96.0.2:443", Some(7), 4)
+    };
+    let rows = vec![gone, row("10.96.0.2:443", Some(7), 2)];
+    let sorted = counters::sorted(rows, &LinkTable::default());
+    assert_eq!(sorted[0].total.decided, 3);
+    assert_eq!(sorted[0].links.len(), 1);
+}
+
+#[test]
 fn a_vip_is_found_where_it_is() {
     let state = state();
-    let found = vips(&state, &LinkTable::default());
+    let found = vips(&state);
     assert_eq!(found.len(), 2);
     assert!(found.iter().all(|vip| !vip.present && !vip.link_up));
 }

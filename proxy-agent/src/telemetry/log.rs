@@ -6,6 +6,7 @@
 mod filter;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod klog;
 mod output;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Registry, fmt};
 
 use self::filter::Filter;
+use self::klog::Klog;
 use self::output::Output;
 
 /// The target under which the lines of the eBPF programs are logged.
@@ -41,6 +43,8 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line
     Json,
+    /// Lines as klog writes them, for pipelines that know those
+    Klog,
 }
 
 /// What to log, where and how.
@@ -139,6 +143,10 @@ impl LogOptions {
                         .with_span_list(false),
                 ),
             ),
+            (LogFormat::Klog, headers) => Dispatch::new(registry.with(layer.event_format(Klog {
+                headers,
+                directory: self.source,
+            }))),
             (LogFormat::Text, true) => Dispatch::new(registry.with(layer)),
             (LogFormat::Text, false) => Dispatch::new(
                 registry.with(layer.without_time().with_level(false).with_target(false)),

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent tells about itself: its log, and that of its eBPF programs. What is worth
+//! What the agent tells about itself: its log, that of its eBPF programs, metrics, health. What is worth
 //! telling is decided where it happens.
 
+pub mod board;
 pub mod ebpf;
+pub mod health;
+pub mod http;
 pub mod log;
+pub mod metrics;
 pub mod systemd;

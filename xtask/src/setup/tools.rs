@@ -30,6 +30,7 @@ pub const TOOLS: &[Tool] = &[
     tool("ethtool", "ethtool"),
     tool("openssl", "openssl"),
     tool("nsenter", "util-linux"),
+    tool("promtool", "prometheus"),
     tool("setpriv", "util-linux"),
     tool("strace", "strace"),
     // Compiles libFuzzer.

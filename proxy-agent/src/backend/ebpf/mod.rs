@@ -56,7 +56,7 @@ use crate::netfilter;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
-const PART: &str = "ebpf";
+pub const PART: &str = "ebpf";
 /// How long the kernel may take to let go of a link whose pin was removed, and how often it is asked,
 /// in milliseconds.
 const LINGERING: u16 = 500;

@@ -2,12 +2,15 @@
 
 //! What the programs have counted, read from the pinned maps: no agent needs to run for that.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use aya::maps::{Map, MapData, MapError, PerCpuHashMap};
+use aya::maps::{Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use proxy_common::limits::MAX_COUNTERS;
 use proxy_common::{Connection, ConnectionKey, CounterKey, Counters};
+use tokio::task::yield_now;
 
 use super::Settings;
 use super::maps::{self, CONNECTIONS, Error, failed};
@@ -17,11 +20,28 @@ use crate::link::LinkTable;
 /// The counters.
 pub const STATISTICS: &str = "STATISTICS";
 
+/// After so many entries others have their turn.
+const TURN: usize = 4096;
+
+/// Held while counters are moved, so that nobody in this process reads them twice or not at all.
+static WHOLE: Mutex<()> = Mutex::new(());
+
+/// How traffic came to a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// From the node's own processes; replies are counted here too.
+    ThisHost,
+    /// By the link with this ifindex.
+    Link(u32),
+    /// By links that are gone.
+    GoneLinks,
+}
+
 /// What was counted of one VIP and port, on all CPUs together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// The ifindex of the link it came by; none for the node's own processes and for replies.
-    pub link: Option<u32>,
+    /// How it came.
+    pub origin: Origin,
     /// The VIP with its port.
     pub vip: SocketAddr,
     /// The sums.
@@ -46,26 +66,47 @@ type Statistics = PerCpuHashMap<MapData, CounterKey, Counters>;
 ///
 /// The kernel's answer.
 pub fn read(bpffs: &Path) -> Result<Vec<Entry>, Error> {
+    let _whole = WHOLE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(map) = open(bpffs)? else {
         return Ok(Vec::new());
     };
     let mut entries = Vec::new();
     for entry in map.iter().take(walk()) {
         let (key, values) = entry.map_err(failed(STATISTICS))?;
-        let mut counters = Counters::ZERO;
-        for value in values.iter() {
-            counters.add(value);
-        }
         entries.push(Entry {
-            link: (key.link() != CounterKey::THIS_HOST).then_some(key.link()),
+            origin: match key.link() {
+                CounterKey::THIS_HOST => Origin::ThisHost,
+                CounterKey::GONE_LINKS => Origin::GoneLinks,
+                link => Origin::Link(link),
+            },
             vip: key.vip().into(),
-            counters,
+            counters: sum(&values),
         });
     }
-    entries.sort_by_key(|entry| (entry.vip, entry.link));
+    entries.sort_by_key(|entry| (entry.vip, entry.origin));
     // A walk that begins anew meets entries twice.
-    entries.dedup_by_key(|entry| (entry.vip, entry.link));
+    entries.dedup_by_key(|entry| (entry.vip, entry.origin));
     Ok(entries)
+}
+
+/// Tells how many counters there are below a directory of pins; none if nothing is pinned there.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn counter_fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
+    let Some(map) = open(bpffs)? else {
+        return Ok(None);
+    };
+    let mut entries = 0;
+    for key in map.keys().take(walk()) {
+        key.map_err(failed(STATISTICS))?;
+        entries += 1;
+    }
+    Ok(Some(Fill {
+        entries,
+        size: MAX_COUNTERS as usize,
+    }))
 }
 
 /// Counts the decisions below a directory of pins; none if nothing is pinned there.
@@ -73,7 +114,7 @@ pub fn read(bpffs: &Path) -> Result<Vec<Entry>, Error> {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
+pub async fn fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
     let Some(data) = maps::pinned(CONNECTIONS, bpffs)? else {
         return Ok(None);
     };
@@ -86,33 +127,82 @@ pub fn fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
     for key in map.keys().take(size) {
         key.map_err(failed(CONNECTIONS))?;
         entries += 1;
+        if entries % TURN == 0 {
+            yield_now().await;
+        }
     }
     Ok(Some(Fill { entries, size }))
 }
 
-/// Removes the counters of links and VIPs that are gone, so that there is room for others.
+/// Removes the counters of links and VIPs that are gone, so that there is room for others. What was
+/// counted of a VIP that stays is kept, all such links together: its sums never shrink.
+///
+/// While somebody reads them it is left to the next time.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
 pub fn forget_gone(settings: &Settings, table: &LinkTable) -> Result<(), Error> {
+    let Ok(_whole) = WHOLE.try_lock() else {
+        return Ok(());
+    };
     let Some(mut map) = open(&settings.bpffs)? else {
         return Ok(());
     };
+    let mut kept: BTreeMap<SocketAddr, Counters> = BTreeMap::new();
     let keys = map.keys().take(walk()).collect::<Result<Vec<_>, _>>();
     for key in keys.map_err(failed(STATISTICS))? {
         let link = key.link();
-        let is_there = link == CounterKey::THIS_HOST || table.by_index(link).is_some();
+        let is_there = matches!(link, CounterKey::THIS_HOST | CounterKey::GONE_LINKS)
+            || table.by_index(link).is_some();
         let vip = SocketAddr::from(key.vip());
-        if is_there && settings.endpoints().any(|endpoint| endpoint == vip) {
+        let is_ours = settings.endpoints().any(|endpoint| endpoint == vip);
+        if is_there && is_ours {
             continue;
+        }
+        if is_ours && let Some(counters) = value(&map, &key)? {
+            kept.entry(vip).or_insert(Counters::ZERO).add(&counters);
         }
         match map.remove(&key) {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(error) => return Err(failed(STATISTICS)(error)),
         }
     }
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(STATISTICS)(error.into()))?;
+    for (vip, mut counters) in kept {
+        let key = CounterKey::new(CounterKey::GONE_LINKS, vip.into());
+        if let Some(earlier) = value(&map, &key)? {
+            counters.add(&earlier);
+        }
+        // One place for all: only sums are read.
+        let mut values = vec![Counters::ZERO; cpus];
+        values[0] = counters;
+        let values =
+            PerCpuValues::try_from(values).map_err(|error| failed(STATISTICS)(error.into()))?;
+        map.insert(key, values, 0).map_err(failed(STATISTICS))?;
+    }
     Ok(())
+}
+
+/// What was counted under a key, if anything was.
+fn value(map: &Statistics, key: &CounterKey) -> Result<Option<Counters>, Error> {
+    match map.get(key, 0) {
+        Ok(values) => Ok(Some(sum(&values))),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(failed(STATISTICS)(error)),
+    }
+}
+
+/// All CPUs together.
+fn sum(values: &PerCpuValues<Counters>) -> Counters {
+    let mut sum = Counters::ZERO;
+    for value in values.iter() {
+        sum.add(value);
+    }
+    sum
 }
 
 /// Unpins a map whose layout is not the one that these programs count in.

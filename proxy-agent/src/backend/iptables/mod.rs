@@ -46,7 +46,7 @@ use crate::instance::Instance;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// What this part is called in reports.
-const PART: &str = "iptables";
+pub const PART: &str = "iptables";
 
 /// The rules that keep conntrack out of the path, or only those that let untracked packets in.
 #[derive(Debug)]

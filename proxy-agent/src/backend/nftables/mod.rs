@@ -22,7 +22,7 @@ use crate::netfilter::{self, Socket, Table};
 use crate::reconcile::{Mode, Report, carry_out};
 
 /// The name of this part in reports and logs.
-const PART: &str = "nftables";
+pub const PART: &str = "nftables";
 
 /// The backend.
 pub struct Nftables {

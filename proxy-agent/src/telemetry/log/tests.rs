@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use tracing::{debug, error, info, trace};
+use tracing::{debug, error, info, trace, warn};
 
 use super::*;
 
@@ -102,6 +102,40 @@ fn json_is_one_object_per_line() {
         "{log}"
     );
     assert!(lines[1].contains(r#""level":"ERROR""#), "{log}");
+}
+
+#[test]
+fn klog_lines_have_its_header() {
+    let scratch = Scratch::new("klog");
+    let mut options = LogOptions {
+        format: LogFormat::Klog,
+        ..to_file(&scratch.file(0))
+    };
+    let work = || {
+        let by: Option<&str> = None;
+        warn!(part = "link", count = 2, by, other = ?["x"], "two\n\"lines\"");
+    };
+    let log = logged(&options, work);
+    let (header, content) = log.split_once("] ").unwrap();
+    let expected = r#"two\n"lines" part="link" count=2 other="[\"x\"]""#;
+    assert_eq!(content, format!("{expected}\n"));
+    // W1124 20:12:34.567890    4711 tests.rs:1
+    let shape: String = header
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    let (time, rest) = shape.split_at("W0000 00:00:00.000000 ".len());
+    assert_eq!(time, "W0000 00:00:00.000000 ");
+    assert!(
+        header.contains(&format!(" {:7} tests.rs:", process::id())),
+        "{header}"
+    );
+    assert!(rest.trim_start().starts_with('0'), "{header}");
+    options.source = true;
+    assert!(logged(&options, work).contains(" log/tests.rs:"));
+    options.headers = false;
+    let log = logged(&options, work);
+    assert_eq!(log.lines().last(), Some(expected));
 }
 
 #[test]

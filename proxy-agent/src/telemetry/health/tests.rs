@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is told about agents in every condition.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::*;
+use crate::config::{AcceptRules, TcAttach};
+use crate::instance::Instance;
+use crate::link::Vip;
+use crate::state::history::History;
+use crate::state::{Choice, Settings};
+
+/// The state after a pass that worked.
+pub fn state() -> State {
+    State {
+        version: "1".to_owned(),
+        pid: 7,
+        started: SystemTime::UNIX_EPOCH,
+        settings: Settings {
+            instance: Instance::default(),
+            vips: vec![[10, 96, 0, 2].into()],
+            ports: vec![443],
+            interface: "lo".to_owned(),
+            services: Vec::new(),
+            bpffs: "/sys/fs/bpf/proxy-agent/v1".into(),
+            sync_interval: Duration::from_mins(1),
+            accept_rules: AcceptRules::Auto,
+            tc_attach: TcAttach::Auto,
+            max_connections: 65_536,
+        },
+        backend: Choice {
+            asked: "auto".to_owned(),
+            backend: "nftables".to_owned(),
+            ..Choice::default()
+        },
+        programs: BTreeMap::new(),
+        history: History {
+            ready: true,
+            ..History::default()
+        },
+    }
+}
+
+/// What is told before the first pass has ended.
+pub fn told() -> Told {
+    Told {
+        started: SystemTime::UNIX_EPOCH,
+        interval: Duration::from_mins(1),
+        phase: Phase::Working,
+        state: None,
+        vips: Vec::new(),
+        ended: None,
+        succeeded: None,
+    }
+}
+
+fn vip(present: bool, link_up: bool) -> Vip {
+    Vip {
+        ip: [10, 96, 0, 2].into(),
+        link: "lo".to_owned(),
+        link_up,
+        present,
+        elsewhere: Vec::new(),
+    }
+}
+
+fn after(state: State, vips: Vec<Vip>) -> Told {
+    Told {
+        phase: Phase::Idle,
+        state: Some(Arc::new(state)),
+        vips,
+        ..told()
+    }
+}
+
+/// The conditions that fail, without one for the listener.
+fn failing(told: &Told) -> Vec<&'static str> {
+    let health = readiness(told, Duration::ZERO, &Err("no".to_owned()), false);
+    let failing = health.0.iter().filter(|condition| !condition.holds);
+    failing.map(|condition| condition.name).collect()
+}
+
+fn failed(part: &str) -> State {
+    let mut state = state();
+    state.history.failures.push(Problem {
+        part: part.to_owned(),
+        what: "look".to_owned(),
+        cause: "no".to_owned(),
+    });
+    state
+}
+
+#[test]
+fn each_condition_fails_on_its_own() {
+    let good = || vec![vip(true, true)];
+    assert_eq!(failing(&after(state(), good())), [""; 0]);
+    assert_eq!(failing(&told()), ["pass"]);
+    assert_eq!(failing(&after(state(), vec![vip(false, true)])), ["vip"]);
+    assert_eq!(failing(&after(state(), vec![vip(true, false)])), ["link"]);
+    assert_eq!(failing(&after(state(), Vec::new())), ["vip", "link"]);
+    assert_eq!(failing(&after(failed("ebpf"), good())), ["data_plane"]);
+    assert_eq!(failing(&after(failed("backend"), good())), ["data_plane"]);
+    assert_eq!(failing(&after(failed("link"), good())), ["other"]);
+    assert_eq!(failing(&after(failed("conntrack"), good())), ["other"]);
+    let mut other = state();
+    other.backend.asked = "ebpf".to_owned();
+    assert_eq!(failing(&after(other, good())), ["data_plane"]);
+    let stopping = Told {
+        phase: Phase::Stopping,
+        ..after(state(), good())
+    };
+    assert_eq!(failing(&stopping), ["pass"]);
+    assert!(liveness(&stopping, Duration::ZERO).is_good());
+}
+
+#[test]
+fn without_any_backend_it_is_degraded_and_ready() {
+    let mut state = state();
+    assert!(!is_degraded(&state));
+    state.backend.backend = "none".to_owned();
+    assert!(is_degraded(&state));
+    let told = after(state, vec![vip(true, true)]);
+    assert_eq!(failing(&told), [""; 0]);
+}
+
+#[test]
+fn who_stands_still_is_not_alive() {
+    let alive = |phase, seconds| {
+        let told = Told { phase, ..told() };
+        liveness(&told, Duration::from_secs(seconds)).is_good()
+    };
+    assert!(alive(Phase::Working, 120));
+    assert!(!alive(Phase::Working, 121));
+    assert!(alive(Phase::Idle, 180));
+    assert!(!alive(Phase::Idle, 181));
+    assert!(alive(Phase::Stopping, 100_000));
+}
+
+#[test]
+fn a_listener_is_asked_for_if_that_is_wanted() {
+    let told = after(state(), vec![vip(true, true)]);
+    let text =
+        |listeners: &Listeners| readiness(&told, Duration::ZERO, listeners, true).to_string();
+    let vip = "10.96.0.2:443".parse().unwrap();
+    let listens = text(&Ok(BTreeMap::from([(vip, true)])));
+    let expected = "[+]pass ok: the last pass ended 0 s ago\n\
+                    [+]vip ok: on lo: 10.96.0.2\n\
+                    [+]link ok: lo is up\n\
+                    [+]data_plane ok: backend nftables\n\
+                    [+]other ok: nothing failed\n\
+                    [+]listener ok: on 10.96.0.2:443\n\
+                    passed\n";
+    assert_eq!(listens, expected);
+    let silent = text(&Ok(BTreeMap::from([(vip, false)])));
+    let expected = "[-]listener failed: nobody listens on 10.96.0.2:443\nfailed\n";
+    assert!(silent.ends_with(expected), "{silent}");
+    assert!(text(&Err("no".to_owned())).contains("[-]listener failed: no\n"));
+}
