@@ -20,6 +20,7 @@ pub mod harm;
 pub mod kept;
 pub mod kubeproxy;
 pub mod lacking;
+pub mod manifests;
 pub mod netns;
 pub mod node;
 pub mod path;
