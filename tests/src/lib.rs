@@ -23,6 +23,7 @@ pub mod image;
 pub mod kept;
 pub mod kubeproxy;
 pub mod lacking;
+pub mod manifests;
 pub mod metrics;
 pub mod netns;
 pub mod node;

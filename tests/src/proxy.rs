@@ -17,7 +17,7 @@ use crate::transfer::Server;
 use crate::{Family, PORT};
 
 /// How long a proxy may take to listen.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The Unix socket of the backend, in the node's directory.
 const BACKEND: &str = "backend.sock";
 
@@ -100,38 +100,53 @@ fn tcp_config(backend: &Path) -> Result<String> {
 fn haproxy(node: &Node, config: &str) -> Result<Process> {
     let path = node.dir().join("haproxy.cfg");
     fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
-    let log_path = node.dir().join("haproxy.log");
-    let log = fs::File::create(&log_path)?;
     let mut command = node.netns.command("haproxy");
+    command.arg("-db").arg("-f").arg(&path);
+    listening(node, "haproxy", command, PORT, Family::ALL.len())
+}
+
+/// Starts a command that serves, and waits until that many sockets listen on `port` in its namespace.
+///
+/// # Errors
+/// When it ends instead, or takes too long; then its log is among the node's.
+///
+/// # Panics
+/// Never: the lock is new.
+pub fn listening(
+    node: &Node,
+    name: &str,
+    mut command: Command,
+    port: u16,
+    sockets: usize,
+) -> Result<Process> {
+    let log_path = node.dir().join(format!("{name}.log"));
+    let log = fs::File::create(&log_path)?;
     command
-        .arg("-db")
-        .arg("-f")
-        .arg(&path)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
     cmd::guard_child(&mut command);
-    let mut haproxy = Process::new(command.spawn().context("starting haproxy")?);
-    let tcp = format!("/proc/{}/net", haproxy.id());
-    let started = cmd::wait_until(START_TIMEOUT, "HAProxy to listen", || {
-        if let Some(status) = haproxy.child().try_wait()? {
-            bail!("HAProxy ended at once: {status}");
+    let child = command.spawn();
+    let mut process = Process::new(child.with_context(|| format!("starting {name}"))?);
+    let tcp = format!("/proc/{}/net", process.id());
+    let started = cmd::wait_until(START_TIMEOUT, &format!("{name} to listen"), || {
+        if let Some(status) = process.child().try_wait()? {
+            bail!("{name} ended at once: {status}");
         }
-        Ok((count_listeners(&tcp) == Family::ALL.len()).then_some(()))
+        Ok((count_listeners(&tcp, port) >= sockets).then_some(()))
     });
     if let Err(error) = started {
         let log = SharedLog::default();
         *log.lock().expect("a new lock") = fs::read_to_string(&log_path)?;
-        node.add_log("haproxy", log);
+        node.add_log(name, log);
         return Err(error);
     }
-    Ok(haproxy)
+    Ok(process)
 }
 
-/// The sockets that listen on the proxy's port, without connecting to them: that would leave entries
-/// in conntrack.
-fn count_listeners(proc_net: &str) -> usize {
-    let suffix = format!(":{PORT:04X}");
+/// The sockets that listen on a port, without connecting to them: that would leave entries in conntrack.
+fn count_listeners(proc_net: &str, port: u16) -> usize {
+    let suffix = format!(":{port:04X}");
     ["tcp", "tcp6"]
         .iter()
         .filter_map(|file| fs::read_to_string(format!("{proc_net}/{file}")).ok())
@@ -144,8 +159,12 @@ fn count_listeners(proc_net: &str) -> usize {
         .count()
 }
 
-/// Makes a self-signed certificate; returns it, and the file with certificate and key.
-fn certificate(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+/// Makes a self-signed certificate, valid for each VIP and ClusterIP; returns it, and the file with
+/// certificate and key.
+///
+/// # Errors
+/// When openssl fails.
+pub fn certificate(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let (cert, key, pem) = (dir.join("ca.crt"), dir.join("tls.key"), dir.join("tls.pem"));
     let names: Vec<String> = Family::ALL
         .iter()

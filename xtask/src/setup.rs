@@ -7,6 +7,7 @@
 
 mod machine;
 mod plan;
+pub mod python;
 mod tools;
 
 use std::path::Path;
@@ -35,6 +36,16 @@ pub enum Scope {
 /// # Errors
 /// When something is missing and cannot be installed here; the error then holds the commands.
 pub fn ensure(scope: Scope) -> Result<()> {
+    ensure_programs(scope)?;
+    if scope == Scope::Everything
+        && let Err(error) = python::ensure()
+    {
+        eprintln!("setup: {error:#}");
+    }
+    Ok(())
+}
+
+fn ensure_programs(scope: Scope) -> Result<()> {
     let machine = Machine::look(scope);
     let steps = plan::steps(&machine);
     if steps.is_empty() {

@@ -81,6 +81,9 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
         }
         Err(reason) => eprintln!("no image: {reason}"),
     }
+    if let Some(packages) = setup::python::find() {
+        cargo.env(setup::python::VARIABLE, packages);
+    }
     cargo.args(filter);
     if !args.is_empty() {
         cargo.arg("--").args(args);

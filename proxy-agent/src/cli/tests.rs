@@ -2,6 +2,7 @@
 
 //! The command line as a whole: what it accepts, what it refuses, and how it tells.
 
+mod manual;
 mod refused;
 mod services;
 mod variables;
@@ -9,7 +10,7 @@ mod variables;
 use std::env;
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -290,14 +291,19 @@ fn the_help_is_as_recorded() {
         .lines()
         .flat_map(|line| [line.trim_end(), "\n"])
         .collect();
-    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/help.txt"));
+    is_as_recorded("src/cli/help.txt", &help);
+}
+
+/// Compares with a file below the crate's directory.
+fn is_as_recorded(file: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     if env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&path, &help).unwrap();
+        fs::write(&path, text).unwrap();
     }
     let recorded = fs::read_to_string(&path).unwrap_or_default();
     assert!(
-        help == recorded,
-        "--help differs from {}; if it should, run with UPDATE_GOLDEN=1:\n{help}",
+        text == recorded,
+        "this differs from {}; if it should, run with UPDATE_GOLDEN=1:\n{text}",
         path.display()
     );
 }

