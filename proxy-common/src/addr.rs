@@ -49,6 +49,17 @@ impl Address {
         }
     }
 
+    /// Whether it is one of 127.0.0.0/8 or ::1.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        match self.0 {
+            [0, 0, MAPPED, word] => word.to_ne_bytes()[0] == 127,
+            [0, 0, 0, word] => word == 1_u32.to_be(),
+            _ => false,
+        }
+    }
+
     /// The four words of the IPv6 form in network byte order.
     #[inline(always)]
     #[must_use]

@@ -17,6 +17,7 @@ extern crate std;
 
 pub mod addr;
 pub mod connection;
+pub mod guard;
 pub mod limits;
 pub mod packet;
 pub mod statistics;

@@ -2,6 +2,8 @@
 
 //! Bounds that the programs and the agent must agree on.
 
+use crate::addr::Address;
+
 /// VIPs times ports.
 pub const MAX_VIPS: u32 = 256;
 
@@ -23,3 +25,17 @@ pub const MAX_COUNTERS: u32 = 16_384;
 pub const fn port_bit(port: u16) -> u64 {
     1 << (u16::from_be(port) & 63)
 }
+
+/// The bit that stands for an address in the set by which programs leave most packets alone at once:
+/// that of its last byte. Addresses that share a bit cost a look-up, nothing more.
+#[inline(always)]
+#[must_use]
+pub const fn address_bit(address: &Address) -> u64 {
+    1 << (address.words()[3].to_ne_bytes()[3] & 63)
+}
+
+/// Links that the guard knows something about: guarded ones and ports of bridges.
+pub const MAX_GUARD_LINKS: u32 = 16_384;
+
+/// Networks whose packets may come from outside.
+pub const MAX_ALLOWED: u32 = 1024;

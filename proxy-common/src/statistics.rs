@@ -3,6 +3,7 @@
 //! The map of counters: its key, its value, and the reasons for which connections stay undecided.
 
 use crate::addr::Endpoint;
+use crate::guard::Cause;
 
 /// What is counted together: the traffic of a VIP with one port that came by one link.
 #[repr(C)]
@@ -35,6 +36,9 @@ pub enum Reason {
 /// Reasons there is room for; more than there are, so that a new one needs no new map.
 pub const MAX_REASONS: usize = 8;
 
+/// Causes there is room for, likewise.
+pub const MAX_CAUSES: usize = 4;
+
 /// Packets and their bytes, from the IP header on.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub struct Counters {
     pub translated: u64,
     /// SYNs that were not, each under its [`Reason`].
     pub undecided: [u64; MAX_REASONS],
+    /// Packets that were dropped, each under its [`Cause`].
+    pub dropped: [u64; MAX_CAUSES],
 }
 
 impl CounterKey {
@@ -122,6 +128,7 @@ impl Counters {
         decided: 0,
         translated: 0,
         undecided: [0; MAX_REASONS],
+        dropped: [0; MAX_CAUSES],
     };
 
     /// Adds another CPU's or another link's.
@@ -133,12 +140,21 @@ impl Counters {
         for (sum, part) in self.undecided.iter_mut().zip(other.undecided) {
             *sum = sum.wrapping_add(part);
         }
+        for (sum, part) in self.dropped.iter_mut().zip(other.dropped) {
+            *sum = sum.wrapping_add(part);
+        }
     }
 
     /// SYNs that stayed undecided for a reason.
     #[must_use]
     pub const fn undecided_for(&self, reason: Reason) -> u64 {
         self.undecided[reason as usize]
+    }
+
+    /// Packets that were dropped for a cause.
+    #[must_use]
+    pub const fn dropped_for(&self, cause: Cause) -> u64 {
+        self.dropped[cause as usize]
     }
 }
 
@@ -160,7 +176,10 @@ mod tests {
     fn nothing_has_padding() {
         assert_eq!(size_of::<CounterKey>(), 4 + size_of::<Endpoint>());
         assert_eq!(align_of::<CounterKey>(), 4);
-        assert_eq!(size_of::<Counters>(), 8 * (2 + 2 + 2 + MAX_REASONS));
+        assert_eq!(
+            size_of::<Counters>(),
+            8 * (2 + 2 + 2 + MAX_REASONS + MAX_CAUSES)
+        );
         assert_eq!(align_of::<Counters>(), 8);
     }
 
@@ -173,6 +192,14 @@ mod tests {
             assert_eq!(counters.undecided_for(reason), 7);
         }
         assert!(Reason::ALL.len() <= MAX_REASONS);
+    }
+
+    #[test]
+    fn every_cause_has_its_place() {
+        for (place, cause) in Cause::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, place);
+        }
+        assert!(Cause::ALL.len() <= MAX_CAUSES);
     }
 
     #[test]
@@ -189,6 +216,7 @@ mod tests {
             decided: 3,
             translated: 4,
             undecided: [5; MAX_REASONS],
+            dropped: [6; MAX_CAUSES],
         };
         let mut sum = one;
         sum.add(&one);
@@ -196,6 +224,7 @@ mod tests {
         assert_eq!(sum.replies.packets, 4);
         assert_eq!((sum.decided, sum.translated), (6, 8));
         assert_eq!(sum.undecided, [10; MAX_REASONS]);
+        assert_eq!(sum.dropped, [12; MAX_CAUSES]);
         sum.add(&Counters::ZERO);
         assert_eq!(sum.decided, 6);
     }

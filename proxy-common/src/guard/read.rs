@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Reads any packet as far as the guard has to know it: with VLAN tags, IP options, extension headers,
+//! fragmented, cut off. What the kernel would not deliver anyway may be called anything.
+
+use super::{Knowledge, Port, Refused, judge, judge_question};
+use crate::addr::Address;
+use crate::packet::Headers;
+
+const ETH_P_IP: u16 = 0x0800_u16.to_be();
+const ETH_P_ARP: u16 = 0x0806_u16.to_be();
+const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
+const ETH_P_8021AD: u16 = 0x88a8_u16.to_be();
+const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
+
+const HOP_BY_HOP: u8 = 0;
+const TCP: u8 = 6;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const ICMPV6: u8 = 58;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+const HOST_IDENTITY: u8 = 139;
+const SHIM6: u8 = 140;
+
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const ARP_REQUEST: u16 = 1_u16.to_be();
+/// The number of a VLAN, in a tag.
+const VLAN_ID: u16 = 0x0fff_u16.to_be();
+/// Tags that are read; the kernel takes any number of them off, and behind the second one stands
+/// nothing that it would deliver here.
+const MAX_TAGS: usize = 2;
+/// Extension headers that are read; more of them than there are kinds make no sense.
+const MAX_EXTENSIONS: usize = 8;
+
+/// A packet, read from the network header on: behind the link header where that has no VLAN tag.
+pub trait Frame {
+    /// Loads headers from `offset`; none if the packet ends before.
+    fn load<H: Headers>(&self, offset: u32) -> Option<H>;
+}
+
+/// A VLAN tag behind its Ethernet type, with the Ethernet type behind it. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Tag {
+    control: u16,
+    protocol: u16,
+}
+
+/// An IPv4 header without options. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Ipv4 {
+    version_and_length: u8,
+    traffic_class: u8,
+    total_length: u16,
+    identification: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+/// An IPv6 header. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Ipv6 {
+    version: u8,
+    flow: [u8; 3],
+    payload_length: u16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+/// What extension headers begin with. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Extension {
+    next_header: u8,
+    length: u8,
+    /// In a fragment header: the offset in units of eight bytes, and flags in the last three bits.
+    fragment: u16,
+}
+
+/// What a TCP header begins with. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    source: u16,
+    destination: u16,
+}
+
+/// An ARP packet for IPv4 over Ethernet, in halves of words, as they are aligned. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Arp {
+    hardware: u16,
+    protocol: u16,
+    lengths: u16,
+    operation: u16,
+    sender_link: [u16; 3],
+    sender: [u16; 2],
+    target_link: [u16; 3],
+    target: [u16; 2],
+}
+
+/// What a neighbour solicitation begins with. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Solicitation {
+    kind: u8,
+    code: u8,
+    checksum: u16,
+    reserved: u32,
+    target: [u32; 4],
+}
+
+impl Headers for Tag {
+    const LENGTH: u32 = 4;
+}
+
+impl Headers for Ipv4 {
+    const LENGTH: u32 = 20;
+}
+
+impl Headers for Ipv6 {
+    const LENGTH: u32 = 40;
+}
+
+impl Headers for Extension {
+    const LENGTH: u32 = 4;
+}
+
+impl Headers for Ports {
+    const LENGTH: u32 = 4;
+}
+
+impl Headers for Arp {
+    const LENGTH: u32 = 28;
+}
+
+impl Headers for Solicitation {
+    const LENGTH: u32 = 24;
+}
+
+/// Decides about a packet of this Ethernet type, which follows the link header, or the tag `outer`
+/// that the kernel or the hardware has already taken out of the packet (zero: none).
+///
+/// # Errors
+///
+/// If the packet is to be dropped.
+#[inline(always)]
+pub fn examine(
+    frame: &impl Frame,
+    mut protocol: u16,
+    outer: u16,
+    known: &impl Knowledge,
+) -> Result<(), Refused> {
+    let mut vlan = outer & VLAN_ID;
+    let mut offset = 0;
+    for _ in 0..MAX_TAGS {
+        if protocol != ETH_P_8021Q && protocol != ETH_P_8021AD {
+            break;
+        }
+        let Some(tag) = frame.load::<Tag>(offset) else {
+            return Ok(());
+        };
+        vlan |= tag.control & VLAN_ID;
+        protocol = tag.protocol;
+        offset += Tag::LENGTH;
+    }
+    // A tag without a number is a priority: such a packet is delivered as if it had none. One with a
+    // number comes by again on the VLAN link, without; or there is no such link.
+    if vlan != 0 && !known.link().takes_tagged() {
+        return Ok(());
+    }
+    match protocol {
+        ETH_P_IP => ipv4(frame, offset, known),
+        ETH_P_IPV6 => ipv6(frame, offset, known),
+        ETH_P_ARP => arp(frame, offset, known),
+        _ => Ok(()),
+    }
+}
+
+#[inline(always)]
+fn ipv4(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), Refused> {
+    /// Offset of a fragment.
+    const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
+
+    let Some(header) = frame.load::<Ipv4>(offset) else {
+        return Ok(());
+    };
+    let port = || {
+        if header.protocol != TCP {
+            return Port::Other;
+        }
+        if header.fragment & FRAGMENT_OFFSET != 0 {
+            return Port::Unknown;
+        }
+        let length = u32::from(header.version_and_length & 0x0f) * 4;
+        tcp_port(frame, offset + length)
+    };
+    let source = Address::from_ipv4(header.source);
+    let destination = Address::from_ipv4(header.destination);
+    judge(known, &source, &destination, port)
+}
+
+#[inline(always)]
+fn ipv6(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), Refused> {
+    let Some(header) = frame.load::<Ipv6>(offset) else {
+        return Ok(());
+    };
+    let source = Address::from_ipv6(header.source);
+    let destination = Address::from_ipv6(header.destination);
+    let behind = offset + Ipv6::LENGTH;
+    // A question goes to an address whose last byte is that of the address in question.
+    if header.next_header == ICMPV6
+        && known.may_be_vip(&destination)
+        && let Some(solicitation) = frame.load::<Solicitation>(behind)
+        && solicitation.kind == NEIGHBOUR_SOLICITATION
+    {
+        let target = Address::from_ipv6(solicitation.target);
+        judge_question(known, &source, &target)?;
+    }
+    judge(known, &source, &destination, || {
+        behind_extensions(frame, behind, header.next_header)
+    })
+}
+
+/// The port behind any IPv6 extension headers.
+#[inline(always)]
+fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port {
+    /// Offset of a fragment.
+    const FRAGMENT_OFFSET: u16 = 0xfff8_u16.to_be();
+
+    for _ in 0..MAX_EXTENSIONS {
+        match next {
+            TCP => return tcp_port(frame, offset),
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6
+            | FRAGMENT | AUTHENTICATION => {}
+            _ => return Port::Other,
+        }
+        let Some(extension) = frame.load::<Extension>(offset) else {
+            return Port::Unknown;
+        };
+        let length = u32::from(extension.length);
+        offset += match next {
+            FRAGMENT => 8,
+            AUTHENTICATION => (length + 2) * 4,
+            _ => (length + 1) * 8,
+        };
+        let later = next == FRAGMENT && extension.fragment & FRAGMENT_OFFSET != 0;
+        next = extension.next_header;
+        if later {
+            // What stands here is not what the header is followed by in the first fragment.
+            return match next {
+                TCP | HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY
+                | SHIM6 | FRAGMENT | AUTHENTICATION => Port::Unknown,
+                _ => Port::Other,
+            };
+        }
+    }
+    Port::Unknown
+}
+
+#[inline(always)]
+fn tcp_port(frame: &impl Frame, offset: u32) -> Port {
+    match frame.load::<Ports>(offset) {
+        Some(ports) => Port::Tcp(ports.destination),
+        None => Port::Unknown,
+    }
+}
+
+#[inline(always)]
+fn arp(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), Refused> {
+    let Some(arp) = frame.load::<Arp>(offset) else {
+        return Ok(());
+    };
+    if arp.protocol != ETH_P_IP || arp.operation != ARP_REQUEST {
+        return Ok(());
+    }
+    let address = |halves: [u16; 2]| {
+        let ([a, b], [c, d]) = (halves[0].to_ne_bytes(), halves[1].to_ne_bytes());
+        Address::from_ipv4(u32::from_ne_bytes([a, b, c, d]))
+    };
+    judge_question(known, &address(arp.sender), &address(arp.target))
+}
