@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TC ingress: decides the connections of pods and of the wire, before any NAT, and translates
-//! the destination of those that were addressed to a service.
+//! TC ingress: drops what must not reach the VIP, decides the connections of pods and of the wire,
+//! before any NAT, and translates the destination of those that were addressed to a service.
 
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_common::{ConnectionKey, Endpoint, Segment};
 
+use crate::guard;
 use crate::maps::{connections, destinations, statistics};
 use crate::packet::{self, FromNetworkHeader, Undecided};
 use crate::sockets::{self, Proxy};
@@ -18,10 +19,19 @@ use crate::translate::{self, Side};
 pub fn decide_and_translate(ctx: &TcContext) -> Result<(), Undecided> {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.
-    if unsafe { (*skb).vlan_present } != 0 {
-        return Err(Undecided::VlanTag);
-    }
-    let segment = packet::segment::<FromNetworkHeader>(skb)?;
+    let segment = if unsafe { (*skb).vlan_present } == 0 {
+        packet::segment::<FromNetworkHeader>(skb)
+    } else {
+        Err(Undecided::VlanTag)
+    };
+    let segment = match segment {
+        Ok(segment) => segment,
+        Err(why) => {
+            guard::skb(skb)?;
+            return Err(why);
+        }
+    };
+    guard::segment(skb, &segment)?;
     if !destinations::may_be(segment.destination().port()) {
         return Err(Undecided::NotForProxy);
     }

@@ -20,6 +20,7 @@
 
 mod connect;
 mod egress;
+mod guard;
 mod ingress;
 mod maps;
 mod packet;
@@ -27,9 +28,10 @@ mod sockets;
 mod translate;
 mod verdict;
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, socket_filter};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, socket_filter, xdp};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext, XdpContext};
 
 use crate::connect::{Ipv4, Ipv6};
 use crate::packet::Undecided;
@@ -42,14 +44,24 @@ const MATCH: i64 = 1;
 /// Result of a `cgroup_sock_addr` program: the call goes on, changed or not.
 const ALLOW: i32 = 1;
 
-/// TC ingress of every link that brings pod or wire traffic: decides at the SYN, translates
-/// services to the VIP.
+/// TC ingress of every link that brings pod or wire traffic: guards the VIP, decides at the SYN,
+/// translates services to the VIP.
 ///
-/// The packet always goes on to the next program, whatever happened here.
+/// A packet that is not dropped goes on to the next program, whatever happened here.
 #[classifier]
 pub fn vip_ingress(ctx: TcContext) -> i32 {
     match ingress::decide_and_translate(&ctx) {
+        Err(Undecided::Dropped) => TC_ACT_SHOT,
         Ok(()) | Err(_) => TC_ACT_UNSPEC,
+    }
+}
+
+/// XDP on guarded links, where it is asked for: guards the VIP.
+#[xdp]
+pub fn vip_guard(ctx: XdpContext) -> u32 {
+    match guard::frame(&ctx) {
+        Err(Undecided::Dropped) => XDP_DROP,
+        Ok(()) | Err(_) => XDP_PASS,
     }
 }
 

@@ -16,7 +16,7 @@ use proxy_common::{Ipv4Tcp, Ipv6Tcp, Reason, Segment, Unreadable};
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-/// Why a packet stays undecided.
+/// Why a packet stays undecided, or goes no further.
 #[derive(Clone, Copy)]
 pub enum Undecided {
     /// A VLAN tag is still on it: it will be seen again, without, on the VLAN link.
@@ -47,6 +47,8 @@ pub enum Undecided {
     NoDecision,
     /// The entry was that of an older connection, and was taken back.
     OlderDecision,
+    /// It must not reach the VIP.
+    Dropped,
 }
 
 impl Undecided {
@@ -68,7 +70,8 @@ impl Undecided {
             | Self::NotForProxy
             | Self::NotOnHost
             | Self::NotTranslated
-            | Self::NoDecision => None,
+            | Self::NoDecision
+            | Self::Dropped => None,
         }
     }
 }
@@ -123,7 +126,7 @@ impl Load for FromData {
 
 /// Loads headers with one call of the helper.
 #[inline(always)]
-fn load<L: Load, H: Headers>(skb: *mut __sk_buff, offset: u32) -> Result<H, Undecided> {
+pub fn load<L: Load, H: Headers>(skb: *mut __sk_buff, offset: u32) -> Result<H, Undecided> {
     let mut headers = MaybeUninit::<H>::uninit();
     // SAFETY: there is room for the length of H.
     if unsafe { L::load_bytes(skb, offset, headers.as_mut_ptr().cast(), H::LENGTH) } != 0 {

@@ -4,5 +4,6 @@
 
 pub mod connections;
 pub mod destinations;
+pub mod guard;
 pub mod peers;
 pub mod statistics;

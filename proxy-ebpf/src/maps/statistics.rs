@@ -9,6 +9,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuHashMap;
+use proxy_common::guard::Refused;
 use proxy_common::limits::MAX_COUNTERS;
 use proxy_common::{CounterKey, Counters, Endpoint, Traffic};
 
@@ -85,6 +86,18 @@ pub fn undecided(link: u32, vip: Endpoint, why: Undecided) {
         unsafe {
             let first = (&raw mut (*counters).undecided).cast::<u64>();
             increment(first.add(reason as usize));
+        }
+    }
+}
+
+/// Counts a packet that is dropped.
+#[inline(always)]
+pub fn dropped(link: u32, refused: Refused) {
+    if let Some(counters) = counters(link, refused.vip) {
+        // SAFETY: valid, see there; a cause's number is within the array.
+        unsafe {
+            let first = (&raw mut (*counters).dropped).cast::<u64>();
+            increment(first.add(refused.cause as usize));
         }
     }
 }

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the guard goes by. All but the links is filled before the programs are attached and not
+//! changed afterwards.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::HashMap;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use proxy_common::guard::{Knowledge, Link};
+use proxy_common::limits::{MAX_ALLOWED, MAX_GUARD_LINKS, MAX_VIPS, address_bit};
+use proxy_common::{Address, Endpoint};
+
+use super::destinations;
+
+/// The VIPs, each with the endpoint under which packets without a port are counted; empty if nothing
+/// is guarded.
+#[map]
+static VIPS: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_VIPS, 0);
+
+/// Networks that may come from outside, IPv4 mapped into IPv6.
+#[map]
+static ALLOWED: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+/// What links are, by ifindex; those that are not in it bring packets of this node's pods. It follows
+/// the node's routes, and is pinned so that the programs of the next agent know at once.
+#[map]
+static GUARD_LINKS: HashMap<u32, Link> = HashMap::pinned(MAX_GUARD_LINKS, BPF_F_NO_PREALLOC);
+
+/// The addresses of the VIPs, a bit for each; zero if nothing is guarded, and then the verifier
+/// removes what depends on it.
+#[unsafe(no_mangle)]
+static ADDRESSES: Global<u64> = Global::new(0);
+
+/// Whether any network may come from outside.
+#[unsafe(no_mangle)]
+static ALLOWS: Global<u8> = Global::new(0);
+
+/// Length of a whole address in bits.
+const ADDRESS_BITS: u32 = 128;
+
+/// What is known of a packet that came by the link of this ifindex.
+pub struct Here(pub u32);
+
+impl Knowledge for Here {
+    #[inline(always)]
+    fn may_be_vip(&self, address: &Address) -> bool {
+        ADDRESSES.load() & address_bit(address) != 0
+    }
+
+    #[inline(always)]
+    fn vip(&self, address: &Address) -> Option<Endpoint> {
+        // SAFETY: the verifier has seen the null check; entries do not change.
+        VIPS.get_ptr(address).map(|counted| unsafe { *counted })
+    }
+
+    #[inline(always)]
+    fn is_proxy(&self, endpoint: &Endpoint) -> bool {
+        destinations::vip_of(endpoint).is_ok_and(|vip| vip == *endpoint)
+    }
+
+    #[inline(always)]
+    fn is_allowed(&self, source: &Address) -> bool {
+        if ALLOWS.load() == 0 {
+            return false;
+        }
+        let [a, b, c, d] = source.words();
+        // As aya's key has it, but aligned: LLVM 22 dies of a copy into a packed structure.
+        let key = [ADDRESS_BITS, a, b, c, d];
+        // SAFETY: the same bytes, and no alignment is asked for.
+        let key = unsafe { &*(&raw const key).cast::<Key<[u32; 4]>>() };
+        ALLOWED.get(key).is_some()
+    }
+
+    #[inline(always)]
+    fn link(&self) -> Link {
+        match GUARD_LINKS.get_ptr(&self.0) {
+            // SAFETY: the verifier has seen the null check; it is one word.
+            Some(link) => unsafe { *link },
+            None => Link::default(),
+        }
+    }
+}
