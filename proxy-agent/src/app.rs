@@ -21,7 +21,7 @@ use crate::backend::ebpf::Ids;
 use crate::backend::select::Backend;
 use crate::backend::tables;
 use crate::claims::Claims;
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, Guard};
 use crate::conntrack::Repair;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::features;
@@ -34,6 +34,8 @@ use crate::reconcile::{Control, Mode, Report, failed};
 use crate::state::State;
 use crate::state::history::History;
 
+/// What the guard is called in reports.
+const PART: &str = "guard";
 /// Tables and chains of iptables-nft that hold rules of ours.
 const IPTABLES_CHAINS: [(&str, &str); 5] = [
     ("raw", "PREROUTING"),
@@ -122,7 +124,11 @@ fn repaired(config: &Config) -> Vec<SocketAddr> {
 fn interest(config: &Config) -> Interest {
     Interest {
         vips: config.vips.clone(),
-        tables: vec![tables::name(config.instance)],
+        tables: vec![
+            tables::name(config.instance),
+            tables::guard_name(config.instance),
+        ],
+        routes: config.guard == Guard::Auto,
         chains: IPTABLES_CHAINS.to_vec(),
         pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
             .then(|| config.bpffs.clone()),
@@ -183,6 +189,14 @@ impl Node {
         self.vips = table.vips(&self.config.vips, &self.config.interface);
         if report.is_stopped() {
             return report;
+        }
+        if self.config.guard == Guard::Auto {
+            table.uplinks = link::uplinks()
+                .await
+                .inspect_err(|error| {
+                    failed(PART, "look for the node's uplinks", error, &mut report);
+                })
+                .ok();
         }
         self.backend
             .reconcile(&self.handle, &table, (mode, cause), &mut report)
@@ -263,7 +277,7 @@ impl Node {
         State::new(
             &self.config,
             self.started,
-            self.backend.choice(),
+            (self.backend.choice(), self.backend.guarded()),
             self.backend.programs(),
             self.history.clone(),
         )

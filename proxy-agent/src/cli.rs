@@ -21,12 +21,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _};
 use clap_complete::Shell;
-use proxy_common::limits::MAX_VIPS;
+use proxy_common::limits::{MAX_ALLOWED, MAX_VIPS};
 
 use self::args::{Args, Subcommand};
 use self::services::Resolved;
 use crate::cleanup;
-use crate::config::{BackendChoice, Config, Serve};
+use crate::config::{BackendChoice, Config, Guard, GuardMode, Serve};
 use crate::doctor;
 use crate::goflag::parse_bool;
 use crate::status;
@@ -155,9 +155,25 @@ where
     refuse_repeated("--port", &args.port, &mut command)?;
     refuse_too_many(&args, &mut command)?;
     refuse_proxys_address(&args, &mut command)?;
+    refuse_repeated("--guard", &args.guard, &mut command)?;
+    refuse_repeated("--allow-from", &args.allow_from, &mut command)?;
+    if args.allow_from.len() > MAX_ALLOWED as usize {
+        return Err(command.error(
+            ErrorKind::TooManyValues,
+            format!("too many values for --allow-from; give at most {MAX_ALLOWED}"),
+        ));
+    }
+    let guard = guard(&args.guard).map_err(|word| {
+        command.error(
+            ErrorKind::ValueValidation,
+            format!("invalid value '{word}' for '--guard': it stands alone; give it or links"),
+        )
+    })?;
     let services = services::resolve(&args, variable)
         .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
-    Ok(Invocation::Run(Box::new(config(args, services, &matches))))
+    Ok(Invocation::Run(Box::new(config(
+        args, services, guard, &matches,
+    ))))
 }
 
 /// An environment variable that says something.
@@ -179,7 +195,24 @@ fn command() -> Command {
     command
 }
 
-fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
+/// What `--guard` means.
+///
+/// # Errors
+///
+/// A word that excludes others and stands beside them.
+fn guard(values: &[String]) -> Result<Guard, String> {
+    let words = [(values::AUTO, Guard::Auto), (values::OFF, Guard::Off)];
+    for (word, meaning) in words {
+        match values {
+            [only] if only == word => return Ok(meaning),
+            _ if values.iter().any(|value| value == word) => return Err(word.to_owned()),
+            _ => {}
+        }
+    }
+    Ok(Guard::Links(values.to_vec()))
+}
+
+fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) -> Config {
     let is_explicit = |flag| {
         matches
             .value_source(flag)
@@ -196,6 +229,13 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
     if !services.translated.is_empty() {
         log.remarks.extend(untranslated(backend));
     }
+    if args.guard_mode == GuardMode::Xdp
+        && !matches!(backend, BackendChoice::Auto | BackendChoice::Ebpf)
+    {
+        log.remarks.push(Remark::Warning(format!(
+            "--guard-mode=xdp with backend {backend}: there is no XDP program; only backend ebpf has one"
+        )));
+    }
     Config {
         instance: args.location.instance,
         vips: args.ip_address,
@@ -208,6 +248,9 @@ fn config(args: Args, services: Resolved, matches: &ArgMatches) -> Config {
         services: services.translated,
         repair: services.repair,
         accept_rules: args.accept_rules,
+        guard,
+        guard_mode: args.guard_mode,
+        allow_from: args.allow_from,
         dry_run: args.dry_run,
         serve: Serve {
             addresses: args.listen.0,

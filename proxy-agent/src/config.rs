@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Instance;
@@ -40,6 +41,12 @@ pub struct Config {
     pub repair: Vec<SocketAddr>,
     /// When the two ACCEPT rules are set in the iptables filter table.
     pub accept_rules: AcceptRules,
+    /// Where packets for the VIPs are dropped.
+    pub guard: Guard,
+    /// How.
+    pub guard_mode: GuardMode,
+    /// Networks whose packets may come from outside all the same.
+    pub allow_from: Vec<IpNet>,
     /// Print the plan, change nothing.
     pub dry_run: bool,
     /// Where metrics and health are served.
@@ -143,4 +150,38 @@ pub enum TcAttach {
     Tcx,
     /// Filters on the clsact qdisc
     Clsact,
+}
+
+/// Where packets for the VIPs are dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Guard {
+    /// On links that carry a default route
+    #[default]
+    Auto,
+    /// Nowhere
+    Off,
+    /// On these links
+    Links(Vec<String>),
+}
+
+impl Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Links(links) => f.write_str(&links.join(",")),
+        }
+    }
+}
+
+/// Where on a guarded link packets are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardMode {
+    /// In the TC program
+    #[default]
+    Tc,
+    /// Before that in an XDP program too, in the driver if it can, otherwise in the stack
+    Xdp,
 }

@@ -16,6 +16,7 @@ mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod goflag;
+mod guard;
 mod instance;
 mod kernel;
 mod klog;

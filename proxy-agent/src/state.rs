@@ -17,10 +17,13 @@ use std::process;
 use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum as _;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::history::History;
-use crate::config::{self, AcceptRules, BackendChoice, Config, Serve, Service, TcAttach};
+use crate::config::{
+    self, AcceptRules, BackendChoice, Config, GuardMode, Serve, Service, TcAttach,
+};
 use crate::instance::Instance;
 use crate::telemetry::log::LogOptions;
 
@@ -40,6 +43,9 @@ pub struct State {
     pub settings: Settings,
     /// The backend in use and why.
     pub backend: Choice,
+    /// What is guarded; nothing where an older version has not told.
+    #[serde(default)]
+    pub guard: Guarded,
     /// Ids of the eBPF programs it has loaded, by their names.
     pub programs: BTreeMap<String, u32>,
     /// What its passes have come to.
@@ -70,6 +76,16 @@ pub struct Settings {
     pub tc_attach: TcAttach,
     /// Size of the map of decided connections.
     pub max_connections: u32,
+    /// Where packets for the VIPs are dropped; the default where an older version has not told, here
+    /// and below.
+    #[serde(default)]
+    pub guard: config::Guard,
+    /// How.
+    #[serde(default)]
+    pub guard_mode: GuardMode,
+    /// Networks that may come from outside.
+    #[serde(default)]
+    pub allow_from: Vec<IpNet>,
 }
 
 impl Settings {
@@ -77,6 +93,24 @@ impl Settings {
     pub fn endpoints(&self) -> Vec<SocketAddr> {
         config::endpoints(&self.vips, &self.ports).collect()
     }
+}
+
+/// Where packets for the VIPs are dropped, and where not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarded {
+    /// The links.
+    pub links: Vec<GuardedLink>,
+    /// What is not guarded that one might expect to be, and why.
+    pub notes: Vec<String>,
+}
+
+/// A link on which packets for the VIPs are dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardedLink {
+    /// Its name.
+    pub link: String,
+    /// By what: `tc`, `xdp` with its mode, or the rules of a backend.
+    pub how: String,
 }
 
 /// A backend, and why it is not another.
@@ -153,10 +187,11 @@ impl State {
     pub fn new(
         config: &Config,
         started: SystemTime,
-        backend: Choice,
+        backend: (Choice, Guarded),
         programs: BTreeMap<String, u32>,
         history: History,
     ) -> Self {
+        let (backend, guard) = backend;
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -172,8 +207,12 @@ impl State {
                 accept_rules: config.accept_rules,
                 tc_attach: config.tc_attach,
                 max_connections: config.max_connections,
+                guard: config.guard.clone(),
+                guard_mode: config.guard_mode,
+                allow_from: config.allow_from.clone(),
             },
             backend,
+            guard,
             programs,
             history,
         }
@@ -196,6 +235,9 @@ impl State {
             services: settings.services.clone(),
             repair: Vec::new(),
             accept_rules: settings.accept_rules,
+            guard: settings.guard.clone(),
+            guard_mode: settings.guard_mode,
+            allow_from: settings.allow_from.clone(),
             dry_run: true,
             serve: Serve::default(),
             bpffs: settings.bpffs.clone(),
@@ -307,7 +349,11 @@ mod tests {
                 accept_rules: AcceptRules::Auto,
                 tc_attach: TcAttach::Clsact,
                 max_connections: 65_536,
+                guard: config::Guard::Links(vec!["eth0".to_owned()]),
+                guard_mode: GuardMode::Xdp,
+                allow_from: vec!["192.0.2.0/24".parse().unwrap()],
             },
+            guard: Guarded::default(),
             backend: Choice {
                 asked: "auto".to_owned(),
                 backend: "nftables".to_owned(),

@@ -100,6 +100,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         vips: links.vips(&state.settings.vips, &state.settings.interface),
         services: state.settings.services.clone(),
         backend: state.backend.clone(),
+        guard: state.guard.clone(),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
         connections: fill.map(|fill| Connections {
             entries: fill.entries,

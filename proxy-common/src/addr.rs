@@ -49,7 +49,7 @@ impl Address {
         }
     }
 
-    /// Whether it is one of 127.0.0.0/8 or ::1.
+    /// Whether it is one of 127.0.0.0/8 or `::1`.
     #[inline(always)]
     #[must_use]
     pub const fn is_loopback(&self) -> bool {
@@ -151,6 +151,10 @@ impl From<Endpoint> for SocketAddr {
 }
 
 // SAFETY: `repr(C)`, integers only, no padding (see the layout test), any bit pattern is valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Address {}
+
+// SAFETY: as above.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Endpoint {}
 

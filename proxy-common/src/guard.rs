@@ -8,7 +8,7 @@
 
 mod read;
 
-pub use read::{Frame, examine};
+pub use read::{ETH_P_IP, ETH_P_IPV6, Frame, Ipv4Ends, Ipv6Ends, examine};
 
 use crate::addr::{Address, Endpoint};
 

@@ -3,19 +3,25 @@
 //! The guard at both places where it stands: TC ingress of every link, and XDP on guarded links, where
 //! that is asked for. What is dropped is decided by `proxy_common::guard`.
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::XdpContext;
 use proxy_common::Segment;
-use proxy_common::guard::{self, Frame, Refused};
+use proxy_common::guard::{self, Frame, Ipv4Ends, Ipv6Ends, Knowledge as _, Refused};
 use proxy_common::packet::Headers;
 
 use crate::maps::guard::Here;
+pub use crate::maps::guard::is_on;
 use crate::maps::statistics;
 use crate::packet::{self, FromNetworkHeader, Undecided};
 
+/// What was seen of a packet: it may go on, it must not, or not all of it can be read where it is.
+const PASSED: u32 = 0;
+const REFUSED: u32 = 1;
+const SHORT: u32 = 2;
 /// Length of an Ethernet header, and where its type stands in it.
 const ETHERNET: usize = 14;
 const ETHERNET_TYPE: usize = 12;
@@ -24,32 +30,63 @@ const FARTHEST: u32 = 0x3fff;
 /// How much of a packet is brought into its linear part when headers are not.
 const PULL: u32 = 256;
 
-/// Drops a TCP segment, or not.
+/// Whether the guard has to look at a TCP segment, as it has to at few of them.
 #[inline(always)]
-pub fn segment(skb: *mut __sk_buff, segment: &Segment) -> Result<(), Undecided> {
+pub fn concerns(skb: *mut __sk_buff, segment: &Segment) -> bool {
     // SAFETY: the kernel hands a valid context to the program.
     let here = Here(unsafe { (*skb).ifindex });
-    let (source, destination) = (segment.source().address(), segment.destination().address());
-    if guard::concerns(&here, &source, &destination) {
-        self::skb(skb)
-    } else {
-        Ok(())
+    let (source, destination) = (segment.source(), segment.destination());
+    is_on() && guard::concerns(&here, &source.address(), &destination.address())
+}
+
+/// The same of a packet that is no plain TCP segment, or not seen to be one: by its addresses alone.
+#[inline(always)]
+pub fn concerns_packet(skb: *mut __sk_buff) -> bool {
+    if !is_on() {
+        return false;
+    }
+    // SAFETY: the kernel hands a valid context to the program.
+    let (ifindex, protocol, tagged) =
+        unsafe { ((*skb).ifindex, (*skb).protocol, (*skb).vlan_present != 0) };
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half is zero")]
+    let ends = match protocol as u16 {
+        _ if tagged => return true,
+        guard::ETH_P_IP => packet::load::<FromNetworkHeader, Ipv4Ends>(skb, Ipv4Ends::OFFSET)
+            .map(|ends| ends.ends()),
+        guard::ETH_P_IPV6 => packet::load::<FromNetworkHeader, Ipv6Ends>(skb, Ipv6Ends::OFFSET)
+            .map(|ends| ends.ends()),
+        // ARP, or tags that nobody has taken off.
+        _ => return true,
+    };
+    match ends {
+        Ok([source, destination]) => guard::concerns(&Here(ifindex), &source, &destination),
+        Err(_) => true,
     }
 }
 
 /// Drops any packet, or not.
 #[inline(always)]
 pub fn skb(skb: *mut __sk_buff) -> Result<(), Undecided> {
-    if is_refused(skb) {
+    let mut seen = look(skb, false);
+    if seen == SHORT {
+        // The packet ends before, or some of it is not in its linear part.
+        // SAFETY: the kernel hands a valid context to the program.
+        unsafe {
+            let length = (*skb).len;
+            bpf_skb_pull_data(skb, if length < PULL { length } else { PULL });
+        }
+        seen = look(skb, true);
+    }
+    if seen == REFUSED {
         Err(Undecided::Dropped)
     } else {
         Ok(())
     }
 }
 
-/// Not inlined: most packets take another way, which has the registers for itself.
+/// Decides about a packet. `whole`: what cannot be loaded is not there.
 #[inline(never)]
-fn is_refused(skb: *mut __sk_buff) -> bool {
+fn look(skb: *mut __sk_buff, whole: bool) -> u32 {
     // SAFETY: the kernel hands a valid context to the program.
     let (ifindex, protocol, tag) = unsafe {
         let tag = if (*skb).vlan_present == 0 {
@@ -60,9 +97,28 @@ fn is_refused(skb: *mut __sk_buff) -> bool {
         ((*skb).ifindex, (*skb).protocol, tag)
     };
     let here = Here(ifindex);
+    let frame = Skb {
+        skb,
+        is_short: Cell::new(false),
+    };
     #[expect(clippy::cast_possible_truncation, reason = "the upper halves are zero")]
     let (protocol, tag) = (protocol as u16, (tag as u16).to_be());
-    counted(&here, guard::examine(&Skb(skb), protocol, tag, &here)).is_err()
+    let outcome = guard::examine(&frame, protocol, tag, &here);
+    if frame.is_short.get() && !whole {
+        return SHORT;
+    }
+    match counted(&here, outcome) {
+        Ok(()) => PASSED,
+        Err(_) => REFUSED,
+    }
+}
+
+/// Whether a packet came by a guarded link.
+#[inline(always)]
+pub fn is_guarded(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel hands a valid context to the program.
+    let here = Here(unsafe { (*skb).ifindex });
+    is_on() && here.link().is_guarded()
 }
 
 /// Drops a frame, or not.
@@ -90,22 +146,20 @@ fn counted(here: &Here, outcome: Result<(), Refused>) -> Result<(), Undecided> {
 }
 
 /// A packet at TC ingress.
-struct Skb(*mut __sk_buff);
+struct Skb {
+    skb: *mut __sk_buff,
+    /// Something could not be loaded.
+    is_short: Cell<bool>,
+}
 
 impl Frame for Skb {
     #[inline(always)]
     fn load<H: Headers>(&self, offset: u32) -> Option<H> {
-        if let Ok(headers) = packet::load::<FromNetworkHeader, H>(self.0, offset) {
-            return Some(headers);
+        let headers = packet::load::<FromNetworkHeader, H>(self.skb, offset);
+        if headers.is_err() {
+            self.is_short.set(true);
         }
-        // The packet ends before, or some of it is not in its linear part.
-        // SAFETY: the kernel hands a valid context to the program.
-        unsafe {
-            let length = (*self.0).len;
-            let wanted = if length < PULL { length } else { PULL };
-            bpf_skb_pull_data(self.0, wanted);
-        }
-        packet::load::<FromNetworkHeader, H>(self.0, offset).ok()
+        headers.ok()
     }
 }
 

@@ -3,6 +3,7 @@
 //! TC ingress: drops what must not reach the VIP, decides the connections of pods and of the wire,
 //! before any NAT, and translates the destination of those that were addressed to a service.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_common::{ConnectionKey, Endpoint, Segment};
@@ -13,25 +14,39 @@ use crate::packet::{self, FromNetworkHeader, Undecided};
 use crate::sockets::{self, Proxy};
 use crate::translate::{self, Side};
 
-/// Decides the connection if the packet is a SYN for the proxy; translates the packet if its
-/// connection is.
+/// Drops the packet if it must not reach the VIP; decides the connection if it is a SYN for the proxy;
+/// translates the packet if its connection is.
 #[inline(always)]
-pub fn decide_and_translate(ctx: &TcContext) -> Result<(), Undecided> {
-    let skb = ctx.skb.skb;
+pub fn guard_decide_and_translate(skb: *mut __sk_buff) -> Result<(), Undecided> {
+    match decide_and_translate(skb, false) {
+        Err(Undecided::Unguarded) => {
+            guard::skb(skb)?;
+            decide_and_translate(skb, true)
+        }
+        outcome => outcome,
+    }
+}
+
+/// What follows the guard, or tells that it has to look first, which it has to at few packets. Not
+/// inlined, as the guard is not: together they would need more stack than there is.
+#[inline(never)]
+fn decide_and_translate(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
+    let ctx = &TcContext::new(skb);
     // SAFETY: the kernel hands a valid context to the program.
     let segment = if unsafe { (*skb).vlan_present } == 0 {
         packet::segment::<FromNetworkHeader>(skb)
     } else {
         Err(Undecided::VlanTag)
     };
+    // At once, and not behind what follows: nothing of a segment that there is not may be read.
     let segment = match segment {
         Ok(segment) => segment,
-        Err(why) => {
-            guard::skb(skb)?;
-            return Err(why);
-        }
+        Err(_) if !guarded && guard::concerns_packet(skb) => return Err(Undecided::Unguarded),
+        Err(why) => return Err(why),
     };
-    guard::segment(skb, &segment)?;
+    if !guarded && guard::concerns(skb, &segment) {
+        return Err(Undecided::Unguarded);
+    }
     if !destinations::may_be(segment.destination().port()) {
         return Err(Undecided::NotForProxy);
     }
@@ -45,6 +60,9 @@ pub fn decide_and_translate(ctx: &TcContext) -> Result<(), Undecided> {
     } else {
         addressed
     };
+    if original != Endpoint::NONE && segment.opens() && guard::is_guarded(skb) {
+        return Err(Undecided::Outside);
+    }
     let key = ConnectionKey::new(segment.source(), vip);
     if !segment.opens() {
         return translate(ctx, &segment, &key, original);

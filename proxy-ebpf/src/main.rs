@@ -50,7 +50,7 @@ const ALLOW: i32 = 1;
 /// A packet that is not dropped goes on to the next program, whatever happened here.
 #[classifier]
 pub fn vip_ingress(ctx: TcContext) -> i32 {
-    match ingress::decide_and_translate(&ctx) {
+    match ingress::guard_decide_and_translate(ctx.skb.skb) {
         Err(Undecided::Dropped) => TC_ACT_SHOT,
         Ok(()) | Err(_) => TC_ACT_UNSPEC,
     }

@@ -47,6 +47,10 @@ pub enum Undecided {
     NoDecision,
     /// The entry was that of an older connection, and was taken back.
     OlderDecision,
+    /// It comes from outside of the node and is addressed to a service: kube-proxy's business.
+    Outside,
+    /// The guard has to look at it first.
+    Unguarded,
     /// It must not reach the VIP.
     Dropped,
 }
@@ -71,6 +75,8 @@ impl Undecided {
             | Self::NotOnHost
             | Self::NotTranslated
             | Self::NoDecision
+            | Self::Outside
+            | Self::Unguarded
             | Self::Dropped => None,
         }
     }

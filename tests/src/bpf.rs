@@ -15,16 +15,22 @@ use anyhow::{Context as _, Result};
 use crate::netns::Netns;
 
 // From the kernel's include/uapi/linux/bpf.h.
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_GET: u32 = 7;
+const BPF_PROG_TEST_RUN: u32 = 10;
+const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 const BPF_CGROUP_INET6_CONNECT: u32 = 11;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -32,6 +38,8 @@ const BPF_F_AFTER: u32 = 1 << 4;
 
 /// `r0 = -1; exit`: `TCX_NEXT`, the packet goes on as if the program were not there.
 const NEXT: [u64; 2] = [0xffff_ffff_0000_00b7, 0x0000_0000_0000_0095];
+/// `r0 = 2; exit`: `XDP_PASS`.
+const XDP_PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
 /// `r0 = 1; exit`: the connection goes on as if the program were not there.
 const ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
@@ -90,6 +98,18 @@ impl ForeignProgram {
         netns.run(|| {
             let program = load(BPF_PROG_TYPE_SCHED_CLS, 0, &NEXT)?;
             create_link(program, ifindex, hook.attach_type(), flags)
+        })
+    }
+
+    /// Attaches one to a link as an XDP program.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn attach_as_xdp(netns: &Netns, link: &str) -> Result<Self> {
+        let ifindex = netns.ifindex(link)?;
+        netns.run(|| {
+            let program = load(BPF_PROG_TYPE_XDP, BPF_XDP, &XDP_PASS)?;
+            create_link(program, ifindex, BPF_XDP, XDP_FLAGS_SKB_MODE)
         })
     }
 
@@ -240,6 +260,60 @@ pub fn map_usage(pin: &Path) -> Result<Usage> {
         entries,
         max_entries,
     })
+}
+
+/// A loaded program, to run it on packets that exist for that only.
+#[derive(Debug)]
+pub struct Program(OwnedFd);
+
+impl Program {
+    /// Opens the program with this id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(id: u32) -> Result<Self> {
+        let mut attr = Attr([0; 32]);
+        attr.0[0] = id;
+        let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attr).context("opening a program")?;
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Runs it on a frame that comes by `lo` of the calling thread's namespace, so many times. Returns
+    /// its result, and how many nanoseconds a run took.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn run(&self, frame: &[u8], times: u32) -> Result<(u32, u32)> {
+        let mut attr = Attr([0; 32]);
+        // prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
+        attr.0[0] = self.0.as_raw_fd().cast_unsigned();
+        attr.0[2] = u32::try_from(frame.len())?;
+        set_pointer(&mut attr, 4, frame.as_ptr());
+        attr.0[8] = times;
+        bpf(BPF_PROG_TEST_RUN, &mut attr).context("running a program")?;
+        Ok((attr.0[1], attr.0[9]))
+    }
+}
+
+/// Writes an entry of a pinned map whose keys and values are single words.
+///
+/// # Errors
+/// When nothing is pinned there, or it is another kind of map.
+pub fn update_map(pin: &Path, key: u32, value: u32) -> Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut get = Attr([0; 32]);
+    set_pointer(&mut get, 0, path.as_ptr().cast());
+    let map = bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
+    // SAFETY: a new descriptor that nobody else owns.
+    let map = unsafe { OwnedFd::from_raw_fd(map) };
+    let mut update = Attr([0; 32]);
+    // map_fd, key, value, flags
+    update.0[0] = map.as_raw_fd().cast_unsigned();
+    set_pointer(&mut update, 2, (&raw const key).cast());
+    set_pointer(&mut update, 4, (&raw const value).cast());
+    bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("writing to a map")?;
+    Ok(())
 }
 
 /// Stores a pointer in two members that make one `__aligned_u64`.

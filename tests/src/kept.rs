@@ -45,7 +45,7 @@ pub fn data_plane(node: &Node) -> Result<String> {
     let mut text = String::new();
     let tables = snapshot::nf_tables(&node.netns)?;
     for table in tables.split_inclusive("\n}\n") {
-        if table.contains(" proxy-agent {") {
+        if table.contains(" proxy-agent {") || table.contains(" proxy-agent_guard {") {
             text.push_str(table);
         }
     }

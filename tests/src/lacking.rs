@@ -178,18 +178,25 @@ const SECBIT_NOROOT: libc::c_ulong = 1;
 /// Of linux/capability.h.
 const CAP_NET_ADMIN: u32 = 12;
 
-/// Keeps the first 32 capabilities that are in the mask, over exec as well.
-fn keep_capabilities(mask: u32) -> io::Result<()> {
+/// Has a command run with the capabilities in a mask only, though still root.
+pub fn keep_only(command: &mut Command, mask: u64) -> &mut Command {
+    // SAFETY: only system calls between fork and exec.
+    unsafe { command.pre_exec(move || keep_capabilities(mask)) }
+}
+
+/// Keeps the capabilities that are in the mask, over exec as well.
+fn keep_capabilities(mask: u64) -> io::Result<()> {
     let header = [CAPABILITY_VERSION_3, 0];
     // Effective, permitted and inheritable; then those above 31.
-    let kept = [mask, mask, mask, 0, 0, 0];
+    let [low, high] = [mask & u64::from(u32::MAX), mask >> 32].map(|half| half as u32);
+    let kept = [low, low, low, high, high, high];
     // SAFETY: both arrays have the layout that capset(2) reads in version 3.
     unsafe {
         check(libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NOROOT, 0, 0, 0))?;
         if libc::syscall(libc::SYS_capset, header.as_ptr(), kept.as_ptr()) != 0 {
             return Err(io::Error::last_os_error());
         }
-        for capability in (0..32).filter(|capability| mask & (1 << capability) != 0) {
+        for capability in (0..64).filter(|capability| mask & (1 << capability) != 0) {
             let raise = libc::PR_CAP_AMBIENT_RAISE;
             check(libc::prctl(libc::PR_CAP_AMBIENT, raise, capability, 0, 0))?;
         }

@@ -219,12 +219,17 @@ pub struct Generator(pub(crate) u64);
 impl Generator {
     pub(crate) fn fill(&mut self, chunk: &mut [u8]) {
         for bytes in chunk.chunks_exact_mut(8) {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            bytes.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+            bytes.copy_from_slice(&self.number().to_le_bytes());
         }
+    }
+
+    /// The next number of the sequence.
+    pub(crate) fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 }
 

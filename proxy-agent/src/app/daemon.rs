@@ -13,7 +13,9 @@ use super::signals::{Call, Signals};
 use super::{Node, exit_code, interest, start_again_if_misjudged};
 use crate::cleanup::{self, Scope};
 use crate::config::Config;
+use crate::kernel::capabilities::Capability;
 use crate::kernel::monitor::Monitor;
+use crate::kernel::privileges;
 use crate::lock::Lock;
 use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Control, Mode, Report};
@@ -44,6 +46,8 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
     let by = match opened {
         Ok(node) => {
             let node = node?;
+            // Before there are threads: each has capabilities of its own.
+            restrict();
             http::start(&node.config, &board);
             keep(node, monitor, &mut signals, &board).await
         }
@@ -72,6 +76,17 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
             );
             Ok(exit_code(false))
         }
+    }
+}
+
+/// Gives up what is not needed any more, before the first change.
+fn restrict() {
+    match privileges::restrict() {
+        Ok(kept) => {
+            let names: Vec<_> = kept.into_iter().map(Capability::name).collect();
+            info!("capabilities kept: {}", names.join(", "));
+        }
+        Err(error) => warn!("capabilities that are not needed are kept: {error}"),
     }
 }
 

@@ -12,13 +12,14 @@ use self::trials::{Streak, Trials};
 use super::ebpf::{self, Ebpf, Ids, Tables};
 use super::iptables::{self, Iptables, Scope};
 use super::nftables::Nftables;
-use crate::config::{AcceptRules, BackendChoice, Config};
+use crate::config::{AcceptRules, BackendChoice, Config, Guard};
 use crate::dnat::{self, Finding};
+use crate::guard;
 use crate::link::LinkTable;
 use crate::netfilter;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Failure, Mode, Report, failed};
-use crate::state::Choice;
+use crate::state::{Choice, Guarded, GuardedLink};
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "backend";
@@ -54,6 +55,10 @@ pub struct Backend {
     look_for_leftovers: bool,
     /// Only a new process can judge the kernel anew.
     misjudged: bool,
+    /// What the links are to the guard, as of the last pass that knew it.
+    links: guard::Links,
+    /// What was told of it.
+    told: Option<Guarded>,
 }
 
 enum Kind {
@@ -91,6 +96,8 @@ impl Backend {
             broken: Vec::new(),
             look_for_leftovers: true,
             misjudged: false,
+            links: guard::Links::default(),
+            told: None,
         };
         match config.backend {
             BackendChoice::Auto => {
@@ -136,6 +143,53 @@ impl Backend {
         self.misjudged
     }
 
+    /// Where packets for the VIPs are dropped as of the last pass, and where not.
+    pub fn guarded(&self) -> Guarded {
+        self.told.clone().unwrap_or_default()
+    }
+
+    /// Notes and logs what is guarded, where that has changed.
+    fn tell_guard(&mut self, table: &LinkTable) {
+        let mut notes = self.links.notes.clone();
+        let by_rules = |how: &str, links: guard::Links| {
+            let links = links.guarded.into_values();
+            let link = |link| GuardedLink {
+                link,
+                how: how.to_owned(),
+            };
+            links.map(link).collect()
+        };
+        let links = match &self.kind {
+            _ if self.config.guard == Guard::Off => Vec::new(),
+            Kind::Ebpf(ebpf) => ebpf.guarded(),
+            Kind::Nftables(_) | Kind::Iptables(_) => {
+                let (links, ports) = self.links.seen_by_rules(table);
+                notes.extend(ports);
+                by_rules(&format!("rules of {}", self.kind.name()), links)
+            }
+            Kind::None | Kind::Unavailable => {
+                notes.push("backend none guards nothing".to_owned());
+                Vec::new()
+            }
+        };
+        let guarded = Guarded { links, notes };
+        if self.told.as_ref() == Some(&guarded) {
+            return;
+        }
+        for note in &guarded.notes {
+            warn!(part = PART, "not guarded: {note}");
+        }
+        let links: Vec<_> = guarded
+            .links
+            .iter()
+            .map(|link| format!("{} by {}", link.link, link.how))
+            .collect();
+        if !links.is_empty() {
+            info!(part = PART, "guarded: {}", links.join(", "));
+        }
+        self.told = Some(guarded);
+    }
+
     /// One pass over everything the backend keeps.
     pub async fn reconcile(
         &mut self,
@@ -147,6 +201,9 @@ impl Backend {
         if mode == Mode::Apply {
             self.reconsider(cause).await;
         }
+        if let Some(links) = guard::choose(&self.config.guard, table) {
+            self.links = links;
+        }
         let failures = report.failures.len();
         let take_over = self.look_for_leftovers && mode == Mode::Apply;
         if take_over && matches!(self.kind, Kind::Nftables(_) | Kind::Iptables(_)) {
@@ -154,10 +211,15 @@ impl Backend {
             // conntrack's from then on.
             Ebpf::stop_deciding(&self.settings, handle, Some(table), report).await;
         }
+        let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
-            Kind::Ebpf(ebpf) => ebpf.reconcile(handle, table, mode, report).await,
-            Kind::Nftables(nftables) => nftables.reconcile(mode, report).await,
+            Kind::Ebpf(ebpf) => {
+                ebpf.reconcile(handle, (table, &self.links), mode, report)
+                    .await;
+            }
+            Kind::Nftables(nftables) => nftables.reconcile(&by_rules, mode, report).await,
             Kind::Iptables(iptables) => {
+                iptables.guard(&by_rules, &self.config);
                 iptables.reconcile(mode, report).await;
                 if cause == Cause::Resync {
                     self.look_for_dnat(mode).await;
@@ -167,6 +229,7 @@ impl Backend {
             Kind::Unavailable => self.tell_unavailable(report),
         }
         self.reconcile_accept_rules(mode, report).await;
+        self.tell_guard(table);
         if report.is_stopped() {
             return;
         }

@@ -13,6 +13,8 @@ use crate::reconcile::{Report, failed};
 
 /// The name under which the kernel is asked to check rules; never that of an instance's tables.
 pub const REHEARSAL: &str = "proxy-agent_probe";
+/// What the names of tables that guard end with; no instance's name has an underscore.
+const GUARD: &str = "_guard";
 /// `NF_IP_PRI_RAW`: before conntrack, which has -200.
 pub const PRIORITY_RAW: i32 = -300;
 
@@ -45,16 +47,31 @@ pub fn name(instance: Instance) -> String {
     instance.mark()
 }
 
+/// The name of an instance's tables that guard the VIPs, apart from those that remember connections: they
+/// are replaced whenever the uplinks change.
+pub fn guard_name(instance: Instance) -> String {
+    format!("{}{GUARD}", instance.mark())
+}
+
 /// True if a table of this name is an agent's, of whichever instance.
 pub fn is_owned(name: &str) -> bool {
-    Instance::of_mark(name).is_some()
+    Instance::of_mark(name.strip_suffix(GUARD).unwrap_or(name)).is_some()
 }
 
 /// Both tables of an instance without anything in them, as they are to be removed.
 pub fn empty(instance: Instance) -> [Table; 2] {
+    named(&name(instance))
+}
+
+/// Both tables of an instance that guard, likewise.
+pub fn empty_guard(instance: Instance) -> [Table; 2] {
+    named(&guard_name(instance))
+}
+
+fn named(name: &str) -> [Table; 2] {
     [Family::IPv4, Family::IPv6].map(|family| Table {
         family,
-        name: name(instance),
+        name: name.to_owned(),
         sets: Vec::new(),
         chains: Vec::new(),
     })
@@ -86,11 +103,11 @@ pub fn read(part: &'static str, tables: &[Table], report: &mut Report) -> Observ
 
 /// The tables of ours that are there, to remove them. Errors go to the report as those of `part`; a
 /// kernel without nf_tables has none.
-pub fn existing(part: &'static str, instance: Instance, report: &mut Report) -> Vec<Table> {
+pub fn existing(part: &'static str, tables: [Table; 2], report: &mut Report) -> Vec<Table> {
     let look = || {
         let mut socket = Socket::open()?;
         let mut found = Vec::new();
-        for table in empty(instance) {
+        for table in tables {
             if table.observe(&mut socket)?.is_some() {
                 found.push(table);
             }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, value_parser};
 use clap_complete::Shell;
+use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::values::{self, Endpoint, Listen, ServiceAddress};
-use crate::config::{AcceptRules, BackendChoice, TcAttach};
+use crate::config::{AcceptRules, BackendChoice, GuardMode, TcAttach};
 use crate::goflag::parse_bool;
 use crate::instance::{Instance, paths};
 use crate::klog::KlogArgs;
@@ -97,6 +98,33 @@ pub struct Args {
         default_missing_value = "true", value_parser = parse_bool
     )]
     pub setup_iptables: Option<bool>,
+
+    /// Where packets from outside for the VIPs are dropped. auto: on links that carry a default route in
+    /// any routing table, or on the ports of a bridge that does, without those of pods
+    #[arg(
+        long, env = "PROXY_AGENT_GUARD", value_name = "auto|off|LINK[,LINK...]",
+        help_heading = "Guard", default_value = "auto", value_delimiter = ',',
+        value_parser = values::guarded_link
+    )]
+    pub guard: Vec<String>,
+
+    /// tc: in the TC program; xdp: before that in an XDP program too, with backend ebpf
+    #[arg(
+        long,
+        env = "PROXY_AGENT_GUARD_MODE",
+        value_name = "MODE",
+        help_heading = "Guard",
+        value_enum,
+        default_value = "tc"
+    )]
+    pub guard_mode: GuardMode,
+
+    /// Networks or addresses that may reach the VIPs from outside, separated by commas; repeatable
+    #[arg(
+        long, env = "PROXY_AGENT_ALLOW_FROM", value_name = "CIDR[,CIDR...]", help_heading = "Guard",
+        value_delimiter = ',', value_parser = values::network
+    )]
+    pub allow_from: Vec<IpNet>,
 
     /// When to let untracked packets of the VIPs pass in the iptables filter table
     #[arg(

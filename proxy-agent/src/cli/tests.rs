@@ -45,6 +45,25 @@ fn clap_finds_no_contradiction() {
 }
 
 #[test]
+fn the_guard_is_auto_off_or_links() {
+    let guard = |flags: &str| accepted(&format!("--ip-address=10.96.0.2 {flags}")).guard;
+    assert_eq!(guard(""), Guard::Auto);
+    assert_eq!(guard("--guard=off"), Guard::Off);
+    let links = ["eth0", "eth1"].map(str::to_owned).to_vec();
+    assert_eq!(guard("--guard=eth0,eth1"), Guard::Links(links));
+    for bad in ["auto,eth0", "eth0,off", "auto,off", "eth0,eth0"] {
+        assert!(
+            read(&format!("--ip-address=10.96.0.2 --guard={bad}")).is_err(),
+            "{bad}"
+        );
+    }
+    let allowed = "--allow-from=192.0.2.0/24,192.0.2.7 --allow-from=2001:db8::/32";
+    let allowed = accepted(&format!("--ip-address=10.96.0.2 {allowed}")).allow_from;
+    let told: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["192.0.2.0/24", "192.0.2.7/32", "2001:db8::/32"]);
+}
+
+#[test]
 fn completions_know_every_flag_and_need_no_address() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let invocation = try_parse_from(["proxy-agent", "completions", shell]);

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::goflag::{DurationError, GoDuration};
@@ -201,6 +202,55 @@ pub fn link_name(text: &str) -> Result<String, LinkNameError> {
         return Err(LinkNameError::Character);
     }
     Ok(text.to_owned())
+}
+
+/// The other value of `--guard` that is no link.
+pub const OFF: &str = "off";
+
+/// Why a link cannot be guarded.
+#[derive(Debug, Error)]
+pub enum GuardedLinkError {
+    /// No link has this name.
+    #[error(transparent)]
+    Name(#[from] LinkNameError),
+    /// It is the one by which the node's own processes reach the VIP.
+    #[error("the node's own packets come by lo; give links to the outside, auto or off")]
+    Loopback,
+}
+
+/// Reads a value of `--guard`.
+pub fn guarded_link(text: &str) -> Result<String, GuardedLinkError> {
+    match link_name(text)? {
+        name if name == "lo" => Err(GuardedLinkError::Loopback),
+        name => Ok(name),
+    }
+}
+
+/// Why a text is no network.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// A host name, or nothing at all.
+    #[error("not a network; give one like 192.0.2.0/24 or 2001:db8::/32, or a single address")]
+    Syntax,
+    /// Bits behind the prefix.
+    #[error("bits are set behind the prefix; the network is {0}")]
+    HostBits(IpNet),
+    /// IPv4 in IPv6's clothes.
+    #[error("an IPv4-mapped IPv6 network; give the IPv4 one")]
+    Mapped,
+}
+
+/// Reads a network, or an address as the network of it alone.
+pub fn network(text: &str) -> Result<IpNet, NetworkError> {
+    let network = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => text.parse().map_err(|_| NetworkError::Syntax)?,
+    };
+    match network.trunc() {
+        _ if is_mapped(network.addr()) => Err(NetworkError::Mapped),
+        clean if clean == network => Ok(network),
+        clean => Err(NetworkError::HostBits(clean)),
+    }
 }
 
 /// Why a text is no interval.

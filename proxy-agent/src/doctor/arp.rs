@@ -165,10 +165,13 @@ mod tests {
             master: None,
             owned: false,
             foreign_addresses: false,
+            lower: None,
+            ethernet: true,
+            xdp: None,
         };
         let table = LinkTable {
             links: vec![link],
-            addresses: Vec::new(),
+            ..LinkTable::default()
         };
         let judged = |address: [u8; 4], length, answers| {
             let subnet = Subnet {

@@ -11,11 +11,11 @@ use std::thread;
 use aya::programs::SchedClassifier;
 use aya::programs::tc::qdisc_add_clsact;
 
-use super::bpf;
 use super::check::Check;
 use super::subject::Subject;
 use crate::backend::ebpf::Hook;
 use crate::backend::tables;
+use crate::kernel::bpf;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::netns;
 use crate::netfilter::{self, Base, Chain, Family, Rule, Socket, Table, expression};

@@ -8,7 +8,6 @@
 
 mod agent;
 mod arp;
-mod bpf;
 mod check;
 mod conntrack;
 mod dnat;

@@ -12,10 +12,10 @@ use futures_util::TryStreamExt as _;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
 
-use super::bpf;
 use super::check::Check;
 use super::subject::Subject;
 use crate::backend::ebpf::{self, Hook, SocketHook};
+use crate::kernel::bpf;
 
 const TC: &str = "tc-programs";
 const CONNECT: &str = "connect-programs";
@@ -204,7 +204,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
             continue;
         }
         let attached = File::open(&root)
-            .and_then(|cgroup| bpf::attached_to_cgroup(cgroup.as_raw_fd(), attach_type));
+            .and_then(|cgroup| bpf::attached(cgroup.as_raw_fd().cast_unsigned(), attach_type));
         checks.push(match attached {
             Ok(ids) => {
                 let name = |id: &u32| match names.get(id) {

@@ -7,9 +7,9 @@
 use std::fs;
 use std::io;
 
-use super::bpf;
 use super::check::Check;
 use super::subject::Subject;
+use crate::kernel::bpf;
 use crate::kernel::capabilities::{self, Capability};
 
 const CAPABILITIES: &str = "capabilities";
@@ -53,14 +53,15 @@ fn judge(whose: &str, effective: u64, backend: Option<&str>) -> Check {
             remedy("NET_ADMIN"),
         );
     }
-    let may_load = has(Capability::Bpf) || has(Capability::SysAdmin);
+    let may_load = (has(Capability::Bpf) && has(Capability::Perfmon)) || has(Capability::SysAdmin);
     if !may_load && backend == Some("ebpf") {
         return Check::warning(
             CAPABILITIES,
             format!(
-                "{whose} lacks BPF: a restarted agent cannot load the programs of backend ebpf"
+                "{whose} lacks BPF or PERFMON: a restarted agent cannot load the programs of backend \
+                 ebpf"
             ),
-            remedy("BPF (SYS_ADMIN before Linux 5.8)"),
+            remedy("BPF and PERFMON (SYS_ADMIN before Linux 5.8)"),
         );
     }
     if !has(Capability::NetRaw) && backend == Some("iptables") {
@@ -78,7 +79,7 @@ fn judge(whose: &str, effective: u64, backend: Option<&str>) -> Check {
     let limit = if may_load {
         ""
     } else {
-        "; backend ebpf would need BPF"
+        "; backend ebpf would need BPF and PERFMON"
     };
     Check::ok(
         CAPABILITIES,
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn what_is_missing_depends_on_the_backend() {
         let net_admin = Capability::NetAdmin.bit();
-        let bpf = Capability::Bpf.bit();
+        let bpf = Capability::Bpf.bit() | Capability::Perfmon.bit();
         for (effective, backend, verdict) in [
             (0, None, Verdict::Broken),
             (bpf, Some("ebpf"), Verdict::Broken),

@@ -126,6 +126,9 @@ mod tests {
             master: None,
             owned: false,
             foreign_addresses: false,
+            lower: None,
+            ethernet: true,
+            xdp: None,
         };
         let address = |(index, ip, unusable): &(u32, &str, bool)| LinkAddress {
             index: *index,
@@ -141,6 +144,7 @@ mod tests {
         LinkTable {
             links: vec![link(1, "lo"), link(2, "eth0")],
             addresses: addresses.iter().map(address).collect(),
+            ..LinkTable::default()
         }
     }
 

@@ -15,13 +15,21 @@ pub enum Capability {
     NetRaw = 13,
     /// Everything of the ones that were split off it later.
     SysAdmin = 21,
+    /// Loading programs that the verifier trusts with more than those of anybody (Linux 5.8).
+    Perfmon = 38,
     /// Loading programs (Linux 5.8).
     Bpf = 39,
 }
 
 impl Capability {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::NetAdmin, Self::NetRaw, Self::SysAdmin, Self::Bpf];
+    pub const ALL: [Self; 5] = [
+        Self::NetAdmin,
+        Self::NetRaw,
+        Self::SysAdmin,
+        Self::Perfmon,
+        Self::Bpf,
+    ];
 
     /// Its name as a container's manifest has it.
     pub fn name(self) -> &'static str {
@@ -29,6 +37,7 @@ impl Capability {
             Self::NetAdmin => "NET_ADMIN",
             Self::NetRaw => "NET_RAW",
             Self::SysAdmin => "SYS_ADMIN",
+            Self::Perfmon => "PERFMON",
             Self::Bpf => "BPF",
         }
     }

@@ -3,6 +3,7 @@
 //! What the agent asks the kernel about itself and the node, apart from the objects it keeps.
 
 pub mod author;
+pub mod bpf;
 pub mod bpffs;
 pub mod capabilities;
 pub mod conntrack;
@@ -11,4 +12,5 @@ pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod pins;
+pub mod privileges;
 pub mod sockets;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Listens to what the kernel tells about links, addresses, traffic control, nf_tables and pins, and
+//! Listens to what the kernel tells about links, addresses, default routes, traffic control, nf_tables and pins, and
 //! passes on what may concern us. What is done about it is decided by a full look at the node:
 //! an event only says that it is time for one.
 
@@ -33,7 +33,10 @@ use super::pins::Pins;
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_TC: u32 = 4;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_NEXTHOP: u32 = 32;
 const NFNLGRP_NFTABLES: u32 = 7;
 /// Room for a burst of events; what does not fit is made up for by a full look.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -48,6 +51,8 @@ pub enum Event {
     Link,
     /// One of the VIPs was added or removed.
     Address(IpAddr),
+    /// A default route came, went or changed, or a next hop with a number of its own.
+    Route,
     /// A queueing discipline or filter was removed.
     TrafficControl,
     /// Something of a table we watch was changed.
@@ -72,6 +77,7 @@ impl Display for Event {
         match self {
             Self::Link => f.write_str("a link changed"),
             Self::Address(ip) => write!(f, "address {ip} changed"),
+            Self::Route => f.write_str("a default route changed"),
             Self::TrafficControl => f.write_str("traffic control objects were removed"),
             Self::Table(name) => write!(f, "nf_tables table {name} changed"),
             Self::Pins => f.write_str("pins were removed"),
@@ -85,6 +91,8 @@ impl Display for Event {
 pub struct Interest {
     /// The VIPs.
     pub vips: Vec<IpAddr>,
+    /// Default routes.
+    pub routes: bool,
     /// Tables of which every change counts.
     pub tables: Vec<String>,
     /// Tables and chains of which removals count: those that iptables rules live in.
@@ -118,15 +126,20 @@ impl Monitor {
     ///
     /// If the kernel refuses the rtnetlink subscription.
     pub fn open(interest: Interest) -> io::Result<Self> {
-        let route = subscribe(
-            NETLINK_ROUTE,
-            &[
-                RTNLGRP_LINK,
-                RTNLGRP_TC,
-                RTNLGRP_IPV4_IFADDR,
-                RTNLGRP_IPV6_IFADDR,
-            ],
-        )?;
+        let mut groups = vec![
+            RTNLGRP_LINK,
+            RTNLGRP_TC,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV6_IFADDR,
+        ];
+        if interest.routes {
+            groups.extend([RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE]);
+        }
+        let mut route = subscribe(NETLINK_ROUTE, &groups)?;
+        if interest.routes {
+            // Since Linux 5.3; a kernel before that has no such next hops.
+            let _ = route.socket_mut().add_membership(RTNLGRP_NEXTHOP);
+        }
         let netfilter = subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).ok();
         // Without it pins are looked after in each resync.
         let pins = interest.pins.clone();
@@ -232,6 +245,9 @@ fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)>
 }
 
 fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
+    if let Some(is_default) = default_route(bytes) {
+        return is_default.then_some(Event::Route);
+    }
     let Ok(message) = netlink::decode::<RouteNetlinkMessage>(bytes) else {
         // A message of a newer kernel: what it says is found by looking.
         return Some(Event::Link);
@@ -248,6 +264,23 @@ fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
         RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
             Some(Event::TrafficControl)
         }
+        _ => None,
+    }
+}
+
+/// Whether a message about a route is about a default route; none if it is about something else. Looked
+/// at as bytes: there are nodes with a million routes.
+fn default_route(bytes: &[u8]) -> Option<bool> {
+    const NEW_ROUTE: u16 = 24;
+    const DELETE_ROUTE: u16 = 25;
+    const NEW_NEXTHOP: u16 = 104;
+    const DELETE_NEXTHOP: u16 = 105;
+    /// Where the length of the destination's prefix stands: behind the header and the family.
+    const LENGTH: usize = 17;
+    let kind = bytes.get(4..6)?.first_chunk()?;
+    match u16::from_ne_bytes(*kind) {
+        NEW_ROUTE | DELETE_ROUTE => Some(bytes.get(LENGTH) == Some(&0)),
+        NEW_NEXTHOP | DELETE_NEXTHOP => Some(true),
         _ => None,
     }
 }

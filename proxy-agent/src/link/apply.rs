@@ -217,7 +217,7 @@ impl<'a> Applier<'a> {
         }
         let now = LinkTable {
             links: links().await?,
-            addresses: Vec::new(),
+            ..LinkTable::default()
         };
         let found = now.by_name(link);
         found

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod observe;
 mod parse;
 mod plan;
+mod routes;
 #[cfg(test)]
 mod tests;
 mod vip;
@@ -21,10 +22,9 @@ mod vip;
 use std::net::IpAddr;
 
 use apply::Applier;
-#[cfg(test)]
-pub use observe::Link;
-pub use observe::{LinkAddress, LinkKind, LinkTable, ObserveError, observe};
+pub use observe::{Link, LinkAddress, LinkKind, LinkTable, ObserveError, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
+pub use routes::uplinks;
 use rtnetlink::Handle;
 pub use vip::Vip;
 

@@ -2,6 +2,7 @@
 
 //! What the kernel says about links, and about the addresses that matter. Nothing is changed here.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::{fmt, fs};
 
@@ -39,12 +40,20 @@ pub enum LinkKind {
     Veth,
     /// A VRF master: a routing domain of its own.
     Vrf,
+    /// A VLAN of another link.
+    Vlan,
+    /// A tun or tap link: what a process sends.
+    Tun,
     /// Everything else, hardware included.
     Other,
 }
 
 /// One link of this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what the kernel tells of a link is like that"
+)]
 pub struct Link {
     /// The ifindex.
     pub index: u32,
@@ -62,6 +71,22 @@ pub struct Link {
     pub owned: bool,
     /// It carries addresses that are neither VIPs nor link-local. Known for owned links only.
     pub foreign_addresses: bool,
+    /// The ifindex of the link of this network namespace that it sits on, or of the other end of the
+    /// pair.
+    pub lower: Option<u32>,
+    /// Its packets have Ethernet headers.
+    pub ethernet: bool,
+    /// The XDP program on it.
+    pub xdp: Option<Xdp>,
+}
+
+/// An XDP program as a link has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Xdp {
+    /// The id of the program; zero for several of them.
+    pub program: u32,
+    /// The driver runs it, not the stack.
+    pub native: bool,
 }
 
 /// A VIP as it is on a link.
@@ -103,15 +128,17 @@ pub struct LinkTable {
     pub links: Vec<Link>,
     /// Every copy of a VIP on any link, sorted by ifindex.
     pub addresses: Vec<LinkAddress>,
+    /// The links that carry a default route, by ifindex; none if nobody has asked for them.
+    pub uplinks: Option<BTreeSet<u32>>,
 }
 
 /// The links and addresses could not be read, or not completely.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the list of {what} from the kernel")]
 pub struct ObserveError {
-    what: &'static str,
+    pub(super) what: &'static str,
     #[source]
-    source: DumpError,
+    pub(super) source: DumpError,
 }
 
 impl LinkTable {
@@ -167,7 +194,11 @@ pub async fn observe(vips: &[IpAddr]) -> Result<LinkTable, ObserveError> {
             link.foreign_addresses |= found.foreign_on_owned.contains(&link.index);
         }
     }
-    let mut table = LinkTable { links, addresses };
+    let mut table = LinkTable {
+        links,
+        addresses,
+        ..LinkTable::default()
+    };
     table
         .addresses
         .sort_by_key(|address| (address.index, address.ip, address.prefix_len));
@@ -361,8 +392,8 @@ mod tests {
 
     fn endangered(vip: LinkAddress, promotes: bool) -> Vec<String> {
         let mut table = LinkTable {
-            links: Vec::new(),
             addresses: vec![vip],
+            ..LinkTable::default()
         };
         let other = |index, ip: &str, len| {
             let ip = ip.parse().expect("an address");
@@ -399,10 +430,13 @@ mod tests {
             master: None,
             owned: false,
             foreign_addresses: false,
+            lower: None,
+            ethernet: true,
+            xdp: None,
         };
         let table = LinkTable {
             links: vec![link(2, "eth0", "enp0s3"), link(7, "eth1", "enp0s4")],
-            addresses: Vec::new(),
+            ..LinkTable::default()
         };
         let index = |name| table.by_name(name).map(|link| link.index);
         assert_eq!(

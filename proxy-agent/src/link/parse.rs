@@ -8,16 +8,25 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{DecodeError, NlasIterator};
 
-use super::observe::{Link, LinkAddress, LinkKind, OWN_GROUP};
+use super::observe::{Link, LinkAddress, LinkKind, OWN_GROUP, Xdp};
 
 // Attributes of a link, include/uapi/linux/if_link.h.
 const IFLA_IFNAME: u16 = 3;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_GROUP: u16 = 27;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_XDP_ATTACHED: u16 = 2;
+const IFLA_XDP_PROG_ID: u16 = 4;
+const XDP_ATTACHED_NONE: u8 = 0;
+const XDP_ATTACHED_DRV: u8 = 1;
+/// Of `linux/if_arp.h`.
+const ARPHRD_ETHER: u16 = 1;
 
 // Attributes and flags of an address, include/uapi/linux/if_addr.h.
 const IFA_ADDRESS: u16 = 1;
@@ -43,12 +52,20 @@ pub(super) fn parse_link(message: &[u8]) -> Result<Link, DecodeError> {
         master: None,
         owned: false,
         foreign_addresses: false,
+        lower: None,
+        ethernet: true,
+        xdp: None,
     };
+    link.ethernet = u16::from_ne_bytes([header[2], header[3]]) == ARPHRD_ETHER;
+    let mut elsewhere = false;
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute?;
         let value = attribute.value();
         match attribute.kind() {
             IFLA_IFNAME => link.name = text(value),
+            IFLA_LINK => link.lower = Some(number(value)?).filter(|index| *index != link.index),
+            IFLA_LINK_NETNSID => elsewhere = true,
+            IFLA_XDP => link.xdp = xdp(value)?,
             IFLA_MASTER => link.master = Some(number(value)?),
             IFLA_GROUP => link.owned = number(value)? == OWN_GROUP,
             IFLA_LINKINFO => {
@@ -70,10 +87,30 @@ pub(super) fn parse_link(message: &[u8]) -> Result<Link, DecodeError> {
             _ => {}
         }
     }
+    if elsewhere {
+        link.lower = None;
+    }
     if flags & libc::IFF_LOOPBACK.cast_unsigned() != 0 {
         link.kind = LinkKind::Loopback;
     }
     Ok(link)
+}
+
+/// The XDP program of a link; several at once count as one of no number.
+fn xdp(value: &[u8]) -> Result<Option<Xdp>, DecodeError> {
+    let (mut attached, mut program) = (XDP_ATTACHED_NONE, 0);
+    for attribute in NlasIterator::new(value) {
+        let attribute = attribute?;
+        match attribute.kind() {
+            IFLA_XDP_ATTACHED => attached = *attribute.value().first().unwrap_or(&0),
+            IFLA_XDP_PROG_ID => program = number(attribute.value())?,
+            _ => {}
+        }
+    }
+    Ok((attached != XDP_ATTACHED_NONE).then_some(Xdp {
+        program,
+        native: attached == XDP_ATTACHED_DRV,
+    }))
 }
 
 impl LinkKind {
@@ -84,6 +121,8 @@ impl LinkKind {
             b"bridge" => Self::Bridge,
             b"veth" => Self::Veth,
             b"vrf" => Self::Vrf,
+            b"vlan" => Self::Vlan,
+            b"tun" => Self::Tun,
             _ => Self::Other,
         }
     }
@@ -190,6 +229,15 @@ mod tests {
                 attribute(IFLA_IFNAME, b"port0\0"),
                 attribute(999, b"from the future"),
                 attribute(IFLA_MASTER, &3_u32.to_ne_bytes()),
+                attribute(IFLA_LINK, &3_u32.to_ne_bytes()),
+                attribute(
+                    IFLA_XDP | nested,
+                    &[
+                        attribute(IFLA_XDP_ATTACHED, &[XDP_ATTACHED_DRV]),
+                        attribute(IFLA_XDP_PROG_ID, &77_u32.to_ne_bytes()),
+                    ]
+                    .concat(),
+                ),
                 attribute(IFLA_GROUP, &OWN_GROUP.to_ne_bytes()),
                 attribute(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, b"veth\0")),
                 attribute(
@@ -207,6 +255,12 @@ mod tests {
             master: Some(3),
             owned: true,
             foreign_addresses: false,
+            lower: Some(3),
+            ethernet: false,
+            xdp: Some(Xdp {
+                program: 77,
+                native: true,
+            }),
         };
         assert_eq!(parse_link(&message).expect("well formed"), expected);
     }

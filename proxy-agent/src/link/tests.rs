@@ -27,6 +27,9 @@ fn link(index: u32, name: &str, kind: LinkKind) -> Link {
         master: None,
         owned: false,
         foreign_addresses: false,
+        lower: None,
+        ethernet: true,
+        xdp: None,
     }
 }
 
@@ -54,7 +57,11 @@ fn table(addresses: Vec<LinkAddress>) -> LinkTable {
         port,
         link(4, "blue", LinkKind::Vrf),
     ];
-    LinkTable { links, addresses }
+    LinkTable {
+        links,
+        addresses,
+        ..LinkTable::default()
+    }
 }
 
 fn desired(interface: &str) -> Desired {
@@ -366,7 +373,7 @@ prop_compose! {
         links[3].owned = owned;
         links[3].foreign_addresses = shared;
         // One IPv6 copy for each link; one IPv4 copy for each link, prefix and peer.
-        let mut table = LinkTable { links, addresses: Vec::new() };
+        let mut table = LinkTable { links, ..LinkTable::default() };
         for new in addresses {
             let key = |found: &LinkAddress| {
                 let v4 = found.ip.is_ipv4().then_some((found.prefix_len, found.peer));

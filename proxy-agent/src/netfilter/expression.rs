@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
+use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta,
@@ -84,6 +85,44 @@ pub fn set_endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
         of_port,
     ));
     expressions
+}
+
+/// `ip daddr ADDRESS`, or the same for the source.
+pub fn address(end: End, ip: IpAddr) -> Vec<Expressions> {
+    let (offset, address) = address_field(end, ip);
+    Vec::from(payload(NETWORK_HEADER, offset, address))
+}
+
+/// `ip daddr NETWORK`, or the same for the source.
+pub fn network(end: End, network: IpNet) -> Vec<Expressions> {
+    let octets = |ip| address_field(end, ip).1;
+    let (offset, value) = address_field(end, network.network());
+    let mask = octets(network.netmask());
+    let length = u32::try_from(value.len()).expect("an address");
+    vec![
+        load(NETWORK_HEADER, offset, length, Register::Reg1),
+        Expressions::Bitwise(vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Length(length),
+            Bitwise::Mask(DataAttribute::Value(mask)),
+            Bitwise::Xor(DataAttribute::Value(vec![0; value.len()])),
+        ]),
+        compare(Operator::Equal, value),
+    ]
+}
+
+/// `iif LINK`.
+pub fn by_link(index: u32) -> [Expressions; 2] {
+    [
+        meta(MetaKey::Iif),
+        compare(Operator::Equal, index.to_ne_bytes().to_vec()),
+    ]
+}
+
+/// `iif "lo"`.
+pub fn from_loopback() -> [Expressions; 2] {
+    by_link(LOOPBACK_IFINDEX)
 }
 
 /// `iif != "lo"`.
@@ -291,6 +330,12 @@ pub fn go_to(chain: &str) -> Expressions {
 pub fn accept() -> Expressions {
     const ACCEPT: u32 = 1;
     verdict(vec![VerdictAttribute::Code(Verdict::Other(ACCEPT))])
+}
+
+/// `drop`.
+pub fn drop_packet() -> Expressions {
+    const DROP: u32 = 0;
+    verdict(vec![VerdictAttribute::Code(Verdict::Other(DROP))])
 }
 
 fn verdict(attributes: Vec<VerdictAttribute>) -> Expressions {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use proxy_common::guard::Cause;
 use proxy_common::{Counters, Reason};
 
 use super::model::{Counts, Direction, OfLink, OfVip};
@@ -134,6 +135,10 @@ fn counts(counters: &Counters) -> Counts {
             .into_iter()
             .map(|reason| (name(reason), counters.undecided_for(reason)))
             .collect(),
+        dropped: Cause::ALL
+            .into_iter()
+            .map(|cause| (cause_name(cause), counters.dropped_for(cause)))
+            .collect(),
     }
 }
 
@@ -145,5 +150,14 @@ fn name(reason: Reason) -> &'static str {
         Reason::MapFull => "map_full",
         Reason::Rewrite => "rewrite",
         Reason::OlderDecision => "older_decision",
+    }
+}
+
+/// A cause as it is written in JSON.
+fn cause_name(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Outside => "outside",
+        Cause::SpoofedSource => "spoofed_source",
+        Cause::Neighbour => "neighbour",
     }
 }

@@ -15,7 +15,7 @@ use crate::link::Vip;
 use crate::reconcile::Report;
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{self, History, Problem};
-use crate::state::{Choice, State};
+use crate::state::{Choice, Guarded, State};
 use crate::time::rfc3339;
 
 /// Everything.
@@ -29,6 +29,8 @@ pub struct Status {
     pub services: Vec<Service>,
     /// The backend and why.
     pub backend: Choice,
+    /// Where packets for the VIPs are dropped, and where not.
+    pub guard: Guarded,
     /// By VIP and port; none if the backend does not count.
     pub counters: Vec<OfVip>,
     /// How full the map of decisions is, if there is one.
@@ -99,6 +101,8 @@ pub struct Counts {
     pub translated: u64,
     /// SYNs that were not decided, by reason.
     pub undecided: BTreeMap<&'static str, u64>,
+    /// Packets that were dropped, by cause.
+    pub dropped: BTreeMap<&'static str, u64>,
 }
 
 /// Packets of one direction.
@@ -216,9 +220,13 @@ impl Counts {
             decided,
             translated,
             undecided,
+            dropped,
         } = self;
         requests.packets | replies.packets | decided | translated != 0
-            || undecided.values().any(|count| *count != 0)
+            || undecided
+                .values()
+                .chain(dropped.values())
+                .any(|count| *count != 0)
     }
 }
 

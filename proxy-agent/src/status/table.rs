@@ -2,6 +2,7 @@
 
 //! The status for people: aligned, and no wider than [`WIDTH`] as long as no word is.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ impl Display for Table<'_> {
         let Self(status, all) = self;
         agent(f, status)?;
         backend(f, status)?;
+        guard(f, status)?;
         if let Some(connections) = &status.connections {
             let text = format!(
                 "{} of {} connections remembered",
@@ -80,6 +82,22 @@ fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     for place in &backend.breaks {
         let text = format!("breaks the connections that are sent to a VIP by {place}");
         line(f, "", &text)?;
+    }
+    Ok(())
+}
+
+fn guard(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
+    let links = status.guard.links.iter();
+    let links = links.map(|link| format!("{} by {}", link.link, link.how));
+    let notes = status.guard.notes.iter();
+    let told: Vec<_> = links
+        .chain(notes.map(|note| format!("not: {note}")))
+        .collect();
+    if told.is_empty() {
+        return line(f, "guard", "no link");
+    }
+    for (number, text) in told.iter().enumerate() {
+        line(f, if number == 0 { "guard" } else { "" }, text)?;
     }
     Ok(())
 }
@@ -173,6 +191,7 @@ fn row(f: &mut Formatter<'_>, name: &str, counts: &Counts) -> fmt::Result {
         decided,
         translated,
         undecided,
+        dropped: _,
     } = counts;
     if name.len() > ROW {
         writeln!(f, "{name}")?;
@@ -191,10 +210,14 @@ fn row(f: &mut Formatter<'_>, name: &str, counts: &Counts) -> fmt::Result {
     )
 }
 
-/// Why connections stayed undecided, if any did.
+/// Why connections stayed undecided and packets were dropped, if any were.
 fn reasons(f: &mut Formatter<'_>, counts: &Counts) -> fmt::Result {
+    named(f, "undecided", &counts.undecided)?;
+    named(f, "dropped", &counts.dropped)
+}
+
+fn named(f: &mut Formatter<'_>, what: &str, counts: &BTreeMap<&str, u64>) -> fmt::Result {
     let reasons: Vec<_> = counts
-        .undecided
         .iter()
         .filter(|(_, count)| **count != 0)
         .map(|(reason, number)| format!("{} {}", count(*number), reason.replace('_', " ")))
@@ -202,7 +225,7 @@ fn reasons(f: &mut Formatter<'_>, counts: &Counts) -> fmt::Result {
     if reasons.is_empty() {
         return Ok(());
     }
-    wrapped(f, "    undecided: ", "    ", &reasons.join(", "))
+    wrapped(f, &format!("    {what}: "), "    ", &reasons.join(", "))
 }
 
 fn repairs(f: &mut Formatter<'_>, repairs: &[Repair]) -> fmt::Result {

@@ -10,18 +10,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proxy_common::guard::Cause as DropCause;
 use proxy_common::{Counters, Reason, Traffic};
 
 use super::counters::Row;
 use super::*;
 use crate::backend::ebpf::statistics::Origin;
-use crate::config::{AcceptRules, Service, TcAttach};
+use crate::config::{AcceptRules, Guard, GuardMode, Service, TcAttach};
 use crate::instance::Instance;
 use crate::kernel::author::By;
 use crate::link::{LinkTable, Vip};
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{History, Pass, Problem, Repair, Told};
-use crate::state::{Choice, Rejected, Settings};
+use crate::state::{Choice, Guarded, GuardedLink, Rejected, Settings};
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_211_000 + seconds)
@@ -52,6 +53,16 @@ fn state() -> State {
             accept_rules: AcceptRules::Auto,
             tc_attach: TcAttach::Auto,
             max_connections: 65_536,
+            guard: Guard::Auto,
+            guard_mode: GuardMode::Xdp,
+            allow_from: Vec::new(),
+        },
+        guard: Guarded {
+            links: vec![GuardedLink {
+                link: "eth0".to_owned(),
+                how: "xdp, native, and tc".to_owned(),
+            }],
+            notes: vec!["br0 carries a default route, and all its ports are veth or tap".to_owned()],
         },
         backend: Choice {
             asked: "auto".to_owned(),
@@ -119,6 +130,7 @@ fn row(vip: &str, link: Option<u32>, number: u64) -> Row {
         counters.translated = number / 3;
         counters.undecided[Reason::InUse as usize] = number / 4;
         counters.undecided[Reason::NoListener as usize] = number / 5;
+        counters.dropped[DropCause::Outside as usize] = number / 6;
     }
     Row {
         vip: vip.parse().unwrap(),
@@ -154,6 +166,7 @@ fn status() -> Status {
         vips,
         services: state.settings.services.clone(),
         backend: state.backend.clone(),
+        guard: state.guard.clone(),
         counters: counters::sorted(rows, &LinkTable::default()),
         connections: Some(Connections {
             entries: 17,

@@ -7,11 +7,13 @@ use super::{Knowledge, Port, Refused, judge, judge_question};
 use crate::addr::Address;
 use crate::packet::Headers;
 
-const ETH_P_IP: u16 = 0x0800_u16.to_be();
+/// The Ethernet type of IPv4, network byte order.
+pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
 const ETH_P_ARP: u16 = 0x0806_u16.to_be();
 const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
 const ETH_P_8021AD: u16 = 0x88a8_u16.to_be();
-const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
+/// The Ethernet type of IPv6, network byte order.
+pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 
 const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
@@ -77,6 +79,16 @@ struct Ipv6 {
     destination: [u32; 4],
 }
 
+/// The addresses of an IPv4 packet. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Ipv4Ends([u32; 2]);
+
+/// The addresses of an IPv6 packet. Network byte order.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Ipv6Ends([[u32; 4]; 2]);
+
 /// What extension headers begin with. Network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -130,6 +142,38 @@ impl Headers for Ipv4 {
 
 impl Headers for Ipv6 {
     const LENGTH: u32 = 40;
+}
+
+impl Headers for Ipv4Ends {
+    const LENGTH: u32 = 8;
+}
+
+impl Headers for Ipv6Ends {
+    const LENGTH: u32 = 32;
+}
+
+impl Ipv4Ends {
+    /// Where they stand in the header.
+    pub const OFFSET: u32 = 12;
+
+    /// Source and destination.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ends(&self) -> [Address; 2] {
+        [Address::from_ipv4(self.0[0]), Address::from_ipv4(self.0[1])]
+    }
+}
+
+impl Ipv6Ends {
+    /// Where they stand in the header.
+    pub const OFFSET: u32 = 8;
+
+    /// Source and destination.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ends(&self) -> [Address; 2] {
+        [Address::from_ipv6(self.0[0]), Address::from_ipv6(self.0[1])]
+    }
 }
 
 impl Headers for Extension {
@@ -232,6 +276,20 @@ fn ipv6(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), R
     })
 }
 
+/// Whether further headers follow a header of this number. Without a branch for each: the verifier
+/// follows them all.
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    const LOW: u64 = 1 << HOP_BY_HOP
+        | 1 << ROUTING
+        | 1 << FRAGMENT
+        | 1 << AUTHENTICATION
+        | 1 << DESTINATION_OPTIONS;
+    const HIGH: u64 = 1 << (MOBILITY - 128) | 1 << (HOST_IDENTITY - 128) | 1 << (SHIM6 - 128);
+    let set = if next < 128 { LOW } else { HIGH };
+    next & 64 == 0 && set >> (next & 63) & 1 != 0
+}
+
 /// The port behind any IPv6 extension headers.
 #[inline(always)]
 fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port {
@@ -239,11 +297,11 @@ fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port 
     const FRAGMENT_OFFSET: u16 = 0xfff8_u16.to_be();
 
     for _ in 0..MAX_EXTENSIONS {
-        match next {
-            TCP => return tcp_port(frame, offset),
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6
-            | FRAGMENT | AUTHENTICATION => {}
-            _ => return Port::Other,
+        if next == TCP {
+            return tcp_port(frame, offset);
+        }
+        if !is_extension(next) {
+            return Port::Other;
         }
         let Some(extension) = frame.load::<Extension>(offset) else {
             return Port::Unknown;
@@ -258,10 +316,10 @@ fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port 
         next = extension.next_header;
         if later {
             // What stands here is not what the header is followed by in the first fragment.
-            return match next {
-                TCP | HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY
-                | SHIM6 | FRAGMENT | AUTHENTICATION => Port::Unknown,
-                _ => Port::Other,
+            return if next == TCP || is_extension(next) {
+                Port::Unknown
+            } else {
+                Port::Other
             };
         }
     }

@@ -43,6 +43,12 @@ const ADDRESS_BITS: u32 = 128;
 /// What is known of a packet that came by the link of this ifindex.
 pub struct Here(pub u32);
 
+/// False if nothing is guarded.
+#[inline(always)]
+pub fn is_on() -> bool {
+    ADDRESSES.load() != 0
+}
+
 impl Knowledge for Here {
     #[inline(always)]
     fn may_be_vip(&self, address: &Address) -> bool {

@@ -15,7 +15,7 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
 };
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError};
 use rtnetlink::Handle;
 
 use super::Settings;
@@ -25,7 +25,7 @@ use super::plan::Target;
 use super::qdisc;
 use crate::config::TcAttach;
 use crate::instance::Instance;
-use crate::kernel::bpffs;
+use crate::kernel::{bpf, bpffs};
 
 /// The handle of the default instance's filters.
 const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
@@ -34,6 +34,8 @@ const HANDLE_MASK: u32 = 0x00ff_ffff;
 /// Priorities that are tried in turn, the first comes first on the link. Another classifier may
 /// own one of them.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
+/// `lo` is the first link of every network namespace.
+const LOOPBACK: u32 = 1;
 /// How programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMode {
@@ -101,7 +103,7 @@ impl AttachMode {
             TcAttach::Tcx => Self::Tcx,
             TcAttach::Clsact => Self::Clsact,
             // The query is refused by a kernel that does not know the hook.
-            TcAttach::Auto => match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+            TcAttach::Auto => match bpf::attached(LOOPBACK, bpf::TCX_INGRESS) {
                 Ok(_) => Self::Tcx,
                 Err(_) => Self::Clsact,
             },
@@ -212,8 +214,8 @@ fn attach_tcx(
         if let Ok(updated) = program.attach_to_link(pinned) {
             // The pin keeps it attached; the descriptor is not needed.
             drop(program.take_link(updated)?);
-            let (_, attached) = SchedClassifier::query_tcx(&link.name, hook.attach_type())?;
-            if attached.iter().any(|program| program.id() == id) {
+            let attached = bpf::attached(link.index, hook.tcx_type());
+            if attached.is_ok_and(|attached| attached.contains(&id)) {
                 return Ok(());
             }
         }

@@ -6,6 +6,8 @@ use std::fmt::{self, Display};
 
 use aya::programs::TcAttachType;
 
+use crate::kernel::bpf;
+
 /// A direction of traffic control on a link.
 ///
 /// In this order they are attached: replies must be translated back before anything is translated.
@@ -47,6 +49,14 @@ impl Hook {
         match self {
             Self::Egress => "links_egress",
             Self::Ingress => "links",
+        }
+    }
+
+    /// What the tcx hook calls it.
+    pub fn tcx_type(self) -> u32 {
+        match self {
+            Self::Egress => bpf::TCX_EGRESS,
+            Self::Ingress => bpf::TCX_INGRESS,
         }
     }
 

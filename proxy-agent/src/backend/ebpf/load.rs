@@ -7,23 +7,25 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SocketFilter};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SocketFilter, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
-use proxy_common::Endpoint;
-use proxy_common::limits::port_bit;
+use proxy_common::limits::{address_bit, port_bit};
+use proxy_common::{Address, Endpoint};
 use tracing::warn;
 
 use super::hook::{Hook, SocketHook};
 use super::maps::{
-    self, CONNECTIONS, DESTINATIONS, Decisions, Kept, Outgrown, OutgrownDecisions, PEERS,
+    self, CONNECTIONS, DESTINATIONS, Decisions, GUARD_LINKS, GuardLinks, Kept, Outgrown,
+    OutgrownDecisions, PEERS,
 };
 use super::ruleset::Verdict;
 use super::statistics::{self, STATISTICS};
-use super::{PART, Settings, attach, cgroup, layout};
-use crate::config::Service;
+use super::{PART, Settings, attach, cgroup, layout, xdp};
+use crate::config::{GuardMode, Service};
 use crate::instance::Instance;
 use crate::kernel::{bpffs, netns};
+use crate::reconcile::report::chain;
 use crate::telemetry::ebpf::ToTracing;
 
 /// The map that carries debug lines, and its size in bytes while nobody asked for them.
@@ -108,6 +110,10 @@ pub struct Programs {
     verdicts: Verdicts,
     /// The maps that are pinned.
     kept: BTreeMap<&'static str, Kept>,
+    /// Id of the XDP program, or why there is none although it was asked for.
+    xdp: Option<Result<u32, String>>,
+    /// What the programs know of links.
+    pub guard_links: GuardLinks,
     /// The decided connections.
     pub decisions: Decisions,
     /// The map of another size that programs in use decide by.
@@ -143,6 +149,7 @@ impl Programs {
             bpffs::finish_pins(&pins)?;
         }
         bpffs::finish_pins(&cgroup::pins_dir(settings))?;
+        bpffs::finish_pins(&xdp::pins_dir(settings))?;
         let outgrown = OutgrownDecisions::set_aside(CONNECTIONS, settings)?;
         let shares_decisions =
             outgrown.is_none() && maps::pinned_id(CONNECTIONS, settings)?.is_some();
@@ -151,6 +158,7 @@ impl Programs {
 
         let mut ebpf = load_object(settings)?;
         maps::fill_destinations(&mut ebpf, settings)?;
+        maps::fill_guard(&mut ebpf, settings)?;
         if let Some(peers) = peers {
             let map = ebpf.map_mut(PEERS).expect("the object has this map");
             let mut map: aya::maps::HashMap<_, u64, Endpoint> =
@@ -183,6 +191,8 @@ impl Programs {
         } else {
             BTreeMap::new()
         };
+        let xdp =
+            (settings.guard && settings.guard_mode == GuardMode::Xdp).then(|| load_xdp(&mut ebpf));
         let given_up: Vec<_> = maps::earlier_services(settings)?
             .into_iter()
             .filter(|service| !settings.services.contains(service))
@@ -200,6 +210,8 @@ impl Programs {
             destinations.pin(DESTINATIONS, settings)?;
         }
         Ok(Self {
+            xdp,
+            guard_links: GuardLinks::of(&mut ebpf)?,
             decisions: Decisions::of(&mut ebpf)?,
             outgrown,
             shares_decisions,
@@ -235,6 +247,16 @@ impl Programs {
     /// Ids of the programs on links.
     pub fn hooks(&self) -> &BTreeMap<Hook, u32> {
         &self.hooks
+    }
+
+    /// Id of the XDP program, or why it could not be loaded; none if it is not asked for.
+    pub fn xdp_id(&self) -> Option<&Result<u32, String>> {
+        self.xdp.as_ref()
+    }
+
+    /// The XDP program, to attach it.
+    pub fn xdp(&mut self) -> &mut Xdp {
+        xdp_program(&mut self.ebpf)
     }
 
     /// Ids of the programs on the root cgroup.
@@ -284,8 +306,10 @@ impl Programs {
         let verdicts = verdicts
             .into_iter()
             .map(|(name, verdict)| (name, verdict.id));
+        let xdp = self.xdp.iter().flatten().map(|id| (xdp::PROGRAM, *id));
         hooks
             .chain(sockets)
+            .chain(xdp)
             .chain(verdicts)
             .map(|(name, id)| (name.to_owned(), id))
             .collect()
@@ -337,7 +361,11 @@ pub fn remove_pins(directory: &Path) -> Result<(), bpffs::Error> {
         bpffs::unpin(&bpffs::unfinished(&directory.join(map)))?;
         bpffs::unpin(&directory.join(format!("{map}{}", maps::OUTGROWN)))?;
     }
-    for pins in Hook::ALL.map(Hook::pins).iter().chain(&[cgroup::PINS]) {
+    for pins in Hook::ALL
+        .map(Hook::pins)
+        .iter()
+        .chain(&[cgroup::PINS, xdp::PINS])
+    {
         bpffs::remove_dir(&directory.join(pins))?;
     }
     bpffs::remove_empty_dir(directory)?;
@@ -361,6 +389,11 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
         .fold(0, |ports, endpoint| {
             ports | port_bit(endpoint.port().to_be())
         });
+    let addresses = settings.endpoints().filter(|_| settings.guard);
+    let addresses = addresses.fold(0_u64, |bits, vip| {
+        bits | address_bit(&Address::from(vip.ip()))
+    });
+    let allows = u8::from(!settings.allow_from.is_empty());
     let translate = u8::from(!settings.services.is_empty());
     let host = netns::cookie();
     let mut loader = EbpfLoader::new();
@@ -370,10 +403,13 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
         .map_pin_path(CONNECTIONS, settings.bpffs.join(CONNECTIONS))
         .map_pin_path(PEERS, settings.bpffs.join(PEERS))
         .map_pin_path(STATISTICS, settings.bpffs.join(STATISTICS))
+        .map_pin_path(GUARD_LINKS, settings.bpffs.join(GUARD_LINKS))
         .map_max_entries(CONNECTIONS, settings.max_connections)
         .map_max_entries(PEERS, settings.max_connections)
         .override_global(aya_log::LEVEL, &level, true)
         .override_global("PORTS", &ports, true)
+        .override_global("ADDRESSES", &addresses, true)
+        .override_global("ALLOWS", &allows, true)
         .override_global("TRANSLATE", &translate, true)
         .override_global("HOST_NETNS", &host, true);
     if !settings.debug {
@@ -397,6 +433,20 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
         .expect("the object has this program")
         .try_into()
         .expect("it is a classifier")
+}
+
+fn xdp_program(ebpf: &mut Ebpf) -> &mut Xdp {
+    ebpf.program_mut(xdp::PROGRAM)
+        .expect("the object has this program")
+        .try_into()
+        .expect("it is an XDP program")
+}
+
+/// Loads the XDP program. Without it the guard stands where it stands otherwise.
+fn load_xdp(ebpf: &mut Ebpf) -> Result<u32, String> {
+    let program = xdp_program(ebpf);
+    let loaded = program.load().and_then(|()| Ok(program.info()?.id()));
+    loaded.map_err(|error| chain(&error))
 }
 
 fn socket(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {

@@ -21,6 +21,7 @@ mod ruleset;
 pub mod statistics;
 mod takeover;
 mod teardown;
+mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -28,6 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 use rtnetlink::Handle;
 use tokio::time::sleep;
@@ -48,7 +50,8 @@ use plan::{Desired, Op};
 use takeover::{take_back_contradicted, take_over_untracked};
 
 use crate::backend::tables;
-use crate::config::{self, Config, Service, TcAttach};
+use crate::config::{self, Config, Guard, GuardMode, Service, TcAttach};
+use crate::guard;
 use crate::instance::Instance;
 use crate::kernel::{bpffs, features};
 use crate::link::LinkTable;
@@ -81,6 +84,12 @@ pub struct Settings {
     pub max_connections: u32,
     /// How programs are attached.
     pub tc_attach: TcAttach,
+    /// Anything is guarded.
+    pub guard: bool,
+    /// How.
+    pub guard_mode: GuardMode,
+    /// Networks that may come from outside.
+    pub allow_from: Vec<IpNet>,
     /// Whether the programs write debug lines.
     pub debug: bool,
 }
@@ -100,6 +109,10 @@ pub struct Ebpf {
     others: Vec<Settings>,
     /// The links that the last pass found, by ifindex.
     seen: BTreeSet<u32>,
+    /// What they are to the guard.
+    links: guard::Links,
+    /// The XDP programs on them.
+    front: xdp::Front,
 }
 
 /// Something that could not be done.
@@ -156,6 +169,9 @@ impl From<&Config> for Settings {
             run_dir: config.run_dir.clone(),
             max_connections: config.max_connections,
             tc_attach: config.tc_attach,
+            guard: config.guard != Guard::Off,
+            guard_mode: config.guard_mode,
+            allow_from: config.allow_from.clone(),
             debug: config.log.ebpf_debug(),
         }
     }
@@ -173,6 +189,9 @@ impl Settings {
             run_dir: run_dir.to_owned(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
             tc_attach: TcAttach::Auto,
+            guard: false,
+            guard_mode: GuardMode::Tc,
+            allow_from: Vec::new(),
             debug: false,
         }
     }
@@ -234,6 +253,8 @@ impl Ebpf {
             look_for_leftovers: true,
             others,
             seen: BTreeSet::new(),
+            links: guard::Links::default(),
+            front: xdp::Front::default(),
         })
     }
 
@@ -281,15 +302,17 @@ impl Ebpf {
         self.attach_mode
     }
 
-    /// Makes verdicts and programs as desired for the links in `table`, which must be fresh.
+    /// Makes verdicts and programs as desired for the links in `table`, which must be fresh, and for what
+    /// they are to the guard.
     pub async fn reconcile(
         &mut self,
         handle: &Handle,
-        table: &LinkTable,
+        (table, links): (&LinkTable, &guard::Links),
         mode: Mode,
         report: &mut Report,
     ) {
         let failures = report.failures.len();
+        self.links.clone_from(links);
         if !self.take_over_decisions(handle, table, report).await {
             return;
         }
@@ -317,6 +340,7 @@ impl Ebpf {
         if report.is_stopped() {
             return;
         }
+        self.reconcile_xdp(table, mode, report);
         if report.failures.len() == failures {
             self.remove_others(handle, mode, report).await;
         }
@@ -367,7 +391,12 @@ impl Ebpf {
             ),
         };
         Desired {
-            tables: ruleset::tables(&self.settings, &verdicts),
+            // The guard of another backend is not needed beside the programs.
+            tables: [
+                ruleset::tables(&self.settings, &verdicts),
+                tables::empty_guard(self.settings.instance).to_vec(),
+            ]
+            .concat(),
             links: attachable(table),
             mode: self.attach_mode,
             maps,
@@ -378,6 +407,7 @@ impl Ebpf {
             } else {
                 BTreeMap::new()
             },
+            guard: self.links.clone(),
             given_up,
         }
     }
@@ -437,6 +467,11 @@ impl Ebpf {
             Op::DetachSocket { hook } => Ok(cgroup::detach(*hook, &self.settings)?),
             Op::HandOver { services } => self.hand_over(services.as_deref()),
             Op::RemovePins { directory } => Ok(load::remove_pins(directory)?),
+            Op::Guard { links, .. } => match self.programs.as_mut() {
+                Some(programs) => Ok(programs.guard_links.set(links)?),
+                None => Ok(()),
+            },
+            Op::RemoveXdp { index } => Ok(xdp::unpin(*index, &self.settings)?),
             Op::RemovePin { hook, index } => Ok(attach::unpin(*hook, *index, &self.settings)?),
             Op::RemoveFilter { filter, .. } => {
                 Ok(attach::remove_filter(filter, &self.settings, handle).await?)

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::programs::{ProgramInfo, SchedClassifier};
 use futures_util::TryStreamExt as _;
+use proxy_common::guard::Link;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::{
     TcAttribute, TcFilterBpf, TcFilterBpfOption, TcMessage, TcOption,
@@ -14,9 +14,9 @@ use rtnetlink::packet_route::tc::{
 use super::attach::{AttachError, AttachMode, Filter, filter_handle, links_dir};
 use super::hook::{Hook, SocketHook};
 use super::plan::{Desired, Op, Target};
-use super::{PART, Settings, cgroup, maps};
+use super::{PART, Settings, cgroup, maps, xdp};
 use crate::backend::tables;
-use crate::kernel::bpffs;
+use crate::kernel::{bpf, bpffs};
 use crate::link::LinkTable;
 use crate::reconcile::{Report, failed};
 
@@ -36,6 +36,8 @@ pub struct Observed {
     pub filters: BTreeMap<(Hook, u32), Filter>,
     /// Ids of the programs that pinned links hold on the root cgroup.
     pub sockets: BTreeMap<SocketHook, u32>,
+    /// What the programs know of links; none where it could not be read.
+    pub guard: Option<BTreeMap<u32, Link>>,
 }
 
 impl Observed {
@@ -52,16 +54,15 @@ impl Observed {
             pins: read_pins(settings, report),
             maps: read_maps(settings, desired, report),
             sockets: read_sockets(settings, report),
+            guard: read_guard(settings, report),
             ..Self::default()
         };
         if desired.mode == AttachMode::Tcx {
             for hook in desired.hooks.keys() {
-                for (index, name) in &desired.links {
+                for index in desired.links.keys() {
                     // A link that goes away meanwhile has no hook to read: its event brings us
                     // back.
-                    if let Ok((_, programs)) = SchedClassifier::query_tcx(name, hook.attach_type())
-                    {
-                        let ids = programs.iter().map(ProgramInfo::id).collect();
+                    if let Ok(ids) = bpf::attached(*index, hook.tcx_type()) {
                         observed.programs.insert((*hook, *index), ids);
                     }
                 }
@@ -206,6 +207,8 @@ pub async fn everything(
         deciding.push(Op::HandOver { services: None });
     }
     let mut rest = attached.detach(Hook::Egress);
+    let xdp = xdp::pinned(settings).unwrap_or_default().into_keys();
+    rest.extend(xdp.map(|index| Op::RemoveXdp { index }));
     if settings.bpffs.exists() {
         rest.push(Op::RemovePins {
             directory: settings.bpffs.clone(),
@@ -213,10 +216,14 @@ pub async fn everything(
     }
     Everything {
         deciding,
-        tables: tables::existing(PART, settings.instance, report)
-            .into_iter()
-            .map(|table| Op::DeleteTable { table })
-            .collect(),
+        tables: [
+            tables::empty(settings.instance),
+            tables::empty_guard(settings.instance),
+        ]
+        .into_iter()
+        .flat_map(|tables| tables::existing(PART, tables, report))
+        .map(|table| Op::DeleteTable { table })
+        .collect(),
         rest,
     }
 }
@@ -234,6 +241,13 @@ pub async fn has_filters(index: u32, handle: &Handle) -> Result<bool, AttachErro
         }
     }
     Ok(false)
+}
+
+fn read_guard(settings: &Settings, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
+    let links = maps::guard_links(settings);
+    links
+        .inspect_err(|error| failed(PART, "read which links are guarded", error, report))
+        .ok()
 }
 
 fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u32)> {

@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 
+use proxy_common::guard::Link;
+
 use super::attach::{AttachMode, Filter};
 use super::hook::{Hook, SocketHook};
 use super::observe::Observed;
 use crate::backend::tables;
 use crate::config::Service;
+use crate::guard;
 use crate::link::{LinkKind, LinkTable};
 use crate::netfilter::Table;
 
@@ -30,6 +33,8 @@ pub struct Desired {
     pub hooks: BTreeMap<Hook, Option<u32>>,
     /// The same for the root cgroup.
     pub sockets: BTreeMap<SocketHook, Option<u32>>,
+    /// What the programs should know of links.
+    pub guard: guard::Links,
     /// Services that an earlier agent translated and this one does not.
     pub given_up: Vec<Service>,
 }
@@ -65,6 +70,13 @@ pub enum Op {
         /// The table.
         table: Table,
     },
+    /// Tell the programs what links are.
+    Guard {
+        /// All of them that are something, by ifindex.
+        links: BTreeMap<u32, Link>,
+        /// The names of the guarded ones, if they are not those of before.
+        guarded: Option<Vec<String>>,
+    },
     /// Attach a program to a link, or replace an older one there.
     Attach {
         /// In which direction.
@@ -99,6 +111,11 @@ pub enum Op {
     HandOver {
         /// Those of these services only.
         services: Option<Vec<Service>>,
+    },
+    /// Remove the pin of a link's XDP program, which detaches it.
+    RemoveXdp {
+        /// Its ifindex.
+        index: u32,
     },
     /// Remove our filter from a link.
     RemoveFilter {
@@ -147,6 +164,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             unguarded: tables.unguarded,
         });
     }
+    // Before the programs are attached: from the first packet on.
+    ops.extend(guard_op(desired, observed));
     // Two programs on a link would decide each SYN twice, and the second one takes what the first has
     // translated for a connection to the VIP.
     ops.extend(detachments(desired, observed, Hook::Ingress));
@@ -209,6 +228,40 @@ fn detachments<'a>(
     }))
 }
 
+/// What the programs should know of each link.
+pub fn guard_links(links: &guard::Links) -> BTreeMap<u32, Link> {
+    let guard::Links {
+        guarded,
+        inner,
+        tagged,
+        ..
+    } = links;
+    let all = guarded.keys().chain(inner.keys()).chain(tagged);
+    let link = |index| {
+        Link::new(
+            guarded.contains_key(index),
+            inner.contains_key(index),
+            tagged.contains(index),
+        )
+    };
+    all.map(|index| (*index, link(index))).collect()
+}
+
+fn guard_op(desired: &Desired, observed: &Observed) -> Option<Op> {
+    let before = observed.guard.as_ref()?;
+    let links = guard_links(&desired.guard);
+    if *before == links {
+        return None;
+    }
+    let names = &desired.guard.guarded;
+    let guarded_before = before.iter().filter(|(_, link)| link.is_guarded());
+    let is_same = guarded_before.map(|(index, _)| index).eq(names.keys());
+    Some(Op::Guard {
+        guarded: (!is_same).then(|| names.values().cloned().collect()),
+        links,
+    })
+}
+
 fn hand_over(desired: &Desired) -> Op {
     Op::HandOver {
         services: Some(desired.given_up.clone()),
@@ -221,7 +274,9 @@ impl Op {
     pub fn follows_links(&self, seen: &BTreeSet<u32>, now: &BTreeMap<u32, String>) -> bool {
         match self {
             Self::Attach { link, .. } => !seen.contains(&link.index),
-            Self::RemovePin { index, .. } => !now.contains_key(index),
+            Self::RemovePin { index, .. } | Self::RemoveXdp { index } => !now.contains_key(index),
+            // It follows routes and links.
+            Self::Guard { .. } => true,
             Self::PinMap { .. }
             | Self::InstallTables { .. }
             | Self::DeleteTable { .. }
@@ -252,6 +307,18 @@ impl Display for Op {
             }
             Self::RemovePin { hook, index } => {
                 write!(f, "remove the pinned tcx link of {hook}, ifindex {index}")
+            }
+            Self::Guard { guarded: None, .. } => f.write_str("note which links lead where"),
+            Self::Guard {
+                guarded: Some(names),
+                ..
+            } if names.is_empty() => f.write_str("guard no link"),
+            Self::Guard {
+                guarded: Some(names),
+                ..
+            } => write!(f, "guard {}", names.join(", ")),
+            Self::RemoveXdp { index } => {
+                write!(f, "remove the pinned link of vip_guard, ifindex {index}")
             }
             Self::AttachSocket { hook, reason } => {
                 write!(f, "attach {hook} to the root cgroup: {reason}")

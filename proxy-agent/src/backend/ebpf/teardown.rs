@@ -11,7 +11,8 @@ use tracing::warn;
 use super::attach::AttachMode;
 use super::load::Ids;
 use super::plan::Op;
-use super::{Ebpf, PART, Settings, maps, observe, qdisc};
+use super::{Ebpf, PART, Settings, maps, observe, qdisc, xdp};
+use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
@@ -132,6 +133,8 @@ impl Ebpf {
             look_for_leftovers: false,
             others: Vec::new(),
             seen: BTreeSet::new(),
+            links: guard::Links::default(),
+            front: xdp::Front::default(),
         };
         carry_out(PART, mode, ops, report, async |op| {
             backend.apply(op, handle).await

@@ -39,9 +39,10 @@ use self::flavour::{Flavour, Installed};
 use self::learning::Learning;
 use self::observe::SavedTable;
 use self::plan::Op;
-use self::rules::{Family, Rule, Table, Way};
+use self::rules::{Family, Guard, LinkName, Rule, Table, Way};
 use self::snapshot::Snapshot;
-use crate::config::AcceptRules;
+use crate::config::{self, AcceptRules, Config};
+use crate::guard::Links;
 use crate::instance::Instance;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
@@ -61,6 +62,8 @@ pub struct Iptables {
     flavour: Flavour,
     /// The flavour in use when everything of ours outside of it was last found to be gone.
     settled: Option<Flavour>,
+    /// What is guarded; none if nothing is.
+    guard: Option<Guard>,
 }
 
 /// Which of the rules are wanted.
@@ -119,7 +122,18 @@ impl Iptables {
             learning,
             flavour,
             settled: None,
+            guard: None,
         })
+    }
+
+    /// Has the next pass guard what it should.
+    pub fn guard(&mut self, links: &Links, config: &Config) {
+        let names = links.guarded.values();
+        self.guard = (config.guard != config::Guard::Off).then(|| Guard {
+            links: names.filter_map(|name| LinkName::new(name)).collect(),
+            inner: !links.inner.is_empty(),
+            allow_from: config.allow_from.clone(),
+        });
     }
 
     /// True if connections are decided one by one, so that what DNAT brings to the VIP works.
@@ -283,18 +297,17 @@ impl Iptables {
             (Table::Filter, AcceptRules::Auto) => observed.filters(),
             _ => self.wants(table),
         };
-        if wanted {
-            rules::desired(
-                self.scope.owner,
-                table,
-                family,
-                way,
-                &self.vips,
-                &self.ports,
-            )
-        } else {
-            Vec::new()
+        if !wanted {
+            return Vec::new();
         }
+        let Self { vips, ports, .. } = self;
+        let owner = self.scope.owner;
+        let mut desired = Vec::new();
+        if let (Table::Raw, Some(guard)) = (table, &self.guard) {
+            desired = rules::guarding(owner, family, guard, vips, ports);
+        }
+        desired.extend(rules::desired(owner, table, family, way, vips, ports));
+        desired
     }
 
     async fn carry_out(&mut self, mut plan: Plan, mode: Mode, report: &mut Report) {

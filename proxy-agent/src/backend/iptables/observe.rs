@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::rules;
+use crate::backend::tables;
 use crate::instance::Instance;
 
 /// The tables of one family in one flavour, by name. A table that is not there is not in it.
@@ -130,7 +131,8 @@ impl Saved {
 impl SavedTable {
     /// True if somebody else has put anything into it: a rule, a chain or a policy.
     pub fn has_foreign_content(&self) -> bool {
-        self.filters() || self.chains.iter().any(|chain| chain.policy == "-")
+        let foreign = |chain: &SavedChain| chain.policy == "-" && !tables::is_owned(&chain.name);
+        self.filters() || self.chains.iter().any(foreign)
     }
 
     /// True if packets can meet anything but rules of agents in it: a foreign rule or a policy that is

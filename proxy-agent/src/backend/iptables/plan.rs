@@ -10,6 +10,7 @@ use std::fmt::{self, Display, Write as _};
 use super::flavour::Flavour;
 use super::observe::{self, SavedRule, SavedTable};
 use super::rules::{Family, Rule, Table};
+use crate::backend::tables;
 use crate::instance::Instance;
 
 /// Everything that is to change in one table, in one transaction.
@@ -25,6 +26,10 @@ pub struct Op {
     pub deletions: Vec<SavedRule>,
     /// Rules to put in front of their chains, in the order in which they are to stand there.
     pub insertions: Vec<Rule>,
+    /// Chains of our own to make before.
+    pub new_chains: Vec<String>,
+    /// Chains of our own to delete after.
+    pub old_chains: Vec<String>,
 }
 
 /// What `owner` has to change in one table; none if it is as desired. Rules of others are never in
@@ -47,7 +52,13 @@ pub fn plan(
         let there = present.iter().filter_map(|(_, rule)| rule.as_ref());
         desired.contains(rule) && there.filter(group).eq(desired.iter().filter(group))
     };
+    let own_chain = tables::guard_name(owner);
+    let is_there = observed.has_chain(&own_chain);
+    let is_wanted = desired.iter().any(|rule| rule.kind.is_in_own_chain());
+    let chain = |when: bool| Vec::from_iter(when.then(|| own_chain.clone()));
     let op = Op {
+        new_chains: chain(table == Table::Raw && is_wanted && !is_there),
+        old_chains: chain(table == Table::Raw && !is_wanted && is_there),
         flavour,
         family,
         table,
@@ -58,7 +69,8 @@ pub fn plan(
             .collect(),
         insertions: desired.iter().filter(|rule| !kept(rule)).copied().collect(),
     };
-    (!op.deletions.is_empty() || !op.insertions.is_empty()).then_some(op)
+    let is_empty = op.deletions.is_empty() && op.insertions.is_empty() && op.old_chains.is_empty();
+    (!is_empty).then_some(op)
 }
 
 /// Puts operations into an order in which no packet is untracked while a rule is missing that must
@@ -97,10 +109,14 @@ impl Op {
     /// The input for `iptables-restore --noflush` that carries it out: all of it or nothing.
     pub fn restore_input(&self) -> String {
         let mut input = format!("*{}\n", self.table);
+        self.write_chains(&mut input);
         for rule in &self.deletions {
             let _ = writeln!(input, "-D {} {}", rule.chain, rule.spec);
         }
         self.write_insertions(&mut input);
+        for chain in &self.old_chains {
+            let _ = writeln!(input, "-X {chain}");
+        }
         input.push_str("COMMIT\n");
         input
     }
@@ -109,15 +125,22 @@ impl Op {
     /// they are made of, whatever else the table holds.
     pub fn trial_input(&self) -> String {
         let mut input = format!("*{}\n", self.table);
+        self.write_chains(&mut input);
         self.write_insertions(&mut input);
         input.push_str("COMMIT\n");
         input
     }
 
+    fn write_chains(&self, input: &mut String) {
+        for chain in &self.new_chains {
+            let _ = writeln!(input, ":{chain} - [0:0]");
+        }
+    }
+
     fn write_insertions(&self, input: &mut String) {
         // Each one is put on top of the one before it.
         for rule in self.insertions.iter().rev() {
-            let _ = writeln!(input, "-I {} 1 {}", rule.kind.chain(), rule.spec());
+            let _ = writeln!(input, "-I {} 1 {}", rule.chain(), rule.spec());
         }
     }
 
@@ -144,8 +167,12 @@ impl Display for Op {
             separator = "; ";
         }
         for rule in &self.insertions {
-            let (chain, spec) = (rule.kind.chain(), rule.spec());
+            let (chain, spec) = (rule.chain(), rule.spec());
             write!(f, "{separator}insert {chain} {spec}")?;
+            separator = "; ";
+        }
+        for chain in &self.old_chains {
+            write!(f, "{separator}delete chain {chain}")?;
             separator = "; ";
         }
         Ok(())

@@ -9,10 +9,11 @@
 mod kind;
 mod recognise;
 
+use std::borrow::Cow;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 
-pub use kind::{Kind, Place, Way};
+pub use kind::{Detail, Guard, Kind, LinkName, Place, Way};
 
 use crate::instance::{self, Instance};
 
@@ -47,6 +48,8 @@ pub struct Rule {
     pub port: u16,
     /// Whose it is.
     pub owner: Instance,
+    /// What else it depends on.
+    pub detail: Detail,
 }
 
 /// The rules for every VIP of `family` and every port that belong into `table`, in the order in
@@ -68,7 +71,38 @@ pub fn desired(
                 vip,
                 port,
                 owner,
+                detail: Detail::None,
             }));
+        }
+    }
+    rules
+}
+
+/// The rules of the guard for every VIP of `family` and every port, in the order in which they stand in
+/// their chains. All of them belong into the raw table.
+pub fn guarding(
+    owner: Instance,
+    family: Family,
+    guard: &Guard,
+    vips: &[IpAddr],
+    ports: &[u16],
+) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for &vip in vips.iter().filter(|vip| Family::of(**vip) == family) {
+        for (nth, &port) in ports.iter().enumerate() {
+            for (kind, detail) in Kind::guarding(guard, vip) {
+                // One rule for all ports.
+                let port = if kind.has_port() { port } else { 0 };
+                if port != 0 || nth == 0 {
+                    rules.push(Rule {
+                        kind,
+                        vip,
+                        port,
+                        owner,
+                        detail,
+                    });
+                }
+            }
         }
     }
     rules
@@ -137,7 +171,13 @@ impl Display for Table {
 impl Rule {
     /// Everything behind the chain, as `iptables-save` prints it.
     pub fn spec(&self) -> String {
-        self.kind.spec(self.owner, self.vip, self.port)
+        self.kind
+            .spec(self.owner, self.vip, self.port, &self.detail)
+    }
+
+    /// The chain it belongs into.
+    pub fn chain(&self) -> Cow<'static, str> {
+        self.kind.chain(self.owner)
     }
 
     /// Rules of the same group depend on their order: they are set together or not at all.
@@ -148,6 +188,6 @@ impl Rule {
 
 impl Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "-A {} {}", self.kind.chain(), self.spec())
+        write!(f, "-A {} {}", self.chain(), self.spec())
     }
 }

@@ -13,7 +13,7 @@ use crate::instance::Instance;
 
 pub use super::flavour::Flavour;
 pub use super::observe::{SavedRule, SavedTable, words};
-pub use super::rules::Family;
+pub use super::rules::{Family, owner};
 
 /// The tables that iptables-nft can make.
 const NFT_TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
@@ -81,8 +81,9 @@ pub async fn owned_vips(owner: Instance) -> BTreeSet<IpAddr> {
             let rules = tables.flat_map(|table| table.rules);
             for rule in rules.filter(|rule| rule.owner == Some(owner)) {
                 let words = words(&rule.spec).unwrap_or_default();
-                let mut pairs = words.windows(2);
-                let address = pairs.find(|pair| pair[0] == "-s" || pair[0] == "-d");
+                let option = |name| words.windows(2).find(|pair| pair[0] == name);
+                // A rule with both is about what comes from somewhere for the VIP.
+                let address = option("-d").or_else(|| option("-s"));
                 let host = address.and_then(|pair| pair[1].split('/').next());
                 vips.extend(host.and_then(|host| host.parse::<IpAddr>().ok()));
             }

@@ -5,6 +5,7 @@
 //!
 //! Everything it keeps is in the tables, which live on without the agent.
 
+mod guard;
 mod plan;
 mod ruleset;
 pub mod statistics;
@@ -17,7 +18,8 @@ use self::plan::Op;
 use self::ruleset::Settings;
 use super::live::Live;
 use super::tables;
-use crate::config::Config;
+use crate::config::{Config, Guard};
+use crate::guard::Links;
 use crate::netfilter::{self, Socket, Table};
 use crate::reconcile::{Mode, Report, carry_out};
 
@@ -29,6 +31,8 @@ pub struct Nftables {
     settings: Settings,
     /// Nothing was put in place yet: what is untracked now was another backend's.
     takes_over: bool,
+    /// What links are to the guard.
+    links: Links,
 }
 
 impl Nftables {
@@ -42,6 +46,8 @@ impl Nftables {
             instance: config.instance,
             endpoints: config.endpoints().collect(),
             max_connections: config.max_connections,
+            guard: config.guard != Guard::Off,
+            allow_from: config.allow_from.clone(),
         };
         let mut socket = Socket::open()?;
         if mode == Mode::Apply {
@@ -59,15 +65,26 @@ impl Nftables {
         Ok(Self {
             settings,
             takes_over: true,
+            links: Links::default(),
         })
     }
 
-    /// Makes the tables as desired.
-    pub async fn reconcile(&mut self, mode: Mode, report: &mut Report) {
-        let desired = ruleset::tables(&self.settings, &Live::default());
+    /// Makes the tables as desired for what links are to the guard.
+    pub async fn reconcile(&mut self, links: &Links, mode: Mode, report: &mut Report) {
+        let follows = self.links != *links;
+        self.links.clone_from(links);
+        let guard = guard::tables(&self.settings, links);
+        let desired = [
+            ruleset::tables(&self.settings, &Live::default()),
+            guard.clone(),
+        ]
+        .concat();
         let observed = tables::read(PART, &desired, report);
         let ops = plan::plan(&desired, &observed);
+        let of_guard = |op: &&Op| follows && op.is_about(&guard);
+        let routine: Vec<_> = ops.iter().filter(of_guard).map(Op::to_string).collect();
         carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
+        report.mark_routine(PART, &routine);
         if mode == Mode::Apply {
             self.takes_over = false;
         }
@@ -76,9 +93,21 @@ impl Nftables {
     fn apply(&self, op: &Op) -> Result<(), netfilter::Error> {
         match op {
             Op::Install { tables } => {
-                let wanted: Vec<_> = tables.iter().map(|(table, _)| table.family).collect();
-                let mut filled = ruleset::tables(&self.settings, &self.live());
-                filled.retain(|table| wanted.contains(&table.family));
+                let wanted: Vec<_> = tables.iter().map(|(table, _)| table.title()).collect();
+                let guard = guard::tables(&self.settings, &self.links);
+                let is_wanted = |table: &Table| wanted.contains(&table.title());
+                // Who is connected is asked only if that is to be remembered.
+                let live = if tables.iter().all(|(table, _)| {
+                    guard
+                        .iter()
+                        .any(|of_guard| of_guard.title() == table.title())
+                }) {
+                    Live::default()
+                } else {
+                    self.live()
+                };
+                let mut filled = [ruleset::tables(&self.settings, &live), guard].concat();
+                filled.retain(is_wanted);
                 tables::install(&filled)
             }
             Op::Delete { table } => tables::delete(table),

@@ -36,6 +36,17 @@ pub fn plan(desired: &[Table], observed: &Observed) -> Vec<Op> {
     ops
 }
 
+impl Op {
+    /// Whether it concerns no tables but these.
+    pub fn is_about(&self, tables: &[Table]) -> bool {
+        let is_one = |table: &Table| tables.iter().any(|one| one.title() == table.title());
+        match self {
+            Self::Install { tables } => tables.iter().all(|(table, _)| is_one(table)),
+            Self::Delete { table } => is_one(table),
+        }
+    }
+}
+
 impl Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

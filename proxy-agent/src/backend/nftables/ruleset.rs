@@ -71,6 +71,8 @@ mod rules;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 pub use self::counted::Counted;
 
 use crate::backend::live::{Connection, Live};
@@ -100,6 +102,10 @@ pub struct Settings {
     pub endpoints: Vec<SocketAddr>,
     /// How many connections each set has room for.
     pub max_connections: u32,
+    /// Anything is guarded.
+    pub guard: bool,
+    /// Networks that may come from outside.
+    pub allow_from: Vec<IpNet>,
 }
 
 /// The tables that should be there, or should not: those without a chain. `live` fills them.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use proxy_common::{Counters, Reason, Traffic};
 
+use super::guard;
 use super::ruleset::Counted;
 use crate::backend::tables;
 use crate::instance::Instance;
@@ -31,8 +32,20 @@ pub fn read(
             counts.extend(table.counters(chain, &mut socket)?);
         }
     }
+    let mut dropped = Vec::new();
+    for table in tables::empty_guard(instance) {
+        for chain in [guard::ALL, guard::ADDRESSED] {
+            dropped.extend(table.counters(chain, &mut socket)?);
+        }
+    }
     let of_endpoint = |vip: &SocketAddr| {
         let mut counters = Counters::ZERO;
+        let first = endpoints.iter().find(|endpoint| endpoint.ip() == vip.ip());
+        for count in &dropped {
+            if let Some(cause) = guard::cause(&count.comment, *vip, first == Some(vip)) {
+                counters.dropped[cause as usize] += count.packets;
+            }
+        }
         for counted in Counted::ALL {
             let purpose = counted.purpose(*vip);
             for count in counts.iter().filter(|count| count.comment == purpose) {

@@ -18,6 +18,8 @@ fn settings(vips: &[&str]) -> Settings {
         instance: Instance::default(),
         endpoints: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
         max_connections: 1024,
+        guard: true,
+        allow_from: Vec::new(),
     }
 }
 
@@ -109,6 +111,8 @@ proptest! {
                     _ => ([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*number)], 443).into(),
                 }).collect(),
                 max_connections: 1024,
+                guard: true,
+                allow_from: Vec::new(),
             }
         };
         let desired = tables(&vips(&wanted), &Live::default());
@@ -129,4 +133,60 @@ proptest! {
         prop_assert_eq!(&observed, &after(&desired));
         prop_assert!(plan(&desired, &observed).is_empty());
     }
+}
+
+#[test]
+fn the_guard_is_apart_and_tells_whom_it_drops() {
+    let mut settings = settings(&["10.96.0.2:443", "10.96.0.2:8443"]);
+    settings.allow_from = vec![
+        "192.0.2.0/24".parse().unwrap(),
+        "2001:db8::/32".parse().unwrap(),
+    ];
+    let mut links = Links::default();
+    links.guarded.insert(2, "eth0".to_owned());
+    let [ip, ip6]: [Table; 2] = guard::tables(&settings, &links).try_into().unwrap();
+    assert_eq!(
+        (ip.title().as_str(), ip6.chains.len()),
+        ("ip proxy-agent_guard", 0)
+    );
+    let purposes = |chain: usize| {
+        let rules = ip.chains[chain].rules.iter();
+        rules.map(|rule| rule.purpose.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        purposes(0),
+        [
+            "from this node",
+            "from 10.96.0.2: nobody but this node",
+            "to 10.96.0.2:443",
+            "to 10.96.0.2:8443",
+        ]
+    );
+    assert_eq!(
+        purposes(1),
+        [
+            "to 10.96.0.2:443 from a loopback address",
+            "to 10.96.0.2:8443 from a loopback address",
+            "from 192.0.2.0/24",
+            "to 10.96.0.2:443 from outside, by eth0 (ifindex 2)",
+            "to 10.96.0.2:8443 from outside, by eth0 (ifindex 2)",
+        ]
+    );
+    let vip = "10.96.0.2:443".parse().unwrap();
+    let causes = |chain: usize, is_first| {
+        let causes = purposes(chain).into_iter();
+        causes
+            .filter_map(|purpose| guard::cause(purpose, vip, is_first))
+            .count()
+    };
+    assert_eq!(
+        [causes(0, true), causes(0, false), causes(1, true)],
+        [1, 0, 2]
+    );
+    settings.guard = false;
+    assert!(
+        guard::tables(&settings, &links)
+            .iter()
+            .all(|table| table.chains.is_empty())
+    );
 }

@@ -5,14 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use netlink_packet_core::Nla as _;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, ExpressionAttribute, Hook, HookNumber, InetHookNumber,
-    ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+    ChainAttribute, ChainMessage, ExpressionAttribute, Expressions, Hook, HookNumber,
+    InetHookNumber, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
 };
 
 use super::Found;
 use super::packet::{Direction, Packet};
 use super::walk::{self, Chains, Fate};
+use crate::backend::iptables::survey;
 use crate::backend::tables::is_owned;
 use crate::netfilter::{Error, Family, Socket};
 
@@ -176,6 +178,9 @@ pub(super) fn add(
         return;
     }
     let expressions: Vec<_> = expressions.iter().filter_map(named).collect();
+    if is_own(&expressions) {
+        return;
+    }
     for (at, packet) in packets.iter().enumerate() {
         let step = rule::step(&expressions, packet);
         if step.matches != walk::Truth::No && step.action != walk::Action::Nothing {
@@ -183,6 +188,30 @@ pub(super) fn add(
             chains.entry(chain.to_owned()).or_default().push(step);
         }
     }
+}
+
+/// Whether it is a rule of an agent in a table of iptables-nft, told by its comment (`struct
+/// xt_comment_info` of linux/netfilter/xt_comment.h).
+fn is_own(expressions: &[rule::Named<'_>]) -> bool {
+    const NAME: u16 = 1;
+    const INFO: u16 = 3;
+    expressions.iter().any(|expression| {
+        let Some(Expressions::Other { attributes, .. }) = expression.data else {
+            return false;
+        };
+        let value = |kind| {
+            let attribute = attributes
+                .iter()
+                .find(|attribute| attribute.kind() == kind)?;
+            let mut value = vec![0; attribute.value_len()];
+            attribute.emit_value(&mut value);
+            let text = value.split(|byte| *byte == 0).next()?;
+            Some(String::from_utf8_lossy(text).into_owned())
+        };
+        expression.name == "match"
+            && value(NAME).as_deref() == Some("comment")
+            && value(INFO).is_some_and(|comment| survey::owner(&comment).is_some())
+    })
 }
 
 /// An expression with its name; some have nothing but a name.

@@ -5,6 +5,7 @@
 //! act the conntrack table is full.
 
 mod full_table;
+mod neighbour;
 mod requests;
 mod table;
 
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use neighbour::Neighbour;
 use requests::Row;
 use tests::agent::{self, Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
@@ -44,7 +46,7 @@ const COLUMNS: [Column; 3] = [
     },
     Column {
         title: "stateless NOTRACK rules",
-        args: Some(&["--backend=iptables", "--cleanup"]),
+        args: Some(&["--backend=iptables", "--guard=off", "--cleanup"]),
         // With it the rules would decide per connection.
         lacking: Some(Lacking::Ipset),
         translates: false,
@@ -93,11 +95,13 @@ fn demo() -> Result<bool> {
     println!("The agent is {}", agent::binary()?.display());
     let mut rows = Vec::new();
     let mut excerpts = Vec::new();
+    let mut neighbours = Vec::new();
     for (n, column) in COLUMNS.iter().enumerate() {
         println!("\n[{}/{}] {}", n + 1, COLUMNS.len() + 1, column.title);
-        let (column_rows, excerpt) = measure(column).with_context(|| column.title)?;
+        let (column_rows, excerpt, neighbour) = measure(column).with_context(|| column.title)?;
         rows.push(column_rows);
         excerpts.push((column.title, excerpt));
+        neighbours.push((column.title, neighbour));
     }
     let acts = COLUMNS.len() + 1;
     println!("\n[{acts}/{acts}] the conntrack table is full");
@@ -119,6 +123,10 @@ fn demo() -> Result<bool> {
             println!("    (none)");
         }
     }
+    println!("\nA neighbour on the uplink that routes the VIP to the node:");
+    for (title, neighbour) in &neighbours {
+        println!("  {title}: {neighbour}");
+    }
     println!("\nWith the conntrack table full:");
     println!("  {:12} {without}", COLUMNS[0].title);
     println!("  {:12} {with}", COLUMNS[COLUMNS.len() - 1].title);
@@ -132,6 +140,11 @@ fn demo() -> Result<bool> {
         wrong.push("with a full table something works without an agent: it is not full".to_owned());
     }
     wrong.extend(with.failures());
+    wrong.extend(
+        neighbours
+            .last()
+            .and_then(|(_, of_agent)| of_agent.mistake()),
+    );
     println!("\nDone in {:.1} s.", start.elapsed().as_secs_f32());
     if wrong.is_empty() {
         println!(
@@ -145,7 +158,7 @@ fn demo() -> Result<bool> {
 }
 
 /// Makes a node, requests on every way, and returns what became of it and what conntrack lists.
-fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>)> {
+fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>, Neighbour)> {
     let step = |text: &str| println!("      {text}");
     step("a node, a pod behind a veth pair, a pod behind a bridge");
     let mut node = Node::new()?;
@@ -175,6 +188,8 @@ fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>)> {
             ))
         })
         .collect();
+    step("a neighbour on the uplink that routes the VIP to the node");
+    let neighbour = neighbour::measure(&node, column.translates)?;
     if let Some(mut agent) = agent {
         let status = agent.stop(libc::SIGTERM)?;
         ensure!(
@@ -183,7 +198,7 @@ fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>)> {
             agent.log()
         );
     }
-    Ok((rows, excerpt))
+    Ok((rows, excerpt, neighbour))
 }
 
 fn start_agent(node: &Node, column: &Column) -> Result<Option<Agent>> {

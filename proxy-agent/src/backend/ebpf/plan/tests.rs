@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::backend::ebpf::load::Ids;
 use crate::backend::ebpf::{Settings, ruleset};
-use crate::config::TcAttach;
+use crate::config::{GuardMode, TcAttach};
 use crate::instance::Instance;
 
 const INGRESS: u32 = 7;
@@ -39,6 +39,9 @@ fn settings(vips: &[&str]) -> Settings {
         run_dir: PathBuf::new(),
         max_connections: 1024,
         tc_attach: TcAttach::Auto,
+        guard: true,
+        guard_mode: GuardMode::Tc,
+        allow_from: Vec::new(),
         debug: false,
     }
 }
@@ -54,6 +57,7 @@ fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
         maps: BTreeMap::from([("CONNECTIONS", Some(MAP))]),
         hooks: BTreeMap::from([(Hook::Ingress, Some(INGRESS))]),
         sockets: BTreeMap::new(),
+        guard: guard::Links::default(),
         given_up: Vec::new(),
     }
 }
@@ -156,7 +160,8 @@ fn carry_out(op: &Op, observed: &mut Observed) {
         Op::DetachSocket { hook } => {
             observed.sockets.remove(hook);
         }
-        Op::HandOver { .. } | Op::RemovePins { .. } => {}
+        Op::Guard { links, .. } => observed.guard = Some(links.clone()),
+        Op::HandOver { .. } | Op::RemovePins { .. } | Op::RemoveXdp { .. } => {}
         Op::RemovePin { hook, index } => {
             observed.pins.remove(&(*hook, *index));
         }
@@ -181,6 +186,32 @@ fn an_empty_node_gets_verdicts_first_and_then_programs() {
             "attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached",
         ]
     );
+}
+
+#[test]
+fn links_are_guarded_before_programs_are_attached_and_are_named_if_they_are_others() {
+    let mut desired = desired(&[], &[2], AttachMode::Tcx);
+    let mut observed = nothing(&desired);
+    desired.guard.guarded.insert(7, "eth0".to_owned());
+    observed.guard = Some(BTreeMap::new());
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        [
+            "guard eth0",
+            "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
+        ]
+    );
+    observed.guard = Some(guard_links(&desired.guard));
+    desired.guard.tagged.insert(9);
+    assert_eq!(
+        told(&plan(&desired, &observed))[0],
+        "note which links lead where"
+    );
+    desired.guard.guarded.clear();
+    assert_eq!(told(&plan(&desired, &observed))[0], "guard no link");
+    // What could not be read is not touched.
+    observed.guard = None;
+    assert!(!told(&plan(&desired, &observed))[0].contains("guard"));
 }
 
 #[test]
@@ -329,6 +360,8 @@ proptest! {
             prop::sample::select(SocketHook::ALL.to_vec()), 8_u32..11, 0..4),
         map in prop::option::of(9_u32..12),
         tables in prop::collection::vec(prop::option::of(any::<bool>()), 2),
+        uplinks in prop::collection::btree_set(2_u32..12, 0..3),
+        known in prop::option::of(prop::collection::btree_map(2_u32..12, any::<bool>(), 0..4)),
     ) {
         let mut vips = Vec::new();
         if v4 { vips.push("10.96.0.2"); }
@@ -363,7 +396,13 @@ proptest! {
                 .map(|((hook, index), program)| ((hook, index), filter(hook, index, program)))
                 .collect(),
             sockets,
+            guard: known.map(|known| known.into_iter().map(|(index, inner)| {
+                (index, Link::new(!inner, inner, false))
+            }).collect()),
         };
+        for index in uplinks {
+            desired.guard.guarded.insert(index, format!("veth{index}"));
+        }
         for op in plan(&desired, &observed) {
             carry_out(&op, &mut observed);
         }

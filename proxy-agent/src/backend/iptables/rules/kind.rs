@@ -7,10 +7,15 @@
 //! both directions. *Translated* are those that somebody's DNAT brought to the VIP: they stay
 //! tracked, also if an earlier connection from the same client port was decided.
 
+use std::borrow::Cow;
+use std::fmt::{self, Display};
 use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::super::sets::{self, Role};
 use super::{Family, Table};
+use crate::backend::tables;
 use crate::instance::Instance;
 
 /// The segment that opens a connection: SYN alone.
@@ -47,6 +52,10 @@ pub enum Place {
     Reply,
     /// To the VIP, behind conntrack and DNAT, before the proxy
     Translated,
+    /// From the VIP, from anywhere but this node
+    Spoofed,
+    /// To the VIP, by a guarded link
+    Guarded,
     /// To the VIP, in the filter table
     FilterIncoming,
     /// From the VIP, in the filter table
@@ -78,6 +87,16 @@ enum Act {
     Release,
     /// Takes the decision back for one that could not be remembered, because the set is full
     ReleaseUnnoted,
+    /// Has the guard look at what came by a guarded link
+    Guard,
+    /// Drops what has the VIP as its source and did not come from this node
+    DropSpoofed,
+    /// Drops what comes from a loopback address and not from this node
+    DropLocal,
+    /// Lets a network pass the guard
+    Allow,
+    /// Drops what it does not let pass
+    Drop,
     /// Accepts: untracked packets match no `ctstate ESTABLISHED` rule
     Accept,
 }
@@ -108,15 +127,77 @@ const LEARNING: [Kind; 13] = [
     kind(Place::Translated, Act::ReleaseUnnoted),
 ];
 
+/// Those of the guard. They stand in front of what decides.
+const GUARDING: [Kind; 5] = [
+    kind(Place::Spoofed, Act::DropSpoofed),
+    kind(Place::Incoming, Act::DropLocal),
+    kind(Place::Incoming, Act::Guard),
+    kind(Place::Guarded, Act::Allow),
+    kind(Place::Guarded, Act::Drop),
+];
+
 const ACCEPTING: [Kind; 2] = [
     kind(Place::FilterIncoming, Act::Accept),
     kind(Place::FilterReply, Act::Accept),
 ];
 
+/// What a rule of the guard depends on besides VIP and port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detail {
+    /// Nothing
+    None,
+    /// The link by which packets come
+    Link(LinkName),
+    /// The network from which they come
+    Network(IpNet),
+}
+
+/// The name of a link: at most 15 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkName([u8; 16]);
+
+/// What the guard's rules are made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// The links that are guarded.
+    pub links: Vec<LinkName>,
+    /// There are links that bring packets which the node itself has sent.
+    pub inner: bool,
+    /// Networks that may come from outside.
+    pub allow_from: Vec<IpNet>,
+}
+
+/// The loopback addresses of the family of an address.
+fn loopback(of: IpAddr) -> IpNet {
+    let text = match of {
+        IpAddr::V4(_) => "127.0.0.0/8",
+        IpAddr::V6(_) => "::1/128",
+    };
+    text.parse().expect("a network")
+}
+
+impl LinkName {
+    /// None if no link can have this name.
+    pub fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        let is_short = !name.is_empty() && name.len() < bytes.len();
+        is_short.then(|| bytes[..name.len()].copy_from_slice(name.as_bytes()))?;
+        Some(Self(bytes))
+    }
+}
+
+impl Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(0);
+        f.write_str(&String::from_utf8_lossy(&self.0[..end]))
+    }
+}
+
 impl Kind {
     /// Every kind there is.
     pub fn all() -> impl Iterator<Item = Self> {
-        STATELESS.into_iter().chain(LEARNING).chain(ACCEPTING)
+        let all = GUARDING.into_iter().chain(STATELESS).chain(LEARNING);
+        all.chain(ACCEPTING)
     }
 
     /// The kinds that one way needs, in the order in which they stand in their chains.
@@ -128,6 +209,46 @@ impl Kind {
         untracking.iter().copied().chain(ACCEPTING)
     }
 
+    /// The rules of the guard for a VIP and port, in the order in which they stand in their chains, each with
+    /// what it depends on.
+    pub fn guarding(guard: &Guard, vip: IpAddr) -> Vec<(Self, Detail)> {
+        let [spoofed, local, entry, allow, refuse] = GUARDING;
+        let mut rules = Vec::new();
+        if !guard.inner {
+            rules.push((spoofed, Detail::None));
+        }
+        rules.push((local, Detail::None));
+        if guard.links.is_empty() {
+            return rules;
+        }
+        rules.extend(guard.links.iter().map(|link| (entry, Detail::Link(*link))));
+        let family = Family::of(vip);
+        let networks = guard.allow_from.iter();
+        let networks = networks.filter(|network| Family::of(network.addr()) == family);
+        rules.extend(networks.map(|network| (allow, Detail::Network(*network))));
+        rules.push((refuse, Detail::None));
+        rules
+    }
+
+    /// Whether it depends on a detail of this kind.
+    pub fn fits(self, detail: &Detail) -> bool {
+        match self.act {
+            Act::Guard => matches!(detail, Detail::Link(_)),
+            Act::Allow => matches!(detail, Detail::Network(_)),
+            _ => *detail == Detail::None,
+        }
+    }
+
+    /// False if it is about all ports of a VIP.
+    pub fn has_port(self) -> bool {
+        self.place != Place::Spoofed
+    }
+
+    /// True if it stands in the chain of our own.
+    pub fn is_in_own_chain(self) -> bool {
+        self.place == Place::Guarded
+    }
+
     /// Where it meets packets.
     pub fn place(self) -> Place {
         self.place
@@ -136,34 +257,43 @@ impl Kind {
     /// The table it belongs into.
     pub fn table(self) -> Table {
         match self.place {
-            Place::Incoming | Place::Request | Place::Reply => Table::Raw,
+            Place::Incoming | Place::Request | Place::Reply | Place::Spoofed | Place::Guarded => {
+                Table::Raw
+            }
             Place::Translated => Table::Mangle,
             Place::FilterIncoming | Place::FilterReply => Table::Filter,
         }
     }
 
-    /// The chain it belongs into.
-    pub fn chain(self) -> &'static str {
+    /// The chain it belongs into; the guard's own has its owner's name.
+    pub fn chain(self, owner: Instance) -> Cow<'static, str> {
         match self.place {
-            Place::Incoming => "PREROUTING",
-            Place::Translated | Place::FilterIncoming => "INPUT",
-            Place::Request | Place::Reply | Place::FilterReply => "OUTPUT",
+            Place::Incoming | Place::Spoofed => "PREROUTING".into(),
+            Place::Translated | Place::FilterIncoming => "INPUT".into(),
+            Place::Request | Place::Reply | Place::FilterReply => "OUTPUT".into(),
+            Place::Guarded => tables::guard_name(owner).into(),
         }
     }
 
     /// True if it uses the sets.
     pub fn is_learning(self) -> bool {
-        !matches!(self.act, Act::Untrack | Act::Accept)
+        !matches!(self.act, Act::Untrack | Act::Accept) && !GUARDING.contains(&self)
     }
 
     fn is_reply(self) -> bool {
-        matches!(self.place, Place::Reply | Place::FilterReply)
+        matches!(
+            self.place,
+            Place::Reply | Place::FilterReply | Place::Spoofed
+        )
     }
 
     fn purpose(self) -> &'static str {
         match (self.act, self.is_reply()) {
             (Act::Untrack | Act::UntrackOpening | Act::UntrackFollowing, false) => {
                 "untrack client to VIP"
+            }
+            (Act::Guard | Act::DropSpoofed | Act::DropLocal | Act::Allow | Act::Drop, _) => {
+                "guard the VIP"
             }
             (Act::Accept, false) => "accept client to VIP",
             (Act::Accept, true) => "accept VIP to client",
@@ -177,8 +307,37 @@ impl Kind {
         }
     }
 
+    fn guarding_spec(self, owner: Instance, vip: IpAddr, port: u16, detail: &Detail) -> String {
+        let bits = Family::of(vip).host_bits();
+        let not_here = " ! -i lo".to_owned();
+        let (source, link, target) = match (self.act, detail) {
+            (Act::DropSpoofed, _) => (None, not_here, "DROP".to_owned()),
+            (Act::DropLocal, _) => (Some(loopback(vip)), not_here, "DROP".to_owned()),
+            (Act::Guard, Detail::Link(link)) => {
+                let chain = tables::guard_name(owner);
+                (None, format!(" -i {link}"), chain)
+            }
+            (Act::Allow, Detail::Network(network)) => {
+                (Some(*network), String::new(), "RETURN".to_owned())
+            }
+            _ => (None, String::new(), "DROP".to_owned()),
+        };
+        let comment = format!(
+            "-m comment --comment \"{}: {}\" -j {target}",
+            owner.mark(),
+            self.purpose()
+        );
+        if self.act == Act::DropSpoofed {
+            return format!("-s {vip}/{bits}{link} {comment}");
+        }
+        let source = source
+            .map(|source| format!("-s {source} "))
+            .unwrap_or_default();
+        format!("{source}-d {vip}/{bits}{link} -p tcp -m tcp --dport {port} {comment}")
+    }
+
     /// Everything behind the chain, as `iptables-save` prints it.
-    pub fn spec(self, owner: Instance, vip: IpAddr, port: u16) -> String {
+    pub fn spec(self, owner: Instance, vip: IpAddr, port: u16, detail: &Detail) -> String {
         let (address, port_option, client) = if self.is_reply() {
             ("-s", "--sport", "dst,dst,src")
         } else {
@@ -195,6 +354,9 @@ impl Kind {
         let (segments, conditions, target) = match self.act {
             Act::Untrack => ("", String::new(), "NOTRACK".to_owned()),
             Act::Accept => ("", String::new(), "ACCEPT".to_owned()),
+            Act::Guard | Act::DropSpoofed | Act::DropLocal | Act::Allow | Act::Drop => {
+                return self.guarding_spec(owner, vip, port, detail);
+            }
             Act::Decide => (OPENING, unknown, add),
             Act::Refresh => (FOLLOWING, known, add),
             Act::UntrackOpening => (OPENING, known + &unknown, "NOTRACK".to_owned()),

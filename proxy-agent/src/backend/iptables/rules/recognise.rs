@@ -5,8 +5,10 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::super::observe;
-use super::{Family, Kind, Rule, Table};
+use super::{Detail, Kind, LinkName, Rule, Table};
 use crate::instance::Instance;
 
 /// Matches that ours use. What another one compares by being named alone is not known.
@@ -30,13 +32,18 @@ impl Rule {
     pub fn recognise(owner: Instance, table: Table, chain: &str, words: &[String]) -> Option<Self> {
         let meaning = Meaning::of(words)?;
         let (vip, port) = meaning.endpoint()?;
+        let details = meaning.details();
         Kind::all()
-            .filter(|kind| kind.table() == table && kind.chain() == chain)
-            .map(|kind| Self {
-                kind,
-                vip,
-                port,
-                owner,
+            .filter(|kind| kind.table() == table && kind.chain(owner) == chain)
+            .flat_map(|kind| {
+                let fitting = details.iter().filter(move |detail| kind.fits(detail));
+                fitting.map(move |detail| Self {
+                    kind,
+                    vip,
+                    port,
+                    owner,
+                    detail: *detail,
+                })
             })
             .find(|rule| {
                 let words = observe::words(&rule.spec());
@@ -84,15 +91,35 @@ impl Meaning {
         Some(Self(items))
     }
 
-    /// The VIP and the port it is about.
+    /// What it may depend on besides VIP and port.
+    fn details(&self) -> Vec<Detail> {
+        let value = |option: &str| {
+            let item = self.0.iter().find(|item| item.option == option)?;
+            Some(item.args.first()?.as_str())
+        };
+        let link = value("-i").and_then(LinkName::new).map(Detail::Link);
+        let network = value("-s").and_then(|text| text.parse().ok());
+        let mut details = vec![Detail::None];
+        details.extend(link);
+        details.extend(network.map(Detail::Network));
+        details
+    }
+
+    /// The VIP and the port it is about; zero if it is about all.
     fn endpoint(&self) -> Option<(IpAddr, u16)> {
         let arg = |options: [&str; 2]| {
             let mut items = self.0.iter();
             let item = items.find(|item| !item.negated && options.contains(&&*item.option))?;
             item.args.first()
         };
-        let vip = arg(["-s", "-d"])?.parse().ok()?;
-        Some((vip, arg(["--sport", "--dport"])?.parse().ok()?))
+        // Where there are both, the destination comes first here.
+        let vip: IpNet = arg(["-s", "-d"])?.parse().ok()?;
+        let port = match arg(["--sport", "--dport"]) {
+            Some(port) => port.parse().ok()?,
+            None => 0,
+        };
+        let whole = vip.prefix_len() == vip.max_prefix_len();
+        whole.then_some((vip.addr(), port))
     }
 }
 
@@ -107,7 +134,7 @@ impl Item {
             ("--comment", _) => self.option.clear(),
             ("-p", [protocol]) if protocol == "6" => self.args = vec!["tcp".to_owned()],
             ("-s" | "-d", [address]) => {
-                self.args = vec![host_address(address)?.to_string()];
+                self.args = vec![network(address)?.to_string()];
             }
             ("--syn", []) => {
                 "--tcp-flags".clone_into(&mut self.option);
@@ -134,13 +161,10 @@ fn sorted(list: &str) -> String {
     names.join(",")
 }
 
-/// The address of a single host; none for a network.
-fn host_address(text: &str) -> Option<IpAddr> {
-    let (address, bits) = match text.split_once('/') {
-        Some((address, bits)) => (address, Some(bits)),
-        None => (text, None),
-    };
-    let address: IpAddr = address.parse().ok()?;
-    bits.is_none_or(|bits| bits == Family::of(address).host_bits())
-        .then_some(address)
+/// A network, or a single address as the network of it alone.
+fn network(text: &str) -> Option<IpNet> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(address.into()),
+        Err(_) => text.parse().ok(),
+    }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The smallest things that can be asked of bpf(2), to see whether it is allowed at all. aya gives
-//! no way to load a program that is not part of an object.
+//! The smallest things that can be asked of bpf(2). aya gives no way to load a program that is not part of
+//! an object, and asks for more about attached programs than an agent without `SYS_ADMIN` is told.
 
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -10,6 +10,10 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+/// Attach types of the tcx hook (Linux 6.6).
+pub const TCX_INGRESS: u32 = 46;
+/// The same for what a link sends.
+pub const TCX_EGRESS: u32 = 47;
 
 /// `r0 = 0; exit`.
 const NOTHING: [u64; 2] = [
@@ -38,16 +42,17 @@ pub fn load_filter() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
 
-/// The ids of the programs that are attached to a cgroup, in the order they run.
+/// The ids of the programs that are attached to a link, given by its ifindex, or to a cgroup, given by a
+/// descriptor, in the order they run.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn attached_to_cgroup(cgroup: i32, attach_type: u32) -> io::Result<Vec<u32>> {
+pub fn attached(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut query = Attributes([0; 32]);
-    // target_fd, attach_type, query_flags, attach_flags, prog_ids, count
-    query.0[0] = cgroup.cast_unsigned();
+    // target_fd or target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count
+    query.0[0] = target;
     query.0[1] = attach_type;
     set_pointer(&mut query, 4, ids.as_mut_ptr().cast_const().cast());
     query.0[6] = 64;

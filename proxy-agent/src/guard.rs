@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Which links bring packets from outside of the node: there packets for the VIPs are dropped, by the
+//! backend in use. Pure; a link is only ever guarded if its packets can be told from those of pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Guard;
+use crate::link::{Link, LinkKind, LinkTable};
+
+/// What the links of a node are to the guard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Links {
+    /// Names of the links that bring packets from outside, by ifindex.
+    pub guarded: BTreeMap<u32, String>,
+    /// Links that bring packets which the node itself has sent.
+    pub inner: BTreeMap<u32, String>,
+    /// Ports of bridges on which no VLAN link sits: the bridge takes packets with a tag as well.
+    pub tagged: BTreeSet<u32>,
+    /// What is not guarded that one might expect to be, and why.
+    pub notes: Vec<String>,
+}
+
+/// Chooses the links; none if that depends on routes and they are not known.
+pub fn choose(guard: &Guard, table: &LinkTable) -> Option<Links> {
+    let mut links = Links::default();
+    match guard {
+        Guard::Off => return Some(links),
+        Guard::Auto => {
+            for index in table.uplinks.as_ref()? {
+                if let Some(link) = table.by_index(*index) {
+                    links.add_uplink(link, table);
+                }
+            }
+        }
+        Guard::Links(names) => {
+            for name in names {
+                match table.by_name(name) {
+                    Some(link) => links.add_named(link, table),
+                    None => links.notes.push(format!("there is no link {name}")),
+                }
+            }
+        }
+    }
+    for link in &table.links {
+        if leads_back(link) {
+            links.inner.insert(link.index, link.name.clone());
+        }
+        if is_port_of_bridge(link, table) && !carries_vlan(link, table) {
+            links.tagged.insert(link.index);
+        }
+    }
+    Some(links)
+}
+
+impl Links {
+    /// What is left where packets are seen behind a bridge only, as by rules; and why that is less.
+    pub fn seen_by_rules(&self, table: &LinkTable) -> (Self, Vec<String>) {
+        let mut links = self.clone();
+        let mut notes = Vec::new();
+        links.guarded.retain(|index, name| {
+            let is_port = table
+                .by_index(*index)
+                .is_some_and(|link| is_port_of_bridge(link, table));
+            if is_port {
+                notes.push(format!(
+                    "{name} is a port of a bridge: the rules of this backend see the bridge only, and \
+                     cannot tell what comes from outside from pods"
+                ));
+            }
+            !is_port
+        });
+        (links, notes)
+    }
+
+    fn add_uplink(&mut self, link: &Link, table: &LinkTable) {
+        match link.kind {
+            // What arrives there has been sent there.
+            LinkKind::Loopback => {}
+            LinkKind::Vrf => self.notes.push(format!(
+                "{} carries a default route and is a VRF: what arrives there came by its ports",
+                link.name
+            )),
+            LinkKind::Bridge => self.add_ports(link, "carries a default route", table),
+            _ if leads_back(link) => self.notes.push(format!(
+                "{} carries a default route and its other end is on this node too",
+                link.name
+            )),
+            _ => self.add(link),
+        }
+    }
+
+    fn add_named(&mut self, link: &Link, table: &LinkTable) {
+        match link.kind {
+            LinkKind::Loopback => self.notes.push(format!(
+                "{} brings the node's own packets and is not guarded",
+                link.name
+            )),
+            LinkKind::Bridge => self.add_ports(link, "is a bridge", table),
+            _ => self.add(link),
+        }
+    }
+
+    /// What arrives on a bridge came by one of its ports: pods stand behind veth and tap.
+    fn add_ports(&mut self, bridge: &Link, what: &str, table: &LinkTable) {
+        let ports = || {
+            let links = table.links.iter();
+            links.filter(|link| link.master == Some(bridge.index))
+        };
+        let is_of_pods = |link: &&Link| matches!(link.kind, LinkKind::Veth | LinkKind::Tun);
+        if ports().all(|port| is_of_pods(&port)) {
+            self.notes.push(format!(
+                "{} {what}, and all its ports are veth or tap: what comes from outside cannot be told \
+                 from pods",
+                bridge.name
+            ));
+        }
+        for port in ports().filter(|port| !is_of_pods(port)) {
+            self.add(port);
+        }
+    }
+
+    fn add(&mut self, link: &Link) {
+        self.guarded.insert(link.index, link.name.clone());
+    }
+}
+
+/// Whether what the node sends there may come back by the same or another of its links.
+fn leads_back(link: &Link) -> bool {
+    match link.kind {
+        LinkKind::Veth => link.lower.is_some(),
+        LinkKind::Vrf => true,
+        _ => false,
+    }
+}
+
+/// Whether a link is a port of a bridge. What arrives on the port of a bond, team or VRF is seen again on
+/// its master.
+pub fn is_port_of_bridge(link: &Link, table: &LinkTable) -> bool {
+    let master = link.master.and_then(|index| table.by_index(index));
+    master.is_some_and(|master| master.kind == LinkKind::Bridge)
+}
+
+/// Whether a VLAN link sits on a link.
+pub fn carries_vlan(link: &Link, table: &LinkTable) -> bool {
+    let sits_there = |other: &Link| other.kind == LinkKind::Vlan && other.lower == Some(link.index);
+    table.links.iter().any(sits_there)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: LinkKind) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            altnames: Vec::new(),
+            up: true,
+            kind,
+            master: None,
+            owned: false,
+            foreign_addresses: false,
+            lower: None,
+            ethernet: true,
+            xdp: None,
+        }
+    }
+
+    fn port(index: u32, name: &str, kind: LinkKind, master: u32) -> Link {
+        Link {
+            master: Some(master),
+            ..link(index, name, kind)
+        }
+    }
+
+    fn table(uplinks: &[u32], links: Vec<Link>) -> LinkTable {
+        LinkTable {
+            links,
+            uplinks: Some(uplinks.iter().copied().collect()),
+            ..LinkTable::default()
+        }
+    }
+
+    fn guarded(guard: &Guard, table: &LinkTable) -> (Vec<String>, usize) {
+        let links = choose(guard, table).expect("routes are known");
+        (links.guarded.into_values().collect(), links.notes.len())
+    }
+
+    #[test]
+    fn uplinks_are_guarded_of_whatever_kind() {
+        let table = table(
+            &[1, 2, 3, 4],
+            vec![
+                link(1, "lo", LinkKind::Loopback),
+                link(2, "eth0", LinkKind::Veth),
+                link(3, "bond0", LinkKind::Other),
+                link(4, "bond0.7", LinkKind::Vlan),
+                link(5, "pod0", LinkKind::Veth),
+            ],
+        );
+        let all = ["eth0", "bond0", "bond0.7"].map(str::to_owned).to_vec();
+        assert_eq!(guarded(&Guard::Auto, &table), (all, 0));
+        assert_eq!(guarded(&Guard::Off, &table), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn of_a_bridge_the_ports_that_are_not_of_pods_are() {
+        let links = vec![
+            link(2, "br0", LinkKind::Bridge),
+            port(3, "eth0", LinkKind::Other, 2),
+            port(4, "eth0.9", LinkKind::Vlan, 2),
+            port(5, "pod0", LinkKind::Veth, 2),
+            port(6, "tap0", LinkKind::Tun, 2),
+            Link {
+                lower: Some(3),
+                ..link(7, "eth0.8", LinkKind::Vlan)
+            },
+        ];
+        let table = table(&[2], links);
+        let ports = vec!["eth0".to_owned(), "eth0.9".to_owned()];
+        assert_eq!(guarded(&Guard::Auto, &table), (ports.clone(), 0));
+        assert_eq!(
+            guarded(&Guard::Links(vec!["br0".to_owned()]), &table),
+            (ports, 0)
+        );
+        let links = choose(&Guard::Auto, &table).unwrap();
+        // A VLAN link sits on eth0 and takes its tagged packets.
+        assert_eq!(links.tagged, BTreeSet::from([4, 5, 6]));
+    }
+
+    #[test]
+    fn what_cannot_be_told_from_pods_is_not_guarded_and_that_is_told() {
+        let bridge = table(
+            &[2],
+            vec![
+                link(2, "br0", LinkKind::Bridge),
+                port(5, "pod0", LinkKind::Veth, 2),
+            ],
+        );
+        assert_eq!(guarded(&Guard::Auto, &bridge), (Vec::new(), 1));
+        let inner = Link {
+            lower: Some(3),
+            ..link(2, "cni_host", LinkKind::Veth)
+        };
+        let inner = table(&[2], vec![inner]);
+        assert_eq!(guarded(&Guard::Auto, &inner), (Vec::new(), 1));
+        assert!(choose(&Guard::Auto, &inner).unwrap().inner.contains_key(&2));
+        let named = |name: &str| Guard::Links(vec![name.to_owned()]);
+        assert_eq!(
+            guarded(&named("cni_host"), &inner),
+            (vec!["cni_host".to_owned()], 0)
+        );
+        assert_eq!(guarded(&named("eth9"), &inner), (Vec::new(), 1));
+    }
+
+    #[test]
+    fn without_routes_nothing_is_known() {
+        let table = LinkTable::default();
+        assert_eq!(choose(&Guard::Auto, &table), None);
+        assert!(choose(&Guard::Off, &table).is_some());
+    }
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Which links carry a default route, in any routing table and of either family. Nothing is changed
+//! here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netlink_packet_core::{DecodeError, NlasIterator};
+
+use super::dump::{DumpError, dump};
+use super::observe::ObserveError;
+
+// Messages and attributes of linux/rtnetlink.h and linux/nexthop.h.
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_GETNEXTHOP: u16 = 106;
+const RTA_OIF: u16 = 4;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_NH_ID: u16 = 30;
+const RTN_UNICAST: u8 = 1;
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_OIF: u16 = 5;
+
+/// Length of `struct rtmsg`, `struct rtnexthop`, `struct nhmsg` and `struct nexthop_grp`.
+const ROUTE_HEADER: usize = 12;
+const HOP_HEADER: usize = 8;
+const NEXTHOP_HEADER: usize = 8;
+const GROUP_ENTRY: usize = 8;
+
+/// What the default routes lead to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Routes {
+    links: BTreeSet<u32>,
+    /// Next hops that have a number of their own, where the route itself does not tell the link.
+    nexthops: BTreeSet<u32>,
+}
+
+/// Next hops that have a number of their own, with the links or further next hops they lead to.
+#[derive(Debug, Default)]
+struct Nexthops(BTreeMap<u32, (Vec<u32>, Vec<u32>)>);
+
+/// The links that carry a default route, by ifindex.
+///
+/// # Errors
+///
+/// If a list could not be read to its end.
+pub async fn uplinks() -> Result<BTreeSet<u32>, ObserveError> {
+    let mut links = BTreeSet::new();
+    let mut nexthops = BTreeSet::new();
+    for (family, what) in [
+        (libc::AF_INET, "IPv4 routes"),
+        (libc::AF_INET6, "IPv6 routes"),
+    ] {
+        let family = u8::try_from(family).expect("the two families are 2 and 10");
+        let mut body = vec![0; ROUTE_HEADER];
+        body[0] = family;
+        let mut routes = Routes::default();
+        dump(
+            RTM_GETROUTE,
+            RTM_NEWROUTE,
+            &body,
+            &mut routes,
+            |routes| *routes = Routes::default(),
+            |routes, message| routes.take(message, family),
+        )
+        .await
+        .map_err(|source| ObserveError { what, source })?;
+        links.append(&mut routes.links);
+        nexthops.append(&mut routes.nexthops);
+    }
+    if !nexthops.is_empty() {
+        let known = read_nexthops().await?;
+        for id in nexthops {
+            known.links_of(id, &mut links);
+        }
+    }
+    Ok(links)
+}
+
+async fn read_nexthops() -> Result<Nexthops, ObserveError> {
+    let mut known = Nexthops::default();
+    dump(
+        RTM_GETNEXTHOP,
+        RTM_NEWNEXTHOP,
+        &[0; NEXTHOP_HEADER],
+        &mut known,
+        |known| known.0.clear(),
+        Nexthops::take,
+    )
+    .await
+    .map_err(|source: DumpError| ObserveError {
+        what: "next hops",
+        source,
+    })?;
+    Ok(known)
+}
+
+impl Routes {
+    /// One `RTM_NEWROUTE`: `struct rtmsg`, then attributes.
+    fn take(&mut self, message: &[u8], family: u8) -> Result<(), DecodeError> {
+        let (header, attributes) = message
+            .split_first_chunk::<ROUTE_HEADER>()
+            .ok_or_else(|| DecodeError::from("a message shorter than struct rtmsg"))?;
+        // Without IPv6 in the kernel, the request for it is answered with IPv4. Without addresses
+        // that are unreachable, or local as transparent proxies have them.
+        let is_default = header[1] == 0 && header[7] == RTN_UNICAST && header[0] == family;
+        if !is_default {
+            return Ok(());
+        }
+        let mut nexthop = None;
+        let before = self.links.len();
+        for attribute in NlasIterator::new(attributes) {
+            let attribute = attribute?;
+            let value = attribute.value();
+            match attribute.kind() {
+                RTA_OIF => self.links.extend(number(value)),
+                RTA_NH_ID => nexthop = number(value),
+                RTA_MULTIPATH => {
+                    let mut rest = value;
+                    while let Some(header) = rest.first_chunk::<HOP_HEADER>() {
+                        self.links.extend(number(&header[4..]));
+                        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+                        let length = length.max(HOP_HEADER).next_multiple_of(4);
+                        rest = rest.get(length..).unwrap_or_default();
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.links.len() == before {
+            self.nexthops.extend(nexthop);
+        }
+        Ok(())
+    }
+}
+
+impl Nexthops {
+    /// One `RTM_NEWNEXTHOP`: `struct nhmsg`, then attributes.
+    fn take(&mut self, message: &[u8]) -> Result<(), DecodeError> {
+        let attributes = message.get(NEXTHOP_HEADER..).unwrap_or_default();
+        let (mut id, mut links, mut members) = (None, Vec::new(), Vec::new());
+        for attribute in NlasIterator::new(attributes) {
+            let attribute = attribute?;
+            let value = attribute.value();
+            match attribute.kind() {
+                NHA_ID => id = number(value),
+                NHA_OIF => links.extend(number(value)),
+                NHA_GROUP => members.extend(value.chunks(GROUP_ENTRY).filter_map(number)),
+                _ => {}
+            }
+        }
+        self.0.extend(id.map(|id| (id, (links, members))));
+        Ok(())
+    }
+
+    fn links_of(&self, id: u32, links: &mut BTreeSet<u32>) {
+        let Some((own, members)) = self.0.get(&id) else {
+            return;
+        };
+        links.extend(own);
+        // Groups have no groups for members.
+        for (own, _) in members.iter().filter_map(|member| self.0.get(member)) {
+            links.extend(own);
+        }
+    }
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).expect("short");
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn route(length: u8, kind: u8, attributes: &[Vec<u8>]) -> Routes {
+        let mut message = vec![2, length, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0];
+        message.extend(attributes.concat());
+        let mut routes = Routes::default();
+        routes.take(&message, 2).expect("well formed");
+        routes
+    }
+
+    #[test]
+    fn only_default_routes_that_lead_somewhere_count() {
+        let oif = || [attribute(RTA_OIF, &7_u32.to_ne_bytes())];
+        assert_eq!(route(0, RTN_UNICAST, &oif()).links, BTreeSet::from([7]));
+        assert!(route(1, RTN_UNICAST, &oif()).links.is_empty());
+        // Local, and unreachable.
+        assert!(route(0, 2, &oif()).links.is_empty());
+        assert!(route(0, 7, &oif()).links.is_empty());
+    }
+
+    #[test]
+    fn every_hop_of_a_route_counts() {
+        let hop = |link: u32, attributes: &[u8]| {
+            let length = u16::try_from(HOP_HEADER + attributes.len()).expect("short");
+            let mut bytes = length.to_ne_bytes().to_vec();
+            bytes.extend([0, 0]);
+            bytes.extend(link.to_ne_bytes());
+            bytes.extend(attributes);
+            bytes
+        };
+        let hops = [hop(3, &attribute(5, &[192, 0, 2, 1])), hop(4, &[])].concat();
+        let routes = route(0, RTN_UNICAST, &[attribute(RTA_MULTIPATH, &hops)]);
+        assert_eq!(routes.links, BTreeSet::from([3, 4]));
+        // One that claims no length at all ends the list, not the agent.
+        route(0, RTN_UNICAST, &[attribute(RTA_MULTIPATH, &[0; 20])]);
+    }
+
+    #[test]
+    fn next_hops_with_numbers_are_followed() {
+        let routes = route(
+            0,
+            RTN_UNICAST,
+            &[attribute(RTA_NH_ID, &9_u32.to_ne_bytes())],
+        );
+        assert_eq!(routes.nexthops, BTreeSet::from([9]));
+        let mut known = Nexthops::default();
+        let mut take = |id: u32, attribute_: Vec<u8>| {
+            let id = attribute(NHA_ID, &id.to_ne_bytes());
+            let message = [vec![0; NEXTHOP_HEADER], id, attribute_].concat();
+            known.take(&message).expect("well formed");
+        };
+        take(1, attribute(NHA_OIF, &5_u32.to_ne_bytes()));
+        take(2, attribute(NHA_OIF, &6_u32.to_ne_bytes()));
+        let mut members = Vec::new();
+        for member in [1_u32, 2] {
+            members.extend(member.to_ne_bytes());
+            members.extend([0; 4]);
+        }
+        take(9, attribute(NHA_GROUP, &members));
+        let mut links = BTreeSet::new();
+        known.links_of(9, &mut links);
+        known.links_of(77, &mut links);
+        assert_eq!(links, BTreeSet::from([5, 6]));
+    }
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The VIP answers to this node only: a neighbour that routes it to the node gets no answer, on every
+//! backend; pods and the node itself do not notice; and what is guarded follows the node's routes.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
+use tests::bpf::ForeignProgram;
+use tests::kubeproxy::KubeProxy;
+use tests::lacking::Lacking;
+use tests::node::{Node, Topology, gateway_address, uplink_address};
+use tests::proxy::Proxy;
+use tests::status::{dropped, guarded};
+use tests::{Family, PORT, client, cmd, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// For connections that nobody answers; two SYNs at most.
+const SHORT: Duration = Duration::from_millis(400);
+const ALLOW: &str = "--allow-from=192.168.100.0/24,fd00:100::/64,198.51.100.7";
+
+/// The neighbour routes the VIPs to the node.
+fn route_vips(node: &Node) -> Result<()> {
+    let mut lines = String::new();
+    for family in Family::ALL {
+        let to = uplink_address(family);
+        lines += &format!(
+            "route replace {}/{} via {to}\n",
+            family.vip(),
+            family.host_prefix()
+        );
+    }
+    node.uplink.ip(&lines)
+}
+
+fn answers(node: &Node, family: Family) -> Result<bool> {
+    match client::connect(&node.uplink, family.vip_socket(), SHORT) {
+        Ok(mut stream) => {
+            transfer::exchange(&mut stream, 10_000, 1)?;
+            Ok(true)
+        }
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(false),
+        Err(error) => Err(error).context("neither an answer nor silence"),
+    }
+}
+
+fn ensure_answers(node: &Node, wanted: bool) -> Result<()> {
+    for family in Family::ALL {
+        let answers = answers(node, family)?;
+        ensure!(answers == wanted, "{family:?}: an answer: {answers}");
+    }
+    Ok(())
+}
+
+/// Waits until the neighbour is answered, or not.
+fn wait_for_answers(node: &Node, wanted: bool) -> Result<()> {
+    cmd::wait_until(
+        TIMEOUT,
+        &format!("answers to the neighbour: {wanted}"),
+        || {
+            for family in Family::ALL {
+                if answers(node, family)? != wanted {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        },
+    )
+}
+
+fn pods_and_host_work(node: &Node) -> Result<()> {
+    for path in node.paths() {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| path.to_string())?;
+        transfer::exchange(&mut stream, 100_000, 2).with_context(|| path.to_string())?;
+    }
+    Ok(())
+}
+
+/// One backend: how it is asked for, and what status says of eth0 then; none if it does not count.
+struct Backend {
+    args: &'static [&'static str],
+    lacking: Option<Lacking>,
+    how: &'static str,
+    counts: bool,
+}
+
+fn check(backend: &Backend, topology: Topology) {
+    Node::test(topology, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        route_vips(node)?;
+        let start = |more: &[&str]| {
+            let args = [backend.args, more].concat();
+            match backend.lacking {
+                Some(lacking) => node.start_agent_lacking(lacking, &args),
+                None => node.start_agent(&args),
+            }
+        };
+        let mut agent = start(&[])?;
+        let _proxy = Proxy::start(node)?;
+        ensure_answers(node, false)?;
+        pods_and_host_work(node)?;
+        let (links, notes) = guarded(node)?;
+        ensure!(links == [format!("eth0: {}", backend.how)], "{links:?}");
+        ensure!(notes.is_empty(), "{notes:?}");
+        if backend.counts {
+            let count = dropped(node, "outside")?;
+            ensure!(count >= 2, "{count} packets were counted");
+        }
+        // What is not VIP:443 is not our business: nobody listens there, and the node says so.
+        for family in Family::ALL {
+            let other = SocketAddr::new(family.vip(), PORT + 1);
+            let refused = client::connect(&node.uplink, other, TIMEOUT);
+            let kind = refused.map(drop).map_err(|error| error.kind());
+            ensure!(
+                kind == Err(ErrorKind::ConnectionRefused),
+                "{other}: {kind:?}"
+            );
+        }
+        agent.stop(libc::SIGTERM)?;
+        ensure_answers(node, false).context("without an agent")?;
+
+        let mut agent = start(&[ALLOW])?;
+        ensure_answers(node, true).context("--allow-from")?;
+        pods_and_host_work(node)?;
+        agent.stop(libc::SIGTERM)?;
+
+        let mut agent = start(&["--guard=off"])?;
+        ensure_answers(node, true).context("--guard=off")?;
+        agent.stop(libc::SIGTERM)?;
+
+        let mut agent = start(&["--guard=eth0", "--cleanup"])?;
+        ensure_answers(node, false).context("--guard=eth0")?;
+        let status = agent.stop(libc::SIGTERM)?;
+        ensure!(status.success(), "clean-up: {status}");
+        let left = tests::kept::data_plane(node)?;
+        ensure!(left.is_empty(), "left: {left}");
+        Ok(())
+    });
+}
+
+#[test]
+fn ebpf() {
+    let backend = Backend {
+        args: &["--backend=ebpf"],
+        lacking: None,
+        how: "tc",
+        counts: true,
+    };
+    check(&backend, Topology::Veth);
+}
+
+#[test]
+fn ebpf_by_clsact() {
+    let backend = Backend {
+        args: &["--backend=ebpf", "--tc-attach=clsact"],
+        lacking: None,
+        how: "tc",
+        counts: true,
+    };
+    check(&backend, Topology::BridgeNetfilter);
+}
+
+#[test]
+fn ebpf_with_xdp() {
+    let backend = Backend {
+        args: &["--backend=ebpf", "--guard-mode=xdp"],
+        lacking: None,
+        how: "xdp, native, and tc",
+        counts: true,
+    };
+    check(&backend, Topology::Bridge);
+}
+
+#[test]
+fn nftables() {
+    let backend = Backend {
+        args: &["--backend=nftables"],
+        lacking: None,
+        how: "rules of nftables",
+        counts: true,
+    };
+    check(&backend, Topology::Veth);
+}
+
+#[test]
+fn iptables() {
+    let backend = Backend {
+        args: &["--backend=iptables"],
+        lacking: None,
+        how: "rules of iptables",
+        counts: false,
+    };
+    check(&backend, Topology::Veth);
+}
+
+/// The VIP cannot be guarded by nobody, and that is told.
+#[test]
+fn none_guards_nothing_and_says_so() {
+    Node::test(Topology::Veth, |node| {
+        route_vips(node)?;
+        let _agent = node.start_agent(&["--backend=none"])?;
+        let _proxy = Proxy::start(node)?;
+        ensure_answers(node, true)?;
+        let (links, notes) = guarded(node)?;
+        ensure!(links.is_empty() && notes.len() == 1, "{links:?} {notes:?}");
+        Ok(())
+    });
+}
+
+/// By event: in any table, through several hops, through next hops with numbers of their own.
+#[test]
+fn the_guard_follows_routes() {
+    for backend in ["--backend=ebpf", "--backend=nftables"] {
+        Node::test(Topology::Veth, |node| {
+            route_vips(node)?;
+            let _agent = node.start_agent(&[backend])?;
+            let _proxy = Proxy::start(node)?;
+            ensure_answers(node, false)?;
+            let v4 = gateway_address(Family::V4);
+            let v6 = gateway_address(Family::V6);
+            node.netns.exec("ip route del default")?;
+            node.netns.exec("ip -6 route del default")?;
+            wait_for_answers(node, true).context("no default route")?;
+            node.netns
+                .ip(&format!("route add default via {v4} dev eth0 table 77\n"))?;
+            wait_for_answers(node, false).context("another table")?;
+            node.netns.ip("route flush table 77\n")?;
+            wait_for_answers(node, true)?;
+            node.netns
+                .ip(&format!("nexthop add id 7 via {v6} dev eth0\n"))?;
+            node.netns.exec("ip -6 route add default nhid 7")?;
+            wait_for_answers(node, false).context("a next hop object")?;
+            node.netns.exec("ip -6 route del default")?;
+            wait_for_answers(node, true)?;
+            node.netns.ip(&format!(
+                "link add other type ifb\nlink set other up\naddress add 198.51.100.1/24 dev other\n\
+                 route add default nexthop via {v4} dev eth0 nexthop via 198.51.100.9 dev other\n"
+            ))?;
+            wait_for_answers(node, false).context("several hops")?;
+            let (links, _) = guarded(node)?;
+            ensure!(links.len() == 2, "{links:?}");
+            Ok(())
+        });
+    }
+}
+
+/// A bridge that has the uplink and pods for ports.
+#[test]
+fn a_bridge_is_guarded_at_ports_that_are_not_of_pods() {
+    Node::test(Topology::Bridge, |node| {
+        // By a tunnel through the uplink, since a veth would be taken for a pod's.
+        node.netns.ip(
+            "link add outer type vxlan id 7 remote 192.168.100.1 dstport 4789 dev eth0\n\
+             link set outer master cni0 up\n\
+             address add 192.168.107.10/24 dev cni0\naddress add fd00:107::10/64 dev cni0 nodad\n\
+             route replace default via 192.168.107.1 dev cni0\n\
+             route replace default via fd00:107::1 dev cni0\n",
+        )?;
+        node.uplink.ip(
+            "link add inner type vxlan id 7 remote 192.168.100.10 dstport 4789 dev node\n\
+             link set inner up\n\
+             address add 192.168.107.1/24 dev inner\naddress add fd00:107::1/64 dev inner nodad\n\
+             route add 10.96.0.2 via 192.168.107.10\nroute add fd00:96::2 via fd00:107::10\n",
+        )?;
+        let _agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        let (links, _) = guarded(node)?;
+        ensure!(links == ["outer: tc"], "{links:?}");
+        ensure_answers(node, false)?;
+        pods_work_through_vip(node)
+    });
+}
+
+fn pods_work_through_vip(node: &Node) -> Result<()> {
+    for pod in &node.pods {
+        for family in Family::ALL {
+            let mut stream = client::connect(&pod.netns, family.vip_socket(), TIMEOUT)?;
+            transfer::exchange(&mut stream, 10_000, 3)?;
+        }
+    }
+    Ok(())
+}
+
+/// A bridge of which every port may be a pod's: nothing is dropped, and that is told.
+#[test]
+fn what_cannot_be_told_from_pods_is_not_guarded() {
+    Node::test(Topology::Bridge, |node| {
+        node.netns
+            .ip("route replace default via 10.244.1.10 dev cni0\n")?;
+        node.netns.exec("ip -6 route del default")?;
+        let agent = node.start_agent(&["--backend=ebpf"])?;
+        let _proxy = Proxy::start(node)?;
+        pods_work_through_vip(node)?;
+        let (links, notes) = guarded(node)?;
+        ensure!(links.is_empty() && notes.len() == 1, "{links:?} {notes:?}");
+        ensure!(notes[0].contains("cni0"), "{notes:?}");
+        ensure!(agent.log().contains("not guarded: cni0"), "not in the log");
+        Ok(())
+    });
+}
+
+/// What comes from outside for a ClusterIP is left to kube-proxy.
+#[test]
+fn services_are_not_translated_for_the_outside() {
+    Node::test(Topology::Veth, |node| {
+        let mut routes = String::new();
+        for family in Family::ALL {
+            let to = uplink_address(family);
+            routes += &format!(
+                "route add {}/{} via {to}\n",
+                family.cluster_ip(),
+                family.host_prefix()
+            );
+        }
+        node.uplink.ip(&routes)?;
+        let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
+        let _agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        for family in Family::ALL {
+            let to = family.cluster_ip_socket();
+            let mut stream = client::connect(&node.pods[0].netns, to, TIMEOUT)?;
+            transfer::exchange(&mut stream, 10_000, 1)?;
+            let outside = client::connect(&node.uplink, to, SHORT);
+            ensure!(outside.is_err(), "{family:?}: translated");
+        }
+        Ok(())
+    });
+}
+
+/// Another XDP program is left where it is; TC guards.
+#[test]
+fn another_xdp_program_stays() {
+    Node::test(Topology::Veth, |node| {
+        route_vips(node)?;
+        let foreign = ForeignProgram::attach_as_xdp(&node.netns, "eth0")?;
+        let agent = node.start_agent(&["--backend=ebpf", "--guard-mode=xdp"])?;
+        let _proxy = Proxy::start(node)?;
+        ensure_answers(node, false)?;
+        let (links, _) = guarded(node)?;
+        ensure!(
+            links == ["eth0: tc (another XDP program is there)"],
+            "{links:?}"
+        );
+        ensure!(agent.log().contains("link eth0 is guarded by TC alone"));
+        drop(foreign);
+        Ok(())
+    });
+}

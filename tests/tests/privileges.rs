@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What a running agent may do is what SECURITY.md says, and it can still repair everything.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::proxy::Proxy;
+use tests::{Family, agent, client, cmd, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Names and numbers of linux/capability.h, of those that may be kept.
+const NUMBERS: [(&str, u8); 5] = [
+    ("PERFMON", 38),
+    ("NET_ADMIN", 12),
+    ("NET_RAW", 13),
+    ("SYS_ADMIN", 21),
+    ("BPF", 39),
+];
+
+/// The capabilities in a row of the table in SECURITY.md, as a mask.
+fn documented(moment: &str) -> Result<u64> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../SECURITY.md");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let start = format!("| {moment} |");
+    let row = text
+        .lines()
+        .find(|line| line.starts_with(&start))
+        .context("no such row")?;
+    let mut mask = 0;
+    for name in row.split('`').skip(1).step_by(2) {
+        let known = NUMBERS.iter().find(|(known, _)| *known == name);
+        mask |= 1 << known.with_context(|| name.to_owned())?.1;
+    }
+    Ok(mask)
+}
+
+fn field(status: &str, name: &str) -> Result<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .with_context(|| name.to_owned())?;
+    Ok(u64::from_str_radix(line.trim(), 16)?)
+}
+
+/// Of each thread.
+fn ensure_as_documented(pid: u32) -> Result<()> {
+    let mask = documented("running")?;
+    ensure!(mask.count_ones() == 4, "{mask:x} from SECURITY.md");
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            let found = field(&status, set)?;
+            ensure!(found == mask, "{set} is {found:x}, documented is {mask:x}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            let found = field(&status, set)?;
+            ensure!(found & !mask == 0, "{set} is {found:x}");
+        }
+        ensure!(field(&status, "NoNewPrivs")? == 1, "no_new_privs");
+    }
+    Ok(())
+}
+
+fn works(node: &Node) -> Result<()> {
+    for netns in [&node.netns, &node.pods[0].netns] {
+        for family in Family::ALL {
+            let mut stream = client::connect(netns, family.vip_socket(), TIMEOUT)?;
+            transfer::exchange(&mut stream, 10_000, 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a command line prints what it should.
+fn comes_back(node: &Node, line: &str, wanted: &str) -> Result<()> {
+    cmd::wait_until(TIMEOUT, &format!("{wanted} in `{line}`"), || {
+        Ok(node.netns.exec(line)?.contains(wanted).then_some(()))
+    })
+}
+
+#[test]
+fn ebpf() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesLegacy.install(&node.netns)?;
+        let args = [&agent::TRANSLATE[..], &["--backend=ebpf"]].concat();
+        let agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        ensure_as_documented(agent.id())?;
+        ensure!(
+            agent
+                .log()
+                .contains("capabilities kept: NET_ADMIN, NET_RAW, BPF, PERFMON"),
+            "not in the log"
+        );
+        works(node)?;
+        // Everything it keeps, one after the other.
+        node.netns.exec("nft delete table ip proxy-agent")?;
+        comes_back(node, "nft list tables", "table ip proxy-agent")?;
+        node.netns.exec("ip address del 10.96.0.2/32 dev lo")?;
+        comes_back(node, "ip address show dev lo", "10.96.0.2/32")?;
+        fs::remove_file(node.link_pin("pod0")?)?;
+        let pin = node.link_pin("pod0")?;
+        cmd::wait_until(TIMEOUT, "the program on pod0", || {
+            Ok(pin.exists().then_some(()))
+        })?;
+        let cgroup = node.agent_bpffs().join("cgroup/vip_connect4");
+        fs::remove_file(&cgroup)?;
+        cmd::wait_until(TIMEOUT, "the program on connect(2)", || {
+            Ok(cgroup.exists().then_some(()))
+        })?;
+        // A new link needs an attachment of its own.
+        node.netns
+            .ip("link add fresh type ifb\nlink set fresh up\n")?;
+        let pin = node.link_pin("fresh")?;
+        cmd::wait_until(TIMEOUT, "the program on a new link", || {
+            Ok(pin.exists().then_some(()))
+        })?;
+        works(node)
+    });
+}
+
+/// A second start: programs are loaded and taken over; and with XDP.
+#[test]
+fn ebpf_that_takes_over() {
+    Node::test(Topology::Veth, |node| {
+        for _ in 0..2 {
+            let mut agent = node.start_agent(&["--backend=ebpf", "--guard-mode=xdp"])?;
+            let _proxy = Proxy::start(node)?;
+            ensure_as_documented(agent.id())?;
+            works(node)?;
+            agent.stop(libc::SIGKILL)?;
+        }
+        Ok(())
+    });
+}
+
+/// The programs can be loaded, and the links looked at, with no more than a running agent has.
+#[test]
+fn the_second_row_is_enough_to_start_with() {
+    Node::test(Topology::Veth, |node| {
+        let mut command = node.agent_command(&["--backend=ebpf", "--guard-mode=xdp"])?;
+        tests::lacking::keep_only(&mut command, documented("running")?);
+        let agent = node.spawn(command)?;
+        agent.wait_until_ready()?;
+        let _proxy = Proxy::start(node)?;
+        works(node)?;
+        ensure!(node.link_pin("pod0")?.exists(), "no program on pod0");
+        Ok(())
+    });
+}
+
+/// Children, too, can do their work.
+#[test]
+fn iptables() {
+    for kube_proxy in [KubeProxy::IptablesLegacy, KubeProxy::IptablesNft] {
+        Node::test(Topology::Veth, |node| {
+            kube_proxy.install(&node.netns)?;
+            let agent = node.start_agent(&["--backend=iptables"])?;
+            let _proxy = Proxy::start(node)?;
+            ensure_as_documented(agent.id())?;
+            works(node)?;
+            let flavour = match kube_proxy {
+                KubeProxy::IptablesLegacy => "legacy",
+                _ => "nft",
+            };
+            node.netns
+                .exec(&format!("iptables-{flavour} -t raw -F PREROUTING"))?;
+            // There is no event for legacy rules.
+            agent.signal(libc::SIGHUP)?;
+            comes_back(node, &format!("iptables-{flavour}-save"), "proxy-agent: ")?;
+            works(node)
+        });
+    }
+}
+
+/// Everything but the run directory and the BPF file system is read-only, and nobody listens but on a
+/// loopback address.
+#[test]
+fn a_read_only_root_will_do() {
+    Node::test(Topology::Veth, |node| {
+        let dir = node.dir().display().to_string();
+        let script = format!(
+            "mount --make-rprivate / && mount --rbind {dir} {dir} && mount -o remount,bind,ro / && \
+             ! touch /usr/proxy-agent-test 2>/dev/null && exec \"$@\""
+        );
+        let inner = node.agent_command(&["--backend=ebpf", "--accept-rules=never"])?;
+        let mut command = node.netns.command("unshare");
+        command
+            .args(["--mount", "sh", "-c", &script, "sh"])
+            .arg(inner.get_program())
+            .args(inner.get_args());
+        let agent = node.spawn(command)?;
+        agent.wait_until_ready()?;
+        let _proxy = Proxy::start(node)?;
+        works(node)?;
+        let listening = node.netns.exec("ss -H -l -t -u -p")?;
+        let is_ours = |line: &&str| line.contains("proxy-agent");
+        for line in listening.lines().filter(is_ours) {
+            ensure!(
+                line.contains("127.0.0.1:") || line.contains("[::1]:"),
+                "{line}"
+            );
+        }
+        Ok(())
+    });
+}
