@@ -101,7 +101,7 @@ fn ebpf() {
         works(node)?;
         // Everything it keeps, one after the other.
         node.netns.exec("nft delete table ip proxy-agent")?;
-        comes_back(node, "nft list tables", "table ip proxy-agent")?;
+        comes_back(node, "nft list tables", "table ip proxy-agent\n")?;
         node.netns.exec("ip address del 10.96.0.2/32 dev lo")?;
         comes_back(node, "ip address show dev lo", "10.96.0.2/32")?;
         fs::remove_file(node.link_pin("pod0")?)?;

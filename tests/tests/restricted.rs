@@ -49,7 +49,8 @@ fn net_admin_is_enough(topology: Topology, kube_proxy: KubeProxy) {
         node.netns.exec("nft delete table ip proxy-agent")?;
         cmd::wait_until(TIMEOUT, "the table", || {
             let tables = node.netns.exec("nft list tables")?;
-            Ok(tables.contains("table ip proxy-agent").then_some(()))
+            let is_back = tables.lines().any(|line| line == "table ip proxy-agent");
+            Ok(is_back.then_some(()))
         })?;
         everything_works(node)
     });
