@@ -188,7 +188,8 @@ pub fn keep_only(command: &mut Command, mask: u64) -> &mut Command {
 fn keep_capabilities(mask: u64) -> io::Result<()> {
     let header = [CAPABILITY_VERSION_3, 0];
     // Effective, permitted and inheritable; then those above 31.
-    let [low, high] = [mask & u64::from(u32::MAX), mask >> 32].map(|half| half as u32);
+    let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
+    let [low, high] = [half(mask), half(mask >> 32)];
     let kept = [low, low, low, high, high, high];
     // SAFETY: both arrays have the layout that capset(2) reads in version 3.
     unsafe {

@@ -3,6 +3,7 @@
 //! The VIP answers to this node only: a neighbour that routes it to the node gets no answer, on every
 //! backend; pods and the node itself do not notice; and what is guarded follows the node's routes.
 
+use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,11 +28,8 @@ fn route_vips(node: &Node) -> Result<()> {
     let mut lines = String::new();
     for family in Family::ALL {
         let to = uplink_address(family);
-        lines += &format!(
-            "route replace {}/{} via {to}\n",
-            family.vip(),
-            family.host_prefix()
-        );
+        let (vip, length) = (family.vip(), family.host_prefix());
+        writeln!(lines, "route replace {vip}/{length} via {to}")?;
     }
     node.uplink.ip(&lines)
 }
@@ -310,11 +308,8 @@ fn services_are_not_translated_for_the_outside() {
         let mut routes = String::new();
         for family in Family::ALL {
             let to = uplink_address(family);
-            routes += &format!(
-                "route add {}/{} via {to}\n",
-                family.cluster_ip(),
-                family.host_prefix()
-            );
+            let (service, length) = (family.cluster_ip(), family.host_prefix());
+            writeln!(routes, "route add {service}/{length} via {to}")?;
         }
         node.uplink.ip(&routes)?;
         let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();

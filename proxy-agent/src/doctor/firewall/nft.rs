@@ -191,7 +191,7 @@ pub(super) fn add(
 }
 
 /// Whether it is a rule of an agent in a table of iptables-nft, told by its comment (`struct
-/// xt_comment_info` of linux/netfilter/xt_comment.h).
+/// xt_comment_info` of `linux/netfilter/xt_comment.h`).
 fn is_own(expressions: &[rule::Named<'_>]) -> bool {
     const NAME: u16 = 1;
     const INFO: u16 = 3;
