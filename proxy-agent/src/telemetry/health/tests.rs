@@ -29,7 +29,11 @@ pub fn state() -> State {
             accept_rules: AcceptRules::Auto,
             tc_attach: TcAttach::Auto,
             max_connections: 65_536,
+            guard: crate::config::Guard::Auto,
+            guard_mode: crate::config::GuardMode::Tc,
+            allow_from: Vec::new(),
         },
+        guard: crate::state::Guarded::default(),
         backend: Choice {
             asked: "auto".to_owned(),
             backend: "nftables".to_owned(),
