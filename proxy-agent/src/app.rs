@@ -74,7 +74,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     let _claims = Claims::take(&config).await?;
     let lock = Lock::take(&config.run_dir)?;
     if config.daemon {
-        return daemon::run(config, lock).await;
+        return Box::pin(daemon::run(config, lock)).await;
     }
     Ok(Node::start(config, Mode::Apply).await?.once().await)
 }
