@@ -18,27 +18,6 @@ const VARIABLE: &str = "PROXY_AGENT_PYTHON";
 /// The subcommands of the agent that have flags.
 const SUBCOMMANDS: [&str; 3] = ["status", "cleanup", "doctor"];
 
-/// Flags that the manifests and the guides use and that an agent of this version may not have yet.
-const AWAITED: [&str; 4] = [
-    "--listen",
-    "--ready-requires-listener",
-    "--guard",
-    "--allow-from",
-];
-
-/// Whether a flag, or the variable of one, is still to come.
-#[must_use]
-pub fn is_awaited(name: &str) -> bool {
-    let variable = |flag: &str| {
-        flag.trim_start_matches('-')
-            .to_uppercase()
-            .replace('-', "_")
-    };
-    AWAITED
-        .iter()
-        .any(|flag| name == *flag || name.strip_prefix("PROXY_AGENT_") == Some(&variable(flag)))
-}
-
 /// The top of the checkout.
 ///
 /// # Panics

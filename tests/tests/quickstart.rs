@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use tests::manifests::{is_awaited, repository};
+use tests::manifests::repository;
 use tests::{agent, cmd};
 
 /// The heading under which the page removes what it made.
@@ -115,7 +115,7 @@ fn every_flag_in_the_guides_is_one_of_the_agents() -> Result<()> {
             if flag == "--previous" {
                 continue;
             }
-            let is_known = flags.contains(&flag) || is_awaited(&flag);
+            let is_known = flags.contains(&flag);
             ensure!(is_known, "{page}: {flag} is no flag of the agent");
             found += 1;
         }

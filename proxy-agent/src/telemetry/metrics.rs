@@ -171,6 +171,9 @@ fn vips(facts: &Facts<'_>, state: &State, out: &mut Exposition) {
 }
 
 fn backend(state: &State, out: &mut Exposition) {
+    for guarded in &state.guard.links {
+        out.count(&metric::GUARD_LINK_INFO, &[&guarded.link, &guarded.how], 1);
+    }
     let backend = &state.backend;
     let labels = [&*backend.asked, &*backend.backend, &*backend.detail];
     out.count(&metric::BACKEND_INFO, &labels, 1);
@@ -193,6 +196,9 @@ fn connections(of_vip: &OfVip, out: &mut Exposition) {
     out.count(&metric::TRANSLATIONS, &[vip], counts.translated);
     for (reason, count) in &counts.undecided {
         out.count(&metric::UNDECIDED, &[vip, reason], *count);
+    }
+    for (cause, count) in &counts.dropped {
+        out.count(&metric::GUARD_DROPS, &[vip, cause], *count);
     }
 }
 

@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use super::{command, is_as_recorded};
 
 /// What the command line does not know, before and after what it knows.
-const FILES: &str = r#".SH FILES
+const FILES: &str = r".SH FILES
 .TP
 \fI/run/proxy\-agent\fR
 Lock and state, see \fB\-\-run\-dir\fR.
@@ -28,7 +28,7 @@ The agent ends within two seconds. VIP and data plane stay, unless \fB\-\-cleanu
 .BR tc (8),
 .BR bpf (2),
 .BR conntrack (8)
-"#;
+";
 
 /// A part of the page, with its headings one level lower.
 fn lower(render: impl Fn(&mut Vec<u8>) -> io::Result<()>) -> io::Result<String> {

@@ -56,7 +56,7 @@ where
 
 impl Klog {
     /// The file as klog names it.
-    fn name<'a>(self, path: &'a str) -> &'a str {
+    fn name(self, path: &str) -> &str {
         let parts = if self.directory { 2 } else { 1 };
         let start = path.rmatch_indices('/').nth(parts - 1);
         start.map_or(path, |(slash, _)| &path[slash + 1..])

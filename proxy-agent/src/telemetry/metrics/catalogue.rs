@@ -57,7 +57,7 @@ const fn histogram(
 }
 
 /// All of them, in the order in which they are served.
-pub static ALL: [&Metric; 36] = [
+pub static ALL: [&Metric; 38] = [
     &BUILD_INFO,
     &START_TIME,
     &READY,
@@ -81,9 +81,11 @@ pub static ALL: [&Metric; 36] = [
     &DECISIONS,
     &TRANSLATIONS,
     &UNDECIDED,
+    &GUARD_DROPS,
     &LINK_DECISIONS,
     &LINK_TRANSLATIONS,
     &LINK_UNDECIDED,
+    &GUARD_LINK_INFO,
     &BACKEND_INFO,
     &BACKEND_REJECTED,
     &BACKEND_BREAKS,
@@ -230,6 +232,12 @@ pub static UNDECIDED: Metric = counter(
     &["vip", "reason"],
     "SYNs that were left to conntrack, by reason.",
 );
+/// Packets for the VIP that were dropped, by cause.
+pub static GUARD_DROPS: Metric = counter(
+    "proxy_agent_guard_drops_total",
+    &["vip", "cause"],
+    "Packets for the VIP that were dropped, by cause.",
+);
 /// SYNs that were decided, by the link that saw them first.
 pub static LINK_DECISIONS: Metric = counter(
     "proxy_agent_link_decisions_total",
@@ -247,6 +255,12 @@ pub static LINK_UNDECIDED: Metric = counter(
     "proxy_agent_link_undecided_total",
     &["vip", "link"],
     "SYNs that were left to conntrack, by link.",
+);
+/// A link on which packets for the VIPs are dropped, and by what; always 1.
+pub static GUARD_LINK_INFO: Metric = gauge(
+    "proxy_agent_guard_link_info",
+    &["link", "how"],
+    "A link on which packets for the VIPs are dropped, and by what; always 1.",
 );
 /// The backend in use; always 1.
 pub static BACKEND_INFO: Metric = gauge(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{env, fs};
 
+use proxy_common::guard::Cause;
 use proxy_common::{Counters, Reason, Traffic};
 
 use super::*;
@@ -37,6 +38,7 @@ fn row(origin: Origin) -> Row {
         ..Counters::ZERO
     };
     counters.undecided[Reason::InUse as usize] = 1;
+    counters.dropped[Cause::Outside as usize] = 3;
     Row {
         vip: "10.96.0.2:443".parse().unwrap(),
         origin,
@@ -64,6 +66,10 @@ fn eventful() -> (Told, Reading) {
         .backend
         .breaks
         .push("table \"nat\", to 10.96.0.2".to_owned());
+    state.guard.links.push(crate::state::GuardedLink {
+        link: "eth0".to_owned(),
+        how: "tc".to_owned(),
+    });
     state.settings.services.push(crate::config::Service {
         cluster_ip: "10.96.0.1:443".parse().unwrap(),
         vip: "10.96.0.2:443".parse().unwrap(),
