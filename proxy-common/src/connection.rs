@@ -120,6 +120,14 @@ impl Connection {
         self.isn == syn.seq()
     }
 
+    /// Whether `syn`, now addressed to the VIP, was addressed to a service until it was translated: where
+    /// links are stacked (macvlan, bond), each of them shows the packet to the programs.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_translated(&self, syn: &Segment) -> bool {
+        self.is_translated() && self.is_opened_by(syn)
+    }
+
     /// Whether a segment from the client is under this decision. A SYN that nobody decided is not,
     /// though an entry of the same client port may still be there.
     #[inline(always)]

@@ -67,6 +67,11 @@ fn decide_and_translate(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undeci
     if !segment.opens() {
         return translate(ctx, &segment, &key, original);
     }
+    if original == Endpoint::NONE
+        && connections::get(&key).is_ok_and(|entry| entry.has_translated(&segment))
+    {
+        return Ok(());
+    }
     let outcome = decide(ctx, &segment, &key, original)
         .and_then(|()| translate(ctx, &segment, &key, original));
     // SAFETY: the kernel hands a valid context to the program.

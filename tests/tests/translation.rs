@@ -240,3 +240,29 @@ fn to_a_proxy_on_every_address() {
         Ok(())
     });
 }
+
+/// A link on top of another one: the programs see each packet of the pod twice, and the second time it is
+/// addressed to the VIP.
+fn stack(node: &Node) -> Result<()> {
+    let pod = &node.pods[0];
+    let (link, v4, v6) = (&pod.host_link, pod.ipv4, pod.ipv6);
+    node.netns.ip(&format!(
+        "link add link {link} name stacked0 type macvlan mode passthru\n\
+         link set stacked0 up\n\
+         address del fe80::1/64 dev {link}\n\
+         address add fe80::1/64 dev stacked0 nodad\n\
+         route replace {v4}/32 dev stacked0\n\
+         route replace {v6}/128 dev stacked0\n"
+    ))?;
+    node.netns.sysctl("net/ipv4/conf/stacked0/proxy_arp", "1")
+}
+
+#[test]
+fn through_stacked_links() {
+    for tc_attach in ["--tc-attach=auto", "--tc-attach=clsact"] {
+        Node::test(Topology::Veth, |node| {
+            stack(node)?;
+            check_on(node, tc_attach, KubeProxy::IptablesNft)
+        });
+    }
+}

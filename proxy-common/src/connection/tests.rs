@@ -78,6 +78,18 @@ proptest! {
         prop_assert!(decision.covers_reply(&segment(RST | ACK, 0, isn.wrapping_add(1), 0)));
     }
 
+    /// A SYN that was translated is known when it comes by again, addressed to the VIP; another one is not,
+    /// and neither is one that was addressed to the VIP from the start.
+    #[test]
+    fn a_translated_syn_is_known_again(isn: u32, other: u32) {
+        let service = Endpoint::from("10.96.0.1:443".parse::<SocketAddr>().unwrap());
+        let syn = segment(SYN, isn, 0, 0);
+        prop_assert!(Connection::opened_by(&syn, service).has_translated(&syn));
+        prop_assert!(!Connection::opened_by(&syn, Endpoint::NONE).has_translated(&syn));
+        let next = segment(SYN, other, 0, 0);
+        prop_assert_eq!(Connection::opened_by(&syn, service).has_translated(&next), isn == other);
+    }
+
     /// The same client port, another connection: neither its SYN nor what answers it.
     #[test]
     fn another_handshake_is_not(isn: u32, other: u32, server_isn: u32) {
