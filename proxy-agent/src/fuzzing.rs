@@ -21,9 +21,11 @@ pub(crate) fn choice(data: &[u8]) -> (u8, &[u8]) {
         .map_or((0, data), |(first, rest)| (*first, rest))
 }
 
-/// The messages of a netlink datagram in the plainest way: type, flags, sequence number and payload of
-/// each; none if one of them is cut off.
-pub(crate) fn messages(datagram: &[u8]) -> Option<Vec<(u16, u16, u32, &[u8])>> {
+/// Type, flags, sequence number and payload of a netlink message.
+pub(crate) type Plain<'a> = (u16, u16, u32, &'a [u8]);
+
+/// The messages of a netlink datagram in the plainest way; none if one of them is cut off.
+pub(crate) fn messages(datagram: &[u8]) -> Option<Vec<Plain<'_>>> {
     const HEADER: usize = 16;
     let mut messages = Vec::new();
     let mut at = 0;

@@ -3,6 +3,14 @@
 //! The agent as a library, so that other programs than its own `main` can reach what they need of it.
 //! Nothing but [`main`] is meant to be called.
 
+#![cfg_attr(
+    feature = "fuzzing",
+    expect(
+        clippy::missing_panics_doc,
+        reason = "to panic is how a target tells of a fault"
+    )
+)]
+
 mod app;
 mod backend;
 mod claims;

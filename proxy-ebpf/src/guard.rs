@@ -133,6 +133,7 @@ pub fn frame(ctx: &XdpContext) -> Result<(), Undecided> {
     }
     // SAFETY: within the frame; the verifier has seen that. An even address.
     let protocol = unsafe { *((frame.start + ETHERNET_TYPE) as *const u16) };
+    #[expect(clippy::cast_possible_truncation, reason = "the kernel has 32 bits")]
     let here = Here(ctx.ingress_ifindex() as u32);
     counted(&here, guard::examine(&frame, protocol, 0, &here))
 }

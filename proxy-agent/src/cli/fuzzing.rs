@@ -4,13 +4,14 @@
 
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 
-use super::values::{self, Endpoint};
-use super::*;
+use super::values::{self, Endpoint, Listen};
+use super::{Config, Invocation, MAX_VIPS, OsStr, parse_bool, try_parse_from};
 use crate::config::AcceptRules;
 use crate::fuzzing::choice;
 use crate::goflag::GoDuration;
@@ -116,9 +117,22 @@ fn written(config: &Config) -> Vec<OsString> {
             format!("{:?}", config.tc_attach).to_lowercase()
         ),
         format!("--max-connections={}", config.max_connections),
+        format!("--guard={}", config.guard),
+        format!(
+            "--guard-mode={}",
+            format!("{:?}", config.guard_mode).to_lowercase()
+        ),
+        format!("--listen={}", listen(&config.serve.addresses)),
+        format!(
+            "--ready-requires-listener={}",
+            config.serve.ready_requires_listener
+        ),
         format!("--bpffs={}", config.bpffs.display()),
         format!("--run-dir={}", config.run_dir.display()),
     ];
+    if !config.allow_from.is_empty() {
+        line.push(format!("--allow-from={}", list(&config.allow_from)));
+    }
     if !config.services.is_empty() {
         let services = config.services.iter().map(|service| service.cluster_ip);
         line.push(format!("--service-address={}", list(services)));
@@ -130,6 +144,15 @@ fn written(config: &Config) -> Vec<OsString> {
     line.into_iter().map(OsString::from).collect()
 }
 
+/// The value of `--listen` that stands for these addresses.
+fn listen(addresses: &[SocketAddr]) -> String {
+    match addresses {
+        [] => String::new(),
+        [one] => one.to_string(),
+        [any, ..] => format!(":{}", any.port()),
+    }
+}
+
 /// A value of a flag, chosen by the first byte. What is accepted, written in its own way, means the
 /// same again, and errors have words.
 pub fn values(data: &[u8]) {
@@ -137,7 +160,7 @@ pub fn values(data: &[u8]) {
     let Ok(text) = str::from_utf8(rest) else {
         return;
     };
-    match kind % 10 {
+    match kind % 13 {
         0 => {
             if let Some(duration) = stable(text, str::parse::<GoDuration>) {
                 // Signs are those of the text.
@@ -193,6 +216,22 @@ pub fn values(data: &[u8]) {
         }
         8 => {
             stable(text, parse_bool);
+        }
+        9 => {
+            if let Some(network) = stable(text, values::network) {
+                assert_eq!(network, network.trunc());
+            }
+        }
+        10 => {
+            if let Some(name) = stable(text, values::guarded_link) {
+                assert_ne!(name, "lo");
+            }
+        }
+        11 => {
+            if let Ok(Listen(addresses)) = values::listen(text) {
+                let again = values::listen(&listen(&addresses)).ok();
+                assert_eq!(again.map(|Listen(again)| again), Some(addresses));
+            }
         }
         _ => {
             if let Ok(values::ServiceAddress::Given(given)) = values::service_address(text) {

@@ -79,13 +79,27 @@ fn written_link(link: &Link) -> Vec<u8> {
         LinkKind::Bridge => "bridge",
         LinkKind::Veth => "veth",
         LinkKind::Vrf => "vrf",
+        LinkKind::Vlan => "vlan",
+        LinkKind::Tun => "tun",
         LinkKind::Other => "vxlan",
     };
-    let mut bytes = vec![0; 4];
+    let mut bytes = vec![0; 2];
+    bytes.extend(u16::from(link.ethernet).to_ne_bytes());
     bytes.extend(link.index.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 4]);
     bytes.extend(attribute(3, &named(&link.name)));
+    if let Some(lower) = link.lower {
+        bytes.extend(attribute(5, &lower.to_ne_bytes()));
+    }
+    if let Some(xdp) = link.xdp {
+        let mode = if xdp.native { 1 } else { 2 };
+        let told = [
+            attribute(2, &[mode]),
+            attribute(4, &xdp.program.to_ne_bytes()),
+        ];
+        bytes.extend(attribute(43, &told.concat()));
+    }
     if let Some(master) = link.master {
         bytes.extend(attribute(10, &master.to_ne_bytes()));
     }

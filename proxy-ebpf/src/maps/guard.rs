@@ -81,7 +81,7 @@ impl Knowledge for Here {
 
     #[inline(always)]
     fn link(&self) -> Link {
-        match GUARD_LINKS.get_ptr(&self.0) {
+        match GUARD_LINKS.get_ptr(self.0) {
             // SAFETY: the verifier has seen the null check; it is one word.
             Some(link) => unsafe { *link },
             None => Link::default(),

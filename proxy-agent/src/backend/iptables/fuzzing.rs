@@ -42,14 +42,12 @@ pub fn iptables_save(data: &[u8]) {
 }
 
 fn print(name: &str, table: &SavedTable) -> String {
-    let mut text = format!("*{name}\n");
-    for chain in &table.chains {
-        text += &format!(":{} {} [0:0]\n", chain.name, chain.policy);
-    }
-    for rule in &table.rules {
-        text += &format!("-A {} {}\n", rule.chain, rule.spec);
-    }
-    text + "COMMIT\n"
+    let chains = table.chains.iter();
+    let chains = chains.map(|chain| format!(":{} {} [0:0]\n", chain.name, chain.policy));
+    let rules = table.rules.iter();
+    let rules = rules.map(|rule| format!("-A {} {}\n", rule.chain, rule.spec));
+    let lines: Vec<_> = chains.chain(rules).collect();
+    format!("*{name}\n{}COMMIT\n", lines.concat())
 }
 
 fn look_at(name: &str, table: &SavedTable) {
@@ -68,7 +66,7 @@ fn look_at(name: &str, table: &SavedTable) {
             let Some(known) = Rule::recognise(owner, of, &rule.chain, &words) else {
                 continue;
             };
-            assert_eq!(known.kind.chain(), rule.chain);
+            assert_eq!(known.kind.chain(owner), rule.chain);
             let printed = self::words(&known.spec()).expect("what we print has words");
             assert_eq!(
                 Rule::recognise(owner, of, &rule.chain, &printed),
@@ -112,7 +110,7 @@ pub fn ipset_list(data: &[u8]) {
         let mut printed = String::new();
         for set in &found {
             assert_eq!(sets::owner(&set.name), Some(instance));
-            printed += &format!("Name: {}\nType: {}\nHeader:", set.name, set.kind);
+            printed.extend(["Name: ", &set.name, "\nType: ", &set.kind, "\nHeader:"]);
             let number = |value: Option<u32>| value.map(|value| value.to_string());
             for (word, value) in [
                 ("family", set.family.clone()),
@@ -120,7 +118,7 @@ pub fn ipset_list(data: &[u8]) {
                 ("maxelem", number(set.max_elements)),
             ] {
                 if let Some(value) = value {
-                    printed += &format!(" {word} {value}");
+                    printed.extend([" ", word, " ", &value]);
                 }
             }
             printed += "\n";

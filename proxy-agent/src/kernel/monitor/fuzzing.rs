@@ -29,7 +29,7 @@ pub fn events(data: &[u8]) {
                 let mut watched = interest.chains.iter().map(|(table, _)| *table);
                 assert!(interest.tables.contains(name) || watched.any(|table| table == name));
             }
-            Event::Link | Event::TrafficControl => assert_eq!(kind % 2, 0),
+            Event::Link | Event::Route | Event::TrafficControl => assert_eq!(kind % 2, 0),
             Event::Pins | Event::Overrun => panic!("{event} is in no datagram"),
         }
         assert_eq!(look(&longer), Some((event, port)));

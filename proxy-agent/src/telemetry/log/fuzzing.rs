@@ -89,6 +89,7 @@ pub fn written(options: &LogOptions) -> Vec<String> {
     let format = match options.format {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
+        LogFormat::Klog => "klog",
     };
     let threshold = match options.stderr_threshold {
         Severity::Info => "INFO",
