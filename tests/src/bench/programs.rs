@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Each eBPF program alone: `BPF_PROG_TEST_RUN` of those that a running agent has loaded, with packets
+//! that concern it and packets that do not.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context as _, Result, ensure};
+
+use self::packet::Packet;
+use super::Effort;
+use super::clock::{self, Instructions};
+use super::host::Host;
+use super::result::Program;
+use super::variant::Variant;
+use crate::Family;
+use crate::bpf::{self, TestRun};
+
+mod packet;
+
+/// Runs in a series: some milliseconds.
+const REPEAT: u32 = 50_000;
+/// Where the packet is another one after the first run, runs are counted one by one.
+const SINGLE: u32 = 2_000;
+/// `TC_ACT_UNSPEC`: every verdict of our programs on links.
+const NEXT: u32 = u32::MAX;
+const MATCH: u32 = 1;
+const NO_MATCH: u32 = 0;
+
+/// A program, a packet, and what must come of it.
+struct Case {
+    program: &'static str,
+    about: &'static str,
+    packet: Packet,
+    verdict: u32,
+    /// The program changes the packet.
+    rewrites: bool,
+}
+
+/// A case of an agent's loaded program.
+struct Loaded {
+    case: Case,
+    program: OwnedFd,
+    result: Program,
+}
+
+/// Measures.
+///
+/// # Errors
+/// When a program's verdict is not what it should be, or the kernel refuses.
+pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Program>> {
+    let mut results = Vec::new();
+    for variant in [Variant::Ebpf, Variant::Translation] {
+        tell(&format!("programs: {variant}"));
+        let host = Host::new(variant, &[])?;
+        let programs = programs(&host)?;
+        let families = if effort.short { 1 } else { 2 };
+        for family in Family::ALL.into_iter().take(families) {
+            let cases = cases(variant, family);
+            let loaded = cases.into_iter().map(|case| load(case, variant, &programs));
+            let mut loaded = loaded.collect::<Result<Vec<_>>>()?;
+            host.node.netns.run(|| series(&mut loaded, effort.rounds))?;
+            results.extend(loaded.into_iter().map(|loaded| loaded.result));
+        }
+    }
+    Ok(results)
+}
+
+/// The ids of the programs that the agent of a node has loaded, as it tells them.
+fn programs(host: &Host) -> Result<BTreeMap<String, u32>> {
+    let path = host.node.run_dir().join("state.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let state: serde_json::Value = serde_json::from_str(&text)?;
+    Ok(serde_json::from_value(state["programs"].clone())?)
+}
+
+fn load(case: Case, variant: Variant, programs: &BTreeMap<String, u32>) -> Result<Loaded> {
+    let id = programs
+        .get(case.program)
+        .with_context(|| format!("the agent has not loaded {}", case.program))?;
+    let program = bpf::program_by_id(*id)?;
+    let sizes = bpf::program_sizes(&program)?;
+    let with = if variant == Variant::Translation {
+        ", translation"
+    } else {
+        ""
+    };
+    Ok(Loaded {
+        result: Program {
+            name: format!("{}{with}", case.program),
+            packet: format!("IPv{}: {}", case.packet.version(), case.about),
+            length: sizes.instructions,
+            machine_code: sizes.machine_code,
+            nanoseconds: Vec::new(),
+            instructions: None,
+        },
+        program,
+        case,
+    })
+}
+
+/// In the namespace of the node: the programs look for the proxy's socket there.
+fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
+    clock::pin(clock::processor())?;
+    let empty = bpf::load_empty()?;
+    for round in 0..=rounds {
+        for Loaded {
+            case,
+            program,
+            result,
+        } in &mut *loaded
+        {
+            let run = TestRun::new(program, case.packet.bytes());
+            let (verdict, nanoseconds) = if case.rewrites {
+                let (verdict, all) = single(&run)?;
+                let (_, idle) = single(&TestRun::new(&empty, case.packet.bytes()))?;
+                (verdict, (all - idle).max(0.0))
+            } else {
+                let (verdict, nanoseconds) = run.repeat(REPEAT)?;
+                (verdict, f64::from(nanoseconds))
+            };
+            ensure!(
+                verdict == case.verdict,
+                "{}, {}: the verdict is {verdict}, {} was expected",
+                result.name,
+                result.packet,
+                case.verdict
+            );
+            if round > 0 {
+                result.nanoseconds.push((nanoseconds * 10.0).round() / 10.0);
+            }
+        }
+    }
+    let Some(counter) = Instructions::open(clock::processor()) else {
+        return Ok(());
+    };
+    for one in loaded.iter_mut().filter(|one| !one.case.rewrites) {
+        let before = counter.read()?;
+        TestRun::new(&one.program, one.case.packet.bytes()).repeat(REPEAT)?;
+        let count = counter.read()? - before;
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        let per_run = count as f64 / f64::from(REPEAT);
+        one.result.instructions = Some(per_run.round());
+    }
+    Ok(())
+}
+
+/// The mean of single runs, with what it takes to start one.
+fn single(run: &TestRun<'_>) -> Result<(u32, f64)> {
+    let (mut verdict, mut total) = (0, 0.0);
+    for _ in 0..SINGLE {
+        let (one, nanoseconds) = run.repeat(1)?;
+        verdict = one;
+        total += f64::from(nanoseconds);
+    }
+    Ok((verdict, total / f64::from(SINGLE)))
+}
+
+/// What each program gets, in an order in which the first packets decide the connection of those that
+/// follow.
+fn cases(variant: Variant, family: Family) -> Vec<Case> {
+    let (vip, service) = (family.vip_socket(), family.cluster_ip_socket());
+    let stranger = packet::stranger(family);
+    let client = packet::client(family, 1);
+    let undecided = packet::client(family, 2);
+    let translated = packet::client(family, 3);
+    let mut cases = Vec::new();
+    let mut add = |program, about, packet: Packet, verdict| {
+        cases.push(Case {
+            program,
+            about,
+            packet,
+            verdict,
+            rewrites: false,
+        });
+    };
+    let ingress = "vip_ingress";
+    let other = std::net::SocketAddr::new(stranger.ip(), 80);
+    add(ingress, "port 80 of a stranger", Packet::data(client, other), NEXT);
+    add(ingress, "port 443 of a stranger", Packet::data(client, stranger), NEXT);
+    add(ingress, "SYN to port 443 of a stranger", Packet::syn(client, stranger), NEXT);
+    add(ingress, "SYN to the VIP", Packet::syn(client, vip), NEXT);
+    add(ingress, "data to the VIP", Packet::data(client, vip), NEXT);
+    let (request, reply) = ("vip_output_request", "vip_output_reply");
+    add("vip_prerouting", "decided", Packet::data(client, vip), MATCH);
+    add("vip_prerouting", "undecided", Packet::data(undecided, vip), NO_MATCH);
+    add(request, "SYN", Packet::syn(client, vip), MATCH);
+    add(request, "decided", Packet::data(client, vip), MATCH);
+    add(request, "undecided", Packet::data(undecided, vip), NO_MATCH);
+    add(reply, "decided", Packet::data(vip, client), MATCH);
+    add(reply, "undecided", Packet::data(vip, undecided), NO_MATCH);
+    if variant != Variant::Translation {
+        return cases;
+    }
+    let (output, egress) = ("vip_output_translated", "vip_egress");
+    add(output, "decided", Packet::data(vip, client), NO_MATCH);
+    add(output, "undecided", Packet::data(vip, undecided), NO_MATCH);
+    add("vip_service", "undecided", Packet::data(undecided, service), NO_MATCH);
+    add(egress, "from port 80 of a stranger", Packet::data(other, client), NEXT);
+    add(egress, "from port 443 of a stranger", Packet::data(stranger, client), NEXT);
+    add(egress, "decided", Packet::data(vip, client), NEXT);
+    for (program, about, packet) in [
+        (ingress, "SYN to the ClusterIP", Packet::syn(translated, service)),
+        (ingress, "data to the ClusterIP", Packet::data(translated, service)),
+        (egress, "data from the VIP, to be translated", Packet::data(vip, translated)),
+    ] {
+        cases.push(Case {
+            program,
+            about,
+            packet,
+            verdict: NEXT,
+            rewrites: true,
+        });
+    }
+    for (program, packet) in [
+        (output, Packet::data(vip, translated)),
+        ("vip_service", Packet::data(translated, service)),
+    ] {
+        cases.push(Case {
+            program,
+            about: "translated",
+            packet,
+            verdict: MATCH,
+            rewrites: false,
+        });
+    }
+    cases
+}
