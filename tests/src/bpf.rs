@@ -270,8 +270,7 @@ impl PinnedMap {
 pub fn map_usage(pin: &Path) -> Result<Usage> {
     let PinnedMap(map) = PinnedMap::open(pin)?;
     // struct bpf_map_info: type, id, key_size, value_size, max_entries, …
-    let [_, _, key_size, _, max_entries] =
-        info(&map, [0; 5]).context("asking for a map's size")?;
+    let [_, _, key_size, _, max_entries] = info(&map, [0; 5]).context("asking for a map's size")?;
     let mut key = vec![0_u8; usize::try_from(key_size)?];
     let mut next = key.clone();
     let mut entries = 0;

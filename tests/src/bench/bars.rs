@@ -39,9 +39,8 @@ impl Bar {
     /// The worst.
     #[must_use]
     pub fn worst(&self) -> Option<&(String, Summary)> {
-        let by_median = |a: &&(String, Summary), b: &&(String, Summary)| {
-            a.1.median.total_cmp(&b.1.median)
-        };
+        let by_median =
+            |a: &&(String, Summary), b: &&(String, Summary)| a.1.median.total_cmp(&b.1.median);
         self.measured.iter().max_by(by_median)
     }
 
@@ -60,7 +59,11 @@ impl Bar {
     /// Of all of them.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let verdicts = || self.measured.iter().map(|(_, summary)| self.verdict_of(summary));
+        let verdicts = || {
+            self.measured
+                .iter()
+                .map(|(_, summary)| self.verdict_of(summary))
+        };
         if verdicts().any(|verdict| verdict == Verdict::Missed) {
             Verdict::Missed
         } else if verdicts().any(|verdict| verdict == Verdict::Close) {
@@ -73,8 +76,13 @@ impl Bar {
     /// How many of the measurements reach it.
     #[must_use]
     pub fn reached(&self) -> usize {
-        let verdicts = self.measured.iter().map(|(_, summary)| self.verdict_of(summary));
-        verdicts.filter(|verdict| *verdict == Verdict::Reached).count()
+        let verdicts = self
+            .measured
+            .iter()
+            .map(|(_, summary)| self.verdict_of(summary));
+        verdicts
+            .filter(|verdict| *verdict == Verdict::Reached)
+            .count()
     }
 }
 
@@ -132,9 +140,8 @@ fn place(cell: &Cell) -> String {
 
 fn traffic(results: &Results) -> Vec<Bar> {
     let cells = &results.paths;
-    let to_vip = |work: Work| {
-        move |cell: &Cell| cell.work == work.name() && cell.way != "unrelated"
-    };
+    let to_vip =
+        |work: Work| move |cell: &Cell| cell.work == work.name() && cell.way != "unrelated";
     let unrelated = |cell: &Cell| cell.way == "unrelated";
     let many_links =
         |cell: &Cell| cell.way == "unrelated" && cell.of == scale::LINKS && cell.size > 1;
@@ -194,10 +201,7 @@ fn traffic(results: &Results) -> Vec<Bar> {
 
 /// How much the same node takes with much of something, compared with little.
 #[must_use]
-pub fn growth<'a>(
-    cells: &'a [Cell],
-    concerns: impl Fn(&Cell) -> bool,
-) -> Vec<(&'a Cell, Summary)> {
+pub fn growth<'a>(cells: &'a [Cell], concerns: impl Fn(&Cell) -> bool) -> Vec<(&'a Cell, Summary)> {
     let mut found = Vec::new();
     for many in cells.iter().filter(|cell| cell.size > 1 && concerns(cell)) {
         let few = Cell {
@@ -306,6 +310,9 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!([1, 1_000, 100_000].map(thousands), ["1", "1,000", "100,000"]);
+        assert_eq!(
+            [1, 1_000, 100_000].map(thousands),
+            ["1", "1,000", "100,000"]
+        );
     }
 }

@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn only_what_changed_is_told() {
         let mut old = Results::begin(Effort::SHORT).expect("procfs");
-        for (what, samples) in [("start", [100.0, 101.0, 99.0]), ("repair", [10.0, 20.0, 30.0])] {
+        for (what, samples) in [
+            ("start", [100.0, 101.0, 99.0]),
+            ("repair", [10.0, 20.0, 30.0]),
+        ] {
             old.costs.push(Cost {
                 what: what.to_owned(),
                 unit: "ms".to_owned(),
@@ -122,7 +125,10 @@ mod tests {
             cost.samples.iter_mut().for_each(|sample| *sample *= 1.2);
         }
         let text = table(&old, &new);
-        assert!(text.contains("| start, ms | 100.000 | 120.000 | 1.20 |"), "{text}");
+        assert!(
+            text.contains("| start, ms | 100.000 | 120.000 | 1.20 |"),
+            "{text}"
+        );
         assert!(!text.contains("repair"), "{text}");
     }
 }

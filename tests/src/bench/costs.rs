@@ -169,7 +169,12 @@ fn starts(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
         push(costs, format!("start to ready, {name}"), "ms", first);
         push(costs, format!("restart to ready, {name}"), "ms", again);
         push(costs, format!("resident memory, {name}"), "MiB", memory);
-        push(costs, format!("most memory at any time, {name}"), "MiB", peak);
+        push(
+            costs,
+            format!("most memory at any time, {name}"),
+            "MiB",
+            peak,
+        );
     }
     Ok(())
 }
@@ -205,7 +210,12 @@ const TABLE: Drift = (
 fn repairs(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     let node = idle_node()?;
     node.netns.ip("link add vips type ifb\n")?;
-    let args = &["--backend=ebpf", "--interface=vips", TRANSLATE[0], TRANSLATE[1]];
+    let args = &[
+        "--backend=ebpf",
+        "--interface=vips",
+        TRANSLATE[0],
+        TRANSLATE[1],
+    ];
     let agent = node.start_agent(args)?;
     for (what, events, harm) in [ADDRESS, DOWN, TABLE] {
         let samples = (0..effort.rounds).map(|_| {
@@ -219,7 +229,10 @@ fn repairs(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     let pins = node.agent_bpffs();
     for (what, pin) in [
         ("the program of a link was detached", node.link_pin("pod0")?),
-        ("a program of the root cgroup was detached", pins.join("cgroup/vip_connect4")),
+        (
+            "a program of the root cgroup was detached",
+            pins.join("cgroup/vip_connect4"),
+        ),
         ("a pinned map was removed", pins.join("CONNECTIONS")),
     ] {
         let samples = (0..effort.rounds).map(|_| {
@@ -252,7 +265,14 @@ fn rules(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     let chain = "iptables-nft -t raw -F OUTPUT";
     for (backend, (what, events, harm)) in [
         ("nftables", TABLE),
-        ("iptables", ("rules were flushed", (Event::DeletedRule, Event::NewRule), chain)),
+        (
+            "iptables",
+            (
+                "rules were flushed",
+                (Event::DeletedRule, Event::NewRule),
+                chain,
+            ),
+        ),
     ] {
         let node = Node::with_pods(Topology::Veth, 1)?;
         KubeProxy::IptablesNft.install(&node.netns)?;

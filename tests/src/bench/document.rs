@@ -31,8 +31,8 @@ pub const RESULTS: &str = "results.json";
 /// # Errors
 /// When a file cannot be written, or the document lacks a mark.
 pub fn write(results: &Results, document: &Path, directory: &Path) -> Result<()> {
-    let mut text = fs::read_to_string(document)
-        .with_context(|| format!("reading {}", document.display()))?;
+    let mut text =
+        fs::read_to_string(document).with_context(|| format!("reading {}", document.display()))?;
     for (name, part) in PARTS {
         text = replace(&text, name, part(results).trim_end())
             .with_context(|| format!("{} has no marks for {name}", document.display()))?;

@@ -116,7 +116,8 @@ pub fn between(
                 }
             }
         })();
-        harm.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        harm.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         times
     })
 }
@@ -168,7 +169,9 @@ fn open(protocol: i32, groups: u32) -> io::Result<OwnedFd> {
             libc::SOL_SOCKET,
             libc::SO_RCVTIMEO,
             (&raw const patience).cast(),
-            size_of::<libc::timeval>().try_into().expect("a small number"),
+            size_of::<libc::timeval>()
+                .try_into()
+                .expect("a small number"),
         ) | libc::bind(
             socket.as_raw_fd(),
             (&raw const address).cast(),
@@ -220,7 +223,12 @@ mod tests {
     fn messages_are_told_apart() {
         let mut up = [0; 16];
         up[8] = 1;
-        let route = [message(16, &up), message(16, &[0; 16]), message(21, &[0; 8])].concat();
+        let route = [
+            message(16, &up),
+            message(16, &[0; 16]),
+            message(21, &[0; 8]),
+        ]
+        .concat();
         assert_eq!(
             events(&route, false),
             [Event::LinkUp, Event::LinkDown, Event::DeletedAddress]

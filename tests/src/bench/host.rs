@@ -2,15 +2,15 @@
 
 //! A node of the benchmark: a variant with its servers, and the ways to them.
 
-use std::fmt::{self, Display};
 use std::fmt::Write as _;
+use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 
+use super::Effort;
 use super::traffic::{self, Sample, Server, Work};
 use super::variant::Variant;
-use super::Effort;
 use crate::agent::Agent;
 use crate::kubeproxy::KubeProxy;
 use crate::netns::Netns;
@@ -125,13 +125,7 @@ impl Host {
     ///
     /// # Errors
     /// When a connection fails.
-    pub fn measure(
-        &self,
-        way: Way,
-        family: Family,
-        work: Work,
-        effort: Effort,
-    ) -> Result<Sample> {
+    pub fn measure(&self, way: Way, family: Family, work: Work, effort: Effort) -> Result<Sample> {
         let (to, listening) = match way {
             Way::Unrelated => (outside(family), outside(family)),
             _ => (self.variant.target(family), family.vip_socket()),

@@ -233,9 +233,15 @@ impl Chart {
     /// The ends of the axis.
     fn range(&self) -> (f64, f64) {
         let values = || self.groups.iter().flat_map(|(_, rows)| rows);
-        let low = values().map(|row| row.value.low).fold(self.origin, f64::min);
-        let high = values().map(|row| row.value.high).fold(self.origin, f64::max);
-        let high = high.min(self.most).max(if self.origin > 0.0 { 1.05 } else { 1.0 });
+        let low = values()
+            .map(|row| row.value.low)
+            .fold(self.origin, f64::min);
+        let high = values()
+            .map(|row| row.value.high)
+            .fold(self.origin, f64::max);
+        let high = high
+            .min(self.most)
+            .max(if self.origin > 0.0 { 1.05 } else { 1.0 });
         let margin = (high - low) * 0.04;
         (if low > 0.0 { low - margin } else { 0.0 }, high + margin)
     }
@@ -378,6 +384,9 @@ mod tests {
         let (name, picture) = &pictures[0];
         assert_eq!(name, "bars");
         assert!(picture.contains("90 of 100 ms"), "{picture}");
-        assert_eq!(picture.matches("<svg").count(), picture.matches("</svg>").count());
+        assert_eq!(
+            picture.matches("<svg").count(),
+            picture.matches("</svg>").count()
+        );
     }
 }

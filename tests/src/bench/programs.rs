@@ -178,14 +178,39 @@ fn cases(variant: Variant, family: Family) -> Vec<Case> {
     };
     let ingress = "vip_ingress";
     let other = std::net::SocketAddr::new(stranger.ip(), 80);
-    add(ingress, "port 80 of a stranger", Packet::data(client, other), NEXT);
-    add(ingress, "port 443 of a stranger", Packet::data(client, stranger), NEXT);
-    add(ingress, "SYN to port 443 of a stranger", Packet::syn(client, stranger), NEXT);
+    add(
+        ingress,
+        "port 80 of a stranger",
+        Packet::data(client, other),
+        NEXT,
+    );
+    add(
+        ingress,
+        "port 443 of a stranger",
+        Packet::data(client, stranger),
+        NEXT,
+    );
+    add(
+        ingress,
+        "SYN to port 443 of a stranger",
+        Packet::syn(client, stranger),
+        NEXT,
+    );
     add(ingress, "SYN to the VIP", Packet::syn(client, vip), NEXT);
     add(ingress, "data to the VIP", Packet::data(client, vip), NEXT);
     let (request, reply) = ("vip_output_request", "vip_output_reply");
-    add("vip_prerouting", "decided", Packet::data(client, vip), MATCH);
-    add("vip_prerouting", "undecided", Packet::data(undecided, vip), NO_MATCH);
+    add(
+        "vip_prerouting",
+        "decided",
+        Packet::data(client, vip),
+        MATCH,
+    );
+    add(
+        "vip_prerouting",
+        "undecided",
+        Packet::data(undecided, vip),
+        NO_MATCH,
+    );
     add(request, "SYN", Packet::syn(client, vip), MATCH);
     add(request, "decided", Packet::data(client, vip), MATCH);
     add(request, "undecided", Packet::data(undecided, vip), NO_MATCH);
@@ -197,14 +222,41 @@ fn cases(variant: Variant, family: Family) -> Vec<Case> {
     let (output, egress) = ("vip_output_translated", "vip_egress");
     add(output, "decided", Packet::data(vip, client), NO_MATCH);
     add(output, "undecided", Packet::data(vip, undecided), NO_MATCH);
-    add("vip_service", "undecided", Packet::data(undecided, service), NO_MATCH);
-    add(egress, "from port 80 of a stranger", Packet::data(other, client), NEXT);
-    add(egress, "from port 443 of a stranger", Packet::data(stranger, client), NEXT);
+    add(
+        "vip_service",
+        "undecided",
+        Packet::data(undecided, service),
+        NO_MATCH,
+    );
+    add(
+        egress,
+        "from port 80 of a stranger",
+        Packet::data(other, client),
+        NEXT,
+    );
+    add(
+        egress,
+        "from port 443 of a stranger",
+        Packet::data(stranger, client),
+        NEXT,
+    );
     add(egress, "decided", Packet::data(vip, client), NEXT);
     for (program, about, packet) in [
-        (ingress, "SYN to the ClusterIP", Packet::syn(translated, service)),
-        (ingress, "data to the ClusterIP", Packet::data(translated, service)),
-        (egress, "data from the VIP, to be translated", Packet::data(vip, translated)),
+        (
+            ingress,
+            "SYN to the ClusterIP",
+            Packet::syn(translated, service),
+        ),
+        (
+            ingress,
+            "data to the ClusterIP",
+            Packet::data(translated, service),
+        ),
+        (
+            egress,
+            "data from the VIP, to be translated",
+            Packet::data(vip, translated),
+        ),
     ] {
         cases.push(Case {
             program,

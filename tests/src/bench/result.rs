@@ -129,7 +129,9 @@ impl Machine {
     pub fn here() -> Result<Self> {
         let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
         let about = read("/proc/cpuinfo")?;
-        let name = about.lines().find_map(|line| line.strip_prefix("model name"));
+        let name = about
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"));
         let load = read("/proc/loadavg")?;
         Ok(Self {
             // What follows the first dash is the distribution's.

@@ -64,8 +64,15 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
     let mut nodes = Vec::new();
     // In CI links alone would take longer than all the rest.
     if !effort.short {
-        for variant in [Variant::Tracked, Variant::KubeProxy, Variant::Ebpf, Variant::Translation] {
-            tell(&format!("{MANY_RULES} rules, {MANY_LINKS} links: {variant}"));
+        for variant in [
+            Variant::Tracked,
+            Variant::KubeProxy,
+            Variant::Ebpf,
+            Variant::Translation,
+        ] {
+            tell(&format!(
+                "{MANY_RULES} rules, {MANY_LINKS} links: {variant}"
+            ));
             nodes.push(with_rules(variant, 1)?);
             nodes.push(with_rules(variant, MANY_RULES)?);
             nodes.push(with_links(variant, 1)?);

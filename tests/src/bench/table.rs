@@ -179,10 +179,22 @@ pub fn scale(results: &Results) -> String {
 /// Each program alone.
 #[must_use]
 pub fn programs(results: &Results) -> String {
-    let counts = results.programs.iter().any(|one| one.instructions.is_some());
-    let mut text = String::from("| program | packet | ns (quartiles) | BPF instructions | machine code |");
-    text.push_str(if counts { " instructions run |\n" } else { "\n" });
-    text.push_str(if counts { "|---|---|---|---|---|---|\n" } else { "|---|---|---|---|---|\n" });
+    let counts = results
+        .programs
+        .iter()
+        .any(|one| one.instructions.is_some());
+    let mut text =
+        String::from("| program | packet | ns (quartiles) | BPF instructions | machine code |");
+    text.push_str(if counts {
+        " instructions run |\n"
+    } else {
+        "\n"
+    });
+    text.push_str(if counts {
+        "|---|---|---|---|---|---|\n"
+    } else {
+        "|---|---|---|---|---|\n"
+    });
     for program in &results.programs {
         let Some(time) = Summary::of(&program.nanoseconds) else {
             continue;

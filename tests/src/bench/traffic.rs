@@ -286,7 +286,9 @@ pub fn measure(
         let (count, wall) = repeat(slot)?;
         let (cpu, after) = (used()?.saturating_sub(cpu), counted()?);
         let per_operation = |total: f64| total / f64::from(count);
-        let difference = after.zip(instructions).map(|(after, before)| after - before);
+        let difference = after
+            .zip(instructions)
+            .map(|(after, before)| after - before);
         Ok(Sample {
             wall: per_operation(wall.as_secs_f64() * 1e9),
             cpu: per_operation(cpu.as_secs_f64() * 1e9),
