@@ -5,7 +5,7 @@
 use std::fmt::{self, Display};
 
 use super::costs;
-use super::result::{Cell, Results};
+use super::result::{Cell, Clock, Results};
 use super::scale;
 use super::statistics::Summary;
 use super::traffic::Work;
@@ -110,7 +110,7 @@ pub fn bars(results: &Results) -> Vec<Bar> {
 fn compare(
     what: &str,
     most: f64,
-    cells: &[Cell],
+    (cells, clock): (&[Cell], Clock),
     (variant, to): (Variant, Variant),
     concerns: impl Fn(&Cell) -> bool,
 ) -> Bar {
@@ -119,7 +119,7 @@ fn compare(
         .filter(|cell| cell.variant == variant.name() && concerns(cell));
     let measured = of_variant.filter_map(|cell| {
         let other = Results::beside(cells, cell, to.name())?;
-        let ratio = Summary::of_ratio(&cell.wall, &other.wall)?;
+        let ratio = Summary::of_ratio(cell.by(clock), other.by(clock))?;
         Some((place(cell), ratio))
     });
     Bar {
@@ -139,7 +139,8 @@ fn place(cell: &Cell) -> String {
 }
 
 fn traffic(results: &Results) -> Vec<Bar> {
-    let cells = &results.paths;
+    let clock = results.clock();
+    let cells = (results.paths.as_slice(), clock);
     let to_vip =
         |work: Work| move |cell: &Cell| cell.work == work.name() && cell.way != "unrelated";
     let unrelated = |cell: &Cell| cell.way == "unrelated";
@@ -191,7 +192,7 @@ fn traffic(results: &Results) -> Vec<Bar> {
         bars.push(compare(
             &format!("unrelated traffic with 1,000 links, {name} ÷ without the agent"),
             1.02,
-            &results.scale,
+            (&results.scale, clock),
             (variant, Variant::Tracked),
             many_links,
         ));
@@ -201,7 +202,8 @@ fn traffic(results: &Results) -> Vec<Bar> {
 
 /// How much the same node takes with much of something, compared with little.
 #[must_use]
-pub fn growth<'a>(cells: &'a [Cell], concerns: impl Fn(&Cell) -> bool) -> Vec<(&'a Cell, Summary)> {
+pub fn growth(results: &Results, concerns: impl Fn(&Cell) -> bool) -> Vec<(&Cell, Summary)> {
+    let (cells, clock) = (&results.scale, results.clock());
     let mut found = Vec::new();
     for many in cells.iter().filter(|cell| cell.size > 1 && concerns(cell)) {
         let few = Cell {
@@ -209,7 +211,7 @@ pub fn growth<'a>(cells: &'a [Cell], concerns: impl Fn(&Cell) -> bool) -> Vec<(&
             ..many.clone()
         };
         let few = Results::beside(cells, &few, &many.variant);
-        let ratio = few.and_then(|few| Summary::of_ratio(&many.wall, &few.wall));
+        let ratio = few.and_then(|few| Summary::of_ratio(many.by(clock), few.by(clock)));
         found.extend(ratio.map(|ratio| (many, ratio)));
     }
     found
@@ -223,7 +225,7 @@ fn flat(results: &Results) -> Vec<Bar> {
             let concerns = |cell: &Cell| {
                 cell.of == of && cell.way != "unrelated" && ours.contains(&cell.variant.as_str())
             };
-            let grown = growth(&results.scale, concerns);
+            let grown = growth(results, concerns);
             let most = grown.iter().map(|(cell, _)| cell.size).max();
             Bar {
                 what: format!("{} {of} ÷ 1", thousands(most.unwrap_or_default())),

@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use super::result::{Cell, Results};
+use super::result::{Cell, Clock, Results};
 use super::statistics::Summary;
 use super::variant::Variant;
 
@@ -18,11 +18,12 @@ const NOTABLE: f64 = 0.02;
 #[must_use]
 pub fn table(old: &Results, new: &Results) -> String {
     let mut changes: Vec<(String, Summary, Summary)> = Vec::new();
+    let (clock, new_clock) = (old.clock(), new.clock());
     for (old_cells, new_cells) in [(&old.paths, &new.paths), (&old.scale, &new.scale)] {
         for cell in new_cells {
             let before = Results::beside(old_cells, cell, &cell.variant);
-            let before = before.and_then(|before| relative(old_cells, before));
-            if let (Some(before), Some(after)) = (before, relative(new_cells, cell)) {
+            let before = before.and_then(|before| relative(old_cells, before, clock));
+            if let (Some(before), Some(after)) = (before, relative(new_cells, cell, new_clock)) {
                 changes.push((name(cell), before, after));
             }
         }
@@ -70,11 +71,11 @@ pub fn table(old: &Results, new: &Results) -> String {
 }
 
 /// To no hooks in the same run; where that is not there, in µs.
-fn relative(cells: &[Cell], cell: &Cell) -> Option<Summary> {
+fn relative(cells: &[Cell], cell: &Cell, clock: Clock) -> Option<Summary> {
     match Results::beside(cells, cell, Variant::NoHooks.name()) {
-        Some(other) => Summary::of_ratio(&cell.wall, &other.wall),
+        Some(other) => Summary::of_ratio(cell.by(clock), other.by(clock)),
         None => {
-            let us: Vec<f64> = cell.wall.iter().map(|wall| wall / 1000.0).collect();
+            let us: Vec<f64> = cell.by(clock).iter().map(|time| time / 1000.0).collect();
             Summary::of(&us)
         }
     }
@@ -122,7 +123,9 @@ mod tests {
             "2 compared, 0 changed by more than their spread\n"
         );
         for cost in &mut new.costs {
-            cost.samples.iter_mut().for_each(|sample| *sample *= 1.2);
+            for sample in &mut cost.samples {
+                *sample *= 1.2;
+            }
         }
         let text = table(&old, &new);
         assert!(

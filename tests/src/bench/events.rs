@@ -96,30 +96,36 @@ pub fn between(
     let socket = socket.context("listening to kernel events")?;
     std::thread::scope(|scope| {
         let harm = scope.spawn(harm);
-        let times = (|| {
-            let (mut from, start) = (None, Instant::now());
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                ensure!(
-                    start.elapsed() < TIMEOUT,
-                    "waited {TIMEOUT:?} in vain for {:?}",
-                    if from.is_none() { broken } else { repaired }
-                );
-                let length = receive(&socket, &mut buffer)?;
-                let now = Instant::now();
-                for event in events(&buffer[..length], of_netfilter) {
-                    match from {
-                        None if event == broken => from = Some(now),
-                        Some(from) if event == repaired => return Ok(now - from),
-                        _ => {}
-                    }
-                }
-            }
-        })();
+        let time = time_between(&socket, of_netfilter, (broken, repaired));
         harm.join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        times
+        time
     })
+}
+
+fn time_between(
+    socket: &OwnedFd,
+    of_netfilter: bool,
+    (broken, repaired): (Event, Event),
+) -> Result<Duration> {
+    let (mut from, start) = (None, Instant::now());
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        ensure!(
+            start.elapsed() < TIMEOUT,
+            "waited {TIMEOUT:?} in vain for {:?}",
+            if from.is_none() { broken } else { repaired }
+        );
+        let length = receive(socket, &mut buffer)?;
+        let now = Instant::now();
+        for event in events(&buffer[..length], of_netfilter) {
+            match from {
+                None if event == broken => from = Some(now),
+                Some(from) if event == repaired => return Ok(now - from),
+                _ => {}
+            }
+        }
+    }
 }
 
 fn events(mut rest: &[u8], of_netfilter: bool) -> Vec<Event> {

@@ -84,17 +84,18 @@ fn colour(variant: &str) -> &'static str {
 
 fn work_chart(results: &Results, work: Work) -> Chart {
     let mut groups: Vec<(String, Vec<Row>)> = Vec::new();
+    let clock = results.clock();
     let cells = results.paths.iter().filter(|cell| cell.work == work.name());
     for cell in cells.filter(|cell| cell.family == 4) {
         let other = Results::beside(&results.paths, cell, Variant::NoHooks.name());
-        let ratio = other.and_then(|other| Summary::of_ratio(&cell.wall, &other.wall));
-        let (Some(ratio), Some(wall)) = (ratio, Summary::of(&cell.wall)) else {
+        let ratio = other.and_then(|other| Summary::of_ratio(cell.by(clock), other.by(clock)));
+        let (Some(ratio), Some(time)) = (ratio, Summary::of(cell.by(clock))) else {
             continue;
         };
         let row = Row {
             label: cell.variant.clone(),
             value: ratio,
-            note: format!("{:.2} ×, {:.1} µs", ratio.median, wall.median / 1000.0),
+            note: format!("{:.2} ×, {:.1} µs", ratio.median, time.median / 1000.0),
             colour: colour(&cell.variant),
         };
         let heading = match cell.way.as_str() {
@@ -120,7 +121,7 @@ fn work_chart(results: &Results, work: Work) -> Chart {
 
 fn scale_chart(results: &Results) -> Chart {
     let mut groups: Vec<(String, Vec<Row>)> = Vec::new();
-    for (cell, ratio) in bars::growth(&results.scale, |_| true) {
+    for (cell, ratio) in bars::growth(results, |_| true) {
         let heading = format!("{} {} instead of 1", thousands(cell.size), cell.of);
         let row = Row {
             label: format!("{}: {}", short_name(cell), what(cell)),

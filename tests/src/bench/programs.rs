@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::packet::Packet;
+use self::cases::{Case, cases};
 use super::Effort;
 use super::clock::{self, Instructions};
 use super::host::Host;
@@ -18,26 +18,13 @@ use super::variant::Variant;
 use crate::Family;
 use crate::bpf::{self, TestRun};
 
+mod cases;
 mod packet;
 
 /// Runs in a series: some milliseconds.
 const REPEAT: u32 = 50_000;
 /// Where the packet is another one after the first run, runs are counted one by one.
 const SINGLE: u32 = 2_000;
-/// `TC_ACT_UNSPEC`: every verdict of our programs on links.
-const NEXT: u32 = u32::MAX;
-const MATCH: u32 = 1;
-const NO_MATCH: u32 = 0;
-
-/// A program, a packet, and what must come of it.
-struct Case {
-    program: &'static str,
-    about: &'static str,
-    packet: Packet,
-    verdict: u32,
-    /// The program changes the packet.
-    rewrites: bool,
-}
 
 /// A case of an agent's loaded program.
 struct Loaded {
@@ -156,127 +143,4 @@ fn single(run: &TestRun<'_>) -> Result<(u32, f64)> {
         total += f64::from(nanoseconds);
     }
     Ok((verdict, total / f64::from(SINGLE)))
-}
-
-/// What each program gets, in an order in which the first packets decide the connection of those that
-/// follow.
-fn cases(variant: Variant, family: Family) -> Vec<Case> {
-    let (vip, service) = (family.vip_socket(), family.cluster_ip_socket());
-    let stranger = packet::stranger(family);
-    let client = packet::client(family, 1);
-    let undecided = packet::client(family, 2);
-    let translated = packet::client(family, 3);
-    let mut cases = Vec::new();
-    let mut add = |program, about, packet: Packet, verdict| {
-        cases.push(Case {
-            program,
-            about,
-            packet,
-            verdict,
-            rewrites: false,
-        });
-    };
-    let ingress = "vip_ingress";
-    let other = std::net::SocketAddr::new(stranger.ip(), 80);
-    add(
-        ingress,
-        "port 80 of a stranger",
-        Packet::data(client, other),
-        NEXT,
-    );
-    add(
-        ingress,
-        "port 443 of a stranger",
-        Packet::data(client, stranger),
-        NEXT,
-    );
-    add(
-        ingress,
-        "SYN to port 443 of a stranger",
-        Packet::syn(client, stranger),
-        NEXT,
-    );
-    add(ingress, "SYN to the VIP", Packet::syn(client, vip), NEXT);
-    add(ingress, "data to the VIP", Packet::data(client, vip), NEXT);
-    let (request, reply) = ("vip_output_request", "vip_output_reply");
-    add(
-        "vip_prerouting",
-        "decided",
-        Packet::data(client, vip),
-        MATCH,
-    );
-    add(
-        "vip_prerouting",
-        "undecided",
-        Packet::data(undecided, vip),
-        NO_MATCH,
-    );
-    add(request, "SYN", Packet::syn(client, vip), MATCH);
-    add(request, "decided", Packet::data(client, vip), MATCH);
-    add(request, "undecided", Packet::data(undecided, vip), NO_MATCH);
-    add(reply, "decided", Packet::data(vip, client), MATCH);
-    add(reply, "undecided", Packet::data(vip, undecided), NO_MATCH);
-    if variant != Variant::Translation {
-        return cases;
-    }
-    let (output, egress) = ("vip_output_translated", "vip_egress");
-    add(output, "decided", Packet::data(vip, client), NO_MATCH);
-    add(output, "undecided", Packet::data(vip, undecided), NO_MATCH);
-    add(
-        "vip_service",
-        "undecided",
-        Packet::data(undecided, service),
-        NO_MATCH,
-    );
-    add(
-        egress,
-        "from port 80 of a stranger",
-        Packet::data(other, client),
-        NEXT,
-    );
-    add(
-        egress,
-        "from port 443 of a stranger",
-        Packet::data(stranger, client),
-        NEXT,
-    );
-    add(egress, "decided", Packet::data(vip, client), NEXT);
-    for (program, about, packet) in [
-        (
-            ingress,
-            "SYN to the ClusterIP",
-            Packet::syn(translated, service),
-        ),
-        (
-            ingress,
-            "data to the ClusterIP",
-            Packet::data(translated, service),
-        ),
-        (
-            egress,
-            "data from the VIP, to be translated",
-            Packet::data(vip, translated),
-        ),
-    ] {
-        cases.push(Case {
-            program,
-            about,
-            packet,
-            verdict: NEXT,
-            rewrites: true,
-        });
-    }
-    for (program, packet) in [
-        (output, Packet::data(vip, translated)),
-        ("vip_service", Packet::data(translated, service)),
-    ] {
-        cases.push(Case {
-            program,
-            about: "translated",
-            packet,
-            verdict: MATCH,
-            rewrites: false,
-        });
-    }
-    cases
 }

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::bars::{self, thousands};
-use super::result::{Cell, Results};
+use super::result::{Cell, Clock, Results};
 use super::statistics::Summary;
 use super::traffic::Work;
 use super::variant::Variant;
@@ -14,9 +14,13 @@ use super::variant::Variant;
 #[must_use]
 pub fn machine(results: &Results) -> String {
     let machine = &results.machine;
+    let by = match results.clock() {
+        Clock::Wall => "wall time",
+        Clock::Processor => "processor time of client and server",
+    };
     format!(
         "Linux {}, {} × {}; {} rounds of {} ms for each variant. At the start {:.1} other processes wanted \
-         to run.\n",
+         to run. Ratios are of {by}.\n",
         machine.kernel,
         machine.processors,
         machine.processor,
@@ -99,7 +103,7 @@ pub fn paths(results: &Results) -> String {
             }
             let _ = write!(text, "| {variant}");
             for way in &ways {
-                let shown = cell(way).map_or(String::new(), |cell| in_table(&results.paths, cell));
+                let shown = cell(way).map_or(String::new(), |cell| in_table(results, cell));
                 let _ = write!(text, " | {shown}");
             }
             text.push_str(" |\n");
@@ -110,7 +114,7 @@ pub fn paths(results: &Results) -> String {
 }
 
 /// `14.2 ±0.3, 14.1 cpu; ×1.02 ×0.99`
-fn in_table(cells: &[Cell], cell: &Cell) -> String {
+fn in_table(results: &Results, cell: &Cell) -> String {
     let (Some(wall), Some(cpu)) = (Summary::of(&cell.wall), Summary::of(&cell.cpu)) else {
         return String::new();
     };
@@ -132,8 +136,9 @@ fn in_table(cells: &[Cell], cell: &Cell) -> String {
         let _ = write!(text, ", {:.0} instructions", count.median);
     }
     for to in [Variant::NoHooks, Variant::Native] {
-        let other = Results::beside(cells, cell, to.name());
-        let ratio = other.and_then(|other| Summary::of_ratio(&cell.wall, &other.wall));
+        let other = Results::beside(&results.paths, cell, to.name());
+        let clock = results.clock();
+        let ratio = other.and_then(|other| Summary::of_ratio(cell.by(clock), other.by(clock)));
         if let Some(ratio) = ratio {
             let _ = write!(text, " · {:.2}", ratio.median);
         }
@@ -147,15 +152,15 @@ pub fn scale(results: &Results) -> String {
     let mut text = String::from(
         "| of what | how many | work | variant | with 1 | with many | × (quartiles) |\n|---|---|---|---|---|---|---|\n",
     );
-    for (many, ratio) in bars::growth(&results.scale, |_| true) {
+    for (many, ratio) in bars::growth(results, |_| true) {
         let few = Cell {
             size: 1,
             ..many.clone()
         };
         let few = Results::beside(&results.scale, &few, &many.variant);
         let median = |cell: &Cell| {
-            let wall = Summary::of(&cell.wall);
-            wall.map_or(f64::NAN, |wall| wall.median / 1000.0)
+            let time = Summary::of(cell.by(results.clock()));
+            time.map_or(f64::NAN, |time| time.median / 1000.0)
         };
         let work = Work::ALL.into_iter().find(|work| work.name() == many.work);
         let _ = writeln!(

@@ -257,7 +257,7 @@ pub fn measure(
     work: Work,
     slot: Duration,
 ) -> Result<Sample> {
-    from.run(|| {
+    from.run(|| -> io::Result<Sample> {
         clock::pin(clock::processor())?;
         let counter = Instructions::open(clock::processor());
         let mut client = Client {
@@ -296,7 +296,6 @@ pub fn measure(
             instructions: difference.map(|count| per_operation(count as f64)),
         })
     })
-    .map_err(|error: io::Error| error)
     .with_context(|| format!("{work} from netns {} to {to}", from.name()))
 }
 

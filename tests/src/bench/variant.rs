@@ -148,7 +148,7 @@ fn native(family: Family) -> String {
         Family::V6 => "ip6",
     };
     format!(
-        "table {ip} notrack {{\n\
+        "table {ip} untracked {{\n\
          chain prerouting {{\n\
          type filter hook prerouting priority raw;\n\
          {ip} daddr {vip} tcp dport {PORT} notrack\n\
