@@ -13,10 +13,10 @@ use super::statistics::Summary;
 use super::traffic::Work;
 use super::variant::Variant;
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 1000.0;
 /// Where the plot begins and ends; to the left are names, to the right numbers.
-const LEFT: f64 = 300.0;
-const RIGHT: f64 = 700.0;
+const LEFT: f64 = 420.0;
+const RIGHT: f64 = 840.0;
 const ROW: f64 = 20.0;
 const GROUP: f64 = 30.0;
 const TOP: f64 = 64.0;

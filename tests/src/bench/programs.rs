@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context as _, Result, ensure};
 
 use self::cases::{Case, cases};
+use self::packet::Packet;
 use super::Effort;
 use super::clock::{self, Instructions};
 use super::host::Host;
@@ -48,11 +49,34 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Program>> {
             let cases = cases(variant, family);
             let loaded = cases.into_iter().map(|case| load(case, variant, &programs));
             let mut loaded = loaded.collect::<Result<Vec<_>>>()?;
+            if results.is_empty() {
+                results.push(empty(effort.rounds)?);
+            }
             host.node.netns.run(|| series(&mut loaded, effort.rounds))?;
             results.extend(loaded.into_iter().map(|loaded| loaded.result));
         }
     }
     Ok(results)
+}
+
+/// What a run of a program takes that does nothing.
+fn empty(rounds: usize) -> Result<Program> {
+    let program = bpf::load_empty()?;
+    let sizes = bpf::program_sizes(&program)?;
+    let packet = Packet::syn(packet::client(Family::V4, 1), packet::stranger(Family::V4));
+    let run = || {
+        Ok(f64::from(
+            TestRun::new(&program, packet.bytes()).repeat(REPEAT)?.1,
+        ))
+    };
+    Ok(Program {
+        name: "an empty program".to_owned(),
+        packet: "IPv4: any".to_owned(),
+        length: sizes.instructions,
+        machine_code: sizes.machine_code,
+        nanoseconds: (0..rounds).map(|_| run()).collect::<Result<_>>()?,
+        instructions: None,
+    })
 }
 
 /// The ids of the programs that the agent of a node has loaded, as it tells them.

@@ -204,21 +204,13 @@ pub fn programs(results: &Results) -> String {
         let Some(time) = Summary::of(&program.nanoseconds) else {
             continue;
         };
+        let (name, with) = program.name.split_once(", ").unwrap_or((&program.name, ""));
+        let comma = if with.is_empty() { "" } else { ", " };
+        let quote = if name.contains(' ') { "" } else { "`" };
         let _ = write!(
             text,
-            "| `{}`{} | {} | {:.0} ({:.0} to {:.0}) | {} | {} bytes |",
-            program.name.split(", ").next().unwrap_or_default(),
-            if program.name.contains(", ") {
-                ", translation"
-            } else {
-                ""
-            },
-            program.packet,
-            time.median,
-            time.low,
-            time.high,
-            program.length,
-            program.machine_code
+            "| {quote}{name}{quote}{comma}{with} | {} | {:.0} ({:.0} to {:.0}) | {} | {} bytes |",
+            program.packet, time.median, time.low, time.high, program.length, program.machine_code
         );
         if let Some(count) = program.instructions {
             let _ = write!(text, " {count:.0} |");
