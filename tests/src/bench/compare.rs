@@ -72,13 +72,11 @@ pub fn table(old: &Results, new: &Results) -> String {
 
 /// To no hooks in the same run; where that is not there, in µs.
 fn relative(cells: &[Cell], cell: &Cell, clock: Clock) -> Option<Summary> {
-    match Results::beside(cells, cell, Variant::NoHooks.name()) {
-        Some(other) => Summary::of_ratio(cell.by(clock), other.by(clock)),
-        None => {
-            let us: Vec<f64> = cell.by(clock).iter().map(|time| time / 1000.0).collect();
-            Summary::of(&us)
-        }
+    if let Some(other) = Results::beside(cells, cell, Variant::NoHooks.name()) {
+        return Summary::of_ratio(cell.by(clock), other.by(clock));
     }
+    let us: Vec<f64> = cell.by(clock).iter().map(|time| time / 1000.0).collect();
+    Summary::of(&us)
 }
 
 fn name(cell: &Cell) -> String {

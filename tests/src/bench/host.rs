@@ -91,16 +91,13 @@ impl Host {
         node.add_pod(Topology::Bridge)?;
         prepare(&mut node)?;
         variant.install_rules(&node.netns)?;
-        let agent = match variant.agent() {
-            Some(mut args) => {
-                args.extend(more);
-                let started = node.start_agent(&args);
-                Some(started.with_context(|| node.logs())?)
-            }
-            None => {
-                node.add_vips("lo")?;
-                None
-            }
+        let agent = if let Some(mut args) = variant.agent() {
+            args.extend(more);
+            let started = node.start_agent(&args);
+            Some(started.with_context(|| node.logs())?)
+        } else {
+            node.add_vips("lo")?;
+            None
         };
         let mut servers = Vec::new();
         for family in Family::ALL {

@@ -281,10 +281,10 @@ pub fn measure(
         };
         repeat(slot / 4)?;
         let used = || Ok::<_, io::Error>(ThreadClock::OWN.read()? + server.clock.read()?);
-        let counted = || counter.as_ref().map(Instructions::read).transpose();
-        let (cpu, instructions) = (used()?, counted()?);
+        let instructions_run = || counter.as_ref().map(Instructions::read).transpose();
+        let (cpu, instructions) = (used()?, instructions_run()?);
         let (count, wall) = repeat(slot)?;
-        let (cpu, after) = (used()?.saturating_sub(cpu), counted()?);
+        let (cpu, after) = (used()?.saturating_sub(cpu), instructions_run()?);
         let per_operation = |total: f64| total / f64::from(count);
         let difference = after
             .zip(instructions)
