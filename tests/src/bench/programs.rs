@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -17,7 +16,7 @@ use super::host::Host;
 use super::result::Program;
 use super::variant::Variant;
 use crate::Family;
-use crate::bpf::{self, TestRun};
+use crate::bpf;
 
 mod cases;
 mod packet;
@@ -30,7 +29,7 @@ const SINGLE: u32 = 2_000;
 /// A case of an agent's loaded program.
 struct Loaded {
     case: Case,
-    program: OwnedFd,
+    program: bpf::Program,
     result: Program,
 }
 
@@ -61,19 +60,15 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Program>> {
 
 /// What a run of a program takes that does nothing.
 fn empty(rounds: usize) -> Result<Program> {
-    let program = bpf::load_empty()?;
-    let sizes = bpf::program_sizes(&program)?;
+    let program = bpf::Program::empty()?;
+    let (length, machine_code) = program.sizes()?;
     let packet = Packet::syn(packet::client(Family::V4, 1), packet::stranger(Family::V4));
-    let run = || {
-        Ok(f64::from(
-            TestRun::new(&program, packet.bytes()).repeat(REPEAT)?.1,
-        ))
-    };
+    let run = || Ok(f64::from(program.run(packet.bytes(), REPEAT)?.1));
     Ok(Program {
         name: "an empty program".to_owned(),
         packet: "IPv4: any".to_owned(),
-        length: sizes.instructions,
-        machine_code: sizes.machine_code,
+        length,
+        machine_code,
         nanoseconds: (0..rounds).map(|_| run()).collect::<Result<_>>()?,
         instructions: None,
     })
@@ -91,8 +86,8 @@ fn load(case: Case, variant: Variant, programs: &BTreeMap<String, u32>) -> Resul
     let id = programs
         .get(case.program)
         .with_context(|| format!("the agent has not loaded {}", case.program))?;
-    let program = bpf::program_by_id(*id)?;
-    let sizes = bpf::program_sizes(&program)?;
+    let program = bpf::Program::open(*id)?;
+    let (length, machine_code) = program.sizes()?;
     let with = if variant == Variant::Translation {
         ", translation"
     } else {
@@ -102,8 +97,8 @@ fn load(case: Case, variant: Variant, programs: &BTreeMap<String, u32>) -> Resul
         result: Program {
             name: format!("{}{with}", case.program),
             packet: format!("IPv{}: {}", case.packet.version(), case.about),
-            length: sizes.instructions,
-            machine_code: sizes.machine_code,
+            length,
+            machine_code,
             nanoseconds: Vec::new(),
             instructions: None,
         },
@@ -115,7 +110,7 @@ fn load(case: Case, variant: Variant, programs: &BTreeMap<String, u32>) -> Resul
 /// In the namespace of the node: the programs look for the proxy's socket there.
 fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
     clock::pin(clock::processor())?;
-    let empty = bpf::load_empty()?;
+    let empty = bpf::Program::empty()?;
     for round in 0..=rounds {
         for Loaded {
             case,
@@ -123,13 +118,13 @@ fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
             result,
         } in &mut *loaded
         {
-            let run = TestRun::new(program, case.packet.bytes());
+            let packet = case.packet.bytes();
             let (verdict, nanoseconds) = if case.rewrites {
-                let (verdict, all) = single(&run)?;
-                let (_, idle) = single(&TestRun::new(&empty, case.packet.bytes()))?;
+                let (verdict, all) = single(program, packet)?;
+                let (_, idle) = single(&empty, packet)?;
                 (verdict, (all - idle).max(0.0))
             } else {
-                let (verdict, nanoseconds) = run.repeat(REPEAT)?;
+                let (verdict, nanoseconds) = program.run(packet, REPEAT)?;
                 (verdict, f64::from(nanoseconds))
             };
             ensure!(
@@ -149,7 +144,7 @@ fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
     };
     for one in loaded.iter_mut().filter(|one| !one.case.rewrites) {
         let before = counter.read()?;
-        TestRun::new(&one.program, one.case.packet.bytes()).repeat(REPEAT)?;
+        one.program.run(one.case.packet.bytes(), REPEAT)?;
         let count = counter.read()? - before;
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         let per_run = count as f64 / f64::from(REPEAT);
@@ -159,10 +154,10 @@ fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
 }
 
 /// The mean of single runs, with what it takes to start one.
-fn single(run: &TestRun<'_>) -> Result<(u32, f64)> {
+fn single(program: &bpf::Program, packet: &[u8]) -> Result<(u32, f64)> {
     let (mut verdict, mut total) = (0, 0.0);
     for _ in 0..SINGLE {
-        let (one, nanoseconds) = run.repeat(1)?;
+        let (one, nanoseconds) = program.run(packet, 1)?;
         verdict = one;
         total += f64::from(nanoseconds);
     }
