@@ -16,15 +16,12 @@ use proxy_common::packet::Headers;
 use crate::maps::guard::Here;
 pub use crate::maps::guard::is_on;
 use crate::maps::statistics;
-use crate::packet::{self, FromNetworkHeader, Undecided};
+use crate::packet::{self, ETHERNET, ETHERNET_TYPE, FromNetworkHeader, Undecided};
 
 /// What was seen of a packet: it may go on, it must not, or not all of it can be read where it is.
 const PASSED: u32 = 0;
 const REFUSED: u32 = 1;
 const SHORT: u32 = 2;
-/// Length of an Ethernet header, and where its type stands in it.
-const ETHERNET: usize = 14;
-const ETHERNET_TYPE: usize = 12;
 /// Farther behind the link header no header is looked for.
 const FARTHEST: u32 = 0x3fff;
 /// How much of a packet is brought into its linear part when headers are not.

@@ -284,6 +284,35 @@ impl Agent {
         Ok(Duration::from_nanos(nanoseconds.parse()?))
     }
 
+    /// Its resident memory in bytes, counted page by page; what its status tells is an estimate
+    /// (Linux 6.2).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn resident_memory(&self) -> Result<u64> {
+        self.memory("smaps_rollup", "Rss:")
+    }
+
+    /// The most memory in bytes that it has had resident.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.memory("status", "VmHWM:")
+    }
+
+    fn memory(&self, file: &str, key: &str) -> Result<u64> {
+        let path = format!("/proc/{}/{file}", self.id());
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let kilobytes: u64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_suffix("kB"))
+            .with_context(|| format!("no {key} in {path}"))?
+            .trim()
+            .parse()?;
+        Ok(kilobytes * 1024)
+    }
+
     /// True while it has not ended; a zombie has.
     fn is_alive(&self) -> bool {
         fs::read_to_string(format!("/proc/{}/stat", self.id()))

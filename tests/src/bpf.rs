@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Foreign programs, on a link's TC hooks and on a cgroup: the smallest there are, held open. And the
-//! number of entries in a pinned map.
+//! Foreign programs, on a link's TC hooks and on a cgroup: the smallest there are, held open. Pinned
+//! maps, and loaded programs that are run for a trial.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+
+use proxy_common::{Connection, ConnectionKey};
 
 use crate::netns::Netns;
 
@@ -219,25 +221,56 @@ pub struct Usage {
     pub max_entries: u32,
 }
 
+/// A map that is pinned.
+#[derive(Debug)]
+pub struct PinnedMap(OwnedFd);
+
+impl PinnedMap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When nothing is pinned there.
+    pub fn open(pin: &Path) -> Result<Self> {
+        let path = CString::new(pin.as_os_str().as_bytes())?;
+        let mut get = Attr([0; 32]);
+        set_pointer(&mut get, 0, path.as_ptr().cast());
+        let map =
+            bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(map) }))
+    }
+
+    /// Writes an entry of a map of decided connections.
+    ///
+    /// # Errors
+    /// When it holds something else.
+    pub fn decide(&self, key: &ConnectionKey, value: &Connection) -> Result<()> {
+        self.update(
+            std::ptr::from_ref(key).cast(),
+            std::ptr::from_ref(value).cast(),
+        )
+    }
+
+    /// Both point to as much as the map takes.
+    fn update(&self, key: *const u8, value: *const u8) -> Result<()> {
+        let mut update = Attr([0; 32]);
+        // map_fd, key, value, flags
+        update.0[0] = self.0.as_raw_fd().cast_unsigned();
+        set_pointer(&mut update, 2, key);
+        set_pointer(&mut update, 4, value);
+        bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("writing to a map")?;
+        Ok(())
+    }
+}
+
 /// Counts the entries of a pinned map.
 ///
 /// # Errors
 /// When nothing is pinned there, or it is not a map.
 pub fn map_usage(pin: &Path) -> Result<Usage> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let mut get = Attr([0; 32]);
-    set_pointer(&mut get, 0, path.as_ptr().cast());
-    let map = bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
-    // SAFETY: a new descriptor that nobody else owns.
-    let map = unsafe { OwnedFd::from_raw_fd(map) };
+    let PinnedMap(map) = PinnedMap::open(pin)?;
     // struct bpf_map_info: type, id, key_size, value_size, max_entries, …
-    let mut info = [0_u32; 5];
-    let mut get_info = Attr([0; 32]);
-    get_info.0[0] = map.as_raw_fd().cast_unsigned();
-    get_info.0[1] = u32::try_from(size_of_val(&info))?;
-    set_pointer(&mut get_info, 2, info.as_mut_ptr().cast_const().cast());
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get_info).context("asking for a map's size")?;
-    let [_, _, key_size, _, max_entries] = info;
+    let [_, _, key_size, _, max_entries] = info(&map, [0; 5]).context("asking for a map's size")?;
     let mut key = vec![0_u8; usize::try_from(key_size)?];
     let mut next = key.clone();
     let mut entries = 0;
@@ -294,6 +327,26 @@ impl Program {
         bpf(BPF_PROG_TEST_RUN, &mut attr).context("running a program")?;
         Ok((attr.0[1], attr.0[9]))
     }
+
+    /// The smallest one for a link.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn empty() -> Result<Self> {
+        load(BPF_PROG_TYPE_SCHED_CLS, 0, &NEXT).map(Self)
+    }
+
+    /// The instructions that the verifier has left in it, and the bytes of its machine code.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn sizes(&self) -> Result<(u32, u32)> {
+        /// Of an instruction, in bytes.
+        const INSTRUCTION: u32 = 8;
+        // type, id, tag (8 bytes), jited_prog_len, xlated_prog_len
+        let [.., machine_code, length] = info(&self.0, [0; 6]).context("asking about a program")?;
+        Ok((length / INSTRUCTION, machine_code))
+    }
 }
 
 /// Writes an entry of a pinned map whose keys and values are single words.
@@ -301,19 +354,17 @@ impl Program {
 /// # Errors
 /// When nothing is pinned there, or it is another kind of map.
 pub fn update_map(pin: &Path, key: u32, value: u32) -> Result<()> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let mut get = Attr([0; 32]);
-    set_pointer(&mut get, 0, path.as_ptr().cast());
-    let map = bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
-    // SAFETY: a new descriptor that nobody else owns.
-    let map = unsafe { OwnedFd::from_raw_fd(map) };
-    let mut update = Attr([0; 32]);
-    // map_fd, key, value, flags
-    update.0[0] = map.as_raw_fd().cast_unsigned();
-    set_pointer(&mut update, 2, (&raw const key).cast());
-    set_pointer(&mut update, 4, (&raw const value).cast());
-    bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("writing to a map")?;
-    Ok(())
+    PinnedMap::open(pin)?.update((&raw const key).cast(), (&raw const value).cast())
+}
+
+/// The first members of the object's `struct bpf_*_info`; `words` is what is passed in.
+pub(crate) fn info<const N: usize>(fd: &OwnedFd, mut words: [u32; N]) -> io::Result<[u32; N]> {
+    let mut attr = Attr([0; 32]);
+    attr.0[0] = fd.as_raw_fd().cast_unsigned();
+    attr.0[1] = u32::try_from(size_of_val(&words)).expect("a small structure");
+    set_pointer(&mut attr, 2, words.as_mut_ptr().cast_const().cast());
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(words)
 }
 
 /// Stores a pointer in two members that make one `__aligned_u64`.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::bpf::{Attr, bpf, set_pointer};
+use crate::bpf::{Attr, bpf, info, set_pointer};
 use crate::node::Node;
 
 // From the kernel's include/uapi/linux/bpf.h.
@@ -25,7 +25,6 @@ const BPF_PROG_GET_NEXT_ID: u32 = 11;
 const BPF_MAP_GET_NEXT_ID: u32 = 12;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_MAP_GET_FD_BY_ID: u32 = 14;
-const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_LINK_GET_FD_BY_ID: u32 = 30;
 const BPF_LINK_GET_NEXT_ID: u32 = 31;
 
@@ -164,16 +163,6 @@ fn each(next: u32, by_id: u32, mut f: impl FnMut(u32, &OwnedFd) -> Result<()>) -
             Err(error) => return Err(error).context("opening a BPF object"),
         }
     }
-}
-
-/// The first members of the object's `struct bpf_*_info`; `words` is what is passed in.
-fn info<const N: usize>(fd: &OwnedFd, mut words: [u32; N]) -> io::Result<[u32; N]> {
-    let mut attr = Attr([0; 32]);
-    attr.0[0] = fd.as_raw_fd().cast_unsigned();
-    attr.0[1] = u32::try_from(size_of_val(&words)).expect("a small structure");
-    set_pointer(&mut attr, 2, words.as_mut_ptr().cast_const().cast());
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(words)
 }
 
 fn name(words: &[u32]) -> String {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, ensure};
@@ -52,21 +53,39 @@ pub fn fill(netns: &Netns) -> Result<u32> {
         // More than once: connections may end and leave room while the table is filled.
         for _ in 0..3 {
             let missing = max.saturating_sub(read_sysctl("nf_conntrack_count")?);
-            let mut batch = Vec::with_capacity(MAX_BATCH + 256);
-            for _ in 0..missing {
-                push_entry(&mut batch, flow);
-                flow += 1;
-                if batch.len() > MAX_BATCH {
-                    send(&socket, &batch).context("adding conntrack entries")?;
-                    batch.clear();
-                }
-            }
-            send(&socket, &batch).context("adding conntrack entries")?;
+            add_flows(&socket, flow..flow + missing)?;
+            flow += missing;
         }
         let count = read_sysctl("nf_conntrack_count")?;
         ensure!(count >= max, "{count} of {max} conntrack entries");
         Ok(count)
     })
+}
+
+/// Adds so many entries of strangers' UDP flows to a table that has none of them.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub fn add(netns: &Netns, count: u32) -> Result<()> {
+    netns.run(|| {
+        let socket = open().context("opening a netlink socket to netfilter")?;
+        add_flows(&socket, 0..count)?;
+        let there = read_sysctl("nf_conntrack_count")?;
+        ensure!(there >= count, "{there} of {count} conntrack entries");
+        Ok(())
+    })
+}
+
+fn add_flows(socket: &OwnedFd, flows: Range<u32>) -> Result<()> {
+    let mut batch = Vec::with_capacity(MAX_BATCH + 256);
+    for flow in flows {
+        push_entry(&mut batch, flow);
+        if batch.len() > MAX_BATCH {
+            send(socket, &batch).context("adding conntrack entries")?;
+            batch.clear();
+        }
+    }
+    send(socket, &batch).context("adding conntrack entries")
 }
 
 /// Of the namespace of the calling thread.

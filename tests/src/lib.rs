@@ -8,6 +8,7 @@
 //! (see [`sweep`]).
 
 pub mod agent;
+pub mod bench;
 pub mod bpf;
 pub mod census;
 pub mod client;

@@ -157,16 +157,9 @@ fn sample(agent: &Agent, at: Duration, bpf: Counts) -> Result<Sample> {
         let entries = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
         Ok(entries.count())
     };
-    // Counted page by page; VmRSS of its status is an estimate (Linux 6.2).
-    let rollup = fs::read_to_string(format!("{process}/smaps_rollup"))
-        .context("reading its use of memory")?;
-    let memory = rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"))
-        .context("no Rss in its smaps_rollup")?;
     Ok(Sample {
         at,
-        memory: memory.trim().parse()?,
+        memory: agent.resident_memory()? / 1024,
         descriptors: count("fd")?,
         threads: count("task")?,
         bpf,

@@ -100,6 +100,21 @@ enum Task {
     /// An OCI layout with the agent, linked statically, and the iptables and ipset programs of Debian that
     /// its iptables backend calls; `docker load`, `podman load` and `ctr images import` take it.
     Image(image::Options),
+    /// Measure the agent side by side with every other way; needs root
+    ///
+    /// In network namespaces of its own; some fifteen minutes on a quiet machine. Renews
+    /// docs/benchmarks.md and its plots. `cargo xtask bench --short` takes about a minute and only
+    /// reports; `cargo xtask bench --help` lists the parts.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Arguments for the benchmark
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
     /// Build the agent and run it, for example `cargo xtask run -- --help`
     Run {
         /// Arguments for the agent
@@ -132,6 +147,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Tidy => tidy::tidy(&workspace),
         Task::Test { filter, args } => test::test(&workspace, filter.as_deref(), &args),
         Task::Demo { args } => test::demo(&workspace, &args),
+        Task::Bench { args } => test::bench(&workspace, &args),
         Task::Soak { minutes } => test::soak(&workspace, minutes),
         Task::Fuzz { target, runs, args } => fuzz::fuzz(&workspace, target.as_deref(), runs, &args),
         Task::Image(options) => image::image(&workspace, &options),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `test`, `demo` and `soak`: what runs the agent on this machine's kernel.
+//! `test`, `demo`, `soak` and `bench`: what runs the agent on this machine's kernel.
 //!
 //! Topologies, traffic and assertions live in the crate `tests`; this module builds its programs,
 //! tells them where the agent is and sums up.
@@ -129,6 +129,18 @@ pub fn soak(workspace: &Workspace, minutes: u64) -> Result<()> {
     turn_into(workspace, "soak", &["--minutes".into(), minutes])
 }
 
+/// Builds the benchmark and becomes it, at the top of the checkout.
+///
+/// # Errors
+/// As [`demo`].
+pub fn bench(workspace: &Workspace, args: &[OsString]) -> Result<()> {
+    sh::require_root(
+        "bench",
+        "it makes network namespaces and loads eBPF programs",
+    )?;
+    turn_into(workspace, "bench", args)
+}
+
 /// Builds the agent and a program of the crate `tests`, and becomes that.
 fn turn_into(workspace: &Workspace, program: &str, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Everything)?;
@@ -142,6 +154,7 @@ fn turn_into(workspace: &Workspace, program: &str, args: &[OsString]) -> Result<
     sh::exec(
         sh::command(workspace.program(program))
             .args(args)
+            .current_dir(&workspace.root)
             .env(AGENT_VARIABLE, workspace.program(AGENT)),
     )
 }

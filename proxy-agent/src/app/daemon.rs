@@ -14,6 +14,7 @@ use super::{Node, exit_code, interest, start_again_if_misjudged};
 use crate::cleanup::{self, Scope};
 use crate::config::Config;
 use crate::kernel::capabilities::Capability;
+use crate::kernel::memory;
 use crate::kernel::monitor::Monitor;
 use crate::kernel::privileges;
 use crate::lock::Lock;
@@ -131,6 +132,9 @@ async fn keep(
                 node.tell_state(&state);
             }
             board.passed(cause, took, state, node.vips.clone());
+            if cause == Cause::Resync {
+                memory::give_back();
+            }
         }
         due = tokio::select! {
             call = signals.call() => match call {

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The smallest things that can be asked of bpf(2). aya gives no way to load a program that is not part of
-//! an object, and asks for more about attached programs than an agent without `SYS_ADMIN` is told.
+//! What is asked of bpf(2) without aya: to load a program that is not part of an object, to attach one to a
+//! link that does not exist, and what is attached. aya gives no way to do the first two, and asks for more
+//! about attached programs than an agent without `SYS_ADMIN` is told.
 
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 // Commands and types of linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 /// Attach types of the tcx hook (Linux 6.6).
 pub const TCX_INGRESS: u32 = 46;
@@ -25,6 +27,9 @@ const NOTHING: [u64; 2] = [
 #[repr(C, align(8))]
 struct Attributes([u32; 32]);
 
+/// No link has this ifindex: they are given in ascending order.
+const NO_LINK: u32 = i32::MAX.cast_unsigned();
+
 /// Loads a program of type `socket_filter` that does nothing.
 ///
 /// # Errors
@@ -40,6 +45,30 @@ pub fn load_filter() -> io::Result<OwnedFd> {
     let program = bpf(BPF_PROG_LOAD, &mut load)?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+/// Tries to attach a classifier by tcx to a link that does not exist. The kernel looks for the link last,
+/// so that this succeeds where a real one would take the program.
+///
+/// # Errors
+///
+/// The kernel's answer: it does not know tcx, or the agent may not attach.
+pub fn attach_nowhere(program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut create = Attributes([0; 32]);
+    // prog_fd, target_ifindex, attach_type
+    create.0[0] = program.as_raw_fd().cast_unsigned();
+    create.0[1] = NO_LINK;
+    create.0[2] = TCX_INGRESS;
+    match bpf(BPF_LINK_CREATE, &mut create) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        Err(error) => Err(error),
+        Ok(link) => {
+            // There is one after all. Closing the descriptor detaches the program again.
+            // SAFETY: a new descriptor that nobody else owns.
+            drop(unsafe { OwnedFd::from_raw_fd(link) });
+            Ok(())
+        }
+    }
 }
 
 /// The ids of the programs that are attached to a link, given by its ifindex, or to a cgroup, given by a

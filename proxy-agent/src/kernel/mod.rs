@@ -8,6 +8,7 @@ pub mod bpffs;
 pub mod capabilities;
 pub mod conntrack;
 pub mod features;
+pub mod memory;
 pub mod monitor;
 pub mod netlink;
 pub mod netns;

@@ -8,6 +8,7 @@
 
 use std::fmt::{self, Display};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use aya::pin::PinError;
@@ -64,6 +65,9 @@ pub enum AttachError {
     /// The kernel refused.
     #[error("the kernel refused the program")]
     Program(#[from] ProgramError),
+    /// The kernel refused a trial.
+    #[error("the kernel refused the program")]
+    Refused(#[source] io::Error),
     /// The kernel refused the qdisc or the filter.
     #[error("the kernel refused the clsact qdisc")]
     Qdisc(#[source] TcError),
@@ -163,21 +167,19 @@ pub fn attach(
     }
 }
 
-/// Attaches a program to a link that is there for this only, and detaches it again.
-pub fn attach_for_trial(
-    programs: &mut Programs,
-    mode: AttachMode,
-    hook: Hook,
-    link: &str,
-) -> Result<(), AttachError> {
+/// Tries to attach a program by tcx. No link is touched: each time a program comes and each time it goes
+/// takes an RCU grace period.
+pub fn try_tcx(programs: &mut Programs) -> Result<(), AttachError> {
+    let program = programs.classifier(Hook::Ingress);
+    bpf::attach_nowhere(program.fd()?.as_fd()).map_err(AttachError::Refused)
+}
+
+/// Attaches a program as a filter to a link that is there for this only, and detaches it again.
+pub fn try_clsact(programs: &mut Programs, link: &str) -> Result<(), AttachError> {
+    let hook = Hook::Ingress;
     let program = programs.classifier(hook);
-    let options = match mode {
-        AttachMode::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
-        AttachMode::Clsact => {
-            qdisc_add_clsact(link).map_err(AttachError::Qdisc)?;
-            TcAttachOptions::Netlink(NlOptions::default())
-        }
-    };
+    qdisc_add_clsact(link).map_err(AttachError::Qdisc)?;
+    let options = TcAttachOptions::Netlink(NlOptions::default());
     let id = program.attach_with_options(link, hook.attach_type(), options)?;
     Ok(program.detach(id)?)
 }

@@ -398,7 +398,8 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
     let host = netns::cookie();
     let mut loader = EbpfLoader::new();
     loader
-        // Nothing is relocated against the kernel's types, and reading them takes 30 MiB.
+        // Nothing is relocated against the kernel's types. aya has read them all the same: they are
+        // let go of, before anything else takes memory.
         .btf(None)
         .map_pin_path(CONNECTIONS, settings.bpffs.join(CONNECTIONS))
         .map_pin_path(PEERS, settings.bpffs.join(PEERS))

@@ -198,6 +198,16 @@ impl Decisions {
         })
     }
 
+    /// Whether nothing is decided.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        let first = self.map.keys().next().transpose();
+        Ok(first.map_err(failed(CONNECTIONS))?.is_none())
+    }
+
     /// All connections that are translated.
     ///
     /// # Errors

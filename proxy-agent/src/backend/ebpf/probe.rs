@@ -7,7 +7,6 @@ use std::io;
 use std::thread;
 
 use super::attach::{self, AttachMode};
-use super::hook::Hook;
 use super::load::Programs;
 use super::{Error, Settings, ruleset};
 use crate::backend::tables;
@@ -35,13 +34,16 @@ pub fn rules(settings: &Settings, programs: &Programs) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tries to attach a program to a link of a network namespace that is made for it and is gone
-/// afterwards. None where the agent may not make one: then the first real link tells.
+/// Tries to attach a program: by tcx to no link, as a filter to a link of a network namespace that is made
+/// for it and is gone afterwards. None where the agent may not make one: then the first real link tells.
 pub fn attachment(programs: &mut Programs, mode: AttachMode) -> Option<Result<(), Error>> {
+    if mode == AttachMode::Tcx {
+        return Some(attach::try_tcx(programs).map_err(Error::from));
+    }
     thread::scope(|scope| {
         let trial = scope.spawn(|| {
             netns::enter_new().ok()?;
-            Some(attach::attach_for_trial(programs, mode, Hook::Ingress, LINK).map_err(Error::from))
+            Some(attach::try_clsact(programs, LINK).map_err(Error::from))
         });
         trial.join().unwrap_or_else(|_| {
             let died = io::Error::other("the thread died");

@@ -54,12 +54,17 @@ impl Ebpf {
 /// may have come to the VIP by somebody's DNAT from the client port of an older decision, and
 /// nobody has verified its SYN-ACK.
 ///
+/// At a first start there are none, and conntrack is not asked: it walks through its whole table each time.
+///
 /// Where conntrack cannot be asked, all decisions are taken back: nothing is translated then, but
 /// nothing is broken that conntrack knows.
 pub(super) fn take_back_contradicted(
     decisions: &mut maps::Decisions,
     settings: &Settings,
 ) -> Result<(), Error> {
+    if decisions.is_empty()? {
+        return Ok(());
+    }
     let vips: Vec<_> = settings.endpoints().collect();
     let contradicted = netfilter::Socket::open()
         .and_then(|mut socket| netfilter::conntrack::translated_clients(&mut socket, &vips));

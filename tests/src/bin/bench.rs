@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The benchmark. What is measured and how lives in `tests::bench`; this is its command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, ValueEnum};
+use tests::bench::result::Results;
+use tests::bench::{Effort, compare, costs, document, paths, programs, scale, table};
+use tests::{agent, signals, sweep};
+
+/// Measures the ways to keep conntrack out of the API server's path side by side, and the agent.
+///
+/// Everything happens in network namespaces of its own. Results are told as tables and written to a
+/// file; a whole run in full length also renews docs/benchmarks.md with its plots.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", max_term_width = 100)]
+struct Cli {
+    /// In about a minute: fewer variants, ways and sizes, and no document
+    #[arg(long)]
+    short: bool,
+    /// Only this part; repeatable. No document is written then
+    #[arg(long, value_name = "PART")]
+    part: Vec<Part>,
+    /// How many rounds, after one to warm up
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Where the results are written
+    #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
+    output: PathBuf,
+    /// Tell what has changed since an earlier run
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+    /// Measure nothing: take the results of an earlier run
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// The document that is renewed
+    #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+    document: PathBuf,
+}
+
+/// What can be measured on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Every variant on every way
+    Paths,
+    /// The same with much on the node
+    Scale,
+    /// Each eBPF program alone
+    Programs,
+    /// The agent: starts, memory, repairs, links
+    Costs,
+}
+
+fn main() -> ExitCode {
+    signals::clean_up_when_interrupted();
+    let result = run(&Cli::parse());
+    if let Err(error) = &result {
+        signals::wait_if_interrupted();
+        eprintln!("\nThe benchmark failed: {error:#}");
+    }
+    sweep::remove_own();
+    if result.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let old = cli.compare.as_deref().map(Results::read).transpose()?;
+    let results = match &cli.from {
+        Some(path) => Results::read(path)?,
+        None => measure(cli)?,
+    };
+    println!("\n{}", table::everything(&results));
+    if let Some(old) = old {
+        println!("{}", compare::table(&old, &results));
+    }
+    if !cli.short && cli.part.is_empty() {
+        let directory = cli.document.with_extension("");
+        document::write(&results, &cli.document, &directory)?;
+        println!("renewed: {}", cli.document.display());
+    }
+    Ok(())
+}
+
+fn measure(cli: &Cli) -> Result<Results> {
+    // SAFETY: geteuid has no effects.
+    let user = unsafe { libc::geteuid() };
+    ensure!(user == 0, "network namespaces need root: run it with sudo");
+    let mut effort = if cli.short {
+        Effort::SHORT
+    } else {
+        Effort::FULL
+    };
+    if let Some(rounds) = cli.rounds {
+        ensure!(rounds > 0, "--rounds 0: nothing would be measured");
+        effort.rounds = rounds;
+    }
+    println!("The agent is {}", agent::binary()?.display());
+    allow_open_files();
+    let start = Instant::now();
+    let tell = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
+    let wanted = |part| cli.part.is_empty() || cli.part.contains(&part);
+    let mut results = Results::begin(effort)?;
+    // The agent first, while the kernel has not yet to free what the others leave.
+    if wanted(Part::Costs) {
+        results.costs = costs::run(effort, tell).context("costs")?;
+    }
+    if wanted(Part::Programs) {
+        results.programs = programs::run(effort, tell).context("programs")?;
+    }
+    if wanted(Part::Paths) {
+        results.paths = paths::run(effort, tell).context("paths")?;
+    }
+    if wanted(Part::Scale) {
+        results.scale = scale::run(effort, tell).context("scale")?;
+    }
+    results.write(&cli.output)?;
+    println!(
+        "{} s; results: {}",
+        start.elapsed().as_secs(),
+        cli.output.display()
+    );
+    Ok(results)
+}
+
+/// A thousand connections have two ends each, here.
+fn allow_open_files() {
+    // SAFETY: the structure is valid for both calls. If it cannot be done, opening files tells.
+    unsafe {
+        let mut limit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
