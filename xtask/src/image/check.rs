@@ -64,7 +64,7 @@ pub fn check(workspace: &Workspace, cross: &Cross, arch: Arch, tree: &Tree) -> R
             cross
                 .cargo(workspace, "test")
                 .args(["--package", "proxy-agent", "--package", "proxy-common"])
-                .args(["--release", "--lib", "--bins"])
+                .args(["--release", "--lib", "--bins", "--no-fail-fast"])
                 .env(runner, arch.emulator()),
         )?;
     }

@@ -99,8 +99,8 @@ impl Cross {
         command
     }
 
-    /// Where the checkout and cargo's files are would make a difference. The eBPF programs, which aya-build
-    /// compiles with flags of its own, still tell.
+    /// Where the checkout and cargo's files are would make a difference. The agent's build script gives the
+    /// renaming on to the eBPF programs' compiler.
     fn flags(&self, workspace: &Workspace) -> Vec<String> {
         let mut flags: Vec<String> = LINKING.map(str::to_owned).into();
         flags.push(format!(

@@ -33,7 +33,6 @@ pub const TOOLS: &[Tool] = &[
     tool("promtool", "prometheus"),
     tool("setpriv", "util-linux"),
     tool("strace", "strace"),
-    tool("promtool", "prometheus"),
     tool("python3", "python3"),
     tool("pip3", "python3-pip"),
     // Compiles libFuzzer.

@@ -6,13 +6,28 @@ use std::process;
 
 use super::*;
 
+/// This test program, behind the runner that cargo has started it with where it is of another processor.
+fn this_program() -> process::Command {
+    let program = env::current_exe().unwrap();
+    let target = env::consts::ARCH.to_uppercase();
+    let runner = env::var(format!("CARGO_TARGET_{target}_UNKNOWN_LINUX_GNU_RUNNER"));
+    let runner = runner.unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let Some(emulator) = words.next() else {
+        return process::Command::new(program);
+    };
+    let mut command = process::Command::new(emulator);
+    command.args(words).arg(program);
+    command
+}
+
 /// Runs this test program's `child` in a process of its own with these variables; gives what it
 /// printed. (The environment of this process is shared by all its tests.)
 fn with_variables(variables: &[(&str, &str)], line: &str) -> String {
     // libtest leaves the crate's name away.
     let (_, module) = module_path!().split_once("::").unwrap();
     let child = format!("{module}::child");
-    let output = process::Command::new(env::current_exe().unwrap())
+    let output = this_program()
         .args(["--exact", "--nocapture", &child])
         // The tests may themselves run in a cluster.
         .env_remove("KUBERNETES_SERVICE_HOST")
