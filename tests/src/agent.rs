@@ -47,10 +47,18 @@ fn defaults(node: &Node) -> [(&'static str, String); 4] {
 /// # Errors
 /// When there is none; says how to build it.
 pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("PROXY_AGENT_BIN") {
+    program("PROXY_AGENT_BIN", "proxy-agent")
+}
+
+/// A program under test: what the environment variable says, or the one built beside the tests.
+///
+/// # Errors
+/// When there is none; says how to build it.
+pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
         if !path.is_file() {
-            bail!("PROXY_AGENT_BIN={}: no such file", path.display());
+            bail!("{variable}={}: no such file", path.display());
         }
         return Ok(path);
     }
@@ -59,11 +67,11 @@ pub fn binary() -> Result<PathBuf> {
     own.ancestors()
         .skip(1)
         .take(2)
-        .map(|dir| dir.join("proxy-agent"))
+        .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .with_context(|| {
             format!(
-                "no proxy-agent beside {}: build it with `cargo xtask build`, or set PROXY_AGENT_BIN",
+                "no {name} beside {}: build it with `cargo xtask build`, or set {variable}",
                 own.display()
             )
         })

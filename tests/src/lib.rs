@@ -42,6 +42,7 @@ pub mod stream;
 pub mod streams;
 pub mod sweep;
 pub mod transfer;
+pub mod webhook;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

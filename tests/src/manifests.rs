@@ -15,6 +15,9 @@ use crate::{agent, cmd, skip};
 /// Names the directory of the packages; `cargo xtask test` sets it.
 const VARIABLE: &str = "PROXY_AGENT_PYTHON";
 
+/// The oldest and the newest Kubernetes whose schemas are at hand.
+pub const VERSIONS: [&str; 2] = ["1.25", "1.37"];
+
 /// The subcommands of the agent that have flags.
 const SUBCOMMANDS: [&str; 3] = ["status", "cleanup", "doctor"];
 

@@ -10,12 +10,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
-use tests::manifests::{Tool, flags_and_variables, of_kind, repository};
+use tests::manifests::{Tool, VERSIONS, flags_and_variables, of_kind, repository};
 use tests::node::Node;
 use tests::{cmd, sweep};
-
-/// The oldest and the newest Kubernetes whose schemas are at hand.
-const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 
 /// An overlay as an operator may write it, besides those of `deploy/`.
 const OWN: &str = "
@@ -379,6 +376,10 @@ fn there_is_one_version() -> Result<()> {
         ),
         (
             "deploy/kustomize/base/kustomization.yaml",
+            format!("    newTag: {version}"),
+        ),
+        (
+            "deploy/webhook/base/kustomization.yaml",
             format!("    newTag: {version}"),
         ),
     ] {

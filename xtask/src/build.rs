@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `build` and `run`: the agent, optimised. Its build script compiles the eBPF programs into it.
+//! `build` and `run`: the agent and the webhook, optimised. The agent's build script compiles the eBPF
+//! programs into it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,27 +16,35 @@ use crate::workspace::Workspace;
 /// The agent's package and program.
 pub const AGENT: &str = "proxy-agent";
 
-/// Builds the agent and says where it is and how large.
+/// The packages that are shipped, each with its program.
+pub const SHIPPED: [(&str, &str); 2] = [
+    (AGENT, AGENT),
+    ("proxy-webhook", "apiserver-proxy-pod-webhook"),
+];
+
+/// Builds agent and webhook, and says where they are and how large.
 ///
 /// # Errors
 /// When something the build needs is missing, or the build fails.
 pub fn build(workspace: &Workspace) -> Result<()> {
     let start = Instant::now();
     setup::ensure(Scope::Build)?;
-    compile(workspace)?;
-    let agent = workspace.program(AGENT);
-    let meta = fs::metadata(&agent).with_context(|| {
-        format!(
-            "cargo built {AGENT}, but {} cannot be read",
-            agent.display()
-        )
-    })?;
-    println!(
-        "{}: {}, built in {}",
-        workspace.relative(&agent).display(),
-        sh::size(meta.len()),
-        sh::duration(start.elapsed())
-    );
+    compile(workspace, &SHIPPED.map(|(package, _)| package))?;
+    for (_, name) in SHIPPED {
+        let program = workspace.program(name);
+        let meta = fs::metadata(&program).with_context(|| {
+            format!(
+                "cargo built {name}, but {} cannot be read",
+                program.display()
+            )
+        })?;
+        println!(
+            "{}: {}",
+            workspace.relative(&program).display(),
+            sh::size(meta.len())
+        );
+    }
+    println!("built in {}", sh::duration(start.elapsed()));
     Ok(())
 }
 
@@ -45,14 +54,16 @@ pub fn build(workspace: &Workspace) -> Result<()> {
 /// As [`build`], and when the agent cannot be started.
 pub fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Build)?;
-    compile(workspace)?;
+    compile(workspace, &[AGENT])?;
     sh::exec(sh::command(workspace.program(AGENT)).args(args))
 }
 
-fn compile(workspace: &Workspace) -> Result<()> {
+fn compile(workspace: &Workspace, packages: &[&str]) -> Result<()> {
+    let packages = packages.iter().flat_map(|package| ["--package", *package]);
     sh::run(
         workspace
             .cargo("build")
-            .args(["--release", "--locked", "--package", AGENT]),
+            .args(["--release", "--locked"])
+            .args(packages),
     )
 }

@@ -2,7 +2,7 @@
 
 //! `image`: the container image, built without a daemon and without root.
 //!
-//! [`compile`] makes the program, [`debian`] fetches packages, [`rootfs`] takes what is needed of
+//! [`compile`] makes the programs, [`debian`] fetches packages, [`rootfs`] takes what is needed of
 //! them, [`sbom`] lists it, [`oci`] packs it, [`verify`] reads the result as others will. This file
 //! puts these in order.
 
@@ -88,9 +88,9 @@ pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
         let apt = Apt::new(&directory, arch);
         let packages = apt.packages()?;
         let cross = Cross::find(workspace, arch, &apt)?;
-        let agent = cross.agent(workspace)?;
+        let programs = cross.programs(workspace)?;
         let rust = cross.version()?;
-        let part = Part::new(workspace, &about, arch, &agent, &packages, rust)?;
+        let part = Part::new(workspace, &about, arch, &programs, &packages, rust)?;
         parts.push((part, cross));
     }
     about.licences = licences(parts.iter().flat_map(|(part, _)| &part.rootfs.packages));
@@ -121,7 +121,7 @@ pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// An image of the tests' own agent for this machine, as a directory; the reason if there can be none.
+/// An image of the tests' own agent and webhook for this machine, as a directory; the reason if there can be none.
 ///
 /// # Errors
 /// When building it fails.
@@ -132,7 +132,7 @@ pub fn for_tests(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
     let directory = workspace.target.join("image");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let packages = Apt::new(&directory, Arch::host()).packages()?;
-    let agent = compile::relinked(workspace)?;
+    let programs = compile::relinked(workspace)?;
     let options = Options {
         arch: None,
         output: None,
@@ -143,7 +143,7 @@ pub fn for_tests(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
     let mut about = about(workspace, &options)?;
     about.licences = licences(&packages);
     let rust = compile::version(None)?;
-    let part = Part::new(workspace, &about, Arch::host(), &agent, &packages, rust)?;
+    let part = Part::new(workspace, &about, Arch::host(), &programs, &packages, rust)?;
     let output = directory.join("tests");
     pack(&about, &[&part], &output)?;
     Ok(Ok(output))
@@ -161,15 +161,19 @@ impl Part {
         workspace: &Workspace,
         about: &About,
         arch: Arch,
-        agent: &Path,
+        programs: &[PathBuf],
         packages: &[Package],
         rust: String,
     ) -> Result<Self> {
-        let bytes = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
-        if elf::needs(&bytes)?.is_none_or(|needs| needs != elf::Needs::default()) {
-            bail!("{} is not linked statically", agent.display());
+        let mut rootfs = rootfs::assemble(arch, packages)?;
+        for program in programs {
+            let bytes =
+                fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+            if elf::needs(&bytes)?.is_none_or(|needs| needs != elf::Needs::default()) {
+                bail!("{} is not linked statically", program.display());
+            }
+            rootfs.add_program(program, bytes)?;
         }
-        let mut rootfs = rootfs::assemble(arch, bytes, packages)?;
         let crates = sbom::crates(workspace, arch)?;
         let linked = Linked {
             rust,

@@ -44,7 +44,7 @@ enum Task {
     /// conntrack, haproxy, …). As root on Debian or Ubuntu it installs what is missing; elsewhere
     /// it prints the exact commands, changes nothing and fails.
     Setup,
-    /// Build the agent, optimised, with its eBPF programs inside
+    /// Build the agent, optimised, with its eBPF programs inside, and the webhook
     Build,
     /// Formatting, lints (user space and eBPF), documentation, tidy
     ///

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::arch::Arch;
 use super::compile::Cross;
 use super::debian;
-use super::rootfs::AGENT;
+use super::rootfs::{AGENT, WEBHOOK};
 use super::tree::{Node, Tree};
 use crate::sh;
 use crate::workspace::Workspace;
@@ -64,6 +64,7 @@ pub fn check(workspace: &Workspace, cross: &Cross, arch: Arch, tree: &Tree) -> R
             cross
                 .cargo(workspace, "test")
                 .args(["--package", "proxy-agent", "--package", "proxy-common"])
+                .args(["--package", "proxy-webhook"])
                 .args(["--release", "--lib", "--bins", "--no-fail-fast"])
                 .env(runner, arch.emulator()),
         )?;
@@ -76,6 +77,12 @@ fn programs(root: &Root) -> Result<()> {
     ensure!(
         help.code == Some(0) && help.text.contains("--ip-address"),
         "{AGENT} --help: {}",
+        help.text
+    );
+    let help = root.run(WEBHOOK, &["--help"])?;
+    ensure!(
+        help.code == Some(0) && help.text.contains("--apiserver-fqdn"),
+        "{WEBHOOK} --help: {}",
         help.text
     );
     let sidecar = root.run("apiserver-proxy-sidecar", &["--version"])?;

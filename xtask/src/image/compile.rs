@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Compiles the agent as one static program: nothing of the image's libraries is its own, and it runs
-//! wherever it is copied to.
+//! Compiles agent and webhook as static programs: nothing of the image's libraries is theirs, and they
+//! run wherever they are copied to.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::arch::Arch;
 use super::debian::Apt;
-use crate::build::AGENT;
+use crate::build::SHIPPED;
 use crate::setup::{self, Compiler};
 use crate::sh;
 use crate::workspace::Workspace;
@@ -119,20 +119,19 @@ impl Cross {
         flags
     }
 
-    /// The agent.
+    /// Agent and webhook.
     ///
     /// # Errors
-    /// When it cannot be built.
-    pub fn agent(&self, workspace: &Workspace) -> Result<PathBuf> {
-        sh::run(self.cargo(workspace, "build").args([
-            "--release",
-            "--package",
-            AGENT,
-            "--bin",
-            AGENT,
-        ]))?;
+    /// When one of them cannot be built.
+    pub fn programs(&self, workspace: &Workspace) -> Result<Vec<PathBuf>> {
+        let mut cargo = self.cargo(workspace, "build");
+        cargo.arg("--release");
+        for (package, program) in SHIPPED {
+            cargo.args(["--package", package, "--bin", program]);
+        }
+        sh::run(&mut cargo)?;
         let directory = workspace.target.join(self.arch.target()).join("release");
-        Ok(directory.join(AGENT))
+        Ok(SHIPPED.map(|(_, program)| directory.join(program)).to_vec())
     }
 
     /// The version of its compiler.
@@ -158,17 +157,25 @@ pub fn version(toolchain: Option<&Path>) -> Result<String> {
     Ok(number.context("rustc tells no version")?.to_owned())
 }
 
-/// The agent of the tests, linked statically: only its last step is done again.
+/// Agent and webhook of the tests, linked statically: only the last step is done again.
 ///
 /// # Errors
-/// When it cannot be built.
-pub fn relinked(workspace: &Workspace) -> Result<PathBuf> {
-    let copy = workspace.target.join("image").join(AGENT);
-    workspace.aside(AGENT, |built| {
+/// When one of them cannot be built.
+pub fn relinked(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    SHIPPED
+        .iter()
+        .map(|(package, program)| relink(workspace, package, program))
+        .collect()
+}
+
+fn relink(workspace: &Workspace, package: &str, program: &str) -> Result<PathBuf> {
+    let copy = workspace.target.join("image").join(program);
+    workspace.aside(program, |built| {
         sh::run(
             workspace
                 .cargo("rustc")
-                .args(["--release", "--locked", "--package", AGENT, "--bin", AGENT])
+                .args(["--release", "--locked"])
+                .args(["--package", package, "--bin", program])
                 .arg("--")
                 .args(LINKING),
         )?;

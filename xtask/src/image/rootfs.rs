@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The image's file system: the agent, and of Debian's packages the programs that the iptables backend
+//! The image's file system: agent and webhook, and of Debian's packages the programs that the iptables backend
 //! calls, the libraries these name, and what licences ask for. Nothing else: no shell, no package manager.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -17,10 +18,17 @@ use crate::sh;
 /// The agent.
 pub const AGENT: &str = "usr/bin/proxy-agent";
 
-/// Names of the agent in other images: their manifests go on working.
-const SIDECAR: [(&str, &str); 2] = [
+/// The webhook.
+pub const WEBHOOK: &str = "usr/bin/apiserver-proxy-pod-webhook";
+
+/// Where [`AGENT`] and [`WEBHOOK`] are.
+const PROGRAMS: &str = "usr/bin";
+
+/// Names of both in other images: their manifests go on working.
+const ALIASES: [(&str, &str); 3] = [
     ("usr/bin/apiserver-proxy-sidecar", "proxy-agent"),
-    ("apiserver-proxy-sidecar", "usr/bin/proxy-agent"),
+    ("apiserver-proxy-sidecar", AGENT),
+    ("apiserver-proxy-pod-webhook", WEBHOOK),
 ];
 
 /// Directories that have moved below /usr.
@@ -48,11 +56,24 @@ pub struct Rootfs {
     pub packages: Vec<Package>,
 }
 
-/// Puts it together.
+impl Rootfs {
+    /// Adds one of our programs.
+    ///
+    /// # Errors
+    /// When its path ends in no name.
+    pub fn add_program(&mut self, path: &Path, bytes: Vec<u8>) -> Result<()> {
+        let name = path.file_name().context("a program without a name")?;
+        let path = format!("{PROGRAMS}/{}", name.display());
+        self.tree.add(&path, Node::File(0o755, bytes));
+        Ok(())
+    }
+}
+
+/// Puts it together, without our programs.
 ///
 /// # Errors
 /// When a package cannot be read, or a program needs a library that none of them has.
-pub fn assemble(arch: Arch, agent: Vec<u8>, packages: &[Package]) -> Result<Rootfs> {
+pub fn assemble(arch: Arch, packages: &[Package]) -> Result<Rootfs> {
     let mut all: BTreeMap<String, (usize, Node)> = BTreeMap::new();
     for (number, package) in packages.iter().enumerate() {
         for (path, node) in contents(package)? {
@@ -102,8 +123,7 @@ pub fn assemble(arch: Arch, agent: Vec<u8>, packages: &[Package]) -> Result<Root
             package.control.as_str(),
         );
     }
-    rootfs.add(AGENT, Node::File(0o755, agent));
-    for (name, target) in SIDECAR {
+    for (name, target) in ALIASES {
         rootfs.add_link(name, target);
     }
     Ok(Rootfs {

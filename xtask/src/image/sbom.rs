@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is in the image, as an SPDX 2.3 document, and the licence texts of the crates in the agent.
+//! What is in the image, as an SPDX 2.3 document, and the licence texts of the crates in
+//! agent and webhook.
 //!
 //! The format: <https://spdx.github.io/spdx-spec/v2.3/>.
 
@@ -17,13 +18,13 @@ use super::oci::{About, digest};
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// The crates whose code is in the agent: its own, and the one it embeds.
-const ROOTS: [&str; 2] = ["proxy-agent", "proxy-ebpf"];
+/// The crates whose code is in the image: the agent's own, the one it embeds, and the webhook's.
+const ROOTS: [&str; 3] = ["proxy-agent", "proxy-ebpf", "proxy-webhook"];
 
 /// Files beside a crate's manifest that hold terms, by the beginning of their names.
 const TERMS: [&str; 5] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE"];
 
-/// A crate in the agent.
+/// A crate in one of our programs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Crate {
     /// Its name.
@@ -40,7 +41,7 @@ pub struct Crate {
     dependencies: Vec<usize>,
 }
 
-/// What else is linked into the agent.
+/// What else is linked into both.
 pub struct Linked {
     /// The version of the Rust standard library.
     pub rust: String,
@@ -48,7 +49,7 @@ pub struct Linked {
     pub c_library: (String, String),
 }
 
-/// The crates that are compiled into the agent for an architecture.
+/// The crates that are compiled into agent and webhook for an architecture.
 ///
 /// # Errors
 /// When cargo cannot tell.
@@ -212,7 +213,7 @@ pub fn document(
         ("c-library", c_library, c_version, "LGPL-2.1-or-later"),
     ] {
         let mut entry = package(id, name, version, licence);
-        entry["comment"] = json!("linked statically into the agent");
+        entry["comment"] = json!("linked statically into agent and webhook");
         packages.push(entry);
         relations.push(("image".to_owned(), "CONTAINS", id.to_owned()));
     }

@@ -28,6 +28,7 @@ pub const TOOLS: &[Tool] = &[
     tool("haproxy", "haproxy"),
     tool("curl", "curl"),
     tool("ethtool", "ethtool"),
+    tool("jq", "jq"),
     tool("openssl", "openssl"),
     tool("nsenter", "util-linux"),
     tool("promtool", "prometheus"),

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The webhook as a library, so that other programs than its own `main` can reach what they need of it:
+//! [`review::answer`] is all it does to a pod, [`main`] is the whole program.
+
+mod app;
+mod budget;
+mod cli;
+mod fqdn;
+mod limits;
+mod listen;
+mod log;
+mod memory;
+mod metrics;
+mod probes;
+pub mod review;
+mod server;
+mod service;
+mod tls;
+
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+
+use crate::cli::Args;
+
+/// More threads than this do not help: a review takes microseconds.
+const MAX_THREADS: usize = 4;
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    memory::set_up();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // That nobody reads it is no reason to go on.
+            let _ = error.print();
+            // 1 for bad usage, as the original; 0 for --help and --version.
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    match try_main(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("apiserver-proxy-pod-webhook: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main(args: &Args) -> Result<()> {
+    log::init(args.log_format, args.log_level)?;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.min(MAX_THREADS))
+        .enable_all()
+        .build()
+        .context("cannot start the threads that serve")?
+        .block_on(app::run(args))
+}

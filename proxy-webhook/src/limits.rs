@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The bounds on what clients may take: sizes in bytes, times, numbers.
+
+use std::time::Duration;
+
+/// The longest body of a request. A pod is at most 3 MiB (the API server's own limit for a request), and
+/// a review may hold an old and a new one.
+pub const BODY: usize = 7 << 20;
+
+/// What all bodies that are being received may take together. A request that would need more is sent
+/// away with 503.
+pub const BODIES: usize = 32 << 20;
+
+/// The longest head of an HTTP/1 request, and the buffer for what is sent.
+pub const HTTP1_BUFFER: usize = 64 << 10;
+
+/// The longest list of headers of an HTTP/2 request.
+pub const HTTP2_HEADERS: u32 = 16 << 10;
+
+/// What a client may send ahead in one HTTP/2 stream.
+pub const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
+
+/// What a client may send ahead in all streams of an HTTP/2 connection together.
+pub const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Requests at once in one HTTP/2 connection. A Go client opens a further connection when it needs more.
+pub const HTTP2_STREAMS: u32 = 128;
+
+/// Connections to the second listener.
+pub const PROBE_CONNECTIONS: usize = 32;
+
+/// From the connection to the end of the TLS handshake.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// From the first byte of an HTTP/1 head to its last.
+pub const HEAD: Duration = Duration::from_secs(5);
+
+/// From the head to the end of the body. The API server itself gives up after 30 s at the latest.
+pub const RECEIVE: Duration = Duration::from_secs(10);
+
+/// Without a request. Go's clients close after 90 s: it is better if they do it.
+pub const IDLE: Duration = Duration::from_mins(2);
+
+/// For a connection to end in good order, before it is cut.
+pub const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Between two looks at the certificates.
+pub const RELOAD: Duration = Duration::from_secs(1);
+
+/// For requests that are being answered when the process is told to end.
+pub const DRAIN: Duration = Duration::from_secs(10);

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is counted. `docs/webhook.md` lists it.
+
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::review::Verdict;
+
+/// The upper bounds of the duration's buckets, in seconds. The API server waits for 2 s as we have it
+/// configured.
+const BUCKETS: [f64; 12] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 2.0,
+];
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The pod was patched.
+    Patched,
+    /// The pod needed no patch.
+    Unchanged,
+    /// It was no review.
+    Malformed,
+    /// Something else than `POST` of `application/json`.
+    Unacceptable,
+    /// A path that is not ours.
+    NotFound,
+    /// The body was too long.
+    TooLarge,
+    /// The body took too long, or ended early.
+    Incomplete,
+    /// Too many requests or bytes at once.
+    Overload,
+}
+
+impl Outcome {
+    /// In the order of their values: the counters are found by it.
+    const ALL: [Self; 8] = [
+        Self::Patched,
+        Self::Unchanged,
+        Self::Malformed,
+        Self::Unacceptable,
+        Self::NotFound,
+        Self::TooLarge,
+        Self::Incomplete,
+        Self::Overload,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Patched => "patched",
+            Self::Unchanged => "unchanged",
+            Self::Malformed => "malformed",
+            Self::Unacceptable => "unacceptable",
+            Self::NotFound => "not_found",
+            Self::TooLarge => "too_large",
+            Self::Incomplete => "incomplete",
+            Self::Overload => "overload",
+        }
+    }
+}
+
+impl From<Verdict> for Outcome {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Patched => Self::Patched,
+            Verdict::Unchanged => Self::Unchanged,
+            Verdict::Malformed => Self::Malformed,
+        }
+    }
+}
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: [IntCounter; Outcome::ALL.len()],
+    duration: Histogram,
+    /// Changed certificate files that are in use since.
+    pub reloaded: IntCounter,
+    /// Changed certificate files that could not be used.
+    pub refused: IntCounter,
+    /// When the certificate that clients see ends, in Unix time.
+    pub server_ends: Gauge,
+    ends: GaugeVec,
+    /// Connections that are open.
+    pub connections: IntGauge,
+    /// Requests that are being received or answered.
+    pub in_flight: IntGauge,
+    /// Connections that never became a TLS session.
+    pub handshake_failures: IntCounter,
+}
+
+impl Metrics {
+    /// Everything is zero.
+    ///
+    /// # Errors
+    /// None: the names are constants, and valid.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(Some("apiserver_proxy_webhook".to_owned()), None)?;
+        let build = GaugeVec::new(
+            Opts::new("build_info", "Always 1; the version that runs"),
+            &["version"],
+        )?;
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
+        let requests = IntCounterVec::new(
+            Opts::new("requests_total", "Requests, by how they ended"),
+            &["result"],
+        )?;
+        let duration = Histogram::with_opts(
+            HistogramOpts::new(
+                "review_duration_seconds",
+                "From the end of a request's head to its answer, for reviews",
+            )
+            .buckets(BUCKETS.to_vec()),
+        )?;
+        let reloads = IntCounterVec::new(
+            Opts::new(
+                "certificate_reloads_total",
+                "Changed certificate files, by whether they could be used",
+            ),
+            &["result"],
+        )?;
+        let ends = GaugeVec::new(
+            Opts::new(
+                "certificate_expiry_timestamp_seconds",
+                "When a certificate in use ends, in Unix time; of several CAs the first one",
+            ),
+            &["certificate"],
+        )?;
+        let connections = IntGauge::new("connections", "Connections that are open")?;
+        let in_flight = IntGauge::new(
+            "requests_in_flight",
+            "Requests that are being received or answered",
+        )?;
+        let handshake_failures = IntCounter::new(
+            "handshake_failures_total",
+            "Connections that never became a TLS session",
+        )?;
+        registry.register(Box::new(build))?;
+        registry.register(Box::new(requests.clone()))?;
+        registry.register(Box::new(duration.clone()))?;
+        registry.register(Box::new(reloads.clone()))?;
+        registry.register(Box::new(ends.clone()))?;
+        registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(in_flight.clone()))?;
+        registry.register(Box::new(handshake_failures.clone()))?;
+        Ok(Self {
+            registry,
+            requests: Outcome::ALL.map(|outcome| requests.with_label_values(&[outcome.label()])),
+            duration,
+            reloaded: reloads.with_label_values(&["success"]),
+            refused: reloads.with_label_values(&["failure"]),
+            server_ends: ends.with_label_values(&["server"]),
+            ends,
+            connections,
+            in_flight,
+            handshake_failures,
+        })
+    }
+
+    /// A request has ended.
+    pub fn ended(&self, outcome: Outcome) {
+        self.requests[outcome as usize].inc();
+    }
+
+    /// A review was answered, so long after its request's head.
+    pub fn answered(&self, verdict: Verdict, took: Duration) {
+        self.ended(verdict.into());
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// The first of the CAs that clients are verified with ends then, in Unix time.
+    pub fn client_ca_ends(&self, end: Duration) {
+        self.ends
+            .with_label_values(&["client_ca"])
+            .set(end.as_secs_f64());
+    }
+
+    /// Everything, in the Prometheus text format.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_counter() {
+        let metrics = Metrics::new().unwrap();
+        for outcome in Outcome::ALL {
+            metrics.ended(outcome);
+            let line = format!(
+                "apiserver_proxy_webhook_requests_total{{result=\"{}\"}} 1\n",
+                outcome.label()
+            );
+            let text = metrics.text().unwrap();
+            assert!(text.contains(&line), "{line}{text}");
+        }
+    }
+}

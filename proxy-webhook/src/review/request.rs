@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Reads a review. Everything of it must be JSON; only what decides is looked at.
+
+use std::borrow::Cow;
+use std::str::Utf8Error;
+
+use serde::de::MapAccess;
+use thiserror::Error;
+
+use super::VARIABLE;
+use super::object::{Fields, Fold, List, Object, Text};
+
+/// The group's versions, as `apiVersion` has them. The first one answers what names none.
+const API_VERSIONS: [&str; 2] = ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"];
+
+/// The only kind.
+const KIND: &str = "AdmissionReview";
+
+/// Why a request is no review that could be answered.
+#[derive(Debug, Error)]
+pub enum Malformed {
+    /// It is no text.
+    #[error("it is not UTF-8: {0}")]
+    Utf8(#[from] Utf8Error),
+    /// It is not JSON, or something in it has the wrong type.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// It is something else.
+    #[error("kind is {0:?}, not AdmissionReview")]
+    Kind(String),
+    /// It is of another group or of a version yet to come.
+    #[error("apiVersion is {0:?}, neither admission.k8s.io/v1 nor admission.k8s.io/v1beta1")]
+    Version(String),
+    /// It asks nothing.
+    #[error("there is no request")]
+    NoRequest,
+    /// An answer could not be told from others.
+    #[error("the request has no uid")]
+    NoUid,
+    /// The operation is none that the API knows.
+    #[error("operation is {0:?}, none of CREATE, UPDATE, DELETE, CONNECT")]
+    Operation(String),
+    /// A pod is created, and there is none.
+    #[error("the request has no object")]
+    NoObject,
+}
+
+/// What is done to the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// It is created, or nothing is said.
+    Create,
+    /// Its environment cannot be changed any more: a patch would have the operation refused.
+    Other,
+}
+
+/// A request that makes sense.
+#[derive(Debug)]
+pub struct Review<'a> {
+    /// One of [`API_VERSIONS`].
+    pub api_version: &'static str,
+    /// What the answer is recognised by.
+    pub uid: Cow<'a, str>,
+    /// The containers.
+    pub pod: Pod,
+}
+
+/// A review and what it is about.
+#[derive(Debug)]
+pub struct Parsed<'a> {
+    /// The review.
+    pub review: Review<'a>,
+    /// The operation.
+    pub operation: Operation,
+}
+
+/// What is known of a container's environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Env {
+    /// There is none, or null.
+    Absent,
+    /// There is a list, without the variable.
+    Lacking,
+    /// The variable is set, in whatever way.
+    Set,
+}
+
+/// The containers of a pod, in order.
+#[derive(Debug, Default)]
+pub struct Pod {
+    /// `spec.initContainers`
+    pub init_containers: Containers,
+    /// `spec.containers`
+    pub containers: Containers,
+}
+
+/// The environments of a list of containers.
+pub type Containers = Vec<Env>;
+
+/// Reads a review.
+///
+/// # Errors
+/// It is none, or it cannot be answered.
+pub fn read(body: &[u8]) -> Result<Parsed<'_>, Malformed> {
+    // What is skipped is checked to be JSON, but not to be UTF-8.
+    let text = std::str::from_utf8(body)?;
+    let Object(envelope) = serde_json::from_str::<Object<Envelope<'_, Request<'_>>>>(text)?;
+    let kind = envelope.kind.unwrap_or_default();
+    if kind.0 != KIND {
+        return Err(Malformed::Kind(kind.0.into_owned()));
+    }
+    let api_version = envelope.api_version.unwrap_or_default().0;
+    let Some(api_version) = known_version(&api_version) else {
+        return Err(Malformed::Version(api_version.into_owned()));
+    };
+    let Object(request) = envelope.request.ok_or(Malformed::NoRequest)?;
+    let Text(uid) = request.uid.unwrap_or_default();
+    if uid.is_empty() {
+        return Err(Malformed::NoUid);
+    }
+    let operation = match request.operation.as_ref().map(|operation| &*operation.0) {
+        Some("CREATE") | None => Operation::Create,
+        Some("UPDATE" | "DELETE" | "CONNECT") => Operation::Other,
+        Some(other) => return Err(Malformed::Operation(other.to_owned())),
+    };
+    let pod = match request.object {
+        Some(Object(object)) => object.spec.unwrap_or_default().0,
+        None if operation == Operation::Create => return Err(Malformed::NoObject),
+        None => Pod::default(),
+    };
+    Ok(Parsed {
+        review: Review {
+            api_version,
+            uid,
+            pod,
+        },
+        operation,
+    })
+}
+
+/// The version and the uid of a request that is refused, as far as they can be read.
+pub fn salvage(body: &[u8]) -> (&'static str, Cow<'_, str>) {
+    let envelope = std::str::from_utf8(body)
+        .ok()
+        .and_then(|text| serde_json::from_str::<Object<Envelope<'_, OnlyUid<'_>>>>(text).ok());
+    let Some(Object(envelope)) = envelope else {
+        return (API_VERSIONS[0], Cow::default());
+    };
+    let api_version = envelope.api_version.unwrap_or_default();
+    (
+        known_version(&api_version.0).unwrap_or(API_VERSIONS[0]),
+        envelope
+            .request
+            .and_then(|request| request.0.uid)
+            .unwrap_or_default()
+            .0,
+    )
+}
+
+fn known_version(text: &str) -> Option<&'static str> {
+    API_VERSIONS.into_iter().find(|known| *known == text)
+}
+
+/// The review itself, with as much of its request as `R` reads.
+#[derive(Debug, Default)]
+struct Envelope<'a, R> {
+    api_version: Option<Text<'a>>,
+    kind: Option<Text<'a>>,
+    request: Option<Object<R>>,
+}
+
+impl<'de, R: Fields<'de>> Fields<'de> for Envelope<'de, R> {
+    const WHAT: &'static str = "an AdmissionReview";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "apiVersion" => self.api_version = map.next_value()?,
+            "kind" => self.kind = map.next_value()?,
+            "request" => self.request = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Request<'a> {
+    uid: Option<Text<'a>>,
+    operation: Option<Text<'a>>,
+    object: Option<Object<PodObject>>,
+}
+
+impl<'de> Fields<'de> for Request<'de> {
+    const WHAT: &'static str = "a request";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        match key {
+            "uid" => self.uid = map.next_value()?,
+            "operation" => self.operation = map.next_value()?,
+            "object" => self.object = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// What can be read of a request in which something else is wrong.
+#[derive(Debug, Default)]
+struct OnlyUid<'a> {
+    uid: Option<Text<'a>>,
+}
+
+impl<'de> Fields<'de> for OnlyUid<'de> {
+    const WHAT: &'static str = "a request";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        let is_uid = key == "uid";
+        if is_uid {
+            self.uid = map.next_value()?;
+        }
+        Ok(is_uid)
+    }
+}
+
+#[derive(Debug, Default)]
+struct PodObject {
+    spec: Option<Object<Pod>>,
+}
+
+impl<'de> Fields<'de> for PodObject {
+    const WHAT: &'static str = "a pod";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        let is_spec = key == "spec";
+        if is_spec {
+            self.spec = map.next_value()?;
+        }
+        Ok(is_spec)
+    }
+}
+
+impl<'de> Fields<'de> for Pod {
+    const WHAT: &'static str = "a pod's spec";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        let containers = match key {
+            "initContainers" => &mut self.init_containers,
+            "containers" => &mut self.containers,
+            _ => return Ok(false),
+        };
+        *containers = map
+            .next_value::<Option<List<Containers>>>()?
+            .unwrap_or_default()
+            .0;
+        Ok(true)
+    }
+}
+
+impl Fold<'_> for Containers {
+    const WHAT: &'static str = "containers";
+    type Element = Object<Container>;
+
+    fn take(&mut self, Object(container): Self::Element) {
+        self.push(match container.env {
+            None => Env::Absent,
+            Some(List(HasVariable(false))) => Env::Lacking,
+            Some(List(HasVariable(true))) => Env::Set,
+        });
+    }
+}
+
+/// A container, as far as it is read.
+#[derive(Debug, Default)]
+pub struct Container {
+    env: Option<List<HasVariable>>,
+}
+
+impl<'de> Fields<'de> for Container {
+    const WHAT: &'static str = "a container";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        let is_env = key == "env";
+        if is_env {
+            self.env = map.next_value()?;
+        }
+        Ok(is_env)
+    }
+}
+
+/// Whether a list of variables has ours.
+#[derive(Debug, Default)]
+struct HasVariable(bool);
+
+impl<'de> Fold<'de> for HasVariable {
+    const WHAT: &'static str = "variables";
+    type Element = Object<EnvVar<'de>>;
+
+    fn take(&mut self, Object(variable): Self::Element) {
+        self.0 |= variable.name.is_some_and(|name| name.0 == VARIABLE);
+    }
+}
+
+#[derive(Debug, Default)]
+struct EnvVar<'a> {
+    name: Option<Text<'a>>,
+}
+
+impl<'de> Fields<'de> for EnvVar<'de> {
+    const WHAT: &'static str = "a variable";
+
+    fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        let is_name = key == "name";
+        if is_name {
+            self.name = map.next_value()?;
+        }
+        Ok(is_name)
+    }
+}
