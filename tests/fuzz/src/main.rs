@@ -6,7 +6,6 @@
 #![no_main]
 
 use std::backtrace::Backtrace;
-use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::{env, panic, process};
 
@@ -20,17 +19,15 @@ fuzz_target!(
     |data: &[u8]| run(data)
 );
 
-thread_local! {
-    /// What the last panic said.
-    static LAST: RefCell<Option<(String, Backtrace)>> = const { RefCell::new(None) };
-}
-
 fn run(data: &[u8]) {
     let target = TARGET.get().expect("it is chosen first");
-    if panic::catch_unwind(|| (target.run)(data)).is_err() {
-        if let Some((what, from)) = LAST.take() {
-            eprintln!("{what}\n{from}");
-        }
+    let fails = || panic::catch_unwind(|| (target.run)(data)).is_err();
+    if fails() {
+        // Once more, to tell: where each of many panics that are caught came from takes too long to find.
+        panic::set_hook(Box::new(|panicked| {
+            eprintln!("{panicked}\n{}", Backtrace::force_capture());
+        }));
+        fails();
         process::abort();
     }
 }
@@ -40,9 +37,7 @@ fn choose() {
     if let Some(target) = TARGETS.iter().find(|target| target.name == name) {
         TARGET.get_or_init(|| target);
         // libFuzzer's own ends the process at every panic, also at one that is caught.
-        panic::set_hook(Box::new(|panicked| {
-            LAST.replace(Some((panicked.to_string(), Backtrace::force_capture())));
-        }));
+        panic::set_hook(Box::new(|_| ()));
         return;
     }
     for target in TARGETS {
