@@ -198,7 +198,7 @@ fn without_weather(line: &str) -> String {
             words.next();
         } else if word.starts_with('<') {
             kept.push(word.replace(",LOWER_UP", "").replace("NO-CARRIER,", ""));
-        } else if !word.ends_with("sec") {
+        } else if word != "linkdown" && !word.ends_with("sec") {
             kept.push(word.to_owned());
         }
     }

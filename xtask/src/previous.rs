@@ -42,18 +42,20 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
                 .arg(COMMIT),
         )?;
     }
-    // The same target directory, so that dependencies are built once.
-    workspace.aside(AGENT, |built| {
-        sh::run(workspace.cargo("build").current_dir(&tree).args([
-            "--release",
-            "--locked",
-            "--package",
-            AGENT,
-        ]))?;
-        fs::copy(built, &program)
-            .map(drop)
-            .with_context(|| format!("cannot copy {} to {}", built.display(), program.display()))
-    })?;
+    // A target directory of its own: in a shared one cargo takes the eBPF programs of one checkout for those
+    // of the other, whose files have the same names and are older than what was built last.
+    let target = directory.join("target");
+    sh::run(
+        workspace
+            .cargo("build")
+            .current_dir(&tree)
+            .env("CARGO_TARGET_DIR", &target)
+            .args(["--release", "--locked", "--package", AGENT]),
+    )?;
+    let built = target.join("release").join(AGENT);
+    fs::copy(&built, &program)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), program.display()))?;
+    fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;
     // The program is all that is needed of it.
     sh::run(
         git(workspace)
