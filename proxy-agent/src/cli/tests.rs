@@ -157,6 +157,8 @@ fn an_address_to_listen_on_is_written_as_in_go() {
     assert!(!config.serve.ready_requires_listener);
     assert_eq!(listen(""), [""; 0]);
     assert_eq!(listen("[::1]:80"), ["[::1]:80"]);
+    // As a manifest writes the address of a node of either family.
+    assert_eq!(listen("[192.0.2.1]:80"), ["192.0.2.1:80"]);
     assert_eq!(listen(":80"), ["[::]:80", "0.0.0.0:80"]);
     // Another address than the VIP does not keep the proxy from its port.
     assert_eq!(listen("127.0.0.1:443"), ["127.0.0.1:443"]);

@@ -300,12 +300,23 @@ pub fn listen(text: &str) -> Result<Listen, ListenError> {
                 (Ipv4Addr::UNSPECIFIED, port).into(),
             ]
         }
-        None => vec![text.parse().map_err(|_| ListenError)?],
+        None => vec![
+            bracketed(text)
+                .or_else(|| text.parse().ok())
+                .ok_or(ListenError)?,
+        ],
     };
     if addresses.iter().any(|address| address.port() == 0) {
         return Err(ListenError);
     }
     Ok(Listen(addresses))
+}
+
+/// An IPv4 address in the brackets that IPv6 needs: what a manifest makes of `[$(NODE_IP)]:9465`.
+fn bracketed(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.strip_prefix('[')?.split_once("]:")?;
+    let address: Ipv4Addr = address.parse().ok()?;
+    Some((address, port.parse().ok()?).into())
 }
 
 /// Not the absolute path of a directory.
