@@ -214,27 +214,24 @@ fn depmod(root: &Path, release: &str) -> Result<()> {
     sh::read(sh::command("depmod").arg("-b").arg(root).arg(release)).map(drop)
 }
 
-/// The release that a kernel image says it is: the boot protocol has the place of the text at 0x20e,
-/// less 0x200.
+/// The release that a kernel image says it is. The boot protocol for x86 has a mark at 0x202, and at 0x20e
+/// where the text stands, less 0x200.
 fn release(image: &Path) -> Result<String> {
-    let read = || -> std::io::Result<(Vec<u8>, [u8; 4])> {
+    let read = || -> std::io::Result<String> {
         let mut file = File::open(image)?;
-        let mut magic = [0; 4];
+        let mut header = [0; 14];
         file.seek(SeekFrom::Start(0x202))?;
-        file.read_exact(&mut magic)?;
-        let mut place = [0; 2];
-        file.seek(SeekFrom::Start(0x20e))?;
-        file.read_exact(&mut place)?;
-        file.seek(SeekFrom::Start(
-            u64::from(u16::from_le_bytes(place)) + 0x200,
-        ))?;
-        let mut text = vec![0; 200];
-        let length = file.read(&mut text)?;
-        text.truncate(length);
-        Ok((text, magic))
+        file.read_exact(&mut header)?;
+        if !header.starts_with(b"HdrS") {
+            return Ok(String::new());
+        }
+        let place = u16::from_le_bytes([header[12], header[13]]);
+        file.seek(SeekFrom::Start(u64::from(place) + 0x200))?;
+        let mut text = Vec::new();
+        file.take(200).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     };
-    let (text, _) = read().with_context(|| format!("cannot read {}", image.display()))?;
-    let text = String::from_utf8_lossy(&text);
+    let text = read().with_context(|| format!("cannot read {}", image.display()))?;
     let release = text.split([' ', '\0']).next().unwrap_or_default();
     if debian::numbers(release).len() < 2 {
         bail!("{} is no kernel image for x86-64", image.display());

@@ -50,6 +50,14 @@ struct Boot<'a> {
     complete: bool,
 }
 
+/// What came of one boot.
+struct Verdict {
+    name: String,
+    release: String,
+    problems: Vec<String>,
+    time: Duration,
+}
+
 /// Runs the tests on the kernel that is asked for, or on all.
 ///
 /// # Errors
@@ -58,75 +66,34 @@ pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()>
     let start = Instant::now();
     let kernels = Kernels::read(workspace)?;
     let programs = programs(workspace, &kernels, options)?;
-    let only = |name: &str| -> Vec<Program> {
-        let mut some = programs.clone();
-        some.retain(|program| program.name == name);
-        some
-    };
-    let rows: Vec<(String, Kernel, &kernels::Kernel)> = match &options.kernel {
-        Some(wanted) => {
-            let kernel = choose(wanted, cache)?;
-            let row = kernels
-                .kernel
-                .iter()
-                .find(|row| row.name == *wanted)
-                .or_else(|| kernels.of_release(&debian::numbers(&kernel.release)))
-                .with_context(|| {
-                    format!("{} says nothing of Linux {}", kernels::FILE, kernel.release)
-                })?;
-            vec![(wanted.clone(), kernel, row)]
-        }
-        None => kernels
-            .kernel
-            .iter()
-            .map(|row| Ok((row.name.clone(), choose(&row.name, cache)?, row)))
-            .collect::<Result<_>>()?,
-    };
+    let rows = rows(&kernels, cache, options)?;
     let mut verdicts = Vec::new();
     for (name, kernel, row) in &rows {
-        let mut boots = vec![Boot {
-            name: name.clone(),
-            kernel,
-            append: options.append.clone(),
-            supports: &row.supports,
-            programs: programs.clone(),
-            skips: row.skips.clone(),
-            complete: !options.ci && options.filter.is_none() && options.programs.is_empty(),
-        }];
-        // With features taken away by hand nobody knows what to expect of more.
-        if options.append.is_empty() && !only(EXPECTATIONS).is_empty() {
-            boots.extend(row.without.iter().map(|without| Boot {
-                name: format!("{name} without {}", without.what),
-                kernel,
-                append: without.append.clone(),
-                supports: &without.supports,
-                programs: only(EXPECTATIONS),
-                skips: BTreeMap::new(),
-                complete: false,
-            }));
-        }
-        for boot in &boots {
+        for boot in boots(name, kernel, row, &programs, options) {
             let start = Instant::now();
             let problems = boot.run(workspace, cache, &kernels)?;
-            verdicts.push((
-                boot.name.clone(),
-                kernel.release.clone(),
+            verdicts.push(Verdict {
+                name: boot.name,
+                release: kernel.release.clone(),
                 problems,
-                start.elapsed(),
-            ));
+                time: start.elapsed(),
+            });
         }
     }
     println!();
-    for (name, release, problems, time) in &verdicts {
-        let verdict = if problems.is_empty() {
+    for verdict in &verdicts {
+        let Verdict {
+            name,
+            release,
+            problems,
+            time,
+        } = verdict;
+        let word = if problems.is_empty() {
             "passed"
         } else {
             "FAILED"
         };
-        println!(
-            "{verdict}  {name} (Linux {release}), {}",
-            sh::duration(*time)
-        );
+        println!("{word}  {name} (Linux {release}), {}", sh::duration(*time));
         for problem in problems {
             println!("        {problem}");
         }
@@ -134,13 +101,79 @@ pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()>
     println!("vm: {}", took(rows.len(), start));
     let failed: Vec<&str> = verdicts
         .iter()
-        .filter(|(_, _, problems, _)| !problems.is_empty())
-        .map(|(name, ..)| name.as_str())
+        .filter(|verdict| !verdict.problems.is_empty())
+        .map(|verdict| verdict.name.as_str())
         .collect();
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// The kernels that are asked for, each with what is expected of it.
+fn rows<'a>(
+    kernels: &'a Kernels,
+    cache: &Path,
+    options: &Options,
+) -> Result<Vec<(String, Kernel, &'a kernels::Kernel)>> {
+    let Some(wanted) = &options.kernel else {
+        return kernels
+            .kernel
+            .iter()
+            .map(|row| Ok((row.name.clone(), choose(&row.name, cache)?, row)))
+            .collect();
+    };
+    let kernel = choose(wanted, cache)?;
+    let row = kernels
+        .kernel
+        .iter()
+        .find(|row| row.name == *wanted)
+        .or_else(|| kernels.of_release(&debian::numbers(&kernel.release)))
+        .with_context(|| format!("{} says nothing of Linux {}", kernels::FILE, kernel.release))?;
+    // A file is called after what is in it.
+    let name = if wanted.contains('/') {
+        kernel.release.clone()
+    } else {
+        wanted.clone()
+    };
+    Ok(vec![(name, kernel, row)])
+}
+
+/// A kernel as it is, then with features taken away.
+fn boots<'a>(
+    name: &str,
+    kernel: &'a Kernel,
+    row: &'a kernels::Kernel,
+    programs: &[Program],
+    options: &Options,
+) -> Vec<Boot<'a>> {
+    let mut boots = vec![Boot {
+        name: name.to_owned(),
+        kernel,
+        append: options.append.clone(),
+        supports: &row.supports,
+        programs: programs.to_vec(),
+        skips: row.skips.clone(),
+        complete: !options.ci && options.filter.is_none() && options.programs.is_empty(),
+    }];
+    let expectations: Vec<Program> = programs
+        .iter()
+        .filter(|program| program.name == EXPECTATIONS)
+        .cloned()
+        .collect();
+    // With features taken away by hand nobody knows what to expect of more.
+    if options.append.is_empty() && !expectations.is_empty() {
+        boots.extend(row.without.iter().map(|without| Boot {
+            name: format!("{name} without {}", without.what),
+            kernel,
+            append: without.append.clone(),
+            supports: &without.supports,
+            programs: expectations.clone(),
+            skips: BTreeMap::new(),
+            complete: false,
+        }));
+    }
+    boots
 }
 
 impl Boot<'_> {
@@ -343,6 +376,7 @@ fn programs(workspace: &Workspace, kernels: &Kernels, options: &Options) -> Resu
                     .iter()
                     .find(|program| program.name == selection.program)?
                     .clone();
+                println!("vm: {}: {}", selection.program, selection.why);
                 if !selection.tests.is_empty() {
                     program.arguments.push("--exact".to_owned());
                     program.arguments.extend(selection.tests.iter().cloned());
