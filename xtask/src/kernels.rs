@@ -92,6 +92,7 @@ pub struct Support {
     /// Whether a process on the node sees the ClusterIP as its peer.
     pub getpeername: bool,
     /// The modes in which packets from outside are kept from the VIP.
+    #[serde(default)]
     pub guard: Vec<String>,
 }
 
@@ -256,17 +257,17 @@ mod tests {
         ci = []
         [[kernel]]
         name = "5.10"
-        supports = { backend = "ebpf", tc = "clsact", translation = true, getpeername = true, guard = [] }
+        supports = { backend = "ebpf", tc = "clsact", translation = true, getpeername = true }
         [[kernel.without]]
         what = "xt_bpf"
         append = "module_blacklist=xt_bpf"
-        supports = { backend = "nftables", translation = false, getpeername = false, guard = [] }
+        supports = { backend = "nftables", translation = false, getpeername = false }
         [[kernel]]
         name = "6.12"
-        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true, guard = [] }
+        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true }
         [[kernel]]
         name = "newest"
-        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true, guard = [] }
+        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true }
     "#;
 
     #[test]
