@@ -30,6 +30,7 @@ pub struct Verified {
 /// When the verifier refuses a program, with its log.
 pub fn measure() -> Result<Vec<Verified>> {
     load::allow_locked_memory();
+    let host = netns::cookie();
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
@@ -37,7 +38,7 @@ pub fn measure() -> Result<Vec<Verified>> {
         .override_global(aya_log::LEVEL, &0_u8, true)
         .override_global("PORTS", &u64::MAX, true)
         .override_global("TRANSLATE", &1_u8, true)
-        .override_global("HOST_NETNS", &netns::cookie(), true);
+        .override_global("HOST_NETNS", &host, true);
     let mut ebpf = loader
         .load(load::OBJECT)
         .context("creating the eBPF maps")?;
