@@ -5,13 +5,10 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-
+use crate::Family;
 use crate::netns::Netns;
 use crate::node::Node;
-use crate::{Family, client, conntrack, transfer};
 
 /// The address a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,32 +57,7 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// How long connecting may take, and what is carried each way, in bytes, where every way is tried.
-const TIMEOUT: Duration = Duration::from_secs(10);
-const BYTES: u64 = 1_000_000;
-
 impl Node {
-    /// Tries every way: it carries data intact; to the VIP it is untracked, and to the ClusterIP it
-    /// leaves so many conntrack entries.
-    ///
-    /// # Errors
-    /// Names the way for which that does not hold.
-    pub fn every_way_works(&self, by_cluster_ip: usize) -> Result<()> {
-        for path in self.paths() {
-            let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
-                .with_context(|| path.to_string())?;
-            transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
-            let entries = conntrack::list(&self.netns, path.family)?;
-            let found = conntrack::of_client(&entries, stream.local_addr()?);
-            let wanted = match path.via {
-                Via::Vip => 0,
-                Via::ClusterIp => by_cluster_ip,
-            };
-            ensure!(found.len() == wanted, "{path}: {found:#?}");
-        }
-        Ok(())
-    }
-
     /// Every way from this node's pods and from itself to the proxy.
     #[must_use]
     pub fn paths(&self) -> Vec<Path<'_>> {

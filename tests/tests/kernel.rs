@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::agent::TRANSLATE;
+use tests::everywhere::{everything_works, everything_works_leaving};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::path::Via;
@@ -79,7 +80,7 @@ fn auto_takes_the_backend_that_is_expected() -> Result<()> {
             ensure!(rejected == order[..passed_over], "{backend:#}");
             println!("{backend:#}");
             let _proxy = Proxy::start(node)?;
-            node.every_way_works(1)
+            everything_works(node)
         },
     )
 }
@@ -92,7 +93,7 @@ fn translation_works_where_it_is_expected() -> Result<()> {
         let args = [&["--backend=auto"], &TRANSLATE[..]].concat();
         let agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;
-        node.every_way_works(usize::from(!expected))?;
+        everything_works_leaving(node, usize::from(!expected))?;
         for path in node.paths() {
             if path.via != Via::ClusterIp || path.client != "host" {
                 continue;

@@ -44,7 +44,7 @@ fn net_admin_is_enough(topology: Topology, kube_proxy: KubeProxy) {
             "no reason why it is not ebpf"
         );
         let _proxy = Proxy::start(node)?;
-        node.every_way_works(1)?;
+        everything_works(node)?;
         // Repair needs no more than the start.
         node.netns.exec("nft delete table ip proxy-agent")?;
         cmd::wait_until(TIMEOUT, "the table", || {
@@ -52,7 +52,7 @@ fn net_admin_is_enough(topology: Topology, kube_proxy: KubeProxy) {
             let is_back = tables.lines().any(|line| line == "table ip proxy-agent");
             Ok(is_back.then_some(()))
         })?;
-        node.every_way_works(1)
+        everything_works(node)
     });
 }
 
@@ -228,7 +228,7 @@ fn ebpf_without_bpffs_until_it_is_mounted() {
         )?;
         let result = agent.wait_until_ready().and_then(|()| {
             let _proxy = Proxy::start(node)?;
-            node.every_way_works(1)
+            everything_works(node)
         });
         drop(agent);
         cmd::run(Command::new("umount").arg(&dir), "")?;

@@ -31,6 +31,9 @@ pub const REMAKE: &str = "cargo xtask kernels";
 pub struct Kernels {
     /// How many instructions the verifier may look at in one program, on any kernel.
     pub verifier_limit: u32,
+    /// What is skipped in every guest, by the name in its record, with the reason.
+    #[serde(default)]
+    pub skips: BTreeMap<String, String>,
     /// The tests that CI runs on each kernel.
     pub ci: Vec<Selection>,
     /// The kernels, oldest first.

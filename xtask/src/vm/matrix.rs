@@ -69,7 +69,7 @@ pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()>
     let rows = rows(&kernels, cache, options)?;
     let mut verdicts = Vec::new();
     for (name, kernel, row) in &rows {
-        for boot in boots(name, kernel, row, &programs, options) {
+        for boot in boots(name, kernel, (&kernels, row), &programs, options) {
             let start = Instant::now();
             let problems = boot.run(workspace, cache, &kernels)?;
             verdicts.push(Verdict {
@@ -143,17 +143,19 @@ fn rows<'a>(
 fn boots<'a>(
     name: &str,
     kernel: &'a Kernel,
-    row: &'a kernels::Kernel,
+    (kernels, row): (&Kernels, &'a kernels::Kernel),
     programs: &[Program],
     options: &Options,
 ) -> Vec<Boot<'a>> {
+    let skips = kernels.skips.iter().chain(&row.skips);
+    let skips = skips.map(|(name, reason)| (name.clone(), reason.clone()));
     let mut boots = vec![Boot {
         name: name.to_owned(),
         kernel,
         append: options.append.clone(),
         supports: &row.supports,
         programs: programs.to_vec(),
-        skips: row.skips.clone(),
+        skips: skips.collect(),
         complete: !options.ci && options.filter.is_none() && options.programs.is_empty(),
     }];
     let expectations: Vec<Program> = programs
