@@ -163,6 +163,8 @@ fn node(image: &mut Initramfs) -> Result<()> {
     {
         image.program(tool)?;
     }
+    // busybox as a shell would take its own `ip` and `tc`.
+    image.link("usr/bin/sh", "bash");
     // The plain names are what scripts and people type.
     for name in ["iptables", "ip6tables", "iptables-save", "iptables-restore"] {
         if sh::find(name, &sh::search_path()).is_some() {

@@ -27,7 +27,7 @@ finish() {
 
 # Modules that nothing asks for by itself. One that the kernel's command line forbids is missing.
 for module in nf_conntrack nf_conntrack_netlink br_netfilter ip_vs ip_vs_rr; do
-    modprobe -q "$module"
+    /sbin/modprobe -q "$module"
 done
 
 # Each line of the plan is a test program, how many seconds it may take, and its arguments.

@@ -25,6 +25,8 @@ const MODULES: &[&str] = &[
     "net/packet",
     "net/unix",
     "net/netlink",
+    // libcrc32c asks for it by name.
+    "crypto/crc32c_generic",
     "drivers/net/veth",
     "drivers/net/dummy",
     "drivers/net/ifb",
