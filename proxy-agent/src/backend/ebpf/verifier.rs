@@ -37,6 +37,8 @@ pub fn measure() -> Result<Vec<Verified>> {
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global(aya_log::LEVEL, &0_u8, true)
         .override_global("PORTS", &u64::MAX, true)
+        .override_global("ADDRESSES", &u64::MAX, true)
+        .override_global("ALLOWS", &1_u8, true)
         .override_global("TRANSLATE", &1_u8, true)
         .override_global("HOST_NETNS", &host, true);
     let mut ebpf = loader
