@@ -71,7 +71,7 @@ fn nftables_counts_and_says_why_it_is_used() {
 
         agent.signal(libc::SIGSTOP)?;
         node.netns.exec("nft delete table ip6 proxy-agent")?;
-        let drift = self::node.status()?["drift"]["changes"].to_string();
+        let drift = node.status()?["drift"]["changes"].to_string();
         ensure!(drift.contains("ip6 proxy-agent"), "{drift}");
         agent.signal(libc::SIGCONT)
     });

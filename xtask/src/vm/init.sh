@@ -52,7 +52,7 @@ run_plan() {
 }
 
 measure_verifier() {
-    verifier > /tmp/verifier || return 1
+    verifier /sys/fs/bpf/verifier > /tmp/verifier || return 1
     while read -r line; do report "verifier $line"; done < /tmp/verifier
 }
 

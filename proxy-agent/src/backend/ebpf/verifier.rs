@@ -3,13 +3,14 @@
 //! What the running kernel's verifier says of each program: how much work it had with it.
 
 use std::io;
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{Program, ProgramError};
 use aya::{EbpfLoader, VerifierLogLevel};
 
 use super::load;
-use crate::kernel::netns;
+use crate::kernel::{bpffs, netns};
 
 /// What the verifier says of one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,17 +24,32 @@ pub struct Verified {
 }
 
 /// Has each program verified, with everything switched on that makes it larger. Programs that this
-/// kernel has no hook for are left out. Nothing is attached or pinned.
+/// kernel has no hook for are left out. Nothing is attached. Some maps cannot be made without a pin:
+/// `directory` holds them meanwhile, and is made for that and removed.
 ///
 /// # Errors
 ///
-/// When the verifier refuses a program, with its log.
-pub fn measure() -> Result<Vec<Verified>> {
+/// When the directory exists or is not on a BPF file system, or the verifier refuses a program, with its
+/// log.
+pub fn measure(directory: &Path) -> Result<Vec<Verified>> {
+    ensure!(
+        !directory.exists(),
+        "{} exists; nothing was done",
+        directory.display()
+    );
+    bpffs::create_dir(directory)?;
+    let verified = measure_all(directory);
+    bpffs::remove_dir(directory)?;
+    verified
+}
+
+fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
     load::allow_locked_memory();
     let host = netns::cookie();
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
+        .default_map_pin_directory(directory)
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global(aya_log::LEVEL, &0_u8, true)
         .override_global("PORTS", &u64::MAX, true)
