@@ -16,11 +16,14 @@ use crate::workspace::Workspace;
 pub const FILE: &str = "tests/kernels.toml";
 
 /// The documents that have tables made from it, with the function that makes each.
-const TABLES: [(&str, &str, fn(&Kernels) -> String); 3] = [
+const TABLES: [(&str, &str, Make); 3] = [
     ("README.md", "kernels", Kernels::table),
     ("docs/kernel-support.md", "kernels", Kernels::table),
     ("docs/kernel-support.md", "fallbacks", Kernels::fallbacks),
 ];
+
+/// Makes a table.
+type Make = fn(&Kernels) -> String;
 
 /// The command that makes the tables again.
 pub const REMAKE: &str = "cargo xtask kernels";
@@ -92,11 +95,12 @@ pub struct Support {
     pub tc: Option<String>,
     /// Whether ClusterIPs are translated.
     pub translation: bool,
+    /// Whether a process may ask for the cookie of its network namespace. Without, the agent translates
+    /// processes of the initial namespace only, which a test's node is not.
+    #[serde(rename = "netns-cookie", default)]
+    pub netns_cookie: bool,
     /// Whether a process on the node sees the ClusterIP as its peer.
     pub getpeername: bool,
-    /// The modes in which packets from outside are kept from the VIP.
-    #[serde(default)]
-    pub guard: Vec<String>,
 }
 
 impl Kernels {
@@ -129,18 +133,23 @@ impl Kernels {
                 backend,
                 tc,
                 translation,
+                netns_cookie,
                 getpeername,
-                ..
             } = &kernel.supports;
             let name = match kernel.name.as_str() {
                 "newest" => "newest in Debian",
                 name => name,
             };
             let tc = tc.as_deref().unwrap_or("–");
-            let translates = if *translation { "yes" } else { "no" };
-            let peer = match (*translation, *getpeername) {
+            let translates = match (*translation, *netns_cookie) {
+                (true, true) => "yes",
+                (true, false) => "yes; for the node's own processes only in the initial namespace",
+                (false, _) => "no",
+            };
+            let peer = match (*translation && *netns_cookie, *getpeername) {
                 (true, true) => "the ClusterIP",
                 (true, false) => "the VIP",
+                // Of what is not translated there, no test sees the peer.
                 (false, _) => "–",
             };
             let _ = writeln!(
@@ -267,7 +276,7 @@ mod tests {
         supports = { backend = "nftables", translation = false, getpeername = false }
         [[kernel]]
         name = "6.12"
-        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true }
+        supports = { backend = "ebpf", tc = "tcx", translation = true, netns-cookie = true, getpeername = true }
         [[kernel]]
         name = "newest"
         supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true }
@@ -292,7 +301,7 @@ mod tests {
         let kernels: Kernels = toml::from_str(TEXT).unwrap();
         let table = kernels.table();
         assert!(
-            table.contains("\n| 5.10 | `ebpf` | clsact | yes | the ClusterIP |\n"),
+            table.contains("\n| 6.12 | `ebpf` | tcx | yes | the ClusterIP |\n"),
             "{table}"
         );
         assert_eq!(table.lines().count(), 5, "{table}");

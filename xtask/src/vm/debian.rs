@@ -4,6 +4,7 @@
 //! own below the target directory; the machine's own sources and packages are not touched.
 
 use std::env;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,15 +81,14 @@ impl Archive {
             make_dir(&self.dir.join(part))?;
         }
         let mirror = mirror()?;
-        let sources: String = SUITES
-            .iter()
-            .map(|suite| {
-                // Packages only: the lists hold much else.
-                format!(
-                    "deb [arch=amd64 target=Packages signed-by={KEYRING}] {mirror} {suite} main\n"
-                )
-            })
-            .collect();
+        let mut sources = String::new();
+        for suite in SUITES {
+            // Packages only: the lists hold much else.
+            let _ = writeln!(
+                sources,
+                "deb [arch=amd64 target=Packages signed-by={KEYRING}] {mirror} {suite} main"
+            );
+        }
         for (file, text) in [("sources.list", sources.as_str()), ("status", "")] {
             let path = self.dir.join(file);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
