@@ -127,7 +127,7 @@ enum Task {
         /// Only this kernel: the start of its version (6.12), `newest`, a kernel package, or an image
         #[arg(long, value_name = "VERSION|PATH")]
         kernel: Option<String>,
-        /// Only the tests that CI runs, a list in tests/kernels.toml
+        /// Only a short selection, meant for CI: a list in tests/kernels.toml
         #[arg(long)]
         ci: bool,
         /// Run only the tests whose name contains this
