@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The agent as a library, so that other programs than its own `main` can reach what they need of it.
-//! Nothing but [`main`] is meant to be called.
+//! Nothing but [`main`] and [`verify_programs`] is meant to be called.
 
 #![cfg_attr(
     feature = "fuzzing",
@@ -42,6 +42,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+pub use crate::backend::ebpf::{Verified, verify_programs};
 use crate::cli::Invocation;
 
 /// The whole program: reads the command line and does what it says.

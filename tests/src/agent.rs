@@ -10,11 +10,13 @@ use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::Family;
 use crate::cmd::{self, Process};
 use crate::lacking::Lacking;
 use crate::node::{Node, SharedLog};
+use crate::patience;
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -154,14 +156,32 @@ impl Node {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, mut command: Command) -> Result<Output> {
+        let seconds = EXIT_TIMEOUT_SECONDS * patience::factor();
         // SAFETY: alarm(2) is async-signal-safe, and its signal survives exec.
         unsafe {
-            command.pre_exec(|| {
-                libc::alarm(EXIT_TIMEOUT_SECONDS);
+            command.pre_exec(move || {
+                libc::alarm(seconds);
                 Ok(())
             });
         }
         cmd::output(&mut command, "")
+    }
+
+    /// What `proxy-agent status` tells of the node's agent, as JSON.
+    ///
+    /// # Errors
+    /// When it tells nothing.
+    pub fn status(&self) -> Result<Value> {
+        let mut command = self.netns.command(binary()?);
+        command
+            .arg("status")
+            .arg(format!("--run-dir={}", self.run_dir().display()))
+            .arg("--output=json");
+        let output = cmd::output(&mut command, "")?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            format!("exit status {}: {stderr}", output.status)
+        })
     }
 
     /// Starts the agent and waits until it is ready.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::netns::Netns;
+use crate::patience;
 
 /// How a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,9 @@ pub enum Close {
 /// Client ports that no connection of this process has had lately: below those that the kernel and
 /// single tests choose.
 const PORTS: Range<u16> = 10_000..20_000;
+
+/// How long the other end may be silent.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connects from a namespace, from a port of its own.
 ///
@@ -98,14 +102,15 @@ fn finish_connect(
     {
         return Err(error);
     }
-    wait_for_end(&socket, timeout)?;
+    wait_for_end(&socket, patience::of(timeout))?;
     let stream = TcpStream::from(socket);
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+    let answer = Some(patience::of(ANSWER_TIMEOUT));
+    stream.set_read_timeout(answer)?;
+    stream.set_write_timeout(answer)?;
     Ok(stream)
 }
 

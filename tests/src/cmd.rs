@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::patience;
+
 /// Runs `command` to its end with `input` on its standard input; returns its standard output.
 ///
 /// # Errors
@@ -123,7 +125,7 @@ impl Drop for Process {
     }
 }
 
-/// Polls `probe` every millisecond until it returns a value.
+/// Polls `probe` every millisecond until it returns a value. The time-out is for a usual machine.
 ///
 /// # Errors
 /// When there is none after `timeout`, or when `probe` fails.
@@ -132,6 +134,7 @@ pub fn wait_until<T>(
     what: &str,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let timeout = patience::of(timeout);
     let start = Instant::now();
     loop {
         if let Some(value) = probe()? {

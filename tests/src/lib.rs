@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod netns;
 pub mod node;
 pub mod path;
+pub mod patience;
 pub mod proxy;
 pub mod rest;
 pub mod reuse;

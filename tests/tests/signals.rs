@@ -7,9 +7,9 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tests::cmd;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
+use tests::{cmd, patience};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the agent may take to end.
@@ -45,7 +45,10 @@ fn in_the_middle_of_a_long_pass() {
             let status = agent.stop(signal)?;
             let (took, done) = (start.elapsed(), pinned(node));
             println!("ended after {} ms, {done} links done", took.as_millis());
-            ensure!(status.success() && took < SOON, "{status} after {took:?}");
+            ensure!(
+                status.success() && took < patience::of(SOON),
+                "{status} after {took:?}"
+            );
             ensure!(done < PAIRS, "{done} links: the pass went on to its end");
             // The next one does the rest.
             let agent = node.start_agent(&["--backend=ebpf", "--tc-attach=tcx"])?;
@@ -70,7 +73,10 @@ fn a_long_clean_up() {
         let status = agent.stop(libc::SIGTERM)?;
         let (took, left) = (start.elapsed(), pinned(node));
         println!("ended after {} ms, {left} links left", took.as_millis());
-        ensure!(!status.success() && took < SOON, "{status} after {took:?}");
+        ensure!(
+            !status.success() && took < patience::of(SOON),
+            "{status} after {took:?}"
+        );
 
         let mut agent = node.start_agent(&args)?;
         agent.signal(libc::SIGTERM)?;

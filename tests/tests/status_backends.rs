@@ -6,29 +6,15 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
-use tests::agent::binary;
 use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, transfer};
+use tests::{Family, client, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
-
-fn status(node: &Node) -> Result<Value> {
-    let mut command = node.netns.command(binary()?);
-    command
-        .arg("status")
-        .arg(format!("--run-dir={}", node.run_dir().display()))
-        .arg("--output=json");
-    let output = cmd::output(&mut command, "")?;
-    serde_json::from_slice(&output.stdout).with_context(|| {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        format!("exit status {}: {stderr}", output.status)
-    })
-}
 
 fn without_bpf(node: &Node, args: &[&str]) -> Result<Command> {
     let mut command = node.agent_command(args)?;
@@ -54,7 +40,7 @@ fn nftables_counts_and_says_why_it_is_used() {
             let _first = connect(family.cluster_ip_socket())?;
             let _second = connect(family.vip_socket())?;
         }
-        let status = status(node)?;
+        let status = node.status()?;
         let backend = &status["backend"];
         ensure!(backend["backend"] == "nftables", "{backend}");
         let rejected = &backend["rejected"][0];
@@ -85,7 +71,7 @@ fn nftables_counts_and_says_why_it_is_used() {
 
         agent.signal(libc::SIGSTOP)?;
         node.netns.exec("nft delete table ip6 proxy-agent")?;
-        let drift = self::status(node)?["drift"]["changes"].to_string();
+        let drift = node.status()?["drift"]["changes"].to_string();
         ensure!(drift.contains("ip6 proxy-agent"), "{drift}");
         agent.signal(libc::SIGCONT)
     });
@@ -110,7 +96,7 @@ fn stateless_rules_say_whom_they_break() {
                 log.contains("connections time out that are sent to the VIP by"),
                 "{kube_proxy:?}: no warning"
             );
-            let status = status(node)?;
+            let status = node.status()?;
             let breaks = status["backend"]["breaks"].to_string();
             for family in Family::ALL {
                 let vip = family.vip_socket().to_string();
@@ -131,7 +117,7 @@ fn learning_rules_break_nobody() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let agent = node.start_agent(&["--backend=iptables"])?;
-        let backend = &status(node)?["backend"];
+        let backend = &node.status()?["backend"];
         ensure!(backend["detail"] == "learning with ipset", "{backend}");
         ensure!(backend["breaks"] == serde_json::json!([]), "{backend}");
         ensure!(!agent.log().contains("time out"), "a warning");

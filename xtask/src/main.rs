@@ -10,11 +10,13 @@ mod build;
 mod check;
 mod fuzz;
 mod image;
+mod kernels;
 mod previous;
 mod setup;
 mod sh;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
@@ -115,6 +117,50 @@ enum Task {
         )]
         args: Vec<OsString>,
     },
+    /// Run the behaviour tests, a command or a shell on other kernels, in guests of qemu
+    ///
+    /// Without a command: the behaviour tests on each kernel of tests/kernels.toml, and what that file says
+    /// of the kernel. `-- shell` gives a shell with the agent, the demo and everything that tests use,
+    /// `-- COMMAND` runs a command and exits with its status. Kernels are Debian's packages; they are
+    /// kept in target/vm.
+    Vm {
+        /// Only this kernel: the start of its version (6.12), `newest`, a kernel package, or an image
+        #[arg(long, value_name = "VERSION|PATH")]
+        kernel: Option<String>,
+        /// Only a short selection, meant for CI: a list in tests/kernels.toml
+        #[arg(long)]
+        ci: bool,
+        /// Run only the tests whose name contains this
+        #[arg(long, value_name = "NAME", conflicts_with = "ci")]
+        filter: Option<String>,
+        /// Only these test programs (files in tests/tests)
+        #[arg(
+            long,
+            value_name = "PROGRAM",
+            value_delimiter = ',',
+            conflicts_with = "ci"
+        )]
+        program: Vec<String>,
+        /// More words for the kernel's command line, for example `module_blacklist=xt_bpf`
+        #[arg(
+            long,
+            value_name = "WORDS",
+            default_value = "",
+            hide_default_value = true
+        )]
+        append: String,
+        /// `shell`, or a command
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Make the tables of kernels in README.md and docs/kernel-support.md again
+    ///
+    /// From tests/kernels.toml; the table of what each kernel's verifier says of each program from guests.
+    Kernels {
+        /// Leave the table of the verifier as it is: no guest is booted
+        #[arg(long)]
+        without_verifier: bool,
+    },
     /// Build the agent and run it, for example `cargo xtask run -- --help`
     Run {
         /// Arguments for the agent
@@ -151,6 +197,25 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Soak { minutes } => test::soak(&workspace, minutes),
         Task::Fuzz { target, runs, args } => fuzz::fuzz(&workspace, target.as_deref(), runs, &args),
         Task::Image(options) => image::image(&workspace, &options),
+        Task::Vm {
+            kernel,
+            ci,
+            filter,
+            program,
+            append,
+            command,
+        } => {
+            let options = vm::Options {
+                kernel,
+                ci,
+                filter,
+                programs: program,
+                append,
+                command,
+            };
+            vm::vm(&workspace, &options)
+        }
+        Task::Kernels { without_verifier } => vm::tables(&workspace, without_verifier),
         Task::Run { args } => build::run(&workspace, &args),
     }
 }

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use self::machine::Machine;
 pub use self::machine::{BPF_TARGET, Compiler};
 use self::plan::{Line, LlvmMajor, Step};
+pub use self::tools::TOOLS;
 use crate::sh;
 
 /// What is asked for.
@@ -29,6 +30,8 @@ pub enum Scope {
     Everything,
     /// What compiles the agent, and what builds and starts programs for this Rust target.
     Cross(&'static str),
+    /// That, and what boots guests with other kernels.
+    Guests,
 }
 
 /// Makes sure that everything in `scope` is there. Says in one line what was found.

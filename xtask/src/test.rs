@@ -16,16 +16,27 @@ use anyhow::{Context as _, Result};
 use crate::build::AGENT;
 use crate::fuzz;
 use crate::image;
+use crate::kernels::Kernels;
 use crate::previous;
 use crate::setup::{self, Scope};
 use crate::sh;
+use crate::vm;
 use crate::workspace::Workspace;
 
 /// Tells tests and demo which agent to run.
-const AGENT_VARIABLE: &str = "PROXY_AGENT_BIN";
+pub const AGENT_VARIABLE: &str = "PROXY_AGENT_BIN";
 
 /// Tells the tests of upgrades where the agent of the previous release is.
-const PREVIOUS_VARIABLE: &str = "PROXY_AGENT_PREVIOUS_BIN";
+pub const PREVIOUS_VARIABLE: &str = "PROXY_AGENT_PREVIOUS_BIN";
+
+/// Tells the tests what their kernel must support, as JSON.
+pub const KERNEL_VARIABLE: &str = "PROXY_AGENT_KERNEL";
+
+/// Tells the tests by how much slower their machine is.
+pub const PATIENCE_VARIABLE: &str = "PROXY_AGENT_TEST_PATIENCE";
+
+/// What cargo is told with each of its commands here.
+const RELEASE: [&str; 2] = ["--release", "--locked"];
 
 /// Tells the tests of the image where it is.
 const IMAGE_VARIABLE: &str = "PROXY_AGENT_IMAGE";
@@ -51,14 +62,7 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
     setup::ensure(Scope::Everything)?;
     // The agent and the sweeper are programs beside the tests: `cargo test` alone would build the
     // first without its final name and the second not at all.
-    let release = ["--release", "--locked"];
-    sh::run(
-        workspace
-            .cargo("build")
-            .args(release)
-            .args(USER_SPACE)
-            .arg("--bins"),
-    )?;
+    build(workspace)?;
     // A run that was killed leaves namespaces and mounts behind.
     sh::run(&mut sh::command(workspace.program("sweep")))?;
     let skipped = workspace.target.join("skipped");
@@ -66,8 +70,11 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
 
     let start = Instant::now();
     let mut cargo = workspace.cargo("test");
-    cargo.args(release).args(USER_SPACE).arg("--no-fail-fast");
+    cargo.args(RELEASE).args(USER_SPACE).arg("--no-fail-fast");
     cargo.env(AGENT_VARIABLE, workspace.program(AGENT));
+    if let Some(support) = support(workspace)? {
+        cargo.env(KERNEL_VARIABLE, support);
+    }
     // The tests of upgrades are skipped without, and tell.
     match previous::build(workspace)? {
         Ok(program) => {
@@ -102,6 +109,62 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
         println!("{line}");
     }
     outcome
+}
+
+/// Builds what tests run and people use: the agent, the demo, the programs beside the tests.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn build(workspace: &Workspace) -> Result<()> {
+    sh::run(
+        workspace
+            .cargo("build")
+            .args(RELEASE)
+            .args(USER_SPACE)
+            .args(["--bins", "--examples"]),
+    )
+}
+
+/// The programs of the behaviour tests, built, by their names.
+///
+/// # Errors
+/// When they cannot be built.
+pub fn programs(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
+    let messages = sh::read(workspace.cargo("test").args(RELEASE).args([
+        "--package",
+        "tests",
+        "--tests",
+        "--no-run",
+        "--message-format",
+        "json-render-diagnostics",
+    ]))?;
+    let mut programs = Vec::new();
+    for message in messages.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(message).context("cargo printed something else than JSON")?;
+        let target = &message["target"];
+        let is_test = target["kind"][0] == "test";
+        if let (true, Some(name), Some(file)) = (
+            is_test,
+            target["name"].as_str(),
+            message["executable"].as_str(),
+        ) {
+            programs.push((name.to_owned(), file.into()));
+        }
+    }
+    programs.sort();
+    Ok(programs)
+}
+
+/// What this machine's kernel must support.
+fn support(workspace: &Workspace) -> Result<Option<String>> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .context("cannot read the release of this kernel")?;
+    let kernels = Kernels::read(workspace)?;
+    let support = kernels.of_release(&vm::numbers(&release));
+    support
+        .map(|kernel| Ok(serde_json::to_string(&kernel.supports)?))
+        .transpose()
 }
 
 /// Builds the demo and becomes it, so that signals and its exit status are its own.
@@ -147,7 +210,7 @@ fn turn_into(workspace: &Workspace, program: &str, args: &[OsString]) -> Result<
     sh::run(
         workspace
             .cargo("build")
-            .args(["--release", "--locked"])
+            .args(RELEASE)
             .args(["--package", AGENT, "--package", "tests"])
             .args(["--bin", AGENT, "--bin", program]),
     )?;

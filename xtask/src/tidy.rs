@@ -17,6 +17,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::kernels;
 use crate::sh;
 use crate::workspace::Workspace;
 
@@ -91,6 +92,14 @@ pub fn tidy(workspace: &Workspace) -> Result<()> {
         ));
     }
     findings.extend(licences::findings(workspace)?);
+    for (document, table) in kernels::stale(workspace)? {
+        let what = format!(
+            "the table of {table} is not what {} says: `{}`",
+            kernels::FILE,
+            kernels::REMAKE
+        );
+        findings.push(Finding::file(document, what));
+    }
 
     for note in notes {
         println!("note: {note}");

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Scope;
-use super::tools::{self, TOOLS, Tool};
+use super::tools::{self, GUESTS, TOOLS, Tool};
 use crate::sh;
 
 /// The compilation target of the eBPF programs: of this machine's byte order.
@@ -73,9 +73,10 @@ impl Machine {
         let path = sh::search_path();
         let rustup = sh::find("rustup", &path).is_some();
         let wanted = match scope {
-            Scope::Build => &[],
-            Scope::Everything => TOOLS,
-            Scope::Cross(target) => tools::cross(target),
+            Scope::Build => Vec::new(),
+            Scope::Everything => TOOLS.iter().collect(),
+            Scope::Guests => TOOLS.iter().chain(GUESTS).collect(),
+            Scope::Cross(target) => tools::cross(target).iter().collect(),
         };
         let compiler = if rustup {
             let toolchains = sh::home("RUSTUP_HOME", ".rustup").map(|home| home.join("toolchains"));
@@ -85,11 +86,11 @@ impl Machine {
             sh::find("rustc", &path).and_then(|rustc| plain_compiler(&rustc))
         };
         Self {
+            tools: wanted.len(),
             missing_tools: wanted
-                .iter()
+                .into_iter()
                 .filter(|tool| sh::find(tool.program, &path).is_none())
                 .collect(),
-            tools: wanted.len(),
             compiler,
             linker: sh::find("bpf-linker", &path),
             rustup,

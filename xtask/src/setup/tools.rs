@@ -64,6 +64,16 @@ pub fn cross(target: &str) -> &'static [Tool] {
     }
 }
 
+/// What boots guests with other kernels, and what is in them besides [`TOOLS`].
+pub const GUESTS: &[Tool] = &[
+    tool("qemu-system-x86_64", "qemu-system-x86"),
+    tool("busybox", "busybox-static"),
+    tool("depmod", "kmod"),
+    tool("modprobe", "kmod"),
+    tool("unxz", "xz-utils"),
+    tool("ipvsadm", "ipvsadm"),
+];
+
 const fn tool(program: &'static str, package: &'static str) -> Tool {
     Tool { program, package }
 }

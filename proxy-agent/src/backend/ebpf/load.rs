@@ -33,7 +33,7 @@ const LOGS: &str = "AYA_LOGS";
 const LOGS_OFF: u32 = 4096;
 
 /// The compiled programs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
 
 /// Why the programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -420,7 +420,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
 }
 
 /// Before Linux 5.11 maps count against a limit that is far too small by default.
-fn allow_locked_memory() {
+pub fn allow_locked_memory() {
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,

@@ -21,6 +21,7 @@ mod ruleset;
 pub mod statistics;
 mod takeover;
 mod teardown;
+mod verifier;
 mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,7 @@ pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
 pub use qdisc::notes_dir;
 pub use teardown::Tables;
+pub use verifier::{Verified, measure as verify_programs};
 
 use observe::Observed;
 use plan::{Desired, Op};

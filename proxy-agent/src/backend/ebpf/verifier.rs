@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the running kernel's verifier says of each program: how much work it had with it.
+
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::{Program, ProgramError};
+use aya::{EbpfLoader, VerifierLogLevel};
+
+use super::load;
+use crate::kernel::{bpffs, netns};
+
+/// What the verifier says of one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The program's name.
+    pub program: String,
+    /// How many instructions it looked at, on all ways through the program.
+    pub instructions: u64,
+    /// How many states it kept at once.
+    pub states: u64,
+}
+
+/// Has each program verified, with everything switched on that makes it larger. Programs that this
+/// kernel has no hook for are left out. Nothing is attached. Some maps cannot be made without a pin:
+/// `directory` holds them meanwhile, and is made for that and removed.
+///
+/// # Errors
+///
+/// When the directory exists or is not on a BPF file system, or the verifier refuses a program, with its
+/// log.
+pub fn measure(directory: &Path) -> Result<Vec<Verified>> {
+    ensure!(
+        !directory.exists(),
+        "{} exists; nothing was done",
+        directory.display()
+    );
+    bpffs::create_dir(directory)?;
+    let verified = measure_all(directory);
+    bpffs::remove_dir(directory)?;
+    verified
+}
+
+fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
+    load::allow_locked_memory();
+    let host = netns::cookie();
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .default_map_pin_directory(directory)
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .override_global(aya_log::LEVEL, &0_u8, true)
+        .override_global("PORTS", &u64::MAX, true)
+        .override_global("ADDRESSES", &u64::MAX, true)
+        .override_global("ALLOWS", &1_u8, true)
+        .override_global("TRANSLATE", &1_u8, true)
+        .override_global("HOST_NETNS", &host, true);
+    let mut ebpf = loader
+        .load(load::OBJECT)
+        .context("creating the eBPF maps")?;
+    // The verifier's summary is handed out with an error only. So each program is refused a file
+    // descriptor, which the kernel asks for when it has verified the program.
+    let before = no_more_files(0)?;
+    let verified = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| verify(name, program).transpose())
+        .collect();
+    no_more_files(before)?;
+    verified
+}
+
+fn verify(name: &str, program: &mut Program) -> Result<Option<Verified>> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::SocketFilter(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => bail!("{name} is of a type that no hook of ours has"),
+    };
+    let Err(ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    }) = loaded
+    else {
+        bail!("{name}: the kernel gave a file descriptor although there is none, or {loaded:?}");
+    };
+    let log = verifier_log.to_string();
+    match io_error.raw_os_error() {
+        Some(libc::EMFILE) => {}
+        // Before it was looked at: the kernel does not know the hook.
+        Some(libc::EINVAL) if log.is_empty() => return Ok(None),
+        _ => bail!("{name}: {io_error}\n{log}"),
+    }
+    let number = |before: &str| -> Option<u64> {
+        let (_, rest) = log.split_once(before)?;
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    let (Some(instructions), Some(states)) = (number("processed "), number("peak_states ")) else {
+        bail!("{name}: there is no summary in {log:?}");
+    };
+    Ok(Some(Verified {
+        program: name.to_owned(),
+        instructions,
+        states,
+    }))
+}
+
+/// Sets how many files this process may have open, and returns how many it was.
+fn no_more_files(count: libc::rlim_t) -> Result<libc::rlim_t> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointers are to a valid structure.
+    let done = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            let before = limit.rlim_cur;
+            limit.rlim_cur = count;
+            let set = libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0;
+            limit.rlim_cur = before;
+            set
+        }
+    };
+    if !done {
+        return Err(io::Error::last_os_error()).context("setting the limit of open files");
+    }
+    Ok(limit.rlim_cur)
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How much longer things may take on this machine than on a usual one.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Says by how many times time-outs are longer, a whole number: for guests whose instructions are
+/// carried out by qemu.
+const VARIABLE: &str = "PROXY_AGENT_TEST_PATIENCE";
+
+/// How often the usual time.
+#[must_use]
+pub fn factor() -> u32 {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    *FACTOR.get_or_init(|| {
+        let value = std::env::var(VARIABLE).ok();
+        value.and_then(|value| value.parse().ok()).unwrap_or(1)
+    })
+}
+
+/// A time-out for this machine. Waiting in `cmd` and connecting in `client` use it by themselves.
+#[must_use]
+pub fn of(usual: Duration) -> Duration {
+    usual * factor()
+}

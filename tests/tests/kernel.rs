@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What this kernel supports is what `kernels.toml` says of it, neither less nor more. `cargo xtask test`
+//! and `cargo xtask vm` hand that over; also for kernels that features were taken away from.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::agent::TRANSLATE;
+use tests::everywhere::{everything_works, everything_works_leaving};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
+use tests::path::Via;
+use tests::proxy::Proxy;
+use tests::{client, cmd, skip};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the kernel must support, as JSON: a row of `kernels.toml`.
+const VARIABLE: &str = "PROXY_AGENT_KERNEL";
+
+/// Runs a test with what the kernel must support.
+fn check(name: &str, body: impl FnOnce(&mut Node, &Value) -> Result<()>) -> Result<()> {
+    skip::clear(name)?;
+    let Ok(support) = std::env::var(VARIABLE) else {
+        return skip::record(
+            name,
+            &format!("{VARIABLE} is not set: `cargo xtask test` sets it on Linux 5.10 and newer"),
+        );
+    };
+    let support: Value = serde_json::from_str(&support).context(VARIABLE)?;
+    println!("this kernel must support {support}");
+    Node::test(Topology::Veth, |node| body(node, &support));
+    Ok(())
+}
+
+/// kube-proxy as it can be on this kernel: where there is no `nf_tables`, by legacy iptables.
+fn kube_proxy(node: &Node) -> KubeProxy {
+    if node.netns.exec("nft list tables").is_ok() {
+        KubeProxy::IptablesNft
+    } else {
+        KubeProxy::IptablesLegacy
+    }
+}
+
+#[test]
+fn auto_takes_the_backend_that_is_expected() -> Result<()> {
+    check(
+        "auto-takes-the-backend-that-is-expected",
+        |node, support| {
+            kube_proxy(node).install(&node.netns)?;
+            let _agent = node.start_agent(&["--backend=auto"])?;
+            let status = node.status()?;
+            let backend = &status["backend"];
+            ensure!(
+                backend["backend"] == support["backend"],
+                "{} is expected: {backend:#}",
+                support["backend"]
+            );
+            let detail = backend["detail"].as_str().unwrap_or_default();
+            if let Some(tc) = support["tc"].as_str() {
+                ensure!(
+                    detail == format!("attached by {tc}"),
+                    "attached by {tc} is expected: {backend:#}"
+                );
+            }
+            // Those that come before it are told with their reasons.
+            let order = ["ebpf", "nftables", "iptables", "none"];
+            let passed_over = order
+                .iter()
+                .position(|name| support["backend"] == *name)
+                .context("a backend")?;
+            let rejected: Vec<&str> = backend["rejected"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|rejected| rejected["backend"].as_str())
+                .collect();
+            ensure!(rejected == order[..passed_over], "{backend:#}");
+            println!("{backend:#}");
+            let _proxy = Proxy::start(node)?;
+            everything_works(node)
+        },
+    )
+}
+
+#[test]
+fn translation_works_where_it_is_expected() -> Result<()> {
+    check("translation-works-where-it-is-expected", |node, support| {
+        let expected = support["translation"] == true;
+        kube_proxy(node).install(&node.netns)?;
+        let args = [&["--backend=auto"], &TRANSLATE[..]].concat();
+        let agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        // The node of a test is a namespace of its own.
+        let of_host = expected && support["netns-cookie"] == true;
+        everything_works_leaving(node, |path| {
+            let translated = if path.client == "host" {
+                of_host
+            } else {
+                expected
+            };
+            usize::from(!translated)
+        })?;
+        for path in node.paths() {
+            if path.via != Via::ClusterIp || path.client != "host" {
+                continue;
+            }
+            let stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+            let peer = stream.peer_addr()?;
+            let keeps = !of_host || support["getpeername"] == true;
+            ensure!(
+                (peer == path.destination()) == keeps,
+                "{path}: getpeername shows {peer}\n{}",
+                agent.log()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// What was asked for by name and cannot be had costs no VIP.
+#[test]
+fn each_backend_works_or_says_why() -> Result<()> {
+    check("each-backend-works-or-says-why", |node, support| {
+        kube_proxy(node).install(&node.netns)?;
+        let order = ["ebpf", "nftables", "iptables"];
+        let first = order.iter().position(|name| support["backend"] == *name);
+        for (place, backend) in order.iter().enumerate() {
+            let works = first.is_some_and(|first| place >= first);
+            let once = [&format!("--backend={backend}"), "--daemon=false"];
+            let output = node.run_agent(&once)?;
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                output.status.success() == works,
+                "{backend}: {}\n{stderr}",
+                output.status
+            );
+            if !works {
+                // Before it tries, or with what the kernel answered.
+                let told = format!("--backend={backend} cannot be used here");
+                ensure!(
+                    stderr.contains(&told) || stderr.contains(" ERROR "),
+                    "{backend}: no reason in\n{stderr}"
+                );
+            }
+            cmd::wait_until(TIMEOUT, "the VIPs", || {
+                let shown = node.netns.exec("ip -o address show dev lo")?;
+                Ok(shown.contains(" 10.96.0.2/32 ").then_some(()))
+            })?;
+            node.run_agent(&["--backend=none", "--daemon=false"])?;
+        }
+        Ok(())
+    })
+}

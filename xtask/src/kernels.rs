@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tests/kernels.toml`: what each kernel must support, and the tables that are made from it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::workspace::Workspace;
+
+/// Where it lies.
+pub const FILE: &str = "tests/kernels.toml";
+
+/// The documents that have tables made from it, with the function that makes each.
+const TABLES: [(&str, &str, Make); 3] = [
+    ("README.md", "kernels", Kernels::table),
+    ("docs/kernel-support.md", "kernels", Kernels::table),
+    ("docs/kernel-support.md", "fallbacks", Kernels::fallbacks),
+];
+
+/// Makes a table.
+type Make = fn(&Kernels) -> String;
+
+/// The command that makes the tables again.
+pub const REMAKE: &str = "cargo xtask kernels";
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Kernels {
+    /// How many instructions the verifier may look at in one program, on any kernel.
+    pub verifier_limit: u32,
+    /// What is skipped in every guest, by the name in its record, with the reason.
+    #[serde(default)]
+    pub skips: BTreeMap<String, String>,
+    /// The tests that CI runs on each kernel.
+    pub ci: Vec<Selection>,
+    /// The kernels, oldest first.
+    pub kernel: Vec<Kernel>,
+}
+
+/// Tests of one program.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Selection {
+    /// The program: a file in `tests/tests`.
+    pub program: String,
+    /// Their names; all if there are none.
+    #[serde(default)]
+    pub tests: Vec<String>,
+    /// Why these and not others.
+    pub why: String,
+}
+
+/// A kernel of the matrix.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// The start of its version, or `newest`.
+    pub name: String,
+    /// What it must support.
+    pub supports: Support,
+    /// What is skipped there, by the name in its record, with the reason.
+    #[serde(default)]
+    pub skips: BTreeMap<String, String>,
+    /// The same kernel with features taken away.
+    #[serde(default)]
+    pub without: Vec<Without>,
+}
+
+/// A kernel with features taken away.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Without {
+    /// What it lacks, in words.
+    pub what: String,
+    /// The words on its command line that take it away.
+    pub append: String,
+    /// What it still must support.
+    pub supports: Support,
+}
+
+/// What a kernel supports: neither less nor more. Handed to the tests as JSON.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Support {
+    /// The backend that `auto` takes.
+    pub backend: String,
+    /// How it attaches programs to links, if it does.
+    #[serde(default)]
+    pub tc: Option<String>,
+    /// Whether ClusterIPs are translated.
+    pub translation: bool,
+    /// Whether a process may ask for the cookie of its network namespace. Without, the agent translates
+    /// processes of the initial namespace only, which a test's node is not.
+    #[serde(rename = "netns-cookie", default)]
+    pub netns_cookie: bool,
+    /// Whether a process on the node sees the ClusterIP as its peer.
+    pub getpeername: bool,
+}
+
+impl Kernels {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it is not there, or does not say what it should.
+    pub fn read(workspace: &Workspace) -> Result<Self> {
+        let path = workspace.root.join(FILE);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
+    }
+
+    /// What a kernel of this release must support: what the newest one of the file does that is not newer.
+    pub fn of_release(&self, release: &[u32]) -> Option<&Kernel> {
+        let not_newer =
+            |kernel: &&Kernel| version(&kernel.name).is_some_and(|own| *own <= *release);
+        self.kernel.iter().rfind(not_newer)
+    }
+
+    /// What each kernel supports.
+    fn table(&self) -> String {
+        let mut text = String::from(
+            "| Linux | `--backend=auto` takes | on links by | translates | process on the node sees as its peer |\n\
+             |---|---|---|---|---|\n",
+        );
+        for kernel in &self.kernel {
+            let Support {
+                backend,
+                tc,
+                translation,
+                netns_cookie,
+                getpeername,
+            } = &kernel.supports;
+            let name = match kernel.name.as_str() {
+                "newest" => "newest in Debian",
+                name => name,
+            };
+            let tc = tc.as_deref().unwrap_or("–");
+            let translates = match (*translation, *netns_cookie) {
+                (true, true) => "yes",
+                (true, false) => "yes; for the node's own processes only in the initial namespace",
+                (false, _) => "no",
+            };
+            let peer = match (*translation && *netns_cookie, *getpeername) {
+                (true, true) => "the ClusterIP",
+                (true, false) => "the VIP",
+                // Of what is not translated there, no test sees the peer.
+                (false, _) => "–",
+            };
+            let _ = writeln!(
+                text,
+                "| {name} | `{backend}` | {tc} | {translates} | {peer} |"
+            );
+        }
+        text
+    }
+
+    /// What is taken when features are missing.
+    fn fallbacks(&self) -> String {
+        let mut text = String::from(
+            "| Linux | without | command line | `--backend=auto` takes | translates |\n|---|---|---|---|---|\n",
+        );
+        for kernel in &self.kernel {
+            for without in &kernel.without {
+                let translates = if without.supports.translation {
+                    "yes"
+                } else {
+                    "no"
+                };
+                let _ = writeln!(
+                    text,
+                    "| {} | {} | `{}` | `{}` | {translates} |",
+                    kernel.name, without.what, without.append, without.supports.backend
+                );
+            }
+        }
+        text
+    }
+}
+
+/// The numbers of a kernel's name; none for `newest`.
+fn version(name: &str) -> Option<Vec<u32>> {
+    name.split('.').map(|part| part.parse().ok()).collect()
+}
+
+/// Makes the tables again.
+///
+/// # Errors
+/// When a document cannot be read or written, or has no place for its table.
+pub fn remake(workspace: &Workspace) -> Result<()> {
+    let kernels = Kernels::read(workspace)?;
+    for (document, table, make) in TABLES {
+        replace(workspace, document, table, &make(&kernels))?;
+    }
+    Ok(())
+}
+
+/// The tables that are not as the file has it, as document and name.
+///
+/// # Errors
+/// As [`remake`].
+pub fn stale(workspace: &Workspace) -> Result<Vec<(&'static str, &'static str)>> {
+    let kernels = Kernels::read(workspace)?;
+    let mut stale = Vec::new();
+    for (document, table, make) in TABLES {
+        let text = read(&workspace.root.join(document))?;
+        if exchanged(&text, table, &make(&kernels)).as_deref() != Some(text.as_str()) {
+            stale.push((document, table));
+        }
+    }
+    Ok(stale)
+}
+
+/// Puts a table into its place in a document, and says so if that changes it.
+///
+/// # Errors
+/// As [`remake`].
+pub fn replace(workspace: &Workspace, document: &str, table: &str, rows: &str) -> Result<()> {
+    let path = workspace.root.join(document);
+    let text = read(&path)?;
+    let Some(new) = exchanged(&text, table, rows) else {
+        bail!(
+            "{document} has no place for the table: {} and {}",
+            begin(table),
+            end(table)
+        );
+    };
+    if new != text {
+        fs::write(&path, new).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{document}: the table of {table} is new");
+    }
+    Ok(())
+}
+
+/// The text with another table between its marks; none without marks.
+fn exchanged(text: &str, table: &str, rows: &str) -> Option<String> {
+    let (before, rest) = text.split_once(&begin(table))?;
+    let (_, after) = rest.split_once(&end(table))?;
+    Some(format!(
+        "{before}{}\n\n{rows}\n{}{after}",
+        begin(table),
+        end(table)
+    ))
+}
+
+fn begin(table: &str) -> String {
+    format!("<!-- {table}: made by `{REMAKE}` -->")
+}
+
+fn end(table: &str) -> String {
+    format!("<!-- end of {table} -->")
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        verifier-limit = 1
+        ci = []
+        [[kernel]]
+        name = "5.10"
+        supports = { backend = "ebpf", tc = "clsact", translation = true, getpeername = true }
+        [[kernel.without]]
+        what = "xt_bpf"
+        append = "module_blacklist=xt_bpf"
+        supports = { backend = "nftables", translation = false, getpeername = false }
+        [[kernel]]
+        name = "6.12"
+        supports = { backend = "ebpf", tc = "tcx", translation = true, netns-cookie = true, getpeername = true }
+        [[kernel]]
+        name = "newest"
+        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true }
+    "#;
+
+    #[test]
+    fn a_release_must_support_what_older_ones_do() {
+        let kernels: Kernels = toml::from_str(TEXT).unwrap();
+        let name = |release: &[u32]| {
+            kernels
+                .of_release(release)
+                .map(|kernel| kernel.name.as_str())
+        };
+        assert_eq!(name(&[5, 4, 100]), None);
+        assert_eq!(name(&[5, 10]), Some("5.10"));
+        assert_eq!(name(&[6, 1, 9]), Some("5.10"));
+        assert_eq!(name(&[7, 0, 0]), Some("6.12"));
+    }
+
+    #[test]
+    fn tables_have_a_row_for_each_kernel() {
+        let kernels: Kernels = toml::from_str(TEXT).unwrap();
+        let table = kernels.table();
+        assert!(
+            table.contains("\n| 6.12 | `ebpf` | tcx | yes | the ClusterIP |\n"),
+            "{table}"
+        );
+        assert_eq!(table.lines().count(), 5, "{table}");
+        let fallbacks = kernels.fallbacks();
+        let row = "| 5.10 | xt_bpf | `module_blacklist=xt_bpf` | `nftables` | no |";
+        assert!(fallbacks.contains(row), "{fallbacks}");
+    }
+
+    #[test]
+    fn a_table_is_put_between_its_marks() {
+        let text = format!("a\n\n{}\n\nold\n{}\n\nb\n", begin("x"), end("x"));
+        let new = exchanged(&text, "x", "new\n").unwrap();
+        assert_eq!(new, text.replace("old", "new\n"));
+        assert_eq!(exchanged(&new, "x", "new\n").unwrap(), new);
+        assert_eq!(exchanged(&text, "y", "new\n"), None);
+    }
+}

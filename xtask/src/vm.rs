@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `vm`: the agent on other kernels than this machine's, in guests of qemu.
+//!
+//! [`debian`] and [`kernel`] bring a kernel, [`guest`] and [`initramfs`] what lies in it, [`qemu`] boots
+//! it, [`matrix`] runs the tests on each kernel of `tests/kernels.toml` and judges them.
+
+mod debian;
+mod guest;
+mod initramfs;
+mod kernel;
+mod matrix;
+mod qemu;
+mod verifier;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use self::guest::Job;
+use self::kernel::Kernel;
+use self::qemu::Guest;
+use crate::kernels::{self, Kernels};
+use crate::setup::{self, Scope};
+use crate::sh;
+use crate::test;
+use crate::workspace::Workspace;
+
+pub use self::debian::numbers;
+
+/// The command that stands for a shell.
+const SHELL: &str = "shell";
+
+/// Which kernel runs a command when none is named.
+const DEFAULT: &str = "newest";
+
+/// What is asked for.
+#[derive(Debug)]
+pub struct Options {
+    /// A version, `newest`, or a file; all of the matrix if none is given.
+    pub kernel: Option<String>,
+    /// Only the tests that CI runs.
+    pub ci: bool,
+    /// Only tests whose name contains this.
+    pub filter: Option<String>,
+    /// Only these test programs; all if there are none.
+    pub programs: Vec<String>,
+    /// More words for the kernel's command line.
+    pub append: String,
+    /// A command, or `shell`; none for the tests.
+    pub command: Vec<OsString>,
+}
+
+/// Runs tests, a command or a shell in guests.
+///
+/// # Errors
+/// When something that is needed cannot be had, a guest fails, or what runs in it does.
+pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
+    prepare(workspace)?;
+    let cache = cache(workspace);
+    if options.command.is_empty() {
+        return matrix::run(workspace, &cache, options);
+    }
+    let job = match options.command.as_slice() {
+        [word] if word == SHELL => Job::Shell,
+        words => Job::Command(words.to_vec()),
+    };
+    let kernel = choose(options.kernel.as_deref().unwrap_or(DEFAULT), &cache)?;
+    let (accelerator, why) = qemu::accelerator(workspace, &kernel, &cache)?;
+    println!("vm: Linux {}, {accelerator:?}: {why}", kernel.release);
+    if matches!(job, Job::Shell) {
+        println!("vm: Ctrl-A x ends the guest at once");
+    }
+    let dir = cache.join("talk");
+    let initramfs = dir.join("initramfs");
+    guest::write(workspace, &kernel, &job, &environment(), &initramfs)?;
+    let outcome = Guest {
+        kernel: &kernel,
+        initramfs: &initramfs,
+        append: &options.append,
+        accelerator,
+        dir: &dir,
+    }
+    .talk()?;
+    match (outcome.trouble, outcome.status) {
+        (None, Some(0)) => Ok(()),
+        (Some(trouble), _) => bail!("the guest failed: {trouble}"),
+        // Its own messages are on the terminal.
+        (None, status) => std::process::exit(status.unwrap_or(1)),
+    }
+}
+
+/// Makes the tables of `tests/kernels.toml` again, and that of the verifier, from guests.
+///
+/// # Errors
+/// As [`vm`], and when a document cannot be written.
+pub fn tables(workspace: &Workspace, without_verifier: bool) -> Result<()> {
+    kernels::remake(workspace)?;
+    if without_verifier {
+        return Ok(());
+    }
+    prepare(workspace)?;
+    verifier::remake(workspace, &cache(workspace), &Kernels::read(workspace)?)
+}
+
+/// What all guests need: qemu and what is run in them, built.
+fn prepare(workspace: &Workspace) -> Result<()> {
+    if cfg!(not(target_arch = "x86_64")) {
+        bail!("guests run the programs of this machine, and their kernels are for x86-64 only");
+    }
+    setup::ensure(Scope::Guests)?;
+    test::build(workspace)
+}
+
+/// Kernels, package lists and what guests leave.
+fn cache(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("vm")
+}
+
+/// The kernel in this file, else Debian's of this version.
+fn choose(kernel: &str, cache: &Path) -> Result<Kernel> {
+    let path = Path::new(kernel);
+    if path.is_file() {
+        Kernel::of_file(path, cache)
+    } else {
+        Kernel::of_debian(kernel, cache)
+    }
+}
+
+/// Variables that everything in a guest gets.
+fn environment() -> Vec<(&'static str, String)> {
+    vec![(
+        test::AGENT_VARIABLE,
+        format!("/proxy-agent/target/release/{}", crate::build::AGENT),
+    )]
+}
+
+/// The last lines of a guest's console.
+fn tail(console: &Path, count: usize) -> String {
+    let bytes = std::fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// How many kernels there are in words, and how long it took.
+fn took(count: usize, start: std::time::Instant) -> String {
+    let kernels = if count == 1 { "kernel" } else { "kernels" };
+    format!("{count} {kernels} in {}", sh::duration(start.elapsed()))
+}

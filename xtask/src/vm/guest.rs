@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What lies in a guest: the kernel's modules, the programs that tests run, the agent and the tests, and
+//! the job that `init.sh` does there.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::initramfs::Initramfs;
+use super::kernel::Kernel;
+use crate::build::AGENT;
+use crate::setup::TOOLS;
+use crate::sh;
+use crate::test;
+use crate::workspace::Workspace;
+
+/// Where what is ours lies in a guest.
+const HOME: &str = "proxy-agent";
+
+/// What else a node has: what kube-proxy's IPVS mode needs, and a shell.
+const MORE_TOOLS: [&str; 3] = ["ipvsadm", "modprobe", "bash"];
+
+/// What tests of this machine need and tests of a kernel do not: a compiler, and what reads images.
+const LEFT_OUT: [&str; 2] = ["c++", "skopeo"];
+
+/// Files without which programs work less well.
+const FILES: [&str; 3] = ["/etc/protocols", "/etc/services", "/etc/ethertypes"];
+
+/// The programs of this workspace that are in each guest: for the tests, and for people.
+const OURS: [&str; 3] = [AGENT, "demo", "examples/verifier"];
+
+/// The agent of the previous release.
+const PREVIOUS: &str = "previous";
+
+/// What a guest does.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// Comes up and ends.
+    Nothing,
+    /// A shell on the console.
+    Shell,
+    /// A command on the console.
+    Command(Vec<OsString>),
+    /// Loads every program and tells what the verifier says.
+    Verifier,
+    /// Runs test programs; with the agent of the previous release where it is at hand.
+    Tests(Vec<Program>, Option<PathBuf>),
+}
+
+/// A test program of a guest.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// The file on this machine.
+    pub file: PathBuf,
+    /// Arguments, of which none has white space.
+    pub arguments: Vec<String>,
+    /// How many seconds it may take.
+    pub limit: u64,
+}
+
+/// Writes the initramfs of a guest.
+///
+/// # Errors
+/// When something that belongs in it is not here.
+pub fn write(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    job: &Job,
+    environment: &[(&str, String)],
+    path: &Path,
+) -> Result<()> {
+    let mut image = Initramfs::new();
+    base(&mut image)?;
+    if let Some(root) = &kernel.root {
+        image.tree(&root.join("lib"), "usr/lib")?;
+    }
+    if !matches!(job, Job::Nothing) {
+        node(&mut image)?;
+        for program in OURS {
+            let file = workspace.program(program);
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            image.copy(&file, &format!("{HOME}/target/release/{name}"));
+            image.libraries(&file)?;
+        }
+    }
+    let mut variables = format!("JOB={}\n", job.name());
+    for (name, value) in environment {
+        let _ = writeln!(variables, "export {name}={}", quoted(value));
+    }
+    match job {
+        Job::Nothing | Job::Shell | Job::Verifier => {}
+        Job::Command(words) => {
+            let words: Vec<_> = words
+                .iter()
+                .map(|word| quoted(&word.to_string_lossy()))
+                .collect();
+            image.text(
+                &format!("{HOME}/command"),
+                &format!("{}\n", words.join(" ")),
+                false,
+            );
+        }
+        Job::Tests(programs, previous) => {
+            tests(&mut image, programs)?;
+            if let Some(previous) = previous {
+                image.copy(previous, &format!("{HOME}/{PREVIOUS}"));
+                let _ = writeln!(
+                    variables,
+                    "export {}=/{HOME}/{PREVIOUS}",
+                    test::PREVIOUS_VARIABLE
+                );
+            }
+        }
+    }
+    image.text(&format!("{HOME}/environment"), &variables, false);
+    applets(&mut image)?;
+    image.write(path)
+}
+
+impl Job {
+    /// The name by which `init.sh` knows it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Shell => "shell",
+            Self::Command(_) => "command",
+            Self::Verifier => "verifier",
+            Self::Tests(..) => "tests",
+        }
+    }
+}
+
+/// What every guest has: the first process and the small programs it needs.
+fn base(image: &mut Initramfs) -> Result<()> {
+    image.text("init", include_str!("init.sh"), true);
+    for directory in [
+        "proc", "sys", "dev", "run", "tmp", "etc", "var/run", "var/lib",
+    ] {
+        image.directory(directory);
+    }
+    image.text("etc/passwd", "root:x:0:0:root:/:/bin/bash\n", false);
+    image.text("etc/group", "root:x:0:\n", false);
+    image.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", false);
+    image.link("etc/mtab", "/proc/self/mounts");
+    image.program("busybox")?;
+    // `ip` sets lo up; modprobe is what the kernel itself calls for a module.
+    image.program("ip")?;
+    image.program("modprobe")
+}
+
+/// What the tests and people use on a node.
+fn node(image: &mut Initramfs) -> Result<()> {
+    let tools = TOOLS.iter().map(|tool| tool.program);
+    for tool in tools
+        .filter(|tool| !LEFT_OUT.contains(tool))
+        .chain(MORE_TOOLS)
+    {
+        image.program(tool)?;
+    }
+    // busybox as a shell would take its own `ip` and `tc`.
+    image.link("usr/bin/sh", "bash");
+    // The plain names are what scripts and people type.
+    for name in ["iptables", "ip6tables", "iptables-save", "iptables-restore"] {
+        if sh::find(name, &sh::search_path()).is_some() {
+            image.program(name)?;
+        }
+    }
+    for name in ["legacy", "nft"] {
+        for program in ["iptables", "ip6tables"] {
+            for end in ["-save", "-restore"] {
+                image.program(&format!("{program}-{name}{end}"))?;
+            }
+        }
+    }
+    // iptables loads its extensions by their names.
+    let extensions = extensions().context("iptables has no extensions here")?;
+    let place = extensions
+        .to_string_lossy()
+        .trim_start_matches('/')
+        .to_owned();
+    image.tree(&extensions, &place)?;
+    for extension in fs::read_dir(&extensions).into_iter().flatten().flatten() {
+        image.libraries(&extension.path())?;
+    }
+    for file in FILES.map(Path::new) {
+        if file.is_file() {
+            image.copy(file, file.to_string_lossy().trim_start_matches('/'));
+        }
+    }
+    Ok(())
+}
+
+/// What is not there by itself, busybox does.
+fn applets(image: &mut Initramfs) -> Result<()> {
+    let applets = sh::read(sh::command("busybox").arg("--list"))?;
+    for applet in applets.lines() {
+        let there = ["usr/bin", "usr/sbin"]
+            .iter()
+            .any(|directory| image.has(&format!("{directory}/{applet}")));
+        if !there {
+            image.link(&format!("usr/bin/{applet}"), "/bin/busybox");
+        }
+    }
+    Ok(())
+}
+
+/// `/usr/lib/x86_64-linux-gnu/xtables`, or the like.
+fn extensions() -> Option<PathBuf> {
+    let places = fs::read_dir("/usr/lib").ok()?.flatten();
+    let mut places: Vec<PathBuf> = places.map(|entry| entry.path().join("xtables")).collect();
+    places.push("/usr/lib/xtables".into());
+    places.push("/usr/lib64/xtables".into());
+    places.into_iter().find(|path| path.is_dir())
+}
+
+fn tests(image: &mut Initramfs, programs: &[Program]) -> Result<()> {
+    let mut plan = String::new();
+    for program in programs {
+        image.copy(
+            &program.file,
+            &format!("{HOME}/target/release/deps/{}", program.name),
+        );
+        image.libraries(&program.file)?;
+        let (name, limit) = (&program.name, program.limit);
+        let _ = writeln!(plan, "{name} {limit} {}", program.arguments.join(" "));
+    }
+    // Tests find the directory for their records of skips by this.
+    image.text(&format!("{HOME}/target/CACHEDIR.TAG"), "", false);
+    image.text(&format!("{HOME}/plan"), &plan, false);
+    Ok(())
+}
+
+/// For a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

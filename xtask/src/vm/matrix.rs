@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The tests on each kernel of `tests/kernels.toml`: which run, and whether what they did and did not
+//! do is what the file says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::guest::{self, Job, Program};
+use super::kernel::Kernel;
+use super::qemu::{self, Accelerator, Guest, Outcome};
+use super::{Options, choose, debian, environment, tail, took, verifier};
+use crate::kernels::{self, Kernels, Support};
+use crate::previous;
+use crate::sh;
+use crate::test;
+use crate::workspace::Workspace;
+
+/// The program that compares a kernel with what `kernels.toml` says of it. A kernel with features taken
+/// away runs this one only.
+const EXPECTATIONS: &str = "kernel";
+
+/// The program that needs the agent of the previous release.
+const UPGRADES: &str = "upgrade";
+
+/// How long one test program may take, in seconds, and one guest.
+const PROGRAM_LIMIT: u64 = 2400;
+const GUEST_LIMIT: Duration = Duration::from_hours(3);
+
+/// By how much time-outs of tests are longer where qemu carries out each instruction.
+const PATIENCE: u32 = 5;
+
+/// How much of a console is shown.
+const SHOWN: usize = 400;
+
+/// One boot of the matrix.
+struct Boot<'a> {
+    name: String,
+    kernel: &'a Kernel,
+    append: String,
+    supports: &'a Support,
+    programs: Vec<Program>,
+    /// What may be skipped.
+    skips: BTreeMap<String, String>,
+    /// Every test runs: what may be skipped must be skipped.
+    complete: bool,
+}
+
+/// What came of one boot.
+struct Verdict {
+    name: String,
+    release: String,
+    problems: Vec<String>,
+    time: Duration,
+}
+
+/// Runs the tests on the kernel that is asked for, or on all.
+///
+/// # Errors
+/// When a kernel cannot be had or one of them fails.
+pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()> {
+    let start = Instant::now();
+    let kernels = Kernels::read(workspace)?;
+    let programs = programs(workspace, &kernels, options)?;
+    let rows = rows(&kernels, cache, options)?;
+    let mut verdicts = Vec::new();
+    for (name, kernel, row) in &rows {
+        for boot in boots(name, kernel, (&kernels, row), &programs, options) {
+            let start = Instant::now();
+            let problems = boot.run(workspace, cache, &kernels)?;
+            verdicts.push(Verdict {
+                name: boot.name,
+                release: kernel.release.clone(),
+                problems,
+                time: start.elapsed(),
+            });
+        }
+    }
+    println!();
+    for verdict in &verdicts {
+        let Verdict {
+            name,
+            release,
+            problems,
+            time,
+        } = verdict;
+        let word = if problems.is_empty() {
+            "passed"
+        } else {
+            "FAILED"
+        };
+        println!("{word}  {name} (Linux {release}), {}", sh::duration(*time));
+        for problem in problems {
+            println!("        {problem}");
+        }
+    }
+    println!("vm: {}", took(rows.len(), start));
+    let failed: Vec<&str> = verdicts
+        .iter()
+        .filter(|verdict| !verdict.problems.is_empty())
+        .map(|verdict| verdict.name.as_str())
+        .collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// The kernels that are asked for, each with what is expected of it.
+fn rows<'a>(
+    kernels: &'a Kernels,
+    cache: &Path,
+    options: &Options,
+) -> Result<Vec<(String, Kernel, &'a kernels::Kernel)>> {
+    let Some(wanted) = &options.kernel else {
+        return kernels
+            .kernel
+            .iter()
+            .map(|row| Ok((row.name.clone(), choose(&row.name, cache)?, row)))
+            .collect();
+    };
+    let kernel = choose(wanted, cache)?;
+    let row = kernels
+        .kernel
+        .iter()
+        .find(|row| row.name == *wanted)
+        .or_else(|| kernels.of_release(&debian::numbers(&kernel.release)))
+        .with_context(|| format!("{} says nothing of Linux {}", kernels::FILE, kernel.release))?;
+    // A file is called after what is in it.
+    let name = if wanted.contains('/') {
+        kernel.release.clone()
+    } else {
+        wanted.clone()
+    };
+    Ok(vec![(name, kernel, row)])
+}
+
+/// A kernel as it is, then with features taken away.
+fn boots<'a>(
+    name: &str,
+    kernel: &'a Kernel,
+    (kernels, row): (&Kernels, &'a kernels::Kernel),
+    programs: &[Program],
+    options: &Options,
+) -> Vec<Boot<'a>> {
+    let skips = kernels.skips.iter().chain(&row.skips);
+    let skips = skips.map(|(name, reason)| (name.clone(), reason.clone()));
+    let mut boots = vec![Boot {
+        name: name.to_owned(),
+        kernel,
+        append: options.append.clone(),
+        supports: &row.supports,
+        programs: programs.to_vec(),
+        skips: skips.collect(),
+        complete: !options.ci && options.filter.is_none() && options.programs.is_empty(),
+    }];
+    let expectations: Vec<Program> = programs
+        .iter()
+        .filter(|program| program.name == EXPECTATIONS)
+        .cloned()
+        .collect();
+    // With features taken away by hand nobody knows what to expect of more.
+    if options.append.is_empty() && !expectations.is_empty() {
+        boots.extend(row.without.iter().map(|without| Boot {
+            name: format!("{name} without {}", without.what),
+            kernel,
+            append: without.append.clone(),
+            supports: &without.supports,
+            programs: expectations.clone(),
+            skips: BTreeMap::new(),
+            complete: false,
+        }));
+    }
+    boots
+}
+
+impl Boot<'_> {
+    /// Boots the kernel and runs its tests; what is wrong.
+    fn run(&self, workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<Vec<String>> {
+        let (accelerator, why) = qemu::accelerator(workspace, self.kernel, cache)?;
+        println!(
+            "\n== {}: Linux {} {}, {accelerator:?}: {why}",
+            self.name, self.kernel.release, self.append
+        );
+        let dir = cache.join("guests").join(self.name.replace(' ', "-"));
+        let initramfs = dir.join("initramfs");
+        let mut variables = environment();
+        variables.push((test::KERNEL_VARIABLE, serde_json::to_string(self.supports)?));
+        if accelerator == Accelerator::Tcg {
+            variables.push((test::PATIENCE_VARIABLE, PATIENCE.to_string()));
+        }
+        let upgrades = self.programs.iter().any(|program| program.name == UPGRADES);
+        let previous = if upgrades {
+            // Where it cannot be had, the tests say so and are skipped.
+            previous::build(workspace)?.ok()
+        } else {
+            None
+        };
+        let job = Job::Tests(self.programs.clone(), previous);
+        guest::write(workspace, self.kernel, &job, &variables, &initramfs)?;
+        let guest = Guest {
+            kernel: self.kernel,
+            initramfs: &initramfs,
+            append: &self.append,
+            accelerator,
+            dir: &dir,
+        };
+        let outcome = guest.watch(GUEST_LIMIT, tell)?;
+        // It can be made again, and is large.
+        let _ = fs::remove_file(&initramfs);
+        let problems = self.judge(&outcome, kernels.verifier_limit);
+        if !problems.is_empty() {
+            show(&outcome);
+        }
+        Ok(problems)
+    }
+
+    /// What is wrong with a guest's report.
+    fn judge(&self, outcome: &Outcome, verifier_limit: u32) -> Vec<String> {
+        let mut problems: Vec<String> = outcome.trouble.iter().cloned().collect();
+        let ran: Vec<Ran> = outcome
+            .report
+            .iter()
+            .filter_map(|line| Ran::read(line))
+            .collect();
+        for ran in ran.iter().filter(|ran| ran.status != 0) {
+            problems.push(match ran.status {
+                137 => format!("{} took too long and was killed", ran.name),
+                status => format!("{} failed with exit code {status}", ran.name),
+            });
+        }
+        if outcome.trouble.is_none() {
+            for program in &self.programs {
+                if !ran.iter().any(|ran| ran.name == program.name) {
+                    problems.push(format!("{} did not run", program.name));
+                }
+            }
+        }
+        let skipped = outcome.report.iter().filter_map(|line| {
+            let (name, reason) = line.strip_prefix("skipped ")?.split_once(' ')?;
+            Some((name, reason.trim()))
+        });
+        let mut seen = BTreeSet::new();
+        for (name, reason) in skipped {
+            seen.insert(name);
+            if !self.skips.contains_key(name) {
+                problems.push(format!(
+                    "{name} was skipped, and {} does not allow that: {reason}",
+                    kernels::FILE
+                ));
+            }
+        }
+        if self.complete && outcome.trouble.is_none() {
+            for name in self
+                .skips
+                .keys()
+                .filter(|name| !seen.contains(name.as_str()))
+            {
+                problems.push(format!(
+                    "{name} was not skipped, and {} says that it must be",
+                    kernels::FILE
+                ));
+            }
+        }
+        for measure in verifier::Measure::of_report(&outcome.report) {
+            if measure.instructions > verifier_limit {
+                problems.push(format!(
+                    "the verifier looked at {} instructions in {}, {} allows {verifier_limit}",
+                    measure.instructions,
+                    measure.program,
+                    kernels::FILE
+                ));
+            }
+        }
+        if problems.is_empty() && outcome.status != Some(0) {
+            problems.push(format!("the guest ended with status {:?}", outcome.status));
+        }
+        problems
+    }
+}
+
+/// A test program that ran: `program <name> <status> <seconds>`.
+struct Ran<'a> {
+    name: &'a str,
+    status: i32,
+    seconds: u64,
+}
+
+impl<'a> Ran<'a> {
+    fn read(line: &'a str) -> Option<Self> {
+        let mut words = line.strip_prefix("program ")?.split(' ');
+        Some(Self {
+            name: words.next()?,
+            status: words.next()?.parse().ok()?,
+            seconds: words.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// Shows a line of a report to people.
+fn tell(line: &str) {
+    if let Some(ran) = Ran::read(line) {
+        let verdict = if ran.status == 0 { "ok" } else { "FAILED" };
+        println!("  {:<24} {verdict}, {} s", ran.name, ran.seconds);
+    } else if let Some(skipped) = line.strip_prefix("skipped ") {
+        println!("  skipped: {skipped}");
+    }
+}
+
+/// Shows what failed programs wrote; where none did, the end of the console.
+fn show(outcome: &Outcome) {
+    let bytes = fs::read(&outcome.console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+    let failed = outcome
+        .report
+        .iter()
+        .filter_map(|line| Ran::read(line))
+        .filter(|ran| ran.status != 0);
+    let mut shown = false;
+    for ran in failed {
+        let begin = format!("==== {}\n", ran.name);
+        let end = format!("==== end of {}\n", ran.name);
+        let part = text
+            .split_once(&begin)
+            .map(|(_, rest)| rest.split_once(&end).map_or(rest, |(part, _)| part));
+        if let Some(part) = part {
+            let lines: Vec<&str> = part.lines().collect();
+            let from = lines.len().saturating_sub(SHOWN);
+            println!(
+                "---- {} of the guest:\n{}",
+                ran.name,
+                lines[from..].join("\n")
+            );
+            shown = true;
+        }
+    }
+    if !shown || outcome.trouble.is_some() {
+        println!(
+            "---- the end of the guest's console:\n{}",
+            tail(&outcome.console, SHOWN)
+        );
+    }
+    println!("---- all of it: {}", outcome.console.display());
+}
+
+/// The test programs of this workspace that are asked for.
+fn programs(workspace: &Workspace, kernels: &Kernels, options: &Options) -> Result<Vec<Program>> {
+    let built = test::programs(workspace)?;
+    let mut programs: Vec<Program> = built
+        .iter()
+        .filter(|(name, _)| options.programs.is_empty() || options.programs.contains(name))
+        .map(|(name, file)| Program {
+            name: name.clone(),
+            file: file.clone(),
+            arguments: options.filter.iter().cloned().collect(),
+            limit: PROGRAM_LIMIT,
+        })
+        .collect();
+    if options.ci {
+        for selection in &kernels.ci {
+            if !built.iter().any(|(name, _)| *name == selection.program) {
+                bail!(
+                    "{} names {}, there is no such test program",
+                    kernels::FILE,
+                    selection.program
+                );
+            }
+        }
+        programs = kernels
+            .ci
+            .iter()
+            .filter_map(|selection| {
+                let mut program = programs
+                    .iter()
+                    .find(|program| program.name == selection.program)?
+                    .clone();
+                println!("vm: {}: {}", selection.program, selection.why);
+                if !selection.tests.is_empty() {
+                    program.arguments.push("--exact".to_owned());
+                    program.arguments.extend(selection.tests.iter().cloned());
+                }
+                Some(program)
+            })
+            .collect();
+    }
+    Ok(programs)
+}
