@@ -189,12 +189,13 @@ fn section(snapshot: &mut String, title: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A line without what the kernel changes by itself: lifetimes, carrier and operational state.
+/// A line without what the kernel changes by itself: lifetimes, carrier and operational state, and where
+/// the hashes of an ipset begin.
 fn without_weather(line: &str) -> String {
     let mut words = line.split_whitespace();
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        if word == "state" {
+        if word == "state" || word == "initval" {
             words.next();
         } else if word.starts_with('<') {
             kept.push(word.replace(",LOWER_UP", "").replace("NO-CARRIER,", ""));

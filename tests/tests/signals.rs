@@ -11,7 +11,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::{cmd, patience};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// How long the agent may take to end.
 const SOON: Duration = Duration::from_secs(2);
 const PAIRS: usize = 200;
@@ -97,7 +97,8 @@ fn sighup_has_everything_looked_at_again() {
         let agent = node.start_agent(&["--backend=iptables"])?;
         let has_rules = || {
             let rules = node.netns.exec("iptables-legacy -w -t raw -S");
-            rules.is_ok_and(|rules| rules.contains("proxy-agent"))
+            let is_ours = |rule: &str| rule.starts_with("-A") && rule.contains("proxy-agent");
+            rules.is_ok_and(|rules| rules.lines().any(is_ours))
         };
         ensure!(has_rules(), "no rules at first");
         // The legacy tables tell nobody of a change. Something else may wake the agent, as its own changes

@@ -59,9 +59,10 @@ impl Told {
 /// Whether an event is about a part of the node; the parts are those of reports.
 fn concerns(event: &Event, part: &str) -> bool {
     match event {
-        Event::Link | Event::Address(_) | Event::Route => part == link::PART,
+        Event::Link | Event::Address(_) => part == link::PART,
         Event::TrafficControl | Event::Table(_) | Event::Pins => part != link::PART,
-        Event::Overrun => false,
+        // The kernel removes routes by itself where somebody has removed an address.
+        Event::Route | Event::Overrun => false,
     }
 }
 
