@@ -170,6 +170,10 @@ pub fn difference(before: &str, after: &str) -> Option<String> {
     }
     if text.is_empty() {
         text.push_str("the same lines in another order");
+        let mut pairs = old.iter().zip(&new);
+        if let Some((old, new)) = pairs.find(|(old, new)| old != new) {
+            let _ = write!(text, ": first {new}, where before was {old}");
+        }
     }
     Some(text)
 }

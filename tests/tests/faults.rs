@@ -86,13 +86,22 @@ impl Faults {
                 chosen.len(),
                 calls.len()
             );
+            let mut failures = Vec::new();
             for n in chosen {
                 let call = &calls[n];
                 let agent = self.start(node, Some(&Tracing::Fail(call)))?;
-                self.cycle(node, agent, &desired)
-                    .and_then(|()| go_on(&streams))
-                    .with_context(|| format!("call {n} failed: {call:?}"))?;
+                if let Err(error) = self.cycle(node, agent, &desired) {
+                    failures.push(format!("call {n} failed, {call:?}: {error:#}"));
+                    eprintln!("{}", failures[failures.len() - 1]);
+                    // The others are to begin with a node as it was.
+                    let agent = self.start(node, None)?;
+                    agent.wait_until_ready()?;
+                    self.clean_up(node, agent)
+                        .with_context(|| failures.join("\n"))?;
+                }
+                go_on(&streams).with_context(|| format!("call {n} failed: {call:?}"))?;
             }
+            ensure!(failures.is_empty(), "{}", failures.join("\n"));
             let agent = self.start(node, None)?;
             agent.wait_until_ready()?;
             new_connections_work(node)?;

@@ -7,6 +7,7 @@
 //! agent notices, and starts itself again.
 
 use std::env;
+use std::error::Error;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -40,10 +41,51 @@ pub fn are_misjudged() -> bool {
     output.is_ok_and(|output| output.status.success() && output.stdout != known().as_bytes())
 }
 
+/// Whether an answer is one of want, not of inability: what failed may succeed the next time.
+pub fn may_come(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let answer = error.downcast_ref::<io::Error>();
+        if let Some(errno) = answer.and_then(io::Error::raw_os_error) {
+            return [
+                libc::ENOMEM,
+                libc::EAGAIN,
+                libc::EINTR,
+                libc::EMFILE,
+                libc::ENFILE,
+            ]
+            .contains(&errno);
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Becomes a new process of the same command line, which finds what this one has left as after any
 /// other end. Returns only if that fails.
 pub fn start_again() -> io::Error {
     let mut own = env::args_os();
     let name = own.next().unwrap_or_else(|| OWN_PROGRAM.into());
     Command::new(OWN_PROGRAM).arg0(name).args(own).exec()
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::programs::ProgramError;
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn want_is_told_from_inability() {
+        let refused = |errno| {
+            ProgramError::SyscallError(SyscallError {
+                call: "bpf_prog_load",
+                io_error: io::Error::from_raw_os_error(errno),
+            })
+        };
+        assert!(may_come(&refused(libc::ENOMEM)));
+        assert!(!may_come(&refused(libc::EINVAL)));
+        assert!(!may_come(&ProgramError::NotLoaded));
+    }
 }

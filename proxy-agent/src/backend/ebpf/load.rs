@@ -24,7 +24,7 @@ use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup, layout, xdp};
 use crate::config::{GuardMode, Service};
 use crate::instance::Instance;
-use crate::kernel::{bpffs, netns};
+use crate::kernel::{bpffs, features, netns};
 use crate::reconcile::report::chain;
 use crate::telemetry::ebpf::ToTracing;
 
@@ -191,8 +191,9 @@ impl Programs {
         } else {
             BTreeMap::new()
         };
-        let xdp =
-            (settings.guard && settings.guard_mode == GuardMode::Xdp).then(|| load_xdp(&mut ebpf));
+        let xdp = (settings.guard && settings.guard_mode == GuardMode::Xdp)
+            .then(|| load_xdp(&mut ebpf))
+            .transpose()?;
         let given_up: Vec<_> = maps::earlier_services(settings)?
             .into_iter()
             .filter(|service| !settings.services.contains(service))
@@ -443,11 +444,16 @@ fn xdp_program(ebpf: &mut Ebpf) -> &mut Xdp {
         .expect("it is an XDP program")
 }
 
-/// Loads the XDP program. Without it the guard stands where it stands otherwise.
-fn load_xdp(ebpf: &mut Ebpf) -> Result<u32, String> {
+/// Loads the XDP program. Where the kernel does not take it, the guard stands where it stands otherwise.
+fn load_xdp(ebpf: &mut Ebpf) -> Result<Result<u32, String>, LoadError> {
     let program = xdp_program(ebpf);
-    let loaded = program.load().and_then(|()| Ok(program.info()?.id()));
-    loaded.map_err(|error| chain(&error))
+    match program.load().and_then(|()| Ok(program.info()?.id())) {
+        Err(source) if features::may_come(&source) => Err(LoadError::Program {
+            program: xdp::PROGRAM,
+            source,
+        }),
+        loaded => Ok(loaded.map_err(|error| chain(&error))),
+    }
 }
 
 fn socket(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
@@ -474,29 +480,30 @@ fn load_translation(ebpf: &mut Ebpf) -> Result<Translation, LoadError> {
     })
 }
 
-/// Loads the programs of the root cgroup. One that connections do not need may be missing.
+/// Loads the programs of the root cgroup. One that connections do not need may be missing, if it is the
+/// kernel that does not know its kind.
 fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadError> {
     let mut loaded = BTreeMap::new();
     for hook in SocketHook::ALL {
         let program = socket(ebpf, hook);
-        let id = program
-            .load()
-            .and_then(|()| Ok(program.info()?.id()))
-            .map_err(|source| LoadError::Program {
-                program: hook.program(),
-                source,
-            });
-        match id {
+        match program.load().and_then(|()| Ok(program.info()?.id())) {
             Ok(id) => {
                 loaded.insert(hook, id);
             }
-            Err(error) if hook.is_optional() => {
+            Err(error) if hook.is_optional() && !features::may_come(&error) => {
                 warn!(
                     part = PART,
-                    "processes on the host see the VIP as their peer: {error}"
+                    "processes on the host see the VIP as their peer: the kernel does not take {}: {}",
+                    hook.program(),
+                    chain(&error)
                 );
             }
-            Err(error) => return Err(error),
+            Err(source) => {
+                return Err(LoadError::Program {
+                    program: hook.program(),
+                    source,
+                });
+            }
         }
     }
     Ok(loaded)

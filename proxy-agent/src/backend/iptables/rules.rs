@@ -182,7 +182,12 @@ impl Rule {
 
     /// Rules of the same group depend on their order: they are set together or not at all.
     pub fn group(&self) -> (Place, IpAddr, u16) {
-        (self.kind.place(), self.vip, self.port)
+        match self.kind.place() {
+            // What the guard drops must not have been decided before: whoever sends it could fill the
+            // set of decisions.
+            Place::Incoming | Place::Spoofed => (Place::Incoming, self.vip, 0),
+            place => (place, self.vip, self.port),
+        }
     }
 }
 
