@@ -19,7 +19,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::stream::Live;
-use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
+use tests::streams::{self, all_end_intact, all_go_on, new_connections_work, open};
 use tests::{cmd, kept, snapshot};
 
 /// The system calls that carry what is asked of the kernel, and its answers.
@@ -99,7 +99,7 @@ impl Faults {
                     self.clean_up(node, agent)
                         .with_context(|| failures.join("\n"))?;
                 }
-                go_on(&streams).with_context(|| format!("call {n} failed: {call:?}"))?;
+                go_on(node, &streams).with_context(|| format!("call {n} failed: {call:?}"))?;
             }
             ensure!(failures.is_empty(), "{}", failures.join("\n"));
             let agent = self.start(node, None)?;
@@ -242,8 +242,15 @@ fn wait_until_kept(node: &Node, desired: &str) -> Result<()> {
     .with_context(|| format!("still: {}", difference.unwrap_or_default()))
 }
 
-fn go_on(streams: &[Live]) -> Result<()> {
-    all_go_on(streams).context("the live connections")
+/// Waits until the live connections have got further; if one does not, with what the kernel knows of them.
+fn go_on(node: &Node, streams: &[Live]) -> Result<()> {
+    all_go_on(streams).with_context(|| {
+        let sockets = node
+            .netns
+            .exec("ss --tcp --info --options --numeric --oneline");
+        let tracked = streams::entries(node);
+        format!("the live connections; {sockets:?}; {tracked:?}")
+    })
 }
 
 #[test]

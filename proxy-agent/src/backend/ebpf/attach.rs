@@ -26,7 +26,7 @@ use super::plan::Target;
 use super::qdisc;
 use crate::config::TcAttach;
 use crate::instance::Instance;
-use crate::kernel::{bpf, bpffs};
+use crate::kernel::{bpf, bpffs, features};
 
 /// The handle of the default instance's filters.
 const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
@@ -106,10 +106,11 @@ impl AttachMode {
         match wanted {
             TcAttach::Tcx => Self::Tcx,
             TcAttach::Clsact => Self::Clsact,
-            // The query is refused by a kernel that does not know the hook.
+            // The query is refused by a kernel that does not know the hook. Want of memory is no such
+            // answer: what is attached next tells.
             TcAttach::Auto => match bpf::attached(LOOPBACK, bpf::TCX_INGRESS) {
-                Ok(_) => Self::Tcx,
-                Err(_) => Self::Clsact,
+                Err(answer) if !features::may_come(&answer) => Self::Clsact,
+                _ => Self::Tcx,
             },
         }
     }
