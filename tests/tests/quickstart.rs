@@ -40,11 +40,11 @@ impl Checkout {
     fn new() -> Result<Self> {
         let top =
             std::env::temp_dir().join(format!("proxy-agent-quickstart-{}", std::process::id()));
-        for directory in ["bin", "target/release"] {
+        for directory in ["bin", "target/dist"] {
             fs::create_dir_all(top.join(directory))?;
         }
         symlink(repository().join("deploy"), top.join("deploy"))?;
-        symlink(agent::binary()?, top.join("target/release/proxy-agent"))?;
+        symlink(agent::binary()?, top.join("target/dist/proxy-agent"))?;
         symlink("/bin/true", top.join("bin/cargo"))?;
         Ok(Self(top))
     }

@@ -16,10 +16,28 @@ use crate::workspace::Workspace;
 /// The agent's package and program.
 pub const AGENT: &str = "proxy-agent";
 
-/// The packages that are shipped, each with its program.
-pub const SHIPPED: [(&str, &str); 2] = [
-    (AGENT, AGENT),
-    ("proxy-webhook", "apiserver-proxy-pod-webhook"),
+/// A program that is shipped.
+pub struct Shipped {
+    /// Its package.
+    pub package: &'static str,
+    /// Its name.
+    pub program: &'static str,
+    /// The profile in Cargo.toml that it is built by, and the directory of the target directory.
+    pub profile: &'static str,
+}
+
+/// All that is shipped.
+pub const SHIPPED: [Shipped; 2] = [
+    Shipped {
+        package: AGENT,
+        program: AGENT,
+        profile: "dist",
+    },
+    Shipped {
+        package: "proxy-webhook",
+        program: "apiserver-proxy-pod-webhook",
+        profile: "release",
+    },
 ];
 
 /// Builds agent and webhook, and says where they are and how large.
@@ -29,8 +47,10 @@ pub const SHIPPED: [(&str, &str); 2] = [
 pub fn build(workspace: &Workspace) -> Result<()> {
     let start = Instant::now();
     setup::ensure(Scope::Build)?;
-    compile(workspace, &SHIPPED.map(|(package, _)| package))?;
-    for (_, name) in SHIPPED {
+    for shipped in &SHIPPED {
+        shipped.compile(workspace)?;
+    }
+    for Shipped { program: name, .. } in SHIPPED {
         let program = workspace.program(name);
         let meta = fs::metadata(&program).with_context(|| {
             format!(
@@ -54,16 +74,36 @@ pub fn build(workspace: &Workspace) -> Result<()> {
 /// As [`build`], and when the agent cannot be started.
 pub fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Build)?;
-    compile(workspace, &[AGENT])?;
+    agent(workspace)?;
     sh::exec(sh::command(workspace.program(AGENT)).args(args))
 }
 
-fn compile(workspace: &Workspace, packages: &[&str]) -> Result<()> {
-    let packages = packages.iter().flat_map(|package| ["--package", *package]);
-    sh::run(
-        workspace
-            .cargo("build")
-            .args(["--release", "--locked"])
-            .args(packages),
-    )
+/// Builds the agent alone.
+///
+/// # Errors
+/// When the build fails.
+pub fn agent(workspace: &Workspace) -> Result<()> {
+    let mut agents = SHIPPED.iter().filter(|shipped| shipped.program == AGENT);
+    agents.try_for_each(|agent| agent.compile(workspace))
+}
+
+impl Shipped {
+    /// What tells cargo to build it.
+    pub fn arguments(&self) -> [&'static str; 6] {
+        let Self {
+            package,
+            program,
+            profile,
+        } = self;
+        ["--profile", profile, "--package", package, "--bin", program]
+    }
+
+    fn compile(&self, workspace: &Workspace) -> Result<()> {
+        sh::run(
+            workspace
+                .cargo("build")
+                .arg("--locked")
+                .args(self.arguments()),
+        )
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::build::AGENT;
+use crate::build::{self, AGENT};
 use crate::fuzz;
 use crate::image;
 use crate::kernels::Kernels;
@@ -116,6 +116,7 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
 /// # Errors
 /// When it cannot be built.
 pub fn build(workspace: &Workspace) -> Result<()> {
+    build::agent(workspace)?;
     sh::run(
         workspace
             .cargo("build")
@@ -207,12 +208,12 @@ pub fn bench(workspace: &Workspace, args: &[OsString]) -> Result<()> {
 /// Builds the agent and a program of the crate `tests`, and becomes that.
 fn turn_into(workspace: &Workspace, program: &str, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Everything)?;
+    build::agent(workspace)?;
     sh::run(
         workspace
             .cargo("build")
             .args(RELEASE)
-            .args(["--package", AGENT, "--package", "tests"])
-            .args(["--bin", AGENT, "--bin", program]),
+            .args(["--package", "tests", "--bin", program]),
     )?;
     sh::exec(
         sh::command(workspace.program(program))

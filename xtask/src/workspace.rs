@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::build::SHIPPED;
 use crate::sh;
 
 /// The checkout this xtask belongs to.
@@ -57,9 +58,12 @@ impl Workspace {
         command
     }
 
-    /// Where `cargo build --release` puts the program of this name.
+    /// Where cargo puts the program of this name: what is shipped where its profile says, all others by
+    /// `--release`.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.target.join("release").join(name)
+        let shipped = SHIPPED.iter().find(|shipped| shipped.program == name);
+        let profile = shipped.map_or("release", |shipped| shipped.profile);
+        self.target.join(profile).join(name)
     }
 
     /// Does `work`, which builds another program of this name at the path it is given, and puts the one

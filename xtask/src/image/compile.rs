@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::arch::Arch;
 use super::debian::Apt;
-use crate::build::SHIPPED;
+use crate::build::{SHIPPED, Shipped};
 use crate::setup::{self, Compiler};
 use crate::sh;
 use crate::workspace::Workspace;
@@ -124,14 +124,13 @@ impl Cross {
     /// # Errors
     /// When one of them cannot be built.
     pub fn programs(&self, workspace: &Workspace) -> Result<Vec<PathBuf>> {
-        let mut cargo = self.cargo(workspace, "build");
-        cargo.arg("--release");
-        for (package, program) in SHIPPED {
-            cargo.args(["--package", package, "--bin", program]);
+        let directory = workspace.target.join(self.arch.target());
+        let mut programs = Vec::new();
+        for shipped in &SHIPPED {
+            sh::run(self.cargo(workspace, "build").args(shipped.arguments()))?;
+            programs.push(directory.join(shipped.profile).join(shipped.program));
         }
-        sh::run(&mut cargo)?;
-        let directory = workspace.target.join(self.arch.target()).join("release");
-        Ok(SHIPPED.map(|(_, program)| directory.join(program)).to_vec())
+        Ok(programs)
     }
 
     /// The version of its compiler.
@@ -164,18 +163,18 @@ pub fn version(toolchain: Option<&Path>) -> Result<String> {
 pub fn relinked(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     SHIPPED
         .iter()
-        .map(|(package, program)| relink(workspace, package, program))
+        .map(|shipped| relink(workspace, shipped))
         .collect()
 }
 
-fn relink(workspace: &Workspace, package: &str, program: &str) -> Result<PathBuf> {
-    let copy = workspace.target.join("image").join(program);
-    workspace.aside(program, |built| {
+fn relink(workspace: &Workspace, shipped: &Shipped) -> Result<PathBuf> {
+    let copy = workspace.target.join("image").join(shipped.program);
+    workspace.aside(shipped.program, |built| {
         sh::run(
             workspace
                 .cargo("rustc")
-                .args(["--release", "--locked"])
-                .args(["--package", package, "--bin", program])
+                .arg("--locked")
+                .args(shipped.arguments())
                 .arg("--")
                 .args(LINKING),
         )?;
