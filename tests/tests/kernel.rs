@@ -13,6 +13,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
+use tests::status::guarded;
 use tests::{client, cmd, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,6 +116,24 @@ fn translation_works_where_it_is_expected() -> Result<()> {
                 "{path}: getpeername shows {peer}\n{}",
                 agent.log()
             );
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_uplink_is_guarded_as_expected() -> Result<()> {
+    check("an-uplink-is-guarded-as-expected", |node, support| {
+        kube_proxy(node).install(&node.netns)?;
+        for (place, mode) in ["tc", "xdp"].iter().enumerate() {
+            let mut agent = node.start_agent(&[&format!("--guard-mode={mode}")])?;
+            let (links, notes) = guarded(node)?;
+            let expected = support["guards"][place].as_str().unwrap_or_default();
+            ensure!(
+                links == [format!("eth0: {expected}")],
+                "--guard-mode={mode}: {expected} is expected: {links:?} {notes:?}"
+            );
+            agent.stop(libc::SIGTERM)?;
         }
         Ok(())
     })

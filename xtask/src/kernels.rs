@@ -101,6 +101,8 @@ pub struct Support {
     pub netns_cookie: bool,
     /// Whether a process on the node sees the ClusterIP as its peer.
     pub getpeername: bool,
+    /// How an uplink is guarded that is asked for by `--guard-mode=tc`, then by `--guard-mode=xdp`.
+    pub guards: [String; 2],
 }
 
 impl Kernels {
@@ -125,8 +127,8 @@ impl Kernels {
     /// What each kernel supports.
     fn table(&self) -> String {
         let mut text = String::from(
-            "| Linux | `--backend=auto` takes | on links by | translates | process on the node sees as its peer |\n\
-             |---|---|---|---|---|\n",
+            "| Linux | `--backend=auto` takes | on links by | translates | process on the node sees as its peer | guards, and with `--guard-mode=xdp` |\n\
+             |---|---|---|---|---|---|\n",
         );
         for kernel in &self.kernel {
             let Support {
@@ -135,6 +137,7 @@ impl Kernels {
                 translation,
                 netns_cookie,
                 getpeername,
+                guards: [guard, guard_by_xdp],
             } = &kernel.supports;
             let name = match kernel.name.as_str() {
                 "newest" => "newest in Debian",
@@ -154,7 +157,7 @@ impl Kernels {
             };
             let _ = writeln!(
                 text,
-                "| {name} | `{backend}` | {tc} | {translates} | {peer} |"
+                "| {name} | `{backend}` | {tc} | {translates} | {peer} | {guard}; {guard_by_xdp} |"
             );
         }
         text
