@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::Family;
-use crate::netns::Netns;
+use crate::netns::{self, Netns};
 use crate::node::Node;
 
 /// The address a client uses.
@@ -77,6 +77,17 @@ impl Node {
                     });
                 }
             }
+        }
+        paths
+    }
+
+    /// Those that an agent takes past conntrack which translates: all, or on a kernel where it cannot tell
+    /// this node's processes from others all but theirs to the ClusterIP.
+    #[must_use]
+    pub fn translated_paths(&self) -> Vec<Path<'_>> {
+        let mut paths = self.paths();
+        if !netns::have_cookies() {
+            paths.retain(|path| path.via == Via::Vip || path.client != "host");
         }
         paths
     }

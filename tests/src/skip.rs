@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+
+const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
 /// Removes the record of an earlier run: `test` did run.
 ///
@@ -27,6 +29,26 @@ pub fn record(test: &str, reason: &str) -> Result<()> {
     let path = dir.join(format!("{test}.txt"));
     eprintln!("skipped: {test}: {reason}");
     fs::write(&path, format!("{reason}\n")).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Whether `test` has to be skipped because this kernel is older than Linux `first`, where `what` came:
+/// then that is recorded.
+///
+/// # Errors
+/// When the record cannot be written, or the kernel's version cannot be read.
+pub fn before(first: (u32, u32), what: &str, test: &str) -> Result<bool> {
+    clear(test)?;
+    let release = fs::read_to_string(RELEASE).with_context(|| format!("reading {RELEASE}"))?;
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("{RELEASE}: {release}");
+    };
+    if (major, minor) >= first {
+        return Ok(false);
+    }
+    let (major, minor) = first;
+    record(test, &format!("{what}: Linux {major}.{minor} and newer"))?;
+    Ok(true)
 }
 
 /// `target/skipped`

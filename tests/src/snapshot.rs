@@ -22,7 +22,8 @@ const COMMANDS: [&str; 13] = [
     "ip6tables-nft-save",
     "ipset save",
     "tc -d qdisc show",
-    "cat /proc/thread-self/net/ip_tables_names /proc/thread-self/net/ip6_tables_names",
+    // Not there before the first table on a kernel with modules.
+    "find /proc/thread-self/net/ -maxdepth 1 -name ip*_tables_names -exec cat {} +",
 ];
 
 /// The state of a namespace: links, addresses, routes, rules of every kind, qdiscs and filters.

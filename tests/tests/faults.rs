@@ -151,12 +151,10 @@ impl Faults {
 
     /// Ends an agent that cleans up; if that fails another one does it.
     fn clean_up(&self, node: &Node, mut agent: Agent) -> Result<()> {
-        let status = agent
-            .stop(libc::SIGTERM)
-            .with_context(|| {
-                let stack = fs::read_to_string(format!("/proc/{}/stack", agent.id()));
-                format!("stopping; {stack:?}\n{}", agent.log())
-            })?;
+        let status = agent.stop(libc::SIGTERM).with_context(|| {
+            let stack = fs::read_to_string(format!("/proc/{}/stack", agent.id()));
+            format!("stopping; {stack:?}\n{}", agent.log())
+        })?;
         // The connections need an address: its next owner.
         let left = kept::vips(node)?;
         if left.is_empty() {

@@ -264,7 +264,14 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() {
 
 /// A pass that cannot be completed says so by its exit code, and does what it can.
 #[test]
-fn a_pass_that_fails_exits_with_1() {
+fn a_pass_that_fails_exits_with_1() -> Result<()> {
+    if skip::before(
+        (5, 12),
+        "tables with an owner",
+        "a-pass-that-fails-exits-with-1",
+    )? {
+        return Ok(());
+    }
     Node::test(Topology::Veth, |node| {
         // A table of the agent's name that belongs to another process cannot be touched.
         let mut owner = node.netns.command("nft");
@@ -297,6 +304,7 @@ fn a_pass_that_fails_exits_with_1() {
         drop(stdin);
         Ok(())
     });
+    Ok(())
 }
 
 /// An error in one part keeps no other part from being reconciled.

@@ -3,6 +3,7 @@
 //! One client port used for the VIP and for the ClusterIP at the same time. To the proxy both have the
 //! same addresses and ports.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -45,12 +46,32 @@ fn connect(
     client::connect_from(&node.pods[0].netns, Some(from), to, timeout)
 }
 
+/// Whether conntrack of this kernel tells them apart, with no data plane of an agent in its way.
+fn conntrack_tells_them_apart() -> bool {
+    let apart = Cell::new(true);
+    on_a_node(&["--backend=none"], |node, family, client| {
+        let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
+        transfer::exchange(&mut first, BYTES, 1)?;
+        let second = connect(node, client, family.vip_socket(), SHORT_TIMEOUT);
+        apart.set(apart.get() && second.is_ok());
+        Ok(())
+    });
+    apart.get()
+}
+
 /// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves
-/// the new one to conntrack, which tells them apart.
+/// the new one to conntrack, which tells them apart on younger kernels (not on 6.1).
 fn the_cluster_ip_first(args: &[&str]) {
+    let apart = conntrack_tells_them_apart();
     on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
+        if !apart {
+            println!("conntrack of this kernel does not tell them apart");
+            let second = connect(node, client, family.vip_socket(), SHORT_TIMEOUT);
+            ensure!(second.is_err(), "other than with conntrack alone");
+            return transfer::exchange(&mut first, BYTES, 2).context("through the ClusterIP");
+        }
         let mut second =
             connect(node, client, family.vip_socket(), TIMEOUT).context("connecting to the VIP")?;
         for seed in 2..5 {

@@ -11,7 +11,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, conntrack, snapshot, transfer};
+use tests::{Family, client, cmd, conntrack, skip, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(300);
@@ -243,7 +243,10 @@ fn deleted_clsact() {
 
 /// Seen by the removal of the pin, and by the next resync at the latest.
 #[test]
-fn detached_tcx_link() {
+fn detached_tcx_link() -> Result<()> {
+    if skip::before((6, 6), "tcx", "detached-tcx-link")? {
+        return Ok(());
+    }
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let _agent =
@@ -264,6 +267,7 @@ fn detached_tcx_link() {
         ensure!(untracked(node)?, "tracked after the resync");
         Ok(())
     });
+    Ok(())
 }
 
 #[test]

@@ -212,10 +212,12 @@ fn connect_too_early(node: &mut Node, agent: &[&str]) -> Result<Vec<io::Result<T
                 Ok((!conntrack::list(&node.netns, family)?.is_empty()).then_some(()))
             })?;
         }
+        // Before what brings clients to it: one that is refused has its answer.
+        node.add_vips("lo")?;
+        let _proxy = Proxy::start(node)?;
         KubeProxy::IptablesNft.install(&node.netns)?;
         let args = [&["--backend=ebpf", "--sync-interval=500ms"], agent].concat();
         let _agent = node.start_agent(&args)?;
-        let _proxy = Proxy::start(node)?;
         let results: Vec<_> = clients
             .into_iter()
             .map(|client| client.join().expect("it does not panic"))

@@ -28,23 +28,16 @@ fn check_on(node: &Node, tc_attach: &str, kube_proxy: KubeProxy) -> Result<()> {
     let args = [&TRANSLATE[..], &["--backend=ebpf", tc_attach]].concat();
     let _agent = node.start_agent(&args)?;
     let _proxy = Proxy::start(node)?;
-    for (seed, path) in (1..).zip(node.paths()) {
+    for (seed, path) in (1..).zip(node.translated_paths()) {
         carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
     }
     // One socket for both families, as Go and Java make them.
-    for (name, netns) in [("pod0", &node.pods[0].netns), ("host", &node.netns)] {
-        for address in [Family::V4.vip(), Family::V4.cluster_ip()] {
-            let IpAddr::V4(address) = address else {
-                continue;
-            };
-            let path = Path {
-                client: name.to_owned(),
-                netns,
-                ..node.paths()[0].clone()
-            };
-            let mapped = SocketAddr::new(address.to_ipv6_mapped().into(), PORT);
-            carries_data(&path, mapped, 99).with_context(|| format!("{name} → {mapped}"))?;
-        }
+    for path in node.translated_paths() {
+        let IpAddr::V4(address) = path.destination().ip() else {
+            continue;
+        };
+        let mapped = SocketAddr::new(address.to_ipv6_mapped().into(), PORT);
+        carries_data(&path, mapped, 99).with_context(|| format!("{path}, as {mapped}"))?;
     }
     for family in Family::ALL {
         let entries = conntrack::list(&node.netns, family)?;
@@ -97,7 +90,7 @@ macro_rules! matrix {
 }
 
 matrix! {
-    tcx: "--tc-attach=tcx";
+    auto: "--tc-attach=auto";
     clsact: "--tc-attach=clsact";
 }
 
