@@ -19,7 +19,8 @@ use crate::node::{Node, SharedLog};
 use crate::patience;
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
-const READY_TIMEOUT: Duration = Duration::from_mins(1);
+/// Programs on five thousand links take two minutes to attach by tcx.
+const READY_TIMEOUT: Duration = Duration::from_mins(5);
 /// How long it may take to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
 const EXIT_TIMEOUT_SECONDS: u32 = 20;
