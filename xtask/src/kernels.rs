@@ -303,10 +303,7 @@ mod tests {
     fn tables_have_a_row_for_each_kernel() {
         let kernels: Kernels = toml::from_str(TEXT).unwrap();
         let table = kernels.table();
-        assert!(
-            table.contains("\n| 6.12 | `ebpf` | tcx | "),
-            "{table}"
-        );
+        assert!(table.contains("\n| 6.12 | `ebpf` | tcx | "), "{table}");
         assert_eq!(table.lines().count(), 5, "{table}");
         let fallbacks = kernels.fallbacks();
         let row = "| 5.10 | xt_bpf | `module_blacklist=xt_bpf` | `nftables` | no |";
