@@ -19,8 +19,7 @@ use crate::node::{Node, SharedLog};
 use crate::patience;
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
-/// Programs on five thousand links take two minutes to attach by tcx.
-const READY_TIMEOUT: Duration = Duration::from_mins(5);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long it may take to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
 const EXIT_TIMEOUT_SECONDS: u32 = 20;
@@ -66,15 +65,17 @@ pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let own = std::env::current_exe().context("finding this executable")?;
-    // target/release/deps/paths-… or target/release/demo
-    own.ancestors()
-        .skip(1)
-        .take(2)
+    // target/release/deps/paths-… or target/release/demo; what is shipped by a profile of its own is in
+    // target/dist.
+    let beside: Vec<&Path> = own.ancestors().skip(1).take(2).collect();
+    let shipped = beside.iter().map(|dir| dir.with_file_name("dist"));
+    shipped
+        .chain(beside.iter().map(|dir| dir.to_path_buf()))
         .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .with_context(|| {
             format!(
-                "no {name} beside {}: build it with `cargo xtask build`, or set {variable}",
+                "no {name} for {}: build it with `cargo xtask build`, or set {variable}",
                 own.display()
             )
         })
@@ -270,7 +271,15 @@ impl Agent {
     /// # Errors
     /// When it ends instead, or takes too long.
     pub fn wait_until_ready(&self) -> Result<()> {
-        cmd::wait_until(READY_TIMEOUT, "the agent to be ready", || {
+        self.wait_until_ready_within(READY_TIMEOUT)
+    }
+
+    /// As [`Agent::wait_until_ready`], where there is so much to do that a minute is not enough.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_until_ready_within(&self, limit: Duration) -> Result<()> {
+        cmd::wait_until(limit, "the agent to be ready", || {
             let is_ready = |line: &str| line.ends_with("ready") && !line.ends_with("not ready");
             if self.log().lines().any(is_ready) {
                 return Ok(Some(()));

@@ -8,7 +8,6 @@
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,37 +19,12 @@ use crate::cmd;
 /// Where named network namespaces are mounted.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// asm-generic/socket.h
-const SO_NETNS_COOKIE: libc::c_int = 71;
-
 /// A named network namespace, removed with every process in it when dropped.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     file: File,
     keep: bool,
-}
-
-/// Whether the kernel tells a process by which cookie eBPF programs know its namespace (Linux 5.14). Where
-/// it does not, an agent in a namespace of its own cannot tell that namespace's processes.
-#[must_use]
-pub fn have_cookies() -> bool {
-    let Ok(socket) = UnixDatagram::unbound() else {
-        return false;
-    };
-    let mut cookie = 0_u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
-    // SAFETY: `cookie` has room for `length` bytes.
-    let answer = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    answer == 0
 }
 
 impl Netns {

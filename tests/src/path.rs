@@ -6,9 +6,12 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use anyhow::Result;
+
 use crate::Family;
-use crate::netns::{self, Netns};
+use crate::netns::Netns;
 use crate::node::Node;
+use crate::skip;
 
 /// The address a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +85,16 @@ impl Node {
     }
 
     /// Those that an agent takes past conntrack which translates: all, or on a kernel where it cannot tell
-    /// this node's processes from others all but theirs to the ClusterIP.
-    #[must_use]
-    pub fn translated_paths(&self) -> Vec<Path<'_>> {
+    /// this node's processes from others (Linux before 5.14: no cookies of namespaces) all but theirs to the
+    /// ClusterIP.
+    ///
+    /// # Errors
+    /// When the kernel's version cannot be read.
+    pub fn translated_paths(&self) -> Result<Vec<Path<'_>>> {
         let mut paths = self.paths();
-        if !netns::have_cookies() {
+        if !skip::is_at_least((5, 14))? {
             paths.retain(|path| path.via == Via::Vip || path.client != "host");
         }
-        paths
+        Ok(paths)
     }
 }

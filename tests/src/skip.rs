@@ -38,17 +38,25 @@ pub fn record(test: &str, reason: &str) -> Result<()> {
 /// When the record cannot be written, or the kernel's version cannot be read.
 pub fn before(first: (u32, u32), what: &str, test: &str) -> Result<bool> {
     clear(test)?;
-    let release = fs::read_to_string(RELEASE).with_context(|| format!("reading {RELEASE}"))?;
-    let mut numbers = release.split(['.', '-']).map(str::parse);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        bail!("{RELEASE}: {release}");
-    };
-    if (major, minor) >= first {
+    if is_at_least(first)? {
         return Ok(false);
     }
     let (major, minor) = first;
     record(test, &format!("{what}: Linux {major}.{minor} and newer"))?;
     Ok(true)
+}
+
+/// Whether this kernel is Linux `first` or newer.
+///
+/// # Errors
+/// When its version cannot be read.
+pub fn is_at_least(first: (u32, u32)) -> Result<bool> {
+    let release = fs::read_to_string(RELEASE).with_context(|| format!("reading {RELEASE}"))?;
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("{RELEASE}: {release}");
+    };
+    Ok((major, minor) >= first)
 }
 
 /// `target/skipped`

@@ -28,11 +28,11 @@ fn check_on(node: &Node, tc_attach: &str, kube_proxy: KubeProxy) -> Result<()> {
     let args = [&TRANSLATE[..], &["--backend=ebpf", tc_attach]].concat();
     let _agent = node.start_agent(&args)?;
     let _proxy = Proxy::start(node)?;
-    for (seed, path) in (1..).zip(node.translated_paths()) {
+    for (seed, path) in (1..).zip(node.translated_paths()?) {
         carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
     }
     // One socket for both families, as Go and Java make them.
-    for path in node.translated_paths() {
+    for path in node.translated_paths()? {
         let IpAddr::V4(address) = path.destination().ip() else {
             continue;
         };
@@ -169,7 +169,7 @@ fn without_kube_proxy() {
     Node::test(Topology::BridgeNetfilter, |node| {
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         let _proxy = Proxy::start(node)?;
-        for (seed, path) in (1..).zip(node.translated_paths()) {
+        for (seed, path) in (1..).zip(node.translated_paths()?) {
             carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
         }
         Ok(())
@@ -204,7 +204,7 @@ fn to_another_port() {
             Server::listen(&node.netns, proxy(Family::V4))?,
             Server::listen(&node.netns, proxy(Family::V6))?,
         ];
-        for (seed, path) in (1..).zip(node.translated_paths()) {
+        for (seed, path) in (1..).zip(node.translated_paths()?) {
             let to = match path.via {
                 Via::Vip => proxy(path.family),
                 Via::ClusterIp => path.destination(),
@@ -227,7 +227,7 @@ fn to_a_proxy_on_every_address() {
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         // Rust's listener on [::] takes IPv4 too.
         let _server = Server::listen(&node.netns, "[::]:443".parse()?)?;
-        for (seed, path) in (1..).zip(node.translated_paths()) {
+        for (seed, path) in (1..).zip(node.translated_paths()?) {
             carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
         }
         for family in Family::ALL {

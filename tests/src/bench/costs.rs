@@ -32,6 +32,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 const IDLE_TIME: Duration = Duration::from_secs(65);
 /// Without processor time for this long, the agent is at rest.
 const REST: Duration = Duration::from_millis(150);
+/// How long programs may take to be attached to five thousand links, one RCU grace period each.
+const ATTACHED: Duration = Duration::from_mins(5);
 const TIMEOUT: Duration = Duration::from_mins(3);
 const LOOK: Duration = Duration::from_micros(200);
 
@@ -134,8 +136,9 @@ fn at_rest(agent: &Agent) -> Result<()> {
 
 fn start(node: &Node, args: &[&str]) -> Result<(Agent, f64)> {
     let begun = Instant::now();
-    let agent = node
-        .start_agent(args)
+    let agent = node.spawn_agent(args)?;
+    agent
+        .wait_until_ready_within(ATTACHED)
         .with_context(|| format!("{args:?}\n{}", node.logs()))?;
     Ok((agent, milliseconds(begun.elapsed())))
 }
