@@ -430,6 +430,23 @@ pub fn allow_locked_memory() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
+/// The error of a program that the kernel refused.
+fn refused(program: &'static str) -> impl Fn(ProgramError) -> LoadError + Copy {
+    move |source| LoadError::Program { program, source }
+}
+
+/// The answer to loading a program that may be missing where the kernel does not take it. Want of memory
+/// is no such answer, and an error.
+fn if_taken<T>(
+    program: &'static str,
+    answer: Result<T, ProgramError>,
+) -> Result<Result<T, ProgramError>, LoadError> {
+    match answer {
+        Err(source) if features::may_come(&source) => Err(refused(program)(source)),
+        answer => Ok(answer),
+    }
+}
+
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     ebpf.program_mut(name)
         .expect("the object has this program")
@@ -447,13 +464,8 @@ fn xdp_program(ebpf: &mut Ebpf) -> &mut Xdp {
 /// Loads the XDP program. Where the kernel does not take it, the guard stands where it stands otherwise.
 fn load_xdp(ebpf: &mut Ebpf) -> Result<Result<u32, String>, LoadError> {
     let program = xdp_program(ebpf);
-    match program.load().and_then(|()| Ok(program.info()?.id())) {
-        Err(source) if features::may_come(&source) => Err(LoadError::Program {
-            program: xdp::PROGRAM,
-            source,
-        }),
-        loaded => Ok(loaded.map_err(|error| chain(&error))),
-    }
+    let loaded = program.load().and_then(|()| Ok(program.info()?.id()));
+    Ok(if_taken(xdp::PROGRAM, loaded)?.map_err(|error| chain(&error)))
 }
 
 fn socket(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
@@ -464,10 +476,7 @@ fn socket(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
 }
 
 fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadError> {
-    let failed = |source| LoadError::Program {
-        program: name,
-        source,
-    };
+    let failed = refused(name);
     let program = classifier(ebpf, name);
     program.load().map_err(failed)?;
     Ok(program.info().map_err(failed)?.id())
@@ -486,11 +495,12 @@ fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadError>
     let mut loaded = BTreeMap::new();
     for hook in SocketHook::ALL {
         let program = socket(ebpf, hook);
-        match program.load().and_then(|()| Ok(program.info()?.id())) {
+        let answer = program.load().and_then(|()| Ok(program.info()?.id()));
+        match if_taken(hook.program(), answer)? {
             Ok(id) => {
                 loaded.insert(hook, id);
             }
-            Err(error) if hook.is_optional() && !features::may_come(&error) => {
+            Err(error) if hook.is_optional() => {
                 warn!(
                     part = PART,
                     "processes on the host see the VIP as their peer: the kernel does not take {}: {}",
@@ -498,22 +508,14 @@ fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadError>
                     chain(&error)
                 );
             }
-            Err(source) => {
-                return Err(LoadError::Program {
-                    program: hook.program(),
-                    source,
-                });
-            }
+            Err(error) => return Err(refused(hook.program())(error)),
         }
     }
     Ok(loaded)
 }
 
 fn load_verdict(ebpf: &mut Ebpf, name: &'static str) -> Result<Verdict, LoadError> {
-    let failed = |source| LoadError::Program {
-        program: name,
-        source,
-    };
+    let failed = refused(name);
     let program: &mut SocketFilter = ebpf
         .program_mut(name)
         .expect("the object has this program")
