@@ -117,13 +117,6 @@ async fn keep(
             start_again_if_misjudged(&node.backend);
             let works = report.failures.is_empty();
             trigger.passed(begun, !works);
-            let is_first = works && ready != Some(true);
-            tell_readiness(&mut ready, works);
-            if is_first || asked {
-                signals.systemd.ready();
-            }
-            asked = false;
-            signals.systemd.status(node.status(works));
             let took = begun.elapsed();
             let news = node.history.record(&report, cause, at, took);
             let state = node.state();
@@ -132,6 +125,14 @@ async fn keep(
                 node.tell_state(&state);
             }
             board.passed(cause, took, state, node.vips.clone());
+            // Last: whoever waits for it finds the state, and health endpoints that say the same.
+            let is_first = works && ready != Some(true);
+            tell_readiness(&mut ready, works);
+            if is_first || asked {
+                signals.systemd.ready();
+            }
+            asked = false;
+            signals.systemd.status(node.status(works));
             if cause == Cause::Resync {
                 memory::give_back();
             }
