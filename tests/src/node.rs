@@ -228,6 +228,9 @@ impl Node {
             ))?;
             self.netns
                 .sysctl(&format!("net/ipv4/conf/{link}/proxy_arp"), "1")?;
+            // As Calico does: the kernel puts off such answers by up to 0.8 s, and drops some.
+            self.netns
+                .sysctl(&format!("net/ipv4/neigh/{link}/proxy_delay"), "0")?;
             pod.netns.ip(&format!(
                 "link set eth0 up\n\
                  address add {v4}/32 dev eth0\n\
