@@ -23,6 +23,8 @@ pub enum Lacking {
     Ipset,
     /// The sets of iptables rules, though ipset is there: `EPROTO` for `SO_IP_SET`
     Sets,
+    /// Cookies of network namespaces by `SO_NETNS_COOKIE`: `ENOPROTOOPT`, as before Linux 5.14
+    NetnsCookie,
     /// Every capability, though still root
     Capabilities,
     /// Every capability but `CAP_NET_ADMIN`, though still root
@@ -41,6 +43,8 @@ const RETURN: u16 = 0x06;
 
 /// The socket option that tells about sets.
 const SO_IP_SET: u32 = 83;
+/// The socket option that tells the cookie of a network namespace.
+const SO_NETNS_COOKIE: u32 = 71;
 
 /// The offset of the system call's number in `struct seccomp_data`.
 const NR: u32 = 0;
@@ -84,14 +88,8 @@ impl Lacking {
                 op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
             ],
             // libxt_set asks for the index of a set by this option of linux/netfilter/ipset/ip_set.h.
-            Self::Sets => vec![
-                op(LOAD, NR, 0, 0),
-                op(JUMP_EQ, number(libc::SYS_getsockopt), 0, 3),
-                op(LOAD, arg(2), 0, 0),
-                op(JUMP_EQ, SO_IP_SET, 0, 1),
-                op(RETURN, errno(libc::EPROTO), 0, 0),
-                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
-            ],
+            Self::Sets => without_option(SO_IP_SET, libc::EPROTO),
+            Self::NetnsCookie => without_option(SO_NETNS_COOKIE, libc::ENOPROTOOPT),
             // SAFETY: only system calls between fork and exec.
             Self::Iptables => return unsafe { command.pre_exec(hide_sbin) },
             // SAFETY: as above.
@@ -112,6 +110,18 @@ fn without_bpf(code: i32) -> Vec<libc::sock_filter> {
     vec![
         op(LOAD, NR, 0, 0),
         op(JUMP_EQ, number(libc::SYS_bpf), 0, 1),
+        op(RETURN, errno(code), 0, 0),
+        op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ]
+}
+
+/// getsockopt(2) of an option with this number, of whichever protocol.
+fn without_option(option: u32, code: i32) -> Vec<libc::sock_filter> {
+    vec![
+        op(LOAD, NR, 0, 0),
+        op(JUMP_EQ, number(libc::SYS_getsockopt), 0, 3),
+        op(LOAD, arg(2), 0, 0),
+        op(JUMP_EQ, option, 0, 1),
         op(RETURN, errno(code), 0, 0),
         op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
     ]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
+use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
@@ -27,12 +28,16 @@ fn check_on(node: &Node, tc_attach: &str, kube_proxy: KubeProxy) -> Result<()> {
     kube_proxy.install(&node.netns)?;
     let args = [&TRANSLATE[..], &["--backend=ebpf", tc_attach]].concat();
     let _agent = node.start_agent(&args)?;
+    everything_is_translated(node)
+}
+
+fn everything_is_translated(node: &Node) -> Result<()> {
     let _proxy = Proxy::start(node)?;
-    for (seed, path) in (1..).zip(node.translated_paths()?) {
+    for (seed, path) in (1..).zip(node.paths()) {
         carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
     }
     // One socket for both families, as Go and Java make them.
-    for path in node.translated_paths()? {
+    for path in node.paths() {
         let IpAddr::V4(address) = path.destination().ip() else {
             continue;
         };
@@ -169,7 +174,7 @@ fn without_kube_proxy() {
     Node::test(Topology::BridgeNetfilter, |node| {
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         let _proxy = Proxy::start(node)?;
-        for (seed, path) in (1..).zip(node.translated_paths()?) {
+        for (seed, path) in (1..).zip(node.paths()) {
             carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
         }
         Ok(())
@@ -192,6 +197,17 @@ fn with_the_cluster_ip_on_a_link_of_the_node() {
     });
 }
 
+/// Before Linux 5.14 the agent has to find out by a program which processes are on the node.
+#[test]
+fn where_the_kernel_does_not_tell_the_network_namespace() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
+        let _agent = node.start_agent_lacking(Lacking::NetnsCookie, &args)?;
+        everything_is_translated(node)
+    });
+}
+
 /// The ports differ: that of the Service is the well-known one, that of the proxy is not.
 #[test]
 fn to_another_port() {
@@ -204,7 +220,7 @@ fn to_another_port() {
             Server::listen(&node.netns, proxy(Family::V4))?,
             Server::listen(&node.netns, proxy(Family::V6))?,
         ];
-        for (seed, path) in (1..).zip(node.translated_paths()?) {
+        for (seed, path) in (1..).zip(node.paths()) {
             let to = match path.via {
                 Via::Vip => proxy(path.family),
                 Via::ClusterIp => path.destination(),
@@ -227,7 +243,7 @@ fn to_a_proxy_on_every_address() {
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         // Rust's listener on [::] takes IPv4 too.
         let _server = Server::listen(&node.netns, "[::]:443".parse()?)?;
-        for (seed, path) in (1..).zip(node.translated_paths()?) {
+        for (seed, path) in (1..).zip(node.paths()) {
             carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
         }
         for family in Family::ALL {

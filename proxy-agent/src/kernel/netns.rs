@@ -2,13 +2,24 @@
 
 //! The network namespace of this process.
 
+use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::AsRawFd as _;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use tracing::debug;
+
+use super::bpf;
 
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
+/// `SO_COOKIE` of asm-generic/socket.h (Linux 4.12): that of the socket itself.
+const SO_COOKIE: libc::c_int = 57;
+/// The port that discards what comes, though nothing is sent to it.
+const DISCARD: u16 = 9;
 
 /// Moves the current thread into a new network namespace, which is gone when nothing is left in it.
 ///
@@ -24,23 +35,54 @@ pub fn enter_new() -> io::Result<()> {
     }
 }
 
-/// The cookie by which eBPF programs know this network namespace; zero where the kernel does not
-/// tell, which stands for the initial namespace.
-pub fn cookie() -> u64 {
-    let Ok(socket) = UnixDatagram::unbound() else {
-        return 0;
+/// The cookie by which eBPF programs know this network namespace; zero where the kernel does not tell,
+/// which stands for the initial namespace.
+///
+/// Before Linux 5.14 only programs are told: one of them asks, attached to `cgroup` for a moment, the root of
+/// the cgroup2 hierarchy.
+pub fn cookie(cgroup: Option<&Path>) -> u64 {
+    match told() {
+        Ok(cookie) => cookie,
+        Err(refused) => cgroup
+            .map_or(Err(refused), told_by_program)
+            .inspect_err(|error| debug!(%error, "no cookie of this network namespace"))
+            .unwrap_or(0),
+    }
+}
+
+fn told() -> io::Result<u64> {
+    option(&UnixDatagram::unbound()?, SO_NETNS_COOKIE)
+}
+
+fn told_by_program(cgroup: &Path) -> io::Result<u64> {
+    let cgroup = File::open(cgroup)?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let connect = || {
+        // Nothing is sent by that. Whether there is a way does not matter: programs are asked before.
+        let _ = socket.connect((Ipv4Addr::LOCALHOST, DISCARD));
     };
+    let cookie = option(&socket, SO_COOKIE)?;
+    bpf::netns_cookie(cgroup.as_fd(), cookie, connect)?
+        .ok_or_else(|| io::Error::other("this process is not in the cgroup"))
+}
+
+/// A socket option that is a cookie.
+fn option(socket: &impl AsRawFd, name: libc::c_int) -> io::Result<u64> {
     let mut cookie = 0_u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: `cookie` has room for `length` bytes.
     let refused = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
+            name,
             (&raw mut cookie).cast(),
             &raw mut length,
         )
     };
-    if refused == 0 { cookie } else { 0 }
+    if refused == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

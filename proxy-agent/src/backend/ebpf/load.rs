@@ -126,14 +126,15 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads programs and maps. The map of decisions of an earlier agent is taken over.
+    /// Loads programs and maps. The map of decisions of an earlier agent is taken over. `cgroup` is the root
+    /// that programs of sockets will be attached to, if they will be.
     ///
     /// # Errors
     ///
     /// The kernel's answer. What was pinned on the way is removed again.
-    pub fn load(settings: &Settings) -> Result<Self, LoadError> {
+    pub fn load(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
         let fresh = !settings.bpffs.exists();
-        Self::load_into(settings).inspect_err(|_| {
+        Self::load_into(settings, cgroup).inspect_err(|_| {
             if fresh {
                 // The first error is the one to tell.
                 let _ = remove_pins(&settings.bpffs);
@@ -141,7 +142,7 @@ impl Programs {
         })
     }
 
-    fn load_into(settings: &Settings) -> Result<Self, LoadError> {
+    fn load_into(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
         allow_locked_memory();
         for hook in Hook::ALL {
             let pins = attach::links_dir(hook, settings);
@@ -156,7 +157,7 @@ impl Programs {
         let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
         statistics::discard_unfit(settings)?;
 
-        let mut ebpf = load_object(settings)?;
+        let mut ebpf = load_object(settings, cgroup)?;
         maps::fill_destinations(&mut ebpf, settings)?;
         maps::fill_guard(&mut ebpf, settings)?;
         if let Some(peers) = peers {
@@ -378,7 +379,7 @@ pub fn remove_pins(directory: &Path) -> Result<(), bpffs::Error> {
     }
 }
 
-fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
+fn load_object(settings: &Settings, cgroup: Option<&Path>) -> Result<Ebpf, LoadError> {
     let level = if settings.debug {
         aya_log::Level::Debug as u8
     } else {
@@ -396,7 +397,7 @@ fn load_object(settings: &Settings) -> Result<Ebpf, LoadError> {
     });
     let allows = u8::from(!settings.allow_from.is_empty());
     let translate = u8::from(!settings.services.is_empty());
-    let host = netns::cookie();
+    let host = netns::cookie(cgroup);
     let mut loader = EbpfLoader::new();
     loader
         // Nothing is relocated against the kernel's types. aya has read them all the same: they are

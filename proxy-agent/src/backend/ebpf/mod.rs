@@ -232,11 +232,6 @@ impl Ebpf {
         if mode == Mode::Apply && !features::are_enough() && features::are_misjudged() {
             return Err(Error::Misjudged);
         }
-        let programs = match mode {
-            Mode::Apply => Some(Programs::load(&settings)?),
-            Mode::DryRun => None,
-        };
-        let others = settings.other_layouts()?;
         let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
@@ -246,6 +241,11 @@ impl Ebpf {
                  hostPath volume)"
             );
         }
+        let programs = match mode {
+            Mode::Apply => Some(Programs::load(&settings, cgroup.as_deref())?),
+            Mode::DryRun => None,
+        };
+        let others = settings.other_layouts()?;
         Ok(Self {
             attach_mode: AttachMode::choose(settings.tc_attach),
             cgroup,

@@ -45,7 +45,7 @@ pub fn measure(directory: &Path) -> Result<Vec<Verified>> {
 
 fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
     load::allow_locked_memory();
-    let host = netns::cookie();
+    let host = netns::cookie(None);
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
