@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::node::Node;
-use crate::path::{Path, Via};
+use crate::path::Via;
 use crate::{client, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,18 +18,15 @@ const BYTES: u64 = 1_000_000;
 /// # Errors
 /// When that is not so: names the first way on which it is not.
 pub fn everything_works(node: &Node) -> Result<()> {
-    everything_works_leaving(node, |_| 1)
+    everything_works_leaving(node, 1)
 }
 
-/// As [`everything_works`], where a connection to the ClusterIP leaves as many entries as `by_cluster_ip`
-/// says: none if the agent translates it.
+/// As [`everything_works`], where a connection to the ClusterIP leaves as many entries as this: none if the
+/// agent translates it.
 ///
 /// # Errors
 /// As [`everything_works`].
-pub fn everything_works_leaving(
-    node: &Node,
-    by_cluster_ip: impl Fn(&Path<'_>) -> usize,
-) -> Result<()> {
+pub fn everything_works_leaving(node: &Node, by_cluster_ip: usize) -> Result<()> {
     for path in node.paths() {
         let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
             .with_context(|| path.to_string())?;
@@ -38,7 +35,7 @@ pub fn everything_works_leaving(
         let found = conntrack::of_client(&entries, stream.local_addr()?);
         let wanted = match path.via {
             Via::Vip => 0,
-            Via::ClusterIp => by_cluster_ip(&path),
+            Via::ClusterIp => by_cluster_ip,
         };
         ensure!(found.len() == wanted, "{path}: {found:#?}");
     }

@@ -6,12 +6,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use anyhow::Result;
-
 use crate::Family;
 use crate::netns::Netns;
 use crate::node::Node;
-use crate::skip;
 
 /// The address a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,19 +79,5 @@ impl Node {
             }
         }
         paths
-    }
-
-    /// Those that an agent takes past conntrack which translates: all, or on a kernel where it cannot tell
-    /// this node's processes from others (Linux before 5.14: no cookies of namespaces) all but theirs to the
-    /// ClusterIP.
-    ///
-    /// # Errors
-    /// When the kernel's version cannot be read.
-    pub fn translated_paths(&self) -> Result<Vec<Path<'_>>> {
-        let mut paths = self.paths();
-        if !skip::is_at_least((5, 14))? {
-            paths.retain(|path| path.via == Via::Vip || path.client != "host");
-        }
-        Ok(paths)
     }
 }

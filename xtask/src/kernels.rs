@@ -95,10 +95,6 @@ pub struct Support {
     pub tc: Option<String>,
     /// Whether ClusterIPs are translated.
     pub translation: bool,
-    /// Whether a process may ask for the cookie of its network namespace. Without, the agent translates
-    /// processes of the initial namespace only, which a test's node is not.
-    #[serde(rename = "netns-cookie", default)]
-    pub netns_cookie: bool,
     /// Whether a process on the node sees the ClusterIP as its peer.
     pub getpeername: bool,
     /// How an uplink is guarded that is asked for by `--guard-mode=tc`, then by `--guard-mode=xdp`.
@@ -135,7 +131,6 @@ impl Kernels {
                 backend,
                 tc,
                 translation,
-                netns_cookie,
                 getpeername,
                 guards: [guard, guard_by_xdp],
             } = &kernel.supports;
@@ -144,15 +139,10 @@ impl Kernels {
                 name => name,
             };
             let tc = tc.as_deref().unwrap_or("–");
-            let translates = match (*translation, *netns_cookie) {
-                (true, true) => "yes",
-                (true, false) => "yes; for the node's own processes only in the initial namespace",
-                (false, _) => "no",
-            };
-            let peer = match (*translation && *netns_cookie, *getpeername) {
+            let translates = if *translation { "yes" } else { "no" };
+            let peer = match (*translation, *getpeername) {
                 (true, true) => "the ClusterIP",
                 (true, false) => "the VIP",
-                // Of what is not translated there, no test sees the peer.
                 (false, _) => "–",
             };
             let _ = writeln!(
@@ -279,7 +269,7 @@ mod tests {
         supports = { backend = "nftables", translation = false, getpeername = false, guards = ["tc", "xdp"] }
         [[kernel]]
         name = "6.12"
-        supports = { backend = "ebpf", tc = "tcx", translation = true, netns-cookie = true, getpeername = true, guards = ["tc", "xdp"] }
+        supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true, guards = ["tc", "xdp"] }
         [[kernel]]
         name = "newest"
         supports = { backend = "ebpf", tc = "tcx", translation = true, getpeername = true, guards = ["tc", "xdp"] }
