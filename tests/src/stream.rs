@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::patience;
 use crate::transfer::{DAMAGED, Generator, INTACT, header};
 
 /// The length in the header that starts a stream.
@@ -36,14 +37,17 @@ impl Sequence {
         }
     }
 
-    fn fill(&mut self, out: &mut [u8]) {
-        for byte in out {
+    fn fill(&mut self, mut out: &mut [u8]) {
+        while !out.is_empty() {
             if self.used == CHUNK {
                 self.generator.fill(&mut self.chunk);
                 self.used = 0;
             }
-            *byte = self.chunk[self.used];
-            self.used += 1;
+            let left = &self.chunk[self.used..];
+            let (now, later) = out.split_at_mut(left.len().min(out.len()));
+            now.copy_from_slice(&left[..now.len()]);
+            self.used += now.len();
+            out = later;
         }
     }
 
@@ -94,11 +98,13 @@ impl Live {
         Self::start_at(PAUSE, name, stream, seed)
     }
 
-    /// Starts streaming with a pause between two chunks of 8 KiB: for very many streams at once.
+    /// Starts streaming with a pause between two chunks of 8 KiB: for very many streams at once. A slow
+    /// machine makes longer ones, so that streams leave it time for what is tested.
     ///
     /// # Errors
     /// When the connection is broken.
     pub fn start_at(pause: Duration, name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
+        let pause = patience::of(pause);
         stream.set_nodelay(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));

@@ -22,7 +22,7 @@ use crate::workspace::Workspace;
 const HOME: &str = "proxy-agent";
 
 /// What else a node has: what kube-proxy's IPVS mode needs, and a shell.
-const MORE_TOOLS: [&str; 3] = ["ipvsadm", "modprobe", "bash"];
+const MORE_TOOLS: [&str; 5] = ["ipvsadm", "modprobe", "bash", "mount", "umount"];
 
 /// What tests of this machine need and tests of a kernel do not: a compiler, and what reads images.
 const LEFT_OUT: [&str; 2] = ["c++", "skopeo"];
