@@ -136,6 +136,13 @@ fn connect_type(v6: bool) -> u32 {
 }
 
 fn load(kind: u32, expected_attach_type: u32, instructions: &[u64; 2]) -> Result<OwnedFd> {
+    // Before Linux 5.11 programs count against a limit that is small by default.
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the pointer is to a valid structure. If it fails, loading tells.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
     let license = c"Apache-2.0";
     let mut load = Attr([0; 32]);
     // prog_type, insn_cnt, insns, license; expected_attach_type

@@ -6,12 +6,17 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::cmd;
 use crate::netns::Netns;
 use crate::transfer::Generator;
 use crate::{Family, PORT};
+
+/// How long a link may take no frames.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A frame and the intended verdict.
 #[derive(Debug, Clone)]
@@ -456,12 +461,18 @@ impl Wire {
     /// The kernel's answer.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         let fd = self.0.as_raw_fd();
-        // SAFETY: the buffer is valid for its length.
-        let sent = unsafe { libc::send(fd, frame.as_ptr().cast(), frame.len(), 0) };
-        if sent < 0 {
-            return Err(io::Error::last_os_error()).context("sending a frame");
-        }
-        Ok(())
+        cmd::wait_until(TIMEOUT, "the link to take a frame", || {
+            // SAFETY: the buffer is valid for its length.
+            let sent = unsafe { libc::send(fd, frame.as_ptr().cast(), frame.len(), 0) };
+            if sent >= 0 {
+                return Ok(Some(()));
+            }
+            match io::Error::last_os_error() {
+                // For a moment, while a program is attached to it.
+                error if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(None),
+                error => Err(error).context("sending a frame"),
+            }
+        })
     }
 }
 

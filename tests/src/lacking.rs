@@ -15,6 +15,8 @@ pub enum Lacking {
     Bpf,
     /// The permission to use bpf(2): `EPERM`, as a container's seccomp filter answers
     BpfPermission,
+    /// To be told what is attached, by which a kernel without tcx is known: `EINVAL`, as before Linux 6.6
+    Tcx,
     /// nfnetlink, and with it `nf_tables`: `EPROTONOSUPPORT`
     Nfnetlink,
     /// The iptables binaries
@@ -41,6 +43,8 @@ const LOAD: u16 = 0x20;
 const JUMP_EQ: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
+/// The command of bpf(2) that tells what is attached.
+const BPF_PROG_QUERY: u32 = 16;
 /// The socket option that tells about sets.
 const SO_IP_SET: u32 = 83;
 /// The socket option that tells the cookie of a network namespace.
@@ -77,6 +81,14 @@ impl Lacking {
         let filter = match self {
             Self::Bpf => without_bpf(libc::ENOSYS),
             Self::BpfPermission => without_bpf(libc::EPERM),
+            Self::Tcx => vec![
+                op(LOAD, NR, 0, 0),
+                op(JUMP_EQ, number(libc::SYS_bpf), 0, 3),
+                op(LOAD, arg(0), 0, 0),
+                op(JUMP_EQ, BPF_PROG_QUERY, 0, 1),
+                op(RETURN, errno(libc::EINVAL), 0, 0),
+                op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+            ],
             Self::Nfnetlink => vec![
                 op(LOAD, NR, 0, 0),
                 op(JUMP_EQ, number(libc::SYS_socket), 0, 5),

@@ -24,3 +24,10 @@ pub fn factor() -> u32 {
 pub fn of(usual: Duration) -> Duration {
     usual * factor()
 }
+
+/// How many times a test does something over and over on this machine: fewer where each takes longer.
+#[must_use]
+pub fn times(usual: usize) -> usize {
+    let factor = usize::try_from(factor()).unwrap_or(1);
+    (usual / factor).max(1)
+}

@@ -150,6 +150,11 @@ fn after_a_kill() {
 fn without_the_state() {
     for args in [EBPF, NFTABLES, IPTABLES] {
         Node::test(Topology::Veth, |node| {
+            // Nothing but that file tells whose a qdisc is.
+            for link in ["eth0", "pod0", "pod1"] {
+                node.netns
+                    .exec(&format!("tc qdisc add dev {link} clsact"))?;
+            }
             let before = prepare(node)?;
             node.start_agent(args)?.stop(libc::SIGKILL)?;
             std::fs::remove_dir_all(node.run_dir())?;

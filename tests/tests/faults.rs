@@ -20,7 +20,7 @@ use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{self, all_end_intact, all_go_on, new_connections_work, open};
-use tests::{cmd, kept, snapshot};
+use tests::{cmd, kept, patience, snapshot};
 
 /// The system calls that carry what is asked of the kernel, and its answers.
 const CALLS: &str = "bpf,sendto,sendmsg,recvfrom,recvmsg";
@@ -229,7 +229,7 @@ fn chosen(calls: usize) -> Result<Vec<usize>> {
             Ok(numbers)
         }
         Err(_) => {
-            let step = (calls / SAMPLE).max(1);
+            let step = (calls / patience::times(SAMPLE)).max(1);
             let first = usize::try_from(std::process::id()).unwrap_or_default() % step;
             Ok((first..calls).step_by(step).collect())
         }

@@ -9,7 +9,7 @@ use tests::bpf::{self, ForeignProgram, Hook, Place};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, conntrack, snapshot};
+use tests::{Family, client, conntrack, skip, snapshot};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -97,8 +97,14 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
     Node::test(Topology::Veth, |node| {
         kube_proxy.install(&node.netns)?;
         add_foreign_things(node)?;
-        let program = ForeignProgram::attach(&node.netns, "pod0", Hook::Ingress, Place::Last)?;
-        let programs = bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress)?;
+        let has_tcx = skip::is_at_least((6, 6))?;
+        let attach = || ForeignProgram::attach(&node.netns, "pod0", Hook::Ingress, Place::Last);
+        let program = has_tcx.then(attach).transpose()?;
+        let programs = || {
+            let all = || bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress);
+            has_tcx.then(all).transpose().map(Option::unwrap_or_default)
+        };
+        let foreign = programs()?;
         let before = snapshot::take(&node.netns)?;
 
         let args = [args, &["--cleanup", "--sync-interval=200ms"]].concat();
@@ -115,10 +121,10 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
             "foreign things are changed or moved while the agent runs:\n{}",
             snapshot::difference(&before, &during).unwrap_or_default()
         );
-        let now = bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress)?;
+        let now = programs()?;
         ensure!(
-            programs.iter().all(|id| now.contains(id)),
-            "{programs:?} {now:?}"
+            foreign.iter().all(|id| now.contains(id)),
+            "{foreign:?} {now:?}"
         );
 
         ensure!(agent.stop(libc::SIGTERM)?.success(), "the clean-up failed");
@@ -126,7 +132,7 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
         if let Some(difference) = snapshot::difference(&before, &after) {
             bail!("not as it was before the agent:\n{difference}");
         }
-        ensure!(bpf::tcx_programs(&node.netns, "pod0", Hook::Ingress)? == programs);
+        ensure!(programs()? == foreign);
         drop(program);
         Ok(())
     });

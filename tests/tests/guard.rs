@@ -16,7 +16,7 @@ use tests::lacking::Lacking;
 use tests::node::{Node, Topology, gateway_address, uplink_address};
 use tests::proxy::Proxy;
 use tests::status::{dropped, guarded};
-use tests::{Family, PORT, client, cmd, transfer};
+use tests::{Family, PORT, client, cmd, patience, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// For connections that nobody answers; two SYNs at most.
@@ -37,6 +37,8 @@ fn route_vips(node: &Node) -> Result<()> {
 fn answers(node: &Node, family: Family) -> Result<bool> {
     match client::connect(&node.uplink, family.vip_socket(), SHORT) {
         Ok(mut stream) => {
+            // Silence from here on is an answer too.
+            stream.set_read_timeout(Some(patience::of(SHORT)))?;
             transfer::exchange(&mut stream, 10_000, 1)?;
             Ok(true)
         }

@@ -12,6 +12,7 @@ use tests::census;
 use tests::cycles::{Backend, Cycles};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
+use tests::patience;
 use tests::proxy::Proxy;
 use tests::rest::Rest;
 use tests::streams::{all_end_intact, all_go_on, entries, open};
@@ -23,6 +24,7 @@ const LIFETIME: Duration = Duration::from_millis(400);
 type Variants = &'static [&'static [&'static str]];
 
 fn killed(topology: Topology, backend: Backend, cycles: usize, variants: Variants) {
+    let cycles = patience::times(cycles);
     Node::test(topology, |node| {
         let begun = Instant::now();
         let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {

@@ -12,6 +12,7 @@ use tests::bpf::{self, Hook};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
+use tests::skip;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open, vip_is_untracked};
 
 const BEFORE: Duration = Duration::from_millis(500);
@@ -32,6 +33,10 @@ fn taken_over(args: &[&str], translates: bool, other: &str) {
         all_go_on(&streams).with_context(|| format!("after the take-over, {args:?}"))?;
         ensure!(!old.exists(), "{} is left", old.display());
         for pod in &node.pods {
+            if !skip::is_at_least((6, 6))? {
+                // There is no tcx.
+                break;
+            }
             let programs = bpf::tcx_programs(&node.netns, &pod.host_link, Hook::Ingress)?;
             let wanted = usize::from(!args.contains(&"--tc-attach=clsact"));
             ensure!(

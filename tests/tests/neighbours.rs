@@ -58,7 +58,10 @@ fn on_the_link(node: &Node) -> Result<[Vec<u32>; 2]> {
 }
 
 #[test]
-fn tcx_programs() {
+fn tcx_programs() -> Result<()> {
+    if skip::before((6, 6), "tcx", "beside-tcx-programs")? {
+        return Ok(());
+    }
     for topology in [Topology::Veth, Topology::BridgeNetfilter] {
         Node::test(topology, |node| {
             KubeProxy::IptablesNft.install(&node.netns)?;
@@ -83,6 +86,7 @@ fn tcx_programs() {
             Ok(())
         });
     }
+    Ok(())
 }
 
 /// Filters of somebody else on the clsact qdisc, of higher and of lower priority.
@@ -119,8 +123,11 @@ fn beside_filters(tc_attach: &str) {
 }
 
 #[test]
-fn clsact_filters_and_tcx() {
-    beside_filters("--tc-attach=tcx");
+fn clsact_filters_and_tcx() -> Result<()> {
+    if !skip::before((6, 6), "tcx", "tcx-beside-clsact-filters")? {
+        beside_filters("--tc-attach=tcx");
+    }
+    Ok(())
 }
 
 #[test]

@@ -184,6 +184,37 @@ fn ebpf_without_nf_tables() {
 }
 
 #[test]
+fn ebpf_by_tcx_without_tcx() {
+    unavailable(
+        "--backend=ebpf",
+        |command| {
+            command.arg("--tc-attach=tcx");
+            Lacking::Tcx.apply(command);
+        },
+        &[
+            "--backend=ebpf cannot be used here",
+            "6.6",
+            "--tc-attach=auto",
+        ],
+    );
+}
+
+/// What has no tcx has clsact.
+#[test]
+fn ebpf_without_tcx() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let agent = node.start_agent_lacking(Lacking::Tcx, &["--backend=ebpf"])?;
+        ensure!(
+            agent.log().contains("backend ebpf, attached by clsact"),
+            "attached by another way"
+        );
+        let _proxy = Proxy::start(node)?;
+        everything_works(node)
+    });
+}
+
+#[test]
 fn nftables_without_nf_tables() {
     unavailable(
         "--backend=nftables",

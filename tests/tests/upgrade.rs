@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use tests::agent;
 use tests::cycles::{Backend, Cycles};
 use tests::node::{Node, Topology};
-use tests::skip;
+use tests::{patience, skip};
 
 const CYCLES: usize = 20;
 /// How long each runs once it is ready: not always until it has nothing left to do.
@@ -33,17 +33,18 @@ fn upgraded(test: &str, topology: Topology, backend: Backend) {
     let Some(previous) = previous(test).expect("what was skipped can be noted") else {
         return;
     };
+    let cycles = patience::times(CYCLES);
     Node::test(topology, |node| {
         let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {
             agent.stop(libc::SIGTERM).map(drop)
         })?;
-        for n in 0..CYCLES {
+        for n in 0..cycles {
             for (name, binary) in [("previous", &previous), ("current", &Cycles::current()?)] {
                 run_once(&mut state, binary, n)
-                    .with_context(|| format!("cycle {n} of {CYCLES}, the {name} release"))?;
+                    .with_context(|| format!("cycle {n} of {cycles}, the {name} release"))?;
             }
         }
-        run_once(&mut state, &previous, CYCLES).context("the previous release at last")?;
+        run_once(&mut state, &previous, cycles).context("the previous release at last")?;
         state.finish()
     });
 }

@@ -34,6 +34,9 @@ pub const REMAKE: &str = "cargo xtask kernels";
 pub struct Kernels {
     /// How many instructions the verifier may look at in one program, on any kernel.
     pub verifier_limit: u32,
+    /// The test programs that no guest runs, with the reason.
+    #[serde(default)]
+    pub left_out: BTreeMap<String, String>,
     /// What is skipped in every guest, by the name in its record, with the reason.
     #[serde(default)]
     pub skips: BTreeMap<String, String>,

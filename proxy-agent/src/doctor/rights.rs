@@ -111,7 +111,8 @@ fn syscall(answer: io::Result<()>, seccomp: bool, wanted: bool) -> Check {
              allows bpf(2)",
         ),
         Some(libc::EPERM | libc::EACCES) => (
-            "the capability BPF (SYS_ADMIN before Linux 5.8) is missing, or a security module forbids it",
+            "the capability BPF (SYS_ADMIN before Linux 5.8; before 5.11 SYS_RESOURCE too) is missing, or a \
+             security module forbids it",
             "add the capability BPF to the container, and allow it in SELinux or AppArmor",
         ),
         _ => (

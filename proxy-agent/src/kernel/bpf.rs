@@ -7,6 +7,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use super::memory;
+
 // Commands and types of linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -95,6 +97,7 @@ pub fn load_filter() -> io::Result<OwnedFd> {
 }
 
 fn load(kind: u32, attach_type: u32, program: &[u64]) -> io::Result<OwnedFd> {
+    memory::allow_locking();
     let mut load = Attributes([0; 32]);
     // prog_type, insn_cnt, insns, license, expected_attach_type
     load.0[0] = kind;

@@ -22,7 +22,7 @@ use crate::workspace::Workspace;
 const HOME: &str = "proxy-agent";
 
 /// What else a node has: what kube-proxy's IPVS mode needs, and a shell.
-const MORE_TOOLS: [&str; 5] = ["ipvsadm", "modprobe", "bash", "mount", "umount"];
+const MORE_TOOLS: [&str; 6] = ["ipvsadm", "modprobe", "bash", "mount", "umount", "ss"];
 
 /// What tests of this machine need and tests of a kernel do not: a compiler, and what reads images.
 const LEFT_OUT: [&str; 2] = ["c++", "skopeo"];
@@ -108,6 +108,7 @@ pub fn write(
         }
         Job::Tests(programs, previous) => {
             tests(&mut image, programs)?;
+            repository(&mut image, workspace)?;
             if let Some(previous) = previous {
                 image.copy(previous, &format!("{HOME}/{PREVIOUS}"));
                 let _ = writeln!(
@@ -233,6 +234,24 @@ fn tests(image: &mut Initramfs, programs: &[Program]) -> Result<()> {
     // Tests find the directory for their records of skips by this.
     image.text(&format!("{HOME}/target/CACHEDIR.TAG"), "", false);
     image.text(&format!("{HOME}/plan"), &plan, false);
+    Ok(())
+}
+
+/// The files of the repository, where they are on this machine: tests compare the agent with some.
+fn repository(image: &mut Initramfs, workspace: &Workspace) -> Result<()> {
+    let listed = sh::read(
+        sh::command("git")
+            .arg("-C")
+            .arg(&workspace.root)
+            .args(["ls-files", "-z"]),
+    )?;
+    for name in listed.split_terminator('\0') {
+        let file = workspace.root.join(name);
+        if file.is_file() {
+            let place = file.to_string_lossy().trim_start_matches('/').to_owned();
+            image.copy(&file, &place);
+        }
+    }
     Ok(())
 }
 

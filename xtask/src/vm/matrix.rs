@@ -352,7 +352,13 @@ fn programs(workspace: &Workspace, kernels: &Kernels, options: &Options) -> Resu
     let built = test::programs(workspace)?;
     let mut programs: Vec<Program> = built
         .iter()
-        .filter(|(name, _)| options.programs.is_empty() || options.programs.contains(name))
+        .filter(|(name, _)| {
+            if options.programs.is_empty() {
+                !kernels.left_out.contains_key(name)
+            } else {
+                options.programs.contains(name)
+            }
+        })
         .map(|(name, file)| Program {
             name: name.clone(),
             file: file.clone(),

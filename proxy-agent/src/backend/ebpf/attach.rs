@@ -68,6 +68,11 @@ pub enum AttachError {
     /// The kernel refused a trial.
     #[error("the kernel refused the program")]
     Refused(#[source] io::Error),
+    /// Tcx was asked for.
+    #[error(
+        "this kernel has no tcx, which is in Linux 6.6 and newer; --tc-attach=auto takes what it has"
+    )]
+    NoTcx(#[source] io::Error),
     /// The kernel refused the qdisc or the filter.
     #[error("the kernel refused the clsact qdisc")]
     Qdisc(#[source] TcError),
@@ -102,16 +107,22 @@ pub enum AttachError {
 
 impl AttachMode {
     /// The mode asked for, or the best this kernel has.
-    pub fn choose(wanted: TcAttach) -> Self {
-        match wanted {
-            TcAttach::Tcx => Self::Tcx,
-            TcAttach::Clsact => Self::Clsact,
-            // The query is refused by a kernel that does not know the hook. Want of memory is no such
-            // answer: what is attached next tells.
-            TcAttach::Auto => match bpf::attached(LOOPBACK, bpf::TCX_INGRESS) {
-                Err(answer) if !features::may_come(&answer) => Self::Clsact,
-                _ => Self::Tcx,
+    ///
+    /// # Errors
+    ///
+    /// If tcx is asked for by name and this kernel does not have it.
+    pub fn choose(wanted: TcAttach) -> Result<Self, AttachError> {
+        if wanted == TcAttach::Clsact {
+            return Ok(Self::Clsact);
+        }
+        // The query is refused by a kernel that does not know the hook. Want of memory is no such answer:
+        // what is attached next tells.
+        match bpf::attached(LOOPBACK, bpf::TCX_INGRESS) {
+            Err(answer) if !features::may_come(&answer) => match wanted {
+                TcAttach::Tcx => Err(AttachError::NoTcx(answer)),
+                TcAttach::Auto | TcAttach::Clsact => Ok(Self::Clsact),
             },
+            _ => Ok(Self::Tcx),
         }
     }
 }

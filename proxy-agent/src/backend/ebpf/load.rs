@@ -24,7 +24,7 @@ use super::statistics::{self, STATISTICS};
 use super::{PART, Settings, attach, cgroup, layout, xdp};
 use crate::config::{GuardMode, Service};
 use crate::instance::Instance;
-use crate::kernel::{bpffs, features, netns};
+use crate::kernel::{bpffs, features, memory, netns};
 use crate::reconcile::report::chain;
 use crate::telemetry::ebpf::ToTracing;
 
@@ -143,7 +143,7 @@ impl Programs {
     }
 
     fn load_into(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
-        allow_locked_memory();
+        memory::allow_locking();
         for hook in Hook::ALL {
             let pins = attach::links_dir(hook, settings);
             bpffs::create_dir(&pins)?;
@@ -419,16 +419,6 @@ fn load_object(settings: &Settings, cgroup: Option<&Path>) -> Result<Ebpf, LoadE
         loader.map_max_entries(LOGS, LOGS_OFF);
     }
     loader.load(OBJECT).map_err(LoadError::Object)
-}
-
-/// Before Linux 5.11 maps count against a limit that is far too small by default.
-pub fn allow_locked_memory() {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: the pointer is to a valid structure. If it fails, the map creation tells.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
 /// The error of a program that the kernel refused.

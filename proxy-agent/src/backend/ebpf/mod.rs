@@ -232,6 +232,7 @@ impl Ebpf {
         if mode == Mode::Apply && !features::are_enough() && features::are_misjudged() {
             return Err(Error::Misjudged);
         }
+        let attach_mode = AttachMode::choose(settings.tc_attach)?;
         let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
@@ -247,7 +248,7 @@ impl Ebpf {
         };
         let others = settings.other_layouts()?;
         Ok(Self {
-            attach_mode: AttachMode::choose(settings.tc_attach),
+            attach_mode,
             cgroup,
             settings,
             programs,

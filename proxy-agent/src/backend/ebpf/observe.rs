@@ -60,10 +60,16 @@ impl Observed {
         if desired.mode == AttachMode::Tcx {
             for hook in desired.hooks.keys() {
                 for index in desired.links.keys() {
-                    // A link that goes away meanwhile has no hook to read: its event brings us
-                    // back.
-                    if let Ok(ids) = bpf::attached(*index, hook.tcx_type()) {
-                        observed.programs.insert((*hook, *index), ids);
+                    match bpf::attached(*index, hook.tcx_type()) {
+                        Ok(ids) => {
+                            observed.programs.insert((*hook, *index), ids);
+                        }
+                        // The link has gone away meanwhile: its event brings us back.
+                        Err(answer) if answer.raw_os_error() == Some(libc::ENODEV) => {}
+                        Err(answer) => {
+                            let task = format!("read what is attached to ifindex {index} by tcx");
+                            failed(PART, &task, &answer, report);
+                        }
                     }
                 }
             }

@@ -10,7 +10,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{EbpfLoader, VerifierLogLevel};
 
 use super::load;
-use crate::kernel::{bpffs, netns};
+use crate::kernel::{bpffs, memory, netns};
 
 /// What the verifier says of one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn measure(directory: &Path) -> Result<Vec<Verified>> {
 }
 
 fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
-    load::allow_locked_memory();
+    memory::allow_locking();
     let host = netns::cookie(None);
     let mut loader = EbpfLoader::new();
     loader
