@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result, bail};
 
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
+/// The first Linux with tcx.
+const TCX: (u32, u32) = (6, 6);
+
 /// Removes the record of an earlier run: `test` did run.
 ///
 /// # Errors
@@ -46,11 +49,27 @@ pub fn before(first: (u32, u32), what: &str, test: &str) -> Result<bool> {
     Ok(true)
 }
 
+/// As [`before`], of a test of tcx.
+///
+/// # Errors
+/// As there.
+pub fn without_tcx(test: &str) -> Result<bool> {
+    before(TCX, "tcx", test)
+}
+
+/// Whether this kernel has tcx.
+///
+/// # Errors
+/// When its version cannot be read.
+pub fn has_tcx() -> Result<bool> {
+    is_at_least(TCX)
+}
+
 /// Whether this kernel is Linux `first` or newer.
 ///
 /// # Errors
 /// When its version cannot be read.
-pub fn is_at_least(first: (u32, u32)) -> Result<bool> {
+fn is_at_least(first: (u32, u32)) -> Result<bool> {
     let release = fs::read_to_string(RELEASE).with_context(|| format!("reading {RELEASE}"))?;
     let mut numbers = release.split(['.', '-']).map(str::parse);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {

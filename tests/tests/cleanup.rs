@@ -145,16 +145,21 @@ fn after_a_kill() {
     }
 }
 
+/// Qdiscs that are there before the agent: nothing but its state tells whose one is.
+fn add_qdiscs(node: &Node) -> Result<()> {
+    for link in ["eth0", "pod0", "pod1"] {
+        node.netns
+            .exec(&format!("tc qdisc add dev {link} clsact"))?;
+    }
+    Ok(())
+}
+
 /// The file in the run directory is lost: maps, rules and tables still name the VIPs.
 #[test]
 fn without_the_state() {
     for args in [EBPF, NFTABLES, IPTABLES] {
         Node::test(Topology::Veth, |node| {
-            // Nothing but that file tells whose a qdisc is.
-            for link in ["eth0", "pod0", "pod1"] {
-                node.netns
-                    .exec(&format!("tc qdisc add dev {link} clsact"))?;
-            }
+            add_qdiscs(node)?;
             let before = prepare(node)?;
             node.start_agent(args)?.stop(libc::SIGKILL)?;
             std::fs::remove_dir_all(node.run_dir())?;
@@ -207,12 +212,13 @@ fn a_link_of_the_agents() {
 #[test]
 fn after_two_backends() {
     Node::test(Topology::Veth, |node| {
+        add_qdiscs(node)?;
         let before = prepare(node)?;
         // As if the first one had not been seen: with pins and a run directory of its own.
         let bpffs = format!("--bpffs={}", node.bpffs().join("proxy-agent/v3").display());
         let run_dir = node.dir().join("other-run");
         let other = format!("--run-dir={}", run_dir.display());
-        node.start_agent(&["--backend=ebpf", "--tc-attach=tcx", &bpffs, &other])?
+        node.start_agent(&["--backend=ebpf", &bpffs, &other])?
             .stop(libc::SIGKILL)?;
         node.start_agent(&["--backend=none", "--ip-address=10.96.0.2"])?
             .stop(libc::SIGKILL)?;

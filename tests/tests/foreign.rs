@@ -97,7 +97,7 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
     Node::test(Topology::Veth, |node| {
         kube_proxy.install(&node.netns)?;
         add_foreign_things(node)?;
-        let has_tcx = skip::is_at_least((6, 6))?;
+        let has_tcx = skip::has_tcx()?;
         let attach = || ForeignProgram::attach(&node.netns, "pod0", Hook::Ingress, Place::Last);
         let program = has_tcx.then(attach).transpose()?;
         let programs = || {

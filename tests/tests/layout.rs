@@ -33,7 +33,7 @@ fn taken_over(args: &[&str], translates: bool, other: &str) {
         all_go_on(&streams).with_context(|| format!("after the take-over, {args:?}"))?;
         ensure!(!old.exists(), "{} is left", old.display());
         for pod in &node.pods {
-            if !skip::is_at_least((6, 6))? {
+            if !skip::has_tcx()? {
                 // There is no tcx.
                 break;
             }
@@ -67,18 +67,18 @@ fn taken_over(args: &[&str], translates: bool, other: &str) {
 
 #[test]
 fn an_older_one() {
-    taken_over(&["--backend=ebpf", "--tc-attach=tcx"], false, "v0");
+    taken_over(&["--backend=ebpf", "--tc-attach=auto"], false, "v0");
     taken_over(&["--backend=ebpf", "--tc-attach=clsact"], false, "v0");
 }
 
 #[test]
 fn a_newer_one() {
-    taken_over(&["--backend=ebpf", "--tc-attach=tcx"], false, "v2");
+    taken_over(&["--backend=ebpf", "--tc-attach=auto"], false, "v2");
 }
 
 #[test]
 fn one_that_translates() {
-    for attach in ["--tc-attach=tcx", "--tc-attach=clsact"] {
+    for attach in ["--tc-attach=auto", "--tc-attach=clsact"] {
         let args = ["--backend=ebpf", attach, TRANSLATE[0], TRANSLATE[1]];
         taken_over(&args, true, "v0");
     }

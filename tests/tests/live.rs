@@ -13,7 +13,7 @@ use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open, open_on};
-use tests::{Family, cmd, conntrack};
+use tests::{Family, cmd, conntrack, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long streams run before and after what happens.
@@ -51,6 +51,10 @@ fn survive(
     (backend, args): (Args, Args),
     event: impl FnOnce(&Node, Agent, Args) -> Result<Option<Agent>>,
 ) {
+    let by_tcx = args.contains(&"--tc-attach=tcx");
+    if by_tcx && skip::without_tcx("live-tcx_detach").expect("what was skipped can be noted") {
+        return;
+    }
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
         let agent = node.start_agent(&[backend, args].concat())?;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, conntrack, snapshot, transfer};
+use tests::{Family, client, cmd, conntrack, skip, snapshot, transfer};
 
 const PAIRS: usize = 500;
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,7 +38,10 @@ fn pinned(node: &Node) -> Result<BTreeSet<String>> {
 }
 
 #[test]
-fn a_thousand_links() {
+fn a_thousand_links() -> Result<()> {
+    if skip::without_tcx("many_links-a_thousand_links")? {
+        return Ok(());
+    }
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let mut script = String::new();
@@ -88,11 +91,15 @@ fn a_thousand_links() {
         }
         Ok(())
     });
+    Ok(())
 }
 
 /// Links that come are attached, also as ports of a bridge, and those that go leave nothing.
 #[test]
-fn links_come_and_go() {
+fn links_come_and_go() -> Result<()> {
+    if skip::without_tcx("many_links-links_come_and_go")? {
+        return Ok(());
+    }
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let _agent = node.start_agent(&["--backend=ebpf", "--tc-attach=tcx"])?;
@@ -132,4 +139,5 @@ fn links_come_and_go() {
             Ok((!pin.exists()).then_some(()))
         })
     });
+    Ok(())
 }

@@ -59,7 +59,7 @@ fn on_the_link(node: &Node) -> Result<[Vec<u32>; 2]> {
 
 #[test]
 fn tcx_programs() -> Result<()> {
-    if skip::before((6, 6), "tcx", "beside-tcx-programs")? {
+    if skip::without_tcx("beside-tcx-programs")? {
         return Ok(());
     }
     for topology in [Topology::Veth, Topology::BridgeNetfilter] {
@@ -124,7 +124,7 @@ fn beside_filters(tc_attach: &str) {
 
 #[test]
 fn clsact_filters_and_tcx() -> Result<()> {
-    if !skip::before((6, 6), "tcx", "tcx-beside-clsact-filters")? {
+    if !skip::without_tcx("tcx-beside-clsact-filters")? {
         beside_filters("--tc-attach=tcx");
     }
     Ok(())

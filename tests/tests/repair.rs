@@ -244,7 +244,7 @@ fn deleted_clsact() {
 /// Seen by the removal of the pin, and by the next resync at the latest.
 #[test]
 fn detached_tcx_link() -> Result<()> {
-    if skip::before((6, 6), "tcx", "detached-tcx-link")? {
+    if skip::without_tcx("detached-tcx-link")? {
         return Ok(());
     }
     Node::test(Topology::Veth, |node| {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
-use tests::{cmd, patience};
+use tests::{cmd, patience, skip};
 
 const TIMEOUT: Duration = Duration::from_mins(1);
 /// How long the agent may take to end.
@@ -35,7 +35,10 @@ fn until(what: &str, probe: impl Fn() -> bool) -> Result<()> {
 
 /// Each link takes milliseconds; the pass is left behind the one at hand.
 #[test]
-fn in_the_middle_of_a_long_pass() {
+fn in_the_middle_of_a_long_pass() -> Result<()> {
+    if skip::without_tcx("signals-in_the_middle_of_a_long_pass")? {
+        return Ok(());
+    }
     for signal in [libc::SIGTERM, libc::SIGINT] {
         Node::test(Topology::Veth, |node| {
             add_links(node)?;
@@ -57,10 +60,14 @@ fn in_the_middle_of_a_long_pass() {
             Ok(())
         });
     }
+    Ok(())
 }
 
 #[test]
-fn a_long_clean_up() {
+fn a_long_clean_up() -> Result<()> {
+    if skip::without_tcx("signals-a_long_clean_up")? {
+        return Ok(());
+    }
     Node::test(Topology::Veth, |node| {
         add_links(node)?;
         let args = ["--backend=ebpf", "--tc-attach=tcx", "--cleanup"];
@@ -88,6 +95,7 @@ fn a_long_clean_up() {
         ensure!(!node.run_dir().exists(), "the run directory is left");
         Ok(())
     });
+    Ok(())
 }
 
 #[test]
