@@ -16,7 +16,7 @@ use crate::Family;
 use crate::cmd::{self, Process};
 use crate::lacking::Lacking;
 use crate::node::{Node, SharedLog};
-use crate::patience;
+use crate::{patience, skip};
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -121,6 +121,33 @@ impl Node {
     /// When there is no such link.
     pub fn link_pin(&self, link: &str) -> Result<PathBuf> {
         Ok(self.link_pins().join(self.netns.ifindex(link)?.to_string()))
+    }
+
+    /// Whether the agent's program is on what a link receives, by tcx or, where there is none, by clsact.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn is_attached(&self, link: &str) -> Result<bool> {
+        if skip::has_tcx()? {
+            return Ok(self.link_pin(link)?.exists());
+        }
+        let filters = self
+            .netns
+            .exec(&format!("tc filter show dev {link} ingress"))?;
+        Ok(filters.contains("vip_ingress"))
+    }
+
+    /// Takes that program away.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn detach(&self, link: &str) -> Result<()> {
+        if skip::has_tcx()? {
+            return fs::remove_file(self.link_pin(link)?).context(link.to_owned());
+        }
+        self.netns
+            .exec(&format!("tc qdisc del dev {link} clsact"))
+            .map(drop)
     }
 
     /// A command line of the agent in the node's namespace, with the default flags of the tests.

@@ -186,7 +186,7 @@ fn the_agent_repairs_what_is_its_own() {
         agent.signal(libc::SIGSTOP)?;
         node.netns.exec("nft delete table ip proxy-agent")?;
         found(node, "tables", "warning")?;
-        std::fs::remove_file(node.link_pin("pod0")?)?;
+        node.detach("pod0")?;
         found(node, "tc-programs", "warning")?;
         agent.signal(libc::SIGCONT)?;
         wait_until_good(node)

@@ -104,11 +104,13 @@ fn ebpf() {
         comes_back(node, "nft list tables", "table ip proxy-agent\n")?;
         node.netns.exec("ip address del 10.96.0.2/32 dev lo")?;
         comes_back(node, "ip address show dev lo", "10.96.0.2/32")?;
-        fs::remove_file(node.link_pin("pod0")?)?;
-        let pin = node.link_pin("pod0")?;
-        cmd::wait_until(TIMEOUT, "the program on pod0", || {
-            Ok(pin.exists().then_some(()))
-        })?;
+        let has_program = |link: &str| {
+            cmd::wait_until(TIMEOUT, &format!("the program on {link}"), || {
+                Ok(node.is_attached(link)?.then_some(()))
+            })
+        };
+        node.detach("pod0")?;
+        has_program("pod0")?;
         let cgroup = node.agent_bpffs().join("cgroup/vip_connect4");
         fs::remove_file(&cgroup)?;
         cmd::wait_until(TIMEOUT, "the program on connect(2)", || {
@@ -117,10 +119,7 @@ fn ebpf() {
         // A new link needs an attachment of its own.
         node.netns
             .ip("link add fresh type ifb\nlink set fresh up\n")?;
-        let pin = node.link_pin("fresh")?;
-        cmd::wait_until(TIMEOUT, "the program on a new link", || {
-            Ok(pin.exists().then_some(()))
-        })?;
+        has_program("fresh")?;
         works(node)
     });
 }
@@ -150,7 +149,7 @@ fn the_second_row_is_enough_to_start_with() {
         agent.wait_until_ready()?;
         let _proxy = Proxy::start(node)?;
         works(node)?;
-        ensure!(node.link_pin("pod0")?.exists(), "no program on pod0");
+        ensure!(node.is_attached("pod0")?, "no program on pod0");
         Ok(())
     });
 }

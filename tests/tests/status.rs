@@ -311,9 +311,8 @@ fn repairs_tell_who_made_them_necessary() {
         );
         // Following links is no repair.
         node.add_pod(Topology::Veth)?;
-        let pin = node.link_pin("pod2")?;
         cmd::wait_until(TIMEOUT, "the new pod's program", || {
-            Ok(pin.exists().then_some(()))
+            Ok(node.is_attached("pod2")?.then_some(()))
         })?;
 
         thread::sleep(QUIET);
