@@ -82,6 +82,8 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
 
 /// Gives up what is not needed any more, before the first change.
 fn restrict() {
+    // Programs may come to be loaded later, and raising the limit takes one of the capabilities.
+    memory::allow_locking();
     match privileges::restrict() {
         Ok(kept) => {
             let names: Vec<_> = kept.into_iter().map(Capability::name).collect();

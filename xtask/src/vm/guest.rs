@@ -28,7 +28,12 @@ const MORE_TOOLS: [&str; 6] = ["ipvsadm", "modprobe", "bash", "mount", "umount",
 const LEFT_OUT: [&str; 2] = ["c++", "skopeo"];
 
 /// Files without which programs work less well.
-const FILES: [&str; 3] = ["/etc/protocols", "/etc/services", "/etc/ethertypes"];
+const FILES: [&str; 4] = [
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ethertypes",
+    "/usr/lib/ssl/openssl.cnf",
+];
 
 /// The programs of this workspace that are in each guest: for the tests, and for people.
 const OURS: [&str; 3] = [AGENT, "demo", "examples/verifier"];

@@ -44,7 +44,7 @@ pub enum LoadError {
     /// The kernel refused a map or the object.
     #[error(
         "cannot load the eBPF maps; the kernel needs CONFIG_BPF_SYSCALL and the agent CAP_BPF \
-         (CAP_SYS_ADMIN before Linux 5.8)"
+         (CAP_SYS_ADMIN before Linux 5.8, CAP_SYS_RESOURCE too before 5.11)"
     )]
     Object(#[source] EbpfError),
     /// The kernel refused a program.
