@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
+use netlink_sys::AsyncSocket as _;
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -23,6 +24,7 @@ use crate::backend::tables;
 use crate::claims::Claims;
 use crate::config::{BackendChoice, Config, Guard};
 use crate::conntrack::Repair;
+use crate::kernel::author;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::features;
 use crate::kernel::monitor::Interest;
@@ -306,7 +308,14 @@ fn start_again_if_misjudged(backend: &Backend) {
 ///
 /// The kernel's answer.
 pub fn connect() -> io::Result<(Handle, JoinHandle<()>)> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let (mut connection, handle, _) = rtnetlink::new_connection()?;
+    author::note_own_port(
+        connection
+            .socket_mut()
+            .socket_mut()
+            .bind_auto()?
+            .port_number(),
+    );
     Ok((handle, tokio::spawn(connection)))
 }
 

@@ -21,7 +21,8 @@ pub struct Occasion {
     pub by: Option<By>,
 }
 
-/// The first event of each kind before a pass, without those of our own changes.
+/// The first event of each kind before a pass, without those of our own changes; one that a process
+/// has brought about rather than one of the kernel's own or of nobody known.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Told(Vec<Occasion>);
 
@@ -30,11 +31,9 @@ impl Told {
     pub fn add(&mut self, notice: Notice) {
         let Notice { event, by } = notice;
         let kind = mem::discriminant(&event);
-        if self
-            .0
-            .iter()
-            .any(|known| mem::discriminant(&known.event) == kind)
-        {
+        let of_kind = |known: &Occasion| mem::discriminant(&known.event) == kind;
+        let index = self.0.iter().position(of_kind);
+        if index.is_some_and(|index| is_process(self.0[index].by.as_ref())) {
             return;
         }
         // Now, while the process may still be there.
@@ -42,11 +41,16 @@ impl Told {
         if by.as_ref().is_some_and(By::is_self) {
             return;
         }
-        self.0.push(Occasion {
+        let occasion = Occasion {
             at: SystemTime::now(),
             event,
             by,
-        });
+        };
+        match index {
+            None => self.0.push(occasion),
+            Some(index) if is_process(occasion.by.as_ref()) => self.0[index] = occasion,
+            Some(_) => {}
+        }
     }
 
     /// The event that a repair of this part goes back to: one that is about it if there is any.
@@ -54,6 +58,10 @@ impl Told {
         let mut about = self.0.iter().filter(|known| concerns(&known.event, part));
         about.next().or_else(|| self.0.first())
     }
+}
+
+fn is_process(by: Option<&By>) -> bool {
+    by.is_some_and(By::is_process)
 }
 
 /// Whether an event is about a part of the node; the parts are those of reports.
@@ -95,6 +103,21 @@ mod tests {
         told.add(notice(Event::Table("proxy-agent".to_owned()), 2));
         told.add(notice(Event::Table("raw".to_owned()), 3));
         assert_eq!(pid_of(&told, "ebpf"), Some(2));
+        assert_eq!(pid_of(&told, "link"), Some(1));
+    }
+
+    #[test]
+    fn a_process_rather_than_the_kernel() {
+        let mut told = Told::default();
+        told.add(notice(Event::Link, 0));
+        told.add(Notice {
+            event: Event::Link,
+            by: None,
+        });
+        assert_eq!(pid_of(&told, "link"), Some(0));
+        told.add(notice(Event::Link, 1));
+        told.add(notice(Event::Link, 2));
+        told.add(notice(Event::Link, 0));
         assert_eq!(pid_of(&told, "link"), Some(1));
     }
 
