@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +27,15 @@ const PORTS: Range<u16> = 10_000..20_000;
 
 /// How long the other end may be silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Shorter than the time after which a SYN is sent again.
+pub const ONE_SYN: Duration = Duration::from_millis(400);
+
+/// How many SYNs there may be within [`ONE_SYN`]: on a slow machine that time is longer.
+#[must_use]
+pub fn syns() -> RangeInclusive<u64> {
+    1..=u64::from(patience::factor())
+}
 
 /// Connects from a namespace, from a port of its own.
 ///

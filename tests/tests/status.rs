@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::agent::{TRANSLATE, binary};
-use tests::client::{self, Close};
+use tests::client::{self, Close, ONE_SYN};
 use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
@@ -20,8 +20,6 @@ use tests::reuse::{self, End};
 use tests::{Family, cmd, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// Shorter than the time after which a SYN is sent again.
-const ONE_SYN: Duration = Duration::from_millis(400);
 /// The agent's own last changes are events too.
 const QUIET: Duration = Duration::from_millis(300);
 const THIS_NODE: &str = "(this node)";
@@ -190,12 +188,17 @@ fn in_use() {
         let _proxy = Proxy::start(node)?;
         for family in Family::ALL {
             let from = SocketAddr::new(node.pods[0].address(family), 25_000);
-            let connect = |to| client::connect_from(&node.pods[0].netns, Some(from), to, TIMEOUT);
-            let _first = connect(family.cluster_ip_socket())?;
-            let _second = connect(family.vip_socket())?;
+            let connect =
+                |to, limit| client::connect_from(&node.pods[0].netns, Some(from), to, limit);
+            let _first = connect(family.cluster_ip_socket(), TIMEOUT)?;
+            // Conntrack of Linux 6.1 and older does not tell the two apart, and nobody answers: what is
+            // decided of the SYN is the same. `one_port` looks at what comes of the connection.
+            let _second = connect(family.vip_socket(), ONE_SYN);
             let (_, told) = status(node)?;
             let counters = counters(&told, family.vip_socket(), "pod0")?;
-            ensure!(decisions(&counters, "in_use") == [0, 0, 1], "{counters:#}");
+            let [decided, translated, in_use] = decisions(&counters, "in_use");
+            ensure!([decided, translated] == [0, 0], "{counters:#}");
+            ensure!(client::syns().contains(&in_use), "{counters:#}");
         }
         Ok(())
     });
@@ -216,8 +219,12 @@ fn no_listener() {
                 ensure!(refused.is_err(), "somebody answered");
                 let (_, told) = status(node)?;
                 let counters = counters(&told, family.vip_socket(), link)?;
-                let found = decisions(&counters, "no_listener");
-                ensure!(found == [1, 0, 1], "{link}: {counters:#}");
+                let [decided, translated, no_listener] = decisions(&counters, "no_listener");
+                ensure!([decided, translated] == [1, 0], "{link}: {counters:#}");
+                ensure!(
+                    client::syns().contains(&no_listener),
+                    "{link}: {counters:#}"
+                );
             }
         }
         Ok(())

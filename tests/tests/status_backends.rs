@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use tests::client::{self, ONE_SYN};
 use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, transfer};
+use tests::{Family, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -34,11 +35,13 @@ fn nftables_counts_and_says_why_it_is_used() {
                 let mut stream = client::connect(netns, family.vip_socket(), TIMEOUT)?;
                 transfer::exchange(&mut stream, 10_000, 1)?;
             }
-            // The second one is left to conntrack: the first one has its client port.
+            // The second one is left to conntrack: the first one has its client port. Nobody answers it
+            // on Linux 6.1 and older, see `one_port`.
             let from = (node.pods[0].address(family), 26_000).into();
-            let connect = |to| client::connect_from(&node.pods[0].netns, Some(from), to, TIMEOUT);
-            let _first = connect(family.cluster_ip_socket())?;
-            let _second = connect(family.vip_socket())?;
+            let connect =
+                |to, limit| client::connect_from(&node.pods[0].netns, Some(from), to, limit);
+            let _first = connect(family.cluster_ip_socket(), TIMEOUT)?;
+            let _second = connect(family.vip_socket(), ONE_SYN);
         }
         let status = node.status()?;
         let backend = &status["backend"];
@@ -55,7 +58,8 @@ fn nftables_counts_and_says_why_it_is_used() {
             let total = &counters["total"];
             let number = |value: &Value| value.as_u64().unwrap_or_default();
             ensure!(number(&total["decided"]) == 3, "{vip}: {total}");
-            ensure!(number(&total["undecided"]["in_use"]) == 1, "{vip}: {total}");
+            let in_use = number(&total["undecided"]["in_use"]);
+            ensure!(client::syns().contains(&in_use), "{vip}: {total}");
             for direction in ["requests", "replies"] {
                 let bytes = number(&total[direction]["bytes"]);
                 ensure!(bytes > 3 * 10_000, "{vip}, {direction}: {total}");

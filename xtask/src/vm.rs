@@ -6,6 +6,7 @@
 //! it, [`matrix`] runs the tests on each kernel of `tests/kernels.toml` and judges them.
 
 mod debian;
+mod emulator;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use self::emulator::Emulator;
 use self::guest::Job;
 use self::kernel::Kernel;
 use self::qemu::Guest;
@@ -67,7 +69,8 @@ pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
         words => Job::Command(words.to_vec()),
     };
     let kernel = choose(options.kernel.as_deref().unwrap_or(DEFAULT), &cache)?;
-    let (accelerator, why) = qemu::accelerator(workspace, &kernel, &cache)?;
+    let emulator = Emulator::find(&cache)?;
+    let (accelerator, why) = qemu::accelerator(workspace, &kernel, &emulator, &cache)?;
     println!("vm: Linux {}, {accelerator:?}: {why}", kernel.release);
     if matches!(job, Job::Shell) {
         println!("vm: Ctrl-A x ends the guest at once");
@@ -77,6 +80,7 @@ pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
     guest::write(workspace, &kernel, &job, &environment(), &initramfs)?;
     let outcome = Guest {
         kernel: &kernel,
+        emulator: &emulator,
         initramfs: &initramfs,
         append: &options.append,
         accelerator,
@@ -104,7 +108,7 @@ pub fn tables(workspace: &Workspace, without_verifier: bool) -> Result<()> {
     verifier::remake(workspace, &cache(workspace), &Kernels::read(workspace)?)
 }
 
-/// What all guests need: qemu and what is run in them, built.
+/// What all guests need besides qemu: what is run in them, built.
 fn prepare(workspace: &Workspace) -> Result<()> {
     if cfg!(not(target_arch = "x86_64")) {
         bail!("guests run the programs of this machine, and their kernels are for x86-64 only");

@@ -64,9 +64,9 @@ pub fn cross(target: &str) -> &'static [Tool] {
     }
 }
 
-/// What boots guests with other kernels, and what is in them besides [`TOOLS`].
+/// What guests with other kernels are made with, and what is in them besides [`TOOLS`]. qemu is not among
+/// them: see `vm/emulator.rs`.
 pub const GUESTS: &[Tool] = &[
-    tool("qemu-system-x86_64", "qemu-system-x86"),
     tool("busybox", "busybox-static"),
     tool("depmod", "kmod"),
     tool("modprobe", "kmod"),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::emulator::Emulator;
 use super::guest::{self, Job, Program};
 use super::kernel::Kernel;
 use super::qemu::{self, Accelerator, Guest, Outcome};
@@ -67,11 +68,12 @@ pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()>
     let kernels = Kernels::read(workspace)?;
     let programs = programs(workspace, &kernels, options)?;
     let rows = rows(&kernels, cache, options)?;
+    let emulator = Emulator::find(cache)?;
     let mut verdicts = Vec::new();
     for (name, kernel, row) in &rows {
         for boot in boots(name, kernel, (&kernels, row), &programs, options) {
             let start = Instant::now();
-            let problems = boot.run(workspace, cache, &kernels)?;
+            let problems = boot.run(workspace, &emulator, cache, &kernels)?;
             verdicts.push(Verdict {
                 name: boot.name,
                 release: kernel.release.clone(),
@@ -180,8 +182,14 @@ fn boots<'a>(
 
 impl Boot<'_> {
     /// Boots the kernel and runs its tests; what is wrong.
-    fn run(&self, workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<Vec<String>> {
-        let (accelerator, why) = qemu::accelerator(workspace, self.kernel, cache)?;
+    fn run(
+        &self,
+        workspace: &Workspace,
+        emulator: &Emulator,
+        cache: &Path,
+        kernels: &Kernels,
+    ) -> Result<Vec<String>> {
+        let (accelerator, why) = qemu::accelerator(workspace, self.kernel, emulator, cache)?;
         println!(
             "\n== {}: Linux {} {}, {accelerator:?}: {why}",
             self.name, self.kernel.release, self.append
@@ -204,6 +212,7 @@ impl Boot<'_> {
         guest::write(workspace, self.kernel, &job, &variables, &initramfs)?;
         let guest = Guest {
             kernel: self.kernel,
+            emulator,
             initramfs: &initramfs,
             append: &self.append,
             accelerator,

@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::debian::make_dir;
+use super::emulator::{Emulator, QEMU};
 use super::guest::{self, Job};
 use super::kernel::Kernel;
 use crate::sh;
 use crate::workspace::Workspace;
-
-/// The program.
-pub const QEMU: &str = "qemu-system-x86_64";
 
 /// The guest's memory: what it unpacks and a thousand links fit.
 const MEMORY: &str = "2G";
@@ -47,6 +45,8 @@ pub enum Accelerator {
 pub struct Guest<'a> {
     /// Its kernel.
     pub kernel: &'a Kernel,
+    /// What boots it.
+    pub emulator: &'a Emulator,
     /// Its initramfs.
     pub initramfs: &'a Path,
     /// Words for the kernel's command line.
@@ -145,7 +145,7 @@ impl Guest<'_> {
     }
 
     fn command(&self, console: &str, report: &Path) -> Command {
-        let mut command = sh::command(QEMU);
+        let mut command = self.emulator.command();
         let accelerator: &[&str] = match self.accelerator {
             Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
             Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
@@ -218,6 +218,7 @@ fn lines(report: &Path) -> Vec<String> {
 pub fn accelerator(
     workspace: &Workspace,
     kernel: &Kernel,
+    emulator: &Emulator,
     cache: &Path,
 ) -> Result<(Accelerator, &'static str)> {
     if OpenOptions::new()
@@ -235,7 +236,7 @@ pub fn accelerator(
         Some("works") => true,
         Some("fails") => false,
         _ => {
-            let works = kvm_works(workspace, kernel, &cache.join("trial"))?;
+            let works = kvm_works(workspace, kernel, emulator, &cache.join("trial"))?;
             let found = if works { "works" } else { "fails" };
             fs::write(&note, format!("{boot}{found}"))
                 .with_context(|| format!("cannot write {}", note.display()))?;
@@ -252,11 +253,17 @@ pub fn accelerator(
     })
 }
 
-fn kvm_works(workspace: &Workspace, kernel: &Kernel, dir: &Path) -> Result<bool> {
+fn kvm_works(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    emulator: &Emulator,
+    dir: &Path,
+) -> Result<bool> {
     let initramfs = dir.join("initramfs");
     guest::write(workspace, kernel, &Job::Nothing, &[], &initramfs)?;
     let trial = Guest {
         kernel,
+        emulator,
         initramfs: &initramfs,
         append: "",
         accelerator: Accelerator::Kvm,

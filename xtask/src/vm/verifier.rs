@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use super::emulator::Emulator;
 use super::guest::{self, Job};
 use super::qemu::{self, Guest};
 use super::{choose, environment, tail, took};
@@ -54,11 +55,12 @@ impl Measure {
 /// When a guest fails or refuses a program.
 pub fn remake(workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<()> {
     let start = Instant::now();
+    let emulator = Emulator::find(cache)?;
     let mut releases = Vec::new();
     let mut measures = Vec::new();
     for row in &kernels.kernel {
         let kernel = choose(&row.name, cache)?;
-        let (accelerator, _) = qemu::accelerator(workspace, &kernel, cache)?;
+        let (accelerator, _) = qemu::accelerator(workspace, &kernel, &emulator, cache)?;
         println!(
             "vm: the verifier of Linux {}, {accelerator:?}",
             kernel.release
@@ -74,6 +76,7 @@ pub fn remake(workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<
         )?;
         let outcome = Guest {
             kernel: &kernel,
+            emulator: &emulator,
             initramfs: &initramfs,
             append: "",
             accelerator,
