@@ -36,12 +36,18 @@ fn check(name: &str, body: impl FnOnce(&mut Node, &Value) -> Result<()>) -> Resu
     Ok(())
 }
 
-/// kube-proxy as it can be on this kernel: where there is no `nf_tables`, by legacy iptables.
+/// kube-proxy as it can be on this kernel: where there is no `nf_tables`, by legacy iptables; where
+/// `nf_tables` lacks the extensions of iptables (`nft_compat`), by rules of its own.
 fn kube_proxy(node: &Node) -> KubeProxy {
-    if node.netns.exec("nft list tables").is_ok() {
+    if node.netns.exec("nft list tables").is_err() {
+        return KubeProxy::IptablesLegacy;
+    }
+    // In a pod, as that leaves a table behind.
+    let extension = "iptables-nft -t mangle -A OUTPUT -j MARK --set-xmark 0x0/0x0";
+    if node.pods[0].netns.exec(extension).is_ok() {
         KubeProxy::IptablesNft
     } else {
-        KubeProxy::IptablesLegacy
+        KubeProxy::Nftables
     }
 }
 

@@ -19,10 +19,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use self::emulator::Emulator;
 use self::guest::Job;
 use self::kernel::Kernel;
-use self::qemu::Guest;
+use self::qemu::{Host, Setting};
 use crate::kernels::{self, Kernels};
 use crate::setup::{self, Scope};
 use crate::sh;
@@ -69,24 +68,20 @@ pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
         words => Job::Command(words.to_vec()),
     };
     let kernel = choose(options.kernel.as_deref().unwrap_or(DEFAULT), &cache)?;
-    let emulator = Emulator::find(&cache)?;
-    let (accelerator, why) = qemu::accelerator(workspace, &kernel, &emulator, &cache)?;
+    let host = Host::open(workspace, cache)?;
+    let (accelerator, why) = host.accelerator(&kernel)?;
     println!("vm: Linux {}, {accelerator:?}: {why}", kernel.release);
     if matches!(job, Job::Shell) {
         println!("vm: Ctrl-A x ends the guest at once");
     }
-    let dir = cache.join("talk");
-    let initramfs = dir.join("initramfs");
-    guest::write(workspace, &kernel, &job, &environment(), &initramfs)?;
-    let outcome = Guest {
-        kernel: &kernel,
-        emulator: &emulator,
-        initramfs: &initramfs,
+    let talk = Setting {
+        name: "talk",
+        job: &job,
+        environment: &environment(),
         append: &options.append,
         accelerator,
-        dir: &dir,
-    }
-    .talk()?;
+    };
+    let outcome = host.guest(&kernel, &talk)?.talk()?;
     match (outcome.trouble, outcome.status) {
         (None, Some(0)) => Ok(()),
         (Some(trouble), _) => bail!("the guest failed: {trouble}"),

@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::emulator::Emulator;
-use super::guest::{self, Job, Program};
+use super::guest::{Job, Program};
 use super::kernel::Kernel;
-use super::qemu::{self, Accelerator, Guest, Outcome};
+use super::qemu::{Accelerator, Host, Outcome, Setting};
 use super::{Options, choose, debian, environment, tail, took, verifier};
 use crate::kernels::{self, Kernels, Support};
 use crate::previous;
@@ -68,12 +67,12 @@ pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()>
     let kernels = Kernels::read(workspace)?;
     let programs = programs(workspace, &kernels, options)?;
     let rows = rows(&kernels, cache, options)?;
-    let emulator = Emulator::find(cache)?;
+    let host = Host::open(workspace, cache.to_path_buf())?;
     let mut verdicts = Vec::new();
     for (name, kernel, row) in &rows {
         for boot in boots(name, kernel, (&kernels, row), &programs, options) {
             let start = Instant::now();
-            let problems = boot.run(workspace, &emulator, cache, &kernels)?;
+            let problems = boot.run(workspace, &host, &kernels)?;
             verdicts.push(Verdict {
                 name: boot.name,
                 release: kernel.release.clone(),
@@ -182,20 +181,12 @@ fn boots<'a>(
 
 impl Boot<'_> {
     /// Boots the kernel and runs its tests; what is wrong.
-    fn run(
-        &self,
-        workspace: &Workspace,
-        emulator: &Emulator,
-        cache: &Path,
-        kernels: &Kernels,
-    ) -> Result<Vec<String>> {
-        let (accelerator, why) = qemu::accelerator(workspace, self.kernel, emulator, cache)?;
+    fn run(&self, workspace: &Workspace, host: &Host, kernels: &Kernels) -> Result<Vec<String>> {
+        let (accelerator, why) = host.accelerator(self.kernel)?;
         println!(
             "\n== {}: Linux {} {}, {accelerator:?}: {why}",
             self.name, self.kernel.release, self.append
         );
-        let dir = cache.join("guests").join(self.name.replace(' ', "-"));
-        let initramfs = dir.join("initramfs");
         let mut variables = environment();
         variables.push((test::KERNEL_VARIABLE, serde_json::to_string(self.supports)?));
         if accelerator == Accelerator::Tcg {
@@ -209,18 +200,16 @@ impl Boot<'_> {
             None
         };
         let job = Job::Tests(self.programs.clone(), previous);
-        guest::write(workspace, self.kernel, &job, &variables, &initramfs)?;
-        let guest = Guest {
-            kernel: self.kernel,
-            emulator,
-            initramfs: &initramfs,
+        let setting = Setting {
+            name: &format!("guests/{}", self.name.replace(' ', "-")),
+            job: &job,
+            environment: &variables,
             append: &self.append,
             accelerator,
-            dir: &dir,
         };
+        let guest = host.guest(self.kernel, &setting)?;
         let outcome = guest.watch(GUEST_LIMIT, tell)?;
-        // It can be made again, and is large.
-        let _ = fs::remove_file(&initramfs);
+        guest.tidy_up();
         let problems = self.judge(&outcome, kernels.verifier_limit);
         if !problems.is_empty() {
             show(&outcome);

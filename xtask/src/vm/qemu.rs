@@ -41,20 +41,35 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// This machine, as far as guests are concerned.
+pub struct Host<'a> {
+    workspace: &'a Workspace,
+    cache: PathBuf,
+    emulator: Emulator,
+}
+
 /// A guest to boot.
 pub struct Guest<'a> {
-    /// Its kernel.
-    pub kernel: &'a Kernel,
-    /// What boots it.
-    pub emulator: &'a Emulator,
-    /// Its initramfs.
-    pub initramfs: &'a Path,
+    kernel: &'a Kernel,
+    emulator: &'a Emulator,
+    initramfs: PathBuf,
+    append: String,
+    accelerator: Accelerator,
+    dir: PathBuf,
+}
+
+/// What makes a guest different from others.
+pub struct Setting<'a> {
+    /// Where its console and its report are kept, below the cache.
+    pub name: &'a str,
+    /// What it does.
+    pub job: &'a Job,
+    /// Variables that everything in it gets.
+    pub environment: &'a [(&'static str, String)],
     /// Words for the kernel's command line.
     pub append: &'a str,
-    /// See [`accelerator`].
+    /// See [`Host::accelerator`].
     pub accelerator: Accelerator,
-    /// Where its console and its report are kept.
-    pub dir: &'a Path,
 }
 
 /// What came of a guest.
@@ -68,6 +83,95 @@ pub struct Outcome {
     pub report: Vec<String>,
     /// The file with what it wrote to its console.
     pub console: PathBuf,
+}
+
+impl<'a> Host<'a> {
+    /// Finds qemu, or fetches it.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn open(workspace: &'a Workspace, cache: PathBuf) -> Result<Self> {
+        Ok(Self {
+            workspace,
+            emulator: Emulator::find(&cache)?,
+            cache,
+        })
+    }
+
+    /// Makes a guest ready to boot.
+    ///
+    /// # Errors
+    /// When something that belongs in it is not here.
+    pub fn guest(&'a self, kernel: &'a Kernel, setting: &Setting) -> Result<Guest<'a>> {
+        let dir = self.cache.join(setting.name);
+        make_dir(&dir)?;
+        let initramfs = dir.join("initramfs");
+        guest::write(
+            self.workspace,
+            kernel,
+            setting.job,
+            setting.environment,
+            &initramfs,
+        )?;
+        Ok(Guest {
+            kernel,
+            emulator: &self.emulator,
+            initramfs,
+            append: setting.append.to_owned(),
+            accelerator: setting.accelerator,
+            dir,
+        })
+    }
+
+    /// KVM if a guest comes up with it, and how that was found out. `/dev/kvm` may exist and yet not run
+    /// a kernel. What was found holds until this machine is booted again.
+    ///
+    /// # Errors
+    /// When the guest for the trial cannot be made.
+    pub fn accelerator(&self, kernel: &Kernel) -> Result<(Accelerator, &'static str)> {
+        if OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
+            return Ok((Accelerator::Tcg, "there is no /dev/kvm"));
+        }
+        let note = self.cache.join("kvm");
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let known = fs::read_to_string(&note).unwrap_or_default();
+        let works = match known.strip_prefix(&boot) {
+            Some("works") => true,
+            Some("fails") => false,
+            _ => {
+                let works = self.kvm_works(kernel)?;
+                let found = if works { "works" } else { "fails" };
+                fs::write(&note, format!("{boot}{found}"))
+                    .with_context(|| format!("cannot write {}", note.display()))?;
+                works
+            }
+        };
+        Ok(if works {
+            (Accelerator::Kvm, "a guest comes up with it")
+        } else {
+            (
+                Accelerator::Tcg,
+                "/dev/kvm is there, but no guest comes up with it",
+            )
+        })
+    }
+
+    fn kvm_works(&self, kernel: &Kernel) -> Result<bool> {
+        let trial = Setting {
+            name: "trial",
+            job: &Job::Nothing,
+            environment: &[],
+            append: "",
+            accelerator: Accelerator::Kvm,
+        };
+        let outcome = self.guest(kernel, &trial)?.watch(TRIAL, |_| ())?;
+        Ok(outcome.status == Some(0))
+    }
 }
 
 impl Guest<'_> {
@@ -134,9 +238,13 @@ impl Guest<'_> {
         self.dir.join("console")
     }
 
+    /// Removes what can be made again and is large.
+    pub fn tidy_up(self) {
+        let _ = fs::remove_file(&self.initramfs);
+    }
+
     /// Makes room for what it will tell; where its report will be.
     fn prepare(&self) -> Result<PathBuf> {
-        make_dir(self.dir)?;
         let report = self.dir.join("report");
         for file in [&report, &self.console()] {
             fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
@@ -157,7 +265,7 @@ impl Guest<'_> {
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
-            .arg(self.initramfs)
+            .arg(&self.initramfs)
             .args(["-append", &format!("{APPEND} {}", self.append)])
             .args(["-serial", console, "-serial"])
             .arg(format!("file:{}", report.display()));
@@ -208,66 +316,4 @@ fn lines(report: &Path) -> Vec<String> {
         .lines()
         .map(|line| line.trim_end_matches('\r').to_owned())
         .collect()
-}
-
-/// KVM if a guest comes up with it, and how that was found out. `/dev/kvm` may exist and yet not run a
-/// kernel. What was found holds until this machine is booted again.
-///
-/// # Errors
-/// When the guest for the trial cannot be made.
-pub fn accelerator(
-    workspace: &Workspace,
-    kernel: &Kernel,
-    emulator: &Emulator,
-    cache: &Path,
-) -> Result<(Accelerator, &'static str)> {
-    if OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
-        return Ok((Accelerator::Tcg, "there is no /dev/kvm"));
-    }
-    let note = cache.join("kvm");
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let known = fs::read_to_string(&note).unwrap_or_default();
-    let works = match known.strip_prefix(&boot) {
-        Some("works") => true,
-        Some("fails") => false,
-        _ => {
-            let works = kvm_works(workspace, kernel, emulator, &cache.join("trial"))?;
-            let found = if works { "works" } else { "fails" };
-            fs::write(&note, format!("{boot}{found}"))
-                .with_context(|| format!("cannot write {}", note.display()))?;
-            works
-        }
-    };
-    Ok(if works {
-        (Accelerator::Kvm, "a guest comes up with it")
-    } else {
-        (
-            Accelerator::Tcg,
-            "/dev/kvm is there, but no guest comes up with it",
-        )
-    })
-}
-
-fn kvm_works(
-    workspace: &Workspace,
-    kernel: &Kernel,
-    emulator: &Emulator,
-    dir: &Path,
-) -> Result<bool> {
-    let initramfs = dir.join("initramfs");
-    guest::write(workspace, kernel, &Job::Nothing, &[], &initramfs)?;
-    let trial = Guest {
-        kernel,
-        emulator,
-        initramfs: &initramfs,
-        append: "",
-        accelerator: Accelerator::Kvm,
-        dir,
-    };
-    Ok(trial.watch(TRIAL, |_| ())?.status == Some(0))
 }

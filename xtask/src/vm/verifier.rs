@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::emulator::Emulator;
-use super::guest::{self, Job};
-use super::qemu::{self, Guest};
+use super::guest::Job;
+use super::qemu::{Host, Setting};
 use super::{choose, environment, tail, took};
 use crate::kernels::{self, Kernels};
 use crate::workspace::Workspace;
@@ -55,34 +54,24 @@ impl Measure {
 /// When a guest fails or refuses a program.
 pub fn remake(workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<()> {
     let start = Instant::now();
-    let emulator = Emulator::find(cache)?;
+    let host = Host::open(workspace, cache.to_path_buf())?;
     let mut releases = Vec::new();
     let mut measures = Vec::new();
     for row in &kernels.kernel {
         let kernel = choose(&row.name, cache)?;
-        let (accelerator, _) = qemu::accelerator(workspace, &kernel, &emulator, cache)?;
+        let (accelerator, _) = host.accelerator(&kernel)?;
         println!(
             "vm: the verifier of Linux {}, {accelerator:?}",
             kernel.release
         );
-        let dir = cache.join("verifier");
-        let initramfs = dir.join("initramfs");
-        guest::write(
-            workspace,
-            &kernel,
-            &Job::Verifier,
-            &environment(),
-            &initramfs,
-        )?;
-        let outcome = Guest {
-            kernel: &kernel,
-            emulator: &emulator,
-            initramfs: &initramfs,
+        let setting = Setting {
+            name: "verifier",
+            job: &Job::Verifier,
+            environment: &environment(),
             append: "",
             accelerator,
-            dir: &dir,
-        }
-        .watch(LIMIT, |_| ())?;
+        };
+        let outcome = host.guest(&kernel, &setting)?.watch(LIMIT, |_| ())?;
         if outcome.status != Some(0) {
             let trouble = outcome.trouble.unwrap_or_default();
             bail!(
