@@ -11,9 +11,13 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Pod, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{Family, bpf, client, conntrack, transfer};
+use tests::{Family, bpf, client, conntrack, patience, transfer};
 
+/// How many connections there are; see [`patience::times`].
 const CONNECTIONS: usize = 20_000;
+/// How many the agent is to remember: more, or far fewer.
+const ROOM: usize = 65_536;
+const LITTLE_ROOM: usize = 1024;
 const PODS: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -36,7 +40,7 @@ fn connect_again_and_again(pod: &Pod, vias: &[Via]) -> Result<()> {
     let ways = ways.concat();
     // Inside the namespace once, not for each connection.
     pod.netns.run(|| {
-        for n in 0..CONNECTIONS / PODS {
+        for n in 0..patience::times(CONNECTIONS) / PODS {
             let (mut from, to) = ways[n % ways.len()];
             from.set_port(from.port() + u16::try_from(n)?);
             let what = || format!("connection {n} from {from} to {to}");
@@ -72,8 +76,9 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
         for (n, result) in results.into_iter().enumerate() {
             result.with_context(|| format!("pod{n}"))?;
         }
+        let connections = patience::times(CONNECTIONS);
         println!(
-            "{CONNECTIONS} connections in {:.1} s",
+            "{connections} connections in {:.1} s",
             elapsed.as_secs_f32()
         );
         let mut tracked = Vec::new();
@@ -84,7 +89,7 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
         if backend == NFTABLES {
             // Its sets do not forget the oldest when they are full.
             println!("{} conntrack entries", lines.len());
-            ensure!(lines.is_empty() == (max > CONNECTIONS));
+            ensure!(lines.is_empty() == (max == ROOM));
             return Ok(());
         }
         ensure!(
@@ -114,7 +119,12 @@ const BOTH: &[Via] = &[Via::Vip, Via::ClusterIp];
 
 #[test]
 fn through_veth() {
-    check(Topology::Veth, KubeProxy::IptablesNft, (EBPF, 4096), BOTH);
+    check(
+        Topology::Veth,
+        KubeProxy::IptablesNft,
+        (EBPF, LITTLE_ROOM),
+        BOTH,
+    );
 }
 
 #[test]
@@ -122,7 +132,7 @@ fn through_a_bridge() {
     check(
         Topology::BridgeNetfilter,
         KubeProxy::Nftables,
-        (EBPF, 4096),
+        (EBPF, LITTLE_ROOM),
         BOTH,
     );
 }
@@ -132,7 +142,7 @@ fn nftables() {
     check(
         Topology::Veth,
         KubeProxy::IptablesNft,
-        (NFTABLES, 65_536),
+        (NFTABLES, ROOM),
         &[Via::Vip],
     );
 }
@@ -143,7 +153,7 @@ fn nftables_with_full_sets() {
     check(
         Topology::BridgeNetfilter,
         KubeProxy::IptablesLegacy,
-        (NFTABLES, 4096),
+        (NFTABLES, LITTLE_ROOM),
         BOTH,
     );
 }

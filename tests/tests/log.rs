@@ -10,7 +10,7 @@ use tests::agent::Agent;
 use tests::client::{self, Close};
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, cmd, http, transfer};
+use tests::{Family, cmd, http, patience, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Several sync intervals.
@@ -38,7 +38,7 @@ fn nothing_new(node: &Node) -> Result<()> {
     ] {
         http::get(&node.netns, path)?;
     }
-    thread::sleep(WHILE);
+    thread::sleep(patience::of(WHILE));
     Ok(())
 }
 
@@ -48,7 +48,7 @@ fn quiet(backend: &str) {
         let _proxy = Proxy::start(node)?;
         http::wait_for(&node.netns, "/readyz", 200)?;
         // The links of the proxy and of the first pass have settled.
-        thread::sleep(WHILE);
+        thread::sleep(patience::of(WHILE));
         let before = agent.log().lines().count();
         nothing_new(node)?;
         let lines = since(&agent, before);
@@ -87,7 +87,7 @@ fn a_change_is_one_line_with_object_and_reason() {
             cmd::wait_until(TIMEOUT, "the line", || {
                 Ok((since(&agent, before).len() >= lines).then_some(()))
             })?;
-            thread::sleep(WHILE);
+            thread::sleep(patience::of(WHILE));
         }
         let lines = since(&agent, before);
         ensure!(lines.len() == 2, "{lines:#?}");
