@@ -66,16 +66,24 @@ fn run_once(state: &mut Cycles<'_>, binary: &Path, n: usize) -> Result<()> {
     state.check()
 }
 
-#[test]
-fn ebpf() {
-    let backend = Backend::EBPF;
-    upgraded("upgrade-ebpf", Topology::Veth, backend);
+/// The previous release asks a socket for the cookie of its network namespace; without it, it translates
+/// processes of the initial one only, and those of a test's node are tracked.
+fn upgraded_with_cookie(test: &str, topology: Topology, backend: Backend) -> Result<()> {
+    if !skip::before((5, 14), "the previous release's netns cookie", test)? {
+        upgraded(test, topology, backend);
+    }
+    Ok(())
 }
 
 #[test]
-fn ebpf_by_clsact() {
+fn ebpf() -> Result<()> {
+    upgraded_with_cookie("upgrade-ebpf", Topology::Veth, Backend::EBPF)
+}
+
+#[test]
+fn ebpf_by_clsact() -> Result<()> {
     let backend = Backend::EBPF_BY_CLSACT;
-    upgraded("upgrade-ebpf-clsact", Topology::BridgeNetfilter, backend);
+    upgraded_with_cookie("upgrade-ebpf-clsact", Topology::BridgeNetfilter, backend)
 }
 
 #[test]
