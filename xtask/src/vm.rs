@@ -21,7 +21,7 @@ use anyhow::{Result, bail};
 
 use self::guest::Job;
 use self::kernel::Kernel;
-use self::qemu::{Host, Setting};
+use self::qemu::{Accelerator, Host, Setting};
 use crate::kernels::{self, Kernels};
 use crate::setup::{self, Scope};
 use crate::sh;
@@ -77,7 +77,7 @@ pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
     let talk = Setting {
         name: "talk",
         job: &job,
-        environment: &environment(),
+        environment: &environment(accelerator),
         append: &options.append,
         accelerator,
     };
@@ -127,12 +127,19 @@ fn choose(kernel: &str, cache: &Path) -> Result<Kernel> {
     }
 }
 
+/// How much longer things may take where qemu carries out each instruction.
+const PATIENCE: u32 = 5;
+
 /// Variables that everything in a guest gets.
-fn environment() -> Vec<(&'static str, String)> {
-    vec![(
+fn environment(accelerator: Accelerator) -> Vec<(&'static str, String)> {
+    let mut variables = vec![(
         test::AGENT_VARIABLE,
         format!("/proxy-agent/target/release/{}", crate::build::AGENT),
-    )]
+    )];
+    if accelerator == Accelerator::Tcg {
+        variables.push((test::PATIENCE_VARIABLE, PATIENCE.to_string()));
+    }
+    variables
 }
 
 /// The last lines of a guest's console.

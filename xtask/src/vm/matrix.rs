@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::guest::{Job, Program};
 use super::kernel::Kernel;
-use super::qemu::{Accelerator, Host, Outcome, Setting};
+use super::qemu::{Host, Outcome, Setting};
 use super::{Options, choose, debian, environment, tail, took, verifier};
 use crate::kernels::{self, Kernels, Support};
 use crate::previous;
@@ -30,9 +30,6 @@ const UPGRADES: &str = "upgrade";
 /// How long one test program may take, in seconds, and one guest.
 const PROGRAM_LIMIT: u64 = 2400;
 const GUEST_LIMIT: Duration = Duration::from_hours(3);
-
-/// By how much time-outs of tests are longer where qemu carries out each instruction.
-const PATIENCE: u32 = 5;
 
 /// How much of a console is shown.
 const SHOWN: usize = 400;
@@ -187,11 +184,8 @@ impl Boot<'_> {
             "\n== {}: Linux {} {}, {accelerator:?}: {why}",
             self.name, self.kernel.release, self.append
         );
-        let mut variables = environment();
+        let mut variables = environment(accelerator);
         variables.push((test::KERNEL_VARIABLE, serde_json::to_string(self.supports)?));
-        if accelerator == Accelerator::Tcg {
-            variables.push((test::PATIENCE_VARIABLE, PATIENCE.to_string()));
-        }
         let upgrades = self.programs.iter().any(|program| program.name == UPGRADES);
         let previous = if upgrades {
             // Where it cannot be had, the tests say so and are skipped.

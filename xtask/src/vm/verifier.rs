@@ -67,7 +67,7 @@ pub fn remake(workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<
         let setting = Setting {
             name: "verifier",
             job: &Job::Verifier,
-            environment: &environment(),
+            environment: &environment(accelerator),
             append: "",
             accelerator,
         };

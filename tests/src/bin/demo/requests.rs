@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result};
 use tests::conntrack::{self, Entry};
 use tests::node::{Node, Topology};
 use tests::path::Path;
-use tests::{Family, cmd};
+use tests::{Family, cmd, patience};
 
 /// curl's exit code when it waited in vain.
 const CURL_TIMED_OUT: i32 = 28;
-/// How long a request may take, in seconds.
-const TIMEOUT: &str = "2";
+/// How long a request may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What became of the requests on one way.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ fn request(path: &Path<'_>, ca: &FilePath) -> Result<Result<Duration, String>> {
                 "--noproxy",
                 "*",
                 "--max-time",
-                TIMEOUT,
+                &patience::of(TIMEOUT).as_secs().to_string(),
                 "-o",
                 "/dev/null",
             ])
