@@ -21,6 +21,12 @@ pub struct Occasion {
     pub by: Option<By>,
 }
 
+impl Occasion {
+    fn is_of_process(&self) -> bool {
+        self.by.as_ref().is_some_and(By::is_process)
+    }
+}
+
 /// The first event of each kind before a pass, without those of our own changes; one that a process
 /// has brought about rather than one of the kernel's own or of nobody known.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,9 +37,9 @@ impl Told {
     pub fn add(&mut self, notice: Notice) {
         let Notice { event, by } = notice;
         let kind = mem::discriminant(&event);
-        let of_kind = |known: &Occasion| mem::discriminant(&known.event) == kind;
-        let index = self.0.iter().position(of_kind);
-        if index.is_some_and(|index| is_process(self.0[index].by.as_ref())) {
+        let mut all = self.0.iter_mut();
+        let known = all.find(|known| mem::discriminant(&known.event) == kind);
+        if known.as_ref().is_some_and(|known| known.is_of_process()) {
             return;
         }
         // Now, while the process may still be there.
@@ -46,9 +52,9 @@ impl Told {
             event,
             by,
         };
-        match index {
+        match known {
             None => self.0.push(occasion),
-            Some(index) if is_process(occasion.by.as_ref()) => self.0[index] = occasion,
+            Some(known) if occasion.is_of_process() => *known = occasion,
             Some(_) => {}
         }
     }
@@ -58,10 +64,6 @@ impl Told {
         let mut about = self.0.iter().filter(|known| concerns(&known.event, part));
         about.next().or_else(|| self.0.first())
     }
-}
-
-fn is_process(by: Option<&By>) -> bool {
-    by.is_some_and(By::is_process)
 }
 
 /// Whether an event is about a part of the node; the parts are those of reports.
