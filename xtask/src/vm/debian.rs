@@ -137,18 +137,10 @@ impl Archive {
             }
             next += 1;
         }
-        make_dir(into)?;
-        let mut download = self.apt("apt-get");
-        download.current_dir(into).args(["download", "-q"]);
-        // Run as root, apt would take another user's rights, who may not write here.
-        download.args(["-o", "APT::Sandbox::User=root"]);
-        download.args(
-            wanted
-                .iter()
-                .map(|package| format!("{}={}", package.name, package.version)),
-        );
-        sh::run(&mut download)?;
-        packages_in(into)
+        let wanted = wanted
+            .iter()
+            .map(|package| format!("{}={}", package.name, package.version));
+        download(self.apt("apt-get"), wanted, into)
     }
 
     /// What a package needs of the kernel: in the same version, and not the small packages around it.
@@ -265,6 +257,33 @@ pub fn numbers(version: &str) -> Vec<u32> {
         .split('.')
         .map_while(|part| part.parse().ok())
         .collect()
+}
+
+/// Fetches packages, by apt-get as it is given, into a directory; their files.
+pub fn download(
+    mut apt: Command,
+    packages: impl IntoIterator<Item = String>,
+    into: &Path,
+) -> Result<Vec<PathBuf>> {
+    make_dir(into)?;
+    apt.current_dir(into).args(["download", "-q"]);
+    // Run as root, apt would take another user's rights, who may not write here.
+    apt.args(["-o", "APT::Sandbox::User=root"]);
+    sh::run(apt.args(packages))?;
+    packages_in(into)
+}
+
+/// Unpacks packages into one directory.
+pub fn extract(packages: &[PathBuf], into: &Path) -> Result<()> {
+    make_dir(into)?;
+    for package in packages {
+        sh::run(
+            sh::command("dpkg-deb")
+                .arg("--extract")
+                .args([package, into]),
+        )?;
+    }
+    Ok(())
 }
 
 /// The packages that lie in a directory.

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::{make_dir, packages_in};
+use super::debian::{download, extract};
 use crate::sh;
 
 /// The program.
@@ -99,21 +99,11 @@ fn unpack(root: &Path) -> Result<()> {
             fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
         }
     }
-    make_dir(&partial)?;
-    let mut download = sh::command("apt-get");
-    download.current_dir(&partial).args(["download", "-q"]);
-    // Run as root, apt would take another user's rights, who may not write here.
-    download.args(["-o", "APT::Sandbox::User=root"]);
-    sh::run(download.args(packages))?;
-    for package in packages_in(&partial)? {
-        sh::run(
-            sh::command("dpkg-deb")
-                .arg("--extract")
-                .args([&package, &partial]),
-        )?;
-        fs::remove_file(&package)
-            .with_context(|| format!("cannot remove {}", package.display()))?;
-    }
+    let archives = partial.join("archives");
+    let files = download(sh::command("apt-get"), packages, &archives)?;
+    extract(&files, &partial)?;
+    fs::remove_dir_all(&archives)
+        .with_context(|| format!("cannot remove {}", archives.display()))?;
     fs::rename(&partial, root).with_context(|| format!("cannot make {}", root.display()))
 }
 

@@ -119,14 +119,7 @@ impl Kernel {
         let work = home.with_extension(UNFINISHED);
         let _ = fs::remove_dir_all(&work);
         let whole = work.join("whole");
-        debian::make_dir(&whole)?;
-        for package in packages {
-            sh::run(
-                sh::command("dpkg-deb")
-                    .arg("--extract")
-                    .args([package, &whole]),
-            )?;
-        }
+        debian::extract(packages, &whole)?;
         let modules = ["lib/modules", "usr/lib/modules"]
             .map(|path| whole.join(path))
             .into_iter()
