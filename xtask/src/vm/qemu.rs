@@ -23,6 +23,10 @@ const MEMORY: &str = "2G";
 /// What every kernel is told: a panic ends the guest, and conntrack works without any rule for it.
 const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=4 random.trust_cpu=on no_timer_check nf_conntrack.enable_hooks=1";
 
+/// What a kernel is told where qemu carries out each instruction: programs lie at the same addresses each
+/// time, so that qemu translates them once and not with every start of one. This halves the time of tests.
+const APPEND_TCG: &str = "norandmaps";
+
 /// A guest that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_mins(10);
 
@@ -254,9 +258,9 @@ impl Guest<'_> {
 
     fn command(&self, console: &str, report: &Path) -> Command {
         let mut command = self.emulator.command();
-        let accelerator: &[&str] = match self.accelerator {
-            Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            Accelerator::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+        let (accelerator, more): (&[&str], &str) = match self.accelerator {
+            Accelerator::Kvm => (&["-accel", "kvm", "-cpu", "host"], ""),
+            Accelerator::Tcg => (&["-accel", "tcg,thread=multi", "-cpu", "max"], APPEND_TCG),
         };
         command
             .args(accelerator)
@@ -266,7 +270,7 @@ impl Guest<'_> {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(&self.initramfs)
-            .args(["-append", &format!("{APPEND} {}", self.append)])
+            .args(["-append", &format!("{APPEND} {more} {}", self.append)])
             .args(["-serial", console, "-serial"])
             .arg(format!("file:{}", report.display()));
         command
