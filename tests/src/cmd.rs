@@ -125,7 +125,8 @@ impl Drop for Process {
     }
 }
 
-/// Polls `probe` every millisecond until it returns a value. The time-out is for a usual machine.
+/// Polls `probe` until it returns a value, half of the time at most: the agent needs the other half, all the
+/// more on a slow machine. The time-out is for a usual one.
 ///
 /// # Errors
 /// When there is none after `timeout`, or when `probe` fails.
@@ -137,13 +138,14 @@ pub fn wait_until<T>(
     let timeout = patience::of(timeout);
     let start = Instant::now();
     loop {
+        let asked = Instant::now();
         if let Some(value) = probe()? {
             return Ok(value);
         }
         if start.elapsed() > timeout {
             bail!("waited {timeout:?} in vain for {what}");
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(asked.elapsed().max(Duration::from_millis(1)));
     }
 }
 

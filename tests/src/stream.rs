@@ -98,13 +98,14 @@ impl Live {
         Self::start_at(PAUSE, name, stream, seed)
     }
 
-    /// Starts streaming with a pause between two chunks of 8 KiB: for very many streams at once. A slow
-    /// machine makes longer ones, so that streams leave it time for what is tested.
+    /// Starts streaming with a pause between two chunks of 8 KiB: for very many streams at once. On a slow
+    /// machine a chunk costs more and what is tested takes longer: the pause grows with both, so that streams
+    /// leave the machine to what is tested.
     ///
     /// # Errors
     /// When the connection is broken.
     pub fn start_at(pause: Duration, name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
-        let pause = patience::of(pause);
+        let pause = patience::of(patience::of(pause));
         stream.set_nodelay(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));

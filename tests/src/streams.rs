@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::node::Node;
 use crate::path::Path;
 use crate::stream::Live;
-use crate::{Family, client, cmd, conntrack, transfer};
+use crate::{Family, client, cmd, conntrack, patience, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a stream may stand still: what is lost is sent again after a while, which doubles each time
@@ -66,7 +66,7 @@ pub fn all_go_on(streams: &[Live]) -> Result<()> {
     let marks: Vec<u64> = streams.iter().map(Live::received).collect();
     for (stream, mark) in streams.iter().zip(marks) {
         // More than may have been on its way already.
-        let enough = mark + 100_000;
+        let enough = mark + patience::times(100_000) as u64;
         cmd::wait_until(STALL, "a stream to go on", || {
             Ok((stream.received() > enough).then_some(()))
         })

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netns::Netns;
-use crate::stream;
+use crate::{patience, stream};
 
 const CHUNK: usize = 64 * 1024;
 /// What the server says at the end when everything it got was right.
@@ -131,7 +131,7 @@ impl Server {
                         count.fetch_add(1, Ordering::Relaxed);
                         drop(std::thread::spawn(move || serve(stream)));
                     }
-                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                    Err(_) => std::thread::sleep(patience::of(Duration::from_millis(1))),
                 }
             }
         });
