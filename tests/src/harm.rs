@@ -185,6 +185,8 @@ fn rename(node: &Node, link: &str) {
     attempt(node, &format!("ip link set {link} name {other}"));
     sleep(AWAY);
     attempt(node, &format!("ip link set {other} name {link}"));
+    // On a slow machine the agent has another link of that name by now.
+    attempt(node, &format!("ip link del {other}"));
 }
 
 fn directories(above: &Path) -> Vec<std::path::PathBuf> {

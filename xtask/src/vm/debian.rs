@@ -40,6 +40,8 @@ const FRESH: Duration = Duration::from_hours(24);
 /// apt with lists of its own.
 pub struct Archive {
     dir: PathBuf,
+    /// apt's list of what is installed.
+    status: PathBuf,
 }
 
 /// A package in one version.
@@ -52,53 +54,61 @@ pub struct Package {
 }
 
 impl Archive {
-    /// Reads Debian's package lists, unless those in `dir` are fresh.
+    /// Reads the package lists with Debian's kernels, unless those in `dir` are fresh.
     ///
     /// # Errors
     /// When this machine's sources name no mirror of Debian, or the mirror cannot be reached.
-    pub fn open(dir: PathBuf) -> Result<Self> {
-        let archive = Self { dir };
-        let stamp = archive.versions();
+    pub fn of_kernels(dir: PathBuf) -> Result<Self> {
+        let status = dir.join("status");
+        make_dir(&dir)?;
+        write(&status, "")?;
+        let archive = Self { dir, status };
+        archive.refresh(&SUITES)?;
+        Ok(archive)
+    }
+
+    /// As [`Archive::of_kernels`], with what goes with the packages that are installed on this machine.
+    ///
+    /// # Errors
+    /// As [`Archive::of_kernels`].
+    pub fn of_this_machine(dir: PathBuf, suites: &[&str]) -> Result<Self> {
+        let archive = Self {
+            dir,
+            status: "/var/lib/dpkg/status".into(),
+        };
+        archive.refresh(suites)?;
+        Ok(archive)
+    }
+
+    fn refresh(&self, suites: &[&str]) -> Result<()> {
+        let stamp = self.dir.join("refreshed");
         let age = fs::metadata(&stamp)
             .and_then(|meta| meta.modified())
             .ok()
             .and_then(|time| SystemTime::now().duration_since(time).ok());
-        if age.is_none_or(|age| age > FRESH) {
-            archive.update()?;
-            let kernels = archive.show(POINTER)?;
-            let versions: Vec<&str> = kernels
-                .iter()
-                .map(|kernel| kernel.version.as_str())
-                .collect();
-            fs::write(&stamp, versions.join("\n"))
-                .with_context(|| format!("cannot write {}", stamp.display()))?;
+        if age.is_some_and(|age| age <= FRESH) {
+            return Ok(());
         }
-        Ok(archive)
-    }
-
-    fn update(&self) -> Result<()> {
         for part in ["lists/partial", "cache/archives/partial"] {
             make_dir(&self.dir.join(part))?;
         }
         let mirror = mirror()?;
         let mut sources = String::new();
-        for suite in SUITES {
+        for suite in suites {
             // Packages only: the lists hold much else.
             let _ = writeln!(
                 sources,
                 "deb [arch=amd64 target=Packages signed-by={KEYRING}] {mirror} {suite} main"
             );
         }
-        for (file, text) in [("sources.list", sources.as_str()), ("status", "")] {
-            let path = self.dir.join(file);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        write(&self.dir.join("sources.list"), &sources)?;
         sh::run(self.apt("apt-get").args(["update", "-q"]))
-            .context("is a mirror of Debian reachable from here?")
+            .context("is a mirror of Debian reachable from here?")?;
+        let _ = fs::remove_file(self.versions());
+        write(&stamp, "")
     }
 
-    /// The file with the versions of all kernels, written when the lists are read: asking apt costs
-    /// seconds.
+    /// The file with the versions of all kernels: asking apt each time costs seconds.
     fn versions(&self) -> PathBuf {
         self.dir.join("kernels")
     }
@@ -109,8 +119,18 @@ impl Archive {
     /// When the list of them cannot be read.
     pub fn kernels(&self) -> Result<Vec<Package>> {
         let path = self.versions();
-        let versions =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let versions = if let Ok(versions) = fs::read_to_string(&path) {
+            versions
+        } else {
+            let record = self.apt_cache(POINTER)?;
+            let versions: Vec<&str> = record
+                .lines()
+                .filter_map(|line| line.strip_prefix("Version: "))
+                .collect();
+            let versions = versions.join("\n");
+            write(&path, &versions)?;
+            versions
+        };
         let mut kernels: Vec<Package> = versions
             .lines()
             .map(|version| Package {
@@ -153,31 +173,19 @@ impl Archive {
         Ok(kernel_parts(depends))
     }
 
-    fn show(&self, name: &str) -> Result<Vec<Package>> {
-        let versions = self.apt_cache(name)?;
-        let versions = versions
-            .lines()
-            .filter_map(|line| line.strip_prefix("Version: "));
-        Ok(versions
-            .map(|version| Package {
-                name: name.to_owned(),
-                version: version.to_owned(),
-            })
-            .collect())
-    }
-
     fn apt_cache(&self, what: &str) -> Result<String> {
         sh::read(self.apt("apt-cache").args(["show", what]))
     }
 
-    fn apt(&self, program: &str) -> Command {
+    /// apt-get or apt-cache with these lists.
+    pub fn apt(&self, program: &str) -> Command {
         let mut command = sh::command(program);
         let of = |key: &str, path: &str| format!("{key}={}", self.dir.join(path).display());
         let nothing = |key: &str| format!("{key}=/dev/null");
         let options = [
             of("Dir::State", ""),
             of("Dir::State::lists", "lists"),
-            of("Dir::State::status", "status"),
+            format!("Dir::State::status={}", self.status.display()),
             of("Dir::Cache", "cache"),
             of("Dir::Etc::sourcelist", "sources.list"),
             // Where the machine's own settings keep no cache, each call would take seconds.
@@ -220,8 +228,8 @@ fn mirror() -> Result<String> {
     match mirror {
         Some(mirror) => Ok(mirror.to_owned()),
         None => bail!(
-            "no mirror of Debian is among this machine's package sources (after `apt-get update`): kernels \
-             come from there. {MIRROR_VARIABLE}=URL names one"
+            "no mirror of Debian is among this machine's package sources (after `apt-get update`): what \
+             guests need comes from there. {MIRROR_VARIABLE}=URL names one"
         ),
     }
 }
@@ -297,6 +305,10 @@ pub fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     packages.sort();
     Ok(packages)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Makes a directory with those above it.

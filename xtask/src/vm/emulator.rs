@@ -11,11 +11,15 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::{download, extract};
+use super::debian::{Archive, download, extract, numbers};
 use crate::sh;
 
 /// The program.
 pub const QEMU: &str = "qemu-system-x86_64";
+
+/// Older ones translate a guest's code while another of its processors changes it, and kernels change
+/// theirs: with 7.2 guests panicked at the change of a branch, in `__netif_receive_skb_core`.
+const SOUND: [u32; 2] = [8, 1];
 
 /// Debian's package of it.
 const PACKAGE: &str = "qemu-system-x86";
@@ -23,8 +27,11 @@ const PACKAGE: &str = "qemu-system-x86";
 /// Where Debian's packages keep libraries.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 
+/// Where they keep firmware.
+const DATA: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
+
 /// qemu on this machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Emulator {
     program: PathBuf,
     /// Where its packages are unpacked; none if it is installed.
@@ -32,31 +39,55 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Finds it, and fetches it if there is none.
+    /// Finds it, and fetches it if there is none, or only an old one.
     ///
     /// # Errors
-    /// When it cannot be fetched.
+    /// When there is none, and it cannot be fetched.
     pub fn find(cache: &Path) -> Result<Self> {
-        if let Some(program) = sh::find(QEMU, &sh::search_path()) {
-            return Ok(Self {
-                program,
-                root: None,
-            });
-        }
-        let root = cache.join("qemu");
-        let program = root.join("usr/bin").join(QEMU);
-        if !program.is_file() {
-            unpack(&root).with_context(|| {
-                format!(
-                    "there is no {QEMU} in PATH, and it cannot be had from this machine's package sources: \
-                     `apt-get update` reads their lists, or install qemu by hand"
-                )
-            })?;
-        }
-        Ok(Self {
+        let installed = sh::find(QEMU, &sh::search_path()).map(|program| Self {
             program,
-            root: Some(root),
-        })
+            root: None,
+        });
+        let why = match &installed {
+            None => format!("there is no {QEMU} in PATH"),
+            Some(emulator) => {
+                let version = emulator.version()?;
+                if numbers(&version).as_slice() >= SOUND.as_slice() {
+                    return Ok(emulator.clone());
+                }
+                format!("guests of {QEMU} {version} are not reliable")
+            }
+        };
+        let root = cache.join("qemu");
+        let fetched = Self {
+            program: root.join("usr/bin").join(QEMU),
+            root: Some(root.clone()),
+        };
+        if fetched.program.is_file() {
+            return Ok(fetched);
+        }
+        println!("vm: {why}: fetching one to {}", root.display());
+        match (unpack(&root, &cache.join("qemu-apt")), installed) {
+            (Ok(()), _) => Ok(fetched),
+            (Err(error), Some(installed)) => {
+                println!("vm: it is used all the same: {error:#}");
+                Ok(installed)
+            }
+            (Err(error), None) => Err(error.context(format!(
+                "{why}, and it cannot be had from Debian; install qemu by hand"
+            ))),
+        }
+    }
+
+    /// Its version, `7.2.22`.
+    fn version(&self) -> Result<String> {
+        let text = sh::read(self.command().arg("--version"))?;
+        let version = text
+            .split_once("version ")
+            .and_then(|(_, rest)| rest.split_whitespace().next());
+        Ok(version
+            .with_context(|| format!("{QEMU} has no version: {text}"))?
+            .to_owned())
     }
 
     /// Starts it. What else it needs it finds from where it lies.
@@ -71,27 +102,34 @@ impl Emulator {
                 "LD_LIBRARY_PATH",
                 paths.join(OsString::from(":").as_os_str()),
             );
+            for data in DATA {
+                command.arg("-L").arg(root.join(data));
+            }
         }
         command
     }
 }
 
-/// Fetches qemu and the packages it needs that this machine lacks.
-fn unpack(root: &Path) -> Result<()> {
-    let plan = sh::read(sh::command("apt-get").args([
-        "install",
-        "--simulate",
-        "--no-install-recommends",
-        PACKAGE,
-    ]))?;
+/// Fetches qemu, of this machine's release of Debian or its backports, and the packages it needs that this
+/// machine lacks.
+fn unpack(root: &Path, lists: &Path) -> Result<()> {
+    let release = codename(&fs::read_to_string("/etc/os-release").unwrap_or_default())
+        .context("/etc/os-release does not tell which release this is")?;
+    let backports = format!("{release}-backports");
+    let archive = Archive::of_this_machine(lists.to_owned(), &[&release, &backports])?;
+    let plan = sh::read(
+        archive
+            .apt("apt-get")
+            .args(["install", "--simulate", "--no-install-recommends"])
+            .args(["--target-release", &backports, PACKAGE]),
+    )?;
     let packages = to_install(&plan);
     if packages.is_empty() {
         bail!("{PACKAGE} is installed, and has no {QEMU}");
     }
     println!(
-        "vm: {QEMU} is missing: fetching it with {} packages it needs, to {}; nothing is installed",
-        packages.len() - 1,
-        root.display()
+        "vm: with {} packages it needs; nothing is installed",
+        packages.len() - 1
     );
     let partial = root.with_extension("partial");
     for old in [root, &partial] {
@@ -100,11 +138,19 @@ fn unpack(root: &Path) -> Result<()> {
         }
     }
     let archives = partial.join("archives");
-    let files = download(sh::command("apt-get"), packages, &archives)?;
+    let files = download(archive.apt("apt-get"), packages, &archives)?;
     extract(&files, &partial)?;
     fs::remove_dir_all(&archives)
         .with_context(|| format!("cannot remove {}", archives.display()))?;
     fs::rename(&partial, root).with_context(|| format!("cannot make {}", root.display()))
+}
+
+/// The name of a release in the text of os-release(5): `bookworm`.
+fn codename(text: &str) -> Option<String> {
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    Some(name.trim_matches('"').to_owned())
 }
 
 /// The packages, with their versions, that a simulated installation would install.
@@ -123,6 +169,13 @@ fn to_install(plan: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_release_is_read() {
+        let text = "VERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        assert_eq!(codename(text).as_deref(), Some("bookworm"));
+        assert_eq!(codename("ID=other\n"), None);
+    }
 
     #[test]
     fn what_apt_would_install_is_read() {

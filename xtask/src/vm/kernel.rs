@@ -60,7 +60,7 @@ impl Kernel {
     /// # Errors
     /// When there is none, or it cannot be fetched or unpacked.
     pub fn of_debian(version: &str, cache: &Path) -> Result<Self> {
-        let archive = Archive::open(cache.join("apt"))?;
+        let archive = Archive::of_kernels(cache.join("apt"))?;
         let kernels = archive.kernels()?;
         let wanted = debian::numbers(version);
         let fits = |package: &&Package| {
