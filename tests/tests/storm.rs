@@ -228,7 +228,7 @@ fn translation_without_rules() {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
         seconds: 20,
-        without: &[Harm::DetachTcx, Harm::RemountBpffs],
+        without: &[Harm::DetachTcx, Harm::DeleteClsact, Harm::RemountBpffs],
     }
     .rage();
 }
