@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_mins(3);
 /// # Errors
 /// When the connection breaks, or a byte is not what it should be.
 pub fn exchange(stream: &mut TcpStream, len: u64, seed: u64) -> Result<()> {
-    let len = (len / u64::from(patience::factor())).max(1);
+    let len = patience::times(usize::try_from(len)?) as u64;
     stream.set_nodelay(true)?;
     stream
         .write_all(&header(seed, len))

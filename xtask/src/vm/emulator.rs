@@ -17,12 +17,13 @@ use crate::sh;
 /// The program.
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Older ones translate a guest's code while another of its processors changes it, and kernels change
-/// theirs: with 7.2 guests panicked at the change of a branch, in `__netif_receive_skb_core`.
-const SOUND: [u32; 2] = [8, 1];
-
 /// Debian's package of it.
 const PACKAGE: &str = "qemu-system-x86";
+
+/// The oldest version whose guests are reliable without KVM. With 7.2 one panicked where its kernel patched a
+/// branch, in `__netif_receive_skb_core`, as if qemu had translated the code while another processor changed
+/// it; with 10.0 none has. That 8.1 was the first to lock what it translates is not confirmed.
+const SOUND: [u32; 2] = [8, 1];
 
 /// Where Debian's packages keep libraries.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
