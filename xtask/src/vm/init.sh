@@ -6,11 +6,13 @@
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 export PATH=/proxy-agent/target/release:/usr/sbin:/usr/bin:/sbin:/bin HOME=/ TERM="${TERM:-vt100}"
-mkdir -p /dev/pts /dev/shm /run /tmp
+mkdir -p /dev/pts /dev/shm /run
+# Nothing is mounted on /tmp: the clone that the tests were built in may lie there, and its files with it.
+mkdir -p /tmp
+chmod 1777 /tmp
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
