@@ -17,7 +17,7 @@ use tests::proxy::Proxy;
 use tests::rest::Rest;
 use tests::streams::{all_end_intact, all_go_on, entries, open};
 
-/// A start may live this long: into its first pass, or well behind it.
+/// A start may live this long, on a usual machine: into its first pass, or well behind it.
 const LIFETIME: Duration = Duration::from_millis(400);
 
 /// Flags that differ from start to start.
@@ -42,9 +42,10 @@ fn cycle(state: &mut Cycles<'_>, variants: Variants) -> Result<()> {
     let more = state.choose(variants);
     let mut agent = state.spawn(&Cycles::current()?, more)?;
     let begun = Instant::now();
-    let end = state.time_below(LIFETIME);
+    let longest = patience::of(LIFETIME);
+    let end = state.time_below(longest);
     // What happens meanwhile takes its time, and so do not all cycles see it.
-    for moment in [state.time_below(LIFETIME), state.time_below(LIFETIME)] {
+    for moment in [state.time_below(longest), state.time_below(longest)] {
         if moment < end {
             std::thread::sleep(moment.saturating_sub(begun.elapsed()));
             state.connect().context("while the agent starts")?;
