@@ -3,42 +3,26 @@
 //! Chooses the backend by trying what it needs, changes it when that is no longer so, and gives all
 //! of them one face.
 
+mod choose;
 mod trials;
 
 use rtnetlink::Handle;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::trials::{Streak, Trials};
 use super::ebpf::{self, Ebpf, Ids, Tables};
-use super::iptables::{self, Iptables, Scope};
+use super::iptables::Iptables;
 use super::nftables::Nftables;
 use crate::config::{AcceptRules, BackendChoice, Config, Guard};
-use crate::dnat::{self, Finding};
+use crate::dnat::Finding;
 use crate::guard;
 use crate::link::LinkTable;
-use crate::netfilter;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Failure, Mode, Report, failed};
 use crate::state::{Choice, Guarded, GuardedLink};
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "backend";
-
-/// Why a backend cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Ebpf(#[from] ebpf::Error),
-    #[error(transparent)]
-    Nftables(#[from] netfilter::Error),
-    #[error(transparent)]
-    Iptables(#[from] iptables::Error),
-    #[error(
-        "its rules would be stateless here and break the connections that are sent to a VIP by \
-         {0} (--backend=iptables takes them all the same)"
-    )]
-    WouldBreak(String),
-}
 
 /// The backend in use.
 pub struct Backend {
@@ -244,167 +228,6 @@ impl Backend {
         }
     }
 
-    /// Changes the backend, if the one in use fails for good or a better one works now.
-    async fn reconsider(&mut self, cause: Cause) {
-        let is_auto = self.config.backend == BackendChoice::Auto;
-        let current = self.kind.name();
-        if matches!(self.kind, Kind::Unavailable) {
-            if cause == Cause::Resync {
-                self.try_and_take(self.config.backend).await;
-            }
-        } else if self.streak.is_over() && current != BackendChoice::None {
-            info!(
-                part = PART,
-                "{current} fails again and again: it is opened anew"
-            );
-            if !self.try_and_take(current).await
-                && is_auto
-                && let Some(kind) = self.first_that_works(Mode::Apply).await
-            {
-                self.take(kind).await;
-            }
-        } else if is_auto && cause == Cause::Resync {
-            for better in self.trials.due(current) {
-                if self.try_and_take(better).await {
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn try_and_take(&mut self, backend: BackendChoice) -> bool {
-        match self.try_open(backend, Mode::Apply).await {
-            Ok(kind) => {
-                self.take(kind).await;
-                true
-            }
-            Err(error) => {
-                self.reject(backend, &error);
-                false
-            }
-        }
-    }
-
-    async fn first_that_works(&mut self, mode: Mode) -> Option<Kind> {
-        for backend in self.trials.candidates() {
-            match self.try_open(backend, mode).await {
-                Ok(kind) => return Some(kind),
-                Err(error) => self.reject(backend, &error),
-            }
-        }
-        None
-    }
-
-    async fn try_open(&self, backend: BackendChoice, mode: Mode) -> Result<Kind, Error> {
-        Ok(match backend {
-            BackendChoice::Ebpf => {
-                let mut ebpf = Ebpf::open(self.settings.clone(), mode)?;
-                if self.config.backend == BackendChoice::Auto {
-                    ebpf.probe()?;
-                }
-                Kind::Ebpf(Box::new(ebpf))
-            }
-            BackendChoice::Nftables => {
-                Kind::Nftables(Box::new(Nftables::open(&self.config, mode)?))
-            }
-            BackendChoice::Iptables => {
-                let accept = self.config.accept_rules;
-                let rules = self.open_iptables(true, accept, mode).await?;
-                if self.config.backend == BackendChoice::Auto
-                    && let Some(finding) = self.broken_by(&rules).await.first()
-                {
-                    return Err(Error::WouldBreak(finding.to_string()));
-                }
-                Kind::Iptables(Box::new(rules))
-            }
-            BackendChoice::None | BackendChoice::Auto => Kind::None,
-        })
-    }
-
-    fn reject(&mut self, backend: BackendChoice, error: &Error) {
-        self.misjudged |= matches!(error, Error::Ebpf(ebpf::Error::Misjudged));
-        let failure = Failure::new(
-            PART,
-            format!("backend {backend} cannot be used here"),
-            error,
-        );
-        let told = failure.to_string();
-        if self.trials.reject(backend, failure.cause) && self.config.backend == BackendChoice::Auto
-        {
-            warn!(part = PART, "{told}");
-        }
-    }
-
-    /// Makes a backend the one in use.
-    async fn take(&mut self, kind: Kind) {
-        self.trials.accept(kind.name());
-        self.kind = kind;
-        self.look_for_leftovers = true;
-        self.accept = None;
-        if self.needs_accept_rules() {
-            let accept = self.config.accept_rules;
-            match self.open_iptables(false, accept, Mode::Apply).await {
-                Ok(rules) => self.accept = Some(rules),
-                // Where iptables is not installed nothing of it can drop a packet.
-                Err(error @ iptables::Error::Missing { .. }) => {
-                    debug!(part = PART, "no ACCEPT rules are kept: {error}");
-                }
-                Err(error) => {
-                    let failure = Failure::new(PART, "no ACCEPT rules are kept", &error);
-                    warn!(part = PART, "{failure}; --accept-rules=never needs none");
-                }
-            }
-        }
-        info!("backend {}", self.choice());
-        self.warn_of_limits();
-    }
-
-    /// Says who sends connections to the VIP, while the rules untrack the answers to all of them.
-    /// `auto` gives such rules up: to track everything breaks nothing.
-    async fn look_for_dnat(&mut self, mode: Mode) {
-        let found = match &self.kind {
-            Kind::Iptables(rules) => self.broken_by(rules).await,
-            _ => Vec::new(),
-        };
-        if self.config.backend == BackendChoice::Auto
-            && mode == Mode::Apply
-            && let Some(finding) = found.first()
-        {
-            let error = Error::WouldBreak(finding.to_string());
-            self.reject(BackendChoice::Iptables, &error);
-            self.take(Kind::None).await;
-            return;
-        }
-        for finding in found
-            .iter()
-            .filter(|finding| !self.broken.contains(finding))
-        {
-            warn!(
-                part = PART,
-                "connections time out that are sent to the VIP by {finding}: the stateless rules \
-                 untrack their answers (--backend=nftables, ipset, or --backend=none)"
-            );
-        }
-        self.broken = found;
-    }
-
-    /// Whose connections the rules break.
-    async fn broken_by(&self, rules: &Iptables) -> Vec<Finding> {
-        if rules.learns() {
-            return Vec::new();
-        }
-        let findings = dnat::find(&self.config.vips).await;
-        for unread in &findings.unread {
-            debug!(
-                part = PART,
-                "not known whether it sends connections to the VIP: {}: {}",
-                unread.source,
-                unread.why
-            );
-        }
-        findings.found
-    }
-
     fn needs_accept_rules(&self) -> bool {
         matches!(self.kind, Kind::Ebpf(_) | Kind::Nftables(_))
     }
@@ -477,41 +300,6 @@ impl Backend {
     pub fn forward_logs(&mut self) {
         if let Kind::Ebpf(ebpf) = &mut self.kind {
             ebpf.forward_logs();
-        }
-    }
-
-    async fn open_iptables(
-        &self,
-        notrack: bool,
-        accept: AcceptRules,
-        mode: Mode,
-    ) -> Result<Iptables, iptables::Error> {
-        let scope = Scope {
-            owner: self.config.instance,
-            notrack,
-            accept,
-        };
-        let Config { vips, ports, .. } = &self.config;
-        Iptables::open(vips, ports, scope, self.config.max_connections, mode).await
-    }
-
-    /// Tells what the backend in use cannot do, where that may surprise.
-    fn warn_of_limits(&self) {
-        if let Kind::Iptables(rules) = &self.kind
-            && let Some(reason) = rules.why_classic()
-        {
-            warn!(
-                "the rules of the iptables backend untrack every reply of the VIP: connections to \
-                 a ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=nftables or \
-                 --backend=ebpf, install ipset, or leave everything tracked with --backend=none \
-                 ({reason})"
-            );
-        }
-        // Where another backend was asked for by name, the command line has told.
-        let fell_back =
-            self.config.backend == BackendChoice::Auto && !matches!(self.kind, Kind::Ebpf(_));
-        if fell_back && !self.config.services.is_empty() {
-            warn!("nothing is translated: --service-address needs the ebpf backend");
         }
     }
 }

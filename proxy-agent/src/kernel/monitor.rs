@@ -4,6 +4,7 @@
 //! passes on what may concern us. What is done about it is decided by a full look at the node:
 //! an event only says that it is time for one.
 
+mod datagram;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 
@@ -13,20 +14,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
-    TableAttribute, TableMessage,
-};
-use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use tokio::time::{Instant, sleep_until};
 
+use self::datagram::{author, in_netfilter_events, in_route_events};
 use super::author::By;
-use super::netlink;
 use super::pins::Pins;
 
 /// Multicast groups of linux/rtnetlink.h and linux/netfilter/nfnetlink.h.
@@ -235,188 +228,6 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
         inner.add_membership(*group)?;
     }
     Ok(socket)
-}
-
-/// The first event of interest among rtnetlink messages, and the port id it came from.
-fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
-    each_message(datagram, |bytes| {
-        Some((route_event(bytes, interest)?, port_of(bytes)))
-    })
-}
-
-fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
-    if let Some(is_default) = default_route(bytes) {
-        return is_default.then_some(Event::Route);
-    }
-    let Ok(message) = netlink::decode::<RouteNetlinkMessage>(bytes) else {
-        // A message of a newer kernel: what it says is found by looking.
-        return Some(Event::Link);
-    };
-    let NetlinkPayload::InnerMessage(message) = message.payload else {
-        return None;
-    };
-    match message {
-        RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Some(Event::Link),
-        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            let ip = local_address(&address)?;
-            interest.vips.contains(&ip).then_some(Event::Address(ip))
-        }
-        RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
-            Some(Event::TrafficControl)
-        }
-        _ => None,
-    }
-}
-
-/// Whether a message about a route is about a default route; none if it is about something else. Looked
-/// at as bytes: there are nodes with a million routes.
-fn default_route(bytes: &[u8]) -> Option<bool> {
-    const NEW_ROUTE: u16 = 24;
-    const DELETE_ROUTE: u16 = 25;
-    const NEW_NEXTHOP: u16 = 104;
-    const DELETE_NEXTHOP: u16 = 105;
-    /// Where the length of the destination's prefix stands: behind the header and the family.
-    const LENGTH: usize = 17;
-    let kind = bytes.get(4..6)?.first_chunk()?;
-    match u16::from_ne_bytes(*kind) {
-        NEW_ROUTE | DELETE_ROUTE => Some(bytes.get(LENGTH) == Some(&0)),
-        NEW_NEXTHOP | DELETE_NEXTHOP => Some(true),
-        _ => None,
-    }
-}
-
-/// The host's end of an address: `IFA_LOCAL` where there is one.
-fn local_address(message: &AddressMessage) -> Option<IpAddr> {
-    let mut found = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => return Some(*ip),
-            AddressAttribute::Address(ip) => found = Some(*ip),
-            _ => {}
-        }
-    }
-    found
-}
-
-/// The first event of interest among nf_tables messages, and the port id it came from.
-fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
-    each_message(datagram, |bytes| {
-        let (table, chain, removal) = subject(&nf_tables(bytes)?)?;
-        let ours = interest.tables.contains(&table);
-        let watched = removal
-            && interest.chains.iter().any(|(of_table, name)| {
-                *of_table == table && chain.as_deref().is_none_or(|chain| chain == *name)
-            });
-        (ours || watched).then_some((Event::Table(table), port_of(bytes)))
-    })
-}
-
-/// Who made the changes before this message (`NFT_MSG_NEWGEN`, with the process since Linux 4.14).
-fn author(datagram: &[u8]) -> Option<By> {
-    each_message(datagram, |bytes| {
-        let NfTablesMessage::NewGen(message) = nf_tables(bytes)? else {
-            return None;
-        };
-        let (mut pid, mut name) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                GenAttribute::ProcPid(id) => pid = Some(*id),
-                GenAttribute::ProcName(comm) => name = Some(comm.clone()),
-                _ => {}
-            }
-        }
-        match pid {
-            Some(pid) => Some(By { pid, name }),
-            None => By::port(port_of(bytes)),
-        }
-    })
-}
-
-fn nf_tables(bytes: &[u8]) -> Option<NfTablesMessage> {
-    let message = netlink::decode::<NetfilterMessage>(bytes).ok()?;
-    match message.payload {
-        NetlinkPayload::InnerMessage(NetfilterMessage {
-            inner: NetfilterMessageInner::NfTables(message),
-            ..
-        }) => Some(message),
-        _ => None,
-    }
-}
-
-/// The port id in a message's header (`nlmsg_pid`): that of the socket which asked for the change,
-/// zero if nobody did.
-fn port_of(message: &[u8]) -> u32 {
-    let field = message.get(12..16).and_then(|bytes| bytes.first_chunk());
-    field.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
-}
-
-/// Table and chain that a message is about, and whether something was removed there.
-fn subject(message: &NfTablesMessage) -> Option<(String, Option<String>, bool)> {
-    let (table, chain) = match message {
-        NfTablesMessage::NewTable(table) | NfTablesMessage::DeleteTable(table) => {
-            (table_name(table)?, None)
-        }
-        NfTablesMessage::NewChain(chain) | NfTablesMessage::DeleteChain(chain) => {
-            chain_name(chain)?
-        }
-        NfTablesMessage::NewRule(rule) | NfTablesMessage::DeleteRule(rule) => chain_of(rule)?,
-        _ => return None,
-    };
-    let removal = matches!(
-        message,
-        NfTablesMessage::DeleteTable(_)
-            | NfTablesMessage::DeleteChain(_)
-            | NfTablesMessage::DeleteRule(_)
-    );
-    Some((table, chain, removal))
-}
-
-fn table_name(message: &TableMessage) -> Option<String> {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TableAttribute::Name(name) => Some(name.clone()),
-            _ => None,
-        })
-}
-
-fn chain_name(message: &ChainMessage) -> Option<(String, Option<String>)> {
-    let (mut table, mut chain) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            ChainAttribute::Table(name) => table = Some(name.clone()),
-            ChainAttribute::Name(name) => chain = Some(name.clone()),
-            _ => {}
-        }
-    }
-    Some((table?, chain))
-}
-
-fn chain_of(message: &RuleMessage) -> Option<(String, Option<String>)> {
-    let (mut table, mut chain) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RuleAttribute::Table(name) => table = Some(name.clone()),
-            RuleAttribute::Chain(name) => chain = Some(name.clone()),
-            _ => {}
-        }
-    }
-    Some((table?, chain))
-}
-
-/// Runs `look` on each netlink message of a datagram until it finds something.
-fn each_message<T>(datagram: &[u8], look: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
-    let mut rest = datagram;
-    while let Some(length) = rest.first_chunk::<4>() {
-        let length = usize::try_from(u32::from_ne_bytes(*length)).ok()?;
-        let message = rest.get(..length).filter(|message| message.len() >= 16)?;
-        if let Some(found) = look(message) {
-            return Some(found);
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    None
 }
 
 #[cfg(test)]

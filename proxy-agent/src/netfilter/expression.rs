@@ -2,18 +2,19 @@
 
 //! The expressions our rules are made of, as `nft list ruleset` shows them.
 
+mod set;
+
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta,
+    Bitwise, ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Meta,
     MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
 
-use super::Family;
-use super::set::Field;
+pub use self::set::{Part, SetOperation, set};
 
 /// Payload bases (`enum nft_payload_bases`).
 const NETWORK_HEADER: u32 = 1;
@@ -206,116 +207,6 @@ fn masked_flags(mask: u8, operator: Operator, value: u8) -> Vec<Expressions> {
         ]),
         compare(operator, vec![value]),
     ]
-}
-
-/// A field of a packet, as part of a set's key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The address of an end.
-    Address(End),
-    /// The port of an end.
-    Port(End),
-    /// The TCP sequence number.
-    Sequence,
-}
-
-/// What is done with a set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetOperation {
-    /// Goes on if the key is a member.
-    IsMember,
-    /// Goes on if it is none.
-    IsNoMember,
-    /// Adds the key or lets its time begin anew; goes on unless the set is full.
-    Update,
-    /// Removes the key if it is there.
-    Delete,
-}
-
-/// Does something with the member of a set that the parts of the packet make (Linux 5.4 for
-/// [`SetOperation::Delete`]).
-pub fn set(
-    operation: SetOperation,
-    name: &str,
-    parts: &[Part],
-    family: Family,
-) -> Vec<Expressions> {
-    /// `NFT_LOOKUP_F_INV`, `NFT_DYNSET_OP_UPDATE`, `NFT_DYNSET_OP_DELETE`.
-    const NOT: u32 = 1;
-    const UPDATE: u32 = 1;
-    const DELETE: u32 = 2;
-
-    let mut expressions = key(parts, family);
-    expressions.push(match operation {
-        SetOperation::IsMember => look_up(name, 0),
-        SetOperation::IsNoMember => look_up(name, NOT),
-        SetOperation::Update => change(name, UPDATE),
-        SetOperation::Delete => change(name, DELETE),
-    });
-    expressions
-}
-
-fn look_up(name: &str, flags: u32) -> Expressions {
-    Expressions::Lookup(vec![
-        Lookup::Set(name.to_owned()),
-        Lookup::SourceRegister(Register::Reg1),
-        Lookup::Flags(flags),
-    ])
-}
-
-/// `enum nft_dynset_attributes`.
-fn change(name: &str, operation: u32) -> Expressions {
-    const SET_NAME: u16 = 1;
-    const OPERATION: u16 = 3;
-    const KEY_REGISTER: u16 = 4;
-    Expressions::Other {
-        expression_type: "dynset".to_owned(),
-        attributes: vec![
-            DefaultNla::new(SET_NAME, [name.as_bytes(), b"\0"].concat()),
-            DefaultNla::new(OPERATION, operation.to_be_bytes().to_vec()),
-            DefaultNla::new(
-                KEY_REGISTER,
-                u32::from(Register::Reg1).to_be_bytes().to_vec(),
-            ),
-        ],
-    }
-}
-
-/// Loads the parts one behind the other, from the first register on.
-fn key(parts: &[Part], family: Family) -> Vec<Expressions> {
-    const SEQUENCE: u32 = 4;
-    let mut position = 0;
-    let mut expressions = Vec::new();
-    for part in parts {
-        let (field, base, offset) = match part {
-            Part::Address(end) => {
-                let offset = match (family, end) {
-                    (Family::IPv6, End::Source) => 8,
-                    (Family::IPv6, End::Destination) => 24,
-                    (_, End::Source) => 12,
-                    (_, End::Destination) => 16,
-                };
-                (Field::Address, NETWORK_HEADER, offset)
-            }
-            Part::Port(end) => (Field::Port, TRANSPORT_HEADER, port_offset(*end)),
-            Part::Sequence => (Field::Sequence, TRANSPORT_HEADER, SEQUENCE),
-        };
-        let length = field.length(family);
-        let length = u32::try_from(length).expect("an address, a port or a number");
-        expressions.push(load(base, offset, length, register(position)));
-        position += field.room(family);
-    }
-    expressions
-}
-
-/// The register at a position in bytes of the 64 bytes of all registers.
-fn register(position: usize) -> Register {
-    if position == 0 {
-        // As nft writes it; it is the same one.
-        return Register::Reg1;
-    }
-    let number = u32::try_from(position / 4).expect("below 64");
-    Register::from(u32::from(Register::Reg32_00) + number)
 }
 
 /// `goto CHAIN`.

@@ -6,6 +6,7 @@
 //! Everything it keeps in the kernel lives on without the agent: the pinned map of decisions, the
 //! links that hold the programs, and the tables, which hold references to the verdicts.
 
+mod apply;
 mod attach;
 mod cgroup;
 mod handover;
@@ -18,6 +19,7 @@ mod plan;
 mod probe;
 mod qdisc;
 mod ruleset;
+mod settings;
 pub mod statistics;
 mod takeover;
 mod teardown;
@@ -26,14 +28,9 @@ mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use ipnet::IpNet;
-use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 use rtnetlink::Handle;
-use tokio::time::sleep;
 use tracing::warn;
 
 pub use attach::{AttachMode, filter_handle};
@@ -44,17 +41,15 @@ pub use load::{Ids, LoadError, Programs};
 pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
 pub use qdisc::notes_dir;
+pub use settings::Settings;
 pub use teardown::Tables;
 pub use verifier::{Verified, measure as verify_programs};
 
 use observe::Observed;
 use plan::{Desired, Op};
-use takeover::{take_back_contradicted, take_over_untracked};
 
 use crate::backend::tables;
-use crate::config::{self, Config, Guard, GuardMode, Service, TcAttach};
 use crate::guard;
-use crate::instance::Instance;
 use crate::kernel::{bpffs, features};
 use crate::link::LinkTable;
 use crate::netfilter;
@@ -62,39 +57,6 @@ use crate::reconcile::{Mode, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "ebpf";
-/// How long the kernel may take to let go of a link whose pin was removed, and how often it is asked,
-/// in milliseconds.
-const LINGERING: u16 = 500;
-const LINGERING_LOOK: u16 = 10;
-
-/// What the backend works from.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Whose tables, filters and pins they are.
-    pub instance: Instance,
-    /// The VIPs.
-    pub vips: Vec<IpAddr>,
-    /// The proxy's ports.
-    pub ports: Vec<u16>,
-    /// The services that are translated.
-    pub services: Vec<Service>,
-    /// Where maps and links are pinned.
-    pub bpffs: PathBuf,
-    /// Where it is noted which clsact qdiscs are ours.
-    pub run_dir: PathBuf,
-    /// Size of the map of decisions.
-    pub max_connections: u32,
-    /// How programs are attached.
-    pub tc_attach: TcAttach,
-    /// Anything is guarded.
-    pub guard: bool,
-    /// How.
-    pub guard_mode: GuardMode,
-    /// Networks that may come from outside.
-    pub allow_from: Vec<IpNet>,
-    /// Whether the programs write debug lines.
-    pub debug: bool,
-}
 
 /// The backend with its programs loaded; in a dry run without.
 pub struct Ebpf {
@@ -158,65 +120,6 @@ pub enum Error {
     /// Connections could not be handed over.
     #[error(transparent)]
     HandOver(#[from] handover::Error),
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Self {
-        Self {
-            instance: config.instance,
-            vips: config.vips.clone(),
-            ports: config.ports.clone(),
-            services: config.services.clone(),
-            bpffs: config.bpffs.clone(),
-            run_dir: config.run_dir.clone(),
-            max_connections: config.max_connections,
-            tc_attach: config.tc_attach,
-            guard: config.guard != Guard::Off,
-            guard_mode: config.guard_mode,
-            allow_from: config.allow_from.clone(),
-            debug: config.log.ebpf_debug(),
-        }
-    }
-}
-
-impl Settings {
-    /// The settings with which everything is removed that is pinned in a directory.
-    pub fn to_remove(instance: Instance, bpffs: &Path, run_dir: &Path) -> Self {
-        Self {
-            instance,
-            vips: Vec::new(),
-            ports: Vec::new(),
-            services: Vec::new(),
-            bpffs: bpffs.to_owned(),
-            run_dir: run_dir.to_owned(),
-            max_connections: DEFAULT_MAX_CONNECTIONS,
-            tc_attach: TcAttach::Auto,
-            guard: false,
-            guard_mode: GuardMode::Tc,
-            allow_from: Vec::new(),
-            debug: false,
-        }
-    }
-
-    /// The settings for the other layouts that are pinned beside this one.
-    fn other_layouts(&self) -> Result<Vec<Self>, bpffs::Error> {
-        let others = layout::others(&self.bpffs)?.into_iter();
-        let other = |bpffs: PathBuf| Self::to_remove(self.instance, &bpffs, &self.run_dir);
-        Ok(others.map(other).collect())
-    }
-
-    /// The same; an error goes to the report.
-    fn other_layouts_or(&self, report: &mut Report) -> Vec<Self> {
-        self.other_layouts().unwrap_or_else(|error| {
-            failed(PART, "look for other layouts of pins", &error, report);
-            Vec::new()
-        })
-    }
-
-    /// The VIPs with each of the ports.
-    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        config::endpoints(&self.vips, &self.ports)
-    }
 }
 
 impl Ebpf {
@@ -419,89 +322,6 @@ impl Ebpf {
     fn known_to_be_missing(&self, hook: SocketHook) -> bool {
         let translates = self.known.contains_key(load::SERVICE);
         translates && hook.is_optional() && !self.known.contains_key(hook.program())
-    }
-
-    async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
-        match op {
-            Op::PinMap { map, .. } => match &self.programs {
-                Some(programs) => Ok(programs.pin_map(map, &self.settings)?),
-                None => Ok(()),
-            },
-            Op::InstallTables { tables, unguarded } => {
-                if *unguarded && let Some(programs) = self.programs.as_mut() {
-                    take_back_contradicted(&mut programs.decisions, &self.settings)?;
-                    // Later on, when somebody has removed the tables, untracked connections cannot
-                    // be told from those whose entries somebody has deleted.
-                    if self.look_for_leftovers {
-                        take_over_untracked(&mut programs.decisions, &self.settings)?;
-                    }
-                }
-                if !self.others.is_empty()
-                    && let Some(programs) = self.programs.as_mut()
-                {
-                    take_over_untracked(&mut programs.decisions, &self.settings)?;
-                }
-                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                Ok(tables::install(&tables)?)
-            }
-            Op::DeleteTable { table } => Ok(tables::delete(table)?),
-            Op::Attach { hook, link, .. } => {
-                let Some(programs) = self.programs.as_mut() else {
-                    return Ok(());
-                };
-                let mode = self.attach_mode;
-                let mut patience = LINGERING / LINGERING_LOOK;
-                loop {
-                    match attach::attach(mode, programs, *hook, link, &self.settings) {
-                        Err(error) if attach::lingers(&error) && patience > 0 => {
-                            patience -= 1;
-                            sleep(Duration::from_millis(LINGERING_LOOK.into())).await;
-                        }
-                        result => return Ok(result?),
-                    }
-                }
-            }
-            Op::AttachSocket { hook, .. } => {
-                let (Some(programs), Some(root)) = (self.programs.as_mut(), &self.cgroup) else {
-                    return Ok(());
-                };
-                Ok(cgroup::attach(programs, *hook, root, &self.settings)?)
-            }
-            Op::DetachSocket { hook } => Ok(cgroup::detach(*hook, &self.settings)?),
-            Op::HandOver { services } => self.hand_over(services.as_deref()),
-            Op::RemovePins { directory } => Ok(load::remove_pins(directory)?),
-            Op::Guard { links, .. } => match self.programs.as_mut() {
-                Some(programs) => Ok(programs.guard_links.set(links)?),
-                None => Ok(()),
-            },
-            Op::RemoveXdp { index } => Ok(xdp::unpin(*index, &self.settings)?),
-            Op::RemovePin { hook, index } => Ok(attach::unpin(*hook, *index, &self.settings)?),
-            Op::RemoveFilter { filter, .. } => {
-                Ok(attach::remove_filter(filter, &self.settings, handle).await?)
-            }
-        }
-    }
-
-    fn hand_over(&mut self, services: Option<&[Service]>) -> Result<(), Error> {
-        let concerns =
-            |service: &Service| services.is_none_or(|services| services.contains(service));
-        if let Some(programs) = self.programs.as_mut() {
-            return Ok(handover::hand_over(&mut programs.decisions, concerns)?);
-        }
-        match maps::Decisions::pinned(&self.settings) {
-            Ok(Some(mut decisions)) => Ok(handover::hand_over(&mut decisions, concerns)?),
-            Ok(None) => Ok(()),
-            Err(error) if error.is_of_another_layout() => {
-                warn!(
-                    part = PART,
-                    "translated connections cannot be handed over, and end: the map in {} has \
-                     another layout",
-                    self.settings.bpffs.display()
-                );
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Passes the programs' debug lines on.

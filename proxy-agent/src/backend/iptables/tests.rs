@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The pure parts by example: rules, parser and plan; `tests/model.rs` has their properties. What
+//! The pure parts by example: parser and plan, rules below; `tests/model.rs` has their properties. What
 //! the real programs make of it is tested in network namespaces, by the `tests` crate.
 
+mod guard;
 mod model;
+mod writing;
 
 use std::net::IpAddr;
 
@@ -11,7 +13,7 @@ use super::flavour::Flavour;
 use super::learning::Learning;
 use super::observe::{ParseError, Saved, SavedTable, words};
 use super::plan::{self, Op};
-use super::rules::{self, Family, Guard, LinkName, Rule, Table, Way};
+use super::rules::{self, Family, Rule, Table, Way};
 use crate::instance::Instance;
 
 const V4: &str = "10.96.0.2";
@@ -82,197 +84,6 @@ something new
 COMMIT
 # Table `raw' is incompatible, use 'nft' tool.
 "#;
-
-#[test]
-fn rules_are_written_as_save_prints_them() {
-    let mut all = Vec::new();
-    for family in Family::ALL {
-        for table in [Table::Raw, Table::Filter] {
-            for rule in desired(table, family) {
-                all.push(format!("{table} {rule}"));
-            }
-        }
-    }
-    assert_eq!(
-        all.join("\n"),
-        r#"raw -A PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -m comment --comment "proxy-agent: untrack client to VIP" -j NOTRACK
-raw -A OUTPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -m comment --comment "proxy-agent: untrack client to VIP" -j NOTRACK
-raw -A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m comment --comment "proxy-agent: untrack VIP to client" -j NOTRACK
-filter -A INPUT -d 10.96.0.2/32 -p tcp -m tcp --dport 443 -m comment --comment "proxy-agent: accept client to VIP" -j ACCEPT
-filter -A OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m comment --comment "proxy-agent: accept VIP to client" -j ACCEPT
-raw -A PREROUTING -d fd00:96::2/128 -p tcp -m tcp --dport 443 -m comment --comment "proxy-agent: untrack client to VIP" -j NOTRACK
-raw -A OUTPUT -d fd00:96::2/128 -p tcp -m tcp --dport 443 -m comment --comment "proxy-agent: untrack client to VIP" -j NOTRACK
-raw -A OUTPUT -s fd00:96::2/128 -p tcp -m tcp --sport 443 -m comment --comment "proxy-agent: untrack VIP to client" -j NOTRACK
-filter -A INPUT -d fd00:96::2/128 -p tcp -m tcp --dport 443 -m comment --comment "proxy-agent: accept client to VIP" -j ACCEPT
-filter -A OUTPUT -s fd00:96::2/128 -p tcp -m tcp --sport 443 -m comment --comment "proxy-agent: accept VIP to client" -j ACCEPT"#
-    );
-}
-
-/// As iptables 1.8.9 prints them, both flavours.
-#[test]
-fn learning_rules_are_written_as_save_prints_them() {
-    let mut all = Vec::new();
-    for table in [Table::Raw, Table::Mangle] {
-        for rule in learning(table, Family::V4) {
-            all.push(format!("{table} {rule}"));
-        }
-    }
-    let all = all.join("\n");
-    let printed = include_str!("tests/learning.txt");
-    assert_eq!(all, printed.trim_end());
-    let v6 = learning(Table::Raw, Family::V6)[0].to_string();
-    assert!(v6.contains("-d fd00:96::2/128 ! -i lo"), "{v6}");
-    assert!(v6.contains("proxy-agent-n6-443 src,src,dst"), "{v6}");
-}
-
-#[test]
-fn a_rule_is_recognised_however_it_is_printed() {
-    let decide = learning(Table::Raw, Family::V4)[0];
-    for spec in [
-        "! -i lo -d 10.96.0.2 -p tcp -m set ! --match-set proxy-agent-n4-443 src,src,dst -m tcp \
-         --syn --dport 443 -j SET --exist --add-set proxy-agent-d4-443 src,src,dst",
-        "-d 10.96.0.2/32 ! -i lo -p 6 -m tcp --dport 443 --tcp-flags SYN,RST,ACK,FIN SYN -m set ! \
-         --match-set proxy-agent-n4-443 src,src,dst -j SET --add-set proxy-agent-d4-443 \
-         src,src,dst --exist",
-    ] {
-        let found = Rule::recognise(
-            Instance::default(),
-            Table::Raw,
-            "PREROUTING",
-            &words(spec).unwrap(),
-        );
-        assert_eq!(found, Some(decide), "{spec}");
-    }
-    let expected = desired(Table::Raw, Family::V4)[2];
-    for spec in [
-        "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m comment --comment x -j NOTRACK",
-        "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m comment --comment x -j CT --notrack",
-        "-s 10.96.0.2 -p 6 -m comment --comment x -m tcp --sport 443 -j NOTRACK",
-    ] {
-        let found = Rule::recognise(
-            Instance::default(),
-            Table::Raw,
-            "OUTPUT",
-            &words(spec).unwrap(),
-        );
-        assert_eq!(found, Some(expected), "{spec}");
-    }
-}
-
-#[test]
-fn a_rule_that_does_anything_else_is_not_recognised() {
-    for (table, chain, spec) in [
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/31 -p tcp -m tcp --sport 443 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "! -s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p udp --sport 443 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443:444 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j CT",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j ACCEPT",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --dport 443 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "PREROUTING",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -o lo -p tcp -m tcp --sport 443 -j NOTRACK",
-        ),
-        (
-            Table::Filter,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -j NOTRACK",
-        ),
-        (Table::Raw, "OUTPUT", "-s"),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m socket -m tcp --sport 443 -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m set --match-set proxy-agent-d4-444 \
-             dst,dst,src -j NOTRACK",
-        ),
-        (
-            Table::Raw,
-            "OUTPUT",
-            "-s 10.96.0.2/32 -p tcp -m tcp --sport 443 -m set ! --match-set proxy-agent-d4-443 \
-             dst,dst,src -j NOTRACK",
-        ),
-    ] {
-        let found = Rule::recognise(Instance::default(), table, chain, &words(spec).unwrap());
-        assert_eq!(found, None, "{spec}");
-    }
-}
-
-#[test]
-fn only_the_comment_makes_a_rule_ours() {
-    let owned = [
-        "proxy-agent",
-        "proxy-agent:",
-        "proxy-agent: untrack, as 0.0.1 wrote it",
-    ];
-    let foreign = [
-        "",
-        "proxy-agents",
-        "my proxy-agent",
-        "proxy-agent-2: x",
-        "Proxy-agent: x",
-    ];
-    for comment in owned {
-        assert_eq!(
-            rules::owner(comment),
-            Some(Instance::default()),
-            "{comment}"
-        );
-    }
-    for comment in foreign {
-        assert_ne!(
-            rules::owner(comment),
-            Some(Instance::default()),
-            "{comment}"
-        );
-    }
-    // Not in the comment: a string to match.
-    let table = raw(r#"-A OUTPUT -m string --string "proxy-agent: x" -j ACCEPT"#);
-    assert_eq!(table.rules[0].owner, None);
-}
 
 #[test]
 fn a_dump_is_read() {
@@ -443,92 +254,4 @@ fn accept_comes_before_notrack_and_goes_after_it() {
         }
         assert_eq!(ordered(ops.to_vec()), expected);
     }
-}
-
-fn guard(links: &[&str], allow_from: &[&str]) -> Guard {
-    Guard {
-        links: links
-            .iter()
-            .filter_map(|name| LinkName::new(name))
-            .collect(),
-        inner: false,
-        allow_from: allow_from
-            .iter()
-            .map(|text| text.parse().unwrap())
-            .collect(),
-    }
-}
-
-fn guarding(guard: &Guard) -> Vec<Rule> {
-    rules::guarding(
-        Instance::default(),
-        Family::V4,
-        guard,
-        &vips(),
-        &[443, 8443],
-    )
-}
-
-#[test]
-fn the_guard_has_a_chain_of_its_own_that_comes_and_goes_with_it() {
-    let wanted = guarding(&guard(&["eth0"], &["192.0.2.0/24", "2001:db8::/32"]));
-    let op = planned(Table::Raw, Family::V4, &wanted, &raw("")).unwrap();
-    let comment = r#"-m comment --comment "proxy-agent: guard the VIP""#;
-    let to = |port| format!("-d 10.96.0.2/32 -p tcp -m tcp --dport {port} {comment}");
-    let local = |port| {
-        format!(
-            "-s 127.0.0.0/8 -d 10.96.0.2/32 ! -i lo -p tcp -m tcp --dport {port} {comment} -j DROP"
-        )
-    };
-    let entry = |port| {
-        format!(
-            "-d 10.96.0.2/32 -i eth0 -p tcp -m tcp --dport {port} {comment} -j proxy-agent_guard"
-        )
-    };
-    let chain = |port| {
-        [
-            format!("-I proxy-agent_guard 1 {} -j DROP", to(port)),
-            format!(
-                "-I proxy-agent_guard 1 -s 192.0.2.0/24 {} -j RETURN",
-                to(port)
-            ),
-            format!("-I PREROUTING 1 {}", entry(port)),
-            format!("-I PREROUTING 1 {}", local(port)),
-        ]
-        .join("\n")
-    };
-    assert_eq!(
-        op.restore_input(),
-        format!(
-            "*raw\n:proxy-agent_guard - [0:0]\n{}\n{}\n-I PREROUTING 1 -s 10.96.0.2/32 ! -i lo {comment} -j \
-             DROP\nCOMMIT\n",
-            chain(8443),
-            chain(443)
-        )
-    );
-    // What iptables-save prints then is recognised, and nothing is left to do.
-    let printed = wanted.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let text = format!(":proxy-agent_guard - [0:0]\n{}", printed.join("\n"));
-    let there = raw(&text);
-    assert_eq!(planned(Table::Raw, Family::V4, &wanted, &there), None);
-    assert!(!there.has_foreign_content(), "our chain is not foreign");
-    let fewer = guarding(&guard(&[], &[]));
-    let op = planned(Table::Raw, Family::V4, &fewer, &there).unwrap();
-    assert!(
-        op.restore_input()
-            .ends_with("-X proxy-agent_guard\nCOMMIT\n")
-    );
-    let op = planned(Table::Raw, Family::V4, &[], &there).unwrap();
-    assert_eq!(op.deletions.len(), wanted.len());
-    assert_eq!(op.old_chains, ["proxy-agent_guard"]);
-    // Of somebody else nothing is touched.
-    assert_eq!(
-        planned(
-            Table::Raw,
-            Family::V4,
-            &[],
-            &raw(":proxy-agent-b_guard - [0:0]")
-        ),
-        None
-    );
 }

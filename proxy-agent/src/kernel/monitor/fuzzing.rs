@@ -2,7 +2,8 @@
 
 //! Any event of the kernel.
 
-use super::{Event, Interest, author, in_netfilter_events, in_route_events, port_of};
+use super::datagram::{author, in_netfilter_events, in_route_events, port_of};
+use super::{Event, Interest};
 use crate::fuzzing::choice;
 
 /// A datagram of route netlink or of netfilter, chosen by the first byte.

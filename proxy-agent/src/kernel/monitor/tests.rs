@@ -3,8 +3,13 @@
 //! Which events concern us; any bytes from the kernel.
 
 use netlink_packet_core::NetlinkMessage;
-use netlink_packet_netfilter::nftables::GenMessage;
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterProtoFamily};
+use netlink_packet_netfilter::nftables::{
+    GenAttribute, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute,
+    TableMessage,
+};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::tc::TcMessage;
 use proptest::prelude::*;

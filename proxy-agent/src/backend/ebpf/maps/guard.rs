@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The maps of the guard.
+
+use std::collections::BTreeMap;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapError};
+use ipnet::IpNet;
+use proxy_common::guard::Link;
+use proxy_common::limits::MAX_GUARD_LINKS;
+use proxy_common::{Address, Endpoint};
+
+use super::{Error, GUARD_LINKS, HashMap, failed, pinned};
+use crate::backend::ebpf::Settings;
+
+/// The VIPs, and the networks that may reach them from outside.
+const VIPS: &str = "VIPS";
+const ALLOWED: &str = "ALLOWED";
+
+/// Fills the maps of the guard that do not change: VIPs, and networks that may come from outside.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Error> {
+    if !settings.guard {
+        return Ok(());
+    }
+    let map = ebpf.map_mut(VIPS).expect("the object has this map");
+    let mut vips: aya::maps::HashMap<_, Address, Endpoint> =
+        map.try_into().map_err(failed(VIPS))?;
+    // What has no port is counted under the first one.
+    for vip in settings.endpoints().collect::<Vec<_>>().into_iter().rev() {
+        let counted = Endpoint::from(vip);
+        vips.insert(counted.address(), counted, 0)
+            .map_err(failed(VIPS))?;
+    }
+    let map = ebpf.map_mut(ALLOWED).expect("the object has this map");
+    let mut allowed: LpmTrie<_, [u32; 4], u32> = map.try_into().map_err(failed(ALLOWED))?;
+    for network in &settings.allow_from {
+        // IPv4 is mapped into IPv6.
+        let above = match network {
+            IpNet::V4(_) => 96,
+            IpNet::V6(_) => 0,
+        };
+        let address = Address::from(network.addr()).words();
+        let key = Key::new(above + u32::from(network.prefix_len()), address);
+        allowed.insert(&key, 1, 0).map_err(failed(ALLOWED))?;
+    }
+    Ok(())
+}
+
+/// What the programs know of links, to change it.
+pub struct GuardLinks(HashMap<u32, Link>);
+
+impl GuardLinks {
+    /// Takes the map out of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn of(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        let map = ebpf.take_map(GUARD_LINKS).expect("the object has this map");
+        map.try_into().map(Self).map_err(failed(GUARD_LINKS))
+    }
+
+    /// Makes them what they should be, guarded ones first.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn set(&mut self, links: &BTreeMap<u32, Link>) -> Result<(), Error> {
+        let failed = failed(GUARD_LINKS);
+        for (index, link) in links {
+            self.0.insert(index, link, 0).map_err(&failed)?;
+        }
+        for index in read_guard_links(&self.0)?.into_keys() {
+            if !links.contains_key(&index) {
+                match self.0.remove(&index) {
+                    Ok(()) | Err(MapError::KeyNotFound) => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the programs whose maps are pinned know of links.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn guard_links(settings: &Settings) -> Result<BTreeMap<u32, Link>, Error> {
+    let Some(data) = pinned(GUARD_LINKS, &settings.bpffs)? else {
+        return Ok(BTreeMap::new());
+    };
+    let map = Map::HashMap(data).try_into();
+    read_guard_links(&map.map_err(failed(GUARD_LINKS))?)
+}
+
+fn read_guard_links(map: &HashMap<u32, Link>) -> Result<BTreeMap<u32, Link>, Error> {
+    // A walk begins anew where an entry is removed under it, and must end all the same.
+    let entries = map.iter().take(2 * MAX_GUARD_LINKS as usize);
+    let entries: Result<_, _> = entries.collect();
+    entries.map_err(failed(GUARD_LINKS))
+}

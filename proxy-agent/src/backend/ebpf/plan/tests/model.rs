@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The property that plans converge, against a model of the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::{EGRESS, MAP, SOCKET, desired, id_of, settings, told};
+use crate::backend::ebpf::load::Ids;
+use crate::backend::ebpf::plan::*;
+use crate::backend::ebpf::ruleset;
+
+fn filter(hook: Hook, index: u32, program: u32) -> Filter {
+    Filter {
+        hook,
+        link: Target {
+            index,
+            name: format!("veth{index}"),
+        },
+        priority: 1,
+        program,
+    }
+}
+
+/// What the kernel does with an operation.
+fn carry_out(op: &Op, observed: &mut Observed) {
+    match op {
+        Op::PinMap { map, .. } => {
+            observed.maps.insert(map, Some(MAP));
+        }
+        Op::InstallTables { tables, .. } => {
+            for (table, _) in tables {
+                let outline = Some(table.outline());
+                observed.tables.insert(table.title(), outline);
+            }
+        }
+        Op::DeleteTable { table } => {
+            observed.tables.insert(table.title(), None);
+        }
+        Op::Attach {
+            hook,
+            link,
+            mode: AttachMode::Tcx,
+            ..
+        } => {
+            let at = (*hook, link.index);
+            let programs = observed.programs.entry(at).or_default();
+            programs.retain(|program| *program >= 1000);
+            programs.push(id_of(*hook));
+            observed.pins.insert(at);
+        }
+        Op::Attach { hook, link, .. } => {
+            let new = filter(*hook, link.index, id_of(*hook));
+            observed.filters.insert((*hook, link.index), new);
+        }
+        Op::AttachSocket { hook, .. } => {
+            observed.sockets.insert(*hook, SOCKET);
+        }
+        Op::DetachSocket { hook } => {
+            observed.sockets.remove(hook);
+        }
+        Op::Guard { links, .. } => observed.guard = Some(links.clone()),
+        Op::HandOver { .. } | Op::RemovePins { .. } | Op::RemoveXdp { .. } => {}
+        Op::RemovePin { hook, index } => {
+            observed.pins.remove(&(*hook, *index));
+        }
+        Op::RemoveFilter { filter } => {
+            observed.filters.remove(&(filter.hook, filter.link.index));
+        }
+    }
+}
+
+fn hooks() -> impl Strategy<Value = Hook> {
+    prop::sample::select(Hook::ALL.to_vec())
+}
+
+proptest! {
+    /// Whatever is there, one plan leads to what is desired, a second one is empty, and the
+    /// programs of others stay where they are.
+    #[test]
+    fn converges_in_one_step_and_then_does_nothing(
+        v4: bool,
+        v6: bool,
+        tcx: bool,
+        translates: bool,
+        wanted in prop::collection::btree_set(2_u32..12, 0..6),
+        attached in prop::collection::btree_map(
+            (hooks(), 2_u32..12), prop::collection::vec(5_u32..10, 0..3), 0..8),
+        foreign in prop::collection::btree_set((hooks(), 2_u32..12), 0..6),
+        pins in prop::collection::btree_set((hooks(), 2_u32..12), 0..8),
+        filters in prop::collection::btree_map((hooks(), 2_u32..12), 5_u32..10, 0..8),
+        sockets in prop::collection::btree_map(
+            prop::sample::select(SocketHook::ALL.to_vec()), 8_u32..11, 0..4),
+        map in prop::option::of(9_u32..12),
+        tables in prop::collection::vec(prop::option::of(any::<bool>()), 2),
+        uplinks in prop::collection::btree_set(2_u32..12, 0..3),
+        known in prop::option::of(prop::collection::btree_map(2_u32..12, any::<bool>(), 0..4)),
+    ) {
+        let mut vips = Vec::new();
+        if v4 { vips.push("10.96.0.2"); }
+        if v6 { vips.push("fd00:96::2"); }
+        let mode = if tcx { AttachMode::Tcx } else { AttachMode::Clsact };
+        let wanted: Vec<_> = wanted.into_iter().collect();
+        let mut desired = desired(&vips, &wanted, mode);
+        if translates {
+            desired.hooks.insert(Hook::Egress, Some(EGRESS));
+            desired.sockets = SocketHook::ALL.map(|hook| (hook, Some(SOCKET))).into();
+        }
+        let full = ruleset::tables(&settings(&["10.96.0.2", "fd00:96::2"]), &ruleset::known(&Ids::new()));
+        let places = || Hook::ALL.into_iter()
+            .flat_map(|hook| wanted.iter().map(move |index| (hook, *index)));
+        let mut observed = Observed {
+            tables: full.iter().zip(tables).map(|(table, state)| {
+                let outline = state.map(|intact| {
+                    let mut table = table.clone();
+                    if !intact { table.chains[0].rules.clear(); }
+                    table.outline()
+                });
+                (table.title(), outline)
+            }).collect(),
+            programs: places().map(|at| {
+                let mut programs = attached.get(&at).cloned().unwrap_or_default();
+                if foreign.contains(&at) { programs.push(1000); }
+                (at, programs)
+            }).collect(),
+            pins,
+            maps: BTreeMap::from([("CONNECTIONS", map)]),
+            filters: filters.into_iter()
+                .map(|((hook, index), program)| ((hook, index), filter(hook, index, program)))
+                .collect(),
+            sockets,
+            guard: known.map(|known| known.into_iter().map(|(index, inner)| {
+                (index, Link::new(!inner, inner, false))
+            }).collect()),
+        };
+        for index in uplinks {
+            desired.guard.guarded.insert(index, format!("veth{index}"));
+        }
+        for op in plan(&desired, &observed) {
+            carry_out(&op, &mut observed);
+        }
+        prop_assert_eq!(told(&plan(&desired, &observed)), Vec::<String>::new());
+        for table in &desired.tables {
+            let outline = (!table.chains.is_empty()).then(|| table.outline());
+            prop_assert_eq!(&observed.tables[&table.title()], &outline);
+        }
+        let wanted_places: BTreeSet<_> =
+            places().filter(|(hook, _)| desired.hooks.contains_key(hook)).collect();
+        if tcx {
+            for at in &wanted_places {
+                prop_assert!(observed.programs[at].contains(&id_of(at.0)));
+            }
+            prop_assert_eq!(&observed.pins, &wanted_places);
+            prop_assert!(observed.filters.is_empty());
+        } else {
+            let filters: BTreeMap<_, _> =
+                observed.filters.iter().map(|(at, filter)| (*at, filter.program)).collect();
+            let expected = wanted_places.iter().map(|at| (*at, id_of(at.0))).collect();
+            prop_assert_eq!(filters, expected);
+            prop_assert!(observed.pins.is_empty());
+        }
+        prop_assert_eq!(observed.maps["CONNECTIONS"], Some(MAP));
+        let sockets: Vec<_> = observed.sockets.into_values().collect();
+        prop_assert_eq!(sockets, if translates { vec![SOCKET; 4] } else { Vec::new() });
+        for at in places().filter(|at| foreign.contains(at)) {
+            prop_assert!(observed.programs[&at].contains(&1000));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the backend works from.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
+
+use super::{PART, layout};
+use crate::config::{self, Config, Guard, GuardMode, Service, TcAttach};
+use crate::instance::Instance;
+use crate::kernel::bpffs;
+use crate::reconcile::{Report, failed};
+
+/// What the backend works from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose tables, filters and pins they are.
+    pub instance: Instance,
+    /// The VIPs.
+    pub vips: Vec<IpAddr>,
+    /// The proxy's ports.
+    pub ports: Vec<u16>,
+    /// The services that are translated.
+    pub services: Vec<Service>,
+    /// Where maps and links are pinned.
+    pub bpffs: PathBuf,
+    /// Where it is noted which clsact qdiscs are ours.
+    pub run_dir: PathBuf,
+    /// Size of the map of decisions.
+    pub max_connections: u32,
+    /// How programs are attached.
+    pub tc_attach: TcAttach,
+    /// Anything is guarded.
+    pub guard: bool,
+    /// How.
+    pub guard_mode: GuardMode,
+    /// Networks that may come from outside.
+    pub allow_from: Vec<IpNet>,
+    /// Whether the programs write debug lines.
+    pub debug: bool,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self {
+            instance: config.instance,
+            vips: config.vips.clone(),
+            ports: config.ports.clone(),
+            services: config.services.clone(),
+            bpffs: config.bpffs.clone(),
+            run_dir: config.run_dir.clone(),
+            max_connections: config.max_connections,
+            tc_attach: config.tc_attach,
+            guard: config.guard != Guard::Off,
+            guard_mode: config.guard_mode,
+            allow_from: config.allow_from.clone(),
+            debug: config.log.ebpf_debug(),
+        }
+    }
+}
+
+impl Settings {
+    /// The settings with which everything is removed that is pinned in a directory.
+    pub fn to_remove(instance: Instance, bpffs: &Path, run_dir: &Path) -> Self {
+        Self {
+            instance,
+            vips: Vec::new(),
+            ports: Vec::new(),
+            services: Vec::new(),
+            bpffs: bpffs.to_owned(),
+            run_dir: run_dir.to_owned(),
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            tc_attach: TcAttach::Auto,
+            guard: false,
+            guard_mode: GuardMode::Tc,
+            allow_from: Vec::new(),
+            debug: false,
+        }
+    }
+
+    /// The settings for the other layouts that are pinned beside this one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn other_layouts(&self) -> Result<Vec<Self>, bpffs::Error> {
+        let others = layout::others(&self.bpffs)?.into_iter();
+        let other = |bpffs: PathBuf| Self::to_remove(self.instance, &bpffs, &self.run_dir);
+        Ok(others.map(other).collect())
+    }
+
+    /// The same; an error goes to the report.
+    pub fn other_layouts_or(&self, report: &mut Report) -> Vec<Self> {
+        self.other_layouts().unwrap_or_else(|error| {
+            failed(PART, "look for other layouts of pins", &error, report);
+            Vec::new()
+        })
+    }
+
+    /// The VIPs with each of the ports.
+    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        config::endpoints(&self.vips, &self.ports)
+    }
+}
