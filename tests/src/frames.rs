@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Ethernet frames of every shape, each with what the guard has to do about it on a guarded link: made
-//! at random, the same ones for a seed. And a socket that sends them.
+//! at random, the same ones for a seed.
 
-use std::io;
+mod headers;
+
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-
-use crate::cmd;
-use crate::netns::Netns;
+use self::headers::{ip, octets, other_address};
 use crate::transfer::Generator;
 use crate::{Family, PORT};
-
-/// How long a link may take no frames.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A frame and the intended verdict.
 #[derive(Debug, Clone)]
@@ -357,139 +350,4 @@ impl Maker {
             dropped,
         }
     }
-}
-
-/// One that shares its last byte.
-fn other_address(vip: IpAddr) -> IpAddr {
-    let mut octets = octets(vip);
-    let at = octets.len() - 2;
-    octets[at] ^= 0x55;
-    match <[u8; 4]>::try_from(octets.as_slice()) {
-        Ok(four) => four.into(),
-        Err(_) => <[u8; 16]>::try_from(octets).expect("16 bytes").into(),
-    }
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-/// An IP header and what is behind it.
-fn ip(
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    options: &[u8],
-    fragment: u16,
-    payload: &[u8],
-) -> Vec<u8> {
-    let ends = [octets(source), octets(destination)].concat();
-    let length = |header: usize| u16::try_from(header + payload.len()).expect("a short packet");
-    let mut bytes = if source.is_ipv4() {
-        let header = 20 + options.len();
-        let words = u8::try_from(header / 4).expect("at most 15");
-        let mut bytes = vec![0x40 | words, 0];
-        bytes.extend(length(header).to_be_bytes());
-        bytes.extend([0, 1]);
-        bytes.extend(fragment.to_be_bytes());
-        bytes.extend([64, protocol, 0, 0]);
-        bytes.extend(ends);
-        bytes.extend(options);
-        let sum = checksum(&bytes);
-        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-        bytes
-    } else {
-        let mut bytes = vec![0x60, 0, 0, 0];
-        bytes.extend(length(0).to_be_bytes());
-        bytes.extend([protocol, 64]);
-        bytes.extend(ends);
-        bytes
-    };
-    bytes.extend(payload);
-    bytes
-}
-
-fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks(2);
-    let sum: u32 = words
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
-        .sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !u16::try_from(sum).expect("folded")
-}
-
-/// A socket that sends frames by a link.
-#[derive(Debug)]
-pub struct Wire(OwnedFd);
-
-impl Wire {
-    /// Opens one.
-    ///
-    /// # Errors
-    /// When the kernel refuses it.
-    pub fn open(netns: &Netns, link: &str) -> Result<Self> {
-        let index = netns.ifindex(link)?;
-        netns.run(|| {
-            // SAFETY: no pointers.
-            let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
-            if fd < 0 {
-                return Err(io::Error::last_os_error()).context("opening a packet socket");
-            }
-            // SAFETY: a new descriptor that nobody else owns.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            // SAFETY: integers, for which zero is a value.
-            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-            address.sll_family = u16::try_from(libc::AF_PACKET)?;
-            address.sll_ifindex = i32::try_from(index)?;
-            let length = u32::try_from(size_of_val(&address))?;
-            // SAFETY: the address is valid for its length.
-            let bound = unsafe { libc::bind(fd, (&raw const address).cast(), length) };
-            if bound != 0 {
-                return Err(io::Error::last_os_error()).context("binding a packet socket");
-            }
-            Ok(Self(socket))
-        })
-    }
-
-    /// Sends a frame.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn send(&self, frame: &[u8]) -> Result<()> {
-        let fd = self.0.as_raw_fd();
-        cmd::wait_until(TIMEOUT, "the link to take a frame", || {
-            // SAFETY: the buffer is valid for its length.
-            let sent = unsafe { libc::send(fd, frame.as_ptr().cast(), frame.len(), 0) };
-            if sent >= 0 {
-                return Ok(Some(()));
-            }
-            match io::Error::last_os_error() {
-                // For a moment, while a program is attached to it.
-                error if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(None),
-                error => Err(error).context("sending a frame"),
-            }
-        })
-    }
-}
-
-/// The link-layer address of a link.
-///
-/// # Errors
-/// When there is no such link.
-pub fn link_address(netns: &Netns, link: &str) -> Result<[u8; 6]> {
-    let shown = netns.exec(&format!("ip -o link show dev {link}"))?;
-    let text = shown
-        .split_whitespace()
-        .skip_while(|word| *word != "link/ether")
-        .nth(1)
-        .context("no link/ether")?;
-    let bytes: Result<Vec<_>, _> = text
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16))
-        .collect();
-    bytes?.try_into().ok().context("not six bytes")
 }

@@ -8,6 +8,7 @@
 //! (see [`sweep`]).
 
 pub mod agent;
+pub mod belongings;
 pub mod bench;
 pub mod bpf;
 pub mod census;
@@ -44,6 +45,7 @@ pub mod streams;
 pub mod sweep;
 pub mod transfer;
 pub mod webhook;
+pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `proxy-agent status` tells of the guard of a node.
+//! What `proxy-agent status` tells.
+
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::agent::binary;
-use crate::cmd;
 use crate::node::Node;
+use crate::{Family, cmd};
+
+/// What stands for the node itself where links are told.
+pub const THIS_NODE: &str = "(this node)";
 
 /// The status of a node's agent.
 ///
@@ -52,4 +57,55 @@ pub fn guarded(node: &Node) -> Result<(Vec<String>, Vec<String>)> {
         .iter()
         .map(|link| format!("{}: {}", word(&link["link"]), word(&link["how"])));
     Ok((links.collect(), list("notes").iter().map(word).collect()))
+}
+
+/// The counters of a VIP by one link, or of the node itself.
+///
+/// # Errors
+/// When it does not tell.
+pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
+    let of_vip = array(&status["counters"])?
+        .iter()
+        .find(|of_vip| of_vip["vip"] == vip.to_string().as_str())
+        .with_context(|| format!("nothing was counted of {vip}"))?;
+    let is_link = |of_link: &&Value| of_link["link"].as_str().unwrap_or(THIS_NODE) == link;
+    let of_link = array(&of_vip["links"])?.iter().find(is_link);
+    Ok(of_link.cloned().unwrap_or_default())
+}
+
+/// Packets and bytes that were untracked for a VIP of a family, as the programs have counted them.
+///
+/// # Errors
+/// When it does not tell.
+pub fn untracked(status: &Value, family: Family) -> Result<[u64; 2]> {
+    let vip = family.vip_socket().to_string();
+    let of_vip = array(&status["counters"])?
+        .iter()
+        .find(|of_vip| of_vip["vip"] == vip.as_str())
+        .context("nothing was counted")?;
+    let total = &of_vip["total"];
+    let sum = |field: &str| -> Result<u64> {
+        Ok(number(&total["requests"][field])? + number(&total["replies"][field])?)
+    };
+    Ok([sum("packets")?, sum("bytes")?])
+}
+
+/// The items of an array.
+///
+/// # Errors
+/// When it does not tell.
+pub fn array(value: &Value) -> Result<&Vec<Value>> {
+    value
+        .as_array()
+        .with_context(|| format!("no array: {value}"))
+}
+
+/// A number.
+///
+/// # Errors
+/// When it does not tell.
+pub fn number(value: &Value) -> Result<u64> {
+    value
+        .as_u64()
+        .with_context(|| format!("no number: {value}"))
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::bpf::{self, Program};
-use tests::frames::{self, Frame, Sender, Wire};
+use tests::frames::{self, Frame, Sender};
 use tests::node::{Node, Topology};
 use tests::status::dropped;
+use tests::wire::{self, Wire};
 use tests::{Family, cmd};
 
 const COUNT: usize = 10_000;
@@ -35,8 +36,8 @@ fn sender(node: &Node, family: Family) -> Result<Sender> {
         outside: outside.parse()?,
         allowed: allowed.parse()?,
         link: [
-            frames::link_address(&node.netns, "eth0")?,
-            frames::link_address(&node.uplink, "node")?,
+            wire::link_address(&node.netns, "eth0")?,
+            wire::link_address(&node.uplink, "node")?,
         ],
     })
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::Agent;
+use tests::belongings::{self, FIRST, SECOND};
 use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
@@ -30,24 +31,6 @@ const BYTES: u64 = 50_000;
 const OTHER_VIPS: [&str; 2] = ["172.20.0.7", "fd00:172::7"];
 /// Its ClusterIPs.
 const OTHER_SERVICES: [&str; 2] = ["172.20.0.1", "fd00:172::1"];
-
-/// One of the two agents: its mark, the handle of its filters and what its addresses have in common.
-struct Instance {
-    mark: &'static str,
-    handle: &'static str,
-    address: [&'static str; 2],
-}
-
-const FIRST: Instance = Instance {
-    mark: "proxy-agent",
-    handle: "handle 0x707861",
-    address: ["10.96.0.2/", "fd00:96::2/"],
-};
-const SECOND: Instance = Instance {
-    mark: "proxy-agent-b",
-    handle: "handle 0xc2d02",
-    address: ["172.20.0.7/", "fd00:172::7/"],
-};
 
 /// A run of the second agent.
 fn second(node: &Node, args: &[&str]) -> Vec<String> {
@@ -128,72 +111,6 @@ fn live(streams: Vec<TcpStream>) -> Result<Vec<Live>> {
         .collect()
 }
 
-/// Everything on the node that is one agent's. With handles, so that what was made anew shows.
-fn belongings(node: &Node, of: &Instance) -> Result<String> {
-    let mut text = String::new();
-    let mut lines_with = |line: &str, marks: &[String]| -> Result<()> {
-        let found = node.netns.exec(line)?;
-        let is_of = |line: &&str| marks.iter().any(|mark| line.contains(mark.as_str()));
-        for line in found.lines().filter(is_of) {
-            text.push_str(line.split(" [").next().unwrap_or_default().trim());
-            text.push('\n');
-        }
-        Ok(())
-    };
-    let comment = [format!("\"{}: ", of.mark)];
-    for program in ["iptables-nft-save", "ip6tables-nft-save"] {
-        lines_with(program, &comment)?;
-    }
-    let sets = ["d", "n", "D", "N"].map(|role| format!("create {}-{role}", of.mark));
-    lines_with("ipset save", &sets)?;
-    let address = of.address.map(|address| format!(" {address}"));
-    lines_with("ip -o address show", &address)?;
-    let tables = format!(" {} ", of.mark);
-    let all = node.netns.exec("nft -a -s list tables")?;
-    for table in all
-        .lines()
-        .filter(|line| format!("{line} ").contains(&tables))
-    {
-        let name = table.split(" #").next().unwrap_or_default();
-        text.push_str(&node.netns.exec(&format!("nft -a -s -t list {name}"))?);
-    }
-    let qdiscs = node.netns.exec("tc qdisc show dev pod0")?;
-    if qdiscs.contains("clsact") {
-        for hook in ["ingress", "egress"] {
-            let filters = node
-                .netns
-                .exec(&format!("tc filter show dev pod0 {hook}"))?;
-            for filter in filters.lines().filter(|line| line.contains(of.handle)) {
-                text.push_str(filter);
-                text.push('\n');
-            }
-        }
-    }
-    Ok(text)
-}
-
-/// The lines of rulesets that are either agent's, in an order that does not depend on who came first.
-/// Without ACCEPT rules: they are for tables with rules of others, and go with them.
-fn marked(node: &Node) -> Result<Vec<String>> {
-    let mut text = snapshot::nf_tables(&node.netns)?;
-    for program in ["iptables-nft-save", "ip6tables-nft-save"] {
-        text.push_str(&node.netns.exec(program)?);
-    }
-    let is_meant = |line: &&str| line.contains("proxy-agent") && !line.contains(": accept ");
-    let lines = text.lines().filter(is_meant);
-    let mut lines: Vec<_> = lines.map(str::to_owned).collect();
-    lines.sort_unstable();
-    Ok(lines)
-}
-
-fn is_unchanged(node: &Node, of: &Instance, before: &str, when: &str) -> Result<()> {
-    let after = belongings(node, of)?;
-    if let Some(difference) = snapshot::difference(before, &after) {
-        anyhow::bail!("{} {when}:\n{difference}", of.mark);
-    }
-    Ok(())
-}
-
 /// Two agents from start to end, and what becomes of one while the other runs.
 fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
     Node::test(Topology::Veth, |node| {
@@ -210,16 +127,16 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         let theirs = live(untracked(node, &others)?)?;
 
         // The first is killed and comes back, the second is restarted: nobody notices.
-        let before = belongings(node, &SECOND)?;
+        let before = belongings::of(node, &SECOND)?;
         ensure!(before.contains("172.20.0.7"), "nothing found:\n{before}");
         a.stop(libc::SIGKILL)?;
         a = node.start_agent(first)?;
-        is_unchanged(node, &SECOND, &before, "after a restart of the other")?;
-        let before = belongings(node, &FIRST)?;
+        belongings::is_unchanged(node, &SECOND, &before, "after a restart of the other")?;
+        let before = belongings::of(node, &FIRST)?;
         ensure!(before.contains("10.96.0.2"), "nothing found:\n{before}");
         ensure!(b.stop(libc::SIGTERM)?.success(), "SIGTERM");
         b = start(node, &of_second)?;
-        is_unchanged(node, &FIRST, &before, "after a restart of the other")?;
+        belongings::is_unchanged(node, &FIRST, &before, "after a restart of the other")?;
         all_go_on(&mine)?;
         all_go_on(&theirs)?;
         first_works(node)?;
@@ -228,11 +145,11 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
 
         // The first is removed, and everything of the second stays.
         a.stop(libc::SIGKILL)?;
-        let before = belongings(node, &SECOND)?;
+        let before = belongings::of(node, &SECOND)?;
         let mut a = node.start_agent(&[first, &["--cleanup"]].concat())?;
         ensure!(a.stop(libc::SIGTERM)?.success(), "cleanup");
-        is_unchanged(node, &FIRST, "", "after its cleanup")?;
-        is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
+        belongings::is_unchanged(node, &FIRST, "", "after its cleanup")?;
+        belongings::is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
         ensure!(!node.agent_bpffs().exists(), "pins are left");
         all_go_on(&theirs)?;
         untracked(node, &others)?;
@@ -240,10 +157,10 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
 
         // Both repair what is theirs.
         let a = node.start_agent(first)?;
-        let before = marked(node)?;
+        let before = belongings::marked(node)?;
         node.netns.exec("nft flush ruleset")?;
         cmd::wait_until(TIMEOUT, "both to repair their own", || {
-            Ok((marked(node)? == before).then_some(()))
+            Ok((belongings::marked(node)? == before).then_some(()))
         })?;
         KubeProxy::IptablesNft.install(&node.netns)?;
         first_works(node)?;
@@ -255,7 +172,7 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         let cleanup = ["--cleanup".to_owned()];
         let mut b = start(node, &[&of_second[..], &cleanup].concat())?;
         ensure!(b.stop(libc::SIGTERM)?.success(), "cleanup");
-        is_unchanged(node, &SECOND, "", "after its cleanup")?;
+        belongings::is_unchanged(node, &SECOND, "", "after its cleanup")?;
         ensure!(!other_pins(node).exists(), "pins are left");
         let mut a = node.start_agent(&[first, &["--cleanup"]].concat())?;
         ensure!(a.stop(libc::SIGTERM)?.success(), "cleanup");
@@ -330,10 +247,10 @@ fn a_link_goes_with_the_last_of_them() {
         let args = ["--backend=none", "--interface=vips", "--cleanup"];
         let mut a = node.start_agent(&args)?;
         let mut b = start(node, &second(node, &args))?;
-        let before = belongings(node, &SECOND)?;
+        let before = belongings::of(node, &SECOND)?;
         ensure!(a.stop(libc::SIGTERM)?.success(), "cleanup");
-        is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
-        is_unchanged(node, &FIRST, "", "after its cleanup")?;
+        belongings::is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
+        belongings::is_unchanged(node, &FIRST, "", "after its cleanup")?;
         ensure!(b.stop(libc::SIGTERM)?.success(), "cleanup");
         ensure!(node.netns.ifindex("vips").is_err(), "the link is left");
         Ok(())

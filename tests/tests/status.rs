@@ -17,12 +17,12 @@ use tests::netns::Netns;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::reuse::{self, End};
+use tests::status::{THIS_NODE, array, counters, number, untracked};
 use tests::{Family, cmd, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
 /// The agent's own last changes are events too.
 const QUIET: Duration = Duration::from_millis(300);
-const THIS_NODE: &str = "(this node)";
 
 fn run(node: &Node, args: &[&str]) -> Result<Output> {
     let mut command = node.netns.command(binary()?);
@@ -40,29 +40,6 @@ fn status(node: &Node) -> Result<(i32, Value)> {
     let value = serde_json::from_str(&text)
         .with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))?;
     Ok((cmd::exit_code(output.status), value))
-}
-
-/// The counters of a VIP by one link, or of the node itself.
-fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
-    let of_vip = array(&status["counters"])?
-        .iter()
-        .find(|of_vip| of_vip["vip"] == vip.to_string().as_str())
-        .with_context(|| format!("nothing was counted of {vip}"))?;
-    let is_link = |of_link: &&Value| of_link["link"].as_str().unwrap_or(THIS_NODE) == link;
-    let of_link = array(&of_vip["links"])?.iter().find(is_link);
-    Ok(of_link.cloned().unwrap_or_default())
-}
-
-fn array(value: &Value) -> Result<&Vec<Value>> {
-    value
-        .as_array()
-        .with_context(|| format!("no array: {value}"))
-}
-
-fn number(value: &Value) -> Result<u64> {
-    value
-        .as_u64()
-        .with_context(|| format!("no number: {value}"))
 }
 
 /// How many connections were decided, how many translated, and how many not decided for a reason.
@@ -100,20 +77,6 @@ fn untracked_by_rules(node: &Node, family: Family) -> Result<[u64; 2]> {
         }
     }
     Ok(sums)
-}
-
-/// The same as the programs have counted it.
-fn untracked_by_counters(status: &Value, family: Family) -> Result<[u64; 2]> {
-    let vip = family.vip_socket().to_string();
-    let of_vip = array(&status["counters"])?
-        .iter()
-        .find(|of_vip| of_vip["vip"] == vip.as_str())
-        .context("nothing was counted")?;
-    let total = &of_vip["total"];
-    let sum = |field: &str| -> Result<u64> {
-        Ok(number(&total["requests"][field])? + number(&total["replies"][field])?)
-    };
-    Ok([sum("packets")?, sum("bytes")?])
 }
 
 #[test]
@@ -155,7 +118,7 @@ fn connections_are_counted_where_they_come_from() {
                 // The last segments of connections may still be on their way.
                 let found = cmd::wait_until(TIMEOUT, "the counters to agree", || {
                     let found = [
-                        untracked_by_counters(&status(node)?.1, family)?,
+                        untracked(&status(node)?.1, family)?,
                         untracked_by_rules(node, family)?,
                     ];
                     Ok((found[0] == found[1]).then_some(()))
