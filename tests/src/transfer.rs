@@ -29,8 +29,7 @@ pub(crate) const DAMAGED: &[u8; 8] = b"damaged\n";
 /// How long the server waits for a client.
 const TIMEOUT: Duration = Duration::from_mins(3);
 
-/// Sends `len` bytes and receives as many, all of them checked; of more than [`SMALL`] fewer on a slow
-/// machine.
+/// Sends `len` bytes and receives as many, all of them checked; fewer on a slow machine, but for small ones.
 ///
 /// # Errors
 /// When the connection breaks, or a byte is not what it should be.
