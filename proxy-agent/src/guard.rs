@@ -151,26 +151,10 @@ pub fn carries_vlan(link: &Link, table: &LinkTable) -> bool {
 mod tests {
     use super::*;
 
-    fn link(index: u32, name: &str, kind: LinkKind) -> Link {
-        Link {
-            index,
-            name: name.to_owned(),
-            altnames: Vec::new(),
-            up: true,
-            kind,
-            master: None,
-            owned: false,
-            foreign_addresses: false,
-            lower: None,
-            ethernet: true,
-            xdp: None,
-        }
-    }
-
     fn port(index: u32, name: &str, kind: LinkKind, master: u32) -> Link {
         Link {
             master: Some(master),
-            ..link(index, name, kind)
+            ..Link::new(index, name, kind)
         }
     }
 
@@ -192,11 +176,11 @@ mod tests {
         let table = table(
             &[1, 2, 3, 4],
             vec![
-                link(1, "lo", LinkKind::Loopback),
-                link(2, "eth0", LinkKind::Veth),
-                link(3, "bond0", LinkKind::Other),
-                link(4, "bond0.7", LinkKind::Vlan),
-                link(5, "pod0", LinkKind::Veth),
+                Link::new(1, "lo", LinkKind::Loopback),
+                Link::new(2, "eth0", LinkKind::Veth),
+                Link::new(3, "bond0", LinkKind::Other),
+                Link::new(4, "bond0.7", LinkKind::Vlan),
+                Link::new(5, "pod0", LinkKind::Veth),
             ],
         );
         let all = ["eth0", "bond0", "bond0.7"].map(str::to_owned).to_vec();
@@ -207,14 +191,14 @@ mod tests {
     #[test]
     fn of_a_bridge_the_ports_that_are_not_of_pods_are() {
         let links = vec![
-            link(2, "br0", LinkKind::Bridge),
+            Link::new(2, "br0", LinkKind::Bridge),
             port(3, "eth0", LinkKind::Other, 2),
             port(4, "eth0.9", LinkKind::Vlan, 2),
             port(5, "pod0", LinkKind::Veth, 2),
             port(6, "tap0", LinkKind::Tun, 2),
             Link {
                 lower: Some(3),
-                ..link(7, "eth0.8", LinkKind::Vlan)
+                ..Link::new(7, "eth0.8", LinkKind::Vlan)
             },
         ];
         let table = table(&[2], links);
@@ -234,14 +218,14 @@ mod tests {
         let bridge = table(
             &[2],
             vec![
-                link(2, "br0", LinkKind::Bridge),
+                Link::new(2, "br0", LinkKind::Bridge),
                 port(5, "pod0", LinkKind::Veth, 2),
             ],
         );
         assert_eq!(guarded(&Guard::Auto, &bridge), (Vec::new(), 1));
         let inner = Link {
             lower: Some(3),
-            ..link(2, "cni_host", LinkKind::Veth)
+            ..Link::new(2, "cni_host", LinkKind::Veth)
         };
         let inner = table(&[2], vec![inner]);
         assert_eq!(guarded(&Guard::Auto, &inner), (Vec::new(), 1));

@@ -156,21 +156,8 @@ mod tests {
 
     #[test]
     fn only_a_vip_in_the_subnet_of_another_link_is_asked_for() {
-        let link = Link {
-            index: 2,
-            name: "eth0".to_owned(),
-            altnames: Vec::new(),
-            up: true,
-            kind: LinkKind::Veth,
-            master: None,
-            owned: false,
-            foreign_addresses: false,
-            lower: None,
-            ethernet: true,
-            xdp: None,
-        };
         let table = LinkTable {
-            links: vec![link],
+            links: vec![Link::new(2, "eth0", LinkKind::Veth)],
             ..LinkTable::default()
         };
         let judged = |address: [u8; 4], length, answers| {

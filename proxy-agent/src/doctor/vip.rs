@@ -114,32 +114,16 @@ fn prefix(vip: IpAddr) -> String {
 mod tests {
     use super::*;
     use crate::doctor::check::Verdict;
-    use crate::link::LinkKind;
+    use crate::link::{Link, LinkKind};
 
     fn table(up: bool, addresses: &[(u32, &str, bool)]) -> LinkTable {
-        let link = |index, name: &str| crate::link::Link {
-            index,
-            name: name.to_owned(),
-            altnames: Vec::new(),
+        let link = |index, name| Link {
             up,
-            kind: LinkKind::Other,
-            master: None,
-            owned: false,
-            foreign_addresses: false,
-            lower: None,
-            ethernet: true,
-            xdp: None,
+            ..Link::new(index, name, LinkKind::Other)
         };
         let address = |(index, ip, unusable): &(u32, &str, bool)| LinkAddress {
-            index: *index,
-            ip: ip.parse().unwrap(),
-            prefix_len: 32,
-            peer: None,
-            scope: 0,
             unusable: *unusable,
-            permanent: true,
-            secondary: false,
-            takes_along: Vec::new(),
+            ..LinkAddress::new(*index, ip, 32)
         };
         LinkTable {
             links: vec![link(1, "lo"), link(2, "eth0")],

@@ -11,8 +11,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkDummy, LinkUnspec};
 
-use super::observe::{LinkAddress, LinkTable, OWN_GROUP, ObserveError, links};
+use super::observe::{OWN_GROUP, ObserveError, links};
 use super::plan::{Op, host_prefix};
+use super::table::{LinkAddress, LinkTable};
 use crate::kernel::monitor::{Event, Interest, Monitor};
 
 /// An IPv6 address works once the kernel has announced it, a moment after it was added.

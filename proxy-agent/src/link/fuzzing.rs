@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN};
 
 use super::dump::read_datagram;
-use super::observe::{Link, LinkAddress, LinkKind, OWN_GROUP};
+use super::observe::OWN_GROUP;
 use super::parse::{parse_address, parse_link};
+use super::table::{Link, LinkAddress, LinkKind};
 use crate::fuzzing::{choice, messages};
 
 const RTM_NEWLINK: u16 = 16;

@@ -15,6 +15,7 @@ mod observe;
 mod parse;
 mod plan;
 mod routes;
+mod table;
 #[cfg(test)]
 mod tests;
 mod vip;
@@ -22,10 +23,11 @@ mod vip;
 use std::net::IpAddr;
 
 use apply::Applier;
-pub use observe::{Link, LinkAddress, LinkKind, LinkTable, ObserveError, observe};
+pub use observe::{ObserveError, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;
+pub use table::{Link, LinkAddress, LinkKind, LinkTable};
 pub use vip::Vip;
 
 use crate::reconcile::{Mode, Report, carry_out, failed};

@@ -2,12 +2,12 @@
 
 //! What the kernel says about links, and about the addresses that matter. Nothing is changed here.
 
-use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
-use std::{fmt, fs};
 
 use super::dump::{DumpError, dump};
 use super::parse::{parse_address, parse_link};
+use super::table::{Link, LinkAddress, LinkTable, Prefix};
 
 // Messages, include/uapi/linux/rtnetlink.h, and the attributes of the requests.
 const RTM_NEWLINK: u16 = 16;
@@ -27,111 +27,6 @@ const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 /// 2.6.39.
 pub(super) const OWN_GROUP: u32 = u32::from_be_bytes(*b"pxag");
 
-/// What kind of link it is, as far as anybody here has to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkKind {
-    /// `lo`.
-    Loopback,
-    /// A link without anything behind it.
-    Dummy,
-    /// A bridge master.
-    Bridge,
-    /// One end of a veth pair.
-    Veth,
-    /// A VRF master: a routing domain of its own.
-    Vrf,
-    /// A VLAN of another link.
-    Vlan,
-    /// A tun or tap link: what a process sends.
-    Tun,
-    /// Everything else, hardware included.
-    Other,
-}
-
-/// One link of this network namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "what the kernel tells of a link is like that"
-)]
-pub struct Link {
-    /// The ifindex.
-    pub index: u32,
-    /// The name.
-    pub name: String,
-    /// Alternative names, under which the kernel finds the link as well.
-    pub altnames: Vec<String>,
-    /// It was set up (`IFF_UP`). A carrier is not asked for.
-    pub up: bool,
-    /// What kind of link it is.
-    pub kind: LinkKind,
-    /// The ifindex of the bridge, bond, VRF or other link it is a port of.
-    pub master: Option<u32>,
-    /// The agent created it, in this run or an earlier one.
-    pub owned: bool,
-    /// It carries addresses that are neither VIPs nor link-local. Known for owned links only.
-    pub foreign_addresses: bool,
-    /// The ifindex of the link of this network namespace that it sits on, or of the other end of the
-    /// pair.
-    pub lower: Option<u32>,
-    /// Its packets have Ethernet headers.
-    pub ethernet: bool,
-    /// The XDP program on it.
-    pub xdp: Option<Xdp>,
-}
-
-/// An XDP program as a link has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Xdp {
-    /// The id of the program; zero for several of them.
-    pub program: u32,
-    /// The driver runs it, not the stack.
-    pub native: bool,
-}
-
-/// A VIP as it is on a link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkAddress {
-    /// The ifindex of the link.
-    pub index: u32,
-    /// The VIP.
-    pub ip: IpAddr,
-    /// Length of the prefix; with a peer, of the peer's.
-    pub prefix_len: u8,
-    /// The other end, on an address that was added with a peer.
-    pub peer: Option<IpAddr>,
-    /// The scope, as in `RT_SCOPE_*`: 0 is global.
-    pub scope: u8,
-    /// Duplicate address detection has not ended, or not well: the address does not work.
-    pub unusable: bool,
-    /// It never expires.
-    pub permanent: bool,
-    /// It hangs on another IPv4 address of the same subnet. Never set for IPv6.
-    pub secondary: bool,
-    /// Foreign addresses that the kernel would delete together with this one.
-    pub takes_along: Vec<Prefix>,
-}
-
-/// An address with the length of its prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prefix {
-    /// The address.
-    pub ip: IpAddr,
-    /// The length in bits.
-    pub len: u8,
-}
-
-/// The links of this network namespace, sorted by ifindex, and the VIPs on them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LinkTable {
-    /// All links.
-    pub links: Vec<Link>,
-    /// Every copy of a VIP on any link, sorted by ifindex.
-    pub addresses: Vec<LinkAddress>,
-    /// The links that carry a default route, by ifindex; none if nobody has asked for them.
-    pub uplinks: Option<BTreeSet<u32>>,
-}
-
 /// The links and addresses could not be read, or not completely.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the list of {what} from the kernel")]
@@ -139,30 +34,6 @@ pub struct ObserveError {
     pub(super) what: &'static str,
     #[source]
     pub(super) source: DumpError,
-}
-
-impl LinkTable {
-    /// The link with this name or alternative name.
-    pub fn by_name(&self, name: &str) -> Option<&Link> {
-        self.links
-            .iter()
-            .find(|link| link.name == name || link.altnames.iter().any(|other| other == name))
-    }
-
-    /// The link with this ifindex.
-    pub fn by_index(&self, index: u32) -> Option<&Link> {
-        let at = self
-            .links
-            .binary_search_by_key(&index, |link| link.index)
-            .ok()?;
-        self.links.get(at)
-    }
-
-    /// The name of a link, or something to call it if it has gone.
-    pub fn name_of(&self, index: u32) -> String {
-        self.by_index(index)
-            .map_or_else(|| format!("ifindex {index}"), |link| link.name.clone())
-    }
 }
 
 /// Reads all links of the calling thread's network namespace and the copies of `vips` on them.
@@ -342,35 +213,43 @@ fn promotes_secondaries(link: &str) -> bool {
     })
 }
 
-impl Prefix {
-    /// The same length and the same network: what the kernel calls primary and secondary.
-    fn same_subnet(self, other: Self) -> bool {
-        match (self.ip, other.ip) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(self.len.min(32)))
-                    .unwrap_or(0);
-                self.len == other.len && (a.to_bits() ^ b.to_bits()) & mask == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.ip, self.len)
-    }
-}
-
-impl fmt::Display for LinkAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.peer {
-            None => write!(f, "{}/{}", self.ip, self.prefix_len),
-            Some(peer) => write!(f, "{} peer {peer}/{}", self.ip, self.prefix_len),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn address(ip: &str, len: u8, secondary: bool) -> LinkAddress {
+        LinkAddress {
+            secondary,
+            ..LinkAddress::new(2, ip, len)
+        }
+    }
+
+    fn endangered(vip: LinkAddress, promotes: bool) -> Vec<String> {
+        let mut table = LinkTable {
+            addresses: vec![vip],
+            ..LinkTable::default()
+        };
+        let other = |index, ip: &str, len| {
+            let ip = ip.parse().expect("an address");
+            (index, Prefix { ip, len })
+        };
+        let secondaries = [
+            other(2, "10.96.0.9", 24),
+            other(2, "10.96.1.9", 24),
+            other(2, "10.96.0.9", 25),
+            other(3, "10.96.0.9", 24),
+        ];
+        mark_endangered(&mut table, &secondaries, |_| promotes);
+        let found = &table.addresses[0].takes_along;
+        found.iter().map(Prefix::to_string).collect()
+    }
+
+    #[test]
+    fn only_the_secondaries_of_a_primary_are_endangered() {
+        let primary = || address("10.96.0.2", 24, false);
+        assert_eq!(endangered(primary(), false), ["10.96.0.9/24"]);
+        assert!(endangered(primary(), true).is_empty());
+        assert!(endangered(address("10.96.0.2", 24, true), false).is_empty());
+        assert!(endangered(address("10.96.0.2", 32, false), false).is_empty());
+    }
+}

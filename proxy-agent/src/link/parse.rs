@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{DecodeError, NlasIterator};
 
-use super::observe::{Link, LinkAddress, LinkKind, OWN_GROUP, Xdp};
+use super::observe::OWN_GROUP;
+use super::table::{Link, LinkAddress, LinkKind, Xdp};
 
 // Attributes of a link, include/uapi/linux/if_link.h.
 const IFLA_IFNAME: u16 = 3;
@@ -43,19 +44,8 @@ pub(super) fn parse_link(message: &[u8]) -> Result<Link, DecodeError> {
         .split_first_chunk::<16>()
         .ok_or_else(|| too_short("ifinfomsg"))?;
     let flags = u32_at(&header[8..]);
-    let mut link = Link {
-        index: u32_at(&header[4..]),
-        name: String::new(),
-        altnames: Vec::new(),
-        up: flags & libc::IFF_UP.cast_unsigned() != 0,
-        kind: LinkKind::Other,
-        master: None,
-        owned: false,
-        foreign_addresses: false,
-        lower: None,
-        ethernet: true,
-        xdp: None,
-    };
+    let mut link = Link::new(u32_at(&header[4..]), "", LinkKind::Other);
+    link.up = flags & libc::IFF_UP.cast_unsigned() != 0;
     link.ethernet = u16::from_ne_bytes([header[2], header[3]]) == ARPHRD_ETHER;
     let mut elsewhere = false;
     for attribute in NlasIterator::new(attributes) {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::observe::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 
 /// What should be.
 #[derive(Debug, Clone, PartialEq, Eq)]

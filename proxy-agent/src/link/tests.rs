@@ -6,8 +6,8 @@ mod model;
 
 use std::net::IpAddr;
 
-use super::observe::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 use super::plan::{Desired, Op, Plan, plan, plan_teardown};
+use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 
 const V4: &str = "10.96.0.2";
 const V6: &str = "fd00::2";
@@ -16,45 +16,15 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn link(index: u32, name: &str, kind: LinkKind) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        altnames: Vec::new(),
-        up: true,
-        kind,
-        master: None,
-        owned: false,
-        foreign_addresses: false,
-        lower: None,
-        ethernet: true,
-        xdp: None,
-    }
-}
-
-fn address(index: u32, vip: &str, prefix_len: u8) -> LinkAddress {
-    LinkAddress {
-        index,
-        ip: ip(vip),
-        prefix_len,
-        peer: None,
-        scope: libc::RT_SCOPE_UNIVERSE,
-        unusable: false,
-        permanent: true,
-        secondary: false,
-        takes_along: Vec::new(),
-    }
-}
-
 /// `lo`, `eth0`, and a port of the VRF `blue`.
 fn table(addresses: Vec<LinkAddress>) -> LinkTable {
-    let mut port = link(3, "port", LinkKind::Veth);
+    let mut port = Link::new(3, "port", LinkKind::Veth);
     port.master = Some(4);
     let links = vec![
-        link(1, "lo", LinkKind::Loopback),
-        link(2, "eth0", LinkKind::Other),
+        Link::new(1, "lo", LinkKind::Loopback),
+        Link::new(2, "eth0", LinkKind::Other),
         port,
-        link(4, "blue", LinkKind::Vrf),
+        Link::new(4, "blue", LinkKind::Vrf),
     ];
     LinkTable {
         links,
@@ -89,7 +59,7 @@ fn an_empty_node_gets_link_and_vips() {
 
 #[test]
 fn a_link_that_went_down_comes_up_before_anything_is_added() {
-    let mut table = table(vec![address(1, V4, 32)]);
+    let mut table = table(vec![LinkAddress::new(1, V4, 32)]);
     table.links[0].up = false;
     assert_eq!(
         texts(&plan(&desired("lo"), &table)),
@@ -99,9 +69,13 @@ fn a_link_that_went_down_comes_up_before_anything_is_added() {
 
 #[test]
 fn vips_leave_other_links_after_they_are_on_theirs() {
-    let mut with_peer = address(2, V4, 32);
+    let mut with_peer = LinkAddress::new(2, V4, 32);
     with_peer.peer = Some(ip("192.0.2.1"));
-    let table = table(vec![address(2, V4, 24), with_peer, address(2, V6, 128)]);
+    let table = table(vec![
+        LinkAddress::new(2, V4, 24),
+        with_peer,
+        LinkAddress::new(2, V6, 128),
+    ]);
     assert_eq!(
         texts(&plan(&desired("lo"), &table)),
         [
@@ -116,7 +90,10 @@ fn vips_leave_other_links_after_they_are_on_theirs() {
 
 #[test]
 fn copies_with_a_wrong_prefix_are_put_right() {
-    let table = table(vec![address(1, V4, 24), address(1, V6, 64)]);
+    let table = table(vec![
+        LinkAddress::new(1, V4, 24),
+        LinkAddress::new(1, V6, 64),
+    ]);
     assert_eq!(
         texts(&plan(&desired("lo"), &table)),
         [
@@ -129,7 +106,7 @@ fn copies_with_a_wrong_prefix_are_put_right() {
 
 #[test]
 fn scope_detection_and_lifetime_are_put_right() {
-    let (mut host_scope, mut failed) = (address(1, V4, 32), address(1, V6, 128));
+    let (mut host_scope, mut failed) = (LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128));
     host_scope.scope = 254;
     failed.unusable = true;
     assert_eq!(
@@ -139,7 +116,7 @@ fn scope_detection_and_lifetime_are_put_right() {
             "add fd00::2/128 to lo anew (held up by duplicate address detection)",
         ]
     );
-    let (mut a, mut b) = (address(1, V4, 32), address(1, V6, 128));
+    let (mut a, mut b) = (LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128));
     (a.permanent, b.permanent) = (false, false);
     assert_eq!(
         texts(&plan(&desired("lo"), &table(vec![a, b]))),
@@ -152,12 +129,15 @@ fn scope_detection_and_lifetime_are_put_right() {
 
 #[test]
 fn an_address_that_would_take_foreign_ones_along_stays() {
-    let mut primary = address(2, V4, 24);
+    let mut primary = LinkAddress::new(2, V4, 24);
     primary.takes_along = vec![Prefix {
         ip: ip("10.96.0.9"),
         len: 24,
     }];
-    let plan = plan(&desired("lo"), &table(vec![address(1, V6, 128), primary]));
+    let plan = plan(
+        &desired("lo"),
+        &table(vec![LinkAddress::new(1, V6, 128), primary]),
+    );
     assert_eq!(texts(&plan), ["add 10.96.0.2/32 to lo"]);
     let [(wanted, refusal)] = plan.refusals.as_slice() else {
         panic!("one refusal, not {:?}", plan.refusals);
@@ -189,8 +169,8 @@ fn an_alternative_name_is_the_link() {
 
 #[test]
 fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
-    let mut table = table(vec![address(5, V4, 32)]);
-    let mut old = link(5, "proxy0", LinkKind::Dummy);
+    let mut table = table(vec![LinkAddress::new(5, V4, 32)]);
+    let mut old = Link::new(5, "proxy0", LinkKind::Dummy);
     old.owned = true;
     table.links.push(old);
     let wanted = Desired {
@@ -208,15 +188,19 @@ fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
     assert_eq!(texts(&plan(&wanted, &table)), expected[..2]);
     // Without a VIP of ours on it, it may be another agent's.
     table.links[4].foreign_addresses = false;
-    table.addresses = vec![address(1, V4, 32)];
+    table.addresses = vec![LinkAddress::new(1, V4, 32)];
     assert!(plan(&wanted, &table).ops.is_empty());
 }
 
 #[test]
 fn teardown_deletes_only_a_dummy_of_ours() {
-    let vips = vec![address(1, V4, 32), address(2, V4, 24), address(5, V4, 32)];
+    let vips = vec![
+        LinkAddress::new(1, V4, 32),
+        LinkAddress::new(2, V4, 24),
+        LinkAddress::new(5, V4, 32),
+    ];
     let mut table = table(vips);
-    table.links.push(link(5, "proxy0", LinkKind::Dummy));
+    table.links.push(Link::new(5, "proxy0", LinkKind::Dummy));
     let removal = "remove 10.96.0.2/32 from proxy0";
     assert_eq!(texts(&plan_teardown(&desired("proxy0"), &table)), [removal]);
     table.links[4].owned = true;

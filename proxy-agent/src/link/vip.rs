@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::observe::LinkTable;
+use super::table::LinkTable;
 
 /// A VIP as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::{V4, V6, address, desired, ip, link};
+use super::{V4, V6, desired, ip};
 use crate::link::apply::Gate;
-use crate::link::observe::{LinkAddress, LinkKind, LinkTable, Prefix};
 use crate::link::plan::{Op, host_prefix, plan, plan_teardown};
+use crate::link::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 
 /// What a kernel would do, as far as plans rely on it.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl Kernel {
                     return Err(format!("{name} exists"));
                 }
                 let index = self.table.links.last().map_or(1, |link| link.index + 1);
-                let mut created = link(index, name, LinkKind::Dummy);
+                let mut created = Link::new(index, name, LinkKind::Dummy);
                 created.owned = true;
                 self.table.links.push(created);
             }
@@ -71,7 +71,7 @@ impl Kernel {
         }
         let new = LinkAddress {
             ip: vip,
-            ..address(link.index, V4, host_prefix(vip))
+            ..LinkAddress::new(link.index, V4, host_prefix(vip))
         };
         let clashes = |found: &LinkAddress| {
             let same_subnet = found.prefix_len == new.prefix_len && found.peer.is_none();
@@ -126,7 +126,7 @@ prop_compose! {
             } else {
                 Vec::new()
             },
-            ..address(index, vip, prefix_len)
+            ..LinkAddress::new(index, vip, prefix_len)
         }
     }
 }
@@ -139,10 +139,10 @@ prop_compose! {
         shared in any::<bool>(),
     ) -> Kernel {
         let mut links = vec![
-            link(1, "lo", LinkKind::Loopback),
-            link(2, "eth0", LinkKind::Other),
-            link(3, "br0", LinkKind::Bridge),
-            link(4, "old", LinkKind::Dummy),
+            Link::new(1, "lo", LinkKind::Loopback),
+            Link::new(2, "eth0", LinkKind::Other),
+            Link::new(3, "br0", LinkKind::Bridge),
+            Link::new(4, "old", LinkKind::Dummy),
         ];
         for (link, up) in links.iter_mut().zip(up) {
             link.up = up;
