@@ -10,7 +10,6 @@ use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use crate::Family;
 use crate::cmd::{self, Process};
@@ -194,23 +193,6 @@ impl Node {
             });
         }
         cmd::output(&mut command, "")
-    }
-
-    /// What `proxy-agent status` tells of the node's agent, as JSON.
-    ///
-    /// # Errors
-    /// When it tells nothing.
-    pub fn status(&self) -> Result<Value> {
-        let mut command = self.netns.command(binary()?);
-        command
-            .arg("status")
-            .arg(format!("--run-dir={}", self.run_dir().display()))
-            .arg("--output=json");
-        let output = cmd::output(&mut command, "")?;
-        serde_json::from_slice(&output.stdout).with_context(|| {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            format!("exit status {}: {stderr}", output.status)
-        })
     }
 
     /// Starts the agent and waits until it is ready.

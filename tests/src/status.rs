@@ -3,6 +3,7 @@
 //! What `proxy-agent status` tells.
 
 use std::net::SocketAddr;
+use std::process::Output;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -14,18 +15,39 @@ use crate::{Family, cmd};
 /// What stands for the node itself where links are told.
 pub const THIS_NODE: &str = "(this node)";
 
+/// Asks for the status of a node's agent.
+///
+/// # Errors
+/// When the command cannot be run.
+pub fn run(node: &Node, args: &[&str]) -> Result<Output> {
+    let mut command = node.netns.command(binary()?);
+    command
+        .arg("status")
+        .arg(format!("--run-dir={}", node.run_dir().display()))
+        .args(args);
+    cmd::output(&mut command, "")
+}
+
+/// The status of a node's agent as JSON, with the exit code.
+///
+/// # Errors
+/// When there is none.
+pub fn read_with_code(node: &Node) -> Result<(i32, Value)> {
+    let output = run(node, &["--output=json"])?;
+    let value = serde_json::from_slice(&output.stdout).with_context(|| {
+        let [stdout, stderr] =
+            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        format!("exit status {}: {stdout}{stderr}", output.status)
+    })?;
+    Ok((cmd::exit_code(output.status), value))
+}
+
 /// The status of a node's agent.
 ///
 /// # Errors
 /// When there is none.
 pub fn read(node: &Node) -> Result<Value> {
-    let mut command = node.netns.command(binary()?);
-    command
-        .args(["status", "--output=json"])
-        .arg(format!("--run-dir={}", node.run_dir().display()));
-    let output = cmd::output(&mut command, "")?;
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    Ok(read_with_code(node)?.1)
 }
 
 /// How many packets were dropped for a cause, of all VIPs.
@@ -59,15 +81,20 @@ pub fn guarded(node: &Node) -> Result<(Vec<String>, Vec<String>)> {
     Ok((links.collect(), list("notes").iter().map(word).collect()))
 }
 
+/// All counters of a VIP.
+fn of_vip(status: &Value, vip: SocketAddr) -> Result<&Value> {
+    array(&status["counters"])?
+        .iter()
+        .find(|of_vip| of_vip["vip"] == vip.to_string().as_str())
+        .with_context(|| format!("nothing was counted of {vip}"))
+}
+
 /// The counters of a VIP by one link, or of the node itself.
 ///
 /// # Errors
 /// When it does not tell.
 pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
-    let of_vip = array(&status["counters"])?
-        .iter()
-        .find(|of_vip| of_vip["vip"] == vip.to_string().as_str())
-        .with_context(|| format!("nothing was counted of {vip}"))?;
+    let of_vip = of_vip(status, vip)?;
     let is_link = |of_link: &&Value| of_link["link"].as_str().unwrap_or(THIS_NODE) == link;
     let of_link = array(&of_vip["links"])?.iter().find(is_link);
     Ok(of_link.cloned().unwrap_or_default())
@@ -78,12 +105,7 @@ pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
 /// # Errors
 /// When it does not tell.
 pub fn untracked(status: &Value, family: Family) -> Result<[u64; 2]> {
-    let vip = family.vip_socket().to_string();
-    let of_vip = array(&status["counters"])?
-        .iter()
-        .find(|of_vip| of_vip["vip"] == vip.as_str())
-        .context("nothing was counted")?;
-    let total = &of_vip["total"];
+    let total = &of_vip(status, family.vip_socket())?["total"];
     let sum = |field: &str| -> Result<u64> {
         Ok(number(&total["requests"][field])? + number(&total["replies"][field])?)
     };

@@ -11,7 +11,7 @@ use tests::http::{self, Answer, wait_for};
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, cmd};
+use tests::{Family, cmd, status};
 
 /// The condition that fails, and no other does.
 fn fails_alone(answer: &Answer, name: &str) -> Result<()> {
@@ -80,10 +80,7 @@ fn status_is_that_of_the_subcommand() {
         let _agent = node.start_agent(&["--backend=nftables"])?;
         wait_for(&node.netns, "/readyz", 200)?;
         let served: Value = serde_json::from_str(&http::get(&node.netns, "/status")?.body)?;
-        let mut command = node.netns.command(tests::agent::binary()?);
-        let run_dir = format!("--run-dir={}", node.run_dir().display());
-        command.args(["status", "--output=json", &run_dir]);
-        let printed: Value = serde_json::from_slice(&cmd::output(&mut command, "")?.stdout)?;
+        let printed = status::read(node)?;
         // The passes since the state was written are counted in the agent only.
         let steady = |mut status: Value| {
             status["agent"]["uptime_seconds"].take();

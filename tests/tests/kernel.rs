@@ -13,7 +13,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::status::guarded;
+use tests::status::{self, guarded};
 use tests::{client, cmd, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ fn auto_takes_the_backend_that_is_expected() -> Result<()> {
         |node, support| {
             kube_proxy(node).install(&node.netns)?;
             let _agent = node.start_agent(&["--backend=auto"])?;
-            let status = node.status()?;
+            let status = status::read(node)?;
             let backend = &status["backend"];
             ensure!(
                 backend["backend"] == support["backend"],

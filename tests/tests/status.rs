@@ -4,43 +4,24 @@
 //! it works without an agent and changes nothing.
 
 use std::net::SocketAddr;
-use std::process::Output;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tests::agent::{TRANSLATE, binary};
+use tests::agent::TRANSLATE;
 use tests::client::{self, Close, ONE_SYN};
 use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::reuse::{self, End};
-use tests::status::{THIS_NODE, array, counters, number, untracked};
+use tests::status::{THIS_NODE, array, counters, number, read, read_with_code, run, untracked};
 use tests::{Family, cmd, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
 /// The agent's own last changes are events too.
 const QUIET: Duration = Duration::from_millis(300);
-
-fn run(node: &Node, args: &[&str]) -> Result<Output> {
-    let mut command = node.netns.command(binary()?);
-    command
-        .arg("status")
-        .arg(format!("--run-dir={}", node.run_dir().display()))
-        .args(args);
-    cmd::output(&mut command, "")
-}
-
-/// The status as JSON, with the exit code.
-fn status(node: &Node) -> Result<(i32, Value)> {
-    let output = run(node, &["--output=json"])?;
-    let text = String::from_utf8(output.stdout)?;
-    let value = serde_json::from_str(&text)
-        .with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))?;
-    Ok((cmd::exit_code(output.status), value))
-}
 
 /// How many connections were decided, how many translated, and how many not decided for a reason.
 fn decisions(counters: &Value, reason: &str) -> [u64; 3] {
@@ -99,7 +80,7 @@ fn connections_are_counted_where_they_come_from() {
                     }
                 }
             }
-            let (code, told) = status(node)?;
+            let (code, told) = read_with_code(node)?;
             ensure!(code == 0, "exit code {code}");
             for family in Family::ALL {
                 let vip = family.vip_socket();
@@ -118,7 +99,7 @@ fn connections_are_counted_where_they_come_from() {
                 // The last segments of connections may still be on their way.
                 let found = cmd::wait_until(TIMEOUT, "the counters to agree", || {
                     let found = [
-                        untracked(&status(node)?.1, family)?,
+                        untracked(&read(node)?, family)?,
                         untracked_by_rules(node, family)?,
                     ];
                     Ok((found[0] == found[1]).then_some(()))
@@ -157,7 +138,7 @@ fn in_use() {
             // Conntrack of Linux 6.1 and older does not tell the two apart, and nobody answers: what is
             // decided of the SYN is the same. `one_port` looks at what comes of the connection.
             let _second = connect(family.vip_socket(), ONE_SYN);
-            let (_, told) = status(node)?;
+            let told = read(node)?;
             let counters = counters(&told, family.vip_socket(), "pod0")?;
             let [decided, translated, in_use] = decisions(&counters, "in_use");
             ensure!([decided, translated] == [0, 0], "{counters:#}");
@@ -180,7 +161,7 @@ fn no_listener() {
                 // There is no kube-proxy either.
                 let refused = client::connect(netns, family.cluster_ip_socket(), ONE_SYN);
                 ensure!(refused.is_err(), "somebody answered");
-                let (_, told) = status(node)?;
+                let told = read(node)?;
                 let counters = counters(&told, family.vip_socket(), link)?;
                 let [decided, translated, no_listener] = decisions(&counters, "no_listener");
                 ensure!([decided, translated] == [1, 0], "{link}: {counters:#}");
@@ -207,7 +188,7 @@ fn older_decision() {
                 reuse::connect_and_end(&pod.netns, from, to, End::Reset)?;
                 reuse::proxy_has_closed(&node.netns, from)?;
             }
-            let (_, told) = status(node)?;
+            let told = read(node)?;
             let counters = counters(&told, family.vip_socket(), THIS_NODE)?;
             let found = decisions(&counters, "older_decision");
             ensure!(found == [0, 0, 1], "{counters:#}");
@@ -226,20 +207,20 @@ fn counters_outlive_the_agent_and_go_with_their_link() {
             use_connection(&pod.netns, vip)?;
         }
         agent.stop(libc::SIGKILL)?;
-        let (code, told) = status(node)?;
+        let (code, told) = read_with_code(node)?;
         ensure!(code == 1, "exit code {code} without an agent");
         ensure!(told["agent"]["running"] == false, "{}", told["agent"]);
         let before = counters(&told, vip, "pod1")?;
         ensure!(number(&before["decided"])? == 1, "{before}");
 
         let _agent = node.start_agent(&["--backend=ebpf", "--sync-interval=300ms"])?;
-        let (code, told) = status(node)?;
+        let (code, told) = read_with_code(node)?;
         ensure!(code == 0, "exit code {code} with an agent");
         let after = counters(&told, vip, "pod1")?;
         ensure!(number(&after["decided"])? == 1, "{after}");
         node.netns.ip("link del pod0\n")?;
         cmd::wait_until(TIMEOUT, "the counters of the link to go", || {
-            let (_, told) = status(node)?;
+            let told = read(node)?;
             let of_vip = &array(&told["counters"])?[0];
             let is_there = |of_link: &Value| of_link["link"] != Value::Null;
             let links = array(&of_vip["links"])?
@@ -263,7 +244,7 @@ fn as_process(node: &Node, line: &str) -> Result<u64> {
 /// The last repair, once there are so many.
 fn repair(node: &Node, wanted: usize) -> Result<Value> {
     cmd::wait_until(TIMEOUT, "the repair to be told", || {
-        let (_, told) = status(node)?;
+        let told = read(node)?;
         let repairs = array(&told["repairs"]["last"])?;
         Ok((repairs.len() == wanted).then(|| repairs[wanted - 1].clone()))
     })
@@ -273,7 +254,7 @@ fn repair(node: &Node, wanted: usize) -> Result<Value> {
 fn repairs_tell_who_made_them_necessary() {
     Node::test(Topology::Veth, |node| {
         let agent = node.start_agent(&["--backend=ebpf"])?;
-        let (_, told) = status(node)?;
+        let told = read(node)?;
         ensure!(
             array(&told["repairs"]["last"])?.is_empty(),
             "{}",
@@ -311,7 +292,7 @@ fn drift_is_told_while_the_agent_is_stopped() {
     Node::test(Topology::Veth, |node| {
         let args = [&["--backend=ebpf"], &TRANSLATE[..]].concat();
         let agent = node.start_agent(&args)?;
-        let changes = || Ok::<_, anyhow::Error>(status(node)?.1["drift"].clone());
+        let changes = || Ok::<_, anyhow::Error>(read(node)?["drift"].clone());
         let none = |drift: &Value| {
             Ok::<_, anyhow::Error>(
                 array(&drift["changes"])?.is_empty() && array(&drift["failures"])?.is_empty(),
@@ -336,7 +317,7 @@ fn drift_is_told_while_the_agent_is_stopped() {
         ] {
             ensure!(text.contains(want), "{want} in {text}");
         }
-        let (_, told) = status(node)?;
+        let told = read(node)?;
         ensure!(told["vips"][1]["present"] == false, "{}", told["vips"]);
         ensure!(
             snapshot::nf_tables(&node.netns)? == before,
@@ -375,12 +356,12 @@ fn where_no_agent_has_run() {
         let mut agent = node.start_agent(&["--backend=none", "--cleanup"])?;
         // Asking again and again keeps nobody from starting.
         thread::scope(|scope| {
-            let asking = scope.spawn(|| (0..20).try_for_each(|_| status(node).map(drop)));
+            let asking = scope.spawn(|| (0..20).try_for_each(|_| read(node).map(drop)));
             let second = node.run_agent(&["--backend=none", "--daemon=false"])?;
             ensure!(!second.status.success(), "a second agent was let in");
             asking.join().expect("it does not panic")
         })?;
-        let (code, told) = status(node)?;
+        let (code, told) = read_with_code(node)?;
         ensure!(code == 0, "exit code {code}: {told:#}");
         ensure!(array(&told["counters"])?.is_empty(), "{}", told["counters"]);
         agent.stop(libc::SIGTERM)?;

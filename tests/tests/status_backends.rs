@@ -13,7 +13,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, transfer};
+use tests::{Family, status, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -43,7 +43,7 @@ fn nftables_counts_and_says_why_it_is_used() {
             let _first = connect(family.cluster_ip_socket(), TIMEOUT)?;
             let _second = connect(family.vip_socket(), ONE_SYN);
         }
-        let status = node.status()?;
+        let status = status::read(node)?;
         let backend = &status["backend"];
         ensure!(backend["backend"] == "nftables", "{backend}");
         let rejected = &backend["rejected"][0];
@@ -75,7 +75,7 @@ fn nftables_counts_and_says_why_it_is_used() {
 
         agent.signal(libc::SIGSTOP)?;
         node.netns.exec("nft delete table ip6 proxy-agent")?;
-        let drift = node.status()?["drift"]["changes"].to_string();
+        let drift = status::read(node)?["drift"]["changes"].to_string();
         ensure!(drift.contains("ip6 proxy-agent"), "{drift}");
         agent.signal(libc::SIGCONT)
     });
@@ -100,7 +100,7 @@ fn stateless_rules_say_whom_they_break() {
                 log.contains("connections time out that are sent to the VIP by"),
                 "{kube_proxy:?}: no warning"
             );
-            let status = node.status()?;
+            let status = status::read(node)?;
             let breaks = status["backend"]["breaks"].to_string();
             for family in Family::ALL {
                 let vip = family.vip_socket().to_string();
@@ -121,7 +121,7 @@ fn learning_rules_break_nobody() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let agent = node.start_agent(&["--backend=iptables"])?;
-        let backend = &node.status()?["backend"];
+        let backend = &status::read(node)?["backend"];
         ensure!(backend["detail"] == "learning with ipset", "{backend}");
         ensure!(backend["breaks"] == serde_json::json!([]), "{backend}");
         ensure!(!agent.log().contains("time out"), "a warning");
