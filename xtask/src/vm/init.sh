@@ -6,9 +6,8 @@
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 export PATH=/proxy-agent/target/release:/usr/sbin:/usr/bin:/sbin:/bin HOME=/ TERM="${TERM:-vt100}"
-mkdir -p /dev/pts /dev/shm /run
-# Nothing is mounted on /tmp: the clone that the tests were built in may lie there, and its files with it.
-mkdir -p /tmp
+mkdir -p /dev/pts /dev/shm /run /tmp
+# Nothing is mounted here: the clone that the tests were built in may lie below, and its files with it.
 chmod 1777 /tmp
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
