@@ -78,6 +78,17 @@ fn commands_cure_what_is_wrong_with_addresses_and_settings() {
     });
 }
 
+/// A VIP in the subnet of a link matters where somebody is answered who asks for it there.
+#[test]
+fn a_link_whose_guard_drops_arp_is_good() {
+    let flags = [&ebpf()[..], &["--guard=eth0"]].concat();
+    good_node(&flags, |node, _| {
+        let _proxy = Proxy::start(node)?;
+        node.netns.exec("ip address add 10.96.0.7/24 dev eth0")?;
+        ensure_good(node)
+    });
+}
+
 #[test]
 fn commands_cure_rules_that_are_in_the_way() {
     let flags = [&ebpf()[..], &["--accept-rules=never"]].concat();

@@ -2,7 +2,8 @@
 
 //! Whether neighbours can learn that this node has a VIP. Linux answers ARP requests for any of its
 //! addresses on every link (`arp_ignore` 0); that matters only where a VIP lies in the subnet of a
-//! link, for then neighbours ask. IPv6 answers on the link that has the address, and nowhere else.
+//! link, for then neighbours ask, and where no guard of backend `ebpf` drops what they ask. IPv6 answers
+//! on the link that has the address, and nowhere else.
 //!
 //! `rp_filter`, `accept_local`, `route_localnet` and `arp_announce` make no difference to the VIP:
 //! it is delivered locally, and replies are routed like any other packet of the node.
@@ -47,7 +48,9 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
         })
         .collect();
     match subnets().await {
-        Ok(subnets) => judge(&vips, &subnets, table, answers),
+        Ok(subnets) => judge(&vips, &subnets, table, |link| {
+            answers(link) && !drops_requests(subject, link)
+        }),
         Err(error) => vec![Check::unknown(
             ID,
             "read the node's addresses",
@@ -91,6 +94,13 @@ fn answers(link: &str) -> bool {
         text.trim().parse::<u32>().unwrap_or(0)
     };
     value("all").max(value(link)) == 0
+}
+
+/// Whether a guard keeps ARP requests for the VIPs from the node: that of rules does not see them.
+fn drops_requests(subject: &Subject, link: &str) -> bool {
+    let guarded = subject.told().map(|state| &state.guard.links);
+    subject.uses("ebpf")
+        && guarded.is_some_and(|links| links.iter().any(|guarded| guarded.link == link))
 }
 
 fn judge(
