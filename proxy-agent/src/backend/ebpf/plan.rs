@@ -167,14 +167,22 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     // Before the programs are attached: from the first packet on.
     ops.extend(guard_op(desired, observed));
     // Two programs on a link would decide each SYN twice, and the second one takes what the first has
-    // translated for a connection to the VIP.
-    ops.extend(detachments(desired, observed, Hook::Ingress));
+    // translated for a connection to the VIP. Links change one by one, so that each is without for a
+    // moment only.
+    let mut others: BTreeMap<u32, Vec<Op>> = BTreeMap::new();
+    for (index, op) in detachments(desired, observed, Hook::Ingress) {
+        others.entry(index).or_default().push(op);
+    }
+    let mut attachments = Vec::new();
     for hook in desired.hooks.keys() {
         for (index, name) in &desired.links {
             let Some(reason) = observed.attachment_fault(*hook, *index, desired) else {
                 continue;
             };
-            ops.push(Op::Attach {
+            if *hook == Hook::Ingress {
+                attachments.extend(others.remove(index).into_iter().flatten());
+            }
+            attachments.push(Op::Attach {
                 hook: *hook,
                 link: Target {
                     index: *index,
@@ -185,6 +193,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             });
         }
     }
+    ops.extend(others.into_values().flatten());
+    ops.append(&mut attachments);
     for hook in desired.sockets.keys() {
         if let Some(reason) = observed.socket_fault(*hook, desired) {
             let hook = *hook;
@@ -195,7 +205,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
         // Those that the programs before these ones have decided in the meantime.
         ops.push(hand_over(desired));
     }
-    removals.extend(detachments(desired, observed, Hook::Egress));
+    let detachments = detachments(desired, observed, Hook::Egress);
+    removals.extend(detachments.map(|(_, op)| op));
     for hook in observed.sockets.keys().copied() {
         if !desired.sockets.contains_key(&hook) {
             removals.push(Op::DetachSocket { hook });
@@ -206,12 +217,12 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 }
 
 /// What removes the programs of a hook from links that should not have them, or have them attached in
-/// the other way.
+/// the other way; each with the link's ifindex.
 fn detachments<'a>(
     desired: &'a Desired,
     observed: &'a Observed,
     hook: Hook,
-) -> impl Iterator<Item = Op> + 'a {
+) -> impl Iterator<Item = (u32, Op)> + 'a {
     let wanted = move |mode, index| {
         desired.mode == mode
             && desired.hooks.contains_key(&hook)
@@ -222,9 +233,10 @@ fn detachments<'a>(
     let filters = observed.filters.values().filter(move |filter| {
         filter.hook == hook && !wanted(AttachMode::Clsact, filter.link.index)
     });
-    let unpin = pins.map(|(hook, index)| Op::RemovePin { hook, index });
-    unpin.chain(filters.map(|filter| Op::RemoveFilter {
-        filter: filter.clone(),
+    let unpin = pins.map(|(hook, index)| (index, Op::RemovePin { hook, index }));
+    unpin.chain(filters.map(|filter| {
+        let filter = filter.clone();
+        (filter.link.index, Op::RemoveFilter { filter })
     }))
 }
 

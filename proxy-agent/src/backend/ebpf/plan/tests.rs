@@ -210,19 +210,24 @@ fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
 /// Where both stood on a link, each SYN would be decided twice; a reply that is translated is not
 /// translated again.
 #[test]
-fn the_other_way_of_deciding_is_removed_before_the_new_one_and_that_of_replies_after_it() {
-    let mut desired = desired(&[], &[2], AttachMode::Clsact);
+fn the_other_way_of_deciding_gives_way_link_by_link_and_that_of_replies_at_the_end() {
+    let mut desired = desired(&[], &[2, 3], AttachMode::Clsact);
     desired.hooks.insert(Hook::Egress, Some(EGRESS));
     let mut observed = nothing(&desired);
     observed
         .pins
-        .extend([(Hook::Ingress, 2), (Hook::Egress, 2)]);
+        .extend([2, 3, 4].map(|index| (Hook::Ingress, index)));
+    observed.pins.insert((Hook::Egress, 2));
     assert_eq!(
         told(&plan(&desired, &observed)),
         [
-            "remove the pinned tcx link of vip_ingress, ifindex 2",
+            "remove the pinned tcx link of vip_ingress, ifindex 4",
             "attach vip_egress to link veth2 (ifindex 2) by clsact: it is not attached",
+            "attach vip_egress to link veth3 (ifindex 3) by clsact: it is not attached",
+            "remove the pinned tcx link of vip_ingress, ifindex 2",
             "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
+            "remove the pinned tcx link of vip_ingress, ifindex 3",
+            "attach vip_ingress to link veth3 (ifindex 3) by clsact: it is not attached",
             "remove the pinned tcx link of vip_egress, ifindex 2",
         ]
     );
