@@ -166,35 +166,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     }
     // Before the programs are attached: from the first packet on.
     ops.extend(guard_op(desired, observed));
-    // Two programs on a link would decide each SYN twice, and the second one takes what the first has
-    // translated for a connection to the VIP. Links change one by one, so that each is without for a
-    // moment only.
-    let mut others: BTreeMap<u32, Vec<Op>> = BTreeMap::new();
-    for (index, op) in detachments(desired, observed, Hook::Ingress) {
-        others.entry(index).or_default().push(op);
-    }
-    let mut attachments = Vec::new();
-    for hook in desired.hooks.keys() {
-        for (index, name) in &desired.links {
-            let Some(reason) = observed.attachment_fault(*hook, *index, desired) else {
-                continue;
-            };
-            if *hook == Hook::Ingress {
-                attachments.extend(others.remove(index).into_iter().flatten());
-            }
-            attachments.push(Op::Attach {
-                hook: *hook,
-                link: Target {
-                    index: *index,
-                    name: name.clone(),
-                },
-                mode: desired.mode,
-                reason,
-            });
-        }
-    }
-    ops.extend(others.into_values().flatten());
-    ops.append(&mut attachments);
+    ops.extend(attachments(desired, observed));
     for hook in desired.sockets.keys() {
         if let Some(reason) = observed.socket_fault(*hook, desired) {
             let hook = *hook;
@@ -214,6 +186,39 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     }
     ops.append(&mut removals);
     ops
+}
+
+/// What attaches programs to links, and what has to go from them before.
+///
+/// Two programs on a link would decide each SYN twice, and the second one takes what the first has
+/// translated for a connection to the VIP. Links change one by one, so that each is without for a moment
+/// only.
+fn attachments(desired: &Desired, observed: &Observed) -> Vec<Op> {
+    let mut others: BTreeMap<u32, Vec<Op>> = BTreeMap::new();
+    for (index, op) in detachments(desired, observed, Hook::Ingress) {
+        others.entry(index).or_default().push(op);
+    }
+    let mut ops = Vec::new();
+    for hook in desired.hooks.keys() {
+        for (index, name) in &desired.links {
+            let Some(reason) = observed.attachment_fault(*hook, *index, desired) else {
+                continue;
+            };
+            if *hook == Hook::Ingress {
+                ops.extend(others.remove(index).into_iter().flatten());
+            }
+            ops.push(Op::Attach {
+                hook: *hook,
+                link: Target {
+                    index: *index,
+                    name: name.clone(),
+                },
+                mode: desired.mode,
+                reason,
+            });
+        }
+    }
+    others.into_values().flatten().chain(ops).collect()
 }
 
 /// What removes the programs of a hook from links that should not have them, or have them attached in
