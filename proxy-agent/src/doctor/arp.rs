@@ -9,7 +9,7 @@
 //! it is delivered locally, and replies are routed like any other packet of the node.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
@@ -17,16 +17,15 @@ use rtnetlink::packet_route::address::AddressAttribute;
 
 use super::check::Check;
 use super::subject::Subject;
-use crate::link::{LinkKind, LinkTable};
+use crate::link::{LinkKind, LinkTable, Prefix};
 
 const ID: &str = "arp";
 
-/// An IPv4 address of a link, with the length of its prefix.
+/// The network that an IPv4 address of a link is in.
 #[derive(Debug, Clone, Copy)]
 struct Subnet {
     link: u32,
-    address: Ipv4Addr,
-    length: u8,
+    prefix: Prefix,
 }
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
@@ -39,16 +38,8 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
             "the node's links could not be read (see vip)",
         )];
     };
-    let vips: Vec<_> = subject
-        .vips
-        .iter()
-        .filter_map(|vip| match vip {
-            IpAddr::V4(vip) => Some(*vip),
-            IpAddr::V6(_) => None,
-        })
-        .collect();
     match subnets().await {
-        Ok(subnets) => judge(&vips, &subnets, table, |link| {
+        Ok(subnets) => judge(&subject.vips, &subnets, table, |link| {
             answers(link) && !drops_requests(subject, link)
         }),
         Err(error) => vec![Check::unknown(
@@ -73,13 +64,15 @@ async fn subnets() -> Result<Vec<Subnet>, rtnetlink::Error> {
             .attributes
             .iter()
             .find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                AddressAttribute::Local(address) => Some(*address),
                 _ => None,
             })?;
         Some(Subnet {
             link: message.header.index,
-            address: local,
-            length: message.header.prefix_len,
+            prefix: Prefix {
+                ip: local,
+                len: message.header.prefix_len,
+            },
         })
     };
     Ok(of_ipv4.filter_map(subnet).collect())
@@ -104,7 +97,7 @@ fn drops_requests(subject: &Subject, link: &str) -> bool {
 }
 
 fn judge(
-    vips: &[Ipv4Addr],
+    vips: &[IpAddr],
     subnets: &[Subnet],
     table: &LinkTable,
     answers: impl Fn(&str) -> bool,
@@ -113,7 +106,7 @@ fn judge(
     for vip in vips {
         let carries = |link: u32| {
             let mut addresses = table.addresses.iter();
-            addresses.any(|found| found.ip == IpAddr::V4(*vip) && found.index == link)
+            addresses.any(|found| found.ip == *vip && found.index == link)
         };
         for subnet in subnets
             .iter()
@@ -130,11 +123,13 @@ fn judge(
                 Check::warning(
                     ID,
                     format!(
-                        "{vip} lies in the subnet {}/{} of {name}, and the node answers ARP requests \
+                        "{vip} lies in the subnet {} of {name}, and the node answers ARP requests \
                          for it there: neighbours take this node for {vip}",
-                        subnet.address, subnet.length
+                        subnet.prefix
                     ),
-                    format!("choose a VIP outside of the node's subnets, or set arp_ignore for {name}"),
+                    format!(
+                        "choose a VIP outside of the node's subnets, or set arp_ignore for {name}"
+                    ),
                 )
                 .with_command(format!("sysctl -w net/ipv4/conf/{name}/arp_ignore=1")),
             );
@@ -150,11 +145,9 @@ fn judge(
 }
 
 impl Subnet {
-    fn holds(self, ip: Ipv4Addr) -> bool {
-        let host_bits = 32_u32.saturating_sub(u32::from(self.length));
-        let network = |address: Ipv4Addr| u32::from(address).checked_shr(host_bits).unwrap_or(0);
+    fn holds(self, ip: IpAddr) -> bool {
         // An address of its own is no subnet.
-        self.length < 32 && network(self.address) == network(ip)
+        self.prefix.len < 32 && self.prefix.holds(ip)
     }
 }
 
@@ -170,13 +163,18 @@ mod tests {
             links: vec![Link::new(2, "eth0", LinkKind::Veth)],
             ..LinkTable::default()
         };
-        let judged = |address: [u8; 4], length, answers| {
+        let judged = |address: [u8; 4], len, answers| {
             let subnet = Subnet {
                 link: 2,
-                address: address.into(),
-                length,
+                prefix: Prefix {
+                    ip: IpAddr::from(address),
+                    len,
+                },
             };
-            judge(&[[10, 96, 0, 2].into()], &[subnet], &table, |_| answers)[0].verdict
+            judge(&[IpAddr::from([10, 96, 0, 2])], &[subnet], &table, |_| {
+                answers
+            })[0]
+                .verdict
         };
         assert_eq!(judged([10, 96, 0, 7], 24, true), Verdict::Warning);
         assert_eq!(judged([10, 96, 0, 7], 24, false), Verdict::Ok);

@@ -27,7 +27,7 @@ pub use observe::{ObserveError, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;
-pub use table::{Link, LinkAddress, LinkKind, LinkTable};
+pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 pub use vip::Vip;
 
 use crate::reconcile::{Mode, Report, carry_out, failed};

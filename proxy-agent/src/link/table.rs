@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What kind of link it is, as far as anybody here has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,12 +175,16 @@ impl LinkTable {
 impl Prefix {
     /// The same length and the same network: what the kernel calls primary and secondary.
     pub(super) fn same_subnet(self, other: Self) -> bool {
-        match (self.ip, other.ip) {
+        self.len == other.len && self.holds(other.ip)
+    }
+
+    /// Whether an IPv4 address lies in the network of this one; IPv6 is not asked for.
+    pub fn holds(self, ip: IpAddr) -> bool {
+        match (self.ip, ip) {
             (IpAddr::V4(a), IpAddr::V4(b)) => {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(self.len.min(32)))
-                    .unwrap_or(0);
-                self.len == other.len && (a.to_bits() ^ b.to_bits()) & mask == 0
+                let host_bits = 32_u32.saturating_sub(u32::from(self.len));
+                let network = |address: Ipv4Addr| address.to_bits().checked_shr(host_bits);
+                network(a) == network(b)
             }
             _ => false,
         }
