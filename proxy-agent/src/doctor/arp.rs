@@ -11,22 +11,11 @@
 use std::fs;
 use std::net::IpAddr;
 
-use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
-
 use super::check::Check;
 use super::subject::Subject;
-use crate::link::{LinkKind, LinkTable, Prefix};
+use crate::link::{LinkKind, LinkTable, Prefix, ipv4_networks};
 
 const ID: &str = "arp";
-
-/// The network that an IPv4 address of a link is in.
-#[derive(Debug, Clone, Copy)]
-struct Subnet {
-    link: u32,
-    prefix: Prefix,
-}
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
@@ -38,8 +27,8 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
             "the node's links could not be read (see vip)",
         )];
     };
-    match subnets().await {
-        Ok(subnets) => judge(&subject.vips, &subnets, table, |link| {
+    match ipv4_networks().await {
+        Ok(networks) => judge(&subject.vips, &networks, table, |link| {
             answers(link) && !drops_requests(subject, link)
         }),
         Err(error) => vec![Check::unknown(
@@ -49,33 +38,6 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
             "try again",
         )],
     }
-}
-
-async fn subnets() -> Result<Vec<Subnet>, rtnetlink::Error> {
-    let (connection, handle, _) = rtnetlink::new_connection()
-        .map_err(|error| rtnetlink::Error::NamespaceError(error.to_string()))?;
-    tokio::spawn(connection);
-    let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
-    let of_ipv4 = messages
-        .into_iter()
-        .filter(|message| message.header.family == AddressFamily::Inet);
-    let subnet = |message: rtnetlink::packet_route::address::AddressMessage| {
-        let local = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            })?;
-        Some(Subnet {
-            link: message.header.index,
-            prefix: Prefix {
-                ip: local,
-                len: message.header.prefix_len,
-            },
-        })
-    };
-    Ok(of_ipv4.filter_map(subnet).collect())
 }
 
 /// Whether a link answers for addresses of other links: `arp_ignore` is the larger one of its own and
@@ -98,7 +60,7 @@ fn drops_requests(subject: &Subject, link: &str) -> bool {
 
 fn judge(
     vips: &[IpAddr],
-    subnets: &[Subnet],
+    networks: &[(u32, Prefix)],
     table: &LinkTable,
     answers: impl Fn(&str) -> bool,
 ) -> Vec<Check> {
@@ -108,11 +70,13 @@ fn judge(
             let mut addresses = table.addresses.iter();
             addresses.any(|found| found.ip == *vip && found.index == link)
         };
-        for subnet in subnets
+        // An address of its own is no subnet.
+        let holds = |network: Prefix| network.len < 32 && network.holds(*vip);
+        for (index, subnet) in networks
             .iter()
-            .filter(|subnet| subnet.holds(*vip) && !carries(subnet.link))
+            .filter(|(index, network)| holds(*network) && !carries(*index))
         {
-            let Some(link) = table.by_index(subnet.link) else {
+            let Some(link) = table.by_index(*index) else {
                 continue;
             };
             let name = &link.name;
@@ -123,9 +87,8 @@ fn judge(
                 Check::warning(
                     ID,
                     format!(
-                        "{vip} lies in the subnet {} of {name}, and the node answers ARP requests \
-                         for it there: neighbours take this node for {vip}",
-                        subnet.prefix
+                        "{vip} lies in the subnet {subnet} of {name}, and the node answers ARP requests \
+                         for it there: neighbours take this node for {vip}"
                     ),
                     format!(
                         "choose a VIP outside of the node's subnets, or set arp_ignore for {name}"
@@ -144,13 +107,6 @@ fn judge(
     checks
 }
 
-impl Subnet {
-    fn holds(self, ip: IpAddr) -> bool {
-        // An address of its own is no subnet.
-        self.prefix.len < 32 && self.prefix.holds(ip)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,18 +119,11 @@ mod tests {
             links: vec![Link::new(2, "eth0", LinkKind::Veth)],
             ..LinkTable::default()
         };
+        let vips = [IpAddr::from([10, 96, 0, 2])];
         let judged = |address: [u8; 4], len, answers| {
-            let subnet = Subnet {
-                link: 2,
-                prefix: Prefix {
-                    ip: IpAddr::from(address),
-                    len,
-                },
-            };
-            judge(&[IpAddr::from([10, 96, 0, 2])], &[subnet], &table, |_| {
-                answers
-            })[0]
-                .verdict
+            let ip = IpAddr::from(address);
+            let networks = [(2, Prefix { ip, len })];
+            judge(&vips, &networks, &table, |_| answers)[0].verdict
         };
         assert_eq!(judged([10, 96, 0, 7], 24, true), Verdict::Warning);
         assert_eq!(judged([10, 96, 0, 7], 24, false), Verdict::Ok);

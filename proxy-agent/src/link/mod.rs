@@ -23,7 +23,7 @@ mod vip;
 use std::net::IpAddr;
 
 use apply::Applier;
-pub use observe::{ObserveError, observe};
+pub use observe::{ObserveError, ipv4_networks, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;

@@ -18,6 +18,10 @@ const IFLA_EXT_MASK: u16 = 29;
 /// Leaves counters out of the answer (4.8), and with them most of its size.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
+/// The families, as errors name their addresses.
+const IPV4: (libc::c_int, &str) = (libc::AF_INET, "IPv4 addresses");
+const IPV6: (libc::c_int, &str) = (libc::AF_INET6, "IPv6 addresses");
+
 /// The link group that marks a link as created by the agent: "pxag" in ASCII.
 ///
 /// The group is the one marker that the kernel takes in the same message that creates the link (an
@@ -48,17 +52,15 @@ pub async fn observe(vips: &[IpAddr]) -> Result<LinkTable, ObserveError> {
     let any_owned = links.iter().any(|link| link.owned);
     let mut addresses = Vec::new();
     let mut secondaries = Vec::new();
-    for (family, what) in [
-        (libc::AF_INET, "IPv4 addresses"),
-        (libc::AF_INET6, "IPv6 addresses"),
-    ] {
-        let asked = vips
-            .iter()
-            .any(|vip| vip.is_ipv4() == (family == libc::AF_INET));
+    for family in [IPV4, IPV6] {
+        let asked = vips.iter().any(|vip| vip.is_ipv4() == (family == IPV4));
         if !asked && !any_owned {
             continue;
         }
-        let found = read_addresses(family, what, vips, &links).await?;
+        let found = read_addresses(family, |found: &mut Addresses, address| {
+            found.take(address, vips, &links);
+        })
+        .await?;
         addresses.extend(found.vips);
         secondaries.extend(found.secondaries);
         for link in &mut links {
@@ -115,26 +117,37 @@ struct Addresses {
     foreign_on_owned: Vec<u32>,
 }
 
-async fn read_addresses(
-    family: libc::c_int,
-    what: &'static str,
-    vips: &[IpAddr],
-    links: &[Link],
-) -> Result<Addresses, ObserveError> {
+/// The network of each IPv4 address, with the ifindex of its link.
+///
+/// # Errors
+///
+/// As [`observe`].
+pub async fn ipv4_networks() -> Result<Vec<(u32, Prefix)>, ObserveError> {
+    read_addresses(IPV4, |found: &mut Vec<_>, address| {
+        found.push((address.index, address.prefix()));
+    })
+    .await
+}
+
+/// Gives each address of a family to `each`. A list that has to be read again begins anew.
+async fn read_addresses<S: Default>(
+    (family, what): (libc::c_int, &'static str),
+    each: impl Fn(&mut S, LinkAddress),
+) -> Result<S, ObserveError> {
     let family = u8::try_from(family).expect("the two families are 2 and 10");
     // struct ifaddrmsg with nothing but the family.
     let body = [family, 0, 0, 0, 0, 0, 0, 0];
-    let mut found = Addresses::default();
+    let mut found = S::default();
     dump(
         RTM_GETADDR,
         RTM_NEWADDR,
         &body,
         &mut found,
-        |found| *found = Addresses::default(),
+        |found| *found = S::default(),
         |found, message| {
             // Without IPv6 in the kernel, the request for it is answered with IPv4.
             if message.first() == Some(&family) {
-                found.take(parse_address(message)?, vips, links);
+                each(found, parse_address(message)?);
             }
             Ok(())
         },
@@ -151,11 +164,7 @@ impl Addresses {
             return;
         }
         if address.secondary {
-            let prefix = Prefix {
-                ip: address.ip,
-                len: address.prefix_len,
-            };
-            self.secondaries.push((address.index, prefix));
+            self.secondaries.push((address.index, address.prefix()));
         }
         let owned = || {
             links

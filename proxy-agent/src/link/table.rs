@@ -172,6 +172,16 @@ impl LinkTable {
     }
 }
 
+impl LinkAddress {
+    /// The address with the length of its prefix.
+    pub(super) fn prefix(&self) -> Prefix {
+        Prefix {
+            ip: self.ip,
+            len: self.prefix_len,
+        }
+    }
+}
+
 impl Prefix {
     /// The same length and the same network: what the kernel calls primary and secondary.
     pub(super) fn same_subnet(self, other: Self) -> bool {
