@@ -18,12 +18,13 @@ use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::backend::ebpf::Ids;
+use crate::backend::ebpf::{self, Ids};
 use crate::backend::select::Backend;
 use crate::backend::tables;
 use crate::claims::Claims;
 use crate::config::{BackendChoice, Config, Guard};
 use crate::conntrack::Repair;
+use crate::dnat;
 use crate::kernel::author;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::features;
@@ -36,6 +37,8 @@ use crate::reconcile::{Control, Mode, Report, failed};
 use crate::state::State;
 use crate::state::history::History;
 
+/// The exit code of a value that cannot stand.
+const BAD_USAGE: u8 = 2;
 /// What the guard is called in reports.
 const PART: &str = "guard";
 /// Tables and chains of iptables-nft that hold rules of ours.
@@ -72,6 +75,10 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     if config.dry_run {
         return Ok(Node::start(config, Mode::DryRun).await?.tell_plan().await);
     }
+    if let Some(refusal) = services_refused(&config).await {
+        eprintln!("error: {refusal}");
+        return Ok(ExitCode::from(BAD_USAGE));
+    }
     // First the claims: one that is refused has not even left a file.
     let _claims = Claims::take(&config).await?;
     let lock = Lock::take(&config.run_dir)?;
@@ -79,6 +86,28 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         return Box::pin(daemon::run(config, lock)).await;
     }
     Ok(Node::start(config, Mode::Apply).await?.once().await)
+}
+
+/// Why a Service cannot end on the proxy on this node, if that is so: it is one of the node's own addresses.
+/// With IPVS every ClusterIP is one; there the Services are left to IPVS.
+async fn services_refused(config: &Config) -> Option<String> {
+    let may_be_ebpf = matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf);
+    if config.services.is_empty() || !may_be_ebpf || dnat::uses_ipvs() {
+        return None;
+    }
+    // What cannot be asked now is reported by the first pass.
+    let (handle, _connection) = connect().ok()?;
+    for service in &config.services {
+        let ip = service.cluster_ip.ip();
+        if ebpf::is_own_address(&handle, ip).await {
+            return Some(format!(
+                "invalid value '{}' for '--service-address': {ip} is an address of this node already; \
+                 give the ClusterIP of a Service",
+                service.cluster_ip
+            ));
+        }
+    }
+    None
 }
 
 /// Checks that the agent may change anything at all.
@@ -129,8 +158,10 @@ fn interest(config: &Config) -> Interest {
         tables: vec![
             tables::name(config.instance),
             tables::guard_name(config.instance),
+            tables::services_name(config.instance),
         ],
         routes: config.guard == Guard::Auto,
+        local_routes: config.services.iter().map(|one| one.cluster_ip.ip()).collect(),
         chains: IPTABLES_CHAINS.to_vec(),
         pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
             .then(|| config.bpffs.clone()),

@@ -14,11 +14,12 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::app::{check_rights, connect, exit_code, tell_if_lost};
-use crate::backend::ebpf::{self, Ebpf, Tables};
+use crate::backend::ebpf::{self, Drained, Ebpf, Tables};
 use crate::backend::iptables::Iptables;
 use crate::config::Config;
 use crate::instance::Instance;
@@ -45,6 +46,8 @@ pub struct Request {
     pub vips: Vec<IpAddr>,
     /// The link that carries them, if that was said.
     pub interface: Option<String>,
+    /// How long live connections to Services may go on.
+    pub drain_timeout: Duration,
 }
 
 /// What is to be removed.
@@ -60,6 +63,8 @@ pub struct Scope {
     pub bpffs: PathBuf,
     /// The agent's run directory.
     pub run_dir: PathBuf,
+    /// How long live connections to Services may go on.
+    pub drain_timeout: Duration,
 }
 
 impl From<&Config> for Scope {
@@ -70,6 +75,7 @@ impl From<&Config> for Scope {
             interface: Some(config.interface.clone()),
             bpffs: config.bpffs.clone(),
             run_dir: config.run_dir.clone(),
+            drain_timeout: config.drain_timeout,
         }
     }
 }
@@ -151,12 +157,17 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     let table = table
         .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
         .ok();
-    let settings = ebpf::Settings::to_remove(scope.instance, &scope.bpffs, &scope.run_dir);
+    let settings = ebpf::Settings::to_remove(
+        scope.instance,
+        &scope.bpffs,
+        &scope.run_dir,
+        scope.drain_timeout,
+    );
     Ebpf::teardown(
         &settings,
         &handle,
         table.as_ref(),
-        Tables::Delete,
+        (Tables::Delete, Drained::Wait),
         mode,
         report,
     )

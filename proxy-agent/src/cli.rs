@@ -43,7 +43,7 @@ Examples:
   proxy-agent --ip-address=10.96.0.2,fd00:10:96::2 --interface=apiserver-proxy --port=443,8443
       Two VIPs on a dummy link of their own, two ports.
   proxy-agent --ip-address=10.96.0.2 --service-address=auto
-      Translate the ClusterIP to the VIP: neither kube-proxy nor conntrack is in the path.
+      The ClusterIP ends on the proxy too: neither kube-proxy nor conntrack is in the path.
   proxy-agent --ip-address=10.96.0.2 --daemon=false
       One pass, for an init container.
   proxy-agent --ip-address=10.96.0.2 --dry-run
@@ -123,6 +123,7 @@ where
             dry_run,
             ip_address,
             interface,
+            drain,
             location,
         }) => {
             return Ok(Invocation::Cleanup(cleanup::Request {
@@ -132,6 +133,7 @@ where
                 bpffs: location.bpffs,
                 vips: ip_address,
                 interface,
+                drain_timeout: drain.timeout(),
             }));
         }
         Some(Subcommand::Doctor {
@@ -226,8 +228,8 @@ fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) ->
     };
     let mut log = args.klog.into_options(args.log_format);
     log.remarks.extend(services.remark);
-    if !services.translated.is_empty() {
-        log.remarks.extend(untranslated(backend));
+    if !services.services.is_empty() {
+        log.remarks.extend(left_to_others(backend));
     }
     if args.guard_mode == GuardMode::Xdp
         && !matches!(backend, BackendChoice::Auto | BackendChoice::Ebpf)
@@ -245,7 +247,9 @@ fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) ->
         daemon: args.daemon,
         cleanup: args.cleanup,
         backend,
-        services: services.translated,
+        services: services.services,
+        proxy_listener: args.proxy_listener,
+        drain_timeout: args.drain.timeout(),
         repair: services.repair,
         accept_rules: args.accept_rules,
         guard,
@@ -265,7 +269,7 @@ fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) ->
 }
 
 /// What is to be said about a backend that leaves the Services to kube-proxy.
-fn untranslated(backend: BackendChoice) -> Option<Remark> {
+fn left_to_others(backend: BackendChoice) -> Option<Remark> {
     let name = match backend {
         BackendChoice::Auto | BackendChoice::Ebpf => return None,
         BackendChoice::Nftables => "nftables",
@@ -273,7 +277,7 @@ fn untranslated(backend: BackendChoice) -> Option<Remark> {
         BackendChoice::None => "none",
     };
     Some(Remark::Warning(format!(
-        "--service-address with backend {name}: nothing is translated; only backend ebpf does that"
+        "--service-address with backend {name}: no Service ends on the proxy; that takes backend ebpf"
     )))
 }
 

@@ -33,9 +33,12 @@ pub struct Config {
     pub cleanup: bool,
     /// How conntrack is kept out of the path.
     pub backend: BackendChoice,
-    /// The Services whose connections are translated, in the order given: each to a VIP endpoint
-    /// of its own.
+    /// The Services whose connections end on the proxy, in the order given.
     pub services: Vec<Service>,
+    /// Which listener counts as the proxy.
+    pub proxy_listener: ProxyListener,
+    /// How long live connections to a Service that is given up may go on.
+    pub drain_timeout: Duration,
     /// Further endpoints whose stale conntrack entries are deleted, in the order given; those of
     /// `services` always are, and are not among them.
     pub repair: Vec<SocketAddr>,
@@ -55,7 +58,7 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Directory for the agent's own state.
     pub run_dir: PathBuf,
-    /// Size of the map of decided connections.
+    /// How many connections each table of connections has room for.
     pub max_connections: u32,
     /// How TC programs are attached.
     pub tc_attach: TcAttach,
@@ -85,7 +88,7 @@ pub fn endpoints(vips: &[IpAddr], ports: &[u16]) -> impl Iterator<Item = SocketA
         .flat_map(move |vip| ports.iter().map(|port| SocketAddr::new(*vip, *port)))
 }
 
-/// A Service whose connections the agent translates.
+/// A Service whose connections end on the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// What clients connect to: no VIP, and no other Service's.
@@ -94,12 +97,25 @@ pub struct Service {
     pub vip: SocketAddr,
 }
 
+/// Which listener counts as the proxy.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyListener {
+    /// One that is bound to the VIP
+    #[default]
+    Vip,
+    /// One on the wildcard address too
+    Any,
+}
+
 /// How conntrack is kept out of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BackendChoice {
     /// The first that works, in the order that follows
     Auto,
-    /// TC programs and BPF verdicts, decided per connection
+    /// eBPF programs and rules of nf_tables, decided per connection
     Ebpf,
     /// Rules and sets of nf_tables, decided per connection; no eBPF, no iptables
     Nftables,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::history::History;
 use crate::config::{
+    ProxyListener,
     self, AcceptRules, BackendChoice, Config, GuardMode, Serve, Service, TcAttach,
 };
 use crate::instance::Instance;
@@ -64,7 +65,7 @@ pub struct Settings {
     pub ports: Vec<u16>,
     /// The link that carries the VIPs.
     pub interface: String,
-    /// The services that are translated.
+    /// The Services that end on the proxy.
     pub services: Vec<Service>,
     /// Where maps and links are pinned.
     pub bpffs: PathBuf,
@@ -74,7 +75,7 @@ pub struct Settings {
     pub accept_rules: AcceptRules,
     /// How TC programs are attached.
     pub tc_attach: TcAttach,
-    /// Size of the map of decided connections.
+    /// How many connections each table of connections has room for.
     pub max_connections: u32,
     /// Where packets for the VIPs are dropped; the default where an older version has not told, here
     /// and below.
@@ -86,6 +87,9 @@ pub struct Settings {
     /// Networks that may come from outside.
     #[serde(default)]
     pub allow_from: Vec<IpNet>,
+    /// Which listener counts as the proxy.
+    #[serde(default)]
+    pub proxy_listener: ProxyListener,
 }
 
 impl Settings {
@@ -210,6 +214,7 @@ impl State {
                 guard: config.guard.clone(),
                 guard_mode: config.guard_mode,
                 allow_from: config.allow_from.clone(),
+                proxy_listener: config.proxy_listener,
             },
             backend,
             guard,
@@ -233,6 +238,8 @@ impl State {
             cleanup: false,
             backend: backend.unwrap_or(BackendChoice::None),
             services: settings.services.clone(),
+            proxy_listener: settings.proxy_listener,
+            drain_timeout: Duration::ZERO,
             repair: Vec::new(),
             accept_rules: settings.accept_rules,
             guard: settings.guard.clone(),

@@ -22,7 +22,6 @@ use serde::Serialize as _;
 
 use self::model::{Agent, Connections, Drift, Status};
 use crate::app;
-use crate::backend::ebpf::statistics;
 use crate::link;
 use crate::lock;
 use crate::reconcile::Report;
@@ -84,7 +83,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
     let links = or_told(link::observe(&state.settings.vips).await, &mut unreadable);
     let bpffs = request.bpffs.as_ref().unwrap_or(&state.settings.bpffs);
     let rows = or_told(counters::read(state, bpffs), &mut unreadable);
-    let fill = or_told(statistics::fill(bpffs).await, &mut unreadable).flatten();
+    let fill = or_told(counters::connections(state), &mut unreadable).flatten();
     let drift = match app::drift(state, &request.run_dir).await {
         Ok(report) => Drift::from(report),
         Err(error) => {

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Addresses and ports as they stand in packets and maps: network byte order, both families in
 //! one shape.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Which packets are dropped so that the VIPs answer to this node only. One decision for all hooks:
 //! [`examine`] reads any packet, [`judge`] decides about one that is read.
@@ -12,10 +12,14 @@ pub use read::{ETH_P_IP, ETH_P_IPV6, Frame, Ipv4Ends, Ipv6Ends, examine};
 
 use crate::addr::{Address, Endpoint};
 
-/// What a link is to the guard; the value of a map whose key is the ifindex.
-#[repr(transparent)]
+/// What a link is to the guard and to routes; the value of a map whose key is the ifindex.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Link(u32);
+pub struct Link {
+    flags: u32,
+    /// The ifindex of the bridge that the link is a port of; zero if it is none.
+    master: u32,
+}
 
 /// Why a packet is dropped. The number is the place in
 /// [`Counters::dropped`](crate::Counters::dropped) and does not change between versions.
@@ -26,8 +30,11 @@ pub enum Cause {
     Outside = 0,
     /// It has a VIP as its source, or is addressed to the proxy from a loopback address.
     SpoofedSource = 1,
-    /// A neighbour on a guarded link asks who has a VIP.
+    /// A neighbour on a guarded link asks who has a VIP or a Service address.
     Neighbour = 2,
+    /// It claims to be the proxy's reply from a Service address and cannot be: the reply has another
+    /// source port, or resets a connection that goes on.
+    StrayReply = 3,
 }
 
 /// A packet that is to be dropped.
@@ -57,6 +64,9 @@ pub trait Knowledge {
     /// Under which endpoint packets are counted that have this VIP and no port to be told; none if
     /// the address is no VIP.
     fn vip(&self, address: &Address) -> Option<Endpoint>;
+    /// Under which endpoint a neighbour's question for this address is counted; none if it is neither a
+    /// VIP nor an address of a Service that ends on the proxy.
+    fn asked(&self, address: &Address) -> Option<Endpoint>;
     /// Whether this is a VIP with one of the proxy's ports.
     fn is_proxy(&self, endpoint: &Endpoint) -> bool;
     /// Whether this source may come from outside.
@@ -85,34 +95,52 @@ impl Link {
         if tagged {
             flags |= Self::TAGGED;
         }
-        Self(flags)
+        Self { flags, master: 0 }
+    }
+
+    /// The same link as a port of the bridge with this ifindex.
+    #[must_use]
+    pub const fn port_of(self, master: u32) -> Self {
+        Self { master, ..self }
+    }
+
+    /// The ifindex of the bridge that the link is a port of; zero if it is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn master(self) -> u32 {
+        self.master
     }
 
     /// Whether what arrives there comes from outside of the node.
     #[inline(always)]
     #[must_use]
     pub const fn is_guarded(self) -> bool {
-        self.0 & Self::GUARDED != 0
+        self.flags & Self::GUARDED != 0
     }
 
     /// Whether what arrives there may have been sent by the node itself.
     #[inline(always)]
     #[must_use]
     pub const fn is_inner(self) -> bool {
-        self.0 & Self::INNER != 0
+        self.flags & Self::INNER != 0
     }
 
     /// Whether packets with a VLAN tag are judged there.
     #[inline(always)]
     #[must_use]
     pub const fn takes_tagged(self) -> bool {
-        self.0 & Self::TAGGED != 0
+        self.flags & Self::TAGGED != 0
     }
 }
 
 impl Cause {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Outside, Self::SpoofedSource, Self::Neighbour];
+    pub const ALL: [Self; 4] = [
+        Self::Outside,
+        Self::SpoofedSource,
+        Self::Neighbour,
+        Self::StrayReply,
+    ];
 }
 
 /// False if a packet with these addresses is certainly not dropped. That costs a packet of a pod to
@@ -184,10 +212,10 @@ fn judge_question(
     source: &Address,
     target: &Address,
 ) -> Result<(), Refused> {
-    if !known.may_be_vip(target) || !known.link().is_guarded() {
+    if !known.link().is_guarded() {
         return Ok(());
     }
-    match known.vip(target) {
+    match known.asked(target) {
         Some(vip) if !known.is_allowed(source) => Err(Refused {
             cause: Cause::Neighbour,
             vip,
@@ -196,7 +224,7 @@ fn judge_question(
     }
 }
 
-// SAFETY: one integer, any bit pattern is valid.
+// SAFETY: `repr(C)`, two integers of the same size, any bit pattern is valid.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Link {}
 

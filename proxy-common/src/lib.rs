@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! What the eBPF programs and the agent share: the layout of map keys and values, the headers the
 //! programs read, and the pure rules by which a connection is decided.
@@ -20,9 +20,11 @@ pub mod connection;
 pub mod guard;
 pub mod limits;
 pub mod packet;
+pub mod service;
 pub mod statistics;
 
 pub use addr::{Address, Endpoint};
-pub use connection::{Connection, ConnectionKey};
+pub use connection::ConnectionKey;
+pub use service::{Service, ServicePorts};
 pub use packet::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
 pub use statistics::{CounterKey, Counters, Reason, Traffic};

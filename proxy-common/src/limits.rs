@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Bounds that the programs and the agent must agree on.
 
@@ -7,11 +7,10 @@ use crate::addr::Address;
 /// VIPs times ports.
 pub const MAX_VIPS: u32 = 256;
 
-/// Entries of the map of destinations: VIPs with their ports, and the service addresses that are
-/// translated to them, at most one for each.
-pub const MAX_DESTINATIONS: u32 = 2 * MAX_VIPS;
+/// Services that end on the proxy, those that are drained included.
+pub const MAX_SERVICES: u32 = 2 * MAX_VIPS;
 
-/// Decided connections that are remembered unless the agent is told otherwise.
+/// Connections that each table of connections has room for unless the agent is told otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: u32 = 65_536;
 
 /// Pairs of a link and a VIP with its port that are counted.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The headers the programs read, in the form in which one load brings them from the packet, and
 //! what a TCP segment is once they are understood.
@@ -13,10 +13,8 @@ const HOP_BY_HOP: u8 = 0;
 const JUMBO_OPTION: [u8; 2] = [0xc2, 4];
 const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 const IPV6_VERSION: u8 = 0x60;
-const IPV4_HEADER: u16 = 20;
 /// Length of an IPv6 header in bytes.
 pub const IPV6_HEADER: u32 = 40;
-const JUMBO_HEADER: u32 = 8;
 /// More-fragments flag and fragment offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;
 
@@ -122,38 +120,15 @@ pub struct Segment {
     source: Endpoint,
     destination: Endpoint,
     flags: u8,
-    /// Host byte order.
-    seq: u32,
-    /// Host byte order.
-    ack: u32,
-    /// Bytes behind the TCP header.
-    payload: u32,
-    /// Bytes between the start of the IP header and that of the TCP header.
-    transport: u32,
 }
 
 impl TcpHeader {
     #[inline(always)]
-    fn header_length(&self) -> u16 {
-        u16::from(self.data_offset >> 4) * 4
-    }
-
-    #[inline(always)]
-    fn segment(
-        &self,
-        source: Address,
-        destination: Address,
-        transport: u32,
-        length: u16,
-    ) -> Segment {
+    fn segment(&self, source: Address, destination: Address) -> Segment {
         Segment {
             source: Endpoint::new(source, self.source_port),
             destination: Endpoint::new(destination, self.destination_port),
             flags: self.flags,
-            seq: u32::from_be(self.seq),
-            ack: u32::from_be(self.ack),
-            payload: u32::from(length.saturating_sub(self.header_length())),
-            transport,
         }
     }
 }
@@ -178,8 +153,6 @@ impl Ipv4Tcp {
         Ok(self.tcp.segment(
             Address::from_ipv4(self.source),
             Address::from_ipv4(self.destination),
-            u32::from(IPV4_HEADER),
-            u16::from_be(self.total_length).saturating_sub(IPV4_HEADER),
         ))
     }
 }
@@ -202,8 +175,6 @@ impl Ipv6Tcp {
         Ok(self.tcp.segment(
             Address::from_ipv6(self.source),
             Address::from_ipv6(self.destination),
-            IPV6_HEADER,
-            u16::from_be(self.payload_length),
         ))
     }
 
@@ -216,7 +187,7 @@ impl Ipv6Tcp {
             && self.payload_length == 0
     }
 
-    /// Understands the headers of a segment of more than 64 KiB. Its payload is not told.
+    /// Understands the headers of a segment of more than 64 KiB.
     ///
     /// # Errors
     ///
@@ -233,8 +204,6 @@ impl Ipv6Tcp {
         Ok(jumbo.tcp.segment(
             Address::from_ipv6(self.source),
             Address::from_ipv6(self.destination),
-            IPV6_HEADER + JUMBO_HEADER,
-            0,
         ))
     }
 }
@@ -254,34 +223,6 @@ impl Segment {
         self.destination
     }
 
-    /// Sequence number, host byte order.
-    #[inline(always)]
-    #[must_use]
-    pub const fn seq(&self) -> u32 {
-        self.seq
-    }
-
-    /// Acknowledgement number, host byte order.
-    #[inline(always)]
-    #[must_use]
-    pub const fn ack(&self) -> u32 {
-        self.ack
-    }
-
-    /// Bytes behind the TCP header.
-    #[inline(always)]
-    #[must_use]
-    pub const fn payload(&self) -> u32 {
-        self.payload
-    }
-
-    /// Bytes between the start of the IP header and that of the TCP header.
-    #[inline(always)]
-    #[must_use]
-    pub const fn transport(&self) -> u32 {
-        self.transport
-    }
-
     /// The first segment of a connection. Explicit congestion notification sets two more flags on
     /// it; together with FIN or RST it is none that any stack would send.
     #[inline(always)]
@@ -290,13 +231,11 @@ impl Segment {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
-    /// The answer to a first segment: SYN-ACK, or the RST of a port where nobody listens. That RST
-    /// has sequence number zero, which tells it from one that ends a connection (RFC 9293 §3.5.2).
+    /// Ends the connection at once.
     #[inline(always)]
     #[must_use]
-    pub const fn answers_opening(&self) -> bool {
-        self.flags & (SYN | ACK | RST) == SYN | ACK
-            || (self.flags & (SYN | ACK | RST) == ACK | RST && self.seq == 0)
+    pub const fn resets(&self) -> bool {
+        self.flags & RST != 0
     }
 }
 

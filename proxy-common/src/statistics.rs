@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The map of counters: its key, its value, and the reasons for which connections stay undecided.
 
@@ -22,15 +22,12 @@ pub struct CounterKey {
 pub enum Reason {
     /// The proxy has a connection with the same addresses and ports that came in another way.
     InUse = 0,
-    /// Nobody listens on the VIP: the way without the agent may lead somewhere.
+    /// No listener is bound to the VIP: the way without the agent may lead somewhere.
     NoListener = 1,
     /// A map had no room.
     MapFull = 2,
-    /// Decided, but the address could not be changed in the packet: the rules have to do it.
-    Rewrite = 3,
-    /// The connection came by somebody's DNAT from the client port of an older decision, which was
-    /// taken back.
-    OlderDecision = 4,
+    /// By the node's routes the Service address is not local to packets of this link.
+    NotLocal = 3,
 }
 
 /// Reasons there is room for; more than there are, so that a new one needs no new map.
@@ -60,7 +57,7 @@ pub struct Counters {
     /// SYNs that were decided; one that is sent again counts again, here and below.
     pub decided: u64,
     /// Those of them that were addressed to a service, and calls of connect(2) to one.
-    pub translated: u64,
+    pub terminated: u64,
     /// SYNs that were not, each under its [`Reason`].
     pub undecided: [u64; MAX_REASONS],
     /// Packets that were dropped, each under its [`Cause`].
@@ -97,12 +94,11 @@ impl CounterKey {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 4] = [
         Self::InUse,
         Self::NoListener,
         Self::MapFull,
-        Self::Rewrite,
-        Self::OlderDecision,
+        Self::NotLocal,
     ];
 }
 
@@ -126,7 +122,7 @@ impl Counters {
         requests: Traffic::NONE,
         replies: Traffic::NONE,
         decided: 0,
-        translated: 0,
+        terminated: 0,
         undecided: [0; MAX_REASONS],
         dropped: [0; MAX_CAUSES],
     };
@@ -136,7 +132,7 @@ impl Counters {
         self.requests.add(other.requests);
         self.replies.add(other.replies);
         self.decided = self.decided.wrapping_add(other.decided);
-        self.translated = self.translated.wrapping_add(other.translated);
+        self.terminated = self.terminated.wrapping_add(other.terminated);
         for (sum, part) in self.undecided.iter_mut().zip(other.undecided) {
             *sum = sum.wrapping_add(part);
         }
@@ -214,7 +210,7 @@ mod tests {
                 bytes: 100,
             },
             decided: 3,
-            translated: 4,
+            terminated: 4,
             undecided: [5; MAX_REASONS],
             dropped: [6; MAX_CAUSES],
         };
@@ -222,7 +218,7 @@ mod tests {
         sum.add(&one);
         assert_eq!(sum.requests.bytes, 120);
         assert_eq!(sum.replies.packets, 4);
-        assert_eq!((sum.decided, sum.translated), (6, 8));
+        assert_eq!((sum.decided, sum.terminated), (6, 8));
         assert_eq!(sum.undecided, [10; MAX_REASONS]);
         assert_eq!(sum.dropped, [12; MAX_CAUSES]);
         sum.add(&Counters::ZERO);

@@ -1,9 +1,9 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! cgroup hooks: processes in the host's network namespace that connect to a translated service
-//! are connected to the VIP, and go on seeing the service as their peer.
+//! cgroup hooks: processes in the host's network namespace that connect to a Service of the proxy
+//! are connected to the VIP, and go on seeing the Service as their peer.
 //!
-//! Pods are left alone: their connections are translated outside of them, so that what runs
+//! Pods are left alone: their connections are decided outside of them, so that what runs
 //! inside, a service mesh for example, sees what it always saw.
 
 use aya_ebpf::EbpfContext as _;
@@ -13,7 +13,7 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use proxy_common::{Address, Endpoint};
 
-use crate::maps::{destinations, peers, statistics};
+use crate::maps::{peers, services, statistics};
 use crate::packet::Undecided;
 use crate::sockets;
 
@@ -91,18 +91,22 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     let context = ctx.sock_addr;
     // SAFETY: the kernel hands a valid context of this family to the program.
     let (kind, port) = unsafe { ((*context).type_, port(context)) };
-    if kind != SOCK_STREAM || !destinations::may_be(port) {
+    if kind != SOCK_STREAM || !services::may_be_port(port) {
         return Err(Undecided::NotForProxy);
     }
     // SAFETY: as above.
     let addressed = Endpoint::new(unsafe { F::get(context) }, port);
-    let vip = destinations::vip_of(&addressed)?;
-    if vip == addressed {
-        return Err(Undecided::NotTranslated);
+    let service = services::get(&addressed)?;
+    if service.is_draining() {
+        return Err(Undecided::Draining);
     }
     if !is_on_host(ctx) {
         return Err(Undecided::NotOnHost);
     }
+    if is_bound_to_link(ctx) {
+        return Err(Undecided::BoundToLink);
+    }
+    let vip = service.vip();
     let outcome = translate::<F>(ctx, addressed, vip);
     statistics::connected(vip, outcome);
     outcome
@@ -114,9 +118,7 @@ fn translate<F: Family>(
     addressed: Endpoint,
     vip: Endpoint,
 ) -> Result<(), Undecided> {
-    if !sockets::is_listening(ctx, vip) {
-        return Err(Undecided::NoListener);
-    }
+    sockets::with_listener(ctx, vip, |_| Ok(()))?;
     let context = ctx.sock_addr;
     // SAFETY: the kernel hands a valid context of this family to the program.
     unsafe {
@@ -135,7 +137,7 @@ pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     let context = ctx.sock_addr;
     // SAFETY: the kernel hands a valid context of this family to the program.
     let port = unsafe { port(context) };
-    if !destinations::may_be(port) {
+    if !services::may_be_port(port) {
         return Err(Undecided::NotForProxy);
     }
     // SAFETY: as above.
@@ -143,7 +145,7 @@ pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     // SAFETY: as above.
     let shown = Endpoint::new(unsafe { F::get(context) }, port);
     // A socket can be connected again, to somebody else.
-    if destinations::vip_of(&original)? != shown {
+    if services::get(&original)?.vip() != shown {
         return Err(Undecided::NotTranslated);
     }
     // SAFETY: as above.
@@ -165,10 +167,20 @@ unsafe fn port(context: *mut bpf_sock_addr) -> u16 {
     }
 }
 
+/// Whether the socket is bound to a link: it asks for a way out of the node, not for the VIP on `lo`.
+#[inline(always)]
+fn is_bound_to_link(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the kernel hands a valid context to the program, with the socket that connects (Linux 5.3).
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        (*socket).bound_dev_if != 0
+    }
+}
+
 /// Whether the process is in the network namespace that the agent works in.
 #[inline(always)]
 fn is_on_host(ctx: &SockAddrContext) -> bool {
-    let host = match destinations::host_netns() {
+    let host = match services::host_netns() {
         // SAFETY: without a context the helper tells the cookie of the initial namespace.
         0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,

@@ -1,26 +1,44 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! TC egress: translates the source of replies that nf_tables has not translated, because our
-//! table was removed.
+//! TC egress of the same links: a net for moments without our rules.
+//!
+//! Without them conntrack picks a live connection to a Service up half-way, and kube-proxy's DNAT bends
+//! it: the client's packet ends at a listener that does not know it and is answered by a RST, or
+//! the proxy's reply gets another source port. Neither can be genuine while the proxy has the
+//! connection, so neither reaches the client. TCP repeats what was lost.
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::ConnectionKey;
+use proxy_common::{ConnectionKey, CounterKey, Endpoint};
 
-use crate::maps::{connections, destinations};
+use crate::maps::{services, statistics};
 use crate::packet::{self, FromNetworkHeader, Undecided};
-use crate::translate::{self, Side};
+use crate::sockets;
 
-/// Translates the packet if it is a reply of a translated connection and still shows the VIP.
+/// Drops the packet if it claims to be a reply of a Service and cannot be.
 #[inline(always)]
-pub fn translate(ctx: &TcContext) -> Result<(), Undecided> {
-    let skb = ctx.skb.skb;
-    let segment = packet::segment::<FromNetworkHeader>(skb)?;
-    if !destinations::may_be(segment.source().port()) {
+pub fn catch(ctx: &TcContext) -> Result<(), Undecided> {
+    let segment = packet::segment::<FromNetworkHeader>(ctx.skb.skb)?;
+    let (from, client) = (segment.source(), segment.destination());
+    if !services::may_be_address(&from.address()) {
         return Err(Undecided::NotForProxy);
     }
-    let entry = connections::get(&ConnectionKey::of_reply(&segment))?;
-    if !entry.is_translated() {
-        return Err(Undecided::NotTranslated);
+    let ports = services::ports(&from.address())?;
+    for port in ports.ports() {
+        if *port == 0 {
+            break;
+        }
+        // Its own port: only a RST can be wrong.
+        if *port == from.port() && !segment.resets() {
+            return Ok(());
+        }
+        let service = Endpoint::new(from.address(), *port);
+        let known = services::get(&service)?;
+        // The agent resets what is left when it stops draining. And a Service may have other ports that
+        // are none of ours: they are known by there being no such connection.
+        if !known.is_draining() && sockets::goes_on(ctx, &ConnectionKey::new(client, service)) {
+            statistics::stray_reply(CounterKey::THIS_HOST, known.vip());
+            return Err(Undecided::Dropped);
+        }
     }
-    translate::rewrite(skb, &segment, Side::Source, entry.original())
+    Ok(())
 }

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The guard at both places where it stands: TC ingress of every link, and XDP on guarded links, where
 //! that is asked for. What is dropped is decided by `proxy_common::guard`.

@@ -1,37 +1,35 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! TC ingress: drops what must not reach the VIP, decides the connections of pods and of the wire,
-//! before any NAT, and translates the destination of those that were addressed to a service.
+//! TC ingress: drops what must not reach the VIP, and decides connections of pods and of the wire to
+//! Services at their SYN, before any NAT. From then on the proxy's socket is the state: no later
+//! packet is looked at here.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use proxy_common::{ConnectionKey, Endpoint, Segment};
+use proxy_common::{ConnectionKey, Segment, Service};
 
 use crate::guard;
-use crate::maps::{connections, destinations, statistics};
+use crate::maps::{services, statistics};
 use crate::packet::{self, FromNetworkHeader, Undecided};
-use crate::sockets::{self, Proxy};
-use crate::translate::{self, Side};
+use crate::{route, sockets};
 
-/// Drops the packet if it must not reach the VIP; decides the connection if it is a SYN for the proxy;
-/// translates the packet if its connection is.
+/// Drops the packet if it must not reach the VIP; decides the connection if it is a SYN to a Service.
 #[inline(always)]
-pub fn guard_decide_and_translate(skb: *mut __sk_buff) -> Result<(), Undecided> {
-    match decide_and_translate(skb, false) {
+pub fn guard_and_decide(skb: *mut __sk_buff) -> Result<(), Undecided> {
+    match look(skb, false) {
         Err(Undecided::Unguarded) => {
             guard::skb(skb)?;
-            decide_and_translate(skb, true)
+            look(skb, true)
         }
         outcome => outcome,
     }
 }
 
-/// What follows the guard, or tells that it has to look first, which it has to at few packets. Not
-/// inlined, as the guard is not: together they would need more stack than there is.
+/// What follows the guard, or says that the guard has to look first, which it has to at few packets.
+/// Not inlined, as the guard is not: together they would need more stack than there is.
 #[inline(never)]
-fn decide_and_translate(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
-    let ctx = &TcContext::new(skb);
+fn look(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
     // SAFETY: the kernel hands a valid context to the program.
     let segment = if unsafe { (*skb).vlan_present } == 0 {
         packet::segment::<FromNetworkHeader>(skb)
@@ -47,97 +45,47 @@ fn decide_and_translate(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undeci
     if !guarded && guard::concerns(skb, &segment) {
         return Err(Undecided::Unguarded);
     }
-    if !destinations::may_be(segment.destination().port()) {
-        return Err(Undecided::NotForProxy);
-    }
-    let addressed = segment.destination();
-    if !segment.opens() && !destinations::are_translated() {
+    if !segment.opens() {
         return Err(Undecided::NotOpening);
     }
-    let vip = destinations::vip_of(&addressed)?;
-    let original = if vip == addressed {
-        Endpoint::NONE
-    } else {
-        addressed
-    };
-    if original != Endpoint::NONE && segment.opens() && guard::is_guarded(skb) {
-        return Err(Undecided::Outside);
+    let addressed = segment.destination();
+    if !services::may_be_address(&addressed.address()) || !services::may_be_port(addressed.port()) {
+        return Err(Undecided::NotForProxy);
     }
-    let key = ConnectionKey::new(segment.source(), vip);
-    if !segment.opens() {
-        return translate(ctx, &segment, &key, original);
+    let service = services::get(&addressed)?;
+    if service.is_draining() {
+        return Err(Undecided::Draining);
     }
-    if original == Endpoint::NONE
-        && connections::get(&key).is_ok_and(|entry| entry.has_translated(&segment))
-    {
-        return Ok(());
+    let key = ConnectionKey::of_request(&segment);
+    let outcome = decide(skb, &segment, &key, &service);
+    if outcome.is_err() {
+        // What an older connection of the same client port has left must not speak for this one.
+        services::forget(&key);
     }
-    let outcome = decide(ctx, &segment, &key, original)
-        .and_then(|()| translate(ctx, &segment, &key, original));
     // SAFETY: the kernel hands a valid context to the program.
     let link = unsafe { (*skb).ifindex };
-    statistics::opened(link, vip, original != Endpoint::NONE, outcome);
+    statistics::opened(link, service.vip(), outcome);
     outcome
 }
 
-/// Translates the packet if that is what was decided about its connection.
-#[inline(always)]
-fn translate(
-    ctx: &TcContext,
-    segment: &Segment,
-    key: &ConnectionKey,
-    original: Endpoint,
-) -> Result<(), Undecided> {
-    if original == Endpoint::NONE {
-        return Ok(());
-    }
-    if connections::get(key)?.original() != original {
-        return Err(Undecided::NoDecision);
-    }
-    translate::rewrite(ctx.skb.skb, segment, Side::Destination, key.vip())
-}
-
-/// Decides a connection unless that could harm another one, or lead to nobody.
+/// Decides a connection, if the proxy is there to take it and the node's routes bring it there.
 #[inline(always)]
 fn decide(
-    ctx: &TcContext,
+    skb: *mut __sk_buff,
     syn: &Segment,
     key: &ConnectionKey,
-    original: Endpoint,
+    service: &Service,
 ) -> Result<(), Undecided> {
-    match sockets::proxy(ctx, key) {
-        Proxy::Connected => {
-            // The proxy has a connection with the same addresses and ports. If it came in the same
-            // way, the client has given it up, and the proxy will tell. If not, it is alive: a
-            // decision would turn its replies into those of this one. When it came by somebody's
-            // DNAT, conntrack tells the two apart by giving this one another source port.
-            let same = connections::get(key).is_ok_and(|entry| entry.original() == original);
-            if !same {
-                debug!(
-                    ctx,
-                    "undecided: the proxy has another connection of the same client port"
-                );
-                return Err(Undecided::InUse);
-            }
-        }
-        Proxy::Listening => {}
-        Proxy::Absent | Proxy::Waiting => {
-            // To the VIP itself there is no other way. To a service there is: the one that the
-            // packet takes without the agent.
-            if original != Endpoint::NONE && !sockets::is_listening(ctx, key.vip()) {
-                connections::forget(key);
-                return Err(Undecided::NoListener);
-            }
-        }
+    let ctx = &TcContext::new(skb);
+    if guard::is_guarded(skb) {
+        return Err(Undecided::Outside);
     }
-    connections::decide(key, syn, original).inspect_err(|_| connections::forget(key))?;
-    // SAFETY: the kernel hands a valid context to the program.
-    let link = unsafe { (*ctx.skb.skb).ifindex };
-    debug!(
-        ctx,
-        "decided at ingress of link {}, isn {}",
-        link,
-        syn.seq()
-    );
+    if !route::leads_here(ctx, syn) {
+        return Err(Undecided::NotLocal);
+    }
+    let vip = service.vip();
+    sockets::with_listener(ctx, vip, |listener| services::keep_listener(&vip, listener))?;
+    services::decide(key)?;
+    debug!(ctx, "decided a connection to a service");
     Ok(())
 }

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The programs that run in the kernel.
 //!
@@ -24,33 +24,29 @@ mod guard;
 mod ingress;
 mod maps;
 mod packet;
+mod route;
 mod sockets;
-mod translate;
-mod verdict;
+mod steer;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, socket_filter, xdp};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, xdp};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext};
 
 use crate::connect::{Ipv4, Ipv6};
 use crate::packet::Undecided;
 
-/// Result of a `socket_filter` program behind the `match bpf` expression: the packet goes on as if
-/// the rule were not there.
-const NO_MATCH: i64 = 0;
-/// The rest of the rule is carried out.
-const MATCH: i64 = 1;
 /// Result of a `cgroup_sock_addr` program: the call goes on, changed or not.
 const ALLOW: i32 = 1;
 
-/// TC ingress of every link that brings pod or wire traffic: guards the VIP, decides at the SYN,
-/// translates services to the VIP.
+/// TC ingress of every link that brings pod or wire traffic: guards the VIP, decides connections to
+/// Services at their SYN.
 ///
 /// A packet that is not dropped goes on to the next program, whatever happened here.
 #[classifier]
 pub fn vip_ingress(ctx: TcContext) -> i32 {
-    match ingress::guard_decide_and_translate(ctx.skb.skb) {
+    match ingress::guard_and_decide(ctx.skb.skb) {
         Err(Undecided::Dropped) => TC_ACT_SHOT,
         Ok(()) | Err(_) => TC_ACT_UNSPEC,
     }
@@ -65,42 +61,23 @@ pub fn vip_guard(ctx: XdpContext) -> u32 {
     }
 }
 
-/// TC egress of the same links: translates replies back to the service.
+/// TC egress of the same links: keeps replies of Services that cannot be genuine from clients.
 #[classifier]
 pub fn vip_egress(ctx: TcContext) -> i32 {
-    match egress::translate(&ctx) {
+    match egress::catch(&ctx) {
+        Err(Undecided::Dropped) => TC_ACT_SHOT,
         Ok(()) | Err(_) => TC_ACT_UNSPEC,
     }
 }
 
-/// Raw PREROUTING, packets to the VIP: obeys the decision.
-#[socket_filter]
-pub fn vip_prerouting(ctx: SkBuffContext) -> i64 {
-    verdict(verdict::obey(&ctx))
-}
-
-/// Raw PREROUTING, packets to a service: those of translated connections that TC did not see.
-#[socket_filter]
-pub fn vip_service(ctx: SkBuffContext) -> i64 {
-    verdict(verdict::untranslated(&ctx))
-}
-
-/// Raw OUTPUT, packets to the VIP: decides at the SYN of a client on the node, then obeys.
-#[socket_filter]
-pub fn vip_output_request(ctx: SkBuffContext) -> i64 {
-    verdict(verdict::decide_or_obey(&ctx))
-}
-
-/// Raw OUTPUT, packets from the VIP: verifies the answer to the SYN, then obeys.
-#[socket_filter]
-pub fn vip_output_reply(ctx: SkBuffContext) -> i64 {
-    verdict(verdict::verify(&ctx))
-}
-
-/// Raw OUTPUT, packets from the VIP that have to be translated back to the service.
-#[socket_filter]
-pub fn vip_output_translated(ctx: SkBuffContext) -> i64 {
-    verdict(verdict::verify_translated(&ctx))
+/// The socket look-up of the network namespace: decided connections to Services reach the proxy's
+/// listener, undecided ones no listener at all.
+#[sk_lookup]
+pub fn vip_steer(ctx: SkLookupContext) -> u32 {
+    match steer::steer(&ctx) {
+        Ok(()) | Err(Undecided::NotForProxy) => SK_PASS,
+        Err(_) => SK_DROP,
+    }
 }
 
 /// A process connects, IPv4.
@@ -135,14 +112,6 @@ pub fn vip_getpeername6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-#[inline(always)]
-fn verdict(outcome: Result<(), Undecided>) -> i64 {
-    match outcome {
-        Ok(()) => MATCH,
-        Err(_) => NO_MATCH,
-    }
-}
-
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
@@ -150,7 +119,8 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// None of the helpers used here asks for a GPL-compatible licence.
+/// `bpf_fib_lookup` is for programs with a GPL-compatible licence only; this crate and `proxy-common`
+/// may be had under the MIT licence too.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 11] = *b"Apache-2.0\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Reads headers from a packet: one load for all of them, then `proxy_common` understands them.
 
@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::cty::c_long;
-use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
+use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use proxy_common::packet::{Headers, IPV6_HEADER, JumboTcp};
 use proxy_common::{Ipv4Tcp, Ipv6Tcp, Reason, Segment, Unreadable};
 
@@ -36,29 +36,29 @@ pub enum Undecided {
     Unreadable,
     /// Not the first segment of a connection: what is not decided at its SYN never is.
     NotOpening,
-    /// Not addressed to the proxy, or not from it.
+    /// Not addressed to a Service that ends on the proxy, or not from one.
     NotForProxy,
-    /// The proxy has a connection with the same addresses and ports that came in another way.
-    InUse,
-    /// Nobody listens on the VIP: the way without the agent may lead somewhere.
+    /// No listener is bound to the VIP: the way without the agent may lead somewhere.
     NoListener,
+    /// By the node's routes the address is not local to packets of this link.
+    NotLocal,
+    /// The Service is given up: new connections take the way without the agent.
+    Draining,
     /// The process is not in the network namespace of the host.
     NotOnHost,
+    /// The socket is bound to a link, and its connection has to leave by that.
+    BoundToLink,
     /// The connection was addressed to the VIP itself.
     NotTranslated,
-    /// The packet could not be changed.
-    Rewrite,
     /// The entry could not be written.
     MapFull,
-    /// No entry, or one of another connection.
+    /// Nobody decided it at its SYN.
     NoDecision,
-    /// The entry was that of an older connection, and was taken back.
-    OlderDecision,
-    /// It comes from outside of the node and is addressed to a service: kube-proxy's business.
+    /// It comes from outside of the node: kube-proxy's business.
     Outside,
     /// The guard has to look at it first.
     Unguarded,
-    /// It must not reach the VIP.
+    /// It must go no further.
     Dropped,
 }
 
@@ -69,17 +69,18 @@ impl Undecided {
     #[inline(always)]
     pub fn reason(self) -> Option<Reason> {
         match self {
-            Self::InUse => Some(Reason::InUse),
             Self::NoListener => Some(Reason::NoListener),
             Self::MapFull => Some(Reason::MapFull),
-            Self::Rewrite | Self::Load => Some(Reason::Rewrite),
-            Self::OlderDecision => Some(Reason::OlderDecision),
+            Self::NotLocal => Some(Reason::NotLocal),
             Self::VlanTag
             | Self::NotIp
+            | Self::Load
             | Self::Unreadable
             | Self::NotOpening
             | Self::NotForProxy
+            | Self::Draining
             | Self::NotOnHost
+            | Self::BoundToLink
             | Self::NotTranslated
             | Self::NoDecision
             | Self::Outside
@@ -120,9 +121,6 @@ pub trait Load {
 /// read as they are. A packet that begins like an IP header may have no other in front, whatever else
 /// stands in it: that one is left to the kernel, and with it one of sixteen hardware addresses.
 pub struct FromNetworkHeader;
-
-/// Netfilter: the data starts at the network header.
-pub struct FromData;
 
 impl Load for FromNetworkHeader {
     #[inline(always)]
@@ -169,14 +167,6 @@ impl Load for FromNetworkHeader {
             );
             Some(read.assume_init())
         }
-    }
-}
-
-impl Load for FromData {
-    #[inline(always)]
-    unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long {
-        // SAFETY: the caller vouches for `to`.
-        unsafe { bpf_skb_load_bytes(skb.cast_const().cast(), offset, to, length) }
     }
 }
 

@@ -1,77 +1,113 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Looks for the proxy's sockets.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
-use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
-use proxy_common::{ConnectionKey, Endpoint};
+use aya_ebpf::helpers::{bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_lookup_tcp};
+use proxy_common::service::{self, state};
+use proxy_common::{Address, ConnectionKey, Endpoint};
+
+use crate::maps::services;
+use crate::packet::Undecided;
 
 /// `BPF_F_CURRENT_NETNS`, -1 as the 32 bits that the helper wants.
 const CURRENT_NETNS: u64 = 0xffff_ffff;
 /// Lengths of `struct bpf_sock_tuple`, by which the helper tells the family.
 const IPV4_TUPLE: u32 = 12;
 const IPV6_TUPLE: u32 = 36;
-const TCP_TIME_WAIT: u32 = 6;
-const TCP_LISTEN: u32 = 10;
+const ANY_IPV6: [u32; 4] = [0; 4];
 
 /// The key of an IPv4 connection as the socket look-up wants it.
 #[repr(C)]
 struct Ipv4Tuple {
     client: u32,
-    vip: u32,
+    local: u32,
     client_port: u16,
-    vip_port: u16,
+    local_port: u16,
 }
 
-/// What the proxy has for the addresses and ports of a connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Proxy {
-    /// No socket at all.
-    Absent,
-    /// A listener.
-    Listening,
-    /// A socket that only waits for late packets and gives way to a new connection.
-    Waiting,
-    /// A connection.
-    Connected,
-}
-
-/// What the proxy has for a connection.
-#[inline(always)]
-pub fn proxy(ctx: &impl EbpfContext, key: &ConnectionKey) -> Proxy {
-    let (client, vip) = (key.client(), key.vip());
-    match (client.address().as_ipv4(), vip.address().as_ipv4()) {
-        (Some(client_address), Some(vip_address)) => {
-            let tuple = Ipv4Tuple {
-                client: client_address,
-                vip: vip_address,
-                client_port: client.port(),
-                vip_port: vip.port(),
+/// Calls the look-up with the key in the form of its family.
+macro_rules! look_up {
+    ($helper:ident, $ctx:expr, $key:expr) => {{
+        let key: &ConnectionKey = $key;
+        let (client, local) = (key.client(), key.local());
+        let tuple;
+        let (tuple, length): (*const bpf_sock_tuple, u32) =
+            match (client.address().as_ipv4(), local.address().as_ipv4()) {
+                (Some(client_address), Some(local_address)) => {
+                    tuple = Ipv4Tuple {
+                        client: client_address,
+                        local: local_address,
+                        client_port: client.port(),
+                        local_port: local.port(),
+                    };
+                    ((&raw const tuple).cast(), IPV4_TUPLE)
+                }
+                _ => (core::ptr::from_ref(key).cast(), IPV6_TUPLE),
             };
-            look_up(ctx, (&raw const tuple).cast(), IPV4_TUPLE)
-        }
-        _ => look_up(ctx, core::ptr::from_ref(key).cast(), IPV6_TUPLE),
-    }
+        // SAFETY: `tuple` points to `length` initialised bytes in the layout of the family that the
+        // helper tells by the length.
+        unsafe { $helper($ctx.as_ptr(), tuple.cast_mut(), length, CURRENT_NETNS, 0) }
+    }};
 }
 
-/// Whether the proxy listens on a VIP at this moment.
+/// Hands the proxy's listener on a VIP to `use_it`, if there is one at this moment.
 #[inline(always)]
-pub fn is_listening(ctx: &impl EbpfContext, vip: Endpoint) -> bool {
+pub fn with_listener(
+    ctx: &impl EbpfContext,
+    vip: Endpoint,
+    use_it: impl FnOnce(*mut bpf_sock) -> Result<(), Undecided>,
+) -> Result<(), Undecided> {
     // No connection has port zero, so that only a listener is found. The client's address has the
     // family of the VIP's, since the look-up goes by both.
-    let nobody = Endpoint::new(vip.address(), 0);
-    proxy(ctx, &ConnectionKey::new(nobody, vip)) == Proxy::Listening
+    let from_nowhere = Endpoint::new(vip.address(), 0);
+    let key = ConnectionKey::new(from_nowhere, vip);
+    let socket: *mut bpf_sock = look_up!(bpf_sk_lookup_tcp, ctx, &key);
+    if socket.is_null() {
+        return Err(Undecided::NoListener);
+    }
+    let outcome = if is_proxy(socket, &vip.address()) {
+        use_it(socket)
+    } else {
+        Err(Undecided::NoListener)
+    };
+    // SAFETY: not null, and released on this only path.
+    unsafe { bpf_sk_release(socket.cast()) };
+    outcome
 }
 
+/// Whether a socket is a listener that counts as the proxy: one that is bound to the VIP. A stranger on
+/// the wildcard address must not get the API server's clients while the proxy is down.
 #[inline(always)]
-fn look_up(ctx: &impl EbpfContext, tuple: *const bpf_sock_tuple, length: u32) -> Proxy {
-    // SAFETY: `tuple` points to `length` initialised bytes in the layout of the family that the
-    // helper tells by the length.
-    let socket: *mut bpf_sock =
-        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple.cast_mut(), length, CURRENT_NETNS, 0) };
+fn is_proxy(socket: *mut bpf_sock, vip: &Address) -> bool {
+    // SAFETY: not null; the words are read one by one, as the verifier wants it.
+    let (state, ipv4, ipv6) = unsafe {
+        (
+            (*socket).state,
+            (*socket).src_ip4,
+            [
+                core::ptr::read_volatile(&raw const (*socket).src_ip6[0]),
+                core::ptr::read_volatile(&raw const (*socket).src_ip6[1]),
+                core::ptr::read_volatile(&raw const (*socket).src_ip6[2]),
+                core::ptr::read_volatile(&raw const (*socket).src_ip6[3]),
+            ],
+        )
+    };
+    let bound = match vip.as_ipv4() {
+        // Also of an IPv6 socket that takes IPv4.
+        Some(word) => ipv4 == word || (services::takes_any_listener() && ipv4 == 0),
+        None => ipv6 == vip.words() || (services::takes_any_listener() && ipv6 == ANY_IPV6),
+    };
+    state == state::LISTEN && bound
+}
+
+/// Whether the node has a connection that is not over.
+#[inline(always)]
+pub fn goes_on(ctx: &impl EbpfContext, key: &ConnectionKey) -> bool {
+    let socket: *mut bpf_sock = look_up!(bpf_skc_lookup_tcp, ctx, key);
     if socket.is_null() {
-        return Proxy::Absent;
+        return false;
     }
     // SAFETY: not null, and released on this only path.
     let state = unsafe {
@@ -79,9 +115,5 @@ fn look_up(ctx: &impl EbpfContext, tuple: *const bpf_sock_tuple, length: u32) ->
         bpf_sk_release(socket.cast());
         state
     };
-    match state {
-        TCP_LISTEN => Proxy::Listening,
-        TCP_TIME_WAIT => Proxy::Waiting,
-        _ => Proxy::Connected,
-    }
+    service::goes_on(state)
 }

@@ -118,7 +118,7 @@ async fn keep(
             };
             start_again_if_misjudged(&node.backend);
             let works = report.failures.is_empty();
-            trigger.passed(begun, !works);
+            trigger.passed(begun, !works, report.again);
             let took = begun.elapsed();
             let news = node.history.record(&report, cause, at, took);
             let state = node.state();

@@ -6,11 +6,14 @@
 mod choose;
 mod trials;
 
+use std::time::{Duration, Instant};
+
 use rtnetlink::Handle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::trials::{Streak, Trials};
-use super::ebpf::{self, Ebpf, Ids, Tables};
+use super::decisions::collect;
+use super::ebpf::{self, Drained, Ebpf, Ids, Tables};
 use super::iptables::Iptables;
 use super::nftables::Nftables;
 use crate::config::{AcceptRules, BackendChoice, Config, Guard};
@@ -23,6 +26,9 @@ use crate::state::{Choice, Guarded, GuardedLink};
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "backend";
+
+/// How often it is looked whether connections have ended that another backend has left.
+const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
 /// The backend in use.
 pub struct Backend {
@@ -43,6 +49,8 @@ pub struct Backend {
     links: guard::Links,
     /// What was told of it.
     told: Option<Guarded>,
+    /// When connections to Services are reset that another backend has left.
+    drained_at: Option<Instant>,
 }
 
 enum Kind {
@@ -82,6 +90,7 @@ impl Backend {
             misjudged: false,
             links: guard::Links::default(),
             told: None,
+            drained_at: None,
         };
         match config.backend {
             BackendChoice::Auto => {
@@ -189,11 +198,12 @@ impl Backend {
             self.links = links;
         }
         let failures = report.failures.len();
-        let take_over = self.look_for_leftovers && mode == Mode::Apply;
-        if take_over && matches!(self.kind, Kind::Nftables(_) | Kind::Iptables(_)) {
-            // Before they ask which connections are untracked: what is translated is to be seen as
-            // conntrack's from then on.
-            Ebpf::stop_deciding(&self.settings, handle, Some(table), report).await;
+        if self.look_for_leftovers
+            && mode == Mode::Apply
+            && !matches!(self.kind, Kind::Ebpf(_) | Kind::Unavailable)
+            && let Err(error) = ebpf::stop_deciding(&self.settings.bpffs)
+        {
+            failed(PART, "decide no more connections to Services", &error, report);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
@@ -220,8 +230,17 @@ impl Backend {
         // Only once this backend stands: until then what an older one does is better than nothing.
         let works = report.failures.len() == failures;
         if self.look_for_leftovers && mode == Mode::Apply && works {
-            self.remove_leftovers(handle, table, report).await;
-            self.look_for_leftovers = report.failures.len() > failures;
+            let removed = self.remove_leftovers(handle, table, report).await;
+            self.look_for_leftovers = !removed || report.failures.len() > failures;
+        }
+        if let (Mode::Apply, Cause::Resync, Kind::Ebpf(_) | Kind::Nftables(_)) =
+            (mode, cause, &self.kind)
+        {
+            match collect::collect(self.config.instance) {
+                Ok(0) => {}
+                Ok(over) => debug!(part = PART, "{over} decided connections were over"),
+                Err(error) => failed(PART, "forget connections that are over", &error, report),
+            }
         }
         if mode == Mode::Apply {
             self.streak.passed(report.failures.len() > failures);
@@ -259,17 +278,35 @@ impl Backend {
         }
     }
 
-    async fn remove_leftovers(&mut self, handle: &Handle, table: &LinkTable, report: &mut Report) {
+    /// Removes what other backends have left. False if that has to wait for connections to Services to end.
+    async fn remove_leftovers(
+        &mut self,
+        handle: &Handle,
+        table: &LinkTable,
+        report: &mut Report,
+    ) -> bool {
         let tables = match self.kind {
-            Kind::Ebpf(_) | Kind::Unavailable => return,
+            Kind::Ebpf(_) | Kind::Unavailable => return true,
             Kind::Nftables(_) => Tables::Keep,
             Kind::Iptables(_) | Kind::None => Tables::Delete,
         };
         let mode = Mode::Apply;
-        Ebpf::teardown(&self.settings, handle, Some(table), tables, mode, report).await;
+        let until = *self
+            .drained_at
+            .get_or_insert_with(|| Instant::now() + self.settings.drain_timeout);
+        let services = ebpf::earlier_services(&self.settings.bpffs).unwrap_or_default();
+        // An error is told by what follows.
+        if Instant::now() < until && !ebpf::is_drained(&services).unwrap_or(true) {
+            report.look_again_after(DRAIN_LOOK);
+            return false;
+        }
+        self.drained_at = None;
+        let how = (tables, Drained::Over);
+        Ebpf::teardown(&self.settings, handle, Some(table), how, mode, report).await;
         if matches!(self.kind, Kind::None) {
             Iptables::remove_everything(self.config.instance, Mode::Apply, report).await;
         }
+        true
     }
 
     /// Ids of the loaded eBPF programs; none with another backend.

@@ -15,6 +15,8 @@ use crate::reconcile::{Report, failed};
 pub const REHEARSAL: &str = "proxy-agent_probe";
 /// What the names of tables that guard end with; no instance's name has an underscore.
 const GUARD: &str = "_guard";
+/// What the name of the tables for Services ends with.
+const SERVICES: &str = "_services";
 /// `NF_IP_PRI_RAW`: before conntrack, which has -200.
 pub const PRIORITY_RAW: i32 = -300;
 
@@ -29,9 +31,6 @@ pub struct Drift {
     pub install: Vec<(Table, &'static str)>,
     /// Those that should not be there.
     pub delete: Vec<Table>,
-    /// True if packets have met other rules than the desired ones; rules that differ in nothing but
-    /// the programs they run are no others.
-    pub unguarded: bool,
 }
 
 /// The family of tables that sees packets of an address.
@@ -53,9 +52,21 @@ pub fn guard_name(instance: Instance) -> String {
     format!("{}{GUARD}", instance.mark())
 }
 
+/// The name of an instance's tables for Services that end on the proxy.
+pub fn services_name(instance: Instance) -> String {
+    format!("{}{SERVICES}", instance.mark())
+}
+
+/// Whether a table of this name is for Services.
+pub fn is_of_services(name: &str) -> bool {
+    name.ends_with(SERVICES)
+}
+
 /// True if a table of this name is an agent's, of whichever instance.
 pub fn is_owned(name: &str) -> bool {
-    Instance::of_mark(name.strip_suffix(GUARD).unwrap_or(name)).is_some()
+    let suffixes = [GUARD, SERVICES].into_iter();
+    let mark = suffixes.filter_map(|suffix| name.strip_suffix(suffix)).next();
+    Instance::of_mark(mark.unwrap_or(name)).is_some()
 }
 
 /// Both tables of an instance without anything in them, as they are to be removed.
@@ -66,6 +77,11 @@ pub fn empty(instance: Instance) -> [Table; 2] {
 /// Both tables of an instance that guard, likewise.
 pub fn empty_guard(instance: Instance) -> [Table; 2] {
     named(&guard_name(instance))
+}
+
+/// The same for the tables of Services.
+pub fn empty_services(instance: Instance) -> [Table; 2] {
+    named(&services_name(instance))
 }
 
 fn named(name: &str) -> [Table; 2] {
@@ -141,14 +157,8 @@ pub fn drift(desired: &[Table], observed: &Observed) -> Drift {
         let table = table.clone();
         match (outline, wanted) {
             (_, None) => drift.delete.push(table),
-            (None, Some(_)) => {
-                drift.unguarded = true;
-                drift.install.push((table, "it is missing"));
-            }
-            (Some(outline), Some(wanted)) => {
-                drift.unguarded |= !outline.has_rules_of(&wanted);
-                drift.install.push((table, "it differs"));
-            }
+            (None, Some(_)) => drift.install.push((table, "it is missing")),
+            (Some(_), Some(_)) => drift.install.push((table, "it differs")),
         }
     }
     drift

@@ -33,6 +33,7 @@ pub async fn scope(request: &Request) -> Scope {
         interface: request.interface.clone().or(told.interface),
         bpffs,
         run_dir: request.run_dir.clone(),
+        drain_timeout: request.drain_timeout,
     }
 }
 
@@ -71,10 +72,10 @@ mod tests {
         let vip = Some(IpAddr::from([10, 96, 0, 2]));
         let six = "fd00::2".parse().ok();
         for (comment, wanted) in [
-            ("from 10.96.0.2:443: verify at the SYN-ACK (program 7)", vip),
+            ("from 10.96.0.2:443: verify at the SYN-ACK", vip),
             ("from 10.96.0.2:443", vip),
             ("from [fd00::2]:443: verify", six),
-            ("to 10.96.0.1:443: translate if decided (program 7)", None),
+            ("to 10.96.0.1:443: decide", None),
             ("from here", None),
         ] {
             assert_eq!(named(comment), wanted, "{comment}");

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::values::{self, Endpoint, Listen, ServiceAddress};
-use crate::config::{AcceptRules, BackendChoice, GuardMode, TcAttach};
+use crate::config::{AcceptRules, BackendChoice, GuardMode, ProxyListener, TcAttach};
 use crate::goflag::parse_bool;
 use crate::instance::{Instance, paths};
 use crate::klog::KlogArgs;
@@ -73,7 +73,7 @@ pub struct Args {
     )]
     pub backend: BackendChoice,
 
-    /// The ClusterIPs whose connections are translated to the VIP of their family, separated by
+    /// The ClusterIPs whose connections end on the proxy at the VIP of their family, separated by
     /// commas; repeatable. Without a port: 443; with one, IPv6 in brackets. auto: the address in
     /// KUBERNETES_SERVICE_HOST and its port; nothing if a host name stands there
     #[arg(
@@ -81,6 +81,22 @@ pub struct Args {
         help_heading = "Data plane", value_delimiter = ',', value_parser = values::service_address
     )]
     pub service_address: Vec<ServiceAddress>,
+
+    /// Which listener counts as the proxy for --service-address: one that is bound to the VIP, or any
+    /// that takes its connections, be it on the wildcard address
+    #[arg(
+        long,
+        env = "PROXY_AGENT_PROXY_LISTENER",
+        value_name = "WHICH",
+        help_heading = "Data plane",
+        value_enum,
+        default_value = "vip"
+    )]
+    pub proxy_listener: ProxyListener,
+
+    /// How long connections to a ClusterIP may go on that is given up.
+    #[command(flatten)]
+    pub drain: Drain,
 
     /// Further ClusterIPs whose stale conntrack entries are deleted, written as above; repeatable.
     /// Those of --service-address always are
@@ -148,8 +164,8 @@ pub struct Args {
     )]
     pub tc_attach: TcAttach,
 
-    /// How many connections are remembered as decided, from 1024 to 16777216; the least recently
-    /// used is forgotten first, and tracked from then on
+    /// How many connections each table of connections has room for, from 1024 to 16777216; without
+    /// room a new connection is tracked
     #[arg(
         long, env = "PROXY_AGENT_MAX_CONNECTIONS", value_name = "N", help_heading = "Data plane",
         default_value_t = DEFAULT_MAX_CONNECTIONS, allow_hyphen_values = true,
@@ -227,6 +243,26 @@ pub struct Args {
     /// What to do instead of running as the agent.
     #[command(subcommand)]
     pub command: Option<Subcommand>,
+}
+
+/// How long a clean-up waits for connections.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Drain {
+    /// How long live connections to a ClusterIP may go on after a clean-up has begun, or the ClusterIP
+    /// or the backend is given up; what is left is reset. 0s: at once
+    #[arg(
+        long, env = "PROXY_AGENT_DRAIN_TIMEOUT", value_name = "DURATION",
+        help_heading = "Data plane", default_value = "30s", allow_hyphen_values = true,
+        value_parser = values::drain
+    )]
+    drain_timeout: Duration,
+}
+
+impl Drain {
+    /// The time.
+    pub fn timeout(&self) -> Duration {
+        self.drain_timeout
+    }
 }
 
 /// Where an agent keeps what outlives it.
@@ -317,6 +353,10 @@ pub enum Subcommand {
             value_parser = values::link_name
         )]
         interface: Option<String>,
+
+        /// How long connections to a ClusterIP may go on.
+        #[command(flatten)]
+        drain: Drain,
 
         /// Where the agent keeps what outlives it.
         #[command(flatten)]

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
+use proxy_common::service::MAX_SERVICE_PORTS;
 use thiserror::Error;
 
 use super::args::Args;
@@ -24,8 +25,8 @@ const PORTS: [&str; 2] = ["KUBERNETES_SERVICE_PORT_HTTPS", "KUBERNETES_SERVICE_P
 /// What the flags come to.
 #[derive(Debug)]
 pub struct Resolved {
-    /// What is translated, in the order given.
-    pub translated: Vec<Service>,
+    /// The Services that end on the proxy, in the order given.
+    pub services: Vec<Service>,
     /// What is repaired besides.
     pub repair: Vec<SocketAddr>,
     /// Why `auto` came to nothing.
@@ -49,7 +50,7 @@ enum Flaw {
     #[error("{0} is one of --ip-address; give the ClusterIP of a Service")]
     Vip(IpAddr),
     #[error(
-        "there is no VIP to translate it to; give an {0} address with --ip-address, or leave this \
+        "there is no VIP of its family; give an {0} address with --ip-address, or leave this \
          one out"
     )]
     Family(&'static str),
@@ -58,11 +59,8 @@ enum Flaw {
          ClusterIP with one of them, or add {0} to --port"
     )]
     Port(u16),
-    #[error(
-        "it would be translated to {vip}, as {other} is; give one of the two, or with --port one \
-         port for each"
-    )]
-    Taken { vip: SocketAddr, other: SocketAddr },
+    #[error("more than {MAX_SERVICE_PORTS} ports of one address; give at most {MAX_SERVICE_PORTS}")]
+    Ports,
     #[error("{HOST} is not set; run in a container of the cluster, or give the ClusterIP")]
     Unset,
     #[error("it comes from {variable}, where '{value}' stands: {reason}")]
@@ -84,7 +82,7 @@ pub fn resolve(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Resolved, Refused> {
     let mut resolved = Resolved {
-        translated: Vec::new(),
+        services: Vec::new(),
         repair: Vec::new(),
         remark: None,
     };
@@ -107,15 +105,15 @@ pub fn resolve(
                 }
             }
         };
-        let service = translate(address, args, &resolved.translated)
+        let service = service(address, args, &resolved.services)
             .map_err(|flaw| refused(SERVICE_ADDRESS, text, flaw))?;
-        resolved.translated.push(service);
+        resolved.services.push(service);
     }
     for (index, given) in args.repair_conntrack.iter().enumerate() {
         check_repair(given, &args.repair_conntrack[..index], &args.ip_address)
             .map_err(|flaw| refused(REPAIR_CONNTRACK, &given.text, flaw))?;
-        let is_translated = |service: &Service| service.cluster_ip == given.address;
-        if !resolved.translated.iter().any(is_translated) {
+        let ends_here = |service: &Service| service.cluster_ip == given.address;
+        if !resolved.services.iter().any(ends_here) {
             resolved.repair.push(given.address);
         }
     }
@@ -132,7 +130,7 @@ fn refused(flag: &'static str, value: &str, reason: Flaw) -> Refused {
 
 /// Finds the VIP endpoint of a ClusterIP's: the first VIP of its family, with the same port if the
 /// proxy listens there, else with the proxy's only port.
-fn translate(cluster_ip: SocketAddr, args: &Args, before: &[Service]) -> Result<Service, Flaw> {
+fn service(cluster_ip: SocketAddr, args: &Args, before: &[Service]) -> Result<Service, Flaw> {
     if before.iter().any(|other| other.cluster_ip == cluster_ip) {
         return Err(Flaw::Repeated);
     }
@@ -148,15 +146,14 @@ fn translate(cluster_ip: SocketAddr, args: &Args, before: &[Service]) -> Result<
         [only] => only,
         _ => return Err(Flaw::Port(cluster_ip.port())),
     };
-    let vip = SocketAddr::new(*vip, port);
-    match before.iter().find(|other| other.vip == vip) {
-        // A reply would not tell which of the two its connection was made to.
-        Some(other) => Err(Flaw::Taken {
-            vip,
-            other: other.cluster_ip,
-        }),
-        None => Ok(Service { cluster_ip, vip }),
+    let same = before.iter().filter(|other| other.cluster_ip.ip() == cluster_ip.ip());
+    if same.count() >= MAX_SERVICE_PORTS {
+        return Err(Flaw::Ports);
     }
+    Ok(Service {
+        cluster_ip,
+        vip: SocketAddr::new(*vip, port),
+    })
 }
 
 fn check_repair(given: &Endpoint, before: &[Endpoint], vips: &[IpAddr]) -> Result<(), Flaw> {
@@ -209,7 +206,7 @@ fn in_variable(variable: &'static str, value: String, error: &impl Display) -> F
 /// What is said where pods are led to the API server by a name, as by Gardener's webhook.
 fn nothing(host: &str) -> Remark {
     Remark::Info(format!(
-        "{SERVICE_ADDRESS}=auto: {HOST} is '{host}', which is no address: nothing is translated; \
-         give the ClusterIP to have it translated"
+        "{SERVICE_ADDRESS}=auto: {HOST} is '{host}', which is no address: no Service ends on the proxy; \
+         give the ClusterIP to have it end there"
     ))
 }

@@ -274,6 +274,30 @@ pub fn interval(text: &str) -> Result<Duration, IntervalError> {
         .ok_or(IntervalError::Range)
 }
 
+/// Reads how long a clean-up waits, as Go spells durations.
+pub fn drain(text: &str) -> Result<Duration, DrainError> {
+    let duration: GoDuration = text.parse()?;
+    (GoDuration::from_secs(0)..=MAX_DRAIN)
+        .contains(&duration)
+        .then(|| duration.to_std())
+        .flatten()
+        .ok_or(DrainError::Range)
+}
+
+/// Not a time that a clean-up may wait.
+#[derive(Debug, Error)]
+pub enum DrainError {
+    /// Not a duration.
+    #[error(transparent)]
+    Duration(#[from] DurationError),
+    /// Out of bounds.
+    #[error("out of bounds; give a duration from 0s to {MAX_DRAIN}, like 30s")]
+    Range,
+}
+
+/// The longest time that a clean-up waits.
+const MAX_DRAIN: GoDuration = GoDuration::from_secs(3600);
+
 /// The addresses of `--listen`, of which the first that can be bound is taken; none: it is off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen(pub Vec<SocketAddr>);

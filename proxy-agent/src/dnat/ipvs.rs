@@ -11,6 +11,12 @@ use super::{Finding, Findings, Unread};
 /// Per network namespace; missing where IPVS is not loaded.
 const PATH: &str = "/proc/thread-self/net/ip_vs";
 
+/// Whether IPVS has any service in this network namespace.
+pub fn is_used() -> bool {
+    // Three lines of headings.
+    fs::read_to_string(PATH).is_ok_and(|list| list.lines().count() > 3)
+}
+
 /// Adds what IPVS sends to the VIPs.
 pub fn find(vips: &[IpAddr], findings: &mut Findings) {
     match fs::read_to_string(PATH) {

@@ -82,3 +82,8 @@ pub async fn find(vips: &[IpAddr]) -> Findings {
     findings.found.dedup();
     findings
 }
+
+/// Whether IPVS has any service in this network namespace: every ClusterIP is an address of the node then.
+pub fn uses_ipvs() -> bool {
+    ipvs::is_used()
+}

@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::thread;
 
 use aya::programs::SchedClassifier;
@@ -15,21 +14,20 @@ use super::check::Check;
 use super::subject::Subject;
 use crate::backend::ebpf::Hook;
 use crate::backend::tables;
-use crate::kernel::bpf;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::netns;
 use crate::netfilter::{self, Base, Chain, Family, Rule, Socket, Table, expression};
 use crate::reconcile::report::chain;
 
 const NF_TABLES: &str = "nf-tables";
-const XT_BPF: &str = "xt-bpf";
+const NFT_SOCKET: &str = "nft-socket";
 const TC: &str = "tc";
-const ALL: [&str; 3] = [NF_TABLES, XT_BPF, TC];
+const ALL: [&str; 3] = [NF_TABLES, NFT_SOCKET, TC];
 
 /// What became of each try; an error tells in words why it failed.
 struct Tried {
     nf_tables: Result<(), String>,
-    xt_bpf: Result<(), String>,
+    nft_socket: Result<(), String>,
     tcx: bool,
     clsact: Result<(), String>,
 }
@@ -60,13 +58,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
 fn attempt() -> Tried {
     Tried {
         nf_tables: install(&[expression::notrack()]),
-        xt_bpf: match bpf::load_filter() {
-            Ok(program) => {
-                let verdict = expression::bpf(program.as_raw_fd());
-                install(&[verdict, expression::notrack()])
-            }
-            Err(error) => Err(format!("no program could be loaded: {error}")),
-        },
+        nft_socket: install(&[&expression::has_socket()[..], &[expression::notrack()]].concat()),
         tcx: SchedClassifier::query_tcx("lo", Hook::Ingress.attach_type()).is_ok(),
         clsact: qdisc_add_clsact("lo").map_err(|error| chain(&error)),
     }
@@ -86,7 +78,6 @@ fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> R
             }),
             rules: vec![Rule {
                 purpose: "try".to_owned(),
-                program: None,
                 expressions: expressions.to_vec(),
             }],
         }],
@@ -106,14 +97,13 @@ fn judge(tried: &Tried, ebpf: bool, nftables: bool) -> Vec<Check> {
             ebpf || nftables,
         ),
     };
-    let xt_bpf = match &tried.xt_bpf {
-        Ok(()) => Check::ok(XT_BPF, "nf_tables runs BPF programs (nft_compat, xt_bpf)"),
+    let nft_socket = match &tried.nft_socket {
+        Ok(()) => Check::ok(NFT_SOCKET, "nf_tables looks sockets up (nft_socket)"),
         Err(why) => refused(
-            XT_BPF,
-            format!("nf_tables runs no BPF program: {why}"),
-            "load or install the modules nft_compat and xt_bpf (on RHEL and its kin they are in \
-             kernel-modules-extra)",
-            "modprobe -a nft_compat xt_bpf",
+            NFT_SOCKET,
+            format!("nf_tables looks no sockets up: {why}"),
+            "load or install the module nft_socket: without it no Service ends on the proxy",
+            "modprobe nft_socket",
             ebpf,
         ),
     };
@@ -136,7 +126,7 @@ fn judge(tried: &Tried, ebpf: bool, nftables: bool) -> Vec<Check> {
     } else {
         Check::ok(TC, format!("programs are attached to links by {ways}"))
     };
-    vec![rules, xt_bpf, tc]
+    vec![rules, nft_socket, tc]
 }
 
 fn refused(id: &'static str, finding: String, remedy: &str, command: &str, in_use: bool) -> Check {
@@ -158,7 +148,7 @@ mod tests {
         let no = || Err("no".to_owned());
         let none = Tried {
             nf_tables: no(),
-            xt_bpf: no(),
+            nft_socket: no(),
             tcx: false,
             clsact: no(),
         };
@@ -172,7 +162,7 @@ mod tests {
         assert_eq!(verdicts(&none, false, false), [warning; 3]);
         let old = Tried {
             nf_tables: Ok(()),
-            xt_bpf: Ok(()),
+            nft_socket: Ok(()),
             tcx: false,
             clsact: Ok(()),
         };

@@ -114,3 +114,10 @@ mod tests {
         }
     }
 }
+
+/// Whether conntrack picks up a TCP connection half-way (`nf_conntrack_tcp_loose`); also if the kernel does
+/// not tell, as where it tracks nothing.
+pub fn picks_up() -> bool {
+    let loose = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_loose");
+    loose.map_or(true, |loose| loose.trim() != "0")
+}

@@ -14,4 +14,5 @@ pub mod netlink;
 pub mod netns;
 pub mod pins;
 pub mod privileges;
+pub mod sock_diag;
 pub mod sockets;

@@ -46,6 +46,8 @@ pub enum Event {
     Address(IpAddr),
     /// A default route came, went or changed, or a next hop with a number of its own.
     Route,
+    /// A route of one of the addresses was removed.
+    LocalRoute(IpAddr),
     /// A queueing discipline or filter was removed.
     TrafficControl,
     /// Something of a table we watch was changed.
@@ -71,6 +73,7 @@ impl Display for Event {
             Self::Link => f.write_str("a link changed"),
             Self::Address(ip) => write!(f, "address {ip} changed"),
             Self::Route => f.write_str("a default route changed"),
+            Self::LocalRoute(ip) => write!(f, "the route of {ip} was removed"),
             Self::TrafficControl => f.write_str("traffic control objects were removed"),
             Self::Table(name) => write!(f, "nf_tables table {name} changed"),
             Self::Pins => f.write_str("pins were removed"),
@@ -86,6 +89,8 @@ pub struct Interest {
     pub vips: Vec<IpAddr>,
     /// Default routes.
     pub routes: bool,
+    /// Addresses whose routes count when they are removed.
+    pub local_routes: Vec<IpAddr>,
     /// Tables of which every change counts.
     pub tables: Vec<String>,
     /// Tables and chains of which removals count: those that iptables rules live in.
@@ -125,7 +130,7 @@ impl Monitor {
             RTNLGRP_IPV4_IFADDR,
             RTNLGRP_IPV6_IFADDR,
         ];
-        if interest.routes {
+        if interest.routes || !interest.local_routes.is_empty() {
             groups.extend([RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE]);
         }
         let mut route = subscribe(NETLINK_ROUTE, &groups)?;

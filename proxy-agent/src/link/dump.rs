@@ -50,7 +50,7 @@ pub enum DumpError {
 
 /// Sends the dump request `kind` with `body` and gives the body of each answer of type `answer` to
 /// `each`. A dump that was interrupted is repeated: `restart` then makes `each`'s state empty.
-pub(super) async fn dump<S>(
+pub async fn dump<S>(
     kind: u16,
     answer: u16,
     body: &[u8],

@@ -8,7 +8,7 @@
 //! here.
 
 mod apply;
-mod dump;
+pub mod dump;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod observe;

@@ -188,7 +188,7 @@ pub fn delete(socket: &mut Socket, entry: &Entry) -> Result<bool, Error> {
 /// # Errors
 ///
 /// The kernel's answer, or that others keep tracking the connection in another way.
-pub fn create_translated(
+pub fn create_established(
     socket: &mut Socket,
     client: SocketAddr,
     service: SocketAddr,
@@ -225,33 +225,6 @@ pub fn create_translated(
         what,
         attempts: ATTEMPTS,
     })
-}
-
-/// The connections that conntrack translates to one of these endpoints and that have not ended: the
-/// client as the endpoint sees it, and the endpoint.
-///
-/// # Errors
-///
-/// If the kernel does not answer completely.
-pub fn translated_clients(
-    socket: &mut Socket,
-    vips: &[SocketAddr],
-) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
-    let mut clients = Vec::new();
-    for family in [Family::IPv4, Family::IPv6] {
-        if !vips.iter().any(|vip| family_of(*vip) == family) {
-            continue;
-        }
-        let filter = Filter::Translated(family);
-        let found = each(socket, filter, |found: &mut Vec<_>, entry| {
-            let over = matches!(entry.tcp_state, Some(TcpState::Over(_)));
-            if !over && vips.contains(&entry.reply.source) {
-                found.push((entry.reply.destination, entry.reply.source));
-            }
-        })?;
-        clients.extend(found);
-    }
-    Ok(clients)
 }
 
 /// The entry of the connection in which `server` answers `client`, if it is tracked.

@@ -5,12 +5,11 @@
 mod set;
 
 use std::net::IpAddr;
-use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChecksumFlags, ChecksumType, Cmp, DataAttribute, Expressions, Immediate, Meta,
+    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Meta,
     MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
 
@@ -49,43 +48,7 @@ pub fn endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
 
 /// `meta l4proto tcp`; nft leaves it out where something of the TCP header follows.
 pub fn is_tcp() -> [Expressions; 2] {
-    [
-        meta(MetaKey::L4Proto),
-        compare(Operator::Equal, vec![PROTOCOL_TCP]),
-    ]
-}
-
-/// `ip daddr set ADDRESS tcp dport set PORT`, or the same for the source, checksums included.
-pub fn set_endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
-    /// Where the checksums stand behind the start of their header.
-    const IPV4_CHECKSUM: u32 = 10;
-    const TCP_CHECKSUM: u32 = 16;
-
-    let (offset, address) = address_field(end, ip);
-    let mut of_address = vec![Payload::CsumFlags(ChecksumFlags::L4PseudoHeader)];
-    of_address.extend(match ip {
-        IpAddr::V4(_) => [
-            Payload::CsumType(ChecksumType::Inet),
-            Payload::CsumOffset(IPV4_CHECKSUM),
-        ],
-        // IPv6 has no checksum in its header.
-        IpAddr::V6(_) => [
-            Payload::CsumType(ChecksumType::None),
-            Payload::CsumOffset(0),
-        ],
-    });
-    let of_port = vec![
-        Payload::CsumType(ChecksumType::Inet),
-        Payload::CsumOffset(TCP_CHECKSUM),
-    ];
-    let mut expressions = Vec::from(set_payload(NETWORK_HEADER, offset, address, of_address));
-    expressions.extend(set_payload(
-        TRANSPORT_HEADER,
-        port_offset(end),
-        port.to_be_bytes().to_vec(),
-        of_port,
-    ));
-    expressions
+    is_protocol(PROTOCOL_TCP)
 }
 
 /// `ip daddr ADDRESS`, or the same for the source.
@@ -134,32 +97,65 @@ pub fn not_from_loopback() -> [Expressions; 2] {
     ]
 }
 
-/// `xt match bpf`: runs a loaded `socket_filter` program and matches if it returns non-zero.
+/// `socket transparent <= 1`: the packet belongs to a socket of this network namespace, be it a
+/// connection, one that opens or one that waits for late packets; or its listener was found.
 ///
-/// The kernel takes its own reference to the program while it handles the message, so `program`
-/// may be closed afterwards. A dump shows a stale number in its place.
-///
-/// Source: `struct xt_bpf_info_v1` of `linux/netfilter/xt_bpf.h` (Linux 4.10), `nft_compat`
-/// (Linux 3.13).
-pub fn bpf(program: RawFd) -> Expressions {
-    const NAME: u16 = 1;
-    const REVISION: u16 = 2;
-    const INFO: u16 = 3;
-    const MODE_FD_ELF: u16 = 2;
-    /// mode, length, fd, a union of 512 bytes, a kernel pointer.
-    const INFO_LENGTH: usize = 528;
+/// The value is of no interest, but only together with a comparison nft shows the expression in a form
+/// that it reads again. Source: `nft_socket.c`, Linux 4.18; for sockets that are none yet or no more see
+/// docs/kernel-facts.md.
+pub fn has_socket() -> [Expressions; 2] {
+    /// `NFTA_SOCKET_KEY`, `NFTA_SOCKET_DREG`, `NFT_SOCKET_TRANSPARENT`.
+    const KEY: u16 = 1;
+    const REGISTER: u16 = 2;
+    const TRANSPARENT: u32 = 0;
+    [
+        Expressions::Other {
+            expression_type: "socket".to_owned(),
+            attributes: vec![
+                DefaultNla::new(KEY, TRANSPARENT.to_be_bytes().to_vec()),
+                DefaultNla::new(REGISTER, u32::from(Register::Reg1).to_be_bytes().to_vec()),
+            ],
+        },
+        compare(Operator::LessThanEqual, vec![1]),
+    ]
+}
 
-    let mut info = vec![0; INFO_LENGTH];
-    info[..2].copy_from_slice(&MODE_FD_ELF.to_ne_bytes());
-    info[4..8].copy_from_slice(&program.to_ne_bytes());
-    Expressions::Other {
-        expression_type: "match".to_owned(),
-        attributes: vec![
-            DefaultNla::new(NAME, b"bpf\0".to_vec()),
-            DefaultNla::new(REVISION, 1_u32.to_be_bytes().to_vec()),
-            DefaultNla::new(INFO, info),
-        ],
-    }
+/// `meta l4proto PROTOCOL`.
+pub fn is_protocol(protocol: u8) -> [Expressions; 2] {
+    [
+        meta(MetaKey::L4Proto),
+        compare(Operator::Equal, vec![protocol]),
+    ]
+}
+
+/// `icmp type != TYPE`, of a packet that is known to be ICMP of either family.
+pub fn is_not_icmp_type(kind: u8) -> [Expressions; 2] {
+    [
+        load(TRANSPORT_HEADER, 0, 1, Register::Reg1),
+        compare(Operator::NotEqual, vec![kind]),
+    ]
+}
+
+/// `meta priority set PRIORITY`: of the packet, as traffic control knows it.
+pub fn set_priority(priority: u32) -> [Expressions; 2] {
+    [
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Reg1),
+            Immediate::Data(DataAttribute::Value(priority.to_ne_bytes().to_vec())),
+        ]),
+        Expressions::Meta(vec![
+            Meta::Key(MetaKey::Priority),
+            Meta::SourceRegister(Register::Reg1),
+        ]),
+    ]
+}
+
+/// `meta priority PRIORITY`.
+pub fn has_priority(priority: u32) -> [Expressions; 2] {
+    [
+        meta(MetaKey::Priority),
+        compare(Operator::Equal, priority.to_ne_bytes().to_vec()),
+    ]
 }
 
 /// `counter`.
@@ -276,24 +272,6 @@ fn load(base: u32, offset: u32, length: u32, register: Register) -> Expressions 
         Payload::Offset(offset),
         Payload::Len(length),
     ])
-}
-
-fn set_payload(base: u32, offset: u32, value: Vec<u8>, checksum: Vec<Payload>) -> [Expressions; 2] {
-    let length = u32::try_from(value.len()).expect("an address or a port");
-    let mut write = vec![
-        Payload::SourceRegister(Register::Reg1),
-        Payload::Base(base),
-        Payload::Offset(offset),
-        Payload::Len(length),
-    ];
-    write.extend(checksum);
-    [
-        Expressions::Immediate(vec![
-            Immediate::DestinationRegister(Register::Reg1),
-            Immediate::Data(DataAttribute::Value(value)),
-        ]),
-        Expressions::Payload(write),
-    ]
 }
 
 fn meta(key: MetaKey) -> Expressions {

@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod expression;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod members;
 pub mod set;
 mod socket;
 pub mod table;

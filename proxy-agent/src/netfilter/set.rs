@@ -44,8 +44,6 @@ pub enum Field {
     Address,
     /// A TCP port.
     Port,
-    /// A TCP sequence number.
-    Sequence,
 }
 
 /// The value of a field.
@@ -74,7 +72,7 @@ impl Field {
     pub fn length(self, family: Family) -> usize {
         match (self, family) {
             (Self::Address, Family::IPv6) => 16,
-            (Self::Address | Self::Sequence, _) => 4,
+            (Self::Address, _) => 4,
             (Self::Port, _) => 2,
         }
     }
@@ -91,7 +89,6 @@ impl Field {
             (Self::Address, Family::IPv6) => 8,
             (Self::Address, _) => 7,
             (Self::Port, _) => 13,
-            (Self::Sequence, _) => 4,
         }
     }
 }
@@ -137,7 +134,7 @@ impl Set {
                 SetAttribute::Id(id),
                 SetAttribute::Timeout(self.milliseconds()),
                 SetAttribute::Description(vec![SetDescription::Size(self.size)]),
-                SetAttribute::UserData(user_data::encode(self, table.family)),
+                SetAttribute::UserData(user_data::encode(self)),
             ],
         })
     }
@@ -172,7 +169,7 @@ impl Set {
             key: Some((self.key_type(family), self.key_length(family))),
             timeout: Some(self.milliseconds()),
             size: Some(self.size),
-            user_data: user_data::encode(self, family),
+            user_data: user_data::encode(self),
         }
     }
 
@@ -228,10 +225,10 @@ fn flags() -> SetFlags {
 
 /// What nft keeps with a set for itself, so that it can print it: the kernel only stores it.
 ///
-/// The numbers are those of nftables' own format (`NFTNL_UDATA_SET_…` of libnftnl, `proto_desc_id`
-/// and `expr_types` of nftables), compared with what nft 1.0.6 sends.
+/// The numbers are those of nftables' own format (`NFTNL_UDATA_SET_…` of libnftnl), compared with what
+/// nft 1.0.6 sends.
 mod user_data {
-    use super::{Family, Field, Set};
+    use super::Set;
 
     /// An attribute of type and length, one byte each.
     fn attribute(kind: u8, value: &[u8]) -> Vec<u8> {
@@ -239,52 +236,13 @@ mod user_data {
         [&[kind, length], value].concat()
     }
 
-    fn number(kind: u8, value: u32) -> Vec<u8> {
-        attribute(kind, &value.to_ne_bytes())
-    }
-
-    pub fn encode(set: &Set, family: Family) -> Vec<u8> {
+    pub fn encode(set: &Set) -> Vec<u8> {
         const KEY_BYTE_ORDER: u8 = 0;
-        const KEY_TYPEOF: u8 = 3;
         const COMMENT: u8 = 7;
-        const CONCATENATION: u32 = 13;
-        const EXPRESSION: u8 = 0;
-        const DATA: u8 = 1;
 
-        let mut data = number(KEY_BYTE_ORDER, 0);
-        // A sequence number has no type that could be named: it is told by an example.
-        if set.key.contains(&Field::Sequence) {
-            let fields = (0..).zip(set.key);
-            let fields: Vec<_> = fields
-                .flat_map(|(index, field)| attribute(index, &example(*field, family)))
-                .collect();
-            let example = [number(EXPRESSION, CONCATENATION), attribute(DATA, &fields)];
-            data.extend(attribute(KEY_TYPEOF, &example.concat()));
-        }
+        let mut data = attribute(KEY_BYTE_ORDER, &0_u32.to_ne_bytes());
         data.extend(attribute(COMMENT, format!("{}\0", set.comment).as_bytes()));
         data
-    }
-
-    /// An expression that has the type of a field: the source's.
-    fn example(field: Field, family: Family) -> Vec<u8> {
-        const EXPRESSION: u8 = 0;
-        const DATA: u8 = 1;
-        const PAYLOAD: u32 = 7;
-        const HEADER: u8 = 0;
-        const FIELD: u8 = 1;
-        const LENGTH: u8 = 4;
-        let (tcp, ip, ip6) = (8, 12, 13);
-        let (header, number_of_field) = match (field, family) {
-            (Field::Address, Family::IPv6) => (ip6, 8),
-            (Field::Address, _) => (ip, 11),
-            (Field::Port, _) => (tcp, 1),
-            (Field::Sequence, _) => (tcp, 3),
-        };
-        let mut data = [number(HEADER, header), number(FIELD, number_of_field)].concat();
-        if field == Field::Sequence {
-            data.extend(number(LENGTH, 32));
-        }
-        [number(EXPRESSION, PAYLOAD), attribute(DATA, &data)].concat()
     }
 }
 
@@ -295,7 +253,7 @@ mod tests {
     fn opening(comment: &'static str) -> Set {
         Set {
             name: "opening",
-            key: &[Field::Address, Field::Port, Field::Sequence],
+            key: &[Field::Address, Field::Port],
             timeout: Duration::from_secs(5),
             size: 65536,
             comment,
@@ -306,25 +264,17 @@ mod tests {
     /// The bytes that nft 1.0.6 sends, from its `--debug=mnl`.
     #[test]
     fn user_data_is_what_nft_itself_writes() {
-        let set = opening("hello");
-        let bytes: Vec<u8> = [
-            &b"\x00\x04\x00\x00\x00\x00\x03\x50\x00\x04\x0d\x00\x00\x00\x01\x48"[..],
-            b"\x00\x14\x00\x04\x07\x00\x00\x00\x01\x0c\x00\x04\x0c\x00\x00\x00\x01\x04\x0b\x00\x00\x00",
-            b"\x01\x14\x00\x04\x07\x00\x00\x00\x01\x0c\x00\x04\x08\x00\x00\x00\x01\x04\x01\x00\x00\x00",
-            b"\x02\x1a\x00\x04\x07\x00\x00\x00\x01\x12\x00\x04\x08\x00\x00\x00\x01\x04\x03\x00\x00\x00",
-            b"\x04\x04\x20\x00\x00\x00\x07\x06hello\x00",
-        ]
-        .concat();
-        assert_eq!(user_data::encode(&set, Family::IPv4), bytes);
+        let bytes = b"\x00\x04\x00\x00\x00\x00\x07\x06hello\x00";
+        assert_eq!(user_data::encode(&opening("hello")), bytes);
     }
 
     #[test]
     fn keys_have_nfts_types_and_lengths() {
         let set = opening("");
-        assert_eq!(set.key_type(Family::IPv4), 0x7344);
-        assert_eq!(set.key_type(Family::IPv6), 0x8344);
-        assert_eq!(set.key_length(Family::IPv4), 12);
-        assert_eq!(set.key_length(Family::IPv6), 24);
+        assert_eq!(set.key_type(Family::IPv4), 0x1cd);
+        assert_eq!(set.key_type(Family::IPv6), 0x20d);
+        assert_eq!(set.key_length(Family::IPv4), 8);
+        assert_eq!(set.key_length(Family::IPv6), 20);
     }
 
     #[test]
@@ -334,7 +284,6 @@ mod tests {
             Value::Port(443),
         ];
         let mut set = Set {
-            key: &[Field::Address, Field::Port],
             members: vec![member; 1200],
             ..opening("")
         };

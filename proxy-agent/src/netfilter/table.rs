@@ -24,8 +24,6 @@ const ACCEPT: u32 = 1;
 const CHAIN_TYPE: &str = "filter";
 /// Type of the user data that nft shows as a rule's comment (`NFTNL_UDATA_RULE_COMMENT`).
 const COMMENT: u8 = 0;
-/// What stands between a rule's purpose and its program in its comment.
-const PROGRAM: &str = " (program ";
 /// Longest comment nft accepts (`NFTNL_UDATA_COMMENT_MAXLEN`), with its terminating zero.
 const COMMENT_LENGTH: usize = 128;
 
@@ -65,10 +63,8 @@ pub struct Base {
 /// A rule.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// What it is for, unique in its chain.
+    /// What it is for, unique in its chain: nft shows it behind the rule.
     pub purpose: String,
-    /// Id of the BPF program it runs, so that a rule with an older one is seen as the drift it is.
-    pub program: Option<u32>,
     /// What it does.
     pub expressions: Vec<Expressions>,
 }
@@ -82,16 +78,6 @@ pub enum Hook {
     Input,
     /// Packets that processes of this host send.
     Output,
-}
-
-impl Rule {
-    /// What nft shows behind the rule.
-    fn comment(&self) -> String {
-        match self.program {
-            Some(program) => format!("{}{PROGRAM}{program})", self.purpose),
-            None => self.purpose.clone(),
-        }
-    }
 }
 
 impl Hook {
@@ -226,7 +212,7 @@ impl Table {
                 RuleAttribute::Expressions(
                     rule.expressions.iter().cloned().map(Into::into).collect(),
                 ),
-                RuleAttribute::UserData(encode_comment(&rule.comment())),
+                RuleAttribute::UserData(encode_comment(&rule.purpose)),
             ],
         })
     }

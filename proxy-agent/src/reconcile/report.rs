@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
+use std::time::Duration;
 
 use super::control::Control;
 use super::told::Told;
@@ -19,6 +20,8 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// What could not be observed or changed.
     pub failures: Vec<Failure>,
+    /// When the next pass is due at the latest, from the end of this one on.
+    pub again: Option<Duration>,
 }
 
 /// One operation that was carried out, or would be in a dry run.
@@ -51,6 +54,11 @@ impl Report {
             op: op.to_string(),
             routine: false,
         });
+    }
+
+    /// Asks for another pass after some time.
+    pub fn look_again_after(&mut self, wait: Duration) {
+        self.again = Some(self.again.map_or(wait, |again| again.min(wait)));
     }
 
     /// Marks changes, in words, as following links that come and go.

@@ -72,6 +72,7 @@ fn concerns(event: &Event, part: &str) -> bool {
         Event::Link | Event::Address(_) => part == link::PART,
         Event::TrafficControl | Event::Table(_) | Event::Pins => part != link::PART,
         // The kernel removes routes by itself where somebody has removed an address.
+        Event::LocalRoute(_) => part == "ebpf",
         Event::Route | Event::Overrun => false,
     }
 }

@@ -64,6 +64,8 @@ pub struct Trigger {
     ended: Instant,
     streak: u32,
     failures: u32,
+    /// The next pass without an event was asked for by the last one: it is no resync.
+    asked: bool,
 }
 
 impl Trigger {
@@ -80,6 +82,7 @@ impl Trigger {
             ended: now,
             streak: 0,
             failures: 0,
+            asked: false,
         }
     }
 
@@ -95,6 +98,10 @@ impl Trigger {
                     self.woken = true;
                 }
                 () = sleep_until(self.due) => {
+                    if self.asked {
+                        debug!("looking at the node: the last pass asked for it");
+                        return Cause::Event;
+                    }
                     debug!("looking at the node: it is time for a resync");
                     cause = Cause::Resync;
                 }
@@ -130,8 +137,8 @@ impl Trigger {
         mem::take(&mut self.told)
     }
 
-    /// Notes how the pass went that began at `begun`.
-    pub fn passed(&mut self, begun: Instant, failed: bool) {
+    /// Notes how the pass went that began at `begun`; `again`: when it asked to be followed by another.
+    pub fn passed(&mut self, begun: Instant, failed: bool, again: Option<Duration>) {
         let now = Instant::now();
         self.streak = if begun - self.ended < CLOSE {
             self.streak + 1
@@ -146,7 +153,9 @@ impl Trigger {
             now + (now - begun).min(LONGEST_REST)
         };
         self.failures = if failed { self.failures + 1 } else { 0 };
-        self.due = now + delay(self.interval, self.failures);
+        let delay = delay(self.interval, self.failures);
+        self.due = now + again.map_or(delay, |again| again.min(delay));
+        self.asked = again.is_some_and(|again| again < delay);
     }
 }
 

@@ -10,9 +10,9 @@ use proxy_common::guard::Cause;
 use proxy_common::{Counters, Reason};
 
 use super::model::{Counts, Direction, OfLink, OfVip};
-use crate::backend::ebpf::MapError;
-use crate::backend::ebpf::statistics::{self, Origin};
-use crate::backend::nftables;
+use crate::backend::ebpf::statistics::{self, Fill, Origin};
+use crate::backend::ebpf::{MapError, services};
+use crate::backend::{decisions, nftables};
 use crate::link::LinkTable;
 use crate::netfilter;
 use crate::state::State;
@@ -26,16 +26,6 @@ pub struct Row {
     pub origin: Origin,
     /// The counts.
     pub counters: Counters,
-}
-
-/// Where a backend keeps its counters.
-enum Source {
-    /// A map of the eBPF programs.
-    Ebpf,
-    /// Rules of nf_tables.
-    Nftables,
-    /// Nowhere: it counts nothing.
-    None,
 }
 
 /// Why the counters cannot be read.
@@ -55,36 +45,62 @@ pub enum Error {
 ///
 /// The kernel's answer.
 pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
-    let source = match state.backend.backend.as_str() {
-        "ebpf" => Source::Ebpf,
-        "nftables" => Source::Nftables,
-        _ => Source::None,
-    };
-    match source {
-        Source::Ebpf => {
-            let entries = statistics::read(bpffs)?.into_iter();
-            Ok(entries
-                .map(|entry| Row {
+    let settings = &state.settings;
+    let (instance, endpoints) = (settings.instance, settings.endpoints());
+    let is_ebpf = state.backend.backend == "ebpf";
+    if !is_ebpf && state.backend.backend != "nftables" {
+        return Ok(Vec::new());
+    }
+    // The rules do not count by link.
+    let mut here = decisions::statistics::read(instance, &endpoints)?;
+    let mut rows = Vec::new();
+    if is_ebpf {
+        for (service, requests, replies) in services::traffic(instance, &settings.services)? {
+            if let Some((_, counters)) = here.iter_mut().find(|(vip, _)| *vip == service.vip) {
+                counters.requests.add(requests);
+                counters.replies.add(replies);
+            }
+        }
+        for entry in statistics::read(bpffs)? {
+            let same = here.iter_mut().find(|(vip, _)| *vip == entry.vip);
+            match (entry.origin, same) {
+                (Origin::ThisHost, Some((_, counters))) => counters.add(&entry.counters),
+                _ => rows.push(Row {
                     vip: entry.vip,
                     origin: entry.origin,
                     counters: entry.counters,
-                })
-                .collect())
+                }),
+            }
         }
-        Source::Nftables => {
-            let counters =
-                nftables::statistics::read(state.settings.instance, &state.settings.endpoints())?;
-            Ok(counters
-                .into_iter()
-                .map(|(vip, counters)| Row {
-                    vip,
-                    origin: Origin::ThisHost,
-                    counters,
-                })
-                .collect())
+    } else {
+        for (vip, cause, packets) in nftables::statistics::dropped(instance, &endpoints)? {
+            if let Some((_, counters)) = here.iter_mut().find(|(of, _)| *of == vip) {
+                counters.dropped[cause as usize] += packets;
+            }
         }
-        Source::None => Ok(Vec::new()),
     }
+    rows.extend(here.into_iter().map(|(vip, counters)| Row {
+        vip,
+        origin: Origin::ThisHost,
+        counters,
+    }));
+    Ok(rows)
+}
+
+/// How many connections are decided, and how many there is room for in each family; none with a backend that
+/// does not remember them.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn connections(state: &State) -> Result<Option<Fill>, Error> {
+    if !matches!(state.backend.backend.as_str(), "ebpf" | "nftables") {
+        return Ok(None);
+    }
+    Ok(Some(Fill {
+        entries: decisions::collect::count(state.settings.instance)?,
+        size: state.settings.max_connections as usize,
+    }))
 }
 
 /// Rows by VIP, with sums; the node itself before links, those that are gone in the sums only.
@@ -130,7 +146,7 @@ fn counts(counters: &Counters) -> Counts {
         requests: direction(counters.requests),
         replies: direction(counters.replies),
         decided: counters.decided,
-        translated: counters.translated,
+        translated: counters.terminated,
         undecided: Reason::ALL
             .into_iter()
             .map(|reason| (name(reason), counters.undecided_for(reason)))
@@ -148,8 +164,7 @@ fn name(reason: Reason) -> &'static str {
         Reason::InUse => "in_use",
         Reason::NoListener => "no_listener",
         Reason::MapFull => "map_full",
-        Reason::Rewrite => "rewrite",
-        Reason::OlderDecision => "older_decision",
+        Reason::NotLocal => "not_local",
     }
 }
 
@@ -159,5 +174,6 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::Outside => "outside",
         Cause::SpoofedSource => "spoofed_source",
         Cause::Neighbour => "neighbour",
+        Cause::StrayReply => "stray_reply",
     }
 }

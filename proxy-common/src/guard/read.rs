@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Reads any packet as far as the guard has to know it: with VLAN tags, IP options, extension headers,
 //! fragmented, cut off. What the kernel would not deliver anyway may be called anything.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Packets of every shape, and any other bytes.
 
@@ -54,6 +54,10 @@ impl Knowledge for Node {
     fn vip(&self, address: &Address) -> Option<Endpoint> {
         let counted = Endpoint::new(*address, 443_u16.to_be());
         vips().contains(address).then_some(counted)
+    }
+
+    fn asked(&self, address: &Address) -> Option<Endpoint> {
+        self.vip(address)
     }
 
     fn is_proxy(&self, endpoint: &Endpoint) -> bool {

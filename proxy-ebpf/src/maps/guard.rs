@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! What the guard goes by. All but the links is filled before the programs are attached and not
 //! changed afterwards.
@@ -9,15 +9,22 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use proxy_common::guard::{Knowledge, Link};
-use proxy_common::limits::{MAX_ALLOWED, MAX_GUARD_LINKS, MAX_VIPS, address_bit};
+use proxy_common::limits::{MAX_ALLOWED, MAX_GUARD_LINKS, MAX_SERVICES, MAX_VIPS, address_bit};
 use proxy_common::{Address, Endpoint};
 
-use super::destinations;
+/// The VIPs with each of the proxy's ports; empty if nothing is guarded.
+#[map]
+static ENDPOINTS: HashMap<Endpoint, u32> = HashMap::with_max_entries(MAX_VIPS, 0);
 
 /// The VIPs, each with the endpoint under which packets without a port are counted; empty if nothing
 /// is guarded.
 #[map]
 static VIPS: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_VIPS, 0);
+
+/// The addresses that this node answers neighbours' questions for and should not on guarded links: VIPs
+/// and Services. Each with the endpoint under which the questions are counted.
+#[map]
+static ASKED: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_VIPS + MAX_SERVICES, 0);
 
 /// Networks that may come from outside, IPv4 mapped into IPv6.
 #[map]
@@ -49,6 +56,17 @@ pub fn is_on() -> bool {
     ADDRESSES.load() != 0
 }
 
+impl Here {
+    /// The ifindex that routes and policy rules know the packet by: that of the bridge, for a port.
+    #[inline(always)]
+    pub fn routed_by(&self) -> u32 {
+        match self.link().master() {
+            0 => self.0,
+            master => master,
+        }
+    }
+}
+
 impl Knowledge for Here {
     #[inline(always)]
     fn may_be_vip(&self, address: &Address) -> bool {
@@ -62,8 +80,14 @@ impl Knowledge for Here {
     }
 
     #[inline(always)]
+    fn asked(&self, address: &Address) -> Option<Endpoint> {
+        // SAFETY: the verifier has seen the null check; entries do not change.
+        ASKED.get_ptr(address).map(|counted| unsafe { *counted })
+    }
+
+    #[inline(always)]
     fn is_proxy(&self, endpoint: &Endpoint) -> bool {
-        destinations::vip_of(endpoint).is_ok_and(|vip| vip == *endpoint)
+        ENDPOINTS.get_ptr(endpoint).is_some()
     }
 
     #[inline(always)]

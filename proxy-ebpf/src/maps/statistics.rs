@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! What happened to packets and connections, counted by link and VIP. Nothing is decided by it: a
 //! counter that cannot be written changes no verdict.
@@ -6,12 +6,12 @@
 //! No CPU writes what is another's. Additions are not atomic all the same: a process's hook may be
 //! interrupted by a packet's between reading a counter and writing it, and then one is missing.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuHashMap;
-use proxy_common::guard::Refused;
+use proxy_common::guard::{Cause, Refused};
 use proxy_common::limits::MAX_COUNTERS;
-use proxy_common::{CounterKey, Counters, Endpoint, Traffic};
+use proxy_common::{CounterKey, Counters, Endpoint};
 
 use crate::packet::Undecided;
 
@@ -23,56 +23,35 @@ static STATISTICS: PerCpuHashMap<CounterKey, Counters> =
 /// What a new entry starts from, here because it is large for a stack of 512 bytes.
 static ZERO: Counters = Counters::ZERO;
 
-/// Counts an untracked packet to the VIP.
+/// Counts what became of a SYN to a Service that ends on `vip`.
 #[inline(always)]
-pub fn request(link: u32, vip: Endpoint, skb: *mut __sk_buff) {
-    if let Some(counters) = counters(link, vip) {
-        // SAFETY: valid, see there.
-        unsafe { add(&raw mut (*counters).requests, skb) };
-    }
-}
-
-/// Counts an untracked packet from the VIP.
-#[inline(always)]
-pub fn reply(vip: Endpoint, skb: *mut __sk_buff) {
-    if let Some(counters) = counters(CounterKey::THIS_HOST, vip) {
-        // SAFETY: valid, see there.
-        unsafe { add(&raw mut (*counters).replies, skb) };
-    }
-}
-
-/// Counts what became of a SYN; `translated`: if it was decided, it is translated too.
-#[inline(always)]
-pub fn opened(link: u32, vip: Endpoint, translated: bool, outcome: Result<(), Undecided>) {
+pub fn opened(link: u32, vip: Endpoint, outcome: Result<(), Undecided>) {
     match outcome {
-        Ok(()) => {
-            let Some(counters) = counters(link, vip) else {
-                return;
-            };
-            // SAFETY: valid, see there.
-            unsafe {
-                increment(&raw mut (*counters).decided);
-                if translated {
-                    increment(&raw mut (*counters).translated);
-                }
-            }
-        }
+        Ok(()) => terminated(link, vip),
         Err(why) => undecided(link, vip, why),
     }
 }
 
-/// Counts what became of a call of connect(2) on the node. Its SYN is counted on its own.
+/// Counts what became of a call of connect(2) on the node.
 #[inline(always)]
 pub fn connected(vip: Endpoint, outcome: Result<(), Undecided>) {
-    match outcome {
-        Ok(()) => {
-            if let Some(counters) = counters(CounterKey::THIS_HOST, vip) {
-                // SAFETY: valid, see there.
-                unsafe { increment(&raw mut (*counters).translated) };
-            }
-        }
-        Err(why) => undecided(CounterKey::THIS_HOST, vip, why),
+    opened(CounterKey::THIS_HOST, vip, outcome);
+}
+
+/// Counts a connection to a Service that ends on the proxy.
+#[inline(always)]
+fn terminated(link: u32, vip: Endpoint) {
+    if let Some(counters) = counters(link, vip) {
+        // SAFETY: valid, see there.
+        unsafe { increment(&raw mut (*counters).terminated) };
     }
+}
+
+/// Counts a reply that was kept from a client because it cannot be genuine.
+#[inline(always)]
+pub fn stray_reply(link: u32, vip: Endpoint) {
+    let cause = Cause::StrayReply;
+    dropped(link, Refused { cause, vip });
 }
 
 /// Counts a connection that stays undecided, if the reason is one that concerns the proxy.
@@ -112,16 +91,6 @@ fn counters(link: u32, vip: Endpoint) -> Option<*mut Counters> {
     // Not over an entry that came between: another CPU counts there already.
     let _ = STATISTICS.insert(key, zero, u64::from(BPF_NOEXIST));
     STATISTICS.get_ptr_mut(key)
-}
-
-/// Adds a packet.
-#[inline(always)]
-unsafe fn add(traffic: *mut Traffic, skb: *mut __sk_buff) {
-    // SAFETY: the caller vouches for both.
-    unsafe {
-        (*traffic).packets += 1;
-        (*traffic).bytes += u64::from((*skb).len);
-    }
 }
 
 /// Adds one.

@@ -6,10 +6,12 @@
 //! any NAT; at egress behind them, where packets are as they will leave. It never ends the chain:
 //! others see every packet as if it were not there.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -27,6 +29,7 @@ use super::qdisc;
 use crate::config::TcAttach;
 use crate::instance::Instance;
 use crate::kernel::{bpf, bpffs, features};
+use crate::link::dump::DumpError;
 
 /// The handle of the default instance's filters.
 const FILTER_HANDLE: u32 = u32::from_be_bytes(*b"\0pxa");
@@ -97,12 +100,55 @@ pub enum AttachError {
     /// rtnetlink refused.
     #[error("the kernel refused to remove the clsact qdisc")]
     Route(#[source] rtnetlink::Error),
+    /// The filters on a qdisc could not be read to their end: it stays.
+    #[error("cannot read what is attached to the clsact qdisc; it stays")]
+    Filters(#[from] DumpError),
     /// Every priority is taken.
     #[error(
         "priorities {first} to {last} of the link's ingress are all taken by other classifiers",
         first = PRIORITIES.start(), last = PRIORITIES.end()
     )]
     NoPriority,
+}
+
+/// How long a new link is left to others that put a qdisc on it: the bandwidth plugin adds `ingress` while a
+/// pod is set up, and fails where a clsact is there already.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// When links were first seen.
+#[derive(Debug, Default)]
+pub struct Young {
+    /// Since the first look; those that were there then are old.
+    seen: Option<BTreeMap<u32, Instant>>,
+}
+
+impl Young {
+    /// Takes links away that are too young, but for those that have to be guarded; returns when the next one
+    /// will be old enough.
+    pub fn hold_back(
+        &mut self,
+        links: &mut BTreeMap<u32, String>,
+        guarded: &BTreeMap<u32, String>,
+    ) -> Option<Duration> {
+        let now = Instant::now();
+        let Some(seen) = self.seen.as_mut() else {
+            let old = now.checked_sub(SETTLE).unwrap_or(now);
+            self.seen = Some(links.keys().map(|index| (*index, old)).collect());
+            return None;
+        };
+        seen.retain(|index, _| links.contains_key(index));
+        let mut wait = None;
+        links.retain(|index, _| {
+            let since = *seen.entry(*index).or_insert(now);
+            let left = SETTLE.saturating_sub(now - since);
+            if left.is_zero() || guarded.contains_key(index) {
+                return true;
+            }
+            wait = Some(wait.map_or(left, |wait: Duration| wait.min(left)));
+            false
+        });
+        wait
+    }
 }
 
 impl AttachMode {

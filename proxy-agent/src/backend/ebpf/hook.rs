@@ -10,7 +10,7 @@ use crate::kernel::bpf;
 
 /// A direction of traffic control on a link.
 ///
-/// In this order they are attached: replies must be translated back before anything is translated.
+/// In this order they are attached: the net must be there before a connection is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// What the node sends on the link.
@@ -19,9 +19,11 @@ pub enum Hook {
     Ingress,
 }
 
-/// A hook of sockets, on the root cgroup.
+/// A hook of sockets: of the network namespace or of the root cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SocketHook {
+    /// The socket look-up of the network namespace (Linux 5.9).
+    Steer,
     /// `getpeername(2)`, IPv4 (Linux 5.8).
     Getpeername4,
     /// `getpeername(2)`, IPv6 (Linux 5.8).
@@ -70,8 +72,10 @@ impl Hook {
 }
 
 impl SocketHook {
-    /// All, in the order in which they are attached: what is translated must be shown as before.
-    pub const ALL: [Self; 4] = [
+    /// All, in the order in which they are attached: a process that is connected to the VIP must see the
+    /// Service as its peer.
+    pub const ALL: [Self; 5] = [
+        Self::Steer,
         Self::Getpeername4,
         Self::Getpeername6,
         Self::Connect4,
@@ -81,11 +85,17 @@ impl SocketHook {
     /// The name of its program and of its pin.
     pub fn program(self) -> &'static str {
         match self {
+            Self::Steer => "vip_steer",
             Self::Getpeername4 => "vip_getpeername4",
             Self::Getpeername6 => "vip_getpeername6",
             Self::Connect4 => "vip_connect4",
             Self::Connect6 => "vip_connect6",
         }
+    }
+
+    /// Whether it is attached to the root cgroup; to the network namespace otherwise.
+    pub fn is_of_cgroup(self) -> bool {
+        self != Self::Steer
     }
 
     /// Connections work without it.

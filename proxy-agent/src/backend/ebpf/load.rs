@@ -6,25 +6,28 @@ mod object;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp};
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError};
 use aya_log::EbpfLogger;
-use proxy_common::Endpoint;
+use proxy_common::guard::Link;
+use proxy_common::limits::{MAX_COUNTERS, MAX_VIPS};
+use proxy_common::{ConnectionKey, CounterKey, Counters, Endpoint};
 
 use self::object::{
-    classifier, load_classifier, load_object, load_sockets, load_translation, load_verdict,
-    load_xdp, socket, xdp_program,
+    attach_socket, classifier, load_classifier, load_object, load_sockets, load_xdp, xdp_program,
 };
+use super::attach::AttachError;
 use super::hook::{Hook, SocketHook};
 use super::maps::{
-    self, CONNECTIONS, DESTINATIONS, Decisions, GuardLinks, Kept, Outgrown, OutgrownDecisions,
-    PEERS,
+    self, GUARD_LINKS, GuardLinks, Kept, LISTENERS, OPENING, Outgrown, PEERS, SERVICES, Services,
+    discard_unfit,
 };
-use super::ruleset::Verdict;
-use super::statistics;
-use super::{Settings, attach, cgroup, layout, xdp};
+use super::statistics::STATISTICS;
+use super::{Settings, attach, layout, sockets, xdp};
 use crate::config::{GuardMode, Service};
 use crate::instance::Instance;
 use crate::kernel::{bpffs, memory};
@@ -62,70 +65,32 @@ pub enum LoadError {
     Map(#[from] maps::Error),
 }
 
-/// Names of the programs that rules run.
-pub const PREROUTING: &str = "vip_prerouting";
-/// OUTPUT, to the VIP.
-pub const REQUEST: &str = "vip_output_request";
-/// OUTPUT, from the VIP.
-pub const REPLY: &str = "vip_output_reply";
-/// PREROUTING, to a service.
-pub const SERVICE: &str = "vip_service";
-/// OUTPUT, from the VIP, to be translated.
-pub const TRANSLATED_REPLY: &str = "vip_output_translated";
-
 /// Ids of loaded programs by their names.
 pub type Ids = BTreeMap<String, u32>;
-
-/// The programs that rules run.
-#[derive(Debug, Clone, Copy)]
-pub struct Verdicts {
-    /// PREROUTING, to the VIP.
-    pub prerouting: Verdict,
-    /// OUTPUT, to the VIP.
-    pub request: Verdict,
-    /// OUTPUT, from the VIP.
-    pub reply: Verdict,
-    /// Those of translated connections, if any service is translated.
-    pub translation: Option<Translation>,
-}
-
-/// The programs of rules that translate.
-#[derive(Debug, Clone, Copy)]
-pub struct Translation {
-    /// PREROUTING, to a service.
-    pub service: Verdict,
-    /// OUTPUT, from the VIP.
-    pub reply: Verdict,
-}
 
 /// The loaded programs and the maps they share.
 pub struct Programs {
     ebpf: Ebpf,
     /// Ids of the programs on links.
     hooks: BTreeMap<Hook, u32>,
-    /// Ids of the programs on the root cgroup.
+    /// Ids of the programs of sockets.
     sockets: BTreeMap<SocketHook, u32>,
-    verdicts: Verdicts,
     /// The maps that are pinned.
     kept: BTreeMap<&'static str, Kept>,
     /// Id of the XDP program, or why there is none although it was asked for.
     xdp: Option<Result<u32, String>>,
     /// What the programs know of links.
     pub guard_links: GuardLinks,
-    /// The decided connections.
-    pub decisions: Decisions,
-    /// The map of another size that programs in use decide by.
-    outgrown: Option<OutgrownDecisions>,
-    /// Whether what an earlier agent attached decides by the same map.
-    shares_decisions: bool,
-    /// What the agent before this one translated and this one does not.
-    pub given_up: Vec<Service>,
+    /// The Services that the programs know.
+    services: Services,
+    /// What an earlier agent had end on the proxy and this one does not.
+    given_up: Vec<Service>,
     logs: Option<EbpfLogger<ToTracing>>,
 }
 
 impl Programs {
-    /// Loads programs and maps. The map of decisions of an earlier agent is taken over. `cgroup` is the root
-    /// that programs of sockets will be attached to, if they will be.
+    /// Loads programs and maps. Maps of an earlier agent are taken over. `cgroup` is the root that programs
+    /// of sockets will be attached to, if they will be.
     ///
     /// # Errors
     ///
@@ -134,7 +99,7 @@ impl Programs {
         let fresh = !settings.bpffs.exists();
         Self::load_into(settings, cgroup).inspect_err(|_| {
             if fresh {
-                // The first error is the one to tell.
+                // The first error is the one to report.
                 let _ = remove_pins(&settings.bpffs);
             }
         })
@@ -147,17 +112,26 @@ impl Programs {
             bpffs::create_dir(&pins)?;
             bpffs::finish_pins(&pins)?;
         }
-        bpffs::finish_pins(&cgroup::pins_dir(settings))?;
+        bpffs::finish_pins(&sockets::pins_dir(settings))?;
         bpffs::finish_pins(&xdp::pins_dir(settings))?;
-        let outgrown = OutgrownDecisions::set_aside(CONNECTIONS, settings)?;
-        let shares_decisions =
-            outgrown.is_none() && maps::pinned_id(CONNECTIONS, settings)?.is_some();
-        let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, settings)?;
-        statistics::discard_unfit(settings)?;
+        let lru_size = maps::lru_size(settings.max_connections)?;
+        discard_unfit::<ConnectionKey, u32>(OPENING, Some(lru_size), settings)?;
+        discard_unfit::<Endpoint, u32>(LISTENERS, Some(MAX_VIPS), settings)?;
+        discard_unfit::<CounterKey, Counters>(STATISTICS, Some(MAX_COUNTERS), settings)?;
+        discard_unfit::<u32, Link>(GUARD_LINKS, None, settings)?;
+        let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, lru_size, settings)?;
+        let given_up: Vec<_> = maps::earlier_services(&settings.bpffs)?
+            .into_iter()
+            .filter(|earlier| {
+                let wanted = settings.services.iter();
+                wanted.map(|service| service.cluster_ip).all(|wanted| wanted != earlier.cluster_ip)
+            })
+            .collect();
+        let ends = !settings.services.is_empty() || !given_up.is_empty();
 
-        let mut ebpf = load_object(settings, cgroup)?;
-        maps::fill_destinations(&mut ebpf, settings)?;
-        maps::fill_guard(&mut ebpf, settings)?;
+        let mut ebpf = load_object(settings, &given_up, lru_size, cgroup)?;
+        maps::fill_services(&mut ebpf, settings, &given_up)?;
+        maps::fill_guard(&mut ebpf, settings, &given_up)?;
         if let Some(peers) = peers {
             let map = ebpf.map_mut(PEERS).expect("the object has this map");
             let mut map: aya::maps::HashMap<_, u64, Endpoint> =
@@ -169,23 +143,13 @@ impl Programs {
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, ToTracing).ok())
             .flatten();
 
-        let translates = !settings.services.is_empty();
         let mut hooks = BTreeMap::new();
         for hook in Hook::ALL {
-            if hook == Hook::Ingress || translates {
+            if hook == Hook::Ingress || ends {
                 hooks.insert(hook, load_classifier(&mut ebpf, hook.program())?);
             }
         }
-        let translation = translates
-            .then(|| load_translation(&mut ebpf))
-            .transpose()?;
-        let verdicts = Verdicts {
-            prerouting: load_verdict(&mut ebpf, PREROUTING)?,
-            request: load_verdict(&mut ebpf, REQUEST)?,
-            reply: load_verdict(&mut ebpf, REPLY)?,
-            translation,
-        };
-        let sockets = if translates {
+        let sockets = if ends {
             load_sockets(&mut ebpf)?
         } else {
             BTreeMap::new()
@@ -193,54 +157,41 @@ impl Programs {
         let xdp = (settings.guard && settings.guard_mode == GuardMode::Xdp)
             .then(|| load_xdp(&mut ebpf))
             .transpose()?;
-        let given_up: Vec<_> = maps::earlier_services(settings)?
-            .into_iter()
-            .filter(|service| !settings.services.contains(service))
-            .collect();
         let kept = maps::PINNED
             .into_iter()
             .map(|name| Ok((name, Kept::of(&ebpf, name)?)))
             .collect::<Result<BTreeMap<_, _>, maps::Error>>()?;
-        // The others are pinned since they were loaded; this one takes an older one's place, but not
-        // before what the agent before has translated is handed over: should this agent die before,
-        // the next one must know it as well.
-        if given_up.is_empty()
-            && let Some(destinations) = kept.get(DESTINATIONS)
-        {
-            destinations.pin(DESTINATIONS, settings)?;
+        // The others are pinned since they were loaded; this one takes an older one's place, and has all
+        // that was in it.
+        if let Some(services) = kept.get(SERVICES) {
+            services.pin(SERVICES, settings)?;
         }
         Ok(Self {
             xdp,
             guard_links: GuardLinks::of(&mut ebpf)?,
-            decisions: Decisions::of(&mut ebpf)?,
-            outgrown,
-            shares_decisions,
+            services: Services::of(&mut ebpf)?,
             ebpf,
             hooks,
             sockets,
-            verdicts,
             kept,
             given_up,
             logs,
         })
     }
 
-    /// Whether what is attached now decides by the map that these programs obey.
-    pub fn shares_decisions(&self) -> bool {
-        self.shares_decisions
+    /// What an earlier agent had end on the proxy and this one does not.
+    pub fn given_up(&self) -> &[Service] {
+        &self.given_up
     }
 
-    /// Takes over what was decided by another map, when nothing decides any more.
+    /// Forgets a Service that was given up.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn take_over_decisions(&mut self) -> Result<(), maps::Error> {
-        if let Some(outgrown) = &self.outgrown {
-            self.decisions.take_over_all(outgrown)?;
-        }
-        self.outgrown = None;
-        self.shares_decisions = true;
+    pub fn forget_service(&mut self, service: &Service) -> Result<(), maps::Error> {
+        self.services.forget(service)?;
+        self.given_up.retain(|given_up| given_up != service);
         Ok(())
     }
 
@@ -259,16 +210,14 @@ impl Programs {
         xdp_program(&mut self.ebpf)
     }
 
-    /// Ids of the programs on the root cgroup.
+    /// Ids of the programs of sockets.
     pub fn sockets(&self) -> &BTreeMap<SocketHook, u32> {
         &self.sockets
     }
 
     /// Ids of the maps that are pinned, by their names.
     pub fn maps(&self) -> BTreeMap<&'static str, u32> {
-        // Where services are given up, the agent before has pinned what they are.
-        let is_due = |name: &str| self.given_up.is_empty() || name != DESTINATIONS;
-        let kept = self.kept.iter().filter(|(name, _)| is_due(name));
+        let kept = self.kept.iter();
         kept.map(|(name, map)| (*name, map.id)).collect()
     }
 
@@ -284,33 +233,14 @@ impl Programs {
         }
     }
 
-    /// The verdicts.
-    pub fn verdicts(&self) -> Verdicts {
-        self.verdicts
-    }
-
     /// Ids of all programs.
     pub fn ids(&self) -> Ids {
         let hooks = self.hooks.iter().map(|(hook, id)| (hook.program(), *id));
         let sockets = self.sockets.iter().map(|(hook, id)| (hook.program(), *id));
-        let Verdicts {
-            prerouting,
-            request,
-            reply,
-            translation,
-        } = self.verdicts;
-        let mut verdicts = vec![(PREROUTING, prerouting), (REQUEST, request), (REPLY, reply)];
-        if let Some(Translation { service, reply }) = translation {
-            verdicts.extend([(SERVICE, service), (TRANSLATED_REPLY, reply)]);
-        }
-        let verdicts = verdicts
-            .into_iter()
-            .map(|(name, verdict)| (name, verdict.id));
         let xdp = self.xdp.iter().flatten().map(|id| (xdp::PROGRAM, *id));
         hooks
             .chain(sockets)
             .chain(xdp)
-            .chain(verdicts)
             .map(|(name, id)| (name.to_owned(), id))
             .collect()
     }
@@ -320,22 +250,14 @@ impl Programs {
         classifier(&mut self.ebpf, hook.program())
     }
 
-    /// The program of a hook of sockets, to attach it.
-    pub fn socket(&mut self, hook: SocketHook) -> &mut CgroupSockAddr {
-        socket(&mut self.ebpf, hook)
-    }
-
-    /// Notes that the services that were given up are handed over.
+    /// Attaches the program of a hook of sockets to a network namespace or cgroup. It is detached when the
+    /// link is dropped, unless that is pinned.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn forget_given_up(&mut self, settings: &Settings) -> Result<(), maps::Error> {
-        if !self.given_up.is_empty() {
-            self.pin_map(DESTINATIONS, settings)?;
-            self.given_up.clear();
-        }
-        Ok(())
+    pub fn attach_socket(&mut self, hook: SocketHook, place: File) -> Result<FdLink, AttachError> {
+        attach_socket(&mut self.ebpf, hook, place)
     }
 
     /// Passes the programs' debug lines on, if they write any.
@@ -364,7 +286,7 @@ pub fn remove_pins(directory: &Path) -> Result<(), bpffs::Error> {
     for pins in Hook::ALL
         .map(Hook::pins)
         .iter()
-        .chain(&[cgroup::PINS, xdp::PINS])
+        .chain(&[sockets::PINS, xdp::PINS])
     {
         bpffs::remove_dir(&directory.join(pins))?;
     }

@@ -2,36 +2,45 @@
 
 //! The maps that outlive the agent, as user space reads and writes them.
 
-mod decisions;
 mod guard;
 mod outgrown;
+mod services;
 
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError};
-use proxy_common::Endpoint;
 
-pub use self::decisions::{Decisions, Translated};
 pub use self::guard::{GuardLinks, fill_guard, guard_links};
-pub use self::outgrown::{OUTGROWN, Outgrown, OutgrownDecisions};
+pub use self::outgrown::{OUTGROWN, Outgrown};
+pub use self::services::{Services, earlier_services, fill_services, pinned_vips, stop_deciding};
 use super::Settings;
 use super::statistics::STATISTICS;
-use crate::config::Service;
 use crate::kernel::bpffs;
 
-/// The decided connections.
-pub const CONNECTIONS: &str = "CONNECTIONS";
+/// The connections to Services whose SYN was decided.
+pub const OPENING: &str = "OPENING";
+/// The proxy's listeners.
+pub const LISTENERS: &str = "LISTENERS";
 /// What processes on the host addressed.
 pub const PEERS: &str = "PEERS";
-/// What leads to the proxy.
-pub const DESTINATIONS: &str = "DESTINATIONS";
+/// The Services that end on the proxy.
+pub const SERVICES: &str = "SERVICES";
 /// What links are to the guard.
 pub const GUARD_LINKS: &str = "GUARD_LINKS";
 /// All maps that are pinned.
-pub const PINNED: [&str; 5] = [CONNECTIONS, PEERS, DESTINATIONS, STATISTICS, GUARD_LINKS];
+pub const PINNED: [&str; 6] = [
+    OPENING,
+    LISTENERS,
+    PEERS,
+    SERVICES,
+    STATISTICS,
+    GUARD_LINKS,
+];
+/// How many entries each processor may hold back of a map that forgets the oldest
+/// (`LOCAL_FREE_TARGET` of <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>).
+const HELD_BACK: u32 = 128;
 
 type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
 
@@ -52,21 +61,6 @@ pub enum Error {
     Bpffs(#[from] bpffs::Error),
 }
 
-impl Error {
-    /// True if the map holds something else than what this version puts into it.
-    pub fn is_of_another_layout(&self) -> bool {
-        let Self::Map { source, .. } = self else {
-            return false;
-        };
-        matches!(
-            source,
-            MapError::InvalidMapType { .. }
-                | MapError::InvalidKeySize { .. }
-                | MapError::InvalidValueSize { .. }
-        )
-    }
-}
-
 /// A map that is kept pinned while its programs are in use.
 pub struct Kept {
     data: MapData,
@@ -82,8 +76,12 @@ impl Kept {
     /// The kernel's answer.
     pub fn of(ebpf: &Ebpf, name: &'static str) -> Result<Self, Error> {
         let map = ebpf.map(name).expect("the object has this map");
-        let (Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuHashMap(data)) = map else {
-            unreachable!("the pinned maps are hash maps");
+        let (Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuHashMap(data)
+        | Map::SockHash(data)) = map
+        else {
+            unreachable!("the pinned maps are of these kinds");
         };
         let fd = data.fd().as_fd().try_clone_to_owned();
         let fd = fd.map_err(|error| failed(name)(MapError::IoError(error)))?;
@@ -137,63 +135,38 @@ pub(super) fn pinned(name: &'static str, bpffs: &Path) -> Result<Option<MapData>
     MapData::from_pin(&pin).map(Some).map_err(failed(name))
 }
 
-/// Fills the map of destinations: VIPs with their ports, and services.
+/// Removes the pin of a map that is not like the one the programs expect: another version made it, or
+/// another size was asked for. `entries`: none if any size will do.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn fill_destinations(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Error> {
-    let failed = failed(DESTINATIONS);
-    let map = ebpf.map_mut(DESTINATIONS).expect("the object has this map");
-    let mut map: aya::maps::HashMap<_, Endpoint, Endpoint> = map.try_into().map_err(&failed)?;
-    for vip in settings.endpoints() {
-        map.insert(Endpoint::from(vip), Endpoint::from(vip), 0)
-            .map_err(&failed)?;
-    }
-    for service in &settings.services {
-        map.insert(
-            Endpoint::from(service.cluster_ip),
-            Endpoint::from(service.vip),
-            0,
-        )
-        .map_err(&failed)?;
+pub fn discard_unfit<K, V>(
+    name: &'static str,
+    entries: Option<u32>,
+    settings: &Settings,
+) -> Result<(), Error> {
+    let Some(data) = pinned(name, &settings.bpffs)? else {
+        return Ok(());
+    };
+    let info = data.info().map_err(failed(name))?;
+    let fits = info.key_size() as usize == size_of::<K>()
+        && info.value_size() as usize == size_of::<V>()
+        && entries.is_none_or(|entries| info.max_entries() == entries);
+    if !fits {
+        bpffs::unpin(&settings.bpffs.join(name))?;
     }
     Ok(())
 }
 
-/// The services that the agent before this one translated.
+/// The size of a map that forgets the oldest when it is full, so that what was just written is never
+/// forgotten: each processor takes entries off the free ones before it needs them.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
-pub fn earlier_services(settings: &Settings) -> Result<Vec<Service>, Error> {
-    let pairs = earlier_destinations(&settings.bpffs)?.into_iter();
-    let services = pairs.filter(|(destination, vip)| destination != vip);
-    let services = services.map(|(cluster_ip, vip)| Service { cluster_ip, vip });
-    Ok(services.collect())
-}
-
-/// The VIPs of the agent that pinned its maps here.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub fn pinned_vips(bpffs: &Path) -> Result<Vec<IpAddr>, Error> {
-    let pairs = earlier_destinations(bpffs)?.into_iter();
-    Ok(pairs.map(|(_, vip)| vip.ip()).collect())
-}
-
-/// Each destination with what it leads to.
-fn earlier_destinations(bpffs: &Path) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
-    let failed = failed(DESTINATIONS);
-    let Some(map) = pinned(DESTINATIONS, bpffs)? else {
-        return Ok(Vec::new());
-    };
-    let map: HashMap<Endpoint, Endpoint> = Map::HashMap(map).try_into().map_err(&failed)?;
-    map.iter()
-        .map(|entry| {
-            let (destination, vip) = entry.map_err(&failed)?;
-            Ok((destination.into(), vip.into()))
-        })
-        .collect()
+/// If the kernel does not tell how many processors there may be.
+pub fn lru_size(asked: u32) -> Result<u32, Error> {
+    let processors = aya::util::nr_cpus().map_err(|(_, error)| failed(OPENING)(error.into()))?;
+    let processors = u32::try_from(processors).unwrap_or(u32::MAX);
+    Ok(asked.max(processors.saturating_mul(2 * HELD_BACK)))
 }

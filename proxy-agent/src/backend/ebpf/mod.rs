@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The `ebpf` backend: TC programs decide each connection at its SYN, BPF verdicts in nf_tables
-//! tables of our own untrack what was decided.
+//! The `ebpf` backend: connections to the VIPs are decided by native rules of `nf_tables`
+//! ([`crate::backend::decisions`]); those to Services by a TC program at their SYN, and from then on the
+//! proxy's socket is the state that the rules ask for.
 //!
-//! Everything it keeps in the kernel lives on without the agent: the pinned map of decisions, the
-//! links that hold the programs, and the tables, which hold references to the verdicts.
+//! Everything it keeps in the kernel lives on without the agent: pinned maps, the links that hold the
+//! programs, routes, and tables.
 
 mod apply;
 mod attach;
-mod cgroup;
-mod handover;
+mod drain;
+mod filters;
 mod hook;
 mod layout;
 mod load;
@@ -18,37 +19,43 @@ mod observe;
 mod plan;
 mod probe;
 mod qdisc;
-mod ruleset;
+mod routes;
+pub mod services;
 mod settings;
+mod sockets;
 pub mod statistics;
-mod takeover;
 mod teardown;
 mod verifier;
 mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use rtnetlink::Handle;
-use tracing::warn;
+use tracing::{info, warn};
 
 pub use attach::{AttachMode, filter_handle};
-pub use cgroup::root as cgroup_root;
 pub use hook::{Hook, SocketHook};
 pub use layout::{VERSION as LAYOUT, others as other_layouts};
 pub use load::{Ids, LoadError, Programs};
-pub use maps::{Error as MapError, pinned_vips};
+pub use maps::{Error as MapError, earlier_services, pinned_vips, stop_deciding};
+pub use drain::is_over as is_drained;
 pub use plan::attachable;
+pub use routes::is_own_address;
 pub use qdisc::notes_dir;
 pub use settings::Settings;
-pub use teardown::Tables;
+pub use sockets::root as cgroup_root;
+pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};
 
 use observe::Observed;
 use plan::{Desired, Op};
 
-use crate::backend::tables;
+use crate::backend::live::Live;
+use crate::backend::{decisions, tables};
+use crate::config::Service;
 use crate::guard;
 use crate::kernel::{bpffs, features};
 use crate::link::LinkTable;
@@ -77,6 +84,10 @@ pub struct Ebpf {
     links: guard::Links,
     /// The XDP programs on them.
     front: xdp::Front,
+    /// Services that are given up, until their connections have ended.
+    drain: drain::Drain,
+    /// When links were first seen, where others may have to put a qdisc on them before the agent does.
+    young: attach::Young,
 }
 
 /// Something that could not be done.
@@ -91,11 +102,10 @@ pub enum Error {
     /// The directory of pins could not be read or changed.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
-    /// nf_tables cannot run the programs.
+    /// nf_tables does not take the rules.
     #[error(
-        "rules cannot run eBPF programs; the kernel needs CONFIG_NFT_COMPAT and \
-         CONFIG_NETFILTER_XT_MATCH_BPF (`modprobe nft_compat xt_bpf`; on some distributions they \
-         are in a package of extra modules)"
+        "the kernel does not take the rules beside the programs; it needs CONFIG_NFT_SOCKET \
+         (`modprobe nft_socket`; on some distributions it is in a package of extra modules)"
     )]
     Rules {
         /// The kernel's answer.
@@ -117,9 +127,12 @@ pub enum Error {
     /// A map could not be read or written.
     #[error(transparent)]
     Map(#[from] maps::Error),
-    /// Connections could not be handed over.
+    /// A route could not be read or changed.
+    #[error("the kernel refused the route")]
+    Route(#[source] rtnetlink::Error),
+    /// Connections could not be listed or reset.
     #[error(transparent)]
-    HandOver(#[from] handover::Error),
+    Drain(#[from] drain::Error),
 }
 
 impl Ebpf {
@@ -136,13 +149,13 @@ impl Ebpf {
             return Err(Error::Misjudged);
         }
         let attach_mode = AttachMode::choose(settings.tc_attach)?;
-        let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
+        let cgroup = (!settings.services.is_empty()).then(sockets::root).flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
                 part = PART,
-                "the root of the host's cgroup2 hierarchy is not mounted here: processes on the \
-                 host are not translated, pods are (in Kubernetes mount /sys/fs/cgroup as a \
-                 hostPath volume)"
+                "the root of the host's cgroup2 hierarchy is not mounted here: connections of processes on \
+                 the host to a Service go kube-proxy's way, those of pods end on the proxy (in Kubernetes \
+                 mount /sys/fs/cgroup as a hostPath volume)"
             );
         }
         let programs = match mode {
@@ -150,7 +163,11 @@ impl Ebpf {
             Mode::DryRun => None,
         };
         let others = settings.other_layouts()?;
+        let given_up = programs.as_ref().map(Programs::given_up);
+        let drain = drain::Drain::new(given_up.unwrap_or_default(), settings.drain_timeout);
         Ok(Self {
+            drain,
+            young: attach::Young::default(),
             attach_mode,
             cgroup,
             settings,
@@ -173,7 +190,7 @@ impl Ebpf {
         let Some(programs) = self.programs.as_mut() else {
             return Ok(());
         };
-        probe::rules(&self.settings, programs)?;
+        probe::rules(&self.settings)?;
         // What an earlier agent attached shows that it can be done.
         if !attach::any_pins(&self.settings) {
             probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
@@ -219,11 +236,10 @@ impl Ebpf {
     ) {
         let failures = report.failures.len();
         self.links.clone_from(links);
-        if !self.take_over_decisions(handle, table, report).await {
-            return;
+        if mode == Mode::Apply {
+            self.go_on_draining(report);
         }
-        self.take_over_translated(handle, mode, report).await;
-        let desired = self.desired(table);
+        let desired = self.desired(table, handle, report).await;
         let observed = Observed::read(
             &self.settings,
             &desired,
@@ -248,6 +264,7 @@ impl Ebpf {
         }
         self.reconcile_xdp(table, mode, report);
         if report.failures.len() == failures {
+            self.drain.former.clear();
             self.remove_others(handle, mode, report).await;
         }
         if mode == Mode::Apply {
@@ -256,24 +273,48 @@ impl Ebpf {
                 failed(PART, "remove what is left of clsact", &error, report);
             }
             self.look_for_leftovers = false;
-            if report.failures.len() == failures
-                && let Some(programs) = self.programs.as_mut()
-                && let Err(error) = programs.forget_given_up(&self.settings)
-            {
-                failed(PART, "pin the map of destinations", &error, report);
-            }
         }
     }
 
-    fn desired(&self, table: &LinkTable) -> Desired {
-        let translates = !self.settings.services.is_empty();
-        let (maps, hooks, sockets, verdicts, given_up) = match &self.programs {
+    /// Looks whether connections to Services that were given up have ended, or their time is over.
+    fn go_on_draining(&mut self, report: &mut Report) {
+        match self.drain.go_on() {
+            Ok(ended) => {
+                for service in ended {
+                    info!(part = PART, "no connection to {} is left", service.cluster_ip);
+                    if let Some(programs) = self.programs.as_mut()
+                        && let Err(error) = programs.forget_service(&service)
+                    {
+                        failed(PART, "forget a Service", &error, report);
+                    }
+                }
+            }
+            Err(error) => failed(PART, "drain connections to Services", &error, report),
+        }
+        if self.drain.is_going_on() {
+            report.look_again_after(drain::LOOK);
+        }
+    }
+
+    async fn desired(
+        &mut self,
+        table: &LinkTable,
+        handle: &Handle,
+        report: &mut Report,
+    ) -> Desired {
+        let services: Vec<_> = self
+            .settings
+            .services
+            .iter()
+            .chain(self.drain.services())
+            .copied()
+            .collect();
+        let ends = !services.is_empty();
+        let (maps, hooks, mut sockets) = match &self.programs {
             Some(programs) => (
                 loaded(&programs.maps()),
                 loaded(programs.hooks()),
                 loaded(programs.sockets()),
-                programs.verdicts(),
-                programs.given_up.clone(),
             ),
             None => (
                 // Before there is an agent, loading pins them.
@@ -284,44 +325,76 @@ impl Ebpf {
                     .collect(),
                 Hook::ALL
                     .into_iter()
-                    .filter(|hook| translates || *hook == Hook::Ingress)
                     .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
                 SocketHook::ALL
                     .into_iter()
-                    .filter(|hook| translates && !self.known_to_be_missing(*hook))
+                    .filter(|hook| !self.known_to_be_missing(*hook))
                     .map(|hook| (hook, self.known.get(hook.program()).copied()))
                     .collect(),
-                ruleset::known(&self.known),
-                Vec::new(),
             ),
         };
+        let mut hooks: BTreeMap<_, _> = hooks;
+        if !ends {
+            hooks.remove(&Hook::Egress);
+            sockets.clear();
+        }
+        if self.settings.services.is_empty() || self.cgroup.is_none() {
+            // Without the root cgroup nothing can be attached to it; `open` has said so.
+            sockets.retain(|hook, _| !hook.is_of_cgroup());
+        }
+        let mut links = attachable(table);
+        if self.attach_mode == AttachMode::Clsact {
+            let wait = self.young.hold_back(&mut links, &self.links.guarded);
+            if let Some(wait) = wait {
+                report.look_again_after(wait);
+            }
+        }
         Desired {
             // The guard of another backend is not needed beside the programs.
             tables: [
-                ruleset::tables(&self.settings, &verdicts),
+                decisions::tables(&self.settings.decisions(), &Live::default()),
+                services::tables(self.settings.instance, &services),
                 tables::empty_guard(self.settings.instance).to_vec(),
             ]
             .concat(),
-            links: attachable(table),
+            links,
             mode: self.attach_mode,
             maps,
             hooks,
-            // Without the root cgroup nothing can be attached to it; `open` has told.
-            sockets: if self.cgroup.is_some() {
-                sockets
-            } else {
-                BTreeMap::new()
-            },
-            guard: self.links.clone(),
-            given_up,
+            sockets,
+            routes: self.routes(&services, handle, report).await,
+            former_routes: self.drain.former.clone(),
+            guard: plan::guard_links(&self.links, table),
+            guarded: self.links.guarded.clone(),
         }
     }
 
-    /// The agent that runs translates, and its kernel does not have this program.
+    /// The addresses that should be local, each with the source of packets to it.
+    async fn routes(
+        &self,
+        services: &[Service],
+        handle: &Handle,
+        report: &mut Report,
+    ) -> BTreeMap<IpAddr, Option<IpAddr>> {
+        let addresses: Vec<_> = services.iter().map(|service| service.cluster_ip.ip()).collect();
+        if addresses.is_empty() {
+            return BTreeMap::new();
+        }
+        let not = [self.settings.vips.as_slice(), addresses.as_slice()].concat();
+        let sources = routes::sources(handle, &addresses, &not).await;
+        let sources = sources.unwrap_or_else(|error| {
+            failed(PART, "ask for the node's own address", &error, report);
+            BTreeMap::new()
+        });
+        let source = |ip: &IpAddr| sources.get(&ip.is_ipv6()).copied();
+        addresses.iter().map(|ip| (*ip, source(ip))).collect()
+    }
+
+    /// The agent that runs has Services end on the proxy, and its kernel does not have this program.
     fn known_to_be_missing(&self, hook: SocketHook) -> bool {
-        let translates = self.known.contains_key(load::SERVICE);
-        translates && hook.is_optional() && !self.known.contains_key(hook.program())
+        let ends = self.known.contains_key(SocketHook::Steer.program());
+        ends && hook.is_optional() && !self.known.contains_key(hook.program())
     }
 
     /// Passes the programs' debug lines on.

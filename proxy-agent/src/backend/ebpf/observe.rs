@@ -4,20 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::TryStreamExt as _;
+use std::net::IpAddr;
+
 use proxy_common::guard::Link;
 use rtnetlink::Handle;
-use rtnetlink::packet_route::tc::{
-    TcAttribute, TcFilterBpf, TcFilterBpfOption, TcMessage, TcOption,
-};
 
-use super::attach::{AttachError, AttachMode, Filter, filter_handle, links_dir};
+use super::attach::{AttachMode, Filter, links_dir};
 use super::hook::{Hook, SocketHook};
-use super::plan::{Desired, Op, Target};
-use super::{PART, Settings, cgroup, maps, xdp};
+use super::plan::{Desired, Op};
+use super::routes::{self, Found};
+use super::{PART, Settings, filters, maps, sockets, xdp};
 use crate::backend::tables;
 use crate::kernel::{bpf, bpffs};
-use crate::link::LinkTable;
 use crate::reconcile::{Report, failed};
 
 /// What is in the kernel. What could not be read is in the report, and missing here in a way that
@@ -34,8 +32,12 @@ pub struct Observed {
     pub maps: BTreeMap<&'static str, Option<u32>>,
     /// Our clsact filters by ifindex.
     pub filters: BTreeMap<(Hook, u32), Filter>,
-    /// Ids of the programs that pinned links hold on the root cgroup.
+    /// Links whose ingress qdisc is somebody's `ingress`, beside which there can be no clsact.
+    pub ingress_only: BTreeSet<u32>,
+    /// Ids of the programs that pinned links hold on hooks of sockets.
     pub sockets: BTreeMap<SocketHook, u32>,
+    /// What makes Service addresses local; no entry where it could not be read.
+    pub routes: BTreeMap<IpAddr, Found>,
     /// What the programs know of links; none where it could not be read.
     pub guard: Option<BTreeMap<u32, Link>>,
 }
@@ -75,7 +77,18 @@ impl Observed {
             }
         }
         if desired.mode == AttachMode::Clsact || leftovers {
-            observed.filters = read_filters(&desired.links, settings, handle, report).await;
+            observed.filters = filters::read(&desired.links, settings, report).await;
+        }
+        if desired.mode == AttachMode::Clsact {
+            observed.ingress_only = read_ingress_only(&desired.links, report).await;
+        }
+        for address in desired.routes.keys() {
+            match routes::observe(handle, *address).await {
+                Ok(found) => {
+                    observed.routes.insert(*address, found);
+                }
+                Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
+            }
         }
         observed
     }
@@ -116,7 +129,7 @@ impl Observed {
         }
     }
 
-    /// Why the desired program has to be attached to the root cgroup; none if it is.
+    /// Why the desired program has to be attached to its hook of sockets; none if it is.
     pub fn socket_fault(&self, hook: SocketHook, desired: &Desired) -> Option<&'static str> {
         let wanted = desired.sockets.get(&hook).copied().flatten();
         fault(self.sockets.get(&hook).copied(), wanted)
@@ -134,119 +147,68 @@ fn fault(attached: Option<u32>, wanted: Option<u32>) -> Option<&'static str> {
     }
 }
 
-/// The operations that remove everything of ours, in the order of teardown.
-#[derive(Debug, Default)]
-pub struct Everything {
-    /// First what decides, so that nothing new is translated. What is translated goes on through
-    /// the rules until it is handed over.
-    pub deciding: Vec<Op>,
-    /// Then the rules.
-    pub tables: Vec<Op>,
-    /// Egress last: it translates what the rules no longer do. Then what nothing uses any more.
-    pub rest: Vec<Op>,
-}
-
-/// Looks for the programs on links that decide, whoever put them there: the operations that detach them.
-pub async fn deciding(
-    settings: &Settings,
-    handle: &Handle,
-    table: &LinkTable,
-    report: &mut Report,
-) -> Vec<Op> {
-    let attached = Attached::read(settings, handle, Some(table), report).await;
-    attached.detach(Hook::Ingress)
-}
-
-/// What is attached to links, whoever put it there.
-struct Attached {
-    pins: BTreeSet<(Hook, u32)>,
-    filters: BTreeMap<(Hook, u32), Filter>,
-}
-
-impl Attached {
-    async fn read(
-        settings: &Settings,
-        handle: &Handle,
-        table: Option<&LinkTable>,
-        report: &mut Report,
-    ) -> Self {
-        let links = table
-            .map(|table| {
-                let links = table.links.iter();
-                links.map(|link| (link.index, link.name.clone())).collect()
-            })
-            .unwrap_or_default();
-        Self {
-            pins: read_pins(settings, report),
-            filters: read_filters(&links, settings, handle, report).await,
-        }
-    }
-
-    /// The operations that detach the programs of a hook.
-    fn detach(&self, hook: Hook) -> Vec<Op> {
-        let pins = self.pins.iter().filter(|(of, _)| *of == hook);
-        let filters = self.filters.values().filter(|filter| filter.hook == hook);
-        let unpin = pins.map(|(hook, index)| Op::RemovePin {
-            hook: *hook,
-            index: *index,
-        });
-        let remove = filters.map(|filter| Op::RemoveFilter {
-            filter: filter.clone(),
-        });
-        unpin.chain(remove).collect()
-    }
-}
-
-/// Looks for everything of ours, whoever put it there.
+/// The operations that remove everything of ours from the kernel, whoever put it there, in order; the nf_tables
+/// tables apart. Nothing decides any more, and connections to Services have ended.
 pub async fn everything(
     settings: &Settings,
+    links: &BTreeMap<u32, String>,
+    services: &[IpAddr],
     handle: &Handle,
-    table: Option<&LinkTable>,
     report: &mut Report,
-) -> Everything {
-    let attached = Attached::read(settings, handle, table, report).await;
-    let mut deciding = attached.detach(Hook::Ingress);
-    let sockets = SocketHook::ALL.into_iter();
-    let sockets = sockets.filter(|hook| cgroup::is_pinned(*hook, settings));
-    deciding.extend(sockets.map(|hook| Op::DetachSocket { hook }));
-    if settings.bpffs.join(maps::CONNECTIONS).exists() {
-        deciding.push(Op::HandOver { services: None });
+) -> (Vec<Op>, Vec<Op>) {
+    let mut ops: Vec<Op> = SocketHook::ALL
+        .into_iter()
+        .rev()
+        .filter(|hook| sockets::is_pinned(*hook, settings))
+        .map(|hook| Op::DetachSocket { hook })
+        .collect();
+    for address in services {
+        match routes::observe(handle, *address).await {
+            Ok(Found::Ours(_)) => ops.push(Op::RemoveRoute { address: *address }),
+            Ok(Found::Missing | Found::Foreign) => {}
+            Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
+        }
     }
-    let mut rest = attached.detach(Hook::Egress);
+    let pins = read_pins(settings, report);
+    let filters = filters::read(links, settings, report).await;
+    ops.extend(pins.iter().map(|(hook, index)| Op::RemovePin {
+        hook: *hook,
+        index: *index,
+    }));
+    ops.extend(filters.into_values().map(|filter| Op::RemoveFilter { filter }));
     let xdp = xdp::pinned(settings).unwrap_or_default().into_keys();
-    rest.extend(xdp.map(|index| Op::RemoveXdp { index }));
+    ops.extend(xdp.map(|index| Op::RemoveXdp { index }));
     if settings.bpffs.exists() {
-        rest.push(Op::RemovePins {
+        ops.push(Op::RemovePins {
             directory: settings.bpffs.clone(),
         });
     }
-    Everything {
-        deciding,
-        tables: [
-            tables::empty(settings.instance),
-            tables::empty_guard(settings.instance),
-        ]
+    let instance = settings.instance;
+    let tables = [
+        tables::empty_services(instance),
+        tables::empty(instance),
+        tables::empty_guard(instance),
+    ];
+    let tables = tables
         .into_iter()
         .flat_map(|tables| tables::existing(PART, tables, report))
         .map(|table| Op::DeleteTable { table })
-        .collect(),
-        rest,
-    }
+        .collect();
+    (tables, ops)
 }
 
-/// Whether anything is attached to the clsact qdisc of a link.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub async fn has_filters(index: u32, handle: &Handle) -> Result<bool, AttachError> {
-    for hook in Hook::ALL {
-        let found = dump_filters(hook, index, handle).await;
-        if !found.map_err(AttachError::Route)?.is_empty() {
-            return Ok(true);
+async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    for (index, name) in links {
+        match filters::has_clsact(*index).await {
+            Ok(Some(false)) => {
+                found.insert(*index);
+            }
+            Ok(_) => {}
+            Err(error) => failed(PART, format!("read the qdiscs of link {name}"), &error, report),
         }
     }
-    Ok(false)
+    found
 }
 
 fn read_guard(settings: &Settings, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
@@ -290,85 +252,10 @@ fn read_maps(
 fn read_sockets(settings: &Settings, report: &mut Report) -> BTreeMap<SocketHook, u32> {
     let mut found = BTreeMap::new();
     for hook in SocketHook::ALL {
-        match cgroup::attached(hook, settings) {
+        match sockets::attached(hook, settings) {
             Ok(id) => found.extend(id.map(|id| (hook, id))),
             Err(error) => failed(PART, format!("read the pin of {hook}"), &error, report),
         }
     }
     found
-}
-
-async fn read_filters(
-    links: &BTreeMap<u32, String>,
-    settings: &Settings,
-    handle: &Handle,
-    report: &mut Report,
-) -> BTreeMap<(Hook, u32), Filter> {
-    let mut found = BTreeMap::new();
-    for (index, name) in links {
-        let link = Target {
-            index: *index,
-            name: name.clone(),
-        };
-        for hook in Hook::ALL {
-            match dump_filters(hook, *index, handle).await {
-                Ok(messages) => {
-                    let own = messages
-                        .iter()
-                        .find_map(|message| own(hook, message, &link, settings));
-                    found.extend(own.map(|filter| ((hook, *index), filter)));
-                }
-                // The link has gone meanwhile.
-                Err(rtnetlink::Error::NetlinkError(error))
-                    if error.raw_code() == -libc::ENODEV || error.raw_code() == -libc::EINVAL => {}
-                Err(error) => failed(PART, format!("read the filters of {link}"), &error, report),
-            }
-        }
-    }
-    found
-}
-
-async fn dump_filters(
-    hook: Hook,
-    index: u32,
-    handle: &Handle,
-) -> Result<Vec<TcMessage>, rtnetlink::Error> {
-    let mut filters = handle.traffic_filter(index.cast_signed());
-    let request = match hook {
-        Hook::Ingress => filters.get().ingress(),
-        Hook::Egress => filters.get().egress(),
-    };
-    request.execute().try_collect().await
-}
-
-/// Our filter, if this is it: told by its handle and its program's name.
-fn own(hook: Hook, message: &TcMessage, link: &Target, settings: &Settings) -> Option<Filter> {
-    if u32::from(message.header.handle) != filter_handle(settings.instance) {
-        return None;
-    }
-    let (mut is_bpf, mut named, mut program) = (false, false, None);
-    for attribute in &message.attributes {
-        match attribute {
-            TcAttribute::Kind(kind) => is_bpf = kind == TcFilterBpf::KIND,
-            TcAttribute::Options(options) => {
-                for option in options {
-                    match option {
-                        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
-                            named = name == hook.program();
-                        }
-                        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program = Some(*id),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    (is_bpf && named).then_some(Filter {
-        hook,
-        link: link.clone(),
-        // The upper half; the lower one is the protocol.
-        priority: u16::try_from(message.header.info >> 16).ok()?,
-        program: program?,
-    })
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use proxy_common::guard::Link;
@@ -11,8 +12,8 @@ use proxy_common::guard::Link;
 use super::attach::{AttachMode, Filter};
 use super::hook::{Hook, SocketHook};
 use super::observe::Observed;
+use super::routes::Found;
 use crate::backend::tables;
-use crate::config::Service;
 use crate::guard;
 use crate::link::{LinkKind, LinkTable};
 use crate::netfilter::Table;
@@ -31,12 +32,16 @@ pub struct Desired {
     /// The hooks of links that are wanted, with the ids of the loaded programs; in a dry run
     /// without.
     pub hooks: BTreeMap<Hook, Option<u32>>,
-    /// The same for the root cgroup.
+    /// The same for hooks of sockets.
     pub sockets: BTreeMap<SocketHook, Option<u32>>,
+    /// The Service addresses that are local to the node, each with the source of packets to it.
+    pub routes: BTreeMap<IpAddr, Option<IpAddr>>,
+    /// Service addresses that were local and are not any more.
+    pub former_routes: BTreeSet<IpAddr>,
     /// What the programs should know of links.
-    pub guard: guard::Links,
-    /// Services that an earlier agent translated and this one does not.
-    pub given_up: Vec<Service>,
+    pub guard: BTreeMap<u32, Link>,
+    /// The names of the guarded ones.
+    pub guarded: BTreeMap<u32, String>,
 }
 
 /// A link as operations name it.
@@ -62,8 +67,6 @@ pub enum Op {
     InstallTables {
         /// The tables, each with the reason.
         tables: Vec<(Table, &'static str)>,
-        /// Packets have met other rules, or none.
-        unguarded: bool,
     },
     /// Delete a table that no VIP needs.
     DeleteTable {
@@ -95,22 +98,31 @@ pub enum Op {
         /// Its ifindex.
         index: u32,
     },
-    /// Attach a program to the root cgroup, or replace an older one there.
+    /// Attach a program to a hook of sockets, or replace an older one there.
     AttachSocket {
         /// Its hook.
         hook: SocketHook,
         /// Why.
         reason: &'static str,
     },
-    /// Detach a program from the root cgroup.
+    /// Detach a program from a hook of sockets.
     DetachSocket {
         /// Its hook.
         hook: SocketHook,
     },
-    /// Give live translated connections over to conntrack.
-    HandOver {
-        /// Those of these services only.
-        services: Option<Vec<Service>>,
+    /// Make a Service address local to the node.
+    AddRoute {
+        /// The address.
+        address: IpAddr,
+        /// The source of what the node sends to it.
+        source: Option<IpAddr>,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Remove our route of an address.
+    RemoveRoute {
+        /// The address.
+        address: IpAddr,
     },
     /// Remove the pin of a link's XDP program, which detaches it.
     RemoveXdp {
@@ -142,8 +154,8 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
         .collect()
 }
 
-/// Verdicts before programs: until a connection can be untracked in both directions nothing should
-/// decide it. Removals last, but for what decides.
+/// First what a decided connection needs, the programs that decide last; removals after that. The other way of
+/// attaching goes from a link only when ours is there: to be decided twice does no harm.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
@@ -155,60 +167,96 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             ops.push(Op::PinMap { map, reason });
         }
     }
-    if !desired.given_up.is_empty() {
-        ops.push(hand_over(desired));
-    }
     if !tables.install.is_empty() {
         ops.push(Op::InstallTables {
             tables: tables.install,
-            unguarded: tables.unguarded,
         });
     }
+    ops.extend(socket_attachments(desired, observed, |hook| !hook.is_of_cgroup()));
+    ops.extend(route_ops(desired, observed));
     // Before the programs are attached: from the first packet on.
     ops.extend(guard_op(desired, observed));
-    ops.extend(attachments(desired, observed));
-    for hook in desired.sockets.keys() {
-        if let Some(reason) = observed.socket_fault(*hook, desired) {
-            let hook = *hook;
-            ops.push(Op::AttachSocket { hook, reason });
+    // Guarded links first.
+    for is_first in [true, false] {
+        for hook in desired.hooks.keys() {
+            ops.extend(attachments(desired, observed, *hook, is_first));
         }
     }
-    if !desired.given_up.is_empty() {
-        // Those that the programs before these ones have decided in the meantime.
-        ops.push(hand_over(desired));
+    ops.extend(socket_attachments(desired, observed, SocketHook::is_of_cgroup));
+    for hook in Hook::ALL.into_iter().rev() {
+        removals.extend(detachments(desired, observed, hook));
     }
-    let detachments = detachments(desired, observed, Hook::Egress);
-    removals.extend(detachments.map(|(_, op)| op));
     for hook in observed.sockets.keys().copied() {
         if !desired.sockets.contains_key(&hook) {
             removals.push(Op::DetachSocket { hook });
         }
     }
+    for address in desired.former_routes.iter().copied() {
+        removals.push(Op::RemoveRoute { address });
+    }
     ops.append(&mut removals);
     ops
 }
 
-/// What attaches programs to links, and what has to go from them before.
-///
-/// Two programs on a link would decide each SYN twice, and the second one takes what the first has
-/// translated for a connection to the VIP. Links change one by one, so that each is without for a moment
-/// only.
-fn attachments(desired: &Desired, observed: &Observed) -> Vec<Op> {
-    let mut others: BTreeMap<u32, Vec<Op>> = BTreeMap::new();
-    for (index, op) in detachments(desired, observed, Hook::Ingress) {
-        others.entry(index).or_default().push(op);
-    }
+/// What attaches the programs of sockets of one place.
+fn socket_attachments(
+    desired: &Desired,
+    observed: &Observed,
+    is_there: fn(SocketHook) -> bool,
+) -> Vec<Op> {
+    let hooks = desired.sockets.keys().copied().filter(|hook| is_there(*hook));
+    hooks
+        .filter_map(|hook| {
+            let reason = observed.socket_fault(hook, desired)?;
+            Some(Op::AttachSocket { hook, reason })
+        })
+        .collect()
+}
+
+/// What makes addresses local that are not, or whose route has another source.
+fn route_ops(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
-    for hook in desired.hooks.keys() {
-        for (index, name) in &desired.links {
-            let Some(reason) = observed.attachment_fault(*hook, *index, desired) else {
-                continue;
-            };
-            if *hook == Hook::Ingress {
-                ops.extend(others.remove(index).into_iter().flatten());
+    for (address, source) in &desired.routes {
+        let (address, source) = (*address, *source);
+        match observed.routes.get(&address) {
+            Some(Found::Missing) => {
+                let reason = "it is missing";
+                ops.push(Op::AddRoute {
+                    address,
+                    source,
+                    reason,
+                });
             }
+            // Without a source that is known now, the one that is there will do.
+            Some(Found::Ours(found)) if source.is_some() && *found != source => {
+                let reason = "its source differs";
+                ops.extend([
+                    Op::RemoveRoute { address },
+                    Op::AddRoute {
+                        address,
+                        source,
+                        reason,
+                    },
+                ]);
+            }
+            Some(Found::Ours(_) | Found::Foreign) | None => {}
+        }
+    }
+    ops
+}
+
+/// What attaches the program of a hook to guarded links, or to the others.
+fn attachments(desired: &Desired, observed: &Observed, hook: Hook, guarded: bool) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (index, name) in &desired.links {
+        if desired.guarded.contains_key(index) != guarded
+            || (hook == Hook::Egress && observed.ingress_only.contains(index))
+        {
+            continue;
+        }
+        if let Some(reason) = observed.attachment_fault(hook, *index, desired) {
             ops.push(Op::Attach {
-                hook: *hook,
+                hook,
                 link: Target {
                     index: *index,
                     name: name.clone(),
@@ -218,71 +266,72 @@ fn attachments(desired: &Desired, observed: &Observed) -> Vec<Op> {
             });
         }
     }
-    others.into_values().flatten().chain(ops).collect()
+    ops
 }
 
 /// What removes the programs of a hook from links that should not have them, or have them attached in
-/// the other way; each with the link's ifindex.
-fn detachments<'a>(
-    desired: &'a Desired,
-    observed: &'a Observed,
-    hook: Hook,
-) -> impl Iterator<Item = (u32, Op)> + 'a {
-    let wanted = move |mode, index| {
+/// the other way.
+fn detachments(desired: &Desired, observed: &Observed, hook: Hook) -> Vec<Op> {
+    let wanted = |mode, index| {
         desired.mode == mode
             && desired.hooks.contains_key(&hook)
             && desired.links.contains_key(&index)
     };
     let pins = observed.pins.iter().copied();
-    let pins = pins.filter(move |(of, index)| *of == hook && !wanted(AttachMode::Tcx, *index));
-    let filters = observed.filters.values().filter(move |filter| {
+    let pins = pins.filter(|(of, index)| *of == hook && !wanted(AttachMode::Tcx, *index));
+    let unpin = pins.map(|(hook, index)| Op::RemovePin { hook, index });
+    let filters = observed.filters.values().filter(|filter| {
         filter.hook == hook && !wanted(AttachMode::Clsact, filter.link.index)
     });
-    let unpin = pins.map(|(hook, index)| (index, Op::RemovePin { hook, index }));
-    unpin.chain(filters.map(|filter| {
-        let filter = filter.clone();
-        (filter.link.index, Op::RemoveFilter { filter })
-    }))
+    let remove = filters.map(|filter| Op::RemoveFilter {
+        filter: filter.clone(),
+    });
+    unpin.chain(remove).collect()
 }
 
-/// What the programs should know of each link.
-pub fn guard_links(links: &guard::Links) -> BTreeMap<u32, Link> {
+/// What the programs should know of each link: what it is to the guard, and of which bridge it is a port.
+pub fn guard_links(links: &guard::Links, table: &LinkTable) -> BTreeMap<u32, Link> {
     let guard::Links {
         guarded,
         inner,
         tagged,
         ..
     } = links;
-    let all = guarded.keys().chain(inner.keys()).chain(tagged);
+    let bridges = table.links.iter();
+    let bridges: BTreeSet<_> = bridges
+        .filter(|link| link.kind == LinkKind::Bridge)
+        .map(|link| link.index)
+        .collect();
+    let ports: BTreeMap<u32, u32> = table
+        .links
+        .iter()
+        .filter_map(|link| Some((link.index, link.master.filter(|of| bridges.contains(of))?)))
+        .collect();
+    let all = guarded.keys().chain(inner.keys()).chain(tagged).chain(ports.keys());
     let link = |index| {
         Link::new(
             guarded.contains_key(index),
             inner.contains_key(index),
             tagged.contains(index),
         )
+        .port_of(ports.get(index).copied().unwrap_or_default())
     };
     all.map(|index| (*index, link(index))).collect()
 }
 
 fn guard_op(desired: &Desired, observed: &Observed) -> Option<Op> {
     let before = observed.guard.as_ref()?;
-    let links = guard_links(&desired.guard);
+    let links = desired.guard.clone();
     if *before == links {
         return None;
     }
-    let names = &desired.guard.guarded;
+    let names = &desired.guarded;
     let guarded_before = before.iter().filter(|(_, link)| link.is_guarded());
     let is_same = guarded_before.map(|(index, _)| index).eq(names.keys());
     Some(Op::Guard {
         guarded: (!is_same).then(|| names.values().cloned().collect()),
         links,
     })
-}
-
-fn hand_over(desired: &Desired) -> Op {
-    Op::HandOver {
-        services: Some(desired.given_up.clone()),
-    }
 }
 
 impl Op {
@@ -299,7 +348,8 @@ impl Op {
             | Self::DeleteTable { .. }
             | Self::AttachSocket { .. }
             | Self::DetachSocket { .. }
-            | Self::HandOver { .. }
+            | Self::AddRoute { .. }
+            | Self::RemoveRoute { .. }
             | Self::RemoveFilter { .. }
             | Self::RemovePins { .. } => false,
         }
@@ -338,25 +388,21 @@ impl Display for Op {
                 write!(f, "remove the pinned link of vip_guard, ifindex {index}")
             }
             Self::AttachSocket { hook, reason } => {
-                write!(f, "attach {hook} to the root cgroup: {reason}")
+                write!(f, "attach {hook} to {}: {reason}", place(*hook))
             }
-            Self::DetachSocket { hook } => write!(f, "detach {hook} from the root cgroup"),
-            Self::HandOver { services: None } => {
-                f.write_str("hand translated connections over to conntrack")
-            }
-            Self::HandOver {
-                services: Some(services),
+            Self::DetachSocket { hook } => write!(f, "detach {hook} from {}", place(*hook)),
+            Self::AddRoute {
+                address,
+                source,
+                reason,
             } => {
-                let told: Vec<_> = services
-                    .iter()
-                    .map(|service| service.cluster_ip.to_string())
-                    .collect();
-                write!(
-                    f,
-                    "hand translated connections to {} over to conntrack",
-                    told.join(", ")
-                )
+                write!(f, "add the local route of {address}")?;
+                if let Some(source) = source {
+                    write!(f, " with source {source}")?;
+                }
+                write!(f, ": {reason}")
             }
+            Self::RemoveRoute { address } => write!(f, "remove the local route of {address}"),
             Self::RemoveFilter { filter } => write!(
                 f,
                 "remove the clsact filter {} (priority {}) from link {}",
@@ -366,6 +412,14 @@ impl Display for Op {
                 write!(f, "remove the pinned maps in {}", directory.display())
             }
         }
+    }
+}
+
+fn place(hook: SocketHook) -> &'static str {
+    if hook.is_of_cgroup() {
+        "the root cgroup"
+    } else {
+        "the network namespace"
     }
 }
 

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tries what loading the programs does not show: that rules can run them, and that they can be
-//! attached to a link. Nothing of it reaches the node's own links and packets.
+//! Tries what loading the programs does not show: that the kernel takes the rules beside them, and
+//! that they can be attached to a link. Nothing of it reaches the node's own links and packets.
 
 use std::io;
 use std::thread;
 
 use super::attach::{self, AttachMode};
 use super::load::Programs;
-use super::{Error, Settings, ruleset};
-use crate::backend::tables;
+use super::{Error, Settings, services};
+use crate::backend::live::Live;
+use crate::backend::{decisions, tables};
 use crate::kernel::netns;
 use crate::netfilter::{Socket, Table};
 
@@ -17,9 +18,11 @@ use crate::netfilter::{Socket, Table};
 const LINK: &str = "lo";
 
 /// Tries the rules, in a transaction that leaves nothing behind.
-pub fn rules(settings: &Settings, programs: &Programs) -> Result<(), Error> {
+pub fn rules(settings: &Settings) -> Result<(), Error> {
     let mut socket = Socket::open()?;
-    for table in ruleset::tables(settings, &programs.verdicts()) {
+    let decisions = decisions::tables(&settings.decisions(), &Live::default());
+    let services = services::tables(settings.instance, &settings.services);
+    for table in decisions.into_iter().chain(services) {
         if table.chains.is_empty() {
             continue;
         }

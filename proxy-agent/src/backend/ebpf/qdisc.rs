@@ -15,7 +15,7 @@ use tracing::info;
 
 use super::attach::AttachError;
 use super::plan::Target;
-use super::{PART, Settings};
+use super::{PART, Settings, filters};
 use crate::kernel::bpffs;
 use crate::link::LinkTable;
 
@@ -64,7 +64,11 @@ pub async fn remove_unused(
     if !note_path(index, settings).exists() {
         return Ok(());
     }
-    if super::observe::has_filters(index, handle).await? {
+    // It may be somebody's `ingress` by now, which has the same place.
+    if filters::has_clsact(index).await? != Some(true) {
+        return forget(index, settings);
+    }
+    if !filters::are_none(index).await? {
         return Ok(());
     }
     let mut request = handle.qdisc().del(index.cast_signed());

@@ -4,12 +4,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use super::{PART, layout};
-use crate::config::{self, Config, Guard, GuardMode, Service, TcAttach};
+use crate::config::{self, Config, Guard, GuardMode, ProxyListener, Service, TcAttach};
+use crate::backend::decisions;
 use crate::instance::Instance;
 use crate::kernel::bpffs;
 use crate::reconcile::{Report, failed};
@@ -23,13 +25,17 @@ pub struct Settings {
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
     pub ports: Vec<u16>,
-    /// The services that are translated.
+    /// The Services that end on the proxy.
     pub services: Vec<Service>,
+    /// Which listener counts as the proxy.
+    pub proxy_listener: ProxyListener,
+    /// How long live connections to a Service that is given up may go on.
+    pub drain_timeout: Duration,
     /// Where maps and links are pinned.
     pub bpffs: PathBuf,
     /// Where it is noted which clsact qdiscs are ours.
     pub run_dir: PathBuf,
-    /// Size of the map of decisions.
+    /// How many connections the sets and maps have room for.
     pub max_connections: u32,
     /// How programs are attached.
     pub tc_attach: TcAttach,
@@ -50,6 +56,8 @@ impl From<&Config> for Settings {
             vips: config.vips.clone(),
             ports: config.ports.clone(),
             services: config.services.clone(),
+            proxy_listener: config.proxy_listener,
+            drain_timeout: config.drain_timeout,
             bpffs: config.bpffs.clone(),
             run_dir: config.run_dir.clone(),
             max_connections: config.max_connections,
@@ -64,12 +72,19 @@ impl From<&Config> for Settings {
 
 impl Settings {
     /// The settings with which everything is removed that is pinned in a directory.
-    pub fn to_remove(instance: Instance, bpffs: &Path, run_dir: &Path) -> Self {
+    pub fn to_remove(
+        instance: Instance,
+        bpffs: &Path,
+        run_dir: &Path,
+        drain_timeout: Duration,
+    ) -> Self {
         Self {
             instance,
             vips: Vec::new(),
             ports: Vec::new(),
             services: Vec::new(),
+            proxy_listener: ProxyListener::Vip,
+            drain_timeout,
             bpffs: bpffs.to_owned(),
             run_dir: run_dir.to_owned(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
@@ -88,7 +103,9 @@ impl Settings {
     /// The kernel's answer.
     pub fn other_layouts(&self) -> Result<Vec<Self>, bpffs::Error> {
         let others = layout::others(&self.bpffs)?.into_iter();
-        let other = |bpffs: PathBuf| Self::to_remove(self.instance, &bpffs, &self.run_dir);
+        let other = |bpffs: PathBuf| {
+            Self::to_remove(self.instance, &bpffs, &self.run_dir, self.drain_timeout)
+        };
         Ok(others.map(other).collect())
     }
 
@@ -98,6 +115,15 @@ impl Settings {
             failed(PART, "look for other layouts of pins", &error, report);
             Vec::new()
         })
+    }
+
+    /// What the tables of decisions are made from.
+    pub fn decisions(&self) -> decisions::Settings {
+        decisions::Settings {
+            instance: self.instance,
+            endpoints: self.endpoints().collect(),
+            max_connections: self.max_connections,
+        }
     }
 
     /// The VIPs with each of the ports.

@@ -9,19 +9,14 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use proxy_common::limits::MAX_COUNTERS;
-use proxy_common::{Connection, ConnectionKey, CounterKey, Counters};
-use tokio::task::yield_now;
+use proxy_common::{CounterKey, Counters};
 
 use super::Settings;
-use super::maps::{self, CONNECTIONS, Error, failed};
-use crate::kernel::bpffs;
+use super::maps::{self, Error, failed};
 use crate::link::LinkTable;
 
 /// The counters.
 pub const STATISTICS: &str = "STATISTICS";
-
-/// After so many entries others have their turn.
-const TURN: usize = 4096;
 
 /// Held while counters are moved, so that nobody in this process reads them twice or not at all.
 static WHOLE: Mutex<()> = Mutex::new(());
@@ -48,10 +43,10 @@ pub struct Entry {
     pub counters: Counters,
 }
 
-/// How full the map of decided connections is.
+/// How full a map is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
-    /// Decisions that are remembered.
+    /// Entries that are there.
     pub entries: usize,
     /// The most it takes.
     pub size: usize,
@@ -107,31 +102,6 @@ pub fn counter_fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
         entries,
         size: MAX_COUNTERS as usize,
     }))
-}
-
-/// Counts the decisions below a directory of pins; none if nothing is pinned there.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub async fn fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
-    let Some(data) = maps::pinned(CONNECTIONS, bpffs)? else {
-        return Ok(None);
-    };
-    let size = data.info().map_err(failed(CONNECTIONS))?.max_entries() as usize;
-    let map: aya::maps::HashMap<_, ConnectionKey, Connection> = Map::LruHashMap(data)
-        .try_into()
-        .map_err(failed(CONNECTIONS))?;
-    // No more than there can be, should the walk begin anew under way.
-    let mut entries = 0;
-    for key in map.keys().take(size) {
-        key.map_err(failed(CONNECTIONS))?;
-        entries += 1;
-        if entries % TURN == 0 {
-            yield_now().await;
-        }
-    }
-    Ok(Some(Fill { entries, size }))
 }
 
 /// Removes the counters of links and VIPs that are gone, so that there is room for others. What was
@@ -203,25 +173,6 @@ fn sum(values: &PerCpuValues<Counters>) -> Counters {
         sum.add(value);
     }
     sum
-}
-
-/// Unpins a map whose layout is not the one that these programs count in.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub fn discard_unfit(settings: &Settings) -> Result<(), Error> {
-    let Some(data) = maps::pinned(STATISTICS, &settings.bpffs)? else {
-        return Ok(());
-    };
-    let info = data.info().map_err(failed(STATISTICS))?;
-    let fits = info.key_size() as usize == size_of::<CounterKey>()
-        && info.value_size() as usize == size_of::<Counters>()
-        && info.max_entries() == MAX_COUNTERS;
-    if !fits {
-        bpffs::unpin(&settings.bpffs.join(STATISTICS))?;
-    }
-    Ok(())
 }
 
 fn open(bpffs: &Path) -> Result<Option<Statistics>, Error> {

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Removes what this backend keeps in the kernel: all of it, or what another layout left. In which
-//! order is explained at [`observe::Everything`].
+//! Removes what this backend keeps in the kernel: all of it, or what another layout left. Connections to
+//! Services end first, or are reset at their deadline; until then what they need stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use rtnetlink::Handle;
-use tracing::warn;
+use tokio::time::sleep;
+use tracing::{info, warn};
 
-use super::attach::AttachMode;
+use super::attach::{self, AttachMode};
 use super::load::Ids;
 use super::plan::Op;
-use super::{Ebpf, PART, Settings, maps, observe, qdisc, xdp};
+use super::{Ebpf, PART, Settings, drain, maps, observe, qdisc, xdp};
+use crate::backend::{decisions, tables};
+use crate::config::Service;
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
-/// What becomes of our tables when everything else of this backend is removed.
+/// What becomes of the tables of decisions when everything else of this backend is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tables {
     /// They are deleted.
@@ -25,31 +29,23 @@ pub enum Tables {
     Keep,
 }
 
-impl Ebpf {
-    /// What another layout translates is conntrack's from now on: its decisions may mean something
-    /// else in this one.
-    pub(super) async fn take_over_translated(
-        &self,
-        handle: &Handle,
-        mode: Mode,
-        report: &mut Report,
-    ) {
-        for other in &self.others {
-            if other.bpffs.join(maps::CONNECTIONS).exists() {
-                let ops = vec![Op::HandOver { services: None }];
-                Self::remove(other, handle, ops, mode, report).await;
-            }
-        }
-    }
+/// Whether connections to Services have ended before what they need is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// It is waited for, and at the deadline they are reset.
+    Wait,
+    /// They have, or their time is over.
+    Over,
+}
 
+impl Ebpf {
     /// Detaches and unpins what other layouts have, now that this one stands. The tables are ours
     /// already, and so are the filters on links.
     pub(super) async fn remove_others(&mut self, handle: &Handle, mode: Mode, report: &mut Report) {
         let failures = report.failures.len();
         for other in &self.others {
-            let ops = observe::everything(other, handle, None, report).await;
-            // Those that it has decided in the meantime are handed over as well.
-            let ops = [ops.deciding, ops.rest].concat();
+            let links = BTreeMap::new();
+            let (_, ops) = observe::everything(other, &links, &[], handle, report).await;
             Self::remove(other, handle, ops, mode, report).await;
         }
         if mode == Mode::Apply && report.failures.len() == failures && !report.is_stopped() {
@@ -57,51 +53,64 @@ impl Ebpf {
         }
     }
 
-    /// The first half of [`Ebpf::teardown`]: detaches what decides and hands over what is
-    /// translated. The tables are left, for others to take their place.
-    pub async fn stop_deciding(
-        settings: &Settings,
-        handle: &Handle,
-        table: Option<&LinkTable>,
-        report: &mut Report,
-    ) {
-        let mode = Mode::Apply;
-        let ops = observe::everything(settings, handle, table, report).await;
-        Self::remove(settings, handle, ops.deciding, mode, report).await;
-        for other in settings.other_layouts_or(report) {
-            let ops = observe::everything(&other, handle, None, report).await;
-            Self::remove(&other, handle, ops.deciding, mode, report).await;
-        }
-    }
-
     /// Removes everything that this backend keeps in the kernel, whoever put it there, of whichever
     /// layout.
-    ///
-    /// In the order that [`observe::Everything`] explains: what decides goes first, and nothing
-    /// that translates goes before the connections it serves are handed over.
     pub async fn teardown(
         settings: &Settings,
         handle: &Handle,
         table: Option<&LinkTable>,
-        tables: Tables,
+        (of_decisions, drained): (Tables, Drained),
         mode: Mode,
         report: &mut Report,
     ) {
-        let own = observe::everything(settings, handle, table, report).await;
-        Self::remove(settings, handle, own.deciding, mode, report).await;
-        let mut rest = vec![(settings.clone(), own.rest)];
+        let services = maps::earlier_services(&settings.bpffs).unwrap_or_else(|error| {
+            failed(PART, "read the Services of before", &error, report);
+            Vec::new()
+        });
+        if mode == Mode::Apply {
+            if let Err(error) = maps::stop_deciding(&settings.bpffs) {
+                failed(PART, "decide no more connections", &error, report);
+            }
+            if drained == Drained::Wait {
+                wait(settings, &services, report).await;
+            }
+            if let Err(error) = drain::reset(&services) {
+                failed(PART, "reset connections to Services", &error, report);
+            }
+            if of_decisions == Tables::Delete
+                && let Err(error) = decisions::hand_over(settings.instance)
+            {
+                failed(PART, "hand connections to the VIPs over", &error, report);
+            }
+        }
+        let addresses: BTreeSet<_> = services.iter().map(|one| one.cluster_ip.ip()).collect();
+        let addresses: Vec<_> = addresses.into_iter().collect();
+        let links = table
+            .map(|table| {
+                let links = table.links.iter();
+                links.map(|link| (link.index, link.name.clone())).collect()
+            })
+            .unwrap_or_default();
+        let (of_tables, ops) =
+            observe::everything(settings, &links, &addresses, handle, report).await;
+        let of_tables = of_tables.into_iter().filter(|op| match op {
+            Op::DeleteTable { table } => {
+                of_decisions == Tables::Delete || tables::is_of_services(&table.name)
+            }
+            _ => true,
+        });
+        let mut all = vec![(settings.clone(), ops)];
         for other in settings.other_layouts_or(report) {
-            // The filters on links are the same in all layouts: they have been seen to.
-            let ops = observe::everything(&other, handle, None, report).await;
-            Self::remove(&other, handle, ops.deciding, mode, report).await;
-            rest.push((other, ops.rest));
+            // The filters on links are the same in all layouts.
+            let none = BTreeMap::new();
+            let (_, ops) = observe::everything(&other, &none, &[], handle, report).await;
+            all.push((other, ops));
         }
-        if tables == Tables::Delete {
-            Self::remove(settings, handle, own.tables, mode, report).await;
-        }
-        for (settings, ops) in rest {
+        // Behind the programs that steer: without the rules conntrack would see connections half-way.
+        for (settings, ops) in all {
             Self::remove(&settings, handle, ops, mode, report).await;
         }
+        Self::remove(settings, handle, of_tables.collect(), mode, report).await;
         if mode == Mode::Apply
             && !report.is_stopped()
             && let Some(table) = table
@@ -135,10 +144,34 @@ impl Ebpf {
             seen: BTreeSet::new(),
             links: guard::Links::default(),
             front: xdp::Front::default(),
+            drain: drain::Drain::new(&[], settings.drain_timeout),
+            young: attach::Young::default(),
         };
         carry_out(PART, mode, ops, report, async |op| {
             backend.apply(op, handle).await
         })
         .await;
+    }
+}
+
+/// Waits until no connection to any of the Services is left, or their time is over.
+async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
+    let until = Instant::now() + settings.drain_timeout;
+    let mut has_said = false;
+    while Instant::now() < until && !report.is_stopped() {
+        match drain::is_over(services) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => return failed(PART, "drain connections to Services", &error, report),
+        }
+        if !has_said {
+            has_said = true;
+            info!(
+                part = PART,
+                "waiting for connections to Services to end, {:?} at most", settings.drain_timeout
+            );
+        }
+        report.control.step();
+        sleep(drain::LOOK).await;
     }
 }

@@ -55,7 +55,8 @@ fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
         .override_global("PORTS", &u64::MAX, true)
         .override_global("ADDRESSES", &u64::MAX, true)
         .override_global("ALLOWS", &1_u8, true)
-        .override_global("TRANSLATE", &1_u8, true)
+        .override_global("SERVICE_ADDRESSES", &u64::MAX, true)
+        .override_global("ANY_LISTENER", &1_u8, true)
         .override_global("HOST_NETNS", &host, true);
     let mut ebpf = loader
         .load(load::OBJECT)
@@ -74,7 +75,7 @@ fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
 fn verify(name: &str, program: &mut Program) -> Result<Option<Verified>> {
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
-        Program::SocketFilter(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::Xdp(program) => program.load(),
         _ => bail!("{name} is of a type that no hook of ours has"),

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use netlink_packet_netfilter::nftables::Expressions;
 use proxy_common::guard::Cause;
 
-use super::ruleset::Settings;
+use super::Settings;
 use crate::backend::tables;
 use crate::guard::Links;
 use crate::netfilter::expression::{self, End};
@@ -43,10 +43,10 @@ const PRIORITY: i32 = tables::PRIORITY_RAW - 10;
 
 /// The tables that should be there, or should not: those without a chain.
 pub fn tables(settings: &Settings, links: &Links) -> Vec<Table> {
-    tables::empty_guard(settings.instance)
+    tables::empty_guard(settings.decisions.instance)
         .into_iter()
         .map(|table| {
-            let endpoints = settings.endpoints.iter().copied();
+            let endpoints = settings.decisions.endpoints.iter().copied();
             let endpoints: Vec<_> = endpoints
                 .filter(|vip| tables::family_of(vip.ip()) == table.family)
                 .collect();
@@ -176,7 +176,6 @@ fn rule(purpose: String, matches: Vec<Expressions>, verdict: Expressions) -> Rul
     expressions.push(verdict);
     Rule {
         purpose,
-        program: None,
         expressions,
     }
 }

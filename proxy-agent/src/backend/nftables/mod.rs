@@ -7,17 +7,15 @@
 
 mod guard;
 mod plan;
-mod ruleset;
 pub mod statistics;
 #[cfg(test)]
 mod tests;
 
-use tracing::warn;
+use ipnet::IpNet;
 
 use self::plan::Op;
-use self::ruleset::Settings;
 use super::live::Live;
-use super::tables;
+use super::{decisions, tables};
 use crate::config::{Config, Guard};
 use crate::guard::Links;
 use crate::netfilter::{self, Socket, Table};
@@ -25,6 +23,17 @@ use crate::reconcile::{Mode, Report, carry_out};
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "nftables";
+
+/// What the backend works from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the tables of decisions are made from.
+    pub decisions: decisions::Settings,
+    /// Anything is guarded.
+    pub guard: bool,
+    /// Networks that may come from outside.
+    pub allow_from: Vec<IpNet>,
+}
 
 /// The backend.
 pub struct Nftables {
@@ -43,15 +52,17 @@ impl Nftables {
     /// The kernel's answer.
     pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
         let settings = Settings {
-            instance: config.instance,
-            endpoints: config.endpoints().collect(),
-            max_connections: config.max_connections,
+            decisions: decisions::Settings {
+                instance: config.instance,
+                endpoints: config.endpoints().collect(),
+                max_connections: config.max_connections,
+            },
             guard: config.guard != Guard::Off,
             allow_from: config.allow_from.clone(),
         };
         let mut socket = Socket::open()?;
         if mode == Mode::Apply {
-            for table in ruleset::tables(&settings, &Live::default()) {
+            for table in decisions::tables(&settings.decisions, &Live::default()) {
                 if table.chains.is_empty() {
                     continue;
                 }
@@ -75,7 +86,7 @@ impl Nftables {
         self.links.clone_from(links);
         let guard = guard::tables(&self.settings, links);
         let desired = [
-            ruleset::tables(&self.settings, &Live::default()),
+            decisions::tables(&self.settings.decisions, &Live::default()),
             guard.clone(),
         ]
         .concat();
@@ -93,44 +104,10 @@ impl Nftables {
     fn apply(&self, op: &Op) -> Result<(), netfilter::Error> {
         match op {
             Op::Install { tables } => {
-                let wanted: Vec<_> = tables.iter().map(|(table, _)| table.title()).collect();
-                let guard = guard::tables(&self.settings, &self.links);
-                let is_wanted = |table: &Table| wanted.contains(&table.title());
-                // Who is connected is asked only if that is to be remembered.
-                let live = if tables.iter().all(|(table, _)| {
-                    guard
-                        .iter()
-                        .any(|of_guard| of_guard.title() == table.title())
-                }) {
-                    Live::default()
-                } else {
-                    self.live()
-                };
-                let mut filled = [ruleset::tables(&self.settings, &live), guard].concat();
-                filled.retain(is_wanted);
-                tables::install(&filled)
+                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
+                decisions::install(&self.settings.decisions, self.takes_over, &tables)
             }
             Op::Delete { table } => tables::delete(table),
-        }
-    }
-
-    /// What the tables are to know of connections that are open already. Those that another backend
-    /// has kept from conntrack stay untracked; later on, when somebody has removed the tables, it
-    /// is too late to tell them from others, and they become tracked.
-    fn live(&self) -> Live {
-        match Live::read(&self.settings.endpoints) {
-            Ok(live) if self.takes_over => live,
-            Ok(live) => Live {
-                untracked: Vec::new(),
-                ..live
-            },
-            Err(error) => {
-                warn!(
-                    part = PART,
-                    "connections that are untracked now become tracked: {error}"
-                );
-                Live::default()
-            }
         }
     }
 }

@@ -1,70 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the rules have counted, read from the kernel without the agent that made them.
+//! What the rules that guard have dropped, read from the kernel without the agent that made them.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use proxy_common::{Counters, Reason, Traffic};
+use proxy_common::guard::Cause;
 
 use super::guard;
-use super::ruleset::Counted;
 use crate::backend::tables;
 use crate::instance::Instance;
 use crate::netfilter::{Error, Socket};
 
-/// Reads an instance's counters of these endpoints; those of an endpoint that no rule is for are zero.
-///
-/// Unlike those of the eBPF programs they count every packet of the VIP, also of connections that
-/// are tracked, and they begin anew when the tables are put in place anew.
+/// Reads how many packets to each endpoint an instance's rules have dropped, by cause; they count anew when
+/// the tables are put in place anew.
 ///
 /// # Errors
 ///
 /// If the kernel does not answer.
-pub fn read(
+pub fn dropped(
     instance: Instance,
     endpoints: &[SocketAddr],
-) -> Result<Vec<(SocketAddr, Counters)>, Error> {
+) -> Result<Vec<(SocketAddr, Cause, u64)>, Error> {
     let mut socket = Socket::open()?;
     let mut counts = Vec::new();
-    for table in tables::empty(instance) {
-        for chain in BTreeSet::from(Counted::ALL.map(Counted::chain)) {
+    for table in tables::empty_guard(instance) {
+        for chain in [guard::ALL, guard::ADDRESSED] {
             counts.extend(table.counters(chain, &mut socket)?);
         }
     }
     let mut dropped = Vec::new();
-    for table in tables::empty_guard(instance) {
-        for chain in [guard::ALL, guard::ADDRESSED] {
-            dropped.extend(table.counters(chain, &mut socket)?);
+    for vip in endpoints {
+        let first = endpoints.iter().find(|endpoint| endpoint.ip() == vip.ip());
+        for count in &counts {
+            if let Some(cause) = guard::cause(&count.comment, *vip, first == Some(vip)) {
+                dropped.push((*vip, cause, count.packets));
+            }
         }
     }
-    let of_endpoint = |vip: &SocketAddr| {
-        let mut counters = Counters::ZERO;
-        let first = endpoints.iter().find(|endpoint| endpoint.ip() == vip.ip());
-        for count in &dropped {
-            if let Some(cause) = guard::cause(&count.comment, *vip, first == Some(vip)) {
-                counters.dropped[cause as usize] += count.packets;
-            }
-        }
-        for counted in Counted::ALL {
-            let purpose = counted.purpose(*vip);
-            for count in counts.iter().filter(|count| count.comment == purpose) {
-                let traffic = Traffic {
-                    packets: count.packets,
-                    bytes: count.bytes,
-                };
-                match counted {
-                    Counted::FromElsewhere | Counted::FromHere => counters.requests.add(traffic),
-                    Counted::Replies => counters.replies.add(traffic),
-                    Counted::Decided => counters.decided += count.packets,
-                    Counted::InUse => counters.undecided[Reason::InUse as usize] += count.packets,
-                    Counted::NoRoom => {
-                        counters.undecided[Reason::MapFull as usize] += count.packets;
-                    }
-                }
-            }
-        }
-        (*vip, counters)
-    };
-    Ok(endpoints.iter().map(of_endpoint).collect())
+    Ok(dropped)
 }

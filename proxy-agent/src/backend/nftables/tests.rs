@@ -7,20 +7,25 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::plan::plan;
-use super::ruleset::tables;
 use super::*;
-use crate::backend::live::Connection;
+use crate::backend::tables;
 use crate::instance::Instance;
-use crate::netfilter::set::Value;
+use crate::netfilter::Table;
 
 fn settings(vips: &[&str]) -> Settings {
     Settings {
-        instance: Instance::default(),
-        endpoints: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
-        max_connections: 1024,
+        decisions: decisions::Settings {
+            instance: Instance::default(),
+            endpoints: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+            max_connections: 1024,
+        },
         guard: true,
         allow_from: Vec::new(),
     }
+}
+
+fn of_decisions(settings: &Settings) -> Vec<Table> {
+    decisions::tables(&settings.decisions, &Live::default())
 }
 
 fn told(desired: &[Table], observed: &tables::Observed) -> Vec<String> {
@@ -40,16 +45,13 @@ fn after(desired: &[Table]) -> tables::Observed {
 
 #[test]
 fn missing_tables_are_installed_and_others_deleted() {
-    let desired = tables(&settings(&["10.96.0.2:443"]), &Live::default());
+    let desired = of_decisions(&settings(&["10.96.0.2:443"]));
     let nothing = desired.iter().map(|table| (table.title(), None)).collect();
     assert_eq!(
         told(&desired, &nothing),
         ["install nf_tables table ip proxy-agent (it is missing)"]
     );
-    let both = tables(
-        &settings(&["10.96.0.2:443", "[fd00:96::2]:443"]),
-        &Live::default(),
-    );
+    let both = of_decisions(&settings(&["10.96.0.2:443", "[fd00:96::2]:443"]));
     assert_eq!(
         told(&desired, &after(&both)),
         ["delete nf_tables table ip6 proxy-agent"]
@@ -62,37 +64,13 @@ fn missing_tables_are_installed_and_others_deleted() {
 
 #[test]
 fn another_size_of_the_sets_is_a_difference() {
-    let desired = tables(&settings(&["10.96.0.2:443"]), &Live::default());
+    let desired = of_decisions(&settings(&["10.96.0.2:443"]));
     let mut larger = settings(&["10.96.0.2:443"]);
-    larger.max_connections *= 2;
+    larger.decisions.max_connections *= 2;
     assert_eq!(
-        told(&tables(&larger, &Live::default()), &after(&desired)),
+        told(&of_decisions(&larger), &after(&desired)),
         ["install nf_tables table ip proxy-agent (it differs)"]
     );
-}
-
-#[test]
-fn live_connections_fill_the_set_of_their_family_and_are_no_difference() {
-    let vip = "10.96.0.2:443".parse().unwrap();
-    let client = "10.244.0.7:40000".parse().unwrap();
-    let live = Live {
-        untracked: vec![Connection { client, vip }],
-        translated: Vec::new(),
-    };
-    let settings = settings(&["10.96.0.2:443", "[fd00:96::2]:443"]);
-    let filled = tables(&settings, &live);
-    let members = |table: &Table| table.sets[0].members.clone();
-    assert_eq!(
-        members(&filled[0]),
-        [[
-            Value::Address(client.ip()),
-            Value::Port(40000),
-            Value::Address(vip.ip()),
-            Value::Port(443)
-        ]]
-    );
-    assert!(members(&filled[1]).is_empty());
-    assert!(plan(&tables(&settings, &Live::default()), &after(&filled)).is_empty());
 }
 
 proptest! {
@@ -105,19 +83,21 @@ proptest! {
         let vips = |numbers: &BTreeSet<u8>| {
             let numbers = numbers.iter();
             Settings {
-                instance: Instance::default(),
-                endpoints: numbers.map(|number| match number % 2 {
-                    0 => ([10, 96, 0, *number], 443).into(),
-                    _ => ([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*number)], 443).into(),
-                }).collect(),
-                max_connections: 1024,
+                decisions: decisions::Settings {
+                    instance: Instance::default(),
+                    endpoints: numbers.map(|number| match number % 2 {
+                        0 => ([10, 96, 0, *number], 443).into(),
+                        _ => ([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*number)], 443).into(),
+                    }).collect(),
+                    max_connections: 1024,
+                },
                 guard: true,
                 allow_from: Vec::new(),
             }
         };
-        let desired = tables(&vips(&wanted), &Live::default());
+        let desired = of_decisions(&vips(&wanted));
         let mut observed = match &found {
-            Some(found) => after(&tables(&vips(found), &Live::default())),
+            Some(found) => after(&of_decisions(&vips(found))),
             None => desired.iter().map(|table| (table.title(), None)).collect(),
         };
         for op in plan(&desired, &observed) {

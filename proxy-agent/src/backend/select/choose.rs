@@ -227,7 +227,7 @@ impl Backend {
         let fell_back =
             self.config.backend == BackendChoice::Auto && !matches!(self.kind, Kind::Ebpf(_));
         if fell_back && !self.config.services.is_empty() {
-            warn!("nothing is translated: --service-address needs the ebpf backend");
+            warn!("no Service ends on the proxy: --service-address needs the ebpf backend");
         }
     }
 }

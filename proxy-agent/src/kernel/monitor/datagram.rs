@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::NetlinkPayload;
+use netlink_packet_core::{NetlinkPayload, NlasIterator};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, GenAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
     TableAttribute, TableMessage,
@@ -26,7 +26,10 @@ pub fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u
 
 fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
     if let Some(is_default) = default_route(bytes) {
-        return is_default.then_some(Event::Route);
+        if is_default {
+            return interest.routes.then_some(Event::Route);
+        }
+        return removed_route(bytes, &interest.local_routes).map(Event::LocalRoute);
     }
     let Ok(message) = netlink::decode::<RouteNetlinkMessage>(bytes) else {
         // A message of a newer kernel: what it says is found by looking.
@@ -63,6 +66,29 @@ fn default_route(bytes: &[u8]) -> Option<bool> {
         NEW_NEXTHOP | DELETE_NEXTHOP => Some(true),
         _ => None,
     }
+}
+
+/// The address among these whose route a message says is removed.
+fn removed_route(bytes: &[u8], addresses: &[IpAddr]) -> Option<IpAddr> {
+    const DELETE_ROUTE: u16 = 25;
+    const DESTINATION: u16 = 1;
+    /// `struct nlmsghdr` and `struct rtmsg`.
+    const HEADERS: usize = 16 + 12;
+    let kind = bytes.get(4..6)?.first_chunk()?;
+    if addresses.is_empty() || u16::from_ne_bytes(*kind) != DELETE_ROUTE {
+        return None;
+    }
+    for attribute in NlasIterator::new(bytes.get(HEADERS..)?) {
+        let attribute = attribute.ok()?;
+        if attribute.kind() == DESTINATION {
+            let ip = match attribute.value().len() {
+                4 => IpAddr::from(*attribute.value().first_chunk::<4>()?),
+                _ => IpAddr::from(*attribute.value().first_chunk::<16>()?),
+            };
+            return addresses.contains(&ip).then_some(ip);
+        }
+    }
+    None
 }
 
 /// The host's end of an address: `IFA_LOCAL` where there is one.

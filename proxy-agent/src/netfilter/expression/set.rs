@@ -16,8 +16,6 @@ pub enum Part {
     Address(End),
     /// The port of an end.
     Port(End),
-    /// The TCP sequence number.
-    Sequence,
 }
 
 /// What is done with a set.
@@ -25,8 +23,6 @@ pub enum Part {
 pub enum SetOperation {
     /// Goes on if the key is a member.
     IsMember,
-    /// Goes on if it is none.
-    IsNoMember,
     /// Adds the key or lets its time begin anew; goes on unless the set is full.
     Update,
     /// Removes the key if it is there.
@@ -41,26 +37,24 @@ pub fn set(
     parts: &[Part],
     family: Family,
 ) -> Vec<Expressions> {
-    /// `NFT_LOOKUP_F_INV`, `NFT_DYNSET_OP_UPDATE`, `NFT_DYNSET_OP_DELETE`.
-    const NOT: u32 = 1;
+    /// `NFT_DYNSET_OP_UPDATE`, `NFT_DYNSET_OP_DELETE`.
     const UPDATE: u32 = 1;
     const DELETE: u32 = 2;
 
     let mut expressions = key(parts, family);
     expressions.push(match operation {
-        SetOperation::IsMember => look_up(name, 0),
-        SetOperation::IsNoMember => look_up(name, NOT),
+        SetOperation::IsMember => look_up(name),
         SetOperation::Update => change(name, UPDATE),
         SetOperation::Delete => change(name, DELETE),
     });
     expressions
 }
 
-fn look_up(name: &str, flags: u32) -> Expressions {
+fn look_up(name: &str) -> Expressions {
     Expressions::Lookup(vec![
         Lookup::Set(name.to_owned()),
         Lookup::SourceRegister(Register::Reg1),
-        Lookup::Flags(flags),
+        Lookup::Flags(0),
     ])
 }
 
@@ -84,7 +78,6 @@ fn change(name: &str, operation: u32) -> Expressions {
 
 /// Loads the parts one behind the other, from the first register on.
 fn key(parts: &[Part], family: Family) -> Vec<Expressions> {
-    const SEQUENCE: u32 = 4;
     let mut position = 0;
     let mut expressions = Vec::new();
     for part in parts {
@@ -99,10 +92,9 @@ fn key(parts: &[Part], family: Family) -> Vec<Expressions> {
                 (Field::Address, NETWORK_HEADER, offset)
             }
             Part::Port(end) => (Field::Port, TRANSPORT_HEADER, port_offset(*end)),
-            Part::Sequence => (Field::Sequence, TRANSPORT_HEADER, SEQUENCE),
         };
         let length = field.length(family);
-        let length = u32::try_from(length).expect("an address, a port or a number");
+        let length = u32::try_from(length).expect("an address or a port");
         expressions.push(load(base, offset, length, register(position)));
         position += field.room(family);
     }

@@ -8,7 +8,7 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 
 use super::counters::count;
 use super::outline::{ChainOutline, Outline, comment_of};
-use super::{Base, COMMENT_LENGTH, Chain, Hook, PROGRAM, Rule, Table};
+use super::{Base, COMMENT_LENGTH, Chain, Hook, Rule, Table};
 use crate::fuzzing::choice;
 use crate::netfilter::Family;
 use crate::netfilter::expression::{self, End, Part, SetOperation};
@@ -58,7 +58,7 @@ fn made_from(data: &[u8]) -> Table {
     let (priority, data) = choice(data);
     let family = [Family::IPv4, Family::IPv6][usize::from(family % 2)];
     // Longer comments than nft has room for are nobody's.
-    let room = COMMENT_LENGTH - 1 - PROGRAM.len() - 11;
+    let room = COMMENT_LENGTH - 1;
     let purposes = data.split(|byte| *byte == 0).take(8).filter_map(|purpose| {
         let purpose = str::from_utf8(purpose.get(..room).unwrap_or(purpose)).ok()?;
         Some(purpose.to_owned())
@@ -68,13 +68,13 @@ fn made_from(data: &[u8]) -> Table {
         _ => [0xfd00, 0, 0, 0, 0, 0, 0, 2].into(),
     };
     let parts = [Part::Address(End::Source), Part::Port(End::Source)];
-    let rules = purposes.zip(0_u32..).map(|(purpose, at)| Rule {
+    let rules = purposes.map(|purpose| Rule {
         purpose,
-        program: (at % 2 == 1).then_some(u32::from(seconds) << (at * 3)),
         expressions: [
             expression::endpoint(End::Destination, ip, 443 + u16::from(seconds)),
             expression::set(SetOperation::Update, "set", &parts, family),
-            expression::set(SetOperation::IsNoMember, "set", &parts, family),
+            expression::set(SetOperation::IsMember, "set", &parts, family),
+            expression::has_socket().into(),
             expression::flags_are(seconds, priority),
             vec![expression::counter(), expression::go_to("chain")],
         ]

@@ -2,15 +2,14 @@
 
 //! What is in the kernel under the name of a table, as far as two tables are compared.
 //!
-//! Rules are told apart by their comments, which name purpose and program: a dump of a rule shows
-//! neither its program nor anything else to recognise it by.
+//! Rules are told apart by their comments, which name their purpose.
 
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, NfTablesMessage, RuleAttribute,
     RuleMessage, TableAttribute, TableFlags, TableMessage,
 };
 
-use super::{ACCEPT, CHAIN_TYPE, COMMENT, PROGRAM, Rule, Table};
+use super::{ACCEPT, CHAIN_TYPE, COMMENT, Table};
 use crate::netfilter::set::SetOutline;
 use crate::netfilter::{Error, Socket};
 
@@ -53,24 +52,6 @@ impl Outline {
         }
         outline
     }
-
-    /// Whether the rules of two tables differ at most in the programs they run.
-    pub fn has_rules_of(&self, other: &Self) -> bool {
-        let purposes = |outline: &Self| {
-            let mut outline = outline.clone();
-            for comment in outline
-                .chains
-                .iter_mut()
-                .flat_map(|chain| &mut chain.comments)
-            {
-                if let Some((purpose, _)) = comment.rsplit_once(PROGRAM) {
-                    *comment = purpose.to_owned();
-                }
-            }
-            outline
-        };
-        purposes(self) == purposes(other)
-    }
 }
 
 impl ChainOutline {
@@ -108,7 +89,7 @@ impl Table {
                     .map(|base| (base.hook.number().into(), base.priority)),
                 policy: chain.base.map(|_| ACCEPT),
                 kind: chain.base.map(|_| CHAIN_TYPE.to_owned()),
-                comments: chain.rules.iter().map(Rule::comment).collect(),
+                comments: chain.rules.iter().map(|rule| rule.purpose.clone()).collect(),
             })
             .collect();
         Outline {

@@ -66,7 +66,7 @@ impl Reader {
         if self.last.as_ref().is_none_or(is_old) {
             let begun = Instant::now();
             let rows = counters::read(state, &state.settings.bpffs);
-            let fills = fills(state).await;
+            let fills = fills(state);
             self.last = Some(Maps {
                 rows: rows.map_err(|error| tell(COUNTERS, &error)),
                 fills: fills.map_err(|error| tell(CONNECTIONS, &error)),
@@ -108,16 +108,14 @@ pub fn listeners(endpoints: &[SocketAddr]) -> Listeners {
     Ok(endpoints.iter().map(listens).collect())
 }
 
-async fn fills(state: &State) -> Result<Vec<(&'static str, Fill)>, impl Error> {
+fn fills(state: &State) -> Result<Vec<(&'static str, Fill)>, counters::Error> {
     let mut fills = Vec::new();
+    fills.extend(counters::connections(state)?.map(|fill| ("connections", fill)));
     if state.backend.backend == "ebpf" {
-        let bpffs = &state.settings.bpffs;
-        let connections = statistics::fill(bpffs).await?;
-        fills.extend(connections.map(|fill| ("connections", fill)));
-        let counters = statistics::counter_fill(bpffs)?;
+        let counters = statistics::counter_fill(&state.settings.bpffs)?;
         fills.extend(counters.map(|fill| ("statistics", fill)));
     }
-    Ok::<_, crate::backend::ebpf::MapError>(fills)
+    Ok(fills)
 }
 
 /// None if there is nothing to read.

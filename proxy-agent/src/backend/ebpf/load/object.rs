@@ -3,21 +3,25 @@
 //! Has the kernel take the object, program by program.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::fs::File;
 use std::path::Path;
 
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SocketFilter, Xdp};
+use aya::programs::links::FdLink;
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, Xdp,
+};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::Address;
 use proxy_common::limits::{address_bit, port_bit};
 use tracing::warn;
 
-use super::{LoadError, OBJECT, SERVICE, TRANSLATED_REPLY, Translation};
+use super::{LoadError, OBJECT};
+use crate::backend::ebpf::attach::AttachError;
 use crate::backend::ebpf::hook::SocketHook;
-use crate::backend::ebpf::maps::{CONNECTIONS, GUARD_LINKS, PEERS};
-use crate::backend::ebpf::ruleset::Verdict;
+use crate::backend::ebpf::maps::{GUARD_LINKS, LISTENERS, OPENING, PEERS};
 use crate::backend::ebpf::statistics::STATISTICS;
 use crate::backend::ebpf::{PART, Settings, xdp};
+use crate::config::{ProxyListener, Service};
 use crate::kernel::{features, netns};
 use crate::reconcile::report::chain;
 
@@ -25,42 +29,48 @@ use crate::reconcile::report::chain;
 const LOGS: &str = "AYA_LOGS";
 const LOGS_OFF: u32 = 4096;
 
-/// Opens the object with its maps, set up as asked for.
-pub fn load_object(settings: &Settings, cgroup: Option<&Path>) -> Result<Ebpf, LoadError> {
+/// Opens the object with its maps, set up as asked for. `draining`: Services that are given up; `lru_size`:
+/// the size of maps that forget the oldest.
+pub fn load_object(
+    settings: &Settings,
+    draining: &[Service],
+    lru_size: u32,
+    cgroup: Option<&Path>,
+) -> Result<Ebpf, LoadError> {
     let level = if settings.debug {
         aya_log::Level::Debug as u8
     } else {
         0
     };
-    let ports = settings
-        .endpoints()
-        .chain(settings.services.iter().map(|service| service.cluster_ip))
-        .fold(0, |ports, endpoint| {
-            ports | port_bit(endpoint.port().to_be())
-        });
-    let addresses = settings.endpoints().filter(|_| settings.guard);
-    let addresses = addresses.fold(0_u64, |bits, vip| {
-        bits | address_bit(&Address::from(vip.ip()))
-    });
+    let services = settings.services.iter().chain(draining);
+    let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
+    let all = settings.endpoints().chain(services.iter().copied());
+    let ports = all.fold(0, |ports, endpoint| ports | port_bit(endpoint.port().to_be()));
+    let bits = |ip| address_bit(&Address::from(ip));
+    let guarded = settings.endpoints().filter(|_| settings.guard);
+    let addresses = guarded.fold(0_u64, |all, vip| all | bits(vip.ip()));
+    let service_addresses = services.iter().fold(0_u64, |all, end| all | bits(end.ip()));
     let allows = u8::from(!settings.allow_from.is_empty());
-    let translate = u8::from(!settings.services.is_empty());
+    let any_listener = u8::from(settings.proxy_listener == ProxyListener::Any);
     let host = netns::cookie(cgroup);
     let mut loader = EbpfLoader::new();
     loader
         // Nothing is relocated against the kernel's types. aya has read them all the same: they are
         // let go of, before anything else takes memory.
         .btf(None)
-        .map_pin_path(CONNECTIONS, settings.bpffs.join(CONNECTIONS))
+        .map_pin_path(OPENING, settings.bpffs.join(OPENING))
+        .map_pin_path(LISTENERS, settings.bpffs.join(LISTENERS))
         .map_pin_path(PEERS, settings.bpffs.join(PEERS))
         .map_pin_path(STATISTICS, settings.bpffs.join(STATISTICS))
         .map_pin_path(GUARD_LINKS, settings.bpffs.join(GUARD_LINKS))
-        .map_max_entries(CONNECTIONS, settings.max_connections)
-        .map_max_entries(PEERS, settings.max_connections)
+        .map_max_entries(OPENING, lru_size)
+        .map_max_entries(PEERS, lru_size)
         .override_global(aya_log::LEVEL, &level, true)
         .override_global("PORTS", &ports, true)
         .override_global("ADDRESSES", &addresses, true)
         .override_global("ALLOWS", &allows, true)
-        .override_global("TRANSLATE", &translate, true)
+        .override_global("SERVICE_ADDRESSES", &service_addresses, true)
+        .override_global("ANY_LISTENER", &any_listener, true)
         .override_global("HOST_NETNS", &host, true);
     if !settings.debug {
         loader.map_max_entries(LOGS, LOGS_OFF);
@@ -108,12 +118,35 @@ pub fn load_xdp(ebpf: &mut Ebpf) -> Result<Result<u32, String>, LoadError> {
     Ok(if_taken(xdp::PROGRAM, loaded)?.map_err(|error| chain(&error)))
 }
 
-/// A program of the root cgroup.
-pub fn socket(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
+fn of_cgroup(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
     ebpf.program_mut(hook.program())
         .expect("the object has this program")
         .try_into()
-        .expect("it is a program for sockets")
+        .expect("it is a program for the addresses of sockets")
+}
+
+fn of_namespace(ebpf: &mut Ebpf, hook: SocketHook) -> &mut SkLookup {
+    ebpf.program_mut(hook.program())
+        .expect("the object has this program")
+        .try_into()
+        .expect("it is a program for the socket look-up")
+}
+
+/// Attaches a program of sockets to its place; it stays there as long as the link is held or pinned.
+pub fn attach_socket(
+    ebpf: &mut Ebpf,
+    hook: SocketHook,
+    place: File,
+) -> Result<FdLink, AttachError> {
+    Ok(if hook.is_of_cgroup() {
+        let program = of_cgroup(ebpf, hook);
+        let id = program.attach(place, CgroupAttachMode::Single)?;
+        program.take_link(id)?.try_into()?
+    } else {
+        let program = of_namespace(ebpf, hook);
+        let id = program.attach(place)?;
+        program.take_link(id)?.into()
+    })
 }
 
 /// Loads a program on links; its id.
@@ -124,21 +157,18 @@ pub fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadE
     Ok(program.info().map_err(failed)?.id())
 }
 
-/// Loads the programs that rules which translate run.
-pub fn load_translation(ebpf: &mut Ebpf) -> Result<Translation, LoadError> {
-    Ok(Translation {
-        service: load_verdict(ebpf, SERVICE)?,
-        reply: load_verdict(ebpf, TRANSLATED_REPLY)?,
-    })
-}
-
-/// Loads the programs of the root cgroup. One that connections do not need may be missing, if it is the
+/// Loads the programs of sockets. One that connections do not need may be missing, if it is the
 /// kernel that does not know its kind.
 pub fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadError> {
     let mut loaded = BTreeMap::new();
     for hook in SocketHook::ALL {
-        let program = socket(ebpf, hook);
-        let answer = program.load().and_then(|()| Ok(program.info()?.id()));
+        let answer = if hook.is_of_cgroup() {
+            let program = of_cgroup(ebpf, hook);
+            program.load().and_then(|()| Ok(program.info()?.id()))
+        } else {
+            let program = of_namespace(ebpf, hook);
+            program.load().and_then(|()| Ok(program.info()?.id()))
+        };
         match if_taken(hook.program(), answer)? {
             Ok(id) => {
                 loaded.insert(hook, id);
@@ -155,19 +185,4 @@ pub fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadEr
         }
     }
     Ok(loaded)
-}
-
-/// Loads a program that rules run.
-pub fn load_verdict(ebpf: &mut Ebpf, name: &'static str) -> Result<Verdict, LoadError> {
-    let failed = refused(name);
-    let program: &mut SocketFilter = ebpf
-        .program_mut(name)
-        .expect("the object has this program")
-        .try_into()
-        .expect("it is a socket filter");
-    program.load().map_err(failed)?;
-    Ok(Verdict {
-        id: program.info().map_err(failed)?.id(),
-        fd: program.fd().map_err(failed)?.as_fd().as_raw_fd(),
-    })
 }

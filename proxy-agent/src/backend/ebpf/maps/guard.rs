@@ -14,9 +14,13 @@ use proxy_common::{Address, Endpoint};
 
 use super::{Error, GUARD_LINKS, HashMap, failed, pinned};
 use crate::backend::ebpf::Settings;
+use crate::config::Service;
 
-/// The VIPs, and the networks that may reach them from outside.
+/// The VIPs, with and without ports, the addresses that neighbours must not get answers for, and the
+/// networks that may reach the VIPs from outside.
 const VIPS: &str = "VIPS";
+const ENDPOINTS: &str = "ENDPOINTS";
+const ASKED: &str = "ASKED";
 const ALLOWED: &str = "ALLOWED";
 
 /// Fills the maps of the guard that do not change: VIPs, and networks that may come from outside.
@@ -24,7 +28,11 @@ const ALLOWED: &str = "ALLOWED";
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Error> {
+pub fn fill_guard(
+    ebpf: &mut Ebpf,
+    settings: &Settings,
+    draining: &[Service],
+) -> Result<(), Error> {
     if !settings.guard {
         return Ok(());
     }
@@ -36,6 +44,25 @@ pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings) -> Result<(), Error> {
         let counted = Endpoint::from(vip);
         vips.insert(counted.address(), counted, 0)
             .map_err(failed(VIPS))?;
+    }
+    let map = ebpf.map_mut(ENDPOINTS).expect("the object has this map");
+    let mut endpoints: aya::maps::HashMap<_, Endpoint, u32> =
+        map.try_into().map_err(failed(ENDPOINTS))?;
+    for vip in settings.endpoints() {
+        endpoints
+            .insert(Endpoint::from(vip), 1, 0)
+            .map_err(failed(ENDPOINTS))?;
+    }
+    let map = ebpf.map_mut(ASKED).expect("the object has this map");
+    let mut asked: aya::maps::HashMap<_, Address, Endpoint> =
+        map.try_into().map_err(failed(ASKED))?;
+    let vips = settings.endpoints().map(|vip| (vip.ip(), vip));
+    let services = settings.services.iter().chain(draining);
+    let services = services.map(|service| (service.cluster_ip.ip(), service.vip));
+    for (ip, counted) in vips.chain(services) {
+        asked
+            .insert(Address::from(ip), Endpoint::from(counted), 0)
+            .map_err(failed(ASKED))?;
     }
     let map = ebpf.map_mut(ALLOWED).expect("the object has this map");
     let mut allowed: LpmTrie<_, [u32; 4], u32> = map.try_into().map_err(failed(ALLOWED))?;

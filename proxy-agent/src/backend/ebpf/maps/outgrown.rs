@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use aya::Pod;
 use aya::maps::{Map, MapData};
-use proxy_common::{Connection, ConnectionKey};
 use tracing::info;
 
 use super::{Error, HashMap, failed, pinned};
@@ -27,9 +26,6 @@ pub struct Outgrown<K, V> {
     pin: PathBuf,
 }
 
-/// The map of decided connections.
-pub type OutgrownDecisions = Outgrown<ConnectionKey, Connection>;
-
 impl<K: Pod, V: Pod> Outgrown<K, V> {
     /// Gives the map another name if its size is not the one asked for, or takes the one that an
     /// agent could not copy that died.
@@ -37,14 +33,18 @@ impl<K: Pod, V: Pod> Outgrown<K, V> {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn set_aside(name: &'static str, settings: &Settings) -> Result<Option<Self>, Error> {
+    pub fn set_aside(
+        name: &'static str,
+        entries: u32,
+        settings: &Settings,
+    ) -> Result<Option<Self>, Error> {
         let old = settings.bpffs.join(format!("{name}{OUTGROWN}"));
         let size_of = |map: &MapData| {
             let info = map.info().map_err(failed(name))?;
             Ok::<_, Error>(info.max_entries())
         };
         if let Some(map) = pinned(name, &settings.bpffs)?
-            && size_of(&map)? != settings.max_connections
+            && size_of(&map)? != entries
         {
             let current = settings.bpffs.join(name);
             if old.exists() {
@@ -62,7 +62,7 @@ impl<K: Pod, V: Pod> Outgrown<K, V> {
         let size = size_of(&map)?;
         info!(
             part = PART,
-            "move {name} to a map of {} entries (was {size})", settings.max_connections
+            "move {name} to a map of {entries} entries (was {size})"
         );
         Ok(Some(Self {
             map: Map::LruHashMap(map).try_into().map_err(failed(name))?,

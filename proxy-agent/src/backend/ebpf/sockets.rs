@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Attaches the programs of sockets to the root cgroup, with pinned links.
+//! Attaches the programs of sockets to the network namespace and to the root cgroup, with pinned links.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use aya::programs::CgroupAttachMode;
 use aya::programs::links::{FdLink, PinnedLink};
 
 use super::Settings;
@@ -15,7 +14,10 @@ use super::load::Programs;
 use crate::kernel::bpffs;
 
 /// The directory where the links are pinned, each under the name of its program.
-pub const PINS: &str = "cgroup";
+pub const PINS: &str = "sockets";
+
+/// The network namespace that the agent works in.
+const NETNS: &str = "/proc/thread-self/ns/net";
 
 /// Where that directory is.
 pub fn pins_dir(settings: &Settings) -> PathBuf {
@@ -44,22 +46,25 @@ pub fn attached(hook: SocketHook, settings: &Settings) -> Result<Option<u32>, At
     Ok(Some(link.info()?.program_id()))
 }
 
-/// Attaches the loaded program. An older one of ours is there until the new one is: what the one
-/// has translated means nothing to the other.
+/// Attaches the loaded program. An older one of ours is there until the new one is. `root`: that of the
+/// cgroup2 hierarchy, for programs that go there.
 pub fn attach(
     programs: &mut Programs,
     hook: SocketHook,
-    root: &PathBuf,
+    root: Option<&Path>,
     settings: &Settings,
 ) -> Result<(), AttachError> {
     bpffs::create_dir(&pins_dir(settings))?;
-    let cgroup = File::open(root).map_err(|source| AttachError::File {
-        path: root.clone(),
+    let place = match (hook.is_of_cgroup(), root) {
+        (true, Some(root)) => root,
+        (true, None) => return Ok(()),
+        (false, _) => Path::new(NETNS),
+    };
+    let place = File::open(place).map_err(|source| AttachError::File {
+        path: place.to_owned(),
         source,
     })?;
-    let program = programs.socket(hook);
-    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-    let link = FdLink::try_from(program.take_link(id)?)?;
+    let link = programs.attach_socket(hook, place)?;
     attach::pin(link, &pin_path(hook, settings))
 }
 

@@ -15,7 +15,7 @@ pub enum Counted {
     Replies,
     /// SYNs that were decided.
     Decided,
-    /// SYNs that were not, because their client port is in use by a translated connection.
+    /// SYNs that were not, because their client port is in use by a tracked connection.
     InUse,
     /// SYNs that were not, because a set is full.
     NoRoom,
@@ -49,7 +49,7 @@ impl Counted {
             Self::Replies => format!("from {vip}"),
             Self::Decided => format!("to {vip}: decide"),
             Self::InUse => {
-                format!("to {vip}: undecided, a translated connection has this client port")
+                format!("to {vip}: undecided, a tracked connection has this client port")
             }
             Self::NoRoom => format!("to {vip}: undecided, a set is full"),
         }

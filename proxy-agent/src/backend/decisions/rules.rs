@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The chains and their rules. What they are together is told in `ruleset`.
+//! The chains and their rules. What they are together is explained in `decisions`.
 
 use std::net::SocketAddr;
 
 use netlink_packet_netfilter::nftables::Expressions;
 
+use super::DECIDED;
 use super::counted::Counted;
 use crate::backend::tables;
 use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
@@ -15,6 +16,11 @@ use crate::netfilter::{Base, Chain, Family, Hook, Rule};
 /// Behind the source NAT of the input hook (`NF_IP_PRI_NAT_SRC`, 100): with the client port that
 /// the proxy sees.
 const PRIORITY_AS_THE_PROXY_SEES: i32 = 101;
+/// The packet priority that a decided SYN carries from the raw hook to the input hook, `7078:1` to
+/// nft. Nothing in between reads or changes priorities, and mark bits belong to others.
+const DECIDED_SYN: u32 = 0x7078_0001;
+/// The flags that open, close or reset a connection.
+const SPECIAL: u8 = FIN | SYN | RST;
 
 /// The chains of a table for these VIPs.
 pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
@@ -48,10 +54,10 @@ pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
                 .flat_map(|vip| open_rules(*vip, &request))
                 .collect(),
         ),
-        chain("arrived", arrived_rules(&request, &reply)),
-        chain("translated", translated_rules(&request, &reply)),
         chain("reply", reply_rules(&reply)),
-        chain("translated_reply", translated_reply_rules(&reply, &request)),
+        chain("arrived", arrived_rules(&request, &reply)),
+        chain("tracked", tracked_rules(&request, &reply)),
+        chain("tracked_reply", tracked_reply_rules(&reply, &request)),
     ]
 }
 
@@ -68,7 +74,11 @@ fn from_elsewhere(vip: SocketAddr) -> Rule {
 
 fn at_the_proxy(vip: SocketAddr) -> Rule {
     let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
-    entry(format!("to {vip}, at the proxy"), matches, "arrived")
+    entry(
+        format!("to {vip}, at the proxy"),
+        [matches, expression::has_flag(SPECIAL)].concat(),
+        "arrived",
+    )
 }
 
 fn from_here(vip: SocketAddr) -> Rule {
@@ -83,12 +93,25 @@ fn from_the_proxy(vip: SocketAddr) -> Rule {
 
 fn request_rules(packet: &Packets) -> Vec<Rule> {
     vec![
+        packet.plain_of_decided(),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
-        packet.closes_decided(),
         rule(
-            "decided",
-            [packet.is("decided"), packet.update("decided"), untrack()].concat(),
+            "the client has answered: decided",
+            [
+                plain(),
+                packet.is("opening"),
+                packet.update(DECIDED),
+                packet.delete("opening"),
+                untrack(),
+            ]
+            .concat(),
         ),
+        rule(
+            "opening",
+            [packet.is("opening"), packet.update("opening"), untrack()].concat(),
+        ),
+        packet.closes_decided(),
+        packet.decided(),
         rule(
             "closing",
             [packet.is("closing"), packet.update("closing"), untrack()].concat(),
@@ -101,17 +124,15 @@ fn open_rules(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     let to_vip = expression::endpoint(End::Destination, vip.ip(), vip.port());
     let rule = |counted: Counted, expressions: Vec<Expressions>| Rule {
         purpose: counted.purpose(vip),
-        program: None,
         expressions: [to_vip.clone(), expressions].concat(),
     };
     vec![
-        rule(Counted::InUse, [packet.is("translated"), leave()].concat()),
+        rule(Counted::InUse, [packet.is("tracked"), leave()].concat()),
         rule(
             Counted::Decided,
             [
-                packet.syn(SetOperation::Update),
-                packet.update("decided"),
-                packet.delete("closing"),
+                packet.update("opening"),
+                expression::set_priority(DECIDED_SYN).into(),
                 untrack(),
             ]
             .concat(),
@@ -120,14 +141,62 @@ fn open_rules(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     ]
 }
 
+fn reply_rules(packet: &Packets) -> Vec<Rule> {
+    vec![
+        packet.plain_of_decided(),
+        rule("opening", [packet.is("opening"), untrack()].concat()),
+        packet.closes_decided(),
+        packet.decided(),
+        rule("closing", [packet.is("closing"), untrack()].concat()),
+        rule(
+            "tracked, and reset with this",
+            [
+                expression::has_flag(RST),
+                packet.delete("tracked"),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "tracked, and closed with this",
+            [
+                expression::has_flag(FIN),
+                packet.is("tracked"),
+                vec![expression::go_to("tracked_reply")],
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+/// Only packets with a special flag come here.
 fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
-    let translated_syn = [opens(), packet.syn(SetOperation::IsNoMember)].concat();
     vec![
         rule(
-            "a translated SYN",
+            "a decided SYN",
             [
-                translated_syn.clone(),
-                packet.update("translated"),
+                opens(),
+                expression::has_priority(DECIDED_SYN).into(),
+                vec![expression::accept()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "an undecided SYN: older decisions of its client port are void",
+            [
+                opens(),
+                packet.delete("opening"),
+                packet.delete(DECIDED),
+                packet.delete("closing"),
+                vec![expression::counter()],
+            ]
+            .concat(),
+        ),
+        rule(
+            "an undecided SYN: its connection is tracked",
+            [
+                opens(),
+                packet.update("tracked"),
                 packet.delete("half_closed"),
                 turned.delete("half_closed"),
                 leave(),
@@ -135,35 +204,24 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             .concat(),
         ),
         rule(
-            "a translated SYN, and no room to remember it",
+            "of a tracked connection",
             [
-                translated_syn,
-                packet.delete("decided"),
-                packet.delete("closing"),
-                leave(),
-            ]
-            .concat(),
-        ),
-        rule(
-            "translated",
-            [
-                packet.is("translated"),
-                packet.is_not("decided"),
-                vec![expression::go_to("translated")],
+                packet.is("tracked"),
+                vec![expression::go_to("tracked")],
             ]
             .concat(),
         ),
     ]
 }
 
-/// A connection that came by somebody's DNAT is over once both ends have sent a FIN, or one a RST.
-fn translated_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+/// A tracked connection is over once both ends have sent a FIN, or one a RST.
+fn tracked_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     vec![
         rule(
             "reset",
             [
                 expression::has_flag(RST),
-                packet.delete("translated"),
+                packet.delete("tracked"),
                 vec![expression::accept()],
             ]
             .concat(),
@@ -171,31 +229,26 @@ fn translated_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
         rule(
             "closed, after the proxy",
             [
-                expression::has_flag(FIN),
                 turned.is("half_closed"),
-                packet.delete("translated"),
+                packet.delete("tracked"),
                 vec![expression::accept()],
             ]
             .concat(),
         ),
         rule(
             "closed, before the proxy",
-            [expression::has_flag(FIN), packet.update("half_closed")].concat(),
-        ),
-        rule(
-            "alive",
-            [packet.update("translated"), vec![expression::accept()]].concat(),
+            [packet.update("half_closed"), vec![expression::accept()]].concat(),
         ),
     ]
 }
 
-fn translated_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+fn tracked_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     vec![
         rule(
             "closed, after the client",
             [
                 packet.is("half_closed"),
-                packet.delete("translated"),
+                packet.delete("tracked"),
                 vec![expression::accept()],
             ]
             .concat(),
@@ -207,33 +260,9 @@ fn translated_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     ]
 }
 
-fn reply_rules(packet: &Packets) -> Vec<Rule> {
-    vec![
-        rule(
-            "the answer to a translated SYN: an older decision is void",
-            [
-                expression::has_flag(SYN | RST),
-                packet.is("translated"),
-                packet.delete("decided"),
-                packet.delete("closing"),
-                leave(),
-            ]
-            .concat(),
-        ),
-        rule(
-            "translated, and closed with this",
-            [
-                expression::has_flag(FIN),
-                packet.is("translated"),
-                packet.is_not("decided"),
-                vec![expression::go_to("translated_reply")],
-            ]
-            .concat(),
-        ),
-        packet.closes_decided(),
-        rule("decided", [packet.is("decided"), untrack()].concat()),
-        rule("closing", [packet.is("closing"), untrack()].concat()),
-    ]
+/// Neither opens, closes nor resets: nearly every packet.
+fn plain() -> Vec<Expressions> {
+    expression::flags_are(0, SPECIAL)
 }
 
 /// A SYN and no SYN-ACK.
@@ -288,10 +317,6 @@ impl Packets {
         self.set(SetOperation::IsMember, name)
     }
 
-    fn is_not(&self, name: &str) -> Vec<Expressions> {
-        self.set(SetOperation::IsNoMember, name)
-    }
-
     fn update(&self, name: &str) -> Vec<Expressions> {
         self.set(SetOperation::Update, name)
     }
@@ -300,11 +325,17 @@ impl Packets {
         self.set(SetOperation::Delete, name)
     }
 
-    /// The SYN itself, told by its sequence number.
-    fn syn(&self, operation: SetOperation) -> Vec<Expressions> {
-        let [client, port, ..] = self.connection;
-        let parts = [client, port, Part::Sequence];
-        expression::set(operation, "opening", &parts, self.family)
+    /// Nearly every packet of a connection.
+    fn plain_of_decided(&self) -> Rule {
+        rule(
+            "plain, decided",
+            [plain(), self.is(DECIDED), untrack()].concat(),
+        )
+    }
+
+    /// One that there was no room for among those that close.
+    fn decided(&self) -> Rule {
+        rule("decided", [self.is(DECIDED), untrack()].concat())
     }
 
     /// The first packet with which either end closes a decided connection. If there is no room for
@@ -314,9 +345,9 @@ impl Packets {
             "decided, and closed with this",
             [
                 expression::has_flag(FIN | RST),
-                self.is("decided"),
+                self.is(DECIDED),
                 self.update("closing"),
-                self.delete("decided"),
+                self.delete(DECIDED),
                 untrack(),
             ]
             .concat(),
@@ -329,7 +360,6 @@ fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
     matches.push(expression::go_to(chain));
     Rule {
         purpose,
-        program: None,
         expressions: matches,
     }
 }
@@ -338,7 +368,6 @@ fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
 fn rule(purpose: &str, expressions: Vec<Expressions>) -> Rule {
     Rule {
         purpose: purpose.to_owned(),
-        program: None,
         expressions: [expression::is_tcp().into(), expressions].concat(),
     }
 }

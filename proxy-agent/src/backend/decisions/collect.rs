@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Forgets decided connections that are over without any packet having said so: the proxy has no socket
+//! of theirs any more. Without an agent they stay, and take room from new ones.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use super::DECIDED;
+use crate::backend::live::Connection;
+use crate::backend::tables;
+use crate::instance::Instance;
+use crate::kernel::sockets;
+use crate::netfilter::{self, Family, Socket};
+
+/// Why decided connections could not be read or forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The set could not be read or changed.
+    #[error(transparent)]
+    Netfilter(#[from] netfilter::Error),
+    /// The list of sockets.
+    #[error("cannot read the list of TCP connections")]
+    Sockets(#[source] std::io::Error),
+}
+
+/// Forgets them, and returns how many there were.
+///
+/// The set is read before the sockets: a connection that is decided in between has its socket by then.
+/// One that ends and is opened anew in between may be forgotten as well, and is tracked from then on.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely; nothing is forgotten then.
+pub fn collect(instance: Instance) -> Result<usize, Error> {
+    let mut socket = Socket::open()?;
+    let decided = decided(instance, &mut socket)?;
+    if decided.is_empty() {
+        return Ok(0);
+    }
+    let alive = sockets::connections().map_err(Error::Sockets)?;
+    let mut over = 0;
+    for table in tables::empty(instance) {
+        let keys: Vec<_> = decided
+            .iter()
+            .filter(|member| member.family == table.family && is_over(&member.connection, &alive))
+            .map(|member| member.key.clone())
+            .collect();
+        over += keys.len();
+        table.delete_members(DECIDED, &keys, &mut socket)?;
+    }
+    Ok(over)
+}
+
+/// How many connections are decided.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn count(instance: Instance) -> Result<usize, netfilter::Error> {
+    Ok(decided(instance, &mut Socket::open()?)?.len())
+}
+
+/// The decided connections that live.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn live(instance: Instance, socket: &mut Socket) -> Result<Vec<Connection>, Error> {
+    let decided = decided(instance, socket)?;
+    if decided.is_empty() {
+        return Ok(Vec::new());
+    }
+    let alive = sockets::connections().map_err(Error::Sockets)?;
+    let connections = decided.into_iter().map(|member| member.connection);
+    Ok(connections.filter(|one| !is_over(one, &alive)).collect())
+}
+
+/// A member of the set of decided connections.
+struct Member {
+    family: Family,
+    key: Vec<u8>,
+    connection: Connection,
+}
+
+fn decided(instance: Instance, socket: &mut Socket) -> Result<Vec<Member>, netfilter::Error> {
+    let mut decided = Vec::new();
+    for table in tables::empty(instance) {
+        let keys = table.members(DECIDED, socket)?.into_iter();
+        decided.extend(keys.filter_map(|key| {
+            Some(Member {
+                family: table.family,
+                connection: connection(table.family, &key)?,
+                key,
+            })
+        }));
+    }
+    Ok(decided)
+}
+
+fn is_over(connection: &Connection, alive: &HashSet<(SocketAddr, SocketAddr)>) -> bool {
+    !alive.contains(&(connection.vip, connection.client))
+}
+
+/// The connection of a member: client address and port, VIP and port, each field aligned to four bytes.
+fn connection(family: Family, key: &[u8]) -> Option<Connection> {
+    let address = match family {
+        Family::IPv6 => 16,
+        _ => 4,
+    };
+    let (client, vip) = key.split_at_checked(address + 4)?;
+    Some(Connection {
+        client: end(client, address)?,
+        vip: end(vip, address)?,
+    })
+}
+
+fn end(bytes: &[u8], address: usize) -> Option<SocketAddr> {
+    let (ip, port) = bytes.split_at_checked(address)?;
+    let port = u16::from_be_bytes(port.first_chunk::<2>().copied()?);
+    Some(match ip.len() {
+        4 => SocketAddr::from((<[u8; 4]>::try_from(ip).ok()?, port)),
+        _ => SocketAddr::from((<[u8; 16]>::try_from(ip).ok()?, port)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_read_as_the_kernel_shows_them() {
+        let key = [10, 244, 0, 7, 0x9c, 0x40, 0, 0, 10, 96, 0, 2, 1, 187, 0, 0];
+        let expected = Connection {
+            client: "10.244.0.7:40000".parse().unwrap(),
+            vip: "10.96.0.2:443".parse().unwrap(),
+        };
+        assert_eq!(connection(Family::IPv4, &key), Some(expected));
+        for length in 0..key.len() - 2 {
+            assert_eq!(connection(Family::IPv4, &key[..length]), None, "{length}");
+        }
+        let mut six = vec![0; 40];
+        six[0] = 0xfd;
+        six[20] = 0xfd;
+        six[37] = 5;
+        let read = connection(Family::IPv6, &six).unwrap();
+        assert_eq!(read.vip, "[fd00::]:5".parse().unwrap());
+    }
+
+    #[test]
+    fn only_connections_without_a_socket_are_over() {
+        let vip = "10.96.0.2:443".parse().unwrap();
+        let client = "10.244.0.7:40000".parse().unwrap();
+        let connection = Connection { client, vip };
+        assert!(!is_over(&connection, &HashSet::from([(vip, client)])));
+        assert!(is_over(&connection, &HashSet::from([(client, vip)])));
+    }
+}

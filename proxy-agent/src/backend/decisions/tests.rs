@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The tables as far as no kernel is needed.
+
+use super::*;
+
+#[test]
+fn live_connections_fill_the_set_of_their_family_and_are_no_difference() {
+    let vip = "10.96.0.2:443".parse().unwrap();
+    let client = "10.244.0.7:40000".parse().unwrap();
+    let live = Live {
+        untracked: vec![Connection { client, vip }],
+        translated: Vec::new(),
+    };
+    let settings = Settings {
+        instance: Instance::default(),
+        endpoints: ["10.96.0.2:443", "[fd00:96::2]:443"]
+            .map(|vip| vip.parse().unwrap())
+            .to_vec(),
+        max_connections: 1024,
+    };
+    let filled = tables(&settings, &live);
+    let members = |table: &Table| table.sets[0].members.clone();
+    assert_eq!(
+        members(&filled[0]),
+        [[
+            Value::Address(client.ip()),
+            Value::Port(40000),
+            Value::Address(vip.ip()),
+            Value::Port(443)
+        ]]
+    );
+    assert!(members(&filled[1]).is_empty());
+    assert!(plan(&of_decisions(&settings), &after(&filled)).is_empty());
+}
+
+/// The rules that packets meet first decide what they cost.
+#[test]
+fn a_plain_packet_of_a_decided_connection_meets_one_rule_behind_the_entry() {
+    let settings = Settings {
+        instance: Instance::default(),
+        endpoints: vec!["10.96.0.2:443".parse().unwrap()],
+        max_connections: 1024,
+    };
+    let table = tables(&settings, &Live::default()).remove(0);
+    for name in ["request", "reply"] {
+        let chain = table.chains.iter().find(|chain| chain.name == name);
+        assert_eq!(chain.unwrap().rules[0].purpose, "plain, decided");
+    }
+}

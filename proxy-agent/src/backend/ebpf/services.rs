@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The nf_tables tables of Services that end on the proxy, as `nft list ruleset` shows them (counters
+//! and comments left out):
+//!
+//! ```text
+//! table ip proxy-agent_services {
+//!     chain prerouting {
+//!         type filter hook prerouting priority raw; policy accept;
+//!         ip daddr 10.96.0.1 tcp dport 443 iif != "lo" socket transparent <= 1 notrack
+//!     }
+//!     chain input {
+//!         type filter hook input priority raw; policy accept;
+//!         ip daddr 10.96.0.1 tcp dport 443 socket transparent <= 1 accept
+//!         ip daddr 10.96.0.1 meta l4proto icmp icmp type != echo-request accept
+//!         ip daddr 10.96.0.1 drop
+//!     }
+//!     chain output {
+//!         type filter hook output priority raw; policy accept;
+//!         ip saddr 10.96.0.1 tcp sport 443 notrack
+//!     }
+//! }
+//! ```
+//!
+//! A packet belongs to a connection of the proxy if the kernel finds its socket; of a SYN it finds the
+//! proxy's listener if TC has decided it, and no listener otherwise. What arrives on the node for the
+//! address without being NATed before and belongs to no connection would, without the agent, have left
+//! the node by some route: it gets no answer.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_netfilter::nftables::Expressions;
+use proxy_common::Traffic;
+
+use crate::backend::tables;
+use crate::config::Service;
+use crate::instance::Instance;
+use crate::netfilter::expression::{self, End};
+use crate::netfilter::{self, Base, Chain, Family, Hook, Rule, Socket, Table};
+
+const PREROUTING: &str = "prerouting";
+const INPUT: &str = "input";
+const OUTPUT: &str = "output";
+
+/// Protocol numbers, and the types of a ping.
+const ICMP: (u8, u8) = (1, 8);
+const ICMPV6: (u8, u8) = (58, 128);
+
+/// The tables that should be there, or should not: those without a chain.
+pub fn tables(instance: Instance, services: &[Service]) -> Vec<Table> {
+    let named = tables::empty_services(instance).into_iter();
+    named
+        .map(|table| {
+            let endpoints = services.iter().map(|service| service.cluster_ip);
+            let endpoints: Vec<_> = endpoints
+                .filter(|endpoint| tables::family_of(endpoint.ip()) == table.family)
+                .collect();
+            let chains = if endpoints.is_empty() {
+                Vec::new()
+            } else {
+                chains(table.family, &endpoints)
+            };
+            Table { chains, ..table }
+        })
+        .collect()
+}
+
+fn chains(family: Family, endpoints: &[SocketAddr]) -> Vec<Chain> {
+    let each = |rule: fn(SocketAddr) -> Rule| endpoints.iter().map(|end| rule(*end)).collect();
+    let mut input: Vec<Rule> = each(arrived);
+    let addresses: BTreeSet<_> = endpoints.iter().map(SocketAddr::ip).collect();
+    input.extend(addresses.into_iter().flat_map(|ip| strangers(family, ip)));
+    vec![
+        chain(PREROUTING, Hook::Prerouting, each(request)),
+        chain(INPUT, Hook::Input, input),
+        chain(OUTPUT, Hook::Output, each(reply)),
+    ]
+}
+
+/// Packets on `lo` are those of the node's own processes, which are connected to the VIP instead.
+fn request(endpoint: SocketAddr) -> Rule {
+    let matches = [
+        expression::endpoint(End::Destination, endpoint.ip(), endpoint.port()),
+        expression::not_from_loopback().into(),
+        expression::has_socket().into(),
+    ];
+    rule(requests(endpoint), matches.concat(), expression::notrack())
+}
+
+fn arrived(endpoint: SocketAddr) -> Rule {
+    let matches = [
+        expression::endpoint(End::Destination, endpoint.ip(), endpoint.port()),
+        expression::has_socket().into(),
+    ];
+    rule(
+        format!("to {endpoint}: the proxy's"),
+        matches.concat(),
+        expression::accept(),
+    )
+}
+
+/// Errors about the proxy's own packets are let through: the path's MTU is told by them.
+fn strangers(family: Family, ip: IpAddr) -> [Rule; 2] {
+    let (protocol, ping) = match family {
+        Family::IPv6 => ICMPV6,
+        _ => ICMP,
+    };
+    let errors = [
+        expression::address(End::Destination, ip),
+        expression::is_protocol(protocol).into(),
+        expression::is_not_icmp_type(ping).into(),
+    ];
+    [
+        rule(
+            format!("to {ip}: errors"),
+            errors.concat(),
+            expression::accept(),
+        ),
+        rule(
+            format!("to {ip}: no connection of the proxy"),
+            expression::address(End::Destination, ip),
+            expression::drop_packet(),
+        ),
+    ]
+}
+
+/// Only the proxy's sockets send from this address and port: it is on no link.
+fn reply(endpoint: SocketAddr) -> Rule {
+    let matches = expression::endpoint(End::Source, endpoint.ip(), endpoint.port());
+    rule(replies(endpoint), matches, expression::notrack())
+}
+
+fn requests(endpoint: SocketAddr) -> String {
+    format!("to {endpoint}: untrack the proxy's connections")
+}
+
+fn replies(endpoint: SocketAddr) -> String {
+    format!("from {endpoint}: untrack")
+}
+
+fn rule(purpose: String, matches: Vec<Expressions>, verdict: Expressions) -> Rule {
+    let mut expressions = matches;
+    expressions.extend([expression::counter(), verdict]);
+    Rule {
+        purpose,
+        expressions,
+    }
+}
+
+fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name,
+        base: Some(Base {
+            hook,
+            priority: tables::PRIORITY_RAW,
+        }),
+        rules,
+    }
+}
+
+/// The untracked packets to and from each Service, counted since the tables were put in place.
+///
+/// # Errors
+///
+/// If the kernel does not answer.
+pub fn traffic(
+    instance: Instance,
+    services: &[Service],
+) -> Result<Vec<(Service, Traffic, Traffic)>, netfilter::Error> {
+    if services.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut socket = Socket::open()?;
+    let mut counts = Vec::new();
+    for table in tables::empty_services(instance) {
+        for chain in [PREROUTING, OUTPUT] {
+            counts.extend(table.counters(chain, &mut socket)?);
+        }
+    }
+    let counted = |purpose: String| {
+        let mut traffic = Traffic::NONE;
+        for count in counts.iter().filter(|count| count.comment == purpose) {
+            traffic.add(Traffic {
+                packets: count.packets,
+                bytes: count.bytes,
+            });
+        }
+        traffic
+    };
+    let of = |service: &Service| {
+        let end = service.cluster_ip;
+        (*service, counted(requests(end)), counted(replies(end)))
+    };
+    Ok(services.iter().map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(cluster_ip: &str) -> Service {
+        Service {
+            cluster_ip: cluster_ip.parse().unwrap(),
+            vip: "10.96.0.2:443".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_family_without_services_has_no_chain() {
+        let none = tables(Instance::default(), &[]);
+        assert!(none.iter().all(|table| table.chains.is_empty()));
+        let [ip, ip6]: [Table; 2] = tables(Instance::default(), &[service("10.96.0.1:443")])
+            .try_into()
+            .unwrap();
+        assert_eq!(ip.title(), "ip proxy-agent_services");
+        assert_eq!((ip.chains.len(), ip6.chains.len()), (3, 0));
+    }
+
+    #[test]
+    fn strangers_are_dropped_behind_every_port_of_the_address() {
+        let services = [service("10.96.0.1:443"), service("10.96.0.1:6443")];
+        let tables = tables(Instance::default(), &services);
+        let rules = tables[0].chains[1].rules.iter();
+        let purposes: Vec<_> = rules.map(|rule| rule.purpose.as_str()).collect();
+        assert_eq!(
+            purposes,
+            [
+                "to 10.96.0.1:443: the proxy's",
+                "to 10.96.0.1:6443: the proxy's",
+                "to 10.96.0.1: errors",
+                "to 10.96.0.1: no connection of the proxy",
+            ]
+        );
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The Services whose connections end on the proxy, the listener of each, and the SYNs that were
+//! decided.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock};
+use aya_ebpf::helpers::bpf_map_update_elem;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, LruHashMap, SockHash};
+use aya_ebpf::programs::SkLookupContext;
+use proxy_common::limits::{
+    DEFAULT_MAX_CONNECTIONS, MAX_SERVICES, MAX_VIPS, address_bit, port_bit,
+};
+use proxy_common::{Address, ConnectionKey, Endpoint, Service, ServicePorts};
+
+use crate::packet::Undecided;
+
+/// By address and port. Filled before the programs are attached; afterwards only `draining` changes.
+#[map]
+static SERVICES: HashMap<Endpoint, Service> = HashMap::with_max_entries(MAX_SERVICES, 0);
+
+/// The ports of each Service address.
+#[map]
+static SERVICE_PORTS: HashMap<Address, ServicePorts> = HashMap::with_max_entries(MAX_SERVICES, 0);
+
+/// The proxy's listeners, each by the VIP and port that it was found at. A socket leaves the map by itself
+/// when it stops listening. Pinned, so that the programs of two agents share them during an upgrade.
+#[map]
+static LISTENERS: SockHash<Endpoint> = SockHash::pinned(MAX_VIPS, 0);
+
+/// The connections to Services whose SYN was decided: the contract between TC and the socket
+/// look-up, which takes place once for each connection, microseconds later. What is evicted under a
+/// flood of SYNs is the oldest of them. Pinned like the listeners.
+#[map]
+static OPENING: LruHashMap<ConnectionKey, u32> = LruHashMap::pinned(DEFAULT_MAX_CONNECTIONS, 0);
+
+/// The ports of all VIPs and Services, a bit for each: most packets of a node go no further.
+#[unsafe(no_mangle)]
+static PORTS: Global<u64> = Global::new(0);
+
+/// The addresses of all Services, a bit for each; zero if there is none, and then the verifier
+/// removes what depends on it.
+#[unsafe(no_mangle)]
+static SERVICE_ADDRESSES: Global<u64> = Global::new(0);
+
+/// Cookie of the network namespace that the agent works in; zero for the initial one.
+#[unsafe(no_mangle)]
+static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// Whether a listener on the wildcard address counts as the proxy.
+#[unsafe(no_mangle)]
+static ANY_LISTENER: Global<u8> = Global::new(0);
+
+/// False if no VIP or Service has this port (network byte order).
+#[inline(always)]
+pub fn may_be_port(port: u16) -> bool {
+    PORTS.load() & port_bit(port) != 0
+}
+
+/// False if this is certainly no Service address.
+#[inline(always)]
+pub fn may_be_address(address: &Address) -> bool {
+    SERVICE_ADDRESSES.load() & address_bit(address) != 0
+}
+
+/// Cookie of the network namespace that the agent works in; zero for the initial one.
+#[inline(always)]
+pub fn host_netns() -> u64 {
+    HOST_NETNS.load()
+}
+
+/// Whether a listener on the wildcard address counts as the proxy.
+#[inline(always)]
+pub fn takes_any_listener() -> bool {
+    ANY_LISTENER.load() != 0
+}
+
+/// The Service of an address and port.
+#[inline(always)]
+pub fn get(endpoint: &Endpoint) -> Result<Service, Undecided> {
+    let service = SERVICES
+        .get_ptr(endpoint)
+        .ok_or(Undecided::NotForProxy)?;
+    // SAFETY: the verifier has seen the null check; of an entry one word changes at most.
+    Ok(unsafe { *service })
+}
+
+/// The ports of a Service address.
+#[inline(always)]
+pub fn ports(address: &Address) -> Result<ServicePorts, Undecided> {
+    let ports = SERVICE_PORTS
+        .get_ptr(address)
+        .ok_or(Undecided::NotForProxy)?;
+    // SAFETY: the verifier has seen the null check; entries do not change.
+    Ok(unsafe { *ports })
+}
+
+/// Keeps a listener for the socket look-up (classifiers may do so since Linux 5.10).
+#[inline(always)]
+pub fn keep_listener(vip: &Endpoint, listener: *mut bpf_sock) -> Result<(), Undecided> {
+    // SAFETY: the kernel takes a socket as the value of this kind of map, and a reference of its own.
+    let refused = unsafe {
+        bpf_map_update_elem(
+            (&raw const LISTENERS).cast_mut().cast(),
+            core::ptr::from_ref(vip).cast(),
+            listener.cast_const().cast(),
+            u64::from(BPF_ANY),
+        )
+    };
+    if refused == 0 {
+        Ok(())
+    } else {
+        Err(Undecided::MapFull)
+    }
+}
+
+/// Gives a connection to the listener of a VIP.
+#[inline(always)]
+pub fn assign(ctx: &SkLookupContext, vip: Endpoint) -> Result<(), Undecided> {
+    LISTENERS
+        .redirect_sk_lookup(ctx, vip, 0)
+        .map_err(|_| Undecided::NoListener)
+}
+
+/// Decides the connection that a SYN opens.
+#[inline(always)]
+pub fn decide(key: &ConnectionKey) -> Result<(), Undecided> {
+    OPENING
+        .insert(key, 1, u64::from(BPF_ANY))
+        .map_err(|_| Undecided::MapFull)
+}
+
+/// Whether the SYN of a connection was decided.
+#[inline(always)]
+pub fn is_decided(key: &ConnectionKey) -> bool {
+    OPENING.get_ptr(key).is_some()
+}
+
+/// Takes a decision back.
+#[inline(always)]
+pub fn forget(key: &ConnectionKey) {
+    // It may be none, or have been evicted: then there is nothing to take back.
+    let _ = OPENING.remove(key);
+}
