@@ -359,6 +359,7 @@ mod tests {
                 guard: config::Guard::Links(vec!["eth0".to_owned()]),
                 guard_mode: GuardMode::Xdp,
                 allow_from: vec!["192.0.2.0/24".parse().unwrap()],
+                proxy_listener: crate::config::ProxyListener::Vip,
             },
             guard: Guarded::default(),
             backend: Choice {

@@ -89,8 +89,6 @@ pub enum Ending {
 pub enum Filter {
     /// Connections to this address that nobody has answered and nobody has translated (DNAT).
     UnansweredTo(SocketAddr),
-    /// Connections whose destination was translated (DNAT).
-    Translated(Family),
 }
 
 impl Tuple {
@@ -114,28 +112,21 @@ impl Display for Tuple {
 
 impl Filter {
     fn family(self) -> Family {
-        match self {
-            Self::UnansweredTo(address) => family_of(address),
-            Self::Translated(family) => family,
-        }
+        let Self::UnansweredTo(address) = self;
+        family_of(address)
     }
 
     /// The flags it compares and the values they must have.
     fn status(self) -> (Status, Status) {
-        match self {
-            Self::UnansweredTo(_) => (Status::SeenReply | Status::DstNat, Status::empty()),
-            Self::Translated(_) => (Status::DstNat, Status::DstNat),
-        }
+        let Self::UnansweredTo(_) = self;
+        (Status::SeenReply | Status::DstNat, Status::empty())
     }
 
     /// Whether an entry is one of those asked for.
     fn accepts(self, entry: &Entry) -> bool {
         let (mask, value) = self.status();
-        let address = match self {
-            Self::UnansweredTo(address) => entry.original.destination == address,
-            Self::Translated(family) => entry.original.family() == family,
-        };
-        address && entry.status & mask == value
+        let Self::UnansweredTo(address) = self;
+        entry.original.destination == address && entry.status & mask == value
     }
 }
 

@@ -56,6 +56,7 @@ fn state() -> State {
             guard: Guard::Auto,
             guard_mode: GuardMode::Xdp,
             allow_from: Vec::new(),
+            proxy_listener: crate::config::ProxyListener::Vip,
         },
         guard: Guarded {
             links: vec![GuardedLink {
@@ -127,7 +128,7 @@ fn row(vip: &str, link: Option<u32>, number: u64) -> Row {
     if link.is_none() {
         counters.replies = counters.requests;
     } else {
-        counters.translated = number / 3;
+        counters.terminated = number / 3;
         counters.undecided[Reason::InUse as usize] = number / 4;
         counters.undecided[Reason::NoListener as usize] = number / 5;
         counters.dropped[DropCause::Outside as usize] = number / 6;

@@ -27,23 +27,30 @@ static ZERO: Counters = Counters::ZERO;
 #[inline(always)]
 pub fn opened(link: u32, vip: Endpoint, outcome: Result<(), Undecided>) {
     match outcome {
-        Ok(()) => terminated(link, vip),
+        Ok(()) => {
+            if let Some(counters) = counters(link, vip) {
+                // SAFETY: valid, see there.
+                unsafe {
+                    increment(&raw mut (*counters).decided);
+                    increment(&raw mut (*counters).terminated);
+                }
+            }
+        }
         Err(why) => undecided(link, vip, why),
     }
 }
 
-/// Counts what became of a call of connect(2) on the node.
+/// Counts what became of a call of connect(2) on the node. Its SYN is counted by the rules.
 #[inline(always)]
 pub fn connected(vip: Endpoint, outcome: Result<(), Undecided>) {
-    opened(CounterKey::THIS_HOST, vip, outcome);
-}
-
-/// Counts a connection to a Service that ends on the proxy.
-#[inline(always)]
-fn terminated(link: u32, vip: Endpoint) {
-    if let Some(counters) = counters(link, vip) {
-        // SAFETY: valid, see there.
-        unsafe { increment(&raw mut (*counters).terminated) };
+    match outcome {
+        Ok(()) => {
+            if let Some(counters) = counters(CounterKey::THIS_HOST, vip) {
+                // SAFETY: valid, see there.
+                unsafe { increment(&raw mut (*counters).terminated) };
+            }
+        }
+        Err(why) => undecided(CounterKey::THIS_HOST, vip, why),
     }
 }
 

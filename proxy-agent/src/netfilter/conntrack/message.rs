@@ -113,7 +113,6 @@ pub(super) fn list(filter: Filter) -> ConntrackMessage {
             ],
             IP_DST | PROTO_NUM | PROTO_DST_PORT,
         ),
-        Filter::Translated(_) => (vec![TuplePart::Proto(vec![tcp])], PROTO_NUM),
     };
     let (mask, value) = filter.status();
     let flags = DefaultNla::new(ORIG_FLAGS, compared.to_ne_bytes().to_vec());

@@ -32,6 +32,7 @@ pub fn state() -> State {
             guard: crate::config::Guard::Auto,
             guard_mode: crate::config::GuardMode::Tc,
             allow_from: Vec::new(),
+            proxy_listener: crate::config::ProxyListener::Vip,
         },
         guard: crate::state::Guarded::default(),
         backend: Choice {

@@ -196,11 +196,11 @@ pub static LISTENER_UP: Metric = gauge(
     &["vip"],
     "Whether a socket listens on the VIP with its port.",
 );
-/// A ClusterIP that should be translated; always 1.
+/// A ClusterIP whose connections end on the proxy; always 1.
 pub static SERVICE_INFO: Metric = gauge(
     "proxy_agent_service_info",
     &["cluster_ip", "vip"],
-    "A ClusterIP that should be translated; always 1.",
+    "A ClusterIP whose connections end on the proxy; always 1.",
 );
 /// Untracked packets to the VIP and from it.
 pub static PACKETS: Metric = counter(
@@ -220,11 +220,11 @@ pub static DECISIONS: Metric = counter(
     &["vip"],
     "SYNs that were decided: their connections are untracked.",
 );
-/// SYNs and calls of connect(2) that were translated from a ClusterIP to the VIP.
+/// SYNs and calls of connect(2) to a ClusterIP that ended on the proxy.
 pub static TRANSLATIONS: Metric = counter(
     "proxy_agent_translations_total",
     &["vip"],
-    "SYNs and calls of connect(2) that were translated from a ClusterIP to the VIP.",
+    "SYNs and calls of connect(2) to a ClusterIP that ended on the proxy.",
 );
 /// SYNs that were left to conntrack, by reason.
 pub static UNDECIDED: Metric = counter(
@@ -244,11 +244,11 @@ pub static LINK_DECISIONS: Metric = counter(
     &["vip", "link"],
     "SYNs that were decided, by the link that saw them first.",
 );
-/// SYNs and calls of connect(2) that were translated, by link.
+/// SYNs and calls of connect(2) to a ClusterIP that ended on the proxy, by link.
 pub static LINK_TRANSLATIONS: Metric = counter(
     "proxy_agent_link_translations_total",
     &["vip", "link"],
-    "SYNs and calls of connect(2) that were translated, by link.",
+    "SYNs and calls of connect(2) to a ClusterIP that ended on the proxy, by link.",
 );
 /// SYNs that were left to conntrack, by link.
 pub static LINK_UNDECIDED: Metric = counter(

@@ -34,7 +34,7 @@ fn row(origin: Origin) -> Row {
             bytes: 2_000,
         },
         decided: 5,
-        translated: 2,
+        terminated: 2,
         ..Counters::ZERO
     };
     counters.undecided[Reason::InUse as usize] = 1;

@@ -5,13 +5,10 @@
 mod model;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::path::PathBuf;
 
 use super::*;
-use crate::backend::ebpf::load::Ids;
-use crate::backend::ebpf::{Settings, ruleset};
-use crate::config::{GuardMode, TcAttach};
+use crate::backend::decisions;
+use crate::backend::live::Live;
 use crate::instance::Instance;
 
 const INGRESS: u32 = 7;
@@ -26,39 +23,33 @@ fn id_of(hook: Hook) -> u32 {
     }
 }
 
-fn settings(vips: &[&str]) -> Settings {
-    Settings {
+fn tables(vips: &[&str]) -> Vec<Table> {
+    let settings = decisions::Settings {
         instance: Instance::default(),
-        vips: vips
+        endpoints: vips
             .iter()
-            .map(|vip| vip.parse::<IpAddr>().unwrap())
+            .map(|vip| (vip.parse::<IpAddr>().unwrap(), 443).into())
             .collect(),
-        ports: vec![443],
-        services: Vec::new(),
-        bpffs: PathBuf::new(),
-        run_dir: PathBuf::new(),
         max_connections: 1024,
-        tc_attach: TcAttach::Auto,
-        guard: true,
-        guard_mode: GuardMode::Tc,
-        allow_from: Vec::new(),
-        debug: false,
-    }
+    };
+    decisions::tables(&settings, &Live::default())
 }
 
 fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
     Desired {
-        tables: ruleset::tables(&settings(vips), &ruleset::known(&Ids::new())),
+        tables: tables(vips),
         links: links
             .iter()
             .map(|index| (*index, format!("veth{index}")))
             .collect(),
         mode,
-        maps: BTreeMap::from([("CONNECTIONS", Some(MAP))]),
+        maps: BTreeMap::from([("SERVICES", Some(MAP))]),
         hooks: BTreeMap::from([(Hook::Ingress, Some(INGRESS))]),
         sockets: BTreeMap::new(),
-        guard: guard::Links::default(),
-        given_up: Vec::new(),
+        routes: BTreeMap::new(),
+        former_routes: BTreeSet::new(),
+        guard: BTreeMap::new(),
+        guarded: BTreeMap::new(),
     }
 }
 
@@ -74,7 +65,7 @@ fn nothing(desired: &Desired) -> Observed {
             .keys()
             .map(|index| ((Hook::Ingress, *index), Vec::new()))
             .collect(),
-        maps: BTreeMap::from([("CONNECTIONS", Some(MAP))]),
+        maps: BTreeMap::from([("SERVICES", Some(MAP))]),
         ..Observed::default()
     }
 }
@@ -101,22 +92,12 @@ fn only_what_concerns_links_that_come_and_go_is_routine() {
     assert!(routine(unpin(1)) && !routine(unpin(2)));
 }
 
-/// Rules and hooks by the ids that another agent has told.
-#[test]
-fn known_programs_are_recognised() {
-    let ids = Ids::from([("vip_prerouting".to_owned(), 7)]);
-    let with =
-        |ids: &Ids| ruleset::tables(&settings(&["10.96.0.2"]), &ruleset::known(ids)).remove(0);
-    assert_ne!(with(&ids).outline(), with(&Ids::new()).outline());
-    assert_eq!(with(&ids).outline(), with(&ids).outline());
-}
-
 fn told(ops: &[Op]) -> Vec<String> {
     ops.iter().map(ToString::to_string).collect()
 }
 
 #[test]
-fn an_empty_node_gets_verdicts_first_and_then_programs() {
+fn an_empty_node_gets_rules_first_and_then_programs() {
     let desired = desired(&["10.96.0.2"], &[2, 5], AttachMode::Tcx);
     assert_eq!(
         told(&plan(&desired, &nothing(&desired))),
@@ -132,7 +113,11 @@ fn an_empty_node_gets_verdicts_first_and_then_programs() {
 fn links_are_guarded_before_programs_are_attached_and_are_named_if_they_are_others() {
     let mut desired = desired(&[], &[2], AttachMode::Tcx);
     let mut observed = nothing(&desired);
-    desired.guard.guarded.insert(7, "eth0".to_owned());
+    let links = |links: &guard::Links| guard_links(links, &LinkTable::default());
+    let mut of_links = guard::Links::default();
+    of_links.guarded.insert(7, "eth0".to_owned());
+    desired.guarded.clone_from(&of_links.guarded);
+    desired.guard = links(&of_links);
     observed.guard = Some(BTreeMap::new());
     assert_eq!(
         told(&plan(&desired, &observed)),
@@ -141,13 +126,16 @@ fn links_are_guarded_before_programs_are_attached_and_are_named_if_they_are_othe
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
         ]
     );
-    observed.guard = Some(guard_links(&desired.guard));
-    desired.guard.tagged.insert(9);
+    observed.guard = Some(desired.guard.clone());
+    of_links.tagged.insert(9);
+    desired.guard = links(&of_links);
     assert_eq!(
         told(&plan(&desired, &observed))[0],
         "note which links lead where"
     );
-    desired.guard.guarded.clear();
+    of_links.guarded.clear();
+    desired.guarded.clear();
+    desired.guard = links(&of_links);
     assert_eq!(told(&plan(&desired, &observed))[0], "guard no link");
     // What could not be read is not touched.
     observed.guard = None;
@@ -158,15 +146,15 @@ fn links_are_guarded_before_programs_are_attached_and_are_named_if_they_are_othe
 fn a_map_is_pinned_again_unless_its_pin_could_not_be_read() {
     let desired = desired(&[], &[], AttachMode::Tcx);
     let mut observed = nothing(&desired);
-    observed.maps = BTreeMap::from([("CONNECTIONS", None)]);
+    observed.maps = BTreeMap::from([("SERVICES", None)]);
     assert_eq!(
         told(&plan(&desired, &observed)),
-        ["pin the map CONNECTIONS: its pin is missing"]
+        ["pin the map SERVICES: its pin is missing"]
     );
-    observed.maps = BTreeMap::from([("CONNECTIONS", Some(MAP + 1))]);
+    observed.maps = BTreeMap::from([("SERVICES", Some(MAP + 1))]);
     assert_eq!(
         told(&plan(&desired, &observed)),
-        ["pin the map CONNECTIONS: another map is pinned there"]
+        ["pin the map SERVICES: another map is pinned there"]
     );
     observed.maps = BTreeMap::new();
     assert_eq!(told(&plan(&desired, &observed)), Vec::<String>::new());
@@ -183,34 +171,9 @@ fn a_table_that_could_not_be_read_is_left_alone() {
     );
 }
 
+/// A connection that is decided twice is decided; one that is not decided in between is tracked.
 #[test]
-fn decisions_are_forgotten_only_if_replies_went_by_unverified() {
-    let settings = settings(&["10.96.0.2"]);
-    let desired = desired(&["10.96.0.2"], &[], AttachMode::Tcx);
-    let mut observed = nothing(&desired);
-    let forgets = |observed: &Observed| match &plan(&desired, observed)[..] {
-        [Op::InstallTables { unguarded, .. }] => Some(*unguarded),
-        _ => None,
-    };
-    assert_eq!(forgets(&observed), Some(true), "it was missing");
-
-    // The same rules with the programs of an older agent.
-    let mut older = ruleset::tables(&settings, &ruleset::known(&Ids::new())).remove(0);
-    for rule in older.chains.iter_mut().flat_map(|chain| &mut chain.rules) {
-        rule.program = Some(99);
-    }
-    observed.tables.insert(older.title(), Some(older.outline()));
-    assert_eq!(forgets(&observed), Some(false));
-
-    older.chains[1].rules.pop();
-    observed.tables.insert(older.title(), Some(older.outline()));
-    assert_eq!(forgets(&observed), Some(true), "a rule was removed");
-}
-
-/// Where both stood on a link, each SYN would be decided twice; a reply that is translated is not
-/// translated again.
-#[test]
-fn the_other_way_of_deciding_gives_way_link_by_link_and_that_of_replies_at_the_end() {
+fn the_other_way_of_attaching_goes_when_ours_is_there() {
     let mut desired = desired(&[], &[2, 3], AttachMode::Clsact);
     desired.hooks.insert(Hook::Egress, Some(EGRESS));
     let mut observed = nothing(&desired);
@@ -221,36 +184,60 @@ fn the_other_way_of_deciding_gives_way_link_by_link_and_that_of_replies_at_the_e
     assert_eq!(
         told(&plan(&desired, &observed)),
         [
-            "remove the pinned tcx link of vip_ingress, ifindex 4",
             "attach vip_egress to link veth2 (ifindex 2) by clsact: it is not attached",
             "attach vip_egress to link veth3 (ifindex 3) by clsact: it is not attached",
-            "remove the pinned tcx link of vip_ingress, ifindex 2",
             "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
-            "remove the pinned tcx link of vip_ingress, ifindex 3",
             "attach vip_ingress to link veth3 (ifindex 3) by clsact: it is not attached",
+            "remove the pinned tcx link of vip_ingress, ifindex 2",
+            "remove the pinned tcx link of vip_ingress, ifindex 3",
+            "remove the pinned tcx link of vip_ingress, ifindex 4",
             "remove the pinned tcx link of vip_egress, ifindex 2",
         ]
     );
 }
 
-fn service() -> Service {
-    Service {
-        cluster_ip: "10.96.0.1:443".parse().unwrap(),
-        vip: "10.96.0.2:443".parse().unwrap(),
-    }
+/// Beside somebody's `ingress` qdisc there can be no clsact, and a program for egress would run at ingress.
+#[test]
+fn a_link_with_an_ingress_qdisc_gets_no_program_for_egress() {
+    let mut desired = desired(&[], &[2, 3], AttachMode::Clsact);
+    desired.hooks.insert(Hook::Egress, Some(EGRESS));
+    let mut observed = nothing(&desired);
+    observed.ingress_only.insert(2);
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        [
+            "attach vip_egress to link veth3 (ifindex 3) by clsact: it is not attached",
+            "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
+            "attach vip_ingress to link veth3 (ifindex 3) by clsact: it is not attached",
+        ]
+    );
+}
+
+fn cluster_ip() -> IpAddr {
+    [10, 96, 0, 1].into()
 }
 
 #[test]
-fn replies_are_translated_before_requests_are() {
-    let mut desired = desired(&["10.96.0.2"], &[2], AttachMode::Tcx);
+fn what_a_decided_connection_needs_is_there_before_any_is_decided() {
+    let mut desired = desired(&["10.96.0.2"], &[2, 7], AttachMode::Tcx);
     desired.hooks.insert(Hook::Egress, Some(EGRESS));
     desired.sockets = SocketHook::ALL.map(|hook| (hook, Some(SOCKET))).into();
+    let source = Some([192, 0, 2, 7].into());
+    desired.routes.insert(cluster_ip(), source);
+    desired.guarded.insert(7, "veth7".to_owned());
     let mut observed = nothing(&desired);
-    observed.programs.insert((Hook::Egress, 2), Vec::new());
+    for index in [2, 7] {
+        observed.programs.insert((Hook::Egress, index), Vec::new());
+    }
+    observed.routes.insert(cluster_ip(), Found::Missing);
     assert_eq!(
         told(&plan(&desired, &observed)),
         [
             "install nf_tables table ip proxy-agent (it is missing)",
+            "attach vip_steer to the network namespace: it is not attached",
+            "add the local route of 10.96.0.1 with source 192.0.2.7: it is missing",
+            "attach vip_egress to link veth7 (ifindex 7) by tcx: it is not attached",
+            "attach vip_ingress to link veth7 (ifindex 7) by tcx: it is not attached",
             "attach vip_egress to link veth2 (ifindex 2) by tcx: it is not attached",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
             "attach vip_getpeername4 to the root cgroup: it is not attached",
@@ -261,23 +248,63 @@ fn replies_are_translated_before_requests_are() {
     );
 }
 
-/// Before the rules and programs that translate are gone, and once more after that.
 #[test]
-fn a_service_that_is_given_up_is_handed_over() {
+fn only_our_own_route_gets_another_source() {
+    let mut desired = desired(&[], &[], AttachMode::Tcx);
+    let (old, new) = ([192, 0, 2, 7].into(), [192, 0, 2, 8].into());
+    desired.routes.insert(cluster_ip(), Some(new));
+    let mut observed = nothing(&desired);
+    let mut planned = |found: Option<Found>| {
+        observed.routes = found.map(|found| (cluster_ip(), found)).into_iter().collect();
+        told(&plan(&desired, &observed))
+    };
+    assert_eq!(
+        planned(Some(Found::Ours(Some(old)))),
+        [
+            "remove the local route of 10.96.0.1",
+            "add the local route of 10.96.0.1 with source 192.0.2.8: its source differs",
+        ]
+    );
+    for left_alone in [Some(Found::Ours(Some(new))), Some(Found::Foreign), None] {
+        assert!(planned(left_alone).is_empty());
+    }
+}
+
+#[test]
+fn what_is_given_up_is_removed_at_the_end() {
     let mut desired = desired(&["10.96.0.2"], &[2], AttachMode::Tcx);
-    desired.given_up = vec![service()];
+    desired.former_routes.insert(cluster_ip());
     let mut observed = nothing(&desired);
     observed.pins.insert((Hook::Egress, 2));
     observed.sockets.insert(SocketHook::Connect4, SOCKET);
+    observed.sockets.insert(SocketHook::Steer, SOCKET);
     assert_eq!(
         told(&plan(&desired, &observed)),
         [
-            "hand translated connections to 10.96.0.1:443 over to conntrack",
             "install nf_tables table ip proxy-agent (it is missing)",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
-            "hand translated connections to 10.96.0.1:443 over to conntrack",
             "remove the pinned tcx link of vip_egress, ifindex 2",
+            "detach vip_steer from the network namespace",
             "detach vip_connect4 from the root cgroup",
+            "remove the local route of 10.96.0.1",
         ]
     );
+}
+
+#[test]
+fn ports_of_a_bridge_are_known_by_their_bridge() {
+    let mut bridge = crate::link::Link::new(3, "br0", LinkKind::Bridge);
+    bridge.master = None;
+    let mut port = crate::link::Link::new(4, "veth4", LinkKind::Veth);
+    port.master = Some(3);
+    let mut slave = crate::link::Link::new(5, "eth1", LinkKind::Other);
+    slave.master = Some(6);
+    let bond = crate::link::Link::new(6, "bond0", LinkKind::Other);
+    let table = LinkTable {
+        links: vec![bridge, port, slave, bond],
+        ..LinkTable::default()
+    };
+    let links = guard_links(&guard::Links::default(), &table);
+    let masters: Vec<_> = links.iter().map(|(index, link)| (*index, link.master())).collect();
+    assert_eq!(masters, [(4, 3)]);
 }

@@ -6,10 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{EGRESS, MAP, SOCKET, desired, id_of, settings, told};
-use crate::backend::ebpf::load::Ids;
+use super::{EGRESS, MAP, SOCKET, desired, id_of, tables, told};
 use crate::backend::ebpf::plan::*;
-use crate::backend::ebpf::ruleset;
 
 fn filter(hook: Hook, index: u32, program: u32) -> Filter {
     Filter {
@@ -61,7 +59,15 @@ fn carry_out(op: &Op, observed: &mut Observed) {
             observed.sockets.remove(hook);
         }
         Op::Guard { links, .. } => observed.guard = Some(links.clone()),
-        Op::HandOver { .. } | Op::RemovePins { .. } | Op::RemoveXdp { .. } => {}
+        Op::AddRoute {
+            address, source, ..
+        } => {
+            observed.routes.insert(*address, Found::Ours(*source));
+        }
+        Op::RemoveRoute { address } => {
+            observed.routes.insert(*address, Found::Missing);
+        }
+        Op::RemovePins { .. } | Op::RemoveXdp { .. } => {}
         Op::RemovePin { hook, index } => {
             observed.pins.remove(&(*hook, *index));
         }
@@ -83,7 +89,7 @@ proptest! {
         v4: bool,
         v6: bool,
         tcx: bool,
-        translates: bool,
+        ends: bool,
         wanted in prop::collection::btree_set(2_u32..12, 0..6),
         attached in prop::collection::btree_map(
             (hooks(), 2_u32..12), prop::collection::vec(5_u32..10, 0..3), 0..8),
@@ -93,9 +99,11 @@ proptest! {
         sockets in prop::collection::btree_map(
             prop::sample::select(SocketHook::ALL.to_vec()), 8_u32..11, 0..4),
         map in prop::option::of(9_u32..12),
-        tables in prop::collection::vec(prop::option::of(any::<bool>()), 2),
+        states in prop::collection::vec(prop::option::of(any::<bool>()), 2),
         uplinks in prop::collection::btree_set(2_u32..12, 0..3),
         known in prop::option::of(prop::collection::btree_map(2_u32..12, any::<bool>(), 0..4)),
+        ingress_only in prop::collection::btree_set(2_u32..12, 0..3),
+        routes in prop::collection::vec((0..3_u8, prop::option::of(1..4_u8), 0..4_u8), 0..3),
     ) {
         let mut vips = Vec::new();
         if v4 { vips.push("10.96.0.2"); }
@@ -103,15 +111,27 @@ proptest! {
         let mode = if tcx { AttachMode::Tcx } else { AttachMode::Clsact };
         let wanted: Vec<_> = wanted.into_iter().collect();
         let mut desired = desired(&vips, &wanted, mode);
-        if translates {
+        if ends {
             desired.hooks.insert(Hook::Egress, Some(EGRESS));
             desired.sockets = SocketHook::ALL.map(|hook| (hook, Some(SOCKET))).into();
         }
-        let full = ruleset::tables(&settings(&["10.96.0.2", "fd00:96::2"]), &ruleset::known(&Ids::new()));
+        let full = tables(&["10.96.0.2", "fd00:96::2"]);
+        let source = |last| IpAddr::from([192, 0, 2, last]);
+        let mut found_routes = BTreeMap::new();
+        for (last, wanted, found) in routes {
+            let address = IpAddr::from([10, 96, 1, last]);
+            desired.routes.insert(address, wanted.map(source));
+            found_routes.insert(address, match found {
+                0 => Found::Missing,
+                1 => Found::Foreign,
+                2 => Found::Ours(None),
+                last => Found::Ours(Some(source(last))),
+            });
+        }
         let places = || Hook::ALL.into_iter()
             .flat_map(|hook| wanted.iter().map(move |index| (hook, *index)));
         let mut observed = Observed {
-            tables: full.iter().zip(tables).map(|(table, state)| {
+            tables: full.iter().zip(states).map(|(table, state)| {
                 let outline = state.map(|intact| {
                     let mut table = table.clone();
                     if !intact { table.chains[0].rules.clear(); }
@@ -125,7 +145,7 @@ proptest! {
                 (at, programs)
             }).collect(),
             pins,
-            maps: BTreeMap::from([("CONNECTIONS", map)]),
+            maps: BTreeMap::from([("SERVICES", map)]),
             filters: filters.into_iter()
                 .map(|((hook, index), program)| ((hook, index), filter(hook, index, program)))
                 .collect(),
@@ -133,9 +153,12 @@ proptest! {
             guard: known.map(|known| known.into_iter().map(|(index, inner)| {
                 (index, Link::new(!inner, inner, false))
             }).collect()),
+            routes: found_routes.clone(),
+            ingress_only: if tcx { BTreeSet::new() } else { ingress_only.clone() },
         };
         for index in uplinks {
-            desired.guard.guarded.insert(index, format!("veth{index}"));
+            desired.guard.insert(index, Link::new(true, false, false));
+            desired.guarded.insert(index, format!("veth{index}"));
         }
         for op in plan(&desired, &observed) {
             carry_out(&op, &mut observed);
@@ -145,7 +168,8 @@ proptest! {
             let outline = (!table.chains.is_empty()).then(|| table.outline());
             prop_assert_eq!(&observed.tables[&table.title()], &outline);
         }
-        let wanted_places: BTreeSet<_> =
+        let no_egress = |index| !tcx && ingress_only.contains(&index);
+        let mut wanted_places: BTreeSet<_> =
             places().filter(|(hook, _)| desired.hooks.contains_key(hook)).collect();
         if tcx {
             for at in &wanted_places {
@@ -156,13 +180,24 @@ proptest! {
         } else {
             let filters: BTreeMap<_, _> =
                 observed.filters.iter().map(|(at, filter)| (*at, filter.program)).collect();
+            // What was there beside an ingress qdisc is left as it is.
+            wanted_places.retain(|(hook, index)| *hook == Hook::Ingress || !no_egress(*index));
+            let filters: BTreeMap<_, _> = filters
+                .into_iter()
+                .filter(|((hook, index), _)| *hook == Hook::Ingress || !no_egress(*index))
+                .collect();
             let expected = wanted_places.iter().map(|at| (*at, id_of(at.0))).collect();
             prop_assert_eq!(filters, expected);
             prop_assert!(observed.pins.is_empty());
         }
-        prop_assert_eq!(observed.maps["CONNECTIONS"], Some(MAP));
+        prop_assert_eq!(observed.maps["SERVICES"], Some(MAP));
+        for (address, found) in &found_routes {
+            let is_foreign = *found == Found::Foreign;
+            prop_assert_eq!(observed.routes[address] == Found::Foreign, is_foreign);
+            prop_assert_ne!(observed.routes[address], Found::Missing);
+        }
         let sockets: Vec<_> = observed.sockets.into_values().collect();
-        prop_assert_eq!(sockets, if translates { vec![SOCKET; 4] } else { Vec::new() });
+        prop_assert_eq!(sockets, if ends { vec![SOCKET; 5] } else { Vec::new() });
         for at in places().filter(|at| foreign.contains(at)) {
             prop_assert!(observed.programs[&at].contains(&1000));
         }
