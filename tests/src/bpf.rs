@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use proxy_common::{Connection, ConnectionKey};
-
 use crate::netns::Netns;
 
 // From the kernel's include/uapi/linux/bpf.h.
@@ -245,17 +243,6 @@ impl PinnedMap {
             bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
         // SAFETY: a new descriptor that nobody else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(map) }))
-    }
-
-    /// Writes an entry of a map of decided connections.
-    ///
-    /// # Errors
-    /// When it holds something else.
-    pub fn decide(&self, key: &ConnectionKey, value: &Connection) -> Result<()> {
-        self.update(
-            std::ptr::from_ref(key).cast(),
-            std::ptr::from_ref(value).cast(),
-        )
     }
 
     /// Both point to as much as the map takes.

@@ -32,8 +32,10 @@ pub enum Harm {
     DeleteClsact,
     /// Every pin of a link to a TC hook is removed.
     DetachTcx,
-    /// The pins of links to the cgroup are removed.
-    DetachCgroup,
+    /// The pins of links to the cgroup and to the network namespace are removed.
+    DetachSockets,
+    /// The routes of the ClusterIPs are removed.
+    DeleteRoutes,
     /// The pins of maps are removed.
     UnpinMaps,
     /// The BPF file system is unmounted, and another one is mounted.
@@ -65,12 +67,13 @@ pub enum Harm {
 }
 
 /// All of them.
-pub const ALL: [Harm; 19] = [
+pub const ALL: [Harm; 20] = [
     Harm::FlushRuleset,
     Harm::DeleteTables,
     Harm::DeleteClsact,
     Harm::DetachTcx,
-    Harm::DetachCgroup,
+    Harm::DetachSockets,
+    Harm::DeleteRoutes,
     Harm::UnpinMaps,
     Harm::RemountBpffs,
     Harm::DeleteVips,
@@ -101,8 +104,10 @@ impl Harm {
                 return kube_proxy.install_without_masquerade(&node.netns);
             }
             Self::DeleteTables => {
-                attempt(node, "nft delete table ip proxy-agent");
-                attempt(node, "nft delete table ip6 proxy-agent");
+                for table in ["proxy-agent", "proxy-agent_services"] {
+                    attempt(node, &format!("nft delete table ip {table}"));
+                    attempt(node, &format!("nft delete table ip6 {table}"));
+                }
             }
             Self::DeleteClsact => {
                 for pod in &node.pods {
@@ -111,12 +116,18 @@ impl Harm {
             }
             Self::DetachTcx => {
                 for directory in directories(&pins) {
-                    if !directory.ends_with("cgroup") {
+                    if !directory.ends_with("sockets") {
                         remove_files(&directory);
                     }
                 }
             }
-            Self::DetachCgroup => remove_files(&pins.join("cgroup")),
+            Self::DetachSockets => remove_files(&pins.join("sockets")),
+            Self::DeleteRoutes => {
+                for family in Family::ALL {
+                    let (ip, len) = (family.cluster_ip(), family.host_prefix());
+                    attempt(node, &format!("ip route del local {ip}/{len} table local"));
+                }
+            }
             Self::UnpinMaps => remove_files(&pins),
             Self::RemountBpffs => return remount(&node.bpffs()),
             Self::DeleteVips => {

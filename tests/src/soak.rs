@@ -105,7 +105,7 @@ fn interfere(node: &Node, n: usize) -> Result<()> {
         0 => (
             "nft flush ruleset".to_owned(),
             "nft list ruleset",
-            "translate if decided".to_owned(),
+            "untrack the proxy's connections".to_owned(),
         ),
         1 => (
             format!("ip address del {vip}/32 dev lo"),

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
+use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::{client, skip, snapshot, transfer};
 
@@ -53,6 +54,7 @@ fn cleanup(node: &Node, args: &[&str]) -> Result<Told> {
         .arg("cleanup")
         .arg(format!("--bpffs={}", node.agent_bpffs().display()))
         .arg(format!("--run-dir={}", node.run_dir().display()))
+        .arg("--drain-timeout=500ms")
         .args(args);
     let Output {
         status,
@@ -107,12 +109,21 @@ fn connect_everywhere(node: &Node) -> Result<Vec<TcpStream>> {
     node.paths().into_iter().map(connect).collect()
 }
 
-/// With an address they go on, tracked from now on.
-fn go_on(node: &Node, streams: &mut [TcpStream]) -> Result<()> {
+/// With an address they go on, tracked from now on. Those that ended on the proxy at the ClusterIP were reset.
+fn go_on(node: &Node, args: &[&str], streams: &mut [TcpStream]) -> Result<()> {
     node.add_vips("lo")?;
-    streams.iter_mut().try_for_each(|stream| {
-        transfer::exchange(stream, BYTES, 8).with_context(|| format!("{stream:?}"))
-    })
+    for (path, stream) in node.paths().iter().zip(streams) {
+        let exchanged = transfer::exchange(stream, BYTES, 8);
+        let ended_here = path.via == Via::ClusterIp && path.client != "host";
+        if ended_here && args.starts_with(TRANSLATING) {
+            let error = exchanged.err().with_context(|| format!("{path}: not reset"))?;
+            let text = format!("{error:#}");
+            ensure!(text.contains("reset") || text.contains("Broken pipe"), "{path}: {text}");
+        } else {
+            exchanged.with_context(|| path.to_string())?;
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -140,7 +151,7 @@ fn after_a_kill() {
             as_before(node, &before).with_context(|| format!("{args:?}"))?;
             cleanup(node, &[])?.ends_with("nothing to do")?;
             as_before(node, &before)?;
-            go_on(node, &mut streams)
+            go_on(node, &args, &mut streams)
         });
     }
 }

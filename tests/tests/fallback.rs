@@ -108,3 +108,35 @@ fn through_a_bridge_with_netfilter() {
 fn by_clsact() {
     check(Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=clsact");
 }
+
+/// While the proxy is down, a stranger who listens on every address of the node gets none of its clients, unless
+/// it is named as the proxy.
+#[test]
+fn a_stranger_on_every_address() {
+    for (which, expected) in [("vip", 0), ("any", 4)] {
+        Node::test(Topology::Veth, |node| {
+            KubeProxy::IptablesNft.install_to(&node.netns, api_server)?;
+            let servers = [
+                Server::listen(&node.uplink, api_server(Family::V4))?,
+                Server::listen(&node.uplink, api_server(Family::V6))?,
+            ];
+            let which = format!("--proxy-listener={which}");
+            let args = [&TRANSLATE[..], &["--backend=ebpf", &which]].concat();
+            let _agent = node.start_agent(&args)?;
+            // It takes IPv4 too.
+            let stranger = Server::listen(&node.netns, "[::]:443".parse()?)?;
+            let paths = through_the_cluster_ip(node);
+            let of_pods: Vec<_> = paths.iter().filter(|path| path.client != "host").collect();
+            for path in &of_pods {
+                let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+                    .with_context(|| path.to_string())?;
+                transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
+            }
+            let there = servers.iter().map(Server::accepted).sum::<u64>();
+            let here = stranger.accepted();
+            ensure!(here == expected, "{which}: {here} came to the stranger");
+            ensure!(there + here == u64::try_from(of_pods.len())?, "{there} went on");
+            Ok(())
+        });
+    }
+}

@@ -263,7 +263,8 @@ fn ebpf() {
         harms: &[
             Harm::DeleteTables,
             Harm::UnpinMaps,
-            Harm::DetachCgroup,
+            Harm::DetachSockets,
+            Harm::DeleteRoutes,
             Harm::DeleteVips,
         ],
     }

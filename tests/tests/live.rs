@@ -4,16 +4,16 @@
 //! whatever happens to the agent and to what it has set up.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::{Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
-use tests::path::Via;
+use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open, open_on};
-use tests::{Family, cmd, conntrack, skip};
+use tests::{Family, cmd, patience, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long streams run before and after what happens.
@@ -98,8 +98,6 @@ macro_rules! survives {
 survives! {
     restart: KubeProxy::IptablesNft, TRANSLATING, [], restart;
     kill: KubeProxy::Nftables, TRANSLATING, [], kill;
-    cleanup: KubeProxy::IptablesNft, TRANSLATING, ["--cleanup"], clean_up;
-    cleanup_by_clsact: KubeProxy::Nftables, TRANSLATING, ["--cleanup", "--tc-attach=clsact"], clean_up;
     no_longer_translated: KubeProxy::IptablesNft, TRANSLATING, [], no_longer_translated;
     ruleset_flush: KubeProxy::IptablesLegacy, TRANSLATING, [], flush_ruleset;
     table_deletion: KubeProxy::Nftables, TRANSLATING, [], delete_tables;
@@ -142,27 +140,72 @@ fn clean_up(node: &Node, mut agent: Agent, _: Args) -> Result<Option<Agent>> {
     ensure!(status.success(), "SIGTERM: {status}");
     let ruleset = node.netns.exec("nft list tables")?;
     ensure!(!ruleset.contains("proxy-agent"), "left behind: {ruleset}");
-    // Each is tracked from now on, those through the ClusterIP as kube-proxy would have them.
+    // Each is tracked from now on.
     cmd::wait_until(TIMEOUT, "conntrack to know every connection", || {
         let entries = entries(node)?;
         Ok((entries.len() >= node.paths().len()).then_some(()))
     })?;
-    let entries = entries(node)?;
-    for family in Family::ALL {
-        for pod in &node.pods {
-            let is_handed_over = |entry: &conntrack::Entry| {
-                entry.source.ip() == pod.address(family)
-                    && entry.destination == family.cluster_ip_socket()
-                    && entry.reply_source == family.vip_socket()
-            };
-            ensure!(
-                entries.iter().any(is_handed_over),
-                "{} → ClusterIP, {family:?}: {entries:#?}",
-                pod.host_link
-            );
-        }
-    }
     Ok(None)
+}
+
+/// A clean-up with live connections on every way: new ones take kube-proxy's way at once, live ones have the
+/// time that the flag says, those to the VIP go on afterwards and those of pods to the ClusterIP are reset.
+fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool) {
+    const DRAIN: Duration = Duration::from_secs(4);
+    Node::test(topology, |node| {
+        kube_proxy.install_without_masquerade(&node.netns)?;
+        if !loose {
+            node.netns.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+        }
+        let args = [TRANSLATING, &["--cleanup", "--drain-timeout=4s"], more].concat();
+        let mut agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        let ends_here = |path: &Path<'_>| path.via == Via::ClusterIp && path.client != "host";
+        let (to_service, others): (Vec<_>, Vec<_>) = node.paths().into_iter().partition(ends_here);
+        let (to_service, others) = (open_on(to_service)?, open_on(others)?);
+        std::thread::sleep(BEFORE);
+        untracked(node, TRANSLATING)?;
+
+        let begun = Instant::now();
+        agent.signal(libc::SIGTERM)?;
+        std::thread::sleep(DRAIN / 4);
+        all_go_on(&to_service).context("while it drains")?;
+        all_go_on(&others).context("while it drains")?;
+        new_connections_work(node).context("while it drains")?;
+        ensure!(begun.elapsed() < DRAIN || patience::of(DRAIN) > DRAIN, "too slow to tell");
+        // No signal, but the end is waited for.
+        let status = agent.stop(0)?;
+        ensure!(status.success(), "SIGTERM: {status}");
+        ensure!(begun.elapsed() >= DRAIN, "it has not waited");
+        node.add_vips("lo")?;
+        for stream in to_service {
+            let name = stream.name().to_owned();
+            let end = stream.finish().err().with_context(|| format!("{name} was not reset"))?;
+            let text = format!("{end:#}");
+            ensure!(text.contains("reset") || text.contains("Broken pipe"), "{name}: {text}");
+        }
+        all_go_on(&others).context("after it")?;
+        let tables = node.netns.exec("nft list tables")?;
+        ensure!(!tables.contains("proxy-agent"), "left behind: {tables}");
+        all_end_intact(others)?;
+        new_connections_work(node)
+    });
+}
+
+#[test]
+fn drained_through_veth() {
+    drained(Topology::Veth, KubeProxy::IptablesNft, &[], true);
+}
+
+#[test]
+fn drained_through_a_bridge() {
+    drained(Topology::BridgeNetfilter, KubeProxy::Nftables, &["--tc-attach=clsact"], true);
+}
+
+/// Where conntrack picks up no connection half-way.
+#[test]
+fn drained_where_conntrack_is_strict() {
+    drained(Topology::Veth, KubeProxy::IptablesLegacy, &[], false);
 }
 
 /// The next agent is not told of the ClusterIP any more.

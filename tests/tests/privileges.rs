@@ -111,7 +111,7 @@ fn ebpf() {
         };
         node.detach("pod0")?;
         has_program("pod0")?;
-        let cgroup = node.agent_bpffs().join("cgroup/vip_connect4");
+        let cgroup = node.agent_bpffs().join("sockets/vip_connect4");
         fs::remove_file(&cgroup)?;
         cmd::wait_until(TIMEOUT, "the program on connect(2)", || {
             Ok(cgroup.exists().then_some(()))

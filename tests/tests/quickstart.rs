@@ -94,7 +94,7 @@ fn the_quick_start_works_as_written() -> Result<()> {
     );
     ensure!(output.status.success(), "{}\n{told}", output.status);
     ensure!(told.contains("nothing of proxy-agent is left"), "{told}");
-    ensure!(told.contains("is translated to"), "{told}");
+    ensure!(told.contains("ends on the proxy at"), "{told}");
     Ok(())
 }
 

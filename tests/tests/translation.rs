@@ -181,19 +181,26 @@ fn without_kube_proxy() {
     });
 }
 
-/// As kube-proxy in IPVS mode has it: the ClusterIP is an address of the node.
+/// An address of the node is no ClusterIP: the agent says so and changes nothing.
 #[test]
-fn with_the_cluster_ip_on_a_link_of_the_node() {
+fn an_address_of_the_node_is_refused() {
     Node::test(Topology::Veth, |node| {
-        node.netns.ip("link add kube-ipvs0 type bridge\n")?;
+        node.netns.ip("link add elsewhere type bridge\n")?;
         for family in Family::ALL {
             let (address, len) = (family.cluster_ip(), family.host_prefix());
             let nodad = if family == Family::V6 { " nodad" } else { "" };
             node.netns.ip(&format!(
-                "address add {address}/{len} dev kube-ipvs0{nodad}\n"
+                "address add {address}/{len} dev elsewhere{nodad}\n"
             ))?;
         }
-        check_on(node, "--tc-attach=auto", KubeProxy::IptablesNft)
+        let before = tests::snapshot::take(&node.netns)?;
+        let output = node.run_agent(&[&TRANSLATE[..], &["--backend=ebpf", "--daemon=false"]].concat())?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2), "{output:?}");
+        ensure!(text.contains("is an address of this node already"), "{text}");
+        let difference = tests::snapshot::difference(&before, &tests::snapshot::take(&node.netns)?);
+        ensure!(difference.is_none(), "{difference:?}");
+        Ok(())
     });
 }
 
@@ -235,12 +242,13 @@ fn to_another_port() {
     });
 }
 
-/// A proxy that listens on every address of the node, with one socket for both families.
+/// A proxy that listens on every address of the node, with one socket for both families, and is named as one.
 #[test]
 fn to_a_proxy_on_every_address() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
+        let args = ["--backend=ebpf", "--proxy-listener=any"];
+        let _agent = node.start_agent(&[&TRANSLATE[..], &args].concat())?;
         // Rust's listener on [::] takes IPv4 too.
         let _server = Server::listen(&node.netns, "[::]:443".parse()?)?;
         for (seed, path) in (1..).zip(node.paths()) {
@@ -254,8 +262,7 @@ fn to_a_proxy_on_every_address() {
     });
 }
 
-/// A link on top of another one: the programs see each packet of the pod twice, and the second time it is
-/// addressed to the VIP.
+/// A link on top of another one: the programs see each packet of the pod twice.
 fn stack(node: &Node) -> Result<()> {
     let pod = &node.pods[0];
     let (link, v4, v6) = (&pod.host_link, pod.ipv4, pod.ipv6);

@@ -291,6 +291,9 @@ impl Backend {
             Kind::Iptables(_) | Kind::None => Tables::Delete,
         };
         let mode = Mode::Apply;
+        if tables == Tables::Delete {
+            Ebpf::remove_decisions(&self.settings, handle, mode, report).await;
+        }
         let until = *self
             .drained_at
             .get_or_insert_with(|| Instant::now() + self.settings.drain_timeout);

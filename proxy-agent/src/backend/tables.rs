@@ -57,11 +57,6 @@ pub fn services_name(instance: Instance) -> String {
     format!("{}{SERVICES}", instance.mark())
 }
 
-/// Whether a table of this name is for Services.
-pub fn is_of_services(name: &str) -> bool {
-    name.ends_with(SERVICES)
-}
-
 /// True if a table of this name is an agent's, of whichever instance.
 pub fn is_owned(name: &str) -> bool {
     let suffixes = [GUARD, SERVICES].into_iter();

@@ -146,52 +146,73 @@ fn traffic(results: &Results) -> Vec<Bar> {
     let unrelated = |cell: &Cell| cell.way == "unrelated";
     let many_links =
         |cell: &Cell| cell.way == "unrelated" && cell.of == scale::LINKS && cell.size > 1;
+    let to_service =
+        |works: &'static [Work]| move |cell: &Cell| {
+            works.iter().any(|work| cell.work == work.name())
+                && cell.way != "unrelated"
+                && cell.way != "host"
+        };
+    let (vip, service) = (Variant::Ebpf, Variant::Service);
     let mut bars = vec![
         compare(
-            "request/response, `ebpf` ÷ native nft notrack",
-            1.0,
-            cells,
-            (Variant::Ebpf, Variant::Native),
-            to_vip(Work::Exchange),
-        ),
-        compare(
-            "request/response, `ebpf` ÷ no hooks",
-            1.05,
-            cells,
-            (Variant::Ebpf, Variant::NoHooks),
-            to_vip(Work::Exchange),
-        ),
-        compare(
-            "connect + request + close, `ebpf` ÷ tracked",
+            "request/response, pod → ClusterIP ÷ kube-proxy's tracked DNAT",
             0.95,
             cells,
-            (Variant::Ebpf, Variant::Tracked),
+            (service, Variant::KubeProxy),
+            to_service(&[Work::Exchange]),
+        ),
+        compare(
+            "connect + request + close, pod → ClusterIP ÷ kube-proxy's tracked DNAT",
+            0.90,
+            cells,
+            (service, Variant::KubeProxy),
+            to_service(&[Work::Connect]),
+        ),
+        compare(
+            "1 MiB, pod → ClusterIP ÷ kube-proxy's tracked DNAT",
+            1.0,
+            cells,
+            (service, Variant::KubeProxy),
+            to_service(&[Work::Send, Work::Receive]),
+        ),
+        compare(
+            "everything to the VIP ÷ tracked",
+            1.0,
+            cells,
+            (vip, Variant::Tracked),
+            |cell| !unrelated(cell),
+        ),
+        compare(
+            "connect + request + close to the VIP ÷ tracked",
+            0.95,
+            cells,
+            (vip, Variant::Tracked),
             to_vip(Work::Connect),
         ),
         compare(
-            "everything, translation ÷ kube-proxy DNAT tracked",
-            0.95,
+            "everything to the VIP ÷ native nft notrack",
+            1.02,
             cells,
-            (Variant::Translation, Variant::KubeProxy),
-            |cell| cell.way != "unrelated",
+            (vip, Variant::Native),
+            |cell| !unrelated(cell),
         ),
     ];
-    for variant in [Variant::Ebpf, Variant::Translation] {
-        let name = if variant == Variant::Ebpf {
+    for variant in [vip, service] {
+        let name = if variant == vip {
             "`ebpf`"
         } else {
-            "translation"
+            "`ebpf` with --service-address"
         };
         bars.push(compare(
             &format!("unrelated traffic, {name} ÷ without the agent"),
-            1.02,
+            1.01,
             cells,
             (variant, Variant::Tracked),
             unrelated,
         ));
         bars.push(compare(
             &format!("unrelated traffic with 1,000 links, {name} ÷ without the agent"),
-            1.02,
+            1.01,
             (&results.scale, clock),
             (variant, Variant::Tracked),
             many_links,
@@ -218,7 +239,7 @@ pub fn growth(results: &Results, concerns: impl Fn(&Cell) -> bool) -> Vec<(&Cell
 }
 
 fn flat(results: &Results) -> Vec<Bar> {
-    let ours = [Variant::Ebpf.name(), Variant::Translation.name()];
+    let ours = [Variant::Ebpf.name(), Variant::Service.name()];
     [scale::ENTRIES, scale::DECIDED, scale::ALIVE]
         .into_iter()
         .map(|of| {
@@ -253,7 +274,7 @@ fn agent(results: &Results) -> Vec<Bar> {
     };
     let mut bars = vec![
         cost(costs::START.to_owned(), 100.0, "ms"),
-        cost(costs::MEMORY.to_owned(), 8.0, "MiB"),
+        cost(costs::MEMORY.to_owned(), 7.0, "MiB"),
         cost(costs::IDLE.to_owned(), 0.02, "%"),
     ];
     let repairs = results.costs.iter().filter_map(|cost| {

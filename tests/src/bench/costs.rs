@@ -148,11 +148,11 @@ fn start(node: &Node, args: &[&str]) -> Result<(Agent, f64)> {
 fn starts(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     let node = idle_node()?;
     let plain: &[&str] = &["--backend=ebpf"];
-    let translation = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
+    let services = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
     let nftables = &["--backend=nftables"];
     for (name, args) in [
         ("ebpf", plain),
-        ("ebpf with translation", translation),
+        ("ebpf with --service-address", services),
         ("nftables", nftables),
     ] {
         let (mut first, mut again) = (Vec::new(), Vec::new());
@@ -234,9 +234,9 @@ fn repairs(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
         ("the program of a link was detached", node.link_pin("pod0")?),
         (
             "a program of the root cgroup was detached",
-            pins.join("cgroup/vip_connect4"),
+            pins.join("sockets/vip_connect4"),
         ),
-        ("a pinned map was removed", pins.join("CONNECTIONS")),
+        ("a pinned map was removed", pins.join("SERVICES")),
     ] {
         let samples = (0..effort.rounds).map(|_| {
             at_rest(&agent)?;

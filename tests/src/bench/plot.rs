@@ -72,7 +72,7 @@ fn colour(variant: &str) -> &'static str {
         Variant::Iptables,
         Variant::Nftables,
         Variant::Ebpf,
-        Variant::Translation,
+        Variant::Service,
     ]) {
         OURS
     } else if is(&[Variant::LegacyNotrack, Variant::NftNotrack, Variant::Native]) {

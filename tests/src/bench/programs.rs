@@ -23,8 +23,6 @@ mod packet;
 
 /// Runs in a series: some milliseconds.
 const REPEAT: u32 = 50_000;
-/// Where the packet is another one after the first run, runs are counted one by one.
-const SINGLE: u32 = 2_000;
 
 /// A case of an agent's loaded program.
 struct Loaded {
@@ -39,7 +37,7 @@ struct Loaded {
 /// When a program's verdict is not what it should be, or the kernel refuses.
 pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Program>> {
     let mut results = Vec::new();
-    for variant in [Variant::Ebpf, Variant::Translation] {
+    for variant in [Variant::Ebpf, Variant::Service] {
         tell(&format!("programs: {variant}"));
         let host = Host::new(variant, &[])?;
         let programs = programs(&host)?;
@@ -88,8 +86,8 @@ fn load(case: Case, variant: Variant, programs: &BTreeMap<String, u32>) -> Resul
         .with_context(|| format!("the agent has not loaded {}", case.program))?;
     let program = bpf::Program::open(*id)?;
     let (length, machine_code) = program.sizes()?;
-    let with = if variant == Variant::Translation {
-        ", translation"
+    let with = if variant == Variant::Service {
+        ", --service-address"
     } else {
         ""
     };
@@ -110,7 +108,6 @@ fn load(case: Case, variant: Variant, programs: &BTreeMap<String, u32>) -> Resul
 /// In the namespace of the node: the programs look for the proxy's socket there.
 fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
     clock::pin(clock::processor())?;
-    let empty = bpf::Program::empty()?;
     for round in 0..=rounds {
         for Loaded {
             case,
@@ -119,14 +116,8 @@ fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
         } in &mut *loaded
         {
             let packet = case.packet.bytes();
-            let (verdict, nanoseconds) = if case.rewrites {
-                let (verdict, all) = single(program, packet)?;
-                let (_, idle) = single(&empty, packet)?;
-                (verdict, (all - idle).max(0.0))
-            } else {
-                let (verdict, nanoseconds) = program.run(packet, REPEAT)?;
-                (verdict, f64::from(nanoseconds))
-            };
+            let (verdict, nanoseconds) = program.run(packet, REPEAT)?;
+            let nanoseconds = f64::from(nanoseconds);
             ensure!(
                 verdict == case.verdict,
                 "{}, {}: the verdict is {verdict}, {} was expected",
@@ -142,7 +133,7 @@ fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
     let Some(counter) = Instructions::open(clock::processor()) else {
         return Ok(());
     };
-    for one in loaded.iter_mut().filter(|one| !one.case.rewrites) {
+    for one in loaded {
         let before = counter.read()?;
         one.program.run(one.case.packet.bytes(), REPEAT)?;
         let count = counter.read()? - before;
@@ -151,15 +142,4 @@ fn series(loaded: &mut [Loaded], rounds: usize) -> Result<()> {
         one.result.instructions = Some(per_run.round());
     }
     Ok(())
-}
-
-/// The mean of single runs, with what it takes to start one.
-fn single(program: &bpf::Program, packet: &[u8]) -> Result<(u32, f64)> {
-    let (mut verdict, mut total) = (0, 0.0);
-    for _ in 0..SINGLE {
-        let (one, nanoseconds) = program.run(packet, 1)?;
-        verdict = one;
-        total += f64::from(nanoseconds);
-    }
-    Ok((verdict, total / f64::from(SINGLE)))
 }

@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use std::net::TcpStream;
 
 use anyhow::{Context as _, Result};
-use proxy_common::{Connection, ConnectionKey, Endpoint};
 
 use super::Effort;
 use super::host::{Host, Way, add_links};
@@ -15,7 +14,6 @@ use super::paths::empty;
 use super::result::Cell;
 use super::traffic::{self, Work};
 use super::variant::Variant;
-use crate::bpf::PinnedMap;
 use crate::kubeproxy::KubeProxy;
 use crate::netns::Netns;
 use crate::{Family, conntrack, ctnetlink};
@@ -68,7 +66,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
             Variant::Tracked,
             Variant::KubeProxy,
             Variant::Ebpf,
-            Variant::Translation,
+            Variant::Service,
         ] {
             tell(&format!(
                 "{MANY_RULES} rules, {MANY_LINKS} links: {variant}"
@@ -79,7 +77,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
             nodes.push(with_links(variant, MANY_LINKS)?);
         }
     }
-    for variant in [Variant::Ebpf, Variant::Translation] {
+    for variant in [Variant::Ebpf, Variant::Service] {
         tell(&format!("{MANY_DECIDED} decided connections: {variant}"));
         if !effort.short {
             nodes.push(with_alive(variant, 1)?);
@@ -126,7 +124,7 @@ fn with_entries(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>>
         Variant::Tracked,
         Variant::Native,
         Variant::Ebpf,
-        Variant::Translation,
+        Variant::Service,
     ];
     let mut hosts = Vec::new();
     for variant in variants {
@@ -225,16 +223,22 @@ fn with_alive(variant: Variant, size: u32) -> Result<Fixture> {
     })
 }
 
-/// Entries of the map as strangers' SYNs would have made them.
+/// Members of the set as strangers' connections would have made them.
 fn with_decided(variant: Variant, size: u32) -> Result<Fixture> {
     let host = Host::new(variant, &[ROOM])?;
-    let map = PinnedMap::open(&host.node.agent_bpffs().join("CONNECTIONS"))?;
-    let vip: Endpoint = Family::V4.vip_socket().into();
-    for n in 1..size {
-        let low = u8::try_from(n / 50_000)?;
-        let port = u16::try_from(n % 50_000)? + 1024;
-        let client = Endpoint::from(std::net::SocketAddr::from(([198, 18, 0, low], port)));
-        map.decide(&ConnectionKey::new(client, vip), &Connection::taken_over())?;
+    let vip = Family::V4.vip_socket();
+    let members: Vec<_> = (1..size)
+        .map(|n| {
+            let (low, port) = (n / 50_000, n % 50_000 + 1024);
+            format!("198.18.0.{low} . {port} . {} . {}", vip.ip(), vip.port())
+        })
+        .collect();
+    for members in members.chunks(1000) {
+        let line = format!(
+            "add element ip proxy-agent decided {{ {} }}\n",
+            members.join(", ")
+        );
+        host.node.netns.feed("nft -f -", &line)?;
     }
     Ok(Fixture {
         of: DECIDED,

@@ -32,8 +32,8 @@ pub enum Variant {
     Nftables,
     /// Our backend `ebpf`.
     Ebpf,
-    /// The same with translation; clients use the ClusterIP.
-    Translation,
+    /// The same with `--service-address`; clients use the ClusterIP.
+    Service,
 }
 
 impl Variant {
@@ -48,7 +48,7 @@ impl Variant {
         Self::Iptables,
         Self::Nftables,
         Self::Ebpf,
-        Self::Translation,
+        Self::Service,
     ];
 
     /// Those without which nothing can be said of the bars.
@@ -58,7 +58,7 @@ impl Variant {
         Self::KubeProxy,
         Self::Native,
         Self::Ebpf,
-        Self::Translation,
+        Self::Service,
     ];
 
     /// In results.
@@ -74,7 +74,7 @@ impl Variant {
             Self::Iptables => "proxy-agent iptables",
             Self::Nftables => "proxy-agent nftables",
             Self::Ebpf => "proxy-agent ebpf",
-            Self::Translation => "proxy-agent ebpf, translation",
+            Self::Service => "proxy-agent ebpf, --service-address",
         }
     }
 
@@ -82,7 +82,7 @@ impl Variant {
     #[must_use]
     pub const fn target(self, family: Family) -> SocketAddr {
         match self {
-            Self::KubeProxy | Self::Translation => family.cluster_ip_socket(),
+            Self::KubeProxy | Self::Service => family.cluster_ip_socket(),
             _ => family.vip_socket(),
         }
     }
@@ -94,7 +94,7 @@ impl Variant {
             Self::Iptables => vec!["--backend=iptables"],
             Self::Nftables => vec!["--backend=nftables"],
             Self::Ebpf => vec!["--backend=ebpf"],
-            Self::Translation => vec!["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
+            Self::Service => vec!["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
             _ => return None,
         })
     }

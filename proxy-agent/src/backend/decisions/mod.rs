@@ -11,6 +11,7 @@
 //!     set opening     { … flags dynamic,timeout; timeout 2m; }
 //!     set decided     { … flags dynamic,timeout; timeout 365d; }
 //!     set closing     { … flags dynamic,timeout; timeout 2m; }
+//!     set closed      { … flags dynamic,timeout; timeout 5s; }
 //!     set tracked     { … flags dynamic,timeout; timeout 1d; }
 //!     set half_closed { … flags dynamic,timeout; timeout 10m; }
 //!
@@ -32,9 +33,7 @@
 //!         tcp flags syn / fin,syn,rst,ack goto open
 //!         plain client @opening update @decided { client } delete @opening { client } notrack accept
 //!         client @opening update @opening { client } notrack accept
-//!         tcp flags fin,rst client @decided update @closing { client } delete @decided { client } notrack accept
-//!         client @decided notrack accept
-//!         client @closing update @closing { client } notrack accept
+//!         … as in reply from "tcp flags rst client @decided" on
 //!     }
 //!     chain open {
 //!         ip daddr 10.96.0.2 tcp dport 443 client @tracked accept
@@ -42,37 +41,45 @@
 //!     }
 //!     chain reply {
 //!         plain client @decided notrack accept
+//!         tcp flags syn client @tracked delete @opening … delete @decided … accept
+//!         tcp flags rst client @tracked delete … delete @tracked { client } accept
 //!         client @opening notrack accept
-//!         tcp flags fin,rst client @decided update @closing { client } delete @decided { client } notrack accept
+//!         tcp flags rst client @decided update @closed { client } delete @decided { client } notrack accept
+//!         tcp flags fin client @decided update @closing { sender } delete @decided { client } notrack accept
 //!         client @decided notrack accept
-//!         client @closing notrack accept
+//!         tcp flags fin,rst other @closing update @closed { client } delete @closing { other } notrack accept
+//!         tcp flags rst sender @closing update @closed { client } delete @closing { sender } notrack accept
+//!         sender @closing update @closing { sender } notrack accept
+//!         other @closing update @closing { other } notrack accept
+//!         client @closed update @closed { client } notrack accept
 //!         tcp flags fin client @tracked goto tracked_reply
 //!     }
 //!     chain arrived {
 //!         tcp flags syn / fin,syn,rst,ack meta priority 7078:1 accept
-//!         tcp flags syn / fin,syn,rst,ack delete @opening … delete @decided … delete @closing …
 //!         tcp flags syn / fin,syn,rst,ack update @tracked { client } delete @half_closed … accept
+//!         tcp flags syn / fin,syn,rst,ack delete @opening … delete @decided … accept
 //!         client @tracked goto tracked
 //!     }
 //!     chain tracked {
 //!         tcp flags rst delete @tracked { client } accept
-//!         proxy @half_closed delete @tracked { client } accept
+//!         other @half_closed delete @tracked { client } accept
 //!         update @half_closed { client } accept
 //!     }
 //!     chain tracked_reply {
 //!         client @half_closed delete @tracked { client } accept
-//!         update @half_closed { proxy } accept
+//!         update @half_closed { sender } accept
 //!     }
 //! }
 //! ```
 //!
 //! A connection is decided at its SYN, before any NAT, and noted among those that open. The client's
 //! next packet makes it a decided one: those stay until they end, however much traffic there is beside
-//! them and however long they are quiet. A FIN or RST moves it to those that close.
+//! them and however long they are quiet. A first FIN moves it to those that close, the second one or a RST to
+//! those that are over, which are forgotten seconds later.
 //!
 //! A SYN that was decided carries a priority from the raw hook to the input hook. One without has come by
-//! somebody's DNAT or was left undecided: an older decision of the same client port is void then, and until
-//! both ends have closed the connection no other one of that port is decided. `docs/packet-path.md`
+//! somebody's DNAT or was left undecided: until both ends have closed the connection no other one of that
+//! client port is decided, and when the proxy answers it, an older decision is void. `docs/packet-path.md`
 //! has the whole story.
 
 pub mod collect;
@@ -100,6 +107,8 @@ pub const DECIDED: &str = "decided";
 /// When a connection is forgotten that opens or closes and has no packets: longer than the kernel repeats
 /// a SYN-ACK (`net.ipv4.tcp_synack_retries`), and as long as conntrack waits after a FIN.
 const PASSING: Duration = Duration::from_mins(2);
+/// The same of one that both ends have closed: for a last FIN that is repeated.
+const CLOSED: Duration = Duration::from_secs(5);
 /// Decided connections are never forgotten while they live. The set has a timeout all the same: without
 /// one the kernel does not give the memory of deleted members back.
 const FOR_GOOD: Duration = Duration::from_hours(24 * 365);
@@ -175,7 +184,12 @@ fn sets(family: Family, size: u32, live: &Live) -> Vec<Set> {
         set(
             "closing",
             PASSING,
-            "untracked connections that one end has closed",
+            "untracked connections that one end has closed: which end, the other",
+        ),
+        set(
+            "closed",
+            CLOSED,
+            "untracked connections that are over, for what is still on the way",
         ),
         Set {
             members: members(family, &live.translated),

@@ -47,14 +47,14 @@ pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
                 .flat_map(|vip| [from_here(*vip), from_the_proxy(*vip)])
                 .collect(),
         ),
-        chain("request", request_rules(&request)),
+        chain("request", request_rules(&request, &reply)),
         chain(
             "open",
             vips.iter()
                 .flat_map(|vip| open_rules(*vip, &request))
                 .collect(),
         ),
-        chain("reply", reply_rules(&reply)),
+        chain("reply", reply_rules(&reply, &request)),
         chain("arrived", arrived_rules(&request, &reply)),
         chain("tracked", tracked_rules(&request, &reply)),
         chain("tracked_reply", tracked_reply_rules(&reply, &request)),
@@ -91,8 +91,8 @@ fn from_the_proxy(vip: SocketAddr) -> Rule {
     entry(Counted::Replies.purpose(vip), matches, "reply")
 }
 
-fn request_rules(packet: &Packets) -> Vec<Rule> {
-    vec![
+fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    let mut rules = vec![
         packet.plain_of_decided(),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
         rule(
@@ -110,13 +110,9 @@ fn request_rules(packet: &Packets) -> Vec<Rule> {
             "opening",
             [packet.is("opening"), packet.update("opening"), untrack()].concat(),
         ),
-        packet.closes_decided(),
-        packet.decided(),
-        rule(
-            "closing",
-            [packet.is("closing"), packet.update("closing"), untrack()].concat(),
-        ),
-    ]
+    ];
+    rules.extend(packet.end_of_decided(packet, turned));
+    rules
 }
 
 /// For each VIP its own, so that each has its own counters.
@@ -141,32 +137,56 @@ fn open_rules(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     ]
 }
 
-fn reply_rules(packet: &Packets) -> Vec<Rule> {
-    vec![
+/// `packet`: with the client first, as connections are named; `sent`: with the sender first.
+fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
+    let mut rules = vec![
         packet.plain_of_decided(),
-        rule("opening", [packet.is("opening"), untrack()].concat()),
-        packet.closes_decided(),
-        packet.decided(),
-        rule("closing", [packet.is("closing"), untrack()].concat()),
+        rule(
+            "the answer to a tracked SYN: older decisions of its client port are void",
+            [
+                expression::has_flag(SYN),
+                packet.is("tracked"),
+                forget(packet, sent),
+                leave(),
+            ]
+            .concat(),
+        ),
         rule(
             "tracked, and reset with this",
             [
                 expression::has_flag(RST),
-                packet.delete("tracked"),
-                vec![expression::accept()],
-            ]
-            .concat(),
-        ),
-        rule(
-            "tracked, and closed with this",
-            [
-                expression::has_flag(FIN),
                 packet.is("tracked"),
-                vec![expression::go_to("tracked_reply")],
+                forget(packet, sent),
+                packet.delete("tracked"),
+                leave(),
             ]
             .concat(),
         ),
+        rule("opening", [packet.is("opening"), untrack()].concat()),
+    ];
+    rules.extend(packet.end_of_decided(sent, packet));
+    rules.push(rule(
+        "tracked, and closed with this",
+        [
+            expression::has_flag(FIN),
+            packet.is("tracked"),
+            vec![expression::go_to("tracked_reply")],
+        ]
+        .concat(),
+    ));
+    rules
+}
+
+/// Forgets every decision about a connection. Which end has closed it is named by the end's own key.
+fn forget(packet: &Packets, turned: &Packets) -> Vec<Expressions> {
+    [
+        packet.delete("opening"),
+        packet.delete(DECIDED),
+        packet.delete("closing"),
+        turned.delete("closing"),
+        packet.delete("closed"),
     ]
+    .concat()
 }
 
 /// Only packets with a special flag come here.
@@ -182,17 +202,6 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             .concat(),
         ),
         rule(
-            "an undecided SYN: older decisions of its client port are void",
-            [
-                opens(),
-                packet.delete("opening"),
-                packet.delete(DECIDED),
-                packet.delete("closing"),
-                vec![expression::counter()],
-            ]
-            .concat(),
-        ),
-        rule(
             "an undecided SYN: its connection is tracked",
             [
                 opens(),
@@ -202,6 +211,11 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
                 leave(),
             ]
             .concat(),
+        ),
+        // Its answer must not be taken for that of an older connection.
+        rule(
+            "an undecided SYN, and no room to remember it: older decisions are void",
+            [opens(), forget(packet, turned), leave()].concat(),
         ),
         rule(
             "of a tracked connection",
@@ -333,25 +347,69 @@ impl Packets {
         )
     }
 
-    /// One that there was no room for among those that close.
-    fn decided(&self) -> Rule {
-        rule("decided", [self.is(DECIDED), untrack()].concat())
-    }
-
-    /// The first packet with which either end closes a decided connection. If there is no room for
-    /// it among those that close, it stays decided.
-    fn closes_decided(&self) -> Rule {
-        rule(
-            "decided, and closed with this",
-            [
-                expression::has_flag(FIN | RST),
-                self.is(DECIDED),
-                self.update("closing"),
-                self.delete(DECIDED),
-                untrack(),
-            ]
-            .concat(),
-        )
+    /// From the first FIN or RST of a decided connection on. `sent` names the end that sends this packet, `other`
+    /// the other one. Where there is no room for the next set, the connection stays in the one before.
+    fn end_of_decided(&self, sent: &Self, other: &Self) -> [Rule; 8] {
+        let flags = expression::has_flag;
+        [
+            rule(
+                "decided, and reset with this",
+                [
+                    flags(RST),
+                    self.is(DECIDED),
+                    self.update("closed"),
+                    self.delete(DECIDED),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule(
+                "decided, and closed with this",
+                [
+                    flags(FIN),
+                    self.is(DECIDED),
+                    sent.update("closing"),
+                    self.delete(DECIDED),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule("decided", [self.is(DECIDED), untrack()].concat()),
+            rule(
+                "closed with this by the second end",
+                [
+                    flags(FIN | RST),
+                    other.is("closing"),
+                    self.update("closed"),
+                    other.delete("closing"),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule(
+                "closed, and reset with this",
+                [
+                    flags(RST),
+                    sent.is("closing"),
+                    self.update("closed"),
+                    sent.delete("closing"),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule(
+                "closed by the sender",
+                [sent.is("closing"), sent.update("closing"), untrack()].concat(),
+            ),
+            rule(
+                "closed by the other end",
+                [other.is("closing"), other.update("closing"), untrack()].concat(),
+            ),
+            rule(
+                "closed by both",
+                [self.is("closed"), self.update("closed"), untrack()].concat(),
+            ),
+        ]
     }
 }
 

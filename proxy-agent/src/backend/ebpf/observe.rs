@@ -147,8 +147,8 @@ fn fault(attached: Option<u32>, wanted: Option<u32>) -> Option<&'static str> {
     }
 }
 
-/// The operations that remove everything of ours from the kernel, whoever put it there, in order; the nf_tables
-/// tables apart. Nothing decides any more, and connections to Services have ended.
+/// The operations that remove everything of ours from the kernel, whoever put it there, in order; the
+/// tables of Services apart. Nothing decides any more, and connections to Services have ended.
 pub async fn everything(
     settings: &Settings,
     links: &BTreeMap<u32, String>,
@@ -183,18 +183,9 @@ pub async fn everything(
             directory: settings.bpffs.clone(),
         });
     }
-    let instance = settings.instance;
-    let tables = [
-        tables::empty_services(instance),
-        tables::empty(instance),
-        tables::empty_guard(instance),
-    ];
-    let tables = tables
-        .into_iter()
-        .flat_map(|tables| tables::existing(PART, tables, report))
-        .map(|table| Op::DeleteTable { table })
-        .collect();
-    (tables, ops)
+    let of_services = tables::existing(PART, tables::empty_services(settings.instance), report);
+    let tables = of_services.into_iter();
+    (tables.map(|table| Op::DeleteTable { table }).collect(), ops)
 }
 
 async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -> BTreeSet<u32> {

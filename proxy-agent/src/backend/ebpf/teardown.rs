@@ -67,6 +67,9 @@ impl Ebpf {
             failed(PART, "read the Services of before", &error, report);
             Vec::new()
         });
+        if of_decisions == Tables::Delete {
+            Self::remove_decisions(settings, handle, mode, report).await;
+        }
         if mode == Mode::Apply {
             if let Err(error) = maps::stop_deciding(&settings.bpffs) {
                 failed(PART, "decide no more connections", &error, report);
@@ -76,11 +79,6 @@ impl Ebpf {
             }
             if let Err(error) = drain::reset(&services) {
                 failed(PART, "reset connections to Services", &error, report);
-            }
-            if of_decisions == Tables::Delete
-                && let Err(error) = decisions::hand_over(settings.instance)
-            {
-                failed(PART, "hand connections to the VIPs over", &error, report);
             }
         }
         let addresses: BTreeSet<_> = services.iter().map(|one| one.cluster_ip.ip()).collect();
@@ -93,12 +91,6 @@ impl Ebpf {
             .unwrap_or_default();
         let (of_tables, ops) =
             observe::everything(settings, &links, &addresses, handle, report).await;
-        let of_tables = of_tables.into_iter().filter(|op| match op {
-            Op::DeleteTable { table } => {
-                of_decisions == Tables::Delete || tables::is_of_services(&table.name)
-            }
-            _ => true,
-        });
         let mut all = vec![(settings.clone(), ops)];
         for other in settings.other_layouts_or(report) {
             // The filters on links are the same in all layouts.
@@ -110,7 +102,7 @@ impl Ebpf {
         for (settings, ops) in all {
             Self::remove(&settings, handle, ops, mode, report).await;
         }
-        Self::remove(settings, handle, of_tables.collect(), mode, report).await;
+        Self::remove(settings, handle, of_tables, mode, report).await;
         if mode == Mode::Apply
             && !report.is_stopped()
             && let Some(table) = table
@@ -124,6 +116,28 @@ impl Ebpf {
         {
             warn!(part = PART, "{error}");
         }
+    }
+
+    /// Leaves connections to the VIPs to conntrack, live and new ones: removes the tables that decide them, and
+    /// those of another backend that guard.
+    pub async fn remove_decisions(
+        settings: &Settings,
+        handle: &Handle,
+        mode: Mode,
+        report: &mut Report,
+    ) {
+        if mode == Mode::Apply
+            && let Err(error) = decisions::hand_over(settings.instance)
+        {
+            failed(PART, "hand connections to the VIPs over", &error, report);
+        }
+        let instance = settings.instance;
+        let ops = [tables::empty(instance), tables::empty_guard(instance)]
+            .into_iter()
+            .flat_map(|tables| tables::existing(PART, tables, report))
+            .map(|table| Op::DeleteTable { table })
+            .collect();
+        Self::remove(settings, handle, ops, mode, report).await;
     }
 
     async fn remove(

@@ -8,18 +8,11 @@ use super::packet::{self, Packet};
 use crate::Family;
 use crate::bench::variant::Variant;
 
-/// `TC_ACT_UNSPEC`: every verdict of our programs on links.
+/// `TC_ACT_UNSPEC`: the verdict of our programs on links about all these packets.
 const NEXT: u32 = u32::MAX;
-const MATCH: u32 = 1;
-const NO_MATCH: u32 = 0;
 
 const INGRESS: &str = "vip_ingress";
 const EGRESS: &str = "vip_egress";
-const PREROUTING: &str = "vip_prerouting";
-const SERVICE: &str = "vip_service";
-const REQUEST: &str = "vip_output_request";
-const REPLY: &str = "vip_output_reply";
-const TRANSLATED: &str = "vip_output_translated";
 
 /// A program, a packet, and what must come of it.
 pub struct Case {
@@ -31,16 +24,13 @@ pub struct Case {
     pub packet: Packet,
     /// What the program must return.
     pub verdict: u32,
-    /// The program changes the packet.
-    pub rewrites: bool,
 }
 
-/// The cases of the programs of an agent, in an order in which the first packets decide the connection
-/// of those that follow.
+/// The cases of the programs of an agent.
 pub fn cases(variant: Variant, family: Family) -> Vec<Case> {
     let mut cases = of_all(family);
-    if variant == Variant::Translation {
-        cases.extend(of_translation(family));
+    if variant == Variant::Service {
+        cases.extend(of_services(family));
     }
     cases
 }
@@ -51,20 +41,6 @@ fn case(program: &'static str, about: &'static str, packet: Packet) -> Case {
         about,
         packet,
         verdict: NEXT,
-        rewrites: false,
-    }
-}
-
-impl Case {
-    fn with(self, verdict: u32) -> Self {
-        Self { verdict, ..self }
-    }
-
-    fn rewriting(self) -> Self {
-        Self {
-            rewrites: true,
-            ..self
-        }
     }
 }
 
@@ -73,57 +49,25 @@ fn of_all(family: Family) -> Vec<Case> {
     let stranger = packet::stranger(family);
     let other = SocketAddr::new(stranger.ip(), 80);
     let client = packet::client(family, 1);
-    let to_vip = || Packet::data(client, vip);
-    let from_vip = || Packet::data(vip, client);
-    let unknown = packet::client(family, 2);
-    let to_other = Packet::data(client, other);
-    let to_stranger = Packet::data(client, stranger);
-    let syn_to_stranger = Packet::syn(client, stranger);
-    let syn = || Packet::syn(client, vip);
-    let undecided = || Packet::data(unknown, vip);
-    let answer = Packet::data(vip, unknown);
     vec![
-        case(INGRESS, "port 80 of a stranger", to_other),
-        case(INGRESS, "port 443 of a stranger", to_stranger),
-        case(INGRESS, "SYN to a stranger", syn_to_stranger),
-        case(INGRESS, "SYN to the VIP", syn()),
-        case(INGRESS, "data to the VIP", to_vip()),
-        case(PREROUTING, "decided", to_vip()).with(MATCH),
-        case(PREROUTING, "undecided", undecided()).with(NO_MATCH),
-        case(REQUEST, "SYN", syn()).with(MATCH),
-        case(REQUEST, "decided", to_vip()).with(MATCH),
-        case(REQUEST, "undecided", undecided()).with(NO_MATCH),
-        case(REPLY, "decided", from_vip()).with(MATCH),
-        case(REPLY, "undecided", answer).with(NO_MATCH),
+        case(INGRESS, "port 80 of a stranger", Packet::data(client, other)),
+        case(INGRESS, "port 443 of a stranger", Packet::data(client, stranger)),
+        case(INGRESS, "SYN to a stranger", Packet::syn(client, stranger)),
+        case(INGRESS, "SYN to the VIP", Packet::syn(client, vip)),
+        case(INGRESS, "data to the VIP", Packet::data(client, vip)),
     ]
 }
 
-fn of_translation(family: Family) -> Vec<Case> {
-    let (vip, service) = (family.vip_socket(), family.cluster_ip_socket());
+fn of_services(family: Family) -> Vec<Case> {
+    let service = family.cluster_ip_socket();
     let stranger = packet::stranger(family);
     let other = SocketAddr::new(stranger.ip(), 80);
     let client = packet::client(family, 1);
-    let unknown = packet::client(family, 2);
-    let translated = packet::client(family, 3);
-    let from_vip = || Packet::data(vip, client);
-    let undecided = Packet::data(unknown, service);
-    let from_other = Packet::data(other, client);
-    let from_stranger = Packet::data(stranger, client);
-    let syn = Packet::syn(translated, service);
-    let request = || Packet::data(translated, service);
-    let reply = || Packet::data(vip, translated);
-    let answer = Packet::data(vip, unknown);
     vec![
-        case(TRANSLATED, "decided", from_vip()).with(NO_MATCH),
-        case(TRANSLATED, "undecided", answer).with(NO_MATCH),
-        case(SERVICE, "undecided", undecided).with(NO_MATCH),
-        case(EGRESS, "port 80 of a stranger", from_other),
-        case(EGRESS, "port 443 of a stranger", from_stranger),
-        case(EGRESS, "decided", from_vip()),
-        case(INGRESS, "SYN to the ClusterIP", syn).rewriting(),
-        case(INGRESS, "data to the ClusterIP", request()).rewriting(),
-        case(EGRESS, "data to be translated", reply()).rewriting(),
-        case(TRANSLATED, "translated", reply()).with(MATCH),
-        case(SERVICE, "translated", request()).with(MATCH),
+        case(INGRESS, "SYN to the ClusterIP", Packet::syn(client, service)),
+        case(INGRESS, "data to the ClusterIP", Packet::data(client, service)),
+        case(EGRESS, "port 80 of a stranger", Packet::data(other, client)),
+        case(EGRESS, "port 443 of a stranger", Packet::data(stranger, client)),
+        case(EGRESS, "reply of the ClusterIP", Packet::data(service, client)),
     ]
 }
