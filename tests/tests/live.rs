@@ -13,7 +13,7 @@ use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open, open_on};
-use tests::{Family, cmd, patience, skip};
+use tests::{Family, cmd, conntrack, patience, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long streams run before and after what happens.

@@ -255,11 +255,11 @@ fn repairs_and_errors_are_counted() {
 #[test]
 fn counters_never_shrink() {
     Node::test(Topology::Veth, |node| {
-        let args = ["--backend=ebpf", "--sync-interval=200ms"];
+        let args = [&["--backend=ebpf", "--sync-interval=200ms"], &TRANSLATE[..]].concat();
         let mut agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;
         for pod in &node.pods {
-            use_connection(&pod.netns, Family::V4.vip_socket())?;
+            use_connection(&pod.netns, Family::V4.cluster_ip_socket())?;
         }
         let counted = |node: &Node| -> Result<[f64; 2]> {
             let samples = http::scrape(&node.netns, "/metrics")?;
