@@ -89,6 +89,34 @@ pub fn connect_from(
     finish_connect(socket, from, to, timeout)
 }
 
+/// Connects from a namespace with a socket that is bound to a link (`SO_BINDTODEVICE`).
+///
+/// # Errors
+/// As setsockopt(2) and connect(2); `TimedOut` after `timeout`.
+pub fn connect_by(
+    netns: &Netns,
+    link: &str,
+    to: SocketAddr,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = netns.run(|| -> io::Result<OwnedFd> {
+        let socket = socket(to.is_ipv6())?;
+        let length = libc::socklen_t::try_from(link.len()).map_err(io::Error::other)?;
+        // SAFETY: the name is valid for the length that is given with it.
+        check(unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_BINDTODEVICE,
+                link.as_ptr().cast(),
+                length,
+            )
+        })?;
+        Ok(socket)
+    })?;
+    finish_connect(socket, None, to, timeout)
+}
+
 fn finish_connect(
     socket: OwnedFd,
     from: Option<SocketAddr>,

@@ -19,6 +19,7 @@ pub mod ctnetlink;
 pub mod cycles;
 pub mod doctor;
 pub mod everywhere;
+pub mod flood;
 pub mod frames;
 pub mod harm;
 pub mod http;

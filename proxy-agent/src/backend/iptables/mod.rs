@@ -28,7 +28,7 @@ pub mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tracing::{info, warn};
 
@@ -54,6 +54,8 @@ pub const PART: &str = "iptables";
 pub struct Iptables {
     vips: Vec<IpAddr>,
     ports: Vec<u16>,
+    /// Services that end on the proxy: their untracked packets have to pass the filter table too.
+    services: Vec<SocketAddr>,
     scope: Scope,
     installed: Installed,
     /// The sets, and whether rules use them.
@@ -117,6 +119,7 @@ impl Iptables {
         Ok(Self {
             vips: vips.to_vec(),
             ports: ports.to_vec(),
+            services: Vec::new(),
             scope,
             installed,
             learning,
@@ -124,6 +127,13 @@ impl Iptables {
             settled: None,
             guard: None,
         })
+    }
+
+    /// The same, and has the packets of these Services accepted as those of the VIPs are.
+    #[must_use]
+    pub fn accepting(mut self, services: impl Iterator<Item = SocketAddr>) -> Self {
+        self.services = services.collect();
+        self
     }
 
     /// Has the next pass guard what it should.
@@ -307,6 +317,12 @@ impl Iptables {
             desired = rules::guarding(owner, family, guard, vips, ports);
         }
         desired.extend(rules::desired(owner, table, family, way, vips, ports));
+        if table == Table::Filter {
+            for service in &self.services {
+                let (ip, port) = ([service.ip()], [service.port()]);
+                desired.extend(rules::desired(owner, table, family, way, &ip, &port));
+            }
+        }
         desired
     }
 

@@ -208,7 +208,10 @@ impl Backend {
             accept,
         };
         let Config { vips, ports, .. } = &self.config;
-        Iptables::open(vips, ports, scope, self.config.max_connections, mode).await
+        let rules = Iptables::open(vips, ports, scope, self.config.max_connections, mode).await?;
+        let services = self.config.services.iter();
+        let ending_here = services.filter(|_| matches!(self.kind, Kind::Ebpf(_)));
+        Ok(rules.accepting(ending_here.map(|service| service.cluster_ip)))
     }
 
     /// Tells what the backend in use cannot do, where that may surprise.

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Cases from the field, each as somebody met it with another data plane: quiet connections beside churn and
+//! floods, filters, policy routes, sockets bound to a link, qdiscs of others, saved rulesets.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
+use tests::client::{self, Close};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology, gateway_address, uplink_address};
+use tests::path::{Path, Via};
+use tests::proxy::Proxy;
+use tests::transfer::Server;
+use tests::{Family, cmd, conntrack, flood, patience, transfer};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// For a connection that must not come about.
+const SHORT: Duration = Duration::from_millis(1500);
+const BYTES: u64 = 10_000;
+
+fn with_services(more: &[&'static str]) -> Vec<&'static str> {
+    [&["--backend=ebpf"], &TRANSLATE[..], more].concat()
+}
+
+fn works(path: &Path<'_>) -> Result<TcpStream> {
+    let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+        .with_context(|| path.to_string())?;
+    transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
+    Ok(stream)
+}
+
+/// Connections that rest on every way, while very many short ones pass by and SYNs with invented ports come.
+/// `--max-connections` is far below both.
+#[test]
+fn quiet_connections_beside_churn_and_a_flood() {
+    const QUIET: usize = 20;
+    const SHORT_ONES: usize = 6_000;
+    const SYNS: usize = 20_000;
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let _agent = node.start_agent(&with_services(&["--max-connections=1024"]))?;
+        let _proxy = Proxy::start(node)?;
+        let paths = node.paths();
+        let mut quiet = Vec::new();
+        for path in &paths {
+            for _ in 0..QUIET {
+                quiet.push((path, works(path)?));
+            }
+        }
+        let pod = &node.pods[1];
+        for family in Family::ALL {
+            for to in [family.cluster_ip_socket(), family.vip_socket()] {
+                flood::syns(&pod.netns, pod.address(family), to, SYNS / 4)?;
+            }
+            pod.netns.run(|| -> Result<()> {
+                for n in 0..patience::times(SHORT_ONES) / 2 {
+                    let to = family.cluster_ip_socket();
+                    let stream = client::connect_here(None, to, TIMEOUT)
+                        .with_context(|| format!("short connection {n} to {to}"))?;
+                    client::close(&stream, Close::Rst)?;
+                }
+                Ok(())
+            })?;
+        }
+        let lost: Vec<_> = quiet
+            .iter_mut()
+            .filter_map(|(path, stream)| {
+                let exchanged = transfer::exchange(stream, BYTES, 2);
+                exchanged.err().map(|error| format!("{path}: {error:#}"))
+            })
+            .collect();
+        ensure!(lost.is_empty(), "{} are lost: {:#?}", lost.len(), lost.first());
+        for family in Family::ALL {
+            let entries = conntrack::list(&node.netns, family)?;
+            let mut services = entries.iter();
+            let service = family.cluster_ip_socket();
+            ensure!(
+                !services.any(|entry| entry.destination == service),
+                "conntrack knows connections to {service}"
+            );
+        }
+        Ok(())
+    });
+}
+
+/// A host firewall that lets out what belongs to connections that conntrack knows, and what stays on the node.
+#[test]
+fn a_policy_that_drops_what_the_node_sends() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        for (program, icmp) in [("iptables", "icmp"), ("ip6tables", "ipv6-icmp")] {
+            for rule in [
+                "-A OUTPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+                "-A OUTPUT -o lo -j ACCEPT",
+                &format!("-A OUTPUT -p {icmp} -j ACCEPT"),
+                "-P OUTPUT DROP",
+            ] {
+                node.netns.exec(&format!("{program}-nft {rule}"))?;
+            }
+        }
+        let _agent = node.start_agent(&with_services(&[]))?;
+        let _proxy = Proxy::start(node)?;
+        for path in node.paths() {
+            works(&path)?;
+        }
+        Ok(())
+    });
+}
+
+/// The endpoint of the Service, reached by the uplink only.
+fn endpoint(family: Family) -> SocketAddr {
+    SocketAddr::new(gateway_address(family), 6443)
+}
+
+/// A process that binds its socket to the uplink wants to leave by it: its connection goes as without the agent.
+#[test]
+fn a_socket_that_is_bound_to_a_link() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_to(&node.netns, endpoint)?;
+        let _servers = [
+            Server::listen(&node.uplink, endpoint(Family::V4))?,
+            Server::listen(&node.uplink, endpoint(Family::V6))?,
+        ];
+        let _agent = node.start_agent(&with_services(&[]))?;
+        let proxy = Proxy::start(node)?;
+        for family in Family::ALL {
+            let to = family.cluster_ip_socket();
+            let mut stream = client::connect_by(&node.netns, "eth0", to, TIMEOUT)
+                .with_context(|| format!("{family:?}"))?;
+            transfer::exchange(&mut stream, BYTES, 1)?;
+            ensure!(proxy.accepted() == 0, "{family:?}: it came to the proxy");
+        }
+        Ok(())
+    });
+}
+
+/// Rules in front of the local table: a pod's link has a table of its own, in which the endpoint of the Service is.
+#[test]
+fn a_policy_rule_before_the_local_table() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_to(&node.netns, endpoint)?;
+        let servers = [
+            Server::listen(&node.uplink, endpoint(Family::V4))?,
+            Server::listen(&node.uplink, endpoint(Family::V6))?,
+        ];
+        let link = &node.pods[0].host_link;
+        for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
+            let gateway = gateway_address(family);
+            for line in [
+                format!("ip {flag} rule add pref 20 lookup local"),
+                format!("ip {flag} rule add pref 10 iif {link} lookup 101"),
+                format!("ip {flag} rule del pref 0"),
+                format!("ip {flag} route add default via {gateway} dev eth0 table 101"),
+            ] {
+                node.netns.exec(&line)?;
+            }
+        }
+        let _agent = node.start_agent(&with_services(&[]))?;
+        let proxy = Proxy::start(node)?;
+        for family in Family::ALL {
+            let path = |pod: usize| Path {
+                client: format!("pod{pod}"),
+                netns: &node.pods[pod].netns,
+                via: Via::ClusterIp,
+                family,
+            };
+            let before = proxy.accepted();
+            works(&path(0)).context("by the rule")?;
+            ensure!(proxy.accepted() == before, "{family:?}: it came to the proxy");
+            works(&path(1)).context("without a rule")?;
+            ensure!(proxy.accepted() > before, "{family:?}: it did not come to the proxy");
+        }
+        ensure!(servers.iter().all(|server| server.accepted() > 0));
+        Ok(())
+    });
+}
+
+/// The bandwidth plugin adds an `ingress` qdisc while a pod is set up, and fails where there is one already.
+#[test]
+fn an_ingress_qdisc_that_comes_right_after_the_link() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&with_services(&["--tc-attach=clsact"]))?;
+        let _proxy = Proxy::start(node)?;
+        let link = node.add_pod(Topology::Veth)?.host_link.clone();
+        std::thread::sleep(Duration::from_millis(500));
+        node.netns
+            .exec(&format!("tc qdisc add dev {link} handle ffff: ingress"))
+            .context("the plugin")?;
+        has_our_program(node, &link)?;
+        let paths = node.paths();
+        let of_pod = paths.iter().filter(|path| path.client == "pod2");
+        for path in of_pod {
+            works(path)?;
+        }
+        for family in Family::ALL {
+            let entries = conntrack::list(&node.netns, family)?;
+            ensure!(entries.is_empty(), "{entries:#?}");
+        }
+        Ok(())
+    });
+}
+
+fn has_our_program(node: &Node, link: &str) -> Result<()> {
+    cmd::wait_until(TIMEOUT, "the program on the link", || {
+        let shown = node.netns.exec(&format!("tc filter show dev {link} ingress"))?;
+        Ok(shown.contains("vip_ingress").then_some(()))
+    })
+}
+
+/// The qdisc is there first: ours goes beside its filters, nothing is repaired again and again, and one pass ends
+/// well.
+#[test]
+fn an_ingress_qdisc_that_was_there_first() {
+    Node::test(Topology::Veth, |node| {
+        for pod in &node.pods {
+            let link = &pod.host_link;
+            node.netns
+                .exec(&format!("tc qdisc add dev {link} handle ffff: ingress"))?;
+        }
+        let args = with_services(&["--tc-attach=clsact", "--daemon=false"]);
+        let output = node.run_agent(&args)?;
+        ensure!(output.status.success(), "one pass: {output:?}");
+        let args = with_services(&["--tc-attach=clsact", "--sync-interval=200ms"]);
+        let mut agent = node.start_agent(&args)?;
+        std::thread::sleep(Duration::from_secs(1));
+        let log = agent.log();
+        let attached = log.matches("attach vip_ingress to link pod").count();
+        ensure!(attached == node.pods.len(), "repaired again and again: {log}");
+        let _proxy = Proxy::start(node)?;
+        for pod in &node.pods {
+            has_our_program(node, &pod.host_link)?;
+        }
+        for path in node.paths() {
+            works(&path)?;
+        }
+        agent.stop(libc::SIGTERM)?;
+        clean_up(node, node.netns.command(tests::agent::binary()?))?;
+        for pod in &node.pods {
+            let shown = node.netns.exec(&format!("tc qdisc show dev {}", pod.host_link))?;
+            ensure!(shown.contains("ingress ffff:"), "it is gone: {shown}");
+        }
+        Ok(())
+    });
+}
+
+fn clean_up(node: &Node, mut command: std::process::Command) -> Result<()> {
+    command
+        .arg("cleanup")
+        .arg("--drain-timeout=0s")
+        .arg(format!("--bpffs={}", node.agent_bpffs().display()))
+        .arg(format!("--run-dir={}", node.run_dir().display()));
+    let output = node.run(command)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+/// A clsact that the agent has made, with somebody's filter on it of a kind that no library here can parse: the
+/// qdisc stays when the agent cleans up.
+#[test]
+fn a_foreign_filter_on_our_qdisc() {
+    Node::test(Topology::Veth, |node| {
+        let mut agent = node.start_agent(&["--backend=ebpf", "--tc-attach=clsact"])?;
+        let link = node.pods[0].host_link.clone();
+        has_our_program(node, &link)?;
+        node.netns.exec(&format!(
+            "tc filter add dev {link} ingress pref 77 protocol ip u32 match ip dst 192.0.2.1/32 classid 1:1"
+        ))?;
+        agent.stop(libc::SIGTERM)?;
+        clean_up(node, node.netns.command(tests::agent::binary()?))?;
+        let shown = node.netns.exec(&format!("tc filter show dev {link} ingress"))?;
+        ensure!(shown.contains("u32") && !shown.contains("vip_ingress"), "{shown}");
+        let other = &node.pods[1].host_link;
+        let shown = node.netns.exec(&format!("tc qdisc show dev {other}"))?;
+        ensure!(!shown.contains("clsact"), "ours is left: {shown}");
+        Ok(())
+    });
+}
+
+/// What `nft list ruleset` shows, `nft -f` can load again, with every backend that has tables.
+#[test]
+fn a_saved_ruleset_loads_again() {
+    for args in [with_services(&[]), vec!["--backend=nftables"]] {
+        Node::test(Topology::Veth, |node| {
+            let _agent = node.start_agent(&args)?;
+            let _proxy = Proxy::start(node)?;
+            let saved = node.dir().join("ruleset");
+            let ruleset = node.netns.exec("nft list ruleset")?;
+            ensure!(ruleset.contains("table ip6 proxy-agent"), "{ruleset}");
+            fs::write(&saved, format!("flush ruleset\n{ruleset}"))?;
+            node.netns.exec(&format!("nft -c -f {}", saved.display()))?;
+            node.netns.exec(&format!("nft -f {}", saved.display()))?;
+            for path in node.paths().iter().filter(|path| path.via == Via::Vip) {
+                works(path)?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A neighbour on the uplink that routes VIP and ClusterIP to the node gets no answer from the proxy, and none to
+/// its question who has the address.
+#[test]
+fn a_neighbour_that_routes_both_addresses_to_the_node() {
+    Node::test(Topology::Veth, |node| {
+        for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
+            let (node_ip, length) = (uplink_address(family), family.host_prefix());
+            for ip in [family.vip(), family.cluster_ip()] {
+                node.uplink
+                    .exec(&format!("ip {flag} route add {ip}/{length} via {node_ip}"))?;
+            }
+        }
+        let _agent = node.start_agent(&with_services(&[]))?;
+        let proxy = Proxy::start(node)?;
+        let stranger = Server::listen(&node.netns, "0.0.0.0:8080".parse()?)?;
+        for family in Family::ALL {
+            // So that the programs have seen a decided connection and keep a listener.
+            let path = Path {
+                client: "pod0".to_owned(),
+                netns: &node.pods[0].netns,
+                via: Via::ClusterIp,
+                family,
+            };
+            works(&path)?;
+            for to in [family.vip_socket(), family.cluster_ip_socket()] {
+                let answer = client::connect(&node.uplink, to, SHORT);
+                let kind = answer.map(drop).map_err(|error| error.kind());
+                ensure!(
+                    kind == Err(std::io::ErrorKind::TimedOut),
+                    "{to} answers a neighbour: {kind:?}"
+                );
+            }
+        }
+        let before = proxy.accepted();
+        let other_port = SocketAddr::new(Family::V4.cluster_ip(), 8080);
+        for netns in [&node.uplink, &node.pods[0].netns] {
+            ensure!(client::connect(netns, other_port, SHORT).is_err(), "{other_port}");
+        }
+        ensure!(proxy.accepted() == before && stranger.accepted() == 0);
+        // And it answers no question of a neighbour who has the addresses on its own link.
+        for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
+            let length = family.host_prefix();
+            for ip in [family.vip(), family.cluster_ip()] {
+                node.uplink
+                    .exec(&format!("ip {flag} route replace {ip}/{length} dev node"))?;
+                let to = SocketAddr::new(ip, tests::PORT);
+                ensure!(client::connect(&node.uplink, to, SHORT).is_err(), "{to}");
+                let known = node.uplink.exec(&format!("ip {flag} neigh show {ip}"))?;
+                ensure!(!known.contains("lladdr"), "the node answered: {known}");
+            }
+        }
+        Ok(())
+    });
+}
