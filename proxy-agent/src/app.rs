@@ -161,7 +161,11 @@ fn interest(config: &Config) -> Interest {
             tables::services_name(config.instance),
         ],
         routes: config.guard == Guard::Auto,
-        local_routes: config.services.iter().map(|one| one.cluster_ip.ip()).collect(),
+        local_routes: config
+            .services
+            .iter()
+            .map(|one| one.cluster_ip.ip())
+            .collect(),
         chains: IPTABLES_CHAINS.to_vec(),
         pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
             .then(|| config.bpffs.clone()),

@@ -98,9 +98,7 @@ pub struct Service {
 }
 
 /// Which listener counts as the proxy.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyListener {
     /// One that is bound to the VIP

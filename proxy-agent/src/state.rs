@@ -22,8 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::history::History;
 use crate::config::{
-    ProxyListener,
-    self, AcceptRules, BackendChoice, Config, GuardMode, Serve, Service, TcAttach,
+    self, AcceptRules, BackendChoice, Config, GuardMode, ProxyListener, Serve, Service, TcAttach,
 };
 use crate::instance::Instance;
 use crate::telemetry::log::LogOptions;
@@ -359,7 +358,7 @@ mod tests {
                 guard: config::Guard::Links(vec!["eth0".to_owned()]),
                 guard_mode: GuardMode::Xdp,
                 allow_from: vec!["192.0.2.0/24".parse().unwrap()],
-                proxy_listener: crate::config::ProxyListener::Vip,
+                proxy_listener: ProxyListener::Vip,
             },
             guard: Guarded::default(),
             backend: Choice {

@@ -25,6 +25,6 @@ pub mod statistics;
 
 pub use addr::{Address, Endpoint};
 pub use connection::ConnectionKey;
-pub use service::{Service, ServicePorts};
 pub use packet::{Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
+pub use service::{Service, ServicePorts};
 pub use statistics::{CounterKey, Counters, Reason, Traffic};

@@ -94,12 +94,7 @@ impl CounterKey {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [
-        Self::InUse,
-        Self::NoListener,
-        Self::MapFull,
-        Self::NotLocal,
-    ];
+    pub const ALL: [Self; 4] = [Self::InUse, Self::NoListener, Self::MapFull, Self::NotLocal];
 }
 
 impl Traffic {

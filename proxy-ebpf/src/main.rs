@@ -28,8 +28,8 @@ mod route;
 mod sockets;
 mod steer;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, xdp};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext};

@@ -38,14 +38,9 @@ struct Question {
 /// a packet that is not for this node is dropped then, decided or not.
 #[inline(always)]
 pub fn leads_here(ctx: &TcContext, segment: &Segment) -> bool {
-    let (source, destination) = (
-        segment.source().address(),
-        segment.destination().address(),
-    );
+    let (source, destination) = (segment.source().address(), segment.destination().address());
     let (family, source, destination) = match (source.as_ipv4(), destination.as_ipv4()) {
-        (Some(source), Some(destination)) => {
-            (AF_INET, [source, 0, 0, 0], [destination, 0, 0, 0])
-        }
+        (Some(source), Some(destination)) => (AF_INET, [source, 0, 0, 0], [destination, 0, 0, 0]),
         _ => (AF_INET6, source.words(), destination.words()),
     };
     // SAFETY: the kernel hands a valid context to the program.

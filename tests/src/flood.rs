@@ -36,9 +36,19 @@ pub fn syns(netns: &Netns, source: IpAddr, to: SocketAddr, count: usize) -> Resu
 
 /// The kernel makes the IP header.
 fn raw_socket(to: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if to.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     // SAFETY: no pointer is passed.
-    let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_TCP) };
+    let fd = unsafe {
+        libc::socket(
+            family,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::IPPROTO_TCP,
+        )
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -105,9 +115,17 @@ fn checksum(source: IpAddr, to: IpAddr, segment: &[u8]) -> u16 {
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     let length = u16::try_from(segment.len()).expect("a header");
-    let pseudo = [octets(source), octets(to), vec![0, 6], length.to_be_bytes().to_vec()].concat();
+    let pseudo = [
+        octets(source),
+        octets(to),
+        vec![0, 6],
+        length.to_be_bytes().to_vec(),
+    ]
+    .concat();
     let words = pseudo.chunks(2).chain(segment.chunks(2));
-    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum: u32 = words
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     !u16::try_from(folded).expect("folded twice")

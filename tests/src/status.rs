@@ -100,18 +100,6 @@ pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
     Ok(of_link.cloned().unwrap_or_default())
 }
 
-/// Packets and bytes that were untracked for a VIP of a family, as the programs have counted them.
-///
-/// # Errors
-/// When it does not tell.
-pub fn untracked(status: &Value, family: Family) -> Result<[u64; 2]> {
-    let total = &of_vip(status, family.vip_socket())?["total"];
-    let sum = |field: &str| -> Result<u64> {
-        Ok(number(&total["requests"][field])? + number(&total["replies"][field])?)
-    };
-    Ok([sum("packets")?, sum("bytes")?])
-}
-
 /// The items of an array.
 ///
 /// # Errors

@@ -90,8 +90,10 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
         // Where there is no room a new connection to the VIP is tracked, and works.
         let may_be_tracked = max == LITTLE_ROOM;
         let unexpected = tracked.iter().filter(|entry| {
-            let vips = Family::ALL.map(Family::vip_socket);
-            !may_be_tracked || (backend == EBPF && !vips.contains(&entry.destination))
+            let of_vip = Family::ALL
+                .map(Family::vip_socket)
+                .contains(&entry.destination);
+            !may_be_tracked || (backend == EBPF && !of_vip)
         });
         let unexpected: Vec<&str> = unexpected.map(|entry| &*entry.line).take(10).collect();
         ensure!(unexpected.is_empty(), "tracked:\n{}", unexpected.join("\n"));

@@ -116,9 +116,14 @@ fn go_on(node: &Node, args: &[&str], streams: &mut [TcpStream]) -> Result<()> {
         let exchanged = transfer::exchange(stream, BYTES, 8);
         let ended_here = path.via == Via::ClusterIp && path.client != "host";
         if ended_here && args.starts_with(TRANSLATING) {
-            let error = exchanged.err().with_context(|| format!("{path}: not reset"))?;
+            let error = exchanged
+                .err()
+                .with_context(|| format!("{path}: not reset"))?;
             let text = format!("{error:#}");
-            ensure!(text.contains("reset") || text.contains("Broken pipe"), "{path}: {text}");
+            ensure!(
+                text.contains("reset") || text.contains("Broken pipe"),
+                "{path}: {text}"
+            );
         } else {
             exchanged.with_context(|| path.to_string())?;
         }

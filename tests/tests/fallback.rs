@@ -135,7 +135,10 @@ fn a_stranger_on_every_address() {
             let there = servers.iter().map(Server::accepted).sum::<u64>();
             let here = stranger.accepted();
             ensure!(here == expected, "{which}: {here} came to the stranger");
-            ensure!(there + here == u64::try_from(of_pods.len())?, "{there} went on");
+            ensure!(
+                there + here == u64::try_from(of_pods.len())?,
+                "{there} went on"
+            );
             Ok(())
         });
     }

@@ -73,7 +73,12 @@ fn quiet_connections_beside_churn_and_a_flood() {
                 exchanged.err().map(|error| format!("{path}: {error:#}"))
             })
             .collect();
-        ensure!(lost.is_empty(), "{} are lost: {:#?}", lost.len(), lost.first());
+        ensure!(
+            lost.is_empty(),
+            "{} are lost: {:#?}",
+            lost.len(),
+            lost.first()
+        );
         for family in Family::ALL {
             let entries = conntrack::list(&node.netns, family)?;
             let mut services = entries.iter();
@@ -170,9 +175,15 @@ fn a_policy_rule_before_the_local_table() {
             };
             let before = proxy.accepted();
             works(&path(0)).context("by the rule")?;
-            ensure!(proxy.accepted() == before, "{family:?}: it came to the proxy");
+            ensure!(
+                proxy.accepted() == before,
+                "{family:?}: it came to the proxy"
+            );
             works(&path(1)).context("without a rule")?;
-            ensure!(proxy.accepted() > before, "{family:?}: it did not come to the proxy");
+            ensure!(
+                proxy.accepted() > before,
+                "{family:?}: it did not come to the proxy"
+            );
         }
         ensure!(servers.iter().all(|server| server.accepted() > 0));
         Ok(())
@@ -206,7 +217,9 @@ fn an_ingress_qdisc_that_comes_right_after_the_link() {
 
 fn has_our_program(node: &Node, link: &str) -> Result<()> {
     cmd::wait_until(TIMEOUT, "the program on the link", || {
-        let shown = node.netns.exec(&format!("tc filter show dev {link} ingress"))?;
+        let shown = node
+            .netns
+            .exec(&format!("tc filter show dev {link} ingress"))?;
         Ok(shown.contains("vip_ingress").then_some(()))
     })
 }
@@ -229,7 +242,10 @@ fn an_ingress_qdisc_that_was_there_first() {
         std::thread::sleep(Duration::from_secs(1));
         let log = agent.log();
         let attached = log.matches("attach vip_ingress to link pod").count();
-        ensure!(attached == node.pods.len(), "repaired again and again: {log}");
+        ensure!(
+            attached == node.pods.len(),
+            "repaired again and again: {log}"
+        );
         let _proxy = Proxy::start(node)?;
         for pod in &node.pods {
             has_our_program(node, &pod.host_link)?;
@@ -240,7 +256,9 @@ fn an_ingress_qdisc_that_was_there_first() {
         agent.stop(libc::SIGTERM)?;
         clean_up(node, node.netns.command(tests::agent::binary()?))?;
         for pod in &node.pods {
-            let shown = node.netns.exec(&format!("tc qdisc show dev {}", pod.host_link))?;
+            let shown = node
+                .netns
+                .exec(&format!("tc qdisc show dev {}", pod.host_link))?;
             ensure!(shown.contains("ingress ffff:"), "it is gone: {shown}");
         }
         Ok(())
@@ -271,8 +289,13 @@ fn a_foreign_filter_on_our_qdisc() {
         ))?;
         agent.stop(libc::SIGTERM)?;
         clean_up(node, node.netns.command(tests::agent::binary()?))?;
-        let shown = node.netns.exec(&format!("tc filter show dev {link} ingress"))?;
-        ensure!(shown.contains("u32") && !shown.contains("vip_ingress"), "{shown}");
+        let shown = node
+            .netns
+            .exec(&format!("tc filter show dev {link} ingress"))?;
+        ensure!(
+            shown.contains("u32") && !shown.contains("vip_ingress"),
+            "{shown}"
+        );
         let other = &node.pods[1].host_link;
         let shown = node.netns.exec(&format!("tc qdisc show dev {other}"))?;
         ensure!(!shown.contains("clsact"), "ours is left: {shown}");
@@ -337,7 +360,10 @@ fn a_neighbour_that_routes_both_addresses_to_the_node() {
         let before = proxy.accepted();
         let other_port = SocketAddr::new(Family::V4.cluster_ip(), 8080);
         for netns in [&node.uplink, &node.pods[0].netns] {
-            ensure!(client::connect(netns, other_port, SHORT).is_err(), "{other_port}");
+            ensure!(
+                client::connect(netns, other_port, SHORT).is_err(),
+                "{other_port}"
+            );
         }
         ensure!(proxy.accepted() == before && stranger.accepted() == 0);
         // And it answers no question of a neighbour who has the addresses on its own link.

@@ -12,10 +12,10 @@ use tests::census;
 use tests::cycles::{Backend, Cycles};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
-use tests::patience;
 use tests::proxy::Proxy;
 use tests::rest::Rest;
 use tests::streams::{all_end_intact, all_go_on, entries, open};
+use tests::{Family, client, patience};
 
 /// A start may live this long, on a usual machine: into its first pass, or well behind it.
 const LIFETIME: Duration = Duration::from_millis(400);
@@ -71,7 +71,7 @@ fn ebpf_by_clsact() {
 }
 
 /// Whatever an agent was changing when it died. Until the next one is ready, some programs use the map of
-/// one size and some that of another, and what begins then is tracked.
+/// one size and some that of another, and what begins then may be tracked.
 #[test]
 fn ebpf_with_other_settings_each_time() {
     let backend = Backend {
@@ -111,45 +111,31 @@ fn while_pinning() {
     });
 }
 
-/// The moment in which what was decided is being copied into a map of another size, and then the size
-/// changes once more: what was not copied yet is not lost.
+/// What processes on the node addressed is moved to a map of another size, whatever moment the agent before died
+/// in: they go on seeing the ClusterIP as their peer.
 #[test]
-fn while_copying_decisions() {
+fn while_the_map_of_peers_changes_its_size() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
         let args = ["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
         let mut agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;
         let streams = open(node)?;
+        let to = Family::V4.cluster_ip_socket();
+        let of_process = client::connect(&node.netns, to, Duration::from_secs(5))?;
         agent.stop(libc::SIGKILL)?;
-        set_aside_decisions(node)?;
+        // As an agent leaves it that has moved nothing yet.
+        let map = node.agent_bpffs().join("PEERS");
+        fs::rename(&map, map.with_file_name("PEERS-old"))?;
         let sizes = [&args[..], &["--max-connections=8192"]].concat();
         let _agent = node.start_agent(&sizes)?;
+        let peer = of_process.peer_addr()?;
+        ensure!(peer == to, "getpeername shows {peer}");
         all_go_on(&streams)?;
         let tracked = entries(node)?;
         ensure!(tracked.is_empty(), "tracked: {tracked:#?}");
         all_end_intact(streams)
     });
-}
-
-/// As an agent with `--max-connections=4096` leaves it that has copied nothing yet: the map of an agent
-/// that has decided nothing is in the place of the one that has everything.
-fn set_aside_decisions(node: &Node) -> Result<()> {
-    let other = node.bpffs().join("proxy-agent-b/v1");
-    let output = node.run_agent(&[
-        "--backend=ebpf",
-        "--daemon=false",
-        "--instance=b",
-        "--ip-address=172.20.0.7",
-        "--max-connections=4096",
-        &format!("--bpffs={}", other.display()),
-        &format!("--run-dir={}", node.dir().join("run-b").display()),
-    ])?;
-    ensure!(output.status.success(), "{output:?}");
-    let map = node.agent_bpffs().join("CONNECTIONS");
-    fs::rename(&map, map.with_file_name("CONNECTIONS-old"))?;
-    fs::rename(other.join("CONNECTIONS"), &map)?;
-    Ok(())
 }
 
 /// As above, between adding the clsact qdisc and attaching to it: an agent that does not need it finds it.

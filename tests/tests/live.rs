@@ -155,7 +155,8 @@ fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
         if !loose {
-            node.netns.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+            node.netns
+                .sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
         }
         let args = [TRANSLATING, &["--cleanup", "--drain-timeout=4s"], more].concat();
         let mut agent = node.start_agent(&args)?;
@@ -172,7 +173,10 @@ fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool
         all_go_on(&to_service).context("while it drains")?;
         all_go_on(&others).context("while it drains")?;
         new_connections_work(node).context("while it drains")?;
-        ensure!(begun.elapsed() < DRAIN || patience::of(DRAIN) > DRAIN, "too slow to tell");
+        ensure!(
+            begun.elapsed() < DRAIN || patience::of(DRAIN) > DRAIN,
+            "too slow to tell"
+        );
         // No signal, but the end is waited for.
         let status = agent.stop(0)?;
         ensure!(status.success(), "SIGTERM: {status}");
@@ -180,9 +184,15 @@ fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool
         node.add_vips("lo")?;
         for stream in to_service {
             let name = stream.name().to_owned();
-            let end = stream.finish().err().with_context(|| format!("{name} was not reset"))?;
+            let end = stream
+                .finish()
+                .err()
+                .with_context(|| format!("{name} was not reset"))?;
             let text = format!("{end:#}");
-            ensure!(text.contains("reset") || text.contains("Broken pipe"), "{name}: {text}");
+            ensure!(
+                text.contains("reset") || text.contains("Broken pipe"),
+                "{name}: {text}"
+            );
         }
         all_go_on(&others).context("after it")?;
         let tables = node.netns.exec("nft list tables")?;
@@ -199,7 +209,12 @@ fn drained_through_veth() {
 
 #[test]
 fn drained_through_a_bridge() {
-    drained(Topology::BridgeNetfilter, KubeProxy::Nftables, &["--tc-attach=clsact"], true);
+    drained(
+        Topology::BridgeNetfilter,
+        KubeProxy::Nftables,
+        &["--tc-attach=clsact"],
+        true,
+    );
 }
 
 /// Where conntrack picks up no connection half-way.

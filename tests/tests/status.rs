@@ -15,7 +15,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::status::{THIS_NODE, array, counters, number, read, read_with_code, run, untracked};
+use tests::status::{THIS_NODE, array, counters, number, read, read_with_code, run};
 use tests::{Family, cmd, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);

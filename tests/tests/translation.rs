@@ -194,10 +194,14 @@ fn an_address_of_the_node_is_refused() {
             ))?;
         }
         let before = tests::snapshot::take(&node.netns)?;
-        let output = node.run_agent(&[&TRANSLATE[..], &["--backend=ebpf", "--daemon=false"]].concat())?;
+        let output =
+            node.run_agent(&[&TRANSLATE[..], &["--backend=ebpf", "--daemon=false"]].concat())?;
         let text = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(2), "{output:?}");
-        ensure!(text.contains("is an address of this node already"), "{text}");
+        ensure!(
+            text.contains("is an address of this node already"),
+            "{text}"
+        );
         let difference = tests::snapshot::difference(&before, &tests::snapshot::take(&node.netns)?);
         ensure!(difference.is_none(), "{difference:?}");
         Ok(())

@@ -201,9 +201,14 @@ impl Backend {
         if self.look_for_leftovers
             && mode == Mode::Apply
             && !matches!(self.kind, Kind::Ebpf(_) | Kind::Unavailable)
-            && let Err(error) = ebpf::stop_deciding(&self.settings.bpffs)
+            && let Err(error) = self.settings.stop_deciding()
         {
-            failed(PART, "decide no more connections to Services", &error, report);
+            failed(
+                PART,
+                "decide no more connections to Services",
+                &error,
+                report,
+            );
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
@@ -297,7 +302,7 @@ impl Backend {
         let until = *self
             .drained_at
             .get_or_insert_with(|| Instant::now() + self.settings.drain_timeout);
-        let services = ebpf::earlier_services(&self.settings.bpffs).unwrap_or_default();
+        let services = self.settings.earlier_services().unwrap_or_default();
         // An error is told by what follows.
         if Instant::now() < until && !ebpf::is_drained(&services).unwrap_or(true) {
             report.look_again_after(DRAIN_LOOK);

@@ -59,8 +59,8 @@ pub fn services_name(instance: Instance) -> String {
 
 /// True if a table of this name is an agent's, of whichever instance.
 pub fn is_owned(name: &str) -> bool {
-    let suffixes = [GUARD, SERVICES].into_iter();
-    let mark = suffixes.filter_map(|suffix| name.strip_suffix(suffix)).next();
+    let mut suffixes = [GUARD, SERVICES].into_iter();
+    let mark = suffixes.find_map(|suffix| name.strip_suffix(suffix));
     Instance::of_mark(mark.unwrap_or(name)).is_some()
 }
 

@@ -146,7 +146,9 @@ fn service(cluster_ip: SocketAddr, args: &Args, before: &[Service]) -> Result<Se
         [only] => only,
         _ => return Err(Flaw::Port(cluster_ip.port())),
     };
-    let same = before.iter().filter(|other| other.cluster_ip.ip() == cluster_ip.ip());
+    let same = before
+        .iter()
+        .filter(|other| other.cluster_ip.ip() == cluster_ip.ip());
     if same.count() >= MAX_SERVICE_PORTS {
         return Err(Flaw::Ports);
     }

@@ -86,6 +86,13 @@ fn parse(text: &str) -> Statistics {
     }
 }
 
+/// Whether conntrack picks up a TCP connection half-way (`nf_conntrack_tcp_loose`); also if the kernel does
+/// not tell, as where it tracks nothing.
+pub fn picks_up() -> bool {
+    let loose = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_loose");
+    loose.map_or(true, |loose| loose.trim() != "0")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -113,11 +120,4 @@ mod tests {
             let _ = parse(&text);
         }
     }
-}
-
-/// Whether conntrack picks up a TCP connection half-way (`nf_conntrack_tcp_loose`); also if the kernel does
-/// not tell, as where it tracks nothing.
-pub fn picks_up() -> bool {
-    let loose = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_loose");
-    loose.map_or(true, |loose| loose.trim() != "0")
 }

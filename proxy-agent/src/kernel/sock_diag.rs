@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
-/// Of linux/sock_diag.h and linux/netlink.h.
+/// Of `linux/sock_diag.h` and `linux/netlink.h`.
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -64,7 +64,11 @@ fn message(local: SocketAddr, remote: SocketAddr, mapped: bool) -> Vec<u8> {
     message[8..12].copy_from_slice(&1_u32.to_ne_bytes());
     let request = &mut message[HEADER..];
     let is_ipv6 = local.is_ipv6() || mapped;
-    let family = if is_ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+    let family = if is_ipv6 {
+        libc::AF_INET6
+    } else {
+        libc::AF_INET
+    };
     request[0] = u8::try_from(family).expect("the two families are 2 and 10");
     request[1] = u8::try_from(libc::IPPROTO_TCP).expect("it is 6");
     request[STATES..STATES + 4].copy_from_slice(&ALL_STATES.to_ne_bytes());
@@ -106,24 +110,26 @@ mod tests {
 
     use super::*;
 
+    fn code_of(bytes: &[u8]) -> Option<i32> {
+        let error = code(bytes).err()?;
+        Some(error.raw_os_error().unwrap_or(0))
+    }
+
     #[test]
     fn acknowledgements_are_read() {
-        let answer = |kind: u16, code: i32| {
+        let answer = |kind: u16, number: i32| {
             let mut bytes = vec![0; HEADER];
             bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-            bytes.extend(code.to_ne_bytes());
+            bytes.extend(number.to_ne_bytes());
             code_of(&bytes)
         };
-        fn code_of(bytes: &[u8]) -> Option<i32> {
-            code(bytes).err().map(|error| error.raw_os_error().unwrap_or(0))
-        }
         assert_eq!(answer(NLMSG_ERROR, 0), None);
         assert_eq!(answer(NLMSG_ERROR, -libc::ENOENT), Some(libc::ENOENT));
         assert_eq!(answer(3, 0), Some(0));
         assert_eq!(code_of(&[0; 18]), Some(0));
     }
 
-    /// Needs CAP_NET_ADMIN, which the tests have.
+    /// Needs `CAP_NET_ADMIN`, which the tests have.
     #[test]
     fn a_connection_is_reset_and_one_that_is_gone_is_no_error() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

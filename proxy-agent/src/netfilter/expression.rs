@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Meta,
-    MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
+    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Meta, MetaKey, Operator, Payload,
+    Register, Verdict, VerdictAttribute,
 };
 
 pub use self::set::{Part, SetOperation, set};

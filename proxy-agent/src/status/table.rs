@@ -42,7 +42,10 @@ impl Display for Table<'_> {
         }
         vips(f, &status.vips)?;
         for service in &status.services {
-            let text = format!("{} ends on the proxy at {}", service.cluster_ip, service.vip);
+            let text = format!(
+                "{} ends on the proxy at {}",
+                service.cluster_ip, service.vip
+            );
             wrapped(f, "", "", &text)?;
         }
         counters(f, &status.counters, *all)?;

@@ -79,9 +79,7 @@ pub fn takes_any_listener() -> bool {
 /// The Service of an address and port.
 #[inline(always)]
 pub fn get(endpoint: &Endpoint) -> Result<Service, Undecided> {
-    let service = SERVICES
-        .get_ptr(endpoint)
-        .ok_or(Undecided::NotForProxy)?;
+    let service = SERVICES.get_ptr(endpoint).ok_or(Undecided::NotForProxy)?;
     // SAFETY: the verifier has seen the null check; of an entry one word changes at most.
     Ok(unsafe { *service })
 }

@@ -146,12 +146,13 @@ fn traffic(results: &Results) -> Vec<Bar> {
     let unrelated = |cell: &Cell| cell.way == "unrelated";
     let many_links =
         |cell: &Cell| cell.way == "unrelated" && cell.of == scale::LINKS && cell.size > 1;
-    let to_service =
-        |works: &'static [Work]| move |cell: &Cell| {
+    let to_service = |works: &'static [Work]| {
+        move |cell: &Cell| {
             works.iter().any(|work| cell.work == work.name())
                 && cell.way != "unrelated"
                 && cell.way != "host"
-        };
+        }
+    };
     let (vip, service) = (Variant::Ebpf, Variant::Service);
     let mut bars = vec![
         compare(

@@ -219,11 +219,7 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
         ),
         rule(
             "of a tracked connection",
-            [
-                packet.is("tracked"),
-                vec![expression::go_to("tracked")],
-            ]
-            .concat(),
+            [packet.is("tracked"), vec![expression::go_to("tracked")]].concat(),
         ),
     ]
 }

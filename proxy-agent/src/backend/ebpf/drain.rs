@@ -88,10 +88,9 @@ impl Drain {
             reset(&self.services)?;
         }
         let live = live(&self.services)?;
-        let (going_on, ended): (Vec<_>, Vec<_>) = self
-            .services
-            .iter()
-            .partition(|service| !is_late && live.iter().any(|(local, _)| *local == service.cluster_ip));
+        let (going_on, ended): (Vec<_>, Vec<_>) = self.services.iter().partition(|service| {
+            !is_late && live.iter().any(|(local, _)| *local == service.cluster_ip)
+        });
         self.services = going_on;
         let still = self.services.iter().map(|service| service.cluster_ip.ip());
         let still: BTreeSet<_> = still.collect();
@@ -130,7 +129,11 @@ pub fn reset(services: &[Service]) -> Result<(), Error> {
     let mut outcome = Ok(());
     let live = live(services)?;
     if !live.is_empty() {
-        warn!(part = PART, "{} connections to Services are reset", live.len());
+        warn!(
+            part = PART,
+            "{} connections to Services are reset",
+            live.len()
+        );
     }
     for (service, client) in live {
         let done = sock_diag::destroy(service, client).map_err(|source| Error::Reset {
@@ -154,7 +157,7 @@ mod tests {
             cluster_ip: "192.0.2.1:443".parse().unwrap(),
             vip: "192.0.2.2:443".parse().unwrap(),
         };
-        let mut drain = Drain::new(&[service], Duration::from_secs(60));
+        let mut drain = Drain::new(&[service], Duration::from_mins(1));
         assert!(drain.is_going_on());
         assert_eq!(drain.go_on().unwrap(), [service]);
         assert!(!drain.is_going_on());

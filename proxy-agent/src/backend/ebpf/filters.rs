@@ -31,9 +31,11 @@ const NETLINK_HEADER: usize = 16;
 const HEADER: usize = 20;
 const IFINDEX: usize = 4;
 const PARENT: usize = 12;
-/// `TC_H_MAKE(TC_H_CLSACT, …)` of linux/pkt_sched.h.
+/// `TC_H_MAKE(TC_H_CLSACT, …)` of `linux/pkt_sched.h`.
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
+/// `TC_H_INGRESS` and `TC_H_CLSACT`: the parent of either qdisc.
+const SHARED_PARENT: u32 = 0xffff_fff1;
 const CLSACT: &str = "clsact";
 /// `TCA_KIND`.
 const KIND: u16 = 1;
@@ -116,8 +118,6 @@ pub async fn has_clsact(index: u32) -> Result<Option<bool>, DumpError> {
         },
     )
     .await?;
-    /// `TC_H_INGRESS` and `TC_H_CLSACT` of linux/pkt_sched.h.
-    const SHARED_PARENT: u32 = 0xffff_fff1;
     let found = kinds
         .iter()
         .find(|(of, parent, _)| *of == index && *parent == SHARED_PARENT);

@@ -124,7 +124,9 @@ impl Programs {
             .into_iter()
             .filter(|earlier| {
                 let wanted = settings.services.iter();
-                wanted.map(|service| service.cluster_ip).all(|wanted| wanted != earlier.cluster_ip)
+                wanted
+                    .map(|service| service.cluster_ip)
+                    .all(|wanted| wanted != earlier.cluster_ip)
             })
             .collect();
         let ends = !settings.services.is_empty() || !given_up.is_empty();

@@ -30,14 +30,7 @@ pub const SERVICES: &str = "SERVICES";
 /// What links are to the guard.
 pub const GUARD_LINKS: &str = "GUARD_LINKS";
 /// All maps that are pinned.
-pub const PINNED: [&str; 6] = [
-    OPENING,
-    LISTENERS,
-    PEERS,
-    SERVICES,
-    STATISTICS,
-    GUARD_LINKS,
-];
+pub const PINNED: [&str; 6] = [OPENING, LISTENERS, PEERS, SERVICES, STATISTICS, GUARD_LINKS];
 /// How many entries each processor may hold back of a map that forgets the oldest
 /// (`LOCAL_FREE_TARGET` of <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>).
 const HELD_BACK: u32 = 128;

@@ -37,14 +37,14 @@ use rtnetlink::Handle;
 use tracing::{info, warn};
 
 pub use attach::{AttachMode, filter_handle};
+pub use drain::is_over as is_drained;
 pub use hook::{Hook, SocketHook};
 pub use layout::{VERSION as LAYOUT, others as other_layouts};
 pub use load::{Ids, LoadError, Programs};
-pub use maps::{Error as MapError, earlier_services, pinned_vips, stop_deciding};
-pub use drain::is_over as is_drained;
+pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
-pub use routes::is_own_address;
 pub use qdisc::notes_dir;
+pub use routes::is_own_address;
 pub use settings::Settings;
 pub use sockets::root as cgroup_root;
 pub use teardown::{Drained, Tables};
@@ -149,7 +149,9 @@ impl Ebpf {
             return Err(Error::Misjudged);
         }
         let attach_mode = AttachMode::choose(settings.tc_attach)?;
-        let cgroup = (!settings.services.is_empty()).then(sockets::root).flatten();
+        let cgroup = (!settings.services.is_empty())
+            .then(sockets::root)
+            .flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
                 part = PART,
@@ -281,7 +283,10 @@ impl Ebpf {
         match self.drain.go_on() {
             Ok(ended) => {
                 for service in ended {
-                    info!(part = PART, "no connection to {} is left", service.cluster_ip);
+                    info!(
+                        part = PART,
+                        "no connection to {} is left", service.cluster_ip
+                    );
                     if let Some(programs) = self.programs.as_mut()
                         && let Err(error) = programs.forget_service(&service)
                     {
@@ -377,7 +382,10 @@ impl Ebpf {
         handle: &Handle,
         report: &mut Report,
     ) -> BTreeMap<IpAddr, Option<IpAddr>> {
-        let addresses: Vec<_> = services.iter().map(|service| service.cluster_ip.ip()).collect();
+        let addresses: Vec<_> = services
+            .iter()
+            .map(|service| service.cluster_ip.ip())
+            .collect();
         if addresses.is_empty() {
             return BTreeMap::new();
         }

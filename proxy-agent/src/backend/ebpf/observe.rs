@@ -175,7 +175,11 @@ pub async fn everything(
         hook: *hook,
         index: *index,
     }));
-    ops.extend(filters.into_values().map(|filter| Op::RemoveFilter { filter }));
+    ops.extend(
+        filters
+            .into_values()
+            .map(|filter| Op::RemoveFilter { filter }),
+    );
     let xdp = xdp::pinned(settings).unwrap_or_default().into_keys();
     ops.extend(xdp.map(|index| Op::RemoveXdp { index }));
     if settings.bpffs.exists() {
@@ -196,7 +200,12 @@ async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -
                 found.insert(*index);
             }
             Ok(_) => {}
-            Err(error) => failed(PART, format!("read the qdiscs of link {name}"), &error, report),
+            Err(error) => failed(
+                PART,
+                format!("read the qdiscs of link {name}"),
+                &error,
+                report,
+            ),
         }
     }
     found

@@ -172,7 +172,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             tables: tables.install,
         });
     }
-    ops.extend(socket_attachments(desired, observed, |hook| !hook.is_of_cgroup()));
+    ops.extend(socket_attachments(desired, observed, |hook| {
+        !hook.is_of_cgroup()
+    }));
     ops.extend(route_ops(desired, observed));
     // Before the programs are attached: from the first packet on.
     ops.extend(guard_op(desired, observed));
@@ -182,7 +184,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
             ops.extend(attachments(desired, observed, *hook, is_first));
         }
     }
-    ops.extend(socket_attachments(desired, observed, SocketHook::is_of_cgroup));
+    ops.extend(socket_attachments(
+        desired,
+        observed,
+        SocketHook::is_of_cgroup,
+    ));
     for hook in Hook::ALL.into_iter().rev() {
         removals.extend(detachments(desired, observed, hook));
     }
@@ -204,7 +210,11 @@ fn socket_attachments(
     observed: &Observed,
     is_there: fn(SocketHook) -> bool,
 ) -> Vec<Op> {
-    let hooks = desired.sockets.keys().copied().filter(|hook| is_there(*hook));
+    let hooks = desired
+        .sockets
+        .keys()
+        .copied()
+        .filter(|hook| is_there(*hook));
     hooks
         .filter_map(|hook| {
             let reason = observed.socket_fault(hook, desired)?;
@@ -280,9 +290,10 @@ fn detachments(desired: &Desired, observed: &Observed, hook: Hook) -> Vec<Op> {
     let pins = observed.pins.iter().copied();
     let pins = pins.filter(|(of, index)| *of == hook && !wanted(AttachMode::Tcx, *index));
     let unpin = pins.map(|(hook, index)| Op::RemovePin { hook, index });
-    let filters = observed.filters.values().filter(|filter| {
-        filter.hook == hook && !wanted(AttachMode::Clsact, filter.link.index)
-    });
+    let filters = observed
+        .filters
+        .values()
+        .filter(|filter| filter.hook == hook && !wanted(AttachMode::Clsact, filter.link.index));
     let remove = filters.map(|filter| Op::RemoveFilter {
         filter: filter.clone(),
     });
@@ -307,7 +318,11 @@ pub fn guard_links(links: &guard::Links, table: &LinkTable) -> BTreeMap<u32, Lin
         .iter()
         .filter_map(|link| Some((link.index, link.master.filter(|of| bridges.contains(of))?)))
         .collect();
-    let all = guarded.keys().chain(inner.keys()).chain(tagged).chain(ports.keys());
+    let all = guarded
+        .keys()
+        .chain(inner.keys())
+        .chain(tagged)
+        .chain(ports.keys());
     let link = |index| {
         Link::new(
             guarded.contains_key(index),

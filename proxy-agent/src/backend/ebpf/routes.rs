@@ -157,8 +157,13 @@ async fn get(
     match answers.try_next().await {
         Ok(route) => Ok(route),
         Err(rtnetlink::Error::NetlinkError(error))
-            if [-libc::ENETUNREACH, -libc::EHOSTUNREACH, -libc::EACCES, -libc::EINVAL]
-                .contains(&error.raw_code()) =>
+            if [
+                -libc::ENETUNREACH,
+                -libc::EHOSTUNREACH,
+                -libc::EACCES,
+                -libc::EINVAL,
+            ]
+            .contains(&error.raw_code()) =>
         {
             Ok(None)
         }
@@ -167,11 +172,14 @@ async fn get(
 }
 
 fn source_of(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some((*ip).into()),
-        RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => Some((*ip).into()),
-        _ => None,
-    })
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some((*ip).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => Some((*ip).into()),
+            _ => None,
+        })
 }
 
 fn as_attribute(ip: IpAddr) -> RouteAddress {

@@ -24,7 +24,7 @@
 //!
 //! A packet belongs to a connection of the proxy if the kernel finds its socket; of a SYN it finds the
 //! proxy's listener if TC has decided it, and no listener otherwise. What arrives on the node for the
-//! address without being NATed before and belongs to no connection would, without the agent, have left
+//! address without NAT before and belongs to no connection would, without the agent, have left
 //! the node by some route: it gets no answer.
 
 use std::collections::BTreeSet;

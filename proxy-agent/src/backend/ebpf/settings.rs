@@ -9,9 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
-use super::{PART, layout};
-use crate::config::{self, Config, Guard, GuardMode, ProxyListener, Service, TcAttach};
+use super::{PART, layout, maps};
 use crate::backend::decisions;
+use crate::config::{self, Config, Guard, GuardMode, ProxyListener, Service, TcAttach};
 use crate::instance::Instance;
 use crate::kernel::bpffs;
 use crate::reconcile::{Report, failed};
@@ -115,6 +115,33 @@ impl Settings {
             failed(PART, "look for other layouts of pins", &error, report);
             Vec::new()
         })
+    }
+
+    /// The Services that an earlier agent had end on the proxy, of whichever layout.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn earlier_services(&self) -> Result<Vec<Service>, maps::Error> {
+        let mut found = Vec::new();
+        for settings in [vec![self.clone()], self.other_layouts()?].concat() {
+            found.extend(maps::earlier_services(&settings.bpffs)?);
+        }
+        found.sort_by_key(|service| service.cluster_ip);
+        found.dedup_by_key(|service| service.cluster_ip);
+        Ok(found)
+    }
+
+    /// Has the programs of an earlier agent decide no connection to a Service any more, of whichever layout.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn stop_deciding(&self) -> Result<(), maps::Error> {
+        let all = [vec![self.clone()], self.other_layouts()?].concat();
+        all.iter()
+            .map(|settings| maps::stop_deciding(&settings.bpffs))
+            .fold(Ok(()), Result::and)
     }
 
     /// What the tables of decisions are made from.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::attach::{self, AttachMode};
 use super::load::Ids;
 use super::plan::Op;
-use super::{Ebpf, PART, Settings, drain, maps, observe, qdisc, xdp};
+use super::{Ebpf, PART, Settings, drain, observe, qdisc, xdp};
 use crate::backend::{decisions, tables};
 use crate::config::Service;
 use crate::guard;
@@ -63,7 +63,7 @@ impl Ebpf {
         mode: Mode,
         report: &mut Report,
     ) {
-        let services = maps::earlier_services(&settings.bpffs).unwrap_or_else(|error| {
+        let services = settings.earlier_services().unwrap_or_else(|error| {
             failed(PART, "read the Services of before", &error, report);
             Vec::new()
         });
@@ -71,7 +71,7 @@ impl Ebpf {
             Self::remove_decisions(settings, handle, mode, report).await;
         }
         if mode == Mode::Apply {
-            if let Err(error) = maps::stop_deciding(&settings.bpffs) {
+            if let Err(error) = settings.stop_deciding() {
                 failed(PART, "decide no more connections", &error, report);
             }
             if drained == Drained::Wait {

@@ -89,7 +89,11 @@ impl Table {
                     .map(|base| (base.hook.number().into(), base.priority)),
                 policy: chain.base.map(|_| ACCEPT),
                 kind: chain.base.map(|_| CHAIN_TYPE.to_owned()),
-                comments: chain.rules.iter().map(|rule| rule.purpose.clone()).collect(),
+                comments: chain
+                    .rules
+                    .iter()
+                    .map(|rule| rule.purpose.clone())
+                    .collect(),
             })
             .collect();
         Outline {

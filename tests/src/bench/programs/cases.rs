@@ -50,8 +50,16 @@ fn of_all(family: Family) -> Vec<Case> {
     let other = SocketAddr::new(stranger.ip(), 80);
     let client = packet::client(family, 1);
     vec![
-        case(INGRESS, "port 80 of a stranger", Packet::data(client, other)),
-        case(INGRESS, "port 443 of a stranger", Packet::data(client, stranger)),
+        case(
+            INGRESS,
+            "port 80 of a stranger",
+            Packet::data(client, other),
+        ),
+        case(
+            INGRESS,
+            "port 443 of a stranger",
+            Packet::data(client, stranger),
+        ),
         case(INGRESS, "SYN to a stranger", Packet::syn(client, stranger)),
         case(INGRESS, "SYN to the VIP", Packet::syn(client, vip)),
         case(INGRESS, "data to the VIP", Packet::data(client, vip)),
@@ -64,10 +72,26 @@ fn of_services(family: Family) -> Vec<Case> {
     let other = SocketAddr::new(stranger.ip(), 80);
     let client = packet::client(family, 1);
     vec![
-        case(INGRESS, "SYN to the ClusterIP", Packet::syn(client, service)),
-        case(INGRESS, "data to the ClusterIP", Packet::data(client, service)),
+        case(
+            INGRESS,
+            "SYN to the ClusterIP",
+            Packet::syn(client, service),
+        ),
+        case(
+            INGRESS,
+            "data to the ClusterIP",
+            Packet::data(client, service),
+        ),
         case(EGRESS, "port 80 of a stranger", Packet::data(other, client)),
-        case(EGRESS, "port 443 of a stranger", Packet::data(stranger, client)),
-        case(EGRESS, "reply of the ClusterIP", Packet::data(service, client)),
+        case(
+            EGRESS,
+            "port 443 of a stranger",
+            Packet::data(stranger, client),
+        ),
+        case(
+            EGRESS,
+            "reply of the ClusterIP",
+            Packet::data(service, client),
+        ),
     ]
 }

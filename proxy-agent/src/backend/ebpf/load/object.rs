@@ -45,7 +45,9 @@ pub fn load_object(
     let services = settings.services.iter().chain(draining);
     let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
     let all = settings.endpoints().chain(services.iter().copied());
-    let ports = all.fold(0, |ports, endpoint| ports | port_bit(endpoint.port().to_be()));
+    let ports = all.fold(0, |ports, endpoint| {
+        ports | port_bit(endpoint.port().to_be())
+    });
     let bits = |ip| address_bit(&Address::from(ip));
     let guarded = settings.endpoints().filter(|_| settings.guard);
     let addresses = guarded.fold(0_u64, |all, vip| all | bits(vip.ip()));

@@ -28,11 +28,7 @@ const ALLOWED: &str = "ALLOWED";
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn fill_guard(
-    ebpf: &mut Ebpf,
-    settings: &Settings,
-    draining: &[Service],
-) -> Result<(), Error> {
+pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) -> Result<(), Error> {
     if !settings.guard {
         return Ok(());
     }

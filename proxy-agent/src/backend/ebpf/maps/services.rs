@@ -94,7 +94,8 @@ pub fn stop_deciding(bpffs: &Path) -> Result<(), Error> {
     };
     for (endpoint, service) in entries(&map)? {
         let draining = proxy_common::Service::new(service.vip(), true);
-        map.insert(endpoint, draining, 0).map_err(failed(SERVICES))?;
+        map.insert(endpoint, draining, 0)
+            .map_err(failed(SERVICES))?;
     }
     Ok(())
 }
@@ -147,7 +148,9 @@ fn entries(
 ) -> Result<Vec<(Endpoint, proxy_common::Service)>, Error> {
     // A walk begins anew where an entry is removed under it, and must end all the same.
     let entries = map.iter().take(2 * MAX_SERVICES as usize);
-    let mut entries: Vec<_> = entries.collect::<Result<_, _>>().map_err(failed(SERVICES))?;
+    let mut entries: Vec<_> = entries
+        .collect::<Result<_, _>>()
+        .map_err(failed(SERVICES))?;
     entries.sort_by_key(|(endpoint, _)| *endpoint);
     entries.dedup_by_key(|(endpoint, _)| *endpoint);
     Ok(entries)

@@ -255,7 +255,10 @@ fn only_our_own_route_gets_another_source() {
     desired.routes.insert(cluster_ip(), Some(new));
     let mut observed = nothing(&desired);
     let mut planned = |found: Option<Found>| {
-        observed.routes = found.map(|found| (cluster_ip(), found)).into_iter().collect();
+        observed.routes = found
+            .map(|found| (cluster_ip(), found))
+            .into_iter()
+            .collect();
         told(&plan(&desired, &observed))
     };
     assert_eq!(
@@ -305,6 +308,9 @@ fn ports_of_a_bridge_are_known_by_their_bridge() {
         ..LinkTable::default()
     };
     let links = guard_links(&guard::Links::default(), &table);
-    let masters: Vec<_> = links.iter().map(|(index, link)| (*index, link.master())).collect();
+    let masters: Vec<_> = links
+        .iter()
+        .map(|(index, link)| (*index, link.master()))
+        .collect();
     assert_eq!(masters, [(4, 3)]);
 }
