@@ -350,7 +350,7 @@ mod tests {
                     cluster_ip: "10.96.0.1:443".parse().unwrap(),
                     vip: "10.96.0.2:443".parse().unwrap(),
                 }],
-                bpffs: "/sys/fs/bpf/proxy-agent/v1".into(),
+                bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
                 sync_interval: Duration::from_mins(1),
                 accept_rules: AcceptRules::Auto,
                 tc_attach: TcAttach::Clsact,

@@ -99,7 +99,7 @@ impl Node {
     /// Where agents of this node pin: on the node's own bpffs.
     #[must_use]
     pub fn agent_bpffs(&self) -> PathBuf {
-        self.bpffs().join("proxy-agent/v1")
+        self.bpffs().join("proxy-agent/v2")
     }
 
     /// The run directory of the node's agents.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::agent::binary;
 use crate::node::Node;
-use crate::{Family, cmd};
+use crate::cmd;
 
 /// What stands for the node itself where links are told.
 pub const THIS_NODE: &str = "(this node)";

@@ -46,7 +46,7 @@ fn second(node: &Node, args: &[&str]) -> Vec<String> {
 }
 
 fn other_pins(node: &Node) -> std::path::PathBuf {
-    node.bpffs().join("proxy-agent-b/v1")
+    node.bpffs().join("proxy-agent-b/v2")
 }
 
 fn start(node: &Node, args: &[String]) -> Result<Agent> {

@@ -281,7 +281,7 @@ pub struct Location {
     pub instance: Instance,
 
     /// Directory on a BPF file system for what outlives the agent: maps and links [default:
-    /// /sys/fs/bpf/proxy-agent/v1; with --instance, /sys/fs/bpf/proxy-agent-NAME/v1]
+    /// /sys/fs/bpf/proxy-agent/v2; with --instance, /sys/fs/bpf/proxy-agent-NAME/v2]
     #[arg(
         long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
         value_parser = values::directory

@@ -125,7 +125,7 @@ fn the_doctor_needs_nothing_and_takes_addresses() {
 fn an_instance_has_directories_of_its_own() {
     let config = accepted("--ip-address=10.96.0.2 --instance=b");
     assert_eq!(config.instance.name(), "b");
-    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/proxy-agent-b/v1"));
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/proxy-agent-b/v2"));
     assert_eq!(config.run_dir, Path::new("/run/proxy-agent-b"));
     let config = accepted("--ip-address=10.96.0.2 --instance=b --run-dir=/x --bpffs=/y");
     assert_eq!(config.bpffs, Path::new("/y"));
@@ -177,7 +177,7 @@ fn one_address_is_enough() {
     assert_eq!(config.backend, BackendChoice::Auto);
     assert_eq!(config.accept_rules, AcceptRules::Auto);
     assert_eq!(config.tc_attach, TcAttach::Auto);
-    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/proxy-agent/v1"));
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/proxy-agent/v2"));
     assert_eq!(config.run_dir, Path::new("/run/proxy-agent"));
     assert_eq!(config.max_connections, 65536);
     assert_eq!(config.log.format, LogFormat::Text);

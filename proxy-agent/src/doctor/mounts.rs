@@ -125,7 +125,7 @@ mod tests {
             "bpf /sys/fs/bpf bpf rw,nosuid 0 0\nbpf /x bpf ro,nosuid 0 0\n/ / ext4 rw 0 0\n";
         assert!(!read_only_in(
             mounts,
-            Path::new("/sys/fs/bpf/proxy-agent/v1")
+            Path::new("/sys/fs/bpf/proxy-agent/v2")
         ));
         assert!(read_only_in(mounts, Path::new("/x/v1")));
         assert!(!read_only_in("", Path::new("/x")));
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_missing_mount_is_worse_where_it_is_used() {
-        let path = Path::new("/sys/fs/bpf/proxy-agent/v1");
+        let path = Path::new("/sys/fs/bpf/proxy-agent/v2");
         let missing = || {
             Err(bpffs::Error::NotBpffs {
                 path: path.to_owned(),

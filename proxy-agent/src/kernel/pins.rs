@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn mounts_above_a_directory() {
-        assert_eq!(ids("/sys/fs/bpf/proxy-agent/v1"), ["21", "30"]);
+        assert_eq!(ids("/sys/fs/bpf/proxy-agent/v2"), ["21", "30"]);
         assert_eq!(ids("/a b/v1"), ["21", "32"]);
         assert_eq!(ids("/elsewhere"), ["21"]);
         assert!(mounts_above(Path::new("/x"), "garbage\n\n").is_empty());

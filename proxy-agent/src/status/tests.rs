@@ -48,7 +48,7 @@ fn state() -> State {
                 cluster_ip: "10.96.0.1:443".parse().unwrap(),
                 vip: "10.96.0.2:443".parse().unwrap(),
             }],
-            bpffs: "/sys/fs/bpf/proxy-agent/v1".into(),
+            bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
             sync_interval: Duration::from_mins(1),
             accept_rules: AcceptRules::Auto,
             tc_attach: TcAttach::Auto,

@@ -11,7 +11,7 @@ use crate::kernel::bpffs;
 /// The version of the layout, and the last part of the directory in which the agent pins unless it is
 /// told otherwise. It changes with the keys, the values or the meaning of a map that outlives the
 /// agent.
-pub const VERSION: &str = "v1";
+pub const VERSION: &str = "v2";
 
 /// The directories of other versions beside one, sorted; none if its name is no version.
 ///

@@ -24,7 +24,7 @@ pub fn state() -> State {
             ports: vec![443],
             interface: "lo".to_owned(),
             services: Vec::new(),
-            bpffs: "/sys/fs/bpf/proxy-agent/v1".into(),
+            bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
             sync_interval: Duration::from_mins(1),
             accept_rules: AcceptRules::Auto,
             tc_attach: TcAttach::Auto,
