@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Konnectivity: the reverse tunnel between a cluster's API server and its nodes.
+
+pub mod flow;
+pub mod identifiers;
+pub mod metrics;
+pub mod wire;
