@@ -3,6 +3,8 @@
 //! Konnectivity: the reverse tunnel between a cluster's API server and its nodes.
 
 pub mod flow;
+pub mod go_error;
 pub mod identifiers;
 pub mod metrics;
+pub mod server;
 pub mod wire;

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
+use prometheus::IntGauge;
 use thiserror::Error;
 
 use super::Limits;
@@ -69,12 +70,13 @@ pub struct Inbox<E> {
     state: Mutex<State<E>>,
     budget: Arc<Budget>,
     limits: Limits,
+    full: Option<IntGauge>,
 }
 
 impl<E> Inbox<E> {
-    /// An empty one.
+    /// An empty one. `full` counts the inboxes that hold more than their limit.
     #[must_use]
-    pub const fn new(budget: Arc<Budget>, limits: Limits) -> Self {
+    pub const fn new(budget: Arc<Budget>, limits: Limits, full: Option<IntGauge>) -> Self {
         Self {
             state: Mutex::new(State {
                 items: VecDeque::new(),
@@ -88,6 +90,7 @@ impl<E> Inbox<E> {
             }),
             budget,
             limits,
+            full,
         }
     }
 
@@ -98,22 +101,26 @@ impl<E> Inbox<E> {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Adds bytes.
+    /// Adds bytes. True: the inbox holds more than its limit since now.
     ///
     /// # Errors
     /// The tunnel is to be closed; the bytes are lost.
-    pub fn push_data(&self, data: Bytes) -> Result<(), Overflow> {
+    pub fn push_data(&self, data: Bytes) -> Result<bool, Overflow> {
         let mut state = self.lock();
         if state.closed || data.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let was_full = state.full_since.is_some();
         let length = data.len();
         if state.bytes + length <= self.limits.tunnel {
             if !self.budget.regular.take(length) {
                 return Err(Overflow::Budget);
             }
         } else {
-            let since = *state.full_since.get_or_insert_with(Instant::now);
+            let since = *state.full_since.get_or_insert_with(|| {
+                self.full.iter().for_each(IntGauge::inc);
+                Instant::now()
+            });
             if since.elapsed() > self.limits.stall {
                 return Err(Overflow::Stalled(self.limits.stall.as_secs()));
             }
@@ -125,7 +132,7 @@ impl<E> Inbox<E> {
         state.bytes += length;
         state.items.push_back(Item::Data(data));
         wake(&mut state.reader);
-        Ok(())
+        Ok(!was_full && state.full_since.is_some())
     }
 
     /// Adds an event.
@@ -209,7 +216,7 @@ impl<E> Inbox<E> {
             self.budget.excess.give(excess);
             self.budget.regular.give(data.len() - excess);
             if state.bytes <= self.limits.tunnel {
-                state.full_since = None;
+                self.no_longer_full(state);
             }
         }
         if state.items.is_empty() {
@@ -219,7 +226,14 @@ impl<E> Inbox<E> {
         Some(item)
     }
 
+    fn no_longer_full(&self, state: &mut State<E>) {
+        if state.full_since.take().is_some() {
+            self.full.iter().for_each(IntGauge::dec);
+        }
+    }
+
     fn clear(&self, state: &mut State<E>) {
+        self.no_longer_full(state);
         self.budget.excess.give(state.excess);
         self.budget.regular.give(state.bytes - state.excess);
         state.excess = 0;
@@ -249,7 +263,7 @@ mod tests {
     fn inbox(budget: usize, stall: Duration) -> (Inbox<&'static str>, Arc<Budget>) {
         let budget = Arc::new(Budget::new(budget));
         let limits = Limits { tunnel: 10, stall };
-        (Inbox::new(Arc::clone(&budget), limits), budget)
+        (Inbox::new(Arc::clone(&budget), limits, None), budget)
     }
 
     fn bytes(length: usize) -> Bytes {
@@ -270,8 +284,8 @@ mod tests {
     #[test]
     fn beyond_its_limit_only_for_a_while() {
         let (inbox, _) = inbox(1000, Duration::from_millis(20));
-        inbox.push_data(bytes(10)).unwrap();
-        inbox.push_data(bytes(1)).unwrap();
+        assert!(!inbox.push_data(bytes(10)).unwrap());
+        assert!(inbox.push_data(bytes(1)).unwrap());
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(inbox.push_data(bytes(1)), Err(Overflow::Stalled(0)));
     }
@@ -298,6 +312,7 @@ mod tests {
                 tunnel: 10,
                 stall: Duration::from_secs(9),
             },
+            None,
         );
         offender.push_data(bytes(10)).unwrap();
         offender.push_data(bytes(10)).unwrap();

@@ -257,11 +257,10 @@ impl ServerMetrics {
             .add(change);
     }
 
-    /// A tunnel waits, or no longer waits, because too much of it is buffered.
-    pub fn full(&self, method: Method, change: i64) {
-        self.full_receive
-            .with_label_values(&[method.label()])
-            .add(change);
+    /// Counts the tunnels of a service of which too much is buffered.
+    #[must_use]
+    pub fn full(&self, method: Method) -> IntGauge {
+        self.full_receive.with_label_values(&[method.label()])
     }
 
     /// A tunnel was closed because its client did not read.

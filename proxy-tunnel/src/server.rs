@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The server: clients on one side, agents on the other, and the tunnels between them.
+
+pub mod backend;
+pub mod strategies;
+pub mod tunnel;
