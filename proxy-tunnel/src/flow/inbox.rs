@@ -195,11 +195,6 @@ impl<E> Inbox<E> {
         .await;
     }
 
-    /// Wakes the task that takes, without an item.
-    pub fn wake(&self) {
-        wake(&mut self.lock().reader);
-    }
-
     /// Drops what waits and whatever comes.
     pub fn close(&self) {
         let mut state = self.lock();

@@ -3,7 +3,10 @@
 //! Bytes between a socket and a tunnel: reads that hold no buffer while nothing comes, writes of many
 //! chunks at once.
 
+use std::future::{Future as _, poll_fn};
 use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::task::{Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -43,7 +46,8 @@ impl ReadSize {
     }
 }
 
-/// Reads at most `most` bytes from a source that is ready; empty at its end.
+/// Reads at most `most` bytes; none at the source's end. While nothing comes no buffer is held: an idle tunnel
+/// costs no memory for it.
 ///
 /// # Errors
 /// The source fails.
@@ -52,10 +56,15 @@ pub async fn read<R: AsyncRead + Unpin>(
     size: &mut ReadSize,
     most: usize,
 ) -> io::Result<Bytes> {
-    let mut buffer = size.buffer(most);
-    // The capacity may be larger than what was asked for, and `most` is a promise to the peer.
-    let mut limited = bytes::BufMut::limit(&mut buffer, most);
-    let count = source.read_buf(&mut limited).await?;
+    let (count, buffer) = poll_fn(|context| {
+        let mut buffer = size.buffer(most);
+        // The capacity may be larger than what was asked for, and `most` is a promise to the peer.
+        let mut limited = bytes::BufMut::limit(&mut buffer, most);
+        // The future keeps nothing from one poll to the next.
+        let count = ready!(pin!(source.read_buf(&mut limited)).poll(context))?;
+        Poll::Ready(io::Result::Ok((count, buffer)))
+    })
+    .await?;
     size.note(count);
     Ok(buffer.freeze())
 }
