@@ -106,7 +106,7 @@ impl Listener {
 }
 
 /// A socket whose file never has more than [`MODE`]: Linux takes the file's mode from the socket when it is
-/// bound (`unix_bind_bsd` in net/unix/af_unix.c), so no other user can connect before the mode is set.
+/// bound (`unix_bind_bsd` in `net/unix/af_unix.c`), so no other user can connect before the mode is set.
 fn private_socket() -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;

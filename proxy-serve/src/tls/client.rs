@@ -77,13 +77,12 @@ impl Source for Client {
     }
 
     fn announce(made: &Identity) {
-        match made.ends {
-            Some(ends) => info!("the client's certificate is in use, until {}", date(ends)),
-            None => info!(
-                "the servers' CAs are in use, until {}",
-                date(made.server_ca_ends)
-            ),
-        }
+        let own = made.ends.map_or_else(
+            || "no client certificate".to_owned(),
+            |ends| format!("the client's certificate until {}", date(ends)),
+        );
+        let authorities = date(made.server_ca_ends);
+        info!("in use are the servers' CAs until {authorities}, and {own}");
     }
 
     fn expiry(made: &Identity) -> Option<(Duration, &'static str)> {
