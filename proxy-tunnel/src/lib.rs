@@ -2,6 +2,7 @@
 
 //! Konnectivity: the reverse tunnel between a cluster's API server and its nodes.
 
+pub mod cluster;
 pub mod flow;
 pub mod go_error;
 pub mod identifiers;

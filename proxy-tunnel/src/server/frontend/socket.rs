@@ -10,7 +10,6 @@ use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -24,15 +23,19 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// What `poll` reports when the peer has closed, after the end of its bytes has been read. TLS has an end
     /// of its own, so that of TCP means that the peer has gone. On a Unix socket the peer's `shutdown` of one
     /// direction looks the same, but only `close` ends both.
-    const GONE: PollFlags;
+    const GONE: libc::c_short;
 
     /// Whether the peer has closed both directions.
     fn is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(self.descriptor(), Self::GONE)];
-        // It does not wait, and an error means that nothing can be known.
-        let polled = poll(&mut fds, PollTimeout::ZERO).unwrap_or(0);
-        let gone = Self::GONE | PollFlags::POLLHUP | PollFlags::POLLERR;
-        polled > 0 && fds[0].revents().is_some_and(|events| events.intersects(gone))
+        let mut polled = libc::pollfd {
+            fd: self.descriptor().as_raw_fd(),
+            events: Self::GONE,
+            revents: 0,
+        };
+        // SAFETY: it is one valid element, and the descriptor is open for as long as `self` is borrowed.
+        let count = unsafe { libc::poll(&raw mut polled, 1, 0) };
+        // It does not wait, and after an error nothing is known.
+        count > 0 && polled.revents & (Self::GONE | libc::POLLHUP | libc::POLLERR) != 0
     }
 
     /// Has the kernel end the connection by a reset instead of a regular end. Unix sockets have no reset: there
@@ -62,7 +65,7 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 }
 
 impl Socket for UnixStream {
-    const GONE: PollFlags = PollFlags::POLLHUP;
+    const GONE: libc::c_short = libc::POLLHUP;
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.as_fd()
@@ -70,7 +73,7 @@ impl Socket for UnixStream {
 }
 
 impl Socket for TlsStream<TcpStream> {
-    const GONE: PollFlags = PollFlags::POLLRDHUP;
+    const GONE: libc::c_short = libc::POLLRDHUP;
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.get_ref().0.as_fd()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a connection is doing, so that it can be told when it takes too long: idle, or in the middle of an
-//! HTTP/1 head. hyper has one time-out for both.
+//! The activity of a connection: idle, in the middle of an HTTP/1 head, or answering. hyper has one time limit
+//! for the first two.
 
 use std::io;
 use std::pin::Pin;
@@ -13,38 +13,45 @@ use std::time::Duration;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::Instant;
 
-use crate::limits;
+use super::Limits;
 
-/// What a connection is doing. Times are in milliseconds since it began.
+/// The activity of a connection. Times are in milliseconds since it began.
 #[derive(Debug)]
 pub struct Activity {
     began: Instant,
+    limits: Limits,
     /// Requests that are being answered.
     busy: AtomicU32,
     /// When the last request began or ended.
     last: AtomicU64,
-    /// One more than when the first byte of a head came, or 0.
+    /// One more than the time of a head's first byte; 0 while no head has begun.
     head: AtomicU64,
 }
 
-/// Why a connection is to end.
+/// Why a connection is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overdue {
-    /// It has begun a request and does not go on.
+    /// It has begun a request's head and does not go on.
     Head,
-    /// It has asked nothing for long.
+    /// It had no request for a long time.
     Idle,
 }
 
 impl Activity {
     /// A connection that has just been established.
-    pub fn new() -> Self {
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
         Self {
             began: Instant::now(),
+            limits,
             busy: AtomicU32::new(0),
             last: AtomicU64::new(0),
             head: AtomicU64::new(0),
         }
+    }
+
+    pub(super) const fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn now(&self) -> u64 {
@@ -53,14 +60,15 @@ impl Activity {
 
     // One task drives a connection and all its requests: the order of these stores does not matter.
 
-    /// A request's head is complete.
+    /// A request's head is complete. It is being answered until the value is dropped.
+    #[must_use]
     pub fn request(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.head.store(0, Ordering::Relaxed);
         Busy(Arc::clone(self))
     }
 
-    /// Bytes have come.
+    /// Bytes have been received.
     fn bytes(&self) {
         let waiting = self.busy.load(Ordering::Relaxed) == 0;
         if waiting && self.head.load(Ordering::Relaxed) == 0 {
@@ -68,24 +76,24 @@ impl Activity {
         }
     }
 
-    /// When to look again whether it takes too long, and what is wrong if that time has passed.
-    pub fn deadline(&self) -> (Instant, Overdue) {
+    /// The time at which the connection is overdue unless something happens before, and why it is then.
+    pub(super) fn deadline(&self) -> (Instant, Overdue) {
         let head = self.head.load(Ordering::Relaxed);
         let (since, limit, overdue) = if self.busy.load(Ordering::Relaxed) > 0 {
-            // `Service` bounds its time.
-            (self.now(), limits::IDLE, Overdue::Idle)
+            // The service bounds its time.
+            (self.now(), self.limits.idle, Overdue::Idle)
         } else if head > 0 {
-            (head - 1, limits::HEAD, Overdue::Head)
+            (head - 1, self.limits.head, Overdue::Head)
         } else {
             let last = self.last.load(Ordering::Relaxed);
-            (last, limits::IDLE, Overdue::Idle)
+            (last, self.limits.idle, Overdue::Idle)
         };
         (self.began + Duration::from_millis(since) + limit, overdue)
     }
 }
 
-/// A request that is being answered. It ends when it is dropped: with its answer, or because its client
-/// wants none any more, as HTTP/2 lets it say.
+/// A request that is being answered. It ends when it is dropped: with its answer, or because the client has
+/// cancelled it.
 #[derive(Debug)]
 pub struct Busy(Arc<Activity>);
 
@@ -96,7 +104,7 @@ impl Drop for Busy {
     }
 }
 
-/// An HTTP/1 connection whose incoming bytes are noticed.
+/// An HTTP/1 connection whose incoming bytes are noted in its [`Activity`].
 #[derive(Debug)]
 pub struct Watched<T> {
     inner: T,
@@ -104,7 +112,7 @@ pub struct Watched<T> {
 }
 
 impl<T> Watched<T> {
-    /// Notices the bytes that come from `inner`.
+    /// Notes the bytes that come from `inner`.
     pub const fn new(inner: T, activity: Arc<Activity>) -> Self {
         Self { inner, activity }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any `--vmodule`, and options written as flags.
+//! Any `--vmodule`, and options written as flags, for the fuzz targets.
 
 use super::filter::module_level;
 use super::{LogFormat, LogOptions, ModuleLevel, Severity};
@@ -35,10 +35,7 @@ pub fn klog(data: &[u8]) {
         modules,
         ..LogOptions::default()
     };
-    for target in lines
-        .chain(["proxy_agent::link::apply", super::EBPF_TARGET])
-        .take(8)
-    {
+    for target in lines.chain(["proxy_agent::link::apply", "ebpf"]).take(8) {
         let found = options
             .modules
             .iter()
@@ -46,7 +43,7 @@ pub fn klog(data: &[u8]) {
         let expected = found.map_or(0, |module| module.level);
         assert_eq!(module_level(&options.modules, target), expected, "{target}");
     }
-    let _ = options.ebpf_debug();
+    let _ = options.is_debugging("ebpf");
 }
 
 /// Whether a pattern names a module, by trying everything that a `*` may stand for.
@@ -83,7 +80,7 @@ fn entry(module: &ModuleLevel) -> String {
     format!("{}={}", module.pattern, module.level)
 }
 
-/// The flags that say these options.
+/// The flags that say these options, as the agent spells them.
 pub fn written(options: &LogOptions) -> Vec<String> {
     let modules: Vec<_> = options.modules.iter().map(entry).collect();
     let format = match options.format {

@@ -16,7 +16,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let path = env::temp_dir().join(format!("proxy-agent-log-{}-{name}", process::id()));
+        let path = env::temp_dir().join(format!("proxy-serve-log-{}-{name}", process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -78,7 +78,7 @@ fn text_without_headers_with_source() {
         ..options
     };
     let log = logged(&options, || error!("failed"));
-    assert!(log.contains("telemetry/log/tests.rs:"), "{log}");
+    assert!(log.contains("src/log/tests.rs:"), "{log}");
 }
 
 #[test]
@@ -197,16 +197,16 @@ fn a_file_that_cannot_be_opened_is_named() {
 }
 
 #[test]
-fn debug_lines_of_the_programs_are_off_unless_asked_for() {
+fn expensive_debug_records_need_their_own_level() {
     let with = |verbosity, modules: &[&str]| LogOptions {
         verbosity,
         modules: modules.iter().map(|text| text.parse().unwrap()).collect(),
         ..LogOptions::default()
     };
-    assert!(!LogOptions::default().ebpf_debug());
-    assert!(!with(5, &[]).ebpf_debug());
-    assert!(with(6, &[]).ebpf_debug());
-    assert!(!with(0, &["ebpf=3"]).ebpf_debug());
-    assert!(with(0, &["ebpf=4"]).ebpf_debug());
-    assert!(with(0, &["link=4", "e*=5"]).ebpf_debug());
+    assert!(!LogOptions::default().is_debugging("ebpf"));
+    assert!(!with(5, &[]).is_debugging("ebpf"));
+    assert!(with(6, &[]).is_debugging("ebpf"));
+    assert!(!with(0, &["ebpf=3"]).is_debugging("ebpf"));
+    assert!(with(0, &["ebpf=4"]).is_debugging("ebpf"));
+    assert!(with(0, &["link=4", "e*=5"]).is_debugging("ebpf"));
 }

@@ -23,6 +23,8 @@ pub(super) struct Klog {
     pub headers: bool,
     /// Whether the directory of the source file is named too.
     pub directory: bool,
+    /// Whether the message is quoted, as by klog's structured calls.
+    pub quoted: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for Klog
@@ -50,7 +52,13 @@ where
         }
         let mut content = Content::default();
         event.record(&mut content);
-        writeln!(writer, "{}{}", content.message, content.pairs)
+        let Content { message, pairs } = content;
+        if self.quoted {
+            writeln!(writer, "{message:?}{pairs}")
+        } else {
+            // One record is one line.
+            writeln!(writer, "{}{pairs}", message.replace('\n', "\\n"))
+        }
     }
 }
 
@@ -81,7 +89,7 @@ struct Content {
 
 impl Content {
     fn add(&mut self, field: &Field, value: impl fmt::Display) {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = write!(self.pairs, " {}={value}", field.name());
     }
 }
@@ -110,8 +118,7 @@ impl Visit for Content {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let text = format!("{value:?}");
         if field.name() == "message" {
-            // One record is one line.
-            self.message = text.replace('\n', "\\n");
+            self.message = text;
         } else {
             self.record_str(field, &text);
         }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Values as Go's flag libraries write them, because the sidecar's command line does: booleans of
-//! `strconv.ParseBool` and durations of `time.ParseDuration`. Which flag takes which is `cli`'s
-//! business.
+//! Values as Go's flag libraries write them: booleans of `strconv.ParseBool`, durations of
+//! `time.ParseDuration`, and lists. Which flag takes which is the business of each program's command line.
 
 use std::fmt::{self, Display, Write as _};
 use std::str::FromStr;
@@ -54,16 +53,19 @@ pub struct GoDuration(i64);
 
 impl GoDuration {
     /// As many seconds.
+    #[must_use]
     pub const fn from_secs(seconds: u32) -> Self {
         Self(seconds as i64 * 1_000_000_000)
     }
 
     /// As many milliseconds.
+    #[must_use]
     pub const fn from_millis(millis: u32) -> Self {
         Self(millis as i64 * 1_000_000)
     }
 
     /// The same as a standard duration; none if it is negative.
+    #[must_use]
     pub fn to_std(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
     }
@@ -212,6 +214,32 @@ fn write_decimal(f: &mut fmt::Formatter<'_>, value: u64, places: usize, unit: &s
     f.write_str(unit)
 }
 
+/// A list of words between commas, as one use of a flag gives it. Of an empty text it has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct List(Vec<String>);
+
+impl List {
+    /// The words of all uses of a flag, in order.
+    #[must_use]
+    pub fn join(lists: &[Self]) -> Vec<String> {
+        lists.iter().flat_map(|list| list.0.clone()).collect()
+    }
+}
+
+impl FromStr for List {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let words = text.split(',').map(str::trim);
+        Ok(Self(
+            words
+                .filter(|word| !word.is_empty())
+                .map(str::to_owned)
+                .collect(),
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -320,6 +348,15 @@ mod tests {
         for text in ["", "yes", "no", "tRUE", " true", "2"] {
             assert_eq!(parse_bool(text), Err(BoolError), "{text}");
         }
+    }
+
+    #[test]
+    fn lists_have_no_empty_words() {
+        let words = |text: &str| List::join(&[text.parse().unwrap()]);
+        assert_eq!(words(""), Vec::<String>::new());
+        assert_eq!(words("a, b,,c"), ["a", "b", "c"]);
+        let lists = ["a".parse().unwrap(), "b,c".parse().unwrap()];
+        assert_eq!(List::join(&lists), ["a", "b", "c"]);
     }
 
     proptest! {

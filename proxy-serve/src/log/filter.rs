@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which records are wanted, by klog's rules: one level for everything (`-v`), and higher ones for
+//! Which records are written, by klog's rules: one level for everything (`-v`), and higher ones for
 //! single modules (`--vmodule`).
 
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use tracing::subscriber::Interest;
 use tracing::{Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::{DEBUG_LEVEL, TRACE_LEVEL};
+use super::{DEBUG_LEVEL, Severity, TRACE_LEVEL};
 
 /// klog's level for the modules that a pattern names: one entry of `--vmodule`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +117,7 @@ fn level_filter(level: i32) -> LevelFilter {
     }
 }
 
-/// Lets the wanted records through. A call site is judged once, then its record costs nothing.
+/// Lets the records of the chosen levels through. A call site is judged once, then its record costs nothing.
 pub(super) struct Filter {
     general: LevelFilter,
     most: LevelFilter,
@@ -125,12 +125,19 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    pub(super) fn new(verbosity: i32, modules: &[ModuleLevel]) -> Self {
+    pub(super) fn new(verbosity: i32, lowest: Severity, modules: &[ModuleLevel]) -> Self {
         let highest = modules.iter().map(|module| module.level).max();
+        let cap = match lowest {
+            Severity::Info => LevelFilter::TRACE,
+            Severity::Warning => LevelFilter::WARN,
+            Severity::Error => LevelFilter::ERROR,
+            Severity::Fatal => LevelFilter::OFF,
+        };
         let general = level_filter(verbosity);
+        let most = general.max(level_filter(highest.unwrap_or(0)));
         Self {
-            general,
-            most: general.max(level_filter(highest.unwrap_or(0))),
+            general: general.min(cap),
+            most: most.min(cap),
             modules: modules.into(),
         }
     }
@@ -228,6 +235,14 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ModuleLevel>(), Err(want), "{text}");
         }
+    }
+
+    #[test]
+    fn no_level_brings_records_below_the_lowest_severity() {
+        let most = |verbosity, lowest, list| Filter::new(verbosity, lowest, &modules(list)).most;
+        assert_eq!(most(0, Severity::Info, "link=6"), LevelFilter::TRACE);
+        assert_eq!(most(6, Severity::Warning, "link=6"), LevelFilter::WARN);
+        assert_eq!(most(0, Severity::Error, "link=0"), LevelFilter::ERROR);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A bound on what many tasks take together: requests, or bytes of their bodies. Nobody waits for a
-//! share: slow clients could hold it for long, and the API server asks again or goes on without us.
+//! A bound on what many tasks take together: requests, or bytes in memory. No task waits for a share: another
+//! task may hold it for as long as its slow client likes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So much may be taken.
+/// A number of requests, bytes or the like that may be taken.
 #[derive(Debug)]
 pub struct Budget {
     taken: AtomicUsize,
@@ -13,7 +13,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Nothing of it is taken.
+    /// A budget of which nothing is taken.
+    #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
             taken: AtomicUsize::new(0),
@@ -21,7 +22,8 @@ impl Budget {
         }
     }
 
-    /// A share of nothing, which can grow.
+    /// An empty share, which can grow.
+    #[must_use]
     pub const fn share(&self) -> Share<'_> {
         Share {
             budget: self,
@@ -30,7 +32,7 @@ impl Budget {
     }
 }
 
-/// What one task has taken; given back when dropped.
+/// The part that one task has taken; given back when dropped.
 #[derive(Debug)]
 pub struct Share<'a> {
     budget: &'a Budget,
@@ -38,7 +40,7 @@ pub struct Share<'a> {
 }
 
 impl Share<'_> {
-    /// Takes `more`, and tells whether there was so much left; if not, nothing has changed.
+    /// Takes `more`. False if less is left: then nothing has changed.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
         // The count alone matters: no other memory is ordered by it.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Where records go: stderr, a file, or both. A record that cannot be written is never an error:
-//! the agent's work goes on without its log.
+//! Where records go: stderr, a file, or both. A record that cannot be written is never an error: the program
+//! works on without its log.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,8 +14,6 @@ use thiserror::Error;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::LogError;
-
 /// klog's severities, the lowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -25,7 +23,7 @@ pub enum Severity {
     Warning,
     /// Errors.
     Error,
-    /// What ends the process; the agent logs nothing so, thus as a threshold it means nothing.
+    /// Errors that end the process. No record has it: as a threshold it keeps everything away.
     Fatal,
 }
 
@@ -76,25 +74,22 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Opens the file, if there is one. Without a file everything goes to stderr.
-    pub(super) fn open(file: Option<&LogFile>, threshold: Severity) -> Result<Self, LogError> {
-        let Some(file) = file else {
-            return Ok(Self {
-                file: None,
-                stderr_threshold: Severity::Info,
-            });
+    /// Opens the file, if there is one. The error names the file.
+    pub(super) fn open(
+        file: Option<&LogFile>,
+        threshold: Severity,
+    ) -> Result<Self, (PathBuf, io::Error)> {
+        let open = |file: &LogFile| match OpenFile::open(file) {
+            Ok(open) => Ok(Mutex::new(open)),
+            Err(error) => Err((file.path.clone(), error)),
         };
-        let open = OpenFile::open(file).map_err(|source| LogError::Open {
-            path: file.path.clone(),
-            source,
-        })?;
         Ok(Self {
-            file: Some(Mutex::new(open)),
+            file: file.map(open).transpose()?,
             stderr_threshold: threshold,
         })
     }
 
-    /// Whether records of `level` are for stderr.
+    /// Whether records of `level` go to stderr.
     fn wants_stderr(&self, level: Level) -> bool {
         Severity::from(level) >= self.stderr_threshold
     }
@@ -128,13 +123,13 @@ impl Write for Record<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut stderr = self.stderr;
         if let Some(file) = &self.output.file {
-            // A thread that died while it wrote has left at worst a torn line.
+            // A thread that panicked while it wrote has left at worst a torn line.
             let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            // Rather there than nowhere: the disk may be full.
+            // The disk may be full: stderr is better than nothing.
             stderr |= file.append(line).is_err();
         }
         if stderr {
-            // Nobody is left to tell.
+            // There is no third place.
             let _ = io::stderr().lock().write_all(line);
         }
         Ok(line.len())
@@ -213,11 +208,5 @@ mod tests {
         for text in ["", "4", "-1", "debug"] {
             assert_eq!(text.parse::<Severity>(), Err(SeverityError), "{text}");
         }
-    }
-
-    #[test]
-    fn without_a_file_everything_goes_to_stderr() {
-        let output = Output::open(None, Severity::Fatal).unwrap();
-        assert!(output.wants_stderr(Level::TRACE));
     }
 }
