@@ -2,6 +2,9 @@
 
 //! Konnectivity: the reverse tunnel between a cluster's API server and its nodes.
 
+pub mod agent;
+pub mod channel;
+pub mod client;
 pub mod cluster;
 pub mod flow;
 pub mod go_error;
