@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Each pair of our and upstream's server and agent, with our and upstream's client, a program around the client
+//! library that kube-apiserver links, and curl: upstream's three examples.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use tunnel_tests::program::{Make, Part, lacks_peers, library_client};
+use tunnel_tests::tunnel::{Example, SOCKET, Tunnel};
+
+/// curl's part of the third example.
+const CURL: [&str; 13] = [
+    "--silent",
+    "--show-error",
+    "--proxytunnel",
+    "--proxy-key",
+    "certs/frontend/private/proxy-client.key",
+    "--proxy-cert",
+    "certs/frontend/issued/proxy-client.crt",
+    "--proxy-cacert",
+    "certs/frontend/issued/ca.crt",
+    "--proxy-cert-type",
+    "PEM",
+    "--proxy",
+    "https://127.0.0.1:8090",
+];
+
+/// The target of the examples.
+const TARGET: &str = "http://localhost:8000/success";
+
+fn examples(server: Make, agent: Make) -> Result<()> {
+    let name = format!("tunnel-{}-{}", server.name(), agent.name());
+    if lacks_peers(&name)? {
+        return Ok(());
+    }
+    for example in Example::ALL {
+        let tunnel = Tunnel::start(example, server, agent)?;
+        for client in Make::ALL {
+            tunnel
+                .request(&Part::TestClient.of(client)?, &example.client())
+                .with_context(|| format!("{}, {} client", example.name(), client.name()))?;
+        }
+        match example {
+            Example::Grpc => {}
+            Example::GrpcUds => library(&tunnel)?,
+            Example::HttpConnect => {
+                let args = [CURL.as_slice(), &[TARGET]].concat();
+                tunnel.request(Path::new("curl"), &args)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The client library, one tunnel and many at once; and a target that refuses.
+fn library(tunnel: &Tunnel) -> Result<()> {
+    let program = library_client()?;
+    let uds = format!("--uds={SOCKET}");
+    let request = [&uds, "--target=localhost:8000", "--path=/success"];
+    let printed = tunnel.request(&program, &request)?;
+    ensure!(printed.starts_with("200 OK\n"), "{printed}");
+    let many = [&request[..], &["--tunnels=20"]].concat();
+    let printed = tunnel.request(&program, &many)?;
+    let answers = printed.matches("200 OK").count();
+    ensure!(answers == 20, "{answers} answers\n{printed}");
+    let output = tunnel.run(&program, &[&uds, "--target=127.0.0.1:1"])?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "port 1 answers");
+    ensure!(complaint.contains("connection refused"), "{complaint}");
+    Ok(())
+}
+
+#[test]
+fn our_server_our_agent() -> Result<()> {
+    examples(Make::Ours, Make::Ours)
+}
+
+#[test]
+fn our_server_upstreams_agent() -> Result<()> {
+    examples(Make::Ours, Make::Upstream)
+}
+
+#[test]
+fn upstreams_server_our_agent() -> Result<()> {
+    examples(Make::Upstream, Make::Ours)
+}
+
+#[test]
+fn upstreams_server_upstreams_agent() -> Result<()> {
+    examples(Make::Upstream, Make::Upstream)
+}
