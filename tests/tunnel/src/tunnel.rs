@@ -31,6 +31,26 @@ pub const SOCKET: &str = "uds-proxy";
 /// The first line of what the test server answers to `/success` that no error page has.
 const SUCCESS: &str = "Success";
 
+/// curl's flags in the third example.
+pub const CURL: [&str; 13] = [
+    "--silent",
+    "--show-error",
+    "--proxytunnel",
+    "--proxy-key",
+    "certs/frontend/private/proxy-client.key",
+    "--proxy-cert",
+    "certs/frontend/issued/proxy-client.crt",
+    "--proxy-cacert",
+    "certs/frontend/issued/ca.crt",
+    "--proxy-cert-type",
+    "PEM",
+    "--proxy",
+    "https://127.0.0.1:8090",
+];
+
+/// The target of the examples.
+pub const TARGET: &str = "http://localhost:8000/success";
+
 /// One of upstream's three examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Example {
@@ -56,8 +76,8 @@ const CLUSTER: [&str; 3] = [
     "--cluster-key=certs/agent/private/proxy-frontend.key",
 ];
 
-/// The agent's.
-const AGENT: [&str; 3] = [
+/// The agent's flags.
+pub const AGENT: [&str; 3] = [
     "--ca-cert=certs/agent/issued/ca.crt",
     "--agent-cert=certs/agent/issued/proxy-agent.crt",
     "--agent-key=certs/agent/private/proxy-agent.key",
@@ -251,6 +271,16 @@ impl Tunnel {
             let answer = http::ask(netns, address, path, &[])?;
             Ok((answer.code == 200).then_some(()))
         })
+    }
+
+    /// The lines of a process's log that contain `words`.
+    #[must_use]
+    pub fn lines(&self, process: &str, words: &str) -> Vec<String> {
+        let running = self.running.iter().find(|running| running.name == process);
+        let text = running.and_then(|running| fs::read_to_string(&running.log).ok());
+        let text = text.unwrap_or_default();
+        let lines = text.lines().filter(|line| line.contains(words));
+        lines.map(str::to_owned).collect()
     }
 
     /// Everything that the processes have logged.

@@ -7,27 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use tunnel_tests::program::{Make, Part, lacks_peers, library_client};
-use tunnel_tests::tunnel::{Example, SOCKET, Tunnel};
-
-/// curl's part of the third example.
-const CURL: [&str; 13] = [
-    "--silent",
-    "--show-error",
-    "--proxytunnel",
-    "--proxy-key",
-    "certs/frontend/private/proxy-client.key",
-    "--proxy-cert",
-    "certs/frontend/issued/proxy-client.crt",
-    "--proxy-cacert",
-    "certs/frontend/issued/ca.crt",
-    "--proxy-cert-type",
-    "PEM",
-    "--proxy",
-    "https://127.0.0.1:8090",
-];
-
-/// The target of the examples.
-const TARGET: &str = "http://localhost:8000/success";
+use tunnel_tests::tunnel::{CURL, Example, SOCKET, TARGET, Tunnel};
 
 fn examples(server: Make, agent: Make) -> Result<()> {
     let name = format!("tunnel-{}-{}", server.name(), agent.name());
