@@ -31,6 +31,10 @@ const UPSTREAM: &str = "sigs.k8s.io/apiserver-network-proxy";
 /// Our program that drives the client library, in the checkout.
 const LIBRARY_CLIENT: &str = "tests/peers/library-client/main.go";
 
+/// apt's lists and Go's cache, in the directory of peers.
+const APT: &str = "apt";
+const GO_CACHE: &str = "cache";
+
 /// A program that is built.
 struct Peer {
     /// Its name in the directory of peers.
@@ -79,7 +83,7 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
     }
     let start = Instant::now();
     if !root.is_dir() {
-        fetch(&root, cache.join("apt")).context(
+        fetch(&root, cache.join(APT)).context(
             "upstream's peers of the tunnel come from Debian's unstable packages; DEBIAN_MIRROR=URL names a \
              mirror that can be reached from here",
         )?;
@@ -90,6 +94,10 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
         peer.build(workspace, &cache, &programs)?;
     }
     write(&stamp, &library_client)?;
+    // Some 3 GiB that only a changed program of ours would need again.
+    for part in [&root, &cache.join(APT), &cache.join(GO_CACHE)] {
+        fs::remove_dir_all(part).with_context(|| format!("cannot remove {}", part.display()))?;
+    }
     println!("peers: built in {}", sh::duration(start.elapsed()));
     Ok(programs)
 }
@@ -133,7 +141,7 @@ fn go(cache: &Path) -> Result<Command> {
         .current_dir(cache)
         .env("GOROOT", goroot)
         .env("GOPATH", root.join("usr/share/gocode"))
-        .env("GOCACHE", cache.join("cache"))
+        .env("GOCACHE", cache.join(GO_CACHE))
         .env("GOENV", "off")
         .env("GOFLAGS", "")
         .env("GOTOOLCHAIN", "local")
