@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use tunnel_tests::echo;
 use tunnel_tests::program::{Make, Part, lacks_peers, library_client};
 use tunnel_tests::tunnel::{CURL, Example, SOCKET, TARGET, Tunnel};
 
@@ -33,7 +34,7 @@ fn examples(server: Make, agent: Make) -> Result<()> {
     Ok(())
 }
 
-/// The client library, one tunnel and many at once; and a target that refuses.
+/// The client library: one tunnel and many at once, bytes in both directions, a target that refuses.
 fn library(tunnel: &Tunnel) -> Result<()> {
     let program = library_client()?;
     let uds = format!("--uds={SOCKET}");
@@ -44,6 +45,23 @@ fn library(tunnel: &Tunnel) -> Result<()> {
     let printed = tunnel.request(&program, &many)?;
     let answers = printed.matches("200 OK").count();
     ensure!(answers == 20, "{answers} answers\n{printed}");
+    let target = format!("--target={}", echo::start(tunnel.netns())?);
+    let output = tunnel.run(
+        &program,
+        &[
+            &uds,
+            &target,
+            "--mode=echo",
+            "--bytes=4000000",
+            "--tunnels=8",
+        ],
+    )?;
+    ensure!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        tunnel.logs()
+    );
     let output = tunnel.run(&program, &[&uds, "--target=127.0.0.1:1"])?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success(), "port 1 answers");
