@@ -16,7 +16,7 @@ use crate::debian::{Archive, make_dir, write};
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// Tells tests and demo where the peers are.
+/// Names the directory of the peers, for tests and demo.
 pub const VARIABLE: &str = "PROXY_TUNNEL_PEERS";
 
 /// Debian's suite that has upstream's source.
@@ -39,7 +39,7 @@ const GO_CACHE: &str = "cache";
 struct Peer {
     /// Its name in the directory of peers.
     name: &'static str,
-    /// What go builds: an import path or, relative to the checkout, a file.
+    /// The import path that go builds, below upstream's, or a file of the checkout.
     source: &'static str,
 }
 

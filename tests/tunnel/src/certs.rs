@@ -64,7 +64,7 @@ const GROUPS: [Group; 2] = [
     },
 ];
 
-/// What happens to files that are there already.
+/// The fate of files that are there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
     /// They are an error, and nothing is written.
@@ -152,7 +152,7 @@ fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
     CertifiedIssuer::self_signed(params, key).with_context(|| format!("cannot sign {name}"))
 }
 
-/// What all certificates have in common.
+/// The parameters that all certificates have in common.
 fn base(name: &str, names: Vec<String>) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(names)
         .with_context(|| format!("a name for the certificate of {name} is neither DNS nor IP"))?;

@@ -75,7 +75,7 @@ fn demo() -> Result<()> {
     Ok(())
 }
 
-/// Who talks to whom in an example.
+/// The connections of an example, from the client to the target.
 const fn road(example: Example) -> &'static str {
     match example {
         Example::Grpc => {

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use tests::http;
 use tunnel_tests::tunnel::{AGENT_HEALTH, SERVER_HEALTH, Tunnel};
 
-/// What all of their names begin with.
+/// The prefix of their names.
 const PREFIX: &str = "konnectivity_network_proxy_";
 
 /// The values of samples by name and labels.
