@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, Command, Parser, value_parser};
 /// The id of the argument that takes positional arguments.
 const IGNORED: &str = "ignored";
 
-/// What is printed on bad usage.
+/// The text that is printed on bad usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadUsage {
     /// The error.

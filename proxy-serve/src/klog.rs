@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The flags of klog, Kubernetes' logging library, and what they mean for the log. The flags are the same
+//! The flags of klog, Kubernetes' logging library, and their meaning for the log. The flags are the same
 //! in every program; a [`Style`] says how a program spells them. How records are written is [`crate::log`]'s
 //! business.
 
@@ -24,7 +24,7 @@ pub struct Spelling {
     pub program: &'static str,
     /// Between the words of a flag.
     pub separator: Separator,
-    /// What the names of the environment variables begin with; none: there are no such variables.
+    /// The prefix of environment variables' names; none: there are no such variables.
     pub env_prefix: Option<&'static str>,
     /// The default of `-v`.
     pub verbosity: i32,
@@ -39,7 +39,7 @@ pub struct Spelling {
     pub quoted: bool,
 }
 
-/// What stands between the words of a flag.
+/// The character between the words of a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Separator {
     /// An underscore, as klog itself has it; flags with hyphens are accepted too.
@@ -285,7 +285,7 @@ fn required<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) 
 }
 
 impl<S: Style> KlogArgs<S> {
-    /// What these flags mean for the log in `format`.
+    /// The settings of the log that these flags mean, in `format`.
     #[must_use]
     pub fn into_options(self, format: LogFormat) -> LogOptions {
         let spelling = S::SPELLING;

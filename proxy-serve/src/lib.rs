@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What every program of this workspace needs to serve, and nothing that only one of them needs.
+//! The parts of a serving program that the programs of this workspace share, and nothing that only one of them
+//! needs.
 //!
 //! | module | holds |
 //! |---|---|

@@ -44,7 +44,7 @@ pub enum LogFormat {
     Klog,
 }
 
-/// What to log, where and how.
+/// The settings of the log.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
     /// How records are written.
@@ -61,7 +61,7 @@ pub struct LogOptions {
     pub file: Option<LogFile>,
     /// The flags that name the file and its directory, for error messages.
     pub file_flags: (String, String),
-    /// What goes to stderr: with a file, as well.
+    /// The lowest severity that goes to stderr; with a file, to both.
     pub stderr_threshold: Severity,
     /// Whether lines of text start with time, level and target.
     pub headers: bool,

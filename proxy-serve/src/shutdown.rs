@@ -10,7 +10,7 @@ pub enum Phase {
     Serving,
     /// It serves, and reports that it is not ready, so that clients go elsewhere.
     Leaving,
-    /// It ends what is open and accepts nothing.
+    /// It ends open connections and accepts no new ones.
     Draining,
 }
 

@@ -56,7 +56,7 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {}, the {what}; {location}", path.display())]
     Read {
-        /// What should be in it.
+        /// The content that is expected.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum TlsError {
     /// A file holds something else.
     #[error("{} holds no {what} in PEM", path.display())]
     Pem {
-        /// What should be in it.
+        /// The content that is expected.
         what: &'static str,
         /// The file.
         path: PathBuf,

@@ -19,12 +19,12 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::service::Service;
 
-/// What all connections share.
+/// The parts that all connections share.
 #[derive(Debug)]
 pub struct Shared {
     /// The certificates.
     pub current: Current<Identity>,
-    /// What answers.
+    /// The service that answers.
     pub service: Service,
     /// The counters.
     pub metrics: Arc<Metrics>,

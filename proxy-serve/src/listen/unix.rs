@@ -18,7 +18,7 @@ use super::BACKLOG;
 /// The owner and its group may connect.
 const MODE: u32 = 0o770;
 
-/// What happens to a file that already has the socket's name.
+/// The fate of a file that already has the socket's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
     /// A socket is removed; anything else is an error.

@@ -108,7 +108,7 @@ pub(super) fn module_level(modules: &[ModuleLevel], target: &str) -> i32 {
         .map_or(0, |module| module.level)
 }
 
-/// What is logged at one of klog's levels.
+/// The most verbose records at one of klog's levels.
 fn level_filter(level: i32) -> LevelFilter {
     match level {
         ..DEBUG_LEVEL => LevelFilter::INFO,

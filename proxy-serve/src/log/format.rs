@@ -146,7 +146,7 @@ impl Time {
         // SAFETY: integers and a pointer that may be null.
         let mut parts: libc::tm = unsafe { std::mem::zeroed() };
         // SAFETY: both pointers are to valid values; nothing in this process changes the variables
-        // that tell the time zone.
+        // that name the time zone.
         unsafe { libc::localtime_r(&raw const seconds, &raw mut parts) };
         Self {
             month: parts.tm_mon + 1,

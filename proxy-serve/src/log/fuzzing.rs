@@ -7,8 +7,8 @@ use super::{LogFormat, LogOptions, ModuleLevel, Severity};
 
 /// `--vmodule`, and below it modules as they are called in records.
 ///
-/// What is accepted means the same when it is written out, and matches what its words say: asked by
-/// another, slower matcher. A module has the level of the first entry that matches.
+/// An accepted text means the same when it is written out, and matches the modules that another, slower
+/// matcher finds. A module has the level of the first entry that matches.
 pub fn klog(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;

@@ -20,7 +20,7 @@ const ATTEMPTS: usize = 5;
 
 /// Files of which something is made.
 pub trait Source: Send + 'static {
-    /// What is made of them.
+    /// The value that is made of them.
     type Made: Send + Sync + 'static;
 
     /// Reads all files.
@@ -201,7 +201,7 @@ pub fn watch(mut reloaders: Vec<Box<dyn Look>>, interval: Duration) -> io::Resul
         .map(drop)
 }
 
-/// Logs what is in use from now on.
+/// Logs that this is in use from now on.
 fn announce<S: Source>(made: &S::Made) {
     S::announce(made);
     let now = SystemTime::now()
