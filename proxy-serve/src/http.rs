@@ -22,7 +22,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 pub use hyper::StatusCode;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -60,6 +60,12 @@ pub trait Handler: Send + 'static {
     /// The answer to `GET` or `HEAD` of a path with its query. The server itself refuses other methods, and
     /// leaves the body of an answer to `HEAD` away.
     fn get(&self, path: &str, query: Option<&str>) -> impl Future<Output = Reply>;
+
+    /// Where a path has moved to, as the value of `Location`; then [`Self::get`] is not asked. `host` is what
+    /// the client calls this server, without a port.
+    fn moved(&self, _host: &str, _path: &str, _query: Option<&str>) -> Option<String> {
+        None
+    }
 }
 
 /// An answer of this content type.
@@ -226,7 +232,23 @@ async fn answer(request: Request<Incoming>, handler: &impl Handler) -> Result<Re
         return Ok(refusal);
     }
     let uri = request.uri();
+    let host = request.headers().get(HOST).map(HeaderValue::to_str);
+    let host = without_port(host.and_then(Result::ok).unwrap_or_default());
+    if let Some(location) = handler.moved(host, uri.path(), uri.query())
+        && let Ok(location) = HeaderValue::try_from(location)
+    {
+        let mut reply = text(StatusCode::MOVED_PERMANENTLY, "");
+        reply.headers_mut().insert(LOCATION, location);
+        return Ok(reply);
+    }
     Ok(handler.get(uri.path(), uri.query()).await)
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => host,
+    }
 }
 
 #[cfg(test)]

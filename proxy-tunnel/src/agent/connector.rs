@@ -123,8 +123,11 @@ pub enum ConnectError {
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     /// It took too long.
-    #[error("{0} has not accepted this agent within {} s", LIMIT.as_secs())]
-    Timeout(String),
+    #[error("{server} has not accepted this agent within {limit} s", limit = LIMIT.as_secs())]
+    Timeout {
+        /// The server.
+        server: String,
+    },
 }
 
 /// A stream that has been accepted.
@@ -146,7 +149,7 @@ impl Connector {
         let address = join(host, self.port);
         timeout(LIMIT, self.try_connect(host, &address))
             .await
-            .unwrap_or(Err(ConnectError::Timeout(address)))
+            .unwrap_or(Err(ConnectError::Timeout { server: address }))
     }
 
     async fn try_connect(&self, host: &str, address: &str) -> Result<Connected, ConnectError> {
@@ -225,7 +228,7 @@ impl Connector {
         let mut put = |key, value: &str, what| {
             let value = value.parse().map_err(|_| ConnectError::Unsendable(what))?;
             metadata.insert(key, value);
-            Ok(())
+            Ok::<_, ConnectError>(())
         };
         put(AGENT_ID, &self.shared.agent_id, "agent's name (--agent-id)")?;
         put(

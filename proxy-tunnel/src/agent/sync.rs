@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -222,28 +221,4 @@ impl Sync {
 /// Up to a tenth longer, so that agents do not connect at the same time.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 + fastrand::f64() * 0.1)
-}
-
-/// A uuid of version 4, for agents and servers without a name of their own.
-#[must_use]
-pub fn uuid() -> String {
-    let random = fastrand::u128(..);
-    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
-}
-
-/// Checks identifiers as the agent's flag gives them.
-///
-/// # Errors
-/// They are no query, or have keys that servers do not know.
-pub fn check_identifiers(text: &str) -> anyhow::Result<()> {
-    let read = crate::identifiers::Identifiers::parse(text)
-        .context("--agent-identifiers is written like host=NAME&ipv4=ADDRESS")?;
-    anyhow::ensure!(
-        read.unknown.is_empty(),
-        "--agent-identifiers has the unknown key {}; known are ipv4, ipv6, host, cidr and default-route",
-        read.unknown.join(", ")
-    );
-    Ok(())
 }

@@ -70,7 +70,8 @@ impl Rig {
 #[tokio::test]
 async fn numbers_start_at_one_and_failed_dials_spend_them() {
     let mut rig = Rig::new(Extensions::default()).await;
-    assert_eq!(rig.connect(7).await.0, 1);
+    let (first, _target) = rig.connect(7).await;
+    assert_eq!(first, 1);
     rig.link.receive(Message::DialRequest(DialRequest {
         protocol: "bogus".into(),
         address: "a:1".into(),
@@ -80,7 +81,8 @@ async fn numbers_start_at_one_and_failed_dials_spend_them() {
         rig.next().await,
         Message::dial_error(8, "dial bogus: unknown network bogus")
     );
-    assert_eq!(rig.connect(9).await.0, 3);
+    let (third, _target) = rig.connect(9).await;
+    assert_eq!(third, 3);
 }
 
 #[tokio::test]
@@ -132,7 +134,7 @@ async fn a_close_that_waits_keeps_nothing_else_waiting() {
     let mut rig = Rig::new(Extensions::default()).await;
     let (stalled, _target) = rig.connect(1).await;
     rig.link
-        .receive(Message::Data(stalled, Bytes::from(vec![0; 3 << 20])));
+        .receive(Message::Data(stalled, Bytes::from(vec![0; 1 << 20])));
     rig.link.receive(Message::Data(stalled, Bytes::from(vec![0; 64 << 10])));
     rig.link.receive(Message::CloseRequest(stalled));
     let (other, mut target) = rig.connect(2).await;
