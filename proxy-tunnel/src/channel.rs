@@ -5,11 +5,10 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -22,8 +21,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::flow::Outbox;
-use crate::wire::{MAX_MESSAGE, PacketCodec, Received};
+use crate::wire::{MAX_MESSAGE, Message, PacketCodec, Received};
 
 /// How long a peer may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -102,8 +100,8 @@ impl Channel {
         Ok(Self { sender, origin })
     }
 
-    /// Opens a stream that sends what the outbox holds. It returns with the peer's headers: a server of upstream
-    /// sends them with its first packet, so whatever it answers to must be in the outbox before.
+    /// Opens a stream that sends these messages, up to the first error. It returns with the peer's headers: a
+    /// server of upstream sends them with its first packet, so whatever it answers to must be there before.
     ///
     /// # Errors
     /// The peer refuses it, or the connection has ended.
@@ -115,17 +113,18 @@ impl Channel {
         path: &'static str,
         codec: PacketCodec,
         metadata: MetadataMap,
-        outbox: &Arc<Outbox>,
+        messages: impl Stream<Item = Result<Message, Status>> + Send + 'static,
     ) -> Result<(MetadataMap, Streaming<Received>), Status> {
-        let messages = outbox
-            .stream()
+        let messages = messages
             .take_while(|message| std::future::ready(message.is_ok()))
             .filter_map(|message| std::future::ready(message.ok()));
         let mut request = tonic::Request::new(messages);
         *request.metadata_mut() = metadata;
         let mut grpc = Grpc::with_origin(Service(self.sender.clone()), self.origin.clone())
             .max_decoding_message_size(MAX_MESSAGE);
-        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        grpc.ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         let path = PathAndQuery::from_static(path);
         let response = grpc.streaming(request, path, codec).await?;
         let (metadata, stream, _) = response.into_parts();

@@ -184,9 +184,7 @@ impl Dialer {
                         .dial(address)
                         .await
                 }
-                Mode::HttpConnect => {
-                    connect::dial(&self.endpoint, &self.user_agent, address).await
-                }
+                Mode::HttpConnect => connect::dial(&self.endpoint, &self.user_agent, address).await,
             }
         };
         timeout(self.limit, dial).await.unwrap_or_else(|_| {

@@ -60,9 +60,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> 
                 .await
                 .map_err(wrong)?
         }
-        None => {
-            Config::incluster().map_err(|source| ClusterError::InCluster(Box::new(source)))?
-        }
+        None => Config::incluster().map_err(|source| ClusterError::InCluster(Box::new(source)))?,
     };
     config.connect_timeout = Some(CONNECT);
     Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))

@@ -215,7 +215,10 @@ mod tests {
             let want = format!("dial tcp 10.0.0.1:80: {want}");
             assert_eq!(text(target, os(code)), want);
         }
-        assert_eq!(text(target, Problem::Timeout), "dial tcp 10.0.0.1:80: i/o timeout");
+        assert_eq!(
+            text(target, Problem::Timeout),
+            "dial tcp 10.0.0.1:80: i/o timeout"
+        );
         assert_eq!(
             text(Some("[::1]:1"), os(libc::ECONNREFUSED)),
             "dial tcp [::1]:1: connect: connection refused"
@@ -244,9 +247,18 @@ mod tests {
         assert_eq!(split_host_port("[::1]:1"), Ok(("::1", "1")));
         assert_eq!(split_host_port(":1"), Ok(("", "1")));
         assert_eq!(problem("x"), "dial tcp: address x: missing port in address");
-        assert_eq!(problem("::1"), "dial tcp: address ::1: too many colons in address");
-        assert_eq!(problem("[::1"), "dial tcp: address [::1: missing ']' in address");
-        assert_eq!(problem("[::1]"), "dial tcp: address [::1]: missing port in address");
+        assert_eq!(
+            problem("::1"),
+            "dial tcp: address ::1: too many colons in address"
+        );
+        assert_eq!(
+            problem("[::1"),
+            "dial tcp: address [::1: missing ']' in address"
+        );
+        assert_eq!(
+            problem("[::1]"),
+            "dial tcp: address [::1]: missing port in address"
+        );
         let invalid = text(None, port("99999").unwrap_err());
         assert_eq!(invalid, "dial tcp: address 99999: invalid port");
         assert_eq!(port("https"), Ok(443));

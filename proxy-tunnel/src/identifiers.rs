@@ -106,7 +106,9 @@ mod tests {
         assert_eq!(
             Identifiers::parse(text).unwrap(),
             Identifiers {
-                hosts: ["10.0.0.1", "10.0.0.2", "fd00::1", "node-1"].map(String::from).into(),
+                hosts: ["10.0.0.1", "10.0.0.2", "fd00::1", "node-1"]
+                    .map(String::from)
+                    .into(),
                 cidrs: vec!["10.0.0.0/8".into()],
                 default_route: true,
                 unknown: vec!["x".into()],

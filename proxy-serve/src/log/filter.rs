@@ -117,9 +117,23 @@ fn level_filter(level: i32) -> LevelFilter {
     }
 }
 
+/// Libraries that write a debug record for every frame or packet. Their records need so many of klog's levels
+/// more than our own; `--vmodule` chooses single modules of them as it does ours.
+const CHATTY: [&str; 7] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "kube_client",
+    "rustls",
+    "tonic",
+    "tower",
+];
+const CHATTY_BY: i32 = 4;
+
 /// Lets the records of the chosen levels through. A call site is judged once, then its record costs nothing.
 pub(super) struct Filter {
     general: LevelFilter,
+    chatty: LevelFilter,
     most: LevelFilter,
     modules: Box<[ModuleLevel]>,
 }
@@ -137,14 +151,25 @@ impl Filter {
         let most = general.max(level_filter(highest.unwrap_or(0)));
         Self {
             general: general.min(cap),
+            chatty: level_filter(verbosity.saturating_sub(CHATTY_BY)).min(cap),
             most: most.min(cap),
             modules: modules.into(),
         }
     }
 
+    /// The most verbose records of a target that no pattern names.
+    fn general_of(&self, target: &str) -> LevelFilter {
+        let package = target.split("::").next().unwrap_or_default();
+        if CHATTY.contains(&package) {
+            self.chatty
+        } else {
+            self.general
+        }
+    }
+
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         let level = metadata.level();
-        *level <= self.general
+        *level <= self.general_of(metadata.target())
             || *level <= self.most
                 && *level <= level_filter(module_level(&self.modules, metadata.target()))
     }
@@ -189,6 +214,18 @@ mod tests {
         assert_eq!(module_level(&modules, "proxy_agent::backend::observe"), 0);
         assert_eq!(module_level(&modules, "proxy_agent::link"), 0);
         assert_eq!(module_level(&modules, "ebpf"), 4);
+    }
+
+    #[test]
+    fn libraries_that_log_every_frame_need_more() {
+        let filter = |verbosity| Filter::new(verbosity, Severity::Info, &[]);
+        assert_eq!(
+            filter(4).general_of("proxy_tunnel::server"),
+            LevelFilter::DEBUG
+        );
+        assert_eq!(filter(4).general_of("h2::codec"), LevelFilter::INFO);
+        assert_eq!(filter(8).general_of("h2::codec"), LevelFilter::DEBUG);
+        assert_eq!(filter(4).general_of("h2o"), LevelFilter::DEBUG);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::proxy::{self, ProxyError};
 use crate::channel::{Channel, Settings};
 use crate::client::{Refusal, handshake};
 use crate::flow::Outbox;
+use crate::metrics::packets::{Counted, Segment};
 use crate::wire::metadata::{
     self, AGENT_ID, AGENT_IDENTIFIERS, AUTHORIZATION, BEARER, Extensions, MetadataError,
 };
@@ -81,7 +82,9 @@ pub enum ConnectError {
     #[error("`{0}` can be no certificate's name; --proxy-server-host takes a name or an address")]
     Name(String),
     /// TLS fails.
-    #[error("no TLS session with {server}; --ca-cert, --agent-cert and --agent-key decide about it")]
+    #[error(
+        "no TLS session with {server}; --ca-cert, --agent-cert and --agent-key decide about it"
+    )]
     Tls {
         /// The server.
         server: String,
@@ -153,19 +156,24 @@ impl Connector {
     }
 
     async fn try_connect(&self, host: &str, address: &str) -> Result<Connected, ConnectError> {
-        info!(serverAddress = address, agentID = self.shared.agent_id.as_str(), "Connect to server");
+        info!(
+            serverAddress = address,
+            agentID = self.shared.agent_id.as_str(),
+            "Connect to server"
+        );
         let metadata = self.metadata()?;
         let stream = self.reach(host, address).await?;
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| ConnectError::Name(host.to_owned()))?;
         let connector = TlsConnector::from(Arc::clone(&self.tls.get().config));
-        let session = connector
-            .connect(name, stream)
-            .await
-            .map_err(|source| ConnectError::Tls {
-                server: address.to_owned(),
-                source,
-            })?;
+        let session =
+            connector
+                .connect(name, stream)
+                .await
+                .map_err(|source| ConnectError::Tls {
+                    server: address.to_owned(),
+                    source,
+                })?;
         let settings = Settings::link(self.keepalive.max(LEAST_KEEPALIVE));
         let channel = Channel::open(session, address, settings)
             .await
@@ -174,14 +182,22 @@ impl Connector {
                 source,
             })?;
         let outbox = Outbox::new();
-        let opened = channel.stream(AGENT_PATH, LINK, metadata, &outbox).await;
+        let messages = Counted {
+            inner: outbox.stream(),
+            packets: Arc::clone(&self.shared.metrics.packets),
+            segment: Segment::FromAgent,
+        };
+        let opened = channel.stream(AGENT_PATH, LINK, metadata, messages).await;
         let (headers, inbound) = opened.map_err(|status| ConnectError::Denied {
             server: address.to_owned(),
             source: Box::new(status),
         })?;
         let (server_id, count) = metadata::server(&headers)?;
         let extensions = Extensions::read(&headers);
-        debug!(serverID = server_id.as_str(), "the server understands: {extensions}");
+        debug!(
+            serverID = server_id.as_str(),
+            "the server understands: {extensions}"
+        );
         let shared = Arc::clone(&self.shared);
         Ok(Connected {
             count,

@@ -140,8 +140,16 @@ mod tests {
         let refused = format!("dial tcp {address}: connect: connection refused");
         assert_eq!(text("tcp", &address).await, refused);
         for (network, address, want) in [
-            ("tcp", "127.0.0.1", "dial tcp: address 127.0.0.1: missing port in address"),
-            ("tcp", "127.0.0.1:99999", "dial tcp: address 99999: invalid port"),
+            (
+                "tcp",
+                "127.0.0.1",
+                "dial tcp: address 127.0.0.1: missing port in address",
+            ),
+            (
+                "tcp",
+                "127.0.0.1:99999",
+                "dial tcp: address 99999: invalid port",
+            ),
             ("bogus", "127.0.0.1:1", "dial bogus: unknown network bogus"),
             ("unix", "/run/x.sock", "dial unix: unknown network unix"),
             ("udp", "127.0.0.1:1", "dial udp: unknown network udp"),

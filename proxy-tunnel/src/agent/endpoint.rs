@@ -102,14 +102,16 @@ impl Endpoint {
                 if linger {
                     // What it still sends has no reader.
                     let mut rest = [0; 4096];
-                    let drain = async {
-                        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
-                    };
+                    let drain = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
                     let _ = timeout(LINGER, drain).await;
                 }
             }
             Closed::Error(why) => {
-                debug!(connectionID = self.connect_id, err = why.as_str(), "connection ends with an error");
+                debug!(
+                    connectionID = self.connect_id,
+                    err = why.as_str(),
+                    "connection ends with an error"
+                );
                 abort(&stream);
                 self.report(&why);
             }
@@ -187,7 +189,11 @@ impl Endpoint {
             match pump::read(reader, &mut size, room).await {
                 Ok(data) if data.is_empty() => return Up::End,
                 Ok(data) => {
-                    if self.lane.push(Message::Data(self.connect_id, data)).is_err() {
+                    if self
+                        .lane
+                        .push(Message::Data(self.connect_id, data))
+                        .is_err()
+                    {
                         return Up::Lost;
                     }
                 }

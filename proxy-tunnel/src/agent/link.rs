@@ -108,10 +108,17 @@ impl Link {
                 }
                 Ok(Some(Err(malformed))) => {
                     metrics.packets.count_malformed(Segment::ToAgent, malformed);
-                    debug!(serverID = server_id, "ignoring a packet of a server: {malformed}");
+                    debug!(
+                        serverID = server_id,
+                        "ignoring a packet of a server: {malformed}"
+                    );
                 }
                 Ok(None) => {
-                    info!(serverID = server_id, agentID = agent_id, "received EOF, exit");
+                    info!(
+                        serverID = server_id,
+                        agentID = agent_id,
+                        "received EOF, exit"
+                    );
                     break;
                 }
                 Err(status) => {
@@ -127,7 +134,9 @@ impl Link {
 
     fn failed(&self, status: &Status) {
         let metrics = &self.shared.metrics;
-        metrics.packets.receive_error(Segment::ToAgent, status.code());
+        metrics
+            .packets
+            .receive_error(Segment::ToAgent, status.code());
         metrics.server_failed(Direction::FromServer);
         let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
         if status.code() == Code::Cancelled {
@@ -184,7 +193,10 @@ impl Link {
 
     fn data(&self, connect_id: i64, data: Bytes) {
         if connect_id == 0 {
-            error!(packetType = "DATA", "Received packet missing ConnectID from frontend");
+            error!(
+                packetType = "DATA",
+                "Received packet missing ConnectID from frontend"
+            );
             return;
         }
         let Some(endpoint) = self.find(connect_id) else {

@@ -24,7 +24,9 @@ pub struct Proxy {
 
 /// The environment names a proxy that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("HTTPS_PROXY is `{0}`, which is no URL of an HTTP proxy; give http://HOST:PORT, or NO_PROXY for the server")]
+#[error(
+    "HTTPS_PROXY is `{0}`, which is no URL of an HTTP proxy; give http://HOST:PORT, or NO_PROXY for the server"
+)]
 pub struct ProxyError(String);
 
 /// The proxy for a server, if there is one.
@@ -40,7 +42,12 @@ pub fn from_environment(host: &str, port: u16) -> Result<Option<Proxy>, ProxyErr
     choose(&read("HTTPS_PROXY"), &read("NO_PROXY"), host, port)
 }
 
-fn choose(proxy: &str, exceptions: &str, host: &str, port: u16) -> Result<Option<Proxy>, ProxyError> {
+fn choose(
+    proxy: &str,
+    exceptions: &str,
+    host: &str,
+    port: u16,
+) -> Result<Option<Proxy>, ProxyError> {
     if proxy.is_empty() || is_local(host) || is_excepted(exceptions, host, port) {
         return Ok(None);
     }
@@ -70,7 +77,10 @@ fn choose(proxy: &str, exceptions: &str, host: &str, port: u16) -> Result<Option
 
 /// Go never takes a proxy to this machine.
 fn is_local(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 /// Names match themselves and what is below them, `.name` only what is below, addresses and networks what is in
@@ -148,7 +158,9 @@ mod tests {
     #[test]
     fn exceptions() {
         let direct = |exceptions, host| {
-            choose("http://proxy", exceptions, host, 8091).unwrap().is_none()
+            choose("http://proxy", exceptions, host, 8091)
+                .unwrap()
+                .is_none()
         };
         assert!(direct("", "localhost"));
         assert!(direct("", "127.0.0.1"));

@@ -153,7 +153,10 @@ impl Sync {
             match self.connect(host).await {
                 Ok(outcome) => {
                     if outcome == Outcome::Duplicate {
-                        info!(serverAddress = host.as_str(), "duplicate server connection attempt");
+                        info!(
+                            serverAddress = host.as_str(),
+                            "duplicate server connection attempt"
+                        );
                     }
                     pause = *interval;
                 }
@@ -182,8 +185,12 @@ impl Sync {
         }
         // Several addresses are meant to be several servers.
         let wanted = known.max(self.settings.hosts.len());
-        self.metrics.known_servers.set(i64::try_from(known).unwrap_or(i64::MAX));
-        self.metrics.wanted_servers.set(i64::try_from(wanted).unwrap_or(i64::MAX));
+        self.metrics
+            .known_servers
+            .set(i64::try_from(known).unwrap_or(i64::MAX));
+        self.metrics
+            .wanted_servers
+            .set(i64::try_from(wanted).unwrap_or(i64::MAX));
         self.settings.forever || self.links().len() < wanted
     }
 

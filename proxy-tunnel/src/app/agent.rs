@@ -118,7 +118,10 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     let keeping = Arc::clone(&sync);
     tokio::spawn(async move { keeping.run().await });
     let signal = signals.next().await;
-    info!(signal, "Draining: servers choose other agents from now on; a second signal ends this one.");
+    info!(
+        signal,
+        "Draining: servers choose other agents from now on; a second signal ends this one."
+    );
     sync.drain();
     let signal = signals.next().await;
     info!(signal, "Shutting down agent.");
@@ -126,8 +129,12 @@ async fn run(settings: Settings) -> Result<ExitCode> {
 }
 
 fn serve_ports(settings: &Settings, metrics: &AgentMetrics, ready: Ready) -> Result<()> {
-    let health = settings.health.listen("--health-server-host or --health-server-port")?;
-    let admin = settings.admin.listen("--admin-bind-address or --admin-server-port")?;
+    let health = settings
+        .health
+        .listen("--health-server-host or --health-server-port")?;
+    let admin = settings
+        .admin
+        .listen("--admin-bind-address or --admin-server-port")?;
     let handler = Health {
         readiness: ready,
         registry: metrics.registry().clone(),
@@ -149,12 +156,21 @@ async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Lease
             Ok(client) => break client,
             Err(why) => {
                 let why = anyhow::Error::new(why);
-                error!(err = format!("{why:#}").as_str(), "leases cannot be counted");
+                error!(
+                    err = format!("{why:#}").as_str(),
+                    "leases cannot be counted"
+                );
             }
         }
         sleep(RETRY).await;
     };
-    Counter::new(client, &counting.namespace, counting.selector, metrics, leases)
-        .run()
-        .await;
+    Counter::new(
+        client,
+        &counting.namespace,
+        counting.selector,
+        metrics,
+        leases,
+    )
+    .run()
+    .await;
 }

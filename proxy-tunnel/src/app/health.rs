@@ -71,7 +71,10 @@ impl Handler for Admin {
         match (&self.metrics, path) {
             (Metrics::On(port), "/metrics") => {
                 let query = query.map(|query| format!("?{query}"));
-                Some(format!("//{host}:{port}/metrics{}", query.unwrap_or_default()))
+                Some(format!(
+                    "//{host}:{port}/metrics{}",
+                    query.unwrap_or_default()
+                ))
             }
             _ => None,
         }

@@ -67,7 +67,11 @@ impl Door {
         let mut phase = self.phase.clone();
         async move {
             // A process without phases does not drain.
-            if phase.wait_for(|phase| *phase == Phase::Draining).await.is_err() {
+            if phase
+                .wait_for(|phase| *phase == Phase::Draining)
+                .await
+                .is_err()
+            {
                 std::future::pending::<()>().await;
             }
         }

@@ -90,15 +90,19 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     } else {
         None
     };
-    let publisher = settings.leases.as_ref().zip(client.clone()).map(|(leases, client)| {
-        Publisher::new(
-            client,
-            &leases.namespace,
-            settings.id.clone(),
-            leases.labels.clone(),
-            Arc::clone(&metrics),
-        )
-    });
+    let publisher = settings
+        .leases
+        .as_ref()
+        .zip(client.clone())
+        .map(|(leases, client)| {
+            Publisher::new(
+                client,
+                &leases.namespace,
+                settings.id.clone(),
+                leases.labels.clone(),
+                Arc::clone(&metrics),
+            )
+        });
     let reviewer = settings
         .account
         .clone()
@@ -118,8 +122,12 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         reviewer,
     ));
     let (to_phase, phase) = watch::channel(Phase::Serving);
-    let health = settings.health.listen("--health-bind-address or --health-port")?;
-    let admin = settings.admin.listen("--admin-bind-address or --admin-port")?;
+    let health = settings
+        .health
+        .listen("--health-bind-address or --health-port")?;
+    let admin = settings
+        .admin
+        .listen("--admin-bind-address or --admin-port")?;
     let mut files: Vec<Box<dyn Look>> = Vec::new();
     let agents = Secured {
         tls: load(settings.agents.1.clone(), &mut files)?,
@@ -131,14 +139,20 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     };
     let accepting = accept_clients(&settings, &server, &doors.clients, &mut files)?;
     serve_ports(&server, &settings, health, admin, phase)?;
-    reload::watch(files, RELOAD).context("cannot start the thread that looks for changed certificates")?;
-    let accepting_agents = accept_agents(agents, settings.keepalive.0, &server, doors.agents.clone());
+    reload::watch(files, RELOAD)
+        .context("cannot start the thread that looks for changed certificates")?;
+    let accepting_agents =
+        accept_agents(agents, settings.keepalive.0, &server, doors.agents.clone());
     info!(serverID = settings.id.as_str(), "Starting proxy server");
-    let publishing = publisher.clone().map(|publisher| {
-        tokio::spawn(async move { publisher.run().await })
-    });
+    let publishing = publisher
+        .clone()
+        .map(|publisher| tokio::spawn(async move { publisher.run().await }));
     let serve = async {
-        tokio::join!(accepting, accepting_agents, count_buffers(&metrics, &budget));
+        tokio::join!(
+            accepting,
+            accepting_agents,
+            count_buffers(&metrics, &budget)
+        );
     };
     tokio::select! {
         () = serve => {}
@@ -189,7 +203,10 @@ async fn end(
     // Clients are asked to go elsewhere; the agents' streams carry what they still have.
     to_phase.send_replace(Phase::Draining);
     if let Err(left) = doors.clients.slots.drained(settings.graceful).await {
-        warn!("{left} connections of clients are cut: they did not end within {:?}", settings.graceful);
+        warn!(
+            "{left} connections of clients are cut: they did not end within {:?}",
+            settings.graceful
+        );
     }
     server.cut_agents();
     drained(doors, CUT).await;
@@ -199,7 +216,11 @@ async fn end(
 async fn drained(doors: &Doors, limit: Duration) {
     let start = Instant::now();
     for door in [&doors.clients, &doors.agents] {
-        if let Err(left) = door.slots.drained(limit.saturating_sub(start.elapsed())).await {
+        if let Err(left) = door
+            .slots
+            .drained(limit.saturating_sub(start.elapsed()))
+            .await
+        {
             info!("{left} connections are cut");
         }
     }
@@ -216,7 +237,10 @@ fn serve_ports(
     let registry = server.shared.metrics.registry().clone();
     // They end first where connections are cut at once, else with the process.
     let stop = |mut phase: watch::Receiver<Phase>, is_early: bool| async move {
-        let is_leaving = phase.wait_for(|phase| *phase >= Phase::Leaving).await.is_ok();
+        let is_leaving = phase
+            .wait_for(|phase| *phase >= Phase::Leaving)
+            .await
+            .is_ok();
         if !is_leaving || !is_early {
             std::future::pending::<()>().await;
         }
@@ -236,7 +260,10 @@ fn serve_ports(
         .context("cannot start the thread for administration")
 }
 
-fn load(tls: Tls, files: &mut Vec<Box<dyn Look>>) -> Result<reload::Current<proxy_serve::tls::server::Identity>> {
+fn load(
+    tls: Tls,
+    files: &mut Vec<Box<dyn Look>>,
+) -> Result<reload::Current<proxy_serve::tls::server::Identity>> {
     let reloader = Reloader::new(tls, |_| {})?;
     let current = reloader.current();
     files.push(Box::new(reloader));
@@ -272,11 +299,16 @@ fn accept_clients(
     let serving = door.clone();
     match &settings.frontend {
         Frontend::Unix(path, is_removed) => {
-            let existing = if *is_removed { Existing::Remove } else { Existing::Keep };
+            let existing = if *is_removed {
+                Existing::Remove
+            } else {
+                Existing::Keep
+            };
             let listener = Listener::bind(path, "--uds-name", existing)?;
             Ok(Box::pin(async move {
                 door.accept(listener, move |stream: UnixStream| {
-                    let (server, service, door) = (Arc::clone(&server), Arc::clone(&service), serving.clone());
+                    let (server, service, door) =
+                        (Arc::clone(&server), Arc::clone(&service), serving.clone());
                     async move {
                         match mode {
                             Mode::Grpc => grpc(stream, transport, service, door).await,
@@ -292,7 +324,8 @@ fn accept_clients(
             let listener = listen::tcp(*bind, "--server-bind-address or --server-port")?;
             Ok(Box::pin(async move {
                 door.accept(listener, move |stream| {
-                    let (server, service, door) = (Arc::clone(&server), Arc::clone(&service), serving.clone());
+                    let (server, service, door) =
+                        (Arc::clone(&server), Arc::clone(&service), serving.clone());
                     let tls = tls.clone();
                     async move {
                         let Some(session) = handshake(stream, &tls).await else {

@@ -160,7 +160,11 @@ impl Args {
              --proxytunnel",
             self.request_proto
         );
-        let mode: Mode = self.mode.parse().map_err(anyhow::Error::msg).context("--mode")?;
+        let mode: Mode = self
+            .mode
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .context("--mode")?;
         let dialer = Dialer::new(self.endpoint()?, mode).user_agent(self.user_agent.clone());
         let host = if self.request_host.contains(':') {
             format!("[{}]", self.request_host)
@@ -193,7 +197,10 @@ impl Args {
         if self.proxy_host.is_empty() || self.proxy_port == 0 {
             bail!("where is the server? give --proxy-host and --proxy-port, or --proxy-uds");
         }
-        ensure!(!self.ca_cert.is_empty(), "--ca-cert is needed: it says which servers are trusted");
+        ensure!(
+            !self.ca_cert.is_empty(),
+            "--ca-cert is needed: it says which servers are trusted"
+        );
         let tls = Tls {
             server_ca: (&self.ca_cert).into(),
             pair: has_pair.then(|| Pair {
@@ -241,7 +248,10 @@ impl Trial {
             .to_bytes();
         debug!("HTML Response:\n{}\n", String::from_utf8_lossy(&body));
         if status != StatusCode::OK {
-            info!(status = status.as_u16(), "the target answered with an error");
+            info!(
+                status = status.as_u16(),
+                "the target answered with an error"
+            );
         }
         Ok(sender)
     }
@@ -272,7 +282,10 @@ mod tests {
         assert_eq!(trial(&[]).target, "localhost:8000");
         assert_eq!(trial(&[]).path, "/success");
         assert_eq!(trial(&["--request-host=::1"]).target, "[::1]:8000");
-        assert_eq!(trial(&["--request-path=/sleep?time=1"]).path, "/sleep?time=1");
+        assert_eq!(
+            trial(&["--request-path=/sleep?time=1"]).path,
+            "/sleep?time=1"
+        );
     }
 
     #[test]

@@ -140,12 +140,19 @@ fn pause(query: Option<&str>) -> Duration {
         .find_map(|pair| pair.strip_prefix("time="));
     let seconds = time.and_then(|time| time.parse().ok());
     if seconds.is_none() {
-        warn!("/sleep without a number of seconds as `time`; waiting for {} s", SLEEP.0);
+        warn!(
+            "/sleep without a number of seconds as `time`; waiting for {} s",
+            SLEEP.0
+        );
     }
     Duration::from_secs(seconds.unwrap_or(SLEEP.0).min(SLEEP.1))
 }
 
-fn page(status: StatusCode, content_type: &'static str, body: &'static str) -> Response<Full<Bytes>> {
+fn page(
+    status: StatusCode,
+    content_type: &'static str,
+    body: &'static str,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
     *response.status_mut() = status;
     response

@@ -70,7 +70,9 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let request = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n{fields}\r\n");
-    io.write_all(request.as_bytes()).await.map_err(Refusal::Io)?;
+    io.write_all(request.as_bytes())
+        .await
+        .map_err(Refusal::Io)?;
     io.flush().await.map_err(Refusal::Io)?;
     let mut buffer = BytesMut::with_capacity(512);
     loop {
@@ -131,10 +133,14 @@ mod tests {
 
     #[tokio::test]
     async fn refusals_carry_the_servers_words() {
-        let refusal = answered(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\ndial tcp: no").await;
+        let refusal =
+            answered(b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\n\r\ndial tcp: no").await;
         assert_eq!(refusal.unwrap_err().to_string(), "code 502: dial tcp: no");
         let refusal = answered(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n").await;
-        assert_eq!(refusal.unwrap_err().to_string(), "code 405: Method Not Allowed");
+        assert_eq!(
+            refusal.unwrap_err().to_string(),
+            "code 405: Method Not Allowed"
+        );
         let refusal = answered(b"SSH-2.0-x\r\n").await.unwrap_err();
         assert!(matches!(refusal, Refusal::Malformed));
         let refusal = answered(b"HTTP/1.1 200").await.unwrap_err();

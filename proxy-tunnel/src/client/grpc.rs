@@ -93,13 +93,18 @@ impl Connection {
             window: false,
         }
         .write(&mut metadata);
-        let opened = self.channel.stream(PROXY_PATH, TUNNEL, metadata, &outbox);
+        let opened = self
+            .channel
+            .stream(PROXY_PATH, TUNNEL, metadata, outbox.stream());
         let (headers, mut inbound) = opened.await.map_err(|status| DialError::StreamSetup {
             server: self.server.clone(),
             source: Box::new(status),
         })?;
         let connect_id = answer(&mut inbound, random, address).await?;
-        let lane = dialing.lane.take().ok_or_else(|| DialError::TunnelClosed(address.to_owned()))?;
+        let lane = dialing
+            .lane
+            .take()
+            .ok_or_else(|| DialError::TunnelClosed(address.to_owned()))?;
         let can_finish = Extensions::read(&headers).half_close;
         Ok(Tunnel::grpc(GrpcTunnel::new(
             outbox, lane, inbound, connect_id, can_finish,

@@ -234,11 +234,17 @@ mod tests {
         assert_eq!(leases.count(at(29)), Some(2));
         assert_eq!(leases.count(at(30)), Some(1));
         assert_eq!(leases.count(at(100)), Some(1));
-        leases.apply(WatchEvent::Modified(renewed("a", 100))).unwrap();
-        leases.apply(WatchEvent::Modified(renewed("b", 100))).unwrap();
+        leases
+            .apply(WatchEvent::Modified(renewed("a", 100)))
+            .unwrap();
+        leases
+            .apply(WatchEvent::Modified(renewed("b", 100)))
+            .unwrap();
         leases.apply(WatchEvent::Added(renewed("c", 100))).unwrap();
         assert_eq!(leases.count(at(100)), Some(3));
-        leases.apply(WatchEvent::Deleted(renewed("c", 100))).unwrap();
+        leases
+            .apply(WatchEvent::Deleted(renewed("c", 100)))
+            .unwrap();
         assert_eq!(leases.count(at(100)), Some(2));
     }
 }

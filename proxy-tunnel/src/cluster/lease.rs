@@ -82,9 +82,7 @@ pub fn is_valid(lease: &Lease, now: Timestamp) -> bool {
         return false;
     };
     let duration = SignedDuration::from_secs(i64::from(seconds));
-    since
-        .checked_add(duration)
-        .is_ok_and(|until| until > now)
+    since.checked_add(duration).is_ok_and(|until| until > now)
 }
 
 #[cfg(test)]

@@ -74,7 +74,10 @@ impl Publisher {
                     err = %why,
                     "the lease cannot be written; agents that count leases do not see this server"
                 ),
-                Err(_) => error!("the API server has not answered within {} s", REQUEST.as_secs()),
+                Err(_) => error!(
+                    "the API server has not answered within {} s",
+                    REQUEST.as_secs()
+                ),
             }
             sleep(pause).await;
             pause = (pause * 2).min(BACKOFF.1);
@@ -103,7 +106,10 @@ impl Publisher {
                 Ok(_) => return Ok(()),
                 // Created, changed or deleted by another between reading and writing.
                 Err(error) if matches!(outcome(&error).0, 404 | 409) && tries < CONFLICTS => {
-                    debug!(lease = name.as_str(), "the lease has changed meanwhile; writing it anew");
+                    debug!(
+                        lease = name.as_str(),
+                        "the lease has changed meanwhile; writing it anew"
+                    );
                 }
                 Err(error) => return Err(error),
             }
@@ -114,7 +120,10 @@ impl Publisher {
         loop {
             sleep(jittered(INTERVAL)).await;
             if timeout(REQUEST, self.delete_expired()).await.is_err() {
-                warn!("the API server has not answered within {} s", REQUEST.as_secs());
+                warn!(
+                    "the API server has not answered within {} s",
+                    REQUEST.as_secs()
+                );
             }
         }
     }
@@ -164,7 +173,10 @@ impl Publisher {
                 let (code, reason) = outcome(&error);
                 self.metrics.deleted_lease(code, reason, start.elapsed());
                 if matches!(code, 404 | 409) {
-                    debug!(lease = name, "an expired lease was renewed or deleted meanwhile");
+                    debug!(
+                        lease = name,
+                        "an expired lease was renewed or deleted meanwhile"
+                    );
                 } else {
                     error!(lease = name, err = %error, "an expired lease cannot be deleted");
                 }

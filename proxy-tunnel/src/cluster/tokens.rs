@@ -97,7 +97,10 @@ fn judge(status: TokenReviewStatus, account: &Account) -> Result<String, TokenEr
     {
         return refuse("the token was issued for another audience");
     }
-    let username = status.user.and_then(|user| user.username).unwrap_or_default();
+    let username = status
+        .user
+        .and_then(|user| user.username)
+        .unwrap_or_default();
     let parts: Vec<&str> = username.split(':').collect();
     let [system, kind, namespace, name] = parts[..] else {
         return refuse("unexpected username format");
@@ -151,7 +154,10 @@ mod tests {
         assert_eq!(judge(status(good), &account()).unwrap(), good);
         for (username, want) in [
             ("admin", "lookup failed: unexpected username format"),
-            ("system:node:a:b", "lookup failed: username returned is not a service account"),
+            (
+                "system:node:a:b",
+                "lookup failed: username returned is not a service account",
+            ),
             (
                 "system:serviceaccount:default:agent",
                 "lookup failed: incoming request from \"default\" namespace. Expected \"kube-system\"",
@@ -170,7 +176,10 @@ mod tests {
     fn what_the_api_server_refuses_is_refused() {
         let good = status("system:serviceaccount:kube-system:agent");
         for (status, want) in [
-            (TokenReviewStatus::default(), "service account jwt not valid"),
+            (
+                TokenReviewStatus::default(),
+                "service account jwt not valid",
+            ),
             (
                 TokenReviewStatus {
                     error: Some("token expired".into()),

@@ -171,7 +171,12 @@ impl Outbox {
             return Poll::Ready(Some(Ok(message)));
         }
         while let Some(id) = state.ready.pop_front() {
-            let State { lanes, bytes, ready, .. } = &mut *state;
+            let State {
+                lanes,
+                bytes,
+                ready,
+                ..
+            } = &mut *state;
             let Some(lane) = lanes.get_mut(&id) else {
                 continue;
             };
@@ -234,7 +239,9 @@ impl Lane {
         let limit = if is_link_full { 1 } else { LANE };
         let credit = lane.credit.unwrap_or(i64::MAX);
         if lane.bytes < limit && credit > 0 {
-            return Poll::Ready(Ok(usize::try_from(credit).map_or(CHUNK, |credit| credit.min(CHUNK))));
+            return Poll::Ready(Ok(
+                usize::try_from(credit).map_or(CHUNK, |credit| credit.min(CHUNK))
+            ));
         }
         lane.writer = Some(context.waker().clone());
         Poll::Pending

@@ -73,7 +73,10 @@ pub async fn read<R: AsyncRead + Unpin>(
 ///
 /// # Errors
 /// The sink fails.
-pub async fn write_all<W: AsyncWrite + Unpin>(sink: &mut W, chunks: &mut Vec<Bytes>) -> io::Result<()> {
+pub async fn write_all<W: AsyncWrite + Unpin>(
+    sink: &mut W,
+    chunks: &mut Vec<Bytes>,
+) -> io::Result<()> {
     let mut first = 0;
     while first < chunks.len() {
         let written = if chunks.len() - first == 1 || !sink.is_write_vectored() {

@@ -26,7 +26,7 @@ pub enum Direction {
 pub struct AgentMetrics {
     registry: Registry,
     /// Packets and stream errors.
-    pub packets: Packets,
+    pub packets: Arc<Packets>,
     /// Streams to servers.
     pub server_connections: IntGauge,
     /// Connections to targets.
@@ -53,7 +53,7 @@ impl AgentMetrics {
         };
         let gauge = |name, help| maker.add(IntGauge::with_opts(maker.opts(name, help)));
         Arc::new(Self {
-            packets: Packets::new(&maker),
+            packets: Arc::new(Packets::new(&maker)),
             server_connections: gauge(
                 "open_server_connections",
                 "Current number of open server connections.",

@@ -3,10 +3,13 @@
 //! Packets and stream errors by segment. They are counted for every packet, so the counters are looked up
 //! once only.
 
-use std::sync::OnceLock;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 
+use futures_util::Stream;
 use prometheus::{IntCounter, IntCounterVec};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::Maker;
 use crate::wire::{Malformed, Message, PacketType};
@@ -94,6 +97,32 @@ impl Packets {
         self.errors
             .with_label_values(&[segment.label(), go_code(code), kind.name()])
             .inc();
+    }
+}
+
+/// A stream whose messages are counted as they are sent.
+#[derive(Debug)]
+pub struct Counted<S> {
+    /// The stream.
+    pub inner: S,
+    /// The counters.
+    pub packets: Arc<Packets>,
+    /// Where they go.
+    pub segment: Segment,
+}
+
+impl<S> Stream for Counted<S>
+where
+    S: Stream<Item = Result<Message, Status>> + Unpin,
+{
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let polled = Pin::new(&mut self.inner).poll_next(context);
+        if let Poll::Ready(Some(Ok(message))) = &polled {
+            self.packets.count(self.segment, message);
+        }
+        polled
     }
 }
 

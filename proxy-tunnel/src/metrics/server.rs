@@ -5,9 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{
-    HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
-};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::packets::Packets;
 use super::{Maker, NONE};
@@ -75,7 +73,7 @@ impl Method {
 pub struct ServerMetrics {
     registry: Registry,
     /// Packets and stream errors.
-    pub packets: Packets,
+    pub packets: Arc<Packets>,
     /// Open HTTP CONNECT connections.
     pub http_connections: IntGauge,
     /// Expired leases that were deleted.
@@ -125,7 +123,7 @@ impl ServerMetrics {
         );
         backend_connections.with_label_values(&NONE).set(0);
         Arc::new(Self {
-            packets: Packets::new(&maker),
+            packets: Arc::new(Packets::new(&maker)),
             http_connections,
             culled_leases,
             buffered,

@@ -3,11 +3,8 @@
 //! The service that agents call: names, identifiers and tokens are checked, then the stream's packets go to
 //! its [`Backend`].
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures_util::Stream;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
@@ -21,10 +18,10 @@ use super::frontend::grpc::receive_error;
 use super::transport::{self, Answer};
 use crate::flow::OutboxStream;
 use crate::identifiers::Identifiers;
-use crate::metrics::packets::Segment;
-use crate::metrics::server::{Method, ServerMetrics};
+use crate::metrics::packets::{Counted, Segment};
+use crate::metrics::server::Method;
 use crate::wire::metadata::{self, AUTHORIZATION, BEARER, Extensions, SERVER_COUNT, SERVER_ID};
-use crate::wire::{AGENT_PATH, LINK, Message, Received};
+use crate::wire::{AGENT_PATH, LINK, Received};
 
 /// The service for agents.
 #[derive(Debug)]
@@ -37,14 +34,17 @@ impl Answer for AgentService {
             return transport::unknown(request.uri().path());
         }
         let server = &self.0;
-        transport::streaming(LINK, request, |request| connect(Arc::clone(server), request)).await
+        transport::streaming(LINK, request, |request| {
+            connect(Arc::clone(server), request)
+        })
+        .await
     }
 }
 
 async fn connect(
     server: Arc<Server>,
     request: tonic::Request<Streaming<Received>>,
-) -> Result<tonic::Response<ToAgent>, Status> {
+) -> Result<tonic::Response<Counted<OutboxStream>>, Status> {
     let (headers, _, inbound) = request.into_parts();
     let refuse = |error: &dyn std::error::Error| {
         error!(err = %error, "Invalid backend");
@@ -53,7 +53,11 @@ async fn connect(
     let agent_id = metadata::agent_id(&headers).map_err(|error| refuse(&error))?;
     let identifiers = metadata::identifiers(&headers).map_err(|error| refuse(&error))?;
     let identifiers = Identifiers::parse(&identifiers).map_err(|error| refuse(&error))?;
-    info!(agentID = agent_id.as_str(), serverID = server.id.as_str(), "Connect request from agent");
+    info!(
+        agentID = agent_id.as_str(),
+        serverID = server.id.as_str(),
+        "Connect request from agent"
+    );
     if server.reviewer.is_some() {
         authenticate(&server, &headers, &agent_id).await?;
     }
@@ -66,9 +70,10 @@ async fn connect(
         "Agent connected"
     );
     let metrics = Arc::clone(&server.shared.metrics);
-    let answers = ToAgent {
-        outbox: backend.outbox.stream(),
-        metrics: Arc::clone(&metrics),
+    let answers = Counted {
+        inner: backend.outbox.stream(),
+        packets: Arc::clone(&metrics.packets),
+        segment: Segment::ToAgent,
     };
     let mut response = tonic::Response::new(answers);
     let answer = response.metadata_mut();
@@ -87,7 +92,11 @@ async fn connect(
     Ok(response)
 }
 
-async fn authenticate(server: &Server, headers: &MetadataMap, agent_id: &str) -> Result<(), Status> {
+async fn authenticate(
+    server: &Server,
+    headers: &MetadataMap,
+    agent_id: &str,
+) -> Result<(), Status> {
     let Some(reviewer) = &server.reviewer else {
         return Ok(());
     };
@@ -105,11 +114,19 @@ async fn authenticate(server: &Server, headers: &MetadataMap, agent_id: &str) ->
     };
     match checked {
         Ok(username) => {
-            debug!(username = username.as_str(), agentID = agent_id, "Agent successfully authenticated via token");
+            debug!(
+                username = username.as_str(),
+                agentID = agent_id,
+                "Agent successfully authenticated via token"
+            );
             Ok(())
         }
         Err(why) => {
-            error!(agentID = agent_id, err = why.as_str(), "Client authentication failed");
+            error!(
+                agentID = agent_id,
+                err = why.as_str(),
+                "Client authentication failed"
+            );
             Err(Status::unknown(why))
         }
     }
@@ -126,15 +143,22 @@ async fn receive(server: Arc<Server>, backend: Arc<Backend>, mut inbound: Stream
                 backend.receive(message);
             }
             Ok(Some(Err(malformed))) => {
-                metrics.packets.count_malformed(Segment::FromAgent, malformed);
-                debug!(agentID = agent_id, "ignoring a packet of an agent: {malformed}");
+                metrics
+                    .packets
+                    .count_malformed(Segment::FromAgent, malformed);
+                debug!(
+                    agentID = agent_id,
+                    "ignoring a packet of an agent: {malformed}"
+                );
             }
             Ok(None) => {
                 info!(agentID = agent_id, "Receive stream from agent is closed");
                 break;
             }
             Err(status) => {
-                metrics.packets.receive_error(Segment::FromAgent, status.code());
+                metrics
+                    .packets
+                    .receive_error(Segment::FromAgent, status.code());
                 let (code, text) = receive_error(&status);
                 if code == Code::Cancelled {
                     info!(agentID = agent_id, "Stream read from agent cancelled");
@@ -155,23 +179,4 @@ async fn receive(server: Arc<Server>, backend: Arc<Backend>, mut inbound: Stream
     server.agents.remove(&backend);
     backend.lost();
     metrics.grpc(Method::Connect, -1);
-}
-
-/// What is sent to an agent, counted.
-#[derive(Debug)]
-struct ToAgent {
-    outbox: OutboxStream,
-    metrics: Arc<ServerMetrics>,
-}
-
-impl Stream for ToAgent {
-    type Item = Result<Message, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let polled = Pin::new(&mut self.outbox).poll_next(context);
-        if let Poll::Ready(Some(Ok(message))) = &polled {
-            self.metrics.packets.count(Segment::ToAgent, message);
-        }
-        polled
-    }
 }

@@ -129,7 +129,10 @@ impl Backend {
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         // Small amounts are on their way, not congestion.
-        (self.outbox.waiting() / (64 * 1024), self.table().pending.len())
+        (
+            self.outbox.waiting() / (64 * 1024),
+            self.table().pending.len(),
+        )
     }
 
     /// Asks the agent for a connection. What becomes of it is told to `inbox`.
@@ -286,9 +289,9 @@ impl Backend {
         metrics.pending(-1);
         if let Some(replaced) = replaced {
             replaced.ended();
-            replaced
-                .inbox
-                .cut_with(Event::Lost("the agent gave its number to another connection".into()));
+            replaced.inbox.cut_with(Event::Lost(
+                "the agent gave its number to another connection".into(),
+            ));
         }
         if is_connected {
             metrics.established();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tonic::body::Body;
 use tonic::async_trait;
+use tonic::body::Body;
 
 use super::Server;
 use super::frontend::grpc;

@@ -365,7 +365,8 @@ mod tests {
         let agents = agents(&[Strategy::Default]);
         let slow = backend("slow", "");
         let lane = slow.outbox.lane(None);
-        lane.push(Message::Data(1, vec![0; 300_000].into())).unwrap();
+        lane.push(Message::Data(1, vec![0; 300_000].into()))
+            .unwrap();
         agents.add(&slow);
         agents.add(&backend("fast-1", ""));
         agents.add(&backend("fast-2", ""));

@@ -134,7 +134,11 @@ where
 }
 
 /// Takes one request as a stream of packets and answers with another.
-pub async fn streaming<S, F, R>(codec: PacketCodec, request: Request<Incoming>, handler: S) -> Response<Body>
+pub async fn streaming<S, F, R>(
+    codec: PacketCodec,
+    request: Request<Incoming>,
+    handler: S,
+) -> Response<Body>
 where
     S: FnMut(tonic::Request<Streaming<Received>>) -> F + Send,
     F: Future<Output = Result<tonic::Response<R>, Status>> + Send,

@@ -121,7 +121,10 @@ impl Tunnel {
             return;
         }
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let sum = self.unacknowledged.load(Ordering::Relaxed).saturating_add(bytes);
+        let sum = self
+            .unacknowledged
+            .load(Ordering::Relaxed)
+            .saturating_add(bytes);
         if sum < WINDOW / 4 {
             self.unacknowledged.store(sum, Ordering::Relaxed);
         } else {

@@ -143,9 +143,7 @@ impl TryFrom<Packet> for Message {
             (PacketType::CloseRsp, Some(Payload::CloseResponse(close))) => {
                 Self::CloseResponse(close)
             }
-            (PacketType::Data, Some(Payload::Data(data))) => {
-                Self::Data(data.connect_id, data.data)
-            }
+            (PacketType::Data, Some(Payload::Data(data))) => Self::Data(data.connect_id, data.data),
             (PacketType::DialCls, Some(Payload::CloseDial(close))) => Self::CloseDial(close.random),
             // It has no content, so a peer that leaves the payload away is understood.
             (PacketType::Drain, _) => Self::Drain,

@@ -113,9 +113,7 @@ pub fn values(metadata: &MetadataMap, key: &str) -> Vec<String> {
     metadata
         .get_all(key)
         .iter()
-        .map(|value: &MetadataValue<Ascii>| {
-            String::from_utf8_lossy(value.as_bytes()).into_owned()
-        })
+        .map(|value: &MetadataValue<Ascii>| String::from_utf8_lossy(value.as_bytes()).into_owned())
         .collect()
 }
 

@@ -25,7 +25,7 @@ impl Rig {
         let shared = Arc::new(Shared {
             agent_id: "agent".into(),
             metrics: AgentMetrics::new(),
-            budget: Arc::new(Budget::new(8 << 20)),
+            budget: Arc::new(Budget::new(64 << 20)),
             limits: Limits::default(),
         });
         let outbox = Outbox::new();
@@ -89,13 +89,17 @@ async fn numbers_start_at_one_and_failed_dials_spend_them() {
 async fn bytes_go_both_ways_and_the_targets_end_closes() {
     let mut rig = Rig::new(Extensions::default()).await;
     let (id, mut target) = rig.connect(1).await;
-    rig.link.receive(Message::Data(id, Bytes::from_static(b"ping")));
+    rig.link
+        .receive(Message::Data(id, Bytes::from_static(b"ping")));
     let mut got = [0; 4];
     target.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"ping");
     target.write_all(b"pong").await.unwrap();
     drop(target);
-    assert_eq!(rig.next().await, Message::Data(id, Bytes::from_static(b"pong")));
+    assert_eq!(
+        rig.next().await,
+        Message::Data(id, Bytes::from_static(b"pong"))
+    );
     assert_eq!(rig.next().await, Message::closed(id, ""));
     rig.nothing_is_left();
 }
@@ -107,7 +111,10 @@ async fn unknown_connections_are_answered_in_upstreams_words() {
     rig.link.receive(Message::Data(5, Bytes::from_static(b"x")));
     rig.link.receive(Message::CloseRequest(6));
     rig.link.receive(Message::CloseDial(1));
-    assert_eq!(rig.next().await, Message::closed(5, "unrecognized connectID"));
+    assert_eq!(
+        rig.next().await,
+        Message::closed(5, "unrecognized connectID")
+    );
     assert_eq!(rig.next().await, Message::closed(6, "Unknown connectID"));
     assert!(rig.sent.next().now_or_never().is_none());
 }
@@ -123,7 +130,10 @@ async fn everything_before_a_close_arrives() {
     }
     rig.link.receive(Message::CloseRequest(id));
     let mut all = Vec::new();
-    timeout(SOON, target.read_to_end(&mut all)).await.unwrap().unwrap();
+    timeout(SOON, target.read_to_end(&mut all))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(all.len(), 64 * chunk.len());
     assert_eq!(rig.next().await, Message::closed(id, ""));
 }
@@ -133,12 +143,15 @@ async fn everything_before_a_close_arrives() {
 async fn a_close_that_waits_keeps_nothing_else_waiting() {
     let mut rig = Rig::new(Extensions::default()).await;
     let (stalled, _target) = rig.connect(1).await;
-    rig.link
-        .receive(Message::Data(stalled, Bytes::from(vec![0; 1 << 20])));
-    rig.link.receive(Message::Data(stalled, Bytes::from(vec![0; 64 << 10])));
+    // More than the kernel's buffers hold.
+    for _ in 0..15 {
+        rig.link
+            .receive(Message::Data(stalled, Bytes::from(vec![0; 1 << 20])));
+    }
     rig.link.receive(Message::CloseRequest(stalled));
     let (other, mut target) = rig.connect(2).await;
-    rig.link.receive(Message::Data(other, Bytes::from_static(b"x")));
+    rig.link
+        .receive(Message::Data(other, Bytes::from_static(b"x")));
     target.read_exact(&mut [0]).await.unwrap();
 }
 
@@ -161,7 +174,8 @@ async fn a_target_that_does_not_read_is_cut_alone() {
     };
     assert_eq!(closed.connect_id, stalled);
     assert!(!closed.error.is_empty());
-    rig.link.receive(Message::Data(other, Bytes::from_static(b"x")));
+    rig.link
+        .receive(Message::Data(other, Bytes::from_static(b"x")));
     target.read_exact(&mut [0]).await.unwrap();
     rig.link.receive(Message::CloseRequest(other));
     drop(target);
@@ -174,14 +188,18 @@ async fn a_target_that_does_not_read_is_cut_alone() {
 async fn a_half_closed_connection_still_answers() {
     let mut rig = Rig::new(Extensions::ALL).await;
     let (id, mut target) = rig.connect(1).await;
-    rig.link.receive(Message::Data(id, Bytes::from_static(b"question")));
+    rig.link
+        .receive(Message::Data(id, Bytes::from_static(b"question")));
     rig.link.receive(Message::Finish(id));
     let mut question = String::new();
     target.read_to_string(&mut question).await.unwrap();
     assert_eq!(question, "question");
     target.write_all(b"answer").await.unwrap();
     target.shutdown().await.unwrap();
-    assert_eq!(rig.next().await, Message::Data(id, Bytes::from_static(b"answer")));
+    assert_eq!(
+        rig.next().await,
+        Message::Data(id, Bytes::from_static(b"answer"))
+    );
     assert_eq!(rig.next().await, Message::closed(id, ""));
     rig.nothing_is_left();
 }
@@ -192,7 +210,8 @@ async fn a_target_that_half_closes_is_still_written_to() {
     let (id, mut target) = rig.connect(1).await;
     target.shutdown().await.unwrap();
     assert_eq!(rig.next().await, Message::Finish(id));
-    rig.link.receive(Message::Data(id, Bytes::from_static(b"more")));
+    rig.link
+        .receive(Message::Data(id, Bytes::from_static(b"more")));
     rig.link.receive(Message::CloseRequest(id));
     let mut more = String::new();
     target.read_to_string(&mut more).await.unwrap();
@@ -215,13 +234,18 @@ async fn windows_bound_what_is_sent_and_are_granted_by_what_is_taken() {
     }
     assert_eq!(total, WINDOW as usize);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(rig.sent.next().now_or_never().is_none(), "the window is used up");
+    assert!(
+        rig.sent.next().now_or_never().is_none(),
+        "the window is used up"
+    );
     rig.link.receive(Message::Window(id, 1000));
     assert_eq!(rig.next().await.payload_len(), 1000);
     for _ in 0..8 {
-        rig.link.receive(Message::Data(id, Bytes::from(vec![0; 64 << 10])));
+        rig.link
+            .receive(Message::Data(id, Bytes::from(vec![0; 64 << 10])));
     }
-    let reading = tokio::spawn(async move { reader.read_exact(&mut vec![0; 512 << 10]).await.map(|_| ()) });
+    let reading =
+        tokio::spawn(async move { reader.read_exact(&mut vec![0; 512 << 10]).await.map(|_| ()) });
     let Message::Window(granted_for, granted) = rig.next().await else {
         panic!("no window");
     };
@@ -251,10 +275,14 @@ async fn a_dial_that_is_given_up_leaves_nothing() {
 async fn a_lost_server_resets_all_targets() {
     let mut rig = Rig::new(Extensions::default()).await;
     let (id, mut target) = rig.connect(1).await;
-    rig.link.receive(Message::Data(id, Bytes::from_static(b"half of a request")));
+    rig.link
+        .receive(Message::Data(id, Bytes::from_static(b"half of a request")));
     target.read_exact(&mut [0; 17]).await.unwrap();
     rig.link.lost();
-    let error = timeout(SOON, target.read(&mut [0])).await.unwrap().unwrap_err();
+    let error = timeout(SOON, target.read(&mut [0]))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     rig.nothing_is_left();
 }
@@ -271,7 +299,11 @@ async fn a_target_that_resets_is_an_error_for_the_client() {
         panic!("no close");
     };
     assert_eq!(closed.connect_id, id);
-    assert!(closed.error.contains("connection reset by peer"), "{}", closed.error);
+    assert!(
+        closed.error.contains("connection reset by peer"),
+        "{}",
+        closed.error
+    );
 }
 
 #[tokio::test]

@@ -83,8 +83,14 @@ impl Settings {
             args.enable_profiling || !args.enable_contention_profiling,
             "--enable-contention-profiling needs --enable-profiling"
         );
-        ensure!(args.xfr_channel_size > 0, "--xfr-channel-size must be larger than 0");
-        ensure!(args.buffer_budget > 0, "--buffer-budget must be larger than 0");
+        ensure!(
+            args.xfr_channel_size > 0,
+            "--xfr-channel-size must be larger than 0"
+        );
+        ensure!(
+            args.buffer_budget > 0,
+            "--buffer-budget must be larger than 0"
+        );
         check_identifiers(&args.agent_identifiers)?;
         let interval = positive("sync-interval", args.sync_interval)?;
         let cap = positive("sync-interval-cap", args.sync_interval_cap)?;
@@ -114,7 +120,11 @@ impl Settings {
             tls: tls(args)?,
             keepalive,
             token: path(&args.service_account_token_path),
-            health: Bind::parse("--health-server-host", &args.health_server_host, health_port)?,
+            health: Bind::parse(
+                "--health-server-host",
+                &args.health_server_host,
+                health_port,
+            )?,
             health_port,
             admin: Bind::parse("--admin-bind-address", &args.admin_bind_address, admin_port)?,
             profiling: args.enable_profiling,
@@ -145,7 +155,9 @@ impl Settings {
 }
 
 fn path(text: &str) -> Option<PathBuf> {
-    Some(text).filter(|text| !text.is_empty()).map(PathBuf::from)
+    Some(text)
+        .filter(|text| !text.is_empty())
+        .map(PathBuf::from)
 }
 
 fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
@@ -168,7 +180,10 @@ fn tls(args: &Args) -> Result<Tls> {
         ("agent-cert", &args.agent_cert),
         ("agent-key", &args.agent_key),
     )?;
-    ensure!(!args.ca_cert.is_empty(), "--ca-cert is needed: it says which servers are trusted");
+    ensure!(
+        !args.ca_cert.is_empty(),
+        "--ca-cert is needed: it says which servers are trusted"
+    );
     let mut alpn: Vec<Vec<u8>> = List::join(&args.alpn_proto)
         .into_iter()
         .map(String::into_bytes)
@@ -294,7 +309,10 @@ mod tests {
             (&["--sync-interval=11s"], "--sync-interval-cap"),
             (&["--sync-interval=0s"], "--sync-interval"),
             (&["--agent-identifiers=zone=a"], "zone"),
-            (&["--agent-identifiers=host=%"], "fail to parse url encoded string"),
+            (
+                &["--agent-identifiers=host=%"],
+                "fail to parse url encoded string",
+            ),
             (&["--server-count-source=some"], "--server-count-source"),
             (&["--proxy-server-host="], "--proxy-server-host"),
             (&["--proxy-server-port=0"], "--proxy-server-port"),

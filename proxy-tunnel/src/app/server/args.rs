@@ -139,7 +139,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "kube-system")]
     pub lease_namespace: String,
     /// Labels of the leases, as key=value,key=value
-    #[arg(long, value_name = "LABELS", default_value = "k8s-app=konnectivity-server")]
+    #[arg(
+        long,
+        value_name = "LABELS",
+        default_value = "k8s-app=konnectivity-server"
+    )]
     pub lease_label: String,
     /// How long connections may go on after the first SIGTERM; 0: they are cut
     #[arg(long, value_name = "DURATION", default_value = "0s")]

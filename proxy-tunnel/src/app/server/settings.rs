@@ -90,15 +90,26 @@ impl Settings {
             args.enable_profiling || !args.enable_contention_profiling,
             "--enable-contention-profiling needs --enable-profiling"
         );
-        ensure!(args.xfr_channel_size > 0, "--xfr-channel-size must be larger than 0");
+        ensure!(
+            args.xfr_channel_size > 0,
+            "--xfr-channel-size must be larger than 0"
+        );
         ensure!(
             args.frontend_write_channel_size >= 0,
             "--frontend-write-channel-size must not be negative"
         );
-        ensure!(args.buffer_budget > 0, "--buffer-budget must be larger than 0");
-        let mode = args.mode.parse().map_err(anyhow::Error::msg).context("--mode")?;
+        ensure!(
+            args.buffer_budget > 0,
+            "--buffer-budget must be larger than 0"
+        );
+        let mode = args
+            .mode
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .context("--mode")?;
         let dial_timeout = duration("backend-dial-timeout", args.backend_dial_timeout)?;
-        let bind = |flag, host: &str, port| Bind::parse(flag, host, port).map_err(anyhow::Error::from);
+        let bind =
+            |flag, host: &str, port| Bind::parse(flag, host, port).map_err(anyhow::Error::from);
         Ok(Self {
             id: name(&args.server_id, "PROXY_SERVER_ID"),
             count: args.server_count,
@@ -155,7 +166,10 @@ fn duration(flag: &str, value: GoDuration) -> Result<Duration> {
 
 fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
     let duration = duration(flag, value)?;
-    ensure!(!duration.is_zero(), "--{flag} is {value}; it must be larger than 0");
+    ensure!(
+        !duration.is_zero(),
+        "--{flag} is {value}; it must be larger than 0"
+    );
     Ok(duration)
 }
 
@@ -250,7 +264,10 @@ fn account(args: &Args) -> Result<Option<Account>> {
 
 fn strategies(args: &Args) -> Result<Vec<Strategy>> {
     let names = List::join(&args.proxy_strategies);
-    ensure!(!names.is_empty(), "--proxy-strategies needs at least one strategy");
+    ensure!(
+        !names.is_empty(),
+        "--proxy-strategies needs at least one strategy"
+    );
     let strategies: Result<Vec<Strategy>, _> = names.iter().map(|name| name.parse()).collect();
     strategies.context("--proxy-strategies")
 }

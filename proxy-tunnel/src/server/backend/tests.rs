@@ -227,6 +227,12 @@ fn a_client_that_does_not_read_is_closed_alone() {
     assert_eq!(events(&other).len(), 2);
     assert_eq!(sent(&backend), [Message::CloseRequest(1)]);
     let text = text(&backend);
-    assert!(text.contains("tunnels_closed_total{reason=\"budget\"} 1"), "{text}");
-    assert!(text.contains("full_receive_channels{service_method=\"Connect\"} 0"), "{text}");
+    assert!(
+        text.contains("tunnels_closed_total{reason=\"budget\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("full_receive_channels{service_method=\"Connect\"} 0"),
+        "{text}"
+    );
 }

@@ -20,10 +20,10 @@ use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
 use crate::metrics::packets::Segment;
 use crate::metrics::server::DialFailure;
+use crate::server::Server;
 use crate::server::backend::PENDING_LOST;
 use crate::server::strategies::NO_AGENT;
 use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
-use crate::server::Server;
 use crate::wire::{DialRequest, Message, PacketType};
 
 /// How long a client may take for its head, as in upstream.
@@ -70,7 +70,10 @@ pub async fn serve<S: Socket>(mut socket: S, server: &Arc<Server>) {
             farewell(&mut socket, &refusal.answer()).await;
         }
         Ok(Err(None)) => {}
-        Err(_) => debug!("a client has sent no complete head within {} s", HEAD.as_secs()),
+        Err(_) => debug!(
+            "a client has sent no complete head within {} s",
+            HEAD.as_secs()
+        ),
     }
     server.shared.metrics.http_connections.dec();
 }
@@ -113,7 +116,11 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc
     );
     let metrics = &server.shared.metrics;
     let Some(backend) = server.agents.choose(&head.target) else {
-        error!(dialID = random, dialAddress = head.target.as_str(), "Failed to get a backend");
+        error!(
+            dialID = random,
+            dialAddress = head.target.as_str(),
+            "Failed to get a backend"
+        );
         metrics.dial_failed(DialFailure::NoAgent);
         farewell(&mut socket, &head::no_agent(NO_AGENT)).await;
         return;
@@ -123,7 +130,9 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc
         address: head.target.clone(),
         random,
     };
-    metrics.packets.count_kind(Segment::FromClient, PacketType::DialReq);
+    metrics
+        .packets
+        .count_kind(Segment::FromClient, PacketType::DialReq);
     let tunnel = match backend.dial(request, Arc::new(server.shared.inbox())) {
         Ok(tunnel) => tunnel,
         Err(refused) => {
@@ -145,7 +154,10 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc
             }
         }
         Pending::Answer(answer) => farewell(&mut socket, &answer).await,
-        Pending::Gone => debug!(dialID = random, "the client left before its dial was answered"),
+        Pending::Gone => debug!(
+            dialID = random,
+            "the client left before its dial was answered"
+        ),
     }
     drop(guard);
 }

@@ -123,13 +123,17 @@ impl Receiver {
             let message = match received {
                 Ok(Some(Ok(message))) => message,
                 Ok(Some(Err(malformed))) => {
-                    metrics.packets.count_malformed(Segment::FromClient, malformed);
+                    metrics
+                        .packets
+                        .count_malformed(Segment::FromClient, malformed);
                     debug!("ignoring a packet of a client: {malformed}");
                     continue;
                 }
                 Ok(None) => break None,
                 Err(status) => {
-                    metrics.packets.receive_error(Segment::FromClient, status.code());
+                    metrics
+                        .packets
+                        .receive_error(Segment::FromClient, status.code());
                     break Some(receive_error(&status));
                 }
             };
@@ -189,7 +193,10 @@ impl Receiver {
                     // The answer and this have crossed: the client knows no connection to close.
                     tunnel.detach();
                 }
-                _ => debug!(dialID = random, "Unrecognized dial cancelled (DIAL_CLS) by frontend"),
+                _ => debug!(
+                    dialID = random,
+                    "Unrecognized dial cancelled (DIAL_CLS) by frontend"
+                ),
             },
             Message::Data(connect_id, data) => {
                 let Some(tunnel) = session.tunnel.get() else {
@@ -198,7 +205,10 @@ impl Receiver {
                 };
                 let own = tunnel.connect_id();
                 if connect_id == 0 || own == 0 {
-                    debug!(packetType = "DATA", "Received packet missing ConnectID from frontend");
+                    debug!(
+                        packetType = "DATA",
+                        "Received packet missing ConnectID from frontend"
+                    );
                 } else if connect_id == own {
                     if !session.has_spoken.swap(true, Ordering::AcqRel) {
                         session.listener.wake();
@@ -260,7 +270,10 @@ impl Receiver {
                 if session.has_gone.load(Ordering::Acquire) {
                     tunnel.release();
                 }
-                self.deadline = session.server.dial_timeout.map(|limit| Instant::now() + limit);
+                self.deadline = session
+                    .server
+                    .dial_timeout
+                    .map(|limit| Instant::now() + limit);
                 Next::Continue
             }
             Err(refused) => {
@@ -344,7 +357,11 @@ pub struct Answers {
 impl Answers {
     /// The next message, or the end of the stream.
     fn convert(&mut self, item: Item<Event>) -> Option<Result<Message, Option<(Code, String)>>> {
-        let connect_id = self.session.tunnel.get().map_or(0, |tunnel| tunnel.connect_id());
+        let connect_id = self
+            .session
+            .tunnel
+            .get()
+            .map_or(0, |tunnel| tunnel.connect_id());
         let event = match item {
             Item::Data(data) => {
                 if let Some(tunnel) = self.session.tunnel.get() {

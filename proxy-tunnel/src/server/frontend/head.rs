@@ -138,7 +138,10 @@ pub fn dial_error(text: &str) -> Vec<u8> {
 /// The answer where the agent does not answer in time.
 #[must_use]
 pub fn dial_timeout(text: &str) -> Vec<u8> {
-    plain("504 Gateway Timeout", &format!("Backend dial timeout: {text}"))
+    plain(
+        "504 Gateway Timeout",
+        &format!("Backend dial timeout: {text}"),
+    )
 }
 
 /// The answer where the dial cannot be sent to the agent.
@@ -193,7 +196,14 @@ mod tests {
         for good in ["a:1", "[::1]:443", "node-1.x:80", "a", "a:"] {
             assert_eq!(target(good).unwrap(), good);
         }
-        for bad in ["a:notaport", "/path", "a@b:1", "http://a:1/", "[::1]:x", "a/b:1"] {
+        for bad in [
+            "a:notaport",
+            "/path",
+            "a@b:1",
+            "http://a:1/",
+            "[::1]:x",
+            "a/b:1",
+        ] {
             assert_eq!(target(bad), Err(HeadError::Malformed), "{bad}");
         }
     }
@@ -201,8 +211,14 @@ mod tests {
     #[test]
     fn other_requests_are_refused() {
         for (bytes, want) in [
-            (&b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"[..], HeadError::Method),
-            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", HeadError::Malformed),
+            (
+                &b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"[..],
+                HeadError::Method,
+            ),
+            (
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+                HeadError::Malformed,
+            ),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HeadError::Malformed),
         ] {
             assert_eq!(parse(bytes), Err(want));
@@ -217,10 +233,7 @@ mod tests {
     /// Facts §2, row by row.
     #[test]
     fn answers_are_upstreams_bytes() {
-        assert_eq!(
-            ESTABLISHED,
-            b"HTTP/1.1 200 Connection Established\r\n\r\n"
-        );
+        assert_eq!(ESTABLISHED, b"HTTP/1.1 200 Connection Established\r\n\r\n");
         assert_eq!(
             text(no_agent(NO_AGENT)),
             "HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\n\r\n\
@@ -246,7 +259,9 @@ mod tests {
         );
         assert_eq!(
             text(pending_lost(PENDING_LOST)),
-            format!("HTTP/1.1 502 Bad Gateway\r\n{head}Backend context error: context canceled\r\n")
+            format!(
+                "HTTP/1.1 502 Bad Gateway\r\n{head}Backend context error: context canceled\r\n"
+            )
         );
         assert_eq!(
             text(not_sent("x")),

@@ -115,11 +115,20 @@ fn the_suites_command_line() {
 #[test]
 fn what_contradicts_itself_is_refused() {
     for (words, want) in [
-        (&["--uds-name=/x", "--cluster-cert=c", "--cluster-key=k"][..], "--server-port=0"),
-        (&["--cluster-cert=c", "--cluster-key=k"], "--server-cert and --server-key"),
+        (
+            &["--uds-name=/x", "--cluster-cert=c", "--cluster-key=k"][..],
+            "--server-port=0",
+        ),
+        (
+            &["--cluster-cert=c", "--cluster-key=k"],
+            "--server-cert and --server-key",
+        ),
         (&["--server-cert=c"], "--server-cert needs --server-key"),
         (&["--server-cert=c", "--server-key=k"], "--server-ca-cert"),
-        (&["--uds-name=/x", "--server-port=0"], "--cluster-cert and --cluster-key"),
+        (
+            &["--uds-name=/x", "--server-port=0"],
+            "--cluster-cert and --cluster-key",
+        ),
         (
             &["--uds-name=/x", "--server-port=0", "--server-ca-cert=c"],
             "--uds-name excludes",
@@ -142,18 +151,33 @@ fn what_contradicts_itself_is_refused() {
             ],
             "--cluster-ca-cert excludes",
         ),
-        (&["--proxy-strategies=random"], "unknown proxy strategy: random"),
+        (
+            &["--proxy-strategies=random"],
+            "unknown proxy strategy: random",
+        ),
         (&["--proxy-strategies="], "at least one strategy"),
-        (&["--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"], "CBC"),
+        (
+            &["--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"],
+            "CBC",
+        ),
         (&["--tls-min-version=VersionTLS10"], "VersionTLS12"),
         (&["--xfr-channel-size=0"], "--xfr-channel-size"),
-        (&["--frontend-write-channel-size=-1"], "--frontend-write-channel-size"),
+        (
+            &["--frontend-write-channel-size=-1"],
+            "--frontend-write-channel-size",
+        ),
         (&["--keepalive-time=0s"], "--keepalive-time"),
-        (&["--graceful-shutdown-timeout=-1s"], "--graceful-shutdown-timeout"),
+        (
+            &["--graceful-shutdown-timeout=-1s"],
+            "--graceful-shutdown-timeout",
+        ),
         (&["--backend-dial-timeout=-1s"], "--backend-dial-timeout"),
         (&["--keepalive-time=60"], "--keepalive-time"),
         (&["--enable-contention-profiling"], "--enable-profiling"),
-        (&["--enable-lease-controller", "--lease-label=x"], "--lease-label"),
+        (
+            &["--enable-lease-controller", "--lease-label=x"],
+            "--lease-label",
+        ),
         (&["--log_dir=/tmp"], "--log_dir"),
     ] {
         let error = unix_error(words);
@@ -164,6 +188,10 @@ fn what_contradicts_itself_is_refused() {
 #[test]
 fn strategies_are_a_list() {
     let settings = unix(&["--proxy-strategies=destHost,defaultRoute,default"]).unwrap();
-    let want = [Strategy::DestHost, Strategy::DefaultRoute, Strategy::Default];
+    let want = [
+        Strategy::DestHost,
+        Strategy::DefaultRoute,
+        Strategy::Default,
+    ];
     assert_eq!(settings.strategies, want);
 }
