@@ -313,7 +313,7 @@ fn accept_clients(
                     async move {
                         match mode {
                             Mode::Grpc => {
-                                grpc(Lenient::new(stream), transport, service, door).await
+                                grpc(Lenient::new(stream), transport, service, door).await;
                             }
                             Mode::HttpConnect => http_connect(stream, server).await,
                         }

@@ -121,7 +121,7 @@ impl Rewriter {
     }
 
     /// What [`Self::hold`] has made ready.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(feature = "fuzzing")]
     pub(crate) fn take(&mut self) -> BytesMut {
         self.ready.split()
     }
