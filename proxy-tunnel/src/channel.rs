@@ -17,11 +17,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tonic::client::Grpc;
+use tonic::codec::Codec;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::wire::{MAX_MESSAGE, Message, PacketCodec, Received};
+use crate::wire::{MAX_MESSAGE, Received};
 
 /// How long a peer may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -108,13 +109,17 @@ impl Channel {
     ///
     /// # Panics
     /// Never: paths are constants.
-    pub async fn stream(
+    pub async fn stream<M, C>(
         &self,
         path: &'static str,
-        codec: PacketCodec,
+        codec: C,
         metadata: MetadataMap,
-        messages: impl Stream<Item = Result<Message, Status>> + Send + 'static,
-    ) -> Result<(MetadataMap, Streaming<Received>), Status> {
+        messages: impl Stream<Item = Result<M, Status>> + Send + 'static,
+    ) -> Result<(MetadataMap, Streaming<Received>), Status>
+    where
+        M: Send + Sync + 'static,
+        C: Codec<Encode = M, Decode = Received>,
+    {
         let messages = messages
             .take_while(|message| std::future::ready(message.is_ok()))
             .filter_map(|message| std::future::ready(message.ok()));
