@@ -81,7 +81,10 @@ impl AsyncWrite for Tunnel {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
-            Way::Grpc(tunnel) => tunnel.poll_shutdown(context),
+            Way::Grpc(tunnel) => {
+                tunnel.shutdown();
+                Poll::Ready(Ok(()))
+            }
             Way::Http { io, .. } => Pin::new(io).poll_shutdown(context),
         }
     }
@@ -209,8 +212,8 @@ impl GrpcTunnel {
             .map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))
     }
 
-    fn poll_shutdown(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_flush(context))?;
+    /// It does not wait, like that of TCP: what was written before is sent before.
+    fn shutdown(&mut self) {
         if !self.has_finished {
             self.has_finished = true;
             if self.can_finish {
@@ -218,7 +221,6 @@ impl GrpcTunnel {
                 let _ = self.lane.push(Message::Finish(self.connect_id));
             }
         }
-        Poll::Ready(Ok(()))
     }
 }
 

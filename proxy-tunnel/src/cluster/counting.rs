@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{ListParams, VersionMatch, WatchEvent, WatchParams};
+use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info};
@@ -149,8 +149,6 @@ impl Counter {
         let mut params = ListParams {
             label_selector: Some(self.selector.clone()),
             limit: Some(PAGE),
-            resource_version: Some("0".to_owned()),
-            version_match: Some(VersionMatch::NotOlderThan),
             ..ListParams::default()
         };
         let mut leases = Vec::new();
@@ -176,9 +174,6 @@ impl Counter {
                 self.leases.replace(leases);
                 return Ok(page.metadata.resource_version.unwrap_or_default());
             };
-            // The token holds the version.
-            params.resource_version = None;
-            params.version_match = None;
             params.continue_token = Some(token);
         }
     }

@@ -86,6 +86,7 @@ async fn garbage_on_every_port() {
             throw(TcpStream::connect(rig.agents).await.unwrap(), &bytes).await;
         }
         round_trip(&mut tunnel, b"still here").await;
+        drop(tunnel);
         round_trip(&mut rig.dialer().dial(&echo).await.unwrap(), b"new").await;
         rig.until_counted("http_connections 0").await;
     }

@@ -60,7 +60,7 @@ async fn targets_that_do_not_read_stop_nothing_else() {
         let read = timeout(SOON, accepted.read_to_end(&mut all)).await;
         read.expect("it does not end").unwrap();
         assert_eq!(all.len(), total, "{mode:?}");
-        drop((held, tunnel, accepted));
+        drop((held, tunnel, accepted, other));
         until("memory is given back", || agent.shared.budget.used() == 0).await;
         agent.until_counted("open_endpoint_connections 0").await;
     }
@@ -100,7 +100,7 @@ async fn clients_that_do_not_read_stop_nothing_else() {
         for (_, sending) in &held {
             sending.abort();
         }
-        drop((held, tunnel));
+        drop((held, tunnel, other));
         until("memory is given back", || {
             rig.server.shared.budget.used() == 0
         })

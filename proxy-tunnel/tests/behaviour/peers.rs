@@ -185,11 +185,14 @@ impl Peer {
         request
     }
 
-    /// As an agent: the next dial.
+    /// As an agent: the next dial. Closes of earlier connections may come before it.
     pub async fn asked(&mut self) -> DialRequest {
-        match self.message().await {
-            Message::DialRequest(request) => request,
-            other => panic!("{other:?}"),
+        loop {
+            match self.message().await {
+                Message::DialRequest(request) => return request,
+                Message::CloseRequest(_) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
