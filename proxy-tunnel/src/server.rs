@@ -4,6 +4,7 @@
 //! signals are the program's business (`app::server`).
 
 pub mod agents;
+pub mod authority;
 pub mod backend;
 pub mod clients;
 pub mod frontend;

@@ -38,6 +38,7 @@ use crate::flow::Budget;
 use crate::metrics::server::ServerMetrics;
 use crate::server::Server;
 use crate::server::agents::AgentService;
+use crate::server::authority::Lenient;
 use crate::server::backend::Shared;
 use crate::server::clients::ProxyService;
 use crate::server::strategies::Agents;
@@ -311,7 +312,9 @@ fn accept_clients(
                         (Arc::clone(&server), Arc::clone(&service), serving.clone());
                     async move {
                         match mode {
-                            Mode::Grpc => grpc(stream, transport, service, door).await,
+                            Mode::Grpc => {
+                                grpc(Lenient::new(stream), transport, service, door).await;
+                            }
                             Mode::HttpConnect => http_connect(stream, server).await,
                         }
                     }

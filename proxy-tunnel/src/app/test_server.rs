@@ -30,7 +30,7 @@ const SUCCESS: &str = "<!DOCTYPE html>\n<html>\n    <head>\n        <title>Succe
                        <body>\n        <p>The success test page!</p>\n    </body>\n</html>";
 
 /// How long a client may take for its request.
-const HEAD: Duration = Duration::from_secs(60);
+const HEAD: Duration = Duration::from_mins(1);
 
 /// Seconds that `/sleep` waits by default, and at most.
 const SLEEP: (u64, u64) = (10, 3600);
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(pause(Some("x=1&time=0")), Duration::ZERO);
         assert_eq!(pause(None), Duration::from_secs(10));
         assert_eq!(pause(Some("time=x")), Duration::from_secs(10));
-        assert_eq!(pause(Some("time=99999999999")), Duration::from_secs(3600));
+        assert_eq!(pause(Some("time=99999999999")), Duration::from_hours(1));
     }
 
     #[test]

@@ -29,7 +29,7 @@ const WATCH: u32 = 290;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// How often an agent without permission is told what it lacks.
-const REMIND: Duration = Duration::from_secs(60);
+const REMIND: Duration = Duration::from_mins(1);
 
 /// The leases as they are known.
 #[derive(Debug, Default)]
@@ -172,18 +172,14 @@ impl Counter {
             };
             self.metrics.listed_leases(200, "", start.elapsed());
             leases.extend(page.items);
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => {
-                    // The token holds the version.
-                    params.resource_version = None;
-                    params.version_match = None;
-                    params.continue_token = Some(token);
-                }
-                None => {
-                    self.leases.replace(leases);
-                    return Ok(page.metadata.resource_version.unwrap_or_default());
-                }
-            }
+            let Some(token) = page.metadata.continue_.filter(|token| !token.is_empty()) else {
+                self.leases.replace(leases);
+                return Ok(page.metadata.resource_version.unwrap_or_default());
+            };
+            // The token holds the version.
+            params.resource_version = None;
+            params.version_match = None;
+            params.continue_token = Some(token);
         }
     }
 

@@ -129,7 +129,7 @@ mod tests {
     #[tokio::test]
     async fn reads_no_more_than_allowed() {
         let (mut near, mut far) = tokio::io::duplex(1 << 20);
-        tokio::io::AsyncWriteExt::write_all(&mut near, &[1; 100_000])
+        tokio::io::AsyncWriteExt::write_all(&mut near, &vec![1; 100_000])
             .await
             .unwrap();
         drop(near);

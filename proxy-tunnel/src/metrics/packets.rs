@@ -41,7 +41,7 @@ impl Segment {
 /// The two families.
 #[derive(Debug)]
 pub struct Packets {
-    packets: IntCounterVec,
+    counters: IntCounterVec,
     errors: IntCounterVec,
     known: [[OnceLock<IntCounter>; PacketType::ALL.len()]; 4],
 }
@@ -49,7 +49,7 @@ pub struct Packets {
 impl Packets {
     pub(super) fn new(maker: &Maker) -> Self {
         Self {
-            packets: maker.counters(
+            counters: maker.counters(
                 "stream_packets_total",
                 "Packets on gRPC streams and HTTP CONNECT connections, by segment and packet type.",
                 &["segment", "packet_type"],
@@ -72,7 +72,7 @@ impl Packets {
     pub fn count_kind(&self, segment: Segment, kind: PacketType) {
         self.known[segment as usize][kind.index()]
             .get_or_init(|| {
-                self.packets
+                self.counters
                     .with_label_values(&[segment.label(), kind.name()])
             })
             .inc();
@@ -80,7 +80,7 @@ impl Packets {
 
     /// Counts a packet that could not be understood.
     pub fn count_malformed(&self, segment: Segment, malformed: Malformed) {
-        self.packets
+        self.counters
             .with_label_values(&[segment.label(), malformed.type_name().as_str()])
             .inc();
     }

@@ -90,10 +90,45 @@ pub struct ServerMetrics {
     dial_failures: IntCounterVec,
     closed_tunnels: IntCounterVec,
     buffered: IntGauge,
-    lease_lists: IntCounterVec,
-    lease_deletes: IntCounterVec,
-    lease_list_latency: HistogramVec,
-    lease_delete_latency: HistogramVec,
+    leases: LeaseRequests,
+}
+
+/// What the API server answered to requests about leases.
+#[derive(Debug)]
+struct LeaseRequests {
+    lists: IntCounterVec,
+    deletes: IntCounterVec,
+    list_latency: HistogramVec,
+    delete_latency: HistogramVec,
+}
+
+impl LeaseRequests {
+    fn new(maker: &Maker) -> Self {
+        Self {
+            lists: maker.counters(
+                "lease_list_total",
+                "Lists of leases, by HTTP status.",
+                &["http_status_code", "reason"],
+            ),
+            deletes: maker.counters(
+                "lease_delete_total",
+                "Deletions of expired leases, by HTTP status.",
+                &["http_status_code", "reason"],
+            ),
+            list_latency: maker.histograms(
+                "lease_list_latency_seconds",
+                "Seconds that lists of leases took.",
+                &["http_status_code"],
+                prometheus::DEFAULT_BUCKETS,
+            ),
+            delete_latency: maker.histograms(
+                "lease_delete_latency_seconds",
+                "Seconds that deletions of leases took.",
+                &["http_status_code"],
+                prometheus::DEFAULT_BUCKETS,
+            ),
+        }
+    }
 }
 
 impl ServerMetrics {
@@ -177,28 +212,7 @@ impl ServerMetrics {
                 "Tunnels that this server closed because their client did not read, by reason.",
                 &["reason"],
             ),
-            lease_lists: maker.counters(
-                "lease_list_total",
-                "Lists of leases, by HTTP status.",
-                &["http_status_code", "reason"],
-            ),
-            lease_deletes: maker.counters(
-                "lease_delete_total",
-                "Deletions of expired leases, by HTTP status.",
-                &["http_status_code", "reason"],
-            ),
-            lease_list_latency: maker.histograms(
-                "lease_list_latency_seconds",
-                "Seconds that lists of leases took.",
-                &["http_status_code"],
-                prometheus::DEFAULT_BUCKETS,
-            ),
-            lease_delete_latency: maker.histograms(
-                "lease_delete_latency_seconds",
-                "Seconds that deletions of leases took.",
-                &["http_status_code"],
-                prometheus::DEFAULT_BUCKETS,
-            ),
+            leases: LeaseRequests::new(&maker),
             registry: maker.registry,
         })
     }
@@ -288,10 +302,12 @@ impl ServerMetrics {
     /// A list of leases was answered.
     pub fn listed_leases(&self, status: u16, reason: &str, after: Duration) {
         let status = status.to_string();
-        self.lease_lists
+        self.leases
+            .lists
             .with_label_values(&[status.as_str(), reason])
             .inc();
-        self.lease_list_latency
+        self.leases
+            .list_latency
             .with_label_values(&[status.as_str()])
             .observe(after.as_secs_f64());
     }
@@ -299,10 +315,12 @@ impl ServerMetrics {
     /// The deletion of a lease was answered.
     pub fn deleted_lease(&self, status: u16, reason: &str, after: Duration) {
         let status = status.to_string();
-        self.lease_deletes
+        self.leases
+            .deletes
             .with_label_values(&[status.as_str(), reason])
             .inc();
-        self.lease_delete_latency
+        self.leases
+            .delete_latency
             .with_label_values(&[status.as_str()])
             .observe(after.as_secs_f64());
     }

@@ -203,7 +203,7 @@ impl Backend {
     /// Takes a message of the agent.
     pub fn receive(&self, message: Message) {
         match message {
-            Message::DialResponse(response) => self.dial_response(response),
+            Message::DialResponse(response) => self.dial_response(&response),
             Message::Data(connect_id, data) => self.data(connect_id, data),
             Message::CloseResponse(response) => {
                 let mut table = self.table();
@@ -256,7 +256,7 @@ impl Backend {
         self.table().established.get(&connect_id).cloned()
     }
 
-    fn dial_response(&self, response: DialResponse) {
+    fn dial_response(&self, response: &DialResponse) {
         let metrics = &self.shared.metrics;
         let agent_id = self.agent_id.as_str();
         let mut table = self.table();

@@ -25,7 +25,7 @@ use tonic::{Status, async_trait};
 use crate::wire::{MAX_MESSAGE, Message, PacketCodec, Received};
 
 /// How long a peer may take from the connection to its first request, as in upstream.
-const FIRST_REQUEST: Duration = Duration::from_secs(120);
+const FIRST_REQUEST: Duration = Duration::from_mins(2);
 
 /// How long a peer may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);

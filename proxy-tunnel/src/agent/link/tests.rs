@@ -226,7 +226,7 @@ async fn windows_bound_what_is_sent_and_are_granted_by_what_is_taken() {
     let (mut reader, mut writer) = target.into_split();
     let flood = tokio::spawn(async move {
         // It ends when the connection does.
-        while writer.write_all(&[0; 65_536]).await.is_ok() {}
+        while writer.write_all(&[0; 8192]).await.is_ok() {}
     });
     let mut total = 0;
     while total < WINDOW as usize {

@@ -59,7 +59,7 @@ pub struct Args {
     /// Accepted with --enable-profiling
     #[arg(long)]
     pub enable_contention_profiling: bool,
-    /// Name of this agent; empty: PROXY_AGENT_ID, else a random one
+    /// Name of this agent; empty: `PROXY_AGENT_ID` of the environment, else a random one
     #[arg(long, value_name = "NAME", default_value = "")]
     pub agent_id: String,
     /// What this agent can reach, as ipv4=ADDRESS&host=NAME; also ipv6, cidr, default-route

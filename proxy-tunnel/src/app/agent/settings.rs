@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(settings.admin, Bind::One("127.0.0.1:8094".parse().unwrap()));
         assert_eq!(settings.interval, Duration::from_secs(1));
         assert_eq!(settings.cap, Duration::from_secs(10));
-        assert_eq!(settings.keepalive, Duration::from_secs(3600));
+        assert_eq!(settings.keepalive, Duration::from_hours(1));
         assert_eq!(settings.tls.alpn, [b"h2".to_vec()]);
         assert!(settings.tls.pair.is_none());
         assert!(settings.counting.is_none());

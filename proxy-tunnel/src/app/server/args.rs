@@ -86,7 +86,7 @@ pub struct Args {
     /// Accepted with --enable-profiling
     #[arg(long)]
     pub enable_contention_profiling: bool,
-    /// Name of this server; empty: PROXY_SERVER_ID, else a random one
+    /// Name of this server; empty: `PROXY_SERVER_ID` of the environment, else a random one
     #[arg(long, value_name = "NAME", default_value = "")]
     pub server_id: String,
     /// How many servers there are, as agents are told
@@ -123,7 +123,7 @@ pub struct Args {
     /// Cipher suites of TLS 1.2 and 1.3 by Go's names; empty: all
     #[arg(long, value_name = "LIST", default_value = "", action = ArgAction::Append)]
     pub cipher_suites: Vec<List>,
-    /// Least version of TLS: VersionTLS12 or VersionTLS13
+    /// Least version of TLS: `VersionTLS12` or `VersionTLS13`
     #[arg(long, value_name = "VERSION", default_value = "")]
     pub tls_min_version: String,
     /// Accepted; queues are bounded in bytes: --tunnel-stall-timeout, --buffer-budget

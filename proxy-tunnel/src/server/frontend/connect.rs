@@ -27,7 +27,7 @@ use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::wire::{DialRequest, Message, PacketType};
 
 /// How long a client may take for its head, as in upstream.
-const HEAD: Duration = Duration::from_secs(60);
+const HEAD: Duration = Duration::from_mins(1);
 
 /// How long a client may take to read an answer that ends its connection.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -337,11 +337,8 @@ impl<S: Socket> Relay<'_, S> {
                 Item::Event(event) => event,
             };
             match event {
-                Event::Finished => {
-                    if half.shutdown().await.is_err() {
-                        return End::Regular;
-                    }
-                }
+                // A client that has gone is noticed by the other direction.
+                Event::Finished => drop(half.shutdown().await),
                 Event::Closed(response) if response.error.is_empty() => {
                     // The client may have gone before.
                     let _ = timeout(FAREWELL, half.shutdown()).await;

@@ -14,7 +14,7 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tonic::{Code, Status, Streaming};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::HOLD;
 use crate::flow::Inbox;
@@ -134,7 +134,13 @@ impl Receiver {
                     metrics
                         .packets
                         .receive_error(Segment::FromClient, status.code());
-                    break Some(receive_error(&status));
+                    let (code, text) = receive_error(&status);
+                    if code == Code::Cancelled {
+                        info!("Stream read from frontend cancelled");
+                    } else {
+                        warn!(err = text.as_str(), "Stream read from frontend failure");
+                    }
+                    break Some((code, text));
                 }
             };
             metrics.packets.count(Segment::FromClient, &message);
@@ -333,6 +339,7 @@ async fn expiry(deadline: Option<Instant>) {
 }
 
 /// How a stream ends whose client sent something that cannot be received.
+#[must_use]
 pub fn receive_error(status: &Status) -> (Code, String) {
     match status.code() {
         // tonic's code for a message beyond the limit; gRPC in Go has another one.

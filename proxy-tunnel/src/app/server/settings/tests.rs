@@ -48,7 +48,7 @@ fn defaults() {
     assert_eq!(settings.mode, Mode::Grpc);
     assert_eq!(settings.count, 1);
     assert_eq!(settings.id.len(), 36);
-    assert_eq!(settings.keepalive.0, Duration::from_secs(3600));
+    assert_eq!(settings.keepalive.0, Duration::from_hours(1));
     assert_eq!(settings.dial_timeout, Some(Duration::from_secs(10)));
     assert_eq!(settings.graceful, Duration::ZERO);
     assert_eq!(settings.strategies, [Strategy::Default]);
