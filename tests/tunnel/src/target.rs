@@ -28,7 +28,7 @@ pub fn echo(netns: &Netns) -> Result<SocketAddr> {
 /// It cannot listen.
 pub fn flood(netns: &Netns) -> Result<SocketAddr> {
     start(netns, |mut stream| {
-        let piece = [b'x'; 64 << 10];
+        let piece = vec![b'x'; 64 << 10];
         while stream.write_all(&piece).is_ok() {}
     })
 }

@@ -19,6 +19,9 @@ const ROUNDS: usize = 200;
 /// How long all of them may take together: they take milliseconds if they wait for nothing.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Longer than any head of an answer.
+const LONGEST: usize = 1024;
+
 /// More than all buffers on the way hold.
 const MUCH: usize = 64 << 20;
 
@@ -34,6 +37,7 @@ fn connect(tunnel: &Tunnel, target: SocketAddr) -> Result<UnixStream> {
     while !head.ends_with(b"\r\n\r\n") {
         stream.read_exact(&mut byte).context("reading the head")?;
         head.push(byte[0]);
+        ensure!(head.len() < LONGEST, "no end of {head:?}");
     }
     let head = String::from_utf8(head)?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -90,7 +94,7 @@ fn slow_target(server: Make, agent: Make) -> Result<()> {
     );
     let mut stalled = connect(&tunnel, silent)?;
     stalled.set_write_timeout(Some(Duration::from_millis(500)))?;
-    let piece = [0; 64 << 10];
+    let piece = vec![0; 64 << 10];
     let mut sent = 0;
     while sent < MUCH {
         match stalled.write(&piece) {
@@ -111,7 +115,7 @@ fn slow_target(server: Make, agent: Make) -> Result<()> {
 fn half_close(server: Make, agent: Make) -> Result<()> {
     let tunnel = Tunnel::start_with(&CONNECT_ON_SOCKET, server, agent)?;
     let mut stream = connect(&tunnel, target::count(tunnel.netns())?)?;
-    stream.write_all(&[0; 100_000])?;
+    stream.write_all(&vec![0; 100_000])?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
     stream
