@@ -274,7 +274,7 @@ impl Tunnel {
         Ok(printed)
     }
 
-    /// Waits until an endpoint answers with 200, unless a process ends before.
+    /// Waits until an endpoint answers with 200, unless a process fails before.
     ///
     /// # Errors
     /// It does not.
@@ -282,7 +282,8 @@ impl Tunnel {
         let Self { netns, running, .. } = self;
         cmd::wait_until(PATIENCE, &format!("200 from {address}{path}"), || {
             for running in &mut *running {
-                if let Some(status) = running.process.child().try_wait()? {
+                let ended = running.process.child().try_wait()?;
+                if let Some(status) = ended.filter(|status| !status.success()) {
                     bail!("the {} has ended: {status}", running.name);
                 }
             }
