@@ -26,7 +26,7 @@ import (
 )
 
 var (
-	socket  = flag.String("uds", "", "Unix socket of the server's frontend")
+	socket  = flag.String("uds", "", "absolute path of the Unix socket of the server's frontend")
 	target  = flag.String("target", "", "HOST:PORT behind the agent")
 	mode    = flag.String("mode", "http", "http: one request; echo: bytes to an echo server")
 	path    = flag.String("path", "/", "with http: the path")
@@ -66,13 +66,14 @@ func main() {
 	}
 }
 
-// dial opens a connection through a tunnel that serves this one connection.
+// dial opens a connection through a tunnel that serves this one connection. The address is the bare path, as
+// kube-apiserver gives it: gRPC makes the name of the server from it.
 func dial(ctx context.Context) (net.Conn, error) {
 	unix := func(ctx context.Context, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", *socket)
 	}
 	tunnel, err := client.CreateSingleUseGrpcTunnelWithContext(
-		ctx, context.Background(), "passthrough:///"+*socket,
+		ctx, context.Background(), *socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(unix), grpc.WithBlock(), grpc.WithReturnConnectionError(),
 	)

@@ -76,6 +76,16 @@ const CLUSTER: [&str; 3] = [
     "--cluster-key=certs/agent/private/proxy-frontend.key",
 ];
 
+/// The server's flags for clients that speak HTTP CONNECT on a Unix socket, without TLS.
+pub const CONNECT_ON_SOCKET: [&str; 6] = [
+    "--mode=http-connect",
+    "--server-port=0",
+    "--uds-name=uds-proxy",
+    CLUSTER[0],
+    CLUSTER[1],
+    CLUSTER[2],
+];
+
 /// The agent's flags.
 pub const AGENT: [&str; 3] = [
     "--ca-cert=certs/agent/issued/ca.crt",
@@ -168,16 +178,24 @@ impl Tunnel {
     /// # Errors
     /// A program is missing, or is not ready after a while; the error has the logs.
     pub fn start(example: Example, server: Make, agent: Make) -> Result<Self> {
+        Self::start_with(&example.server(), server, agent)
+    }
+
+    /// As [`Tunnel::start`], with these flags of the server.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(flags: &[&str], server: Make, agent: Make) -> Result<Self> {
         let mut tunnel = Self::new()?;
         tunnel
-            .start_parts(example, server, agent)
+            .start_parts(flags, server, agent)
             .with_context(|| tunnel.logs())?;
         Ok(tunnel)
     }
 
-    fn start_parts(&mut self, example: Example, server: Make, agent: Make) -> Result<()> {
+    fn start_parts(&mut self, flags: &[&str], server: Make, agent: Make) -> Result<()> {
         self.spawn("test server", &Part::TestServer.of(server)?, &[])?;
-        self.spawn("server", &Part::Server.of(server)?, &example.server())?;
+        self.spawn("server", &Part::Server.of(server)?, flags)?;
         self.wait_for(SERVER_HEALTH, "/healthz")?;
         self.spawn("agent", &Part::Agent.of(agent)?, &AGENT)?;
         self.wait_for(AGENT_HEALTH, "/readyz")?;
@@ -256,7 +274,7 @@ impl Tunnel {
         Ok(printed)
     }
 
-    /// Waits until an endpoint answers with 200, unless a process ends before.
+    /// Waits until an endpoint answers with 200, unless a process fails before.
     ///
     /// # Errors
     /// It does not.
@@ -264,7 +282,8 @@ impl Tunnel {
         let Self { netns, running, .. } = self;
         cmd::wait_until(PATIENCE, &format!("200 from {address}{path}"), || {
             for running in &mut *running {
-                if let Some(status) = running.process.child().try_wait()? {
+                let ended = running.process.child().try_wait()?;
+                if let Some(status) = ended.filter(|status| !status.success()) {
                     bail!("the {} has ended: {status}", running.name);
                 }
             }

@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use tunnel_tests::echo;
 use tunnel_tests::program::{Make, Part, lacks_peers, library_client};
+use tunnel_tests::target;
 use tunnel_tests::tunnel::{CURL, Example, SOCKET, TARGET, Tunnel};
 
 fn examples(server: Make, agent: Make) -> Result<()> {
@@ -37,7 +37,7 @@ fn examples(server: Make, agent: Make) -> Result<()> {
 /// The client library: one tunnel and many at once, bytes in both directions, a target that refuses.
 fn library(tunnel: &Tunnel) -> Result<()> {
     let program = library_client()?;
-    let uds = format!("--uds={SOCKET}");
+    let uds = format!("--uds={}", tunnel.dir().join(SOCKET).display());
     let request = [&uds, "--target=localhost:8000", "--path=/success"];
     let printed = tunnel.request(&program, &request)?;
     ensure!(printed.starts_with("200 OK\n"), "{printed}");
@@ -45,7 +45,7 @@ fn library(tunnel: &Tunnel) -> Result<()> {
     let printed = tunnel.request(&program, &many)?;
     let answers = printed.matches("200 OK").count();
     ensure!(answers == 20, "{answers} answers\n{printed}");
-    let target = format!("--target={}", echo::start(tunnel.netns())?);
+    let target = format!("--target={}", target::echo(tunnel.netns())?);
     let output = tunnel.run(
         &program,
         &[

@@ -120,10 +120,12 @@ fn send(tunnel: &Tunnel, name: &str, program: &Path, args: &[&str]) -> Result<()
     println!("\n$ {name} {}", args.join(" "));
     let page = tunnel.request(program, args)?;
     let title = page
-        .lines()
-        .find(|line| line.contains("Success"))
-        .unwrap_or_default();
-    println!("  answer: {}", title.trim());
+        .split_once("<title>")
+        .and_then(|(_, rest)| rest.split_once("</title>"));
+    println!(
+        "  answer: a page with the title {}",
+        title.context("no title")?.0
+    );
     for ((process, words), skipped) in TRACES.into_iter().zip(lines_before) {
         for line in tunnel.lines(process, words).into_iter().skip(skipped) {
             println!("  {process:6}: {line}");
