@@ -144,6 +144,27 @@ fn name(flag: &str, variable: &str) -> String {
         .unwrap_or_else(uuid)
 }
 
+/// Reads a command line as each of the programs does.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
+    server::read_command_line(words);
+    agent::read_command_line(words);
+    test_client::read_command_line(words);
+    test_server::read_command_line(words);
+}
+
+/// Reads a command line; none if it is refused, with a reason.
+#[cfg(feature = "fuzzing")]
+fn read_flags<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
+    let name = [std::ffi::OsStr::new("program")];
+    let line = name.iter().chain(words);
+    let read = flags::pflag(P::command())
+        .try_get_matches_from(line)
+        .and_then(|matches| P::from_arg_matches(&matches));
+    read.map_err(|error| assert!(!error.to_string().is_empty()))
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

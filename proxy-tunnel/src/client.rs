@@ -40,6 +40,9 @@ pub use self::endpoint::{Endpoint, Io};
 pub use self::grpc::Connection;
 pub use self::tunnel::Tunnel;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::connect::parse as parse_answer;
+
 /// How long the server may take to accept a connection, and a target to be reached, unless told otherwise.
 const LIMIT: Duration = Duration::from_secs(30);
 

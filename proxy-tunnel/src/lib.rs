@@ -8,6 +8,9 @@ pub mod channel;
 pub mod client;
 pub mod cluster;
 pub mod flow;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod go_error;
 pub mod identifiers;
 pub mod metrics;

@@ -174,3 +174,17 @@ async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Lease
     .run()
     .await;
 }
+
+/// Reads a command line, and checks what was read.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
+    // Names would be looked up.
+    let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
+    if let Some(args) = super::read_flags::<Args>(words)
+        && is_address(&args.health_server_host)
+        && is_address(&args.admin_bind_address)
+        && let Ok(settings) = Settings::new(&args)
+    {
+        assert!(!settings.hosts.is_empty() && settings.interval <= settings.cap);
+    }
+}

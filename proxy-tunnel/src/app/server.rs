@@ -353,3 +353,23 @@ async fn count_buffers(metrics: &ServerMetrics, budget: &Budget) {
         metrics.buffered(budget.used());
     }
 }
+
+/// Reads a command line, and checks what was read.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
+    // Names would be looked up.
+    let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
+    if let Some(args) = super::read_flags::<Args>(words)
+        && [
+            &args.server_bind_address,
+            &args.agent_bind_address,
+            &args.health_bind_address,
+            &args.admin_bind_address,
+        ]
+        .iter()
+        .all(|host| is_address(host))
+        && let Err(refused) = Settings::new(&args)
+    {
+        assert!(!refused.to_string().is_empty());
+    }
+}

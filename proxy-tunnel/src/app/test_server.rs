@@ -161,6 +161,12 @@ fn page(
     response
 }
 
+/// Reads a command line.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
+    drop(super::read_flags::<Args>(words));
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;

@@ -186,10 +186,10 @@ impl Stub {
     }
 
     /// Breaks all watches, by an error event if one is given.
-    fn break_watches(&self, error: Option<Value>) {
+    fn break_watches(&self, error: Option<&Value>) {
         let mut state = self.state.lock().unwrap();
         for watch in state.watches.drain(..) {
-            if let Some(error) = &error {
+            if let Some(error) = error {
                 let _ = watch.send(json!({"type": "ERROR", "object": error}));
             }
         }
@@ -437,7 +437,7 @@ async fn watches_that_break_are_begun_anew() {
         Some(json!({"nonsense": true})),
     ] {
         until("a watch", || !stub.state.lock().unwrap().watches.is_empty()).await;
-        stub.break_watches(error);
+        stub.break_watches(error.as_ref());
         let id = format!("new-{}", stub.names().len());
         stub.put(&id, 0);
         let want = stub.names().len();

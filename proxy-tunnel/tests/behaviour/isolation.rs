@@ -167,7 +167,7 @@ async fn bulk_in_both_directions_arrives_whole() {
         let echo = Target::echo().await;
         let tunnel = rig.dialer().dial(&echo).await.unwrap();
         let (mut reader, mut writer) = tokio::io::split(tunnel);
-        let sent: Vec<u8> = (0..MUCH).map(|n| (n % 251) as u8).collect();
+        let sent: Vec<u8> = (0..251_u8).cycle().take(MUCH).collect();
         let want = sent.clone();
         let writing = tokio::spawn(async move {
             writer.write_all(&sent).await.unwrap();

@@ -3,6 +3,7 @@
 //! A part of the tunnel that goes away under running connections: what is cut must not look complete, and
 //! nothing is left. Upstream #748, #914 and defect 4.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,10 +54,7 @@ async fn a_lost_agent_is_an_error_for_our_client_in_the_middle_of_an_answer() {
     tunnel.read_exact(&mut [0; 7]).await.unwrap();
     drop(agent);
     let read = timeout(SOON, tunnel.read(&mut [0])).await.unwrap();
-    assert_eq!(
-        read.unwrap_err().kind(),
-        std::io::ErrorKind::ConnectionReset
-    );
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 /// TLS without its own end, TCP by a reset: curl and Go call it an error.
@@ -72,8 +70,10 @@ async fn a_lost_agent_is_a_reset_for_connect_clients_on_tcp() {
     drop(agent);
     let read = timeout(SOON, tunnel.read(&mut [0])).await.unwrap();
     let kind = read.unwrap_err().kind();
-    use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
-    assert!(matches!(kind, ConnectionReset | UnexpectedEof), "{kind:?}");
+    assert!(
+        matches!(kind, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),
+        "{kind:?}"
+    );
 }
 
 #[tokio::test]
@@ -155,10 +155,7 @@ async fn a_lost_server_resets_targets_and_is_connected_to_again() {
     let (_tunnel, mut accepted) = (tunnel.unwrap(), accepted);
     rig.server.agents.all()[0].outbox.end();
     let read = timeout(SOON, accepted.read(&mut [0])).await.unwrap();
-    assert_eq!(
-        read.unwrap_err().kind(),
-        std::io::ErrorKind::ConnectionReset
-    );
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
     agent.until_counted("open_endpoint_connections 0").await;
     until("another stream", || {
         rig.server.agents.is_ready() && agent.sync.is_connected()
