@@ -15,4 +15,5 @@ mod loss;
 mod peers;
 mod programs;
 mod rig;
+mod stub;
 mod wire;
