@@ -22,15 +22,15 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _};
 use clap_complete::Shell;
 use proxy_common::limits::{MAX_ALLOWED, MAX_VIPS};
+use proxy_serve::log::Remark;
+use proxy_serve::value::parse_bool;
 
 use self::args::{Args, Subcommand};
 use self::services::Resolved;
 use crate::cleanup;
 use crate::config::{BackendChoice, Config, Guard, GuardMode, Serve};
 use crate::doctor;
-use crate::goflag::parse_bool;
 use crate::status;
-use crate::telemetry::log::Remark;
 
 const AFTER_HELP: &str = "\
 Every flag can also be set by an environment variable: PROXY_AGENT_ and its name in capitals, for

@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use proxy_serve::log::LogOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Instance;
-use crate::telemetry::log::LogOptions;
+
+/// The target under which the lines of the eBPF programs are logged.
+pub const EBPF_TARGET: &str = "ebpf";
 
 /// Everything the agent was told, checked.
 #[derive(Debug, Clone)]
@@ -70,6 +73,12 @@ impl Config {
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         endpoints(&self.vips, &self.ports)
+    }
+
+    /// Whether the eBPF programs log their own lines. These cost time on every packet, so the agent's debug level
+    /// alone does not bring them.
+    pub fn debugs_programs(&self) -> bool {
+        self.log.is_debugging(EBPF_TARGET)
     }
 }
 

@@ -13,7 +13,7 @@ pub use crate::link::fuzzing::route;
 pub use crate::netfilter::conntrack::fuzzing::conntrack;
 pub use crate::netfilter::table::fuzzing::nf_tables;
 pub use crate::state::fuzzing::state;
-pub use crate::telemetry::log::fuzzing::klog;
+pub use proxy_serve::fuzzing::klog;
 
 /// The first byte, by which a target chooses among several things to do, and what follows.
 pub(crate) fn choice(data: &[u8]) -> (u8, &[u8]) {

@@ -23,7 +23,6 @@ mod doctor;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod goflag;
 mod guard;
 mod instance;
 mod kernel;
@@ -72,7 +71,7 @@ fn try_main() -> Result<ExitCode> {
         Invocation::Doctor(options) => return block_on(doctor::run(&options)),
         Invocation::Status(request) => return block_on(status::run(&request)),
     };
-    telemetry::log::init(&config.log)?;
+    proxy_serve::log::init(&config.log)?;
     block_on(app::run(config))
 }
 

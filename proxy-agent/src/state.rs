@@ -25,7 +25,7 @@ use crate::config::{
     self, AcceptRules, BackendChoice, Config, GuardMode, ProxyListener, Serve, Service, TcAttach,
 };
 use crate::instance::Instance;
-use crate::telemetry::log::LogOptions;
+use proxy_serve::log::LogOptions;
 
 /// The file's name in the run directory.
 const FILE: &str = "state.json";

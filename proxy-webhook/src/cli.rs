@@ -3,11 +3,12 @@
 //! The command line: that of the original, and what it lacks.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
+use proxy_serve::listen::Bind;
+use proxy_serve::log::{self, LogOptions, Severity};
 use thiserror::Error;
 
 use crate::fqdn::Fqdn;
@@ -103,6 +104,28 @@ pub struct Args {
     pub log_level: LogLevel,
 }
 
+impl Args {
+    /// What the flags mean for the log.
+    #[must_use]
+    pub fn log_options(&self) -> LogOptions {
+        let (lowest, verbosity) = match self.log_level {
+            LogLevel::Error => (Severity::Error, 0),
+            LogLevel::Warn => (Severity::Warning, 0),
+            LogLevel::Info => (Severity::Info, 0),
+            LogLevel::Debug => (Severity::Info, log::DEBUG_LEVEL),
+        };
+        LogOptions {
+            format: match self.log_format {
+                LogFormat::Text => log::LogFormat::Text,
+                LogFormat::Json => log::LogFormat::Json,
+            },
+            lowest,
+            verbosity,
+            ..LogOptions::default()
+        }
+    }
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -128,31 +151,6 @@ pub enum LogLevel {
 /// Where the second listener is; `None`: there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listen(pub Option<Bind>);
-
-/// What to listen on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bind {
-    /// All addresses, IPv6 and IPv4.
-    Every(u16),
-    /// One address.
-    One(SocketAddr),
-}
-
-impl Bind {
-    /// The socket addresses to try, the next one where the kernel lacks the first one's family.
-    #[must_use]
-    pub fn candidates(self) -> Vec<SocketAddr> {
-        match self {
-            Self::Every(port) => [
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            ]
-            .map(|address| SocketAddr::new(address, port))
-            .to_vec(),
-            Self::One(address) => vec![address],
-        }
-    }
-}
 
 /// Not an address with a port.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

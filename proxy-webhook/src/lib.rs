@@ -4,25 +4,22 @@
 //! [`review::answer`] is all it does to a pod, [`main`] is the whole program.
 
 mod app;
-mod budget;
+mod certificates;
 mod cli;
 mod fqdn;
 mod limits;
-mod listen;
-mod log;
-mod memory;
 mod metrics;
 mod probes;
 pub mod review;
 mod server;
 mod service;
-mod tls;
 
 use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
+use proxy_serve::flags::{self, OnBadUsage};
+use proxy_serve::{log, memory};
 
 use crate::cli::Args;
 
@@ -33,14 +30,9 @@ const MAX_THREADS: usize = 4;
 #[must_use]
 pub fn main() -> ExitCode {
     memory::set_up();
-    let args = match Args::try_parse() {
+    let args: Args = match flags::parse(OnBadUsage::Error) {
         Ok(args) => args,
-        Err(error) => {
-            // That nobody reads it is no reason to go on.
-            let _ = error.print();
-            // 1 for bad usage, as the original; 0 for --help and --version.
-            return ExitCode::from(u8::from(error.use_stderr()));
-        }
+        Err(code) => return code,
     };
     match try_main(&args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,7 +44,7 @@ pub fn main() -> ExitCode {
 }
 
 fn try_main(args: &Args) -> Result<()> {
-    log::init(args.log_format, args.log_level)?;
+    log::init(&args.log_options())?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.min(MAX_THREADS))

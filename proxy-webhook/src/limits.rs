@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use proxy_serve::connection::Limits;
+
 /// The longest body of a request. A pod is at most 3 MiB (the API server's own limit for a request), and
 /// a review may hold an old and a new one.
 pub const BODY: usize = 7 << 20;
@@ -27,23 +29,18 @@ pub const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
 /// Requests at once in one HTTP/2 connection. A Go client opens a further connection when it needs more.
 pub const HTTP2_STREAMS: u32 = 128;
 
-/// Connections to the second listener.
-pub const PROBE_CONNECTIONS: usize = 32;
-
 /// From the connection to the end of the TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// From the first byte of an HTTP/1 head to its last.
-pub const HEAD: Duration = Duration::from_secs(5);
 
 /// From the head to the end of the body. The API server itself gives up after 30 s at the latest.
 pub const RECEIVE: Duration = Duration::from_secs(10);
 
-/// Without a request. Go's clients close after 90 s: it is better if they do it.
-pub const IDLE: Duration = Duration::from_mins(2);
-
-/// For a connection to end in good order, before it is cut.
-pub const FAREWELL: Duration = Duration::from_secs(5);
+/// A connection's: Go's clients close an idle one after 90 s, and it is better if they do it.
+pub const CONNECTION: Limits = Limits {
+    head: Duration::from_secs(5),
+    idle: Duration::from_mins(2),
+    farewell: Duration::from_secs(5),
+};
 
 /// Between two looks at the certificates.
 pub const RELOAD: Duration = Duration::from_secs(1);

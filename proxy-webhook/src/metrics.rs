@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
 };
 
 use crate::review::Verdict;
@@ -184,17 +183,16 @@ impl Metrics {
             .set(end.as_secs_f64());
     }
 
-    /// Everything, in the Prometheus text format.
-    ///
-    /// # Errors
-    /// None that is known.
-    pub fn text(&self) -> prometheus::Result<String> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+    /// The registry of all of them.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus::TextEncoder;
+
     use super::*;
 
     #[test]
@@ -206,7 +204,8 @@ mod tests {
                 "apiserver_proxy_webhook_requests_total{{result=\"{}\"}} 1\n",
                 outcome.label()
             );
-            let text = metrics.text().unwrap();
+            let text = TextEncoder::new().encode_to_string(&metrics.registry().gather());
+            let text = text.unwrap();
             assert!(text.contains(&line), "{line}{text}");
         }
     }

@@ -13,10 +13,10 @@ use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus::IntGauge;
+use proxy_serve::budget::{Budget, Share};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::budget::{Budget, Share};
 use crate::limits;
 use crate::metrics::{Metrics, Outcome};
 use crate::review::{self, EnvEntry};

@@ -8,9 +8,11 @@
 
 mod build;
 mod check;
+mod debian;
 mod fuzz;
 mod image;
 mod kernels;
+mod peers;
 mod previous;
 mod setup;
 mod sh;
@@ -65,8 +67,10 @@ enum Task {
         args: Vec<OsString>,
     },
     /// Show the agent on real traffic, in network namespaces; needs root
+    ///
+    /// `cargo xtask demo tunnel` shows the way back: the tunnel's three examples, and Prometheus through it.
     Demo {
-        /// Arguments for the demo; `--help` after `--` lists them
+        /// `tunnel`, or arguments for the demo; `--help` after `--` lists them
         #[arg(
             trailing_var_arg = true,
             allow_hyphen_values = true,
@@ -102,6 +106,22 @@ enum Task {
     /// An OCI layout with the agent, linked statically, and the iptables and ipset programs of Debian that
     /// its iptables backend calls; `docker load`, `podman load` and `ctr images import` take it.
     Image(image::Options),
+    /// Write the certificates that the tunnel's examples name, for example `cargo xtask certs certs`
+    #[command(disable_help_flag = true)]
+    Certs {
+        /// The directory, and options; `--help` lists them
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
+    /// Build upstream's konnectivity programs, peers for the tests of the tunnel, and say where they are
+    ///
+    /// From Debian's unstable packages, which are unpacked in target/peers and not installed: some 300 MiB, and
+    /// some minutes the first time.
+    Peers,
     /// Measure the agent side by side with every other way; needs root
     ///
     /// In network namespaces of its own; some fifteen minutes on a quiet machine. Renews
@@ -196,6 +216,8 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Bench { args } => test::bench(&workspace, &args),
         Task::Soak { minutes } => test::soak(&workspace, minutes),
         Task::Fuzz { target, runs, args } => fuzz::fuzz(&workspace, target.as_deref(), runs, &args),
+        Task::Certs { args } => test::certs(&workspace, &args),
+        Task::Peers => peers::peers(&workspace),
         Task::Image(options) => image::image(&workspace, &options),
         Task::Vm {
             kernel,

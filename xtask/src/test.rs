@@ -17,6 +17,7 @@ use crate::build::{self, AGENT};
 use crate::fuzz;
 use crate::image;
 use crate::kernels::Kernels;
+use crate::peers;
 use crate::previous;
 use crate::setup::{self, Scope};
 use crate::sh;
@@ -87,6 +88,12 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
             cargo.env(IMAGE_VARIABLE, image);
         }
         Err(reason) => eprintln!("no image: {reason}"),
+    }
+    match peers::ensure(workspace) {
+        Ok(directory) => {
+            cargo.env(peers::VARIABLE, directory);
+        }
+        Err(reason) => eprintln!("no peers of the tunnel: {reason:#}"),
     }
     if let Some(packages) = setup::python::find() {
         cargo.env(setup::python::VARIABLE, packages);
@@ -177,7 +184,39 @@ pub fn demo(workspace: &Workspace, args: &[OsString]) -> Result<()> {
         "demo",
         "it makes network namespaces and loads eBPF programs",
     )?;
+    if let Some((first, rest)) = args.split_first()
+        && first == "tunnel"
+    {
+        setup::ensure(Scope::Everything)?;
+        let packages = ["--package", "proxy-tunnel", "--package", "tunnel-tests"];
+        sh::run(
+            workspace
+                .cargo("build")
+                .args(RELEASE)
+                .args(packages)
+                .arg("--bins"),
+        )?;
+        return sh::exec(
+            sh::command(workspace.program("tunnel-demo"))
+                .args(rest)
+                .current_dir(&workspace.root),
+        );
+    }
     turn_into(workspace, "demo", args)
+}
+
+/// Builds the program that writes the tunnel's certificates, and becomes it.
+///
+/// # Errors
+/// When it cannot be built or started.
+pub fn certs(workspace: &Workspace, args: &[OsString]) -> Result<()> {
+    sh::run(workspace.cargo("build").args(RELEASE).args([
+        "--package",
+        "tunnel-tests",
+        "--bin",
+        "certs",
+    ]))?;
+    sh::exec(sh::command(workspace.program("certs")).args(args))
 }
 
 /// Builds the soak and becomes it.

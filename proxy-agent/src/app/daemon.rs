@@ -102,7 +102,7 @@ async fn keep(
 ) -> &'static str {
     let mut trigger = Trigger::new(monitor, node.config.sync_interval);
     let mut logs = interval(LOG_INTERVAL);
-    let debug = node.config.log.ebpf_debug();
+    let debug = node.config.debugs_programs();
     let mut ready: Option<bool> = None;
     let mut asked = false;
     let mut due = Some(Cause::Resync);

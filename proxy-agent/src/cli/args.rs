@@ -10,14 +10,15 @@ use clap::{ArgAction, Parser, value_parser};
 use clap_complete::Shell;
 use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
+use proxy_serve::klog::KlogArgs;
+use proxy_serve::log::LogFormat;
+use proxy_serve::value::parse_bool;
 
 use super::values::{self, Endpoint, Listen, ServiceAddress};
 use crate::config::{AcceptRules, BackendChoice, GuardMode, ProxyListener, TcAttach};
-use crate::goflag::parse_bool;
 use crate::instance::{Instance, paths};
-use crate::klog::KlogArgs;
+use crate::klog::Underscores;
 use crate::status::Output;
-use crate::telemetry::log::LogFormat;
 
 /// The default of `--listen`.
 pub const LISTEN: &str = "127.0.0.1:9465";
@@ -238,7 +239,7 @@ pub struct Args {
 
     /// klog's flags.
     #[command(flatten)]
-    pub klog: KlogArgs,
+    pub klog: KlogArgs<Underscores>,
 
     /// What to do instead of running as the agent.
     #[command(subcommand)]

@@ -14,9 +14,9 @@ use super::values::{self, Endpoint, Listen};
 use super::{Config, Invocation, MAX_VIPS, OsStr, parse_bool, try_parse_from};
 use crate::config::AcceptRules;
 use crate::fuzzing::choice;
-use crate::goflag::GoDuration;
 use crate::instance::Instance;
-use crate::telemetry::log::fuzzing::written as written_log;
+use proxy_serve::fuzzing::written_log;
+use proxy_serve::value::GoDuration;
 
 /// A command line, one word a line.
 ///

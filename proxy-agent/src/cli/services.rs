@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::args::Args;
 use super::values::{self, AUTO, Endpoint, SERVICE_PORT, ServiceAddress};
 use crate::config::Service;
-use crate::telemetry::log::Remark;
+use proxy_serve::log::Remark;
 
 const SERVICE_ADDRESS: &str = "--service-address";
 const REPAIR_CONNTRACK: &str = "--repair-conntrack";

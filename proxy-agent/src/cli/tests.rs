@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::{AcceptRules, TcAttach};
 use crate::status::Output;
-use crate::telemetry::log::{LogFormat, Severity};
+use proxy_serve::log::{LogFormat, Severity};
 
 /// Reads a line split at spaces, without the program's name.
 fn read(line: &str) -> Result<Config, Error> {
@@ -182,7 +182,7 @@ fn one_address_is_enough() {
     assert_eq!(config.max_connections, 65536);
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.log.verbosity, 0);
-    assert_eq!(config.log.stderr_threshold, Severity::Error);
+    assert_eq!(config.log.stderr_threshold, Severity::Info);
     assert!(config.log.file.is_none() && config.log.modules.is_empty());
     assert!(config.log.headers && !config.log.source && config.log.remarks.is_empty());
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::goflag::{DurationError, GoDuration};
+use proxy_serve::value::{DurationError, GoDuration};
 
 /// The longest name of a link in bytes: the kernel's `IFNAMSIZ` less the closing zero.
 const MAX_LINK_NAME: usize = 15;

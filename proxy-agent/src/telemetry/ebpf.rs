@@ -5,6 +5,8 @@
 use log::{Log, Metadata, Record};
 use tracing::debug;
 
+use crate::config::EBPF_TARGET;
+
 /// Receives what aya-log reads from the programs.
 pub struct ToTracing;
 
@@ -14,7 +16,7 @@ impl Log for ToTracing {
     }
 
     fn log(&self, record: &Record<'_>) {
-        debug!(target: "ebpf", "{}", record.args());
+        debug!(target: EBPF_TARGET, "{}", record.args());
     }
 
     fn flush(&self) {}

@@ -1,151 +1,145 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The HTTP server of `--listen`: a thread of its own, so that neither the agent's passes nor those
-//! who ask wait for the other. What it answers stands in `answer.rs`.
+//! The endpoint of `--listen`: which requests get which answers. How it is served is `proxy_serve::http`'s
+//! business.
 
-mod answer;
-
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
-use std::thread;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet, LocalSet};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, error, info};
+use proxy_serve::http::{self, Handler, Reply, StatusCode};
+use tokio::sync::Mutex;
+use tracing::error;
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
-use self::answer::Answers;
-use super::board::Board;
+use super::board::{Board, Told};
+use super::health::{self, Health, Listeners};
+use super::metrics::{self, Facts, Reader};
 use crate::config::Config;
+use crate::status;
 
-/// Connections at the same time. A further one ends the oldest: who is slow keeps nobody else out.
-const MAX_CONNECTIONS: usize = 32;
-/// A connection has one request, and so much time for it and its answer.
-const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a request that are looked at; the least that hyper takes.
-const MAX_REQUEST: usize = 8192;
-/// First delay after the address could not be bound; it doubles up to the longest.
-const RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// How often it is told again that it cannot be.
-const REMIND: Duration = Duration::from_mins(10);
-/// How long nothing is accepted after the kernel has refused to.
-const REST: Duration = Duration::from_millis(100);
-/// Address space only: what is not used takes no memory.
-const STACK: usize = 1 << 20;
+const JSON: &str = "application/json";
+const PATHS: &str = "/metrics, /metrics?links=true, /healthz, /readyz, /status\n";
 
 /// Answers on the address of `config`, if there is one, as long as the process lives.
 ///
-/// What goes wrong is logged and tried again: the VIP is more important than who looks at it.
+/// What goes wrong is logged and tried again: the VIP is more important than its monitoring.
 pub fn start(config: &Config, board: &Board) {
-    if config.serve.addresses.is_empty() {
-        return;
-    }
-    let (candidates, answers) = (config.serve.addresses.clone(), Answers::new(config, board));
-    let thread = thread::Builder::new()
-        .name("http".to_owned())
-        .stack_size(STACK);
-    let spawned = thread.spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        match runtime {
-            Ok(runtime) => LocalSet::new().block_on(&runtime, serve(&candidates, answers)),
-            Err(error) => tell(&candidates, &error),
-        }
-    });
-    if let Err(error) = spawned {
-        tell(&config.serve.addresses, &error);
+    let candidates = config.serve.addresses.clone();
+    if !candidates.is_empty() {
+        http::spawn_when_bound("http", candidates, Answers::new(config, board), report);
     }
 }
 
-fn tell(candidates: &[SocketAddr], error: &io::Error) {
-    let address = spelled(candidates);
+fn report(address: &str, error: &io::Error) {
     error!(
         "no metrics and no health are served: cannot listen on {address}: {error}; give another \
          address with --listen, or an empty one to serve none"
     );
 }
 
-/// The first candidate stands for all.
-fn spelled(candidates: &[SocketAddr]) -> String {
-    candidates
-        .first()
-        .map(SocketAddr::to_string)
-        .unwrap_or_default()
+/// The facts that answers are made of.
+struct Answers {
+    board: Board,
+    requires_listener: bool,
+    endpoints: Vec<SocketAddr>,
+    run_dir: PathBuf,
+    /// Only one at a time reads the maps.
+    reader: Mutex<Reader>,
+    /// Only one at a time does a dry run.
+    dry_run: Mutex<()>,
 }
 
-async fn serve(candidates: &[SocketAddr], answers: Answers) {
-    let answers = Rc::new(answers);
-    let listener = bind(candidates).await;
-    let mut connections = JoinSet::new();
-    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                debug!("cannot accept a connection: {error}");
-                sleep(REST).await;
-                continue;
-            }
-        };
-        oldest.retain(|connection| !connection.is_finished());
-        if oldest.len() >= MAX_CONNECTIONS
-            && let Some(connection) = oldest.pop_front()
-        {
-            connection.abort();
+impl Answers {
+    /// For the agent with this configuration, by what it publishes on `board`.
+    fn new(config: &Config, board: &Board) -> Self {
+        Self {
+            board: board.clone(),
+            requires_listener: config.serve.ready_requires_listener,
+            endpoints: config.endpoints().collect(),
+            run_dir: config.run_dir.clone(),
+            reader: Mutex::default(),
+            dry_run: Mutex::default(),
         }
-        oldest.push_back(connections.spawn_local(attend(stream, Rc::clone(&answers))));
+    }
+
+    fn readiness(&self, told: &Told, listeners: &Listeners) -> Health {
+        let age = self.board.pulse().age();
+        health::readiness(told, age, listeners, self.requires_listener)
+    }
+
+    async fn metrics(&self, links: bool) -> Reply {
+        let mut reader = self.reader.lock().await;
+        let told = self.board.told();
+        let reading = match &told.state {
+            Some(state) => Some(reader.read(state, links).await),
+            None => None,
+        };
+        let listeners = metrics::listeners(&self.endpoints);
+        let text = metrics::text(&Facts {
+            told: &told,
+            durations: self.board.durations(),
+            readiness: &self.readiness(&told, &listeners),
+            listeners: &listeners,
+            reading: reading.as_ref(),
+            links,
+        });
+        http::metrics(text)
+    }
+
+    async fn status(&self) -> Reply {
+        let _turn = self.dry_run.lock().await;
+        let Some(state) = self.board.told().state else {
+            let body = "no pass has ended yet\n".to_owned();
+            return http::text(StatusCode::SERVICE_UNAVAILABLE, body);
+        };
+        let request = status::Request {
+            output: status::Output::Json,
+            all: true,
+            run_dir: self.run_dir.clone(),
+            bpffs: None,
+        };
+        // Its dry run is not what the agent does: nothing of it belongs into the log.
+        let status = status::collect(&state, &request)
+            .with_subscriber(NoSubscriber::new())
+            .await;
+        match status::json(&status) {
+            Ok(body) => http::reply(StatusCode::OK, JSON, body),
+            Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
     }
 }
 
-/// Tries until it works.
-async fn bind(candidates: &[SocketAddr]) -> TcpListener {
-    let mut delay = RETRY;
-    let mut told: Option<(String, Instant)> = None;
-    loop {
-        // As a list: the first that works.
-        let error = match TcpListener::bind(candidates).await {
-            Ok(listener) => {
-                match listener.local_addr() {
-                    Ok(address) => info!("serving metrics and health on {address}"),
-                    Err(error) => debug!("no address of the listener is known: {error}"),
-                }
-                return listener;
+impl Handler for Answers {
+    async fn get(&self, path: &str, query: Option<&str>) -> Reply {
+        match path {
+            "/metrics" => self.metrics(wants_links(query)).await,
+            "/healthz" => {
+                let told = self.board.told();
+                answer(&health::liveness(&told, self.board.pulse().age()))
             }
-            Err(error) => error,
-        };
-        let is_known =
-            |(text, at): &(String, Instant)| *text == error.to_string() && at.elapsed() < REMIND;
-        if !told.as_ref().is_some_and(is_known) {
-            tell(candidates, &error);
-            told = Some((error.to_string(), Instant::now()));
+            "/readyz" => {
+                let told = self.board.told();
+                answer(&self.readiness(&told, &metrics::listeners(&self.endpoints)))
+            }
+            "/status" => self.status().await,
+            _ => http::text(StatusCode::NOT_FOUND, format!("served are {PATHS}")),
         }
-        sleep(delay).await;
-        delay = (2 * delay).min(LONGEST_RETRY);
     }
 }
 
-/// One connection, to its end.
-async fn attend(stream: TcpStream, answers: Rc<Answers>) {
-    let service = service_fn(|request| answers.to(request));
-    let connection = http1::Builder::new()
-        .keep_alive(false)
-        // Who has nothing more to say may still listen.
-        .half_close(true)
-        .header_read_timeout(None)
-        .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(stream), service);
-    // Who does not ask properly, or leaves early, is not worth a line.
-    let _ = timeout(TIME_LIMIT, connection).await;
+/// Prometheus can be configured to send further parameters.
+fn wants_links(query: Option<&str>) -> bool {
+    let mut parameters = query.unwrap_or_default().split('&');
+    parameters.any(|parameter| parameter == "links=true")
+}
+
+fn answer(health: &Health) -> Reply {
+    let status = if health.is_good() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    http::text(status, health.to_string())
 }

@@ -3,27 +3,22 @@
 //! One connection: the TLS handshake, HTTP/1.1 or HTTP/2 as agreed in it, and its end.
 
 use std::convert::Infallible;
-use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
+use proxy_serve::connection::{Activity, Watched, drive};
+use proxy_serve::tls::HTTP2;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::activity::{Activity, Overdue, Watched};
-use super::{Phase, Shared};
+use super::Shared;
 use crate::limits;
-use crate::tls::HTTP2;
 
 /// Serves a connection to its end.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
@@ -35,7 +30,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
             return;
         }
     };
-    let activity = Arc::new(Activity::new());
+    let activity = Arc::new(Activity::new(limits::CONNECTION));
     let owned = (Arc::clone(shared), Arc::clone(&activity));
     let service = service_fn(move |request| {
         let (shared, activity) = owned.clone();
@@ -75,70 +70,9 @@ async fn handshake(stream: TcpStream, shared: &Shared) -> Result<TlsStream<TcpSt
     stream
         .set_nodelay(true)
         .map_err(|error| error.to_string())?;
-    let acceptor = TlsAcceptor::from(shared.current.config());
+    let acceptor = TlsAcceptor::from(shared.current.get().config.clone());
     match timeout(limits::HANDSHAKE, acceptor.accept(stream)).await {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err(format!("not within {} s", limits::HANDSHAKE.as_secs())),
-    }
-}
-
-/// What happens to a connection.
-enum Event<E> {
-    Ended(Result<(), E>),
-    Drain,
-    Alarm,
-}
-
-/// Runs a connection until it ends by itself, takes too long, or the process drains.
-async fn drive<C>(
-    connection: C,
-    activity: &Activity,
-    mut phase: watch::Receiver<Phase>,
-) -> Result<(), String>
-where
-    C: GracefulConnection,
-    C::Error: std::fmt::Display,
-{
-    let mut connection = pin!(connection);
-    // Moved forward only, not with each request: when it fires, it is looked whether there is a reason.
-    let mut alarm = pin!(sleep_until(activity.deadline().0));
-    let mut leaving = false;
-    loop {
-        let progress = poll_fn(|context| {
-            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                return Poll::Ready(Event::Ended(ended));
-            }
-            // A head has begun: there is less time for it than for asking nothing.
-            let (deadline, _) = activity.deadline();
-            if !leaving && deadline < alarm.deadline() {
-                alarm.as_mut().reset(deadline);
-            }
-            alarm.as_mut().poll(context).map(|()| Event::Alarm)
-        });
-        let event = tokio::select! {
-            // First, so that an answer that is sent from now on tells the client that it is the last one.
-            biased;
-            _ = phase.wait_for(|phase| *phase == Phase::Draining), if !leaving => Event::Drain,
-            event = progress => event,
-        };
-        match event {
-            Event::Ended(ended) => return ended.map_err(|error| error.to_string()),
-            Event::Drain => {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            Event::Alarm => {
-                let (deadline, overdue) = activity.deadline();
-                if deadline > Instant::now() {
-                    alarm.as_mut().reset(deadline);
-                } else if leaving || overdue == Overdue::Head {
-                    return Err(format!("cut: {overdue:?} for too long"));
-                } else {
-                    leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                    alarm.as_mut().reset(Instant::now() + limits::FAREWELL);
-                }
-            }
-        }
     }
 }

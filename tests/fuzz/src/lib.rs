@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is fuzzed. Targets of the agent stand beside its parsers (`fuzzing.rs` there), those of
-//! `proxy-common` here. docs/fuzzing.md tells how they are run.
+//! What is fuzzed. Targets of the agent and of the tunnel stand in their crates (`fuzzing.rs`
+//! there), those of `proxy-common` here. docs/fuzzing.md tells how they are run.
 
 mod decision;
 mod packet;
 
 use proxy_agent::fuzzing;
+use proxy_tunnel::fuzzing as tunnel;
 
 /// Something that takes any bytes, and panics if they show a fault.
 #[derive(Debug)]
@@ -65,6 +66,33 @@ pub const TARGETS: &[Target] = &[
     ),
     target("ipset_list", "what ipset list prints", fuzzing::ipset_list),
     target("state", "the state file", fuzzing::state),
+    target("tunnel_packet", "one packet of the tunnel", tunnel::packet),
+    target(
+        "tunnel_server",
+        "what an agent and its clients send, in any order",
+        tunnel::server,
+    ),
+    target(
+        "tunnel_head",
+        "heads of CONNECT requests and their answers",
+        tunnel::head,
+    ),
+    target(
+        "tunnel_frames",
+        "frames of HTTP/2 with a client's `:authority`",
+        tunnel::frames,
+    ),
+    target(
+        "tunnel_names",
+        "identifiers of agents, labels, addresses of targets",
+        tunnel::names,
+    ),
+    target(
+        "tunnel_flags",
+        "the command lines of the tunnel's programs",
+        tunnel::flags,
+    ),
+    target("tunnel_lease", "leases of servers", tunnel::lease),
     target("packet", "headers of packets", packet::packet),
     target(
         "decision",

@@ -32,6 +32,8 @@ pub const TOOLS: &[Tool] = &[
     tool("openssl", "openssl"),
     tool("nsenter", "util-linux"),
     tool("promtool", "prometheus"),
+    tool("prometheus", "prometheus"),
+    tool("prometheus-node-exporter", "prometheus-node-exporter"),
     tool("setpriv", "util-linux"),
     tool("strace", "strace"),
     tool("python3", "python3"),

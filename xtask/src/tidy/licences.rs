@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The licences of all dependencies, against the list in `deny.toml`.
+//! The licences of all dependencies on the platforms in `deny.toml`, against the list there.
 //!
 //! cargo-deny reads the same list and knows more; this needs nothing but cargo.
 
@@ -22,11 +22,16 @@ const DENY: &str = "deny.toml";
 pub fn findings(workspace: &Workspace) -> Result<Vec<Finding>> {
     let text = fs::read_to_string(workspace.root.join(DENY))
         .with_context(|| format!("cannot read {DENY}, which lists the allowed licences"))?;
-    let allowed = allowed(&text)?;
+    let allowed = list(&text, "[licenses]", "allow")?;
+    let targets = list(&text, "[graph]", "targets")?;
+    let platforms = targets
+        .iter()
+        .flat_map(|target| ["--filter-platform", target]);
     let json = sh::read(
         workspace
             .cargo("metadata")
-            .args(["--locked", "--format-version", "1"]),
+            .args(["--locked", "--format-version", "1"])
+            .args(platforms),
     )?;
     let metadata: serde_json::Value =
         serde_json::from_str(&json).context("cargo metadata printed something else than JSON")?;
@@ -54,19 +59,19 @@ fn refused(package: &serde_json::Value, allowed: &[String]) -> Option<Finding> {
     ))
 }
 
-/// The strings of `allow = […]` in the section `[licenses]`: all that we need of TOML.
-fn allowed(deny: &str) -> Result<Vec<String>> {
+/// The strings of `key = […]` in a section: all that we need of TOML.
+fn list(deny: &str, section: &str, key: &str) -> Result<Vec<String>> {
     let without_comments: String = deny
         .lines()
         .map(|line| line.split('#').next().unwrap_or_default())
         .collect::<Vec<_>>()
         .join("\n");
     let list = without_comments
-        .split_once("[licenses]")
-        .and_then(|(_, section)| section.split_once("allow = ["))
+        .split_once(section)
+        .and_then(|(_, rest)| rest.split_once(&format!("{key} = [")))
         .and_then(|(_, list)| list.split_once(']'));
     let Some((list, _)) = list else {
-        bail!("{DENY} has no `allow = […]` in [licenses]");
+        bail!("{DENY} has no `{key} = […]` in {section}");
     };
     // Every second piece stands between quotes.
     Ok(list
@@ -147,17 +152,17 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
-    fn list() -> Vec<String> {
-        allowed("[graph]\nallow = [\"x\"]\n[licenses]\n# of 2026\nallow = [\n  \"MIT\", # short\n  \"Apache-2.0\",\n  \"Apache-2.0 WITH LLVM-exception\",\n]\n[bans]\n").unwrap()
+    fn licences() -> Vec<String> {
+        list("[graph]\nallow = [\"x\"]\n[licenses]\n# of 2026\nallow = [\n  \"MIT\", # short\n  \"Apache-2.0\",\n  \"Apache-2.0 WITH LLVM-exception\",\n]\n[bans]\n", "[licenses]", "allow").unwrap()
     }
 
     #[test]
     fn the_list_is_read_from_its_section() {
         assert_eq!(
-            list(),
+            licences(),
             ["MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception"]
         );
-        assert!(allowed("[bans]\nallow = [\"x\"]\n").is_err());
+        assert!(list("[bans]\nallow = [\"x\"]\n", "[licenses]", "allow").is_err());
     }
 
     #[test]
@@ -170,7 +175,7 @@ mod tests {
             "(GPL-3.0-only OR MIT) AND Apache-2.0",
             "Apache-2.0 WITH LLVM-exception",
         ] {
-            assert!(is_allowed(licence, &list()), "{licence}");
+            assert!(is_allowed(licence, &licences()), "{licence}");
         }
     }
 
@@ -187,7 +192,7 @@ mod tests {
             "Apache-2.0 WITH Autoconf-exception-3.0",
             "MIT AND (GPL-2.0-only OR LGPL-2.1-only)",
         ] {
-            assert!(!is_allowed(licence, &list()), "{licence}");
+            assert!(!is_allowed(licence, &licences()), "{licence}");
         }
     }
 
@@ -196,12 +201,12 @@ mod tests {
         let package =
             serde_json::json!({"name": "x", "version": "1.2.3", "license": "GPL-3.0-only"});
         assert_eq!(
-            refused(&package, &list()).unwrap().to_string(),
+            refused(&package, &licences()).unwrap().to_string(),
             "Cargo.lock: x 1.2.3 is licensed as `GPL-3.0-only`, which deny.toml does not allow"
         );
         let package = serde_json::json!({"name": "x", "version": "1.2.3", "license": null});
         assert!(
-            refused(&package, &list())
+            refused(&package, &licences())
                 .unwrap()
                 .what
                 .contains("names no licence")

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Debian's kernel packages: which there are, and fetching one. apt works on lists and a cache of its
-//! own below the target directory; the machine's own sources and packages are not touched.
+//! Debian's kernel packages: which there are, and fetching one.
 
-use std::env;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
+use crate::debian::{Archive, download, write};
 use crate::sh;
 
 /// Where kernels are looked for. 5.10 is in bullseye, 6.1 in bookworm, 6.12 in trixie, the newest in
@@ -25,24 +21,11 @@ const SUITES: [&str; 6] = [
     "sid",
 ];
 
-/// The keys that Debian signs its lists with, of the package `debian-archive-keyring`.
-pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// Names a mirror of Debian for machines whose own sources are not Debian's.
-const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
-
 /// The package that depends on the kernel of each suite.
 const POINTER: &str = "linux-image-amd64";
 
-/// Package lists of this age are read again.
-const FRESH: Duration = Duration::from_hours(24);
-
-/// apt with lists of its own.
-pub struct Archive {
-    dir: PathBuf,
-    /// apt's list of what is installed.
-    status: PathBuf,
-}
+/// The kernels of an archive.
+pub struct Kernels(Archive);
 
 /// A package in one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,64 +36,32 @@ pub struct Package {
     pub version: String,
 }
 
-impl Archive {
+impl Kernels {
     /// Reads the package lists with Debian's kernels, unless those in `dir` are fresh.
     ///
     /// # Errors
     /// When this machine's sources name no mirror of Debian, or the mirror cannot be reached.
-    pub fn of_kernels(dir: PathBuf) -> Result<Self> {
-        let status = dir.join("status");
-        make_dir(&dir)?;
-        write(&status, "")?;
-        let archive = Self { dir, status };
-        archive.refresh(&SUITES)?;
-        Ok(archive)
+    pub fn read(dir: PathBuf) -> Result<Self> {
+        Archive::empty(dir, &SUITES).map(Self)
     }
 
-    /// As [`Archive::of_kernels`], with what goes with the packages that are installed on this machine.
-    ///
-    /// # Errors
-    /// As [`Archive::of_kernels`].
-    pub fn of_this_machine(dir: PathBuf, suites: &[&str]) -> Result<Self> {
-        let archive = Self {
-            dir,
-            status: "/var/lib/dpkg/status".into(),
-        };
-        archive.refresh(suites)?;
-        Ok(archive)
-    }
-
-    fn refresh(&self, suites: &[&str]) -> Result<()> {
-        let stamp = self.dir.join("refreshed");
-        let age = fs::metadata(&stamp)
-            .and_then(|meta| meta.modified())
-            .ok()
-            .and_then(|time| SystemTime::now().duration_since(time).ok());
-        if age.is_some_and(|age| age <= FRESH) {
-            return Ok(());
+    /// The versions of all kernels, one a line, as apt has them; asking apt each time costs seconds.
+    fn versions(&self) -> Result<String> {
+        let path = self.0.dir().join("kernels");
+        let time = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        if time(&path) >= time(&self.0.stamp())
+            && let Ok(versions) = fs::read_to_string(&path)
+        {
+            return Ok(versions);
         }
-        for part in ["lists/partial", "cache/archives/partial"] {
-            make_dir(&self.dir.join(part))?;
-        }
-        let mirror = mirror()?;
-        let mut sources = String::new();
-        for suite in suites {
-            // Packages only: the lists hold much else.
-            let _ = writeln!(
-                sources,
-                "deb [arch=amd64 target=Packages signed-by={KEYRING}] {mirror} {suite} main"
-            );
-        }
-        write(&self.dir.join("sources.list"), &sources)?;
-        sh::run(self.apt("apt-get").args(["update", "-q"]))
-            .context("is a mirror of Debian reachable from here?")?;
-        let _ = fs::remove_file(self.versions());
-        write(&stamp, "")
-    }
-
-    /// The file with the versions of all kernels: asking apt each time costs seconds.
-    fn versions(&self) -> PathBuf {
-        self.dir.join("kernels")
+        let record = self.apt_cache(POINTER)?;
+        let versions: Vec<&str> = record
+            .lines()
+            .filter_map(|line| line.strip_prefix("Version: "))
+            .collect();
+        let versions = versions.join("\n");
+        write(&path, &versions)?;
+        Ok(versions)
     }
 
     /// The kernels there are, newest first.
@@ -118,20 +69,8 @@ impl Archive {
     /// # Errors
     /// When the list of them cannot be read.
     pub fn kernels(&self) -> Result<Vec<Package>> {
-        let path = self.versions();
-        let versions = if let Ok(versions) = fs::read_to_string(&path) {
-            versions
-        } else {
-            let record = self.apt_cache(POINTER)?;
-            let versions: Vec<&str> = record
-                .lines()
-                .filter_map(|line| line.strip_prefix("Version: "))
-                .collect();
-            let versions = versions.join("\n");
-            write(&path, &versions)?;
-            versions
-        };
-        let mut kernels: Vec<Package> = versions
+        let mut kernels: Vec<Package> = self
+            .versions()?
             .lines()
             .map(|version| Package {
                 name: POINTER.to_owned(),
@@ -160,7 +99,7 @@ impl Archive {
         let wanted = wanted
             .iter()
             .map(|package| format!("{}={}", package.name, package.version));
-        download(self.apt("apt-get"), wanted, into)
+        download(self.0.apt("apt-get"), wanted, into)
     }
 
     /// What a package needs of the kernel: in the same version, and not the small packages around it.
@@ -174,63 +113,7 @@ impl Archive {
     }
 
     fn apt_cache(&self, what: &str) -> Result<String> {
-        sh::read(self.apt("apt-cache").args(["show", what]))
-    }
-
-    /// apt-get or apt-cache with these lists.
-    pub fn apt(&self, program: &str) -> Command {
-        let mut command = sh::command(program);
-        let of = |key: &str, path: &str| format!("{key}={}", self.dir.join(path).display());
-        let nothing = |key: &str| format!("{key}=/dev/null");
-        let options = [
-            of("Dir::State", ""),
-            of("Dir::State::lists", "lists"),
-            format!("Dir::State::status={}", self.status.display()),
-            of("Dir::Cache", "cache"),
-            of("Dir::Etc::sourcelist", "sources.list"),
-            // Where the machine's own settings keep no cache, each call would take seconds.
-            of("Dir::Cache::pkgcache", "cache/pkgcache.bin"),
-            of("Dir::Cache::srcpkgcache", "cache/srcpkgcache.bin"),
-            nothing("Dir::Etc::sourceparts"),
-            nothing("Dir::Etc::preferences"),
-            nothing("Dir::Etc::preferencesparts"),
-            "APT::Architecture=amd64".to_owned(),
-            "Acquire::Languages=none".to_owned(),
-            // Lists of a release that is not changed any more are old.
-            "Acquire::Check-Valid-Until=false".to_owned(),
-        ];
-        for option in options {
-            command.args(["-o", &option]);
-        }
-        command
-    }
-}
-
-/// The mirror this machine itself is installed from.
-fn mirror() -> Result<String> {
-    if let Some(mirror) = env::var(MIRROR_VARIABLE)
-        .ok()
-        .filter(|text| !text.is_empty())
-    {
-        return Ok(mirror);
-    }
-    let format = "$(LABEL) $(REPO_URI)";
-    let targets = sh::read(sh::command("apt-get").args([
-        "indextargets",
-        "--format",
-        format,
-        "Created-By: Packages",
-    ]))?;
-    // Security updates have the label Debian-Security and a place of their own.
-    let mirror = targets
-        .lines()
-        .find_map(|line| line.strip_prefix("Debian "));
-    match mirror {
-        Some(mirror) => Ok(mirror.to_owned()),
-        None => bail!(
-            "no mirror of Debian is among this machine's package sources (after `apt-get update`): what \
-             guests need comes from there. {MIRROR_VARIABLE}=URL names one"
-        ),
+        sh::read(self.0.apt("apt-cache").args(["show", what]))
     }
 }
 
@@ -265,55 +148,6 @@ pub fn numbers(version: &str) -> Vec<u32> {
         .split('.')
         .map_while(|part| part.parse().ok())
         .collect()
-}
-
-/// Fetches packages, by apt-get as it is given, into a directory; their files.
-pub fn download(
-    mut apt: Command,
-    packages: impl IntoIterator<Item = String>,
-    into: &Path,
-) -> Result<Vec<PathBuf>> {
-    make_dir(into)?;
-    apt.current_dir(into).args(["download", "-q"]);
-    // Run as root, apt would take another user's rights, who may not write here.
-    apt.args(["-o", "APT::Sandbox::User=root"]);
-    sh::run(apt.args(packages))?;
-    packages_in(into)
-}
-
-/// Unpacks packages into one directory.
-pub fn extract(packages: &[PathBuf], into: &Path) -> Result<()> {
-    make_dir(into)?;
-    for package in packages {
-        sh::run(
-            sh::command("dpkg-deb")
-                .arg("--extract")
-                .args([package, into]),
-        )?;
-    }
-    Ok(())
-}
-
-/// The packages that lie in a directory.
-pub fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries =
-        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
-    let mut packages: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
-        .collect();
-    packages.sort();
-    Ok(packages)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Makes a directory with those above it.
-pub fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
 #[cfg(test)]

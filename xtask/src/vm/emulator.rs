@@ -11,7 +11,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::{Archive, download, extract, numbers};
+use super::debian::numbers;
+use crate::debian::Archive;
 use crate::sh;
 
 /// The program.
@@ -118,13 +119,7 @@ fn unpack(root: &Path, lists: &Path) -> Result<()> {
         .context("/etc/os-release does not tell which release this is")?;
     let backports = format!("{release}-backports");
     let archive = Archive::of_this_machine(lists.to_owned(), &[&release, &backports])?;
-    let plan = sh::read(
-        archive
-            .apt("apt-get")
-            .args(["install", "--simulate", "--no-install-recommends"])
-            .args(["--target-release", &backports, PACKAGE]),
-    )?;
-    let packages = to_install(&plan);
+    let packages = archive.plan(&backports, &[PACKAGE])?;
     if packages.is_empty() {
         bail!("{PACKAGE} is installed, and has no {QEMU}");
     }
@@ -132,18 +127,7 @@ fn unpack(root: &Path, lists: &Path) -> Result<()> {
         "vm: with {} packages it needs; nothing is installed",
         packages.len() - 1
     );
-    let partial = root.with_extension("partial");
-    for old in [root, &partial] {
-        if old.exists() {
-            fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
-        }
-    }
-    let archives = partial.join("archives");
-    let files = download(archive.apt("apt-get"), packages, &archives)?;
-    extract(&files, &partial)?;
-    fs::remove_dir_all(&archives)
-        .with_context(|| format!("cannot remove {}", archives.display()))?;
-    fs::rename(&partial, root).with_context(|| format!("cannot make {}", root.display()))
+    archive.unpack(packages, root)
 }
 
 /// The name of a release in the text of os-release(5): `bookworm`.
@@ -152,19 +136,6 @@ fn codename(text: &str) -> Option<String> {
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
     Some(name.trim_matches('"').to_owned())
-}
-
-/// The packages, with their versions, that a simulated installation would install.
-fn to_install(plan: &str) -> Vec<String> {
-    plan.lines()
-        .filter_map(|line| {
-            let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
-            // An upgrade has the old version in between, in square brackets.
-            let (_, version) = rest.split_once('(')?;
-            let version = version.split(' ').next()?;
-            Some(format!("{name}={version}"))
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -176,18 +147,5 @@ mod tests {
         let text = "VERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\nID=debian\n";
         assert_eq!(codename(text).as_deref(), Some("bookworm"));
         assert_eq!(codename("ID=other\n"), None);
-    }
-
-    #[test]
-    fn what_apt_would_install_is_read() {
-        let plan = "Reading package lists...\n\
-                    Remv qemu-utils [1:10.0.2+ds-2+deb13u1~bpo12+1]\n\
-                    Inst seabios (1.16.2-1 Debian:12.15/oldstable [all])\n\
-                    Inst libnl-3-200 [3.6-1] (3.7.0-0.2+b1 Debian:12.15/oldstable [amd64]) []\n\
-                    Conf seabios (1.16.2-1 Debian:12.15/oldstable [all])\n";
-        assert_eq!(
-            to_install(plan),
-            ["seabios=1.16.2-1", "libnl-3-200=3.7.0-0.2+b1"]
-        );
     }
 }

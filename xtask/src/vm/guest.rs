@@ -24,8 +24,8 @@ const HOME: &str = "proxy-agent";
 /// What else a node has: what kube-proxy's IPVS mode needs, and a shell.
 const MORE_TOOLS: [&str; 6] = ["ipvsadm", "modprobe", "bash", "mount", "umount", "ss"];
 
-/// What tests of this machine need and tests of a kernel do not: a compiler, and what reads images.
-const LEFT_OUT: [&str; 2] = ["c++", "skopeo"];
+/// What tests of this machine need and tests of a kernel do not: a compiler, what reads images, monitoring.
+const LEFT_OUT: [&str; 4] = ["c++", "skopeo", "prometheus", "prometheus-node-exporter"];
 
 /// Files without which programs work less well.
 const FILES: [&str; 4] = [

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use cpio::newc::{self, Builder, ModeFileType};
 
-use super::debian::make_dir;
+use crate::debian::make_dir;
 use crate::sh;
 
 /// Directories that systems keep below `/usr` nowadays, with a link in their old place.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::{self, Archive, Package};
-use crate::sh;
+use super::debian::{Kernels, Package, numbers};
+use crate::{debian, sh};
 
 /// The modules of a guest, as directories and files below `kernel/`, without their suffix. What those
 /// depend on comes along; what a kernel does not have, or has built in, is not missed.
@@ -60,12 +60,12 @@ impl Kernel {
     /// # Errors
     /// When there is none, or it cannot be fetched or unpacked.
     pub fn of_debian(version: &str, cache: &Path) -> Result<Self> {
-        let archive = Archive::of_kernels(cache.join("apt"))?;
+        let archive = Kernels::read(cache.join("apt"))?;
         let kernels = archive.kernels()?;
-        let wanted = debian::numbers(version);
+        let wanted = numbers(version);
         let fits = |package: &&Package| {
             version == "newest"
-                || (!wanted.is_empty() && debian::numbers(&package.version).starts_with(&wanted))
+                || (!wanted.is_empty() && numbers(&package.version).starts_with(&wanted))
         };
         let Some(kernel) = kernels.iter().find(fits) else {
             let there: Vec<&str> = kernels
@@ -228,7 +228,7 @@ fn release(image: &Path) -> Result<String> {
     };
     let text = read().with_context(|| format!("cannot read {}", image.display()))?;
     let release = text.split([' ', '\0']).next().unwrap_or_default();
-    if debian::numbers(release).len() < 2 {
+    if numbers(release).len() < 2 {
         bail!("{} is no kernel image for x86-64", image.display());
     }
     Ok(release.to_owned())

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::debian::make_dir;
 use super::emulator::{Emulator, QEMU};
 use super::guest::{self, Job};
 use super::kernel::Kernel;
+use crate::debian::make_dir;
 use crate::sh;
 use crate::workspace::Workspace;
 

@@ -65,7 +65,7 @@ impl From<&Config> for Settings {
             guard: config.guard != Guard::Off,
             guard_mode: config.guard_mode,
             allow_from: config.allow_from.clone(),
-            debug: config.log.ebpf_debug(),
+            debug: config.debugs_programs(),
         }
     }
 }

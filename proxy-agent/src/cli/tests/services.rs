@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::super::values::{endpoint, service_address};
 use super::*;
 use crate::config::Service;
-use crate::telemetry::log::Remark;
+use proxy_serve::log::Remark;
 
 fn service(cluster_ip: &str, vip: &str) -> Service {
     Service {

@@ -75,7 +75,7 @@ fn an_empty_machine_gets_everything_in_order() {
         [
             UPDATE,
             &format!(
-                "{INSTALL} conntrack curl ethtool g++ haproxy iproute2 ipset iptables jq nftables openssl prometheus python3 python3-pip skopeo strace util-linux"
+                "{INSTALL} conntrack curl ethtool g++ haproxy iproute2 ipset iptables jq nftables openssl prometheus prometheus-node-exporter python3 python3-pip skopeo strace util-linux"
             ),
             &format!("{INSTALL} rustc-web cargo-web libstd-rust-web-dev-bpf rust-web-clippy"),
             &format!("{INSTALL} llvm-$N-dev"),

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! TLS: certificates from files to what rustls works with, for [`server`]s and [`client`]s. [`names`] knows the
+//! names that Go has for versions and cipher suites, [`reload`] takes changed files into use.
+
+pub mod client;
+pub mod names;
+pub mod reload;
+pub mod server;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use thiserror::Error;
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
+
+pub use self::names::Policy;
+
+/// ALPN of HTTP/2.
+pub const HTTP2: &[u8] = b"h2";
+/// ALPN of HTTP/1.1.
+pub const HTTP1: &[u8] = b"http/1.1";
+
+/// The contents of the files at one moment, in the order in which they are named.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Files(Vec<Vec<u8>>);
+
+impl Files {
+    /// The contents of one file; empty if there are not so many.
+    fn at(&self, index: usize) -> &[u8] {
+        self.0.get(index).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the keys.
+        f.debug_struct("Files").finish_non_exhaustive()
+    }
+}
+
+/// Why the files cannot be used.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read {}, the {what}; {location}", path.display())]
+    Read {
+        /// The content that is expected.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Which flags say where the file is.
+        location: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A file holds something else.
+    #[error("{} holds no {what} in PEM", path.display())]
+    Pem {
+        /// The content that is expected.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The parser's answer.
+        #[source]
+        source: pem::Error,
+    },
+    /// A certificate is not X.509.
+    #[error("a certificate in {} cannot be read", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// The parser's answer.
+        #[source]
+        source: x509_cert::der::Error,
+    },
+    /// A certificate and a key do not go together, or rustls cannot use them.
+    #[error("the certificate {} and the key {} cannot be used together", certificate.display(), key.display())]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// rustls' answer.
+        #[source]
+        source: rustls::Error,
+    },
+    /// A CA cannot be trusted.
+    #[error("the CAs in {} cannot be used to verify {peers}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// `clients` or `servers`.
+        peers: &'static str,
+        /// rustls' answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The chosen versions and cipher suites allow no connection.
+    #[error("the TLS versions and cipher suites that were chosen have nothing in common")]
+    Policy(#[source] rustls::Error),
+}
+
+/// A certificate chain with its key, from files.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// The certificate and its chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// A pair that was read.
+struct Loaded {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    ends: Duration,
+}
+
+impl Pair {
+    fn load(&self, certificate: &[u8], key: &[u8]) -> Result<Loaded, TlsError> {
+        let chain = certificates("certificate", &self.certificate, certificate)?;
+        let ends = end(&self.certificate, &chain[0])?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Pem {
+            what: "private key",
+            path: self.key.clone(),
+            source,
+        })?;
+        Ok(Loaded { chain, key, ends })
+    }
+
+    fn mismatched(&self, source: rustls::Error) -> TlsError {
+        TlsError::Pair {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            source,
+        }
+    }
+}
+
+/// CAs that were read.
+struct Authorities {
+    roots: Arc<RootCertStore>,
+    /// When the first of them ends.
+    ends: Duration,
+}
+
+impl Authorities {
+    /// Reads a bundle. One certificate that cannot be used makes the bundle unusable: a part of the peers would
+    /// be refused otherwise, without an error that names the reason.
+    fn load(path: &Path, peers: &'static str, pem: &[u8]) -> Result<Self, TlsError> {
+        let mut ends = Duration::MAX;
+        let mut roots = RootCertStore::empty();
+        for authority in certificates("CA certificate", path, pem)? {
+            ends = ends.min(end(path, &authority)?);
+            roots
+                .add(authority)
+                .map_err(|source| unusable(path, peers, source))?;
+        }
+        Ok(Self {
+            roots: roots.into(),
+            ends,
+        })
+    }
+}
+
+fn unusable(
+    path: &Path,
+    peers: &'static str,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> TlsError {
+    TlsError::Authority {
+        path: path.to_owned(),
+        peers,
+        source: Box::new(source),
+    }
+}
+
+/// The cryptography of all connections, with the cipher suites of `policy`.
+fn provider(policy: &Policy) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: policy.suites.clone(),
+        ..rustls::crypto::ring::default_provider()
+    })
+}
+
+fn read(what: &'static str, path: &Path, location: &'static str) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|source| TlsError::Read {
+        what,
+        path: path.to_owned(),
+        location,
+        source,
+    })
+}
+
+/// At least one certificate.
+fn certificates(
+    what: &'static str,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match list {
+        Ok(list) if list.is_empty() => Err(pem::Error::NoItemsFound),
+        other => other,
+    }
+    .map_err(|source| TlsError::Pem {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// When a certificate ends, in Unix time.
+fn end(path: &Path, certificate: &CertificateDer<'_>) -> Result<Duration, TlsError> {
+    let certificate =
+        Certificate::from_der(certificate).map_err(|source| TlsError::Certificate {
+            path: path.to_owned(),
+            source,
+        })?;
+    let end = certificate.tbs_certificate.validity.not_after;
+    Ok(end.to_unix_duration())
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &TlsError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A time in Unix time, for the log.
+fn date(time: Duration) -> String {
+    let date = x509_cert::der::DateTime::from_unix_duration(time);
+    date.map_or_else(|_| "never".to_owned(), |date| date.to_string())
+}

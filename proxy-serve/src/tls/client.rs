@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A client's side: the CAs of servers, and its certificate where servers want one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use tracing::info;
+
+use super::reload::Source;
+use super::{Authorities, Files, Pair, Policy, TlsError, date, provider, read};
+
+pub use rustls::pki_types::ServerName;
+
+/// Where a client's files are, and what it offers.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The CAs of servers.
+    pub server_ca: PathBuf,
+    /// The client's certificate and key; none: it shows none.
+    pub pair: Option<Pair>,
+    /// Which flags say where the files are, as the end of an error message: `--x says where it is`.
+    pub location: &'static str,
+    /// The protocols of ALPN, the best one first.
+    pub alpn: Vec<Vec<u8>>,
+    /// Versions and cipher suites.
+    pub policy: Policy,
+}
+
+/// The means to open connections.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// rustls' configuration.
+    pub config: Arc<ClientConfig>,
+    /// When the client's certificate ends, in Unix time.
+    pub ends: Option<Duration>,
+    /// When the first of the servers' CAs ends.
+    pub server_ca_ends: Duration,
+}
+
+impl Source for Client {
+    type Made = Identity;
+
+    fn read(&self) -> Result<Files, TlsError> {
+        let mut files = vec![read("CAs of servers", &self.server_ca, self.location)?];
+        if let Some(Pair { certificate, key }) = &self.pair {
+            files.push(read("client's certificate", certificate, self.location)?);
+            files.push(read("client's key", key, self.location)?);
+        }
+        Ok(Files(files))
+    }
+
+    fn make(&self, files: &Files) -> Result<Identity, TlsError> {
+        let authorities = Authorities::load(&self.server_ca, "servers", files.at(0))?;
+        let builder = ClientConfig::builder_with_provider(provider(&self.policy))
+            .with_protocol_versions(self.policy.versions)
+            .map_err(TlsError::Policy)?
+            .with_root_certificates(authorities.roots);
+        let (mut config, ends) = match &self.pair {
+            Some(pair) => {
+                let loaded = pair.load(files.at(1), files.at(2))?;
+                let config = builder
+                    .with_client_auth_cert(loaded.chain, loaded.key)
+                    .map_err(|source| pair.mismatched(source))?;
+                (config, Some(loaded.ends))
+            }
+            None => (builder.with_no_client_auth(), None),
+        };
+        config.alpn_protocols.clone_from(&self.alpn);
+        Ok(Identity {
+            config: Arc::new(config),
+            ends,
+            server_ca_ends: authorities.ends,
+        })
+    }
+
+    fn announce(made: &Identity) {
+        let own = made.ends.map_or_else(
+            || "no client certificate".to_owned(),
+            |ends| format!("the client's certificate until {}", date(ends)),
+        );
+        let authorities = date(made.server_ca_ends);
+        info!("in use are the servers' CAs until {authorities}, and {own}");
+    }
+
+    fn expiry(made: &Identity) -> Option<(Duration, &'static str)> {
+        made.ends.map(|ends| {
+            (
+                ends,
+                "the client's certificate has expired: servers will refuse it",
+            )
+        })
+    }
+}

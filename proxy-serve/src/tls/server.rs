@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A server's side: its certificate, and the CAs of clients where these must show one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
+use tracing::info;
+
+use super::reload::Source;
+use super::{Authorities, Files, Pair, Policy, TlsError, date, provider, read, unusable};
+
+/// Where a server's files are, and what it offers.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// The server's certificate and key.
+    pub pair: Pair,
+    /// The CAs of clients; none: clients need no certificate.
+    pub client_ca: Option<PathBuf>,
+    /// Which flags say where the files are, as the end of an error message: `--x says where it is`.
+    pub location: &'static str,
+    /// The protocols of ALPN, the best one first.
+    pub alpn: Vec<Vec<u8>>,
+    /// Versions and cipher suites.
+    pub policy: Policy,
+}
+
+/// The means to accept connections.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// rustls' configuration.
+    pub config: Arc<ServerConfig>,
+    /// When the server's certificate ends, in Unix time.
+    pub ends: Duration,
+    /// When the first of the clients' CAs ends.
+    pub client_ca_ends: Option<Duration>,
+}
+
+impl Source for Server {
+    type Made = Identity;
+
+    fn read(&self) -> Result<Files, TlsError> {
+        let Pair { certificate, key } = &self.pair;
+        let mut files = vec![
+            read("server's certificate", certificate, self.location)?,
+            read("server's key", key, self.location)?,
+        ];
+        if let Some(path) = &self.client_ca {
+            files.push(read("CAs of clients", path, self.location)?);
+        }
+        Ok(Files(files))
+    }
+
+    fn make(&self, files: &Files) -> Result<Identity, TlsError> {
+        let pair = self.pair.load(files.at(0), files.at(1))?;
+        let provider = provider(&self.policy);
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(self.policy.versions)
+            .map_err(TlsError::Policy)?;
+        let (builder, client_ca_ends) = match &self.client_ca {
+            Some(path) => {
+                let authorities = Authorities::load(path, "clients", files.at(2))?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(authorities.roots, provider)
+                        .build()
+                        .map_err(|source| unusable(path, "clients", source))?;
+                let builder = builder.with_client_cert_verifier(verifier);
+                (builder, Some(authorities.ends))
+            }
+            None => (builder.with_no_client_auth(), None),
+        };
+        let mut config = builder
+            .with_single_cert(pair.chain, pair.key)
+            .map_err(|source| self.pair.mismatched(source))?;
+        config.alpn_protocols.clone_from(&self.alpn);
+        // Clients here keep their connections. Without resumption no session outlives a change of CAs.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Identity {
+            config: Arc::new(config),
+            ends: pair.ends,
+            client_ca_ends,
+        })
+    }
+
+    fn announce(made: &Identity) {
+        let clients = match made.client_ca_ends {
+            Some(_) => "clients need a certificate",
+            None => "clients need no certificate",
+        };
+        info!(
+            "the server's certificate is in use, until {}; {clients}",
+            date(made.ends)
+        );
+    }
+
+    fn expiry(made: &Identity) -> Option<(Duration, &'static str)> {
+        Some((
+            made.ends,
+            "the server's certificate has expired: clients will refuse it",
+        ))
+    }
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One connection to a server, from its name to the stream of packets: TCP, directly or by a proxy, TLS, HTTP/2,
+//! the agent's names and its token. When to connect is [`super::sync`]'s business.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_serve::tls::client::{Identity, ServerName};
+use proxy_serve::tls::reload::Current;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tonic::metadata::MetadataMap;
+use tonic::{Status, Streaming};
+use tracing::{debug, info};
+
+use super::link::{Link, Shared};
+use super::proxy::{self, ProxyError};
+use crate::channel::{Channel, Settings};
+use crate::client::{Refusal, handshake};
+use crate::flow::Outbox;
+use crate::metrics::packets::{Counted, Segment};
+use crate::wire::metadata::{
+    self, AGENT_ID, AGENT_IDENTIFIERS, AUTHORIZATION, BEARER, Extensions, MetadataError,
+};
+use crate::wire::{AGENT_PATH, LINK, Received};
+
+/// How long it may take from the name to the server's headers.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Servers cut agents that ping more often than every 30 s. The difference is for clocks and delays.
+const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
+
+/// What connections are made with.
+#[derive(Debug)]
+pub struct Connector {
+    /// The servers' port.
+    pub port: u16,
+    /// CAs and the agent's certificate.
+    pub tls: Current<Identity>,
+    /// After how long without a byte a server is pinged.
+    pub keepalive: Duration,
+    /// The file with the agent's token.
+    pub token: Option<PathBuf>,
+    /// What the agent can reach, as the flag has it.
+    pub identifiers: String,
+    /// What all streams share.
+    pub shared: Arc<Shared>,
+}
+
+/// Why a server was not connected to.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The proxy's settings are wrong.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// The server, or the proxy before it, cannot be reached.
+    #[error("cannot reach {address}")]
+    Reach {
+        /// Where it should be.
+        address: String,
+        /// What the kernel or the resolver answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The proxy does not connect.
+    #[error("the proxy {proxy} does not connect to {server}")]
+    Refused {
+        /// The proxy.
+        proxy: String,
+        /// The server.
+        server: String,
+        /// The proxy's answer.
+        #[source]
+        source: Refusal,
+    },
+    /// The host's name is none that a certificate can have.
+    #[error("`{0}` can be no certificate's name; --proxy-server-host takes a name or an address")]
+    Name(String),
+    /// TLS fails.
+    #[error(
+        "no TLS session with {server}; --ca-cert, --agent-cert and --agent-key decide about it"
+    )]
+    Tls {
+        /// The server.
+        server: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// HTTP/2 fails.
+    #[error("{server} does not speak HTTP/2")]
+    Http2 {
+        /// The server.
+        server: String,
+        /// Why.
+        #[source]
+        source: hyper::Error,
+    },
+    /// The token cannot be read.
+    #[error("cannot read the token {}; --service-account-token-path says where it is", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A value cannot be sent as metadata.
+    #[error("the {0} holds characters that cannot be sent")]
+    Unsendable(&'static str),
+    /// The server refuses the agent.
+    #[error("{server} refuses this agent: {}", source.message())]
+    Denied {
+        /// The server.
+        server: String,
+        /// Its answer.
+        #[source]
+        source: Box<Status>,
+    },
+    /// The server does not say what it must.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// It took too long.
+    #[error("{server} has not accepted this agent within {limit} s", limit = LIMIT.as_secs())]
+    Timeout {
+        /// The server.
+        server: String,
+    },
+}
+
+/// A stream that has been accepted.
+pub struct Connected {
+    /// How many servers there are, as this one says.
+    pub count: u32,
+    /// The stream.
+    pub link: Arc<Link>,
+    /// What the server sends.
+    pub inbound: Streaming<Received>,
+}
+
+impl Connector {
+    /// Connects to a server.
+    ///
+    /// # Errors
+    /// It does not accept the agent, or not in time.
+    pub async fn connect(&self, host: &str) -> Result<Connected, ConnectError> {
+        let address = join(host, self.port);
+        timeout(LIMIT, self.try_connect(host, &address))
+            .await
+            .unwrap_or(Err(ConnectError::Timeout { server: address }))
+    }
+
+    async fn try_connect(&self, host: &str, address: &str) -> Result<Connected, ConnectError> {
+        info!(
+            serverAddress = address,
+            agentID = self.shared.agent_id.as_str(),
+            "Connect to server"
+        );
+        let metadata = self.metadata()?;
+        let stream = self.reach(host, address).await?;
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| ConnectError::Name(host.to_owned()))?;
+        let connector = TlsConnector::from(Arc::clone(&self.tls.get().config));
+        let session =
+            connector
+                .connect(name, stream)
+                .await
+                .map_err(|source| ConnectError::Tls {
+                    server: address.to_owned(),
+                    source,
+                })?;
+        let settings = Settings::link(self.keepalive.max(LEAST_KEEPALIVE));
+        let channel = Channel::open(session, address, settings)
+            .await
+            .map_err(|source| ConnectError::Http2 {
+                server: address.to_owned(),
+                source,
+            })?;
+        let outbox = Outbox::new();
+        let messages = Counted {
+            inner: outbox.stream(),
+            packets: Arc::clone(&self.shared.metrics.packets),
+            segment: Segment::FromAgent,
+        };
+        let opened = channel.stream(AGENT_PATH, LINK, metadata, messages).await;
+        let (headers, inbound) = opened.map_err(|status| ConnectError::Denied {
+            server: address.to_owned(),
+            source: Box::new(status),
+        })?;
+        let (server_id, count) = metadata::server(&headers)?;
+        let extensions = Extensions::read(&headers);
+        debug!(
+            serverID = server_id.as_str(),
+            "the server understands: {extensions}"
+        );
+        let shared = Arc::clone(&self.shared);
+        Ok(Connected {
+            count,
+            link: Link::new(server_id, outbox, extensions, shared),
+            inbound,
+        })
+    }
+
+    /// TCP to the server, by a proxy if the environment names one.
+    async fn reach(&self, host: &str, address: &str) -> Result<TcpStream, ConnectError> {
+        let open = async |host: &str, port| {
+            let opened = async {
+                let stream = TcpStream::connect((host, port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(stream)
+            };
+            opened.await.map_err(|source| ConnectError::Reach {
+                address: join(host, port),
+                source,
+            })
+        };
+        let Some(proxy) = proxy::from_environment(host, self.port)? else {
+            return open(host, self.port).await;
+        };
+        let mut stream = open(&proxy.host, proxy.port).await?;
+        let refused = |source| ConnectError::Refused {
+            proxy: join(&proxy.host, proxy.port),
+            server: address.to_owned(),
+            source,
+        };
+        let rest = handshake(&mut stream, address, &proxy.fields)
+            .await
+            .map_err(refused)?;
+        if rest.is_empty() {
+            Ok(stream)
+        } else {
+            // In TLS the client speaks first.
+            Err(refused(Refusal::Malformed))
+        }
+    }
+
+    fn metadata(&self) -> Result<MetadataMap, ConnectError> {
+        let mut metadata = MetadataMap::new();
+        let mut put = |key, value: &str, what| {
+            let value = value.parse().map_err(|_| ConnectError::Unsendable(what))?;
+            metadata.insert(key, value);
+            Ok::<_, ConnectError>(())
+        };
+        put(AGENT_ID, &self.shared.agent_id, "agent's name (--agent-id)")?;
+        put(
+            AGENT_IDENTIFIERS,
+            &self.identifiers,
+            "agent's identifiers (--agent-identifiers)",
+        )?;
+        if let Some(path) = &self.token {
+            // Anew for each connection: kubelet exchanges it.
+            let token = std::fs::read_to_string(path).map_err(|source| ConnectError::Token {
+                path: path.clone(),
+                source,
+            })?;
+            put(AUTHORIZATION, &format!("{BEARER}{}", token.trim()), "token")?;
+        }
+        Extensions::ALL.write(&mut metadata);
+        Ok(metadata)
+    }
+}
+
+/// A host and a port, with brackets where they are needed.
+fn join(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One stream to a server, and the connections that the server asked for on it. The task that reads the stream
+//! waits for no target: what belongs to a connection goes into its inbox.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, error, info};
+
+use super::dial::{self, dial};
+use super::endpoint::{Endpoint, Event};
+use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
+use crate::go_error::DialError;
+use crate::metrics::agent::{AgentMetrics, Direction};
+use crate::metrics::packets::Segment;
+use crate::wire::metadata::Extensions;
+use crate::wire::{DialRequest, DialResponse, Message, Received};
+
+/// What all streams of an agent share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The agent's name.
+    pub agent_id: String,
+    /// The counters.
+    pub metrics: Arc<AgentMetrics>,
+    /// The memory for all inboxes.
+    pub budget: Arc<Budget>,
+    /// What bounds one inbox.
+    pub limits: Limits,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    is_lost: bool,
+    /// Dropping the sender gives the dial up.
+    pending: HashMap<i64, oneshot::Sender<()>>,
+    endpoints: HashMap<i64, Arc<Endpoint>>,
+}
+
+/// One stream to a server.
+#[derive(Debug)]
+pub struct Link {
+    /// The server's name.
+    pub server_id: String,
+    /// What is sent to it.
+    pub outbox: Arc<Outbox>,
+    /// What it understands beyond upstream's protocol.
+    pub extensions: Extensions,
+    shared: Arc<Shared>,
+    next: AtomicI64,
+    table: Mutex<Table>,
+}
+
+impl Link {
+    /// A stream that has just been accepted.
+    #[must_use]
+    pub fn new(
+        server_id: String,
+        outbox: Arc<Outbox>,
+        extensions: Extensions,
+        shared: Arc<Shared>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            server_id,
+            outbox,
+            extensions,
+            shared,
+            next: AtomicI64::new(0),
+            table: Mutex::default(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic while it is held leaves maps that are consistent.
+        self.table
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Tells the server that this agent is about to leave.
+    pub fn drain(&self) {
+        info!(
+            serverID = self.server_id.as_str(),
+            agentID = self.shared.agent_id.as_str(),
+            "drain agent client"
+        );
+        // A stream that has ended needs nothing.
+        let _ = self.outbox.control(Message::Drain);
+    }
+
+    /// Takes what the server sends, until the stream ends. Then all its connections are cut.
+    pub async fn serve(self: &Arc<Self>, mut inbound: Streaming<Received>) {
+        let metrics = &self.shared.metrics;
+        let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
+        info!(serverID = server_id, agentID = agent_id, "Start serving");
+        loop {
+            match inbound.message().await {
+                Ok(Some(Ok(message))) => {
+                    metrics.packets.count(Segment::ToAgent, &message);
+                    self.receive(message);
+                }
+                Ok(Some(Err(malformed))) => {
+                    metrics.packets.count_malformed(Segment::ToAgent, malformed);
+                    debug!(
+                        serverID = server_id,
+                        "ignoring a packet of a server: {malformed}"
+                    );
+                }
+                Ok(None) => {
+                    info!(
+                        serverID = server_id,
+                        agentID = agent_id,
+                        "received EOF, exit"
+                    );
+                    break;
+                }
+                Err(status) => {
+                    self.failed(&status);
+                    break;
+                }
+            }
+            // A fast server leaves room for others on this thread.
+            tokio::task::coop::consume_budget().await;
+        }
+        self.lost();
+    }
+
+    fn failed(&self, status: &Status) {
+        let metrics = &self.shared.metrics;
+        metrics
+            .packets
+            .receive_error(Segment::ToAgent, status.code());
+        metrics.server_failed(Direction::FromServer);
+        let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
+        if status.code() == Code::Cancelled {
+            info!(serverID = server_id, agentID = agent_id, "stream canceled");
+        } else {
+            error!(
+                serverID = server_id,
+                agentID = agent_id,
+                err = status.message(),
+                "could not read stream"
+            );
+        }
+    }
+
+    /// Takes a message of the server.
+    pub fn receive(self: &Arc<Self>, message: Message) {
+        match message {
+            Message::DialRequest(request) => self.dial(request),
+            Message::Data(connect_id, data) => self.data(connect_id, data),
+            Message::CloseRequest(connect_id) => match self.find(connect_id) {
+                Some(endpoint) => {
+                    endpoint.inbox.push(Event::Close);
+                    endpoint.closing.notify_one();
+                }
+                None => self.answer(Message::closed(connect_id, "Unknown connectID")),
+            },
+            Message::CloseDial(random) => {
+                self.table().pending.remove(&random);
+            }
+            Message::Finish(connect_id) => {
+                if let Some(endpoint) = self.find(connect_id) {
+                    endpoint.inbox.push(Event::Finish);
+                }
+            }
+            Message::Window(connect_id, bytes) => {
+                if let Some(endpoint) = self.find(connect_id) {
+                    endpoint.lane.grant(bytes);
+                }
+            }
+            Message::DialResponse(_) | Message::CloseResponse(_) | Message::Drain => {
+                debug!("ignoring a packet that only an agent sends");
+            }
+        }
+    }
+
+    fn find(&self, connect_id: i64) -> Option<Arc<Endpoint>> {
+        self.table().endpoints.get(&connect_id).cloned()
+    }
+
+    fn answer(&self, message: Message) {
+        // A stream that has ended closes all its connections.
+        let _ = self.outbox.control(message);
+    }
+
+    fn data(&self, connect_id: i64, data: Bytes) {
+        if connect_id == 0 {
+            error!(
+                packetType = "DATA",
+                "Received packet missing ConnectID from frontend"
+            );
+            return;
+        }
+        let Some(endpoint) = self.find(connect_id) else {
+            self.answer(Message::closed(connect_id, "unrecognized connectID"));
+            return;
+        };
+        if let Err(overflow) = endpoint.inbox.push_data(data) {
+            error!(
+                connectionID = connect_id,
+                serverID = self.server_id.as_str(),
+                err = %overflow,
+                "closing a connection whose target does not read"
+            );
+            self.shared.metrics.closed_tunnel(overflow.reason());
+            self.forget(connect_id);
+            endpoint
+                .inbox
+                .cut_with(Event::Cut(Some(overflow.to_string())));
+        }
+    }
+
+    /// Dials in the background.
+    fn dial(self: &Arc<Self>, request: DialRequest) {
+        let connect_id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        info!(
+            serverID = self.server_id.as_str(),
+            agentID = self.shared.agent_id.as_str(),
+            dialID = request.random,
+            dialAddress = request.address.as_str(),
+            "Received DIAL_REQ"
+        );
+        let (sender, given_up) = oneshot::channel();
+        self.table().pending.insert(request.random, sender);
+        let link = Arc::clone(self);
+        tokio::spawn(async move {
+            let start = Instant::now();
+            let dialed = tokio::select! {
+                dialed = dial(&request.protocol, &request.address, dial::LIMIT) => dialed,
+                // Nothing is ever sent: the sender was dropped.
+                _ = given_up => {
+                    debug!(dialID = request.random, "the dial was given up");
+                    return;
+                }
+            };
+            match dialed {
+                Ok(stream) => link.connected(stream, &request, connect_id, start).await,
+                Err(error) => link.dial_failed(&request, connect_id, &error),
+            }
+        });
+    }
+
+    fn dial_failed(&self, request: &DialRequest, connect_id: i64, error: &DialError) {
+        self.table().pending.remove(&request.random);
+        self.shared.metrics.dial_failed(error.problem.is_timeout());
+        info!(
+            dialID = request.random,
+            connectionID = connect_id,
+            dialAddress = request.address.as_str(),
+            err = %error,
+            "error dialing backend"
+        );
+        self.answer(Message::dial_error(request.random, error.to_string()));
+    }
+
+    async fn connected(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        request: &DialRequest,
+        connect_id: i64,
+        start: Instant,
+    ) {
+        let metrics = &self.shared.metrics;
+        metrics.dialed(start.elapsed());
+        info!(
+            dialID = request.random,
+            connectionID = connect_id,
+            dialAddress = request.address.as_str(),
+            "Endpoint connection established"
+        );
+        let inbox = Inbox::new(Arc::clone(&self.shared.budget), self.shared.limits, None);
+        let lane = self.outbox.lane(self.extensions.window.then_some(WINDOW));
+        let endpoint = Arc::new(Endpoint::new(connect_id, inbox, lane));
+        {
+            let mut table = self.table();
+            let is_wanted = table.pending.remove(&request.random).is_some();
+            if table.is_lost || !is_wanted {
+                return;
+            }
+            table.endpoints.insert(connect_id, Arc::clone(&endpoint));
+        }
+        // Before any byte of the target: both are in its lane.
+        let response = Message::DialResponse(DialResponse {
+            error: String::new(),
+            connect_id,
+            random: request.random,
+        });
+        metrics.endpoint_connections.inc();
+        if endpoint.lane.push(response).is_ok() {
+            endpoint.serve(stream, self).await;
+        } else {
+            self.forget(connect_id);
+        }
+        metrics.endpoint_connections.dec();
+    }
+
+    /// A connection has ended.
+    pub fn forget(&self, connect_id: i64) {
+        self.table().endpoints.remove(&connect_id);
+    }
+
+    /// The stream has ended: so have all its connections, by a reset.
+    fn lost(&self) {
+        let mut table = self.table();
+        table.is_lost = true;
+        let endpoints = std::mem::take(&mut table.endpoints);
+        table.pending.clear();
+        drop(table);
+        self.outbox.end();
+        for endpoint in endpoints.into_values() {
+            endpoint.inbox.cut_with(Event::Cut(None));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The four programs: their flags, and the order in which they start and end. What they do is the other
+//! modules' business.
+
+pub mod agent;
+pub mod health;
+pub mod listeners;
+pub mod server;
+pub mod test_client;
+pub mod test_server;
+
+use std::future::Future;
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use proxy_serve::klog::{KlogArgs, Separator, Spelling, Style};
+use proxy_serve::log::{self, LogFormat};
+use proxy_serve::{flags, memory};
+
+/// More threads than this do not help a program that carries bytes.
+const MAX_THREADS: usize = 8;
+
+/// How long tasks that wait for files or names may hold the process up when it ends.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// How often files with certificates are looked at.
+const RELOAD: Duration = Duration::from_secs(5);
+
+/// Ports that upstream's programs accept.
+const PORTS: RangeInclusive<i64> = 1024..=49_151;
+
+/// klog's flags as upstream's programs spell them, with the level that they have by default.
+const fn spelling(program: &'static str, verbosity: i32) -> Spelling {
+    Spelling {
+        program,
+        separator: Separator::Hyphen,
+        env_prefix: None,
+        verbosity,
+        verbosity_help: "Level of the log: debug records from 4 on, trace records from 6 on",
+        modules_help: "Levels for single source files, as pattern=N,pattern=N",
+        newer_flags: true,
+        quoted: true,
+    }
+}
+
+/// A program of this crate.
+trait Program: clap::Parser {
+    /// klog's flags as it spells them.
+    type Klog: Style;
+
+    /// How many threads it needs.
+    const THREADS: usize = MAX_THREADS;
+
+    /// klog's flags as they were given.
+    fn klog(&self) -> KlogArgs<Self::Klog>;
+
+    /// Does its work; the exit code.
+    fn run(self) -> impl Future<Output = Result<ExitCode>>;
+}
+
+/// The whole of a program.
+fn main<P: Program>() -> ExitCode {
+    memory::set_up();
+    let program = match flags::parse_pflag::<P>() {
+        Ok(program) => program,
+        Err(code) => return code,
+    };
+    match try_main(program) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main<P: Program>(program: P) -> Result<ExitCode> {
+    log::init(&program.klog().into_options(LogFormat::Klog))?;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.min(P::THREADS))
+        .enable_all()
+        .build()
+        .context("cannot start the threads that serve")?;
+    let outcome = runtime.block_on(program.run());
+    runtime.shutdown_timeout(FAREWELL);
+    outcome
+}
+
+/// A port as upstream's programs accept it.
+///
+/// # Errors
+/// It is outside of their range.
+fn port(flag: &str, value: i64) -> Result<u16> {
+    anyhow::ensure!(
+        PORTS.contains(&value),
+        "--{flag} is {value}; ports from {} to {} are accepted",
+        PORTS.start(),
+        PORTS.end()
+    );
+    Ok(u16::try_from(value)?)
+}
+
+/// Both or none of two flags.
+///
+/// # Errors
+/// One of them is missing.
+fn both(first: (&str, &str), second: (&str, &str)) -> Result<bool> {
+    match (first.1.is_empty(), second.1.is_empty()) {
+        (true, true) => Ok(false),
+        (false, false) => Ok(true),
+        (true, false) => anyhow::bail!("--{} needs --{}", second.0, first.0),
+        (false, true) => anyhow::bail!("--{} needs --{}", first.0, second.0),
+    }
+}
+
+/// A uuid of version 4, for agents and servers without a name of their own.
+fn uuid() -> String {
+    let random = fastrand::u128(..);
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
+}
+
+/// The name of a server or an agent: the flag's, the environment's, or one of its own.
+fn name(flag: &str, variable: &str) -> String {
+    if !flag.is_empty() {
+        return flag.to_owned();
+    }
+    std::env::var(variable)
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(uuid)
+}
+
+/// Reads a command line as each of the programs does.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
+    server::read_command_line(words);
+    agent::read_command_line(words);
+    test_client::read_command_line(words);
+    test_server::read_command_line(words);
+}
+
+/// Reads a command line; none if it is refused, with a reason.
+#[cfg(feature = "fuzzing")]
+fn read_flags<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
+    let name = [std::ffi::OsStr::new("program")];
+    let line = name.iter().chain(words);
+    let read = flags::pflag(P::command())
+        .try_get_matches_from(line)
+        .and_then(|matches| P::from_arg_matches(&matches));
+    read.map_err(|error| assert!(!error.to_string().is_empty()))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_of_version_4() {
+        let (one, two) = (uuid(), uuid());
+        assert_ne!(one, two);
+        assert_eq!(one.len(), 36);
+        assert_eq!(&one[14..15], "4");
+        assert!(matches!(&one[19..20], "8" | "9" | "a" | "b"), "{one}");
+    }
+
+    #[test]
+    fn ports() {
+        assert_eq!(port("agent-port", 8091).unwrap(), 8091);
+        for bad in [0, 1023, 49_152, -1, 100_000] {
+            let error = port("agent-port", bad).unwrap_err().to_string();
+            assert!(error.contains("--agent-port"), "{error}");
+        }
+    }
+
+    #[test]
+    fn pairs() {
+        assert!(both(("a", "1"), ("b", "2")).unwrap());
+        assert!(!both(("a", ""), ("b", "")).unwrap());
+        let error = both(("a", "1"), ("b", "")).unwrap_err().to_string();
+        assert_eq!(error, "--a needs --b");
+    }
+}

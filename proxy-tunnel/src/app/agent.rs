@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `konnectivity-agent`: the order in which it starts and ends. The health port is there before anything that
+//! can fail for a reason outside of this process.
+//!
+//! The first SIGTERM or SIGINT tells all servers that this agent is about to leave; it serves on, and opens no
+//! other connections. The second one ends it.
+
+mod args;
+mod settings;
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use proxy_serve::http::{self, StatusCode};
+use proxy_serve::klog::KlogArgs;
+use proxy_serve::shutdown::Signals;
+use proxy_serve::tls::reload::{self, Reloader};
+use tokio::time::sleep;
+use tracing::{error, info};
+
+use self::args::{Args, Klog};
+use self::settings::{Counting, Settings};
+use super::health::{Admin, Health, Metrics, Readiness};
+use super::{Program, RELOAD};
+use crate::agent::connector::Connector;
+use crate::agent::link::Shared;
+use crate::agent::sync::{self, Sync};
+use crate::cluster;
+use crate::cluster::counting::{Counter, Leases};
+use crate::flow::Budget;
+use crate::metrics::agent::AgentMetrics;
+
+/// The pause before the API server's settings are read again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    super::main::<Args>()
+}
+
+impl Program for Args {
+    type Klog = Klog;
+
+    fn klog(&self) -> KlogArgs<Klog> {
+        self.klog.clone()
+    }
+
+    async fn run(self) -> Result<ExitCode> {
+        run(Settings::new(&self)?).await
+    }
+}
+
+/// The streams, once they are kept.
+#[derive(Clone, Default)]
+struct Ready(Arc<OnceLock<Arc<Sync>>>);
+
+impl Readiness for Ready {
+    fn readiness(&self, is_verbose: bool) -> (StatusCode, String) {
+        let is_connected = self.0.get().is_some_and(|sync| sync.is_connected());
+        let text = match (is_connected, is_verbose) {
+            (true, false) => "ok",
+            (true, true) => "[+]ping ok\n[+]server-connected ok\ncheck passed\n",
+            (false, _) => "[+]ping ok\n[-]server-connected failed: no servers connected\n",
+        };
+        let status = if is_connected {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        (status, text.to_owned())
+    }
+}
+
+async fn run(settings: Settings) -> Result<ExitCode> {
+    let mut signals = Signals::new().context("cannot wait for signals")?;
+    let metrics = AgentMetrics::new();
+    let ready = Ready::default();
+    serve_ports(&settings, &metrics, ready.clone())?;
+    let reloader = Reloader::new(settings.tls.clone(), |_| {})?;
+    let shared = Arc::new(Shared {
+        agent_id: settings.agent_id.clone(),
+        metrics: Arc::clone(&metrics),
+        budget: Arc::new(Budget::new(settings.budget)),
+        limits: settings.limits,
+    });
+    let connector = Connector {
+        port: settings.server_port,
+        tls: reloader.current(),
+        keepalive: settings.keepalive,
+        token: settings.token.clone(),
+        identifiers: settings.identifiers.clone(),
+        shared,
+    };
+    reload::watch(vec![Box::new(reloader)], RELOAD)
+        .context("cannot start the thread that looks for changed certificates")?;
+    let leases = settings.counting.map(|counting| {
+        let leases = Arc::new(Leases::default());
+        tokio::spawn(count(counting, Arc::clone(&metrics), Arc::clone(&leases)));
+        leases
+    });
+    let sync = Sync::new(
+        sync::Settings {
+            hosts: settings.hosts,
+            interval: settings.interval,
+            cap: settings.cap,
+            forever: settings.forever,
+            source: settings.source,
+            leases,
+        },
+        connector,
+    );
+    // It is set once only: here.
+    let _ = ready.0.set(Arc::clone(&sync));
+    let keeping = Arc::clone(&sync);
+    tokio::spawn(async move { keeping.run().await });
+    let signal = signals.next().await;
+    info!(
+        signal,
+        "Draining: servers choose other agents from now on; a second signal ends this one."
+    );
+    sync.drain();
+    let signal = signals.next().await;
+    info!(signal, "Shutting down agent.");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve_ports(settings: &Settings, metrics: &AgentMetrics, ready: Ready) -> Result<()> {
+    let health = settings
+        .health
+        .listen("--health-server-host or --health-server-port")?;
+    let admin = settings
+        .admin
+        .listen("--admin-bind-address or --admin-server-port")?;
+    let handler = Health {
+        readiness: ready,
+        registry: metrics.registry().clone(),
+    };
+    http::spawn("health", health, handler, std::future::pending())
+        .context("cannot start the thread that answers probes")?;
+    let handler = Admin {
+        metrics: Metrics::On(settings.health_port),
+        profiling: settings.profiling,
+    };
+    http::spawn("admin", admin, handler, std::future::pending())
+        .context("cannot start the thread for administration")
+}
+
+/// Counts leases, as soon as the API server's settings can be used.
+async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Leases>) {
+    let client = loop {
+        match cluster::connect(counting.kubeconfig.as_deref()).await {
+            Ok(client) => break client,
+            Err(why) => {
+                let why = anyhow::Error::new(why);
+                error!(
+                    err = format!("{why:#}").as_str(),
+                    "leases cannot be counted"
+                );
+            }
+        }
+        sleep(RETRY).await;
+    };
+    Counter::new(
+        client,
+        &counting.namespace,
+        counting.selector,
+        metrics,
+        leases,
+    )
+    .run()
+    .await;
+}
+
+/// Reads a command line, and checks what was read.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
+    // Names would be looked up.
+    let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
+    if let Some(args) = super::read_flags::<Args>(words)
+        && is_address(&args.health_server_host)
+        && is_address(&args.admin_bind_address)
+        && let Ok(settings) = Settings::new(&args)
+    {
+        assert!(!settings.hosts.is_empty() && settings.interval <= settings.cap);
+    }
+}

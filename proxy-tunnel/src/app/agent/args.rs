@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `konnectivity-agent`'s flags, with upstream's names and defaults.
+
+use clap::{ArgAction, Parser};
+use proxy_serve::klog::{KlogArgs, Spelling, Style};
+use proxy_serve::value::{GoDuration, List};
+
+use super::super::spelling;
+
+#[derive(Debug, Clone)]
+pub struct Klog;
+
+impl Style for Klog {
+    const SPELLING: Spelling = spelling("konnectivity-agent", 4);
+}
+
+/// Connects to konnectivity servers and carries what they tunnel to targets in this network
+#[derive(Debug, Parser)]
+#[command(name = "konnectivity-agent", version)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "every flag stands for itself, as upstream has them"
+)]
+pub struct Args {
+    /// Certificate that servers are shown
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub agent_cert: String,
+    /// Key of --agent-cert
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub agent_key: String,
+    /// CAs of servers
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub ca_cert: String,
+    /// Hosts of servers, or of what is before them; a list, or given several times
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", action = ArgAction::Append)]
+    pub proxy_server_host: Vec<List>,
+    /// Port of servers
+    #[arg(long, value_name = "PORT", default_value_t = 8091)]
+    pub proxy_server_port: i64,
+    /// Protocols of ALPN that are offered before h2
+    #[arg(long, value_name = "LIST", default_value = "", action = ArgAction::Append)]
+    pub alpn_proto: Vec<List>,
+    /// Address for health and metrics; empty: every one
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub health_server_host: String,
+    /// Port for health and metrics
+    #[arg(long, value_name = "PORT", default_value_t = 8093)]
+    pub health_server_port: i64,
+    /// Address for administration
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub admin_bind_address: String,
+    /// Port for administration
+    #[arg(long, value_name = "PORT", default_value_t = 8094)]
+    pub admin_server_port: i64,
+    /// Accepted; this program has no profiles of Go
+    #[arg(long)]
+    pub enable_profiling: bool,
+    /// Accepted with --enable-profiling
+    #[arg(long)]
+    pub enable_contention_profiling: bool,
+    /// Name of this agent; empty: `PROXY_AGENT_ID` of the environment, else a random one
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub agent_id: String,
+    /// What this agent can reach, as ipv4=ADDRESS&host=NAME; also ipv6, cidr, default-route
+    #[arg(long, value_name = "QUERY", default_value = "")]
+    pub agent_identifiers: String,
+    /// Pause between two connections to servers
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub sync_interval: GoDuration,
+    /// Longest pause after failures
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub sync_interval_cap: GoDuration,
+    /// Accepted; a connection that has ended is noticed at once
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub probe_interval: GoDuration,
+    /// After how long without a byte a server is pinged; servers allow 30 s and more
+    #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
+    pub keepalive_time: GoDuration,
+    /// File with the token of a service account, read for each connection
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub service_account_token_path: String,
+    /// Go on connecting when there are as many connections as servers
+    #[arg(long)]
+    pub sync_forever: bool,
+    /// Accepted; queues are bounded in bytes: --tunnel-stall-timeout, --buffer-budget
+    #[arg(long, value_name = "N", default_value_t = 150)]
+    pub xfr_channel_size: i64,
+    /// Count servers by their leases
+    #[arg(long)]
+    pub count_server_leases: bool,
+    /// Namespace of the leases
+    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    pub lease_namespace: String,
+    /// Which leases are servers', as a label selector
+    #[arg(
+        long,
+        value_name = "SELECTOR",
+        default_value = "k8s-app=konnectivity-server"
+    )]
+    pub lease_label_selector: String,
+    /// Deprecated name of --lease-label-selector
+    #[arg(long, value_name = "SELECTOR", hide = true, default_value = "")]
+    pub lease_label: String,
+    /// With leases: default, or max for the larger of leases and what servers say
+    #[arg(long, value_name = "SOURCE", default_value = "default")]
+    pub server_count_source: String,
+    /// How to reach the API server; empty: as a pod does
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub kubeconfig: String,
+    /// Accepted; this program speaks JSON with the API server
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "application/vnd.kubernetes.protobuf"
+    )]
+    pub kube_api_content_type: String,
+    /// Accepted without effect: a connection that is closed for its buffer is always logged
+    #[arg(long)]
+    pub warn_on_channel_limit: bool,
+    /// How long a target may leave its connection's buffer full before it is closed
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub tunnel_stall_timeout: GoDuration,
+    /// MiB that all connections together may buffer of what servers send
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub buffer_budget: u32,
+
+    #[command(flatten)]
+    pub klog: KlogArgs<Klog>,
+}

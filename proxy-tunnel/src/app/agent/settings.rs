@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent's flags, checked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use proxy_serve::listen::Bind;
+use proxy_serve::tls::client::Client as Tls;
+use proxy_serve::tls::{HTTP2, Pair, Policy};
+use proxy_serve::value::{GoDuration, List};
+use tracing::warn;
+
+use super::super::{both, name, port};
+use super::args::Args;
+use crate::agent::sync::CountSource;
+use crate::flow::Limits;
+use crate::identifiers::Identifiers;
+
+/// How often servers allow pings at most.
+const LEAST_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// How leases are counted.
+#[derive(Debug)]
+pub struct Counting {
+    /// How to reach the API server.
+    pub kubeconfig: Option<PathBuf>,
+    /// The leases' namespace.
+    pub namespace: String,
+    /// Which of them are servers'.
+    pub selector: String,
+}
+
+/// Everything that the flags say.
+#[derive(Debug)]
+pub struct Settings {
+    /// This agent's name.
+    pub agent_id: String,
+    /// What it can reach.
+    pub identifiers: String,
+    /// Hosts of servers.
+    pub hosts: Vec<String>,
+    /// Their port.
+    pub server_port: u16,
+    /// CAs of servers and the agent's certificate.
+    pub tls: Tls,
+    /// After how long without a byte a server is pinged.
+    pub keepalive: Duration,
+    /// The file with the token.
+    pub token: Option<PathBuf>,
+    /// Health and metrics.
+    pub health: Bind,
+    /// Its port, for those who look for metrics elsewhere.
+    pub health_port: u16,
+    /// Administration.
+    pub admin: Bind,
+    /// Whether profiles were asked for.
+    pub profiling: bool,
+    /// Pause between connections.
+    pub interval: Duration,
+    /// Longest pause after failures.
+    pub cap: Duration,
+    /// Whether to connect also with enough streams.
+    pub forever: bool,
+    /// Where the number of servers is taken from.
+    pub source: CountSource,
+    /// Leases, if they are counted.
+    pub counting: Option<Counting>,
+    /// What bounds one tunnel.
+    pub limits: Limits,
+    /// Bytes that all may buffer.
+    pub budget: usize,
+}
+
+impl Settings {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// They contradict each other, or a value is out of range.
+    pub fn new(args: &Args) -> Result<Self> {
+        ensure!(
+            args.enable_profiling || !args.enable_contention_profiling,
+            "--enable-contention-profiling needs --enable-profiling"
+        );
+        ensure!(
+            args.xfr_channel_size > 0,
+            "--xfr-channel-size must be larger than 0"
+        );
+        ensure!(
+            args.buffer_budget > 0,
+            "--buffer-budget must be larger than 0"
+        );
+        check_identifiers(&args.agent_identifiers)?;
+        let interval = positive("sync-interval", args.sync_interval)?;
+        let cap = positive("sync-interval-cap", args.sync_interval_cap)?;
+        ensure!(
+            interval <= cap,
+            "--sync-interval is {}, more than --sync-interval-cap, {}",
+            args.sync_interval,
+            args.sync_interval_cap
+        );
+        let keepalive = positive("keepalive-time", args.keepalive_time)?;
+        if keepalive < LEAST_KEEPALIVE {
+            warn!(
+                "--keepalive-time is {}; servers cut agents that ping more often than every 30 s, so this one does \
+                 not",
+                args.keepalive_time
+            );
+        }
+        let hosts = List::join(&args.proxy_server_host);
+        ensure!(!hosts.is_empty(), "--proxy-server-host needs a host");
+        let health_port = port("health-server-port", args.health_server_port)?;
+        let admin_port = port("admin-server-port", args.admin_server_port)?;
+        Ok(Self {
+            agent_id: name(&args.agent_id, "PROXY_AGENT_ID"),
+            identifiers: args.agent_identifiers.clone(),
+            hosts,
+            server_port: server_port(args.proxy_server_port)?,
+            tls: tls(args)?,
+            keepalive,
+            token: path(&args.service_account_token_path),
+            health: Bind::parse(
+                "--health-server-host",
+                &args.health_server_host,
+                health_port,
+            )?,
+            health_port,
+            admin: Bind::parse("--admin-bind-address", &args.admin_bind_address, admin_port)?,
+            profiling: args.enable_profiling,
+            interval,
+            cap,
+            forever: args.sync_forever,
+            source: args
+                .server_count_source
+                .parse()
+                .map_err(anyhow::Error::msg)
+                .context("--server-count-source")?,
+            counting: args.count_server_leases.then(|| Counting {
+                kubeconfig: path(&args.kubeconfig),
+                namespace: args.lease_namespace.clone(),
+                selector: if args.lease_label.is_empty() {
+                    args.lease_label_selector.clone()
+                } else {
+                    args.lease_label.clone()
+                },
+            }),
+            limits: Limits {
+                stall: positive("tunnel-stall-timeout", args.tunnel_stall_timeout)?,
+                ..Limits::default()
+            },
+            budget: args.buffer_budget as usize * 1024 * 1024,
+        })
+    }
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    Some(text)
+        .filter(|text| !text.is_empty())
+        .map(PathBuf::from)
+}
+
+fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
+    value
+        .to_std()
+        .filter(|duration| !duration.is_zero())
+        .with_context(|| format!("--{flag} is {value}; it must be larger than 0"))
+}
+
+/// Servers may be behind a load balancer with any port.
+fn server_port(value: i64) -> Result<u16> {
+    u16::try_from(value)
+        .ok()
+        .filter(|port| *port > 0)
+        .with_context(|| format!("--proxy-server-port is {value}; give a port from 1 to 65535"))
+}
+
+fn tls(args: &Args) -> Result<Tls> {
+    let has_pair = both(
+        ("agent-cert", &args.agent_cert),
+        ("agent-key", &args.agent_key),
+    )?;
+    ensure!(
+        !args.ca_cert.is_empty(),
+        "--ca-cert is needed: it says which servers are trusted"
+    );
+    let mut alpn: Vec<Vec<u8>> = List::join(&args.alpn_proto)
+        .into_iter()
+        .map(String::into_bytes)
+        .collect();
+    if !alpn.iter().any(|protocol| protocol == HTTP2) {
+        alpn.push(HTTP2.to_vec());
+    }
+    Ok(Tls {
+        server_ca: (&args.ca_cert).into(),
+        pair: has_pair.then(|| Pair {
+            certificate: (&args.agent_cert).into(),
+            key: (&args.agent_key).into(),
+        }),
+        location: "--ca-cert, --agent-cert and --agent-key say where they are",
+        alpn,
+        policy: Policy::default(),
+    })
+}
+
+fn check_identifiers(text: &str) -> Result<()> {
+    let read = Identifiers::parse(text)
+        .context("--agent-identifiers is written like host=NAME&ipv4=ADDRESS")?;
+    ensure!(
+        read.unknown.is_empty(),
+        "--agent-identifiers has the unknown key {}; known are ipv4, ipv6, host, cidr and default-route",
+        read.unknown.join(", ")
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, FromArgMatches as _};
+    use proxy_serve::flags::pflag;
+
+    use super::*;
+
+    fn read(words: &[&str]) -> Result<Settings> {
+        let line = ["konnectivity-agent", "--ca-cert=ca"];
+        let matches = pflag(Args::command()).try_get_matches_from(line.iter().chain(words))?;
+        Settings::new(&Args::from_arg_matches(&matches)?)
+    }
+
+    #[test]
+    fn the_command_is_sound() {
+        pflag(Args::command()).debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = read(&[]).unwrap();
+        assert_eq!(settings.hosts, ["127.0.0.1"]);
+        assert_eq!(settings.server_port, 8091);
+        assert_eq!(settings.health, Bind::Every(8093));
+        assert_eq!(settings.admin, Bind::One("127.0.0.1:8094".parse().unwrap()));
+        assert_eq!(settings.interval, Duration::from_secs(1));
+        assert_eq!(settings.cap, Duration::from_secs(10));
+        assert_eq!(settings.keepalive, Duration::from_hours(1));
+        assert_eq!(settings.tls.alpn, [b"h2".to_vec()]);
+        assert!(settings.tls.pair.is_none());
+        assert!(settings.counting.is_none());
+        assert_eq!(settings.agent_id.len(), 36);
+    }
+
+    /// All flags that upstream's own suite passes, as it passes them.
+    #[test]
+    fn the_suites_command_line() {
+        let settings = read(&[
+            "--admin-bind-address=127.0.0.1",
+            "--admin-server-port=40001",
+            "--agent-cert=c",
+            "--agent-id=some",
+            "--agent-identifiers=",
+            "--agent-key=k",
+            "--alpn-proto=[]",
+            "--count-server-leases=false",
+            "--enable-contention-profiling=false",
+            "--enable-profiling=false",
+            "--health-server-host=127.0.0.1",
+            "--health-server-port=40002",
+            "--keepalive-time=1h0m0s",
+            "--kube-api-content-type=application/vnd.kubernetes.protobuf",
+            "--kubeconfig=",
+            "--lease-label=",
+            "--lease-label-selector=k8s-app=konnectivity-server",
+            "--lease-namespace=kube-system",
+            "--probe-interval=100ms",
+            "--proxy-server-host=127.0.0.1",
+            "--proxy-server-port=40003",
+            "--server-count-source=default",
+            "--service-account-token-path=",
+            "--sync-forever=false",
+            "--sync-interval=100ms",
+            "--sync-interval-cap=1s",
+            "--warn-on-channel-limit=false",
+            "--xfr-channel-size=150",
+        ])
+        .unwrap();
+        assert_eq!(settings.tls.alpn, [b"[]".to_vec(), b"h2".to_vec()]);
+        assert_eq!(settings.agent_id, "some");
+        assert_eq!(settings.interval, Duration::from_millis(100));
+    }
+
+    #[test]
+    fn several_hosts() {
+        let one = read(&["--proxy-server-host=a,b"]).unwrap();
+        assert_eq!(one.hosts, ["a", "b"]);
+        let two = read(&["--proxy-server-host=a", "--proxy-server-host", "fd00::1"]).unwrap();
+        assert_eq!(two.hosts, ["a", "fd00::1"]);
+    }
+
+    #[test]
+    fn leases() {
+        let counting = read(&["--count-server-leases", "--lease-label=a=b"]).unwrap();
+        assert_eq!(counting.counting.unwrap().selector, "a=b");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (words, want) in [
+            (&["--ca-cert="][..], "--ca-cert"),
+            (&["--agent-cert=c"], "--agent-cert needs --agent-key"),
+            (&["--sync-interval=11s"], "--sync-interval-cap"),
+            (&["--sync-interval=0s"], "--sync-interval"),
+            (&["--agent-identifiers=zone=a"], "zone"),
+            (
+                &["--agent-identifiers=host=%"],
+                "fail to parse url encoded string",
+            ),
+            (&["--server-count-source=some"], "--server-count-source"),
+            (&["--proxy-server-host="], "--proxy-server-host"),
+            (&["--proxy-server-port=0"], "--proxy-server-port"),
+            (&["--health-server-port=80"], "--health-server-port"),
+            (&["--unknown"], "--unknown"),
+        ] {
+            let error = format!("{:#}", read(words).unwrap_err());
+            assert!(error.contains(want), "{words:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `konnectivity-server`'s flags, with upstream's names and defaults, and what they may not be together.
+
+use clap::{ArgAction, Parser};
+use proxy_serve::klog::{KlogArgs, Spelling, Style};
+use proxy_serve::value::{GoDuration, List};
+
+use super::super::spelling;
+
+#[derive(Debug, Clone)]
+pub struct Klog;
+
+impl Style for Klog {
+    const SPELLING: Spelling = spelling("konnectivity-server", 4);
+}
+
+/// Tunnels connections of an API server to agents, which carry them into a cluster's network
+#[derive(Debug, Parser)]
+#[command(name = "konnectivity-server", version)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "every flag stands for itself, as upstream has them"
+)]
+pub struct Args {
+    /// Certificate for clients on TCP
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub server_cert: String,
+    /// Key of --server-cert
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub server_key: String,
+    /// CAs of clients on TCP; they need a certificate
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub server_ca_cert: String,
+    /// Certificate for agents
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub cluster_cert: String,
+    /// Key of --cluster-cert
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub cluster_key: String,
+    /// CAs of agents; if given, agents need a certificate
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub cluster_ca_cert: String,
+    /// How clients speak: grpc or http-connect
+    #[arg(long, default_value = "grpc")]
+    pub mode: String,
+    /// Unix socket for clients, instead of TCP; needs --server-port=0
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub uds_name: String,
+    /// Remove an old socket of the same name first
+    #[arg(long, default_value_t = true)]
+    pub delete_existing_uds_file: bool,
+    /// Port for clients; 0 with --uds-name
+    #[arg(long, value_name = "PORT", default_value_t = 8090)]
+    pub server_port: i64,
+    /// Address for clients; empty: every one
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub server_bind_address: String,
+    /// Port for agents
+    #[arg(long, value_name = "PORT", default_value_t = 8091)]
+    pub agent_port: i64,
+    /// Address for agents; empty: every one
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub agent_bind_address: String,
+    /// Port for health and metrics
+    #[arg(long, value_name = "PORT", default_value_t = 8092)]
+    pub health_port: i64,
+    /// Address for health and metrics; empty: every one
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub health_bind_address: String,
+    /// Port for administration
+    #[arg(long, value_name = "PORT", default_value_t = 8095)]
+    pub admin_port: i64,
+    /// Address for administration
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub admin_bind_address: String,
+    /// After how long without a byte an agent is pinged
+    #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
+    pub keepalive_time: GoDuration,
+    /// After how long without a byte a client is pinged
+    #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
+    pub frontend_keepalive_time: GoDuration,
+    /// Accepted; this program has no profiles of Go
+    #[arg(long)]
+    pub enable_profiling: bool,
+    /// Accepted with --enable-profiling
+    #[arg(long)]
+    pub enable_contention_profiling: bool,
+    /// Name of this server; empty: `PROXY_SERVER_ID` of the environment, else a random one
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub server_id: String,
+    /// How many servers there are, as agents are told
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub server_count: u32,
+    /// Namespace of the agents' service account, for token reviews
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub agent_namespace: String,
+    /// The agents' service account, for token reviews
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub agent_service_account: String,
+    /// Audience of the agents' tokens
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub authentication_audience: String,
+    /// How to reach the API server; empty: as a pod does
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub kubeconfig: String,
+    /// Accepted; this program asks the API server a few times a minute
+    #[arg(long, value_name = "N", default_value_t = 0.0)]
+    pub kubeconfig_qps: f64,
+    /// Accepted, as --kubeconfig-qps
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub kubeconfig_burst: i64,
+    /// Accepted; this program speaks JSON with the API server
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "application/vnd.kubernetes.protobuf"
+    )]
+    pub kube_api_content_type: String,
+    /// How an agent is chosen, in this order: default, destHost, defaultRoute
+    #[arg(long, value_name = "LIST", default_value = "default", action = ArgAction::Append)]
+    pub proxy_strategies: Vec<List>,
+    /// Cipher suites of TLS 1.2 and 1.3 by Go's names; empty: all
+    #[arg(long, value_name = "LIST", default_value = "", action = ArgAction::Append)]
+    pub cipher_suites: Vec<List>,
+    /// Least version of TLS: `VersionTLS12` or `VersionTLS13`
+    #[arg(long, value_name = "VERSION", default_value = "")]
+    pub tls_min_version: String,
+    /// Accepted; queues are bounded in bytes: --tunnel-stall-timeout, --buffer-budget
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub xfr_channel_size: i64,
+    /// Accepted, as --xfr-channel-size
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub frontend_write_channel_size: i64,
+    /// Keep a lease for this server, and delete expired ones
+    #[arg(long)]
+    pub enable_lease_controller: bool,
+    /// Namespace of the leases
+    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    pub lease_namespace: String,
+    /// Labels of the leases, as key=value,key=value
+    #[arg(
+        long,
+        value_name = "LABELS",
+        default_value = "k8s-app=konnectivity-server"
+    )]
+    pub lease_label: String,
+    /// How long connections may go on after the first SIGTERM; 0: they are cut
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub graceful_shutdown_timeout: GoDuration,
+    /// How long an agent may take to answer a dial; 0: for ever
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub backend_dial_timeout: GoDuration,
+    /// Accepted without effect, as upstream has it
+    #[arg(long)]
+    pub warn_on_channel_limit: bool,
+    /// How long a client may leave its connection's buffer full before it is closed
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub tunnel_stall_timeout: GoDuration,
+    /// MiB that all connections together may buffer of what agents send
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    pub buffer_budget: u32,
+
+    #[command(flatten)]
+    pub klog: KlogArgs<Klog>,
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The server's flags, checked: what contradicts itself is refused before anything is opened.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use proxy_serve::listen::Bind;
+use proxy_serve::tls::server::Server as Tls;
+use proxy_serve::tls::{HTTP1, HTTP2, Pair, Policy};
+use proxy_serve::value::{GoDuration, List};
+
+use super::super::{both, name, port};
+use super::args::Args;
+use crate::client::Mode;
+use crate::cluster::lease;
+use crate::cluster::tokens::Account;
+use crate::flow::Limits;
+use crate::server::strategies::Strategy;
+
+/// Where clients connect.
+#[derive(Debug)]
+pub enum Frontend {
+    /// A Unix socket; true: an old one is removed.
+    Unix(PathBuf, bool),
+    /// TCP with TLS.
+    Tls(Bind, Tls),
+}
+
+/// The leases to keep.
+#[derive(Debug)]
+pub struct Leases {
+    /// Their namespace.
+    pub namespace: String,
+    /// Their labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Everything that the flags say.
+#[derive(Debug)]
+pub struct Settings {
+    /// This server's name.
+    pub id: String,
+    /// How many servers there are.
+    pub count: u32,
+    /// How clients speak.
+    pub mode: Mode,
+    /// Where clients connect.
+    pub frontend: Frontend,
+    /// Where agents connect.
+    pub agents: (Bind, Tls),
+    /// Health and metrics.
+    pub health: Bind,
+    /// Administration.
+    pub admin: Bind,
+    /// Whether profiles were asked for.
+    pub profiling: bool,
+    /// Pings of agents, and of clients.
+    pub keepalive: (Duration, Duration),
+    /// Whose tokens agents must have.
+    pub account: Option<Account>,
+    /// How to reach the API server.
+    pub kubeconfig: Option<PathBuf>,
+    /// How agents are chosen.
+    pub strategies: Vec<Strategy>,
+    /// Leases, if they are kept.
+    pub leases: Option<Leases>,
+    /// How long connections may go on at the end.
+    pub graceful: Duration,
+    /// How long an agent may take to answer a dial.
+    pub dial_timeout: Option<Duration>,
+    /// What bounds one tunnel.
+    pub limits: Limits,
+    /// Bytes that all may buffer.
+    pub budget: usize,
+}
+
+impl Settings {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// They contradict each other, or a value is out of range.
+    pub fn new(args: &Args) -> Result<Self> {
+        let suites = List::join(&args.cipher_suites);
+        let policy = Policy::parse(&suites, &args.tls_min_version)
+            .context("--cipher-suites and --tls-min-version")?;
+        ensure!(
+            args.enable_profiling || !args.enable_contention_profiling,
+            "--enable-contention-profiling needs --enable-profiling"
+        );
+        ensure!(
+            args.xfr_channel_size > 0,
+            "--xfr-channel-size must be larger than 0"
+        );
+        ensure!(
+            args.frontend_write_channel_size >= 0,
+            "--frontend-write-channel-size must not be negative"
+        );
+        ensure!(
+            args.buffer_budget > 0,
+            "--buffer-budget must be larger than 0"
+        );
+        let mode = args
+            .mode
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .context("--mode")?;
+        let dial_timeout = duration("backend-dial-timeout", args.backend_dial_timeout)?;
+        let bind =
+            |flag, host: &str, port| Bind::parse(flag, host, port).map_err(anyhow::Error::from);
+        Ok(Self {
+            id: name(&args.server_id, "PROXY_SERVER_ID"),
+            count: args.server_count,
+            mode,
+            frontend: frontend(args, mode, &policy)?,
+            agents: (
+                bind(
+                    "--agent-bind-address",
+                    &args.agent_bind_address,
+                    port("agent-port", args.agent_port)?,
+                )?,
+                agents(args, policy)?,
+            ),
+            health: bind(
+                "--health-bind-address",
+                &args.health_bind_address,
+                port("health-port", args.health_port)?,
+            )?,
+            admin: bind(
+                "--admin-bind-address",
+                &args.admin_bind_address,
+                port("admin-port", args.admin_port)?,
+            )?,
+            profiling: args.enable_profiling,
+            keepalive: (
+                positive("keepalive-time", args.keepalive_time)?,
+                positive("frontend-keepalive-time", args.frontend_keepalive_time)?,
+            ),
+            account: account(args)?,
+            kubeconfig: Some(&args.kubeconfig)
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            strategies: strategies(args)?,
+            leases: args
+                .enable_lease_controller
+                .then(|| leases(args))
+                .transpose()?,
+            graceful: duration("graceful-shutdown-timeout", args.graceful_shutdown_timeout)?,
+            dial_timeout: Some(dial_timeout).filter(|limit| !limit.is_zero()),
+            limits: Limits {
+                stall: duration("tunnel-stall-timeout", args.tunnel_stall_timeout)?,
+                ..Limits::default()
+            },
+            budget: args.buffer_budget as usize * 1024 * 1024,
+        })
+    }
+}
+
+fn duration(flag: &str, value: GoDuration) -> Result<Duration> {
+    value
+        .to_std()
+        .with_context(|| format!("--{flag} is {value}; it must not be negative"))
+}
+
+fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
+    let duration = duration(flag, value)?;
+    ensure!(
+        !duration.is_zero(),
+        "--{flag} is {value}; it must be larger than 0"
+    );
+    Ok(duration)
+}
+
+fn frontend(args: &Args, mode: Mode, policy: &Policy) -> Result<Frontend> {
+    let has_pair = both(
+        ("server-cert", &args.server_cert),
+        ("server-key", &args.server_key),
+    )?;
+    if !args.uds_name.is_empty() {
+        ensure!(
+            args.server_port == 0,
+            "--uds-name needs --server-port=0: clients connect by one of them"
+        );
+        ensure!(
+            !has_pair && args.server_ca_cert.is_empty(),
+            "--uds-name excludes --server-cert, --server-key and --server-ca-cert: there is no TLS on a Unix socket"
+        );
+        let path = PathBuf::from(&args.uds_name);
+        return Ok(Frontend::Unix(path, args.delete_existing_uds_file));
+    }
+    let port = port("server-port", args.server_port)?;
+    ensure!(
+        has_pair,
+        "clients on TCP need --server-cert and --server-key; or give a Unix socket with --uds-name and --server-port=0"
+    );
+    ensure!(
+        !args.server_ca_cert.is_empty(),
+        "clients on TCP need --server-ca-cert: whoever connects reaches the whole cluster"
+    );
+    let alpn = match mode {
+        Mode::Grpc => HTTP2,
+        Mode::HttpConnect => HTTP1,
+    };
+    let tls = Tls {
+        pair: Pair {
+            certificate: (&args.server_cert).into(),
+            key: (&args.server_key).into(),
+        },
+        client_ca: Some((&args.server_ca_cert).into()),
+        location: "--server-cert, --server-key and --server-ca-cert say where they are",
+        alpn: vec![alpn.to_vec()],
+        policy: policy.clone(),
+    };
+    let bind = Bind::parse("--server-bind-address", &args.server_bind_address, port)?;
+    Ok(Frontend::Tls(bind, tls))
+}
+
+fn agents(args: &Args, policy: Policy) -> Result<Tls> {
+    let has_pair = both(
+        ("cluster-cert", &args.cluster_cert),
+        ("cluster-key", &args.cluster_key),
+    )?;
+    ensure!(has_pair, "agents need --cluster-cert and --cluster-key");
+    Ok(Tls {
+        pair: Pair {
+            certificate: (&args.cluster_cert).into(),
+            key: (&args.cluster_key).into(),
+        },
+        client_ca: Some(&args.cluster_ca_cert)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
+        location: "--cluster-cert, --cluster-key and --cluster-ca-cert say where they are",
+        alpn: vec![HTTP2.to_vec()],
+        policy,
+    })
+}
+
+fn account(args: &Args) -> Result<Option<Account>> {
+    let parts = [
+        &args.agent_namespace,
+        &args.agent_service_account,
+        &args.authentication_audience,
+    ];
+    match parts.iter().filter(|part| !part.is_empty()).count() {
+        0 => Ok(None),
+        3 => {
+            ensure!(
+                args.cluster_ca_cert.is_empty(),
+                "--cluster-ca-cert excludes --agent-namespace: agents show a certificate or a token"
+            );
+            Ok(Some(Account {
+                namespace: args.agent_namespace.clone(),
+                name: args.agent_service_account.clone(),
+                audience: args.authentication_audience.clone(),
+            }))
+        }
+        _ => bail!(
+            "--agent-namespace, --agent-service-account and --authentication-audience belong together: give all or none"
+        ),
+    }
+}
+
+fn strategies(args: &Args) -> Result<Vec<Strategy>> {
+    let names = List::join(&args.proxy_strategies);
+    ensure!(
+        !names.is_empty(),
+        "--proxy-strategies needs at least one strategy"
+    );
+    let strategies: Result<Vec<Strategy>, _> = names.iter().map(|name| name.parse()).collect();
+    strategies.context("--proxy-strategies")
+}
+
+fn leases(args: &Args) -> Result<Leases> {
+    let labels = lease::parse_labels(&args.lease_label).context("--lease-label")?;
+    ensure!(!labels.is_empty(), "--lease-label needs at least one label");
+    Ok(Leases {
+        namespace: args.lease_namespace.clone(),
+        labels,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `konnectivity-test-client`: HTTP requests through a tunnel, as upstream's examples make them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use clap::Parser;
+use http::header::HOST;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use proxy_serve::klog::{KlogArgs, Spelling, Style};
+use proxy_serve::tls::client::Client as Tls;
+use proxy_serve::tls::reload::Source as _;
+use proxy_serve::tls::{Pair, Policy};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{debug, error, info};
+
+use super::{Program, both, spelling};
+use crate::client::{Dialer, Endpoint, Mode};
+
+#[derive(Debug, Clone)]
+struct Klog;
+
+impl Style for Klog {
+    const SPELLING: Spelling = spelling("konnectivity-test-client", 4);
+}
+
+/// Makes HTTP requests through a konnectivity server
+#[derive(Debug, Parser)]
+#[command(name = "konnectivity-test-client", version)]
+struct Args {
+    /// Certificate that the server is shown
+    #[arg(long, value_name = "FILE", default_value = "")]
+    client_cert: String,
+    /// Key of --client-cert
+    #[arg(long, value_name = "FILE", default_value = "")]
+    client_key: String,
+    /// CAs of the server
+    #[arg(long, value_name = "FILE", default_value = "")]
+    ca_cert: String,
+    /// Protocol of the request: http
+    #[arg(long, value_name = "PROTOCOL", default_value = "http")]
+    request_proto: String,
+    /// Host of the target, as the agent resolves it
+    #[arg(long, value_name = "HOST", default_value = "localhost")]
+    request_host: String,
+    /// Port of the target
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    request_port: u16,
+    /// Path of the request
+    #[arg(long, value_name = "PATH", default_value = "success")]
+    request_path: String,
+    /// Host of the server; empty with --proxy-uds
+    #[arg(long, value_name = "HOST", default_value = "localhost")]
+    proxy_host: String,
+    /// Port of the server; 0 with --proxy-uds
+    #[arg(long, value_name = "PORT", default_value_t = 8090)]
+    proxy_port: u16,
+    /// Unix socket of the server
+    #[arg(long, value_name = "FILE", default_value = "")]
+    proxy_uds: String,
+    /// How the server is spoken to: grpc or http-connect
+    #[arg(long, default_value = "grpc")]
+    mode: String,
+    /// What the server's log calls this client
+    #[arg(long, value_name = "NAME", default_value = "test-client")]
+    user_agent: String,
+    /// How many requests, all at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    test_requests: u32,
+    /// Seconds before the requests
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    test_delay: u64,
+    /// Seconds after the requests, before the end
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    after_delay: u64,
+    /// Close connections before --after-delay
+    #[arg(long, default_value_t = true)]
+    close_idle_conn: bool,
+    /// Accepted; requests are made with HTTP/1.1, which has no such checks
+    #[arg(long, default_value_t = true)]
+    enable_http2_healthchecks: bool,
+
+    #[command(flatten)]
+    klog: KlogArgs<Klog>,
+}
+
+/// One of several requests, with everything it needs.
+#[derive(Debug, Clone)]
+struct Trial {
+    dialer: Dialer,
+    target: String,
+    path: String,
+}
+
+/// What is left of a request: a connection that is kept.
+type Kept = http1::SendRequest<Empty<Bytes>>;
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    super::main::<Args>()
+}
+
+impl Program for Args {
+    type Klog = Klog;
+
+    const THREADS: usize = 2;
+
+    fn klog(&self) -> KlogArgs<Klog> {
+        self.klog.clone()
+    }
+
+    async fn run(self) -> Result<ExitCode> {
+        let trial = self.trial()?;
+        sleep(Duration::from_secs(self.test_delay)).await;
+        let mut requests = JoinSet::new();
+        for _ in 0..self.test_requests {
+            let trial = trial.clone();
+            requests.spawn(async move { trial.run().await });
+        }
+        let (mut kept, mut failures) = (Vec::new(), 0);
+        while let Some(outcome) = requests.join_next().await {
+            match outcome.context("a request has panicked").flatten() {
+                Ok(connection) => kept.push(connection),
+                Err(why) => {
+                    failures += 1;
+                    let text = format!("{why:#}");
+                    error!(err = text.as_str(), "request failed");
+                }
+            }
+        }
+        if self.close_idle_conn {
+            kept.clear();
+        }
+        sleep(Duration::from_secs(self.after_delay)).await;
+        ensure!(
+            failures == 0,
+            "{failures} of {} requests failed",
+            self.test_requests
+        );
+        info!(requests = self.test_requests, "all requests were answered");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Args {
+    fn trial(&self) -> Result<Trial> {
+        ensure!(
+            self.request_proto == "http",
+            "--request-proto is `{}`; this client makes http requests only, for TLS in the tunnel use curl with \
+             --proxytunnel",
+            self.request_proto
+        );
+        let mode: Mode = self
+            .mode
+            .parse()
+            .map_err(anyhow::Error::msg)
+            .context("--mode")?;
+        let dialer = Dialer::new(self.endpoint()?, mode).user_agent(self.user_agent.clone());
+        let host = if self.request_host.contains(':') {
+            format!("[{}]", self.request_host)
+        } else {
+            self.request_host.clone()
+        };
+        Ok(Trial {
+            dialer,
+            target: format!("{host}:{}", self.request_port),
+            path: format!("/{}", self.request_path.trim_start_matches('/')),
+        })
+    }
+
+    fn endpoint(&self) -> Result<Endpoint> {
+        let has_pair = both(
+            ("client-cert", &self.client_cert),
+            ("client-key", &self.client_key),
+        )?;
+        if !self.proxy_uds.is_empty() {
+            ensure!(
+                self.proxy_host.is_empty() && self.proxy_port == 0,
+                "--proxy-uds needs --proxy-host= and --proxy-port=0"
+            );
+            ensure!(
+                !has_pair && self.ca_cert.is_empty(),
+                "--proxy-uds excludes --client-cert, --client-key and --ca-cert: there is no TLS on a Unix socket"
+            );
+            return Ok(Endpoint::unix(&self.proxy_uds));
+        }
+        if self.proxy_host.is_empty() || self.proxy_port == 0 {
+            bail!("where is the server? give --proxy-host and --proxy-port, or --proxy-uds");
+        }
+        ensure!(
+            !self.ca_cert.is_empty(),
+            "--ca-cert is needed: it says which servers are trusted"
+        );
+        let tls = Tls {
+            server_ca: (&self.ca_cert).into(),
+            pair: has_pair.then(|| Pair {
+                certificate: PathBuf::from(&self.client_cert),
+                key: PathBuf::from(&self.client_key),
+            }),
+            location: "--ca-cert, --client-cert and --client-key say where they are",
+            alpn: Vec::new(),
+            policy: Policy::default(),
+        };
+        let identity = tls.make(&tls.read()?)?;
+        Ok(Endpoint::tls(
+            self.proxy_host.clone(),
+            self.proxy_port,
+            Arc::clone(&identity.config),
+        ))
+    }
+}
+
+impl Trial {
+    async fn run(&self) -> Result<Kept> {
+        let tunnel = self.dialer.dial(&self.target).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(tunnel))
+            .await
+            .context("no HTTP through the tunnel")?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!("the connection to the target has ended: {error}");
+            }
+        });
+        let request = Request::get(self.path.as_str())
+            .header(HOST, self.target.as_str())
+            .body(Empty::new())
+            .with_context(|| format!("--request-path: `{}` is no path", self.path))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .context("the target has not answered")?;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .context("the answer was cut")?
+            .to_bytes();
+        debug!("HTML Response:\n{}\n", String::from_utf8_lossy(&body));
+        if status != StatusCode::OK {
+            info!(
+                status = status.as_u16(),
+                "the target answered with an error"
+            );
+        }
+        Ok(sender)
+    }
+}
+
+/// Reads a command line.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
+    drop(super::read_flags::<Args>(words));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, FromArgMatches as _};
+    use proxy_serve::flags::pflag;
+
+    use super::*;
+
+    fn trial(words: &[&str]) -> Result<Trial> {
+        let line = ["konnectivity-test-client"].iter().chain(words);
+        let matches = pflag(Args::command()).try_get_matches_from(line)?;
+        Args::from_arg_matches(&matches)?.trial()
+    }
+
+    #[test]
+    fn the_command_is_sound() {
+        pflag(Args::command()).debug_assert();
+    }
+
+    #[test]
+    fn targets() {
+        let unix = ["--proxy-uds=/x", "--proxy-host=", "--proxy-port=0"];
+        let trial = |words: &[&str]| trial(&[&unix, words].concat()).unwrap();
+        assert_eq!(trial(&[]).target, "localhost:8000");
+        assert_eq!(trial(&[]).path, "/success");
+        assert_eq!(trial(&["--request-host=::1"]).target, "[::1]:8000");
+        assert_eq!(
+            trial(&["--request-path=/sleep?time=1"]).path,
+            "/sleep?time=1"
+        );
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for (words, want) in [
+            (&["--proxy-uds=/x"][..], "--proxy-host="),
+            (&["--client-cert=c"], "--client-key"),
+            (&[], "--ca-cert"),
+            (&["--proxy-host="], "where is the server"),
+            (&["--mode=x", "--ca-cert=c"], "no mode"),
+            (&["--request-proto=https"], "curl"),
+        ] {
+            let error = format!("{:#}", trial(words).unwrap_err());
+            assert!(error.contains(want), "{words:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `konnectivity-server`. What it does is the library's business.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    proxy_tunnel::app::server::main()
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The client's side of gRPC: one HTTP/2 connection over a stream of bytes that somebody else has opened, and
+//! streams of packets on it. The agent and the client library use it; where the bytes go is their business.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::body::Body;
+use tonic::client::Grpc;
+use tonic::codec::Codec;
+use tonic::metadata::MetadataMap;
+use tonic::{Status, Streaming};
+use tracing::debug;
+
+use crate::wire::{MAX_MESSAGE, Received};
+
+/// How long a peer may take to answer a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Bytes of one HTTP/2 frame that a peer may send.
+const FRAME: u32 = 128 * 1024;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// After how long without a byte the peer is pinged; none: never.
+    pub keepalive: Option<Duration>,
+    /// Bytes that the peer may send on a stream, and on the connection, before any of them is taken.
+    pub windows: (u32, u32),
+}
+
+impl Settings {
+    /// For an agent's stream, which carries all its tunnels and is always read.
+    #[must_use]
+    pub const fn link(keepalive: Duration) -> Self {
+        Self {
+            keepalive: Some(keepalive),
+            windows: (8 << 20, 16 << 20),
+        }
+    }
+
+    /// For streams with one tunnel each. A server of upstream cuts clients that ping more often than it likes,
+    /// so none is sent.
+    #[must_use]
+    pub const fn tunnels() -> Self {
+        Self {
+            keepalive: None,
+            windows: (1 << 20, 32 << 20),
+        }
+    }
+}
+
+/// A connection. Its clones share it; it ends when the last one and all streams have been dropped.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    sender: SendRequest<Body>,
+    origin: Uri,
+}
+
+impl Channel {
+    /// Begins HTTP/2. `authority` is what the peer is called in requests.
+    ///
+    /// # Errors
+    /// The peer does not speak it.
+    pub async fn open<I>(io: I, authority: &str, settings: Settings) -> Result<Self, hyper::Error>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, connection) = settings.windows;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(settings.keepalive)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(stream)
+            .initial_connection_window_size(connection)
+            .max_frame_size(FRAME)
+            .handshake(TokioIo::new(io))
+            .await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!("a connection has ended: {error}");
+            }
+        });
+        let origin = Uri::builder()
+            .scheme("http")
+            .authority(authority)
+            .path_and_query("/")
+            .build()
+            .unwrap_or_else(|_| Uri::from_static("http://localhost/"));
+        Ok(Self { sender, origin })
+    }
+
+    /// Opens a stream that sends these messages, up to the first error. It returns with the peer's headers: a
+    /// server of upstream sends them with its first packet, so whatever it answers to must be there before.
+    ///
+    /// # Errors
+    /// The peer refuses it, or the connection has ended.
+    ///
+    /// # Panics
+    /// Never: paths are constants.
+    pub async fn stream<M, C>(
+        &self,
+        path: &'static str,
+        codec: C,
+        metadata: MetadataMap,
+        messages: impl Stream<Item = Result<M, Status>> + Send + 'static,
+    ) -> Result<(MetadataMap, Streaming<Received>), Status>
+    where
+        M: Send + Sync + 'static,
+        C: Codec<Encode = M, Decode = Received>,
+    {
+        let messages = messages
+            .take_while(|message| std::future::ready(message.is_ok()))
+            .filter_map(|message| std::future::ready(message.ok()));
+        let mut request = tonic::Request::new(messages);
+        *request.metadata_mut() = metadata;
+        let mut grpc = Grpc::with_origin(Service(self.sender.clone()), self.origin.clone())
+            .max_decoding_message_size(MAX_MESSAGE);
+        grpc.ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::from_static(path);
+        let response = grpc.streaming(request, path, codec).await?;
+        let (metadata, stream, _) = response.into_parts();
+        Ok((metadata, stream))
+    }
+}
+
+/// hyper's sender as tonic wants it.
+struct Service(SendRequest<Body>);
+
+impl tower_service::Service<Request<Body>> for Service {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<Response<Incoming>, hyper::Error>> + Send + 'static>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}

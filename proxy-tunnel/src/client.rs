@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The client library: connections to targets behind a konnectivity server, ours or upstream's. It takes the
+//! place of upstream's module konnectivity-client.
+//!
+//! [`Dialer`] opens a connection to the server for each target, as kube-apiserver does. [`Connection`] is one
+//! gRPC connection for many tunnels. Either way a [`Tunnel`] is what a TCP connection would be: bytes in both
+//! directions, an end of file when the target has closed, and an error when the way to it was cut. Dropping it
+//! closes it.
+//!
+//! ```no_run
+//! use proxy_tunnel::client::{Dialer, Endpoint, Mode};
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let server = Endpoint::unix("/run/konnectivity/konnectivity.sock");
+//! let mut tunnel = Dialer::new(server, Mode::Grpc).dial("10.0.0.7:10250").await?;
+//! tunnel.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
+//! let mut answer = String::new();
+//! tunnel.read_to_string(&mut answer).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod connect;
+mod endpoint;
+mod grpc;
+mod tunnel;
+
+use std::io;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::timeout;
+use tonic::Status;
+
+pub use self::connect::{Refusal, handshake};
+pub use self::endpoint::{Endpoint, Io};
+pub use self::grpc::Connection;
+pub use self::tunnel::Tunnel;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::connect::parse as parse_answer;
+
+/// How long the server may take to accept a connection, and a target to be reached, unless told otherwise.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// How a server is spoken to: what its flag `--mode` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// gRPC.
+    Grpc,
+    /// HTTP CONNECT.
+    HttpConnect,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "grpc" => Ok(Self::Grpc),
+            "http-connect" => Ok(Self::HttpConnect),
+            _ => Err(format!("`{text}` is no mode; give grpc or http-connect")),
+        }
+    }
+}
+
+/// Why a target was not reached.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// The server was not reached.
+    #[error("cannot connect to the konnectivity server at {server}")]
+    Server {
+        /// Where it should be.
+        server: String,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The server was reached, but the stream for the tunnel was not set up.
+    #[error("the konnectivity server at {server} refuses a stream for the tunnel")]
+    StreamSetup {
+        /// Where the server is.
+        server: String,
+        /// Its answer.
+        #[source]
+        source: Box<Status>,
+    },
+    /// Server or agent say that the target cannot be reached, or that there is no agent.
+    #[error("{address} cannot be reached: {text}")]
+    Endpoint {
+        /// The target.
+        address: String,
+        /// What they say, in Go's words.
+        text: String,
+    },
+    /// An HTTP server refuses to connect.
+    #[error("proxy error from {server} while dialing {address}")]
+    Refused {
+        /// Where the server is.
+        server: String,
+        /// The target.
+        address: String,
+        /// Its answer.
+        #[source]
+        source: Refusal,
+    },
+    /// The agent gave up the dial.
+    #[error("the dial of {0} was closed by the agent")]
+    Closed(String),
+    /// The tunnel ended before the dial was answered.
+    #[error("the tunnel to {0} ended before the dial was answered")]
+    TunnelClosed(String),
+    /// No answer in time.
+    #[error("no answer to the dial of {address} within {} s", limit.as_secs())]
+    Timeout {
+        /// The target.
+        address: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+}
+
+impl DialError {
+    /// The label that upstream's client library counts it by.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Server { .. } => "tunnelstarted",
+            Self::StreamSetup { .. } => "streamsetup",
+            Self::Endpoint { .. } | Self::Refused { .. } => "endpoint",
+            Self::Closed(_) => "dialclosed",
+            Self::TunnelClosed(_) => "tunnelclosed",
+            Self::Timeout { .. } => "timeout",
+        }
+    }
+}
+
+/// Opens a connection to the server for each target.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    endpoint: Endpoint,
+    mode: Mode,
+    user_agent: String,
+    limit: Duration,
+}
+
+impl Dialer {
+    /// Dials by this server.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, mode: Mode) -> Self {
+        Self {
+            endpoint,
+            mode,
+            user_agent: concat!("proxy-tunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
+            limit: LIMIT,
+        }
+    }
+
+    /// What the server's log calls this client.
+    #[must_use]
+    pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
+        self.user_agent = user_agent.into();
+        self
+    }
+
+    /// How long a dial may take in all.
+    #[must_use]
+    pub const fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Opens a tunnel to `address`, a `host:port` as the agent's node resolves it. Dropping the future gives the
+    /// dial up.
+    ///
+    /// # Errors
+    /// The server or the target is not reached.
+    pub async fn dial(&self, address: &str) -> Result<Tunnel, DialError> {
+        let dial = async {
+            match self.mode {
+                Mode::Grpc => {
+                    Connection::open(&self.endpoint, &self.user_agent)
+                        .await?
+                        .dial(address)
+                        .await
+                }
+                Mode::HttpConnect => connect::dial(&self.endpoint, &self.user_agent, address).await,
+            }
+        };
+        timeout(self.limit, dial).await.unwrap_or_else(|_| {
+            Err(DialError::Timeout {
+                address: address.to_owned(),
+                limit: self.limit,
+            })
+        })
+    }
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Where a server is, and a stream of bytes to it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Mode;
+
+/// Where a server is.
+#[derive(Clone)]
+pub enum Endpoint {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// TCP with TLS.
+    Tls {
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+        /// CAs and the client's certificate. ALPN is set by the mode.
+        config: Arc<ClientConfig>,
+    },
+}
+
+impl Endpoint {
+    /// A Unix socket.
+    #[must_use]
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        Self::Unix(path.into())
+    }
+
+    /// TCP with TLS, the certificate being for `host`.
+    #[must_use]
+    pub fn tls(host: impl Into<String>, port: u16, config: Arc<ClientConfig>) -> Self {
+        Self::Tls {
+            host: host.into(),
+            port,
+            config,
+        }
+    }
+
+    /// What the server is called in HTTP.
+    pub(super) fn authority(&self) -> String {
+        match self {
+            Self::Unix(_) => "localhost".to_owned(),
+            Self::Tls { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Tls { host, port, .. } => format!("{host}:{port}"),
+        }
+    }
+
+    /// Connects.
+    pub(super) async fn open(&self, mode: Mode) -> io::Result<Io> {
+        match self {
+            Self::Unix(path) => Ok(Io::Unix(UnixStream::connect(path).await?)),
+            Self::Tls { host, port, config } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                let mut config = ClientConfig::clone(config);
+                config.alpn_protocols = match mode {
+                    Mode::Grpc => vec![b"h2".to_vec()],
+                    Mode::HttpConnect => vec![b"http/1.1".to_vec()],
+                };
+                let name = ServerName::try_from(host.clone())
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+                let connector = TlsConnector::from(Arc::new(config));
+                Ok(Io::Tls(Box::new(connector.connect(name, stream).await?)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tls { .. } => f.write_str(&self.authority()),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the keys.
+        write!(f, "Endpoint({self})")
+    }
+}
+
+/// A stream of bytes to a server.
+#[derive(Debug)]
+pub enum Io {
+    /// Over a Unix socket.
+    Unix(UnixStream),
+    /// Over TCP with TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(io) => Pin::new(io).poll_read(context, buffer),
+            Self::Tls(io) => Pin::new(io).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(io) => Pin::new(io).poll_write(context, bytes),
+            Self::Tls(io) => Pin::new(io).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(io) => Pin::new(io).poll_write_vectored(context, slices),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Unix(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(io) => Pin::new(io).poll_flush(context),
+            Self::Tls(io) => Pin::new(io).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(io) => Pin::new(io).poll_shutdown(context),
+            // Only TLS's own end: TCP's end as well would mean that this client has gone.
+            Self::Tls(io) => {
+                io.get_mut().1.send_close_notify();
+                Pin::new(io).poll_flush(context)
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Dials by gRPC: one stream of packets for each tunnel.
+
+use std::sync::Arc;
+
+use tonic::Streaming;
+use tonic::metadata::MetadataMap;
+use tracing::debug;
+
+use super::tunnel::{GrpcTunnel, Tunnel};
+use super::{DialError, Endpoint, Mode};
+use crate::channel::{Channel, Settings};
+use crate::flow::{Lane, Outbox};
+use crate::wire::metadata::Extensions;
+use crate::wire::{DialRequest, Message, PROXY_PATH, Received, TUNNEL};
+
+/// One gRPC connection to a server, for any number of tunnels. It ends when it and all its tunnels have been
+/// dropped.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    channel: Channel,
+    server: String,
+    user_agent: String,
+}
+
+/// Gives a dial up when its future is dropped.
+struct Dialing {
+    outbox: Arc<Outbox>,
+    lane: Option<Lane>,
+    random: i64,
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        if let Some(lane) = self.lane.take() {
+            // An ended stream needs nothing.
+            let _ = lane.push(Message::CloseDial(self.random));
+            self.outbox.finish(None);
+        }
+    }
+}
+
+impl Connection {
+    /// Connects to a server.
+    ///
+    /// # Errors
+    /// It is not reached.
+    pub async fn open(endpoint: &Endpoint, user_agent: &str) -> Result<Self, DialError> {
+        let server = endpoint.to_string();
+        let failed = |source| DialError::Server {
+            server: server.clone(),
+            source,
+        };
+        let io = endpoint.open(Mode::Grpc).await.map_err(failed)?;
+        let channel = Channel::open(io, &endpoint.authority(), Settings::tunnels())
+            .await
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+        Ok(Self {
+            channel,
+            server,
+            user_agent: user_agent.to_owned(),
+        })
+    }
+
+    /// Opens a tunnel to `address`, a `host:port` as the agent's node resolves it. It waits for as long as server
+    /// and agent do; dropping the future gives the dial up.
+    ///
+    /// # Errors
+    /// The target is not reached.
+    pub async fn dial(&self, address: &str) -> Result<Tunnel, DialError> {
+        let outbox = Outbox::new();
+        let random = fastrand::i64(1..);
+        let request = Message::DialRequest(DialRequest {
+            protocol: "tcp".to_owned(),
+            address: address.to_owned(),
+            random,
+        });
+        let lane = outbox.lane(None);
+        // The outbox is new: it has not ended.
+        let _ = lane.push(request);
+        let mut dialing = Dialing {
+            outbox: Arc::clone(&outbox),
+            lane: Some(lane),
+            random,
+        };
+        let mut metadata = MetadataMap::new();
+        if let Ok(user_agent) = self.user_agent.parse() {
+            metadata.insert("user-agent", user_agent);
+        }
+        Extensions {
+            half_close: true,
+            window: false,
+        }
+        .write(&mut metadata);
+        let opened = self
+            .channel
+            .stream(PROXY_PATH, TUNNEL, metadata, outbox.stream());
+        let (headers, mut inbound) = opened.await.map_err(|status| DialError::StreamSetup {
+            server: self.server.clone(),
+            source: Box::new(status),
+        })?;
+        let connect_id = answer(&mut inbound, random, address).await?;
+        let lane = dialing
+            .lane
+            .take()
+            .ok_or_else(|| DialError::TunnelClosed(address.to_owned()))?;
+        let can_finish = Extensions::read(&headers).half_close;
+        Ok(Tunnel::grpc(GrpcTunnel::new(
+            outbox, lane, inbound, connect_id, can_finish,
+        )))
+    }
+}
+
+/// The number of the connection.
+async fn answer(
+    inbound: &mut Streaming<Received>,
+    random: i64,
+    address: &str,
+) -> Result<i64, DialError> {
+    loop {
+        match inbound.message().await {
+            Ok(Some(Ok(Message::DialResponse(response)))) if response.random == random => {
+                return if response.error.is_empty() {
+                    Ok(response.connect_id)
+                } else {
+                    Err(DialError::Endpoint {
+                        address: address.to_owned(),
+                        text: response.error,
+                    })
+                };
+            }
+            Ok(Some(Ok(Message::CloseDial(number)))) if number == random => {
+                return Err(DialError::Closed(address.to_owned()));
+            }
+            Ok(Some(Ok(Message::CloseResponse(close)))) if !close.error.is_empty() => {
+                return Err(DialError::Endpoint {
+                    address: address.to_owned(),
+                    text: close.error,
+                });
+            }
+            Ok(Some(Ok(other))) => debug!("ignoring {other:?} while a dial is pending"),
+            Ok(Some(Err(malformed))) => debug!("ignoring a packet of the server: {malformed}"),
+            Ok(None) | Err(_) => return Err(DialError::TunnelClosed(address.to_owned())),
+        }
+    }
+}

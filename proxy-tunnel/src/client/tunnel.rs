@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A connection through a tunnel, as bytes.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use futures_util::{Stream as _, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tonic::Streaming;
+
+use super::endpoint::Io;
+use crate::flow::{Lane, Outbox};
+use crate::wire::{Message, Received};
+
+/// How long a server may take to confirm that a tunnel is closed.
+const CLOSE: Duration = Duration::from_secs(10);
+
+/// A connection to a target. Reading ends when the target has closed; where the way to it was cut, reading
+/// fails. `shutdown` tells the target that nothing more comes, if server and agent can carry it.
+#[derive(Debug)]
+pub struct Tunnel(Way);
+
+#[derive(Debug)]
+enum Way {
+    Grpc(Box<GrpcTunnel>),
+    Http { io: Io, first: Bytes },
+}
+
+impl Tunnel {
+    pub(super) fn grpc(tunnel: GrpcTunnel) -> Self {
+        Self(Way::Grpc(Box::new(tunnel)))
+    }
+
+    pub(super) const fn http(io: Io, first: Bytes) -> Self {
+        Self(Way::Http { io, first })
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Way::Grpc(tunnel) => tunnel.poll_read(context, buffer),
+            Way::Http { first, .. } if !first.is_empty() => {
+                take(first, buffer);
+                Poll::Ready(Ok(()))
+            }
+            Way::Http { io, .. } => Pin::new(io).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().0 {
+            Way::Grpc(tunnel) => tunnel.poll_write(context, bytes),
+            Way::Http { io, .. } => Pin::new(io).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Way::Grpc(tunnel) => tunnel.poll_flush(context),
+            Way::Http { io, .. } => Pin::new(io).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Way::Grpc(tunnel) => {
+                tunnel.shutdown();
+                Poll::Ready(Ok(()))
+            }
+            Way::Http { io, .. } => Pin::new(io).poll_shutdown(context),
+        }
+    }
+}
+
+/// Copies as much as fits.
+fn take(bytes: &mut Bytes, buffer: &mut ReadBuf<'_>) {
+    let count = bytes.len().min(buffer.remaining());
+    buffer.put_slice(&bytes[..count]);
+    bytes.advance(count);
+}
+
+/// How the target's bytes end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// The target has closed its sending side.
+    Finished,
+    /// The connection has ended as it should.
+    Closed,
+    /// It was cut.
+    Cut(String),
+}
+
+/// A stream of packets as a connection.
+#[derive(Debug)]
+pub(super) struct GrpcTunnel {
+    outbox: Arc<Outbox>,
+    lane: Lane,
+    inbound: Option<Streaming<Received>>,
+    connect_id: i64,
+    can_finish: bool,
+    has_finished: bool,
+    waiting: Bytes,
+    end: Option<End>,
+}
+
+impl GrpcTunnel {
+    pub(super) const fn new(
+        outbox: Arc<Outbox>,
+        lane: Lane,
+        inbound: Streaming<Received>,
+        connect_id: i64,
+        can_finish: bool,
+    ) -> Self {
+        Self {
+            outbox,
+            lane,
+            inbound: Some(inbound),
+            connect_id,
+            can_finish,
+            has_finished: false,
+            waiting: Bytes::new(),
+            end: None,
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if !self.waiting.is_empty() {
+                take(&mut self.waiting, buffer);
+                return Poll::Ready(Ok(()));
+            }
+            match &self.end {
+                None => {}
+                Some(End::Finished | End::Closed) => return Poll::Ready(Ok(())),
+                Some(End::Cut(why)) => {
+                    let error = io::Error::new(io::ErrorKind::ConnectionReset, why.clone());
+                    return Poll::Ready(Err(error));
+                }
+            }
+            ready!(self.poll_message(context));
+        }
+    }
+
+    /// Takes one message.
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(inbound) = &mut self.inbound else {
+            self.end = Some(End::Closed);
+            return Poll::Ready(());
+        };
+        match ready!(Pin::new(inbound).poll_next(context)) {
+            Some(Ok(Ok(Message::Data(_, data)))) => self.waiting = data,
+            Some(Ok(Ok(Message::Finish(_)))) => self.end = Some(End::Finished),
+            Some(Ok(Ok(Message::CloseResponse(close)))) => {
+                self.end = Some(if close.error.is_empty() {
+                    End::Closed
+                } else {
+                    End::Cut(close.error)
+                });
+            }
+            // Malformed packets, and those that mean nothing here, are ignored by all parties.
+            Some(Ok(_)) => {}
+            Some(Err(status)) => self.end = Some(End::Cut(status.message().to_owned())),
+            None => {
+                self.end = Some(End::Cut(
+                    "the server ended the stream before the connection was closed".to_owned(),
+                ));
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let has_closed = matches!(self.end, Some(End::Closed | End::Cut(_)));
+        if has_closed || self.has_finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let room = ready!(self.lane.poll_ready(context))
+            .map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
+        let count = bytes.len().min(room);
+        let data = Bytes::copy_from_slice(&bytes[..count]);
+        Poll::Ready(match self.lane.push(Message::Data(self.connect_id, data)) {
+            Ok(()) => Ok(count),
+            Err(error) => Err(io::Error::new(io::ErrorKind::BrokenPipe, error)),
+        })
+    }
+
+    fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.lane
+            .poll_empty(context)
+            .map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))
+    }
+
+    /// It does not wait, like that of TCP: what was written before is sent before.
+    fn shutdown(&mut self) {
+        if !self.has_finished {
+            self.has_finished = true;
+            if self.can_finish {
+                // A stream that has ended is reported to the reader.
+                let _ = self.lane.push(Message::Finish(self.connect_id));
+            }
+        }
+    }
+}
+
+impl Drop for GrpcTunnel {
+    fn drop(&mut self) {
+        if !matches!(self.end, Some(End::Closed)) {
+            // A stream that has ended is closed.
+            let _ = self.lane.push(Message::CloseRequest(self.connect_id));
+        }
+        self.outbox.finish(None);
+        let Some(mut inbound) = self.inbound.take() else {
+            return;
+        };
+        // What waits is sent as long as the stream lives: it must not be reset before.
+        if let (None, Ok(runtime)) = (&self.end, Handle::try_current()) {
+            runtime.spawn(timeout(CLOSE, async move {
+                while let Some(Ok(message)) = inbound.next().await {
+                    if matches!(message, Ok(Message::CloseResponse(_))) {
+                        break;
+                    }
+                }
+            }));
+        }
+    }
+}

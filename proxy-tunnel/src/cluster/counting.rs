@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent's side of leases: how many servers there are. Leases are listed once and then watched; whatever
+//! breaks the watch has them listed again. Until the first list there is no count, and the agent goes by what
+//! servers say.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info};
+
+use super::{REQUEST, lease, outcome};
+use crate::metrics::agent::AgentMetrics;
+
+/// Leases in one answer.
+const PAGE: u32 = 500;
+
+/// How long one watch lasts, in seconds, as the API server is told.
+const WATCH: u32 = 290;
+
+/// The first and the longest pause after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// How often an agent without permission is told what it lacks.
+const REMIND: Duration = Duration::from_mins(1);
+
+/// The leases as they are known.
+#[derive(Debug, Default)]
+pub struct Leases(Mutex<Option<HashMap<String, Lease>>>);
+
+impl Leases {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, Lease>>> {
+        // Nothing panics while it is held.
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// How many servers have a valid lease, at least 1; none before the first list.
+    #[must_use]
+    pub fn count(&self, now: Timestamp) -> Option<usize> {
+        let leases = self.lock();
+        let valid = |leases: &HashMap<String, Lease>| {
+            leases
+                .values()
+                .filter(|lease| lease::is_valid(lease, now))
+                .count()
+        };
+        leases.as_ref().map(|leases| valid(leases).max(1))
+    }
+
+    fn replace(&self, leases: Vec<Lease>) {
+        let named = leases
+            .into_iter()
+            .filter_map(|lease| Some((lease.metadata.name.clone()?, lease)));
+        *self.lock() = Some(named.collect());
+    }
+
+    /// Applies an event; the version from which a later watch goes on.
+    ///
+    /// # Errors
+    /// The watch has ended, and leases must be listed again.
+    pub fn apply(&self, event: WatchEvent<Lease>) -> Result<Option<String>, kube::Error> {
+        let mut leases = self.lock();
+        let leases = leases.get_or_insert_default();
+        match event {
+            WatchEvent::Added(lease) | WatchEvent::Modified(lease) => {
+                let version = lease.metadata.resource_version.clone();
+                if let Some(name) = lease.metadata.name.clone() {
+                    leases.insert(name, lease);
+                }
+                Ok(version)
+            }
+            WatchEvent::Deleted(lease) => {
+                if let Some(name) = &lease.metadata.name {
+                    leases.remove(name);
+                }
+                Ok(lease.metadata.resource_version)
+            }
+            WatchEvent::Bookmark(bookmark) => Ok(Some(bookmark.metadata.resource_version)),
+            WatchEvent::Error(status) => Err(kube::Error::Api(status)),
+        }
+    }
+}
+
+/// Keeps [`Leases`] up to date.
+pub struct Counter {
+    api: Api<Lease>,
+    selector: String,
+    metrics: Arc<AgentMetrics>,
+    leases: Arc<Leases>,
+}
+
+impl Counter {
+    /// For leases of this namespace that the selector chooses.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        selector: String,
+        metrics: Arc<AgentMetrics>,
+        leases: Arc<Leases>,
+    ) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            selector,
+            metrics,
+            leases,
+        }
+    }
+
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        let mut pause = BACKOFF.0;
+        let mut reported: Option<Instant> = None;
+        loop {
+            match self.list().await {
+                Ok(version) => {
+                    (pause, reported) = (BACKOFF.0, None);
+                    if let Err(why) = self.watch(version).await {
+                        debug!(err = %why, "the watch of leases has ended; listing them again");
+                    }
+                }
+                Err(why) => {
+                    if reported.is_none_or(|at| at.elapsed() > REMIND) {
+                        reported = Some(Instant::now());
+                        error!(
+                            err = %why,
+                            "leases cannot be listed, so the number of servers is taken from what servers say; a \
+                             role with `list` and `watch` of leases in their namespace, or --count-server-leases=false, \
+                             ends this"
+                        );
+                    }
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    async fn list(&self) -> Result<String, kube::Error> {
+        let mut params = ListParams {
+            label_selector: Some(self.selector.clone()),
+            limit: Some(PAGE),
+            ..ListParams::default()
+        };
+        let mut leases = Vec::new();
+        loop {
+            let start = Instant::now();
+            let asked = timeout(REQUEST, self.api.list(&params)).await;
+            let answer = asked.unwrap_or_else(|_| {
+                Err(kube::Error::Service(
+                    format!("no answer within {} s", REQUEST.as_secs()).into(),
+                ))
+            });
+            let page = match answer {
+                Ok(page) => page,
+                Err(error) => {
+                    let (code, reason) = outcome(&error);
+                    self.metrics.listed_leases(code, reason, start.elapsed());
+                    return Err(error);
+                }
+            };
+            self.metrics.listed_leases(200, "", start.elapsed());
+            leases.extend(page.items);
+            let Some(token) = page.metadata.continue_.filter(|token| !token.is_empty()) else {
+                self.leases.replace(leases);
+                return Ok(page.metadata.resource_version.unwrap_or_default());
+            };
+            params.continue_token = Some(token);
+        }
+    }
+
+    async fn watch(&self, mut version: String) -> Result<(), kube::Error> {
+        let params = WatchParams::default().labels(&self.selector).timeout(WATCH);
+        let limit = Duration::from_secs(u64::from(WATCH)) + REQUEST;
+        loop {
+            let follow = async {
+                let mut events = std::pin::pin!(self.api.watch(&params, &version).await?);
+                let mut latest = None;
+                while let Some(event) = events.try_next().await? {
+                    latest = self.leases.apply(event)?.or(latest);
+                }
+                Ok::<_, kube::Error>(latest)
+            };
+            match timeout(limit, follow).await {
+                Ok(Ok(Some(latest))) => version = latest,
+                // It ends without an event: either nothing has changed for its whole time, or it is of no use.
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    info!("the watch of leases hangs; listing them again");
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn renewed(id: &str, second: i64) -> Lease {
+        lease::renewed(id, &BTreeMap::new(), at(second))
+    }
+
+    #[test]
+    fn valid_leases_are_counted_and_never_fewer_than_one() {
+        let leases = Leases::default();
+        assert_eq!(leases.count(at(0)), None);
+        leases.replace(vec![renewed("a", 0), renewed("b", 10)]);
+        assert_eq!(leases.count(at(29)), Some(2));
+        assert_eq!(leases.count(at(30)), Some(1));
+        assert_eq!(leases.count(at(100)), Some(1));
+        leases
+            .apply(WatchEvent::Modified(renewed("a", 100)))
+            .unwrap();
+        leases
+            .apply(WatchEvent::Modified(renewed("b", 100)))
+            .unwrap();
+        leases.apply(WatchEvent::Added(renewed("c", 100))).unwrap();
+        assert_eq!(leases.count(at(100)), Some(3));
+        leases
+            .apply(WatchEvent::Deleted(renewed("c", 100)))
+            .unwrap();
+        assert_eq!(leases.count(at(100)), Some(2));
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A server's lease as an object: what it holds, and until when it counts. Writing them is
+//! [`super::publishing`]'s business, counting them [`super::counting`]'s.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::ObjectMeta;
+use thiserror::Error;
+
+/// How long a lease counts after it was renewed, in seconds.
+pub const DURATION: i32 = 30;
+
+/// What the names of leases begin with.
+const PREFIX: &str = "konnectivity-proxy-server-";
+
+/// Not a list of labels.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{0}` is no label; give a list as key=value,key=value")]
+pub struct LabelError(String);
+
+/// Reads `key=value,key=value`.
+///
+/// # Errors
+/// A part has no equals sign, or no key.
+pub fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, LabelError> {
+    text.split(',')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() && !value.contains('=') => {
+                Ok((key.to_owned(), value.to_owned()))
+            }
+            _ => Err(LabelError(pair.to_owned())),
+        })
+        .collect()
+}
+
+/// Labels as a selector.
+#[must_use]
+pub fn selector(labels: &BTreeMap<String, String>) -> String {
+    let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+/// The name of a server's lease.
+#[must_use]
+pub fn name(server_id: &str) -> String {
+    format!("{PREFIX}{server_id}")
+}
+
+/// A server's lease, renewed now.
+#[must_use]
+pub fn renewed(server_id: &str, labels: &BTreeMap<String, String>, now: Timestamp) -> Lease {
+    Lease {
+        metadata: ObjectMeta {
+            name: Some(name(server_id)),
+            labels: Some(labels.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(server_id.to_owned()),
+            lease_duration_seconds: Some(DURATION),
+            renew_time: Some(MicroTime(now)),
+            ..LeaseSpec::default()
+        }),
+    }
+}
+
+/// Whether a lease counts. One that lacks its times does not.
+#[must_use]
+pub fn is_valid(lease: &Lease, now: Timestamp) -> bool {
+    let Some(spec) = &lease.spec else {
+        return false;
+    };
+    let Some(MicroTime(since)) = spec.renew_time.as_ref().or(spec.acquire_time.as_ref()) else {
+        return false;
+    };
+    let Some(seconds) = spec.lease_duration_seconds else {
+        return false;
+    };
+    let duration = SignedDuration::from_secs(i64::from(seconds));
+    since.checked_add(duration).is_ok_and(|until| until > now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn a_lease_counts_for_its_duration() {
+        let mut lease = renewed("a", &BTreeMap::new(), at(1000));
+        assert!(is_valid(&lease, at(1000)));
+        assert!(is_valid(&lease, at(1029)));
+        assert!(!is_valid(&lease, at(1030)));
+        let spec = lease.spec.as_mut().unwrap();
+        spec.acquire_time = spec.renew_time.take();
+        assert!(is_valid(&lease, at(1029)), "acquireTime stands in");
+        lease.spec.as_mut().unwrap().acquire_time = None;
+        assert!(!is_valid(&lease, at(1000)));
+        let mut odd = renewed("a", &BTreeMap::new(), Timestamp::MAX);
+        odd.spec.as_mut().unwrap().lease_duration_seconds = Some(i32::MAX);
+        assert!(!is_valid(&odd, at(0)), "beyond the end of time");
+        odd.spec.as_mut().unwrap().lease_duration_seconds = None;
+        assert!(!is_valid(&odd, at(0)));
+    }
+
+    #[test]
+    fn the_object_is_upstreams() {
+        let labels = parse_labels("k8s-app=konnectivity-server").unwrap();
+        let lease = renewed("id", &labels, at(0));
+        let json = serde_json::to_value(&lease).unwrap();
+        let want = serde_json::json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": "konnectivity-proxy-server-id",
+                "labels": {"k8s-app": "konnectivity-server"},
+            },
+            "spec": {
+                "holderIdentity": "id",
+                "leaseDurationSeconds": 30,
+                "renewTime": "1970-01-01T00:00:00.000000Z",
+            },
+        });
+        assert_eq!(json, want);
+        assert_eq!(selector(&labels), "k8s-app=konnectivity-server");
+    }
+
+    #[test]
+    fn labels() {
+        assert_eq!(parse_labels("").unwrap(), BTreeMap::new());
+        assert_eq!(parse_labels("a=1,b=").unwrap().len(), 2);
+        for bad in ["a", "=b", "a=b=c", "a=1,b"] {
+            assert!(parse_labels(bad).is_err(), "{bad}");
+        }
+    }
+}

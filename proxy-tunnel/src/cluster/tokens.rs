@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Whether an agent's token belongs to the service account that agents run as: the API server decides.
+
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use thiserror::Error;
+use tokio::time::timeout;
+
+use super::REQUEST;
+
+/// Which service account agents run as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// For whom tokens must be issued.
+    pub audience: String,
+}
+
+/// Why a token is refused, in upstream's words.
+#[derive(Debug, Error)]
+pub enum TokenError {
+    /// The API server could not be asked.
+    #[error("Failed to authenticate request. err:{0}")]
+    Request(#[source] Box<kube::Error>),
+    /// The API server did not answer.
+    #[error("Failed to authenticate request. err:no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The API server refused it.
+    #[error("lookup failed: {0}")]
+    Refused(String),
+}
+
+/// Asks for reviews.
+#[derive(Clone)]
+pub struct Reviewer {
+    api: Api<TokenReview>,
+    account: Account,
+}
+
+impl std::fmt::Debug for Reviewer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reviewer")
+            .field("account", &self.account)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reviewer {
+    /// Accepts tokens of this account only.
+    #[must_use]
+    pub fn new(client: Client, account: Account) -> Self {
+        Self {
+            api: Api::all(client),
+            account,
+        }
+    }
+
+    /// The name of the token's user, if it is the account's.
+    ///
+    /// # Errors
+    /// It is not, or that cannot be known.
+    pub async fn review(&self, token: &str) -> Result<String, TokenError> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.to_owned(),
+                audiences: Some(vec![self.account.audience.clone()]),
+            },
+            ..TokenReview::default()
+        };
+        let params = PostParams::default();
+        let answer = timeout(REQUEST, self.api.create(&params, &review))
+            .await
+            .map_err(|_| TokenError::Timeout(REQUEST))?
+            .map_err(|error| TokenError::Request(Box::new(error)))?;
+        judge(answer.status.unwrap_or_default(), &self.account)
+    }
+}
+
+fn judge(status: TokenReviewStatus, account: &Account) -> Result<String, TokenError> {
+    let refuse = |why: &str| Err(TokenError::Refused(why.to_owned()));
+    if let Some(error) = status.error.filter(|error| !error.is_empty()) {
+        return refuse(&error);
+    }
+    if status.authenticated != Some(true) {
+        return refuse("service account jwt not valid");
+    }
+    // An API server that knows audiences names those that it found; one that does not, names none.
+    if let Some(audiences) = status.audiences.filter(|audiences| !audiences.is_empty())
+        && !audiences.contains(&account.audience)
+    {
+        return refuse("the token was issued for another audience");
+    }
+    let username = status
+        .user
+        .and_then(|user| user.username)
+        .unwrap_or_default();
+    let parts: Vec<&str> = username.split(':').collect();
+    let [system, kind, namespace, name] = parts[..] else {
+        return refuse("unexpected username format");
+    };
+    if (system, kind) != ("system", "serviceaccount") {
+        return refuse("username returned is not a service account");
+    }
+    if namespace != account.namespace {
+        let want = &account.namespace;
+        return refuse(&format!(
+            "incoming request from {namespace:?} namespace. Expected {want:?}"
+        ));
+    }
+    if name != account.name {
+        let want = &account.name;
+        return refuse(&format!(
+            "incoming request from {name:?} service account. Expected {want:?}"
+        ));
+    }
+    Ok(username)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::authentication::v1::UserInfo;
+
+    use super::*;
+
+    fn account() -> Account {
+        Account {
+            namespace: "kube-system".into(),
+            name: "agent".into(),
+            audience: "konnectivity".into(),
+        }
+    }
+
+    fn status(username: &str) -> TokenReviewStatus {
+        TokenReviewStatus {
+            authenticated: Some(true),
+            user: Some(UserInfo {
+                username: Some(username.into()),
+                ..UserInfo::default()
+            }),
+            ..TokenReviewStatus::default()
+        }
+    }
+
+    #[test]
+    fn only_the_account_is_accepted() {
+        let good = "system:serviceaccount:kube-system:agent";
+        assert_eq!(judge(status(good), &account()).unwrap(), good);
+        for (username, want) in [
+            ("admin", "lookup failed: unexpected username format"),
+            (
+                "system:node:a:b",
+                "lookup failed: username returned is not a service account",
+            ),
+            (
+                "system:serviceaccount:default:agent",
+                "lookup failed: incoming request from \"default\" namespace. Expected \"kube-system\"",
+            ),
+            (
+                "system:serviceaccount:kube-system:x",
+                "lookup failed: incoming request from \"x\" service account. Expected \"agent\"",
+            ),
+        ] {
+            let error = judge(status(username), &account()).unwrap_err();
+            assert_eq!(error.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn what_the_api_server_refuses_is_refused() {
+        let good = status("system:serviceaccount:kube-system:agent");
+        for (status, want) in [
+            (
+                TokenReviewStatus::default(),
+                "service account jwt not valid",
+            ),
+            (
+                TokenReviewStatus {
+                    error: Some("token expired".into()),
+                    ..good.clone()
+                },
+                "token expired",
+            ),
+            (
+                TokenReviewStatus {
+                    audiences: Some(vec!["other".into()]),
+                    ..good
+                },
+                "the token was issued for another audience",
+            ),
+        ] {
+            let error = judge(status, &account()).unwrap_err().to_string();
+            assert_eq!(error, format!("lookup failed: {want}"));
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How tunnels share a stream without waiting for each other: [`outbox`] orders what is to be sent,
+//! [`inbox`] holds what one tunnel has received, [`budget`] bounds the memory of all inboxes. No task that
+//! serves several tunnels ever waits for one of them: what it pushes is taken or refused at once.
+
+pub mod budget;
+pub mod inbox;
+pub mod outbox;
+pub mod pump;
+
+use std::time::Duration;
+
+pub use budget::Budget;
+pub use inbox::{Inbox, Overflow};
+pub use outbox::{Lane, Outbox, OutboxStream};
+
+/// Bytes that a peer with windows may send on a tunnel before its first bytes are taken. It is also what a
+/// tunnel's inbox holds before its stall counts.
+pub const WINDOW: u32 = 1024 * 1024;
+
+/// Bytes of one tunnel that wait to be sent before its source is no longer read.
+pub const LANE: usize = 256 * 1024;
+
+/// Bytes of all tunnels of a stream that wait to be sent before a source is read only when nothing of it
+/// waits.
+pub const LINK: usize = 4 * 1024 * 1024;
+
+/// Most bytes that one read from a socket takes, and thus most of one message.
+pub const CHUNK: usize = 128 * 1024;
+
+/// What bounds a tunnel's inbox, as the flags say.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes that one inbox holds before its stall counts.
+    pub tunnel: usize,
+    /// How long an inbox may hold more than that.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tunnel: WINDOW as usize,
+            stall: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What one tunnel has received and its socket has not yet taken. The task that reads the shared stream
+//! pushes and never waits; the tunnel's own task takes. At its limit the inbox refuses: then this tunnel,
+//! and no other one, is closed.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use prometheus::IntGauge;
+use thiserror::Error;
+
+use super::Limits;
+use super::budget::Budget;
+
+/// Something that happens to a tunnel, in the order in which it was received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item<E> {
+    /// Bytes.
+    Data(Bytes),
+    /// Anything else.
+    Event(E),
+}
+
+/// Why an inbox refuses bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Overflow {
+    /// It has been over its limit for longer than allowed.
+    #[error("nothing, or too little, was read from the tunnel for {0} s while its buffer was full")]
+    Stalled(u64),
+    /// All inboxes together hold as much as they may.
+    #[error("the memory for buffered data is used up")]
+    Budget,
+}
+
+impl Overflow {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Stalled(_) => "stalled",
+            Self::Budget => "budget",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State<E> {
+    items: VecDeque<Item<E>>,
+    /// Bytes in `items`.
+    bytes: usize,
+    /// Those of them that the budget's second part holds.
+    excess: usize,
+    full_since: Option<Instant>,
+    /// Nothing is taken any more: what comes is dropped.
+    closed: bool,
+    /// Everything that waited was dropped, and the socket is to be cut.
+    cut: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// The inbox of one tunnel.
+#[derive(Debug)]
+pub struct Inbox<E> {
+    state: Mutex<State<E>>,
+    budget: Arc<Budget>,
+    limits: Limits,
+    full: Option<IntGauge>,
+}
+
+impl<E> Inbox<E> {
+    /// An empty one. `full` counts the inboxes that hold more than their limit.
+    #[must_use]
+    pub const fn new(budget: Arc<Budget>, limits: Limits, full: Option<IntGauge>) -> Self {
+        Self {
+            state: Mutex::new(State {
+                items: VecDeque::new(),
+                bytes: 0,
+                excess: 0,
+                full_since: None,
+                closed: false,
+                cut: false,
+                reader: None,
+                writer: None,
+            }),
+            budget,
+            limits,
+            full,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
+        // A panic while it is held leaves counters that are consistent.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Adds bytes. True: the inbox holds more than its limit since now.
+    ///
+    /// # Errors
+    /// The tunnel is to be closed; the bytes are lost.
+    pub fn push_data(&self, data: Bytes) -> Result<bool, Overflow> {
+        let mut state = self.lock();
+        if state.closed || data.is_empty() {
+            return Ok(false);
+        }
+        let was_full = state.full_since.is_some();
+        let length = data.len();
+        if state.bytes + length <= self.limits.tunnel {
+            if !self.budget.regular.take(length) {
+                return Err(Overflow::Budget);
+            }
+        } else {
+            let since = *state.full_since.get_or_insert_with(|| {
+                self.full.iter().for_each(IntGauge::inc);
+                Instant::now()
+            });
+            if since.elapsed() > self.limits.stall {
+                return Err(Overflow::Stalled(self.limits.stall.as_secs()));
+            }
+            if !self.budget.excess.take(length) {
+                return Err(Overflow::Budget);
+            }
+            state.excess += length;
+        }
+        state.bytes += length;
+        state.items.push_back(Item::Data(data));
+        wake(&mut state.reader);
+        Ok(!was_full && state.full_since.is_some())
+    }
+
+    /// Adds an event.
+    pub fn push(&self, event: E) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.items.push_back(Item::Event(event));
+            wake(&mut state.reader);
+        }
+    }
+
+    /// Drops what waits and adds an event in its place. A task that waits for the socket meanwhile is told
+    /// by [`Self::cut`].
+    pub fn cut_with(&self, event: E) {
+        let mut state = self.lock();
+        if !state.closed {
+            self.clear(&mut state);
+            state.cut = true;
+            state.items.push_back(Item::Event(event));
+            wake(&mut state.reader);
+            wake(&mut state.writer);
+        }
+    }
+
+    /// Takes the next item.
+    pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Item<E>> {
+        let mut state = self.lock();
+        if let Some(item) = self.pop(&mut state) {
+            return Poll::Ready(item);
+        }
+        state.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Takes the next item.
+    pub async fn next(&self) -> Item<E> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Takes as many bytes as wait, up to `most` chunks, without waiting.
+    pub fn more(&self, chunks: &mut Vec<Bytes>, most: usize) {
+        let mut state = self.lock();
+        while chunks.len() < most && matches!(state.items.front(), Some(Item::Data(_))) {
+            if let Some(Item::Data(data)) = self.pop(&mut state) {
+                chunks.push(data);
+            }
+        }
+    }
+
+    /// Waits until [`Self::cut_with`] is called.
+    pub async fn cut(&self) {
+        poll_fn(|context| {
+            let mut state = self.lock();
+            if state.cut {
+                return Poll::Ready(());
+            }
+            state.writer = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Drops what waits and whatever comes.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        self.clear(&mut state);
+    }
+
+    fn pop(&self, state: &mut State<E>) -> Option<Item<E>> {
+        let item = state.items.pop_front()?;
+        if let Item::Data(data) = &item {
+            state.bytes -= data.len();
+            let excess = data.len().min(state.excess);
+            state.excess -= excess;
+            self.budget.excess.give(excess);
+            self.budget.regular.give(data.len() - excess);
+            if state.bytes <= self.limits.tunnel {
+                self.no_longer_full(state);
+            }
+        }
+        if state.items.is_empty() {
+            // An idle tunnel holds nothing.
+            state.items = VecDeque::new();
+        }
+        Some(item)
+    }
+
+    fn no_longer_full(&self, state: &mut State<E>) {
+        if state.full_since.take().is_some() {
+            self.full.iter().for_each(IntGauge::dec);
+        }
+    }
+
+    fn clear(&self, state: &mut State<E>) {
+        self.no_longer_full(state);
+        self.budget.excess.give(state.excess);
+        self.budget.regular.give(state.bytes - state.excess);
+        state.excess = 0;
+        state.bytes = 0;
+        state.items = VecDeque::new();
+    }
+}
+
+impl<E> Drop for Inbox<E> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn inbox(budget: usize, stall: Duration) -> (Inbox<&'static str>, Arc<Budget>) {
+        let budget = Arc::new(Budget::new(budget));
+        let limits = Limits { tunnel: 10, stall };
+        (Inbox::new(Arc::clone(&budget), limits, None), budget)
+    }
+
+    fn bytes(length: usize) -> Bytes {
+        vec![0; length].into()
+    }
+
+    #[tokio::test]
+    async fn keeps_the_order() {
+        let (inbox, budget) = inbox(1000, Duration::ZERO);
+        inbox.push_data(bytes(3)).unwrap();
+        inbox.push("end");
+        assert_eq!(budget.used(), 3);
+        assert_eq!(inbox.next().await, Item::Data(bytes(3)));
+        assert_eq!(inbox.next().await, Item::Event("end"));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn beyond_its_limit_only_for_a_while() {
+        let (inbox, _) = inbox(1000, Duration::from_millis(20));
+        assert!(!inbox.push_data(bytes(10)).unwrap());
+        assert!(inbox.push_data(bytes(1)).unwrap());
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(inbox.push_data(bytes(1)), Err(Overflow::Stalled(0)));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_catches_up_is_not_stalled() {
+        let (inbox, budget) = inbox(1000, Duration::from_millis(20));
+        inbox.push_data(bytes(10)).unwrap();
+        inbox.push_data(bytes(5)).unwrap();
+        inbox.next().await;
+        std::thread::sleep(Duration::from_millis(30));
+        inbox.push_data(bytes(5)).unwrap();
+        inbox.push_data(bytes(5)).unwrap();
+        inbox.close();
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn excess_does_not_use_up_what_others_need() {
+        let (offender, budget) = inbox(40, Duration::from_secs(9));
+        let other: Inbox<()> = Inbox::new(
+            Arc::clone(&budget),
+            Limits {
+                tunnel: 10,
+                stall: Duration::from_secs(9),
+            },
+            None,
+        );
+        offender.push_data(bytes(10)).unwrap();
+        offender.push_data(bytes(10)).unwrap();
+        assert_eq!(offender.push_data(bytes(1)), Err(Overflow::Budget));
+        other.push_data(bytes(10)).unwrap();
+        drop(offender);
+        assert_eq!(budget.used(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_cut_drops_what_waits_and_is_seen_at_once() {
+        let (inbox, budget) = inbox(1000, Duration::ZERO);
+        inbox.push_data(bytes(9)).unwrap();
+        inbox.cut_with("lost");
+        assert_eq!(budget.used(), 0);
+        inbox.cut().await;
+        assert_eq!(inbox.next().await, Item::Event("lost"));
+    }
+}

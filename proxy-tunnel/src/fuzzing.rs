@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The fuzz targets of this crate: functions that take any bytes and panic if these show a fault. The package
+//! `fuzz` runs them.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use prost::Message as _;
+
+use crate::app;
+use crate::cluster::counting::Leases;
+use crate::cluster::lease as leases;
+use crate::go_error;
+use crate::identifiers::Identifiers;
+use crate::metrics::server::ServerMetrics;
+use crate::server::authority::Rewriter;
+use crate::server::backend::{Backend, Shared};
+use crate::server::frontend::head as connect;
+use crate::server::tunnel::Tunnel;
+use crate::wire::metadata::Extensions;
+use crate::wire::schema::Packet;
+use crate::wire::{DialRequest, DialResponse, Message};
+
+/// Steps of one history: more shows nothing new.
+const STEPS: usize = 200;
+
+/// One packet. What is understood is the same when it is written and read again.
+pub fn packet(data: &[u8]) {
+    let Ok(packet) = Packet::decode(data) else {
+        return;
+    };
+    match Message::try_from(packet) {
+        Ok(message) => {
+            let written = Packet::from(message.clone()).encode_to_vec();
+            let again = Packet::decode(written.as_slice()).expect("it was just written");
+            assert_eq!(Message::try_from(again), Ok(message));
+        }
+        Err(malformed) => assert!(!malformed.type_name().is_empty()),
+    }
+}
+
+/// An agent's packets and what clients do, in any order: every connection ends once, every dial is counted, and
+/// nothing is left when the agent goes.
+pub fn server(data: &[u8]) {
+    let shared = Arc::new(Shared::for_tests());
+    let identifiers = Identifiers::default();
+    let extensions = if data.first().is_some_and(|byte| byte & 1 == 0) {
+        Extensions::ALL
+    } else {
+        Extensions::default()
+    };
+    let backend = Backend::new("agent".into(), identifiers, extensions, Arc::clone(&shared));
+    let mut stream = backend.outbox.stream();
+    let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
+    for step in data.chunks_exact(3).take(STEPS) {
+        let number = i64::from(step[1] % 8);
+        let random = i64::from(step[2] % 8);
+        match step[0] % 12 {
+            0 | 1 => {
+                let request = DialRequest {
+                    protocol: "tcp".into(),
+                    address: "a:1".into(),
+                    random,
+                };
+                let inbox = Arc::new(shared.inbox());
+                tunnels.extend(backend.dial(request, inbox));
+            }
+            2 | 3 => backend.receive(Message::DialResponse(DialResponse {
+                error: String::new(),
+                connect_id: number,
+                random,
+            })),
+            4 => backend.receive(Message::dial_error(random, "no")),
+            5 => {
+                let data = Bytes::from(vec![0; usize::from(step[2]) * 4096]);
+                backend.receive(Message::Data(number, data));
+            }
+            6 => backend.receive(Message::closed(number, "")),
+            7 => backend.receive(Message::CloseDial(random)),
+            8 => backend.receive(Message::Finish(number)),
+            9 => backend.receive(Message::Window(number, u32::MAX)),
+            10 => {
+                if let Some(tunnel) = tunnels.get(usize::from(step[1])) {
+                    tunnel.release();
+                }
+            }
+            _ => {
+                if let Some(tunnel) = tunnels.get(usize::from(step[1])) {
+                    tunnel.expire();
+                    // A stream that has ended takes nothing.
+                    let _ = tunnel.ask_to_close();
+                }
+            }
+        }
+        let (pending, established) = counts(&shared.metrics);
+        assert!(pending >= 0 && established >= 0, "something ended twice");
+    }
+    // One request to close for each connection that was ever established, at most.
+    let mut closes: HashMap<i64, usize> = HashMap::new();
+    let mut dials = 0;
+    while let Some(Some(Ok(message))) = stream.next().now_or_never() {
+        match message {
+            Message::CloseRequest(number) => *closes.entry(number).or_default() += 1,
+            Message::DialRequest(_) => dials += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(dials, tunnels.len());
+    backend.lost();
+    for tunnel in &tunnels {
+        tunnel.release();
+    }
+    assert_eq!(counts(&shared.metrics), (0, 0), "something is left");
+    assert_eq!(shared.budget.used(), 0, "memory is left");
+}
+
+/// Dials that are pending, and connections that are established, as they are counted.
+fn counts(metrics: &ServerMetrics) -> (i64, i64) {
+    let families = metrics.registry().gather();
+    let value = |name: &str| {
+        let name = format!("konnectivity_network_proxy_server_{name}");
+        let family = families.iter().find(|family| family.name() == name);
+        let gauge = family.and_then(|family| family.get_metric().first());
+        #[expect(clippy::cast_possible_truncation, reason = "a small whole number")]
+        gauge.map_or(0, |gauge| gauge.get_gauge().get_value() as i64)
+    };
+    (
+        value("pending_backend_dials"),
+        value("established_connections"),
+    )
+}
+
+/// The head of a request to connect, and of an answer. Less of a complete head is incomplete, and a target holds
+/// nothing that could change a line.
+pub fn head(data: &[u8]) {
+    if let Ok(Some(head)) = connect::parse(data) {
+        assert!(head.length <= data.len());
+        assert!(head.target.bytes().all(|byte| byte.is_ascii_graphic()));
+        let same = connect::parse(&data[..head.length]);
+        assert_eq!(same, Ok(Some(head.clone())));
+        for end in [0, head.length / 2, head.length - 1] {
+            assert_eq!(connect::parse(&data[..end]), Ok(None));
+        }
+    }
+    if let Ok(Some((_, _, length))) = crate::client::parse_answer(data) {
+        assert!(length <= data.len());
+    }
+}
+
+/// Frames of HTTP/2. However the stream is cut, what comes out is the same, and frames stay frames.
+pub fn frames(data: &[u8]) {
+    let preface = [b'P'; 24];
+    let whole = passed([&preface[..], data].concat().chunks(usize::MAX));
+    let single = passed([&preface[..], data].concat().chunks(1));
+    assert_eq!(whole, single);
+    let few = passed([&preface[..], data].concat().chunks(7));
+    assert_eq!(whole, few);
+}
+
+fn passed<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut rewriter = Rewriter::new();
+    let mut all = Vec::new();
+    for chunk in chunks {
+        rewriter.hold(chunk);
+        all.extend_from_slice(&rewriter.take());
+    }
+    all
+}
+
+/// Identifiers, labels and addresses as texts.
+pub fn names(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(read) = Identifiers::parse(text) {
+        let pairs = read.hosts.iter().map(|host| ("host", host));
+        let pairs = pairs.chain(read.cidrs.iter().map(|cidr| ("cidr", cidr)));
+        let mut written: Vec<String> = pairs
+            .map(|(key, value)| {
+                let escaped: String = value.bytes().map(|byte| format!("%{byte:02X}")).collect();
+                format!("{key}={escaped}")
+            })
+            .collect();
+        if read.default_route {
+            written.push("default-route=true".to_owned());
+        }
+        // What is no UTF-8 is longer as it was read.
+        if let Ok(again) = Identifiers::parse(&written.join("&")) {
+            assert_eq!((again.hosts, again.cidrs), (read.hosts, read.cidrs));
+            assert_eq!(again.default_route, read.default_route);
+        }
+    }
+    if let Ok(labels) = leases::parse_labels(text) {
+        assert_eq!(leases::parse_labels(&leases::selector(&labels)), Ok(labels));
+    }
+    match go_error::split_host_port(text) {
+        Ok((host, port)) => {
+            assert!(text.contains(host) && text.ends_with(port));
+            // A name or a number.
+            let _ = go_error::port(port);
+        }
+        Err(problem) => assert!(problem.to_string().contains(text)),
+    }
+}
+
+/// A command line for each of the programs, one word a line. What is refused names a reason.
+pub fn flags(data: &[u8]) {
+    let words: Vec<&OsStr> = data
+        .split(|byte| *byte == b'\n')
+        .map(OsStr::from_bytes)
+        .collect();
+    app::read_command_lines(&words);
+}
+
+/// A lease, or an event of a watch, as the API server sends it.
+pub fn lease(data: &[u8]) {
+    let now = Timestamp::UNIX_EPOCH;
+    if let Ok(lease) = serde_json::from_slice::<Lease>(data) {
+        let written = serde_json::to_vec(&lease).expect("it was read");
+        let again: Lease = serde_json::from_slice(&written).expect("it was written");
+        assert_eq!(leases::is_valid(&lease, now), leases::is_valid(&again, now));
+    }
+    if let Ok(event) = serde_json::from_slice(data) {
+        let leases = Leases::default();
+        // An error event ends a watch.
+        let _ = leases.apply(event);
+        assert!(leases.count(now).is_none_or(|count| count == 1));
+    }
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Dial errors in Go's words. The server maps them to HTTP statuses, upstream's tests and users' scripts
+//! search for them, so an agent has to say the same as Go's `net` package does.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+/// Why a target could not be reached, as Go writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("dial {network}{}: {problem}", Target(.target))]
+pub struct DialError {
+    /// The network's name as it was asked for.
+    pub network: String,
+    /// The address that was tried; none if none was found.
+    pub target: Option<SocketAddr>,
+    /// What went wrong.
+    pub problem: Problem,
+}
+
+struct Target<'a>(&'a Option<SocketAddr>);
+
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(target) => write!(f, " {target}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Problem {
+    /// Not in time.
+    #[error("i/o timeout")]
+    Timeout,
+    /// A system call failed.
+    #[error("{call}: {text}")]
+    System {
+        /// Its name.
+        call: &'static str,
+        /// The kernel's answer in Go's words.
+        text: String,
+    },
+    /// The name has no address.
+    #[error("lookup {name}{}: {text}", On(.server))]
+    Lookup {
+        /// The name.
+        name: String,
+        /// The name server.
+        server: Option<String>,
+        /// What it answered.
+        text: &'static str,
+    },
+    /// The address has no port.
+    #[error("address {0}: missing port in address")]
+    MissingPort(String),
+    /// The address has a colon too many.
+    #[error("address {0}: too many colons in address")]
+    TooManyColons(String),
+    /// The address has brackets in the wrong place.
+    #[error("address {0}: missing ']' in address")]
+    MissingBracket(String),
+    /// The port is no number of 16 bits.
+    #[error("address {0}: invalid port")]
+    InvalidPort(String),
+    /// The port is a name that no service has.
+    #[error("lookup tcp/{0}: unknown port")]
+    UnknownPort(String),
+    /// Something else than TCP.
+    #[error("unknown network {0}")]
+    UnknownNetwork(String),
+}
+
+struct On<'a>(&'a Option<String>);
+
+impl fmt::Display for On<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(server) => write!(f, " on {server}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Problem {
+    /// What `connect` answered.
+    #[must_use]
+    pub fn connect(error: &io::Error) -> Self {
+        if error.raw_os_error() == Some(libc::ETIMEDOUT) {
+            return Self::System {
+                call: "connect",
+                text: "connection timed out".to_owned(),
+            };
+        }
+        // Go's call for a descriptor is `socket`.
+        let call = match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::EAFNOSUPPORT) => "socket",
+            _ => "connect",
+        };
+        Self::System {
+            call,
+            text: os_text(error),
+        }
+    }
+
+    /// Whether Go calls it a timeout.
+    #[must_use]
+    pub const fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout)
+    }
+}
+
+/// An error of the kernel in Go's words: lower case, without number.
+#[must_use]
+pub fn os_text(error: &io::Error) -> String {
+    let Some(code) = error.raw_os_error() else {
+        return error.to_string();
+    };
+    match code {
+        libc::ENETUNREACH => "network is unreachable".into(),
+        libc::EHOSTUNREACH => "no route to host".into(),
+        libc::EADDRNOTAVAIL => "cannot assign requested address".into(),
+        libc::EAFNOSUPPORT => "address family not supported by protocol".into(),
+        _ => {
+            let text = error.to_string();
+            let text = text
+                .rsplit_once(" (os error")
+                .map_or(text.as_str(), |(text, _)| text);
+            let mut letters = text.chars();
+            let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+            first.into_iter().chain(letters).collect()
+        }
+    }
+}
+
+/// Host and port of an address, as Go's `SplitHostPort` takes them apart.
+///
+/// # Errors
+/// There is no port, or there are too many colons or brackets.
+pub fn split_host_port(address: &str) -> Result<(&str, &str), Problem> {
+    let Some(last) = address.rfind(':') else {
+        return Err(Problem::MissingPort(address.to_owned()));
+    };
+    if let Some(rest) = address.strip_prefix('[') {
+        let Some((host, port)) = rest.split_once(']') else {
+            return Err(Problem::MissingBracket(address.to_owned()));
+        };
+        return match port.strip_prefix(':') {
+            Some(port) if !port.contains(':') => Ok((host, port)),
+            Some(_) => Err(Problem::TooManyColons(address.to_owned())),
+            None => Err(Problem::MissingPort(address.to_owned())),
+        };
+    }
+    let (host, port) = (&address[..last], &address[last + 1..]);
+    if host.contains(':') {
+        return Err(Problem::TooManyColons(address.to_owned()));
+    }
+    Ok((host, port))
+}
+
+/// A port's number. Names are those of services that every machine knows.
+///
+/// # Errors
+/// It is too large, or an unknown name.
+pub fn port(text: &str) -> Result<u16, Problem> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text
+            .parse()
+            .map_err(|_| Problem::InvalidPort(text.to_owned()));
+    }
+    match text {
+        "http" => Ok(80),
+        "https" => Ok(443),
+        "domain" => Ok(53),
+        "ssh" => Ok(22),
+        _ => Err(Problem::UnknownPort(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(target: Option<&str>, problem: Problem) -> String {
+        DialError {
+            network: "tcp".into(),
+            target: target.map(|target| target.parse().unwrap()),
+            problem,
+        }
+        .to_string()
+    }
+
+    fn os(code: i32) -> Problem {
+        Problem::connect(&io::Error::from_raw_os_error(code))
+    }
+
+    #[test]
+    fn texts_are_gos() {
+        let target = Some("10.0.0.1:80");
+        for (code, want) in [
+            (libc::ECONNREFUSED, "connect: connection refused"),
+            (libc::EHOSTUNREACH, "connect: no route to host"),
+            (libc::ENETUNREACH, "connect: network is unreachable"),
+            (libc::ETIMEDOUT, "connect: connection timed out"),
+            (libc::EMFILE, "socket: too many open files"),
+        ] {
+            let want = format!("dial tcp 10.0.0.1:80: {want}");
+            assert_eq!(text(target, os(code)), want);
+        }
+        assert_eq!(
+            text(target, Problem::Timeout),
+            "dial tcp 10.0.0.1:80: i/o timeout"
+        );
+        assert_eq!(
+            text(Some("[::1]:1"), os(libc::ECONNREFUSED)),
+            "dial tcp [::1]:1: connect: connection refused"
+        );
+        let lookup = Problem::Lookup {
+            name: "x.invalid".into(),
+            server: Some("10.0.0.10:53".into()),
+            text: "no such host",
+        };
+        assert_eq!(
+            text(None, lookup),
+            "dial tcp: lookup x.invalid on 10.0.0.10:53: no such host"
+        );
+        let bogus = DialError {
+            network: "bogus".into(),
+            target: None,
+            problem: Problem::UnknownNetwork("bogus".into()),
+        };
+        assert_eq!(bogus.to_string(), "dial bogus: unknown network bogus");
+    }
+
+    #[test]
+    fn addresses_are_taken_apart_as_in_go() {
+        let problem = |address| text(None, split_host_port(address).unwrap_err());
+        assert_eq!(split_host_port("a:1"), Ok(("a", "1")));
+        assert_eq!(split_host_port("[::1]:1"), Ok(("::1", "1")));
+        assert_eq!(split_host_port(":1"), Ok(("", "1")));
+        assert_eq!(problem("x"), "dial tcp: address x: missing port in address");
+        assert_eq!(
+            problem("::1"),
+            "dial tcp: address ::1: too many colons in address"
+        );
+        assert_eq!(
+            problem("[::1"),
+            "dial tcp: address [::1: missing ']' in address"
+        );
+        assert_eq!(
+            problem("[::1]"),
+            "dial tcp: address [::1]: missing port in address"
+        );
+        let invalid = text(None, port("99999").unwrap_err());
+        assert_eq!(invalid, "dial tcp: address 99999: invalid port");
+        assert_eq!(port("https"), Ok(443));
+        let unknown = text(None, port("nope").unwrap_err());
+        assert_eq!(unknown, "dial tcp: lookup tcp/nope: unknown port");
+    }
+}

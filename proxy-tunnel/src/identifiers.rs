@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What an agent says it can reach, written as a URL query: `ipv4=10.0.0.1&host=node-1&default-route=true`.
+//! The agent refuses keys that it does not know, the server ignores them. How dials are matched with them is
+//! `server::strategies`' business.
+
+use thiserror::Error;
+
+/// Bytes of the longest text that the server reads.
+pub const LONGEST: usize = 64 * 1024;
+
+/// What an agent can reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identifiers {
+    /// Keys `ipv4`, `ipv6` and `host`, compared as texts with a dial's host.
+    pub hosts: Vec<String>,
+    /// Key `cidr`; upstream reads it and never uses it.
+    pub cidrs: Vec<String>,
+    /// Key `default-route` with the value `true`.
+    pub default_route: bool,
+    /// Keys that this version does not know.
+    pub unknown: Vec<String>,
+}
+
+/// Why a text holds no identifiers.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum IdentifiersError {
+    /// A percent sign is not followed by two hexadecimal digits.
+    #[error("fail to parse url encoded string: invalid URL escape \"{0}\"")]
+    Escape(String),
+    /// Semicolons separated pairs once; Go refuses them.
+    #[error("fail to parse url encoded string: invalid semicolon separator in query")]
+    Semicolon,
+    /// It is longer than any list of names of one node.
+    #[error("agent identifiers of {0} bytes; at most {LONGEST} are read")]
+    TooLong(usize),
+}
+
+impl Identifiers {
+    /// Reads a text as Go's `url.ParseQuery` does.
+    ///
+    /// # Errors
+    /// It is no query.
+    pub fn parse(text: &str) -> Result<Self, IdentifiersError> {
+        if text.len() > LONGEST {
+            return Err(IdentifiersError::TooLong(text.len()));
+        }
+        let mut all = Self::default();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            if pair.contains(';') {
+                return Err(IdentifiersError::Semicolon);
+            }
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (key, value) = (unescape(key)?, unescape(value)?);
+            match key.as_str() {
+                "ipv4" | "ipv6" | "host" => all.hosts.push(value),
+                "cidr" => all.cidrs.push(value),
+                "default-route" => all.default_route |= value == "true",
+                _ => all.unknown.push(key),
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn unescape(text: &str) -> Result<String, IdentifiersError> {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'%' => {
+                let digits = bytes.get(at + 1..at + 3);
+                let value = digits
+                    .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+                    .and_then(|digits| std::str::from_utf8(digits).ok())
+                    .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                let Some(value) = value else {
+                    let end = bytes.len().min(at + 3);
+                    let escape = String::from_utf8_lossy(&bytes[at..end]).into_owned();
+                    return Err(IdentifiersError::Escape(escape));
+                };
+                plain.push(value);
+                at += 3;
+            }
+            b'+' => {
+                plain.push(b' ');
+                at += 1;
+            }
+            other => {
+                plain.push(*other);
+                at += 1;
+            }
+        }
+    }
+    Ok(String::from_utf8_lossy(&plain).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_keys() {
+        let text = "ipv4=10.0.0.1&ipv4=10.0.0.2&ipv6=fd00::1&host=node%2D1&cidr=10.0.0.0/8&default-route=true&x=1";
+        assert_eq!(
+            Identifiers::parse(text).unwrap(),
+            Identifiers {
+                hosts: ["10.0.0.1", "10.0.0.2", "fd00::1", "node-1"]
+                    .map(String::from)
+                    .into(),
+                cidrs: vec!["10.0.0.0/8".into()],
+                default_route: true,
+                unknown: vec!["x".into()],
+            }
+        );
+        assert_eq!(Identifiers::parse("").unwrap(), Identifiers::default());
+        let no = Identifiers::parse("default-route=false&&host").unwrap();
+        assert!(!no.default_route);
+        assert_eq!(no.hosts, [""]);
+        assert_eq!(Identifiers::parse("host=a+b").unwrap().hosts, ["a b"]);
+    }
+
+    #[test]
+    fn refusals_are_in_upstreams_words() {
+        for (text, want) in [
+            ("host=%zz", "invalid URL escape \"%zz\""),
+            ("host=%4", "invalid URL escape \"%4\""),
+            ("host=%+1", "invalid URL escape \"%+1\""),
+            ("host=\u{20ac}%\u{20ac}", "invalid URL escape"),
+            ("a=1;b=2", "invalid semicolon separator in query"),
+        ] {
+            let error = Identifiers::parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("fail to parse url encoded string: "));
+            assert!(error.contains(want), "{error}");
+        }
+        let long = format!("host={}", "a".repeat(LONGEST));
+        assert!(Identifiers::parse(&long).is_err());
+    }
+}

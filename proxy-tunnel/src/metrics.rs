@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is counted, by upstream's names, labels and buckets. Families that upstream's dashboards and tests
+//! compare carry its HELP texts too. A label's value appears when it is first counted, as there.
+
+pub mod agent;
+pub mod packets;
+pub mod server;
+
+use prometheus::core::Collector;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// What all names begin with.
+pub const NAMESPACE: &str = "konnectivity_network_proxy";
+
+/// No labels: a family that appears when it is first used.
+pub const NONE: [&str; 0] = [];
+
+/// Makes families of one program and registers them.
+#[derive(Debug)]
+struct Maker {
+    registry: Registry,
+    subsystem: &'static str,
+}
+
+impl Maker {
+    fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let family = made.expect("names and labels are constants that tests make");
+        self.registry
+            .register(Box::new(family.clone()))
+            .expect("names are unique, as tests show");
+        family
+    }
+
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        Opts::new(name, help)
+            .namespace(NAMESPACE)
+            .subsystem(self.subsystem)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(self.opts(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(self.opts(name, help), labels))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        let opts = HistogramOpts::from(self.opts(name, help)).buckets(buckets.to_vec());
+        self.add(HistogramVec::new(opts, labels))
+    }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent's families, `konnectivity_network_proxy_agent_…`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{HistogramVec, IntCounterVec, IntGauge, Registry};
+
+use super::packets::Packets;
+use super::{Maker, NONE};
+
+const DIAL: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
+
+/// Which way a stream to a server failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Nothing can be sent.
+    ToServer,
+    /// Nothing comes.
+    FromServer,
+}
+
+/// Everything that the agent counts.
+#[derive(Debug)]
+pub struct AgentMetrics {
+    registry: Registry,
+    /// Packets and stream errors.
+    pub packets: Arc<Packets>,
+    /// Streams to servers.
+    pub server_connections: IntGauge,
+    /// Connections to targets.
+    pub endpoint_connections: IntGauge,
+    /// Servers that are known.
+    pub known_servers: IntGauge,
+    /// Servers that this agent wants connections to.
+    pub wanted_servers: IntGauge,
+    dial_duration: HistogramVec,
+    dial_failures: IntCounterVec,
+    server_failures: IntCounterVec,
+    closed_tunnels: IntCounterVec,
+    lease_lists: IntCounterVec,
+    lease_list_latency: HistogramVec,
+}
+
+impl AgentMetrics {
+    /// Families in a registry of their own.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let maker = Maker {
+            registry: Registry::new(),
+            subsystem: "agent",
+        };
+        let gauge = |name, help| maker.add(IntGauge::with_opts(maker.opts(name, help)));
+        Arc::new(Self {
+            packets: Arc::new(Packets::new(&maker)),
+            server_connections: gauge(
+                "open_server_connections",
+                "Current number of open server connections.",
+            ),
+            endpoint_connections: gauge(
+                "open_endpoint_connections",
+                "Current number of open endpoint connections.",
+            ),
+            known_servers: gauge("known_server_count", "Servers that this agent knows of."),
+            wanted_servers: gauge(
+                "wanted_server_connections",
+                "Servers to which this agent wants a connection.",
+            ),
+            dial_duration: maker.histograms(
+                "dial_duration_seconds",
+                "Seconds that successful dials of targets took.",
+                &NONE,
+                &DIAL,
+            ),
+            dial_failures: maker.counters(
+                "endpoint_dial_failure_total",
+                "Number of failures dialing the remote endpoint, by reason (example: timeout).",
+                &["reason"],
+            ),
+            server_failures: maker.counters(
+                "server_connection_failure_count",
+                "Streams to servers that failed, by direction. Deprecated: stream_errors_total.",
+                &["direction"],
+            ),
+            closed_tunnels: maker.counters(
+                "tunnels_closed_total",
+                "Tunnels that this agent closed because their target did not read, by reason.",
+                &["reason"],
+            ),
+            lease_lists: maker.counters(
+                "lease_lists_total",
+                "Lists of leases, by HTTP status.",
+                &["http_response_code", "reason"],
+            ),
+            lease_list_latency: maker.histograms(
+                "lease_list_latency_seconds",
+                "Seconds that lists of leases took.",
+                &["http_response_code"],
+                prometheus::DEFAULT_BUCKETS,
+            ),
+            registry: maker.registry.clone(),
+        })
+    }
+
+    /// Where they can be read.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A target was reached, after so long.
+    pub fn dialed(&self, after: Duration) {
+        self.dial_duration
+            .with_label_values(&NONE)
+            .observe(after.as_secs_f64());
+    }
+
+    /// A target was not reached.
+    pub fn dial_failed(&self, is_timeout: bool) {
+        let reason = if is_timeout { "timeout" } else { "unknown" };
+        self.dial_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// A stream to a server failed.
+    pub fn server_failed(&self, direction: Direction) {
+        let label = match direction {
+            Direction::ToServer => "to_server",
+            Direction::FromServer => "from_server",
+        };
+        self.server_failures.with_label_values(&[label]).inc();
+    }
+
+    /// A tunnel was closed because its target did not read.
+    pub fn closed_tunnel(&self, reason: &str) {
+        self.closed_tunnels.with_label_values(&[reason]).inc();
+    }
+
+    /// A list of leases was answered.
+    pub fn listed_leases(&self, status: u16, reason: &str, after: Duration) {
+        let status = status.to_string();
+        self.lease_lists
+            .with_label_values(&[status.as_str(), reason])
+            .inc();
+        self.lease_list_latency
+            .with_label_values(&[status.as_str()])
+            .observe(after.as_secs_f64());
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The service that agents call: names, identifiers and tokens are checked, then the stream's packets go to
+//! its [`Backend`].
+
+use std::sync::Arc;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status, Streaming, async_trait};
+use tracing::{debug, error, info, warn};
+
+use super::Server;
+use super::backend::Backend;
+use super::frontend::grpc::receive_error;
+use super::transport::{self, Answer};
+use crate::flow::OutboxStream;
+use crate::identifiers::Identifiers;
+use crate::metrics::packets::{Counted, Segment};
+use crate::metrics::server::Method;
+use crate::wire::metadata::{self, AUTHORIZATION, BEARER, Extensions, SERVER_COUNT, SERVER_ID};
+use crate::wire::{AGENT_PATH, LINK, Received};
+
+/// The service for agents.
+#[derive(Debug)]
+pub struct AgentService(pub Arc<Server>);
+
+#[async_trait]
+impl Answer for AgentService {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path() != AGENT_PATH {
+            return transport::unknown(request.uri().path());
+        }
+        let server = &self.0;
+        transport::streaming(LINK, request, |request| {
+            connect(Arc::clone(server), request)
+        })
+        .await
+    }
+}
+
+async fn connect(
+    server: Arc<Server>,
+    request: tonic::Request<Streaming<Received>>,
+) -> Result<tonic::Response<Counted<OutboxStream>>, Status> {
+    let (headers, _, inbound) = request.into_parts();
+    let refuse = |error: &dyn std::error::Error| {
+        error!(err = %error, "Invalid backend");
+        Status::unknown(error.to_string())
+    };
+    let agent_id = metadata::agent_id(&headers).map_err(|error| refuse(&error))?;
+    let identifiers = metadata::identifiers(&headers).map_err(|error| refuse(&error))?;
+    let identifiers = Identifiers::parse(&identifiers).map_err(|error| refuse(&error))?;
+    info!(
+        agentID = agent_id.as_str(),
+        serverID = server.id.as_str(),
+        "Connect request from agent"
+    );
+    if server.reviewer.is_some() {
+        authenticate(&server, &headers, &agent_id).await?;
+    }
+    let extensions = Extensions::read(&headers);
+    let shared = Arc::clone(&server.shared);
+    let backend = Backend::new(agent_id, identifiers, extensions, shared);
+    info!(
+        agentID = backend.agent_id.as_str(),
+        serverID = server.id.as_str(),
+        "Agent connected"
+    );
+    let metrics = Arc::clone(&server.shared.metrics);
+    let answers = Counted {
+        inner: backend.outbox.stream(),
+        packets: Arc::clone(&metrics.packets),
+        segment: Segment::ToAgent,
+    };
+    let mut response = tonic::Response::new(answers);
+    let answer = response.metadata_mut();
+    let id = server.id.parse().map_err(|_| {
+        Status::internal("the server's name cannot be sent; --server-id must be ASCII")
+    })?;
+    answer.insert(SERVER_ID, id);
+    answer.insert(SERVER_COUNT, server.count.into());
+    extensions.write(answer);
+    metrics.grpc(Method::Connect, 1);
+    server.agents.add(&backend);
+    if server.is_leaving() {
+        backend.outbox.finish(None);
+    }
+    tokio::spawn(receive(server, backend, inbound));
+    Ok(response)
+}
+
+async fn authenticate(
+    server: &Server,
+    headers: &MetadataMap,
+    agent_id: &str,
+) -> Result<(), Status> {
+    let Some(reviewer) = &server.reviewer else {
+        return Ok(());
+    };
+    let mut tokens = metadata::values(headers, AUTHORIZATION);
+    let checked = match (tokens.pop(), tokens.len()) {
+        (None, _) => Err("Authentication context was not found in metadata".to_owned()),
+        (Some(token), 0) => match token.strip_prefix(BEARER) {
+            Some(token) => reviewer
+                .review(token)
+                .await
+                .map_err(|error| format!("Failed to validate authentication token, err:{error}")),
+            None => Err(format!("received token does not have {BEARER:?} prefix")),
+        },
+        (Some(_), others) => Err(format!("too many ({}) tokens are received", others + 1)),
+    };
+    match checked {
+        Ok(username) => {
+            debug!(
+                username = username.as_str(),
+                agentID = agent_id,
+                "Agent successfully authenticated via token"
+            );
+            Ok(())
+        }
+        Err(why) => {
+            error!(
+                agentID = agent_id,
+                err = why.as_str(),
+                "Client authentication failed"
+            );
+            Err(Status::unknown(why))
+        }
+    }
+}
+
+/// Takes what an agent sends, until its stream ends.
+async fn receive(server: Arc<Server>, backend: Arc<Backend>, mut inbound: Streaming<Received>) {
+    let metrics = &server.shared.metrics;
+    let agent_id = backend.agent_id.as_str();
+    loop {
+        match inbound.message().await {
+            Ok(Some(Ok(message))) => {
+                metrics.packets.count(Segment::FromAgent, &message);
+                backend.receive(message);
+            }
+            Ok(Some(Err(malformed))) => {
+                metrics
+                    .packets
+                    .count_malformed(Segment::FromAgent, malformed);
+                debug!(
+                    agentID = agent_id,
+                    "ignoring a packet of an agent: {malformed}"
+                );
+            }
+            Ok(None) => {
+                info!(agentID = agent_id, "Receive stream from agent is closed");
+                break;
+            }
+            Err(status) => {
+                metrics
+                    .packets
+                    .receive_error(Segment::FromAgent, status.code());
+                let (code, text) = receive_error(&status);
+                if code == Code::Cancelled {
+                    info!(agentID = agent_id, "Stream read from agent cancelled");
+                } else {
+                    warn!(
+                        agentID = agent_id,
+                        err = text.as_str(),
+                        "Receive stream from agent read failure"
+                    );
+                }
+                backend.outbox.finish(Some(Status::new(code, text)));
+                break;
+            }
+        }
+        // A fast agent leaves room for others on this thread.
+        tokio::task::coop::consume_budget().await;
+    }
+    server.agents.remove(&backend);
+    backend.lost();
+    metrics.grpc(Method::Connect, -1);
+}

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One stream of an agent, and the tunnels that go through it. [`Backend::receive`] is called by the task
+//! that reads the stream and never waits: what belongs to a tunnel goes into its inbox.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use tracing::{debug, error, info};
+
+use super::tunnel::{Event, Tunnel};
+use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
+use crate::identifiers::Identifiers;
+use crate::metrics::server::{DialFailure, Method, ServerMetrics};
+use crate::wire::metadata::Extensions;
+use crate::wire::{DialRequest, DialResponse, Message};
+
+/// What a client is told when the agent's stream ends before its answer.
+pub const PENDING_LOST: &str = "Backend context error: context canceled";
+
+/// What a client is told when the agent's stream ends under an established connection.
+pub const ESTABLISHED_LOST: &str = "the agent's stream ended, the connection is cut";
+
+/// What all streams of agents share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The counters.
+    pub metrics: Arc<ServerMetrics>,
+    /// The memory for all inboxes.
+    pub budget: Arc<Budget>,
+    /// What bounds one inbox.
+    pub limits: Limits,
+}
+
+impl Shared {
+    /// With defaults, for tests.
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[must_use]
+    pub fn for_tests() -> Self {
+        Self {
+            metrics: ServerMetrics::new(),
+            budget: Arc::new(Budget::new(64 << 20)),
+            limits: Limits::default(),
+        }
+    }
+
+    /// An inbox for a tunnel.
+    #[must_use]
+    pub fn inbox(&self) -> Inbox<Event> {
+        let full = self.metrics.full(Method::Connect);
+        Inbox::new(Arc::clone(&self.budget), self.limits, Some(full))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    is_lost: bool,
+    pending: HashMap<i64, Arc<Tunnel>>,
+    established: HashMap<i64, Arc<Tunnel>>,
+    /// Closed here, and the agent has not yet said so: what it sends for them is dropped.
+    closing: HashSet<i64>,
+}
+
+/// One stream of an agent.
+#[derive(Debug)]
+pub struct Backend {
+    /// The agent's name; several streams may have the same.
+    pub agent_id: String,
+    /// What it can reach.
+    pub identifiers: Identifiers,
+    /// What is sent to it.
+    pub outbox: Arc<Outbox>,
+    /// What it understands beyond upstream's protocol.
+    pub extensions: Extensions,
+    /// What all streams share.
+    pub shared: Arc<Shared>,
+    is_draining: AtomicBool,
+    table: Mutex<Table>,
+}
+
+/// Why a dial does not even begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DialRefused {
+    /// The agent's stream has just ended.
+    #[error("{PENDING_LOST}")]
+    Lost,
+    /// Another dial with the same number is pending.
+    #[error("a dial with the same number is pending; choose another random number")]
+    Duplicate,
+}
+
+impl Backend {
+    /// A new stream.
+    #[must_use]
+    pub fn new(
+        agent_id: String,
+        identifiers: Identifiers,
+        extensions: Extensions,
+        shared: Arc<Shared>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            agent_id,
+            identifiers,
+            outbox: Outbox::new(),
+            extensions,
+            shared,
+            is_draining: AtomicBool::new(false),
+            table: Mutex::default(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic while it is held leaves maps that are consistent.
+        self.table
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether the agent is about to leave.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// How congested it is: what waits to be sent to it, and how many dials it has not answered.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        // Small amounts are on their way, not congestion.
+        (
+            self.outbox.waiting() / (64 * 1024),
+            self.table().pending.len(),
+        )
+    }
+
+    /// Asks the agent for a connection. What becomes of it is told to `inbox`.
+    ///
+    /// # Errors
+    /// The stream has ended, or the number is taken.
+    pub fn dial(
+        self: &Arc<Self>,
+        request: DialRequest,
+        inbox: Arc<Inbox<Event>>,
+    ) -> Result<Arc<Tunnel>, DialRefused> {
+        let window = self.extensions.window.then_some(WINDOW);
+        let lane = self.outbox.lane(window);
+        let tunnel = Arc::new(Tunnel::new(&request, Arc::clone(self), lane, inbox));
+        let mut table = self.table();
+        if table.is_lost {
+            return Err(DialRefused::Lost);
+        }
+        match table.pending.entry(request.random) {
+            Entry::Occupied(_) => return Err(DialRefused::Duplicate),
+            Entry::Vacant(entry) => entry.insert(Arc::clone(&tunnel)),
+        };
+        drop(table);
+        self.shared.metrics.pending(1);
+        if tunnel.send(Message::DialRequest(request)).is_err() {
+            // The transport has just gone; its reader will notice too.
+            self.forget_pending(&tunnel);
+            return Err(DialRefused::Lost);
+        }
+        Ok(tunnel)
+    }
+
+    /// Removes a pending dial; true if it was still pending.
+    pub fn forget_pending(&self, tunnel: &Tunnel) -> bool {
+        let removed = self.table().pending.remove(&tunnel.random).is_some();
+        if removed {
+            self.shared.metrics.pending(-1);
+        }
+        removed
+    }
+
+    /// Removes an established connection whose end the agent has yet to confirm; true if it was there.
+    pub fn forget_established(&self, tunnel: &Arc<Tunnel>) -> bool {
+        let connect_id = tunnel.connect_id();
+        let mut table = self.table();
+        match table.established.entry(connect_id) {
+            Entry::Occupied(entry) if Arc::ptr_eq(entry.get(), tunnel) => {
+                entry.remove();
+                table.closing.insert(connect_id);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a connection with this number is established for any client.
+    #[must_use]
+    pub fn is_established(&self, connect_id: i64) -> bool {
+        self.table().established.contains_key(&connect_id)
+    }
+
+    /// Asks the agent to close a connection that has no client.
+    pub fn close_unknown(&self, connect_id: i64) {
+        // An ended stream has no connections.
+        let _ = self.outbox.control(Message::CloseRequest(connect_id));
+    }
+
+    /// Takes a message of the agent.
+    pub fn receive(&self, message: Message) {
+        match message {
+            Message::DialResponse(response) => self.dial_response(&response),
+            Message::Data(connect_id, data) => self.data(connect_id, data),
+            Message::CloseResponse(response) => {
+                let mut table = self.table();
+                table.closing.remove(&response.connect_id);
+                let tunnel = table.established.remove(&response.connect_id);
+                drop(table);
+                if let Some(tunnel) = tunnel {
+                    tunnel.ended();
+                    tunnel.inbox.push(Event::Closed(response));
+                }
+            }
+            Message::CloseDial(random) => {
+                let tunnel = self.table().pending.remove(&random);
+                if let Some(tunnel) = tunnel {
+                    self.shared.metrics.pending(-1);
+                    self.shared.metrics.dial_failed(DialFailure::BackendClose);
+                    error!(
+                        dialID = random,
+                        agentID = self.agent_id.as_str(),
+                        dialAddress = tunnel.address.as_str(),
+                        "Dial terminated (DIAL_CLS) by backend"
+                    );
+                    tunnel.inbox.push(Event::DialClosed);
+                }
+            }
+            Message::Drain => {
+                info!(agentID = self.agent_id.as_str(), "agent is draining");
+                self.is_draining.store(true, Ordering::Relaxed);
+            }
+            Message::Finish(connect_id) => {
+                if let Some(tunnel) = self.find(connect_id) {
+                    tunnel.inbox.push(Event::Finished);
+                }
+            }
+            Message::Window(connect_id, bytes) => {
+                if let Some(tunnel) = self.find(connect_id) {
+                    tunnel.grant(bytes);
+                }
+            }
+            Message::DialRequest(_) | Message::CloseRequest(_) => {
+                debug!(
+                    agentID = self.agent_id.as_str(),
+                    "ignoring a packet that only a server sends"
+                );
+            }
+        }
+    }
+
+    fn find(&self, connect_id: i64) -> Option<Arc<Tunnel>> {
+        self.table().established.get(&connect_id).cloned()
+    }
+
+    fn dial_response(&self, response: &DialResponse) {
+        let metrics = &self.shared.metrics;
+        let agent_id = self.agent_id.as_str();
+        let mut table = self.table();
+        let Some(tunnel) = table.pending.remove(&response.random) else {
+            drop(table);
+            info!(
+                dialID = response.random,
+                agentID = agent_id,
+                connectionID = response.connect_id,
+                "DIAL_RSP not recognized; dropped"
+            );
+            metrics.dial_failed(DialFailure::UnrecognizedResponse);
+            if response.connect_id != 0 {
+                self.close_unknown(response.connect_id);
+            }
+            return;
+        };
+        let is_connected = response.error.is_empty() && response.connect_id != 0;
+        let replaced = if is_connected {
+            tunnel.establish(response.connect_id);
+            table
+                .established
+                .insert(response.connect_id, Arc::clone(&tunnel))
+        } else {
+            None
+        };
+        // Still under the lock, so that no other event of this tunnel comes before.
+        tunnel.inbox.push(Event::Dialed(response.clone()));
+        drop(table);
+        metrics.pending(-1);
+        if let Some(replaced) = replaced {
+            replaced.ended();
+            replaced.inbox.cut_with(Event::Lost(
+                "the agent gave its number to another connection".into(),
+            ));
+        }
+        if is_connected {
+            metrics.established();
+            metrics.dialed(tunnel.started.elapsed());
+            info!(
+                dialID = response.random,
+                connectionID = response.connect_id,
+                agentID = agent_id,
+                dialAddress = tunnel.address.as_str(),
+                dialDuration = ?tunnel.started.elapsed(),
+                "Proxy connection established"
+            );
+        } else {
+            error!(
+                dialID = response.random,
+                agentID = agent_id,
+                dialAddress = tunnel.address.as_str(),
+                err = response.error.as_str(),
+                "DIAL_RSP contains failure"
+            );
+            metrics.dial_failed(DialFailure::ErrorResponse);
+        }
+    }
+
+    fn data(&self, connect_id: i64, data: Bytes) {
+        if connect_id == 0 {
+            error!(
+                packetType = "DATA",
+                agentID = self.agent_id.as_str(),
+                "Received packet missing ConnectID from agent"
+            );
+            return;
+        }
+        let table = self.table();
+        let Some(tunnel) = table.established.get(&connect_id).cloned() else {
+            let is_closing = table.closing.contains(&connect_id);
+            drop(table);
+            if !is_closing {
+                info!(
+                    agentID = self.agent_id.as_str(),
+                    connectionID = connect_id,
+                    "could not get frontend client; closing connection"
+                );
+                self.close_unknown(connect_id);
+            }
+            return;
+        };
+        drop(table);
+        match tunnel.inbox.push_data(data) {
+            Ok(false) => {}
+            Ok(true) => info!(
+                agentID = self.agent_id.as_str(),
+                connectionID = connect_id,
+                dialAddress = tunnel.address.as_str(),
+                "Receive channel from agent is full"
+            ),
+            Err(overflow) => {
+                error!(
+                    agentID = self.agent_id.as_str(),
+                    connectionID = connect_id,
+                    dialAddress = tunnel.address.as_str(),
+                    err = %overflow,
+                    "closing a connection whose client does not read"
+                );
+                self.shared.metrics.closed_tunnel(overflow.reason());
+                tunnel.detach();
+                tunnel.inbox.cut_with(Event::Lost(overflow.to_string()));
+            }
+        }
+    }
+
+    /// The stream has ended: so have all its tunnels, with an error.
+    pub fn lost(&self) {
+        let mut table = self.table();
+        table.is_lost = true;
+        let Table {
+            pending,
+            established,
+            ..
+        } = std::mem::take(&mut *table);
+        table.is_lost = true;
+        drop(table);
+        self.outbox.end();
+        if !established.is_empty() {
+            info!(
+                count = established.len(),
+                agentID = self.agent_id.as_str(),
+                "Close established connections to agent"
+            );
+        }
+        for tunnel in pending.into_values() {
+            self.shared.metrics.pending(-1);
+            self.shared.metrics.dial_failed(DialFailure::BackendClose);
+            tunnel.inbox.push(Event::PendingLost);
+        }
+        for tunnel in established.into_values() {
+            tunnel.ended();
+            tunnel.inbox.cut_with(Event::Lost(ESTABLISHED_LOST.into()));
+        }
+    }
+
+    /// Pending dials, established connections, and closed ones that the agent has not confirmed.
+    #[cfg(test)]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let table = self.table();
+        (
+            table.pending.len(),
+            table.established.len(),
+            table.closing.len(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

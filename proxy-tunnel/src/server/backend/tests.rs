@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What becomes of tunnels by what an agent sends: facts §1, row by row.
+
+use futures_util::{FutureExt as _, StreamExt as _};
+
+use super::*;
+use crate::flow::inbox::Item;
+
+fn backend() -> Arc<Backend> {
+    Backend::new(
+        "agent".into(),
+        Identifiers::default(),
+        Extensions::default(),
+        Arc::new(Shared::for_tests()),
+    )
+}
+
+fn request(random: i64) -> DialRequest {
+    DialRequest {
+        protocol: "tcp".into(),
+        address: "10.0.0.1:443".into(),
+        random,
+    }
+}
+
+fn answer(random: i64, connect_id: i64) -> Message {
+    Message::DialResponse(DialResponse {
+        error: String::new(),
+        connect_id,
+        random,
+    })
+}
+
+fn dial(backend: &Arc<Backend>, random: i64) -> Arc<Tunnel> {
+    let inbox = Arc::new(backend.shared.inbox());
+    backend.dial(request(random), inbox).unwrap()
+}
+
+fn sent(backend: &Backend) -> Vec<Message> {
+    let mut stream = backend.outbox.stream();
+    let mut sent = Vec::new();
+    while let Some(Some(Ok(message))) = stream.next().now_or_never() {
+        sent.push(message);
+    }
+    std::mem::forget(stream);
+    sent
+}
+
+fn events(tunnel: &Tunnel) -> Vec<Item<Event>> {
+    std::iter::from_fn(|| tunnel.inbox.next().now_or_never()).collect()
+}
+
+fn text(backend: &Backend) -> String {
+    prometheus::TextEncoder::new()
+        .encode_to_string(&backend.shared.metrics.registry().gather())
+        .unwrap()
+}
+
+#[test]
+fn a_dial_is_answered_and_closed_by_the_agent() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    assert_eq!(sent(&backend), [Message::DialRequest(request(7))]);
+    assert_eq!(backend.counts(), (1, 0, 0));
+    backend.receive(answer(7, 3));
+    backend.receive(Message::Data(3, Bytes::from_static(b"x")));
+    backend.receive(Message::closed(3, ""));
+    assert_eq!(backend.counts(), (0, 0, 0));
+    let events = events(&tunnel);
+    assert!(matches!(events[0], Item::Event(Event::Dialed(_))));
+    assert_eq!(events[1], Item::Data(Bytes::from_static(b"x")));
+    assert!(matches!(events[2], Item::Event(Event::Closed(_))));
+    // The second close, from the client's side, finds nothing to close.
+    tunnel.release();
+    tunnel.release();
+    assert_eq!(sent(&backend), []);
+    let text = text(&backend);
+    assert!(text.contains("established_connections 0"), "{text}");
+    assert!(text.contains("connection_duration_seconds_count 1"));
+}
+
+#[test]
+fn an_unknown_dial_is_closed() {
+    let backend = backend();
+    backend.receive(answer(9, 4));
+    backend.receive(Message::dial_error(9, "no"));
+    assert_eq!(sent(&backend), [Message::CloseRequest(4)]);
+    assert!(text(&backend).contains("dial_failure_count{reason=\"unrecognized_response\"} 2"));
+}
+
+#[test]
+fn a_dial_error_establishes_nothing() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    backend.receive(Message::dial_error(7, "dial tcp: no"));
+    assert_eq!(backend.counts(), (0, 0, 0));
+    let Some(Item::Event(Event::Dialed(response))) = events(&tunnel).pop() else {
+        panic!("no answer");
+    };
+    assert_eq!(response.error, "dial tcp: no");
+    assert!(text(&backend).contains("dial_failure_count{reason=\"error_response\"} 1"));
+}
+
+#[test]
+fn data_without_a_client_is_answered_by_a_close() {
+    let backend = backend();
+    backend.receive(Message::Data(0, Bytes::from_static(b"x")));
+    assert_eq!(sent(&backend), []);
+    backend.receive(Message::Data(5, Bytes::from_static(b"x")));
+    assert_eq!(sent(&backend), [Message::CloseRequest(5)]);
+}
+
+#[test]
+fn a_client_that_leaves_closes_once() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    backend.receive(answer(7, 3));
+    sent(&backend);
+    tunnel.release();
+    assert_eq!(sent(&backend), [Message::CloseRequest(3)]);
+    // On its way meanwhile.
+    backend.receive(Message::Data(3, Bytes::from_static(b"x")));
+    tunnel.release();
+    assert_eq!(sent(&backend), []);
+    assert_eq!(backend.counts(), (0, 0, 1));
+    backend.receive(Message::closed(3, ""));
+    assert_eq!(backend.counts(), (0, 0, 0));
+}
+
+/// Defect 15 of upstream.
+#[test]
+fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    sent(&backend);
+    tunnel.release();
+    assert_eq!(sent(&backend), [Message::CloseDial(7)]);
+    backend.receive(answer(7, 3));
+    assert_eq!(sent(&backend), [Message::CloseRequest(3)]);
+    assert_eq!(backend.counts(), (0, 0, 0));
+    let text = text(&backend);
+    assert!(text.contains("dial_failure_count{reason=\"frontend_close\"} 1"));
+    assert!(text.contains("pending_backend_dials 0"), "{text}");
+}
+
+#[test]
+fn an_agent_gives_up_a_dial() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    backend.receive(Message::CloseDial(7));
+    assert_eq!(events(&tunnel), [Item::Event(Event::DialClosed)]);
+    assert!(text(&backend).contains("dial_failure_count{reason=\"backend_close\"} 1"));
+}
+
+/// Defect 4 of upstream, and the end of established connections.
+#[test]
+fn a_lost_agent_is_an_error_for_all() {
+    let backend = backend();
+    let (pending, established) = (dial(&backend, 1), dial(&backend, 2));
+    backend.receive(answer(2, 1));
+    backend.receive(Message::Data(1, Bytes::from_static(b"half of an answer")));
+    backend.lost();
+    assert_eq!(events(&pending), [Item::Event(Event::PendingLost)]);
+    let lost = Item::Event(Event::Lost(ESTABLISHED_LOST.into()));
+    assert_eq!(events(&established), [lost]);
+    let inbox = Arc::new(backend.shared.inbox());
+    let refused = backend.dial(request(3), inbox).unwrap_err();
+    assert_eq!(refused, DialRefused::Lost);
+    let text = text(&backend);
+    assert!(text.contains("pending_backend_dials 0"), "{text}");
+    assert!(text.contains("established_connections 0"), "{text}");
+    assert_eq!(backend.shared.budget.used(), 0);
+}
+
+#[test]
+fn a_number_that_is_taken_is_refused() {
+    let backend = backend();
+    let _tunnel = dial(&backend, 7);
+    let inbox = Arc::new(backend.shared.inbox());
+    let refused = backend.dial(request(7), inbox).unwrap_err();
+    assert_eq!(refused, DialRefused::Duplicate);
+    assert_eq!(backend.counts(), (1, 0, 0));
+}
+
+#[test]
+fn an_agent_that_uses_a_number_twice_cuts_the_first() {
+    let backend = backend();
+    let (one, two) = (dial(&backend, 1), dial(&backend, 2));
+    backend.receive(answer(1, 5));
+    backend.receive(answer(2, 5));
+    assert!(matches!(
+        events(&one).last(),
+        Some(Item::Event(Event::Lost(_)))
+    ));
+    one.release();
+    assert_eq!(backend.counts(), (0, 1, 0), "the second one is not touched");
+    two.release();
+    assert_eq!(backend.counts(), (0, 0, 1));
+}
+
+#[test]
+fn a_client_that_does_not_read_is_closed_alone() {
+    let shared = Shared {
+        budget: Arc::new(Budget::new(8 << 20)),
+        ..Shared::for_tests()
+    };
+    let backend = Backend::new(
+        "agent".into(),
+        Identifiers::default(),
+        Extensions::default(),
+        Arc::new(shared),
+    );
+    let (stalled, other) = (dial(&backend, 1), dial(&backend, 2));
+    backend.receive(answer(1, 1));
+    backend.receive(answer(2, 2));
+    sent(&backend);
+    let chunk = Bytes::from(vec![0; 256 * 1024]);
+    for _ in 0..40 {
+        backend.receive(Message::Data(1, chunk.clone()));
+    }
+    backend.receive(Message::Data(2, chunk));
+    assert!(matches!(
+        events(&stalled).as_slice(),
+        [Item::Event(Event::Lost(_))]
+    ));
+    assert_eq!(events(&other).len(), 2);
+    assert_eq!(sent(&backend), [Message::CloseRequest(1)]);
+    let text = text(&backend);
+    assert!(
+        text.contains("tunnels_closed_total{reason=\"budget\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("full_receive_channels{service_method=\"Connect\"} 0"),
+        "{text}"
+    );
+}

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A client that speaks HTTP CONNECT: one connection, one tunnel. The connection's own task does everything,
+//! so a client that does not read or write is waited for by nothing else.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info};
+
+use super::HOLD;
+use super::head::{self, Head, HeadError};
+use super::socket::{Half, Halves, Socket};
+use crate::flow::inbox::Item;
+use crate::flow::pump::{self, BATCH, ReadSize};
+use crate::metrics::packets::Segment;
+use crate::metrics::server::DialFailure;
+use crate::server::Server;
+use crate::server::backend::PENDING_LOST;
+use crate::server::strategies::NO_AGENT;
+use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
+use crate::wire::{DialRequest, Message, PacketType};
+
+/// How long a client may take for its head, as in upstream.
+const HEAD: Duration = Duration::from_mins(1);
+
+/// How long a client may take to read an answer that ends its connection.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How often a client that sends nothing more is checked for having gone.
+const CHECK: Duration = Duration::from_millis(200);
+
+/// How long the answer may pause after a client has closed its sending side, if the target cannot be told of
+/// it and thus may wait for more.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Most that a client may take to read the 200 before the target's bytes follow.
+const UNREAD: Duration = Duration::from_secs(1);
+
+/// Ends the tunnel whatever way the connection ends, also by a panic.
+struct Guard(Arc<Tunnel>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// How a connection ended.
+enum End {
+    /// Everything was carried.
+    Regular,
+    /// Bytes are missing: the client must not take it for complete.
+    Cut(String),
+}
+
+/// Serves a connection to its end.
+pub async fn serve<S: Socket>(mut socket: S, server: &Arc<Server>) {
+    server.shared.metrics.http_connections.inc();
+    let mut buffer = BytesMut::with_capacity(512);
+    match timeout(HEAD, read_head(&mut socket, &mut buffer)).await {
+        Ok(Ok(head)) => tunnel(socket, &head, buffer.freeze(), server).await,
+        Ok(Err(Some(refusal))) => {
+            debug!("refusing a request: {refusal}");
+            farewell(&mut socket, &refusal.answer()).await;
+        }
+        Ok(Err(None)) => {}
+        Err(_) => debug!(
+            "a client has sent no complete head within {} s",
+            HEAD.as_secs()
+        ),
+    }
+    server.shared.metrics.http_connections.dec();
+}
+
+/// The head; what follows it stays in the buffer. No error: the client has gone.
+async fn read_head<S: Socket>(
+    socket: &mut S,
+    buffer: &mut BytesMut,
+) -> Result<Head, Option<HeadError>> {
+    loop {
+        match socket.read_buf(buffer).await {
+            Ok(0) | Err(_) => return Err(None),
+            Ok(_) => {}
+        }
+        if let Some(head) = head::parse(buffer).map_err(Some)? {
+            let rest = buffer.split_off(head.length);
+            *buffer = rest;
+            return Ok(head);
+        }
+    }
+}
+
+/// The last bytes of a connection.
+async fn farewell<S: Socket>(socket: &mut S, answer: &[u8]) {
+    let send = async {
+        socket.write_all(answer).await?;
+        socket.shutdown().await
+    };
+    // A client that does not read its answer gets none.
+    let _ = timeout(FAREWELL, send).await;
+}
+
+async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc<Server>) {
+    let random = fastrand::i64(1..);
+    info!(
+        host = head.target.as_str(),
+        userAgent = head.user_agent.as_str(),
+        dialID = random,
+        "Received request for host"
+    );
+    let metrics = &server.shared.metrics;
+    let Some(backend) = server.agents.choose(&head.target) else {
+        error!(
+            dialID = random,
+            dialAddress = head.target.as_str(),
+            "Failed to get a backend"
+        );
+        metrics.dial_failed(DialFailure::NoAgent);
+        farewell(&mut socket, &head::no_agent(NO_AGENT)).await;
+        return;
+    };
+    let request = DialRequest {
+        protocol: "tcp".to_owned(),
+        address: head.target.clone(),
+        random,
+    };
+    metrics
+        .packets
+        .count_kind(Segment::FromClient, PacketType::DialReq);
+    let tunnel = match backend.dial(request, Arc::new(server.shared.inbox())) {
+        Ok(tunnel) => tunnel,
+        Err(refused) => {
+            metrics.dial_failed(DialFailure::BackendClose);
+            farewell(&mut socket, &head::not_sent(&refused.to_string())).await;
+            return;
+        }
+    };
+    let guard = Guard(Arc::clone(&tunnel));
+    match pending(&mut socket, &tunnel, server).await {
+        Pending::Established(early) => {
+            let end = relay(socket, &tunnel, rest, early, server).await;
+            if let End::Cut(why) = end {
+                info!(
+                    host = head.target.as_str(),
+                    connectionID = tunnel.connect_id(),
+                    "connection cut: {why}"
+                );
+            }
+        }
+        Pending::Answer(answer) => farewell(&mut socket, &answer).await,
+        Pending::Gone => debug!(
+            dialID = random,
+            "the client left before its dial was answered"
+        ),
+    }
+    drop(guard);
+}
+
+/// What becomes of a dial.
+enum Pending {
+    /// The connection, and what the client has sent meanwhile.
+    Established(Bytes),
+    Answer(Vec<u8>),
+    Gone,
+}
+
+async fn pending<S: Socket>(socket: &mut S, tunnel: &Arc<Tunnel>, server: &Server) -> Pending {
+    let mut early = BytesMut::new();
+    let mut deadline = std::pin::pin!(server.dial_deadline());
+    let mut may_read = true;
+    loop {
+        let item = tokio::select! {
+            biased;
+            item = tunnel.inbox.next() => item,
+            () = &mut deadline => {
+                if tunnel.expire() {
+                    return Pending::Answer(head::dial_timeout(DIAL_TIMEOUT));
+                }
+                continue;
+            }
+            // To learn that it leaves. Few bytes are read meanwhile.
+            read = socket.read_buf(&mut early), if may_read => {
+                match read {
+                    Ok(0) if !socket.is_gone() => may_read = false,
+                    Ok(0) | Err(_) => return Pending::Gone,
+                    Ok(_) => may_read = early.len() < head::LONGEST,
+                }
+                continue;
+            }
+            () = sleep(CHECK), if !may_read => {
+                if socket.is_gone() {
+                    return Pending::Gone;
+                }
+                continue;
+            }
+        };
+        let Item::Event(event) = item else { continue };
+        return match event {
+            Event::Dialed(response) if response.error.is_empty() && response.connect_id != 0 => {
+                Pending::Established(early.freeze())
+            }
+            Event::Dialed(response) => Pending::Answer(head::dial_error(&response.error)),
+            Event::PendingLost | Event::Lost(_) => {
+                Pending::Answer(head::pending_lost(PENDING_LOST))
+            }
+            _ => Pending::Gone,
+        };
+    }
+}
+
+/// What the two directions share.
+struct Relay<'a, S> {
+    halves: &'a Halves<S>,
+    tunnel: &'a Arc<Tunnel>,
+    server: &'a Server,
+    /// The client has sent something.
+    spoke: Notify,
+    /// When bytes were last written to the client.
+    wrote: Mutex<Instant>,
+}
+
+async fn relay<S: Socket>(
+    mut socket: S,
+    tunnel: &Arc<Tunnel>,
+    rest: Bytes,
+    early: Bytes,
+    server: &Server,
+) -> End {
+    let wrote = async {
+        socket.write_all(head::ESTABLISHED).await?;
+        socket.flush().await
+    };
+    if let Err(error) = wrote.await {
+        return End::Cut(format!("the 200 could not be written: {error}"));
+    }
+    let halves = Halves::new(socket);
+    let relay = Relay {
+        halves: &halves,
+        tunnel,
+        server,
+        spoke: Notify::new(),
+        wrote: Mutex::new(Instant::now()),
+    };
+    let end = tokio::select! {
+        end = relay.down() => end,
+        end = relay.up([rest, early]) => end,
+    };
+    if matches!(end, End::Cut(_)) {
+        // Dropped like this, TLS sends no close_notify and TCP a reset.
+        halves.lock().abort();
+    }
+    end
+}
+
+impl<S: Socket> Relay<'_, S> {
+    fn send(&self, data: Bytes) -> bool {
+        self.server
+            .shared
+            .metrics
+            .packets
+            .count_kind(Segment::FromClient, PacketType::Data);
+        self.tunnel
+            .send(Message::Data(self.tunnel.connect_id(), data))
+            .is_ok()
+    }
+
+    /// From the client to the agent. It returns when the client has gone.
+    async fn up(&self, first: [Bytes; 2]) -> End {
+        for data in first {
+            if !data.is_empty() {
+                self.spoke.notify_one();
+                self.send(data);
+            }
+        }
+        let mut half = Half(self.halves);
+        let mut size = ReadSize::default();
+        loop {
+            let Ok(room) = self.tunnel.ready().await else {
+                // The other direction reports it.
+                return std::future::pending().await;
+            };
+            match pump::read(&mut half, &mut size, room).await {
+                Ok(data) if data.is_empty() => break,
+                Ok(data) => {
+                    self.spoke.notify_one();
+                    self.send(data);
+                }
+                Err(error) => return End::Cut(format!("the client failed: {error}")),
+            }
+        }
+        let can_finish = self.tunnel.backend.extensions.half_close;
+        if can_finish && !self.halves.lock().is_gone() {
+            // An ended stream is reported by the other direction.
+            let _ = self.tunnel.send(Message::Finish(self.tunnel.connect_id()));
+        }
+        loop {
+            if self.halves.lock().is_gone() || (!can_finish && self.quiet() > LINGER) {
+                return End::Regular;
+            }
+            sleep(CHECK).await;
+        }
+    }
+
+    fn last_write(&self) -> MutexGuard<'_, Instant> {
+        // Nothing panics while it is held.
+        self.wrote
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// How long nothing was written to the client.
+    fn quiet(&self) -> Duration {
+        self.last_write().elapsed()
+    }
+
+    /// From the agent to the client. It returns when the agent has ended the connection.
+    async fn down(&self) -> End {
+        self.hold().await;
+        let mut half = Half(self.halves);
+        let mut chunks = Vec::new();
+        loop {
+            let event = match self.tunnel.inbox.next().await {
+                Item::Data(data) => {
+                    chunks.push(data);
+                    self.tunnel.inbox.more(&mut chunks, BATCH);
+                    if let Err(error) = self.write(&mut half, &mut chunks).await {
+                        return End::Cut(format!("the client does not take data: {error}"));
+                    }
+                    continue;
+                }
+                Item::Event(event) => event,
+            };
+            match event {
+                // A client that has gone is noticed by the other direction.
+                Event::Finished => drop(half.shutdown().await),
+                Event::Closed(response) if response.error.is_empty() => {
+                    // The client may have gone before.
+                    let _ = timeout(FAREWELL, half.shutdown()).await;
+                    return End::Regular;
+                }
+                Event::Closed(response) => return End::Cut(response.error),
+                Event::Lost(why) => return End::Cut(why),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until the target's first bytes cannot be read together with the 200.
+    async fn hold(&self) {
+        if timeout(HOLD, self.spoke.notified()).await.is_ok() {
+            return;
+        }
+        let start = Instant::now();
+        while self.halves.lock().unread() > 0 && start.elapsed() < UNREAD {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn write(&self, half: &mut Half<'_, S>, chunks: &mut Vec<Bytes>) -> io::Result<()> {
+        let bytes = chunks.iter().map(Bytes::len).sum();
+        let start = Instant::now();
+        for _ in chunks.iter() {
+            self.server
+                .shared
+                .metrics
+                .packets
+                .count_kind(Segment::ToClient, PacketType::Data);
+        }
+        tokio::select! {
+            biased;
+            written = pump::write_all(half, chunks) => written?,
+            // What happened is the next event.
+            () = self.tunnel.inbox.cut() => chunks.clear(),
+        }
+        self.server.shared.metrics.wrote(start.elapsed());
+        *self.last_write() = Instant::now();
+        self.tunnel.taken(bytes);
+        Ok(())
+    }
+}

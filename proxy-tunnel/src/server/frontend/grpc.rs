@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A client that speaks gRPC: one stream, one tunnel. A task takes what the client sends; what the client
+//! gets is [`answers`]'s business.
+
+mod answers;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tonic::{Code, Status, Streaming};
+use tracing::{debug, error, info, warn};
+
+pub use self::answers::Answers;
+use crate::flow::Inbox;
+use crate::metrics::packets::Segment;
+use crate::metrics::server::{DialFailure, Method};
+use crate::server::Server;
+use crate::server::strategies::NO_AGENT;
+use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
+use crate::wire::metadata::Extensions;
+use crate::wire::{DialRequest, Message, Received};
+
+/// What the two directions of a stream share.
+#[derive(Debug)]
+struct Session {
+    server: Arc<Server>,
+    inbox: Arc<Inbox<Event>>,
+    tunnel: OnceLock<Arc<Tunnel>>,
+    /// The transport has dropped the answers' stream: the client has gone.
+    gone: Notify,
+    has_gone: AtomicBool,
+    /// The client has sent bytes, so it knows its connection.
+    has_spoken: AtomicBool,
+    /// Waits for that.
+    listener: AtomicWaker,
+    extensions: Extensions,
+}
+
+impl Session {
+    fn answer(&self, message: Message) {
+        self.inbox.push(Event::Answer(message));
+    }
+
+    fn end(&self, status: Option<(Code, String)>) {
+        self.inbox.push(Event::End(status));
+    }
+}
+
+/// Serves a stream: takes what `inbound` brings in a task of its own, and returns what the client gets.
+#[must_use]
+pub fn serve(
+    server: Arc<Server>,
+    inbound: Streaming<Received>,
+    extensions: Extensions,
+    user_agent: &str,
+) -> Answers {
+    debug!(userAgent = user_agent, "Proxy request from client");
+    server.shared.metrics.grpc(Method::Proxy, 1);
+    let session = Arc::new(Session {
+        inbox: Arc::new(server.shared.inbox()),
+        server,
+        tunnel: OnceLock::new(),
+        gone: Notify::new(),
+        has_gone: AtomicBool::new(false),
+        has_spoken: AtomicBool::new(false),
+        listener: AtomicWaker::new(),
+        extensions,
+    });
+    tokio::spawn(Receiver::new(Arc::clone(&session)).run(inbound));
+    Answers::new(session)
+}
+
+/// What becomes of the stream after a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Continue,
+    /// Whatever still comes is ignored.
+    Drain,
+}
+
+/// Takes what the client sends.
+struct Receiver {
+    session: Arc<Session>,
+    /// Until when the agent has to answer.
+    deadline: Option<Instant>,
+}
+
+impl Receiver {
+    const fn new(session: Arc<Session>) -> Self {
+        Self {
+            session,
+            deadline: None,
+        }
+    }
+
+    async fn run(mut self, mut inbound: Streaming<Received>) {
+        let metrics = Arc::clone(&self.session.server.shared.metrics);
+        let mut next = Next::Continue;
+        let status = loop {
+            let received = tokio::select! {
+                biased;
+                () = self.session.gone.notified() => break None,
+                () = expiry(self.deadline) => {
+                    self.deadline = None;
+                    self.expire();
+                    continue;
+                }
+                received = inbound.message() => received,
+            };
+            let message = match received {
+                Ok(Some(Ok(message))) => message,
+                Ok(Some(Err(malformed))) => {
+                    metrics
+                        .packets
+                        .count_malformed(Segment::FromClient, malformed);
+                    debug!("ignoring a packet of a client: {malformed}");
+                    continue;
+                }
+                Ok(None) => break None,
+                Err(status) => {
+                    metrics
+                        .packets
+                        .receive_error(Segment::FromClient, status.code());
+                    let (code, text) = receive_error(&status);
+                    if code == Code::Cancelled {
+                        info!("Stream read from frontend cancelled");
+                    } else {
+                        warn!(err = text.as_str(), "Stream read from frontend failure");
+                    }
+                    break Some((code, text));
+                }
+            };
+            metrics.packets.count(Segment::FromClient, &message);
+            if next == Next::Continue {
+                next = self.take(message).await;
+            }
+        };
+        if let Some(tunnel) = self.session.tunnel.get() {
+            tunnel.detach();
+        }
+        self.session.end(status);
+    }
+
+    fn expire(&self) {
+        if let Some(tunnel) = self.session.tunnel.get()
+            && tunnel.expire()
+        {
+            error!(
+                dialID = tunnel.random,
+                dialAddress = tunnel.address.as_str(),
+                "backend dial timed out before connection was established"
+            );
+            self.session
+                .answer(Message::dial_error(tunnel.random, DIAL_TIMEOUT));
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> Next {
+        let session = &self.session;
+        match message {
+            Message::DialRequest(request) => return self.dial(request),
+            Message::CloseRequest(connect_id) => {
+                let Some(tunnel) = session.tunnel.get() else {
+                    session.answer(Message::closed(connect_id, "backend uninitialized"));
+                    return Next::Continue;
+                };
+                if tunnel.connect_id() == 0 {
+                    tunnel.detach();
+                    session.answer(Message::closed(connect_id, ""));
+                } else if tunnel.ask_to_close().is_err() {
+                    session.answer(Message::closed(connect_id, "CLOSE_REQ to backend failed"));
+                }
+                return Next::Drain;
+            }
+            Message::CloseDial(random) => match session.tunnel.get() {
+                Some(tunnel) if tunnel.random == random && tunnel.connect_id() == 0 => {
+                    error!(
+                        dialID = random,
+                        dialAddress = tunnel.address.as_str(),
+                        "Dial cancelled (DIAL_CLS) by frontend"
+                    );
+                    self.deadline = None;
+                    tunnel.detach();
+                }
+                Some(tunnel) if tunnel.random == random => {
+                    // The answer and this have crossed: the client knows no connection to close.
+                    tunnel.detach();
+                }
+                _ => debug!(
+                    dialID = random,
+                    "Unrecognized dial cancelled (DIAL_CLS) by frontend"
+                ),
+            },
+            Message::Data(connect_id, data) => {
+                let Some(tunnel) = session.tunnel.get() else {
+                    session.answer(Message::closed(connect_id, "backend not initialized"));
+                    return Next::Drain;
+                };
+                let own = tunnel.connect_id();
+                if connect_id == 0 || own == 0 {
+                    debug!(
+                        packetType = "DATA",
+                        "Received packet missing ConnectID from frontend"
+                    );
+                } else if connect_id == own {
+                    if !session.has_spoken.swap(true, Ordering::AcqRel) {
+                        session.listener.wake();
+                    }
+                    return self.forward(Message::Data(own, data)).await;
+                } else {
+                    self.mismatch(own, connect_id);
+                    return Next::Drain;
+                }
+            }
+            Message::Finish(connect_id) => {
+                if let Some(tunnel) = session.tunnel.get()
+                    && tunnel.connect_id() == connect_id
+                    && tunnel.backend.extensions.half_close
+                {
+                    // An agent that is lost is reported by the inbox.
+                    let _ = tunnel.send(Message::Finish(connect_id));
+                }
+            }
+            Message::DialResponse(_)
+            | Message::CloseResponse(_)
+            | Message::Drain
+            | Message::Window(..) => debug!("ignoring a packet that no client sends"),
+        }
+        Next::Continue
+    }
+
+    fn dial(&mut self, request: DialRequest) -> Next {
+        let session = &self.session;
+        let metrics = &session.server.shared.metrics;
+        let random = request.random;
+        info!(
+            dialID = random,
+            dialAddress = request.address.as_str(),
+            "Received DIAL_REQ"
+        );
+        if session.tunnel.get().is_some() {
+            session.answer(Message::dial_error(
+                random,
+                "this stream has dialed before; open another stream for another connection",
+            ));
+            return Next::Continue;
+        }
+        let Some(backend) = session.server.agents.choose(&request.address) else {
+            error!(
+                dialID = random,
+                dialAddress = request.address.as_str(),
+                err = NO_AGENT,
+                "Failed to get a backend"
+            );
+            metrics.dial_failed(DialFailure::NoAgent);
+            session.answer(Message::dial_error(random, NO_AGENT));
+            return Next::Drain;
+        };
+        match backend.dial(request, Arc::clone(&session.inbox)) {
+            Ok(tunnel) => {
+                // It is set once only: above.
+                let _ = session.tunnel.set(Arc::clone(&tunnel));
+                if session.has_gone.load(Ordering::Acquire) {
+                    tunnel.release();
+                }
+                self.deadline = session
+                    .server
+                    .dial_timeout
+                    .map(|limit| Instant::now() + limit);
+                Next::Continue
+            }
+            Err(refused) => {
+                error!(dialID = random, err = %refused, "DIAL_REQ to Backend failed");
+                metrics.dial_failed(DialFailure::BackendClose);
+                session.answer(Message::dial_error(random, refused.to_string()));
+                Next::Drain
+            }
+        }
+    }
+
+    /// Passes bytes on when there is room for them; until then the client's stream is not read, so that the
+    /// client waits.
+    async fn forward(&self, message: Message) -> Next {
+        let Some(tunnel) = self.session.tunnel.get() else {
+            return Next::Drain;
+        };
+        let ready = tokio::select! {
+            ready = tunnel.ready() => ready,
+            () = self.session.gone.notified() => {
+                // For the loop, which ends by it.
+                self.session.gone.notify_one();
+                return Next::Drain;
+            }
+        };
+        if ready.is_ok() && tunnel.send(message).is_ok() {
+            Next::Continue
+        } else {
+            Next::Drain
+        }
+    }
+
+    /// A client that mixes up connections loses both; but never one of another client.
+    fn mismatch(&self, own: i64, other: i64) {
+        const WHY: &str = "mismatched connection IDs";
+        error!(
+            firstConnectionID = own,
+            connectionID = other,
+            "Data does not match first connection id"
+        );
+        if let Some(tunnel) = self.session.tunnel.get() {
+            if !tunnel.backend.is_established(other) {
+                tunnel.backend.close_unknown(other);
+            }
+            tunnel.detach();
+        }
+        self.session.answer(Message::closed(other, WHY));
+        self.session.answer(Message::closed(own, WHY));
+    }
+}
+
+async fn expiry(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a stream ends whose client sent something that cannot be received.
+#[must_use]
+pub fn receive_error(status: &Status) -> (Code, String) {
+    match status.code() {
+        // tonic's code for a message beyond the limit; gRPC in Go has another one.
+        Code::OutOfRange => (
+            Code::ResourceExhausted,
+            format!("received message larger than max: {}", status.message()),
+        ),
+        code => (code, status.message().to_owned()),
+    }
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One tunnel as the server sees it: a dial, and what comes of it. Its frontend takes events from the inbox
+//! and sends by the lane; whichever side ends it, it ends once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::backend::Backend;
+use crate::flow::outbox::Ended;
+use crate::flow::{Inbox, Lane, WINDOW};
+use crate::metrics::server::DialFailure;
+use crate::wire::{CloseResponse, DialRequest, DialResponse, Message};
+
+/// What a client is told when the agent does not answer in time.
+pub const DIAL_TIMEOUT: &str = "timed out waiting for backend dial";
+
+/// Something other than bytes that happens to a tunnel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The agent has answered the dial.
+    Dialed(DialResponse),
+    /// The agent has given up the dial.
+    DialClosed,
+    /// The agent's stream ended before it answered.
+    PendingLost,
+    /// The target has nothing more to send.
+    Finished,
+    /// The connection has ended.
+    Closed(CloseResponse),
+    /// The connection is cut.
+    Lost(String),
+    /// Something that the frontend's own receiver answers.
+    Answer(Message),
+    /// The frontend's stream ends, with an error if there is one.
+    End(Option<(tonic::Code, String)>),
+}
+
+/// One tunnel.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The dial's number.
+    pub random: i64,
+    /// Where it leads.
+    pub address: String,
+    /// When it was asked for.
+    pub started: Instant,
+    /// The agent's stream.
+    pub backend: Arc<Backend>,
+    /// What has been received for it.
+    pub inbox: Arc<Inbox<Event>>,
+    lane: Lane,
+    connect_id: AtomicI64,
+    /// Milliseconds from `started` to the agent's answer.
+    established: AtomicI64,
+    has_asked_to_close: AtomicBool,
+    unacknowledged: AtomicU32,
+}
+
+impl Tunnel {
+    /// A tunnel whose dial is about to be sent.
+    #[must_use]
+    pub fn new(
+        request: &DialRequest,
+        backend: Arc<Backend>,
+        lane: Lane,
+        inbox: Arc<Inbox<Event>>,
+    ) -> Self {
+        Self {
+            random: request.random,
+            address: request.address.clone(),
+            started: Instant::now(),
+            backend,
+            inbox,
+            lane,
+            connect_id: AtomicI64::new(0),
+            established: AtomicI64::new(0),
+            has_asked_to_close: AtomicBool::new(false),
+            unacknowledged: AtomicU32::new(0),
+        }
+    }
+
+    /// The agent's number for it; 0 before it is established.
+    #[must_use]
+    pub fn connect_id(&self) -> i64 {
+        self.connect_id.load(Ordering::Acquire)
+    }
+
+    /// The agent has connected.
+    pub fn establish(&self, connect_id: i64) {
+        let millis = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.established.store(millis, Ordering::Relaxed);
+        self.connect_id.store(connect_id, Ordering::Release);
+    }
+
+    /// Waits until bytes may be sent, and says how many.
+    ///
+    /// # Errors
+    /// The agent's stream has ended.
+    pub async fn ready(&self) -> Result<usize, Ended> {
+        self.lane.ready().await
+    }
+
+    /// Sends to the agent.
+    ///
+    /// # Errors
+    /// The agent's stream has ended.
+    pub fn send(&self, message: Message) -> Result<(), Ended> {
+        self.lane.push(message)
+    }
+
+    /// The agent has room for more.
+    pub fn grant(&self, bytes: u32) {
+        self.lane.grant(bytes);
+    }
+
+    /// The frontend has taken so many bytes out of the inbox.
+    pub fn taken(&self, bytes: usize) {
+        if !self.backend.extensions.window {
+            return;
+        }
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let sum = self
+            .unacknowledged
+            .load(Ordering::Relaxed)
+            .saturating_add(bytes);
+        if sum < WINDOW / 4 {
+            self.unacknowledged.store(sum, Ordering::Relaxed);
+        } else {
+            self.unacknowledged.store(0, Ordering::Relaxed);
+            // An ended stream needs no window.
+            let _ = self
+                .backend
+                .outbox
+                .control(Message::Window(self.connect_id(), sum));
+        }
+    }
+
+    /// The client asks for the end; what the agent still sends is passed on until it confirms.
+    ///
+    /// # Errors
+    /// The agent's stream has ended.
+    pub fn ask_to_close(&self) -> Result<(), Ended> {
+        if self.has_asked_to_close.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.send(Message::CloseRequest(self.connect_id()))
+    }
+
+    /// The client has gone: whatever there is ends. Further calls do nothing.
+    pub fn release(self: &Arc<Self>) {
+        self.detach();
+        self.inbox.close();
+    }
+
+    /// Ends the agent's side; the frontend is yet to learn of it.
+    pub fn detach(self: &Arc<Self>) {
+        if self.backend.forget_pending(self) {
+            self.backend
+                .shared
+                .metrics
+                .dial_failed(DialFailure::FrontendClose);
+            // Upstream's agent ignores it; its late answer is then closed.
+            let _ = self.send(Message::CloseDial(self.random));
+        } else if self.backend.forget_established(self) {
+            self.ended();
+            // An ended stream has no connections.
+            let _ = self.ask_to_close();
+        }
+    }
+
+    /// The agent has not answered in time. True if that is so; false if the answer has just come.
+    pub fn expire(&self) -> bool {
+        if !self.backend.forget_pending(self) {
+            return false;
+        }
+        self.backend
+            .shared
+            .metrics
+            .dial_failed(DialFailure::BackendDialTimeout);
+        // As in `release`.
+        let _ = self.send(Message::CloseDial(self.random));
+        true
+    }
+
+    /// Counts its end.
+    pub fn ended(&self) {
+        let millis = u64::try_from(self.established.load(Ordering::Relaxed)).unwrap_or_default();
+        let lifetime = self
+            .started
+            .elapsed()
+            .saturating_sub(Duration::from_millis(millis));
+        self.backend.shared.metrics.ended(lifetime);
+    }
+}

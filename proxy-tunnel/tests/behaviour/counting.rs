@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How many servers an agent connects to: by what servers say, behind a load balancer that pins nothing.
+//! Upstream's agents stay at two of three after one is replaced (hypershift #9260).
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use proxy_tunnel::client::Mode;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::rig::{Agent, Options, Rig, until};
+
+/// A load balancer that takes one server after the other.
+struct Balancer {
+    port: u16,
+    servers: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+impl Balancer {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let servers = Arc::new(Mutex::new(Vec::<SocketAddr>::new()));
+        let chosen = Arc::clone(&servers);
+        tokio::spawn(async move {
+            for number in 0.. {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let server = {
+                    let servers = chosen.lock().unwrap();
+                    servers[number % servers.len()]
+                };
+                tokio::spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect(server).await {
+                        // Either end may leave.
+                        let _ = copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Self { port, servers }
+    }
+}
+
+async fn server(number: u32, count: u32, first: Option<&Rig>) -> Rig {
+    let mut options = Options::new(Mode::Grpc);
+    options.id = format!("server-{number}");
+    options.count = count;
+    options.scratch = first.map(|first| Arc::clone(&first.scratch));
+    Rig::with(options).await
+}
+
+#[tokio::test]
+async fn every_server_is_found_and_a_replaced_one_too() {
+    let balancer = Balancer::new().await;
+    let first = server(0, 3, None).await;
+    let second = server(1, 3, Some(&first)).await;
+    let third = server(2, 3, Some(&first)).await;
+    *balancer.servers.lock().unwrap() = vec![first.agents, second.agents, third.agents];
+    let agent = Agent::start(&first, &[balancer.port]);
+    agent.until_counted("open_server_connections 3").await;
+    agent.until_counted("known_server_count 3").await;
+    let fourth = server(3, 3, Some(&first)).await;
+    *balancer.servers.lock().unwrap() = vec![first.agents, second.agents, fourth.agents];
+    third.server.cut_agents();
+    drop(third);
+    fourth.until_ready().await;
+    agent.until_counted("open_server_connections 3").await;
+}
+
+/// Upstream #739: the number changes while old servers still say the old one.
+#[tokio::test]
+async fn a_larger_number_is_believed_when_a_server_says_it() {
+    let balancer = Balancer::new().await;
+    let old = server(0, 1, None).await;
+    *balancer.servers.lock().unwrap() = vec![old.agents];
+    let agent = Agent::start(&old, &[balancer.port]);
+    agent.until_counted("open_server_connections 1").await;
+    let new = server(1, 2, Some(&old)).await;
+    *balancer.servers.lock().unwrap() = vec![new.agents];
+    old.server.cut_agents();
+    drop(old);
+    new.until_ready().await;
+    agent.until_counted("known_server_count 2").await;
+    let other = server(2, 2, Some(&new)).await;
+    *balancer.servers.lock().unwrap() = vec![new.agents, other.agents];
+    other.until_ready().await;
+    agent.until_counted("open_server_connections 2").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_is_replaced() {
+    let (rig, agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
+    for _ in 0..5 {
+        let stream = rig.server.agents.all().remove(0);
+        stream.outbox.finish(None);
+        until("another stream", || {
+            let all = rig.server.agents.all();
+            all.iter().any(|other| !Arc::ptr_eq(other, &stream))
+        })
+        .await;
+    }
+    agent.until_counted("open_server_connections 1").await;
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Peers that speak upstream's protocol and nothing more, packet by packet: what they send is bytes, so that
+//! they can also send what no program of ours does.
+
+use std::sync::Arc;
+
+use futures_util::stream;
+use prost::Message as _;
+use proxy_tunnel::channel::{Channel, Settings};
+use proxy_tunnel::wire::schema::Packet;
+use proxy_tunnel::wire::{
+    AGENT_PATH, DialRequest, DialResponse, Message, PROXY_PATH, PacketCodec, Received, TUNNEL,
+};
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::metadata::MetadataMap;
+use tonic::{Status, Streaming};
+
+use super::rig::{Rig, SOON, WHILE};
+
+/// Sends bytes as messages.
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Received;
+    type Encoder = Self;
+    type Decoder = PacketCodec;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> PacketCodec {
+        TUNNEL
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        bytes::BufMut::put_slice(buffer, &item);
+        Ok(())
+    }
+}
+
+type Opening = JoinHandle<Result<(MetadataMap, Streaming<Received>), Status>>;
+
+/// One stream of packets.
+pub struct Peer {
+    sender: Option<mpsc::UnboundedSender<Vec<u8>>>,
+    opening: Option<Opening>,
+    pub headers: MetadataMap,
+    inbound: Option<Streaming<Received>>,
+}
+
+/// Metadata as pairs.
+pub type Pairs<'a> = &'a [(&'static str, &'a str)];
+
+impl Peer {
+    fn open(channel: Channel, path: &'static str, pairs: Pairs<'_>) -> Self {
+        let mut metadata = MetadataMap::new();
+        for (key, value) in pairs {
+            metadata.append(*key, value.parse().unwrap());
+        }
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let messages =
+            stream::poll_fn(move |context| receiver.poll_recv(context).map(|item| item.map(Ok)));
+        let opening =
+            tokio::spawn(async move { channel.stream(path, Raw, metadata, messages).await });
+        Self {
+            sender: Some(sender),
+            opening: Some(opening),
+            headers: MetadataMap::new(),
+            inbound: None,
+        }
+    }
+
+    /// An agent with this metadata.
+    pub async fn agent(rig: &Rig, pairs: Pairs<'_>) -> Self {
+        let stream = TcpStream::connect(rig.agents).await.unwrap();
+        let config = Arc::clone(&rig.scratch.client_tls().current().get().config);
+        let name = ServerName::try_from("localhost").unwrap();
+        let session = TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .unwrap();
+        let channel = Channel::open(session, "localhost", Settings::tunnels())
+            .await
+            .unwrap();
+        Self::open(channel, AGENT_PATH, pairs)
+    }
+
+    /// An agent that the server has accepted.
+    pub async fn accepted_agent(rig: &Rig) -> Self {
+        let mut agent = Self::agent(rig, &[("agentid", "raw")]).await;
+        agent.opened().await.unwrap();
+        rig.until_ready().await;
+        agent
+    }
+
+    /// A client.
+    pub async fn client(rig: &Rig) -> Self {
+        let stream = UnixStream::connect(&rig.socket).await.unwrap();
+        let channel = Channel::open(stream, "localhost", Settings::tunnels())
+            .await
+            .unwrap();
+        Self::open(channel, PROXY_PATH, &[])
+    }
+
+    /// Waits for the server's headers.
+    pub async fn opened(&mut self) -> Result<(), Status> {
+        if let Some(opening) = self.opening.take() {
+            let opened = timeout(SOON, opening).await.expect("no headers").unwrap();
+            let (headers, inbound) = opened?;
+            self.headers = headers;
+            self.inbound = Some(inbound);
+        }
+        Ok(())
+    }
+
+    pub fn send(&self, message: Message) {
+        self.send_bytes(Packet::from(message).encode_to_vec());
+    }
+
+    pub fn send_bytes(&self, bytes: Vec<u8>) {
+        if let Some(sender) = &self.sender {
+            // A stream that has ended is what some tests are about.
+            let _ = sender.send(bytes);
+        }
+    }
+
+    /// Ends the sending side.
+    pub fn finish(&mut self) {
+        self.sender = None;
+    }
+
+    /// The next message, or how the stream ended.
+    pub async fn next(&mut self) -> Result<Option<Message>, Status> {
+        self.opened().await?;
+        let inbound = self.inbound.as_mut().expect("it is open");
+        let next = timeout(SOON, inbound.message())
+            .await
+            .expect("nothing came");
+        Ok(next?.map(|received| received.expect("no program of ours sends such")))
+    }
+
+    /// The next message.
+    pub async fn message(&mut self) -> Message {
+        self.next().await.unwrap().expect("the stream has ended")
+    }
+
+    /// Makes sure that nothing comes.
+    pub async fn nothing(&mut self) {
+        self.opened().await.unwrap();
+        let inbound = self.inbound.as_mut().expect("it is open");
+        let next = timeout(WHILE, inbound.message()).await;
+        assert!(next.is_err(), "{next:?}");
+    }
+
+    pub fn dial(&self, random: i64, address: &str) {
+        self.send(Message::DialRequest(DialRequest {
+            protocol: "tcp".into(),
+            address: address.into(),
+            random,
+        }));
+    }
+
+    /// As an agent: answers the next dial with this number.
+    pub async fn accept(&mut self, connect_id: i64) -> DialRequest {
+        let request = self.asked().await;
+        self.send(Message::DialResponse(DialResponse {
+            error: String::new(),
+            connect_id,
+            random: request.random,
+        }));
+        request
+    }
+
+    /// As an agent: the next dial. Closes of earlier connections may come before it.
+    pub async fn asked(&mut self) -> DialRequest {
+        loop {
+            match self.message().await {
+                Message::DialRequest(request) => return request,
+                Message::CloseRequest(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// As a client: the answer to its dial.
+    pub async fn answered(&mut self) -> DialResponse {
+        match self.message().await {
+            Message::DialResponse(response) => response,
+            other => panic!("{other:?}"),
+        }
+    }
+}

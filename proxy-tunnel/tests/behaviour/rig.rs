@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A server in this process on sockets of its own, agents of ours, and targets. Everything ends with the test.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus::{Registry, TextEncoder};
+use proxy_serve::listen::unix::{Existing, Listener};
+use proxy_serve::shutdown::Phase;
+use proxy_serve::tls::reload::Reloader;
+use proxy_serve::tls::{Pair, Policy, client, server};
+use proxy_tunnel::agent::connector::Connector;
+use proxy_tunnel::agent::link;
+use proxy_tunnel::agent::sync::{self, CountSource, Sync};
+use proxy_tunnel::app::listeners::{Door, grpc, handshake, http_connect};
+use proxy_tunnel::client::{Dialer, Endpoint, Mode};
+use proxy_tunnel::cluster::counting::Leases;
+use proxy_tunnel::cluster::tokens::Reviewer;
+use proxy_tunnel::flow::{Budget, Limits};
+use proxy_tunnel::metrics::agent::AgentMetrics;
+use proxy_tunnel::metrics::server::ServerMetrics;
+use proxy_tunnel::server::Server;
+use proxy_tunnel::server::agents::AgentService;
+use proxy_tunnel::server::authority::Lenient;
+use proxy_tunnel::server::backend::Shared;
+use proxy_tunnel::server::clients::ProxyService;
+use proxy_tunnel::server::strategies::{Agents, Strategy};
+use proxy_tunnel::server::transport::Settings;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// A bound for everything that should happen: for a loaded machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A pause in which something that should not happen would.
+pub const WHILE: Duration = Duration::from_millis(150);
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// A directory of one test, with certificates of one CA.
+#[derive(Debug)]
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Names of Unix sockets are short.
+        let path = std::env::temp_dir().join(format!("tunnel-{}-{number}", process::id()));
+        fs::create_dir_all(&path).unwrap();
+        let scratch = Self(path);
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        fs::write(scratch.file("ca.crt"), authority.pem()).unwrap();
+        for name in ["server", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let names = ["localhost", "127.0.0.1"].map(str::to_owned).to_vec();
+            let params = CertificateParams::new(names).unwrap();
+            let certificate = params.signed_by(&key, &authority).unwrap();
+            fs::write(scratch.file(&format!("{name}.crt")), certificate.pem()).unwrap();
+            fs::write(scratch.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        }
+        scratch
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn pair(&self, name: &str) -> Pair {
+        Pair {
+            certificate: self.file(&format!("{name}.crt")),
+            key: self.file(&format!("{name}.key")),
+        }
+    }
+
+    fn server_tls(&self, alpn: &[u8], asks: bool) -> server::Server {
+        server::Server {
+            pair: self.pair("server"),
+            client_ca: asks.then(|| self.file("ca.crt")),
+            location: "the test says where they are",
+            alpn: vec![alpn.to_vec()],
+            policy: Policy::default(),
+        }
+    }
+
+    pub fn client_tls(&self) -> Reloader<client::Client> {
+        let source = client::Client {
+            server_ca: self.file("ca.crt"),
+            pair: Some(self.pair("client")),
+            location: "the test says where they are",
+            alpn: vec![b"h2".to_vec()],
+            policy: Policy::default(),
+        };
+        Reloader::new(source, |_| {}).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left is in the directory for temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a test changes about a server.
+pub struct Options {
+    pub mode: Mode,
+    pub dial_timeout: Option<Duration>,
+    pub limits: Limits,
+    pub budget: usize,
+    pub keepalive: Duration,
+    pub strategies: Vec<Strategy>,
+    pub reviewer: Option<Reviewer>,
+    pub id: String,
+    pub count: u32,
+    pub scratch: Option<Arc<Scratch>>,
+}
+
+impl Options {
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            dial_timeout: Some(Duration::from_secs(10)),
+            limits: Limits::default(),
+            budget: 64 << 20,
+            keepalive: HOUR,
+            strategies: vec![Strategy::Default],
+            reviewer: None,
+            id: "server".into(),
+            count: 1,
+            scratch: None,
+        }
+    }
+}
+
+/// A server with all its doors: a Unix socket and TLS for clients, TLS for agents.
+pub struct Rig {
+    pub scratch: Arc<Scratch>,
+    pub server: Arc<Server>,
+    pub mode: Mode,
+    pub socket: PathBuf,
+    pub tls: SocketAddr,
+    pub agents: SocketAddr,
+    tasks: Vec<JoinHandle<()>>,
+    _phase: watch::Sender<Phase>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Rig {
+    pub async fn new(mode: Mode) -> Self {
+        Self::with(Options::new(mode)).await
+    }
+
+    pub async fn with(options: Options) -> Self {
+        let scratch = options.scratch.unwrap_or_else(|| Arc::new(Scratch::new()));
+        let mode = options.mode;
+        let socket = scratch.file(&options.id);
+        let metrics = ServerMetrics::new();
+        let has_tokens = options.reviewer.is_some();
+        let server = Arc::new(Server::new(
+            options.id,
+            options.count,
+            Agents::new(options.strategies, Arc::clone(&metrics)),
+            Arc::new(Shared {
+                metrics,
+                budget: Arc::new(Budget::new(options.budget)),
+                limits: options.limits,
+            }),
+            options.dial_timeout,
+            options.reviewer,
+        ));
+        let (to_phase, phase) = watch::channel(Phase::Serving);
+        let door = Door::new(1000, phase);
+        let service = Arc::new(ProxyService(Arc::clone(&server)));
+        let mut tasks = Vec::new();
+
+        let listener = Listener::bind(&socket, "--uds-name", Existing::Remove).unwrap();
+        let (at, own, for_socket) = (door.clone(), Arc::clone(&server), Arc::clone(&service));
+        let settings = Settings::tunnels(HOUR);
+        tasks.push(tokio::spawn(async move {
+            let inner = at.clone();
+            at.accept(listener, move |stream: UnixStream| {
+                let (server, service, door) =
+                    (Arc::clone(&own), Arc::clone(&for_socket), inner.clone());
+                async move {
+                    match mode {
+                        Mode::Grpc => grpc(Lenient::new(stream), settings, service, door).await,
+                        Mode::HttpConnect => http_connect(stream, server).await,
+                    }
+                }
+            })
+            .await;
+        }));
+
+        let alpn: &[u8] = match mode {
+            Mode::Grpc => b"h2",
+            Mode::HttpConnect => b"http/1.1",
+        };
+        let reloader = Reloader::new(scratch.server_tls(alpn, true), |_| {}).unwrap();
+        let current = reloader.current();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tls = listener.local_addr().unwrap();
+        let (at, own) = (door.clone(), Arc::clone(&server));
+        tasks.push(tokio::spawn(async move {
+            let inner = at.clone();
+            at.accept(listener, move |stream| {
+                let (server, service, door) =
+                    (Arc::clone(&own), Arc::clone(&service), inner.clone());
+                let current = current.clone();
+                async move {
+                    let Some(session) = handshake(stream, &current).await else {
+                        return;
+                    };
+                    match mode {
+                        Mode::Grpc => grpc(session, settings, service, door).await,
+                        Mode::HttpConnect => http_connect(session, server).await,
+                    }
+                }
+            })
+            .await;
+        }));
+
+        let reloader = Reloader::new(scratch.server_tls(b"h2", !has_tokens), |_| {}).unwrap();
+        let current = reloader.current();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let agents = listener.local_addr().unwrap();
+        let service = Arc::new(AgentService(Arc::clone(&server)));
+        let settings = Settings::link(options.keepalive);
+        tasks.push(tokio::spawn(async move {
+            let inner = door.clone();
+            door.accept(listener, move |stream| {
+                let (service, door, current) =
+                    (Arc::clone(&service), inner.clone(), current.clone());
+                async move {
+                    if let Some(session) = handshake(stream, &current).await {
+                        grpc(session, settings, service, door).await;
+                    }
+                }
+            })
+            .await;
+        }));
+        Self {
+            scratch,
+            server,
+            mode,
+            socket,
+            tls,
+            agents,
+            tasks,
+            _phase: to_phase,
+        }
+    }
+
+    /// A server with an agent of ours.
+    pub async fn with_agent(options: Options) -> (Self, Agent) {
+        let rig = Self::with(options).await;
+        let agent = Agent::start(&rig, &[rig.agents.port()]);
+        rig.until_ready().await;
+        (rig, agent)
+    }
+
+    pub async fn until_ready(&self) {
+        until("an agent", || self.server.agents.is_ready()).await;
+    }
+
+    pub fn dialer(&self) -> Dialer {
+        Dialer::new(Endpoint::unix(&self.socket), self.mode)
+    }
+
+    pub fn tls_endpoint(&self) -> Endpoint {
+        let config = Arc::clone(&self.scratch.client_tls().current().get().config);
+        Endpoint::tls("localhost", self.tls.port(), config)
+    }
+
+    pub fn metrics(&self) -> String {
+        text(self.server.shared.metrics.registry())
+    }
+
+    /// Waits until a line stands in the metrics.
+    pub async fn until_counted(&self, line: &str) {
+        let line = format!("konnectivity_network_proxy_server_{line}\n");
+        until(&line, || self.metrics().contains(&line)).await;
+    }
+}
+
+pub fn text(registry: &Registry) -> String {
+    TextEncoder::new()
+        .encode_to_string(&registry.gather())
+        .unwrap()
+}
+
+/// Waits for a condition.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < SOON, "never came: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An agent of ours in this process.
+pub struct Agent {
+    pub sync: Arc<Sync>,
+    pub shared: Arc<link::Shared>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a test changes about an agent.
+#[derive(Default)]
+pub struct AgentOptions {
+    pub identifiers: &'static str,
+    pub token: Option<PathBuf>,
+    pub leases: Option<Arc<Leases>>,
+    pub limits: Limits,
+}
+
+impl Agent {
+    /// An agent of servers on these ports of localhost.
+    pub fn start(rig: &Rig, ports: &[u16]) -> Self {
+        Self::with(rig, ports, AgentOptions::default())
+    }
+
+    pub fn with(rig: &Rig, ports: &[u16], options: AgentOptions) -> Self {
+        let shared = Arc::new(link::Shared {
+            agent_id: "agent".into(),
+            metrics: AgentMetrics::new(),
+            budget: Arc::new(Budget::new(64 << 20)),
+            limits: options.limits,
+        });
+        let connector = Connector {
+            port: ports[0],
+            tls: rig.scratch.client_tls().current(),
+            keepalive: HOUR,
+            token: options.token,
+            identifiers: options.identifiers.to_owned(),
+            shared: Arc::clone(&shared),
+        };
+        let sync = Sync::new(
+            sync::Settings {
+                hosts: vec!["localhost".into()],
+                interval: Duration::from_millis(20),
+                cap: Duration::from_millis(100),
+                forever: false,
+                source: CountSource::Default,
+                leases: options.leases,
+            },
+            connector,
+        );
+        let keeping = Arc::clone(&sync);
+        let task = tokio::spawn(async move { keeping.run().await });
+        Self { sync, shared, task }
+    }
+
+    pub fn metrics(&self) -> String {
+        text(self.shared.metrics.registry())
+    }
+
+    pub async fn until_counted(&self, line: &str) {
+        let line = format!("konnectivity_network_proxy_agent_{line}\n");
+        until(&line, || self.metrics().contains(&line)).await;
+    }
+}
+
+/// A target that the test plays itself.
+pub struct Target {
+    pub listener: TcpListener,
+    pub address: String,
+}
+
+impl Target {
+    pub async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        Self { listener, address }
+    }
+
+    pub async fn accept(&self) -> TcpStream {
+        self.listener.accept().await.unwrap().0
+    }
+
+    /// A target that sends back what it gets, on every connection.
+    pub async fn echo() -> String {
+        let target = Self::new().await;
+        let address = target.address.clone();
+        tokio::spawn(async move {
+            loop {
+                let mut stream = target.accept().await;
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = stream.split();
+                    // A client that leaves early ends it.
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                    let _ = writer.shutdown().await;
+                });
+            }
+        });
+        address
+    }
+}
+
+/// Sends bytes and reads as many.
+pub async fn round_trip<S>(stream: &mut S, bytes: &[u8])
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut got = vec![0; bytes.len()];
+    stream.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, bytes);
+}

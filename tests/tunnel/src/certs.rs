@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The certificates of upstream's examples, in the files that their commands name: `frontend` for clients and
+//! server, `agent` for server and agents, each with a CA of its own.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+};
+
+/// How long certificates are valid: for trying things out.
+const VALIDITY: Duration = Duration::from_hours(365 * 24);
+
+/// Before now, for clocks that are behind.
+const SLACK: Duration = Duration::from_hours(1);
+
+/// The names that every certificate is for, besides those that are asked for.
+const NAMES: [&str; 4] = ["kubernetes", "localhost", "127.0.0.1", "::1"];
+
+/// A CA and those it vouches for.
+struct Group {
+    name: &'static str,
+    members: [Member; 2],
+}
+
+struct Member {
+    name: &'static str,
+    usage: ExtendedKeyUsagePurpose,
+}
+
+const GROUPS: [Group; 2] = [
+    Group {
+        name: "frontend",
+        members: [
+            Member {
+                name: "proxy-frontend",
+                usage: ExtendedKeyUsagePurpose::ServerAuth,
+            },
+            Member {
+                name: "proxy-client",
+                usage: ExtendedKeyUsagePurpose::ClientAuth,
+            },
+        ],
+    },
+    Group {
+        name: "agent",
+        members: [
+            Member {
+                name: "proxy-frontend",
+                usage: ExtendedKeyUsagePurpose::ServerAuth,
+            },
+            Member {
+                name: "proxy-agent",
+                usage: ExtendedKeyUsagePurpose::ClientAuth,
+            },
+        ],
+    },
+];
+
+/// The fate of files that are there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// They are an error, and nothing is written.
+    Keep,
+    /// They are replaced.
+    Replace,
+}
+
+/// A file to be written.
+struct Content {
+    path: PathBuf,
+    text: String,
+    mode: u32,
+}
+
+/// Writes all certificates and keys below `directory`; the servers' certificates are for `names` too. Returns
+/// the files.
+///
+/// # Errors
+/// A file is there already, or cannot be written.
+pub fn write(directory: &Path, names: &[String], existing: Existing) -> Result<Vec<PathBuf>> {
+    let mut contents = Vec::new();
+    for group in &GROUPS {
+        contents.extend(group.make(&directory.join(group.name), names)?);
+    }
+    if existing == Existing::Keep
+        && let Some(file) = contents.iter().find(|content| content.path.exists())
+    {
+        bail!(
+            "{} is there already; give another directory, or --force to replace everything in this one",
+            file.path.display()
+        );
+    }
+    for content in &contents {
+        content.write()?;
+    }
+    Ok(contents.into_iter().map(|content| content.path).collect())
+}
+
+impl Group {
+    fn make(&self, directory: &Path, names: &[String]) -> Result<Vec<Content>> {
+        let file = |kind: &str, name: &str| directory.join(kind).join(name);
+        let certificate = |name: &str, text: String| Content {
+            path: file("issued", &format!("{name}.crt")),
+            text,
+            mode: 0o644,
+        };
+        let key = |name: &str, key: &KeyPair| Content {
+            path: file("private", &format!("{name}.key")),
+            text: key.serialize_pem(),
+            mode: 0o600,
+        };
+        let authority = authority(&format!("konnectivity {} CA", self.name))?;
+        let mut contents = vec![
+            certificate("ca", authority.pem()),
+            key("ca", authority.key()),
+        ];
+        for member in &self.members {
+            let own = KeyPair::generate().context("cannot make a key")?;
+            let issued = member.params(names)?.signed_by(&own, &authority);
+            let issued = issued.with_context(|| format!("cannot sign {}", member.name))?;
+            contents.push(certificate(member.name, issued.pem()));
+            contents.push(key(member.name, &own));
+        }
+        Ok(contents)
+    }
+}
+
+impl Member {
+    fn params(&self, names: &[String]) -> Result<CertificateParams> {
+        let own = NAMES.iter().map(ToString::to_string);
+        let mut params = base(self.name, own.chain(names.iter().cloned()).collect())?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![self.usage.clone()];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params)
+    }
+}
+
+fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
+    let mut params = base(name, Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().context("cannot make a key")?;
+    CertifiedIssuer::self_signed(params, key).with_context(|| format!("cannot sign {name}"))
+}
+
+/// The parameters that all certificates have in common.
+fn base(name: &str, names: Vec<String>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(names)
+        .with_context(|| format!("a name for the certificate of {name} is neither DNS nor IP"))?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let now = SystemTime::now();
+    params.not_before = (now - SLACK).into();
+    params.not_after = (now + VALIDITY).into();
+    Ok(params)
+}
+
+impl Content {
+    fn write(&self) -> Result<()> {
+        let context = || format!("cannot write {}", self.path.display());
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        // A new file: one that is there may have another mode, and may be a link.
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(context);
+            }
+            _ => {}
+        }
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(self.mode)
+            .open(&self.path)
+            .and_then(|mut file| file.write_all(self.text.as_bytes()))
+            .with_context(context)
+    }
+}

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The tunnel beside upstream's programs: what its interoperation tests and its demo share. Network namespaces,
+//! processes and what a killed run leaves behind are the business of the package `tests`.
+
+pub mod certs;
+pub mod program;
+pub mod prometheus;
+pub mod target;
+pub mod tunnel;

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A tunnel as in upstream's examples: test server, server and agent in one network namespace, started with the
+//! commands of the examples in a directory that has their certificates.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::cmd::{self, Process};
+use tests::netns::Netns;
+use tests::webhook::Dir;
+use tests::{http, sweep};
+
+use crate::certs::{self, Existing};
+use crate::program::{Make, Part};
+
+/// How long anything may take: a bound for a loaded machine.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The health endpoints, by the examples' default ports.
+pub const SERVER_HEALTH: &str = "127.0.0.1:8092";
+/// The agent's.
+pub const AGENT_HEALTH: &str = "127.0.0.1:8093";
+
+/// The socket of the example with a Unix socket, in the tunnel's directory.
+pub const SOCKET: &str = "uds-proxy";
+
+/// The first line of what the test server answers to `/success` that no error page has.
+const SUCCESS: &str = "Success";
+
+/// curl's flags in the third example.
+pub const CURL: [&str; 13] = [
+    "--silent",
+    "--show-error",
+    "--proxytunnel",
+    "--proxy-key",
+    "certs/frontend/private/proxy-client.key",
+    "--proxy-cert",
+    "certs/frontend/issued/proxy-client.crt",
+    "--proxy-cacert",
+    "certs/frontend/issued/ca.crt",
+    "--proxy-cert-type",
+    "PEM",
+    "--proxy",
+    "https://127.0.0.1:8090",
+];
+
+/// The target of the examples.
+pub const TARGET: &str = "http://localhost:8000/success";
+
+/// One of upstream's three examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Example {
+    /// A client with gRPC and mTLS.
+    Grpc,
+    /// A client with gRPC on a Unix socket, as kube-apiserver.
+    GrpcUds,
+    /// A client with HTTP CONNECT and mTLS.
+    HttpConnect,
+}
+
+/// The server's certificates for clients.
+const FRONTEND: [&str; 3] = [
+    "--server-ca-cert=certs/frontend/issued/ca.crt",
+    "--server-cert=certs/frontend/issued/proxy-frontend.crt",
+    "--server-key=certs/frontend/private/proxy-frontend.key",
+];
+
+/// The server's certificates for agents.
+const CLUSTER: [&str; 3] = [
+    "--cluster-ca-cert=certs/agent/issued/ca.crt",
+    "--cluster-cert=certs/agent/issued/proxy-frontend.crt",
+    "--cluster-key=certs/agent/private/proxy-frontend.key",
+];
+
+/// The server's flags for clients that speak HTTP CONNECT on a Unix socket, without TLS.
+pub const CONNECT_ON_SOCKET: [&str; 6] = [
+    "--mode=http-connect",
+    "--server-port=0",
+    "--uds-name=uds-proxy",
+    CLUSTER[0],
+    CLUSTER[1],
+    CLUSTER[2],
+];
+
+/// The agent's flags.
+pub const AGENT: [&str; 3] = [
+    "--ca-cert=certs/agent/issued/ca.crt",
+    "--agent-cert=certs/agent/issued/proxy-agent.crt",
+    "--agent-key=certs/agent/private/proxy-agent.key",
+];
+
+/// The test client's.
+const CLIENT: [&str; 3] = [
+    "--ca-cert=certs/frontend/issued/ca.crt",
+    "--client-cert=certs/frontend/issued/proxy-client.crt",
+    "--client-key=certs/frontend/private/proxy-client.key",
+];
+
+impl Example {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Grpc, Self::GrpcUds, Self::HttpConnect];
+
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "gRPC with mTLS",
+            Self::GrpcUds => "gRPC on a Unix socket",
+            Self::HttpConnect => "HTTP CONNECT with mTLS",
+        }
+    }
+
+    /// The server's flags.
+    #[must_use]
+    pub fn server(self) -> Vec<&'static str> {
+        let frontend: &[&str] = match self {
+            Self::Grpc | Self::HttpConnect => &FRONTEND,
+            Self::GrpcUds => &["--server-port=0", "--uds-name=uds-proxy"],
+        };
+        let mode: &[&str] = match self {
+            Self::HttpConnect => &["--mode=http-connect"],
+            _ => &[],
+        };
+        [mode, frontend, &CLUSTER].concat()
+    }
+
+    /// The test client's flags.
+    #[must_use]
+    pub fn client(self) -> Vec<&'static str> {
+        match self {
+            Self::Grpc => CLIENT.to_vec(),
+            Self::GrpcUds => vec!["--proxy-port=0", "--proxy-uds=uds-proxy", "--proxy-host="],
+            Self::HttpConnect => [
+                &["--mode=http-connect", "--proxy-host=127.0.0.1"],
+                &CLIENT[..],
+            ]
+            .concat(),
+        }
+    }
+}
+
+/// A process of the tunnel, with its log.
+struct Running {
+    name: &'static str,
+    process: Process,
+    log: PathBuf,
+}
+
+/// A tunnel that runs. It ends, and its namespace goes, when it is dropped.
+pub struct Tunnel {
+    // First: processes end before their namespace goes.
+    running: Vec<Running>,
+    netns: Netns,
+    dir: Dir,
+}
+
+impl Tunnel {
+    /// An empty namespace with a directory of certificates.
+    ///
+    /// # Errors
+    /// Not root, or out of something.
+    pub fn new() -> Result<Self> {
+        let dir = Dir::new()?;
+        certs::write(&dir.path().join("certs"), &[], Existing::Keep)?;
+        Ok(Self {
+            running: Vec::new(),
+            netns: Netns::new(&format!("pa-{}-tunnel", sweep::unique_id()?))?,
+            dir,
+        })
+    }
+
+    /// Starts an example with these makes of server and agent, and waits until the agent is connected.
+    ///
+    /// # Errors
+    /// A program is missing, or is not ready after a while; the error has the logs.
+    pub fn start(example: Example, server: Make, agent: Make) -> Result<Self> {
+        Self::start_with(&example.server(), server, agent)
+    }
+
+    /// As [`Tunnel::start`], with these flags of the server.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(flags: &[&str], server: Make, agent: Make) -> Result<Self> {
+        let mut tunnel = Self::new()?;
+        tunnel
+            .start_parts(flags, server, agent)
+            .with_context(|| tunnel.logs())?;
+        Ok(tunnel)
+    }
+
+    fn start_parts(&mut self, flags: &[&str], server: Make, agent: Make) -> Result<()> {
+        self.spawn("test server", &Part::TestServer.of(server)?, &[])?;
+        self.spawn("server", &Part::Server.of(server)?, flags)?;
+        self.wait_for(SERVER_HEALTH, "/healthz")?;
+        self.spawn("agent", &Part::Agent.of(agent)?, &AGENT)?;
+        self.wait_for(AGENT_HEALTH, "/readyz")?;
+        // The server knows its agents a moment later than they know it.
+        self.wait_for(SERVER_HEALTH, "/readyz")
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The directory that all programs start in: certificates, sockets, logs.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A command in the namespace and the directory.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = self.netns.command(program);
+        command.current_dir(self.dir());
+        command
+    }
+
+    /// Starts a program that runs as long as the tunnel.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&mut self, name: &'static str, program: &Path, args: &[&str]) -> Result<()> {
+        let log = self.dir().join(format!("{}.log", name.replace(' ', "-")));
+        let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let mut command = self.command(program);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = cmd::guard_child(&mut command)
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        self.running.push(Running {
+            name,
+            process: Process::new(child),
+            log,
+        });
+        Ok(())
+    }
+
+    /// Runs a program to its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(&self, program: &Path, args: &[&str]) -> Result<Output> {
+        cmd::output(self.command(program).args(args), "")
+    }
+
+    /// Runs a client that makes a request for `/success` and prints the page.
+    ///
+    /// # Errors
+    /// It fails, or prints something else; the error has all logs.
+    pub fn request(&self, program: &Path, args: &[&str]) -> Result<String> {
+        let output = self.run(program, args)?;
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8_lossy(&printed).into_owned();
+        let is_good = output.status.success() && printed.contains(SUCCESS);
+        ensure!(
+            is_good,
+            "{} {args:?}: {}\n{printed}\n{}",
+            program.display(),
+            output.status,
+            self.logs()
+        );
+        Ok(printed)
+    }
+
+    /// Waits until an endpoint answers with 200, unless a process fails before.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_for(&mut self, address: &str, path: &str) -> Result<()> {
+        let Self { netns, running, .. } = self;
+        cmd::wait_until(PATIENCE, &format!("200 from {address}{path}"), || {
+            for running in &mut *running {
+                let ended = running.process.child().try_wait()?;
+                if let Some(status) = ended.filter(|status| !status.success()) {
+                    bail!("the {} has ended: {status}", running.name);
+                }
+            }
+            let answer = http::ask(netns, address, path, &[])?;
+            Ok((answer.code == 200).then_some(()))
+        })
+    }
+
+    /// The lines of a process's log that contain `words`.
+    #[must_use]
+    pub fn lines(&self, process: &str, words: &str) -> Vec<String> {
+        let running = self.running.iter().find(|running| running.name == process);
+        let text = running.and_then(|running| fs::read_to_string(&running.log).ok());
+        let text = text.unwrap_or_default();
+        let lines = text.lines().filter(|line| line.contains(words));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// Everything that the processes have logged.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let log = |running: &Running| {
+            let text = fs::read_to_string(&running.log).unwrap_or_default();
+            format!("--- {}\n{text}", running.name)
+        };
+        self.running.iter().map(log).collect()
+    }
+}
