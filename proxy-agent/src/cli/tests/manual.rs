@@ -14,7 +14,7 @@ const FILES: &str = r".SH FILES
 \fI/run/proxy\-agent\fR
 Lock and state, see \fB\-\-run\-dir\fR.
 .TP
-\fI/sys/fs/bpf/proxy\-agent/v1\fR
+\fI/sys/fs/bpf/proxy\-agent/v2\fR
 Pinned programs, links and maps of the ebpf backend, see \fB\-\-bpffs\fR. They outlive the agent.
 .SH SIGNALS
 .TP
