@@ -12,8 +12,9 @@ use crate::build::AGENT;
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// The commit the previous release was built from.
-const COMMIT: &str = "8ac6e870ceb4cda6b238750d90eea3a3a651b9df";
+/// The commit the previous release was built from: the first of the present data plane. The one before it rewrote
+/// packets, and its connections to a Service do not outlive a change of release.
+const COMMIT: &str = "201038633ac425f42f3278f102e5f2f8ce75c41e";
 
 /// Builds it, unless it is there from an earlier run; the reason if its commit is not at hand.
 ///
