@@ -3,7 +3,6 @@
 //! What is fuzzed. Targets of the agent stand beside its parsers (`fuzzing.rs` there), those of
 //! `proxy-common` here. docs/fuzzing.md tells how they are run.
 
-mod decision;
 mod packet;
 
 use proxy_agent::fuzzing;
@@ -68,8 +67,8 @@ pub const TARGETS: &[Target] = &[
     target("packet", "headers of packets", packet::packet),
     target(
         "decision",
-        "the decision about connections",
-        decision::decision,
+        "the rules that decide connections",
+        fuzzing::decision,
     ),
 ];
 
