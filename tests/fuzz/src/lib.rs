@@ -3,7 +3,6 @@
 //! What is fuzzed. Targets of the agent and of the tunnel stand in their crates (`fuzzing.rs`
 //! there), those of `proxy-common` here. docs/fuzzing.md tells how they are run.
 
-mod decision;
 mod packet;
 
 use proxy_agent::fuzzing;
@@ -96,8 +95,8 @@ pub const TARGETS: &[Target] = &[
     target("packet", "headers of packets", packet::packet),
     target(
         "decision",
-        "the decision about connections",
-        decision::decision,
+        "the rules that decide connections",
+        fuzzing::decision,
     ),
 ];
 

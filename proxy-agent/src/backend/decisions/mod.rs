@@ -84,6 +84,8 @@
 
 pub mod collect;
 mod counted;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod rules;
 pub mod statistics;
 

@@ -14,6 +14,7 @@ pub fn events(data: &[u8]) {
     let (kind, datagram) = choice(data);
     let interest = Interest {
         vips: vec![[10, 96, 0, 2].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()],
+        local_routes: vec![[10, 96, 0, 1].into()],
         tables: vec!["proxy-agent".to_owned()],
         chains: vec![("raw", "PREROUTING"), ("filter", "INPUT")],
         ..Interest::default()
@@ -26,6 +27,7 @@ pub fn events(data: &[u8]) {
     if let Some((event, port)) = look(datagram) {
         match &event {
             Event::Address(ip) => assert!(interest.vips.contains(ip)),
+            Event::LocalRoute(ip) => assert!(interest.local_routes.contains(ip)),
             Event::Table(name) => {
                 let mut watched = interest.chains.iter().map(|(table, _)| *table);
                 assert!(interest.tables.contains(name) || watched.any(|table| table == name));

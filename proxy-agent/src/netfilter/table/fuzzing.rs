@@ -32,8 +32,7 @@ pub fn nf_tables(data: &[u8]) {
 fn look_at(message: NfTablesMessage) {
     match message {
         NfTablesMessage::NewTable(table) => {
-            let outline = Outline::of(&table);
-            assert!(outline.has_rules_of(&outline));
+            let _ = Outline::of(&table);
         }
         NfTablesMessage::NewSet(set) => {
             let _ = SetOutline::from(set);

@@ -1,0 +1,669 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The decision about connections, over any history of two client ports: the rules are played by an
+//! interpreter in the order in which packets meet them, and which connection a packet really belongs to is
+//! known beside it.
+//!
+//! Packets are not lost on the way between hooks, and a client is on the node. What `docs/packet-path.md` says of
+//! one client port that is used two ways at once is a limit here too: see [`Promise::None`].
+
+mod interpreter;
+
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use self::interpreter::{Kernel, Packet};
+use super::{CLOSED, DECIDED, PASSING, Settings, TRACKED};
+use crate::backend::live::Live;
+use crate::instance::Instance;
+use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
+use crate::netfilter::{Family, Hook, Table};
+
+/// How much happens at most: more shows nothing new.
+const STEPS: usize = 64;
+/// How many connections there are at most at the same time.
+const CONNECTIONS: usize = 4;
+/// The first two are ports of the client; conntrack may give a connection any of them.
+const PORTS: [u16; 4] = [40_000, 40_001, 50_000, 50_001];
+const PORT: u16 = 443;
+
+/// How a connection comes to the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Addressed to the VIP.
+    Direct,
+    /// Addressed to a Service, and sent to the VIP by somebody's DNAT.
+    Translated,
+}
+
+/// What the rules promise for every packet of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Promise {
+    Untracked,
+    Tracked,
+    /// A documented limit was met: the decision was forgotten, or lost together with the rules.
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// The client has sent a SYN.
+    Opening,
+    /// The proxy has answered it.
+    Answered,
+    /// The client has answered that.
+    Established,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Client,
+    Proxy,
+}
+
+#[derive(Debug, Clone)]
+struct Connection {
+    way: Way,
+    /// The port that the client uses: an index of `PORTS`.
+    port: usize,
+    /// The port that the proxy sees.
+    seen: usize,
+    stage: Stage,
+    /// The SYN met no socket of another connection, so the proxy answers it.
+    is_heard: bool,
+    /// The client, the proxy.
+    closed: [bool; 2],
+    /// The client knows nothing of it any more; the proxy may.
+    is_abandoned: bool,
+    /// It is a member of `tracked`.
+    is_marked: bool,
+    promise: Promise,
+    /// A set had no room for it.
+    lacked_room: bool,
+    /// When there was the last packet from the client, from the proxy.
+    last: [Duration; 2],
+}
+
+/// The node.
+struct Node {
+    kernel: Kernel,
+    has_rules: bool,
+    family: Family,
+    /// The client is a process of the node, not a pod.
+    is_client_here: bool,
+    size: usize,
+    now: Duration,
+    connections: Vec<Connection>,
+}
+
+/// Where it is played, then what happens, two bytes at a time: what, and a number for it.
+pub fn decision(data: &[u8]) {
+    let Some((head, steps)) = data.split_first() else {
+        return;
+    };
+    let mut node = Node {
+        kernel: Kernel::default(),
+        has_rules: false,
+        family: [Family::IPv4, Family::IPv6][usize::from(head & 1)],
+        is_client_here: head & 2 != 0,
+        size: [64, 2, 1, 64][usize::from(head >> 2 & 3)],
+        now: Duration::ZERO,
+        connections: Vec::new(),
+    };
+    node.install(false);
+    for step in steps.chunks_exact(2).take(STEPS) {
+        node.step(step[0], step[1]);
+    }
+}
+
+fn minutes(minutes: u64) -> Duration {
+    Duration::from_mins(minutes)
+}
+
+impl Connection {
+    /// The proxy has a socket of it.
+    fn has_socket(&self) -> bool {
+        self.stage > Stage::Opening || self.is_heard
+    }
+}
+
+impl Node {
+    fn step(&mut self, kind: u8, number: u8) {
+        let (low, high) = (usize::from(number & 0xf), usize::from(number >> 4));
+        let from = [Sender::Client, Sender::Proxy][high & 1];
+        match kind % 13 {
+            0 | 1 => self.open(Way::Direct, low & 1, 0),
+            2 => self.open(Way::Translated, low & 1, high),
+            9 => self.pass(
+                [
+                    Duration::from_secs(1),
+                    CLOSED,
+                    minutes(1),
+                    PASSING,
+                    minutes(11),
+                    minutes(60),
+                    minutes(60 * 23),
+                    minutes(60 * 24 * 30),
+                ][low & 7],
+            ),
+            10 => match low & 3 {
+                0 => self.flush(),
+                1 => self.install(false),
+                _ => self.install(true),
+            },
+            11 => self.stray(number, usize::from(kind) / 13 % PORTS.len(), from),
+            kind if !self.connections.is_empty() => {
+                let at = low % self.connections.len();
+                match kind {
+                    3 => self.open_again(at),
+                    4 => self.answer(at, high == 0xf),
+                    5 => self.client_answers(at),
+                    6 => self.plain(at, from),
+                    7 => self.close(at, from),
+                    8 => self.reset(at, from),
+                    _ => self.connections[at].is_abandoned = true,
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, way: Way, port: usize, choice: usize) {
+        // The client uses the port anew only when it has given the older connection up.
+        for older in &mut self.connections {
+            older.is_abandoned |= (older.way, older.port) == (way, port);
+        }
+        self.connections
+            .retain(|one| !one.is_abandoned || one.has_socket());
+        if self.connections.len() == CONNECTIONS {
+            return;
+        }
+        self.connections.push(Connection {
+            way,
+            port,
+            seen: port,
+            stage: Stage::Opening,
+            is_heard: false,
+            closed: [false; 2],
+            is_abandoned: false,
+            is_marked: false,
+            promise: Promise::None,
+            lacked_room: false,
+            last: [self.now; 2],
+        });
+        self.syn(self.connections.len() - 1, choice);
+    }
+
+    /// The SYN once more: the first one, or its answer, was lost.
+    fn open_again(&mut self, at: usize) {
+        let connection = &self.connections[at];
+        if connection.is_abandoned || connection.stage == Stage::Established {
+            return;
+        }
+        let before = connection.seen;
+        let answered = connection.stage == Stage::Answered;
+        self.syn(at, 0);
+        if answered {
+            // Conntrack may have given it another port: the proxy sees another connection then.
+            if self.connections[at].seen == before {
+                self.reply(at, SYN | ACK);
+            } else {
+                self.connections[at].stage = Stage::Opening;
+            }
+        }
+    }
+
+    fn syn(&mut self, at: usize, choice: usize) {
+        let port = self.connections[at].port;
+        let is_in_use = self.connections.iter().enumerate().any(|(other, older)| {
+            let is_remembered = older.is_marked && self.now - older.last[1] < TRACKED;
+            other != at && older.seen == port && is_remembered && older.has_socket()
+        });
+        let untracked = self.request(at, SYN, choice);
+        let connection = &self.connections[at];
+        let (way, seen) = (connection.way, connection.seen);
+        let is_marked = self.kernel.has("tracked", &self.key(seen));
+        let connection = &mut self.connections[at];
+        connection.is_marked = is_marked && !untracked;
+        connection.lacked_room = self.kernel.lacked_room;
+        connection.promise = if untracked {
+            assert_eq!(way, Way::Direct, "a SYN to a Service is not ours");
+            assert!(!is_in_use, "a tracked connection has this port");
+            Promise::Untracked
+        } else {
+            Promise::Tracked
+        };
+        self.meet_socket(at);
+    }
+
+    /// A SYN for which the proxy has a socket already is not answered.
+    fn meet_socket(&mut self, at: usize) {
+        let seen = self.connections[at].seen;
+        let holder = self
+            .connections
+            .iter()
+            .enumerate()
+            .position(|(other, one)| other != at && one.seen == seen && one.has_socket());
+        self.connections[at].is_heard = holder.is_none();
+        let Some(holder) = holder else {
+            return;
+        };
+        if self.connections[at].promise == Promise::Untracked {
+            // Nothing remembered the other one, or it would be left undecided.
+            self.connections[holder].promise = Promise::None;
+        }
+        if self.connections[holder].stage < Stage::Established {
+            // Both open at the same moment.
+            self.connections[holder].promise = Promise::None;
+            self.connections[at].promise = Promise::None;
+        }
+        self.reply(holder, ACK);
+        if self.connections[holder].is_abandoned {
+            self.request(holder, RST, 0);
+            self.connections.remove(holder);
+        }
+    }
+
+    /// The proxy answers: SYN-ACK, or RST where nothing listens.
+    fn answer(&mut self, at: usize, refuses: bool) {
+        let connection = &self.connections[at];
+        if connection.stage != Stage::Opening || !connection.is_heard {
+            return;
+        }
+        if refuses {
+            self.reply(at, RST | ACK);
+            self.end(at);
+        } else {
+            self.reply(at, SYN | ACK);
+            self.connections[at].stage = Stage::Answered;
+        }
+    }
+
+    fn client_answers(&mut self, at: usize) {
+        let connection = &self.connections[at];
+        if connection.stage == Stage::Answered && !connection.is_abandoned {
+            self.request(at, ACK, 0);
+            self.connections[at].stage = Stage::Established;
+        }
+    }
+
+    fn plain(&mut self, at: usize, from: Sender) {
+        if self.connections[at].stage == Stage::Established {
+            self.packet(at, from, ACK);
+        }
+    }
+
+    fn close(&mut self, at: usize, from: Sender) {
+        let connection = &self.connections[at];
+        // The client's answer may be its FIN.
+        let can_close = match from {
+            Sender::Client => connection.stage >= Stage::Answered && !connection.is_abandoned,
+            Sender::Proxy => connection.stage == Stage::Established,
+        };
+        if !can_close {
+            return;
+        }
+        self.connections[at].stage = Stage::Established;
+        if !self.packet(at, from, FIN | ACK) {
+            return;
+        }
+        self.connections[at].closed[from as usize] = true;
+        if self.connections[at].closed == [true; 2] {
+            let other = [Sender::Proxy, Sender::Client][from as usize];
+            if self.packet(at, other, ACK) {
+                self.end(at);
+            }
+        }
+    }
+
+    fn reset(&mut self, at: usize, from: Sender) {
+        let connection = &self.connections[at];
+        let can_reset = match from {
+            Sender::Client => connection.stage >= Stage::Answered && !connection.is_abandoned,
+            Sender::Proxy => connection.stage == Stage::Established,
+        };
+        if can_reset && self.packet(at, from, RST | ACK) {
+            self.end(at);
+        }
+    }
+
+    /// A packet of an open connection. False if that ended it: a client that does not know it resets it.
+    fn packet(&mut self, at: usize, from: Sender, flags: u8) -> bool {
+        let is_abandoned = self.connections[at].is_abandoned;
+        match from {
+            Sender::Client if is_abandoned => return true,
+            Sender::Client => {
+                self.request(at, flags, 0);
+            }
+            Sender::Proxy => self.reply(at, flags),
+        }
+        if is_abandoned && flags & RST == 0 {
+            self.request(at, RST, 0);
+            self.connections.remove(at);
+            return false;
+        }
+        true
+    }
+
+    /// The connection is over.
+    fn end(&mut self, at: usize) {
+        let over = self.connections.remove(at);
+        let lives = self.connections.iter().any(|one| one.seen == over.seen);
+        if over.way == Way::Direct && !over.lacked_room && !lives {
+            let decided = self.kernel.has(DECIDED, &self.key(over.seen));
+            assert!(!decided, "{over:?} has left a decision");
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.kernel.pass(time);
+    }
+
+    fn flush(&mut self) {
+        self.kernel.flush();
+        self.has_rules = false;
+        for connection in &mut self.connections {
+            connection.is_marked = false;
+            if connection.promise == Promise::Untracked {
+                connection.promise = Promise::None;
+            }
+        }
+    }
+
+    /// Puts the rules in place with what the agent knows of live connections; another backend's
+    /// untracked ones are kept when it takes over.
+    fn install(&mut self, takes_over: bool) {
+        let takes_over = takes_over && self.has_rules;
+        let with_socket = |way: Way, promise: Promise| {
+            let connections = self.connections.iter();
+            let wanted = connections.filter(|one| {
+                (one.way, one.promise) == (way, promise) && one.stage > Stage::Opening
+            });
+            wanted
+                .map(|one| super::Connection {
+                    client: (self.client(), PORTS[one.seen]).into(),
+                    vip: (self.vip(), PORT).into(),
+                })
+                .collect::<Vec<_>>()
+        };
+        let live = Live {
+            untracked: if takes_over {
+                with_socket(Way::Direct, Promise::Untracked)
+            } else {
+                Vec::new()
+            },
+            translated: with_socket(Way::Translated, Promise::Tracked),
+        };
+        let table = table(self.family, &live);
+        self.kernel.install(&table, self.size);
+        self.has_rules = true;
+        for at in 0..self.connections.len() {
+            let key = self.key(self.connections[at].seen);
+            let (kept, marked) = (
+                self.kernel.has(DECIDED, &key),
+                self.kernel.has("tracked", &key),
+            );
+            let connection = &mut self.connections[at];
+            connection.is_marked = marked && connection.promise == Promise::Tracked;
+            connection.last[1] = self.now;
+            if connection.promise == Promise::Untracked && !kept {
+                connection.promise = Promise::None;
+            }
+        }
+    }
+
+    /// Anything from a client without a connection, or what the proxy answers to that.
+    fn stray(&mut self, flags: u8, port: usize, from: Sender) {
+        let is_used = |one: &Connection| one.seen == port || one.port == port;
+        if flags & (SYN | ACK | RST | FIN) == SYN || self.connections.iter().any(is_used) {
+            return;
+        }
+        let before = self.known();
+        let client = (self.client(), PORTS[port]);
+        let vip = (self.vip(), PORT);
+        match from {
+            Sender::Client => {
+                let mut packet = self.header(client, vip, flags);
+                self.raw(&mut packet);
+                self.input(packet);
+            }
+            Sender::Proxy => {
+                let mut packet = self.header(vip, client, flags);
+                self.kernel.hook(Hook::Output, &mut packet);
+            }
+        }
+        self.assert_nothing_new(before);
+    }
+
+    /// A packet of the client, through all hooks. True if it is untracked.
+    fn request(&mut self, at: usize, flags: u8, choice: usize) -> bool {
+        self.forget(at);
+        let before = self.known();
+        let Connection { way, port, .. } = self.connections[at];
+        let destination = match way {
+            Way::Direct => self.vip(),
+            Way::Translated => self.service(),
+        };
+        self.kernel.lacked_room = false;
+        let mut packet = self.header((self.client(), PORTS[port]), (destination, PORT), flags);
+        self.raw(&mut packet);
+        let untracked = packet.untracked;
+        if flags == SYN {
+            self.connections[at].seen = if untracked {
+                port
+            } else {
+                self.conntracks_port(at, choice)
+            };
+        }
+        let seen = self.connections[at].seen;
+        let seen = if untracked { port } else { seen };
+        let as_seen = self.header((self.client(), PORTS[seen]), (self.vip(), PORT), flags);
+        self.input(Packet {
+            priority: packet.priority,
+            untracked,
+            ..as_seen
+        });
+        self.connections[at].last[0] = self.now;
+        if flags != SYN {
+            self.assert_nothing_new(before);
+            self.verify(at, untracked, Sender::Client, flags);
+        }
+        untracked
+    }
+
+    fn reply(&mut self, at: usize, flags: u8) {
+        self.forget(at);
+        let before = self.known();
+        self.kernel.lacked_room = false;
+        let client = (self.client(), PORTS[self.connections[at].seen]);
+        let mut packet = self.header((self.vip(), PORT), client, flags);
+        self.kernel.hook(Hook::Output, &mut packet);
+        self.connections[at].last[1] = self.now;
+        self.assert_nothing_new(before);
+        self.verify(at, packet.untracked, Sender::Proxy, flags);
+    }
+
+    /// What comes before conntrack.
+    fn raw(&mut self, packet: &mut Packet) {
+        if self.is_client_here {
+            self.kernel.hook(Hook::Output, packet);
+        } else {
+            packet.iif = 2;
+            self.kernel.hook(Hook::Prerouting, packet);
+        }
+    }
+
+    /// What comes behind conntrack and NAT.
+    fn input(&mut self, mut packet: Packet) {
+        packet.iif = 2;
+        if self.is_client_here {
+            packet.iif = 1;
+            let before = packet.untracked;
+            self.kernel.hook(Hook::Prerouting, &mut packet);
+            assert_eq!(packet.untracked, before, "packets on lo are left alone");
+        }
+        let before = packet.untracked;
+        self.kernel.hook(Hook::Input, &mut packet);
+        assert_eq!(packet.untracked, before, "it is too late to decide");
+    }
+
+    fn verify(&mut self, at: usize, untracked: bool, from: Sender, flags: u8) {
+        let connection = &mut self.connections[at];
+        connection.lacked_room |= self.kernel.lacked_room;
+        let is_kept = match connection.promise {
+            _ if connection.is_abandoned => true,
+            Promise::Untracked => untracked,
+            Promise::Tracked => !untracked,
+            Promise::None => true,
+        };
+        assert!(
+            is_kept,
+            "a packet with flags {flags:#x} from the {from:?}: {connection:?}"
+        );
+    }
+
+    /// Decisions about connections that neither are open nor have room are forgotten when they are quiet.
+    fn forget(&mut self, at: usize) {
+        let connection = &mut self.connections[at];
+        let [client, proxy] = connection.last;
+        let quiet_since = if connection.closed == [false; 2] {
+            client
+        } else {
+            client.max(proxy)
+        };
+        let passes = connection.stage < Stage::Established
+            || connection.closed != [false; 2]
+            || connection.lacked_room;
+        if connection.promise == Promise::Untracked && passes && self.now - quiet_since >= PASSING {
+            connection.promise = Promise::None;
+        }
+    }
+
+    fn assert_nothing_new(&self, before: [bool; PORTS.len()]) {
+        for (before, after) in before.into_iter().zip(self.known()) {
+            assert!(before || !after, "only a SYN is decided");
+        }
+    }
+
+    /// Of which ports there is a decision.
+    fn known(&self) -> [bool; PORTS.len()] {
+        [0, 1, 2, 3].map(|port| {
+            let key = self.key(port);
+            let half = key.len() / 2;
+            let from_proxy = [&key[half..], &key[..half]].concat();
+            let sets = ["opening", DECIDED, "closing", "closed"];
+            sets.iter().any(|set| self.kernel.has(set, &key))
+                || self.kernel.has("closing", &from_proxy)
+        })
+    }
+
+    /// The port that conntrack gives a connection: none that another one has that it knows.
+    fn conntracks_port(&self, at: usize, choice: usize) -> usize {
+        let new = &self.connections[at];
+        if new.promise == Promise::Tracked {
+            return new.seen;
+        }
+        let others = || {
+            let all = self.connections.iter().enumerate();
+            let others =
+                all.filter(|(other, one)| *other != at && one.promise != Promise::Untracked);
+            others.map(|(_, one)| one)
+        };
+        let is_same = |one: &&Connection| (one.way, one.port) == (new.way, new.port);
+        if let Some(entry) = others().find(is_same) {
+            return entry.seen;
+        }
+        let first = if new.way == Way::Direct {
+            new.port
+        } else {
+            new.port + choice
+        };
+        (first..first + PORTS.len())
+            .map(|port| port % PORTS.len())
+            .find(|port| others().all(|one| one.seen != *port))
+            .expect("there are as many ports as connections")
+    }
+
+    fn header(&self, source: (IpAddr, u16), destination: (IpAddr, u16), flags: u8) -> Packet {
+        let (mut network, addresses) = match self.family {
+            Family::IPv6 => (vec![0; 40], 8),
+            _ => (vec![0; 20], 12),
+        };
+        let octets = [source.0, destination.0].map(octets).concat();
+        network[addresses..].copy_from_slice(&octets);
+        let mut transport = [0; 20];
+        transport[..2].copy_from_slice(&source.1.to_be_bytes());
+        transport[2..4].copy_from_slice(&destination.1.to_be_bytes());
+        transport[13] = flags;
+        Packet {
+            network,
+            transport,
+            iif: 0,
+            priority: 0,
+            untracked: false,
+        }
+    }
+
+    /// The member of a connection in the sets.
+    fn key(&self, seen: usize) -> Vec<u8> {
+        let ends = [(self.client(), PORTS[seen]), (self.vip(), PORT)];
+        let end = |(ip, port): (IpAddr, u16)| {
+            [octets(ip), port.to_be_bytes().to_vec(), vec![0; 2]].concat()
+        };
+        ends.map(end).concat()
+    }
+
+    fn client(&self) -> IpAddr {
+        if self.is_client_here {
+            // Processes of the node reach the VIP from the VIP's own address.
+            self.vip()
+        } else {
+            address(self.family, 7)
+        }
+    }
+
+    fn vip(&self) -> IpAddr {
+        address(self.family, 2)
+    }
+
+    fn service(&self) -> IpAddr {
+        address(self.family, 1)
+    }
+}
+
+fn address(family: Family, last: u8) -> IpAddr {
+    match family {
+        Family::IPv6 => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)].into(),
+        _ => [10, 96, 0, last].into(),
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// The table of a family; those without members are made once.
+fn table(family: Family, live: &Live) -> Arc<Table> {
+    static EMPTY: LazyLock<[Arc<Table>; 2]> =
+        LazyLock::new(|| [Family::IPv4, Family::IPv6].map(|family| make(family, &Live::default())));
+    if *live == Live::default() {
+        return Arc::clone(&EMPTY[usize::from(family == Family::IPv6)]);
+    }
+    make(family, live)
+}
+
+fn make(family: Family, live: &Live) -> Arc<Table> {
+    let settings = Settings {
+        instance: Instance::default(),
+        endpoints: vec![(address(family, 2), PORT).into()],
+        max_connections: 1024,
+    };
+    let tables = super::tables(&settings, live).into_iter();
+    let table = tables.filter(|table| table.family == family).next();
+    Arc::new(table.expect("there is one of each family"))
+}
