@@ -184,7 +184,9 @@ pub fn names(data: &[u8]) {
         let pairs = pairs.chain(read.cidrs.iter().map(|cidr| ("cidr", cidr)));
         let mut written: Vec<String> = pairs
             .map(|(key, value)| {
-                let escaped: String = value.bytes().map(|byte| format!("%{byte:02X}")).collect();
+                let escaped: Vec<String> =
+                    value.bytes().map(|byte| format!("%{byte:02X}")).collect();
+                let escaped = escaped.concat();
                 format!("{key}={escaped}")
             })
             .collect();

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::agent::binary;
-use crate::node::Node;
 use crate::cmd;
+use crate::node::Node;
 
 /// What stands for the node itself where links are told.
 pub const THIS_NODE: &str = "(this node)";
