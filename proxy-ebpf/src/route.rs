@@ -31,6 +31,10 @@ struct Question {
     hardware_addresses: [u16; 6],
 }
 
+/// Of `Question`, in bytes.
+const LENGTH: i32 = 64;
+const _: () = assert!(size_of::<Question>() == LENGTH.unsigned_abs() as usize);
+
 /// Whether the kernel will deliver the packet on this node.
 ///
 /// The helper answers "not forwarded" for local destinations. It says the same where there is no route
@@ -63,7 +67,7 @@ pub fn leads_here(ctx: &TcContext, segment: &Segment) -> bool {
         bpf_fib_lookup(
             ctx.as_ptr(),
             (&raw mut question).cast(),
-            size_of::<Question>() as i32,
+            LENGTH,
             0,
         )
     };
