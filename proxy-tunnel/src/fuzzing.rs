@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
@@ -184,9 +185,11 @@ pub fn names(data: &[u8]) {
         let pairs = pairs.chain(read.cidrs.iter().map(|cidr| ("cidr", cidr)));
         let mut written: Vec<String> = pairs
             .map(|(key, value)| {
-                let escaped: Vec<String> =
-                    value.bytes().map(|byte| format!("%{byte:02X}")).collect();
-                let escaped = escaped.concat();
+                let mut escaped = String::new();
+                for byte in value.bytes() {
+                    // A String takes everything.
+                    let _ = write!(escaped, "%{byte:02X}");
+                }
                 format!("{key}={escaped}")
             })
             .collect();

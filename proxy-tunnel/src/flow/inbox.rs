@@ -17,6 +17,15 @@ use thiserror::Error;
 use super::Limits;
 use super::budget::Budget;
 
+/// What an item costs in memory beside its bytes.
+const OVERHEAD: usize = 64;
+
+/// Shorter bytes are copied: they would keep the whole buffer of the stream that they came in.
+const SHORT: usize = 2048;
+
+/// Items that wait at most. Only a peer that means harm sends so many: then nothing more is kept.
+const MOST: usize = 65_536;
+
 /// Something that happens to a tunnel, in the order in which it was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item<E> {
@@ -53,7 +62,8 @@ struct State<E> {
     items: VecDeque<Item<E>>,
     /// Bytes in `items`.
     bytes: usize,
-    /// Those of them that the budget's second part holds.
+    /// What the budget holds for them, in its first part and in its second.
+    regular: usize,
     excess: usize,
     full_since: Option<Instant>,
     /// Nothing is taken any more: what comes is dropped.
@@ -81,6 +91,7 @@ impl<E> Inbox<E> {
             state: Mutex::new(State {
                 items: VecDeque::new(),
                 bytes: 0,
+                regular: 0,
                 excess: 0,
                 full_since: None,
                 closed: false,
@@ -112,10 +123,15 @@ impl<E> Inbox<E> {
         }
         let was_full = state.full_since.is_some();
         let length = data.len();
+        let cost = length + OVERHEAD;
+        if state.items.len() >= MOST {
+            return Err(Overflow::Budget);
+        }
         if state.bytes + length <= self.limits.tunnel {
-            if !self.budget.regular.take(length) {
+            if !self.budget.regular.take(cost) {
                 return Err(Overflow::Budget);
             }
+            state.regular += cost;
         } else {
             let since = *state.full_since.get_or_insert_with(|| {
                 self.full.iter().for_each(IntGauge::inc);
@@ -124,12 +140,17 @@ impl<E> Inbox<E> {
             if since.elapsed() > self.limits.stall {
                 return Err(Overflow::Stalled(self.limits.stall.as_secs()));
             }
-            if !self.budget.excess.take(length) {
+            if !self.budget.excess.take(cost) {
                 return Err(Overflow::Budget);
             }
-            state.excess += length;
+            state.excess += cost;
         }
         state.bytes += length;
+        let data = if length < SHORT {
+            Bytes::copy_from_slice(&data)
+        } else {
+            data
+        };
         state.items.push_back(Item::Data(data));
         wake(&mut state.reader);
         Ok(!was_full && state.full_since.is_some())
@@ -138,7 +159,7 @@ impl<E> Inbox<E> {
     /// Adds an event.
     pub fn push(&self, event: E) {
         let mut state = self.lock();
-        if !state.closed {
+        if !state.closed && state.items.len() < MOST {
             state.items.push_back(Item::Event(event));
             wake(&mut state.reader);
         }
@@ -206,10 +227,12 @@ impl<E> Inbox<E> {
         let item = state.items.pop_front()?;
         if let Item::Data(data) = &item {
             state.bytes -= data.len();
-            let excess = data.len().min(state.excess);
+            let cost = data.len() + OVERHEAD;
+            let excess = cost.min(state.excess);
             state.excess -= excess;
+            state.regular -= cost - excess;
             self.budget.excess.give(excess);
-            self.budget.regular.give(data.len() - excess);
+            self.budget.regular.give(cost - excess);
             if state.bytes <= self.limits.tunnel {
                 self.no_longer_full(state);
             }
@@ -230,8 +253,9 @@ impl<E> Inbox<E> {
     fn clear(&self, state: &mut State<E>) {
         self.no_longer_full(state);
         self.budget.excess.give(state.excess);
-        self.budget.regular.give(state.bytes - state.excess);
+        self.budget.regular.give(state.regular);
         state.excess = 0;
+        state.regular = 0;
         state.bytes = 0;
         state.items = VecDeque::new();
     }
@@ -270,7 +294,7 @@ mod tests {
         let (inbox, budget) = inbox(1000, Duration::ZERO);
         inbox.push_data(bytes(3)).unwrap();
         inbox.push("end");
-        assert_eq!(budget.used(), 3);
+        assert_eq!(budget.used(), 3 + OVERHEAD);
         assert_eq!(inbox.next().await, Item::Data(bytes(3)));
         assert_eq!(inbox.next().await, Item::Event("end"));
         assert_eq!(budget.used(), 0);
@@ -300,7 +324,7 @@ mod tests {
 
     #[test]
     fn excess_does_not_use_up_what_others_need() {
-        let (offender, budget) = inbox(40, Duration::from_secs(9));
+        let (offender, budget) = inbox(4 * (10 + OVERHEAD), Duration::from_secs(9));
         let other: Inbox<()> = Inbox::new(
             Arc::clone(&budget),
             Limits {
@@ -314,7 +338,7 @@ mod tests {
         assert_eq!(offender.push_data(bytes(1)), Err(Overflow::Budget));
         other.push_data(bytes(10)).unwrap();
         drop(offender);
-        assert_eq!(budget.used(), 10);
+        assert_eq!(budget.used(), 10 + OVERHEAD);
     }
 
     #[tokio::test]

@@ -22,6 +22,9 @@ use crate::wire::Message;
 #[error("the stream has ended")]
 pub struct Ended;
 
+/// Messages of no tunnel that wait at most.
+const MOST: usize = 65_536;
+
 #[derive(Debug, Default)]
 struct LaneState {
     queue: VecDeque<Message>,
@@ -113,6 +116,12 @@ impl Outbox {
     pub fn control(&self, message: Message) -> Result<(), Ended> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
+            return Err(Ended);
+        }
+        if state.control.len() >= MOST {
+            // A peer that sends what must be answered and does not read is no peer.
+            drop(state);
+            self.end();
             return Err(Ended);
         }
         state.control.push_back(message);

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::rig::{SOON, Scratch};
+use super::rig::{PROXIED, SOON, Scratch};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_konnectivity-server");
 const AGENT: &str = env!("CARGO_BIN_EXE_konnectivity-agent");
@@ -25,6 +25,11 @@ struct Program {
 
 impl Program {
     fn start(program: &str, log: PathBuf, args: &[String]) -> Self {
+        Self::start_by(None, program, log, args)
+    }
+
+    /// With a proxy in its environment.
+    fn start_by(proxy: Option<&str>, program: &str, log: PathBuf, args: &[String]) -> Self {
         let file = fs::File::create(&log).unwrap();
         let mut command = Command::new(program);
         command
@@ -33,8 +38,11 @@ impl Program {
             .stdout(Stdio::null())
             .stderr(file);
         // A proxy of this machine is not part of a test.
-        for variable in ["HTTPS_PROXY", "https_proxy"] {
+        for variable in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
             command.env_remove(variable);
+        }
+        if let Some(proxy) = proxy {
+            command.env("HTTPS_PROXY", proxy);
         }
         let child = command.spawn().unwrap();
         Self { child, log }
@@ -413,6 +421,7 @@ fn an_agent_drains_at_the_first_signal_and_ends_at_the_second() {
     let mut agent = setup.agent(&[]);
     let _target = setup.target();
     setup.until_ready();
+    agent.until_logged("\"Start serving\"");
     agent.signal(libc::SIGTERM);
     server.until_logged("\"agent is draining\"");
     let mut client = setup.client(&[]);
@@ -517,5 +526,58 @@ fn the_log_goes_to_a_file_where_it_is_asked_to() {
         !server.log().contains("Starting proxy server"),
         "{}",
         server.log()
+    );
+}
+
+/// An HTTP proxy for one connection to this port; gives the request that it got.
+fn proxy(to: u16) -> (String, std::thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://user:secret@{}", listener.local_addr().unwrap());
+    let serving = std::thread::spawn(move || {
+        let (mut near, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            near.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let far = TcpStream::connect(("127.0.0.1", to)).unwrap();
+        for (mut from, mut to) in [
+            (near.try_clone().unwrap(), far.try_clone().unwrap()),
+            (far, near),
+        ] {
+            // They end with the programs.
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
+        String::from_utf8(request).unwrap()
+    });
+    (url, serving)
+}
+
+#[test]
+fn an_agent_takes_the_proxy_of_its_environment() {
+    let setup = Setup::new();
+    let _server = setup.server(&[]);
+    until_connected(setup.agents);
+    let (url, asked) = proxy(setup.agents);
+    let args = [
+        format!("--ca-cert={}", setup.file("ca.crt")),
+        format!("--agent-cert={}", setup.file("client.crt")),
+        format!("--agent-key={}", setup.file("client.key")),
+        format!("--proxy-server-host={PROXIED}"),
+        format!("--proxy-server-port={}", setup.agents),
+        format!("--health-server-port={}", setup.agent_health),
+        format!("--admin-server-port={}", setup.agent_admin),
+    ];
+    let log = setup.scratch.file("agent.log");
+    let _agent = Program::start_by(Some(&url), AGENT, log, &args);
+    setup.until_ready();
+    let request = asked.join().unwrap();
+    let first = format!("CONNECT {PROXIED}:{} HTTP/1.1\r\n", setup.agents);
+    assert!(request.starts_with(&first), "{request}");
+    assert!(
+        request.contains("Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n"),
+        "{request}"
     );
 }

@@ -45,6 +45,9 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// A pause in which something that should not happen would.
 pub const WHILE: Duration = Duration::from_millis(150);
 
+/// A name that only a proxy knows: `.invalid` has no addresses (RFC 6761).
+pub const PROXIED: &str = "konnectivity.invalid";
+
 const HOUR: Duration = Duration::from_hours(1);
 
 /// A directory of one test, with certificates of one CA.
@@ -65,7 +68,9 @@ impl Scratch {
         fs::write(scratch.file("ca.crt"), authority.pem()).unwrap();
         for name in ["server", "client"] {
             let key = KeyPair::generate().unwrap();
-            let names = ["localhost", "127.0.0.1"].map(str::to_owned).to_vec();
+            let names = ["localhost", "127.0.0.1", PROXIED]
+                .map(str::to_owned)
+                .to_vec();
             let params = CertificateParams::new(names).unwrap();
             let certificate = params.signed_by(&key, &authority).unwrap();
             fs::write(scratch.file(&format!("{name}.crt")), certificate.pem()).unwrap();

@@ -111,3 +111,15 @@ async fn the_end_is_seen_by_all() {
     drop(cut.stream());
     assert_eq!(lane.push(Message::Drain), Err(Ended));
 }
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_its_answers_is_given_up() {
+    let outbox = Outbox::new();
+    let mut stream = outbox.stream();
+    for _ in 0..MOST {
+        outbox.control(Message::Drain).unwrap();
+    }
+    assert_eq!(outbox.control(Message::Drain), Err(Ended));
+    assert!(outbox.has_ended());
+    assert!(stream.next().await.is_none());
+}

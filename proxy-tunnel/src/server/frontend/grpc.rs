@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! A client that speaks gRPC: one stream, one tunnel. A task takes what the client sends; what the client
-//! gets is [`answers`]'s business.
+//! gets is `answers`' business.
 
 mod answers;
 
