@@ -146,7 +146,7 @@ fn make(family: Family, live: &Live) -> Arc<Table> {
         endpoints: vec![(address(family, 2), PORT).into()],
         max_connections: 1024,
     };
-    let tables = tables(&settings, live).into_iter();
-    let table = tables.filter(|table| table.family == family).next();
+    let mut tables = tables(&settings, live).into_iter();
+    let table = tables.find(|table| table.family == family);
     Arc::new(table.expect("there is one of each family"))
 }
