@@ -7,18 +7,17 @@
 //! Packets are not lost on the way between hooks, and a client is on the node. What `docs/packet-path.md` says of
 //! one client port that is used two ways at once is a limit here too: see [`Promise::None`].
 
+mod hooks;
 mod interpreter;
 
-use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use self::hooks::table;
 use self::interpreter::{Kernel, Packet};
-use super::{CLOSED, DECIDED, PASSING, Settings, TRACKED};
+use super::{CLOSED, DECIDED, PASSING, TRACKED};
 use crate::backend::live::Live;
-use crate::instance::Instance;
 use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
-use crate::netfilter::{Family, Hook, Table};
+use crate::netfilter::{Family, Hook};
 
 /// How much happens at most: more shows nothing new.
 const STEPS: usize = 64;
@@ -63,6 +62,10 @@ enum Sender {
 }
 
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that do not depend on each other"
+)]
 struct Connection {
     way: Way,
     /// The port that the client uses: an index of `PORTS`.
@@ -217,7 +220,7 @@ impl Node {
     fn syn(&mut self, at: usize, choice: usize) {
         let port = self.connections[at].port;
         let is_in_use = self.connections.iter().enumerate().any(|(other, older)| {
-            let is_remembered = older.is_marked && self.now - older.last[1] < TRACKED;
+            let is_remembered = older.is_marked && self.now < older.last[1] + TRACKED;
             other != at && older.seen == port && is_remembered && older.has_socket()
         });
         let untracked = self.request(at, SYN, choice);
@@ -234,6 +237,13 @@ impl Node {
         } else {
             Promise::Tracked
         };
+        if !untracked && !is_marked {
+            // Every decision about what looks the same to the proxy is void.
+            let others = self.connections.iter_mut().enumerate();
+            for (_, other) in others.filter(|(other, one)| *other != at && one.seen == seen) {
+                other.promise = Promise::None;
+            }
+        }
         self.meet_socket(at);
     }
 
@@ -252,6 +262,7 @@ impl Node {
         if self.connections[at].promise == Promise::Untracked {
             // Nothing remembered the other one, or it would be left undecided.
             self.connections[holder].promise = Promise::None;
+            self.connections[holder].is_marked = false;
         }
         if self.connections[holder].stage < Stage::Established {
             // Both open at the same moment.
@@ -304,10 +315,10 @@ impl Node {
         if !can_close {
             return;
         }
-        self.connections[at].stage = Stage::Established;
         if !self.packet(at, from, FIN | ACK) {
             return;
         }
+        self.connections[at].stage = Stage::Established;
         self.connections[at].closed[from as usize] = true;
         if self.connections[at].closed == [true; 2] {
             let other = [Sender::Proxy, Sender::Client][from as usize];
@@ -323,6 +334,14 @@ impl Node {
             Sender::Client => connection.stage >= Stage::Answered && !connection.is_abandoned,
             Sender::Proxy => connection.stage == Stage::Established,
         };
+        let is_waited_for = self
+            .connections
+            .iter()
+            .any(|one| one.seen == connection.seen && !one.has_socket());
+        if is_waited_for && from == Sender::Proxy {
+            // It is taken for the answer to the SYN of the connection that waits.
+            self.connections[at].promise = Promise::None;
+        }
         if can_reset && self.packet(at, from, RST | ACK) {
             self.end(at);
         }
@@ -359,6 +378,11 @@ impl Node {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.kernel.pass(time);
+        // Neither end goes on for longer with a connection that does not come about.
+        let now = self.now;
+        self.connections.retain(|one| {
+            one.stage == Stage::Established || now < one.last[0].max(one.last[1]) + PASSING
+        });
     }
 
     fn flush(&mut self) {
@@ -485,30 +509,6 @@ impl Node {
         self.verify(at, packet.untracked, Sender::Proxy, flags);
     }
 
-    /// What comes before conntrack.
-    fn raw(&mut self, packet: &mut Packet) {
-        if self.is_client_here {
-            self.kernel.hook(Hook::Output, packet);
-        } else {
-            packet.iif = 2;
-            self.kernel.hook(Hook::Prerouting, packet);
-        }
-    }
-
-    /// What comes behind conntrack and NAT.
-    fn input(&mut self, mut packet: Packet) {
-        packet.iif = 2;
-        if self.is_client_here {
-            packet.iif = 1;
-            let before = packet.untracked;
-            self.kernel.hook(Hook::Prerouting, &mut packet);
-            assert_eq!(packet.untracked, before, "packets on lo are left alone");
-        }
-        let before = packet.untracked;
-        self.kernel.hook(Hook::Input, &mut packet);
-        assert_eq!(packet.untracked, before, "it is too late to decide");
-    }
-
     fn verify(&mut self, at: usize, untracked: bool, from: Sender, flags: u8) {
         let connection = &mut self.connections[at];
         connection.lacked_room |= self.kernel.lacked_room;
@@ -536,7 +536,7 @@ impl Node {
         let passes = connection.stage < Stage::Established
             || connection.closed != [false; 2]
             || connection.lacked_room;
-        if connection.promise == Promise::Untracked && passes && self.now - quiet_since >= PASSING {
+        if connection.promise == Promise::Untracked && passes && self.now >= quiet_since + PASSING {
             connection.promise = Promise::None;
         }
     }
@@ -558,112 +558,4 @@ impl Node {
                 || self.kernel.has("closing", &from_proxy)
         })
     }
-
-    /// The port that conntrack gives a connection: none that another one has that it knows.
-    fn conntracks_port(&self, at: usize, choice: usize) -> usize {
-        let new = &self.connections[at];
-        if new.promise == Promise::Tracked {
-            return new.seen;
-        }
-        let others = || {
-            let all = self.connections.iter().enumerate();
-            let others =
-                all.filter(|(other, one)| *other != at && one.promise != Promise::Untracked);
-            others.map(|(_, one)| one)
-        };
-        let is_same = |one: &&Connection| (one.way, one.port) == (new.way, new.port);
-        if let Some(entry) = others().find(is_same) {
-            return entry.seen;
-        }
-        let first = if new.way == Way::Direct {
-            new.port
-        } else {
-            new.port + choice
-        };
-        (first..first + PORTS.len())
-            .map(|port| port % PORTS.len())
-            .find(|port| others().all(|one| one.seen != *port))
-            .expect("there are as many ports as connections")
-    }
-
-    fn header(&self, source: (IpAddr, u16), destination: (IpAddr, u16), flags: u8) -> Packet {
-        let (mut network, addresses) = match self.family {
-            Family::IPv6 => (vec![0; 40], 8),
-            _ => (vec![0; 20], 12),
-        };
-        let octets = [source.0, destination.0].map(octets).concat();
-        network[addresses..].copy_from_slice(&octets);
-        let mut transport = [0; 20];
-        transport[..2].copy_from_slice(&source.1.to_be_bytes());
-        transport[2..4].copy_from_slice(&destination.1.to_be_bytes());
-        transport[13] = flags;
-        Packet {
-            network,
-            transport,
-            iif: 0,
-            priority: 0,
-            untracked: false,
-        }
-    }
-
-    /// The member of a connection in the sets.
-    fn key(&self, seen: usize) -> Vec<u8> {
-        let ends = [(self.client(), PORTS[seen]), (self.vip(), PORT)];
-        let end = |(ip, port): (IpAddr, u16)| {
-            [octets(ip), port.to_be_bytes().to_vec(), vec![0; 2]].concat()
-        };
-        ends.map(end).concat()
-    }
-
-    fn client(&self) -> IpAddr {
-        if self.is_client_here {
-            // Processes of the node reach the VIP from the VIP's own address.
-            self.vip()
-        } else {
-            address(self.family, 7)
-        }
-    }
-
-    fn vip(&self) -> IpAddr {
-        address(self.family, 2)
-    }
-
-    fn service(&self) -> IpAddr {
-        address(self.family, 1)
-    }
-}
-
-fn address(family: Family, last: u8) -> IpAddr {
-    match family {
-        Family::IPv6 => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)].into(),
-        _ => [10, 96, 0, last].into(),
-    }
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-/// The table of a family; those without members are made once.
-fn table(family: Family, live: &Live) -> Arc<Table> {
-    static EMPTY: LazyLock<[Arc<Table>; 2]> =
-        LazyLock::new(|| [Family::IPv4, Family::IPv6].map(|family| make(family, &Live::default())));
-    if *live == Live::default() {
-        return Arc::clone(&EMPTY[usize::from(family == Family::IPv6)]);
-    }
-    make(family, live)
-}
-
-fn make(family: Family, live: &Live) -> Arc<Table> {
-    let settings = Settings {
-        instance: Instance::default(),
-        endpoints: vec![(address(family, 2), PORT).into()],
-        max_connections: 1024,
-    };
-    let tables = super::tables(&settings, live).into_iter();
-    let table = tables.filter(|table| table.family == family).next();
-    Arc::new(table.expect("there is one of each family"))
 }

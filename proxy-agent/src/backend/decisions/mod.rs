@@ -32,11 +32,13 @@
 //!         plain client @decided notrack accept
 //!         tcp flags syn / fin,syn,rst,ack goto open
 //!         plain client @opening update @decided { client } delete @opening { client } notrack accept
+//!         tcp flags fin client @opening update @closing { sender } delete @opening { client } notrack accept
 //!         client @opening update @opening { client } notrack accept
 //!         … as in reply from "tcp flags rst client @decided" on
 //!     }
 //!     chain open {
-//!         ip daddr 10.96.0.2 tcp dport 443 client @tracked accept
+//!         delete @decided { client } delete @closing … delete @closed …
+//!         ip daddr 10.96.0.2 tcp dport 443 client @tracked delete @opening { client } accept
 //!         ip daddr 10.96.0.2 tcp dport 443 update @opening { client } meta priority set 7078:1 notrack accept
 //!     }
 //!     chain reply {
@@ -53,6 +55,7 @@
 //!         other @closing update @closing { other } notrack accept
 //!         client @closed update @closed { client } notrack accept
 //!         tcp flags fin client @tracked goto tracked_reply
+//!         client @tracked update @tracked { client } accept
 //!     }
 //!     chain arrived {
 //!         tcp flags syn / fin,syn,rst,ack meta priority 7078:1 accept
@@ -75,7 +78,8 @@
 //! A connection is decided at its SYN, before any NAT, and noted among those that open. The client's
 //! next packet makes it a decided one: those stay until they end, however much traffic there is beside
 //! them and however long they are quiet. A first FIN moves it to those that close, the second one or a RST to
-//! those that are over, which are forgotten seconds later.
+//! those that are over, which are forgotten seconds later. A client that opens a connection anew has given up
+//! the one before: what was decided about that is void.
 //!
 //! A SYN that was decided carries a priority from the raw hook to the input hook. One without has come by
 //! somebody's DNAT or was left undecided: until both ends have closed the connection no other one of that
@@ -114,7 +118,7 @@ const CLOSED: Duration = Duration::from_secs(5);
 /// Decided connections are never forgotten while they live. The set has a timeout all the same: without
 /// one the kernel does not give the memory of deleted members back.
 const FOR_GOOD: Duration = Duration::from_hours(24 * 365);
-/// When it is forgotten that a client port is in use by a tracked connection whose end was not seen.
+/// When it is forgotten that a client port is in use by a tracked connection to which the proxy sends nothing.
 const TRACKED: Duration = Duration::from_hours(24);
 /// The same once one end has closed it.
 const HALF_CLOSED: Duration = Duration::from_mins(10);

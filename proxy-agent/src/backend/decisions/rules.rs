@@ -48,12 +48,7 @@ pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
                 .collect(),
         ),
         chain("request", request_rules(&request, &reply)),
-        chain(
-            "open",
-            vips.iter()
-                .flat_map(|vip| open_rules(*vip, &request))
-                .collect(),
-        ),
+        chain("open", open_rules(vips, &request, &reply)),
         chain("reply", reply_rules(&reply, &request)),
         chain("arrived", arrived_rules(&request, &reply)),
         chain("tracked", tracked_rules(&request, &reply)),
@@ -107,6 +102,17 @@ fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             .concat(),
         ),
         rule(
+            "the client has answered, and closed with this",
+            [
+                expression::has_flag(FIN),
+                packet.is("opening"),
+                packet.update("closing"),
+                packet.delete("opening"),
+                untrack(),
+            ]
+            .concat(),
+        ),
+        rule(
             "opening",
             [packet.is("opening"), packet.update("opening"), untrack()].concat(),
         ),
@@ -115,15 +121,28 @@ fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     rules
 }
 
+/// A client that opens a connection has given up an older one of its port, which may never have ended.
+fn open_rules(vips: &[SocketAddr], packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    let older = rule(
+        "older decisions of this client port are void",
+        void(packet, turned),
+    );
+    let rules = vips.iter().flat_map(|vip| open_rules_of(*vip, packet));
+    [older].into_iter().chain(rules).collect()
+}
+
 /// For each VIP its own, so that each has its own counters.
-fn open_rules(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
+fn open_rules_of(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     let to_vip = expression::endpoint(End::Destination, vip.ip(), vip.port());
     let rule = |counted: Counted, expressions: Vec<Expressions>| Rule {
         purpose: counted.purpose(vip),
         expressions: [to_vip.clone(), expressions].concat(),
     };
     vec![
-        rule(Counted::InUse, [packet.is("tracked"), leave()].concat()),
+        rule(
+            Counted::InUse,
+            [packet.is("tracked"), packet.delete("opening"), leave()].concat(),
+        ),
         rule(
             Counted::Decided,
             [
@@ -174,13 +193,28 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
         ]
         .concat(),
     ));
+    // Requests of these do not come by the rules. Connections live longer than the set's timeout.
+    rules.push(rule(
+        "tracked",
+        [
+            packet.is("tracked"),
+            packet.update("tracked"),
+            vec![expression::accept()],
+        ]
+        .concat(),
+    ));
     rules
 }
 
-/// Forgets every decision about a connection. Which end has closed it is named by the end's own key.
+/// Forgets every decision about a connection.
 fn forget(packet: &Packets, turned: &Packets) -> Vec<Expressions> {
+    [packet.delete("opening"), void(packet, turned)].concat()
+}
+
+/// Forgets every decision about a connection but that it opens. Which end has closed it is named by the
+/// end's own key.
+fn void(packet: &Packets, turned: &Packets) -> Vec<Expressions> {
     [
-        packet.delete("opening"),
         packet.delete(DECIDED),
         packet.delete("closing"),
         turned.delete("closing"),

@@ -50,3 +50,13 @@ fn a_plain_packet_of_a_decided_connection_meets_one_rule_behind_the_entry() {
         assert_eq!(chain.unwrap().rules[0].purpose, "plain, decided");
     }
 }
+
+proptest::proptest! {
+    /// As `cargo xtask fuzz decision`, but without looking where a history leads.
+    #[test]
+    fn every_packet_of_a_connection_is_treated_as_its_first_one(
+        history in proptest::collection::vec(proptest::prelude::any::<u8>(), 1..129),
+    ) {
+        fuzzing::decision(&history);
+    }
+}

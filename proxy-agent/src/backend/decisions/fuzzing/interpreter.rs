@@ -51,8 +51,8 @@ pub struct Kernel {
 struct Members {
     timeout: Duration,
     size: usize,
-    /// When each expires.
-    members: BTreeMap<Vec<u8>, Duration>,
+    /// The members, and when each expires.
+    expiries: BTreeMap<Vec<u8>, Duration>,
     /// Deleted or expired ones whose memory the kernel has not freed: they count until it does.
     dead: usize,
 }
@@ -93,7 +93,7 @@ impl Kernel {
     pub fn pass(&mut self, time: Duration) {
         self.now += time;
         for set in self.sets.values_mut() {
-            set.members.retain(|_, expires| *expires > self.now);
+            set.expiries.retain(|_, expires| *expires > self.now);
             set.dead = 0;
         }
     }
@@ -101,7 +101,7 @@ impl Kernel {
     /// True if the set has the member.
     pub fn has(&self, set: &str, key: &[u8]) -> bool {
         let set = self.sets.get(set);
-        set.is_some_and(|set| set.members.contains_key(key))
+        set.is_some_and(|set| set.expiries.contains_key(key))
     }
 
     /// Runs the chains of a hook.
@@ -221,7 +221,7 @@ impl Kernel {
                 updated
             }
             DELETE => {
-                set.dead += usize::from(set.members.remove(&key).is_some());
+                set.dead += usize::from(set.expiries.remove(&key).is_some());
                 true
             }
             other => panic!("operation {other}"),
@@ -237,13 +237,13 @@ impl Kernel {
 
 impl Members {
     fn has_room(&self) -> bool {
-        self.members.len() + self.dead < self.size
+        self.expiries.len() + self.dead < self.size
     }
 
     fn update(&mut self, key: Vec<u8>, now: Duration) -> bool {
-        let fits = self.members.contains_key(&key) || self.has_room();
+        let fits = self.expiries.contains_key(&key) || self.has_room();
         if fits {
-            self.members.insert(key, now + self.timeout);
+            self.expiries.insert(key, now + self.timeout);
         }
         fits
     }
