@@ -63,14 +63,7 @@ pub fn leads_here(ctx: &TcContext, segment: &Segment) -> bool {
         hardware_addresses: [0; 6],
     };
     // SAFETY: as long as the kernel's structure, and all of it is initialised.
-    let answer = unsafe {
-        bpf_fib_lookup(
-            ctx.as_ptr(),
-            (&raw mut question).cast(),
-            LENGTH,
-            0,
-        )
-    };
+    let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), (&raw mut question).cast(), LENGTH, 0) };
     answer == c_long::from(BPF_FIB_LKUP_RET_NOT_FWDED)
         || answer == c_long::from(BPF_FIB_LKUP_RET_FWD_DISABLED)
 }
