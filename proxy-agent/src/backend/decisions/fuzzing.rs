@@ -524,10 +524,12 @@ impl Node {
         );
     }
 
-    /// Decisions about connections that neither are open nor have room are forgotten when they are quiet.
+    /// What is forgotten of a connection that was quiet: its decision if it is not open, or has no room; and that
+    /// its port is in use.
     fn forget(&mut self, at: usize) {
         let connection = &mut self.connections[at];
         let [client, proxy] = connection.last;
+        connection.is_marked &= self.now < proxy + TRACKED;
         let quiet_since = if connection.closed == [false; 2] {
             client
         } else {
