@@ -41,7 +41,7 @@ pub enum Claim {
     Instance(Instance),
     /// A VIP
     Vip(IpAddr),
-    /// The ClusterIP and port of a Service that is translated
+    /// The ClusterIP and port of a Service that ends on the proxy
     Service(SocketAddr),
     /// A handle of clsact filters
     Filter(u32),

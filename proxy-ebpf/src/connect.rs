@@ -107,13 +107,13 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
         return Err(Undecided::BoundToLink);
     }
     let vip = service.vip();
-    let outcome = translate::<F>(ctx, addressed, vip);
+    let outcome = redirect::<F>(ctx, addressed, vip);
     statistics::connected(vip, outcome);
     outcome
 }
 
 #[inline(always)]
-fn translate<F: Family>(
+fn redirect<F: Family>(
     ctx: &SockAddrContext,
     addressed: Endpoint,
     vip: Endpoint,

@@ -112,7 +112,7 @@ fn backend(subject: &Subject) -> Check {
         return Check::warning(BACKEND, format!("{why}; everything is tracked"), remedy);
     }
     if choice.backend != "ebpf" && !subject.services().is_empty() {
-        let finding = format!("{why}; --service-address is given and nothing is translated");
+        let finding = format!("{why}; --service-address is given and no service ends on the proxy");
         return Check::warning(BACKEND, finding, remedy);
     }
     Check::ok(BACKEND, why)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The file systems the `ebpf` backend needs: bpffs for what outlives the agent, and the root of
-//! cgroup2, where processes of the node are translated.
+//! cgroup2, where connect(2) of processes of the node is redirected.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ fn read_only_in(mounts: &str, path: &Path) -> bool {
 
 fn cgroup(subject: &Subject) -> Check {
     if subject.services().is_empty() || !subject.uses("ebpf") {
-        return Check::not_applicable(CGROUP, "no service is translated");
+        return Check::not_applicable(CGROUP, "no service ends on the proxy");
     }
     match ebpf::cgroup_root() {
         Some(root) => Check::ok(
@@ -108,7 +108,7 @@ fn cgroup(subject: &Subject) -> Check {
         None => Check::warning(
             CGROUP,
             "the root of the host's cgroup2 hierarchy is not mounted here: processes of the node are \
-             not translated, pods are",
+             not redirected, pods are",
             "mount /sys/fs/cgroup of the host, in Kubernetes as a hostPath volume",
         ),
     }

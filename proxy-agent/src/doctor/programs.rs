@@ -184,7 +184,10 @@ fn tc(links: &[AtLink], subject: &Subject) -> Vec<Check> {
 
 fn connect_checks(subject: &Subject) -> Vec<Check> {
     if subject.services().is_empty() {
-        return vec![Check::not_applicable(CONNECT, "no service is translated")];
+        return vec![Check::not_applicable(
+            CONNECT,
+            "no service ends on the proxy",
+        )];
     }
     let Some(root) = ebpf::cgroup_root() else {
         return vec![Check::not_applicable(
@@ -237,10 +240,10 @@ fn judge_connect(hook: SocketHook, programs: &[String]) -> Check {
     Check::warning(
         CONNECT,
         format!(
-            "{} comes before {own}: what it translates of the node's processes, the agent does not",
+            "{} comes before {own}: what it redirects of the node's processes, the agent does not",
             programs[..place].join(", ")
         ),
-        "let one of them translate the service: leave it out of --service-address, or out of the other's \
+        "let one of them redirect the service: leave it out of --service-address, or out of the other's \
          socket load balancing (Cilium: socketLB.hostNamespaceOnly)",
     )
 }

@@ -142,7 +142,7 @@ impl Subject {
             .is_some_and(|choice| choice.backend == backend)
     }
 
-    /// The services that are translated.
+    /// The services that end on the proxy.
     pub fn services(&self) -> &[Service] {
         self.told().map_or(&[], |state| &state.settings.services)
     }

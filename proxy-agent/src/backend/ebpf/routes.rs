@@ -117,14 +117,7 @@ pub async fn remove(handle: &Handle, address: IpAddr) -> Result<(), rtnetlink::E
 }
 
 fn route(address: IpAddr, source: Option<IpAddr>) -> RouteMessage {
-    let mut message = match address {
-        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(ip, 32)
-            .build(),
-        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(ip, 128)
-            .build(),
-    };
+    let mut message = to_host(address);
     message.header.table = libc::RT_TABLE_LOCAL;
     message.header.protocol = PROTOCOL;
     message.header.scope = RouteScope::Host;
@@ -138,20 +131,25 @@ fn route(address: IpAddr, source: Option<IpAddr>) -> RouteMessage {
     message
 }
 
-/// One look-up; none if there is no route.
-async fn get(
-    handle: &Handle,
-    to: IpAddr,
-    flags: RouteFlags,
-) -> Result<Option<RouteMessage>, rtnetlink::Error> {
-    let mut message = match to {
+/// A message about the route to one address.
+fn to_host(address: IpAddr) -> RouteMessage {
+    match address {
         IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(ip, 32)
             .build(),
         IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(ip, 128)
             .build(),
-    };
+    }
+}
+
+/// One look-up; none if there is no route.
+async fn get(
+    handle: &Handle,
+    to: IpAddr,
+    flags: RouteFlags,
+) -> Result<Option<RouteMessage>, rtnetlink::Error> {
+    let mut message = to_host(to);
     message.header.flags = flags;
     let mut answers = handle.route().get(message).execute();
     match answers.try_next().await {
