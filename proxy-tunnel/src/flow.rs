@@ -9,6 +9,7 @@ pub mod inbox;
 pub mod outbox;
 pub mod pump;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use budget::Budget;
@@ -44,5 +45,29 @@ impl Default for Limits {
             tunnel: WINDOW as usize,
             stall: Duration::from_secs(10),
         }
+    }
+}
+
+/// The bytes that one tunnel has taken since its peer was last given room for more.
+#[derive(Debug)]
+pub struct Unacknowledged(AtomicU32);
+
+impl Unacknowledged {
+    /// Nothing is taken yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// So many more bytes are taken. By how much the peer's window is to grow, once that is worth a message.
+    ///
+    /// One task at a time takes what a tunnel has received.
+    pub fn taken(&self, bytes: usize) -> Option<u32> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let sum = self.0.load(Ordering::Relaxed).saturating_add(bytes);
+        let grant = (sum >= WINDOW / 4).then_some(sum);
+        self.0
+            .store(if grant.is_some() { 0 } else { sum }, Ordering::Relaxed);
+        grant
     }
 }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -19,7 +18,7 @@ use tracing::{debug, info};
 use super::link::Link;
 use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
-use crate::flow::{Inbox, Lane, WINDOW};
+use crate::flow::{Inbox, Lane, Unacknowledged};
 use crate::go_error::os_text;
 use crate::wire::Message;
 
@@ -54,7 +53,7 @@ pub struct Endpoint {
     pub closing: Notify,
     /// The target has been told that the client has nothing more to send.
     finished: Notify,
-    unacknowledged: AtomicU32,
+    unacknowledged: Unacknowledged,
 }
 
 /// How a connection ended.
@@ -85,7 +84,7 @@ impl Endpoint {
             lane,
             closing: Notify::const_new(),
             finished: Notify::const_new(),
-            unacknowledged: AtomicU32::new(0),
+            unacknowledged: Unacknowledged::new(),
         }
     }
 
@@ -260,17 +259,9 @@ impl Endpoint {
         if !link.extensions.window {
             return;
         }
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let sum = self
-            .unacknowledged
-            .load(Ordering::Relaxed)
-            .saturating_add(bytes);
-        if sum < WINDOW / 4 {
-            self.unacknowledged.store(sum, Ordering::Relaxed);
-        } else {
-            self.unacknowledged.store(0, Ordering::Relaxed);
+        if let Some(grant) = self.unacknowledged.taken(bytes) {
             // A stream that has ended needs no window.
-            let _ = link.outbox.control(Message::Window(self.connect_id, sum));
+            let _ = link.outbox.control(Message::Window(self.connect_id, grant));
         }
     }
 }

@@ -4,12 +4,12 @@
 //! and sends by the lane; whichever side ends it, it ends once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::backend::Backend;
 use crate::flow::outbox::Ended;
-use crate::flow::{Inbox, Lane, WINDOW};
+use crate::flow::{Inbox, Lane, Unacknowledged};
 use crate::metrics::server::DialFailure;
 use crate::wire::{CloseResponse, DialRequest, DialResponse, Message};
 
@@ -55,7 +55,7 @@ pub struct Tunnel {
     /// Milliseconds from `started` to the agent's answer.
     established: AtomicI64,
     has_asked_to_close: AtomicBool,
-    unacknowledged: AtomicU32,
+    unacknowledged: Unacknowledged,
 }
 
 impl Tunnel {
@@ -77,7 +77,7 @@ impl Tunnel {
             connect_id: AtomicI64::new(0),
             established: AtomicI64::new(0),
             has_asked_to_close: AtomicBool::new(false),
-            unacknowledged: AtomicU32::new(0),
+            unacknowledged: Unacknowledged::new(),
         }
     }
 
@@ -120,20 +120,12 @@ impl Tunnel {
         if !self.backend.extensions.window {
             return;
         }
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let sum = self
-            .unacknowledged
-            .load(Ordering::Relaxed)
-            .saturating_add(bytes);
-        if sum < WINDOW / 4 {
-            self.unacknowledged.store(sum, Ordering::Relaxed);
-        } else {
-            self.unacknowledged.store(0, Ordering::Relaxed);
+        if let Some(grant) = self.unacknowledged.taken(bytes) {
             // An ended stream needs no window.
             let _ = self
                 .backend
                 .outbox
-                .control(Message::Window(self.connect_id(), sum));
+                .control(Message::Window(self.connect_id(), grant));
         }
     }
 
