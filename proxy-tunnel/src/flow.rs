@@ -49,16 +49,10 @@ impl Default for Limits {
 }
 
 /// The bytes that one tunnel has taken since its peer was last given room for more.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Unacknowledged(AtomicU32);
 
 impl Unacknowledged {
-    /// Nothing is taken yet.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self(AtomicU32::new(0))
-    }
-
     /// So many more bytes are taken. By how much the peer's window is to grow, once that is worth a message.
     ///
     /// One task at a time takes what a tunnel has received.

@@ -77,14 +77,14 @@ enum Up {
 impl Endpoint {
     /// A connection that has just been established.
     #[must_use]
-    pub const fn new(connect_id: i64, inbox: Inbox<Event>, lane: Lane) -> Self {
+    pub fn new(connect_id: i64, inbox: Inbox<Event>, lane: Lane) -> Self {
         Self {
             connect_id,
             inbox,
             lane,
             closing: Notify::const_new(),
             finished: Notify::const_new(),
-            unacknowledged: Unacknowledged::new(),
+            unacknowledged: Unacknowledged::default(),
         }
     }
 

@@ -77,7 +77,7 @@ impl Tunnel {
             connect_id: AtomicI64::new(0),
             established: AtomicI64::new(0),
             has_asked_to_close: AtomicBool::new(false),
-            unacknowledged: Unacknowledged::new(),
+            unacknowledged: Unacknowledged::default(),
         }
     }
 
