@@ -15,7 +15,7 @@ use crate::Family;
 use crate::cmd::{self, Process};
 use crate::lacking::Lacking;
 use crate::node::{Node, SharedLog};
-use crate::{patience, skip};
+use crate::{patience, skip, usage};
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -322,22 +322,15 @@ impl Agent {
     /// # Errors
     /// When it is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/schedstat", self.id());
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let nanoseconds = text
-            .split_whitespace()
-            .next()
-            .context("an empty schedstat")?;
-        Ok(Duration::from_nanos(nanoseconds.parse()?))
+        usage::cpu_time(self.id())
     }
 
-    /// Its resident memory in bytes, counted page by page; what its status tells is an estimate
-    /// (Linux 6.2).
+    /// Its resident memory in bytes.
     ///
     /// # Errors
     /// When it is gone.
     pub fn resident_memory(&self) -> Result<u64> {
-        self.memory("smaps_rollup", "Rss:")
+        usage::resident_memory(self.id())
     }
 
     /// The most memory in bytes that it has had resident.
@@ -345,19 +338,7 @@ impl Agent {
     /// # Errors
     /// When it is gone.
     pub fn peak_memory(&self) -> Result<u64> {
-        self.memory("status", "VmHWM:")
-    }
-
-    fn memory(&self, file: &str, key: &str) -> Result<u64> {
-        let path = format!("/proc/{}/{file}", self.id());
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let kilobytes: u64 = text
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_suffix("kB"))
-            .with_context(|| format!("no {key} in {path}"))?
-            .trim()
-            .parse()?;
-        Ok(kilobytes * 1024)
+        usage::peak_memory(self.id())
     }
 
     /// True while it has not ended; a zombie has.

@@ -45,6 +45,7 @@ pub mod stream;
 pub mod streams;
 pub mod sweep;
 pub mod transfer;
+pub mod usage;
 pub mod webhook;
 pub mod wire;
 

@@ -25,7 +25,7 @@ use self::client::{Client, Tls};
 use crate::agent::program;
 use crate::cmd::{self, Process, wait_until};
 use crate::node::SharedLog;
-use crate::sweep;
+use crate::{sweep, usage};
 
 /// The path of the original.
 pub const PATH: &str = "/webhook/pod-apiserver-env";
@@ -223,12 +223,7 @@ impl Webhook {
     /// # Errors
     /// When it has ended.
     pub fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        Ok(usage::resident_memory(self.process.id())? / 1024)
     }
 
     /// Ends it as kubelet does.

@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tests::http::{self, wait_for};
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
@@ -42,19 +42,12 @@ fn bad_clients(node: &Node) -> Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.context("no VmRSS")?.parse()?)
-}
-
 #[test]
 fn hundreds_of_slow_clients_keep_nobody_up() {
     Node::test(Topology::Veth, |node| {
         let agent = node.start_agent(&[])?;
         wait_for(&node.netns, "/readyz", 200)?;
-        let before = resident_kib(agent.id())?;
+        let before = agent.resident_memory()? / 1024;
         let bad = bad_clients(node)?;
         for path in ["/metrics", "/healthz", "/readyz", "/status"] {
             let answer = http::get(&node.netns, path)?;
@@ -72,7 +65,7 @@ fn hundreds_of_slow_clients_keep_nobody_up() {
         );
         println!(
             "resident: {before} KiB, then {} KiB",
-            resident_kib(agent.id())?
+            agent.resident_memory()? / 1024
         );
         let sockets = std::fs::read_dir(format!("/proc/{}/fd", agent.id()))?.count();
         ensure!(sockets < 100, "{sockets} open files");

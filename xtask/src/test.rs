@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -187,20 +188,7 @@ pub fn demo(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     if let Some((first, rest)) = args.split_first()
         && first == "tunnel"
     {
-        setup::ensure(Scope::Everything)?;
-        let packages = ["--package", "proxy-tunnel", "--package", "tunnel-tests"];
-        sh::run(
-            workspace
-                .cargo("build")
-                .args(RELEASE)
-                .args(packages)
-                .arg("--bins"),
-        )?;
-        return sh::exec(
-            sh::command(workspace.program("tunnel-demo"))
-                .args(rest)
-                .current_dir(&workspace.root),
-        );
+        return sh::exec(tunnel_program(workspace, "tunnel-demo")?.args(rest));
     }
     turn_into(workspace, "demo", args)
 }
@@ -241,7 +229,36 @@ pub fn bench(workspace: &Workspace, args: &[OsString]) -> Result<()> {
         "bench",
         "it makes network namespaces and loads eBPF programs",
     )?;
-    turn_into(workspace, "bench", args)
+    match tunnel_part(args) {
+        Some(args) => sh::exec(tunnel_program(workspace, "tunnel-bench")?.args(args)),
+        None => turn_into(workspace, "bench", args),
+    }
+}
+
+/// The other arguments, if these ask for the tunnel's part of the benchmark, which is a program of its own.
+fn tunnel_part(args: &[OsString]) -> Option<Vec<OsString>> {
+    let is_one = |pair: &[OsString]| pair[0] == "--part" && pair[1] == "tunnel";
+    let (at, length) = match args.iter().position(|arg| arg == "--part=tunnel") {
+        Some(at) => (at, 1),
+        None => (args.windows(2).position(is_one)?, 2),
+    };
+    Some([&args[..at], &args[at + length..]].concat())
+}
+
+/// Builds the tunnel's programs and those that try them; one of the latter, at the top of the checkout.
+fn tunnel_program(workspace: &Workspace, name: &str) -> Result<Command> {
+    setup::ensure(Scope::Everything)?;
+    let packages = ["--package", "proxy-tunnel", "--package", "tunnel-tests"];
+    sh::run(
+        workspace
+            .cargo("build")
+            .args(RELEASE)
+            .args(packages)
+            .arg("--bins"),
+    )?;
+    let mut command = sh::command(workspace.program(name));
+    command.current_dir(&workspace.root);
+    Ok(command)
 }
 
 /// Builds the agent and a program of the crate `tests`, and becomes that.
@@ -309,6 +326,18 @@ fn skips(skipped: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tunnels_part_of_the_benchmark_is_recognised() {
+        let args = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
+        let part = |text| tunnel_part(&args(text)).map(|rest| rest.join(&OsString::from(" ")));
+        assert_eq!(part("--short --part costs"), None);
+        assert_eq!(
+            part("--short --part tunnel --peer").unwrap(),
+            "--short --peer"
+        );
+        assert_eq!(part("--part=tunnel --short").unwrap(), "--short");
+    }
 
     #[test]
     fn skipped_tests_are_listed_with_their_reasons() {

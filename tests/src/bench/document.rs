@@ -45,7 +45,9 @@ pub fn write(results: &Results, document: &Path, directory: &Path) -> Result<()>
     fs::write(document, text).with_context(|| format!("writing {}", document.display()))
 }
 
-fn replace(text: &str, name: &str, content: &str) -> Option<String> {
+/// The text with other content between the marks of this name; none without such marks.
+#[must_use]
+pub fn replace(text: &str, name: &str, content: &str) -> Option<String> {
     let (begin, end) = (
         format!("<!-- bench: {name} -->\n"),
         format!("\n<!-- bench: end of {name} -->"),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use tests::bench::result::Results;
 use tests::bench::{Effort, compare, costs, document, paths, programs, scale, table};
-use tests::{agent, signals, sweep};
+use tests::{agent, signals, sweep, usage};
 
 /// Measures the ways to keep conntrack out of the API server's path side by side, and the agent.
 ///
@@ -102,7 +102,7 @@ fn measure(cli: &Cli) -> Result<Results> {
         effort.rounds = rounds;
     }
     println!("The agent is {}", agent::binary()?.display());
-    allow_open_files();
+    usage::allow_open_files();
     let start = Instant::now();
     let tell = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
     let wanted = |part| cli.part.is_empty() || cli.part.contains(&part);
@@ -127,16 +127,4 @@ fn measure(cli: &Cli) -> Result<Results> {
         cli.output.display()
     );
     Ok(results)
-}
-
-/// A thousand connections have two ends each, here.
-fn allow_open_files() {
-    // SAFETY: the structure is valid for both calls. If it cannot be done, opening files tells.
-    unsafe {
-        let mut limit = std::mem::zeroed();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
 }

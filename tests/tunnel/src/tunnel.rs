@@ -292,6 +292,13 @@ impl Tunnel {
         })
     }
 
+    /// The process id of a program that runs.
+    #[must_use]
+    pub fn pid(&self, process: &str) -> Option<u32> {
+        let running = self.running.iter().find(|running| running.name == process);
+        running.map(|running| running.process.id())
+    }
+
     /// The lines of a process's log that contain `words`.
     #[must_use]
     pub fn lines(&self, process: &str, words: &str) -> Vec<String> {

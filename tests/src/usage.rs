@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What a process uses, from procfs and its processor clock, and may use.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+/// The processor time that a process has used so far, with all its threads.
+///
+/// # Errors
+/// The process has ended.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut clock = 0;
+    // SAFETY: the pointer is valid for the call.
+    let errno = unsafe { libc::clock_getcpuclockid(libc::pid_t::try_from(pid)?, &raw mut clock) };
+    if errno != 0 {
+        return Err(io::Error::from_raw_os_error(errno))
+            .with_context(|| format!("the processor clock of process {pid}"));
+    }
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is valid for the call.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("the processor time of process {pid}"));
+    }
+    Ok(Duration::new(
+        u64::try_from(time.tv_sec)?,
+        u32::try_from(time.tv_nsec)?,
+    ))
+}
+
+/// The resident memory of a process in bytes, counted page by page: `VmRSS` in its status is an estimate since
+/// Linux 6.2.
+///
+/// # Errors
+/// The process has ended.
+pub fn resident_memory(pid: u32) -> Result<u64> {
+    memory(pid, "smaps_rollup", "Rss:")
+}
+
+/// The most memory in bytes that a process has had resident.
+///
+/// # Errors
+/// The process has ended.
+pub fn peak_memory(pid: u32) -> Result<u64> {
+    memory(pid, "status", "VmHWM:")
+}
+
+fn memory(pid: u32, file: &str, key: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/{file}");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let kilobytes: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_suffix("kB"))
+        .with_context(|| format!("no {key} in {path}"))?
+        .trim()
+        .parse()?;
+    Ok(kilobytes * 1024)
+}
+
+/// Lets this process, and those that it starts from now on, open as many files as the hard limit permits:
+/// thousands of connections have both their ends here.
+pub fn allow_open_files() {
+    // SAFETY: the structure is valid for both calls. If it cannot be done, opening files fails.
+    unsafe {
+        let mut limit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}

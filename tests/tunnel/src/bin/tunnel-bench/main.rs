@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask bench --part tunnel`: what the tunnel costs, with `--peer` beside upstream's programs in one run.
+
+mod load;
+mod measure;
+mod report;
+mod rig;
+mod target;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use tests::bench::document;
+use tests::{signals, sweep, usage};
+use tunnel_tests::program::Make;
+
+/// The part of the document that is renewed.
+const PART: &str = "tunnel";
+
+/// Measures konnectivity-server and konnectivity-agent: new tunnels per second, throughput, processor time, memory,
+/// and round trips while other tunnels stand still.
+///
+/// Everything happens in network namespaces of its own. A run in full length with --peer also renews the document.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench --part tunnel", max_term_width = 100)]
+struct Cli {
+    /// In less than a minute: fewer rounds, transports and tunnels, and no document
+    #[arg(long)]
+    short: bool,
+    /// Measure upstream's server and agent as well, in turn with ours; `cargo xtask peers` builds them
+    #[arg(long)]
+    peer: bool,
+    /// How many rounds
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// The document that is renewed
+    #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
+    document: PathBuf,
+}
+
+/// How long, how often and how many.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    rounds: usize,
+    /// How long tunnels are opened in each round.
+    slot: Duration,
+    /// Bytes through one tunnel in each round.
+    bulk: u64,
+    /// Tunnels that rest.
+    resting: usize,
+    /// How long round trips are made.
+    trips: Duration,
+    short: bool,
+}
+
+impl Effort {
+    const FULL: Self = Self {
+        rounds: 7,
+        slot: Duration::from_secs(2),
+        bulk: 256 << 20,
+        resting: 10_000,
+        trips: Duration::from_secs(15),
+        short: false,
+    };
+    const SHORT: Self = Self {
+        rounds: 2,
+        slot: Duration::from_millis(500),
+        bulk: 64 << 20,
+        resting: 1_000,
+        trips: Duration::from_secs(3),
+        short: true,
+    };
+}
+
+fn main() -> ExitCode {
+    signals::clean_up_when_interrupted();
+    let result = run(&Cli::parse());
+    if let Err(error) = &result {
+        signals::wait_if_interrupted();
+        eprintln!("\nThe benchmark failed: {error:#}");
+    }
+    sweep::remove_own();
+    ExitCode::from(u8::from(result.is_err()))
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let mut effort = if cli.short {
+        Effort::SHORT
+    } else {
+        Effort::FULL
+    };
+    if let Some(rounds) = cli.rounds {
+        ensure!(rounds > 0, "--rounds 0: nothing would be measured");
+        effort.rounds = rounds;
+    }
+    usage::allow_open_files();
+    let makes: &[Make] = if cli.peer { &Make::ALL } else { &[Make::Ours] };
+    let start = Instant::now();
+    let progress = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
+    let rows = measure::everything(makes, effort, progress)?;
+    let table = report::table(&rows);
+    println!("\n{table}");
+    if cli.peer && !cli.short {
+        let text = fs::read_to_string(&cli.document)
+            .with_context(|| format!("reading {}", cli.document.display()))?;
+        let text = document::replace(&text, PART, table.trim_end())
+            .with_context(|| format!("{} has no marks for {PART}", cli.document.display()))?;
+        fs::write(&cli.document, text)
+            .with_context(|| format!("writing {}", cli.document.display()))?;
+        println!("renewed: {}", cli.document.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The results as a table.
+
+use std::fmt::Write as _;
+
+use ::tests::bench::statistics::Summary;
+
+/// What is to be reached.
+#[derive(Debug, Clone, Copy)]
+pub enum Bar {
+    /// Our value is at most this.
+    AtMost(f64),
+    /// The ratio of our value to upstream's is at least this.
+    RatioAtLeast(f64),
+    /// The ratio is at most this.
+    RatioAtMost(f64),
+}
+
+/// One thing that was measured.
+#[derive(Debug)]
+pub struct Row {
+    /// What.
+    pub what: String,
+    /// The unit of the samples.
+    pub unit: &'static str,
+    /// One for each round.
+    pub ours: Vec<f64>,
+    /// One for each round; empty without upstream's programs.
+    pub upstream: Vec<f64>,
+    /// What is to be reached, if anything.
+    pub bar: Option<Bar>,
+}
+
+impl Row {
+    fn verdict(&self) -> Option<(String, bool)> {
+        let ratio = || Summary::of_ratio(&self.ours, &self.upstream);
+        let (text, is_reached) = match self.bar? {
+            Bar::AtMost(bound) => (
+                format!("≤ {bound} {}", self.unit),
+                Summary::of(&self.ours)?.median <= bound,
+            ),
+            Bar::RatioAtLeast(bound) => (format!("≥ {bound} ×"), ratio()?.median >= bound),
+            Bar::RatioAtMost(bound) => (format!("≤ {bound} ×"), ratio()?.median <= bound),
+        };
+        Some((text, is_reached))
+    }
+}
+
+/// A Markdown table.
+#[must_use]
+pub fn table(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "| what | unit | ours | upstream's | ours ÷ upstream's (quartiles) | bar | |\n|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let value = |samples: &[f64]| {
+            Summary::of(samples).map_or_else(|| "–".to_owned(), |s| number(s.median))
+        };
+        let ratio = Summary::of_ratio(&row.ours, &row.upstream).map_or_else(
+            || "–".to_owned(),
+            |s| format!("{:.2} ({:.2} to {:.2})", s.median, s.low, s.high),
+        );
+        let (bar, verdict) = match row.verdict() {
+            Some((bar, true)) => (bar, "reached"),
+            Some((bar, false)) => (bar, "**missed**"),
+            None => ("–".to_owned(), ""),
+        };
+        let (ours, upstream) = (value(&row.ours), value(&row.upstream));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {ours} | {upstream} | {ratio} | {bar} | {verdict} |",
+            row.what, row.unit
+        );
+    }
+    text
+}
+
+/// With three significant digits or more.
+fn number(value: f64) -> String {
+    match value {
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_reached_or_missed() {
+        let row = |bar, upstream: &[f64]| Row {
+            what: "x".into(),
+            unit: "MB/s",
+            ours: vec![4.0, 6.0],
+            upstream: upstream.to_vec(),
+            bar: Some(bar),
+        };
+        let verdict = |row: Row| row.verdict().map(|(_, is_reached)| is_reached);
+        assert_eq!(
+            verdict(row(Bar::RatioAtLeast(2.0), &[2.0, 3.0])),
+            Some(true)
+        );
+        assert_eq!(
+            verdict(row(Bar::RatioAtLeast(2.5), &[2.0, 3.0])),
+            Some(false)
+        );
+        assert_eq!(
+            verdict(row(Bar::RatioAtMost(0.4), &[20.0, 30.0])),
+            Some(true)
+        );
+        assert_eq!(verdict(row(Bar::RatioAtMost(0.4), &[])), None);
+        assert_eq!(verdict(row(Bar::AtMost(5.0), &[])), Some(true));
+        assert_eq!(verdict(row(Bar::AtMost(4.9), &[])), Some(false));
+    }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The target of the benchmark. The first byte of a connection says what it does.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use tokio::io::{self, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Sends back what it receives.
+pub const ECHO: u8 = b'e';
+/// Receives as many bytes as the next eight bytes say (big endian), and answers with one.
+pub const TAKE: u8 = b't';
+/// Sends as many bytes as the next eight bytes say.
+pub const GIVE: u8 = b'g';
+/// Reads nothing more.
+pub const IGNORE: u8 = b'i';
+
+/// How much is written at once.
+pub const PIECE: usize = 64 << 10;
+
+/// Serves on a free port of loopback until the runtime ends.
+pub async fn start() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    Ok(address)
+}
+
+/// Clients may leave at any moment.
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    match stream.read_u8().await? {
+        ECHO => {
+            let (mut reader, mut writer) = stream.split();
+            io::copy(&mut reader, &mut writer).await?;
+        }
+        TAKE => {
+            let bytes = stream.read_u64().await?;
+            let (mut reader, mut writer) = stream.split();
+            io::copy(&mut (&mut reader).take(bytes), &mut io::sink()).await?;
+            writer.write_u8(0).await?;
+        }
+        GIVE => {
+            let bytes = stream.read_u64().await?;
+            give(&mut stream, bytes).await?;
+            // The client closes: bytes behind the last ones do not count.
+            stream.read_u8().await?;
+        }
+        _ => std::future::pending().await,
+    }
+    Ok(())
+}
+
+/// Sends so many bytes.
+pub async fn give(to: &mut (impl io::AsyncWrite + Unpin), bytes: u64) -> io::Result<()> {
+    let piece = [b'x'; PIECE];
+    let mut left = bytes;
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        to.write_all(&piece[..length]).await?;
+        left -= length as u64;
+    }
+    to.flush().await
+}
