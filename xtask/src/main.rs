@@ -126,7 +126,8 @@ enum Task {
     ///
     /// In network namespaces of its own; some fifteen minutes on a quiet machine. Renews
     /// docs/benchmarks.md and its plots. `cargo xtask bench --short` takes about a minute and only
-    /// reports; `cargo xtask bench --help` lists the parts.
+    /// reports; `cargo xtask bench --help` lists the parts. `--part tunnel` measures the tunnel instead, with
+    /// `--peer` beside upstream's programs.
     #[command(disable_help_flag = true)]
     Bench {
         /// Arguments for the benchmark

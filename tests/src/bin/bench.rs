@@ -22,7 +22,8 @@ struct Cli {
     /// In about a minute: fewer variants, ways and sizes, and no document
     #[arg(long)]
     short: bool,
-    /// Only this part; repeatable. No document is written then
+    /// Only this part; repeatable. No document is written then. `--part tunnel` is a benchmark of its own: see
+    /// `--part tunnel --help`
     #[arg(long, value_name = "PART")]
     part: Vec<Part>,
     /// How many rounds, after one to warm up
