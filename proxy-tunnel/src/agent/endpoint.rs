@@ -100,7 +100,8 @@ impl Endpoint {
                 self.report("");
                 if linger {
                     // What it still sends has no reader.
-                    let mut rest = [0; 4096];
+                    // On the heap: every connection would have room for it from its beginning.
+                    let mut rest = vec![0; 4096];
                     let drain = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
                     let _ = timeout(LINGER, drain).await;
                 }

@@ -230,22 +230,29 @@ impl Link {
         );
         let (sender, given_up) = oneshot::channel();
         self.table().pending.insert(request.random, sender);
-        let link = Arc::clone(self);
-        tokio::spawn(async move {
-            let start = Instant::now();
-            let dialed = tokio::select! {
-                dialed = dial(&request.protocol, &request.address, dial::LIMIT) => dialed,
-                // Nothing is ever sent: the sender was dropped.
-                _ = given_up => {
-                    debug!(dialID = request.random, "the dial was given up");
-                    return;
-                }
-            };
-            match dialed {
-                Ok(stream) => link.connected(stream, &request, connect_id, start).await,
-                Err(error) => link.dial_failed(&request, connect_id, &error),
+        tokio::spawn(Arc::clone(self).dial_and_serve(request, connect_id, given_up));
+    }
+
+    /// Dials a target and serves the connection to its end. Each connection holds this future's size in memory.
+    async fn dial_and_serve(
+        self: Arc<Self>,
+        request: DialRequest,
+        connect_id: i64,
+        given_up: oneshot::Receiver<()>,
+    ) {
+        let start = Instant::now();
+        let dialed = tokio::select! {
+            dialed = dial(&request.protocol, &request.address, dial::LIMIT) => dialed,
+            // Nothing is ever sent: the sender was dropped.
+            _ = given_up => {
+                debug!(dialID = request.random, "the dial was given up");
+                return;
             }
-        });
+        };
+        match dialed {
+            Ok(stream) => self.connected(stream, &request, connect_id, start).await,
+            Err(error) => self.dial_failed(&request, connect_id, &error),
+        }
     }
 
     fn dial_failed(&self, request: &DialRequest, connect_id: i64, error: &DialError) {

@@ -312,3 +312,17 @@ async fn drain_is_sent_on_an_idle_stream() {
     rig.link.drain();
     assert_eq!(rig.next().await, Message::Drain);
 }
+
+#[tokio::test]
+async fn a_connection_that_rests_takes_little_memory() {
+    let rig = Rig::new(Extensions::default()).await;
+    let request = DialRequest {
+        protocol: "tcp".into(),
+        address: "127.0.0.1:1".into(),
+        random: 1,
+    };
+    let (_sender, given_up) = oneshot::channel();
+    let future = Arc::clone(&rig.link).dial_and_serve(request, 1, given_up);
+    let size = size_of_val(&future);
+    assert!(size <= 2048, "{size} bytes");
+}

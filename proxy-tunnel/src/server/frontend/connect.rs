@@ -384,3 +384,29 @@ impl<S: Socket> Relay<'_, S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::metrics::server::ServerMetrics;
+    use crate::server::backend::Shared;
+    use crate::server::strategies::{Agents, Strategy};
+
+    #[tokio::test]
+    async fn a_connection_that_rests_takes_little_memory() {
+        let shared = Arc::new(Shared::for_tests());
+        let server = Arc::new(Server::new(
+            "server".into(),
+            1,
+            Agents::new(vec![Strategy::Default], ServerMetrics::new()),
+            shared,
+            None,
+            None,
+        ));
+        let (near, _far) = UnixStream::pair().unwrap();
+        let size = size_of_val(&serve(near, &server));
+        assert!(size <= 2048, "{size} bytes");
+    }
+}
