@@ -341,6 +341,8 @@ impl Node {
             .connections
             .iter()
             .any(|one| one.seen == connection.seen && !one.has_socket());
+        // The client of one that waited may have given it up.
+        let is_waited_for = is_waited_for || self.kernel.has("tracked", &self.key(connection.seen));
         if is_waited_for && from == Sender::Proxy {
             // It is taken for the answer to the SYN of the connection that waits.
             self.connections[at].promise = Promise::None;
