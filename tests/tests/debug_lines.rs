@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The eBPF programs tell what they decide, but only when they are asked to.
+//! The eBPF programs log what they decide, but only when they are asked to.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use tests::agent::{Agent, TRANSLATE};
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, client, cmd, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-const AT_INGRESS: &str = "decided at ingress of link ";
-const AT_OUTPUT: &str = "decided at output";
+const AT_INGRESS: &str = "decided a connection to a service";
+const AT_CONNECT: &str = "connected a process on the host to the VIP";
+
+fn start(node: &Node, flag: &str) -> Result<Agent> {
+    node.start_agent(&[TRANSLATE[0], TRANSLATE[1], "--backend=ebpf", flag])
+}
 
 fn connect_from_everywhere(node: &Node) -> Result<()> {
     for netns in [&node.pods[0].netns, &node.netns] {
         for family in Family::ALL {
-            let mut stream = client::connect(netns, family.vip_socket(), TIMEOUT)?;
+            let mut stream = client::connect(netns, family.cluster_ip_socket(), TIMEOUT)?;
             transfer::exchange(&mut stream, 1000, 1)?;
         }
     }
@@ -27,14 +32,14 @@ fn connect_from_everywhere(node: &Node) -> Result<()> {
 fn asked_for() {
     for flag in ["--v=6", "--vmodule=ebpf=4"] {
         Node::test(Topology::Veth, |node| {
-            let agent = node.start_agent(&["--backend=ebpf", flag])?;
+            let agent = start(node, flag)?;
             let _proxy = Proxy::start(node)?;
             connect_from_everywhere(node)?;
             cmd::wait_until(TIMEOUT, "the programs' lines in the log", || {
                 let log = agent.log();
                 let count = |text: &str| log.matches(text).count();
                 // Two families each; a SYN may have been sent twice.
-                Ok((count(AT_INGRESS) >= 2 && count(AT_OUTPUT) >= 2).then_some(()))
+                Ok((count(AT_INGRESS) >= 2 && count(AT_CONNECT) >= 2).then_some(()))
             })
         });
     }
@@ -44,13 +49,13 @@ fn asked_for() {
 fn not_asked_for() {
     Node::test(Topology::Veth, |node| {
         // Everything of the agent's own, nothing of the programs.
-        let agent = node.start_agent(&["--backend=ebpf", "--v=5"])?;
+        let agent = start(node, "--v=5")?;
         let _proxy = Proxy::start(node)?;
         connect_from_everywhere(node)?;
         let log = agent.log();
         ensure!(
-            !log.contains("decided at"),
-            "lines that nobody asked for: {log}"
+            !log.contains(AT_INGRESS) && !log.contains(AT_CONNECT),
+            "lines that were not asked for: {log}"
         );
         Ok(())
     });

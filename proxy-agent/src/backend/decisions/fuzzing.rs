@@ -206,7 +206,7 @@ impl Node {
         }
         let before = connection.seen;
         let answered = connection.stage == Stage::Answered;
-        self.syn(at, 0);
+        let at = self.syn(at, 0);
         if answered {
             // Conntrack may have given it another port: the proxy sees another connection then.
             if self.connections[at].seen == before {
@@ -217,7 +217,8 @@ impl Node {
         }
     }
 
-    fn syn(&mut self, at: usize, choice: usize) {
+    /// The connection's place afterwards: another one may be gone.
+    fn syn(&mut self, at: usize, choice: usize) -> usize {
         let port = self.connections[at].port;
         let is_in_use = self.connections.iter().enumerate().any(|(other, older)| {
             let is_remembered = older.is_marked && self.now < older.last[1] + TRACKED;
@@ -244,11 +245,11 @@ impl Node {
                 other.promise = Promise::None;
             }
         }
-        self.meet_socket(at);
+        self.meet_socket(at)
     }
 
-    /// A SYN for which the proxy has a socket already is not answered.
-    fn meet_socket(&mut self, at: usize) {
+    /// A SYN for which the proxy has a socket already is not answered. The connection's place afterwards.
+    fn meet_socket(&mut self, at: usize) -> usize {
         let seen = self.connections[at].seen;
         let holder = self
             .connections
@@ -257,7 +258,7 @@ impl Node {
             .position(|(other, one)| other != at && one.seen == seen && one.has_socket());
         self.connections[at].is_heard = holder.is_none();
         let Some(holder) = holder else {
-            return;
+            return at;
         };
         if self.connections[at].promise == Promise::Untracked {
             // Nothing remembered the other one, or it would be left undecided.
@@ -270,10 +271,12 @@ impl Node {
             self.connections[at].promise = Promise::None;
         }
         self.reply(holder, ACK);
-        if self.connections[holder].is_abandoned {
-            self.request(holder, RST, 0);
-            self.connections.remove(holder);
+        if !self.connections[holder].is_abandoned {
+            return at;
         }
+        self.request(holder, RST, 0);
+        self.connections.remove(holder);
+        at - usize::from(holder < at)
     }
 
     /// The proxy answers: SYN-ACK, or RST where nothing listens.
@@ -338,6 +341,8 @@ impl Node {
             .connections
             .iter()
             .any(|one| one.seen == connection.seen && !one.has_socket());
+        // The client of one that waited may have given it up.
+        let is_waited_for = is_waited_for || self.kernel.has("tracked", &self.key(connection.seen));
         if is_waited_for && from == Sender::Proxy {
             // It is taken for the answer to the SYN of the connection that waits.
             self.connections[at].promise = Promise::None;
