@@ -29,11 +29,13 @@ use crate::kernel::author;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::features;
 use crate::kernel::monitor::Interest;
+use crate::kernel::sockets;
 use crate::link::{self, LinkTable, Vip, VipLink};
 use crate::lock::{self, Lock};
 use crate::reconcile::told::Told;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Control, Mode, Report, failed};
+use crate::services::Refused;
 use crate::state::State;
 use crate::state::history::History;
 
@@ -63,6 +65,8 @@ struct Node {
     history: History,
     /// As the last pass left them; empty if it could not look.
     vips: Vec<Vip>,
+    /// Listeners that do not count as the proxy.
+    refused: Refused,
 }
 
 /// Runs the agent as it was told to.
@@ -192,6 +196,7 @@ impl Node {
             started: SystemTime::now(),
             history: History::default(),
             vips: Vec::new(),
+            refused: Refused::default(),
             config,
         })
     }
@@ -238,11 +243,30 @@ impl Node {
         self.backend
             .reconcile(&self.handle, &table, (mode, cause), &mut report)
             .await;
-        if mode == Mode::Apply && cause == Cause::Resync {
-            self.backend.forget_counters(&table);
+        if mode == Mode::Apply {
+            self.log_refused_listeners();
+            if cause == Cause::Resync {
+                self.backend.forget_counters(&table);
+            }
         }
         tell_if_lost(&self.connection, &mut report);
         report
+    }
+
+    /// Logs what listens in the proxy's place and does not count as the proxy.
+    fn log_refused_listeners(&mut self) {
+        let Config {
+            services,
+            proxy_listener,
+            ..
+        } = &self.config;
+        if services.is_empty() || !self.backend.ends_services() {
+            return;
+        }
+        // What cannot be read now is told by the endpoints of health and by `doctor`.
+        if let Ok(listeners) = sockets::listeners() {
+            self.refused.update(services, &listeners, *proxy_listener);
+        }
     }
 
     /// A pass that changes nothing.

@@ -22,10 +22,13 @@ use serde::Serialize as _;
 
 use self::model::{Agent, Connections, Drift, Status};
 use crate::app;
+use crate::config::Service;
+use crate::kernel::sockets;
 use crate::link;
 use crate::lock;
 use crate::reconcile::Report;
 use crate::reconcile::report::chain;
+use crate::services;
 use crate::state::State;
 
 /// What is asked for.
@@ -97,7 +100,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
     Status {
         agent: Agent::new(state, running.unwrap_or(false), SystemTime::now()),
         vips: links.vips(&state.settings.vips, &state.settings.interface),
-        services: state.settings.services.clone(),
+        services: services(state, &mut unreadable),
         backend: state.backend.clone(),
         guard: state.guard.clone(),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
@@ -110,6 +113,25 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         drift,
         unreadable,
     }
+}
+
+/// The Services of an agent, each with why new connections to it go kube-proxy's way, if they do.
+fn services(state: &State, unreadable: &mut Vec<String>) -> Vec<model::OfService> {
+    let settings = &state.settings;
+    if settings.services.is_empty() {
+        return Vec::new();
+    }
+    let listeners = or_told(sockets::listeners(), unreadable);
+    let undecided = |service: &Service| {
+        let listeners = listeners.as_ref()?;
+        let backend = &state.backend.backend;
+        services::undecided(service, backend, listeners, settings.proxy_listener)
+    };
+    let of_service = |service: &Service| model::OfService {
+        service: *service,
+        undecided: undecided(service).map(|why| why.to_string()),
+    };
+    settings.services.iter().map(of_service).collect()
 }
 
 /// The JSON form.

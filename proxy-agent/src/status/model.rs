@@ -25,8 +25,8 @@ pub struct Status {
     pub agent: Agent,
     /// The VIPs as they are now.
     pub vips: Vec<Vip>,
-    /// The services that are translated.
-    pub services: Vec<Service>,
+    /// The Services that should end on the proxy.
+    pub services: Vec<OfService>,
     /// The backend and why.
     pub backend: Choice,
     /// Where packets for the VIPs are dropped, and where not.
@@ -63,6 +63,16 @@ pub struct Agent {
     pub ready: bool,
     /// What its last pass could not do.
     pub failures: Vec<Problem>,
+}
+
+/// A Service that should end on the proxy.
+#[derive(Debug, Serialize)]
+pub struct OfService {
+    /// The Service.
+    #[serde(flatten)]
+    pub service: Service,
+    /// Why new connections to it go kube-proxy's way; none if they end on the proxy.
+    pub undecided: Option<String>,
 }
 
 /// The counters of a VIP with one port.

@@ -165,7 +165,15 @@ fn status() -> Status {
     Status {
         agent: Agent::new(&state, true, at(200_000)),
         vips,
-        services: state.settings.services.clone(),
+        services: state
+            .settings
+            .services
+            .iter()
+            .map(|service| model::OfService {
+                service: *service,
+                undecided: None,
+            })
+            .collect(),
         backend: state.backend.clone(),
         guard: state.guard.clone(),
         counters: counters::sorted(rows, &LinkTable::default()),
@@ -215,6 +223,17 @@ fn the_table_is_as_recorded() {
 #[test]
 fn the_json_is_as_recorded() {
     is_as_recorded("golden.json", &json(&status()).unwrap());
+}
+
+#[test]
+fn a_service_that_does_not_end_on_the_proxy_says_why() {
+    let mut status = status();
+    status.services[0].undecided = Some("a reason".to_owned());
+    let text = table::Table(&status, false).to_string();
+    let line = "\n10.96.0.1:443 goes kube-proxy's way: a reason\n";
+    assert!(text.contains(line), "{text}");
+    let json = json(&status).unwrap();
+    assert!(json.contains(r#""undecided": "a reason""#), "{json}");
 }
 
 #[test]
