@@ -22,9 +22,10 @@ use serde::Serialize as _;
 
 use self::model::{Agent, Connections, Drift, Status};
 use crate::app;
+use crate::backend::ebpf::{self, order};
 use crate::config::Service;
 use crate::kernel::sockets;
-use crate::link;
+use crate::link::{self, LinkTable};
 use crate::lock;
 use crate::reconcile::Report;
 use crate::reconcile::report::chain;
@@ -102,6 +103,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         vips: links.vips(&state.settings.vips, &state.settings.interface),
         services: services(state, &mut unreadable),
         backend: state.backend.clone(),
+        hidden: hidden(state, &links, &mut unreadable).await,
         guard: state.guard.clone(),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
         connections: fill.map(|fill| Connections {
@@ -113,6 +115,29 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         drift,
         unreadable,
     }
+}
+
+/// The links on which programs of others come before those of an agent.
+async fn hidden(
+    state: &State,
+    links: &LinkTable,
+    unreadable: &mut Vec<String>,
+) -> Vec<model::Hidden> {
+    if state.backend.backend != "ebpf" {
+        return Vec::new();
+    }
+    let own = state.programs.get(ebpf::Hook::Ingress.program()).copied();
+    let instance = state.settings.instance;
+    let orders = order::read(&ebpf::attachable(links), instance, own).await;
+    let orders = or_told(orders, unreadable).unwrap_or_default();
+    let orders = orders.into_iter();
+    orders
+        .filter(|order| order.own.is_some() && !order.before.is_empty())
+        .map(|order| model::Hidden {
+            by: order.before.iter().map(ToString::to_string).collect(),
+            link: order.link,
+        })
+        .collect()
 }
 
 /// The Services of an agent, each with why new connections to it go kube-proxy's way, if they do.

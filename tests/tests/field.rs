@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 use tests::agent::TRANSLATE;
 use tests::client::{self, Close};
 use tests::kubeproxy::KubeProxy;
@@ -15,7 +16,7 @@ use tests::node::{Node, Topology, gateway_address, uplink_address};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::transfer::Server;
-use tests::{Family, cmd, conntrack, flood, patience, transfer};
+use tests::{Family, cmd, conntrack, doctor, flood, patience, status, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// For a connection that must not come about.
@@ -299,6 +300,53 @@ fn a_foreign_filter_on_our_qdisc() {
         let other = &node.pods[1].host_link;
         let shown = node.netns.exec(&format!("tc qdisc show dev {other}"))?;
         ensure!(!shown.contains("clsact"), "ours is left: {shown}");
+        Ok(())
+    });
+}
+
+/// Another classifier of our filter's priority that came later: the kernel runs it first, and it lets packets
+/// pass for good. `status` and `doctor` say so, and the command that `doctor` prints puts ours in front.
+#[test]
+fn a_later_filter_of_our_priority() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&with_services(&["--tc-attach=clsact"]))?;
+        let _proxy = Proxy::start(node)?;
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let paths = node.paths();
+        let is_one = |path: &&Path| {
+            path.client == "pod0" && path.via == Via::ClusterIp && path.family == Family::V4
+        };
+        let path = paths.iter().find(is_one).context("no such path")?;
+        let entries = || -> Result<usize> {
+            let stream = works(path)?;
+            let entries = conntrack::list(&node.netns, path.family)?;
+            Ok(conntrack::of_client(&entries, stream.local_addr()?).len())
+        };
+        let hidden = || Ok::<_, anyhow::Error>(status::read(node)?["hidden"].clone());
+        let link = node.pods[0].host_link.clone();
+        has_our_program(node, &link)?;
+        ensure!(entries()? == 0, "tracked with nothing in front");
+        ensure!(hidden()? == json!([]), "{}", hidden()?);
+
+        // It matches everything, and ends the chain.
+        let add = format!(
+            "tc filter add dev {link} ingress protocol all pref 1 bpf bytecode '1,6 0 0 4294967295' classid 1:1"
+        );
+        cmd::run(node.netns.command("sh").args(["-c", &add]), "")?;
+        ensure!(entries()? == 1, "it does not hide ours");
+        let by = json!([{ "link": link, "by": ["a filter of kind bpf (priority 1)"] }]);
+        ensure!(hidden()? == by, "{}", hidden()?);
+        let faults = doctor::found(node, "tc-programs", "warning")?;
+        let line = doctor::text(&faults[0], "command");
+        cmd::run(node.netns.command("sh").args(["-c", line]), "")?;
+        cmd::wait_until(TIMEOUT, "ours to be in front", || {
+            Ok((hidden()? == json!([])).then_some(()))
+        })?;
+        has_our_program(node, &link)?;
+        ensure!(entries()? == 0, "tracked with ours in front");
+        let findings = doctor::doctor(node)?;
+        let faults = findings.faults("tc-programs");
+        ensure!(faults.is_empty(), "{faults:#?}");
         Ok(())
     });
 }

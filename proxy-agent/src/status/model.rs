@@ -29,6 +29,8 @@ pub struct Status {
     pub services: Vec<OfService>,
     /// The backend and why.
     pub backend: Choice,
+    /// Links on which programs of others come before ours.
+    pub hidden: Vec<Hidden>,
     /// Where packets for the VIPs are dropped, and where not.
     pub guard: Guarded,
     /// By VIP and port; none if the backend does not count.
@@ -63,6 +65,15 @@ pub struct Agent {
     pub ready: bool,
     /// What its last pass could not do.
     pub failures: Vec<Problem>,
+}
+
+/// A link on which programs of others come before ours: they can hide packets from it.
+#[derive(Debug, Serialize)]
+pub struct Hidden {
+    /// The name of the link.
+    pub link: String,
+    /// Those programs, in the order in which they run.
+    pub by: Vec<String>,
 }
 
 /// A Service that should end on the proxy.

@@ -84,6 +84,11 @@ fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
         let text = format!("not {}: {}", rejected.backend, rejected.reason);
         line(f, "", &text)?;
     }
+    for hidden in &status.hidden {
+        let (link, by) = (&hidden.link, hidden.by.join(", "));
+        let text = format!("can be hidden on {link} by what comes before it: {by}");
+        line(f, "", &text)?;
+    }
     for place in &backend.breaks {
         let text = format!("breaks the connections that are sent to a VIP by {place}");
         line(f, "", &text)?;

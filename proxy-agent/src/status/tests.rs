@@ -175,6 +175,10 @@ fn status() -> Status {
             })
             .collect(),
         backend: state.backend.clone(),
+        hidden: vec![model::Hidden {
+            link: "pod0".to_owned(),
+            by: vec!["other (priority 1)".to_owned()],
+        }],
         guard: state.guard.clone(),
         counters: counters::sorted(rows, &LinkTable::default()),
         connections: Some(Connections {

@@ -16,6 +16,7 @@ mod layout;
 mod load;
 mod maps;
 mod observe;
+pub mod order;
 mod plan;
 mod probe;
 mod qdisc;
