@@ -99,11 +99,13 @@ async fn services_refused(config: &Config) -> Option<String> {
     if config.services.is_empty() || !may_be_ebpf || dnat::uses_ipvs() {
         return None;
     }
+    let table = link::observe(&[], &config.service_ips()).await.ok()?;
     // What cannot be asked now is reported by the first pass.
     let (handle, _connection) = connect().ok()?;
     for service in &config.services {
         let ip = service.cluster_ip.ip();
-        if ebpf::is_own_address(&handle, ip).await {
+        let link = table.services.get(&ip).map(|index| table.name_of(*index));
+        if link.as_deref() != Some(dnat::IPVS_LINK) && ebpf::is_own_address(&handle, ip).await {
             return Some(format!(
                 "invalid value '{}' for '--service-address': {ip} is an address of this node already; \
                  give the ClusterIP of a Service",
@@ -158,18 +160,14 @@ fn repaired(config: &Config) -> Vec<SocketAddr> {
 
 fn interest(config: &Config) -> Interest {
     Interest {
-        vips: config.vips.clone(),
+        addresses: [config.vips.clone(), config.service_ips()].concat(),
         tables: vec![
             tables::name(config.instance),
             tables::guard_name(config.instance),
             tables::services_name(config.instance),
         ],
         routes: config.guard == Guard::Auto,
-        local_routes: config
-            .services
-            .iter()
-            .map(|one| one.cluster_ip.ip())
-            .collect(),
+        local_routes: config.service_ips(),
         chains: IPTABLES_CHAINS.to_vec(),
         pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
             .then(|| config.bpffs.clone()),
@@ -287,7 +285,7 @@ impl Node {
     }
 
     async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
-        link::observe(&self.config.vips)
+        link::observe(&self.config.vips, &self.config.service_ips())
             .await
             .inspect_err(|error| failed("link", "look at the node's links", error, report))
             .ok()

@@ -9,13 +9,16 @@ use std::net::SocketAddr;
 use tracing::warn;
 
 use crate::config::{ProxyListener, Service};
+use crate::dnat;
 use crate::kernel::sockets::{Listener, Listening};
 
-/// Why new connections to a Service go kube-proxy's way.
+/// Why new connections to a Service do not end on the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Undecided {
     /// Only the backend `ebpf` has connections to Services end on the proxy.
     Backend(String),
+    /// The ClusterIP is an address of the node, on this link.
+    OwnAddress(String),
     /// Nothing listens on the VIP and its port.
     NoListener(SocketAddr),
     /// What takes the VIP's connections listens on the wildcard address, and `--proxy-listener=vip`.
@@ -31,6 +34,12 @@ impl Display for Undecided {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Backend(backend) => write!(f, "backend {backend} leaves Services alone"),
+            Self::OwnAddress(link) if link == dnat::IPVS_LINK => write!(
+                f,
+                "it is an address of the node, on {link}, as kube-proxy in IPVS mode has it: IPVS gets \
+                 its packets"
+            ),
+            Self::OwnAddress(link) => write!(f, "it is an address of the node, on {link}"),
             Self::NoListener(vip) => write!(f, "nothing listens on {vip}"),
             Self::Wildcard { listener, vip } => write!(
                 f,

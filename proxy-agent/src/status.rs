@@ -13,6 +13,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -29,7 +30,7 @@ use crate::link::{self, LinkTable};
 use crate::lock;
 use crate::reconcile::Report;
 use crate::reconcile::report::chain;
-use crate::services;
+use crate::services::{self, Undecided};
 use crate::state::State;
 
 /// What is asked for.
@@ -84,7 +85,10 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
 pub async fn collect(state: &State, request: &Request) -> Status {
     let mut unreadable = Vec::new();
     let running = or_told(lock::is_held(&request.run_dir), &mut unreadable);
-    let links = or_told(link::observe(&state.settings.vips).await, &mut unreadable);
+    let links = or_told(
+        link::observe(&state.settings.vips, &service_ips(state)).await,
+        &mut unreadable,
+    );
     let bpffs = request.bpffs.as_ref().unwrap_or(&state.settings.bpffs);
     let rows = or_told(counters::read(state, bpffs), &mut unreadable);
     let fill = or_told(counters::connections(state), &mut unreadable).flatten();
@@ -101,7 +105,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
     Status {
         agent: Agent::new(state, running.unwrap_or(false), SystemTime::now()),
         vips: links.vips(&state.settings.vips, &state.settings.interface),
-        services: services(state, &mut unreadable),
+        services: services(state, &links, &mut unreadable),
         backend: state.backend.clone(),
         hidden: hidden(state, &links, &mut unreadable).await,
         guard: state.guard.clone(),
@@ -140,16 +144,28 @@ async fn hidden(
         .collect()
 }
 
+fn service_ips(state: &State) -> Vec<IpAddr> {
+    let services = state.settings.services.iter();
+    services.map(|service| service.cluster_ip.ip()).collect()
+}
+
 /// The Services of an agent, each with why new connections to it go kube-proxy's way, if they do.
-fn services(state: &State, unreadable: &mut Vec<String>) -> Vec<model::OfService> {
+fn services(
+    state: &State,
+    links: &LinkTable,
+    unreadable: &mut Vec<String>,
+) -> Vec<model::OfService> {
     let settings = &state.settings;
     if settings.services.is_empty() {
         return Vec::new();
     }
     let listeners = or_told(sockets::listeners(), unreadable);
     let undecided = |service: &Service| {
-        let listeners = listeners.as_ref()?;
         let backend = &state.backend.backend;
+        if let Some(index) = links.services.get(&service.cluster_ip.ip()) {
+            return Some(Undecided::OwnAddress(links.name_of(*index)));
+        }
+        let listeners = listeners.as_ref()?;
         services::undecided(service, backend, listeners, settings.proxy_listener)
     };
     let of_service = |service: &Service| model::OfService {

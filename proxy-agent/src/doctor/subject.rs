@@ -96,6 +96,11 @@ impl Subject {
             (None, Some(settings)) => settings.bpffs.clone(),
             (None, None) => paths::bpffs(instance),
         };
+        let services: Vec<_> = settings
+            .map_or(&[][..], |settings| &settings.services)
+            .iter()
+            .map(|service| service.cluster_ip.ip())
+            .collect();
         let mut iptables = Vec::new();
         for flavour in Flavour::ALL {
             for family in Family::ALL {
@@ -110,7 +115,7 @@ impl Subject {
             instance,
             iptables,
             dnat: dnat::find(&vips).await,
-            links: link::observe(&vips).await,
+            links: link::observe(&vips, &services).await,
             running: lock::is_held(&options.run_dir),
             run_dir: options.run_dir.clone(),
             bpffs,

@@ -75,7 +75,11 @@ impl Reader {
         }
         let unread = &mut reading.unread;
         let table = if links {
-            or_noted(link::observe(&state.settings.vips).await, LINKS, unread)
+            or_noted(
+                link::observe(&state.settings.vips, &[]).await,
+                LINKS,
+                unread,
+            )
         } else {
             None
         };
