@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Firewalls that drop untracked packets of the VIP. A rule like `ct state established accept` does
-//! not match them, so where the rest is dropped they need a rule of their own.
+//! Firewalls that drop untracked packets of the VIP, and of Services that end on the proxy. A rule like `ct state
+//! established accept` does not match them, so where the rest is dropped they need a rule of their own.
 //!
-//! Chains are walked with a packet of which only the VIP's end is known, and that it is untracked.
+//! Chains are walked with a packet of which only the proxy's end is known, and that it is untracked.
 //! What depends on anything else is a "maybe" (`walk.rs`).
 
 #[cfg(feature = "fuzzing")]
@@ -49,7 +49,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             "backend none leaves everything tracked",
         )];
     }
-    let packets = packets(&subject.endpoints());
+    let packets = packets(&subject.endpoints(), &services(subject));
     let mut checks = Vec::new();
     let mut found = Vec::new();
     match nft::find(&packets) {
@@ -75,18 +75,37 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     if checks.is_empty() {
         checks.push(Check::ok(
             ID,
-            "no chain drops untracked packets of the VIPs",
+            "no chain drops untracked packets of the VIPs and Services",
         ));
     }
     checks
 }
 
-fn packets(endpoints: &[SocketAddr]) -> Vec<Packet> {
-    let both = |vip: &SocketAddr| {
-        let vip = *vip;
-        [Direction::Request, Direction::Reply].map(|direction| Packet { vip, direction })
-    };
-    endpoints.iter().flat_map(both).collect()
+/// The Services whose packets are untracked.
+fn services(subject: &Subject) -> Vec<SocketAddr> {
+    let ends = subject.uses("ebpf");
+    // What is an address of the node is left alone.
+    let own = subject.links.as_ref().map(|table| &table.services);
+    let is_own = |end: &SocketAddr| own.is_ok_and(|own| own.contains_key(&end.ip()));
+    let services = subject.services().iter().filter(|_| ends);
+    services
+        .map(|service| service.cluster_ip)
+        .filter(|end| !is_own(end))
+        .collect()
+}
+
+fn packets(vips: &[SocketAddr], services: &[SocketAddr]) -> Vec<Packet> {
+    let vips = vips.iter().map(|vip| (*vip, true));
+    let services = services.iter().map(|service| (*service, false));
+    vips.chain(services)
+        .flat_map(|(vip, by_loopback)| {
+            [Direction::Request, Direction::Reply].map(|direction| Packet {
+                vip,
+                by_loopback,
+                direction,
+            })
+        })
+        .collect()
 }
 
 fn judge(found: Found) -> Option<Check> {
@@ -107,7 +126,7 @@ fn judge(found: Found) -> Option<Check> {
         Fate::MayPass => Check::warning(
             ID,
             format!(
-                "{place} drops {packet} unless a rule lets it pass that depends on more than the VIP"
+                "{place} drops {packet} unless a rule lets it pass that depends on more than that address"
             ),
             remedy,
         ),
