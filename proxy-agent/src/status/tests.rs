@@ -285,7 +285,7 @@ fn an_agent_that_has_ended_has_no_uptime() {
 }
 
 fn any_row() -> impl Strategy<Value = Row> {
-    let vip = any::<(std::net::IpAddr, u16)>();
+    let vip = any::<(IpAddr, u16)>();
     (vip, any::<Option<u32>>(), any::<u64>()).prop_map(|(vip, link, number)| Row {
         vip: SocketAddr::from(vip),
         ..row("10.96.0.2:443", link, number)
