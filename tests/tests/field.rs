@@ -320,8 +320,8 @@ fn a_later_filter_of_our_priority() {
         let by = json!([{ "link": link, "by": ["a filter of kind bpf (priority 1)"] }]);
         ensure!(hidden()? == by, "{}", hidden()?);
         let faults = doctor::found(node, "tc-programs", "warning")?;
-        let line = doctor::text(&faults[0], "command");
-        cmd::run(node.netns.command("sh").args(["-c", line]), "")?;
+        let cure = doctor::text(&faults[0], "command");
+        cmd::run(node.netns.command("sh").args(["-c", cure]), "")?;
         cmd::wait_until(TIMEOUT, "ours to be in front", || {
             Ok((hidden()? == json!([])).then_some(()))
         })?;

@@ -14,7 +14,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, conntrack, skip, status, streams, transfer};
+use tests::{Family, client, cmd, conntrack, doctor, skip, status, streams, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -278,6 +278,10 @@ fn a_cluster_ip_becomes_an_address_of_the_node() {
         wait_until_left(node, 2)?;
         nothing_is_left(node)?;
         every_way_works_as_without_services(node)?;
+        let faults = doctor::found(node, "backend", "warning")?;
+        ensure!(faults[0].to_string().contains("kube-ipvs0"), "{faults:?}");
+        let all = doctor::doctor(node)?;
+        ensure!(all.all_faults().len() == 1, "{:#?}", all.all_faults());
 
         // At the start, too; without the link such an address would be refused.
         ensure!(agent.stop(libc::SIGTERM)?.success(), "it failed");

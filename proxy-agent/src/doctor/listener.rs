@@ -59,12 +59,11 @@ enum Role {
 }
 
 fn role(endpoint: SocketAddr, subject: &Subject) -> Role {
-    let mut services = subject.services().iter();
+    let services = subject.ending_services();
+    let mut services = services.iter();
     match subject.told().map(|state| state.settings.proxy_listener) {
         Some(ProxyListener::Any) => Role::Proxy,
-        Some(ProxyListener::Vip)
-            if subject.uses("ebpf") && services.any(|service| service.vip == endpoint) =>
-        {
+        Some(ProxyListener::Vip) if services.any(|service| service.vip == endpoint) => {
             Role::NotTheProxy
         }
         Some(ProxyListener::Vip) | None => Role::Taker,
@@ -101,8 +100,8 @@ fn judge(
         if role == Role::NotTheProxy {
             finding += "; connections to Services go kube-proxy's way, since --proxy-listener=vip \
                         takes no listener on all addresses for the proxy";
-            remedy += &format!(
-                "; if it is the proxy, bind it to {endpoint}, or give --proxy-listener=any"
+            remedy = format!(
+                "{remedy}; if it is the proxy, bind it to {endpoint}, or give --proxy-listener=any"
             );
         }
         return Check::warning(ID, finding, remedy);

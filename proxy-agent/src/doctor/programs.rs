@@ -147,7 +147,8 @@ fn hidden(order: &Order, place: Place, subject: &Subject) -> Check {
 }
 
 fn connect_checks(subject: &Subject) -> Vec<Check> {
-    if subject.services().is_empty() {
+    let services = subject.ending_services();
+    if services.is_empty() {
         return vec![Check::not_applicable(
             CONNECT,
             "no service ends on the proxy",
@@ -166,7 +167,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
     let mut checks = Vec::new();
     for (hook, attach_type) in CONNECT_TYPES {
         let v4 = hook == SocketHook::Connect4;
-        let mut services = subject.services().iter();
+        let mut services = services.iter();
         if !services.any(|service| service.cluster_ip.is_ipv4() == v4) {
             continue;
         }

@@ -147,9 +147,34 @@ impl Subject {
             .is_some_and(|choice| choice.backend == backend)
     }
 
-    /// The services that end on the proxy.
+    /// The services that should end on the proxy.
     pub fn services(&self) -> &[Service] {
         self.told().map_or(&[], |state| &state.settings.services)
+    }
+
+    /// Those that are left alone, because they are addresses of the node; each with the link that has it.
+    pub fn left_services(&self) -> Vec<(Service, String)> {
+        let Ok(table) = &self.links else {
+            return Vec::new();
+        };
+        let services = self.services().iter();
+        services
+            .filter_map(|service| {
+                let index = table.services.get(&service.cluster_ip.ip())?;
+                Some((*service, table.name_of(*index)))
+            })
+            .collect()
+    }
+
+    /// The services that do end on the proxy with this backend, on this node.
+    pub fn ending_services(&self) -> Vec<Service> {
+        if !self.uses("ebpf") {
+            return Vec::new();
+        }
+        let left = self.left_services();
+        let is_left = |service: &Service| left.iter().any(|(left, _)| left == service);
+        let services = self.services().iter().copied();
+        services.filter(|service| !is_left(service)).collect()
     }
 
     /// The link that should carry the VIPs, as far as the agent told.

@@ -39,23 +39,20 @@ impl Ebpf {
                 failed(PART, task, &error, report);
                 continue;
             }
-            match link {
-                Some(index) => {
-                    let why = Undecided::OwnAddress(table.name_of(*index));
-                    warn!(part = PART, "{cluster_ip} is left alone: {why}");
-                    self.left.insert(cluster_ip);
-                    self.drain.add(service, self.settings.drain_timeout);
-                    // The address is local without it.
-                    self.drain.former.insert(cluster_ip.ip());
-                }
-                None => {
-                    info!(
-                        part = PART,
-                        "{cluster_ip} is no address of the node any more: connections to it end on the proxy"
-                    );
-                    self.left.remove(&cluster_ip);
-                    self.drain.take_back(&service);
-                }
+            if let Some(index) = link {
+                let why = Undecided::OwnAddress(table.name_of(*index));
+                warn!(part = PART, "{cluster_ip} is left alone: {why}");
+                self.left.insert(cluster_ip);
+                self.drain.add(service, self.settings.drain_timeout);
+                // The address is local without it.
+                self.drain.former.insert(cluster_ip.ip());
+            } else {
+                info!(
+                    part = PART,
+                    "{cluster_ip} is no address of the node any more: connections to it end on the proxy"
+                );
+                self.left.remove(&cluster_ip);
+                self.drain.take_back(&service);
             }
         }
     }

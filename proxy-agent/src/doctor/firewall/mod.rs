@@ -49,7 +49,9 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             "backend none leaves everything tracked",
         )];
     }
-    let packets = packets(&subject.endpoints(), &services(subject));
+    let services = subject.ending_services().into_iter();
+    let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
+    let packets = packets(&subject.endpoints(), &services);
     let mut checks = Vec::new();
     let mut found = Vec::new();
     match nft::find(&packets) {
@@ -79,19 +81,6 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         ));
     }
     checks
-}
-
-/// The Services whose packets are untracked.
-fn services(subject: &Subject) -> Vec<SocketAddr> {
-    let ends = subject.uses("ebpf");
-    // What is an address of the node is left alone.
-    let own = subject.links.as_ref().map(|table| &table.services);
-    let is_own = |end: &SocketAddr| own.is_ok_and(|own| own.contains_key(&end.ip()));
-    let services = subject.services().iter().filter(|_| ends);
-    services
-        .map(|service| service.cluster_ip)
-        .filter(|end| !is_own(end))
-        .collect()
 }
 
 fn packets(vips: &[SocketAddr], services: &[SocketAddr]) -> Vec<Packet> {
