@@ -291,11 +291,12 @@ fn without_rules_for_moments(kube_proxy: KubeProxy) {
         let streams = open_on(paths)?;
         std::thread::sleep(BEFORE);
         agent.signal(libc::SIGSTOP)?;
-        let (mut rules, mut deletion) = (String::new(), String::new());
+        let mut rules = String::new();
         for table in TABLES {
             rules += &node.netns.exec(&format!("nft list table {table}"))?;
-            deletion += &format!("delete table {table}\n");
         }
+        let deletion = TABLES.map(|table| format!("delete table {table}\n"));
+        let deletion = deletion.concat();
         let caught = || status::dropped(node, "stray_reply");
         let mut moments = 0;
         while moments < patience::times(MOMENTS) || caught()? == 0 {
