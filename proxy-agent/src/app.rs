@@ -29,11 +29,13 @@ use crate::kernel::author;
 use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::features;
 use crate::kernel::monitor::Interest;
+use crate::kernel::sockets;
 use crate::link::{self, LinkTable, Vip, VipLink};
 use crate::lock::{self, Lock};
 use crate::reconcile::told::Told;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Control, Mode, Report, failed};
+use crate::services::Refused;
 use crate::state::State;
 use crate::state::history::History;
 
@@ -63,6 +65,8 @@ struct Node {
     history: History,
     /// As the last pass left them; empty if it could not look.
     vips: Vec<Vip>,
+    /// Listeners that do not count as the proxy.
+    refused: Refused,
 }
 
 /// Runs the agent as it was told to.
@@ -95,11 +99,13 @@ async fn services_refused(config: &Config) -> Option<String> {
     if config.services.is_empty() || !may_be_ebpf || dnat::uses_ipvs() {
         return None;
     }
+    let table = link::observe(&[], &config.service_ips()).await.ok()?;
     // What cannot be asked now is reported by the first pass.
     let (handle, _connection) = connect().ok()?;
     for service in &config.services {
         let ip = service.cluster_ip.ip();
-        if ebpf::is_own_address(&handle, ip).await {
+        let link = table.services.get(&ip).map(|index| table.name_of(*index));
+        if link.as_deref() != Some(dnat::IPVS_LINK) && ebpf::is_own_address(&handle, ip).await {
             return Some(format!(
                 "invalid value '{}' for '--service-address': {ip} is an address of this node already; \
                  give the ClusterIP of a Service",
@@ -154,18 +160,14 @@ fn repaired(config: &Config) -> Vec<SocketAddr> {
 
 fn interest(config: &Config) -> Interest {
     Interest {
-        vips: config.vips.clone(),
+        addresses: [config.vips.clone(), config.service_ips()].concat(),
         tables: vec![
             tables::name(config.instance),
             tables::guard_name(config.instance),
             tables::services_name(config.instance),
         ],
         routes: config.guard == Guard::Auto,
-        local_routes: config
-            .services
-            .iter()
-            .map(|one| one.cluster_ip.ip())
-            .collect(),
+        local_routes: config.service_ips(),
         chains: IPTABLES_CHAINS.to_vec(),
         pins: matches!(config.backend, BackendChoice::Auto | BackendChoice::Ebpf)
             .then(|| config.bpffs.clone()),
@@ -192,6 +194,7 @@ impl Node {
             started: SystemTime::now(),
             history: History::default(),
             vips: Vec::new(),
+            refused: Refused::default(),
             config,
         })
     }
@@ -238,11 +241,30 @@ impl Node {
         self.backend
             .reconcile(&self.handle, &table, (mode, cause), &mut report)
             .await;
-        if mode == Mode::Apply && cause == Cause::Resync {
-            self.backend.forget_counters(&table);
+        if mode == Mode::Apply {
+            self.log_refused_listeners();
+            if cause == Cause::Resync {
+                self.backend.forget_counters(&table);
+            }
         }
         tell_if_lost(&self.connection, &mut report);
         report
+    }
+
+    /// Logs what listens in the proxy's place and does not count as the proxy.
+    fn log_refused_listeners(&mut self) {
+        let Config {
+            services,
+            proxy_listener,
+            ..
+        } = &self.config;
+        if services.is_empty() || !self.backend.ends_services() {
+            return;
+        }
+        // What cannot be read now is told by the endpoints of health and by `doctor`.
+        if let Ok(listeners) = sockets::listeners() {
+            self.refused.update(services, &listeners, *proxy_listener);
+        }
     }
 
     /// A pass that changes nothing.
@@ -263,7 +285,7 @@ impl Node {
     }
 
     async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
-        link::observe(&self.config.vips)
+        link::observe(&self.config.vips, &self.config.service_ips())
             .await
             .inspect_err(|error| failed("link", "look at the node's links", error, report))
             .ok()

@@ -153,7 +153,7 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         Ok(opened) => opened,
         Err(error) => return failed(link::PART, "open an rtnetlink socket", &error, report),
     };
-    let table = link::observe(&scope.vips).await;
+    let table = link::observe(&scope.vips, &[]).await;
     let table = table
         .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
         .ok();

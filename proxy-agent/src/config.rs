@@ -70,6 +70,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// The addresses of the Services that end on the proxy.
+    pub fn service_ips(&self) -> Vec<IpAddr> {
+        let services = self.services.iter();
+        services.map(|service| service.cluster_ip.ip()).collect()
+    }
+
     /// The VIPs with each of the ports.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         endpoints(&self.vips, &self.ports)

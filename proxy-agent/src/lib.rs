@@ -31,6 +31,7 @@ mod link;
 mod lock;
 mod netfilter;
 mod reconcile;
+mod services;
 mod state;
 mod status;
 mod telemetry;

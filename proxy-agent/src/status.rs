@@ -13,6 +13,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -22,10 +23,14 @@ use serde::Serialize as _;
 
 use self::model::{Agent, Connections, Drift, Status};
 use crate::app;
-use crate::link;
+use crate::backend::ebpf::{self, order};
+use crate::config::Service;
+use crate::kernel::sockets;
+use crate::link::{self, LinkTable};
 use crate::lock;
 use crate::reconcile::Report;
 use crate::reconcile::report::chain;
+use crate::services::{self, Undecided};
 use crate::state::State;
 
 /// What is asked for.
@@ -80,7 +85,10 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
 pub async fn collect(state: &State, request: &Request) -> Status {
     let mut unreadable = Vec::new();
     let running = or_told(lock::is_held(&request.run_dir), &mut unreadable);
-    let links = or_told(link::observe(&state.settings.vips).await, &mut unreadable);
+    let links = or_told(
+        link::observe(&state.settings.vips, &service_ips(state)).await,
+        &mut unreadable,
+    );
     let bpffs = request.bpffs.as_ref().unwrap_or(&state.settings.bpffs);
     let rows = or_told(counters::read(state, bpffs), &mut unreadable);
     let fill = or_told(counters::connections(state), &mut unreadable).flatten();
@@ -97,8 +105,9 @@ pub async fn collect(state: &State, request: &Request) -> Status {
     Status {
         agent: Agent::new(state, running.unwrap_or(false), SystemTime::now()),
         vips: links.vips(&state.settings.vips, &state.settings.interface),
-        services: state.settings.services.clone(),
+        services: services(state, &links, &mut unreadable),
         backend: state.backend.clone(),
+        hidden: hidden(state, &links, &mut unreadable).await,
         guard: state.guard.clone(),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
         connections: fill.map(|fill| Connections {
@@ -110,6 +119,60 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         drift,
         unreadable,
     }
+}
+
+/// The links on which programs of others come before those of an agent.
+async fn hidden(
+    state: &State,
+    links: &LinkTable,
+    unreadable: &mut Vec<String>,
+) -> Vec<model::Hidden> {
+    if state.backend.backend != "ebpf" {
+        return Vec::new();
+    }
+    let own = state.programs.get(ebpf::Hook::Ingress.program()).copied();
+    let instance = state.settings.instance;
+    let orders = order::read(&ebpf::attachable(links), instance, own).await;
+    let orders = or_told(orders, unreadable).unwrap_or_default();
+    let orders = orders.into_iter();
+    orders
+        .filter(|order| order.own.is_some() && !order.before.is_empty())
+        .map(|order| model::Hidden {
+            by: order.before.iter().map(ToString::to_string).collect(),
+            link: order.link,
+        })
+        .collect()
+}
+
+fn service_ips(state: &State) -> Vec<IpAddr> {
+    let services = state.settings.services.iter();
+    services.map(|service| service.cluster_ip.ip()).collect()
+}
+
+/// The Services of an agent, each with why new connections to it go kube-proxy's way, if they do.
+fn services(
+    state: &State,
+    links: &LinkTable,
+    unreadable: &mut Vec<String>,
+) -> Vec<model::OfService> {
+    let settings = &state.settings;
+    if settings.services.is_empty() {
+        return Vec::new();
+    }
+    let listeners = or_told(sockets::listeners(), unreadable);
+    let undecided = |service: &Service| {
+        let backend = &state.backend.backend;
+        if let Some(index) = links.services.get(&service.cluster_ip.ip()) {
+            return Some(Undecided::OwnAddress(links.name_of(*index)));
+        }
+        let listeners = listeners.as_ref()?;
+        services::undecided(service, backend, listeners, settings.proxy_listener)
+    };
+    let of_service = |service: &Service| model::OfService {
+        service: *service,
+        undecided: undecided(service).map(|why| why.to_string()),
+    };
+    settings.services.iter().map(of_service).collect()
 }
 
 /// The JSON form.

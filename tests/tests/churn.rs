@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Very many short connections from many pods at once, many more than the agent remembers.
+//! Very many short connections from many pods at once, many more than the agent remembers; and quiet connections beside
+//! such, and beside a flood of SYNs.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
+use tests::client::{self, Close};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Pod, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{Family, client, conntrack, patience, transfer};
+use tests::transfer::{self, Server};
+use tests::{Family, conntrack, flood, patience};
 
 /// How many connections there are; see [`patience::times`].
 const CONNECTIONS: usize = 20_000;
@@ -147,4 +150,121 @@ fn nftables_with_full_sets() {
         (NFTABLES, LITTLE_ROOM),
         BOTH,
     );
+}
+
+/// How much there is of what.
+struct Load {
+    /// Connections that rest, on each of the four ways, half of them in each family.
+    quiet: usize,
+    /// Connections that are opened and reset meanwhile.
+    short: usize,
+    /// SYNs with invented ports.
+    syns: usize,
+}
+
+/// What each run has.
+const SOME: Load = Load {
+    quiet: 200,
+    short: 20_000,
+    syns: 50_000,
+};
+/// With `PROXY_AGENT_TEST_LOAD=full`.
+const FULL: Load = Load {
+    quiet: 1000,
+    short: 100_000,
+    syns: 500_000,
+};
+
+impl Load {
+    fn of_this_run() -> Self {
+        match std::env::var("PROXY_AGENT_TEST_LOAD").as_deref() {
+            Ok("full") => FULL,
+            _ => Self {
+                quiet: patience::times(SOME.quiet),
+                short: patience::times(SOME.short),
+                syns: patience::times(SOME.syns),
+            },
+        }
+    }
+}
+
+/// Connections that rest on every way, while very many short ones pass by and a pod sends SYNs with invented ports. The
+/// agent has room for the quiet ones, and for far fewer than there are of the others.
+#[test]
+fn quiet_connections_beside_churn_and_a_flood() {
+    const BYTES: u64 = 10_000;
+    let load = Load::of_this_run();
+    // Both ends of a quiet connection, and what reads and writes.
+    allow_files(4 * load.quiet * 4 + 4096);
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let room = (load.quiet * 5).max(LITTLE_ROOM);
+        let room = format!("--max-connections={room}");
+        let _agent = node.start_agent(&[EBPF, &[&room]].concat())?;
+        let _servers = [
+            Server::listen(&node.netns, Family::V4.vip_socket())?,
+            Server::listen(&node.netns, Family::V6.vip_socket())?,
+        ];
+        let paths = node.paths();
+        let flooding = "pod1";
+        let mut quiet = Vec::new();
+        for path in paths.iter().filter(|path| path.client != flooding) {
+            for _ in 0..load.quiet / 2 {
+                let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+                    .with_context(|| path.to_string())?;
+                transfer::exchange(&mut stream, BYTES, 1).with_context(|| path.to_string())?;
+                quiet.push((path, stream));
+            }
+        }
+        let pod = &node.pods[1];
+        for path in paths.iter().filter(|path| path.client == flooding) {
+            let to = path.destination();
+            let start = Instant::now();
+            flood::syns(&pod.netns, pod.address(path.family), to, load.syns / 4)?;
+            let flooded = start.elapsed().as_secs_f32();
+            pod.netns.run(|| -> Result<()> {
+                for n in 0..load.short / 4 {
+                    let stream = client::connect_here(None, to, TIMEOUT)
+                        .with_context(|| format!("short connection {n} to {to}"))?;
+                    client::close(&stream, Close::Rst)?;
+                }
+                Ok(())
+            })?;
+            let elapsed = start.elapsed().as_secs_f32();
+            println!("{path}: {flooded:.1} s of SYNs, {elapsed:.1} s with the connections");
+        }
+        let all = quiet.len();
+        let lost: Vec<_> = quiet
+            .iter_mut()
+            .filter_map(|(path, stream)| {
+                let exchanged = transfer::exchange(stream, BYTES, 2);
+                exchanged.err().map(|error| format!("{path}: {error:#}"))
+            })
+            .collect();
+        let count = lost.len();
+        ensure!(
+            lost.is_empty(),
+            "{count} of {all} are lost: {:#?}",
+            lost.first()
+        );
+        for family in Family::ALL {
+            let entries = conntrack::list(&node.netns, family)?;
+            let service = family.cluster_ip_socket();
+            let tracked = entries.iter().find(|entry| entry.destination == service);
+            ensure!(tracked.is_none(), "conntrack knows of {tracked:#?}");
+        }
+        Ok(())
+    });
+}
+
+/// So many files may be open at a time.
+fn allow_files(count: usize) {
+    let files = u64::try_from(count).expect("a small number");
+    let limit = libc::rlimit {
+        rlim_cur: files,
+        rlim_max: files,
+    };
+    // SAFETY: the pointer is to a valid structure.
+    let refused = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(refused, 0, "the limit of open files");
 }

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Cases from the field, each as somebody met it with another data plane: quiet connections beside churn and
-//! floods, filters, policy routes, sockets bound to a link, qdiscs of others, saved rulesets.
+//! Cases from the field, each as somebody met it with another data plane: filters, policy routes, sockets bound to a
+//! link, qdiscs of others, saved rulesets. Quiet connections beside churn and floods are in `churn.rs`.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use tests::agent::TRANSLATE;
-use tests::client::{self, Close};
+use tests::client;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology, gateway_address, uplink_address};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::transfer::Server;
-use tests::{Family, cmd, conntrack, flood, patience, transfer};
+use tests::{Family, cmd, conntrack, doctor, status, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// For a connection that must not come about.
@@ -33,65 +34,6 @@ fn works(path: &Path<'_>) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connections that rest on every way, while very many short ones pass by and SYNs with invented ports come.
-/// `--max-connections` is far below both.
-#[test]
-fn quiet_connections_beside_churn_and_a_flood() {
-    const QUIET: usize = 20;
-    const SHORT_ONES: usize = 6_000;
-    const SYNS: usize = 20_000;
-    Node::test(Topology::Veth, |node| {
-        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
-        let _agent = node.start_agent(&with_services(&["--max-connections=1024"]))?;
-        let _proxy = Proxy::start(node)?;
-        let paths = node.paths();
-        let mut quiet = Vec::new();
-        for path in &paths {
-            for _ in 0..QUIET {
-                quiet.push((path, works(path)?));
-            }
-        }
-        let pod = &node.pods[1];
-        for family in Family::ALL {
-            for to in [family.cluster_ip_socket(), family.vip_socket()] {
-                flood::syns(&pod.netns, pod.address(family), to, SYNS / 4)?;
-            }
-            pod.netns.run(|| -> Result<()> {
-                for n in 0..patience::times(SHORT_ONES) / 2 {
-                    let to = family.cluster_ip_socket();
-                    let stream = client::connect_here(None, to, TIMEOUT)
-                        .with_context(|| format!("short connection {n} to {to}"))?;
-                    client::close(&stream, Close::Rst)?;
-                }
-                Ok(())
-            })?;
-        }
-        let lost: Vec<_> = quiet
-            .iter_mut()
-            .filter_map(|(path, stream)| {
-                let exchanged = transfer::exchange(stream, BYTES, 2);
-                exchanged.err().map(|error| format!("{path}: {error:#}"))
-            })
-            .collect();
-        ensure!(
-            lost.is_empty(),
-            "{} are lost: {:#?}",
-            lost.len(),
-            lost.first()
-        );
-        for family in Family::ALL {
-            let entries = conntrack::list(&node.netns, family)?;
-            let mut services = entries.iter();
-            let service = family.cluster_ip_socket();
-            ensure!(
-                !services.any(|entry| entry.destination == service),
-                "conntrack knows connections to {service}"
-            );
-        }
-        Ok(())
-    });
-}
-
 /// A host firewall that lets out what belongs to connections that conntrack knows, and what stays on the node.
 #[test]
 fn a_policy_that_drops_what_the_node_sends() {
@@ -107,12 +49,54 @@ fn a_policy_that_drops_what_the_node_sends() {
                 node.netns.exec(&format!("{program}-nft {rule}"))?;
             }
         }
-        let _agent = node.start_agent(&with_services(&[]))?;
+        let agent = node.start_agent(&with_services(&[]))?;
         let _proxy = Proxy::start(node)?;
         for path in node.paths() {
             works(&path)?;
         }
-        Ok(())
+        // The agent's own rules let pass what the policy would drop.
+        let faults = doctor::doctor(node)?;
+        let faults = faults.faults("firewall");
+        ensure!(faults.is_empty(), "{faults:#?}");
+
+        // No rule of another table can: of a native one `doctor` says where packets are dropped, and what helps.
+        agent.signal(libc::SIGSTOP)?;
+        let native = "table inet fw {\n\
+             chain out { type filter hook output priority 0; policy drop; oifname \"lo\" accept\n\
+             ct state established,related accept\n meta l4proto icmp accept; meta l4proto ipv6-icmp accept\n\
+             }\n}";
+        node.netns.feed("nft -f -", native)?;
+        let paths = node.paths();
+        let of_pods: Vec<_> = paths.iter().filter(|path| path.client == "pod0").collect();
+        let refused = client::connect(of_pods[0].netns, of_pods[0].destination(), SHORT);
+        ensure!(
+            refused.is_err(),
+            "{}: its replies are not dropped",
+            of_pods[0]
+        );
+        let faults = doctor::found(node, "firewall", "broken")?;
+        for family in Family::ALL {
+            // The node's own processes may reach the VIP by `lo`; what is of a Service is a pod's.
+            for (end, verdict) in [
+                (family.vip_socket(), "warning"),
+                (family.cluster_ip_socket(), "broken"),
+            ] {
+                let place = "nf_tables table inet fw, chain out";
+                let named = format!("{place} drops what is sent untracked from {end}");
+                let is_named = |fault: &&Value| doctor::text(fault, "finding").contains(&named);
+                let fault = faults
+                    .iter()
+                    .find(is_named)
+                    .with_context(|| named.clone())?;
+                ensure!(fault["verdict"] == verdict, "{fault}");
+                let line = doctor::text(fault, "command");
+                cmd::run(node.netns.command("sh").args(["-c", line]), "")?;
+            }
+        }
+        for path in of_pods {
+            works(path).context("with the rules that the doctor proposes")?;
+        }
+        agent.signal(libc::SIGCONT)
     });
 }
 
@@ -299,6 +283,53 @@ fn a_foreign_filter_on_our_qdisc() {
         let other = &node.pods[1].host_link;
         let shown = node.netns.exec(&format!("tc qdisc show dev {other}"))?;
         ensure!(!shown.contains("clsact"), "ours is left: {shown}");
+        Ok(())
+    });
+}
+
+/// Another classifier of our filter's priority that came later: the kernel runs it first, and it lets packets
+/// pass for good. `status` and `doctor` say so, and the command that `doctor` prints puts ours in front.
+#[test]
+fn a_later_filter_of_our_priority() {
+    Node::test(Topology::Veth, |node| {
+        let _agent = node.start_agent(&with_services(&["--tc-attach=clsact"]))?;
+        let _proxy = Proxy::start(node)?;
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let paths = node.paths();
+        let is_one = |path: &&Path| {
+            path.client == "pod0" && path.via == Via::ClusterIp && path.family == Family::V4
+        };
+        let path = paths.iter().find(is_one).context("no such path")?;
+        let entries = || -> Result<usize> {
+            let stream = works(path)?;
+            let entries = conntrack::list(&node.netns, path.family)?;
+            Ok(conntrack::of_client(&entries, stream.local_addr()?).len())
+        };
+        let hidden = || Ok::<_, anyhow::Error>(status::read(node)?["hidden"].clone());
+        let link = node.pods[0].host_link.clone();
+        has_our_program(node, &link)?;
+        ensure!(entries()? == 0, "tracked with nothing in front");
+        ensure!(hidden()? == json!([]), "{}", hidden()?);
+
+        // It matches everything, and ends the chain.
+        let add = format!(
+            "tc filter add dev {link} ingress protocol all pref 1 bpf bytecode '1,6 0 0 4294967295' classid 1:1"
+        );
+        cmd::run(node.netns.command("sh").args(["-c", &add]), "")?;
+        ensure!(entries()? == 1, "it does not hide ours");
+        let by = json!([{ "link": link, "by": ["a filter of kind bpf (priority 1)"] }]);
+        ensure!(hidden()? == by, "{}", hidden()?);
+        let faults = doctor::found(node, "tc-programs", "warning")?;
+        let cure = doctor::text(&faults[0], "command");
+        cmd::run(node.netns.command("sh").args(["-c", cure]), "")?;
+        cmd::wait_until(TIMEOUT, "ours to be in front", || {
+            Ok((hidden()? == json!([])).then_some(()))
+        })?;
+        has_our_program(node, &link)?;
+        ensure!(entries()? == 0, "tracked with ours in front");
+        let findings = doctor::doctor(node)?;
+        let faults = findings.faults("tc-programs");
+        ensure!(faults.is_empty(), "{faults:#?}");
         Ok(())
     });
 }

@@ -3,15 +3,17 @@
 //! `/healthz`, `/readyz` and `/status`, in every condition.
 
 use std::net::UdpSocket;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use tests::agent::Agent;
+use tests::agent::{Agent, TRANSLATE};
 use tests::http::{self, Answer, wait_for};
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, cmd, status};
+use tests::transfer::Server;
+use tests::{Family, cmd, doctor, status};
 
 /// The condition that fails, and no other does.
 fn fails_alone(answer: &Answer, name: &str) -> Result<()> {
@@ -107,7 +109,7 @@ fn a_missing_backend_is_not_ready_and_alive() {
 /// The first answer may come before the first pass has ended.
 fn wait_for_pass(node: &Node, first: Answer) -> Result<Answer> {
     let mut answer = first;
-    cmd::wait_until(std::time::Duration::from_secs(30), "the first pass", || {
+    cmd::wait_until(Duration::from_secs(30), "the first pass", || {
         if answer.body.contains("[+]pass") {
             return Ok(Some(()));
         }
@@ -204,6 +206,63 @@ fn the_listener_counts_if_that_is_wanted() {
     });
 }
 
+/// A stranger on every address that listens while the proxy is down: `/readyz`, `status`, `doctor` and one line in
+/// the log say that it does not count as the proxy. With `--proxy-listener=any` it does.
+#[test]
+fn a_wildcard_listener_is_not_taken_for_the_proxy() {
+    for (which, counts) in [("vip", false), ("any", true)] {
+        Node::test(Topology::Veth, |node| {
+            let which = format!("--proxy-listener={which}");
+            let args = [&TRANSLATE[..], &["--backend=ebpf", &which]].concat();
+            let agent = node.start_agent(&[&args[..], &["--ready-requires-listener"]].concat())?;
+            fails_alone(&wait_for(&node.netns, "/readyz", 503)?, "listener")?;
+            // It takes IPv4 too.
+            let _stranger = Server::listen(&node.netns, "[::]:443".parse()?)?;
+            let passes = || Ok::<_, anyhow::Error>(status::read(node)?["passes"]["total"].clone());
+            for _ in 0..2 {
+                let before = passes()?;
+                agent.signal(libc::SIGHUP)?;
+                cmd::wait_until(Duration::from_secs(30), "another pass", || {
+                    Ok((passes()? != before).then_some(()))
+                })?;
+            }
+            let refusal = "the listener on [::]:443 does not count as the proxy";
+            let logged = agent.log();
+            let logged: Vec<_> = logged
+                .lines()
+                .filter(|line| line.contains(refusal))
+                .collect();
+            // One for each VIP.
+            ensure!(logged.len() == if counts { 0 } else { 2 }, "{logged:?}");
+            let answer = http::get(&node.netns, "/readyz")?;
+            if counts {
+                ensure!(answer.code == 200, "{answer:?}");
+            } else {
+                fails_alone(&answer, "listener")?;
+                ensure!(answer.body.contains(refusal), "{answer:?}");
+            }
+            for service in status::read(node)?["services"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
+                let why = service["undecided"].as_str().unwrap_or_default();
+                ensure!(why.contains(refusal) != counts, "{service}");
+            }
+            let checks = doctor::doctor(node)?.checks;
+            for check in checks.iter().filter(|check| check["id"] == "listener") {
+                let expected = if counts { "ok" } else { "warning" };
+                ensure!(check["verdict"] == expected, "{check}");
+                ensure!(
+                    check.to_string().contains("--proxy-listener=any"),
+                    "{check}"
+                );
+            }
+            Ok(())
+        });
+    }
+}
+
 #[test]
 fn who_asks_wrongly_is_told() {
     Node::test(Topology::Veth, |node| {
@@ -242,7 +301,7 @@ fn who_asks_wrongly_is_told() {
 }
 
 fn wait_for_address(node: &Node, address: &str) -> Result<()> {
-    cmd::wait_until(std::time::Duration::from_secs(10), "an answer", || {
+    cmd::wait_until(Duration::from_secs(10), "an answer", || {
         let answer = http::ask(&node.netns, address, "/healthz", &[])?;
         Ok((answer.code == 200).then_some(()))
     })

@@ -3,6 +3,7 @@
 //! Live connections on every way, streaming checked bytes in both directions all the while, survive
 //! whatever happens to the agent and to what it has set up.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open, open_on};
-use tests::{Family, cmd, conntrack, patience, skip};
+use tests::{Family, cmd, conntrack, patience, skip, status};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long streams run before and after what happens.
@@ -107,6 +108,7 @@ survives! {
     clsact_detach: KubeProxy::IptablesLegacy, TRANSLATING, ["--tc-attach=clsact"], detach_clsact;
     clsact_detach_without_repair: KubeProxy::IptablesNft, TRANSLATING, ["--tc-attach=clsact"], stopped_and_detach_clsact;
     conntrack_flush: KubeProxy::IptablesNft, TRANSLATING, [], flush_conntrack;
+    routes_and_pins: KubeProxy::IptablesNft, TRANSLATING, [], remove_routes_and_pins;
     nftables_restart: KubeProxy::Nftables, NFTABLES, [], restart;
     nftables_kill: KubeProxy::IptablesNft, NFTABLES, [], kill;
     nftables_cleanup: KubeProxy::Nftables, NFTABLES, ["--cleanup"], clean_up;
@@ -241,6 +243,94 @@ fn delete_tables(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
         "delete table ip proxy-agent\ndelete table ip6 proxy-agent\n",
     )?;
     Ok(Some(agent))
+}
+
+/// The local routes of the ClusterIPs, and every pin: of maps, of links and of programs of sockets. The agent puts
+/// them back.
+fn remove_routes_and_pins(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
+    for family in ["-4", "-6"] {
+        let flush = format!("ip {family} route flush table local proto 112");
+        node.netns.exec(&flush)?;
+    }
+    let mut removed = BTreeSet::new();
+    let mut left = vec![node.agent_bpffs()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                fs::remove_file(&path)?;
+                removed.insert(path);
+            }
+        }
+    }
+    ensure!(removed.len() > 10, "{removed:?} are all pins");
+    cmd::wait_until(TIMEOUT, "routes and pins to be back", || {
+        let routes = |family| format!("ip {family} route show table local proto 112");
+        let v4 = node.netns.exec(&routes("-4"))?;
+        let v6 = node.netns.exec(&routes("-6"))?;
+        let is_back = !v4.is_empty() && !v6.is_empty() && removed.iter().all(|pin| pin.exists());
+        Ok(is_back.then_some(()))
+    })?;
+    Ok(Some(agent))
+}
+
+/// The rules of Services are away for 50 ms again and again, with nobody to repair that: conntrack picks connections up
+/// half-way and kube-proxy's DNAT bends them. The net at TC egress keeps that from the clients.
+fn without_rules_for_moments(kube_proxy: KubeProxy) {
+    const MOMENTS: usize = 10;
+    const MOMENT: Duration = Duration::from_millis(50);
+    const TABLES: [&str; 2] = ["ip proxy-agent_services", "ip6 proxy-agent_services"];
+    Node::test(Topology::Veth, |node| {
+        kube_proxy.install_without_masquerade(&node.netns)?;
+        let agent = node.start_agent(TRANSLATING)?;
+        let _proxy = Proxy::start(node)?;
+        let mut paths = node.paths();
+        paths.retain(|path| path.via == Via::ClusterIp && path.client != "host");
+        let streams = open_on(paths)?;
+        std::thread::sleep(BEFORE);
+        agent.signal(libc::SIGSTOP)?;
+        let mut rules = String::new();
+        for table in TABLES {
+            rules += &node.netns.exec(&format!("nft list table {table}"))?;
+        }
+        let deletion = TABLES.map(|table| format!("delete table {table}\n"));
+        let deletion = deletion.concat();
+        let caught = || status::dropped(node, "stray_reply");
+        let mut moments = 0;
+        while moments < patience::times(MOMENTS) || caught()? == 0 {
+            moments += 1;
+            ensure!(
+                moments < 10 * MOMENTS,
+                "nothing was bent: this shows nothing"
+            );
+            node.netns.feed("nft -f -", &deletion)?;
+            std::thread::sleep(MOMENT);
+            node.netns.feed("nft -f -", &rules)?;
+            all_go_on(&streams).with_context(|| format!("after moment {moments}"))?;
+        }
+        agent.signal(libc::SIGCONT)?;
+        all_end_intact(streams)?;
+        let caught = caught()?;
+        println!("{kube_proxy:?}: {caught} packets were caught in {moments} moments");
+        new_connections_work(node)
+    });
+}
+
+#[test]
+fn without_rules_for_moments_beside_legacy_rules() {
+    without_rules_for_moments(KubeProxy::IptablesLegacy);
+}
+
+#[test]
+fn without_rules_for_moments_beside_rules_of_iptables_nft() {
+    without_rules_for_moments(KubeProxy::IptablesNft);
+}
+
+#[test]
+fn without_rules_for_moments_beside_native_rules() {
+    without_rules_for_moments(KubeProxy::Nftables);
 }
 
 fn detach_tcx(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {

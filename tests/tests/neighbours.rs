@@ -3,6 +3,7 @@
 //! Translation beside other programs: on the same TC hooks, before and behind ours, on connect(2),
 //! and beside IPVS.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use tests::agent::TRANSLATE;
 use tests::bpf::{self, ForeignProgram, Hook, Place};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
+use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{Family, client, conntrack, skip, transfer};
+use tests::{Family, client, cmd, conntrack, doctor, skip, status, streams, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -192,7 +194,112 @@ fn two_nodes_on_one_machine() {
     });
 }
 
-/// kube-proxy's IPVS mode: a virtual server at the ClusterIP, which is an address of the node.
+/// What kube-proxy does in IPVS mode: every ClusterIP is an address of the node.
+fn add_ipvs_link(node: &Node) -> Result<()> {
+    // kube-proxy makes a dummy link; a bridge is in every kernel, and carries addresses as well.
+    node.netns.ip("link add kube-ipvs0 type bridge\n")?;
+    for family in Family::ALL {
+        let (address, len) = (family.cluster_ip(), family.host_prefix());
+        let nodad = if family == Family::V6 { " nodad" } else { "" };
+        node.netns.ip(&format!(
+            "address add {address}/{len} dev kube-ipvs0{nodad}\n"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Waits until the agent does as much for Services as it should: `left` of them are left alone, and say why.
+fn wait_until_left(node: &Node, left: usize) -> Result<()> {
+    let what = format!("{left} Services to be left alone, and nothing else to be done");
+    cmd::wait_until(Duration::from_secs(30), &what, || {
+        let status = status::read(node)?;
+        let services = status::array(&status["services"])?.iter();
+        let why = services.filter_map(|service| service["undecided"].as_str());
+        let is_told = why.filter(|why| why.contains("kube-ipvs0")).count() == left;
+        let drift = status::array(&status["drift"]["changes"])?;
+        Ok((is_told && drift.is_empty()).then_some(()))
+    })
+}
+
+/// Nothing of ours is in the way of the ClusterIPs.
+fn nothing_is_left(node: &Node) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let line = format!("ip {family} route show table local proto 112");
+        let routes = node.netns.exec(&line)?;
+        ensure!(routes.is_empty(), "{routes}");
+    }
+    let tables = node.netns.exec("nft list tables")?;
+    ensure!(!tables.contains("proxy-agent_services"), "{tables}");
+    for pins in ["sockets", "links_egress"] {
+        let pins = node.agent_bpffs().join(pins);
+        let names: Vec<_> = fs::read_dir(&pins)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect();
+        ensure!(names.is_empty(), "{names:?}");
+    }
+    Ok(())
+}
+
+/// On every way, those to ClusterIPs tracked: they go kube-proxy's way.
+fn every_way_works_as_without_services(node: &Node) -> Result<()> {
+    for path in node.paths() {
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+            .with_context(|| path.to_string())?;
+        transfer::exchange(&mut stream, 10_000, 1).with_context(|| path.to_string())?;
+        let entries = conntrack::list(&node.netns, path.family)?;
+        let tracked = conntrack::of_client(&entries, stream.local_addr()?).len();
+        let expected = usize::from(path.via == Via::ClusterIp);
+        ensure!(tracked == expected, "{path}: {entries:#?}");
+    }
+    Ok(())
+}
+
+/// kube-proxy changes to IPVS mode and back: its link with the ClusterIPs comes and goes. Live connections go on, new
+/// ones go its way at once. What IPVS would do with them is done by rules, in any kernel.
+#[test]
+fn a_cluster_ip_becomes_an_address_of_the_node() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let args = [&TRANSLATE[..], &["--backend=ebpf", "--drain-timeout=5m"]].concat();
+        let mut agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        every_way_works_untracked(node)?;
+        let streams = streams::open(node)?;
+        add_ipvs_link(node)?;
+        cmd::wait_until(TIMEOUT, "the agent to leave the Services alone", || {
+            let left = agent.log().matches(":443 is left alone: ").count();
+            Ok((left == 2).then_some(()))
+        })?;
+        every_way_works_as_without_services(node).context("while connections are drained")?;
+        streams::all_go_on(&streams)?;
+        streams::all_end_intact(streams)?;
+        wait_until_left(node, 2)?;
+        nothing_is_left(node)?;
+        every_way_works_as_without_services(node)?;
+        let faults = doctor::found(node, "backend", "warning")?;
+        ensure!(faults[0].to_string().contains("kube-ipvs0"), "{faults:?}");
+        let all = doctor::doctor(node)?;
+        ensure!(all.all_faults().len() == 1, "{:#?}", all.all_faults());
+
+        // At the start, too; without the link such an address would be refused.
+        ensure!(agent.stop(libc::SIGTERM)?.success(), "it failed");
+        let mut agent = node.start_agent(&args)?;
+        wait_until_left(node, 2)?;
+        nothing_is_left(node)?;
+        every_way_works_as_without_services(node).context("from the start")?;
+
+        node.netns.ip("link delete kube-ipvs0\n")?;
+        wait_until_left(node, 0)?;
+        node.netns.exec("conntrack -F")?;
+        every_way_works_untracked(node).context("the link is gone")?;
+        ensure!(agent.stop(libc::SIGTERM)?.success(), "it failed");
+        Ok(())
+    });
+}
+
+/// With IPVS itself: a virtual server at each ClusterIP.
 #[test]
 fn ipvs() -> Result<()> {
     let test = "translation-beside-ipvs";
@@ -201,17 +308,14 @@ fn ipvs() -> Result<()> {
         return skip::record(
             test,
             "this kernel has no IPVS (no ip_vs); that the ClusterIP is an address of the node, as \
-             with IPVS, is tested by translation.rs",
+             with IPVS, is tested with kube-proxy's rules in its place",
         );
     }
     Node::test(Topology::Veth, |node| {
-        node.netns.ip("link add kube-ipvs0 type bridge\n")?;
+        add_ipvs_link(node)?;
+        // As kube-proxy sets it.
+        node.netns.sysctl("net/ipv4/vs/conntrack", "1")?;
         for family in Family::ALL {
-            let (address, len) = (family.cluster_ip(), family.host_prefix());
-            let nodad = if family == Family::V6 { " nodad" } else { "" };
-            node.netns.ip(&format!(
-                "address add {address}/{len} dev kube-ipvs0{nodad}\n"
-            ))?;
             let (service, vip) = (family.cluster_ip_socket(), family.vip_socket());
             node.netns.exec(&format!("ipvsadm -A -t {service} -s rr"))?;
             node.netns
@@ -219,8 +323,15 @@ fn ipvs() -> Result<()> {
         }
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         let _proxy = Proxy::start(node)?;
-        every_way_works_untracked(node)?;
-        if node.netns.exec("ipvsadm -L -n")?.is_empty() {
+        wait_until_left(node, 2)?;
+        nothing_is_left(node)?;
+        for path in node.paths() {
+            let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
+                .with_context(|| path.to_string())?;
+            transfer::exchange(&mut stream, 10_000, 1).with_context(|| path.to_string())?;
+        }
+        let virtual_servers = node.netns.exec("ipvsadm -L -n --stats")?;
+        if virtual_servers.is_empty() {
             bail!("IPVS has lost its virtual servers");
         }
         Ok(())

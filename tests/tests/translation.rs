@@ -14,7 +14,7 @@ use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::transfer::Server;
-use tests::{Family, PORT, client, conntrack, skip, transfer};
+use tests::{Family, PORT, client, cmd, conntrack, skip, transfer};
 
 /// Each way carries this much, in each direction.
 const BYTES: u64 = 10 * 1024 * 1024;
@@ -289,4 +289,59 @@ fn through_stacked_links() {
             check_on(node, tc_attach, KubeProxy::IptablesNft)
         });
     }
+}
+
+/// The pod is behind a VLAN of the veth pair, at both ends: the node's link sees each packet with a tag, which stays
+/// undecided, and the VLAN's link without.
+fn put_into_vlan(node: &Node) -> Result<()> {
+    let pod = &node.pods[0];
+    let (link, v4, v6) = (&pod.host_link, pod.ipv4, pod.ipv6);
+    node.netns.ip(&format!(
+        "link add link {link} name vlan0 type vlan id 7\n\
+         link set vlan0 up\n\
+         address del fe80::1/64 dev {link}\n\
+         address add fe80::1/64 dev vlan0 nodad\n\
+         route replace {v4}/32 dev vlan0\n\
+         route replace {v6}/128 dev vlan0\n"
+    ))?;
+    node.netns.sysctl("net/ipv4/conf/vlan0/proxy_arp", "1")?;
+    node.netns.sysctl("net/ipv4/neigh/vlan0/proxy_delay", "0")?;
+    pod.netns.ip(&format!(
+        "link add link eth0 name vlan0 type vlan id 7\n\
+         link set vlan0 up\n\
+         address del {v4}/32 dev eth0\n\
+         address del {v6}/128 dev eth0\n\
+         address add {v4}/32 dev vlan0\n\
+         address add {v6}/128 dev vlan0 nodad\n\
+         route add 169.254.1.1 dev vlan0 scope link\n\
+         route add default via 169.254.1.1 dev vlan0\n\
+         route replace default via fe80::1 dev vlan0\n"
+    ))
+}
+
+#[test]
+fn through_a_vlan() -> Result<()> {
+    let test = "translation-through-a-vlan";
+    skip::clear(test)?;
+    if !has_vlan_links()? {
+        return skip::record(test, "this kernel has no VLAN links (8021q)");
+    }
+    for (tc_attach, kube_proxy) in [
+        ("--tc-attach=auto", KubeProxy::Nftables),
+        ("--tc-attach=clsact", KubeProxy::IptablesNft),
+    ] {
+        Node::test(Topology::Veth, |node| {
+            put_into_vlan(node)?;
+            check_on(node, tc_attach, kube_proxy)
+        });
+    }
+    Ok(())
+}
+
+fn has_vlan_links() -> Result<bool> {
+    let node = Node::new()?;
+    let mut add = node.netns.command("ip");
+    let line = "link add link eth0 name vlan0 type vlan id 7";
+    let output = cmd::output(add.args(line.split(' ')), "")?;
+    Ok(output.status.success())
 }

@@ -131,6 +131,11 @@ impl Backend {
         }
     }
 
+    /// Whether connections to Services end on the proxy with the backend in use.
+    pub fn ends_services(&self) -> bool {
+        matches!(self.kind, Kind::Ebpf(_))
+    }
+
     /// Whether the agent has to be started again to see what the kernel can do.
     pub fn misjudges_kernel(&self) -> bool {
         self.misjudged

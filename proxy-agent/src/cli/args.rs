@@ -213,7 +213,8 @@ pub struct Args {
     )]
     pub listen: Listen,
 
-    /// /readyz fails while nobody listens on a VIP with its port
+    /// /readyz fails while nothing listens on a VIP with its port, or only a listener that does not count as
+    /// the proxy (--proxy-listener)
     #[arg(
         long, env = "PROXY_AGENT_READY_REQUIRES_LISTENER", value_name = "BOOL",
         help_heading = "Operation",

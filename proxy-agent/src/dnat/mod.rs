@@ -13,6 +13,8 @@ mod ipvs;
 mod legacy;
 mod nftables;
 
+pub use ipvs::LINK as IPVS_LINK;
+
 use std::error::Error as StdError;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};

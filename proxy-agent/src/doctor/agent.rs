@@ -10,6 +10,7 @@ use super::check::Check;
 use super::processes::{self, Process};
 use super::subject::Subject;
 use crate::reconcile::report::chain;
+use crate::services::Undecided;
 
 const AGENT: &str = "agent";
 const BACKEND: &str = "backend";
@@ -114,6 +115,22 @@ fn backend(subject: &Subject) -> Check {
     if choice.backend != "ebpf" && !subject.services().is_empty() {
         let finding = format!("{why}; --service-address is given and no service ends on the proxy");
         return Check::warning(BACKEND, finding, remedy);
+    }
+    let left: Vec<_> = subject
+        .left_services()
+        .into_iter()
+        .map(|(service, link)| format!("{}: {}", service.cluster_ip, Undecided::OwnAddress(link)))
+        .collect();
+    if !left.is_empty() {
+        return Check::warning(
+            BACKEND,
+            format!(
+                "{why}; Services do not end on the proxy: {}",
+                left.join("; ")
+            ),
+            "with kube-proxy in IPVS mode leave --service-address out, or change its mode; otherwise give the \
+             ClusterIP of a Service",
+        );
     }
     Check::ok(BACKEND, why)
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use super::check::Check;
 use super::processes;
 use super::subject::Subject;
+use crate::config::ProxyListener;
 use crate::kernel::sockets::{self, Listener};
 
 const ID: &str = "listener";
@@ -42,13 +43,37 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     };
     endpoints
         .iter()
-        .map(|endpoint| judge(*endpoint, &listeners, name))
+        .map(|endpoint| judge(*endpoint, &listeners, role(*endpoint, subject), name))
         .collect()
+}
+
+/// What a listener on the wildcard address means for an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It gets the endpoint's connections.
+    Taker,
+    /// It gets those, but not the connections to Services that end there.
+    NotTheProxy,
+    /// It was named as the proxy.
+    Proxy,
+}
+
+fn role(endpoint: SocketAddr, subject: &Subject) -> Role {
+    let services = subject.ending_services();
+    let mut services = services.iter();
+    match subject.told().map(|state| state.settings.proxy_listener) {
+        Some(ProxyListener::Any) => Role::Proxy,
+        Some(ProxyListener::Vip) if services.any(|service| service.vip == endpoint) => {
+            Role::NotTheProxy
+        }
+        Some(ProxyListener::Vip) | None => Role::Taker,
+    }
 }
 
 fn judge(
     endpoint: SocketAddr,
     listeners: &[Listener],
+    role: Role,
     name: impl Fn(&Listener) -> String,
 ) -> Check {
     let exact = listeners.iter().find(|found| found.address == endpoint);
@@ -57,18 +82,29 @@ fn judge(
     }
     if let Some(listener) = listeners.iter().find(|found| found.takes(endpoint)) {
         let (name, address) = (name(listener), listener.address);
-        return Check::warning(
-            ID,
-            format!(
-                "{name} listens on {address}: it gets the connections to {endpoint}, and the proxy \
-                 cannot listen there"
-            ),
-            format!(
-                "if that is not the proxy, have it listen on the node's own addresses only, or on \
-                 another port than {}; then start the proxy",
-                endpoint.port()
-            ),
+        if role == Role::Proxy {
+            let finding = format!(
+                "{name} listens on {address}, and --proxy-listener=any has it count as the proxy"
+            );
+            return Check::ok(ID, finding);
+        }
+        let mut finding = format!(
+            "{name} listens on {address}: it gets the connections to {endpoint}, and the proxy \
+             cannot listen there"
         );
+        let mut remedy = format!(
+            "if that is not the proxy, have it listen on the node's own addresses only, or on \
+             another port than {}; then start the proxy",
+            endpoint.port()
+        );
+        if role == Role::NotTheProxy {
+            finding += "; connections to Services go kube-proxy's way, since --proxy-listener=vip \
+                        takes no listener on all addresses for the proxy";
+            remedy = format!(
+                "{remedy}; if it is the proxy, bind it to {endpoint}, or give --proxy-listener=any"
+            );
+        }
+        return Check::warning(ID, finding, remedy);
     }
     Check::warning(
         ID,
@@ -92,7 +128,8 @@ mod tests {
                     inode: 1,
                 })
                 .collect();
-            let check = judge(endpoint.parse().unwrap(), &listeners, |_| "x".to_owned());
+            let endpoint = endpoint.parse().unwrap();
+            let check = judge(endpoint, &listeners, Role::Taker, |_| "x".to_owned());
             (check.verdict, check.finding.contains("nobody"))
         };
         let (ok, taken, nobody) = (
@@ -107,5 +144,28 @@ mod tests {
         assert_eq!(judged(vip, &["0.0.0.0:8443", "10.0.0.1:443"]), nobody);
         assert_eq!(judged("[fd00::2]:443", &["0.0.0.0:443"]), nobody);
         assert_eq!(judged("[fd00::2]:443", &["[::]:443"]), taken);
+    }
+
+    #[test]
+    fn a_wildcard_listener_is_judged_by_what_the_agent_takes_it_for() {
+        let wildcard = [Listener {
+            address: "[::]:443".parse().unwrap(),
+            inode: 1,
+        }];
+        let judged = |role| {
+            let vip = "10.96.0.2:443".parse().unwrap();
+            judge(vip, &wildcard, role, |_| "x".to_owned())
+        };
+        assert_eq!(judged(Role::Proxy).verdict, Verdict::Ok);
+        for (role, names_the_flag) in [(Role::Taker, false), (Role::NotTheProxy, true)] {
+            let check = judged(role);
+            assert_eq!(check.verdict, Verdict::Warning);
+            let text = format!("{check:?}");
+            assert_eq!(
+                text.contains("--proxy-listener=any"),
+                names_the_flag,
+                "{text}"
+            );
+        }
     }
 }

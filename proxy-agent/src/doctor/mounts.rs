@@ -97,7 +97,7 @@ fn read_only_in(mounts: &str, path: &Path) -> bool {
 }
 
 fn cgroup(subject: &Subject) -> Check {
-    if subject.services().is_empty() || !subject.uses("ebpf") {
+    if subject.ending_services().is_empty() {
         return Check::not_applicable(CGROUP, "no service ends on the proxy");
     }
     match ebpf::cgroup_root() {

@@ -7,13 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
-use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
-use futures_util::TryStreamExt as _;
-use rtnetlink::Handle;
-use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
+use aya::programs::{ProgramInfo, loaded_programs};
 
 use super::check::Check;
 use super::subject::Subject;
+use crate::backend::ebpf::order::{self, Order, Other, Place};
 use crate::backend::ebpf::{self, Hook, SocketHook};
 use crate::kernel::bpf;
 
@@ -26,14 +24,6 @@ const CONNECT_TYPES: [(SocketHook, u32); 2] =
 /// How many links are named in a finding.
 const NAMED: usize = 5;
 
-/// The classifiers of a link at ingress in the order in which they run.
-#[derive(Debug, Default)]
-struct AtLink {
-    index: u32,
-    name: String,
-    programs: Vec<String>,
-}
-
 pub async fn checks(subject: &Subject) -> Vec<Check> {
     if !subject.uses("ebpf") {
         let why = "only backend ebpf attaches programs";
@@ -43,12 +33,14 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     }
     let mut checks = match &subject.links {
         Ok(table) => {
-            let mut links = Vec::new();
-            let handle = connect();
-            for (index, name) in ebpf::attachable(table) {
-                links.extend(at_link(index, name, handle.as_ref()).await);
+            let links = ebpf::attachable(table);
+            match order::read(&links, subject.instance, None).await {
+                Ok(orders) => tc(&orders, subject),
+                Err(error) => {
+                    let what = "tell the order of programs on links";
+                    vec![Check::unknown(TC, what, &error, "run the doctor again")]
+                }
             }
-            tc(&links, subject)
         }
         Err(_) => vec![Check::not_applicable(
             TC,
@@ -59,35 +51,6 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-fn connect() -> Option<Handle> {
-    let (connection, handle, _) = rtnetlink::new_connection().ok()?;
-    tokio::spawn(connection);
-    Some(handle)
-}
-
-/// None if the link has gone meanwhile. Programs of tcx come before filters of clsact.
-async fn at_link(index: u32, name: String, handle: Option<&Handle>) -> Option<AtLink> {
-    let tcx = SchedClassifier::query_tcx(&name, Hook::Ingress.attach_type());
-    let mut programs: Vec<_> = match tcx {
-        Ok((_, programs)) => programs.iter().map(name_of).collect(),
-        Err(_) => Vec::new(),
-    };
-    if let Some(handle) = handle {
-        let mut filters = handle.traffic_filter(index.cast_signed());
-        let dump = filters.get().ingress().execute().try_collect::<Vec<_>>();
-        if let Ok(messages) = dump.await {
-            let mut filters: Vec<_> = messages.iter().filter_map(filter).collect();
-            filters.sort();
-            programs.extend(filters.into_iter().map(|(_, name)| name));
-        }
-    }
-    Some(AtLink {
-        index,
-        name,
-        programs,
-    })
-}
-
 fn name_of(program: &ProgramInfo) -> String {
     match program.name_as_str() {
         Some(name) if !name.is_empty() => name.to_owned(),
@@ -95,64 +58,20 @@ fn name_of(program: &ProgramInfo) -> String {
     }
 }
 
-/// Priority and name of a filter; none of the messages that only name a priority.
-fn filter(message: &TcMessage) -> Option<(u32, String)> {
-    let mut kind = None;
-    let mut program = None;
-    let mut has_options = false;
-    for attribute in &message.attributes {
-        match attribute {
-            TcAttribute::Kind(name) => kind = Some(name.clone()),
-            TcAttribute::Options(options) => {
-                has_options |= !options.is_empty();
-                for option in options {
-                    if let TcOption::Bpf(TcFilterBpfOption::ProgName(name)) = option {
-                        program = Some(name.clone());
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    let name = program.or_else(|| Some(format!("a filter of kind {}", kind?)))?;
-    // The upper half is the priority, the lower one the protocol.
-    has_options.then_some((message.header.info >> 16, name))
-}
-
-fn tc(links: &[AtLink], subject: &Subject) -> Vec<Check> {
+fn tc(links: &[Order], subject: &Subject) -> Vec<Check> {
     let own = Hook::Ingress.program();
     let mut checks = Vec::new();
     let mut missing = Vec::new();
     let mut behind = BTreeSet::new();
-    for link in links {
-        let Some(place) = link.programs.iter().position(|name| name == own) else {
-            missing.push(link.name.as_str());
+    for order in links {
+        let Some(place) = order.own else {
+            missing.push(order.link.as_str());
             continue;
         };
-        let (before, after) = link.programs.split_at(place);
-        behind.extend(after.iter().skip(1).map(String::as_str));
-        if before.is_empty() {
-            continue;
+        behind.extend(order.behind.iter().map(|other| other.name.as_str()));
+        if !order.before.is_empty() {
+            checks.push(hidden(order, place, subject));
         }
-        let check = Check::warning(
-            TC,
-            format!(
-                "{} comes before {own} on {}: packets that it takes away or redirects are not decided",
-                before.join(", "),
-                link.name
-            ),
-            "have the agent attach its program anew, in front: remove its pin, and the agent does so \
-             at its next pass (--sync-interval)",
-        );
-        let pin = subject
-            .bpffs
-            .join(Hook::Ingress.pins())
-            .join(link.index.to_string());
-        checks.push(if pin.exists() {
-            check.with_command(format!("rm {}", pin.display()))
-        } else {
-            check
-        });
     }
     if !missing.is_empty() {
         let count = missing.len();
@@ -182,8 +101,54 @@ fn tc(links: &[AtLink], subject: &Subject) -> Vec<Check> {
     checks
 }
 
+/// What comes before ours, and how ours gets in front where it can.
+fn hidden(order: &Order, place: Place, subject: &Subject) -> Check {
+    let own = Hook::Ingress.program();
+    let link = &order.link;
+    let names: Vec<_> = order.before.iter().map(Other::to_string).collect();
+    let finding = format!(
+        "{} comes before {own} on {link} and can hide packets from it: what it takes away, redirects or \
+         lets pass for good is not decided",
+        names.join(", ")
+    );
+    let anew = "have the agent attach its program anew, in front";
+    let is_equal = |other: &Other| other.place == place;
+    match place {
+        Place::Tcx => {
+            let remedy = format!(
+                "{anew}: remove its pin, and the agent does so at its next pass (--sync-interval)"
+            );
+            let check = Check::warning(TC, finding, remedy);
+            let pins = subject.bpffs.join(Hook::Ingress.pins());
+            let pin = pins.join(order.index.to_string());
+            if pin.exists() {
+                check.with_command(format!("rm {}", pin.display()))
+            } else {
+                check
+            }
+        }
+        // The kernel puts a new filter in front of others of its priority.
+        Place::Filter(priority) if order.before.iter().all(is_equal) => {
+            let handle = ebpf::filter_handle(subject.instance);
+            let remedy = format!("{anew}: remove its filter, and the agent does so at once");
+            Check::warning(TC, finding, remedy).with_command(format!(
+                "tc filter del dev {link} ingress protocol all pref {priority} handle {handle:#x} bpf"
+            ))
+        }
+        Place::Filter(priority) => Check::warning(
+            TC,
+            finding,
+            format!(
+                "give the others a priority behind that of {own}, which is {priority}, or let \
+                 --tc-attach=auto take tcx on Linux 6.6 and newer"
+            ),
+        ),
+    }
+}
+
 fn connect_checks(subject: &Subject) -> Vec<Check> {
-    if subject.services().is_empty() {
+    let services = subject.ending_services();
+    if services.is_empty() {
         return vec![Check::not_applicable(
             CONNECT,
             "no service ends on the proxy",
@@ -202,7 +167,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
     let mut checks = Vec::new();
     for (hook, attach_type) in CONNECT_TYPES {
         let v4 = hook == SocketHook::Connect4;
-        let mut services = subject.services().iter();
+        let mut services = services.iter();
         if !services.any(|service| service.cluster_ip.is_ipv4() == v4) {
             continue;
         }

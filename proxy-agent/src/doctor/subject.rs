@@ -96,6 +96,11 @@ impl Subject {
             (None, Some(settings)) => settings.bpffs.clone(),
             (None, None) => paths::bpffs(instance),
         };
+        let services: Vec<_> = settings
+            .map_or(&[][..], |settings| &settings.services)
+            .iter()
+            .map(|service| service.cluster_ip.ip())
+            .collect();
         let mut iptables = Vec::new();
         for flavour in Flavour::ALL {
             for family in Family::ALL {
@@ -110,7 +115,7 @@ impl Subject {
             instance,
             iptables,
             dnat: dnat::find(&vips).await,
-            links: link::observe(&vips).await,
+            links: link::observe(&vips, &services).await,
             running: lock::is_held(&options.run_dir),
             run_dir: options.run_dir.clone(),
             bpffs,
@@ -142,9 +147,34 @@ impl Subject {
             .is_some_and(|choice| choice.backend == backend)
     }
 
-    /// The services that end on the proxy.
+    /// The services that should end on the proxy.
     pub fn services(&self) -> &[Service] {
         self.told().map_or(&[], |state| &state.settings.services)
+    }
+
+    /// Those that are left alone, because they are addresses of the node; each with the link that has it.
+    pub fn left_services(&self) -> Vec<(Service, String)> {
+        let Ok(table) = &self.links else {
+            return Vec::new();
+        };
+        let services = self.services().iter();
+        services
+            .filter_map(|service| {
+                let index = table.services.get(&service.cluster_ip.ip())?;
+                Some((*service, table.name_of(*index)))
+            })
+            .collect()
+    }
+
+    /// The services that do end on the proxy with this backend, on this node.
+    pub fn ending_services(&self) -> Vec<Service> {
+        if !self.uses("ebpf") {
+            return Vec::new();
+        }
+        let left = self.left_services();
+        let is_left = |service: &Service| left.iter().any(|(left, _)| left == service);
+        let services = self.services().iter().copied();
+        services.filter(|service| !is_left(service)).collect()
     }
 
     /// The link that should carry the VIPs, as far as the agent told.

@@ -42,7 +42,7 @@ const SIGNATURE: Duration = Duration::from_millis(2);
 pub enum Event {
     /// A link came, went or changed.
     Link,
-    /// One of the VIPs was added or removed.
+    /// One of the addresses was added or removed.
     Address(IpAddr),
     /// A default route came, went or changed, or a next hop with a number of its own.
     Route,
@@ -85,8 +85,8 @@ impl Display for Event {
 /// Which events concern us.
 #[derive(Debug, Clone, Default)]
 pub struct Interest {
-    /// The VIPs.
-    pub vips: Vec<IpAddr>,
+    /// Addresses that count when they come or go: VIPs and Services.
+    pub addresses: Vec<IpAddr>,
     /// Default routes.
     pub routes: bool,
     /// Addresses whose routes count when they are removed.

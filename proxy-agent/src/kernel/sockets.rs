@@ -38,6 +38,28 @@ impl Listener {
     }
 }
 
+/// Who takes connections to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listening {
+    /// A socket that is bound to its address.
+    Bound,
+    /// A socket on the wildcard address, which is this.
+    Wildcard(SocketAddr),
+    /// No socket: they are refused.
+    Nowhere,
+}
+
+impl Listening {
+    /// By a list of all listeners.
+    pub fn at(endpoint: SocketAddr, listeners: &[Listener]) -> Self {
+        if listeners.iter().any(|found| found.address == endpoint) {
+            return Self::Bound;
+        }
+        let wildcard = listeners.iter().find(|found| found.takes(endpoint));
+        wildcard.map_or(Self::Nowhere, |found| Self::Wildcard(found.address))
+    }
+}
+
 /// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
 ///
 /// # Errors

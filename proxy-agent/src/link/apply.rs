@@ -152,7 +152,7 @@ impl<'a> Applier<'a> {
             return self.add(vip, link, false).await;
         }
         let interest = Interest {
-            vips: vec![vip],
+            addresses: vec![vip],
             ..Interest::default()
         };
         let mut monitor = Monitor::open(interest).map_err(ApplyError::Listen)?;

@@ -67,7 +67,7 @@ impl VipLink {
     /// Removes the VIPs from their link, and the link too if the agent created it and nobody else
     /// has put addresses on it.
     pub async fn teardown(&self, handle: &Handle, mode: Mode, report: &mut Report) {
-        match observe(&self.desired.vips).await {
+        match observe(&self.desired.vips, &[]).await {
             Ok(table) => {
                 let plan = plan_teardown(&self.desired, &table);
                 self.carry_out(plan, handle, &table, mode, report).await;

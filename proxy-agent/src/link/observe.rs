@@ -2,6 +2,7 @@
 
 //! What the kernel says about links, and about the addresses that matter. Nothing is changed here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 
@@ -40,29 +41,36 @@ pub struct ObserveError {
     pub(super) source: DumpError,
 }
 
-/// Reads all links of the calling thread's network namespace and the copies of `vips` on them.
+/// Reads all links of the calling thread's network namespace, the copies of `vips` on them, and which of
+/// `services` they carry.
 ///
 /// # Errors
 ///
 /// If a list could not be read to its end, or kept changing while it was read. A list that is not
 /// complete is never returned.
-pub async fn observe(vips: &[IpAddr]) -> Result<LinkTable, ObserveError> {
+pub async fn observe(vips: &[IpAddr], services: &[IpAddr]) -> Result<LinkTable, ObserveError> {
     let mut links = links().await?;
     // Whether a link of ours may be deleted depends on addresses of both families.
     let any_owned = links.iter().any(|link| link.owned);
     let mut addresses = Vec::new();
     let mut secondaries = Vec::new();
+    let mut carried = BTreeMap::new();
     for family in [IPV4, IPV6] {
-        let asked = vips.iter().any(|vip| vip.is_ipv4() == (family == IPV4));
+        let mut addresses_asked = vips.iter().chain(services);
+        let asked = addresses_asked.any(|ip| ip.is_ipv4() == (family == IPV4));
         if !asked && !any_owned {
             continue;
         }
         let found = read_addresses(family, |found: &mut Addresses, address| {
+            if services.contains(&address.ip) {
+                found.services.insert(address.ip, address.index);
+            }
             found.take(address, vips, &links);
         })
         .await?;
         addresses.extend(found.vips);
         secondaries.extend(found.secondaries);
+        carried.extend(found.services);
         for link in &mut links {
             link.foreign_addresses |= found.foreign_on_owned.contains(&link.index);
         }
@@ -70,6 +78,7 @@ pub async fn observe(vips: &[IpAddr]) -> Result<LinkTable, ObserveError> {
     let mut table = LinkTable {
         links,
         addresses,
+        services: carried,
         ..LinkTable::default()
     };
     table
@@ -111,6 +120,7 @@ pub(super) async fn links() -> Result<Vec<Link>, ObserveError> {
 #[derive(Default)]
 struct Addresses {
     vips: Vec<LinkAddress>,
+    services: BTreeMap<IpAddr, u32>,
     /// IPv4 addresses that hang on a primary one.
     secondaries: Vec<(u32, Prefix)>,
     /// The owned links that carry something else.

@@ -2,7 +2,7 @@
 
 //! Links, and the VIPs on them, as the agent knows them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -107,6 +107,8 @@ pub struct LinkTable {
     pub links: Vec<Link>,
     /// Every copy of a VIP on any link, sorted by ifindex.
     pub addresses: Vec<LinkAddress>,
+    /// The Service addresses that links carry, each with the ifindex of one that does.
+    pub services: BTreeMap<IpAddr, u32>,
     /// The links that carry a default route, by ifindex; none if nobody has asked for them.
     pub uplinks: Option<BTreeSet<u32>>,
 }

@@ -25,10 +25,12 @@ pub struct Status {
     pub agent: Agent,
     /// The VIPs as they are now.
     pub vips: Vec<Vip>,
-    /// The services that are translated.
-    pub services: Vec<Service>,
+    /// The Services that should end on the proxy.
+    pub services: Vec<OfService>,
     /// The backend and why.
     pub backend: Choice,
+    /// Links on which programs of others come before ours.
+    pub hidden: Vec<Hidden>,
     /// Where packets for the VIPs are dropped, and where not.
     pub guard: Guarded,
     /// By VIP and port; none if the backend does not count.
@@ -63,6 +65,25 @@ pub struct Agent {
     pub ready: bool,
     /// What its last pass could not do.
     pub failures: Vec<Problem>,
+}
+
+/// A link on which programs of others come before ours: they can hide packets from it.
+#[derive(Debug, Serialize)]
+pub struct Hidden {
+    /// The name of the link.
+    pub link: String,
+    /// Those programs, in the order in which they run.
+    pub by: Vec<String>,
+}
+
+/// A Service that should end on the proxy.
+#[derive(Debug, Serialize)]
+pub struct OfService {
+    /// The Service.
+    #[serde(flatten)]
+    pub service: Service,
+    /// Why new connections to it go kube-proxy's way; none if they end on the proxy.
+    pub undecided: Option<String>,
 }
 
 /// The counters of a VIP with one port.

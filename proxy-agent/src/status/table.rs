@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use super::model::{Counts, OfVip, Repair, Status};
+use super::model::{Counts, OfService, OfVip, Repair, Status};
+use crate::config::Service;
 use crate::link::Vip;
 use crate::reconcile::trigger::Cause;
 use crate::state::history::Problem;
@@ -41,12 +42,13 @@ impl Display for Table<'_> {
             line(f, "unreadable", error)?;
         }
         vips(f, &status.vips)?;
-        for service in &status.services {
-            let text = format!(
-                "{} ends on the proxy at {}",
-                service.cluster_ip, service.vip
-            );
-            wrapped(f, "", "", &text)?;
+        for OfService { service, undecided } in &status.services {
+            let Service { cluster_ip, vip } = service;
+            let text = match undecided {
+                None => format!("{cluster_ip} ends on the proxy at {vip}"),
+                Some(why) => format!("{cluster_ip} goes kube-proxy's way: {why}"),
+            };
+            wrapped(f, "", "  ", &text)?;
         }
         counters(f, &status.counters, *all)?;
         repairs(f, &status.repairs.last)
@@ -80,6 +82,11 @@ fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     )?;
     for rejected in &backend.rejected {
         let text = format!("not {}: {}", rejected.backend, rejected.reason);
+        line(f, "", &text)?;
+    }
+    for hidden in &status.hidden {
+        let (link, by) = (&hidden.link, hidden.by.join(", "));
+        let text = format!("can be hidden on {link} by what comes before it: {by}");
         line(f, "", &text)?;
     }
     for place in &backend.breaks {

@@ -165,8 +165,20 @@ fn status() -> Status {
     Status {
         agent: Agent::new(&state, true, at(200_000)),
         vips,
-        services: state.settings.services.clone(),
+        services: state
+            .settings
+            .services
+            .iter()
+            .map(|service| model::OfService {
+                service: *service,
+                undecided: None,
+            })
+            .collect(),
         backend: state.backend.clone(),
+        hidden: vec![model::Hidden {
+            link: "pod0".to_owned(),
+            by: vec!["other (priority 1)".to_owned()],
+        }],
         guard: state.guard.clone(),
         counters: counters::sorted(rows, &LinkTable::default()),
         connections: Some(Connections {
@@ -218,6 +230,17 @@ fn the_json_is_as_recorded() {
 }
 
 #[test]
+fn a_service_that_does_not_end_on_the_proxy_says_why() {
+    let mut status = status();
+    status.services[0].undecided = Some("a reason".to_owned());
+    let text = table::Table(&status, false).to_string();
+    let line = "\n10.96.0.1:443 goes kube-proxy's way: a reason\n";
+    assert!(text.contains(line), "{text}");
+    let json = json(&status).unwrap();
+    assert!(json.contains(r#""undecided": "a reason""#), "{json}");
+}
+
+#[test]
 fn links_without_traffic_are_shown_if_that_is_asked_for() {
     let status = status();
     assert!(
@@ -262,7 +285,7 @@ fn an_agent_that_has_ended_has_no_uptime() {
 }
 
 fn any_row() -> impl Strategy<Value = Row> {
-    let vip = any::<(std::net::IpAddr, u16)>();
+    let vip = any::<(IpAddr, u16)>();
     (vip, any::<Option<u32>>(), any::<u64>()).prop_map(|(vip, link, number)| Row {
         vip: SocketAddr::from(vip),
         ..row("10.96.0.2:443", link, number)

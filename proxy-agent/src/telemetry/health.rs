@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::board::{Phase, Told};
+use crate::kernel::sockets::Listening;
+use crate::services;
 use crate::state::State;
 use crate::state::history::Problem;
 use crate::{conntrack, link};
@@ -18,8 +20,8 @@ const STUCK: Duration = Duration::from_mins(2);
 /// How much later than due a pass may begin on a machine under load.
 const LATE: Duration = Duration::from_mins(1);
 
-/// Whether somebody listens on each VIP with its port; or why that is not known.
-pub type Listeners = Result<BTreeMap<SocketAddr, bool>, String>;
+/// What listens for each VIP with its port; or why that is not known.
+pub type Listeners = Result<BTreeMap<SocketAddr, Listening>, String>;
 
 /// One thing that must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +77,7 @@ pub fn readiness(
         None => conditions[0] = condition("pass", false, "no pass has ended yet"),
     }
     if requires_listener {
-        conditions.push(listener(listeners));
+        conditions.push(listener(listeners, told.state.as_deref()));
     }
     Health(conditions)
 }
@@ -155,21 +157,42 @@ fn of_pass(told: &Told, state: &State) -> [Condition; 4] {
     [vip, condition("link", is_up, up), data_plane, other]
 }
 
-fn listener(listeners: &Listeners) -> Condition {
+fn listener(listeners: &Listeners, state: Option<&State>) -> Condition {
     let name = "listener";
-    match listeners {
-        Err(error) => condition(name, false, error.clone()),
-        Ok(listeners) => {
-            let silent = listeners.iter().filter(|(_, listens)| !**listens);
-            let silent: Vec<_> = silent.map(|(endpoint, _)| endpoint).collect();
-            if silent.is_empty() {
-                let all: Vec<_> = listeners.keys().collect();
-                condition(name, true, format!("on {}", list(&all)))
-            } else {
-                condition(name, false, format!("nobody listens on {}", list(&silent)))
-            }
-        }
+    let listeners = match listeners {
+        Ok(listeners) => listeners,
+        Err(error) => return condition(name, false, error.clone()),
+    };
+    let silent = listeners
+        .iter()
+        .filter(|(_, listening)| **listening == Listening::Nowhere);
+    let silent: Vec<_> = silent.map(|(endpoint, _)| endpoint).collect();
+    if !silent.is_empty() {
+        return condition(name, false, format!("nobody listens on {}", list(&silent)));
     }
+    let refused = state.map_or_else(Vec::new, |state| refused(listeners, state));
+    if !refused.is_empty() {
+        return condition(name, false, refused.join("; "));
+    }
+    let all: Vec<_> = listeners.keys().collect();
+    condition(name, true, format!("on {}", list(&all)))
+}
+
+/// The listeners that do not count as the proxy, although Services should end there.
+fn refused(listeners: &BTreeMap<SocketAddr, Listening>, state: &State) -> Vec<String> {
+    let settings = &state.settings;
+    if state.backend.backend != "ebpf" {
+        return Vec::new();
+    }
+    let ends_there = |vip: &SocketAddr| settings.services.iter().any(|one| one.vip == *vip);
+    listeners
+        .iter()
+        .filter(|(vip, _)| ends_there(vip))
+        .filter_map(|(vip, listening)| {
+            let why = services::refused_listener(*vip, *listening, settings.proxy_listener)?;
+            Some(why.to_string())
+        })
+        .collect()
 }
 
 fn list<T: Display>(items: &[T]) -> String {

@@ -21,6 +21,7 @@ pub use self::reading::{Reader, Reading, listeners};
 use super::board::Told;
 use super::health::{self, Health, Listeners};
 use crate::backend::{ebpf, iptables, nftables, select};
+use crate::kernel::sockets::Listening;
 use crate::reconcile::trigger::Cause;
 use crate::state::State;
 use crate::status::model::{Counts, OfVip};
@@ -157,8 +158,9 @@ fn passes(told: &Told, state: &State, out: &mut Exposition) {
 }
 
 fn vips(facts: &Facts<'_>, state: &State, out: &mut Exposition) {
-    for (endpoint, listens) in facts.listeners.iter().flatten() {
-        out.flag(&metric::LISTENER_UP, &[&endpoint.to_string()], *listens);
+    for (endpoint, listening) in facts.listeners.iter().flatten() {
+        let listens = *listening != Listening::Nowhere;
+        out.flag(&metric::LISTENER_UP, &[&endpoint.to_string()], listens);
     }
     for service in &state.settings.services {
         let labels = [service.cluster_ip.to_string(), service.vip.to_string()];

@@ -39,11 +39,10 @@ pub enum Error {
     },
 }
 
-/// The Services that are drained.
+/// The Services that are drained, each until its time is over.
 #[derive(Debug)]
 pub struct Drain {
-    services: Vec<Service>,
-    until: Instant,
+    services: Vec<(Service, Instant)>,
     /// Addresses that need no route any more.
     pub former: BTreeSet<IpAddr>,
 }
@@ -51,22 +50,34 @@ pub struct Drain {
 impl Drain {
     /// Gives the connections of these Services so much time.
     pub fn new(services: &[Service], timeout: Duration) -> Self {
-        for service in services {
-            info!(
-                part = PART,
-                "{} is given up: its connections have {timeout:?} to end", service.cluster_ip
-            );
-        }
-        Self {
-            services: services.to_vec(),
-            until: Instant::now() + timeout,
+        let mut drain = Self {
+            services: Vec::new(),
             former: BTreeSet::new(),
+        };
+        for service in services {
+            drain.add(*service, timeout);
         }
+        drain
+    }
+
+    /// Gives the connections of one more Service so much time.
+    pub fn add(&mut self, service: Service, timeout: Duration) {
+        info!(
+            part = PART,
+            "{} is given up: its connections have {timeout:?} to end", service.cluster_ip
+        );
+        self.services.push((service, Instant::now() + timeout));
+    }
+
+    /// A Service is not given up any more.
+    pub fn take_back(&mut self, service: &Service) {
+        self.services.retain(|(drained, _)| drained != service);
+        self.former.remove(&service.cluster_ip.ip());
     }
 
     /// Those that are left.
-    pub fn services(&self) -> &[Service] {
-        &self.services
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.iter().map(|(service, _)| service)
     }
 
     /// Whether any is left.
@@ -83,16 +94,23 @@ impl Drain {
         if self.services.is_empty() {
             return Ok(Vec::new());
         }
-        let is_late = Instant::now() >= self.until;
-        if is_late {
-            reset(&self.services)?;
+        let now = Instant::now();
+        let is_late = |until: &Instant| now >= *until;
+        let late = self.services.iter().filter(|(_, until)| is_late(until));
+        let late: Vec<_> = late.map(|(service, _)| *service).collect();
+        if !late.is_empty() {
+            reset(&late)?;
         }
-        let live = live(&self.services)?;
-        let (going_on, ended): (Vec<_>, Vec<_>) = self.services.iter().partition(|service| {
-            !is_late && live.iter().any(|(local, _)| *local == service.cluster_ip)
-        });
+        let all: Vec<_> = self.services().copied().collect();
+        let live = live(&all)?;
+        let (going_on, ended): (Vec<_>, Vec<_>) =
+            self.services.iter().partition(|(service, until)| {
+                let goes_on = |(local, _): &_| *local == service.cluster_ip;
+                !is_late(until) && live.iter().any(goes_on)
+            });
         self.services = going_on;
-        let still = self.services.iter().map(|service| service.cluster_ip.ip());
+        let ended: Vec<Service> = ended.into_iter().map(|(service, _)| service).collect();
+        let still = self.services().map(|service| service.cluster_ip.ip());
         let still: BTreeSet<_> = still.collect();
         let former = ended.iter().map(|service| service.cluster_ip.ip());
         self.former.extend(former.filter(|ip| !still.contains(ip)));
@@ -162,5 +180,9 @@ mod tests {
         assert_eq!(drain.go_on().unwrap(), [service]);
         assert!(!drain.is_going_on());
         assert_eq!(drain.former, BTreeSet::from([service.cluster_ip.ip()]));
+        drain.add(service, Duration::from_mins(1));
+        drain.take_back(&service);
+        assert!(!drain.is_going_on());
+        assert!(drain.former.is_empty());
     }
 }

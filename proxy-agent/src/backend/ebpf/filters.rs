@@ -126,7 +126,11 @@ pub async fn has_clsact(index: u32) -> Result<Option<bool>, DumpError> {
 
 /// The bodies of the messages about a hook's filters. On an ingress qdisc the kernel lists those of ingress
 /// under the name of egress too: they are left out.
-async fn filters(hook: Hook, index: u32) -> Result<Vec<Vec<u8>>, DumpError> {
+///
+/// # Errors
+///
+/// If they could not be read to their end; EINVAL if there is no such qdisc.
+pub async fn filters(hook: Hook, index: u32) -> Result<Vec<Vec<u8>>, DumpError> {
     let parent = match hook {
         Hook::Ingress => INGRESS,
         Hook::Egress => EGRESS,

@@ -197,6 +197,15 @@ impl Programs {
         Ok(())
     }
 
+    /// Has the programs decide connections to a Service, or leave new ones alone.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn set_service(&mut self, service: &Service, is_draining: bool) -> Result<(), maps::Error> {
+        self.services.set(service, is_draining)
+    }
+
     /// Ids of the programs on links.
     pub fn hooks(&self) -> &BTreeMap<Hook, u32> {
         &self.hooks

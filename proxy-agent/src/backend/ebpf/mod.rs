@@ -16,6 +16,8 @@ mod layout;
 mod load;
 mod maps;
 mod observe;
+pub mod order;
+mod own;
 mod plan;
 mod probe;
 mod qdisc;
@@ -30,7 +32,7 @@ mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use rtnetlink::Handle;
@@ -86,6 +88,8 @@ pub struct Ebpf {
     front: xdp::Front,
     /// Services that are given up, until their connections have ended.
     drain: drain::Drain,
+    /// Services that are left alone, because they are addresses of the node.
+    left: BTreeSet<SocketAddr>,
     /// When links were first seen, where others may have to put a qdisc on them before the agent does.
     young: attach::Young,
 }
@@ -169,6 +173,7 @@ impl Ebpf {
         let drain = drain::Drain::new(given_up.unwrap_or_default(), settings.drain_timeout);
         Ok(Self {
             drain,
+            left: BTreeSet::new(),
             young: attach::Young::default(),
             attach_mode,
             cgroup,
@@ -239,6 +244,7 @@ impl Ebpf {
         let failures = report.failures.len();
         self.links.clone_from(links);
         if mode == Mode::Apply {
+            self.leave_own(table, report);
             self.go_on_draining(report);
         }
         let desired = self.desired(table, handle, report).await;
@@ -307,13 +313,13 @@ impl Ebpf {
         handle: &Handle,
         report: &mut Report,
     ) -> Desired {
-        let services: Vec<_> = self
-            .settings
-            .services
+        let wanted = self.wanted(table);
+        let services: Vec<_> = wanted
             .iter()
             .chain(self.drain.services())
             .copied()
             .collect();
+        let own: BTreeSet<_> = table.services.keys().copied().collect();
         let ends = !services.is_empty();
         let (maps, hooks, mut sockets) = match &self.programs {
             Some(programs) => (
@@ -344,7 +350,7 @@ impl Ebpf {
             hooks.remove(&Hook::Egress);
             sockets.clear();
         }
-        if self.settings.services.is_empty() || self.cgroup.is_none() {
+        if wanted.is_empty() || self.cgroup.is_none() {
             // Without the root cgroup nothing can be attached to it; `open` has said so.
             sockets.retain(|hook, _| !hook.is_of_cgroup());
         }
@@ -359,7 +365,7 @@ impl Ebpf {
             // The guard of another backend is not needed beside the programs.
             tables: [
                 decisions::tables(&self.settings.decisions(), &Live::default()),
-                services::tables(self.settings.instance, &services),
+                services::tables(self.settings.instance, &services, &own),
                 tables::empty_guard(self.settings.instance).to_vec(),
             ]
             .concat(),
@@ -368,7 +374,7 @@ impl Ebpf {
             maps,
             hooks,
             sockets,
-            routes: self.routes(&services, handle, report).await,
+            routes: self.routes(&services, &own, handle, report).await,
             former_routes: self.drain.former.clone(),
             guard: plan::guard_links(&self.links, table),
             guarded: self.links.guarded.clone(),
@@ -379,12 +385,14 @@ impl Ebpf {
     async fn routes(
         &self,
         services: &[Service],
+        own: &BTreeSet<IpAddr>,
         handle: &Handle,
         report: &mut Report,
     ) -> BTreeMap<IpAddr, Option<IpAddr>> {
         let addresses: Vec<_> = services
             .iter()
             .map(|service| service.cluster_ip.ip())
+            .filter(|ip| !own.contains(ip))
             .collect();
         if addresses.is_empty() {
             return BTreeMap::new();

@@ -3,6 +3,7 @@
 //! Tries what loading the programs does not show: that the kernel takes the rules beside them, and
 //! that they can be attached to a link. Nothing of it reaches the node's own links and packets.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::thread;
 
@@ -21,7 +22,7 @@ const LINK: &str = "lo";
 pub fn rules(settings: &Settings) -> Result<(), Error> {
     let mut socket = Socket::open()?;
     let decisions = decisions::tables(&settings.decisions(), &Live::default());
-    let services = services::tables(settings.instance, &settings.services);
+    let services = services::tables(settings.instance, &settings.services, &BTreeSet::new());
     for table in decisions.into_iter().chain(services) {
         if table.chains.is_empty() {
             continue;

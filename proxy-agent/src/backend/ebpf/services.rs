@@ -47,8 +47,9 @@ const OUTPUT: &str = "output";
 const ICMP: (u8, u8) = (1, 8);
 const ICMPV6: (u8, u8) = (58, 128);
 
-/// The tables that should be there, or should not: those without a chain.
-pub fn tables(instance: Instance, services: &[Service]) -> Vec<Table> {
+/// The tables that should be there, or should not: those without a chain. What arrives for an address of `own`,
+/// which is the node's own, is nobody's business but the node's.
+pub fn tables(instance: Instance, services: &[Service], own: &BTreeSet<IpAddr>) -> Vec<Table> {
     let named = tables::empty_services(instance).into_iter();
     named
         .map(|table| {
@@ -59,18 +60,19 @@ pub fn tables(instance: Instance, services: &[Service]) -> Vec<Table> {
             let chains = if endpoints.is_empty() {
                 Vec::new()
             } else {
-                chains(table.family, &endpoints)
+                chains(table.family, &endpoints, own)
             };
             Table { chains, ..table }
         })
         .collect()
 }
 
-fn chains(family: Family, endpoints: &[SocketAddr]) -> Vec<Chain> {
+fn chains(family: Family, endpoints: &[SocketAddr], own: &BTreeSet<IpAddr>) -> Vec<Chain> {
     let each = |rule: fn(SocketAddr) -> Rule| endpoints.iter().map(|end| rule(*end)).collect();
     let mut input: Vec<Rule> = each(arrived);
     let addresses: BTreeSet<_> = endpoints.iter().map(SocketAddr::ip).collect();
-    input.extend(addresses.into_iter().flat_map(|ip| strangers(family, ip)));
+    let others = addresses.difference(own);
+    input.extend(others.flat_map(|ip| strangers(family, *ip)));
     vec![
         chain(PREROUTING, Hook::Prerouting, each(request)),
         chain(INPUT, Hook::Input, input),
@@ -208,9 +210,10 @@ mod tests {
 
     #[test]
     fn a_family_without_services_has_no_chain() {
-        let none = tables(Instance::default(), &[]);
+        let own = BTreeSet::new();
+        let none = tables(Instance::default(), &[], &own);
         assert!(none.iter().all(|table| table.chains.is_empty()));
-        let [ip, ip6]: [Table; 2] = tables(Instance::default(), &[service("10.96.0.1:443")])
+        let [ip, ip6]: [Table; 2] = tables(Instance::default(), &[service("10.96.0.1:443")], &own)
             .try_into()
             .unwrap();
         assert_eq!(ip.title(), "ip proxy-agent_services");
@@ -220,16 +223,27 @@ mod tests {
     #[test]
     fn strangers_are_dropped_behind_every_port_of_the_address() {
         let services = [service("10.96.0.1:443"), service("10.96.0.1:6443")];
-        let tables = tables(Instance::default(), &services);
-        let rules = tables[0].chains[1].rules.iter();
-        let purposes: Vec<_> = rules.map(|rule| rule.purpose.as_str()).collect();
+        let input = |own: &[IpAddr]| -> Vec<String> {
+            let own = own.iter().copied().collect();
+            let tables = tables(Instance::default(), &services, &own);
+            let rules = tables[0].chains[1].rules.iter();
+            rules.map(|rule| rule.purpose.clone()).collect()
+        };
         assert_eq!(
-            purposes,
+            input(&[]),
             [
                 "to 10.96.0.1:443: the proxy's",
                 "to 10.96.0.1:6443: the proxy's",
                 "to 10.96.0.1: errors",
                 "to 10.96.0.1: no connection of the proxy",
+            ]
+        );
+        // An address of the node gets what it got without the agent.
+        assert_eq!(
+            input(&[services[0].cluster_ip.ip()]),
+            [
+                "to 10.96.0.1:443: the proxy's",
+                "to 10.96.0.1:6443: the proxy's"
             ]
         );
     }

@@ -158,6 +158,7 @@ impl Ebpf {
             seen: BTreeSet::new(),
             links: guard::Links::default(),
             front: xdp::Front::default(),
+            left: BTreeSet::new(),
             drain: drain::Drain::new(&[], settings.drain_timeout),
             young: attach::Young::default(),
         };

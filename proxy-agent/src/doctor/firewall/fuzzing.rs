@@ -30,7 +30,8 @@ pub fn firewall(data: &[u8]) {
         ([10, 96, 0, 2], 443).into(),
         ([0xfd00, 0x96, 0, 0, 0, 0, 0, 2], 443).into(),
     ];
-    let packets = packets(&vips);
+    let services: [SocketAddr; 1] = [([10, 96, 0, 1], 443).into()];
+    let packets = packets(&vips, &services);
     if kind % 2 == 0 {
         of_iptables(rest, &packets);
     } else {

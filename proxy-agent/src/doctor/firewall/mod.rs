@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Firewalls that drop untracked packets of the VIP. A rule like `ct state established accept` does
-//! not match them, so where the rest is dropped they need a rule of their own.
+//! Firewalls that drop untracked packets of the VIP, and of Services that end on the proxy. A rule like `ct state
+//! established accept` does not match them, so where the rest is dropped they need a rule of their own.
 //!
-//! Chains are walked with a packet of which only the VIP's end is known, and that it is untracked.
+//! Chains are walked with a packet of which only the proxy's end is known, and that it is untracked.
 //! What depends on anything else is a "maybe" (`walk.rs`).
 
 #[cfg(feature = "fuzzing")]
@@ -49,7 +49,9 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             "backend none leaves everything tracked",
         )];
     }
-    let packets = packets(&subject.endpoints());
+    let services = subject.ending_services().into_iter();
+    let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
+    let packets = packets(&subject.endpoints(), &services);
     let mut checks = Vec::new();
     let mut found = Vec::new();
     match nft::find(&packets) {
@@ -75,18 +77,24 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     if checks.is_empty() {
         checks.push(Check::ok(
             ID,
-            "no chain drops untracked packets of the VIPs",
+            "no chain drops untracked packets of the VIPs and Services",
         ));
     }
     checks
 }
 
-fn packets(endpoints: &[SocketAddr]) -> Vec<Packet> {
-    let both = |vip: &SocketAddr| {
-        let vip = *vip;
-        [Direction::Request, Direction::Reply].map(|direction| Packet { vip, direction })
-    };
-    endpoints.iter().flat_map(both).collect()
+fn packets(vips: &[SocketAddr], services: &[SocketAddr]) -> Vec<Packet> {
+    let vips = vips.iter().map(|vip| (*vip, true));
+    let services = services.iter().map(|service| (*service, false));
+    vips.chain(services)
+        .flat_map(|(vip, by_loopback)| {
+            [Direction::Request, Direction::Reply].map(|direction| Packet {
+                vip,
+                by_loopback,
+                direction,
+            })
+        })
+        .collect()
 }
 
 fn judge(found: Found) -> Option<Check> {
@@ -107,7 +115,7 @@ fn judge(found: Found) -> Option<Check> {
         Fate::MayPass => Check::warning(
             ID,
             format!(
-                "{place} drops {packet} unless a rule lets it pass that depends on more than the VIP"
+                "{place} drops {packet} unless a rule lets it pass that depends on more than that address"
             ),
             remedy,
         ),

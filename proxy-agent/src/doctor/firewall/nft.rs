@@ -178,11 +178,13 @@ pub(super) fn add(
         return;
     }
     let expressions: Vec<_> = expressions.iter().filter_map(named).collect();
-    if is_own(&expressions) {
-        return;
-    }
+    let is_own = is_own(&expressions);
     for (at, packet) in packets.iter().enumerate() {
         let step = rule::step(&expressions, packet);
+        // What an agent accepts counts; what it drops is not meant for these packets.
+        if is_own && step.action != walk::Action::Accept {
+            continue;
+        }
         if step.matches != walk::Truth::No && step.action != walk::Action::Nothing {
             let chains = rules.entry(at).or_default();
             chains.entry(chain.to_owned()).or_default().push(step);

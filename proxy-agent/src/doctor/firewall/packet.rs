@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A packet of which only the VIP's end is known.
+//! A packet of which only the proxy's end is known.
 
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
@@ -13,17 +13,19 @@ pub const PROTOCOL: u8 = 6;
 /// Which way it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// To the VIP.
+    /// To the proxy.
     Request,
-    /// From the VIP.
+    /// From the proxy.
     Reply,
 }
 
-/// An untracked TCP packet between the VIP and anybody.
+/// An untracked TCP packet between the proxy and anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
-    /// The proxy's end.
+    /// The proxy's end: the VIP, or a Service that ends there.
     pub vip: SocketAddr,
+    /// It may pass `lo`. Connections to a Service are those of pods: the node's own are made ones to the VIP.
+    pub by_loopback: bool,
     /// Which way it goes.
     pub direction: Direction,
 }

@@ -87,6 +87,10 @@ fn step(spec: &str, packet: &Packet) -> Step {
             "-p" => truth(value() == "tcp"),
             "--dport" => port(value(), packet, Direction::Request),
             "--sport" => port(value(), packet, Direction::Reply),
+            "-i" => by_link(value(), packet, Direction::Request),
+            "-o" => by_link(value(), packet, Direction::Reply),
+            "--dst-type" => kind(value(), packet, Direction::Request),
+            "--src-type" => kind(value(), packet, Direction::Reply),
             "--ctstate" | "--state" => truth(value().split(',').any(|state| state == "UNTRACKED")),
             // There is no entry to look at.
             "--ctstatus" => truth(inverted),
@@ -152,6 +156,22 @@ fn port(range: &str, packet: &Packet, known_in: Direction) -> Truth {
     }
 }
 
+/// Whether it passes a link; of which nothing is known but that it may not be `lo`.
+fn by_link(link: &str, packet: &Packet, known_in: Direction) -> Truth {
+    if packet.direction == known_in && link == "lo" && !packet.by_loopback {
+        return Truth::No;
+    }
+    Truth::Maybe
+}
+
+/// Whether an end is an address of such kinds: VIPs are the node's, and Services by our route.
+fn kind(kinds: &str, packet: &Packet, known_in: Direction) -> Truth {
+    if packet.direction != known_in {
+        return Truth::Maybe;
+    }
+    truth(kinds.split(',').any(|kind| kind == "LOCAL"))
+}
+
 fn truth(matches: bool) -> Truth {
     if matches { Truth::Yes } else { Truth::No }
 }
@@ -166,6 +186,7 @@ mod tests {
     fn packet(direction: Direction) -> Packet {
         Packet {
             vip: "10.96.0.2:443".parse().unwrap(),
+            by_loopback: true,
             direction,
         }
     }
@@ -196,6 +217,27 @@ mod tests {
             matches("! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate DNAT -j DROP"),
             Truth::No
         );
+    }
+
+    #[test]
+    fn what_is_known_of_a_service_counts() {
+        let vip = packet(Direction::Reply);
+        let service = Packet {
+            vip: "10.96.0.1:443".parse().unwrap(),
+            by_loopback: false,
+            ..vip
+        };
+        let matches = |spec: &str, packet: &Packet| step(spec, packet).matches;
+        assert_eq!(matches("-o lo -j ACCEPT", &vip), Truth::Maybe);
+        assert_eq!(matches("-o lo -j ACCEPT", &service), Truth::No);
+        assert_eq!(matches("! -o lo -j ACCEPT", &service), Truth::Yes);
+        assert_eq!(matches("-o eth0 -j ACCEPT", &service), Truth::Maybe);
+        let local = "-m addrtype --src-type LOCAL -j ACCEPT";
+        assert_eq!(matches(local, &service), Truth::Yes);
+        let here = "-m addrtype ! --src-type LOCAL -j REJECT";
+        assert_eq!(matches(here, &service), Truth::No);
+        let there = "-m addrtype --dst-type LOCAL -j ACCEPT";
+        assert_eq!(matches(there, &service), Truth::Maybe);
     }
 
     #[test]

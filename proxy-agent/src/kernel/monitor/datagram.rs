@@ -42,7 +42,10 @@ fn route_event(bytes: &[u8], interest: &Interest) -> Option<Event> {
         RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Some(Event::Link),
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
             let ip = local_address(&address)?;
-            interest.vips.contains(&ip).then_some(Event::Address(ip))
+            interest
+                .addresses
+                .contains(&ip)
+                .then_some(Event::Address(ip))
         }
         RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => {
             Some(Event::TrafficControl)

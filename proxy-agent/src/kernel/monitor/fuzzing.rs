@@ -13,7 +13,7 @@ use crate::fuzzing::choice;
 pub fn events(data: &[u8]) {
     let (kind, datagram) = choice(data);
     let interest = Interest {
-        vips: vec![[10, 96, 0, 2].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()],
+        addresses: vec![[10, 96, 0, 2].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()],
         local_routes: vec![[10, 96, 0, 1].into()],
         tables: vec!["proxy-agent".to_owned()],
         chains: vec![("raw", "PREROUTING"), ("filter", "INPUT")],

@@ -18,7 +18,7 @@ use super::*;
 
 fn interest() -> Interest {
     Interest {
-        vips: vec!["10.96.0.2".parse().unwrap()],
+        addresses: vec!["10.96.0.2".parse().unwrap()],
         tables: vec!["proxy-agent".to_owned()],
         chains: vec![("raw", "PREROUTING")],
         ..Interest::default()

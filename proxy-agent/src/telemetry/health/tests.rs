@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::*;
-use crate::config::{AcceptRules, TcAttach};
+use crate::config::{AcceptRules, ProxyListener, TcAttach};
 use crate::instance::Instance;
 use crate::link::Vip;
 use crate::state::history::History;
@@ -32,7 +32,7 @@ pub fn state() -> State {
             guard: crate::config::Guard::Auto,
             guard_mode: crate::config::GuardMode::Tc,
             allow_from: Vec::new(),
-            proxy_listener: crate::config::ProxyListener::Vip,
+            proxy_listener: ProxyListener::Vip,
         },
         guard: crate::state::Guarded::default(),
         backend: Choice {
@@ -149,7 +149,8 @@ fn a_listener_is_asked_for_if_that_is_wanted() {
     let text =
         |listeners: &Listeners| readiness(&told, Duration::ZERO, listeners, true).to_string();
     let vip = "10.96.0.2:443".parse().unwrap();
-    let listens = text(&Ok(BTreeMap::from([(vip, true)])));
+    let bound = Ok(BTreeMap::from([(vip, Listening::Bound)]));
+    let listens = text(&bound);
     let expected = "[+]pass ok: the last pass ended 0 s ago\n\
                     [+]vip ok: on lo: 10.96.0.2\n\
                     [+]link ok: lo is up\n\
@@ -158,8 +159,35 @@ fn a_listener_is_asked_for_if_that_is_wanted() {
                     [+]listener ok: on 10.96.0.2:443\n\
                     passed\n";
     assert_eq!(listens, expected);
-    let silent = text(&Ok(BTreeMap::from([(vip, false)])));
+    let silent = text(&Ok(BTreeMap::from([(vip, Listening::Nowhere)])));
     let expected = "[-]listener failed: nobody listens on 10.96.0.2:443\nfailed\n";
     assert!(silent.ends_with(expected), "{silent}");
     assert!(text(&Err("no".to_owned())).contains("[-]listener failed: no\n"));
+}
+
+#[test]
+fn a_wildcard_listener_is_not_the_proxy_of_a_service_unless_it_is_named() {
+    let endpoint = "10.96.0.2:443".parse().unwrap();
+    let wildcard = Listening::Wildcard("0.0.0.0:443".parse().unwrap());
+    let holds = |backend: &str, counts, services: bool, listening| {
+        let mut state = state();
+        state.backend.backend = backend.to_owned();
+        state.settings.proxy_listener = counts;
+        if services {
+            state.settings.services.push(crate::config::Service {
+                cluster_ip: "10.96.0.1:443".parse().unwrap(),
+                vip: endpoint,
+            });
+        }
+        let told = after(state, vec![vip(true, true)]);
+        let listeners = Ok(BTreeMap::from([(endpoint, listening)]));
+        readiness(&told, Duration::ZERO, &listeners, true).is_good()
+    };
+    let (vip_only, any) = (ProxyListener::Vip, ProxyListener::Any);
+    assert!(!holds("ebpf", vip_only, true, wildcard));
+    assert!(holds("ebpf", vip_only, true, Listening::Bound));
+    assert!(holds("ebpf", any, true, wildcard));
+    // Nothing but connections to Services depends on it.
+    assert!(holds("ebpf", vip_only, false, wildcard));
+    assert!(holds("nftables", vip_only, true, wildcard));
 }

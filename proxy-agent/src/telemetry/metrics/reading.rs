@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::backend::ebpf::statistics::{self, Fill};
 use crate::kernel::conntrack;
-use crate::kernel::sockets;
+use crate::kernel::sockets::{self, Listening};
 use crate::link::{self, LinkTable};
 use crate::reconcile::report::chain;
 use crate::state::State;
@@ -75,7 +75,11 @@ impl Reader {
         }
         let unread = &mut reading.unread;
         let table = if links {
-            or_noted(link::observe(&state.settings.vips).await, LINKS, unread)
+            or_noted(
+                link::observe(&state.settings.vips, &[]).await,
+                LINKS,
+                unread,
+            )
         } else {
             None
         };
@@ -97,15 +101,12 @@ impl Reader {
     }
 }
 
-/// Whether somebody listens on each of the endpoints.
+/// What listens for each of the endpoints.
 pub fn listeners(endpoints: &[SocketAddr]) -> Listeners {
     let listeners = sockets::listeners()
         .map_err(|error| format!("cannot read the list of listening sockets: {error}"))?;
-    let listens = |endpoint: &SocketAddr| {
-        let listens = listeners.iter().any(|listener| listener.takes(*endpoint));
-        (*endpoint, listens)
-    };
-    Ok(endpoints.iter().map(listens).collect())
+    let listening = |endpoint: &SocketAddr| (*endpoint, Listening::at(*endpoint, &listeners));
+    Ok(endpoints.iter().map(listening).collect())
 }
 
 fn fills(state: &State) -> Result<Vec<(&'static str, Fill)>, counters::Error> {

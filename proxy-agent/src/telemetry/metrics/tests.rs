@@ -120,7 +120,10 @@ fn text_of(told: &Told, reading: Option<&Reading>, links: bool) -> String {
     let event = durations.with_label_values(&["event"]);
     event.observe(0.004);
     event.observe(20.0);
-    let listeners = Ok(BTreeMap::from([("10.96.0.2:443".parse().unwrap(), true)]));
+    let listeners = Ok(BTreeMap::from([(
+        "10.96.0.2:443".parse().unwrap(),
+        Listening::Bound,
+    )]));
     let readiness = health::readiness(told, Duration::ZERO, &listeners, true);
     text(&Facts {
         told,

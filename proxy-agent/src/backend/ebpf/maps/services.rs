@@ -70,6 +70,17 @@ impl Services {
         map.try_into().map(Self).map_err(failed(SERVICES))
     }
 
+    /// Notes a Service, and whether new connections to it are left alone.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn set(&mut self, service: &Service, is_draining: bool) -> Result<(), Error> {
+        let value = proxy_common::Service::new(Endpoint::from(service.vip), is_draining);
+        let endpoint = Endpoint::from(service.cluster_ip);
+        self.0.insert(endpoint, value, 0).map_err(failed(SERVICES))
+    }
+
     /// Forgets a Service: its address is nothing to the programs any more.
     ///
     /// # Errors

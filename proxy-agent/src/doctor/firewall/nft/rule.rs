@@ -10,7 +10,7 @@ use netlink_packet_netfilter::nftables::{
     Register, Verdict, VerdictAttribute,
 };
 
-use super::super::packet::{PROTOCOL, Packet};
+use super::super::packet::{Direction, PROTOCOL, Packet};
 use super::super::walk::{Action, Step, Truth};
 
 /// Payload bases (`enum nft_payload_bases`).
@@ -37,8 +37,17 @@ pub struct Named<'a> {
     pub data: Option<&'a Expressions>,
 }
 
+/// What is known of a register.
+#[derive(Debug, Clone)]
+enum Value {
+    /// What is in it.
+    Bytes(Vec<u8>),
+    /// The name or the number of a link that is not `lo`.
+    NotLoopback,
+}
+
 /// What is in each register, none where it is not known.
-type Registers = BTreeMap<u32, Option<Vec<u8>>>;
+type Registers = BTreeMap<u32, Option<Value>>;
 
 /// What a rule does with a packet.
 pub fn step(expressions: &[Named<'_>], packet: &Packet) -> Step {
@@ -97,7 +106,7 @@ fn load_payload(attributes: &[Payload], packet: &Packet, registers: &mut Registe
         _ => None,
     };
     if let Some(register) = register {
-        registers.insert(register.into(), value);
+        registers.insert(register.into(), value.map(Value::Bytes));
     }
     Truth::Yes
 }
@@ -114,7 +123,16 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
         }
     }
     let v6 = packet.vip.is_ipv6();
+    let by_link = match packet.direction {
+        Direction::Request => [MetaKey::Iif, MetaKey::Iifname],
+        Direction::Reply => [MetaKey::Oif, MetaKey::Oifname],
+    };
     let value = match key {
+        Some(key) if by_link.contains(&key) => {
+            let value = (!packet.by_loopback).then_some(Value::NotLoopback);
+            registers.extend(register.map(|register| (register.into(), value)));
+            return Truth::Yes;
+        }
         Some(MetaKey::L4Proto) => Some(vec![PROTOCOL]),
         Some(MetaKey::Nfproto) => Some(vec![FAMILIES[usize::from(v6)]]),
         Some(MetaKey::EtherTypeProtocol) => {
@@ -126,7 +144,7 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
         _ => None,
     };
     if let Some(register) = register {
-        registers.insert(register.into(), value);
+        registers.insert(register.into(), value.map(Value::Bytes));
     }
     Truth::Yes
 }
@@ -143,7 +161,10 @@ fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
             _ => {}
         }
     }
-    let value = from.and_then(|from| registers.get(&from.into())?.clone());
+    let value = from.and_then(|from| match registers.get(&from.into())?.clone()? {
+        Value::Bytes(bytes) => Some(bytes),
+        Value::NotLoopback => None,
+    });
     let masked = value
         .zip(mask)
         .zip(xor)
@@ -154,7 +175,7 @@ fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
                 .collect()
         });
     if let Some(to) = to {
-        registers.insert(to.into(), masked);
+        registers.insert(to.into(), masked.map(Value::Bytes));
     }
     Truth::Yes
 }
@@ -173,10 +194,21 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
     let (Some(value), Some(op), Some(data)) = (known, op, data) else {
         return Truth::Maybe;
     };
-    let Some(value) = value.get(..data.len()) else {
+    let data = data.as_slice();
+    let value = match value {
+        Value::Bytes(bytes) => bytes.get(..data.len()),
+        Value::NotLoopback if is_loopback(data) => {
+            return match op {
+                Operator::Equal => Truth::No,
+                Operator::NotEqual => Truth::Yes,
+                _ => Truth::Maybe,
+            };
+        }
+        Value::NotLoopback => None,
+    };
+    let Some(value) = value else {
         return Truth::Maybe;
     };
-    let data = data.as_slice();
     truth(match op {
         Operator::Equal => value == data,
         Operator::NotEqual => value != data,
@@ -186,6 +218,11 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
         Operator::GreatherThanEqual => value >= data,
         _ => return Truth::Maybe,
     })
+}
+
+/// Whether it is the name of `lo`, with the zero that ends it, or its number in any namespace.
+fn is_loopback(data: &[u8]) -> bool {
+    data.starts_with(b"lo\0") || *data == 1_u32.to_ne_bytes()
 }
 
 /// What is in a set is not looked at; a map of verdicts does what is not known.
@@ -206,7 +243,7 @@ fn immediate(attributes: &[Immediate], registers: &mut Registers, action: &mut A
             Immediate::DestinationRegister(number) => register = Some(*number),
             Immediate::Data(DataAttribute::Value(bytes)) => {
                 if let Some(register) = register {
-                    registers.insert(register.into(), Some(bytes.clone()));
+                    registers.insert(register.into(), Some(Value::Bytes(bytes.clone())));
                 }
             }
             Immediate::Data(DataAttribute::Verdict(verdict)) => *action = verdict_of(verdict),
@@ -257,7 +294,8 @@ fn other(
                 // There is no entry to look at: `nft_ct_get_eval` of net/netfilter/nft_ct.c.
                 return Truth::No;
             }
-            registers.insert(register, Some(UNTRACKED.to_ne_bytes().to_vec()));
+            let state = UNTRACKED.to_ne_bytes().to_vec();
+            registers.insert(register, Some(Value::Bytes(state)));
             Truth::Yes
         }
         "match" => xtables_match(attributes, packet),
@@ -282,6 +320,7 @@ fn xtables_match(attributes: &[DefaultNla], packet: &Packet) -> Truth {
         b"tcp" => tcp(&info, packet).unwrap_or(Truth::Maybe),
         b"udp" | b"icmp" | b"icmp6" => Truth::No,
         b"conntrack" => conntrack(&info).unwrap_or(Truth::Maybe),
+        b"addrtype" => addrtype(&info, packet).unwrap_or(Truth::Maybe),
         _ => Truth::Maybe,
     }
 }
@@ -306,6 +345,29 @@ fn tcp(info: &[u8], packet: &Packet) -> Option<Truth> {
     };
     let source = within(number(0)?, number(2)?, packet.transport(0, 2))?;
     let destination = within(number(4)?, number(6)?, packet.transport(2, 2))?;
+    Some(source.min(destination))
+}
+
+/// `struct xt_addrtype_info_v1`: sets of kinds that source and destination must be of (zero: any), and flags. VIPs
+/// are addresses of the node, and Services by our route.
+fn addrtype(info: &[u8], packet: &Packet) -> Option<Truth> {
+    /// `1 << RTN_LOCAL` of linux/rtnetlink.h.
+    const LOCAL: u16 = 1 << 2;
+    const INVERT_SOURCE: u32 = 1;
+    const INVERT_DESTINATION: u32 = 1 << 1;
+    let kinds = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
+    let flags = u32::from_ne_bytes(*info.get(4..)?.first_chunk()?);
+    if flags & !(INVERT_SOURCE | INVERT_DESTINATION) != 0 {
+        // Limited to the addresses of a link.
+        return Some(Truth::Maybe);
+    }
+    let is_of = |kinds: u16, inverted: u32, known_in| match kinds {
+        0 => Truth::Yes,
+        _ if packet.direction != known_in => Truth::Maybe,
+        _ => truth((kinds & LOCAL != 0) != (flags & inverted != 0)),
+    };
+    let source = is_of(kinds(0)?, INVERT_SOURCE, Direction::Reply);
+    let destination = is_of(kinds(2)?, INVERT_DESTINATION, Direction::Request);
     Some(source.min(destination))
 }
 

@@ -11,6 +11,7 @@ fn packet(direction: Direction) -> Packet {
     Packet {
         vip: "10.96.0.2:443".parse().unwrap(),
         direction,
+        by_loopback: true,
     }
 }
 
@@ -108,6 +109,54 @@ fn the_vips_end_is_known_and_the_other_is_not() {
     ];
     let request = steps(&elsewhere, Direction::Request);
     assert_eq!((request.matches, request.action), (Truth::No, Action::Drop));
+}
+
+/// A Service is no address that the node's own processes are connected to, and one of the node by our route.
+#[test]
+fn what_is_known_of_a_service_counts() {
+    let service = Packet {
+        vip: "10.96.0.1:443".parse().unwrap(),
+        by_loopback: false,
+        direction: Direction::Reply,
+    };
+    let matches = |expressions: &[(&str, Expressions)], packet: &Packet| {
+        let named = expressions.iter().map(|(name, data)| Named {
+            name,
+            data: Some(data),
+        });
+        step(&named.collect::<Vec<_>>(), packet).matches
+    };
+    let by_link = |key, link: &[u8]| {
+        let attributes = vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)];
+        [("meta", Expressions::Meta(attributes)), equals(link)]
+    };
+    let loopback = by_link(MetaKey::Oifname, b"lo\0");
+    assert_eq!(matches(&loopback, &service), Truth::No);
+    assert_eq!(matches(&loopback, &packet(Direction::Reply)), Truth::Maybe);
+    let by_index = by_link(MetaKey::Oif, &1_u32.to_ne_bytes());
+    assert_eq!(matches(&by_index, &service), Truth::No);
+    let by_prefix = by_link(MetaKey::Oifname, b"lo");
+    assert_eq!(matches(&by_prefix, &service), Truth::Maybe);
+    let arrives = by_link(MetaKey::Iifname, b"lo\0");
+    assert_eq!(matches(&arrives, &service), Truth::Maybe);
+
+    // RTN_UNICAST and RTN_LOCAL.
+    for (source, destination, flags, expected) in [
+        (1_u16 << 2, 0, 0, Truth::Yes),
+        (1 << 2, 0, 1, Truth::No),
+        (1 << 1, 0, 0, Truth::No),
+        (1 << 2, 0, 1 << 3, Truth::Maybe),
+        (0, 1_u16 << 2, 0, Truth::Maybe),
+    ] {
+        let mut info = [source.to_ne_bytes(), destination.to_ne_bytes()].concat();
+        info.extend(u32::to_ne_bytes(flags));
+        let attributes = vec![
+            DefaultNla::new(NFTA_MATCH_NAME, b"addrtype\0".to_vec()),
+            DefaultNla::new(NFTA_MATCH_INFO, info),
+        ];
+        let rule = [raw("match", attributes)];
+        assert_eq!(matches(&rule, &service), expected, "{source} {flags}");
+    }
 }
 
 #[test]

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Services whose address is one of the node's own: with kube-proxy in IPVS mode every ClusterIP is, and IPVS takes its
+//! packets behind ours. They are left alone as long as that is so: no route, no decision, no program on `connect(2)`.
+//! Connections that end on the proxy already are drained.
+
+use tracing::{info, warn};
+
+use super::{Ebpf, PART};
+use crate::config::Service;
+use crate::link::LinkTable;
+use crate::reconcile::{Report, failed};
+use crate::services::Undecided;
+
+impl Ebpf {
+    /// The Services that should end on the proxy.
+    pub(super) fn wanted(&self, table: &LinkTable) -> Vec<Service> {
+        let is_own = |service: &&Service| table.services.contains_key(&service.cluster_ip.ip());
+        let services = self.settings.services.iter();
+        services
+            .filter(|service| !is_own(service))
+            .copied()
+            .collect()
+    }
+
+    /// Leaves Services alone whose address has become the node's own, and takes those back whose address is no
+    /// longer.
+    pub(super) fn leave_own(&mut self, table: &LinkTable, report: &mut Report) {
+        for service in self.settings.services.clone() {
+            let cluster_ip = service.cluster_ip;
+            let link = table.services.get(&cluster_ip.ip());
+            if link.is_some() == self.left.contains(&cluster_ip) {
+                continue;
+            }
+            let programs = self.programs.as_mut();
+            let set = programs.map(|programs| programs.set_service(&service, link.is_some()));
+            if let Some(Err(error)) = set {
+                let task = "tell the programs whether a Service is the node's own address";
+                failed(PART, task, &error, report);
+                continue;
+            }
+            if let Some(index) = link {
+                let why = Undecided::OwnAddress(table.name_of(*index));
+                warn!(part = PART, "{cluster_ip} is left alone: {why}");
+                self.left.insert(cluster_ip);
+                self.drain.add(service, self.settings.drain_timeout);
+                // The address is local without it.
+                self.drain.former.insert(cluster_ip.ip());
+            } else {
+                info!(
+                    part = PART,
+                    "{cluster_ip} is no address of the node any more: connections to it end on the proxy"
+                );
+                self.left.remove(&cluster_ip);
+                self.drain.take_back(&service);
+            }
+        }
+    }
+}
