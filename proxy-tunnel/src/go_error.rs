@@ -88,9 +88,12 @@ impl fmt::Display for On<'_> {
 }
 
 impl Problem {
-    /// What `connect` answered.
+    /// What `connect` answered; without a number of the kernel's: nothing, in the time that it had.
     #[must_use]
     pub fn connect(error: &io::Error) -> Self {
+        if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::TimedOut {
+            return Self::Timeout;
+        }
         if error.raw_os_error() == Some(libc::ETIMEDOUT) {
             return Self::System {
                 call: "connect",

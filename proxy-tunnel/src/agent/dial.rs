@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried for how long, and what is
-//! said when none answers.
+//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried, and what is reported when none
+//! answers. In which order and for how long they are tried is [`crate::tcp`]'s business.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,12 +11,10 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
 use crate::go_error::{DialError, Problem, port, split_host_port};
+use crate::tcp;
 
 /// How long a dial may take in all. Upstream's agent has no flag for it.
 pub const LIMIT: Duration = Duration::from_secs(5);
-
-/// The least that each of several addresses gets, as in Go.
-const SHARE: Duration = Duration::from_secs(2);
 
 /// Which of a name's addresses are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,21 +46,12 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
         .await
         .unwrap_or_else(|_| Err(lookup(address, "i/o timeout")))
         .map_err(|problem| failed(None, problem))?;
-    let mut last = None;
-    for (index, target) in addresses.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let others = u32::try_from(addresses.len() - index).unwrap_or(1);
-        let share = (left / others).max(SHARE.min(left));
-        let tried = timeout_at(Instant::now() + share, TcpStream::connect(target)).await;
-        let problem = match tried {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => Problem::connect(&error),
-            Err(_) => Problem::Timeout,
-        };
-        // Go reports the first one.
-        last.get_or_insert_with(|| failed(Some(*target), problem));
-    }
-    Err(last.unwrap_or_else(|| failed(None, lookup(address, "no such host"))))
+    tcp::connect_any(&addresses, deadline)
+        .await
+        .map_err(|tried| match tried {
+            Some(tried) => failed(Some(tried.address), Problem::connect(&tried.source)),
+            None => failed(None, lookup(address, "no such host")),
+        })
 }
 
 async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Problem> {
@@ -88,7 +77,6 @@ async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Probl
         .map_err(|error| lookup(address, lookup_text(&error)))?
         .filter(is_wanted)
         .collect();
-    // IPv4 first where IPv6 may lead nowhere costs nothing; Go starts with the first address's family as well.
     Ok(found)
 }
 

@@ -15,11 +15,9 @@ use tracing::warn;
 use super::super::{both, name, port};
 use super::args::Args;
 use crate::agent::sync::CountSource;
+use crate::channel::LEAST_KEEPALIVE;
 use crate::flow::Limits;
 use crate::identifiers::Identifiers;
-
-/// How often servers allow pings at most.
-const LEAST_KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How leases are counted.
 #[derive(Debug)]
