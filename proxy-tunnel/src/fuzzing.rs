@@ -16,6 +16,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use prost::Message as _;
 
 use crate::app;
+use crate::client::Mode;
 use crate::cluster::counting::Leases;
 use crate::cluster::lease as leases;
 use crate::go_error;
@@ -70,7 +71,7 @@ pub fn server(data: &[u8]) {
                     address: "a:1".into(),
                     random,
                 };
-                let inbox = Arc::new(shared.inbox());
+                let inbox = Arc::new(shared.inbox(Mode::Grpc));
                 tunnels.extend(backend.dial(request, inbox));
             }
             2 | 3 => backend.receive(Message::DialResponse(DialResponse {

@@ -20,6 +20,7 @@ use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
 use crate::go_error::DialError;
 use crate::metrics::agent::{AgentMetrics, Direction};
 use crate::metrics::packets::Segment;
+use crate::wire::failure;
 use crate::wire::metadata::Extensions;
 use crate::wire::{DialRequest, DialResponse, Message, Received};
 
@@ -134,18 +135,17 @@ impl Link {
 
     fn failed(&self, status: &Status) {
         let metrics = &self.shared.metrics;
-        metrics
-            .packets
-            .receive_error(Segment::ToAgent, status.code());
+        let (code, text) = failure::at_agent(status);
+        metrics.packets.receive_error(Segment::ToAgent, code);
         metrics.server_failed(Direction::FromServer);
         let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
-        if status.code() == Code::Cancelled {
+        if code == Code::Cancelled {
             info!(serverID = server_id, agentID = agent_id, "stream canceled");
         } else {
             error!(
                 serverID = server_id,
                 agentID = agent_id,
-                err = status.message(),
+                err = text.as_str(),
                 "could not read stream"
             );
         }
@@ -276,7 +276,8 @@ impl Link {
             dialAddress = request.address.as_str(),
             "Endpoint connection established"
         );
-        let inbox = Inbox::new(Arc::clone(&self.shared.budget), self.shared.limits, None);
+        let budget = Arc::clone(&self.shared.budget);
+        let inbox = Inbox::new(budget, self.shared.limits, [None, None]);
         let lane = self.outbox.lane(self.extensions.window.then_some(WINDOW));
         let endpoint = Arc::new(Endpoint::new(connect_id, inbox, lane));
         {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tracing::{debug, error, info};
 
 use super::tunnel::{Event, Tunnel};
+use crate::client::Mode;
 use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
 use crate::identifiers::Identifiers;
 use crate::metrics::server::{DialFailure, Method, ServerMetrics};
@@ -47,11 +48,15 @@ impl Shared {
         }
     }
 
-    /// An inbox for a tunnel.
+    /// An inbox for a tunnel of a client that speaks like this.
     #[must_use]
-    pub fn inbox(&self) -> Inbox<Event> {
-        let full = self.metrics.full(Method::Connect);
-        Inbox::new(Arc::clone(&self.budget), self.limits, Some(full))
+    pub fn inbox(&self, mode: Mode) -> Inbox<Event> {
+        let queues = match mode {
+            Mode::Grpc => None,
+            Mode::HttpConnect => Some(self.metrics.full_queues.clone()),
+        };
+        let full = [Some(self.metrics.full(Method::Connect)), queues];
+        Inbox::new(Arc::clone(&self.budget), self.limits, full)
     }
 }
 

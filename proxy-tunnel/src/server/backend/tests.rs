@@ -33,7 +33,7 @@ fn answer(random: i64, connect_id: i64) -> Message {
 }
 
 fn dial(backend: &Arc<Backend>, random: i64) -> Arc<Tunnel> {
-    let inbox = Arc::new(backend.shared.inbox());
+    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     backend.dial(request(random), inbox).unwrap()
 }
 
@@ -164,7 +164,7 @@ fn a_lost_agent_is_an_error_for_all() {
     assert_eq!(events(&pending), [Item::Event(Event::PendingLost)]);
     let lost = Item::Event(Event::Lost(ESTABLISHED_LOST.into()));
     assert_eq!(events(&established), [lost]);
-    let inbox = Arc::new(backend.shared.inbox());
+    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     let refused = backend.dial(request(3), inbox).unwrap_err();
     assert_eq!(refused, DialRefused::Lost);
     let text = text(&backend);
@@ -177,7 +177,7 @@ fn a_lost_agent_is_an_error_for_all() {
 fn a_number_that_is_taken_is_refused() {
     let backend = backend();
     let _tunnel = dial(&backend, 7);
-    let inbox = Arc::new(backend.shared.inbox());
+    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     let refused = backend.dial(request(7), inbox).unwrap_err();
     assert_eq!(refused, DialRefused::Duplicate);
     assert_eq!(backend.counts(), (1, 0, 0));
