@@ -21,7 +21,6 @@ use crate::cluster::counting::Leases;
 use crate::cluster::lease as leases;
 use crate::go_error;
 use crate::identifiers::Identifiers;
-use crate::metrics::server::ServerMetrics;
 use crate::server::authority::Rewriter;
 use crate::server::backend::{Backend, Shared};
 use crate::server::frontend::head as connect;
@@ -101,7 +100,7 @@ pub fn server(data: &[u8]) {
                 }
             }
         }
-        let (pending, established) = counts(&shared.metrics);
+        let (pending, established) = shared.metrics.open();
         assert!(pending >= 0 && established >= 0, "something ended twice");
     }
     // One request to close for each connection that was ever established, at most.
@@ -119,24 +118,8 @@ pub fn server(data: &[u8]) {
     for tunnel in &tunnels {
         tunnel.release();
     }
-    assert_eq!(counts(&shared.metrics), (0, 0), "something is left");
+    assert_eq!(shared.metrics.open(), (0, 0), "something is left");
     assert_eq!(shared.budget.used(), 0, "memory is left");
-}
-
-/// Dials that are pending, and connections that are established, as they are counted.
-fn counts(metrics: &ServerMetrics) -> (i64, i64) {
-    let families = metrics.registry().gather();
-    let value = |name: &str| {
-        let name = format!("konnectivity_network_proxy_server_{name}");
-        let family = families.iter().find(|family| family.name() == name);
-        let gauge = family.and_then(|family| family.get_metric().first());
-        #[expect(clippy::cast_possible_truncation, reason = "a small whole number")]
-        gauge.map_or(0, |gauge| gauge.get_gauge().get_value() as i64)
-    };
-    (
-        value("pending_backend_dials"),
-        value("established_connections"),
-    )
 }
 
 /// The head of a request to connect, and of an answer. Less of a complete head is incomplete, and a target holds

@@ -274,6 +274,14 @@ impl ServerMetrics {
             .observe(after.as_secs_f64());
     }
 
+    /// Dials that are pending, and connections that are established.
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[must_use]
+    pub fn open(&self) -> (i64, i64) {
+        let value = |gauge: &IntGaugeVec| gauge.with_label_values(&NONE).get();
+        (value(&self.pending), value(&self.established))
+    }
+
     /// A gRPC stream began or ended.
     pub fn grpc(&self, method: Method, change: i64) {
         self.grpc_connections
