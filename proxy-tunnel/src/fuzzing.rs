@@ -60,9 +60,14 @@ pub fn server(data: &[u8]) {
     let backend = Backend::new("agent".into(), identifiers, extensions, Arc::clone(&shared));
     let mut stream = backend.outbox.stream();
     let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
+    // How often the agent has named a number.
+    let mut named: HashMap<i64, usize> = HashMap::new();
     for step in data.chunks_exact(3).take(STEPS) {
         let number = i64::from(step[1] % 8);
         let random = i64::from(step[2] % 8);
+        if matches!(step[0] % 12, 2 | 3 | 5) {
+            *named.entry(number).or_default() += 1;
+        }
         match step[0] % 12 {
             0 | 1 => {
                 let request = DialRequest {
@@ -103,7 +108,7 @@ pub fn server(data: &[u8]) {
         let (pending, established) = shared.metrics.open();
         assert!(pending >= 0 && established >= 0, "something ended twice");
     }
-    // One request to close for each connection that was ever established, at most.
+    // One request to close for each answer to a dial, and for bytes without a connection, at most.
     let mut closes: HashMap<i64, usize> = HashMap::new();
     let mut dials = 0;
     while let Some(Some(Ok(message))) = stream.next().now_or_never() {
@@ -114,6 +119,12 @@ pub fn server(data: &[u8]) {
         }
     }
     assert_eq!(dials, tunnels.len());
+    for (number, closes) in closes {
+        assert!(
+            closes <= named[&number],
+            "{number} is closed {closes} times"
+        );
+    }
     backend.lost();
     for tunnel in &tunnels {
         tunnel.release();
