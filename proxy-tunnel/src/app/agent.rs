@@ -49,18 +49,21 @@ struct Ready(Arc<OnceLock<Arc<Sync>>>);
 
 impl Readiness for Ready {
     fn readiness(&self, is_verbose: bool) -> (StatusCode, String) {
-        let is_connected = self.0.get().is_some_and(|sync| sync.is_connected());
-        let text = match (is_connected, is_verbose) {
-            (true, false) => "ok",
-            (true, true) => "[+]ping ok\n[+]server-connected ok\ncheck passed\n",
-            (false, _) => "[+]ping ok\n[-]server-connected failed: no servers connected\n",
-        };
-        let status = if is_connected {
-            StatusCode::OK
+        let (there, wanted) = self.0.get().map_or((0, 1), |sync| sync.connected());
+        if there == 0 {
+            let text = "[+]ping ok\n[-]server-connected failed: no servers connected\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
+        }
+        let text = if !is_verbose {
+            "ok".to_owned()
+        } else if there < wanted {
+            format!(
+                "[+]ping ok\n[+]server-connected ok: {there} of {wanted} servers\ncheck passed\n"
+            )
         } else {
-            StatusCode::SERVICE_UNAVAILABLE
+            "[+]ping ok\n[+]server-connected ok\ncheck passed\n".to_owned()
         };
-        (status, text.to_owned())
+        (StatusCode::OK, text)
     }
 }
 
