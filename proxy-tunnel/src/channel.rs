@@ -39,6 +39,8 @@ const FRAME: u32 = 128 * 1024;
 pub struct Settings {
     /// After how long without a byte the peer is pinged; none: never.
     pub keepalive: Option<Duration>,
+    /// How long it may take to answer.
+    pub ping_timeout: Duration,
     /// Bytes that the peer may send on a stream, and on the connection, before any of them is taken.
     pub windows: (u32, u32),
 }
@@ -50,6 +52,7 @@ impl Settings {
     pub fn link(keepalive: Duration) -> Self {
         Self {
             keepalive: Some(keepalive.max(LEAST_KEEPALIVE)),
+            ping_timeout: PING_TIMEOUT,
             windows: (8 << 20, 16 << 20),
         }
     }
@@ -60,6 +63,7 @@ impl Settings {
     pub const fn tunnels() -> Self {
         Self {
             keepalive: None,
+            ping_timeout: PING_TIMEOUT,
             windows: (1 << 20, 32 << 20),
         }
     }
@@ -85,7 +89,7 @@ impl Channel {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(settings.keepalive)
-            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_timeout(settings.ping_timeout)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(stream)
             .initial_connection_window_size(connection)

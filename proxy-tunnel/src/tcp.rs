@@ -129,7 +129,7 @@ mod tests {
     const V4: &str = "127.0.0.1";
 
     /// Longer than a test should take: what waits for it fails the test.
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     /// What an address does.
     #[derive(Debug, Clone, Copy)]

@@ -160,5 +160,12 @@ mod tests {
         dial("tcp", &address, LIMIT).await.unwrap();
         dial("tcp4", &address, LIMIT).await.unwrap();
         assert!(text("tcp6", &address).await.starts_with("dial tcp6: "));
+        let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        dial("tcp", &address, LIMIT).await.unwrap();
+        dial("tcp6", &address, LIMIT).await.unwrap();
+        drop(listener);
+        let refused = format!("dial tcp {address}: connect: connection refused");
+        assert_eq!(text("tcp", &address).await, refused);
     }
 }

@@ -323,4 +323,6 @@ impl Link {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -60,6 +60,8 @@ fn cause<E: Error + 'static>(status: &Status) -> Option<&E> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::stream;
     use h2::Reason;
     use http::Response;
@@ -69,8 +71,19 @@ mod tests {
     use crate::channel::{Channel, Settings};
     use crate::wire::{AGENT_PATH, LINK, Message};
 
-    /// What an agent reads whose server ends the stream by this reason; none: it ends the connection.
-    async fn read(reason: Option<Reason>) -> Status {
+    /// How a server leaves its agent.
+    #[derive(Debug, Clone, Copy)]
+    enum Leaves {
+        /// It ends the stream by this reason.
+        Reset(Reason),
+        /// It ends the connection.
+        Silently,
+        /// It is suspended, or the network between them is cut.
+        Suspended,
+    }
+
+    /// What an agent reads that is left like this.
+    async fn read(leaves: Leaves) -> Status {
         let (near, far) = tokio::io::duplex(1 << 16);
         let serving = tokio::spawn(async move {
             let mut connection = h2::server::handshake(far).await.unwrap();
@@ -78,15 +91,22 @@ mod tests {
             let mut sender = respond.send_response(Response::new(()), false).unwrap();
             // The headers are sent before.
             let sent = std::future::poll_fn(|context| connection.poll_closed(context));
-            let _ = tokio::time::timeout(std::time::Duration::from_millis(50), sent).await;
-            if let Some(reason) = reason {
-                sender.send_reset(reason);
-                while connection.accept().await.is_some() {}
+            let _ = tokio::time::timeout(Duration::from_millis(50), sent).await;
+            match leaves {
+                Leaves::Reset(reason) => {
+                    sender.send_reset(reason);
+                    while connection.accept().await.is_some() {}
+                }
+                Leaves::Silently => {}
+                Leaves::Suspended => std::future::pending().await,
             }
         });
-        let channel = Channel::open(near, "server", Settings::tunnels())
-            .await
-            .unwrap();
+        let settings = Settings {
+            keepalive: Some(Duration::from_millis(100)),
+            ping_timeout: Duration::from_millis(100),
+            ..Settings::tunnels()
+        };
+        let channel = Channel::open(near, "server", settings).await.unwrap();
         let messages = stream::pending::<Result<Message, Status>>();
         let opened = channel.stream(AGENT_PATH, LINK, MetadataMap::new(), messages);
         let (_, mut inbound) = opened.await.unwrap();
@@ -97,12 +117,14 @@ mod tests {
 
     #[tokio::test]
     async fn codes_are_those_of_go() {
+        use Leaves::{Reset, Silently, Suspended};
         for (reason, want) in [
-            (Some(Reason::CANCEL), Code::Cancelled),
-            (Some(Reason::REFUSED_STREAM), Code::Unavailable),
-            (Some(Reason::ENHANCE_YOUR_CALM), Code::ResourceExhausted),
-            (Some(Reason::INTERNAL_ERROR), Code::Internal),
-            (None, Code::Unavailable),
+            (Reset(Reason::CANCEL), Code::Cancelled),
+            (Reset(Reason::REFUSED_STREAM), Code::Unavailable),
+            (Reset(Reason::ENHANCE_YOUR_CALM), Code::ResourceExhausted),
+            (Reset(Reason::INTERNAL_ERROR), Code::Internal),
+            (Silently, Code::Unavailable),
+            (Suspended, Code::Unavailable),
         ] {
             let status = read(reason).await;
             let (code, text) = at_agent(&status);

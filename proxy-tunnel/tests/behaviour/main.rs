@@ -13,6 +13,7 @@ mod counting;
 mod isolation;
 mod loss;
 mod peers;
+mod process;
 mod programs;
 mod rig;
 mod stub;

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
@@ -93,16 +94,19 @@ impl Peer {
         Self::agent_by(rig, pairs, Settings::tunnels()).await
     }
 
-    /// An agent with a connection of its own kind.
-    pub async fn agent_by(rig: &Rig, pairs: Pairs<'_>, settings: Settings) -> Self {
+    /// A TLS session of an agent.
+    pub async fn session(rig: &Rig) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(rig.agents).await.unwrap();
-        let socket = SockRef::from(&stream).try_clone().unwrap();
         let config = Arc::clone(&rig.scratch.client_tls().current().get().config);
         let name = ServerName::try_from("localhost").unwrap();
-        let session = TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .unwrap();
+        let connecting = TlsConnector::from(config).connect(name, stream);
+        connecting.await.unwrap()
+    }
+
+    /// An agent with a connection of its own kind.
+    pub async fn agent_by(rig: &Rig, pairs: Pairs<'_>, settings: Settings) -> Self {
+        let session = Self::session(rig).await;
+        let socket = SockRef::from(session.get_ref().0).try_clone().unwrap();
         let channel = Channel::open(session, "localhost", settings).await.unwrap();
         Self::open(socket, channel, AGENT_PATH, pairs)
     }

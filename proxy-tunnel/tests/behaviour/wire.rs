@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tonic::Code;
 
 use super::peers::Peer;
-use super::rig::Rig;
+use super::rig::{Options, Rig};
 
 async fn pair() -> (Rig, Peer, Peer) {
     let rig = Rig::new(Mode::Grpc).await;
@@ -136,6 +136,8 @@ async fn an_answer_to_an_unknown_dial_is_closed() {
     }));
     assert_eq!(agent.message().await, Message::CloseRequest(9));
     agent.send(data(0, "x"));
+    // Its target sends on until it is closed: that is no news.
+    agent.send(data(9, "x"));
     agent.send(data(8, "x"));
     assert_eq!(agent.message().await, Message::CloseRequest(8));
 }
@@ -271,6 +273,53 @@ async fn peers_that_ping_often_are_not_cut() {
 }
 
 #[tokio::test]
+async fn two_pending_dials_with_one_number() {
+    let (rig, mut agent, mut client) = pair().await;
+    client.dial(7, "a:1");
+    agent.asked().await;
+    let mut other = Peer::client(&rig).await;
+    other.dial(7, "b:1");
+    let answer = other.answered().await;
+    assert_eq!(answer.random, 7);
+    assert!(answer.error.contains("another random number"), "{answer:?}");
+    agent.send(Message::DialResponse(DialResponse {
+        error: String::new(),
+        connect_id: 3,
+        random: 7,
+    }));
+    assert_eq!(client.answered().await.connect_id, 3);
+}
+
+/// A suspended agent, or one behind a network that is cut without a word, as far as the server can see.
+#[tokio::test]
+async fn an_agent_that_answers_no_pings_is_lost() {
+    let mut options = Options::new(Mode::Grpc);
+    options.pings = (Duration::from_millis(100), Duration::from_millis(100));
+    let rig = Rig::with(options).await;
+    let (mut sender, mut connection) = h2::client::handshake(Peer::session(&rig).await)
+        .await
+        .unwrap();
+    let request = http::Request::post("https://localhost/AgentService/Connect")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("agentid", "suspended")
+        .body(())
+        .unwrap();
+    let (response, _stream) = sender.send_request(request, false).unwrap();
+    tokio::select! {
+        response = response => assert_eq!(response.unwrap().headers()["serverid"], "server"),
+        ended = &mut connection => panic!("{ended:?}"),
+    }
+    // From now on nothing reads from the connection.
+    let mut client = Peer::client(&rig).await;
+    client.dial(7, "a:1");
+    let answer = client.answered().await;
+    assert_eq!(answer.error, "Backend context error: context canceled");
+    rig.until_counted("ready_backends{proxy_strategy=\"default\"} 0")
+        .await;
+}
+
+#[tokio::test]
 async fn one_dial_for_each_stream() {
     let (_rig, mut agent, mut client) = established().await;
     client.dial(8, "b:1");
@@ -352,7 +401,7 @@ async fn bytes_of_a_target_that_speaks_first_are_held_back() {
 
 #[tokio::test]
 async fn a_silent_agent_is_not_waited_for() {
-    let mut options = super::rig::Options::new(Mode::Grpc);
+    let mut options = Options::new(Mode::Grpc);
     options.dial_timeout = Some(Duration::from_millis(100));
     let rig = Rig::with(options).await;
     let mut agent = Peer::accepted_agent(&rig).await;

@@ -12,16 +12,16 @@ use tokio::time::timeout;
 use super::*;
 use crate::flow::OutboxStream;
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
-struct Rig {
-    link: Arc<Link>,
+pub(super) struct Rig {
+    pub(super) link: Arc<Link>,
     sent: OutboxStream,
-    listener: TcpListener,
+    pub(super) listener: TcpListener,
 }
 
 impl Rig {
-    async fn new(extensions: Extensions) -> Self {
+    pub(super) async fn new(extensions: Extensions) -> Self {
         let shared = Arc::new(Shared {
             agent_id: "agent".into(),
             metrics: AgentMetrics::new(),
@@ -36,7 +36,7 @@ impl Rig {
         }
     }
 
-    fn dial(&self, random: i64) {
+    pub(super) fn dial(&self, random: i64) {
         self.link.receive(Message::DialRequest(DialRequest {
             protocol: "tcp".into(),
             address: self.listener.local_addr().unwrap().to_string(),
@@ -44,13 +44,13 @@ impl Rig {
         }));
     }
 
-    async fn next(&mut self) -> Message {
+    pub(super) async fn next(&mut self) -> Message {
         let next = timeout(SOON, self.sent.next()).await;
         next.expect("nothing was sent").unwrap().unwrap()
     }
 
     /// A connection that is established: its number, and the target's end.
-    async fn connect(&mut self, random: i64) -> (i64, TcpStream) {
+    pub(super) async fn connect(&mut self, random: i64) -> (i64, TcpStream) {
         self.dial(random);
         let (target, _) = self.listener.accept().await.unwrap();
         let Message::DialResponse(response) = self.next().await else {
@@ -60,7 +60,7 @@ impl Rig {
         (response.connect_id, target)
     }
 
-    fn nothing_is_left(&self) {
+    pub(super) fn nothing_is_left(&self) {
         let table = self.link.table();
         assert!(table.pending.is_empty() && table.endpoints.is_empty());
         assert_eq!(self.link.shared.budget.used(), 0);

@@ -131,6 +131,21 @@ impl Agent {
         });
     }
 
+    /// The target of the oldest open connection takes a step.
+    fn target(&mut self, step: Step) -> bool {
+        let Some((number, open)) = self.open() else {
+            return false;
+        };
+        let message = match step {
+            Step::TargetSends => Message::Data(*number, Bytes::from_static(b"y")),
+            Step::TargetFinishes => Message::Finish(*number),
+            _ => Message::closed(*number, ""),
+        };
+        *open = step != Step::TargetCloses;
+        self.sent.push_back(message);
+        true
+    }
+
     /// The oldest open connection.
     fn open(&mut self) -> Option<(&i64, &mut bool)> {
         self.connections.iter_mut().find(|(_, open)| **open)
@@ -284,16 +299,7 @@ impl World {
                 None => return false,
             },
             Step::TargetSends | Step::TargetFinishes | Step::TargetCloses => {
-                let Some((number, open)) = self.agent.open() else {
-                    return false;
-                };
-                let message = match step {
-                    Step::TargetSends => Message::Data(*number, Bytes::from_static(b"y")),
-                    Step::TargetFinishes => Message::Finish(*number),
-                    _ => Message::closed(*number, ""),
-                };
-                *open = !matches!(step, Step::TargetCloses);
-                self.agent.sent.push_back(message);
+                return self.agent.target(step);
             }
             Step::Drain => self.agent.sent.push_back(Message::Drain),
             Step::Deliver => match self.agent.sent.pop_front() {

@@ -138,6 +138,10 @@ fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
     assert_eq!(sent(&backend), [Message::CloseDial(7)]);
     backend.receive(answer(7, 3));
     assert_eq!(sent(&backend), [Message::CloseRequest(3)]);
+    // Its target may send on meanwhile.
+    backend.receive(Message::Data(3, Bytes::from_static(b"x")));
+    assert_eq!(sent(&backend), []);
+    backend.receive(Message::closed(3, ""));
     assert_eq!(backend.counts(), (0, 0, 0));
     let text = text(&backend);
     assert!(text.contains("dial_failure_count{reason=\"frontend_close\"} 1"));
