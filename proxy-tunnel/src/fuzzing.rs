@@ -119,11 +119,10 @@ pub fn server(data: &[u8]) {
         }
     }
     assert_eq!(dials, tunnels.len());
-    for (number, closes) in closes {
-        assert!(
-            closes <= named[&number],
-            "{number} is closed {closes} times"
-        );
+    // 0 stands for connections that this history closed before they had a number, which no client does.
+    for (number, closes) in closes.into_iter().filter(|(number, _)| *number != 0) {
+        let named = named.get(&number).copied().unwrap_or_default();
+        assert!(closes <= named, "{number} is closed {closes} times");
     }
     backend.lost();
     for tunnel in &tunnels {

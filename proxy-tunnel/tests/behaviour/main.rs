@@ -11,6 +11,7 @@ mod cluster;
 mod connect;
 mod counting;
 mod isolation;
+mod lifecycle;
 mod loss;
 mod peers;
 mod process;

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::ptr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -25,11 +26,16 @@ pub struct Program {
 
 impl Program {
     pub fn start(program: &str, log: PathBuf, args: &[String]) -> Self {
-        Self::start_by(None, program, log, args)
+        Self::start_in(&[], program, log, args)
     }
 
-    /// With a proxy in its environment.
-    pub fn start_by(proxy: Option<&str>, program: &str, log: PathBuf, args: &[String]) -> Self {
+    /// With these variables in its environment.
+    pub fn start_in(
+        variables: &[(&str, &str)],
+        program: &str,
+        log: PathBuf,
+        args: &[String],
+    ) -> Self {
         let file = fs::File::create(&log).unwrap();
         let mut command = Command::new(program);
         command
@@ -41,9 +47,7 @@ impl Program {
         for variable in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
             command.env_remove(variable);
         }
-        if let Some(proxy) = proxy {
-            command.env("HTTPS_PROXY", proxy);
-        }
+        command.envs(variables.iter().copied());
         let child = command.spawn().unwrap();
         Self { child, log }
     }
@@ -60,6 +64,20 @@ impl Program {
         let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: it is a child of this process that has not been waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Leaves it room for so many more files than it has open.
+    pub fn limit_files(&self, more: u64) {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let most = open.count() as u64 + more;
+        let limit = libc::rlimit {
+            rlim_cur: most,
+            rlim_max: most,
+        };
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: the new limits are valid for the call, and the old ones are not asked for.
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, ptr::null_mut()) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
@@ -219,6 +237,16 @@ impl Setup {
             self.scratch.file(&format!("client-{}.log", port())),
             &args,
         )
+    }
+
+    /// Waits for a line in the metrics of the agent.
+    pub fn until_agent(&self, line: &str) {
+        let line = format!("konnectivity_network_proxy_agent_{line}\n");
+        until(
+            &line,
+            || get(self.agent_health, "/metrics").2.contains(&line),
+            String::new,
+        );
     }
 
     pub fn until_ready(&self) {

@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
 
 use super::process::{AGENT, CLIENT, Program, SERVER, Setup, TARGET, get, until, until_connected};
 use super::rig::{PROXIED, Scratch};
@@ -177,7 +176,7 @@ fn an_agent_that_cannot_count_leases_serves() {
 }
 
 #[test]
-fn an_agent_connects_by_ipv6() {
+fn an_agent_connects_by_ipv6_with_a_name_of_its_environment() {
     let setup = Setup::new();
     let server = setup.server(&["--agent-bind-address=::1"]);
     let args = [
@@ -190,9 +189,13 @@ fn an_agent_connects_by_ipv6() {
         format!("--health-server-port={}", setup.agent_health),
         "--admin-bind-address=::1".to_owned(),
         format!("--admin-server-port={}", setup.agent_admin),
+        "--sync-interval=10ms".to_owned(),
+        "--sync-forever".to_owned(),
     ];
-    let agent = Program::start(AGENT, setup.scratch.file("agent.log"), &args);
-    server.until_logged("Agent connected");
+    let name = [("PROXY_AGENT_ID", "of-the-environment")];
+    let agent = Program::start_in(&name, AGENT, setup.scratch.file("agent.log"), &args);
+    server.until_logged("\"Agent connected\" agentID=\"of-the-environment\"");
+    agent.until_logged("\"duplicate server connection attempt\"");
     agent.until_logged(&format!("serverAddress=\"[::1]:{}\"", setup.agents));
     setup.until_ready();
 }
@@ -243,105 +246,6 @@ fn the_documented_selection_has_both_ways() {
         assert!(docs.contains(&format!("--uds-name={socket} ")), "{socket}");
     }
     assert_eq!(values("udsName:").len(), 2);
-}
-
-/// Defect 7 of upstream: an open stream of a client keeps the server alive for ever there.
-#[test]
-fn a_server_ends_in_bounded_time_with_tunnels_open() {
-    for (timeout, least, most) in [("0s", 0, 5), ("2s", 2, 8)] {
-        let setup = Setup::new();
-        let mut server = setup.server(&[&format!("--graceful-shutdown-timeout={timeout}")]);
-        let mut agent = setup.agent(&[]);
-        let _target = setup.target();
-        setup.until_ready();
-        let mut client = setup.client(&["--request-path=/sleep?time=60"]);
-        setup.until_server("established_connections 1");
-        server.signal(libc::SIGTERM);
-        let (code, took) = server.end();
-        assert_eq!(code, Some(0), "{}", server.log());
-        assert!(
-            took >= Duration::from_secs(least) && took < Duration::from_secs(most),
-            "{timeout}: {took:?}"
-        );
-        assert!(
-            !setup.scratch.file("socket").exists(),
-            "the socket is removed"
-        );
-        // For the client it is an error.
-        assert_eq!(client.end().0, Some(1), "{}", client.log());
-        assert!(agent.ended().is_none(), "the agent lives on");
-    }
-}
-
-#[test]
-fn a_server_that_drains_lets_requests_end() {
-    let setup = Setup::new();
-    let mut server = setup.server(&["--graceful-shutdown-timeout=30s"]);
-    let _agent = setup.agent(&[]);
-    let _target = setup.target();
-    setup.until_ready();
-    let mut client = setup.client(&["--request-path=/sleep?time=2"]);
-    setup.until_server("established_connections 1");
-    server.signal(libc::SIGTERM);
-    assert_eq!(client.end().0, Some(0), "{}", client.log());
-    let (code, took) = server.end();
-    assert_eq!(code, Some(0));
-    assert!(took < Duration::from_secs(10), "{took:?}");
-}
-
-#[test]
-fn the_second_signal_ends_a_server_at_once() {
-    let setup = Setup::new();
-    let mut server = setup.server(&["--graceful-shutdown-timeout=1h"]);
-    let _agent = setup.agent(&[]);
-    let _target = setup.target();
-    setup.until_ready();
-    let _client = setup.client(&["--request-path=/sleep?time=60"]);
-    setup.until_server("established_connections 1");
-    server.signal(libc::SIGTERM);
-    server.until_logged("Shutting down server.");
-    server.signal(libc::SIGINT);
-    assert_eq!(server.end().0, Some(1));
-}
-
-#[test]
-fn an_agent_drains_at_the_first_signal_and_ends_at_the_second() {
-    let setup = Setup::new();
-    let server = setup.server(&[]);
-    let mut agent = setup.agent(&[]);
-    let _target = setup.target();
-    setup.until_ready();
-    agent.until_logged("\"Start serving\"");
-    agent.signal(libc::SIGTERM);
-    server.until_logged("\"agent is draining\"");
-    let mut client = setup.client(&[]);
-    assert_eq!(client.end().0, Some(0), "it still serves: {}", client.log());
-    assert!(agent.ended().is_none());
-    agent.signal(libc::SIGTERM);
-    assert_eq!(agent.end().0, Some(0));
-}
-
-/// Upstream #748: there the answer looks complete.
-#[test]
-fn an_agent_that_is_killed_is_an_error_for_its_clients() {
-    for mode in ["--mode=grpc", "--mode=http-connect"] {
-        let setup = Setup::new();
-        let _server = setup.server(&[mode]);
-        let mut agent = setup.agent(&[]);
-        let _target = setup.target();
-        setup.until_ready();
-        let mut client = setup.client(&[mode, "--request-path=/sleep?time=60"]);
-        setup.until_server("established_connections 1");
-        agent.signal(libc::SIGKILL);
-        agent.end();
-        assert_eq!(client.end().0, Some(1), "{}", client.log());
-        setup.until_server("established_connections 0");
-        setup.until_server("ready_backends{proxy_strategy=\"default\"} 0");
-        let _again = setup.agent(&[]);
-        setup.until_ready();
-        let mut client = setup.client(&[mode]);
-        assert_eq!(client.end().0, Some(0), "{}", client.log());
-    }
 }
 
 #[test]
@@ -461,7 +365,7 @@ fn an_agent_takes_the_proxy_of_its_environment() {
         format!("--admin-server-port={}", setup.agent_admin),
     ];
     let log = setup.scratch.file("agent.log");
-    let _agent = Program::start_by(Some(&url), AGENT, log, &args);
+    let _agent = Program::start_in(&[("HTTPS_PROXY", &url)], AGENT, log, &args);
     setup.until_ready();
     let request = asked.join().unwrap();
     let first = format!("CONNECT {PROXIED}:{} HTTP/1.1\r\n", setup.agents);
