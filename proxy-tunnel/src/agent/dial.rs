@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
-use crate::go_error::{DialError, Problem, port, split_host_port};
+use crate::go_error::{DialError, Problem, TIMEOUT, port, split_host_port};
 use crate::tcp;
 
 /// How long a dial may take in all. Upstream's agent has no flag for it.
@@ -44,7 +44,7 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
     };
     let addresses = timeout_at(deadline, resolve(address, family))
         .await
-        .unwrap_or_else(|_| Err(lookup(address, "i/o timeout")))
+        .unwrap_or_else(|_| Err(lookup(address, TIMEOUT)))
         .map_err(|problem| failed(None, problem))?;
     tcp::connect_any(&addresses, deadline)
         .await
@@ -86,7 +86,7 @@ fn lookup_text(error: &io::Error) -> &'static str {
     if text.contains("Temporary failure") {
         "server misbehaving"
     } else if text.contains("timed out") {
-        "i/o timeout"
+        TIMEOUT
     } else {
         "no such host"
     }
@@ -151,6 +151,31 @@ mod tests {
     async fn names_without_addresses() {
         let text = text("tcp", "name.invalid:1").await;
         assert!(text.starts_with("dial tcp: lookup name.invalid"), "{text}");
+    }
+
+    /// Lookups that hang are those of names only, and end in time (hypershift #7087).
+    #[test]
+    fn name_servers_that_do_not_answer_delay_no_address() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        // It ends when the sender is dropped.
+        runtime.spawn_blocking(move || held.recv());
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            dial("tcp", &address, LIMIT).await.unwrap();
+            let limit = Duration::from_millis(50);
+            let error = dial("tcp", "localhost:1", limit).await.unwrap_err();
+            assert!(error.problem.is_timeout(), "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with("dial tcp: lookup localhost"), "{text}");
+            assert!(text.ends_with(": i/o timeout"), "{text}");
+        });
+        drop(release);
     }
 
     #[tokio::test]

@@ -236,7 +236,7 @@ impl Trial {
 /// Reads a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
-    drop(super::accepted::<Args>(words));
+    let _: Option<Args> = super::accepted(words);
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ impl Program {
         };
         let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: the new limits are valid for the call, and the old ones are not asked for.
-        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, ptr::null_mut()) };
+        let set =
+            unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, ptr::null_mut()) };
         assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
     }
 
