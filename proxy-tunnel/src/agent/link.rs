@@ -161,7 +161,7 @@ impl Link {
                     endpoint.inbox.push(Event::Close);
                     endpoint.closing.notify_one();
                 }
-                None => self.answer(Message::closed(connect_id, "Unknown connectID")),
+                None => self.unknown(connect_id, "Unknown connectID"),
             },
             Message::CloseDial(random) => {
                 self.table().pending.remove(&random);
@@ -191,6 +191,14 @@ impl Link {
         let _ = self.outbox.control(message);
     }
 
+    /// Answers for a connection that is not there. One that was there has had its end put behind its last bytes; an
+    /// answer here would overtake both, and the client would take the connection for cut.
+    fn unknown(&self, connect_id: i64, error: &str) {
+        if !(1..=self.next.load(Ordering::Relaxed)).contains(&connect_id) {
+            self.answer(Message::closed(connect_id, error));
+        }
+    }
+
     fn data(&self, connect_id: i64, data: Bytes) {
         if connect_id == 0 {
             error!(
@@ -200,7 +208,7 @@ impl Link {
             return;
         }
         let Some(endpoint) = self.find(connect_id) else {
-            self.answer(Message::closed(connect_id, "unrecognized connectID"));
+            self.unknown(connect_id, "unrecognized connectID");
             return;
         };
         if let Err(overflow) = endpoint.inbox.push_data(data) {

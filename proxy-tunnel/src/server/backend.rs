@@ -213,14 +213,19 @@ impl Backend {
 
     /// Asks the agent to close a connection that has no client.
     pub fn close_unknown(&self, connect_id: i64) {
+        // An ended stream has no connections.
+        let _ = self.outbox.control(Message::CloseRequest(connect_id));
+    }
+
+    /// As [`Self::close_unknown`], for one that the agent has: its target may send on until the agent takes the
+    /// request.
+    fn close_stray(&self, connect_id: i64) {
         let mut table = self.table();
         if !table.is_lost {
-            // The target may send on until the agent takes the request.
             table.note_closing(connect_id);
         }
         drop(table);
-        // An ended stream has no connections.
-        let _ = self.outbox.control(Message::CloseRequest(connect_id));
+        self.close_unknown(connect_id);
     }
 
     /// Takes a message of the agent.
@@ -293,7 +298,7 @@ impl Backend {
             );
             metrics.dial_failed(DialFailure::UnrecognizedResponse);
             if response.connect_id != 0 {
-                self.close_unknown(response.connect_id);
+                self.close_stray(response.connect_id);
             }
             return;
         };
@@ -358,7 +363,7 @@ impl Backend {
                     connectionID = connect_id,
                     "could not get frontend client; closing connection"
                 );
-                self.close_unknown(connect_id);
+                self.close_stray(connect_id);
             }
             return;
         };

@@ -81,15 +81,15 @@ struct Agent {
     asked: BTreeMap<i64, usize>,
     /// On its way to the server.
     sent: VecDeque<Message>,
-    knows_close_dial: bool,
+    /// Upstream's ignores DIAL_CLS, and answers for connections that it has closed before.
+    is_ours: bool,
 }
 
 impl Agent {
     fn receive(&mut self, message: Message) {
         match message {
             Message::DialRequest(request) => self.dials.push_back(request.random),
-            // Upstream's agent ignores it.
-            Message::CloseDial(random) if self.knows_close_dial => {
+            Message::CloseDial(random) if self.is_ours => {
                 self.dials.retain(|dial| *dial != random);
             }
             Message::CloseRequest(number) => {
@@ -98,11 +98,15 @@ impl Agent {
                     .connections
                     .get_mut(&number)
                     .expect("it was never opened");
-                let text = if *open { "" } else { "Unknown connectID" };
-                *open = false;
-                self.sent.push_back(Message::closed(number, text));
+                let was_open = std::mem::replace(open, false);
+                if was_open {
+                    self.sent.push_back(Message::closed(number, ""));
+                } else if !self.is_ours {
+                    self.sent
+                        .push_back(Message::closed(number, "Unknown connectID"));
+                }
             }
-            Message::Data(number, _) if !self.connections[&number] => {
+            Message::Data(number, _) if !self.is_ours && !self.connections[&number] => {
                 let text = "unrecognized connectID";
                 self.sent.push_back(Message::closed(number, text));
             }
@@ -208,7 +212,7 @@ impl World {
             to_agent: backend.outbox.stream(),
             backend,
             agent: Agent {
-                knows_close_dial: extensions.half_close,
+                is_ours: extensions.half_close,
                 ..Agent::default()
             },
             clients: std::iter::repeat_with(|| None).take(clients).collect(),
@@ -359,8 +363,8 @@ impl World {
             let open: Vec<_> = self.agent.open().into_iter().collect();
             assert!(open.is_empty(), "the agent keeps {open:?}");
         }
-        self.backend.lost();
         assert_eq!(self.backend.counts(), (0, 0, 0), "something is left");
+        self.backend.lost();
     }
 }
 
