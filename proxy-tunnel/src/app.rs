@@ -4,13 +4,16 @@
 //! modules' business.
 
 pub mod agent;
+mod args;
 pub mod health;
 pub mod listeners;
 pub mod server;
 pub mod test_client;
 pub mod test_server;
 
+use std::fmt::Debug;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::thread;
@@ -33,43 +36,57 @@ const RELOAD: Duration = Duration::from_secs(5);
 /// Ports that upstream's programs accept.
 const PORTS: RangeInclusive<i64> = 1024..=49_151;
 
-/// klog's flags as upstream's programs spell them, with the level that they have by default.
-const fn spelling(program: &'static str, verbosity: i32) -> Spelling {
-    Spelling {
-        program,
-        separator: Separator::Hyphen,
-        env_prefix: None,
-        verbosity,
-        verbosity_help: "Level of the log: debug records from 4 on, trace records from 6 on",
-        modules_help: "Levels for single source files, as pattern=N,pattern=N",
-        newer_flags: true,
-        quoted: true,
-    }
-}
+/// A program of this crate, by its own flags.
+pub trait Program: clap::Args + Clone + Debug {
+    /// Its name.
+    const NAME: &'static str;
 
-/// A program of this crate.
-trait Program: clap::Parser {
-    /// klog's flags as it spells them.
-    type Klog: Style;
+    /// The level of its log by default.
+    const VERBOSITY: i32 = 4;
 
     /// How many threads it needs.
     const THREADS: usize = MAX_THREADS;
 
-    /// klog's flags as they were given.
-    fn klog(&self) -> KlogArgs<Self::Klog>;
-
-    /// Does its work; the exit code.
+    /// Does its work.
     fn run(self) -> impl Future<Output = Result<ExitCode>>;
 }
 
+/// klog's flags as upstream's programs spell them.
+#[derive(Debug, Clone)]
+struct Klog<P>(PhantomData<P>);
+
+impl<P: Program> Style for Klog<P> {
+    const SPELLING: Spelling = Spelling {
+        program: P::NAME,
+        separator: Separator::Hyphen,
+        env_prefix: None,
+        verbosity: P::VERBOSITY,
+        verbosity_help: "Level of the log: debug records from 4 on, trace records from 6 on",
+        modules_help: "Levels for single source files, as pattern=N,pattern=N",
+        newer_flags: true,
+        quoted: true,
+    };
+}
+
+// Not a doc comment: the program's description is that of its own flags.
+#[derive(Debug, clap::Parser)]
+#[command(name = P::NAME, version)]
+struct CommandLine<P: Program> {
+    #[command(flatten)]
+    program: P,
+    #[command(flatten)]
+    klog: KlogArgs<Klog<P>>,
+}
+
 /// The whole of a program.
-fn main<P: Program>() -> ExitCode {
+#[must_use]
+pub fn main<P: Program>() -> ExitCode {
     memory::set_up();
-    let program = match flags::parse_pflag::<P>() {
-        Ok(program) => program,
+    let line = match flags::parse_pflag::<CommandLine<P>>() {
+        Ok(line) => line,
         Err(code) => return code,
     };
-    match try_main(program) {
+    match try_main(line) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -78,15 +95,15 @@ fn main<P: Program>() -> ExitCode {
     }
 }
 
-fn try_main<P: Program>(program: P) -> Result<ExitCode> {
-    log::init(&program.klog().into_options(LogFormat::Klog))?;
+fn try_main<P: Program>(line: CommandLine<P>) -> Result<ExitCode> {
+    log::init(&line.klog.into_options(LogFormat::Klog))?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.min(P::THREADS))
         .enable_all()
         .build()
         .context("cannot start the threads that serve")?;
-    let outcome = runtime.block_on(program.run());
+    let outcome = runtime.block_on(line.program.run());
     runtime.shutdown_timeout(FAREWELL);
     outcome
 }
@@ -153,21 +170,61 @@ pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
     test_server::read_command_line(words);
 }
 
+/// Reads a command line.
+#[cfg(any(test, feature = "fuzzing"))]
+fn read_flags<P: Program>(
+    words: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>,
+) -> Result<P, clap::Error> {
+    use clap::CommandFactory as _;
+    let words = words.into_iter().map(|word| word.as_ref().to_owned());
+    let line = std::iter::once("program".into()).chain(words);
+    flags::pflag(CommandLine::<P>::command())
+        .try_get_matches_from(line)
+        .and_then(|matches| P::from_arg_matches(&matches))
+}
+
 /// Reads a command line; none if it is refused, with a reason.
 #[cfg(feature = "fuzzing")]
-fn read_flags<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
-    let name = [std::ffi::OsStr::new("program")];
-    let line = name.iter().chain(words);
-    let read = flags::pflag(P::command())
-        .try_get_matches_from(line)
-        .and_then(|matches| P::from_arg_matches(&matches));
-    read.map_err(|error| assert!(!error.to_string().is_empty()))
+fn accepted<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
+    read_flags(words)
+        .map_err(|error| assert!(!error.to_string().is_empty()))
         .ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+
+    /// The description, which klog's flags and those of other programs must not replace.
+    fn description<P: Program>() -> String {
+        let command = CommandLine::<P>::command();
+        flags::pflag(command.clone()).debug_assert();
+        assert_eq!(command.get_name(), P::NAME);
+        command
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn the_commands_are_sound() {
+        for (description, want) in [
+            (
+                description::<server::Args>(),
+                "Tunnels connections of an API server",
+            ),
+            (
+                description::<agent::Args>(),
+                "Connects to konnectivity servers",
+            ),
+            (description::<test_client::Args>(), "Makes HTTP requests"),
+            (description::<test_server::Args>(), "A small HTTP server"),
+        ] {
+            assert!(description.starts_with(want), "{description}");
+        }
+    }
 
     #[test]
     fn uuids_are_of_version_4() {

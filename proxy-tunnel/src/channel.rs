@@ -27,6 +27,10 @@ use crate::wire::{MAX_MESSAGE, Received};
 /// How long a peer may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// An agent's pings are at least so far apart, whatever its flag says: upstream's server ends the connection of an
+/// agent that pings more often than every 30 s, and all tunnels on it. The difference is for clocks and delays.
+pub const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
+
 /// Bytes of one HTTP/2 frame that a peer may send.
 const FRAME: u32 = 128 * 1024;
 
@@ -35,16 +39,20 @@ const FRAME: u32 = 128 * 1024;
 pub struct Settings {
     /// After how long without a byte the peer is pinged; none: never.
     pub keepalive: Option<Duration>,
+    /// How long it may take to answer.
+    pub ping_timeout: Duration,
     /// Bytes that the peer may send on a stream, and on the connection, before any of them is taken.
     pub windows: (u32, u32),
 }
 
 impl Settings {
-    /// For an agent's stream, which carries all its tunnels and is always read.
+    /// For an agent's stream, which carries all its tunnels and is always read. A server is pinged after
+    /// `keepalive`, or [`LEAST_KEEPALIVE`] if that is longer.
     #[must_use]
-    pub const fn link(keepalive: Duration) -> Self {
+    pub fn link(keepalive: Duration) -> Self {
         Self {
-            keepalive: Some(keepalive),
+            keepalive: Some(keepalive.max(LEAST_KEEPALIVE)),
+            ping_timeout: PING_TIMEOUT,
             windows: (8 << 20, 16 << 20),
         }
     }
@@ -55,6 +63,7 @@ impl Settings {
     pub const fn tunnels() -> Self {
         Self {
             keepalive: None,
+            ping_timeout: PING_TIMEOUT,
             windows: (1 << 20, 32 << 20),
         }
     }
@@ -80,7 +89,7 @@ impl Channel {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(settings.keepalive)
-            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_timeout(settings.ping_timeout)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(stream)
             .initial_connection_window_size(connection)
@@ -152,5 +161,25 @@ impl tower_service::Service<Request<Body>> for Service {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Defect of upstream's pair: `--keepalive-time=10s` has the agent cut off every 40 s.
+    #[test]
+    fn an_agent_pings_no_more_often_than_servers_allow() {
+        let interval = |seconds| Settings::link(Duration::from_secs(seconds)).keepalive;
+        for seconds in [1, 10, 30] {
+            assert!(
+                interval(seconds).unwrap() > Duration::from_secs(30),
+                "{seconds}"
+            );
+        }
+        assert_eq!(interval(60), Some(Duration::from_mins(1)));
+        // Servers allow pings of clients every 5 minutes, and only with streams.
+        assert_eq!(Settings::tunnels().keepalive, None);
     }
 }

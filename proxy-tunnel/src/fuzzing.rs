@@ -16,11 +16,11 @@ use k8s_openapi::api::coordination::v1::Lease;
 use prost::Message as _;
 
 use crate::app;
+use crate::client::Mode;
 use crate::cluster::counting::Leases;
 use crate::cluster::lease as leases;
 use crate::go_error;
 use crate::identifiers::Identifiers;
-use crate::metrics::server::ServerMetrics;
 use crate::server::authority::Rewriter;
 use crate::server::backend::{Backend, Shared};
 use crate::server::frontend::head as connect;
@@ -60,9 +60,14 @@ pub fn server(data: &[u8]) {
     let backend = Backend::new("agent".into(), identifiers, extensions, Arc::clone(&shared));
     let mut stream = backend.outbox.stream();
     let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
+    // How often the agent has named a number.
+    let mut named: HashMap<i64, usize> = HashMap::new();
     for step in data.chunks_exact(3).take(STEPS) {
         let number = i64::from(step[1] % 8);
         let random = i64::from(step[2] % 8);
+        if matches!(step[0] % 12, 2 | 3 | 5) {
+            *named.entry(number).or_default() += 1;
+        }
         match step[0] % 12 {
             0 | 1 => {
                 let request = DialRequest {
@@ -70,7 +75,7 @@ pub fn server(data: &[u8]) {
                     address: "a:1".into(),
                     random,
                 };
-                let inbox = Arc::new(shared.inbox());
+                let inbox = Arc::new(shared.inbox(Mode::Grpc));
                 tunnels.extend(backend.dial(request, inbox));
             }
             2 | 3 => backend.receive(Message::DialResponse(DialResponse {
@@ -100,10 +105,10 @@ pub fn server(data: &[u8]) {
                 }
             }
         }
-        let (pending, established) = counts(&shared.metrics);
+        let (pending, established) = shared.metrics.open();
         assert!(pending >= 0 && established >= 0, "something ended twice");
     }
-    // One request to close for each connection that was ever established, at most.
+    // One request to close for each answer to a dial, and for bytes without a connection, at most.
     let mut closes: HashMap<i64, usize> = HashMap::new();
     let mut dials = 0;
     while let Some(Some(Ok(message))) = stream.next().now_or_never() {
@@ -114,28 +119,17 @@ pub fn server(data: &[u8]) {
         }
     }
     assert_eq!(dials, tunnels.len());
+    // 0 stands for connections that this history closed before they had a number, which no client does.
+    for (number, closes) in closes.into_iter().filter(|(number, _)| *number != 0) {
+        let named = named.get(&number).copied().unwrap_or_default();
+        assert!(closes <= named, "{number} is closed {closes} times");
+    }
     backend.lost();
     for tunnel in &tunnels {
         tunnel.release();
     }
-    assert_eq!(counts(&shared.metrics), (0, 0), "something is left");
+    assert_eq!(shared.metrics.open(), (0, 0), "something is left");
     assert_eq!(shared.budget.used(), 0, "memory is left");
-}
-
-/// Dials that are pending, and connections that are established, as they are counted.
-fn counts(metrics: &ServerMetrics) -> (i64, i64) {
-    let families = metrics.registry().gather();
-    let value = |name: &str| {
-        let name = format!("konnectivity_network_proxy_server_{name}");
-        let family = families.iter().find(|family| family.name() == name);
-        let gauge = family.and_then(|family| family.get_metric().first());
-        #[expect(clippy::cast_possible_truncation, reason = "a small whole number")]
-        gauge.map_or(0, |gauge| gauge.get_gauge().get_value() as i64)
-    };
-    (
-        value("pending_backend_dials"),
-        value("established_connections"),
-    )
 }
 
 /// The head of a request to connect, and of an answer. Less of a complete head is incomplete, and a target holds

@@ -9,6 +9,12 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
+/// A name server did not answer in time.
+pub const TIMEOUT: &str = "i/o timeout";
+
+/// The kernel gave up.
+const TIMED_OUT: &str = "connection timed out";
+
 /// Why a target could not be reached, as Go writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("dial {network}{}: {problem}", Target(.target))]
@@ -88,13 +94,16 @@ impl fmt::Display for On<'_> {
 }
 
 impl Problem {
-    /// What `connect` answered.
+    /// What `connect` answered; without a number of the kernel's: nothing, in the time that it had.
     #[must_use]
     pub fn connect(error: &io::Error) -> Self {
+        if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::TimedOut {
+            return Self::Timeout;
+        }
         if error.raw_os_error() == Some(libc::ETIMEDOUT) {
             return Self::System {
                 call: "connect",
-                text: "connection timed out".to_owned(),
+                text: TIMED_OUT.to_owned(),
             };
         }
         // Go's call for a descriptor is `socket`.
@@ -108,10 +117,15 @@ impl Problem {
         }
     }
 
-    /// Whether Go calls it a timeout.
+    /// Whether Go calls it a timeout, whoever ran out of time: the dial, the name server, or the kernel.
     #[must_use]
-    pub const fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout)
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            Self::Lookup { text, .. } => *text == TIMEOUT,
+            Self::System { text, .. } => text == TIMED_OUT,
+            _ => false,
+        }
     }
 }
 
@@ -214,6 +228,7 @@ mod tests {
         ] {
             let want = format!("dial tcp 10.0.0.1:80: {want}");
             assert_eq!(text(target, os(code)), want);
+            assert_eq!(os(code).is_timeout(), code == libc::ETIMEDOUT);
         }
         assert_eq!(
             text(target, Problem::Timeout),

@@ -15,4 +15,5 @@ pub mod go_error;
 pub mod identifiers;
 pub mod metrics;
 pub mod server;
+pub mod tcp;
 pub mod wire;

@@ -5,6 +5,7 @@
 //! message lives in `server`, `agent` and `client`.
 
 pub mod codec;
+pub mod failure;
 pub mod message;
 pub mod metadata;
 pub mod schema;

@@ -24,6 +24,7 @@ use crate::channel::{Channel, Settings};
 use crate::client::{Refusal, handshake};
 use crate::flow::Outbox;
 use crate::metrics::packets::{Counted, Segment};
+use crate::tcp;
 use crate::wire::metadata::{
     self, AGENT_ID, AGENT_IDENTIFIERS, AUTHORIZATION, BEARER, Extensions, MetadataError,
 };
@@ -31,9 +32,6 @@ use crate::wire::{AGENT_PATH, LINK, Received};
 
 /// How long it may take from the name to the server's headers.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// Servers cut agents that ping more often than every 30 s. The difference is for clocks and delays.
-const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
 
 /// What connections are made with.
 #[derive(Debug)]
@@ -174,8 +172,7 @@ impl Connector {
                     server: address.to_owned(),
                     source,
                 })?;
-        let settings = Settings::link(self.keepalive.max(LEAST_KEEPALIVE));
-        let channel = Channel::open(session, address, settings)
+        let channel = Channel::open(session, address, Settings::link(self.keepalive))
             .await
             .map_err(|source| ConnectError::Http2 {
                 server: address.to_owned(),
@@ -210,7 +207,7 @@ impl Connector {
     async fn reach(&self, host: &str, address: &str) -> Result<TcpStream, ConnectError> {
         let open = async |host: &str, port| {
             let opened = async {
-                let stream = TcpStream::connect((host, port)).await?;
+                let stream = tcp::connect(host, port, LIMIT).await?;
                 stream.set_nodelay(true)?;
                 Ok(stream)
             };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried for how long, and what is
-//! said when none answers.
+//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried, and what is reported when none
+//! answers. In which order and for how long they are tried is [`crate::tcp`]'s business.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,13 +10,11 @@ use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
-use crate::go_error::{DialError, Problem, port, split_host_port};
+use crate::go_error::{DialError, Problem, TIMEOUT, port, split_host_port};
+use crate::tcp;
 
 /// How long a dial may take in all. Upstream's agent has no flag for it.
 pub const LIMIT: Duration = Duration::from_secs(5);
-
-/// The least that each of several addresses gets, as in Go.
-const SHARE: Duration = Duration::from_secs(2);
 
 /// Which of a name's addresses are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,23 +44,14 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
     };
     let addresses = timeout_at(deadline, resolve(address, family))
         .await
-        .unwrap_or_else(|_| Err(lookup(address, "i/o timeout")))
+        .unwrap_or_else(|_| Err(lookup(address, TIMEOUT)))
         .map_err(|problem| failed(None, problem))?;
-    let mut last = None;
-    for (index, target) in addresses.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let others = u32::try_from(addresses.len() - index).unwrap_or(1);
-        let share = (left / others).max(SHARE.min(left));
-        let tried = timeout_at(Instant::now() + share, TcpStream::connect(target)).await;
-        let problem = match tried {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => Problem::connect(&error),
-            Err(_) => Problem::Timeout,
-        };
-        // Go reports the first one.
-        last.get_or_insert_with(|| failed(Some(*target), problem));
-    }
-    Err(last.unwrap_or_else(|| failed(None, lookup(address, "no such host"))))
+    tcp::connect_any(&addresses, deadline)
+        .await
+        .map_err(|tried| match tried {
+            Some(tried) => failed(Some(tried.address), Problem::connect(&tried.source)),
+            None => failed(None, lookup(address, "no such host")),
+        })
 }
 
 async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Problem> {
@@ -88,7 +77,6 @@ async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Probl
         .map_err(|error| lookup(address, lookup_text(&error)))?
         .filter(is_wanted)
         .collect();
-    // IPv4 first where IPv6 may lead nowhere costs nothing; Go starts with the first address's family as well.
     Ok(found)
 }
 
@@ -98,7 +86,7 @@ fn lookup_text(error: &io::Error) -> &'static str {
     if text.contains("Temporary failure") {
         "server misbehaving"
     } else if text.contains("timed out") {
-        "i/o timeout"
+        TIMEOUT
     } else {
         "no such host"
     }
@@ -165,6 +153,31 @@ mod tests {
         assert!(text.starts_with("dial tcp: lookup name.invalid"), "{text}");
     }
 
+    /// Lookups that hang are those of names only, and end in time (hypershift #7087).
+    #[test]
+    fn name_servers_that_do_not_answer_delay_no_address() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        // It ends when the sender is dropped.
+        runtime.spawn_blocking(move || held.recv());
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            dial("tcp", &address, LIMIT).await.unwrap();
+            let limit = Duration::from_millis(50);
+            let error = dial("tcp", "localhost:1", limit).await.unwrap_err();
+            assert!(error.problem.is_timeout(), "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with("dial tcp: lookup localhost"), "{text}");
+            assert!(text.ends_with(": i/o timeout"), "{text}");
+        });
+        drop(release);
+    }
+
     #[tokio::test]
     async fn families() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -172,5 +185,12 @@ mod tests {
         dial("tcp", &address, LIMIT).await.unwrap();
         dial("tcp4", &address, LIMIT).await.unwrap();
         assert!(text("tcp6", &address).await.starts_with("dial tcp6: "));
+        let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        dial("tcp", &address, LIMIT).await.unwrap();
+        dial("tcp6", &address, LIMIT).await.unwrap();
+        drop(listener);
+        let refused = format!("dial tcp {address}: connect: connection refused");
+        assert_eq!(text("tcp", &address).await, refused);
     }
 }

@@ -20,6 +20,7 @@ use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
 use crate::go_error::DialError;
 use crate::metrics::agent::{AgentMetrics, Direction};
 use crate::metrics::packets::Segment;
+use crate::wire::failure;
 use crate::wire::metadata::Extensions;
 use crate::wire::{DialRequest, DialResponse, Message, Received};
 
@@ -134,18 +135,17 @@ impl Link {
 
     fn failed(&self, status: &Status) {
         let metrics = &self.shared.metrics;
-        metrics
-            .packets
-            .receive_error(Segment::ToAgent, status.code());
+        let (code, text) = failure::at_agent(status);
+        metrics.packets.receive_error(Segment::ToAgent, code);
         metrics.server_failed(Direction::FromServer);
         let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
-        if status.code() == Code::Cancelled {
+        if code == Code::Cancelled {
             info!(serverID = server_id, agentID = agent_id, "stream canceled");
         } else {
             error!(
                 serverID = server_id,
                 agentID = agent_id,
-                err = status.message(),
+                err = text.as_str(),
                 "could not read stream"
             );
         }
@@ -161,7 +161,7 @@ impl Link {
                     endpoint.inbox.push(Event::Close);
                     endpoint.closing.notify_one();
                 }
-                None => self.answer(Message::closed(connect_id, "Unknown connectID")),
+                None => self.unknown(connect_id, "Unknown connectID"),
             },
             Message::CloseDial(random) => {
                 self.table().pending.remove(&random);
@@ -191,6 +191,14 @@ impl Link {
         let _ = self.outbox.control(message);
     }
 
+    /// Answers for a connection that is not there. One that was there has had its end put behind its last bytes; an
+    /// answer here would overtake both, and the client would take the connection for cut.
+    fn unknown(&self, connect_id: i64, error: &str) {
+        if !(1..=self.next.load(Ordering::Relaxed)).contains(&connect_id) {
+            self.answer(Message::closed(connect_id, error));
+        }
+    }
+
     fn data(&self, connect_id: i64, data: Bytes) {
         if connect_id == 0 {
             error!(
@@ -200,7 +208,7 @@ impl Link {
             return;
         }
         let Some(endpoint) = self.find(connect_id) else {
-            self.answer(Message::closed(connect_id, "unrecognized connectID"));
+            self.unknown(connect_id, "unrecognized connectID");
             return;
         };
         if let Err(overflow) = endpoint.inbox.push_data(data) {
@@ -283,7 +291,8 @@ impl Link {
             dialAddress = request.address.as_str(),
             "Endpoint connection established"
         );
-        let inbox = Inbox::new(Arc::clone(&self.shared.budget), self.shared.limits, None);
+        let budget = Arc::clone(&self.shared.budget);
+        let inbox = Inbox::new(budget, self.shared.limits, [None, None]);
         let lane = self.outbox.lane(self.extensions.window.then_some(WINDOW));
         let endpoint = Arc::new(Endpoint::new(connect_id, inbox, lane));
         {
@@ -328,5 +337,7 @@ impl Link {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

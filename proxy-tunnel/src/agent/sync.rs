@@ -107,6 +107,17 @@ impl Sync {
         !self.links().is_empty()
     }
 
+    /// How many servers there is a stream to, and how many there should be.
+    #[must_use]
+    pub fn connected(&self) -> (usize, usize) {
+        (self.links().len(), self.wanted(self.known()))
+    }
+
+    /// Several addresses are meant to be several servers.
+    fn wanted(&self, known: usize) -> usize {
+        known.max(self.settings.hosts.len())
+    }
+
     /// How many servers there are, as far as is known.
     fn known(&self) -> usize {
         let said = self.said.load(Ordering::Relaxed) as usize;
@@ -183,8 +194,7 @@ impl Sync {
             *last = known;
             info!(serverCount = known, "Determined server count");
         }
-        // Several addresses are meant to be several servers.
-        let wanted = known.max(self.settings.hosts.len());
+        let wanted = self.wanted(known);
         self.metrics
             .known_servers
             .set(i64::try_from(known).unwrap_or(i64::MAX));

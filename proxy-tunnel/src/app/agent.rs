@@ -15,13 +15,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxy_serve::http::{self, StatusCode};
-use proxy_serve::klog::KlogArgs;
 use proxy_serve::shutdown::Signals;
 use proxy_serve::tls::reload::{self, Reloader};
 use tokio::time::sleep;
 use tracing::{error, info};
 
-use self::args::{Args, Klog};
+pub use self::args::Args;
 use self::settings::{Counting, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
 use super::{Program, RELOAD};
@@ -36,18 +35,8 @@ use crate::metrics::agent::AgentMetrics;
 /// The pause before the API server's settings are read again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// The whole program.
-#[must_use]
-pub fn main() -> ExitCode {
-    super::main::<Args>()
-}
-
 impl Program for Args {
-    type Klog = Klog;
-
-    fn klog(&self) -> KlogArgs<Klog> {
-        self.klog.clone()
-    }
+    const NAME: &'static str = "konnectivity-agent";
 
     async fn run(self) -> Result<ExitCode> {
         run(Settings::new(&self)?).await
@@ -60,18 +49,21 @@ struct Ready(Arc<OnceLock<Arc<Sync>>>);
 
 impl Readiness for Ready {
     fn readiness(&self, is_verbose: bool) -> (StatusCode, String) {
-        let is_connected = self.0.get().is_some_and(|sync| sync.is_connected());
-        let text = match (is_connected, is_verbose) {
-            (true, false) => "ok",
-            (true, true) => "[+]ping ok\n[+]server-connected ok\ncheck passed\n",
-            (false, _) => "[+]ping ok\n[-]server-connected failed: no servers connected\n",
-        };
-        let status = if is_connected {
-            StatusCode::OK
+        let (there, wanted) = self.0.get().map_or((0, 1), |sync| sync.connected());
+        if there == 0 {
+            let text = "[+]ping ok\n[-]server-connected failed: no servers connected\n";
+            return (StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
+        }
+        let text = if !is_verbose {
+            "ok".to_owned()
+        } else if there < wanted {
+            format!(
+                "[+]ping ok\n[+]server-connected ok: {there} of {wanted} servers\ncheck passed\n"
+            )
         } else {
-            StatusCode::SERVICE_UNAVAILABLE
+            "[+]ping ok\n[+]server-connected ok\ncheck passed\n".to_owned()
         };
-        (status, text.to_owned())
+        (StatusCode::OK, text)
     }
 }
 
@@ -180,7 +172,7 @@ async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Lease
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     // Names would be looked up.
     let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
-    if let Some(args) = super::read_flags::<Args>(words)
+    if let Some(args) = super::accepted::<Args>(words)
         && is_address(&args.health_server_host)
         && is_address(&args.admin_bind_address)
         && let Ok(settings) = Settings::new(&args)

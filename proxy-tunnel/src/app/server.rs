@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use proxy_serve::http::{self, StatusCode};
-use proxy_serve::klog::KlogArgs;
 use proxy_serve::listen;
 use proxy_serve::listen::unix::{Existing, Listener};
 use proxy_serve::shutdown::{Phase, Signals};
@@ -25,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::interval;
 use tracing::{info, warn};
 
-use self::args::{Args, Klog};
+pub use self::args::Args;
 use self::settings::{Frontend, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
 use super::listeners::{AGENTS, CLIENTS, Door, Secured, grpc, handshake, http_connect};
@@ -50,18 +49,8 @@ const CUT: Duration = Duration::from_secs(1);
 /// How often the bytes that are buffered are counted.
 const COUNT: Duration = Duration::from_secs(1);
 
-/// The whole program.
-#[must_use]
-pub fn main() -> ExitCode {
-    super::main::<Args>()
-}
-
 impl Program for Args {
-    type Klog = Klog;
-
-    fn klog(&self) -> KlogArgs<Klog> {
-        self.klog.clone()
-    }
+    const NAME: &'static str = "konnectivity-server";
 
     async fn run(self) -> Result<ExitCode> {
         run(Settings::new(&self)?).await
@@ -359,7 +348,7 @@ async fn count_buffers(metrics: &ServerMetrics, budget: &Budget) {
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     // Names would be looked up.
     let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
-    if let Some(args) = super::read_flags::<Args>(words)
+    if let Some(args) = super::accepted::<Args>(words)
         && [
             &args.server_bind_address,
             &args.agent_bind_address,

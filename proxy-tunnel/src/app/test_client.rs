@@ -9,13 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use clap::Parser;
 use http::header::HOST;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use proxy_serve::klog::{KlogArgs, Spelling, Style};
 use proxy_serve::tls::client::Client as Tls;
 use proxy_serve::tls::reload::Source as _;
 use proxy_serve::tls::{Pair, Policy};
@@ -23,20 +21,12 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{debug, error, info};
 
-use super::{Program, both, spelling};
+use super::{Program, both};
 use crate::client::{Dialer, Endpoint, Mode};
 
-#[derive(Debug, Clone)]
-struct Klog;
-
-impl Style for Klog {
-    const SPELLING: Spelling = spelling("konnectivity-test-client", 4);
-}
-
 /// Makes HTTP requests through a konnectivity server
-#[derive(Debug, Parser)]
-#[command(name = "konnectivity-test-client", version)]
-struct Args {
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
     /// Certificate that the server is shown
     #[arg(long, value_name = "FILE", default_value = "")]
     client_cert: String,
@@ -88,9 +78,6 @@ struct Args {
     /// Accepted; requests are made with HTTP/1.1, which has no such checks
     #[arg(long, default_value_t = true)]
     enable_http2_healthchecks: bool,
-
-    #[command(flatten)]
-    klog: KlogArgs<Klog>,
 }
 
 /// One of several requests, with everything it needs.
@@ -104,20 +91,9 @@ struct Trial {
 /// What is left of a request: a connection that is kept.
 type Kept = http1::SendRequest<Empty<Bytes>>;
 
-/// The whole program.
-#[must_use]
-pub fn main() -> ExitCode {
-    super::main::<Args>()
-}
-
 impl Program for Args {
-    type Klog = Klog;
-
+    const NAME: &'static str = "konnectivity-test-client";
     const THREADS: usize = 2;
-
-    fn klog(&self) -> KlogArgs<Klog> {
-        self.klog.clone()
-    }
 
     async fn run(self) -> Result<ExitCode> {
         let trial = self.trial()?;
@@ -260,25 +236,16 @@ impl Trial {
 /// Reads a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
-    drop(super::read_flags::<Args>(words));
+    let _: Option<Args> = super::accepted(words);
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, FromArgMatches as _};
-    use proxy_serve::flags::pflag;
-
+    use super::super::read_flags;
     use super::*;
 
     fn trial(words: &[&str]) -> Result<Trial> {
-        let line = ["konnectivity-test-client"].iter().chain(words);
-        let matches = pflag(Args::command()).try_get_matches_from(line)?;
-        Args::from_arg_matches(&matches)?.trial()
-    }
-
-    #[test]
-    fn the_command_is_sound() {
-        pflag(Args::command()).debug_assert();
+        read_flags::<Args>(words)?.trial()
     }
 
     #[test]

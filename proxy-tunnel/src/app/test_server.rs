@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use clap::Parser;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -17,14 +16,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use proxy_serve::klog::{KlogArgs, Spelling, Style};
 use proxy_serve::listen::accept::Slots;
 use proxy_serve::shutdown::Signals;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::{Program, port, spelling};
+use super::{Program, port};
 
 const SUCCESS: &str = "<!DOCTYPE html>\n<html>\n    <head>\n        <title>Success</title>\n    </head>\n    \
                        <body>\n        <p>The success test page!</p>\n    </body>\n</html>";
@@ -38,37 +36,17 @@ const SLEEP: (u64, u64) = (10, 3600);
 /// Connections at once.
 const CONNECTIONS: u32 = 4096;
 
-#[derive(Debug, Clone)]
-struct Klog;
-
-impl Style for Klog {
-    const SPELLING: Spelling = spelling("http-test-server", 0);
-}
-
 /// A small HTTP server for trying a tunnel
-#[derive(Debug, Parser)]
-#[command(name = "http-test-server", version)]
-struct Args {
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
     /// The port, on 127.0.0.1
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     server_port: i64,
-
-    #[command(flatten)]
-    klog: KlogArgs<Klog>,
-}
-
-/// The whole program.
-#[must_use]
-pub fn main() -> ExitCode {
-    super::main::<Args>()
 }
 
 impl Program for Args {
-    type Klog = Klog;
-
-    fn klog(&self) -> KlogArgs<Klog> {
-        self.klog.clone()
-    }
+    const NAME: &'static str = "http-test-server";
+    const VERBOSITY: i32 = 0;
 
     async fn run(self) -> Result<ExitCode> {
         let port = port("server-port", self.server_port)?;
@@ -164,13 +142,11 @@ fn page(
 /// Reads a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
-    drop(super::read_flags::<Args>(words));
+    let _: Option<Args> = super::accepted(words);
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -185,10 +161,5 @@ mod tests {
         assert_eq!(pause(None), Duration::from_secs(10));
         assert_eq!(pause(Some("time=x")), Duration::from_secs(10));
         assert_eq!(pause(Some("time=99999999999")), Duration::from_hours(1));
-    }
-
-    #[test]
-    fn the_command_is_sound() {
-        proxy_serve::flags::pflag(Args::command()).debug_assert();
     }
 }

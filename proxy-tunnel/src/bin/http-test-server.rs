@@ -4,6 +4,8 @@
 
 use std::process::ExitCode;
 
+use proxy_tunnel::app::{main as run, test_server};
+
 fn main() -> ExitCode {
-    proxy_tunnel::app::test_server::main()
+    run::<test_server::Args>()
 }

@@ -4,6 +4,8 @@
 
 use std::process::ExitCode;
 
+use proxy_tunnel::app::{agent, main as run};
+
 fn main() -> ExitCode {
-    proxy_tunnel::app::agent::main()
+    run::<agent::Args>()
 }

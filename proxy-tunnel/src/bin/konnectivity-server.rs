@@ -4,6 +4,8 @@
 
 use std::process::ExitCode;
 
+use proxy_tunnel::app::{main as run, server};
+
 fn main() -> ExitCode {
-    proxy_tunnel::app::server::main()
+    run::<server::Args>()
 }

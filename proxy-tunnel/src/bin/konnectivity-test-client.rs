@@ -4,6 +4,8 @@
 
 use std::process::ExitCode;
 
+use proxy_tunnel::app::{main as run, test_client};
+
 fn main() -> ExitCode {
-    proxy_tunnel::app::test_client::main()
+    run::<test_client::Args>()
 }

@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Mode;
+use crate::tcp;
 
 /// Where a server is.
 #[derive(Clone)]
@@ -65,7 +66,7 @@ impl Endpoint {
         match self {
             Self::Unix(path) => Ok(Io::Unix(UnixStream::connect(path).await?)),
             Self::Tls { host, port, config } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let stream = tcp::connect(host, *port, super::LIMIT).await?;
                 stream.set_nodelay(true)?;
                 let mut config = ClientConfig::clone(config);
                 config.alpn_protocols = match mode {

@@ -80,13 +80,13 @@ pub struct Inbox<E> {
     state: Mutex<State<E>>,
     budget: Arc<Budget>,
     limits: Limits,
-    full: Option<IntGauge>,
+    full: [Option<IntGauge>; 2],
 }
 
 impl<E> Inbox<E> {
-    /// An empty one. `full` counts the inboxes that hold more than their limit.
+    /// An empty one. `full` count the inboxes that hold more than their limit.
     #[must_use]
-    pub const fn new(budget: Arc<Budget>, limits: Limits, full: Option<IntGauge>) -> Self {
+    pub const fn new(budget: Arc<Budget>, limits: Limits, full: [Option<IntGauge>; 2]) -> Self {
         Self {
             state: Mutex::new(State {
                 items: VecDeque::new(),
@@ -134,7 +134,7 @@ impl<E> Inbox<E> {
             state.regular += cost;
         } else {
             let since = *state.full_since.get_or_insert_with(|| {
-                self.full.iter().for_each(IntGauge::inc);
+                self.full.iter().flatten().for_each(IntGauge::inc);
                 Instant::now()
             });
             if since.elapsed() > self.limits.stall {
@@ -246,7 +246,7 @@ impl<E> Inbox<E> {
 
     fn no_longer_full(&self, state: &mut State<E>) {
         if state.full_since.take().is_some() {
-            self.full.iter().for_each(IntGauge::dec);
+            self.full.iter().flatten().for_each(IntGauge::dec);
         }
     }
 
@@ -282,7 +282,10 @@ mod tests {
     fn inbox(budget: usize, stall: Duration) -> (Inbox<&'static str>, Arc<Budget>) {
         let budget = Arc::new(Budget::new(budget));
         let limits = Limits { tunnel: 10, stall };
-        (Inbox::new(Arc::clone(&budget), limits, None), budget)
+        (
+            Inbox::new(Arc::clone(&budget), limits, [None, None]),
+            budget,
+        )
     }
 
     fn bytes(length: usize) -> Bytes {
@@ -331,7 +334,7 @@ mod tests {
                 tunnel: 10,
                 stall: Duration::from_secs(9),
             },
-            None,
+            [None, None],
         );
         offender.push_data(bytes(10)).unwrap();
         offender.push_data(bytes(10)).unwrap();

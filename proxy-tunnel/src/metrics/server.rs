@@ -78,6 +78,8 @@ pub struct ServerMetrics {
     pub http_connections: IntGauge,
     /// Expired leases that were deleted.
     pub culled_leases: IntCounter,
+    /// HTTP CONNECT connections of which more is buffered than their limit.
+    pub full_queues: IntGauge,
     dial_duration: HistogramVec,
     write_duration: HistogramVec,
     connection_duration: HistogramVec,
@@ -147,6 +149,15 @@ impl ServerMetrics {
             "culled_leases_count",
             "Expired leases that this server has deleted.",
         )));
+        let full_queues = maker.add(IntGauge::with_opts(maker.opts(
+            "full_frontend_write_queues",
+            "HTTP CONNECT connections of which too much is buffered, because their clients do not read.",
+        )));
+        // Upstream's loop for an agent waits for a client whose queue is full; ours never does.
+        maker.add(IntGauge::with_opts(maker.opts(
+            "blocked_frontend_write_channels",
+            "Always 0: no client's queue keeps an agent's packets for other clients waiting.",
+        )));
         let buffered = maker.add(IntGauge::with_opts(maker.opts(
             "buffered_bytes",
             "Bytes received from agents that clients have not yet taken.",
@@ -161,6 +172,7 @@ impl ServerMetrics {
             packets: Arc::new(Packets::new(&maker)),
             http_connections,
             culled_leases,
+            full_queues,
             buffered,
             backend_connections,
             dial_duration: maker.histograms(
@@ -260,6 +272,14 @@ impl ServerMetrics {
         self.connection_duration
             .with_label_values(&NONE)
             .observe(after.as_secs_f64());
+    }
+
+    /// Dials that are pending, and connections that are established.
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[must_use]
+    pub fn open(&self) -> (i64, i64) {
+        let value = |gauge: &IntGaugeVec| gauge.with_label_values(&NONE).get();
+        (value(&self.pending), value(&self.established))
     }
 
     /// A gRPC stream began or ended.

@@ -14,12 +14,12 @@ use tracing::{debug, error, info, warn};
 
 use super::Server;
 use super::backend::Backend;
-use super::frontend::grpc::receive_error;
 use super::transport::{self, Answer};
 use crate::flow::OutboxStream;
 use crate::identifiers::Identifiers;
 use crate::metrics::packets::{Counted, Segment};
 use crate::metrics::server::Method;
+use crate::wire::failure;
 use crate::wire::metadata::{self, AUTHORIZATION, BEARER, Extensions, SERVER_COUNT, SERVER_ID};
 use crate::wire::{AGENT_PATH, LINK, Received};
 
@@ -156,10 +156,8 @@ async fn receive(server: Arc<Server>, backend: Arc<Backend>, mut inbound: Stream
                 break;
             }
             Err(status) => {
-                metrics
-                    .packets
-                    .receive_error(Segment::FromAgent, status.code());
-                let (code, text) = receive_error(&status);
+                let (code, text) = failure::at_server(&status);
+                metrics.packets.receive_error(Segment::FromAgent, code);
                 if code == Code::Cancelled {
                     info!(agentID = agent_id, "Stream read from agent cancelled");
                 } else {

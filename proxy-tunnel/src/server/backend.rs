@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tracing::{debug, error, info};
 
 use super::tunnel::{Event, Tunnel};
+use crate::client::Mode;
 use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
 use crate::identifiers::Identifiers;
 use crate::metrics::server::{DialFailure, Method, ServerMetrics};
@@ -47,11 +48,15 @@ impl Shared {
         }
     }
 
-    /// An inbox for a tunnel.
+    /// An inbox for a tunnel of a client that speaks like this.
     #[must_use]
-    pub fn inbox(&self) -> Inbox<Event> {
-        let full = self.metrics.full(Method::Connect);
-        Inbox::new(Arc::clone(&self.budget), self.limits, Some(full))
+    pub fn inbox(&self, mode: Mode) -> Inbox<Event> {
+        let queues = match mode {
+            Mode::Grpc => None,
+            Mode::HttpConnect => Some(self.metrics.full_queues.clone()),
+        };
+        let full = [Some(self.metrics.full(Method::Connect)), queues];
+        Inbox::new(Arc::clone(&self.budget), self.limits, full)
     }
 }
 
@@ -62,6 +67,18 @@ struct Table {
     established: HashMap<i64, Arc<Tunnel>>,
     /// Closed here, and the agent has not yet said so: what it sends for them is dropped.
     closing: HashSet<i64>,
+}
+
+/// Connections that wait for the agent's confirmation at most. Only an agent that means harm leaves so many without
+/// it: what it sends for others is answered by a request to close each time.
+const MOST_CLOSING: usize = 65_536;
+
+impl Table {
+    fn note_closing(&mut self, connect_id: i64) {
+        if self.closing.len() < MOST_CLOSING {
+            self.closing.insert(connect_id);
+        }
+    }
 }
 
 /// One stream of an agent.
@@ -181,7 +198,7 @@ impl Backend {
         match table.established.entry(connect_id) {
             Entry::Occupied(entry) if Arc::ptr_eq(entry.get(), tunnel) => {
                 entry.remove();
-                table.closing.insert(connect_id);
+                table.note_closing(connect_id);
                 true
             }
             _ => false,
@@ -198,6 +215,17 @@ impl Backend {
     pub fn close_unknown(&self, connect_id: i64) {
         // An ended stream has no connections.
         let _ = self.outbox.control(Message::CloseRequest(connect_id));
+    }
+
+    /// As [`Self::close_unknown`], for one that the agent has: its target may send on until the agent takes the
+    /// request.
+    fn close_stray(&self, connect_id: i64) {
+        let mut table = self.table();
+        if !table.is_lost {
+            table.note_closing(connect_id);
+        }
+        drop(table);
+        self.close_unknown(connect_id);
     }
 
     /// Takes a message of the agent.
@@ -270,7 +298,7 @@ impl Backend {
             );
             metrics.dial_failed(DialFailure::UnrecognizedResponse);
             if response.connect_id != 0 {
-                self.close_unknown(response.connect_id);
+                self.close_stray(response.connect_id);
             }
             return;
         };
@@ -335,7 +363,7 @@ impl Backend {
                     connectionID = connect_id,
                     "could not get frontend client; closing connection"
                 );
-                self.close_unknown(connect_id);
+                self.close_stray(connect_id);
             }
             return;
         };
@@ -405,5 +433,7 @@ impl Backend {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

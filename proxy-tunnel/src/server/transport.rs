@@ -44,6 +44,8 @@ const STREAMS: u32 = 65_536;
 pub struct Settings {
     /// After how long without a byte the peer is pinged.
     pub keepalive: Duration,
+    /// How long it may take to answer.
+    pub ping_timeout: Duration,
     /// Bytes that a peer may send on a stream, and on a connection, before any of them is taken.
     pub windows: (u32, u32),
     /// Bytes that wait in the kernel's stead for the peer's window.
@@ -56,6 +58,7 @@ impl Settings {
     pub const fn link(keepalive: Duration) -> Self {
         Self {
             keepalive,
+            ping_timeout: PING_TIMEOUT,
             windows: (8 << 20, 16 << 20),
             send_buffer: 1 << 20,
         }
@@ -66,6 +69,7 @@ impl Settings {
     pub const fn tunnels(keepalive: Duration) -> Self {
         Self {
             keepalive,
+            ping_timeout: PING_TIMEOUT,
             windows: (512 << 10, 32 << 20),
             send_buffer: 256 << 10,
         }
@@ -104,7 +108,7 @@ where
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(settings.keepalive)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_timeout(settings.ping_timeout)
         .initial_stream_window_size(stream)
         .initial_connection_window_size(connection)
         .max_send_buf_size(settings.send_buffer)

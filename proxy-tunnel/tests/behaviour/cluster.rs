@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use kube::Client;
+use proxy_tunnel::agent::sync::CountSource;
 use proxy_tunnel::client::Mode;
 use proxy_tunnel::cluster::counting::{Counter, Leases};
 use proxy_tunnel::cluster::publishing::Publisher;
@@ -138,6 +139,45 @@ async fn leases_are_counted_as_they_come_and_go() {
     stub.remove(&lease::name("b"));
     until("two fewer", || count(&leases) == Some(1)).await;
     assert_eq!(stub.count(&Method::GET, "limit=500"), 1);
+    task.abort();
+}
+
+/// Both sides of the leases, with as many servers as there are at a time, and an agent that believes the larger of
+/// leases and what servers say.
+#[tokio::test]
+async fn servers_are_counted_by_the_leases_that_they_keep() {
+    let stub = Stub::new().await;
+    let metrics = ServerMetrics::new();
+    let mut publishers = Vec::new();
+    for id in ["a", "b", "c"] {
+        publishers.push(publisher(stub.client().await, id, &metrics));
+    }
+    publishers[0].renew().await.unwrap();
+    let (leases, _, task) = counter(&stub).await;
+    until("one", || count(&leases) == Some(1)).await;
+    let mut options = Options::new(Mode::Grpc);
+    options.count = 2;
+    let rig = Rig::with(options).await;
+    let agent = Agent::with(
+        &rig,
+        &[rig.agents.port()],
+        AgentOptions {
+            leases: Some(Arc::clone(&leases)),
+            source: CountSource::Max,
+            ..AgentOptions::default()
+        },
+    );
+    agent.until_counted("known_server_count 2").await;
+    for publisher in &publishers[1..] {
+        publisher.renew().await.unwrap();
+    }
+    until("three", || count(&leases) == Some(3)).await;
+    agent.until_counted("known_server_count 3").await;
+    for publisher in &publishers[1..] {
+        publisher.withdraw().await;
+    }
+    until("one again", || count(&leases) == Some(1)).await;
+    agent.until_counted("known_server_count 2").await;
     task.abort();
 }
 

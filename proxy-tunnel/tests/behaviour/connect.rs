@@ -348,3 +348,32 @@ async fn many_connections_at_once_each_with_its_own_bytes() {
     }
     rig.until_counted("established_connections 0").await;
 }
+
+/// Go's clients offer h2 too.
+#[tokio::test]
+async fn http_1_is_chosen_whatever_else_is_offered() {
+    let rig = Rig::new(Mode::HttpConnect).await;
+    for (offered, want) in [
+        (&[&b"h2"[..], b"http/1.1"][..], Some(&b"http/1.1"[..])),
+        (&[b"http/1.1"], Some(b"http/1.1")),
+        (&[], None),
+    ] {
+        let current = rig.scratch.client_tls().current();
+        let mut config = rustls::ClientConfig::clone(&current.get().config);
+        config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+        let stream = tokio::net::TcpStream::connect(rig.tls).await.unwrap();
+        let mut session = connector.connect(name, stream).await.unwrap();
+        assert_eq!(session.get_ref().1.alpn_protocol(), want);
+        session
+            .write_all(b"CONNECT a:1 HTTP/1.1\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        let read = timeout(SOON, session.read_to_string(&mut answer)).await;
+        read.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.ends_with("No agent available"), "{answer}");
+    }
+}

@@ -127,18 +127,25 @@ async fn a_client_that_does_not_read_is_closed_alone_with_an_agent_of_upstream()
         let (mut stalled, mut other) = (stalled.unwrap(), other.unwrap());
         let chunk = Bytes::from(vec![0; 32 * 1024]);
         let mut rounds = 0;
+        let mut was_full = false;
         let closed = loop {
             agent.send(Message::Data(1, chunk.clone()));
             rounds += 1;
             assert!(rounds < 5000, "it is never closed");
             tokio::time::sleep(Duration::from_millis(1)).await;
-            if rig
-                .metrics()
-                .contains("tunnels_closed_total{reason=\"stalled\"} 1")
-            {
+            let metrics = rig.metrics();
+            was_full |= metrics.contains("server_full_frontend_write_queues 1\n");
+            if metrics.contains("tunnels_closed_total{reason=\"stalled\"} 1") {
                 break agent.message().await;
             }
         };
+        assert_eq!(was_full, mode == Mode::HttpConnect);
+        for gauge in [
+            "full_frontend_write_queues",
+            "blocked_frontend_write_channels",
+        ] {
+            rig.until_counted(&format!("{gauge} 0")).await;
+        }
         assert_eq!(closed, Message::CloseRequest(1));
         agent.send(Message::Data(2, Bytes::from_static(b"other")));
         let mut got = [0; 5];

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::Bytes;
-use proxy_tunnel::client::{DialError, Mode};
+use proxy_tunnel::client::{DialError, Dialer, Mode, Tunnel};
 use proxy_tunnel::wire::Message;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -43,54 +43,44 @@ async fn a_lost_agent_is_an_error_for_grpc_clients() {
     rig.until_counted("pending_backend_dials 0").await;
 }
 
-#[tokio::test]
-async fn a_lost_agent_is_an_error_for_our_client_in_the_middle_of_an_answer() {
-    let rig = Rig::new(Mode::Grpc).await;
-    let mut agent = Peer::accepted_agent(&rig).await;
-    let dialer = rig.dialer();
-    let (tunnel, _) = tokio::join!(dialer.dial("a:1"), agent.accept(1));
+/// A tunnel with this number whose target has sent the first bytes of an answer.
+async fn begun(rig: &Rig, agent: &mut Peer, number: i64) -> Tunnel {
+    let dialer = Dialer::new(rig.tls_endpoint(), rig.mode);
+    let (tunnel, _) = tokio::join!(dialer.dial("a:1"), agent.accept(number));
     let mut tunnel = tunnel.unwrap();
-    agent.send(Message::Data(1, Bytes::from_static(b"half of")));
-    tunnel.read_exact(&mut [0; 7]).await.unwrap();
-    drop(agent);
-    let read = timeout(SOON, tunnel.read(&mut [0])).await.unwrap();
-    assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    agent.send(Message::Data(number, Bytes::from_static(b"half of")));
+    let mut got = [0; 7];
+    tunnel.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"half of");
+    tunnel
 }
 
-/// TLS without its own end, TCP by a reset: curl and Go call it an error.
+/// For clients of CONNECT a cut is a reset of TCP and TLS without its own end: curl and Go call it an error.
 #[tokio::test]
-async fn a_lost_agent_is_a_reset_for_connect_clients_on_tcp() {
-    let rig = Rig::new(Mode::HttpConnect).await;
-    let mut agent = Peer::accepted_agent(&rig).await;
-    let dialer = proxy_tunnel::client::Dialer::new(rig.tls_endpoint(), Mode::HttpConnect);
-    let (tunnel, _) = tokio::join!(dialer.dial("a:1"), agent.accept(1));
-    let mut tunnel = tunnel.unwrap();
-    agent.send(Message::Data(1, Bytes::from_static(b"half of")));
-    tunnel.read_exact(&mut [0; 7]).await.unwrap();
-    drop(agent);
-    let read = timeout(SOON, tunnel.read(&mut [0])).await.unwrap();
-    let kind = read.unwrap_err().kind();
-    assert!(
-        matches!(kind, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),
-        "{kind:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_regular_end_is_one_also_on_tcp() {
-    let rig = Rig::new(Mode::HttpConnect).await;
-    let mut agent = Peer::accepted_agent(&rig).await;
-    let dialer = proxy_tunnel::client::Dialer::new(rig.tls_endpoint(), Mode::HttpConnect);
-    let (tunnel, _) = tokio::join!(dialer.dial("a:1"), agent.accept(1));
-    let mut tunnel = tunnel.unwrap();
-    agent.send(Message::Data(1, Bytes::from_static(b"all")));
-    agent.send(Message::closed(1, ""));
-    let mut all = String::new();
-    timeout(SOON, tunnel.read_to_string(&mut all))
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(all, "all");
+async fn only_a_closed_connection_looks_complete() {
+    for mode in [Mode::Grpc, Mode::HttpConnect] {
+        let rig = Rig::new(mode).await;
+        let mut agent = Peer::accepted_agent(&rig).await;
+        let mut closed = begun(&rig, &mut agent, 1).await;
+        agent.send(Message::Data(1, Bytes::from_static(b" it")));
+        agent.send(Message::closed(1, ""));
+        let mut rest = String::new();
+        let read = timeout(SOON, closed.read_to_string(&mut rest)).await;
+        read.unwrap().unwrap();
+        assert_eq!(rest, " it", "{mode:?}");
+        let mut failed = begun(&rig, &mut agent, 2).await;
+        agent.send(Message::closed(2, "read tcp: connection reset by peer"));
+        let mut cut = begun(&rig, &mut agent, 3).await;
+        drop(agent);
+        for tunnel in [&mut failed, &mut cut] {
+            let read = timeout(SOON, tunnel.read(&mut [0])).await.unwrap();
+            let kind = read.unwrap_err().kind();
+            assert!(
+                matches!(kind, ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),
+                "{mode:?}: {kind:?}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! Peers that speak upstream's protocol and nothing more, packet by packet: what they send is bytes, so that
 //! they can also send what no program of ours does.
 
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use futures_util::stream;
@@ -13,11 +14,13 @@ use proxy_tunnel::wire::{
     AGENT_PATH, DialRequest, DialResponse, Message, PROXY_PATH, PacketCodec, Received, TUNNEL,
 };
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, Socket};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
@@ -60,13 +63,14 @@ pub struct Peer {
     opening: Option<Opening>,
     pub headers: MetadataMap,
     inbound: Option<Streaming<Received>>,
+    socket: Socket,
 }
 
 /// Metadata as pairs.
 pub type Pairs<'a> = &'a [(&'static str, &'a str)];
 
 impl Peer {
-    fn open(channel: Channel, path: &'static str, pairs: Pairs<'_>) -> Self {
+    fn open(socket: Socket, channel: Channel, path: &'static str, pairs: Pairs<'_>) -> Self {
         let mut metadata = MetadataMap::new();
         for (key, value) in pairs {
             metadata.append(*key, value.parse().unwrap());
@@ -81,22 +85,30 @@ impl Peer {
             opening: Some(opening),
             headers: MetadataMap::new(),
             inbound: None,
+            socket,
         }
     }
 
     /// An agent with this metadata.
     pub async fn agent(rig: &Rig, pairs: Pairs<'_>) -> Self {
+        Self::agent_by(rig, pairs, Settings::tunnels()).await
+    }
+
+    /// A TLS session of an agent.
+    pub async fn session(rig: &Rig) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(rig.agents).await.unwrap();
         let config = Arc::clone(&rig.scratch.client_tls().current().get().config);
         let name = ServerName::try_from("localhost").unwrap();
-        let session = TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .unwrap();
-        let channel = Channel::open(session, "localhost", Settings::tunnels())
-            .await
-            .unwrap();
-        Self::open(channel, AGENT_PATH, pairs)
+        let connecting = TlsConnector::from(config).connect(name, stream);
+        connecting.await.unwrap()
+    }
+
+    /// An agent with a connection of its own kind.
+    pub async fn agent_by(rig: &Rig, pairs: Pairs<'_>, settings: Settings) -> Self {
+        let session = Self::session(rig).await;
+        let socket = SockRef::from(session.get_ref().0).try_clone().unwrap();
+        let channel = Channel::open(session, "localhost", settings).await.unwrap();
+        Self::open(socket, channel, AGENT_PATH, pairs)
     }
 
     /// An agent that the server has accepted.
@@ -109,11 +121,15 @@ impl Peer {
 
     /// A client.
     pub async fn client(rig: &Rig) -> Self {
+        Self::client_by(rig, Settings::tunnels()).await
+    }
+
+    /// A client with a connection of its own kind.
+    pub async fn client_by(rig: &Rig, settings: Settings) -> Self {
         let stream = UnixStream::connect(&rig.socket).await.unwrap();
-        let channel = Channel::open(stream, "localhost", Settings::tunnels())
-            .await
-            .unwrap();
-        Self::open(channel, PROXY_PATH, &[])
+        let socket = SockRef::from(&stream).try_clone().unwrap();
+        let channel = Channel::open(stream, "localhost", settings).await.unwrap();
+        Self::open(socket, channel, PROXY_PATH, &[])
     }
 
     /// Waits for the server's headers.
@@ -136,6 +152,11 @@ impl Peer {
             // A stream that has ended is what some tests are about.
             let _ = sender.send(bytes);
         }
+    }
+
+    /// Ends the connection below the stream, without a word.
+    pub fn vanish(&self) {
+        self.socket.shutdown(Shutdown::Both).unwrap();
     }
 
     /// Ends the sending side.

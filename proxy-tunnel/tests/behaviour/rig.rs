@@ -68,7 +68,7 @@ impl Scratch {
         fs::write(scratch.file("ca.crt"), authority.pem()).unwrap();
         for name in ["server", "client"] {
             let key = KeyPair::generate().unwrap();
-            let names = ["localhost", "127.0.0.1", PROXIED]
+            let names = ["localhost", "127.0.0.1", "::1", PROXIED]
                 .map(str::to_owned)
                 .to_vec();
             let params = CertificateParams::new(names).unwrap();
@@ -125,7 +125,8 @@ pub struct Options {
     pub dial_timeout: Option<Duration>,
     pub limits: Limits,
     pub budget: usize,
-    pub keepalive: Duration,
+    /// After how long without a byte an agent is pinged, and how long it may take to answer.
+    pub pings: (Duration, Duration),
     pub strategies: Vec<Strategy>,
     pub reviewer: Option<Reviewer>,
     pub id: String,
@@ -140,7 +141,7 @@ impl Options {
             dial_timeout: Some(Duration::from_secs(10)),
             limits: Limits::default(),
             budget: 64 << 20,
-            keepalive: HOUR,
+            pings: (HOUR, HOUR),
             strategies: vec![Strategy::Default],
             reviewer: None,
             id: "server".into(),
@@ -249,7 +250,10 @@ impl Rig {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let agents = listener.local_addr().unwrap();
         let service = Arc::new(AgentService(Arc::clone(&server)));
-        let settings = Settings::link(options.keepalive);
+        let settings = Settings {
+            ping_timeout: options.pings.1,
+            ..Settings::link(options.pings.0)
+        };
         tasks.push(tokio::spawn(async move {
             let inner = door.clone();
             door.accept(listener, move |stream| {
@@ -341,6 +345,7 @@ pub struct AgentOptions {
     pub identifiers: &'static str,
     pub token: Option<PathBuf>,
     pub leases: Option<Arc<Leases>>,
+    pub source: CountSource,
     pub limits: Limits,
 }
 
@@ -371,7 +376,7 @@ impl Agent {
                 interval: Duration::from_millis(20),
                 cap: Duration::from_millis(100),
                 forever: false,
-                source: CountSource::Default,
+                source: options.source,
                 leases: options.leases,
             },
             connector,

@@ -3,15 +3,19 @@
 //! The server between a client and an agent that both speak upstream's protocol: which packet it answers by
 //! which, on both of its sides.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message as _;
+use proxy_tunnel::channel::Settings;
 use proxy_tunnel::client::Mode;
 use proxy_tunnel::wire::schema::Packet;
 use proxy_tunnel::wire::{DialResponse, Message, PacketType};
+use tokio::time::sleep;
 use tonic::Code;
 
 use super::peers::Peer;
-use super::rig::Rig;
+use super::rig::{Options, Rig};
 
 async fn pair() -> (Rig, Peer, Peer) {
     let rig = Rig::new(Mode::Grpc).await;
@@ -132,6 +136,8 @@ async fn an_answer_to_an_unknown_dial_is_closed() {
     }));
     assert_eq!(agent.message().await, Message::CloseRequest(9));
     agent.send(data(0, "x"));
+    // Its target sends on until it is closed: that is no news.
+    agent.send(data(9, "x"));
     agent.send(data(8, "x"));
     assert_eq!(agent.message().await, Message::CloseRequest(8));
 }
@@ -216,6 +222,103 @@ async fn a_clients_stream_that_ends_closes_its_connection() {
     assert_eq!(agent.message().await, Message::CloseDial(8));
 }
 
+/// Go's gRPC cancels the stream of a peer that has vanished, and counts it as that.
+#[tokio::test]
+async fn peers_that_vanish_are_counted_as_canceled() {
+    let (rig, mut agent, client) = established().await;
+    client.vanish();
+    assert_eq!(agent.message().await, Message::CloseRequest(3));
+    let canceled = |segment| {
+        format!(
+            "stream_errors_total{{code=\"Canceled\",packet_type=\"Unknown\",segment=\"{segment}\"}} 1"
+        )
+    };
+    rig.until_counted(&canceled("from_client")).await;
+    agent.vanish();
+    rig.until_counted(&canceled("from_agent")).await;
+    rig.until_counted("established_connections 0").await;
+    // A regular end is no error.
+    let (rig, agent, mut client) = established().await;
+    client.finish();
+    assert_eq!(client.next().await.unwrap(), None);
+    drop(client);
+    rig.until_counted("grpc_connections{service_method=\"Proxy\"} 0")
+        .await;
+    assert!(!rig.metrics().contains("stream_errors_total{"));
+    drop(agent);
+}
+
+/// Upstream's server ends the connection of an agent that pings more often than every 30 s, and that of a client
+/// that pings more often than every 5 minutes, with all tunnels on it. Ours answers the pings.
+#[tokio::test]
+async fn peers_that_ping_often_are_not_cut() {
+    let often = Settings {
+        keepalive: Some(Duration::from_millis(2)),
+        ..Settings::tunnels()
+    };
+    let rig = Rig::new(Mode::Grpc).await;
+    let mut agent = Peer::agent_by(&rig, &[("agentid", "raw")], often).await;
+    agent.opened().await.unwrap();
+    let mut client = Peer::client_by(&rig, often).await;
+    client.dial(7, "a:1");
+    agent.accept(3).await;
+    client.answered().await;
+    // Some hundred pings.
+    sleep(Duration::from_secs(1)).await;
+    client.send(data(3, "ping"));
+    assert_eq!(agent.message().await, data(3, "ping"));
+    agent.send(data(3, "pong"));
+    assert_eq!(client.message().await, data(3, "pong"));
+    assert!(!rig.metrics().contains("stream_errors_total{"));
+}
+
+#[tokio::test]
+async fn two_pending_dials_with_one_number() {
+    let (rig, mut agent, mut client) = pair().await;
+    client.dial(7, "a:1");
+    agent.asked().await;
+    let mut other = Peer::client(&rig).await;
+    other.dial(7, "b:1");
+    let answer = other.answered().await;
+    assert_eq!(answer.random, 7);
+    assert!(answer.error.contains("another random number"), "{answer:?}");
+    agent.send(Message::DialResponse(DialResponse {
+        error: String::new(),
+        connect_id: 3,
+        random: 7,
+    }));
+    assert_eq!(client.answered().await.connect_id, 3);
+}
+
+/// A suspended agent, or one behind a network that is cut without a word, as far as the server can see.
+#[tokio::test]
+async fn an_agent_that_answers_no_pings_is_lost() {
+    let mut options = Options::new(Mode::Grpc);
+    options.pings = (Duration::from_millis(100), Duration::from_millis(100));
+    let rig = Rig::with(options).await;
+    let (mut sender, mut connection) = h2::client::handshake(Peer::session(&rig).await)
+        .await
+        .unwrap();
+    let request = http::Request::post("https://localhost/AgentService/Connect")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("agentid", "suspended")
+        .body(())
+        .unwrap();
+    let (response, _stream) = sender.send_request(request, false).unwrap();
+    tokio::select! {
+        response = response => assert_eq!(response.unwrap().headers()["serverid"], "server"),
+        ended = &mut connection => panic!("{ended:?}"),
+    }
+    // From now on nothing reads from the connection.
+    let mut client = Peer::client(&rig).await;
+    client.dial(7, "a:1");
+    let answer = client.answered().await;
+    assert_eq!(answer.error, "Backend context error: context canceled");
+    rig.until_counted("ready_backends{proxy_strategy=\"default\"} 0")
+        .await;
+}
+
 #[tokio::test]
 async fn one_dial_for_each_stream() {
     let (_rig, mut agent, mut client) = established().await;
@@ -265,6 +368,10 @@ async fn messages_beyond_four_mebibytes_end_one_stream_only() {
     client.send(Message::Data(3, Bytes::from(vec![0; 4 * 1024 * 1024])));
     let status = client.next().await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
+    rig.until_counted(
+        "stream_errors_total{code=\"ResourceExhausted\",packet_type=\"Unknown\",segment=\"from_client\"} 1",
+    )
+    .await;
     assert_eq!(agent.message().await, Message::CloseRequest(3));
     other.send(data(4, "x"));
     assert_eq!(agent.message().await, data(4, "x"));
@@ -289,13 +396,13 @@ async fn bytes_of_a_target_that_speaks_first_are_held_back() {
     client.answered().await;
     let answered = std::time::Instant::now();
     assert_eq!(client.message().await, data(3, "banner"));
-    assert!(answered.elapsed() > std::time::Duration::from_millis(4));
+    assert!(answered.elapsed() > Duration::from_millis(4));
 }
 
 #[tokio::test]
 async fn a_silent_agent_is_not_waited_for() {
-    let mut options = super::rig::Options::new(Mode::Grpc);
-    options.dial_timeout = Some(std::time::Duration::from_millis(100));
+    let mut options = Options::new(Mode::Grpc);
+    options.dial_timeout = Some(Duration::from_millis(100));
     let rig = Rig::with(options).await;
     let mut agent = Peer::accepted_agent(&rig).await;
     let mut client = Peer::client(&rig).await;

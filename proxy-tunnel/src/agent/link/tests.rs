@@ -12,16 +12,16 @@ use tokio::time::timeout;
 use super::*;
 use crate::flow::OutboxStream;
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
-struct Rig {
-    link: Arc<Link>,
+pub(super) struct Rig {
+    pub(super) link: Arc<Link>,
     sent: OutboxStream,
-    listener: TcpListener,
+    pub(super) listener: TcpListener,
 }
 
 impl Rig {
-    async fn new(extensions: Extensions) -> Self {
+    pub(super) async fn new(extensions: Extensions) -> Self {
         let shared = Arc::new(Shared {
             agent_id: "agent".into(),
             metrics: AgentMetrics::new(),
@@ -36,7 +36,7 @@ impl Rig {
         }
     }
 
-    fn dial(&self, random: i64) {
+    pub(super) fn dial(&self, random: i64) {
         self.link.receive(Message::DialRequest(DialRequest {
             protocol: "tcp".into(),
             address: self.listener.local_addr().unwrap().to_string(),
@@ -44,13 +44,18 @@ impl Rig {
         }));
     }
 
-    async fn next(&mut self) -> Message {
+    pub(super) async fn next(&mut self) -> Message {
         let next = timeout(SOON, self.sent.next()).await;
         next.expect("nothing was sent").unwrap().unwrap()
     }
 
+    /// What waits to be sent.
+    pub(super) fn waiting(&mut self) -> Option<Message> {
+        self.sent.next().now_or_never()?.transpose().unwrap()
+    }
+
     /// A connection that is established: its number, and the target's end.
-    async fn connect(&mut self, random: i64) -> (i64, TcpStream) {
+    pub(super) async fn connect(&mut self, random: i64) -> (i64, TcpStream) {
         self.dial(random);
         let (target, _) = self.listener.accept().await.unwrap();
         let Message::DialResponse(response) = self.next().await else {
@@ -60,7 +65,7 @@ impl Rig {
         (response.connect_id, target)
     }
 
-    fn nothing_is_left(&self) {
+    pub(super) fn nothing_is_left(&self) {
         let table = self.link.table();
         assert!(table.pending.is_empty() && table.endpoints.is_empty());
         assert_eq!(self.link.shared.budget.used(), 0);
@@ -120,6 +125,43 @@ async fn unknown_connections_are_answered_in_upstreams_words() {
 }
 
 /// Defect 14 of upstream: the last mebibytes before a close are lost there.
+/// Bytes for a connection that its target has closed meet its end on their way: they must not overtake it.
+#[tokio::test]
+async fn late_bytes_cost_no_answer() {
+    for extensions in [Extensions::default(), Extensions::ALL] {
+        let mut rig = Rig::new(extensions).await;
+        let (id, mut target) = rig.connect(1).await;
+        target.write_all(&[1; 100_000]).await.unwrap();
+        if extensions.half_close {
+            rig.link.receive(Message::Finish(id));
+        }
+        drop(target);
+        until_forgotten(&rig, id).await;
+        rig.link
+            .receive(Message::Data(id, Bytes::from_static(b"late")));
+        rig.link.receive(Message::CloseRequest(id));
+        let mut got = 0;
+        let closed = loop {
+            match rig.next().await {
+                Message::Data(_, data) => got += data.len(),
+                Message::Finish(_) => {}
+                other => break other,
+            }
+        };
+        assert_eq!((closed, got), (Message::closed(id, ""), 100_000));
+        assert_eq!(rig.waiting(), None);
+    }
+}
+
+async fn until_forgotten(rig: &Rig, id: i64) {
+    let forgotten = async {
+        while rig.link.find(id).is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(SOON, forgotten).await.expect("it is kept");
+}
+
 #[tokio::test]
 async fn everything_before_a_close_arrives() {
     let mut rig = Rig::new(Extensions::default()).await;

@@ -2,26 +2,13 @@
 
 //! `konnectivity-agent`'s flags, with upstream's names and defaults.
 
-use clap::{ArgAction, Parser};
-use proxy_serve::klog::{KlogArgs, Spelling, Style};
+use clap::ArgAction;
 use proxy_serve::value::{GoDuration, List};
 
-use super::super::spelling;
-
-#[derive(Debug, Clone)]
-pub struct Klog;
-
-impl Style for Klog {
-    const SPELLING: Spelling = spelling("konnectivity-agent", 4);
-}
+use super::super::args::Common;
 
 /// Connects to konnectivity servers and carries what they tunnel to targets in this network
-#[derive(Debug, Parser)]
-#[command(name = "konnectivity-agent", version)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "every flag stands for itself, as upstream has them"
-)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Certificate that servers are shown
     #[arg(long, value_name = "FILE", default_value = "")]
@@ -53,12 +40,6 @@ pub struct Args {
     /// Port for administration
     #[arg(long, value_name = "PORT", default_value_t = 8094)]
     pub admin_server_port: i64,
-    /// Accepted; this program has no profiles of Go
-    #[arg(long)]
-    pub enable_profiling: bool,
-    /// Accepted with --enable-profiling
-    #[arg(long)]
-    pub enable_contention_profiling: bool,
     /// Name of this agent; empty: `PROXY_AGENT_ID` of the environment, else a random one
     #[arg(long, value_name = "NAME", default_value = "")]
     pub agent_id: String,
@@ -89,9 +70,6 @@ pub struct Args {
     /// Count servers by their leases
     #[arg(long)]
     pub count_server_leases: bool,
-    /// Namespace of the leases
-    #[arg(long, value_name = "NAME", default_value = "kube-system")]
-    pub lease_namespace: String,
     /// Which leases are servers', as a label selector
     #[arg(
         long,
@@ -105,26 +83,8 @@ pub struct Args {
     /// With leases: default, or max for the larger of leases and what servers say
     #[arg(long, value_name = "SOURCE", default_value = "default")]
     pub server_count_source: String,
-    /// How to reach the API server; empty: as a pod does
-    #[arg(long, value_name = "FILE", default_value = "")]
-    pub kubeconfig: String,
-    /// Accepted; this program speaks JSON with the API server
-    #[arg(
-        long,
-        value_name = "TYPE",
-        default_value = "application/vnd.kubernetes.protobuf"
-    )]
-    pub kube_api_content_type: String,
-    /// Accepted without effect: a connection that is closed for its buffer is always logged
-    #[arg(long)]
-    pub warn_on_channel_limit: bool,
-    /// How long a target may leave its connection's buffer full before it is closed
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
-    pub tunnel_stall_timeout: GoDuration,
-    /// MiB that all connections together may buffer of what servers send
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    pub buffer_budget: u32,
 
+    /// What the other end has too
     #[command(flatten)]
-    pub klog: KlogArgs<Klog>,
+    pub common: Common,
 }

@@ -9,17 +9,16 @@ use anyhow::{Context as _, Result, ensure};
 use proxy_serve::listen::Bind;
 use proxy_serve::tls::client::Client as Tls;
 use proxy_serve::tls::{HTTP2, Pair, Policy};
-use proxy_serve::value::{GoDuration, List};
+use proxy_serve::value::List;
 use tracing::warn;
 
+use super::super::args::{path, positive};
 use super::super::{both, name, port};
 use super::args::Args;
 use crate::agent::sync::CountSource;
+use crate::channel::LEAST_KEEPALIVE;
 use crate::flow::Limits;
 use crate::identifiers::Identifiers;
-
-/// How often servers allow pings at most.
-const LEAST_KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How leases are counted.
 #[derive(Debug)]
@@ -79,17 +78,10 @@ impl Settings {
     /// # Errors
     /// They contradict each other, or a value is out of range.
     pub fn new(args: &Args) -> Result<Self> {
-        ensure!(
-            args.enable_profiling || !args.enable_contention_profiling,
-            "--enable-contention-profiling needs --enable-profiling"
-        );
+        args.common.check()?;
         ensure!(
             args.xfr_channel_size > 0,
             "--xfr-channel-size must be larger than 0"
-        );
-        ensure!(
-            args.buffer_budget > 0,
-            "--buffer-budget must be larger than 0"
         );
         check_identifiers(&args.agent_identifiers)?;
         let interval = positive("sync-interval", args.sync_interval)?;
@@ -127,7 +119,7 @@ impl Settings {
             )?,
             health_port,
             admin: Bind::parse("--admin-bind-address", &args.admin_bind_address, admin_port)?,
-            profiling: args.enable_profiling,
+            profiling: args.common.enable_profiling,
             interval,
             cap,
             forever: args.sync_forever,
@@ -137,34 +129,18 @@ impl Settings {
                 .map_err(anyhow::Error::msg)
                 .context("--server-count-source")?,
             counting: args.count_server_leases.then(|| Counting {
-                kubeconfig: path(&args.kubeconfig),
-                namespace: args.lease_namespace.clone(),
+                kubeconfig: args.common.kubeconfig(),
+                namespace: args.common.lease_namespace.clone(),
                 selector: if args.lease_label.is_empty() {
                     args.lease_label_selector.clone()
                 } else {
                     args.lease_label.clone()
                 },
             }),
-            limits: Limits {
-                stall: positive("tunnel-stall-timeout", args.tunnel_stall_timeout)?,
-                ..Limits::default()
-            },
-            budget: args.buffer_budget as usize * 1024 * 1024,
+            limits: args.common.limits()?,
+            budget: args.common.budget(),
         })
     }
-}
-
-fn path(text: &str) -> Option<PathBuf> {
-    Some(text)
-        .filter(|text| !text.is_empty())
-        .map(PathBuf::from)
-}
-
-fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
-    value
-        .to_std()
-        .filter(|duration| !duration.is_zero())
-        .with_context(|| format!("--{flag} is {value}; it must be larger than 0"))
 }
 
 /// Servers may be behind a load balancer with any port.
@@ -216,20 +192,12 @@ fn check_identifiers(text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory as _, FromArgMatches as _};
-    use proxy_serve::flags::pflag;
-
+    use super::super::super::read_flags;
     use super::*;
 
     fn read(words: &[&str]) -> Result<Settings> {
-        let line = ["konnectivity-agent", "--ca-cert=ca"];
-        let matches = pflag(Args::command()).try_get_matches_from(line.iter().chain(words))?;
-        Settings::new(&Args::from_arg_matches(&matches)?)
-    }
-
-    #[test]
-    fn the_command_is_sound() {
-        pflag(Args::command()).debug_assert();
+        let line = ["--ca-cert=ca"].iter().chain(words);
+        Settings::new(&read_flags(line)?)
     }
 
     #[test]
@@ -317,6 +285,8 @@ mod tests {
             (&["--proxy-server-host="], "--proxy-server-host"),
             (&["--proxy-server-port=0"], "--proxy-server-port"),
             (&["--health-server-port=80"], "--health-server-port"),
+            (&["--tunnel-stall-timeout=0s"], "--tunnel-stall-timeout"),
+            (&["--buffer-budget=0"], "--buffer-budget"),
             (&["--unknown"], "--unknown"),
         ] {
             let error = format!("{:#}", read(words).unwrap_err());

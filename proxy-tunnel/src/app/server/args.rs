@@ -2,26 +2,13 @@
 
 //! `konnectivity-server`'s flags, with upstream's names and defaults, and what they may not be together.
 
-use clap::{ArgAction, Parser};
-use proxy_serve::klog::{KlogArgs, Spelling, Style};
+use clap::ArgAction;
 use proxy_serve::value::{GoDuration, List};
 
-use super::super::spelling;
-
-#[derive(Debug, Clone)]
-pub struct Klog;
-
-impl Style for Klog {
-    const SPELLING: Spelling = spelling("konnectivity-server", 4);
-}
+use super::super::args::Common;
 
 /// Tunnels connections of an API server to agents, which carry them into a cluster's network
-#[derive(Debug, Parser)]
-#[command(name = "konnectivity-server", version)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "every flag stands for itself, as upstream has them"
-)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Certificate for clients on TCP
     #[arg(long, value_name = "FILE", default_value = "")]
@@ -80,12 +67,6 @@ pub struct Args {
     /// After how long without a byte a client is pinged
     #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
     pub frontend_keepalive_time: GoDuration,
-    /// Accepted; this program has no profiles of Go
-    #[arg(long)]
-    pub enable_profiling: bool,
-    /// Accepted with --enable-profiling
-    #[arg(long)]
-    pub enable_contention_profiling: bool,
     /// Name of this server; empty: `PROXY_SERVER_ID` of the environment, else a random one
     #[arg(long, value_name = "NAME", default_value = "")]
     pub server_id: String,
@@ -101,22 +82,12 @@ pub struct Args {
     /// Audience of the agents' tokens
     #[arg(long, value_name = "NAME", default_value = "")]
     pub authentication_audience: String,
-    /// How to reach the API server; empty: as a pod does
-    #[arg(long, value_name = "FILE", default_value = "")]
-    pub kubeconfig: String,
     /// Accepted; this program asks the API server a few times a minute
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub kubeconfig_qps: f64,
     /// Accepted, as --kubeconfig-qps
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub kubeconfig_burst: i64,
-    /// Accepted; this program speaks JSON with the API server
-    #[arg(
-        long,
-        value_name = "TYPE",
-        default_value = "application/vnd.kubernetes.protobuf"
-    )]
-    pub kube_api_content_type: String,
     /// How an agent is chosen, in this order: default, destHost, defaultRoute
     #[arg(long, value_name = "LIST", default_value = "default", action = ArgAction::Append)]
     pub proxy_strategies: Vec<List>,
@@ -135,9 +106,6 @@ pub struct Args {
     /// Keep a lease for this server, and delete expired ones
     #[arg(long)]
     pub enable_lease_controller: bool,
-    /// Namespace of the leases
-    #[arg(long, value_name = "NAME", default_value = "kube-system")]
-    pub lease_namespace: String,
     /// Labels of the leases, as key=value,key=value
     #[arg(
         long,
@@ -151,16 +119,8 @@ pub struct Args {
     /// How long an agent may take to answer a dial; 0: for ever
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub backend_dial_timeout: GoDuration,
-    /// Accepted without effect, as upstream has it
-    #[arg(long)]
-    pub warn_on_channel_limit: bool,
-    /// How long a client may leave its connection's buffer full before it is closed
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
-    pub tunnel_stall_timeout: GoDuration,
-    /// MiB that all connections together may buffer of what agents send
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    pub buffer_budget: u32,
 
+    /// What the other end has too
     #[command(flatten)]
-    pub klog: KlogArgs<Klog>,
+    pub common: Common,
 }

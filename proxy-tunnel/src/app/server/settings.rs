@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use proxy_serve::listen::Bind;
 use proxy_serve::tls::server::Server as Tls;
 use proxy_serve::tls::{HTTP1, HTTP2, Pair, Policy};
-use proxy_serve::value::{GoDuration, List};
+use proxy_serve::value::List;
 
+use super::super::args::{duration, path, positive};
 use super::super::{both, name, port};
 use super::args::Args;
 use crate::client::Mode;
@@ -86,10 +87,7 @@ impl Settings {
         let suites = List::join(&args.cipher_suites);
         let policy = Policy::parse(&suites, &args.tls_min_version)
             .context("--cipher-suites and --tls-min-version")?;
-        ensure!(
-            args.enable_profiling || !args.enable_contention_profiling,
-            "--enable-contention-profiling needs --enable-profiling"
-        );
+        args.common.check()?;
         ensure!(
             args.xfr_channel_size > 0,
             "--xfr-channel-size must be larger than 0"
@@ -97,10 +95,6 @@ impl Settings {
         ensure!(
             args.frontend_write_channel_size >= 0,
             "--frontend-write-channel-size must not be negative"
-        );
-        ensure!(
-            args.buffer_budget > 0,
-            "--buffer-budget must be larger than 0"
         );
         let mode = args
             .mode
@@ -133,15 +127,13 @@ impl Settings {
                 &args.admin_bind_address,
                 port("admin-port", args.admin_port)?,
             )?,
-            profiling: args.enable_profiling,
+            profiling: args.common.enable_profiling,
             keepalive: (
                 positive("keepalive-time", args.keepalive_time)?,
                 positive("frontend-keepalive-time", args.frontend_keepalive_time)?,
             ),
             account: account(args)?,
-            kubeconfig: Some(&args.kubeconfig)
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+            kubeconfig: args.common.kubeconfig(),
             strategies: strategies(args)?,
             leases: args
                 .enable_lease_controller
@@ -149,28 +141,10 @@ impl Settings {
                 .transpose()?,
             graceful: duration("graceful-shutdown-timeout", args.graceful_shutdown_timeout)?,
             dial_timeout: Some(dial_timeout).filter(|limit| !limit.is_zero()),
-            limits: Limits {
-                stall: duration("tunnel-stall-timeout", args.tunnel_stall_timeout)?,
-                ..Limits::default()
-            },
-            budget: args.buffer_budget as usize * 1024 * 1024,
+            limits: args.common.limits()?,
+            budget: args.common.budget(),
         })
     }
-}
-
-fn duration(flag: &str, value: GoDuration) -> Result<Duration> {
-    value
-        .to_std()
-        .with_context(|| format!("--{flag} is {value}; it must not be negative"))
-}
-
-fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
-    let duration = duration(flag, value)?;
-    ensure!(
-        !duration.is_zero(),
-        "--{flag} is {value}; it must be larger than 0"
-    );
-    Ok(duration)
 }
 
 fn frontend(args: &Args, mode: Mode, policy: &Policy) -> Result<Frontend> {
@@ -228,9 +202,7 @@ fn agents(args: &Args, policy: Policy) -> Result<Tls> {
             certificate: (&args.cluster_cert).into(),
             key: (&args.cluster_key).into(),
         },
-        client_ca: Some(&args.cluster_ca_cert)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from),
+        client_ca: path(&args.cluster_ca_cert),
         location: "--cluster-cert, --cluster-key and --cluster-ca-cert say where they are",
         alpn: vec![HTTP2.to_vec()],
         policy,
@@ -276,7 +248,7 @@ fn leases(args: &Args) -> Result<Leases> {
     let labels = lease::parse_labels(&args.lease_label).context("--lease-label")?;
     ensure!(!labels.is_empty(), "--lease-label needs at least one label");
     Ok(Leases {
-        namespace: args.lease_namespace.clone(),
+        namespace: args.common.lease_namespace.clone(),
         labels,
     })
 }

@@ -33,7 +33,7 @@ fn answer(random: i64, connect_id: i64) -> Message {
 }
 
 fn dial(backend: &Arc<Backend>, random: i64) -> Arc<Tunnel> {
-    let inbox = Arc::new(backend.shared.inbox());
+    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     backend.dial(request(random), inbox).unwrap()
 }
 
@@ -138,6 +138,10 @@ fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
     assert_eq!(sent(&backend), [Message::CloseDial(7)]);
     backend.receive(answer(7, 3));
     assert_eq!(sent(&backend), [Message::CloseRequest(3)]);
+    // Its target may send on meanwhile.
+    backend.receive(Message::Data(3, Bytes::from_static(b"x")));
+    assert_eq!(sent(&backend), []);
+    backend.receive(Message::closed(3, ""));
     assert_eq!(backend.counts(), (0, 0, 0));
     let text = text(&backend);
     assert!(text.contains("dial_failure_count{reason=\"frontend_close\"} 1"));
@@ -164,7 +168,7 @@ fn a_lost_agent_is_an_error_for_all() {
     assert_eq!(events(&pending), [Item::Event(Event::PendingLost)]);
     let lost = Item::Event(Event::Lost(ESTABLISHED_LOST.into()));
     assert_eq!(events(&established), [lost]);
-    let inbox = Arc::new(backend.shared.inbox());
+    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     let refused = backend.dial(request(3), inbox).unwrap_err();
     assert_eq!(refused, DialRefused::Lost);
     let text = text(&backend);
@@ -177,7 +181,7 @@ fn a_lost_agent_is_an_error_for_all() {
 fn a_number_that_is_taken_is_refused() {
     let backend = backend();
     let _tunnel = dial(&backend, 7);
-    let inbox = Arc::new(backend.shared.inbox());
+    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     let refused = backend.dial(request(7), inbox).unwrap_err();
     assert_eq!(refused, DialRefused::Duplicate);
     assert_eq!(backend.counts(), (1, 0, 0));

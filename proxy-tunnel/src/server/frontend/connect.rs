@@ -16,6 +16,7 @@ use tracing::{debug, error, info};
 use super::HOLD;
 use super::head::{self, Head, HeadError};
 use super::socket::{Half, Halves, Socket};
+use crate::client::Mode;
 use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
 use crate::metrics::packets::Segment;
@@ -133,7 +134,7 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc
     metrics
         .packets
         .count_kind(Segment::FromClient, PacketType::DialReq);
-    let tunnel = match backend.dial(request, Arc::new(server.shared.inbox())) {
+    let tunnel = match backend.dial(request, Arc::new(server.shared.inbox(Mode::HttpConnect))) {
         Ok(tunnel) => tunnel,
         Err(refused) => {
             metrics.dial_failed(DialFailure::BackendClose);

@@ -11,16 +11,18 @@ use std::sync::{Arc, OnceLock};
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Streaming};
 use tracing::{debug, error, info, warn};
 
 pub use self::answers::Answers;
+use crate::client::Mode;
 use crate::flow::Inbox;
 use crate::metrics::packets::Segment;
 use crate::metrics::server::{DialFailure, Method};
 use crate::server::Server;
 use crate::server::strategies::NO_AGENT;
 use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
+use crate::wire::failure;
 use crate::wire::metadata::Extensions;
 use crate::wire::{DialRequest, Message, Received};
 
@@ -33,6 +35,8 @@ struct Session {
     /// The transport has dropped the answers' stream: the client has gone.
     gone: Notify,
     has_gone: AtomicBool,
+    /// It did so before the stream's regular end.
+    is_cancelled: AtomicBool,
     /// The client has sent bytes, so it knows its connection.
     has_spoken: AtomicBool,
     /// Waits for that.
@@ -61,11 +65,12 @@ pub fn serve(
     debug!(userAgent = user_agent, "Proxy request from client");
     server.shared.metrics.grpc(Method::Proxy, 1);
     let session = Arc::new(Session {
-        inbox: Arc::new(server.shared.inbox()),
+        inbox: Arc::new(server.shared.inbox(Mode::Grpc)),
         server,
         tunnel: OnceLock::new(),
         gone: Notify::new(),
         has_gone: AtomicBool::new(false),
+        is_cancelled: AtomicBool::new(false),
         has_spoken: AtomicBool::new(false),
         listener: AtomicWaker::new(),
         extensions,
@@ -103,7 +108,12 @@ impl Receiver {
         let status = loop {
             let received = tokio::select! {
                 biased;
-                () = self.session.gone.notified() => break None,
+                () = self.session.gone.notified() => {
+                    if self.session.is_cancelled.load(Ordering::Acquire) {
+                        self.failed(Code::Cancelled, "");
+                    }
+                    break None;
+                }
                 () = expiry(self.deadline) => {
                     self.deadline = None;
                     self.expire();
@@ -122,15 +132,8 @@ impl Receiver {
                 }
                 Ok(None) => break None,
                 Err(status) => {
-                    metrics
-                        .packets
-                        .receive_error(Segment::FromClient, status.code());
-                    let (code, text) = receive_error(&status);
-                    if code == Code::Cancelled {
-                        info!("Stream read from frontend cancelled");
-                    } else {
-                        warn!(err = text.as_str(), "Stream read from frontend failure");
-                    }
+                    let (code, text) = failure::at_server(&status);
+                    self.failed(code, &text);
                     break Some((code, text));
                 }
             };
@@ -143,6 +146,17 @@ impl Receiver {
             tunnel.detach();
         }
         self.session.end(status);
+    }
+
+    /// The client's stream has failed.
+    fn failed(&self, code: Code, text: &str) {
+        let packets = &self.session.server.shared.metrics.packets;
+        packets.receive_error(Segment::FromClient, code);
+        if code == Code::Cancelled {
+            info!("Stream read from frontend cancelled");
+        } else {
+            warn!(err = text, "Stream read from frontend failure");
+        }
     }
 
     fn expire(&self) {
@@ -326,18 +340,5 @@ async fn expiry(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// How a stream ends whose client sent something that cannot be received.
-#[must_use]
-pub fn receive_error(status: &Status) -> (Code, String) {
-    match status.code() {
-        // tonic's code for a message beyond the limit; gRPC in Go has another one.
-        Code::OutOfRange => (
-            Code::ResourceExhausted,
-            format!("received message larger than max: {}", status.message()),
-        ),
-        code => (code, status.message().to_owned()),
     }
 }

@@ -2,9 +2,7 @@
 
 //! Which flags there are, their defaults, and what is refused: facts §3.
 
-use clap::{CommandFactory as _, FromArgMatches as _};
-use proxy_serve::flags::pflag;
-
+use super::super::super::read_flags;
 use super::*;
 
 const UNIX: [&str; 4] = [
@@ -15,9 +13,7 @@ const UNIX: [&str; 4] = [
 ];
 
 fn read(words: &[&str]) -> Result<Settings> {
-    let line = ["konnectivity-server"].iter().chain(words);
-    let matches = pflag(Args::command()).try_get_matches_from(line)?;
-    Settings::new(&Args::from_arg_matches(&matches)?)
+    Settings::new(&read_flags(words)?)
 }
 
 fn error(words: &[&str]) -> String {
@@ -35,11 +31,6 @@ fn unix(words: &[&str]) -> Result<Settings> {
 
 fn unix_error(words: &[&str]) -> String {
     format!("{:#}", unix(words).unwrap_err())
-}
-
-#[test]
-fn the_command_is_sound() {
-    pflag(Args::command()).debug_assert();
 }
 
 #[test]

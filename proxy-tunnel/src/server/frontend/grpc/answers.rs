@@ -138,6 +138,9 @@ impl Stream for Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
+        if !self.has_ended {
+            self.session.is_cancelled.store(true, Ordering::Release);
+        }
         self.session.has_gone.store(true, Ordering::Release);
         if let Some(tunnel) = self.session.tunnel.get() {
             tunnel.release();

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The life of an agent's connections, with real targets on loopback: server and target act in any order, and often at
+//! once. However a connection ends, the server is told once, after everything that the target sent, and nothing is left.
+
+use std::collections::HashSet;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::tests::{Rig, SOON};
+use super::*;
+
+/// What happens to an established connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The server sends bytes, the client's end, a request to close.
+    Send,
+    Finish,
+    Close,
+    /// The target sends bytes, half-closes, closes, resets.
+    TargetSends,
+    TargetFinishes,
+    TargetCloses,
+    TargetResets,
+    /// Tasks run for a moment.
+    Yield,
+    /// The server's stream ends.
+    Lose,
+}
+
+const STEPS: [Step; 9] = [
+    Step::Send,
+    Step::Finish,
+    Step::Close,
+    Step::TargetSends,
+    Step::TargetFinishes,
+    Step::TargetCloses,
+    Step::TargetResets,
+    Step::Yield,
+    Step::Lose,
+];
+
+/// Plays one history.
+async fn play(extensions: Extensions, steps: &[Step]) {
+    let mut rig = Rig::new(extensions).await;
+    let (id, target) = rig.connect(7).await;
+    let mut target = Some(target);
+    let (mut sent, mut is_lost) = (0, false);
+    for step in steps {
+        match step {
+            Step::Send => rig
+                .link
+                .receive(Message::Data(id, Bytes::from_static(b"x"))),
+            Step::Finish => rig.link.receive(Message::Finish(id)),
+            Step::Close => rig.link.receive(Message::CloseRequest(id)),
+            Step::TargetSends => {
+                if let Some(target) = &mut target {
+                    // The agent may have closed it.
+                    sent += usize::from(target.write_all(b"y").await.is_ok());
+                }
+            }
+            Step::TargetFinishes => {
+                if let Some(target) = &mut target {
+                    let _ = target.shutdown().await;
+                }
+            }
+            Step::TargetCloses => target = None,
+            Step::TargetResets => {
+                if let Some(target) = target.take() {
+                    let reset = Some(std::time::Duration::ZERO);
+                    socket2::SockRef::from(&target).set_linger(reset).unwrap();
+                }
+            }
+            Step::Yield => run().await,
+            Step::Lose => {
+                is_lost = true;
+                rig.link.lost();
+            }
+        }
+    }
+    if is_lost {
+        if let Some(mut target) = target {
+            let mut rest = [0; 64];
+            let end = async { while matches!(target.read(&mut rest).await, Ok(1..)) {} };
+            timeout(SOON, end).await.expect("a target is kept");
+        }
+    } else {
+        let mut told = Told::default();
+        // Bytes in the other direction may meet a closed socket, and then a reset overtakes the target's bytes.
+        let rude = [Step::Send, Step::Close, Step::TargetResets];
+        if !rude.iter().any(|step| steps.contains(step)) {
+            while told.bytes < sent {
+                told.take(id, rig.next().await);
+            }
+        }
+        rig.link.receive(Message::CloseRequest(id));
+        drop(target);
+        while told.ends == 0 {
+            told.take(id, rig.next().await);
+        }
+        // Also what crosses the end.
+        rig.link
+            .receive(Message::Data(id, Bytes::from_static(b"late")));
+        rig.link.receive(Message::CloseRequest(id));
+        rest(&rig).await;
+        while let Some(message) = rig.waiting() {
+            told.take(id, message);
+        }
+        assert_eq!(
+            told.ends, 1,
+            "the server was told of the end {} times",
+            told.ends
+        );
+        assert!(told.bytes <= sent, "{} bytes of {sent}", told.bytes);
+    }
+    rest(&rig).await;
+}
+
+/// What the server has been told of one connection.
+#[derive(Debug, Default)]
+struct Told {
+    bytes: usize,
+    has_finished: bool,
+    ends: usize,
+}
+
+impl Told {
+    fn take(&mut self, id: i64, message: Message) {
+        match message {
+            Message::Data(number, data) => {
+                assert_eq!(number, id);
+                assert!(self.ends == 0 && !self.has_finished, "bytes after the end");
+                self.bytes += data.len();
+            }
+            Message::Finish(number) => {
+                assert_eq!(number, id);
+                assert!(self.ends == 0 && !self.has_finished, "a second end");
+                self.has_finished = true;
+            }
+            Message::CloseResponse(close) => {
+                assert_eq!(close.connect_id, id);
+                self.ends += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Lets tasks run for a moment.
+async fn run() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until all connections have ended.
+async fn rest(rig: &Rig) {
+    let left = async {
+        while rig.link.shared.metrics.endpoint_connections.get() > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    timeout(SOON, left).await.expect("a connection is left");
+    rig.nothing_is_left();
+}
+
+/// Every history of three steps.
+#[tokio::test]
+async fn every_short_history_ends_once() {
+    for extensions in [Extensions::ALL, Extensions::default()] {
+        for one in STEPS {
+            for two in STEPS {
+                for three in STEPS {
+                    let steps = [one, two, three];
+                    let played = tokio::spawn(async move { play(extensions, &steps).await }).await;
+                    assert!(played.is_ok(), "{extensions:?}: {steps:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Dials that the server gives up at any moment: each is answered once or not at all, and closed if it was.
+#[tokio::test]
+async fn dials_that_are_given_up_leave_nothing() {
+    const LAST: i64 = 1000;
+    let mut rig = Rig::new(Extensions::ALL).await;
+    for random in 1..=100 {
+        rig.dial(random);
+        for _ in 0..random % 10 {
+            tokio::task::yield_now().await;
+        }
+        rig.link.receive(Message::CloseDial(random));
+    }
+    rig.dial(LAST);
+    let mut answered = HashSet::new();
+    while !answered.contains(&LAST) {
+        let response = match rig.next().await {
+            Message::DialResponse(response) => response,
+            Message::CloseResponse(_) => continue,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(response.error, "");
+        assert!(
+            answered.insert(response.random),
+            "{} twice",
+            response.random
+        );
+        rig.link.receive(Message::CloseRequest(response.connect_id));
+    }
+    // Targets that were never accepted end with their listener.
+    rig.listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    rest(&rig).await;
+}

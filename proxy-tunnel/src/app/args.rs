@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Flags that server and agent have both, and checks of single values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use proxy_serve::value::GoDuration;
+
+use crate::flow::Limits;
+
+// Not a doc comment: clap would make it the program's description.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// Accepted; this program has no profiles of Go
+    #[arg(long)]
+    pub enable_profiling: bool,
+    /// Accepted with --enable-profiling
+    #[arg(long)]
+    enable_contention_profiling: bool,
+    /// How to reach the API server; empty: as a pod does
+    #[arg(long, value_name = "FILE", default_value = "")]
+    kubeconfig: String,
+    /// Accepted; this program speaks JSON with the API server
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "application/vnd.kubernetes.protobuf"
+    )]
+    kube_api_content_type: String,
+    /// Namespace of the leases
+    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    pub lease_namespace: String,
+    /// Accepted without effect: a connection that is closed for its buffer is always logged
+    #[arg(long)]
+    warn_on_channel_limit: bool,
+    /// How long a reader may leave its connection's buffer full before the connection is closed
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    tunnel_stall_timeout: GoDuration,
+    /// MiB that all connections together may buffer for slow readers
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    buffer_budget: u32,
+}
+
+impl Common {
+    /// Checks them.
+    ///
+    /// # Errors
+    /// They contradict each other, or a value is out of range.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.enable_profiling || !self.enable_contention_profiling,
+            "--enable-contention-profiling needs --enable-profiling"
+        );
+        ensure!(
+            self.buffer_budget > 0,
+            "--buffer-budget must be larger than 0"
+        );
+        Ok(())
+    }
+
+    /// The file that says how to reach the API server.
+    #[must_use]
+    pub fn kubeconfig(&self) -> Option<PathBuf> {
+        path(&self.kubeconfig)
+    }
+
+    /// What bounds one tunnel.
+    ///
+    /// # Errors
+    /// The time is none.
+    pub fn limits(&self) -> Result<Limits> {
+        Ok(Limits {
+            stall: positive("tunnel-stall-timeout", self.tunnel_stall_timeout)?,
+            ..Limits::default()
+        })
+    }
+
+    /// Bytes that all tunnels may buffer.
+    #[must_use]
+    pub const fn budget(&self) -> usize {
+        self.buffer_budget as usize * 1024 * 1024
+    }
+}
+
+/// A file's name, if one is given.
+#[must_use]
+pub fn path(text: &str) -> Option<PathBuf> {
+    Some(text)
+        .filter(|text| !text.is_empty())
+        .map(PathBuf::from)
+}
+
+/// A time that may be none.
+///
+/// # Errors
+/// It is negative.
+pub fn duration(flag: &str, value: GoDuration) -> Result<Duration> {
+    value
+        .to_std()
+        .with_context(|| format!("--{flag} is {value}; it must not be negative"))
+}
+
+/// A time.
+///
+/// # Errors
+/// It is none, or negative.
+pub fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
+    value
+        .to_std()
+        .filter(|duration| !duration.is_zero())
+        .with_context(|| format!("--{flag} is {value}; it must be larger than 0"))
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Connecting by TCP to a name with several addresses, as Go's dialer does: the addresses of the first one's family
+//! one after the other, and beside them, after a short time, those of the other family. A network in which IPv6
+//! leads nowhere then costs 300 ms and not the whole time that a dial has.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// The least that each of several addresses of one family gets, as in Go.
+const SHARE: Duration = Duration::from_secs(2);
+
+/// How long the first family is tried alone, as in Go (RFC 6555, section 5.5).
+const FALLBACK: Duration = Duration::from_millis(300);
+
+/// No address was connected to. The first address of the first family tells why, as in Go.
+#[derive(Debug, Error)]
+#[error("{address}: {source}")]
+pub struct Failed {
+    /// The address.
+    pub address: SocketAddr,
+    /// What the kernel answered; without a number of the kernel's: it did not answer in time.
+    pub source: io::Error,
+}
+
+/// Connects to a host by its name or address.
+///
+/// # Errors
+/// It has no address, or none that answers in time.
+pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + limit;
+    let found = timeout_at(deadline, lookup_host((host, port))).await??;
+    let addresses: Vec<SocketAddr> = found.collect();
+    match connect_any(&addresses, deadline).await {
+        Ok(stream) => Ok(stream),
+        Err(Some(failed)) => Err(io::Error::new(failed.source.kind(), failed)),
+        Err(None) => Err(io::Error::new(io::ErrorKind::NotFound, "no address")),
+    }
+}
+
+/// Connects to one of these addresses.
+///
+/// # Errors
+/// None of them answers in time; without a reason if there is none.
+pub async fn connect_any(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<TcpStream, Option<Failed>> {
+    let connect = TcpStream::connect::<SocketAddr>;
+    race(addresses, FALLBACK, deadline, connect).await
+}
+
+/// Both families of the addresses, the second one after `head_start`, or when all of the first have failed.
+async fn race<T, F>(
+    addresses: &[SocketAddr],
+    head_start: Duration,
+    deadline: Instant,
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<T, Option<Failed>>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let is_first = |address: &SocketAddr| address.is_ipv4() == addresses[0].is_ipv4();
+    let (first, second): (Vec<_>, Vec<_>) = addresses.iter().partition(|address| is_first(address));
+    let mut primary = pin!(in_turn(&first, deadline, &connect));
+    if second.is_empty() {
+        return primary.await;
+    }
+    let mut fallback = pin!(in_turn(&second, deadline, &connect));
+    match timeout(head_start, primary.as_mut()).await {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err(failed)) => return fallback.await.map_err(|_| failed),
+        Err(_) => {}
+    }
+    tokio::select! {
+        biased;
+        connected = primary.as_mut() => match connected {
+            Ok(stream) => Ok(stream),
+            Err(failed) => fallback.await.map_err(|_| failed),
+        },
+        connected = fallback.as_mut() => match connected {
+            Ok(stream) => Ok(stream),
+            Err(_) => primary.await,
+        },
+    }
+}
+
+/// One address after the other, each with its share of the time.
+async fn in_turn<T, F>(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    connect: &impl Fn(SocketAddr) -> F,
+) -> Result<T, Option<Failed>>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let mut first = None;
+    for (index, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let others = u32::try_from(addresses.len() - index).unwrap_or(1);
+        let share = (left / others).max(SHARE.min(left));
+        let source = match timeout(share, connect(*address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(elapsed) => elapsed.into(),
+        };
+        first.get_or_insert(Failed {
+            address: *address,
+            source,
+        });
+    }
+    Err(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const V6: &str = "[::1]";
+    const V4: &str = "127.0.0.1";
+
+    /// Longer than a test should take: what waits for it fails the test.
+    const LONG: Duration = Duration::from_mins(1);
+
+    /// What an address does.
+    #[derive(Debug, Clone, Copy)]
+    enum Answer {
+        After(Duration),
+        Refused,
+        Never,
+    }
+
+    use Answer::{After, Never, Refused};
+
+    const AT_ONCE: Answer = After(Duration::ZERO);
+    const SOON: Answer = After(Duration::from_millis(30));
+
+    /// The port that was connected to, and all that were tried. The first answer is that of port 1.
+    async fn race_of(
+        answers: &[(&str, Answer)],
+        head_start: Duration,
+        limit: Duration,
+    ) -> (Result<u16, Option<Failed>>, Vec<u16>) {
+        let addresses: Vec<SocketAddr> = (1..)
+            .zip(answers)
+            .map(|(port, (host, _)): (u16, _)| format!("{host}:{port}").parse().unwrap())
+            .collect();
+        let tried = Mutex::new(Vec::new());
+        let connect = |address: SocketAddr| {
+            let port = address.port();
+            tried.lock().unwrap().push(port);
+            let answer = answers[usize::from(port) - 1].1;
+            async move {
+                match answer {
+                    After(pause) => {
+                        tokio::time::sleep(pause).await;
+                        Ok(port)
+                    }
+                    Refused => Err(io::ErrorKind::ConnectionRefused.into()),
+                    Never => std::future::pending().await,
+                }
+            }
+        };
+        let deadline = Instant::now() + limit;
+        let raced = race(&addresses, head_start, deadline, connect).await;
+        (raced, tried.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_other_family_is_tried_beside_the_first() {
+        for (answers, head_start, want, tried) in [
+            // One family leads nowhere.
+            (&[(V6, Never), (V4, AT_ONCE)][..], 10, 2, &[1, 2][..]),
+            (&[(V4, Never), (V6, SOON)], 10, 2, &[1, 2]),
+            // Within its head start the first family is alone.
+            (&[(V6, SOON), (V4, AT_ONCE)], 60_000, 1, &[1]),
+            // After it both are tried, and the first may still win.
+            (&[(V6, SOON), (V4, Never)], 1, 1, &[1, 2]),
+            (&[(V6, SOON), (V4, Refused)], 1, 1, &[1, 2]),
+            // A refusal ends the head start.
+            (&[(V6, Refused), (V4, AT_ONCE)], 60_000, 2, &[1, 2]),
+            // All addresses of a family belong together, in their order.
+            (
+                &[(V6, Refused), (V4, AT_ONCE), (V6, SOON)],
+                60_000,
+                3,
+                &[1, 3],
+            ),
+            (
+                &[(V4, Refused), (V4, AT_ONCE), (V4, AT_ONCE)],
+                60_000,
+                2,
+                &[1, 2],
+            ),
+        ] {
+            let head_start = Duration::from_millis(head_start);
+            let racing = race_of(answers, head_start, LONG * 10);
+            let (raced, order) = timeout(LONG, racing).await.expect("it waits");
+            assert_eq!(
+                (raced.unwrap(), order.as_slice()),
+                (want, tried),
+                "{answers:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_is_reported_and_the_limit_kept() {
+        let limit = Duration::from_millis(50);
+        for (answers, want) in [
+            (&[(V6, Never), (V4, Refused)][..], io::ErrorKind::TimedOut),
+            (
+                &[(V6, Refused), (V4, Never)],
+                io::ErrorKind::ConnectionRefused,
+            ),
+            (&[(V6, Never), (V4, Never)], io::ErrorKind::TimedOut),
+        ] {
+            let head_start = Duration::from_millis(10);
+            let racing = race_of(answers, head_start, limit);
+            let (raced, tried) = timeout(LONG, racing).await.expect("it waits");
+            let failed = raced.unwrap_err().unwrap();
+            assert_eq!((failed.address.port(), failed.source.kind()), (1, want));
+            assert_eq!(tried, [1, 2]);
+        }
+        let (raced, _) = race_of(&[], limit, limit).await;
+        assert!(raced.unwrap_err().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_name_with_two_families_is_connected_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Where localhost has an IPv6 address too, nothing listens there.
+        let stream = connect("localhost", port, LONG).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+        drop(listener);
+        let error = connect("127.0.0.1", port, LONG).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("127.0.0.1:{port}: ")),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The programs as processes on ports of their own, which end with the test.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::ptr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::rig::{SOON, Scratch};
+
+pub const SERVER: &str = env!("CARGO_BIN_EXE_konnectivity-server");
+pub const AGENT: &str = env!("CARGO_BIN_EXE_konnectivity-agent");
+pub const CLIENT: &str = env!("CARGO_BIN_EXE_konnectivity-test-client");
+pub const TARGET: &str = env!("CARGO_BIN_EXE_http-test-server");
+
+/// A process with its log, killed at the end.
+pub struct Program {
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    pub fn start(program: &str, log: PathBuf, args: &[String]) -> Self {
+        Self::start_in(&[], program, log, args)
+    }
+
+    /// With these variables in its environment.
+    pub fn start_in(
+        variables: &[(&str, &str)],
+        program: &str,
+        log: PathBuf,
+        args: &[String],
+    ) -> Self {
+        let file = fs::File::create(&log).unwrap();
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file);
+        // A proxy of this machine is not part of a test.
+        for variable in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
+            command.env_remove(variable);
+        }
+        command.envs(variables.iter().copied());
+        let child = command.spawn().unwrap();
+        Self { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn until_logged(&self, text: &str) {
+        until(text, || self.log().contains(text), || self.log());
+    }
+
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: it is a child of this process that has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Leaves it room for so many more files than it has open.
+    pub fn limit_files(&self, more: u64) {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let most = open.count() as u64 + more;
+        let limit = libc::rlimit {
+            rlim_cur: most,
+            rlim_max: most,
+        };
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: the new limits are valid for the call, and the old ones are not asked for.
+        let set =
+            unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, ptr::null_mut()) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// The exit code, and how long it took.
+    pub fn end(&mut self) -> (Option<i32>, Duration) {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.ended() {
+                return (status.code(), start.elapsed());
+            }
+            assert!(start.elapsed() < SOON, "it does not end:\n{}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn until(what: &str, mut condition: impl FnMut() -> bool, detail: impl Fn() -> String) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < SOON, "never came: {what}\n{}", detail());
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port of the range that the programs accept, outside of the one that the kernel gives to connections.
+pub fn port() -> u16 {
+    loop {
+        let port = fastrand::u16(12_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Status line, head and body of an answer.
+pub fn get(port: u16, path: &str) -> (String, String, String) {
+    let mut stream = until_connected(port);
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let (line, fields) = head.split_once("\r\n").unwrap();
+    (
+        line.to_owned(),
+        fields.to_ascii_lowercase(),
+        body.to_owned(),
+    )
+}
+
+pub fn until_connected(port: u16) -> TcpStream {
+    let start = Instant::now();
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(start.elapsed() < SOON, "port {port}: {error}"),
+        }
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// All programs of a tunnel with their ports.
+pub struct Setup {
+    pub scratch: Scratch,
+    pub agents: u16,
+    pub health: u16,
+    pub admin: u16,
+    pub agent_health: u16,
+    pub agent_admin: u16,
+    pub target: u16,
+}
+
+impl Setup {
+    pub fn new() -> Self {
+        Self {
+            scratch: Scratch::new(),
+            agents: port(),
+            health: port(),
+            admin: port(),
+            agent_health: port(),
+            agent_admin: port(),
+            target: port(),
+        }
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        self.scratch.file(name).display().to_string()
+    }
+
+    pub fn server(&self, more: &[&str]) -> Program {
+        let mut args = vec![
+            "--server-port=0".to_owned(),
+            format!("--uds-name={}", self.file("socket")),
+            format!("--cluster-ca-cert={}", self.file("ca.crt")),
+            format!("--cluster-cert={}", self.file("server.crt")),
+            format!("--cluster-key={}", self.file("server.key")),
+            format!("--agent-port={}", self.agents),
+            "--agent-bind-address=127.0.0.1".to_owned(),
+            format!("--health-port={}", self.health),
+            "--health-bind-address=127.0.0.1".to_owned(),
+            format!("--admin-port={}", self.admin),
+            "--server-id=this-one".to_owned(),
+        ];
+        args.extend(more.iter().map(ToString::to_string));
+        Program::start(SERVER, self.scratch.file("server.log"), &args)
+    }
+
+    pub fn agent(&self, more: &[&str]) -> Program {
+        let mut args = vec![
+            format!("--ca-cert={}", self.file("ca.crt")),
+            format!("--agent-cert={}", self.file("client.crt")),
+            format!("--agent-key={}", self.file("client.key")),
+            "--proxy-server-host=127.0.0.1".to_owned(),
+            format!("--proxy-server-port={}", self.agents),
+            format!("--health-server-port={}", self.agent_health),
+            "--health-server-host=127.0.0.1".to_owned(),
+            format!("--admin-server-port={}", self.agent_admin),
+            "--sync-interval=50ms".to_owned(),
+            "--sync-interval-cap=200ms".to_owned(),
+        ];
+        args.extend(more.iter().map(ToString::to_string));
+        Program::start(AGENT, self.scratch.file("agent.log"), &args)
+    }
+
+    pub fn target(&self) -> Program {
+        let args = [format!("--server-port={}", self.target)];
+        let program = Program::start(TARGET, self.scratch.file("target.log"), &args);
+        until_connected(self.target);
+        program
+    }
+
+    pub fn client(&self, more: &[&str]) -> Program {
+        let mut args = vec![
+            "--proxy-host=".to_owned(),
+            "--proxy-port=0".to_owned(),
+            format!("--proxy-uds={}", self.file("socket")),
+            "--request-host=127.0.0.1".to_owned(),
+            format!("--request-port={}", self.target),
+        ];
+        args.extend(more.iter().map(ToString::to_string));
+        Program::start(
+            CLIENT,
+            self.scratch.file(&format!("client-{}.log", port())),
+            &args,
+        )
+    }
+
+    /// Waits for a line in the metrics of the agent.
+    pub fn until_agent(&self, line: &str) {
+        let line = format!("konnectivity_network_proxy_agent_{line}\n");
+        until(
+            &line,
+            || get(self.agent_health, "/metrics").2.contains(&line),
+            String::new,
+        );
+    }
+
+    pub fn until_ready(&self) {
+        until(
+            "ready",
+            || get(self.health, "/readyz").0.contains("200"),
+            String::new,
+        );
+    }
+
+    pub fn until_server(&self, line: &str) {
+        let line = format!("konnectivity_network_proxy_server_{line}\n");
+        until(
+            &line,
+            || get(self.health, "/metrics").2.contains(&line),
+            String::new,
+        );
+    }
+}
