@@ -217,7 +217,7 @@ fn what_is_held_for_a_slow_target_is_counted() {
     stream.set_nonblocking(true).unwrap();
     let buffered = || {
         // As much as is taken.
-        while stream.write(&[0; 65_536]).is_ok() {}
+        while stream.write(&[0; 8192]).is_ok() {}
         let metrics = get(setup.agent_health, "/metrics").2;
         !metrics.contains("agent_buffered_bytes 0\n")
     };
