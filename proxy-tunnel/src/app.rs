@@ -20,9 +20,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use prometheus::IntGauge;
 use proxy_serve::klog::{KlogArgs, Separator, Spelling, Style};
 use proxy_serve::log::{self, LogFormat};
 use proxy_serve::{flags, memory};
+use tokio::time::interval;
+
+use crate::flow::Budget;
 
 /// More threads than this do not help a program that carries bytes.
 const MAX_THREADS: usize = 8;
@@ -32,6 +36,9 @@ const FAREWELL: Duration = Duration::from_millis(100);
 
 /// How often files with certificates are looked at.
 const RELOAD: Duration = Duration::from_secs(5);
+
+/// How often the bytes that are buffered are counted.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// Ports that upstream's programs accept.
 const PORTS: RangeInclusive<i64> = 1024..=49_151;
@@ -159,6 +166,15 @@ fn name(flag: &str, variable: &str) -> String {
         .ok()
         .filter(|name| !name.is_empty())
         .unwrap_or_else(uuid)
+}
+
+/// Keeps the gauge of the bytes that are buffered.
+async fn count_buffers(gauge: &IntGauge, budget: &Budget) {
+    let mut tick = interval(COUNT);
+    loop {
+        tick.tick().await;
+        gauge.set(i64::try_from(budget.used()).unwrap_or(i64::MAX));
+    }
 }
 
 /// Reads a command line as each of the programs does.

@@ -23,7 +23,7 @@ use tracing::{error, info};
 pub use self::args::Args;
 use self::settings::{Counting, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
-use super::{Program, RELOAD};
+use super::{Program, RELOAD, count_buffers};
 use crate::agent::connector::Connector;
 use crate::agent::link::Shared;
 use crate::agent::sync::{self, Sync};
@@ -73,10 +73,11 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     let ready = Ready::default();
     serve_ports(&settings, &metrics, ready.clone())?;
     let reloader = Reloader::new(settings.tls.clone(), |_| {})?;
+    let budget = Arc::new(Budget::new(settings.budget));
     let shared = Arc::new(Shared {
         agent_id: settings.agent_id.clone(),
         metrics: Arc::clone(&metrics),
-        budget: Arc::new(Budget::new(settings.budget)),
+        budget: Arc::clone(&budget),
         limits: settings.limits,
     });
     let connector = Connector {
@@ -105,6 +106,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         },
         connector,
     );
+    tokio::spawn(async move { count_buffers(&metrics.buffered, &budget).await });
     // It is set once only: here.
     let _ = ready.0.set(Arc::clone(&sync));
     let keeping = Arc::clone(&sync);

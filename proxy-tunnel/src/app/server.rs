@@ -21,14 +21,13 @@ use proxy_serve::tls::reload::{self, Look, Reloader};
 use proxy_serve::tls::server::Server as Tls;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::interval;
 use tracing::{info, warn};
 
 pub use self::args::Args;
 use self::settings::{Frontend, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
 use super::listeners::{AGENTS, CLIENTS, Door, Secured, grpc, handshake, http_connect};
-use super::{Program, RELOAD};
+use super::{Program, RELOAD, count_buffers};
 use crate::client::Mode;
 use crate::cluster;
 use crate::cluster::publishing::Publisher;
@@ -45,9 +44,6 @@ use crate::server::transport;
 
 /// How long connections that were cut may take to end.
 const CUT: Duration = Duration::from_secs(1);
-
-/// How often the bytes that are buffered are counted.
-const COUNT: Duration = Duration::from_secs(1);
 
 impl Program for Args {
     const NAME: &'static str = "konnectivity-server";
@@ -141,7 +137,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         tokio::join!(
             accepting,
             accepting_agents,
-            count_buffers(&metrics, &budget)
+            count_buffers(&metrics.buffered, &budget)
         );
     };
     tokio::select! {
@@ -332,14 +328,6 @@ fn accept_clients(
                 .await;
             }))
         }
-    }
-}
-
-async fn count_buffers(metrics: &ServerMetrics, budget: &Budget) {
-    let mut tick = interval(COUNT);
-    loop {
-        tick.tick().await;
-        metrics.buffered(budget.used());
     }
 }
 

@@ -35,6 +35,8 @@ pub struct AgentMetrics {
     pub known_servers: IntGauge,
     /// Servers that this agent wants connections to.
     pub wanted_servers: IntGauge,
+    /// Bytes that are buffered.
+    pub buffered: IntGauge,
     dial_duration: HistogramVec,
     dial_failures: IntCounterVec,
     server_failures: IntCounterVec,
@@ -66,6 +68,10 @@ impl AgentMetrics {
             wanted_servers: gauge(
                 "wanted_server_connections",
                 "Servers to which this agent wants a connection.",
+            ),
+            buffered: gauge(
+                "buffered_bytes",
+                "Bytes received from servers that targets have not yet taken.",
             ),
             dial_duration: maker.histograms(
                 "dial_duration_seconds",

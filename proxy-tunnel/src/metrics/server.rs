@@ -80,6 +80,8 @@ pub struct ServerMetrics {
     pub culled_leases: IntCounter,
     /// HTTP CONNECT connections of which more is buffered than their limit.
     pub full_queues: IntGauge,
+    /// Bytes that are buffered.
+    pub buffered: IntGauge,
     dial_duration: HistogramVec,
     write_duration: HistogramVec,
     connection_duration: HistogramVec,
@@ -91,7 +93,6 @@ pub struct ServerMetrics {
     full_receive: IntGaugeVec,
     dial_failures: IntCounterVec,
     closed_tunnels: IntCounterVec,
-    buffered: IntGauge,
     leases: LeaseRequests,
 }
 
@@ -298,11 +299,6 @@ impl ServerMetrics {
     /// A tunnel was closed because its client did not read.
     pub fn closed_tunnel(&self, reason: &str) {
         self.closed_tunnels.with_label_values(&[reason]).inc();
-    }
-
-    /// Bytes that are buffered.
-    pub fn buffered(&self, bytes: usize) {
-        self.buffered.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// How many streams of agents there are.

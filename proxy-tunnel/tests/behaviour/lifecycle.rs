@@ -3,10 +3,11 @@
 //! Programs that are ended, killed, or have no files left, under running connections.
 
 use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::process::{Setup, until, until_connected};
+use super::process::{Setup, get, until, until_connected};
 
 /// Defect 7 of upstream: an open stream of a client keeps the server alive for ever there.
 #[test]
@@ -195,4 +196,32 @@ fn an_agent_without_files_fails_dials_and_recovers() {
         || connect().0 == "HTTP/1.1 200",
         || agent.log(),
     );
+}
+
+#[test]
+fn what_is_held_for_a_slow_target_is_counted() {
+    let setup = Setup::new();
+    let _server = setup.server(&["--mode=http-connect"]);
+    let _agent = setup.agent(&[]);
+    setup.until_ready();
+    setup.until_agent("buffered_bytes 0");
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = UnixStream::connect(setup.scratch.file("socket")).unwrap();
+    write!(
+        stream,
+        "CONNECT {} HTTP/1.1\r\n\r\n",
+        target.local_addr().unwrap()
+    )
+    .unwrap();
+    let (accepted, _) = target.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let buffered = || {
+        // As much as is taken.
+        while stream.write(&[0; 8192]).is_ok() {}
+        let metrics = get(setup.agent_health, "/metrics").2;
+        !metrics.contains("agent_buffered_bytes 0\n")
+    };
+    until("bytes that are held", buffered, String::new);
+    drop(accepted);
+    setup.until_agent("buffered_bytes 0");
 }

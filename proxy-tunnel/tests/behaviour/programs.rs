@@ -323,6 +323,19 @@ fn the_log_goes_to_a_file_where_it_is_asked_to() {
     );
 }
 
+#[test]
+fn a_full_disk_for_the_log_stops_nothing() {
+    let setup = Setup::new();
+    let server = setup.server(&["--logtostderr=false", "--log-file=/dev/full"]);
+    let _agent = setup.agent(&[]);
+    let _target = setup.target();
+    setup.until_ready();
+    let mut client = setup.client(&[]);
+    assert_eq!(client.end().0, Some(0), "{}", client.log());
+    // The log goes where it can be written.
+    server.until_logged("\"Proxy connection established\"");
+}
+
 /// An HTTP proxy for one connection to this port; gives the request that it got.
 fn proxy(to: u16) -> (String, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

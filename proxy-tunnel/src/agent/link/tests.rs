@@ -131,7 +131,7 @@ async fn late_bytes_cost_no_answer() {
     for extensions in [Extensions::default(), Extensions::ALL] {
         let mut rig = Rig::new(extensions).await;
         let (id, mut target) = rig.connect(1).await;
-        target.write_all(&[1; 100_000]).await.unwrap();
+        target.write_all(&vec![1; 100_000]).await.unwrap();
         if extensions.half_close {
             rig.link.receive(Message::Finish(id));
         }

@@ -81,7 +81,7 @@ struct Agent {
     asked: BTreeMap<i64, usize>,
     /// On its way to the server.
     sent: VecDeque<Message>,
-    /// Upstream's ignores DIAL_CLS, and answers for connections that it has closed before.
+    /// Upstream's ignores a `CloseDial`, and answers for connections that it has closed before.
     is_ours: bool,
 }
 
