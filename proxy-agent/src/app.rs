@@ -35,7 +35,7 @@ use crate::lock::{self, Lock};
 use crate::reconcile::told::Told;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Control, Mode, Report, failed};
-use crate::services::Refused;
+use crate::services::{IPVS_LINK, Refused};
 use crate::state::State;
 use crate::state::history::History;
 
@@ -105,7 +105,7 @@ async fn services_refused(config: &Config) -> Option<String> {
     for service in &config.services {
         let ip = service.cluster_ip.ip();
         let link = table.services.get(&ip).map(|index| table.name_of(*index));
-        if link.as_deref() != Some(dnat::IPVS_LINK) && ebpf::is_own_address(&handle, ip).await {
+        if link.as_deref() != Some(IPVS_LINK) && ebpf::is_own_address(&handle, ip).await {
             return Some(format!(
                 "invalid value '{}' for '--service-address': {ip} is an address of this node already; \
                  give the ClusterIP of a Service",

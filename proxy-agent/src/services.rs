@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use tracing::warn;
 
 use crate::config::{ProxyListener, Service};
-use crate::dnat;
 use crate::kernel::sockets::{Listener, Listening};
+
+/// The link on which kube-proxy has every ClusterIP in IPVS mode.
+pub const IPVS_LINK: &str = "kube-ipvs0";
 
 /// Why new connections to a Service do not end on the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl Display for Undecided {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Backend(backend) => write!(f, "backend {backend} leaves Services alone"),
-            Self::OwnAddress(link) if link == dnat::IPVS_LINK => write!(
+            Self::OwnAddress(link) if link == IPVS_LINK => write!(
                 f,
                 "it is an address of the node, on {link}, as kube-proxy in IPVS mode has it: IPVS gets \
                  its packets"

@@ -213,8 +213,7 @@ pub struct Args {
     )]
     pub listen: Listen,
 
-    /// /readyz fails while nothing listens on a VIP with its port, or only a listener that does not count as
-    /// the proxy (--proxy-listener)
+    /// /readyz fails while nothing that counts as the proxy (--proxy-listener) listens on a VIP with its port
     #[arg(
         long, env = "PROXY_AGENT_READY_REQUIRES_LISTENER", value_name = "BOOL",
         help_heading = "Operation",

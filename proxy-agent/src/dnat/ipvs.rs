@@ -8,9 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Finding, Findings, Unread};
 
-/// The link on which kube-proxy has every ClusterIP in IPVS mode.
-pub const LINK: &str = "kube-ipvs0";
-
 /// Per network namespace; missing where IPVS is not loaded.
 const PATH: &str = "/proc/thread-self/net/ip_vs";
 

@@ -13,8 +13,6 @@ mod ipvs;
 mod legacy;
 mod nftables;
 
-pub use ipvs::LINK as IPVS_LINK;
-
 use std::error::Error as StdError;
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};

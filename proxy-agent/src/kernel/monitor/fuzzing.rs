@@ -26,7 +26,7 @@ pub fn events(data: &[u8]) {
     };
     if let Some((event, port)) = look(datagram) {
         match &event {
-            Event::Address(ip) => assert!(interest.vips.contains(ip)),
+            Event::Address(ip) => assert!(interest.addresses.contains(ip)),
             Event::LocalRoute(ip) => assert!(interest.local_routes.contains(ip)),
             Event::Table(name) => {
                 let mut watched = interest.chains.iter().map(|(table, _)| *table);
