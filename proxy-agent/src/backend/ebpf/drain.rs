@@ -45,6 +45,8 @@ pub struct Drain {
     services: Vec<(Service, Instant)>,
     /// Addresses that need no route any more.
     pub former: BTreeSet<IpAddr>,
+    /// Services without connections, which are still known to the programs.
+    pub ended: Vec<Service>,
 }
 
 impl Drain {
@@ -53,6 +55,7 @@ impl Drain {
         let mut drain = Self {
             services: Vec::new(),
             former: BTreeSet::new(),
+            ended: Vec::new(),
         };
         for service in services {
             drain.add(*service, timeout);
@@ -72,6 +75,7 @@ impl Drain {
     /// A Service is not given up any more.
     pub fn take_back(&mut self, service: &Service) {
         self.services.retain(|(drained, _)| drained != service);
+        self.ended.retain(|ended| ended != service);
         self.former.remove(&service.cluster_ip.ip());
     }
 

@@ -273,6 +273,7 @@ impl Ebpf {
         self.reconcile_xdp(table, mode, report);
         if report.failures.len() == failures {
             self.drain.former.clear();
+            self.forget_ended(report);
             self.remove_others(handle, mode, report).await;
         }
         if mode == Mode::Apply {
@@ -293,17 +294,26 @@ impl Ebpf {
                         part = PART,
                         "no connection to {} is left", service.cluster_ip
                     );
-                    if let Some(programs) = self.programs.as_mut()
-                        && let Err(error) = programs.forget_service(&service)
-                    {
-                        failed(PART, "forget a Service", &error, report);
-                    }
+                    self.drain.ended.push(service);
                 }
             }
             Err(error) => failed(PART, "drain connections to Services", &error, report),
         }
         if self.drain.is_going_on() {
             report.look_again_after(drain::LOOK);
+        }
+    }
+
+    /// Forgets Services whose connections have ended, and of which nothing is left: as long as the pinned map has a
+    /// Service, an agent that starts after a kill, or a clean-up, finds its route.
+    fn forget_ended(&mut self, report: &mut Report) {
+        let Some(programs) = self.programs.as_mut() else {
+            return;
+        };
+        for service in std::mem::take(&mut self.drain.ended) {
+            if let Err(error) = programs.forget_service(&service) {
+                failed(PART, "forget a Service", &error, report);
+            }
         }
     }
 
