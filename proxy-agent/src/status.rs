@@ -100,6 +100,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         services: state.settings.services.clone(),
         backend: state.backend.clone(),
         guard: state.guard.clone(),
+        upstream: model::Upstream::from(&state.upstream),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
         connections: fill.map(|fill| Connections {
             entries: fill.entries,
