@@ -81,6 +81,20 @@ impl Tracked {
 }
 
 impl Upstream {
+    /// The endpoints to which connections are untracked as far as the agent is concerned: those, too, that do
+    /// not answer, since that may be the fault of others.
+    pub fn untracked(&self) -> Vec<SocketAddr> {
+        let is = |known: &&Endpoint| {
+            let tracked = known.tracked.as_ref();
+            tracked.is_none_or(|tracked| tracked.reason == Reason::Repeated)
+        };
+        self.endpoints
+            .iter()
+            .filter(is)
+            .map(|known| known.endpoint)
+            .collect()
+    }
+
     /// The paths of the cgroups, for people.
     pub fn places(&self) -> String {
         let paths: Vec<_> = self.cgroups.iter().map(|one| one.path.as_str()).collect();

@@ -14,6 +14,7 @@ mod rules;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
 use tracing::{debug, info, warn};
@@ -69,6 +70,8 @@ pub struct Upstream {
     known: BTreeMap<u64, Cgroup>,
     /// Endpoints on a translated way, and how.
     translated: BTreeMap<SocketAddr, String>,
+    /// Endpoints that were on a translated way, and are not any more.
+    freed: BTreeSet<SocketAddr>,
     /// What the last pass wanted.
     wanted: Option<Desired>,
     /// The listeners before the last pass.
@@ -96,6 +99,7 @@ impl Upstream {
             vips: config.endpoints().collect(),
             size: config.max_connections,
             translated: translated.collect(),
+            freed: BTreeSet::new(),
             known: known.collect(),
             unsupported: earlier.unsupported,
             is_tried: false,
@@ -153,7 +157,7 @@ impl Upstream {
                 cgroups: self.cgroups.clone(),
             };
         }
-        let ops = if desired.endpoints.is_empty() {
+        let mut ops: Vec<_> = if desired.endpoints.is_empty() {
             // A kernel without nf_tables has nothing to be removed.
             let there = tables::existing(PART, tables::empty_upstream(self.instance), report);
             there
@@ -164,8 +168,11 @@ impl Upstream {
             let tables = rules::tables(self.instance, self.size, &desired);
             plan::plan(&tables, &tables::read(PART, &tables, report))
         };
+        ops.extend(self.retries(report));
         let follows = self.wanted.as_ref() != Some(&desired);
-        let routine: Vec<_> = ops.iter().filter(|_| follows).map(Op::to_string).collect();
+        let is_routine = |op: &&Op| follows || matches!(op, Op::Retry { .. });
+        let routine = ops.iter().filter(is_routine).map(Op::to_string);
+        let routine: Vec<_> = routine.collect();
         self.wanted = Some(desired);
         carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
         report.mark_routine(PART, &routine);
@@ -229,12 +236,16 @@ impl Upstream {
             Ok(ways) => {
                 for (endpoint, way) in ways {
                     match way {
-                        Way::Free => self.translated.remove(&endpoint),
-                        Way::Translated(how) => {
-                            // The words of the first one: those of each connection differ.
-                            Some(self.translated.entry(endpoint).or_insert(how).clone())
+                        Way::Free => {
+                            if self.translated.remove(&endpoint).is_some() {
+                                self.freed.insert(endpoint);
+                            }
                         }
-                    };
+                        // The words about the first one: those about each connection differ.
+                        Way::Translated(how) => {
+                            self.translated.entry(endpoint).or_insert(how);
+                        }
+                    }
                 }
             }
             Err(error) => failed(
@@ -244,6 +255,25 @@ impl Upstream {
                 report,
             ),
         }
+    }
+
+    /// What was repeated while there was NAT says nothing any more.
+    fn retries(&mut self, report: &mut Report) -> Vec<Op> {
+        if self.freed.is_empty() {
+            return Vec::new();
+        }
+        let repeated = self.repeated().unwrap_or_else(|error| {
+            failed(
+                PART,
+                "read the endpoints that are left alone",
+                &error,
+                report,
+            );
+            BTreeSet::new()
+        });
+        let freed = std::mem::take(&mut self.freed).into_iter();
+        let freed = freed.filter(|endpoint| repeated.contains(endpoint));
+        freed.map(|endpoint| Op::Retry { endpoint }).collect()
     }
 
     /// Forgets connections that are over.
@@ -269,6 +299,14 @@ impl Upstream {
             Op::Delete { table } => {
                 decisions::hand_over(Which::OfProxy, self.instance)?;
                 Ok(table.delete(&mut socket)?)
+            }
+            Op::Retry { endpoint } => {
+                for table in tables::empty_upstream(self.instance) {
+                    let mut keys = table.members(rules::REPEATED, &mut socket)?;
+                    keys.retain(|key| collect::endpoint(table.family, key) == Some(*endpoint));
+                    table.delete_members(rules::REPEATED, &keys, &mut socket)?;
+                }
+                Ok(())
             }
         }
     }
@@ -382,14 +420,18 @@ pub async fn remove_everything(instance: Instance, mode: Mode, report: &mut Repo
     {
         failed(PART, "hand the proxy's connections over", &error, report);
     }
-    let ops = there
-        .into_iter()
-        .map(|table| Op::Delete { table })
-        .collect();
-    carry_out(PART, mode, ops, report, async |op| match op {
-        Op::Delete { table } | Op::Rewrite { table } | Op::Install { table, .. } => {
-            tables::delete(table)
-        }
+    let ops = there.into_iter().map(Removal).collect();
+    carry_out(PART, mode, ops, report, async |Removal(table)| {
+        tables::delete(table)
     })
     .await;
+}
+
+/// The removal of a table.
+struct Removal(Table);
+
+impl Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "delete nf_tables table {}", self.0.title())
+    }
 }

@@ -31,6 +31,11 @@ pub enum Op {
         /// The table.
         table: Table,
     },
+    /// Forget that SYNs to an endpoint were repeated: what kept them from being answered is gone.
+    Retry {
+        /// The endpoint.
+        endpoint: SocketAddr,
+    },
 }
 
 /// What to do about the tables.
@@ -57,6 +62,7 @@ impl Display for Op {
                 write!(f, "change the rules of nf_tables table {}", table.title())
             }
             Self::Delete { table } => write!(f, "delete nf_tables table {}", table.title()),
+            Self::Retry { endpoint } => write!(f, "try untracked connections to {endpoint} again"),
         }
     }
 }

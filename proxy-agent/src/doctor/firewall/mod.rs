@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Firewalls that drop untracked packets of the VIP. A rule like `ct state established accept` does
+//! Firewalls that drop untracked packets of the VIP, or of the proxy's own connections. A rule like `ct state established accept` does
 //! not match them, so where the rest is dropped they need a rule of their own.
 //!
-//! Chains are walked with a packet of which only the VIP's end is known, and that it is untracked.
+//! Chains are walked with a packet of which only one end is known, and that it is untracked.
 //! What depends on anything else is a "maybe" (`walk.rs`).
 
 #[cfg(feature = "fuzzing")]
@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use super::check::Check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::Flavour;
-use packet::{Direction, Packet};
+use packet::{Direction, Known, Packet};
 use walk::Fate;
 
 const ID: &str = "firewall";
@@ -49,7 +49,12 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             "backend none leaves everything tracked",
         )];
     }
-    let packets = packets(&subject.endpoints());
+    let upstream = subject.told().map(|state| state.upstream.untracked());
+    let packets = [
+        packets(&subject.endpoints(), Known::Vip),
+        packets(&upstream.unwrap_or_default(), Known::Upstream),
+    ]
+    .concat();
     let mut checks = Vec::new();
     let mut found = Vec::new();
     match nft::find(&packets) {
@@ -81,10 +86,14 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-fn packets(endpoints: &[SocketAddr]) -> Vec<Packet> {
-    let both = |vip: &SocketAddr| {
-        let vip = *vip;
-        [Direction::Request, Direction::Reply].map(|direction| Packet { vip, direction })
+fn packets(endpoints: &[SocketAddr], known: Known) -> Vec<Packet> {
+    let both = |end: &SocketAddr| {
+        let end = *end;
+        [Direction::Request, Direction::Reply].map(|direction| Packet {
+            end,
+            known,
+            direction,
+        })
     };
     endpoints.iter().flat_map(both).collect()
 }
@@ -97,7 +106,7 @@ fn judge(found: Found) -> Option<Check> {
         of_iptables,
         command,
     } = found;
-    let remedy = if of_iptables {
+    let remedy = if of_iptables && packet.known == Known::Vip {
         "let it pass there; the agent does it with --accept-rules=auto or always when it runs"
     } else {
         "let it pass there, in the configuration of the firewall too"
@@ -107,10 +116,14 @@ fn judge(found: Found) -> Option<Check> {
         Fate::MayPass => Check::warning(
             ID,
             format!(
-                "{place} drops {packet} unless a rule lets it pass that depends on more than the VIP"
+                "{place} drops {packet} unless a rule lets it pass that depends on more than that end"
             ),
             remedy,
         ),
+        // Its connections work, tracked, once a SYN was repeated.
+        Fate::Dropped if packet.known == Known::Upstream => {
+            Check::warning(ID, format!("{place} drops {packet}"), remedy)
+        }
         Fate::Dropped => Check::broken(ID, format!("{place} drops {packet}"), remedy),
     };
     Some(check.with_command(command))

@@ -113,7 +113,7 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
             _ => {}
         }
     }
-    let v6 = packet.vip.is_ipv6();
+    let v6 = packet.end.is_ipv6();
     let value = match key {
         Some(MetaKey::L4Proto) => Some(vec![PROTOCOL]),
         Some(MetaKey::Nfproto) => Some(vec![FAMILIES[usize::from(v6)]]),

@@ -4,12 +4,13 @@
 
 use proptest::prelude::*;
 
-use super::super::super::packet::Direction;
+use super::super::super::packet::{Direction, Known};
 use super::*;
 
 fn packet(direction: Direction) -> Packet {
     Packet {
-        vip: "10.96.0.2:443".parse().unwrap(),
+        end: "10.96.0.2:443".parse().unwrap(),
+        known: Known::Vip,
         direction,
     }
 }
