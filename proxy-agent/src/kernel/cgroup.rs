@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirEntryExt as _;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,12 @@ pub fn find(root: &Path, id: u64) -> io::Result<Option<Cgroup>> {
     Ok(None)
 }
 
+/// Whether a cgroup is still there, by its directory below `root`.
+pub fn is_there(root: &Path, cgroup: &Cgroup) -> bool {
+    let directory = root.join(cgroup.path.trim_start_matches('/'));
+    fs::metadata(directory).is_ok_and(|found| found.ino() == cgroup.id)
+}
+
 /// The levels at which a rule of nf_tables may find a cgroup that is `depth` below the host's root, for an
 /// agent whose cgroup namespace begins `namespace` below it.
 ///
@@ -130,8 +136,6 @@ fn unescaped(directory: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
     use super::*;
 
     #[test]
@@ -186,8 +190,10 @@ mod tests {
         fs::create_dir_all(root.join("d")).unwrap();
         let id = fs::metadata(&deep).unwrap().ino();
         let found = find(&root, id).unwrap().unwrap();
-        assert_eq!((&*found.path, found.levels), ("/a/b/c", vec![3]));
+        assert_eq!((&*found.path, &found.levels[..]), ("/a/b/c", &[3][..]));
+        assert!(is_there(&root, &found));
         fs::remove_dir(&deep).unwrap();
+        assert!(!is_there(&root, &found));
         assert_eq!(find(&root, id).unwrap(), None);
         fs::remove_dir_all(&root).unwrap();
         assert!(find(&root, id).is_err());

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::agent::{Agent, TRANSLATE, binary};
-use tests::cgroup::Cgroup;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology, UPSTREAM, api_server};
 use tests::path::{Path, Via};
@@ -94,6 +93,10 @@ fn the_way_on_works(args: &[&str], has_service: bool) {
         let mut streams = works_on(node, &paths)?;
         none_is_tracked(node)?;
         others_are_tracked(node)?;
+        let drift = status::read(node)?["drift"].clone();
+        let is_clean =
+            drift["changes"] == Value::Array(vec![]) && drift["failures"] == drift["changes"];
+        ensure!(is_clean, "{drift}");
         fill(node)?;
         streams.extend(works_on(node, &paths)?);
         none_is_tracked(node)?;
@@ -106,10 +109,15 @@ fn the_way_on_works(args: &[&str], has_service: bool) {
         for stream in &mut streams {
             transfer::exchange(stream, BYTES, 99).context("an older connection")?;
         }
-        // The proxy starts anew elsewhere.
-        drop((streams, proxy));
-        let _proxy = Proxy::start_to(node, &cgroups[1], api_server)?;
-        status::wait_until_upstream(node, "", &cgroups[1])?;
+        // The proxy starts anew elsewhere, and the cgroup goes where it was.
+        let [first, second] = cgroups;
+        drop((streams, proxy, first));
+        cmd::wait_until(TIMEOUT, "the rules of a cgroup that is gone to go", || {
+            let (reason, cgroups) = status::upstream(node)?;
+            Ok((reason == "no_listener" && cgroups.is_empty()).then_some(()))
+        })?;
+        let _proxy = Proxy::start_to(node, &second, api_server)?;
+        status::wait_until_upstream(node, "", &second)?;
         works_on(node, &paths)?;
         none_is_tracked(node)?;
         drop(agent);

@@ -74,6 +74,8 @@ pub struct Upstream {
     freed: BTreeSet<SocketAddr>,
     /// What the last pass wanted.
     wanted: Option<Desired>,
+    /// The proxy did not listen in the last pass.
+    is_away: bool,
     /// The listeners before the last pass.
     seen: Option<Vec<Option<Sock>>>,
     /// As of the last pass.
@@ -105,6 +107,7 @@ impl Upstream {
             is_tried: false,
             cgroups: earlier.cgroups,
             wanted: None,
+            is_away: false,
             seen: None,
             published: published::Upstream::default(),
             endpoints,
@@ -116,10 +119,13 @@ impl Upstream {
         &self.published
     }
 
-    /// Whether somebody else listens on the VIPs than before the last pass.
+    /// Whether somebody else listens on the VIPs than before the last pass, or the proxy's cgroup has gone.
     pub fn has_proxy_changed(&self) -> bool {
         if self.endpoints.is_empty() || self.seen.is_none() {
             return false;
+        }
+        if self.is_away && self.cgroups.iter().any(proxy::is_gone) {
+            return true;
         }
         // What cannot be read is reported by the passes.
         proxy::glance(&self.vips).is_ok_and(|now| self.seen.as_ref() != Some(&now))
@@ -145,9 +151,11 @@ impl Upstream {
             }
             match &proxy {
                 Proxy::In(cgroups) => self.cgroups.clone_from(cgroups),
-                Proxy::Away => {}
+                // nft(8) loads no rule again that names a cgroup which is gone.
+                Proxy::Away => self.cgroups.retain(|cgroup| !proxy::is_gone(cgroup)),
                 Proxy::Unusable(_) => self.cgroups.clear(),
             }
+            self.is_away = proxy == Proxy::Away;
             if cause == Cause::Resync {
                 self.look_for_nat(report);
             }

@@ -101,7 +101,8 @@ impl Facts<'_> {
                  ten minutes after the last one",
             )
         });
-        let reasons = [self.unsupported.clone(), of_proxy, translated, repeated];
+        // What was learned first: it is what an agent that is started anew goes on from.
+        let reasons = [self.unsupported.clone(), translated, of_proxy, repeated];
         Endpoint {
             endpoint,
             tracked: reasons.into_iter().flatten().next(),

@@ -76,6 +76,11 @@ pub fn glance(vips: &[SocketAddr]) -> io::Result<Vec<Option<Sock>>> {
     vips.iter().map(|vip| list::listener(*vip)).collect()
 }
 
+/// Whether a cgroup has been removed; not where that cannot be seen.
+pub fn is_gone(cgroup: &Cgroup) -> bool {
+    cgroup::root().is_some_and(|root| !cgroup::is_there(&root, cgroup))
+}
+
 /// Finds the cgroups of the listeners. `known` holds those that were found before, and is filled.
 pub fn find(listeners: &Listeners, known: &mut BTreeMap<u64, Cgroup>) -> Proxy {
     if listeners.cgroups.is_empty() {

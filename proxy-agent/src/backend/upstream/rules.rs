@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! table ip proxy-agent_upstream {
+//!     set left     { … timeout 2m; }
 //!     set answered { type ipv4_addr . inet_service; … timeout 1h; }
 //!     set repeated { type ipv4_addr . inet_service; … timeout 10m; }
 //!
@@ -24,9 +25,11 @@
 //!             update @answered { ip daddr . tcp dport } notrack accept
 //!     }
 //!     chain open {
-//!         connection @opening ip daddr . tcp dport @answered
-//!             delete @answered { ip daddr . tcp dport } delete @opening { connection } accept
-//!         connection @opening update @repeated { ip daddr . tcp dport } delete @opening { connection } accept
+//!         connection @left update @left { connection } accept
+//!         connection @opening ip daddr . tcp dport @answered delete @answered { ip daddr . tcp dport }
+//!             update @left { connection } delete @opening { connection } accept
+//!         connection @opening update @repeated { ip daddr . tcp dport }
+//!             update @left { connection } delete @opening { connection } accept
 //!         delete @decided { connection } delete @closing … delete @closed …
 //!         ip daddr . tcp dport @repeated accept
 //!         ip daddr 192.0.2.9 tcp dport 443 accept
@@ -70,6 +73,8 @@ use crate::netfilter::{Chain, Family, Hook, Rule, Table};
 pub const REPEATED: &str = "repeated";
 /// The set of endpoints that have answered since the last repeated SYN.
 const ANSWERED: &str = "answered";
+/// The set of connections whose SYN was repeated; it may be more than once.
+const LEFT: &str = "left";
 /// How long an endpoint is left to conntrack after a repeated SYN.
 const LEFT_FOR: Duration = Duration::from_mins(10);
 /// How long an answer counts.
@@ -154,6 +159,12 @@ fn sets(size: u32) -> Vec<Set> {
             connections,
             CLOSED,
             "untracked connections that are over, for what is still on the way",
+        ),
+        set(
+            LEFT,
+            connections,
+            PASSING,
+            "connections whose SYN was repeated: tracked",
         ),
         set(
             ANSWERED,
@@ -245,11 +256,16 @@ fn open_rules(
 ) -> Vec<Rule> {
     let mut rules = vec![
         rule(
+            "repeated once more",
+            [packet.is(LEFT), packet.update(LEFT), leave()].concat(),
+        ),
+        rule(
             "repeated, and the endpoint has answered others: this one is tracked",
             [
                 packet.is("opening"),
                 endpoint(SetOperation::IsMember, ANSWERED, family),
                 endpoint(SetOperation::Delete, ANSWERED, family),
+                packet.update(LEFT),
                 packet.delete("opening"),
                 leave(),
             ]
@@ -260,6 +276,7 @@ fn open_rules(
             [
                 packet.is("opening"),
                 endpoint(SetOperation::Update, REPEATED, family),
+                packet.update(LEFT),
                 packet.delete("opening"),
                 leave(),
             ]

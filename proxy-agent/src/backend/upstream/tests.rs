@@ -2,6 +2,8 @@
 
 //! What is planned from what is there, and what is published.
 
+mod played;
+
 use proptest::prelude::*;
 
 use super::plan::plan;
@@ -125,8 +127,12 @@ fn an_endpoint_is_untracked_only_without_any_reason() {
     assert_eq!(judged(&facts(&here, &way, &again)), Some(Reason::Nat));
     assert_eq!(judged(&facts(&here, &none, &again)), Some(Reason::Repeated));
     assert_eq!(
-        judged(&facts(&Proxy::Away, &way, &never)),
+        judged(&facts(&Proxy::Away, &none, &again)),
         Some(Reason::NoListener)
+    );
+    assert_eq!(
+        judged(&facts(&Proxy::Away, &way, &never)),
+        Some(Reason::Nat)
     );
     assert_eq!(
         judged(&facts(&wildcard, &none, &never)),
