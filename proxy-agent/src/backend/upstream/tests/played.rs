@@ -197,8 +197,7 @@ proptest! {
                 }
                 (Stage::Opening, 1) => (Stage::Answered, node.receives(port, SYN | ACK)),
                 (Stage::Opening | Stage::Open, 2) => (Stage::Closed, node.receives(port, RST | ACK)),
-                (Stage::Answered, 0 | 1) => (Stage::Open, sent(ACK)),
-                (Stage::Open, 3) => (Stage::Open, sent(ACK)),
+                (Stage::Answered, 0 | 1) | (Stage::Open, 3) => (Stage::Open, sent(ACK)),
                 (Stage::Open, 4) => (Stage::Open, node.receives(port, ACK)),
                 (Stage::Open, 5) => (Stage::Closed, sent(RST)),
                 _ => continue,
