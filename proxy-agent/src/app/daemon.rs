@@ -158,7 +158,9 @@ async fn keep(
             },
             cause = trigger.wait() => Some(cause),
             // The kernel sends no events about sockets that listen.
-            _ = listeners.tick() => node.backend.has_proxy_changed().then_some(Cause::Event),
+            _ = listeners.tick(), if node.backend.follows_proxy() => {
+                node.backend.has_proxy_changed().then_some(Cause::Event)
+            }
             _ = logs.tick(), if debug => {
                 node.backend.forward_logs();
                 None

@@ -151,6 +151,11 @@ impl Backend {
         self.upstream.published()
     }
 
+    /// Whether it matters where the proxy listens from.
+    pub fn follows_proxy(&self) -> bool {
+        self.upstream.follows_proxy()
+    }
+
     /// Whether the proxy listens from elsewhere than before the last pass, where that matters.
     pub fn has_proxy_changed(&self) -> bool {
         self.upstream.has_proxy_changed()

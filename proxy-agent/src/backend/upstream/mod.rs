@@ -9,12 +9,13 @@
 mod nat;
 mod plan;
 mod proxy;
+mod removal;
 mod rules;
+mod support;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
 use tracing::{debug, info, warn};
@@ -22,6 +23,7 @@ use tracing::{debug, info, warn};
 use self::nat::Way;
 use self::plan::{Facts, Op};
 use self::proxy::{Listeners, Proxy};
+pub use self::removal::remove_everything;
 use self::rules::Desired;
 use super::decisions::DECIDED;
 use super::decisions::collect::{self, Which};
@@ -119,9 +121,14 @@ impl Upstream {
         &self.published
     }
 
+    /// Whether there is anything that depends on the proxy.
+    pub fn follows_proxy(&self) -> bool {
+        !self.endpoints.is_empty()
+    }
+
     /// Whether somebody else listens on the VIPs than before the last pass, or the proxy's cgroup has gone.
     pub fn has_proxy_changed(&self) -> bool {
-        if self.endpoints.is_empty() || self.seen.is_none() {
+        if self.seen.is_none() {
             return false;
         }
         if self.is_away && self.cgroups.iter().any(proxy::is_gone) {
@@ -197,39 +204,14 @@ impl Upstream {
             return Some(Tracked::new(Reason::Backend, detail));
         }
         if mode == Mode::Apply && !self.is_tried && !self.endpoints.is_empty() {
-            let refused = self.rehearse().err();
-            self.is_tried = refused.as_ref().is_none_or(is_final);
+            let refused = support::rehearse(self.instance, &self.endpoints).err();
+            self.is_tried = refused.as_ref().is_none_or(support::is_final);
             self.unsupported = refused.map(|error| {
                 format!("the kernel does not take `socket cgroupv2` in rules, as Linux 5.13 does: {error}")
             });
         }
         let refused = self.unsupported.as_ref()?;
         Some(Tracked::new(Reason::Kernel, refused))
-    }
-
-    /// Has the kernel check the rules.
-    fn rehearse(&self) -> Result<(), netfilter::Error> {
-        let desired = Desired {
-            endpoints: self.endpoints.clone(),
-            left: Vec::new(),
-            cgroups: vec![Cgroup {
-                id: 1,
-                path: "/".to_owned(),
-                levels: vec![1],
-            }],
-        };
-        let mut socket = Socket::open()?;
-        for table in rules::tables(self.instance, self.size, &desired) {
-            if table.chains.is_empty() {
-                continue;
-            }
-            let rehearsal = Table {
-                name: tables::REHEARSAL.to_owned(),
-                ..table
-            };
-            rehearsal.rehearse(&mut socket)?;
-        }
-        Ok(())
     }
 
     fn find_proxy(&mut self) -> std::io::Result<Proxy> {
@@ -403,43 +385,5 @@ impl Upstream {
             repeated.extend(endpoints);
         }
         Ok(repeated)
-    }
-}
-
-/// Whether the kernel's answer is about what it has, and will be the same next time.
-fn is_final(error: &netfilter::Error) -> bool {
-    let missing = [
-        libc::EOPNOTSUPP,
-        libc::ENOENT,
-        libc::EINVAL,
-        libc::EAFNOSUPPORT,
-    ];
-    error.errno().is_some_and(|errno| missing.contains(&errno))
-}
-
-/// Removes the tables. Live connections go on, tracked.
-pub async fn remove_everything(instance: Instance, mode: Mode, report: &mut Report) {
-    let there = tables::existing(PART, tables::empty_upstream(instance), report);
-    if there.is_empty() {
-        return;
-    }
-    if mode == Mode::Apply
-        && let Err(error) = decisions::hand_over(Which::OfProxy, instance)
-    {
-        failed(PART, "hand the proxy's connections over", &error, report);
-    }
-    let ops = there.into_iter().map(Removal).collect();
-    carry_out(PART, mode, ops, report, async |Removal(table)| {
-        tables::delete(table)
-    })
-    .await;
-}
-
-/// The removal of a table.
-struct Removal(Table);
-
-impl Display for Removal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "delete nf_tables table {}", self.0.title())
     }
 }
