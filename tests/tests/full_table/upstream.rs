@@ -104,12 +104,6 @@ fn the_way_on_works(args: &[&str], has_service: bool) {
         fill(node)?;
         streams.extend(works_on(node, &paths)?);
         none_is_tracked(node, &others)?;
-        // Without room for an entry nothing else reaches the API server: the table is full.
-        let other = client::connect(&node.netns, api_server(Family::V4), SHORT_TIMEOUT);
-        ensure!(
-            other.is_err(),
-            "a process gets there: the table is not full"
-        );
         for stream in &mut streams {
             transfer::exchange(stream, BYTES, 99).context("an older connection")?;
         }
