@@ -165,6 +165,7 @@ fn interest(config: &Config) -> Interest {
             tables::name(config.instance),
             tables::guard_name(config.instance),
             tables::services_name(config.instance),
+            tables::upstream_name(config.instance),
         ],
         routes: config.guard == Guard::Auto,
         local_routes: config.service_ips(),
@@ -336,7 +337,11 @@ impl Node {
         State::new(
             &self.config,
             self.started,
-            (self.backend.choice(), self.backend.guarded()),
+            (
+                self.backend.choice(),
+                self.backend.guarded(),
+                self.backend.upstream().clone(),
+            ),
             self.backend.programs(),
             self.history.clone(),
         )

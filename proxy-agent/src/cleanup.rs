@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result};
 use crate::app::{check_rights, connect, exit_code, tell_if_lost};
 use crate::backend::ebpf::{self, Drained, Ebpf, Tables};
 use crate::backend::iptables::Iptables;
+use crate::backend::upstream;
 use crate::config::Config;
 use crate::instance::Instance;
 use crate::link::{self, VipLink};
@@ -163,6 +164,7 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         &scope.run_dir,
         scope.drain_timeout,
     );
+    upstream::remove_everything(scope.instance, mode, report).await;
     Ebpf::teardown(
         &settings,
         &handle,

@@ -8,6 +8,7 @@ mod args;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod services;
+mod upstream;
 mod values;
 
 #[cfg(test)]
@@ -28,7 +29,7 @@ use proxy_serve::value::parse_bool;
 use self::args::{Args, Subcommand};
 use self::services::Resolved;
 use crate::cleanup;
-use crate::config::{BackendChoice, Config, Guard, GuardMode, Serve};
+use crate::config::{BackendChoice, Config, Guard, GuardMode, ProxyUpstream, Serve};
 use crate::doctor;
 use crate::status;
 
@@ -173,8 +174,13 @@ where
     })?;
     let services = services::resolve(&args, variable)
         .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
+    let upstream = upstream::resolve(&args, &services)
+        .map_err(|refused| command.error(ErrorKind::ValueValidation, refused))?;
     Ok(Invocation::Run(Box::new(config(
-        args, services, guard, &matches,
+        args,
+        (services, upstream),
+        guard,
+        &matches,
     ))))
 }
 
@@ -214,7 +220,12 @@ fn guard(values: &[String]) -> Result<Guard, String> {
     Ok(Guard::Links(values.to_vec()))
 }
 
-fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) -> Config {
+fn config(
+    args: Args,
+    (services, proxy_upstream): (Resolved, ProxyUpstream),
+    guard: Guard,
+    matches: &ArgMatches,
+) -> Config {
     let is_explicit = |flag| {
         matches
             .value_source(flag)
@@ -230,6 +241,14 @@ fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) ->
     log.remarks.extend(services.remark);
     if !services.services.is_empty() {
         log.remarks.extend(left_to_others(backend));
+    }
+    if proxy_upstream != ProxyUpstream::Off
+        && matches!(backend, BackendChoice::Iptables | BackendChoice::None)
+    {
+        log.remarks.push(Remark::Warning(format!(
+            "--proxy-upstream with backend {backend}: the proxy's own connections are tracked; backends ebpf \
+             and nftables keep them from conntrack"
+        )));
     }
     if args.guard_mode == GuardMode::Xdp
         && !matches!(backend, BackendChoice::Auto | BackendChoice::Ebpf)
@@ -249,6 +268,7 @@ fn config(args: Args, services: Resolved, guard: Guard, matches: &ArgMatches) ->
         backend,
         services: services.services,
         proxy_listener: args.proxy_listener,
+        proxy_upstream,
         drain_timeout: args.drain.timeout(),
         repair: services.repair,
         accept_rules: args.accept_rules,

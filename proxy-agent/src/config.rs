@@ -40,6 +40,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// Which listener counts as the proxy.
     pub proxy_listener: ProxyListener,
+    /// Where the proxy's own connections are untracked.
+    pub proxy_upstream: ProxyUpstream,
     /// How long live connections to a Service that is given up may go on.
     pub drain_timeout: Duration,
     /// Further endpoints whose stale conntrack entries are deleted, in the order given; those of
@@ -121,6 +123,27 @@ pub enum ProxyListener {
     Vip,
     /// One on the wildcard address too
     Any,
+}
+
+/// Where the proxy's own connections are untracked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyUpstream {
+    /// Nowhere
+    #[default]
+    Off,
+    /// To these endpoints: no VIP, no ClusterIP of a Service, each a unicast address
+    Named(Vec<SocketAddr>),
+}
+
+impl ProxyUpstream {
+    /// The endpoints that are named.
+    pub fn endpoints(&self) -> &[SocketAddr] {
+        match self {
+            Self::Off => &[],
+            Self::Named(endpoints) => endpoints,
+        }
+    }
 }
 
 /// How conntrack is kept out of the path.

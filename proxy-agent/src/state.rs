@@ -6,6 +6,7 @@
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod history;
+pub mod upstream;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -21,8 +22,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::history::History;
+use self::upstream::Upstream;
 use crate::config::{
-    self, AcceptRules, BackendChoice, Config, GuardMode, ProxyListener, Serve, Service, TcAttach,
+    self, AcceptRules, BackendChoice, Config, GuardMode, ProxyListener, ProxyUpstream, Serve,
+    Service, TcAttach,
 };
 use crate::instance::Instance;
 use proxy_serve::log::LogOptions;
@@ -46,6 +49,9 @@ pub struct State {
     /// What is guarded; nothing where an older version has not told.
     #[serde(default)]
     pub guard: Guarded,
+    /// The proxy's own connections; nothing where an older version has not told.
+    #[serde(default)]
+    pub upstream: Upstream,
     /// Ids of the eBPF programs it has loaded, by their names.
     pub programs: BTreeMap<String, u32>,
     /// What its passes have come to.
@@ -89,6 +95,9 @@ pub struct Settings {
     /// Which listener counts as the proxy.
     #[serde(default)]
     pub proxy_listener: ProxyListener,
+    /// Where the proxy's own connections are untracked.
+    #[serde(default)]
+    pub proxy_upstream: ProxyUpstream,
 }
 
 impl Settings {
@@ -190,11 +199,11 @@ impl State {
     pub fn new(
         config: &Config,
         started: SystemTime,
-        backend: (Choice, Guarded),
+        backend: (Choice, Guarded, Upstream),
         programs: BTreeMap<String, u32>,
         history: History,
     ) -> Self {
-        let (backend, guard) = backend;
+        let (backend, guard, upstream) = backend;
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -214,9 +223,11 @@ impl State {
                 guard_mode: config.guard_mode,
                 allow_from: config.allow_from.clone(),
                 proxy_listener: config.proxy_listener,
+                proxy_upstream: config.proxy_upstream.clone(),
             },
             backend,
             guard,
+            upstream,
             programs,
             history,
         }
@@ -238,6 +249,7 @@ impl State {
             backend: backend.unwrap_or(BackendChoice::None),
             services: settings.services.clone(),
             proxy_listener: settings.proxy_listener,
+            proxy_upstream: settings.proxy_upstream.clone(),
             drain_timeout: Duration::ZERO,
             repair: Vec::new(),
             accept_rules: settings.accept_rules,
@@ -359,8 +371,10 @@ mod tests {
                 guard_mode: GuardMode::Xdp,
                 allow_from: vec!["192.0.2.0/24".parse().unwrap()],
                 proxy_listener: ProxyListener::Vip,
+                proxy_upstream: ProxyUpstream::Named(vec!["192.0.2.1:443".parse().unwrap()]),
             },
             guard: Guarded::default(),
+            upstream: Upstream::default(),
             backend: Choice {
                 asked: "auto".to_owned(),
                 backend: "nftables".to_owned(),

@@ -109,6 +109,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
         backend: state.backend.clone(),
         hidden: hidden(state, &links, &mut unreadable).await,
         guard: state.guard.clone(),
+        upstream: model::Upstream::from(&state.upstream),
         counters: counters::sorted(rows.unwrap_or_default(), &links),
         connections: fill.map(|fill| Connections {
             entries: fill.entries,

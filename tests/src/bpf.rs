@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use crate::cgroup;
 use crate::netns::Netns;
 
 // From the kernel's include/uapi/linux/bpf.h.
@@ -119,7 +120,7 @@ impl ForeignProgram {
     /// When there is no cgroup2 file system.
     pub fn attach_to_connect(v6: bool) -> Result<Self> {
         let attach_type = connect_type(v6);
-        let cgroup = File::open(cgroup_root()?)?;
+        let cgroup = File::open(cgroup::root()?)?;
         let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attach_type, &ALLOW)?;
         create_link(program, cgroup.as_raw_fd().cast_unsigned(), attach_type, 0)
     }
@@ -188,7 +189,7 @@ pub fn tcx_programs(netns: &Netns, link: &str, hook: Hook) -> Result<Vec<u32>> {
 /// # Errors
 /// When there is no cgroup2 file system.
 pub fn connect_programs(v6: bool) -> Result<Vec<u32>> {
-    let cgroup = File::open(cgroup_root()?)?;
+    let cgroup = File::open(cgroup::root()?)?;
     query(cgroup.as_raw_fd().cast_unsigned(), connect_type(v6)).context("querying a cgroup")
 }
 
@@ -204,17 +205,6 @@ fn query(target: u32, attach_type: u32) -> Result<Vec<u32>> {
     bpf(BPF_PROG_QUERY, &mut query)?;
     let count = usize::try_from(query.0[6])?;
     Ok(ids[..count].to_vec())
-}
-
-/// The root of the cgroup2 hierarchy.
-fn cgroup_root() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|words| words.get(2) == Some(&"cgroup2"))
-        .map(|words| PathBuf::from(words[1]))
-        .context("no cgroup2 file system in /proc/mounts")
 }
 
 /// How full a map is.

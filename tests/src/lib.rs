@@ -12,6 +12,7 @@ pub mod belongings;
 pub mod bench;
 pub mod bpf;
 pub mod census;
+pub mod cgroup;
 pub mod client;
 pub mod cmd;
 pub mod conntrack;

@@ -5,12 +5,13 @@
 
 use std::fmt::{self, Write as _};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
 
+use crate::cgroup::Cgroup;
 use crate::netns::Netns;
 use crate::{Family, cmd, sweep};
 
@@ -77,6 +78,18 @@ pub const fn gateway_address(family: Family) -> IpAddr {
         Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 1)),
     }
 }
+
+/// Where an API server behind the uplink listens, if a test starts one.
+#[must_use]
+pub const fn api_server(family: Family) -> SocketAddr {
+    SocketAddr::new(gateway_address(family), API_PORT)
+}
+
+/// The port of API servers behind the uplink, not the proxy's.
+pub const API_PORT: u16 = 6443;
+
+/// The flag with which the proxy's own connections to [`api_server`] of both families are untracked.
+pub const UPSTREAM: &str = "--proxy-upstream=192.168.100.1:6443,[fd00:100::1]:6443";
 
 /// A node with its pods. Everything is removed when it is dropped.
 #[derive(Debug)]
@@ -152,6 +165,14 @@ impl Node {
     #[must_use]
     pub fn dir(&self) -> &PathBuf {
         &self.dir
+    }
+
+    /// Makes a cgroup for processes of the node.
+    ///
+    /// # Errors
+    /// When there is no cgroup2 file system, or there is one of this name.
+    pub fn cgroup(&self, name: &str) -> Result<Cgroup> {
+        Cgroup::new(&format!("pa-{}-{name}", self.id))
     }
 
     /// Adds a log to show when the test fails.

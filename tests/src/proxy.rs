@@ -5,12 +5,14 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::cgroup::Cgroup;
 use crate::cmd::{self, Process};
 use crate::node::{Node, SharedLog};
 use crate::transfer::Server;
@@ -38,7 +40,7 @@ impl Proxy {
         let socket = node.dir().join(BACKEND);
         let backend = Server::listen_unix(&socket)?;
         Ok(Self {
-            _haproxy: haproxy(node, &tcp_config(&socket)?)?,
+            _haproxy: haproxy(node, &tcp_config(&socket)?, None)?,
             backend: Some(backend),
             ca: None,
         })
@@ -61,9 +63,34 @@ impl Proxy {
             pem.display()
         )?;
         Ok(Self {
-            _haproxy: haproxy(node, &config)?,
+            _haproxy: haproxy(node, &config, None)?,
             backend: None,
             ca: Some(ca),
+        })
+    }
+
+    /// Starts HAProxy in a cgroup of its own, in front of API servers: for each family the one at this address.
+    ///
+    /// # Errors
+    /// As [`Proxy::start`].
+    pub fn start_to(
+        node: &Node,
+        cgroup: &Cgroup,
+        server: fn(Family) -> SocketAddr,
+    ) -> Result<Self> {
+        let mut config = global();
+        for (family, name) in Family::ALL.into_iter().zip(["v4", "v6"]) {
+            write!(
+                config,
+                "\nlisten {name}\n    mode tcp\n    bind {}\n    server one {}\n",
+                family.vip_socket(),
+                server(family)
+            )?;
+        }
+        Ok(Self {
+            _haproxy: haproxy(node, &config, Some(cgroup))?,
+            backend: None,
+            ca: None,
         })
     }
 
@@ -80,12 +107,15 @@ impl Proxy {
     }
 }
 
-fn tcp_config(backend: &Path) -> Result<String> {
-    let mut config = String::from(
+fn global() -> String {
+    String::from(
         "global\n    maxconn 4000\n    nbthread 1\n\
-         defaults\n    timeout connect 10s\n    timeout client 180s\n    timeout server 180s\n\
-         \nfrontend vip\n    mode tcp\n",
-    );
+         defaults\n    timeout connect 10s\n    timeout client 180s\n    timeout server 180s\n",
+    )
+}
+
+fn tcp_config(backend: &Path) -> Result<String> {
+    let mut config = global() + "\nfrontend vip\n    mode tcp\n";
     for family in Family::ALL {
         writeln!(config, "    bind {}", family.vip_socket())?;
     }
@@ -97,11 +127,51 @@ fn tcp_config(backend: &Path) -> Result<String> {
     Ok(config)
 }
 
-fn haproxy(node: &Node, config: &str) -> Result<Process> {
+/// TLS servers at the other end of the uplink that answer each request with 200, as API servers do.
+#[derive(Debug)]
+pub struct ApiServers {
+    _haproxy: Process,
+    ca: PathBuf,
+}
+
+impl ApiServers {
+    /// Starts one for each family at this address. Their certificate is valid for each VIP and ClusterIP.
+    ///
+    /// # Errors
+    /// As [`Proxy::start_tls`].
+    pub fn start(node: &Node, at: fn(Family) -> SocketAddr) -> Result<Self> {
+        let (ca, pem) = certificate(node.dir())?;
+        let mut config = global() + "\nfrontend apiserver\n    mode http\n";
+        for family in Family::ALL {
+            writeln!(config, "    bind {} ssl crt {}", at(family), pem.display())?;
+        }
+        config += "    http-request return status 200 content-type text/plain string ok\n";
+        let mut command = node.uplink.command("haproxy");
+        let path = node.dir().join("apiserver.cfg");
+        fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+        command.arg("-db").arg("-f").arg(&path);
+        let port = at(Family::V4).port();
+        Ok(Self {
+            _haproxy: listening(node, "apiserver", command, port, Family::ALL.len())?,
+            ca,
+        })
+    }
+
+    /// The certificate that clients trust.
+    #[must_use]
+    pub fn ca(&self) -> &Path {
+        &self.ca
+    }
+}
+
+fn haproxy(node: &Node, config: &str, cgroup: Option<&Cgroup>) -> Result<Process> {
     let path = node.dir().join("haproxy.cfg");
     fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
     let mut command = node.netns.command("haproxy");
     command.arg("-db").arg("-f").arg(&path);
+    if let Some(cgroup) = cgroup {
+        cgroup.enter(&mut command)?;
+    }
     listening(node, "haproxy", command, PORT, Family::ALL.len())
 }
 

@@ -4,13 +4,15 @@
 
 use std::net::SocketAddr;
 use std::process::Output;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::agent::binary;
-use crate::cmd;
-use crate::node::Node;
+use crate::cgroup::Cgroup;
+use crate::node::{Node, api_server};
+use crate::{Family, cmd};
 
 /// What stands for the node itself where links are told.
 pub const THIS_NODE: &str = "(this node)";
@@ -118,4 +120,47 @@ pub fn number(value: &Value) -> Result<u64> {
     value
         .as_u64()
         .with_context(|| format!("no number: {value}"))
+}
+
+/// How long the agent may take to follow the proxy: a bound for a loaded machine.
+const FOLLOWED: Duration = Duration::from_secs(10);
+
+/// Why the proxy's own connections to the API server of IPv4 are tracked, empty if they are not, and the
+/// proxy's cgroups.
+///
+/// # Errors
+/// When there is no status, or nothing of that in it.
+pub fn upstream(node: &Node) -> Result<(String, Vec<String>)> {
+    let status = read(node)?;
+    let upstream = &status["upstream"];
+    let four = api_server(Family::V4).to_string();
+    let endpoints = upstream["endpoints"].as_array().context("endpoints")?;
+    let known = endpoints
+        .iter()
+        .find(|known| known["endpoint"] == four.as_str())
+        .with_context(|| format!("no {four} in {upstream}"))?;
+    let reason = known["reason"].as_str().unwrap_or_default().to_owned();
+    ensure!(
+        known["untracked"].as_bool() == Some(reason.is_empty()),
+        "{known}"
+    );
+    let cgroups = upstream["cgroups"].as_array().context("cgroups")?;
+    let cgroups = cgroups.iter().filter_map(Value::as_str);
+    Ok((reason, cgroups.map(str::to_owned).collect()))
+}
+
+/// Waits until [`upstream`] is so, for a proxy in a cgroup.
+///
+/// # Errors
+/// When it does not become so.
+pub fn wait_until_upstream(node: &Node, reason: &str, cgroup: &Cgroup) -> Result<()> {
+    let expected = (reason.to_owned(), vec![cgroup.path()]);
+    let mut last = None;
+    cmd::wait_until(FOLLOWED, "the agent to follow the proxy", || {
+        let now = upstream(node)?;
+        let is_so = now == expected;
+        last = Some(now);
+        Ok(is_so.then_some(()))
+    })
+    .with_context(|| format!("{expected:?} is expected, {last:?} is what status has"))
 }

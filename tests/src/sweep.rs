@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 
-use crate::netns;
+use crate::{cgroup, netns};
 
 /// The directory below which every node has its own.
 pub const STATE_DIR: &str = "/run/proxy-agent-tests";
@@ -143,6 +143,12 @@ impl Owner {
 }
 
 fn remove_of(pid: &str) {
+    // Names are as those of namespaces. One with processes stays until they have ended.
+    if let Ok(root) = cgroup::root() {
+        for name in names_in(&root).filter(|name| owner_of_netns(name) == Some(pid)) {
+            let _ = fs::remove_dir(root.join(name));
+        }
+    }
     for name in names_in(netns::NETNS_DIR).filter(|name| owner_of_netns(name) == Some(pid)) {
         netns::remove(&name);
     }

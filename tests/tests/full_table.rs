@@ -2,6 +2,9 @@
 
 //! A conntrack table that takes no more entries: nothing that is tracked can be opened then.
 
+#[path = "full_table/upstream.rs"]
+mod upstream;
+
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 

@@ -12,7 +12,7 @@ use tests::agent::TRANSLATE;
 use tests::client::{self, Close};
 use tests::metrics::{self, Sample, documented, families, value};
 use tests::netns::Netns;
-use tests::node::{Node, Topology};
+use tests::node::{Node, Topology, UPSTREAM};
 use tests::proxy::Proxy;
 use tests::{Family, cmd, http, transfer};
 
@@ -113,7 +113,7 @@ fn promtool_accepts_all_that_can_be_served() {
 #[test]
 fn what_happens_is_counted() {
     Node::test(Topology::Veth, |node| {
-        let mut args = vec!["--backend=ebpf"];
+        let mut args = vec!["--backend=ebpf", UPSTREAM];
         args.extend(TRANSLATE);
         let _agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::signals::{Call, Signals};
@@ -26,6 +26,8 @@ use crate::telemetry::http;
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
+/// How often it is looked whether the proxy listens from another cgroup, for its own connections.
+const LISTENER_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a long clean-up tells that it goes on.
 const PROGRESS: Duration = Duration::from_secs(3);
 
@@ -102,9 +104,12 @@ async fn keep(
 ) -> &'static str {
     let mut trigger = Trigger::new(monitor, node.config.sync_interval);
     let mut logs = interval(LOG_INTERVAL);
+    let mut listeners = interval(LISTENER_INTERVAL);
+    listeners.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let debug = node.config.debugs_programs();
     let mut ready: Option<bool> = None;
     let mut asked = false;
+    let mut upstream = None;
     let mut due = Some(Cause::Resync);
     loop {
         if let Some(cause) = due {
@@ -122,6 +127,8 @@ async fn keep(
             let took = begun.elapsed();
             let news = node.history.record(&report, cause, at, took);
             let state = node.state();
+            let news = news || upstream.as_ref() != Some(&state.upstream);
+            upstream = Some(state.upstream.clone());
             // Without news too if somebody has removed it.
             if news || !state::exists(&node.config.run_dir) {
                 node.tell_state(&state);
@@ -150,6 +157,10 @@ async fn keep(
                 }
             },
             cause = trigger.wait() => Some(cause),
+            // The kernel sends no events about sockets that listen.
+            _ = listeners.tick(), if node.backend.follows_proxy() => {
+                node.backend.has_proxy_changed().then_some(Cause::Event)
+            }
             _ = logs.tick(), if debug => {
                 node.backend.forward_logs();
                 None

@@ -11,3 +11,4 @@ pub mod live;
 pub mod nftables;
 pub mod select;
 pub mod tables;
+pub mod upstream;

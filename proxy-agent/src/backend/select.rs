@@ -12,16 +12,18 @@ use rtnetlink::Handle;
 use tracing::{debug, info, warn};
 
 use self::trials::{Streak, Trials};
-use super::decisions::collect;
+use super::decisions::collect::{self, Which};
 use super::ebpf::{self, Drained, Ebpf, Ids, Tables};
 use super::iptables::Iptables;
 use super::nftables::Nftables;
+use super::upstream::Upstream;
 use crate::config::{AcceptRules, BackendChoice, Config, Guard};
 use crate::dnat::Finding;
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Failure, Mode, Report, failed};
+use crate::state::upstream as published;
 use crate::state::{Choice, Guarded, GuardedLink};
 
 /// The name of this part in reports and logs.
@@ -49,6 +51,8 @@ pub struct Backend {
     links: guard::Links,
     /// What was told of it.
     told: Option<Guarded>,
+    /// The proxy's own connections.
+    upstream: Upstream,
     /// When connections to Services are reset that another backend has left.
     drained_at: Option<Instant>,
 }
@@ -90,6 +94,7 @@ impl Backend {
             misjudged: false,
             links: guard::Links::default(),
             told: None,
+            upstream: Upstream::open(config),
             drained_at: None,
         };
         match config.backend {
@@ -144,6 +149,21 @@ impl Backend {
     /// Where packets for the VIPs are dropped as of the last pass, and where not.
     pub fn guarded(&self) -> Guarded {
         self.told.clone().unwrap_or_default()
+    }
+
+    /// What has become of the proxy's own connections as of the last pass.
+    pub fn upstream(&self) -> &published::Upstream {
+        self.upstream.published()
+    }
+
+    /// Whether it matters where the proxy listens from.
+    pub fn follows_proxy(&self) -> bool {
+        self.upstream.follows_proxy()
+    }
+
+    /// Whether the proxy listens from elsewhere than before the last pass, where that matters.
+    pub fn has_proxy_changed(&self) -> bool {
+        self.upstream.has_proxy_changed()
     }
 
     /// Notes and logs what is guarded, where that has changed.
@@ -233,6 +253,9 @@ impl Backend {
             Kind::Unavailable => self.tell_unavailable(report),
         }
         self.reconcile_accept_rules(mode, report).await;
+        let decides_natively = matches!(self.kind, Kind::Ebpf(_) | Kind::Nftables(_));
+        let unfit = (!decides_natively).then(|| self.kind.name().name());
+        self.upstream.reconcile(unfit, (mode, cause), report).await;
         self.tell_guard(table);
         if report.is_stopped() {
             return;
@@ -246,7 +269,7 @@ impl Backend {
         if let (Mode::Apply, Cause::Resync, Kind::Ebpf(_) | Kind::Nftables(_)) =
             (mode, cause, &self.kind)
         {
-            match collect::collect(self.config.instance) {
+            match collect::collect(Which::ToVips, self.config.instance) {
                 Ok(0) => {}
                 Ok(over) => debug!(part = PART, "{over} decided connections were over"),
                 Err(error) => failed(PART, "forget connections that are over", &error, report),

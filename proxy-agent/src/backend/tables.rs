@@ -17,6 +17,8 @@ pub const REHEARSAL: &str = "proxy-agent_probe";
 const GUARD: &str = "_guard";
 /// What the name of the tables for Services ends with.
 const SERVICES: &str = "_services";
+/// What the name of the tables for the proxy's own connections ends with.
+const UPSTREAM: &str = "_upstream";
 /// `NF_IP_PRI_RAW`: before conntrack, which has -200.
 pub const PRIORITY_RAW: i32 = -300;
 
@@ -57,9 +59,14 @@ pub fn services_name(instance: Instance) -> String {
     format!("{}{SERVICES}", instance.mark())
 }
 
+/// The name of an instance's tables for the proxy's own connections.
+pub fn upstream_name(instance: Instance) -> String {
+    format!("{}{UPSTREAM}", instance.mark())
+}
+
 /// True if a table of this name is an agent's, of whichever instance.
 pub fn is_owned(name: &str) -> bool {
-    let mut suffixes = [GUARD, SERVICES].into_iter();
+    let mut suffixes = [GUARD, SERVICES, UPSTREAM].into_iter();
     let mark = suffixes.find_map(|suffix| name.strip_suffix(suffix));
     Instance::of_mark(mark.unwrap_or(name)).is_some()
 }
@@ -77,6 +84,11 @@ pub fn empty_guard(instance: Instance) -> [Table; 2] {
 /// The same for the tables of Services.
 pub fn empty_services(instance: Instance) -> [Table; 2] {
     named(&services_name(instance))
+}
+
+/// The same for the tables of the proxy's own connections.
+pub fn empty_upstream(instance: Instance) -> [Table; 2] {
+    named(&upstream_name(instance))
 }
 
 fn named(name: &str) -> [Table; 2] {

@@ -14,7 +14,7 @@ use proxy_serve::klog::KlogArgs;
 use proxy_serve::log::LogFormat;
 use proxy_serve::value::parse_bool;
 
-use super::values::{self, Endpoint, Listen, ServiceAddress};
+use super::values::{self, Endpoint, Listen, ServiceAddress, Upstream};
 use crate::config::{AcceptRules, BackendChoice, GuardMode, ProxyListener, TcAttach};
 use crate::instance::{Instance, paths};
 use crate::klog::Underscores;
@@ -94,6 +94,16 @@ pub struct Args {
         default_value = "vip"
     )]
     pub proxy_listener: ProxyListener,
+
+    /// The API servers to which the proxy's own connections are untracked, separated by commas; repeatable.
+    /// Without a port: 443; with one, IPv6 in brackets. Only connections from the cgroup in which the proxy
+    /// listens on the VIP; with backend ebpf or nftables. off: all of them are tracked
+    #[arg(
+        long, env = "PROXY_AGENT_PROXY_UPSTREAM", value_name = "off|IP[:PORT][,...]",
+        help_heading = "Data plane", default_value = "off", value_delimiter = ',',
+        value_parser = values::proxy_upstream
+    )]
+    pub proxy_upstream: Vec<Upstream>,
 
     /// How long connections to a ClusterIP may go on that is given up.
     #[command(flatten)]

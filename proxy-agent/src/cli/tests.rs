@@ -64,6 +64,20 @@ fn the_guard_is_auto_off_or_links() {
 }
 
 #[test]
+fn the_upstream_is_off_or_endpoints() {
+    let upstream =
+        |flags: &str| accepted(&format!("--ip-address=10.96.0.2 {flags}")).proxy_upstream;
+    assert_eq!(upstream(""), ProxyUpstream::Off);
+    assert_eq!(upstream("--proxy-upstream=off"), ProxyUpstream::Off);
+    let endpoints = ["192.0.2.1:443", "192.0.2.1:6443", "[2001:db8::1]:443"];
+    let endpoints = endpoints.map(|text| text.parse().unwrap()).to_vec();
+    assert_eq!(
+        upstream("--proxy-upstream=192.0.2.1,192.0.2.1:6443 --proxy-upstream=2001:db8::1"),
+        ProxyUpstream::Named(endpoints)
+    );
+}
+
+#[test]
 fn completions_know_every_flag_and_need_no_address() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let invocation = try_parse_from(["proxy-agent", "completions", shell]);

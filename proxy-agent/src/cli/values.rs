@@ -150,6 +150,50 @@ pub fn service_address(text: &str) -> Result<ServiceAddress, EndpointError> {
     endpoint(text).map(ServiceAddress::Given)
 }
 
+/// A value of `--proxy-upstream`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// Nowhere.
+    Off,
+    /// To an endpoint.
+    Given(Endpoint),
+}
+
+/// Why a text is no endpoint of an API server.
+#[derive(Debug, Error)]
+pub enum UpstreamError {
+    /// A host name, or nothing at all.
+    #[error(
+        "not an IP address with or without a port; give that of an API server, like 192.0.2.1, \
+         192.0.2.1:6443 or [2001:db8::1]:443, or off"
+    )]
+    Syntax,
+    /// What stands behind the address.
+    #[error("'{0}' is {PortError}")]
+    Port(String),
+    /// An address that no API server can have, seen from the proxy.
+    #[error("{0}; give the address of an API server as the proxy connects to it")]
+    Unusable(&'static str),
+}
+
+impl From<EndpointError> for UpstreamError {
+    fn from(error: EndpointError) -> Self {
+        match error {
+            EndpointError::Syntax => Self::Syntax,
+            EndpointError::Port(digits) => Self::Port(digits),
+            EndpointError::Unusable(flaw) => Self::Unusable(flaw),
+        }
+    }
+}
+
+/// Reads a value of `--proxy-upstream`.
+pub fn proxy_upstream(text: &str) -> Result<Upstream, UpstreamError> {
+    if text == OFF {
+        return Ok(Upstream::Off);
+    }
+    Ok(Upstream::Given(endpoint(text)?))
+}
+
 /// Not a TCP port.
 #[derive(Debug, Error)]
 #[error("not a TCP port; give a number from 1 to 65535")]

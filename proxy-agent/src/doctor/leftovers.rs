@@ -114,7 +114,7 @@ fn left(finding: String, command: String) -> Check {
     Check::warning(LEFTOVERS, finding, remedy).with_command(command)
 }
 
-fn has_table(family: Family, name: &str) -> Result<bool, Error> {
+pub fn has_table(family: Family, name: &str) -> Result<bool, Error> {
     let request = NfTablesMessage::GetTable(TableMessage {
         attributes: vec![TableAttribute::Name(name.to_owned())],
     });

@@ -23,6 +23,7 @@ mod programs;
 mod report;
 mod rights;
 mod subject;
+mod upstream;
 mod vip;
 
 use std::net::IpAddr;
@@ -78,6 +79,7 @@ async fn checks(subject: &Subject) -> Vec<Check> {
     checks.extend(firewall::checks(subject));
     checks.extend(dnat::checks(subject));
     checks.extend(notrack::checks(subject));
+    checks.extend(upstream::checks(subject));
     checks.extend(conntrack::checks(subject));
     checks.extend(arp::checks(subject).await);
     checks.extend(leftovers::checks(subject));

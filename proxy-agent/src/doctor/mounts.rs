@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::Check;
 use super::subject::Subject;
-use crate::backend::ebpf;
-use crate::kernel::bpffs;
+use crate::kernel::{bpffs, cgroup};
 use crate::reconcile::report::chain;
 
 const BPFFS: &str = "bpffs";
@@ -100,7 +99,7 @@ fn cgroup(subject: &Subject) -> Check {
     if subject.ending_services().is_empty() {
         return Check::not_applicable(CGROUP, "no service ends on the proxy");
     }
-    match ebpf::cgroup_root() {
+    match cgroup::root() {
         Some(root) => Check::ok(
             CGROUP,
             format!("the root of cgroup2 is mounted at {}", root.display()),

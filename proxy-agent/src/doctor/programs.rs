@@ -13,7 +13,7 @@ use super::check::Check;
 use super::subject::Subject;
 use crate::backend::ebpf::order::{self, Order, Other, Place};
 use crate::backend::ebpf::{self, Hook, SocketHook};
-use crate::kernel::bpf;
+use crate::kernel::{bpf, cgroup};
 
 const TC: &str = "tc-programs";
 const CONNECT: &str = "connect-programs";
@@ -154,7 +154,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
             "no service ends on the proxy",
         )];
     }
-    let Some(root) = ebpf::cgroup_root() else {
+    let Some(root) = cgroup::root() else {
         return vec![Check::not_applicable(
             CONNECT,
             "cgroup2 is not mounted here (see cgroup2)",

@@ -6,6 +6,7 @@ pub mod author;
 pub mod bpf;
 pub mod bpffs;
 pub mod capabilities;
+pub mod cgroup;
 pub mod conntrack;
 pub mod features;
 pub mod memory;

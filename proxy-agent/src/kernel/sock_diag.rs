@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Ends TCP connections of this network namespace from outside of their process (`SOCK_DESTROY`, Linux 4.5
-//! with `CONFIG_INET_DIAG_DESTROY`): the peer gets a RST, the process an error.
+//! with `CONFIG_INET_DIAG_DESTROY`): the peer gets a RST, the process an error. Lists them in `list.rs`.
+
+pub mod list;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -48,19 +50,26 @@ pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 fn ask(local: SocketAddr, remote: SocketAddr, mapped: bool) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
-    let message = message(local, remote, mapped);
+    let kind = (SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK);
+    let message = request(kind, local, remote, mapped);
     socket.send_to(&message, &NetlinkAddress::new(0, 0), 0)?;
     let mut answer = Vec::with_capacity(4096);
     socket.recv(&mut answer, 0)?;
     code(&answer)
 }
 
-fn message(local: SocketAddr, remote: SocketAddr, mapped: bool) -> Vec<u8> {
+/// A request of a kind and with flags about the socket with these ends.
+fn request(
+    (kind, flags): (u16, u16),
+    local: SocketAddr,
+    remote: SocketAddr,
+    mapped: bool,
+) -> Vec<u8> {
     let mut message = vec![0; HEADER + REQUEST];
     let length = u32::try_from(message.len()).expect("a request is 72 bytes long");
     message[..4].copy_from_slice(&length.to_ne_bytes());
-    message[4..6].copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
-    message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message[6..8].copy_from_slice(&flags.to_ne_bytes());
     message[8..12].copy_from_slice(&1_u32.to_ne_bytes());
     let request = &mut message[HEADER..];
     let is_ipv6 = local.is_ipv6() || mapped;

@@ -102,6 +102,11 @@ impl Tuple {
     fn family(&self) -> Family {
         family_of(self.destination)
     }
+
+    /// The same connection in the other direction, without any translation.
+    pub fn mirrored(&self) -> Self {
+        Self::new(self.destination, self.source)
+    }
 }
 
 impl Display for Tuple {
@@ -229,6 +234,19 @@ pub fn answered_by(
     client: SocketAddr,
 ) -> Result<Option<Entry>, Error> {
     find(socket, &Tuple::new(server, client))
+}
+
+/// The entry of a connection that `client` has opened to `server`, as `client` names its ends.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn opened_by(
+    socket: &mut Socket,
+    client: SocketAddr,
+    server: SocketAddr,
+) -> Result<Option<Entry>, Error> {
+    find(socket, &Tuple::new(client, server))
 }
 
 /// How long conntrack remembers a TCP connection in this state after its last packet, in the

@@ -104,20 +104,40 @@ pub fn not_from_loopback() -> [Expressions; 2] {
 /// that it reads again. Source: `nft_socket.c`, Linux 4.18; for sockets that are none yet or no more see
 /// docs/kernel-facts.md.
 pub fn has_socket() -> [Expressions; 2] {
-    /// `NFTA_SOCKET_KEY`, `NFTA_SOCKET_DREG`, `NFT_SOCKET_TRANSPARENT`.
-    const KEY: u16 = 1;
-    const REGISTER: u16 = 2;
+    /// `NFT_SOCKET_TRANSPARENT`.
     const TRANSPARENT: u32 = 0;
     [
-        Expressions::Other {
-            expression_type: "socket".to_owned(),
-            attributes: vec![
-                DefaultNla::new(KEY, TRANSPARENT.to_be_bytes().to_vec()),
-                DefaultNla::new(REGISTER, u32::from(Register::Reg1).to_be_bytes().to_vec()),
-            ],
-        },
+        socket(TRANSPARENT, None),
         compare(Operator::LessThanEqual, vec![1]),
     ]
+}
+
+/// `socket cgroupv2 level LEVEL "PATH"`: the socket was made in the cgroup with this id, or below it. In raw
+/// output it is that of the packet, so that this is about the process that sends it (Linux 5.13).
+pub fn socket_cgroup(level: u8, id: u64) -> [Expressions; 2] {
+    /// `NFT_SOCKET_CGROUPV2`.
+    const CGROUP: u32 = 3;
+    [
+        socket(CGROUP, Some(level)),
+        compare(Operator::Equal, id.to_ne_bytes().to_vec()),
+    ]
+}
+
+/// `enum nft_socket_attributes`.
+fn socket(key: u32, level: Option<u8>) -> Expressions {
+    const KEY: u16 = 1;
+    const REGISTER: u16 = 2;
+    const LEVEL: u16 = 3;
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let mut attributes = vec![
+        number(KEY, key),
+        number(REGISTER, u32::from(Register::Reg1)),
+    ];
+    attributes.extend(level.map(|level| number(LEVEL, level.into())));
+    Expressions::Other {
+        expression_type: "socket".to_owned(),
+        attributes,
+    }
 }
 
 /// `meta l4proto PROTOCOL`.

@@ -127,13 +127,40 @@ impl Table {
         // All chains before any rule that goes to one of them.
         let chains = self.chains.iter();
         messages.extend(chains.map(|chain| (create, self.family, self.new_chain(chain))));
-        for chain in &self.chains {
-            for rule in &chain.rules {
-                let flags = NLM_F_CREATE | NLM_F_APPEND;
-                messages.push((flags, self.family, self.new_rule(chain, rule)));
-            }
-        }
+        messages.extend(self.rules());
         messages
+    }
+
+    /// What makes the rules; the chains and sets are there.
+    fn rules(&self) -> impl Iterator<Item = (u16, Family, NfTablesMessage)> + '_ {
+        let of = |chain: &'_ Chain| {
+            let make = |rule| {
+                let flags = NLM_F_CREATE | NLM_F_APPEND;
+                (flags, self.family, self.new_rule(chain, rule))
+            };
+            chain.rules.iter().map(make).collect::<Vec<_>>()
+        };
+        self.chains.iter().flat_map(of)
+    }
+
+    /// Puts the rules in the place of all those in the chains, in one transaction. Chains and sets stay as
+    /// they are, with the members of sets.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer; the old rules are then still in place.
+    pub fn rewrite(&self, socket: &mut Socket) -> Result<(), Error> {
+        let flush = |chain: &Chain| {
+            let attributes = vec![
+                RuleAttribute::Table(self.name.clone()),
+                RuleAttribute::Chain(chain.name.to_owned()),
+            ];
+            let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
+            (0, self.family, message)
+        };
+        let messages = self.chains.iter().map(flush).chain(self.rules()).collect();
+        let what = format!("change the rules of table {}", self.title());
+        socket.transact(&what, messages)
     }
 
     /// Has the kernel check everything in a table: it is made and deleted in one transaction, and

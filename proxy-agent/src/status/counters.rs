@@ -10,6 +10,7 @@ use proxy_common::guard::Cause;
 use proxy_common::{Counters, Reason};
 
 use super::model::{Counts, Direction, OfLink, OfVip};
+use crate::backend::decisions::collect::{self, Which};
 use crate::backend::ebpf::statistics::{self, Fill, Origin};
 use crate::backend::ebpf::{MapError, services};
 use crate::backend::{decisions, nftables};
@@ -98,7 +99,7 @@ pub fn connections(state: &State) -> Result<Option<Fill>, Error> {
         return Ok(None);
     }
     Ok(Some(Fill {
-        entries: decisions::collect::count(state.settings.instance)?,
+        entries: collect::count(Which::ToVips, state.settings.instance)?,
         size: state.settings.max_connections as usize,
     }))
 }

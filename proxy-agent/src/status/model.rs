@@ -15,7 +15,7 @@ use crate::link::Vip;
 use crate::reconcile::Report;
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{self, History, Problem};
-use crate::state::{Choice, Guarded, State};
+use crate::state::{Choice, Guarded, State, upstream};
 use crate::time::rfc3339;
 
 /// Everything.
@@ -33,6 +33,8 @@ pub struct Status {
     pub hidden: Vec<Hidden>,
     /// Where packets for the VIPs are dropped, and where not.
     pub guard: Guarded,
+    /// The proxy's own connections.
+    pub upstream: Upstream,
     /// By VIP and port; none if the backend does not count.
     pub counters: Vec<OfVip>,
     /// How full the map of decisions is, if there is one.
@@ -84,6 +86,28 @@ pub struct OfService {
     pub service: Service,
     /// Why new connections to it go kube-proxy's way; none if they end on the proxy.
     pub undecided: Option<String>,
+}
+
+/// The proxy's own connections, as of the agent's last pass.
+#[derive(Debug, Serialize)]
+pub struct Upstream {
+    /// The cgroups in which the proxy listens, or did last, as paths below the root of the hierarchy.
+    pub cgroups: Vec<String>,
+    /// By endpoint of `--proxy-upstream`.
+    pub endpoints: Vec<UpstreamEndpoint>,
+}
+
+/// New connections of the proxy to an endpoint.
+#[derive(Debug, Serialize)]
+pub struct UpstreamEndpoint {
+    /// Its address and port.
+    pub endpoint: SocketAddr,
+    /// They are kept from conntrack.
+    pub untracked: bool,
+    /// Why not, as a word.
+    pub reason: Option<&'static str>,
+    /// Why not, in words.
+    pub detail: Option<String>,
 }
 
 /// The counters of a VIP with one port.
@@ -228,6 +252,21 @@ impl Agent {
             uptime_seconds: running.then_some(uptime.as_secs()),
             ready: state.history.ready,
             failures: state.history.failures.clone(),
+        }
+    }
+}
+
+impl From<&upstream::Upstream> for Upstream {
+    fn from(known: &upstream::Upstream) -> Self {
+        let endpoints = known.endpoints.iter().map(|known| UpstreamEndpoint {
+            endpoint: known.endpoint,
+            untracked: known.tracked.is_none(),
+            reason: known.tracked.as_ref().map(|why| why.reason.name()),
+            detail: known.tracked.as_ref().map(|why| why.detail.clone()),
+        });
+        Self {
+            cgroups: known.cgroups.iter().map(|one| one.path.clone()).collect(),
+            endpoints: endpoints.collect(),
         }
     }
 }

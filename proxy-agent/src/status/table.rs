@@ -29,6 +29,7 @@ impl Display for Table<'_> {
         agent(f, status)?;
         backend(f, status)?;
         guard(f, status)?;
+        upstream(f, status)?;
         if let Some(connections) = &status.connections {
             let text = format!(
                 "{} of {} connections remembered",
@@ -108,6 +109,29 @@ fn guard(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     }
     for (number, text) in told.iter().enumerate() {
         line(f, if number == 0 { "guard" } else { "" }, text)?;
+    }
+    Ok(())
+}
+
+fn upstream(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
+    let upstream = &status.upstream;
+    if upstream.endpoints.is_empty() {
+        return line(
+            f,
+            "upstream",
+            "off: the proxy's own connections are tracked",
+        );
+    }
+    for (number, known) in upstream.endpoints.iter().enumerate() {
+        let text = match &known.detail {
+            None => format!(
+                "{} untracked, from cgroup {}",
+                known.endpoint,
+                upstream.cgroups.join(" and ")
+            ),
+            Some(detail) => format!("{} tracked: {detail}", known.endpoint),
+        };
+        line(f, if number == 0 { "upstream" } else { "" }, &text)?;
     }
     Ok(())
 }

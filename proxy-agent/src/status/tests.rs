@@ -19,13 +19,39 @@ use crate::backend::ebpf::statistics::Origin;
 use crate::config::{AcceptRules, Guard, GuardMode, Service, TcAttach};
 use crate::instance::Instance;
 use crate::kernel::author::By;
+use crate::kernel::cgroup::Cgroup;
 use crate::link::{LinkTable, Vip};
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{History, Pass, Problem, Repair, Told};
+use crate::state::upstream::{Endpoint, Reason as TrackedReason, Tracked, Upstream};
 use crate::state::{Choice, Guarded, GuardedLink, Rejected, Settings};
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_211_000 + seconds)
+}
+
+fn upstream() -> Upstream {
+    Upstream {
+        cgroups: vec![Cgroup {
+            id: 4711,
+            path: "/system.slice/haproxy.service".to_owned(),
+            levels: vec![2],
+        }],
+        endpoints: vec![
+            Endpoint {
+                endpoint: "192.0.2.1:443".parse().unwrap(),
+                tracked: None,
+            },
+            Endpoint {
+                endpoint: "[2001:db8::1]:6443".parse().unwrap(),
+                tracked: Some(Tracked::new(
+                    TrackedReason::Nat,
+                    "NAT: conntrack has an answer from elsewhere, in words that go on in a second line",
+                )),
+            },
+        ],
+        unsupported: None,
+    }
 }
 
 fn state() -> State {
@@ -57,6 +83,7 @@ fn state() -> State {
             guard_mode: GuardMode::Xdp,
             allow_from: Vec::new(),
             proxy_listener: crate::config::ProxyListener::Vip,
+            proxy_upstream: crate::config::ProxyUpstream::Off,
         },
         guard: Guarded {
             links: vec![GuardedLink {
@@ -65,6 +92,7 @@ fn state() -> State {
             }],
             notes: vec!["br0 carries a default route, and all its ports are veth or tap".to_owned()],
         },
+        upstream: upstream(),
         backend: Choice {
             asked: "auto".to_owned(),
             backend: "ebpf".to_owned(),
@@ -180,6 +208,7 @@ fn status() -> Status {
             by: vec!["other (priority 1)".to_owned()],
         }],
         guard: state.guard.clone(),
+        upstream: model::Upstream::from(&state.upstream),
         counters: counters::sorted(rows, &LinkTable::default()),
         connections: Some(Connections {
             entries: 17,

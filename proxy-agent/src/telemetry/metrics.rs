@@ -20,7 +20,7 @@ use self::exposition::Exposition;
 pub use self::reading::{Reader, Reading, listeners};
 use super::board::Told;
 use super::health::{self, Health, Listeners};
-use crate::backend::{ebpf, iptables, nftables, select};
+use crate::backend::{ebpf, iptables, nftables, select, upstream};
 use crate::kernel::sockets::Listening;
 use crate::reconcile::trigger::Cause;
 use crate::state::State;
@@ -32,12 +32,13 @@ const BUCKETS: [f64; 13] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 /// The parts of the node, as passes report them: each is told from the start.
-const PARTS: [&str; 6] = [
+const PARTS: [&str; 7] = [
     link::PART,
     select::PART,
     ebpf::PART,
     nftables::PART,
     iptables::PART,
+    upstream::PART,
     conntrack::PART,
 ];
 /// In the place of a link: the node's own processes.
@@ -175,6 +176,16 @@ fn vips(facts: &Facts<'_>, state: &State, out: &mut Exposition) {
 fn backend(state: &State, out: &mut Exposition) {
     for guarded in &state.guard.links {
         out.count(&metric::GUARD_LINK_INFO, &[&guarded.link, &guarded.how], 1);
+    }
+    for known in &state.upstream.endpoints {
+        let reason = known.tracked.as_ref();
+        let reason = reason.map_or("", |tracked| tracked.reason.name());
+        let labels = [&*known.endpoint.to_string(), reason];
+        out.flag(
+            &metric::UPSTREAM_UNTRACKED,
+            &labels,
+            known.tracked.is_none(),
+        );
     }
     let backend = &state.backend;
     let labels = [&*backend.asked, &*backend.backend, &*backend.detail];

@@ -11,7 +11,7 @@ use crate::backend::live::Connection;
 use crate::backend::tables;
 use crate::instance::Instance;
 use crate::kernel::sockets;
-use crate::netfilter::{self, Family, Socket};
+use crate::netfilter::{self, Family, Socket, Table};
 
 /// Why decided connections could not be read or forgotten.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,36 @@ pub enum Error {
     Sockets(#[source] std::io::Error),
 }
 
+/// Which decided connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those to the VIPs: this node's socket is the server's.
+    ToVips,
+    /// The proxy's own: this node's socket is the client's.
+    OfProxy,
+}
+
+impl Which {
+    fn tables(self, instance: Instance) -> [Table; 2] {
+        match self {
+            Self::ToVips => tables::empty(instance),
+            Self::OfProxy => tables::empty_upstream(instance),
+        }
+    }
+
+    /// A connection as its socket on this node names it: local, remote.
+    fn ends(self, connection: &Connection) -> (SocketAddr, SocketAddr) {
+        match self {
+            Self::ToVips => (connection.vip, connection.client),
+            Self::OfProxy => (connection.client, connection.vip),
+        }
+    }
+
+    fn is_over(self, connection: &Connection, alive: &HashSet<(SocketAddr, SocketAddr)>) -> bool {
+        !alive.contains(&self.ends(connection))
+    }
+}
+
 /// Forgets them, and returns how many there were.
 ///
 /// The set is read before the sockets: a connection that is decided in between has its socket by then.
@@ -32,20 +62,20 @@ pub enum Error {
 /// # Errors
 ///
 /// If the kernel does not answer completely; nothing is forgotten then.
-pub fn collect(instance: Instance) -> Result<usize, Error> {
+pub fn collect(which: Which, instance: Instance) -> Result<usize, Error> {
     let mut socket = Socket::open()?;
-    let decided = decided(instance, &mut socket)?;
+    let decided = decided(which, instance, &mut socket)?;
     if decided.is_empty() {
         return Ok(0);
     }
     let alive = sockets::connections().map_err(Error::Sockets)?;
     let mut over = 0;
-    for table in tables::empty(instance) {
-        let keys: Vec<_> = decided
-            .iter()
-            .filter(|member| member.family == table.family && is_over(&member.connection, &alive))
-            .map(|member| member.key.clone())
-            .collect();
+    for table in which.tables(instance) {
+        let is_over = |member: &&Member| {
+            member.family == table.family && which.is_over(&member.connection, &alive)
+        };
+        let over_here = decided.iter().filter(is_over);
+        let keys: Vec<_> = over_here.map(|member| member.key.clone()).collect();
         over += keys.len();
         table.delete_members(DECIDED, &keys, &mut socket)?;
     }
@@ -57,8 +87,8 @@ pub fn collect(instance: Instance) -> Result<usize, Error> {
 /// # Errors
 ///
 /// If the kernel does not answer completely.
-pub fn count(instance: Instance) -> Result<usize, netfilter::Error> {
-    Ok(decided(instance, &mut Socket::open()?)?.len())
+pub fn count(which: Which, instance: Instance) -> Result<usize, netfilter::Error> {
+    Ok(decided(which, instance, &mut Socket::open()?)?.len())
 }
 
 /// The decided connections that live.
@@ -66,14 +96,31 @@ pub fn count(instance: Instance) -> Result<usize, netfilter::Error> {
 /// # Errors
 ///
 /// If the kernel does not answer completely.
-pub fn live(instance: Instance, socket: &mut Socket) -> Result<Vec<Connection>, Error> {
-    let decided = decided(instance, socket)?;
+pub fn live(
+    which: Which,
+    instance: Instance,
+    socket: &mut Socket,
+) -> Result<Vec<Connection>, Error> {
+    let decided = decided(which, instance, socket)?;
     if decided.is_empty() {
         return Ok(Vec::new());
     }
     let alive = sockets::connections().map_err(Error::Sockets)?;
     let connections = decided.into_iter().map(|member| member.connection);
-    Ok(connections.filter(|one| !is_over(one, &alive)).collect())
+    Ok(connections
+        .filter(|one| !which.is_over(one, &alive))
+        .collect())
+}
+
+/// The decided connections of a table, whether they live or not.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn members(table: &Table, socket: &mut Socket) -> Result<Vec<Connection>, netfilter::Error> {
+    let keys = table.members(DECIDED, socket)?;
+    let read = |key: &Vec<u8>| connection(table.family, key);
+    Ok(keys.iter().filter_map(read).collect())
 }
 
 /// A member of the set of decided connections.
@@ -83,9 +130,13 @@ struct Member {
     connection: Connection,
 }
 
-fn decided(instance: Instance, socket: &mut Socket) -> Result<Vec<Member>, netfilter::Error> {
+fn decided(
+    which: Which,
+    instance: Instance,
+    socket: &mut Socket,
+) -> Result<Vec<Member>, netfilter::Error> {
     let mut decided = Vec::new();
-    for table in tables::empty(instance) {
+    for table in which.tables(instance) {
         let keys = table.members(DECIDED, socket)?.into_iter();
         decided.extend(keys.filter_map(|key| {
             Some(Member {
@@ -98,16 +149,21 @@ fn decided(instance: Instance, socket: &mut Socket) -> Result<Vec<Member>, netfi
     Ok(decided)
 }
 
-fn is_over(connection: &Connection, alive: &HashSet<(SocketAddr, SocketAddr)>) -> bool {
-    !alive.contains(&(connection.vip, connection.client))
+/// The end that is the key of a member: address and port, each aligned to four bytes.
+pub fn endpoint(family: Family, key: &[u8]) -> Option<SocketAddr> {
+    end(key, address_length(family))
+}
+
+fn address_length(family: Family) -> usize {
+    match family {
+        Family::IPv6 => 16,
+        _ => 4,
+    }
 }
 
 /// The connection of a member: client address and port, VIP and port, each field aligned to four bytes.
 fn connection(family: Family, key: &[u8]) -> Option<Connection> {
-    let address = match family {
-        Family::IPv6 => 16,
-        _ => 4,
-    };
+    let address = address_length(family);
     let (client, vip) = key.split_at_checked(address + 4)?;
     Some(Connection {
         client: end(client, address)?,
@@ -152,7 +208,12 @@ mod tests {
         let vip = "10.96.0.2:443".parse().unwrap();
         let client = "10.244.0.7:40000".parse().unwrap();
         let connection = Connection { client, vip };
-        assert!(!is_over(&connection, &HashSet::from([(vip, client)])));
-        assert!(is_over(&connection, &HashSet::from([(client, vip)])));
+        for (which, alive, other) in [
+            (Which::ToVips, (vip, client), (client, vip)),
+            (Which::OfProxy, (client, vip), (vip, client)),
+        ] {
+            assert!(!which.is_over(&connection, &HashSet::from([alive])));
+            assert!(which.is_over(&connection, &HashSet::from([other])));
+        }
     }
 }

@@ -8,7 +8,7 @@
 //! one client port that is used two ways at once is a limit here too: see [`Promise::None`].
 
 mod hooks;
-mod interpreter;
+pub mod interpreter;
 
 use std::time::Duration;
 

@@ -90,6 +90,7 @@ pub mod collect;
 mod counted;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod packets;
 mod rules;
 pub mod statistics;
 
@@ -98,6 +99,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
+use self::collect::Which;
 pub use self::counted::Counted;
 
 use crate::backend::live::{Connection, Live};
@@ -112,18 +114,19 @@ pub const DECIDED: &str = "decided";
 
 /// When a connection is forgotten that opens or closes and has no packets: longer than the kernel repeats
 /// a SYN-ACK (`net.ipv4.tcp_synack_retries`), and as long as conntrack waits after a FIN.
-const PASSING: Duration = Duration::from_mins(2);
+pub const PASSING: Duration = Duration::from_mins(2);
 /// The same of one that both ends have closed: for a last FIN that is repeated.
-const CLOSED: Duration = Duration::from_secs(5);
+pub const CLOSED: Duration = Duration::from_secs(5);
 /// Decided connections are never forgotten while they live. The set has a timeout all the same: without
 /// one the kernel does not give the memory of deleted members back.
-const FOR_GOOD: Duration = Duration::from_hours(24 * 365);
+pub const FOR_GOOD: Duration = Duration::from_hours(24 * 365);
 /// When it is forgotten that a client port is in use by a tracked connection to which the proxy sends nothing.
 const TRACKED: Duration = Duration::from_hours(24);
 /// The same once one end has closed it.
 const HALF_CLOSED: Duration = Duration::from_mins(10);
 
-const CONNECTION: &[Field] = &[Field::Address, Field::Port, Field::Address, Field::Port];
+/// What members of the sets of connections are: client, server.
+pub const CONNECTION: &[Field] = &[Field::Address, Field::Port, Field::Address, Field::Port];
 
 /// What the tables are made from.
 #[derive(Debug, Clone)]
@@ -223,7 +226,7 @@ fn members(family: Family, connections: &[Connection]) -> Vec<Vec<Value>> {
 
 impl Connection {
     /// The connection as a member of the sets.
-    fn member(&self) -> Vec<Value> {
+    pub fn member(&self) -> Vec<Value> {
         [self.client, self.vip]
             .iter()
             .flat_map(|end| [Value::Address(end.ip()), Value::Port(end.port())])
@@ -275,13 +278,13 @@ pub fn install(
 /// # Errors
 ///
 /// The first connection that could not be handed over; the others are.
-pub fn hand_over(instance: Instance) -> Result<(), collect::Error> {
+pub fn hand_over(which: Which, instance: Instance) -> Result<(), collect::Error> {
     if conntrack::picks_up() {
         return Ok(());
     }
     let mut socket = Socket::open()?;
     let mut outcome = Ok(());
-    for Connection { client, vip } in collect::live(instance, &mut socket)? {
+    for Connection { client, vip } in collect::live(which, instance, &mut socket)? {
         let created = netfilter::conntrack::create_established(&mut socket, client, vip, vip);
         outcome = outcome.and(created);
     }

@@ -8,10 +8,11 @@ use netlink_packet_netfilter::nftables::Expressions;
 
 use super::DECIDED;
 use super::counted::Counted;
+use super::packets::{Packets, SPECIAL, base, chain, entry, leave, opens, plain, rule, untrack};
 use crate::backend::tables;
-use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
-use crate::netfilter::expression::{self, End, Part, SetOperation};
-use crate::netfilter::{Base, Chain, Family, Hook, Rule};
+use crate::netfilter::expression::flag::{FIN, RST, SYN};
+use crate::netfilter::expression::{self, End};
+use crate::netfilter::{Chain, Family, Hook, Rule};
 
 /// Behind the source NAT of the input hook (`NF_IP_PRI_NAT_SRC`, 100): with the client port that
 /// the proxy sees.
@@ -19,8 +20,6 @@ const PRIORITY_AS_THE_PROXY_SEES: i32 = 101;
 /// The packet priority that a decided SYN carries from the raw hook to the input hook, `7078:1` to
 /// nft. Nothing in between reads or changes priorities, and mark bits belong to others.
 const DECIDED_SYN: u32 = 0x7078_0001;
-/// The flags that open, close or reset a connection.
-const SPECIAL: u8 = FIN | SYN | RST;
 
 /// The chains of a table for these VIPs.
 pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
@@ -302,175 +301,4 @@ fn tracked_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             [turned.update("half_closed"), vec![expression::accept()]].concat(),
         ),
     ]
-}
-
-/// Neither opens, closes nor resets: nearly every packet.
-fn plain() -> Vec<Expressions> {
-    expression::flags_are(0, SPECIAL)
-}
-
-/// A SYN and no SYN-ACK.
-fn opens() -> Vec<Expressions> {
-    expression::flags_are(SYN, FIN | SYN | RST | ACK)
-}
-
-fn untrack() -> Vec<Expressions> {
-    vec![
-        expression::counter(),
-        expression::notrack(),
-        expression::accept(),
-    ]
-}
-
-fn leave() -> Vec<Expressions> {
-    vec![expression::counter(), expression::accept()]
-}
-
-/// Packets of one direction: where the client is in them.
-struct Packets {
-    family: Family,
-    connection: [Part; 4],
-}
-
-impl Packets {
-    fn requests(family: Family) -> Self {
-        Self::from_client(family, End::Source, End::Destination)
-    }
-
-    fn replies(family: Family) -> Self {
-        Self::from_client(family, End::Destination, End::Source)
-    }
-
-    fn from_client(family: Family, client: End, vip: End) -> Self {
-        Self {
-            family,
-            connection: [
-                Part::Address(client),
-                Part::Port(client),
-                Part::Address(vip),
-                Part::Port(vip),
-            ],
-        }
-    }
-
-    fn set(&self, operation: SetOperation, name: &str) -> Vec<Expressions> {
-        expression::set(operation, name, &self.connection, self.family)
-    }
-
-    fn is(&self, name: &str) -> Vec<Expressions> {
-        self.set(SetOperation::IsMember, name)
-    }
-
-    fn update(&self, name: &str) -> Vec<Expressions> {
-        self.set(SetOperation::Update, name)
-    }
-
-    fn delete(&self, name: &str) -> Vec<Expressions> {
-        self.set(SetOperation::Delete, name)
-    }
-
-    /// Nearly every packet of a connection.
-    fn plain_of_decided(&self) -> Rule {
-        rule(
-            "plain, decided",
-            [plain(), self.is(DECIDED), untrack()].concat(),
-        )
-    }
-
-    /// From the first FIN or RST of a decided connection on. `sent` names the end that sends this packet, `other`
-    /// the other one. Where there is no room for the next set, the connection stays in the one before.
-    fn end_of_decided(&self, sent: &Self, other: &Self) -> [Rule; 8] {
-        let flags = expression::has_flag;
-        [
-            rule(
-                "decided, and reset with this",
-                [
-                    flags(RST),
-                    self.is(DECIDED),
-                    self.update("closed"),
-                    self.delete(DECIDED),
-                    untrack(),
-                ]
-                .concat(),
-            ),
-            rule(
-                "decided, and closed with this",
-                [
-                    flags(FIN),
-                    self.is(DECIDED),
-                    sent.update("closing"),
-                    self.delete(DECIDED),
-                    untrack(),
-                ]
-                .concat(),
-            ),
-            rule("decided", [self.is(DECIDED), untrack()].concat()),
-            rule(
-                "closed with this by the second end",
-                [
-                    flags(FIN | RST),
-                    other.is("closing"),
-                    self.update("closed"),
-                    other.delete("closing"),
-                    untrack(),
-                ]
-                .concat(),
-            ),
-            rule(
-                "closed, and reset with this",
-                [
-                    flags(RST),
-                    sent.is("closing"),
-                    self.update("closed"),
-                    sent.delete("closing"),
-                    untrack(),
-                ]
-                .concat(),
-            ),
-            rule(
-                "closed by the sender",
-                [sent.is("closing"), sent.update("closing"), untrack()].concat(),
-            ),
-            rule(
-                "closed by the other end",
-                [other.is("closing"), other.update("closing"), untrack()].concat(),
-            ),
-            rule(
-                "closed by both",
-                [self.is("closed"), self.update("closed"), untrack()].concat(),
-            ),
-        ]
-    }
-}
-
-fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
-    matches.push(expression::counter());
-    matches.push(expression::go_to(chain));
-    Rule {
-        purpose,
-        expressions: matches,
-    }
-}
-
-/// A rule for packets that are known to be TCP; nft is not, and could not name their fields.
-fn rule(purpose: &str, expressions: Vec<Expressions>) -> Rule {
-    Rule {
-        purpose: purpose.to_owned(),
-        expressions: [expression::is_tcp().into(), expressions].concat(),
-    }
-}
-
-fn base(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
-    Chain {
-        base: Some(Base { hook, priority }),
-        ..chain(name, rules)
-    }
-}
-
-fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
-    Chain {
-        name,
-        base: None,
-        rules,
-    }
 }

@@ -48,7 +48,6 @@ pub use plan::attachable;
 pub use qdisc::notes_dir;
 pub use routes::is_own_address;
 pub use settings::Settings;
-pub use sockets::root as cgroup_root;
 pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};
 
@@ -59,7 +58,7 @@ use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
 use crate::config::Service;
 use crate::guard;
-use crate::kernel::{bpffs, features};
+use crate::kernel::{bpffs, cgroup, features};
 use crate::link::LinkTable;
 use crate::netfilter;
 use crate::reconcile::{Mode, Report, carry_out, failed};
@@ -153,9 +152,7 @@ impl Ebpf {
             return Err(Error::Misjudged);
         }
         let attach_mode = AttachMode::choose(settings.tc_attach)?;
-        let cgroup = (!settings.services.is_empty())
-            .then(sockets::root)
-            .flatten();
+        let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
                 part = PART,

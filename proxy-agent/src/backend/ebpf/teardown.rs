@@ -14,6 +14,7 @@ use super::attach::{self, AttachMode};
 use super::load::Ids;
 use super::plan::Op;
 use super::{Ebpf, PART, Settings, drain, observe, qdisc, xdp};
+use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
 use crate::config::Service;
 use crate::guard;
@@ -127,7 +128,7 @@ impl Ebpf {
         report: &mut Report,
     ) {
         if mode == Mode::Apply
-            && let Err(error) = decisions::hand_over(settings.instance)
+            && let Err(error) = decisions::hand_over(Which::ToVips, settings.instance)
         {
             failed(PART, "hand connections to the VIPs over", &error, report);
         }

@@ -65,6 +65,16 @@ fn bad_values_are_refused_with_flag_and_value() {
         ("--interface", "a:b", "colon"),
         ("--interface", "a%d", "percent"),
         ("--interface", "..", "no link"),
+        ("--proxy-upstream", "apiserver", "not an IP address"),
+        ("--proxy-upstream", "auto", "not an IP address"),
+        ("--proxy-upstream", "", "not an IP address"),
+        ("--proxy-upstream", "192.0.2.1:0", "1 to 65535"),
+        ("--proxy-upstream", "127.0.0.1", "loopback"),
+        ("--proxy-upstream", "[::1]:443", "loopback"),
+        ("--proxy-upstream", "224.0.0.1", "multicast"),
+        ("--proxy-upstream", "0.0.0.0", "unspecified"),
+        ("--proxy-upstream", "10.96.0.2", "one of --ip-address"),
+        ("--proxy-upstream", "10.96.0.2:6443", "one of --ip-address"),
         ("--guard", "lo", "own packets"),
         ("--guard", "a/b", "slash"),
         ("--allow-from", "10.0.0.1/8", "10.0.0.0/8"),
@@ -235,4 +245,27 @@ fn more_endpoints_than_the_map_holds_are_refused() {
     assert!(message.contains("3 for --ip-address"), "{message}");
     assert!(message.contains("128 for --port"), "{message}");
     assert!(message.contains("256"), "{message}");
+}
+
+#[test]
+fn an_upstream_stands_beside_other_flags() {
+    let refused = |flags: &[&str]| refused(&[&["--ip-address=10.96.0.2"], flags].concat());
+    let of_service = refused(&[
+        "--service-address=10.96.0.1",
+        "--proxy-upstream=192.0.2.1,10.96.0.1:6443",
+    ]);
+    assert!(of_service.contains("'10.96.0.1:6443'"), "{of_service}");
+    assert!(of_service.contains("--service-address"), "{of_service}");
+    let of_repair = refused(&[
+        "--repair-conntrack=10.96.0.9:443",
+        "--proxy-upstream=10.96.0.9",
+    ]);
+    assert!(of_repair.contains("--repair-conntrack"), "{of_repair}");
+    let twice = refused(&[
+        "--proxy-upstream=192.0.2.1",
+        "--proxy-upstream=192.0.2.1:443",
+    ]);
+    assert!(twice.contains("more than once"), "{twice}");
+    let off = refused(&["--proxy-upstream=off,192.0.2.1"]);
+    assert!(off.contains("'off'") && off.contains("alone"), "{off}");
 }

@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 
 use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage};
 
-use super::packet::{Direction, Packet};
+use super::packet::{Known, Packet};
 use super::walk::{self, Chains, Fate};
 use super::{Found, nft, packets, xtables};
 use crate::backend::iptables::survey::{self, SavedRule};
 use crate::fuzzing::choice;
 use crate::netfilter::Family;
-use crate::netfilter::expression::{self, End};
+use crate::netfilter::expression;
 use crate::netfilter::fuzzing::{answers, echo};
 
 /// The chain of a proposed rule.
@@ -31,7 +31,12 @@ pub fn firewall(data: &[u8]) {
         ([0xfd00, 0x96, 0, 0, 0, 0, 0, 2], 443).into(),
     ];
     let services: [SocketAddr; 1] = [([10, 96, 0, 1], 443).into()];
-    let packets = packets(&vips, &services);
+    let packets = [
+        packets(&vips, Known::Vip),
+        packets(&services, Known::Service),
+        packets(&vips, Known::Upstream),
+    ]
+    .concat();
     if kind % 2 == 0 {
         of_iptables(rest, &packets);
     } else {
@@ -98,11 +103,8 @@ fn of_nf_tables(datagram: &[u8], packets: &[Packet]) {
 
 /// The rule that lets a packet pass, as it comes back from the kernel.
 fn accept(packet: &Packet) -> RuleMessage {
-    let end = match packet.direction {
-        Direction::Request => End::Destination,
-        Direction::Reply => End::Source,
-    };
-    let mut expressions = expression::endpoint(end, packet.vip.ip(), packet.vip.port());
+    let (ip, port) = (packet.end.ip(), packet.end.port());
+    let mut expressions = expression::endpoint(packet.place(), ip, port);
     expressions.push(expression::accept());
     let rule = RuleMessage {
         attributes: vec![

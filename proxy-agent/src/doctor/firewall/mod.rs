@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Firewalls that drop untracked packets of the VIP, and of Services that end on the proxy. A rule like `ct state
-//! established accept` does not match them, so where the rest is dropped they need a rule of their own.
+//! Firewalls that drop untracked packets of the VIP, of Services that end on the proxy, or of the proxy's own
+//! connections. A rule like `ct state established accept` does not match them, so where the rest is dropped they need
+//! a rule of their own.
 //!
-//! Chains are walked with a packet of which only the proxy's end is known, and that it is untracked.
+//! Chains are walked with a packet of which only one end is known, and that it is untracked.
 //! What depends on anything else is a "maybe" (`walk.rs`).
 
 #[cfg(feature = "fuzzing")]
@@ -18,7 +19,7 @@ use std::net::SocketAddr;
 use super::check::Check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::Flavour;
-use packet::{Direction, Packet};
+use packet::{Direction, Known, Packet};
 use walk::Fate;
 
 const ID: &str = "firewall";
@@ -51,7 +52,13 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     }
     let services = subject.ending_services().into_iter();
     let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
-    let packets = packets(&subject.endpoints(), &services);
+    let upstream = subject.told().map(|state| state.upstream.untracked());
+    let packets = [
+        packets(&subject.endpoints(), Known::Vip),
+        packets(&services, Known::Service),
+        packets(&upstream.unwrap_or_default(), Known::Upstream),
+    ]
+    .concat();
     let mut checks = Vec::new();
     let mut found = Vec::new();
     match nft::find(&packets) {
@@ -83,18 +90,16 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-fn packets(vips: &[SocketAddr], services: &[SocketAddr]) -> Vec<Packet> {
-    let vips = vips.iter().map(|vip| (*vip, true));
-    let services = services.iter().map(|service| (*service, false));
-    vips.chain(services)
-        .flat_map(|(vip, by_loopback)| {
-            [Direction::Request, Direction::Reply].map(|direction| Packet {
-                vip,
-                by_loopback,
-                direction,
-            })
+fn packets(endpoints: &[SocketAddr], known: Known) -> Vec<Packet> {
+    let both = |end: &SocketAddr| {
+        let end = *end;
+        [Direction::Request, Direction::Reply].map(|direction| Packet {
+            end,
+            known,
+            direction,
         })
-        .collect()
+    };
+    endpoints.iter().flat_map(both).collect()
 }
 
 fn judge(found: Found) -> Option<Check> {
@@ -105,7 +110,7 @@ fn judge(found: Found) -> Option<Check> {
         of_iptables,
         command,
     } = found;
-    let remedy = if of_iptables {
+    let remedy = if of_iptables && packet.known != Known::Upstream {
         "let it pass there; the agent does it with --accept-rules=auto or always when it runs"
     } else {
         "let it pass there, in the configuration of the firewall too"
@@ -115,10 +120,14 @@ fn judge(found: Found) -> Option<Check> {
         Fate::MayPass => Check::warning(
             ID,
             format!(
-                "{place} drops {packet} unless a rule lets it pass that depends on more than that address"
+                "{place} drops {packet} unless a rule lets it pass that depends on more than that end"
             ),
             remedy,
         ),
+        // Its connections work, tracked, once a SYN was repeated.
+        Fate::Dropped if packet.known == Known::Upstream => {
+            Check::warning(ID, format!("{place} drops {packet}"), remedy)
+        }
         Fate::Dropped => Check::broken(ID, format!("{place} drops {packet}"), remedy),
     };
     Some(check.with_command(command))

@@ -12,10 +12,11 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::Found;
-use super::packet::{Direction, Packet};
+use super::packet::{Direction, Known, Packet};
 use super::walk::{self, Chains, Fate};
 use crate::backend::iptables::survey;
 use crate::backend::tables::is_owned;
+use crate::netfilter::expression::End;
 use crate::netfilter::{Error, Family, Socket};
 
 mod rule;
@@ -58,8 +59,8 @@ pub fn find(packets: &[Packet]) -> Result<Vec<Found>, Error> {
 
 fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>, Error> {
     let seen = |packet: &&Packet| match family {
-        Family::IPv4 => packet.vip.is_ipv4(),
-        Family::IPv6 => packet.vip.is_ipv6(),
+        Family::IPv4 => packet.end.is_ipv4(),
+        Family::IPv6 => packet.end.is_ipv6(),
         _ => true,
     };
     let packets: Vec<_> = packets.iter().filter(seen).copied().collect();
@@ -113,17 +114,22 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
 /// What lets a packet pass at the start of a chain.
 fn command(title: &str, base: &Base, packet: &Packet) -> String {
     let Base { table, chain, .. } = base;
-    let (ip, port) = (packet.vip.ip(), packet.vip.port());
+    let (ip, port) = (packet.end.ip(), packet.end.port());
     let header = match ip {
         IpAddr::V4(_) => "ip",
         IpAddr::V6(_) => "ip6",
     };
-    let (address, number) = match packet.direction {
-        Direction::Request => ("daddr", "dport"),
-        Direction::Reply => ("saddr", "sport"),
+    let (address, number) = match packet.place() {
+        End::Destination => ("daddr", "dport"),
+        End::Source => ("saddr", "sport"),
+    };
+    // From an API server nothing else is to pass than what our rules have untracked.
+    let state = match packet.known {
+        Known::Vip | Known::Service => "",
+        Known::Upstream => " ct state untracked",
     };
     format!(
-        "nft insert rule {title} {table} {chain} {header} {address} {ip} tcp {number} {port} accept"
+        "nft insert rule {title} {table} {chain} {header} {address} {ip} tcp {number} {port}{state} accept"
     )
 }
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A packet of which only the proxy's end is known.
+//! A packet of which only one end is known: the proxy's, or that of an API server behind it.
 
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::backend::iptables::survey::Family;
+use crate::netfilter::expression::End;
 
 /// TCP.
 pub const PROTOCOL: u8 = 6;
@@ -13,48 +14,79 @@ pub const PROTOCOL: u8 = 6;
 /// Which way it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// To the proxy.
+    /// To the proxy, by the hooks of packets that come in.
     Request,
-    /// From the proxy.
+    /// From the proxy, by the hooks of packets that go out.
     Reply,
+}
+
+/// Whose end is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// The proxy's: a VIP.
+    Vip,
+    /// The proxy's: a Service that ends there.
+    Service,
+    /// The other one: an API server to which the proxy connects.
+    Upstream,
 }
 
 /// An untracked TCP packet between the proxy and anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
-    /// The proxy's end: the VIP, or a Service that ends there.
-    pub vip: SocketAddr,
-    /// It may pass `lo`. Connections to a Service are those of pods: the node's own are made ones to the VIP.
-    pub by_loopback: bool,
+    /// The end that is known.
+    pub end: SocketAddr,
+    /// Whose it is.
+    pub known: Known,
     /// Which way it goes.
     pub direction: Direction,
 }
 
 impl Display for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way = match self.direction {
-            Direction::Request => "to",
-            Direction::Reply => "from",
+        let way = match self.place() {
+            End::Destination => "to",
+            End::Source => "from",
         };
-        write!(f, "what is sent untracked {way} {}", self.vip)
+        match self.known {
+            Known::Vip | Known::Service => write!(f, "what is sent untracked {way} {}", self.end),
+            Known::Upstream => write!(f, "the proxy's untracked packets {way} {}", self.end),
+        }
     }
 }
 
 impl Packet {
+    /// Where in it the end stands that is known.
+    pub fn place(&self) -> End {
+        let is_far = self.known == Known::Upstream;
+        match self.direction {
+            Direction::Request if is_far => End::Source,
+            Direction::Reply if is_far => End::Destination,
+            Direction::Request => End::Destination,
+            Direction::Reply => End::Source,
+        }
+    }
+
+    /// Whether it may pass `lo`. Connections to a Service are those of pods, since the node's own are made ones to the
+    /// VIP.
+    pub fn by_loopback(&self) -> bool {
+        self.known != Known::Service
+    }
+
     /// Whether iptables programs of a family see it.
     pub fn is_of(&self, family: Family) -> bool {
-        Family::of(self.vip.ip()) == family
+        Family::of(self.end.ip()) == family
     }
 
     /// A part of its IP header; none if anything of that is not known.
     pub fn network(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
-        let (protocol_at, source_at, destination_at, address) = match self.vip.ip() {
+        let (protocol_at, source_at, destination_at, address) = match self.end.ip() {
             IpAddr::V4(v4) => (9, 12, 16, v4.octets().to_vec()),
             IpAddr::V6(v6) => (6, 8, 24, v6.octets().to_vec()),
         };
-        let at = match self.direction {
-            Direction::Request => destination_at,
-            Direction::Reply => source_at,
+        let at = match self.place() {
+            End::Destination => destination_at,
+            End::Source => source_at,
         };
         part(
             &[(protocol_at, vec![PROTOCOL]), (at, address)],
@@ -65,12 +97,12 @@ impl Packet {
 
     /// A part of its TCP header; none if anything of that is not known.
     pub fn transport(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
-        let at = match self.direction {
-            Direction::Request => 2,
-            Direction::Reply => 0,
+        let at = match self.place() {
+            End::Destination => 2,
+            End::Source => 0,
         };
         part(
-            &[(at, self.vip.port().to_be_bytes().to_vec())],
+            &[(at, self.end.port().to_be_bytes().to_vec())],
             offset,
             length,
         )

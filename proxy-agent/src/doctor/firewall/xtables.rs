@@ -5,9 +5,10 @@
 use std::net::IpAddr;
 
 use super::Found;
-use super::packet::{Direction, Packet};
+use super::packet::{Direction, Known, Packet};
 use super::walk::{self, Action, Chains, Fate, Step, Truth};
 use crate::backend::iptables::survey::{self, SavedTable};
+use crate::netfilter::expression::End;
 
 /// The chains that packets to and from the proxy come by.
 const BASES: [(&str, Direction); 2] = [("INPUT", Direction::Request), ("OUTPUT", Direction::Reply)];
@@ -45,12 +46,16 @@ pub fn find(table: &SavedTable, program: &str, packets: &[Packet]) -> Vec<Found>
 }
 
 fn command(program: &str, chain: &str, packet: &Packet) -> String {
-    let (ip, port) = (packet.vip.ip(), packet.vip.port());
-    let (address, number) = match packet.direction {
-        Direction::Request => ("-d", "--dport"),
-        Direction::Reply => ("-s", "--sport"),
+    let (ip, port) = (packet.end.ip(), packet.end.port());
+    let (address, number) = match packet.place() {
+        End::Destination => ("-d", "--dport"),
+        End::Source => ("-s", "--sport"),
     };
-    format!("{program} -I {chain} {address} {ip} -p tcp {number} {port} -j ACCEPT")
+    let state = match packet.known {
+        Known::Vip | Known::Service => "",
+        Known::Upstream => " -m conntrack --ctstate UNTRACKED",
+    };
+    format!("{program} -I {chain} {address} {ip} -p tcp {number} {port}{state} -j ACCEPT")
 }
 
 /// What a printed rule does with a packet. A word that is not known makes it a "maybe".
@@ -82,15 +87,15 @@ fn step(spec: &str, packet: &Packet) -> Step {
                 value();
                 Truth::Yes
             }
-            "-d" => address(value(), packet, Direction::Request),
-            "-s" => address(value(), packet, Direction::Reply),
+            "-d" => address(value(), packet, End::Destination),
+            "-s" => address(value(), packet, End::Source),
             "-p" => truth(value() == "tcp"),
-            "--dport" => port(value(), packet, Direction::Request),
-            "--sport" => port(value(), packet, Direction::Reply),
+            "--dport" => port(value(), packet, End::Destination),
+            "--sport" => port(value(), packet, End::Source),
             "-i" => by_link(value(), packet, Direction::Request),
             "-o" => by_link(value(), packet, Direction::Reply),
-            "--dst-type" => kind(value(), packet, Direction::Request),
-            "--src-type" => kind(value(), packet, Direction::Reply),
+            "--dst-type" => kind(value(), packet, End::Destination),
+            "--src-type" => kind(value(), packet, End::Source),
             "--ctstate" | "--state" => truth(value().split(',').any(|state| state == "UNTRACKED")),
             // There is no entry to look at.
             "--ctstatus" => truth(inverted),
@@ -119,8 +124,8 @@ fn action(target: &str) -> Action {
 }
 
 /// Whether an end of the packet is in a network; of the client's end that is not known.
-fn address(network: &str, packet: &Packet, known_in: Direction) -> Truth {
-    if packet.direction != known_in {
+fn address(network: &str, packet: &Packet, known_in: End) -> Truth {
+    if packet.place() != known_in {
         return Truth::Maybe;
     }
     let (ip, length) = network.split_once('/').unwrap_or((network, ""));
@@ -131,7 +136,7 @@ fn address(network: &str, packet: &Packet, known_in: Direction) -> Truth {
         IpAddr::V4(v4) => u128::from(u32::from(v4)) << 96,
         IpAddr::V6(v6) => u128::from(v6),
     };
-    let differ = bits(ip) ^ bits(packet.vip.ip());
+    let differ = bits(ip) ^ bits(packet.end.ip());
     truth(length == 0 || differ.leading_zeros() >= length)
 }
 
@@ -145,28 +150,28 @@ fn prefix_length(ip: &str, length: &str) -> Option<u32> {
 }
 
 /// Whether an end's port is in a range; the client's is not known.
-fn port(range: &str, packet: &Packet, known_in: Direction) -> Truth {
-    if packet.direction != known_in {
+fn port(range: &str, packet: &Packet, known_in: End) -> Truth {
+    if packet.place() != known_in {
         return Truth::Maybe;
     }
     let (first, last) = range.split_once(':').unwrap_or((range, range));
     match (first.parse::<u16>(), last.parse()) {
-        (Ok(first), Ok(last)) => truth((first..=last).contains(&packet.vip.port())),
+        (Ok(first), Ok(last)) => truth((first..=last).contains(&packet.end.port())),
         _ => Truth::Maybe,
     }
 }
 
 /// Whether it passes a link; of which nothing is known but that it may not be `lo`.
 fn by_link(link: &str, packet: &Packet, known_in: Direction) -> Truth {
-    if packet.direction == known_in && link == "lo" && !packet.by_loopback {
+    if packet.direction == known_in && link == "lo" && !packet.by_loopback() {
         return Truth::No;
     }
     Truth::Maybe
 }
 
 /// Whether an end is an address of such kinds: VIPs are the node's, and Services by our route.
-fn kind(kinds: &str, packet: &Packet, known_in: Direction) -> Truth {
-    if packet.direction != known_in {
+fn kind(kinds: &str, packet: &Packet, known_in: End) -> Truth {
+    if packet.known == Known::Upstream || packet.place() != known_in {
         return Truth::Maybe;
     }
     truth(kinds.split(',').any(|kind| kind == "LOCAL"))
@@ -185,10 +190,34 @@ mod tests {
 
     fn packet(direction: Direction) -> Packet {
         Packet {
-            vip: "10.96.0.2:443".parse().unwrap(),
-            by_loopback: true,
+            end: "10.96.0.2:443".parse().unwrap(),
+            known: Known::Vip,
             direction,
         }
+    }
+
+    /// What the doctor proposes lets the answers of an API server pass, and nothing that is tracked.
+    #[test]
+    fn answers_of_an_api_server_have_it_as_their_source() {
+        let answer = Packet {
+            end: "192.0.2.1:443".parse().unwrap(),
+            known: Known::Upstream,
+            direction: Direction::Request,
+        };
+        let matches = |spec: &str| step(spec, &answer).matches;
+        assert_eq!(
+            matches("-s 192.0.2.1/32 -p tcp --sport 443 -j ACCEPT"),
+            Truth::Yes
+        );
+        assert_eq!(matches("-d 192.0.2.1/32 -j ACCEPT"), Truth::Maybe);
+        assert_eq!(
+            matches("-m conntrack --ctstate ESTABLISHED -j ACCEPT"),
+            Truth::No
+        );
+        let command = command("iptables", "INPUT", &answer);
+        let spec = command.strip_prefix("iptables -I INPUT ").unwrap();
+        assert_eq!(matches(spec), Truth::Yes);
+        assert!(spec.contains("--ctstate UNTRACKED"), "{spec}");
     }
 
     #[test]
@@ -223,8 +252,8 @@ mod tests {
     fn what_is_known_of_a_service_counts() {
         let vip = packet(Direction::Reply);
         let service = Packet {
-            vip: "10.96.0.1:443".parse().unwrap(),
-            by_loopback: false,
+            end: "10.96.0.1:443".parse().unwrap(),
+            known: Known::Service,
             ..vip
         };
         let matches = |spec: &str, packet: &Packet| step(spec, packet).matches;

@@ -33,6 +33,18 @@ pub(super) struct ChainOutline {
 }
 
 impl Outline {
+    /// True if two of them have the same sets and chains, whatever the rules are.
+    pub fn differs_in_rules_only(&self, other: &Self) -> bool {
+        let frame = |outline: &Self| {
+            let mut frame = outline.clone();
+            for chain in &mut frame.chains {
+                chain.comments.clear();
+            }
+            frame
+        };
+        self != other && frame(self) == frame(other)
+    }
+
     /// That of a table as far as its own message tells it: sets and chains have messages of theirs.
     pub(super) fn of(table: &TableMessage) -> Self {
         let mut outline = Self {

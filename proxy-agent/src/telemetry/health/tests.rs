@@ -33,8 +33,10 @@ pub fn state() -> State {
             guard_mode: crate::config::GuardMode::Tc,
             allow_from: Vec::new(),
             proxy_listener: ProxyListener::Vip,
+            proxy_upstream: crate::config::ProxyUpstream::Off,
         },
         guard: crate::state::Guarded::default(),
+        upstream: crate::state::upstream::Upstream::default(),
         backend: Choice {
             asked: "auto".to_owned(),
             backend: "nftables".to_owned(),

@@ -57,7 +57,7 @@ const fn histogram(
 }
 
 /// All of them, in the order in which they are served.
-pub static ALL: [&Metric; 38] = [
+pub static ALL: [&Metric; 39] = [
     &BUILD_INFO,
     &START_TIME,
     &READY,
@@ -86,6 +86,7 @@ pub static ALL: [&Metric; 38] = [
     &LINK_TRANSLATIONS,
     &LINK_UNDECIDED,
     &GUARD_LINK_INFO,
+    &UPSTREAM_UNTRACKED,
     &BACKEND_INFO,
     &BACKEND_REJECTED,
     &BACKEND_BREAKS,
@@ -261,6 +262,12 @@ pub static GUARD_LINK_INFO: Metric = gauge(
     "proxy_agent_guard_link_info",
     &["link", "how"],
     "A link on which packets for the VIPs are dropped, and by what; always 1.",
+);
+/// Whether the proxy's own new connections to an endpoint are untracked; the label says why not.
+pub static UPSTREAM_UNTRACKED: Metric = gauge(
+    "proxy_agent_upstream_untracked",
+    &["endpoint", "reason"],
+    "Whether the proxy's own new connections to an endpoint of --proxy-upstream are untracked, and why not.",
 );
 /// The backend in use; always 1.
 pub static BACKEND_INFO: Metric = gauge(

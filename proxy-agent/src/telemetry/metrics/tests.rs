@@ -14,6 +14,7 @@ use crate::backend::ebpf::statistics::{Fill, Origin};
 use crate::kernel::conntrack;
 use crate::link::{LinkTable, Vip};
 use crate::state::history::Problem;
+use crate::state::upstream::{Endpoint, Reason as UpstreamReason, Tracked};
 use crate::status::counters::{self, Row};
 use crate::telemetry::board::Phase;
 use crate::telemetry::health::tests::{state, told};
@@ -70,6 +71,16 @@ fn eventful() -> (Told, Reading) {
         link: "eth0".to_owned(),
         how: "tc".to_owned(),
     });
+    state.upstream.endpoints.extend([
+        Endpoint {
+            endpoint: "192.0.2.1:443".parse().unwrap(),
+            tracked: None,
+        },
+        Endpoint {
+            endpoint: "[2001:db8::1]:6443".parse().unwrap(),
+            tracked: Some(Tracked::new(UpstreamReason::Nat, "NAT")),
+        },
+    ]);
     state.settings.services.push(crate::config::Service {
         cluster_ip: "10.96.0.1:443".parse().unwrap(),
         vip: "10.96.0.2:443".parse().unwrap(),

@@ -18,7 +18,7 @@ use requests::Row;
 use tests::agent::{self, Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
-use tests::node::{Node, Topology};
+use tests::node::{Node, Topology, UPSTREAM};
 use tests::proxy::Proxy;
 use tests::{Family, conntrack, signals, sweep};
 
@@ -53,7 +53,7 @@ const COLUMNS: [Column; 3] = [
     },
     Column {
         title: "proxy-agent",
-        args: Some(&["--backend=ebpf", "--cleanup"]),
+        args: Some(&["--backend=ebpf", UPSTREAM, "--cleanup"]),
         lacking: None,
         translates: true,
     },
@@ -104,7 +104,9 @@ fn demo() -> Result<bool> {
         neighbours.push((column.title, neighbour));
     }
     let acts = COLUMNS.len() + 1;
-    println!("\n[{acts}/{acts}] the conntrack table is full");
+    println!(
+        "\n[{acts}/{acts}] the conntrack table is full: HAProxy on the VIP, an API server behind the uplink"
+    );
     let [without, with] = [&COLUMNS[0], &COLUMNS[COLUMNS.len() - 1]]
         .map(|column| full_table::measure(column).with_context(|| column.title));
     let (without, with) = (without?, with?);

@@ -85,6 +85,7 @@ impl Node {
             transport,
             iif: 0,
             priority: 0,
+            cgroup: None,
             untracked: false,
         }
     }

@@ -32,6 +32,8 @@ pub struct Packet {
     pub iif: u32,
     /// The packet priority.
     pub priority: u32,
+    /// The cgroup of the socket that sends it, a child of the root; none: no socket is known.
+    pub cgroup: Option<u64>,
     /// True from a `notrack` on.
     pub untracked: bool,
 }
@@ -174,6 +176,7 @@ impl Kernel {
                         true
                     }
                     "dynset" => self.change(attributes, &registers),
+                    "socket" => cgroup(attributes, packet, &mut registers),
                     other => panic!("expression {other}"),
                 },
                 other => panic!("{other:?}"),
@@ -194,7 +197,7 @@ impl Kernel {
         else {
             panic!("{attributes:?}");
         };
-        self.has(set, &registers.key(*register, self.key_length()))
+        self.has(set, &registers.key(*register, self.key_length(set)))
     }
 
     /// Goes on unless an update finds the set full (`nft_dynset_eval`).
@@ -209,9 +212,9 @@ impl Kernel {
             u32::from_be_bytes(bytes)
         };
         assert_eq!([1, 3, 4], [set, operation, register].map(DefaultNla::kind));
-        let key = registers.key(Register::from(number(register)), self.key_length());
         let name = value(set);
         let name = str::from_utf8(&name[..name.len() - 1]).expect("a name");
+        let key = registers.key(Register::from(number(register)), self.key_length(name));
         let now = self.now;
         let set = self.sets.get_mut(name).expect("a set of the table");
         match number(operation) {
@@ -228,9 +231,10 @@ impl Kernel {
         }
     }
 
-    fn key_length(&self) -> usize {
+    fn key_length(&self, set: &str) -> usize {
         let table = self.table.as_ref().expect("its rules run");
-        let fields = table.sets[0].key.iter();
+        let set = table.sets.iter().find(|one| one.name == set);
+        let fields = set.expect("a set of the table").key.iter();
         fields.map(|field| field.room(table.family)).sum()
     }
 }
@@ -295,6 +299,25 @@ fn load(attributes: &[Payload], packet: &Packet, registers: &mut Registers) {
     };
     let at = *offset as usize;
     registers.set(*register, &header[at..at + *length as usize]);
+}
+
+/// `socket cgroupv2 level 1`; goes on only if there is a socket (`nft_socket_eval`).
+fn cgroup(attributes: &[DefaultNla], packet: &Packet, registers: &mut Registers) -> bool {
+    let numbers: Vec<_> = attributes
+        .iter()
+        .map(|one| (one.kind(), value(one)))
+        .collect();
+    let number = |value: u32| value.to_be_bytes().to_vec();
+    let expected = [
+        (1, number(3)),
+        (2, number(Register::Reg1.into())),
+        (3, number(1)),
+    ];
+    assert_eq!(numbers, expected);
+    packet.cgroup.is_some_and(|id| {
+        registers.set(Register::Reg1, &id.to_ne_bytes());
+        true
+    })
 }
 
 fn mask(attributes: &[Bitwise], registers: &mut Registers) {

@@ -122,14 +122,14 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
             _ => {}
         }
     }
-    let v6 = packet.vip.is_ipv6();
+    let v6 = packet.end.is_ipv6();
     let by_link = match packet.direction {
         Direction::Request => [MetaKey::Iif, MetaKey::Iifname],
         Direction::Reply => [MetaKey::Oif, MetaKey::Oifname],
     };
     let value = match key {
         Some(key) if by_link.contains(&key) => {
-            let value = (!packet.by_loopback).then_some(Value::NotLoopback);
+            let value = (!packet.by_loopback()).then_some(Value::NotLoopback);
             registers.extend(register.map(|register| (register.into(), value)));
             return Truth::Yes;
         }

@@ -4,14 +4,14 @@
 
 use proptest::prelude::*;
 
-use super::super::super::packet::Direction;
+use super::super::super::packet::{Direction, Known};
 use super::*;
 
 fn packet(direction: Direction) -> Packet {
     Packet {
-        vip: "10.96.0.2:443".parse().unwrap(),
+        end: "10.96.0.2:443".parse().unwrap(),
+        known: Known::Vip,
         direction,
-        by_loopback: true,
     }
 }
 
@@ -115,8 +115,8 @@ fn the_vips_end_is_known_and_the_other_is_not() {
 #[test]
 fn what_is_known_of_a_service_counts() {
     let service = Packet {
-        vip: "10.96.0.1:443".parse().unwrap(),
-        by_loopback: false,
+        end: "10.96.0.1:443".parse().unwrap(),
+        known: Known::Service,
         direction: Direction::Reply,
     };
     let matches = |expressions: &[(&str, Expressions)], packet: &Packet| {

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The tables for the proxy's own connections, as `nft list ruleset` shows them (counters and comments left
+//! out); `connection` stands for `ip saddr . tcp sport . ip daddr . tcp dport` or, in `received`, the other
+//! way round; the sets `opening`, `decided`, `closing` and `closed` are those of `decisions`:
+//!
+//! ```text
+//! table ip proxy-agent_upstream {
+//!     set left     { … timeout 2m; }
+//!     set answered { type ipv4_addr . inet_service; … timeout 1h; }
+//!     set repeated { type ipv4_addr . inet_service; … timeout 10m; }
+//!
+//!     chain output {
+//!         type filter hook output priority raw; policy accept;
+//!         ip daddr 192.0.2.1 tcp dport 443 goto sent
+//!         ip saddr 192.0.2.1 tcp sport 443 goto received
+//!     }
+//!     chain prerouting {
+//!         type filter hook prerouting priority raw; policy accept;
+//!         ip saddr 192.0.2.1 tcp sport 443 goto received
+//!     }
+//!     chain sent {
+//!         … as in request of decisions
+//!         plain connection @opening update @decided { connection } delete @opening { connection }
+//!             update @answered { ip daddr . tcp dport } notrack accept
+//!     }
+//!     chain open {
+//!         connection @left update @left { connection } accept
+//!         connection @opening ip daddr . tcp dport @answered delete @answered { ip daddr . tcp dport }
+//!             update @left { connection } delete @opening { connection } accept
+//!         connection @opening update @repeated { ip daddr . tcp dport }
+//!             update @left { connection } delete @opening { connection } accept
+//!         delete @decided { connection } delete @closing … delete @closed …
+//!         ip daddr . tcp dport @repeated accept
+//!         ip daddr 192.0.2.9 tcp dport 443 accept
+//!         socket cgroupv2 level 2 "system.slice/haproxy.service" update @opening { connection } notrack accept
+//!     }
+//!     chain received {
+//!         plain connection @decided notrack accept
+//!         tcp flags rst connection @opening delete @opening { connection } notrack accept
+//!         connection @opening notrack accept
+//!         … as in reply of decisions from "tcp flags rst client @decided" on
+//!     }
+//! }
+//! ```
+//!
+//! A connection is decided at its first SYN, by the cgroup of the socket that sends it, and its other packets
+//! are known by their set: no socket is looked up for them, connections that are older than the rules stay
+//! tracked, and a packet from the endpoint that belongs to no decided connection is none of ours.
+//!
+//! A SYN that is repeated was not answered: its packets may need a NAT that only conntrack does, or a filter
+//! drops the untracked answer. From then on its connection is tracked. So is every new one to the endpoint for
+//! some time, unless an untracked one has been answered since the last repeated SYN: then it was lost on the way.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use netlink_packet_netfilter::nftables::Expressions;
+
+use crate::backend::decisions::packets::{
+    Packets, base, chain, entry, leave, opens, plain, rule, untrack,
+};
+use crate::backend::decisions::{CLOSED, CONNECTION, DECIDED, FOR_GOOD, PASSING};
+use crate::backend::tables;
+use crate::instance::Instance;
+use crate::kernel::cgroup::Cgroup;
+use crate::netfilter::expression::flag::{FIN, RST};
+use crate::netfilter::expression::{self, End, Part, SetOperation};
+use crate::netfilter::set::{Field, Set};
+use crate::netfilter::{Chain, Family, Hook, Rule, Table};
+
+/// The set of endpoints whose SYNs were repeated.
+pub const REPEATED: &str = "repeated";
+/// The set of endpoints that have answered since the last repeated SYN.
+const ANSWERED: &str = "answered";
+/// The set of connections whose SYN was repeated; it may be more than once.
+const LEFT: &str = "left";
+/// How long an endpoint is left to conntrack after a repeated SYN.
+const LEFT_FOR: Duration = Duration::from_mins(10);
+/// How long an answer counts.
+const ANSWER_COUNTS: Duration = Duration::from_hours(1);
+/// Room for endpoints.
+const ENDPOINTS: u32 = 1024;
+const ENDPOINT: &[Field] = &[Field::Address, Field::Port];
+
+/// What the tables are made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Whereto; none: there are no tables.
+    pub endpoints: Vec<SocketAddr>,
+    /// Those of them that are left to conntrack.
+    pub left: Vec<SocketAddr>,
+    /// Whose connections; none: no new one is untracked, live ones go on.
+    pub cgroups: Vec<Cgroup>,
+}
+
+/// The tables that should be there, or should not: those without a chain.
+pub fn tables(instance: Instance, size: u32, desired: &Desired) -> Vec<Table> {
+    tables::empty_upstream(instance)
+        .into_iter()
+        .map(|table| {
+            let of_family = |endpoints: &[SocketAddr]| {
+                let endpoints = endpoints.iter().copied();
+                endpoints
+                    .filter(|endpoint| tables::family_of(endpoint.ip()) == table.family)
+                    .collect::<Vec<_>>()
+            };
+            let endpoints = of_family(&desired.endpoints);
+            if endpoints.is_empty() {
+                return table;
+            }
+            let chains = chains(
+                table.family,
+                &endpoints,
+                &of_family(&desired.left),
+                &desired.cgroups,
+            );
+            Table {
+                sets: sets(size),
+                chains,
+                ..table
+            }
+        })
+        .collect()
+}
+
+fn sets(size: u32) -> Vec<Set> {
+    let set = |name, (key, size), timeout, comment| Set {
+        name,
+        key,
+        timeout,
+        size,
+        comment,
+        members: Vec::new(),
+    };
+    let connections = (CONNECTION, size);
+    let endpoints = (ENDPOINT, ENDPOINTS);
+    vec![
+        set(
+            DECIDED,
+            connections,
+            FOR_GOOD,
+            "untracked connections: proxy, API server",
+        ),
+        set(
+            "opening",
+            connections,
+            PASSING,
+            "untracked connections that are not answered yet",
+        ),
+        set(
+            "closing",
+            connections,
+            PASSING,
+            "untracked connections that one end has closed: which end, the other",
+        ),
+        set(
+            "closed",
+            connections,
+            CLOSED,
+            "untracked connections that are over, for what is still on the way",
+        ),
+        set(
+            LEFT,
+            connections,
+            PASSING,
+            "connections whose SYN was repeated: tracked",
+        ),
+        set(
+            ANSWERED,
+            endpoints,
+            ANSWER_COUNTS,
+            "endpoints that answer untracked SYNs",
+        ),
+        set(
+            REPEATED,
+            endpoints,
+            LEFT_FOR,
+            "endpoints that did not answer until a SYN was repeated: tracked",
+        ),
+    ]
+}
+
+fn chains(
+    family: Family,
+    endpoints: &[SocketAddr],
+    left: &[SocketAddr],
+    cgroups: &[Cgroup],
+) -> Vec<Chain> {
+    let (request, reply) = (Packets::requests(family), Packets::replies(family));
+    let from = |endpoint: &SocketAddr| {
+        let matches = expression::endpoint(End::Source, endpoint.ip(), endpoint.port());
+        entry(format!("from {endpoint}"), matches, "received")
+    };
+    let to = |endpoint: &SocketAddr| {
+        let matches = expression::endpoint(End::Destination, endpoint.ip(), endpoint.port());
+        entry(format!("to {endpoint}"), matches, "sent")
+    };
+    let raw = tables::PRIORITY_RAW;
+    // An API server on this node answers by output, too.
+    let output = endpoints.iter().flat_map(|one| [to(one), from(one)]);
+    vec![
+        base("output", Hook::Output, raw, output.collect()),
+        base(
+            "prerouting",
+            Hook::Prerouting,
+            raw,
+            endpoints.iter().map(from).collect(),
+        ),
+        chain("sent", sent_rules(family, &request, &reply)),
+        chain("open", open_rules(family, left, cgroups, &request, &reply)),
+        chain("received", received_rules(&reply, &request)),
+    ]
+}
+
+fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    let mut rules = vec![
+        packet.plain_of_decided(),
+        rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
+        rule(
+            "answered: decided",
+            [
+                plain(),
+                packet.is("opening"),
+                packet.update(DECIDED),
+                packet.delete("opening"),
+                endpoint(SetOperation::Update, ANSWERED, family),
+                untrack(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "answered, and closed with this",
+            [
+                expression::has_flag(FIN),
+                packet.is("opening"),
+                packet.update("closing"),
+                packet.delete("opening"),
+                untrack(),
+            ]
+            .concat(),
+        ),
+        rule("opening", [packet.is("opening"), untrack()].concat()),
+    ];
+    rules.extend(packet.end_of_decided(packet, turned));
+    rules
+}
+
+/// Only SYNs come here.
+fn open_rules(
+    family: Family,
+    left: &[SocketAddr],
+    cgroups: &[Cgroup],
+    packet: &Packets,
+    turned: &Packets,
+) -> Vec<Rule> {
+    let mut rules = vec![
+        rule(
+            "repeated once more",
+            [packet.is(LEFT), packet.update(LEFT), leave()].concat(),
+        ),
+        rule(
+            "repeated, and the endpoint has answered others: this one is tracked",
+            [
+                packet.is("opening"),
+                endpoint(SetOperation::IsMember, ANSWERED, family),
+                endpoint(SetOperation::Delete, ANSWERED, family),
+                packet.update(LEFT),
+                packet.delete("opening"),
+                leave(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "repeated: the endpoint is left to conntrack",
+            [
+                packet.is("opening"),
+                endpoint(SetOperation::Update, REPEATED, family),
+                packet.update(LEFT),
+                packet.delete("opening"),
+                leave(),
+            ]
+            .concat(),
+        ),
+        rule(
+            "older decisions of this port are void",
+            [
+                packet.delete("opening"),
+                packet.delete(DECIDED),
+                packet.delete("closing"),
+                turned.delete("closing"),
+                packet.delete("closed"),
+            ]
+            .concat(),
+        ),
+        rule(
+            "the endpoint is left to conntrack",
+            [endpoint(SetOperation::IsMember, REPEATED, family), leave()].concat(),
+        ),
+    ];
+    for endpoint in left {
+        let matches = expression::endpoint(End::Destination, endpoint.ip(), endpoint.port());
+        rules.push(Rule {
+            purpose: format!("to {endpoint}: left to conntrack"),
+            expressions: [matches, leave()].concat(),
+        });
+    }
+    for cgroup in cgroups {
+        for level in &cgroup.levels {
+            let expressions = [
+                expression::socket_cgroup(*level, cgroup.id).into(),
+                packet.update("opening"),
+                untrack(),
+            ];
+            let purpose = format!("of cgroup {}, level {level}", cgroup.id);
+            rules.push(rule(&purpose, expressions.concat()));
+        }
+    }
+    rules
+}
+
+/// `packet`: with the proxy first, as connections are named; `sent`: with the sender first.
+fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
+    let mut rules = vec![
+        packet.plain_of_decided(),
+        rule(
+            "refused",
+            [
+                expression::has_flag(RST),
+                packet.is("opening"),
+                packet.delete("opening"),
+                untrack(),
+            ]
+            .concat(),
+        ),
+        rule("opening", [packet.is("opening"), untrack()].concat()),
+    ];
+    rules.extend(packet.end_of_decided(sent, packet));
+    rules
+}
+
+/// Does something with the endpoint that a packet of the proxy goes to.
+fn endpoint(operation: SetOperation, name: &str, family: Family) -> Vec<Expressions> {
+    let parts = [
+        Part::Address(End::Destination),
+        Part::Port(End::Destination),
+    ];
+    expression::set(operation, name, &parts, family)
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is planned from what is there, and what is published.
+
+mod played;
+
+use proptest::prelude::*;
+
+use super::plan::plan;
+use super::*;
+
+fn cgroup(id: u64) -> Cgroup {
+    Cgroup {
+        id,
+        path: format!("/proxy-{id}"),
+        levels: vec![1],
+    }
+}
+
+fn desired(endpoints: &[SocketAddr], left: &[SocketAddr], cgroups: &[u64]) -> Desired {
+    Desired {
+        endpoints: endpoints.to_vec(),
+        left: left.to_vec(),
+        cgroups: cgroups.iter().map(|id| cgroup(*id)).collect(),
+    }
+}
+
+fn tables_of(desired: &Desired) -> Vec<Table> {
+    rules::tables(Instance::default(), 1024, desired)
+}
+
+/// What would be read of these tables.
+fn observed(tables: &[Table]) -> tables::Observed {
+    tables
+        .iter()
+        .map(|table| {
+            let there = (!table.chains.is_empty()).then(|| table.outline());
+            (table.title(), there)
+        })
+        .collect()
+}
+
+fn endpoint(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_proxy_that_moves_changes_rules_and_no_set() {
+    let one = endpoint("192.0.2.1:443");
+    let before = tables_of(&desired(&[one], &[], &[7]));
+    for after in [
+        desired(&[one], &[], &[8]),
+        desired(&[one], &[], &[]),
+        desired(&[one], &[one], &[7]),
+        desired(&[one, endpoint("192.0.2.2:443")], &[], &[7]),
+    ] {
+        let ops = plan(&tables_of(&after), &observed(&before));
+        assert!(matches!(ops[..], [Op::Rewrite { .. }]), "{ops:?}");
+    }
+}
+
+#[test]
+fn a_family_without_endpoints_has_no_table() {
+    let six = endpoint("[2001:db8::1]:443");
+    let before = tables_of(&desired(&[endpoint("192.0.2.1:443"), six], &[], &[7]));
+    let ops = plan(&tables_of(&desired(&[six], &[], &[7])), &observed(&before));
+    assert!(matches!(ops[..], [Op::Delete { .. }]), "{ops:?}");
+    assert_eq!(
+        ops[0].to_string(),
+        "delete nf_tables table ip proxy-agent_upstream"
+    );
+}
+
+#[test]
+fn another_size_of_the_sets_is_a_new_table() {
+    let desired = desired(&[endpoint("192.0.2.1:443")], &[], &[7]);
+    let before = rules::tables(Instance::default(), 2048, &desired);
+    let ops = plan(&tables_of(&desired), &observed(&before));
+    let differs = matches!(
+        &ops[..],
+        [Op::Install {
+            reason: "it differs",
+            ..
+        }]
+    );
+    assert!(differs, "{ops:?}");
+}
+
+/// An untracked SYN takes a rule that names a cgroup: with none, nothing is decided.
+#[test]
+fn without_a_cgroup_nothing_opens() {
+    let notracks = |cgroups: &[u64]| {
+        let tables = tables_of(&desired(&[endpoint("192.0.2.1:443")], &[], cgroups));
+        let open = tables[0].chains.iter().find(|chain| chain.name == "open");
+        let rules = &open.unwrap().rules;
+        let is =
+            |rule: &&netfilter::Rule| format!("{:?}", rule.expressions).contains("\"notrack\"");
+        rules
+            .iter()
+            .filter(is)
+            .map(|rule| rule.purpose.clone())
+            .collect::<Vec<_>>()
+    };
+    assert!(notracks(&[]).is_empty());
+    assert_eq!(notracks(&[7]), ["of cgroup 7, level 1"]);
+}
+
+fn judged(facts: &Facts<'_>) -> Option<Reason> {
+    let judged = facts.judge(endpoint("192.0.2.1:443"));
+    judged.tracked.map(|tracked| tracked.reason)
+}
+
+#[test]
+fn an_endpoint_is_untracked_only_without_any_reason() {
+    let one = endpoint("192.0.2.1:443");
+    let (none, way) = (BTreeMap::new(), BTreeMap::from([(one, "NAT".to_owned())]));
+    let (never, again) = (BTreeSet::new(), BTreeSet::from([one]));
+    let here = Proxy::In(vec![cgroup(7)]);
+    let wildcard = Proxy::Unusable(Tracked::new(Reason::Wildcard, ""));
+    let facts = |proxy, translated, repeated| Facts {
+        unsupported: None,
+        proxy,
+        translated,
+        repeated,
+    };
+    assert_eq!(judged(&facts(&here, &none, &never)), None);
+    assert_eq!(judged(&facts(&here, &way, &again)), Some(Reason::Nat));
+    assert_eq!(judged(&facts(&here, &none, &again)), Some(Reason::Repeated));
+    assert_eq!(
+        judged(&facts(&Proxy::Away, &none, &again)),
+        Some(Reason::NoListener)
+    );
+    assert_eq!(
+        judged(&facts(&Proxy::Away, &way, &never)),
+        Some(Reason::Nat)
+    );
+    assert_eq!(
+        judged(&facts(&wildcard, &none, &never)),
+        Some(Reason::Wildcard)
+    );
+    let other_backend = Facts {
+        unsupported: Some(Tracked::new(Reason::Backend, "")),
+        ..facts(&here, &none, &never)
+    };
+    assert_eq!(judged(&other_backend), Some(Reason::Backend));
+}
+
+fn any_desired() -> impl Strategy<Value = Desired> {
+    let some = [
+        "192.0.2.1:443",
+        "192.0.2.2:6443",
+        "[2001:db8::1]:443",
+        "[2001:db8::2]:443",
+    ]
+    .map(endpoint)
+    .to_vec();
+    let endpoints = prop::sample::subsequence(some, 0..=4);
+    (
+        endpoints,
+        prop::collection::vec(2_u64..6, 0..3),
+        any::<bool>(),
+    )
+        .prop_map(|(endpoints, cgroups, leave)| {
+            let left = endpoints.iter().copied().filter(|_| leave);
+            desired(&endpoints, &left.take(1).collect::<Vec<_>>(), &cgroups)
+        })
+}
+
+proptest! {
+    /// Carried out, a plan leaves nothing to do, and whatever is desired is planned from whatever is there.
+    #[test]
+    fn a_plan_is_complete(before in any_desired(), after in any_desired()) {
+        let (before, after) = (tables_of(&before), tables_of(&after));
+        let mut there = observed(&before);
+        for op in plan(&after, &there) {
+            match op {
+                Op::Install { table, .. } => {
+                    there.insert(table.title(), Some(table.outline()));
+                }
+                Op::Rewrite { table } => {
+                    let outline = there.get(&table.title()).and_then(Option::as_ref);
+                    prop_assert!(outline.is_some_and(|old| old.differs_in_rules_only(&table.outline())));
+                    there.insert(table.title(), Some(table.outline()));
+                }
+                Op::Delete { table } => {
+                    there.insert(table.title(), None);
+                }
+                Op::Retry { endpoint } => prop_assert!(false, "{endpoint} was never left alone"),
+            }
+        }
+        prop_assert!(plan(&after, &there).is_empty());
+        prop_assert_eq!(there, observed(&after));
+    }
+
+    /// What could not be read is not touched.
+    #[test]
+    fn nothing_is_done_about_what_was_not_read(after in any_desired()) {
+        prop_assert!(plan(&tables_of(&after), &tables::Observed::new()).is_empty());
+    }
+}

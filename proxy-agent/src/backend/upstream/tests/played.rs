@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The rules, played by the interpreter of those for the VIPs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{desired, tables_of};
+use crate::backend::decisions::fuzzing::interpreter::{Kernel, Packet};
+use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
+use crate::netfilter::{Family, Hook};
+
+const PROXY: u64 = 7;
+const STRANGER: u64 = 8;
+/// Room in the sets of connections.
+const SIZE: usize = 64;
+
+/// The node with the rules, and an API server.
+struct Node {
+    kernel: Kernel,
+    family: Family,
+}
+
+impl Node {
+    fn new(family: Family) -> Self {
+        let desired = desired(
+            &["192.0.2.1:443", "[2001:db8::1]:443"].map(|text| text.parse().unwrap()),
+            &[],
+            &[PROXY],
+        );
+        let mut tables = tables_of(&desired).into_iter();
+        let table = tables.find(|table| table.family == family).unwrap();
+        let mut kernel = Kernel::default();
+        kernel.install(&Arc::new(table), SIZE);
+        Self { kernel, family }
+    }
+
+    /// Whether a packet of the connection from this port is untracked: sent by a process in this cgroup, or
+    /// received from the API server.
+    fn is_untracked(&mut self, port: u16, sender: Option<u64>, flags: u8) -> bool {
+        let (mut network, at): (Vec<u8>, usize) = match self.family {
+            Family::IPv6 => (vec![0; 40], 8),
+            _ => (vec![0; 20], 12),
+        };
+        let (own, server): (Vec<u8>, Vec<u8>) = match self.family {
+            Family::IPv6 => {
+                let [own, server] = [
+                    [0; 15],
+                    [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                ];
+                ([&own[..], &[9]].concat(), [&server[..], &[1]].concat())
+            }
+            _ => (vec![192, 0, 2, 9], vec![192, 0, 2, 1]),
+        };
+        let mut ends = [(own, port), (server, 443)];
+        if sender.is_none() {
+            ends.reverse();
+        }
+        let mut transport = [0; 20];
+        for (place, (address, port)) in ends.iter().enumerate() {
+            let start = at + place * address.len();
+            network[start..start + address.len()].copy_from_slice(address);
+            transport[place * 2..place * 2 + 2].copy_from_slice(&port.to_be_bytes());
+        }
+        transport[13] = flags;
+        let mut packet = Packet {
+            network,
+            transport,
+            iif: if sender.is_none() { 2 } else { 0 },
+            priority: 0,
+            cgroup: sender,
+            untracked: false,
+        };
+        let hook = match sender {
+            Some(_) => Hook::Output,
+            None => Hook::Prerouting,
+        };
+        self.kernel.hook(hook, &mut packet);
+        packet.untracked
+    }
+
+    fn sends(&mut self, port: u16, flags: u8) -> bool {
+        self.is_untracked(port, Some(PROXY), flags)
+    }
+
+    fn receives(&mut self, port: u16, flags: u8) -> bool {
+        self.is_untracked(port, None, flags)
+    }
+
+    /// Whether a whole connection was untracked.
+    fn connects(&mut self, port: u16) -> bool {
+        let first = self.sends(port, SYN);
+        for untracked in [
+            self.receives(port, SYN | ACK),
+            self.sends(port, ACK),
+            self.receives(port, ACK),
+            self.sends(port, FIN | ACK),
+            self.receives(port, FIN | ACK),
+            self.sends(port, ACK),
+        ] {
+            assert_eq!(untracked, first, "as its SYN");
+        }
+        first
+    }
+}
+
+#[test]
+fn every_packet_of_the_proxy_is_untracked_and_none_of_others() {
+    for family in [Family::IPv4, Family::IPv6] {
+        let mut node = Node::new(family);
+        assert!(node.connects(40_000));
+        assert!(node.connects(40_000), "the same port again");
+        for sender in [Some(STRANGER), None] {
+            for flags in [SYN, SYN | ACK, ACK, FIN | ACK, RST] {
+                assert!(!node.is_untracked(40_001, sender, flags));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_syn_concerns_its_connection_only() {
+    let mut node = Node::new(Family::IPv4);
+    assert!(node.connects(40_000));
+    assert!(node.sends(40_001, SYN));
+    node.kernel.pass(Duration::from_secs(1));
+    for tracked in [
+        node.sends(40_001, SYN),
+        node.receives(40_001, SYN | ACK),
+        node.sends(40_001, ACK),
+    ] {
+        assert!(!tracked, "from the repeated SYN on");
+    }
+    assert!(node.connects(40_002));
+}
+
+#[test]
+fn an_endpoint_that_does_not_answer_is_left_alone_for_a_time() {
+    let mut node = Node::new(Family::IPv4);
+    assert!(node.sends(40_000, SYN));
+    assert!(!node.sends(40_000, SYN), "repeated");
+    assert!(!node.connects(40_001));
+    node.kernel.pass(Duration::from_mins(11));
+    assert!(node.connects(40_002));
+    // Once it has answered, it takes two in a row.
+    for (port, is_left) in [(40_003, false), (40_004, true)] {
+        assert!(node.sends(port, SYN));
+        assert!(!node.sends(port, SYN), "repeated");
+        assert_eq!(node.sends(port + 10, SYN), !is_left);
+    }
+}
+
+/// A port that is refused and used again has repeated nothing.
+#[test]
+fn a_refused_connection_is_no_repeated_one() {
+    let mut node = Node::new(Family::IPv4);
+    for _ in 0..3 {
+        assert!(node.sends(40_000, SYN));
+        assert!(node.receives(40_000, RST | ACK));
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Closed,
+    Opening,
+    Answered,
+    Open,
+}
+
+proptest! {
+    /// Whatever the order: a packet is untracked if and only if the last SYN of its connection was.
+    #[test]
+    fn packets_go_the_way_of_their_syn(events in prop::collection::vec((0_usize..4, 0_u8..6), 0..80), v6: bool) {
+        let mut node = Node::new(if v6 { Family::IPv6 } else { Family::IPv4 });
+        let mut connections = [(Stage::Closed, false); 4];
+        for (index, event) in events {
+            let port = 40_000 + u16::try_from(index).unwrap();
+            // The last one is a stranger's.
+            let cgroup = if index == 3 { STRANGER } else { PROXY };
+            let (stage, untracked) = connections[index];
+            let mut sent = |flags| node.is_untracked(port, Some(cgroup), flags);
+            let (next, now) = match (stage, event) {
+                (Stage::Closed, 0) => {
+                    let now = sent(SYN);
+                    prop_assert!(!now || cgroup == PROXY, "a stranger");
+                    connections[index] = (Stage::Opening, now);
+                    continue;
+                }
+                (Stage::Opening, 0) => {
+                    let now = sent(SYN);
+                    prop_assert!(!now, "repeated");
+                    connections[index] = (Stage::Opening, now);
+                    continue;
+                }
+                (Stage::Opening, 1) => (Stage::Answered, node.receives(port, SYN | ACK)),
+                (Stage::Opening | Stage::Open, 2) => (Stage::Closed, node.receives(port, RST | ACK)),
+                (Stage::Answered, 0 | 1) | (Stage::Open, 3) => (Stage::Open, sent(ACK)),
+                (Stage::Open, 4) => (Stage::Open, node.receives(port, ACK)),
+                (Stage::Open, 5) => (Stage::Closed, sent(RST)),
+                _ => continue,
+            };
+            prop_assert_eq!(now, untracked, "{:?} {}", stage, event);
+            connections[index] = (next, untracked);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! TCP sockets of this network namespace with the cgroup of the process that made them
+//! (`INET_DIAG_CGROUP_ID`, Linux 5.9): neither a process id nor the host's /proc is needed for it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::{NLM_F_DUMP_INTR, NlasIterator};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+
+use super::{ALL_STATES, HEADER, NLM_F_REQUEST, NLMSG_ERROR, PORTS, REQUEST, STATES, request};
+
+/// Of `linux/sock_diag.h` and `linux/netlink.h`.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_DONE: u16 = 3;
+/// Length of `struct inet_diag_msg`, and where its parts stand.
+const MESSAGE: usize = 72;
+const LOCAL_PORT: usize = 4;
+const REMOTE_PORT: usize = 6;
+const LOCAL: usize = 8;
+const REMOTE: usize = 24;
+/// `INET_DIAG_CGROUP_ID`.
+const CGROUP_ID: u16 = 21;
+/// States by their number, as bits: `TCP_LISTEN`, and those that are no connection (`TIME_WAIT`, `CLOSE`,
+/// `LISTEN`, and `NEW_SYN_RECV`).
+const LISTEN: u32 = 1 << 10;
+const NO_CONNECTION: u32 = 1 << 6 | 1 << 7 | LISTEN | 1 << 12;
+/// Room for one read: the kernel fills at most 32 KiB at a time.
+const READ_SIZE: usize = 64 * 1024;
+/// How often a list that changed while it was read is begun anew.
+const ATTEMPTS: usize = 5;
+
+/// A TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sock {
+    /// Its own end; IPv4 in an IPv6 socket as IPv4.
+    pub local: SocketAddr,
+    /// The other end; unspecified of a listener.
+    pub remote: SocketAddr,
+    /// The id of the cgroup of the process that made it, as of then. None: the kernel does not tell.
+    pub cgroup: Option<u64>,
+}
+
+/// Lists the sockets that listen on a port, on whichever address.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn listeners(port: u16) -> io::Result<Vec<Sock>> {
+    list(LISTEN, (port, 0))
+}
+
+/// Lists the sockets that are connected, or connect, to a port of whichever address.
+///
+/// # Errors
+///
+/// If the kernel does not answer completely.
+pub fn connected_to(port: u16) -> io::Result<Vec<Sock>> {
+    list(ALL_STATES & !NO_CONNECTION, (0, port))
+}
+
+/// The socket that takes new connections to an address: bound to it, or to the wildcard. Cheap: nothing is
+/// listed.
+///
+/// # Errors
+///
+/// The kernel's answer, but that there is none.
+pub fn listener(address: SocketAddr) -> io::Result<Option<Sock>> {
+    let unspecified = match address {
+        SocketAddr::V4(_) => IpAddr::from([0; 4]),
+        SocketAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let remote = SocketAddr::new(unspecified, 0);
+    let message = request((SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST), address, remote, false);
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.send_to(&message, &NetlinkAddress::new(0, 0), 0)?;
+    let mut answer = Vec::with_capacity(READ_SIZE);
+    socket.recv(&mut answer, 0)?;
+    let mut found = Vec::new();
+    match read(&answer, &mut found) {
+        Ok(_) => Ok(found.pop()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Of both families.
+fn list(states: u32, ports: (u16, u16)) -> io::Result<Vec<Sock>> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        found.extend(list_of(family, states, ports)?);
+    }
+    Ok(found)
+}
+
+fn list_of(family: i32, states: u32, ports: (u16, u16)) -> io::Result<Vec<Sock>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(found) = attempt(family, states, ports)? {
+            return Ok(found);
+        }
+    }
+    Err(io::Error::other(
+        "the list of sockets changed while it was read, again and again",
+    ))
+}
+
+/// None: it was interrupted.
+fn attempt(family: i32, states: u32, ports: (u16, u16)) -> io::Result<Option<Vec<Sock>>> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    let message = dump(family, states, ports);
+    socket.send_to(&message, &NetlinkAddress::new(0, 0), 0)?;
+    let mut found = Vec::new();
+    let mut datagram = Vec::with_capacity(READ_SIZE);
+    let mut is_complete = true;
+    loop {
+        datagram.clear();
+        socket.recv(&mut datagram, 0)?;
+        if datagram.is_empty() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        let progress = read(&datagram, &mut found)?;
+        is_complete &= !progress.interrupted;
+        if progress.done {
+            return Ok(is_complete.then_some(found));
+        }
+    }
+}
+
+fn dump(family: i32, states: u32, (local, remote): (u16, u16)) -> Vec<u8> {
+    let mut message = vec![0; HEADER + REQUEST];
+    let length = u32::try_from(message.len()).expect("a request is 72 bytes long");
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    message[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+    let request = &mut message[HEADER..];
+    request[0] = u8::try_from(family).expect("the two families are 2 and 10");
+    request[1] = u8::try_from(libc::IPPROTO_TCP).expect("it is 6");
+    request[STATES..STATES + 4].copy_from_slice(&states.to_ne_bytes());
+    request[PORTS..PORTS + 2].copy_from_slice(&local.to_be_bytes());
+    request[PORTS + 2..PORTS + 4].copy_from_slice(&remote.to_be_bytes());
+    message
+}
+
+/// What one read told about the list as a whole.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Progress {
+    done: bool,
+    interrupted: bool,
+}
+
+/// Takes the messages of a datagram apart.
+fn read(datagram: &[u8], found: &mut Vec<Sock>) -> io::Result<Progress> {
+    let mut progress = Progress::default();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+        let length = rest.first_chunk().ok_or_else(malformed)?;
+        let length = usize::try_from(u32::from_ne_bytes(*length)).map_err(io::Error::other)?;
+        let message = rest.get(..length).filter(|message| message.len() >= HEADER);
+        let message = message.ok_or_else(malformed)?;
+        let field = |at: usize| u16::from_ne_bytes([message[at], message[at + 1]]);
+        progress.interrupted |= field(6) & NLM_F_DUMP_INTR != 0;
+        match field(4) {
+            SOCK_DIAG_BY_FAMILY => found.push(sock(&message[HEADER..]).ok_or_else(malformed)?),
+            kind @ (NLMSG_DONE | NLMSG_ERROR) => {
+                let code = message[HEADER..].first_chunk();
+                let code = code.map_or(0, |code| i32::from_ne_bytes(*code));
+                if code != 0 {
+                    return Err(io::Error::from_raw_os_error(code.saturating_abs()));
+                }
+                progress.done |= kind == NLMSG_DONE;
+            }
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(progress)
+}
+
+/// The socket of a message, without its header.
+fn sock(body: &[u8]) -> Option<Sock> {
+    let attributes = body.get(MESSAGE..)?;
+    let is_ipv6 = i32::from(body[0]) == libc::AF_INET6;
+    let end = |address: usize, port: usize| {
+        let port = u16::from_be_bytes(*body[port..].first_chunk()?);
+        let ip = if is_ipv6 {
+            IpAddr::from(*body[address..].first_chunk::<16>()?)
+        } else {
+            IpAddr::from(*body[address..].first_chunk::<4>()?)
+        };
+        Some(SocketAddr::new(ip.to_canonical(), port))
+    };
+    let cgroup = NlasIterator::new(attributes).find_map(|attribute| {
+        let attribute = attribute.ok()?;
+        let value = attribute.value().first_chunk();
+        let value = value.filter(|_| attribute.kind() == CGROUP_ID)?;
+        Some(u64::from_ne_bytes(*value))
+    });
+    Some(Sock {
+        local: end(LOCAL, LOCAL_PORT)?,
+        remote: end(REMOTE, REMOTE_PORT)?,
+        cgroup,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// On this kernel, with the cgroup of this process.
+    #[test]
+    fn sockets_are_listed_and_found() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let server = TcpListener::bind(address).unwrap();
+            let listening = server.local_addr().unwrap();
+            let client = TcpStream::connect(listening).unwrap();
+            let of_server = listeners(listening.port()).unwrap();
+            let exact: Vec<_> = of_server
+                .iter()
+                .filter(|sock| sock.local == listening)
+                .collect();
+            assert_eq!(exact.len(), 1, "{of_server:?}");
+            assert!(exact[0].cgroup.is_some(), "{of_server:?}");
+            assert_eq!(listener(listening).unwrap().as_ref(), Some(exact[0]));
+            let connections = connected_to(listening.port()).unwrap();
+            let own = client.local_addr().unwrap();
+            let found = connections.iter().find(|sock| sock.local == own);
+            let found = found.unwrap_or_else(|| panic!("{own} in {connections:?}"));
+            assert_eq!((found.remote, found.cgroup), (listening, exact[0].cgroup));
+        }
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        assert_eq!(listener(address).unwrap(), None);
+    }
+
+    #[test]
+    fn an_error_at_the_end_is_an_error() {
+        let last = |kind: u16, code: i32| {
+            let mut message = vec![20, 0, 0, 0];
+            message.extend(kind.to_ne_bytes());
+            message.extend([0; 10]);
+            message.extend(code.to_ne_bytes());
+            read(&message, &mut Vec::new())
+        };
+        assert!(last(NLMSG_DONE, 0).unwrap().done);
+        for kind in [NLMSG_DONE, NLMSG_ERROR] {
+            let error = last(kind, -libc::ENOMEM).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_datagram_is_read(bytes in prop::collection::vec(any::<u8>(), 0..300), length in 16_u32..200) {
+            let _ = read(&bytes, &mut Vec::new());
+            let mut bytes = [vec![0; 16], bytes].concat();
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+            let _ = read(&bytes, &mut Vec::new());
+        }
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Cgroups of cgroup2 for processes of a node, as service managers and container runtimes make them.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::cmd;
+
+/// How long the kernel may take to forget the processes of a cgroup that have ended.
+const REMOVAL: Duration = Duration::from_secs(10);
+
+/// The root of the cgroup2 hierarchy.
+///
+/// # Errors
+/// When there is none.
+pub fn root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|words| words.get(2) == Some(&"cgroup2"))
+        .map(|words| PathBuf::from(words[1]))
+        .context("no cgroup2 file system in /proc/mounts")
+}
+
+/// A cgroup below the root, removed when dropped: its processes must have ended by then.
+#[derive(Debug)]
+pub struct Cgroup {
+    name: String,
+    directory: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When there is no cgroup2 file system, or it is not writable.
+    pub fn new(name: &str) -> Result<Self> {
+        let directory = root()?.join(name);
+        fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            directory,
+        })
+    }
+
+    /// As the agent shows it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/{}", self.name)
+    }
+
+    /// Has a command run in it.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn enter(&self, command: &mut Command) -> Result<()> {
+        let path = self.directory.join("cgroup.procs");
+        let mut procs = fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        // SAFETY: write(2) is async-signal-safe, and the descriptor is the closure's own.
+        unsafe {
+            // 0 is the process that writes.
+            command.pre_exec(move || procs.write_all(b"0"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Busy as long as a killed process is not gone.
+        let removed = cmd::wait_until(REMOVAL, "the cgroup to be empty", || {
+            Ok(fs::remove_dir(&self.directory).ok())
+        });
+        if let Err(error) = removed {
+            eprintln!("{} stays: {error:#}", self.directory.display());
+        }
+    }
+}

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! All the way to API servers behind the uplink: the proxy's own connections (`--proxy-upstream`).
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::agent::{Agent, TRANSLATE, binary};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology, UPSTREAM, api_server};
+use tests::path::{Path, Via};
+use tests::proxy::Proxy;
+use tests::transfer::Server;
+use tests::{Family, client, cmd, conntrack, doctor, status, transfer};
+
+use super::{BYTES, SHORT_TIMEOUT, TIMEOUT, connect_everywhere, fill, works_on};
+
+/// API servers at the other end of the uplink.
+fn api_servers(node: &Node) -> Result<[Server; 2]> {
+    let [four, six] = Family::ALL.map(|family| Server::listen(&node.uplink, api_server(family)));
+    Ok([four?, six?])
+}
+
+/// The entries of the API server in the node's table.
+fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entry>> {
+    let mut entries = conntrack::list_all(&node.netns, family)?;
+    entries.retain(|entry| {
+        let server = api_server(family);
+        entry.destination == server || entry.source == server || entry.reply_source == server
+    });
+    Ok(entries)
+}
+
+/// But for connections from these addresses: conntrack picks up the last packets of what was flushed.
+fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
+    for family in Family::ALL {
+        let mut entries = entries(node, family)?;
+        entries.retain(|entry| !but.contains(&entry.source) && !but.contains(&entry.destination));
+        ensure!(entries.is_empty(), "conntrack knows {entries:#?}");
+    }
+    Ok(())
+}
+
+/// Looks at everything again.
+fn resync(node: &Node, agent: &Agent) -> Result<()> {
+    let passes = || -> Result<Value> { Ok(status::read(node)?["passes"]["last"]["at"].clone()) };
+    let before = passes()?;
+    agent.signal(libc::SIGHUP)?;
+    cmd::wait_until(TIMEOUT, "a resync", || {
+        Ok((passes()? != before).then_some(()))
+    })
+}
+
+fn connect(path: &Path<'_>) -> Result<()> {
+    let connected = client::connect(path.netns, path.destination(), TIMEOUT);
+    let mut stream = connected.with_context(|| format!("{path}: connecting"))?;
+    transfer::exchange(&mut stream, BYTES, 7).with_context(|| path.to_string())
+}
+
+fn host_to_vip(node: &Node) -> Path<'_> {
+    let mut paths = node.paths();
+    paths.retain(|path| (&*path.client, path.via, path.family) == ("host", Via::Vip, Family::V4));
+    paths.remove(0)
+}
+
+/// Every connection of others to the same endpoints: from a pod, and from a process outside of the
+/// proxy's cgroup. Returns where they came from.
+fn others_are_tracked(node: &Node) -> Result<Vec<SocketAddr>> {
+    let mut others = Vec::new();
+    for family in Family::ALL {
+        for (client, netns) in [("pod", &node.pods[0].netns), ("process", &node.netns)] {
+            let mut stream = client::connect(netns, api_server(family), TIMEOUT)
+                .with_context(|| format!("{client} to the API server"))?;
+            transfer::exchange(&mut stream, BYTES, 3)?;
+            let own = stream.local_addr()?;
+            others.push(own);
+            let entries = entries(node, family)?;
+            let tracked = entries.iter().any(|entry| entry.source == own);
+            ensure!(tracked, "no entry of {client} {own} among {entries:#?}");
+        }
+    }
+    Ok(others)
+}
+
+fn the_way_on_works(args: &[&str], has_service: bool) {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        let cgroups = [node.cgroup("one")?, node.cgroup("two")?];
+        let agent = node.start_agent(&[args, &[UPSTREAM]].concat())?;
+        let proxy = Proxy::start_to(node, &cgroups[0], api_server)?;
+        status::wait_until_upstream(node, "", &cgroups[0])?;
+        let mut paths = node.paths();
+        paths.retain(|path| has_service || path.via == Via::Vip);
+        let mut streams = works_on(node, &paths)?;
+        none_is_tracked(node, &[])?;
+        let others = others_are_tracked(node)?;
+        let drift = status::read(node)?["drift"].clone();
+        let is_clean =
+            drift["changes"] == Value::Array(vec![]) && drift["failures"] == drift["changes"];
+        ensure!(is_clean, "{drift}");
+        fill(node)?;
+        streams.extend(works_on(node, &paths)?);
+        none_is_tracked(node, &others)?;
+        for stream in &mut streams {
+            transfer::exchange(stream, BYTES, 99).context("an older connection")?;
+        }
+        // The proxy starts anew elsewhere, and the cgroup goes where it was.
+        let [first, second] = cgroups;
+        drop((streams, proxy, first));
+        cmd::wait_until(TIMEOUT, "the rules of a cgroup that is gone to go", || {
+            let (reason, cgroups) = status::upstream(node)?;
+            Ok((reason == "no_listener" && cgroups.is_empty()).then_some(()))
+        })?;
+        let _proxy = Proxy::start_to(node, &second, api_server)?;
+        status::wait_until_upstream(node, "", &second)?;
+        works_on(node, &paths)?;
+        none_is_tracked(node, &others)?;
+        drop(agent);
+        Ok(())
+    });
+}
+
+#[test]
+fn the_way_on_works_with_ebpf() {
+    the_way_on_works(&[&TRANSLATE[..], &["--backend=ebpf"]].concat(), true);
+}
+
+#[test]
+fn the_way_on_works_with_nftables() {
+    the_way_on_works(&["--backend=nftables"], false);
+}
+
+#[test]
+fn nothing_gets_to_the_api_server_without_it() {
+    Node::test(Topology::Veth, |node| {
+        // Without a rule that needs conntrack nothing is tracked at all.
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        let _agent = node.start_agent(&["--backend=nftables"])?;
+        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        fill(node)?;
+        let mut paths = node.paths();
+        paths.retain(|path| path.via == Via::Vip);
+        for (path, result) in connect_everywhere(&paths, SHORT_TIMEOUT) {
+            let mut stream = result.with_context(|| path.to_string())?;
+            stream.set_read_timeout(Some(SHORT_TIMEOUT))?;
+            let answer = transfer::exchange(&mut stream, 1, 5);
+            ensure!(answer.is_err(), "{path} works: the table is not full");
+        }
+        Ok(())
+    });
+}
+
+/// The node's packets to the API server leave with another address of the node, and are answered there only.
+const NAT: &str = "\
+    table ip upstream_nat {\n\
+      chain postrouting {\n\
+        type nat hook postrouting priority srcnat; policy accept;\n\
+        ip daddr 192.168.100.1 tcp dport 6443 snat to 192.168.100.11\n\
+      }\n\
+    }\n";
+const ONLY_TRANSLATED: &str = "\
+    table ip upstream_filter {\n\
+      chain input {\n\
+        type filter hook input priority filter; policy accept;\n\
+        ip saddr 192.168.100.10 tcp dport 6443 drop\n\
+      }\n\
+    }\n";
+
+/// With source NAT on the way an untracked SYN is not answered; the repeated one is tracked and works, and so
+/// does every later one at once. Without the NAT the endpoint is untracked again.
+#[test]
+fn a_translated_way_stays_tracked_and_works() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        node.netns
+            .exec("ip address add 192.168.100.11/24 dev eth0")?;
+        node.netns.feed("nft -f -", NAT)?;
+        node.uplink.feed("nft -f -", ONLY_TRANSLATED)?;
+        let agent = node.start_agent(&["--backend=nftables", UPSTREAM])?;
+        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        status::wait_until_upstream(node, "", &cgroup)?;
+        let path = host_to_vip(node);
+        connect(&path)?;
+        let of_first = entries(node, Family::V4)?;
+        let translated: IpAddr = "192.168.100.11".parse()?;
+        ensure!(of_first.len() == 1, "{of_first:#?}");
+        ensure!(
+            of_first[0].line.contains("dst=192.168.100.11"),
+            "{of_first:#?}"
+        );
+        connect(&path)?;
+        ensure!(
+            entries(node, Family::V4)?.len() == 2,
+            "the second one is tracked"
+        );
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+        transfer::exchange(&mut stream, BYTES, 1)?;
+        resync(node, &agent)?;
+        status::wait_until_upstream(node, "nat", &cgroup)?;
+        let found = doctor::doctor(node)?;
+        let faults = found.faults("proxy-upstream");
+        ensure!(
+            faults.len() == 1
+                && doctor::text(faults[0], "finding").contains(&translated.to_string()),
+            "{faults:#?}"
+        );
+        node.uplink.exec("nft delete table ip upstream_filter")?;
+        node.netns.exec("nft delete table ip upstream_nat")?;
+        // Connections show whether there is NAT: a new one, while the old one is gone.
+        drop(stream);
+        conntrack::flush(&node.netns)?;
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+        transfer::exchange(&mut stream, BYTES, 1)?;
+        resync(node, &agent)?;
+        status::wait_until_upstream(node, "", &cgroup)?;
+        let old: Vec<_> = entries(node, Family::V4)?
+            .iter()
+            .map(|entry| entry.source)
+            .collect();
+        ensure!(!old.is_empty(), "the endpoint was tracked until now");
+        drop(stream);
+        connect(&path)?;
+        none_is_tracked(node, &old)
+    });
+}
+
+/// As a firewall that knows established connections only.
+const FIREWALL: &str = "\
+    table inet fw {\n\
+      chain input {\n\
+        type filter hook input priority filter; policy drop;\n\
+        ct state established,related accept\n\
+        iif lo accept\n\
+        tcp dport { 22, 443 } accept\n\
+        meta l4proto { icmp, ipv6-icmp } accept\n\
+      }\n\
+    }\n";
+
+#[test]
+fn a_filter_that_drops_untracked_answers_leaves_it_tracked() {
+    Node::test(Topology::Veth, |node| {
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        node.netns.feed("nft -f -", FIREWALL)?;
+        let agent = node.start_agent(&["--backend=nftables", UPSTREAM])?;
+        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        let path = host_to_vip(node);
+        status::wait_until_upstream(node, "", &cgroup)?;
+        connect(&path)?;
+        resync(node, &agent)?;
+        status::wait_until_upstream(node, "repeated", &cgroup)?;
+        let found = doctor::doctor(node)?;
+        let named = found.faults("firewall").iter().any(|fault| {
+            let finding = doctor::text(fault, "finding");
+            finding.contains("table inet fw, chain input") && finding.contains("192.168.100.1:6443")
+        });
+        ensure!(named, "{:#?}", found.faults("firewall"));
+        connect(&path)?;
+        ensure!(entries(node, Family::V4)?.len() == 2, "both are tracked");
+        Ok(())
+    });
+}
+
+/// A stream through the proxy goes on whatever becomes of the agent and its tables.
+#[test]
+fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        let args = ["--backend=nftables", UPSTREAM];
+        let agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        status::wait_until_upstream(node, "", &cgroup)?;
+        let path = host_to_vip(node);
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+        let mut works =
+            |what: &str| transfer::exchange(&mut stream, BYTES, 8).with_context(|| what.to_owned());
+        works("before")?;
+        drop(agent);
+        works("without an agent")?;
+        let agent = node.start_agent(&args)?;
+        works("with another agent")?;
+        none_is_tracked(node, &[])?;
+        node.netns
+            .exec("nft delete table ip proxy-agent_upstream")?;
+        works("without the table")?;
+        cmd::wait_until(TIMEOUT, "the table to be repaired", || {
+            let there = node.netns.exec("nft list table ip proxy-agent_upstream");
+            Ok(there.is_ok().then_some(()))
+        })?;
+        works("with a new table")?;
+        connect(&path)?;
+        drop(agent);
+        let agent = node.start_agent(&["--backend=nftables"])?;
+        let left = node.netns.exec("nft list tables")?;
+        ensure!(!left.contains("_upstream"), "{left}");
+        works("without the flag")?;
+        drop(agent);
+        let agent = node.start_agent(&args)?;
+        connect(&path)?;
+        drop(agent);
+        let agent = node.start_agent(&["--backend=none", UPSTREAM])?;
+        ensure!(
+            status::upstream(node)?.0 == "backend",
+            "{:?}",
+            status::upstream(node)?
+        );
+        works("with another backend")?;
+        drop(agent);
+        let agent = node.start_agent(&args)?;
+        connect(&path)?;
+        drop(agent);
+        let mut cleanup = node.netns.command(binary()?);
+        cleanup
+            .args(["cleanup", "--drain-timeout=0s"])
+            .arg(format!("--bpffs={}", node.agent_bpffs().display()))
+            .arg(format!("--run-dir={}", node.run_dir().display()));
+        let output = node.run(cleanup)?;
+        ensure!(output.status.success(), "{output:?}");
+        let left = node.netns.exec("nft list tables")?;
+        ensure!(!left.contains("proxy-agent"), "{left}");
+        Ok(())
+    });
+}
+
+#[test]
+fn bad_endpoints_are_refused_and_nothing_is_changed() {
+    Node::test(Topology::Veth, |node| {
+        for bad in [
+            "10.96.0.2",
+            "10.96.0.1:6443",
+            "127.0.0.1",
+            "224.0.0.1",
+            "0.0.0.0",
+        ] {
+            let upstream = format!("--proxy-upstream={bad}");
+            let output = node.run_agent(&[&TRANSLATE[..], &[&upstream]].concat())?;
+            let told = String::from_utf8_lossy(&output.stderr);
+            ensure!(cmd::exit_code(output.status) == 2, "{bad}: {told}");
+            ensure!(
+                told.contains(&format!("'{bad}' for '--proxy-upstream")),
+                "{told}"
+            );
+        }
+        ensure!(!fs::exists(node.run_dir())?, "something was written");
+        Ok(())
+    });
+}
