@@ -59,11 +59,11 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
 
 /// Sends so many bytes.
 pub async fn give(to: &mut (impl io::AsyncWrite + Unpin), bytes: u64) -> io::Result<()> {
-    let piece = [b'x'; PIECE];
+    static PIECES: [u8; PIECE] = [b'x'; PIECE];
     let mut left = bytes;
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-        to.write_all(&piece[..length]).await?;
+        to.write_all(&PIECES[..length]).await?;
         left -= length as u64;
     }
     to.flush().await
