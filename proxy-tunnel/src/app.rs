@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use prometheus::IntGauge;
 use proxy_serve::klog::{KlogArgs, Separator, Spelling, Style};
 use proxy_serve::log::{self, LogFormat};
@@ -158,14 +158,25 @@ fn uuid() -> String {
 }
 
 /// The name of a server or an agent: the flag's, the environment's, or one of its own.
-fn name(flag: &str, variable: &str) -> String {
-    if !flag.is_empty() {
-        return flag.to_owned();
+///
+/// # Errors
+/// It cannot be sent to the other end.
+fn name(flag: (&str, &str), variable: &str) -> Result<String> {
+    let (flag, value) = flag;
+    let (whence, name) = if value.is_empty() {
+        let name = std::env::var(variable).unwrap_or_default();
+        (variable, name)
+    } else {
+        (flag, value.to_owned())
+    };
+    if name.is_empty() {
+        return Ok(uuid());
     }
-    std::env::var(variable)
-        .ok()
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(uuid)
+    ensure!(
+        name.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+        "{whence} is {name:?}; give a name of printable ASCII characters, as gRPC's metadata can hold"
+    );
+    Ok(name)
 }
 
 /// Keeps the gauge of the bytes that are buffered.

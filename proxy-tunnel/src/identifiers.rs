@@ -63,7 +63,8 @@ impl Identifiers {
     }
 }
 
-fn unescape(text: &str) -> Result<String, IdentifiersError> {
+/// The bytes that a text with percent signs of URLs stands for; the escape that is none.
+pub(crate) fn unescape_percent(text: &str) -> Result<Vec<u8>, String> {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -78,14 +79,10 @@ fn unescape(text: &str) -> Result<String, IdentifiersError> {
                 let Some(value) = value else {
                     let end = bytes.len().min(at + 3);
                     let escape = String::from_utf8_lossy(&bytes[at..end]).into_owned();
-                    return Err(IdentifiersError::Escape(escape));
+                    return Err(escape);
                 };
                 plain.push(value);
                 at += 3;
-            }
-            b'+' => {
-                plain.push(b' ');
-                at += 1;
             }
             other => {
                 plain.push(*other);
@@ -93,6 +90,12 @@ fn unescape(text: &str) -> Result<String, IdentifiersError> {
             }
         }
     }
+    Ok(plain)
+}
+
+/// As in a query, where a plus sign is a space.
+fn unescape(text: &str) -> Result<String, IdentifiersError> {
+    let plain = unescape_percent(&text.replace('+', " ")).map_err(IdentifiersError::Escape)?;
     Ok(String::from_utf8_lossy(&plain).into_owned())
 }
 

@@ -22,12 +22,12 @@ const FALLBACK: Duration = Duration::from_millis(300);
 
 /// No address was connected to. The first address of the first family tells why, as in Go.
 #[derive(Debug, Error)]
-#[error("{address}: {source}")]
+#[error("{address}: {reason}")]
 pub struct Failed {
     /// The address.
     pub address: SocketAddr,
     /// What the kernel answered; without a number of the kernel's: it did not answer in time.
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 /// Connects to a host by its name or address.
@@ -40,7 +40,7 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpSt
     let addresses: Vec<SocketAddr> = found.collect();
     match connect_any(&addresses, deadline).await {
         Ok(stream) => Ok(stream),
-        Err(Some(failed)) => Err(io::Error::new(failed.source.kind(), failed)),
+        Err(Some(failed)) => Err(io::Error::new(failed.reason.kind(), failed)),
         Err(None) => Err(io::Error::new(io::ErrorKind::NotFound, "no address")),
     }
 }
@@ -106,14 +106,14 @@ where
         let left = deadline.saturating_duration_since(Instant::now());
         let others = u32::try_from(addresses.len() - index).unwrap_or(1);
         let share = (left / others).max(SHARE.min(left));
-        let source = match timeout(share, connect(*address)).await {
+        let reason = match timeout(share, connect(*address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => error,
             Err(elapsed) => elapsed.into(),
         };
         first.get_or_insert(Failed {
             address: *address,
-            source,
+            reason,
         });
     }
     Err(first)
@@ -228,7 +228,7 @@ mod tests {
             let racing = race_of(answers, head_start, limit);
             let (raced, tried) = timeout(LONG, racing).await.expect("it waits");
             let failed = raced.unwrap_err().unwrap();
-            assert_eq!((failed.address.port(), failed.source.kind()), (1, want));
+            assert_eq!((failed.address.port(), failed.reason.kind()), (1, want));
             assert_eq!(tried, [1, 2]);
         }
         let (raced, _) = race_of(&[], limit, limit).await;

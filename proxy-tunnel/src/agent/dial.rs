@@ -49,7 +49,7 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
     tcp::connect_any(&addresses, deadline)
         .await
         .map_err(|tried| match tried {
-            Some(tried) => failed(Some(tried.address), Problem::connect(&tried.source)),
+            Some(tried) => failed(Some(tried.address), Problem::connect(&tried.reason)),
             None => failed(None, lookup(address, "no such host")),
         })
 }
@@ -72,12 +72,27 @@ async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Probl
             .filter(is_wanted)
             .collect());
     }
+    if ends_in_a_number(host) {
+        // The C library would read `127.1` and `0x7f.1` as addresses; to Go they are names, and none of DNS.
+        return Err(lookup(address, "no such host"));
+    }
     let found: Vec<SocketAddr> = lookup_host((host, port))
         .await
         .map_err(|error| lookup(address, lookup_text(&error)))?
         .filter(is_wanted)
         .collect();
     Ok(found)
+}
+
+/// Whether the last label of a name is a number, as in no name of DNS.
+fn ends_in_a_number(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or(host);
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    match hex {
+        Some(digits) => digits.bytes().all(|digit| digit.is_ascii_hexdigit()),
+        None => !last.is_empty() && last.bytes().all(|digit| digit.is_ascii_digit()),
+    }
 }
 
 /// A failed lookup in Go's words. The resolver's own are those of the C library.
@@ -151,6 +166,13 @@ mod tests {
     async fn names_without_addresses() {
         let text = text("tcp", "name.invalid:1").await;
         assert!(text.starts_with("dial tcp: lookup name.invalid"), "{text}");
+        for other in ["127.1", "0x7f.1", "2130706433", "127.0.0.0x1"] {
+            let text = self::text("tcp", &format!("{other}:1")).await;
+            assert!(text.ends_with(": no such host"), "{text}");
+        }
+        for name in ["localhost", "node-1", "a.0b", "1.example"] {
+            assert!(!ends_in_a_number(name), "{name}");
+        }
     }
 
     /// Lookups that hang are those of names only, and end in time (hypershift #7087).

@@ -11,6 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::Uri;
 use thiserror::Error;
 
+use crate::identifiers::unescape_percent;
+
 /// A proxy that connects on request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxy {
@@ -63,10 +65,12 @@ fn choose(
         return Err(refused());
     }
     let authority = url.authority().ok_or_else(refused)?;
-    let fields = authority
-        .as_str()
-        .rsplit_once('@')
-        .map(|(user, _)| format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(user)));
+    let user = authority.as_str().rsplit_once('@');
+    let user = user.map(|(user, _)| unescape_percent(user).map_err(|_| refused()));
+    let fields = user.transpose()?.map(|user| {
+        let user = STANDARD.encode(user);
+        format!("Proxy-Authorization: Basic {user}\r\n")
+    });
     let host = authority.host().trim_matches(['[', ']']);
     Ok(Some(Proxy {
         host: host.to_owned(),
@@ -149,6 +153,9 @@ mod tests {
         assert_eq!(proxy("http://[fd00::1]").port, 80);
         let fields = proxy("http://user:secret@proxy").fields;
         assert_eq!(fields, "Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n");
+        // A password may hold what separates it in a URL.
+        let fields = proxy("http://u:p%40w@proxy").fields;
+        assert_eq!(fields, "Proxy-Authorization: Basic dTpwQHc=\r\n");
         assert_eq!(choose("", "", "server", 1), Ok(None));
         for bad in ["socks5://proxy:1", "http://", "http://a b"] {
             assert!(choose(bad, "", "server", 1).is_err(), "{bad}");

@@ -53,17 +53,21 @@ impl Program for Args {
     }
 }
 
-struct Ready(Arc<Server>);
+/// Ready while it serves and has an agent.
+struct Ready {
+    server: Arc<Server>,
+    phase: watch::Receiver<Phase>,
+}
 
 impl Readiness for Ready {
     fn readiness(&self, _: bool) -> (StatusCode, String) {
-        if self.0.agents.is_ready() {
+        let not = |why: &str| (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned());
+        if *self.phase.borrow() != Phase::Serving {
+            not("the server is shutting down")
+        } else if self.server.agents.is_ready() {
             (StatusCode::OK, "ok".to_owned())
         } else {
-            (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "no connection to any proxy agent".to_owned(),
-            )
+            not("no connection to any proxy agent")
         }
     }
 }
@@ -233,7 +237,10 @@ fn serve_ports(
     };
     let is_early = settings.graceful.is_zero();
     let handler = Health {
-        readiness: Ready(Arc::clone(server)),
+        readiness: Ready {
+            server: Arc::clone(server),
+            phase: phase.clone(),
+        },
         registry: registry.clone(),
     };
     http::spawn("health", health, handler, stop(phase.clone(), is_early))

@@ -51,12 +51,12 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of so many bytes; a quarter of it is for excess.
+    /// A budget of so many bytes; half of it is for excess.
     #[must_use]
     pub const fn new(bytes: usize) -> Self {
         Self {
-            regular: Pool::new(bytes - bytes / 4),
-            excess: Pool::new(bytes / 4),
+            regular: Pool::new(bytes - bytes / 2),
+            excess: Pool::new(bytes / 2),
         }
     }
 
@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn takes_no_more_than_there_is() {
         let budget = Budget::new(400);
-        assert!(budget.regular.take(300));
+        assert!(budget.regular.take(200));
         assert!(!budget.regular.take(1));
-        assert!(budget.excess.take(100));
+        assert!(budget.excess.take(200));
         assert!(!budget.excess.take(usize::MAX));
         assert_eq!(budget.used(), 400);
-        budget.regular.give(300);
+        budget.regular.give(200);
         assert!(budget.regular.take(1));
     }
 }

@@ -42,7 +42,9 @@ pub enum Overflow {
     #[error("nothing, or too little, was read from the tunnel for {0} s while its buffer was full")]
     Stalled(u64),
     /// All inboxes together hold as much as they may.
-    #[error("the memory for buffered data is used up")]
+    #[error(
+        "its reader is slower than its sender, and the memory for that is used up (--buffer-budget)"
+    )]
     Budget,
 }
 
@@ -336,8 +338,9 @@ mod tests {
             },
             [None, None],
         );
-        offender.push_data(bytes(10)).unwrap();
-        offender.push_data(bytes(10)).unwrap();
+        for _ in 0..3 {
+            offender.push_data(bytes(10)).unwrap();
+        }
         assert_eq!(offender.push_data(bytes(1)), Err(Overflow::Budget));
         other.push_data(bytes(10)).unwrap();
         drop(offender);

@@ -185,13 +185,15 @@ fn unacceptable(block: &[u8]) -> Option<(std::ops::Range<usize>, Vec<u8>)> {
             _ => 4,
         };
         let (name, next) = integer(block, at, prefix)?;
-        let start = if name == 0 {
-            literal(block, next)?.1
+        // Go's clients name it by the static table, those of gRPC's C library letter by letter.
+        let (is_authority, start) = if name == 0 {
+            let (name, end) = literal(block, next)?;
+            (name == b":authority", end)
         } else {
-            next
+            (name == AUTHORITY, next)
         };
         let (value, end) = literal(block, start)?;
-        if name == AUTHORITY {
+        if is_authority {
             if Authority::try_from(value.as_slice()).is_ok() {
                 return None;
             }

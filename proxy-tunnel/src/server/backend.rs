@@ -184,7 +184,14 @@ impl Backend {
 
     /// Removes a pending dial; true if it was still pending.
     pub fn forget_pending(&self, tunnel: &Tunnel) -> bool {
-        let removed = self.table().pending.remove(&tunnel.random).is_some();
+        let mut table = self.table();
+        // Another client may have chosen the same number.
+        let is_own = |one: &Arc<Tunnel>| std::ptr::eq(Arc::as_ptr(one), tunnel);
+        let removed = table.pending.get(&tunnel.random).is_some_and(is_own);
+        if removed {
+            table.pending.remove(&tunnel.random);
+        }
+        drop(table);
         if removed {
             self.shared.metrics.pending(-1);
         }

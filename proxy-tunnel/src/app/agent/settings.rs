@@ -102,10 +102,18 @@ impl Settings {
         }
         let hosts = List::join(&args.proxy_server_host);
         ensure!(!hosts.is_empty(), "--proxy-server-host needs a host");
+        for host in &hosts {
+            let is_address = host.parse::<std::net::IpAddr>().is_ok();
+            ensure!(
+                is_address || !host.is_empty() && !host.contains(['/', ':', '[', ']', ' ']),
+                "--proxy-server-host has {host:?}; give names or addresses without scheme, brackets and port \
+                 (the port is --proxy-server-port)"
+            );
+        }
         let health_port = port("health-server-port", args.health_server_port)?;
         let admin_port = port("admin-server-port", args.admin_server_port)?;
         Ok(Self {
-            agent_id: name(&args.agent_id, "PROXY_AGENT_ID"),
+            agent_id: name(("--agent-id", &args.agent_id), "PROXY_AGENT_ID")?,
             identifiers: args.agent_identifiers.clone(),
             hosts,
             server_port: server_port(args.proxy_server_port)?,
@@ -261,6 +269,11 @@ mod tests {
         assert_eq!(one.hosts, ["a", "b"]);
         let two = read(&["--proxy-server-host=a", "--proxy-server-host", "fd00::1"]).unwrap();
         assert_eq!(two.hosts, ["a", "fd00::1"]);
+        for bad in ["http://a:8091", "[fd00::1]", "a:8091", "a,,b", "a b"] {
+            let flag = format!("--proxy-server-host={bad}");
+            assert!(read(&[&flag]).is_err(), "{bad}");
+        }
+        assert!(read(&["--agent-id=a\nb"]).is_err());
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Settings {
         let bind =
             |flag, host: &str, port| Bind::parse(flag, host, port).map_err(anyhow::Error::from);
         Ok(Self {
-            id: name(&args.server_id, "PROXY_SERVER_ID"),
+            id: name(("--server-id", &args.server_id), "PROXY_SERVER_ID")?,
             count: args.server_count,
             mode,
             frontend: frontend(args, mode, &policy)?,

@@ -35,6 +35,21 @@ fn block(authority: &[u8], is_compressed: bool) -> Vec<u8> {
     block
 }
 
+#[tokio::test]
+async fn an_authority_that_is_named_letter_by_letter_is_found_too() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // As gRPC's C library writes it.
+    let block = |authority: &[u8]| {
+        let mut block = vec![0x83, 0x40];
+        string(&mut block, b":authority");
+        string(&mut block, authority);
+        block
+    };
+    let sent = [preface.clone(), framed(HEADERS, END_HEADERS, &block(PATH))].concat();
+    let want = [preface, framed(HEADERS, END_HEADERS, &block(PLAIN))].concat();
+    assert_eq!(passed(&sent, 64).await, want);
+}
+
 async fn passed(bytes: &[u8], step: usize) -> Vec<u8> {
     let (mut near, far) = tokio::io::duplex(step);
     let bytes = bytes.to_vec();

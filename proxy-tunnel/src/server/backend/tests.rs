@@ -240,3 +240,15 @@ fn a_client_that_does_not_read_is_closed_alone() {
         "{text}"
     );
 }
+
+#[test]
+fn a_client_that_leaves_takes_no_other_dial_with_its_number_along() {
+    let backend = backend();
+    let first = dial(&backend, 1);
+    backend.receive(answer(1, 3));
+    let second = dial(&backend, 1);
+    first.release();
+    assert_eq!(backend.counts().0, 1);
+    assert!(second.expire());
+    assert_eq!(backend.counts().0, 0);
+}

@@ -27,6 +27,8 @@ pub struct Answers {
     session: Arc<Session>,
     hold: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
+    /// The client was told that its connection is closed when only the target's direction was.
+    has_closed: bool,
     /// How the stream ends after the message that was just given.
     end: Option<(Code, String)>,
 }
@@ -38,6 +40,7 @@ impl Answers {
             session,
             hold: None,
             has_ended: false,
+            has_closed: false,
             end: None,
         }
     }
@@ -79,8 +82,11 @@ impl Answers {
             // A client of upstream knows the end of both directions only.
             Event::Finished => {
                 self.session.tunnel.get()?.detach();
+                self.has_closed = true;
                 Ok(Message::closed(connect_id, ""))
             }
+            // It knows of the end already.
+            Event::Closed(_) if self.has_closed => return None,
             Event::Closed(response) => Ok(Message::CloseResponse(response)),
             Event::Lost(why) => {
                 self.end = Some((Code::Unavailable, why.clone()));
