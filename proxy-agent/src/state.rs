@@ -6,6 +6,7 @@
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod history;
+pub mod owned;
 pub mod upstream;
 
 use std::collections::BTreeMap;
@@ -341,15 +342,12 @@ fn remembered_in(content: &[u8]) -> Remembered {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_stored_is_read_again() {
-        let dir = std::env::temp_dir().join(format!("proxy-agent-state-{}", process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        assert_eq!(State::load(&dir).unwrap(), None);
-        let state = State {
+    /// The state of an agent.
+    pub(crate) fn example() -> State {
+        State {
             version: "1".to_owned(),
             pid: 7,
             started: SystemTime::UNIX_EPOCH,
@@ -387,7 +385,15 @@ mod tests {
             },
             programs: BTreeMap::from([("vip_ingress".to_owned(), 7)]),
             history: History::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_again() {
+        let dir = std::env::temp_dir().join(format!("proxy-agent-state-{}", process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        assert_eq!(State::load(&dir).unwrap(), None);
+        let state = example();
         let config = state.as_dry_run(&dir);
         assert!(config.dry_run && config.vips == state.settings.vips);
         state.store(&dir).unwrap();

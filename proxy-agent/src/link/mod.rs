@@ -4,7 +4,8 @@
 //! then removes them from everywhere else.
 //!
 //! A link is ours if it is in the link group that the agent creates its links with; an address is
-//! ours if it is a VIP. Nothing else is ever changed or deleted. When to look again is not decided
+//! ours if it is a VIP, or was one of an earlier start on the link on which it is. Nothing else is ever
+//! changed or deleted. When to look again is not decided
 //! here.
 
 mod apply;
@@ -24,13 +25,14 @@ use std::net::IpAddr;
 
 use apply::Applier;
 pub use observe::{ObserveError, ipv4_networks, observe};
-use plan::{Desired, Plan, plan, plan_teardown};
+use plan::{Desired, Earlier, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;
 pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 pub use vip::Vip;
 
 use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::state::owned::Owned;
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "link";
@@ -48,8 +50,20 @@ impl VipLink {
             desired: Desired {
                 vips: vips.to_vec(),
                 interface: interface.to_owned(),
+                earlier: Earlier::default(),
             },
         }
+    }
+
+    /// Goes by what earlier starts have put on the node, too.
+    pub fn go_by(&mut self, owned: &Owned) {
+        let addresses = owned.addresses.iter();
+        self.desired.earlier = Earlier {
+            vips: addresses
+                .map(|address| (address.ip, address.link.clone()))
+                .collect(),
+            links: owned.links.iter().cloned().collect(),
+        };
     }
 
     /// Makes the node carry the VIPs as desired, going by `table`, which must be fresh.

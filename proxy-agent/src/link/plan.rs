@@ -14,6 +14,17 @@ pub struct Desired {
     pub vips: Vec<IpAddr>,
     /// The name of the link that carries them.
     pub interface: String,
+    /// What earlier starts have put on the node.
+    pub earlier: Earlier,
+}
+
+/// What earlier starts have put on the node and may still be there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// Their VIPs, each with the name of its link.
+    pub vips: Vec<(IpAddr, String)>,
+    /// The names of the links that they used.
+    pub links: Vec<String>,
 }
 
 /// One change. The link that carries the VIPs goes by its name, as it may not exist yet.
@@ -155,6 +166,17 @@ pub fn plan(desired: &Desired, table: &LinkTable) -> Plan {
             remove(old, table, &mut plan);
         }
     }
+    for (vip, link) in &desired.earlier.vips {
+        if desired.vips.contains(vip) {
+            continue;
+        }
+        // As the agent adds them: what differs is of somebody else.
+        let copies = table.by_name(link).into_iter();
+        let copies = copies.flat_map(|link| on_link(table, *vip, link.index));
+        for old in copies.filter(|old| is_exact(old)) {
+            remove(old, table, &mut plan);
+        }
+    }
     plan.ops
         .extend(abandoned(desired, table, target, &plan.refusals));
     plan
@@ -226,7 +248,8 @@ fn remove(old: &LinkAddress, table: &LinkTable, plan: &mut Plan) {
 }
 
 /// Deletes the links of ours that lose their last address in this plan, as after a change of
-/// `--interface`. An owned link that carries no VIP of this agent may be another agent's.
+/// `--interface`, or that an earlier start has used. Another owned link that carries no VIP of this agent
+/// may be another agent's.
 fn abandoned(
     desired: &Desired,
     table: &LinkTable,
@@ -242,10 +265,8 @@ fn abandoned(
         .filter(|link| target.is_none_or(|target| target.index != link.index))
         .filter(|link| is_disposable(link))
         .filter(|link| {
-            desired
-                .vips
-                .iter()
-                .any(|vip| on_link(table, *vip, link.index).next().is_some())
+            let carries = |vip: &IpAddr| on_link(table, *vip, link.index).next().is_some();
+            desired.earlier.links.contains(&link.name) || desired.vips.iter().any(carries)
         })
         .map(|link| Op::DeleteLink {
             index: link.index,

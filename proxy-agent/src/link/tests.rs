@@ -6,7 +6,7 @@ mod model;
 
 use std::net::IpAddr;
 
-use super::plan::{Desired, Op, Plan, plan, plan_teardown};
+use super::plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
 use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 
 const V4: &str = "10.96.0.2";
@@ -37,6 +37,7 @@ fn desired(interface: &str) -> Desired {
     Desired {
         vips: vec![ip(V4), ip(V6)],
         interface: interface.to_owned(),
+        earlier: Earlier::default(),
     }
 }
 
@@ -175,7 +176,7 @@ fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
     table.links.push(old);
     let wanted = Desired {
         vips: vec![ip(V4)],
-        interface: "lo".to_owned(),
+        ..desired("lo")
     };
     let expected = [
         "add 10.96.0.2/32 to lo",
@@ -190,6 +191,51 @@ fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
     table.links[4].foreign_addresses = false;
     table.addresses = vec![LinkAddress::new(1, V4, 32)];
     assert!(plan(&wanted, &table).ops.is_empty());
+}
+
+#[test]
+fn what_earlier_starts_left_goes_after_the_new_is_there() {
+    let mut peer = LinkAddress::new(1, "10.96.0.8", 32);
+    peer.peer = Some(ip("192.0.2.1"));
+    let mut table = table(vec![
+        LinkAddress::new(1, "10.96.0.8", 24),
+        LinkAddress::new(1, "10.96.0.8", 32),
+        peer,
+        LinkAddress::new(2, "10.96.0.8", 32),
+        LinkAddress::new(2, "10.96.0.9", 32),
+        LinkAddress::new(5, "fd00::8", 128),
+    ]);
+    let mut dummy = Link::new(5, "proxy0", LinkKind::Dummy);
+    dummy.owned = true;
+    table.links.push(dummy.clone());
+    let mut wanted = desired("lo");
+    wanted.earlier.vips = [
+        ("10.96.0.8", "lo"),
+        ("fd00::8", "proxy0"),
+        (V4, "lo"),
+        (V4, "eth9"),
+    ]
+    .map(|(vip, link)| (ip(vip), link.to_owned()))
+    .to_vec();
+    wanted.earlier.links = vec!["lo".to_owned(), "proxy0".to_owned(), "eth0".to_owned()];
+    assert_eq!(
+        texts(&plan(&wanted, &table)),
+        [
+            "add 10.96.0.2/32 to lo",
+            "add fd00::2/128 to lo",
+            "remove 10.96.0.8/32 from lo",
+            "remove fd00::8/128 from proxy0",
+            "delete link proxy0, which the agent created",
+        ]
+    );
+    // Not the link that is used now, nor one that others use too.
+    wanted.interface = "proxy0".to_owned();
+    let ops = texts(&plan(&wanted, &table));
+    assert!(!ops.iter().any(|op| op.starts_with("delete")), "{ops:?}");
+    wanted.interface = "lo".to_owned();
+    table.links[4].foreign_addresses = true;
+    let ops = texts(&plan(&wanted, &table));
+    assert!(!ops.iter().any(|op| op.starts_with("delete")), "{ops:?}");
 }
 
 #[test]
