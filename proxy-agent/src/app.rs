@@ -195,7 +195,8 @@ impl Node {
         if mode == Mode::Apply {
             earlier::tell(&owned, &config.run_dir);
         }
-        let mut link = VipLink::new(&config.vips, &config.interface);
+        let mut link =
+            VipLink::new(&config.vips, &config.interface).with_scope(config.address_scope);
         link.go_by(&owned);
         Ok(Self {
             handle,

@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use self::history::History;
 use self::upstream::Upstream;
 use crate::config::{
-    self, AcceptRules, BackendChoice, Config, GuardMode, ProxyListener, ProxyUpstream, Serve,
-    Service, TcAttach,
+    self, AcceptRules, AddressScope, BackendChoice, Config, GuardMode, ProxyListener,
+    ProxyUpstream, Serve, Service, TcAttach,
 };
 use crate::instance::Instance;
 use proxy_serve::log::LogOptions;
@@ -71,6 +71,10 @@ pub struct Settings {
     pub ports: Vec<u16>,
     /// The link that carries the VIPs.
     pub interface: String,
+    /// Whether the kernel may take a VIP as the source of other traffic; where an older version has not
+    /// told, the default.
+    #[serde(default)]
+    pub address_scope: AddressScope,
     /// The Services that end on the proxy.
     pub services: Vec<Service>,
     /// Where maps and links are pinned.
@@ -214,6 +218,7 @@ impl State {
                 vips: config.vips.clone(),
                 ports: config.ports.clone(),
                 interface: config.interface.clone(),
+                address_scope: config.address_scope,
                 services: config.services.clone(),
                 bpffs: config.bpffs.clone(),
                 sync_interval: config.sync_interval,
@@ -244,6 +249,7 @@ impl State {
             vips: settings.vips.clone(),
             ports: settings.ports.clone(),
             interface: settings.interface.clone(),
+            address_scope: settings.address_scope,
             sync_interval: settings.sync_interval,
             daemon: false,
             cleanup: false,
@@ -356,6 +362,7 @@ pub(crate) mod tests {
                 vips: vec![[10, 96, 0, 2].into()],
                 ports: vec![443],
                 interface: "lo".to_owned(),
+                address_scope: AddressScope::Auto,
                 services: vec![Service {
                     cluster_ip: "10.96.0.1:443".parse().unwrap(),
                     vip: "10.96.0.2:443".parse().unwrap(),
