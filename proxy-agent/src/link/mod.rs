@@ -9,6 +9,7 @@
 //! here.
 
 mod apply;
+mod destinations;
 pub mod dump;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -26,6 +27,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use apply::Applier;
+pub use destinations::destinations;
 pub use observe::{ObserveError, ipv4_networks, observe};
 use plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
 pub use routes::uplinks;
