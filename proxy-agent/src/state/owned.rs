@@ -44,6 +44,9 @@ pub struct Owned {
     pub links: BTreeSet<String>,
     /// The directories of pins.
     pub bpffs: BTreeSet<PathBuf>,
+    /// The file could not be read: there may be more in it, which must not be lost.
+    #[serde(skip)]
+    is_partial: bool,
 }
 
 impl Owned {
@@ -57,15 +60,12 @@ impl Owned {
             boot: boot.to_owned(),
             ..Self::default()
         };
-        let content = fs::read(run_dir.join(FILE));
-        if let Ok(content) = &content {
-            let told: Self = serde_json::from_slice(content).unwrap_or_default();
-            if told.boot == boot {
-                owned = told;
-            } else if !told.boot.is_empty() {
-                // The state beside it is of that boot too.
-                return owned;
-            }
+        match read(run_dir) {
+            Ok(told) if told.boot == boot => owned = told,
+            // The state beside it is of that boot too.
+            Ok(told) if !told.boot.is_empty() => return owned,
+            Ok(_) => {}
+            Err(_) => owned.is_partial = true,
         }
         // Agents of older versions wrote nothing but this, and such a one may have run last.
         let last = remembered(run_dir);
@@ -138,7 +138,16 @@ impl Owned {
     pub fn store(&self, run_dir: &Path) -> Result<(), Error> {
         let [path, fresh] = files(run_dir);
         let write = || {
-            fs::write(&fresh, serde_json::to_vec(self).map_err(io::Error::other)?)?;
+            let mut all = self.clone();
+            if self.is_partial {
+                let told = read(run_dir)?;
+                if told.boot == self.boot {
+                    all.addresses.extend(told.addresses);
+                    all.links.extend(told.links);
+                    all.bpffs.extend(told.bpffs);
+                }
+            }
+            fs::write(&fresh, serde_json::to_vec(&all).map_err(io::Error::other)?)?;
             fs::rename(&fresh, &path)
         };
         write().map_err(|source| Error::Io {
@@ -151,6 +160,15 @@ impl Owned {
 /// The files that [`Owned::store`] leaves in a run directory.
 pub fn files(run_dir: &Path) -> [PathBuf; 2] {
     [run_dir.join(FILE), run_dir.join(format!("{FILE}-new"))]
+}
+
+/// What is in the file; nothing if there is none, or somebody else's.
+fn read(run_dir: &Path) -> io::Result<Owned> {
+    match fs::read(run_dir.join(FILE)) {
+        Ok(content) => Ok(serde_json::from_slice(&content).unwrap_or_default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Owned::default()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The name of this boot; empty where the kernel does not tell.
@@ -223,6 +241,11 @@ mod tests {
         more.store(&dir).unwrap();
         assert_eq!(Owned::of_boot(&dir, "now"), more);
         assert!(Owned::of_boot(&dir, "later").is_empty());
+        // One that could not read the file leaves nothing out.
+        let mut partial = told.clone();
+        partial.is_partial = true;
+        partial.store(&dir).unwrap();
+        assert_eq!(Owned::of_boot(&dir, "now"), more);
         // Cut short: as if it were not there.
         fs::write(dir.join(FILE), "{\"boot\":\"now\",").unwrap();
         assert_eq!(Owned::of_boot(&dir, "now"), told);
