@@ -4,6 +4,7 @@
 //! business of `daemon.rs`.
 
 mod daemon;
+mod earlier;
 mod signals;
 
 use std::io;
@@ -38,6 +39,7 @@ use crate::reconcile::{Control, Mode, Report, failed};
 use crate::services::{IPVS_LINK, Refused};
 use crate::state::State;
 use crate::state::history::History;
+use crate::state::owned::Owned;
 
 /// The exit code of a value that cannot stand.
 const BAD_USAGE: u8 = 2;
@@ -67,6 +69,8 @@ struct Node {
     vips: Vec<Vip>,
     /// Listeners that do not count as the proxy.
     refused: Refused,
+    /// What earlier starts have put on the node and is not known to be gone, and what this one puts there.
+    owned: Owned,
 }
 
 /// Runs the agent as it was told to.
@@ -186,10 +190,19 @@ impl Node {
     /// Opens the backend and what else the passes need. Nothing of the data plane is changed.
     async fn open(config: Config, mode: Mode) -> Result<Self> {
         let (handle, connection) = connect().context("cannot open an rtnetlink socket")?;
+        let owned = earlier::owned(&config).await;
+        // Before the first change: whoever comes after this process then knows of all of it.
+        if mode == Mode::Apply {
+            earlier::tell(&owned, &config.run_dir);
+        }
+        let mut link =
+            VipLink::new(&config.vips, &config.interface).with_scope(config.address_scope);
+        link.go_by(&owned);
         Ok(Self {
             handle,
             connection,
-            link: VipLink::new(&config.vips, &config.interface),
+            link,
+            owned,
             backend: Backend::open(&config, mode).await,
             repair: Repair::new(repaired(&config)),
             started: SystemTime::now(),
@@ -228,6 +241,9 @@ impl Node {
             }
         }
         self.vips = table.vips(&self.config.vips, &self.config.interface);
+        if mode == Mode::Apply {
+            self.forget_gone(&table);
+        }
         if report.is_stopped() {
             return report;
         }
@@ -286,7 +302,10 @@ impl Node {
     }
 
     async fn observe(&self, report: &mut Report) -> Option<LinkTable> {
-        link::observe(&self.config.vips, &self.config.service_ips())
+        let mut vips = self.owned.ips();
+        vips.extend(&self.config.vips);
+        let vips: Vec<_> = vips.into_iter().collect();
+        link::observe(&vips, &self.config.service_ips())
             .await
             .inspect_err(|error| failed("link", "look at the node's links", error, report))
             .ok()

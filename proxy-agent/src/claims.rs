@@ -124,6 +124,14 @@ impl Claim {
         }
     }
 
+    /// True unless nobody has it, or a stranger.
+    pub async fn may_be_held(self) -> bool {
+        match holder(&self.name()).await {
+            Ok(holder) => holder.is_some(),
+            Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
+        }
+    }
+
     fn way_out(self) -> &'static str {
         match self {
             Self::Instance(_) => "give this one a name of its own with --instance, and other VIPs",

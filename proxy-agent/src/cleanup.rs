@@ -8,7 +8,7 @@
 
 mod known;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -24,10 +24,13 @@ use crate::backend::iptables::Iptables;
 use crate::backend::upstream;
 use crate::config::Config;
 use crate::instance::Instance;
-use crate::link::{self, VipLink};
+use crate::link::{self, LinkTable, VipLink};
 use crate::lock::Lock;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 use crate::state;
+use crate::state::owned::{self, Owned};
+
+pub use known::left_vips;
 
 /// The name of this part in reports: files of the run directory.
 const PART: &str = "state";
@@ -66,6 +69,8 @@ pub struct Scope {
     pub run_dir: PathBuf,
     /// How long live connections to Services may go on.
     pub drain_timeout: Duration,
+    /// What agents with this run directory have put on the node, of earlier starts too.
+    pub owned: Owned,
 }
 
 impl From<&Config> for Scope {
@@ -77,6 +82,7 @@ impl From<&Config> for Scope {
             bpffs: config.bpffs.clone(),
             run_dir: config.run_dir.clone(),
             drain_timeout: config.drain_timeout,
+            owned: Owned::default(),
         }
     }
 }
@@ -154,7 +160,14 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         Ok(opened) => opened,
         Err(error) => return failed(link::PART, "open an rtnetlink socket", &error, report),
     };
-    let table = link::observe(&scope.vips, &[]).await;
+    let all: BTreeSet<_> = scope
+        .owned
+        .ips()
+        .into_iter()
+        .chain(scope.vips.clone())
+        .collect();
+    let all: Vec<_> = all.into_iter().collect();
+    let table = link::observe(&all, &[]).await;
     let table = table
         .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
         .ok();
@@ -183,17 +196,16 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
             Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
         }
     }
-    let mut carriers: BTreeSet<_> = scope.interface.iter().cloned().collect();
-    if let Some(table) = &table {
-        let copies = table.addresses.iter();
-        let copies = copies.filter(|copy| scope.vips.contains(&copy.ip));
-        carriers.extend(copies.map(|copy| table.name_of(copy.index)));
-    }
-    for carrier in carriers {
-        let link = VipLink::new(&scope.vips, &carrier);
+    for (carrier, vips) in carriers(scope, table.as_ref()) {
+        let vips: Vec<_> = vips.into_iter().collect();
+        let link = VipLink::new(&vips, &carrier);
         link.teardown(&handle, mode, report).await;
     }
     tell_if_lost(&connection, report);
+    if mode == Mode::Apply && !report.failures.is_empty() {
+        // Something may be left: the next clean-up needs to know of what.
+        return;
+    }
     let files = files(&scope.run_dir)
         .into_iter()
         .filter(|path| path.exists());
@@ -201,10 +213,35 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     carry_out(PART, mode, ops, report, async |op| remove(&op.0)).await;
 }
 
+/// The links that may carry VIPs, each with those that are removed from it: the VIPs themselves from every
+/// link, those of earlier starts from the link on which an agent has put them.
+fn carriers(scope: &Scope, table: Option<&LinkTable>) -> BTreeMap<String, BTreeSet<IpAddr>> {
+    let mut names: BTreeSet<_> = scope
+        .interface
+        .iter()
+        .chain(&scope.owned.links)
+        .cloned()
+        .collect();
+    if let Some(table) = table {
+        let copies = table.addresses.iter();
+        let copies = copies.filter(|copy| scope.vips.contains(&copy.ip));
+        names.extend(copies.map(|copy| table.name_of(copy.index)));
+    }
+    let vips: BTreeSet<_> = scope.vips.iter().copied().collect();
+    let carriers = names.into_iter().map(|name| (name, vips.clone()));
+    let mut carriers: BTreeMap<_, _> = carriers.collect();
+    for address in &scope.owned.addresses {
+        let of_link = carriers.entry(address.link.clone()).or_default();
+        of_link.insert(address.ip);
+    }
+    carriers
+}
+
 /// What an agent keeps in its run directory, apart from the lock.
 fn files(run_dir: &Path) -> Vec<PathBuf> {
     let mut files = vec![ebpf::notes_dir(run_dir)];
     files.extend(state::files(run_dir));
+    files.extend(owned::files(run_dir));
     files
 }
 

@@ -262,6 +262,7 @@ fn config(
         vips: args.ip_address,
         ports: args.port,
         interface: args.interface,
+        address_scope: args.address_scope,
         sync_interval: args.sync_interval,
         daemon: args.daemon,
         cleanup: args.cleanup,

@@ -28,6 +28,8 @@ pub struct Config {
     pub ports: Vec<u16>,
     /// The link that carries the VIPs, 1 to 15 bytes.
     pub interface: String,
+    /// Whether the kernel may take a VIP as the source of other traffic.
+    pub address_scope: AddressScope,
     /// Time between two full resyncs, above zero.
     pub sync_interval: Duration,
     /// False: one pass, then exit.
@@ -144,6 +146,19 @@ impl ProxyUpstream {
             Self::Named(endpoints) => endpoints,
         }
     }
+}
+
+/// Whether the kernel may take a VIP as the source of traffic that nobody has bound to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddressScope {
+    /// global where Cilium runs, link otherwise
+    #[default]
+    Auto,
+    /// It may: IPv4 with scope global, IPv6 preferred
+    Global,
+    /// It must not: IPv4 with scope link, IPv6 deprecated
+    Link,
 }
 
 /// How conntrack is kept out of the path.

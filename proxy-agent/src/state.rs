@@ -6,6 +6,7 @@
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod history;
+pub mod owned;
 pub mod upstream;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use self::history::History;
 use self::upstream::Upstream;
 use crate::config::{
-    self, AcceptRules, BackendChoice, Config, GuardMode, ProxyListener, ProxyUpstream, Serve,
-    Service, TcAttach,
+    self, AcceptRules, AddressScope, BackendChoice, Config, GuardMode, ProxyListener,
+    ProxyUpstream, Serve, Service, TcAttach,
 };
 use crate::instance::Instance;
 use proxy_serve::log::LogOptions;
@@ -70,6 +71,10 @@ pub struct Settings {
     pub ports: Vec<u16>,
     /// The link that carries the VIPs.
     pub interface: String,
+    /// Whether the kernel may take a VIP as the source of other traffic; where an older version has not
+    /// told, the default.
+    #[serde(default)]
+    pub address_scope: AddressScope,
     /// The Services that end on the proxy.
     pub services: Vec<Service>,
     /// Where maps and links are pinned.
@@ -213,6 +218,7 @@ impl State {
                 vips: config.vips.clone(),
                 ports: config.ports.clone(),
                 interface: config.interface.clone(),
+                address_scope: config.address_scope,
                 services: config.services.clone(),
                 bpffs: config.bpffs.clone(),
                 sync_interval: config.sync_interval,
@@ -243,6 +249,7 @@ impl State {
             vips: settings.vips.clone(),
             ports: settings.ports.clone(),
             interface: settings.interface.clone(),
+            address_scope: settings.address_scope,
             sync_interval: settings.sync_interval,
             daemon: false,
             cleanup: false,
@@ -341,15 +348,12 @@ fn remembered_in(content: &[u8]) -> Remembered {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_stored_is_read_again() {
-        let dir = std::env::temp_dir().join(format!("proxy-agent-state-{}", process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        assert_eq!(State::load(&dir).unwrap(), None);
-        let state = State {
+    /// The state of an agent.
+    pub(crate) fn example() -> State {
+        State {
             version: "1".to_owned(),
             pid: 7,
             started: SystemTime::UNIX_EPOCH,
@@ -358,6 +362,7 @@ mod tests {
                 vips: vec![[10, 96, 0, 2].into()],
                 ports: vec![443],
                 interface: "lo".to_owned(),
+                address_scope: AddressScope::Auto,
                 services: vec![Service {
                     cluster_ip: "10.96.0.1:443".parse().unwrap(),
                     vip: "10.96.0.2:443".parse().unwrap(),
@@ -387,7 +392,15 @@ mod tests {
             },
             programs: BTreeMap::from([("vip_ingress".to_owned(), 7)]),
             history: History::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_again() {
+        let dir = std::env::temp_dir().join(format!("proxy-agent-state-{}", process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        assert_eq!(State::load(&dir).unwrap(), None);
+        let state = example();
         let config = state.as_dry_run(&dir);
         assert!(config.dry_run && config.vips == state.settings.vips);
         state.store(&dir).unwrap();

@@ -12,7 +12,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{client, skip, snapshot, transfer};
+use tests::{client, cmd, skip, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BYTES: u64 = 100_000;
@@ -245,6 +245,101 @@ fn after_two_backends() {
              --comment proxy-agent -j NOTRACK\nCOMMIT\n",
         )?;
         cleanup(node, &["--ip-address=10.96.0.2,fd00:96::2"])?.ends_with(NOTHING_LEFT)?;
+        as_before(node, &before)
+    });
+}
+
+fn addresses(node: &Node, link: &str) -> Result<String> {
+    node.netns.exec(&format!("ip -o address show dev {link}"))
+}
+
+/// Another start with other settings removes what was ours, and nothing that somebody else has put there.
+#[test]
+fn of_another_start_with_other_settings() {
+    for args in [TRANSLATING, NFTABLES, IPTABLES] {
+        Node::test(Topology::Veth, |node| {
+            node.netns
+                .ip("link add vips type ifb\nlink set vips up\n")?;
+            let before = prepare(node)?;
+            let first = [args, &["--interface=vips"]].concat();
+            node.start_agent(&first)?.stop(libc::SIGTERM)?;
+            // Of others: the former VIP on a link on which no agent had it, and an address of their own.
+            let foreign = "address add 10.96.0.2/32 dev eth0\naddress add 10.96.0.9/32 dev vips\n";
+            node.netns.ip(foreign)?;
+
+            let pins = node.bpffs().join("proxy-agent-other");
+            let bpffs = format!("--bpffs={}", pins.join("v2").display());
+            let second = [
+                &args[..1],
+                &["--ip-address=10.96.0.3,fd00:96::3", "--port=8443", &bpffs],
+            ]
+            .concat();
+            let mut agent = node.start_agent(&second)?;
+            let (old, new) = (addresses(node, "vips")?, addresses(node, "lo")?);
+            ensure!(
+                !old.contains("10.96.0.2") && !old.contains("fd00:96::2"),
+                "{old}"
+            );
+            ensure!(
+                new.contains("10.96.0.3/32") && new.contains("fd00:96::3/128"),
+                "{new}"
+            );
+            ensure!(old.contains("10.96.0.9/32"), "another's is gone: {old}");
+            let uplink = addresses(node, "eth0")?;
+            ensure!(
+                uplink.contains("10.96.0.2/32"),
+                "another's is gone: {uplink}"
+            );
+            ensure!(!node.agent_bpffs().exists(), "{args:?}: former pins");
+            let ruleset = node.netns.exec("nft list ruleset")?;
+            // kube-proxy's own rules lead to the former VIP.
+            let mut ours = ruleset
+                .lines()
+                .filter(|line| line.contains("comment \"from "));
+            ensure!(!ours.any(|line| line.contains("10.96.0.2")), "{ruleset}");
+            let chains = node.netns.exec("iptables-nft-save -t raw")?;
+            ensure!(!chains.contains("10.96.0.2"), "{chains}");
+            cmd::wait_until(TIMEOUT, "the route of the former Service to go", || {
+                let routes = node.netns.exec("ip route show table all")?;
+                Ok((!routes.contains("10.96.0.1 ")).then_some(()))
+            })?;
+            // It is another's from now on.
+            node.netns.ip("address add 10.96.0.2/32 dev vips\n")?;
+            agent.stop(libc::SIGKILL)?;
+
+            cleanup(node, &[])?.ends_with(NOTHING_LEFT)?;
+            let kept = addresses(node, "vips")?;
+            ensure!(kept.contains("10.96.0.2/32"), "another's is gone: {kept}");
+            ensure!(!pins.exists(), "{} is left", pins.display());
+            for (address, link) in [
+                ("10.96.0.2", "vips"),
+                ("10.96.0.9", "vips"),
+                ("10.96.0.2", "eth0"),
+            ] {
+                node.netns
+                    .ip(&format!("address del {address}/32 dev {link}\n"))?;
+            }
+            as_before(node, &before).with_context(|| format!("{args:?}"))
+        });
+    }
+}
+
+/// However an agent is killed on the way from one VIP and link to others, a clean-up finds all of them.
+#[test]
+fn of_starts_that_were_killed_early() {
+    Node::test(Topology::Veth, |node| {
+        node.netns
+            .ip("link add vips type ifb\nlink set vips up\n")?;
+        let before = prepare(node)?;
+        node.start_agent(NONE)?.stop(libc::SIGKILL)?;
+        for n in 0..8 {
+            let vips = format!("--ip-address=10.96.0.{n},fd00:96::{n}", n = n + 3);
+            let link = ["--interface=vips", "--interface=lo"][n % 2];
+            let mut agent = node.spawn_agent(&[NONE, &[&vips, link]].concat())?;
+            std::thread::sleep(Duration::from_millis(8 * n as u64));
+            agent.stop(libc::SIGKILL)?;
+        }
+        cleanup(node, &[])?.ends_with(NOTHING_LEFT)?;
         as_before(node, &before)
     });
 }

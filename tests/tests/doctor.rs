@@ -47,6 +47,12 @@ fn commands_cure_what_is_wrong_with_addresses_and_settings() {
         ensure_good(node)?;
         agent.signal(libc::SIGSTOP)?;
         for (id, verdict, fault) in [
+            (
+                "vip-source",
+                "warning",
+                "ip address del 10.96.0.2/32 dev lo && ip address add 10.96.0.2/32 dev lo && \
+                 ip address replace fd00:96::2/128 dev lo",
+            ),
             ("vip", "broken", "ip address del 10.96.0.2/32 dev lo"),
             ("vip", "broken", "ip link set lo down"),
             ("vip", "warning", "ip address add 10.96.0.2/32 dev eth0"),
@@ -367,9 +373,12 @@ fn without_an_agent_the_vips_are_given() {
         let faults: Vec<_> = findings.all_faults();
         let ids: Vec<_> = faults.iter().map(|fault| text(fault, "id")).collect();
         ensure!(
-            ids.iter().all(|id| ["agent", "bpffs"].contains(id)),
+            ids.iter()
+                .all(|id| ["agent", "bpffs", "vip-source"].contains(id)),
             "{faults:#?}"
         );
+        // Added by hand, with scope global: it would be the source of probes to pods.
+        ensure!(ids.contains(&"vip-source"), "{faults:#?}");
         let findings = doctor(node)?;
         ensure!(findings.faults("vip").is_empty() && findings.code == WARNINGS);
         Ok(())

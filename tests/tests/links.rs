@@ -3,7 +3,9 @@
 //! The VIPs and the link that carries them.
 
 use std::io::{Read as _, Write as _};
+use std::net::UdpSocket;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -41,7 +43,13 @@ fn ensure_vips(netns: &Netns, link: &str, vips: &[&str]) -> Result<()> {
             .lines()
             .find(|address| address.contains(&format!(" {vip}/{len} ")))
             .with_context(|| format!("{vip}/{len} is not on {link}:\n{shown}"))?;
-        ensure!(address.contains("scope global"), "{address}");
+        // As the kernel takes it for no source of other traffic.
+        let kept = if vip.contains(':') {
+            "deprecated"
+        } else {
+            "scope link"
+        };
+        ensure!(address.contains(kept), "{address}");
         ensure!(address.contains("valid_lft forever"), "{address}");
         ensure!(!address.contains("tentative"), "{address}");
     }
@@ -53,6 +61,117 @@ fn vips_on_lo() {
     Node::test(Topology::Veth, |node| {
         pass(node, &[])?;
         ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])
+    });
+}
+
+/// The source that the kernel takes towards an address.
+fn source(netns: &Netns, to: &str) -> Result<String> {
+    let route = netns.exec(&format!("ip -o route get {to}"))?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "src");
+    let source = words
+        .nth(1)
+        .with_context(|| format!("no source: {route}"))?;
+    Ok(source.to_owned())
+}
+
+/// No VIP is a source of what is not bound to it: towards a pod whose link has no address on the node's side, on nodes
+/// whose only addresses are on `lo`, with IPv6 uplinks that have link-local addresses only, and also if the agent is
+/// there before the owner of the node's addresses.
+#[test]
+fn vips_are_nobodys_source() {
+    let pods = ["10.0.0.5", "fd00:97::5"];
+    let gateways = ["192.0.2.99", "2001:db8::99"];
+    for link in ["lo", "vips"] {
+        Node::test(Topology::Veth, |node| {
+            node.netns.ip("link add vips type ifb\n")?;
+            node.netns
+                .ip("route flush default\naddress flush dev eth0 scope global\n")?;
+            node.netns.exec("ip -6 route flush default")?;
+            let interface = format!("--interface={link}");
+            pass(node, &[&interface, "--address-scope=global"])?;
+            // Nothing but link-local is on a link of the node; its own addresses come after the VIPs.
+            node.netns.ip("address add 172.31.0.1/32 dev lo\n\
+                 address add fd00:200::1/128 dev lo nodad\n\
+                 route add 10.0.0.5 dev pod0 scope link\n\
+                 route add fd00:97::5 dev pod0\n\
+                 route add default dev eth0\n\
+                 route add default via fe80::99 dev eth0\n")?;
+            let expect = |to: [&str; 2], sources: [&str; 2]| {
+                for (to, wanted) in to.into_iter().zip(sources) {
+                    let found = source(&node.netns, to)?;
+                    ensure!(found == wanted, "{link}: to {to} from {found}");
+                }
+                Ok(())
+            };
+            let (own, vips) = (["172.31.0.1", "fd00:200::1"], ["10.96.0.2", "fd00:96::2"]);
+            // As with earlier versions: the first of the addresses on `lo`, and the one most like the pod's.
+            expect(
+                pods,
+                [[own[0], vips[0]][usize::from(link == "lo")], vips[1]],
+            )?;
+
+            pass(node, &[&interface])?;
+            expect(pods, own)?;
+            expect(gateways, own)?;
+            // Connections to the VIPs have them as before.
+            expect(vips, vips)
+        });
+    }
+}
+
+/// An agent of an earlier version gave them other scopes: they change without a moment in which a VIP is not there.
+#[test]
+fn the_scope_changes_in_place() {
+    Node::test(Topology::Veth, |node| {
+        pass(node, &["--address-scope=global"])?;
+        let shown = addresses(&node.netns, "lo")?;
+        ensure!(shown.contains("10.96.0.2/32 scope global"), "{shown}");
+        ensure!(!shown.contains("deprecated"), "{shown}");
+        // What one leaves that is killed half-way.
+        node.netns
+            .ip("address add 10.96.0.2 peer 127.96.0.2/32 dev lo scope link\n")?;
+        let vips = Family::ALL.map(Family::vip);
+        let (stop, before) = (AtomicBool::new(false), addresses(&node.netns, "lo")?);
+        let gaps = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                node.netns.run(|| {
+                    let (mut looks, mut gaps) = (0_u64, Vec::new());
+                    while !stop.load(Ordering::Relaxed) {
+                        let refused = vips.map(|vip| UdpSocket::bind((vip, 0)).err());
+                        gaps.extend(refused.into_iter().flatten());
+                        looks += 1;
+                    }
+                    (looks, gaps)
+                })
+            });
+            let changed = || {
+                for (scope, shows) in [("auto", "link"), ("global", "global"), ("link", "link")] {
+                    pass(node, &[&format!("--address-scope={scope}")])?;
+                    let shown = addresses(&node.netns, "lo")?;
+                    let wanted = format!("10.96.0.2/32 scope {shows}");
+                    ensure!(shown.contains(&wanted), "{scope}: {shown}");
+                    ensure!(!shown.contains("peer"), "{scope}: {shown}");
+                    ensure!(shown.contains("deprecated") == (shows == "link"), "{shown}");
+                }
+                Ok(())
+            };
+            let changed = changed();
+            stop.store(true, Ordering::Relaxed);
+            changed.map(|()| watch.join().expect("it does not panic"))
+        })?;
+        let (looks, gaps) = gaps;
+        ensure!(
+            looks > 0 && gaps.is_empty(),
+            "{looks} looks: {gaps:?}, before {before}"
+        );
+        ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])?;
+
+        // Cilium takes no other scope for the node's own.
+        node.netns.ip("link add cilium_host type ifb\n")?;
+        pass(node, &[])?;
+        let shown = addresses(&node.netns, "lo")?;
+        ensure!(shown.contains("10.96.0.2/32 scope global"), "{shown}");
+        Ok(())
     });
 }
 

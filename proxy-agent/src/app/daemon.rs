@@ -21,6 +21,7 @@ use crate::lock::Lock;
 use crate::reconcile::trigger::{Cause, Trigger};
 use crate::reconcile::{Control, Mode, Report};
 use crate::state;
+use crate::state::owned::Owned;
 use crate::telemetry::board::Board;
 use crate::telemetry::http;
 
@@ -39,7 +40,7 @@ const PROGRESS: Duration = Duration::from_secs(3);
 pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
     // First of all: as the first process of a container it would not even end otherwise.
     let mut signals = Signals::listen()?;
-    let (scope, cleanup) = (Scope::from(&config), config.cleanup);
+    let (mut scope, cleanup) = (Scope::from(&config), config.cleanup);
     // Before the first look, so that nothing that happens after it is missed.
     let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
     let board = Board::new(&config);
@@ -63,6 +64,8 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
         info!("the VIP and the data plane stay in place; --cleanup would remove them");
         return Ok(ExitCode::SUCCESS);
     }
+    let owned = Owned::load(&scope.run_dir);
+    scope.owned = owned.without_claimed(&scope.vips).await;
     let mut report = Report::default();
     let control = report.control.clone();
     let work = cleanup::remove_everything(&scope, Mode::Apply, &mut report);

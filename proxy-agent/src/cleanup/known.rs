@@ -12,6 +12,7 @@ use crate::backend::{ebpf, iptables, tables};
 use crate::instance::{Instance, paths};
 use crate::netfilter::Socket;
 use crate::state;
+use crate::state::owned::Owned;
 
 /// The chain of our tables, with each backend, in which what comes from the VIPs is met.
 const REPLIES: &str = "output";
@@ -27,8 +28,10 @@ pub async fn scope(request: &Request) -> Scope {
         ([], told) => told.to_vec(),
         (said, _) => said.to_vec(),
     };
+    let owned = Owned::load(&request.run_dir).without_claimed(&vips).await;
     Scope {
         instance: request.instance,
+        owned,
         vips,
         interface: request.interface.clone().or(told.interface),
         bpffs,
@@ -38,7 +41,7 @@ pub async fn scope(request: &Request) -> Scope {
 }
 
 /// The VIPs that pinned maps and rules of ours name.
-async fn left_vips(instance: Instance, bpffs: &Path) -> Vec<IpAddr> {
+pub async fn left_vips(instance: Instance, bpffs: &Path) -> Vec<IpAddr> {
     let mut vips = BTreeSet::new();
     let others = ebpf::other_layouts(bpffs).unwrap_or_default();
     for directory in [bpffs.to_owned()].iter().chain(&others) {

@@ -15,7 +15,7 @@ use proxy_serve::log::LogFormat;
 use proxy_serve::value::parse_bool;
 
 use super::values::{self, Endpoint, Listen, ServiceAddress, Upstream};
-use crate::config::{AcceptRules, BackendChoice, GuardMode, ProxyListener, TcAttach};
+use crate::config::{AcceptRules, AddressScope, BackendChoice, GuardMode, ProxyListener, TcAttach};
 use crate::instance::{Instance, paths};
 use crate::klog::Underscores;
 use crate::status::Output;
@@ -62,6 +62,19 @@ pub struct Args {
         default_value = "lo", value_parser = values::link_name
     )]
     pub interface: String,
+
+    /// How the VIPs are on their link. auto: global where a link cilium_host is, link otherwise; global: an
+    /// IPv4 VIP with scope global, an IPv6 one preferred; link: with scope link, and deprecated, so that the
+    /// kernel takes no VIP as the source of other traffic
+    #[arg(
+        long,
+        env = "PROXY_AGENT_ADDRESS_SCOPE",
+        value_name = "SCOPE",
+        help_heading = "VIP",
+        value_enum,
+        default_value = "auto"
+    )]
+    pub address_scope: AddressScope,
 
     /// How conntrack is kept out of the path
     #[arg(

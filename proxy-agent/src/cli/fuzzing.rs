@@ -106,6 +106,10 @@ fn written(config: &Config) -> Vec<OsString> {
         format!("--ip-address={}", list(&config.vips)),
         format!("--port={}", list(&config.ports)),
         format!("--interface={}", config.interface),
+        format!(
+            "--address-scope={}",
+            format!("{:?}", config.address_scope).to_lowercase()
+        ),
         format!("--sync-interval={}ns", config.sync_interval.as_nanos()),
         format!("--daemon={}", config.daemon),
         format!("--cleanup={}", config.cleanup),

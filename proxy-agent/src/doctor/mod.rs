@@ -22,6 +22,7 @@ mod processes;
 mod programs;
 mod report;
 mod rights;
+mod source;
 mod subject;
 mod upstream;
 mod vip;
@@ -70,6 +71,7 @@ pub async fn run(options: &Options) -> Result<ExitCode> {
 async fn checks(subject: &Subject) -> Vec<Check> {
     let mut checks = agent::checks(subject);
     checks.extend(vip::checks(subject));
+    checks.extend(source::checks(subject).await);
     checks.extend(listener::checks(subject));
     checks.extend(rights::checks(subject));
     checks.extend(mounts::checks(subject));

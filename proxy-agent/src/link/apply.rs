@@ -7,17 +7,22 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+};
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkDummy, LinkUnspec};
 
 use super::observe::{OWN_GROUP, ObserveError, links};
-use super::plan::{Op, host_prefix};
+use super::plan::{Op, Source, host_prefix};
 use super::table::{LinkAddress, LinkTable};
 use crate::kernel::monitor::{Event, Interest, Monitor};
 
 /// An IPv6 address works once the kernel has announced it, a moment after it was added.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(1);
+
+/// A lifetime that does not end, include/net/addrconf.h.
+const FOREVER: u32 = u32::MAX;
 
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,7 @@ pub enum ApplyError {
 pub(super) struct Applier<'a> {
     handle: &'a Handle,
     table: &'a LinkTable,
+    source: Source,
     gate: Gate,
 }
 
@@ -84,17 +90,18 @@ impl Gate {
             Op::CreateDummy { .. } | Op::SetUp { .. } => self.link_failed = true,
             Op::Add { vip, .. } => self.vips_failed.push(*vip),
             // Whatever of the two steps failed, the VIP may be gone or unusable.
-            Op::Replace { old, .. } => self.vips_failed.push(old.ip),
-            Op::Extend { .. } | Op::Remove { .. } | Op::DeleteLink { .. } => {}
+            Op::Replace { old, .. } | Op::Rescope { old, .. } => self.vips_failed.push(old.ip),
+            Op::Extend { .. } | Op::Prefer { .. } | Op::Remove { .. } | Op::DeleteLink { .. } => {}
         }
     }
 }
 
 impl<'a> Applier<'a> {
-    pub(super) fn new(handle: &'a Handle, table: &'a LinkTable) -> Self {
+    pub(super) fn new(handle: &'a Handle, table: &'a LinkTable, source: Source) -> Self {
         Self {
             handle,
             table,
+            source,
             gate: Gate::default(),
         }
     }
@@ -113,7 +120,10 @@ impl<'a> Applier<'a> {
             Op::CreateDummy { link } => self.create(link).await,
             Op::SetUp { link } => self.set_up(link).await,
             Op::Add { vip, link } => self.bring(*vip, link).await,
-            Op::Extend { vip, link } => self.add(*vip, link, true).await,
+            Op::Extend { vip, link } | Op::Prefer { vip, link, .. } => {
+                self.add(*vip, link, true).await
+            }
+            Op::Rescope { old, link, .. } => self.rescope(old, link).await,
             Op::Replace { old, link, .. } => {
                 self.remove(old).await?;
                 self.add(old.ip, link, false).await
@@ -166,12 +176,19 @@ impl<'a> Applier<'a> {
     async fn add(&self, vip: IpAddr, link: &str, replace: bool) -> Result<(), ApplyError> {
         let index = self.index_of(link).await?;
         let mut request = self.handle.address().add(index, vip, host_prefix(vip));
+        let message = request.message_mut();
         if vip.is_ipv6() {
             // Detection would keep the VIP from working for a second, or forever.
-            request
-                .message_mut()
-                .attributes
-                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+            let nodad = AddressAttribute::Flags(AddressFlags::Nodad);
+            message.attributes.push(nodad);
+        } else {
+            message.header.scope = AddressScope::from(self.source.scope());
+        }
+        if vip.is_ipv6() && self.source == Source::Never {
+            let mut lifetimes = CacheInfo::default();
+            (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, FOREVER);
+            let lifetimes = AddressAttribute::CacheInfo(lifetimes);
+            message.attributes.push(lifetimes);
         }
         if replace {
             request = request.replace();
@@ -182,6 +199,41 @@ impl<'a> Applier<'a> {
             Some(libc::EEXIST) => Ok(()),
             _ => answered(answer, change_hint),
         }
+    }
+
+    /// Gives an IPv4 VIP another scope. The kernel holds several copies of an address on a link if they differ in
+    /// the network or in the other end, and keeps the address local while there is one; each copy has its
+    /// scope.
+    /// `__inet_insert_ifa` and `fib_del_ifaddr` in <https://github.com/torvalds/linux/tree/v6.12/net/ipv4>
+    async fn rescope(&self, old: &LinkAddress, link: &str) -> Result<(), ApplyError> {
+        let IpAddr::V4(vip) = old.ip else {
+            return Ok(());
+        };
+        // Local already, and another one for each VIP: none of the copies hangs on another one.
+        let [_, rest @ ..] = vip.octets();
+        let other_end = IpAddr::from([127, rest[0], rest[1], rest[2]]);
+        let meanwhile = LinkAddress {
+            peer: Some(other_end),
+            ..old.clone()
+        };
+        let mut request = self.handle.address().add(old.index, old.ip, old.prefix_len);
+        let message = request.message_mut();
+        message.header.scope = AddressScope::from(self.source.scope());
+        let flags = AddressAttribute::Flags(AddressFlags::Noprefixroute);
+        message.attributes = vec![
+            AddressAttribute::Local(old.ip),
+            AddressAttribute::Address(other_end),
+            flags,
+        ];
+        let answer = request.execute().await;
+        match errno(&answer) {
+            // Left by one that was killed at this point.
+            Some(libc::EEXIST) => {}
+            _ => answered(answer, change_hint)?,
+        }
+        self.remove(old).await?;
+        self.add(old.ip, link, false).await?;
+        self.remove(&meanwhile).await
     }
 
     async fn remove(&self, old: &LinkAddress) -> Result<(), ApplyError> {

@@ -130,6 +130,7 @@ fn written_address(address: &LinkAddress) -> Vec<u8> {
     let mut flags = 0;
     for (is_set, flag) in [
         (address.secondary, 0x01_u32),
+        (address.deprecated, 0x20),
         (address.unusable, 0x40),
         (address.permanent, 0x80),
     ] {

@@ -4,10 +4,12 @@
 //! then removes them from everywhere else.
 //!
 //! A link is ours if it is in the link group that the agent creates its links with; an address is
-//! ours if it is a VIP. Nothing else is ever changed or deleted. When to look again is not decided
+//! ours if it is a VIP, or was one of an earlier start on the link on which it is. Nothing else is ever
+//! changed or deleted. When to look again is not decided
 //! here.
 
 mod apply;
+mod destinations;
 pub mod dump;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -20,17 +22,24 @@ mod table;
 mod tests;
 mod vip;
 
-use std::net::IpAddr;
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 
 use apply::Applier;
+pub use destinations::destinations;
 pub use observe::{ObserveError, ipv4_networks, observe};
-use plan::{Desired, Plan, plan, plan_teardown};
+use plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;
 pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use tracing::info;
 pub use vip::Vip;
 
+use crate::config::AddressScope;
+use crate::kernel::sockets;
 use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::state::owned::Owned;
 
 /// The name of this part in reports and logs.
 pub const PART: &str = "link";
@@ -39,6 +48,16 @@ pub const PART: &str = "link";
 #[derive(Debug)]
 pub struct VipLink {
     desired: Desired,
+    /// It was logged that a change of scope waits.
+    has_postponed: Cell<bool>,
+}
+
+/// Whether a connection of this node's processes has a VIP as its source because it was masqueraded: then the other end
+/// is not a socket of the VIP. The kernel forgets how such a connection is translated when any copy of the address goes
+/// (`masq_inet_event` in <https://github.com/torvalds/linux/blob/v6.12/net/netfilter/nf_nat_masquerade.c>).
+fn is_translated_source(vip: IpAddr, connections: &HashSet<(SocketAddr, SocketAddr)>) -> bool {
+    let mut from_vip = connections.iter().filter(|(_, remote)| remote.ip() == vip);
+    from_vip.any(|(local, remote)| !connections.contains(&(*remote, *local)))
 }
 
 impl VipLink {
@@ -46,10 +65,30 @@ impl VipLink {
     pub fn new(vips: &[IpAddr], interface: &str) -> Self {
         Self {
             desired: Desired {
+                scope: AddressScope::default(),
                 vips: vips.to_vec(),
                 interface: interface.to_owned(),
+                earlier: Earlier::default(),
             },
+            has_postponed: Cell::new(false),
         }
+    }
+
+    /// Has the VIPs with this scope.
+    pub fn with_scope(mut self, scope: AddressScope) -> Self {
+        self.desired.scope = scope;
+        self
+    }
+
+    /// Goes by what earlier starts have put on the node, too.
+    pub fn go_by(&mut self, owned: &Owned) {
+        let addresses = owned.addresses.iter();
+        self.desired.earlier = Earlier {
+            vips: addresses
+                .map(|address| (address.ip, address.link.clone()))
+                .collect(),
+            links: owned.links.iter().cloned().collect(),
+        };
     }
 
     /// Makes the node carry the VIPs as desired, going by `table`, which must be fresh.
@@ -60,8 +99,37 @@ impl VipLink {
         mode: Mode,
         report: &mut Report,
     ) {
-        self.carry_out(plan(&self.desired, table), handle, table, mode, report)
-            .await;
+        let mut plan = plan(&self.desired, table);
+        if self.desired.scope == AddressScope::Auto {
+            self.postpone(&mut plan, mode);
+        }
+        self.carry_out(plan, handle, table, mode, report).await;
+    }
+
+    /// Takes the changes of scope out of a plan that would end connections, or may.
+    fn postpone(&self, plan: &mut Plan, mode: Mode) {
+        if plan.rescoped().next().is_none() {
+            return;
+        }
+        let connections = sockets::connections();
+        let hangs_on = |vip: IpAddr| match &connections {
+            Ok(connections) => is_translated_source(vip, connections),
+            Err(_) => true,
+        };
+        let kept: Vec<_> = plan.rescoped().filter(|vip| hangs_on(*vip)).collect();
+        plan.ops.retain(|op| match op {
+            Op::Rescope { old, .. } => !kept.contains(&old.ip),
+            _ => true,
+        });
+        let is_new = !kept.is_empty() && !self.has_postponed.get();
+        self.has_postponed.set(!kept.is_empty());
+        if is_new && mode == Mode::Apply {
+            info!(
+                part = PART,
+                "the scope of {kept:?} stays until no connection has it as its source by masquerading; \
+                 --address-scope=link changes it at once and ends these"
+            );
+        }
     }
 
     /// Removes the VIPs from their link, and the link too if the agent created it and nobody else
@@ -87,7 +155,7 @@ impl VipLink {
         mode: Mode,
         report: &mut Report,
     ) {
-        let mut applier = Applier::new(handle, table);
+        let mut applier = Applier::new(handle, table, self.desired.source(table));
         carry_out(PART, mode, plan.ops, report, async |op| {
             applier.apply(op).await
         })

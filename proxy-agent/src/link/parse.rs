@@ -35,6 +35,7 @@ const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_SECONDARY: u32 = 0x01;
 const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_TENTATIVE: u32 = 0x40;
 const IFA_F_PERMANENT: u32 = 0x80;
 
@@ -146,6 +147,7 @@ pub(super) fn parse_address(message: &[u8]) -> Result<LinkAddress, DecodeError> 
         peer: address.filter(|address| *address != own),
         scope: header[3],
         unusable: own.is_ipv6() && flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) != 0,
+        deprecated: own.is_ipv6() && flags & IFA_F_DEPRECATED != 0,
         permanent: flags & IFA_F_PERMANENT != 0,
         // For IPv6 the same bit means a temporary address, which hangs on nothing.
         secondary: own.is_ipv4() && flags & IFA_F_SECONDARY != 0,

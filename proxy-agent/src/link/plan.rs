@@ -6,6 +6,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use crate::config::AddressScope;
+
+/// A link that Cilium makes on every node. It takes addresses of the scopes link and host for nobody's:
+/// `AddressScopeMax` in <https://github.com/cilium/cilium/blob/v1.16.0/pkg/defaults/defaults_linux.go>.
+const CILIUM_LINK: &str = "cilium_host";
 
 /// What should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +19,19 @@ pub struct Desired {
     pub vips: Vec<IpAddr>,
     /// The name of the link that carries them.
     pub interface: String,
+    /// Whether the kernel may take a VIP as the source of other traffic.
+    pub scope: AddressScope,
+    /// What earlier starts have put on the node.
+    pub earlier: Earlier,
+}
+
+/// What earlier starts have put on the node and may still be there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// Their VIPs, each with the name of its link.
+    pub vips: Vec<(IpAddr, String)>,
+    /// The names of the links that they used.
+    pub links: Vec<String>,
 }
 
 /// One change. The link that carries the VIPs goes by its name, as it may not exist yet.
@@ -43,6 +61,25 @@ pub enum Op {
         /// The link's name.
         link: String,
     },
+    /// Change the scope of an IPv4 VIP. The kernel does not do that in place, so another copy of the VIP holds
+    /// it on the link meanwhile.
+    Rescope {
+        /// The VIP as it is.
+        old: LinkAddress,
+        /// The link's name.
+        link: String,
+        /// What the kernel may take it for from then on.
+        source: Source,
+    },
+    /// Have the kernel take an IPv6 VIP as a source, or not. That is done in place.
+    Prefer {
+        /// The VIP.
+        vip: IpAddr,
+        /// The link's name.
+        link: String,
+        /// What the kernel may take it for from then on.
+        source: Source,
+    },
     /// Remove a VIP from the link and at once add it as it should be. Only where the kernel neither
     /// corrects an address in place nor lets both stand side by side.
     Replace {
@@ -69,13 +106,20 @@ pub enum Op {
     },
 }
 
+/// Whether the kernel takes a VIP as the source of traffic that nobody has bound to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// It may: scope global, or preferred.
+    Any,
+    /// It does not where there is another address: scope link, or deprecated.
+    Never,
+}
+
 /// Why an address on the right link is not right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Its prefix holds more than the address, or it has a peer.
     Prefix,
-    /// Its scope is not global, so others ignore it.
-    Scope,
     /// Duplicate address detection has not ended, or not well.
     Detection,
 }
@@ -117,6 +161,42 @@ pub struct Plan {
     pub refusals: Vec<(String, Refusal)>,
 }
 
+impl Desired {
+    /// What the kernel may take the VIPs for on this node.
+    pub fn source(&self, table: &LinkTable) -> Source {
+        let is_global = match self.scope {
+            AddressScope::Global => true,
+            AddressScope::Link => false,
+            AddressScope::Auto => table.by_name(CILIUM_LINK).is_some(),
+        };
+        if is_global {
+            Source::Any
+        } else {
+            Source::Never
+        }
+    }
+}
+
+impl Source {
+    /// The scope of an IPv4 VIP.
+    pub fn scope(self) -> u8 {
+        match self {
+            Self::Any => libc::RT_SCOPE_UNIVERSE,
+            Self::Never => libc::RT_SCOPE_LINK,
+        }
+    }
+}
+
+impl Plan {
+    /// The VIPs whose scope changes.
+    pub fn rescoped(&self) -> impl Iterator<Item = IpAddr> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Rescope { old, .. } => Some(old.ip),
+            _ => None,
+        })
+    }
+}
+
 /// The operations that make `table` carry what is desired.
 pub fn plan(desired: &Desired, table: &LinkTable) -> Plan {
     let mut plan = Plan::default();
@@ -138,11 +218,13 @@ pub fn plan(desired: &Desired, table: &LinkTable) -> Plan {
             }
         }
     }
+    let source = desired.source(table);
     for vip in &desired.vips {
         let here: Vec<_> = target
             .map(|target| on_link(table, *vip, target.index).collect())
             .unwrap_or_default();
-        plan.ops.extend(correct(*vip, &desired.interface, &here));
+        plan.ops
+            .extend(correct(*vip, &desired.interface, &here, source));
     }
     // Only now that each VIP is where it belongs: there is no moment without it.
     for vip in &desired.vips {
@@ -152,6 +234,17 @@ pub fn plan(desired: &Desired, table: &LinkTable) -> Plan {
             if on_target && (is_exact(old) || vip.is_ipv6()) {
                 continue;
             }
+            remove(old, table, &mut plan);
+        }
+    }
+    for (vip, link) in &desired.earlier.vips {
+        if desired.vips.contains(vip) {
+            continue;
+        }
+        // As the agent adds them: what differs is of somebody else.
+        let copies = table.by_name(link).into_iter();
+        let copies = copies.flat_map(|link| on_link(table, *vip, link.index));
+        for old in copies.filter(|old| is_exact(old)) {
             remove(old, table, &mut plan);
         }
     }
@@ -184,7 +277,7 @@ pub fn plan_teardown(desired: &Desired, table: &LinkTable) -> Plan {
 }
 
 /// The operation that makes a VIP right on its link, given the copies that are there.
-fn correct(vip: IpAddr, link: &str, here: &[&LinkAddress]) -> Option<Op> {
+fn correct(vip: IpAddr, link: &str, here: &[&LinkAddress], source: Source) -> Option<Op> {
     let link = link.to_owned();
     let replace = |old: &LinkAddress, link, fault| Op::Replace {
         old: old.clone(),
@@ -199,11 +292,16 @@ fn correct(vip: IpAddr, link: &str, here: &[&LinkAddress]) -> Option<Op> {
             None => Op::Add { vip, link },
         }),
         Some(old) if old.unusable => Some(replace(old, link, Fault::Detection)),
-        // IPv6 derives the scope from the address.
-        Some(old) if vip.is_ipv4() && old.scope != libc::RT_SCOPE_UNIVERSE => {
-            Some(replace(old, link, Fault::Scope))
-        }
+        // IPv6 derives the scope from the address, IPv4 does not go by deprecation.
+        Some(old) if vip.is_ipv4() && old.scope != source.scope() => Some(Op::Rescope {
+            old: old.clone(),
+            link,
+            source,
+        }),
         Some(old) if !old.permanent => Some(Op::Extend { vip, link }),
+        Some(old) if vip.is_ipv6() && old.deprecated != (source == Source::Never) => {
+            Some(Op::Prefer { vip, link, source })
+        }
         Some(_) => None,
     }
 }
@@ -226,7 +324,8 @@ fn remove(old: &LinkAddress, table: &LinkTable, plan: &mut Plan) {
 }
 
 /// Deletes the links of ours that lose their last address in this plan, as after a change of
-/// `--interface`. An owned link that carries no VIP of this agent may be another agent's.
+/// `--interface`, or that an earlier start has used. Another owned link that carries no VIP of this agent
+/// may be another agent's.
 fn abandoned(
     desired: &Desired,
     table: &LinkTable,
@@ -242,10 +341,8 @@ fn abandoned(
         .filter(|link| target.is_none_or(|target| target.index != link.index))
         .filter(|link| is_disposable(link))
         .filter(|link| {
-            desired
-                .vips
-                .iter()
-                .any(|vip| on_link(table, *vip, link.index).next().is_some())
+            let carries = |vip: &IpAddr| on_link(table, *vip, link.index).next().is_some();
+            desired.earlier.links.contains(&link.name) || desired.vips.iter().any(carries)
         })
         .map(|link| Op::DeleteLink {
             index: link.index,
@@ -304,6 +401,21 @@ impl fmt::Display for Op {
                 write!(f, "replace {old} on {link} by {vip}/{len} ({fault})")
             }
             Self::Replace { old, link, fault } => write!(f, "add {old} to {link} anew ({fault})"),
+            Self::Rescope { old, link, source } => {
+                let scope = match source {
+                    Source::Any => "global",
+                    Source::Never => "link",
+                };
+                write!(f, "give {old} on {link} the scope {scope}")
+            }
+            Self::Prefer { vip, link, source } => {
+                let not = match source {
+                    Source::Any => "",
+                    Source::Never => "not ",
+                };
+                let len = host_prefix(*vip);
+                write!(f, "have {vip}/{len} on {link} {not}preferred as a source")
+            }
             Self::Remove { old, link } => write!(f, "remove {old} from {link}"),
             Self::DeleteLink { link, .. } => {
                 write!(f, "delete link {link}, which the agent created")
@@ -316,7 +428,6 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Prefix => "wrong prefix or peer",
-            Self::Scope => "scope not global",
             Self::Detection => "held up by duplicate address detection",
         })
     }

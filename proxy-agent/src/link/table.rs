@@ -70,6 +70,10 @@ pub struct Xdp {
 
 /// A VIP as it is on a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what the kernel tells of an address is like that"
+)]
 pub struct LinkAddress {
     /// The ifindex of the link.
     pub index: u32,
@@ -79,10 +83,12 @@ pub struct LinkAddress {
     pub prefix_len: u8,
     /// The other end, on an address that was added with a peer.
     pub peer: Option<IpAddr>,
-    /// The scope, as in `RT_SCOPE_*`: 0 is global.
+    /// The scope, as in `RT_SCOPE_*`: 0 is global. Of IPv6, what the kernel makes of the address.
     pub scope: u8,
     /// Duplicate address detection has not ended, or not well: the address does not work.
     pub unusable: bool,
+    /// An IPv6 address that the kernel takes as a source only if it has no other. Never set for IPv4.
+    pub deprecated: bool,
     /// It never expires.
     pub permanent: bool,
     /// It hangs on another IPv4 address of the same subnet. Never set for IPv6.
@@ -134,15 +140,21 @@ impl Link {
 
 #[cfg(test)]
 impl LinkAddress {
-    /// A primary address that works, everywhere and forever.
+    /// A primary address that works forever, with the scope that the agent gives by default.
     pub fn new(index: u32, ip: &str, prefix_len: u8) -> Self {
+        let ip: IpAddr = ip.parse().expect("an address");
         Self {
             index,
-            ip: ip.parse().expect("an address"),
+            ip,
             prefix_len,
             peer: None,
-            scope: libc::RT_SCOPE_UNIVERSE,
+            scope: if ip.is_ipv4() {
+                libc::RT_SCOPE_LINK
+            } else {
+                libc::RT_SCOPE_UNIVERSE
+            },
             unusable: false,
+            deprecated: ip.is_ipv6(),
             permanent: true,
             secondary: false,
             takes_along: Vec::new(),

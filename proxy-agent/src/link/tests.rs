@@ -6,8 +6,10 @@ mod model;
 
 use std::net::IpAddr;
 
-use super::plan::{Desired, Op, Plan, plan, plan_teardown};
+use super::is_translated_source;
+use super::plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
 use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use crate::config::AddressScope;
 
 const V4: &str = "10.96.0.2";
 const V6: &str = "fd00::2";
@@ -37,6 +39,8 @@ fn desired(interface: &str) -> Desired {
     Desired {
         vips: vec![ip(V4), ip(V6)],
         interface: interface.to_owned(),
+        scope: AddressScope::Auto,
+        earlier: Earlier::default(),
     }
 }
 
@@ -107,12 +111,12 @@ fn copies_with_a_wrong_prefix_are_put_right() {
 #[test]
 fn scope_detection_and_lifetime_are_put_right() {
     let (mut host_scope, mut failed) = (LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128));
-    host_scope.scope = 254;
+    host_scope.scope = libc::RT_SCOPE_HOST;
     failed.unusable = true;
     assert_eq!(
         texts(&plan(&desired("lo"), &table(vec![host_scope, failed]))),
         [
-            "add 10.96.0.2/32 to lo anew (scope not global)",
+            "give 10.96.0.2/32 on lo the scope link",
             "add fd00::2/128 to lo anew (held up by duplicate address detection)",
         ]
     );
@@ -125,6 +129,63 @@ fn scope_detection_and_lifetime_are_put_right() {
             "let fd00::2/128 stay on lo forever"
         ]
     );
+}
+
+#[test]
+fn the_scope_follows_the_flag_and_cilium() {
+    let mut as_before = [LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128)];
+    as_before[0].scope = libc::RT_SCOPE_UNIVERSE;
+    as_before[1].deprecated = false;
+    let hidden = [LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128)];
+    let hide = [
+        "give 10.96.0.2/32 on lo the scope link",
+        "have fd00::2/128 on lo not preferred as a source",
+    ];
+    let show = [
+        "give 10.96.0.2/32 on lo the scope global",
+        "have fd00::2/128 on lo preferred as a source",
+    ];
+    for (scope, cilium, never) in [
+        (AddressScope::Auto, false, true),
+        (AddressScope::Auto, true, false),
+        (AddressScope::Link, true, true),
+        (AddressScope::Global, false, false),
+    ] {
+        let mut wanted = desired("lo");
+        wanted.scope = scope;
+        for (here, hides, shows) in [(&as_before, true, false), (&hidden, false, true)] {
+            let mut table = table(here.to_vec());
+            if cilium {
+                let link = Link::new(9, "cilium_host", LinkKind::Veth);
+                table.links.push(link);
+            }
+            let expected: &[&str] = match never {
+                true if hides => &hide,
+                false if shows => &show,
+                _ => &[],
+            };
+            assert_eq!(
+                texts(&plan(&wanted, &table)),
+                expected,
+                "{scope:?}, {cilium}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_masqueraded_connection_keeps_the_scope() {
+    let pair = |local: &str, remote: &str| (local.parse().unwrap(), remote.parse().unwrap());
+    let (proxy, client) = ("10.96.0.2:443", "10.96.0.2:40000");
+    let hangs = |found: &[_]| is_translated_source(ip(V4), &found.iter().copied().collect());
+    assert!(!hangs(&[]));
+    assert!(!hangs(&[pair(proxy, "10.244.0.7:40000")]));
+    assert!(!hangs(&[pair(proxy, client), pair(client, proxy)]));
+    // The client's socket has the ClusterIP, and another address.
+    assert!(hangs(&[
+        pair(proxy, client),
+        pair("192.0.2.1:40000", "10.96.0.1:443")
+    ]));
 }
 
 #[test]
@@ -175,7 +236,7 @@ fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
     table.links.push(old);
     let wanted = Desired {
         vips: vec![ip(V4)],
-        interface: "lo".to_owned(),
+        ..desired("lo")
     };
     let expected = [
         "add 10.96.0.2/32 to lo",
@@ -190,6 +251,51 @@ fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
     table.links[4].foreign_addresses = false;
     table.addresses = vec![LinkAddress::new(1, V4, 32)];
     assert!(plan(&wanted, &table).ops.is_empty());
+}
+
+#[test]
+fn what_earlier_starts_left_goes_after_the_new_is_there() {
+    let mut peer = LinkAddress::new(1, "10.96.0.8", 32);
+    peer.peer = Some(ip("192.0.2.1"));
+    let mut table = table(vec![
+        LinkAddress::new(1, "10.96.0.8", 24),
+        LinkAddress::new(1, "10.96.0.8", 32),
+        peer,
+        LinkAddress::new(2, "10.96.0.8", 32),
+        LinkAddress::new(2, "10.96.0.9", 32),
+        LinkAddress::new(5, "fd00::8", 128),
+    ]);
+    let mut dummy = Link::new(5, "proxy0", LinkKind::Dummy);
+    dummy.owned = true;
+    table.links.push(dummy.clone());
+    let mut wanted = desired("lo");
+    wanted.earlier.vips = [
+        ("10.96.0.8", "lo"),
+        ("fd00::8", "proxy0"),
+        (V4, "lo"),
+        (V4, "eth9"),
+    ]
+    .map(|(vip, link)| (ip(vip), link.to_owned()))
+    .to_vec();
+    wanted.earlier.links = vec!["lo".to_owned(), "proxy0".to_owned(), "eth0".to_owned()];
+    assert_eq!(
+        texts(&plan(&wanted, &table)),
+        [
+            "add 10.96.0.2/32 to lo",
+            "add fd00::2/128 to lo",
+            "remove 10.96.0.8/32 from lo",
+            "remove fd00::8/128 from proxy0",
+            "delete link proxy0, which the agent created",
+        ]
+    );
+    // Not the link that is used now, nor one that others use too.
+    wanted.interface = "proxy0".to_owned();
+    let ops = texts(&plan(&wanted, &table));
+    assert!(!ops.iter().any(|op| op.starts_with("delete")), "{ops:?}");
+    wanted.interface = "lo".to_owned();
+    table.links[4].foreign_addresses = true;
+    let ops = texts(&plan(&wanted, &table));
+    assert!(!ops.iter().any(|op| op.starts_with("delete")), "{ops:?}");
 }
 
 #[test]

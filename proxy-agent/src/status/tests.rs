@@ -70,6 +70,7 @@ fn state() -> State {
             vips: vec![[10, 96, 0, 2].into(), "fd00:10:96::2".parse().unwrap()],
             ports: vec![443],
             interface: "vips".to_owned(),
+            address_scope: crate::config::AddressScope::Auto,
             services: vec![Service {
                 cluster_ip: "10.96.0.1:443".parse().unwrap(),
                 vip: "10.96.0.2:443".parse().unwrap(),

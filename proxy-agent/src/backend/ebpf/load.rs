@@ -120,7 +120,11 @@ impl Programs {
         discard_unfit::<CounterKey, Counters>(STATISTICS, Some(MAX_COUNTERS), settings)?;
         discard_unfit::<u32, Link>(GUARD_LINKS, None, settings)?;
         let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, lru_size, settings)?;
-        let given_up: Vec<_> = maps::earlier_services(&settings.bpffs)?
+        // Those pinned elsewhere too, if they can be read: nothing else knows of their routes and connections.
+        let earlier = settings
+            .earlier_services()
+            .or_else(|_| maps::earlier_services(&settings.bpffs))?;
+        let given_up: Vec<_> = earlier
             .into_iter()
             .filter(|earlier| {
                 let wanted = settings.services.iter();

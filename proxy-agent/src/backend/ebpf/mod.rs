@@ -46,7 +46,7 @@ pub use load::{Ids, LoadError, Programs};
 pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
 pub use qdisc::notes_dir;
-pub use routes::is_own_address;
+pub use routes::{OUTSIDE, is_own_address, source_towards};
 pub use settings::Settings;
 pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};

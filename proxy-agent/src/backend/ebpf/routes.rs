@@ -23,6 +23,9 @@ const LOOPBACK: u32 = 1;
 const OUTSIDE_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const OUTSIDE_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
+/// One of each family.
+pub const OUTSIDE: [IpAddr; 2] = [IpAddr::V4(OUTSIDE_IPV4), IpAddr::V6(OUTSIDE_IPV6)];
+
 /// The route of a Service address as it is in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -65,6 +68,19 @@ pub async fn sources(
         }
     }
     Ok(found)
+}
+
+/// The source that the kernel gives what is sent to an address from no address in particular.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub async fn source_towards(
+    handle: &Handle,
+    to: IpAddr,
+) -> Result<Option<IpAddr>, rtnetlink::Error> {
+    let route = get(handle, to, RouteFlags::empty()).await?;
+    Ok(route.as_ref().and_then(source_of))
 }
 
 /// The route by which the kernel makes an address local.

@@ -15,6 +15,7 @@ use crate::config::{self, Config, Guard, GuardMode, ProxyListener, Service, TcAt
 use crate::instance::Instance;
 use crate::kernel::bpffs;
 use crate::reconcile::{Report, failed};
+use crate::state::owned::Owned;
 
 /// What the backend works from.
 #[derive(Debug, Clone)]
@@ -96,13 +97,20 @@ impl Settings {
         }
     }
 
-    /// The settings for the other layouts that are pinned beside this one.
+    /// The settings for what earlier starts have pinned elsewhere: other layouts beside this one, and
+    /// directories of other names.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
     pub fn other_layouts(&self) -> Result<Vec<Self>, bpffs::Error> {
-        let others = layout::others(&self.bpffs)?.into_iter();
+        let mut others = layout::others(&self.bpffs)?;
+        for former in Owned::load(&self.run_dir).bpffs {
+            if former != self.bpffs && former.is_dir() && !others.contains(&former) {
+                others.push(former);
+            }
+        }
+        let others = others.into_iter();
         let other = |bpffs: PathBuf| {
             Self::to_remove(self.instance, &bpffs, &self.run_dir, self.drain_timeout)
         };

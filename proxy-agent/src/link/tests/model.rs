@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::{V4, V6, desired, ip};
 use crate::link::apply::Gate;
-use crate::link::plan::{Op, host_prefix, plan, plan_teardown};
+use crate::link::plan::{Op, Source, host_prefix, plan, plan_teardown};
 use crate::link::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 
 /// What a kernel would do, as far as plans rely on it.
@@ -40,11 +40,24 @@ impl Kernel {
                         && found.peer.is_none()
                         && found.prefix_len == host_prefix(*vip)
                 });
-                found.ok_or("nothing to extend")?.permanent = true;
+                let found = found.ok_or("nothing to extend")?;
+                (found.permanent, found.deprecated) = (true, vip.is_ipv6());
             }
             Op::Replace { old, link, .. } => {
                 self.remove(old)?;
                 self.add(old.ip, link)?;
+            }
+            // A copy of the VIP is there at every step: tried in `tests/tests/links.rs`.
+            Op::Rescope { old, source, .. } => {
+                let mut found = self.table.addresses.iter_mut();
+                let found = found.find(|found| *found == old).ok_or("no such address")?;
+                (found.scope, found.permanent) = (source.scope(), true);
+            }
+            Op::Prefer { vip, link, source } => {
+                let index = self.table.links[self.index(link)?].index;
+                let mut found = self.table.addresses.iter_mut();
+                let found = found.find(|found| found.index == index && found.ip == *vip);
+                found.ok_or("no such address")?.deprecated = *source == Source::Never;
             }
             Op::Remove { old, .. } => self.remove(old)?,
             Op::DeleteLink { index, .. } => {
@@ -69,10 +82,7 @@ impl Kernel {
         if !link.up {
             return Err(format!("{} is down", link.name));
         }
-        let new = LinkAddress {
-            ip: vip,
-            ..LinkAddress::new(link.index, V4, host_prefix(vip))
-        };
+        let new = LinkAddress::new(link.index, &vip.to_string(), host_prefix(vip));
         let clashes = |found: &LinkAddress| {
             let same_subnet = found.prefix_len == new.prefix_len && found.peer.is_none();
             found.index == new.index && found.ip == vip && (vip.is_ipv6() || same_subnet)
@@ -105,7 +115,8 @@ prop_compose! {
         v4 in any::<bool>(),
         host in any::<bool>(),
         with_peer in any::<bool>(),
-        scope in prop_oneof![3 => Just(0_u8), 1 => Just(254)],
+        scope in prop_oneof![2 => Just(253_u8), 1 => Just(0), 1 => Just(254)],
+        deprecated in any::<bool>(),
         unusable in any::<bool>(),
         permanent in any::<bool>(),
         endangers in prop::bool::weighted(0.2),
@@ -120,6 +131,7 @@ prop_compose! {
             peer: with_peer.then(|| ip(peer)),
             scope: if v4 { scope } else { 0 },
             unusable: unusable && !v4,
+            deprecated: deprecated && !v4,
             permanent,
             takes_along: if endangers && v4 && !host {
                 vec![Prefix { ip: ip("10.96.0.9"), len: 24 }]

@@ -23,6 +23,7 @@ pub fn state() -> State {
             vips: vec![[10, 96, 0, 2].into()],
             ports: vec![443],
             interface: "lo".to_owned(),
+            address_scope: crate::config::AddressScope::Auto,
             services: Vec::new(),
             bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
             sync_interval: Duration::from_mins(1),

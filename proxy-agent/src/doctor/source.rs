@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Whether the kernel takes a VIP as the source of what the node sends to others, as probes to pods: it is asked for an
+//! example of what each link leads to, and for an address outside of the node.
+
+use std::net::IpAddr;
+
+use super::check::Check;
+use super::subject::Subject;
+use crate::app::connect;
+use crate::backend::ebpf;
+use crate::link::{self, LinkAddress, LinkTable};
+
+const ID: &str = "vip-source";
+/// On a node of many pods one link says what another one would.
+const MOST: usize = 64;
+
+/// What the kernel says: to whom, by which link, from which source.
+type Sources = Vec<(IpAddr, String, IpAddr)>;
+
+pub async fn checks(subject: &Subject) -> Vec<Check> {
+    if let Some(check) = subject.without_vips(ID) {
+        return vec![check];
+    }
+    let Ok(table) = &subject.links else {
+        let why = "the node's links could not be read (see vip)";
+        return vec![Check::not_applicable(ID, why)];
+    };
+    match ask(table).await {
+        Ok(sources) => judge(&subject.vips, &sources, table),
+        Err(error) => {
+            let what = "ask the kernel for the source towards others";
+            vec![Check::unknown(ID, what, &*error, "try again")]
+        }
+    }
+}
+
+async fn ask(table: &LinkTable) -> Result<Sources, Box<dyn std::error::Error>> {
+    let (handle, _connection) = connect()?;
+    let mut sources = Sources::new();
+    let found = link::destinations().await?;
+    let found = found
+        .into_iter()
+        .map(|(index, to)| (to, table.name_of(index)));
+    let outside = ebpf::OUTSIDE.map(|to| (to, "the default route".to_owned()));
+    for (to, by) in outside.into_iter().chain(found.take(MOST)) {
+        if let Some(source) = ebpf::source_towards(&handle, to).await? {
+            sources.push((to, by, source));
+        }
+    }
+    Ok(sources)
+}
+
+fn judge(vips: &[IpAddr], sources: &Sources, table: &LinkTable) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for vip in vips {
+        let mut towards = sources
+            .iter()
+            .filter(|(to, _, source)| source == vip && !vips.contains(to));
+        let Some((to, by, _)) = towards.next() else {
+            continue;
+        };
+        let others = match towards.count() {
+            0 => String::new(),
+            more => format!(", and in {more} other directions"),
+        };
+        let finding = format!(
+            "the kernel takes {vip} as the source towards {to} by {by}{others}: probes and other traffic of \
+             the node come from there"
+        );
+        let mut copies = table.addresses.iter().filter(|copy| copy.ip == *vip);
+        checks.push(match copies.find(|copy| is_borrowed(copy)) {
+            Some(copy) => with_command(finding, copy, &table.name_of(copy.index)),
+            None => Check::warning(
+                ID,
+                finding,
+                "give the node an address of its own: it has no other that the kernel could take",
+            ),
+        });
+    }
+    if checks.is_empty() {
+        let finding = "the kernel takes no VIP as the source towards others";
+        checks.push(Check::ok(ID, finding));
+    }
+    checks
+}
+
+/// Whether the kernel takes a copy of a VIP for others as it takes any address.
+fn is_borrowed(copy: &LinkAddress) -> bool {
+    match copy.ip {
+        IpAddr::V4(_) => copy.scope < libc::RT_SCOPE_LINK,
+        IpAddr::V6(_) => !copy.deprecated,
+    }
+}
+
+fn with_command(finding: String, copy: &LinkAddress, link: &str) -> Check {
+    let remedy = "have the agent run with --address-scope=link, or give the routes a source; connections of the \
+         node that are masqueraded to the VIP end when its scope changes. With Cilium leave it as it is";
+    let (vip, len) = (copy.ip, copy.prefix_len);
+    let command = match vip {
+        IpAddr::V4(_) => format!(
+            "ip address del {vip}/{len} dev {link} && ip address add {vip}/32 dev {link} scope link"
+        ),
+        IpAddr::V6(_) => format!("ip address replace {vip}/{len} dev {link} nodad preferred_lft 0"),
+    };
+    Check::warning(ID, finding, remedy).with_command(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::check::Verdict;
+    use crate::link::{Link, LinkKind};
+
+    #[test]
+    fn a_vip_towards_others_is_a_warning() {
+        let vip: IpAddr = "10.96.0.2".parse().unwrap();
+        let from = |to: &str, source: IpAddr| (to.parse().unwrap(), "pod9".to_owned(), source);
+        let mut copy = LinkAddress::new(1, "10.96.0.2", 32);
+        let judged = |sources: Sources, copy: &LinkAddress| {
+            let table = LinkTable {
+                links: vec![Link::new(1, "lo", LinkKind::Loopback)],
+                addresses: vec![copy.clone()],
+                ..LinkTable::default()
+            };
+            let check = judge(&[vip], &sources, &table).remove(0);
+            (check.verdict, check.finding, check.command)
+        };
+        let own = "192.0.2.1".parse().unwrap();
+        let to_itself = vec![from("10.0.0.5", own), from("10.96.0.2", vip)];
+        assert_eq!(judged(to_itself, &copy).0, Verdict::Ok);
+        let found = || vec![from("10.0.0.5", vip), from("10.0.0.6", vip)];
+        let (verdict, finding, command) = judged(found(), &copy);
+        assert_eq!((verdict, command), (Verdict::Warning, None));
+        assert!(
+            finding.contains("towards 10.0.0.5 by pod9, and in 1 other"),
+            "{finding}"
+        );
+        copy.scope = libc::RT_SCOPE_UNIVERSE;
+        let command = judged(found(), &copy).2.unwrap();
+        assert!(
+            command.ends_with("10.96.0.2/32 dev lo scope link"),
+            "{command}"
+        );
+    }
+}
