@@ -30,10 +30,10 @@ use rtnetlink::Handle;
 pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 pub use vip::Vip;
 
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "link";
+pub const PART: &str = part::LINK;
 
 /// The VIPs and the link that should carry them.
 #[derive(Debug)]

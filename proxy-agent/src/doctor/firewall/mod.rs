@@ -76,6 +76,10 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     for tables in legacy {
         let of_family = |packet: &&Packet| packet.is_of(tables.family);
         let packets: Vec<_> = packets.iter().filter(of_family).copied().collect();
+        let unread = tables.unread("filter");
+        checks.extend(
+            unread.map(|error| Check::unread_table(ID, &tables.program(), "filter", error)),
+        );
         if let Some(table) = tables.table("filter") {
             found.extend(xtables::find(table, &tables.program(), &packets));
         }
