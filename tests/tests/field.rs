@@ -334,6 +334,63 @@ fn a_later_filter_of_our_priority() {
     });
 }
 
+/// kube-proxy in nftables mode drops tracked connections of the node to a VIP that is an unallocated address of the
+/// Service range: `doctor` names the rule, whatever the backend. Pods come by other hooks.
+#[test]
+fn a_vip_of_the_service_range() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::install_with_service_range(&node.netns)?;
+        let services = with_services(&[]);
+        for (args, verdict, reached) in [
+            (&["--backend=none"][..], "broken", &[][..]),
+            (&["--backend=nftables"], "broken", &[Via::Vip]),
+            (&services, "warning", &[Via::Vip, Via::ClusterIp]),
+        ] {
+            let mut agent = node.start_agent(args)?;
+            let _proxy = Proxy::start(node)?;
+            for path in node.paths() {
+                let of_node = !path.client.starts_with("pod");
+                if !of_node || reached.contains(&path.via) {
+                    works(&path).with_context(|| format!("{args:?}"))?;
+                } else if path.family == Family::V4 {
+                    // One family: each of these takes its time.
+                    let answer = client::connect(path.netns, path.destination(), SHORT);
+                    ensure!(answer.is_err(), "{args:?}: {path} is not dropped");
+                }
+            }
+            let faults = doctor::found(node, "service-range", verdict)?;
+            for family in Family::ALL {
+                let ip = if family == Family::V4 { "ip" } else { "ip6" };
+                let vip = family.vip_socket();
+                let named = format!("nf_tables table {ip} kube-proxy, chain cluster-ips-check");
+                let is_named = |fault: &Value| {
+                    let finding = doctor::text(fault, "finding");
+                    finding.contains(&named) && finding.starts_with(&vip.to_string())
+                };
+                ensure!(faults.iter().any(is_named), "{vip}: {faults:#?}");
+            }
+            agent.stop(libc::SIGTERM)?;
+        }
+
+        // The address that docs/operations.md recommends, tracked.
+        let vips: [SocketAddr; 2] = ["169.254.20.2:443".parse()?, "[fd00:a91::2]:443".parse()?];
+        let args = ["--ip-address=169.254.20.2,fd00:a91::2", "--backend=none"];
+        let _agent = node.start_agent(&args)?;
+        for vip in vips {
+            let _server = Server::listen(&node.netns, vip)?;
+            for netns in [&node.netns, &node.pods[0].netns] {
+                let mut stream = client::connect(netns, vip, TIMEOUT)
+                    .with_context(|| format!("{vip} from {}", netns.name()))?;
+                transfer::exchange(&mut stream, BYTES, 1)?;
+            }
+        }
+        let findings = doctor::doctor(node)?;
+        let faults = findings.faults("service-range");
+        ensure!(faults.is_empty(), "{faults:#?}");
+        Ok(())
+    });
+}
+
 /// What `nft list ruleset` shows, `nft -f` can load again, with every backend that has tables.
 #[test]
 fn a_saved_ruleset_loads_again() {

@@ -22,6 +22,7 @@ mod processes;
 mod programs;
 mod report;
 mod rights;
+mod service_range;
 mod subject;
 mod upstream;
 mod vip;
@@ -77,6 +78,7 @@ async fn checks(subject: &Subject) -> Vec<Check> {
     checks.extend(programs::checks(subject).await);
     checks.extend(iptables::checks(subject));
     checks.extend(firewall::checks(subject));
+    checks.extend(service_range::checks(subject));
     checks.extend(dnat::checks(subject));
     checks.extend(notrack::checks(subject));
     checks.extend(upstream::checks(subject));

@@ -66,7 +66,7 @@ type Ends = (SocketAddr, SocketAddr);
 /// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
 ///
 /// A single read can miss one that lives: the kernel goes on from a position within a hash bucket, and a
-/// socket that is closed in front of it moves the others (`tcp_seek_last_pos` of net/ipv4/tcp_ipv4.c). No
+/// socket that is closed in front of it moves the others (`tcp_seek_last_pos` of `net/ipv4/tcp_ipv4.c`). No
 /// flag says so. So the lists are read twice, and what either of the two has is there.
 ///
 /// # Errors

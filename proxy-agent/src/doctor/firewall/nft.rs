@@ -27,6 +27,8 @@ const FAMILIES: [(Family, &str); 3] = [
     (Family::IPv6, "ip6"),
     (Family::Inet, "inet"),
 ];
+/// The table of kube-proxy in nftables mode.
+const KUBE_PROXY: &str = "kube-proxy";
 /// `NF_DROP`, as a policy.
 const DROP: u32 = 0;
 
@@ -36,7 +38,19 @@ pub(super) struct Base {
     table: String,
     pub(super) chain: String,
     direction: Direction,
+    /// It is in the hook of what processes of the node send.
+    is_output: bool,
     drops: bool,
+}
+
+impl Base {
+    /// Whether a packet comes to it. Of new connections of the node only kube-proxy's chains are asked.
+    fn meets(&self, packet: &Packet) -> bool {
+        match packet.direction {
+            Direction::Opening => self.is_output && self.table == KUBE_PROXY,
+            direction => self.direction == direction,
+        }
+    }
 }
 
 /// The chains that do not simply let the packets pass.
@@ -91,14 +105,17 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
         let none = Chains::new();
         for base in bases.iter().filter(|base| base.table == table) {
             for (at, packet) in packets.iter().enumerate() {
-                if packet.direction != base.direction {
+                if !base.meets(packet) {
                     continue;
                 }
                 let chains = rules.get(&at).unwrap_or(&none);
                 let fate = walk::walk(chains, &base.chain, base.drops);
                 if fate != Fate::Passes {
+                    let chain =
+                        walk::dropping_chain(chains, &base.chain).filter(|_| packet.is_tracked());
+                    let chain = chain.unwrap_or(&base.chain);
                     found.push(Found {
-                        place: format!("nf_tables table {title} {table}, chain {}", base.chain),
+                        place: format!("nf_tables table {title} {table}, chain {chain}"),
                         packet: *packet,
                         fate,
                         of_iptables: family != Family::Inet && table == "filter",
@@ -151,7 +168,8 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
             _ => {}
         }
     }
-    let direction = match hook? {
+    let hook = hook?;
+    let direction = match hook {
         InetHookNumber::PreRouting | InetHookNumber::LocalIn => Direction::Request,
         InetHookNumber::LocalOut | InetHookNumber::PostRouting => Direction::Reply,
         _ => return None,
@@ -160,6 +178,7 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
         table: table.to_owned(),
         chain: name.to_owned(),
         direction,
+        is_output: hook == InetHookNumber::LocalOut,
         drops: policy == Some(DROP),
     })
 }
