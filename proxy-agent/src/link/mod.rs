@@ -27,6 +27,8 @@ pub use observe::{ObserveError, ipv4_networks, observe};
 use plan::{Desired, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;
+#[cfg(test)]
+pub use table::Xdp;
 pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 pub use vip::Vip;
 
