@@ -147,7 +147,7 @@ fn service_range_check(family: Family) -> String {
     };
     let service = family.cluster_ip();
     format!(
-        r#"table {ip} kube-proxy {{
+        r"table {ip} kube-proxy {{
     set cluster-ips {{
         type {address}
         elements = {{ {service} }}
@@ -165,7 +165,7 @@ fn service_range_check(family: Family) -> String {
         ct state new jump cluster-ips-check
     }}
 }}
-"#
+"
     )
 }
 

@@ -166,8 +166,9 @@ mod tests {
     use crate::doctor::check::Verdict;
 
     fn found(rules: &[&str]) -> Option<String> {
-        let rules: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
-        let text = format!("*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
+        let rules = rules.join("\n-A ");
+        let text =
+            format!("*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n-A {rules}\nCOMMIT\n");
         let table = survey::parse(&text, "nat").unwrap();
         translating_chain(&table, "10.96.0.2:443".parse().unwrap()).map(str::to_owned)
     }

@@ -276,8 +276,9 @@ mod tests {
 
     #[test]
     fn ours_among_tcx_programs_is_known_by_its_id_or_its_name() {
-        let named = |id, name: &str| Ok((id, Some(name.to_owned())));
-        let names = Names::from_list([named(3, "vip_ingress"), named(4, "other")].into_iter());
+        let program = |id, name: &str| Ok((id, Some(name.to_owned())));
+        let list = [program(3, "vip_ingress"), program(4, "other")];
+        let names = Names::from_list(list.into_iter());
         assert!(of_tcx(3, &names, None).1);
         assert!(!of_tcx(3, &names, Some(5)).1);
         let unnamed = of_tcx(5, &names, Some(5));
