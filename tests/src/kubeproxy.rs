@@ -143,7 +143,8 @@ COMMIT
 fn service_range_check(family: Family) -> String {
     let (ip, address, range, reject) = match family {
         Family::V4 => ("ip", "ipv4_addr", "10.96.0.0/12", "icmp"),
-        Family::V6 => ("ip6", "ipv6_addr", "fd00:96::/112", "icmpv6"),
+        // Two ServiceCIDR objects: an anonymous set, where one range becomes a comparison.
+        Family::V6 => ("ip6", "ipv6_addr", "fd00:96::/112, fd00:98::/112", "icmpv6"),
     };
     let service = family.cluster_ip();
     format!(

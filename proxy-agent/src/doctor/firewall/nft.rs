@@ -18,8 +18,10 @@ use crate::backend::iptables::survey;
 use crate::backend::tables::is_owned;
 use crate::netfilter::expression::End;
 use crate::netfilter::{Error, Family, Socket};
+use sets::Sets;
 
 mod rule;
+pub(super) mod sets;
 
 /// Families whose chains see IP packets, as nft calls them.
 const FAMILIES: [(Family, &str); 3] = [
@@ -96,9 +98,21 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
             attributes: vec![RuleAttribute::Table(table.to_owned())],
         });
         let what = format!("list the rules of table {title} {table}");
+        let is_asked = table == KUBE_PROXY && packets.iter().any(Packet::is_tracked);
+        let sets = if is_asked {
+            let names = socket.fold(&what, family, &request, |names, message| {
+                if let NfTablesMessage::NewRule(rule) = message {
+                    let (_, _, expressions) = parts(&rule);
+                    sets::named_in(&expressions, names);
+                }
+            })?;
+            sets::read(family, table, names, &mut socket)?
+        } else {
+            Sets::new()
+        };
         let read = |rules: &mut BTreeMap<usize, Chains>, message| {
             if let NfTablesMessage::NewRule(rule) = message {
-                add(&rule, table, &packets, rules);
+                add(&rule, table, (&packets, &sets), rules);
             }
         };
         let rules = socket.fold(&what, family, &request, read)?;
@@ -187,25 +201,16 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
 pub(super) fn add(
     rule: &RuleMessage,
     table: &str,
-    packets: &[Packet],
+    (packets, sets): (&[Packet], &Sets),
     rules: &mut BTreeMap<usize, Chains>,
 ) {
-    let (mut of, mut chain, mut expressions) = ("", "", &[][..]);
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Table(name) => of = name,
-            RuleAttribute::Chain(name) => chain = name,
-            RuleAttribute::Expressions(list) => expressions = list,
-            _ => {}
-        }
-    }
+    let (of, chain, expressions) = parts(rule);
     if of != table {
         return;
     }
-    let expressions: Vec<_> = expressions.iter().filter_map(named).collect();
     let is_own = is_own(&expressions);
     for (at, packet) in packets.iter().enumerate() {
-        let step = rule::step(&expressions, packet);
+        let step = rule::step(&expressions, packet, sets);
         // What an agent accepts counts; what it drops is not meant for these packets.
         if is_own && step.action != walk::Action::Accept {
             continue;
@@ -215,6 +220,20 @@ pub(super) fn add(
             chains.entry(chain.to_owned()).or_default().push(step);
         }
     }
+}
+
+/// The table and the chain of a rule, and what it is made of.
+fn parts(rule: &RuleMessage) -> (&str, &str, Vec<rule::Named<'_>>) {
+    let (mut table, mut chain, mut expressions) = ("", "", &[][..]);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Table(name) => table = name,
+            RuleAttribute::Chain(name) => chain = name,
+            RuleAttribute::Expressions(list) => expressions = list,
+            _ => {}
+        }
+    }
+    (table, chain, expressions.iter().filter_map(named).collect())
 }
 
 /// Whether it is a rule of an agent in a table of iptables-nft, told by its comment (`struct

@@ -12,6 +12,7 @@ use netlink_packet_netfilter::nftables::{
 
 use super::super::packet::{Direction, PROTOCOL, Packet};
 use super::super::walk::{Action, Step, Truth};
+use super::sets::Sets;
 use crate::netfilter::expression::End;
 
 /// Payload bases (`enum nft_payload_bases`).
@@ -49,7 +50,7 @@ enum Value {
 type Registers = BTreeMap<u32, Option<Value>>;
 
 /// What a rule does with a packet.
-pub fn step(expressions: &[Named<'_>], packet: &Packet) -> Step {
+pub fn step(expressions: &[Named<'_>], packet: &Packet, sets: &Sets) -> Step {
     let mut registers = Registers::new();
     let mut step = Step {
         matches: Truth::Yes,
@@ -63,7 +64,9 @@ pub fn step(expressions: &[Named<'_>], packet: &Packet) -> Step {
             Some(Expressions::Meta(attributes)) => load_meta(attributes, packet, &mut registers),
             Some(Expressions::Bitwise(attributes)) => mask(attributes, &mut registers),
             Some(Expressions::Cmp(attributes)) => compare(attributes, &registers),
-            Some(Expressions::Lookup(attributes)) => look_up(attributes, &mut step.action),
+            Some(Expressions::Lookup(attributes)) => {
+                look_up(attributes, &registers, sets, &mut step.action)
+            }
             Some(Expressions::Immediate(attributes)) => {
                 immediate(attributes, &mut registers, &mut step.action)
             }
@@ -224,15 +227,40 @@ fn is_loopback(data: &[u8]) -> bool {
     data.starts_with(b"lo\0") || *data == 1_u32.to_ne_bytes()
 }
 
-/// What is in a set is not looked at; a map of verdicts does what is not known.
-fn look_up(attributes: &[Lookup], action: &mut Action) -> Truth {
+/// What is in a set is known if it was read; a map of verdicts does what is not known.
+fn look_up(
+    attributes: &[Lookup],
+    registers: &Registers,
+    sets: &Sets,
+    action: &mut Action,
+) -> Truth {
+    /// `NFT_LOOKUP_F_INV`.
+    const INVERTED: u32 = 1;
     let decides = attributes
         .iter()
         .any(|attribute| matches!(attribute, Lookup::DestinationRegister(Register::Verdict)));
     if decides {
         *action = Action::Unknown;
+        return Truth::Maybe;
     }
-    Truth::Maybe
+    let (mut set, mut register, mut flags) = (None, None, 0);
+    for attribute in attributes {
+        match attribute {
+            Lookup::Set(name) => set = sets.get(name),
+            Lookup::SourceRegister(number) => register = Some(*number),
+            Lookup::Flags(of) => flags = *of,
+            // The data of a map.
+            Lookup::DestinationRegister(_) => return Truth::Maybe,
+            _ => {}
+        }
+    }
+    let value = register.and_then(|register| registers.get(&register.into())?.as_ref());
+    match (set, value) {
+        (Some(set), Some(Value::Bytes(value))) => set.has(value).map_or(Truth::Maybe, |is_in| {
+            truth(is_in != (flags & INVERTED != 0))
+        }),
+        _ => Truth::Maybe,
+    }
 }
 
 fn immediate(attributes: &[Immediate], registers: &mut Registers, action: &mut Action) -> Truth {

@@ -23,7 +23,7 @@ fn steps(expressions: &[(&str, Expressions)], direction: Direction) -> Step {
             data: Some(data),
         })
         .collect();
-    step(&named, &packet(direction))
+    step(&named, &packet(direction), &Sets::new())
 }
 
 fn load(base: u32, offset: u32, length: u32) -> (&'static str, Expressions) {
@@ -124,7 +124,7 @@ fn what_is_known_of_a_service_counts() {
             name,
             data: Some(data),
         });
-        step(&named.collect::<Vec<_>>(), packet).matches
+        step(&named.collect::<Vec<_>>(), packet, &Sets::new()).matches
     };
     let by_link = |key, link: &[u8]| {
         let attributes = vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)];
