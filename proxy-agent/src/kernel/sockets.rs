@@ -232,6 +232,11 @@ mod tests {
                 "{table:?}"
             );
         }
+        // A line of a listener that is cut off does not end the list.
+        let (without_inode, _) = LISTENER.split_once(" 4711").unwrap();
+        for line in ["", "   0: 0200600A:01BB 00000000:0000", without_inode] {
+            assert!(listener(line).is_err(), "{line}");
+        }
         let cut = &ESTABLISHED[..ESTABLISHED.len() / 2];
         assert!(connections_by(|_| Ok(format!("{HEADING}\n{cut}\n"))).is_err());
         assert!(connections_by(|_| Err(io::Error::from_raw_os_error(libc::ENOMEM))).is_err());
