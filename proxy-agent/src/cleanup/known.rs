@@ -43,6 +43,18 @@ pub async fn scope(request: &Request, report: &mut Report) -> Scope {
 async fn left_vips(instance: Instance, bpffs: &Path, report: &mut Report) -> Vec<IpAddr> {
     let mut vips = BTreeSet::new();
     let mut unread = |error: &dyn Error| failed(PART, "look for VIPs that are left", error, report);
+    vips.extend(pinned(bpffs, &mut unread));
+    match comments(instance) {
+        Ok(comments) => vips.extend(comments.iter().filter_map(|comment| named(comment))),
+        Err(error) => unread(&error),
+    }
+    vips.extend(iptables::survey::owned_vips(instance).await);
+    vips.into_iter().collect()
+}
+
+/// The VIPs that pinned maps name, of whichever layout.
+fn pinned(bpffs: &Path, unread: &mut impl FnMut(&dyn Error)) -> BTreeSet<IpAddr> {
+    let mut vips = BTreeSet::new();
     let others = ebpf::other_layouts(bpffs);
     let others = others.inspect_err(|error| unread(error));
     for directory in [bpffs.to_owned()].iter().chain(&others.unwrap_or_default()) {
@@ -51,12 +63,7 @@ async fn left_vips(instance: Instance, bpffs: &Path, report: &mut Report) -> Vec
             Err(error) => unread(&error),
         }
     }
-    match comments(instance) {
-        Ok(comments) => vips.extend(comments.iter().filter_map(|comment| named(comment))),
-        Err(error) => unread(&error),
-    }
-    vips.extend(iptables::survey::owned_vips(instance).await);
-    vips.into_iter().collect()
+    vips
 }
 
 /// The comments of the rules that meet replies; none where there is no such table, or no nf_tables.
@@ -88,6 +95,22 @@ fn named(comment: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A file that is no map stands for one that cannot be opened.
+    #[test]
+    fn a_map_that_cannot_be_read_is_not_one_without_vips() {
+        let name = format!("proxy-agent-known-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name).join("v2");
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut errors = 0;
+        assert!(pinned(&directory, &mut |_| errors += 1).is_empty());
+        assert_eq!(errors, 0);
+        std::fs::write(directory.join("SERVICES"), "").unwrap();
+        let mut errors = 0;
+        assert!(pinned(&directory, &mut |_| errors += 1).is_empty());
+        assert_eq!(errors, 1);
+        std::fs::remove_dir_all(directory.parent().unwrap()).unwrap();
+    }
 
     #[test]
     fn comments_of_replies_name_a_vip() {
