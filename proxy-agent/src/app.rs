@@ -35,7 +35,7 @@ use crate::link::{self, LinkTable, Vip, VipLink};
 use crate::lock::{self, Lock};
 use crate::reconcile::told::Told;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Control, Mode, Report, failed};
+use crate::reconcile::{Control, Mode, Report, failed, part};
 use crate::services::{IPVS_LINK, Refused};
 use crate::state::State;
 use crate::state::history::History;
@@ -44,7 +44,7 @@ use crate::state::owned::Owned;
 /// The exit code of a value that cannot stand.
 const BAD_USAGE: u8 = 2;
 /// What the guard is called in reports.
-const PART: &str = "guard";
+const PART: &str = part::GUARD;
 /// Tables and chains of iptables-nft that hold rules of ours.
 const IPTABLES_CHAINS: [(&str, &str); 5] = [
     ("raw", "PREROUTING"),
@@ -297,7 +297,7 @@ impl Node {
         }
         match connect() {
             Ok((handle, connection)) => (self.handle, self.connection) = (handle, connection),
-            Err(error) => failed("link", "open an rtnetlink socket", &error, report),
+            Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
         }
     }
 
@@ -307,7 +307,7 @@ impl Node {
         let vips: Vec<_> = vips.into_iter().collect();
         link::observe(&vips, &self.config.service_ips())
             .await
-            .inspect_err(|error| failed("link", "look at the node's links", error, report))
+            .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
             .ok()
     }
 

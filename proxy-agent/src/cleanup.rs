@@ -26,14 +26,14 @@ use crate::config::Config;
 use crate::instance::Instance;
 use crate::link::{self, LinkTable, VipLink};
 use crate::lock::Lock;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 use crate::state;
 use crate::state::owned::{self, Owned};
 
 pub use known::left_vips;
 
 /// The name of this part in reports: files of the run directory.
-const PART: &str = "state";
+const PART: &str = part::STATE;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,13 +101,13 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
         let taken = Lock::take(&request.run_dir);
         Some(taken.context("nothing was removed")?)
     };
-    let scope = known::scope(request).await;
     let mode = if request.dry_run {
         Mode::DryRun
     } else {
         Mode::Apply
     };
     let mut report = Report::default();
+    let scope = known::scope(request, &mut report).await;
     remove_everything(&scope, mode, &mut report).await;
     let mut left = Report::default();
     if let Some(lock) = lock {

@@ -117,6 +117,15 @@ pub fn connect_by(
     finish_connect(socket, None, to, timeout)
 }
 
+/// Connects from a namespace with an MPTCP socket.
+///
+/// # Errors
+/// As socket(2), if the kernel has no MPTCP, and connect(2); `TimedOut` after `timeout`.
+pub fn connect_mptcp(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = netns.run(|| socket_of(to.is_ipv6(), libc::IPPROTO_MPTCP))?;
+    finish_connect(socket, None, to, timeout)
+}
+
 fn finish_connect(
     socket: OwnedFd,
     from: Option<SocketAddr>,
@@ -171,10 +180,14 @@ pub fn close(stream: &TcpStream, how: Close) -> io::Result<()> {
 }
 
 fn socket(v6: bool) -> io::Result<OwnedFd> {
+    socket_of(v6, 0)
+}
+
+fn socket_of(v6: bool, protocol: i32) -> io::Result<OwnedFd> {
     let domain = if v6 { libc::AF_INET6 } else { libc::AF_INET };
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket has no memory effects.
-    let fd = unsafe { libc::socket(domain, libc::SOCK_STREAM | flags, 0) };
+    let fd = unsafe { libc::socket(domain, libc::SOCK_STREAM | flags, protocol) };
     check(fd)?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -50,6 +50,17 @@ impl KubeProxy {
         self.install_as(node, node_cidr, endpoint)
     }
 
+    /// The same in nftables mode, with its check of unallocated addresses: of the Service range, in which the
+    /// VIP is, it drops new tracked connections to what no Service has.
+    ///
+    /// # Errors
+    /// When a tool fails.
+    pub fn install_with_service_range(node: &Netns) -> Result<()> {
+        Self::Nftables.install_without_masquerade(node)?;
+        let checks = Family::ALL.map(service_range_check);
+        node.feed("nft -f -", &checks.concat()).map(drop)
+    }
+
     fn install_as(
         self,
         node: &Netns,
@@ -125,6 +136,37 @@ COMMIT
 -A KUBE-FORWARD -m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 COMMIT
 "#
+    )
+}
+
+/// As kube-proxy adds it where it knows the Service range, in the hooks behind DNAT.
+fn service_range_check(family: Family) -> String {
+    let (ip, address, range, reject) = match family {
+        Family::V4 => ("ip", "ipv4_addr", "10.96.0.0/12", "icmp"),
+        // Two ServiceCIDR objects: an anonymous set, where one range becomes a comparison.
+        Family::V6 => ("ip6", "ipv6_addr", "fd00:96::/112, fd00:98::/112", "icmpv6"),
+    };
+    let service = family.cluster_ip();
+    format!(
+        r"table {ip} kube-proxy {{
+    set cluster-ips {{
+        type {address}
+        elements = {{ {service} }}
+    }}
+    chain cluster-ips-check {{
+        {ip} daddr @cluster-ips reject with {reject} type port-unreachable
+        {ip} daddr {{ {range} }} drop
+    }}
+    chain filter-forward {{
+        type filter hook forward priority filter; policy accept;
+        ct state new jump cluster-ips-check
+    }}
+    chain filter-output {{
+        type filter hook output priority filter; policy accept;
+        ct state new jump cluster-ips-check
+    }}
+}}
+"
     )
 }
 

@@ -64,15 +64,23 @@ fn memory(pid: u32, file: &str, key: &str) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// Lets this process, and those that it starts from now on, open as many files as the hard limit permits:
-/// thousands of connections have both their ends here.
-pub fn allow_open_files() {
-    // SAFETY: the structure is valid for both calls. If it cannot be done, opening files fails.
-    unsafe {
-        let mut limit = std::mem::zeroed();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
+/// Lets this process, and those that it starts from now on, open at least so many files: thousands of connections have
+/// both their ends here. Other tests of a process lose nothing by it.
+///
+/// # Panics
+/// The limit cannot be raised, which root can.
+pub fn allow_open_files(count: u32) {
+    let count = libc::rlim_t::from(count);
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a valid structure.
+    let unknown = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(unknown, 0, "the limit of open files");
+    limit.rlim_max = limit.rlim_max.max(count);
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    let refused = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(refused, 0, "raising the limit of open files");
 }

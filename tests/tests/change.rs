@@ -16,7 +16,7 @@ use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{all_end_intact, all_go_on, open};
-use tests::{Family, client, cmd, conntrack, transfer};
+use tests::{Family, client, cmd, conntrack, transfer, usage};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const BEFORE: Duration = Duration::from_millis(500);
@@ -193,14 +193,7 @@ fn by_itself() {
 #[test]
 fn with_thousands_of_connections() {
     const CONNECTIONS: usize = 5000;
-    let files = u64::try_from(3 * CONNECTIONS).expect("a small number");
-    let limit = libc::rlimit {
-        rlim_cur: files,
-        rlim_max: files,
-    };
-    // SAFETY: the pointer is to a valid structure.
-    let refused = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    assert_eq!(refused, 0, "the limit of open files");
+    usage::allow_open_files(u32::try_from(3 * CONNECTIONS).expect("a small number"));
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let mut agent = node.start_agent(EBPF)?;

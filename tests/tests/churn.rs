@@ -14,7 +14,7 @@ use tests::node::{Node, Pod, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::transfer::{self, Server};
-use tests::{Family, conntrack, flood, patience};
+use tests::{Family, conntrack, flood, patience, usage};
 
 /// How many connections there are; see [`patience::times`].
 const CONNECTIONS: usize = 20_000;
@@ -195,7 +195,8 @@ fn quiet_connections_beside_churn_and_a_flood() {
     const BYTES: u64 = 10_000;
     let load = Load::of_this_run();
     // Both ends of a quiet connection, and what reads and writes.
-    allow_files(4 * load.quiet * 4 + 4096);
+    let files = u32::try_from(4 * load.quiet * 4 + 4096).expect("a small number");
+    usage::allow_open_files(files);
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
         let room = (load.quiet * 5).max(LITTLE_ROOM);
@@ -255,16 +256,4 @@ fn quiet_connections_beside_churn_and_a_flood() {
         }
         Ok(())
     });
-}
-
-/// So many files may be open at a time.
-fn allow_files(count: usize) {
-    let files = u64::try_from(count).expect("a small number");
-    let limit = libc::rlimit {
-        rlim_cur: files,
-        rlim_max: files,
-    };
-    // SAFETY: the pointer is to a valid structure.
-    let refused = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    assert_eq!(refused, 0, "the limit of open files");
 }

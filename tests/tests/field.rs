@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Cases from the field, each as somebody met it with another data plane: filters, policy routes, sockets bound to a
-//! link, qdiscs of others, saved rulesets. Quiet connections beside churn and floods are in `churn.rs`.
+//! link, qdiscs of others, saved rulesets. NAT of others and the Service range are in `field/nat.rs`, quiet connections
+//! beside churn and floods in `churn.rs`.
+
+#[path = "field/nat.rs"]
+mod nat;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};

@@ -16,7 +16,7 @@ use tests::lacking::Lacking;
 use tests::node::{Node, Topology, gateway_address, uplink_address};
 use tests::proxy::Proxy;
 use tests::status::{dropped, guarded};
-use tests::{Family, PORT, client, cmd, patience, transfer};
+use tests::{Family, PORT, client, cmd, doctor, patience, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// For connections that nobody answers; two SYNs at most.
@@ -325,6 +325,33 @@ fn services_are_not_translated_for_the_outside() {
             let outside = client::connect(&node.uplink, to, SHORT);
             ensure!(outside.is_err(), "{family:?}: translated");
         }
+        Ok(())
+    });
+}
+
+/// A program in the driver limits the MTU that a veth's other end can be given while it is there, as drivers of NICs do
+/// for their own link; where the MTU is larger already the program goes to the stack. `doctor` says so.
+#[test]
+fn xdp_in_the_driver_limits_the_mtu() {
+    Node::test(Topology::Veth, |node| {
+        let raise = |mtu: u32| node.uplink.exec(&format!("ip link set node mtu {mtu}"));
+        for (mode, is_native) in [("xdp", true), ("tc", false)] {
+            let mut agent =
+                node.start_agent(&["--backend=ebpf", &format!("--guard-mode={mode}")])?;
+            let refused = raise(9000).is_err();
+            ensure!(refused == is_native, "{mode}: refused: {refused}");
+            let said = doctor::doctor(node)?;
+            let said = said.checks.iter().find(|check| check["id"] == "xdp-mtu");
+            let said = said.context("no check xdp-mtu")?;
+            let verdict = if is_native { "ok" } else { "not-applicable" };
+            ensure!(said["verdict"] == verdict, "{mode}: {said}");
+            ensure!(!is_native || doctor::text(said, "finding").starts_with("eth0 "));
+            agent.stop(libc::SIGTERM)?;
+        }
+        // The MTU is 9000 now.
+        let _agent = node.start_agent(&["--backend=ebpf", "--guard-mode=xdp"])?;
+        let (links, _) = guarded(node)?;
+        ensure!(links == ["eth0: xdp, generic, and tc"], "{links:?}");
         Ok(())
     });
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::webhook::client::{Client, Tls, header};
 use tests::webhook::load::{Random, mutated};
-use tests::webhook::oracle::{check, entry, patch, review};
+use tests::webhook::oracle::{apply, check, entry, patch, review};
 use tests::webhook::{GARDENER_PATH, PATH, Webhook};
 
 /// How many reviews that nobody would write.
@@ -147,6 +147,60 @@ fn whole_pods() -> Result<()> {
     ] {
         ensure!(paths(&mut client, review(&nothing).to_string().as_bytes())?.is_empty());
     }
+    Ok(())
+}
+
+/// What operators that own pods do: create one, look at it again, try out a change of it, and send their own spec,
+/// which does not have the variable.
+#[test]
+fn a_pod_that_was_reviewed_before() -> Result<()> {
+    let webhook = Webhook::start(&[])?;
+    let mut client = webhook.client()?;
+    let bare = json!({
+        "metadata": {"name": "agent-1"},
+        "spec": {
+            "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a"}, {"name": "b", "env": [{"name": "A", "value": "b"}]}],
+        },
+    });
+    let mut ask = |pod: &Value, change: &dyn Fn(&mut Value)| {
+        let mut asked = review(pod);
+        change(&mut asked["request"]);
+        let body = asked.to_string();
+        let answer = client.review(body.as_bytes())?;
+        check(body.as_bytes(), &answer)?;
+        patch(&answer.json()?)
+    };
+    let operations = ask(&bare, &|_| {})?.context("no patch")?;
+    // A server-side dry run shows the pod as it will be.
+    let tried = ask(&bare, &|request| request["dryRun"] = json!(true))?;
+    ensure!(tried.as_ref() == Some(&operations), "{tried:?}");
+    let mut pod = bare.clone();
+    apply(&mut pod, &operations)?;
+    ensure!(pod != bare);
+    for dry_run in [false, true] {
+        // Reinvoked for it, and created anew from what `kubectl get` printed.
+        let again = ask(&pod, &|request| request["dryRun"] = json!(dry_run))?;
+        ensure!(again.is_none(), "reviewed again: {again:?}");
+        // An update with the spec that the operator knows: the API server compares it with the pod that is there.
+        let update = ask(&bare, &|request| {
+            request["operation"] = json!("UPDATE");
+            request["oldObject"] = pod.clone();
+            request["dryRun"] = json!(dry_run);
+        })?;
+        ensure!(update.is_none(), "an update: {update:?}");
+    }
+    // Another webhook has added a container in between: only that one gets the variable.
+    let containers = pod["spec"]["containers"].as_array_mut();
+    containers
+        .context("a list")?
+        .push(json!({"name": "sidecar"}));
+    let added = ask(&pod, &|_| {})?.context("no patch")?;
+    ensure!(
+        added.as_array().is_some_and(|added| added.len() == 1)
+            && added[0]["path"] == "/spec/containers/2/env",
+        "{added}"
+    );
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::Node;
 use crate::cleanup;
 use crate::config::Config;
 use crate::link::LinkTable;
+use crate::reconcile::Report;
 use crate::state::owned::Owned;
 
 /// What earlier starts have put on the node, and what an agent with these settings is about to.
@@ -17,7 +18,9 @@ pub(super) async fn owned(config: &Config) -> Owned {
     let mut owned = Owned::load(&config.run_dir);
     if owned.is_empty() {
         // No agent has told anything, or the directory was lost: its marks name its VIPs.
-        let vips = cleanup::left_vips(config.instance, &config.bpffs).await;
+        // What cannot be read is logged there, and what it names is left where it is.
+        let mut report = Report::default();
+        let vips = cleanup::left_vips(config.instance, &config.bpffs, &mut report).await;
         owned.add(&vips, &config.interface);
     }
     let mut owned = owned.without_claimed(&config.vips).await;

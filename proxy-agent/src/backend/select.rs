@@ -22,12 +22,12 @@ use crate::dnat::Finding;
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Failure, Mode, Report, failed};
+use crate::reconcile::{Failure, Mode, Report, failed, part};
 use crate::state::upstream as published;
 use crate::state::{Choice, Guarded, GuardedLink};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "backend";
+pub const PART: &str = part::BACKEND;
 
 /// How often it is looked whether connections have ended that another backend has left.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);

@@ -4,13 +4,15 @@
 //! left in the kernel. Changes nothing.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use super::{Request, Scope};
+use super::{PART, Request, Scope};
 use crate::backend::{ebpf, iptables, tables};
 use crate::instance::{Instance, paths};
-use crate::netfilter::Socket;
+use crate::netfilter::{self, Socket};
+use crate::reconcile::{Report, failed};
 use crate::state;
 use crate::state::owned::Owned;
 
@@ -18,13 +20,13 @@ use crate::state::owned::Owned;
 const REPLIES: &str = "output";
 
 /// What is to be removed. What was said goes before what an agent told, and that before what it
-/// left.
-pub async fn scope(request: &Request) -> Scope {
+/// left. What could not be read of that is in the report: a VIP that it may name stays.
+pub async fn scope(request: &Request, report: &mut Report) -> Scope {
     let told = state::remembered(&request.run_dir);
     let bpffs = request.bpffs.clone().or(told.bpffs);
     let bpffs = bpffs.unwrap_or_else(|| paths::bpffs(request.instance));
     let vips = match (&request.vips[..], &told.vips[..]) {
-        ([], []) => left_vips(request.instance, &bpffs).await,
+        ([], []) => left_vips(request.instance, &bpffs, report).await,
         ([], told) => told.to_vec(),
         (said, _) => said.to_vec(),
     };
@@ -41,22 +43,49 @@ pub async fn scope(request: &Request) -> Scope {
 }
 
 /// The VIPs that pinned maps and rules of ours name.
-pub async fn left_vips(instance: Instance, bpffs: &Path) -> Vec<IpAddr> {
+pub async fn left_vips(instance: Instance, bpffs: &Path, report: &mut Report) -> Vec<IpAddr> {
     let mut vips = BTreeSet::new();
-    let others = ebpf::other_layouts(bpffs).unwrap_or_default();
-    for directory in [bpffs.to_owned()].iter().chain(&others) {
-        // What cannot be read is of another layout, or nobody's.
-        vips.extend(ebpf::pinned_vips(directory).unwrap_or_default());
-    }
-    if let Ok(mut socket) = Socket::open() {
-        for table in tables::empty(instance) {
-            // An error: there is no such table.
-            let comments = table.comments(&mut socket, REPLIES).unwrap_or_default();
-            vips.extend(comments.iter().filter_map(|comment| named(comment)));
-        }
+    let mut unread = |error: &dyn Error| failed(PART, "look for VIPs that are left", error, report);
+    vips.extend(pinned(bpffs, &mut unread));
+    match comments(instance) {
+        Ok(comments) => vips.extend(comments.iter().filter_map(|comment| named(comment))),
+        Err(error) => unread(&error),
     }
     vips.extend(iptables::survey::owned_vips(instance).await);
     vips.into_iter().collect()
+}
+
+/// The VIPs that pinned maps name, of whichever layout.
+fn pinned(bpffs: &Path, unread: &mut impl FnMut(&dyn Error)) -> BTreeSet<IpAddr> {
+    let mut vips = BTreeSet::new();
+    let others = ebpf::other_layouts(bpffs);
+    let others = others.inspect_err(|error| unread(error));
+    for directory in [bpffs.to_owned()].iter().chain(&others.unwrap_or_default()) {
+        match ebpf::pinned_vips(directory) {
+            Ok(found) => vips.extend(found),
+            Err(error) => unread(&error),
+        }
+    }
+    vips
+}
+
+/// The comments of the rules that meet replies; none where there is no such table, or no nf_tables.
+fn comments(instance: Instance) -> Result<Vec<String>, netfilter::Error> {
+    let mut comments = Vec::new();
+    let mut read = || -> Result<(), netfilter::Error> {
+        let mut socket = Socket::open()?;
+        for table in tables::empty(instance) {
+            match table.comments(&mut socket, REPLIES) {
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                found => comments.extend(found?),
+            }
+        }
+        Ok(())
+    };
+    match read() {
+        Err(error) if error.is_unsupported() => Ok(Vec::new()),
+        read => read.map(|()| comments),
+    }
 }
 
 /// The VIP that a comment of ours names: each VIP has a rule for what comes from it.
@@ -69,6 +98,22 @@ fn named(comment: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A file that is no map stands for one that cannot be opened.
+    #[test]
+    fn a_map_that_cannot_be_read_is_not_one_without_vips() {
+        let name = format!("proxy-agent-known-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name).join("v2");
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut errors = 0;
+        assert!(pinned(&directory, &mut |_| errors += 1).is_empty());
+        assert_eq!(errors, 0);
+        std::fs::write(directory.join("SERVICES"), "").unwrap();
+        let mut errors = 0;
+        assert!(pinned(&directory, &mut |_| errors += 1).is_empty());
+        assert_eq!(errors, 1);
+        std::fs::remove_dir_all(directory.parent().unwrap()).unwrap();
+    }
 
     #[test]
     fn comments_of_replies_name_a_vip() {

@@ -19,10 +19,10 @@ use tracing::{debug, info};
 
 use crate::netfilter::conntrack::{self, Entry, Filter, TcpState};
 use crate::netfilter::{Error, Socket};
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "conntrack";
+pub const PART: &str = part::CONNTRACK;
 
 /// Keeps every ClusterIP free of stale entries.
 #[derive(Debug)]

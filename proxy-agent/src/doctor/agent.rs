@@ -27,7 +27,13 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     vec![
         agent(subject),
         backend(subject),
-        others(&processes::in_this_netns(), subject.pid(), &subject.vips),
+        match processes::in_this_netns() {
+            Ok(found) => others(&found, subject.pid(), &subject.vips),
+            Err(error) => {
+                let what = "look for other processes that look after the VIPs";
+                Check::unknown(OTHERS, what, &error, "mount /proc")
+            }
+        },
     ]
 }
 

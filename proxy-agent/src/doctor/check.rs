@@ -76,7 +76,20 @@ impl Check {
         Self::new(id, Verdict::Unknown, finding).with_remedy(remedy)
     }
 
-    /// It works, but.
+    /// Nothing was found, but a table of iptables could not be read, in which it may be.
+    pub fn unread_table(
+        id: &'static str,
+        program: &str,
+        table: &str,
+        error: &dyn StdError,
+    ) -> Self {
+        let what = format!("read table {table} of {program}");
+        let remedy =
+            format!("install {program}-save, or run the doctor as root in the agent's container");
+        Self::unknown(id, what, error, remedy)
+    }
+
+    /// It works, but is degraded or at risk.
     pub fn warning(
         id: &'static str,
         finding: impl Into<String>,

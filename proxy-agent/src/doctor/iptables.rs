@@ -4,7 +4,7 @@
 
 use std::env;
 
-use super::check::Check;
+use super::check::{Check, Verdict};
 use super::subject::{Iptables, Subject};
 use crate::backend::iptables::survey::{Flavour, SavedTable};
 use crate::state::Choice;
@@ -13,8 +13,17 @@ const FLAVOUR: &str = "iptables-flavour";
 const IPSET: &str = "ipset";
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
+    let mut checks = flavours(&subject.iptables);
+    checks.push(match subject.choice() {
+        Some(choice) if choice.backend == "iptables" => ipset(choice, is_installed("ipset")),
+        _ => Check::not_applicable(IPSET, "only backend iptables uses it"),
+    });
+    checks
+}
+
+fn flavours(found: &[Iptables]) -> Vec<Check> {
     let mut checks = Vec::new();
-    for found in &subject.iptables {
+    for found in found {
         let program = found.program();
         match &found.tables {
             Err(error) => checks.push(unreadable(&program, error)),
@@ -24,11 +33,10 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             }
         }
     }
-    checks.push(flavour(&subject.iptables));
-    checks.push(match subject.choice() {
-        Some(choice) if choice.backend == "iptables" => ipset(choice, is_installed("ipset")),
-        _ => Check::not_applicable(IPSET, "only backend iptables uses it"),
-    });
+    // Of tables that could not be read nothing is said: they may be in use too.
+    let is_complete = checks.is_empty();
+    let flavour = flavour(found);
+    checks.extend((is_complete || flavour.verdict != Verdict::Ok).then_some(flavour));
     checks
 }
 
@@ -109,8 +117,8 @@ fn is_installed(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::iptables;
     use crate::backend::iptables::survey::{Family, SavedRule};
-    use crate::doctor::check::Verdict;
     use crate::instance::Instance;
 
     fn tables(flavour: Flavour, owned: &[bool]) -> Iptables {
@@ -139,6 +147,32 @@ mod tests {
         assert_eq!(judged(&[false], &[]), Verdict::Ok);
         assert_eq!(judged(&[true], &[false]), Verdict::Ok);
         assert_eq!(judged(&[false], &[true, false]), Verdict::Warning);
+    }
+
+    #[test]
+    fn of_tables_that_cannot_be_read_nothing_is_said() {
+        let error = || iptables::Error::Unreadable {
+            programs: "iptables-legacy-save".to_owned(),
+        };
+        let whole = Iptables {
+            tables: Err(error()),
+            ..tables(Flavour::Legacy, &[])
+        };
+        let one = Iptables {
+            tables: Ok(vec![("raw".to_owned(), Err(error()))]),
+            ..tables(Flavour::Legacy, &[])
+        };
+        assert!(one.unread("raw").is_some() && one.unread("filter").is_none());
+        assert!(whole.unread("raw").is_some() && whole.table("raw").is_none());
+        assert!(tables(Flavour::Nft, &[]).unread("filter").is_none());
+        let verdicts = |found: &[Iptables]| {
+            let checks = flavours(found).into_iter();
+            checks.map(|check| check.verdict).collect::<Vec<_>>()
+        };
+        let nft = || tables(Flavour::Nft, &[false]);
+        assert_eq!(verdicts(&[nft(), whole]), [Verdict::Unknown]);
+        assert_eq!(verdicts(&[nft(), one]), [Verdict::Unknown]);
+        assert_eq!(verdicts(&[nft()]), [Verdict::Ok]);
     }
 
     #[test]

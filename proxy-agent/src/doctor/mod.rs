@@ -16,16 +16,19 @@ pub mod firewall;
 mod iptables;
 mod leftovers;
 mod listener;
+mod local_dnat;
 mod mounts;
 mod notrack;
 mod processes;
 mod programs;
 mod report;
 mod rights;
+mod service_range;
 mod source;
 mod subject;
 mod upstream;
 mod vip;
+mod xdp;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -79,11 +82,14 @@ async fn checks(subject: &Subject) -> Vec<Check> {
     checks.extend(programs::checks(subject).await);
     checks.extend(iptables::checks(subject));
     checks.extend(firewall::checks(subject));
+    checks.extend(service_range::checks(subject));
     checks.extend(dnat::checks(subject));
+    checks.extend(local_dnat::checks(subject));
     checks.extend(notrack::checks(subject));
     checks.extend(upstream::checks(subject));
     checks.extend(conntrack::checks(subject));
     checks.extend(arp::checks(subject).await);
+    checks.extend(xdp::checks(subject));
     checks.extend(leftovers::checks(subject));
     checks
 }

@@ -4,6 +4,7 @@
 //! cgroup2, where connect(2) of processes of the node is redirected.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::check::Check;
@@ -22,7 +23,10 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     let wanted = subject
         .choice()
         .is_some_and(|choice| choice.backend == "ebpf" || choice.asked == "ebpf");
-    let mount = judge_bpffs(path, bpffs::check(path), is_read_only(path), wanted);
+    let mount = match is_read_only(path) {
+        Ok(read_only) => judge_bpffs(path, bpffs::check(path), read_only, wanted),
+        Err(error) => Check::unknown(BPFFS, "read the list of mounts", &error, "mount /proc"),
+    };
     vec![mount, cgroup(subject)]
 }
 
@@ -73,9 +77,9 @@ fn mount_point(path: &Path) -> PathBuf {
 }
 
 /// Whether the file system below a path is mounted read-only, from the mounts of this process.
-fn is_read_only(path: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    read_only_in(&mounts, path)
+fn is_read_only(path: &Path) -> io::Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    Ok(read_only_in(&mounts, path))
 }
 
 fn read_only_in(mounts: &str, path: &Path) -> bool {

@@ -17,6 +17,8 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     }
     let mut checks = Vec::new();
     for found in &subject.iptables {
+        let unread = found.unread("raw");
+        checks.extend(unread.map(|error| Check::unread_table(ID, &found.program(), "raw", error)));
         let rules = found
             .table("raw")
             .into_iter()

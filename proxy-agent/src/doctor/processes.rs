@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -27,12 +28,15 @@ impl Process {
     }
 }
 
-/// All processes whose network namespace is this one's.
-pub fn in_this_netns() -> Vec<Process> {
-    let Ok(own) = fs::read_link("/proc/thread-self/ns/net") else {
-        return Vec::new();
-    };
-    pids()
+/// All processes whose network namespace is this one's, of those that may be looked at.
+///
+/// # Errors
+///
+/// If /proc cannot be read.
+pub fn in_this_netns() -> io::Result<Vec<Process>> {
+    let own = fs::read_link("/proc/thread-self/ns/net")?;
+    let found = pids()?
+        .into_iter()
         .filter(|(_, directory)| {
             fs::read_link(directory.join("ns/net")).is_ok_and(|netns| netns == own)
         })
@@ -41,14 +45,15 @@ pub fn in_this_netns() -> Vec<Process> {
             words: strings(&directory.join("cmdline")),
             environment: strings(&directory.join("environ")),
         })
-        .filter(|process| !process.words.is_empty())
-        .collect()
+        .filter(|process| !process.words.is_empty());
+    Ok(found.collect())
 }
 
 /// The process that holds each of these sockets, by the socket's inode.
 pub fn holders(inodes: &[u64]) -> BTreeMap<u64, (u32, String)> {
     let mut holders = BTreeMap::new();
-    for (pid, directory) in pids() {
+    // A holder that is not seen is named as such.
+    for (pid, directory) in pids().unwrap_or_default() {
         let Ok(descriptors) = fs::read_dir(directory.join("fd")) else {
             continue;
         };
@@ -74,12 +79,24 @@ fn socket_inode(target: &[u8]) -> Option<u64> {
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
-fn pids() -> impl Iterator<Item = (u32, PathBuf)> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        Some((pid, entry.path()))
-    })
+fn pids() -> io::Result<Vec<(u32, PathBuf)>> {
+    pids_of(fs::read_dir("/proc")?)
+}
+
+/// The directories of processes. A list that ends with an error is none.
+fn pids_of(
+    entries: impl Iterator<Item = io::Result<fs::DirEntry>>,
+) -> io::Result<Vec<(u32, PathBuf)>> {
+    let mut pids = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        pids.extend(pid.map(|pid| (pid, entry.path())));
+    }
+    Ok(pids)
 }
 
 /// The strings of a file, each with a zero behind it; none if it cannot be read.
@@ -99,7 +116,7 @@ mod tests {
     #[test]
     fn this_process_is_found_with_its_sockets() {
         let own = std::process::id();
-        let processes = in_this_netns();
+        let processes = in_this_netns().unwrap();
         assert!(processes.iter().any(|process| process.pid == own));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let path = format!(
@@ -110,5 +127,13 @@ mod tests {
         let inode = socket_inode(target.as_os_str().as_bytes()).unwrap();
         assert_eq!(holders(&[inode])[&inode].0, own);
         assert_eq!(socket_inode(b"pipe:[7]"), None);
+    }
+
+    #[test]
+    fn a_list_of_processes_that_ends_with_an_error_is_none() {
+        let whole = || fs::read_dir("/proc").unwrap();
+        assert!(!pids_of(whole()).unwrap().is_empty());
+        let broken = std::iter::once(Err(io::Error::from_raw_os_error(libc::EIO)));
+        assert!(pids_of(whole().take(20).chain(broken)).is_err());
     }
 }

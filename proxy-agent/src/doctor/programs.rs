@@ -3,14 +3,13 @@
 //! BPF programs on links and on connect(2): whether ours are there, and who else's come before them
 //! (Cilium, Calico, service meshes), where they can take packets and connections away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
-use aya::programs::{ProgramInfo, loaded_programs};
-
 use super::check::Check;
 use super::subject::Subject;
+use crate::backend::ebpf::names::Names;
 use crate::backend::ebpf::order::{self, Order, Other, Place};
 use crate::backend::ebpf::{self, Hook, SocketHook};
 use crate::kernel::{bpf, cgroup};
@@ -38,7 +37,8 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
                 Ok(orders) => tc(&orders, subject),
                 Err(error) => {
                     let what = "tell the order of programs on links";
-                    vec![Check::unknown(TC, what, &error, "run the doctor again")]
+                    let remedy = "run the doctor as root, and again";
+                    vec![Check::unknown(TC, what, &error, remedy)]
                 }
             }
         }
@@ -49,13 +49,6 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     };
     checks.extend(connect_checks(subject));
     checks
-}
-
-fn name_of(program: &ProgramInfo) -> String {
-    match program.name_as_str() {
-        Some(name) if !name.is_empty() => name.to_owned(),
-        _ => format!("program {}", program.id()),
-    }
 }
 
 fn tc(links: &[Order], subject: &Subject) -> Vec<Check> {
@@ -160,10 +153,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
             "cgroup2 is not mounted here (see cgroup2)",
         )];
     };
-    let names: BTreeMap<_, _> = loaded_programs()
-        .flatten()
-        .map(|program| (program.id(), name_of(&program)))
-        .collect();
+    let names = Names::read();
     let mut checks = Vec::new();
     for (hook, attach_type) in CONNECT_TYPES {
         let v4 = hook == SocketHook::Connect4;
@@ -174,13 +164,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
         let attached = File::open(&root)
             .and_then(|cgroup| bpf::attached(cgroup.as_raw_fd().cast_unsigned(), attach_type));
         checks.push(match attached {
-            Ok(ids) => {
-                let name = |id: &u32| match names.get(id) {
-                    Some(name) => name.clone(),
-                    None => format!("program {id}"),
-                };
-                judge_connect(hook, &ids.iter().map(name).collect::<Vec<_>>())
-            }
+            Ok(ids) => named_connect(hook, &ids, &names),
             Err(error) => {
                 let what = format!("read the programs of {}", root.display());
                 Check::unknown(CONNECT, what, &error, "run the doctor as root")
@@ -188,6 +172,15 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
         });
     }
     checks
+}
+
+fn named_connect(hook: SocketHook, ids: &[u32], names: &Names) -> Check {
+    if let Err(error) = names.check(ids) {
+        let what = format!("tell {} from other programs", hook.program());
+        return Check::unknown(CONNECT, what, &error, "run the doctor as root, and again");
+    }
+    let names: Vec<_> = ids.iter().map(|id| names.of(*id)).collect();
+    judge_connect(hook, &names)
 }
 
 fn judge_connect(hook: SocketHook, programs: &[String]) -> Check {
@@ -217,6 +210,14 @@ fn judge_connect(hook: SocketHook, programs: &[String]) -> Check {
 mod tests {
     use super::*;
     use crate::doctor::check::Verdict;
+
+    #[test]
+    fn a_program_whose_name_cannot_be_read_may_be_ours() {
+        let names = Names::from_list(std::iter::empty());
+        let verdict = |ids: &[u32]| named_connect(SocketHook::Connect4, ids, &names).verdict;
+        assert_eq!(verdict(&[7]), Verdict::Unknown);
+        assert_eq!(verdict(&[]), Verdict::Warning);
+    }
 
     #[test]
     fn the_order_of_connect_programs_counts() {

@@ -72,6 +72,16 @@ impl Iptables {
             .find(|(of, _)| of == name)?;
         table.as_ref().ok()
     }
+
+    /// Why a table could not be read, if it could not: it may hold anything then.
+    pub fn unread(&self, name: &str) -> Option<&iptables::Error> {
+        let tables = match &self.tables {
+            Ok(tables) => tables,
+            Err(error) => return Some(error),
+        };
+        let (_, table) = tables.iter().find(|(of, _)| of == name)?;
+        table.as_ref().err()
+    }
 }
 
 impl Subject {

@@ -185,8 +185,16 @@ pub fn attached(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     set_pointer(&mut query, 4, ids.as_mut_ptr().cast_const().cast());
     query.0[6] = 64;
     bpf(BPF_PROG_QUERY, &mut query)?;
-    let count = usize::try_from(query.0[6]).unwrap_or(0);
-    Ok(ids[..count.min(ids.len())].to_vec())
+    all_of(&ids, query.0[6])
+}
+
+/// The ids of which the kernel has written `count`. More than there is room for are not taken for all.
+fn all_of(ids: &[u32], count: u32) -> io::Result<Vec<u32>> {
+    let count = usize::try_from(count).map_err(io::Error::other)?;
+    let all = ids.get(..count);
+    Ok(all
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?
+        .to_vec())
 }
 
 /// Stores a pointer in two members that make one `__aligned_u64`.
@@ -211,5 +219,18 @@ fn bpf(command: libc::c_long, attributes: &mut Attributes) -> io::Result<i32> {
     match i32::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_programs_than_there_is_room_for_are_an_error() {
+        assert_eq!(all_of(&[3, 4, 0], 2).unwrap(), [3, 4]);
+        assert!(all_of(&[3, 4, 0], 0).unwrap().is_empty());
+        let error = all_of(&[3, 4, 0], 4).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
     }
 }

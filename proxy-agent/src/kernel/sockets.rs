@@ -60,21 +60,43 @@ impl Listening {
     }
 }
 
+/// A connection as (local, remote).
+type Ends = (SocketAddr, SocketAddr);
+
 /// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
+///
+/// A single read can miss one that lives: the kernel goes on from a position within a hash bucket, and a
+/// socket that is closed in front of it moves the others (`tcp_seek_last_pos` of `net/ipv4/tcp_ipv4.c`). No
+/// flag says so. So the lists are read twice, and what either of the two has is there.
 ///
 /// # Errors
 ///
-/// If /proc cannot be read.
-pub fn connections() -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
+/// If /proc cannot be read, or a line is not understood.
+pub fn connections() -> io::Result<HashSet<Ends>> {
+    connections_by(|file| fs::read_to_string(file))
+}
+
+fn connections_by(read: impl Fn(&str) -> io::Result<String>) -> io::Result<HashSet<Ends>> {
     let mut found = HashSet::new();
-    for file in FILES {
-        match fs::read_to_string(file) {
-            Ok(table) => found.extend(table.lines().skip(1).filter_map(connection)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    for file in FILES.into_iter().chain(FILES) {
+        let table = match read(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            table => table?,
+        };
+        for line in rows(&table)? {
+            found.extend(connection(line)?);
         }
     }
     Ok(found)
+}
+
+/// The lines below the heading, without which the list is none.
+fn rows(table: &str) -> io::Result<impl Iterator<Item = &str>> {
+    let mut lines = table.lines();
+    match lines.next() {
+        Some(heading) if heading.contains("local_address") && table.ends_with('\n') => Ok(lines),
+        _ => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+    }
 }
 
 /// All listening sockets, IPv4 and IPv6.
@@ -93,7 +115,7 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
         for line in table.lines().skip(1) {
             // They come first in the lists, however many connections follow: `tcp_get_idx` in
             // <https://github.com/torvalds/linux/blob/v5.4/net/ipv4/tcp_ipv4.c>, since 2.6.12.
-            let Some(listener) = listener(&line?) else {
+            let Some(listener) = listener(&line?)? else {
                 break;
             };
             found.push(listener);
@@ -102,26 +124,31 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
     Ok(found)
 }
 
-/// The connection in a line: `sl local_address rem_address st …`.
-fn connection(line: &str) -> Option<(SocketAddr, SocketAddr)> {
-    let mut fields = line.split_whitespace().skip(1);
-    let local = address(fields.next()?)?;
-    let remote = address(fields.next()?)?;
-    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
-    (!NO_CONNECTION.contains(&state)).then_some((local, remote))
+/// The connection in a line: `sl local_address rem_address st …`; none if it is of another state.
+fn connection(line: &str) -> io::Result<Option<Ends>> {
+    let read = || {
+        let mut fields = line.split_whitespace().skip(1);
+        let ends = (address(fields.next()?)?, address(fields.next()?)?);
+        let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+        Some((!NO_CONNECTION.contains(&state)).then_some(ends))
+    };
+    read().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// The listener in a line: `sl local_address rem_address st queues timer retransmits uid timeout
-/// inode …`.
-fn listener(line: &str) -> Option<Listener> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    if u8::from_str_radix(fields.get(3)?, 16).ok()? != LISTEN {
-        return None;
-    }
-    Some(Listener {
-        address: address(fields.get(1)?)?,
-        inode: fields.get(9)?.parse().ok()?,
-    })
+/// inode …`; none if it is of another state.
+fn listener(line: &str) -> io::Result<Option<Listener>> {
+    let read = || {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if u8::from_str_radix(fields.get(3)?, 16).ok()? != LISTEN {
+            return Some(None);
+        }
+        Some(Some(Listener {
+            address: address(fields.get(1)?)?,
+            inode: fields.get(9)?.parse().ok()?,
+        }))
+    };
+    read().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// An address as `0200600A:01BB`: words of 32 bits as this machine has them in memory, the port as
@@ -145,6 +172,8 @@ fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 #[cfg(target_endian = "little")]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -160,17 +189,59 @@ mod tests {
         let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
         let vip = parse("10.96.0.2:443");
         assert_eq!(
-            connection(ESTABLISHED),
+            connection(ESTABLISHED).unwrap(),
             Some((vip, parse("10.244.0.10:40000")))
         );
-        assert_eq!(connection(LISTENER), None);
-        assert_eq!(listener(ESTABLISHED), None);
+        assert_eq!(connection(LISTENER).unwrap(), None);
+        assert_eq!(listener(ESTABLISHED).unwrap(), None);
         let expected = Listener {
             address: vip,
             inode: 4711,
         };
-        assert_eq!(listener(LISTENER), Some(expected));
-        assert_eq!(connection(MAPPED), Some((vip, parse("10.244.0.10:40001"))));
+        assert_eq!(listener(LISTENER).unwrap(), Some(expected));
+        assert_eq!(
+            connection(MAPPED).unwrap(),
+            Some((vip, parse("10.244.0.10:40001")))
+        );
+    }
+
+    #[test]
+    fn a_connection_that_one_read_misses_is_there() {
+        const HEADING: &str = "  sl  local_address rem_address   st tx_queue rx_queue";
+        let reads = Cell::new(0);
+        let found = connections_by(|file| {
+            if file.ends_with('6') {
+                return Err(io::Error::from(io::ErrorKind::NotFound));
+            }
+            reads.set(reads.get() + 1);
+            Ok(match reads.get() {
+                1 => format!("{HEADING}\n"),
+                _ => format!("{HEADING}\n{ESTABLISHED}\n"),
+            })
+        });
+        assert_eq!(found.unwrap().len(), 1);
+        // Cut off, without its heading, or not read at all.
+        for table in [
+            "",
+            HEADING,
+            ESTABLISHED,
+            &format!("{HEADING}\n{ESTABLISHED}"),
+        ] {
+            assert!(
+                connections_by(|_| Ok(table.to_owned())).is_err(),
+                "{table:?}"
+            );
+        }
+        // A line of a listener that is cut off does not end the list.
+        let (without_inode, _) = LISTENER.split_once(" 4711").unwrap();
+        for line in ["", "   0: 0200600A:01BB 00000000:0000", without_inode] {
+            assert!(listener(line).is_err(), "{line}");
+        }
+        let cut = &ESTABLISHED[..ESTABLISHED.len() / 2];
+        assert!(connections_by(|_| Ok(format!("{HEADING}\n{cut}\n"))).is_err());
+        assert!(connections_by(|_| Err(io::Error::from_raw_os_error(libc::ENOMEM))).is_err());
+        let nothing = connections_by(|_| Ok(format!("{HEADING}\n")));
+        assert!(nothing.unwrap().is_empty());
     }
 
     proptest! {

@@ -87,12 +87,23 @@ async fn dump_once(
         return Err(io::Error::from(io::ErrorKind::WriteZero).into());
     }
 
+    read_all(answer, each, async |datagram| {
+        Ok(socket.recv_from(datagram).await?.port_number())
+    })
+    .await
+}
+
+/// Reads datagrams until the dump ends. `receive` returns the port of the sender. False: it was interrupted.
+async fn read_all(
+    answer: u16,
+    each: &mut impl FnMut(&[u8]) -> Result<(), DecodeError>,
+    mut receive: impl AsyncFnMut(&mut Vec<u8>) -> io::Result<u32>,
+) -> Result<bool, DumpError> {
     let mut complete = true;
     let mut datagram = Vec::with_capacity(READ_SIZE);
     loop {
         datagram.clear();
-        let sender = socket.recv_from(&mut datagram).await?;
-        if sender.port_number() != 0 {
+        if receive(&mut datagram).await? != 0 {
             // Any process may send to our socket; only port 0 is the kernel.
             continue;
         }
@@ -229,6 +240,53 @@ mod tests {
                 panic!("an error code must not be lost");
             };
             assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        }
+    }
+
+    /// What the dump comes to that these datagrams make; behind them the socket fails.
+    fn dumped(datagrams: &[Vec<u8>]) -> (Result<bool, DumpError>, usize) {
+        let (mut rest, mut count) = (datagrams.iter(), 0);
+        let mut each = |_: &[u8]| {
+            count += 1;
+            Ok(())
+        };
+        let reading = read_all(ANSWER, &mut each, async |datagram| {
+            let Some(next) = rest.next() else {
+                return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+            };
+            datagram.extend(next);
+            Ok(0)
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let outcome = runtime.expect("a runtime").block_on(reading);
+        (outcome, count)
+    }
+
+    #[test]
+    fn only_a_dump_that_is_read_to_its_end_is_complete() {
+        let answer = |flags| message(ANSWER, flags, SEQUENCE, &[0; 4]);
+        let done = |flags| message(NLMSG_DONE, flags, SEQUENCE, &[0; 4]);
+        let overrun = message(NLMSG_OVERRUN, 2, SEQUENCE, &[0; 4]);
+        let of_another = message(NLMSG_DONE, 2, SEQUENCE + 1, &[0; 4]);
+        let complete = dumped(&[answer(2), answer(2), done(2)]);
+        assert!(matches!(complete, (Ok(true), 2)), "{complete:?}");
+        let interrupted = 2 | NLM_F_DUMP_INTR;
+        for datagrams in [
+            [answer(interrupted), done(2)],
+            [answer(2), done(interrupted)],
+        ] {
+            let outcome = dumped(&datagrams);
+            assert!(matches!(outcome, (Ok(false), 1)), "{outcome:?}");
+        }
+        for datagrams in [
+            vec![],
+            vec![answer(2)],
+            vec![answer(2), Vec::new()],
+            vec![answer(2), overrun, done(2)],
+            vec![answer(2), of_another],
+        ] {
+            let (outcome, _) = dumped(&datagrams);
+            assert!(matches!(outcome, Err(DumpError::Io(_))), "{outcome:?}");
         }
     }
 

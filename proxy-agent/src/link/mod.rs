@@ -32,17 +32,19 @@ pub use observe::{ObserveError, ipv4_networks, observe};
 use plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;
+#[cfg(test)]
+pub use table::Xdp;
 pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
 use tracing::info;
 pub use vip::Vip;
 
 use crate::config::AddressScope;
 use crate::kernel::sockets;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 use crate::state::owned::Owned;
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "link";
+pub const PART: &str = part::LINK;
 
 /// The VIPs and the link that should carry them.
 #[derive(Debug)]

@@ -200,7 +200,8 @@ impl Socket {
     ) -> Result<T, Error> {
         again(M::SUBSYSTEM, what, |result| {
             self.send(family, request.clone(), NLM_F_DUMP)?;
-            self.answers(M::SUBSYSTEM, what, |Raw(attributes)| {
+            let answers = Answers::to_dump(self.sequence);
+            self.answers(answers, M::SUBSYSTEM, what, |Raw(attributes)| {
                 each(result, &attributes);
             })
         })
@@ -215,7 +216,12 @@ impl Socket {
         mut each: impl FnMut(M),
     ) -> Result<(), Error> {
         self.send(family, request, flags)?;
-        self.answers(M::SUBSYSTEM, what, |message: NetfilterMessage| {
+        let answers = if flags & NLM_F_DUMP == NLM_F_DUMP {
+            Answers::to_dump(self.sequence)
+        } else {
+            Answers::to(self.sequence)
+        };
+        self.answers(answers, M::SUBSYSTEM, what, |message: NetfilterMessage| {
             if let Some(object) = M::of(message.inner) {
                 each(object);
             }
@@ -238,11 +244,11 @@ impl Socket {
     /// Reads what answers the last request, to its end.
     fn answers<P: NetlinkDeserializable<Error = DecodeError>>(
         &mut self,
+        mut answers: Answers,
         subsystem: &'static str,
         what: &str,
         mut each: impl FnMut(P),
     ) -> Result<(), Error> {
-        let mut answers = Answers::to(self.sequence);
         // Each read makes the kernel put the next part of a dump into the queue.
         while let Some(datagram) = self.receive()? {
             answers.read(&datagram, &mut each)?;

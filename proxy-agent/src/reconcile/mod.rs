@@ -6,6 +6,7 @@
 //! so that logging, dry runs and the collecting of errors are the same everywhere.
 
 pub mod control;
+pub mod part;
 pub mod report;
 pub mod told;
 pub mod trigger;

@@ -20,26 +20,15 @@ use self::exposition::Exposition;
 pub use self::reading::{Reader, Reading, listeners};
 use super::board::Told;
 use super::health::{self, Health, Listeners};
-use crate::backend::{ebpf, iptables, nftables, select, upstream};
 use crate::kernel::sockets::Listening;
+use crate::reconcile::part;
 use crate::reconcile::trigger::Cause;
 use crate::state::State;
 use crate::status::model::{Counts, OfVip};
-use crate::{conntrack, link};
 
 /// Upper bounds of the durations of passes, in seconds.
 const BUCKETS: [f64; 13] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
-/// The parts of the node, as passes report them: each is told from the start.
-const PARTS: [&str; 7] = [
-    link::PART,
-    select::PART,
-    ebpf::PART,
-    nftables::PART,
-    iptables::PART,
-    upstream::PART,
-    conntrack::PART,
 ];
 /// In the place of a link: the node's own processes.
 const THIS_NODE: &str = "(this node)";
@@ -137,7 +126,11 @@ fn passes(told: &Told, state: &State, out: &mut Exposition) {
         *failing.entry(&failure.part).or_default() += 1;
     }
     let seen = history.repaired.keys().chain(history.errors.keys());
-    let parts: BTreeSet<&str> = PARTS.into_iter().chain(seen.map(String::as_str)).collect();
+    let parts: BTreeSet<&str> = part::ALL
+        .iter()
+        .copied()
+        .chain(seen.map(String::as_str))
+        .collect();
     for part in parts {
         let repaired = history.repaired.get(part).copied();
         out.count(&metric::REPAIRS, &[part], repaired.unwrap_or_default());

@@ -103,7 +103,7 @@ fn measure(cli: &Cli) -> Result<Results> {
         effort.rounds = rounds;
     }
     println!("The agent is {}", agent::binary()?.display());
-    usage::allow_open_files();
+    usage::allow_open_files(20_000);
     let start = Instant::now();
     let tell = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
     let wanted = |part| cli.part.is_empty() || cli.part.contains(&part);

@@ -189,7 +189,10 @@ pub fn check(body: &[u8], answer: &Answer) -> Result<()> {
 }
 
 /// Applies a patch, and sees that it only adds.
-fn apply(pod: &mut Value, operations: &Value) -> Result<()> {
+///
+/// # Errors
+/// When it does something else, or cannot be applied.
+pub fn apply(pod: &mut Value, operations: &Value) -> Result<()> {
     for operation in operations.as_array().context("a patch is a list")? {
         ensure!(operation["op"] == "add", "{operation}");
         let path = operation["path"].as_str().unwrap_or_default();

@@ -15,6 +15,7 @@ mod hook;
 mod layout;
 mod load;
 mod maps;
+pub mod names;
 mod observe;
 pub mod order;
 mod own;
@@ -61,10 +62,10 @@ use crate::guard;
 use crate::kernel::{bpffs, cgroup, features};
 use crate::link::LinkTable;
 use crate::netfilter;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "ebpf";
+pub const PART: &str = part::EBPF;
 
 /// The backend with its programs loaded; in a dry run without.
 pub struct Ebpf {

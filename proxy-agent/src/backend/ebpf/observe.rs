@@ -180,8 +180,10 @@ pub async fn everything(
             .into_values()
             .map(|filter| Op::RemoveFilter { filter }),
     );
-    let xdp = xdp::pinned(settings).unwrap_or_default().into_keys();
-    ops.extend(xdp.map(|index| Op::RemoveXdp { index }));
+    match xdp::pinned_links(settings) {
+        Ok(links) => ops.extend(links.into_iter().map(|index| Op::RemoveXdp { index })),
+        Err(error) => failed(PART, "read the pinned XDP links", &error, report),
+    }
     if settings.bpffs.exists() {
         ops.push(Op::RemovePins {
             directory: settings.bpffs.clone(),

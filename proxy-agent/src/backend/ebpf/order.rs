@@ -13,12 +13,12 @@ use std::ffi::CStr;
 use std::fmt::{self, Display};
 use std::io;
 
-use aya::programs::{ProgramInfo, loaded_programs};
 use netlink_packet_core::NlasIterator;
 
 use super::attach::filter_handle;
 use super::filters;
 use super::hook::Hook;
+use super::names::{Names, Unnamed};
 use crate::instance::Instance;
 use crate::kernel::bpf;
 use crate::link::dump::DumpError;
@@ -74,7 +74,17 @@ pub struct Order {
 pub struct Error {
     link: String,
     #[source]
-    source: DumpError,
+    source: Cause,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Filters(#[from] DumpError),
+    #[error("cannot ask for the programs of tcx")]
+    Tcx(#[source] io::Error),
+    #[error(transparent)]
+    Name(#[from] Unnamed),
 }
 
 impl Display for Other {
@@ -97,26 +107,27 @@ pub async fn read(
     instance: Instance,
     own: Option<u32>,
 ) -> Result<Vec<Order>, Error> {
-    let names: BTreeMap<u32, String> = loaded_programs()
-        .flatten()
-        .filter_map(|program| Some((program.id(), name_of(&program)?)))
-        .collect();
+    let names = Names::read();
     let mut orders = Vec::new();
     for (index, link) in links {
+        let failed = |source| Error {
+            link: link.clone(),
+            source,
+        };
         let ids = match bpf::attached(*index, Hook::Ingress.tcx_type()) {
-            Ok(ids) => ids,
             Err(answer) if answer.raw_os_error() == Some(libc::ENODEV) => continue,
             // A kernel without tcx.
-            Err(_) => Vec::new(),
+            Err(answer) if answer.raw_os_error() == Some(libc::EINVAL) => Vec::new(),
+            ids => ids.map_err(|answer| failed(Cause::Tcx(answer)))?,
         };
+        if own.is_none() {
+            names.check(&ids).map_err(|cause| failed(cause.into()))?;
+        }
         let filters = match filters::filters(Hook::Ingress, *index).await {
             Ok(filters) => filters,
             // It has no such qdisc.
             Err(DumpError::Io(answer)) if is_gone(&answer) => Vec::new(),
-            Err(source) => {
-                let link = link.clone();
-                return Err(Error { link, source });
-            }
+            Err(source) => return Err(failed(source.into())),
         };
         let programs = ids.iter().map(|id| of_tcx(*id, &names, own));
         let filters = filters.iter().filter_map(|body| of_filter(body, instance));
@@ -129,21 +140,15 @@ fn is_gone(answer: &io::Error) -> bool {
     matches!(answer.raw_os_error(), Some(libc::ENODEV | libc::EINVAL))
 }
 
-fn name_of(program: &ProgramInfo) -> Option<String> {
-    let name = program.name_as_str().filter(|name| !name.is_empty());
-    name.map(str::to_owned)
-}
-
 /// A classifier, and whether it is ours.
 type Found = (Other, bool);
 
-fn of_tcx(id: u32, names: &BTreeMap<u32, String>, own: Option<u32>) -> Found {
-    let name = names.get(&id);
+fn of_tcx(id: u32, names: &Names, own: Option<u32>) -> Found {
+    let name = names.of(id);
     let is_own = match own {
         Some(own) => own == id,
-        None => name.is_some_and(|name| name == Hook::Ingress.program()),
+        None => name == Hook::Ingress.program(),
     };
-    let name = name.map_or_else(|| format!("program {id}"), Clone::clone);
     let place = Place::Tcx;
     (Other { name, place }, is_own)
 }
@@ -271,7 +276,9 @@ mod tests {
 
     #[test]
     fn ours_among_tcx_programs_is_known_by_its_id_or_its_name() {
-        let names = BTreeMap::from([(3, "vip_ingress".to_owned()), (4, "other".to_owned())]);
+        let program = |id, name: &str| Ok((id, Some(name.to_owned())));
+        let list = [program(3, "vip_ingress"), program(4, "other")];
+        let names = Names::from_list(list.into_iter());
         assert!(of_tcx(3, &names, None).1);
         assert!(!of_tcx(3, &names, Some(5)).1);
         let unnamed = of_tcx(5, &names, Some(5));

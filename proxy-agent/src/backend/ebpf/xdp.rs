@@ -65,6 +65,16 @@ pub fn pinned(settings: &Settings) -> Result<BTreeMap<u32, u32>, Error> {
     Ok(found)
 }
 
+/// The links with a pin, whatever it is of.
+///
+/// # Errors
+///
+/// If the directory could not be read.
+pub fn pinned_links(settings: &Settings) -> Result<Vec<u32>, bpffs::Error> {
+    let names = bpffs::names(&pins_dir(settings))?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
 /// Removes the pin of a link, which detaches its program.
 pub fn unpin(index: u32, settings: &Settings) -> Result<(), AttachError> {
     Ok(bpffs::unpin(&pin_path(index, settings))?)

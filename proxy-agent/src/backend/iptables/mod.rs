@@ -44,10 +44,10 @@ use self::snapshot::Snapshot;
 use crate::config::{self, AcceptRules, Config};
 use crate::guard::Links;
 use crate::instance::Instance;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 
 /// What this part is called in reports.
-pub const PART: &str = "iptables";
+pub const PART: &str = part::IPTABLES;
 
 /// The rules that keep conntrack out of the path, or only those that let untracked packets in.
 #[derive(Debug)]

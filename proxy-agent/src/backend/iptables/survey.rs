@@ -6,10 +6,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use tracing::warn;
+
 use super::Error;
 use super::flavour::Installed;
 use super::snapshot::{self, Snapshot};
 use crate::instance::Instance;
+use crate::reconcile::report::chain;
 
 pub use super::flavour::Flavour;
 pub use super::observe::{SavedRule, SavedTable, words};
@@ -76,8 +79,16 @@ pub async fn owned_vips(owner: Instance) -> BTreeSet<IpAddr> {
     let mut vips = BTreeSet::new();
     for flavour in Flavour::ALL {
         for family in Family::ALL {
-            let tables = tables(flavour, family).await.unwrap_or_default();
-            let tables = tables.into_iter().filter_map(|(_, table)| table.ok());
+            let unread = |error: &Error| {
+                warn!(
+                    part = super::PART,
+                    "cannot look for VIPs that rules name: {}",
+                    chain(error)
+                );
+            };
+            let tables = tables(flavour, family).await.inspect_err(unread);
+            let tables = tables.unwrap_or_default().into_iter();
+            let tables = tables.filter_map(|(_, table)| table.inspect_err(unread).ok());
             let rules = tables.flat_map(|table| table.rules);
             for rule in rules.filter(|rule| rule.owner == Some(owner)) {
                 let words = words(&rule.spec).unwrap_or_default();

@@ -19,10 +19,10 @@ use super::{decisions, tables};
 use crate::config::{Config, Guard};
 use crate::guard::Links;
 use crate::netfilter::{self, Socket, Table};
-use crate::reconcile::{Mode, Report, carry_out};
+use crate::reconcile::{Mode, Report, carry_out, part};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "nftables";
+pub const PART: &str = part::NFTABLES;
 
 /// What the backend works from.
 #[derive(Debug, Clone)]

@@ -35,12 +35,12 @@ use crate::kernel::conntrack;
 use crate::kernel::sock_diag::list::Sock;
 use crate::netfilter::{self, Socket, Table};
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out, failed, part};
 use crate::state::State;
 use crate::state::upstream::{self as published, Reason, Tracked};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = "upstream";
+pub const PART: &str = part::UPSTREAM;
 
 /// Something that could not be done.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage};
 
+use super::nft::sets::Sets;
 use super::packet::{Known, Packet};
 use super::walk::{self, Chains, Fate};
 use super::{Found, nft, packets, xtables};
@@ -73,7 +74,9 @@ fn of_nf_tables(datagram: &[u8], packets: &[Packet]) {
     for message in answers(datagram) {
         match message {
             NfTablesMessage::NewChain(chain) => bases.extend(nft::base(&chain)),
-            NfTablesMessage::NewRule(rule) => nft::add(&rule, "filter", packets, &mut rules),
+            NfTablesMessage::NewRule(rule) => {
+                nft::add(&rule, "filter", (packets, &Sets::new()), &mut rules);
+            }
             _ => {}
         }
     }
@@ -90,7 +93,12 @@ fn of_nf_tables(datagram: &[u8], packets: &[Packet]) {
             assert!(dropping != Fate::Passes || accepting == Fate::Passes);
             assert!(accepting != Fate::Dropped || dropping == Fate::Dropped);
             let mut repaired = BTreeMap::new();
-            nft::add(&accept(packet), "filter", packets, &mut repaired);
+            nft::add(
+                &accept(packet),
+                "filter",
+                (packets, &Sets::new()),
+                &mut repaired,
+            );
             let mut repaired: Chains = repaired.remove(&at).expect("it is about this packet");
             let mut steps = repaired.remove(PROPOSED).expect("it is there");
             steps.extend(chains.get(name).into_iter().flatten().cloned());

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use super::check::Check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::Flavour;
+use crate::netfilter::Error;
 use packet::{Direction, Known, Packet};
 use walk::Fate;
 
@@ -76,6 +77,10 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     for tables in legacy {
         let of_family = |packet: &&Packet| packet.is_of(tables.family);
         let packets: Vec<_> = packets.iter().filter(of_family).copied().collect();
+        let unread = tables.unread("filter");
+        checks.extend(
+            unread.map(|error| Check::unread_table(ID, &tables.program(), "filter", error)),
+        );
         if let Some(table) = tables.table("filter") {
             found.extend(xtables::find(table, &tables.program(), &packets));
         }
@@ -88,6 +93,28 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Where kube-proxy in nftables mode drops new connections of the node to these endpoints while they are
+/// tracked, and to which.
+///
+/// # Errors
+///
+/// If nf_tables cannot be read.
+pub fn unallocated(endpoints: &[SocketAddr]) -> Result<Vec<(SocketAddr, String)>, Error> {
+    let packets: Vec<_> = endpoints
+        .iter()
+        .map(|end| Packet {
+            end: *end,
+            known: Known::Vip,
+            direction: Direction::Opening,
+        })
+        .collect();
+    let found = nft::find(&packets)?.into_iter();
+    let dropped = found.filter(|found| found.fate == Fate::Dropped);
+    Ok(dropped
+        .map(|found| (found.packet.end, found.place))
+        .collect())
 }
 
 fn packets(endpoints: &[SocketAddr], known: Known) -> Vec<Packet> {

@@ -18,8 +18,10 @@ use crate::backend::iptables::survey;
 use crate::backend::tables::is_owned;
 use crate::netfilter::expression::End;
 use crate::netfilter::{Error, Family, Socket};
+use sets::Sets;
 
 mod rule;
+pub(super) mod sets;
 
 /// Families whose chains see IP packets, as nft calls them.
 const FAMILIES: [(Family, &str); 3] = [
@@ -27,6 +29,8 @@ const FAMILIES: [(Family, &str); 3] = [
     (Family::IPv6, "ip6"),
     (Family::Inet, "inet"),
 ];
+/// The table of kube-proxy in nftables mode.
+const KUBE_PROXY: &str = "kube-proxy";
 /// `NF_DROP`, as a policy.
 const DROP: u32 = 0;
 
@@ -36,7 +40,19 @@ pub(super) struct Base {
     table: String,
     pub(super) chain: String,
     direction: Direction,
+    /// It is in the hook of what processes of the node send.
+    is_output: bool,
     drops: bool,
+}
+
+impl Base {
+    /// Whether a packet comes to it. Of new connections of the node only kube-proxy's chains are asked.
+    fn meets(&self, packet: &Packet) -> bool {
+        match packet.direction {
+            Direction::Opening => self.is_output && self.table == KUBE_PROXY,
+            direction => self.direction == direction,
+        }
+    }
 }
 
 /// The chains that do not simply let the packets pass.
@@ -82,23 +98,38 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
             attributes: vec![RuleAttribute::Table(table.to_owned())],
         });
         let what = format!("list the rules of table {title} {table}");
+        let is_asked = table == KUBE_PROXY && packets.iter().any(Packet::is_tracked);
+        let sets = if is_asked {
+            let names = socket.fold(&what, family, &request, |names, message| {
+                if let NfTablesMessage::NewRule(rule) = message {
+                    let (_, _, expressions) = parts(&rule);
+                    sets::named_in(&expressions, names);
+                }
+            })?;
+            sets::read(family, table, names, &mut socket)?
+        } else {
+            Sets::new()
+        };
         let read = |rules: &mut BTreeMap<usize, Chains>, message| {
             if let NfTablesMessage::NewRule(rule) = message {
-                add(&rule, table, &packets, rules);
+                add(&rule, table, (&packets, &sets), rules);
             }
         };
         let rules = socket.fold(&what, family, &request, read)?;
         let none = Chains::new();
         for base in bases.iter().filter(|base| base.table == table) {
             for (at, packet) in packets.iter().enumerate() {
-                if packet.direction != base.direction {
+                if !base.meets(packet) {
                     continue;
                 }
                 let chains = rules.get(&at).unwrap_or(&none);
                 let fate = walk::walk(chains, &base.chain, base.drops);
                 if fate != Fate::Passes {
+                    let chain =
+                        walk::dropping_chain(chains, &base.chain).filter(|_| packet.is_tracked());
+                    let chain = chain.unwrap_or(&base.chain);
                     found.push(Found {
-                        place: format!("nf_tables table {title} {table}, chain {}", base.chain),
+                        place: format!("nf_tables table {title} {table}, chain {chain}"),
                         packet: *packet,
                         fate,
                         of_iptables: family != Family::Inet && table == "filter",
@@ -151,7 +182,8 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
             _ => {}
         }
     }
-    let direction = match hook? {
+    let hook = hook?;
+    let direction = match hook {
         InetHookNumber::PreRouting | InetHookNumber::LocalIn => Direction::Request,
         InetHookNumber::LocalOut | InetHookNumber::PostRouting => Direction::Reply,
         _ => return None,
@@ -160,6 +192,7 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
         table: table.to_owned(),
         chain: name.to_owned(),
         direction,
+        is_output: hook == InetHookNumber::LocalOut,
         drops: policy == Some(DROP),
     })
 }
@@ -168,25 +201,16 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
 pub(super) fn add(
     rule: &RuleMessage,
     table: &str,
-    packets: &[Packet],
+    (packets, sets): (&[Packet], &Sets),
     rules: &mut BTreeMap<usize, Chains>,
 ) {
-    let (mut of, mut chain, mut expressions) = ("", "", &[][..]);
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Table(name) => of = name,
-            RuleAttribute::Chain(name) => chain = name,
-            RuleAttribute::Expressions(list) => expressions = list,
-            _ => {}
-        }
-    }
+    let (of, chain, expressions) = parts(rule);
     if of != table {
         return;
     }
-    let expressions: Vec<_> = expressions.iter().filter_map(named).collect();
     let is_own = is_own(&expressions);
     for (at, packet) in packets.iter().enumerate() {
-        let step = rule::step(&expressions, packet);
+        let step = rule::step(&expressions, packet, sets);
         // What an agent accepts counts; what it drops is not meant for these packets.
         if is_own && step.action != walk::Action::Accept {
             continue;
@@ -196,6 +220,20 @@ pub(super) fn add(
             chains.entry(chain.to_owned()).or_default().push(step);
         }
     }
+}
+
+/// The table and the chain of a rule, and what it is made of.
+fn parts(rule: &RuleMessage) -> (&str, &str, Vec<rule::Named<'_>>) {
+    let (mut table, mut chain, mut expressions) = ("", "", &[][..]);
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Table(name) => table = name,
+            RuleAttribute::Chain(name) => chain = name,
+            RuleAttribute::Expressions(list) => expressions = list,
+            _ => {}
+        }
+    }
+    (table, chain, expressions.iter().filter_map(named).collect())
 }
 
 /// Whether it is a rule of an agent in a table of iptables-nft, told by its comment (`struct

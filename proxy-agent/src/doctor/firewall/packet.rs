@@ -18,6 +18,9 @@ pub enum Direction {
     Request,
     /// From the proxy, by the hooks of packets that go out.
     Reply,
+    /// To the proxy from a process of the node, in the hook of packets that go out: the first one of a
+    /// connection that is tracked.
+    Opening,
 }
 
 /// Whose end is known.
@@ -31,7 +34,7 @@ pub enum Known {
     Upstream,
 }
 
-/// An untracked TCP packet between the proxy and anybody.
+/// A TCP packet between the proxy and anybody, untracked unless it opens a connection of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// The end that is known.
@@ -48,6 +51,9 @@ impl Display for Packet {
             End::Destination => "to",
             End::Source => "from",
         };
+        if self.direction == Direction::Opening {
+            return write!(f, "new tracked connections of this node to {}", self.end);
+        }
         match self.known {
             Known::Vip | Known::Service => write!(f, "what is sent untracked {way} {}", self.end),
             Known::Upstream => write!(f, "the proxy's untracked packets {way} {}", self.end),
@@ -62,9 +68,23 @@ impl Packet {
         match self.direction {
             Direction::Request if is_far => End::Source,
             Direction::Reply if is_far => End::Destination,
-            Direction::Request => End::Destination,
+            Direction::Request | Direction::Opening => End::Destination,
             Direction::Reply => End::Source,
         }
+    }
+
+    /// What `ct state` is of it: `NF_CT_STATE_BIT(IP_CT_NEW)`, or `NF_CT_STATE_UNTRACKED_BIT`.
+    /// `XT_CONNTRACK_STATE` has the same bits.
+    pub fn state(&self) -> u32 {
+        match self.direction {
+            Direction::Opening => 1 << 3,
+            Direction::Request | Direction::Reply => 1 << 6,
+        }
+    }
+
+    /// Whether conntrack has an entry of it.
+    pub fn is_tracked(&self) -> bool {
+        self.direction == Direction::Opening
     }
 
     /// Whether it may pass `lo`. Connections to a Service are those of pods, since the node's own are made ones to the

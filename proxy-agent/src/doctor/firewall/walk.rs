@@ -67,7 +67,7 @@ pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
         chains,
         known: BTreeMap::new(),
     };
-    let Course { end, may_pass } = walker.follow(base, DEPTH);
+    let Course { end, may_pass, .. } = walker.follow(base, DEPTH);
     let dropped = match end {
         Some(End::Accepted) => false,
         Some(End::Dropped) => true,
@@ -80,6 +80,15 @@ pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
     }
 }
 
+/// The chain whose rule drops a packet that comes to a base chain, if one certainly does.
+pub fn dropping_chain<'a>(chains: &'a Chains, base: &str) -> Option<&'a str> {
+    let mut walker = Walker {
+        chains,
+        known: BTreeMap::new(),
+    };
+    walker.follow(base, DEPTH).dropped_in
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Accepted,
@@ -88,22 +97,24 @@ enum End {
 
 /// What a chain does with a packet.
 #[derive(Debug, Clone, Copy, Default)]
-struct Course {
+struct Course<'a> {
     /// None: the chain ends, and the packet goes on where it came from.
     end: Option<End>,
     /// A rule lets it pass, or return, that may match.
     may_pass: bool,
+    /// The chain whose rule drops it.
+    dropped_in: Option<&'a str>,
 }
 
 struct Walker<'a> {
     chains: &'a Chains,
     /// By chain and the depth that is left. Without it, chains that are reached in several ways, each
     /// from chains that are as well, would be walked once for each combination of these.
-    known: BTreeMap<(&'a str, usize), Course>,
+    known: BTreeMap<(&'a str, usize), Course<'a>>,
 }
 
-impl Walker<'_> {
-    fn follow(&mut self, name: &str, depth: usize) -> Course {
+impl<'a> Walker<'a> {
+    fn follow(&mut self, name: &str, depth: usize) -> Course<'a> {
         let Some(depth) = depth.checked_sub(1) else {
             return Course::default();
         };
@@ -113,13 +124,14 @@ impl Walker<'_> {
         if let Some(known) = self.known.get(&(name.as_str(), depth)) {
             return *known;
         }
-        let course = self.walk(steps, depth);
+        let course = self.walk(name, steps, depth);
         self.known.insert((name.as_str(), depth), course);
         course
     }
 
-    fn walk(&mut self, steps: &[Step], depth: usize) -> Course {
+    fn walk(&mut self, name: &'a str, steps: &[Step], depth: usize) -> Course<'a> {
         let mut may_pass = false;
+        let mut dropped_in = None;
         for step in steps {
             let certain = match step.matches {
                 Truth::No => continue,
@@ -128,7 +140,10 @@ impl Walker<'_> {
             };
             let end = match &step.action {
                 Action::Accept if certain => Some(End::Accepted),
-                Action::Drop if certain => Some(End::Dropped),
+                Action::Drop if certain => {
+                    dropped_in = Some(name);
+                    Some(End::Dropped)
+                }
                 Action::Return if certain => None,
                 // What may drop it is not counted.
                 Action::Nothing | Action::Drop => continue,
@@ -144,14 +159,20 @@ impl Walker<'_> {
                     if !certain || !(leaves || there.end.is_some()) {
                         continue;
                     }
+                    dropped_in = there.dropped_in;
                     there.end
                 }
             };
-            return Course { end, may_pass };
+            return Course {
+                end,
+                may_pass,
+                dropped_in,
+            };
         }
         Course {
             end: None,
             may_pass,
+            dropped_in: None,
         }
     }
 }
@@ -230,6 +251,25 @@ mod tests {
             let chains = chains(&[("base", base.clone()), ("other", other)]);
             assert_eq!(walk(&chains, "base", drops), fate, "{base:?}");
         }
+    }
+
+    #[test]
+    fn the_chain_that_drops_is_named() {
+        let jump = step(Truth::Yes, Action::Jump("check".to_owned()));
+        let one = |matches| {
+            let check = vec![
+                step(Truth::Maybe, Action::Drop),
+                step(matches, Action::Drop),
+            ];
+            let chains = chains(&[("output", vec![jump.clone()]), ("check", check)]);
+            dropping_chain(&chains, "output").map(str::to_owned)
+        };
+        assert_eq!(one(Truth::Yes).as_deref(), Some("check"));
+        assert_eq!(one(Truth::No), None);
+        assert_eq!(one(Truth::Maybe), None);
+        let own = chains(&[("output", vec![step(Truth::Yes, Action::Drop)])]);
+        assert_eq!(dropping_chain(&own, "output"), Some("output"));
+        assert_eq!(dropping_chain(&own, "none"), None);
     }
 
     /// Sixteen chains, each of which jumps to the next one ten times.

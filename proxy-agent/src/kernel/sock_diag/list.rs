@@ -16,6 +16,7 @@ use super::{ALL_STATES, HEADER, NLM_F_REQUEST, NLMSG_ERROR, PORTS, REQUEST, STAT
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_DONE: u16 = 3;
+const NLMSG_OVERRUN: u16 = 4;
 /// Length of `struct inet_diag_msg`, and where its parts stand.
 const MESSAGE: usize = 72;
 const LOCAL_PORT: usize = 4;
@@ -80,8 +81,14 @@ pub fn listener(address: SocketAddr) -> io::Result<Option<Sock>> {
     socket.send_to(&message, &NetlinkAddress::new(0, 0), 0)?;
     let mut answer = Vec::with_capacity(READ_SIZE);
     socket.recv(&mut answer, 0)?;
+    one(&answer)
+}
+
+/// The socket in the answer to a look-up. Only the kernel's ENOENT says that there is none.
+fn one(answer: &[u8]) -> io::Result<Option<Sock>> {
     let mut found = Vec::new();
-    match read(&answer, &mut found) {
+    match read(answer, &mut found) {
+        Ok(_) if found.is_empty() => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         Ok(_) => Ok(found.pop()),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
@@ -114,12 +121,17 @@ fn attempt(family: i32, states: u32, ports: (u16, u16)) -> io::Result<Option<Vec
     socket.bind_auto()?;
     let message = dump(family, states, ports);
     socket.send_to(&message, &NetlinkAddress::new(0, 0), 0)?;
+    all(|datagram| socket.recv(datagram, 0).map(drop))
+}
+
+/// Reads datagrams to the end of the list. None: it was interrupted.
+fn all(mut receive: impl FnMut(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Option<Vec<Sock>>> {
     let mut found = Vec::new();
     let mut datagram = Vec::with_capacity(READ_SIZE);
     let mut is_complete = true;
     loop {
         datagram.clear();
-        socket.recv(&mut datagram, 0)?;
+        receive(&mut datagram)?;
         if datagram.is_empty() {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
@@ -167,6 +179,7 @@ fn read(datagram: &[u8], found: &mut Vec<Sock>) -> io::Result<Progress> {
         let field = |at: usize| u16::from_ne_bytes([message[at], message[at + 1]]);
         progress.interrupted |= field(6) & NLM_F_DUMP_INTR != 0;
         match field(4) {
+            NLMSG_OVERRUN => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
             SOCK_DIAG_BY_FAMILY => found.push(sock(&message[HEADER..]).ok_or_else(malformed)?),
             kind @ (NLMSG_DONE | NLMSG_ERROR) => {
                 let code = message[HEADER..].first_chunk();
@@ -257,6 +270,73 @@ mod tests {
         for kind in [NLMSG_DONE, NLMSG_ERROR] {
             let error = last(kind, -libc::ENOMEM).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        }
+    }
+
+    /// The list that these datagrams make; behind them the socket fails.
+    fn listed(datagrams: &[Vec<u8>]) -> io::Result<Option<Vec<Sock>>> {
+        let mut rest = datagrams.iter();
+        all(|datagram| match rest.next() {
+            Some(next) => {
+                datagram.extend(next);
+                Ok(())
+            }
+            None => Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+        })
+    }
+
+    fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(HEADER + payload.len()).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.resize(HEADER, 0);
+        message.extend(payload);
+        message
+    }
+
+    #[test]
+    fn only_a_list_that_is_read_to_its_end_is_a_list() {
+        let socket = |flags| message(SOCK_DIAG_BY_FAMILY, flags, &[0; MESSAGE]);
+        let done = |flags| message(NLMSG_DONE, flags, &[0; 4]);
+        let count = |list: io::Result<Option<Vec<Sock>>>| list.unwrap().map(|list| list.len());
+        assert_eq!(count(listed(&[socket(2), socket(2), done(2)])), Some(2));
+        let interrupted = 2 | NLM_F_DUMP_INTR;
+        for datagrams in [
+            [socket(interrupted), done(2)],
+            [socket(2), done(interrupted)],
+        ] {
+            assert_eq!(count(listed(&datagrams)), None);
+        }
+        let overrun = message(NLMSG_OVERRUN, 2, &[0; 4]);
+        for datagrams in [
+            vec![],
+            vec![socket(2)],
+            vec![socket(2), overrun, done(2)],
+            vec![socket(2), Vec::new()],
+        ] {
+            assert!(listed(&datagrams).is_err(), "{datagrams:?}");
+        }
+        let whole = [socket(2), done(2)].concat();
+        for length in 1..whole.len() {
+            assert!(
+                listed(&[whole[..length].to_vec()]).is_err(),
+                "{length} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn a_look_up_without_an_answer_is_not_that_there_is_no_socket() {
+        let refused = |code: i32| message(NLMSG_ERROR, 0, &code.to_ne_bytes());
+        assert_eq!(one(&refused(-libc::ENOENT)).unwrap(), None);
+        assert!(
+            one(&message(SOCK_DIAG_BY_FAMILY, 0, &[0; MESSAGE]))
+                .unwrap()
+                .is_some()
+        );
+        for answer in [vec![], refused(0), refused(-libc::ENOMEM), vec![0; 5]] {
+            assert!(one(&answer).is_err(), "{answer:?}");
         }
     }
 

@@ -12,12 +12,12 @@ use netlink_packet_netfilter::nftables::{
 
 use super::super::packet::{Direction, PROTOCOL, Packet};
 use super::super::walk::{Action, Step, Truth};
+use super::sets::Sets;
+use crate::netfilter::expression::End;
 
 /// Payload bases (`enum nft_payload_bases`).
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-/// `NF_CT_STATE_UNTRACKED_BIT`, and `XT_CONNTRACK_STATE_UNTRACKED`, which is the same bit.
-const UNTRACKED: u32 = 1 << 6;
 // Attributes of `ct`, `match` and `target`.
 const NFTA_CT_DREG: u16 = 1;
 const NFTA_CT_KEY: u16 = 2;
@@ -50,7 +50,7 @@ enum Value {
 type Registers = BTreeMap<u32, Option<Value>>;
 
 /// What a rule does with a packet.
-pub fn step(expressions: &[Named<'_>], packet: &Packet) -> Step {
+pub fn step(expressions: &[Named<'_>], packet: &Packet, sets: &Sets) -> Step {
     let mut registers = Registers::new();
     let mut step = Step {
         matches: Truth::Yes,
@@ -64,7 +64,9 @@ pub fn step(expressions: &[Named<'_>], packet: &Packet) -> Step {
             Some(Expressions::Meta(attributes)) => load_meta(attributes, packet, &mut registers),
             Some(Expressions::Bitwise(attributes)) => mask(attributes, &mut registers),
             Some(Expressions::Cmp(attributes)) => compare(attributes, &registers),
-            Some(Expressions::Lookup(attributes)) => look_up(attributes, &mut step.action),
+            Some(Expressions::Lookup(attributes)) => {
+                look_up(attributes, &registers, sets, &mut step.action)
+            }
             Some(Expressions::Immediate(attributes)) => {
                 immediate(attributes, &mut registers, &mut step.action)
             }
@@ -125,7 +127,7 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
     let v6 = packet.end.is_ipv6();
     let by_link = match packet.direction {
         Direction::Request => [MetaKey::Iif, MetaKey::Iifname],
-        Direction::Reply => [MetaKey::Oif, MetaKey::Oifname],
+        Direction::Reply | Direction::Opening => [MetaKey::Oif, MetaKey::Oifname],
     };
     let value = match key {
         Some(key) if by_link.contains(&key) => {
@@ -225,15 +227,40 @@ fn is_loopback(data: &[u8]) -> bool {
     data.starts_with(b"lo\0") || *data == 1_u32.to_ne_bytes()
 }
 
-/// What is in a set is not looked at; a map of verdicts does what is not known.
-fn look_up(attributes: &[Lookup], action: &mut Action) -> Truth {
+/// What is in a set is known if it was read; a map of verdicts does what is not known.
+fn look_up(
+    attributes: &[Lookup],
+    registers: &Registers,
+    sets: &Sets,
+    action: &mut Action,
+) -> Truth {
+    /// `NFT_LOOKUP_F_INV`.
+    const INVERTED: u32 = 1;
     let decides = attributes
         .iter()
         .any(|attribute| matches!(attribute, Lookup::DestinationRegister(Register::Verdict)));
     if decides {
         *action = Action::Unknown;
+        return Truth::Maybe;
     }
-    Truth::Maybe
+    let (mut set, mut register, mut flags) = (None, None, 0);
+    for attribute in attributes {
+        match attribute {
+            Lookup::Set(name) => set = sets.get(name),
+            Lookup::SourceRegister(number) => register = Some(*number),
+            Lookup::Flags(of) => flags = *of,
+            // The data of a map.
+            Lookup::DestinationRegister(_) => return Truth::Maybe,
+            _ => {}
+        }
+    }
+    let value = register.and_then(|register| registers.get(&register.into())?.as_ref());
+    match (set, value) {
+        (Some(set), Some(Value::Bytes(value))) => set.has(value).map_or(Truth::Maybe, |is_in| {
+            truth(is_in != (flags & INVERTED != 0))
+        }),
+        _ => Truth::Maybe,
+    }
 }
 
 fn immediate(attributes: &[Immediate], registers: &mut Registers, action: &mut Action) -> Truth {
@@ -291,10 +318,14 @@ fn other(
                 return Truth::Yes;
             };
             if number(attributes, NFTA_CT_KEY) != Some(NFT_CT_STATE) {
+                if packet.is_tracked() {
+                    registers.insert(register, None);
+                    return Truth::Yes;
+                }
                 // There is no entry to look at: `nft_ct_get_eval` of net/netfilter/nft_ct.c.
                 return Truth::No;
             }
-            let state = UNTRACKED.to_ne_bytes().to_vec();
+            let state = packet.state().to_ne_bytes().to_vec();
             registers.insert(register, Some(Value::Bytes(state)));
             Truth::Yes
         }
@@ -319,7 +350,7 @@ fn xtables_match(attributes: &[DefaultNla], packet: &Packet) -> Truth {
         b"comment" => Truth::Yes,
         b"tcp" => tcp(&info, packet).unwrap_or(Truth::Maybe),
         b"udp" | b"icmp" | b"icmp6" => Truth::No,
-        b"conntrack" => conntrack(&info).unwrap_or(Truth::Maybe),
+        b"conntrack" => conntrack(&info, packet).unwrap_or(Truth::Maybe),
         b"addrtype" => addrtype(&info, packet).unwrap_or(Truth::Maybe),
         _ => Truth::Maybe,
     }
@@ -355,35 +386,43 @@ fn addrtype(info: &[u8], packet: &Packet) -> Option<Truth> {
     const LOCAL: u16 = 1 << 2;
     const INVERT_SOURCE: u32 = 1;
     const INVERT_DESTINATION: u32 = 1 << 1;
+    // The node's own end, whichever end of the packet is known besides.
+    let known = match packet.direction {
+        Direction::Request | Direction::Opening => End::Destination,
+        Direction::Reply => End::Source,
+    };
     let kinds = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
     let flags = u32::from_ne_bytes(*info.get(4..)?.first_chunk()?);
     if flags & !(INVERT_SOURCE | INVERT_DESTINATION) != 0 {
         // Limited to the addresses of a link.
         return Some(Truth::Maybe);
     }
-    let is_of = |kinds: u16, inverted: u32, known_in| match kinds {
+    let is_of = |kinds: u16, inverted: u32, end| match kinds {
         0 => Truth::Yes,
-        _ if packet.direction != known_in => Truth::Maybe,
+        _ if known != end => Truth::Maybe,
         _ => truth((kinds & LOCAL != 0) != (flags & inverted != 0)),
     };
-    let source = is_of(kinds(0)?, INVERT_SOURCE, Direction::Reply);
-    let destination = is_of(kinds(2)?, INVERT_DESTINATION, Direction::Request);
+    let source = is_of(kinds(0)?, INVERT_SOURCE, End::Source);
+    let destination = is_of(kinds(2)?, INVERT_DESTINATION, End::Destination);
     Some(source.min(destination))
 }
 
 /// `struct xt_conntrack_mtinfo3`, of which only the state says something of untracked packets.
-fn conntrack(info: &[u8]) -> Option<Truth> {
+fn conntrack(info: &[u8], packet: &Packet) -> Option<Truth> {
     /// Behind eight addresses, two times and five numbers of two bytes.
     const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
     /// `XT_CONNTRACK_STATE`.
     const STATE: u16 = 1;
     let number = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
     let (flags, inverted, states) = (number(FLAGS)?, number(FLAGS + 2)?, number(FLAGS + 4)?);
+    if packet.is_tracked() && flags != STATE {
+        return Some(Truth::Maybe);
+    }
     if flags & STATE == 0 {
         // Of anything else of an entry there is none: `conntrack_mt` of net/netfilter/xt_conntrack.c.
         return Some(Truth::No);
     }
-    let named = u32::from(states) & UNTRACKED != 0;
+    let named = u32::from(states) & packet.state() != 0;
     let matches = named != (inverted & STATE != 0);
     // What else it asks for needs an entry.
     Some(truth(matches && flags == STATE))

@@ -98,7 +98,8 @@ fn run(cli: &Cli) -> Result<()> {
         ensure!(rounds > 0, "--rounds 0: nothing would be measured");
         effort.rounds = rounds;
     }
-    usage::allow_open_files();
+    // A tunnel has four ends in the program that has most of them, this one.
+    usage::allow_open_files(65_536);
     let makes: &[Make] = if cli.peer { &Make::ALL } else { &[Make::Ours] };
     let start = Instant::now();
     let progress = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());

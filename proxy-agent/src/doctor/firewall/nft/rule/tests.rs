@@ -23,7 +23,7 @@ fn steps(expressions: &[(&str, Expressions)], direction: Direction) -> Step {
             data: Some(data),
         })
         .collect();
-    step(&named, &packet(direction))
+    step(&named, &packet(direction), &Sets::new())
 }
 
 fn load(base: u32, offset: u32, length: u32) -> (&'static str, Expressions) {
@@ -124,7 +124,7 @@ fn what_is_known_of_a_service_counts() {
             name,
             data: Some(data),
         });
-        step(&named.collect::<Vec<_>>(), packet).matches
+        step(&named.collect::<Vec<_>>(), packet, &Sets::new()).matches
     };
     let by_link = |key, link: &[u8]| {
         let attributes = vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)];
@@ -163,6 +163,7 @@ fn what_is_known_of_a_service_counts() {
 fn an_untracked_packet_is_in_one_state_only() {
     /// `new | established`, as nft counts them.
     const NEW_OR_ESTABLISHED: u32 = 8 | 2;
+    const UNTRACKED: u32 = 64;
     let matches = |states| steps(&ct_state_in(states), Direction::Request).matches;
     assert_eq!(matches(NEW_OR_ESTABLISHED), Truth::No);
     assert_eq!(matches(1), Truth::No);
@@ -170,6 +171,41 @@ fn an_untracked_packet_is_in_one_state_only() {
     let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
     let status = raw("ct", vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, 2)]);
     assert_eq!(steps(&[status], Direction::Request).matches, Truth::No);
+}
+
+/// As `cluster-ips-check` of kube-proxy in nftables mode, with and without its `ct state new`.
+#[test]
+fn a_new_connection_of_the_node_is_tracked() {
+    let opens = |expressions: &[(&str, Expressions)]| steps(expressions, Direction::Opening);
+    assert_eq!(opens(&ct_state_in(8)).matches, Truth::Yes);
+    for other in [64, 2 | 4, 1] {
+        assert_eq!(opens(&ct_state_in(other)).matches, Truth::No, "{other}");
+    }
+    let masked = |network: [u8; 4]| {
+        let mask = vec![
+            Bitwise::SourceRegister(Register::Reg1),
+            Bitwise::DestinationRegister(Register::Reg1),
+            Bitwise::Mask(DataAttribute::Value(vec![255, 240, 0, 0])),
+            Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
+        ];
+        let bitwise = ("bitwise", Expressions::Bitwise(mask));
+        opens(&[
+            load(NETWORK_HEADER, 16, 4),
+            bitwise,
+            equals(&network),
+            verdict(NF_DROP),
+        ])
+    };
+    let dropped = masked([10, 96, 0, 0]);
+    assert_eq!(
+        (dropped.matches, dropped.action),
+        (Truth::Yes, Action::Drop)
+    );
+    assert_eq!(masked([10, 112, 0, 0]).matches, Truth::No);
+    // What an entry says besides its state is not known.
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    let status = raw("ct", vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, 2)]);
+    assert_eq!(opens(&[status, equals(&[0; 4])]).matches, Truth::Maybe);
 }
 
 #[test]

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Guarded links with an XDP program in their driver: what that means for the MTU of the link.
+
+use super::check::Check;
+use super::subject::Subject;
+use crate::link::{Link, LinkTable};
+
+const ID: &str = "xdp-mtu";
+
+pub fn checks(subject: &Subject) -> Vec<Check> {
+    let guarded = subject.told().map(|state| &state.guard.links);
+    let names: Vec<_> = guarded
+        .into_iter()
+        .flatten()
+        .map(|guarded| guarded.link.as_str())
+        .collect();
+    match &subject.links {
+        Ok(table) => vec![judge(&names, table)],
+        Err(_) => vec![Check::not_applicable(
+            ID,
+            "the node's links could not be read (see vip)",
+        )],
+    }
+}
+
+fn judge(guarded: &[&str], table: &LinkTable) -> Check {
+    let is_native = |link: &&Link| link.xdp.is_some_and(|xdp| xdp.native);
+    let links = table.links.iter().filter(is_native);
+    let links: Vec<_> = links
+        .map(|link| link.name.as_str())
+        .filter(|name| guarded.contains(name))
+        .collect();
+    if links.is_empty() {
+        return Check::not_applicable(ID, "no guarded link has an XDP program in its driver");
+    }
+    // Nothing is wrong, and nothing can be asked: the kernel says which MTU a driver refuses by refusing it.
+    Check::ok(
+        ID,
+        format!(
+            "{} has an XDP program in its driver, which may refuse a larger MTU as long as it is there, and may \
+             take the link down for a moment when it is attached; --guard-mode=tc does neither",
+            links.join(", ")
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::check::Verdict;
+    use crate::link::{LinkKind, Xdp};
+
+    #[test]
+    fn only_programs_in_the_driver_of_a_guarded_link_are_named() {
+        let judged = |native: bool, guarded: &[&str]| {
+            let mut link = Link::new(2, "eth0", LinkKind::Veth);
+            link.xdp = Some(Xdp { program: 7, native });
+            let table = LinkTable {
+                links: vec![link],
+                ..LinkTable::default()
+            };
+            let check = judge(guarded, &table);
+            (check.verdict, check.finding.starts_with("eth0 "))
+        };
+        assert_eq!(judged(true, &["eth0"]), (Verdict::Ok, true));
+        for (native, guarded) in [(false, &["eth0"][..]), (true, &["eth1"]), (true, &[])] {
+            assert_eq!(judged(native, guarded).0, Verdict::NotApplicable);
+        }
+    }
+}
