@@ -165,8 +165,8 @@ struct Load {
 /// What each run has.
 const SOME: Load = Load {
     quiet: 200,
-    short: 20_000,
-    syns: 50_000,
+    short: 8_000,
+    syns: 20_000,
 };
 /// With `PROXY_AGENT_TEST_LOAD=full`.
 const FULL: Load = Load {
