@@ -95,7 +95,8 @@ pub(crate) fn unescape_percent(text: &str) -> Result<Vec<u8>, String> {
 
 /// As in a query, where a plus sign is a space.
 fn unescape(text: &str) -> Result<String, IdentifiersError> {
-    let plain = unescape_percent(&text.replace('+', " ")).map_err(IdentifiersError::Escape)?;
+    let plain = unescape_percent(&text.replace('+', " "))
+        .map_err(|escape| IdentifiersError::Escape(escape.replace(' ', "+")))?;
     Ok(String::from_utf8_lossy(&plain).into_owned())
 }
 

