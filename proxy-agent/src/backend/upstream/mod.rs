@@ -252,15 +252,7 @@ impl Upstream {
         if self.freed.is_empty() {
             return Vec::new();
         }
-        let repeated = self.repeated().unwrap_or_else(|error| {
-            failed(
-                PART,
-                "read the endpoints that are left alone",
-                &error,
-                report,
-            );
-            BTreeSet::new()
-        });
+        let repeated = self.repeated(report);
         let freed = std::mem::take(&mut self.freed).into_iter();
         let freed = freed.filter(|endpoint| repeated.contains(endpoint));
         freed.map(|endpoint| Op::Retry { endpoint }).collect()
@@ -327,15 +319,7 @@ impl Upstream {
 
     /// Notes and logs what has become of each endpoint.
     fn publish(&mut self, unsupported: Option<Tracked>, proxy: &Proxy, report: &mut Report) {
-        let repeated = self.repeated().unwrap_or_else(|error| {
-            failed(
-                PART,
-                "read the endpoints that are left alone",
-                &error,
-                report,
-            );
-            BTreeSet::new()
-        });
+        let repeated = self.repeated(report);
         let facts = Facts {
             unsupported,
             proxy,
@@ -371,7 +355,16 @@ impl Upstream {
         self.published = now;
     }
 
-    fn repeated(&self) -> Result<BTreeSet<SocketAddr>, netfilter::Error> {
+    /// The endpoints that are left to conntrack for a repeated SYN; none if they cannot be read, which is reported.
+    fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
+        self.read_repeated().unwrap_or_else(|error| {
+            let what = "read the endpoints that are left alone";
+            failed(PART, what, &error, report);
+            BTreeSet::new()
+        })
+    }
+
+    fn read_repeated(&self) -> Result<BTreeSet<SocketAddr>, netfilter::Error> {
         let mut repeated = BTreeSet::new();
         if self.endpoints.is_empty() {
             return Ok(repeated);
