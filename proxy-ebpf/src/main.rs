@@ -22,6 +22,7 @@ mod connect;
 mod egress;
 mod guard;
 mod ingress;
+mod listeners;
 mod maps;
 mod packet;
 mod route;
@@ -68,6 +69,16 @@ pub fn vip_egress(ctx: TcContext) -> i32 {
         Err(Undecided::Dropped) => TC_ACT_SHOT,
         Ok(()) | Err(_) => TC_ACT_UNSPEC,
     }
+}
+
+/// An iterator over TCP sockets, run by the agent where `vip_ingress` may not keep listeners: keeps those that
+/// the agent asked for. Without a macro of aya, which has none for iterators.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+pub extern "C" fn vip_listeners(ctx: *const listeners::Iteration) -> i32 {
+    listeners::keep(ctx);
+    // Zero goes on, and any other number would be asked again.
+    0
 }
 
 /// The socket look-up of the network namespace: decided connections to Services reach the proxy's

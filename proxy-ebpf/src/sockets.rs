@@ -81,11 +81,27 @@ pub fn with_listener(
 /// the wildcard address must not get the API server's clients while the proxy is down.
 #[inline(always)]
 fn is_proxy(socket: *mut bpf_sock, vip: &Address) -> bool {
-    // SAFETY: not null; the words are read one by one, as the verifier wants it.
-    let (state, ipv4, ipv6) = unsafe {
+    // SAFETY: not null.
+    let (state, (ipv4, ipv6)) = unsafe { ((*socket).state, address(socket)) };
+    let bound = match vip.as_ipv4() {
+        // Also of an IPv6 socket that takes IPv4.
+        Some(word) => ipv4 == word || (services::takes_any_listener() && ipv4 == 0),
+        None => ipv6 == vip.words() || (services::takes_any_listener() && ipv6 == ANY_IPV6),
+    };
+    state == state::LISTEN && bound
+}
+
+/// The address that a socket is bound to, as IPv4 and as IPv6.
+///
+/// # Safety
+///
+/// The socket is one that a look-up has found.
+#[inline(always)]
+pub unsafe fn address(socket: *mut bpf_sock) -> (u32, [u32; 4]) {
+    // SAFETY: by the caller; the words are read one by one, as the verifier wants it.
+    unsafe {
         (
-            (*socket).state,
-            (*socket).src_ip4,
+            core::ptr::read_volatile(&raw const (*socket).src_ip4),
             [
                 core::ptr::read_volatile(&raw const (*socket).src_ip6[0]),
                 core::ptr::read_volatile(&raw const (*socket).src_ip6[1]),
@@ -93,13 +109,7 @@ fn is_proxy(socket: *mut bpf_sock, vip: &Address) -> bool {
                 core::ptr::read_volatile(&raw const (*socket).src_ip6[3]),
             ],
         )
-    };
-    let bound = match vip.as_ipv4() {
-        // Also of an IPv6 socket that takes IPv4.
-        Some(word) => ipv4 == word || (services::takes_any_listener() && ipv4 == 0),
-        None => ipv6 == vip.words() || (services::takes_any_listener() && ipv6 == ANY_IPV6),
-    };
-    state == state::LISTEN && bound
+    }
 }
 
 /// Whether the node has a connection that is not over.

@@ -15,7 +15,7 @@ use crate::Family;
 use crate::cmd::{self, Process};
 use crate::lacking::Lacking;
 use crate::node::{Node, SharedLog};
-use crate::{patience, skip, usage};
+use crate::{patience, refusing, skip, usage};
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -213,6 +213,20 @@ impl Node {
         let mut command = self.agent_command(args)?;
         lacking.apply(&mut command);
         let agent = self.spawn(command)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent where the kernel refuses this program as long as the agent has not loaded its
+    /// programs in another way, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Node::start_agent`].
+    pub fn start_agent_refusing(&self, program: &'static str, args: &[&str]) -> Result<Agent> {
+        let mut command = self.agent_command(args)?;
+        refusing::prepare(&mut command);
+        let agent = self.spawn(command)?;
+        refusing::answer(agent.id(), program).context("answering for the kernel")?;
         agent.wait_until_ready()?;
         Ok(agent)
     }

@@ -39,9 +39,9 @@ const SBIN: [&CStr; 3] = [c"/usr/sbin", c"/sbin", c"/usr/local/sbin"];
 const IPSET: [&CStr; 3] = [c"/usr/sbin/ipset", c"/sbin/ipset", c"/usr/local/sbin/ipset"];
 
 /// Codes of classic BPF: load an absolute word, jump if equal, return a constant.
-const LOAD: u16 = 0x20;
-const JUMP_EQ: u16 = 0x15;
-const RETURN: u16 = 0x06;
+pub(crate) const LOAD: u16 = 0x20;
+pub(crate) const JUMP_EQ: u16 = 0x15;
+pub(crate) const RETURN: u16 = 0x06;
 
 /// The command of bpf(2) that tells what is attached.
 const BPF_PROG_QUERY: u32 = 16;
@@ -51,13 +51,13 @@ const SO_IP_SET: u32 = 83;
 const SO_NETNS_COOKIE: u32 = 71;
 
 /// The offset of the system call's number in `struct seccomp_data`.
-const NR: u32 = 0;
+pub(crate) const NR: u32 = 0;
 /// The offset of the low half of an argument in `struct seccomp_data` on a little-endian machine.
-const fn arg(n: u32) -> u32 {
+pub(crate) const fn arg(n: u32) -> u32 {
     16 + 8 * n
 }
 
-const fn op(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+pub(crate) const fn op(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
@@ -71,7 +71,7 @@ const fn errno(code: i32) -> u32 {
     clippy::cast_sign_loss,
     reason = "small positive constants of the kernel's interface"
 )]
-const fn number(value: libc::c_long) -> u32 {
+pub(crate) const fn number(value: libc::c_long) -> u32 {
     value as u32
 }
 
@@ -114,7 +114,7 @@ impl Lacking {
             Self::Ipset => return unsafe { command.pre_exec(hide_ipset) },
         };
         // SAFETY: prctl(2) alone runs between fork and exec; the filter lives in the closure.
-        unsafe { command.pre_exec(move || install(&filter)) }
+        unsafe { command.pre_exec(move || install(&filter, 0).map(drop)) }
     }
 }
 
@@ -139,20 +139,22 @@ fn without_option(option: u32, code: i32) -> Vec<libc::sock_filter> {
     ]
 }
 
-fn install(filter: &[libc::sock_filter]) -> io::Result<()> {
+/// Puts a filter on this process; what seccomp(2) returns with these flags.
+pub(crate) fn install(filter: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<i32> {
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).expect("a few instructions"),
         filter: filter.as_ptr().cast_mut(),
     };
     // SAFETY: the kernel only reads the program, which outlives the calls.
-    unsafe {
+    let answer = unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        check(libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            &raw const program,
-        ))
-    }
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program)
+    };
+    i32::try_from(answer)
+        .ok()
+        .filter(|answer| *answer >= 0)
+        .ok_or_else(io::Error::last_os_error)
 }
 
 fn hide_sbin() -> io::Result<()> {
@@ -227,8 +229,9 @@ fn keep_capabilities(mask: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn check(result: i32) -> io::Result<()> {
-    if result != 0 {
+/// The error of a call that returns a negative number.
+pub(crate) fn check(result: i32) -> io::Result<()> {
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -35,6 +35,7 @@ pub mod node;
 pub mod path;
 pub mod patience;
 pub mod proxy;
+pub mod refusing;
 pub mod rest;
 pub mod reuse;
 pub mod signals;

@@ -2,10 +2,11 @@
 
 //! The proxy is stopped and started again. As long as nothing listens on the VIP, connections to the
 //! ClusterIP go kube-proxy's way, as without the agent: here to another backend beside the proxy, a
-//! real API server. The agent has no part in it: it is stopped all the while.
+//! real API server. The agent has no part in it: it is stopped all the while, where the kernel's programs can do
+//! without it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
@@ -14,7 +15,7 @@ use tests::node::{Node, Topology, gateway_address};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::transfer::Server;
-use tests::{Family, client, conntrack, transfer};
+use tests::{Family, client, cmd, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BYTES: u64 = 100_000;
@@ -48,7 +49,19 @@ fn connect_everywhere(node: &Node) -> Result<usize> {
     Ok(tracked)
 }
 
+/// Who sees to it that the socket look-up knows the proxy's listeners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    Programs,
+    /// As on Linux 7.3, which refuses programs of traffic control to.
+    Agent,
+}
+
 fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str) {
+    check_with(topology, kube_proxy, tc_attach, Keeper::Programs);
+}
+
+fn check_with(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str, keeper: Keeper) {
     Node::test(topology, |node| {
         kube_proxy.install_to(&node.netns, api_server)?;
         let servers = [
@@ -57,11 +70,16 @@ fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str) {
         ];
         let at_the_api_server = || servers.iter().map(Server::accepted).sum::<u64>();
         let args = [&TRANSLATE[..], &["--backend=ebpf", tc_attach]].concat();
-        let agent = node.start_agent(&args)?;
-        agent.signal(libc::SIGSTOP)?;
+        let agent = match keeper {
+            Keeper::Programs => node.start_agent(&args)?,
+            Keeper::Agent => node.start_agent_refusing("vip_ingress", &args)?,
+        };
+        if keeper == Keeper::Programs {
+            agent.signal(libc::SIGSTOP)?;
+        }
         let paths = through_the_cluster_ip(node).len();
         let all = u64::try_from(paths)?;
-        for round in 0..2 {
+        for round in 0..3 {
             let before = at_the_api_server();
             let tracked = connect_everywhere(node).context("without a proxy")?;
             let there = at_the_api_server() - before;
@@ -72,8 +90,19 @@ fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str) {
             ensure!(tracked == paths, "{tracked} of them tracked");
 
             let proxy = Proxy::start(node)?;
+            if keeper == Keeper::Agent {
+                let begin = Instant::now();
+                cmd::wait_until(TIMEOUT, "the agent to find the proxy's listeners", || {
+                    Ok((connect_everywhere(node)? == 0).then_some(()))
+                })?;
+                println!(
+                    "round {round}: the listeners were kept after {:?}",
+                    begin.elapsed()
+                );
+            }
+            let (before, accepted) = (at_the_api_server() - all, proxy.accepted());
             let tracked = connect_everywhere(node).context("with a proxy")?;
-            let here = proxy.accepted();
+            let here = proxy.accepted() - accepted;
             ensure!(
                 here == all,
                 "round {round}: {here} of {all} connections came to the proxy"
@@ -107,6 +136,17 @@ fn through_a_bridge_with_netfilter() {
 #[test]
 fn by_clsact() {
     check(Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=clsact");
+}
+
+/// The agent has its part then: it goes on, and finds the listeners of each proxy.
+#[test]
+fn where_the_kernel_lets_no_program_keep_listeners() {
+    check_with(
+        Topology::Veth,
+        KubeProxy::IptablesNft,
+        "--tc-attach=auto",
+        Keeper::Agent,
+    );
 }
 
 /// While the proxy is down, a stranger who listens on every address of the node gets none of its clients, unless

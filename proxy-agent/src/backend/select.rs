@@ -156,14 +156,21 @@ impl Backend {
         self.upstream.published()
     }
 
-    /// Whether it matters where the proxy listens from.
+    /// Whether it matters by which socket the proxy listens.
     pub fn follows_proxy(&self) -> bool {
-        self.upstream.follows_proxy()
+        self.upstream.follows_proxy() || self.ebpf().is_some_and(Ebpf::follows_listeners)
     }
 
-    /// Whether the proxy listens from elsewhere than before the last pass, where that matters.
+    /// Whether the proxy listens by another socket than before the last pass, where that matters.
     pub fn has_proxy_changed(&self) -> bool {
-        self.upstream.has_proxy_changed()
+        self.upstream.has_proxy_changed() || self.ebpf().is_some_and(Ebpf::have_listeners_changed)
+    }
+
+    fn ebpf(&self) -> Option<&Ebpf> {
+        match &self.kind {
+            Kind::Ebpf(ebpf) => Some(ebpf),
+            _ => None,
+        }
     }
 
     /// Notes and logs what is guarded, where that has changed.
@@ -347,10 +354,7 @@ impl Backend {
 
     /// Ids of the loaded eBPF programs; none with another backend.
     pub fn programs(&self) -> Ids {
-        match &self.kind {
-            Kind::Ebpf(ebpf) => ebpf.ids(),
-            _ => Ids::new(),
-        }
+        self.ebpf().map_or_else(Ids::new, Ebpf::ids)
     }
 
     /// In a dry run: goes by the eBPF programs that another agent has loaded.

@@ -3,9 +3,12 @@
 //! The Services whose connections end on the proxy, the listener of each, and the SYNs that were
 //! decided.
 
+use core::ffi::c_void;
+use core::ptr;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock};
-use aya_ebpf::helpers::bpf_map_update_elem;
+use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, SockHash};
 use aya_ebpf::programs::SkLookupContext;
@@ -15,6 +18,7 @@ use proxy_common::limits::{
 use proxy_common::{Address, ConnectionKey, Endpoint, Service, ServicePorts};
 
 use crate::packet::Undecided;
+use crate::sockets;
 
 /// By address and port. Filled before the programs are attached; afterwards only `draining` changes.
 #[map]
@@ -28,6 +32,15 @@ static SERVICE_PORTS: HashMap<Address, ServicePorts> = HashMap::with_max_entries
 /// when it stops listening. Pinned, so that the programs of two agents share them during an upgrade.
 #[map]
 static LISTENERS: SockHash<Endpoint> = SockHash::pinned(MAX_VIPS, 0);
+
+/// The listeners that the agent wants to be kept, by the cookies of their sockets. The iterator takes out what it
+/// has kept.
+#[map]
+static WANTED: HashMap<u64, Endpoint> = HashMap::with_max_entries(MAX_VIPS, 0);
+
+/// Whether the agent keeps the listeners, since this kernel refuses classifiers to.
+#[unsafe(no_mangle)]
+static KEPT_BY_AGENT: Global<u8> = Global::new(0);
 
 /// The connections to Services whose SYN was decided: the contract between TC and the socket
 /// look-up, which takes place once for each connection, microseconds later. What is evicted under a
@@ -94,15 +107,64 @@ pub fn ports(address: &Address) -> Result<ServicePorts, Undecided> {
     Ok(unsafe { *ports })
 }
 
-/// Keeps a listener for the socket look-up (classifiers may do so since Linux 5.10).
+/// Sees to it that a listener on this address is kept for the socket look-up, which is at most once for each
+/// socket (classifiers may do so from Linux 5.10 to 7.2).
 #[inline(always)]
 pub fn keep_listener(vip: &Endpoint, listener: *mut bpf_sock) -> Result<(), Undecided> {
+    if keeps_one_like(vip, listener) {
+        Ok(())
+    } else if KEPT_BY_AGENT.load() != 0 {
+        // The agent will notice.
+        Err(Undecided::NoListener)
+    } else {
+        keep(vip, listener.cast())
+    }
+}
+
+/// Whether a listener is kept that is bound to the same address.
+#[inline(always)]
+fn keeps_one_like(vip: &Endpoint, listener: *mut bpf_sock) -> bool {
+    // SAFETY: a map and its key.
+    let kept: *mut bpf_sock = unsafe {
+        bpf_map_lookup_elem(
+            (&raw const LISTENERS).cast_mut().cast(),
+            ptr::from_ref(vip).cast(),
+        )
+    }
+    .cast();
+    if kept.is_null() {
+        return false;
+    }
+    // SAFETY: neither is null, and the kept one is released on this only path.
+    unsafe {
+        let is_same = sockets::address(kept) == sockets::address(listener);
+        bpf_sk_release(kept.cast());
+        is_same
+    }
+}
+
+/// Keeps a socket that the agent asked for.
+#[inline(always)]
+pub fn keep_asked(cookie: u64, socket: *mut c_void) {
+    let Some(vip) = WANTED.get_ptr(&cookie) else {
+        return;
+    };
+    // SAFETY: the verifier has seen the null check; the agent changes no entry.
+    let vip = unsafe { *vip };
+    if keep(&vip, socket).is_ok() {
+        // What is left over tells the agent what was not found.
+        let _ = WANTED.remove(&cookie);
+    }
+}
+
+#[inline(always)]
+fn keep(vip: &Endpoint, listener: *mut c_void) -> Result<(), Undecided> {
     // SAFETY: the kernel takes a socket as the value of this kind of map, and a reference of its own.
     let refused = unsafe {
         bpf_map_update_elem(
             (&raw const LISTENERS).cast_mut().cast(),
-            core::ptr::from_ref(vip).cast(),
-            listener.cast_const().cast(),
+            ptr::from_ref(vip).cast(),
+            listener.cast_const(),
             u64::from(BPF_ANY),
         )
     };

@@ -7,6 +7,7 @@ mod object;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
@@ -16,21 +17,25 @@ use aya_log::EbpfLogger;
 use proxy_common::guard::Link;
 use proxy_common::limits::{MAX_COUNTERS, MAX_VIPS};
 use proxy_common::{ConnectionKey, CounterKey, Counters, Endpoint};
+use tracing::{debug, info};
 
+pub use self::object::{KEPT_BY_AGENT, Keeper};
 use self::object::{
     attach_socket, classifier, load_classifier, load_object, load_sockets, load_xdp, xdp_program,
 };
 use super::attach::AttachError;
 use super::hook::{Hook, SocketHook};
+use super::listeners::{self, Listeners};
 use super::maps::{
     self, GUARD_LINKS, GuardLinks, Kept, LISTENERS, OPENING, Outgrown, PEERS, SERVICES, Services,
     discard_unfit,
 };
 use super::statistics::STATISTICS;
-use super::{Settings, attach, layout, sockets, xdp};
+use super::{PART, Settings, attach, layout, sockets, xdp};
 use crate::config::{GuardMode, Service};
 use crate::instance::Instance;
-use crate::kernel::{bpffs, memory};
+use crate::kernel::{bpffs, features, memory};
+use crate::reconcile::report::chain;
 use crate::telemetry::ebpf::ToTracing;
 
 /// The compiled programs.
@@ -63,6 +68,9 @@ pub enum LoadError {
     /// A map could not be read or filled.
     #[error(transparent)]
     Map(#[from] maps::Error),
+    /// The proxy's listeners cannot be kept.
+    #[error(transparent)]
+    Listeners(#[from] listeners::Error),
 }
 
 /// Ids of loaded programs by their names.
@@ -85,8 +93,13 @@ pub struct Programs {
     services: Services,
     /// What an earlier agent had end on the proxy and this one does not.
     given_up: Vec<Service>,
+    /// The proxy's listeners, where the programs do not keep them.
+    listeners: Option<Listeners>,
     logs: Option<EbpfLogger<ToTracing>>,
 }
+
+/// The object with its programs on links, and what the agent has to keep for them.
+type Loaded = (Ebpf, BTreeMap<Hook, u32>, Option<Listeners>);
 
 impl Programs {
     /// Loads programs and maps. Maps of an earlier agent are taken over. `cgroup` is the root that programs
@@ -135,9 +148,29 @@ impl Programs {
             .collect();
         let ends = !settings.services.is_empty() || !given_up.is_empty();
 
-        let mut ebpf = load_object(settings, &given_up, lru_size, cgroup)?;
-        maps::fill_services(&mut ebpf, settings, &given_up)?;
-        maps::fill_guard(&mut ebpf, settings, &given_up)?;
+        let load = |keeper| load_hooks(settings, &given_up, lru_size, cgroup, keeper);
+        let (mut ebpf, hooks, listeners) = load(Keeper::Program).or_else(|error| match error {
+            LoadError::Program { source, .. } if ends && !features::may_come(&source) => {
+                let loaded = load(Keeper::Agent).map_err(|second| {
+                    debug!(
+                        part = PART,
+                        "nor can the agent keep the proxy's listeners: {}",
+                        chain(&second)
+                    );
+                    LoadError::Program {
+                        program: Hook::Ingress.program(),
+                        source,
+                    }
+                })?;
+                info!(
+                    part = PART,
+                    "the kernel lets no program of traffic control keep the proxy's listeners (as Linux 7.3 and \
+                     newer): the agent does, half a second after the proxy begins to listen at the latest"
+                );
+                Ok(loaded)
+            }
+            error => Err(error),
+        })?;
         if let Some(peers) = peers {
             let map = ebpf.map_mut(PEERS).expect("the object has this map");
             let mut map: aya::maps::HashMap<_, u64, Endpoint> =
@@ -149,12 +182,6 @@ impl Programs {
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, ToTracing).ok())
             .flatten();
 
-        let mut hooks = BTreeMap::new();
-        for hook in Hook::ALL {
-            if hook == Hook::Ingress || ends {
-                hooks.insert(hook, load_classifier(&mut ebpf, hook.program())?);
-            }
-        }
         let sockets = if ends {
             load_sockets(&mut ebpf)?
         } else {
@@ -181,8 +208,32 @@ impl Programs {
             sockets,
             kept,
             given_up,
+            listeners,
             logs,
         })
+    }
+
+    /// Whether the agent has to keep the proxy's listeners.
+    pub fn keeps_listeners(&self) -> bool {
+        self.listeners.is_some()
+    }
+
+    /// Whether the agent has to keep the proxy's listeners, and one of them is another socket than before.
+    pub fn have_listeners_changed(&self, vips: &[SocketAddr]) -> bool {
+        let listeners = self.listeners.as_ref();
+        listeners.is_some_and(|listeners| listeners.have_changed(vips))
+    }
+
+    /// Keeps the proxy's listeners of these endpoints, where the programs do not.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn keep_listeners(&mut self, vips: &[SocketAddr]) -> Result<(), listeners::Error> {
+        match self.listeners.as_mut() {
+            Some(listeners) => listeners.keep(&mut self.ebpf, vips),
+            None => Ok(()),
+        }
     }
 
     /// What an earlier agent had end on the proxy and this one does not.
@@ -281,6 +332,31 @@ impl Programs {
             logs.flush();
         }
     }
+}
+
+/// Opens the object, fills its maps and loads what goes on links.
+fn load_hooks(
+    settings: &Settings,
+    given_up: &[Service],
+    lru_size: u32,
+    cgroup: Option<&Path>,
+    keeper: Keeper,
+) -> Result<Loaded, LoadError> {
+    let mut ebpf = load_object(settings, given_up, lru_size, cgroup, keeper)?;
+    maps::fill_services(&mut ebpf, settings, given_up)?;
+    maps::fill_guard(&mut ebpf, settings, given_up)?;
+    let ends = !settings.services.is_empty() || !given_up.is_empty();
+    let mut hooks = BTreeMap::new();
+    for hook in Hook::ALL {
+        if hook == Hook::Ingress || ends {
+            hooks.insert(hook, load_classifier(&mut ebpf, hook.program())?);
+        }
+    }
+    let listeners = match keeper {
+        Keeper::Program => None,
+        Keeper::Agent => Some(Listeners::load(&mut ebpf, settings.proxy_listener)?),
+    };
+    Ok((ebpf, hooks, listeners))
 }
 
 /// Removes a directory of pins with all that is in it. Of a directory that is not called after a

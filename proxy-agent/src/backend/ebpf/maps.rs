@@ -23,6 +23,8 @@ use crate::kernel::bpffs;
 pub const OPENING: &str = "OPENING";
 /// The proxy's listeners.
 pub const LISTENERS: &str = "LISTENERS";
+/// The listeners that the agent asks for.
+pub const WANTED: &str = "WANTED";
 /// What processes on the host addressed.
 pub const PEERS: &str = "PEERS";
 /// The Services that end on the proxy.
@@ -35,7 +37,8 @@ pub const PINNED: [&str; 6] = [OPENING, LISTENERS, PEERS, SERVICES, STATISTICS, 
 /// (`LOCAL_FREE_TARGET` of <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>).
 const HELD_BACK: u32 = 128;
 
-type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
+/// A map of an object that is loaded.
+pub type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
 
 /// A map could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ mod drain;
 mod filters;
 mod hook;
 mod layout;
+mod listeners;
 mod load;
 mod maps;
 pub mod names;
@@ -134,6 +135,9 @@ pub enum Error {
     /// A route could not be read or changed.
     #[error("the kernel refused the route")]
     Route(#[source] rtnetlink::Error),
+    /// The proxy's listeners could not be kept for the socket look-up.
+    #[error(transparent)]
+    Listeners(#[from] listeners::Error),
     /// Connections could not be listed or reset.
     #[error(transparent)]
     Drain(#[from] drain::Error),
@@ -244,6 +248,7 @@ impl Ebpf {
         if mode == Mode::Apply {
             self.leave_own(table, report);
             self.go_on_draining(report);
+            self.keep_listeners(report);
         }
         let desired = self.desired(table, handle, report).await;
         let observed = Observed::read(
@@ -281,6 +286,35 @@ impl Ebpf {
             }
             self.look_for_leftovers = false;
         }
+    }
+
+    /// Whether the agent has to see to it that the programs know the proxy's listeners.
+    pub fn follows_listeners(&self) -> bool {
+        let programs = self.programs.as_ref();
+        programs.is_some_and(Programs::keeps_listeners)
+    }
+
+    /// Whether the proxy listens with another socket than at the last pass, and it is for the agent to notice.
+    pub fn have_listeners_changed(&self) -> bool {
+        let programs = self.programs.as_ref();
+        programs.is_some_and(|programs| programs.have_listeners_changed(&self.proxy()))
+    }
+
+    fn keep_listeners(&mut self, report: &mut Report) {
+        let vips = self.proxy();
+        let Some(programs) = self.programs.as_mut() else {
+            return;
+        };
+        if let Err(error) = programs.keep_listeners(&vips) {
+            failed(PART, "keep the proxy's listeners", &error, report);
+        }
+    }
+
+    /// Where the proxy should listen for the sake of Services.
+    fn proxy(&self) -> Vec<SocketAddr> {
+        let services = self.settings.services.iter();
+        let vips: BTreeSet<_> = services.map(|service| service.vip).collect();
+        vips.into_iter().collect()
     }
 
     /// Looks whether connections to Services that were given up have ended, or their time is over.

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{Program, ProgramError};
-use aya::{EbpfLoader, VerifierLogLevel};
+use aya::{Btf, EbpfLoader, VerifierLogLevel};
 
-use super::load;
+use super::listeners;
+use super::load::{self, KEPT_BY_AGENT, Keeper};
 use crate::kernel::{bpffs, memory, netns};
 
 /// What the verifier says of one program.
@@ -37,14 +38,19 @@ pub fn measure(directory: &Path) -> Result<Vec<Verified>> {
         "{} exists; nothing was done",
         directory.display()
     );
-    bpffs::create_dir(directory)?;
-    let verified = measure_all(directory);
-    bpffs::remove_dir(directory)?;
-    verified
+    let in_directory = |keeper| {
+        bpffs::create_dir(directory)?;
+        let verified = measure_all(directory, keeper);
+        bpffs::remove_dir(directory)?;
+        verified
+    };
+    in_directory(Keeper::Program)
+        .or_else(|refused| in_directory(Keeper::Agent).map_err(|_| refused))
 }
 
-fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
+fn measure_all(directory: &Path, keeper: Keeper) -> Result<Vec<Verified>> {
     memory::allow_locking();
+    let kept_by_agent = u8::from(keeper == Keeper::Agent);
     let host = netns::cookie(None);
     let mut loader = EbpfLoader::new();
     loader
@@ -57,27 +63,35 @@ fn measure_all(directory: &Path) -> Result<Vec<Verified>> {
         .override_global("ALLOWS", &1_u8, true)
         .override_global("SERVICE_ADDRESSES", &u64::MAX, true)
         .override_global("ANY_LISTENER", &1_u8, true)
+        .override_global(KEPT_BY_AGENT, &kept_by_agent, true)
         .override_global("HOST_NETNS", &host, true);
     let mut ebpf = loader
         .load(load::OBJECT)
         .context("creating the eBPF maps")?;
+    let types = (keeper == Keeper::Agent).then(Btf::from_sys_fs);
+    let types = types.transpose().context("reading the kernel's types")?;
     // The verifier's summary is handed out with an error only. So each program is refused a file
     // descriptor, which the kernel asks for when it has verified the program.
     let before = no_more_files(0)?;
     let verified = ebpf
         .programs_mut()
-        .filter_map(|(name, program)| verify(name, program).transpose())
+        .filter_map(|(name, program)| verify(name, program, types.as_ref()).transpose())
         .collect();
     no_more_files(before)?;
     verified
 }
 
-fn verify(name: &str, program: &mut Program) -> Result<Option<Verified>> {
+fn verify(name: &str, program: &mut Program, types: Option<&Btf>) -> Result<Option<Verified>> {
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::Xdp(program) => program.load(),
+        Program::Iter(program) => match types {
+            Some(types) => program.load(listeners::SOCKETS, types),
+            // It is not needed.
+            None => return Ok(None),
+        },
         _ => bail!("{name} is of a type that no hook of ours has"),
     };
     let Err(ProgramError::LoadError {

@@ -23,6 +23,7 @@ const LOCAL_PORT: usize = 4;
 const REMOTE_PORT: usize = 6;
 const LOCAL: usize = 8;
 const REMOTE: usize = 24;
+const COOKIE: usize = 44;
 /// `INET_DIAG_CGROUP_ID`.
 const CGROUP_ID: u16 = 21;
 /// States by their number, as bits: `TCP_LISTEN`, and those that are no connection (`TIME_WAIT`, `CLOSE`,
@@ -43,6 +44,8 @@ pub struct Sock {
     pub remote: SocketAddr,
     /// The id of the cgroup of the process that made it, as of then. None: the kernel does not tell.
     pub cgroup: Option<u64>,
+    /// The number of this socket, which no other one ever has (`SO_COOKIE`).
+    pub cookie: u64,
 }
 
 /// Lists the sockets that listen on a port, on whichever address.
@@ -219,6 +222,7 @@ fn sock(body: &[u8]) -> Option<Sock> {
         local: end(LOCAL, LOCAL_PORT)?,
         remote: end(REMOTE, REMOTE_PORT)?,
         cgroup,
+        cookie: u64::from_ne_bytes(*body[COOKIE..].first_chunk()?),
     })
 }
 

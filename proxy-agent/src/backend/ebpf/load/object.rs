@@ -29,6 +29,18 @@ use crate::reconcile::report::chain;
 const LOGS: &str = "AYA_LOGS";
 const LOGS_OFF: u32 = 4096;
 
+/// The programs' constant that says who keeps the proxy's listeners.
+pub const KEPT_BY_AGENT: &str = "KEPT_BY_AGENT";
+
+/// Who keeps the proxy's listeners for the socket look-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeper {
+    /// `vip_ingress`, at each SYN.
+    Program,
+    /// The agent, where the kernel refuses that (since Linux 7.3).
+    Agent,
+}
+
 /// Opens the object with its maps, set up as asked for. `draining`: Services that are given up; `lru_size`:
 /// the size of maps that forget the oldest.
 pub fn load_object(
@@ -36,6 +48,7 @@ pub fn load_object(
     draining: &[Service],
     lru_size: u32,
     cgroup: Option<&Path>,
+    keeper: Keeper,
 ) -> Result<Ebpf, LoadError> {
     let level = if settings.debug {
         aya_log::Level::Debug as u8
@@ -54,6 +67,7 @@ pub fn load_object(
     let service_addresses = services.iter().fold(0_u64, |all, end| all | bits(end.ip()));
     let allows = u8::from(!settings.allow_from.is_empty());
     let any_listener = u8::from(settings.proxy_listener == ProxyListener::Any);
+    let kept_by_agent = u8::from(keeper == Keeper::Agent);
     let host = netns::cookie(cgroup);
     let mut loader = EbpfLoader::new();
     loader
@@ -73,6 +87,7 @@ pub fn load_object(
         .override_global("ALLOWS", &allows, true)
         .override_global("SERVICE_ADDRESSES", &service_addresses, true)
         .override_global("ANY_LISTENER", &any_listener, true)
+        .override_global(KEPT_BY_AGENT, &kept_by_agent, true)
         .override_global("HOST_NETNS", &host, true);
     if !settings.debug {
         loader.map_max_entries(LOGS, LOGS_OFF);
