@@ -5,10 +5,7 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{NetlinkPayload, NlasIterator};
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
-    TableAttribute, TableMessage,
-};
+use netlink_packet_netfilter::nftables::{GenAttribute, NfTablesMessage};
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -110,9 +107,13 @@ fn local_address(message: &AddressMessage) -> Option<IpAddr> {
 /// The first event of interest among nf_tables messages, and the port id it came from.
 pub fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
     each_message(datagram, |bytes| {
-        let (table, chain, removal) = subject(&nf_tables(bytes)?)?;
+        let Subject {
+            table,
+            chain,
+            is_removal,
+        } = Subject::of(bytes)?;
         let ours = interest.tables.contains(&table);
-        let watched = removal
+        let watched = is_removal
             && interest.chains.iter().any(|(of_table, name)| {
                 *of_table == table && chain.as_deref().is_none_or(|chain| chain == *name)
             });
@@ -159,59 +160,53 @@ pub fn port_of(message: &[u8]) -> u32 {
     field.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// Table and chain that a message is about, and whether something was removed there.
-fn subject(message: &NfTablesMessage) -> Option<(String, Option<String>, bool)> {
-    let (table, chain) = match message {
-        NfTablesMessage::NewTable(table) | NfTablesMessage::DeleteTable(table) => {
-            (table_name(table)?, None)
-        }
-        NfTablesMessage::NewChain(chain) | NfTablesMessage::DeleteChain(chain) => {
-            chain_name(chain)?
-        }
-        NfTablesMessage::NewRule(rule) | NfTablesMessage::DeleteRule(rule) => chain_of(rule)?,
-        _ => return None,
-    };
-    let removal = matches!(
-        message,
-        NfTablesMessage::DeleteTable(_)
-            | NfTablesMessage::DeleteChain(_)
-            | NfTablesMessage::DeleteRule(_)
-    );
-    Some((table, chain, removal))
+/// What a message about a table, chain or rule is about. Looked at as bytes: others change tens of thousands of
+/// rules at once.
+struct Subject {
+    table: String,
+    /// None: the table as a whole.
+    chain: Option<String>,
+    is_removal: bool,
 }
 
-fn table_name(message: &TableMessage) -> Option<String> {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TableAttribute::Name(name) => Some(name.clone()),
-            _ => None,
+impl Subject {
+    fn of(bytes: &[u8]) -> Option<Self> {
+        /// `NFNL_SUBSYS_NFTABLES`.
+        const SUBSYSTEM: u8 = 10;
+        /// `struct nlmsghdr` and `struct nfgenmsg`.
+        const HEADERS: usize = 16 + 4;
+        /// In each kind of message (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`).
+        const TABLE: u16 = 1;
+        const NFTA_CHAIN_NAME: u16 = 3;
+        const NFTA_RULE_CHAIN: u16 = 2;
+        let [kind, subsystem] = u16::from_ne_bytes(*bytes.get(4..6)?.first_chunk()?).to_le_bytes();
+        if subsystem != SUBSYSTEM {
+            return None;
+        }
+        // `enum nf_tables_msg_types`: new and deleted tables, chains and rules.
+        let of_chain = match kind {
+            0 | 2 => None,
+            3 | 5 => Some(NFTA_CHAIN_NAME),
+            6 | 8 => Some(NFTA_RULE_CHAIN),
+            _ => return None,
+        };
+        let (mut table, mut chain) = (None, None);
+        for attribute in NlasIterator::new(bytes.get(HEADERS..)?) {
+            let attribute = attribute.ok()?;
+            let name = match attribute.kind() {
+                TABLE => &mut table,
+                kind if Some(kind) == of_chain => &mut chain,
+                _ => continue,
+            };
+            let text = attribute.value().strip_suffix(&[0]);
+            *name = Some(String::from_utf8_lossy(text?).into_owned());
+        }
+        Some(Self {
+            table: table?,
+            chain,
+            is_removal: matches!(kind, 2 | 5 | 8),
         })
-}
-
-fn chain_name(message: &ChainMessage) -> Option<(String, Option<String>)> {
-    let (mut table, mut chain) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            ChainAttribute::Table(name) => table = Some(name.clone()),
-            ChainAttribute::Name(name) => chain = Some(name.clone()),
-            _ => {}
-        }
     }
-    Some((table?, chain))
-}
-
-fn chain_of(message: &RuleMessage) -> Option<(String, Option<String>)> {
-    let (mut table, mut chain) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RuleAttribute::Table(name) => table = Some(name.clone()),
-            RuleAttribute::Chain(name) => chain = Some(name.clone()),
-            _ => {}
-        }
-    }
-    Some((table?, chain))
 }
 
 /// Runs `look` on each netlink message of a datagram until it finds something.
