@@ -31,3 +31,10 @@ pub fn times(usual: usize) -> usize {
     let factor = usize::try_from(factor()).unwrap_or(1);
     (usual / factor).max(1)
 }
+
+/// Whether tests put on a load, and do things over and over, as often as is promised for a release, and not only as
+/// often as each run has time for: `PROXY_AGENT_TEST_LOAD=full`.
+#[must_use]
+pub fn is_load_full() -> bool {
+    std::env::var_os("PROXY_AGENT_TEST_LOAD").is_some_and(|value| value == "full")
+}

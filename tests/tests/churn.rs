@@ -168,7 +168,7 @@ const SOME: Load = Load {
     short: 8_000,
     syns: 20_000,
 };
-/// With `PROXY_AGENT_TEST_LOAD=full`.
+/// See [`patience::is_load_full`].
 const FULL: Load = Load {
     quiet: 1000,
     short: 100_000,
@@ -177,13 +177,13 @@ const FULL: Load = Load {
 
 impl Load {
     fn of_this_run() -> Self {
-        match std::env::var("PROXY_AGENT_TEST_LOAD").as_deref() {
-            Ok("full") => FULL,
-            _ => Self {
-                quiet: patience::times(SOME.quiet),
-                short: patience::times(SOME.short),
-                syns: patience::times(SOME.syns),
-            },
+        if patience::is_load_full() {
+            return FULL;
+        }
+        Self {
+            quiet: patience::times(SOME.quiet),
+            short: patience::times(SOME.short),
+            syns: patience::times(SOME.syns),
         }
     }
 }

@@ -20,11 +20,15 @@ use tests::{Family, client, patience};
 /// A start may live this long, on a usual machine: into its first pass, or well behind it.
 const LIFETIME: Duration = Duration::from_millis(400);
 
+/// How many times as many cycles a full load has: with `ebpf` more than 500.
+const FULL: usize = 3;
+
 /// Flags that differ from start to start.
 type Variants = &'static [&'static [&'static str]];
 
 fn killed(topology: Topology, backend: Backend, cycles: usize, variants: Variants) {
-    let cycles = patience::times(cycles);
+    let more = if patience::is_load_full() { FULL } else { 1 };
+    let cycles = patience::times(cycles * more);
     Node::test(topology, |node| {
         let begun = Instant::now();
         let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {

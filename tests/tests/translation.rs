@@ -3,7 +3,7 @@
 //! With `--service-address` every way to the proxy works without kube-proxy and without conntrack,
 //! through each kind of link, and clients see the address they asked for.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -246,6 +246,31 @@ fn to_another_port() {
     });
 }
 
+/// The proxy sees which address a pod asked for; processes on the node are connected to the VIP.
+#[test]
+fn the_proxy_sees_the_address_that_was_asked_for() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
+        let listen = |family: Family| node.netns.run(|| TcpListener::bind(family.vip_socket()));
+        let (v4, v6) = (listen(Family::V4)?, listen(Family::V6)?);
+        for path in node.paths() {
+            let listener = if path.family == Family::V4 { &v4 } else { &v6 };
+            let stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+            let (accepted, peer) = listener.accept()?;
+            ensure!(peer == stream.local_addr()?, "{path}: {peer} came");
+            let expected = if path.client == "host" {
+                path.family.vip_socket()
+            } else {
+                path.destination()
+            };
+            let own = accepted.local_addr()?;
+            ensure!(own == expected, "{path}: getsockname shows {own}");
+        }
+        Ok(())
+    });
+}
+
 /// A proxy that listens on every address of the node, with one socket for both families, and is named as one.
 #[test]
 fn to_a_proxy_on_every_address() {
@@ -266,6 +291,14 @@ fn to_a_proxy_on_every_address() {
     });
 }
 
+/// How links on top of others are tried.
+const STACKED: [(&str, KubeProxy); 4] = [
+    ("--tc-attach=auto", KubeProxy::IptablesLegacy),
+    ("--tc-attach=auto", KubeProxy::IptablesNft),
+    ("--tc-attach=auto", KubeProxy::Nftables),
+    ("--tc-attach=clsact", KubeProxy::IptablesNft),
+];
+
 /// A link on top of another one: the programs see each packet of the pod twice.
 fn stack(node: &Node) -> Result<()> {
     let pod = &node.pods[0];
@@ -283,10 +316,10 @@ fn stack(node: &Node) -> Result<()> {
 
 #[test]
 fn through_stacked_links() {
-    for tc_attach in ["--tc-attach=auto", "--tc-attach=clsact"] {
+    for (tc_attach, kube_proxy) in STACKED {
         Node::test(Topology::Veth, |node| {
             stack(node)?;
-            check_on(node, tc_attach, KubeProxy::IptablesNft)
+            check_on(node, tc_attach, kube_proxy)
         });
     }
 }
@@ -326,10 +359,7 @@ fn through_a_vlan() -> Result<()> {
     if !has_vlan_links()? {
         return skip::record(test, "this kernel has no VLAN links (8021q)");
     }
-    for (tc_attach, kube_proxy) in [
-        ("--tc-attach=auto", KubeProxy::Nftables),
-        ("--tc-attach=clsact", KubeProxy::IptablesNft),
-    ] {
+    for (tc_attach, kube_proxy) in STACKED {
         Node::test(Topology::Veth, |node| {
             put_into_vlan(node)?;
             check_on(node, tc_attach, kube_proxy)

@@ -70,6 +70,53 @@ impl Packets {
         )
     }
 
+    /// What the end that opened the connection sends once it has been answered. `more`: what is done besides when that
+    /// is seen for the first time.
+    pub fn answered(&self, more: Vec<Expressions>) -> [Rule; 2] {
+        [
+            rule(
+                "answered: decided",
+                [
+                    plain(),
+                    self.is("opening"),
+                    self.update(DECIDED),
+                    self.delete("opening"),
+                    more,
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule(
+                "answered, and closed with this",
+                [
+                    expression::has_flag(FIN),
+                    self.is("opening"),
+                    self.update("closing"),
+                    self.delete("opening"),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+        ]
+    }
+
+    /// Forgets every decision about a connection but that it opens. Which end has closed it is named by the end's own
+    /// key: `turned` is of the other direction.
+    pub fn void(&self, turned: &Self) -> Vec<Expressions> {
+        [
+            self.delete(DECIDED),
+            self.delete("closing"),
+            turned.delete("closing"),
+            self.delete("closed"),
+        ]
+        .concat()
+    }
+
+    /// Forgets every decision about a connection.
+    pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
+        [self.delete("opening"), self.void(turned)].concat()
+    }
+
     /// From the first FIN or RST of a decided connection on. `sent` names the end that sends this packet, `other`
     /// the other one. Where there is no room for the next set, the connection stays in the one before.
     pub fn end_of_decided(&self, sent: &Self, other: &Self) -> [Rule; 8] {

@@ -6,9 +6,8 @@ use std::net::SocketAddr;
 
 use netlink_packet_netfilter::nftables::Expressions;
 
-use super::DECIDED;
 use super::counted::Counted;
-use super::packets::{Packets, SPECIAL, base, chain, entry, leave, opens, plain, rule, untrack};
+use super::packets::{Packets, SPECIAL, base, chain, entry, leave, opens, rule, untrack};
 use crate::backend::tables;
 use crate::netfilter::expression::flag::{FIN, RST, SYN};
 use crate::netfilter::expression::{self, End};
@@ -89,33 +88,12 @@ fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
-        rule(
-            "the client has answered: decided",
-            [
-                plain(),
-                packet.is("opening"),
-                packet.update(DECIDED),
-                packet.delete("opening"),
-                untrack(),
-            ]
-            .concat(),
-        ),
-        rule(
-            "the client has answered, and closed with this",
-            [
-                expression::has_flag(FIN),
-                packet.is("opening"),
-                packet.update("closing"),
-                packet.delete("opening"),
-                untrack(),
-            ]
-            .concat(),
-        ),
-        rule(
-            "opening",
-            [packet.is("opening"), packet.update("opening"), untrack()].concat(),
-        ),
     ];
+    rules.extend(packet.answered(Vec::new()));
+    rules.push(rule(
+        "opening",
+        [packet.is("opening"), packet.update("opening"), untrack()].concat(),
+    ));
     rules.extend(packet.end_of_decided(packet, turned));
     rules
 }
@@ -124,7 +102,7 @@ fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
 fn open_rules(vips: &[SocketAddr], packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let older = rule(
         "older decisions of this client port are void",
-        void(packet, turned),
+        packet.void(turned),
     );
     let rules = vips.iter().flat_map(|vip| open_rules_of(*vip, packet));
     [older].into_iter().chain(rules).collect()
@@ -164,7 +142,7 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             [
                 expression::has_flag(SYN),
                 packet.is("tracked"),
-                forget(packet, sent),
+                packet.forget(sent),
                 leave(),
             ]
             .concat(),
@@ -174,7 +152,7 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             [
                 expression::has_flag(RST),
                 packet.is("tracked"),
-                forget(packet, sent),
+                packet.forget(sent),
                 packet.delete("tracked"),
                 leave(),
             ]
@@ -205,23 +183,6 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     rules
 }
 
-/// Forgets every decision about a connection.
-fn forget(packet: &Packets, turned: &Packets) -> Vec<Expressions> {
-    [packet.delete("opening"), void(packet, turned)].concat()
-}
-
-/// Forgets every decision about a connection but that it opens. Which end has closed it is named by the
-/// end's own key.
-fn void(packet: &Packets, turned: &Packets) -> Vec<Expressions> {
-    [
-        packet.delete(DECIDED),
-        packet.delete("closing"),
-        turned.delete("closing"),
-        packet.delete("closed"),
-    ]
-    .concat()
-}
-
 /// Only packets with a special flag come here.
 fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     vec![
@@ -248,7 +209,7 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
         // Its answer must not be taken for that of an older connection.
         rule(
             "an undecided SYN, and no room to remember it: older decisions are void",
-            [opens(), forget(packet, turned), leave()].concat(),
+            [opens(), packet.forget(turned), leave()].concat(),
         ),
         rule(
             "of a tracked connection",

@@ -159,6 +159,7 @@ mod tests {
             local: local.parse().unwrap(),
             remote: "0.0.0.0:0".parse().unwrap(),
             cgroup: Some(cgroup),
+            cookie: 0,
         }
     }
 

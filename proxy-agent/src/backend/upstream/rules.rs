@@ -58,13 +58,13 @@ use std::time::Duration;
 use netlink_packet_netfilter::nftables::Expressions;
 
 use crate::backend::decisions::packets::{
-    Packets, base, chain, entry, leave, opens, plain, rule, untrack,
+    Packets, base, chain, entry, leave, opens, rule, untrack,
 };
 use crate::backend::decisions::{CLOSED, CONNECTION, DECIDED, FOR_GOOD, PASSING};
 use crate::backend::tables;
 use crate::instance::Instance;
 use crate::kernel::cgroup::Cgroup;
-use crate::netfilter::expression::flag::{FIN, RST};
+use crate::netfilter::expression::flag::RST;
 use crate::netfilter::expression::{self, End, Part, SetOperation};
 use crate::netfilter::set::{Field, Set};
 use crate::netfilter::{Chain, Family, Hook, Rule, Table};
@@ -217,31 +217,9 @@ fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
-        rule(
-            "answered: decided",
-            [
-                plain(),
-                packet.is("opening"),
-                packet.update(DECIDED),
-                packet.delete("opening"),
-                endpoint(SetOperation::Update, ANSWERED, family),
-                untrack(),
-            ]
-            .concat(),
-        ),
-        rule(
-            "answered, and closed with this",
-            [
-                expression::has_flag(FIN),
-                packet.is("opening"),
-                packet.update("closing"),
-                packet.delete("opening"),
-                untrack(),
-            ]
-            .concat(),
-        ),
-        rule("opening", [packet.is("opening"), untrack()].concat()),
     ];
+    rules.extend(packet.answered(endpoint(SetOperation::Update, ANSWERED, family)));
+    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
     rules.extend(packet.end_of_decided(packet, turned));
     rules
 }
@@ -284,14 +262,7 @@ fn open_rules(
         ),
         rule(
             "older decisions of this port are void",
-            [
-                packet.delete("opening"),
-                packet.delete(DECIDED),
-                packet.delete("closing"),
-                turned.delete("closing"),
-                packet.delete("closed"),
-            ]
-            .concat(),
+            packet.forget(turned),
         ),
         rule(
             "the endpoint is left to conntrack",
