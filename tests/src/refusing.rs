@@ -50,7 +50,7 @@ pub fn prepare(command: &mut Command) {
 /// # Errors
 /// When the filter cannot be had from the process.
 pub fn answer(process: u32, program: &'static str) -> io::Result<()> {
-    let process = libc::pid_t::try_from(process).expect("process ids are positive");
+    let process = libc::pid_t::try_from(process).map_err(io::Error::other)?;
     // SAFETY: no memory is passed; each call returns a new descriptor.
     let listener = unsafe {
         let process = descriptor(libc::syscall(libc::SYS_pidfd_open, process, 0))?;

@@ -12,6 +12,9 @@ const RELEASE: &str = "/proc/sys/kernel/osrelease";
 /// The first Linux with tcx.
 const TCX: (u32, u32) = (6, 6);
 
+/// The first Linux that refuses programs of traffic control to change a SOCKMAP.
+const AGENT_KEEPS_LISTENERS: (u32, u32) = (7, 3);
+
 /// Removes the record of an earlier run: `test` did run.
 ///
 /// # Errors
@@ -63,6 +66,15 @@ pub fn without_tcx(test: &str) -> Result<bool> {
 /// When its version cannot be read.
 pub fn has_tcx() -> Result<bool> {
     is_at_least(TCX)
+}
+
+/// Whether this kernel lets programs of traffic control keep the proxy's listeners. Where not, the agent does, when it
+/// notices them.
+///
+/// # Errors
+/// When its version cannot be read.
+pub fn programs_keep_listeners() -> Result<bool> {
+    Ok(!is_at_least(AGENT_KEEPS_LISTENERS)?)
 }
 
 /// Whether this kernel is Linux `first` or newer.

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netns::Netns;
-use crate::{patience, stream};
+use crate::{Family, patience, proxy, stream};
 
 const CHUNK: usize = 64 * 1024;
 /// As many bytes as this are exchanged on slow machines, too.
@@ -85,6 +85,10 @@ impl Server {
             .run(|| TcpListener::bind(address))
             .with_context(|| format!("listening on {address}"))?;
         listener.set_nonblocking(true)?;
+        let is_vip = |family: &Family| family.vip() == address.ip();
+        if address.ip().is_unspecified() || Family::ALL.iter().any(is_vip) {
+            proxy::be_noticed()?;
+        }
         Ok(Self::start(move || {
             let (stream, _) = listener.accept()?;
             stream.set_nonblocking(false)?;

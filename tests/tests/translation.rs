@@ -254,6 +254,7 @@ fn the_proxy_sees_the_address_that_was_asked_for() {
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         let listen = |family: Family| node.netns.run(|| TcpListener::bind(family.vip_socket()));
         let (v4, v6) = (listen(Family::V4)?, listen(Family::V6)?);
+        tests::proxy::be_noticed()?;
         for path in node.paths() {
             let listener = if path.family == Family::V4 { &v4 } else { &v6 };
             let stream = client::connect(path.netns, path.destination(), TIMEOUT)?;

@@ -149,7 +149,12 @@ impl Programs {
         let ends = !settings.services.is_empty() || !given_up.is_empty();
 
         let load = |keeper| load_hooks(settings, &given_up, lru_size, cgroup, keeper);
-        let (mut ebpf, hooks, listeners) = load(Keeper::Program).or_else(|error| match error {
+        let first = if ends {
+            Keeper::Program
+        } else {
+            Keeper::Nobody
+        };
+        let (mut ebpf, hooks, listeners) = load(first).or_else(|error| match error {
             LoadError::Program { source, .. } if ends && !features::may_come(&source) => {
                 let loaded = load(Keeper::Agent).map_err(|second| {
                     debug!(
@@ -353,7 +358,7 @@ fn load_hooks(
         }
     }
     let listeners = match keeper {
-        Keeper::Program => None,
+        Keeper::Program | Keeper::Nobody => None,
         Keeper::Agent => Some(Listeners::load(&mut ebpf, settings.proxy_listener)?),
     };
     Ok((ebpf, hooks, listeners))

@@ -14,7 +14,7 @@ use super::{ACCEPT, CHAIN_TYPE, COMMENT, Table};
 use crate::netfilter::set::SetOutline;
 use crate::netfilter::{Error, Socket};
 
-/// `NFTA_RULE_USERDATA` of linux/netfilter/nf_tables.h.
+/// `NFTA_RULE_USERDATA` of `linux/netfilter/nf_tables.h`.
 const NFTA_RULE_USERDATA: u16 = 7;
 
 /// A table as far as two of them are compared.

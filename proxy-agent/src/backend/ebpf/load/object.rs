@@ -39,6 +39,8 @@ pub enum Keeper {
     Program,
     /// The agent, where the kernel refuses that (since Linux 7.3).
     Agent,
+    /// There is no Service, and no listener to be kept.
+    Nobody,
 }
 
 /// Opens the object with its maps, set up as asked for. `draining`: Services that are given up; `lru_size`:
@@ -67,7 +69,7 @@ pub fn load_object(
     let service_addresses = services.iter().fold(0_u64, |all, end| all | bits(end.ip()));
     let allows = u8::from(!settings.allow_from.is_empty());
     let any_listener = u8::from(settings.proxy_listener == ProxyListener::Any);
-    let kept_by_agent = u8::from(keeper == Keeper::Agent);
+    let kept_by_agent = u8::from(keeper != Keeper::Program);
     let host = netns::cookie(cgroup);
     let mut loader = EbpfLoader::new();
     loader
