@@ -3,6 +3,7 @@
 //! Dial errors in Go's words. The server maps them to HTTP statuses, upstream's tests and users' scripts
 //! search for them, so an agent has to say the same as Go's `net` package does.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -59,9 +60,15 @@ pub enum Problem {
         name: String,
         /// The name server.
         server: Option<String>,
-        /// What it answered.
-        text: &'static str,
+        /// What it answered, or what kept it from being asked.
+        text: Cow<'static, str>,
     },
+    /// There is no address at all.
+    #[error("missing address")]
+    MissingAddress,
+    /// The address is of another family than the network.
+    #[error("address {0}: no suitable address found")]
+    NoSuitableAddress(String),
     /// The address has no port.
     #[error("address {0}: missing port in address")]
     MissingPort(String),
@@ -71,6 +78,14 @@ pub enum Problem {
     /// The address has brackets in the wrong place.
     #[error("address {0}: missing ']' in address")]
     MissingBracket(String),
+    /// The address has a bracket that belongs nowhere.
+    #[error("address {address}: unexpected '{bracket}' in address")]
+    UnexpectedBracket {
+        /// The address.
+        address: String,
+        /// The bracket.
+        bracket: char,
+    },
     /// The port is no number of 16 bits.
     #[error("address {0}: invalid port")]
     InvalidPort(String),
@@ -122,7 +137,7 @@ impl Problem {
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout => true,
-            Self::Lookup { text, .. } => *text == TIMEOUT,
+            Self::Lookup { text, .. } => text == TIMEOUT,
             Self::System { text, .. } => text == TIMED_OUT,
             _ => false,
         }
@@ -160,19 +175,27 @@ pub fn split_host_port(address: &str) -> Result<(&str, &str), Problem> {
     let Some(last) = address.rfind(':') else {
         return Err(Problem::MissingPort(address.to_owned()));
     };
-    if let Some(rest) = address.strip_prefix('[') {
+    let (host, port) = if let Some(rest) = address.strip_prefix('[') {
         let Some((host, port)) = rest.split_once(']') else {
             return Err(Problem::MissingBracket(address.to_owned()));
         };
-        return match port.strip_prefix(':') {
-            Some(port) if !port.contains(':') => Ok((host, port)),
-            Some(_) => Err(Problem::TooManyColons(address.to_owned())),
-            None => Err(Problem::MissingPort(address.to_owned())),
-        };
-    }
-    let (host, port) = (&address[..last], &address[last + 1..]);
-    if host.contains(':') {
-        return Err(Problem::TooManyColons(address.to_owned()));
+        match port.strip_prefix(':') {
+            Some(port) if !port.contains(':') => (host, port),
+            Some(_) => return Err(Problem::TooManyColons(address.to_owned())),
+            None => return Err(Problem::MissingPort(address.to_owned())),
+        }
+    } else {
+        let (host, port) = (&address[..last], &address[last + 1..]);
+        if host.contains(':') {
+            return Err(Problem::TooManyColons(address.to_owned()));
+        }
+        (host, port)
+    };
+    for bracket in ['[', ']'] {
+        if host.contains(bracket) || port.contains(bracket) {
+            let address = address.to_owned();
+            return Err(Problem::UnexpectedBracket { address, bracket });
+        }
     }
     Ok((host, port))
 }
@@ -241,7 +264,7 @@ mod tests {
         let lookup = Problem::Lookup {
             name: "x.invalid".into(),
             server: Some("10.0.0.10:53".into()),
-            text: "no such host",
+            text: "no such host".into(),
         };
         assert_eq!(
             text(None, lookup),
@@ -273,6 +296,19 @@ mod tests {
         assert_eq!(
             problem("[::1]"),
             "dial tcp: address [::1]: missing port in address"
+        );
+        for (address, bracket) in [
+            ("a[b:1", '['),
+            ("a]b:1", ']'),
+            ("[[::1]:1", '['),
+            ("[::1]:1]", ']'),
+        ] {
+            let want = format!("dial tcp: address {address}: unexpected '{bracket}' in address");
+            assert_eq!(problem(address), want);
+        }
+        assert_eq!(
+            problem("[::1]x:1"),
+            "dial tcp: address [::1]x:1: missing port in address"
         );
         let invalid = text(None, port("99999").unwrap_err());
         assert_eq!(invalid, "dial tcp: address 99999: invalid port");

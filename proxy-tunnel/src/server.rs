@@ -8,6 +8,7 @@ pub mod authority;
 pub mod backend;
 pub mod clients;
 pub mod frontend;
+mod given_up;
 pub mod strategies;
 pub mod transport;
 pub mod tunnel;

@@ -6,12 +6,14 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::pin;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use thiserror::Error;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// The least that each of several addresses of one family gets, as in Go.
@@ -36,13 +38,34 @@ pub struct Failed {
 /// It has no address, or none that answers in time.
 pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
     let deadline = Instant::now() + limit;
-    let found = timeout_at(deadline, lookup_host((host, port))).await??;
-    let addresses: Vec<SocketAddr> = found.collect();
+    let addresses = match host.parse::<IpAddr>() {
+        Ok(literal) => vec![SocketAddr::new(literal, port)],
+        Err(_) => timeout_at(deadline, lookup(host, port)).await??,
+    };
     match connect_any(&addresses, deadline).await {
         Ok(stream) => Ok(stream),
         Err(Some(failed)) => Err(io::Error::new(failed.reason.kind(), failed)),
         Err(None) => Err(io::Error::new(io::ErrorKind::NotFound, "no address")),
     }
+}
+
+/// The addresses of a name, as the C library finds them.
+///
+/// # Errors
+/// The C library's answer. With a number of the kernel's where files or memory were lacking: what the C library answers
+/// then depends on what it has read before, and often is that there is no such name (glibc 2.36, a process that looks
+/// up its first name).
+pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let host = host.to_owned();
+    let looking = spawn_blocking(move || {
+        Errno::clear();
+        let found = (host.as_str(), port).to_socket_addrs();
+        found.map_err(|error| match Errno::last() {
+            lacking @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => lacking.into(),
+            _ => error,
+        })
+    });
+    Ok(looking.await??.collect())
 }
 
 /// Connects to one of these addresses.

@@ -3,8 +3,10 @@
 //! One connection to a server, from its name to the stream of packets: TCP, directly or by a proxy, TLS, HTTP/2,
 //! the agent's names and its token. When to connect is [`super::sync`]'s business.
 
-use std::io;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,9 @@ use crate::wire::metadata::{
     self, AGENT_ID, AGENT_IDENTIFIERS, AUTHORIZATION, BEARER, Extensions, MetadataError,
 };
 use crate::wire::{AGENT_PATH, LINK, Received};
+
+/// Bytes of a token at most: more than a header field may have.
+const TOKEN: u64 = 64 * 1024;
 
 /// How long it may take from the name to the server's headers.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -251,14 +256,36 @@ impl Connector {
         )?;
         if let Some(path) = &self.token {
             // Anew for each connection: kubelet exchanges it.
-            let token = std::fs::read_to_string(path).map_err(|source| ConnectError::Token {
+            let token = read_token(path).map_err(|source| ConnectError::Token {
                 path: path.clone(),
                 source,
             })?;
-            put(AUTHORIZATION, &format!("{BEARER}{}", token.trim()), "token")?;
+            put(AUTHORIZATION, &format!("{BEARER}{token}"), "token")?;
         }
         Extensions::ALL.write(&mut metadata);
         Ok(metadata)
+    }
+}
+
+/// The token without the newline behind it.
+fn read_token(path: &Path) -> io::Result<String> {
+    // A named pipe without a writer would keep the agent waiting here.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    if !file.metadata()?.is_file() {
+        return invalid("it is no regular file");
+    }
+    let mut token = String::new();
+    let length = file.take(TOKEN + 1).read_to_string(&mut token)?;
+    if length as u64 > TOKEN {
+        return invalid("it is larger than 64 KiB");
+    }
+    match token.trim() {
+        "" => invalid("it is empty"),
+        token => Ok(token.to_owned()),
     }
 }
 
@@ -268,5 +295,49 @@ fn join(host: &str, port: u16) -> String {
         format!("[{host}]:{port}")
     } else {
         format!("{host}:{port}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_without_their_newline_and_nothing_else_is_taken_for_one() {
+        let directory = std::env::temp_dir().join(format!("token-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("token");
+        let read = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            read_token(&path).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(b"a.b.c\n"), Ok("a.b.c".into()));
+        let most = "x".repeat(65_536);
+        assert_eq!(read(most.as_bytes()), Ok(most.clone()));
+        let more = most + "x";
+        for (bytes, why) in [
+            (more.as_bytes(), "larger than"),
+            (b"\n", "empty"),
+            (b"\xff", "UTF-8"),
+        ] {
+            let error = read(bytes).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(
+            Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        for path in [&path, &directory] {
+            let error = read_token(path).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

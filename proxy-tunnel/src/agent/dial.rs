@@ -3,18 +3,22 @@
 //! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried, and what is reported when none
 //! answers. In which order and for how long they are tried is [`crate::tcp`]'s business.
 
+use std::borrow::Cow;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::go_error::{DialError, Problem, TIMEOUT, port, split_host_port};
+use crate::go_error::{DialError, Problem, TIMEOUT, os_text, port, split_host_port};
 use crate::tcp;
 
 /// How long a dial may take in all. Upstream's agent has no flag for it.
 pub const LIMIT: Duration = Duration::from_secs(5);
+
+/// A name has no addresses.
+const NO_HOST: &str = "no such host";
 
 /// Which of a name's addresses are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,17 +48,20 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
     };
     let addresses = timeout_at(deadline, resolve(address, family))
         .await
-        .unwrap_or_else(|_| Err(lookup(address, TIMEOUT)))
+        .unwrap_or_else(|_| Err(lookup(address, |_| TIMEOUT.into())))
         .map_err(|problem| failed(None, problem))?;
     tcp::connect_any(&addresses, deadline)
         .await
         .map_err(|tried| match tried {
             Some(tried) => failed(Some(tried.address), Problem::connect(&tried.reason)),
-            None => failed(None, lookup(address, "no such host")),
+            None => failed(None, lookup(address, |_| NO_HOST.into())),
         })
 }
 
 async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Problem> {
+    if address.is_empty() {
+        return Err(Problem::MissingAddress);
+    }
     let (host, service) = split_host_port(address)?;
     let port = port(service)?;
     let is_wanted = |address: &SocketAddr| match family {
@@ -64,23 +71,29 @@ async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Probl
     };
     if host.is_empty() {
         // Go takes it for this machine.
-        return Ok(vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)]);
+        let local = match family {
+            Family::Any | Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        return Ok(vec![SocketAddr::new(local, port)]);
     }
     if let Ok(literal) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(literal, port)]
-            .into_iter()
-            .filter(is_wanted)
-            .collect());
+        // One of IPv4 that is written as one of IPv6 is one of IPv4, as in Go.
+        let literal = SocketAddr::new(literal.to_canonical(), port);
+        return if is_wanted(&literal) {
+            Ok(vec![literal])
+        } else {
+            Err(Problem::NoSuitableAddress(host.to_owned()))
+        };
     }
     if ends_in_a_number(host) {
         // The C library would read `127.1` and `0x7f.1` as addresses; to Go they are names, and none of DNS.
-        return Err(lookup(address, "no such host"));
+        return Err(lookup(address, |_| NO_HOST.into()));
     }
-    let found: Vec<SocketAddr> = lookup_host((host, port))
+    let mut found = tcp::lookup(host, port)
         .await
-        .map_err(|error| lookup(address, lookup_text(&error)))?
-        .filter(is_wanted)
-        .collect();
+        .map_err(|error| lookup(address, |server| lookup_text(&error, server)))?;
+    found.retain(is_wanted);
     Ok(found)
 }
 
@@ -96,23 +109,34 @@ fn ends_in_a_number(host: &str) -> bool {
 }
 
 /// A failed lookup in Go's words. The resolver's own are those of the C library.
-fn lookup_text(error: &io::Error) -> &'static str {
+fn lookup_text(error: &io::Error, server: Option<&str>) -> Cow<'static, str> {
+    match error.raw_os_error() {
+        // Go's resolver opens a socket for each question, and fails by that.
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
+            let asking = server.map_or_else(String::new, |server| format!("dial udp {server}: "));
+            return format!("{asking}socket: {}", os_text(error)).into();
+        }
+        Some(_) => return os_text(error).into(),
+        None => {}
+    }
     let text = error.to_string();
     if text.contains("Temporary failure") {
-        "server misbehaving"
+        "server misbehaving".into()
     } else if text.contains("timed out") {
-        TIMEOUT
+        TIMEOUT.into()
     } else {
-        "no such host"
+        NO_HOST.into()
     }
 }
 
-fn lookup(address: &str, text: &'static str) -> Problem {
+/// A failed lookup of the host of an address, with what went wrong by the name server.
+fn lookup(address: &str, text: impl FnOnce(Option<&str>) -> Cow<'static, str>) -> Problem {
     let name = split_host_port(address).map_or(address, |(host, _)| host);
+    let server = name_server();
     Problem::Lookup {
         name: name.to_owned(),
-        server: name_server(),
-        text,
+        text: text(server.as_deref()),
+        server,
     }
 }
 
@@ -156,6 +180,22 @@ mod tests {
             ("bogus", "127.0.0.1:1", "dial bogus: unknown network bogus"),
             ("unix", "/run/x.sock", "dial unix: unknown network unix"),
             ("udp", "127.0.0.1:1", "dial udp: unknown network udp"),
+            ("tcp", "", "dial tcp: missing address"),
+            (
+                "tcp4",
+                "[::1]:1",
+                "dial tcp4: address ::1: no suitable address found",
+            ),
+            (
+                "tcp6",
+                "127.0.0.1:1",
+                "dial tcp6: address 127.0.0.1: no suitable address found",
+            ),
+            (
+                "tcp6",
+                "[::ffff:127.0.0.1]:1",
+                "dial tcp6: address ::ffff:127.0.0.1: no suitable address found",
+            ),
         ] {
             assert_eq!(text(network, address).await, want);
         }
@@ -173,6 +213,47 @@ mod tests {
         for name in ["localhost", "node-1", "a.0b", "1.example"] {
             assert!(!ends_in_a_number(name), "{name}");
         }
+    }
+
+    /// A target whose queue of connections is full takes no notice of another one.
+    #[tokio::test]
+    async fn targets_that_do_not_answer() {
+        let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(address).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let limit = Duration::from_millis(200);
+        let mut queued = Vec::new();
+        let error = loop {
+            match dial("tcp", &address, limit).await {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 10, "the queue has no end");
+        };
+        assert_eq!(
+            error.to_string(),
+            format!("dial tcp {address}: i/o timeout")
+        );
+        assert!(error.problem.is_timeout());
+    }
+
+    /// What a process without files answers is tested with one, in the behaviour tests.
+    #[test]
+    fn lookups_that_lack_something_say_what() {
+        let text = |code, server| lookup_text(&io::Error::from_raw_os_error(code), server);
+        let server = Some("10.0.0.10:53");
+        assert_eq!(
+            text(libc::EMFILE, server),
+            "dial udp 10.0.0.10:53: socket: too many open files"
+        );
+        assert_eq!(
+            text(libc::ENFILE, None),
+            "socket: too many open files in system"
+        );
+        assert_eq!(text(libc::ENOMEM, None), "socket: cannot allocate memory");
+        assert_eq!(text(libc::EACCES, server), "permission denied");
     }
 
     /// Lookups that hang are those of names only, and end in time (hypershift #7087).
@@ -206,11 +287,16 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         dial("tcp", &address, LIMIT).await.unwrap();
         dial("tcp4", &address, LIMIT).await.unwrap();
-        assert!(text("tcp6", &address).await.starts_with("dial tcp6: "));
+        let mapped = address.replace("127.0.0.1", "[::ffff:127.0.0.1]");
+        dial("tcp4", &mapped, LIMIT).await.unwrap();
+        let local = address.replace("127.0.0.1", "");
+        dial("tcp", &local, LIMIT).await.unwrap();
         let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         dial("tcp", &address, LIMIT).await.unwrap();
         dial("tcp6", &address, LIMIT).await.unwrap();
+        let local = address.replace("[::1]", "");
+        dial("tcp6", &local, LIMIT).await.unwrap();
         drop(listener);
         let refused = format!("dial tcp {address}: connect: connection refused");
         assert_eq!(text("tcp", &address).await, refused);

@@ -3,7 +3,7 @@
 //! One stream to a server, and the connections that the server asked for on it. The task that reads the stream
 //! waits for no target: what belongs to a connection goes into its inbox.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
@@ -40,9 +40,21 @@ pub struct Shared {
 #[derive(Debug, Default)]
 struct Table {
     is_lost: bool,
-    /// Dropping the sender gives the dial up.
-    pending: HashMap<i64, oneshot::Sender<()>>,
+    /// By the server's number and that of the connection to come. Dropping the sender gives the dial up.
+    pending: BTreeMap<(i64, i64), oneshot::Sender<()>>,
     endpoints: HashMap<i64, Arc<Endpoint>>,
+}
+
+impl Table {
+    /// The server gives a dial up. Upstream's server may have asked for several by one number, if its clients have
+    /// chosen the same; none of them is given up then, as by upstream's agent: it may be another client's.
+    fn give_up(&mut self, random: i64) {
+        let mut dials = self.pending.range((random, i64::MIN)..=(random, i64::MAX));
+        if let (Some((dial, _)), None) = (dials.next(), dials.next()) {
+            let dial = *dial;
+            self.pending.remove(&dial);
+        }
+    }
 }
 
 /// One stream to a server.
@@ -163,9 +175,7 @@ impl Link {
                 }
                 None => self.unknown(connect_id, "Unknown connectID"),
             },
-            Message::CloseDial(random) => {
-                self.table().pending.remove(&random);
-            }
+            Message::CloseDial(random) => self.table().give_up(random),
             Message::Finish(connect_id) => {
                 if let Some(endpoint) = self.find(connect_id) {
                     endpoint.inbox.push(Event::Finish);
@@ -237,7 +247,8 @@ impl Link {
             "Received DIAL_REQ"
         );
         let (sender, given_up) = oneshot::channel();
-        self.table().pending.insert(request.random, sender);
+        let dial = (request.random, connect_id);
+        self.table().pending.insert(dial, sender);
         tokio::spawn(Arc::clone(self).dial_and_serve(request, connect_id, given_up));
     }
 
@@ -264,7 +275,8 @@ impl Link {
     }
 
     fn dial_failed(&self, request: &DialRequest, connect_id: i64, error: &DialError) {
-        self.table().pending.remove(&request.random);
+        let dial = (request.random, connect_id);
+        self.table().pending.remove(&dial);
         self.shared.metrics.dial_failed(error.problem.is_timeout());
         info!(
             dialID = request.random,
@@ -297,7 +309,8 @@ impl Link {
         let endpoint = Arc::new(Endpoint::new(connect_id, inbox, lane));
         {
             let mut table = self.table();
-            let is_wanted = table.pending.remove(&request.random).is_some();
+            let dial = (request.random, connect_id);
+            let is_wanted = table.pending.remove(&dial).is_some();
             if table.is_lost || !is_wanted {
                 return;
             }

@@ -121,14 +121,15 @@ async fn answer(
     loop {
         match inbound.message().await {
             Ok(Some(Ok(Message::DialResponse(response)))) if response.random == random => {
-                return if response.error.is_empty() {
-                    Ok(response.connect_id)
-                } else {
-                    Err(DialError::Endpoint {
-                        address: address.to_owned(),
-                        text: response.error,
-                    })
+                let text = match (response.error.as_str(), response.connect_id) {
+                    ("", 0) => "the answer has no connection".to_owned(),
+                    ("", connect_id) => return Ok(connect_id),
+                    _ => response.error,
                 };
+                return Err(DialError::Endpoint {
+                    address: address.to_owned(),
+                    text,
+                });
             }
             Ok(Some(Ok(Message::CloseDial(number)))) if number == random => {
                 return Err(DialError::Closed(address.to_owned()));

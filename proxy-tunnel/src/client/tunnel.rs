@@ -169,17 +169,19 @@ impl GrpcTunnel {
             self.end = Some(End::Closed);
             return Poll::Ready(());
         };
+        let own = self.connect_id;
         match ready!(Pin::new(inbound).poll_next(context)) {
-            Some(Ok(Ok(Message::Data(_, data)))) => self.waiting = data,
-            Some(Ok(Ok(Message::Finish(_)))) => self.end = Some(End::Finished),
-            Some(Ok(Ok(Message::CloseResponse(close)))) => {
+            Some(Ok(Ok(Message::Data(id, data)))) if id == own => self.waiting = data,
+            Some(Ok(Ok(Message::Finish(id)))) if id == own => self.end = Some(End::Finished),
+            Some(Ok(Ok(Message::CloseResponse(close)))) if close.connect_id == own => {
                 self.end = Some(if close.error.is_empty() {
                     End::Closed
                 } else {
                     End::Cut(close.error)
                 });
             }
-            // Malformed packets, and those that mean nothing here, are ignored by all parties.
+            // Malformed packets, and those that mean nothing here or are of other connections, are ignored by all
+            // parties.
             Some(Ok(_)) => {}
             Some(Err(status)) => self.end = Some(End::Cut(status.message().to_owned())),
             None => {

@@ -28,6 +28,9 @@ const WATCH: u32 = 290;
 /// The first and the longest pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
+/// The API server's status for what a role does not allow.
+const FORBIDDEN: u16 = 403;
+
 /// How often an agent without permission is told what it lacks.
 const REMIND: Duration = Duration::from_mins(1);
 
@@ -120,17 +123,41 @@ impl Counter {
     pub async fn run(self) {
         let mut pause = BACKOFF.0;
         let mut reported: Option<Instant> = None;
+        let is_due = |reported: &mut Option<Instant>| {
+            let is_due = reported.is_none_or(|at| at.elapsed() > REMIND);
+            if is_due {
+                *reported = Some(Instant::now());
+            }
+            is_due
+        };
         loop {
             match self.list().await {
                 Ok(version) => {
-                    (pause, reported) = (BACKOFF.0, None);
-                    if let Err(why) = self.watch(version).await {
-                        debug!(err = %why, "the watch of leases has ended; listing them again");
+                    let began = Instant::now();
+                    let ended = self.watch(version).await;
+                    // One that ends at once is no reason to list at once: a role without `watch`, a proxy that
+                    // cuts it.
+                    if began.elapsed() > BACKOFF.1 {
+                        (pause, reported) = (BACKOFF.0, None);
+                    }
+                    match ended {
+                        Err(why) if outcome(&why).0 == FORBIDDEN => {
+                            if is_due(&mut reported) {
+                                error!(
+                                    err = %why,
+                                    "leases cannot be watched, so they are listed instead; a role with `watch` of leases \
+                                     in their namespace ends this"
+                                );
+                            }
+                        }
+                        Err(why) => {
+                            debug!(err = %why, "the watch of leases has ended; listing them again");
+                        }
+                        Ok(()) => {}
                     }
                 }
                 Err(why) => {
-                    if reported.is_none_or(|at| at.elapsed() > REMIND) {
-                        reported = Some(Instant::now());
+                    if is_due(&mut reported) {
                         error!(
                             err = %why,
                             "leases cannot be listed, so the number of servers is taken from what servers say; a \

@@ -7,10 +7,12 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tracing::{debug, error, info};
 
+use super::given_up::GivenUp;
 use super::tunnel::{Event, Tunnel};
 use crate::client::Mode;
 use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
@@ -24,6 +26,9 @@ pub const PENDING_LOST: &str = "Backend context error: context canceled";
 
 /// What a client is told when the agent's stream ends under an established connection.
 pub const ESTABLISHED_LOST: &str = "the agent's stream ended, the connection is cut";
+
+/// What a client is told of an answer that is neither a connection nor an error.
+const NO_NUMBER: &str = "the agent's answer has no connection";
 
 /// What all streams of agents share.
 #[derive(Debug)]
@@ -63,7 +68,9 @@ impl Shared {
 #[derive(Debug, Default)]
 struct Table {
     is_lost: bool,
+    /// By the number that the agent knows the dial by.
     pending: HashMap<i64, Arc<Tunnel>>,
+    given_up: GivenUp,
     established: HashMap<i64, Arc<Tunnel>>,
     /// Closed here, and the agent has not yet said so: what it sends for them is dropped.
     closing: HashSet<i64>,
@@ -78,6 +85,17 @@ impl Table {
         if self.closing.len() < MOST_CLOSING {
             self.closing.insert(connect_id);
         }
+    }
+
+    /// A number for a dial: the client's, unless the agent's answer to another dial may carry it. Clients choose their
+    /// numbers without each other, and some choose the same (Go before 1.20 has every process draw the same ones).
+    fn dial_number(&mut self, wanted: i64) -> i64 {
+        let now = Instant::now();
+        let mut number = wanted;
+        while self.pending.contains_key(&number) || self.given_up.contains(number, now) {
+            number = fastrand::i64(1..);
+        }
+        number
     }
 }
 
@@ -98,16 +116,10 @@ pub struct Backend {
     table: Mutex<Table>,
 }
 
-/// Why a dial does not even begin.
+/// A dial does not even begin: the agent's stream has just ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum DialRefused {
-    /// The agent's stream has just ended.
-    #[error("{PENDING_LOST}")]
-    Lost,
-    /// Another dial with the same number is pending.
-    #[error("a dial with the same number is pending; choose another random number")]
-    Duplicate,
-}
+#[error("{PENDING_LOST}")]
+pub struct DialRefused;
 
 impl Backend {
     /// A new stream.
@@ -155,7 +167,7 @@ impl Backend {
     /// Asks the agent for a connection. What becomes of it is told to `inbox`.
     ///
     /// # Errors
-    /// The stream has ended, or the number is taken.
+    /// The stream has ended.
     pub fn dial(
         self: &Arc<Self>,
         request: DialRequest,
@@ -163,33 +175,45 @@ impl Backend {
     ) -> Result<Arc<Tunnel>, DialRefused> {
         let window = self.extensions.window.then_some(WINDOW);
         let lane = self.outbox.lane(window);
-        let tunnel = Arc::new(Tunnel::new(&request, Arc::clone(self), lane, inbox));
         let mut table = self.table();
         if table.is_lost {
-            return Err(DialRefused::Lost);
+            return Err(DialRefused);
         }
-        match table.pending.entry(request.random) {
-            Entry::Occupied(_) => return Err(DialRefused::Duplicate),
-            Entry::Vacant(entry) => entry.insert(Arc::clone(&tunnel)),
-        };
+        let number = table.dial_number(request.random);
+        let tunnel = Tunnel::new(&request, number, Arc::clone(self), lane, inbox);
+        let tunnel = Arc::new(tunnel);
+        table.pending.insert(number, Arc::clone(&tunnel));
         drop(table);
+        if number != request.random {
+            debug!(
+                dialID = request.random,
+                agentDialID = number,
+                "the agent may know another dial by this number and gets a number of the server's"
+            );
+        }
         self.shared.metrics.pending(1);
-        if tunnel.send(Message::DialRequest(request)).is_err() {
+        let asked = Message::DialRequest(DialRequest {
+            random: number,
+            ..request
+        });
+        if tunnel.send(asked).is_err() {
             // The transport has just gone; its reader will notice too.
             self.forget_pending(&tunnel);
-            return Err(DialRefused::Lost);
+            return Err(DialRefused);
         }
         Ok(tunnel)
     }
 
     /// Removes a pending dial; true if it was still pending.
     pub fn forget_pending(&self, tunnel: &Tunnel) -> bool {
+        let number = tunnel.number;
         let mut table = self.table();
-        // Another client may have chosen the same number.
+        // A number that has been answered may be another dial's.
         let is_own = |one: &Arc<Tunnel>| std::ptr::eq(Arc::as_ptr(one), tunnel);
-        let removed = table.pending.get(&tunnel.random).is_some_and(is_own);
+        let removed = table.pending.get(&number).is_some_and(is_own);
         if removed {
-            table.pending.remove(&tunnel.random);
+            table.pending.remove(&number);
+            table.given_up.note(number, Instant::now());
         }
         drop(table);
         if removed {
@@ -212,22 +236,20 @@ impl Backend {
         }
     }
 
-    /// Whether a connection with this number is established for any client.
-    #[must_use]
-    pub fn is_established(&self, connect_id: i64) -> bool {
-        self.table().established.contains_key(&connect_id)
-    }
-
-    /// Asks the agent to close a connection that has no client.
-    pub fn close_unknown(&self, connect_id: i64) {
+    /// Asks the agent to close a connection that has no client. It is never one that a client has named: that may be
+    /// another client's, also one whose dial the agent's answer has not reached yet.
+    fn close_unknown(&self, connect_id: i64) {
         // An ended stream has no connections.
         let _ = self.outbox.control(Message::CloseRequest(connect_id));
     }
 
     /// As [`Self::close_unknown`], for one that the agent has: its target may send on until the agent takes the
-    /// request.
+    /// request. An agent that answers a dial twice names a connection that has a client.
     fn close_stray(&self, connect_id: i64) {
         let mut table = self.table();
+        if table.established.contains_key(&connect_id) {
+            return;
+        }
         if !table.is_lost {
             table.note_closing(connect_id);
         }
@@ -238,7 +260,7 @@ impl Backend {
     /// Takes a message of the agent.
     pub fn receive(&self, message: Message) {
         match message {
-            Message::DialResponse(response) => self.dial_response(&response),
+            Message::DialResponse(response) => self.dial_response(response),
             Message::Data(connect_id, data) => self.data(connect_id, data),
             Message::CloseResponse(response) => {
                 let mut table = self.table();
@@ -250,18 +272,18 @@ impl Backend {
                     tunnel.inbox.push(Event::Closed(response));
                 }
             }
-            Message::CloseDial(random) => {
-                let tunnel = self.table().pending.remove(&random);
+            Message::CloseDial(number) => {
+                let tunnel = self.table().pending.remove(&number);
                 if let Some(tunnel) = tunnel {
                     self.shared.metrics.pending(-1);
                     self.shared.metrics.dial_failed(DialFailure::BackendClose);
                     error!(
-                        dialID = random,
+                        dialID = tunnel.random,
                         agentID = self.agent_id.as_str(),
                         dialAddress = tunnel.address.as_str(),
                         "Dial terminated (DIAL_CLS) by backend"
                     );
-                    tunnel.inbox.push(Event::DialClosed);
+                    tunnel.inbox.push(Event::DialClosed(tunnel.random));
                 }
             }
             Message::Drain => {
@@ -291,7 +313,7 @@ impl Backend {
         self.table().established.get(&connect_id).cloned()
     }
 
-    fn dial_response(&self, response: &DialResponse) {
+    fn dial_response(&self, response: DialResponse) {
         let metrics = &self.shared.metrics;
         let agent_id = self.agent_id.as_str();
         let mut table = self.table();
@@ -309,7 +331,15 @@ impl Backend {
             }
             return;
         };
-        let is_connected = response.error.is_empty() && response.connect_id != 0;
+        // As the client knows its dial.
+        let mut response = DialResponse {
+            random: tunnel.random,
+            ..response
+        };
+        if response.error.is_empty() && response.connect_id == 0 {
+            NO_NUMBER.clone_into(&mut response.error);
+        }
+        let is_connected = response.error.is_empty();
         let replaced = if is_connected {
             tunnel.establish(response.connect_id);
             table
@@ -420,7 +450,7 @@ impl Backend {
         for tunnel in pending.into_values() {
             self.shared.metrics.pending(-1);
             self.shared.metrics.dial_failed(DialFailure::BackendClose);
-            tunnel.inbox.push(Event::PendingLost);
+            tunnel.inbox.push(Event::PendingLost(tunnel.random));
         }
         for tunnel in established.into_values() {
             tunnel.ended();

@@ -21,10 +21,10 @@ pub const DIAL_TIMEOUT: &str = "timed out waiting for backend dial";
 pub enum Event {
     /// The agent has answered the dial.
     Dialed(DialResponse),
-    /// The agent has given up the dial.
-    DialClosed,
-    /// The agent's stream ended before it answered.
-    PendingLost,
+    /// The agent has given up the dial of this number.
+    DialClosed(i64),
+    /// The agent's stream ended before it answered the dial of this number.
+    PendingLost(i64),
     /// The target has nothing more to send.
     Finished,
     /// The connection has ended.
@@ -40,8 +40,10 @@ pub enum Event {
 /// One tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// The dial's number.
+    /// The dial's number, as its client has chosen it.
     pub random: i64,
+    /// The number that the agent knows the dial by.
+    pub number: i64,
     /// Where it leads.
     pub address: String,
     /// When it was asked for.
@@ -63,12 +65,14 @@ impl Tunnel {
     #[must_use]
     pub fn new(
         request: &DialRequest,
+        number: i64,
         backend: Arc<Backend>,
         lane: Lane,
         inbox: Arc<Inbox<Event>>,
     ) -> Self {
         Self {
             random: request.random,
+            number,
             address: request.address.clone(),
             started: Instant::now(),
             backend,
@@ -154,7 +158,7 @@ impl Tunnel {
                 .metrics
                 .dial_failed(DialFailure::FrontendClose);
             // Upstream's agent ignores it; its late answer is then closed.
-            let _ = self.send(Message::CloseDial(self.random));
+            let _ = self.send(Message::CloseDial(self.number));
         } else if self.backend.forget_established(self) {
             self.ended();
             // An ended stream has no connections.
@@ -171,8 +175,8 @@ impl Tunnel {
             .shared
             .metrics
             .dial_failed(DialFailure::BackendDialTimeout);
-        // As in `release`.
-        let _ = self.send(Message::CloseDial(self.random));
+        // As in `detach`.
+        let _ = self.send(Message::CloseDial(self.number));
         true
     }
 

@@ -2,12 +2,49 @@
 
 //! The client library: both modes, both sockets, reused connections, typed failures.
 
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use proxy_tunnel::client::{Connection, DialError, Dialer, Endpoint, Mode};
+use proxy_tunnel::server::transport::{self, Answer, Settings};
+use proxy_tunnel::wire::{DialResponse, Message, TUNNEL};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tonic::async_trait;
+use tonic::body::Body;
 
-use super::rig::{Options, Rig, Target, round_trip};
+use super::rig::{Options, Rig, Scratch, Target, round_trip};
+
+#[expect(dead_code, reason = "its command line is not used here")]
+#[path = "../../examples/dial.rs"]
+mod example;
+
+#[tokio::test]
+async fn the_example_works() {
+    let (rig, _agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
+    let target = Target::new().await;
+    let answering = async {
+        let mut stream = target.accept().await;
+        let mut head = vec![0; 4096];
+        let length = stream.read(&mut head).await.unwrap();
+        assert!(head[..length].starts_with(b"GET /success HTTP/1.0\r\n"));
+        stream
+            .write_all(b"HTTP/1.0 200 OK\r\n\r\nhello")
+            .await
+            .unwrap();
+    };
+    let asking = example::request(&rig.socket, &target.address, "/success");
+    let (answer, ()) = tokio::join!(asking, answering);
+    assert!(answer.unwrap().ends_with("\r\n\r\nhello"));
+    let error = example::request(&rig.socket, "127.0.0.1:1", "/").await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.ends_with("connect: connection refused"), "{error}");
+}
 
 #[tokio::test]
 async fn both_modes_over_both_sockets() {
@@ -96,5 +133,72 @@ async fn a_dropped_tunnel_sends_what_was_written() {
         let mut all = Vec::new();
         accepted.read_to_end(&mut all).await.unwrap();
         assert_eq!(all.len(), 200_000);
+    }
+}
+
+/// A server that answers every dial with this connection, and sends for others too.
+struct Confused(i64);
+
+#[async_trait]
+impl Answer for Confused {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let connect_id = self.0;
+        transport::streaming(TUNNEL, request, |request| async move {
+            let mut inbound = request.into_inner();
+            let Ok(Some(Ok(Message::DialRequest(dial)))) = inbound.message().await else {
+                panic!("no dial");
+            };
+            let answer = |random| {
+                Message::DialResponse(DialResponse {
+                    error: String::new(),
+                    connect_id,
+                    random,
+                })
+            };
+            let data =
+                |id, text: &'static str| Message::Data(id, Bytes::from_static(text.as_bytes()));
+            let other = connect_id + 1;
+            let messages = [
+                answer(dial.random.wrapping_add(1)),
+                Message::CloseDial(dial.random.wrapping_add(1)),
+                answer(dial.random),
+                data(other, "another's"),
+                Message::Finish(other),
+                Message::closed(other, ""),
+                Message::closed(other, "another's"),
+                answer(dial.random),
+                data(connect_id, "own"),
+                Message::closed(connect_id, ""),
+            ];
+            Ok(tonic::Response::new(stream::iter(messages.map(Ok))))
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_for_others_is_ignored() {
+    let scratch = Scratch::new();
+    for connect_id in [3, 0] {
+        let path = scratch.file(&format!("socket-{connect_id}"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let serving = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let settings = Settings::tunnels(Duration::from_hours(1));
+            // The client ends it.
+            let _ =
+                transport::serve(stream, settings, Arc::new(Confused(connect_id)), pending()).await;
+        });
+        let dialed = Dialer::new(Endpoint::unix(&path), Mode::Grpc)
+            .dial("a:1")
+            .await;
+        if connect_id == 0 {
+            assert_eq!(dialed.unwrap_err().reason(), "endpoint");
+        } else {
+            let mut all = String::new();
+            dialed.unwrap().read_to_string(&mut all).await.unwrap();
+            assert_eq!(all, "own");
+        }
+        serving.await.unwrap();
     }
 }

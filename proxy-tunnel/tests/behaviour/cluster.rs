@@ -201,6 +201,24 @@ async fn watches_that_break_are_begun_anew() {
     task.abort();
 }
 
+/// Thousands of agents do the same.
+#[tokio::test]
+async fn watches_that_are_refused_are_no_reason_to_list_at_once() {
+    let stub = Stub::new().await;
+    stub.put("a", 0);
+    stub.state.lock().unwrap().refuses_watches = true;
+    let (leases, _, task) = counter(&stub).await;
+    until("a list", || count(&leases) == Some(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let lists = stub.count(&Method::GET, "limit=500");
+    assert!((2..=5).contains(&lists), "{lists} lists in a second");
+    stub.put("b", 0);
+    until("the next list", || count(&leases) == Some(2)).await;
+    stub.state.lock().unwrap().refuses_watches = false;
+    until("a watch", || !stub.state.lock().unwrap().watches.is_empty()).await;
+    task.abort();
+}
+
 /// Defect 9 of upstream: without permission the agent neither connects nor opens its health port there.
 #[tokio::test]
 async fn without_permission_an_agent_goes_by_what_servers_say() {

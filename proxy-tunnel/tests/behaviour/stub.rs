@@ -38,6 +38,8 @@ pub struct State {
     pub version: u64,
     pub leases: BTreeMap<String, Value>,
     pub watches: Vec<Events>,
+    /// Watches are forbidden.
+    pub refuses_watches: bool,
     /// What the next requests are answered with instead.
     pub failures: VecDeque<(Method, StatusCode, &'static str)>,
     /// Method, path and query of all requests, and bodies.
@@ -220,7 +222,13 @@ impl Stub {
             .trim_start_matches('/')
             .to_owned();
         match (&parts.method, name.as_str()) {
-            (&Method::GET, "") if query.contains("watch=true") => self.watch(),
+            (&Method::GET, "") if query.contains("watch=true") => {
+                if self.state.lock().unwrap().refuses_watches {
+                    let code = StatusCode::FORBIDDEN;
+                    return answer(code, &failure(code, "Forbidden"));
+                }
+                self.watch()
+            }
             (&Method::GET, "") => {
                 let state = self.state.lock().unwrap();
                 let items: Vec<_> = state.leases.values().cloned().collect();

@@ -17,19 +17,19 @@ use tonic::Code;
 use super::peers::Peer;
 use super::rig::{Options, Rig};
 
-async fn pair() -> (Rig, Peer, Peer) {
+pub async fn pair() -> (Rig, Peer, Peer) {
     let rig = Rig::new(Mode::Grpc).await;
     let agent = Peer::accepted_agent(&rig).await;
     let client = Peer::client(&rig).await;
     (rig, agent, client)
 }
 
-fn data(connect_id: i64, text: &'static str) -> Message {
+pub fn data(connect_id: i64, text: &'static str) -> Message {
     Message::Data(connect_id, Bytes::from_static(text.as_bytes()))
 }
 
 /// A client and an agent with an established connection of number 3.
-async fn established() -> (Rig, Peer, Peer) {
+pub async fn established() -> (Rig, Peer, Peer) {
     let (rig, mut agent, mut client) = pair().await;
     client.dial(7, "10.0.0.1:443");
     let request = agent.accept(3).await;
@@ -143,35 +143,6 @@ async fn an_answer_to_an_unknown_dial_is_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_mixes_up_numbers_loses_its_own_connection() {
-    let (_rig, mut agent, mut client) = established().await;
-    client.send(data(0, "ignored"));
-    client.send(data(4, "x"));
-    let mut closed = [agent.message().await, agent.message().await];
-    closed.sort_by_key(|message| matches!(message, Message::CloseRequest(3)));
-    assert_eq!(closed, [Message::CloseRequest(4), Message::CloseRequest(3)]);
-    let why = "mismatched connection IDs";
-    assert_eq!(client.message().await, Message::closed(4, why));
-    assert_eq!(client.message().await, Message::closed(3, why));
-}
-
-/// Upstream passes on whatever number a client writes.
-#[tokio::test]
-async fn a_client_cannot_reach_the_connection_of_another() {
-    let (rig, mut agent, mut client) = established().await;
-    let mut other = Peer::client(&rig).await;
-    other.dial(8, "a:1");
-    agent.accept(4).await;
-    other.answered().await;
-    other.send(data(3, "not mine"));
-    assert_eq!(agent.message().await, Message::CloseRequest(4));
-    client.send(data(3, "mine"));
-    assert_eq!(agent.message().await, data(3, "mine"));
-    agent.send(data(3, "answer"));
-    assert_eq!(client.message().await, data(3, "answer"));
-}
-
-#[tokio::test]
 async fn a_dial_that_the_client_gives_up() {
     let (rig, mut agent, client) = pair().await;
     client.dial(7, "a:1");
@@ -272,24 +243,6 @@ async fn peers_that_ping_often_are_not_cut() {
     assert!(!rig.metrics().contains("stream_errors_total{"));
 }
 
-#[tokio::test]
-async fn two_pending_dials_with_one_number() {
-    let (rig, mut agent, mut client) = pair().await;
-    client.dial(7, "a:1");
-    agent.asked().await;
-    let mut other = Peer::client(&rig).await;
-    other.dial(7, "b:1");
-    let answer = other.answered().await;
-    assert_eq!(answer.random, 7);
-    assert!(answer.error.contains("another random number"), "{answer:?}");
-    agent.send(Message::DialResponse(DialResponse {
-        error: String::new(),
-        connect_id: 3,
-        random: 7,
-    }));
-    assert_eq!(client.answered().await.connect_id, 3);
-}
-
 /// A suspended agent, or one behind a network that is cut without a word, as far as the server can see.
 #[tokio::test]
 async fn an_agent_that_answers_no_pings_is_lost() {
@@ -317,17 +270,6 @@ async fn an_agent_that_answers_no_pings_is_lost() {
     assert_eq!(answer.error, "Backend context error: context canceled");
     rig.until_counted("ready_backends{proxy_strategy=\"default\"} 0")
         .await;
-}
-
-#[tokio::test]
-async fn one_dial_for_each_stream() {
-    let (_rig, mut agent, mut client) = established().await;
-    client.dial(8, "b:1");
-    let answer = client.answered().await;
-    assert_eq!(answer.random, 8);
-    assert!(answer.error.contains("another stream"), "{}", answer.error);
-    client.send(data(3, "x"));
-    assert_eq!(agent.message().await, data(3, "x"));
 }
 
 /// Defect 13 of upstream: each of these packets ends its receiver there.

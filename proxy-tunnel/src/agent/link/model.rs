@@ -214,3 +214,65 @@ async fn dials_that_are_given_up_leave_nothing() {
     rig.listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     rest(&rig).await;
 }
+
+/// Numbers that are not, or not yet, those of a connection: whatever a server sends for them, a dial is answered, and
+/// another connection lives on.
+#[tokio::test]
+async fn wrong_numbers_harm_no_dial_and_no_connection() {
+    let wrong: [fn(i64) -> Message; 4] = [
+        |id| Message::Data(id, Bytes::from_static(b"x")),
+        Message::Finish,
+        Message::CloseRequest,
+        |id| Message::Window(id, u32::MAX),
+    ];
+    for extensions in [Extensions::ALL, Extensions::default()] {
+        for wrong in wrong {
+            let mut rig = Rig::new(extensions).await;
+            let (first, mut target) = rig.connect(7).await;
+            rig.dial(8);
+            // The second dial runs, its number is spent and no connection's.
+            for id in [first + 1, first + 2, -1, i64::MAX, i64::MIN] {
+                rig.link.receive(wrong(id));
+            }
+            let mut other = rig.listener.accept().await.unwrap().0;
+            let second = loop {
+                match rig.next().await {
+                    Message::DialResponse(response) => break response,
+                    // Of the numbers that were never given.
+                    Message::CloseResponse(close) => assert_ne!(close.connect_id, first + 1),
+                    other => panic!("{other:?}"),
+                }
+            };
+            assert_eq!((second.random, second.connect_id), (8, first + 1));
+            for (id, target) in [(first, &mut target), (first + 1, &mut other)] {
+                rig.link
+                    .receive(Message::Data(id, Bytes::from_static(b"x")));
+                target.read_exact(&mut [0]).await.unwrap();
+            }
+        }
+    }
+}
+
+/// Upstream's server passes on the numbers of its clients, also equal ones: each dial is answered.
+#[tokio::test]
+async fn dials_of_one_number_are_all_answered() {
+    for gives_up in [false, true] {
+        let mut rig = Rig::new(Extensions::default()).await;
+        rig.dial(7);
+        rig.dial(7);
+        if gives_up {
+            rig.link.receive(Message::CloseDial(7));
+        }
+        let mut targets = Vec::new();
+        let mut numbers = HashSet::new();
+        for _ in 0..2 {
+            targets.push(rig.listener.accept().await.unwrap());
+            let Message::DialResponse(response) = rig.next().await else {
+                panic!("no answer");
+            };
+            assert_eq!((response.random, response.error.as_str()), (7, ""));
+            numbers.insert(response.connect_id);
+        }
+        assert_eq!(numbers, HashSet::from([1, 2]));
+    }
+}

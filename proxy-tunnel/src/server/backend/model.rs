@@ -73,10 +73,13 @@ const STEPS: [Step; 17] = [
 /// An agent that keeps to the protocol, with its side of the connections.
 #[derive(Debug, Default)]
 struct Agent {
-    dials: VecDeque<i64>,
+    /// Number and address.
+    dials: VecDeque<(i64, String)>,
     next: i64,
     /// By number: true while it is open.
     connections: BTreeMap<i64, bool>,
+    /// Where they lead.
+    addresses: BTreeMap<i64, String>,
     /// Requests to close, by number.
     asked: BTreeMap<i64, usize>,
     /// On its way to the server.
@@ -88,9 +91,16 @@ struct Agent {
 impl Agent {
     fn receive(&mut self, message: Message) {
         match message {
-            Message::DialRequest(request) => self.dials.push_back(request.random),
+            Message::DialRequest(request) => {
+                let is_known = self
+                    .dials
+                    .iter()
+                    .any(|(number, _)| *number == request.random);
+                assert!(!is_known, "two dials have the number {}", request.random);
+                self.dials.push_back((request.random, request.address));
+            }
             Message::CloseDial(random) if self.is_ours => {
-                self.dials.retain(|dial| *dial != random);
+                self.dials.retain(|(number, _)| *number != random);
             }
             Message::CloseRequest(number) => {
                 *self.asked.entry(number).or_default() += 1;
@@ -119,7 +129,7 @@ impl Agent {
     }
 
     fn connect(&mut self, fails: bool) {
-        let Some(random) = self.dials.pop_front() else {
+        let Some((random, address)) = self.dials.pop_front() else {
             return;
         };
         self.next += 1;
@@ -127,6 +137,7 @@ impl Agent {
             Message::dial_error(random, "refused")
         } else {
             self.connections.insert(self.next, true);
+            self.addresses.insert(self.next, address);
             Message::DialResponse(DialResponse {
                 error: String::new(),
                 connect_id: self.next,
@@ -182,7 +193,7 @@ impl Client {
                     self.end = Some(end);
                 }
                 Item::Event(
-                    outcome @ (Event::Dialed(_) | Event::DialClosed | Event::PendingLost),
+                    outcome @ (Event::Dialed(_) | Event::DialClosed(_) | Event::PendingLost(_)),
                 ) => {
                     assert!(
                         self.dial.is_none(),
@@ -232,11 +243,12 @@ impl World {
                 if self.clients[number].is_some() {
                     return false;
                 }
-                let random = i64::try_from(number).unwrap() + 100;
+                // Clients choose without each other, and two of three the same.
+                let random = i64::try_from(number % 2).unwrap() + 100;
                 let inbox = Arc::new(self.backend.shared.inbox(Mode::Grpc));
                 let request = DialRequest {
                     protocol: "tcp".into(),
-                    address: "a:1".into(),
+                    address: format!("target-{number}:1"),
                     random,
                 };
                 let dialed = self.backend.dial(request, inbox);
@@ -299,7 +311,7 @@ impl World {
             Step::Connect => self.agent.connect(false),
             Step::Fail => self.agent.connect(true),
             Step::GiveUp => match self.agent.dials.pop_front() {
-                Some(random) => self.agent.sent.push_back(Message::CloseDial(random)),
+                Some((random, _)) => self.agent.sent.push_back(Message::CloseDial(random)),
                 None => return false,
             },
             Step::TargetSends | Step::TargetFinishes | Step::TargetCloses => {
@@ -343,6 +355,10 @@ impl World {
             let Some(Event::Dialed(dial)) = &client.dial else {
                 continue;
             };
+            assert_eq!(dial.random, client.tunnel.random, "another's answer");
+            let target = self.agent.addresses.get(&dial.connect_id);
+            let is_own = target.is_none_or(|target| *target == client.tunnel.address);
+            assert!(is_own, "{client:?} is connected to {target:?}");
             let is_closed =
                 self.is_lost || self.agent.connections.get(&dial.connect_id) == Some(&false);
             if dial.error.is_empty() && is_closed {

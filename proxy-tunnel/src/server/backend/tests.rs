@@ -153,7 +153,7 @@ fn an_agent_gives_up_a_dial() {
     let backend = backend();
     let tunnel = dial(&backend, 7);
     backend.receive(Message::CloseDial(7));
-    assert_eq!(events(&tunnel), [Item::Event(Event::DialClosed)]);
+    assert_eq!(events(&tunnel), [Item::Event(Event::DialClosed(7))]);
     assert!(text(&backend).contains("dial_failure_count{reason=\"backend_close\"} 1"));
 }
 
@@ -165,26 +165,97 @@ fn a_lost_agent_is_an_error_for_all() {
     backend.receive(answer(2, 1));
     backend.receive(Message::Data(1, Bytes::from_static(b"half of an answer")));
     backend.lost();
-    assert_eq!(events(&pending), [Item::Event(Event::PendingLost)]);
+    assert_eq!(events(&pending), [Item::Event(Event::PendingLost(1))]);
     let lost = Item::Event(Event::Lost(ESTABLISHED_LOST.into()));
     assert_eq!(events(&established), [lost]);
     let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
     let refused = backend.dial(request(3), inbox).unwrap_err();
-    assert_eq!(refused, DialRefused::Lost);
+    assert_eq!(refused, DialRefused);
     let text = text(&backend);
     assert!(text.contains("pending_backend_dials 0"), "{text}");
     assert!(text.contains("established_connections 0"), "{text}");
     assert_eq!(backend.shared.budget.used(), 0);
 }
 
+/// The numbers by which the agent has been asked for dials.
+fn asked(backend: &Backend) -> Vec<i64> {
+    let number = |message| match message {
+        Message::DialRequest(request) => request.random,
+        other => panic!("{other:?}"),
+    };
+    sent(backend).into_iter().map(number).collect()
+}
+
+fn answered(tunnel: &Tunnel) -> (i64, i64) {
+    match events(tunnel).as_slice() {
+        [Item::Event(Event::Dialed(response))] => (response.random, response.connect_id),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Upstream forgets the first of two dials with one number, and gives its target to the client of the second.
 #[test]
-fn a_number_that_is_taken_is_refused() {
+fn clients_that_choose_the_same_number_get_their_own_targets() {
     let backend = backend();
-    let _tunnel = dial(&backend, 7);
-    let inbox = Arc::new(backend.shared.inbox(Mode::Grpc));
-    let refused = backend.dial(request(7), inbox).unwrap_err();
-    assert_eq!(refused, DialRefused::Duplicate);
-    assert_eq!(backend.counts(), (1, 0, 0));
+    let (one, two) = (dial(&backend, 7), dial(&backend, 7));
+    let numbers = asked(&backend);
+    assert!(numbers[0] == 7 && numbers[1] > 0 && numbers[1] != 7);
+    backend.receive(answer(numbers[1], 4));
+    backend.receive(answer(7, 3));
+    assert_eq!((answered(&one), answered(&two)), ((7, 3), (7, 4)));
+    // Now it is free.
+    let _three = dial(&backend, 7);
+    assert_eq!(asked(&backend), [7]);
+}
+
+/// The agent's late answer names the first dial's target.
+#[test]
+fn the_number_of_a_dial_that_was_given_up_is_not_used_again() {
+    let backend = backend();
+    let end: [fn(&Arc<Tunnel>); 2] = [Tunnel::release, |tunnel| assert!(tunnel.expire())];
+    for (number, end) in (7..).zip(end) {
+        let first = dial(&backend, number);
+        end(&first);
+        let mut numbers = Vec::new();
+        let second = dial(&backend, number);
+        for message in sent(&backend) {
+            match message {
+                Message::DialRequest(request) => numbers.push(request.random),
+                other => assert_eq!(other, Message::CloseDial(number)),
+            }
+        }
+        assert!(numbers[0] == number && numbers[1] != number, "{numbers:?}");
+        backend.receive(answer(number, number));
+        assert_eq!(sent(&backend), [Message::CloseRequest(number)]);
+        backend.receive(answer(numbers[1], 100 + number));
+        assert_eq!(answered(&second), (number, 100 + number));
+    }
+}
+
+#[test]
+fn a_dial_that_is_answered_twice_lives_on() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    sent(&backend);
+    backend.receive(answer(7, 3));
+    backend.receive(answer(7, 3));
+    assert_eq!(sent(&backend), []);
+    backend.receive(Message::Data(3, Bytes::from_static(b"x")));
+    assert_eq!(events(&tunnel).len(), 2);
+    assert_eq!(backend.counts(), (0, 1, 0));
+}
+
+#[test]
+fn an_answer_with_neither_connection_nor_error_is_an_error() {
+    let backend = backend();
+    let tunnel = dial(&backend, 7);
+    backend.receive(answer(7, 0));
+    let Some(Item::Event(Event::Dialed(response))) = events(&tunnel).pop() else {
+        panic!("no answer");
+    };
+    assert_eq!((response.random, response.error.as_str()), (7, NO_NUMBER));
+    assert_eq!(backend.counts(), (0, 0, 0));
+    assert!(text(&backend).contains("dial_failure_count{reason=\"error_response\"} 1"));
 }
 
 #[test]

@@ -207,7 +207,7 @@ async fn pending<S: Socket>(socket: &mut S, tunnel: &Arc<Tunnel>, server: &Serve
                 Pending::Established(early.freeze())
             }
             Event::Dialed(response) => Pending::Answer(head::dial_error(&response.error)),
-            Event::PendingLost | Event::Lost(_) => {
+            Event::PendingLost(_) | Event::Lost(_) => {
                 Pending::Answer(head::pending_lost(PENDING_LOST))
             }
             _ => Pending::Gone,

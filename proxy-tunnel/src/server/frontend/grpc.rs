@@ -317,7 +317,8 @@ impl Receiver {
         }
     }
 
-    /// A client that mixes up connections loses both; but never one of another client.
+    /// A client that mixes up connections loses its own. Upstream has the agent close the other one too, which can only
+    /// be another client's.
     fn mismatch(&self, own: i64, other: i64) {
         const WHY: &str = "mismatched connection IDs";
         error!(
@@ -326,9 +327,6 @@ impl Receiver {
             "Data does not match first connection id"
         );
         if let Some(tunnel) = self.session.tunnel.get() {
-            if !tunnel.backend.is_established(other) {
-                tunnel.backend.close_unknown(other);
-            }
             tunnel.detach();
         }
         self.session.answer(Message::closed(other, WHY));

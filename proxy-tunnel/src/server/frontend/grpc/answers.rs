@@ -69,13 +69,8 @@ impl Answers {
                 }
                 Ok(Message::DialResponse(response))
             }
-            Event::DialClosed => Ok(Message::CloseDial(
-                self.session.tunnel.get().map_or(0, |tunnel| tunnel.random),
-            )),
-            Event::PendingLost => Ok(Message::dial_error(
-                self.session.tunnel.get().map_or(0, |tunnel| tunnel.random),
-                PENDING_LOST,
-            )),
+            Event::DialClosed(random) => Ok(Message::CloseDial(random)),
+            Event::PendingLost(random) => Ok(Message::dial_error(random, PENDING_LOST)),
             Event::Finished if self.session.extensions.half_close => {
                 Ok(Message::Finish(connect_id))
             }

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! An HTTP request through a konnectivity server, ours or upstream's, by the client library:
+//!
+//! ```sh
+//! cargo run --release -p proxy-tunnel --example dial -- /tmp/uds-proxy localhost:8000 /success
+//! ```
+//!
+//! The socket is that of a server with `--uds-name`; the target is resolved by an agent.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use proxy_tunnel::client::{Connection, DialError, Endpoint};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [socket, target, path] = args.as_slice() else {
+        eprintln!("usage: dial SOCKET HOST:PORT PATH");
+        return ExitCode::from(2);
+    };
+    match request(Path::new(socket), target, path).await {
+        Ok(answer) => {
+            print!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The whole answer, head and body.
+///
+/// # Errors
+/// The server or the target is not reached, or the answer is cut.
+pub async fn request(socket: &Path, target: &str, path: &str) -> anyhow::Result<String> {
+    // One connection to the server carries any number of tunnels.
+    let connection = Connection::open(&Endpoint::unix(socket), "dial-example").await?;
+    let mut tunnel = match connection.dial(target).await {
+        Ok(tunnel) => tunnel,
+        // No agent, or the agent's dial failed: the text is the agent's, in Go's words.
+        Err(DialError::Endpoint { text, .. }) => anyhow::bail!("{target}: {text}"),
+        Err(other) => return Err(other.into()),
+    };
+    // From here on it is what a TCP connection would be.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n");
+    tunnel.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    tunnel.read_to_string(&mut answer).await?;
+    Ok(answer)
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Numbers of dials that were given up while the agent may still answer them. The answer names nothing but the number,
+//! so another dial must not have it: its client would get the first one's target.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// How long an answer may take. Upstream's agent ignores that a dial is given up, and dials for 5 s; the rest is for a
+/// stream that is congested.
+const KEPT: Duration = Duration::from_mins(1);
+
+/// Numbers that are kept at most, the oldest go first.
+const MOST: usize = 65_536;
+
+/// Numbers of dials that were given up.
+#[derive(Debug, Default)]
+pub struct GivenUp {
+    order: VecDeque<(Instant, i64)>,
+    numbers: HashSet<i64>,
+}
+
+impl GivenUp {
+    /// Keeps a number that has been given up `now`.
+    pub fn note(&mut self, number: i64, now: Instant) {
+        self.forget_old(now);
+        if self.order.len() >= MOST {
+            self.forget_first();
+        }
+        if self.numbers.insert(number) {
+            self.order.push_back((now, number));
+        }
+    }
+
+    /// Whether the agent may still answer a dial of this number.
+    pub fn contains(&mut self, number: i64, now: Instant) -> bool {
+        self.forget_old(now);
+        self.numbers.contains(&number)
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        let is_old = |(at, _): &(Instant, i64)| now.saturating_duration_since(*at) >= KEPT;
+        while self.order.front().is_some_and(is_old) {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, number)) = self.order.pop_front() {
+            self.numbers.remove(&number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_kept_for_a_time_and_bounded() {
+        let start = Instant::now();
+        let mut given_up = GivenUp::default();
+        given_up.note(7, start);
+        given_up.note(7, start);
+        assert!(given_up.contains(7, start + KEPT / 2));
+        assert!(!given_up.contains(8, start));
+        given_up.note(8, start + KEPT / 2);
+        assert!(!given_up.contains(7, start + KEPT));
+        assert!(given_up.contains(8, start + KEPT));
+        for number in 100..=100 + i64::try_from(MOST).unwrap() {
+            given_up.note(number, start + KEPT);
+        }
+        assert!(!given_up.contains(100, start + KEPT));
+        assert!(given_up.contains(102, start + KEPT));
+        assert_eq!(given_up.order.len(), given_up.numbers.len());
+        assert!(given_up.order.len() <= MOST);
+    }
+}
