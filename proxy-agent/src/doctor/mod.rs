@@ -13,6 +13,7 @@ mod conntrack;
 mod dnat;
 mod features;
 pub mod firewall;
+mod first_address;
 mod iptables;
 mod leftovers;
 mod listener;
@@ -75,6 +76,7 @@ async fn checks(subject: &Subject) -> Vec<Check> {
     let mut checks = agent::checks(subject);
     checks.extend(vip::checks(subject));
     checks.extend(source::checks(subject).await);
+    checks.extend(first_address::checks(subject).await);
     checks.extend(listener::checks(subject));
     checks.extend(rights::checks(subject));
     checks.extend(mounts::checks(subject));

@@ -20,6 +20,7 @@ mod routes;
 mod table;
 #[cfg(test)]
 mod tests;
+mod unicast;
 mod vip;
 
 use std::cell::Cell;
@@ -28,7 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use apply::Applier;
 pub use destinations::destinations;
-pub use observe::{ObserveError, ipv4_networks, observe};
+pub use observe::{ObserveError, addresses, ipv4_networks, observe};
 use plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
 pub use routes::uplinks;
 use rtnetlink::Handle;

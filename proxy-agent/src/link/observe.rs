@@ -139,6 +139,19 @@ pub async fn ipv4_networks() -> Result<Vec<(u32, Prefix)>, ObserveError> {
     .await
 }
 
+/// All addresses, of IPv4 and then of IPv6, in the order in which the kernel lists them.
+///
+/// # Errors
+///
+/// As [`observe`].
+pub async fn addresses() -> Result<Vec<LinkAddress>, ObserveError> {
+    let mut all = Vec::new();
+    for family in [IPV4, IPV6] {
+        all.append(&mut read_addresses(family, Vec::push).await?);
+    }
+    Ok(all)
+}
+
 /// Gives each address of a family to `each`. A list that has to be read again begins anew.
 async fn read_addresses<S: Default>(
     (family, what): (libc::c_int, &'static str),

@@ -9,22 +9,19 @@ use netlink_packet_core::{DecodeError, NlasIterator};
 
 use super::dump::{DumpError, dump};
 use super::observe::ObserveError;
+use super::unicast::{Unicast, read};
 
 // Messages and attributes of linux/rtnetlink.h and linux/nexthop.h.
-const RTM_NEWROUTE: u16 = 24;
-const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_NH_ID: u16 = 30;
-const RTN_UNICAST: u8 = 1;
 const NHA_ID: u16 = 1;
 const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
 
-/// Length of `struct rtmsg`, `struct rtnexthop`, `struct nhmsg` and `struct nexthop_grp`.
-const ROUTE_HEADER: usize = 12;
+/// Length of `struct rtnexthop`, `struct nhmsg` and `struct nexthop_grp`.
 const HOP_HEADER: usize = 8;
 const NEXTHOP_HEADER: usize = 8;
 const GROUP_ENTRY: usize = 8;
@@ -49,24 +46,7 @@ struct Nexthops(BTreeMap<u32, (Vec<u32>, Vec<u32>)>);
 pub async fn uplinks() -> Result<BTreeSet<u32>, ObserveError> {
     let mut links = BTreeSet::new();
     let mut nexthops = BTreeSet::new();
-    for (family, what) in [
-        (libc::AF_INET, "IPv4 routes"),
-        (libc::AF_INET6, "IPv6 routes"),
-    ] {
-        let family = u8::try_from(family).expect("the two families are 2 and 10");
-        let mut body = vec![0; ROUTE_HEADER];
-        body[0] = family;
-        let mut routes = Routes::default();
-        dump(
-            RTM_GETROUTE,
-            RTM_NEWROUTE,
-            &body,
-            &mut routes,
-            |routes| *routes = Routes::default(),
-            |routes, message| routes.take(message, family),
-        )
-        .await
-        .map_err(|source| ObserveError { what, source })?;
+    for mut routes in read(Routes::take).await? {
         links.append(&mut routes.links);
         nexthops.append(&mut routes.nexthops);
     }
@@ -98,20 +78,13 @@ async fn read_nexthops() -> Result<Nexthops, ObserveError> {
 }
 
 impl Routes {
-    /// One `RTM_NEWROUTE`: `struct rtmsg`, then attributes.
-    fn take(&mut self, message: &[u8], family: u8) -> Result<(), DecodeError> {
-        let (header, attributes) = message
-            .split_first_chunk::<ROUTE_HEADER>()
-            .ok_or_else(|| DecodeError::from("a message shorter than struct rtmsg"))?;
-        // Without IPv6 in the kernel, the request for it is answered with IPv4. Without addresses
-        // that are unreachable, or local as transparent proxies have them.
-        let is_default = header[1] == 0 && header[7] == RTN_UNICAST && header[0] == family;
-        if !is_default {
+    fn take(&mut self, route: Unicast<'_>) -> Result<(), DecodeError> {
+        if route.length > 0 {
             return Ok(());
         }
         let mut nexthop = None;
         let before = self.links.len();
-        for attribute in NlasIterator::new(attributes) {
+        for attribute in NlasIterator::new(route.attributes) {
             let attribute = attribute?;
             let value = attribute.value();
             match attribute.kind() {
@@ -184,22 +157,19 @@ mod tests {
         bytes
     }
 
-    fn route(length: u8, kind: u8, attributes: &[Vec<u8>]) -> Routes {
-        let mut message = vec![2, length, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0];
-        message.extend(attributes.concat());
+    fn route(length: u8, attributes: &[Vec<u8>]) -> Routes {
+        let attributes = &attributes.concat();
         let mut routes = Routes::default();
-        routes.take(&message, 2).expect("well formed");
+        let route = Unicast { length, attributes };
+        routes.take(route).expect("well formed");
         routes
     }
 
     #[test]
-    fn only_default_routes_that_lead_somewhere_count() {
+    fn only_default_routes_count() {
         let oif = || [attribute(RTA_OIF, &7_u32.to_ne_bytes())];
-        assert_eq!(route(0, RTN_UNICAST, &oif()).links, BTreeSet::from([7]));
-        assert!(route(1, RTN_UNICAST, &oif()).links.is_empty());
-        // Local, and unreachable.
-        assert!(route(0, 2, &oif()).links.is_empty());
-        assert!(route(0, 7, &oif()).links.is_empty());
+        assert_eq!(route(0, &oif()).links, BTreeSet::from([7]));
+        assert!(route(1, &oif()).links.is_empty());
     }
 
     #[test]
@@ -213,19 +183,15 @@ mod tests {
             bytes
         };
         let hops = [hop(3, &attribute(5, &[192, 0, 2, 1])), hop(4, &[])].concat();
-        let routes = route(0, RTN_UNICAST, &[attribute(RTA_MULTIPATH, &hops)]);
+        let routes = route(0, &[attribute(RTA_MULTIPATH, &hops)]);
         assert_eq!(routes.links, BTreeSet::from([3, 4]));
         // One that claims no length at all ends the list, not the agent.
-        route(0, RTN_UNICAST, &[attribute(RTA_MULTIPATH, &[0; 20])]);
+        route(0, &[attribute(RTA_MULTIPATH, &[0; 20])]);
     }
 
     #[test]
     fn next_hops_with_numbers_are_followed() {
-        let routes = route(
-            0,
-            RTN_UNICAST,
-            &[attribute(RTA_NH_ID, &9_u32.to_ne_bytes())],
-        );
+        let routes = route(0, &[attribute(RTA_NH_ID, &9_u32.to_ne_bytes())]);
         assert_eq!(routes.nexthops, BTreeSet::from([9]));
         let mut known = Nexthops::default();
         let mut take = |id: u32, attribute_: Vec<u8>| {
