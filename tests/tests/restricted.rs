@@ -8,11 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use tests::agent::{Agent, TRANSLATE};
 use tests::everywhere::everything_works;
 use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
+use tests::streams::{all_end_intact, all_go_on, new_connections_work, open, vip_is_untracked};
 use tests::{Family, client, cmd, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -265,4 +267,63 @@ fn ebpf_without_bpffs_until_it_is_mounted() {
         cmd::run(Command::new("umount").arg(&dir), "")?;
         result
     });
+}
+
+/// An agent that was privileged has pinned maps and programs and is killed; the next one has `NET_ADMIN` only and may not
+/// call bpf(2), and maybe does not see the pins. It takes another backend and cannot have the programs of the former one
+/// decide no more: these go on and every way works, live connections too, and the agent is not ready and says what to do.
+/// That helps.
+fn rights_that_are_lost(sees_pins: bool) {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let args = [&["--drain-timeout=0s"], &TRANSLATE[..]].concat();
+        let mut agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        let streams = open(node)?;
+        agent.stop(libc::SIGKILL)?;
+
+        let start = || -> Result<Agent> {
+            if !sees_pins {
+                return node.spawn(unprivileged(node, &args)?);
+            }
+            let mut command = node.agent_command(&args)?;
+            Lacking::BpfPermission.apply(&mut command);
+            Lacking::CapabilitiesButNetAdmin.apply(&mut command);
+            node.spawn(command)
+        };
+        let mut agent = start()?;
+        cmd::wait_until(TIMEOUT, "the agent to say what helps", || {
+            let log = agent.log();
+            let says_it = log.lines().any(|line| {
+                line.contains("Services, which an agent with more rights has set up")
+                    && line.contains("`proxy-agent cleanup`")
+            });
+            Ok((says_it && log.contains("not ready")).then_some(()))
+        })?;
+        all_go_on(&streams)?;
+        new_connections_work(node)?;
+        vip_is_untracked(node)?;
+        all_end_intact(streams)?;
+        agent.stop(libc::SIGTERM)?;
+
+        let mut cleanup = node.netns.command(tests::agent::binary()?);
+        cleanup.args(["cleanup", "--drain-timeout=0s"]);
+        cleanup.arg(format!("--bpffs={}", node.agent_bpffs().display()));
+        cleanup.arg(format!("--run-dir={}", node.run_dir().display()));
+        let output = node.run(cleanup)?;
+        ensure!(output.status.success(), "{output:?}");
+        let agent = start()?;
+        agent.wait_until_ready()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn rights_that_are_lost_with_pins_in_sight() {
+    rights_that_are_lost(true);
+}
+
+#[test]
+fn rights_that_are_lost_together_with_the_bpf_file_system() {
+    rights_that_are_lost(false);
 }

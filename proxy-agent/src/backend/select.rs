@@ -6,6 +6,8 @@
 mod choose;
 mod trials;
 
+use std::error::Error as StdError;
+use std::io;
 use std::time::{Duration, Instant};
 
 use rtnetlink::Handle;
@@ -31,6 +33,10 @@ pub const PART: &str = part::BACKEND;
 
 /// How often it is looked whether connections have ended that another backend has left.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
+
+/// What fails where this agent may not call bpf(2) and an earlier one could.
+const STOP_WITHOUT_RIGHTS: &str = "decide no more connections to Services, which an agent with more rights has set up \
+     (give this one its rights, or run `proxy-agent cleanup` with them)";
 
 /// The backend in use.
 pub struct Backend {
@@ -75,6 +81,15 @@ impl Kind {
             Self::None | Self::Unavailable => BackendChoice::None,
         }
     }
+}
+
+/// Whether the kernel, or a seccomp filter, refuses what was asked for to this process.
+fn is_refused(error: &(dyn StdError + 'static)) -> bool {
+    let code = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::raw_os_error);
+    matches!(code, Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+        || error.source().is_some_and(is_refused)
 }
 
 impl Backend {
@@ -235,12 +250,12 @@ impl Backend {
             && !matches!(self.kind, Kind::Ebpf(_) | Kind::Unavailable)
             && let Err(error) = self.settings.stop_deciding()
         {
-            failed(
-                PART,
-                "decide no more connections to Services",
-                &error,
-                report,
-            );
+            let what = if is_refused(&error) {
+                STOP_WITHOUT_RIGHTS
+            } else {
+                "decide no more connections to Services"
+            };
+            failed(PART, what, &error, report);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
