@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use crate::netns::Netns;
+use crate::setting::Setting;
 use crate::{Family, PORT};
 
 /// How kube-proxy programs the kernel.
@@ -50,15 +51,13 @@ impl KubeProxy {
         self.install_as(node, node_cidr, endpoint)
     }
 
-    /// The same in nftables mode, with its check of unallocated addresses: of the Service range, in which the
-    /// VIP is, it drops new tracked connections to what no Service has.
+    /// The same in nftables mode, with its check of unallocated addresses: it drops new tracked connections to
+    /// addresses of the Service range that no Service has.
     ///
     /// # Errors
     /// When a tool fails.
     pub fn install_with_service_range(node: &Netns) -> Result<()> {
-        Self::Nftables.install_without_masquerade(node)?;
-        let checks = Family::ALL.map(service_range_check);
-        node.feed("nft -f -", &checks.concat()).map(drop)
+        install_native(node, node_cidr, Family::vip_socket, true)
     }
 
     fn install_as(
@@ -67,13 +66,11 @@ impl KubeProxy {
         pods: fn(Family) -> &'static str,
         endpoint: fn(Family) -> SocketAddr,
     ) -> Result<()> {
+        let checks_range = Setting::current() == Setting::ServiceRange;
         let flavour = match self {
-            Self::IptablesLegacy => "legacy",
-            Self::IptablesNft => "nft",
-            Self::Nftables => {
-                let tables = Family::ALL.map(|f| nftables_table(f, pods(f), endpoint(f)));
-                return node.feed("nft -f -", &tables.concat()).map(drop);
-            }
+            Self::IptablesLegacy if !checks_range => "legacy",
+            Self::IptablesNft if !checks_range => "nft",
+            _ => return install_native(node, pods, endpoint, checks_range),
         };
         for (family, program) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
             let line = format!("{program}-{flavour}-restore --noflush --wait=10");
@@ -82,6 +79,22 @@ impl KubeProxy {
         }
         Ok(())
     }
+}
+
+fn install_native(
+    node: &Netns,
+    pods: fn(Family) -> &'static str,
+    endpoint: fn(Family) -> SocketAddr,
+    checks_range: bool,
+) -> Result<()> {
+    let mut rules = String::new();
+    for family in Family::ALL {
+        rules += &nftables_table(family, pods(family), endpoint(family));
+        if checks_range {
+            rules += &service_range_check(family);
+        }
+    }
+    node.feed("nft -f -", &rules).map(drop)
 }
 
 fn node_cidr(family: Family) -> &'static str {

@@ -38,6 +38,7 @@ pub mod proxy;
 pub mod refusing;
 pub mod rest;
 pub mod reuse;
+pub mod setting;
 pub mod signals;
 pub mod skip;
 pub mod snapshot;
@@ -52,6 +53,8 @@ pub mod webhook;
 pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use setting::Setting;
 
 /// The port of the proxy and of the Service.
 pub const PORT: u16 = 443;
@@ -69,12 +72,23 @@ impl Family {
     /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The VIP of this family.
+    /// The VIP of this family: an unused address of the Service range, or where kube-proxy checks that range, one
+    /// outside of it.
     #[must_use]
-    pub const fn vip(self) -> IpAddr {
+    pub fn vip(self) -> IpAddr {
+        match (self, Setting::current()) {
+            (_, Setting::ServiceRange) => self.vip_outside(),
+            (Self::V4, _) => IpAddr::V4(Ipv4Addr::new(10, 96, 0, 2)),
+            (Self::V6, _) => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 2)),
+        }
+    }
+
+    /// The VIP outside of the Service range that docs/operations.md recommends.
+    #[must_use]
+    pub const fn vip_outside(self) -> IpAddr {
         match self {
-            Self::V4 => IpAddr::V4(Ipv4Addr::new(10, 96, 0, 2)),
-            Self::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 2)),
+            Self::V4 => IpAddr::V4(Ipv4Addr::new(169, 254, 20, 2)),
+            Self::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa91, 0, 0, 0, 0, 0, 2)),
         }
     }
 
@@ -98,7 +112,7 @@ impl Family {
 
     /// `VIP:443`.
     #[must_use]
-    pub const fn vip_socket(self) -> SocketAddr {
+    pub fn vip_socket(self) -> SocketAddr {
         SocketAddr::new(self.vip(), PORT)
     }
 

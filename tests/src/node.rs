@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
+use crate::setting::Setting;
 use crate::{Family, cmd, sweep};
 
 /// How pods are joined to the node.
@@ -336,6 +337,7 @@ impl Node {
         for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             self.netns.sysctl(key, "1")?;
         }
+        Setting::current().apply(&self.netns)?;
         // Entries of connections that ended with RST stay long enough to be counted.
         self.netns
             .sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "120")?;

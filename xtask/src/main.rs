@@ -12,6 +12,7 @@ mod debian;
 mod fuzz;
 mod image;
 mod kernels;
+mod nodes;
 mod peers;
 mod previous;
 mod setup;
@@ -58,10 +59,15 @@ enum Task {
     Tidy,
     /// Run all tests on this machine's kernel; needs root
     ///
-    /// The tests work in network namespaces of their own and leave this machine's network alone.
+    /// The tests work in network namespaces of their own and leave this machine's network alone. After all of them a
+    /// reduced set of the behaviour tests runs on each node of tests/nodes.toml: strict conntrack, strict reverse
+    /// path filter, and a kube-proxy that checks the Service range.
     Test {
         /// Run only the tests whose name contains this
         filter: Option<String>,
+        /// Run only behaviour tests, on nodes with a setting of tests/nodes.toml, for example `service-range`
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         /// Arguments for the test programs, for example `-- --nocapture`
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
@@ -212,7 +218,10 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Build => build::build(&workspace),
         Task::Check => check::check(&workspace),
         Task::Tidy => tidy::tidy(&workspace),
-        Task::Test { filter, args } => test::test(&workspace, filter.as_deref(), &args),
+        Task::Test { filter, node, args } => {
+            let options = test::Options { filter, node, args };
+            test::test(&workspace, &options)
+        }
         Task::Demo { args } => test::demo(&workspace, &args),
         Task::Bench { args } => test::bench(&workspace, &args),
         Task::Soak { minutes } => test::soak(&workspace, minutes),

@@ -5,6 +5,7 @@
 //! Topologies, traffic and assertions live in the crate `tests`; this module builds its programs,
 //! tells them where the agent is and sums up.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
@@ -18,6 +19,7 @@ use crate::build::{self, AGENT};
 use crate::fuzz;
 use crate::image;
 use crate::kernels::Kernels;
+use crate::nodes::{self, Nodes};
 use crate::peers;
 use crate::previous;
 use crate::setup::{self, Scope};
@@ -52,15 +54,30 @@ const USER_SPACE: &[&str] = &[
     "fuzz",
 ];
 
-/// Runs all tests, or those whose name contains `filter`.
+/// What is asked for.
+#[derive(Debug)]
+pub struct Options {
+    /// Only tests whose name contains this.
+    pub filter: Option<String>,
+    /// Only behaviour tests, on nodes with this setting of `tests/nodes.toml`.
+    pub node: Option<String>,
+    /// Arguments for the test programs.
+    pub args: Vec<OsString>,
+}
+
+/// Runs all tests, and then the reduced set on each node of `tests/nodes.toml`; or those that are asked for.
 ///
 /// # Errors
 /// Without root, when something they need cannot be had, or when a test fails.
-pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> Result<()> {
+pub fn test(workspace: &Workspace, options: &Options) -> Result<()> {
     sh::require_root(
         "test",
         "the tests make network namespaces and load eBPF programs",
     )?;
+    let nodes = Nodes::read(workspace)?;
+    if let Some(node) = &options.node {
+        nodes.ensure_known(node)?;
+    }
     setup::ensure(Scope::Everything)?;
     // The agent and the sweeper are programs beside the tests: `cargo test` alone would build the
     // first without its final name and the second not at all.
@@ -72,44 +89,32 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
 
     let start = Instant::now();
     let mut cargo = workspace.cargo("test");
-    cargo.args(RELEASE).args(USER_SPACE).arg("--no-fail-fast");
-    cargo.env(AGENT_VARIABLE, workspace.program(AGENT));
-    if let Some(support) = support(workspace)? {
-        cargo.env(KERNEL_VARIABLE, support);
-    }
-    // The tests of upgrades are skipped without, and tell.
-    match previous::build(workspace)? {
-        Ok(program) => {
-            cargo.env(PREVIOUS_VARIABLE, program);
-        }
-        Err(reason) => eprintln!("no build of the previous release: {reason}"),
-    }
-    match image::for_tests(workspace)? {
-        Ok(image) => {
-            cargo.env(IMAGE_VARIABLE, image);
-        }
-        Err(reason) => eprintln!("no image: {reason}"),
-    }
-    match peers::ensure(workspace) {
-        Ok(directory) => {
-            cargo.env(peers::VARIABLE, directory);
-        }
-        Err(reason) => eprintln!("no peers of the tunnel: {reason:#}"),
-    }
-    if let Some(packages) = setup::python::find() {
-        cargo.env(setup::python::VARIABLE, packages);
-    }
-    cargo.args(filter);
-    if !args.is_empty() {
-        cargo.arg("--").args(args);
+    cargo.args(RELEASE).arg("--no-fail-fast");
+    let variables = variables(workspace)?;
+    cargo.envs(&variables);
+    match &options.node {
+        Some(node) => cargo
+            .args(["--package", "tests"])
+            .env(nodes::VARIABLE, node),
+        None => cargo.args(USER_SPACE),
+    };
+    cargo.args(&options.filter);
+    if !options.args.is_empty() {
+        cargo.arg("--").args(&options.args);
     }
     let mut outcome = sh::run(&mut cargo);
-    if filter.is_none() {
-        let fuzzed = fuzz::briefly(workspace);
-        if let Err(error) = &fuzzed {
-            eprintln!("error: {error:#}");
+    if options.filter.is_none() && options.node.is_none() {
+        let on_nodes = programs(workspace).and_then(|programs| {
+            nodes.run(workspace, &programs, |command| {
+                command.envs(&variables);
+            })
+        });
+        for further in [on_nodes, fuzz::briefly(workspace)] {
+            if let Err(error) = &further {
+                eprintln!("error: {error:#}");
+            }
+            outcome = outcome.and(further);
         }
-        outcome = outcome.and(fuzzed);
     }
     let verdict = if outcome.is_ok() { "passed" } else { "FAILED" };
     println!("\ntests {verdict} in {}", sh::duration(start.elapsed()));
@@ -117,6 +122,37 @@ pub fn test(workspace: &Workspace, filter: Option<&str>, args: &[OsString]) -> R
         println!("{line}");
     }
     outcome
+}
+
+/// What all tests are told: where the programs under test are, and what this kernel must support. What cannot be had is
+/// reported, and the tests that need it are skipped.
+fn variables(workspace: &Workspace) -> Result<BTreeMap<&'static str, OsString>> {
+    let mut variables = BTreeMap::from([(AGENT_VARIABLE, workspace.program(AGENT).into())]);
+    if let Some(support) = support(workspace)? {
+        variables.insert(KERNEL_VARIABLE, support.into());
+    }
+    match previous::build(workspace)? {
+        Ok(program) => {
+            variables.insert(PREVIOUS_VARIABLE, program.into());
+        }
+        Err(reason) => eprintln!("no build of the previous release: {reason}"),
+    }
+    match image::for_tests(workspace)? {
+        Ok(image) => {
+            variables.insert(IMAGE_VARIABLE, image.into());
+        }
+        Err(reason) => eprintln!("no image: {reason}"),
+    }
+    match peers::ensure(workspace) {
+        Ok(directory) => {
+            variables.insert(peers::VARIABLE, directory.into());
+        }
+        Err(reason) => eprintln!("no peers of the tunnel: {reason:#}"),
+    }
+    if let Some(packages) = setup::python::find() {
+        variables.insert(setup::python::VARIABLE, packages.into());
+    }
+    Ok(variables)
 }
 
 /// Builds what tests run and people use: the agent, the demo, the programs beside the tests.

@@ -80,7 +80,7 @@ impl Variant {
 
     /// What clients connect to.
     #[must_use]
-    pub const fn target(self, family: Family) -> SocketAddr {
+    pub fn target(self, family: Family) -> SocketAddr {
         match self {
             Self::KubeProxy | Self::Service => family.cluster_ip_socket(),
             _ => family.vip_socket(),

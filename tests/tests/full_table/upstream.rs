@@ -353,8 +353,9 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
 #[test]
 fn bad_endpoints_are_refused_and_nothing_is_changed() {
     Node::test(Topology::Veth, |node| {
+        let vip = Family::V4.vip().to_string();
         for bad in [
-            "10.96.0.2",
+            vip.as_str(),
             "10.96.0.1:6443",
             "127.0.0.1",
             "224.0.0.1",

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the nodes of a whole run have that a plain node has not: settings of hardened hosts and of other clusters,
+//! under which the same tests must pass. `PROXY_AGENT_TEST_NODE` says which; `cargo xtask test --node NAME` sets it.
+
+use std::sync::OnceLock;
+
+use anyhow::{Result, bail};
+
+use crate::netns::Netns;
+
+/// Names the setting of a run.
+pub const VARIABLE: &str = "PROXY_AGENT_TEST_NODE";
+
+/// What the nodes of a run have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// The kernel's defaults, and a kube-proxy without the check.
+    Plain,
+    /// `strict-conntrack`: conntrack picks up no connection half-way (`nf_conntrack_tcp_loose=0`).
+    StrictConntrack,
+    /// `strict-rp-filter`: a packet is dropped unless its source is routed back by the link that it came by
+    /// (`rp_filter=1`).
+    StrictRpFilter,
+    /// `service-range`: kube-proxy runs in nftables mode, whichever a test asks for, and drops what is addressed to the
+    /// Service range and belongs to no Service. The VIPs are the ones that docs/operations.md recommends, outside of it.
+    ServiceRange,
+}
+
+impl Setting {
+    /// The setting of this run.
+    ///
+    /// # Panics
+    /// When the variable names none.
+    #[must_use]
+    pub fn current() -> Self {
+        static CURRENT: OnceLock<Setting> = OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let name = std::env::var(VARIABLE).unwrap_or_default();
+            Self::named(&name).expect("a setting of nodes")
+        })
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        Ok(match name {
+            "" => Self::Plain,
+            "strict-conntrack" => Self::StrictConntrack,
+            "strict-rp-filter" => Self::StrictRpFilter,
+            "service-range" => Self::ServiceRange,
+            _ => bail!(
+                "{VARIABLE}={name}: strict-conntrack, strict-rp-filter and service-range are known"
+            ),
+        })
+    }
+
+    /// Sets the sysctls of a node.
+    ///
+    /// # Errors
+    /// When the kernel does not have one.
+    pub(crate) fn apply(self, node: &Netns) -> Result<()> {
+        match self {
+            Self::Plain | Self::ServiceRange => Ok(()),
+            Self::StrictConntrack => node.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0"),
+            // The larger one of a link's own value and that of all counts.
+            Self::StrictRpFilter => node.sysctl("net/ipv4/conf/all/rp_filter", "1"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_an_error() {
+        assert_eq!(
+            Setting::named("service-range").unwrap(),
+            Setting::ServiceRange
+        );
+        assert_eq!(Setting::named("").unwrap(), Setting::Plain);
+        let error = Setting::named("strict").unwrap_err().to_string();
+        assert!(
+            error.starts_with("PROXY_AGENT_TEST_NODE=strict:"),
+            "{error}"
+        );
+    }
+}

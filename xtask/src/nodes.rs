@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `tests/nodes.toml`: settings of nodes, and the behaviour tests that `cargo xtask test` runs on each of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::kernels::Selection;
+use crate::sh;
+use crate::workspace::Workspace;
+
+/// Names the setting for the tests.
+pub const VARIABLE: &str = "PROXY_AGENT_TEST_NODE";
+
+const FILE: &str = "tests/nodes.toml";
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nodes {
+    node: Vec<Node>,
+    /// The reduced set.
+    ci: Vec<Selection>,
+}
+
+/// A setting.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Node {
+    name: String,
+    what: String,
+}
+
+impl Nodes {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it is not there, or does not say what it should.
+    pub fn read(workspace: &Workspace) -> Result<Self> {
+        let path = workspace.root.join(FILE);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
+    }
+
+    /// Makes sure that there is a setting of this name.
+    ///
+    /// # Errors
+    /// When there is none; lists those that there are.
+    pub fn ensure_known(&self, name: &str) -> Result<()> {
+        if self.node.iter().any(|node| node.name == name) {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.node.iter().map(|node| node.name.as_str()).collect();
+        bail!("no node {name:?} in {FILE}; there are {}", names.join(", "))
+    }
+
+    /// Runs the reduced set on each node. `prepare` gives a test program what all of them get.
+    ///
+    /// # Errors
+    /// When a program is not there or fails; the others are run all the same.
+    pub fn run(
+        &self,
+        workspace: &Workspace,
+        programs: &[(String, PathBuf)],
+        prepare: impl Fn(&mut Command),
+    ) -> Result<()> {
+        let programs: BTreeMap<&str, &PathBuf> = programs
+            .iter()
+            .map(|(name, path)| (name.as_str(), path))
+            .collect();
+        let mut failed = Vec::new();
+        for node in &self.node {
+            println!("\nnode {}: {}", node.name, node.what);
+            let start = Instant::now();
+            for selection in &self.ci {
+                let program = &selection.program;
+                let path = programs
+                    .get(program.as_str())
+                    .with_context(|| format!("{FILE} names {program}, which is no test program"))?;
+                let mut command = sh::command(path);
+                prepare(&mut command);
+                command
+                    .env(VARIABLE, &node.name)
+                    // As cargo does.
+                    .current_dir(workspace.root.join("tests"));
+                if !selection.tests.is_empty() {
+                    ensure_there(path, selection)?;
+                    command.arg("--exact").args(&selection.tests);
+                }
+                if let Err(error) = sh::run(&mut command) {
+                    eprintln!("error: {error:#}");
+                    failed.push(format!("{program} on {}", node.name));
+                }
+            }
+            println!("node {}: {}", node.name, sh::duration(start.elapsed()));
+        }
+        if !failed.is_empty() {
+            bail!("failed: {}", failed.join(", "));
+        }
+        Ok(())
+    }
+}
+
+/// A name that no test has would run nothing, and pass.
+fn ensure_there(program: &Path, selection: &Selection) -> Result<()> {
+    let mut list = sh::command(program);
+    list.args(["--list", "--exact"]).args(&selection.tests);
+    let listed = sh::read(&mut list)?;
+    let found: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .collect();
+    for test in &selection.tests {
+        if !found.contains(&test.as_str()) {
+            bail!(
+                "{FILE} names {test}, which is no test of {}",
+                selection.program
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_understood() {
+        let workspace = Workspace::locate().unwrap();
+        let nodes = Nodes::read(&workspace).unwrap();
+        nodes.ensure_known("strict-conntrack").unwrap();
+        let error = nodes.ensure_known("strict").unwrap_err().to_string();
+        assert!(error.contains("there are strict-conntrack, "), "{error}");
+    }
+}
