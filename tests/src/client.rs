@@ -3,9 +3,9 @@
 //! TCP clients whose source port and way of closing the test chooses.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::{Range, RangeInclusive};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -126,6 +126,25 @@ pub fn connect_mptcp(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Re
     finish_connect(socket, None, to, timeout)
 }
 
+/// Connects from a namespace so that the first bytes that are written go with the SYN (TCP Fast Open), if the kernel has a
+/// cookie of the server; else it asks for one. Both ends need it in `net.ipv4.tcp_fastopen`.
+///
+/// # Errors
+/// As setsockopt(2) and connect(2); `TimedOut` after `timeout`.
+pub fn connect_fast(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let socket = netns.run(|| socket(to.is_ipv6()))?;
+    set_option(&socket, libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT, &1_i32)?;
+    finish_connect(socket, None, to, timeout)
+}
+
+/// Has a listener take data that comes with the SYN.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn take_fast(listener: &TcpListener) -> io::Result<()> {
+    set_option(listener, libc::SOL_TCP, libc::TCP_FASTOPEN, &16_i32)
+}
+
 fn finish_connect(
     socket: OwnedFd,
     from: Option<SocketAddr>,
@@ -133,7 +152,7 @@ fn finish_connect(
     timeout: Duration,
 ) -> io::Result<TcpStream> {
     if let Some(from) = from {
-        set_option(&socket, libc::SO_REUSEADDR, &1_i32)?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1_i32)?;
         with_sockaddr(from, |address, len| {
             // SAFETY: the address is valid for the length that is given with it.
             check(unsafe { libc::bind(socket.as_raw_fd(), address, len) })
@@ -214,13 +233,13 @@ fn wait_for_end(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
     }
 }
 
-fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
+fn set_option<T>(socket: &impl AsRawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
     let len = socklen::<T>();
     // SAFETY: the value is valid for its own size.
     check(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
             std::ptr::from_ref(value).cast(),
             len,

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Cases from the field, each as somebody met it with another data plane: filters, policy routes, sockets bound to a
-//! link, qdiscs of others, saved rulesets. NAT of others and the Service range are in `field/nat.rs`, quiet connections
-//! beside churn and floods in `churn.rs`.
+//! Cases from the field, each as reported of another data plane: filters, policy routes, sockets bound to a link, qdiscs
+//! of others, saved rulesets. NAT of others and the Service range are in `field/nat.rs`, what the host's own programs do
+//! in `field/host.rs`, the node's addresses and routes as others read them in `field/addresses.rs`, proxies that are not
+//! plain in `field/proxies.rs`, quiet connections beside churn and floods in `churn.rs`.
 
+#[path = "field/addresses.rs"]
+mod addresses;
+#[path = "field/host.rs"]
+mod host;
 #[path = "field/nat.rs"]
 mod nat;
+#[path = "field/proxies.rs"]
+mod proxies;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};

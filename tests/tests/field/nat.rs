@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! kube-proxy's check of the Service range, the NAT of a hostPort, and MPTCP sockets: what becomes of connections to VIP and
-//! ClusterIP beside them, and what `doctor` says.
+//! kube-proxy's check of the Service range, the NAT of a hostPort, the policy chains of kube-router, and MPTCP sockets: what
+//! becomes of connections to VIP and ClusterIP beside them, and what `doctor` says.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::transfer::Server;
-use tests::{Family, client, conntrack, doctor, skip, transfer};
+use tests::{Family, PORT, client, conntrack, doctor, skip, transfer};
 
 use super::{BYTES, SHORT, TIMEOUT, with_services, works};
 
@@ -55,7 +55,7 @@ fn a_vip_of_the_service_range() {
         }
 
         // The address that docs/operations.md recommends, tracked.
-        let vips: [SocketAddr; 2] = ["169.254.20.2:443".parse()?, "[fd00:a91::2]:443".parse()?];
+        let vips = Family::ALL.map(|family| SocketAddr::new(family.vip_outside(), PORT));
         let args = ["--ip-address=169.254.20.2,fd00:a91::2", "--backend=none"];
         let _agent = node.start_agent(&args)?;
         for vip in vips {
@@ -165,6 +165,43 @@ fn a_host_port_on_the_port_of_the_vip() {
             ensure!(faults.iter().all(is_named), "{faults:#?}");
             agent.stop(libc::SIGTERM)?;
         }
+        Ok(())
+    });
+}
+
+/// kube-router's chains for a pod with a policy: what the node sends to it passes if conntrack knows the connection or if
+/// its source is local to the node; the rest is rejected. VIP and ClusterIP are local, so that untracked replies pass
+/// without rules of the agent.
+#[test]
+fn a_policy_that_rejects_what_is_not_local() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let pod = &node.pods[0];
+        for (program, family) in [("iptables", Family::V4), ("ip6tables", Family::V6)] {
+            let address = pod.address(family);
+            for rule in [
+                "-N KUBE-POD-FW".to_owned(),
+                format!("-A OUTPUT -d {address} -j KUBE-POD-FW"),
+                "-A KUBE-POD-FW -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT".to_owned(),
+                format!("-A KUBE-POD-FW -m addrtype --src-type LOCAL -d {address} -j ACCEPT"),
+                "-A KUBE-POD-FW -j REJECT".to_owned(),
+            ] {
+                node.netns.exec(&format!("{program}-nft {rule}"))?;
+            }
+        }
+        let args = with_services(&["--accept-rules=never"]);
+        let _agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        for path in node.paths() {
+            works(&path)?;
+        }
+        for family in Family::ALL {
+            let entries = conntrack::list(&node.netns, family)?;
+            ensure!(entries.is_empty(), "{entries:#?}");
+        }
+        let faults = doctor::doctor(node)?;
+        let faults = faults.faults("firewall");
+        ensure!(faults.is_empty(), "{faults:#?}");
         Ok(())
     });
 }

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Proxies and clients that do more than accept and connect: a proxy with several listeners that is exchanged under load, one
+//! that sends its server the addresses of the connection (PROXY protocol), and clients that send data with the SYN.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tests::cmd::Process;
+use tests::kubeproxy::KubeProxy;
+use tests::netns::Netns;
+use tests::node::{Node, Topology};
+use tests::path::Via;
+use tests::proxy::listening;
+use tests::streams::entries;
+use tests::transfer::Server;
+use tests::{Family, PORT, client, cmd};
+
+use super::{TIMEOUT, with_services, works};
+
+/// HAProxy on the VIPs, one more among those that listen there.
+fn haproxy(node: &Node, name: &str, bind: &str, server: &str, sockets: usize) -> Result<Process> {
+    let mut config = String::from(
+        "global\n    maxconn 4000\n    nbthread 2\n\
+         defaults\n    mode tcp\n    timeout connect 10s\n    timeout client 60s\n    timeout server 60s\n",
+    );
+    config += "frontend vip\n";
+    for family in Family::ALL {
+        config += &format!("    bind {} {bind}\n", family.vip_socket());
+    }
+    config += &format!("    default_backend api\nbackend api\n    server one {server}\n");
+    let path = node.dir().join(format!("{name}.cfg"));
+    fs::write(&path, config)?;
+    let mut command = node.netns.command("haproxy");
+    command.arg("-db").arg("-f").arg(&path);
+    listening(node, name, command, PORT, sockets)
+}
+
+/// A proxy with a listener for each thread (`SO_REUSEPORT`, as Envoy has it by default) is exchanged for another one
+/// while clients connect on every way: none is refused or reset.
+#[test]
+fn a_proxy_with_several_listeners_is_exchanged() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        // What waits in the queue of a listener that is closed goes to another one of its group.
+        node.netns.sysctl("net/ipv4/tcp_migrate_req", "1")?;
+        let _agent = node.start_agent(&with_services(&[]))?;
+        let (old, new) = (node.dir().join("old.sock"), node.dir().join("new.sock"));
+        let (old_server, new_server) = (Server::listen_unix(&old)?, Server::listen_unix(&new)?);
+        let unix = |path: &std::path::Path| format!("unix@{}", path.display());
+        let first = haproxy(node, "old", "shards by-thread", &unix(&old), 4)?;
+        for path in node.paths() {
+            works(&path)?;
+        }
+        let stop = AtomicBool::new(false);
+        let clients = |number: usize| -> Result<usize> {
+            let mut count = 0;
+            let paths = node.paths();
+            while !stop.load(Ordering::Relaxed) {
+                let path = &paths[(number + count) % paths.len()];
+                works(path).with_context(|| format!("connection {count} of client {number}"))?;
+                count += 1;
+            }
+            Ok(count)
+        };
+        let clients = &clients;
+        let second = std::thread::scope(|scope| -> Result<Process> {
+            let running: Vec<_> = (0..3)
+                .map(|number| scope.spawn(move || clients(4 * number)))
+                .collect();
+            let exchange = || -> Result<Process> {
+                std::thread::sleep(Duration::from_millis(300));
+                let second = haproxy(node, "new", "shards by-thread", &unix(&new), 8)?;
+                std::thread::sleep(Duration::from_millis(300));
+                // It closes its listeners and serves its connections to their end.
+                first.signal(libc::SIGUSR1)?;
+                cmd::wait_until(TIMEOUT, "clients of the new one", || {
+                    Ok((new_server.accepted() > 50).then_some(()))
+                })?;
+                Ok(second)
+            };
+            let second = exchange();
+            stop.store(true, Ordering::Relaxed);
+            for client in running {
+                let count = client.join().expect("no panic")?;
+                ensure!(count > 10, "only {count} connections");
+            }
+            second
+        })?;
+        let before = old_server.accepted();
+        for path in node.paths() {
+            works(&path)?;
+        }
+        ensure!(old_server.accepted() == before, "the old one still serves");
+        let entries = entries(node)?;
+        ensure!(entries.is_empty(), "{entries:#?}");
+        drop(second);
+        Ok(())
+    });
+}
+
+/// What HAProxy's PROXY protocol, version 1, says of a connection: the address that it was made to.
+fn destination_sent(server: &TcpListener, netns: &Netns, to: SocketAddr) -> Result<SocketAddr> {
+    let mut client = client::connect(netns, to, TIMEOUT)?;
+    client.write_all(b"x")?;
+    let (stream, _) = server.accept()?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    // PROXY TCP4 source destination source-port destination-port
+    let ["PROXY", _, _, destination, _, port] = words[..] else {
+        bail!("{line:?} is no line of the PROXY protocol");
+    };
+    Ok(SocketAddr::new(destination.parse()?, port.parse()?))
+}
+
+/// A proxy that sends its server the address of its own socket, as Envoy does by the PROXY protocol, sends the ClusterIP
+/// where a pod's connection to a Service ends on it, and no longer the VIP, which kube-proxy's DNAT makes of it.
+#[test]
+fn a_proxy_that_sends_the_address_of_its_socket() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let (vip, service) = (Family::V4.vip_socket(), Family::V4.cluster_ip_socket());
+        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let pod = &node.pods[0].netns;
+        let proxy = node.netns.run(|| TcpListener::bind(vip))?;
+        let ask = |netns: &Netns, to: SocketAddr| -> Result<SocketAddr> {
+            let _client = client::connect(netns, to, TIMEOUT)?;
+            Ok(proxy.accept()?.0.local_addr()?)
+        };
+        for (netns, to) in [(pod, service), (pod, vip), (&node.netns, service)] {
+            let sent = ask(netns, to)?;
+            ensure!(sent == vip, "without the Service, {to}: {sent}");
+        }
+        agent.stop(libc::SIGTERM)?;
+        let _agent = node.start_agent(&with_services(&[]))?;
+        for (netns, to, expected) in [
+            (pod, service, service),
+            (pod, vip, vip),
+            (&node.netns, service, vip),
+        ] {
+            let sent = ask(netns, to)?;
+            ensure!(sent == expected, "{to}: {sent}");
+        }
+        Ok(())
+    });
+}
+
+/// HAProxy asks conntrack for the address that was translated (`SO_ORIGINAL_DST`), so that it sends the ClusterIP of a
+/// pod's connection with the agent and without. With `set-dst` it sends the VIP.
+#[test]
+fn a_proxy_that_asks_conntrack_for_the_destination() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+        let server = node.netns.run(|| TcpListener::bind("127.0.0.1:7443"))?;
+        let backend = "127.0.0.1:7443 send-proxy";
+        let (vip, service) = (Family::V4.vip_socket(), Family::V4.cluster_ip_socket());
+        let pod = &node.pods[0].netns;
+        let mut agent = node.start_agent(&["--backend=ebpf"])?;
+        let proxy = haproxy(node, "plain", "", backend, 2)?;
+        for (to, expected) in [(service, service), (vip, vip)] {
+            let sent = destination_sent(&server, pod, to)?;
+            ensure!(sent == expected, "without the Service, {to}: {sent}");
+        }
+        agent.stop(libc::SIGTERM)?;
+        let _agent = node.start_agent(&with_services(&[]))?;
+        for (netns, to, expected) in [
+            (pod, service, service),
+            (pod, vip, vip),
+            (&node.netns, service, vip),
+        ] {
+            let sent = destination_sent(&server, netns, to)?;
+            ensure!(sent == expected, "{to}: {sent}");
+        }
+        drop(proxy);
+        let set = format!("\n    tcp-request connection set-dst ipv4({})", vip.ip());
+        let _proxy = haproxy(node, "set-dst", &set, backend, 2)?;
+        let sent = destination_sent(&server, pod, service)?;
+        ensure!(sent == vip, "with set-dst: {sent}");
+        Ok(())
+    });
+}
+
+/// How many SYNs with data a server's namespace has taken.
+fn fast_opened(netns: &Netns) -> Result<u64> {
+    let text = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next(), lines.next());
+    let (names, values) = (names.context("no names")?, values.context("no values")?);
+    let of = |(name, _): &(&str, &str)| *name == "TCPFastOpenPassive";
+    let pairs = names.split(' ').zip(values.split(' '));
+    let (_, value) = pairs.into_iter().find(of).context("TCPFastOpenPassive")?;
+    Ok(value.parse()?)
+}
+
+/// Clients that send data with the SYN (TCP Fast Open) to a proxy that takes it: decided and untracked as any other, and
+/// the data arrives once. From pods to VIP and ClusterIP, and from the node itself.
+#[test]
+fn data_that_comes_with_the_syn() {
+    for args in [with_services(&[]), vec!["--backend=nftables"]] {
+        Node::test(Topology::Veth, |node| {
+            KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+            let _agent = node.start_agent(&args)?;
+            let proxies = Family::ALL.map(|family| -> Result<TcpListener> {
+                let listener = node.netns.run(|| TcpListener::bind(family.vip_socket()))?;
+                client::take_fast(&listener)?;
+                Ok(listener)
+            });
+            let [v4, v6] = proxies;
+            let (v4, v6) = (v4?, v6?);
+            for netns in node.pods.iter().map(|pod| &pod.netns).chain([&node.netns]) {
+                netns.sysctl("net/ipv4/tcp_fastopen", "3")?;
+            }
+            let mut paths = node.paths();
+            paths.retain(|path| args.len() > 1 || path.via == Via::Vip);
+            for path in &paths {
+                let listener = if path.family == Family::V4 { &v4 } else { &v6 };
+                let before = fast_opened(&node.netns)?;
+                // The first one asks for the cookie that the second one shows.
+                for _ in 0..2 {
+                    let mut client = client::connect_fast(path.netns, path.destination(), TIMEOUT)
+                        .with_context(|| path.to_string())?;
+                    client.write_all(b"request")?;
+                    let (mut served, _) = listener.accept()?;
+                    served.set_read_timeout(Some(TIMEOUT))?;
+                    let mut request = [0; 7];
+                    served
+                        .read_exact(&mut request)
+                        .with_context(|| path.to_string())?;
+                    ensure!(&request == b"request", "{path}: {request:?}");
+                    served.write_all(b"answer")?;
+                    drop(served);
+                    let mut answer = String::new();
+                    client
+                        .read_to_string(&mut answer)
+                        .with_context(|| path.to_string())?;
+                    ensure!(answer == "answer", "{path}: {answer:?}");
+                }
+                ensure!(
+                    fast_opened(&node.netns)? > before,
+                    "{path}: no data came with a SYN: this shows nothing"
+                );
+            }
+            let entries = entries(node)?;
+            ensure!(entries.is_empty(), "{entries:#?}");
+            Ok(())
+        });
+    }
+}
