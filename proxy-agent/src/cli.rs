@@ -39,15 +39,15 @@ example PROXY_AGENT_IP_ADDRESS. The flag wins. Booleans and durations are writte
 --daemon=false, --sync-interval=1m30s.
 
 Examples:
-  proxy-agent --ip-address=10.96.0.2
+  proxy-agent --ip-address=169.254.20.2
       Keep the VIP on lo, take the best backend that works here.
-  proxy-agent --ip-address=10.96.0.2,fd00:10:96::2 --interface=apiserver-proxy --port=443,8443
+  proxy-agent --ip-address=169.254.20.2,fd00:a91::2 --interface=apiserver-proxy --port=443,8443
       Two VIPs on a dummy link of their own, two ports.
-  proxy-agent --ip-address=10.96.0.2 --service-address=auto
+  proxy-agent --ip-address=169.254.20.2 --service-address=auto
       The ClusterIP ends on the proxy too: neither kube-proxy nor conntrack is in the path.
-  proxy-agent --ip-address=10.96.0.2 --daemon=false
+  proxy-agent --ip-address=169.254.20.2 --daemon=false
       One pass, for an init container.
-  proxy-agent --ip-address=10.96.0.2 --dry-run
+  proxy-agent --ip-address=169.254.20.2 --dry-run
       Print what would be changed.
   proxy-agent --instance=b --ip-address=172.20.0.7
       A second agent beside the first, for another VIP.

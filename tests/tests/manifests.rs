@@ -27,7 +27,7 @@ fn values() -> [Value; 4] {
     [
         json!({}),
         json!({
-            "vips": ["10.96.0.2", "fd00:96::2"],
+            "vips": ["169.254.20.2", "fd00:a91::2"],
             "ports": [443, 8443],
             "settings": {"service-address": "auto", "v": 4, "interface": "apiserver-proxy"},
             "image": {"registry": "registry.example.com/platform/", "tag": "0.1.0-rc1"},
@@ -341,9 +341,12 @@ fn the_chart_refuses_values_that_cannot_work() -> Result<()> {
     };
     for (values, complaint) in [
         (json!({"vips": []}), "vips"),
-        (json!({"vip": "10.96.0.2"}), "vip"),
+        (json!({"vip": "169.254.20.2"}), "vip"),
         (json!({"security": "none"}), "security"),
-        (json!({"settings": {"ip-address": "10.96.0.2"}}), "settings"),
+        (
+            json!({"settings": {"ip-address": "169.254.20.2"}}),
+            "settings",
+        ),
         (json!({"proxy": {"enabled": true}}), "apiServers"),
         (
             json!({"monitoring": {"podMonitor": {"enabled": true}}}),

@@ -51,12 +51,15 @@ impl ApiServer {
     }
 }
 
-/// The API servers of the examples become the one of this node's network, twice, and one that refuses.
-fn with_our_api_servers(text: &str) -> String {
+/// The VIP of the examples becomes this node's. The API servers become the one of this node's network, twice, and one that
+/// refuses.
+fn as_on_this_node(text: &str) -> String {
     let ours = node::gateway_address(Family::V4).to_string();
     let refusing = node::uplink_address(Family::V4).to_string();
     let [first, second, third] = EXAMPLES;
-    text.replace(first, &ours)
+    let [vip, our_vip] = [Family::V4.vip_outside(), Family::V4.vip()].map(|vip| vip.to_string());
+    text.replace(&vip, &our_vip)
+        .replace(first, &ours)
         .replace(second, &ours)
         .replace(third, &refusing)
 }
@@ -106,7 +109,7 @@ fn haproxy_as_kustomize_has_it() {
         let component = repository().join("deploy/kustomize/components/haproxy");
         let text = fs::read_to_string(component.join("cluster.cfg"))?;
         let cluster = node.dir().join("cluster.cfg");
-        fs::write(&cluster, with_our_api_servers(&text))?;
+        fs::write(&cluster, as_on_this_node(&text))?;
         let mut command = node.netns.command("haproxy");
         command
             .arg("-db")
@@ -160,7 +163,7 @@ fn envoy_as_kustomize_has_it() -> Result<()> {
         let component = repository().join("deploy/kustomize/components/envoy");
         let text = fs::read_to_string(component.join("envoy.yaml"))?;
         let path = node.dir().join("envoy.yaml");
-        fs::write(&path, with_our_api_servers(&text))?;
+        fs::write(&path, as_on_this_node(&text))?;
         let mut command = node.netns.command(tool.envoy());
         // Without a shared memory region: several Envoys may run on this machine.
         command.args([

@@ -27,13 +27,13 @@ const MAX_INTERVAL: GoDuration = GoDuration::from_secs(365 * 24 * 3600);
 #[derive(Debug, Error)]
 pub enum VipError {
     /// A host name, or nothing at all.
-    #[error("not an IP address; give one like 10.96.0.2 or fd00::2")]
+    #[error("not an IP address; give one like 169.254.20.2 or fd00::2")]
     Syntax,
     /// An address with a prefix length.
     #[error("a prefix length is not wanted; give the address alone")]
     Prefix,
     /// An address that no VIP can have.
-    #[error("{0}; give a unicast address that nothing else uses, for example 10.96.0.2")]
+    #[error("{0}; give a unicast address that nothing else uses, for example 169.254.20.2")]
     Unusable(&'static str),
     /// IPv4 in IPv6's clothes: the kernel takes both for the same address.
     #[error("an IPv4-mapped IPv6 address; give the IPv4 address")]
