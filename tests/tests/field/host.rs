@@ -4,6 +4,7 @@
 //! does not know, an uplink that becomes the port of a bridge, a firewall that is loaded again, sysctls of a hardening
 //! guide, and more events than its sockets have room for.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -45,8 +46,8 @@ pub(super) fn put_uplink_back(node: &Node, link: &str) -> Result<()> {
     let mut lines = String::new();
     for (length, nodad, family) in [(24, "", Family::V4), (64, " nodad", Family::V6)] {
         let (own, gateway) = (uplink_address(family), gateway_address(family));
-        lines += &format!("address add {own}/{length} dev {link}{nodad}\n");
-        lines += &format!("route add default via {gateway} dev {link}\n");
+        writeln!(lines, "address add {own}/{length} dev {link}{nodad}")?;
+        writeln!(lines, "route add default via {gateway} dev {link}")?;
     }
     node.netns.ip(&lines)
 }
@@ -63,7 +64,7 @@ fn a_network_manager_that_restarts() {
         let mut away = String::new();
         for family in Family::ALL {
             let (vip, length) = (family.vip(), family.host_prefix());
-            away += &format!("address del {vip}/{length} dev lo\n");
+            writeln!(away, "address del {vip}/{length} dev lo")?;
         }
         for flag in ["-4", "-6"] {
             let flush = format!("ip {flag} route flush table local proto 112");
@@ -265,8 +266,11 @@ fn more_events_than_there_is_room_for() {
         let mut storm = String::new();
         let mut sets = String::new();
         for number in 0..3_000 {
-            storm += &format!("link set pod1 alias storm-{number}\n");
-            sets += &format!("add table ip storm{number}\ndelete table ip storm{number}\n");
+            writeln!(storm, "link set pod1 alias storm-{number}")?;
+            writeln!(
+                sets,
+                "add table ip storm{number}\ndelete table ip storm{number}"
+            )?;
         }
         node.netns.ip(&storm)?;
         node.netns.feed("nft -f -", &sets)?;

@@ -3,6 +3,7 @@
 //! Proxies and clients that do more than accept and connect: a proxy with several listeners that is exchanged under load, one
 //! that sends its server the addresses of the connection (PROXY protocol), and clients that send data with the SYN.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -30,9 +31,12 @@ fn haproxy(node: &Node, name: &str, bind: &str, server: &str, sockets: usize) ->
     );
     config += "frontend vip\n";
     for family in Family::ALL {
-        config += &format!("    bind {} {bind}\n", family.vip_socket());
+        writeln!(config, "    bind {} {bind}", family.vip_socket())?;
     }
-    config += &format!("    default_backend api\nbackend api\n    server one {server}\n");
+    writeln!(
+        config,
+        "    default_backend api\nbackend api\n    server one {server}"
+    )?;
     let path = node.dir().join(format!("{name}.cfg"));
     fs::write(&path, config)?;
     let mut command = node.netns.command("haproxy");
@@ -180,8 +184,8 @@ fn a_proxy_that_asks_conntrack_for_the_destination() {
         drop(proxy);
         let set = format!("\n    tcp-request connection set-dst ipv4({})", vip.ip());
         let _proxy = haproxy(node, "set-dst", &set, backend, 2)?;
-        let sent = destination_sent(&server, pod, service)?;
-        ensure!(sent == vip, "with set-dst: {sent}");
+        let shown = destination_sent(&server, pod, service)?;
+        ensure!(shown == vip, "with set-dst: {shown}");
         Ok(())
     });
 }
