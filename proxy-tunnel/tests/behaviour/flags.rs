@@ -59,10 +59,13 @@ fn described(help: &str, name: &str) -> Option<String> {
         rest.is_some_and(|rest| rest.starts_with([' ', '[']))
     };
     let mut lines = help.lines().skip_while(|line| !is_its_own(line));
-    lines.next()?;
-    // Texts are indented further than flags.
-    let text = lines.take_while(|line| line.starts_with("          "));
-    Some(text.map(str::trim).collect::<Vec<_>>().join(" "))
+    // The text may begin in the flag's own line; what follows is indented further than flags.
+    let mut text = lines.next()?.to_owned();
+    for line in lines.take_while(|line| line.starts_with("          ")) {
+        text.push(' ');
+        text.push_str(line.trim());
+    }
+    Some(text)
 }
 
 #[test]
@@ -73,12 +76,12 @@ fn each_of_upstreams_with_its_default() {
         let output = Command::new(program).arg("--help").output().unwrap();
         let help = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         for flag in flags {
-            let visible = flag.strip_prefix('*');
-            let flag = visible.unwrap_or(flag);
+            let hidden = flag.strip_prefix('*');
+            let flag = hidden.unwrap_or(flag);
             all.push(format!("--{flag}"));
             let (name, default) = flag.split_once('=').unwrap();
             let text = described(&help, name);
-            if visible.is_some() {
+            if hidden.is_some() {
                 continue;
             }
             let text = text.unwrap_or_else(|| panic!("{program} has no --{name}: {help}"));
@@ -86,8 +89,9 @@ fn each_of_upstreams_with_its_default() {
                 .split_once("[default: ")
                 .map(|(_, rest)| rest.split_once(']').unwrap().0);
             let shown = shown.unwrap_or_default().trim_matches('"');
-            // A switch that is off shows none.
-            let is_same = shown == default || (shown.is_empty() && default == "false");
+            // What is off shows none.
+            let is_off = matches!(default, "false" | ":0");
+            let is_same = shown == default || (shown.is_empty() && is_off);
             assert!(
                 is_same,
                 "--{name} has the default `{shown}`, not `{default}`"
