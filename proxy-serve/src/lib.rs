@@ -11,10 +11,11 @@
 //! | [`log`] | the log: levels, formats, files with rotation |
 //! | [`listen`] | TCP and Unix listeners; accepting a bounded number of connections |
 //! | [`budget`], [`memory`] | bounds on what tasks take together; an allocator that gives memory back |
+//! | [`reload`] | files that are exchanged while the process runs |
 //! | [`shutdown`] | the phases of a process that ends, and the signals that begin them |
 //! | `http` | the endpoint for health and metrics (feature `http`) |
 //! | `connection` | time limits of an HTTP connection (feature `connection`) |
-//! | `tls` | certificates from files, exchanged while the process runs (feature `tls`) |
+//! | `tls` | certificates from files, and whom they are for (feature `tls`) |
 
 #![cfg_attr(
     feature = "fuzzing",
@@ -37,6 +38,7 @@ pub mod klog;
 pub mod listen;
 pub mod log;
 pub mod memory;
+pub mod reload;
 pub mod shutdown;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -84,6 +84,24 @@ impl Bind {
         }
     }
 
+    /// The same host with another port.
+    #[must_use]
+    pub const fn with_port(self, port: u16) -> Self {
+        match self {
+            Self::Every(_) => Self::Every(port),
+            Self::One(address) => Self::One(SocketAddr::new(address.ip(), port)),
+        }
+    }
+
+    /// The port.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Every(port) => port,
+            Self::One(address) => address.port(),
+        }
+    }
+
     /// The socket addresses to try, the next one where the kernel lacks the first one's family.
     #[must_use]
     pub fn candidates(self) -> Vec<SocketAddr> {

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! TLS: certificates from files to what rustls works with, for [`server`]s and [`client`]s. [`names`] knows the
-//! names that Go has for versions and cipher suites, [`reload`] takes changed files into use.
+//! names that Go has for versions and cipher suites, [`subject`] reads whom a certificate is for.
 
 pub mod client;
 pub mod names;
-pub mod reload;
 pub mod server;
+pub mod subject;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,24 +30,6 @@ pub use self::names::Policy;
 pub const HTTP2: &[u8] = b"h2";
 /// ALPN of HTTP/1.1.
 pub const HTTP1: &[u8] = b"http/1.1";
-
-/// The contents of the files at one moment, in the order in which they are named.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Files(Vec<Vec<u8>>);
-
-impl Files {
-    /// The contents of one file; empty if there are not so many.
-    fn at(&self, index: usize) -> &[u8] {
-        self.0.get(index).map_or(&[], Vec::as_slice)
-    }
-}
-
-impl fmt::Debug for Files {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the keys.
-        f.debug_struct("Files").finish_non_exhaustive()
-    }
-}
 
 /// Why the files cannot be used.
 #[derive(Debug, Error)]
@@ -232,18 +213,6 @@ fn end(path: &Path, certificate: &CertificateDer<'_>) -> Result<Duration, TlsErr
         })?;
     let end = certificate.tbs_certificate.validity.not_after;
     Ok(end.to_unix_duration())
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &TlsError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// A time in Unix time, for the log.

@@ -14,16 +14,21 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use prost::Message as _;
+use proxy_serve::tls::subject::Subject;
 
 use crate::app;
 use crate::client::Mode;
 use crate::cluster::counting::Leases;
 use crate::cluster::lease as leases;
+use crate::cluster::tokens::Holder;
 use crate::go_error;
 use crate::identifiers::Identifiers;
 use crate::server::authority::Rewriter;
 use crate::server::backend::{Backend, Shared};
 use crate::server::frontend::head as connect;
+use crate::server::tenants::file::{self, Offered};
+use crate::server::tenants::peer::{Entrance, Peer};
+use crate::server::tenants::rules::{NoTenant, Rules, Side};
 use crate::server::tunnel::Tunnel;
 use crate::wire::metadata::Extensions;
 use crate::wire::schema::Packet;
@@ -206,6 +211,60 @@ pub fn names(data: &[u8]) {
             let _ = go_error::port(port);
         }
         Err(problem) => assert!(problem.to_string().contains(text)),
+    }
+}
+
+/// Rules of tenants, and behind a line `---` what a peer shows, a word a line. Each tenant's judgement is that of a
+/// server that had this tenant alone.
+pub fn tenants(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let (text, peer) = text.split_once("\n---\n").unwrap_or((text, ""));
+    let offered = Offered {
+        agent_certificates: true,
+        client_tls: true,
+        tokens: true,
+    };
+    let rules = match file::parse(text, offered) {
+        Ok(rules) => rules,
+        Err(refused) => return assert!(refused.to_string().contains(": ")),
+    };
+    let words: Vec<String> = peer.lines().map(str::to_owned).collect();
+    let names = |start: usize| words.iter().skip(start).step_by(5).cloned().collect();
+    let subject = Subject {
+        organizations: names(0),
+        organizational_units: names(1),
+        common_names: names(2),
+        uris: names(3),
+    };
+    let first = words.first().map_or("", String::as_str);
+    let peer = Peer {
+        entrance: first
+            .parse()
+            .map_or_else(|_| Entrance::Socket(first.into()), Entrance::Port),
+        server_name: words.get(1).cloned(),
+        subject: Some(subject),
+    };
+    let holder = Holder {
+        namespace: words.get(2).cloned().unwrap_or_default(),
+        account: words.get(3).cloned().unwrap_or_default(),
+        audiences: names(4),
+    };
+    for side in [Side::Agent, Side::Client] {
+        let own: Vec<_> = rules
+            .tenants()
+            .filter(|tenant| {
+                let alone = Rules::new(vec![(*tenant).clone()]).expect("it was among others");
+                alone.judge(side, &peer, Some(&holder)).is_ok()
+            })
+            .map(|tenant| &tenant.name)
+            .collect();
+        match rules.judge(side, &peer, Some(&holder)) {
+            Ok(name) => assert_eq!(own, [name]),
+            Err(NoTenant::Unknown) => assert!(own.is_empty()),
+            Err(_) => assert!(own.len() > 1),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod packets;
 pub mod server;
+pub mod tenants;
 
 use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};

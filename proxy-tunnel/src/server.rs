@@ -10,6 +10,7 @@ pub mod clients;
 pub mod frontend;
 mod given_up;
 pub mod strategies;
+pub mod tenants;
 pub mod transport;
 pub mod tunnel;
 
@@ -19,9 +20,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use self::backend::Shared;
-use self::strategies::Agents;
+use self::backend::Backend;
+use self::tenants::Tenants;
 use crate::cluster::tokens::Reviewer;
+use crate::metrics::server::ServerMetrics;
 
 /// The server's state.
 #[derive(Debug)]
@@ -30,13 +32,13 @@ pub struct Server {
     pub id: String,
     /// How many servers there are, as agents are told.
     pub count: u32,
-    /// Connected agents.
-    pub agents: Agents,
-    /// What all streams of agents share.
-    pub shared: Arc<Shared>,
+    /// Whom it serves, with their agents.
+    pub tenants: Tenants,
+    /// The counters.
+    pub metrics: Arc<ServerMetrics>,
     /// How long an agent may take to answer a dial; none: for ever.
     pub dial_timeout: Option<Duration>,
-    /// Who checks tokens of agents; none: certificates are enough.
+    /// Who checks tokens of agents; none: nothing depends on them.
     pub reviewer: Option<Reviewer>,
     is_leaving: AtomicBool,
 }
@@ -47,16 +49,16 @@ impl Server {
     pub const fn new(
         id: String,
         count: u32,
-        agents: Agents,
-        shared: Arc<Shared>,
+        tenants: Tenants,
+        metrics: Arc<ServerMetrics>,
         dial_timeout: Option<Duration>,
         reviewer: Option<Reviewer>,
     ) -> Self {
         Self {
             id,
             count,
-            agents,
-            shared,
+            tenants,
+            metrics,
             dial_timeout,
             reviewer,
             is_leaving: AtomicBool::new(false),
@@ -78,8 +80,21 @@ impl Server {
     /// Ends the streams of all agents, those that connect later too.
     pub fn cut_agents(&self) {
         self.is_leaving.store(true, Ordering::Release);
-        for backend in self.agents.all() {
+        for backend in self.streams() {
             backend.outbox.finish(None);
         }
+    }
+
+    /// All streams of agents, whosever they are, to end or to count them. Dials go by a [`tenants::tenant::Tenant`].
+    #[must_use]
+    pub fn streams(&self) -> Vec<Arc<Backend>> {
+        let tenants = self.tenants.all().into_iter();
+        tenants.flat_map(|tenant| tenant.streams()).collect()
+    }
+
+    /// Whether any tenant has an agent that the first strategy can choose.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.tenants.all().iter().any(|tenant| tenant.is_ready())
     }
 }

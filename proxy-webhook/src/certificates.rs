@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use proxy_serve::tls::reload::{Change, Reloader};
+use proxy_serve::reload::{Change, Reloader};
 use proxy_serve::tls::server::{Identity, Server};
 use proxy_serve::tls::{HTTP1, HTTP2, Pair, Policy, TlsError};
 

@@ -8,8 +8,8 @@ mod connection;
 use std::sync::Arc;
 
 use proxy_serve::listen::accept::Slots;
+use proxy_serve::reload::Current;
 use proxy_serve::shutdown::Phase;
-use proxy_serve::tls::reload::Current;
 use proxy_serve::tls::server::Identity;
 use tokio::net::TcpListener;
 use tokio::sync::watch;

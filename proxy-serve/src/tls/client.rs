@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use tracing::info;
 
-use super::reload::Source;
-use super::{Authorities, Files, Pair, Policy, TlsError, date, provider, read};
+use super::{Authorities, Pair, Policy, TlsError, date, provider, read};
+use crate::reload::{Files, Source};
 
 pub use rustls::pki_types::ServerName;
 
@@ -42,6 +42,9 @@ pub struct Identity {
 
 impl Source for Client {
     type Made = Identity;
+    type Error = TlsError;
+
+    const CONTENT: &'static str = "certificates";
 
     fn read(&self) -> Result<Files, TlsError> {
         let mut files = vec![read("CAs of servers", &self.server_ca, self.location)?];
@@ -49,7 +52,7 @@ impl Source for Client {
             files.push(read("client's certificate", certificate, self.location)?);
             files.push(read("client's key", key, self.location)?);
         }
-        Ok(Files(files))
+        Ok(Files::new(files))
     }
 
     fn make(&self, files: &Files) -> Result<Identity, TlsError> {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use tracing::info;
 
-use super::reload::Source;
-use super::{Authorities, Files, Pair, Policy, TlsError, date, provider, read, unusable};
+use super::{Authorities, Pair, Policy, TlsError, date, provider, read, unusable};
+use crate::reload::{Files, Source};
 
 /// Where a server's files are, and what it offers.
 #[derive(Debug, Clone)]
@@ -40,6 +40,9 @@ pub struct Identity {
 
 impl Source for Server {
     type Made = Identity;
+    type Error = TlsError;
+
+    const CONTENT: &'static str = "certificates";
 
     fn read(&self) -> Result<Files, TlsError> {
         let Pair { certificate, key } = &self.pair;
@@ -50,7 +53,7 @@ impl Source for Server {
         if let Some(path) = &self.client_ca {
             files.push(read("CAs of clients", path, self.location)?);
         }
-        Ok(Files(files))
+        Ok(Files::new(files))
     }
 
     fn make(&self, files: &Files) -> Result<Identity, TlsError> {

@@ -9,9 +9,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::{ClientConnection, ServerConnection};
 
 use super::client::{Client, ServerName};
-use super::reload::{Change, Look as _, Reloader, Source as _};
 use super::server::Server;
 use super::*;
+use crate::reload::{Change, Look as _, Reloader, Source as _};
 
 /// A directory of one test, removed at its end.
 struct Scratch(PathBuf);

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxy_serve::reload::Current;
 use proxy_serve::tls::client::{Identity, ServerName};
-use proxy_serve::tls::reload::Current;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -45,6 +45,8 @@ pub struct Connector {
     pub port: u16,
     /// CAs and the agent's certificate.
     pub tls: Current<Identity>,
+    /// The name that servers are asked for (SNI) and must prove; none: that of their host.
+    pub server_name: Option<ServerName<'static>>,
     /// After how long without a byte a server is pinged.
     pub keepalive: Duration,
     /// The file with the agent's token.
@@ -166,8 +168,11 @@ impl Connector {
         );
         let metadata = self.metadata()?;
         let stream = self.reach(host, address).await?;
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| ConnectError::Name(host.to_owned()))?;
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(host.to_owned())
+                .map_err(|_| ConnectError::Name(host.to_owned()))?,
+        };
         let connector = TlsConnector::from(Arc::clone(&self.tls.get().config));
         let session =
             connector

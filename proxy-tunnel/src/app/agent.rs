@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxy_serve::http::{self, StatusCode};
+use proxy_serve::reload::{self, Reloader};
 use proxy_serve::shutdown::Signals;
-use proxy_serve::tls::reload::{self, Reloader};
 use tokio::time::sleep;
 use tracing::{error, info};
 
@@ -83,6 +83,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     let connector = Connector {
         port: settings.server_port,
         tls: reloader.current(),
+        server_name: settings.server_name.clone(),
         keepalive: settings.keepalive,
         token: settings.token.clone(),
         identifiers: settings.identifiers.clone(),

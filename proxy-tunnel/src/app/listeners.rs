@@ -15,23 +15,31 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_serve::listen::accept::{Listen, Slots};
+use proxy_serve::listen::unix;
+use proxy_serve::reload::Current;
 use proxy_serve::shutdown::Phase;
-use proxy_serve::tls::reload::Current;
 use proxy_serve::tls::server::Identity;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
+use crate::client::Mode;
 use crate::server::Server;
-use crate::server::frontend::connect;
+use crate::server::agents::AgentService;
+use crate::server::authority::Lenient;
+use crate::server::clients::{ProxyService, RefusingService};
 use crate::server::frontend::socket::Socket;
+use crate::server::frontend::{Client, connect};
+use crate::server::tenants::peer::Peer;
 use crate::server::transport::{self, Answer, Settings};
 
 /// Connections of clients at once.
@@ -99,9 +107,99 @@ impl Door {
     }
 }
 
+/// What is done with the connections of all listening sockets.
+#[derive(Debug, Clone)]
+pub struct Accepting {
+    /// The server's state.
+    pub server: Arc<Server>,
+    /// How clients speak.
+    pub mode: Mode,
+    /// HTTP/2 of clients.
+    pub clients: (Door, Settings),
+    /// HTTP/2 of agents.
+    pub agents: (Door, Settings),
+}
+
+impl Accepting {
+    /// Accepts agents on this port.
+    pub async fn agents(&self, port: u16, listener: TcpListener, tls: Current<Identity>) {
+        let (door, settings) = &self.agents;
+        door.accept(listener, |stream| {
+            let (server, door, settings) = (Arc::clone(&self.server), door.clone(), *settings);
+            let tls = tls.clone();
+            async move {
+                if let Some(session) = handshake(stream, &tls).await {
+                    let peer = Peer::with_session(port, &session);
+                    let service = AgentService::new(&server, peer);
+                    grpc(session, settings, service, door).await;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Accepts clients on this port.
+    pub async fn clients(&self, port: u16, listener: TcpListener, tls: Current<Identity>) {
+        let (door, _) = &self.clients;
+        door.accept(listener, |stream| {
+            let (accepting, tls) = (self.clone(), tls.clone());
+            async move {
+                if let Some(session) = handshake(stream, &tls).await {
+                    let asked = accepting.client(|| Peer::with_session(port, &session));
+                    accepting.serve(session, |session| session, asked).await;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Accepts clients on this Unix socket.
+    pub async fn clients_on_socket(&self, path: PathBuf, listener: unix::Listener) {
+        let (door, _) = &self.clients;
+        door.accept(listener, |stream: UnixStream| {
+            let (accepting, path) = (self.clone(), path.clone());
+            async move {
+                let asked = accepting.client(|| Peer::on_socket(path));
+                accepting.serve(stream, Lenient::new, asked).await;
+            }
+        })
+        .await;
+    }
+
+    /// The client with its tenant; why it has none.
+    fn client(&self, peer: impl FnOnce() -> Peer) -> Result<Client, String> {
+        let tenant = self.server.tenants.of_client(peer);
+        tenant.map_err(|why| why.to_string()).map(|tenant| Client {
+            server: Arc::clone(&self.server),
+            tenant,
+        })
+    }
+
+    async fn serve<S: Socket, I>(
+        self,
+        io: S,
+        http2: impl FnOnce(S) -> I,
+        client: Result<Client, String>,
+    ) where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (door, settings) = self.clients;
+        match (self.mode, client) {
+            (Mode::Grpc, Ok(client)) => {
+                grpc(http2(io), settings, Arc::new(ProxyService(client)), door).await;
+            }
+            (Mode::Grpc, Err(why)) => {
+                grpc(http2(io), settings, Arc::new(RefusingService(why)), door).await;
+            }
+            (Mode::HttpConnect, Ok(client)) => connect::serve(io, &client).await,
+            (Mode::HttpConnect, Err(why)) => connect::refuse(io, &self.server, &why).await,
+        }
+    }
+}
+
 /// gRPC on a stream of bytes.
-pub async fn grpc<A: Answer>(
-    io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+async fn grpc<A: Answer>(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     settings: Settings,
     service: Arc<A>,
     door: Door,
@@ -111,13 +209,8 @@ pub async fn grpc<A: Answer>(
     }
 }
 
-/// HTTP CONNECT on a stream of bytes.
-pub async fn http_connect(io: impl Socket, server: Arc<Server>) {
-    connect::serve(io, &server).await;
-}
-
 /// A TLS session; none if the peer does not get one.
-pub async fn handshake(stream: TcpStream, tls: &Current<Identity>) -> Option<TlsStream<TcpStream>> {
+async fn handshake(stream: TcpStream, tls: &Current<Identity>) -> Option<TlsStream<TcpStream>> {
     // Messages are written whole; an error would mean that the peer has gone.
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
@@ -133,13 +226,4 @@ pub async fn handshake(stream: TcpStream, tls: &Current<Identity>) -> Option<Tls
             None
         }
     }
-}
-
-/// A TCP listener for TLS with what its sessions are made of.
-#[derive(Debug)]
-pub struct Secured {
-    /// The listener.
-    pub listener: TcpListener,
-    /// Certificate, key and CAs.
-    pub tls: Current<Identity>,
 }

@@ -6,6 +6,8 @@
 //! that long; without, they are cut. The second signal ends the process at once, with exit code 1.
 
 mod args;
+mod entrances;
+mod rules_file;
 mod settings;
 
 use std::process::ExitCode;
@@ -15,31 +17,29 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use proxy_serve::http::{self, StatusCode};
 use proxy_serve::listen;
-use proxy_serve::listen::unix::{Existing, Listener};
+use proxy_serve::listen::unix::Listener;
+use proxy_serve::reload::{self, Current, Look, Reloader};
 use proxy_serve::shutdown::{Phase, Signals};
-use proxy_serve::tls::reload::{self, Look, Reloader};
-use proxy_serve::tls::server::Server as Tls;
-use tokio::net::UnixStream;
+use proxy_serve::tls::server::{Identity, Server as Tls};
 use tokio::sync::watch;
+use tokio::time::interval;
 use tracing::{info, warn};
 
 pub use self::args::Args;
+use self::entrances::Entrances;
 use self::settings::{Frontend, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
-use super::listeners::{AGENTS, CLIENTS, Door, Secured, grpc, handshake, http_connect};
-use super::{Program, RELOAD, count_buffers};
-use crate::client::Mode;
+use super::listeners::{AGENTS, Accepting, CLIENTS, Door};
+use super::{COUNT, Program, RELOAD, count_buffers};
 use crate::cluster;
 use crate::cluster::publishing::Publisher;
 use crate::cluster::tokens::Reviewer;
 use crate::flow::Budget;
 use crate::metrics::server::ServerMetrics;
 use crate::server::Server;
-use crate::server::agents::AgentService;
-use crate::server::authority::Lenient;
 use crate::server::backend::Shared;
-use crate::server::clients::ProxyService;
-use crate::server::strategies::Agents;
+use crate::server::tenants::Tenants;
+use crate::server::tenants::tenant::Parts;
 use crate::server::transport;
 
 /// How long connections that were cut may take to end.
@@ -64,7 +64,7 @@ impl Readiness for Ready {
         let not = |why: &str| (StatusCode::INTERNAL_SERVER_ERROR, why.to_owned());
         if *self.phase.borrow() != Phase::Serving {
             not("the server is shutting down")
-        } else if self.server.agents.is_ready() {
+        } else if self.server.is_ready() {
             (StatusCode::OK, "ok".to_owned())
         } else {
             not("no connection to any proxy agent")
@@ -75,11 +75,7 @@ impl Readiness for Ready {
 async fn run(settings: Settings) -> Result<ExitCode> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let metrics = ServerMetrics::new();
-    let client = if settings.account.is_some() || settings.leases.is_some() {
-        Some(cluster::connect(settings.kubeconfig.as_deref()).await?)
-    } else {
-        None
-    };
+    let client = api_server(&settings).await?;
     let publisher = settings
         .leases
         .as_ref()
@@ -93,21 +89,28 @@ async fn run(settings: Settings) -> Result<ExitCode> {
                 Arc::clone(&metrics),
             )
         });
-    let reviewer = settings
-        .account
-        .clone()
-        .zip(client)
-        .map(|(account, client)| Reviewer::new(client, account));
+    let reviewer = client.and_then(|client| match &settings.account {
+        Some(account) => Some(Reviewer::new(client, account.clone())),
+        None => settings.tenants.is_some().then(|| Reviewer::of_any(client)),
+    });
     let budget = Arc::new(Budget::new(settings.budget));
-    let server = Arc::new(Server::new(
-        settings.id.clone(),
-        settings.count,
-        Agents::new(settings.strategies.clone(), Arc::clone(&metrics)),
-        Arc::new(Shared {
+    let parts = Parts {
+        strategies: settings.strategies.clone(),
+        shared: Arc::new(Shared {
             metrics: Arc::clone(&metrics),
             budget: Arc::clone(&budget),
             limits: settings.limits,
         }),
+    };
+    let server = Arc::new(Server::new(
+        settings.id.clone(),
+        settings.count,
+        if settings.tenants.is_some() {
+            Tenants::several(parts)
+        } else {
+            Tenants::one(parts)
+        },
+        Arc::clone(&metrics),
         settings.dial_timeout,
         reviewer,
     ));
@@ -119,29 +122,43 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         .admin
         .listen("--admin-bind-address or --admin-port")?;
     let mut files: Vec<Box<dyn Look>> = Vec::new();
-    let agents = Secured {
-        tls: load(settings.agents.1.clone(), &mut files)?,
-        listener: listen::tcp(settings.agents.0, "--agent-bind-address or --agent-port")?,
+    let agents_tls = load(settings.agents.1.clone(), &mut files)?;
+    let agents = listen::tcp(settings.agents.0, "--agent-bind-address or --agent-port")?;
+    let accepting = Accepting {
+        server: Arc::clone(&server),
+        mode: settings.mode,
+        clients: (
+            Door::new(CLIENTS, phase.clone()),
+            transport::Settings::tunnels(settings.keepalive.1),
+        ),
+        agents: (
+            Door::new(AGENTS, phase.clone()),
+            transport::Settings::link(settings.keepalive.0),
+        ),
     };
     let doors = Doors {
-        clients: Door::new(CLIENTS, phase.clone()),
-        agents: Door::new(AGENTS, phase.clone()),
+        clients: accepting.clients.0.clone(),
+        agents: accepting.agents.0.clone(),
     };
-    let accepting = accept_clients(&settings, &server, &doors.clients, &mut files)?;
+    let clients = Clients::open(&settings.frontend, &mut files)?;
+    if let Some(path) = &settings.tenants {
+        let tls = (clients.tls(), agents_tls.clone());
+        let entrances = Entrances::new(accepting.clone(), &settings, tls);
+        let rules = rules_file::load(path, &settings, &server, entrances)?;
+        files.push(Box::new(rules));
+    }
     serve_ports(&server, &settings, health, admin, phase)?;
-    reload::watch(files, RELOAD)
-        .context("cannot start the thread that looks for changed certificates")?;
-    let accepting_agents =
-        accept_agents(agents, settings.keepalive.0, &server, doors.agents.clone());
+    reload::watch(files, RELOAD).context("cannot start the thread that looks for changed files")?;
     info!(serverID = settings.id.as_str(), "Starting proxy server");
     let publishing = publisher
         .clone()
         .map(|publisher| tokio::spawn(async move { publisher.run().await }));
     let serve = async {
         tokio::join!(
-            accepting,
-            accepting_agents,
-            count_buffers(&metrics.buffered, &budget)
+            clients.accept(&accepting),
+            accepting.agents(settings.agents.0.port(), agents, agents_tls),
+            count_buffers(&metrics.buffered, &budget),
+            publish_tenants(&server)
         );
     };
     tokio::select! {
@@ -163,6 +180,32 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A client for the API server, if any flag needs it. Rules of tenants may do without.
+async fn api_server(settings: &Settings) -> Result<Option<kube::Client>> {
+    let is_needed =
+        settings.account.is_some() || settings.leases.is_some() || settings.kubeconfig.is_some();
+    if !is_needed && settings.tenants.is_none() {
+        return Ok(None);
+    }
+    match cluster::connect(settings.kubeconfig.as_deref()).await {
+        Ok(client) => Ok(Some(client)),
+        Err(error) if is_needed => Err(error.into()),
+        Err(error) => {
+            info!("rules of tenants cannot name tokens: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Keeps the gauges of tenants.
+async fn publish_tenants(server: &Server) {
+    let mut tick = interval(COUNT);
+    loop {
+        tick.tick().await;
+        server.tenants.publish();
+    }
 }
 
 /// What accepts.
@@ -224,7 +267,7 @@ fn serve_ports(
     admin: std::net::TcpListener,
     phase: watch::Receiver<Phase>,
 ) -> Result<()> {
-    let registry = server.shared.metrics.registry().clone();
+    let registry = server.metrics.registry().clone();
     // They end first where connections are cut at once, else with the process.
     let stop = |mut phase: watch::Receiver<Phase>, is_early: bool| async move {
         let is_leaving = phase
@@ -253,87 +296,45 @@ fn serve_ports(
         .context("cannot start the thread for administration")
 }
 
-fn load(
-    tls: Tls,
-    files: &mut Vec<Box<dyn Look>>,
-) -> Result<reload::Current<proxy_serve::tls::server::Identity>> {
+fn load(tls: Tls, files: &mut Vec<Box<dyn Look>>) -> Result<Current<Identity>> {
     let reloader = Reloader::new(tls, |_| {})?;
     let current = reloader.current();
     files.push(Box::new(reloader));
     Ok(current)
 }
 
-async fn accept_agents(agents: Secured, keepalive: Duration, server: &Arc<Server>, door: Door) {
-    let service = Arc::new(AgentService(Arc::clone(server)));
-    let settings = transport::Settings::link(keepalive);
-    let Secured { listener, tls } = agents;
-    let serving = door.clone();
-    door.accept(listener, move |stream| {
-        let (tls, service, door) = (tls.clone(), Arc::clone(&service), serving.clone());
-        async move {
-            if let Some(session) = handshake(stream, &tls).await {
-                grpc(session, settings, service, door).await;
-            }
-        }
-    })
-    .await;
+/// The clients' listening socket of the flags.
+enum Clients {
+    Unix(std::path::PathBuf, Listener),
+    Tls(u16, tokio::net::TcpListener, Current<Identity>),
 }
 
-/// Opens the clients' socket, and returns what accepts on it.
-fn accept_clients(
-    settings: &Settings,
-    server: &Arc<Server>,
-    door: &Door,
-    files: &mut Vec<Box<dyn Look>>,
-) -> Result<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
-    let transport = transport::Settings::tunnels(settings.keepalive.1);
-    let service = Arc::new(ProxyService(Arc::clone(server)));
-    let (server, door, mode) = (Arc::clone(server), door.clone(), settings.mode);
-    let serving = door.clone();
-    match &settings.frontend {
-        Frontend::Unix(path, is_removed) => {
-            let existing = if *is_removed {
-                Existing::Remove
-            } else {
-                Existing::Keep
-            };
-            let listener = Listener::bind(path, "--uds-name", existing)?;
-            Ok(Box::pin(async move {
-                door.accept(listener, move |stream: UnixStream| {
-                    let (server, service, door) =
-                        (Arc::clone(&server), Arc::clone(&service), serving.clone());
-                    async move {
-                        match mode {
-                            Mode::Grpc => {
-                                grpc(Lenient::new(stream), transport, service, door).await;
-                            }
-                            Mode::HttpConnect => http_connect(stream, server).await,
-                        }
-                    }
-                })
-                .await;
-            }))
+impl Clients {
+    fn open(frontend: &Frontend, files: &mut Vec<Box<dyn Look>>) -> Result<Self> {
+        match frontend {
+            Frontend::Unix(path, existing) => {
+                let listener = Listener::bind(path, "--uds-name", *existing)?;
+                Ok(Self::Unix(path.clone(), listener))
+            }
+            Frontend::Tls(bind, tls) => {
+                let tls = load(tls.clone(), files)?;
+                let listener = listen::tcp(*bind, "--server-bind-address or --server-port")?;
+                Ok(Self::Tls(bind.port(), listener, tls))
+            }
         }
-        Frontend::Tls(bind, tls) => {
-            let tls = load(tls.clone(), files)?;
-            let listener = listen::tcp(*bind, "--server-bind-address or --server-port")?;
-            Ok(Box::pin(async move {
-                door.accept(listener, move |stream| {
-                    let (server, service, door) =
-                        (Arc::clone(&server), Arc::clone(&service), serving.clone());
-                    let tls = tls.clone();
-                    async move {
-                        let Some(session) = handshake(stream, &tls).await else {
-                            return;
-                        };
-                        match mode {
-                            Mode::Grpc => grpc(session, transport, service, door).await,
-                            Mode::HttpConnect => http_connect(session, server).await,
-                        }
-                    }
-                })
-                .await;
-            }))
+    }
+
+    fn tls(&self) -> Option<Current<Identity>> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tls(_, _, tls) => Some(tls.clone()),
+        }
+    }
+
+    async fn accept(self, accepting: &Accepting) {
+        match self {
+            Self::Unix(path, listener) => accepting.clients_on_socket(path, listener).await,
+            Self::Tls(port, listener, tls) => accepting.clients(port, listener, tls).await,
         }
     }
 }

@@ -23,6 +23,27 @@ pub struct Account {
     pub audience: String,
 }
 
+/// Whose a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub account: String,
+    /// For whom the token is, of those that were asked about; an API server that knows no audiences names none.
+    pub audiences: Vec<String>,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "system:serviceaccount:{}:{}",
+            self.namespace, self.account
+        )
+    }
+}
+
 /// Why a token is refused, in upstream's words.
 #[derive(Debug, Error)]
 pub enum TokenError {
@@ -41,7 +62,7 @@ pub enum TokenError {
 #[derive(Clone)]
 pub struct Reviewer {
     api: Api<TokenReview>,
-    account: Account,
+    account: Option<Account>,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -58,19 +79,38 @@ impl Reviewer {
     pub fn new(client: Client, account: Account) -> Self {
         Self {
             api: Api::all(client),
-            account,
+            account: Some(account),
         }
     }
 
-    /// The name of the token's user, if it is the account's.
+    /// Accepts tokens of any service account: the rules of tenants decide about it.
+    #[must_use]
+    pub fn of_any(client: Client) -> Self {
+        Self {
+            api: Api::all(client),
+            account: None,
+        }
+    }
+
+    /// Whether agents may do without a token.
+    #[must_use]
+    pub const fn is_optional(&self) -> bool {
+        self.account.is_none()
+    }
+
+    /// Whose a token is. `audiences` are those to ask about, where no single account is accepted.
     ///
     /// # Errors
-    /// It is not, or that cannot be known.
-    pub async fn review(&self, token: &str) -> Result<String, TokenError> {
+    /// It is refused, or that cannot be known.
+    pub async fn review(&self, token: &str, audiences: Vec<String>) -> Result<Holder, TokenError> {
+        let audiences = match &self.account {
+            Some(account) => vec![account.audience.clone()],
+            None => audiences,
+        };
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: token.to_owned(),
-                audiences: Some(vec![self.account.audience.clone()]),
+                audiences: Some(audiences),
             },
             ..TokenReview::default()
         };
@@ -79,23 +119,25 @@ impl Reviewer {
             .await
             .map_err(|_| TokenError::Timeout(REQUEST))?
             .map_err(|error| TokenError::Request(Box::new(error)))?;
-        judge(answer.status.unwrap_or_default(), &self.account)
+        let holder = holder(answer.status.unwrap_or_default())?;
+        match &self.account {
+            Some(account) => judge(holder, account),
+            None => Ok(holder),
+        }
     }
 }
 
-fn judge(status: TokenReviewStatus, account: &Account) -> Result<String, TokenError> {
-    let refuse = |why: &str| Err(TokenError::Refused(why.to_owned()));
+fn refuse<T>(why: &str) -> Result<T, TokenError> {
+    Err(TokenError::Refused(why.to_owned()))
+}
+
+/// The service account that the API server names.
+fn holder(status: TokenReviewStatus) -> Result<Holder, TokenError> {
     if let Some(error) = status.error.filter(|error| !error.is_empty()) {
         return refuse(&error);
     }
     if status.authenticated != Some(true) {
         return refuse("service account jwt not valid");
-    }
-    // An API server that knows audiences names those that it found; one that does not, names none.
-    if let Some(audiences) = status.audiences.filter(|audiences| !audiences.is_empty())
-        && !audiences.contains(&account.audience)
-    {
-        return refuse("the token was issued for another audience");
     }
     let username = status
         .user
@@ -108,19 +150,36 @@ fn judge(status: TokenReviewStatus, account: &Account) -> Result<String, TokenEr
     if (system, kind) != ("system", "serviceaccount") {
         return refuse("username returned is not a service account");
     }
-    if namespace != account.namespace {
+    Ok(Holder {
+        namespace: namespace.to_owned(),
+        account: name.to_owned(),
+        audiences: status.audiences.unwrap_or_default(),
+    })
+}
+
+fn judge(holder: Holder, account: &Account) -> Result<Holder, TokenError> {
+    // An API server that knows audiences names those that it found; one that does not, names none.
+    if !holder.audiences.is_empty() && !holder.audiences.contains(&account.audience) {
+        return refuse("the token was issued for another audience");
+    }
+    let Holder {
+        namespace,
+        account: name,
+        ..
+    } = &holder;
+    if *namespace != account.namespace {
         let want = &account.namespace;
         return refuse(&format!(
             "incoming request from {namespace:?} namespace. Expected {want:?}"
         ));
     }
-    if name != account.name {
+    if *name != account.name {
         let want = &account.name;
         return refuse(&format!(
             "incoming request from {name:?} service account. Expected {want:?}"
         ));
     }
-    Ok(username)
+    Ok(holder)
 }
 
 #[cfg(test)]
@@ -151,7 +210,8 @@ mod tests {
     #[test]
     fn only_the_account_is_accepted() {
         let good = "system:serviceaccount:kube-system:agent";
-        assert_eq!(judge(status(good), &account()).unwrap(), good);
+        let judged = |status| judge(holder(status)?, &account());
+        assert_eq!(judged(status(good)).unwrap().to_string(), good);
         for (username, want) in [
             ("admin", "lookup failed: unexpected username format"),
             (
@@ -167,7 +227,7 @@ mod tests {
                 "lookup failed: incoming request from \"x\" service account. Expected \"agent\"",
             ),
         ] {
-            let error = judge(status(username), &account()).unwrap_err();
+            let error = judged(status(username)).unwrap_err();
             assert_eq!(error.to_string(), want);
         }
     }
@@ -195,7 +255,8 @@ mod tests {
                 "the token was issued for another audience",
             ),
         ] {
-            let error = judge(status, &account()).unwrap_err().to_string();
+            let judged = holder(status).and_then(|holder| judge(holder, &account()));
+            let error = judged.unwrap_err().to_string();
             assert_eq!(error, format!("lookup failed: {want}"));
         }
     }

@@ -3,29 +3,73 @@
 //! The memory that all inboxes of a process may hold together, in two parts: one for inboxes within their
 //! limit, one for what single inboxes hold beyond it. A tunnel that stalls can thus use up only the second
 //! part, and no other tunnel is closed for its sake.
+//!
+//! Tenants share the memory of their server. Each of them may hold as much as is free at the moment, and no more than its
+//! limit: one that takes all that it can get leaves half of the memory to the others, two leave a third (the dynamic
+//! thresholds of Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use prometheus::IntCounter;
 
 /// Bytes that may be held, and those that are.
 #[derive(Debug)]
 pub struct Pool {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
+    whole: Option<Whole>,
+}
+
+/// What a pool is a part of.
+#[derive(Debug)]
+struct Whole {
+    pool: Arc<Pool>,
+    /// Counts refusals of the part.
+    refused: IntCounter,
 }
 
 impl Pool {
-    const fn new(limit: usize) -> Self {
-        Self {
-            limit,
+    fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit: AtomicUsize::new(limit),
             used: AtomicUsize::new(0),
-        }
+            whole: None,
+        })
+    }
+
+    fn part_of(whole: &Arc<Self>, limit: usize, refused: &IntCounter) -> Arc<Self> {
+        Arc::new(Self {
+            limit: AtomicUsize::new(limit),
+            used: AtomicUsize::new(0),
+            whole: Some(Whole {
+                pool: Arc::clone(whole),
+                refused: refused.clone(),
+            }),
+        })
     }
 
     /// Takes `bytes` if there is room for them.
     pub fn take(&self, bytes: usize) -> bool {
+        let Some(whole) = &self.whole else {
+            return self.take_within(bytes, usize::MAX);
+        };
+        let is_taken = self.take_within(bytes, whole.pool.free());
+        let is_whole = is_taken && whole.pool.take(bytes);
+        if is_taken && !is_whole {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        if !is_whole {
+            whole.refused.inc();
+        }
+        is_whole
+    }
+
+    fn take_within(&self, bytes: usize, most: usize) -> bool {
+        let most = most.min(self.limit.load(Ordering::Relaxed));
         self.used
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.limit)
+                used.checked_add(bytes).filter(|sum| *sum <= most)
             })
             .is_ok()
     }
@@ -33,11 +77,20 @@ impl Pool {
     /// Gives `bytes` back.
     pub fn give(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.pool.give(bytes);
+        }
     }
 
     /// Bytes that are held.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+
+    fn free(&self) -> usize {
+        self.limit
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.used())
     }
 }
 
@@ -45,19 +98,38 @@ impl Pool {
 #[derive(Debug)]
 pub struct Budget {
     /// For inboxes within their limit.
-    pub regular: Pool,
+    pub regular: Arc<Pool>,
     /// For what is beyond it.
-    pub excess: Pool,
+    pub excess: Arc<Pool>,
 }
 
 impl Budget {
     /// A budget of so many bytes; half of it is for excess.
     #[must_use]
-    pub const fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize) -> Self {
         Self {
             regular: Pool::new(bytes - bytes / 2),
             excess: Pool::new(bytes / 2),
         }
+    }
+
+    /// A tenant's part of a budget, with a limit of its own if there is one. `refused` counts what it does not get.
+    #[must_use]
+    pub fn part_of(whole: &Self, bytes: Option<usize>, refused: &IntCounter) -> Self {
+        let bytes = bytes.unwrap_or(usize::MAX);
+        Self {
+            regular: Pool::part_of(&whole.regular, bytes - bytes / 2, refused),
+            excess: Pool::part_of(&whole.excess, bytes / 2, refused),
+        }
+    }
+
+    /// Another limit of its own from now on.
+    pub fn limit(&self, bytes: Option<usize>) {
+        let bytes = bytes.unwrap_or(usize::MAX);
+        self.regular
+            .limit
+            .store(bytes - bytes / 2, Ordering::Relaxed);
+        self.excess.limit.store(bytes / 2, Ordering::Relaxed);
     }
 
     /// Bytes that are held.
@@ -81,5 +153,24 @@ mod tests {
         assert_eq!(budget.used(), 400);
         budget.regular.give(200);
         assert!(budget.regular.take(1));
+    }
+
+    #[test]
+    fn parts_leave_each_other_room() {
+        let refused = IntCounter::new("refused", "refused").unwrap();
+        let whole = Budget::new(2000);
+        let part = |limit| Budget::part_of(&whole, limit, &refused);
+        let (one, two, small) = (part(None), part(None), part(Some(20)));
+        let fill = |part: &Budget| (0..1000).take_while(|_| part.regular.take(1)).count();
+        // Alone it gets half, and the next one half of what is left.
+        assert_eq!(fill(&one), 500);
+        assert_eq!(fill(&two), 250);
+        assert_eq!(fill(&small), 10);
+        assert_eq!(whole.used(), 760);
+        assert_eq!(refused.get(), 3);
+        one.regular.give(500);
+        small.limit(None);
+        assert!(fill(&two) > 50 && fill(&small) > 100);
+        assert_eq!(whole.used(), one.used() + two.used() + small.used());
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::packets::Packets;
+use super::tenants::Tenants;
 use super::{Maker, NONE};
 
 const LATENCY: [f64; 9] = [
@@ -22,6 +23,8 @@ const LIFETIME: [f64; 12] = [
 pub enum DialFailure {
     /// No agent can be chosen.
     NoAgent,
+    /// The client's tenant has as much as it may, or is removed.
+    Tenant,
     /// The agent answered with an error.
     ErrorResponse,
     /// The agent answered a dial that is not pending.
@@ -40,6 +43,7 @@ impl DialFailure {
     const fn reason(self) -> &'static str {
         match self {
             Self::NoAgent => "no_agent",
+            Self::Tenant => "tenant",
             Self::ErrorResponse => "error_response",
             Self::UnrecognizedResponse => "unrecognized_response",
             Self::SendResponse => "send_rsp",
@@ -74,6 +78,8 @@ pub struct ServerMetrics {
     registry: Registry,
     /// Packets and stream errors.
     pub packets: Arc<Packets>,
+    /// What is about tenants.
+    pub tenants: Tenants,
     /// Open HTTP CONNECT connections.
     pub http_connections: IntGauge,
     /// Expired leases that were deleted.
@@ -171,6 +177,7 @@ impl ServerMetrics {
         backend_connections.with_label_values(&NONE).set(0);
         Arc::new(Self {
             packets: Arc::new(Packets::new(&maker)),
+            tenants: Tenants::new(&maker),
             http_connections,
             culled_leases,
             full_queues,
@@ -301,18 +308,16 @@ impl ServerMetrics {
         self.closed_tunnels.with_label_values(&[reason]).inc();
     }
 
-    /// How many streams of agents there are.
-    pub fn backend_connections(&self, count: usize) {
+    /// So many more streams of agents.
+    pub fn backend_connections(&self, change: i64) {
         self.backend_connections
             .with_label_values(&NONE)
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+            .add(change);
     }
 
-    /// How many streams of agents a strategy can choose.
-    pub fn backends(&self, strategy: &str, count: usize) {
-        self.backends
-            .with_label_values(&[strategy])
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// So many more streams of agents that a strategy can choose.
+    pub fn backends(&self, strategy: &str, change: i64) {
+        self.backends.with_label_values(&[strategy]).add(change);
     }
 
     /// A list of leases was answered.

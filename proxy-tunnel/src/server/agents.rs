@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The service that agents call: names, identifiers and tokens are checked, then the stream's packets go to
-//! its [`Backend`].
+//! The service that agents call: names, identifiers and tokens are checked, the agent's tenant is found, then the
+//! stream's packets go to its [`Backend`].
 
 use std::sync::Arc;
 
@@ -14,7 +14,10 @@ use tracing::{debug, error, info, warn};
 
 use super::Server;
 use super::backend::Backend;
+use super::tenants::peer::Peer;
+use super::tenants::tenant::Tenant;
 use super::transport::{self, Answer};
+use crate::cluster::tokens::Holder;
 use crate::flow::OutboxStream;
 use crate::identifiers::Identifiers;
 use crate::metrics::packets::{Counted, Segment};
@@ -23,9 +26,23 @@ use crate::wire::failure;
 use crate::wire::metadata::{self, AUTHORIZATION, BEARER, Extensions, SERVER_COUNT, SERVER_ID};
 use crate::wire::{AGENT_PATH, LINK, Received};
 
-/// The service for agents.
+/// The service for the agents of one connection.
 #[derive(Debug)]
-pub struct AgentService(pub Arc<Server>);
+pub struct AgentService {
+    server: Arc<Server>,
+    peer: Arc<Peer>,
+}
+
+impl AgentService {
+    /// Serves the agents of this peer.
+    #[must_use]
+    pub fn new(server: &Arc<Server>, peer: Peer) -> Arc<Self> {
+        Arc::new(Self {
+            server: Arc::clone(server),
+            peer: Arc::new(peer),
+        })
+    }
+}
 
 #[async_trait]
 impl Answer for AgentService {
@@ -33,9 +50,8 @@ impl Answer for AgentService {
         if request.uri().path() != AGENT_PATH {
             return transport::unknown(request.uri().path());
         }
-        let server = &self.0;
         transport::streaming(LINK, request, |request| {
-            connect(Arc::clone(server), request)
+            connect(Arc::clone(&self.server), Arc::clone(&self.peer), request)
         })
         .await
     }
@@ -43,6 +59,7 @@ impl Answer for AgentService {
 
 async fn connect(
     server: Arc<Server>,
+    peer: Arc<Peer>,
     request: tonic::Request<Streaming<Received>>,
 ) -> Result<tonic::Response<Counted<OutboxStream>>, Status> {
     let (headers, _, inbound) = request.into_parts();
@@ -58,18 +75,27 @@ async fn connect(
         serverID = server.id.as_str(),
         "Connect request from agent"
     );
-    if server.reviewer.is_some() {
-        authenticate(&server, &headers, &agent_id).await?;
-    }
+    let token = authenticate(&server, &peer, &headers, &agent_id).await?;
+    let tenant = server
+        .tenants
+        .of_agent(&peer, token.as_ref())
+        .map_err(|why| Status::permission_denied(why.to_string()))?;
     let extensions = Extensions::read(&headers);
-    let shared = Arc::clone(&server.shared);
-    let backend = Backend::new(agent_id, identifiers, extensions, shared);
+    let backend = tenant
+        .join(agent_id, identifiers, extensions)
+        .map_err(|why| {
+            error!(err = %why, "refusing an agent");
+            Status::resource_exhausted(why.to_string())
+        })?;
     info!(
         agentID = backend.agent_id.as_str(),
         serverID = server.id.as_str(),
+        tenant = tenant.name(),
         "Agent connected"
     );
-    let metrics = Arc::clone(&server.shared.metrics);
+    let member = Member { tenant, backend };
+    let backend = &member.backend;
+    let metrics = Arc::clone(&server.metrics);
     let answers = Counted {
         inner: backend.outbox.stream(),
         packets: Arc::clone(&metrics.packets),
@@ -84,28 +110,46 @@ async fn connect(
     answer.insert(SERVER_COUNT, server.count.into());
     extensions.write(answer);
     metrics.grpc(Method::Connect, 1);
-    server.agents.add(&backend);
     if server.is_leaving() {
         backend.outbox.finish(None);
     }
-    tokio::spawn(receive(server, backend, inbound));
+    tokio::spawn(receive(server, member, inbound));
     Ok(response)
 }
 
+/// An agent's stream in its tenant, which it leaves when this is dropped.
+struct Member {
+    tenant: Arc<Tenant>,
+    backend: Arc<Backend>,
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.tenant.leave(&self.backend);
+    }
+}
+
+/// Whose an agent's token is; none if nothing depends on it, or the agent shows none and may do so.
 async fn authenticate(
     server: &Server,
+    peer: &Peer,
     headers: &MetadataMap,
     agent_id: &str,
-) -> Result<(), Status> {
+) -> Result<Option<Holder>, Status> {
     let Some(reviewer) = &server.reviewer else {
-        return Ok(());
+        return Ok(None);
     };
+    let audiences = server.tenants.audiences();
+    if reviewer.is_optional() && audiences.is_empty() {
+        return Ok(None);
+    }
     let mut tokens = metadata::values(headers, AUTHORIZATION);
     let checked = match (tokens.pop(), tokens.len()) {
+        (None, _) if reviewer.is_optional() => return Ok(None),
         (None, _) => Err("Authentication context was not found in metadata".to_owned()),
         (Some(token), 0) => match token.strip_prefix(BEARER) {
             Some(token) => reviewer
-                .review(token)
+                .review(token, audiences)
                 .await
                 .map_err(|error| format!("Failed to validate authentication token, err:{error}")),
             None => Err(format!("received token does not have {BEARER:?} prefix")),
@@ -113,13 +157,13 @@ async fn authenticate(
         (Some(_), others) => Err(format!("too many ({}) tokens are received", others + 1)),
     };
     match checked {
-        Ok(username) => {
+        Ok(holder) => {
             debug!(
-                username = username.as_str(),
+                username = %holder,
                 agentID = agent_id,
                 "Agent successfully authenticated via token"
             );
-            Ok(())
+            Ok(Some(holder))
         }
         Err(why) => {
             error!(
@@ -127,14 +171,15 @@ async fn authenticate(
                 err = why.as_str(),
                 "Client authentication failed"
             );
+            server.tenants.refuse_token(peer, &why);
             Err(Status::unknown(why))
         }
     }
 }
 
 /// Takes what an agent sends, until its stream ends.
-async fn receive(server: Arc<Server>, backend: Arc<Backend>, mut inbound: Streaming<Received>) {
-    let metrics = &server.shared.metrics;
+async fn receive(server: Arc<Server>, member: Member, mut inbound: Streaming<Received>) {
+    let (metrics, backend) = (&server.metrics, &member.backend);
     let agent_id = backend.agent_id.as_str();
     loop {
         match inbound.message().await {
@@ -174,7 +219,6 @@ async fn receive(server: Arc<Server>, backend: Arc<Backend>, mut inbound: Stream
         // A fast agent leaves room for others on this thread.
         tokio::task::coop::consume_budget().await;
     }
-    server.agents.remove(&backend);
-    backend.lost();
+    drop(member);
     metrics.grpc(Method::Connect, -1);
 }

@@ -2,22 +2,30 @@
 
 //! The service that gRPC clients call. What becomes of a stream is [`grpc`]'s business.
 
-use std::sync::Arc;
-
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tonic::async_trait;
 use tonic::body::Body;
+use tonic::{Status, async_trait};
 
-use super::Server;
-use super::frontend::grpc;
+use super::frontend::{Client, grpc};
 use super::transport::{self, Answer};
 use crate::wire::metadata::{self, Extensions};
 use crate::wire::{PROXY_PATH, TUNNEL};
 
-/// The service for clients.
+/// The service for the clients of one connection.
 #[derive(Debug)]
-pub struct ProxyService(pub Arc<Server>);
+pub struct ProxyService(pub Client);
+
+/// Refuses whatever the clients of one connection ask for.
+#[derive(Debug)]
+pub struct RefusingService(pub String);
+
+#[async_trait]
+impl Answer for RefusingService {
+    async fn answer(&self, _: Request<Incoming>) -> Response<Body> {
+        Status::permission_denied(self.0.as_str()).into_http()
+    }
+}
 
 #[async_trait]
 impl Answer for ProxyService {
@@ -25,14 +33,13 @@ impl Answer for ProxyService {
         if request.uri().path() != PROXY_PATH {
             return transport::unknown(request.uri().path());
         }
-        let server = &self.0;
         transport::streaming(TUNNEL, request, |request| {
-            let server = Arc::clone(server);
+            let client = self.0.clone();
             async move {
                 let (headers, _, inbound) = request.into_parts();
                 let extensions = Extensions::read(&headers);
                 let user_agent = metadata::values(&headers, "user-agent").join(", ");
-                let answers = grpc::serve(server, inbound, extensions, &user_agent);
+                let answers = grpc::serve(client, inbound, extensions, &user_agent);
                 let mut response = tonic::Response::new(answers);
                 Extensions {
                     window: false,

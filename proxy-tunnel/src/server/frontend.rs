@@ -8,7 +8,20 @@ pub mod grpc;
 pub mod head;
 pub mod socket;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::Server;
+use super::tenants::tenant::Tenant;
+
+/// The client of one connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The server's state.
+    pub server: Arc<Server>,
+    /// The client's tenant, by which it dials.
+    pub tenant: Arc<Tenant>,
+}
 
 /// How long bytes of a target that speaks first are held back after the answer to the dial, unless the client
 /// has sent something meanwhile. Upstream's client library loses bytes that come before it has noted the

@@ -143,7 +143,30 @@ struct Pools {
     routes: Pool,
 }
 
-/// All connected agents.
+impl Pools {
+    fn add(&mut self, backend: &Arc<Backend>) {
+        self.connected += 1;
+        self.agents.add(&backend.agent_id, backend);
+        for host in &backend.identifiers.hosts {
+            self.hosts.add(host, backend);
+        }
+        if backend.identifiers.default_route {
+            self.routes.add(&backend.agent_id, backend);
+        }
+    }
+
+    /// Keys of the pools, in the order of the strategies.
+    fn sizes(&self) -> [usize; 3] {
+        [
+            Strategy::Default,
+            Strategy::DestHost,
+            Strategy::DefaultRoute,
+        ]
+        .map(|strategy| pool(self, strategy).streams.len())
+    }
+}
+
+/// The connected agents of one tenant.
 #[derive(Debug)]
 pub struct Agents {
     strategies: Vec<Strategy>,
@@ -160,7 +183,8 @@ impl Agents {
             metrics,
             pools: RwLock::default(),
         };
-        agents.count(&Pools::default());
+        // A gauge is there before the first agent.
+        agents.count(&[0; 3]);
         agents
     }
 
@@ -172,16 +196,26 @@ impl Agents {
 
     /// An agent has connected.
     pub fn add(&self, backend: &Arc<Backend>) {
+        self.change(|pools| pools.add(backend));
+    }
+
+    /// As [`Self::add`], if there are fewer than `most` streams; false: there are not.
+    #[must_use]
+    pub fn add_within(&self, backend: &Arc<Backend>, most: usize) -> bool {
+        let mut is_added = false;
         self.change(|pools| {
-            pools.connected += 1;
-            pools.agents.add(&backend.agent_id, backend);
-            for host in &backend.identifiers.hosts {
-                pools.hosts.add(host, backend);
-            }
-            if backend.identifiers.default_route {
-                pools.routes.add(&backend.agent_id, backend);
+            is_added = pools.connected < most;
+            if is_added {
+                pools.add(backend);
             }
         });
+        is_added
+    }
+
+    /// Streams of agents.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.read().connected
     }
 
     /// A stream of an agent has ended.
@@ -201,15 +235,28 @@ impl Agents {
             .pools
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = pools.sizes();
         change(&mut pools);
-        self.count(&pools);
+        let after = pools.sizes();
+        let changes = [0, 1, 2].map(|index| {
+            i64::try_from(after[index]).unwrap_or(i64::MAX)
+                - i64::try_from(before[index]).unwrap_or(i64::MAX)
+        });
+        self.count(&changes);
     }
 
-    fn count(&self, pools: &Pools) {
-        for strategy in &self.strategies {
-            let count = pool(pools, *strategy).streams.len();
-            self.metrics.backends(&strategy.to_string(), count);
-            self.metrics.backend_connections(count);
+    /// Gauges have the agents of all tenants: only changes are known here.
+    fn count(&self, changes: &[i64; 3]) {
+        for (index, strategy) in self.strategies.iter().enumerate() {
+            let change = changes[*strategy as usize];
+            // A strategy may stand in the flag twice.
+            if !self.strategies[..index].contains(strategy) {
+                self.metrics.backends(&strategy.to_string(), change);
+            }
+            if index + 1 == self.strategies.len() {
+                // As in upstream, which overwrites those of the strategies before.
+                self.metrics.backend_connections(change);
+            }
         }
     }
 

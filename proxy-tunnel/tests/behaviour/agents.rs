@@ -15,7 +15,7 @@ async fn refusal(pairs: Pairs<'_>) -> String {
     let mut agent = Peer::agent(&rig, pairs).await;
     let status = agent.opened().await.unwrap_err();
     assert_eq!(status.code(), Code::Unknown);
-    assert!(!rig.server.agents.is_ready());
+    assert!(!rig.server.is_ready());
     status.message().to_owned()
 }
 
@@ -77,7 +77,7 @@ async fn agents_without_a_certificate_are_refused() {
         let read = tokio::io::AsyncReadExt::read(&mut session, &mut [0; 64]).await;
         assert!(read.is_err(), "{read:?}");
     }
-    assert!(!rig.server.agents.is_ready());
+    assert!(!rig.server.is_ready());
 }
 
 #[tokio::test]
@@ -122,13 +122,12 @@ async fn of_two_streams_of_one_agent_each_has_its_own_connections() {
     client.answered().await;
     let mut second = Peer::agent(&rig, &[("agentid", "raw")]).await;
     second.opened().await.unwrap();
-    until("a second stream", || rig.server.agents.all().len() == 2).await;
+    until("a second stream", || rig.server.streams().len() == 2).await;
     let mut other = Peer::client(&rig).await;
     first.send(Message::Drain);
     until("the drain", || {
         rig.server
-            .agents
-            .all()
+            .streams()
             .iter()
             .any(|stream| stream.is_draining())
     })
@@ -157,8 +156,7 @@ async fn an_idle_agent_drains_at_once_and_serves_on() {
     agent.sync.drain();
     until("the drain", || {
         rig.server
-            .agents
-            .all()
+            .streams()
             .iter()
             .all(|stream| stream.is_draining())
     })

@@ -319,7 +319,7 @@ async fn tokens_decide_about_agents() {
     assert!(failed.starts_with(
         "Failed to validate authentication token, err:Failed to authenticate request. err:"
     ));
-    assert!(!rig.server.agents.is_ready());
+    assert!(!rig.server.is_ready());
     let mut agent = Peer::agent(&rig, &[("agentid", "a"), ("authorization", "Bearer good")]).await;
     agent.opened().await.unwrap();
     rig.until_ready().await;

@@ -93,10 +93,10 @@ async fn a_larger_number_is_believed_when_a_server_says_it() {
 async fn a_stream_that_ends_is_replaced() {
     let (rig, agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
     for _ in 0..5 {
-        let stream = rig.server.agents.all().remove(0);
+        let stream = rig.server.streams().remove(0);
         stream.outbox.finish(None);
         until("another stream", || {
-            let all = rig.server.agents.all();
+            let all = rig.server.streams();
             all.iter().any(|other| !Arc::ptr_eq(other, &stream))
         })
         .await;

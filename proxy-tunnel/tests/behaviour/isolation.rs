@@ -101,10 +101,7 @@ async fn clients_that_do_not_read_stop_nothing_else() {
             sending.abort();
         }
         drop((held, tunnel, other));
-        until("memory is given back", || {
-            rig.server.shared.budget.used() == 0
-        })
-        .await;
+        until("memory is given back", || rig.budget.used() == 0).await;
         agent.until_counted("open_endpoint_connections 0").await;
         rig.until_counted("established_connections 0").await;
     }
@@ -160,10 +157,7 @@ async fn a_client_that_does_not_read_is_closed_alone_with_an_agent_of_upstream()
             assert!(end.is_err(), "it must not look complete");
         }
         drop(stalled);
-        until("memory is given back", || {
-            rig.server.shared.budget.used() == 0
-        })
-        .await;
+        until("memory is given back", || rig.budget.used() == 0).await;
     }
 }
 

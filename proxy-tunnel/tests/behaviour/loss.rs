@@ -143,12 +143,12 @@ async fn a_lost_server_resets_targets_and_is_connected_to_again() {
     let dialer = rig.dialer();
     let (tunnel, accepted) = tokio::join!(dialer.dial(&target.address), target.accept());
     let (_tunnel, mut accepted) = (tunnel.unwrap(), accepted);
-    rig.server.agents.all()[0].outbox.end();
+    rig.server.streams()[0].outbox.end();
     let read = timeout(SOON, accepted.read(&mut [0])).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
     agent.until_counted("open_endpoint_connections 0").await;
     until("another stream", || {
-        rig.server.agents.is_ready() && agent.sync.is_connected()
+        rig.server.is_ready() && agent.sync.is_connected()
     })
     .await;
 }

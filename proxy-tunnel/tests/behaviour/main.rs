@@ -21,4 +21,6 @@ mod process;
 mod programs;
 mod rig;
 mod stub;
+mod tenants;
+mod tenants_file;
 mod wire;

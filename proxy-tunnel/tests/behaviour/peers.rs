@@ -55,6 +55,8 @@ impl Encoder for Raw {
     }
 }
 
+type TlsChannel = (Socket, Channel, &'static str);
+
 type Opening = JoinHandle<Result<(MetadataMap, Streaming<Received>), Status>>;
 
 /// One stream of packets.
@@ -109,6 +111,32 @@ impl Peer {
         let socket = SockRef::from(session.get_ref().0).try_clone().unwrap();
         let channel = Channel::open(session, "localhost", settings).await.unwrap();
         Self::open(socket, channel, AGENT_PATH, pairs)
+    }
+
+    /// A peer with the certificate and the SNI of these names, on this port.
+    async fn by_tls(rig: &Rig, port: u16, way: (&str, &str), path: &'static str) -> TlsChannel {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let config = Arc::clone(&rig.scratch.client_tls_as(way.0).current().get().config);
+        let name = ServerName::try_from(way.1.to_owned()).unwrap();
+        let session = TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .unwrap();
+        let socket = SockRef::from(session.get_ref().0).try_clone().unwrap();
+        let channel = Channel::open(session, "localhost", Settings::tunnels()).await;
+        (socket, channel.unwrap(), path)
+    }
+
+    /// An agent with the certificate and the SNI of these names.
+    pub async fn agent_with(rig: &Rig, way: (&str, &str), pairs: Pairs<'_>) -> Self {
+        let (socket, channel, path) = Self::by_tls(rig, rig.agents.port(), way, AGENT_PATH).await;
+        Self::open(socket, channel, path, pairs)
+    }
+
+    /// A client with the certificate and the SNI of these names.
+    pub async fn client_with(rig: &Rig, way: (&str, &str)) -> Self {
+        let (socket, channel, path) = Self::by_tls(rig, rig.tls.port(), way, PROXY_PATH).await;
+        Self::open(socket, channel, path, &[])
     }
 
     /// An agent that the server has accepted.

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Registry, TextEncoder};
 use proxy_serve::listen::unix::{Existing, Listener};
+use proxy_serve::reload::Reloader;
 use proxy_serve::shutdown::Phase;
-use proxy_serve::tls::reload::Reloader;
 use proxy_serve::tls::{Pair, Policy, client, server};
 use proxy_tunnel::agent::connector::Connector;
 use proxy_tunnel::agent::link;
 use proxy_tunnel::agent::sync::{self, CountSource, Sync};
-use proxy_tunnel::app::listeners::{Door, grpc, handshake, http_connect};
+use proxy_tunnel::app::listeners::{Accepting, Door};
 use proxy_tunnel::client::{Dialer, Endpoint, Mode};
 use proxy_tunnel::cluster::counting::Leases;
 use proxy_tunnel::cluster::tokens::Reviewer;
@@ -26,15 +26,15 @@ use proxy_tunnel::flow::{Budget, Limits};
 use proxy_tunnel::metrics::agent::AgentMetrics;
 use proxy_tunnel::metrics::server::ServerMetrics;
 use proxy_tunnel::server::Server;
-use proxy_tunnel::server::agents::AgentService;
-use proxy_tunnel::server::authority::Lenient;
 use proxy_tunnel::server::backend::Shared;
-use proxy_tunnel::server::clients::ProxyService;
-use proxy_tunnel::server::strategies::{Agents, Strategy};
+use proxy_tunnel::server::strategies::Strategy;
+use proxy_tunnel::server::tenants::Tenants;
+use proxy_tunnel::server::tenants::file::{self, Offered};
+use proxy_tunnel::server::tenants::tenant::Parts;
 use proxy_tunnel::server::transport::Settings;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -51,8 +51,10 @@ pub const PROXIED: &str = "konnectivity.invalid";
 const HOUR: Duration = Duration::from_hours(1);
 
 /// A directory of one test, with certificates of one CA.
-#[derive(Debug)]
-pub struct Scratch(pub PathBuf);
+pub struct Scratch {
+    path: PathBuf,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
 
 impl Scratch {
     pub fn new() -> Self {
@@ -61,26 +63,31 @@ impl Scratch {
         // Names of Unix sockets are short.
         let path = std::env::temp_dir().join(format!("tunnel-{}-{number}", process::id()));
         fs::create_dir_all(&path).unwrap();
-        let scratch = Self(path);
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        fs::write(scratch.file("ca.crt"), authority.pem()).unwrap();
+        let scratch = Self { path, authority };
+        fs::write(scratch.file("ca.crt"), scratch.authority.pem()).unwrap();
         for name in ["server", "client"] {
-            let key = KeyPair::generate().unwrap();
-            let names = ["localhost", "127.0.0.1", "::1", PROXIED]
-                .map(str::to_owned)
-                .to_vec();
-            let params = CertificateParams::new(names).unwrap();
-            let certificate = params.signed_by(&key, &authority).unwrap();
-            fs::write(scratch.file(&format!("{name}.crt")), certificate.pem()).unwrap();
-            fs::write(scratch.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+            scratch.issue(name, |_| {});
         }
         scratch
     }
 
+    /// Writes a certificate and its key.
+    pub fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
+        let key = KeyPair::generate().unwrap();
+        let names = ["localhost", "127.0.0.1", "::1", PROXIED, "*.tunnel.example"];
+        let names = names.map(str::to_owned).to_vec();
+        let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        fs::write(self.file(&format!("{name}.crt")), certificate.pem()).unwrap();
+        fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     pub fn pair(&self, name: &str) -> Pair {
@@ -101,9 +108,14 @@ impl Scratch {
     }
 
     pub fn client_tls(&self) -> Reloader<client::Client> {
+        self.client_tls_as("client")
+    }
+
+    /// With the certificate of this name.
+    pub fn client_tls_as(&self, name: &str) -> Reloader<client::Client> {
         let source = client::Client {
             server_ca: self.file("ca.crt"),
-            pair: Some(self.pair("client")),
+            pair: Some(self.pair(name)),
             location: "the test says where they are",
             alpn: vec![b"h2".to_vec()],
             policy: Policy::default(),
@@ -115,7 +127,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What is left is in the directory for temporary files.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -129,6 +141,8 @@ pub struct Options {
     pub pings: (Duration, Duration),
     pub strategies: Vec<Strategy>,
     pub reviewer: Option<Reviewer>,
+    /// Rules of tenants.
+    pub rules: Option<String>,
     pub id: String,
     pub count: u32,
     pub scratch: Option<Arc<Scratch>>,
@@ -144,6 +158,7 @@ impl Options {
             pings: (HOUR, HOUR),
             strategies: vec![Strategy::Default],
             reviewer: None,
+            rules: None,
             id: "server".into(),
             count: 1,
             scratch: None,
@@ -155,6 +170,7 @@ impl Options {
 pub struct Rig {
     pub scratch: Arc<Scratch>,
     pub server: Arc<Server>,
+    pub budget: Arc<Budget>,
     pub mode: Mode,
     pub socket: PathBuf,
     pub tls: SocketAddr,
@@ -182,39 +198,55 @@ impl Rig {
         let socket = scratch.file(&options.id);
         let metrics = ServerMetrics::new();
         let has_tokens = options.reviewer.is_some();
+        let budget = Arc::new(Budget::new(options.budget));
+        let parts = Parts {
+            strategies: options.strategies,
+            shared: Arc::new(Shared {
+                metrics: Arc::clone(&metrics),
+                budget: Arc::clone(&budget),
+                limits: options.limits,
+            }),
+        };
         let server = Arc::new(Server::new(
             options.id,
             options.count,
-            Agents::new(options.strategies, Arc::clone(&metrics)),
-            Arc::new(Shared {
-                metrics,
-                budget: Arc::new(Budget::new(options.budget)),
-                limits: options.limits,
-            }),
+            if options.rules.is_some() {
+                Tenants::several(parts)
+            } else {
+                Tenants::one(parts)
+            },
+            metrics,
             options.dial_timeout,
             options.reviewer,
         ));
+        if let Some(rules) = &options.rules {
+            let offered = Offered {
+                agent_certificates: !has_tokens,
+                client_tls: true,
+                tokens: has_tokens,
+            };
+            server.tenants.apply(&file::parse(rules, offered).unwrap());
+        }
         let (to_phase, phase) = watch::channel(Phase::Serving);
         let door = Door::new(1000, phase);
-        let service = Arc::new(ProxyService(Arc::clone(&server)));
+        let accepting = Accepting {
+            server: Arc::clone(&server),
+            mode,
+            clients: (door.clone(), Settings::tunnels(HOUR)),
+            agents: (
+                door,
+                Settings {
+                    ping_timeout: options.pings.1,
+                    ..Settings::link(options.pings.0)
+                },
+            ),
+        };
         let mut tasks = Vec::new();
 
         let listener = Listener::bind(&socket, "--uds-name", Existing::Remove).unwrap();
-        let (at, own, for_socket) = (door.clone(), Arc::clone(&server), Arc::clone(&service));
-        let settings = Settings::tunnels(HOUR);
+        let (at, path) = (accepting.clone(), socket.clone());
         tasks.push(tokio::spawn(async move {
-            let inner = at.clone();
-            at.accept(listener, move |stream: UnixStream| {
-                let (server, service, door) =
-                    (Arc::clone(&own), Arc::clone(&for_socket), inner.clone());
-                async move {
-                    match mode {
-                        Mode::Grpc => grpc(Lenient::new(stream), settings, service, door).await,
-                        Mode::HttpConnect => http_connect(stream, server).await,
-                    }
-                }
-            })
-            .await;
+            at.clients_on_socket(path, listener).await;
         }));
 
         let alpn: &[u8] = match mode {
@@ -225,51 +257,22 @@ impl Rig {
         let current = reloader.current();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tls = listener.local_addr().unwrap();
-        let (at, own) = (door.clone(), Arc::clone(&server));
+        let at = accepting.clone();
         tasks.push(tokio::spawn(async move {
-            let inner = at.clone();
-            at.accept(listener, move |stream| {
-                let (server, service, door) =
-                    (Arc::clone(&own), Arc::clone(&service), inner.clone());
-                let current = current.clone();
-                async move {
-                    let Some(session) = handshake(stream, &current).await else {
-                        return;
-                    };
-                    match mode {
-                        Mode::Grpc => grpc(session, settings, service, door).await,
-                        Mode::HttpConnect => http_connect(session, server).await,
-                    }
-                }
-            })
-            .await;
+            at.clients(tls.port(), listener, current).await;
         }));
 
         let reloader = Reloader::new(scratch.server_tls(b"h2", !has_tokens), |_| {}).unwrap();
         let current = reloader.current();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let agents = listener.local_addr().unwrap();
-        let service = Arc::new(AgentService(Arc::clone(&server)));
-        let settings = Settings {
-            ping_timeout: options.pings.1,
-            ..Settings::link(options.pings.0)
-        };
         tasks.push(tokio::spawn(async move {
-            let inner = door.clone();
-            door.accept(listener, move |stream| {
-                let (service, door, current) =
-                    (Arc::clone(&service), inner.clone(), current.clone());
-                async move {
-                    if let Some(session) = handshake(stream, &current).await {
-                        grpc(session, settings, service, door).await;
-                    }
-                }
-            })
-            .await;
+            accepting.agents(agents.port(), listener, current).await;
         }));
         Self {
             scratch,
             server,
+            budget,
             mode,
             socket,
             tls,
@@ -288,7 +291,7 @@ impl Rig {
     }
 
     pub async fn until_ready(&self) {
-        until("an agent", || self.server.agents.is_ready()).await;
+        until("an agent", || self.server.is_ready()).await;
     }
 
     pub fn dialer(&self) -> Dialer {
@@ -301,7 +304,7 @@ impl Rig {
     }
 
     pub fn metrics(&self) -> String {
-        text(self.server.shared.metrics.registry())
+        text(self.server.metrics.registry())
     }
 
     /// Waits until a line stands in the metrics.
@@ -365,6 +368,7 @@ impl Agent {
         let connector = Connector {
             port: ports[0],
             tls: rig.scratch.client_tls().current(),
+            server_name: None,
             keepalive: HOUR,
             token: options.token,
             identifiers: options.identifiers.to_owned(),

@@ -91,6 +91,11 @@ pub const TARGETS: &[Target] = &[
         "the command lines of the tunnel's programs",
         tunnel::flags,
     ),
+    target(
+        "tunnel_tenants",
+        "rules of tenants and who belongs to them",
+        tunnel::tenants,
+    ),
     target("tunnel_lease", "leases of servers", tunnel::lease),
     target("packet", "headers of packets", packet::packet),
     target(

@@ -104,30 +104,60 @@ pub fn write(directory: &Path, names: &[String], existing: Existing) -> Result<V
     Ok(contents.into_iter().map(|content| content.path).collect())
 }
 
+/// Writes one more client's certificate of a group's CA, and its key, for a name and an organization.
+///
+/// # Errors
+/// The CA is not there, or a file cannot be written.
+pub fn issue(directory: &Path, group: &str, name: &str, organization: &str) -> Result<()> {
+    let directory = directory.join(group);
+    let key = fs::read_to_string(directory.join("private/ca.key"))
+        .with_context(|| format!("no CA in {}", directory.display()))?;
+    let key = KeyPair::from_pem(&key).context("the CA's key cannot be read")?;
+    let issuer = Issuer::new(authority_params(&authority_name(group))?, key);
+    let mut params = base(name, Vec::new())?;
+    let names = &mut params.distinguished_name;
+    names.push(DnType::OrganizationName, organization);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let own = KeyPair::generate().context("cannot make a key")?;
+    let issued = params.signed_by(&own, &issuer);
+    let issued = issued.with_context(|| format!("cannot sign {name}"))?;
+    certificate(&directory, name, issued.pem()).write()?;
+    private(&directory, name, &own).write()
+}
+
+fn certificate(directory: &Path, name: &str, text: String) -> Content {
+    Content {
+        path: directory.join("issued").join(format!("{name}.crt")),
+        text,
+        mode: 0o644,
+    }
+}
+
+fn private(directory: &Path, name: &str, key: &KeyPair) -> Content {
+    Content {
+        path: directory.join("private").join(format!("{name}.key")),
+        text: key.serialize_pem(),
+        mode: 0o600,
+    }
+}
+
+fn authority_name(group: &str) -> String {
+    format!("konnectivity {group} CA")
+}
+
 impl Group {
     fn make(&self, directory: &Path, names: &[String]) -> Result<Vec<Content>> {
-        let file = |kind: &str, name: &str| directory.join(kind).join(name);
-        let certificate = |name: &str, text: String| Content {
-            path: file("issued", &format!("{name}.crt")),
-            text,
-            mode: 0o644,
-        };
-        let key = |name: &str, key: &KeyPair| Content {
-            path: file("private", &format!("{name}.key")),
-            text: key.serialize_pem(),
-            mode: 0o600,
-        };
-        let authority = authority(&format!("konnectivity {} CA", self.name))?;
+        let authority = authority(&authority_name(self.name))?;
         let mut contents = vec![
-            certificate("ca", authority.pem()),
-            key("ca", authority.key()),
+            certificate(directory, "ca", authority.pem()),
+            private(directory, "ca", authority.key()),
         ];
         for member in &self.members {
             let own = KeyPair::generate().context("cannot make a key")?;
             let issued = member.params(names)?.signed_by(&own, &authority);
             let issued = issued.with_context(|| format!("cannot sign {}", member.name))?;
-            contents.push(certificate(member.name, issued.pem()));
-            contents.push(key(member.name, &own));
+            contents.push(certificate(directory, member.name, issued.pem()));
+            contents.push(private(directory, member.name, &own));
         }
         Ok(contents)
     }
@@ -145,11 +175,16 @@ impl Member {
 }
 
 fn authority(name: &str) -> Result<CertifiedIssuer<'static, KeyPair>> {
+    let key = KeyPair::generate().context("cannot make a key")?;
+    CertifiedIssuer::self_signed(authority_params(name)?, key)
+        .with_context(|| format!("cannot sign {name}"))
+}
+
+fn authority_params(name: &str) -> Result<CertificateParams> {
     let mut params = base(name, Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().context("cannot make a key")?;
-    CertifiedIssuer::self_signed(params, key).with_context(|| format!("cannot sign {name}"))
+    Ok(params)
 }
 
 /// The parameters that all certificates have in common.

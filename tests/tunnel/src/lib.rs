@@ -4,6 +4,7 @@
 //! processes and what a killed run leaves behind are the business of the package `tests`.
 
 pub mod certs;
+pub mod cluster;
 pub mod program;
 pub mod prometheus;
 pub mod target;

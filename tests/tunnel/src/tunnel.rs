@@ -228,9 +228,29 @@ impl Tunnel {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(&mut self, name: &'static str, program: &Path, args: &[&str]) -> Result<()> {
+        let command = self.command(program);
+        self.spawn_as(name, command, args)
+    }
+
+    /// As [`Tunnel::spawn`], in another namespace.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_in(
+        &mut self,
+        netns: &Netns,
+        name: &'static str,
+        program: &Path,
+        args: &[&str],
+    ) -> Result<()> {
+        let mut command = netns.command(program);
+        command.current_dir(self.dir());
+        self.spawn_as(name, command, args)
+    }
+
+    fn spawn_as(&mut self, name: &'static str, mut command: Command, args: &[&str]) -> Result<()> {
         let log = self.dir().join(format!("{}.log", name.replace(' ', "-")));
         let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut command = self.command(program);
         command
             .args(args)
             .stdin(Stdio::null())
@@ -290,6 +310,18 @@ impl Tunnel {
             let answer = http::ask(netns, address, path, &[])?;
             Ok((answer.code == 200).then_some(()))
         })
+    }
+
+    /// Kills a program that runs.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn stop(&mut self, process: &str) -> Result<()> {
+        let index = self.running.iter().position(|one| one.name == process);
+        let index = index.with_context(|| format!("no {process} runs"))?;
+        // Its drop kills it.
+        drop(self.running.remove(index));
+        Ok(())
     }
 
     /// The process id of a program that runs.

@@ -25,6 +25,9 @@ pub struct Args {
     /// Port of servers
     #[arg(long, value_name = "PORT", default_value_t = 8091)]
     pub proxy_server_port: i64,
+    /// Name that servers are asked for (SNI) and must have a certificate for; empty: their host
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub proxy_server_name: String,
     /// Protocols of ALPN that are offered before h2
     #[arg(long, value_name = "LIST", default_value = "", action = ArgAction::Append)]
     pub alpn_proto: Vec<List>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_serve::listen::Bind;
-use proxy_serve::tls::client::Client as Tls;
+use proxy_serve::tls::client::{Client as Tls, ServerName};
 use proxy_serve::tls::{HTTP2, Pair, Policy};
 use proxy_serve::value::List;
 use tracing::warn;
@@ -44,6 +44,8 @@ pub struct Settings {
     pub server_port: u16,
     /// CAs of servers and the agent's certificate.
     pub tls: Tls,
+    /// The name that servers are asked for, if it is not their host's.
+    pub server_name: Option<ServerName<'static>>,
     /// After how long without a byte a server is pinged.
     pub keepalive: Duration,
     /// The file with the token.
@@ -118,6 +120,7 @@ impl Settings {
             hosts,
             server_port: server_port(args.proxy_server_port)?,
             tls: tls(args)?,
+            server_name: server_name(&args.proxy_server_name)?,
             keepalive,
             token: path(&args.service_account_token_path),
             health: Bind::parse(
@@ -157,6 +160,15 @@ fn server_port(value: i64) -> Result<u16> {
         .ok()
         .filter(|port| *port > 0)
         .with_context(|| format!("--proxy-server-port is {value}; give a port from 1 to 65535"))
+}
+
+fn server_name(text: &str) -> Result<Option<ServerName<'static>>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let name = ServerName::try_from(text.to_owned())
+        .with_context(|| format!("--proxy-server-name is {text:?}; give a name or an address"))?;
+    Ok(Some(name))
 }
 
 fn tls(args: &Args) -> Result<Tls> {
@@ -296,6 +308,7 @@ mod tests {
             ),
             (&["--server-count-source=some"], "--server-count-source"),
             (&["--proxy-server-host="], "--proxy-server-host"),
+            (&["--proxy-server-name=a b"], "--proxy-server-name"),
             (&["--proxy-server-port=0"], "--proxy-server-port"),
             (&["--health-server-port=80"], "--health-server-port"),
             (&["--tunnel-stall-timeout=0s"], "--tunnel-stall-timeout"),

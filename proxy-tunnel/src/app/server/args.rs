@@ -82,6 +82,9 @@ pub struct Args {
     /// Audience of the agents' tokens
     #[arg(long, value_name = "NAME", default_value = "")]
     pub authentication_audience: String,
+    /// File with the rules of the tenants that share this server; empty: there is one
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub tenants_config: String,
     /// Accepted; this program asks the API server a few times a minute
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub kubeconfig_qps: f64,

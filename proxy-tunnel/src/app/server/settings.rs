@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use proxy_serve::listen::Bind;
+use proxy_serve::listen::unix::Existing;
 use proxy_serve::tls::server::Server as Tls;
 use proxy_serve::tls::{HTTP1, HTTP2, Pair, Policy};
 use proxy_serve::value::List;
@@ -24,8 +25,8 @@ use crate::server::strategies::Strategy;
 /// Where clients connect.
 #[derive(Debug)]
 pub enum Frontend {
-    /// A Unix socket; true: an old one is removed.
-    Unix(PathBuf, bool),
+    /// A Unix socket, and the fate of an old one.
+    Unix(PathBuf, Existing),
     /// TCP with TLS.
     Tls(Bind, Tls),
 }
@@ -62,6 +63,10 @@ pub struct Settings {
     pub keepalive: (Duration, Duration),
     /// Whose tokens agents must have.
     pub account: Option<Account>,
+    /// The rules of tenants, where there are several.
+    pub tenants: Option<PathBuf>,
+    /// The fate of old Unix sockets that rules name.
+    pub existing: Existing,
     /// How to reach the API server.
     pub kubeconfig: Option<PathBuf>,
     /// How agents are chosen.
@@ -133,6 +138,8 @@ impl Settings {
                 positive("frontend-keepalive-time", args.frontend_keepalive_time)?,
             ),
             account: account(args)?,
+            tenants: path(&args.tenants_config),
+            existing: existing(args),
             kubeconfig: args.common.kubeconfig(),
             strategies: strategies(args)?,
             leases: args
@@ -144,6 +151,14 @@ impl Settings {
             limits: args.common.limits()?,
             budget: args.common.budget(),
         })
+    }
+}
+
+const fn existing(args: &Args) -> Existing {
+    if args.delete_existing_uds_file {
+        Existing::Remove
+    } else {
+        Existing::Keep
     }
 }
 
@@ -162,7 +177,7 @@ fn frontend(args: &Args, mode: Mode, policy: &Policy) -> Result<Frontend> {
             "--uds-name excludes --server-cert, --server-key and --server-ca-cert: there is no TLS on a Unix socket"
         );
         let path = PathBuf::from(&args.uds_name);
-        return Ok(Frontend::Unix(path, args.delete_existing_uds_file));
+        return Ok(Frontend::Unix(path, existing(args)));
     }
     let port = port("server-port", args.server_port)?;
     ensure!(
@@ -218,6 +233,11 @@ fn account(args: &Args) -> Result<Option<Account>> {
     match parts.iter().filter(|part| !part.is_empty()).count() {
         0 => Ok(None),
         3 => {
+            ensure!(
+                args.tenants_config.is_empty(),
+                "--tenants-config excludes --agent-namespace, --agent-service-account and --authentication-audience: \
+                 its rules name them"
+            );
             ensure!(
                 args.cluster_ca_cert.is_empty(),
                 "--cluster-ca-cert excludes --agent-namespace: agents show a certificate or a token"

@@ -8,22 +8,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use prometheus::IntGauge;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info};
 
-use super::HOLD;
 use super::head::{self, Head, HeadError};
 use super::socket::{Half, Halves, Socket};
+use super::{Client, HOLD};
 use crate::client::Mode;
 use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
 use crate::metrics::packets::Segment;
-use crate::metrics::server::DialFailure;
 use crate::server::Server;
 use crate::server::backend::PENDING_LOST;
-use crate::server::strategies::NO_AGENT;
+use crate::server::tenants::tenant::{DialRefused, Dialed};
 use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::wire::{DialRequest, Message, PacketType};
 
@@ -44,11 +44,11 @@ const LINGER: Duration = Duration::from_secs(30);
 const UNREAD: Duration = Duration::from_secs(1);
 
 /// Ends the tunnel whatever way the connection ends, also by a panic.
-struct Guard(Arc<Tunnel>);
+struct Guard(Dialed);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.release();
+        self.0.tunnel.release();
     }
 }
 
@@ -60,15 +60,46 @@ enum End {
     Cut(String),
 }
 
+/// Counts a connection for as long as it is there.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Serves a connection to its end.
-pub async fn serve<S: Socket>(mut socket: S, server: &Arc<Server>) {
-    server.shared.metrics.http_connections.inc();
+pub async fn serve<S: Socket>(mut socket: S, client: &Client) {
+    let _counted = Counted::new(&client.server.metrics.http_connections);
+    if let Some((head, rest)) = asked(&mut socket).await {
+        tunnel(socket, &head, rest, client).await;
+    }
+}
+
+/// Refuses what a client asks for that belongs to no tenant.
+pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &str) {
+    let _counted = Counted::new(&server.metrics.http_connections);
+    if asked(&mut socket).await.is_some() {
+        farewell(&mut socket, &head::forbidden(why)).await;
+    }
+}
+
+/// What a client asks for, and the bytes behind it; none if it is nothing that can be served.
+async fn asked<S: Socket>(socket: &mut S) -> Option<(Head, Bytes)> {
     let mut buffer = BytesMut::with_capacity(512);
-    match timeout(HEAD, read_head(&mut socket, &mut buffer)).await {
-        Ok(Ok(head)) => tunnel(socket, &head, buffer.freeze(), server).await,
+    match timeout(HEAD, read_head(socket, &mut buffer)).await {
+        Ok(Ok(head)) => return Some((head, buffer.freeze())),
         Ok(Err(Some(refusal))) => {
             debug!("refusing a request: {refusal}");
-            farewell(&mut socket, &refusal.answer()).await;
+            farewell(socket, &refusal.answer()).await;
         }
         Ok(Err(None)) => {}
         Err(_) => debug!(
@@ -76,7 +107,7 @@ pub async fn serve<S: Socket>(mut socket: S, server: &Arc<Server>) {
             HEAD.as_secs()
         ),
     }
-    server.shared.metrics.http_connections.dec();
+    None
 }
 
 /// The head; what follows it stays in the buffer. No error: the client has gone.
@@ -107,7 +138,8 @@ async fn farewell<S: Socket>(socket: &mut S, answer: &[u8]) {
     let _ = timeout(FAREWELL, send).await;
 }
 
-async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc<Server>) {
+async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, client: &Client) {
+    let server = &client.server;
     let random = fastrand::i64(1..);
     info!(
         host = head.target.as_str(),
@@ -115,34 +147,32 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc
         dialID = random,
         "Received request for host"
     );
-    let metrics = &server.shared.metrics;
-    let Some(backend) = server.agents.choose(&head.target) else {
-        error!(
-            dialID = random,
-            dialAddress = head.target.as_str(),
-            "Failed to get a backend"
-        );
-        metrics.dial_failed(DialFailure::NoAgent);
-        farewell(&mut socket, &head::no_agent(NO_AGENT)).await;
-        return;
-    };
+    let metrics = &server.metrics;
     let request = DialRequest {
         protocol: "tcp".to_owned(),
         address: head.target.clone(),
         random,
     };
-    metrics
-        .packets
-        .count_kind(Segment::FromClient, PacketType::DialReq);
-    let tunnel = match backend.dial(request, Arc::new(server.shared.inbox(Mode::HttpConnect))) {
-        Ok(tunnel) => tunnel,
+    let inbox = Arc::new(client.tenant.inbox(Mode::HttpConnect));
+    let dialed = match client.tenant.dial(request, inbox) {
+        Ok(dialed) => dialed,
         Err(refused) => {
-            metrics.dial_failed(DialFailure::BackendClose);
-            farewell(&mut socket, &head::not_sent(&refused.to_string())).await;
+            error!(
+                dialID = random,
+                dialAddress = head.target.as_str(),
+                err = %refused,
+                "Failed to get a backend"
+            );
+            metrics.dial_failed(refused.failure());
+            farewell(&mut socket, &answer(&refused)).await;
             return;
         }
     };
-    let guard = Guard(Arc::clone(&tunnel));
+    metrics
+        .packets
+        .count_kind(Segment::FromClient, PacketType::DialReq);
+    let tunnel = Arc::clone(&dialed.tunnel);
+    let guard = Guard(dialed);
     match pending(&mut socket, &tunnel, server).await {
         Pending::Established(early) => {
             let end = relay(socket, &tunnel, rest, early, server).await;
@@ -161,6 +191,17 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, server: &Arc
         ),
     }
     drop(guard);
+}
+
+/// The answer to a dial that does not even begin.
+fn answer(refused: &DialRefused) -> Vec<u8> {
+    let text = refused.to_string();
+    match refused {
+        DialRefused::NoAgent => head::no_agent(&text),
+        DialRefused::Backend(_) => head::not_sent(&text),
+        DialRefused::Limit(..) => head::limited(&text),
+        DialRefused::Removed(_) => head::forbidden(&text),
+    }
 }
 
 /// What becomes of a dial.
@@ -262,7 +303,6 @@ async fn relay<S: Socket>(
 impl<S: Socket> Relay<'_, S> {
     fn send(&self, data: Bytes) -> bool {
         self.server
-            .shared
             .metrics
             .packets
             .count_kind(Segment::FromClient, PacketType::Data);
@@ -368,7 +408,6 @@ impl<S: Socket> Relay<'_, S> {
         let start = Instant::now();
         for _ in chunks.iter() {
             self.server
-                .shared
                 .metrics
                 .packets
                 .count_kind(Segment::ToClient, PacketType::Data);
@@ -379,7 +418,7 @@ impl<S: Socket> Relay<'_, S> {
             // What happened is the next event.
             () = self.tunnel.inbox.cut() => chunks.clear(),
         }
-        self.server.shared.metrics.wrote(start.elapsed());
+        self.server.metrics.wrote(start.elapsed());
         *self.last_write() = Instant::now();
         self.tunnel.taken(bytes);
         Ok(())
@@ -391,23 +430,28 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
-    use crate::metrics::server::ServerMetrics;
     use crate::server::backend::Shared;
-    use crate::server::strategies::{Agents, Strategy};
+    use crate::server::strategies::Strategy;
+    use crate::server::tenants::Tenants;
+    use crate::server::tenants::tenant::Parts;
 
     #[tokio::test]
     async fn a_connection_that_rests_takes_little_memory() {
         let shared = Arc::new(Shared::for_tests());
+        let metrics = Arc::clone(&shared.metrics);
+        let strategies = vec![Strategy::Default];
         let server = Arc::new(Server::new(
             "server".into(),
             1,
-            Agents::new(vec![Strategy::Default], ServerMetrics::new()),
-            shared,
+            Tenants::one(Parts { strategies, shared }),
+            metrics,
             None,
             None,
         ));
+        let tenant = server.tenants.all().remove(0);
+        let client = Client { server, tenant };
         let (near, _far) = UnixStream::pair().unwrap();
-        let size = size_of_val(&serve(near, &server));
+        let size = size_of_val(&serve(near, &client));
         assert!(size <= 2048, "{size} bytes");
     }
 }

@@ -15,12 +15,12 @@ use tonic::{Code, Streaming};
 use tracing::{debug, error, info, warn};
 
 pub use self::answers::Answers;
+use super::Client;
 use crate::client::Mode;
 use crate::flow::Inbox;
 use crate::metrics::packets::Segment;
-use crate::metrics::server::{DialFailure, Method};
-use crate::server::Server;
-use crate::server::strategies::NO_AGENT;
+use crate::metrics::server::{Method, ServerMetrics};
+use crate::server::tenants::tenant::Dialed;
 use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::wire::failure;
 use crate::wire::metadata::Extensions;
@@ -29,9 +29,9 @@ use crate::wire::{DialRequest, Message, Received};
 /// What the two directions of a stream share.
 #[derive(Debug)]
 struct Session {
-    server: Arc<Server>,
+    client: Client,
     inbox: Arc<Inbox<Event>>,
-    tunnel: OnceLock<Arc<Tunnel>>,
+    dialed: OnceLock<Dialed>,
     /// The transport has dropped the answers' stream: the client has gone.
     gone: Notify,
     has_gone: AtomicBool,
@@ -45,6 +45,14 @@ struct Session {
 }
 
 impl Session {
+    fn tunnel(&self) -> Option<&Arc<Tunnel>> {
+        self.dialed.get().map(|dialed| &dialed.tunnel)
+    }
+
+    fn metrics(&self) -> &Arc<ServerMetrics> {
+        &self.client.server.metrics
+    }
+
     fn answer(&self, message: Message) {
         self.inbox.push(Event::Answer(message));
     }
@@ -57,17 +65,17 @@ impl Session {
 /// Serves a stream: takes what `inbound` brings in a task of its own, and returns what the client gets.
 #[must_use]
 pub fn serve(
-    server: Arc<Server>,
+    client: Client,
     inbound: Streaming<Received>,
     extensions: Extensions,
     user_agent: &str,
 ) -> Answers {
     debug!(userAgent = user_agent, "Proxy request from client");
-    server.shared.metrics.grpc(Method::Proxy, 1);
+    client.server.metrics.grpc(Method::Proxy, 1);
     let session = Arc::new(Session {
-        inbox: Arc::new(server.shared.inbox(Mode::Grpc)),
-        server,
-        tunnel: OnceLock::new(),
+        inbox: Arc::new(client.tenant.inbox(Mode::Grpc)),
+        client,
+        dialed: OnceLock::new(),
         gone: Notify::new(),
         has_gone: AtomicBool::new(false),
         is_cancelled: AtomicBool::new(false),
@@ -103,7 +111,7 @@ impl Receiver {
     }
 
     async fn run(mut self, mut inbound: Streaming<Received>) {
-        let metrics = Arc::clone(&self.session.server.shared.metrics);
+        let metrics = Arc::clone(self.session.metrics());
         let mut next = Next::Continue;
         let status = loop {
             let received = tokio::select! {
@@ -142,7 +150,7 @@ impl Receiver {
                 next = self.take(message).await;
             }
         };
-        if let Some(tunnel) = self.session.tunnel.get() {
+        if let Some(tunnel) = self.session.tunnel() {
             tunnel.detach();
         }
         self.session.end(status);
@@ -150,7 +158,7 @@ impl Receiver {
 
     /// The client's stream has failed.
     fn failed(&self, code: Code, text: &str) {
-        let packets = &self.session.server.shared.metrics.packets;
+        let packets = &self.session.metrics().packets;
         packets.receive_error(Segment::FromClient, code);
         if code == Code::Cancelled {
             info!("Stream read from frontend cancelled");
@@ -160,7 +168,7 @@ impl Receiver {
     }
 
     fn expire(&self) {
-        if let Some(tunnel) = self.session.tunnel.get()
+        if let Some(tunnel) = self.session.tunnel()
             && tunnel.expire()
         {
             error!(
@@ -178,7 +186,7 @@ impl Receiver {
         match message {
             Message::DialRequest(request) => return self.dial(request),
             Message::CloseRequest(connect_id) => {
-                let Some(tunnel) = session.tunnel.get() else {
+                let Some(tunnel) = session.tunnel() else {
                     session.answer(Message::closed(connect_id, "backend uninitialized"));
                     return Next::Continue;
                 };
@@ -190,7 +198,7 @@ impl Receiver {
                 }
                 return Next::Drain;
             }
-            Message::CloseDial(random) => match session.tunnel.get() {
+            Message::CloseDial(random) => match session.tunnel() {
                 Some(tunnel) if tunnel.random == random && tunnel.connect_id() == 0 => {
                     error!(
                         dialID = random,
@@ -210,7 +218,7 @@ impl Receiver {
                 ),
             },
             Message::Data(connect_id, data) => {
-                let Some(tunnel) = session.tunnel.get() else {
+                let Some(tunnel) = session.tunnel() else {
                     session.answer(Message::closed(connect_id, "backend not initialized"));
                     return Next::Drain;
                 };
@@ -231,7 +239,7 @@ impl Receiver {
                 }
             }
             Message::Finish(connect_id) => {
-                if let Some(tunnel) = session.tunnel.get()
+                if let Some(tunnel) = session.tunnel()
                     && tunnel.connect_id() == connect_id
                     && tunnel.backend.extensions.half_close
                 {
@@ -249,47 +257,46 @@ impl Receiver {
 
     fn dial(&mut self, request: DialRequest) -> Next {
         let session = &self.session;
-        let metrics = &session.server.shared.metrics;
-        let random = request.random;
+        let (random, address) = (request.random, request.address.clone());
         info!(
             dialID = random,
-            dialAddress = request.address.as_str(),
+            dialAddress = address.as_str(),
             "Received DIAL_REQ"
         );
-        if session.tunnel.get().is_some() {
+        if session.tunnel().is_some() {
             session.answer(Message::dial_error(
                 random,
                 "this stream has dialed before; open another stream for another connection",
             ));
             return Next::Continue;
         }
-        let Some(backend) = session.server.agents.choose(&request.address) else {
-            error!(
-                dialID = random,
-                dialAddress = request.address.as_str(),
-                err = NO_AGENT,
-                "Failed to get a backend"
-            );
-            metrics.dial_failed(DialFailure::NoAgent);
-            session.answer(Message::dial_error(random, NO_AGENT));
-            return Next::Drain;
-        };
-        match backend.dial(request, Arc::clone(&session.inbox)) {
-            Ok(tunnel) => {
+        match session
+            .client
+            .tenant
+            .dial(request, Arc::clone(&session.inbox))
+        {
+            Ok(dialed) => {
+                let tunnel = Arc::clone(&dialed.tunnel);
                 // It is set once only: above.
-                let _ = session.tunnel.set(Arc::clone(&tunnel));
+                let _ = session.dialed.set(dialed);
                 if session.has_gone.load(Ordering::Acquire) {
                     tunnel.release();
                 }
                 self.deadline = session
+                    .client
                     .server
                     .dial_timeout
                     .map(|limit| Instant::now() + limit);
                 Next::Continue
             }
             Err(refused) => {
-                error!(dialID = random, err = %refused, "DIAL_REQ to Backend failed");
-                metrics.dial_failed(DialFailure::BackendClose);
+                error!(
+                    dialID = random,
+                    dialAddress = address.as_str(),
+                    err = %refused,
+                    "Failed to get a backend"
+                );
+                session.metrics().dial_failed(refused.failure());
                 session.answer(Message::dial_error(random, refused.to_string()));
                 Next::Drain
             }
@@ -299,7 +306,7 @@ impl Receiver {
     /// Passes bytes on when there is room for them; until then the client's stream is not read, so that the
     /// client waits.
     async fn forward(&self, message: Message) -> Next {
-        let Some(tunnel) = self.session.tunnel.get() else {
+        let Some(tunnel) = self.session.tunnel() else {
             return Next::Drain;
         };
         let ready = tokio::select! {
@@ -326,7 +333,7 @@ impl Receiver {
             connectionID = other,
             "Data does not match first connection id"
         );
-        if let Some(tunnel) = self.session.tunnel.get() {
+        if let Some(tunnel) = self.session.tunnel() {
             tunnel.detach();
         }
         self.session.answer(Message::closed(other, WHY));

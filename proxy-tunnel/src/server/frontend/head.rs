@@ -153,6 +153,18 @@ pub fn not_sent(text: &str) -> Vec<u8> {
     )
 }
 
+/// The answer where the client's tenant has as much as it may.
+#[must_use]
+pub fn limited(text: &str) -> Vec<u8> {
+    plain("503 Service Unavailable", text)
+}
+
+/// The answer to a client that belongs to no tenant.
+#[must_use]
+pub fn forbidden(text: &str) -> Vec<u8> {
+    plain("403 Forbidden", text)
+}
+
 /// The answer where the agent's stream ends before the agent answers.
 #[must_use]
 pub fn pending_lost(text: &str) -> Vec<u8> {

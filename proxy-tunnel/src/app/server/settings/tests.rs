@@ -3,6 +3,8 @@
 //! Which flags there are, their defaults, and what is refused: facts §3.
 
 use super::super::super::read_flags;
+use proxy_serve::listen::unix::Existing;
+
 use super::*;
 
 const UNIX: [&str; 4] = [
@@ -100,7 +102,10 @@ fn the_suites_command_line() {
     .unwrap();
     assert_eq!(settings.id, "some");
     assert_eq!(settings.mode, Mode::HttpConnect);
-    assert!(matches!(settings.frontend, Frontend::Unix(_, true)));
+    assert!(matches!(
+        settings.frontend,
+        Frontend::Unix(_, Existing::Remove)
+    ));
 }
 
 #[test]

@@ -49,12 +49,11 @@ impl Answers {
     fn convert(&mut self, item: Item<Event>) -> Option<Result<Message, Option<(Code, String)>>> {
         let connect_id = self
             .session
-            .tunnel
-            .get()
+            .tunnel()
             .map_or(0, |tunnel| tunnel.connect_id());
         let event = match item {
             Item::Data(data) => {
-                if let Some(tunnel) = self.session.tunnel.get() {
+                if let Some(tunnel) = self.session.tunnel() {
                     tunnel.taken(data.len());
                 }
                 return Some(Ok(Message::Data(connect_id, data)));
@@ -76,7 +75,7 @@ impl Answers {
             }
             // A client of upstream knows the end of both directions only.
             Event::Finished => {
-                self.session.tunnel.get()?.detach();
+                self.session.tunnel()?.detach();
                 self.has_closed = true;
                 Ok(Message::closed(connect_id, ""))
             }
@@ -118,7 +117,7 @@ impl Stream for Answers {
             let Some(converted) = self.convert(item) else {
                 continue;
             };
-            let metrics = &self.session.server.shared.metrics;
+            let metrics = self.session.metrics();
             return Poll::Ready(match converted {
                 Ok(message) => {
                     metrics.packets.count(Segment::ToClient, &message);
@@ -143,11 +142,11 @@ impl Drop for Answers {
             self.session.is_cancelled.store(true, Ordering::Release);
         }
         self.session.has_gone.store(true, Ordering::Release);
-        if let Some(tunnel) = self.session.tunnel.get() {
+        if let Some(tunnel) = self.session.tunnel() {
             tunnel.release();
         }
         self.session.inbox.close();
         self.session.gone.notify_one();
-        self.session.server.shared.metrics.grpc(Method::Proxy, -1);
+        self.session.metrics().grpc(Method::Proxy, -1);
     }
 }

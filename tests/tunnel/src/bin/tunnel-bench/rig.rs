@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_serve::reload::Source as _;
 use proxy_serve::tls::client::Client as Tls;
-use proxy_serve::tls::reload::Source as _;
 use proxy_serve::tls::{Pair, Policy};
 use proxy_tunnel::client::{Dialer, Endpoint, Mode};
 use rustls::ClientConfig;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Takes changed certificates into use while the process runs.
+//! Takes changed files into use while the process runs: certificates, rules.
 //!
 //! The files' contents are compared, not their times or inodes: kubelet exchanges a symbolic link to
 //! their directory, others write the files in place, and not every file system reports either. Contents that
 //! cannot be used are reported once, and the last good ones stay in use.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
@@ -13,33 +15,64 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{error, warn};
 
-use super::{Files, TlsError, chain};
-
 /// Reads in a row after which files that change all the time are taken as they are.
 const ATTEMPTS: usize = 5;
+
+/// The contents of the files at one moment, in the order in which they are named.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Files(Vec<Vec<u8>>);
+
+impl Files {
+    /// These contents.
+    #[must_use]
+    pub const fn new(contents: Vec<Vec<u8>>) -> Self {
+        Self(contents)
+    }
+
+    /// The contents of one file; empty if there are not so many.
+    #[must_use]
+    pub fn at(&self, index: usize) -> &[u8] {
+        self.0.get(index).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the keys.
+        f.debug_struct("Files").finish_non_exhaustive()
+    }
+}
 
 /// Files of which something is made.
 pub trait Source: Send + 'static {
     /// The value that is made of them.
     type Made: Send + Sync + 'static;
 
+    /// Why they cannot be used.
+    type Error: Error + 'static;
+
+    /// What the files hold, in the plural, for the log.
+    const CONTENT: &'static str;
+
     /// Reads all files.
     ///
     /// # Errors
     /// One of them cannot be read.
-    fn read(&self) -> Result<Files, TlsError>;
+    fn read(&self) -> Result<Files, Self::Error>;
 
     /// Makes it of the files' contents.
     ///
     /// # Errors
     /// The contents cannot be used.
-    fn make(&self, files: &Files) -> Result<Self::Made, TlsError>;
+    fn make(&self, files: &Files) -> Result<Self::Made, Self::Error>;
 
     /// Logs that this is in use from now on.
     fn announce(made: &Self::Made);
 
     /// When the own certificate ends, in Unix time, and the warning for when that is over.
-    fn expiry(made: &Self::Made) -> Option<(Duration, &'static str)>;
+    fn expiry(_: &Self::Made) -> Option<(Duration, &'static str)> {
+        None
+    }
 }
 
 /// The last good value, as it changes.
@@ -73,7 +106,7 @@ pub enum Change<'a, T> {
     /// Changed contents are in use.
     Reloaded(&'a T),
     /// Changed contents cannot be used.
-    Refused(&'a TlsError),
+    Refused(&'a (dyn Error + 'static)),
 }
 
 /// Receives changes.
@@ -104,7 +137,7 @@ impl<S: Source> Reloader<S> {
     pub fn new(
         source: S,
         observer: impl Fn(Change<'_, S::Made>) + Send + 'static,
-    ) -> Result<Self, TlsError> {
+    ) -> Result<Self, S::Error> {
         let used = source.read()?;
         let made = source.make(&used)?;
         announce::<S>(&made);
@@ -126,7 +159,7 @@ impl<S: Source> Reloader<S> {
 
     /// The files' contents, read again until they were the same twice: a pair that is being exchanged must
     /// not be taken for one that does not match.
-    fn stable(&self) -> Result<Files, TlsError> {
+    fn stable(&self) -> Result<Files, S::Error> {
         let mut files = self.source.read()?;
         for _ in 1..ATTEMPTS {
             if files == self.used {
@@ -141,12 +174,13 @@ impl<S: Source> Reloader<S> {
         Ok(files)
     }
 
-    fn refuse(&mut self, refused: Refused, error: &TlsError) {
+    fn refuse(&mut self, refused: Refused, error: &S::Error) {
         if self.refused.as_ref() == Some(&refused) {
             return;
         }
         error!(
-            "the changed certificates cannot be used, those from before still are: {}",
+            "the changed {} cannot be used, those from before still are: {}",
+            S::CONTENT,
             chain(error)
         );
         self.refused = Some(refused);
@@ -212,4 +246,16 @@ fn announce<S: Source>(made: &S::Made) {
     {
         warn!("{warning}");
     }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

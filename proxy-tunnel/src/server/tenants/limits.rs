@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What one tenant may have. Limits can change while the tenant lives: what exceeds a lower one goes on.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+/// Limits of a tenant; none: without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Streams of agents.
+    pub agents: Option<usize>,
+    /// Tunnels that are dialled or established.
+    pub tunnels: Option<usize>,
+    /// Dials per second; as many may come at once.
+    pub dials_per_second: Option<u32>,
+    /// Bytes that its tunnels may hold together for slow readers.
+    pub buffered: Option<usize>,
+}
+
+/// A limit that is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Reached {
+    /// Of agents.
+    #[error("it has as many agents as it may (limits.agents: {0})")]
+    Agents(usize),
+    /// Of tunnels.
+    #[error("it has as many tunnels as it may (limits.tunnels: {0})")]
+    Tunnels(usize),
+    /// Of dials.
+    #[error("it dials more often than it may (limits.dialsPerSecond: {0})")]
+    Dials(u32),
+}
+
+impl Reached {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Agents(_) => "agents",
+            Self::Tunnels(_) => "tunnels",
+            Self::Dials(_) => "dials",
+        }
+    }
+}
+
+/// How much is left of the limits of one tenant.
+#[derive(Debug, Default)]
+pub struct Allowance {
+    limits: Mutex<Limits>,
+    tunnels: Arc<AtomicUsize>,
+    dials: Mutex<Dials>,
+}
+
+/// Room for one tunnel, given back by its drop.
+#[derive(Debug)]
+pub struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Allowance {
+    /// The limits at this moment.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other limits from now on.
+    pub fn set(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    /// Tunnels that there are.
+    #[must_use]
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.load(Ordering::Relaxed)
+    }
+
+    /// Room for one more tunnel, which is dialled now.
+    ///
+    /// # Errors
+    /// A limit is reached.
+    pub fn dial(&self, now: Instant) -> Result<Permit, Reached> {
+        let limits = self.limits();
+        if let Some(rate) = limits.dials_per_second {
+            let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+            if !dials.take(rate, now) {
+                return Err(Reached::Dials(rate));
+            }
+        }
+        let most = limits.tunnels.unwrap_or(usize::MAX);
+        self.tunnels
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |tunnels| {
+                (tunnels < most).then_some(tunnels + 1)
+            })
+            .map_err(|_| Reached::Tunnels(most))?;
+        Ok(Permit(Arc::clone(&self.tunnels)))
+    }
+}
+
+/// Dials that have been made, as the time at which all of them would have been made at the rate allowed (the
+/// generic cell rate algorithm of ITU-T I.371).
+#[derive(Debug, Default)]
+struct Dials {
+    paid_until: Option<Instant>,
+}
+
+impl Dials {
+    /// What may come at once, in time.
+    const BURST: Duration = Duration::from_secs(1);
+
+    fn take(&mut self, per_second: u32, now: Instant) -> bool {
+        let Some(each) = Self::BURST.checked_div(per_second) else {
+            return false;
+        };
+        let start = self.paid_until.map_or(now, |until| until.max(now));
+        let end = start + each;
+        let is_allowed = end.saturating_duration_since(now) <= Self::BURST;
+        if is_allowed {
+            self.paid_until = Some(end);
+        }
+        is_allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dials_come_at_their_rate_after_a_burst() {
+        let start = Instant::now();
+        for rate in [1, 7, 100] {
+            let mut dials = Dials::default();
+            let burst = (0..1000).filter(|_| dials.take(rate, start)).count();
+            assert_eq!(burst, rate as usize);
+            // Ten seconds, asked every millisecond.
+            let later = (1..=10_000).map(|millis| start + Duration::from_millis(millis));
+            let more = later.filter(|now| dials.take(rate, *now)).count();
+            let want = 10 * rate as usize;
+            assert!(more.abs_diff(want) <= want / 100 + 1, "{rate}: {more}");
+        }
+        assert!(!Dials::default().take(0, start));
+    }
+
+    #[test]
+    fn tunnels_are_counted_until_they_end() {
+        let allowance = Allowance::default();
+        let now = Instant::now();
+        let unlimited = allowance.dial(now).unwrap();
+        allowance.set(Limits {
+            tunnels: Some(2),
+            ..Limits::default()
+        });
+        let second = allowance.dial(now).unwrap();
+        assert_eq!(allowance.dial(now).unwrap_err(), Reached::Tunnels(2));
+        drop(unlimited);
+        let _third = allowance.dial(now).unwrap();
+        // A lower limit ends nothing.
+        allowance.set(Limits {
+            tunnels: Some(1),
+            ..Limits::default()
+        });
+        drop(second);
+        assert_eq!(allowance.dial(now).unwrap_err(), Reached::Tunnels(1));
+        assert_eq!(allowance.tunnels(), 1);
+    }
+}

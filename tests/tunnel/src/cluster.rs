@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A cluster beside a tunnel's server: a namespace of its own with a link to the server's. Clusters have the same
+//! addresses inside, as clusters of different owners do.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use tests::netns::Netns;
+use tests::sweep;
+
+use crate::tunnel::Tunnel;
+
+/// An address in every cluster.
+pub const INSIDE: &str = "10.0.0.1";
+
+/// One cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    netns: Netns,
+    number: u8,
+}
+
+impl Cluster {
+    /// The cluster of this number, from 0.
+    ///
+    /// # Errors
+    /// Not root, or out of something.
+    pub fn new(tunnel: &Tunnel, number: u8) -> Result<Self> {
+        let netns = Netns::new(&format!("pa-{}-cluster{number}", sweep::unique_id()?))?;
+        let (name, link) = (netns.name(), format!("cluster{number}"));
+        tunnel.netns().ip(&format!(
+            "link add {link} type veth peer name eth0 netns {name}\n\
+             address add 192.168.{number}.1/24 dev {link}\n\
+             link set {link} up\n"
+        ))?;
+        netns.ip(&format!(
+            "address add 192.168.{number}.2/24 dev eth0\n\
+             address add {INSIDE}/32 dev lo\n\
+             link set eth0 up\n"
+        ))?;
+        Ok(Self { netns, number })
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The server's address, as this cluster has it.
+    #[must_use]
+    pub fn server(&self) -> String {
+        format!("192.168.{}.1", self.number)
+    }
+
+    /// Serves a target on a port of the inner address that answers each HTTP request with this text.
+    ///
+    /// # Errors
+    /// It cannot listen.
+    pub fn serve(&self, port: u16, text: &'static str) -> Result<()> {
+        let listener = self.netns.run(|| TcpListener::bind((INSIDE, port)));
+        let listener = listener.with_context(|| format!("listening on {INSIDE}:{port}"))?;
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let length = text.len();
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                );
+                // Requests are short; a client may leave at once.
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all((head + text).as_bytes());
+            }
+        });
+        Ok(())
+    }
+}
