@@ -70,6 +70,7 @@ pub trait Source: Send + 'static {
     fn announce(made: &Self::Made);
 
     /// When the own certificate ends, in Unix time, and the warning for when that is over.
+    #[must_use]
     fn expiry(_: &Self::Made) -> Option<(Duration, &'static str)> {
         None
     }

@@ -21,6 +21,7 @@ use crate::client::Mode;
 use crate::cluster::counting::Leases;
 use crate::cluster::lease as leases;
 use crate::cluster::tokens::Holder;
+use crate::destinations::{Destination, Destinations};
 use crate::go_error;
 use crate::identifiers::Identifiers;
 use crate::server::authority::Rewriter;
@@ -203,6 +204,18 @@ pub fn names(data: &[u8]) {
     }
     if let Ok(labels) = leases::parse_labels(text) {
         assert_eq!(leases::parse_labels(&leases::selector(&labels)), Ok(labels));
+    }
+    match text.parse::<Destination>() {
+        Ok(entry) => {
+            assert_eq!(entry.to_string().parse(), Ok(entry.clone()));
+            let only = Destinations::new(vec![entry]);
+            // What no name may have, whatever the entry is.
+            for local in ["127.0.0.1:80", "[::1]:80", "169.254.169.254:80"] {
+                let address = local.parse().expect("it is an address");
+                assert!(only.permits(None, address) || !only.permits(Some(text), address));
+            }
+        }
+        Err(refused) => assert!(refused.to_string().contains("; give ADDRESS")),
     }
     match go_error::split_host_port(text) {
         Ok((host, port)) => {

@@ -92,6 +92,9 @@ pub enum Problem {
     /// The port is a name that no service has.
     #[error("lookup tcp/{0}: unknown port")]
     UnknownPort(String),
+    /// The agent's flags do not allow it.
+    #[error("connect: permission denied: not among the agent's --allow-destination")]
+    Forbidden,
     /// Something else than TCP.
     #[error("unknown network {0}")]
     UnknownNetwork(String),

@@ -7,6 +7,7 @@ pub mod app;
 pub mod channel;
 pub mod client;
 pub mod cluster;
+pub mod destinations;
 pub mod flow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -14,6 +15,7 @@ pub mod fuzzing;
 pub mod go_error;
 pub mod identifiers;
 pub mod metrics;
+pub mod pattern;
 pub mod server;
 pub mod tcp;
 pub mod wire;

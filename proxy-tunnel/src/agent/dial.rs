@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use crate::destinations::Destinations;
 use crate::go_error::{DialError, Problem, TIMEOUT, os_text, port, split_host_port};
 use crate::tcp;
 
@@ -28,12 +29,17 @@ enum Family {
     V6,
 }
 
-/// Connects to `address` over `network`: `tcp`, `tcp4` or `tcp6`. Others that Go knows, as `unix` and `udp`, would
-/// reach what is not meant to be reached through a tunnel, and are refused like unknown ones.
+/// Connects to `address`, if it is among `allowed`, over `network`: `tcp`, `tcp4` or `tcp6`. Others that Go knows, as
+/// `unix` and `udp`, would reach what is not meant to be reached through a tunnel, and are refused like unknown ones.
 ///
 /// # Errors
 /// In Go's words.
-pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpStream, DialError> {
+pub async fn dial(
+    allowed: &Destinations,
+    network: &str,
+    address: &str,
+    limit: Duration,
+) -> Result<TcpStream, DialError> {
     let deadline = Instant::now() + limit;
     let failed = |target, problem| DialError {
         network: network.to_owned(),
@@ -46,10 +52,17 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
         "tcp6" => Family::V6,
         _ => return Err(failed(None, Problem::UnknownNetwork(network.to_owned()))),
     };
-    let addresses = timeout_at(deadline, resolve(address, family))
+    let mut addresses = timeout_at(deadline, resolve(allowed, address, family))
         .await
         .unwrap_or_else(|_| Err(lookup(address, |_| TIMEOUT.into())))
         .map_err(|problem| failed(None, problem))?;
+    // Those that are connected to, and not the name, which may mean others by now.
+    let name = name(address);
+    let first = addresses.first().copied();
+    addresses.retain(|address| allowed.permits(name, *address));
+    if addresses.is_empty() && first.is_some() {
+        return Err(failed(first, Problem::Forbidden));
+    }
     tcp::connect_any(&addresses, deadline)
         .await
         .map_err(|tried| match tried {
@@ -58,7 +71,18 @@ pub async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpSt
         })
 }
 
-async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Problem> {
+/// The host of an address, if it is a name.
+fn name(address: &str) -> Option<&str> {
+    let (host, _) = split_host_port(address).ok()?;
+    let is_name = !host.is_empty() && host.parse::<IpAddr>().is_err();
+    is_name.then_some(host)
+}
+
+async fn resolve(
+    allowed: &Destinations,
+    address: &str,
+    family: Family,
+) -> Result<Vec<SocketAddr>, Problem> {
     if address.is_empty() {
         return Err(Problem::MissingAddress);
     }
@@ -89,6 +113,9 @@ async fn resolve(address: &str, family: Family) -> Result<Vec<SocketAddr>, Probl
     if ends_in_a_number(host) {
         // The C library would read `127.1` and `0x7f.1` as addresses; to Go they are names, and none of DNS.
         return Err(lookup(address, |_| NO_HOST.into()));
+    }
+    if !allowed.may_resolve(host, port) {
+        return Err(Problem::Forbidden);
     }
     let mut found = tcp::lookup(host, port)
         .await
@@ -153,6 +180,11 @@ fn name_server() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With everything allowed.
+    async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpStream, DialError> {
+        super::dial(&Destinations::default(), network, address, limit).await
+    }
 
     async fn text(network: &str, address: &str) -> String {
         let limit = Duration::from_millis(1500);
@@ -300,5 +332,40 @@ mod tests {
         drop(listener);
         let refused = format!("dial tcp {address}: connect: connection refused");
         assert_eq!(text("tcp", &address).await, refused);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_allowed_is_not_connected_to() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let list = |entries: &[String]| {
+            let entries = entries.iter().map(|entry| entry.parse().unwrap());
+            Destinations::new(entries.collect())
+        };
+        let denied = "connect: permission denied: not among the agent's --allow-destination";
+        // The name is allowed, and has an address that no name may have.
+        let by_name = list(&["localhost".to_owned(), "10.0.0.0/8".to_owned()]);
+        let by_address = list(&[format!("127.0.0.1:{port}")]);
+        for host in ["localhost", "127.0.0.1"] {
+            let address = format!("{host}:{port}");
+            let error = super::dial(&by_name, "tcp4", &address, LIMIT)
+                .await
+                .unwrap_err();
+            let want = format!("dial tcp4 127.0.0.1:{port}: {denied}");
+            assert_eq!(error.to_string(), want);
+            super::dial(&by_address, "tcp4", &address, LIMIT)
+                .await
+                .unwrap();
+        }
+        listener.set_nonblocking(true).unwrap();
+        let accepted = std::iter::repeat_with(|| listener.accept()).take_while(Result::is_ok);
+        assert_eq!(accepted.count(), 2);
+        // A name that no entry could allow is not looked up.
+        let other = list(&["other".to_owned()]);
+        let error = super::dial(&other, "tcp", "name.invalid:1", LIMIT).await;
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            format!("dial tcp: {denied}")
+        );
     }
 }

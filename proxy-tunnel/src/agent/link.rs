@@ -16,6 +16,7 @@ use tracing::{debug, error, info};
 
 use super::dial::{self, dial};
 use super::endpoint::{Endpoint, Event};
+use crate::destinations::Destinations;
 use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
 use crate::go_error::DialError;
 use crate::metrics::agent::{AgentMetrics, Direction};
@@ -35,6 +36,8 @@ pub struct Shared {
     pub budget: Arc<Budget>,
     /// What bounds one inbox.
     pub limits: Limits,
+    /// The targets that may be connected to.
+    pub allowed: Destinations,
 }
 
 #[derive(Debug, Default)]
@@ -261,7 +264,7 @@ impl Link {
     ) {
         let start = Instant::now();
         let dialed = tokio::select! {
-            dialed = dial(&request.protocol, &request.address, dial::LIMIT) => dialed,
+            dialed = dial(&self.shared.allowed, &request.protocol, &request.address, dial::LIMIT) => dialed,
             // Nothing is ever sent: the sender was dropped.
             _ = given_up => {
                 debug!(dialID = request.random, "the dial was given up");
@@ -277,7 +280,7 @@ impl Link {
     fn dial_failed(&self, request: &DialRequest, connect_id: i64, error: &DialError) {
         let dial = (request.random, connect_id);
         self.table().pending.remove(&dial);
-        self.shared.metrics.dial_failed(error.problem.is_timeout());
+        self.shared.metrics.dial_failed(&error.problem);
         info!(
             dialID = request.random,
             connectionID = connect_id,

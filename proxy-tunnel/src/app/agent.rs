@@ -79,6 +79,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         metrics: Arc::clone(&metrics),
         budget: Arc::clone(&budget),
         limits: settings.limits,
+        allowed: settings.allowed,
     });
     let connector = Connector {
         port: settings.server_port,

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use proxy_serve::value::GoDuration;
+use proxy_serve::value::{GoDuration, List};
 
+use crate::destinations::{Destination, Destinations};
 use crate::flow::Limits;
 
 // Not a doc comment: clap would make it the program's description.
@@ -82,6 +83,17 @@ impl Common {
     pub const fn budget(&self) -> usize {
         self.buffer_budget as usize * 1024 * 1024
     }
+}
+
+/// The targets of a flag.
+///
+/// # Errors
+/// An entry cannot be read.
+pub fn destinations(flag: &str, lists: &[List]) -> Result<Destinations> {
+    let entries = List::join(lists).into_iter().map(|entry| entry.parse());
+    let entries: Result<Vec<Destination>, _> = entries.collect();
+    let entries = entries.with_context(|| format!("--{flag}"))?;
+    Ok(Destinations::new(entries))
 }
 
 /// A file's name, if one is given.

@@ -89,31 +89,8 @@ async fn run(settings: Settings) -> Result<ExitCode> {
                 Arc::clone(&metrics),
             )
         });
-    let reviewer = client.and_then(|client| match &settings.account {
-        Some(account) => Some(Reviewer::new(client, account.clone())),
-        None => settings.tenants.is_some().then(|| Reviewer::of_any(client)),
-    });
     let budget = Arc::new(Budget::new(settings.budget));
-    let parts = Parts {
-        strategies: settings.strategies.clone(),
-        shared: Arc::new(Shared {
-            metrics: Arc::clone(&metrics),
-            budget: Arc::clone(&budget),
-            limits: settings.limits,
-        }),
-    };
-    let server = Arc::new(Server::new(
-        settings.id.clone(),
-        settings.count,
-        if settings.tenants.is_some() {
-            Tenants::several(parts)
-        } else {
-            Tenants::one(parts)
-        },
-        Arc::clone(&metrics),
-        settings.dial_timeout,
-        reviewer,
-    ));
+    let server = state(&settings, &metrics, &budget, client);
     let (to_phase, phase) = watch::channel(Phase::Serving);
     let health = settings
         .health
@@ -182,11 +159,46 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The server's state, before any peer.
+fn state(
+    settings: &Settings,
+    metrics: &Arc<ServerMetrics>,
+    budget: &Arc<Budget>,
+    client: Option<kube::Client>,
+) -> Arc<Server> {
+    let reviewer = client.and_then(|client| match &settings.account {
+        Some(account) => Some(Reviewer::new(client, account.clone())),
+        None => settings.tenants.is_some().then(|| Reviewer::of_any(client)),
+    });
+    let parts = Parts {
+        strategies: settings.strategies.clone(),
+        shared: Arc::new(Shared {
+            metrics: Arc::clone(metrics),
+            budget: Arc::clone(budget),
+            limits: settings.limits,
+        }),
+    };
+    let tenants = match settings.tenants {
+        Some(_) => Tenants::several(parts),
+        None => Tenants::one(parts),
+    };
+    Arc::new(Server::new(
+        settings.id.clone(),
+        settings.count,
+        tenants,
+        Arc::clone(metrics),
+        settings.dial_timeout,
+        reviewer,
+    ))
+}
+
 /// A client for the API server, if any flag needs it. Rules of tenants may do without.
 async fn api_server(settings: &Settings) -> Result<Option<kube::Client>> {
-    let is_needed =
-        settings.account.is_some() || settings.leases.is_some() || settings.kubeconfig.is_some();
-    if !is_needed && settings.tenants.is_none() {
+    let has_tenants = settings.tenants.is_some();
+    let is_needed = settings.account.is_some()
+        || settings.leases.is_some()
+        || (has_tenants && settings.kubeconfig.is_some());
+    if !is_needed && !has_tenants {
         return Ok(None);
     }
     match cluster::connect(settings.kubeconfig.as_deref()).await {

@@ -9,6 +9,7 @@ use prometheus::{HistogramVec, IntCounterVec, IntGauge, Registry};
 
 use super::packets::Packets;
 use super::{Maker, NONE};
+use crate::go_error::Problem;
 
 const DIAL: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
 
@@ -123,8 +124,12 @@ impl AgentMetrics {
     }
 
     /// A target was not reached.
-    pub fn dial_failed(&self, is_timeout: bool) {
-        let reason = if is_timeout { "timeout" } else { "unknown" };
+    pub fn dial_failed(&self, problem: &Problem) {
+        let reason = match problem {
+            Problem::Forbidden => "forbidden",
+            problem if problem.is_timeout() => "timeout",
+            _ => "unknown",
+        };
         self.dial_failures.with_label_values(&[reason]).inc();
     }
 

@@ -10,7 +10,7 @@ use super::{Maker, NONE};
 /// The families.
 #[derive(Debug)]
 pub struct Tenants {
-    tenants: IntGaugeVec,
+    count: IntGaugeVec,
     reloads: IntCounterVec,
     refusals: IntCounterVec,
     agents: IntGaugeVec,
@@ -49,7 +49,7 @@ const LIMITS: [&str; 4] = ["agents", "tunnels", "dials", "buffered"];
 impl Tenants {
     pub(super) fn new(maker: &Maker) -> Self {
         Self {
-            tenants: maker.gauges("tenants", "Tenants in the rules that are in force.", &NONE),
+            count: maker.gauges("tenants", "Tenants in the rules that are in force.", &NONE),
             reloads: maker.counters(
                 "tenants_config_reloads_total",
                 "Changes of the file of --tenants-config, by what became of them.",
@@ -114,7 +114,7 @@ impl Tenants {
     /// How many tenants there are.
     pub fn count(&self, tenants: usize) {
         let tenants = i64::try_from(tenants).unwrap_or(i64::MAX);
-        self.tenants.with_label_values(&NONE).set(tenants);
+        self.count.with_label_values(&NONE).set(tenants);
     }
 
     /// The file has changed; true: its rules are in force.

@@ -8,14 +8,12 @@
 //! |---|---|
 //! | [`rules`] | whom a tenant has, and the judgement of a peer |
 //! | [`file`] | how the rules are written |
-//! | [`pattern`] | patterns for names |
 //! | [`peer`] | what is known of a peer |
 //! | [`tenant`] | one tenant |
 //! | [`limits`] | what one may have |
 
 pub mod file;
 pub mod limits;
-pub mod pattern;
 pub mod peer;
 pub mod rules;
 pub mod tenant;

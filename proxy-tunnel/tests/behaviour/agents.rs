@@ -3,6 +3,7 @@
 //! The server and its agents: names, identifiers, several streams of one agent, drain, and ours with a server.
 
 use proxy_tunnel::client::Mode;
+use proxy_tunnel::destinations::Destinations;
 use proxy_tunnel::server::strategies::Strategy;
 use proxy_tunnel::wire::Message;
 use tonic::Code;
@@ -192,6 +193,29 @@ async fn an_agent_with_an_identifier_is_found_by_it() {
         format!("{elsewhere:?}").contains("No agent available"),
         "{elsewhere:?}"
     );
+}
+
+#[tokio::test]
+async fn an_agent_connects_to_nothing_that_its_flag_does_not_allow() {
+    for mode in [Mode::Grpc, Mode::HttpConnect] {
+        let rig = Rig::new(mode).await;
+        let (echo, other) = (Target::echo().await, Target::echo().await);
+        let allowed = Destinations::new(vec![echo.parse().unwrap()]);
+        let options = AgentOptions {
+            allowed,
+            ..AgentOptions::default()
+        };
+        let agent = Agent::with(&rig, &[rig.agents.port()], options);
+        rig.until_ready().await;
+        round_trip(&mut rig.dialer().dial(&echo).await.unwrap(), b"x").await;
+        let error = rig.dialer().dial(&other).await.unwrap_err();
+        let want = format!(
+            "dial tcp {other}: connect: permission denied: not among the agent's --allow-destination"
+        );
+        assert!(format!("{error:?}").contains(&want), "{error:?}");
+        let counted = "endpoint_dial_failure_total{reason=\"forbidden\"} 1";
+        agent.until_counted(counted).await;
+    }
 }
 
 #[tokio::test]

@@ -166,7 +166,7 @@ async fn families_have_upstreams_types_labels_and_buckets() {
     agent.until_counted("open_endpoint_connections 0").await;
     let stub = Stub::new().await;
     let labels = lease::parse_labels("k8s-app=konnectivity-server").unwrap();
-    let metrics = Arc::clone(&rig.server.shared.metrics);
+    let metrics = Arc::clone(&rig.server.metrics);
     let client = stub.client().await;
     let publisher = Publisher::new(client.clone(), "kube-system", "a".into(), labels, metrics);
     stub.put("old", 100);

@@ -22,6 +22,7 @@ use proxy_tunnel::app::listeners::{Accepting, Door};
 use proxy_tunnel::client::{Dialer, Endpoint, Mode};
 use proxy_tunnel::cluster::counting::Leases;
 use proxy_tunnel::cluster::tokens::Reviewer;
+use proxy_tunnel::destinations::Destinations;
 use proxy_tunnel::flow::{Budget, Limits};
 use proxy_tunnel::metrics::agent::AgentMetrics;
 use proxy_tunnel::metrics::server::ServerMetrics;
@@ -350,6 +351,7 @@ pub struct AgentOptions {
     pub leases: Option<Arc<Leases>>,
     pub source: CountSource,
     pub limits: Limits,
+    pub allowed: Destinations,
 }
 
 impl Agent {
@@ -364,6 +366,7 @@ impl Agent {
             metrics: AgentMetrics::new(),
             budget: Arc::new(Budget::new(64 << 20)),
             limits: options.limits,
+            allowed: options.allowed,
         });
         let connector = Connector {
             port: ports[0],

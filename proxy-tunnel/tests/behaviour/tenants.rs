@@ -225,7 +225,7 @@ async fn clients_without_a_tenant_are_forbidden_to_connect() {
     let rig = rig(Mode::HttpConnect, "", |_| {}).await;
     let mut agent = agent(&rig, GOOD[0].1).await;
     agent.opened().await.unwrap();
-    let dialer = |certificate| {
+    let by = |certificate| {
         let config = Arc::clone(
             &rig.scratch
                 .client_tls_as(certificate)
@@ -236,14 +236,14 @@ async fn clients_without_a_tenant_are_forbidden_to_connect() {
         let endpoint = Endpoint::tls("localhost", rig.tls.port(), config);
         Dialer::new(endpoint, Mode::HttpConnect)
     };
-    let own = dialer("organization-a");
+    let own = by("organization-a");
     let (dialed, _) = tokio::join!(own.dial(TARGET), agent.accept(1));
     dialed.unwrap();
     for (certificate, want) in [
         ("organization-b", "No agent available"),
         ("client", "code 403: it belongs to no tenant"),
     ] {
-        let error = dialer(certificate).dial(TARGET).await.unwrap_err();
+        let error = by(certificate).dial(TARGET).await.unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains(want), "{source}");
     }
@@ -256,8 +256,8 @@ async fn limits_are_those_of_one_tenant() {
     let limits = "agents: 1, tunnels: 3, dialsPerSecond: 5";
     let rig = rig(Mode::Grpc, limits, |_| {}).await;
     let (a, b) = (GOOD[0].1, GOOD[5].1);
-    let mut limited = agent(&rig, a).await;
-    limited.opened().await.unwrap();
+    let mut first = agent(&rig, a).await;
+    first.opened().await.unwrap();
     let (code, text) = agent_refused(&rig, a).await;
     assert_eq!(code, Code::ResourceExhausted);
     assert_eq!(
@@ -280,15 +280,15 @@ async fn limits_are_those_of_one_tenant() {
         answer
     };
     for number in 1..=3 {
-        assert_eq!(dial(&mut limited, number).await, "");
+        assert_eq!(dial(&mut first, number).await, "");
     }
     let reached = "tenant tenant-a: it has as many tunnels as it may (limits.tunnels: 3)";
-    assert_eq!(dial(&mut limited, 4).await, reached);
-    assert_eq!(dial(&mut limited, 5).await, reached);
+    assert_eq!(dial(&mut first, 4).await, reached);
+    assert_eq!(dial(&mut first, 5).await, reached);
     // On a slow machine as much time may have passed as one dial needs.
     let mut is_too_often = false;
     for number in 6..30 {
-        is_too_often |= dial(&mut limited, number)
+        is_too_often |= dial(&mut first, number)
             .await
             .contains("limits.dialsPerSecond: 5");
     }
@@ -306,7 +306,7 @@ async fn limits_are_those_of_one_tenant() {
     tokio::time::sleep(Duration::from_millis(250)).await;
     let mut client = Peer::client_with(&rig, a).await;
     client.dial(99, TARGET);
-    limited.accept(99).await;
+    first.accept(99).await;
     assert_eq!(client.answered().await.error, "");
     let metrics = rig.metrics();
     for limit in ["agents", "tunnels", "dials"] {
@@ -325,7 +325,7 @@ async fn a_noisy_tenant_takes_no_memory_from_another() {
     let rig = rig(Mode::Grpc, "", |options| {
         options.budget = 8 << 20;
         options.limits = Limits {
-            stall: Duration::from_secs(60),
+            stall: Duration::from_mins(1),
             ..Limits::default()
         };
     })
@@ -370,41 +370,21 @@ async fn a_noisy_tenant_takes_no_memory_from_another() {
         }
     }
     let metrics = rig.metrics();
-    assert!(!metrics.contains("limited_total{limit=\"buffered\",tenant=\"tenant-b\"} 1"));
+    assert!(metrics.contains("limited_total{limit=\"buffered\",tenant=\"tenant-b\"} 0\n"));
     let line = "tenant_limited_total{limit=\"buffered\",tenant=\"tenant-a\"}";
     assert!(metrics.contains(line), "{metrics}");
 }
 
-#[tokio::test]
-async fn tokens_of_another_audience_lead_nowhere() {
-    let stub = Stub::new().await;
+/// Has the API server know these tokens.
+fn know_tokens(stub: &Stub) {
+    let agent = "system:serviceaccount:kube-system:agent";
     for (token, account, audiences) in [
-        (
-            "of-a",
-            "system:serviceaccount:kube-system:agent",
-            json!(["audience-a"]),
-        ),
-        (
-            "of-b",
-            "system:serviceaccount:kube-system:agent",
-            json!(["audience-b"]),
-        ),
-        (
-            "of-both",
-            "system:serviceaccount:kube-system:agent",
-            json!(["audience-a", "audience-b"]),
-        ),
-        (
-            "of-none",
-            "system:serviceaccount:kube-system:agent",
-            json!(["audience-c"]),
-        ),
+        ("of-a", agent, json!(["audience-a"])),
+        ("of-b", agent, json!(["audience-b"])),
+        ("of-both", agent, json!(["audience-a", "audience-b"])),
+        ("of-none", agent, json!(["audience-c"])),
         // An API server that does not know audiences.
-        (
-            "without",
-            "system:serviceaccount:kube-system:agent",
-            json!([]),
-        ),
+        ("without", agent, json!([])),
         (
             "elsewhere",
             "system:serviceaccount:default:agent",
@@ -417,14 +397,17 @@ async fn tokens_of_another_audience_lead_nowhere() {
         ),
         ("user", "admin", json!(["audience-a"])),
     ] {
-        let status =
-            json!({"authenticated": true, "user": {"username": account}, "audiences": audiences});
-        stub.state
-            .lock()
-            .unwrap()
-            .tokens
-            .insert(token.into(), status);
+        let user = json!({"username": account});
+        let status = json!({"authenticated": true, "user": user, "audiences": audiences});
+        let mut state = stub.state.lock().unwrap();
+        state.tokens.insert(token.into(), status);
     }
+}
+
+#[tokio::test]
+async fn tokens_of_another_audience_lead_nowhere() {
+    let stub = Stub::new().await;
+    know_tokens(&stub);
     let mut options = Options::new(Mode::Grpc);
     options.reviewer = Some(Reviewer::of_any(stub.client().await));
     let tenant = |tenant: &str| {

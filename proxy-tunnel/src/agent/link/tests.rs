@@ -27,6 +27,7 @@ impl Rig {
             metrics: AgentMetrics::new(),
             budget: Arc::new(Budget::new(64 << 20)),
             limits: Limits::default(),
+            allowed: Destinations::default(),
         });
         let outbox = Outbox::new();
         Self {

@@ -49,6 +49,10 @@ pub struct Args {
     /// What this agent can reach, as ipv4=ADDRESS&host=NAME; also ipv6, cidr, default-route
     #[arg(long, value_name = "QUERY", default_value = "")]
     pub agent_identifiers: String,
+    /// Targets that may be connected to, as ADDRESS, CIDR or NAME, with :PORT or :FIRST-LAST if not for all ports; a list,
+    /// or given several times; empty: all
+    #[arg(long, value_name = "LIST", default_value = "", action = ArgAction::Append)]
+    pub allow_destination: Vec<List>,
     /// Pause between two connections to servers
     #[arg(long, value_name = "DURATION", default_value = "1s")]
     pub sync_interval: GoDuration,

@@ -12,11 +12,12 @@ use proxy_serve::tls::{HTTP2, Pair, Policy};
 use proxy_serve::value::List;
 use tracing::warn;
 
-use super::super::args::{path, positive};
+use super::super::args::{destinations, path, positive};
 use super::super::{both, name, port};
 use super::args::Args;
 use crate::agent::sync::CountSource;
 use crate::channel::LEAST_KEEPALIVE;
+use crate::destinations::Destinations;
 use crate::flow::Limits;
 use crate::identifiers::Identifiers;
 
@@ -72,6 +73,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Bytes that all may buffer.
     pub budget: usize,
+    /// The targets that may be connected to.
+    pub allowed: Destinations,
 }
 
 impl Settings {
@@ -150,6 +153,7 @@ impl Settings {
             }),
             limits: args.common.limits()?,
             budget: args.common.budget(),
+            allowed: destinations("allow-destination", &args.allow_destination)?,
         })
     }
 }
@@ -311,6 +315,10 @@ mod tests {
             (&["--proxy-server-name=a b"], "--proxy-server-name"),
             (&["--proxy-server-port=0"], "--proxy-server-port"),
             (&["--health-server-port=80"], "--health-server-port"),
+            (
+                &["--allow-destination=10.0.0.0/8,a b"],
+                "--allow-destination",
+            ),
             (&["--tunnel-stall-timeout=0s"], "--tunnel-stall-timeout"),
             (&["--buffer-budget=0"], "--buffer-budget"),
             (&["--unknown"], "--unknown"),

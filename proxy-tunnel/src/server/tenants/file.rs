@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::limits::Limits;
-use super::pattern::{HostPattern, Pattern};
 use super::peer::Entrance;
 use super::rules::{Rule, Rules, RulesError, Side, TenantRules, TokenRule};
+use crate::pattern::{HostPattern, Pattern};
 
 /// Tenants at most: each has its own lines in the metrics.
 const MOST: usize = 10_000;

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::limits::Limits;
-use super::pattern::{HostPattern, Pattern};
 use super::peer::{Entrance, Peer};
 use crate::cluster::tokens::Holder;
+use crate::pattern::{HostPattern, Pattern};
 
 /// Which of the two kinds of peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -140,6 +140,7 @@ fn tenants_that_cannot_be_told_apart_are_refused() {
 
 #[test]
 fn rules_that_no_peer_can_fit_or_any_can_are_refused() {
+    const SOCKET: &str = "{unixSocket: /a}";
     let without = |change: fn(&mut Offered)| {
         let mut offered = ALL;
         change(&mut offered);
@@ -148,7 +149,6 @@ fn rules_that_no_peer_can_fit_or_any_can_are_refused() {
     let no_certificates = without(|offered| offered.agent_certificates = false);
     let no_tls = without(|offered| offered.client_tls = false);
     let no_tokens = without(|offered| offered.tokens = false);
-    const SOCKET: &str = "{unixSocket: /a}";
     for (agents, clients, offered, want) in [
         (
             "{certificate: {uri: a}}",

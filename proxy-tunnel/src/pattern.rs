@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Patterns for names in certificates, and for the names that peers dial.
+//! Patterns for names in certificates, and for names of hosts.
+
+use std::fmt;
 
 /// A pattern: `*` stands for any run of characters other than `/`, all others for themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -71,6 +73,12 @@ impl HostPattern {
                 .is_some_and(|(label, rest)| !label.is_empty() && rest == end),
             None => name == self.0,
         }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
