@@ -146,14 +146,14 @@ fn keeps_one_like(vip: &Endpoint, listener: *mut bpf_sock) -> bool {
 /// Keeps a socket that the agent asked for.
 #[inline(always)]
 pub fn keep_asked(cookie: u64, socket: *mut c_void) {
-    let Some(vip) = WANTED.get_ptr(&cookie) else {
+    let Some(vip) = WANTED.get_ptr(cookie) else {
         return;
     };
     // SAFETY: the verifier has seen the null check; the agent changes no entry.
     let vip = unsafe { *vip };
     if keep(&vip, socket).is_ok() {
         // What is left over tells the agent what was not found.
-        let _ = WANTED.remove(&cookie);
+        let _ = WANTED.remove(cookie);
     }
 }
 
