@@ -7,7 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`rules`] | whom a tenant has, and the judgement of a peer |
-//! | [`file`] | how the rules are written |
+//! | [`mod@file`] | how the rules are written |
 //! | [`peer`] | what is known of a peer |
 //! | [`tenant`] | one tenant |
 //! | [`limits`] | what one may have |

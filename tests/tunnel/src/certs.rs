@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
 /// How long certificates are valid: for trying things out.
@@ -113,15 +113,15 @@ pub fn issue(directory: &Path, group: &str, name: &str, organization: &str) -> R
     let key = fs::read_to_string(directory.join("private/ca.key"))
         .with_context(|| format!("no CA in {}", directory.display()))?;
     let key = KeyPair::from_pem(&key).context("the CA's key cannot be read")?;
-    let issuer = Issuer::new(authority_params(&authority_name(group))?, key);
+    let authority = Issuer::new(authority_params(&authority_name(group))?, key);
     let mut params = base(name, Vec::new())?;
     let names = &mut params.distinguished_name;
     names.push(DnType::OrganizationName, organization);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let own = KeyPair::generate().context("cannot make a key")?;
-    let issued = params.signed_by(&own, &issuer);
-    let issued = issued.with_context(|| format!("cannot sign {name}"))?;
-    certificate(&directory, name, issued.pem()).write()?;
+    let signed = params.signed_by(&own, &authority);
+    let signed = signed.with_context(|| format!("cannot sign {name}"))?;
+    certificate(&directory, name, signed.pem()).write()?;
     private(&directory, name, &own).write()
 }
 
