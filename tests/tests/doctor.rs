@@ -65,9 +65,9 @@ fn commands_cure_what_is_wrong_with_addresses_and_settings() {
                 "vip",
                 "broken",
                 "ip address del fd00:96::2/128 dev lo && sysctl -qw net/ipv6/conf/all/accept_dad=1 \
-                 net/ipv6/conf/eth0/accept_dad=1 net/ipv6/conf/eth0/dad_transmits=60 && \
-                 ip address add fd00:96::2/128 dev eth0 && \
-                 sed -i 's/\"interface\":\"lo\"/\"interface\":\"eth0\"/' RUN/state.json && \
+                 net/ipv6/conf/pod0/accept_dad=1 net/ipv6/conf/pod0/dad_transmits=60 && \
+                 ip address add fd00:96::2/128 dev pod0 && \
+                 sed -i 's/\"interface\":\"lo\"/\"interface\":\"pod0\"/' RUN/state.json && \
                  ip address del 10.96.0.2/32 dev lo",
             ),
             ("arp", "warning", "ip address add 10.96.0.7/24 dev pod0"),
