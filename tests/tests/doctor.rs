@@ -70,7 +70,7 @@ fn commands_cure_what_is_wrong_with_addresses_and_settings() {
                  sed -i 's/\"interface\":\"lo\"/\"interface\":\"pod0\"/' RUN/state.json && \
                  ip address del 10.96.0.2/32 dev lo",
             ),
-            ("arp", "warning", "ip address add 10.96.0.7/24 dev pod0"),
+            ("arp", "warning", "ip address add 10.96.0.7/24 dev pod1"),
             (
                 "conntrack-loose",
                 "warning",
