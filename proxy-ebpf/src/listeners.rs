@@ -20,7 +20,7 @@ pub struct Iteration {
     socket: *mut c_void,
 }
 
-/// Keeps the socket if the agent asked for it.
+/// Keeps the socket if the agent wants it to be kept.
 #[inline(always)]
 pub fn keep(ctx: *const Iteration) {
     // SAFETY: the kernel hands a valid context to the program.
@@ -30,5 +30,5 @@ pub fn keep(ctx: *const Iteration) {
     }
     // SAFETY: a socket, and not null.
     let cookie = unsafe { bpf_get_socket_cookie(socket) };
-    services::keep_asked(cookie, socket);
+    services::keep_wanted(cookie, socket);
 }

@@ -72,7 +72,7 @@ pub fn vip_egress(ctx: TcContext) -> i32 {
 }
 
 /// An iterator over TCP sockets, run by the agent where `vip_ingress` may not keep listeners: keeps those that
-/// the agent asked for. Without a macro of aya, which has none for iterators.
+/// the agent wants. Without a macro of aya, which has none for iterators.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 pub extern "C" fn vip_listeners(ctx: *const listeners::Iteration) -> i32 {

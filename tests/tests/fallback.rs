@@ -155,6 +155,23 @@ fn where_the_kernel_lets_no_program_keep_listeners() {
     );
 }
 
+/// One socket takes the connections of both VIPs, and is kept for both by the first pass.
+#[test]
+fn one_listener_for_all_vips_where_the_kernel_lets_no_program_keep_it() {
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let server = Server::listen(&node.netns, "[::]:443".parse()?)?;
+        let args = ["--backend=ebpf", "--proxy-listener=any"];
+        let args = [&TRANSLATE[..], &args].concat();
+        let _agent = node.start_agent_refusing("vip_ingress", &args)?;
+        let tracked = connect_everywhere(node)?;
+        ensure!(tracked == 0, "{tracked} of them tracked");
+        let all = u64::try_from(through_the_cluster_ip(node).len())?;
+        ensure!(server.accepted() == all, "{} came to it", server.accepted());
+        Ok(())
+    });
+}
+
 /// While the proxy is down, a stranger who listens on every address of the node gets none of its clients, unless
 /// it is named as the proxy.
 #[test]

@@ -21,11 +21,9 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }
-    let Ok(table) = &subject.links else {
-        return vec![Check::not_applicable(
-            ID,
-            "the node's links could not be read (see vip)",
-        )];
+    let table = match subject.links(ID) {
+        Ok(table) => table,
+        Err(check) => return vec![check],
     };
     match ipv4_networks().await {
         Ok(networks) => judge(&subject.vips, &networks, table, |link| {

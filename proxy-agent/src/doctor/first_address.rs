@@ -17,9 +17,9 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }
-    let Ok(table) = &subject.links else {
-        let why = "the node's links could not be read (see vip)";
-        return vec![Check::not_applicable(ID, why)];
+    let table = match subject.links(ID) {
+        Ok(table) => table,
+        Err(check) => return vec![check],
     };
     let read = async { Ok((link::uplinks().await?, link::addresses().await?)) };
     match read.await {

@@ -30,7 +30,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
             .map(|id| Check::not_applicable(id, why))
             .to_vec();
     }
-    let mut checks = match &subject.links {
+    let mut checks = match subject.links(TC) {
         Ok(table) => {
             let links = ebpf::attachable(table);
             match order::read(&links, subject.instance, None).await {
@@ -42,10 +42,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
                 }
             }
         }
-        Err(_) => vec![Check::not_applicable(
-            TC,
-            "the node's links could not be read (see vip)",
-        )],
+        Err(check) => vec![check],
     };
     checks.extend(connect_checks(subject));
     checks

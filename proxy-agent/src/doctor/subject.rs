@@ -209,4 +209,15 @@ impl Subject {
             )
         })
     }
+
+    /// The node's links, for a check that needs them.
+    ///
+    /// # Errors
+    ///
+    /// What the check is where they could not be read.
+    pub fn links(&self, id: &'static str) -> Result<&LinkTable, Check> {
+        let why = "the node's links could not be read (see vip)";
+        let links = self.links.as_ref();
+        links.map_err(|_| Check::not_applicable(id, why))
+    }
 }

@@ -15,13 +15,8 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         .flatten()
         .map(|guarded| guarded.link.as_str())
         .collect();
-    match &subject.links {
-        Ok(table) => vec![judge(&names, table)],
-        Err(_) => vec![Check::not_applicable(
-            ID,
-            "the node's links could not be read (see vip)",
-        )],
-    }
+    let links = subject.links(ID);
+    vec![links.map_or_else(|check| check, |table| judge(&names, table))]
 }
 
 fn judge(guarded: &[&str], table: &LinkTable) -> Check {

@@ -38,7 +38,8 @@ static LISTENERS: SockHash<Endpoint> = SockHash::pinned(MAX_VIPS, 0);
 #[map]
 static WANTED: HashMap<u64, Endpoint> = HashMap::with_max_entries(MAX_VIPS, 0);
 
-/// Whether the agent keeps the listeners, since this kernel refuses classifiers to.
+/// Whether the classifier leaves `LISTENERS` alone: the agent keeps them, since this kernel refuses classifiers to, or
+/// there is no Service.
 #[unsafe(no_mangle)]
 static KEPT_BY_AGENT: Global<u8> = Global::new(0);
 
@@ -143,9 +144,9 @@ fn keeps_one_like(vip: &Endpoint, listener: *mut bpf_sock) -> bool {
     }
 }
 
-/// Keeps a socket that the agent asked for.
+/// Keeps a socket if the agent wants it to be kept.
 #[inline(always)]
-pub fn keep_asked(cookie: u64, socket: *mut c_void) {
+pub fn keep_wanted(cookie: u64, socket: *mut c_void) {
     let Some(vip) = WANTED.get_ptr(cookie) else {
         return;
     };
@@ -157,6 +158,7 @@ pub fn keep_asked(cookie: u64, socket: *mut c_void) {
     }
 }
 
+/// Puts a listener into the map.
 #[inline(always)]
 fn keep(vip: &Endpoint, listener: *mut c_void) -> Result<(), Undecided> {
     // SAFETY: the kernel takes a socket as the value of this kind of map, and a reference of its own.

@@ -107,6 +107,24 @@ fn a_proxy_with_several_listeners_is_exchanged() {
     });
 }
 
+/// What is seen of connections when the Service ends on the proxy: what a pod addressed, and the VIP of a process on the node.
+fn with_the_service(
+    node: &Node,
+    see: impl Fn(&Netns, SocketAddr) -> Result<SocketAddr>,
+) -> Result<()> {
+    let (vip, service) = (Family::V4.vip_socket(), Family::V4.cluster_ip_socket());
+    let pod = &node.pods[0].netns;
+    for (netns, to, expected) in [
+        (pod, service, service),
+        (pod, vip, vip),
+        (&node.netns, service, vip),
+    ] {
+        let sent = see(netns, to)?;
+        ensure!(sent == expected, "{to}: {sent}");
+    }
+    Ok(())
+}
+
 /// What HAProxy's PROXY protocol, version 1, says of a connection: the address that it was made to.
 fn destination_sent(server: &TcpListener, netns: &Netns, to: SocketAddr) -> Result<SocketAddr> {
     let mut client = client::connect(netns, to, TIMEOUT)?;
@@ -143,14 +161,7 @@ fn a_proxy_that_sends_the_address_of_its_socket() {
         }
         agent.stop(libc::SIGTERM)?;
         let _agent = node.start_agent(&with_services(&[]))?;
-        for (netns, to, expected) in [
-            (pod, service, service),
-            (pod, vip, vip),
-            (&node.netns, service, vip),
-        ] {
-            let sent = ask(netns, to)?;
-            ensure!(sent == expected, "{to}: {sent}");
-        }
+        with_the_service(node, ask)?;
         Ok(())
     });
 }
@@ -173,14 +184,7 @@ fn a_proxy_that_asks_conntrack_for_the_destination() {
         }
         agent.stop(libc::SIGTERM)?;
         let _agent = node.start_agent(&with_services(&[]))?;
-        for (netns, to, expected) in [
-            (pod, service, service),
-            (pod, vip, vip),
-            (&node.netns, service, vip),
-        ] {
-            let sent = destination_sent(&server, netns, to)?;
-            ensure!(sent == expected, "{to}: {sent}");
-        }
+        with_the_service(node, |netns, to| destination_sent(&server, netns, to))?;
         drop(proxy);
         let set = format!("\n    tcp-request connection set-dst ipv4({})", vip.ip());
         let _proxy = haproxy(node, "set-dst", &set, backend, 2)?;

@@ -50,7 +50,7 @@ pub enum Error {
 
 /// What the iterator has kept.
 pub struct Listeners {
-    asked: HashMap<u64, Endpoint>,
+    wanted: HashMap<u64, Endpoint>,
     accepts: ProxyListener,
     /// The cookie of the socket that is kept for each VIP and port.
     kept: BTreeMap<SocketAddr, u64>,
@@ -65,9 +65,9 @@ impl Listeners {
     pub fn load(ebpf: &mut Ebpf, accepts: ProxyListener) -> Result<Self, Error> {
         // The types are not kept: they are larger than all that the agent holds otherwise.
         program(ebpf)?.load(SOCKETS, &Btf::from_sys_fs()?)?;
-        let asked = ebpf.take_map(WANTED).expect("the object has this map");
+        let wanted = ebpf.take_map(WANTED).expect("the object has this map");
         Ok(Self {
-            asked: asked.try_into().map_err(maps::failed(WANTED))?,
+            wanted: wanted.try_into().map_err(maps::failed(WANTED))?,
             accepts,
             kept: BTreeMap::new(),
         })
@@ -88,25 +88,38 @@ impl Listeners {
     ///
     /// The kernel's answer, or that a listener has gone again meanwhile.
     pub fn keep(&mut self, ebpf: &mut Ebpf, vips: &[SocketAddr]) -> Result<(), Error> {
-        let mut fresh = BTreeMap::new();
-        for vip in vips {
-            let now = self.listener(*vip)?;
-            if let Some(cookie) = now.filter(|now| self.kept.get(vip) != Some(now)) {
-                fresh.insert(cookie, *vip);
+        // One on the wildcard address is that of several VIPs, and each turn keeps a socket for one of them.
+        for _ in vips {
+            let mut fresh = BTreeMap::new();
+            for vip in vips {
+                let now = self.listener(*vip)?;
+                if let Some(cookie) = now.filter(|now| self.kept.get(vip) != Some(now)) {
+                    fresh.insert(cookie, *vip);
+                }
             }
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            self.keep_these(ebpf, fresh)?;
         }
-        if fresh.is_empty() {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Keeps sockets, by their cookies.
+    fn keep_these(
+        &mut self,
+        ebpf: &mut Ebpf,
+        fresh: BTreeMap<u64, SocketAddr>,
+    ) -> Result<(), Error> {
         for (cookie, vip) in &fresh {
-            let asked = self.asked.insert(cookie, Endpoint::from(*vip), 0);
-            asked.map_err(maps::failed(WANTED))?;
+            let wanted = self.wanted.insert(cookie, Endpoint::from(*vip), 0);
+            wanted.map_err(maps::failed(WANTED))?;
         }
         let run = run(ebpf);
         let mut missing = None;
         for (cookie, vip) in fresh {
             // The program takes out what it has kept.
-            if self.asked.remove(&cookie).is_ok() {
+            if self.wanted.remove(&cookie).is_ok() {
                 missing = Some(vip);
             } else {
                 self.kept.insert(vip, cookie);

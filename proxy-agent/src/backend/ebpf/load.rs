@@ -155,17 +155,14 @@ impl Programs {
             Keeper::Nobody
         };
         let (mut ebpf, hooks, listeners) = load(first).or_else(|error| match error {
-            LoadError::Program { source, .. } if ends && !features::may_come(&source) => {
+            LoadError::Program { program, source } if ends && !features::may_come(&source) => {
                 let loaded = load(Keeper::Agent).map_err(|second| {
                     debug!(
                         part = PART,
                         "nor can the agent keep the proxy's listeners: {}",
                         chain(&second)
                     );
-                    LoadError::Program {
-                        program: Hook::Ingress.program(),
-                        source,
-                    }
+                    LoadError::Program { program, source }
                 })?;
                 info!(
                     part = PART,

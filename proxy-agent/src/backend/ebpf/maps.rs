@@ -23,7 +23,7 @@ use crate::kernel::bpffs;
 pub const OPENING: &str = "OPENING";
 /// The proxy's listeners.
 pub const LISTENERS: &str = "LISTENERS";
-/// The listeners that the agent asks for.
+/// The listeners that the agent wants to be kept.
 pub const WANTED: &str = "WANTED";
 /// What processes on the host addressed.
 pub const PEERS: &str = "PEERS";

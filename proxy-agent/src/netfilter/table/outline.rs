@@ -4,7 +4,7 @@
 //!
 //! Rules are told apart by their comments, which name their purpose.
 
-use netlink_packet_core::NlasIterator;
+use netlink_packet_core::{DecodeError, NlasIterator};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, NfTablesMessage, RuleAttribute,
     RuleMessage, TableAttribute, TableFlags, TableMessage,
@@ -185,19 +185,29 @@ impl Table {
         });
         let what = format!("read the rules of chain {chain} of table {}", self.title());
         // As they came: to take all expressions apart took three quarters of a pass with nothing to do.
-        socket.fold_raw(
+        let comments = socket.fold_raw(
             &what,
             self.family,
             &request,
-            |comments: &mut Vec<_>, attributes| {
-                let attributes = NlasIterator::new(attributes).map_while(Result::ok);
-                let data = attributes
-                    .filter(|attribute| attribute.kind() == NFTA_RULE_USERDATA)
-                    .map(|attribute| comment_in(attribute.value()));
-                comments.push(data.last().unwrap_or_default());
-            },
-        )
+            |comments: &mut Vec<_>, attributes| comments.push(comment_among(attributes)),
+        )?;
+        comments
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .map_err(Error::Decode)
     }
+}
+
+/// The comment of a rule, by its attributes as they came.
+fn comment_among(attributes: &[u8]) -> Result<String, DecodeError> {
+    let mut comment = String::new();
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute?;
+        if attribute.kind() == NFTA_RULE_USERDATA {
+            comment = comment_in(attribute.value());
+        }
+    }
+    Ok(comment)
 }
 
 fn hook_and_priority(attributes: &[HookAttribute]) -> Option<(u32, i32)> {
