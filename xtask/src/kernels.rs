@@ -110,10 +110,7 @@ impl Kernels {
     /// # Errors
     /// When it is not there, or does not say what it should.
     pub fn read(workspace: &Workspace) -> Result<Self> {
-        let path = workspace.root.join(FILE);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
+        workspace.read_toml(FILE)
     }
 
     /// What a kernel of this release must support: what the newest one of the file does that is not newer.

@@ -3,7 +3,6 @@
 //! `tests/nodes.toml`: settings of nodes, and the behaviour tests that `cargo xtask test` runs on each of them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -43,10 +42,7 @@ impl Nodes {
     /// # Errors
     /// When it is not there, or does not say what it should.
     pub fn read(workspace: &Workspace) -> Result<Self> {
-        let path = workspace.root.join(FILE);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
+        workspace.read_toml(FILE)
     }
 
     /// Makes sure that there is a setting of this name.

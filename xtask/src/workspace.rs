@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
 
 use crate::build::SHIPPED;
 use crate::sh;
@@ -56,6 +57,17 @@ impl Workspace {
             // A relative CARGO_TARGET_DIR was relative to where the user stands, not to the top.
             .env("CARGO_TARGET_DIR", &self.target);
         command
+    }
+
+    /// Reads a file of the checkout, by its path from the root.
+    ///
+    /// # Errors
+    /// When it is not there, or does not say what it should.
+    pub fn read_toml<T: DeserializeOwned>(&self, file: &str) -> Result<T> {
+        let path = self.root.join(file);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     }
 
     /// Where cargo puts the program of this name: what is shipped where its profile says, all others by

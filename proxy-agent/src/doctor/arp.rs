@@ -18,10 +18,7 @@ use crate::link::{LinkKind, LinkTable, Prefix, ipv4_networks};
 const ID: &str = "arp";
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
-    if let Some(check) = subject.without_vips(ID) {
-        return vec![check];
-    }
-    let table = match subject.links(ID) {
+    let table = match subject.links_for_vips(ID) {
         Ok(table) => table,
         Err(check) => return vec![check],
     };

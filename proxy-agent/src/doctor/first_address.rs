@@ -14,10 +14,7 @@ use crate::link::{self, LinkAddress, LinkKind, LinkTable};
 const ID: &str = "first-address";
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
-    if let Some(check) = subject.without_vips(ID) {
-        return vec![check];
-    }
-    let table = match subject.links(ID) {
+    let table = match subject.links_for_vips(ID) {
         Ok(table) => table,
         Err(check) => return vec![check],
     };

@@ -19,10 +19,7 @@ const MOST: usize = 64;
 type Sources = Vec<(IpAddr, String, IpAddr)>;
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
-    if let Some(check) = subject.without_vips(ID) {
-        return vec![check];
-    }
-    let table = match subject.links(ID) {
+    let table = match subject.links_for_vips(ID) {
         Ok(table) => table,
         Err(check) => return vec![check],
     };

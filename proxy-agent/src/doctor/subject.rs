@@ -210,6 +210,15 @@ impl Subject {
         })
     }
 
+    /// The node's links, for a check that needs VIPs besides.
+    ///
+    /// # Errors
+    ///
+    /// What the check is without VIPs, or where the links could not be read.
+    pub fn links_for_vips(&self, id: &'static str) -> Result<&LinkTable, Check> {
+        self.without_vips(id).map_or_else(|| self.links(id), Err)
+    }
+
     /// The node's links, for a check that needs them.
     ///
     /// # Errors
