@@ -212,18 +212,14 @@ pub fn opens() -> Vec<Expressions> {
     expression::flags_are(SYN, FIN | SYN | RST | ACK)
 }
 
-/// Counts the packet, and leaves it untracked.
+/// Leaves the packet untracked. It is counted where it enters the chains.
 pub fn untrack() -> Vec<Expressions> {
-    vec![
-        expression::counter(),
-        expression::notrack(),
-        expression::accept(),
-    ]
+    vec![expression::notrack(), expression::accept()]
 }
 
-/// Counts the packet, and leaves it to conntrack.
+/// Leaves the packet to conntrack.
 pub fn leave() -> Vec<Expressions> {
-    vec![expression::counter(), expression::accept()]
+    vec![expression::accept()]
 }
 
 /// A rule of a base chain: what matches goes to `chain`.

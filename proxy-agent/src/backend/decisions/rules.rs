@@ -139,18 +139,28 @@ fn open_rules_of(vip: SocketAddr, packet: &Packets, turned: &Packets) -> Vec<Rul
     vec![
         rule(
             Counted::InUse,
-            [packet.is("tracked"), packet.forget(turned), leave()].concat(),
+            [
+                packet.is("tracked"),
+                packet.forget(turned),
+                vec![expression::counter()],
+                leave(),
+            ]
+            .concat(),
         ),
         rule(
             Counted::Decided,
             [
                 packet.update("opening"),
                 expression::set_priority(DECIDED_SYN).into(),
+                vec![expression::counter()],
                 untrack(),
             ]
             .concat(),
         ),
-        rule(Counted::NoRoom, [packet.forget(turned), leave()].concat()),
+        rule(
+            Counted::NoRoom,
+            [packet.forget(turned), vec![expression::counter()], leave()].concat(),
+        ),
     ]
 }
 

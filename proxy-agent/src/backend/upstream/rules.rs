@@ -20,8 +20,8 @@
 //!         ip saddr 192.0.2.1 tcp sport 443 goto received
 //!     }
 //!     chain sent {
-//!         … as in request of decisions
-//!         plain connection @opening update @decided { connection } delete @opening { connection }
+//!         … as in request of decisions, with a chain sent_plain, in which
+//!         connection @opening update @decided { connection } delete @opening { connection }
 //!             update @answered { ip daddr . tcp dport } notrack accept
 //!     }
 //!     chain open {
@@ -37,9 +37,9 @@
 //!     }
 //!     chain received {
 //!         plain connection @decided notrack accept
+//!         plain goto received_plain
 //!         tcp flags rst connection @opening delete @opening { connection } notrack accept
-//!         connection @opening notrack accept
-//!         … as in reply of decisions from "tcp flags rst client @decided" on
+//!         … as in reply of decisions from "tcp flags fin client @decided" on, but for tracked ones
 //!     }
 //! }
 //! ```
@@ -207,7 +207,7 @@ fn chains(
             raw,
             endpoints.iter().map(from).collect(),
         ),
-        chain("sent", sent_rules(family, &request, &reply)),
+        chain("sent", sent_rules(&request, &reply)),
         chain("sent_plain", sent_plain_rules(family, &request, &reply)),
         chain("open", open_rules(family, left, cgroups, &request, &reply)),
         chain("received", received_rules(&reply, &request)),
@@ -215,7 +215,7 @@ fn chains(
     ]
 }
 
-fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
+fn sent_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
         plain_go_to("sent_plain"),

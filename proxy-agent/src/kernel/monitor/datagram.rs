@@ -123,7 +123,13 @@ pub fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Even
 
 /// Who made the changes before this message (`NFT_MSG_NEWGEN`, with the process since Linux 4.14).
 pub fn author(datagram: &[u8]) -> Option<By> {
+    /// `NFT_MSG_NEWGEN`
+    const NEW_GENERATION: u8 = 15;
     each_message(datagram, |bytes| {
+        // Taking any other message apart takes longer, and a change of ours has hundreds of them.
+        if nf_tables_kind(bytes)? != NEW_GENERATION {
+            return None;
+        }
         let NfTablesMessage::NewGen(message) = nf_tables(bytes)? else {
             return None;
         };
@@ -140,6 +146,14 @@ pub fn author(datagram: &[u8]) -> Option<By> {
             None => By::port(port_of(bytes)),
         }
     })
+}
+
+/// Which message of nf_tables it is (`enum nf_tables_msg_types`); none if it is of another subsystem.
+fn nf_tables_kind(bytes: &[u8]) -> Option<u8> {
+    /// `NFNL_SUBSYS_NFTABLES`.
+    const SUBSYSTEM: u8 = 10;
+    let [kind, subsystem] = u16::from_ne_bytes(*bytes.get(4..6)?.first_chunk()?).to_le_bytes();
+    (subsystem == SUBSYSTEM).then_some(kind)
 }
 
 fn nf_tables(bytes: &[u8]) -> Option<NfTablesMessage> {
@@ -171,18 +185,13 @@ struct Subject {
 
 impl Subject {
     fn of(bytes: &[u8]) -> Option<Self> {
-        /// `NFNL_SUBSYS_NFTABLES`.
-        const SUBSYSTEM: u8 = 10;
         /// `struct nlmsghdr` and `struct nfgenmsg`.
         const HEADERS: usize = 16 + 4;
         /// In each kind of message (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`).
         const TABLE: u16 = 1;
         const NFTA_CHAIN_NAME: u16 = 3;
         const NFTA_RULE_CHAIN: u16 = 2;
-        let [kind, subsystem] = u16::from_ne_bytes(*bytes.get(4..6)?.first_chunk()?).to_le_bytes();
-        if subsystem != SUBSYSTEM {
-            return None;
-        }
+        let kind = nf_tables_kind(bytes)?;
         // `enum nf_tables_msg_types`: new and deleted tables, chains and rules.
         let of_chain = match kind {
             0 | 2 => None,
