@@ -51,7 +51,9 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
             .cargo("build")
             .current_dir(&tree)
             .env("CARGO_TARGET_DIR", &target)
-            .args(["--release", "--locked", "--package", AGENT]),
+            .args(["--release", "--locked", "--package", AGENT])
+            // Its speed is of no interest. Not by the environment, which the eBPF programs' build would see.
+            .args(["--config", "profile.release.opt-level=0"]),
     )?;
     let built = target.join("release").join(AGENT);
     fs::copy(&built, &program)
