@@ -191,7 +191,7 @@ impl Accepting {
             (Mode::Grpc, Err(why)) => {
                 grpc(http2(io), settings, Arc::new(RefusingService(why)), door).await;
             }
-            (Mode::HttpConnect, Ok(client)) => connect::serve(io, &client).await,
+            (Mode::HttpConnect, Ok(client)) => connect::serve(io, &client, door.phase).await,
             (Mode::HttpConnect, Err(why)) => connect::refuse(io, &self.server, &why).await,
         }
     }

@@ -144,6 +144,8 @@ pub struct Options {
     pub reviewer: Option<Reviewer>,
     /// Rules of tenants.
     pub rules: Option<String>,
+    /// Whether clients with HTTP may ask in absolute form too.
+    pub absolute_form: bool,
     pub id: String,
     pub count: u32,
     pub scratch: Option<Arc<Scratch>>,
@@ -160,6 +162,7 @@ impl Options {
             strategies: vec![Strategy::Default],
             reviewer: None,
             rules: None,
+            absolute_form: false,
             id: "server".into(),
             count: 1,
             scratch: None,
@@ -219,6 +222,7 @@ impl Rig {
             metrics,
             options.dial_timeout,
             options.reviewer,
+            options.absolute_form,
         ));
         if let Some(rules) = &options.rules {
             let offered = Offered {
