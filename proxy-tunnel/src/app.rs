@@ -7,7 +7,7 @@ pub mod agent;
 mod args;
 pub mod health;
 pub mod listeners;
-pub mod reach;
+mod reach;
 pub mod server;
 pub mod sidecar;
 pub mod test_client;

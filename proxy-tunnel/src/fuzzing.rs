@@ -174,7 +174,13 @@ pub fn absolute(data: &[u8]) {
     assert_eq!(asked.headers.get_all("host").iter().count(), 1);
     assert_eq!(asked.headers["host"], authority);
     for fields in [&asked.headers, &answered.headers] {
-        for gone in ["connection", "proxy-authorization", "transfer-encoding", "upgrade", "te"] {
+        for gone in [
+            "connection",
+            "proxy-authorization",
+            "transfer-encoding",
+            "upgrade",
+            "te",
+        ] {
             assert!(!fields.contains_key(gone), "{gone}");
         }
     }

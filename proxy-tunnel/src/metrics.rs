@@ -11,7 +11,9 @@ pub mod sidecar;
 pub mod tenants;
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// What all names begin with.
 pub const NAMESPACE: &str = "konnectivity_network_proxy";

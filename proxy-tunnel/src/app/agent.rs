@@ -77,8 +77,8 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         own: "agent-cert",
         authorities: "ca-cert",
     };
-    let count = metrics.certificates.observer(names, None);
-    let reloader = Reloader::new(settings.tls.clone(), count)?;
+    let observer = metrics.certificates.observer(names, None);
+    let reloader = Reloader::new(settings.tls.clone(), observer)?;
     let budget = Arc::new(Budget::new(settings.budget));
     let shared = Arc::new(Shared {
         agent_id: settings.agent_id.clone(),

@@ -119,7 +119,12 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         tenants.push((opened, Arc::new(tenant(one, &metrics, &mut files)?)));
     }
     let handler = Health {
-        readiness: Ready(tenants.iter().map(|(_, tenant)| Arc::clone(tenant)).collect()),
+        readiness: Ready(
+            tenants
+                .iter()
+                .map(|(_, tenant)| Arc::clone(tenant))
+                .collect(),
+        ),
         registry: metrics.registry().clone(),
     };
     http::spawn("health", health, handler, std::future::pending())
@@ -142,7 +147,10 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     for door in doors {
         let left = GRACE.saturating_sub(start.elapsed());
         if let Err(left) = door.slots.drained(left).await {
-            warn!("{left} connections are cut: they did not end within {} s", GRACE.as_secs());
+            warn!(
+                "{left} connections are cut: they did not end within {} s",
+                GRACE.as_secs()
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -173,8 +181,7 @@ fn tenant(
                 authorities: "ca-cert",
             };
             let count = metrics.certificates.observer(names, Some(&name));
-            let reloader =
-                Reloader::new(tls, count).with_context(|| format!("tenant {name}"))?;
+            let reloader = Reloader::new(tls, count).with_context(|| format!("tenant {name}"))?;
             let tls = reloader.current();
             files.push(Box::new(reloader));
             Reach::Tls {
@@ -219,7 +226,10 @@ pub(crate) fn read_tenants(text: &str) {
         Ok(settings) => assert_eq!(settings.tenants.len(), count),
         Err(refused) => {
             let refused = format!("{refused:#}");
-            assert!(refused.starts_with("--tenants-config: tenants["), "{refused}");
+            assert!(
+                refused.starts_with("--tenants-config: tenants["),
+                "{refused}"
+            );
         }
     }
 }

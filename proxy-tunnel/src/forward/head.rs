@@ -136,7 +136,10 @@ mod tests {
     fn what_kube_apiserver_sends() {
         let bytes = b"CONNECT 10.0.0.1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: apiserver\r\n\r\nmore";
         let head = parse(bytes).unwrap().unwrap();
-        assert_eq!((head.form, head.target.as_str()), (Form::Connect, "10.0.0.1:10250"));
+        assert_eq!(
+            (head.form, head.target.as_str()),
+            (Form::Connect, "10.0.0.1:10250")
+        );
         assert_eq!(head.user_agent, "apiserver");
         assert_eq!(&bytes[head.length..], b"more");
         for end in 0..head.length {
@@ -148,8 +151,14 @@ mod tests {
     fn what_prometheus_sends_for_http() {
         let bytes = b"GET http://10.0.0.1:9100/metrics HTTP/1.1\r\nHost: 10.0.0.1:9100\r\nUser-Agent: Prometheus/2\r\n\r\n";
         let head = parse(bytes).unwrap().unwrap();
-        assert_eq!((head.form, head.target.as_str()), (Form::Absolute, "10.0.0.1:9100"));
-        assert_eq!((head.user_agent.as_str(), head.length), ("Prometheus/2", bytes.len()));
+        assert_eq!(
+            (head.form, head.target.as_str()),
+            (Form::Absolute, "10.0.0.1:9100")
+        );
+        assert_eq!(
+            (head.user_agent.as_str(), head.length),
+            ("Prometheus/2", bytes.len())
+        );
     }
 
     #[test]

@@ -36,7 +36,9 @@ const SELF: HeaderValue = HeaderValue::from_static("1.1 konnectivity");
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NoTarget {
     /// Its target is a path.
-    #[error("this is an HTTP proxy: the request needs a whole URL, http://host:port/path, or CONNECT")]
+    #[error(
+        "this is an HTTP proxy: the request needs a whole URL, http://host:port/path, or CONNECT"
+    )]
     Origin,
     /// Another scheme.
     #[error("this proxy takes URLs with http; for https the client has to send CONNECT")]

@@ -64,13 +64,13 @@ where
         let _ = to_target.write_all(&first).await;
         match one_way(&mut from_client, &mut to_target, &moved).await {
             Err(Failed::Read(_)) => Some(End::Regular),
-            Err(Failed::Write(_)) | Ok(()) => None,
+            Err(Failed::Write) | Ok(()) => None,
         }
     });
     let mut down = pin!(async {
         match one_way(&mut from_target, &mut to_client, &moved).await {
             Err(Failed::Read(why)) => Some(End::Cut(why.to_string())),
-            Err(Failed::Write(_)) => Some(End::Regular),
+            Err(Failed::Write) => Some(End::Regular),
             Ok(()) => None,
         }
     });
@@ -103,7 +103,7 @@ where
 
 enum Failed {
     Read(io::Error),
-    Write(io::Error),
+    Write,
 }
 
 /// Carries bytes to the end of their source, and passes it on. `moved` counts.
@@ -115,12 +115,16 @@ where
     let mut size = ReadSize::default();
     let mut chunks = Vec::with_capacity(1);
     loop {
-        let data = pump::read(from, &mut size, CHUNK).await.map_err(Failed::Read)?;
+        let data = pump::read(from, &mut size, CHUNK)
+            .await
+            .map_err(Failed::Read)?;
         if data.is_empty() {
-            return to.shutdown().await.map_err(Failed::Write);
+            return to.shutdown().await.map_err(|_| Failed::Write);
         }
         chunks.push(data);
-        pump::write_all(to, &mut chunks).await.map_err(Failed::Write)?;
+        pump::write_all(to, &mut chunks)
+            .await
+            .map_err(|_| Failed::Write)?;
         moved.fetch_add(1, Ordering::Relaxed);
     }
 }

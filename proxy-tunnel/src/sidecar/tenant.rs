@@ -119,7 +119,10 @@ impl Tenant {
                 continue;
             }
             match outcome {
-                Ok(()) => info!("tenant {}: the server at {endpoint} accepts connections", self.name),
+                Ok(()) => info!(
+                    "tenant {}: the server at {endpoint} accepts connections",
+                    self.name
+                ),
                 Err(why) => warn!(
                     "tenant {}: the server at {endpoint} does not accept connections: {why}; is it there, and does it \
                      trust this certificate?",
@@ -146,17 +149,18 @@ impl Dial for Tenant {
     async fn dial(&self, target: &str) -> Result<Tunnel, Failure> {
         if !self.allowed.permit_target(target) {
             self.lines.forbidden();
-            info!("tenant {}: {target} is not of --allow-destination", self.name);
+            info!(
+                "tenant {}: {target} is not of --allow-destination",
+                self.name
+            );
             return Err(Failure {
                 status: StatusCode::FORBIDDEN,
                 text: format!("{target} is not among the targets that the sidecar allows"),
             });
         }
         let start = Instant::now();
-        let dialer = Dialer::new(self.reach.endpoint(), self.mode).user_agent(concat!(
-            "konnectivity-sidecar/",
-            env!("CARGO_PKG_VERSION")
-        ));
+        let dialer = Dialer::new(self.reach.endpoint(), self.mode)
+            .user_agent(concat!("konnectivity-sidecar/", env!("CARGO_PKG_VERSION")));
         match dialer.dial(target).await {
             Ok(tunnel) => {
                 self.lines.dialed(start.elapsed());
@@ -211,7 +215,10 @@ mod tests {
             assert_eq!(failure.status.as_u16(), want);
             assert!(failure.text.ends_with("no agent"), "{failure:?}");
         }
-        assert_eq!(failure(&refused(Refusal::Malformed)).status, StatusCode::BAD_GATEWAY);
+        assert_eq!(
+            failure(&refused(Refusal::Malformed)).status,
+            StatusCode::BAD_GATEWAY
+        );
         let late = DialError::Timeout {
             address: "a:1".into(),
             limit: Duration::from_secs(30),

@@ -20,6 +20,8 @@ mod peers;
 mod process;
 mod programs;
 mod rig;
+mod rotation;
+mod sidecar;
 mod stub;
 mod tenants;
 mod tenants_file;

@@ -116,14 +116,10 @@ impl Settings {
     }
 }
 
-fn several(
-    entries: &[Entry],
-    args: &Args,
-    allowed: &Destinations,
-) -> Result<Vec<TenantSettings>> {
+fn several(entries: &[Entry], args: &Args, allowed: &Destinations) -> Result<Vec<TenantSettings>> {
     let (mut names, mut places) = (HashSet::new(), HashSet::new());
     let checked = entries.iter().enumerate().map(|(index, entry)| {
-        let check = || {
+        let mut check = || {
             check_name(&entry.name).map_err(anyhow::Error::msg)?;
             ensure!(names.insert(&entry.name), "another tenant has this name");
             let listen = listen(&entry.listen).context("listen")?;
@@ -167,7 +163,9 @@ fn listen(text: &str) -> Result<Listen> {
             "{text} is not of loopback: this proxy asks its clients for nothing, and whoever reached it there would reach \
              the whole cluster; give 127.0.0.1:PORT, [::1]:PORT or the path of a Unix socket"
         ),
-        _ => bail!("{text:?} is none; give 127.0.0.1:PORT, [::1]:PORT or the path of a Unix socket"),
+        _ => {
+            bail!("{text:?} is none; give 127.0.0.1:PORT, [::1]:PORT or the path of a Unix socket")
+        }
     }
 }
 
@@ -190,10 +188,21 @@ mod tests {
         assert_eq!(only.name, "default");
         assert_eq!(only.listen, Listen::Tcp("127.0.0.1:8097".parse().unwrap()));
         assert_eq!(only.mode, Mode::Grpc);
-        assert!(matches!(&only.place, Place::Tls { host, port: 8090, name: None, .. } if host == "localhost"));
-        let words = ["--listen=/run/proxy", "--ca-cert=", "--proxy-uds=/s", "--proxy-host=", "--proxy-port=0"];
+        assert!(
+            matches!(&only.place, Place::Tls { host, port: 8090, name: None, .. } if host == "localhost")
+        );
+        let words = [
+            "--listen=/run/proxy",
+            "--ca-cert=",
+            "--proxy-uds=/s",
+            "--proxy-host=",
+            "--proxy-port=0",
+        ];
         let settings = read(&words, None).unwrap();
-        assert_eq!(settings.tenants[0].listen, Listen::Unix("/run/proxy".into()));
+        assert_eq!(
+            settings.tenants[0].listen,
+            Listen::Unix("/run/proxy".into())
+        );
         assert!(matches!(&settings.tenants[0].place, Place::Unix(path) if path.ends_with("s")));
     }
 
@@ -204,7 +213,11 @@ mod tests {
                allowDestination: ['10.0.0.0/8:9100']}\n\
             - {name: b, listen: '[::1]:1', proxyHost: other, proxyPort: 1, caCert: b.ca, mode: http-connect}\n\
             - {name: c, listen: /run/c, proxyUds: /run/server}\n";
-        let words = ["--client-cert=x", "--client-key=y", "--allow-destination=10.1.0.0/16"];
+        let words = [
+            "--client-cert=x",
+            "--client-key=y",
+            "--allow-destination=10.1.0.0/16",
+        ];
         let settings = read(&words, Some(file)).unwrap();
         let [a, b, c] = &settings.tenants[..] else {
             panic!("{settings:?}");
@@ -213,7 +226,9 @@ mod tests {
             Place::Tls { tls, .. } => tls.pair.clone().unwrap().certificate,
             Place::Unix(_) => panic!("{tenant:?}"),
         };
-        assert!(matches!(&a.place, Place::Tls { name: Some(name), .. } if name.to_str() == "a.example"));
+        assert!(
+            matches!(&a.place, Place::Tls { name: Some(name), .. } if name.to_str() == "a.example")
+        );
         assert_eq!(certificate(a).to_str(), Some("a.crt"));
         assert!(a.allowed.permit_target("10.0.0.1:9100") && !a.allowed.permit_target("10.1.0.1:1"));
         assert!(matches!(&b.place, Place::Tls { host, port: 1, .. } if host == "other"));
@@ -237,9 +252,21 @@ mod tests {
             (&["--allow-destination=a b"], None, "--allow-destination"),
             (&["--listen=/a"], Some(one), "excludes --listen"),
             (&[], Some("tenants: []"), "0 tenants"),
-            (&[], Some("tenants: [{name: A, listen: /a}]"), "tenants[0] (A): a name has"),
-            (&[], Some("tenants: [{name: a, listen: x}]"), "tenants[0] (a): listen"),
-            (&[], Some("tenants: [{name: a, listen: /a, port: 1}]"), "port"),
+            (
+                &[],
+                Some("tenants: [{name: A, listen: /a}]"),
+                "tenants[0] (A): a name has",
+            ),
+            (
+                &[],
+                Some("tenants: [{name: a, listen: x}]"),
+                "tenants[0] (a): listen",
+            ),
+            (
+                &[],
+                Some("tenants: [{name: a, listen: /a, port: 1}]"),
+                "port",
+            ),
             (
                 &[],
                 Some("tenants: [{name: a, listen: /a}, {name: a, listen: /b}]"),

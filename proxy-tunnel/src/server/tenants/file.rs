@@ -68,7 +68,9 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     if is_name {
         Ok(())
     } else {
-        Err("a name has 1 to 63 of a-z, 0-9, - and ., and begins and ends with one of the first two")
+        Err(
+            "a name has 1 to 63 of a-z, 0-9, - and ., and begins and ends with one of the first two",
+        )
     }
 }
 
