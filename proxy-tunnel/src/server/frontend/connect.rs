@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info};
 
 use super::socket::{Half, Halves, Socket};
-use super::{Client, HOLD, absolute, answers};
+use super::{Client, ClientRefused, HOLD, absolute, answers};
 use crate::client::Mode;
 use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
@@ -75,11 +75,16 @@ pub async fn serve<S: Socket>(mut socket: S, client: &Client, phase: watch::Rece
     }
 }
 
-/// Refuses what a client asks for that belongs to no tenant.
-pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &str) {
+/// Refuses what a client asks for that is not served.
+pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &ClientRefused) {
     let _counted = Counted::new(&server.metrics.http_connections);
     if asked(&mut socket, server.absolute_form).await.is_some() {
-        farewell(&mut socket, &answers::forbidden(why)).await;
+        let text = why.to_string();
+        let answer = match why {
+            ClientRefused::NoTenant(_) => answers::forbidden(&text),
+            ClientRefused::Limit(_) => answers::limited(&text),
+        };
+        farewell(&mut socket, &answer).await;
     }
 }
 
@@ -379,6 +384,7 @@ mod tests {
     use crate::server::backend::Shared;
     use crate::server::strategies::Strategy;
     use crate::server::tenants::Tenants;
+    use crate::server::tenants::peer::Peer;
     use crate::server::tenants::tenant::Parts;
 
     #[tokio::test]
@@ -395,8 +401,8 @@ mod tests {
             None,
             false,
         ));
-        let tenant = server.tenants.all().remove(0);
-        let client = Client { server, tenant };
+        let peer = || Peer::on_socket("/socket".into());
+        let client = Client::new(&server, peer).unwrap();
         let (near, _far) = UnixStream::pair().unwrap();
         let (_phase, phase) = watch::channel(Phase::Serving);
         let size = size_of_val(&serve(near, &client, phase));

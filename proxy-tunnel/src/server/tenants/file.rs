@@ -94,6 +94,7 @@ struct TenantEntry {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct LimitsEntry {
     agents: Option<u32>,
+    connections: Option<u32>,
     tunnels: Option<u32>,
     dials_per_second: Option<u32>,
     #[serde(rename = "bufferedMiB")]
@@ -158,6 +159,7 @@ impl LimitsEntry {
     fn check(&self, place: &str) -> Result<Limits, RulesError> {
         for (name, value) in [
             ("agents", self.agents),
+            ("connections", self.connections),
             ("tunnels", self.tunnels),
             ("dialsPerSecond", self.dials_per_second),
             ("bufferedMiB", self.buffered_mib),
@@ -170,6 +172,7 @@ impl LimitsEntry {
         let count = |value: Option<u32>| value.map(|value| value as usize);
         Ok(Limits {
             agents: count(self.agents),
+            connections: count(self.connections),
             tunnels: count(self.tunnels),
             dials_per_second: self.dials_per_second,
             buffered: count(self.buffered_mib).map(|mib| mib << 20),
