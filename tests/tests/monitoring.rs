@@ -160,7 +160,11 @@ fn every_metric_is_one_of_the_agents() -> Result<()> {
 /// The pages have the tunnel's metrics by what follows the program.
 #[test]
 fn every_metric_of_the_tunnels_alerts_is_documented() -> Result<()> {
-    let pages = ["docs/tunnel.md", "docs/tenants.md", "docs/inverted-connectivity.md"];
+    let pages = [
+        "docs/tunnel.md",
+        "docs/tenants.md",
+        "docs/inverted-connectivity.md",
+    ];
     let pages = pages.map(|page| read(&repository().join(page)));
     let documented = pages.into_iter().collect::<Result<String>>()?;
     for file in ["prometheusrule.yaml", "alerts.test.yaml"] {

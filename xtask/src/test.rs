@@ -272,10 +272,8 @@ pub fn bench(workspace: &Workspace, args: &[OsString]) -> Result<()> {
 }
 
 /// The tunnel's parts of the benchmark, each a program of its own.
-const TUNNEL_PARTS: [(&str, &str); 2] = [
-    ("tunnel", "tunnel-bench"),
-    ("tunnel-scale", "tunnel-scale"),
-];
+const TUNNEL_PARTS: [(&str, &str); 2] =
+    [("tunnel", "tunnel-bench"), ("tunnel-scale", "tunnel-scale")];
 
 /// The program and the other arguments, if these ask for one of the tunnel's parts.
 fn tunnel_part(args: &[OsString]) -> Option<(&'static str, Vec<OsString>)> {
@@ -377,11 +375,18 @@ mod tests {
         let args = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
         let part = |text| {
             let (program, rest) = tunnel_part(&args(text))?;
-            Some((program, rest.join(&OsString::from(" ")).into_string().unwrap()))
+            Some((
+                program,
+                rest.join(&OsString::from(" ")).into_string().unwrap(),
+            ))
         };
         assert_eq!(part("--short --part costs"), None);
         for (text, program, rest) in [
-            ("--short --part tunnel --peer", "tunnel-bench", "--short --peer"),
+            (
+                "--short --part tunnel --peer",
+                "tunnel-bench",
+                "--short --peer",
+            ),
             ("--part=tunnel --short", "tunnel-bench", "--short"),
             ("--part=tunnel-scale --short", "tunnel-scale", "--short"),
             ("--short --part tunnel-scale", "tunnel-scale", "--short"),

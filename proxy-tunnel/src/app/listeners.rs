@@ -145,7 +145,8 @@ impl Accepting {
             let (accepting, tls) = (self.clone(), tls.clone());
             async move {
                 if let Some(session) = handshake(stream, &tls).await {
-                    let asked = Client::new(&accepting.server, || Peer::with_session(port, &session));
+                    let asked =
+                        Client::new(&accepting.server, || Peer::with_session(port, &session));
                     accepting.serve(session, |session| session, asked).await;
                 }
             }

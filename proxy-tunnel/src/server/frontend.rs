@@ -47,10 +47,7 @@ impl Client {
     ///
     /// # Errors
     /// It is not served.
-    pub fn new(
-        server: &Arc<Server>,
-        peer: impl FnOnce() -> Peer,
-    ) -> Result<Self, ClientRefused> {
+    pub fn new(server: &Arc<Server>, peer: impl FnOnce() -> Peer) -> Result<Self, ClientRefused> {
         let tenant = server.tenants.of_client(peer)?;
         let place = Arc::new(tenant.connect()?);
         Ok(Self {

@@ -10,7 +10,7 @@ use http::StatusCode;
 use proxy_serve::reload::{Current, chain};
 use proxy_serve::tls::client::{Identity, ServerName};
 use tokio::time::interval;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::client::{DialError, Dialer, Endpoint, Mode, Refusal, Tunnel};
 use crate::destinations::Destinations;
@@ -149,7 +149,7 @@ impl Dial for Tenant {
     async fn dial(&self, target: &str) -> Result<Tunnel, Failure> {
         if !self.allowed.permit_target(target) {
             self.lines.forbidden();
-            info!(
+            debug!(
                 "tenant {}: {target} is not of --allow-destination",
                 self.name
             );
@@ -169,7 +169,7 @@ impl Dial for Tenant {
             Err(error) => {
                 self.lines.failed(&error);
                 let failure = failure(&error);
-                info!("tenant {}: {}", self.name, failure.text);
+                debug!("tenant {}: {}", self.name, failure.text);
                 Err(failure)
             }
         }

@@ -81,13 +81,32 @@ fn check(connection: &Connection) -> Result<(), &'static str> {
     match (connection.proxy_protocol, transport) {
         (Protocol::Direct, None) => Ok(()),
         (Protocol::Direct, Some(_)) => Err("Direct has no transport"),
-        (Protocol::Grpc, Some(Transport { tcp: None, uds: Some(uds) })) if is_named(uds) => Ok(()),
+        (
+            Protocol::Grpc,
+            Some(Transport {
+                tcp: None,
+                uds: Some(uds),
+            }),
+        ) if is_named(uds) => Ok(()),
         (Protocol::Grpc, _) => Err("GRPC has a Unix socket"),
-        (Protocol::HttpConnect, Some(Transport { tcp: None, uds: Some(uds) })) if is_named(uds) => Ok(()),
-        (Protocol::HttpConnect, Some(Transport { tcp: Some(tcp), uds: None })) => {
+        (
+            Protocol::HttpConnect,
+            Some(Transport {
+                tcp: None,
+                uds: Some(uds),
+            }),
+        ) if is_named(uds) => Ok(()),
+        (
+            Protocol::HttpConnect,
+            Some(Transport {
+                tcp: Some(tcp),
+                uds: None,
+            }),
+        ) => {
             let tls = tcp.tls_config.as_ref();
             // With http it is accepted, and then lacks what it dials with.
-            let is_whole = tls.is_some_and(|tls| tls.client_cert.is_some() && tls.client_key.is_some());
+            let is_whole =
+                tls.is_some_and(|tls| tls.client_cert.is_some() && tls.client_key.is_some());
             if tcp.url.starts_with("https://") && is_whole {
                 Ok(())
             } else {
@@ -100,7 +119,8 @@ fn check(connection: &Connection) -> Result<(), &'static str> {
 
 fn parse(text: &str) -> Result<Configuration, String> {
     let read: Configuration = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-    if read.kind != "EgressSelectorConfiguration" || read.api_version != "apiserver.k8s.io/v1beta1" {
+    if read.kind != "EgressSelectorConfiguration" || read.api_version != "apiserver.k8s.io/v1beta1"
+    {
         return Err(format!("{} of {}", read.kind, read.api_version));
     }
     for selection in &read.egress_selections {
@@ -127,7 +147,9 @@ fn files() -> Vec<(String, String)> {
 /// The flags of the server that a file's comment names.
 fn documented(text: &str) -> Vec<String> {
     let comment = text.lines().filter_map(|line| line.strip_prefix("# "));
-    let words = comment.flat_map(str::split_whitespace).skip_while(|word| *word != "konnectivity-server");
+    let words = comment
+        .flat_map(str::split_whitespace)
+        .skip_while(|word| *word != "konnectivity-server");
     let flags = words.skip(1).take_while(|word| word.starts_with("--"));
     flags.map(str::to_owned).collect()
 }
@@ -135,7 +157,11 @@ fn documented(text: &str) -> Vec<String> {
 #[test]
 fn a_selection_that_kube_apiserver_refuses_is_refused_here() {
     let head = "apiVersion: apiserver.k8s.io/v1beta1\nkind: EgressSelectorConfiguration\negressSelections:\n";
-    let one = |connection: &str| parse(&format!("{head}- {{name: cluster, connection: {connection}}}\n"));
+    let one = |connection: &str| {
+        parse(&format!(
+            "{head}- {{name: cluster, connection: {connection}}}\n"
+        ))
+    };
     for good in [
         "{proxyProtocol: Direct}",
         "{proxyProtocol: GRPC, transport: {uds: {udsName: /s}}}",
@@ -161,11 +187,22 @@ fn a_selection_that_kube_apiserver_refuses_is_refused_here() {
 async fn each_file_works_with_the_server_that_it_names() {
     let files = files();
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["grpc-uds.yaml", "http-connect-tls.yaml", "http-connect-uds.yaml"]);
+    assert_eq!(
+        names,
+        [
+            "grpc-uds.yaml",
+            "http-connect-tls.yaml",
+            "http-connect-uds.yaml"
+        ]
+    );
     let echo = Target::echo().await;
     for (name, text) in files {
         let read = parse(&text).unwrap_or_else(|why| panic!("{name}: {why}"));
-        let selected: Vec<&str> = read.egress_selections.iter().map(|one| one.name.as_str()).collect();
+        let selected: Vec<&str> = read
+            .egress_selections
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect();
         assert_eq!(selected, ["cluster", "controlplane"], "{name}");
         let flags = documented(&text);
         assert!(flags.len() > 2, "{name}: {flags:?}");
@@ -177,7 +214,14 @@ async fn each_file_works_with_the_server_that_it_names() {
             .map(|flag| match flag.split_once('=').unwrap() {
                 ("--uds-name", socket) => {
                     for one in &read.egress_selections {
-                        let uds = one.connection.transport.as_ref().unwrap().uds.as_ref().unwrap();
+                        let uds = one
+                            .connection
+                            .transport
+                            .as_ref()
+                            .unwrap()
+                            .uds
+                            .as_ref()
+                            .unwrap();
                         assert_eq!(uds.uds_name.to_str(), Some(socket), "{name}");
                     }
                     format!("--uds-name={}", setup.file("socket"))
@@ -190,24 +234,37 @@ async fn each_file_works_with_the_server_that_it_names() {
             })
             .collect();
         let has_socket = here.iter().any(|flag| flag.starts_with("--uds-name="));
-        let none = if has_socket { vec![] } else { vec!["--uds-name=".to_owned()] };
+        let none = if has_socket {
+            vec![]
+        } else {
+            vec!["--uds-name=".to_owned()]
+        };
         let here: Vec<&str> = here.iter().chain(&none).map(String::as_str).collect();
         let server: Program = setup.server(&here);
         let _agent = setup.agent(&[]);
         let ready = || get(setup.health, "/readyz").0.contains("200");
         until("an agent", ready, || server.log());
         for selection in &read.egress_selections {
-            let Connection { proxy_protocol, transport } = &selection.connection;
+            let Connection {
+                proxy_protocol,
+                transport,
+            } = &selection.connection;
             let mode = match proxy_protocol {
                 Protocol::Grpc => Mode::Grpc,
                 Protocol::HttpConnect => Mode::HttpConnect,
                 Protocol::Direct => panic!("{name}: nothing is tunnelled"),
             };
-            let endpoint = match transport.as_ref().and_then(|transport| transport.tcp.as_ref()) {
+            let endpoint = match transport
+                .as_ref()
+                .and_then(|transport| transport.tcp.as_ref())
+            {
                 None => Endpoint::unix(setup.scratch.file("socket")),
                 Some(tcp) => {
                     let tls = tcp.tls_config.as_ref().unwrap();
-                    assert!(tls.ca_bundle.is_some() && tls.server_name.is_none(), "{name}");
+                    assert!(
+                        tls.ca_bundle.is_some() && tls.server_name.is_none(),
+                        "{name}"
+                    );
                     assert!(tcp.url.ends_with(":8090"), "{name}: {}", tcp.url);
                     drop(until_connected(clients));
                     let config = setup.scratch.client_tls().current().get().config.clone();
@@ -224,18 +281,28 @@ async fn each_file_works_with_the_server_that_it_names() {
 /// What cert-manager.yaml says of names, issuers and uses; make-certificates.sh is tried in tests/tunnel.
 #[test]
 fn certificates_by_cert_manager() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/tunnel/certificates/cert-manager.yaml");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/tunnel/certificates/cert-manager.yaml"
+    );
     let text = fs::read_to_string(path).unwrap();
     let objects: Vec<serde_json::Value> = text
         .split("\n---\n")
         .map(|document| serde_saphyr::from_str(document).unwrap())
         .collect();
     let of_kind = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
-    let issuers: Vec<_> = of_kind("Issuer").map(|issuer| &issuer["metadata"]["name"]).collect();
-    let secrets: Vec<_> = of_kind("Certificate").map(|one| &one["spec"]["secretName"]).collect();
+    let issuers: Vec<_> = of_kind("Issuer")
+        .map(|issuer| &issuer["metadata"]["name"])
+        .collect();
+    let secrets: Vec<_> = of_kind("Certificate")
+        .map(|one| &one["spec"]["secretName"])
+        .collect();
     for issuer in of_kind("Issuer") {
         let ca = &issuer["spec"]["ca"]["secretName"];
-        assert!(ca.is_null() || secrets.contains(&ca), "no certificate for {ca}");
+        assert!(
+            ca.is_null() || secrets.contains(&ca),
+            "no certificate for {ca}"
+        );
     }
     let mut uses = Vec::new();
     for one in of_kind("Certificate") {
@@ -247,8 +314,15 @@ fn certificates_by_cert_manager() {
         }
         let usage = spec["usages"][1].as_str().unwrap();
         // A server's has names, a client's the organization that tenants' rules ask for.
-        let (names, subject) = (spec["dnsNames"].is_array(), spec["subject"]["organizations"].is_array());
-        assert_eq!((names, subject), (usage == "server auth", usage == "client auth"), "{spec}");
+        let (names, subject) = (
+            spec["dnsNames"].is_array(),
+            spec["subject"]["organizations"].is_array(),
+        );
+        assert_eq!(
+            (names, subject),
+            (usage == "server auth", usage == "client auth"),
+            "{spec}"
+        );
         uses.push((spec["issuerRef"]["name"].as_str().unwrap(), usage));
     }
     uses.sort_unstable();

@@ -35,7 +35,10 @@ async fn nothing_is_lost_under_a_hundred_rotations() {
             round_trip(&mut stream, &piece).await;
             let mut new = dialer(&rig).dial(&echo).await.unwrap();
             round_trip(&mut new, b"new").await;
-            assert!(old.dial(&echo).await.is_err(), "{number}: old certificates are taken");
+            assert!(
+                old.dial(&echo).await.is_err(),
+                "{number}: old certificates are taken"
+            );
             if number % AGENTS == 0 {
                 // The stream goes on with the agent that has it.
                 let second = Agent::start(&rig, &[rig.agents.port()]);
@@ -58,7 +61,9 @@ async fn a_broken_file_is_counted_and_not_used() {
     let echo = Target::echo().await;
     let good = fs::read(rig.scratch.file("ca.crt")).unwrap();
     let line = |count| {
-        format!("certificate_reloads_total{{certificate=\"cluster-cert\",result=\"refused\"}} {count}")
+        format!(
+            "certificate_reloads_total{{certificate=\"cluster-cert\",result=\"refused\"}} {count}"
+        )
     };
     rig.until_counted(&line(0)).await;
     let before = dialer(&rig);
@@ -79,7 +84,8 @@ async fn a_broken_file_is_counted_and_not_used() {
 async fn when_certificates_end_is_counted() {
     let rig = Rig::new(Mode::Grpc).await;
     let end = time(2040);
-    rig.scratch.issue("server", |params| params.not_after = end.into());
+    rig.scratch
+        .issue("server", |params| params.not_after = end.into());
     rig.look();
     let text = rig.metrics();
     for name in ["server-cert", "cluster-cert"] {
@@ -90,7 +96,9 @@ async fn when_certificates_end_is_counted() {
         assert!(text.contains(&line), "{line}\n{text}");
     }
     for name in ["server-ca-cert", "cluster-ca-cert"] {
-        assert!(text.contains(&format!("certificate_expiry_timestamp_seconds{{certificate=\"{name}\"}}")));
+        assert!(text.contains(&format!(
+            "certificate_expiry_timestamp_seconds{{certificate=\"{name}\"}}"
+        )));
     }
 }
 

@@ -12,7 +12,11 @@ use super::process::{Program, SIDECAR, Setup, get, port, until, until_connected}
 /// A request through the sidecar in absolute form; the whole answer.
 fn ask(sidecar: u16, url: &str) -> String {
     let mut stream = until_connected(sidecar);
-    write!(stream, "GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -21,8 +25,16 @@ fn ask(sidecar: u16, url: &str) -> String {
 /// The same by CONNECT.
 fn ask_by_connect(sidecar: u16, target: &str, path: &str) -> String {
     let mut stream = until_connected(sidecar);
-    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
+    )
+    .unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -76,11 +88,19 @@ fn requests_in_both_forms_and_an_end_that_waits_for_them() {
     let socket = format!("--proxy-uds={}", setup.file("socket"));
     let mut sidecar = start(
         &setup,
-        &["--mode=http-connect", "--proxy-host=", "--proxy-port=0", &socket],
+        &[
+            "--mode=http-connect",
+            "--proxy-host=",
+            "--proxy-port=0",
+            &socket,
+        ],
     );
     sidecar.until_ready();
     assert_eq!(get(sidecar.health, "/healthz").2, "ok");
-    assert_eq!(get(sidecar.health, "/readyz?verbose").2, "[+]server of default ok\n");
+    assert_eq!(
+        get(sidecar.health, "/readyz?verbose").2,
+        "[+]server of default ok\n"
+    );
     let target = format!("127.0.0.1:{}", setup.target);
     for answer in [
         ask(sidecar.listen, &format!("http://{target}/success")),
@@ -89,7 +109,10 @@ fn requests_in_both_forms_and_an_end_that_waits_for_them() {
         assert!(answer.contains("<title>Success</title>"), "{answer}");
     }
     let refused = ask(sidecar.listen, "http://127.0.0.1:1/");
-    assert!(refused.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{refused}");
+    assert!(
+        refused.starts_with("HTTP/1.1 502 Bad Gateway\r\n"),
+        "{refused}"
+    );
     assert!(refused.contains("connection refused"), "{refused}");
     sidecar.until_counted("connections{tenant=\"default\"} 0");
     // A request that is being answered is answered to its end.
@@ -100,7 +123,12 @@ fn requests_in_both_forms_and_an_end_that_waits_for_them() {
     sidecar.program.signal(libc::SIGTERM);
     let answer = slow.join().unwrap();
     assert!(answer.contains("<title>Success</title>"), "{answer}");
-    assert_eq!(sidecar.program.end().0, Some(0), "{}", sidecar.program.log());
+    assert_eq!(
+        sidecar.program.end().0,
+        Some(0),
+        "{}",
+        sidecar.program.log()
+    );
     assert!(TcpStream::connect(("127.0.0.1", listen)).is_err());
 }
 
@@ -119,14 +147,20 @@ tenants:
 fn several_tenants_by_address() {
     let setup = Setup::new();
     for tenant in ["a", "b"] {
-        setup.scratch.issue(&format!("client-of-{tenant}"), |params| {
-            let name = format!("client-of-{tenant}");
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        });
-        setup.scratch.issue(&format!("agent-of-{tenant}"), |params| {
-            let name = &mut params.distinguished_name;
-            name.push(rcgen::DnType::OrganizationName, tenant);
-        });
+        setup
+            .scratch
+            .issue(&format!("client-of-{tenant}"), |params| {
+                let name = format!("client-of-{tenant}");
+                params
+                    .distinguished_name
+                    .push(rcgen::DnType::CommonName, name);
+            });
+        setup
+            .scratch
+            .issue(&format!("agent-of-{tenant}"), |params| {
+                let name = &mut params.distinguished_name;
+                name.push(rcgen::DnType::OrganizationName, tenant);
+            });
     }
     fs::write(setup.file("rules.yaml"), RULES).unwrap();
     let clients = port();
@@ -175,12 +209,20 @@ fn several_tenants_by_address() {
     sidecar.until_ready();
     let url = format!("http://127.0.0.1:{}/success", setup.target);
     let answer = ask(ports[0], &url);
-    assert!(answer.contains("<title>Success</title>"), "{answer}\n{}", server.log());
+    assert!(
+        answer.contains("<title>Success</title>"),
+        "{answer}\n{}",
+        server.log()
+    );
     let answer = ask(ports[1], &url);
     assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
     assert!(answer.contains("No agent available"), "{answer}");
     let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
-    write!(stream, "GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("<title>Success</title>"), "{answer}");
@@ -203,7 +245,10 @@ fn a_server_that_is_not_there_is_logged_and_shown() {
     assert!(line.contains("503"), "{line}");
     assert!(body.contains("[-]server of default failed"), "{body}");
     let answer = ask(sidecar.listen, "http://a:1/");
-    assert!(answer.contains("cannot connect to the konnectivity server"), "{answer}");
+    assert!(
+        answer.contains("cannot connect to the konnectivity server"),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -212,16 +257,33 @@ fn bad_usage_is_one_error() {
     for (flags, want) in [
         (&["--listen=0.0.0.0:8097"][..], "not of loopback"),
         (&[], "--ca-cert is needed"),
-        (&["--ca-cert=/nonexistent/ca.crt"], "cannot read /nonexistent/ca.crt"),
-        (&["--tenants-config=/nonexistent/file"], "cannot read the tenants in /nonexistent/file"),
-        (&["--listen=/nonexistent/socket", "--proxy-uds=/x", "--proxy-host=", "--proxy-port=0"], "/nonexistent/socket"),
+        (
+            &["--ca-cert=/nonexistent/ca.crt"],
+            "cannot read /nonexistent/ca.crt",
+        ),
+        (
+            &["--tenants-config=/nonexistent/file"],
+            "cannot read the tenants in /nonexistent/file",
+        ),
+        (
+            &[
+                "--listen=/nonexistent/socket",
+                "--proxy-uds=/x",
+                "--proxy-host=",
+                "--proxy-port=0",
+            ],
+            "/nonexistent/socket",
+        ),
     ] {
         let mut sidecar = start(&setup, flags);
         let (code, took) = sidecar.program.end();
         assert_eq!(code, Some(1), "{flags:?}");
         assert!(took < Duration::from_secs(10));
         let log = sidecar.program.log();
-        assert!(log.starts_with("Error: ") && log.contains(want), "{flags:?}: {log}");
+        assert!(
+            log.starts_with("Error: ") && log.contains(want),
+            "{flags:?}: {log}"
+        );
         assert_eq!(log.lines().count(), 1, "{log}");
     }
 }

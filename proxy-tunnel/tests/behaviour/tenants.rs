@@ -258,7 +258,11 @@ async fn connections_are_those_of_one_tenant() {
     let echo = Target::echo().await;
     let refused = async |certificate| {
         let error = dialer(&rig, certificate).dial(&echo).await.unwrap_err();
-        anyhow::Error::new(error).chain().last().unwrap().to_string()
+        anyhow::Error::new(error)
+            .chain()
+            .last()
+            .unwrap()
+            .to_string()
     };
     // Without an agent a dial ends with its connection.
     assert!(refused("organization-a").await.starts_with("code 500"));
@@ -271,7 +275,12 @@ async fn connections_are_those_of_one_tenant() {
         let config = Arc::clone(&config);
         let stream = TcpStream::connect(rig.tls).await.unwrap();
         let name = "localhost".to_owned().try_into().unwrap();
-        idle.push(TlsConnector::from(config).connect(name, stream).await.unwrap());
+        idle.push(
+            TlsConnector::from(config)
+                .connect(name, stream)
+                .await
+                .unwrap(),
+        );
     }
     rig.until_counted("http_connections 2").await;
     let text = refused("unit-a").await;

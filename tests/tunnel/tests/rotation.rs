@@ -44,7 +44,9 @@ fn reloads(tunnel: &Tunnel, (health, certificate): (&str, &str), result: &str) -
             && line.contains(&certificate)
             && line.contains(&result)
     });
-    let line = lines.next().with_context(|| format!("no {certificate} {result}: {metrics}"))?;
+    let line = lines
+        .next()
+        .with_context(|| format!("no {certificate} {result}: {metrics}"))?;
     let (_, count) = line.rsplit_once(' ').context("a line without value")?;
     Ok(count.parse()?)
 }
@@ -61,11 +63,16 @@ fn wait_for_reload(tunnel: &Tunnel, of: (&str, &str), result: &str, before: u64)
 fn connect(tunnel: &Tunnel, target: &str) -> Result<TcpStream> {
     let mut stream = tunnel.netns().run(|| TcpStream::connect(SIDECAR))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
+    write!(
+        stream,
+        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
+    )?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        stream.read_exact(&mut byte).context("no answer of the sidecar")?;
+        stream
+            .read_exact(&mut byte)
+            .context("no answer of the sidecar")?;
         head.push(byte[0]);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
@@ -80,7 +87,9 @@ fn round_trip(stream: &mut TcpStream, round: u64) -> Result<()> {
     let sent = piece.clone();
     let writing = std::thread::spawn(move || writer.write_all(&sent));
     let mut got = vec![0; piece.len()];
-    stream.read_exact(&mut got).context("the stream has ended")?;
+    stream
+        .read_exact(&mut got)
+        .context("the stream has ended")?;
     writing.join().expect("writing does not panic")?;
     ensure!(got == piece, "round {round}: other bytes");
     Ok(())
@@ -92,7 +101,7 @@ fn certificates_and_authorities_change_under_a_stream() -> Result<()> {
     let mut tunnel = Tunnel::start(example, Make::Ours, Make::Ours)?;
     let client = Part::TestClient.of(Make::Ours)?;
     let sidecar = [
-        &["--mode=http-connect"],
+        &["--mode=http-connect"][..],
         &example.client()[2..],
         &["--proxy-host=localhost"],
     ]
@@ -107,7 +116,10 @@ fn certificates_and_authorities_change_under_a_stream() -> Result<()> {
         round_trip(&mut stream, 2 * round)?;
         let old = tunnel.dir().join("old");
         cmd::run(
-            std::process::Command::new("cp").arg("-rT").arg(&directory).arg(&old),
+            std::process::Command::new("cp")
+                .arg("-rT")
+                .arg(&directory)
+                .arg(&old),
             "",
         )?;
         let mut before = Vec::new();
@@ -155,7 +167,15 @@ fn certificates_and_authorities_change_under_a_stream() -> Result<()> {
     tunnel.request(&client, &example.client())?;
     round_trip(&mut stream, 2 * rounds)?;
     let refused = reloads(&tunnel, USES[0], "refused")?;
-    ensure!(refused == before + 1, "{refused} refusals\n{}", tunnel.logs());
-    ensure!(!tunnel.lines("server", "cannot be used").is_empty(), "{}", tunnel.logs());
+    ensure!(
+        refused == before + 1,
+        "{refused} refusals\n{}",
+        tunnel.logs()
+    );
+    ensure!(
+        !tunnel.lines("server", "cannot be used").is_empty(),
+        "{}",
+        tunnel.logs()
+    );
     Ok(())
 }

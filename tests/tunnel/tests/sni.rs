@@ -90,7 +90,11 @@ fn each_agent_gets_the_server_that_it_names() -> Result<()> {
     let example = repository().join("deploy/tunnel/sni/haproxy.cfg");
     let mut text = fs::read_to_string(&example).context("reading haproxy.cfg")?;
     for server in &SERVERS {
-        ensure!(text.matches(server.example).count() == 1, "{}", server.example);
+        ensure!(
+            text.matches(server.example).count() == 1,
+            "{}",
+            server.example
+        );
         let here = format!("127.0.0.1:{}", server.first_port + 1);
         text = text.replace(server.example, &here);
     }
@@ -98,7 +102,11 @@ fn each_agent_gets_the_server_that_it_names() -> Result<()> {
     for server in &SERVERS {
         server.start(&mut tunnel)?;
     }
-    tunnel.spawn("haproxy", Path::new("haproxy"), &["-db", "-f", "haproxy.cfg"])?;
+    tunnel.spawn(
+        "haproxy",
+        Path::new("haproxy"),
+        &["-db", "-f", "haproxy.cfg"],
+    )?;
 
     let clusters = [Cluster::new(&tunnel, 1)?, Cluster::new(&tunnel, 2)?];
     for (cluster, server) in clusters.iter().zip(&SERVERS) {
@@ -126,7 +134,11 @@ fn each_agent_gets_the_server_that_it_names() -> Result<()> {
     for server in &SERVERS {
         let text = server.read(&tunnel)?;
         ensure!(text == server.text, "{text}\n{}", tunnel.logs());
-        ensure!(tunnel.lines(server.process, "Agent connected").len() == 1, "{}", tunnel.logs());
+        ensure!(
+            tunnel.lines(server.process, "Agent connected").len() == 1,
+            "{}",
+            tunnel.logs()
+        );
     }
     Ok(())
 }

@@ -89,7 +89,10 @@ pub fn come_and_come_back(effort: Effort, progress: impl Fn(&str)) -> Result<Vec
             format!("{on_server:.1} KiB"),
         )
         .at_most(on_server, MEMORY, "KiB"),
-        Row::new("the agent's own memory for its connection, beside it", format!("{here:.1} KiB")),
+        Row::new(
+            "the agent's own memory for its connection, beside it",
+            format!("{here:.1} KiB"),
+        ),
         Row::new(format!("{with}: all connected after"), seconds(came)),
         Row::new(
             "server restarted: all agents are back after",
@@ -102,7 +105,9 @@ pub fn come_and_come_back(effort: Effort, progress: impl Fn(&str)) -> Result<Vec
             rows.push(Row::new(format!("… {what} of them"), seconds(time)));
         }
     }
-    let (first, agents) = back.first.context("no tunnel worked while agents came back")?;
+    let (first, agents) = back
+        .first
+        .context("no tunnel worked while agents came back")?;
     rows.push(Row::new(
         "… the first tunnel works",
         format!("{}, {agents} agents being back", seconds(first)),
@@ -124,33 +129,44 @@ pub fn come_and_come_back(effort: Effort, progress: impl Fn(&str)) -> Result<Vec
 /// Watches the agents, and opens tunnels of those that are back, one after the other.
 fn observe(site: &Site, fleet: &Arc<Fleet>, started: Instant) -> Result<Return> {
     let target = site.run(echo())?;
-    let dialers = (0..site.tenants()).map(|tenant| site.dialer(tenant)).collect();
+    let dialers = (0..site.tenants())
+        .map(|tenant| site.dialer(tenant))
+        .collect();
     let is_over = Arc::new(AtomicBool::new(false));
-    let dialing = dial(Arc::clone(fleet), dialers, target, started, Arc::clone(&is_over));
+    let dialing = dial(
+        Arc::clone(fleet),
+        dialers,
+        target,
+        started,
+        Arc::clone(&is_over),
+    );
     let dialing = site.runtime.spawn(dialing);
     let (mut half, mut most) = (None, None);
     let all = loop {
         let (connected, now) = (fleet.connected(), started.elapsed());
-        if 2 * connected >= fleet.len() {
+        if 2 * connected >= fleet.size() {
             half.get_or_insert(now);
         }
-        if 100 * connected >= 99 * fleet.len() {
+        if 100 * connected >= 99 * fleet.size() {
             most.get_or_insert(now);
         }
-        if connected == fleet.len() {
+        if connected == fleet.size() {
             break now;
         }
         ensure!(
             now < GIVEN_UP,
             "{connected} of {} agents are back after {} s\n{}",
-            fleet.len(),
+            fleet.size(),
             GIVEN_UP.as_secs(),
             site.logs()
         );
         thread::sleep(WATCH);
     };
     is_over.store(true, Ordering::Release);
-    let mut back = site.runtime.block_on(dialing).context("a client has panicked")?;
+    let mut back = site
+        .runtime
+        .block_on(dialing)
+        .context("a client has panicked")?;
     (back.half, back.most, back.all) = (half, most, all);
     back.dials.sort_unstable();
     Ok(back)

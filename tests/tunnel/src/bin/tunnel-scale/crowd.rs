@@ -40,6 +40,9 @@ struct Shown {
     p99: f64,
 }
 
+/// What it is, its unit, by what a value is multiplied for it, and where it stands.
+type Column = (&'static str, &'static str, f64, fn(&Shown) -> f64);
+
 /// Measures both in turn.
 ///
 /// # Errors
@@ -59,18 +62,20 @@ pub fn compare(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
         }
     }
     let [many, one] = &shown;
-    let setting = format!("{tenants} tenants ÷ 1 tenant, {agents} agents and {tunnels} tunnels each");
+    let setting =
+        format!("{tenants} tenants ÷ 1 tenant, {agents} agents and {tunnels} tunnels each");
     let mut rows = Vec::new();
-    for (what, unit, scale, of) in [
+    let columns: [Column; 3] = [
         (
             "server's memory for agents and tunnels",
             "MiB",
             mib(1),
-            (|shown: &Shown| shown.memory) as fn(&Shown) -> f64,
+            |shown| shown.memory,
         ),
         ("median of a round trip", "ms", 1000.0, |shown| shown.median),
         ("p99 of a round trip", "ms", 1000.0, |shown| shown.p99),
-    ] {
+    ];
+    for (what, unit, scale, of) in columns {
         let values = |shown: &[Shown]| shown.iter().map(of).collect::<Vec<f64>>();
         let (many, one) = (values(many), values(one));
         let ratio = Summary::of_ratio(&many, &one).context("no round")?;

@@ -101,7 +101,7 @@ impl Fleet {
     }
 
     /// How many there are.
-    pub const fn len(&self) -> usize {
+    pub const fn size(&self) -> usize {
         self.agents.len()
     }
 
@@ -129,7 +129,7 @@ impl Fleet {
                 bail!(
                     "{} of {} agents are connected, not {count}, after {} s",
                     self.connected(),
-                    self.len(),
+                    self.size(),
                     PATIENCE.as_secs()
                 );
             }
