@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -50,6 +50,10 @@ fn main() -> Result<()> {
     let programs = workspace.join(PROGRAMS);
     let root_dir = programs.to_str().context("the path is UTF-8")?;
     rename_paths()?;
+    let shared = shared(&out)?;
+    std::fs::create_dir_all(&shared).context("making the directory of the eBPF programs")?;
+    // SAFETY: a build script starts with one thread and this is its only one.
+    unsafe { std::env::set_var("OUT_DIR", &shared) };
     aya_build::build_ebpf(
         [Package {
             name: PROGRAMS,
@@ -59,9 +63,19 @@ fn main() -> Result<()> {
         toolchain()?,
     )
     .context("building the eBPF programs; `cargo xtask setup` installs what that needs")?;
-    let elf = std::fs::read(&built).context("reading the eBPF programs")?;
+    let elf = std::fs::read(shared.join(PROGRAMS)).context("reading the eBPF programs")?;
     let stripped = without_dwarf(&elf).context("leaving DWARF out of the eBPF programs")?;
     std::fs::write(built, stripped).context("writing the eBPF programs")
+}
+
+/// Where the eBPF programs are built: one place for all profiles of a target directory, since they have a profile of
+/// their own, and cargo runs this script once for each profile and set of features.
+fn shared(out: &str) -> Result<PathBuf> {
+    // target[/TRIPLE]/PROFILE/build/proxy-agent-HASH/out
+    let target = Path::new(out).ancestors().nth(4);
+    Ok(target
+        .context("OUT_DIR is in a target directory")?
+        .join("ebpf"))
 }
 
 /// Has the eBPF programs' compiler rename paths as this build does, so that the lines named in their BTF do

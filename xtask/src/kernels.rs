@@ -34,7 +34,7 @@ pub const REMAKE: &str = "cargo xtask kernels";
 pub struct Kernels {
     /// How many instructions the verifier may look at in one program, on any kernel.
     pub verifier_limit: u32,
-    /// The test programs that no guest runs, with the reason.
+    /// The files of tests that no guest runs, with the reason.
     #[serde(default)]
     pub left_out: BTreeMap<String, String>,
     /// What is skipped in every guest, by the name in its record, with the reason.
@@ -46,12 +46,12 @@ pub struct Kernels {
     pub kernel: Vec<Kernel>,
 }
 
-/// Tests of one program.
+/// Tests of one file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Selection {
-    /// The program: a file in `tests/tests`.
-    pub program: String,
+    /// The file, without directory and ending.
+    pub file: String,
     /// Their names; all if there are none.
     #[serde(default)]
     pub tests: Vec<String>,

@@ -6,6 +6,7 @@
 //! commands are run and reported in `sh`, where things are in `workspace`. Nothing here depends on
 //! the agent or on the eBPF toolchain, so `cargo xtask setup` works on a bare machine.
 
+mod behaviour;
 mod build;
 mod check;
 mod debian;
@@ -18,6 +19,7 @@ mod previous;
 mod setup;
 mod sh;
 mod test;
+mod tests_map;
 mod tidy;
 mod vm;
 mod workspace;
@@ -56,7 +58,11 @@ enum Task {
     /// Runs every step even when one fails, and names the failed ones at the end.
     Check,
     /// Look for what no other tool looks for: layout, licences, links, leftovers
-    Tidy,
+    Tidy {
+        /// First make tests/README.md again from the files of tests
+        #[arg(long)]
+        fix: bool,
+    },
     /// Run all tests on this machine's kernel; needs root
     ///
     /// The tests work in network namespaces of their own and leave this machine's network alone. After all of them a
@@ -160,14 +166,14 @@ enum Task {
         /// Run only the tests whose name contains this
         #[arg(long, value_name = "NAME", conflicts_with = "ci")]
         filter: Option<String>,
-        /// Only these test programs (files in tests/tests)
+        /// Only the tests of these files below tests/tests, for example `paths`
         #[arg(
             long,
-            value_name = "PROGRAM",
+            value_name = "FILE",
             value_delimiter = ',',
             conflicts_with = "ci"
         )]
-        program: Vec<String>,
+        file: Vec<String>,
         /// More words for the kernel's command line, for example `module_blacklist=xt_bpf`
         #[arg(
             long,
@@ -217,7 +223,14 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         Task::Setup => Ok(()),
         Task::Build => build::build(&workspace),
         Task::Check => check::check(&workspace),
-        Task::Tidy => tidy::tidy(&workspace),
+        Task::Tidy { fix } => {
+            let fixed = if fix {
+                tests_map::remake(&workspace)
+            } else {
+                Ok(())
+            };
+            fixed.and_then(|()| tidy::tidy(&workspace))
+        }
         Task::Test { filter, node, args } => {
             let options = test::Options { filter, node, args };
             test::test(&workspace, &options)
@@ -233,7 +246,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
             kernel,
             ci,
             filter,
-            program,
+            file,
             append,
             command,
         } => {
@@ -241,7 +254,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
                 kernel,
                 ci,
                 filter,
-                programs: program,
+                files: file,
                 append,
                 command,
             };

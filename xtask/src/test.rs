@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
+use crate::behaviour;
 use crate::build::{self, AGENT};
 use crate::fuzz;
 use crate::image;
@@ -40,7 +41,7 @@ pub const KERNEL_VARIABLE: &str = "PROXY_AGENT_KERNEL";
 pub const PATIENCE_VARIABLE: &str = "PROXY_AGENT_TEST_PATIENCE";
 
 /// What cargo is told with each of its commands here.
-const RELEASE: [&str; 2] = ["--release", "--locked"];
+pub const RELEASE: [&str; 2] = ["--release", "--locked"];
 
 /// Tells the tests of the image where it is.
 const IMAGE_VARIABLE: &str = "PROXY_AGENT_IMAGE";
@@ -104,8 +105,8 @@ pub fn test(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     let mut outcome = sh::run(&mut cargo);
     if options.filter.is_none() && options.node.is_none() {
-        let on_nodes = programs(workspace).and_then(|programs| {
-            nodes.run(workspace, &programs, |command| {
+        let on_nodes = behaviour::Files::build(workspace).and_then(|files| {
+            nodes.run(workspace, &files, |command| {
                 command.envs(&variables);
             })
         });
@@ -168,37 +169,6 @@ pub fn build(workspace: &Workspace) -> Result<()> {
             .args(USER_SPACE)
             .args(["--bins", "--examples"]),
     )
-}
-
-/// The programs of the behaviour tests, built, by their names.
-///
-/// # Errors
-/// When they cannot be built.
-pub fn programs(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
-    let messages = sh::read(workspace.cargo("test").args(RELEASE).args([
-        "--package",
-        "tests",
-        "--tests",
-        "--no-run",
-        "--message-format",
-        "json-render-diagnostics",
-    ]))?;
-    let mut programs = Vec::new();
-    for message in messages.lines() {
-        let message: serde_json::Value =
-            serde_json::from_str(message).context("cargo printed something else than JSON")?;
-        let target = &message["target"];
-        let is_test = target["kind"][0] == "test";
-        if let (true, Some(name), Some(file)) = (
-            is_test,
-            target["name"].as_str(),
-            message["executable"].as_str(),
-        ) {
-            programs.push((name.to_owned(), file.into()));
-        }
-    }
-    programs.sort();
-    Ok(programs)
 }
 
 /// What this machine's kernel must support.

@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::kernels;
 use crate::sh;
+use crate::tests_map;
 use crate::workspace::Workspace;
 
 /// Something that must be put right.
@@ -99,6 +100,13 @@ pub fn tidy(workspace: &Workspace) -> Result<()> {
             kernels::REMAKE
         );
         findings.push(Finding::file(document, what));
+    }
+    if tests_map::is_stale(workspace)? {
+        let what = format!(
+            "is not what the files of tests say: `{}`",
+            tests_map::REMAKE
+        );
+        findings.push(Finding::file(tests_map::FILE, what));
     }
 
     for note in notes {

@@ -45,8 +45,8 @@ pub struct Options {
     pub ci: bool,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
-    /// Only these test programs; all if there are none.
-    pub programs: Vec<String>,
+    /// Only the tests of these files; all if there are none.
+    pub files: Vec<String>,
     /// More words for the kernel's command line.
     pub append: String,
     /// A command, or `shell`; none for the tests.

@@ -288,7 +288,7 @@ fn agent(results: &Results) -> Vec<Bar> {
         unit: "ms",
         measured: repairs.collect(),
     });
-    bars.push(cost(costs::attach(1_000, "tcx"), 2_000.0, "ms"));
+    bars.push(cost(costs::attach(1_000, costs::AUTO), 2_000.0, "ms"));
     bars.push(cost(costs::resync(1_000), 50.0, "ms"));
     bars
 }

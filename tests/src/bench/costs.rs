@@ -37,6 +37,9 @@ const ATTACHED: Duration = Duration::from_mins(5);
 const TIMEOUT: Duration = Duration::from_mins(3);
 const LOOK: Duration = Duration::from_micros(200);
 
+/// The agent's default: tcx, and filters until it is the turn of a link.
+pub const AUTO: &str = "auto";
+
 /// The name of the cost of starting with so many links.
 #[must_use]
 pub fn attach(links: usize, mode: &str) -> String {
@@ -292,12 +295,12 @@ fn rules(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     Ok(())
 }
 
-/// Attaches to many links, in both ways, and looks at them again.
+/// Attaches to many links, in each way, and looks at them again.
 fn with_links(links: usize, costs: &mut Vec<Cost>) -> Result<()> {
     let node = Node::new()?;
     // The uplink is one.
     add_links(&node.netns, links - 1)?;
-    for mode in ["tcx", "clsact"] {
+    for mode in [AUTO, "tcx", "clsact"] {
         let attach_mode = format!("--tc-attach={mode}");
         let args = &["--backend=ebpf", &attach_mode];
         let (mut agent, took) = start(&node, args)?;

@@ -3,6 +3,7 @@
 //! What lies in a guest: the kernel's modules, the programs that tests run, the agent and the tests, and
 //! the job that `init.sh` does there.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
@@ -52,18 +53,18 @@ pub enum Job {
     Command(Vec<OsString>),
     /// Loads every program and tells what the verifier says.
     Verifier,
-    /// Runs test programs; with the agent of the previous release where it is at hand.
-    Tests(Vec<Program>, Option<PathBuf>),
+    /// Runs tests; with the agent of the previous release where it is at hand.
+    Tests(Vec<Run>, Option<PathBuf>),
 }
 
-/// A test program of a guest.
+/// Tests that a guest runs with one call of a program.
 #[derive(Clone, Debug)]
-pub struct Program {
-    /// Its name.
+pub struct Run {
+    /// The file that they stand in.
     pub name: String,
-    /// The file on this machine.
-    pub file: PathBuf,
-    /// Arguments, of which none has white space.
+    /// The program, on this machine.
+    pub program: PathBuf,
+    /// Its arguments, of which none has white space.
     pub arguments: Vec<String>,
     /// How many seconds it may take.
     pub limit: u64,
@@ -111,8 +112,8 @@ pub fn write(
                 false,
             );
         }
-        Job::Tests(programs, previous) => {
-            tests(&mut image, programs)?;
+        Job::Tests(runs, previous) => {
+            tests(&mut image, runs)?;
             repository(&mut image, workspace)?;
             if let Some(previous) = previous {
                 image.copy(previous, &format!("{HOME}/{PREVIOUS}"));
@@ -225,16 +226,18 @@ fn extensions() -> Option<PathBuf> {
     places.into_iter().find(|path| path.is_dir())
 }
 
-fn tests(image: &mut Initramfs, programs: &[Program]) -> Result<()> {
+fn tests(image: &mut Initramfs, runs: &[Run]) -> Result<()> {
     let mut plan = String::new();
-    for program in programs {
-        image.copy(
-            &program.file,
-            &format!("{HOME}/target/release/deps/{}", program.name),
-        );
-        image.libraries(&program.file)?;
-        let (name, limit) = (&program.name, program.limit);
-        let _ = writeln!(plan, "{name} {limit} {}", program.arguments.join(" "));
+    let mut copied = BTreeSet::new();
+    for run in runs {
+        let file = run.program.file_name().context("a program has a name")?;
+        let file = file.to_string_lossy();
+        if copied.insert(&run.program) {
+            image.copy(&run.program, &format!("{HOME}/target/release/deps/{file}"));
+            image.libraries(&run.program)?;
+        }
+        let (name, limit) = (&run.name, run.limit);
+        let _ = writeln!(plan, "{name} {file} {limit} {}", run.arguments.join(" "));
     }
     // Tests find the directory for their records of skips by this.
     image.text(&format!("{HOME}/target/CACHEDIR.TAG"), "", false);

@@ -31,18 +31,18 @@ for module in nf_conntrack nf_conntrack_netlink br_netfilter ip_vs ip_vs_rr; do
     /sbin/modprobe -q "$module"
 done
 
-# Each line of the plan is a test program, how many seconds it may take, and its arguments.
+# Each line of the plan is a file of tests, the program that has them, how many seconds it may take, and its arguments.
 run_plan() {
     outcome=0
-    while read -r name limit arguments; do
+    while read -r name program limit arguments; do
         echo "==== $name"
         before=$(cut -d. -f1 /proc/uptime)
         # shellcheck disable=SC2086
-        timeout -s KILL "$limit" "/proxy-agent/target/release/deps/$name" $arguments < /dev/null
+        timeout -s KILL "$limit" "/proxy-agent/target/release/deps/$program" $arguments < /dev/null
         status=$?
         echo "==== end of $name"
         [ "$status" = 0 ] || outcome=1
-        report "program $name $status $(($(cut -d. -f1 /proc/uptime) - before))"
+        report "tests $name $status $(($(cut -d. -f1 /proc/uptime) - before))"
     done < /proxy-agent/plan
     for record in /proxy-agent/target/skipped/*.txt; do
         [ -f "$record" ] || continue

@@ -10,25 +10,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::guest::{Job, Program};
+use super::guest::{Job, Run};
 use super::kernel::Kernel;
 use super::qemu::{Host, Outcome, Setting};
 use super::{Options, choose, debian, environment, tail, took, verifier};
-use crate::kernels::{self, Kernels, Support};
+use crate::behaviour::{File, Files};
+use crate::kernels::{self, Kernels, Selection, Support};
 use crate::previous;
 use crate::sh;
 use crate::test;
 use crate::workspace::Workspace;
 
-/// The program that compares a kernel with what `kernels.toml` says of it. A kernel with features taken
+/// The file that compares a kernel with what `kernels.toml` says of it. A kernel with features taken
 /// away runs this one only.
 const EXPECTATIONS: &str = "kernel";
 
-/// The program that needs the agent of the previous release.
+/// The file that needs the agent of the previous release.
 const UPGRADES: &str = "upgrade";
 
-/// How long one test program may take, in seconds, and one guest.
-const PROGRAM_LIMIT: u64 = 2400;
+/// How long the tests of one file may take, in seconds, and one guest.
+const RUN_LIMIT: u64 = 2400;
 const GUEST_LIMIT: Duration = Duration::from_hours(3);
 
 /// How much of a console is shown.
@@ -40,7 +41,7 @@ struct Boot<'a> {
     kernel: &'a Kernel,
     append: String,
     supports: &'a Support,
-    programs: Vec<Program>,
+    runs: Vec<Run>,
     /// What may be skipped.
     skips: BTreeMap<String, String>,
     /// Every test runs: what may be skipped must be skipped.
@@ -62,12 +63,12 @@ struct Verdict {
 pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()> {
     let start = Instant::now();
     let kernels = Kernels::read(workspace)?;
-    let programs = programs(workspace, &kernels, options)?;
+    let runs = selected(workspace, &kernels, options)?;
     let rows = rows(&kernels, cache, options)?;
     let host = Host::open(workspace, cache.to_path_buf())?;
     let mut verdicts = Vec::new();
     for (name, kernel, row) in &rows {
-        for boot in boots(name, kernel, (&kernels, row), &programs, options) {
+        for boot in boots(name, kernel, (&kernels, row), &runs, options) {
             let start = Instant::now();
             let problems = boot.run(workspace, &host, &kernels)?;
             verdicts.push(Verdict {
@@ -142,7 +143,7 @@ fn boots<'a>(
     name: &str,
     kernel: &'a Kernel,
     (kernels, row): (&Kernels, &'a kernels::Kernel),
-    programs: &[Program],
+    runs: &[Run],
     options: &Options,
 ) -> Vec<Boot<'a>> {
     let skips = kernels.skips.iter().chain(&row.skips);
@@ -152,13 +153,13 @@ fn boots<'a>(
         kernel,
         append: options.append.clone(),
         supports: &row.supports,
-        programs: programs.to_vec(),
+        runs: runs.to_vec(),
         skips: skips.collect(),
-        complete: !options.ci && options.filter.is_none() && options.programs.is_empty(),
+        complete: !options.ci && options.filter.is_none() && options.files.is_empty(),
     }];
-    let expectations: Vec<Program> = programs
+    let expectations: Vec<Run> = runs
         .iter()
-        .filter(|program| program.name == EXPECTATIONS)
+        .filter(|run| run.name == EXPECTATIONS)
         .cloned()
         .collect();
     // With features taken away by hand nobody knows what to expect of more.
@@ -168,7 +169,7 @@ fn boots<'a>(
             kernel,
             append: without.append.clone(),
             supports: &without.supports,
-            programs: expectations.clone(),
+            runs: expectations.clone(),
             skips: BTreeMap::new(),
             complete: false,
         }));
@@ -186,14 +187,14 @@ impl Boot<'_> {
         );
         let mut variables = environment(accelerator);
         variables.push((test::KERNEL_VARIABLE, serde_json::to_string(self.supports)?));
-        let upgrades = self.programs.iter().any(|program| program.name == UPGRADES);
+        let upgrades = self.runs.iter().any(|run| run.name == UPGRADES);
         let previous = if upgrades {
             // Where it cannot be had, the tests say so and are skipped.
             previous::build(workspace)?.ok()
         } else {
             None
         };
-        let job = Job::Tests(self.programs.clone(), previous);
+        let job = Job::Tests(self.runs.clone(), previous);
         let setting = Setting {
             name: &format!("guests/{}", self.name.replace(' ', "-")),
             job: &job,
@@ -226,9 +227,9 @@ impl Boot<'_> {
             });
         }
         if outcome.trouble.is_none() {
-            for program in &self.programs {
-                if !ran.iter().any(|ran| ran.name == program.name) {
-                    problems.push(format!("{} did not run", program.name));
+            for run in &self.runs {
+                if !ran.iter().any(|ran| ran.name == run.name) {
+                    problems.push(format!("{} did not run", run.name));
                 }
             }
         }
@@ -275,7 +276,7 @@ impl Boot<'_> {
     }
 }
 
-/// A test program that ran: `program <name> <status> <seconds>`.
+/// A file whose tests ran: `tests <name> <status> <seconds>`.
 struct Ran<'a> {
     name: &'a str,
     status: i32,
@@ -284,7 +285,7 @@ struct Ran<'a> {
 
 impl<'a> Ran<'a> {
     fn read(line: &'a str) -> Option<Self> {
-        let mut words = line.strip_prefix("program ")?.split(' ');
+        let mut words = line.strip_prefix("tests ")?.split(' ');
         Some(Self {
             name: words.next()?,
             status: words.next()?.parse().ok()?,
@@ -339,51 +340,43 @@ fn show(outcome: &Outcome) {
     println!("---- all of it: {}", outcome.console.display());
 }
 
-/// The test programs of this workspace that are asked for.
-fn programs(workspace: &Workspace, kernels: &Kernels, options: &Options) -> Result<Vec<Program>> {
-    let built = test::programs(workspace)?;
-    let mut programs: Vec<Program> = built
-        .iter()
-        .filter(|(name, _)| {
-            if options.programs.is_empty() {
-                !kernels.left_out.contains_key(name)
-            } else {
-                options.programs.contains(name)
-            }
-        })
-        .map(|(name, file)| Program {
-            name: name.clone(),
-            file: file.clone(),
-            arguments: options.filter.iter().cloned().collect(),
-            limit: PROGRAM_LIMIT,
-        })
-        .collect();
+/// The tests of this workspace that are asked for.
+fn selected(workspace: &Workspace, kernels: &Kernels, options: &Options) -> Result<Vec<Run>> {
+    let files = Files::build(workspace)?;
+    let run = |file: &File, arguments| Run {
+        name: file.name.clone(),
+        program: file.program.clone(),
+        arguments,
+        limit: RUN_LIMIT,
+    };
     if options.ci {
-        for selection in &kernels.ci {
-            if !built.iter().any(|(name, _)| *name == selection.program) {
-                bail!(
-                    "{} names {}, there is no such test program",
-                    kernels::FILE,
-                    selection.program
-                );
-            }
-        }
-        programs = kernels
-            .ci
-            .iter()
-            .filter_map(|selection| {
-                let mut program = programs
-                    .iter()
-                    .find(|program| program.name == selection.program)?
-                    .clone();
-                println!("vm: {}: {}", selection.program, selection.why);
-                if !selection.tests.is_empty() {
-                    program.arguments.push("--exact".to_owned());
-                    program.arguments.extend(selection.tests.iter().cloned());
-                }
-                Some(program)
-            })
-            .collect();
+        let run = |selection: &Selection| {
+            println!("vm: {}: {}", selection.file, selection.why);
+            let file = files.get(kernels::FILE, &selection.file)?;
+            Ok(run(file, file.arguments(kernels::FILE, &selection.tests)?))
+        };
+        return kernels.ci.iter().map(run).collect();
     }
-    Ok(programs)
+    for name in &options.files {
+        files.get("--file", name)?;
+    }
+    let is_wanted = |file: &&File| {
+        if options.files.is_empty() {
+            !kernels.left_out.contains_key(&file.name)
+        } else {
+            options.files.contains(&file.name)
+        }
+    };
+    let runs: Vec<Run> = files
+        .iter()
+        .filter(is_wanted)
+        .filter_map(|file| Some(run(file, file.matching(options.filter.as_deref())?)))
+        .collect();
+    if runs.is_empty() {
+        bail!(
+            "no test of these files has a name with {:?}",
+            options.filter
+        );
+    }
+    Ok(runs)
 }

@@ -117,9 +117,11 @@ impl Packets {
         [self.delete("opening"), self.void(turned)].concat()
     }
 
-    /// From the first FIN or RST of a decided connection on. `sent` names the end that sends this packet, `other`
-    /// the other one. Where there is no room for the next set, the connection stays in the one before.
-    pub fn end_of_decided(&self, sent: &Self, other: &Self) -> [Rule; 8] {
+    /// The first FIN or RST of a decided connection. `sent` names the end that sends this packet. Where there is no room
+    /// for the next set, the connection stays in the one before.
+    ///
+    /// Nearly every packet with such a flag belongs to a decided connection, so these come before what asks other sets.
+    pub fn end_of_decided(&self, sent: &Self) -> [Rule; 3] {
         let flags = expression::has_flag;
         [
             rule(
@@ -144,7 +146,17 @@ impl Packets {
                 ]
                 .concat(),
             ),
-            rule("decided", [self.is(DECIDED), untrack()].concat()),
+            rule(
+                "decided, with another special flag",
+                [flags(SPECIAL), self.is(DECIDED), untrack()].concat(),
+            ),
+        ]
+    }
+
+    /// What comes after the first FIN or RST. `sent` names the end that sends this packet, `other` the other one.
+    pub fn after_the_end(&self, sent: &Self, other: &Self) -> [Rule; 5] {
+        let flags = expression::has_flag;
+        [
             rule(
                 "closed with this by the second end",
                 [
@@ -168,16 +180,16 @@ impl Packets {
                 .concat(),
             ),
             rule(
+                "closed by both",
+                [self.is("closed"), self.update("closed"), untrack()].concat(),
+            ),
+            rule(
                 "closed by the sender",
                 [sent.is("closing"), sent.update("closing"), untrack()].concat(),
             ),
             rule(
                 "closed by the other end",
                 [other.is("closing"), other.update("closing"), untrack()].concat(),
-            ),
-            rule(
-                "closed by both",
-                [self.is("closed"), self.update("closed"), untrack()].concat(),
             ),
         ]
     }

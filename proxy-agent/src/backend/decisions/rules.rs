@@ -89,12 +89,19 @@ fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
         packet.plain_of_decided(),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
     ];
+    rules.extend(packet.end_of_decided(packet));
     rules.extend(packet.answered(Vec::new()));
     rules.push(rule(
         "opening",
-        [packet.is("opening"), packet.update("opening"), untrack()].concat(),
+        [
+            expression::has_flag(SPECIAL),
+            packet.is("opening"),
+            packet.update("opening"),
+            untrack(),
+        ]
+        .concat(),
     ));
-    rules.extend(packet.end_of_decided(packet, turned));
+    rules.extend(packet.after_the_end(packet, turned));
     rules
 }
 
@@ -158,9 +165,10 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
-        rule("opening", [packet.is("opening"), untrack()].concat()),
     ];
-    rules.extend(packet.end_of_decided(sent, packet));
+    rules.extend(packet.end_of_decided(sent));
+    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
+    rules.extend(packet.after_the_end(sent, packet));
     rules.push(rule(
         "tracked, and closed with this",
         [

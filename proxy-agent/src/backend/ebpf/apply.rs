@@ -26,7 +26,7 @@ impl Ebpf {
             },
             Op::InstallTables { tables } => {
                 let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                let takes_over = self.look_for_leftovers;
+                let takes_over = self.is_first;
                 Ok(decisions::install(
                     &self.settings.decisions(),
                     takes_over,
@@ -34,14 +34,15 @@ impl Ebpf {
                 )?)
             }
             Op::DeleteTable { table } => Ok(tables::delete(table)?),
-            Op::Attach { hook, link, .. } => {
+            Op::Attach {
+                hook, link, mode, ..
+            } => {
                 let Some(programs) = self.programs.as_mut() else {
                     return Ok(());
                 };
-                let mode = self.attach_mode;
                 let mut patience = LINGERING / LINGERING_LOOK;
                 loop {
-                    match attach::attach(mode, programs, *hook, link, &self.settings) {
+                    match attach::attach(*mode, programs, *hook, link, &self.settings) {
                         Err(error) if attach::lingers(&error) && patience > 0 => {
                             patience -= 1;
                             sleep(Duration::from_millis(LINGERING_LOOK.into())).await;

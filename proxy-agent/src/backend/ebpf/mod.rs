@@ -20,6 +20,7 @@ pub mod names;
 mod observe;
 pub mod order;
 mod own;
+mod pace;
 mod plan;
 mod probe;
 mod qdisc;
@@ -54,6 +55,7 @@ pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};
 
 use observe::Observed;
+use pace::Pace;
 use plan::{Desired, Op};
 
 use crate::backend::live::Live;
@@ -77,8 +79,11 @@ pub struct Ebpf {
     known: Ids,
     /// The root of the cgroup2 hierarchy, if there is one and services are translated.
     cgroup: Option<PathBuf>,
-    /// What an earlier agent left, attached in the other way, is looked for once.
+    /// What is attached in the other way is looked for: at first, since an earlier agent may have left it, and as long as
+    /// filters stand in for tcx programs.
     look_for_leftovers: bool,
+    /// No pass was made yet.
+    is_first: bool,
     /// Pins of other layouts, until this one has taken over from them.
     others: Vec<Settings>,
     /// The links that the last pass found, by ifindex.
@@ -183,6 +188,7 @@ impl Ebpf {
             programs,
             known: Ids::new(),
             look_for_leftovers: true,
+            is_first: true,
             others,
             seen: BTreeSet::new(),
             links: guard::Links::default(),
@@ -250,7 +256,7 @@ impl Ebpf {
             self.go_on_draining(report);
             self.keep_listeners(report);
         }
-        let desired = self.desired(table, handle, report).await;
+        let desired = self.desired(table, handle, mode, report).await;
         let observed = Observed::read(
             &self.settings,
             &desired,
@@ -260,9 +266,10 @@ impl Ebpf {
         )
         .await;
         let ops = plan::plan(&desired, &observed);
+        let has_waiting = !pace::waiting(&desired, &observed).is_empty();
         let routine = ops
             .iter()
-            .filter(|op| op.follows_links(&self.seen, &desired.links));
+            .filter(|op| op.follows_links(&self.seen, &desired.links) || op.ends_a_wait(&desired));
         let routine: Vec<_> = routine.map(Op::to_string).collect();
         carry_out(PART, mode, ops, report, async |op| {
             self.apply(op, handle).await
@@ -280,11 +287,16 @@ impl Ebpf {
             self.remove_others(handle, mode, report).await;
         }
         if mode == Mode::Apply {
-            let unused = self.look_for_leftovers && self.attach_mode == AttachMode::Tcx;
+            let is_tcx = self.attach_mode == AttachMode::Tcx;
+            let unused = self.look_for_leftovers && is_tcx && !has_waiting;
             if let Err(error) = qdisc::tidy(&self.settings, table, unused, handle).await {
                 failed(PART, "remove what is left of clsact", &error, report);
             }
-            self.look_for_leftovers = false;
+            self.is_first = false;
+            self.look_for_leftovers = has_waiting;
+            if has_waiting {
+                report.look_again_after(Pace::next());
+            }
         }
     }
 
@@ -353,6 +365,7 @@ impl Ebpf {
         &mut self,
         table: &LinkTable,
         handle: &Handle,
+        run: Mode,
         report: &mut Report,
     ) -> Desired {
         let wanted = self.wanted(table);
@@ -413,6 +426,7 @@ impl Ebpf {
             .concat(),
             links,
             mode: self.attach_mode,
+            pace: Pace::of(&self.settings, self.attach_mode, self.is_first, run),
             maps,
             hooks,
             sockets,

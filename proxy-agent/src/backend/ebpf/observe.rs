@@ -93,15 +93,16 @@ impl Observed {
         observed
     }
 
-    /// Why the desired program has to be attached to a link; none if it is.
+    /// Why the desired program has to be attached to a link in this way; none if it is.
     pub fn attachment_fault(
         &self,
+        mode: AttachMode,
         hook: Hook,
         index: u32,
         desired: &Desired,
     ) -> Option<&'static str> {
         let wanted = desired.hooks.get(&hook).copied().flatten();
-        match desired.mode {
+        match mode {
             AttachMode::Tcx => {
                 let programs = self.programs.get(&(hook, index))?;
                 let attached = wanted.is_some_and(|id| programs.contains(&id));

@@ -12,6 +12,7 @@ use proxy_common::guard::Link;
 use super::attach::{AttachMode, Filter};
 use super::hook::{Hook, SocketHook};
 use super::observe::Observed;
+use super::pace::{self, Pace};
 use super::routes::Found;
 use crate::backend::tables;
 use crate::guard;
@@ -27,6 +28,8 @@ pub struct Desired {
     pub links: BTreeMap<u32, String>,
     /// How.
     pub mode: AttachMode,
+    /// How many at once; none for all.
+    pub pace: Option<Pace>,
     /// The maps that are pinned, by name, with their ids; in a dry run without.
     pub maps: BTreeMap<&'static str, Option<u32>>,
     /// The hooks of links that are wanted, with the ids of the loaded programs; in a dry run
@@ -43,6 +46,9 @@ pub struct Desired {
     /// The names of the guarded ones.
     pub guarded: BTreeMap<u32, String>,
 }
+
+/// Why a tcx program comes to a link that has our filter.
+const STOOD_IN: &str = "it has a filter instead";
 
 /// A link as operations name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +163,7 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
 /// First what a decided connection needs, the programs that decide last; removals after that. The other way of
 /// attaching goes from a link only when ours is there: to be decided twice does no harm.
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
+    let waiting = pace::waiting(desired, observed);
     let mut ops = Vec::new();
     let mut removals = Vec::new();
     let tables = tables::drift(&desired.tables, &observed.tables);
@@ -181,7 +188,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     // Guarded links first.
     for is_first in [true, false] {
         for hook in desired.hooks.keys() {
-            ops.extend(attachments(desired, observed, *hook, is_first));
+            ops.extend(attachments(desired, observed, *hook, is_first, &waiting));
         }
     }
     ops.extend(socket_attachments(
@@ -190,7 +197,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
         SocketHook::is_of_cgroup,
     ));
     for hook in Hook::ALL.into_iter().rev() {
-        removals.extend(detachments(desired, observed, hook));
+        removals.extend(detachments(desired, observed, hook, &waiting));
     }
     for hook in observed.sockets.keys().copied() {
         if !desired.sockets.contains_key(&hook) {
@@ -256,7 +263,13 @@ fn route_ops(desired: &Desired, observed: &Observed) -> Vec<Op> {
 }
 
 /// What attaches the program of a hook to guarded links, or to the others.
-fn attachments(desired: &Desired, observed: &Observed, hook: Hook, guarded: bool) -> Vec<Op> {
+fn attachments(
+    desired: &Desired,
+    observed: &Observed,
+    hook: Hook,
+    guarded: bool,
+    waiting: &BTreeSet<u32>,
+) -> Vec<Op> {
     let mut ops = Vec::new();
     for (index, name) in &desired.links {
         if desired.guarded.contains_key(index) != guarded
@@ -264,15 +277,22 @@ fn attachments(desired: &Desired, observed: &Observed, hook: Hook, guarded: bool
         {
             continue;
         }
-        if let Some(reason) = observed.attachment_fault(hook, *index, desired) {
+        let mode = if waiting.contains(index) {
+            AttachMode::Clsact
+        } else {
+            desired.mode
+        };
+        if let Some(reason) = observed.attachment_fault(mode, hook, *index, desired) {
+            let stands_in =
+                mode == AttachMode::Tcx && observed.filters.contains_key(&(hook, *index));
             ops.push(Op::Attach {
                 hook,
                 link: Target {
                     index: *index,
                     name: name.clone(),
                 },
-                mode: desired.mode,
-                reason,
+                mode,
+                reason: if stands_in { STOOD_IN } else { reason },
             });
         }
     }
@@ -281,9 +301,14 @@ fn attachments(desired: &Desired, observed: &Observed, hook: Hook, guarded: bool
 
 /// What removes the programs of a hook from links that should not have them, or have them attached in
 /// the other way.
-fn detachments(desired: &Desired, observed: &Observed, hook: Hook) -> Vec<Op> {
+fn detachments(
+    desired: &Desired,
+    observed: &Observed,
+    hook: Hook,
+    waiting: &BTreeSet<u32>,
+) -> Vec<Op> {
     let wanted = |mode, index| {
-        desired.mode == mode
+        (desired.mode == mode || (mode == AttachMode::Clsact && waiting.contains(&index)))
             && desired.hooks.contains_key(&hook)
             && desired.links.contains_key(&index)
     };
@@ -350,6 +375,16 @@ fn guard_op(desired: &Desired, observed: &Observed) -> Option<Op> {
 }
 
 impl Op {
+    /// Whether it has a tcx program take the place of the filter that stood in for it: then nothing was broken.
+    pub fn ends_a_wait(&self, desired: &Desired) -> bool {
+        let index = match self {
+            Self::Attach { link, reason, .. } if *reason == STOOD_IN => link.index,
+            Self::RemoveFilter { filter } => filter.link.index,
+            _ => return false,
+        };
+        desired.pace.is_some() && desired.links.contains_key(&index)
+    }
+
     /// Whether it concerns a link that came or went since the links in `seen` were there: then
     /// nothing was broken.
     pub fn follows_links(&self, seen: &BTreeSet<u32>, now: &BTreeMap<u32, String>) -> bool {

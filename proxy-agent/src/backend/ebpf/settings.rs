@@ -40,6 +40,8 @@ pub struct Settings {
     pub max_connections: u32,
     /// How programs are attached.
     pub tc_attach: TcAttach,
+    /// Whether there will be another pass, in which links can have their turn.
+    pub goes_on: bool,
     /// Anything is guarded.
     pub guard: bool,
     /// How.
@@ -63,6 +65,7 @@ impl From<&Config> for Settings {
             run_dir: config.run_dir.clone(),
             max_connections: config.max_connections,
             tc_attach: config.tc_attach,
+            goes_on: config.daemon,
             guard: config.guard != Guard::Off,
             guard_mode: config.guard_mode,
             allow_from: config.allow_from.clone(),
@@ -90,6 +93,7 @@ impl Settings {
             run_dir: run_dir.to_owned(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
             tc_attach: TcAttach::Auto,
+            goes_on: false,
             guard: false,
             guard_mode: GuardMode::Tc,
             allow_from: Vec::new(),

@@ -155,6 +155,7 @@ impl Ebpf {
             known: Ids::new(),
             cgroup: None,
             look_for_leftovers: false,
+            is_first: false,
             others: Vec::new(),
             seen: BTreeSet::new(),
             links: guard::Links::default(),

@@ -218,9 +218,10 @@ fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
         packet.plain_of_decided(),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
     ];
+    rules.extend(packet.end_of_decided(packet));
     rules.extend(packet.answered(endpoint(SetOperation::Update, ANSWERED, family)));
     rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
-    rules.extend(packet.end_of_decided(packet, turned));
+    rules.extend(packet.after_the_end(packet, turned));
     rules
 }
 
@@ -304,9 +305,10 @@ fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
-        rule("opening", [packet.is("opening"), untrack()].concat()),
     ];
-    rules.extend(packet.end_of_decided(sent, packet));
+    rules.extend(packet.end_of_decided(sent));
+    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
+    rules.extend(packet.after_the_end(sent, packet));
     rules
 }
 

@@ -47,7 +47,7 @@ impl Kernel {
                 self.remove(old)?;
                 self.add(old.ip, link)?;
             }
-            // A copy of the VIP is there at every step: tried in `tests/tests/links.rs`.
+            // A copy of the VIP is there at every step: tried in `tests/tests/node/links.rs`.
             Op::Rescope { old, source, .. } => {
                 let mut found = self.table.addresses.iter_mut();
                 let found = found.find(|found| *found == old).ok_or("no such address")?;

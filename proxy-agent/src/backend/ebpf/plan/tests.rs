@@ -43,6 +43,7 @@ fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {
             .map(|index| (*index, format!("veth{index}")))
             .collect(),
         mode,
+        pace: None,
         maps: BTreeMap::from([("SERVICES", Some(MAP))]),
         hooks: BTreeMap::from([(Hook::Ingress, Some(INGRESS))]),
         sockets: BTreeMap::new(),
@@ -107,6 +108,59 @@ fn an_empty_node_gets_rules_first_and_then_programs() {
             "attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached",
         ]
     );
+}
+
+#[test]
+fn of_many_links_a_few_get_tcx_at_once_and_the_others_a_filter_until_it_is_their_turn() {
+    let mut desired = desired(&["10.96.0.2"], &[2, 3, 4], AttachMode::Tcx);
+    let mut observed = nothing(&desired);
+    let table = desired.tables[0].outline();
+    observed
+        .tables
+        .insert(desired.tables[0].title(), Some(table));
+    desired.guarded.insert(4, "veth4".to_owned());
+    desired.pace = Some(Pace {
+        at_once: 1,
+        is_first: true,
+    });
+    assert_eq!(
+        told(&plan(&desired, &observed)),
+        [
+            "attach vip_ingress to link veth4 (ifindex 4) by tcx: it is not attached",
+            "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
+            "attach vip_ingress to link veth3 (ifindex 3) by clsact: it is not attached",
+        ]
+    );
+    for op in plan(&desired, &observed) {
+        model::carry_out(&op, &mut observed);
+    }
+    // A link that comes later does not wait.
+    desired.links.insert(5, "veth5".to_owned());
+    observed.programs.insert((Hook::Ingress, 5), Vec::new());
+    let pace = |at_once| {
+        Some(Pace {
+            at_once,
+            is_first: false,
+        })
+    };
+    desired.pace = pace(0);
+    let waits = plan(&desired, &observed);
+    assert_eq!(
+        told(&waits),
+        ["attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached"]
+    );
+    desired.pace = pace(1);
+    let turn = plan(&desired, &observed);
+    assert_eq!(
+        told(&turn),
+        [
+            "attach vip_ingress to link veth3 (ifindex 3) by tcx: it has a filter instead",
+            "attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached",
+            "remove the clsact filter vip_ingress (priority 1) from link veth3 (ifindex 3)",
+        ]
+    );
+    let ends: Vec<_> = turn.iter().map(|op| op.ends_a_wait(&desired)).collect();
+    assert_eq!(ends, [true, false, true]);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn filter(hook: Hook, index: u32, program: u32) -> Filter {
 }
 
 /// What the kernel does with an operation.
-fn carry_out(op: &Op, observed: &mut Observed) {
+pub fn carry_out(op: &Op, observed: &mut Observed) {
     match op {
         Op::PinMap { map, .. } => {
             observed.maps.insert(map, Some(MAP));
@@ -90,6 +90,7 @@ proptest! {
         v6: bool,
         tcx: bool,
         ends: bool,
+        pace in prop::option::of((1_usize..3, any::<bool>())),
         wanted in prop::collection::btree_set(2_u32..12, 0..6),
         attached in prop::collection::btree_map(
             (hooks(), 2_u32..12), prop::collection::vec(5_u32..10, 0..3), 0..8),
@@ -160,8 +161,25 @@ proptest! {
             desired.guard.insert(index, Link::new(true, false, false));
             desired.guarded.insert(index, format!("veth{index}"));
         }
-        for op in plan(&desired, &observed) {
-            carry_out(&op, &mut observed);
+        // With a pace it takes as many plans as there are links, and each link has one program of ours after the first.
+        desired.pace = pace
+            .filter(|_| tcx)
+            .map(|(at_once, is_first)| Pace { at_once, is_first });
+        for _ in 0..=desired.links.len() {
+            for op in plan(&desired, &observed) {
+                carry_out(&op, &mut observed);
+            }
+            for (hook, index) in places().filter(|(hook, _)| desired.hooks.contains_key(hook)) {
+                let at = (hook, index);
+                let by_tcx = observed.programs[&at].contains(&id_of(hook));
+                let by_filter = observed.filters.get(&at).is_some_and(|filter| filter.program == id_of(hook));
+                prop_assert!(by_tcx || by_filter || ingress_only.contains(&index));
+            }
+            if let Some(pace) = desired.pace.as_mut() {
+                pace.is_first = false;
+            } else {
+                break;
+            }
         }
         prop_assert_eq!(told(&plan(&desired, &observed)), Vec::<String>::new());
         for table in &desired.tables {

@@ -2,7 +2,6 @@
 
 //! A conntrack table that takes no more entries: nothing that is tracked can be opened then.
 
-#[path = "full_table/upstream.rs"]
 mod upstream;
 
 use std::net::TcpStream;

@@ -5,13 +5,9 @@
 //! in `field/host.rs`, the node's addresses and routes as others read them in `field/addresses.rs`, proxies that are not
 //! plain in `field/proxies.rs`, quiet connections beside churn and floods in `churn.rs`.
 
-#[path = "field/addresses.rs"]
 mod addresses;
-#[path = "field/host.rs"]
 mod host;
-#[path = "field/nat.rs"]
 mod nat;
-#[path = "field/proxies.rs"]
 mod proxies;
 
 use std::fs;

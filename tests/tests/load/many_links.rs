@@ -7,10 +7,11 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, conntrack, skip, snapshot, transfer};
+use tests::{Family, client, cmd, conntrack, patience, skip, snapshot, status, transfer};
 
 const PAIRS: usize = 500;
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,6 +90,68 @@ fn a_thousand_links() -> Result<()> {
             let found = conntrack::of_client(&entries, stream.local_addr()?);
             ensure!(found.is_empty(), "{found:#?}");
         }
+        Ok(())
+    });
+    Ok(())
+}
+
+/// By default most links get a filter first, which takes the kernel no time, and their tcx program a few at a time. Meanwhile
+/// a connection that nothing but a link's program decides works as it does later, and nothing counts as repaired.
+#[test]
+fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
+    const FEW: usize = 40;
+    if skip::without_tcx("many_links-until_it_is_their_turn")? {
+        return Ok(());
+    }
+    Node::test(Topology::Veth, |node| {
+        let mut script = String::new();
+        for n in 0..FEW {
+            writeln!(script, "link add many{n} type veth peer name peer{n}")?;
+        }
+        node.netns.ip(&script)?;
+        // The last link of all, whose turn comes last.
+        node.add_pod(Topology::Veth)?;
+        let pod = node.pods.last().context("a pod was just added")?;
+        let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
+        let _agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start(node)?;
+        let links = attachable(node)?;
+        let has_filter = || -> Result<bool> {
+            let filters = node
+                .netns
+                .exec(&format!("tc filter show dev {} ingress", pod.host_link))?;
+            Ok(filters.contains("vip_ingress"))
+        };
+        ensure!(has_filter()?, "the last link has no filter");
+        ensure!(
+            pinned(node)?.len() < links.len(),
+            "all links have their tcx program already"
+        );
+        let untracked = || -> Result<()> {
+            for family in Family::ALL {
+                let to = family.cluster_ip_socket();
+                let mut stream = client::connect(&pod.netns, to, TIMEOUT)?;
+                transfer::exchange(&mut stream, 10_000, 1)?;
+                let entries = conntrack::list(&node.netns, family)?;
+                let found = conntrack::of_client(&entries, stream.local_addr()?);
+                ensure!(found.is_empty(), "{found:#?}");
+            }
+            Ok(())
+        };
+        untracked()?;
+        cmd::wait_until(
+            patience::of(10 * TIMEOUT),
+            "all links to have their tcx program",
+            || Ok((pinned(node)? == links).then_some(())),
+        )?;
+        cmd::wait_until(TIMEOUT, "the last filter to go", || {
+            Ok((!has_filter()?).then_some(()))
+        })?;
+        let qdiscs = node.netns.exec("tc qdisc show")?;
+        ensure!(!qdiscs.contains("clsact"), "qdiscs are left:\n{qdiscs}");
+        untracked()?;
+        let repairs = &status::read(node)?["repairs"]["last"];
+        ensure!(status::array(repairs)?.is_empty(), "repairs: {repairs}");
         Ok(())
     });
     Ok(())

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Live connections, whatever happens to the agent, to its state in the kernel and to its settings.
+
+mod change;
+mod cleanup;
+mod faults;
+mod ipset_live;
+mod kill_cycles;
+mod layout;
+mod lifecycle;
+mod live;
+mod move_vip;
+mod storm;
+mod upgrade;

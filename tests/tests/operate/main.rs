@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What operators see and use: status, doctor, metrics, health, images, manifests and examples.
+
+mod doctor;
+mod health;
+mod image;
+mod listen;
+mod manifests;
+mod metrics;
+mod monitoring;
+mod proxy_examples;
+mod quickstart;
+mod status;
+mod status_backends;

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The behaviour tests, as they are built: few programs, each of several files of `tests/tests`.
+//!
+//! Lists of tests ([`crate::kernels`], [`crate::nodes`]) and people name files, as `paths`, and tests in them, as
+//! `ebpf::veth::nftables`. The program of a file is nobody's business but this module's.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::sh;
+use crate::test::RELEASE;
+use crate::workspace::Workspace;
+
+/// A file of behaviour tests.
+#[derive(Clone, Debug)]
+pub struct File {
+    /// Its name, without directory and ending.
+    pub name: String,
+    /// The program that has its tests.
+    pub program: PathBuf,
+    /// The tests as that program names them: with the file's name in front.
+    tests: Vec<String>,
+}
+
+/// All files.
+#[derive(Debug)]
+pub struct Files(Vec<File>);
+
+impl Files {
+    /// Builds the programs and asks each for its tests.
+    ///
+    /// # Errors
+    /// When one cannot be built or run, or two files have the same name.
+    pub fn build(workspace: &Workspace) -> Result<Self> {
+        let mut files: Vec<File> = Vec::new();
+        for program in programs(workspace)? {
+            let listed = sh::read(sh::command(&program).args(["--list", "--format", "terse"]))?;
+            for test in listed
+                .lines()
+                .filter_map(|line| line.strip_suffix(": test"))
+            {
+                let (name, _) = test
+                    .split_once("::")
+                    .with_context(|| format!("{}: {test} is in no file", program.display()))?;
+                match files.iter_mut().find(|file| file.name == name) {
+                    Some(file) if file.program == program => file.tests.push(test.to_owned()),
+                    Some(file) => bail!(
+                        "two files of tests are called {name}, in {} and in {}",
+                        file.program.display(),
+                        program.display()
+                    ),
+                    None => files.push(File {
+                        name: name.to_owned(),
+                        program: program.clone(),
+                        tests: vec![test.to_owned()],
+                    }),
+                }
+            }
+        }
+        files.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Self(files))
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &File> {
+        self.0.iter()
+    }
+
+    /// The one that `list` names.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, list: &str, name: &str) -> Result<&File> {
+        self.0
+            .iter()
+            .find(|file| file.name == name)
+            .with_context(|| format!("{list} names {name}, which is no file of behaviour tests"))
+    }
+}
+
+impl File {
+    /// What its program is to be called with to run these tests of the file, or all if there are none.
+    ///
+    /// # Errors
+    /// When `list` names a test that is not there: it would run nothing, and pass.
+    pub fn arguments(&self, list: &str, tests: &[String]) -> Result<Vec<String>> {
+        let mut wanted = Vec::new();
+        for test in tests {
+            let test = format!("{}::{test}", self.name);
+            if !self.tests.contains(&test) {
+                bail!("{list} names {test}, which is no behaviour test");
+            }
+            wanted.push(test);
+        }
+        Ok(exactly(if wanted.is_empty() {
+            self.tests.clone()
+        } else {
+            wanted
+        }))
+    }
+
+    /// What its program is to be called with to run those tests of the file whose names contain `filter`; none if there
+    /// are no such tests.
+    pub fn matching(&self, filter: Option<&str>) -> Option<Vec<String>> {
+        let wanted: Vec<String> = self
+            .tests
+            .iter()
+            .filter(|test| filter.is_none_or(|filter| test.contains(filter)))
+            .cloned()
+            .collect();
+        (!wanted.is_empty()).then(|| exactly(wanted))
+    }
+}
+
+fn exactly(mut tests: Vec<String>) -> Vec<String> {
+    tests.insert(0, "--exact".to_owned());
+    tests
+}
+
+/// The programs, built.
+fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let messages = sh::read(workspace.cargo("test").args(RELEASE).args([
+        "--package",
+        "tests",
+        "--tests",
+        "--no-run",
+        "--message-format",
+        "json-render-diagnostics",
+    ]))?;
+    let mut programs = Vec::new();
+    for message in messages.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(message).context("cargo printed something else than JSON")?;
+        if let (Some("test"), Some(file)) = (
+            message["target"]["kind"][0].as_str(),
+            message["executable"].as_str(),
+        ) {
+            programs.push(file.into());
+        }
+    }
+    Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> File {
+        let tests = ["paths::ebpf::veth", "paths::iptables::veth"];
+        File {
+            name: "paths".to_owned(),
+            program: "/nowhere".into(),
+            tests: tests.map(str::to_owned).to_vec(),
+        }
+    }
+
+    #[test]
+    fn tests_are_named_without_their_file() {
+        let arguments = |tests: &[&str]| {
+            let tests: Vec<String> = tests.iter().map(|&test| test.to_owned()).collect();
+            file().arguments("a list", &tests)
+        };
+        assert_eq!(
+            arguments(&["iptables::veth"]).unwrap(),
+            ["--exact", "paths::iptables::veth"]
+        );
+        assert_eq!(arguments(&[]).unwrap().len(), 3);
+        let error = arguments(&["veth"]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "a list names paths::veth, which is no behaviour test"
+        );
+    }
+
+    #[test]
+    fn a_filter_that_no_test_has_leaves_nothing_to_run() {
+        assert_eq!(
+            file().matching(Some("ebpf")).unwrap(),
+            ["--exact", "paths::ebpf::veth"]
+        );
+        assert_eq!(file().matching(None).unwrap().len(), 3);
+        assert_eq!(file().matching(Some("links")), None);
+    }
+}
