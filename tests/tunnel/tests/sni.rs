@@ -112,15 +112,6 @@ fn each_agent_gets_the_server_that_it_names() -> Result<()> {
     for (cluster, server) in clusters.iter().zip(&SERVERS) {
         cluster.serve(PORT, server.text)?;
     }
-    // A name that is not in the file gets no server.
-    clusters[0].agent(&mut tunnel, "stranger", "proxy-agent", &names[2])?;
-    wait_until(PATIENCE, "an agent without a server", || {
-        let failed = tunnel.lines("stranger", "cannot connect once");
-        Ok((failed.len() > 1).then_some(()))
-    })
-    .with_context(|| tunnel.logs())?;
-    tunnel.stop("stranger")?;
-
     for (number, process) in ["agent a", "agent b"].into_iter().enumerate() {
         clusters[number].agent(&mut tunnel, process, "proxy-agent", &names[number])?;
         tunnel
@@ -131,6 +122,16 @@ fn each_agent_gets_the_server_that_it_names() -> Result<()> {
             ensure!(other.contains("500"), "{other}\n{}", tunnel.logs());
         }
     }
+    // A name that is not in the file gets no server.
+    let stranger = Cluster::new(&tunnel, 3)?;
+    stranger.agent(&mut tunnel, "stranger", "proxy-agent", &names[2])?;
+    wait_until(PATIENCE, "an agent without a server", || {
+        let failed = tunnel.lines("stranger", "cannot connect once");
+        Ok((failed.len() > 1).then_some(()))
+    })
+    .with_context(|| tunnel.logs())?;
+    tunnel.stop("stranger")?;
+
     for server in &SERVERS {
         let text = server.read(&tunnel)?;
         ensure!(text == server.text, "{text}\n{}", tunnel.logs());

@@ -23,7 +23,7 @@ use crate::{Effort, Row, float, mib, quantile};
 /// Dials at once while tunnels are opened.
 const AT_ONCE: usize = 50;
 /// Tunnels that make round trips.
-const TRAVELLING: usize = 500;
+const TRAVELLING: usize = 200;
 /// The pause between two round trips of one.
 const PAUSE: Duration = Duration::from_millis(100);
 /// For the server to end what it does, and to return memory.
@@ -174,9 +174,13 @@ async fn round_trips(mut tunnels: Vec<Tunnel>, slot: Duration) -> Result<Vec<Dur
         }
     }
     let begun = Instant::now();
+    let count = u32::try_from(travelling.len()).unwrap_or(u32::MAX);
     let mut tasks = JoinSet::new();
-    for mut tunnel in travelling {
+    for (number, mut tunnel) in (0..count).zip(travelling) {
+        // Not all at the same moment, again and again.
+        let offset = PAUSE * number / count;
         tasks.spawn(async move {
+            sleep(offset).await;
             let mut trips = Vec::new();
             while begun.elapsed() < slot {
                 let sent = Instant::now();
