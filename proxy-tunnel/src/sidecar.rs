@@ -83,5 +83,5 @@ async fn gone<S: AsyncRead + Unpin>(socket: &mut S, early: &mut BytesMut) {
             Err(_) => return,
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

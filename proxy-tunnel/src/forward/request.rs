@@ -7,7 +7,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Uri, Version, request, response};
 use thiserror::Error;
 
@@ -78,7 +78,7 @@ pub fn to_target(parts: &mut request::Parts) {
         parts.headers.remove(CONTENT_LENGTH);
     }
     remove_of_one_connection(&mut parts.headers);
-    let authority = parts.uri.authority().map(|authority| authority.as_str());
+    let authority = parts.uri.authority().map(Authority::as_str);
     let host = authority.and_then(|authority| HeaderValue::from_str(authority).ok());
     if let Some(host) = host {
         parts.headers.insert(HOST, host);

@@ -2,6 +2,7 @@
 
 //! konnectivity-sidecar as a process: its flags, its ports, several tenants, certificates that change, and its end.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -188,11 +189,12 @@ fn several_tenants_by_address() {
         ("a-by-socket", socket.clone()),
     ] {
         let certificate = format!("client-of-{}", &tenant[..1]);
-        file += &format!(
-            "- {{name: {tenant}, listen: '{listen}', clientCert: '{}', clientKey: '{}'}}\n",
-            setup.file(&format!("{certificate}.crt")),
-            setup.file(&format!("{certificate}.key"))
-        );
+        let [own, key] = ["crt", "key"].map(|end| setup.file(&format!("{certificate}.{end}")));
+        writeln!(
+            file,
+            "- {{name: {tenant}, listen: '{listen}', clientCert: '{own}', clientKey: '{key}'}}"
+        )
+        .unwrap();
     }
     fs::write(setup.file("sidecar.yaml"), file).unwrap();
     let sidecar = start(
