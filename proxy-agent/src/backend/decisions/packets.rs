@@ -70,40 +70,47 @@ impl Packets {
         )
     }
 
-    /// What the end that opened the connection sends once it has been answered. `more`: what is done besides when that
+    /// The connection is decided once its client has answered. Of plain packets. `more`: what is done besides when that
     /// is seen for the first time.
-    pub fn answered(&self, more: Vec<Expressions>) -> [Rule; 2] {
-        [
-            rule(
-                "answered: decided",
-                [
-                    plain(),
-                    self.is("opening"),
-                    self.update(DECIDED),
-                    self.delete("opening"),
-                    more,
-                    untrack(),
-                ]
-                .concat(),
-            ),
-            rule(
-                "answered, and closed with this",
-                [
-                    expression::has_flag(FIN),
-                    self.is("opening"),
-                    self.update("closing"),
-                    self.delete("opening"),
-                    untrack(),
-                ]
-                .concat(),
-            ),
-        ]
+    pub fn answered(&self, more: Vec<Expressions>) -> Rule {
+        rule(
+            "answered: decided",
+            [
+                self.is("opening"),
+                self.update(DECIDED),
+                self.delete("opening"),
+                more,
+                untrack(),
+            ]
+            .concat(),
+        )
     }
 
-    /// Forgets every decision about a connection but that it opens. Which end has closed it is named by the end's own
-    /// key: `turned` is of the other direction.
-    pub fn void(&self, turned: &Self) -> Vec<Expressions> {
+    /// The same where the answer closes the connection.
+    pub fn answered_and_closed(&self) -> Rule {
+        rule(
+            "answered, and closed with this",
+            [
+                expression::has_flag(FIN),
+                self.is("opening"),
+                self.update("closing"),
+                self.delete("opening"),
+                untrack(),
+            ]
+            .concat(),
+        )
+    }
+
+    /// A packet of a connection that is a member of a set.
+    pub fn untrack_members(&self, name: &str) -> Rule {
+        rule(name, [self.is(name), untrack()].concat())
+    }
+
+    /// Forgets every decision about a connection. Which end has closed it is named by the end's own key: `turned` is of
+    /// the other direction.
+    pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
         [
+            self.delete("opening"),
             self.delete(DECIDED),
             self.delete("closing"),
             turned.delete("closing"),
@@ -112,29 +119,11 @@ impl Packets {
         .concat()
     }
 
-    /// Forgets every decision about a connection.
-    pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
-        [self.delete("opening"), self.void(turned)].concat()
-    }
-
     /// The first FIN or RST of a decided connection. `sent` names the end that sends this packet. Where there is no room
     /// for the next set, the connection stays in the one before.
-    ///
-    /// Nearly every packet with such a flag belongs to a decided connection, so these come before what asks other sets.
-    pub fn end_of_decided(&self, sent: &Self) -> [Rule; 3] {
+    pub fn end_of_decided(&self, sent: &Self) -> [Rule; 2] {
         let flags = expression::has_flag;
         [
-            rule(
-                "decided, and reset with this",
-                [
-                    flags(RST),
-                    self.is(DECIDED),
-                    self.update("closed"),
-                    self.delete(DECIDED),
-                    untrack(),
-                ]
-                .concat(),
-            ),
             rule(
                 "decided, and closed with this",
                 [
@@ -147,14 +136,21 @@ impl Packets {
                 .concat(),
             ),
             rule(
-                "decided, with another special flag",
-                [flags(SPECIAL), self.is(DECIDED), untrack()].concat(),
+                "decided, and reset with this",
+                [
+                    flags(RST),
+                    self.is(DECIDED),
+                    self.update("closed"),
+                    self.delete(DECIDED),
+                    untrack(),
+                ]
+                .concat(),
             ),
         ]
     }
 
-    /// What comes after the first FIN or RST. `sent` names the end that sends this packet, `other` the other one.
-    pub fn after_the_end(&self, sent: &Self, other: &Self) -> [Rule; 5] {
+    /// What follows the first FIN with a FIN or RST. `sent` names the end that sends this packet, `other` the other one.
+    pub fn end_of_closing(&self, sent: &Self, other: &Self) -> [Rule; 2] {
         let flags = expression::has_flag;
         [
             rule(
@@ -179,6 +175,12 @@ impl Packets {
                 ]
                 .concat(),
             ),
+        ]
+    }
+
+    /// Any other packet after the first FIN or RST.
+    pub fn after_the_end(&self, sent: &Self, other: &Self) -> [Rule; 3] {
+        [
             rule(
                 "closed by both",
                 [self.is("closed"), self.update("closed"), untrack()].concat(),
@@ -193,6 +195,11 @@ impl Packets {
             ),
         ]
     }
+}
+
+/// Plain packets go to a chain of their own: what their rules need not look at is the flags.
+pub fn plain_go_to(chain: &str) -> Rule {
+    rule("plain", [plain(), vec![expression::go_to(chain)]].concat())
 }
 
 /// Neither opens, closes nor resets: nearly every packet.

@@ -58,7 +58,7 @@ use std::time::Duration;
 use netlink_packet_netfilter::nftables::Expressions;
 
 use crate::backend::decisions::packets::{
-    Packets, base, chain, entry, leave, opens, rule, untrack,
+    Packets, base, chain, entry, leave, opens, plain_go_to, rule, untrack,
 };
 use crate::backend::decisions::{CLOSED, CONNECTION, DECIDED, FOR_GOOD, PASSING};
 use crate::backend::tables;
@@ -208,20 +208,32 @@ fn chains(
             endpoints.iter().map(from).collect(),
         ),
         chain("sent", sent_rules(family, &request, &reply)),
+        chain("sent_plain", sent_plain_rules(family, &request, &reply)),
         chain("open", open_rules(family, left, cgroups, &request, &reply)),
         chain("received", received_rules(&reply, &request)),
+        chain("received_plain", received_plain_rules(&reply, &request)),
     ]
 }
 
 fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
+        plain_go_to("sent_plain"),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
     ];
     rules.extend(packet.end_of_decided(packet));
-    rules.extend(packet.answered(endpoint(SetOperation::Update, ANSWERED, family)));
-    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
+    rules.push(packet.answered_and_closed());
+    rules.extend(packet.end_of_closing(packet, turned));
+    rules.push(packet.untrack_members("opening"));
+    rules.push(packet.untrack_members(DECIDED));
     rules.extend(packet.after_the_end(packet, turned));
+    rules
+}
+
+fn sent_plain_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    let mut rules = vec![packet.answered(endpoint(SetOperation::Update, ANSWERED, family))];
+    rules.extend(packet.after_the_end(packet, turned));
+    rules.push(packet.untrack_members("opening"));
     rules
 }
 
@@ -295,6 +307,7 @@ fn open_rules(
 fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
+        plain_go_to("received_plain"),
         rule(
             "refused",
             [
@@ -307,7 +320,15 @@ fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
         ),
     ];
     rules.extend(packet.end_of_decided(sent));
-    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
+    rules.extend(packet.end_of_closing(sent, packet));
+    rules.push(packet.untrack_members("opening"));
+    rules.push(packet.untrack_members(DECIDED));
+    rules.extend(packet.after_the_end(sent, packet));
+    rules
+}
+
+fn received_plain_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
+    let mut rules = vec![packet.untrack_members("opening")];
     rules.extend(packet.after_the_end(sent, packet));
     rules
 }
