@@ -250,7 +250,8 @@ fn announce<S: Source>(made: &S::Made) {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The four programs: their flags, and the order in which they start and end. What they do is the other
+//! The programs: their flags, and the order in which they start and end. What they do is the other
 //! modules' business.
 
 pub mod agent;
 mod args;
 pub mod health;
 pub mod listeners;
+mod reach;
 pub mod server;
+pub mod sidecar;
 pub mod test_client;
 pub mod test_server;
 
@@ -193,6 +195,7 @@ async fn count_buffers(gauge: &IntGauge, budget: &Budget) {
 pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
     server::read_command_line(words);
     agent::read_command_line(words);
+    sidecar::read_command_line(words);
     test_client::read_command_line(words);
     test_server::read_command_line(words);
 }
@@ -246,6 +249,7 @@ mod tests {
                 description::<agent::Args>(),
                 "Connects to konnectivity servers",
             ),
+            (description::<sidecar::Args>(), "An HTTP proxy"),
             (description::<test_client::Args>(), "Makes HTTP requests"),
             (description::<test_server::Args>(), "A small HTTP server"),
         ] {

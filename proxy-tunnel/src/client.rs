@@ -41,6 +41,7 @@ pub use self::endpoint::{Endpoint, Io};
 pub use self::grpc::Connection;
 pub use self::tunnel::Tunnel;
 
+pub(crate) use self::connect::answer;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::connect::parse as parse_answer;
 

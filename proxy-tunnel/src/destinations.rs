@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which targets may be connected to: an agent's `--allow-destination`. What is judged is the address that is connected
-//! to, after the name was resolved: a name that is allowed for its addresses today may have others tomorrow.
+//! Which targets may be connected to: `--allow-destination` of an agent and of a sidecar. An agent judges the address that
+//! is connected to, after the name was resolved: a name that is allowed for its addresses today may have others
+//! tomorrow. A sidecar, whose names only agents can resolve, judges names as names.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,6 +12,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
+use crate::go_error;
 use crate::pattern::HostPattern;
 
 /// Ranges that belong to a machine or a link and not to a network: loopback, link-local (with the metadata services of
@@ -182,6 +184,28 @@ impl Destinations {
             Host::Name(pattern) => !is_local && name.is_some_and(|name| pattern.matches(name)),
         })
     }
+
+    /// Whether a target may be asked for, as `host:port`: an address by an entry that allows it, a name by an entry for the
+    /// name only.
+    #[must_use]
+    pub fn permit_target(&self, target: &str) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let Ok((host, port)) = go_error::split_host_port(target) else {
+            return false;
+        };
+        let Ok(port) = port.parse() else {
+            return false;
+        };
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return self.permits(None, SocketAddr::new(address, port));
+        }
+        self.0.iter().any(|entry| match &entry.host {
+            Host::Network(_) => false,
+            Host::Name(pattern) => entry.ports.contains(&port) && pattern.matches(host),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -247,6 +271,27 @@ mod tests {
         assert!(names.may_resolve("web", 1) && !names.may_resolve("other", 1));
         assert!(list(&["10.0.0.0/8:1"]).may_resolve("other", 1));
         assert!(!list(&["10.0.0.0/8:1"]).may_resolve("other", 2));
+    }
+
+    #[test]
+    fn targets_that_are_asked_for() {
+        let entries = list(&["10.0.0.0/8:9100", "*.nodes.example:10250", "[fd00::/8]"]);
+        for (target, want) in [
+            ("10.0.0.1:9100", true),
+            ("10.0.0.1:9101", false),
+            ("[fd00::1]:1", true),
+            ("[fe80::1]:1", false),
+            ("a.nodes.example:10250", true),
+            ("a.nodes.example:1", false),
+            // It may have an address that is allowed, or another one.
+            ("web:9100", false),
+            ("web", false),
+            ("10.0.0.1:x", false),
+            ("", false),
+        ] {
+            assert_eq!(entries.permit_target(target), want, "{target}");
+            assert!(list(&[]).permit_target(target), "{target}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
+use http::header::{HeaderName, HeaderValue};
+use http::{Request, Response, Uri};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use prost::Message as _;
@@ -22,11 +24,11 @@ use crate::cluster::counting::Leases;
 use crate::cluster::lease as leases;
 use crate::cluster::tokens::Holder;
 use crate::destinations::{Destination, Destinations};
+use crate::forward::{head, request};
 use crate::go_error;
 use crate::identifiers::Identifiers;
 use crate::server::authority::Rewriter;
 use crate::server::backend::{Backend, Shared};
-use crate::server::frontend::head as connect;
 use crate::server::tenants::file::{self, Offered};
 use crate::server::tenants::peer::{Entrance, Peer};
 use crate::server::tenants::rules::{NoTenant, Rules, Side};
@@ -138,16 +140,69 @@ pub fn server(data: &[u8]) {
     assert_eq!(shared.budget.used(), 0, "memory is left");
 }
 
+/// A request in absolute form, its URL in the first line and a field in each further one, and an answer with the same
+/// fields. Nothing about the client's connection reaches the target, and `Host` is the URL's.
+pub fn absolute(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut lines = text.lines();
+    let Ok(uri) = lines.next().unwrap_or_default().parse::<Uri>() else {
+        return;
+    };
+    let Ok(target) = request::target(&uri) else {
+        return;
+    };
+    let (host, port) = go_error::split_host_port(&target).expect("it has a port");
+    assert!(!host.is_empty() && port.parse::<u16>().is_ok(), "{target}");
+    let mut asked = Request::new(());
+    let mut answered = Response::new(());
+    let authority = uri.authority().expect("it has a target").to_string();
+    *asked.uri_mut() = uri;
+    // As many as a head may have.
+    for (name, value) in lines.take(100).filter_map(|line| line.split_once(':')) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            asked.headers_mut().append(name.clone(), value.clone());
+            answered.headers_mut().append(name, value);
+        }
+    }
+    let (mut asked, ()) = asked.into_parts();
+    let (mut answered, ()) = answered.into_parts();
+    request::to_target(&mut asked);
+    request::to_client(&mut answered);
+    assert!(asked.uri.scheme().is_none() && asked.uri.authority().is_none());
+    assert_eq!(asked.headers.get_all("host").iter().count(), 1);
+    assert_eq!(asked.headers["host"], authority);
+    for fields in [&asked.headers, &answered.headers] {
+        for gone in [
+            "connection",
+            "proxy-authorization",
+            "transfer-encoding",
+            "upgrade",
+            "te",
+        ] {
+            assert!(!fields.contains_key(gone), "{gone}");
+        }
+    }
+}
+
+/// The tenants of a sidecar.
+pub fn sidecar_tenants(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        app::sidecar::read_tenants(text);
+    }
+}
+
 /// The head of a request to connect, and of an answer. Less of a complete head is incomplete, and a target holds
 /// nothing that could change a line.
 pub fn head(data: &[u8]) {
-    if let Ok(Some(head)) = connect::parse(data) {
+    if let Ok(Some(head)) = head::parse(data) {
         assert!(head.length <= data.len());
         assert!(head.target.bytes().all(|byte| byte.is_ascii_graphic()));
-        let same = connect::parse(&data[..head.length]);
+        let same = head::parse(&data[..head.length]);
         assert_eq!(same, Ok(Some(head.clone())));
         for end in [0, head.length / 2, head.length - 1] {
-            assert_eq!(connect::parse(&data[..end]), Ok(None));
+            assert_eq!(head::parse(&data[..end]), Ok(None));
         }
     }
     if let Ok(Some((_, _, length))) = crate::client::parse_answer(data) {

@@ -9,6 +9,7 @@ pub mod client;
 pub mod cluster;
 pub mod destinations;
 pub mod flow;
+pub mod forward;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -16,6 +17,8 @@ pub mod go_error;
 pub mod identifiers;
 pub mod metrics;
 pub mod pattern;
+mod rewound;
 pub mod server;
+pub mod sidecar;
 pub mod tcp;
 pub mod wire;

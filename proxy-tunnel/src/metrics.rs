@@ -4,12 +4,16 @@
 //! compare carry its HELP texts too. A label's value appears when it is first counted, as there.
 
 pub mod agent;
+pub mod certificates;
 pub mod packets;
 pub mod server;
+pub mod sidecar;
 pub mod tenants;
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// What all names begin with.
 pub const NAMESPACE: &str = "konnectivity_network_proxy";
@@ -50,5 +54,24 @@ impl Maker {
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
         let opts = HistogramOpts::from(self.opts(name, help)).buckets(buckets.to_vec());
         self.add(HistogramVec::new(opts, labels))
+    }
+}
+
+/// Counts a connection for as long as it is there.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// One more, until it is dropped.
+    #[must_use]
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

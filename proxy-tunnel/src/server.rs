@@ -40,6 +40,8 @@ pub struct Server {
     pub dial_timeout: Option<Duration>,
     /// Who checks tokens of agents; none: nothing depends on them.
     pub reviewer: Option<Reviewer>,
+    /// Whether clients with HTTP may ask in absolute form too.
+    pub absolute_form: bool,
     is_leaving: AtomicBool,
 }
 
@@ -53,6 +55,7 @@ impl Server {
         metrics: Arc<ServerMetrics>,
         dial_timeout: Option<Duration>,
         reviewer: Option<Reviewer>,
+        absolute_form: bool,
     ) -> Self {
         Self {
             id,
@@ -61,6 +64,7 @@ impl Server {
             metrics,
             dial_timeout,
             reviewer,
+            absolute_form,
             is_leaving: AtomicBool::new(false),
         }
     }

@@ -236,19 +236,26 @@ pub fn bench(workspace: &Workspace, args: &[OsString]) -> Result<()> {
         "it makes network namespaces and loads eBPF programs",
     )?;
     match tunnel_part(args) {
-        Some(args) => sh::exec(tunnel_program(workspace, "tunnel-bench")?.args(args)),
+        Some((program, args)) => sh::exec(tunnel_program(workspace, program)?.args(args)),
         None => turn_into(workspace, "bench", args),
     }
 }
 
-/// The other arguments, if these ask for the tunnel's part of the benchmark, which is a program of its own.
-fn tunnel_part(args: &[OsString]) -> Option<Vec<OsString>> {
-    let is_one = |pair: &[OsString]| pair[0] == "--part" && pair[1] == "tunnel";
-    let (at, length) = match args.iter().position(|arg| arg == "--part=tunnel") {
-        Some(at) => (at, 1),
-        None => (args.windows(2).position(is_one)?, 2),
-    };
-    Some([&args[..at], &args[at + length..]].concat())
+/// The tunnel's parts of the benchmark, each a program of its own.
+const TUNNEL_PARTS: [(&str, &str); 2] =
+    [("tunnel", "tunnel-bench"), ("tunnel-scale", "tunnel-scale")];
+
+/// The program and the other arguments, if these ask for one of the tunnel's parts.
+fn tunnel_part(args: &[OsString]) -> Option<(&'static str, Vec<OsString>)> {
+    TUNNEL_PARTS.iter().find_map(|(part, program)| {
+        let is_one = |pair: &[OsString]| pair[0] == "--part" && pair[1] == *part;
+        let joined = format!("--part={part}");
+        let (at, length) = match args.iter().position(|arg| *arg == *joined) {
+            Some(at) => (at, 1),
+            None => (args.windows(2).position(is_one)?, 2),
+        };
+        Some((*program, [&args[..at], &args[at + length..]].concat()))
+    })
 }
 
 /// Builds the tunnel's programs and those that try them; one of the latter, at the top of the checkout.
@@ -336,13 +343,26 @@ mod tests {
     #[test]
     fn the_tunnels_part_of_the_benchmark_is_recognised() {
         let args = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
-        let part = |text| tunnel_part(&args(text)).map(|rest| rest.join(&OsString::from(" ")));
+        let part = |text| {
+            let (program, rest) = tunnel_part(&args(text))?;
+            Some((
+                program,
+                rest.join(&OsString::from(" ")).into_string().unwrap(),
+            ))
+        };
         assert_eq!(part("--short --part costs"), None);
-        assert_eq!(
-            part("--short --part tunnel --peer").unwrap(),
-            "--short --peer"
-        );
-        assert_eq!(part("--part=tunnel --short").unwrap(), "--short");
+        for (text, program, rest) in [
+            (
+                "--short --part tunnel --peer",
+                "tunnel-bench",
+                "--short --peer",
+            ),
+            ("--part=tunnel --short", "tunnel-bench", "--short"),
+            ("--part=tunnel-scale --short", "tunnel-scale", "--short"),
+            ("--short --part tunnel-scale", "tunnel-scale", "--short"),
+        ] {
+            assert_eq!(part(text).unwrap(), (program, rest.to_owned()), "{text}");
+        }
     }
 
     #[test]

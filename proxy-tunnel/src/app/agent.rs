@@ -31,6 +31,7 @@ use crate::cluster;
 use crate::cluster::counting::{Counter, Leases};
 use crate::flow::Budget;
 use crate::metrics::agent::AgentMetrics;
+use crate::metrics::certificates::Names;
 
 /// The pause before the API server's settings are read again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -72,7 +73,12 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     let metrics = AgentMetrics::new();
     let ready = Ready::default();
     serve_ports(&settings, &metrics, ready.clone())?;
-    let reloader = Reloader::new(settings.tls.clone(), |_| {})?;
+    let names = Names {
+        own: "agent-cert",
+        authorities: "ca-cert",
+    };
+    let observer = metrics.certificates.observer(names, None);
+    let reloader = Reloader::new(settings.tls.clone(), observer)?;
     let budget = Arc::new(Budget::new(settings.budget));
     let shared = Arc::new(Shared {
         agent_id: settings.agent_id.clone(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use proxy_serve::tls::client::ServerName;
 use proxy_serve::value::{GoDuration, List};
 
 use crate::destinations::{Destination, Destinations};
@@ -94,6 +95,19 @@ pub fn destinations(flag: &str, lists: &[List]) -> Result<Destinations> {
     let entries: Result<Vec<Destination>, _> = entries.collect();
     let entries = entries.with_context(|| format!("--{flag}"))?;
     Ok(Destinations::new(entries))
+}
+
+/// The name of `--proxy-server-name`, if one is given.
+///
+/// # Errors
+/// It is neither a name nor an address.
+pub fn server_name(text: &str) -> Result<Option<ServerName<'static>>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let name = ServerName::try_from(text.to_owned())
+        .with_context(|| format!("--proxy-server-name is {text:?}; give a name or an address"))?;
+    Ok(Some(name))
 }
 
 /// A file's name, if one is given.

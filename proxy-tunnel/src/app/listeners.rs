@@ -38,7 +38,7 @@ use crate::server::agents::AgentService;
 use crate::server::authority::Lenient;
 use crate::server::clients::{ProxyService, RefusingService};
 use crate::server::frontend::socket::Socket;
-use crate::server::frontend::{Client, connect};
+use crate::server::frontend::{Client, ClientRefused, connect};
 use crate::server::tenants::peer::Peer;
 use crate::server::transport::{self, Answer, Settings};
 
@@ -145,7 +145,8 @@ impl Accepting {
             let (accepting, tls) = (self.clone(), tls.clone());
             async move {
                 if let Some(session) = handshake(stream, &tls).await {
-                    let asked = accepting.client(|| Peer::with_session(port, &session));
+                    let asked =
+                        Client::new(&accepting.server, || Peer::with_session(port, &session));
                     accepting.serve(session, |session| session, asked).await;
                 }
             }
@@ -159,27 +160,18 @@ impl Accepting {
         door.accept(listener, |stream: UnixStream| {
             let (accepting, path) = (self.clone(), path.clone());
             async move {
-                let asked = accepting.client(|| Peer::on_socket(path));
+                let asked = Client::new(&accepting.server, || Peer::on_socket(path));
                 accepting.serve(stream, Lenient::new, asked).await;
             }
         })
         .await;
     }
 
-    /// The client with its tenant; why it has none.
-    fn client(&self, peer: impl FnOnce() -> Peer) -> Result<Client, String> {
-        let tenant = self.server.tenants.of_client(peer);
-        tenant.map_err(|why| why.to_string()).map(|tenant| Client {
-            server: Arc::clone(&self.server),
-            tenant,
-        })
-    }
-
     async fn serve<S: Socket, I>(
         self,
         io: S,
         http2: impl FnOnce(S) -> I,
-        client: Result<Client, String>,
+        client: Result<Client, ClientRefused>,
     ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -188,11 +180,16 @@ impl Accepting {
             (Mode::Grpc, Ok(client)) => {
                 grpc(http2(io), settings, Arc::new(ProxyService(client)), door).await;
             }
+            // Whoever is refused has no place among its tenant's connections: it keeps one of all no longer than a
+            // handshake may.
             (Mode::Grpc, Err(why)) => {
-                grpc(http2(io), settings, Arc::new(RefusingService(why)), door).await;
+                let refusing = Arc::new(RefusingService(why));
+                let _ = timeout(HANDSHAKE, grpc(http2(io), settings, refusing, door)).await;
             }
-            (Mode::HttpConnect, Ok(client)) => connect::serve(io, &client).await,
-            (Mode::HttpConnect, Err(why)) => connect::refuse(io, &self.server, &why).await,
+            (Mode::HttpConnect, Ok(client)) => connect::serve(io, &client, door.phase).await,
+            (Mode::HttpConnect, Err(why)) => {
+                let _ = timeout(HANDSHAKE, connect::refuse(io, &self.server, &why)).await;
+            }
         }
     }
 }

@@ -35,12 +35,23 @@ use crate::cluster;
 use crate::cluster::publishing::Publisher;
 use crate::cluster::tokens::Reviewer;
 use crate::flow::Budget;
+use crate::metrics::certificates::Names;
 use crate::metrics::server::ServerMetrics;
 use crate::server::Server;
 use crate::server::backend::Shared;
 use crate::server::tenants::Tenants;
 use crate::server::tenants::tenant::Parts;
 use crate::server::transport;
+
+/// The certificates that clients see, and those that agents see.
+const CLIENTS_TLS: Names = Names {
+    own: "server-cert",
+    authorities: "server-ca-cert",
+};
+const AGENTS_TLS: Names = Names {
+    own: "cluster-cert",
+    authorities: "cluster-ca-cert",
+};
 
 /// How long connections that were cut may take to end.
 const CUT: Duration = Duration::from_secs(1);
@@ -99,7 +110,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         .admin
         .listen("--admin-bind-address or --admin-port")?;
     let mut files: Vec<Box<dyn Look>> = Vec::new();
-    let agents_tls = load(settings.agents.1.clone(), &mut files)?;
+    let agents_tls = load(settings.agents.1.clone(), &metrics, AGENTS_TLS, &mut files)?;
     let agents = listen::tcp(settings.agents.0, "--agent-bind-address or --agent-port")?;
     let accepting = Accepting {
         server: Arc::clone(&server),
@@ -117,7 +128,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         clients: accepting.clients.0.clone(),
         agents: accepting.agents.0.clone(),
     };
-    let clients = Clients::open(&settings.frontend, &mut files)?;
+    let clients = Clients::open(&settings.frontend, &metrics, &mut files)?;
     if let Some(path) = &settings.tenants {
         let tls = (clients.tls(), agents_tls.clone());
         let entrances = Entrances::new(accepting.clone(), &settings, tls);
@@ -189,6 +200,7 @@ fn state(
         Arc::clone(metrics),
         settings.dial_timeout,
         reviewer,
+        settings.absolute_form,
     ))
 }
 
@@ -308,8 +320,13 @@ fn serve_ports(
         .context("cannot start the thread for administration")
 }
 
-fn load(tls: Tls, files: &mut Vec<Box<dyn Look>>) -> Result<Current<Identity>> {
-    let reloader = Reloader::new(tls, |_| {})?;
+fn load(
+    tls: Tls,
+    metrics: &ServerMetrics,
+    names: Names,
+    files: &mut Vec<Box<dyn Look>>,
+) -> Result<Current<Identity>> {
+    let reloader = Reloader::new(tls, metrics.certificates.observer(names, None))?;
     let current = reloader.current();
     files.push(Box::new(reloader));
     Ok(current)
@@ -322,14 +339,18 @@ enum Clients {
 }
 
 impl Clients {
-    fn open(frontend: &Frontend, files: &mut Vec<Box<dyn Look>>) -> Result<Self> {
+    fn open(
+        frontend: &Frontend,
+        metrics: &ServerMetrics,
+        files: &mut Vec<Box<dyn Look>>,
+    ) -> Result<Self> {
         match frontend {
             Frontend::Unix(path, existing) => {
                 let listener = Listener::bind(path, "--uds-name", *existing)?;
                 Ok(Self::Unix(path.clone(), listener))
             }
             Frontend::Tls(bind, tls) => {
-                let tls = load(tls.clone(), files)?;
+                let tls = load(tls.clone(), metrics, CLIENTS_TLS, files)?;
                 let listener = listen::tcp(*bind, "--server-bind-address or --server-port")?;
                 Ok(Self::Tls(bind.port(), listener, tls))
             }

@@ -2,12 +2,10 @@
 
 //! `konnectivity-test-client`: HTTP requests through a tunnel, as upstream's examples make them.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::header::HOST;
 use http::{Request, StatusCode};
@@ -15,27 +13,17 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use proxy_serve::reload::Source as _;
-use proxy_serve::tls::client::Client as Tls;
-use proxy_serve::tls::{Pair, Policy};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{debug, error, info};
 
-use super::{Program, both};
-use crate::client::{Dialer, Endpoint, Mode};
+use super::Program;
+use super::reach::{Place, ReachArgs};
+use crate::client::{Dialer, Endpoint};
 
 /// Makes HTTP requests through a konnectivity server
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Certificate that the server is shown
-    #[arg(long, value_name = "FILE", default_value = "")]
-    client_cert: String,
-    /// Key of --client-cert
-    #[arg(long, value_name = "FILE", default_value = "")]
-    client_key: String,
-    /// CAs of the server
-    #[arg(long, value_name = "FILE", default_value = "")]
-    ca_cert: String,
     /// Protocol of the request: http
     #[arg(long, value_name = "PROTOCOL", default_value = "http")]
     request_proto: String,
@@ -48,18 +36,6 @@ pub struct Args {
     /// Path of the request
     #[arg(long, value_name = "PATH", default_value = "success")]
     request_path: String,
-    /// Host of the server; empty with --proxy-uds
-    #[arg(long, value_name = "HOST", default_value = "localhost")]
-    proxy_host: String,
-    /// Port of the server; 0 with --proxy-uds
-    #[arg(long, value_name = "PORT", default_value_t = 8090)]
-    proxy_port: u16,
-    /// Unix socket of the server
-    #[arg(long, value_name = "FILE", default_value = "")]
-    proxy_uds: String,
-    /// How the server is spoken to: grpc or http-connect
-    #[arg(long, default_value = "grpc")]
-    mode: String,
     /// What the server's log calls this client
     #[arg(long, value_name = "NAME", default_value = "test-client")]
     user_agent: String,
@@ -78,6 +54,10 @@ pub struct Args {
     /// Accepted; requests are made with HTTP/1.1, which has no such checks
     #[arg(long, default_value_t = true)]
     enable_http2_healthchecks: bool,
+
+    /// Where the server is
+    #[command(flatten)]
+    reach: ReachArgs,
 }
 
 /// One of several requests, with everything it needs.
@@ -136,11 +116,7 @@ impl Args {
              --proxytunnel",
             self.request_proto
         );
-        let mode: Mode = self
-            .mode
-            .parse()
-            .map_err(anyhow::Error::msg)
-            .context("--mode")?;
+        let mode = self.reach.mode()?;
         let dialer = Dialer::new(self.endpoint()?, mode).user_agent(self.user_agent.clone());
         let host = if self.request_host.contains(':') {
             format!("[{}]", self.request_host)
@@ -155,44 +131,18 @@ impl Args {
     }
 
     fn endpoint(&self) -> Result<Endpoint> {
-        let has_pair = both(
-            ("client-cert", &self.client_cert),
-            ("client-key", &self.client_key),
-        )?;
-        if !self.proxy_uds.is_empty() {
-            ensure!(
-                self.proxy_host.is_empty() && self.proxy_port == 0,
-                "--proxy-uds needs --proxy-host= and --proxy-port=0"
-            );
-            ensure!(
-                !has_pair && self.ca_cert.is_empty(),
-                "--proxy-uds excludes --client-cert, --client-key and --ca-cert: there is no TLS on a Unix socket"
-            );
-            return Ok(Endpoint::unix(&self.proxy_uds));
-        }
-        if self.proxy_host.is_empty() || self.proxy_port == 0 {
-            bail!("where is the server? give --proxy-host and --proxy-port, or --proxy-uds");
-        }
-        ensure!(
-            !self.ca_cert.is_empty(),
-            "--ca-cert is needed: it says which servers are trusted"
-        );
-        let tls = Tls {
-            server_ca: (&self.ca_cert).into(),
-            pair: has_pair.then(|| Pair {
-                certificate: PathBuf::from(&self.client_cert),
-                key: PathBuf::from(&self.client_key),
-            }),
-            location: "--ca-cert, --client-cert and --client-key say where they are",
-            alpn: Vec::new(),
-            policy: Policy::default(),
-        };
-        let identity = tls.make(&tls.read()?)?;
-        Ok(Endpoint::tls(
-            self.proxy_host.clone(),
-            self.proxy_port,
-            Arc::clone(&identity.config),
-        ))
+        Ok(match self.reach.place()? {
+            Place::Unix(path) => Endpoint::unix(path),
+            Place::Tls {
+                host,
+                port,
+                name,
+                tls,
+            } => {
+                let identity = tls.make(&tls.read()?)?;
+                Endpoint::tls(host, port, identity.config).named(name)
+            }
+        })
     }
 }
 

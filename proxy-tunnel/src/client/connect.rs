@@ -74,6 +74,14 @@ where
         .await
         .map_err(Refusal::Io)?;
     io.flush().await.map_err(Refusal::Io)?;
+    answer(io).await
+}
+
+/// Reads the answer to a request to connect. Returns the bytes that came behind it.
+///
+/// # Errors
+/// The proxy refuses, or the connection fails.
+pub(crate) async fn answer<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, Refusal> {
     let mut buffer = BytesMut::with_capacity(512);
     loop {
         let ended = io.read_buf(&mut buffer).await.map_err(Refusal::Io)? == 0;

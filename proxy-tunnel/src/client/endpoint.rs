@@ -8,16 +8,21 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Mode;
 use crate::tcp;
+
+/// How long a server that refuses a certificate may take to say so.
+const REFUSAL: Duration = Duration::from_millis(500);
 
 /// Where a server is.
 #[derive(Clone)]
@@ -30,6 +35,8 @@ pub enum Endpoint {
         host: String,
         /// The port.
         port: u16,
+        /// The name that the server is asked for (SNI) and must have a certificate for, if it is not `host`.
+        name: Option<ServerName<'static>>,
         /// CAs and the client's certificate. ALPN is set by the mode.
         config: Arc<ClientConfig>,
     },
@@ -48,7 +55,33 @@ impl Endpoint {
         Self::Tls {
             host: host.into(),
             port,
+            name: None,
             config,
+        }
+    }
+
+    /// The same server with a certificate for this name instead of its host's, if one is given, as behind a router by
+    /// SNI. A Unix socket has no such name.
+    #[must_use]
+    pub fn named(mut self, server_name: Option<ServerName<'static>>) -> Self {
+        if let Self::Tls { name, .. } = &mut self {
+            *name = server_name;
+        }
+        self
+    }
+
+    /// Connects as for a tunnel, and leaves. A server that refuses this client's certificate says so only behind the
+    /// handshake: that is waited for a little.
+    ///
+    /// # Errors
+    /// It does not accept this client.
+    pub async fn probe(&self, mode: Mode) -> io::Result<()> {
+        let mut io = timeout(super::LIMIT, self.open(mode)).await??;
+        match timeout(REFUSAL, io.read(&mut [0])).await {
+            Ok(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(Err(error)) => Err(error),
+            // Bytes of HTTP/2, or none.
+            Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
 
@@ -65,7 +98,12 @@ impl Endpoint {
     pub(super) async fn open(&self, mode: Mode) -> io::Result<Io> {
         match self {
             Self::Unix(path) => Ok(Io::Unix(UnixStream::connect(path).await?)),
-            Self::Tls { host, port, config } => {
+            Self::Tls {
+                host,
+                port,
+                name,
+                config,
+            } => {
                 let stream = tcp::connect(host, *port, super::LIMIT).await?;
                 stream.set_nodelay(true)?;
                 let mut config = ClientConfig::clone(config);
@@ -73,8 +111,11 @@ impl Endpoint {
                     Mode::Grpc => vec![b"h2".to_vec()],
                     Mode::HttpConnect => vec![b"http/1.1".to_vec()],
                 };
-                let name = ServerName::try_from(host.clone())
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+                let name = match name {
+                    Some(name) => name.clone(),
+                    None => ServerName::try_from(host.clone())
+                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
+                };
                 let connector = TlsConnector::from(Arc::new(config));
                 Ok(Io::Tls(Box::new(connector.connect(name, stream).await?)))
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use futures_util::{Stream as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
@@ -17,6 +17,7 @@ use tonic::Streaming;
 
 use super::endpoint::Io;
 use crate::flow::{Lane, Outbox};
+use crate::rewound::{Rewound, take};
 use crate::wire::{Message, Received};
 
 /// How long a server may take to confirm that a tunnel is closed.
@@ -30,7 +31,7 @@ pub struct Tunnel(Way);
 #[derive(Debug)]
 enum Way {
     Grpc(Box<GrpcTunnel>),
-    Http { io: Io, first: Bytes },
+    Http(Rewound<Io>),
 }
 
 impl Tunnel {
@@ -39,7 +40,7 @@ impl Tunnel {
     }
 
     pub(super) const fn http(io: Io, first: Bytes) -> Self {
-        Self(Way::Http { io, first })
+        Self(Way::Http(Rewound::new(first, io)))
     }
 }
 
@@ -51,11 +52,7 @@ impl AsyncRead for Tunnel {
     ) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Way::Grpc(tunnel) => tunnel.poll_read(context, buffer),
-            Way::Http { first, .. } if !first.is_empty() => {
-                take(first, buffer);
-                Poll::Ready(Ok(()))
-            }
-            Way::Http { io, .. } => Pin::new(io).poll_read(context, buffer),
+            Way::Http(io) => Pin::new(io).poll_read(context, buffer),
         }
     }
 }
@@ -68,14 +65,14 @@ impl AsyncWrite for Tunnel {
     ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().0 {
             Way::Grpc(tunnel) => tunnel.poll_write(context, bytes),
-            Way::Http { io, .. } => Pin::new(io).poll_write(context, bytes),
+            Way::Http(io) => Pin::new(io).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Way::Grpc(tunnel) => tunnel.poll_flush(context),
-            Way::Http { io, .. } => Pin::new(io).poll_flush(context),
+            Way::Http(io) => Pin::new(io).poll_flush(context),
         }
     }
 
@@ -85,16 +82,9 @@ impl AsyncWrite for Tunnel {
                 tunnel.shutdown();
                 Poll::Ready(Ok(()))
             }
-            Way::Http { io, .. } => Pin::new(io).poll_shutdown(context),
+            Way::Http(io) => Pin::new(io).poll_shutdown(context),
         }
     }
-}
-
-/// Copies as much as fits.
-fn take(bytes: &mut Bytes, buffer: &mut ReadBuf<'_>) {
-    let count = bytes.len().min(buffer.remaining());
-    buffer.put_slice(&bytes[..count]);
-    bytes.advance(count);
 }
 
 /// How the target's bytes end.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounterVec, IntGauge, Registry};
 
+use super::certificates::Certificates;
 use super::packets::Packets;
 use super::{Maker, NONE};
 use crate::go_error::Problem;
@@ -28,6 +29,8 @@ pub struct AgentMetrics {
     registry: Registry,
     /// Packets and stream errors.
     pub packets: Arc<Packets>,
+    /// When certificates end.
+    pub certificates: Arc<Certificates>,
     /// Streams to servers.
     pub server_connections: IntGauge,
     /// Connections to targets.
@@ -57,6 +60,7 @@ impl AgentMetrics {
         let gauge = |name, help| maker.add(IntGauge::with_opts(maker.opts(name, help)));
         Arc::new(Self {
             packets: Arc::new(Packets::new(&maker)),
+            certificates: Certificates::new(&maker, false),
             server_connections: gauge(
                 "open_server_connections",
                 "Current number of open server connections.",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
+use super::certificates::Certificates;
 use super::packets::Packets;
 use super::tenants::Tenants;
 use super::{Maker, NONE};
@@ -80,6 +81,8 @@ pub struct ServerMetrics {
     pub packets: Arc<Packets>,
     /// What is about tenants.
     pub tenants: Tenants,
+    /// When certificates end.
+    pub certificates: Arc<Certificates>,
     /// Open HTTP CONNECT connections.
     pub http_connections: IntGauge,
     /// Expired leases that were deleted.
@@ -178,6 +181,7 @@ impl ServerMetrics {
         Arc::new(Self {
             packets: Arc::new(Packets::new(&maker)),
             tenants: Tenants::new(&maker),
+            certificates: Certificates::new(&maker, false),
             http_connections,
             culled_leases,
             full_queues,

@@ -44,7 +44,7 @@ impl TenantMetrics {
 }
 
 /// The limits, as the label `limit` has them.
-const LIMITS: [&str; 4] = ["agents", "tunnels", "dials", "buffered"];
+const LIMITS: [&str; 5] = ["agents", "connections", "tunnels", "dials", "buffered"];
 
 impl Tenants {
     pub(super) fn new(maker: &Maker) -> Self {

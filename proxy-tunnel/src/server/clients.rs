@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::{Status, async_trait};
 
-use super::frontend::{Client, grpc};
+use super::frontend::{Client, ClientRefused, grpc};
 use super::transport::{self, Answer};
 use crate::wire::metadata::{self, Extensions};
 use crate::wire::{PROXY_PATH, TUNNEL};
@@ -18,12 +18,17 @@ pub struct ProxyService(pub Client);
 
 /// Refuses whatever the clients of one connection ask for.
 #[derive(Debug)]
-pub struct RefusingService(pub String);
+pub struct RefusingService(pub ClientRefused);
 
 #[async_trait]
 impl Answer for RefusingService {
     async fn answer(&self, _: Request<Incoming>) -> Response<Body> {
-        Status::permission_denied(self.0.as_str()).into_http()
+        let text = self.0.to_string();
+        let status = match self.0 {
+            ClientRefused::NoTenant(_) => Status::permission_denied(text),
+            ClientRefused::Limit(_) => Status::resource_exhausted(text),
+        };
+        status.into_http()
     }
 }
 

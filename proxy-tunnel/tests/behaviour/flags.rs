@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Every flag of upstream's programs, with its default: facts §3. Where upstream's programs are built, `tests/tunnel`
+//! Every flag of upstream's programs, and of the sidecar, with its default: facts §3. Where upstream's programs are built, `tests/tunnel`
 //! compares theirs.
 
 use std::process::Command;
 
-use super::process::{AGENT, CLIENT, SERVER, TARGET};
+use super::process::{AGENT, CLIENT, SERVER, SIDECAR, TARGET};
 
 /// klog's, in all programs.
 const KLOG: &str = "vmodule= logtostderr=true log-file= log-file-max-size=1800 log-dir= alsologtostderr=false \
      alsologtostderrthreshold=0 stderrthreshold=2 legacy-stderr-threshold-behavior=true add-dir-header=false \
      skip-headers=false skip-log-headers=false one-output=false log-backtrace-at=:0";
 
-/// `*`: hidden, for old manifests. `backend-dial-timeout` is off in upstream.
-const FLAGS: [(&str, &str); 4] = [
+/// `*`: hidden, for old manifests. `backend-dial-timeout` is off in upstream, which has no sidecar.
+const FLAGS: [(&str, &str); 5] = [
     (
         SERVER,
         "v=4 server-cert= server-key= server-ca-cert= cluster-cert= cluster-key= cluster-ca-cert= mode=grpc \
@@ -46,6 +46,12 @@ const FLAGS: [(&str, &str); 4] = [
          enable-http2-healthchecks=true",
     ),
     (TARGET, "v=0 server-port=8000"),
+    (
+        SIDECAR,
+        "v=2 listen= tenants-config= allow-destination= max-connections=4096 health-port=8096 \
+         health-bind-address= client-cert= client-key= ca-cert= proxy-host=localhost proxy-port=8090 proxy-uds= \
+         proxy-server-name= mode=grpc",
+    ),
 ];
 
 /// The text of a flag in a help text, on one line.

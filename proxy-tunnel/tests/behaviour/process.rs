@@ -15,6 +15,7 @@ use super::rig::{SOON, Scratch};
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_konnectivity-server");
 pub const AGENT: &str = env!("CARGO_BIN_EXE_konnectivity-agent");
+pub const SIDECAR: &str = env!("CARGO_BIN_EXE_konnectivity-sidecar");
 pub const CLIENT: &str = env!("CARGO_BIN_EXE_konnectivity-test-client");
 pub const TARGET: &str = env!("CARGO_BIN_EXE_http-test-server");
 

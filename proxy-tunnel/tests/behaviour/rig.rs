@@ -6,13 +6,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prometheus::{Registry, TextEncoder};
 use proxy_serve::listen::unix::{Existing, Listener};
-use proxy_serve::reload::Reloader;
+use proxy_serve::reload::{Look, Reloader};
 use proxy_serve::shutdown::Phase;
 use proxy_serve::tls::{Pair, Policy, client, server};
 use proxy_tunnel::agent::connector::Connector;
@@ -25,6 +25,7 @@ use proxy_tunnel::cluster::tokens::Reviewer;
 use proxy_tunnel::destinations::Destinations;
 use proxy_tunnel::flow::{Budget, Limits};
 use proxy_tunnel::metrics::agent::AgentMetrics;
+use proxy_tunnel::metrics::certificates::Names;
 use proxy_tunnel::metrics::server::ServerMetrics;
 use proxy_tunnel::server::Server;
 use proxy_tunnel::server::backend::Shared;
@@ -54,7 +55,13 @@ const HOUR: Duration = Duration::from_hours(1);
 /// A directory of one test, with certificates of one CA.
 pub struct Scratch {
     path: PathBuf,
-    authority: CertifiedIssuer<'static, KeyPair>,
+    authority: Mutex<CertifiedIssuer<'static, KeyPair>>,
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 impl Scratch {
@@ -64,15 +71,22 @@ impl Scratch {
         // Names of Unix sockets are short.
         let path = std::env::temp_dir().join(format!("tunnel-{}-{number}", process::id()));
         fs::create_dir_all(&path).unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let scratch = Self { path, authority };
-        fs::write(scratch.file("ca.crt"), scratch.authority.pem()).unwrap();
-        for name in ["server", "client"] {
-            scratch.issue(name, |_| {});
-        }
+        let scratch = Self {
+            path,
+            authority: Mutex::new(authority()),
+        };
+        scratch.renew();
         scratch
+    }
+
+    /// Another CA, and certificates of it.
+    pub fn renew(&self) {
+        let authority = authority();
+        fs::write(self.file("ca.crt"), authority.pem()).unwrap();
+        *self.authority.lock().unwrap() = authority;
+        for name in ["server", "client"] {
+            self.issue(name, |_| {});
+        }
     }
 
     /// Writes a certificate and its key.
@@ -82,7 +96,8 @@ impl Scratch {
         let names = names.map(str::to_owned).to_vec();
         let mut params = CertificateParams::new(names).unwrap();
         change(&mut params);
-        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        let authority = self.authority.lock().unwrap();
+        let certificate = params.signed_by(&key, &*authority).unwrap();
         fs::write(self.file(&format!("{name}.crt")), certificate.pem()).unwrap();
         fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
@@ -144,6 +159,8 @@ pub struct Options {
     pub reviewer: Option<Reviewer>,
     /// Rules of tenants.
     pub rules: Option<String>,
+    /// Whether clients with HTTP may ask in absolute form too.
+    pub absolute_form: bool,
     pub id: String,
     pub count: u32,
     pub scratch: Option<Arc<Scratch>>,
@@ -160,6 +177,7 @@ impl Options {
             strategies: vec![Strategy::Default],
             reviewer: None,
             rules: None,
+            absolute_form: false,
             id: "server".into(),
             count: 1,
             scratch: None,
@@ -176,6 +194,8 @@ pub struct Rig {
     pub socket: PathBuf,
     pub tls: SocketAddr,
     pub agents: SocketAddr,
+    /// Takes changed certificates into use.
+    files: Mutex<Vec<Box<dyn Look>>>,
     tasks: Vec<JoinHandle<()>>,
     _phase: watch::Sender<Phase>,
 }
@@ -216,9 +236,10 @@ impl Rig {
             } else {
                 Tenants::one(parts)
             },
-            metrics,
+            Arc::clone(&metrics),
             options.dial_timeout,
             options.reviewer,
+            options.absolute_form,
         ));
         if let Some(rules) = &options.rules {
             let offered = Offered {
@@ -254,8 +275,14 @@ impl Rig {
             Mode::Grpc => b"h2",
             Mode::HttpConnect => b"http/1.1",
         };
-        let reloader = Reloader::new(scratch.server_tls(alpn, true), |_| {}).unwrap();
+        let mut files: Vec<Box<dyn Look>> = Vec::new();
+        let names = |own, authorities| Names { own, authorities };
+        let count = metrics
+            .certificates
+            .observer(names("server-cert", "server-ca-cert"), None);
+        let reloader = Reloader::new(scratch.server_tls(alpn, true), count).unwrap();
         let current = reloader.current();
+        files.push(Box::new(reloader));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tls = listener.local_addr().unwrap();
         let at = accepting.clone();
@@ -263,8 +290,12 @@ impl Rig {
             at.clients(tls.port(), listener, current).await;
         }));
 
-        let reloader = Reloader::new(scratch.server_tls(b"h2", !has_tokens), |_| {}).unwrap();
+        let count = metrics
+            .certificates
+            .observer(names("cluster-cert", "cluster-ca-cert"), None);
+        let reloader = Reloader::new(scratch.server_tls(b"h2", !has_tokens), count).unwrap();
         let current = reloader.current();
+        files.push(Box::new(reloader));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let agents = listener.local_addr().unwrap();
         tasks.push(tokio::spawn(async move {
@@ -278,6 +309,7 @@ impl Rig {
             socket,
             tls,
             agents,
+            files: Mutex::new(files),
             tasks,
             _phase: to_phase,
         }
@@ -289,6 +321,13 @@ impl Rig {
         let agent = Agent::start(&rig, &[rig.agents.port()]);
         rig.until_ready().await;
         (rig, agent)
+    }
+
+    /// Looks for changed certificates.
+    pub fn look(&self) {
+        for files in &mut *self.files.lock().unwrap() {
+            files.look();
+        }
     }
 
     pub async fn until_ready(&self) {
@@ -334,6 +373,7 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct Agent {
     pub sync: Arc<Sync>,
     pub shared: Arc<link::Shared>,
+    pub tls: Mutex<Reloader<client::Client>>,
     task: JoinHandle<()>,
 }
 
@@ -368,9 +408,10 @@ impl Agent {
             limits: options.limits,
             allowed: options.allowed,
         });
+        let tls = rig.scratch.client_tls();
         let connector = Connector {
             port: ports[0],
-            tls: rig.scratch.client_tls().current(),
+            tls: tls.current(),
             server_name: None,
             keepalive: HOUR,
             token: options.token,
@@ -390,7 +431,12 @@ impl Agent {
         );
         let keeping = Arc::clone(&sync);
         let task = tokio::spawn(async move { keeping.run().await });
-        Self { sync, shared, task }
+        Self {
+            sync,
+            shared,
+            tls: Mutex::new(tls),
+            task,
+        }
     }
 
     pub fn metrics(&self) -> String {

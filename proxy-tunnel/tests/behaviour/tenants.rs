@@ -12,11 +12,14 @@ use proxy_tunnel::flow::Limits;
 use proxy_tunnel::server::strategies::Strategy;
 use proxy_tunnel::wire::Message;
 use rcgen::{DistinguishedName, DnType, SanType};
+use rustls::ClientConfig;
 use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tonic::Code;
 
 use super::peers::Peer;
-use super::rig::{Options, Rig, Scratch, until};
+use super::rig::{Options, Rig, Scratch, Target, until};
 use super::stub::Stub;
 
 /// The destination of all tenants.
@@ -220,35 +223,77 @@ async fn agent_refused(rig: &Rig, way: Way) -> (Code, String) {
     (status.code(), status.message().to_owned())
 }
 
+/// Dials by HTTP CONNECT with this certificate.
+fn dialer(rig: &Rig, certificate: &str) -> Dialer {
+    let tls = rig.scratch.client_tls_as(certificate).current();
+    let config = Arc::clone(&tls.get().config);
+    let endpoint = Endpoint::tls("localhost", rig.tls.port(), config);
+    Dialer::new(endpoint, Mode::HttpConnect)
+}
+
 #[tokio::test]
 async fn clients_without_a_tenant_are_forbidden_to_connect() {
     let rig = rig(Mode::HttpConnect, "", |_| {}).await;
     let mut agent = agent(&rig, GOOD[0].1).await;
     agent.opened().await.unwrap();
-    let by = |certificate| {
-        let config = Arc::clone(
-            &rig.scratch
-                .client_tls_as(certificate)
-                .current()
-                .get()
-                .config,
-        );
-        let endpoint = Endpoint::tls("localhost", rig.tls.port(), config);
-        Dialer::new(endpoint, Mode::HttpConnect)
-    };
-    let own = by("organization-a");
+    let own = dialer(&rig, "organization-a");
     let (dialed, _) = tokio::join!(own.dial(TARGET), agent.accept(1));
     dialed.unwrap();
     for (certificate, want) in [
         ("organization-b", "No agent available"),
         ("client", "code 403: it belongs to no tenant"),
     ] {
-        let error = by(certificate).dial(TARGET).await.unwrap_err();
+        let error = dialer(&rig, certificate).dial(TARGET).await.unwrap_err();
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains(want), "{source}");
     }
     let error = rig.dialer().dial(TARGET).await.unwrap_err();
     assert!(format!("{error:?}").contains("403"), "{error:?}");
+}
+
+/// Clients of one tenant use up neither the other's connections nor, refused, any for long.
+#[tokio::test]
+async fn connections_are_those_of_one_tenant() {
+    let rig = rig(Mode::HttpConnect, "connections: 2", |_| {}).await;
+    let echo = Target::echo().await;
+    let refused = async |certificate| {
+        let error = dialer(&rig, certificate).dial(&echo).await.unwrap_err();
+        anyhow::Error::new(error)
+            .chain()
+            .last()
+            .unwrap()
+            .to_string()
+    };
+    // Without an agent a dial ends with its connection.
+    assert!(refused("organization-a").await.starts_with("code 500"));
+    let tls = rig.scratch.client_tls_as("organization-a").current();
+    let mut config = ClientConfig::clone(&tls.get().config);
+    config.alpn_protocols.clear();
+    let config = Arc::new(config);
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let config = Arc::clone(&config);
+        let stream = TcpStream::connect(rig.tls).await.unwrap();
+        let name = "localhost".to_owned().try_into().unwrap();
+        idle.push(
+            TlsConnector::from(config)
+                .connect(name, stream)
+                .await
+                .unwrap(),
+        );
+    }
+    rig.until_counted("http_connections 2").await;
+    let text = refused("unit-a").await;
+    assert_eq!(
+        text,
+        "code 503: tenant tenant-a: its clients have as many connections as they may (limits.connections: 2)"
+    );
+    assert!(refused("organization-b").await.starts_with("code 500"));
+    let line = "tenant_limited_total{limit=\"connections\",tenant=\"tenant-a\"} 1";
+    rig.until_counted(line).await;
+    idle.pop();
+    rig.until_counted("http_connections 1").await;
+    assert!(refused("unit-a").await.starts_with("code 500"));
 }
 
 #[tokio::test]

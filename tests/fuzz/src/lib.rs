@@ -73,8 +73,18 @@ pub const TARGETS: &[Target] = &[
     ),
     target(
         "tunnel_head",
-        "heads of CONNECT requests and their answers",
+        "heads of requests to a proxy and their answers",
         tunnel::head,
+    ),
+    target(
+        "tunnel_absolute",
+        "requests in absolute form and their answers, a field a line",
+        tunnel::absolute,
+    ),
+    target(
+        "tunnel_sidecar",
+        "the file of a sidecar's tenants",
+        tunnel::sidecar_tenants,
     ),
     target(
         "tunnel_frames",

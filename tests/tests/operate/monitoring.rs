@@ -41,6 +41,10 @@ fn monitoring() -> PathBuf {
     repository().join("deploy/kustomize/components/monitoring")
 }
 
+fn tunnel_monitoring() -> PathBuf {
+    repository().join("deploy/tunnel/monitoring")
+}
+
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
@@ -68,16 +72,23 @@ fn the_alerts_do_what_their_unit_tests_say() -> Result<()> {
     let Some(tool) = Tool::find("the_alerts_do_what_their_unit_tests_say")? else {
         return Ok(());
     };
-    let rule = tool.yaml(&read(&monitoring().join("prometheusrule.yaml"))?)?;
-    let directory = Directory::new("alerts")?;
+    check_alerts(&tool, "alerts", &monitoring(), "docs/troubleshooting.md")?;
+    let page = "docs/inverted-connectivity.md";
+    check_alerts(&tool, "tunnel-alerts", &tunnel_monitoring(), page)
+}
+
+/// Has promtool check and try the alerts of a directory; each has a unit test, and a section of a page.
+fn check_alerts(tool: &Tool, name: &str, alerts: &Path, page: &str) -> Result<()> {
+    let rule = tool.yaml(&read(&alerts.join("prometheusrule.yaml"))?)?;
+    let directory = Directory::new(name)?;
     // JSON is YAML too.
     fs::write(directory.0.join("rules.yaml"), rule[0]["spec"].to_string())?;
-    let unit_tests = read(&monitoring().join("alerts.test.yaml"))?;
+    let unit_tests = read(&alerts.join("alerts.test.yaml"))?;
     fs::write(directory.0.join("alerts.test.yaml"), &unit_tests)?;
     directory.promtool(&["check", "rules", "rules.yaml"])?;
     directory.promtool(&["test", "rules", "alerts.test.yaml"])?;
 
-    let runbook = anchors(&read(&repository().join("docs/troubleshooting.md"))?);
+    let runbook = anchors(&read(&repository().join(page))?);
     let rules = rule[0]["spec"]["groups"][0]["rules"]
         .as_array()
         .context("no rules")?;
@@ -96,7 +107,9 @@ fn the_alerts_do_what_their_unit_tests_say() -> Result<()> {
         let url = rule["annotations"]["runbook_url"]
             .as_str()
             .unwrap_or_default();
-        let anchor = url.strip_prefix("docs/troubleshooting.md#");
+        let anchor = url
+            .strip_prefix(page)
+            .and_then(|rest| rest.strip_prefix('#'));
         let anchor = anchor.with_context(|| format!("{name}: the runbook is {url}"))?;
         ensure!(
             runbook.contains(anchor),
@@ -132,7 +145,7 @@ fn every_metric_is_one_of_the_agents() -> Result<()> {
     ] {
         let text = read(&monitoring().join(file))?;
         let mut found = 0;
-        for metric in metrics(&text) {
+        for metric in metrics("proxy_agent_", &text) {
             ensure!(
                 documented.contains(&format!("`{metric}`")),
                 "{file}: docs/metrics.md has no {metric}"
@@ -144,9 +157,39 @@ fn every_metric_is_one_of_the_agents() -> Result<()> {
     Ok(())
 }
 
-/// The names of metrics in a text, those of histograms without the suffix.
-fn metrics(text: &str) -> BTreeSet<&str> {
-    text.match_indices("proxy_agent_")
+/// The pages have the tunnel's metrics by what follows the program.
+#[test]
+fn every_metric_of_the_tunnels_alerts_is_documented() -> Result<()> {
+    let pages = [
+        "docs/tunnel.md",
+        "docs/tenants.md",
+        "docs/inverted-connectivity.md",
+    ];
+    let pages = pages.map(|page| read(&repository().join(page)));
+    let documented = pages.into_iter().collect::<Result<String>>()?;
+    for file in ["prometheusrule.yaml", "alerts.test.yaml"] {
+        let text = read(&tunnel_monitoring().join(file))?;
+        let found = metrics("konnectivity_network_proxy_", &text);
+        ensure!(found.len() > 8, "{file}: only {found:?}");
+        for metric in found {
+            let name = metric.strip_prefix("konnectivity_network_proxy_");
+            let name = name.and_then(|name| Some(name.split_once('_')?.1));
+            // By a pattern, for all programs.
+            let Some(name) = name.filter(|name| !name.is_empty()) else {
+                continue;
+            };
+            ensure!(
+                documented.contains(&format!("`{name}")),
+                "{file}: no page has {metric}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The names of metrics in a text that begin like this, those of histograms without the suffix.
+fn metrics<'a>(prefix: &str, text: &'a str) -> BTreeSet<&'a str> {
+    text.match_indices(prefix)
         .map(|(at, _)| {
             let rest = &text[at..];
             let end = rest.find(|c: char| !(c.is_ascii_lowercase() || c == '_'));

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use tests::netns::Netns;
 use tests::sweep;
 
+use crate::program::{Make, Part};
 use crate::tunnel::Tunnel;
 
 /// An address in every cluster.
@@ -75,5 +76,34 @@ impl Cluster {
             }
         });
         Ok(())
+    }
+
+    /// Starts an agent here with the certificate of a tenant. It asks the server at this host for this name, and claims
+    /// everything about itself.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn agent(
+        &self,
+        tunnel: &mut Tunnel,
+        process: &'static str,
+        certificate: &str,
+        server_name: &str,
+    ) -> Result<()> {
+        let args = [
+            "--ca-cert=certs/agent/issued/ca.crt".to_owned(),
+            format!("--agent-cert=certs/agent/issued/{certificate}.crt"),
+            format!("--agent-key=certs/agent/private/{certificate}.key"),
+            format!("--proxy-server-host={}", self.server()),
+            format!("--proxy-server-name={server_name}"),
+            "--agent-id=the-same".to_owned(),
+            format!("--agent-identifiers=ipv4={INSIDE}&host=anything&default-route=true"),
+            "--sync-interval=100ms".to_owned(),
+            "--sync-interval-cap=500ms".to_owned(),
+            "--health-server-port=8193".to_owned(),
+            "--admin-server-port=8194".to_owned(),
+        ];
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        tunnel.spawn_in(&self.netns, process, &Part::Agent.of(Make::Ours)?, &args)
     }
 }

@@ -46,6 +46,8 @@ pub enum Part {
     TestClient,
     /// The target of the examples.
     TestServer,
+    /// The HTTP proxy for the programs of a pod, which upstream does not have.
+    Sidecar,
 }
 
 impl Part {
@@ -59,6 +61,7 @@ impl Part {
             Self::Agent => ("konnectivity-agent", "proxy-agent"),
             Self::TestClient => ("konnectivity-test-client", "proxy-test-client"),
             Self::TestServer => ("http-test-server", "http-test-server"),
+            Self::Sidecar => ("konnectivity-sidecar", "konnectivity-sidecar"),
         };
         match make {
             Make::Ours => {

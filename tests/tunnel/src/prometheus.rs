@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Prometheus, which scrapes a node exporter with TLS through the tunnel: `proxy_url` with HTTP CONNECT and mTLS.
-//! Both are Debian's packages.
+//! Both are Debian's packages. Tests with other targets use [`serve`] and [`query`].
 //!
 //! Go uses one TLS configuration for the proxy and for the target behind it. So the file of CAs holds both CAs,
 //! and both are shown the same client certificate.
@@ -52,7 +52,6 @@ pub fn start(tunnel: &mut Tunnel) -> Result<()> {
     let write = |name: &str, text: &str| {
         fs::write(tunnel.dir().join(name), text).with_context(|| format!("writing {name}"))
     };
-    write("prometheus.yml", CONFIGURATION)?;
     write("exporter.yml", EXPORTER)?;
     let authority =
         |group: &str| fs::read_to_string(tunnel.dir().join(format!("certs/{group}/issued/ca.crt")));
@@ -69,6 +68,16 @@ pub fn start(tunnel: &mut Tunnel) -> Result<()> {
             "--collector.uname",
         ],
     )?;
+    serve(tunnel, CONFIGURATION)
+}
+
+/// Starts a Prometheus with this configuration.
+///
+/// # Errors
+/// It is not installed, or does not get ready.
+pub fn serve(tunnel: &mut Tunnel, configuration: &str) -> Result<()> {
+    let path = tunnel.dir().join("prometheus.yml");
+    fs::write(&path, configuration).with_context(|| format!("writing {}", path.display()))?;
     tunnel.spawn(
         "prometheus",
         Path::new("prometheus"),
@@ -103,8 +112,11 @@ pub fn scraped(tunnel: &Tunnel) -> Result<Value> {
     Ok(sample["metric"].clone())
 }
 
-/// The samples of an expression that needs no quoting in a URL.
-fn query(tunnel: &Tunnel, expression: &str) -> Result<Vec<Value>> {
+/// The samples of an expression that needs no quoting in a URL, or is quoted.
+///
+/// # Errors
+/// Prometheus does not answer.
+pub fn query(tunnel: &Tunnel, expression: &str) -> Result<Vec<Value>> {
     let path = format!("/api/v1/query?query={expression}");
     let answer = http::ask(tunnel.netns(), ADDRESS, &path, &[])?;
     let answer: Value = serde_json::from_str(&answer.body)

@@ -35,36 +35,6 @@ const PORT: u16 = 443;
 /// What the target of each cluster says.
 const TEXTS: [&str; 2] = ["this is alpha", "this is beta"];
 
-/// Starts an agent in a cluster with the certificate of a tenant, which dials a name and claims everything.
-fn agent(
-    tunnel: &mut Tunnel,
-    cluster: &Cluster,
-    process: &'static str,
-    certificate: &str,
-    server_name: &str,
-) -> Result<()> {
-    let args = [
-        "--ca-cert=certs/agent/issued/ca.crt".to_owned(),
-        format!("--agent-cert=certs/agent/issued/{certificate}.crt"),
-        format!("--agent-key=certs/agent/private/{certificate}.key"),
-        format!("--proxy-server-host={}", cluster.server()),
-        format!("--proxy-server-name={server_name}"),
-        "--agent-id=the-same".to_owned(),
-        format!("--agent-identifiers=ipv4={INSIDE}&host=anything&default-route=true"),
-        "--sync-interval=100ms".to_owned(),
-        "--sync-interval-cap=500ms".to_owned(),
-        "--health-server-port=8193".to_owned(),
-        "--admin-server-port=8194".to_owned(),
-    ];
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    tunnel.spawn_in(
-        cluster.netns(),
-        process,
-        &Part::Agent.of(Make::Ours)?,
-        &args,
-    )
-}
-
 /// What a client with this certificate reads from the destination that both clusters have.
 fn read(tunnel: &Tunnel, certificate: &str, port: u16) -> Result<(bool, String)> {
     let key = format!("certs/frontend/private/{certificate}.key");
@@ -133,7 +103,7 @@ fn each_client_reaches_its_own_cluster() -> Result<()> {
         ("forged", 1, "forged", "localhost"),
         ("stranger", 1, "proxy-agent", "localhost"),
     ] {
-        agent(&mut tunnel, &clusters[cluster], process, certificate, name)?;
+        clusters[cluster].agent(&mut tunnel, process, certificate, name)?;
         tests::cmd::wait_until(PATIENCE, process, || {
             let refused = tunnel.lines(process, "belongs to no tenant");
             Ok((!refused.is_empty()).then_some(()))
@@ -147,7 +117,7 @@ fn each_client_reaches_its_own_cluster() -> Result<()> {
     ensure!(before.contains(line), "{before}");
 
     // One after the other, so that each of them is alone with clients of both.
-    agent(&mut tunnel, &clusters[0], "alpha", "alpha", "kubernetes")?;
+    clusters[0].agent(&mut tunnel, "alpha", "alpha", "kubernetes")?;
     tunnel.wait_for(SERVER_HEALTH, "/readyz")?;
     let (is_good, text) = read(&tunnel, "beta", PORT)?;
     ensure!(
@@ -155,7 +125,7 @@ fn each_client_reaches_its_own_cluster() -> Result<()> {
         "{text}\n{}",
         tunnel.logs()
     );
-    agent(&mut tunnel, &clusters[1], "beta", "beta", "localhost")?;
+    clusters[1].agent(&mut tunnel, "beta", "beta", "localhost")?;
     tests::cmd::wait_until(PATIENCE, "two agents", || {
         let line = "tenant_agents{tenant=\"beta\"} 1
 ";

@@ -12,7 +12,7 @@ use proxy_serve::tls::{HTTP2, Pair, Policy};
 use proxy_serve::value::List;
 use tracing::warn;
 
-use super::super::args::{destinations, path, positive};
+use super::super::args::{destinations, path, positive, server_name};
 use super::super::{both, name, port};
 use super::args::Args;
 use crate::agent::sync::CountSource;
@@ -164,15 +164,6 @@ fn server_port(value: i64) -> Result<u16> {
         .ok()
         .filter(|port| *port > 0)
         .with_context(|| format!("--proxy-server-port is {value}; give a port from 1 to 65535"))
-}
-
-fn server_name(text: &str) -> Result<Option<ServerName<'static>>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let name = ServerName::try_from(text.to_owned())
-        .with_context(|| format!("--proxy-server-name is {text:?}; give a name or an address"))?;
-    Ok(Some(name))
 }
 
 fn tls(args: &Args) -> Result<Tls> {

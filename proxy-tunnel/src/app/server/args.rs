@@ -31,6 +31,9 @@ pub struct Args {
     /// How clients speak: grpc or http-connect
     #[arg(long, default_value = "grpc")]
     pub mode: String,
+    /// With --mode=http-connect: take requests for http URLs too, besides CONNECT
+    #[arg(long)]
+    pub allow_absolute_form: bool,
     /// Unix socket for clients, instead of TCP; needs --server-port=0
     #[arg(long, value_name = "FILE", default_value = "")]
     pub uds_name: String,

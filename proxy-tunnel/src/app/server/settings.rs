@@ -49,6 +49,8 @@ pub struct Settings {
     pub count: u32,
     /// How clients speak.
     pub mode: Mode,
+    /// Whether clients with HTTP may ask in absolute form too.
+    pub absolute_form: bool,
     /// Where clients connect.
     pub frontend: Frontend,
     /// Where agents connect.
@@ -106,6 +108,10 @@ impl Settings {
             .parse()
             .map_err(anyhow::Error::msg)
             .context("--mode")?;
+        ensure!(
+            !args.allow_absolute_form || mode == Mode::HttpConnect,
+            "--allow-absolute-form needs --mode=http-connect: it is about requests with HTTP/1.1"
+        );
         let dial_timeout = duration("backend-dial-timeout", args.backend_dial_timeout)?;
         let bind =
             |flag, host: &str, port| Bind::parse(flag, host, port).map_err(anyhow::Error::from);
@@ -113,6 +119,7 @@ impl Settings {
             id: name(("--server-id", &args.server_id), "PROXY_SERVER_ID")?,
             count: args.server_count,
             mode,
+            absolute_form: args.allow_absolute_form,
             frontend: frontend(args, mode, &policy)?,
             agents: (
                 bind(

@@ -8,30 +8,26 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use prometheus::IntGauge;
+use proxy_serve::shutdown::Phase;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info};
 
-use super::head::{self, Head, HeadError};
 use super::socket::{Half, Halves, Socket};
-use super::{Client, HOLD};
+use super::{Client, ClientRefused, HOLD, absolute, answers};
 use crate::client::Mode;
 use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
+use crate::forward::ask::{FAREWELL, asked, farewell};
+use crate::forward::head::{self, Form, Head};
+use crate::metrics::Counted;
 use crate::metrics::packets::Segment;
 use crate::server::Server;
 use crate::server::backend::PENDING_LOST;
 use crate::server::tenants::tenant::{DialRefused, Dialed};
 use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::wire::{DialRequest, Message, PacketType};
-
-/// How long a client may take for its head, as in upstream.
-const HEAD: Duration = Duration::from_mins(1);
-
-/// How long a client may take to read an answer that ends its connection.
-const FAREWELL: Duration = Duration::from_secs(10);
 
 /// How often a client that sends nothing more is checked for having gone.
 const CHECK: Duration = Duration::from_millis(200);
@@ -60,85 +56,40 @@ enum End {
     Cut(String),
 }
 
-/// Counts a connection for as long as it is there.
-struct Counted(IntGauge);
-
-impl Counted {
-    fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// Serves a connection to its end.
-pub async fn serve<S: Socket>(mut socket: S, client: &Client) {
+/// Serves a connection to its end. `phase` is the process's: where it drains, connections without a request end.
+pub async fn serve<S: Socket>(mut socket: S, client: &Client, phase: watch::Receiver<Phase>) {
     let _counted = Counted::new(&client.server.metrics.http_connections);
-    if let Some((head, rest)) = asked(&mut socket).await {
-        tunnel(socket, &head, rest, client).await;
-    }
-}
-
-/// Refuses what a client asks for that belongs to no tenant.
-pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &str) {
-    let _counted = Counted::new(&server.metrics.http_connections);
-    if asked(&mut socket).await.is_some() {
-        farewell(&mut socket, &head::forbidden(why)).await;
-    }
-}
-
-/// What a client asks for, and the bytes behind it; none if it is nothing that can be served.
-async fn asked<S: Socket>(socket: &mut S) -> Option<(Head, Bytes)> {
-    let mut buffer = BytesMut::with_capacity(512);
-    match timeout(HEAD, read_head(socket, &mut buffer)).await {
-        Ok(Ok(head)) => return Some((head, buffer.freeze())),
-        Ok(Err(Some(refusal))) => {
-            debug!("refusing a request: {refusal}");
-            farewell(socket, &refusal.answer()).await;
-        }
-        Ok(Err(None)) => {}
-        Err(_) => debug!(
-            "a client has sent no complete head within {} s",
-            HEAD.as_secs()
-        ),
-    }
-    None
-}
-
-/// The head; what follows it stays in the buffer. No error: the client has gone.
-async fn read_head<S: Socket>(
-    socket: &mut S,
-    buffer: &mut BytesMut,
-) -> Result<Head, Option<HeadError>> {
-    loop {
-        match socket.read_buf(buffer).await {
-            Ok(0) | Err(_) => return Err(None),
-            Ok(_) => {}
-        }
-        if let Some(head) = head::parse(buffer).map_err(Some)? {
-            let rest = buffer.split_off(head.length);
-            *buffer = rest;
-            return Ok(head);
-        }
-    }
-}
-
-/// The last bytes of a connection.
-async fn farewell<S: Socket>(socket: &mut S, answer: &[u8]) {
-    let send = async {
-        socket.write_all(answer).await?;
-        socket.shutdown().await
+    let Some((head, read)) = asked(&mut socket, client.server.absolute_form).await else {
+        return;
     };
-    // A client that does not read its answer gets none.
-    let _ = timeout(FAREWELL, send).await;
+    match head.form {
+        Form::Connect => {
+            let rest = Bytes::copy_from_slice(&read[head.length..]);
+            drop(read);
+            tunnel(socket, &head, rest, client).await;
+        }
+        // Boxed: it is larger than all that most connections need.
+        Form::Absolute => {
+            Box::pin(absolute::serve(socket, head, read.freeze(), client, phase)).await;
+        }
+    }
 }
 
-async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, client: &Client) {
+/// Refuses what a client asks for that is not served.
+pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &ClientRefused) {
+    let _counted = Counted::new(&server.metrics.http_connections);
+    if asked(&mut socket, server.absolute_form).await.is_some() {
+        let text = why.to_string();
+        let answer = match why {
+            ClientRefused::NoTenant(_) => answers::forbidden(&text),
+            ClientRefused::Limit(_) => answers::limited(&text),
+        };
+        farewell(&mut socket, &answer).await;
+    }
+}
+
+/// Dials, and carries bytes until the connection ends. `rest` is what followed the head.
+pub(super) async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, client: &Client) {
     let server = &client.server;
     let random = fastrand::i64(1..);
     info!(
@@ -197,10 +148,10 @@ async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, client: &Cli
 fn answer(refused: &DialRefused) -> Vec<u8> {
     let text = refused.to_string();
     match refused {
-        DialRefused::NoAgent => head::no_agent(&text),
-        DialRefused::Backend(_) => head::not_sent(&text),
-        DialRefused::Limit(..) => head::limited(&text),
-        DialRefused::Removed(_) => head::forbidden(&text),
+        DialRefused::NoAgent => answers::no_agent(&text),
+        DialRefused::Backend(_) => answers::not_sent(&text),
+        DialRefused::Limit(..) => answers::limited(&text),
+        DialRefused::Removed(_) => answers::forbidden(&text),
     }
 }
 
@@ -222,7 +173,7 @@ async fn pending<S: Socket>(socket: &mut S, tunnel: &Arc<Tunnel>, server: &Serve
             item = tunnel.inbox.next() => item,
             () = &mut deadline => {
                 if tunnel.expire() {
-                    return Pending::Answer(head::dial_timeout(DIAL_TIMEOUT));
+                    return Pending::Answer(answers::dial_timeout(DIAL_TIMEOUT));
                 }
                 continue;
             }
@@ -247,9 +198,9 @@ async fn pending<S: Socket>(socket: &mut S, tunnel: &Arc<Tunnel>, server: &Serve
             Event::Dialed(response) if response.error.is_empty() && response.connect_id != 0 => {
                 Pending::Established(early.freeze())
             }
-            Event::Dialed(response) => Pending::Answer(head::dial_error(&response.error)),
+            Event::Dialed(response) => Pending::Answer(answers::dial_error(&response.error)),
             Event::PendingLost(_) | Event::Lost(_) => {
-                Pending::Answer(head::pending_lost(PENDING_LOST))
+                Pending::Answer(answers::pending_lost(PENDING_LOST))
             }
             _ => Pending::Gone,
         };
@@ -433,6 +384,7 @@ mod tests {
     use crate::server::backend::Shared;
     use crate::server::strategies::Strategy;
     use crate::server::tenants::Tenants;
+    use crate::server::tenants::peer::Peer;
     use crate::server::tenants::tenant::Parts;
 
     #[tokio::test]
@@ -447,11 +399,13 @@ mod tests {
             metrics,
             None,
             None,
+            false,
         ));
-        let tenant = server.tenants.all().remove(0);
-        let client = Client { server, tenant };
+        let peer = || Peer::on_socket("/socket".into());
+        let client = Client::new(&server, peer).unwrap();
         let (near, _far) = UnixStream::pair().unwrap();
-        let size = size_of_val(&serve(near, &client));
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let size = size_of_val(&serve(near, &client, phase));
         assert!(size <= 2048, "{size} bytes");
     }
 }

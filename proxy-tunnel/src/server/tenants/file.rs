@@ -53,6 +53,27 @@ pub fn parse(text: &str, offered: Offered) -> Result<Rules, RulesError> {
     Rules::new(tenants?)
 }
 
+/// Checks a tenant's name, which is a label in metrics and log.
+///
+/// # Errors
+/// How names are.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_allowed = |byte: u8| is_inner(byte) || b"-.".contains(&byte);
+    let bytes = name.as_bytes();
+    let ends = bytes.first().zip(bytes.last());
+    let is_name = bytes.len() <= 63
+        && bytes.iter().copied().all(is_allowed)
+        && ends.is_some_and(|(first, last)| is_inner(*first) && is_inner(*last));
+    if is_name {
+        Ok(())
+    } else {
+        Err(
+            "a name has 1 to 63 of a-z, 0-9, - and ., and begins and ends with one of the first two",
+        )
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -73,6 +94,7 @@ struct TenantEntry {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct LimitsEntry {
     agents: Option<u32>,
+    connections: Option<u32>,
     tunnels: Option<u32>,
     dials_per_second: Option<u32>,
     #[serde(rename = "bufferedMiB")]
@@ -109,17 +131,7 @@ struct TokenEntry {
 impl TenantEntry {
     fn check(self, index: usize, offered: Offered) -> Result<TenantRules, RulesError> {
         let place = format!("tenants[{index}] ({})", self.name);
-        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let is_allowed = |byte: u8| is_inner(byte) || b"-.".contains(&byte);
-        let bytes = self.name.as_bytes();
-        let ends = bytes.first().zip(bytes.last());
-        let is_name = bytes.len() <= 63
-            && bytes.iter().copied().all(is_allowed)
-            && ends.is_some_and(|(first, last)| is_inner(*first) && is_inner(*last));
-        if !is_name {
-            let problem = "a name has 1 to 63 of a-z, 0-9, - and ., and begins and ends with one of the first two";
-            return Err(RulesError::new(place, problem));
-        }
+        check_name(&self.name).map_err(|problem| RulesError::new(place.clone(), problem))?;
         let rules = |side: Side, entries: Vec<RuleEntry>| {
             if entries.is_empty() {
                 let place = format!("{place}, {}", side.key());
@@ -147,6 +159,7 @@ impl LimitsEntry {
     fn check(&self, place: &str) -> Result<Limits, RulesError> {
         for (name, value) in [
             ("agents", self.agents),
+            ("connections", self.connections),
             ("tunnels", self.tunnels),
             ("dialsPerSecond", self.dials_per_second),
             ("bufferedMiB", self.buffered_mib),
@@ -159,6 +172,7 @@ impl LimitsEntry {
         let count = |value: Option<u32>| value.map(|value| value as usize);
         Ok(Limits {
             agents: count(self.agents),
+            connections: count(self.connections),
             tunnels: count(self.tunnels),
             dials_per_second: self.dials_per_second,
             buffered: count(self.buffered_mib).map(|mib| mib << 20),

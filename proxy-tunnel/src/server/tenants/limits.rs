@@ -13,6 +13,8 @@ use thiserror::Error;
 pub struct Limits {
     /// Streams of agents.
     pub agents: Option<usize>,
+    /// Connections of clients.
+    pub connections: Option<usize>,
     /// Tunnels that are dialled or established.
     pub tunnels: Option<usize>,
     /// Dials per second; as many may come at once.
@@ -27,6 +29,9 @@ pub enum Reached {
     /// Of agents.
     #[error("it has as many agents as it may (limits.agents: {0})")]
     Agents(usize),
+    /// Of clients' connections.
+    #[error("its clients have as many connections as they may (limits.connections: {0})")]
+    Connections(usize),
     /// Of tunnels.
     #[error("it has as many tunnels as it may (limits.tunnels: {0})")]
     Tunnels(usize),
@@ -41,6 +46,7 @@ impl Reached {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Agents(_) => "agents",
+            Self::Connections(_) => "connections",
             Self::Tunnels(_) => "tunnels",
             Self::Dials(_) => "dials",
         }
@@ -51,13 +57,23 @@ impl Reached {
 #[derive(Debug, Default)]
 pub struct Allowance {
     limits: Mutex<Limits>,
+    connections: Arc<AtomicUsize>,
     tunnels: Arc<AtomicUsize>,
     dials: Mutex<Dials>,
 }
 
-/// Room for one tunnel, given back by its drop.
+/// Room for one connection or tunnel, given back by its drop.
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    /// One of `most`; none if there are so many.
+    fn take(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let more = |count: usize| (count < most).then_some(count + 1);
+        let taken = count.try_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Self(Arc::clone(count)))
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -83,6 +99,15 @@ impl Allowance {
         self.tunnels.load(Ordering::Relaxed)
     }
 
+    /// Room for one more connection of a client.
+    ///
+    /// # Errors
+    /// The limit is reached.
+    pub fn connect(&self) -> Result<Permit, Reached> {
+        let most = self.limits().connections.unwrap_or(usize::MAX);
+        Permit::take(&self.connections, most).ok_or(Reached::Connections(most))
+    }
+
     /// Room for one more tunnel, which is dialled now.
     ///
     /// # Errors
@@ -96,12 +121,7 @@ impl Allowance {
             }
         }
         let most = limits.tunnels.unwrap_or(usize::MAX);
-        self.tunnels
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |tunnels| {
-                (tunnels < most).then_some(tunnels + 1)
-            })
-            .map_err(|_| Reached::Tunnels(most))?;
-        Ok(Permit(Arc::clone(&self.tunnels)))
+        Permit::take(&self.tunnels, most).ok_or(Reached::Tunnels(most))
     }
 }
 
@@ -171,5 +191,19 @@ mod tests {
         drop(second);
         assert_eq!(allowance.dial(now).unwrap_err(), Reached::Tunnels(1));
         assert_eq!(allowance.tunnels(), 1);
+    }
+
+    #[test]
+    fn connections_have_a_limit_of_their_own() {
+        let allowance = Allowance::default();
+        allowance.set(Limits {
+            connections: Some(1),
+            ..Limits::default()
+        });
+        let one = allowance.connect().unwrap();
+        assert_eq!(allowance.connect().unwrap_err(), Reached::Connections(1));
+        let _tunnel = allowance.dial(Instant::now()).unwrap();
+        drop(one);
+        allowance.connect().unwrap();
     }
 }

@@ -70,6 +70,11 @@ pub enum JoinRefused {
     Removed(Arc<str>),
 }
 
+/// Why a client of a tenant is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("tenant {0}: {1}")]
+pub struct ConnectRefused(Arc<str>, Reached);
+
 /// A tunnel of a tenant, with its place among those that the tenant may have.
 #[derive(Debug)]
 pub struct Dialed {
@@ -171,6 +176,15 @@ impl Tenant {
             tunnel,
             _permit: permit,
         })
+    }
+
+    /// Room for a client's connection, until it is dropped.
+    ///
+    /// # Errors
+    /// The tenant's clients have as many as they may.
+    pub fn connect(&self) -> Result<Permit, ConnectRefused> {
+        let connected = self.allowance.connect();
+        connected.map_err(|reached| ConnectRefused(self.reached(reached), reached))
     }
 
     fn reached(&self, limit: Reached) -> Arc<str> {

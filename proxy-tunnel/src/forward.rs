@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the server and the sidecar have in common as HTTP proxies: the first request of a connection ([`ask`],
+//! [`head`]), and requests in absolute form with all that follows on their connection ([`absolute`]). How a target is
+//! reached is the program's business: it is a [`Dial`].
+
+pub mod absolute;
+pub mod ask;
+pub mod head;
+pub mod pool;
+pub mod request;
+
+use std::future::Future;
+
+use http::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Reaches targets.
+pub trait Dial: Send + Sync + 'static {
+    /// A connection to a target: an end of file is the target's, and a cut is an error.
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Connects to `target`, a `host:port`. Dropping the future gives it up.
+    fn dial(&self, target: &str) -> impl Future<Output = Result<Self::Io, Failure>> + Send;
+}
+
+/// Why a target is not reached, as the client gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The status.
+    pub status: StatusCode,
+    /// The reason.
+    pub text: String,
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The sidecar's families, `konnectivity_network_proxy_sidecar_…`. Values of the label `tenant` are the names of its
+//! file, or `default` without one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use super::Maker;
+use super::certificates::Certificates;
+use crate::client::DialError;
+
+/// Seconds of a dial: TLS with the server, and the target.
+const DIAL: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
+
+/// Everything that the sidecar counts.
+#[derive(Debug)]
+pub struct SidecarMetrics {
+    registry: Registry,
+    /// When certificates end.
+    pub certificates: Arc<Certificates>,
+    connections: IntGaugeVec,
+    idle: IntGaugeVec,
+    server_up: IntGaugeVec,
+    dials: IntCounterVec,
+    dial_duration: HistogramVec,
+}
+
+/// The lines of one tenant.
+#[derive(Debug)]
+pub struct Lines {
+    /// Connections of clients.
+    pub connections: IntGauge,
+    /// Connections to targets that wait for a request.
+    pub idle: IntGauge,
+    /// Whether the server accepts connections.
+    pub server_up: IntGauge,
+    dial_duration: Histogram,
+    dials: IntCounterVec,
+    tenant: String,
+}
+
+impl SidecarMetrics {
+    /// Families in a registry of their own.
+    #[must_use]
+    pub fn new() -> Self {
+        let maker = Maker {
+            registry: Registry::new(),
+            subsystem: "sidecar",
+        };
+        Self {
+            certificates: Certificates::new(&maker, true),
+            connections: maker.gauges("connections", "Connections of clients.", &["tenant"]),
+            idle: maker.gauges(
+                "idle_tunnels",
+                "Connections to targets that wait for the next request, each 15 s.",
+                &["tenant"],
+            ),
+            server_up: maker.gauges(
+                "server_up",
+                "Whether the konnectivity server accepts connections: 1, or 0.",
+                &["tenant"],
+            ),
+            dials: maker.counters(
+                "dials_total",
+                "Dials of targets, by what became of them.",
+                &["tenant", "result"],
+            ),
+            dial_duration: maker.histograms(
+                "dial_duration_seconds",
+                "Seconds that dials took which succeeded.",
+                &["tenant"],
+                &DIAL,
+            ),
+            registry: maker.registry,
+        }
+    }
+
+    /// Where they can be read.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The lines of a tenant.
+    #[must_use]
+    pub fn of(&self, tenant: &str) -> Lines {
+        let label = [tenant];
+        Lines {
+            connections: self.connections.with_label_values(&label),
+            idle: self.idle.with_label_values(&label),
+            server_up: self.server_up.with_label_values(&label),
+            dial_duration: self.dial_duration.with_label_values(&label),
+            dials: self.dials.clone(),
+            tenant: tenant.to_owned(),
+        }
+    }
+}
+
+impl Default for SidecarMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lines {
+    fn count(&self, result: &str) {
+        let labels = [self.tenant.as_str(), result];
+        self.dials.with_label_values(&labels).inc();
+    }
+
+    /// A target is reached, after so long.
+    pub fn dialed(&self, after: Duration) {
+        self.count("ok");
+        self.dial_duration.observe(after.as_secs_f64());
+    }
+
+    /// A target is not reached.
+    pub fn failed(&self, error: &DialError) {
+        self.count(error.reason());
+    }
+
+    /// A target is not allowed.
+    pub fn forbidden(&self) {
+        self.count("forbidden");
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Many tenants beside one that has as many agents and tunnels: the server's memory, and round trips.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use proxy_tunnel::client::{Dialer, Tunnel};
+use tests::bench::statistics::Summary;
+use tokio::io::{self, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::fleet::Fleet;
+use crate::site::Site;
+use crate::{Effort, Row, float, mib, quantile};
+
+/// Dials at once while tunnels are opened.
+const AT_ONCE: usize = 50;
+/// Tunnels that make round trips.
+const TRAVELLING: usize = 200;
+/// The pause between two round trips of one.
+const PAUSE: Duration = Duration::from_millis(100);
+/// For the server to end what it does, and to return memory.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Many tenants may take so much more than one.
+const BAR: f64 = 1.2;
+
+/// What one server has shown.
+#[derive(Debug)]
+struct Shown {
+    /// Bytes for agents and tunnels, without what it has at the start.
+    memory: f64,
+    median: f64,
+    p99: f64,
+}
+
+/// What it is, its unit, by what a value is multiplied for it, and where it stands.
+type Column = (&'static str, &'static str, f64, fn(&Shown) -> f64);
+
+/// Measures both in turn.
+///
+/// # Errors
+/// Something does not start, or fails.
+pub fn compare(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
+    let (tenants, agents, tunnels) = effort.crowd;
+    let (agents, tunnels) = (tenants * agents, tenants * agents * tunnels);
+    let mut shown: [Vec<Shown>; 2] = Default::default();
+    for round in 1..=effort.rounds {
+        for (kind, tenants) in [tenants, 1].into_iter().enumerate() {
+            progress(&format!(
+                "round {round}: {tenants} tenants with {agents} agents and {tunnels} tunnels"
+            ));
+            let one = measure(tenants, agents, tunnels, effort.trips)
+                .with_context(|| format!("{tenants} tenants"))?;
+            shown[kind].push(one);
+        }
+    }
+    let [many, one] = &shown;
+    let setting =
+        format!("{tenants} tenants ÷ 1 tenant, {agents} agents and {tunnels} tunnels each");
+    let mut rows = Vec::new();
+    let columns: [Column; 3] = [
+        (
+            "server's memory for agents and tunnels",
+            "MiB",
+            mib(1),
+            |shown| shown.memory,
+        ),
+        ("median of a round trip", "ms", 1000.0, |shown| shown.median),
+        ("p99 of a round trip", "ms", 1000.0, |shown| shown.p99),
+    ];
+    for (what, unit, scale, of) in columns {
+        let values = |shown: &[Shown]| shown.iter().map(of).collect::<Vec<f64>>();
+        let (many, one) = (values(many), values(one));
+        let ratio = Summary::of_ratio(&many, &one).context("no round")?;
+        let median = |values: &[f64]| Summary::of(values).map_or(0.0, |s| s.median) * scale;
+        let value = format!(
+            "{:.2} × ({:.2} {unit} ÷ {:.2} {unit})",
+            ratio.median,
+            median(&many),
+            median(&one)
+        );
+        rows.push(Row::new(format!("{what}: {setting}"), value).at_most(ratio.median, BAR, "×"));
+    }
+    Ok(rows)
+}
+
+fn measure(tenants: usize, agents: usize, tunnels: usize, trips: Duration) -> Result<Shown> {
+    let site = Site::new(tenants)?;
+    thread::sleep(SETTLE);
+    let before = site.memory()?;
+    let fleet = Fleet::start(&site, agents)?;
+    fleet.wait_for(agents).with_context(|| site.logs())?;
+    let dialers: Vec<Dialer> = (0..tenants).map(|tenant| site.dialer(tenant)).collect();
+    let target = site.run(echo())?;
+    let open = site
+        .run(open(dialers, target, tunnels))
+        .with_context(|| site.logs())?;
+    thread::sleep(SETTLE);
+    let memory = site.memory()?.saturating_sub(before);
+    let trips = site.run(round_trips(open, trips))?;
+    Ok(Shown {
+        memory: float(memory),
+        median: quantile(&trips, 50)?.as_secs_f64(),
+        p99: quantile(&trips, 99)?.as_secs_f64(),
+    })
+}
+
+/// A target that sends back what it receives.
+///
+/// # Errors
+/// It cannot listen.
+pub async fn echo() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut reader, mut writer) = stream.split();
+                // Clients leave when they like.
+                let _ = io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// Opens so many tunnels, by the tenants in turn; each makes a round trip.
+async fn open(dialers: Vec<Dialer>, target: SocketAddr, count: usize) -> Result<Vec<Tunnel>> {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for number in 0..count {
+        let (dialer, turns) = (dialers[number % dialers.len()].clone(), Arc::clone(&turns));
+        tasks.spawn(async move {
+            let _turn = turns.acquire().await?;
+            let mut tunnel = dialer.dial(&target.to_string()).await?;
+            trip(&mut tunnel).await?;
+            anyhow::Ok(tunnel)
+        });
+    }
+    let mut tunnels = Vec::with_capacity(count);
+    while let Some(opened) = tasks.join_next().await {
+        tunnels.push(opened??);
+    }
+    Ok(tunnels)
+}
+
+/// A round trip of a few bytes.
+///
+/// # Errors
+/// The tunnel fails.
+pub async fn trip(tunnel: &mut Tunnel) -> io::Result<()> {
+    tunnel.write_all(&[0; 32]).await?;
+    tunnel.flush().await?;
+    tunnel.read_exact(&mut [0; 32]).await.map(drop)
+}
+
+/// The round trips of some of these tunnels within `slot`, sorted. The others rest.
+async fn round_trips(mut tunnels: Vec<Tunnel>, slot: Duration) -> Result<Vec<Duration>> {
+    let step = (tunnels.len() / TRAVELLING).max(1);
+    let mut travelling = Vec::new();
+    let mut resting = Vec::new();
+    for (number, tunnel) in tunnels.drain(..).enumerate() {
+        if number % step == 0 {
+            travelling.push(tunnel);
+        } else {
+            resting.push(tunnel);
+        }
+    }
+    let begun = Instant::now();
+    let count = u32::try_from(travelling.len()).unwrap_or(u32::MAX);
+    let mut tasks = JoinSet::new();
+    for (number, mut tunnel) in (0..count).zip(travelling) {
+        // Not all at the same moment, again and again.
+        let offset = PAUSE * number / count;
+        tasks.spawn(async move {
+            sleep(offset).await;
+            let mut trips = Vec::new();
+            while begun.elapsed() < slot {
+                let sent = Instant::now();
+                trip(&mut tunnel).await?;
+                trips.push(sent.elapsed());
+                sleep(PAUSE).await;
+            }
+            anyhow::Ok(trips)
+        });
+    }
+    let mut trips = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        trips.extend(done??);
+    }
+    drop(resting);
+    trips.sort_unstable();
+    Ok(trips)
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Many agents in this process: konnectivity-agent's own connector and loop, without its ports and its log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use proxy_serve::reload::Reloader;
+use proxy_serve::tls::client::Client as Tls;
+use proxy_serve::tls::{HTTP2, Pair, Policy};
+use proxy_tunnel::agent::connector::Connector;
+use proxy_tunnel::agent::link::Shared;
+use proxy_tunnel::agent::sync::{CountSource, Settings, Sync};
+use proxy_tunnel::destinations::Destinations;
+use proxy_tunnel::flow::{Budget, Limits};
+use proxy_tunnel::metrics::agent::AgentMetrics;
+use tokio::task::JoinSet;
+
+use crate::site::{Site, name};
+
+/// The server's port for agents, by the examples.
+const PORT: u16 = 8091;
+
+/// What konnectivity-agent has by default.
+const INTERVAL: Duration = Duration::from_secs(1);
+const CAP: Duration = Duration::from_secs(10);
+const KEEPALIVE: Duration = Duration::from_hours(1);
+const BUDGET: usize = 256 << 20;
+
+/// A bound for anything that should happen.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// Agents with their tenants. They end when the fleet is dropped.
+pub struct Fleet {
+    agents: Vec<(usize, Arc<Sync>)>,
+    _tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    /// So many agents, in turn of all tenants.
+    ///
+    /// # Errors
+    /// A certificate is missing.
+    pub fn start(site: &Site, count: usize) -> Result<Self> {
+        let tls: Result<Vec<_>> = (0..site.tenants())
+            .map(|tenant| {
+                let name = name(tenant);
+                let source = Tls {
+                    server_ca: site.certificate("issued/ca.crt"),
+                    pair: Some(Pair {
+                        certificate: site.certificate(&format!("issued/{name}.crt")),
+                        key: site.certificate(&format!("private/{name}.key")),
+                    }),
+                    location: "the benchmark has made them",
+                    alpn: vec![HTTP2.to_vec()],
+                    policy: Policy::default(),
+                };
+                let reloader = Reloader::new(source, |_| {});
+                Ok(reloader.with_context(|| name)?.current())
+            })
+            .collect();
+        let tls = tls?;
+        let _within = site.runtime.enter();
+        let (metrics, budget) = (AgentMetrics::new(), Arc::new(Budget::new(BUDGET)));
+        let mut tasks = JoinSet::new();
+        let agents = (0..count).map(|number| {
+            let tenant = number % site.tenants();
+            let connector = Connector {
+                port: PORT,
+                tls: tls[tenant].clone(),
+                server_name: None,
+                keepalive: KEEPALIVE,
+                token: None,
+                identifiers: String::new(),
+                shared: Arc::new(Shared {
+                    agent_id: format!("agent-{number}"),
+                    metrics: Arc::clone(&metrics),
+                    budget: Arc::clone(&budget),
+                    limits: Limits::default(),
+                    allowed: Destinations::default(),
+                }),
+            };
+            let settings = Settings {
+                hosts: vec!["127.0.0.1".to_owned()],
+                interval: INTERVAL,
+                cap: CAP,
+                forever: false,
+                source: CountSource::Default,
+                leases: None,
+            };
+            let sync = Sync::new(settings, connector);
+            let keeping = Arc::clone(&sync);
+            tasks.spawn(async move { keeping.run().await });
+            (tenant, sync)
+        });
+        Ok(Self {
+            agents: agents.collect(),
+            _tasks: tasks,
+        })
+    }
+
+    /// How many there are.
+    pub const fn size(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// How many are connected.
+    pub fn connected(&self) -> usize {
+        let agents = self.agents.iter();
+        agents.filter(|(_, sync)| sync.is_connected()).count()
+    }
+
+    /// A tenant of one that is connected.
+    pub fn first_connected(&self) -> Option<usize> {
+        let mut agents = self.agents.iter();
+        let found = agents.find(|(_, sync)| sync.is_connected());
+        found.map(|(tenant, _)| *tenant)
+    }
+
+    /// Waits until so many are connected; how long that took.
+    ///
+    /// # Errors
+    /// They are not after a while.
+    pub fn wait_for(&self, count: usize) -> Result<Duration> {
+        let start = Instant::now();
+        while self.connected() != count {
+            if start.elapsed() > PATIENCE {
+                bail!(
+                    "{} of {} agents are connected, not {count}, after {} s",
+                    self.connected(),
+                    self.size(),
+                    PATIENCE.as_secs()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(start.elapsed())
+    }
+}
