@@ -20,6 +20,7 @@ use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
 use crate::flow::{Inbox, Lane, Unacknowledged};
 use crate::go_error::os_text;
+use crate::tcp::upkeep::{self, Use};
 use crate::wire::Message;
 
 /// How long a target may take to read what came before its connection was asked to close. The client waits as
@@ -90,8 +91,8 @@ impl Endpoint {
 
     /// Carries bytes until the connection ends, and says so to the server.
     pub async fn serve(&self, mut stream: TcpStream, link: &Arc<Link>) {
-        // Bytes of a tunnel are sent as they come; an error would mean that the connection has ended.
-        let _ = stream.set_nodelay(true);
+        // An error means that the connection has ended, which reading finds out.
+        let _ = upkeep::prepare(&stream, Use::Tunnel);
         let closed = self.carry(&mut stream, link).await;
         link.forget(self.connect_id);
         self.inbox.close();
@@ -204,11 +205,11 @@ impl Endpoint {
 
     /// From the server to the target, until the connection is closed or cut.
     async fn down(&self, writer: &mut WriteHalf<'_>, link: &Arc<Link>) -> Down {
-        let mut chunks = Vec::new();
         loop {
             let event = match self.inbox.next().await {
                 Item::Data(data) => {
-                    chunks.push(data);
+                    // A tunnel that rests has no list.
+                    let mut chunks = vec![data];
                     self.inbox.more(&mut chunks, BATCH);
                     let bytes = chunks.iter().map(bytes::Bytes::len).sum();
                     tokio::select! {

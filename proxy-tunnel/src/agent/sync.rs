@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::connector::{ConnectError, Connector};
 use super::link::Link;
@@ -57,6 +57,10 @@ pub struct Settings {
     /// Leases, if they are counted.
     pub leases: Option<Arc<Leases>>,
 }
+
+/// Connections in a row that lead to servers with a stream, for each server that is wanted, after which it is no chance: a
+/// load balancer that chooses at random misses the last server so often once in 20,000 times.
+const PINNED: usize = 10;
 
 /// Keeps the streams.
 #[derive(Debug)]
@@ -157,21 +161,23 @@ impl Sync {
         } = &self.settings;
         let mut pause = *interval;
         let mut last = 0;
+        let mut duplicates = 0;
         for host in hosts.iter().cycle() {
             while !self.is_wanted(&mut last) {
                 sleep(jittered(*interval)).await;
             }
             match self.connect(host).await {
-                Ok(outcome) => {
-                    if outcome == Outcome::Duplicate {
-                        info!(
-                            serverAddress = host.as_str(),
-                            "duplicate server connection attempt"
-                        );
-                    }
-                    pause = *interval;
+                Ok(Outcome::Added) => (pause, duplicates) = (*interval, 0),
+                Ok(Outcome::Duplicate) => {
+                    info!(
+                        serverAddress = host.as_str(),
+                        "duplicate server connection attempt"
+                    );
+                    (pause, duplicates) = (*interval, duplicates + 1);
+                    self.report_pinned(duplicates);
                 }
                 Err(why) => {
+                    duplicates = 0;
                     self.metrics.server_failed(Direction::ToServer);
                     let why = anyhow::Error::new(why);
                     error!(
@@ -185,6 +191,19 @@ impl Sync {
                 }
             }
             sleep(jittered(pause)).await;
+        }
+    }
+
+    /// Reports, once, that trying goes on in vain.
+    fn report_pinned(&self, duplicates: usize) {
+        let (there, wanted) = self.connected();
+        if there < wanted && duplicates == PINNED * wanted {
+            warn!(
+                connected = there,
+                wanted,
+                "the last {duplicates} connections all led to servers that this agent is connected to; if a load balancer \
+                 pins it to them, name the servers themselves: --proxy-server-host takes a list"
+            );
         }
     }
 

@@ -17,7 +17,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Mode;
-use crate::tcp;
+use crate::tcp::{
+    self,
+    upkeep::{self, Use},
+};
 
 /// Where a server is.
 #[derive(Clone)]
@@ -67,7 +70,7 @@ impl Endpoint {
             Self::Unix(path) => Ok(Io::Unix(UnixStream::connect(path).await?)),
             Self::Tls { host, port, config } => {
                 let stream = tcp::connect(host, *port, super::LIMIT).await?;
-                stream.set_nodelay(true)?;
+                upkeep::prepare(&stream, Use::Tunnel)?;
                 let mut config = ClientConfig::clone(config);
                 config.alpn_protocols = match mode {
                     Mode::Grpc => vec![b"h2".to_vec()],

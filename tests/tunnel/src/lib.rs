@@ -5,6 +5,7 @@
 
 pub mod certs;
 pub mod cluster;
+pub mod load;
 pub mod program;
 pub mod prometheus;
 pub mod target;

@@ -2,11 +2,8 @@
 
 //! `cargo xtask bench --part tunnel`: what the tunnel costs, with `--peer` beside upstream's programs in one run.
 
-mod load;
 mod measure;
 mod report;
-mod rig;
-mod target;
 
 use std::fs;
 use std::path::PathBuf;

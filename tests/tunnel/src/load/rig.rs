@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A tunnel to measure: server and agent of one make, a target and clients, in a network namespace of their own.
+//! A tunnel under load: server and agent, a target and clients, in a network namespace of their own.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ use proxy_serve::tls::{Pair, Policy};
 use proxy_tunnel::client::{Dialer, Endpoint, Mode};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use tests::usage;
+use tests::{cmd, http, usage};
 use tokio::runtime::{Builder, Runtime};
-use tunnel_tests::program::Make;
-use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, Example, SOCKET, Tunnel};
 
-use crate::target;
+use super::target;
+use crate::program::Make;
+use crate::tunnel::{AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, Example, SERVER_HEALTH, SOCKET, Tunnel};
 
 /// The ports of the examples.
 const FRONTEND: u16 = 8090;
@@ -49,6 +49,7 @@ impl Transport {
     ];
 
     /// In results.
+    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::GrpcUds => "gRPC, UDS",
@@ -59,6 +60,7 @@ impl Transport {
     }
 
     /// Whether each tunnel begins with a TLS handshake.
+    #[must_use]
     pub const fn has_tls(self) -> bool {
         matches!(self, Self::GrpcTls | Self::ConnectTls)
     }
@@ -83,7 +85,8 @@ impl Transport {
 /// A tunnel with clients and a target. In the order of its fields it is taken down.
 pub struct Rig {
     runtime: Runtime,
-    tunnel: Tunnel,
+    /// Server and agent.
+    pub tunnel: Tunnel,
     /// Opens tunnels.
     pub dialer: Dialer,
     /// The target's address.
@@ -105,8 +108,16 @@ impl Rig {
     /// # Errors
     /// A program is missing, or something does not start.
     pub fn new(transport: Transport, make: Make) -> Result<Self> {
+        Self::of(transport, make, make)
+    }
+
+    /// Starts a server and an agent of these makes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(transport: Transport, server: Make, agent: Make) -> Result<Self> {
         // Logging is part of what a tunnel costs, but both log to files here; the flag is klog's own default.
-        let tunnel = Tunnel::start_with(&transport.server(), make, make)?;
+        let tunnel = Tunnel::start_with(&transport.server(), server, agent)?;
         let dialer = Dialer::new(endpoint(transport, &tunnel)?, transport.mode()).limit(DIAL_LIMIT);
         let runtime = tunnel.netns().run(|| {
             Builder::new_multi_thread()
