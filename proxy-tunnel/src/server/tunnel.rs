@@ -171,6 +171,7 @@ impl Tunnel {
         if !self.backend.forget_pending(self) {
             return false;
         }
+        self.backend.note_silence();
         self.backend
             .shared
             .metrics

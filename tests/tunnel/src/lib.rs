@@ -8,5 +8,6 @@ pub mod cluster;
 pub mod load;
 pub mod program;
 pub mod prometheus;
+pub mod soak;
 pub mod target;
 pub mod tunnel;

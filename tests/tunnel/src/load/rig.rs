@@ -18,8 +18,10 @@ use tests::{cmd, http, usage};
 use tokio::runtime::{Builder, Runtime};
 
 use super::target;
-use crate::program::Make;
-use crate::tunnel::{AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, Example, SERVER_HEALTH, SOCKET, Tunnel};
+use crate::program::{Make, Part};
+use crate::tunnel::{
+    AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, Example, PATIENCE, SERVER_HEALTH, SOCKET, Tunnel,
+};
 
 /// The ports of the examples.
 const FRONTEND: u16 = 8090;
@@ -91,6 +93,28 @@ pub struct Rig {
     pub dialer: Dialer,
     /// The target's address.
     pub target: SocketAddr,
+    transport: Transport,
+    makes: Both<Make>,
+}
+
+/// Gauges that say what is open at a server, and at an agent.
+const SERVER_GAUGES: [&str; 4] = [
+    "established_connections",
+    "pending_backend_dials",
+    "http_connections",
+    "buffered_bytes",
+];
+const AGENT_GAUGES: [&str; 2] = ["open_endpoint_connections", "buffered_bytes"];
+
+/// Whether all of these gauges are 0.
+fn at_rest(metrics: &str, gauges: &[&str]) -> bool {
+    gauges.iter().all(|gauge| {
+        let value = metrics.lines().find_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            name.ends_with(&format!("_{gauge}")).then_some(value)
+        });
+        value == Some("0")
+    })
 }
 
 /// What server and agent use.
@@ -132,7 +156,29 @@ impl Rig {
             tunnel,
             dialer,
             target,
+            transport,
+            makes: Both { server, agent },
         })
+    }
+
+    /// Kills one of the two under these clients, and starts it again.
+    ///
+    /// # Errors
+    /// It is not there again after a while, or clients do not end.
+    pub fn kill_under(
+        &mut self,
+        part: Part,
+        clients: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<()> {
+        let running = self.runtime.spawn(clients);
+        let (name, make, flags) = match part {
+            Part::Server => ("server", self.makes.server, self.transport.server()),
+            _ => ("agent", self.makes.agent, AGENT.to_vec()),
+        };
+        self.tunnel.stop(name)?;
+        self.tunnel.spawn(name, &part.of(make)?, &flags)?;
+        self.runtime.block_on(running).context("a client has panicked")?;
+        self.tunnel.wait_for_agent()
     }
 
     /// Runs clients in the namespace.
@@ -161,6 +207,42 @@ impl Rig {
     /// One has ended.
     pub fn memory(&self) -> Result<Both<u64>> {
         self.both(usage::resident_memory)
+    }
+
+    /// How many files both have open.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn files(&self) -> Result<Both<usize>> {
+        self.both(usage::open_files)
+    }
+
+    /// How many threads both have.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn threads(&self) -> Result<Both<usize>> {
+        self.both(usage::threads)
+    }
+
+    /// Waits until our programs have no tunnel, no dial and no byte left, by their metrics; upstream's are not asked.
+    ///
+    /// # Errors
+    /// They have after a while.
+    pub fn until_at_rest(&self) -> Result<()> {
+        for (make, address, gauges) in [
+            (self.makes.server, SERVER_HEALTH, &SERVER_GAUGES[..]),
+            (self.makes.agent, AGENT_HEALTH, &AGENT_GAUGES),
+        ] {
+            if make == Make::Upstream {
+                continue;
+            }
+            cmd::wait_until(PATIENCE, &format!("rest at {address}"), || {
+                let metrics = http::ask(self.tunnel.netns(), address, "/metrics", &[])?.body;
+                Ok(at_rest(&metrics, gauges).then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     fn both<T>(&self, read: fn(u32) -> Result<T>) -> Result<Both<T>> {
