@@ -489,4 +489,6 @@ impl Backend {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod tests;
