@@ -68,8 +68,9 @@ pub struct Sync {
     settings: Settings,
     connector: Connector,
     metrics: Arc<AgentMetrics>,
-    links: Mutex<HashMap<String, Arc<Link>>>,
-    /// What the server said that was added last.
+    /// By the servers' names, with the number of servers that each has said there are.
+    links: Mutex<HashMap<String, (Arc<Link>, u32)>>,
+    /// What the server said that was added last, for when there is no stream.
     said: AtomicU32,
     draining: watch::Sender<bool>,
 }
@@ -98,7 +99,7 @@ impl Sync {
         })
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<String, Arc<Link>>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<String, (Arc<Link>, u32)>> {
         // Nothing panics while it is held.
         self.links
             .lock()
@@ -114,7 +115,8 @@ impl Sync {
     /// How many servers there is a stream to, and how many there should be.
     #[must_use]
     pub fn connected(&self) -> (usize, usize) {
-        (self.links().len(), self.wanted(self.known()))
+        let there = self.links().len();
+        (there, self.wanted(self.known()))
     }
 
     /// Several addresses are meant to be several servers.
@@ -124,7 +126,9 @@ impl Sync {
 
     /// How many servers there are, as far as is known.
     fn known(&self) -> usize {
-        let said = self.said.load(Ordering::Relaxed) as usize;
+        // In a rolling update old servers still say the old number: the largest is one that no server is missed by.
+        let most = self.links().values().map(|(_, count)| *count).max();
+        let said = most.unwrap_or_else(|| self.said.load(Ordering::Relaxed)) as usize;
         let leases = self.settings.leases.as_ref();
         // Before the first list the agent goes by what servers say.
         match leases.and_then(|leases| leases.count(Timestamp::now())) {
@@ -137,7 +141,7 @@ impl Sync {
     /// Sends DRAIN on all streams, and opens no others.
     pub fn drain(&self) {
         self.draining.send_replace(true);
-        for link in self.links().values() {
+        for (link, _) in self.links().values() {
             link.drain();
         }
     }
@@ -232,7 +236,8 @@ impl Sync {
                 link.outbox.finish(None);
                 return Ok(Outcome::Duplicate);
             }
-            links.insert(link.server_id.clone(), Arc::clone(&link));
+            let entry = (Arc::clone(&link), connected.count);
+            links.insert(link.server_id.clone(), entry);
             self.said.store(connected.count, Ordering::Relaxed);
         }
         if *self.draining.borrow() {
