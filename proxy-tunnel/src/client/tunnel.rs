@@ -5,10 +5,11 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use futures_util::task::AtomicWaker;
 use futures_util::{Stream as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
@@ -108,6 +109,20 @@ enum End {
     Cut(String),
 }
 
+/// The tasks that read and write a connection. Both have to learn of what comes: the writer of the end.
+#[derive(Debug, Default)]
+struct Tasks {
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl Wake for Tasks {
+    fn wake(self: Arc<Self>) {
+        self.reader.wake();
+        self.writer.wake();
+    }
+}
+
 /// A stream of packets as a connection.
 #[derive(Debug)]
 pub(super) struct GrpcTunnel {
@@ -119,10 +134,11 @@ pub(super) struct GrpcTunnel {
     has_finished: bool,
     waiting: Bytes,
     end: Option<End>,
+    tasks: Arc<Tasks>,
 }
 
 impl GrpcTunnel {
-    pub(super) const fn new(
+    pub(super) fn new(
         outbox: Arc<Outbox>,
         lane: Lane,
         inbound: Streaming<Received>,
@@ -138,6 +154,7 @@ impl GrpcTunnel {
             has_finished: false,
             waiting: Bytes::new(),
             end: None,
+            tasks: Arc::default(),
         }
     }
 
@@ -159,18 +176,20 @@ impl GrpcTunnel {
                     return Poll::Ready(Err(error));
                 }
             }
-            ready!(self.poll_message(context));
+            self.tasks.reader.register(context.waker());
+            ready!(self.poll_message());
         }
     }
 
     /// Takes one message.
-    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_message(&mut self) -> Poll<()> {
+        let waker = Waker::from(Arc::clone(&self.tasks));
         let Some(inbound) = &mut self.inbound else {
             self.end = Some(End::Closed);
             return Poll::Ready(());
         };
         let own = self.connect_id;
-        match ready!(Pin::new(inbound).poll_next(context)) {
+        match ready!(Pin::new(inbound).poll_next(&mut Context::from_waker(&waker))) {
             Some(Ok(Ok(Message::Data(id, data)))) if id == own => self.waiting = data,
             Some(Ok(Ok(Message::Finish(id)))) if id == own => self.end = Some(End::Finished),
             Some(Ok(Ok(Message::CloseResponse(close)))) if close.connect_id == own => {
@@ -193,7 +212,12 @@ impl GrpcTunnel {
         Poll::Ready(())
     }
 
-    fn poll_write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        // Who only writes learns of the end too: what is written after it would be lost without an error.
+        self.tasks.writer.register(context.waker());
+        while self.waiting.is_empty() && self.end.is_none() && self.poll_message().is_ready() {
+            self.tasks.reader.wake();
+        }
         let has_closed = matches!(self.end, Some(End::Closed | End::Cut(_)));
         if has_closed || self.has_finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));

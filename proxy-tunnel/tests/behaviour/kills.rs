@@ -11,11 +11,18 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use super::process::{Program, Setup, echo, until};
+use super::process::{Program, Setup, echo, get, until};
 use super::rig::load;
 
 /// The server's mode.
 const MODE: [&str; 1] = ["--mode=http-connect"];
+
+/// Gauges of the server that count connections.
+const GAUGES: [&str; 3] = [
+    "konnectivity_network_proxy_server_established_connections",
+    "konnectivity_network_proxy_server_http_connections",
+    "konnectivity_network_proxy_server_pending_backend_dials",
+];
 
 /// Threads that connect all the while.
 const CLIENTS: usize = 8;
@@ -102,13 +109,18 @@ impl<'a> Pair<'a> {
     /// Waits until there is no connection left.
     fn until_at_rest(&self) {
         self.setup.until_ready();
-        for line in [
-            "established_connections 0",
-            "http_connections 0",
-            "pending_backend_dials 0",
-        ] {
-            self.setup.until_server(line);
-        }
+        until(
+            "no connection at the server",
+            || {
+                let metrics = get(self.setup.health, "/metrics").2;
+                // A server that has just started does not have all of them.
+                GAUGES.iter().all(|gauge| {
+                    let value = metrics.lines().find_map(|line| line.strip_prefix(gauge));
+                    value.is_none_or(|value| value == " 0")
+                })
+            },
+            || self.server.log(),
+        );
         self.setup.until_agent("open_server_connections 1");
         self.setup.until_agent("open_endpoint_connections 0");
     }

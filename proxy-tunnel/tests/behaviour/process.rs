@@ -86,7 +86,7 @@ impl Program {
         // SAFETY: the new limits are valid for the call, and the old ones are not asked for.
         let set =
             unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, ptr::null_mut()) };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
@@ -245,7 +245,6 @@ impl Setup {
             format!("--ca-cert={}", self.file("ca.crt")),
             format!("--agent-cert={}", self.file("client.crt")),
             format!("--agent-key={}", self.file("client.key")),
-            "--proxy-server-host=127.0.0.1".to_owned(),
             format!("--proxy-server-port={}", self.agents),
             format!("--health-server-port={}", self.agent_health),
             "--health-server-host=127.0.0.1".to_owned(),
@@ -253,6 +252,10 @@ impl Setup {
             "--sync-interval=50ms".to_owned(),
             "--sync-interval-cap=200ms".to_owned(),
         ];
+        // Several of them are a list.
+        if !more.iter().any(|arg| arg.starts_with("--proxy-server-host=")) {
+            args.push("--proxy-server-host=127.0.0.1".to_owned());
+        }
         args.extend(more.iter().map(ToString::to_string));
         Program::start(AGENT, self.scratch.file(&format!("{name}.log")), &args)
     }
