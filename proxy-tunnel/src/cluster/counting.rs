@@ -55,8 +55,8 @@ impl Known {
     /// By its times; or, where clocks differ or one has jumped, because it was renewed a short while ago.
     fn is_valid(&self, now: Timestamp) -> bool {
         let is_recent = |at: Instant| {
-            let duration = lease::duration(&self.lease)
-                .and_then(|duration| Duration::try_from(duration).ok());
+            let duration =
+                lease::duration(&self.lease).and_then(|duration| Duration::try_from(duration).ok());
             duration.is_some_and(|duration| at.elapsed() < duration)
         };
         lease::is_valid(&self.lease, now) || self.seen.is_some_and(is_recent)

@@ -321,8 +321,8 @@ mod tests {
     use super::*;
     use crate::client::Mode;
     use crate::identifiers::Identifiers;
-    use crate::wire::{DialRequest, Message};
     use crate::wire::metadata::Extensions;
+    use crate::wire::{DialRequest, Message};
 
     fn backend(id: &str, identifiers: &str) -> Arc<Backend> {
         Backend::new(

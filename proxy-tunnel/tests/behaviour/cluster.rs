@@ -195,15 +195,23 @@ fn servers_are_counted_by_a_clock_that_is_wrong() {
     for id in ["a", "b", "c"] {
         leases.apply(WatchEvent::Added(renewed(id, 1000))).unwrap();
     }
-    assert_eq!(leases.count(hour), Some(1), "none is seen to be renewed yet");
+    assert_eq!(
+        leases.count(hour),
+        Some(1),
+        "none is seen to be renewed yet"
+    );
     for id in ["a", "b"] {
         let event = WatchEvent::Modified(renewed(id, 1015));
         leases.apply(event).unwrap();
     }
     // Nothing but a label has changed.
-    leases.apply(WatchEvent::Modified(renewed("c", 1000))).unwrap();
+    leases
+        .apply(WatchEvent::Modified(renewed("c", 1000)))
+        .unwrap();
     assert_eq!(leases.count(hour), Some(2));
-    leases.apply(WatchEvent::Deleted(renewed("a", 1015))).unwrap();
+    leases
+        .apply(WatchEvent::Deleted(renewed("a", 1015)))
+        .unwrap();
     leases.apply(WatchEvent::Added(renewed("a", 1015))).unwrap();
     assert_eq!(leases.count(hour), Some(1));
 }

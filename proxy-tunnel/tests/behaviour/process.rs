@@ -253,7 +253,10 @@ impl Setup {
             "--sync-interval-cap=200ms".to_owned(),
         ];
         // Several of them are a list.
-        if !more.iter().any(|arg| arg.starts_with("--proxy-server-host=")) {
+        if !more
+            .iter()
+            .any(|arg| arg.starts_with("--proxy-server-host="))
+        {
             args.push("--proxy-server-host=127.0.0.1".to_owned());
         }
         args.extend(more.iter().map(ToString::to_string));

@@ -172,15 +172,15 @@ fn an_agent_that_is_pinned_follows_its_load_balancer_and_says_what_it_lacks() {
     balancer(setup.agents, (0..SERVERS).map(host).collect());
     let pinned = Agent::start(&setup, "pinned", &[host(SERVERS)]);
     pinned.until_readiness(": 1 of 3 servers");
-    for number in 0..2 {
+    for (number, server) in running.iter_mut().enumerate().take(2) {
         servers.until_agents(number, 1);
-        running[number].signal(libc::SIGTERM);
-        running[number].end();
+        server.signal(libc::SIGTERM);
+        server.end();
         let begun = Instant::now();
         servers.until_agents(number + 1, 1);
         pinned.until_readiness(": 1 of 3 servers");
         let took = begun.elapsed();
         assert!(took < BACK, "server {number}: {took:?}");
-        running[number] = servers.start(number);
+        *server = servers.start(number);
     }
 }

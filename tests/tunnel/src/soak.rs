@@ -89,7 +89,11 @@ fn rounds(rig: &mut Rig, case: Case, time: Duration) -> Result<Vec<Series>> {
     let mut all: Vec<Series> = names
         .iter()
         .map(|name| Series {
-            name: format!("{name}, {}, killed: {:?}", case.transport.name(), case.killed),
+            name: format!(
+                "{name}, {}, killed: {:?}",
+                case.transport.name(),
+                case.killed
+            ),
             samples: Vec::new(),
         })
         .collect();
@@ -167,7 +171,7 @@ async fn live(dialer: &Dialer, target: SocketAddr, number: usize) -> Result<()> 
             let mut tunnel = dialer.dial(&address).await?;
             tunnel.write_u8(TAKE).await?;
             tunnel.write_u64(BULK).await?;
-            tunnel.write_all(&[0; 100_000]).await?;
+            tunnel.write_all(&vec![0; 100_000]).await?;
         }
         // It leaves while it dials.
         4 => {

@@ -12,7 +12,9 @@ use tests::http;
 use tunnel_tests::cluster::Cluster;
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::target;
-use tunnel_tests::tunnel::{AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, PATIENCE, SERVER_HEALTH, Tunnel};
+use tunnel_tests::tunnel::{
+    AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, PATIENCE, SERVER_HEALTH, Tunnel,
+};
 
 /// The kernel asks after 15 s, and needs an answer within 20.
 const NOTICED: Duration = Duration::from_secs(30);
@@ -40,7 +42,12 @@ fn cut(tunnel: &mut Tunnel, cluster: &Cluster) -> Result<()> {
     tunnel.wait_for(SERVER_HEALTH, "/healthz")?;
     let host = format!("--proxy-server-host={}", cluster.server());
     let agent = [AGENT.as_slice(), &[&host, "--proxy-server-name=localhost"]].concat();
-    tunnel.spawn_in(cluster.netns(), "agent", &Part::Agent.of(Make::Ours)?, &agent)?;
+    tunnel.spawn_in(
+        cluster.netns(),
+        "agent",
+        &Part::Agent.of(Make::Ours)?,
+        &agent,
+    )?;
     tunnel.wait_for(SERVER_HEALTH, "/readyz")?;
     let at_server = || http::ask(tunnel.netns(), SERVER_HEALTH, "/metrics", &[]);
     let at_agent = || http::ask(cluster.netns(), AGENT_HEALTH, "/metrics", &[]);

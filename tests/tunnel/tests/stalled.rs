@@ -81,7 +81,10 @@ fn beside(rig: &Rig, makes: Both<Make>, ways: &'static [Stall]) -> Result<()> {
     println!("{OTHERS} others: p99 {alone:?} alone, {beside:?} beside {count} that stand still");
     if is_load_full() {
         let limit = alone * 2;
-        ensure!(beside <= limit, "p99 {beside:?} beside them, {alone:?} alone");
+        ensure!(
+            beside <= limit,
+            "p99 {beside:?} beside them, {alone:?} alone"
+        );
     }
     drop(stalled);
     rig.until_at_rest()?;

@@ -289,7 +289,10 @@ mod tests {
         assert_eq!(one.hosts, ["a", "b"]);
         let two = read(&["--proxy-server-host=a", "--proxy-server-host", "fd00::1"]).unwrap();
         assert_eq!(two.hosts, ["a", "fd00::1"]);
-        assert_eq!(read(&["--proxy-server-host=a,b,a"]).unwrap().hosts, ["a", "b"]);
+        assert_eq!(
+            read(&["--proxy-server-host=a,b,a"]).unwrap().hosts,
+            ["a", "b"]
+        );
         for bad in ["http://a:8091", "[fd00::1]", "a:8091", "a b"] {
             let flag = format!("--proxy-server-host={bad}");
             assert!(read(&[&flag]).is_err(), "{bad}");

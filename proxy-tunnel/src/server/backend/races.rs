@@ -100,17 +100,19 @@ fn ours(tunnel: &Arc<Tunnel>, script: &[Ours]) {
 /// What happens beside each other.
 type Scripts = (&'static [Theirs], &'static [Ours], &'static [Ours]);
 
+/// What they happen to.
+type Scene = (Arc<Tunnel>, Scripts);
+
 /// What two threads beside this one act on.
 #[derive(Default)]
-struct Stage(Mutex<Option<(Arc<Backend>, Arc<Tunnel>, Scripts)>>);
+struct Stage(Mutex<Option<Scene>>);
 
 impl Stage {
-    fn set(&self, backend: &Arc<Backend>, tunnel: &Arc<Tunnel>, scripts: Scripts) {
-        let acting = (Arc::clone(backend), Arc::clone(tunnel), scripts);
-        *self.0.lock().unwrap() = Some(acting);
+    fn set(&self, scene: Option<Scene>) {
+        *self.0.lock().unwrap() = scene;
     }
 
-    fn get(&self) -> Option<(Arc<Backend>, Arc<Tunnel>, Scripts)> {
+    fn get(&self) -> Option<Scene> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -134,11 +136,18 @@ fn learned(inbox: &Inbox<Event>) -> (usize, usize) {
 fn check(backend: &Arc<Backend>, tunnel: &Arc<Tunnel>, (theirs, receiver, sender): Scripts) {
     let shared = &backend.shared;
     let (outcomes, ends) = learned(&tunnel.inbox);
-    assert!(outcomes <= 1 && ends <= 1, "{outcomes} outcomes, {ends} ends");
+    assert!(
+        outcomes <= 1 && ends <= 1,
+        "{outcomes} outcomes, {ends} ends"
+    );
     if receiver.is_empty() && sender.is_empty() {
         let closes = [Theirs::Close, Theirs::Lose].map(|step| theirs.contains(&step));
         let is_answered = theirs.contains(&Theirs::Answer);
-        assert_eq!(ends > 0, is_answered && closes.contains(&true), "the end is lost");
+        assert_eq!(
+            ends > 0,
+            is_answered && closes.contains(&true),
+            "the end is lost"
+        );
         // A cut takes the place of everything that waits, also of the answer.
         let has_learned = outcomes + ends > 0;
         assert_eq!(has_learned, !theirs.is_empty(), "the outcome is lost");
@@ -174,7 +183,7 @@ fn ends_at_the_same_moment_are_one_end() {
             scope.spawn(move || {
                 loop {
                     begin.wait();
-                    let Some((_, tunnel, (_, receiver, sender))) = stage.get() else {
+                    let Some((tunnel, (_, receiver, sender))) = stage.get() else {
                         return;
                     };
                     ours(&tunnel, [receiver, sender][half]);
@@ -207,7 +216,7 @@ fn ends_at_the_same_moment_are_one_end() {
                     };
                     let inbox = Arc::new(shared.inbox(Mode::Grpc));
                     let tunnel = backend.dial(request, inbox).unwrap();
-                    stage.set(&backend, &tunnel, scripts);
+                    stage.set(Some((Arc::clone(&tunnel), scripts)));
                     begin.wait();
                     theirs(&backend, &tunnel, scripts.0);
                     end.wait();
@@ -222,7 +231,7 @@ fn ends_at_the_same_moment_are_one_end() {
                 }
             }
         }
-        *stage.0.lock().unwrap() = None;
+        stage.set(None);
         begin.wait();
         assert!(failed.is_none(), "{failed:?}");
     });

@@ -178,7 +178,9 @@ impl Rig {
         };
         self.tunnel.stop(name)?;
         self.tunnel.spawn(name, &part.of(make)?, &flags)?;
-        self.runtime.block_on(running).context("a client has panicked")?;
+        self.runtime
+            .block_on(running)
+            .context("a client has panicked")?;
         self.tunnel.wait_for_agent()
     }
 

@@ -111,7 +111,10 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.peer && !cli.short {
         let text = fs::read_to_string(&cli.document)
             .with_context(|| format!("reading {}", cli.document.display()))?;
-        let content = format!("![what is to be reached]({PICTURE})\n\n{}", table.trim_end());
+        let content = format!(
+            "![what is to be reached]({PICTURE})\n\n{}",
+            table.trim_end()
+        );
         let text = document::replace(&text, PART, &content)
             .with_context(|| format!("{} has no marks for {PART}", cli.document.display()))?;
         let picture = cli.document.with_file_name(PICTURE);
