@@ -132,6 +132,8 @@ pub(super) struct GrpcTunnel {
     connect_id: i64,
     can_finish: bool,
     has_finished: bool,
+    /// Both directions have ended.
+    has_closed: bool,
     waiting: Bytes,
     end: Option<End>,
     tasks: Arc<Tasks>,
@@ -152,6 +154,7 @@ impl GrpcTunnel {
             connect_id,
             can_finish,
             has_finished: false,
+            has_closed: false,
             waiting: Bytes::new(),
             end: None,
             tasks: Arc::default(),
@@ -185,15 +188,17 @@ impl GrpcTunnel {
     fn poll_message(&mut self) -> Poll<()> {
         let waker = Waker::from(Arc::clone(&self.tasks));
         let Some(inbound) = &mut self.inbound else {
-            self.end = Some(End::Closed);
+            self.closed(End::Closed);
             return Poll::Ready(());
         };
         let own = self.connect_id;
         match ready!(Pin::new(inbound).poll_next(&mut Context::from_waker(&waker))) {
             Some(Ok(Ok(Message::Data(id, data)))) if id == own => self.waiting = data,
-            Some(Ok(Ok(Message::Finish(id)))) if id == own => self.end = Some(End::Finished),
+            Some(Ok(Ok(Message::Finish(id)))) if id == own => {
+                self.end.get_or_insert(End::Finished);
+            }
             Some(Ok(Ok(Message::CloseResponse(close)))) if close.connect_id == own => {
-                self.end = Some(if close.error.is_empty() {
+                self.closed(if close.error.is_empty() {
                     End::Closed
                 } else {
                     End::Cut(close.error)
@@ -202,24 +207,27 @@ impl GrpcTunnel {
             // Malformed packets, and those that mean nothing here or are of other connections, are ignored by all
             // parties.
             Some(Ok(_)) => {}
-            Some(Err(status)) => self.end = Some(End::Cut(status.message().to_owned())),
-            None => {
-                self.end = Some(End::Cut(
-                    "the server ended the stream before the connection was closed".to_owned(),
-                ));
-            }
+            Some(Err(status)) => self.closed(End::Cut(status.message().to_owned())),
+            None => self.closed(End::Cut(
+                "the server ended the stream before the connection was closed".to_owned(),
+            )),
         }
         Poll::Ready(())
+    }
+
+    /// Nothing can be sent any more. For the reader the first end counts.
+    fn closed(&mut self, end: End) {
+        self.has_closed = true;
+        self.end.get_or_insert(end);
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         // Who only writes learns of the end too: what is written after it would be lost without an error.
         self.tasks.writer.register(context.waker());
-        while self.waiting.is_empty() && self.end.is_none() && self.poll_message().is_ready() {
+        while self.waiting.is_empty() && !self.has_closed && self.poll_message().is_ready() {
             self.tasks.reader.wake();
         }
-        let has_closed = matches!(self.end, Some(End::Closed | End::Cut(_)));
-        if has_closed || self.has_finished {
+        if self.has_closed || self.has_finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let room = ready!(self.lane.poll_ready(context))
@@ -261,7 +269,7 @@ impl Drop for GrpcTunnel {
             return;
         };
         // What waits is sent as long as the stream lives: it must not be reset before.
-        if let (None, Ok(runtime)) = (&self.end, Handle::try_current()) {
+        if let (false, Ok(runtime)) = (self.has_closed, Handle::try_current()) {
             runtime.spawn(timeout(CLOSE, async move {
                 while let Some(Ok(message)) = inbound.next().await {
                     if matches!(message, Ok(Message::CloseResponse(_))) {
