@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
@@ -101,10 +101,7 @@ impl Endpoint {
                 self.report("");
                 if linger {
                     // What it still sends has no reader.
-                    // On the heap: every connection would have room for it from its beginning.
-                    let mut rest = vec![0; 4096];
-                    let drain = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
-                    let _ = timeout(LINGER, drain).await;
+                    let _ = timeout(LINGER, drain(&stream)).await;
                 }
             }
             Closed::Error(why) => {
@@ -277,6 +274,17 @@ enum Closed {
     Error(String),
     /// The server is gone.
     Lost,
+}
+
+/// Reads to the end. The buffer is there while bytes are, and not while they are waited for.
+async fn drain(stream: &TcpStream) {
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut [0; 4096]) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            _ => {}
+        }
+    }
 }
 
 /// Has the kernel reset the connection: the target must not take what it has for complete.
