@@ -109,7 +109,8 @@ const AGENT_GAUGES: [&str; 2] = ["open_endpoint_connections", "buffered_bytes"];
 /// Whether all of these gauges are 0.
 fn at_rest(metrics: &str, gauges: &[&str]) -> bool {
     gauges.iter().all(|gauge| {
-        let value = metrics.lines().find_map(|line| {
+        let mut samples = metrics.lines().filter(|line| !line.starts_with('#'));
+        let value = samples.find_map(|line| {
             let (name, value) = line.rsplit_once(' ')?;
             name.ends_with(&format!("_{gauge}")).then_some(value)
         });
