@@ -222,12 +222,7 @@ impl GrpcTunnel {
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        // Who only writes learns of the end too: what is written after it would be lost without an error.
-        self.tasks.writer.register(context.waker());
-        while self.waiting.is_empty() && !self.has_closed && self.poll_message().is_ready() {
-            self.tasks.reader.wake();
-        }
-        if self.has_closed || self.has_finished {
+        if self.poll_closed(context) || self.has_finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let room = ready!(self.lane.poll_ready(context))
@@ -240,10 +235,24 @@ impl GrpcTunnel {
         })
     }
 
-    fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.lane
-            .poll_empty(context)
-            .map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.lane.poll_empty(context) {
+            // Nothing is taken any more.
+            Poll::Pending if self.poll_closed(context) => {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
+            polled => polled.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error)),
+        }
+    }
+
+    /// Whether nothing can be sent any more. Who only writes learns of it too, while the reader has taken what came before:
+    /// what is written after it would be lost without an error, or be waited for without end.
+    fn poll_closed(&mut self, context: &Context<'_>) -> bool {
+        self.tasks.writer.register(context.waker());
+        while self.waiting.is_empty() && !self.has_closed && self.poll_message().is_ready() {
+            self.tasks.reader.wake();
+        }
+        self.has_closed
     }
 
     /// It does not wait, like that of TCP: what was written before is sent before.
