@@ -75,7 +75,10 @@ fn beside(rig: &Rig, makes: Both<Make>, ways: &'static [Stall]) -> Result<()> {
         return Ok(());
     }
     let limit = alone * 2;
-    ensure!(beside <= limit, "p99 {beside:?} beside them, {alone:?} alone");
+    ensure!(
+        beside <= limit,
+        "p99 {beside:?} beside them, {alone:?} alone"
+    );
     let most = if makes.server == makes.agent {
         HELD * count as u64
     } else {

@@ -324,7 +324,14 @@ impl<S: Socket> Relay<'_, S> {
         let mut half = Half(self.halves);
         let mut size = ReadSize::default();
         loop {
-            let Ok(room) = self.tunnel.ready().await else {
+            let ready = tokio::select! {
+                biased;
+                ready = self.tunnel.ready() => ready,
+                () = self.abandoned() => {
+                    return End::Cut("the client has gone, and its target does not read".into());
+                }
+            };
+            let Ok(room) = ready else {
                 // The other direction reports it.
                 return std::future::pending().await;
             };
@@ -347,6 +354,17 @@ impl<S: Socket> Relay<'_, S> {
                 return End::Regular;
             }
             sleep(CHECK).await;
+        }
+    }
+
+    /// Ready when the client has gone while its bytes have waited for the target for as long as an agent lets them: what it
+    /// has sent last has its time to arrive, and no more.
+    async fn abandoned(&self) {
+        loop {
+            sleep(FAREWELL).await;
+            if self.halves.lock().is_gone() {
+                return;
+            }
         }
     }
 
