@@ -26,7 +26,7 @@ use prometheus::IntGauge;
 use proxy_serve::klog::{KlogArgs, Separator, Spelling, Style};
 use proxy_serve::log::{self, LogFormat};
 use proxy_serve::{flags, memory};
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use crate::flow::Budget;
 
@@ -41,6 +41,15 @@ const RELOAD: Duration = Duration::from_secs(5);
 
 /// How often the bytes that are buffered are counted.
 const COUNT: Duration = Duration::from_secs(1);
+
+/// How often memory is given back at most.
+const GIVE_BACK: Duration = Duration::from_secs(10);
+
+/// Connections that have ended, after which it is worth it.
+const ENDED: usize = 100;
+
+/// Bytes in inboxes that count as much as a connection.
+const BUFFERED: usize = 64 * 1024;
 
 /// Ports that upstream's programs accept.
 const PORTS: RangeInclusive<i64> = 1024..=49_151;
@@ -181,12 +190,21 @@ fn name(flag: (&str, &str), variable: &str) -> Result<String> {
     Ok(name)
 }
 
-/// Keeps the gauge of the bytes that are buffered.
-async fn count_buffers(gauge: &IntGauge, budget: &Budget) {
+/// Keeps the gauge of the bytes that are buffered, and gives memory back when many connections have ended: by itself the
+/// allocator keeps what lies between blocks in use, and many connections once would be a large process for ever.
+async fn watch_memory(gauge: &IntGauge, budget: &Budget, connections: impl Fn() -> usize) {
     let mut tick = interval(COUNT);
+    let (mut most, mut given_back) = (0, Instant::now());
     loop {
         tick.tick().await;
-        gauge.set(i64::try_from(budget.used()).unwrap_or(i64::MAX));
+        let used = budget.used();
+        gauge.set(i64::try_from(used).unwrap_or(i64::MAX));
+        let load = connections() + used / BUFFERED;
+        most = most.max(load);
+        if most - load >= ENDED && given_back.elapsed() >= GIVE_BACK {
+            memory::give_back();
+            (most, given_back) = (load, Instant::now());
+        }
     }
 }
 

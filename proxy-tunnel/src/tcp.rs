@@ -4,6 +4,8 @@
 //! one after the other, and beside them, after a short time, those of the other family. A network in which IPv6
 //! leads nowhere then costs 300 ms and not the whole time that a dial has.
 
+pub mod upkeep;
+
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};

@@ -4,7 +4,6 @@
 //! threads and BPF objects, sampled whenever it is at rest. None of it may grow.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +14,7 @@ use crate::kubeproxy::KubeProxy;
 use crate::node::{Node, Topology};
 use crate::proxy::Proxy;
 use crate::streams::{all_end_intact, all_go_on, new_connections_work, open_many};
-use crate::{Family, cmd};
+use crate::{Family, cmd, usage};
 
 /// Connections that stream all the while.
 const STREAMS: usize = 24;
@@ -52,6 +51,22 @@ pub struct Sample {
     pub bpf: Counts,
 }
 
+impl Sample {
+    /// What a process holds now.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn of(pid: u32, at: Duration, bpf: Counts) -> Result<Self> {
+        Ok(Self {
+            at,
+            memory: usage::resident_memory(pid)? / 1024,
+            descriptors: usage::open_files(pid)?,
+            threads: usage::threads(pid)?,
+            bpf,
+        })
+    }
+}
+
 /// Soaks an agent of the `ebpf` backend for this long, with a pause between two rounds of work.
 ///
 /// # Errors
@@ -74,7 +89,7 @@ pub fn soak(
         round(node, topology, samples.len()).with_context(|| format!("round {}", samples.len()))?;
         std::thread::sleep(pause);
         let bpf = at_rest(node, &agent, &mut census)?;
-        let sample = sample(&agent, begun.elapsed(), bpf)?;
+        let sample = Sample::of(agent.id(), begun.elapsed(), bpf)?;
         tell(&sample);
         samples.push(sample);
     }
@@ -147,22 +162,6 @@ fn at_rest(node: &Node, agent: &Agent, census: &mut Census) -> Result<Counts> {
         let rests = now == before;
         before = now;
         Ok(rests.then(|| before.1.clone()))
-    })
-}
-
-fn sample(agent: &Agent, at: Duration, bpf: Counts) -> Result<Sample> {
-    let process = format!("/proc/{}", agent.id());
-    let count = |directory: &str| -> Result<usize> {
-        let path = format!("{process}/{directory}");
-        let entries = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
-        Ok(entries.count())
-    };
-    Ok(Sample {
-        at,
-        memory: agent.resident_memory()? / 1024,
-        descriptors: count("fd")?,
-        threads: count("task")?,
-        bpf,
     })
 }
 

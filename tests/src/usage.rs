@@ -44,6 +44,28 @@ pub fn resident_memory(pid: u32) -> Result<u64> {
     memory(pid, "smaps_rollup", "Rss:")
 }
 
+/// How many files a process has open.
+///
+/// # Errors
+/// The process has ended.
+pub fn open_files(pid: u32) -> Result<usize> {
+    entries(pid, "fd")
+}
+
+/// How many threads a process has.
+///
+/// # Errors
+/// The process has ended.
+pub fn threads(pid: u32) -> Result<usize> {
+    entries(pid, "task")
+}
+
+fn entries(pid: u32, directory: &str) -> Result<usize> {
+    let path = format!("/proc/{pid}/{directory}");
+    let entries = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
+    Ok(entries.count())
+}
+
 /// The most memory in bytes that a process has had resident.
 ///
 /// # Errors

@@ -98,6 +98,9 @@ enum Task {
         /// How long
         #[arg(long, value_name = "N", default_value_t = 30)]
         minutes: u64,
+        /// The tunnel's server and agent instead: tunnels of all kinds, and each of the two killed under them
+        #[arg(long)]
+        tunnel: bool,
     },
     /// Look for inputs that show a fault in a parser or in the decision
     ///
@@ -237,7 +240,7 @@ fn dispatch(task: Task) -> anyhow::Result<()> {
         }
         Task::Demo { args } => test::demo(&workspace, &args),
         Task::Bench { args } => test::bench(&workspace, &args),
-        Task::Soak { minutes } => test::soak(&workspace, minutes),
+        Task::Soak { minutes, tunnel } => test::soak(&workspace, minutes, tunnel),
         Task::Fuzz { target, runs, args } => fuzz::fuzz(&workspace, target.as_deref(), runs, &args),
         Task::Certs { args } => test::certs(&workspace, &args),
         Task::Peers => peers::peers(&workspace),

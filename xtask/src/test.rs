@@ -213,17 +213,20 @@ pub fn certs(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     sh::exec(sh::command(workspace.program("certs")).args(args))
 }
 
-/// Builds the soak and becomes it.
+/// Builds the soak, of the agent or of the tunnel, and becomes it.
 ///
 /// # Errors
 /// As [`demo`].
-pub fn soak(workspace: &Workspace, minutes: u64) -> Result<()> {
+pub fn soak(workspace: &Workspace, minutes: u64, is_tunnel: bool) -> Result<()> {
     sh::require_root(
         "soak",
         "it makes network namespaces and loads eBPF programs",
     )?;
-    let minutes = minutes.to_string().into();
-    turn_into(workspace, "soak", &["--minutes".into(), minutes])
+    let args = ["--minutes".into(), minutes.to_string().into()];
+    if is_tunnel {
+        return sh::exec(tunnel_program(workspace, "tunnel-soak")?.args(args));
+    }
+    turn_into(workspace, "soak", &args)
 }
 
 /// Builds the benchmark and becomes it, at the top of the checkout.

@@ -26,7 +26,10 @@ use crate::channel::{Channel, Settings};
 use crate::client::{Refusal, handshake};
 use crate::flow::Outbox;
 use crate::metrics::packets::{Counted, Segment};
-use crate::tcp;
+use crate::tcp::{
+    self,
+    upkeep::{self, Use},
+};
 use crate::wire::metadata::{
     self, AGENT_ID, AGENT_IDENTIFIERS, AUTHORIZATION, BEARER, Extensions, MetadataError,
 };
@@ -218,7 +221,7 @@ impl Connector {
         let open = async |host: &str, port| {
             let opened = async {
                 let stream = tcp::connect(host, port, LIMIT).await?;
-                stream.set_nodelay(true)?;
+                upkeep::prepare(&stream, Use::Link)?;
                 Ok(stream)
             };
             opened.await.map_err(|source| ConnectError::Reach {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
@@ -20,6 +20,7 @@ use crate::flow::inbox::Item;
 use crate::flow::pump::{self, BATCH, ReadSize};
 use crate::flow::{Inbox, Lane, Unacknowledged};
 use crate::go_error::os_text;
+use crate::tcp::upkeep::{self, Use};
 use crate::wire::Message;
 
 /// How long a target may take to read what came before its connection was asked to close. The client waits as
@@ -90,8 +91,8 @@ impl Endpoint {
 
     /// Carries bytes until the connection ends, and says so to the server.
     pub async fn serve(&self, mut stream: TcpStream, link: &Arc<Link>) {
-        // Bytes of a tunnel are sent as they come; an error would mean that the connection has ended.
-        let _ = stream.set_nodelay(true);
+        // An error means that the connection has ended, which reading finds out.
+        let _ = upkeep::prepare(&stream, Use::Tunnel);
         let closed = self.carry(&mut stream, link).await;
         link.forget(self.connect_id);
         self.inbox.close();
@@ -100,10 +101,7 @@ impl Endpoint {
                 self.report("");
                 if linger {
                     // What it still sends has no reader.
-                    // On the heap: every connection would have room for it from its beginning.
-                    let mut rest = vec![0; 4096];
-                    let drain = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
-                    let _ = timeout(LINGER, drain).await;
+                    let _ = timeout(LINGER, drain(&stream)).await;
                 }
             }
             Closed::Error(why) => {
@@ -204,11 +202,11 @@ impl Endpoint {
 
     /// From the server to the target, until the connection is closed or cut.
     async fn down(&self, writer: &mut WriteHalf<'_>, link: &Arc<Link>) -> Down {
-        let mut chunks = Vec::new();
         loop {
             let event = match self.inbox.next().await {
                 Item::Data(data) => {
-                    chunks.push(data);
+                    // A tunnel that rests has no list.
+                    let mut chunks = vec![data];
                     self.inbox.more(&mut chunks, BATCH);
                     let bytes = chunks.iter().map(bytes::Bytes::len).sum();
                     tokio::select! {
@@ -276,6 +274,17 @@ enum Closed {
     Error(String),
     /// The server is gone.
     Lost,
+}
+
+/// Reads to the end. The buffer is there while bytes are, and not while they are waited for.
+async fn drain(stream: &TcpStream) {
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut [0; 4096]) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            _ => {}
+        }
+    }
 }
 
 /// Has the kernel reset the connection: the target must not take what it has for complete.

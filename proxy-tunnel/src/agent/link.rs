@@ -263,8 +263,15 @@ impl Link {
         given_up: oneshot::Receiver<()>,
     ) {
         let start = Instant::now();
+        // On the heap, for as long as it lasts: it needs more room than a connection does.
+        let dialing = Box::pin(dial(
+            &self.shared.allowed,
+            &request.protocol,
+            &request.address,
+            dial::LIMIT,
+        ));
         let dialed = tokio::select! {
-            dialed = dial(&self.shared.allowed, &request.protocol, &request.address, dial::LIMIT) => dialed,
+            dialed = dialing => dialed,
             // Nothing is ever sent: the sender was dropped.
             _ = given_up => {
                 debug!(dialID = request.random, "the dial was given up");
@@ -272,7 +279,7 @@ impl Link {
             }
         };
         match dialed {
-            Ok(stream) => self.connected(stream, &request, connect_id, start).await,
+            Ok(stream) => self.connected(stream, request, connect_id, start).await,
             Err(error) => self.dial_failed(&request, connect_id, &error),
         }
     }
@@ -294,7 +301,7 @@ impl Link {
     async fn connected(
         self: &Arc<Self>,
         stream: TcpStream,
-        request: &DialRequest,
+        request: DialRequest,
         connect_id: i64,
         start: Instant,
     ) {
@@ -306,13 +313,16 @@ impl Link {
             dialAddress = request.address.as_str(),
             "Endpoint connection established"
         );
+        let random = request.random;
+        // A connection keeps neither its texts nor room for them.
+        drop(request);
         let budget = Arc::clone(&self.shared.budget);
         let inbox = Inbox::new(budget, self.shared.limits, [None, None]);
         let lane = self.outbox.lane(self.extensions.window.then_some(WINDOW));
         let endpoint = Arc::new(Endpoint::new(connect_id, inbox, lane));
         {
             let mut table = self.table();
-            let dial = (request.random, connect_id);
+            let dial = (random, connect_id);
             let is_wanted = table.pending.remove(&dial).is_some();
             if table.is_lost || !is_wanted {
                 return;
@@ -323,7 +333,7 @@ impl Link {
         let response = Message::DialResponse(DialResponse {
             error: String::new(),
             connect_id,
-            random: request.random,
+            random,
         });
         metrics.endpoint_connections.inc();
         if endpoint.lane.push(response).is_ok() {

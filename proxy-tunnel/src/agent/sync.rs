@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::connector::{ConnectError, Connector};
 use super::link::Link;
@@ -58,14 +58,19 @@ pub struct Settings {
     pub leases: Option<Arc<Leases>>,
 }
 
+/// Connections in a row that lead to servers with a stream, for each server that is wanted, after which it is no chance: a
+/// load balancer that chooses at random misses the last server so often once in 20,000 times.
+const PINNED: usize = 10;
+
 /// Keeps the streams.
 #[derive(Debug)]
 pub struct Sync {
     settings: Settings,
     connector: Connector,
     metrics: Arc<AgentMetrics>,
-    links: Mutex<HashMap<String, Arc<Link>>>,
-    /// What the server said that was added last.
+    /// By the servers' names, with the number of servers that each has said there are.
+    links: Mutex<HashMap<String, (Arc<Link>, u32)>>,
+    /// What the server said that was added last, for when there is no stream.
     said: AtomicU32,
     draining: watch::Sender<bool>,
 }
@@ -94,7 +99,7 @@ impl Sync {
         })
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<String, Arc<Link>>> {
+    fn links(&self) -> MutexGuard<'_, HashMap<String, (Arc<Link>, u32)>> {
         // Nothing panics while it is held.
         self.links
             .lock()
@@ -110,7 +115,8 @@ impl Sync {
     /// How many servers there is a stream to, and how many there should be.
     #[must_use]
     pub fn connected(&self) -> (usize, usize) {
-        (self.links().len(), self.wanted(self.known()))
+        let there = self.links().len();
+        (there, self.wanted(self.known()))
     }
 
     /// Several addresses are meant to be several servers.
@@ -120,7 +126,9 @@ impl Sync {
 
     /// How many servers there are, as far as is known.
     fn known(&self) -> usize {
-        let said = self.said.load(Ordering::Relaxed) as usize;
+        // In a rolling update old servers still say the old number: the largest is one that no server is missed by.
+        let most = self.links().values().map(|(_, count)| *count).max();
+        let said = most.unwrap_or_else(|| self.said.load(Ordering::Relaxed)) as usize;
         let leases = self.settings.leases.as_ref();
         // Before the first list the agent goes by what servers say.
         match leases.and_then(|leases| leases.count(Timestamp::now())) {
@@ -133,7 +141,7 @@ impl Sync {
     /// Sends DRAIN on all streams, and opens no others.
     pub fn drain(&self) {
         self.draining.send_replace(true);
-        for link in self.links().values() {
+        for (link, _) in self.links().values() {
             link.drain();
         }
     }
@@ -157,21 +165,23 @@ impl Sync {
         } = &self.settings;
         let mut pause = *interval;
         let mut last = 0;
+        let mut duplicates = 0;
         for host in hosts.iter().cycle() {
             while !self.is_wanted(&mut last) {
                 sleep(jittered(*interval)).await;
             }
             match self.connect(host).await {
-                Ok(outcome) => {
-                    if outcome == Outcome::Duplicate {
-                        info!(
-                            serverAddress = host.as_str(),
-                            "duplicate server connection attempt"
-                        );
-                    }
-                    pause = *interval;
+                Ok(Outcome::Added) => (pause, duplicates) = (*interval, 0),
+                Ok(Outcome::Duplicate) => {
+                    info!(
+                        serverAddress = host.as_str(),
+                        "duplicate server connection attempt"
+                    );
+                    (pause, duplicates) = (*interval, duplicates + 1);
+                    self.report_pinned(duplicates);
                 }
                 Err(why) => {
+                    duplicates = 0;
                     self.metrics.server_failed(Direction::ToServer);
                     let why = anyhow::Error::new(why);
                     error!(
@@ -185,6 +195,19 @@ impl Sync {
                 }
             }
             sleep(jittered(pause)).await;
+        }
+    }
+
+    /// Reports, once, that trying goes on in vain.
+    fn report_pinned(&self, duplicates: usize) {
+        let (there, wanted) = self.connected();
+        if there < wanted && duplicates == PINNED * wanted {
+            warn!(
+                connected = there,
+                wanted,
+                "the last {duplicates} connections all led to servers that this agent is connected to; if a load balancer \
+                 pins it to them, name the servers themselves: --proxy-server-host takes a list"
+            );
         }
     }
 
@@ -213,7 +236,8 @@ impl Sync {
                 link.outbox.finish(None);
                 return Ok(Outcome::Duplicate);
             }
-            links.insert(link.server_id.clone(), Arc::clone(&link));
+            let entry = (Arc::clone(&link), connected.count);
+            links.insert(link.server_id.clone(), entry);
             self.said.store(connected.count, Ordering::Relaxed);
         }
         if *self.draining.borrow() {

@@ -23,7 +23,7 @@ use tracing::{error, info};
 pub use self::args::Args;
 use self::settings::{Counting, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
-use super::{Program, RELOAD, count_buffers};
+use super::{Program, RELOAD, watch_memory};
 use crate::agent::connector::Connector;
 use crate::agent::link::Shared;
 use crate::agent::sync::{self, Sync};
@@ -114,7 +114,13 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         },
         connector,
     );
-    tokio::spawn(async move { count_buffers(&metrics.buffered, &budget).await });
+    tokio::spawn(async move {
+        let connections = || {
+            let open = metrics.endpoint_connections.get();
+            usize::try_from(open).unwrap_or_default()
+        };
+        watch_memory(&metrics.buffered, &budget, connections).await;
+    });
     // It is set once only: here.
     let _ = ready.0.set(Arc::clone(&sync));
     let keeping = Arc::clone(&sync);

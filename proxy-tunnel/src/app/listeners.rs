@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use proxy_serve::listen::accept::{Listen, Slots};
 use proxy_serve::listen::unix;
 use proxy_serve::reload::Current;
@@ -41,6 +43,7 @@ use crate::server::frontend::socket::Socket;
 use crate::server::frontend::{Client, ClientRefused, connect};
 use crate::server::tenants::peer::Peer;
 use crate::server::transport::{self, Answer, Settings};
+use crate::tcp::upkeep::{self, Use};
 
 /// Connections of clients at once.
 pub const CLIENTS: u32 = 65_536;
@@ -98,11 +101,8 @@ impl Door {
                 accepted = self.slots.accept(&listener) => accepted,
                 () = draining.as_mut() => return,
             };
-            let serving = serve(stream);
-            tokio::spawn(async move {
-                serving.await;
-                drop(slot);
-            });
+            // An async block around it would have room for two of it.
+            tokio::spawn(serve(stream).map(move |()| drop(slot)));
         }
     }
 }
@@ -128,7 +128,7 @@ impl Accepting {
             let (server, door, settings) = (Arc::clone(&self.server), door.clone(), *settings);
             let tls = tls.clone();
             async move {
-                if let Some(session) = handshake(stream, &tls).await {
+                if let Some(session) = handshake(stream, Use::Link, &tls).await {
                     let peer = Peer::with_session(port, &session);
                     let service = AgentService::new(&server, peer);
                     grpc(session, settings, service, door).await;
@@ -141,10 +141,13 @@ impl Accepting {
     /// Accepts clients on this port.
     pub async fn clients(&self, port: u16, listener: TcpListener, tls: Current<Identity>) {
         let (door, _) = &self.clients;
+        let shared = Arc::new(self.clone());
         door.accept(listener, |stream| {
-            let (accepting, tls) = (self.clone(), tls.clone());
+            let (accepting, tls) = (Arc::clone(&shared), tls.clone());
             async move {
-                if let Some(session) = handshake(stream, &tls).await {
+                // On the heap, for as long as it lasts.
+                let shaken = Box::pin(handshake(stream, Use::Tunnel, &tls)).await;
+                if let Some(session) = shaken {
                     let asked =
                         Client::new(&accepting.server, || Peer::with_session(port, &session));
                     accepting.serve(session, |session| session, asked).await;
@@ -158,37 +161,37 @@ impl Accepting {
     pub async fn clients_on_socket(&self, path: PathBuf, listener: unix::Listener) {
         let (door, _) = &self.clients;
         door.accept(listener, |stream: UnixStream| {
-            let (accepting, path) = (self.clone(), path.clone());
-            async move {
-                let asked = Client::new(&accepting.server, || Peer::on_socket(path));
-                accepting.serve(stream, Lenient::new, asked).await;
-            }
+            let asked = Client::new(&self.server, || Peer::on_socket(path.clone()));
+            self.serve(stream, Lenient::new, asked)
         })
         .await;
     }
 
-    async fn serve<S: Socket, I>(
-        self,
+    /// Each way has a future of its own on the heap: one for all would have the size of the largest, which is HTTP/2's.
+    fn serve<S: Socket, I>(
+        &self,
         io: S,
         http2: impl FnOnce(S) -> I,
         client: Result<Client, ClientRefused>,
-    ) where
+    ) -> BoxFuture<'static, ()>
+    where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (door, settings) = self.clients;
+        let (door, settings) = self.clients.clone();
         match (self.mode, client) {
             (Mode::Grpc, Ok(client)) => {
-                grpc(http2(io), settings, Arc::new(ProxyService(client)), door).await;
+                grpc(http2(io), settings, Arc::new(ProxyService(client)), door).boxed()
             }
             // Whoever is refused has no place among its tenant's connections: it keeps one of all no longer than a
             // handshake may.
             (Mode::Grpc, Err(why)) => {
-                let refusing = Arc::new(RefusingService(why));
-                let _ = timeout(HANDSHAKE, grpc(http2(io), settings, refusing, door)).await;
+                let refused = grpc(http2(io), settings, Arc::new(RefusingService(why)), door);
+                timeout(HANDSHAKE, refused).map(drop).boxed()
             }
-            (Mode::HttpConnect, Ok(client)) => connect::serve(io, &client, door.phase).await,
+            (Mode::HttpConnect, Ok(client)) => connect::serve(io, client, door.phase).boxed(),
             (Mode::HttpConnect, Err(why)) => {
-                let _ = timeout(HANDSHAKE, connect::refuse(io, &self.server, &why)).await;
+                let refused = connect::refuse(io, Arc::clone(&self.server), why);
+                timeout(HANDSHAKE, refused).map(drop).boxed()
             }
         }
     }
@@ -207,9 +210,13 @@ async fn grpc<A: Answer>(
 }
 
 /// A TLS session; none if the peer does not get one.
-async fn handshake(stream: TcpStream, tls: &Current<Identity>) -> Option<TlsStream<TcpStream>> {
-    // Messages are written whole; an error would mean that the peer has gone.
-    let _ = stream.set_nodelay(true);
+async fn handshake(
+    stream: TcpStream,
+    used_for: Use,
+    tls: &Current<Identity>,
+) -> Option<TlsStream<TcpStream>> {
+    // An error means that the peer has gone, which the handshake finds out.
+    let _ = upkeep::prepare(&stream, used_for);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
     let failed = |why: &dyn Debug| debug!("no TLS session: {why:?}");
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {

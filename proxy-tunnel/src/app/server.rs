@@ -30,7 +30,7 @@ use self::entrances::Entrances;
 use self::settings::{Frontend, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
 use super::listeners::{AGENTS, Accepting, CLIENTS, Door};
-use super::{COUNT, Program, RELOAD, count_buffers};
+use super::{COUNT, Program, RELOAD, watch_memory};
 use crate::cluster;
 use crate::cluster::publishing::Publisher;
 use crate::cluster::tokens::Reviewer;
@@ -145,7 +145,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         tokio::join!(
             clients.accept(&accepting),
             accepting.agents(settings.agents.0.port(), agents, agents_tls),
-            count_buffers(&metrics.buffered, &budget),
+            watch_memory(&metrics.buffered, &budget, || doors.clients.slots.taken()),
             publish_tenants(&server)
         );
     };

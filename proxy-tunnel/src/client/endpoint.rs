@@ -19,7 +19,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Mode;
-use crate::tcp;
+use crate::tcp::{
+    self,
+    upkeep::{self, Use},
+};
 
 /// How long a server that refuses a certificate may take to say so.
 const REFUSAL: Duration = Duration::from_millis(500);
@@ -105,7 +108,7 @@ impl Endpoint {
                 config,
             } => {
                 let stream = tcp::connect(host, *port, super::LIMIT).await?;
-                stream.set_nodelay(true)?;
+                upkeep::prepare(&stream, Use::Tunnel)?;
                 let mut config = ClientConfig::clone(config);
                 config.alpn_protocols = match mode {
                     Mode::Grpc => vec![b"h2".to_vec()],

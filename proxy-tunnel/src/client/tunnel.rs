@@ -5,10 +5,11 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use futures_util::{Stream as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
@@ -98,6 +99,20 @@ enum End {
     Cut(String),
 }
 
+/// The tasks that read and write a connection. Both have to learn of what comes: the writer of the end.
+#[derive(Debug, Default)]
+struct Tasks {
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl Wake for Tasks {
+    fn wake(self: Arc<Self>) {
+        self.reader.wake();
+        self.writer.wake();
+    }
+}
+
 /// A stream of packets as a connection.
 #[derive(Debug)]
 pub(super) struct GrpcTunnel {
@@ -107,12 +122,15 @@ pub(super) struct GrpcTunnel {
     connect_id: i64,
     can_finish: bool,
     has_finished: bool,
+    /// Both directions have ended.
+    has_closed: bool,
     waiting: Bytes,
     end: Option<End>,
+    tasks: Arc<Tasks>,
 }
 
 impl GrpcTunnel {
-    pub(super) const fn new(
+    pub(super) fn new(
         outbox: Arc<Outbox>,
         lane: Lane,
         inbound: Streaming<Received>,
@@ -126,8 +144,10 @@ impl GrpcTunnel {
             connect_id,
             can_finish,
             has_finished: false,
+            has_closed: false,
             waiting: Bytes::new(),
             end: None,
+            tasks: Arc::default(),
         }
     }
 
@@ -149,22 +169,26 @@ impl GrpcTunnel {
                     return Poll::Ready(Err(error));
                 }
             }
-            ready!(self.poll_message(context));
+            self.tasks.reader.register(context.waker());
+            ready!(self.poll_message());
         }
     }
 
     /// Takes one message.
-    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_message(&mut self) -> Poll<()> {
+        let waker = Waker::from(Arc::clone(&self.tasks));
         let Some(inbound) = &mut self.inbound else {
-            self.end = Some(End::Closed);
+            self.closed(End::Closed);
             return Poll::Ready(());
         };
         let own = self.connect_id;
-        match ready!(Pin::new(inbound).poll_next(context)) {
+        match ready!(Pin::new(inbound).poll_next(&mut Context::from_waker(&waker))) {
             Some(Ok(Ok(Message::Data(id, data)))) if id == own => self.waiting = data,
-            Some(Ok(Ok(Message::Finish(id)))) if id == own => self.end = Some(End::Finished),
+            Some(Ok(Ok(Message::Finish(id)))) if id == own => {
+                self.end.get_or_insert(End::Finished);
+            }
             Some(Ok(Ok(Message::CloseResponse(close)))) if close.connect_id == own => {
-                self.end = Some(if close.error.is_empty() {
+                self.closed(if close.error.is_empty() {
                     End::Closed
                 } else {
                     End::Cut(close.error)
@@ -173,19 +197,22 @@ impl GrpcTunnel {
             // Malformed packets, and those that mean nothing here or are of other connections, are ignored by all
             // parties.
             Some(Ok(_)) => {}
-            Some(Err(status)) => self.end = Some(End::Cut(status.message().to_owned())),
-            None => {
-                self.end = Some(End::Cut(
-                    "the server ended the stream before the connection was closed".to_owned(),
-                ));
-            }
+            Some(Err(status)) => self.closed(End::Cut(status.message().to_owned())),
+            None => self.closed(End::Cut(
+                "the server ended the stream before the connection was closed".to_owned(),
+            )),
         }
         Poll::Ready(())
     }
 
-    fn poll_write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let has_closed = matches!(self.end, Some(End::Closed | End::Cut(_)));
-        if has_closed || self.has_finished {
+    /// Nothing can be sent any more. For the reader the first end counts.
+    fn closed(&mut self, end: End) {
+        self.has_closed = true;
+        self.end.get_or_insert(end);
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.poll_closed(context) || self.has_finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let room = ready!(self.lane.poll_ready(context))
@@ -198,10 +225,24 @@ impl GrpcTunnel {
         })
     }
 
-    fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.lane
-            .poll_empty(context)
-            .map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.lane.poll_empty(context) {
+            // Nothing is taken any more.
+            Poll::Pending if self.poll_closed(context) => {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
+            polled => polled.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error)),
+        }
+    }
+
+    /// Whether nothing can be sent any more. Who only writes learns of it too, while the reader has taken what came before:
+    /// what is written after it would be lost without an error, or be waited for without end.
+    fn poll_closed(&mut self, context: &Context<'_>) -> bool {
+        self.tasks.writer.register(context.waker());
+        while self.waiting.is_empty() && !self.has_closed && self.poll_message().is_ready() {
+            self.tasks.reader.wake();
+        }
+        self.has_closed
     }
 
     /// It does not wait, like that of TCP: what was written before is sent before.
@@ -227,7 +268,7 @@ impl Drop for GrpcTunnel {
             return;
         };
         // What waits is sent as long as the stream lives: it must not be reset before.
-        if let (None, Ok(runtime)) = (&self.end, Handle::try_current()) {
+        if let (false, Ok(runtime)) = (self.has_closed, Handle::try_current()) {
             runtime.spawn(timeout(CLOSE, async move {
                 while let Some(Ok(message)) = inbound.next().await {
                     if matches!(message, Ok(Message::CloseResponse(_))) {

@@ -34,12 +34,41 @@ const FORBIDDEN: u16 = 403;
 /// How often an agent without permission is told what it lacks.
 const REMIND: Duration = Duration::from_mins(1);
 
+/// A lease as it is known.
+#[derive(Debug)]
+struct Known {
+    lease: Lease,
+    /// When it was last seen to be renewed.
+    seen: Option<Instant>,
+}
+
+impl Known {
+    /// A lease that replaces what was known of it.
+    fn new(lease: Lease, before: Option<&Self>) -> Self {
+        let seen = before.and_then(|before| {
+            let is_renewed = lease::renewed_at(&lease) > lease::renewed_at(&before.lease);
+            is_renewed.then(Instant::now).or(before.seen)
+        });
+        Self { lease, seen }
+    }
+
+    /// By its times; or, where clocks differ or one has jumped, because it was renewed a short while ago.
+    fn is_valid(&self, now: Timestamp) -> bool {
+        let is_recent = |at: Instant| {
+            let duration =
+                lease::duration(&self.lease).and_then(|duration| Duration::try_from(duration).ok());
+            duration.is_some_and(|duration| at.elapsed() < duration)
+        };
+        lease::is_valid(&self.lease, now) || self.seen.is_some_and(is_recent)
+    }
+}
+
 /// The leases as they are known.
 #[derive(Debug, Default)]
-pub struct Leases(Mutex<Option<HashMap<String, Lease>>>);
+pub struct Leases(Mutex<Option<HashMap<String, Known>>>);
 
 impl Leases {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, Lease>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, Known>>> {
         // Nothing panics while it is held.
         self.0
             .lock()
@@ -50,20 +79,22 @@ impl Leases {
     #[must_use]
     pub fn count(&self, now: Timestamp) -> Option<usize> {
         let leases = self.lock();
-        let valid = |leases: &HashMap<String, Lease>| {
-            leases
-                .values()
-                .filter(|lease| lease::is_valid(lease, now))
-                .count()
+        let valid = |leases: &HashMap<String, Known>| {
+            let valid = leases.values().filter(|known| known.is_valid(now));
+            valid.count()
         };
         leases.as_ref().map(|leases| valid(leases).max(1))
     }
 
     fn replace(&self, leases: Vec<Lease>) {
-        let named = leases
-            .into_iter()
-            .filter_map(|lease| Some((lease.metadata.name.clone()?, lease)));
-        *self.lock() = Some(named.collect());
+        let mut known = self.lock();
+        let before = known.take().unwrap_or_default();
+        let named = leases.into_iter().filter_map(|lease| {
+            let name = lease.metadata.name.clone()?;
+            let before = before.get(&name);
+            Some((name, Known::new(lease, before)))
+        });
+        *known = Some(named.collect());
     }
 
     /// Applies an event; the version from which a later watch goes on.
@@ -77,7 +108,8 @@ impl Leases {
             WatchEvent::Added(lease) | WatchEvent::Modified(lease) => {
                 let version = lease.metadata.resource_version.clone();
                 if let Some(name) = lease.metadata.name.clone() {
-                    leases.insert(name, lease);
+                    let known = Known::new(lease, leases.get(&name));
+                    leases.insert(name, known);
                 }
                 Ok(version)
             }

@@ -69,20 +69,28 @@ pub fn renewed(server_id: &str, labels: &BTreeMap<String, String>, now: Timestam
     }
 }
 
-/// Whether a lease counts. One that lacks its times does not.
+/// Whether a lease counts by this clock. One that lacks its times does not.
 #[must_use]
 pub fn is_valid(lease: &Lease, now: Timestamp) -> bool {
-    let Some(spec) = &lease.spec else {
-        return false;
-    };
-    let Some(MicroTime(since)) = spec.renew_time.as_ref().or(spec.acquire_time.as_ref()) else {
-        return false;
-    };
-    let Some(seconds) = spec.lease_duration_seconds else {
-        return false;
-    };
-    let duration = SignedDuration::from_secs(i64::from(seconds));
-    since.checked_add(duration).is_ok_and(|until| until > now)
+    let until = renewed_at(lease)
+        .zip(duration(lease))
+        .and_then(|(since, duration)| since.checked_add(duration).ok());
+    until.is_some_and(|until| until > now)
+}
+
+/// When a lease was renewed, by its holder's clock.
+#[must_use]
+pub fn renewed_at(lease: &Lease) -> Option<Timestamp> {
+    let spec = lease.spec.as_ref()?;
+    let renewed = spec.renew_time.as_ref().or(spec.acquire_time.as_ref())?;
+    Some(renewed.0)
+}
+
+/// For how long a lease counts.
+#[must_use]
+pub fn duration(lease: &Lease) -> Option<SignedDuration> {
+    let seconds = lease.spec.as_ref()?.lease_duration_seconds?;
+    Some(SignedDuration::from_secs(i64::from(seconds)))
 }
 
 #[cfg(test)]

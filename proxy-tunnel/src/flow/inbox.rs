@@ -20,7 +20,7 @@ use super::budget::Budget;
 /// What an item costs in memory beside its bytes.
 const OVERHEAD: usize = 64;
 
-/// Shorter bytes are copied: they would keep the whole buffer of the stream that they came in.
+/// Shorter bytes are copied, and those beyond the limit: they would keep the whole buffer of the stream that they came in.
 const SHORT: usize = 2048;
 
 /// Items that wait at most. Only a peer that means harm sends so many: then nothing more is kept.
@@ -125,11 +125,12 @@ impl<E> Inbox<E> {
         }
         let was_full = state.full_since.is_some();
         let length = data.len();
+        let is_within = state.bytes + length <= self.limits.tunnel;
         let cost = length + OVERHEAD;
         if state.items.len() >= MOST {
             return Err(Overflow::Budget);
         }
-        if state.bytes + length <= self.limits.tunnel {
+        if is_within {
             if !self.budget.regular.take(cost) {
                 return Err(Overflow::Budget);
             }
@@ -148,7 +149,7 @@ impl<E> Inbox<E> {
             state.excess += cost;
         }
         state.bytes += length;
-        let data = if length < SHORT {
+        let data = if length < SHORT || !is_within {
             Bytes::copy_from_slice(&data)
         } else {
             data

@@ -5,8 +5,8 @@
 
 use std::future::{Future as _, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::pin;
-use std::task::{Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -79,16 +79,7 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
 ) -> io::Result<()> {
     let mut first = 0;
     while first < chunks.len() {
-        let written = if chunks.len() - first == 1 || !sink.is_write_vectored() {
-            sink.write(&chunks[first]).await?
-        } else {
-            let mut slices = [IoSlice::new(&[]); BATCH];
-            let count = (chunks.len() - first).min(BATCH);
-            for (slice, chunk) in slices.iter_mut().zip(&chunks[first..]) {
-                *slice = IoSlice::new(chunk);
-            }
-            sink.write_vectored(&slices[..count]).await?
-        };
+        let written = poll_fn(|context| poll_write(sink, context, &chunks[first..])).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -105,6 +96,25 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     }
     chunks.clear();
     sink.flush().await
+}
+
+/// Writes of chunks as much as is taken at once. The list of slices is made anew with each poll: a future that kept it
+/// would have room for it in every tunnel.
+fn poll_write<W: AsyncWrite + Unpin>(
+    sink: &mut W,
+    context: &mut Context<'_>,
+    chunks: &[Bytes],
+) -> Poll<io::Result<usize>> {
+    let sink = Pin::new(sink);
+    if chunks.len() == 1 || !sink.is_write_vectored() {
+        return sink.poll_write(context, &chunks[0]);
+    }
+    let mut slices = [IoSlice::new(&[]); BATCH];
+    let count = chunks.len().min(BATCH);
+    for (slice, chunk) in slices.iter_mut().zip(chunks) {
+        *slice = IoSlice::new(chunk);
+    }
+    sink.poll_write_vectored(context, &slices[..count])
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{debug, error, info};
@@ -26,6 +26,10 @@ pub const PENDING_LOST: &str = "Backend context error: context canceled";
 
 /// What a client is told when the agent's stream ends under an established connection.
 pub const ESTABLISHED_LOST: &str = "the agent's stream ended, the connection is cut";
+
+/// How long an agent that has left a dial without an answer is avoided, unless something comes from it before. Then it
+/// gets another one: an agent of ours that was suspended does not answer a dial that was given up meanwhile.
+const SUSPICION: Duration = Duration::from_secs(30);
 
 /// What a client is told of an answer that is neither a connection nor an error.
 const NO_NUMBER: &str = "the agent's answer has no connection";
@@ -113,6 +117,8 @@ pub struct Backend {
     /// What all streams share.
     pub shared: Arc<Shared>,
     is_draining: AtomicBool,
+    /// A dial has had no answer in time, and nothing has come from the agent since.
+    is_silent: AtomicBool,
     table: Mutex<Table>,
 }
 
@@ -137,6 +143,7 @@ impl Backend {
             extensions,
             shared,
             is_draining: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             table: Mutex::default(),
         })
     }
@@ -154,14 +161,20 @@ impl Backend {
         self.is_draining.load(Ordering::Relaxed)
     }
 
-    /// How congested it is: what waits to be sent to it, and how many dials it has not answered.
+    /// How congested it is: whether it is silent, what waits to be sent to it, and how many dials it has not answered.
     #[must_use]
-    pub fn load(&self) -> (usize, usize) {
+    pub fn load(&self) -> (bool, usize, usize) {
         // Small amounts are on their way, not congestion.
-        (
-            self.outbox.waiting() / (64 * 1024),
-            self.table().pending.len(),
-        )
+        let waiting = self.outbox.waiting() / (64 * 1024);
+        let table = self.table();
+        let is_silent = self.is_silent.load(Ordering::Relaxed)
+            && table.given_up.is_recent(SUSPICION, Instant::now());
+        (is_silent, waiting, table.pending.len())
+    }
+
+    /// The agent has left a dial without an answer for as long as it may.
+    pub fn note_silence(&self) {
+        self.is_silent.store(true, Ordering::Relaxed);
     }
 
     /// Asks the agent for a connection. What becomes of it is told to `inbox`.
@@ -259,6 +272,9 @@ impl Backend {
 
     /// Takes a message of the agent.
     pub fn receive(&self, message: Message) {
+        if self.is_silent.load(Ordering::Relaxed) {
+            self.is_silent.store(false, Ordering::Relaxed);
+        }
         match message {
             Message::DialResponse(response) => self.dial_response(response),
             Message::Data(connect_id, data) => self.data(connect_id, data),
@@ -472,5 +488,7 @@ impl Backend {
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 mod tests;

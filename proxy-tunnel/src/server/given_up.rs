@@ -38,6 +38,12 @@ impl GivenUp {
         self.numbers.contains(&number)
     }
 
+    /// Whether one has been given up within this time.
+    pub fn is_recent(&self, within: Duration, now: Instant) -> bool {
+        let last = self.order.back();
+        last.is_some_and(|(at, _)| now.saturating_duration_since(*at) < within)
+    }
+
     fn forget_old(&mut self, now: Instant) {
         let is_old = |(at, _): &(Instant, i64)| now.saturating_duration_since(*at) >= KEPT;
         while self.order.front().is_some_and(is_old) {
@@ -67,6 +73,8 @@ mod tests {
         given_up.note(8, start + KEPT / 2);
         assert!(!given_up.contains(7, start + KEPT));
         assert!(given_up.contains(8, start + KEPT));
+        assert!(given_up.is_recent(KEPT, start + KEPT));
+        assert!(!given_up.is_recent(KEPT / 2, start + KEPT));
         for number in 100..=100 + i64::try_from(MOST).unwrap() {
             given_up.note(number, start + KEPT);
         }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Which agent a dial goes to. Strategies are tried in the order of the flag; an agent that drains is used
-//! only where nothing else is left, and of two random agents the less congested one is taken, so that a slow
-//! agent is not fed as if it were not.
+//! only where nothing else is left, and of two random agents the less congested one is taken, so that an agent that is
+//! slow, or leaves dials without an answer, is not fed as if it were not.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -319,9 +319,10 @@ fn host(address: &str) -> &str {
 mod tests {
     use super::super::backend::Shared;
     use super::*;
+    use crate::client::Mode;
     use crate::identifiers::Identifiers;
-    use crate::wire::Message;
     use crate::wire::metadata::Extensions;
+    use crate::wire::{DialRequest, Message};
 
     fn backend(id: &str, identifiers: &str) -> Arc<Backend> {
         Backend::new(
@@ -421,6 +422,25 @@ mod tests {
             .filter(|_| chosen(&agents, "a:1") == "slow")
             .count();
         assert_eq!(hits, 0, "one of two is always better");
+    }
+
+    #[test]
+    fn a_silent_agent_is_avoided_until_it_speaks() {
+        let agents = agents(&[Strategy::Default]);
+        let silent = backend("silent", "");
+        agents.add(&silent);
+        agents.add(&backend("other", ""));
+        let inbox = Arc::new(silent.shared.inbox(Mode::Grpc));
+        let request = DialRequest {
+            protocol: "tcp".into(),
+            address: "a:1".into(),
+            random: 7,
+        };
+        let tunnel = silent.dial(request, inbox).unwrap();
+        assert!(tunnel.expire());
+        assert!((0..100).all(|_| chosen(&agents, "a:1") == "other"));
+        silent.receive(Message::Data(9, vec![0].into()));
+        assert!((0..100).any(|_| chosen(&agents, "a:1") == "silent"));
     }
 
     #[test]

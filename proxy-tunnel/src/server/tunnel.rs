@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::backend::Backend;
 use crate::flow::outbox::Ended;
-use crate::flow::{Inbox, Lane, Unacknowledged};
+use crate::flow::{Inbox, Lane, Unacknowledged, WINDOW};
 use crate::metrics::server::DialFailure;
 use crate::wire::{CloseResponse, DialRequest, DialResponse, Message};
 
@@ -57,6 +57,7 @@ pub struct Tunnel {
     /// Milliseconds from `started` to the agent's answer.
     established: AtomicI64,
     has_asked_to_close: AtomicBool,
+    has_ended: AtomicBool,
     unacknowledged: Unacknowledged,
 }
 
@@ -81,6 +82,7 @@ impl Tunnel {
             connect_id: AtomicI64::new(0),
             established: AtomicI64::new(0),
             has_asked_to_close: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             unacknowledged: Unacknowledged::default(),
         }
     }
@@ -171,6 +173,7 @@ impl Tunnel {
         if !self.backend.forget_pending(self) {
             return false;
         }
+        self.backend.note_silence();
         self.backend
             .shared
             .metrics
@@ -180,8 +183,16 @@ impl Tunnel {
         true
     }
 
-    /// Counts its end.
+    /// Whether its connection has ended: nothing that is sent arrives any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Counts its end. Who waits for room waits no longer: the agent grants none any more.
     pub fn ended(&self) {
+        self.has_ended.store(true, Ordering::Release);
+        self.lane.grant(WINDOW);
         let millis = u64::try_from(self.established.load(Ordering::Relaxed)).unwrap_or_default();
         let lifetime = self
             .started

@@ -148,6 +148,39 @@ async fn of_two_streams_of_one_agent_each_has_its_own_connections() {
     );
 }
 
+/// Upstream #900: there a random choice feeds a slow agent as much as the others.
+#[tokio::test]
+async fn a_slow_agent_of_three_gets_fewer_dials() {
+    let rig = Rig::new(Mode::Grpc).await;
+    let mut agents = Vec::new();
+    for id in ["slow", "one", "two"] {
+        let mut agent = Peer::agent(&rig, &[("agentid", id)]).await;
+        agent.opened().await.unwrap();
+        agents.push(agent);
+    }
+    until("three agents", || rig.server.streams().len() == 3).await;
+    let mut slow = agents.remove(0);
+    for mut agent in agents {
+        tokio::spawn(async move {
+            for number in 1.. {
+                agent.accept(number).await;
+            }
+        });
+    }
+    let mut clients = Vec::new();
+    let mut unanswered = 0;
+    for number in 1..=60 {
+        let mut client = Peer::client(&rig).await;
+        client.dial(number, "a:1");
+        tokio::select! {
+            _ = client.answered() => {}
+            _ = slow.asked() => unanswered += 1,
+        }
+        clients.push(client);
+    }
+    assert!(unanswered <= 3, "{unanswered} of 60 dials went to it");
+}
+
 /// Upstream #893: there an idle stream never sends it.
 #[tokio::test]
 async fn an_idle_agent_drains_at_once_and_serves_on() {

@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tonic::async_trait;
 use tonic::body::Body;
 
-use super::rig::{Options, Rig, Scratch, Target, round_trip};
+use super::rig::{Agent, Options, Rig, Scratch, Target, round_trip};
 
 #[expect(dead_code, reason = "its command line is not used here")]
 #[path = "../../examples/dial.rs"]
@@ -58,6 +58,26 @@ async fn both_modes_over_both_sockets() {
             tunnel.shutdown().await.unwrap();
             assert_eq!(tunnel.read(&mut [0]).await.unwrap(), 0);
         }
+    }
+}
+
+/// A client that is there before its server and the agent (hypershift #8579).
+#[tokio::test]
+async fn a_client_that_starts_first_is_served_when_the_others_are_there() {
+    for mode in [Mode::Grpc, Mode::HttpConnect] {
+        let mut options = Options::new(mode);
+        let scratch = Arc::new(Scratch::new());
+        let dialer = Dialer::new(Endpoint::unix(scratch.file(&options.id)), mode);
+        options.scratch = Some(scratch);
+        let echo = Target::echo().await;
+        let error = dialer.dial(&echo).await.unwrap_err();
+        assert!(matches!(error, DialError::Server { .. }), "{error}");
+        let rig = Rig::with(options).await;
+        let error = format!("{:?}", dialer.dial(&echo).await.unwrap_err());
+        assert!(error.contains("No agent available"), "{error}");
+        let _agent = Agent::start(&rig, &[rig.agents.port()]);
+        rig.until_ready().await;
+        round_trip(&mut dialer.dial(&echo).await.unwrap(), b"served").await;
     }
 }
 

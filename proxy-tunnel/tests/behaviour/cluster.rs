@@ -2,6 +2,7 @@
 
 //! Token reviews and leases, against the stub API server of [`super::stub`].
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use kube::Client;
+use kube::api::WatchEvent;
 use proxy_tunnel::agent::sync::CountSource;
 use proxy_tunnel::client::Mode;
 use proxy_tunnel::cluster::counting::{Counter, Leases};
@@ -179,6 +181,39 @@ async fn servers_are_counted_by_the_leases_that_they_keep() {
     until("one again", || count(&leases) == Some(1)).await;
     agent.until_counted("known_server_count 2").await;
     task.abort();
+}
+
+/// A clock that is an hour ahead of the servers', as after a jump: their leases look expired, but are renewed.
+#[test]
+fn servers_are_counted_by_a_clock_that_is_wrong() {
+    let leases = Leases::default();
+    let renewed = |id: &str, second| {
+        let at = Timestamp::from_second(second).unwrap();
+        lease::renewed(id, &BTreeMap::new(), at)
+    };
+    let hour = Timestamp::from_second(4600).unwrap();
+    for id in ["a", "b", "c"] {
+        leases.apply(WatchEvent::Added(renewed(id, 1000))).unwrap();
+    }
+    assert_eq!(
+        leases.count(hour),
+        Some(1),
+        "none is seen to be renewed yet"
+    );
+    for id in ["a", "b"] {
+        let event = WatchEvent::Modified(renewed(id, 1015));
+        leases.apply(event).unwrap();
+    }
+    // Nothing but a label has changed.
+    leases
+        .apply(WatchEvent::Modified(renewed("c", 1000)))
+        .unwrap();
+    assert_eq!(leases.count(hour), Some(2));
+    leases
+        .apply(WatchEvent::Deleted(renewed("a", 1015)))
+        .unwrap();
+    leases.apply(WatchEvent::Added(renewed("a", 1015))).unwrap();
+    assert_eq!(leases.count(hour), Some(1));
 }
 
 #[tokio::test]

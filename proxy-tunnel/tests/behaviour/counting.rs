@@ -69,24 +69,36 @@ async fn every_server_is_found_and_a_replaced_one_too() {
     agent.until_counted("open_server_connections 3").await;
 }
 
-/// Upstream #739: the number changes while old servers still say the old one.
+/// Upstream #739: the number changes in a rolling update, while old servers still answer and say the old one.
 #[tokio::test]
 async fn a_larger_number_is_believed_when_a_server_says_it() {
     let balancer = Balancer::new().await;
-    let old = server(0, 1, None).await;
-    *balancer.servers.lock().unwrap() = vec![old.agents];
-    let agent = Agent::start(&old, &[balancer.port]);
-    agent.until_counted("open_server_connections 1").await;
-    let new = server(1, 2, Some(&old)).await;
-    *balancer.servers.lock().unwrap() = vec![new.agents];
-    old.server.cut_agents();
-    drop(old);
-    new.until_ready().await;
-    agent.until_counted("known_server_count 2").await;
-    let other = server(2, 2, Some(&new)).await;
-    *balancer.servers.lock().unwrap() = vec![new.agents, other.agents];
-    other.until_ready().await;
+    let first = server(0, 2, None).await;
+    let second = server(1, 2, Some(&first)).await;
+    *balancer.servers.lock().unwrap() = vec![first.agents, second.agents];
+    let agent = Agent::start(&first, &[balancer.port]);
     agent.until_counted("open_server_connections 2").await;
+    let mut new = Vec::new();
+    for number in 2..8 {
+        new.push(server(number, 6, Some(&first)).await);
+    }
+    let addresses: Vec<_> = new.iter().map(|server| server.agents).collect();
+    // One old server is left, and is connected to again after the first new ones.
+    *balancer.servers.lock().unwrap() = [&[second.agents], addresses.as_slice()].concat();
+    first.server.cut_agents();
+    drop(first);
+    agent.until_counted("known_server_count 6").await;
+    agent.until_counted("open_server_connections 6").await;
+    second.server.streams()[0].outbox.end();
+    agent.until_counted("open_server_connections 6").await;
+    agent.until_counted("known_server_count 6").await;
+    *balancer.servers.lock().unwrap() = addresses;
+    second.server.cut_agents();
+    drop(second);
+    for server in &new {
+        server.until_ready().await;
+    }
+    agent.until_counted("open_server_connections 6").await;
 }
 
 #[tokio::test]

@@ -3,12 +3,15 @@
 //! The programs as processes on ports of their own, which end with the test.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::ptr;
-use std::thread::sleep;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use super::rig::{SOON, Scratch};
@@ -67,10 +70,15 @@ impl Program {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// How many files it has open.
+    pub fn files(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        open.count()
+    }
+
     /// Leaves it room for so many more files than it has open.
     pub fn limit_files(&self, more: u64) {
-        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
-        let most = open.count() as u64 + more;
+        let most = self.files() as u64 + more;
         let limit = libc::rlimit {
             rlim_cur: most,
             rlim_max: most,
@@ -79,7 +87,7 @@ impl Program {
         // SAFETY: the new limits are valid for the call, and the old ones are not asked for.
         let set =
             unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, ptr::null_mut()) };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
     }
 
     pub fn ended(&mut self) -> Option<ExitStatus> {
@@ -155,6 +163,28 @@ pub fn until_connected(port: u16) -> TcpStream {
     }
 }
 
+/// A target that sends back what it gets, and how many connections it has.
+pub fn echo() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&open);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, count) = (stream.unwrap(), Arc::clone(&count));
+            count.fetch_add(1, Ordering::SeqCst);
+            thread::spawn(move || {
+                // A client may leave in the middle.
+                let _ = io::copy(&mut &stream, &mut &stream);
+                let _ = stream.shutdown(Shutdown::Write);
+                drop(stream);
+                count.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, open)
+}
+
 /// All programs of a tunnel with their ports.
 pub struct Setup {
     pub scratch: Scratch,
@@ -184,6 +214,11 @@ impl Setup {
     }
 
     pub fn server(&self, more: &[&str]) -> Program {
+        self.server_as("server", more)
+    }
+
+    /// One whose log has this name.
+    pub fn server_as(&self, name: &str, more: &[&str]) -> Program {
         let mut args = vec![
             "--server-port=0".to_owned(),
             format!("--uds-name={}", self.file("socket")),
@@ -198,15 +233,19 @@ impl Setup {
             "--server-id=this-one".to_owned(),
         ];
         args.extend(more.iter().map(ToString::to_string));
-        Program::start(SERVER, self.scratch.file("server.log"), &args)
+        Program::start(SERVER, self.scratch.file(&format!("{name}.log")), &args)
     }
 
     pub fn agent(&self, more: &[&str]) -> Program {
+        self.agent_as("agent", more)
+    }
+
+    /// One whose log has this name.
+    pub fn agent_as(&self, name: &str, more: &[&str]) -> Program {
         let mut args = vec![
             format!("--ca-cert={}", self.file("ca.crt")),
             format!("--agent-cert={}", self.file("client.crt")),
             format!("--agent-key={}", self.file("client.key")),
-            "--proxy-server-host=127.0.0.1".to_owned(),
             format!("--proxy-server-port={}", self.agents),
             format!("--health-server-port={}", self.agent_health),
             "--health-server-host=127.0.0.1".to_owned(),
@@ -214,8 +253,15 @@ impl Setup {
             "--sync-interval=50ms".to_owned(),
             "--sync-interval-cap=200ms".to_owned(),
         ];
+        // Several of them are a list.
+        if !more
+            .iter()
+            .any(|arg| arg.starts_with("--proxy-server-host="))
+        {
+            args.push("--proxy-server-host=127.0.0.1".to_owned());
+        }
         args.extend(more.iter().map(ToString::to_string));
-        Program::start(AGENT, self.scratch.file("agent.log"), &args)
+        Program::start(AGENT, self.scratch.file(&format!("{name}.log")), &args)
     }
 
     pub fn target(&self) -> Program {
@@ -239,6 +285,30 @@ impl Setup {
             self.scratch.file(&format!("client-{}.log", port())),
             &args,
         )
+    }
+
+    /// Asks a server in mode http-connect for a connection to this address. The error is what it answered instead.
+    pub fn connect(&self, address: &str) -> Result<UnixStream, String> {
+        self.try_connect(address)
+            .unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    fn try_connect(&self, address: &str) -> io::Result<Result<UnixStream, String>> {
+        let mut stream = UnixStream::connect(self.scratch.file("socket"))?;
+        stream.set_read_timeout(Some(SOON))?;
+        write!(stream, "CONNECT {address} HTTP/1.1\r\n\r\n")?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let mut answer = String::from_utf8_lossy(&head).into_owned();
+        if answer.starts_with("HTTP/1.1 200 ") {
+            return Ok(Ok(stream));
+        }
+        stream.read_to_string(&mut answer)?;
+        Ok(Err(answer))
     }
 
     /// Waits for a line in the metrics of the agent.

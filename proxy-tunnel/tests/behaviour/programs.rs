@@ -147,6 +147,7 @@ fn an_agent_that_misses_servers_says_so() {
     let agent = setup.agent(&[]);
     setup.until_ready();
     agent.until_logged("\"duplicate server connection attempt\"");
+    agent.until_logged("--proxy-server-host takes a list");
     let verbose = || get(setup.agent_health, "/readyz?verbose").2;
     let want = "[+]ping ok\n[+]server-connected ok: 1 of 3 servers\ncheck passed\n";
     until("one of three", || verbose() == want, verbose);

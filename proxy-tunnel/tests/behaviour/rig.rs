@@ -44,6 +44,13 @@ use tokio::time::sleep;
 /// A bound for everything that should happen: for a loaded machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// How often something is done over and over: as often as each run has time for, or as is promised for a release, with
+/// `PROXY_AGENT_TEST_LOAD=full`.
+pub fn load(short: usize, full: usize) -> usize {
+    let is_full = std::env::var_os("PROXY_AGENT_TEST_LOAD").is_some_and(|value| value == "full");
+    if is_full { full } else { short }
+}
+
 /// A pause in which something that should not happen would.
 pub const WHILE: Duration = Duration::from_millis(150);
 

@@ -22,30 +22,41 @@ const GROUP: f64 = 30.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 44.0;
 
-const OURS: &str = "#1a7f37";
+/// The colour of ours, and of what is reached.
+pub const OURS: &str = "#1a7f37";
 const OTHERS: &str = "#8c959f";
 const RULES: &str = "#bf8700";
-const BAD: &str = "#cf222e";
+/// The colour of what is missed.
+pub const BAD: &str = "#cf222e";
 const TEXT: &str = "#1f2328";
 const FAINT: &str = "#d0d7de";
 
 /// A value with its name.
-struct Row {
-    label: String,
-    value: Summary,
-    note: String,
-    colour: &'static str,
+#[derive(Debug)]
+pub struct Row {
+    /// To the left of the value.
+    pub label: String,
+    /// The value.
+    pub value: Summary,
+    /// To the right of it.
+    pub note: String,
+    /// A colour of SVG.
+    pub colour: &'static str,
 }
 
 /// Rows in groups, each with its heading.
-struct Chart {
-    title: String,
-    axis: String,
+#[derive(Debug)]
+pub struct Chart {
+    /// The heading of all.
+    pub title: String,
+    /// What values are.
+    pub axis: String,
     /// The line that values are compared with.
-    origin: f64,
+    pub origin: f64,
     /// What is further away is cut off there, and its number tells.
-    most: f64,
-    groups: Vec<(String, Vec<Row>)>,
+    pub most: f64,
+    /// The rows by their headings.
+    pub groups: Vec<(String, Vec<Row>)>,
 }
 
 /// All pictures that there is something for, with their names.
@@ -247,7 +258,9 @@ impl Chart {
         (if low > 0.0 { low - margin } else { 0.0 }, high + margin)
     }
 
-    fn draw(&self) -> String {
+    /// The picture, as SVG.
+    #[must_use]
+    pub fn draw(&self) -> String {
         let (low, high) = self.range();
         let x = |value: f64| {
             let part = (value - low) / (high - low);

@@ -5,7 +5,9 @@
 
 pub mod certs;
 pub mod cluster;
+pub mod load;
 pub mod program;
 pub mod prometheus;
+pub mod soak;
 pub mod target;
 pub mod tunnel;

@@ -4,6 +4,9 @@
 //! commands of the examples in a directory that has their certificates.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -27,6 +30,9 @@ pub const AGENT_HEALTH: &str = "127.0.0.1:8093";
 
 /// The socket of the example with a Unix socket, in the tunnel's directory.
 pub const SOCKET: &str = "uds-proxy";
+
+/// Longer than any head of an answer to CONNECT.
+const LONGEST: usize = 1024;
 
 /// The first line of what the test server answers to `/success` that no error page has.
 const SUCCESS: &str = "Success";
@@ -198,6 +204,14 @@ impl Tunnel {
         self.spawn("server", &Part::Server.of(server)?, flags)?;
         self.wait_for(SERVER_HEALTH, "/healthz")?;
         self.spawn("agent", &Part::Agent.of(agent)?, &AGENT)?;
+        self.wait_for_agent()
+    }
+
+    /// Waits until agent and server are connected.
+    ///
+    /// # Errors
+    /// They are not after a while.
+    pub fn wait_for_agent(&mut self) -> Result<()> {
         self.wait_for(AGENT_HEALTH, "/readyz")?;
         // The server knows its agents a moment later than they know it.
         self.wait_for(SERVER_HEALTH, "/readyz")
@@ -273,6 +287,29 @@ impl Tunnel {
     /// It cannot be started.
     pub fn run(&self, program: &Path, args: &[&str]) -> Result<Output> {
         cmd::output(self.command(program).args(args), "")
+    }
+
+    /// A connection to this target, by a server with the flags [`CONNECT_ON_SOCKET`].
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn connect(&self, target: SocketAddr) -> Result<UnixStream> {
+        let mut stream = UnixStream::connect(self.dir().join(SOCKET))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "CONNECT {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        )?;
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).context("reading the head")?;
+            head.push(byte[0]);
+            ensure!(head.len() < LONGEST, "no end of {head:?}");
+        }
+        let head = String::from_utf8(head)?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        Ok(stream)
     }
 
     /// Runs a client that makes a request for `/success` and prints the page.

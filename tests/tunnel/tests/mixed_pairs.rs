@@ -5,13 +5,12 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tunnel_tests::program::{Make, lacks_peers};
 use tunnel_tests::target;
-use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, PATIENCE, SOCKET, Tunnel};
+use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, Tunnel};
 
 /// Round trips of the others while one is stalled.
 const ROUNDS: usize = 200;
@@ -19,34 +18,12 @@ const ROUNDS: usize = 200;
 /// How long all of them may take together: they take milliseconds if they wait for nothing.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Longer than any head of an answer.
-const LONGEST: usize = 1024;
-
 /// More than all buffers on the way hold.
 const MUCH: usize = 64 << 20;
 
-fn connect(tunnel: &Tunnel, target: SocketAddr) -> Result<UnixStream> {
-    let mut stream = UnixStream::connect(tunnel.dir().join(SOCKET))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "CONNECT {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    )?;
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).context("reading the head")?;
-        head.push(byte[0]);
-        ensure!(head.len() < LONGEST, "no end of {head:?}");
-    }
-    let head = String::from_utf8(head)?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    Ok(stream)
-}
-
 /// Round trips with an echo server through a connection of its own.
 fn others_go_on(tunnel: &Tunnel, echo: SocketAddr) -> Result<()> {
-    let mut stream = connect(tunnel, echo)?;
+    let mut stream = tunnel.connect(echo)?;
     stream.set_read_timeout(Some(LIMIT))?;
     let start = Instant::now();
     let mut received = [0; 100];
@@ -73,7 +50,7 @@ fn slow_client(server: Make, agent: Make) -> Result<()> {
         target::flood(tunnel.netns())?,
         target::echo(tunnel.netns())?,
     );
-    let _stalled = connect(&tunnel, flood)?;
+    let _stalled = tunnel.connect(flood)?;
     // Now, and when its buffers are full.
     for _ in 0..3 {
         others_go_on(&tunnel, echo).with_context(|| tunnel.logs())?;
@@ -92,7 +69,7 @@ fn slow_target(server: Make, agent: Make) -> Result<()> {
         target::silent(tunnel.netns())?,
         target::echo(tunnel.netns())?,
     );
-    let mut stalled = connect(&tunnel, silent)?;
+    let mut stalled = tunnel.connect(silent)?;
     stalled.set_write_timeout(Some(Duration::from_millis(500)))?;
     let piece = vec![0; 64 << 10];
     let mut sent = 0;
@@ -114,7 +91,7 @@ fn slow_target(server: Make, agent: Make) -> Result<()> {
 /// A client closes its sending side and waits for the answer.
 fn half_close(server: Make, agent: Make) -> Result<()> {
     let tunnel = Tunnel::start_with(&CONNECT_ON_SOCKET, server, agent)?;
-    let mut stream = connect(&tunnel, target::count(tunnel.netns())?)?;
+    let mut stream = tunnel.connect(target::count(tunnel.netns())?)?;
     stream.write_all(&vec![0; 100_000])?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();

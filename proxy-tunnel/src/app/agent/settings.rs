@@ -2,6 +2,7 @@
 
 //! The agent's flags, checked.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -105,7 +106,10 @@ impl Settings {
                 args.keepalive_time
             );
         }
-        let hosts = List::join(&args.proxy_server_host);
+        let mut hosts = List::join(&args.proxy_server_host);
+        // One that is named twice is one server, and not two that are wanted.
+        let mut named = HashSet::new();
+        hosts.retain(|host| named.insert(host.clone()));
         ensure!(!hosts.is_empty(), "--proxy-server-host needs a host");
         for host in &hosts {
             let is_address = host.parse::<std::net::IpAddr>().is_ok();
@@ -276,6 +280,10 @@ mod tests {
         assert_eq!(one.hosts, ["a", "b"]);
         let two = read(&["--proxy-server-host=a", "--proxy-server-host", "fd00::1"]).unwrap();
         assert_eq!(two.hosts, ["a", "fd00::1"]);
+        assert_eq!(
+            read(&["--proxy-server-host=a,b,a"]).unwrap().hosts,
+            ["a", "b"]
+        );
         for bad in ["http://a:8091", "[fd00::1]", "a:8091", "a b"] {
             let flag = format!("--proxy-server-host={bad}");
             assert!(read(&[&flag]).is_err(), "{bad}");

@@ -70,7 +70,7 @@ impl Dial for ByTenant {
             length: 0,
         };
         let client = self.client.clone();
-        tokio::spawn(async move { connect::tunnel(far, &head, Bytes::new(), &client).await });
+        tokio::spawn(async move { connect::tunnel(far, head, Bytes::new(), &client).await });
         match answer(&mut near).await {
             Ok(first) => Ok(Rewound::new(first, near)),
             Err(refusal) => Err(failure(&refusal)),

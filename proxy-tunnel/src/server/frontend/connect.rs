@@ -57,7 +57,7 @@ enum End {
 }
 
 /// Serves a connection to its end. `phase` is the process's: where it drains, connections without a request end.
-pub async fn serve<S: Socket>(mut socket: S, client: &Client, phase: watch::Receiver<Phase>) {
+pub async fn serve<S: Socket>(mut socket: S, client: Client, phase: watch::Receiver<Phase>) {
     let _counted = Counted::new(&client.server.metrics.http_connections);
     let Some((head, read)) = asked(&mut socket, client.server.absolute_form).await else {
         return;
@@ -66,17 +66,17 @@ pub async fn serve<S: Socket>(mut socket: S, client: &Client, phase: watch::Rece
         Form::Connect => {
             let rest = Bytes::copy_from_slice(&read[head.length..]);
             drop(read);
-            tunnel(socket, &head, rest, client).await;
+            tunnel(socket, head, rest, &client).await;
         }
         // Boxed: it is larger than all that most connections need.
         Form::Absolute => {
-            Box::pin(absolute::serve(socket, head, read.freeze(), client, phase)).await;
+            Box::pin(absolute::serve(socket, head, read.freeze(), &client, phase)).await;
         }
     }
 }
 
 /// Refuses what a client asks for that is not served.
-pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &ClientRefused) {
+pub async fn refuse<S: Socket>(mut socket: S, server: Arc<Server>, why: ClientRefused) {
     let _counted = Counted::new(&server.metrics.http_connections);
     if asked(&mut socket, server.absolute_form).await.is_some() {
         let text = why.to_string();
@@ -89,7 +89,7 @@ pub async fn refuse<S: Socket>(mut socket: S, server: &Server, why: &ClientRefus
 }
 
 /// Dials, and carries bytes until the connection ends. `rest` is what followed the head.
-pub(super) async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, client: &Client) {
+pub(super) async fn tunnel<S: Socket>(mut socket: S, head: Head, rest: Bytes, client: &Client) {
     let server = &client.server;
     let random = fastrand::i64(1..);
     info!(
@@ -122,6 +122,8 @@ pub(super) async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, c
     metrics
         .packets
         .count_kind(Segment::FromClient, PacketType::DialReq);
+    // A connection keeps none of its texts; the tunnel has the target's.
+    drop(head);
     let tunnel = Arc::clone(&dialed.tunnel);
     let guard = Guard(dialed);
     match pending(&mut socket, &tunnel, server).await {
@@ -129,7 +131,7 @@ pub(super) async fn tunnel<S: Socket>(mut socket: S, head: &Head, rest: Bytes, c
             let end = relay(socket, &tunnel, rest, early, server).await;
             if let End::Cut(why) = end {
                 info!(
-                    host = head.target.as_str(),
+                    host = tunnel.address.as_str(),
                     connectionID = tunnel.connect_id(),
                     "connection cut: {why}"
                 );
@@ -273,7 +275,14 @@ impl<S: Socket> Relay<'_, S> {
         let mut half = Half(self.halves);
         let mut size = ReadSize::default();
         loop {
-            let Ok(room) = self.tunnel.ready().await else {
+            let ready = tokio::select! {
+                biased;
+                ready = self.tunnel.ready() => ready,
+                () = self.abandoned() => {
+                    return End::Cut("the client has gone, and its target does not read".into());
+                }
+            };
+            let Ok(room) = ready else {
                 // The other direction reports it.
                 return std::future::pending().await;
             };
@@ -299,6 +308,17 @@ impl<S: Socket> Relay<'_, S> {
         }
     }
 
+    /// Ready when the client has gone while its bytes have waited for the target for as long as an agent lets them: what it
+    /// has sent last has its time to arrive, and no more.
+    async fn abandoned(&self) {
+        loop {
+            sleep(FAREWELL).await;
+            if self.halves.lock().is_gone() {
+                return;
+            }
+        }
+    }
+
     fn last_write(&self) -> MutexGuard<'_, Instant> {
         // Nothing panics while it is held.
         self.wrote
@@ -315,11 +335,11 @@ impl<S: Socket> Relay<'_, S> {
     async fn down(&self) -> End {
         self.hold().await;
         let mut half = Half(self.halves);
-        let mut chunks = Vec::new();
         loop {
             let event = match self.tunnel.inbox.next().await {
                 Item::Data(data) => {
-                    chunks.push(data);
+                    // A tunnel that rests has no list.
+                    let mut chunks = vec![data];
                     self.tunnel.inbox.more(&mut chunks, BATCH);
                     if let Err(error) = self.write(&mut half, &mut chunks).await {
                         return End::Cut(format!("the client does not take data: {error}"));
@@ -405,7 +425,7 @@ mod tests {
         let client = Client::new(&server, peer).unwrap();
         let (near, _far) = UnixStream::pair().unwrap();
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let size = size_of_val(&serve(near, &client, phase));
+        let size = size_of_val(&serve(near, client, phase));
         assert!(size <= 2048, "{size} bytes");
     }
 }

@@ -317,7 +317,8 @@ impl Receiver {
                 return Next::Drain;
             }
         };
-        if ready.is_ok() && tunnel.send(message).is_ok() {
+        // What comes after the end is read and dropped, so that the end of the client's stream is seen.
+        if ready.is_ok() && !tunnel.has_ended() && tunnel.send(message).is_ok() {
             Next::Continue
         } else {
             Next::Drain

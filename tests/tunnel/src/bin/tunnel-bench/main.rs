@@ -2,11 +2,8 @@
 
 //! `cargo xtask bench --part tunnel`: what the tunnel costs, with `--peer` beside upstream's programs in one run.
 
-mod load;
 mod measure;
 mod report;
-mod rig;
-mod target;
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,6 +18,9 @@ use tunnel_tests::program::Make;
 
 /// The part of the document that is renewed.
 const PART: &str = "tunnel";
+
+/// The picture, from the document's directory.
+const PICTURE: &str = "benchmarks/tunnel.svg";
 
 /// Measures konnectivity-server and konnectivity-agent: new tunnels per second, throughput, processor time, memory,
 /// and round trips while other tunnels stand still.
@@ -111,11 +111,17 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.peer && !cli.short {
         let text = fs::read_to_string(&cli.document)
             .with_context(|| format!("reading {}", cli.document.display()))?;
-        let text = document::replace(&text, PART, table.trim_end())
+        let content = format!(
+            "![what is to be reached]({PICTURE})\n\n{}",
+            table.trim_end()
+        );
+        let text = document::replace(&text, PART, &content)
             .with_context(|| format!("{} has no marks for {PART}", cli.document.display()))?;
-        fs::write(&cli.document, text)
-            .with_context(|| format!("writing {}", cli.document.display()))?;
-        println!("renewed: {}", cli.document.display());
+        let picture = cli.document.with_file_name(PICTURE);
+        for (path, text) in [(&picture, report::picture(&rows)), (&cli.document, text)] {
+            fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+            println!("renewed: {}", path.display());
+        }
     }
     Ok(())
 }

@@ -6,12 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tunnel_tests::load::rig::{Rig, Transport};
+use tunnel_tests::load::{self, Direction, Stall, percentile};
 use tunnel_tests::program::Make;
 
 use crate::Effort;
-use crate::load::{self, Direction};
 use crate::report::{Bar, Row};
-use crate::rig::{Rig, Transport};
 
 /// Bytes of a mebibyte.
 const MIB: f64 = 1024.0 * 1024.0;
@@ -197,14 +197,15 @@ fn isolation(
         let (first, second) = rig
             .run(async move {
                 let tunnels = load::resting(dialer.clone(), target, TRAVELLING).await?;
-                let first = load::round_trips(tunnels, slot).await?;
+                let first = load::round_trips(tunnels, slot).await;
                 let tunnels = load::resting(dialer.clone(), target, TRAVELLING).await?;
-                let stalled = load::stalled(dialer, target, STALLED).await?;
-                let second = load::round_trips(tunnels, slot).await?;
+                let stalled = load::stalled(dialer, target, STALLED, &Stall::ALL).await?;
+                let second = load::round_trips(tunnels, slot).await;
                 drop(stalled);
                 Ok((percentile(&first)?, percentile(&second)?))
             })
             .with_context(|| make.name())?;
+        let (first, second) = (first.as_secs_f64(), second.as_secs_f64());
         alone.push(make, first * 1000.0);
         beside.push(make, second * 1000.0);
         ratio.push(make, second / first);
@@ -231,12 +232,6 @@ fn isolation(
 fn start(transport: Transport, makes: &[Make]) -> Result<Vec<(Make, Rig)>> {
     let start = |make: &Make| Ok((*make, Rig::new(transport, *make)?));
     makes.iter().map(start).collect()
-}
-
-/// The 99th percentile of sorted times, in seconds.
-fn percentile(sorted: &[Duration]) -> Result<f64> {
-    let at = sorted.len() * 99 / 100;
-    Ok(sorted.get(at).context("no round trip")?.as_secs_f64())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far less than 2^52 bytes")]

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The results as a table.
+//! The results as a table, and what is to be reached as a picture.
 
 use std::fmt::Write as _;
 
+use ::tests::bench::plot::{self, Chart};
 use ::tests::bench::statistics::Summary;
 
 /// What is to be reached.
@@ -33,6 +34,21 @@ pub struct Row {
 }
 
 impl Row {
+    /// Which part it is of what the bar allows: up to 1 it is reached.
+    fn part(&self) -> Option<Summary> {
+        let ratio = || Summary::of_ratio(&self.ours, &self.upstream);
+        let scaled = |of: Summary, part: &dyn Fn(f64) -> f64| Summary {
+            median: part(of.median),
+            low: part(of.low).min(part(of.high)),
+            high: part(of.high).max(part(of.low)),
+        };
+        Some(match self.bar? {
+            Bar::AtMost(bound) => scaled(Summary::of(&self.ours)?, &|value| value / bound),
+            Bar::RatioAtMost(bound) => scaled(ratio()?, &|value| value / bound),
+            Bar::RatioAtLeast(bound) => scaled(ratio()?, &|value| bound / value),
+        })
+    }
+
     fn verdict(&self) -> Option<(String, bool)> {
         let ratio = || Summary::of_ratio(&self.ours, &self.upstream);
         let (text, is_reached) = match self.bar? {
@@ -76,6 +92,34 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
+/// What is to be reached, and what was measured, as SVG.
+#[must_use]
+pub fn picture(rows: &[Row]) -> String {
+    let row = |row: &Row| {
+        let (bar, is_reached) = row.verdict()?;
+        let value = match row.bar? {
+            Bar::AtMost(_) => Summary::of(&row.ours)?,
+            Bar::RatioAtLeast(_) | Bar::RatioAtMost(_) => {
+                Summary::of_ratio(&row.ours, &row.upstream)?
+            }
+        };
+        Some(plot::Row {
+            label: row.what.clone(),
+            value: row.part()?,
+            note: format!("{}, bar {bar}", number(value.median)),
+            colour: if is_reached { plot::OURS } else { plot::BAD },
+        })
+    };
+    Chart {
+        title: "The tunnel: what is to be reached, and what was measured".to_owned(),
+        axis: "part of what is allowed — up to 1 it is reached".to_owned(),
+        origin: 0.0,
+        most: 1.5,
+        groups: vec![("median".to_owned(), rows.iter().filter_map(row).collect())],
+    }
+    .draw()
+}
+
 /// With three significant digits or more.
 fn number(value: f64) -> String {
     match value {
@@ -112,6 +156,10 @@ mod tests {
             Some(true)
         );
         assert_eq!(verdict(row(Bar::RatioAtMost(0.4), &[])), None);
+        let part = row(Bar::RatioAtLeast(2.5), &[2.0, 3.0]).part().unwrap();
+        assert!((part.median - 1.25).abs() < 1e-9, "{part:?}");
+        let picture = picture(&[row(Bar::AtMost(4.0), &[]), row(Bar::RatioAtMost(0.4), &[])]);
+        assert!(picture.contains("5.00, bar ≤ 4 MB/s"), "{picture}");
         assert_eq!(verdict(row(Bar::AtMost(5.0), &[])), Some(true));
         assert_eq!(verdict(row(Bar::AtMost(4.9), &[])), Some(false));
     }

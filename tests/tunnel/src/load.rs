@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What clients do: open tunnels, carry bytes, rest, stall.
+//! What clients do: open tunnels, carry bytes, rest, stall. The benchmark measures it, tests and soak look at what it leaves.
+
+pub mod rig;
+pub mod target;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::target::{ECHO, GIVE, IGNORE, TAKE, give};
+use self::target::{ECHO, GIVE, IGNORE, TAKE, give};
 
 /// A round trip that takes longer counts as one of this length, and its tunnel makes no further ones.
 pub const LOST: Duration = Duration::from_secs(10);
@@ -38,6 +41,7 @@ impl Direction {
     pub const ALL: [Self; 2] = [Self::ToTarget, Self::FromTarget];
 
     /// In results.
+    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::ToTarget => "to the target",
@@ -46,8 +50,11 @@ impl Direction {
     }
 }
 
-/// Opens a tunnel and makes a round trip of one byte.
-async fn open(dialer: &Dialer, target: SocketAddr) -> Result<Tunnel> {
+/// Opens a tunnel to a target that sends back what it gets, and makes a round trip of one byte.
+///
+/// # Errors
+/// No tunnel, or no answer.
+pub async fn open(dialer: &Dialer, target: SocketAddr) -> Result<Tunnel> {
     let mut tunnel = dialer.dial(&target.to_string()).await?;
     tunnel.write_all(&[ECHO, 0]).await?;
     tunnel.flush().await?;
@@ -56,6 +63,9 @@ async fn open(dialer: &Dialer, target: SocketAddr) -> Result<Tunnel> {
 }
 
 /// How many tunnels per second `clients` open, use and close, each one after the other, within `slot`.
+///
+/// # Errors
+/// A tunnel cannot be opened.
 pub async fn rate(
     dialer: Dialer,
     target: SocketAddr,
@@ -83,6 +93,9 @@ pub async fn rate(
 }
 
 /// How long `bytes` take through one tunnel, from the first byte to the last one's arrival.
+///
+/// # Errors
+/// They do not arrive.
 pub async fn bulk(
     dialer: Dialer,
     target: SocketAddr,
@@ -110,6 +123,9 @@ pub async fn bulk(
 }
 
 /// Opens so many tunnels that do nothing after their first round trip.
+///
+/// # Errors
+/// One cannot be opened.
 pub async fn resting(dialer: Dialer, target: SocketAddr, count: usize) -> Result<Vec<Tunnel>> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
@@ -128,7 +144,7 @@ pub async fn resting(dialer: Dialer, target: SocketAddr, count: usize) -> Result
 }
 
 /// The round trips of these tunnels within `slot`, sorted.
-pub async fn round_trips(tunnels: Vec<Tunnel>, slot: Duration) -> Result<Vec<Duration>> {
+pub async fn round_trips(tunnels: Vec<Tunnel>, slot: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for mut tunnel in tunnels {
@@ -154,29 +170,62 @@ pub async fn round_trips(tunnels: Vec<Tunnel>, slot: Duration) -> Result<Vec<Dur
     }
     let mut trips = tasks.join_all().await.concat();
     trips.sort_unstable();
-    Ok(trips)
+    trips
 }
 
-/// Tunnels that stand still: of half of them the target does not read, and the client writes; of the other half the
-/// client does not read, and the target writes. They last until the set is dropped.
-pub async fn stalled(dialer: Dialer, target: SocketAddr, count: usize) -> Result<JoinSet<()>> {
+/// The 99th percentile of sorted times.
+///
+/// # Errors
+/// There is none.
+pub fn percentile(sorted: &[Duration]) -> Result<Duration> {
+    let at = sorted.len() * 99 / 100;
+    sorted.get(at).copied().context("no round trip")
+}
+
+/// Who does not read from a tunnel that stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stall {
+    /// The target; the client writes.
+    Target,
+    /// The client; the target writes.
+    Client,
+}
+
+impl Stall {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Target, Self::Client];
+}
+
+/// Tunnels that stand still, in turn in each of these ways. They last until the set is dropped.
+///
+/// # Errors
+/// One cannot be opened.
+pub async fn stalled(
+    dialer: Dialer,
+    target: SocketAddr,
+    count: usize,
+    ways: &[Stall],
+) -> Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
-    for number in 0..count {
+    for way in ways.iter().cycle().take(count) {
         let mut tunnel = dialer.dial(&target.to_string()).await?;
-        if number % 2 == 0 {
-            tunnel.write_u8(IGNORE).await?;
-            tasks.spawn(async move {
-                // Until the server closes it.
-                let _ = give(&mut tunnel, u64::MAX).await;
-            });
-        } else {
-            tunnel.write_u8(GIVE).await?;
-            tunnel.write_u64(u64::MAX).await?;
-            tunnel.flush().await?;
-            tasks.spawn(async move {
-                std::future::pending::<()>().await;
-                drop(tunnel);
-            });
+        match way {
+            Stall::Target => {
+                tunnel.write_u8(IGNORE).await?;
+                tasks.spawn(async move {
+                    // Until the server closes it.
+                    let _ = give(&mut tunnel, u64::MAX).await;
+                });
+            }
+            Stall::Client => {
+                tunnel.write_u8(GIVE).await?;
+                tunnel.write_u64(u64::MAX).await?;
+                tunnel.flush().await?;
+                tasks.spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(tunnel);
+                });
+            }
         }
     }
     Ok(tasks)

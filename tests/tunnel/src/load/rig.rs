@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A tunnel to measure: server and agent of one make, a target and clients, in a network namespace of their own.
+//! A tunnel under load: server and agent, a target and clients, in a network namespace of their own.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,12 +14,14 @@ use proxy_serve::tls::{Pair, Policy};
 use proxy_tunnel::client::{Dialer, Endpoint, Mode};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use tests::usage;
+use tests::{cmd, http, usage};
 use tokio::runtime::{Builder, Runtime};
-use tunnel_tests::program::Make;
-use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, Example, SOCKET, Tunnel};
 
-use crate::target;
+use super::target;
+use crate::program::{Make, Part};
+use crate::tunnel::{
+    AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, Example, PATIENCE, SERVER_HEALTH, SOCKET, Tunnel,
+};
 
 /// The ports of the examples.
 const FRONTEND: u16 = 8090;
@@ -49,6 +51,7 @@ impl Transport {
     ];
 
     /// In results.
+    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::GrpcUds => "gRPC, UDS",
@@ -59,6 +62,7 @@ impl Transport {
     }
 
     /// Whether each tunnel begins with a TLS handshake.
+    #[must_use]
     pub const fn has_tls(self) -> bool {
         matches!(self, Self::GrpcTls | Self::ConnectTls)
     }
@@ -83,11 +87,36 @@ impl Transport {
 /// A tunnel with clients and a target. In the order of its fields it is taken down.
 pub struct Rig {
     runtime: Runtime,
-    tunnel: Tunnel,
+    /// Server and agent.
+    pub tunnel: Tunnel,
     /// Opens tunnels.
     pub dialer: Dialer,
     /// The target's address.
     pub target: SocketAddr,
+    transport: Transport,
+    makes: Both<Make>,
+}
+
+/// Gauges that say what is open at a server, and at an agent.
+const SERVER_GAUGES: [&str; 4] = [
+    "established_connections",
+    "pending_backend_dials",
+    "http_connections",
+    "buffered_bytes",
+];
+const AGENT_GAUGES: [&str; 2] = ["open_endpoint_connections", "buffered_bytes"];
+
+/// Whether all of these gauges are 0.
+fn at_rest(metrics: &str, gauges: &[&str]) -> bool {
+    gauges.iter().all(|gauge| {
+        let mut samples = metrics.lines().filter(|line| !line.starts_with('#'));
+        let value = samples.find_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            name.ends_with(&format!("_{gauge}")).then_some(value)
+        });
+        // A program that has just started does not have all of them.
+        value.is_none_or(|value| value == "0")
+    })
 }
 
 /// What server and agent use.
@@ -105,8 +134,16 @@ impl Rig {
     /// # Errors
     /// A program is missing, or something does not start.
     pub fn new(transport: Transport, make: Make) -> Result<Self> {
+        Self::of(transport, make, make)
+    }
+
+    /// Starts a server and an agent of these makes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(transport: Transport, server: Make, agent: Make) -> Result<Self> {
         // Logging is part of what a tunnel costs, but both log to files here; the flag is klog's own default.
-        let tunnel = Tunnel::start_with(&transport.server(), make, make)?;
+        let tunnel = Tunnel::start_with(&transport.server(), server, agent)?;
         let dialer = Dialer::new(endpoint(transport, &tunnel)?, transport.mode()).limit(DIAL_LIMIT);
         let runtime = tunnel.netns().run(|| {
             Builder::new_multi_thread()
@@ -121,7 +158,31 @@ impl Rig {
             tunnel,
             dialer,
             target,
+            transport,
+            makes: Both { server, agent },
         })
+    }
+
+    /// Kills one of the two under these clients, and starts it again.
+    ///
+    /// # Errors
+    /// It is not there again after a while, or clients do not end.
+    pub fn kill_under(
+        &mut self,
+        part: Part,
+        clients: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<()> {
+        let running = self.runtime.spawn(clients);
+        let (name, make, flags) = match part {
+            Part::Server => ("server", self.makes.server, self.transport.server()),
+            _ => ("agent", self.makes.agent, AGENT.to_vec()),
+        };
+        self.tunnel.stop(name)?;
+        self.tunnel.spawn(name, &part.of(make)?, &flags)?;
+        self.runtime
+            .block_on(running)
+            .context("a client has panicked")?;
+        self.tunnel.wait_for_agent()
     }
 
     /// Runs clients in the namespace.
@@ -150,6 +211,42 @@ impl Rig {
     /// One has ended.
     pub fn memory(&self) -> Result<Both<u64>> {
         self.both(usage::resident_memory)
+    }
+
+    /// How many files both have open.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn files(&self) -> Result<Both<usize>> {
+        self.both(usage::open_files)
+    }
+
+    /// How many threads both have.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn threads(&self) -> Result<Both<usize>> {
+        self.both(usage::threads)
+    }
+
+    /// Waits until our programs have no tunnel, no dial and no byte left, by their metrics; upstream's are not asked.
+    ///
+    /// # Errors
+    /// They have after a while.
+    pub fn until_at_rest(&self) -> Result<()> {
+        for (make, address, gauges) in [
+            (self.makes.server, SERVER_HEALTH, &SERVER_GAUGES[..]),
+            (self.makes.agent, AGENT_HEALTH, &AGENT_GAUGES),
+        ] {
+            if make == Make::Upstream {
+                continue;
+            }
+            cmd::wait_until(PATIENCE, &format!("rest at {address}"), || {
+                let metrics = http::ask(self.tunnel.netns(), address, "/metrics", &[])?.body;
+                Ok(at_rest(&metrics, gauges).then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     fn both<T>(&self, read: fn(u32) -> Result<T>) -> Result<Both<T>> {

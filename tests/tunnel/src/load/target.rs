@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The target of the benchmark. The first byte of a connection says what it does.
+//! The target of clients under load. The first byte of a connection says what it does.
 
 use std::net::SocketAddr;
 
@@ -21,6 +21,9 @@ pub const IGNORE: u8 = b'i';
 pub const PIECE: usize = 64 << 10;
 
 /// Serves on a free port of loopback until the runtime ends.
+///
+/// # Errors
+/// It cannot listen.
 pub async fn start() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -58,6 +61,9 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Sends so many bytes.
+///
+/// # Errors
+/// They are not taken.
 pub async fn give(to: &mut (impl io::AsyncWrite + Unpin), bytes: u64) -> io::Result<()> {
     static PIECES: [u8; PIECE] = [b'x'; PIECE];
     let mut left = bytes;

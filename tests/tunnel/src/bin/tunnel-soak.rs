@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask soak --tunnel`: the tunnel's server and agent must not hold more at the end than at the beginning. What
+//! they have to do lives in `tunnel_tests::soak`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use tests::soak::{is_flat, table};
+use tests::{signals, sweep, usage};
+use tunnel_tests::soak::{Case, soak};
+
+/// Works server and agent for half an hour and compares what they hold.
+#[derive(Parser)]
+#[command(name = "cargo xtask soak --tunnel", max_term_width = 100)]
+struct Cli {
+    /// How long, in all
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    minutes: u32,
+}
+
+fn main() -> ExitCode {
+    signals::clean_up_when_interrupted();
+    let result = run(&Cli::parse());
+    if let Err(error) = &result {
+        signals::wait_if_interrupted();
+        eprintln!("\nThe soak failed: {error:#}");
+    }
+    sweep::remove_own();
+    ExitCode::from(u8::from(result.is_err()))
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    ensure!(cli.minutes > 0, "--minutes 0: too short to tell anything");
+    usage::allow_open_files(16_384);
+    let cases = Case::ALL;
+    let time = Duration::from_secs(60 * u64::from(cli.minutes)) / u32::try_from(cases.len())?;
+    let mut grown = Vec::new();
+    for case in cases {
+        for series in soak(case, time)? {
+            println!("{}\n{}", series.name, table(&series.samples));
+            if let Err(why) = is_flat(&series.samples) {
+                grown.push(format!("{}: {why}", series.name));
+            }
+        }
+    }
+    ensure!(grown.is_empty(), "{}", grown.join("\n"));
+    println!("flat: nothing has grown");
+    Ok(())
+}
