@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! `konnectivity-sidecar`: the order in which it starts and ends. The first SIGTERM or SIGINT ends accepting; what its
-//! clients have asked for has [`GRACE`] to end.
+//! clients have asked for has `GRACE` to end.
 
 mod args;
 mod file;
