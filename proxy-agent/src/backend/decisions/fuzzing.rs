@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use self::hooks::table;
 use self::interpreter::{Kernel, Packet};
-use super::{CLOSED, DECIDED, PASSING, TRACKED};
+use super::{CLOSED, DECIDED, FOR_GOOD, PASSING, TRACKED};
 use crate::backend::live::Live;
 use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
 use crate::netfilter::{Family, Hook};
@@ -381,6 +381,10 @@ impl Node {
     }
 
     fn pass(&mut self, time: Duration) {
+        // A decision is forgotten when it is that old, by the set's timeout.
+        if self.now + time >= FOR_GOOD {
+            return;
+        }
         self.now += time;
         self.kernel.pass(time);
         // Neither end goes on for longer with a connection that does not come about.

@@ -30,44 +30,31 @@
 //!     }
 //!     chain request {
 //!         plain client @decided notrack accept
-//!         plain goto request_plain
 //!         tcp flags syn / fin,syn,rst,ack goto open
-//!         … the end, as in reply
+//!         plain client @opening update @decided { client } delete @opening { client } notrack accept
 //!         tcp flags fin client @opening update @closing { sender } delete @opening { client } notrack accept
-//!         … the end of closing, as in reply
 //!         client @opening update @opening { client } notrack accept
-//!         … after the end, as in reply
-//!     }
-//!     chain request_plain {
-//!         client @opening update @decided { client } delete @opening { client } notrack accept
-//!         … after the end, as in reply
-//!         client @opening update @opening { client } notrack accept
+//!         … as in reply from "tcp flags rst client @decided" on
 //!     }
 //!     chain open {
-//!         ip daddr 10.96.0.2 tcp dport 443 client @tracked delete @opening … delete @decided … accept
+//!         delete @decided { client } delete @closing … delete @closed …
+//!         ip daddr 10.96.0.2 tcp dport 443 client @tracked delete @opening { client } accept
 //!         ip daddr 10.96.0.2 tcp dport 443 update @opening { client } meta priority set 7078:1 notrack accept
-//!         ip daddr 10.96.0.2 tcp dport 443 delete @opening … delete @decided … accept
 //!     }
 //!     chain reply {
 //!         plain client @decided notrack accept
-//!         plain goto reply_plain
 //!         tcp flags syn client @tracked delete @opening … delete @decided … accept
 //!         tcp flags rst client @tracked delete … delete @tracked { client } accept
-//!         tcp flags fin client @decided update @closing { sender } delete @decided { client } notrack accept
+//!         client @opening notrack accept
 //!         tcp flags rst client @decided update @closed { client } delete @decided { client } notrack accept
+//!         tcp flags fin client @decided update @closing { sender } delete @decided { client } notrack accept
+//!         client @decided notrack accept
 //!         tcp flags fin,rst other @closing update @closed { client } delete @closing { other } notrack accept
 //!         tcp flags rst sender @closing update @closed { client } delete @closing { sender } notrack accept
-//!         client @opening notrack accept
-//!         client @decided notrack accept
-//!         client @closed update @closed { client } notrack accept
 //!         sender @closing update @closing { sender } notrack accept
 //!         other @closing update @closing { other } notrack accept
+//!         client @closed update @closed { client } notrack accept
 //!         tcp flags fin client @tracked goto tracked_reply
-//!         client @tracked update @tracked { client } accept
-//!     }
-//!     chain reply_plain {
-//!         client @opening notrack accept
-//!         … after the end, as in reply
 //!         client @tracked update @tracked { client } accept
 //!     }
 //!     chain arrived {
@@ -92,10 +79,7 @@
 //! next packet makes it a decided one: those stay until they end, however much traffic there is beside
 //! them and however long they are quiet. A first FIN moves it to those that close, the second one or a RST to
 //! those that are over, which are forgotten seconds later. A client that opens a connection anew has given up
-//! the one before: where the new one is tracked, what was decided about the old one is void.
-//!
-//! Nearly all packets are plain ones of decided connections and meet one rule behind the entry. The others are what a
-//! short connection costs, so the rules ask the likely set first, and nothing that the verdict does not depend on.
+//! the one before: what was decided about that is void.
 //!
 //! A SYN that was decided carries a priority from the raw hook to the input hook. One without has come by
 //! somebody's DNAT or was left undecided: until both ends have closed the connection no other one of that

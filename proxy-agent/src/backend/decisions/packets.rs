@@ -70,47 +70,40 @@ impl Packets {
         )
     }
 
-    /// The connection is decided once its client has answered. Of plain packets. `more`: what is done besides when that
+    /// What the end that opened the connection sends once it has been answered. `more`: what is done besides when that
     /// is seen for the first time.
-    pub fn answered(&self, more: Vec<Expressions>) -> Rule {
-        rule(
-            "answered: decided",
-            [
-                self.is("opening"),
-                self.update(DECIDED),
-                self.delete("opening"),
-                more,
-                untrack(),
-            ]
-            .concat(),
-        )
-    }
-
-    /// The same where the answer closes the connection.
-    pub fn answered_and_closed(&self) -> Rule {
-        rule(
-            "answered, and closed with this",
-            [
-                expression::has_flag(FIN),
-                self.is("opening"),
-                self.update("closing"),
-                self.delete("opening"),
-                untrack(),
-            ]
-            .concat(),
-        )
-    }
-
-    /// A packet of a connection that is a member of a set.
-    pub fn untrack_members(&self, name: &str) -> Rule {
-        rule(name, [self.is(name), untrack()].concat())
-    }
-
-    /// Forgets every decision about a connection. Which end has closed it is named by the end's own key: `turned` is of
-    /// the other direction.
-    pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
+    pub fn answered(&self, more: Vec<Expressions>) -> [Rule; 2] {
         [
-            self.delete("opening"),
+            rule(
+                "answered: decided",
+                [
+                    plain(),
+                    self.is("opening"),
+                    self.update(DECIDED),
+                    self.delete("opening"),
+                    more,
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule(
+                "answered, and closed with this",
+                [
+                    expression::has_flag(FIN),
+                    self.is("opening"),
+                    self.update("closing"),
+                    self.delete("opening"),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+        ]
+    }
+
+    /// Forgets every decision about a connection but that it opens. Which end has closed it is named by the end's own
+    /// key: `turned` is of the other direction.
+    pub fn void(&self, turned: &Self) -> Vec<Expressions> {
+        [
             self.delete(DECIDED),
             self.delete("closing"),
             turned.delete("closing"),
@@ -119,22 +112,16 @@ impl Packets {
         .concat()
     }
 
-    /// The first FIN or RST of a decided connection. `sent` names the end that sends this packet. Where there is no room
-    /// for the next set, the connection stays in the one before.
-    pub fn end_of_decided(&self, sent: &Self) -> [Rule; 2] {
+    /// Forgets every decision about a connection.
+    pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
+        [self.delete("opening"), self.void(turned)].concat()
+    }
+
+    /// From the first FIN or RST of a decided connection on. `sent` names the end that sends this packet, `other`
+    /// the other one. Where there is no room for the next set, the connection stays in the one before.
+    pub fn end_of_decided(&self, sent: &Self, other: &Self) -> [Rule; 8] {
         let flags = expression::has_flag;
         [
-            rule(
-                "decided, and closed with this",
-                [
-                    flags(FIN),
-                    self.is(DECIDED),
-                    sent.update("closing"),
-                    self.delete(DECIDED),
-                    untrack(),
-                ]
-                .concat(),
-            ),
             rule(
                 "decided, and reset with this",
                 [
@@ -146,13 +133,18 @@ impl Packets {
                 ]
                 .concat(),
             ),
-        ]
-    }
-
-    /// What follows the first FIN with a FIN or RST. `sent` names the end that sends this packet, `other` the other one.
-    pub fn end_of_closing(&self, sent: &Self, other: &Self) -> [Rule; 2] {
-        let flags = expression::has_flag;
-        [
+            rule(
+                "decided, and closed with this",
+                [
+                    flags(FIN),
+                    self.is(DECIDED),
+                    sent.update("closing"),
+                    self.delete(DECIDED),
+                    untrack(),
+                ]
+                .concat(),
+            ),
+            rule("decided", [self.is(DECIDED), untrack()].concat()),
             rule(
                 "closed with this by the second end",
                 [
@@ -175,16 +167,6 @@ impl Packets {
                 ]
                 .concat(),
             ),
-        ]
-    }
-
-    /// Any other packet after the first FIN or RST.
-    pub fn after_the_end(&self, sent: &Self, other: &Self) -> [Rule; 3] {
-        [
-            rule(
-                "closed by both",
-                [self.is("closed"), self.update("closed"), untrack()].concat(),
-            ),
             rule(
                 "closed by the sender",
                 [sent.is("closing"), sent.update("closing"), untrack()].concat(),
@@ -193,13 +175,12 @@ impl Packets {
                 "closed by the other end",
                 [other.is("closing"), other.update("closing"), untrack()].concat(),
             ),
+            rule(
+                "closed by both",
+                [self.is("closed"), self.update("closed"), untrack()].concat(),
+            ),
         ]
     }
-}
-
-/// Plain packets go to a chain of their own: what their rules need not look at is the flags.
-pub fn plain_go_to(chain: &str) -> Rule {
-    rule("plain", [plain(), vec![expression::go_to(chain)]].concat())
 }
 
 /// Neither opens, closes nor resets: nearly every packet.
@@ -212,14 +193,18 @@ pub fn opens() -> Vec<Expressions> {
     expression::flags_are(SYN, FIN | SYN | RST | ACK)
 }
 
-/// Leaves the packet untracked. It is counted where it enters the chains.
+/// Counts the packet, and leaves it untracked.
 pub fn untrack() -> Vec<Expressions> {
-    vec![expression::notrack(), expression::accept()]
+    vec![
+        expression::counter(),
+        expression::notrack(),
+        expression::accept(),
+    ]
 }
 
-/// Leaves the packet to conntrack.
+/// Counts the packet, and leaves it to conntrack.
 pub fn leave() -> Vec<Expressions> {
-    vec![expression::accept()]
+    vec![expression::counter(), expression::accept()]
 }
 
 /// A rule of a base chain: what matches goes to `chain`.

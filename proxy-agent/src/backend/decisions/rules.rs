@@ -6,11 +6,8 @@ use std::net::SocketAddr;
 
 use netlink_packet_netfilter::nftables::Expressions;
 
-use super::DECIDED;
 use super::counted::Counted;
-use super::packets::{
-    Packets, SPECIAL, base, chain, entry, leave, opens, plain_go_to, rule, untrack,
-};
+use super::packets::{Packets, SPECIAL, base, chain, entry, leave, opens, rule, untrack};
 use crate::backend::tables;
 use crate::netfilter::expression::flag::{FIN, RST, SYN};
 use crate::netfilter::expression::{self, End};
@@ -49,10 +46,8 @@ pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
                 .collect(),
         ),
         chain("request", request_rules(&request, &reply)),
-        chain("request_plain", request_plain_rules(&request, &reply)),
         chain("open", open_rules(vips, &request, &reply)),
         chain("reply", reply_rules(&reply, &request)),
-        chain("reply_plain", reply_plain_rules(&reply, &request)),
         chain("arrived", arrived_rules(&request, &reply)),
         chain("tracked", tracked_rules(&request, &reply)),
         chain("tracked_reply", tracked_reply_rules(&reply, &request)),
@@ -92,45 +87,29 @@ fn from_the_proxy(vip: SocketAddr) -> Rule {
 fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
-        plain_go_to("request_plain"),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
     ];
-    rules.extend(packet.end_of_decided(packet));
-    rules.push(packet.answered_and_closed());
-    rules.extend(packet.end_of_closing(packet, turned));
-    rules.push(still_opening(packet));
-    rules.push(packet.untrack_members(DECIDED));
-    rules.extend(packet.after_the_end(packet, turned));
-    rules
-}
-
-fn request_plain_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
-    let mut rules = vec![packet.answered(Vec::new())];
-    rules.extend(packet.after_the_end(packet, turned));
-    rules.push(still_opening(packet));
-    rules
-}
-
-/// Also one that is answered and for which there is no room among the decided.
-fn still_opening(packet: &Packets) -> Rule {
-    rule(
+    rules.extend(packet.answered(Vec::new()));
+    rules.push(rule(
         "opening",
         [packet.is("opening"), packet.update("opening"), untrack()].concat(),
-    )
-}
-
-/// For each VIP its own rules, so that each has its own counters.
-fn open_rules(vips: &[SocketAddr], packet: &Packets, turned: &Packets) -> Vec<Rule> {
-    let rules = vips.iter();
+    ));
+    rules.extend(packet.end_of_decided(packet, turned));
     rules
-        .flat_map(|vip| open_rules_of(*vip, packet, turned))
-        .collect()
 }
 
-/// A client that opens a connection has given up an older one of its port, which may never have ended. What was decided
-/// of that must not be obeyed where the new one is tracked. Where it is decided too it does no harm, and is left to time:
-/// nearly every SYN is spared the search.
-fn open_rules_of(vip: SocketAddr, packet: &Packets, turned: &Packets) -> Vec<Rule> {
+/// A client that opens a connection has given up an older one of its port, which may never have ended.
+fn open_rules(vips: &[SocketAddr], packet: &Packets, turned: &Packets) -> Vec<Rule> {
+    let older = rule(
+        "older decisions of this client port are void",
+        packet.void(turned),
+    );
+    let rules = vips.iter().flat_map(|vip| open_rules_of(*vip, packet));
+    [older].into_iter().chain(rules).collect()
+}
+
+/// For each VIP its own, so that each has its own counters.
+fn open_rules_of(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     let to_vip = expression::endpoint(End::Destination, vip.ip(), vip.port());
     let rule = |counted: Counted, expressions: Vec<Expressions>| Rule {
         purpose: counted.purpose(vip),
@@ -139,28 +118,18 @@ fn open_rules_of(vip: SocketAddr, packet: &Packets, turned: &Packets) -> Vec<Rul
     vec![
         rule(
             Counted::InUse,
-            [
-                packet.is("tracked"),
-                packet.forget(turned),
-                vec![expression::counter()],
-                leave(),
-            ]
-            .concat(),
+            [packet.is("tracked"), packet.delete("opening"), leave()].concat(),
         ),
         rule(
             Counted::Decided,
             [
                 packet.update("opening"),
                 expression::set_priority(DECIDED_SYN).into(),
-                vec![expression::counter()],
                 untrack(),
             ]
             .concat(),
         ),
-        rule(
-            Counted::NoRoom,
-            [packet.forget(turned), vec![expression::counter()], leave()].concat(),
-        ),
+        rule(Counted::NoRoom, leave()),
     ]
 }
 
@@ -168,7 +137,6 @@ fn open_rules_of(vip: SocketAddr, packet: &Packets, turned: &Packets) -> Vec<Rul
 fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
-        plain_go_to("reply_plain"),
         rule(
             "the answer to a tracked SYN: older decisions of its client port are void",
             [
@@ -190,12 +158,9 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
+        rule("opening", [packet.is("opening"), untrack()].concat()),
     ];
-    rules.extend(packet.end_of_decided(sent));
-    rules.extend(packet.end_of_closing(sent, packet));
-    rules.push(packet.untrack_members("opening"));
-    rules.push(packet.untrack_members(DECIDED));
-    rules.extend(packet.after_the_end(sent, packet));
+    rules.extend(packet.end_of_decided(sent, packet));
     rules.push(rule(
         "tracked, and closed with this",
         [
@@ -205,22 +170,8 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
         ]
         .concat(),
     ));
-    rules.push(still_tracked(packet));
-    rules
-}
-
-fn reply_plain_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
-    let mut rules = vec![packet.untrack_members("opening")];
-    rules.extend(packet.after_the_end(sent, packet));
-    // Last: of a connection that is decided and one that is tracked and looks the same to the proxy, the proxy has the
-    // first.
-    rules.push(still_tracked(packet));
-    rules
-}
-
-/// Requests of tracked connections do not come by the rules. Such connections live longer than the set's timeout.
-fn still_tracked(packet: &Packets) -> Rule {
-    rule(
+    // Requests of these do not come by the rules. Connections live longer than the set's timeout.
+    rules.push(rule(
         "tracked",
         [
             packet.is("tracked"),
@@ -228,7 +179,8 @@ fn still_tracked(packet: &Packets) -> Rule {
             vec![expression::accept()],
         ]
         .concat(),
-    )
+    ));
+    rules
 }
 
 /// Only packets with a special flag come here.

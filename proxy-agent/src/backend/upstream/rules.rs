@@ -20,8 +20,8 @@
 //!         ip saddr 192.0.2.1 tcp sport 443 goto received
 //!     }
 //!     chain sent {
-//!         … as in request of decisions, with a chain sent_plain, in which
-//!         connection @opening update @decided { connection } delete @opening { connection }
+//!         … as in request of decisions
+//!         plain connection @opening update @decided { connection } delete @opening { connection }
 //!             update @answered { ip daddr . tcp dport } notrack accept
 //!     }
 //!     chain open {
@@ -37,9 +37,9 @@
 //!     }
 //!     chain received {
 //!         plain connection @decided notrack accept
-//!         plain goto received_plain
 //!         tcp flags rst connection @opening delete @opening { connection } notrack accept
-//!         … as in reply of decisions from "tcp flags fin client @decided" on, but for tracked ones
+//!         connection @opening notrack accept
+//!         … as in reply of decisions from "tcp flags rst client @decided" on
 //!     }
 //! }
 //! ```
@@ -58,7 +58,7 @@ use std::time::Duration;
 use netlink_packet_netfilter::nftables::Expressions;
 
 use crate::backend::decisions::packets::{
-    Packets, base, chain, entry, leave, opens, plain_go_to, rule, untrack,
+    Packets, base, chain, entry, leave, opens, rule, untrack,
 };
 use crate::backend::decisions::{CLOSED, CONNECTION, DECIDED, FOR_GOOD, PASSING};
 use crate::backend::tables;
@@ -207,33 +207,20 @@ fn chains(
             raw,
             endpoints.iter().map(from).collect(),
         ),
-        chain("sent", sent_rules(&request, &reply)),
-        chain("sent_plain", sent_plain_rules(family, &request, &reply)),
+        chain("sent", sent_rules(family, &request, &reply)),
         chain("open", open_rules(family, left, cgroups, &request, &reply)),
         chain("received", received_rules(&reply, &request)),
-        chain("received_plain", received_plain_rules(&reply, &request)),
     ]
 }
 
-fn sent_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
+fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
-        plain_go_to("sent_plain"),
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
     ];
-    rules.extend(packet.end_of_decided(packet));
-    rules.push(packet.answered_and_closed());
-    rules.extend(packet.end_of_closing(packet, turned));
-    rules.push(packet.untrack_members("opening"));
-    rules.push(packet.untrack_members(DECIDED));
-    rules.extend(packet.after_the_end(packet, turned));
-    rules
-}
-
-fn sent_plain_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
-    let mut rules = vec![packet.answered(endpoint(SetOperation::Update, ANSWERED, family))];
-    rules.extend(packet.after_the_end(packet, turned));
-    rules.push(packet.untrack_members("opening"));
+    rules.extend(packet.answered(endpoint(SetOperation::Update, ANSWERED, family)));
+    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
+    rules.extend(packet.end_of_decided(packet, turned));
     rules
 }
 
@@ -307,7 +294,6 @@ fn open_rules(
 fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
-        plain_go_to("received_plain"),
         rule(
             "refused",
             [
@@ -318,18 +304,9 @@ fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
+        rule("opening", [packet.is("opening"), untrack()].concat()),
     ];
-    rules.extend(packet.end_of_decided(sent));
-    rules.extend(packet.end_of_closing(sent, packet));
-    rules.push(packet.untrack_members("opening"));
-    rules.push(packet.untrack_members(DECIDED));
-    rules.extend(packet.after_the_end(sent, packet));
-    rules
-}
-
-fn received_plain_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
-    let mut rules = vec![packet.untrack_members("opening")];
-    rules.extend(packet.after_the_end(sent, packet));
+    rules.extend(packet.end_of_decided(sent, packet));
     rules
 }
 
