@@ -2,17 +2,38 @@
 
 //! A way out that leaves nothing behind when a run is interrupted.
 
-use std::process;
+use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use anyhow::Result;
 
 use crate::sweep;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// What `main` of a program does: work that leaves nothing behind, whatever becomes of it. `failed` stands before an error.
+///
+/// To be called before any other thread exists: see [`clean_up_when_interrupted`].
+pub fn run(failed: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
+    run_to_verdict(failed, || work().map(|()| true))
+}
+
+/// The same of work that may end in a verdict against what was looked at.
+pub fn run_to_verdict(failed: &str, work: impl FnOnce() -> Result<bool>) -> ExitCode {
+    clean_up_when_interrupted();
+    let result = work();
+    if let Err(error) = &result {
+        wait_if_interrupted();
+        eprintln!("{failed}: {error:#}");
+    }
+    sweep::remove_own();
+    ExitCode::from(u8::from(!matches!(result, Ok(true))))
+}
+
 /// Returns at once, unless the process was interrupted: then errors are only what the cleaning up
 /// causes, and this waits for the exit that follows it.
-pub fn wait_if_interrupted() {
+fn wait_if_interrupted() {
     while INTERRUPTED.load(Ordering::SeqCst) {
         std::thread::park();
     }
@@ -20,11 +41,11 @@ pub fn wait_if_interrupted() {
 
 /// On SIGINT, SIGTERM or SIGHUP: removes everything of this process and exits with 128 + signal.
 ///
-/// To be called first in `main`, before any other thread exists: threads inherit what is blocked.
+/// To be called before any other thread exists: threads inherit what is blocked.
 ///
 /// # Panics
 /// When the thread that waits for signals cannot be started.
-pub fn clean_up_when_interrupted() {
+fn clean_up_when_interrupted() {
     // SAFETY: the set is initialised by sigemptyset before it is used.
     let signals = unsafe {
         let mut set = std::mem::zeroed();

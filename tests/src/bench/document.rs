@@ -31,12 +31,8 @@ pub const RESULTS: &str = "results.json";
 /// # Errors
 /// When a file cannot be written, or the document lacks a mark.
 pub fn write(results: &Results, document: &Path, directory: &Path) -> Result<()> {
-    let mut text =
-        fs::read_to_string(document).with_context(|| format!("reading {}", document.display()))?;
-    for (name, part) in PARTS {
-        text = replace(&text, name, part(results).trim_end())
-            .with_context(|| format!("{} has no marks for {name}", document.display()))?;
-    }
+    let parts = PARTS.map(|(name, part)| (name, part(results)));
+    let text = renewed(document, parts)?;
     results.write(&directory.join(RESULTS))?;
     for (name, picture) in plot::all(results) {
         let path = directory.join(format!("{name}.svg"));
@@ -45,9 +41,25 @@ pub fn write(results: &Results, document: &Path, directory: &Path) -> Result<()>
     fs::write(document, text).with_context(|| format!("writing {}", document.display()))
 }
 
+/// The document's text with these parts, each named in the marks, in the place of earlier ones.
+///
+/// # Errors
+/// When it cannot be read, or lacks a mark.
+pub fn renewed<'a>(
+    document: &Path,
+    parts: impl IntoIterator<Item = (&'a str, String)>,
+) -> Result<String> {
+    let mut text =
+        fs::read_to_string(document).with_context(|| format!("reading {}", document.display()))?;
+    for (name, content) in parts {
+        text = replace(&text, name, content.trim_end())
+            .with_context(|| format!("{} has no marks for {name}", document.display()))?;
+    }
+    Ok(text)
+}
+
 /// The text with other content between the marks of this name; none without such marks.
-#[must_use]
-pub fn replace(text: &str, name: &str, content: &str) -> Option<String> {
+fn replace(text: &str, name: &str, content: &str) -> Option<String> {
     let (begin, end) = (
         format!("<!-- bench: {name} -->\n"),
         format!("\n<!-- bench: end of {name} -->"),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use tests::bench::result::Results;
 use tests::bench::{Effort, compare, costs, document, paths, programs, scale, table};
-use tests::{agent, signals, sweep, usage};
+use tests::{agent, signals, usage};
 
 /// Measures the ways to keep conntrack out of the API server's path side by side, and the agent.
 ///
@@ -57,18 +57,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
-    let result = run(&Cli::parse());
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe benchmark failed: {error:#}");
-    }
-    sweep::remove_own();
-    if result.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    signals::run("\nThe benchmark failed", || run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::node::{Node, Topology};
-use tests::{agent, signals, soak, sweep};
+use tests::{agent, signals, soak};
 
 const MINUTES: u64 = 30;
 /// Between two rounds of work.
@@ -17,18 +17,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 const TOLD: u64 = 60;
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
-    let result = minutes(std::env::args().skip(1)).and_then(run);
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe soak failed: {error:#}");
-    }
-    sweep::remove_own();
-    if result.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    signals::run("\nThe soak failed", || minutes(std::env::args().skip(1)).and_then(run))
 }
 
 fn minutes(mut args: impl Iterator<Item = String>) -> Result<u64> {

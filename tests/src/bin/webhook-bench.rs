@@ -14,7 +14,7 @@ use tests::webhook::Webhook;
 use tests::webhook::client::Tls;
 use tests::webhook::load::Load;
 use tests::webhook::oracle::review;
-use tests::{signals, sweep};
+use tests::signals;
 
 const USAGE: &str = "Usage: webhook-bench [--clients N[,N…]] [--seconds N] [--json]";
 
@@ -25,18 +25,9 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
-    let result = options(std::env::args().skip(1)).and_then(|options| run(&options));
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("webhook-bench: {error:#}");
-    }
-    sweep::remove_own();
-    if result.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    signals::run("webhook-bench", || {
+        options(std::env::args().skip(1)).and_then(|options| run(&options))
+    })
 }
 
 fn options(mut args: impl Iterator<Item = String>) -> Result<Options> {

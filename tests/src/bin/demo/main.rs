@@ -20,7 +20,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
 use tests::node::{Node, Topology, UPSTREAM};
 use tests::proxy::Proxy;
-use tests::{Family, conntrack, signals, sweep};
+use tests::{Family, conntrack, signals};
 
 /// The requests made on each way; the latency shown is their median.
 const REQUESTS: usize = 5;
@@ -60,7 +60,6 @@ const COLUMNS: [Column; 3] = [
 ];
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
     if let Some(arg) = std::env::args().nth(1) {
         println!(
             "Usage: demo\n\nMakes a node with two pods in network namespaces, connects to a proxy on its \
@@ -74,16 +73,7 @@ fn main() -> ExitCode {
             2
         });
     }
-    let result = demo();
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe demo failed: {error:#}");
-    }
-    sweep::remove_own();
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) | Err(_) => ExitCode::FAILURE,
-    }
+    signals::run_to_verdict("\nThe demo failed", demo)
 }
 
 /// True if our agent's column is what it should be.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Parser;
 use tests::soak::{is_flat, table};
-use tests::{signals, sweep, usage};
+use tests::{signals, usage};
 use tunnel_tests::soak::{Case, soak};
 
 /// Works server and agent for half an hour and compares what they hold.
@@ -22,14 +22,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
-    let result = run(&Cli::parse());
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe soak failed: {error:#}");
-    }
-    sweep::remove_own();
-    ExitCode::from(u8::from(result.is_err()))
+    signals::run("\nThe soak failed", || run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {

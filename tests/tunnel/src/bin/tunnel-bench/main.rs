@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use tests::bench::document;
-use tests::{signals, sweep, usage};
+use tests::{signals, usage};
 use tunnel_tests::program::Make;
 
 /// The part of the document that is renewed.
@@ -78,14 +78,7 @@ impl Effort {
 }
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
-    let result = run(&Cli::parse());
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe benchmark failed: {error:#}");
-    }
-    sweep::remove_own();
-    ExitCode::from(u8::from(result.is_err()))
+    signals::run("\nThe benchmark failed", || run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -109,14 +102,8 @@ fn run(cli: &Cli) -> Result<()> {
     let table = report::table(&rows);
     println!("\n{table}");
     if cli.peer && !cli.short {
-        let text = fs::read_to_string(&cli.document)
-            .with_context(|| format!("reading {}", cli.document.display()))?;
-        let content = format!(
-            "![what is to be reached]({PICTURE})\n\n{}",
-            table.trim_end()
-        );
-        let text = document::replace(&text, PART, &content)
-            .with_context(|| format!("{} has no marks for {PART}", cli.document.display()))?;
+        let content = format!("![what is to be reached]({PICTURE})\n\n{table}");
+        let text = document::renewed(&cli.document, [(PART, content)])?;
         let picture = cli.document.with_file_name(PICTURE);
         for (path, text) in [(&picture, report::picture(&rows)), (&cli.document, text)] {
             fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use tests::{signals, sweep};
+use tests::signals;
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::prometheus;
 use tunnel_tests::tunnel::{CURL, Example, TARGET, Tunnel};
@@ -29,7 +29,6 @@ const TRACES: [(&str, &str); 4] = [
 ];
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
     if let Some(arg) = std::env::args().nth(1) {
         println!(
             "Usage: cargo xtask demo tunnel\n\nStarts konnectivity-server, konnectivity-agent and a target in network \
@@ -43,13 +42,7 @@ fn main() -> ExitCode {
             2
         });
     }
-    let result = demo();
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe demo failed: {error:#}");
-    }
-    sweep::remove_own();
-    ExitCode::from(u8::from(result.is_err()))
+    signals::run("\nThe demo failed", demo)
 }
 
 fn demo() -> Result<()> {

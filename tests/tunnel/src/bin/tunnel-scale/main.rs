@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use tests::bench::document;
-use tests::{signals, sweep, usage};
+use tests::{signals, usage};
 
 /// The part of the document that is renewed.
 const PART: &str = "tunnel-scale";
@@ -99,14 +99,7 @@ impl Row {
 }
 
 fn main() -> ExitCode {
-    signals::clean_up_when_interrupted();
-    let result = run(&Cli::parse());
-    if let Err(error) = &result {
-        signals::wait_if_interrupted();
-        eprintln!("\nThe benchmark failed: {error:#}");
-    }
-    sweep::remove_own();
-    ExitCode::from(u8::from(result.is_err()))
+    signals::run("\nThe benchmark failed", || run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -134,10 +127,7 @@ fn run(cli: &Cli) -> Result<()> {
     let table = table(&rows);
     println!("\n{table}");
     if !cli.short {
-        let text = fs::read_to_string(&cli.document)
-            .with_context(|| format!("reading {}", cli.document.display()))?;
-        let text = document::replace(&text, PART, table.trim_end())
-            .with_context(|| format!("{} has no marks for {PART}", cli.document.display()))?;
+        let text = document::renewed(&cli.document, [(PART, table)])?;
         fs::write(&cli.document, text)
             .with_context(|| format!("writing {}", cli.document.display()))?;
         println!("renewed: {}", cli.document.display());
