@@ -17,7 +17,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 const TOLD: u64 = 60;
 
 fn main() -> ExitCode {
-    signals::run("\nThe soak failed", || minutes(std::env::args().skip(1)).and_then(run))
+    signals::run("\nThe soak failed", || {
+        minutes(std::env::args().skip(1)).and_then(run)
+    })
 }
 
 fn minutes(mut args: impl Iterator<Item = String>) -> Result<u64> {

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use tests::signals;
 use tests::webhook::Webhook;
 use tests::webhook::client::Tls;
 use tests::webhook::load::Load;
 use tests::webhook::oracle::review;
-use tests::signals;
 
 const USAGE: &str = "Usage: webhook-bench [--clients N[,N…]] [--seconds N] [--json]";
 

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
-use tests::node::{Node, Topology};
+use tests::node::{Node, Pod, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, client, cmd, conntrack, patience, skip, snapshot, status, transfer};
 
@@ -36,6 +37,21 @@ fn pinned(node: &Node) -> Result<BTreeSet<String>> {
         .with_context(|| format!("reading {}", dir.display()))?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect()
+}
+
+/// A pod's connection carries data, and conntrack has so many entries of it.
+fn exchange(
+    node: &Node,
+    pod: &Pod,
+    (family, to): (Family, SocketAddr),
+    wanted: usize,
+) -> Result<()> {
+    let mut stream = client::connect(&pod.netns, to, TIMEOUT)?;
+    transfer::exchange(&mut stream, 10_000, 1)?;
+    let entries = conntrack::list(&node.netns, family)?;
+    let found = conntrack::of_client(&entries, stream.local_addr()?);
+    ensure!(found.len() == wanted, "{to}: {found:#?}");
+    Ok(())
 }
 
 #[test]
@@ -84,11 +100,7 @@ fn a_thousand_links() -> Result<()> {
 
         let _proxy = Proxy::start(node)?;
         for family in Family::ALL {
-            let mut stream = client::connect(&node.pods[1].netns, family.vip_socket(), TIMEOUT)?;
-            transfer::exchange(&mut stream, 10_000, 1)?;
-            let entries = conntrack::list(&node.netns, family)?;
-            let found = conntrack::of_client(&entries, stream.local_addr()?);
-            ensure!(found.is_empty(), "{found:#?}");
+            exchange(node, &node.pods[1], (family, family.vip_socket()), 0)?;
         }
         Ok(())
     });
@@ -128,15 +140,9 @@ fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
             "all links have their tcx program already"
         );
         let untracked = || -> Result<()> {
-            for family in Family::ALL {
-                let to = family.cluster_ip_socket();
-                let mut stream = client::connect(&pod.netns, to, TIMEOUT)?;
-                transfer::exchange(&mut stream, 10_000, 1)?;
-                let entries = conntrack::list(&node.netns, family)?;
-                let found = conntrack::of_client(&entries, stream.local_addr()?);
-                ensure!(found.is_empty(), "{found:#?}");
-            }
-            Ok(())
+            let mut families = Family::ALL.into_iter();
+            families
+                .try_for_each(|family| exchange(node, pod, (family, family.cluster_ip_socket()), 0))
         };
         untracked()?;
         cmd::wait_until(
@@ -181,11 +187,7 @@ fn links_come_and_go() -> Result<()> {
             );
             for family in Family::ALL {
                 for (to, wanted) in [(family.vip_socket(), 0), (family.cluster_ip_socket(), 1)] {
-                    let mut stream = client::connect(&pod.netns, to, TIMEOUT)?;
-                    transfer::exchange(&mut stream, 10_000, 1)?;
-                    let entries = conntrack::list(&node.netns, family)?;
-                    let found = conntrack::of_client(&entries, stream.local_addr()?);
-                    ensure!(found.len() == wanted, "{to}: {found:#?}");
+                    exchange(node, pod, (family, to), wanted)?;
                 }
             }
         }
