@@ -265,8 +265,8 @@ impl Ebpf {
             report,
         )
         .await;
-        let ops = plan::plan(&desired, &observed);
-        let has_waiting = !pace::waiting(&desired, &observed).is_empty();
+        let waiting = pace::waiting(&desired, &observed);
+        let ops = plan::plan(&desired, &observed, &waiting);
         let routine = ops
             .iter()
             .filter(|op| op.follows_links(&self.seen, &desired.links) || op.ends_a_wait(&desired));
@@ -288,14 +288,14 @@ impl Ebpf {
         }
         if mode == Mode::Apply {
             let is_tcx = self.attach_mode == AttachMode::Tcx;
-            let unused = self.look_for_leftovers && is_tcx && !has_waiting;
+            let unused = self.look_for_leftovers && is_tcx && waiting.is_empty();
             if let Err(error) = qdisc::tidy(&self.settings, table, unused, handle).await {
                 failed(PART, "remove what is left of clsact", &error, report);
             }
             self.is_first = false;
-            self.look_for_leftovers = has_waiting;
-            if has_waiting {
-                report.look_again_after(Pace::next());
+            self.look_for_leftovers = !waiting.is_empty();
+            if self.look_for_leftovers {
+                report.look_again_after(pace::BETWEEN);
             }
         }
     }

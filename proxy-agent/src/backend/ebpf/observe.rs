@@ -101,23 +101,27 @@ impl Observed {
         index: u32,
         desired: &Desired,
     ) -> Option<&'static str> {
-        let wanted = desired.hooks.get(&hook).copied().flatten();
         match mode {
-            AttachMode::Tcx => {
-                let programs = self.programs.get(&(hook, index))?;
-                let attached = wanted.is_some_and(|id| programs.contains(&id));
-                match (attached, self.pins.contains(&(hook, index))) {
-                    (true, true) => None,
-                    (true, false) => Some("its pin is missing"),
-                    (false, true) => Some(OLDER),
-                    (false, false) => Some(MISSING),
-                }
-            }
+            AttachMode::Tcx => match self.by_tcx(hook, index, desired)? {
+                (true, true) => None,
+                (true, false) => Some("its pin is missing"),
+                (false, true) => Some(OLDER),
+                (false, false) => Some(MISSING),
+            },
             AttachMode::Clsact => {
                 let filter = self.filters.get(&(hook, index));
-                fault(filter.map(|filter| filter.program), wanted)
+                fault(filter.map(|filter| filter.program), desired.program(hook))
             }
         }
+    }
+
+    /// Whether the desired program is attached to a link by tcx, and whether a link of ours is pinned there; none if that
+    /// could not be read.
+    pub fn by_tcx(&self, hook: Hook, index: u32, desired: &Desired) -> Option<(bool, bool)> {
+        let programs = self.programs.get(&(hook, index))?;
+        let wanted = desired.program(hook);
+        let is_attached = wanted.is_some_and(|id| programs.contains(&id));
+        Some((is_attached, self.pins.contains(&(hook, index))))
     }
 
     /// Why the desired map has to be pinned; none if it is.

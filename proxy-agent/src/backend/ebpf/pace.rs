@@ -2,7 +2,7 @@
 
 //! How many links get their first tcx program in one pass.
 //!
-//! The kernel waits for an RCU grace period in each first attachment by tcx, some 6 ms, and holds the lock of all links
+//! The kernel waits for an RCU grace period in each first attachment by tcx, some 12 ms, and holds the lock of all links
 //! (RTNL) meanwhile (docs/kernel-facts.md). A clsact filter takes 0.2 ms. So on a node with very many links most of them
 //! get a filter at the first pass, and their tcx program in later ones, a few at a time: the node is attached at once,
 //! and others that change links do not wait for seconds.
@@ -21,7 +21,7 @@ use crate::reconcile::Mode;
 /// How many links at once.
 const AT_ONCE: usize = 16;
 /// How long after one pass the next few links have their turn.
-const BETWEEN: Duration = Duration::from_secs(1);
+pub const BETWEEN: Duration = Duration::from_secs(1);
 
 /// The pace of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +51,6 @@ impl Pace {
             }),
         }
     }
-
-    /// When links that wait have their turn.
-    pub const fn next() -> Duration {
-        BETWEEN
-    }
 }
 
 /// The links whose turn comes in a later pass: until then a filter stands in for their tcx program. Guarded links never
@@ -64,15 +59,8 @@ pub fn waiting(desired: &Desired, observed: &Observed) -> BTreeSet<u32> {
     let Some(pace) = desired.pace else {
         return BTreeSet::new();
     };
-    let is_missing = |hook: &Hook, index| {
-        let at = (*hook, index);
-        let programs = observed.programs.get(&at);
-        !observed.pins.contains(&at)
-            && programs.is_some_and(|programs| {
-                let wanted = desired.hooks[hook];
-                !wanted.is_some_and(|id| programs.contains(&id))
-            })
-    };
+    let is_missing =
+        |hook: &Hook, index| observed.by_tcx(*hook, index, desired) == Some((false, false));
     let has_filter = |index| {
         Hook::ALL
             .iter()

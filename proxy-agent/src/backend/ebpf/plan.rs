@@ -12,7 +12,7 @@ use proxy_common::guard::Link;
 use super::attach::{AttachMode, Filter};
 use super::hook::{Hook, SocketHook};
 use super::observe::Observed;
-use super::pace::{self, Pace};
+use super::pace::Pace;
 use super::routes::Found;
 use crate::backend::tables;
 use crate::guard;
@@ -45,6 +45,13 @@ pub struct Desired {
     pub guard: BTreeMap<u32, Link>,
     /// The names of the guarded ones.
     pub guarded: BTreeMap<u32, String>,
+}
+
+impl Desired {
+    /// The id of the loaded program of a hook; none in a dry run without one.
+    pub fn program(&self, hook: Hook) -> Option<u32> {
+        self.hooks.get(&hook).copied().flatten()
+    }
 }
 
 /// Why a tcx program comes to a link that has our filter.
@@ -162,8 +169,9 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
 
 /// First what a decided connection needs, the programs that decide last; removals after that. The other way of
 /// attaching goes from a link only when ours is there: to be decided twice does no harm.
-pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
-    let waiting = pace::waiting(desired, observed);
+///
+/// `waiting`: the links that [`super::pace`] lets wait.
+pub fn plan(desired: &Desired, observed: &Observed, waiting: &BTreeSet<u32>) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
     let tables = tables::drift(&desired.tables, &observed.tables);
@@ -188,7 +196,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     // Guarded links first.
     for is_first in [true, false] {
         for hook in desired.hooks.keys() {
-            ops.extend(attachments(desired, observed, *hook, is_first, &waiting));
+            ops.extend(attachments(desired, observed, *hook, is_first, waiting));
         }
     }
     ops.extend(socket_attachments(
@@ -197,7 +205,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
         SocketHook::is_of_cgroup,
     ));
     for hook in Hook::ALL.into_iter().rev() {
-        removals.extend(detachments(desired, observed, hook, &waiting));
+        removals.extend(detachments(desired, observed, hook, waiting));
     }
     for hook in observed.sockets.keys().copied() {
         if !desired.sockets.contains_key(&hook) {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::backend::decisions;
+use crate::backend::ebpf::pace;
 use crate::backend::live::Live;
 use crate::instance::Instance;
 
@@ -91,6 +92,11 @@ fn only_what_concerns_links_that_come_and_go_is_routine() {
     let routine = |op: Op| op.follows_links(&seen, &now);
     assert!(routine(attach(3)) && !routine(attach(2)));
     assert!(routine(unpin(1)) && !routine(unpin(2)));
+}
+
+/// The plan with those waiting that the pace lets wait.
+fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
+    super::plan(desired, observed, &pace::waiting(desired, observed))
 }
 
 fn told(ops: &[Op]) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{EGRESS, MAP, SOCKET, desired, id_of, tables, told};
+use super::{EGRESS, MAP, SOCKET, desired, id_of, plan, tables, told};
 use crate::backend::ebpf::plan::*;
 
 fn filter(hook: Hook, index: u32, program: u32) -> Filter {
