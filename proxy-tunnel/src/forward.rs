@@ -15,6 +15,8 @@ use std::future::Future;
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::client::Refusal;
+
 /// Reaches targets.
 pub trait Dial: Send + Sync + 'static {
     /// A connection to a target: an end of file is the target's, and a cut is an error.
@@ -31,4 +33,16 @@ pub struct Failure {
     pub status: StatusCode,
     /// The reason.
     pub text: String,
+}
+
+/// The status for a client whose dial a server has refused: the server's, if it is one of an error.
+#[must_use]
+pub fn status_of(refusal: &Refusal) -> StatusCode {
+    let status = match refusal {
+        Refusal::Status { code, .. } => StatusCode::from_u16(*code).ok(),
+        Refusal::Malformed | Refusal::Io(_) => None,
+    };
+    status
+        .filter(|status| status.is_client_error() || status.is_server_error())
+        .unwrap_or(StatusCode::BAD_GATEWAY)
 }

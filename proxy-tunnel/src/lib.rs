@@ -22,3 +22,4 @@ pub mod server;
 pub mod sidecar;
 pub mod tcp;
 pub mod wire;
+mod writes;

@@ -2,12 +2,14 @@
 
 //! A stream of bytes of which the first ones have been read already.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::writes::writes_to_field;
 
 /// A stream that gives these bytes before its own.
 #[derive(Debug)]
@@ -23,10 +25,10 @@ impl<I> Rewound<I> {
     }
 }
 
-/// Copies as much as fits.
-pub(crate) fn take(bytes: &mut Bytes, buffer: &mut ReadBuf<'_>) {
-    let count = bytes.len().min(buffer.remaining());
-    buffer.put_slice(&bytes[..count]);
+/// Copies as much as fits of bytes that are in one piece.
+pub(crate) fn take(bytes: &mut impl Buf, buffer: &mut ReadBuf<'_>) {
+    let count = bytes.remaining().min(buffer.remaining());
+    buffer.put_slice(&bytes.chunk()[..count]);
     bytes.advance(count);
 }
 
@@ -44,32 +46,4 @@ impl<I: AsyncRead + Unpin> AsyncRead for Rewound<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
+writes_to_field!(Rewound<I>, io);

@@ -14,10 +14,13 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{BufMut as _, BytesMut};
 use httlib_huffman::{DecoderSpeed, decode};
 use http::uri::Authority;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::rewound::take;
+use crate::writes::writes_to_field;
 
 /// Bytes that a client sends before its first frame.
 const PREFACE: usize = 24;
@@ -272,9 +275,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
         let Self { io, rewriter } = self.get_mut();
         loop {
             if !rewriter.ready.is_empty() {
-                let count = rewriter.ready.len().min(buffer.remaining());
-                buffer.put_slice(&rewriter.ready[..count]);
-                rewriter.ready.advance(count);
+                take(&mut rewriter.ready, buffer);
                 return Poll::Ready(Ok(()));
             }
             if rewriter.held.is_empty() {
@@ -309,35 +310,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Lenient<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
+writes_to_field!(Lenient<I>, io);
 
 #[cfg(test)]
 mod tests;

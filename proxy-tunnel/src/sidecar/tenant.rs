@@ -12,10 +12,10 @@ use proxy_serve::tls::client::{Identity, ServerName};
 use tokio::time::interval;
 use tracing::{debug, info, warn};
 
-use crate::client::{DialError, Dialer, Endpoint, Mode, Refusal, Tunnel};
+use crate::client::{DialError, Dialer, Endpoint, Mode, Tunnel};
 use crate::destinations::Destinations;
 use crate::forward::pool::Pool;
-use crate::forward::{Dial, Failure};
+use crate::forward::{Dial, Failure, status_of};
 use crate::metrics::sidecar::Lines;
 
 /// Idle connections to targets that a tenant may have.
@@ -180,13 +180,7 @@ impl Dial for Tenant {
 fn failure(error: &DialError) -> Failure {
     let status = match error {
         DialError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
-        DialError::Refused {
-            source: Refusal::Status { code, .. },
-            ..
-        } => StatusCode::from_u16(*code)
-            .ok()
-            .filter(|status| status.is_client_error() || status.is_server_error())
-            .unwrap_or(StatusCode::BAD_GATEWAY),
+        DialError::Refused { source, .. } => status_of(source),
         _ => StatusCode::BAD_GATEWAY,
     };
     Failure {
@@ -198,6 +192,7 @@ fn failure(error: &DialError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::Refusal;
 
     fn refused(source: Refusal) -> DialError {
         DialError::Refused {

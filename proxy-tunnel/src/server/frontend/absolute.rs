@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::StatusCode;
 use proxy_serve::shutdown::Phase;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tracing::debug;
@@ -23,8 +23,9 @@ use super::{Client, connect};
 use crate::client::{Refusal, answer};
 use crate::forward::head::{Form, Head};
 use crate::forward::pool::Pool;
-use crate::forward::{Dial, Failure, absolute};
+use crate::forward::{Dial, Failure, absolute, status_of};
 use crate::rewound::Rewound;
+use crate::writes::writes_to_field;
 
 /// Idle connections to targets that a client's connection may have. They end with it: no other client, and no other
 /// tenant, gets them.
@@ -79,12 +80,12 @@ impl Dial for ByTenant {
 }
 
 fn failure(refusal: &Refusal) -> Failure {
-    let (status, text) = match refusal {
-        Refusal::Status { code, text } => (StatusCode::from_u16(*code).ok(), text.clone()),
-        other => (None, other.to_string()),
+    let text = match refusal {
+        Refusal::Status { text, .. } => text.clone(),
+        other => other.to_string(),
     };
     Failure {
-        status: status.unwrap_or(StatusCode::BAD_GATEWAY),
+        status: status_of(refusal),
         text,
     }
 }
@@ -136,35 +137,7 @@ impl AsyncRead for Joined {
     }
 }
 
-impl AsyncWrite for Joined {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
-    }
-}
+writes_to_field!(Joined, socket);
 
 #[cfg(test)]
 mod tests {
