@@ -14,7 +14,8 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// What `main` of a program does: work that leaves nothing behind, whatever becomes of it. `failed` stands before an error.
 ///
-/// To be called before any other thread exists: see [`clean_up_when_interrupted`].
+/// To be called before any other thread exists: threads inherit the signals that it blocks, and one thread waits for them
+/// to clean up.
 pub fn run(failed: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     run_to_verdict(failed, || work().map(|()| true))
 }
