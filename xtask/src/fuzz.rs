@@ -45,7 +45,7 @@ pub fn fuzz(
     let targets = targets(workspace)?;
     let Some(wanted) = target else {
         println!(
-            "{}\nall            every one of these, one after the other",
+            "{}\n\n`all` runs every one of these, one after the other",
             targets.trim_end()
         );
         return Ok(());

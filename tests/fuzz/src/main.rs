@@ -40,8 +40,9 @@ fn choose() {
         panic::set_hook(Box::new(|_| ()));
         return;
     }
+    let width = TARGETS.iter().map(|target| target.name.len()).max();
     for target in TARGETS {
-        println!("{:14} {}", target.name, target.about);
+        println!("{:1$} {2}", target.name, width.unwrap_or(0), target.about);
     }
     process::exit(i32::from(!name.is_empty()));
 }

@@ -499,11 +499,22 @@ impl Node {
             ..as_seen
         });
         self.connections[at].last[0] = self.now;
+        if flags & (FIN | RST) != 0 {
+            self.end_of_another(at, seen);
+        }
         if flags != SYN {
             self.assert_nothing_new(before);
             self.verify(at, untracked, Sender::Client, flags);
         }
         untracked
+    }
+
+    /// The end of a connection is taken for that of a tracked one whose port the proxy sees, as after the rules were
+    /// gone while conntrack gave it another port.
+    fn end_of_another(&mut self, at: usize, seen: usize) {
+        for (other, one) in self.connections.iter_mut().enumerate() {
+            one.is_marked &= other == at || one.seen != seen;
+        }
     }
 
     fn reply(&mut self, at: usize, flags: u8) {

@@ -70,7 +70,7 @@
 //!     }
 //!     chain tracked_reply {
 //!         client @half_closed delete @tracked { client } accept
-//!         update @half_closed { sender } accept
+//!         update @tracked { client } update @half_closed { sender } accept
 //!     }
 //! }
 //! ```

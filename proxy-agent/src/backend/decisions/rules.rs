@@ -257,9 +257,15 @@ fn tracked_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
+        // The proxy's FIN is the last of its packets for as long as the client does not close.
         rule(
             "closed, before the client",
-            [turned.update("half_closed"), vec![expression::accept()]].concat(),
+            [
+                packet.update("tracked"),
+                turned.update("half_closed"),
+                vec![expression::accept()],
+            ]
+            .concat(),
         ),
     ]
 }
