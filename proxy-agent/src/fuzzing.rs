@@ -8,7 +8,7 @@ pub use crate::backend::decisions::fuzzing::decision;
 pub use crate::backend::iptables::fuzzing::{ipset_list, iptables_save};
 pub use crate::cli::fuzzing::{command_line, values};
 pub use crate::dnat::fuzzing::dnat;
-pub use crate::doctor::firewall::fuzzing::firewall;
+pub use crate::filters::fuzzing::firewall;
 pub use crate::kernel::monitor::fuzzing::events;
 pub use crate::link::fuzzing::route;
 pub use crate::netfilter::conntrack::fuzzing::conntrack;

@@ -20,6 +20,7 @@ mod config;
 mod conntrack;
 mod dnat;
 mod doctor;
+mod filters;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -7,8 +7,8 @@
 use std::net::SocketAddr;
 
 use super::check::Check;
-use super::firewall;
 use super::subject::Subject;
+use crate::filters;
 
 const ID: &str = "service-range";
 
@@ -27,7 +27,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }
-    let dropped = match firewall::unallocated(&subject.endpoints()) {
+    let dropped = match filters::unallocated(&subject.endpoints()) {
         Ok(dropped) => dropped,
         Err(error) => {
             let what = "read the chains and rules of nf_tables";

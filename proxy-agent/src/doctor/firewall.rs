@@ -3,40 +3,13 @@
 //! Firewalls that drop untracked packets of the VIP, of Services that end on the proxy, or of the proxy's own
 //! connections. A rule like `ct state established accept` does not match them, so where the rest is dropped they need
 //! a rule of their own.
-//!
-//! Chains are walked with a packet of which only one end is known, and that it is untracked.
-//! What depends on anything else is a "maybe" (`walk.rs`).
-
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
-mod nft;
-mod packet;
-mod walk;
-mod xtables;
-
-use std::net::SocketAddr;
 
 use super::check::Check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::Flavour;
-use crate::netfilter::Error;
-use packet::{Direction, Known, Packet};
-use walk::Fate;
+use crate::filters::{self, Fate, Found, Known, Packet, packets};
 
 const ID: &str = "firewall";
-
-/// A chain that packets of the VIP meet, and what becomes of them there.
-#[derive(Debug, PartialEq, Eq)]
-struct Found {
-    /// Where it is, for people.
-    place: String,
-    packet: Packet,
-    fate: Fate,
-    /// It is one of the chains in which the agent sets ACCEPT rules.
-    of_iptables: bool,
-    /// The line that lets the packet pass in this chain.
-    command: String,
-}
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
@@ -62,7 +35,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     .concat();
     let mut checks = Vec::new();
     let mut found = Vec::new();
-    match nft::find(&packets) {
+    match filters::find_in_nf_tables(&packets) {
         Ok(in_nf_tables) => found.extend(in_nf_tables),
         Err(error) => {
             let what = "read the chains and rules of nf_tables";
@@ -82,7 +55,11 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             unread.map(|error| Check::unread_table(ID, &tables.program(), "filter", error)),
         );
         if let Some(table) = tables.table("filter") {
-            found.extend(xtables::find(table, &tables.program(), &packets));
+            found.extend(filters::find_in_iptables(
+                table,
+                &tables.program(),
+                &packets,
+            ));
         }
     }
     checks.extend(found.into_iter().filter_map(judge));
@@ -95,40 +72,6 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// Where kube-proxy in nftables mode drops new connections of the node to these endpoints while they are
-/// tracked, and to which.
-///
-/// # Errors
-///
-/// If nf_tables cannot be read.
-pub fn unallocated(endpoints: &[SocketAddr]) -> Result<Vec<(SocketAddr, String)>, Error> {
-    let packets: Vec<_> = endpoints
-        .iter()
-        .map(|end| Packet {
-            end: *end,
-            known: Known::Vip,
-            direction: Direction::Opening,
-        })
-        .collect();
-    let found = nft::find(&packets)?.into_iter();
-    let dropped = found.filter(|found| found.fate == Fate::Dropped);
-    Ok(dropped
-        .map(|found| (found.packet.end, found.place))
-        .collect())
-}
-
-fn packets(endpoints: &[SocketAddr], known: Known) -> Vec<Packet> {
-    let both = |end: &SocketAddr| {
-        let end = *end;
-        [Direction::Request, Direction::Reply].map(|direction| Packet {
-            end,
-            known,
-            direction,
-        })
-    };
-    endpoints.iter().flat_map(both).collect()
-}
-
 fn judge(found: Found) -> Option<Check> {
     let Found {
         place,
@@ -137,7 +80,7 @@ fn judge(found: Found) -> Option<Check> {
         of_iptables,
         command,
     } = found;
-    let remedy = if of_iptables && packet.known != Known::Upstream {
+    let remedy = if of_iptables {
         "let it pass there; the agent does it with --accept-rules=auto or always when it runs"
     } else {
         "let it pass there, in the configuration of the firewall too"

@@ -80,6 +80,9 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
         _ => true,
     };
     let packets: Vec<_> = packets.iter().filter(seen).copied().collect();
+    if packets.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut socket = Socket::open()?;
     let request = NfTablesMessage::GetChain(ChainMessage {
         attributes: Vec::new(),
@@ -93,7 +96,12 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
         })?;
     let tables: BTreeSet<_> = bases.iter().map(|base| base.table.as_str()).collect();
     let mut found = Vec::new();
-    for table in tables.into_iter().filter(|table| !is_owned(table)) {
+    // kube-proxy drops new tracked connections only, and its table is the largest of the node.
+    let is_of_interest = |table: &&str| {
+        let is_free = |packet: &Packet| packet.known == Known::Upstream;
+        !is_owned(table) && !(*table == KUBE_PROXY && packets.iter().all(is_free))
+    };
+    for table in tables.into_iter().filter(is_of_interest) {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![RuleAttribute::Table(table.to_owned())],
         });
