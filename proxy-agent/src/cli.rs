@@ -242,7 +242,7 @@ fn config(
     if !services.services.is_empty() {
         log.remarks.extend(left_to_others(backend));
     }
-    if proxy_upstream != ProxyUpstream::Off
+    if matches!(proxy_upstream, ProxyUpstream::Named(_))
         && matches!(backend, BackendChoice::Iptables | BackendChoice::None)
     {
         log.remarks.push(Remark::Warning(format!(

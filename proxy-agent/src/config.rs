@@ -49,7 +49,7 @@ pub struct Config {
     /// Further endpoints whose stale conntrack entries are deleted, in the order given; those of
     /// `services` always are, and are not among them.
     pub repair: Vec<SocketAddr>,
-    /// When the two ACCEPT rules are set in the iptables filter table.
+    /// When ACCEPT rules are set in the iptables filter table.
     pub accept_rules: AcceptRules,
     /// Where packets for the VIPs are dropped.
     pub guard: Guard,
@@ -134,18 +134,10 @@ pub enum ProxyUpstream {
     /// Nowhere
     #[default]
     Off,
+    /// To endpoints that connections of the proxy show to be free of NAT
+    Auto,
     /// To these endpoints: no VIP, no ClusterIP of a Service, each a unicast address
     Named(Vec<SocketAddr>),
-}
-
-impl ProxyUpstream {
-    /// The endpoints that are named.
-    pub fn endpoints(&self) -> &[SocketAddr] {
-        match self {
-            Self::Off => &[],
-            Self::Named(endpoints) => endpoints,
-        }
-    }
 }
 
 /// Whether the kernel may take a VIP as the source of traffic that nobody has bound to it.

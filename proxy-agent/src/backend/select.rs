@@ -274,10 +274,12 @@ impl Backend {
             Kind::None => {}
             Kind::Unavailable => self.tell_unavailable(report),
         }
-        self.reconcile_accept_rules(mode, report).await;
         let decides_natively = matches!(self.kind, Kind::Ebpf(_) | Kind::Nftables(_));
         let unfit = (!decides_natively).then(|| self.kind.name().name());
-        self.upstream.reconcile(unfit, (mode, cause), report).await;
+        self.upstream.prepare(unfit, (mode, cause), report);
+        self.reconcile_accept_rules(mode, report).await;
+        // After the ACCEPT rules, without which filters may drop what it untracks.
+        self.upstream.reconcile((mode, cause), report).await;
         self.tell_guard(table);
         if report.is_stopped() {
             return;
@@ -317,6 +319,7 @@ impl Backend {
             }
         }
         if let Some(accept) = self.accept.as_mut() {
+            accept.accept_upstream(self.upstream.accepted());
             accept.reconcile(mode, report).await;
         }
     }

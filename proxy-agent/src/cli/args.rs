@@ -110,10 +110,11 @@ pub struct Args {
 
     /// The API servers to which the proxy's own connections are untracked, separated by commas; repeatable.
     /// Without a port: 443; with one, IPv6 in brackets. Only connections from the cgroup in which the proxy
-    /// listens on the VIP; with backend ebpf or nftables. off: all of them are tracked
+    /// listens on the VIP; with backend ebpf or nftables. auto: endpoints to which the proxy has had
+    /// connections without NAT. off: all of them are tracked
     #[arg(
-        long, env = "PROXY_AGENT_PROXY_UPSTREAM", value_name = "off|IP[:PORT][,...]",
-        help_heading = "Data plane", default_value = "off", value_delimiter = ',',
+        long, env = "PROXY_AGENT_PROXY_UPSTREAM", value_name = "auto|off|IP[:PORT][,...]",
+        help_heading = "Data plane", default_value = "auto", value_delimiter = ',',
         value_parser = values::proxy_upstream
     )]
     pub proxy_upstream: Vec<Upstream>,
@@ -166,7 +167,8 @@ pub struct Args {
     )]
     pub allow_from: Vec<IpNet>,
 
-    /// When to let untracked packets of the VIPs pass in the iptables filter table
+    /// When to let untracked packets of the VIPs, of Services that end on the proxy, and of the proxy's own
+    /// connections pass in the iptables filter table
     #[arg(
         long,
         env = "PROXY_AGENT_ACCEPT_RULES",

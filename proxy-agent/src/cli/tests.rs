@@ -64,10 +64,11 @@ fn the_guard_is_auto_off_or_links() {
 }
 
 #[test]
-fn the_upstream_is_off_or_endpoints() {
+fn the_upstream_is_auto_off_or_endpoints() {
     let upstream =
         |flags: &str| accepted(&format!("--ip-address=10.96.0.2 {flags}")).proxy_upstream;
-    assert_eq!(upstream(""), ProxyUpstream::Off);
+    assert_eq!(upstream(""), ProxyUpstream::Auto);
+    assert_eq!(upstream("--proxy-upstream=auto"), ProxyUpstream::Auto);
     assert_eq!(upstream("--proxy-upstream=off"), ProxyUpstream::Off);
     let endpoints = ["192.0.2.1:443", "192.0.2.1:6443", "[2001:db8::1]:443"];
     let endpoints = endpoints.map(|text| text.parse().unwrap()).to_vec();

@@ -2,13 +2,13 @@
 
 //! The API servers of `--proxy-upstream`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
 use super::args::Args;
 use super::services::Resolved;
-use super::values::{Endpoint, Upstream};
+use super::values::{AUTO, Endpoint, OFF, Upstream};
 use crate::config::ProxyUpstream;
 
 /// A value that cannot stand.
@@ -42,37 +42,51 @@ enum Flaw {
 pub fn resolve(args: &Args, services: &Resolved) -> Result<ProxyUpstream, Refused> {
     let mut endpoints = Vec::new();
     for given in &args.proxy_upstream {
-        let Upstream::Given(Endpoint { text, address }) = given else {
-            if args.proxy_upstream.len() == 1 {
-                return Ok(ProxyUpstream::Off);
+        let (word, meaning) = match given {
+            Upstream::Auto => (AUTO, ProxyUpstream::Auto),
+            Upstream::Off => (OFF, ProxyUpstream::Off),
+            Upstream::Given(Endpoint { text, address }) => {
+                if let Some(reason) = flaw(*address, &endpoints, args, services) {
+                    let value = text.clone();
+                    return Err(Refused { value, reason });
+                }
+                endpoints.push(*address);
+                continue;
             }
-            return Err(Refused {
-                value: "off".to_owned(),
-                reason: Flaw::Alone,
-            });
         };
-        let ip = address.ip();
-        let is_service = services
-            .services
-            .iter()
-            .any(|one| one.cluster_ip.ip() == ip);
-        let is_repaired = services.repair.iter().any(|one| one.ip() == ip);
-        let reason = if endpoints.contains(address) {
-            Flaw::Repeated
-        } else if args.ip_address.contains(&ip) {
-            Flaw::Vip(ip)
-        } else if is_service {
-            Flaw::ClusterIp(ip, "--service-address")
-        } else if is_repaired {
-            Flaw::ClusterIp(ip, "--repair-conntrack")
-        } else {
-            endpoints.push(*address);
-            continue;
-        };
+        if args.proxy_upstream.len() == 1 {
+            return Ok(meaning);
+        }
         return Err(Refused {
-            value: text.clone(),
-            reason,
+            value: word.to_owned(),
+            reason: Flaw::Alone,
         });
     }
     Ok(ProxyUpstream::Named(endpoints))
+}
+
+/// Why an endpoint cannot stand behind these.
+fn flaw(
+    address: SocketAddr,
+    endpoints: &[SocketAddr],
+    args: &Args,
+    services: &Resolved,
+) -> Option<Flaw> {
+    let ip = address.ip();
+    let is_service = services
+        .services
+        .iter()
+        .any(|one| one.cluster_ip.ip() == ip);
+    let is_repaired = services.repair.iter().any(|one| one.ip() == ip);
+    if endpoints.contains(&address) {
+        Some(Flaw::Repeated)
+    } else if args.ip_address.contains(&ip) {
+        Some(Flaw::Vip(ip))
+    } else if is_service {
+        Some(Flaw::ClusterIp(ip, "--service-address"))
+    } else if is_repaired {
+        Some(Flaw::ClusterIp(ip, "--repair-conntrack"))
+    } else {
+        None
+    }
 }

@@ -155,6 +155,8 @@ pub fn service_address(text: &str) -> Result<ServiceAddress, EndpointError> {
 pub enum Upstream {
     /// Nowhere.
     Off,
+    /// To endpoints that are learned.
+    Auto,
     /// To an endpoint.
     Given(Endpoint),
 }
@@ -165,7 +167,7 @@ pub enum UpstreamError {
     /// A host name, or nothing at all.
     #[error(
         "not an IP address with or without a port; give that of an API server, like 192.0.2.1, \
-         192.0.2.1:6443 or [2001:db8::1]:443, or off"
+         192.0.2.1:6443 or [2001:db8::1]:443, or auto or off"
     )]
     Syntax,
     /// What stands behind the address.
@@ -188,10 +190,11 @@ impl From<EndpointError> for UpstreamError {
 
 /// Reads a value of `--proxy-upstream`.
 pub fn proxy_upstream(text: &str) -> Result<Upstream, UpstreamError> {
-    if text == OFF {
-        return Ok(Upstream::Off);
+    match text {
+        AUTO => Ok(Upstream::Auto),
+        OFF => Ok(Upstream::Off),
+        _ => Ok(Upstream::Given(endpoint(text)?)),
     }
-    Ok(Upstream::Given(endpoint(text)?))
 }
 
 /// Not a TCP port.

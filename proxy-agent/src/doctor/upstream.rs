@@ -18,16 +18,31 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             "no agent has told what becomes of the proxy's own connections",
         )];
     };
-    if state.upstream.endpoints.is_empty() {
-        return vec![Check::not_applicable(
-            ID,
-            "the proxy's own connections are tracked (--proxy-upstream=off)",
-        )];
-    }
-    let endpoints = state.upstream.endpoints.iter();
-    endpoints
-        .map(|endpoint| look(endpoint, &state.upstream, subject))
-        .collect()
+    let upstream = &state.upstream;
+    let endpoints = upstream.endpoints.iter();
+    let mut checks: Vec<_> = endpoints
+        .map(|endpoint| look(endpoint, upstream, subject))
+        .collect();
+    checks.extend(learning(upstream));
+    checks
+}
+
+/// Where no endpoint is named: what becomes of those that are not known. Nobody has asked for more than what can be
+/// had, so it is no warning.
+fn learning(upstream: &Upstream) -> Option<Check> {
+    let finding = match &upstream.learns_not {
+        Some(why) => format!(
+            "no endpoint of the proxy's own connections is learned ({}): {}",
+            why.reason.name(),
+            why.detail
+        ),
+        None if !upstream.endpoints.is_empty() => return None,
+        None if upstream.learns => "no endpoint of the proxy's own connections is known yet: they are tracked until one is \
+             seen without NAT"
+            .to_owned(),
+        None => "the proxy's own connections are tracked (--proxy-upstream=off)".to_owned(),
+    };
+    Some(Check::not_applicable(ID, finding))
 }
 
 /// What the agent has told, as long as its table is there.
@@ -80,6 +95,12 @@ fn judge(known: &Endpoint, upstream: &Upstream) -> Check {
             "exempt the node's own packets to the API server from NAT, or give the address that they really \
              go to"
         }
+        Reason::Filter => {
+            "let untracked packets of the API server pass the node's filters (check firewall), in the configuration of \
+             the firewall too"
+        }
+        Reason::Company => "run the proxy in a cgroup of its own, or name the API servers",
+        Reason::Limit => "name the API servers",
         Reason::Repeated => {
             "look whether the API server answers, and let untracked packets from it pass the node's filters"
         }
@@ -97,6 +118,26 @@ mod tests {
     use super::*;
     use crate::doctor::check::Verdict;
     use crate::state::upstream::Tracked;
+
+    #[test]
+    fn why_nothing_is_learned_is_said_and_no_warning() {
+        let mut upstream = Upstream::default();
+        let off = learning(&upstream).unwrap();
+        assert!(off.finding.ends_with("=off)"), "{off:?}");
+        upstream.learns = true;
+        let waits = learning(&upstream).unwrap();
+        assert!(waits.finding.contains("yet"), "{waits:?}");
+        upstream.learns_not = Some(Tracked::new(Reason::Cgroup, "so"));
+        let blocked = learning(&upstream).unwrap();
+        assert!(blocked.finding.ends_with("(cgroup): so"), "{blocked:?}");
+        assert_eq!(blocked.verdict, off.verdict);
+        upstream.learns_not = None;
+        upstream.endpoints.push(Endpoint {
+            endpoint: "192.0.2.1:443".parse().unwrap(),
+            tracked: None,
+        });
+        assert!(learning(&upstream).is_none());
+    }
 
     #[test]
     fn what_stays_tracked_is_a_warning_with_its_reason() {

@@ -92,7 +92,8 @@ pub enum Filter {
 }
 
 impl Tuple {
-    fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+    /// From one end to the other.
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         Self {
             source,
             destination,

@@ -15,6 +15,12 @@ pub struct Upstream {
     pub cgroups: Vec<Cgroup>,
     /// Whereto; none with `--proxy-upstream=off`.
     pub endpoints: Vec<Endpoint>,
+    /// The endpoints are learned (`--proxy-upstream=auto`).
+    #[serde(default)]
+    pub learns: bool,
+    /// Why no further endpoint is learned now, where they are learned at all. None: the next one is.
+    #[serde(default)]
+    pub learns_not: Option<Tracked>,
     /// Why the kernel does not take the rules, if it does not.
     pub unsupported: Option<String>,
 }
@@ -53,8 +59,14 @@ pub enum Reason {
     Cgroup,
     /// The endpoint is translated, or the proxy's address is on the way to it.
     Nat,
+    /// A filter of this node drops untracked packets of the endpoint, or may.
+    Filter,
     /// SYNs were not answered until they were repeated.
     Repeated,
+    /// The listener's cgroup holds more than the proxy: nothing is learned.
+    Company,
+    /// No more endpoints are learned.
+    Limit,
 }
 
 impl Reason {
@@ -67,7 +79,10 @@ impl Reason {
             Self::Wildcard => "wildcard",
             Self::Cgroup => "cgroup",
             Self::Nat => "nat",
+            Self::Filter => "filter",
             Self::Repeated => "repeated",
+            Self::Company => "company",
+            Self::Limit => "limit",
         }
     }
 }
@@ -81,12 +96,13 @@ impl Tracked {
 }
 
 impl Upstream {
-    /// The endpoints to which connections are untracked as far as the agent is concerned: those, too, that do
-    /// not answer, since that may be the fault of others.
+    /// The endpoints to which connections are untracked as far as the agent is concerned: those, too, whose packets a
+    /// filter drops, and those that do not answer, since that may be the fault of others.
     pub fn untracked(&self) -> Vec<SocketAddr> {
         let is = |known: &&Endpoint| {
             let tracked = known.tracked.as_ref();
-            tracked.is_none_or(|tracked| tracked.reason == Reason::Repeated)
+            let of_others = [Reason::Filter, Reason::Repeated];
+            tracked.is_none_or(|tracked| of_others.contains(&tracked.reason))
         };
         self.endpoints
             .iter()

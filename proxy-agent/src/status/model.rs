@@ -93,8 +93,14 @@ pub struct OfService {
 pub struct Upstream {
     /// The cgroups in which the proxy listens, or did last, as paths below the root of the hierarchy.
     pub cgroups: Vec<String>,
-    /// By endpoint of `--proxy-upstream`.
+    /// By endpoint of `--proxy-upstream`, or that was learned.
     pub endpoints: Vec<UpstreamEndpoint>,
+    /// Endpoints are learned.
+    pub learns: bool,
+    /// Why no further one is learned now, as a word; none if they are, or none ever is.
+    pub reason: Option<&'static str>,
+    /// The same in words.
+    pub detail: Option<String>,
 }
 
 /// New connections of the proxy to an endpoint.
@@ -267,6 +273,9 @@ impl From<&upstream::Upstream> for Upstream {
         Self {
             cgroups: known.cgroups.iter().map(|one| one.path.clone()).collect(),
             endpoints: endpoints.collect(),
+            learns: known.learns,
+            reason: known.learns_not.as_ref().map(|why| why.reason.name()),
+            detail: known.learns_not.as_ref().map(|why| why.detail.clone()),
         }
     }
 }

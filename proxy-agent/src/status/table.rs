@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use super::model::{Counts, OfService, OfVip, Repair, Status};
+use super::model::{Counts, OfService, OfVip, Repair, Status, UpstreamEndpoint};
 use crate::config::Service;
 use crate::link::Vip;
 use crate::reconcile::trigger::Cause;
@@ -115,23 +115,27 @@ fn guard(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
 
 fn upstream(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     let upstream = &status.upstream;
-    if upstream.endpoints.is_empty() {
-        return line(
-            f,
-            "upstream",
-            "off: the proxy's own connections are tracked",
-        );
+    let endpoint = |known: &UpstreamEndpoint| match &known.detail {
+        None => format!(
+            "{} untracked, from cgroup {}",
+            known.endpoint,
+            upstream.cgroups.join(" and ")
+        ),
+        Some(detail) => format!("{} tracked: {detail}", known.endpoint),
+    };
+    let mut lines: Vec<_> = upstream.endpoints.iter().map(endpoint).collect();
+    match &upstream.detail {
+        Some(detail) => lines.push(format!("no endpoint is learned: {detail}")),
+        None if !lines.is_empty() => {}
+        None if upstream.learns => lines.push(
+            "no endpoint is known yet: the proxy's own connections are tracked until one is seen \
+             without NAT"
+                .to_owned(),
+        ),
+        None => lines.push("off: the proxy's own connections are tracked".to_owned()),
     }
-    for (number, known) in upstream.endpoints.iter().enumerate() {
-        let text = match &known.detail {
-            None => format!(
-                "{} untracked, from cgroup {}",
-                known.endpoint,
-                upstream.cgroups.join(" and ")
-            ),
-            Some(detail) => format!("{} tracked: {detail}", known.endpoint),
-        };
-        line(f, if number == 0 { "upstream" } else { "" }, &text)?;
+    for (number, text) in lines.iter().enumerate() {
+        line(f, if number == 0 { "upstream" } else { "" }, text)?;
     }
     Ok(())
 }

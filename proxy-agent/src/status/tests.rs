@@ -50,6 +50,8 @@ fn upstream() -> Upstream {
                 )),
             },
         ],
+        learns: false,
+        learns_not: None,
         unsupported: None,
     }
 }

@@ -180,6 +180,11 @@ fn backend(state: &State, out: &mut Exposition) {
             known.tracked.is_none(),
         );
     }
+    if state.upstream.learns {
+        let reason = state.upstream.learns_not.as_ref();
+        let labels = [reason.map_or("", |why| why.reason.name())];
+        out.flag(&metric::UPSTREAM_LEARNING, &labels, reason.is_none());
+    }
     let backend = &state.backend;
     let labels = [&*backend.asked, &*backend.backend, &*backend.detail];
     out.count(&metric::BACKEND_INFO, &labels, 1);

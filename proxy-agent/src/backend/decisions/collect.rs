@@ -112,13 +112,17 @@ pub fn live(
         .collect())
 }
 
-/// The decided connections of a table, whether they live or not.
+/// The connections in a set of a table, whether they live or not.
 ///
 /// # Errors
 ///
 /// If the kernel does not answer completely.
-pub fn members(table: &Table, socket: &mut Socket) -> Result<Vec<Connection>, netfilter::Error> {
-    let keys = table.members(DECIDED, socket)?;
+pub fn members(
+    table: &Table,
+    set: &str,
+    socket: &mut Socket,
+) -> Result<Vec<Connection>, netfilter::Error> {
+    let keys = table.members(set, socket)?;
     let read = |key: &Vec<u8>| connection(table.family, key);
     Ok(keys.iter().filter_map(read).collect())
 }

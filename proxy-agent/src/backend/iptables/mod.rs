@@ -56,6 +56,8 @@ pub struct Iptables {
     ports: Vec<u16>,
     /// Services that end on the proxy: their untracked packets have to pass the filter table too.
     services: Vec<SocketAddr>,
+    /// API servers to which the proxy's own connections are untracked: the same.
+    upstream: Vec<SocketAddr>,
     scope: Scope,
     installed: Installed,
     /// The sets, and whether rules use them.
@@ -75,7 +77,7 @@ pub struct Scope {
     pub owner: Instance,
     /// The rules that untrack.
     pub notrack: bool,
-    /// The two ACCEPT rules.
+    /// The ACCEPT rules.
     pub accept: AcceptRules,
 }
 
@@ -120,6 +122,7 @@ impl Iptables {
             vips: vips.to_vec(),
             ports: ports.to_vec(),
             services: Vec::new(),
+            upstream: Vec::new(),
             scope,
             installed,
             learning,
@@ -134,6 +137,16 @@ impl Iptables {
     pub fn accepting(mut self, services: impl Iterator<Item = SocketAddr>) -> Self {
         self.services = services.collect();
         self
+    }
+
+    /// Has the next pass accept the proxy's own untracked packets to and from these API servers, of the families of the
+    /// VIPs: of others there may be no programs.
+    pub fn accept_upstream(&mut self, mut endpoints: Vec<SocketAddr>) {
+        endpoints.retain(|endpoint| {
+            let mut vips = self.vips.iter();
+            vips.any(|vip| Family::of(*vip) == Family::of(endpoint.ip()))
+        });
+        self.upstream = endpoints;
     }
 
     /// Has the next pass guard what it should.
@@ -322,6 +335,7 @@ impl Iptables {
                 let (ip, port) = ([service.ip()], [service.port()]);
                 desired.extend(rules::desired(owner, table, family, way, &ip, &port));
             }
+            desired.extend(rules::accepting_upstream(owner, family, &self.upstream));
         }
         desired
     }

@@ -6,14 +6,16 @@
 //! looks like. What the rules do is in `rules/kind.rs`, how they are recognised in
 //! `rules/recognise.rs`. Which rules are in the kernel is `observe.rs`'s business.
 
+mod detail;
 mod kind;
 mod recognise;
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-pub use kind::{Detail, Guard, Kind, LinkName, Place, Way};
+pub use detail::{Detail, Guard, LinkName};
+pub use kind::{Kind, Place, Way};
 
 use crate::instance::{self, Instance};
 
@@ -42,9 +44,9 @@ pub enum Table {
 pub struct Rule {
     /// What it does.
     pub kind: Kind,
-    /// The VIP it is for.
+    /// The VIP it is for; of the proxy's own connections the API server.
     pub vip: IpAddr,
-    /// The proxy's port it is for.
+    /// The port there.
     pub port: u16,
     /// Whose it is.
     pub owner: Instance,
@@ -106,6 +108,24 @@ pub fn guarding(
         }
     }
     rules
+}
+
+/// The rules that let untracked packets between the proxy and API servers of `family` pass. All of them belong into the
+/// filter table.
+pub fn accepting_upstream(owner: Instance, family: Family, endpoints: &[SocketAddr]) -> Vec<Rule> {
+    let of_family = endpoints
+        .iter()
+        .filter(|endpoint| Family::of(endpoint.ip()) == family);
+    let rules = of_family.flat_map(|endpoint| {
+        Kind::of_upstream().map(|kind| Rule {
+            kind,
+            vip: endpoint.ip(),
+            port: endpoint.port(),
+            owner,
+            detail: Detail::None,
+        })
+    });
+    rules.collect()
 }
 
 /// Whose a rule with this comment is; none if it is foreign. An agent's comments are its mark alone,

@@ -18,6 +18,8 @@ pub use super::flavour::Flavour;
 pub use super::observe::{SavedRule, SavedTable, words};
 pub use super::rules::{Family, owner};
 
+/// The state of packets that are accepted of the proxy's own connections.
+const UNTRACKED: &str = "UNTRACKED";
 /// The tables that iptables-nft can make.
 const NFT_TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
@@ -92,6 +94,10 @@ pub async fn owned_vips(owner: Instance) -> BTreeSet<IpAddr> {
             let rules = tables.flat_map(|table| table.rules);
             for rule in rules.filter(|rule| rule.owner == Some(owner)) {
                 let words = words(&rule.spec).unwrap_or_default();
+                // Such a rule names an API server, whose address may be one of the node.
+                if words.iter().any(|word| word == UNTRACKED) {
+                    continue;
+                }
                 let option = |name| words.windows(2).find(|pair| pair[0] == name);
                 // A rule with both is about what comes from somewhere for the VIP.
                 let address = option("-d").or_else(|| option("-s"));

@@ -255,3 +255,36 @@ fn accept_comes_before_notrack_and_goes_after_it() {
         assert_eq!(ordered(ops.to_vec()), expected);
     }
 }
+
+const UPSTREAM: [&str; 2] = [
+    "-A INPUT -s 192.0.2.1/32 -p tcp -m tcp --sport 6443 -m comment --comment \"proxy-agent: accept API server to \
+     proxy\" -m conntrack --ctstate UNTRACKED -j ACCEPT",
+    "-A OUTPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 6443 -m comment --comment \"proxy-agent: accept proxy to API \
+     server\" -m conntrack --ctstate UNTRACKED -j ACCEPT",
+];
+
+/// The proxy's own connections: only what is untracked, and only of one family. They are known again as printed, and go
+/// with the endpoint.
+#[test]
+fn only_untracked_packets_of_an_api_server_are_accepted() {
+    let endpoints = ["192.0.2.1:6443", "[2001:db8::1]:443"].map(|text| text.parse().unwrap());
+    let rules = rules::accepting_upstream(Instance::default(), Family::V4, &endpoints);
+    let written: Vec<_> = rules.iter().map(Rule::to_string).collect();
+    assert_eq!(written, UPSTREAM);
+    let printed = |lines: &[&str]| {
+        let lines = lines.join("\n");
+        parsed(
+            "filter",
+            &format!("*filter\n:INPUT DROP [0:0]\n{lines}\nCOMMIT\n"),
+        )
+    };
+    let there = printed(&UPSTREAM);
+    assert_eq!(planned(Table::Filter, Family::V4, &rules, &there), None);
+    let op = planned(Table::Filter, Family::V4, &[], &there).unwrap();
+    assert_eq!((op.deletions.len(), op.insertions.len()), (2, 0));
+    // Without the state it is another rule.
+    let wider = UPSTREAM[0].replace(" -m conntrack --ctstate UNTRACKED", "");
+    let there = printed(&[&wider, UPSTREAM[1]]);
+    let op = planned(Table::Filter, Family::V4, &rules, &there).unwrap();
+    assert_eq!((op.deletions.len(), op.insertions.len()), (1, 1));
+}

@@ -2,13 +2,19 @@
 
 //! The proxy's own connections on to the API servers: kept from conntrack with rules and sets of `nf_tables`,
 //! beside the backends that decide connections natively. Whose connections they are is told by the cgroup
-//! in which a VIP's listener was made.
+//! in which a VIP's listener was made; whereto by the command line, or by what conntrack shows of connections that
+//! the proxy has.
 //!
 //! The tables live on without the agent, as the backends' do.
 
+mod apply;
+mod company;
+mod endpoints;
+mod filters;
 mod nat;
 mod plan;
 mod proxy;
+mod publish;
 mod removal;
 mod rules;
 mod support;
@@ -17,23 +23,23 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Instant;
 
-use tracing::{debug, info, warn};
+use tracing::debug;
 
-use self::nat::Way;
-use self::plan::{Facts, Op};
+use self::endpoints::Endpoints;
+use self::plan::Op;
 use self::proxy::{Listeners, Proxy};
 pub use self::removal::remove_everything;
 use self::rules::Desired;
-use super::decisions::DECIDED;
 use super::decisions::collect::{self, Which};
-use super::{decisions, live, tables};
+use super::live::Connection;
+use super::{live, tables};
 use crate::config::Config;
 use crate::instance::Instance;
 use crate::kernel::cgroup::Cgroup;
-use crate::kernel::conntrack;
 use crate::kernel::sock_diag::list::Sock;
-use crate::netfilter::{self, Socket, Table};
+use crate::netfilter;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Mode, Report, carry_out, failed, part};
 use crate::state::State;
@@ -60,7 +66,9 @@ pub enum Error {
 pub struct Upstream {
     instance: Instance,
     vips: Vec<SocketAddr>,
-    endpoints: Vec<SocketAddr>,
+    /// Where the proxy is connected to: the VIPs, and Services that end on it.
+    own: Vec<SocketAddr>,
+    endpoints: Endpoints,
     size: u32,
     /// Why the kernel does not take the rules. None: it does, or was not asked.
     unsupported: Option<String>,
@@ -70,12 +78,12 @@ pub struct Upstream {
     cgroups: Vec<Cgroup>,
     /// Cgroups that were found before, by id.
     known: BTreeMap<u64, Cgroup>,
-    /// Endpoints on a translated way, and how.
-    translated: BTreeMap<SocketAddr, String>,
-    /// Endpoints that were on a translated way, and are not any more.
-    freed: BTreeSet<SocketAddr>,
+    /// What this pass goes by; none: it is not known.
+    stage: Option<Stage>,
     /// What the last pass wanted.
     wanted: Option<Desired>,
+    /// The endpoints when the filters were last looked at.
+    filtered_for: Option<Vec<SocketAddr>>,
     /// The proxy did not listen in the last pass.
     is_away: bool,
     /// The listeners before the last pass.
@@ -84,35 +92,40 @@ pub struct Upstream {
     published: published::Upstream,
 }
 
+/// What was found at the start of a pass.
+struct Stage {
+    /// Why no endpoint can be untracked, whoever connects.
+    unsupported: Option<Tracked>,
+    /// Whose connections.
+    proxy: Proxy,
+    /// Why nothing is learned from them.
+    company: Option<Tracked>,
+}
+
 impl Upstream {
     /// Nothing is read of the kernel yet. What an earlier agent has learned is taken from its state.
     pub fn open(config: &Config) -> Self {
-        let endpoints = config.proxy_upstream.endpoints().to_vec();
         let earlier = State::load(&config.run_dir).ok().flatten();
         let earlier = earlier.map(|state| state.upstream);
         let earlier = earlier.unwrap_or_default();
-        let translated = earlier.endpoints.iter().filter_map(|known| {
-            let tracked = known.tracked.as_ref()?;
-            let is_still_named = endpoints.contains(&known.endpoint);
-            (tracked.reason == Reason::Nat && is_still_named)
-                .then(|| (known.endpoint, tracked.detail.clone()))
-        });
         let known = earlier.cgroups.iter().map(|one| (one.id, one.clone()));
+        let services = config.services.iter().map(|service| service.cluster_ip);
         Self {
             instance: config.instance,
             vips: config.endpoints().collect(),
+            own: config.endpoints().chain(services).collect(),
             size: config.max_connections,
-            translated: translated.collect(),
-            freed: BTreeSet::new(),
+            endpoints: Endpoints::open(config, &earlier, Instant::now()),
             known: known.collect(),
             unsupported: earlier.unsupported,
             is_tried: false,
             cgroups: earlier.cgroups,
+            stage: None,
             wanted: None,
+            filtered_for: None,
             is_away: false,
             seen: None,
             published: published::Upstream::default(),
-            endpoints,
         }
     }
 
@@ -123,10 +136,11 @@ impl Upstream {
 
     /// Whether there is anything that depends on the proxy.
     pub fn follows_proxy(&self) -> bool {
-        !self.endpoints.is_empty()
+        !self.endpoints.are_off()
     }
 
-    /// Whether somebody else listens on the VIPs than before the last pass, or the proxy's cgroup has gone.
+    /// Whether somebody else listens on the VIPs than before the last pass, the proxy's cgroup has gone, or the proxy has
+    /// connections from which an endpoint is learned.
     pub fn has_proxy_changed(&self) -> bool {
         if self.seen.is_none() {
             return false;
@@ -135,21 +149,38 @@ impl Upstream {
             return true;
         }
         // What cannot be read is reported by the passes.
-        proxy::glance(&self.vips).is_ok_and(|now| self.seen.as_ref() != Some(&now))
+        let has_moved =
+            || proxy::glance(&self.vips).is_ok_and(|now| self.seen.as_ref() != Some(&now));
+        let has_news = || {
+            let seen = self.seen_connections().unwrap_or_default();
+            !seen.is_empty()
+                && company::found_in(&self.cgroups).is_none()
+                && nat::ways(&seen).is_ok_and(|ways| !ways.is_empty())
+        };
+        has_moved() || has_news()
     }
 
-    /// Makes the tables as desired. `unfit`: the backend in use, where it does not keep connections from
-    /// conntrack natively.
-    pub async fn reconcile(
+    /// The endpoints whose untracked packets are to pass the filters of this node.
+    pub fn accepted(&self) -> Vec<SocketAddr> {
+        match &self.stage {
+            Some(stage) if stage.unsupported.is_some() => Vec::new(),
+            _ => self.endpoints.all(),
+        }
+    }
+
+    /// The start of a pass: finds the proxy, and learns from its connections. `unfit`: the backend in use, where it does
+    /// not keep connections from conntrack natively.
+    pub fn prepare(
         &mut self,
         unfit: Option<&str>,
         (mode, cause): (Mode, Cause),
         report: &mut Report,
     ) {
+        self.stage = None;
         let unsupported = self.find_unsupported(unfit, mode);
-        let mut desired = Desired::default();
         let mut proxy = Proxy::Away;
-        if unsupported.is_none() && !self.endpoints.is_empty() {
+        let mut company = None;
+        if unsupported.is_none() && !self.endpoints.are_off() {
             match self.find_proxy() {
                 Ok(found) => proxy = found,
                 Err(error) => {
@@ -163,16 +194,42 @@ impl Upstream {
                 Proxy::Unusable(_) => self.cgroups.clear(),
             }
             self.is_away = proxy == Proxy::Away;
-            if cause == Cause::Resync {
-                self.look_for_nat(report);
+            if self.endpoints.are_learned() {
+                company = company::found_in(&self.cgroups);
+            }
+            if mode == Mode::Apply {
+                let learned = self.learn(company.is_none(), cause);
+                learned.unwrap_or_else(|error| {
+                    let what = "look for NAT of the proxy's connections";
+                    failed(PART, what, &error, report);
+                });
+            }
+        }
+        self.stage = Some(Stage {
+            unsupported,
+            proxy,
+            company: company.map(|why| Tracked::new(Reason::Company, why)),
+        });
+    }
+
+    /// The rest of a pass: makes the tables as desired.
+    pub async fn reconcile(&mut self, (mode, cause): (Mode, Cause), report: &mut Report) {
+        let Some(stage) = self.stage.take() else {
+            return;
+        };
+        let mut desired = Desired::default();
+        if stage.unsupported.is_none() && !self.endpoints.are_off() {
+            if mode == Mode::Apply {
+                self.look_at_filters(cause, report).await;
             }
             desired = Desired {
-                endpoints: self.endpoints.clone(),
-                left: self.translated.keys().copied().collect(),
+                endpoints: self.endpoints.all(),
+                left: self.endpoints.left(),
                 cgroups: self.cgroups.clone(),
+                learns_in: self.endpoints.learned_in(),
             };
         }
-        let mut ops: Vec<_> = if desired.endpoints.is_empty() {
+        let mut ops: Vec<_> = if desired.is_nothing() {
             // A kernel without nf_tables has nothing to be removed.
             let there = tables::existing(PART, tables::empty_upstream(self.instance), report);
             there
@@ -194,17 +251,27 @@ impl Upstream {
         if mode == Mode::Apply && cause == Cause::Resync {
             self.collect(report);
         }
-        self.publish(unsupported, &proxy, report);
+        self.publish(&stage, report);
+        self.stage = Some(stage);
     }
 
     /// Why no endpoint can be untracked, whoever connects.
     fn find_unsupported(&mut self, unfit: Option<&str>, mode: Mode) -> Option<Tracked> {
         if let Some(backend) = unfit {
-            let detail = format!("backend {backend} tracks the proxy's own connections");
+            // `cgroup_mt_reg` of net/netfilter/xt_cgroup.c: LOCAL_OUT, POST_ROUTING, LOCAL_IN.
+            let why = match backend {
+                "iptables" => {
+                    ": the cgroup match of iptables does not see an answer before conntrack does"
+                }
+                _ => "",
+            };
+            let detail = format!("backend {backend} tracks the proxy's own connections{why}");
             return Some(Tracked::new(Reason::Backend, detail));
         }
-        if mode == Mode::Apply && !self.is_tried && !self.endpoints.is_empty() {
-            let refused = support::rehearse(self.instance, &self.endpoints).err();
+        if mode == Mode::Apply && !self.is_tried && !self.endpoints.are_off() {
+            let endpoints = self.endpoints.all();
+            let families = self.endpoints.learned_in();
+            let refused = support::rehearse(self.instance, &endpoints, families).err();
             self.is_tried = refused.as_ref().is_none_or(support::is_final);
             self.unsupported = refused.map(|error| {
                 format!("the kernel does not take `socket cgroupv2` in rules, as Linux 5.13 does: {error}")
@@ -221,46 +288,65 @@ impl Upstream {
         Ok(proxy::find(&listeners, &mut self.known))
     }
 
-    fn look_for_nat(&mut self, report: &mut Report) {
-        match nat::ways(&self.endpoints, &self.cgroups) {
-            Ok(ways) => {
-                for (endpoint, way) in ways {
-                    match way {
-                        Way::Free => {
-                            if self.translated.remove(&endpoint).is_some() {
-                                self.freed.insert(endpoint);
-                            }
-                        }
-                        // The words about the first one: those about each connection differ.
-                        Way::Translated(how) => {
-                            self.translated.entry(endpoint).or_insert(how);
-                        }
-                    }
-                }
+    /// Asks conntrack about the proxy's connections: in a resync about all, else about new ones to endpoints that are not
+    /// known. `learn`: unless that is so.
+    fn learn(&mut self, learn: bool, cause: Cause) -> Result<(), Error> {
+        let now = Instant::now();
+        let connections = match cause {
+            Cause::Event if !learn => return Ok(()),
+            Cause::Event => self.seen_connections()?,
+            Cause::Resync => {
+                let all = nat::connections(&self.cgroups)?;
+                let mut used: BTreeSet<_> = all.iter().map(|one| one.vip).collect();
+                used.extend(self.read_endpoints(rules::ANSWERED)?);
+                // A health check may be over before it is answered in the sense of the rules.
+                let opening = self.connections_in(rules::OPENING)?;
+                used.extend(opening.iter().map(|one| one.vip));
+                self.endpoints.keep(&used, now);
+                let is_of_interest = |one: &Connection| {
+                    let is_onward = !self.own.contains(&one.client);
+                    self.endpoints.knows(one.vip)
+                        || (is_onward && self.endpoints.may_learn(one.vip))
+                };
+                all.into_iter().filter(is_of_interest).collect()
             }
-            Err(error) => failed(
-                PART,
-                "look for NAT of the proxy's connections",
-                &error,
-                report,
-            ),
+        };
+        let ways = nat::ways(&connections)?;
+        self.endpoints.note(ways, learn, now);
+        Ok(())
+    }
+
+    /// Looks for filters that drop the proxy's untracked packets.
+    async fn look_at_filters(&mut self, cause: Cause, report: &mut Report) {
+        let endpoints = self.endpoints.all();
+        let is_new = self.filtered_for.as_ref() != Some(&endpoints);
+        if cause == Cause::Event && !is_new {
+            return;
+        }
+        match filters::dropping(&endpoints).await {
+            Ok(found) => {
+                self.endpoints.filter(found);
+                self.filtered_for = Some(endpoints);
+            }
+            Err(error) => failed(PART, "look for filters of this node", &error, report),
         }
     }
 
-    /// What was repeated while there was NAT says nothing any more.
+    /// What was repeated while there was NAT or a filter says nothing any more.
     fn retries(&mut self, report: &mut Report) -> Vec<Op> {
-        if self.freed.is_empty() {
+        let freed = self.endpoints.take_freed();
+        if freed.is_empty() {
             return Vec::new();
         }
         let repeated = self.repeated(report);
-        let freed = std::mem::take(&mut self.freed).into_iter();
+        let freed = freed.into_iter();
         let freed = freed.filter(|endpoint| repeated.contains(endpoint));
         freed.map(|endpoint| Op::Retry { endpoint }).collect()
     }
 
     /// Forgets connections that are over.
     fn collect(&self, report: &mut Report) {
-        if self.endpoints.is_empty() {
+        if self.endpoints.all().is_empty() {
             return;
         }
         match collect::collect(Which::OfProxy, self.instance) {
@@ -268,115 +354,5 @@ impl Upstream {
             Ok(over) => debug!(part = PART, "{over} of the proxy's connections were over"),
             Err(error) => failed(PART, "forget connections that are over", &error, report),
         }
-    }
-
-    fn apply(&self, op: &Op) -> Result<(), Error> {
-        let mut socket = Socket::open()?;
-        match op {
-            Op::Install { table, .. } => {
-                let table = self.filled(table.clone(), &mut socket)?;
-                Ok(Table::replace(&[table], &mut socket)?)
-            }
-            Op::Rewrite { table } => Ok(table.rewrite(&mut socket)?),
-            Op::Delete { table } => {
-                decisions::hand_over(Which::OfProxy, self.instance)?;
-                Ok(table.delete(&mut socket)?)
-            }
-            Op::Retry { endpoint } => {
-                for table in tables::empty_upstream(self.instance) {
-                    let mut keys = table.members(rules::REPEATED, &mut socket)?;
-                    keys.retain(|key| collect::endpoint(table.family, key) == Some(*endpoint));
-                    table.delete_members(rules::REPEATED, &keys, &mut socket)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// A table with the connections that are untracked now. Where another program has removed the one before,
-    /// conntrack picks them up, and they stay tracked; where it would not, they hang unless they are known.
-    fn filled(&self, mut table: Table, socket: &mut Socket) -> Result<Table, Error> {
-        let mut untracked = collect::members(&table, socket)?;
-        if untracked.is_empty() && !conntrack::picks_up() {
-            for endpoint in &self.endpoints {
-                for sock in nat::connections(*endpoint, &self.cgroups)? {
-                    let (client, server) = (sock.local, sock.remote);
-                    if netfilter::conntrack::opened_by(socket, client, server)?.is_none() {
-                        let vip = server;
-                        untracked.push(live::Connection { client, vip });
-                    }
-                }
-            }
-        }
-        for set in table.sets.iter_mut().filter(|set| set.name == DECIDED) {
-            let of_family = untracked
-                .iter()
-                .filter(|one| tables::family_of(one.vip.ip()) == table.family);
-            set.members = of_family.map(live::Connection::member).collect();
-        }
-        Ok(table)
-    }
-
-    /// Notes and logs what has become of each endpoint.
-    fn publish(&mut self, unsupported: Option<Tracked>, proxy: &Proxy, report: &mut Report) {
-        let repeated = self.repeated(report);
-        let facts = Facts {
-            unsupported,
-            proxy,
-            translated: &self.translated,
-            repeated: &repeated,
-        };
-        let endpoints = self.endpoints.iter().map(|one| facts.judge(*one));
-        let now = published::Upstream {
-            endpoints: endpoints.collect(),
-            cgroups: self.cgroups.clone(),
-            unsupported: self.unsupported.clone(),
-        };
-        for endpoint in &now.endpoints {
-            if self.published.endpoints.contains(endpoint) && self.published.cgroups == now.cgroups
-            {
-                continue;
-            }
-            match &endpoint.tracked {
-                None => info!(
-                    part = PART,
-                    "the proxy's connections to {} are untracked: those of cgroup {}",
-                    endpoint.endpoint,
-                    now.places()
-                ),
-                Some(tracked) => warn!(
-                    part = PART,
-                    "the proxy's connections to {} are tracked: {}",
-                    endpoint.endpoint,
-                    tracked.detail
-                ),
-            }
-        }
-        self.published = now;
-    }
-
-    /// The endpoints that are left to conntrack for a repeated SYN; none if they cannot be read, which is reported.
-    fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
-        self.read_repeated().unwrap_or_else(|error| {
-            let what = "read the endpoints that are left alone";
-            failed(PART, what, &error, report);
-            BTreeSet::new()
-        })
-    }
-
-    fn read_repeated(&self) -> Result<BTreeSet<SocketAddr>, netfilter::Error> {
-        let mut repeated = BTreeSet::new();
-        if self.endpoints.is_empty() {
-            return Ok(repeated);
-        }
-        let mut socket = Socket::open()?;
-        for table in tables::empty_upstream(self.instance) {
-            let keys = table.members(rules::REPEATED, &mut socket)?;
-            let endpoints = keys
-                .iter()
-                .filter_map(|key| collect::endpoint(table.family, key));
-            repeated.extend(endpoints);
-        }
-        Ok(repeated)
     }
 }

@@ -76,23 +76,38 @@ pub struct Facts<'a> {
     pub proxy: &'a Proxy,
     /// Endpoints on a translated way, and how.
     pub translated: &'a BTreeMap<SocketAddr, String>,
+    /// Endpoints behind a filter that drops untracked packets, and which.
+    pub filtered: &'a BTreeMap<SocketAddr, String>,
     /// Endpoints whose SYNs were repeated.
     pub repeated: &'a BTreeSet<SocketAddr>,
 }
 
 impl Facts<'_> {
-    /// Whether new connections to an endpoint are untracked.
-    pub fn judge(&self, endpoint: SocketAddr) -> Endpoint {
-        let of_proxy = match self.proxy {
+    /// Why nothing is untracked that the proxy sends now.
+    pub fn of_proxy(&self) -> Option<Tracked> {
+        match self.proxy {
             Proxy::In(_) => None,
             Proxy::Unusable(why) => Some(why.clone()),
             Proxy::Away => Some(Tracked::new(
                 Reason::NoListener,
                 "the proxy does not listen on a VIP",
             )),
-        };
+        }
+    }
+
+    /// Why no endpoint is learned now: beside what keeps every endpoint from being untracked the company of the proxy, and
+    /// the limit.
+    pub fn learns_not(&self, company: Option<Tracked>, limit: Option<Tracked>) -> Option<Tracked> {
+        let reasons = [self.unsupported.clone(), self.of_proxy(), company, limit];
+        reasons.into_iter().flatten().next()
+    }
+
+    /// Whether new connections to an endpoint are untracked.
+    pub fn judge(&self, endpoint: SocketAddr) -> Endpoint {
         let translated = self.translated.get(&endpoint);
         let translated = translated.map(|how| Tracked::new(Reason::Nat, how));
+        let filtered = self.filtered.get(&endpoint);
+        let filtered = filtered.map(|how| Tracked::new(Reason::Filter, how));
         let repeated = self.repeated.contains(&endpoint).then(|| {
             Tracked::new(
                 Reason::Repeated,
@@ -102,7 +117,8 @@ impl Facts<'_> {
             )
         });
         // What was learned first: it is what an agent that is started anew goes on from.
-        let reasons = [self.unsupported.clone(), translated, of_proxy, repeated];
+        let unsupported = self.unsupported.clone();
+        let reasons = [unsupported, translated, filtered, self.of_proxy(), repeated];
         Endpoint {
             endpoint,
             tracked: reasons.into_iter().flatten().next(),

@@ -9,11 +9,13 @@
 //!     set left     { … timeout 2m; }
 //!     set answered { type ipv4_addr . inet_service; … timeout 1h; }
 //!     set repeated { type ipv4_addr . inet_service; … timeout 10m; }
+//!     set seen     { … timeout 10s; }
 //!
 //!     chain output {
 //!         type filter hook output priority raw; policy accept;
 //!         ip daddr 192.0.2.1 tcp dport 443 goto sent
 //!         ip saddr 192.0.2.1 tcp sport 443 goto received
+//!         tcp flags syn / fin,syn,rst,ack goto other
 //!     }
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
@@ -41,6 +43,9 @@
 //!         connection @opening notrack accept
 //!         … as in reply of decisions from "tcp flags rst client @decided" on
 //!     }
+//!     chain other {
+//!         socket cgroupv2 level 2 "system.slice/haproxy.service" update @seen { connection } accept
+//!     }
 //! }
 //! ```
 //!
@@ -51,6 +56,9 @@
 //! A SYN that is repeated was not answered: its packets may need a NAT that only conntrack does, or a filter
 //! drops the untracked answer. From then on its connection is tracked. So is every new one to the endpoint for
 //! some time, unless an untracked one has been answered since the last repeated SYN: then it was lost on the way.
+//!
+//! The set `seen` and the chain `other` are there where endpoints are learned: connections of the proxy to endpoints that
+//! are not known. They are tracked; the agent asks conntrack whether they are translated.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -69,10 +77,18 @@ use crate::netfilter::expression::{self, End, Part, SetOperation};
 use crate::netfilter::set::{Field, Set};
 use crate::netfilter::{Chain, Family, Hook, Rule, Table};
 
+/// The set of untracked connections that are not answered yet.
+pub const OPENING: &str = "opening";
 /// The set of endpoints whose SYNs were repeated.
 pub const REPEATED: &str = "repeated";
+/// The set of the proxy's new connections to other endpoints.
+pub const SEEN: &str = "seen";
+/// How long they are remembered: the agent looks at them twice a second.
+const SEEN_FOR: Duration = Duration::from_secs(10);
+/// Room for them.
+const SEEN_SIZE: u32 = 1024;
 /// The set of endpoints that have answered since the last repeated SYN.
-const ANSWERED: &str = "answered";
+pub const ANSWERED: &str = "answered";
 /// The set of connections whose SYN was repeated; it may be more than once.
 const LEFT: &str = "left";
 /// How long an endpoint is left to conntrack after a repeated SYN.
@@ -92,6 +108,19 @@ pub struct Desired {
     pub left: Vec<SocketAddr>,
     /// Whose connections; none: no new one is untracked, live ones go on.
     pub cgroups: Vec<Cgroup>,
+    /// The families in which connections to other endpoints are noted; none where endpoints are not learned.
+    pub learns_in: Vec<Family>,
+}
+
+impl Desired {
+    /// Whether there are to be no tables at all.
+    pub fn is_nothing(&self) -> bool {
+        self.endpoints.is_empty() && (self.learns_in.is_empty() || self.cgroups.is_empty())
+    }
+
+    fn learns(&self, family: Family) -> bool {
+        self.learns_in.contains(&family)
+    }
 }
 
 /// The tables that should be there, or should not: those without a chain.
@@ -106,17 +135,22 @@ pub fn tables(instance: Instance, size: u32, desired: &Desired) -> Vec<Table> {
                     .collect::<Vec<_>>()
             };
             let endpoints = of_family(&desired.endpoints);
-            if endpoints.is_empty() {
+            let learns = desired.learns(table.family);
+            if endpoints.is_empty() && (desired.cgroups.is_empty() || !learns) {
                 return table;
             }
-            let chains = chains(
+            let mut chains = chains(
                 table.family,
                 &endpoints,
                 &of_family(&desired.left),
                 &desired.cgroups,
             );
+            let mut sets = sets(size);
+            if learns {
+                note_others(table.family, &desired.cgroups, &mut sets, &mut chains);
+            }
             Table {
-                sets: sets(size),
+                sets,
                 chains,
                 ..table
             }
@@ -124,15 +158,23 @@ pub fn tables(instance: Instance, size: u32, desired: &Desired) -> Vec<Table> {
         .collect()
 }
 
-fn sets(size: u32) -> Vec<Set> {
-    let set = |name, (key, size), timeout, comment| Set {
+fn set(
+    name: &'static str,
+    (key, size): (&'static [Field], u32),
+    timeout: Duration,
+    comment: &'static str,
+) -> Set {
+    Set {
         name,
         key,
         timeout,
         size,
         comment,
         members: Vec::new(),
-    };
+    }
+}
+
+fn sets(size: u32) -> Vec<Set> {
     let connections = (CONNECTION, size);
     let endpoints = (ENDPOINT, ENDPOINTS);
     vec![
@@ -143,7 +185,7 @@ fn sets(size: u32) -> Vec<Set> {
             "untracked connections: proxy, API server",
         ),
         set(
-            "opening",
+            OPENING,
             connections,
             PASSING,
             "untracked connections that are not answered yet",
@@ -219,7 +261,7 @@ fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
         rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
     ];
     rules.extend(packet.answered(endpoint(SetOperation::Update, ANSWERED, family)));
-    rules.push(rule("opening", [packet.is("opening"), untrack()].concat()));
+    rules.push(rule("opening", [packet.is(OPENING), untrack()].concat()));
     rules.extend(packet.end_of_decided(packet, turned));
     rules
 }
@@ -240,11 +282,11 @@ fn open_rules(
         rule(
             "repeated, and the endpoint has answered others: this one is tracked",
             [
-                packet.is("opening"),
+                packet.is(OPENING),
                 endpoint(SetOperation::IsMember, ANSWERED, family),
                 endpoint(SetOperation::Delete, ANSWERED, family),
                 packet.update(LEFT),
-                packet.delete("opening"),
+                packet.delete(OPENING),
                 leave(),
             ]
             .concat(),
@@ -252,10 +294,10 @@ fn open_rules(
         rule(
             "repeated: the endpoint is left to conntrack",
             [
-                packet.is("opening"),
+                packet.is(OPENING),
                 endpoint(SetOperation::Update, REPEATED, family),
                 packet.update(LEFT),
-                packet.delete("opening"),
+                packet.delete(OPENING),
                 leave(),
             ]
             .concat(),
@@ -276,17 +318,8 @@ fn open_rules(
             expressions: [matches, leave()].concat(),
         });
     }
-    for cgroup in cgroups {
-        for level in &cgroup.levels {
-            let expressions = [
-                expression::socket_cgroup(*level, cgroup.id).into(),
-                packet.update("opening"),
-                untrack(),
-            ];
-            let purpose = format!("of cgroup {}, level {level}", cgroup.id);
-            rules.push(rule(&purpose, expressions.concat()));
-        }
-    }
+    let decide = [packet.update(OPENING), untrack()].concat();
+    rules.extend(of_cgroups(cgroups, &decide));
     rules
 }
 
@@ -298,15 +331,50 @@ fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             "refused",
             [
                 expression::has_flag(RST),
-                packet.is("opening"),
-                packet.delete("opening"),
+                packet.is(OPENING),
+                packet.delete(OPENING),
                 untrack(),
             ]
             .concat(),
         ),
-        rule("opening", [packet.is("opening"), untrack()].concat()),
+        rule("opening", [packet.is(OPENING), untrack()].concat()),
     ];
     rules.extend(packet.end_of_decided(sent, packet));
+    rules
+}
+
+/// Adds what notes connections to other endpoints.
+fn note_others(family: Family, cgroups: &[Cgroup], sets: &mut Vec<Set>, chains: &mut Vec<Chain>) {
+    sets.push(set(
+        SEEN,
+        (CONNECTION, SEEN_SIZE),
+        SEEN_FOR,
+        "tracked connections of the proxy: proxy, server",
+    ));
+    let packet = Packets::requests(family);
+    let rules = of_cgroups(cgroups, &[packet.update(SEEN), leave()].concat());
+    chains.push(chain("other", rules));
+    let output = chains.iter_mut().find(|chain| chain.name == "output");
+    let to_others = [
+        opens(),
+        vec![expression::counter(), expression::go_to("other")],
+    ];
+    output
+        .expect("each of these tables has it")
+        .rules
+        .push(rule("a SYN to others", to_others.concat()));
+}
+
+/// A rule for each cgroup and level that does this with what its sockets send.
+fn of_cgroups(cgroups: &[Cgroup], actions: &[Expressions]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for cgroup in cgroups {
+        for level in &cgroup.levels {
+            let sender = expression::socket_cgroup(*level, cgroup.id);
+            let purpose = format!("of cgroup {}, level {level}", cgroup.id);
+            rules.push(rule(&purpose, [&sender[..], actions].concat()));
+        }
+    }
     rules
 }
 

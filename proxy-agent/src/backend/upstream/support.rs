@@ -8,7 +8,7 @@ use super::rules::{self, Desired};
 use crate::backend::tables;
 use crate::instance::Instance;
 use crate::kernel::cgroup::Cgroup;
-use crate::netfilter::{self, Socket, Table};
+use crate::netfilter::{self, Family, Socket, Table};
 
 /// Room in the sets, for the trial.
 const SIZE: u32 = 1024;
@@ -18,7 +18,11 @@ const SIZE: u32 = 1024;
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn rehearse(instance: Instance, endpoints: &[SocketAddr]) -> Result<(), netfilter::Error> {
+pub fn rehearse(
+    instance: Instance,
+    endpoints: &[SocketAddr],
+    learns_in: Vec<Family>,
+) -> Result<(), netfilter::Error> {
     let desired = Desired {
         endpoints: endpoints.to_vec(),
         left: Vec::new(),
@@ -27,6 +31,7 @@ pub fn rehearse(instance: Instance, endpoints: &[SocketAddr]) -> Result<(), netf
             path: "/".to_owned(),
             levels: vec![1],
         }],
+        learns_in,
     };
     let mut socket = Socket::open()?;
     for table in rules::tables(instance, SIZE, &desired) {

@@ -6,8 +6,9 @@ mod played;
 
 use proptest::prelude::*;
 
-use super::plan::plan;
+use super::plan::{Facts, plan};
 use super::*;
+use crate::netfilter::{Family, Table};
 
 fn cgroup(id: u64) -> Cgroup {
     Cgroup {
@@ -22,6 +23,7 @@ fn desired(endpoints: &[SocketAddr], left: &[SocketAddr], cgroups: &[u64]) -> De
         endpoints: endpoints.to_vec(),
         left: left.to_vec(),
         cgroups: cgroups.iter().map(|id| cgroup(*id)).collect(),
+        learns_in: Vec::new(),
     }
 }
 
@@ -121,6 +123,7 @@ fn an_endpoint_is_untracked_only_without_any_reason() {
         unsupported: None,
         proxy,
         translated,
+        filtered: &none,
         repeated,
     };
     assert_eq!(judged(&facts(&here, &none, &never)), None);
@@ -138,11 +141,60 @@ fn an_endpoint_is_untracked_only_without_any_reason() {
         judged(&facts(&wildcard, &none, &never)),
         Some(Reason::Wildcard)
     );
+    let filtered = Facts {
+        filtered: &way,
+        ..facts(&here, &none, &again)
+    };
+    assert_eq!(judged(&filtered), Some(Reason::Filter));
     let other_backend = Facts {
         unsupported: Some(Tracked::new(Reason::Backend, "")),
         ..facts(&here, &none, &never)
     };
     assert_eq!(judged(&other_backend), Some(Reason::Backend));
+    let company = || Some(Tracked::new(Reason::Company, ""));
+    let limit = || Some(Tracked::new(Reason::Limit, ""));
+    let reason = |facts: &Facts<'_>, company, limit| {
+        let why = facts.learns_not(company, limit);
+        why.map(|why| why.reason)
+    };
+    let fine = facts(&here, &way, &again);
+    assert_eq!(reason(&fine, None, None), None);
+    assert_eq!(reason(&fine, None, limit()), Some(Reason::Limit));
+    assert_eq!(reason(&fine, company(), limit()), Some(Reason::Company));
+    assert_eq!(
+        reason(&facts(&wildcard, &none, &never), company(), None),
+        Some(Reason::Wildcard)
+    );
+    assert_eq!(
+        reason(&other_backend, company(), None),
+        Some(Reason::Backend)
+    );
+}
+
+/// Before an endpoint is known there are tables where the proxy is known, in the families of the VIPs.
+#[test]
+fn what_notes_other_connections_is_there_where_they_are_learned() {
+    let learning = |cgroups: &[u64]| Desired {
+        learns_in: vec![Family::IPv4],
+        ..desired(&[], &[], cgroups)
+    };
+    assert!(learning(&[]).is_nothing());
+    let chains = |desired: &Desired| {
+        let tables = tables_of(desired).into_iter();
+        let names = tables.map(|table| table.chains.iter().map(|chain| chain.name).collect());
+        names.collect::<Vec<Vec<_>>>()
+    };
+    assert!(chains(&learning(&[])).iter().all(Vec::is_empty));
+    assert!(!learning(&[7]).is_nothing());
+    let [four, six] = &chains(&learning(&[7]))[..] else {
+        panic!("two families");
+    };
+    assert!(
+        four.contains(&"other") && six.is_empty(),
+        "{four:?} {six:?}"
+    );
+    let named = chains(&desired(&[endpoint("192.0.2.1:443")], &[], &[7]));
+    assert!(!named[0].contains(&"other"), "{named:?}");
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
@@ -155,14 +207,19 @@ fn any_desired() -> impl Strategy<Value = Desired> {
     .map(endpoint)
     .to_vec();
     let endpoints = prop::sample::subsequence(some, 0..=4);
+    let families = prop::sample::subsequence(vec![Family::IPv4, Family::IPv6], 0..=2);
     (
         endpoints,
         prop::collection::vec(2_u64..6, 0..3),
         any::<bool>(),
+        families,
     )
-        .prop_map(|(endpoints, cgroups, leave)| {
+        .prop_map(|(endpoints, cgroups, leave, learns_in)| {
             let left = endpoints.iter().copied().filter(|_| leave);
-            desired(&endpoints, &left.take(1).collect::<Vec<_>>(), &cgroups)
+            Desired {
+                learns_in,
+                ..desired(&endpoints, &left.take(1).collect::<Vec<_>>(), &cgroups)
+            }
         })
 }
 

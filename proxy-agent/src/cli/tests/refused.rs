@@ -66,7 +66,6 @@ fn bad_values_are_refused_with_flag_and_value() {
         ("--interface", "a%d", "percent"),
         ("--interface", "..", "no link"),
         ("--proxy-upstream", "apiserver", "not an IP address"),
-        ("--proxy-upstream", "auto", "not an IP address"),
         ("--proxy-upstream", "", "not an IP address"),
         ("--proxy-upstream", "192.0.2.1:0", "1 to 65535"),
         ("--proxy-upstream", "127.0.0.1", "loopback"),

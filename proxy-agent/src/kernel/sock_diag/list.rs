@@ -26,6 +26,12 @@ const REMOTE: usize = 24;
 const COOKIE: usize = 44;
 /// `INET_DIAG_CGROUP_ID`.
 const CGROUP_ID: u16 = 21;
+/// `INET_DIAG_REQ_BYTECODE`, and the condition `INET_DIAG_BC_CGROUP_COND` (Linux 5.9, as [`CGROUP_ID`]) with its length
+/// (`struct inet_diag_bc_op` and the id) and the jump that refuses a socket: four bytes behind the end.
+const BYTECODE: u16 = 1;
+const CGROUP_CONDITION: u8 = 13;
+const CONDITION: u8 = 12;
+const REFUSE: u16 = 16;
 /// States by their number, as bits: `TCP_LISTEN`, and those that are no connection (`TIME_WAIT`, `CLOSE`,
 /// `LISTEN`, and `NEW_SYN_RECV`).
 const LISTEN: u32 = 1 << 10;
@@ -54,16 +60,18 @@ pub struct Sock {
 ///
 /// If the kernel does not answer completely.
 pub fn listeners(port: u16) -> io::Result<Vec<Sock>> {
-    list(LISTEN, (port, 0))
+    list(|family| dump(family, LISTEN, port))
 }
 
-/// Lists the sockets that are connected, or connect, to a port of whichever address.
+/// Lists the sockets that are connected, or connect, and were made in a cgroup, not below it: those that processes
+/// have accepted there as well. The kernel selects them, so that others cost nothing but the walk.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
-pub fn connected_to(port: u16) -> io::Result<Vec<Sock>> {
-    list(ALL_STATES & !NO_CONNECTION, (0, port))
+/// If the kernel does not answer completely, or cannot select by cgroup (before Linux 5.9).
+pub fn connected_in(cgroup: u64) -> io::Result<Vec<Sock>> {
+    let states = ALL_STATES & !NO_CONNECTION;
+    list(|family| in_cgroup(dump(family, states, 0), cgroup))
 }
 
 /// The socket that takes new connections to an address: bound to it, or to the wildcard. Cheap: nothing is
@@ -99,17 +107,17 @@ fn one(answer: &[u8]) -> io::Result<Option<Sock>> {
 }
 
 /// Of both families.
-fn list(states: u32, ports: (u16, u16)) -> io::Result<Vec<Sock>> {
+fn list(request: impl Fn(i32) -> Vec<u8>) -> io::Result<Vec<Sock>> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        found.extend(list_of(family, states, ports)?);
+        found.extend(answers(&request(family))?);
     }
     Ok(found)
 }
 
-fn list_of(family: i32, states: u32, ports: (u16, u16)) -> io::Result<Vec<Sock>> {
+fn answers(request: &[u8]) -> io::Result<Vec<Sock>> {
     for _ in 0..ATTEMPTS {
-        if let Some(found) = attempt(family, states, ports)? {
+        if let Some(found) = attempt(request)? {
             return Ok(found);
         }
     }
@@ -119,11 +127,10 @@ fn list_of(family: i32, states: u32, ports: (u16, u16)) -> io::Result<Vec<Sock>>
 }
 
 /// None: it was interrupted.
-fn attempt(family: i32, states: u32, ports: (u16, u16)) -> io::Result<Option<Vec<Sock>>> {
+fn attempt(request: &[u8]) -> io::Result<Option<Vec<Sock>>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
-    let message = dump(family, states, ports);
-    socket.send_to(&message, &NetlinkAddress::new(0, 0), 0)?;
+    socket.send_to(request, &NetlinkAddress::new(0, 0), 0)?;
     all(|datagram| socket.recv(datagram, 0).map(drop))
 }
 
@@ -146,10 +153,10 @@ fn all(mut receive: impl FnMut(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Op
     }
 }
 
-fn dump(family: i32, states: u32, (local, remote): (u16, u16)) -> Vec<u8> {
+/// The request for a list of the sockets in these states with this port of their own, 0: with any.
+fn dump(family: i32, states: u32, port: u16) -> Vec<u8> {
     let mut message = vec![0; HEADER + REQUEST];
-    let length = u32::try_from(message.len()).expect("a request is 72 bytes long");
-    message[..4].copy_from_slice(&length.to_ne_bytes());
+    set_length(&mut message);
     message[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     message[8..12].copy_from_slice(&1_u32.to_ne_bytes());
@@ -157,9 +164,25 @@ fn dump(family: i32, states: u32, (local, remote): (u16, u16)) -> Vec<u8> {
     request[0] = u8::try_from(family).expect("the two families are 2 and 10");
     request[1] = u8::try_from(libc::IPPROTO_TCP).expect("it is 6");
     request[STATES..STATES + 4].copy_from_slice(&states.to_ne_bytes());
-    request[PORTS..PORTS + 2].copy_from_slice(&local.to_be_bytes());
-    request[PORTS + 2..PORTS + 4].copy_from_slice(&remote.to_be_bytes());
+    request[PORTS..PORTS + 2].copy_from_slice(&port.to_be_bytes());
     message
+}
+
+/// The same request for those of a cgroup only.
+fn in_cgroup(mut message: Vec<u8>, cgroup: u64) -> Vec<u8> {
+    let attribute = 4 + u16::from(CONDITION);
+    message.extend(attribute.to_ne_bytes());
+    message.extend(BYTECODE.to_ne_bytes());
+    message.extend([CGROUP_CONDITION, CONDITION]);
+    message.extend(REFUSE.to_ne_bytes());
+    message.extend(cgroup.to_ne_bytes());
+    set_length(&mut message);
+    message
+}
+
+fn set_length(message: &mut [u8]) {
+    let length = u32::try_from(message.len()).expect("a request is 88 bytes long at most");
+    message[..4].copy_from_slice(&length.to_ne_bytes());
 }
 
 /// What one read told about the list as a whole.
@@ -249,11 +272,13 @@ mod tests {
             assert_eq!(exact.len(), 1, "{of_server:?}");
             assert!(exact[0].cgroup.is_some(), "{of_server:?}");
             assert_eq!(listener(listening).unwrap().as_ref(), Some(exact[0]));
-            let connections = connected_to(listening.port()).unwrap();
+            let connections = connected_in(exact[0].cgroup.unwrap()).unwrap();
             let own = client.local_addr().unwrap();
             let found = connections.iter().find(|sock| sock.local == own);
             let found = found.unwrap_or_else(|| panic!("{own} in {connections:?}"));
             assert_eq!((found.remote, found.cgroup), (listening, exact[0].cgroup));
+            // No cgroup has this id.
+            assert_eq!(connected_in(u64::MAX).unwrap(), []);
         }
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();

@@ -57,7 +57,7 @@ const fn histogram(
 }
 
 /// All of them, in the order in which they are served.
-pub static ALL: [&Metric; 39] = [
+pub static ALL: [&Metric; 40] = [
     &BUILD_INFO,
     &START_TIME,
     &READY,
@@ -87,6 +87,7 @@ pub static ALL: [&Metric; 39] = [
     &LINK_UNDECIDED,
     &GUARD_LINK_INFO,
     &UPSTREAM_UNTRACKED,
+    &UPSTREAM_LEARNING,
     &BACKEND_INFO,
     &BACKEND_REJECTED,
     &BACKEND_BREAKS,
@@ -268,6 +269,12 @@ pub static UPSTREAM_UNTRACKED: Metric = gauge(
     "proxy_agent_upstream_untracked",
     &["endpoint", "reason"],
     "Whether the proxy's own new connections to an endpoint of --proxy-upstream are untracked, and why not.",
+);
+/// Whether endpoints are learned from the proxy's connections; the label says why not.
+pub static UPSTREAM_LEARNING: Metric = gauge(
+    "proxy_agent_upstream_learning",
+    &["reason"],
+    "With --proxy-upstream=auto: whether endpoints are learned from the proxy's connections, and why not.",
 );
 /// The backend in use; always 1.
 pub static BACKEND_INFO: Metric = gauge(

@@ -71,6 +71,8 @@ fn eventful() -> (Told, Reading) {
         link: "eth0".to_owned(),
         how: "tc".to_owned(),
     });
+    state.upstream.learns = true;
+    state.upstream.learns_not = Some(Tracked::new(UpstreamReason::Company, "other processes"));
     state.upstream.endpoints.extend([
         Endpoint {
             endpoint: "192.0.2.1:443".parse().unwrap(),

@@ -8,13 +8,12 @@
 //! tracked, also if an earlier connection from the same client port was decided.
 
 use std::borrow::Cow;
-use std::fmt::{self, Display};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::super::sets::{self, Role};
-use super::{Family, Table};
+use super::{Detail, Family, Guard, Table};
 use crate::backend::tables;
 use crate::instance::Instance;
 
@@ -22,6 +21,8 @@ use crate::instance::Instance;
 const OPENING: &str = " --tcp-flags FIN,SYN,RST,ACK SYN";
 /// Every other segment.
 const FOLLOWING: &str = " ! --tcp-flags FIN,SYN,RST,ACK SYN";
+/// What conntrack was kept from.
+const UNTRACKED: &str = " -m conntrack --ctstate UNTRACKED";
 /// What answers a SYN: SYN-ACK, or the RST of a closed port.
 const ANSWER: &str = " ! --tcp-flags SYN,RST NONE";
 
@@ -60,6 +61,10 @@ pub enum Place {
     FilterIncoming,
     /// From the VIP, in the filter table
     FilterReply,
+    /// From an API server to the proxy, in the filter table
+    FilterAnswer,
+    /// From the proxy to an API server, in the filter table
+    FilterOnward,
 }
 
 /// What is done, in the order in which the rules stand in their chain: a connection is decided
@@ -99,6 +104,8 @@ enum Act {
     Drop,
     /// Accepts: untracked packets match no `ctstate ESTABLISHED` rule
     Accept,
+    /// Accepts what is untracked, and nothing else
+    AcceptUntracked,
 }
 
 const fn kind(place: Place, act: Act) -> Kind {
@@ -141,31 +148,11 @@ const ACCEPTING: [Kind; 2] = [
     kind(Place::FilterReply, Act::Accept),
 ];
 
-/// What a rule of the guard depends on besides VIP and port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Detail {
-    /// Nothing
-    None,
-    /// The link by which packets come
-    Link(LinkName),
-    /// The network from which they come
-    Network(IpNet),
-}
-
-/// The name of a link: at most 15 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LinkName([u8; 16]);
-
-/// What the guard's rules are made from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Guard {
-    /// The links that are guarded.
-    pub links: Vec<LinkName>,
-    /// There are links that bring packets which the node itself has sent.
-    pub inner: bool,
-    /// Networks that may come from outside.
-    pub allow_from: Vec<IpNet>,
-}
+/// Those for the proxy's own connections: the address is the API server's.
+const ACCEPTING_UPSTREAM: [Kind; 2] = [
+    kind(Place::FilterAnswer, Act::AcceptUntracked),
+    kind(Place::FilterOnward, Act::AcceptUntracked),
+];
 
 /// The loopback addresses of the family of an address.
 fn loopback(of: IpAddr) -> IpNet {
@@ -176,28 +163,16 @@ fn loopback(of: IpAddr) -> IpNet {
     text.parse().expect("a network")
 }
 
-impl LinkName {
-    /// None if no link can have this name.
-    pub fn new(name: &str) -> Option<Self> {
-        let mut bytes = [0; 16];
-        let is_short = !name.is_empty() && name.len() < bytes.len();
-        is_short.then(|| bytes[..name.len()].copy_from_slice(name.as_bytes()))?;
-        Some(Self(bytes))
-    }
-}
-
-impl Display for LinkName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(0);
-        f.write_str(&String::from_utf8_lossy(&self.0[..end]))
-    }
-}
-
 impl Kind {
     /// Every kind there is.
     pub fn all() -> impl Iterator<Item = Self> {
         let all = GUARDING.into_iter().chain(STATELESS).chain(LEARNING);
-        all.chain(ACCEPTING)
+        all.chain(ACCEPTING).chain(ACCEPTING_UPSTREAM)
+    }
+
+    /// The kinds that let the proxy's own connections pass.
+    pub fn of_upstream() -> [Self; 2] {
+        ACCEPTING_UPSTREAM
     }
 
     /// The kinds that one way needs, in the order in which they stand in their chains.
@@ -261,7 +236,10 @@ impl Kind {
                 Table::Raw
             }
             Place::Translated => Table::Mangle,
-            Place::FilterIncoming | Place::FilterReply => Table::Filter,
+            Place::FilterIncoming
+            | Place::FilterReply
+            | Place::FilterAnswer
+            | Place::FilterOnward => Table::Filter,
         }
     }
 
@@ -269,21 +247,25 @@ impl Kind {
     pub fn chain(self, owner: Instance) -> Cow<'static, str> {
         match self.place {
             Place::Incoming | Place::Spoofed => "PREROUTING".into(),
-            Place::Translated | Place::FilterIncoming => "INPUT".into(),
-            Place::Request | Place::Reply | Place::FilterReply => "OUTPUT".into(),
+            Place::Translated | Place::FilterIncoming | Place::FilterAnswer => "INPUT".into(),
+            Place::Request | Place::Reply | Place::FilterReply | Place::FilterOnward => {
+                "OUTPUT".into()
+            }
             Place::Guarded => tables::guard_name(owner).into(),
         }
     }
 
     /// True if it uses the sets.
     pub fn is_learning(self) -> bool {
-        !matches!(self.act, Act::Untrack | Act::Accept) && !GUARDING.contains(&self)
+        let is_stateless = matches!(self.act, Act::Untrack | Act::Accept | Act::AcceptUntracked);
+        !is_stateless && !GUARDING.contains(&self)
     }
 
+    /// True if the address in it is that end which sends.
     fn is_reply(self) -> bool {
         matches!(
             self.place,
-            Place::Reply | Place::FilterReply | Place::Spoofed
+            Place::Reply | Place::FilterReply | Place::FilterAnswer | Place::Spoofed
         )
     }
 
@@ -297,6 +279,8 @@ impl Kind {
             }
             (Act::Accept, false) => "accept client to VIP",
             (Act::Accept, true) => "accept VIP to client",
+            (Act::AcceptUntracked, false) => "accept proxy to API server",
+            (Act::AcceptUntracked, true) => "accept API server to proxy",
             (Act::Decide, _) => "decide at the SYN",
             (Act::Refresh, _) => "keep the decision",
             (Act::Note, _) => "remember what DNAT brought here",
@@ -354,6 +338,7 @@ impl Kind {
         let (segments, conditions, target) = match self.act {
             Act::Untrack => ("", String::new(), "NOTRACK".to_owned()),
             Act::Accept => ("", String::new(), "ACCEPT".to_owned()),
+            Act::AcceptUntracked => ("", UNTRACKED.to_owned(), "ACCEPT".to_owned()),
             Act::Guard | Act::DropSpoofed | Act::DropLocal | Act::Allow | Act::Drop => {
                 return self.guarding_spec(owner, vip, port, detail);
             }

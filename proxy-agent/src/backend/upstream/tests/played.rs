@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{desired, tables_of};
+use super::{Desired, desired, tables_of};
 use crate::backend::decisions::fuzzing::interpreter::{Kernel, Packet};
 use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
 use crate::netfilter::{Family, Hook};
@@ -25,16 +25,42 @@ struct Node {
 
 impl Node {
     fn new(family: Family) -> Self {
-        let desired = desired(
-            &["192.0.2.1:443", "[2001:db8::1]:443"].map(|text| text.parse().unwrap()),
-            &[],
-            &[PROXY],
-        );
+        Self::with(family, &["192.0.2.1:443", "[2001:db8::1]:443"])
+    }
+
+    /// One that learns endpoints, and knows these.
+    fn with(family: Family, endpoints: &[&str]) -> Self {
+        let endpoints: Vec<_> = endpoints.iter().map(|text| text.parse().unwrap()).collect();
+        let desired = Desired {
+            learns_in: vec![family],
+            ..desired(&endpoints, &[], &[PROXY])
+        };
         let mut tables = tables_of(&desired).into_iter();
         let table = tables.find(|table| table.family == family).unwrap();
         let mut kernel = Kernel::default();
         kernel.install(&Arc::new(table), SIZE);
         Self { kernel, family }
+    }
+
+    /// Those of the node and of the API server.
+    fn addresses(&self) -> (Vec<u8>, Vec<u8>) {
+        match self.family {
+            Family::IPv6 => {
+                let [own, server] = [
+                    [0; 15],
+                    [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                ];
+                ([&own[..], &[9]].concat(), [&server[..], &[1]].concat())
+            }
+            _ => (vec![192, 0, 2, 9], vec![192, 0, 2, 1]),
+        }
+    }
+
+    /// The connection from this port as a member of a set.
+    fn key(&self, port: u16) -> Vec<u8> {
+        let (own, server) = self.addresses();
+        let end = |address: &[u8], port: u16| [address, &port.to_be_bytes(), &[0; 2]].concat();
+        [end(&own, port), end(&server, 443)].concat()
     }
 
     /// Whether a packet of the connection from this port is untracked: sent by a process in this cgroup, or
@@ -44,16 +70,7 @@ impl Node {
             Family::IPv6 => (vec![0; 40], 8),
             _ => (vec![0; 20], 12),
         };
-        let (own, server): (Vec<u8>, Vec<u8>) = match self.family {
-            Family::IPv6 => {
-                let [own, server] = [
-                    [0; 15],
-                    [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                ];
-                ([&own[..], &[9]].concat(), [&server[..], &[1]].concat())
-            }
-            _ => (vec![192, 0, 2, 9], vec![192, 0, 2, 1]),
-        };
+        let (own, server) = self.addresses();
         let mut ends = [(own, port), (server, 443)];
         if sender.is_none() {
             ends.reverse();
@@ -117,6 +134,26 @@ fn every_packet_of_the_proxy_is_untracked_and_none_of_others() {
                 assert!(!node.is_untracked(40_001, sender, flags));
             }
         }
+    }
+}
+
+/// To an endpoint that is not known: noted, tracked, and nothing of others is noted.
+#[test]
+fn new_connections_to_others_are_noted() {
+    for family in [Family::IPv4, Family::IPv6] {
+        let mut node = Node::with(family, &[]);
+        assert!(!node.is_untracked(40_000, Some(STRANGER), SYN));
+        assert!(!node.kernel.has("seen", &node.key(40_000)));
+        assert!(!node.connects(40_000));
+        assert!(node.kernel.has("seen", &node.key(40_000)));
+        // What follows in a connection says nothing new, and the proxy's answers are no connections.
+        for flags in [ACK, SYN | ACK, FIN | ACK, RST] {
+            assert!(!node.sends(40_001, flags));
+        }
+        assert!(!node.kernel.has("seen", &node.key(40_001)));
+        let mut node = Node::new(family);
+        assert!(node.connects(40_000));
+        assert!(!node.kernel.has("seen", &node.key(40_000)), "it is known");
     }
 }
 

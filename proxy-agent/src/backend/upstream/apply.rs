@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Carries operations out, and reads the sets of the tables.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::plan::Op;
+use super::{Error, PART, Upstream, nat, rules};
+use crate::backend::decisions::collect::{self, Which};
+use crate::backend::decisions::{self, DECIDED};
+use crate::backend::live::Connection;
+use crate::backend::tables;
+use crate::kernel::conntrack;
+use crate::netfilter::{self, Socket, Table};
+use crate::reconcile::{Report, failed};
+
+impl Upstream {
+    /// Carries an operation out.
+    pub(super) fn apply(&self, op: &Op) -> Result<(), Error> {
+        let mut socket = Socket::open()?;
+        match op {
+            Op::Install { table, .. } => {
+                let table = self.filled(table.clone(), &mut socket)?;
+                Ok(Table::replace(&[table], &mut socket)?)
+            }
+            Op::Rewrite { table } => Ok(table.rewrite(&mut socket)?),
+            Op::Delete { table } => {
+                decisions::hand_over(Which::OfProxy, self.instance)?;
+                Ok(table.delete(&mut socket)?)
+            }
+            Op::Retry { endpoint } => {
+                for table in tables::empty_upstream(self.instance) {
+                    let mut keys = table.members(rules::REPEATED, &mut socket)?;
+                    keys.retain(|key| collect::endpoint(table.family, key) == Some(*endpoint));
+                    table.delete_members(rules::REPEATED, &keys, &mut socket)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A table with the connections that are untracked now. Where another program has removed the one before,
+    /// conntrack picks them up, and they stay tracked; where it would not, they hang unless they are known.
+    fn filled(&self, mut table: Table, socket: &mut Socket) -> Result<Table, Error> {
+        let mut untracked = collect::members(&table, DECIDED, socket)?;
+        if untracked.is_empty() && !conntrack::picks_up() {
+            for one in nat::connections(&self.cgroups)? {
+                let Connection { client, vip } = one;
+                if self.endpoints.knows(vip)
+                    && netfilter::conntrack::opened_by(socket, client, vip)?.is_none()
+                {
+                    untracked.push(one);
+                }
+            }
+        }
+        for set in table.sets.iter_mut().filter(|set| set.name == DECIDED) {
+            let of_family = untracked
+                .iter()
+                .filter(|one| tables::family_of(one.vip.ip()) == table.family);
+            set.members = of_family.map(Connection::member).collect();
+        }
+        Ok(table)
+    }
+
+    /// New connections of the proxy to endpoints that may be learned.
+    pub(super) fn seen_connections(&self) -> Result<Vec<Connection>, netfilter::Error> {
+        if self.cgroups.is_empty() || !self.endpoints.are_learned() {
+            return Ok(Vec::new());
+        }
+        let mut seen = self.connections_in(rules::SEEN)?;
+        seen.retain(|one| self.endpoints.may_learn(one.vip));
+        Ok(seen)
+    }
+
+    /// The connections in a set of the tables.
+    pub(super) fn connections_in(&self, set: &str) -> Result<Vec<Connection>, netfilter::Error> {
+        let mut found = Vec::new();
+        let mut socket = Socket::open()?;
+        for table in tables::empty_upstream(self.instance) {
+            found.extend(collect::members(&table, set, &mut socket)?);
+        }
+        Ok(found)
+    }
+
+    /// The endpoints that are left to conntrack for a repeated SYN; none if they cannot be read, which is reported.
+    pub(super) fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
+        self.read_endpoints(rules::REPEATED)
+            .unwrap_or_else(|error| {
+                let what = "read the endpoints that are left alone";
+                failed(PART, what, &error, report);
+                BTreeSet::new()
+            })
+    }
+
+    /// The endpoints in a set of the tables.
+    pub(super) fn read_endpoints(
+        &self,
+        set: &str,
+    ) -> Result<BTreeSet<SocketAddr>, netfilter::Error> {
+        let mut found = BTreeSet::new();
+        if self.endpoints.all().is_empty() {
+            return Ok(found);
+        }
+        let mut socket = Socket::open()?;
+        for table in tables::empty_upstream(self.instance) {
+            let keys = table.members(set, &mut socket)?;
+            let endpoints = keys
+                .iter()
+                .filter_map(|key| collect::endpoint(table.family, key));
+            found.extend(endpoints);
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Filters that would drop the proxy's untracked packets: found by the same walk as the doctor's, before a connection
+//! waits for it. ACCEPT rules of ours count; what a native table drops, they cannot let pass.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::backend::iptables;
+use crate::backend::iptables::survey::{self, Family, Flavour};
+use crate::filters::{self, Fate, Found, Known, packets};
+use crate::netfilter;
+
+/// The filters could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Those of nf_tables, iptables-nft's included.
+    #[error(transparent)]
+    Netfilter(#[from] netfilter::Error),
+    /// Those of iptables-legacy.
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
+}
+
+/// The endpoints whose untracked packets a chain drops, or drops unless something holds that is not known, and which
+/// chain.
+///
+/// # Errors
+///
+/// If not all of them can be read; then nothing is known.
+pub async fn dropping(endpoints: &[SocketAddr]) -> Result<BTreeMap<SocketAddr, String>, Error> {
+    if endpoints.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let packets = packets(endpoints, Known::Upstream);
+    let mut found = filters::find_in_nf_tables(&packets)?;
+    for family in Family::ALL {
+        let of_family = packets.iter().filter(|packet| packet.is_of(family));
+        let of_family: Vec<_> = of_family.copied().collect();
+        if !of_family.is_empty() {
+            let table = survey::table(Flavour::Legacy, family, "filter").await?;
+            let program = format!("{}-{}", family.program(), Flavour::Legacy);
+            found.extend(filters::find_in_iptables(&table, &program, &of_family));
+        }
+    }
+    Ok(judge(found))
+}
+
+/// The first chain that drops counts, else the first that may.
+fn judge(mut found: Vec<Found>) -> BTreeMap<SocketAddr, String> {
+    found.sort_by_key(|found| found.fate != Fate::Dropped);
+    let mut dropping = BTreeMap::new();
+    for Found {
+        place,
+        packet,
+        fate,
+        ..
+    } in found
+    {
+        let verb = match fate {
+            Fate::Passes => continue,
+            Fate::Dropped => "drops",
+            Fate::MayPass => "may drop",
+        };
+        let how = || format!("{place} {verb} {packet}");
+        dropping.entry(packet.end).or_insert_with(how);
+    }
+    dropping
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubt_is_as_good_as_certainty_and_certainty_is_named() {
+        let endpoint = "192.0.2.1:443".parse().unwrap();
+        let [answer, onward] = packets(&[endpoint], Known::Upstream)[..] else {
+            panic!("one for each direction");
+        };
+        let found = |packet, fate, place: &str| Found {
+            place: place.to_owned(),
+            packet,
+            fate,
+            of_iptables: false,
+            command: String::new(),
+        };
+        let may = || found(answer, Fate::MayPass, "a");
+        let drops = || found(onward, Fate::Dropped, "b");
+        let judged = |found| judge(found).remove(&endpoint);
+        assert_eq!(judged(Vec::new()), None);
+        assert_eq!(judged(vec![found(answer, Fate::Passes, "a")]), None);
+        let text = judged(vec![may()]).unwrap();
+        assert!(text.starts_with("a may drop"), "{text}");
+        let text = judged(vec![may(), drops()]).unwrap();
+        assert!(text.starts_with("b drops"), "{text}");
+    }
+}
