@@ -2,6 +2,7 @@
 
 //! What `proxy-agent status` tells.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::Output;
 use std::time::Duration;
@@ -163,4 +164,43 @@ pub fn wait_until_upstream(node: &Node, reason: &str, cgroup: &Cgroup) -> Result
         Ok(is_so.then_some(()))
     })
     .with_context(|| format!("{expected:?} is expected, {last:?} is what status has"))
+}
+
+/// Why the proxy's own connections to each known endpoint are tracked, empty if they are not.
+///
+/// # Errors
+/// When there is no status, or nothing of that in it.
+pub fn endpoints(node: &Node) -> Result<BTreeMap<SocketAddr, String>> {
+    let status = read(node)?;
+    let known = array(&status["upstream"]["endpoints"])?.iter();
+    known
+        .map(|known| {
+            let endpoint = known["endpoint"].as_str().context("an endpoint")?;
+            let reason = known["reason"].as_str().unwrap_or_default();
+            Ok((endpoint.parse()?, reason.to_owned()))
+        })
+        .collect()
+}
+
+/// Waits until an endpoint is known, with that reason.
+///
+/// # Errors
+/// When it does not become so.
+pub fn wait_until_known(node: &Node, endpoint: SocketAddr, reason: &str) -> Result<()> {
+    let mut last = BTreeMap::new();
+    cmd::wait_until(FOLLOWED, "the agent to know an endpoint", || {
+        last = endpoints(node)?;
+        let is_so = last.get(&endpoint).is_some_and(|of| of == reason);
+        Ok(is_so.then_some(()))
+    })
+    .with_context(|| format!("{endpoint} is expected with {reason:?}, known are {last:?}"))
+}
+
+/// Why no endpoint is learned now; empty if the next one is.
+///
+/// # Errors
+/// When there is no status.
+pub fn learns_not(node: &Node) -> Result<String> {
+    let reason = read(node)?["upstream"]["reason"].clone();
+    Ok(reason.as_str().unwrap_or_default().to_owned())
 }

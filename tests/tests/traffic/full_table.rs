@@ -2,6 +2,10 @@
 
 //! A conntrack table that takes no more entries: nothing that is tracked can be opened then.
 
+mod filters;
+mod learned;
+mod names;
+mod translated;
 mod upstream;
 
 use std::net::TcpStream;

@@ -18,19 +18,19 @@ use tests::{Family, client, cmd, conntrack, doctor, skip, status, transfer};
 use super::{BYTES, SHORT_TIMEOUT, TIMEOUT, connect_everywhere, fill, works_on};
 
 /// Whether this kernel lacks what the rules need; then that is recorded.
-fn is_too_old(test: &str) -> bool {
+pub(super) fn is_too_old(test: &str) -> bool {
     let what = "`socket cgroupv2` in rules of nf_tables";
     skip::before((5, 13), what, test).expect("reading the kernel's version, recording")
 }
 
 /// API servers at the other end of the uplink.
-fn api_servers(node: &Node) -> Result<[Server; 2]> {
+pub(super) fn api_servers(node: &Node) -> Result<[Server; 2]> {
     let [four, six] = Family::ALL.map(|family| Server::listen(&node.uplink, api_server(family)));
     Ok([four?, six?])
 }
 
 /// The entries of the API server in the node's table.
-fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entry>> {
+pub(super) fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entry>> {
     let mut entries = conntrack::list_all(&node.netns, family)?;
     entries.retain(|entry| {
         let server = api_server(family);
@@ -40,7 +40,7 @@ fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entry>> {
 }
 
 /// But for connections from these addresses: conntrack picks up the last packets of what was flushed.
-fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
+pub(super) fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
     for family in Family::ALL {
         let mut entries = entries(node, family)?;
         entries.retain(|entry| !but.contains(&entry.source) && !but.contains(&entry.destination));
@@ -50,7 +50,7 @@ fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
 }
 
 /// Looks at everything again.
-fn resync(node: &Node, agent: &Agent) -> Result<()> {
+pub(super) fn resync(node: &Node, agent: &Agent) -> Result<()> {
     let passes = || -> Result<Value> { Ok(status::read(node)?["passes"]["last"]["at"].clone()) };
     let before = passes()?;
     agent.signal(libc::SIGHUP)?;
@@ -59,13 +59,13 @@ fn resync(node: &Node, agent: &Agent) -> Result<()> {
     })
 }
 
-fn connect(path: &Path<'_>) -> Result<()> {
+pub(super) fn connect(path: &Path<'_>) -> Result<()> {
     let connected = client::connect(path.netns, path.destination(), TIMEOUT);
     let mut stream = connected.with_context(|| format!("{path}: connecting"))?;
     transfer::exchange(&mut stream, BYTES, 7).with_context(|| path.to_string())
 }
 
-fn host_to_vip(node: &Node) -> Path<'_> {
+pub(super) fn host_to_vip(node: &Node) -> Path<'_> {
     let mut paths = node.paths();
     paths.retain(|path| (&*path.client, path.via, path.family) == ("host", Via::Vip, Family::V4));
     paths.remove(0)
@@ -73,7 +73,7 @@ fn host_to_vip(node: &Node) -> Path<'_> {
 
 /// Every connection of others to the same endpoints: from a pod, and from a process outside of the
 /// proxy's cgroup. Returns where they came from.
-fn others_are_tracked(node: &Node) -> Result<Vec<SocketAddr>> {
+pub(super) fn others_are_tracked(node: &Node) -> Result<Vec<SocketAddr>> {
     let mut others = Vec::new();
     for family in Family::ALL {
         for (client, netns) in [("pod", &node.pods[0].netns), ("process", &node.netns)] {
@@ -150,7 +150,7 @@ fn nothing_gets_to_the_api_server_without_it() {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let _servers = api_servers(node)?;
         let cgroup = node.cgroup("one")?;
-        let _agent = node.start_agent(&["--backend=nftables"])?;
+        let _agent = node.start_agent(&["--backend=nftables", "--proxy-upstream=off"])?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
         fill(node)?;
         let mut paths = node.paths();
@@ -244,46 +244,6 @@ fn a_translated_way_stays_tracked_and_works() {
     });
 }
 
-/// As a firewall that knows established connections only.
-const FIREWALL: &str = "\
-    table inet fw {\n\
-      chain input {\n\
-        type filter hook input priority filter; policy drop;\n\
-        ct state established,related accept\n\
-        iif lo accept\n\
-        tcp dport { 22, 443 } accept\n\
-        meta l4proto { icmp, ipv6-icmp } accept\n\
-      }\n\
-    }\n";
-
-#[test]
-fn a_filter_that_drops_untracked_answers_leaves_it_tracked() {
-    if is_too_old("upstream-a-filter") {
-        return;
-    }
-    Node::test(Topology::Veth, |node| {
-        let _servers = api_servers(node)?;
-        let cgroup = node.cgroup("one")?;
-        node.netns.feed("nft -f -", FIREWALL)?;
-        let agent = node.start_agent(&["--backend=nftables", UPSTREAM])?;
-        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
-        let path = host_to_vip(node);
-        status::wait_until_upstream(node, "", &cgroup)?;
-        connect(&path)?;
-        resync(node, &agent)?;
-        status::wait_until_upstream(node, "repeated", &cgroup)?;
-        let found = doctor::doctor(node)?;
-        let named = found.faults("firewall").iter().any(|fault| {
-            let finding = doctor::text(fault, "finding");
-            finding.contains("table inet fw, chain input") && finding.contains("192.168.100.1:6443")
-        });
-        ensure!(named, "{:#?}", found.faults("firewall"));
-        connect(&path)?;
-        ensure!(entries(node, Family::V4)?.len() == 2, "both are tracked");
-        Ok(())
-    });
-}
-
 /// A stream through the proxy goes on whatever becomes of the agent and its tables.
 #[test]
 fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
@@ -318,10 +278,10 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         works("with a new table")?;
         connect(&path)?;
         drop(agent);
-        let agent = node.start_agent(&["--backend=nftables"])?;
+        let agent = node.start_agent(&["--backend=nftables", "--proxy-upstream=off"])?;
         let left = node.netns.exec("nft list tables")?;
         ensure!(!left.contains("_upstream"), "{left}");
-        works("without the flag")?;
+        works("with the flag off")?;
         drop(agent);
         let agent = node.start_agent(&args)?;
         connect(&path)?;

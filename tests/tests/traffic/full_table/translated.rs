@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! API servers behind NAT of the node: the proxy's connections to them stay tracked and work, and are untracked once the
+//! NAT is gone.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology, api_server};
+use tests::proxy::Proxy;
+use tests::{Family, client, conntrack, status, transfer};
+
+use super::upstream::{
+    api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync,
+};
+use super::{BYTES, TIMEOUT};
+
+/// A Service before the API server, and a port of the node.
+const CLUSTER_IP: &str = "10.96.0.77:443";
+const NODE_PORT: &str = "192.168.100.10:30443";
+
+fn parsed(family: Family, four: &str) -> SocketAddr {
+    match family {
+        Family::V4 => four.parse().expect("an address"),
+        // Not in the way of what is tested.
+        Family::V6 => api_server(family),
+    }
+}
+
+fn cluster_ip(family: Family) -> SocketAddr {
+    parsed(family, CLUSTER_IP)
+}
+
+fn node_port(family: Family) -> SocketAddr {
+    parsed(family, NODE_PORT)
+}
+
+/// With `rules` in a nat table the proxy goes to `server`, tracked. Each connection works at once, none waits for a
+/// repeated SYN. Without them it goes on to the API server, and that way is untracked.
+fn stays_tracked(name: &str, rules: &str, server: fn(Family) -> SocketAddr) {
+    if is_too_old(name) {
+        return;
+    }
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        node.netns.feed(
+            "nft -f -",
+            &format!("table ip upstream_nat {{\n{rules}\n}}\n"),
+        )?;
+        let agent = node.start_agent(&["--backend=nftables"])?;
+        let proxy = Proxy::start_to(node, &cgroup, server)?;
+        let path = host_to_vip(node);
+        connect(&path)?;
+        status::wait_until_known(node, server(Family::V4), "nat")?;
+        for _ in 0..2 {
+            let start = Instant::now();
+            connect(&path)?;
+            println!("connected after {} ms", start.elapsed().as_millis());
+        }
+        let all = entries(node, Family::V4)?;
+        ensure!(all.len() == 3, "each is tracked: {all:#?}");
+        node.netns.exec("nft delete table ip upstream_nat")?;
+        conntrack::flush(&node.netns)?;
+        if server(Family::V4) == api_server(Family::V4) {
+            // The first one that goes as it is, and lives while the agent looks.
+            let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+            transfer::exchange(&mut stream, BYTES, 1)?;
+            resync(node, &agent)?;
+            drop(stream);
+        } else {
+            drop(proxy);
+            let proxy = Proxy::start_to(node, &cgroup, api_server)?;
+            connect(&path)?;
+            status::wait_until_known(node, api_server(Family::V4), "")?;
+            let tracked = sources(node)?;
+            connect(&path)?;
+            drop(proxy);
+            return none_is_tracked(node, &tracked);
+        }
+        status::wait_until_known(node, api_server(Family::V4), "")?;
+        let tracked = sources(node)?;
+        connect(&path)?;
+        none_is_tracked(node, &tracked)
+    });
+}
+
+fn sources(node: &Node) -> Result<Vec<SocketAddr>> {
+    let entries = entries(node, Family::V4)?;
+    Ok(entries.iter().map(|entry| entry.source).collect())
+}
+
+#[test]
+fn a_cluster_ip() {
+    let rules = format!(
+        "chain output {{ type nat hook output priority dstnat; policy accept;\n\
+         ip daddr {} tcp dport 443 dnat to {}; }}",
+        cluster_ip(Family::V4).ip(),
+        api_server(Family::V4)
+    );
+    stays_tracked("translated-cluster-ip", &rules, cluster_ip);
+}
+
+#[test]
+fn a_node_port() {
+    let rules = format!(
+        "chain output {{ type nat hook output priority dstnat; policy accept;\n\
+         fib daddr type local tcp dport 30443 dnat to {}; }}",
+        api_server(Family::V4)
+    );
+    stays_tracked("translated-node-port", &rules, node_port);
+}
+
+#[test]
+fn another_source_address() {
+    // The API server answers to it as well: it is an address of the node.
+    let rules = "chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n\
+                 ip daddr 192.168.100.1 tcp dport 6443 snat to 192.168.100.10:20000-29999 random; }";
+    stays_tracked("translated-source", rules, api_server);
+}
+
+#[test]
+fn masquerade_of_the_nodes_own_traffic() {
+    let rules = "chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n\
+                 oifname \"eth0\" meta l4proto tcp masquerade to :20000-29999 random; }";
+    stays_tracked("translated-masquerade", rules, api_server);
+}
+
+/// As kube-proxy and many others have it: a packet that has the node's address already is not changed.
+#[test]
+fn a_masquerade_that_changes_nothing_is_none() {
+    if is_too_old("translated-nothing") {
+        return;
+    }
+    Node::test(Topology::Veth, |node| {
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        node.netns.feed(
+            "nft -f -",
+            "table ip upstream_nat {\n\
+             chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n\
+             oifname \"eth0\" masquerade; }\n}\n",
+        )?;
+        let _agent = node.start_agent(&["--backend=nftables"])?;
+        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        let path = host_to_vip(node);
+        connect(&path)?;
+        status::wait_until_known(node, api_server(Family::V4), "")?;
+        let tracked = sources(node)?;
+        connect(&path)?;
+        none_is_tracked(node, &tracked)
+    });
+}
