@@ -74,11 +74,19 @@ impl Packet {
     }
 
     /// What `ct state` is of it: `NF_CT_STATE_BIT(IP_CT_NEW)`, or `NF_CT_STATE_UNTRACKED_BIT`.
-    /// `XT_CONNTRACK_STATE` has the same bits.
     pub fn state(&self) -> u32 {
         match self.direction {
             Direction::Opening => 1 << 3,
             Direction::Request | Direction::Reply => 1 << 6,
+        }
+    }
+
+    /// The same for the match of iptables, whose bits are others where there is no entry: `XT_CONNTRACK_STATE_UNTRACKED` of
+    /// linux/netfilter/xt_conntrack.h. What nf_tables calls untracked is its SNAT.
+    pub fn xtables_state(&self) -> u32 {
+        match self.direction {
+            Direction::Opening => self.state(),
+            Direction::Request | Direction::Reply => 1 << 8,
         }
     }
 

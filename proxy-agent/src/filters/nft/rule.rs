@@ -422,7 +422,7 @@ fn conntrack(info: &[u8], packet: &Packet) -> Option<Truth> {
         // Of anything else of an entry there is none: `conntrack_mt` of net/netfilter/xt_conntrack.c.
         return Some(Truth::No);
     }
-    let named = u32::from(states) & packet.state() != 0;
+    let named = u32::from(states) & packet.xtables_state() != 0;
     let matches = named != (inverted & STATE != 0);
     // What else it asks for needs an entry.
     Some(truth(matches && flags == STATE))

@@ -232,7 +232,9 @@ fn matches_of_iptables_are_known() {
         [vec![0; 146], numbers].concat()
     };
     assert_eq!(of(b"conntrack", states(2 | 4, 0)), Truth::No);
-    assert_eq!(of(b"conntrack", states(64, 0)), Truth::Yes);
+    assert_eq!(of(b"conntrack", states(1 << 8, 0)), Truth::Yes);
+    // SNAT.
+    assert_eq!(of(b"conntrack", states(1 << 6, 0)), Truth::No);
     assert_eq!(of(b"conntrack", states(1, 1)), Truth::Yes);
 }
 
