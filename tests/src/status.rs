@@ -196,6 +196,16 @@ pub fn wait_until_known(node: &Node, endpoint: SocketAddr, reason: &str) -> Resu
     .with_context(|| format!("{endpoint} is expected with {reason:?}, known are {last:?}"))
 }
 
+/// Waits until endpoints are learned from the connections of a proxy that has just been started.
+///
+/// # Errors
+/// When it does not become so.
+pub fn wait_until_learning(node: &Node) -> Result<()> {
+    cmd::wait_until(FOLLOWED, "the agent to learn from the proxy", || {
+        Ok(learns_not(node)?.is_empty().then_some(()))
+    })
+}
+
 /// Why no endpoint is learned now; empty if the next one is.
 ///
 /// # Errors

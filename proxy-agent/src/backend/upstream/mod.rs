@@ -23,7 +23,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 
@@ -47,6 +47,9 @@ use crate::state::upstream::{self as published, Reason, Tracked};
 
 /// The name of this part in reports and logs.
 pub const PART: &str = part::UPSTREAM;
+
+/// When the proxy's connections are looked at again after its rules have come to be.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Something that could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,8 @@ pub struct Upstream {
     known: BTreeMap<u64, Cgroup>,
     /// What this pass goes by; none: it is not known.
     stage: Option<Stage>,
+    /// The rules of the proxy's cgroups are new: it may have connected before they noted it.
+    is_new: bool,
     /// What the last pass wanted.
     wanted: Option<Desired>,
     /// The endpoints when the filters were last looked at.
@@ -121,6 +126,7 @@ impl Upstream {
             is_tried: false,
             cgroups: earlier.cgroups,
             stage: None,
+            is_new: false,
             wanted: None,
             filtered_for: None,
             is_away: false,
@@ -187,6 +193,8 @@ impl Upstream {
                     return failed(PART, "list the listeners of the VIPs", &error, report);
                 }
             }
+            let all = cause == Cause::Resync || std::mem::take(&mut self.is_new);
+            let before = self.cgroups.clone();
             match &proxy {
                 Proxy::In(cgroups) => self.cgroups.clone_from(cgroups),
                 // nft(8) loads no rule again that names a cgroup which is gone.
@@ -196,9 +204,13 @@ impl Upstream {
             self.is_away = proxy == Proxy::Away;
             if self.endpoints.are_learned() {
                 company = company::found_in(&self.cgroups);
+                self.is_new = before != self.cgroups;
+            }
+            if self.is_new {
+                report.look_again_after(LOOK_AGAIN);
             }
             if mode == Mode::Apply {
-                let learned = self.learn(company.is_none(), cause);
+                let learned = self.learn(company.is_none(), all);
                 learned.unwrap_or_else(|error| {
                     let what = "look for NAT of the proxy's connections";
                     failed(PART, what, &error, report);
@@ -288,14 +300,14 @@ impl Upstream {
         Ok(proxy::find(&listeners, &mut self.known))
     }
 
-    /// Asks conntrack about the proxy's connections: in a resync about all, else about new ones to endpoints that are not
-    /// known. `learn`: unless that is so.
-    fn learn(&mut self, learn: bool, cause: Cause) -> Result<(), Error> {
+    /// Asks conntrack about `all` of the proxy's connections, or about new ones to endpoints that are not known. `learn`:
+    /// endpoints that are not known may become so.
+    fn learn(&mut self, learn: bool, all: bool) -> Result<(), Error> {
         let now = Instant::now();
-        let connections = match cause {
-            Cause::Event if !learn => return Ok(()),
-            Cause::Event => self.seen_connections()?,
-            Cause::Resync => {
+        let connections = match all {
+            false if !learn => return Ok(()),
+            false => self.seen_connections()?,
+            true => {
                 let all = nat::connections(&self.cgroups)?;
                 let mut used: BTreeSet<_> = all.iter().map(|one| one.vip).collect();
                 used.extend(self.read_endpoints(rules::ANSWERED)?);

@@ -9,7 +9,7 @@
 //!     set left     { … timeout 2m; }
 //!     set answered { type ipv4_addr . inet_service; … timeout 1h; }
 //!     set repeated { type ipv4_addr . inet_service; … timeout 10m; }
-//!     set seen     { … timeout 10s; }
+//!     set seen     { … timeout 1m; }
 //!
 //!     chain output {
 //!         type filter hook output priority raw; policy accept;
@@ -83,8 +83,8 @@ pub const OPENING: &str = "opening";
 pub const REPEATED: &str = "repeated";
 /// The set of the proxy's new connections to other endpoints.
 pub const SEEN: &str = "seen";
-/// How long they are remembered: the agent looks at them twice a second.
-const SEEN_FOR: Duration = Duration::from_secs(10);
+/// How long they are remembered: the agent looks at them twice a second, if it can.
+const SEEN_FOR: Duration = Duration::from_mins(1);
 /// Room for them.
 const SEEN_SIZE: u32 = 1024;
 /// The set of endpoints that have answered since the last repeated SYN.

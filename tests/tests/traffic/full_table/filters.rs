@@ -67,6 +67,9 @@ fn iptables_lets_it_pass(flavour: &str, backend: &str, upstream: &[&str]) {
         let args = [&[backend, "--cleanup"], upstream].concat();
         let mut agent = node.start_agent(&args)?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        if upstream.is_empty() {
+            status::wait_until_learning(node)?;
+        }
         let mut paths = node.paths();
         paths.retain(|path| path.via == Via::Vip);
         for family in Family::ALL {
@@ -110,8 +113,8 @@ fn nobody_else_gets_in(node: &Node, flavour: &str) -> Result<()> {
     node.uplink.feed(
         "nft -f -",
         &format!(
-            "table ip pretend {{ chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;\n\
-             tcp dport {CLOSED} snat to {}; }} }}\n",
+            "table ip pretend {{ chain postrouting {{ type nat hook postrouting priority 100; policy accept;\n\
+             tcp dport {CLOSED} snat to {}\n}} }}\n",
             api_server(Family::V4)
         ),
     )?;
@@ -191,6 +194,9 @@ fn a_native_filter_leaves_it_tracked(name: &str, rules: &str, chain: &str, upstr
         node.netns.feed("nft -f -", rules)?;
         let agent = node.start_agent(&[&["--backend=nftables"], upstream].concat())?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        if upstream.is_empty() {
+            status::wait_until_learning(node)?;
+        }
         let path = host_to_vip(node);
         connect(&path)?;
         status::wait_until_known(node, api_server(Family::V4), "filter")?;

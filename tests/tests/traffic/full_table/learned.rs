@@ -27,6 +27,7 @@ use super::{BYTES, TIMEOUT, fill, works_on};
 /// Has the proxy connect once in each family, and waits until both endpoints are untracked. Returns the sources of what is
 /// tracked.
 fn learn(node: &Node) -> Result<Vec<SocketAddr>> {
+    status::wait_until_learning(node)?;
     for family in Family::ALL {
         let mut paths = node.paths();
         paths.retain(|path| (&*path.client, path.via, path.family) == ("host", Via::Vip, family));
@@ -165,6 +166,7 @@ fn another_upstream_cgroup_or_agent_is_followed() {
         // It goes to another API server.
         drop(proxy);
         let _proxy = Proxy::start_to(node, &cgroups[1], other_server)?;
+        status::wait_until_learning(node)?;
         connect(&path)?;
         status::wait_until_known(node, other_server(Family::V4), "")?;
         fill(node)?;

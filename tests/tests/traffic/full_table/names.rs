@@ -188,6 +188,7 @@ fn goes_on_with_the_last_answer(name: &str, start: impl Fn(&Node, &Cgroup) -> Re
         let _agent = node.start_agent(&["--backend=nftables"])?;
         let _proxy = start(node, &cgroup)?;
         let path = host_to_vip(node);
+        status::wait_until_learning(node)?;
         cmd::wait_until(TIMEOUT, "the proxy to know its API server", || {
             Ok(connect(&path).is_ok().then_some(()))
         })?;

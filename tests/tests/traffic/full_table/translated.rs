@@ -53,6 +53,7 @@ fn stays_tracked(name: &str, rules: &str, server: fn(Family) -> SocketAddr) {
         )?;
         let agent = node.start_agent(&["--backend=nftables"])?;
         let proxy = Proxy::start_to(node, &cgroup, server)?;
+        status::wait_until_learning(node)?;
         let path = host_to_vip(node);
         connect(&path)?;
         status::wait_until_known(node, server(Family::V4), "nat")?;
@@ -74,6 +75,7 @@ fn stays_tracked(name: &str, rules: &str, server: fn(Family) -> SocketAddr) {
         } else {
             drop(proxy);
             let proxy = Proxy::start_to(node, &cgroup, api_server)?;
+            status::wait_until_learning(node)?;
             connect(&path)?;
             status::wait_until_known(node, api_server(Family::V4), "")?;
             let tracked = sources(node)?;
@@ -96,8 +98,8 @@ fn sources(node: &Node) -> Result<Vec<SocketAddr>> {
 #[test]
 fn a_cluster_ip() {
     let rules = format!(
-        "chain output {{ type nat hook output priority dstnat; policy accept;\n\
-         ip daddr {} tcp dport 443 dnat to {}; }}",
+        "chain output {{ type nat hook output priority -100; policy accept;\n\
+         ip daddr {} tcp dport 443 dnat to {}\n }}",
         cluster_ip(Family::V4).ip(),
         api_server(Family::V4)
     );
@@ -107,8 +109,8 @@ fn a_cluster_ip() {
 #[test]
 fn a_node_port() {
     let rules = format!(
-        "chain output {{ type nat hook output priority dstnat; policy accept;\n\
-         fib daddr type local tcp dport 30443 dnat to {}; }}",
+        "chain output {{ type nat hook output priority -100; policy accept;\n\
+         fib daddr type local tcp dport 30443 dnat to {}\n }}",
         api_server(Family::V4)
     );
     stays_tracked("translated-node-port", &rules, node_port);
@@ -117,15 +119,15 @@ fn a_node_port() {
 #[test]
 fn another_source_address() {
     // The API server answers to it as well: it is an address of the node.
-    let rules = "chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n\
-                 ip daddr 192.168.100.1 tcp dport 6443 snat to 192.168.100.10:20000-29999 random; }";
+    let rules = "chain postrouting { type nat hook postrouting priority 100; policy accept;\n\
+                 ip daddr 192.168.100.1 tcp dport 6443 snat to 192.168.100.10:20000-29999 random\n }";
     stays_tracked("translated-source", rules, api_server);
 }
 
 #[test]
 fn masquerade_of_the_nodes_own_traffic() {
-    let rules = "chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n\
-                 oifname \"eth0\" meta l4proto tcp masquerade to :20000-29999 random; }";
+    let rules = "chain postrouting { type nat hook postrouting priority 100; policy accept;\n\
+                 oifname \"eth0\" meta l4proto tcp masquerade to :20000-29999 random\n }";
     stays_tracked("translated-masquerade", rules, api_server);
 }
 
@@ -141,11 +143,12 @@ fn a_masquerade_that_changes_nothing_is_none() {
         node.netns.feed(
             "nft -f -",
             "table ip upstream_nat {\n\
-             chain postrouting { type nat hook postrouting priority srcnat; policy accept;\n\
-             oifname \"eth0\" masquerade; }\n}\n",
+             chain postrouting { type nat hook postrouting priority 100; policy accept;\n\
+             oifname \"eth0\" masquerade\n }\n}\n",
         )?;
         let _agent = node.start_agent(&["--backend=nftables"])?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        status::wait_until_learning(node)?;
         let path = host_to_vip(node);
         connect(&path)?;
         status::wait_until_known(node, api_server(Family::V4), "")?;
