@@ -13,7 +13,7 @@ use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology, UPSTREAM, api_server, uplink_address};
 use tests::path::Via;
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, doctor, status};
+use tests::{Family, client, cmd, conntrack, doctor, status};
 
 use super::upstream::{
     api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync,
@@ -114,7 +114,7 @@ fn nobody_else_gets_in(node: &Node, flavour: &str) -> Result<()> {
         "nft -f -",
         &format!(
             "table ip pretend {{ chain postrouting {{ type nat hook postrouting priority 100; policy accept;\n\
-             tcp dport {CLOSED} snat to {}\n}} }}\n",
+             tcp dport {CLOSED} snat to {}\n}}\n}}\n",
             api_server(Family::V4)
         ),
     )?;
@@ -124,7 +124,8 @@ fn nobody_else_gets_in(node: &Node, flavour: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::TimedOut => {}
         Err(error) => return Err(error).context("a connection from the API server's port"),
     }
-    // It was the firewall that kept it out.
+    // It was the firewall that kept it out. The uplink has that port for one connection at a time.
+    conntrack::flush(&node.uplink)?;
     let rule = format!("INPUT -p tcp --dport {CLOSED} -j ACCEPT");
     node.netns.exec(&format!("iptables-{flavour} -I {rule}"))?;
     client::connect(&node.uplink, address, TIMEOUT).context("with a rule that lets it in")?;
