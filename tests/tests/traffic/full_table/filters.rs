@@ -87,6 +87,7 @@ fn iptables_lets_it_pass(flavour: &str, backend: &str, upstream: &[&str]) {
         works_on(node, &paths)?;
         none_is_tracked(node, &tracked)?;
         nobody_else_gets_in(node, flavour)?;
+        tracked.push(SocketAddr::new(uplink_address(Family::V4), CLOSED));
         fill(node)?;
         works_on(node, &paths)?;
         none_is_tracked(node, &tracked)?;
