@@ -98,8 +98,8 @@ fn find_in(family: Family, title: &str, packets: &[Packet]) -> Result<Vec<Found>
     let mut found = Vec::new();
     // kube-proxy drops new tracked connections only, and its table is the largest of the node.
     let is_of_interest = |table: &&str| {
-        let is_free = |packet: &Packet| packet.known == Known::Upstream;
-        !is_owned(table) && !(*table == KUBE_PROXY && packets.iter().all(is_free))
+        let is_filtered = |packet: &Packet| packet.known != Known::Upstream;
+        !is_owned(table) && (*table != KUBE_PROXY || packets.iter().any(is_filtered))
     };
     for table in tables.into_iter().filter(is_of_interest) {
         let request = NfTablesMessage::GetRule(RuleMessage {

@@ -82,7 +82,7 @@ impl Packet {
     }
 
     /// The same for the match of iptables, whose bits are others where there is no entry: `XT_CONNTRACK_STATE_UNTRACKED` of
-    /// linux/netfilter/xt_conntrack.h. What nf_tables calls untracked is its SNAT.
+    /// `linux/netfilter/xt_conntrack.h`. What nf_tables calls untracked is its SNAT.
     pub fn xtables_state(&self) -> u32 {
         match self.direction {
             Direction::Opening => self.state(),

@@ -83,20 +83,16 @@ pub fn connections(cgroups: &[Cgroup]) -> Result<Vec<Connection>, live::Error> {
 }
 
 fn judge(entries: &[Entry]) -> Option<Way> {
-    let translated = entries
-        .iter()
-        .find(|entry| entry.reply != entry.original.mirrored());
-    match translated {
-        Some(entry) => Some(Way::Translated(format!(
+    let is_translated = |entry: &&Entry| entry.reply != entry.original.mirrored();
+    if let Some(entry) = entries.iter().find(is_translated) {
+        return Some(Way::Translated(format!(
             "NAT: conntrack has {} answered as {}",
             entry.original, entry.reply
-        ))),
-        None => {
-            // Without an answer nothing says that the way works. A health check may be reset right after it.
-            let is_answered = |entry: &Entry| entry.status.contains(Status::SeenReply);
-            entries.iter().any(is_answered).then_some(Way::Free)
-        }
+        )));
     }
+    // Without an answer nothing says that the way works. A health check may be reset right after it.
+    let is_answered = |entry: &Entry| entry.status.contains(Status::SeenReply);
+    entries.iter().any(is_answered).then_some(Way::Free)
 }
 
 #[cfg(test)]
