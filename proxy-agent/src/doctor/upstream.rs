@@ -78,7 +78,8 @@ fn judge(known: &Endpoint, upstream: &Upstream) -> Check {
         return Check::ok(
             ID,
             format!(
-                "the proxy's connections to {endpoint} are untracked: those of cgroup {places}"
+                "the proxy's connections to {endpoint} are untracked: those of cgroup {places}. `nft -f` refuses a ruleset that was \
+                 saved with these rules in it once that cgroup is gone"
             ),
         );
     };
