@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::signals::{Call, Signals};
 use super::{Node, exit_code, interest, start_again_if_misjudged};
+use crate::backend::select::Backend;
 use crate::cleanup::{self, Scope};
 use crate::config::Config;
 use crate::kernel::capabilities::Capability;
@@ -27,8 +28,9 @@ use crate::telemetry::http;
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
-/// How often it is looked whether the proxy listens from another cgroup, for its own connections.
-const LISTENER_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is looked whether the proxy listens from another cgroup, or has connections to new endpoints: for what follows
+/// within a second.
+const LISTENER_INTERVAL: Duration = Duration::from_millis(900);
 /// How often a long clean-up tells that it goes on.
 const PROGRESS: Duration = Duration::from_secs(3);
 
@@ -160,15 +162,24 @@ async fn keep(
                 }
             },
             cause = trigger.wait() => Some(cause),
-            // The kernel sends no events about sockets that listen.
-            _ = listeners.tick(), if node.backend.follows_proxy() => {
-                node.backend.has_proxy_changed().then_some(Cause::Event)
+            () = proxy_change(&node.backend, &mut listeners), if node.backend.follows_proxy() => {
+                Some(Cause::Event)
             }
             _ = logs.tick(), if debug => {
                 node.backend.forward_logs();
                 None
             }
         };
+    }
+}
+
+/// Waits for what concerns the proxy's own connections: the kernel sends no events about sockets that listen.
+async fn proxy_change(backend: &Backend, listeners: &mut Interval) {
+    loop {
+        listeners.tick().await;
+        if backend.has_proxy_changed() {
+            return;
+        }
     }
 }
 

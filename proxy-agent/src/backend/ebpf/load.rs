@@ -167,7 +167,7 @@ impl Programs {
                 info!(
                     part = PART,
                     "the kernel lets no program of traffic control keep the proxy's listeners (as Linux 7.3 and \
-                     newer): the agent does, half a second after the proxy begins to listen at the latest"
+                     newer): the agent does, a second after the proxy begins to listen at the latest"
                 );
                 Ok(loaded)
             }

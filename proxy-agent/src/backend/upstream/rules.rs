@@ -83,7 +83,7 @@ pub const OPENING: &str = "opening";
 pub const REPEATED: &str = "repeated";
 /// The set of the proxy's new connections to other endpoints.
 pub const SEEN: &str = "seen";
-/// How long they are remembered: the agent looks at them twice a second, if it can.
+/// How long they are remembered: the agent looks at them about once a second, if it can.
 const SEEN_FOR: Duration = Duration::from_mins(1);
 /// Room for them.
 const SEEN_SIZE: u32 = 1024;
