@@ -27,7 +27,7 @@ pub(crate) const INTACT: &[u8; 8] = b"intact\r\n";
 /// What it says otherwise.
 pub(crate) const DAMAGED: &[u8; 8] = b"damaged\n";
 /// How long the server waits for a client: longer than any test leaves a connection quiet.
-const TIMEOUT: Duration = Duration::from_mins(60);
+const TIMEOUT: Duration = Duration::from_hours(1);
 
 /// Sends `len` bytes and receives as many, all of them checked; fewer on a slow machine, but for small ones.
 ///
