@@ -67,7 +67,7 @@ pub fn target(uri: &Uri) -> Result<String, NoTarget> {
         None => (authority.as_str() == host).then_some(PORT),
     };
     port.map(|port| format!("{host}:{port}"))
-        .filter(|target| !host.is_empty() && is_target(target))
+        .filter(|target| !matches!(host, "" | "[]") && is_target(target))
         .ok_or(NoTarget::Authority)
 }
 
@@ -139,6 +139,7 @@ mod tests {
             ("ftp://a/", NoTarget::Scheme),
             ("http://user:secret@a/", NoTarget::Authority),
             ("http://a:65536/", NoTarget::Authority),
+            ("http://[]/", NoTarget::Authority),
         ] {
             assert_eq!(of(uri), Err(want), "{uri}");
         }
