@@ -16,7 +16,7 @@ use tests::proxy::Proxy;
 use tests::{Family, client, cmd, conntrack, doctor, status};
 
 use super::upstream::{
-    api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync,
+    api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync, sources,
 };
 use super::{SHORT_TIMEOUT, TIMEOUT, fill, works_on};
 
@@ -78,10 +78,7 @@ fn iptables_lets_it_pass(flavour: &str, backend: &str, upstream: &[&str]) {
             connect(&of_family[0])?;
             status::wait_until_known(node, api_server(family), "")?;
         }
-        let mut tracked = Vec::new();
-        for family in Family::ALL {
-            tracked.extend(entries(node, family)?.iter().map(|entry| entry.source));
-        }
+        let mut tracked = sources(node, &Family::ALL)?;
         ensure!(accepts(node, flavour)? == 2, "one for each direction");
         doctor_is_content(node)?;
         works_on(node, &paths)?;
@@ -219,8 +216,7 @@ fn a_native_filter_leaves_it_tracked(name: &str, rules: &str, chain: &str, upstr
             })
             .with_context(|| format!("{faults:#?}"))?;
         node.netns.exec(doctor::text(fault, "command"))?;
-        let tracked = entries(node, Family::V4)?;
-        let tracked: Vec<_> = tracked.iter().map(|entry| entry.source).collect();
+        let tracked = sources(node, &[Family::V4])?;
         resync(node, &agent)?;
         cmd::wait_until(TIMEOUT, "the endpoint to be untracked", || {
             let known = status::endpoints(node)?;

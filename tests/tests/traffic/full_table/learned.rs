@@ -20,7 +20,7 @@ use tests::transfer::Server;
 use tests::{Family, client, cmd, doctor, status, transfer};
 
 use super::upstream::{
-    api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, others_are_tracked,
+    api_servers, connect, host_to_vip, is_too_old, none_is_tracked, others_are_tracked, sources,
 };
 use super::{BYTES, TIMEOUT, fill, works_on};
 
@@ -39,16 +39,7 @@ fn learn(node: &Node) -> Result<Vec<SocketAddr>> {
             start.elapsed().as_millis()
         );
     }
-    tracked(node)
-}
-
-/// The proxy's ends of connections that conntrack knows.
-fn tracked(node: &Node) -> Result<Vec<SocketAddr>> {
-    let mut sources = Vec::new();
-    for family in Family::ALL {
-        sources.extend(entries(node, family)?.iter().map(|entry| entry.source));
-    }
-    Ok(sources)
+    sources(node, &Family::ALL)
 }
 
 fn everything_is_learned(args: &[&str], has_service: bool, name: &str) {
@@ -115,7 +106,7 @@ fn connections_that_are_older_than_the_agent_count() {
             known.into_iter().collect::<Vec<_>>() == [(api_server(Family::V4), String::new())],
             "what is connected is known with the first pass"
         );
-        let tracked = tracked(node)?;
+        let tracked = sources(node, &Family::ALL)?;
         fill(node)?;
         connect(&path)?;
         none_is_tracked(node, &tracked)?;
@@ -210,7 +201,7 @@ fn nothing_is_learned_from_a_cgroup_with_more_than_the_proxy() {
         ensure!(found.checks.iter().any(is_named), "{:#?}", found.checks);
         thread::sleep(Duration::from_secs(2));
         ensure!(status::endpoints(node)?.is_empty());
-        ensure!(!tracked(node)?.is_empty(), "it is tracked");
+        ensure!(!sources(node, &Family::ALL)?.is_empty(), "it is tracked");
         drop(company);
         status::wait_until_known(node, api_server(Family::V4), "")
     });
@@ -228,7 +219,7 @@ fn off_is_off() {
             connect(&host_to_vip(node))?;
             thread::sleep(Duration::from_secs(1));
         }
-        ensure!(tracked(node)?.len() == 2);
+        ensure!(sources(node, &Family::ALL)?.len() == 2);
         let tables = node.netns.exec("nft list tables")?;
         ensure!(!tables.contains("_upstream"), "{tables}");
         Ok(())

@@ -23,7 +23,7 @@ use tests::node::{API_PORT, Node, Topology, api_server, gateway_address};
 use tests::proxy::listening;
 use tests::{Family, PORT, cmd, conntrack, status};
 
-use super::upstream::{api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked};
+use super::upstream::{api_servers, connect, host_to_vip, is_too_old, none_is_tracked, sources};
 use super::{TIMEOUT, fill};
 
 const NAME: &str = "apiserver.example";
@@ -193,8 +193,7 @@ fn goes_on_with_the_last_answer(name: &str, start: impl Fn(&Node, &Cgroup) -> Re
             Ok(connect(&path).is_ok().then_some(()))
         })?;
         status::wait_until_known(node, api_server(Family::V4), "")?;
-        let entries = entries(node, Family::V4)?;
-        let known: Vec<_> = entries.iter().map(|entry| entry.source).collect();
+        let known = sources(node, &[Family::V4])?;
         fill(node)?;
         let before = name_server.asked();
         thread::sleep(LATER);

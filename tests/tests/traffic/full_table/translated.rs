@@ -6,14 +6,14 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology, api_server};
 use tests::proxy::Proxy;
 use tests::{Family, client, conntrack, status, transfer};
 
 use super::upstream::{
-    api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync,
+    api_servers, connect, entries, host_to_vip, is_too_old, none_is_tracked, resync, sources,
 };
 use super::{BYTES, TIMEOUT};
 
@@ -78,21 +78,16 @@ fn stays_tracked(name: &str, rules: &str, server: fn(Family) -> SocketAddr) {
             status::wait_until_learning(node)?;
             connect(&path)?;
             status::wait_until_known(node, api_server(Family::V4), "")?;
-            let tracked = sources(node)?;
+            let tracked = sources(node, &[Family::V4])?;
             connect(&path)?;
             drop(proxy);
             return none_is_tracked(node, &tracked);
         }
         status::wait_until_known(node, api_server(Family::V4), "")?;
-        let tracked = sources(node)?;
+        let tracked = sources(node, &[Family::V4])?;
         connect(&path)?;
         none_is_tracked(node, &tracked)
     });
-}
-
-fn sources(node: &Node) -> Result<Vec<SocketAddr>> {
-    let entries = entries(node, Family::V4)?;
-    Ok(entries.iter().map(|entry| entry.source).collect())
 }
 
 #[test]
@@ -152,7 +147,7 @@ fn a_masquerade_that_changes_nothing_is_none() {
         let path = host_to_vip(node);
         connect(&path)?;
         status::wait_until_known(node, api_server(Family::V4), "")?;
-        let tracked = sources(node)?;
+        let tracked = sources(node, &[Family::V4])?;
         connect(&path)?;
         none_is_tracked(node, &tracked)
     });

@@ -39,6 +39,15 @@ pub(super) fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entr
     Ok(entries)
 }
 
+/// The sources of these entries, in these families.
+pub(super) fn sources(node: &Node, families: &[Family]) -> Result<Vec<SocketAddr>> {
+    let mut sources = Vec::new();
+    for family in families {
+        sources.extend(entries(node, *family)?.iter().map(|entry| entry.source));
+    }
+    Ok(sources)
+}
+
 /// But for connections from these addresses: conntrack picks up the last packets of what was flushed.
 pub(super) fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
     for family in Family::ALL {
@@ -233,10 +242,7 @@ fn a_translated_way_stays_tracked_and_works() {
         transfer::exchange(&mut stream, BYTES, 1)?;
         resync(node, &agent)?;
         status::wait_until_upstream(node, "", &cgroup)?;
-        let old: Vec<_> = entries(node, Family::V4)?
-            .iter()
-            .map(|entry| entry.source)
-            .collect();
+        let old = sources(node, &[Family::V4])?;
         ensure!(!old.is_empty(), "the endpoint was tracked until now");
         drop(stream);
         connect(&path)?;
