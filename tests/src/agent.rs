@@ -22,6 +22,9 @@ const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long it may take to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
 const EXIT_TIMEOUT_SECONDS: u32 = 20;
+/// What it uses of a processor at most, also on a slow machine, when it looks whether the proxy still listens. It
+/// does about once a second, and a pass takes more.
+const A_LOOK: Duration = Duration::from_millis(2);
 
 /// The flags that have the ClusterIP of each family translated.
 pub const TRANSLATE: [&str; 2] = [
@@ -337,6 +340,26 @@ impl Agent {
     /// When it is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
         usage::cpu_time(self.id())
+    }
+
+    /// Waits until it has done nothing for `window` but look whether the proxy still listens, and `same` says that
+    /// nothing else has changed either.
+    ///
+    /// # Errors
+    /// When it is gone or not at rest in time, and those of `same`.
+    pub fn wait_until_at_rest<T: PartialEq>(
+        &self,
+        (window, timeout): (Duration, Duration),
+        mut same: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let mut before = (self.cpu_time()?, same()?);
+        cmd::wait_until(timeout, "the agent to be at rest", || {
+            std::thread::sleep(window);
+            let now = (self.cpu_time()?, same()?);
+            let rests = now.0 - before.0 <= A_LOOK && now.1 == before.1;
+            let then = std::mem::replace(&mut before, now);
+            Ok(rests.then_some(then.1))
+        })
     }
 
     /// Its resident memory in bytes.

@@ -155,14 +155,7 @@ fn ask(node: &Node) -> Result<()> {
 
 /// Waits until the agent does nothing, and the kernel has freed what is not used any more.
 fn at_rest(node: &Node, agent: &Agent, census: &mut Census) -> Result<Counts> {
-    let mut before = (agent.cpu_time()?, census.take(node)?);
-    cmd::wait_until(IDLE_TIMEOUT, "the agent to be at rest", || {
-        std::thread::sleep(IDLE);
-        let now = (agent.cpu_time()?, census.take(node)?);
-        let rests = now == before;
-        before = now;
-        Ok(rests.then(|| before.1.clone()))
-    })
+    agent.wait_until_at_rest((IDLE, IDLE_TIMEOUT), || census.take(node))
 }
 
 /// Samples after the warm-up: the first fifth.

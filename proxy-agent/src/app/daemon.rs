@@ -173,7 +173,8 @@ async fn keep(
     }
 }
 
-/// Waits until the proxy listens by another socket, or has connections from which an endpoint is learned: the kernel sends no events about sockets that listen.
+/// Waits until the proxy listens by another socket, or has connections from which an endpoint is learned: the kernel
+/// sends no events about sockets that listen.
 async fn proxy_change(backend: &Backend, listeners: &mut Interval) {
     loop {
         listeners.tick().await;

@@ -12,6 +12,7 @@ use http::{HeaderMap, Uri, Version, request, response};
 use thiserror::Error;
 
 use super::head::is_target;
+use crate::go_error;
 
 /// The port of `http` (RFC 9110 §4.2.1).
 const PORT: u16 = 80;
@@ -67,7 +68,10 @@ pub fn target(uri: &Uri) -> Result<String, NoTarget> {
         None => (authority.as_str() == host).then_some(PORT),
     };
     port.map(|port| format!("{host}:{port}"))
-        .filter(|target| !matches!(host, "" | "[]") && is_target(target))
+        .filter(|target| {
+            let apart = go_error::split_host_port(target);
+            is_target(target) && apart.is_ok_and(|(host, _)| !host.is_empty())
+        })
         .ok_or(NoTarget::Authority)
 }
 
@@ -140,6 +144,8 @@ mod tests {
             ("http://user:secret@a/", NoTarget::Authority),
             ("http://a:65536/", NoTarget::Authority),
             ("http://[]/", NoTarget::Authority),
+            ("http://o[fd0]/", NoTarget::Authority),
+            ("http://:80/", NoTarget::Authority),
         ] {
             assert_eq!(of(uri), Err(want), "{uri}");
         }

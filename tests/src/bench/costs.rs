@@ -127,14 +127,7 @@ fn idle_node() -> Result<Node> {
 
 /// Waits until the agent does nothing more.
 fn at_rest(agent: &Agent) -> Result<()> {
-    let mut before = agent.cpu_time()?;
-    cmd::wait_until(TIMEOUT, "the agent to be at rest", || {
-        std::thread::sleep(REST);
-        let now = agent.cpu_time()?;
-        let rests = now == before;
-        before = now;
-        Ok(rests.then_some(()))
-    })
+    agent.wait_until_at_rest((REST, TIMEOUT), || Ok(()))
 }
 
 fn start(node: &Node, args: &[&str]) -> Result<(Agent, f64)> {
