@@ -28,7 +28,7 @@ const BACKEND: &str = "backend.sock";
 /// A running HAProxy with its backend.
 #[derive(Debug)]
 pub struct Proxy {
-    _haproxy: Process,
+    haproxy: Process,
     backend: Option<Server>,
     ca: Option<PathBuf>,
 }
@@ -42,7 +42,7 @@ impl Proxy {
         let socket = node.dir().join(BACKEND);
         let backend = Server::listen_unix(&socket)?;
         Ok(Self {
-            _haproxy: haproxy(node, &tcp_config(&socket)?, None)?,
+            haproxy: haproxy(node, &tcp_config(&socket)?, None)?,
             backend: Some(backend),
             ca: None,
         })
@@ -65,7 +65,7 @@ impl Proxy {
             pem.display()
         )?;
         Ok(Self {
-            _haproxy: haproxy(node, &config, None)?,
+            haproxy: haproxy(node, &config, None)?,
             backend: None,
             ca: Some(ca),
         })
@@ -90,10 +90,16 @@ impl Proxy {
             )?;
         }
         Ok(Self {
-            _haproxy: haproxy(node, &config, Some(cgroup))?,
+            haproxy: haproxy(node, &config, Some(cgroup))?,
             backend: None,
             ca: None,
         })
+    }
+
+    /// HAProxy's process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.haproxy.id()
     }
 
     /// How many connections its backend has taken so far.

@@ -100,6 +100,7 @@ impl Display for Verdict {
 #[must_use]
 pub fn bars(results: &Results) -> Vec<Bar> {
     let mut bars = traffic(results);
+    bars.push(through(results));
     bars.extend(flat(results));
     bars.extend(agent(results));
     bars.retain(|bar| !bar.measured.is_empty());
@@ -220,6 +221,17 @@ fn traffic(results: &Results) -> Vec<Bar> {
         ));
     }
     bars
+}
+
+/// A proxy's work is in wall time only.
+fn through(results: &Results) -> Bar {
+    compare(
+        "request/response through HAProxy, its connection untracked ÷ all tracked",
+        1.0,
+        (&results.upstream, Clock::Wall),
+        (Variant::Ebpf, Variant::Tracked),
+        |cell| cell.work == Work::Exchange.name(),
+    )
 }
 
 /// How much the same node takes with much of something, compared with little.

@@ -20,11 +20,20 @@ pub fn processor() -> usize {
 /// # Errors
 /// When the process may not use that one.
 pub fn pin(processor: usize) -> io::Result<()> {
+    pin_process(0, processor)
+}
+
+/// The same for another process that has one thread; 0 is the calling thread.
+///
+/// # Errors
+/// When it has ended, or may not use that one.
+pub fn pin_process(pid: u32, processor: usize) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     // SAFETY: the set is plain bits, and valid for its size.
     let refused = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(processor, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+        libc::sched_setaffinity(pid, size_of::<libc::cpu_set_t>(), &raw const set)
     };
     if refused != 0 {
         return Err(io::Error::last_os_error());

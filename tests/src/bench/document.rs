@@ -14,11 +14,12 @@ use super::table;
 /// A part of the document: its name in the marks, and what stands between them.
 type Part = (&'static str, fn(&Results) -> String);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("machine", table::machine),
     ("bars", table::bars),
     ("paths", table::paths),
     ("scale", table::scale),
+    ("upstream", table::upstream),
     ("programs", table::programs),
     ("costs", table::costs),
 ];

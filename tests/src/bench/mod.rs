@@ -6,7 +6,7 @@
 //! Every variant has its node for as long as the run lasts. In each round every variant has its turn,
 //! so that what else the machine does meanwhile falls on all alike; what is compared are medians and
 //! ratios within a round. Parts: [`paths`] the variants on every way, [`scale`] the same with much on
-//! the node, [`programs`] each eBPF program alone, [`costs`] the agent.
+//! the node, [`programs`] each eBPF program alone, [`costs`] the agent, [`upstream`] all the way through a proxy.
 
 pub mod bars;
 pub mod clock;
@@ -23,6 +23,7 @@ pub mod scale;
 pub mod statistics;
 pub mod table;
 pub mod traffic;
+pub mod upstream;
 pub mod variant;
 
 use std::time::Duration;

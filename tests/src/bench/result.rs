@@ -42,6 +42,9 @@ pub struct Results {
     pub paths: Vec<Cell>,
     /// Traffic with much on the node: part `scale`.
     pub scale: Vec<Cell>,
+    /// Traffic through a proxy to a server behind the uplink: part `upstream`.
+    #[serde(default)]
+    pub upstream: Vec<Cell>,
     /// The programs: part `programs`.
     pub programs: Vec<Program>,
     /// The agent: part `costs`.
@@ -185,6 +188,7 @@ impl Results {
             slot: u64::try_from(effort.slot.as_millis())?,
             paths: Vec::new(),
             scale: Vec::new(),
+            upstream: Vec::new(),
             programs: Vec::new(),
             costs: Vec::new(),
         })

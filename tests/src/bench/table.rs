@@ -8,6 +8,7 @@ use super::bars::{self, thousands};
 use super::result::{Cell, Clock, Results};
 use super::statistics::Summary;
 use super::traffic::Work;
+use super::upstream;
 use super::variant::Variant;
 
 /// On what and how it was measured.
@@ -70,10 +71,23 @@ fn number(value: f64, unit: &str) -> String {
 /// A table for each kind of work: variants down, ways across.
 #[must_use]
 pub fn paths(results: &Results) -> String {
+    let names: Vec<&str> = Variant::ALL.map(Variant::name).to_vec();
+    let to = [Variant::NoHooks.name(), Variant::Native.name()];
+    of_works(&results.paths, results.clock(), &names, &to)
+}
+
+/// The same through a proxy. The work of the proxy is in wall time only.
+#[must_use]
+pub fn upstream(results: &Results) -> String {
+    let names: Vec<&str> = upstream::names().collect();
+    let to = [Variant::Tracked.name()];
+    of_works(&results.upstream, Clock::Wall, &names, &to)
+}
+
+fn of_works(cells: &[Cell], clock: Clock, variants: &[&str], to: &[&str]) -> String {
     let mut text = String::new();
     for work in Work::ALL {
-        let of_work: Vec<&Cell> = results
-            .paths
+        let of_work: Vec<&Cell> = cells
             .iter()
             .filter(|cell| cell.work == work.name())
             .collect();
@@ -92,10 +106,10 @@ pub fn paths(results: &Results) -> String {
             let _ = write!(text, " | {way} IPv{family}");
         }
         let _ = writeln!(text, " |\n|---|{}", "---|".repeat(ways.len()));
-        for variant in Variant::ALL {
+        for variant in variants {
             let cell = |(way, family): &(&str, u8)| {
                 of_work.iter().find(|cell| {
-                    cell.variant == variant.name() && cell.way == *way && cell.family == *family
+                    cell.variant == *variant && cell.way == *way && cell.family == *family
                 })
             };
             if ways.iter().all(|way| cell(way).is_none()) {
@@ -103,7 +117,7 @@ pub fn paths(results: &Results) -> String {
             }
             let _ = write!(text, "| {variant}");
             for way in &ways {
-                let shown = cell(way).map_or(String::new(), |cell| in_table(results, cell));
+                let shown = cell(way).map_or(String::new(), |one| in_table(cells, clock, one, to));
                 let _ = write!(text, " | {shown}");
             }
             text.push_str(" |\n");
@@ -113,8 +127,8 @@ pub fn paths(results: &Results) -> String {
     text
 }
 
-/// `14.2 ±0.3, 14.1 cpu; ×1.02 ×0.99`
-fn in_table(results: &Results, cell: &Cell) -> String {
+/// `14.2 ±0.3, cpu 14.1 · 1.02 · 0.99`: microseconds, and the ratio to each of the others.
+fn in_table(cells: &[Cell], clock: Clock, cell: &Cell, to: &[&str]) -> String {
     let (Some(wall), Some(cpu)) = (Summary::of(&cell.wall), Summary::of(&cell.cpu)) else {
         return String::new();
     };
@@ -126,18 +140,15 @@ fn in_table(results: &Results, cell: &Cell) -> String {
             format!("{us:.0}")
         }
     };
-    let mut text = format!(
-        "{} ±{}, cpu {}",
-        us(wall.median),
-        us((wall.high - wall.low) / 2.0),
-        us(cpu.median)
-    );
+    let mut text = format!("{} ±{}", us(wall.median), us((wall.high - wall.low) / 2.0));
+    if clock == Clock::Processor {
+        let _ = write!(text, ", cpu {}", us(cpu.median));
+    }
     if let Some(count) = Summary::of(&cell.instructions) {
         let _ = write!(text, ", {:.0} instructions", count.median);
     }
-    for to in [Variant::NoHooks, Variant::Native] {
-        let other = Results::beside(&results.paths, cell, to.name());
-        let clock = results.clock();
+    for to in to {
+        let other = Results::beside(cells, cell, to);
         let ratio = other.and_then(|other| Summary::of_ratio(cell.by(clock), other.by(clock)));
         if let Some(ratio) = ratio {
             let _ = write!(text, " · {:.2}", ratio.median);
@@ -251,12 +262,14 @@ pub fn costs(results: &Results) -> String {
 #[must_use]
 pub fn everything(results: &Results) -> String {
     let mut parts = vec![machine(results)];
-
     if !results.paths.is_empty() {
         parts.push(paths(results));
     }
     if !results.scale.is_empty() {
         parts.push(scale(results));
+    }
+    if !results.upstream.is_empty() {
+        parts.push(format!("## {}\n\n{}", upstream::THROUGH, upstream(results)));
     }
     if !results.programs.is_empty() {
         parts.push(programs(results));

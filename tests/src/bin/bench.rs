@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use tests::bench::result::Results;
-use tests::bench::{Effort, compare, costs, document, paths, programs, scale, table};
+use tests::bench::{Effort, compare, costs, document, paths, programs, scale, table, upstream};
 use tests::{agent, signals, usage};
 
 /// Measures the ways to keep conntrack out of the API server's path side by side, and the agent.
@@ -50,6 +50,8 @@ enum Part {
     Paths,
     /// The same with much on the node
     Scale,
+    /// Through HAProxy to a server behind the uplink, its connections tracked and not
+    Upstream,
     /// Each eBPF program alone
     Programs,
     /// The agent: starts, memory, repairs, links
@@ -109,6 +111,9 @@ fn measure(cli: &Cli) -> Result<Results> {
     }
     if wanted(Part::Scale) {
         results.scale = scale::run(effort, tell).context("scale")?;
+    }
+    if wanted(Part::Upstream) {
+        results.upstream = upstream::run(effort, tell).context("upstream")?;
     }
     results.write(&cli.output)?;
     println!(
