@@ -4,12 +4,14 @@
 //! HAProxy, in a cgroup of its own, to an API server behind the uplink.
 
 use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path as FilePath;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use tests::kubeproxy::KubeProxy;
-use tests::node::{Node, Topology, UPSTREAM, api_server};
-use tests::path::Path;
+use tests::node::{Node, Topology, api_server};
+use tests::path::{Path, Via};
 use tests::proxy::{ApiServers, Proxy};
 use tests::{Family, conntrack, ctnetlink, status};
 
@@ -63,9 +65,11 @@ pub fn measure(column: &Column) -> Result<Outcome> {
     let servers = ApiServers::start(&node, api_server)?;
     let cgroup = node.cgroup("proxy")?;
     let proxy = Proxy::start_to(&node, &cgroup, api_server)?;
-    if column.args.is_some_and(|args| args.contains(&UPSTREAM)) {
-        status::wait_until_upstream(&node, "", &cgroup)?;
-    }
+    let older = if column.translates {
+        be_learned(&node, servers.ca())?
+    } else {
+        Vec::new()
+    };
     let start = Instant::now();
     let count = ctnetlink::fill(&node.netns)?;
     println!(
@@ -75,7 +79,8 @@ pub fn measure(column: &Column) -> Result<Outcome> {
     );
     let paths: Vec<Path<'_>> = node.paths();
     let results = requests::one_on_every_path(&paths, servers.ca())?;
-    let entries = entries(&node)?;
+    let mut sources = sources(&node)?;
+    sources.retain(|source| !older.contains(source));
     drop((agent, proxy));
     let of_paths = paths
         .iter()
@@ -83,20 +88,37 @@ pub fn measure(column: &Column) -> Result<Outcome> {
         .map(|(path, result)| (path.family, path.to_string(), result));
     Ok(Outcome {
         requests: of_paths.collect(),
-        entries,
+        entries: sources.len(),
     })
 }
 
-/// Entries of the proxy and of the API servers.
-fn entries(node: &Node) -> Result<usize> {
-    let mut count = 0;
+/// Has the agent learn the API servers, from one request in each family while there is room in the table. Returns the
+/// sources of what that left there: the first connection to an API server is tracked.
+fn be_learned(node: &Node, ca: &FilePath) -> Result<Vec<SocketAddr>> {
+    status::wait_until_learning(node)?;
+    for family in Family::ALL {
+        let mut paths = node.paths();
+        paths.retain(|path| (&*path.client, path.via, path.family) == ("host", Via::Vip, family));
+        let results = requests::one_on_every_path(&paths, ca)?;
+        for (path, result) in paths.iter().zip(results) {
+            let took = result.map_err(|reason| anyhow!("{path}: {reason}"))?;
+            println!("      {path}: answered in {} ms", took.as_millis());
+        }
+        status::wait_until_known(node, api_server(family), "")?;
+    }
+    sources(node)
+}
+
+/// The sources of the entries of the proxy and of the API servers.
+fn sources(node: &Node) -> Result<Vec<SocketAddr>> {
+    let mut sources = Vec::new();
     for family in Family::ALL {
         let is_theirs = |entry: &&conntrack::Entry| {
             let ends = [entry.source, entry.destination, entry.reply_source];
             entry.is_proxy(family) || ends.contains(&api_server(family))
         };
         let all = conntrack::list_all(&node.netns, family)?;
-        count += all.iter().filter(is_theirs).count();
+        sources.extend(all.iter().filter(is_theirs).map(|entry| entry.source));
     }
-    Ok(count)
+    Ok(sources)
 }

@@ -18,7 +18,7 @@ use requests::Row;
 use tests::agent::{self, Agent, TRANSLATE};
 use tests::kubeproxy::KubeProxy;
 use tests::lacking::Lacking;
-use tests::node::{Node, Topology, UPSTREAM};
+use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, conntrack, signals};
 
@@ -53,7 +53,7 @@ const COLUMNS: [Column; 3] = [
     },
     Column {
         title: "proxy-agent",
-        args: Some(&["--backend=ebpf", UPSTREAM, "--cleanup"]),
+        args: Some(&["--backend=ebpf", "--cleanup"]),
         lacking: None,
         translates: true,
     },

@@ -52,7 +52,7 @@ fn accepts(node: &Node, flavour: &str) -> Result<usize> {
 }
 
 fn iptables_lets_it_pass(flavour: &str, backend: &str, upstream: &[&str]) {
-    if is_too_old(&format!("filters-{flavour}")) {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -183,8 +183,8 @@ const POLICY: &str = "\
 
 /// No ACCEPT rule of another table helps there: the connections stay tracked, and none is late. With a rule of its
 /// own, as the doctor proposes it, they are untracked.
-fn a_native_filter_leaves_it_tracked(name: &str, rules: &str, chain: &str, upstream: &[&str]) {
-    if is_too_old(name) {
+fn a_native_filter_leaves_it_tracked(rules: &str, chain: &str, upstream: &[&str]) {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -233,11 +233,11 @@ fn a_native_filter_leaves_it_tracked(name: &str, rules: &str, chain: &str, upstr
 #[test]
 fn firewalld_leaves_it_tracked() {
     let chain = "table inet firewalld, chain filter_INPUT";
-    a_native_filter_leaves_it_tracked("filters-firewalld", FIREWALLD, chain, &[]);
+    a_native_filter_leaves_it_tracked(FIREWALLD, chain, &[]);
 }
 
 #[test]
 fn a_policy_leaves_it_tracked() {
     let chain = "table inet fw, chain input";
-    a_native_filter_leaves_it_tracked("filters-policy", POLICY, chain, &[UPSTREAM]);
+    a_native_filter_leaves_it_tracked(POLICY, chain, &[UPSTREAM]);
 }

@@ -42,8 +42,8 @@ fn learn(node: &Node) -> Result<Vec<SocketAddr>> {
     sources(node, &Family::ALL)
 }
 
-fn everything_is_learned(args: &[&str], has_service: bool, name: &str) {
-    if is_too_old(name) {
+fn everything_is_learned(args: &[&str], has_service: bool) {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -77,18 +77,18 @@ fn everything_is_learned(args: &[&str], has_service: bool, name: &str) {
 #[test]
 fn api_servers_are_learned_with_ebpf() {
     let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
-    everything_is_learned(&args, true, "learned-ebpf");
+    everything_is_learned(&args, true);
 }
 
 #[test]
 fn api_servers_are_learned_with_nftables() {
-    everything_is_learned(&["--backend=nftables"], false, "learned-nftables");
+    everything_is_learned(&["--backend=nftables"], false);
 }
 
 /// The proxy's connections are older than the agent, and it opens no further one before the table is full.
 #[test]
 fn connections_that_are_older_than_the_agent_count() {
-    if is_too_old("learned-older-connections") {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -125,7 +125,7 @@ fn other_server(family: Family) -> SocketAddr {
 
 #[test]
 fn another_upstream_cgroup_or_agent_is_followed() {
-    if is_too_old("learned-followed") {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -177,7 +177,7 @@ fn company(cgroup: &Cgroup) -> Result<Process> {
 
 #[test]
 fn nothing_is_learned_from_a_cgroup_with_more_than_the_proxy() {
-    if is_too_old("learned-company") {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {

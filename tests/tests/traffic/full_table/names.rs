@@ -176,8 +176,8 @@ fn envoy(node: &Node, cgroup: &Cgroup, mut command: Command) -> Result<Process> 
 }
 
 /// What was resolved before the table was full is what the proxy goes on with, whether it can ask or not.
-fn goes_on_with_the_last_answer(name: &str, start: impl Fn(&Node, &Cgroup) -> Result<Process>) {
-    if is_too_old(name) {
+fn goes_on_with_the_last_answer(start: impl Fn(&Node, &Cgroup) -> Result<Process>) {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -221,7 +221,7 @@ fn goes_on_with_the_last_answer(name: &str, start: impl Fn(&Node, &Cgroup) -> Re
 
 #[test]
 fn haproxy_goes_on_with_the_last_answer() {
-    goes_on_with_the_last_answer("names-haproxy", haproxy);
+    goes_on_with_the_last_answer(haproxy);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn envoy_goes_on_with_the_last_answer() -> Result<()> {
         return Ok(());
     };
     let program = tool.envoy();
-    goes_on_with_the_last_answer("names-envoy", move |node, cgroup| {
+    goes_on_with_the_last_answer(move |node, cgroup| {
         envoy(node, cgroup, node.netns.command(&program))
     });
     Ok(())

@@ -39,8 +39,8 @@ fn node_port(family: Family) -> SocketAddr {
 
 /// With `rules` in a nat table the proxy goes to `server`, tracked. Each connection works at once, none waits for a
 /// repeated SYN. Without them it goes on to the API server, and that way is untracked.
-fn stays_tracked(name: &str, rules: &str, server: fn(Family) -> SocketAddr) {
-    if is_too_old(name) {
+fn stays_tracked(rules: &str, server: fn(Family) -> SocketAddr) {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -98,7 +98,7 @@ fn a_cluster_ip() {
         cluster_ip(Family::V4).ip(),
         api_server(Family::V4)
     );
-    stays_tracked("translated-cluster-ip", &rules, cluster_ip);
+    stays_tracked(&rules, cluster_ip);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_node_port() {
          fib daddr type local tcp dport 30443 dnat to {}\n }}",
         api_server(Family::V4)
     );
-    stays_tracked("translated-node-port", &rules, node_port);
+    stays_tracked(&rules, node_port);
 }
 
 #[test]
@@ -116,20 +116,20 @@ fn another_source_address() {
     // The API server answers to it as well: it is an address of the node.
     let rules = "chain postrouting { type nat hook postrouting priority 100; policy accept;\n\
                  ip daddr 192.168.100.1 tcp dport 6443 snat to 192.168.100.10:20000-29999 random\n }";
-    stays_tracked("translated-source", rules, api_server);
+    stays_tracked(rules, api_server);
 }
 
 #[test]
 fn masquerade_of_the_nodes_own_traffic() {
     let rules = "chain postrouting { type nat hook postrouting priority 100; policy accept;\n\
                  oifname \"eth0\" meta l4proto tcp masquerade to :20000-29999 random\n }";
-    stays_tracked("translated-masquerade", rules, api_server);
+    stays_tracked(rules, api_server);
 }
 
 /// As kube-proxy and many others have it: a packet that has the node's address already is not changed.
 #[test]
 fn a_masquerade_that_changes_nothing_is_none() {
-    if is_too_old("translated-nothing") {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {

@@ -17,10 +17,11 @@ use tests::{Family, client, cmd, conntrack, doctor, skip, status, transfer};
 
 use super::{BYTES, SHORT_TIMEOUT, TIMEOUT, connect_everywhere, fill, works_on};
 
-/// Whether this kernel lacks what the rules need; then that is recorded.
-pub(super) fn is_too_old(test: &str) -> bool {
+/// Whether this kernel lacks what the rules need; then that is recorded, once for all tests of the proxy's own connections.
+pub(super) fn is_too_old() -> bool {
     let what = "`socket cgroupv2` in rules of nf_tables";
-    skip::before((5, 13), what, test).expect("reading the kernel's version, recording")
+    skip::before((5, 13), what, "full_table-proxy-upstream")
+        .expect("reading the kernel's version, recording")
 }
 
 /// API servers at the other end of the uplink.
@@ -99,8 +100,8 @@ pub(super) fn others_are_tracked(node: &Node) -> Result<Vec<SocketAddr>> {
     Ok(others)
 }
 
-fn the_way_on_works(args: &[&str], has_service: bool, name: &str) {
-    if is_too_old(name) {
+fn the_way_on_works(args: &[&str], has_service: bool) {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -144,12 +145,12 @@ fn the_way_on_works(args: &[&str], has_service: bool, name: &str) {
 #[test]
 fn the_way_on_works_with_ebpf() {
     let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
-    the_way_on_works(&args, true, "upstream-ebpf");
+    the_way_on_works(&args, true);
 }
 
 #[test]
 fn the_way_on_works_with_nftables() {
-    the_way_on_works(&["--backend=nftables"], false, "upstream-nftables");
+    the_way_on_works(&["--backend=nftables"], false);
 }
 
 #[test]
@@ -194,7 +195,7 @@ const ONLY_TRANSLATED: &str = "\
 /// does every later one at once. Without the NAT the endpoint is untracked again.
 #[test]
 fn a_translated_way_stays_tracked_and_works() {
-    if is_too_old("upstream-a-translated-way") {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
@@ -253,7 +254,7 @@ fn a_translated_way_stays_tracked_and_works() {
 /// A stream through the proxy goes on whatever becomes of the agent and its tables.
 #[test]
 fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
-    if is_too_old("upstream-a-stream") {
+    if is_too_old() {
         return;
     }
     Node::test(Topology::Veth, |node| {
