@@ -196,17 +196,17 @@ impl Stall {
     pub const ALL: [Self; 2] = [Self::Target, Self::Client];
 }
 
-/// Tunnels that stand still, in turn in each of these ways. They last until the set is dropped.
+/// Opens tunnels that stand still, in turn in each of these ways. They last until the set is dropped.
 ///
 /// # Errors
-/// One cannot be opened.
+/// One cannot be opened. Those before it are in the set.
 pub async fn stalled(
+    tasks: &mut JoinSet<()>,
     dialer: Dialer,
     target: SocketAddr,
     count: usize,
     ways: &[Stall],
-) -> Result<JoinSet<()>> {
-    let mut tasks = JoinSet::new();
+) -> Result<()> {
     for way in ways.iter().cycle().take(count) {
         let mut tunnel = dialer.dial(&target.to_string()).await?;
         match way {
@@ -228,5 +228,5 @@ pub async fn stalled(
             }
         }
     }
-    Ok(tasks)
+    Ok(())
 }

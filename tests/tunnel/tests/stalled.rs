@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::cmd::wait_until;
 use tests::patience::is_load_full;
+use tokio::task::JoinSet;
 use tunnel_tests::load::rig::{Both, Rig, Transport};
 use tunnel_tests::load::{self, LOST, Stall, percentile};
 use tunnel_tests::program::{Make, lacks_peers};
@@ -65,7 +66,8 @@ fn beside(rig: &Rig, makes: Both<Make>, ways: &'static [Stall]) -> Result<()> {
     let (memory, files) = (rig.memory()?, rig.files()?);
     let (trips, stalled) = rig.run(async move {
         let tunnels = load::resting(dialer.clone(), target, OTHERS).await?;
-        let stalled = load::stalled(dialer, target, count, ways).await?;
+        let mut stalled = JoinSet::new();
+        load::stalled(&mut stalled, dialer, target, count, ways).await?;
         Ok((load::round_trips(tunnels, slot).await, stalled))
     })?;
     let beside = percentile(&trips)?;

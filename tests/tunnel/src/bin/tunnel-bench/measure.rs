@@ -6,12 +6,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::task::JoinSet;
 use tunnel_tests::load::rig::{Rig, Transport};
 use tunnel_tests::load::{self, Direction, Stall, percentile};
 use tunnel_tests::program::Make;
 
 use crate::Effort;
-use crate::report::{Bar, Row};
+use crate::report::{self, Bar, Row};
 
 /// Bytes of a mebibyte.
 const MIB: f64 = 1024.0 * 1024.0;
@@ -53,6 +54,8 @@ impl Samples {
 /// A program is missing or fails.
 pub fn everything(makes: &[Make], effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
+    // At once, too: a long run may fail late.
+    let so_far = |rows: &[Row], shown: usize| progress(&report::table(&rows[shown..]));
     let transports: &[Transport] = if effort.short {
         &[Transport::GrpcUds, Transport::ConnectTls]
     } else {
@@ -60,7 +63,9 @@ pub fn everything(makes: &[Make], effort: Effort, progress: impl Fn(&str)) -> Re
     };
     for &transport in transports {
         progress(&format!("{}: new tunnels and throughput", transport.name()));
+        let shown = rows.len();
         traffic(transport, makes, effort, &mut rows).with_context(|| transport.name())?;
+        so_far(&rows, shown);
     }
     progress("memory");
     memory(makes, effort, &mut rows).context("memory")?;
@@ -69,7 +74,9 @@ pub fn everything(makes: &[Make], effort: Effort, progress: impl Fn(&str)) -> Re
             "{}: round trips beside stalled tunnels",
             transport.name()
         ));
+        let shown = rows.len();
         isolation(transport, makes, effort, &mut rows).with_context(|| transport.name())?;
+        so_far(&rows, shown);
     }
     Ok(rows)
 }
@@ -190,22 +197,29 @@ fn isolation(
 ) -> Result<()> {
     let (mut alone, mut beside, mut ratio) =
         (Samples::default(), Samples::default(), Samples::default());
+    let mut opened = Samples::default();
     for &make in makes {
         let rig = Rig::new(transport, make)?;
         let (dialer, target) = (rig.dialer.clone(), rig.target);
         let slot = effort.trips;
-        let (first, second) = rig
+        let (first, second, count) = rig
             .run(async move {
                 let tunnels = load::resting(dialer.clone(), target, TRAVELLING).await?;
                 let first = load::round_trips(tunnels, slot).await;
                 let tunnels = load::resting(dialer.clone(), target, TRAVELLING).await?;
-                let stalled = load::stalled(dialer, target, STALLED, &Stall::ALL).await?;
+                let mut stalled = JoinSet::new();
+                // Of upstream's the first few keep everybody else waiting, further dials too.
+                let all = load::stalled(&mut stalled, dialer, target, STALLED, &Stall::ALL);
+                let refused = all.await.err();
+                if make == Make::Ours || stalled.is_empty() {
+                    refused.map_or(Ok(()), Err)?;
+                }
                 let second = load::round_trips(tunnels, slot).await;
-                drop(stalled);
-                Ok((percentile(&first)?, percentile(&second)?))
+                Ok((percentile(&first)?, percentile(&second)?, stalled.len()))
             })
             .with_context(|| make.name())?;
         let (first, second) = (first.as_secs_f64(), second.as_secs_f64());
+        opened.push(make, f64::from(u32::try_from(count)?));
         alone.push(make, first * 1000.0);
         beside.push(make, second * 1000.0);
         ratio.push(make, second / first);
@@ -216,8 +230,13 @@ fn isolation(
         "ms",
         None,
     ));
+    rows.push(opened.row(
+        format!("tunnels to ends that do not read that can be opened, of {STALLED}; {name}"),
+        "tunnels",
+        None,
+    ));
     rows.push(beside.row(
-        format!("the same beside {STALLED} stalled ones (10,000: no answer); {name}"),
+        format!("the same beside these (10,000: no answer); {name}"),
         "ms",
         None,
     ));
