@@ -23,9 +23,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use prometheus::IntGauge;
+use proxy_serve::flags;
 use proxy_serve::klog::{KlogArgs, Separator, Spelling, Style};
 use proxy_serve::log::{self, LogFormat};
-use proxy_serve::{flags, memory};
+use proxy_serve::memory::{self, Blocks};
 use tokio::time::{Instant, interval};
 
 use crate::flow::Budget;
@@ -50,6 +51,12 @@ const ENDED: usize = 100;
 
 /// Bytes in inboxes that count as much as a connection.
 const BUFFERED: usize = 64 * 1024;
+
+/// Buffers of a bulk transfer are up to 256 KiB: two chunks, or a message beside the start of the next one.
+const BLOCKS: Blocks = Blocks {
+    mapped: 1 << 20,
+    kept: 2 << 20,
+};
 
 /// Ports that upstream's programs accept.
 const PORTS: RangeInclusive<i64> = 1024..=49_151;
@@ -99,7 +106,7 @@ struct CommandLine<P: Program> {
 /// The whole of a program.
 #[must_use]
 pub fn main<P: Program>() -> ExitCode {
-    memory::set_up();
+    memory::set_up(BLOCKS);
     let line = match flags::parse_pflag::<CommandLine<P>>() {
         Ok(line) => line,
         Err(code) => return code,

@@ -19,7 +19,8 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 use proxy_serve::flags::{self, OnBadUsage};
-use proxy_serve::{log, memory};
+use proxy_serve::log;
+use proxy_serve::memory::{self, Blocks};
 
 use crate::cli::Args;
 
@@ -29,7 +30,10 @@ const MAX_THREADS: usize = 4;
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    memory::set_up();
+    memory::set_up(Blocks {
+        mapped: 128 << 10,
+        kept: 256 << 10,
+    });
     let args: Args = match flags::parse(OnBadUsage::Error) {
         Ok(args) => args,
         Err(code) => return code,
