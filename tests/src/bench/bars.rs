@@ -9,6 +9,7 @@ use super::result::{Cell, Clock, Results};
 use super::scale;
 use super::statistics::Summary;
 use super::traffic::Work;
+use super::upstream;
 use super::variant::Variant;
 
 /// Something that must not be more than a number.
@@ -100,7 +101,7 @@ impl Display for Verdict {
 #[must_use]
 pub fn bars(results: &Results) -> Vec<Bar> {
     let mut bars = traffic(results);
-    bars.push(through(results));
+    bars.extend(through(results));
     bars.extend(flat(results));
     bars.extend(agent(results));
     bars.retain(|bar| !bar.measured.is_empty());
@@ -112,14 +113,14 @@ fn compare(
     what: &str,
     most: f64,
     (cells, clock): (&[Cell], Clock),
-    (variant, to): (Variant, Variant),
+    (variant, to): (&str, &str),
     concerns: impl Fn(&Cell) -> bool,
 ) -> Bar {
     let of_variant = cells
         .iter()
-        .filter(|cell| cell.variant == variant.name() && concerns(cell));
+        .filter(|cell| cell.variant == variant && concerns(cell));
     let measured = of_variant.filter_map(|cell| {
-        let other = Results::beside(cells, cell, to.name())?;
+        let other = Results::beside(cells, cell, to)?;
         let ratio = Summary::of_ratio(cell.by(clock), other.by(clock))?;
         Some((place(cell), ratio))
     });
@@ -160,42 +161,42 @@ fn traffic(results: &Results) -> Vec<Bar> {
             "request/response, pod → ClusterIP ÷ kube-proxy's tracked DNAT",
             0.95,
             cells,
-            (service, Variant::KubeProxy),
+            (service.name(), Variant::KubeProxy.name()),
             to_service(&[Work::Exchange]),
         ),
         compare(
             "connect + request + close, pod → ClusterIP ÷ kube-proxy's tracked DNAT",
             0.90,
             cells,
-            (service, Variant::KubeProxy),
+            (service.name(), Variant::KubeProxy.name()),
             to_service(&[Work::Connect]),
         ),
         compare(
             "1 MiB, pod → ClusterIP ÷ kube-proxy's tracked DNAT",
             1.0,
             cells,
-            (service, Variant::KubeProxy),
+            (service.name(), Variant::KubeProxy.name()),
             to_service(&[Work::Send, Work::Receive]),
         ),
         compare(
             "everything to the VIP ÷ tracked",
             1.0,
             cells,
-            (vip, Variant::Tracked),
+            (vip.name(), Variant::Tracked.name()),
             |cell| !unrelated(cell),
         ),
         compare(
             "connect + request + close to the VIP ÷ tracked",
             0.95,
             cells,
-            (vip, Variant::Tracked),
+            (vip.name(), Variant::Tracked.name()),
             to_vip(Work::Connect),
         ),
         compare(
             "everything to the VIP ÷ native nft notrack",
             1.02,
             cells,
-            (vip, Variant::Native),
+            (vip.name(), Variant::Native.name()),
             |cell| !unrelated(cell),
         ),
     ];
@@ -209,14 +210,14 @@ fn traffic(results: &Results) -> Vec<Bar> {
             &format!("unrelated traffic, {name} ÷ without the agent"),
             1.01,
             cells,
-            (variant, Variant::Tracked),
+            (variant.name(), Variant::Tracked.name()),
             unrelated,
         ));
         bars.push(compare(
             &format!("unrelated traffic with 1,000 links, {name} ÷ without the agent"),
             1.01,
             (&results.scale, clock),
-            (variant, Variant::Tracked),
+            (variant.name(), Variant::Tracked.name()),
             many_links,
         ));
     }
@@ -224,14 +225,22 @@ fn traffic(results: &Results) -> Vec<Bar> {
 }
 
 /// A proxy's work is in wall time only.
-fn through(results: &Results) -> Bar {
-    compare(
-        "request/response through HAProxy, its connection untracked ÷ all tracked",
-        1.0,
-        (&results.upstream, Clock::Wall),
-        (Variant::Ebpf, Variant::Tracked),
-        |cell| cell.work == Work::Exchange.name(),
-    )
+fn through(results: &Results) -> [Bar; 2] {
+    let to = [
+        ("with the agent in both", upstream::ONLY_THE_VIP),
+        ("without the agent", Variant::Tracked.name()),
+    ];
+    to.map(|(beside, name)| {
+        compare(
+            &format!(
+                "request/response through HAProxy, its connection untracked ÷ tracked, {beside}"
+            ),
+            1.0,
+            (&results.upstream, Clock::Wall),
+            (Variant::Ebpf.name(), name),
+            |cell| cell.work == Work::Exchange.name(),
+        )
+    })
 }
 
 /// How much the same node takes with much of something, compared with little.
