@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Mode;
+use crate::ahead::ReadAhead;
 use crate::tcp::{
     self,
     upkeep::{self, Use},
@@ -120,7 +121,9 @@ impl Endpoint {
                         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
                 };
                 let connector = TlsConnector::from(Arc::new(config));
-                Ok(Io::Tls(Box::new(connector.connect(name, stream).await?)))
+                Ok(Io::Tls(Box::new(
+                    connector.connect(name, ReadAhead::new(stream)).await?,
+                )))
             }
         }
     }
@@ -148,7 +151,7 @@ pub enum Io {
     /// Over a Unix socket.
     Unix(UnixStream),
     /// Over TCP with TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }
 
 impl AsyncRead for Io {
