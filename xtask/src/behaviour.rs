@@ -5,12 +5,13 @@
 //! Lists of tests ([`crate::kernels`], [`crate::nodes`]) and people name files, as `paths`, and tests in them, as
 //! `ebpf::veth::nftables`. The program of a file is nobody's business but this module's.
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::sh;
-use crate::test::RELEASE;
+use crate::test::{RELEASE, USER_SPACE};
 use crate::workspace::Workspace;
 
 /// A file of behaviour tests.
@@ -119,16 +120,19 @@ fn exactly(mut tests: Vec<String>) -> Vec<String> {
     tests
 }
 
-/// The programs, built.
+/// The programs, built: a directory with files of tests each. All packages are selected, as for `cargo xtask test`: with
+/// another selection cargo would build the dependencies again, with other features.
 fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
-    let messages = sh::read(workspace.cargo("test").args(RELEASE).args([
-        "--package",
-        "tests",
-        "--tests",
-        "--no-run",
-        "--message-format",
-        "json-render-diagnostics",
-    ]))?;
+    let directory = workspace.root.join("tests/tests");
+    let mut cargo = workspace.cargo("test");
+    cargo.args(RELEASE).args(USER_SPACE);
+    for entry in
+        fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?
+    {
+        cargo.arg("--test").arg(entry?.file_name());
+    }
+    let messages =
+        sh::read(cargo.args(["--no-run", "--message-format", "json-render-diagnostics"]))?;
     let mut programs = Vec::new();
     for message in messages.lines() {
         let message: serde_json::Value =

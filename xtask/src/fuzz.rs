@@ -107,8 +107,8 @@ pub fn briefly(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Builds it in the directory of everything else. Only our own crates are instrumented, so all others
-/// are there already.
+/// Builds it in the directory of everything else. Only our own crates are instrumented, and the packages selected are those
+/// of `cargo xtask test`, so all others are there already.
 fn build(workspace: &Workspace) -> Result<()> {
     setup::ensure(Scope::Everything)?;
     sh::run(
@@ -117,10 +117,13 @@ fn build(workspace: &Workspace) -> Result<()> {
             .args([
                 "--release",
                 "--locked",
-                "--package",
-                FUZZER,
+                "--workspace",
+                "--exclude",
+                "proxy-ebpf",
                 "--features",
-                "libfuzzer",
+                "fuzz/libfuzzer",
+                "--bin",
+                FUZZER,
             ])
             .env(WITHOUT_PROGRAMS.0, WITHOUT_PROGRAMS.1)
             .env(

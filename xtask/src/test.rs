@@ -46,8 +46,9 @@ pub const RELEASE: [&str; 2] = ["--release", "--locked"];
 /// Tells the tests of the image where it is.
 const IMAGE_VARIABLE: &str = "PROXY_AGENT_IMAGE";
 
-/// What cargo builds and tests: everything that runs in user space.
-const USER_SPACE: &[&str] = &[
+/// What cargo builds and tests: everything that runs in user space. Commands that need one program only select all
+/// packages too: with another selection the dependencies have other features, and are built again.
+pub const USER_SPACE: &[&str] = &[
     "--workspace",
     "--exclude",
     "proxy-ebpf",
@@ -204,12 +205,7 @@ pub fn demo(workspace: &Workspace, args: &[OsString]) -> Result<()> {
 /// # Errors
 /// When it cannot be built or started.
 pub fn certs(workspace: &Workspace, args: &[OsString]) -> Result<()> {
-    sh::run(workspace.cargo("build").args(RELEASE).args([
-        "--package",
-        "tunnel-tests",
-        "--bin",
-        "certs",
-    ]))?;
+    compile(workspace, &["certs"])?;
     sh::exec(sh::command(workspace.program("certs")).args(args))
 }
 
@@ -261,17 +257,29 @@ fn tunnel_part(args: &[OsString]) -> Option<(&'static str, Vec<OsString>)> {
     })
 }
 
+/// The tunnel's programs, which those that try them start.
+const TUNNEL_PROGRAMS: [&str; 5] = [
+    "konnectivity-server",
+    "konnectivity-agent",
+    "konnectivity-sidecar",
+    "konnectivity-test-client",
+    "http-test-server",
+];
+
+/// Builds programs as `cargo xtask test` does.
+fn compile(workspace: &Workspace, programs: &[&str]) -> Result<()> {
+    let mut cargo = workspace.cargo("build");
+    cargo.args(RELEASE).args(USER_SPACE);
+    for program in programs {
+        cargo.args(["--bin", program]);
+    }
+    sh::run(&mut cargo)
+}
+
 /// Builds the tunnel's programs and those that try them; one of the latter, at the top of the checkout.
 fn tunnel_program(workspace: &Workspace, name: &str) -> Result<Command> {
     setup::ensure(Scope::Everything)?;
-    let packages = ["--package", "proxy-tunnel", "--package", "tunnel-tests"];
-    sh::run(
-        workspace
-            .cargo("build")
-            .args(RELEASE)
-            .args(packages)
-            .arg("--bins"),
-    )?;
+    compile(workspace, &[&TUNNEL_PROGRAMS[..], &[name]].concat())?;
     let mut command = sh::command(workspace.program(name));
     command.current_dir(&workspace.root);
     Ok(command)
@@ -281,12 +289,7 @@ fn tunnel_program(workspace: &Workspace, name: &str) -> Result<Command> {
 fn turn_into(workspace: &Workspace, program: &str, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Everything)?;
     build::agent(workspace)?;
-    sh::run(
-        workspace
-            .cargo("build")
-            .args(RELEASE)
-            .args(["--package", "tests", "--bin", program]),
-    )?;
+    compile(workspace, &[program])?;
     sh::exec(
         sh::command(workspace.program(program))
             .args(args)
