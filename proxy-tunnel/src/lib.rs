@@ -3,7 +3,6 @@
 //! Konnectivity: the reverse tunnel between a cluster's API server and its nodes.
 
 pub mod agent;
-pub mod ahead;
 pub mod app;
 pub mod channel;
 pub mod client;

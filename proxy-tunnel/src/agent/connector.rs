@@ -22,7 +22,6 @@ use tracing::{debug, info};
 
 use super::link::{Link, Shared};
 use super::proxy::{self, ProxyError};
-use crate::ahead::ReadAhead;
 use crate::channel::{Channel, Settings};
 use crate::client::{Refusal, handshake};
 use crate::flow::Outbox;
@@ -178,13 +177,14 @@ impl Connector {
                 .map_err(|_| ConnectError::Name(host.to_owned()))?,
         };
         let connector = TlsConnector::from(Arc::clone(&self.tls.get().config));
-        let session = connector
-            .connect(name, ReadAhead::new(stream))
-            .await
-            .map_err(|source| ConnectError::Tls {
-                server: address.to_owned(),
-                source,
-            })?;
+        let session =
+            connector
+                .connect(name, stream)
+                .await
+                .map_err(|source| ConnectError::Tls {
+                    server: address.to_owned(),
+                    source,
+                })?;
         let channel = Channel::open(session, address, Settings::link(self.keepalive))
             .await
             .map_err(|source| ConnectError::Http2 {

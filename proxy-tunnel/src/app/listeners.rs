@@ -34,7 +34,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use crate::ahead::ReadAhead;
 use crate::client::Mode;
 use crate::server::Server;
 use crate::server::agents::AgentService;
@@ -215,12 +214,12 @@ async fn handshake(
     stream: TcpStream,
     used_for: Use,
     tls: &Current<Identity>,
-) -> Option<TlsStream<ReadAhead<TcpStream>>> {
+) -> Option<TlsStream<TcpStream>> {
     // An error means that the peer has gone, which the handshake finds out.
     let _ = upkeep::prepare(&stream, used_for);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
     let failed = |why: &dyn Debug| debug!("no TLS session: {why:?}");
-    match timeout(HANDSHAKE, acceptor.accept(ReadAhead::new(stream))).await {
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(session)) => Some(session),
         Ok(Err(error)) => {
             failed(&error);

@@ -19,7 +19,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Mode;
-use crate::ahead::ReadAhead;
 use crate::tcp::{
     self,
     upkeep::{self, Use},
@@ -121,9 +120,7 @@ impl Endpoint {
                         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
                 };
                 let connector = TlsConnector::from(Arc::new(config));
-                Ok(Io::Tls(Box::new(
-                    connector.connect(name, ReadAhead::new(stream)).await?,
-                )))
+                Ok(Io::Tls(Box::new(connector.connect(name, stream).await?)))
             }
         }
     }
@@ -151,7 +148,7 @@ pub enum Io {
     /// Over a Unix socket.
     Unix(UnixStream),
     /// Over TCP with TLS.
-    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl AsyncRead for Io {

@@ -15,8 +15,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use crate::ahead::ReadAhead;
-
 /// A client's connection.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The descriptor below.
@@ -74,11 +72,11 @@ impl Socket for UnixStream {
     }
 }
 
-impl Socket for TlsStream<ReadAhead<TcpStream>> {
+impl Socket for TlsStream<TcpStream> {
     const GONE: libc::c_short = libc::POLLRDHUP;
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.get_ref().0.get_ref().as_fd()
+        self.get_ref().0.as_fd()
     }
 }
 

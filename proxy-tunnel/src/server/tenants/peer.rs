@@ -11,8 +11,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use crate::ahead::ReadAhead;
-
 /// A listening socket.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Entrance {
@@ -55,7 +53,7 @@ impl Peer {
 
     /// A peer with a TLS session on this port.
     #[must_use]
-    pub fn with_session(port: u16, session: &TlsStream<ReadAhead<TcpStream>>) -> Self {
+    pub fn with_session(port: u16, session: &TlsStream<TcpStream>) -> Self {
         let (_, session) = session.get_ref();
         let own = session.peer_certificates().and_then(<[_]>::first);
         let subject = own.and_then(|certificate| {
