@@ -20,8 +20,8 @@ use crate::{Family, PORT, patience, skip};
 
 /// How long a proxy may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an agent takes to notice a listener: it looks every half second.
-const NOTICED: Duration = Duration::from_secs(1);
+/// How long an agent takes to notice a listener: it looks every 0.9 seconds.
+const NOTICED: Duration = Duration::from_millis(1500);
 /// The Unix socket of the backend, in the node's directory.
 const BACKEND: &str = "backend.sock";
 

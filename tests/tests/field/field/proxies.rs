@@ -16,10 +16,10 @@ use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
 use tests::path::Via;
-use tests::proxy::listening;
+use tests::proxy::{be_noticed, listening};
 use tests::streams::entries;
 use tests::transfer::Server;
-use tests::{Family, PORT, client, cmd};
+use tests::{Family, PORT, client, cmd, conntrack, skip};
 
 use super::{TIMEOUT, with_services, works};
 
@@ -57,6 +57,7 @@ fn a_proxy_with_several_listeners_is_exchanged() {
         let (old_server, new_server) = (Server::listen_unix(&old)?, Server::listen_unix(&new)?);
         let unix = |path: &std::path::Path| format!("unix@{}", path.display());
         let first = haproxy(node, "old", "shards by-thread", &unix(&old), 4)?;
+        be_noticed()?;
         for path in node.paths() {
             works(&path)?;
         }
@@ -95,6 +96,11 @@ fn a_proxy_with_several_listeners_is_exchanged() {
             }
             second
         })?;
+        if !skip::programs_keep_listeners()? {
+            // Until the agent has noticed the new listeners, connections of pods go kube-proxy's way there.
+            be_noticed()?;
+            conntrack::flush(&node.netns)?;
+        }
         let before = old_server.accepted();
         for path in node.paths() {
             works(&path)?;
