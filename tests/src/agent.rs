@@ -356,7 +356,7 @@ impl Agent {
         cmd::wait_until(timeout, "the agent to be at rest", || {
             std::thread::sleep(window);
             let now = (self.cpu_time()?, same()?);
-            let rests = now.0 - before.0 <= A_LOOK && now.1 == before.1;
+            let rests = now.0.saturating_sub(before.0) <= A_LOOK && now.1 == before.1;
             let then = std::mem::replace(&mut before, now);
             Ok(rests.then_some(then.1))
         })
