@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! A stub of the API server for programs under test: reviews of tokens and leases in kube-apiserver's shapes, over plain
-//! HTTP. It has no RBAC; instead it notes who has asked for what, which a test compares with the rights in `deploy/`.
+//! HTTP. It has no RBAC; instead it notes who has asked for what, which a test compares with the rights in `deploy/`. A
+//! doctor's questions are answered and not noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use tests::cmd;
 use tests::netns::Netns;
 
 /// Paths of leases begin with it; the namespace follows.
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/";
 const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
+
+/// Whether the user may do something.
+const ACCESS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 /// What somebody asked for, in the words of RBAC.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +49,10 @@ struct State {
     leases: BTreeMap<(String, String), Value>,
     /// Names of users by token.
     users: BTreeMap<String, String>,
+    /// Verbs that nobody may use.
+    denied: BTreeSet<String>,
+    /// By how many seconds its clock is ahead.
+    ahead: i64,
 }
 
 /// The stub; it serves for as long as this process lives.
@@ -95,6 +106,16 @@ impl ApiServer {
         users.insert(token.to_owned(), user.to_owned());
     }
 
+    /// Says from now on that nobody may do this.
+    pub fn deny(&self, verb: &str) {
+        self.state().denied.insert(verb.to_owned());
+    }
+
+    /// Sets its clock so many seconds ahead.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.state().ahead = seconds;
+    }
+
     /// Puts a lease there that has expired long ago.
     pub fn put_expired_lease(&self, namespace: &str, name: &str) {
         let lease = json!({
@@ -143,7 +164,10 @@ impl ApiServer {
             };
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => length = value.trim().parse()?,
-                "authorization" => value.trim().trim_start_matches("Bearer ").clone_into(&mut user),
+                "authorization" => value
+                    .trim()
+                    .trim_start_matches("Bearer ")
+                    .clone_into(&mut user),
                 _ => {}
             }
         }
@@ -153,17 +177,20 @@ impl ApiServer {
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         if query.contains("watch=true") {
             self.state().note(&user, path, "watch");
-            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
             stream.write_all(head.as_bytes())?;
             // Nothing changes as long as it is watched.
             thread::park();
         }
         let (code, answer) = self.state().answer(&user, &method, path, body);
+        let date = date(self.state().ahead)?;
         let answer = answer.to_string();
         let length = answer.len();
         write!(
             stream,
-            "HTTP/1.1 {code} Stub\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{answer}"
+            "HTTP/1.1 {code} Stub\r\nDate: {date}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+             Connection: close\r\n\r\n{answer}"
         )?;
         Ok(())
     }
@@ -196,7 +223,16 @@ impl State {
         lease
     }
 
-    fn answer(&mut self, user: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
+    fn answer(&mut self, user: &str, method: &str, path: &str, mut body: Value) -> (u16, Value) {
+        if path == "/version" {
+            return (200, json!({"major": "1", "minor": "37"}));
+        }
+        if path == ACCESS {
+            let verb = body.pointer("/spec/resourceAttributes/verb");
+            let verb = verb.and_then(Value::as_str).unwrap_or_default();
+            body["status"] = json!({"allowed": !self.denied.contains(verb)});
+            return (201, body);
+        }
         let rest = path.strip_prefix(LEASES).unwrap_or_default();
         let (namespace, rest) = rest.split_once('/').unwrap_or_default();
         let name = rest.trim_start_matches("leases").trim_start_matches('/');
@@ -247,6 +283,16 @@ impl State {
         };
         body
     }
+}
+
+/// The time in a header's form.
+fn date(ahead: i64) -> Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let at = format!("--date=@{}", i64::try_from(now)? + ahead);
+    let mut command = Command::new("date");
+    command.args(["--utc", &at, "+%a, %d %b %Y %H:%M:%S GMT"]);
+    let date = cmd::run(command.env("LC_ALL", "C"), "")?;
+    Ok(date.trim().to_owned())
 }
 
 fn status(code: u16, reason: &str) -> Value {

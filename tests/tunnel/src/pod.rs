@@ -120,11 +120,9 @@ impl<'a> Pod<'a> {
     pub fn arguments(&self, variables: &BTreeMap<String, String>) -> Result<Vec<String>> {
         let arguments = list(&self.container["args"]).map(|argument| {
             let argument = text(argument)?;
-            Ok(variables
-                .iter()
-                .fold(argument, |argument, (name, value)| {
-                    argument.replace(&format!("$({name})"), value)
-                }))
+            Ok(variables.iter().fold(argument, |argument, (name, value)| {
+                argument.replace(&format!("$({name})"), value)
+            }))
         });
         arguments.collect()
     }
@@ -144,7 +142,11 @@ impl<'a> Pod<'a> {
         let mounts = self.mounts(&directory, around)?;
         let variables = self.environment(process)?;
         let mut words: Vec<String> = vec!["-i".to_owned()];
-        words.extend(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        words.extend(
+            variables
+                .iter()
+                .map(|(name, value)| format!("{name}={value}")),
+        );
         words.push(self.program()?.display().to_string());
         for argument in self.arguments(&variables)? {
             let instead = around.instead.iter().find(|(from, _)| *from == argument);
@@ -215,7 +217,10 @@ impl<'a> Pod<'a> {
             return copy(around.of(path)?);
         }
         let mut sources = list(&volume["projected"]["sources"]).peekable();
-        ensure!(sources.peek().is_some(), "a kind of volume that is not known here");
+        ensure!(
+            sources.peek().is_some(),
+            "a kind of volume that is not known here"
+        );
         for source in sources {
             if let Some(file) = source["serviceAccountToken"]["path"].as_str() {
                 let token = around.of("token")?.values().next();
@@ -246,7 +251,9 @@ impl<'a> Pod<'a> {
             }
             port => port.clone(),
         };
-        let path = get["path"].as_str().with_context(|| format!("no {probe}"))?;
+        let path = get["path"]
+            .as_str()
+            .with_context(|| format!("no {probe}"))?;
         http::ask(netns, &format!("127.0.0.1:{port}"), path, &[])
     }
 }

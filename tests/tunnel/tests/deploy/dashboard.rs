@@ -132,7 +132,9 @@ impl Wanted {
     fn new() -> Result<Self> {
         let queries = queries()?;
         let named = metrics(&monitoring("prometheusrule.yaml")?);
-        let named = named.into_iter().chain(queries.values().flat_map(|query| metrics(query)));
+        let named = named
+            .into_iter()
+            .chain(queries.values().flat_map(|query| metrics(query)));
         let is_of_ours = |name: &String| !WITH_UPSTREAM.contains(&name.as_str());
         Ok(Self {
             metrics: named.filter(is_of_ours).collect(),
@@ -176,7 +178,14 @@ impl Wanted {
             let is_done = self.queries.values().all(is_left) && self.metrics.iter().all(is_left);
             Ok(is_done.then_some(()))
         });
-        seen.with_context(|| format!("{:#?} {:#?}\n{}", self.queries, self.metrics, site.tunnel.logs()))
+        seen.with_context(|| {
+            format!(
+                "{:#?} {:#?}\n{}",
+                self.queries,
+                self.metrics,
+                site.tunnel.logs()
+            )
+        })
     }
 }
 
@@ -226,11 +235,14 @@ fn agent(site: &mut Site, process: &'static str) -> Result<()> {
 fn every_query_answers_with_data() -> Result<()> {
     let mut site = Site::new()?;
     fs::write(site.tunnel.dir().join("tenants.yaml"), RULES)?;
-    site.api.put_expired_lease("konnectivity-leases", "long-gone");
-    site.tunnel.spawn("server", &Part::Server.of(Make::Ours)?, &SERVER)?;
+    site.api
+        .put_expired_lease("konnectivity-leases", "long-gone");
+    site.tunnel
+        .spawn("server", &Part::Server.of(Make::Ours)?, &SERVER)?;
     site.tunnel.wait_for(SERVER_HEALTH, "/healthz")?;
     agent(&mut site, "agent")?;
-    site.tunnel.spawn("sidecar", &Part::Sidecar.of(Make::Ours)?, &SIDECAR)?;
+    site.tunnel
+        .spawn("sidecar", &Part::Sidecar.of(Make::Ours)?, &SIDECAR)?;
     site.tunnel.wait_for(SIDECAR_HEALTH, "/readyz")?;
     let configuration = "\
 global: {scrape_interval: 1s, scrape_timeout: 1s}

@@ -188,7 +188,10 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     let spec = &template(kind, workload)["spec"];
     let container = &spec["containers"][0];
     let pod = &spec["securityContext"];
-    ensure!(pod["runAsNonRoot"] == true && pod["runAsUser"] == 65532, "{pod}");
+    ensure!(
+        pod["runAsNonRoot"] == true && pod["runAsUser"] == 65532,
+        "{pod}"
+    );
     ensure!(pod["seccompProfile"]["type"] == "RuntimeDefault", "{pod}");
     let security = json!({
         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
@@ -204,18 +207,29 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
         });
         values.last()
     };
-    let budget: u64 = value("buffer-budget").context("no --buffer-budget")?.parse()?;
+    let budget: u64 = value("buffer-budget")
+        .context("no --buffer-budget")?
+        .parse()?;
     let limit = container["resources"]["limits"]["memory"].as_str();
     let limit = limit.and_then(|limit| limit.strip_suffix("Mi"));
     let limit: u64 = limit.context("no limit of memory in Mi")?.parse()?;
-    ensure!(limit >= budget + ROOM, "{limit} MiB with a budget of {budget}");
+    ensure!(
+        limit >= budget + ROOM,
+        "{limit} MiB with a budget of {budget}"
+    );
     for kind in ["cpu", "memory"] {
-        ensure!(container["resources"]["requests"][kind].is_string(), "{kind}");
+        ensure!(
+            container["resources"]["requests"][kind].is_string(),
+            "{kind}"
+        );
     }
 
     if kind != "Pod" {
         let counts = arguments.contains(&"--count-server-leases");
-        ensure!(spec["automountServiceAccountToken"] == counts, "{arguments:?}");
+        ensure!(
+            spec["automountServiceAccountToken"] == counts,
+            "{arguments:?}"
+        );
         ensure!(container["readinessProbe"]["httpGet"]["path"] == "/readyz");
     }
     ensure!(container["livenessProbe"]["httpGet"]["path"] == "/healthz");
@@ -226,7 +240,10 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     }
     let environment = Pod::of(objects, kind)?.environment("x")?;
     if let Some(count) = environment.get("SERVER_COUNT") {
-        ensure!(workload["spec"]["replicas"].to_string() == *count, "{count} servers");
+        ensure!(
+            workload["spec"]["replicas"].to_string() == *count,
+            "{count} servers"
+        );
         // Else the new server waits for an agent, and agents for an old one to go.
         ensure!(workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0);
     }
@@ -260,7 +277,10 @@ fn check_selectors(objects: &[Value]) -> Result<()> {
             let allowed = list(&object["spec"]["ingress"]).flat_map(|rule| list(&rule["ports"]));
             for port in ports.chain(allowed.map(|port| &port["port"])) {
                 let mut own = list(&selected["spec"]["containers"][0]["ports"]);
-                ensure!(own.any(|own| own["name"] == *port), "{kind} {name}: no port {port}");
+                ensure!(
+                    own.any(|own| own["name"] == *port),
+                    "{kind} {name}: no port {port}"
+                );
             }
         }
     }
@@ -361,8 +381,12 @@ fn the_chart_and_kustomize_give_the_same() -> Result<()> {
         let (ours, chart) = (comparable(&ours), comparable(&chart(&tool, &values)?));
         for (name, spec) in &ours {
             let by_chart = chart.get(name);
-            let by_chart = by_chart.with_context(|| format!("{values}: no {name} in {chart:#?}"))?;
-            ensure!(by_chart == spec, "{values}: {name}: {spec:#} and {by_chart:#}");
+            let by_chart =
+                by_chart.with_context(|| format!("{values}: no {name} in {chart:#?}"))?;
+            ensure!(
+                by_chart == spec,
+                "{values}: {name}: {spec:#} and {by_chart:#}"
+            );
         }
         ensure!(ours.len() == chart.len(), "{values}: {ours:#?} {chart:#?}");
     }
@@ -396,10 +420,16 @@ fn the_chart_refuses_values_that_cannot_work() -> Result<()> {
     };
     for (values, complaint) in [
         (json!({"agent": {"servers": []}}), "servers"),
-        (json!({"agent": {"servers": ["https://tunnel.example"]}}), "servers"),
+        (
+            json!({"agent": {"servers": ["https://tunnel.example"]}}),
+            "servers",
+        ),
         (json!({"agent": {"kind": "Pod"}}), "kind"),
         (json!({"agent": {"settings": {"ca-cert": "x"}}}), "settings"),
-        (json!({"server": {"settings": {"server-count": 3}}}), "settings"),
+        (
+            json!({"server": {"settings": {"server-count": 3}}}),
+            "settings",
+        ),
         (json!({"servers": {}}), "servers"),
         (
             json!({"server": {"enabled": true, "kubeconfigSecret": "a", "tenants": [{"name": "b"}]}}),
@@ -420,14 +450,31 @@ fn the_chart_refuses_values_that_cannot_work() -> Result<()> {
 fn there_is_one_version() -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let tag = format!("    newTag: {version}");
-    let directories = ["agent", "server", "static-pod", "example/agent", "example/server"];
-    let kustomizations = directories
-        .map(|directory| (format!("kustomize/{directory}/kustomization.yaml"), tag.clone()));
-    let of_chart = ["version", "appVersion"]
-        .map(|key| ("helm/konnectivity/Chart.yaml".to_owned(), format!("{key}: {version}")));
+    let directories = [
+        "agent",
+        "server",
+        "static-pod",
+        "example/agent",
+        "example/server",
+    ];
+    let kustomizations = directories.map(|directory| {
+        (
+            format!("kustomize/{directory}/kustomization.yaml"),
+            tag.clone(),
+        )
+    });
+    let of_chart = ["version", "appVersion"].map(|key| {
+        (
+            "helm/konnectivity/Chart.yaml".to_owned(),
+            format!("{key}: {version}"),
+        )
+    });
     for (path, line) in kustomizations.into_iter().chain(of_chart) {
         let text = fs::read_to_string(Path::new(repository()).join("deploy/tunnel").join(&path))?;
-        ensure!(text.lines().any(|found| found == line), "{path}: no line `{line}`");
+        ensure!(
+            text.lines().any(|found| found == line),
+            "{path}: no line `{line}`"
+        );
     }
     Ok(())
 }

@@ -85,9 +85,15 @@ fn its_commands_name_what_is_there() -> Result<()> {
             let path = words.iter().find(|word| word.starts_with("deploy/"));
             let path = path.with_context(|| format!("{line}: renders nothing"))?;
             let objects = tool.kustomize(&repository().join(path));
-            ensure!(!objects.context(line.clone())?.is_empty(), "{line}: nothing");
+            ensure!(
+                !objects.context(line.clone())?.is_empty(),
+                "{line}: nothing"
+            );
         } else {
-            ensure!(ELSEWHERE.contains(&program), "{line}: neither run nor known");
+            ensure!(
+                ELSEWHERE.contains(&program),
+                "{line}: neither run nor known"
+            );
         }
         for word in words {
             let Some((name, path)) = word
@@ -185,11 +191,13 @@ fn the_files_of_a_node() -> Result<()> {
         "openssl x509 -in etc/kubernetes/konnectivity/tls.crt -noout -ext subjectAltName",
         "",
     )?;
-    ensure!(names.contains("DNS:tunnel.example, IP Address:192.0.2.1"), "{names}");
+    ensure!(
+        names.contains("DNS:tunnel.example, IP Address:192.0.2.1"),
+        "{names}"
+    );
     let verify = |file: &str, purpose: &str| {
-        let line = format!(
-            "openssl verify -CAfile etc/kubernetes/pki/ca.crt -purpose {purpose} {file}"
-        );
+        let line =
+            format!("openssl verify -CAfile etc/kubernetes/pki/ca.crt -purpose {purpose} {file}");
         run(&line, "").with_context(|| line.clone())
     };
     verify("etc/kubernetes/konnectivity/tls.crt", "sslserver")?;
@@ -209,9 +217,16 @@ fn the_files_of_a_node() -> Result<()> {
     }
     verify("user.crt", "sslclient")?;
     run("cmp found-ca.crt etc/kubernetes/pki/ca.crt", "")?;
-    let subject = run("openssl x509 -in user.crt -noout -subject -nameopt RFC2253", "")?;
-    ensure!(subject.trim() == "subject=CN=system:konnectivity-server", "{subject}");
-    let keys = "diff <(openssl x509 -in user.crt -noout -pubkey) <(openssl pkey -in user.key -pubout)";
+    let subject = run(
+        "openssl x509 -in user.crt -noout -subject -nameopt RFC2253",
+        "",
+    )?;
+    ensure!(
+        subject.trim() == "subject=CN=system:konnectivity-server",
+        "{subject}"
+    );
+    let keys =
+        "diff <(openssl x509 -in user.crt -noout -pubkey) <(openssl pkey -in user.key -pubout)";
     run(keys, "")?;
     check_owners(&of_node, directory.path())
 }
@@ -222,13 +237,22 @@ fn check_owners(of_node: &Path, root: &Path) -> Result<()> {
     for file in ["tls.crt", "tls.key", "kubeconfig"] {
         let found = fs::metadata(of_node.join(file))?;
         let is_good = found.gid() == 65532 && found.mode() & 0o777 == 0o640;
-        ensure!(is_good, "{file}: {:o} of group {}", found.mode(), found.gid());
+        ensure!(
+            is_good,
+            "{file}: {:o} of group {}",
+            found.mode(),
+            found.gid()
+        );
     }
     let left = fs::read_dir(of_node)?.count();
     ensure!(left == 3, "{left} files");
     let socket = fs::metadata(root.join("var/lib/konnectivity"))?;
     if socket.uid() != 65532 || socket.mode() & 0o777 != 0o750 {
-        bail!("the socket's directory: {:o} of {}", socket.mode(), socket.uid());
+        bail!(
+            "the socket's directory: {:o} of {}",
+            socket.mode(),
+            socket.uid()
+        );
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::cmd::wait_until;
 use tests::manifests::{Tool, repository};
+use tests::netns::Netns;
 use tunnel_tests::api_server::ApiServer;
 use tunnel_tests::cluster::Cluster;
 use tunnel_tests::pod::{Pod, Surroundings};
@@ -91,12 +92,7 @@ impl Site {
             ..
         } = self;
         server.start(tunnel, None, SERVER, around)?;
-        let probe = |pod: &Pod<'_>, netns, probe: &str| {
-            wait_until(PATIENCE, probe, || {
-                Ok((pod.probe(netns, probe)?.code == 200).then_some(()))
-            })
-        };
-        probe(server, tunnel.netns(), "livenessProbe").context("the server")?;
+        until_good(server, tunnel.netns(), "livenessProbe").context("the server")?;
         // Alive, but not ready: its agent has to come all the same.
         if server.has("readinessProbe") {
             let answer = server.probe(tunnel.netns(), "readinessProbe")?;
@@ -104,21 +100,22 @@ impl Site {
         }
         agent.start(tunnel, Some(cluster.netns()), AGENT, around)?;
         for wanted in ["livenessProbe", "readinessProbe"] {
-            probe(agent, cluster.netns(), wanted).context("the agent")?;
+            until_good(agent, cluster.netns(), wanted).context("the agent")?;
             if server.has(wanted) {
-                probe(server, tunnel.netns(), wanted).context("the server")?;
+                until_good(server, tunnel.netns(), wanted).context("the server")?;
             }
         }
         Ok(())
     }
 
     /// A request through the server's HTTP CONNECT frontend, as kube-apiserver's user; curl's words.
-    pub fn curl(&self) -> [&'static str; 10] {
+    pub const fn curl(&self) -> [&'static str; 11] {
         [
             "--silent",
             "--show-error",
             "--proxytunnel",
-            "--proxy=https://localhost:8090",
+            "--proxy",
+            "https://localhost:8090",
             "--proxy-cacert",
             "made/clients-ca.crt",
             "--proxy-cert",
@@ -141,6 +138,13 @@ impl Site {
         let words = [&socket, "--proxy-port=0", "--proxy-host="];
         self.tunnel.request(&client, &words).map(drop)
     }
+}
+
+/// Waits until a probe succeeds.
+fn until_good(pod: &Pod<'_>, netns: &Netns, probe: &str) -> Result<()> {
+    wait_until(PATIENCE, probe, || {
+        Ok((pod.probe(netns, probe)?.code == 200).then_some(()))
+    })
 }
 
 fn surroundings(tunnel: &Tunnel, cluster: &Cluster, api: &ApiServer) -> Result<Surroundings> {

@@ -57,12 +57,17 @@ fn server(further: &[&str]) -> [Value; 1] {
         mount("log", "/var/log/konnectivity-server.log", "FileOrCreate"),
         mount("pki", &format!("{HOME}/pki"), "DirectoryOrCreate"),
         mount("kubeconfig", &format!("{HOME}/admin.conf"), "FileOrCreate"),
-        mount("home", &format!("{HOME}/konnectivity-server"), "DirectoryOrCreate"),
+        mount(
+            "home",
+            &format!("{HOME}/konnectivity-server"),
+            "DirectoryOrCreate",
+        ),
     ]
     .into_iter()
     .unzip::<_, _, Vec<_>, Vec<_>>();
+    let flags: Vec<String> = own.into_iter().chain(further).collect();
     let container = json!({
-        "command": ["/proxy-server"], "args": own.into_iter().chain(further).collect::<Vec<_>>(),
+        "command": ["/proxy-server"], "args": flags,
         "livenessProbe": {"httpGet": {"host": "127.0.0.1", "port": 8092, "path": "/healthz"}},
         "volumeMounts": mounts,
     });
@@ -82,9 +87,10 @@ fn agent(further: &[&str]) -> [Value; 1] {
         "--service-account-token-path=/var/run/secrets/tokens/konnectivity-agent-token",
         "--agent-identifiers=ipv4=$(HOST_IP)",
     ];
+    let flags = [&own, further].concat();
     let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
     let container = json!({
-        "command": ["/proxy-agent"], "args": [&own, further].concat(),
+        "command": ["/proxy-agent"], "args": flags,
         "env": [
             {"name": "POD_NAME", "valueFrom": field("metadata.name")},
             {"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")},
@@ -97,7 +103,10 @@ fn agent(further: &[&str]) -> [Value; 1] {
     let source = json!({"serviceAccountToken": {
         "path": "konnectivity-agent-token", "audience": "system:konnectivity-server",
     }});
-    daemon_set(container, vec![json!({"name": "token", "projected": {"sources": [source]}})])
+    daemon_set(
+        container,
+        vec![json!({"name": "token", "projected": {"sources": [source]}})],
+    )
 }
 
 fn works(servers_flags: &[&str], agents_flags: &[&str]) -> Result<()> {
