@@ -206,6 +206,14 @@ fn traffic(site: &Site) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     for target in [TARGET, REFUSED] {
         curl(&[&own[..], &[target]].concat())?;
+        // By CONNECT, with a dial each time: connections for whole URLs are kept.
+        let by_sidecar = [
+            "--silent",
+            "--proxytunnel",
+            "--proxy",
+            "http://127.0.0.1:8097",
+        ];
+        curl(&[&by_sidecar[..], &[target]].concat())?;
         curl(&["--silent", "--proxy", "http://127.0.0.1:8097", target])?;
     }
     Ok(())

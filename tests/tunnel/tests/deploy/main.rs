@@ -4,6 +4,7 @@
 
 mod at_work;
 mod certificates;
+mod charts;
 mod dashboard;
 mod manifests;
 mod readme;
