@@ -18,6 +18,9 @@ const GOOD: i32 = 0;
 const WARNINGS: i32 = 3;
 const BROKEN: i32 = 4;
 
+/// The page with a paragraph for each check.
+const PAGE: &str = include_str!("../../../docs/tunnel-doctor.md");
+
 const LEASES: [&str; 2] = ["--kubeconfig=kubeconfig", "--lease-namespace=leases"];
 
 /// A server and an agent that count leases, with an API server.
@@ -68,6 +71,10 @@ impl Site {
         let found: Value = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("{output:?}\n{}", self.tunnel.logs()))?;
         let checks = found["checks"].as_array().context("no checks")?.clone();
+        for check in &checks {
+            let paragraph = format!("\n**{}**: ", check["id"].as_str().unwrap_or_default());
+            ensure!(PAGE.contains(&paragraph), "no paragraph for {check}");
+        }
         let code = output.status.code().context("a signal")?;
         let verdict = match code {
             GOOD => "ok",
