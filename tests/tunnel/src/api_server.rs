@@ -261,7 +261,8 @@ impl State {
             }
             ("create", _) => {
                 let name = body["metadata"]["name"].as_str().unwrap_or_default();
-                (201, self.put(namespace, &name.to_owned(), body))
+                let name = name.to_owned();
+                (201, self.put(namespace, &name, body))
             }
             ("get", Some(lease)) => (200, lease),
             ("update", Some(_)) => (200, self.put(namespace, name, body)),

@@ -29,6 +29,7 @@ enum Side {
 }
 
 /// Those of a server's listener.
+#[must_use]
 pub fn of_server(tls: &server::Server, names: Names, now: Timestamp) -> Vec<Check> {
     let own = (tls.pair.certificate.as_path(), Side::Server);
     let authorities = tls.client_ca.as_deref();
@@ -36,6 +37,7 @@ pub fn of_server(tls: &server::Server, names: Names, now: Timestamp) -> Vec<Chec
 }
 
 /// Those of a client.
+#[must_use]
 pub fn of_client(tls: &client::Client, names: Names, now: Timestamp) -> Vec<Check> {
     let own = tls.pair.as_ref();
     let own = own.map(|pair| (pair.certificate.as_path(), Side::Client));
@@ -126,7 +128,7 @@ fn one(flag: &str, facts: &Facts, side: Side, now: Timestamp) -> Check {
         names if names.is_empty() => String::new(),
         names => format!(", for {names}"),
     };
-    if facts.ends - now < SOON {
+    if facts.ends.saturating_sub(now) < SOON {
         let remedy = "renew it; changed files are taken into use within 5 s";
         return Check::warning(
             ID,

@@ -175,6 +175,7 @@ pub fn print(output: Output, checks: &[Check]) -> io::Result<()> {
 }
 
 /// 0, or how bad it is.
+#[must_use]
 pub fn exit_code(checks: &[Check]) -> ExitCode {
     match worst(checks) {
         Verdict::Ok | Verdict::NotApplicable => ExitCode::SUCCESS,

@@ -74,6 +74,7 @@ pub fn processes() -> io::Result<Vec<Process>> {
 }
 
 /// Where a listener is reached from this machine.
+#[must_use]
 pub fn address(bind: Bind) -> SocketAddr {
     match bind {
         Bind::Every(port) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
@@ -120,6 +121,7 @@ fn parse(text: &str) -> Option<Answer> {
 }
 
 /// The sum of the samples of a metric, as `/metrics` has them.
+#[must_use]
 pub fn metric(text: &str, name: &str) -> Option<i64> {
     let samples = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;

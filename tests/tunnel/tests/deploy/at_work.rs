@@ -39,7 +39,7 @@ fn a_server_of_several_clusters() -> Result<()> {
     site.start(&server, &Pod::of(&agent, "DaemonSet")?)?;
     site.request()?;
     // The other cluster has no agent.
-    let other = site.curl().map(|word| match word {
+    let other = Site::curl().map(|word| match word {
         "made/shoot-a-kube-apiserver.crt" => "made/shoot-b-kube-apiserver.crt",
         "made/shoot-a-kube-apiserver.key" => "made/shoot-b-kube-apiserver.key",
         word => word,

@@ -193,7 +193,7 @@ impl Wanted {
 /// each of them.
 fn traffic(site: &Site) -> Result<()> {
     let curl = |words: &[&str]| site.tunnel.run(Path::new("curl"), words);
-    let own = site.curl();
+    let own = Site::curl();
     let of_stranger = own.map(|word| match word {
         "made/shoot-a-kube-apiserver.crt" => "made/shoot-b-kube-apiserver.crt",
         "made/shoot-a-kube-apiserver.key" => "made/shoot-b-kube-apiserver.key",

@@ -200,11 +200,11 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
 
     let arguments: Vec<&str> = list(&container["args"]).filter_map(Value::as_str).collect();
     let value = |flag: &str| {
-        let values = arguments.iter().filter_map(|argument| {
+        let mut values = arguments.iter().filter_map(|argument| {
             let (name, value) = argument.strip_prefix("--")?.split_once('=')?;
             (name == flag).then_some(value)
         });
-        values.last()
+        values.next_back()
     };
     let budget: u64 = value("buffer-budget")
         .context("no --buffer-budget")?
@@ -240,7 +240,7 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     let environment = Pod::of(objects, kind)?.environment("x")?;
     if let Some(count) = environment.get("SERVER_COUNT") {
         ensure!(
-            workload["spec"]["replicas"].to_string() == *count,
+            workload["spec"]["replicas"].as_u64() == count.parse().ok(),
             "{count} servers"
         );
         // Else the new server waits for an agent, and agents for an old one to go.

@@ -109,7 +109,7 @@ impl Site {
     }
 
     /// A request through the server's HTTP CONNECT frontend, as kube-apiserver's user; curl's words.
-    pub const fn curl(&self) -> [&'static str; 11] {
+    pub const fn curl() -> [&'static str; 11] {
         [
             "--silent",
             "--show-error",
@@ -127,7 +127,7 @@ impl Site {
 
     /// Reaches the target behind the agent by HTTP CONNECT.
     pub fn request(&self) -> Result<()> {
-        let words: Vec<&str> = self.curl().into_iter().chain([TARGET]).collect();
+        let words: Vec<&str> = Self::curl().into_iter().chain([TARGET]).collect();
         self.tunnel.request(Path::new("curl"), &words).map(drop)
     }
 

@@ -26,7 +26,7 @@ fn mount(name: &str, path: &str, kind: &str) -> (Value, Value) {
     )
 }
 
-fn daemon_set(container: Value, volumes: Vec<Value>) -> [Value; 1] {
+fn daemon_set(container: &Value, volumes: &[Value]) -> [Value; 1] {
     [json!({
         "kind": "DaemonSet", "metadata": {"name": "konnectivity"},
         "spec": {"template": {"spec": {"containers": [container], "volumes": volumes}}},
@@ -71,7 +71,7 @@ fn server(further: &[&str]) -> [Value; 1] {
         "livenessProbe": {"httpGet": {"host": "127.0.0.1", "port": 8092, "path": "/healthz"}},
         "volumeMounts": mounts,
     });
-    daemon_set(container, volumes)
+    daemon_set(&container, &volumes)
 }
 
 fn agent(further: &[&str]) -> [Value; 1] {
@@ -103,10 +103,8 @@ fn agent(further: &[&str]) -> [Value; 1] {
     let source = json!({"serviceAccountToken": {
         "path": "konnectivity-agent-token", "audience": "system:konnectivity-server",
     }});
-    daemon_set(
-        container,
-        vec![json!({"name": "token", "projected": {"sources": [source]}})],
-    )
+    let volume = json!({"name": "token", "projected": {"sources": [source]}});
+    daemon_set(&container, &[volume])
 }
 
 fn works(servers_flags: &[&str], agents_flags: &[&str]) -> Result<()> {
