@@ -4,6 +4,7 @@
 //! names that Go has for versions and cipher suites, [`subject`] reads whom a certificate is for.
 
 pub mod client;
+pub mod facts;
 pub mod names;
 pub mod server;
 pub mod subject;

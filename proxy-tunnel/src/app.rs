@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod args;
+pub mod doctor;
 pub mod health;
 pub mod listeners;
 mod reach;

@@ -65,13 +65,26 @@ impl Tool {
         self.objects(&["kustomize".as_ref(), directory], "")
     }
 
-    /// The objects of the chart with these values, as release `proxy-agent` in `kube-system`.
+    /// The objects of the agent's chart with these values, as release `proxy-agent` in `kube-system`.
     ///
     /// # Errors
     /// Helm's complaint, that of its linter included.
     pub fn helm(&self, values: &Value) -> Result<Vec<Value>> {
-        let chart = repository().join("deploy/helm/proxy-agent");
-        self.objects(&["helm".as_ref(), &chart], &values.to_string())
+        let release = ["proxy-agent", "kube-system"];
+        self.chart("deploy/helm/proxy-agent", release, values)
+    }
+
+    /// The objects of a chart with these values, as a release with this name in this namespace.
+    ///
+    /// # Errors
+    /// Helm's complaint, that of its linter included.
+    pub fn chart(&self, chart: &str, release: [&str; 2], values: &Value) -> Result<Vec<Value>> {
+        let chart = repository().join(chart);
+        let [name, namespace] = release.map(Path::new);
+        self.objects(
+            &["helm".as_ref(), &chart, name, namespace],
+            &values.to_string(),
+        )
     }
 
     /// The documents of a YAML text.

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 use tracing::{debug, info};
@@ -40,6 +41,9 @@ const TOKEN: u64 = 64 * 1024;
 
 /// How long it may take from the name to the server's headers.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// TLS with a server, before anything is said on it.
+pub type Session = TlsStream<TcpStream>;
 
 /// What connections are made with.
 #[derive(Debug)]
@@ -170,21 +174,7 @@ impl Connector {
             "Connect to server"
         );
         let metadata = self.metadata()?;
-        let stream = self.reach(host, address).await?;
-        let name = match &self.server_name {
-            Some(name) => name.clone(),
-            None => ServerName::try_from(host.to_owned())
-                .map_err(|_| ConnectError::Name(host.to_owned()))?,
-        };
-        let connector = TlsConnector::from(Arc::clone(&self.tls.get().config));
-        let session =
-            connector
-                .connect(name, stream)
-                .await
-                .map_err(|source| ConnectError::Tls {
-                    server: address.to_owned(),
-                    source,
-                })?;
+        let session = self.secure(host, address).await?;
         let channel = Channel::open(session, address, Settings::link(self.keepalive))
             .await
             .map_err(|source| ConnectError::Http2 {
@@ -213,6 +203,29 @@ impl Connector {
             count,
             link: Link::new(server_id, outbox, extensions, shared),
             inbound,
+        })
+    }
+
+    /// Begins TLS with a server, and no more.
+    ///
+    /// # Errors
+    /// It is not reached, or proves not to be the one that is meant.
+    pub async fn session(&self, host: &str) -> Result<Session, ConnectError> {
+        self.secure(host, &join(host, self.port)).await
+    }
+
+    async fn secure(&self, host: &str, address: &str) -> Result<Session, ConnectError> {
+        let stream = self.reach(host, address).await?;
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(host.to_owned())
+                .map_err(|_| ConnectError::Name(host.to_owned()))?,
+        };
+        let connector = TlsConnector::from(Arc::clone(&self.tls.get().config));
+        let session = connector.connect(name, stream).await;
+        session.map_err(|source| ConnectError::Tls {
+            server: address.to_owned(),
+            source,
         })
     }
 

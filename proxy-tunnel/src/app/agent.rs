@@ -7,6 +7,7 @@
 //! other connections. The second one ends it.
 
 mod args;
+mod doctor;
 mod settings;
 
 use std::process::ExitCode;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxy_serve::http::{self, StatusCode};
-use proxy_serve::reload::{self, Reloader};
+use proxy_serve::reload::{self, Current, Reloader};
 use proxy_serve::shutdown::Signals;
+use proxy_serve::tls::client::Identity;
 use tokio::time::sleep;
 use tracing::{error, info};
 
@@ -32,6 +34,12 @@ use crate::cluster::counting::{Counter, Leases};
 use crate::flow::Budget;
 use crate::metrics::agent::AgentMetrics;
 use crate::metrics::certificates::Names;
+
+/// The certificate that servers see, and the CAs that they are verified by.
+const CERTIFICATES: Names = Names {
+    own: "agent-cert",
+    authorities: "ca-cert",
+};
 
 /// The pause before the API server's settings are read again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -73,29 +81,10 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     let metrics = AgentMetrics::new();
     let ready = Ready::default();
     serve_ports(&settings, &metrics, ready.clone())?;
-    let names = Names {
-        own: "agent-cert",
-        authorities: "ca-cert",
-    };
-    let observer = metrics.certificates.observer(names, None);
+    let observer = metrics.certificates.observer(CERTIFICATES, None);
     let reloader = Reloader::new(settings.tls.clone(), observer)?;
     let budget = Arc::new(Budget::new(settings.budget));
-    let shared = Arc::new(Shared {
-        agent_id: settings.agent_id.clone(),
-        metrics: Arc::clone(&metrics),
-        budget: Arc::clone(&budget),
-        limits: settings.limits,
-        allowed: settings.allowed,
-    });
-    let connector = Connector {
-        port: settings.server_port,
-        tls: reloader.current(),
-        server_name: settings.server_name.clone(),
-        keepalive: settings.keepalive,
-        token: settings.token.clone(),
-        identifiers: settings.identifiers.clone(),
-        shared,
-    };
+    let connector = connector(&settings, reloader.current(), &metrics, &budget);
     reload::watch(vec![Box::new(reloader)], RELOAD)
         .context("cannot start the thread that looks for changed certificates")?;
     let leases = settings.counting.map(|counting| {
@@ -134,6 +123,30 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     let signal = signals.next().await;
     info!(signal, "Shutting down agent.");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What connections to servers are made with.
+fn connector(
+    settings: &Settings,
+    tls: Current<Identity>,
+    metrics: &Arc<AgentMetrics>,
+    budget: &Arc<Budget>,
+) -> Connector {
+    Connector {
+        port: settings.server_port,
+        tls,
+        server_name: settings.server_name.clone(),
+        keepalive: settings.keepalive,
+        token: settings.token.clone(),
+        identifiers: settings.identifiers.clone(),
+        shared: Arc::new(Shared {
+            agent_id: settings.agent_id.clone(),
+            metrics: Arc::clone(metrics),
+            budget: Arc::clone(budget),
+            limits: settings.limits,
+            allowed: settings.allowed.clone(),
+        }),
+    }
 }
 
 fn serve_ports(settings: &Settings, metrics: &AgentMetrics, ready: Ready) -> Result<()> {

@@ -6,6 +6,7 @@
 //! that long; without, they are cut. The second signal ends the process at once, with exit code 1.
 
 mod args;
+mod doctor;
 mod entrances;
 mod rules_file;
 mod settings;

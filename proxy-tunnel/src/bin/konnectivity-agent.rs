@@ -4,8 +4,8 @@
 
 use std::process::ExitCode;
 
-use proxy_tunnel::app::{agent, main as run};
+use proxy_tunnel::app::{agent, doctor};
 
 fn main() -> ExitCode {
-    run::<agent::Args>()
+    doctor::main::<agent::Args>()
 }

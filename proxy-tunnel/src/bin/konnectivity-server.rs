@@ -4,8 +4,8 @@
 
 use std::process::ExitCode;
 
-use proxy_tunnel::app::{main as run, server};
+use proxy_tunnel::app::{doctor, server};
 
 fn main() -> ExitCode {
-    run::<server::Args>()
+    doctor::main::<server::Args>()
 }

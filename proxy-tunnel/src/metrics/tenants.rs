@@ -46,6 +46,9 @@ impl TenantMetrics {
 /// The limits, as the label `limit` has them.
 const LIMITS: [&str; 5] = ["agents", "connections", "tunnels", "dials", "buffered"];
 
+/// What becomes of a changed file, as the label `result` has it.
+const RESULTS: [&str; 2] = ["used", "refused"];
+
 impl Tenants {
     pub(super) fn new(maker: &Maker) -> Self {
         Self {
@@ -115,11 +118,16 @@ impl Tenants {
     pub fn count(&self, tenants: usize) {
         let tenants = i64::try_from(tenants).unwrap_or(i64::MAX);
         self.count.with_label_values(&NONE).set(tenants);
+        // There before the first change, so that an increase can be seen.
+        for result in RESULTS {
+            let _ = self.reloads.with_label_values(&[result]);
+        }
     }
 
     /// The file has changed; true: its rules are in force.
     pub fn reloaded(&self, is_used: bool) {
-        let result = if is_used { "used" } else { "refused" };
+        let [used, refused] = RESULTS;
+        let result = if is_used { used } else { refused };
         self.reloads.with_label_values(&[result]).inc();
     }
 

@@ -3,7 +3,8 @@
 """What the tests of deploy/ need of Python: objects in, JSON out.
 
     tool.py PACKAGES kustomize DIR           renders a kustomization
-    tool.py PACKAGES helm CHART < values     lints and renders a chart with values in JSON
+    tool.py PACKAGES helm CHART RELEASE NAMESPACE < values
+                                             lints and renders a chart with values in JSON
     tool.py PACKAGES yaml < text             reads YAML
     tool.py PACKAGES validate VERSION < [..] validates objects against the schemas of a Kubernetes
                                              version and of the Prometheus operator
@@ -34,7 +35,7 @@ def kustomize(directory):
     return documents(result.value.decode())
 
 
-def helm(chart):
+def helm(chart, release, namespace):
     import helm_python
 
     values = json.load(sys.stdin)
@@ -44,7 +45,7 @@ def helm(chart):
     if faults or report["errors"]:
         sys.exit(f"{chart}: {faults} {report['errors']}")
     with helm_python.Chart.load(chart) as loaded:
-        files = loaded.render(values=values, name="proxy-agent", namespace="kube-system")
+        files = loaded.render(values=values, name=release, namespace=namespace)
     return [
         document
         for path, text in sorted(files.items())

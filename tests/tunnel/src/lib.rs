@@ -3,9 +3,11 @@
 //! The tunnel beside upstream's programs: what its interoperation tests and its demo share. Network namespaces,
 //! processes and what a killed run leaves behind are the business of the package `tests`.
 
+pub mod api_server;
 pub mod certs;
 pub mod cluster;
 pub mod load;
+pub mod pod;
 pub mod program;
 pub mod prometheus;
 pub mod soak;

@@ -74,26 +74,15 @@ impl Source for RulesFile {
     const CONTENT: &'static str = "rules of tenants";
 
     fn read(&self) -> Result<Files, RulesFileError> {
-        let path = self.path.clone();
-        fs::read(&self.path)
-            .map(|content| Files::new(vec![content]))
-            .map_err(|source| RulesFileError::Read { path, source })
+        Ok(Files::new(vec![read(&self.path)?]))
     }
 
     fn make(&self, files: &Files) -> Result<Rules, RulesFileError> {
-        let path = || self.path.clone();
-        let text = std::str::from_utf8(files.at(0)).map_err(|source| RulesFileError::Text {
-            path: path(),
-            source,
-        })?;
-        let rules = file::parse(text, self.offered).map_err(|source| RulesFileError::Rules {
-            path: path(),
-            source,
-        })?;
+        let rules = parse(&self.path, files.at(0), self.offered)?;
         self.entrances
             .open(&rules)
             .map_err(|source| RulesFileError::Entrance {
-                path: path(),
+                path: self.path.clone(),
                 source,
             })?;
         Ok(rules)
@@ -112,6 +101,41 @@ impl Source for RulesFile {
     }
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, RulesFileError> {
+    fs::read(path).map_err(|source| RulesFileError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn parse(path: &Path, content: &[u8], offered: Offered) -> Result<Rules, RulesFileError> {
+    let text = std::str::from_utf8(content).map_err(|source| RulesFileError::Text {
+        path: path.to_owned(),
+        source,
+    })?;
+    file::parse(text, offered).map_err(|source| RulesFileError::Rules {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn offered(settings: &Settings, has_reviewer: bool) -> Offered {
+    Offered {
+        agent_certificates: settings.agents.1.client_ca.is_some(),
+        client_tls: matches!(settings.frontend, Frontend::Tls(..)),
+        tokens: has_reviewer,
+    }
+}
+
+/// Reads the file, and puts nothing in force.
+///
+/// # Errors
+/// It cannot be used.
+pub fn examine(path: &Path, settings: &Settings) -> Result<Rules, RulesFileError> {
+    let offered = offered(settings, settings.kubeconfig.is_some());
+    parse(path, &read(path)?, offered)
+}
+
 /// Reads the file for the first time, and puts its rules in force, now and whenever it changes.
 ///
 /// # Errors
@@ -124,11 +148,7 @@ pub fn load(
 ) -> Result<Reloader<RulesFile>, RulesFileError> {
     let source = RulesFile {
         path: path.to_owned(),
-        offered: Offered {
-            agent_certificates: settings.agents.1.client_ca.is_some(),
-            client_tls: matches!(settings.frontend, Frontend::Tls(..)),
-            tokens: server.reviewer.is_some(),
-        },
+        offered: offered(settings, server.reviewer.is_some()),
         entrances: Arc::clone(&entrances),
     };
     let (server, metrics) = (Arc::clone(server), Arc::clone(&server.metrics));

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `konnectivity-server doctor` and `konnectivity-agent doctor`: what may be wrong, and what to do about it.
+//!
+//! The flags to judge are those behind `doctor`, or, without any, those of the process with the same program in this
+//! network namespace. Nothing is changed. docs/tunnel-doctor.md explains each check by its id; what is looked at is the
+//! business of the programs' own modules.
+
+pub mod api_server;
+pub mod certificates;
+pub mod check;
+pub mod running;
+
+use std::env;
+use std::ffi::OsString;
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+use proxy_serve::flags;
+use proxy_serve::klog::KlogArgs;
+
+use self::check::{Check, Output};
+use self::running::WORD;
+use super::{Klog, Program};
+
+/// Bad usage, as for the node agent's doctor.
+const BAD_USAGE: u8 = 2;
+
+/// A program that can be examined.
+pub trait Examined: Program {
+    /// Makes every check.
+    fn examine(self) -> impl Future<Output = Vec<Check>>;
+}
+
+// Not a doc comment: the program's description is that of its own flags.
+#[derive(Debug, clap::Parser)]
+struct Line<P: Program> {
+    #[command(flatten)]
+    program: P,
+    #[command(flatten)]
+    klog: KlogArgs<Klog<P>>,
+    /// How findings are printed: table or json
+    #[arg(long, value_name = "FORM", default_value = "table")]
+    output: Output,
+}
+
+/// The whole of a program that has a doctor.
+#[must_use]
+pub fn main<P: Examined>() -> ExitCode {
+    let mut words = env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == WORD) {
+        return examine::<P>(words.collect());
+    }
+    super::main::<P>()
+}
+
+fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
+    let mut checks = Vec::new();
+    if names_no_flag(&words) {
+        let (found, of_process) = flags_of_process();
+        checks.push(found);
+        // Those behind `doctor` win.
+        words.splice(..0, of_process);
+    }
+    let line = match parse::<P>(words) {
+        Ok(line) => line,
+        Err(error) => {
+            // A closed stdout or stderr changes nothing about the exit code.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(BAD_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: cannot start the threads that look: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    checks.extend(runtime.block_on(line.program.examine()));
+    runtime.shutdown_background();
+    if let Err(error) = check::print(line.output, &checks) {
+        eprintln!("Error: cannot print what was found: {error}");
+        return ExitCode::FAILURE;
+    }
+    check::exit_code(&checks)
+}
+
+fn parse<P: Program>(words: Vec<OsString>) -> Result<Line<P>, clap::Error> {
+    let about = "Looks at what this program needs, changes nothing, and reports what may be wrong and what to do about it. \
+                 Without flags it takes those of the process that runs here";
+    let command = Line::<P>::command()
+        .name(format!("{} {WORD}", P::NAME))
+        .about(about);
+    let line = std::iter::once(P::NAME.into()).chain(words);
+    let matches = flags::pflag(command).try_get_matches_from(line)?;
+    Line::from_arg_matches(&matches)
+}
+
+/// Whether nothing but the form of the output is asked for.
+fn names_no_flag(words: &[OsString]) -> bool {
+    let mut words = words.iter().map(|word| word.to_string_lossy());
+    while let Some(word) = words.next() {
+        if word == "--output" {
+            words.next();
+        } else if !word.starts_with("--output=") {
+            return false;
+        }
+    }
+    true
+}
+
+/// The flags of the process that runs here, if there is exactly one. Paths are judged from its directory.
+fn flags_of_process() -> (Check, Vec<OsString>) {
+    let id = "process";
+    let remedy = "give the program's flags behind `doctor`";
+    let found = match running::processes() {
+        Ok(found) => found,
+        Err(error) => {
+            let finding = format!("which process runs here cannot be seen: {error}");
+            return (Check::unknown(id, finding, remedy), Vec::new());
+        }
+    };
+    match <[_; 1]>::try_from(found) {
+        Ok([process]) => {
+            // Where that is not allowed, paths that are not absolute are not found, and are reported.
+            let _ = env::set_current_dir(format!("/proc/{}/cwd", process.id));
+            let finding = format!("process {} runs here; these are its flags", process.id);
+            (Check::ok(id, finding), process.words)
+        }
+        Err(found) if found.is_empty() => {
+            let finding = "no process of this program runs here";
+            (Check::unknown(id, finding, remedy), Vec::new())
+        }
+        Err(found) => {
+            let ids: Vec<String> = found.iter().map(|found| found.id.to_string()).collect();
+            let finding = format!("several run here, as processes {}", ids.join(", "));
+            (Check::unknown(id, finding, remedy), Vec::new())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{agent, server};
+    use super::*;
+
+    #[test]
+    fn the_commands_are_sound() {
+        flags::pflag(Line::<agent::Args>::command()).debug_assert();
+        flags::pflag(Line::<server::Args>::command()).debug_assert();
+    }
+
+    #[test]
+    fn the_form_of_the_output_is_no_flag_of_the_program() {
+        let none = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            names_no_flag(&words)
+        };
+        assert!(none(&[]));
+        assert!(none(&["--output=json"]) && none(&["--output", "json"]));
+        assert!(!none(&["--output", "json", "--ca-cert=x"]));
+        assert!(!none(&["--help"]));
+    }
+
+    #[test]
+    fn flags_are_the_programs() {
+        let line = parse::<agent::Args>(vec!["--ca-cert=x".into(), "--output=json".into()]);
+        let line = line.unwrap();
+        assert_eq!(
+            (line.program.ca_cert.as_str(), line.output),
+            ("x", Output::Json)
+        );
+        let error = parse::<agent::Args>(vec!["--output=xml".into()]).unwrap_err();
+        assert!(error.to_string().contains("xml"), "{error}");
+    }
+}
