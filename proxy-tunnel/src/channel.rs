@@ -37,26 +37,26 @@ pub const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
 /// Bytes of one HTTP/2 frame that a peer may send.
 pub(crate) const FRAME: u32 = 128 * 1024;
 
-/// Bytes that the peer may send on a stream, and on the connection, before any of them is taken. The stream carries all tunnels
-/// of its agent and is always read.
-const WINDOWS: (u32, u32) = (8 << 20, 16 << 20);
-
-/// How it is found out that the peer has gone.
+/// What a connection is for.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// After how long without a byte the peer is pinged.
     pub keepalive: Duration,
     /// How long it may take to answer.
     pub ping_timeout: Duration,
+    /// Bytes that the peer may send on a stream, and on the connection, before any of them is taken.
+    pub windows: (u32, u32),
 }
 
 impl Settings {
-    /// A server is pinged after `keepalive`, or [`LEAST_KEEPALIVE`] if that is longer.
+    /// For an agent's stream, which carries all its tunnels and is always read. A server is pinged after `keepalive`, or
+    /// [`LEAST_KEEPALIVE`] if that is longer.
     #[must_use]
     pub fn link(keepalive: Duration) -> Self {
         Self {
             keepalive: keepalive.max(LEAST_KEEPALIVE),
             ping_timeout: PING_TIMEOUT,
+            windows: (8 << 20, 16 << 20),
         }
     }
 }
@@ -77,7 +77,7 @@ impl Channel {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (stream, connection) = WINDOWS;
+        let (stream, connection) = settings.windows;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(settings.keepalive))

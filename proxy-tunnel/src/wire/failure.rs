@@ -104,6 +104,7 @@ mod tests {
         let settings = Settings {
             keepalive: Duration::from_millis(100),
             ping_timeout: Duration::from_millis(100),
+            ..Settings::link(Duration::ZERO)
         };
         let channel = Channel::open(near, "server", settings).await.unwrap();
         let messages = stream::pending::<Result<Message, Status>>();

@@ -28,9 +28,12 @@ use tonic::{Status, Streaming};
 
 use super::rig::{Rig, SOON, WHILE};
 
-/// No pings: a server of upstream allows a client one every 5 minutes.
+/// No pings, of which a server of upstream allows a client one every 5 minutes, and the window of a client.
 fn quiet() -> Settings {
-    Settings::link(Duration::from_hours(1))
+    Settings {
+        windows: (1 << 20, 32 << 20),
+        ..Settings::link(Duration::from_hours(1))
+    }
 }
 
 /// Sends bytes as messages.
