@@ -94,8 +94,8 @@ impl Streams {
         metadata: MetadataMap,
         messages: impl Stream<Item = Result<Message, Status>> + Send + 'static,
     ) -> Result<Opened, Status> {
-        let (alive, held) = oneshot::channel();
-        let hold = Hold { _held: held };
+        let (alive, receiver) = oneshot::channel();
+        let hold = Hold { _held: receiver };
         let service = Opening {
             sender: self.sender.clone(),
             alive: Some(alive),

@@ -33,9 +33,9 @@ fn every_report_has_a_test() {
             } else {
                 root.join(BEHAVIOUR).join(format!("{file}.rs"))
             };
-            let text = fs::read_to_string(&path)
+            let source = fs::read_to_string(&path)
                 .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            let (before, _) = text
+            let (before, _) = source
                 .split_once(&format!("fn {test}()"))
                 .unwrap_or_else(|| panic!("there is no {name}"));
             let attributes = before.rsplit("\n\n").next().unwrap();

@@ -47,6 +47,9 @@ struct Connection {
     asks: Option<u32>,
 }
 
+/// An end of a connection: its name, and whether it is this one, given the target's port.
+type End = (&'static str, fn(&Connection, u16) -> bool);
+
 /// A line of /proc/net/tcp.
 fn connection(line: &str) -> Option<Connection> {
     let port = |field: &str| u16::from_str_radix(field.rsplit_once(':')?.1, 16).ok();
@@ -79,7 +82,7 @@ fn the_kernel_asks_for_clients_and_targets() -> Result<()> {
         let rig = Rig::new(transport, Make::Ours)?;
         let (dialer, target) = (rig.dialer.clone(), rig.target);
         let _held = rig.run(load::resting(dialer, target, 1))?;
-        let ends: [(&str, fn(&Connection, u16) -> bool); 5] = [
+        let ends: [End; 5] = [
             ("the client's of its server", |one, _| one.remote == CLIENTS),
             ("the server's of its client", |one, _| one.local == CLIENTS),
             ("the server's of its agent", |one, _| one.local == AGENTS),
