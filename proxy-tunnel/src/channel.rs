@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The client's side of gRPC: one HTTP/2 connection over a stream of bytes that somebody else has opened, and
-//! streams of packets on it. The agent and the client library use it; where the bytes go is their business.
+//! The client's side of gRPC: an agent's HTTP/2 connection over a stream of bytes that the caller has opened, and its stream of
+//! packets. [`packets`] is for other connections too: those of the client library are `client::streams`.
 
+use std::error::Error;
+use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
-use hyper::body::Incoming;
+use hyper::body::{self, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
-use tonic::client::Grpc;
+use tonic::client::{Grpc, GrpcService};
 use tonic::codec::Codec;
 use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
@@ -32,13 +35,13 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
 
 /// Bytes of one HTTP/2 frame that a peer may send.
-const FRAME: u32 = 128 * 1024;
+pub(crate) const FRAME: u32 = 128 * 1024;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// After how long without a byte the peer is pinged; none: never.
-    pub keepalive: Option<Duration>,
+    /// After how long without a byte the peer is pinged.
+    pub keepalive: Duration,
     /// How long it may take to answer.
     pub ping_timeout: Duration,
     /// Bytes that the peer may send on a stream, and on the connection, before any of them is taken.
@@ -46,25 +49,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// For an agent's stream, which carries all its tunnels and is always read. A server is pinged after
-    /// `keepalive`, or [`LEAST_KEEPALIVE`] if that is longer.
+    /// For an agent's stream, which carries all its tunnels and is always read. A server is pinged after `keepalive`, or
+    /// [`LEAST_KEEPALIVE`] if that is longer.
     #[must_use]
     pub fn link(keepalive: Duration) -> Self {
         Self {
-            keepalive: Some(keepalive.max(LEAST_KEEPALIVE)),
+            keepalive: keepalive.max(LEAST_KEEPALIVE),
             ping_timeout: PING_TIMEOUT,
             windows: (8 << 20, 16 << 20),
-        }
-    }
-
-    /// For streams with one tunnel each. A server of upstream cuts clients that ping more often than it likes,
-    /// so none is sent.
-    #[must_use]
-    pub const fn tunnels() -> Self {
-        Self {
-            keepalive: None,
-            ping_timeout: PING_TIMEOUT,
-            windows: (1 << 20, 32 << 20),
         }
     }
 }
@@ -88,7 +80,7 @@ impl Channel {
         let (stream, connection) = settings.windows;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .keep_alive_interval(settings.keepalive)
+            .keep_alive_interval(Some(settings.keepalive))
             .keep_alive_timeout(settings.ping_timeout)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(stream)
@@ -101,12 +93,7 @@ impl Channel {
                 debug!("a connection has ended: {error}");
             }
         });
-        let origin = Uri::builder()
-            .scheme("http")
-            .authority(authority)
-            .path_and_query("/")
-            .build()
-            .unwrap_or_else(|_| Uri::from_static("http://localhost/"));
+        let origin = origin(authority);
         Ok(Self { sender, origin })
     }
 
@@ -129,21 +116,59 @@ impl Channel {
         M: Send + Sync + 'static,
         C: Codec<Encode = M, Decode = Received>,
     {
-        let messages = messages
-            .take_while(|message| std::future::ready(message.is_ok()))
-            .filter_map(|message| std::future::ready(message.ok()));
-        let mut request = tonic::Request::new(messages);
-        *request.metadata_mut() = metadata;
-        let mut grpc = Grpc::with_origin(Service(self.sender.clone()), self.origin.clone())
-            .max_decoding_message_size(MAX_MESSAGE);
-        grpc.ready()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        let path = PathAndQuery::from_static(path);
-        let response = grpc.streaming(request, path, codec).await?;
-        let (metadata, stream, _) = response.into_parts();
-        Ok((metadata, stream))
+        let service = Service(self.sender.clone());
+        packets(
+            service,
+            self.origin.clone(),
+            path,
+            codec,
+            metadata,
+            messages,
+        )
+        .await
     }
+}
+
+/// What the peer of this name is called in requests.
+pub(crate) fn origin(authority: &str) -> Uri {
+    Uri::builder()
+        .scheme("http")
+        .authority(authority)
+        .path_and_query("/")
+        .build()
+        .unwrap_or_else(|_| Uri::from_static("http://localhost/"))
+}
+
+/// Opens a stream of packets by one request to this service; see [`Channel::stream`].
+pub(crate) async fn packets<S, M, C>(
+    service: S,
+    origin: Uri,
+    path: &'static str,
+    codec: C,
+    metadata: MetadataMap,
+    messages: impl Stream<Item = Result<M, Status>> + Send + 'static,
+) -> Result<(MetadataMap, Streaming<Received>), Status>
+where
+    S: GrpcService<Body>,
+    S::Error: Display,
+    S::ResponseBody: body::Body<Data = Bytes> + Send + 'static,
+    <S::ResponseBody as body::Body>::Error: Into<Box<dyn Error + Send + Sync>>,
+    M: Send + Sync + 'static,
+    C: Codec<Encode = M, Decode = Received>,
+{
+    let messages = messages
+        .take_while(|message| std::future::ready(message.is_ok()))
+        .filter_map(|message| std::future::ready(message.ok()));
+    let mut request = tonic::Request::new(messages);
+    *request.metadata_mut() = metadata;
+    let mut grpc = Grpc::with_origin(service, origin).max_decoding_message_size(MAX_MESSAGE);
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = PathAndQuery::from_static(path);
+    let response = grpc.streaming(request, path, codec).await?;
+    let (metadata, stream, _) = response.into_parts();
+    Ok((metadata, stream))
 }
 
 /// hyper's sender as tonic wants it.
@@ -173,13 +198,8 @@ mod tests {
     fn an_agent_pings_no_more_often_than_servers_allow() {
         let interval = |seconds| Settings::link(Duration::from_secs(seconds)).keepalive;
         for seconds in [1, 10, 30] {
-            assert!(
-                interval(seconds).unwrap() > Duration::from_secs(30),
-                "{seconds}"
-            );
+            assert!(interval(seconds) > Duration::from_secs(30), "{seconds}");
         }
-        assert_eq!(interval(60), Some(Duration::from_mins(1)));
-        // Servers allow pings of clients every 5 minutes, and only with streams.
-        assert_eq!(Settings::tunnels().keepalive, None);
+        assert_eq!(interval(60), Duration::from_mins(1));
     }
 }

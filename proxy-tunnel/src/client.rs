@@ -6,7 +6,7 @@
 //! [`Dialer`] opens a connection to the server for each target, as kube-apiserver does. [`Connection`] is one
 //! gRPC connection for many tunnels. Either way a [`Tunnel`] is what a TCP connection would be: bytes in both
 //! directions, an end of file when the target has closed, and an error when the way to it was cut. Dropping it
-//! closes it. `examples/dial.rs` is a program:
+//! closes it: what was written is sent before, unless the server has no room for it. `examples/dial.rs` is a program:
 //! `cargo run --release -p proxy-tunnel --example dial -- /tmp/uds-proxy localhost:8000 /success`.
 //!
 //! ```no_run
@@ -26,6 +26,7 @@
 mod connect;
 mod endpoint;
 mod grpc;
+mod streams;
 mod tunnel;
 
 use std::io;

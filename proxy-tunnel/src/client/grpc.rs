@@ -8,18 +8,18 @@ use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tracing::debug;
 
+use super::streams::{Opened, Streams};
 use super::tunnel::{GrpcTunnel, Tunnel};
 use super::{DialError, Endpoint, Mode};
-use crate::channel::{Channel, Settings};
 use crate::flow::{Lane, Outbox};
 use crate::wire::metadata::Extensions;
-use crate::wire::{DialRequest, Message, PROXY_PATH, Received, TUNNEL};
+use crate::wire::{DialRequest, Message, Received};
 
 /// One gRPC connection to a server, for any number of tunnels. It ends when it and all its tunnels have been
 /// dropped.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    channel: Channel,
+    streams: Streams,
     server: String,
     user_agent: String,
 }
@@ -53,11 +53,11 @@ impl Connection {
             source,
         };
         let io = endpoint.open(Mode::Grpc).await.map_err(failed)?;
-        let channel = Channel::open(io, &endpoint.authority(), Settings::tunnels())
+        let streams = Streams::begin(io, &endpoint.authority())
             .await
             .map_err(|error| failed(std::io::Error::other(error)))?;
         Ok(Self {
-            channel,
+            streams,
             server,
             user_agent: user_agent.to_owned(),
         })
@@ -93,10 +93,12 @@ impl Connection {
             window: false,
         }
         .write(&mut metadata);
-        let opened = self
-            .channel
-            .stream(PROXY_PATH, TUNNEL, metadata, outbox.stream());
-        let (headers, mut inbound) = opened.await.map_err(|status| DialError::StreamSetup {
+        let opened = self.streams.open(metadata, outbox.stream());
+        let Opened {
+            headers,
+            mut inbound,
+            hold,
+        } = opened.await.map_err(|status| DialError::StreamSetup {
             server: self.server.clone(),
             source: Box::new(status),
         })?;
@@ -107,7 +109,7 @@ impl Connection {
             .ok_or_else(|| DialError::TunnelClosed(address.to_owned()))?;
         let can_finish = Extensions::read(&headers).half_close;
         Ok(Tunnel::grpc(GrpcTunnel::new(
-            outbox, lane, inbound, connect_id, can_finish,
+            outbox, lane, inbound, hold, connect_id, can_finish,
         )))
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::endpoint::Io;
+use super::streams::Hold;
 use crate::flow::{Lane, Outbox};
 use crate::rewound::{Rewound, take};
 use crate::wire::{Message, Received};
@@ -119,6 +120,7 @@ pub(super) struct GrpcTunnel {
     outbox: Arc<Outbox>,
     lane: Lane,
     inbound: Option<Streaming<Received>>,
+    _hold: Hold,
     connect_id: i64,
     can_finish: bool,
     has_finished: bool,
@@ -134,6 +136,7 @@ impl GrpcTunnel {
         outbox: Arc<Outbox>,
         lane: Lane,
         inbound: Streaming<Received>,
+        hold: Hold,
         connect_id: i64,
         can_finish: bool,
     ) -> Self {
@@ -141,6 +144,7 @@ impl GrpcTunnel {
             outbox,
             lane,
             inbound: Some(inbound),
+            _hold: hold,
             connect_id,
             can_finish,
             has_finished: false,

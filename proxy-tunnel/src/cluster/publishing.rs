@@ -2,8 +2,8 @@
 
 //! The server's side of leases: its own one is written and renewed, expired ones of others are deleted.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -25,6 +25,11 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// How often a lease is read and written anew when others change it at the same time.
 const CONFLICTS: usize = 5;
 
+/// For how long a lease must be seen not to be renewed before it is deleted: as long as it counts. By its times alone it looks
+/// expired also where this server's clock is ahead of the others', or has jumped: then the lease of every other server would
+/// be deleted again and again.
+pub const WATCHED: Duration = Duration::from_secs(30);
+
 /// How long the deletion may take when the process ends.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -35,6 +40,8 @@ pub struct Publisher {
     server_id: String,
     labels: BTreeMap<String, String>,
     metrics: Arc<ServerMetrics>,
+    /// Since when each lease, by its name and version, has looked expired.
+    expired: Arc<Mutex<HashMap<(String, String), Instant>>>,
 }
 
 impl Publisher {
@@ -52,6 +59,7 @@ impl Publisher {
             server_id,
             labels,
             metrics,
+            expired: Arc::default(),
         }
     }
 
@@ -119,7 +127,8 @@ impl Publisher {
     async fn collect(&self) {
         loop {
             sleep(jittered(INTERVAL)).await;
-            if timeout(REQUEST, self.delete_expired()).await.is_err() {
+            let deleting = self.delete_expired(Instant::now());
+            if timeout(REQUEST, deleting).await.is_err() {
                 warn!(
                     "the API server has not answered within {} s",
                     REQUEST.as_secs()
@@ -128,8 +137,9 @@ impl Publisher {
         }
     }
 
-    /// Deletes leases of servers that no longer renew them.
-    pub async fn delete_expired(&self) {
+    /// Deletes leases of servers that no longer renew them: those that have expired, and have been seen not to be renewed for
+    /// [`WATCHED`]. `now` is the time by the clock that does not jump.
+    pub async fn delete_expired(&self, now: Instant) {
         let params = ListParams::default().labels(&lease::selector(&self.labels));
         let start = Instant::now();
         let leases = match self.api.list(&params).await {
@@ -144,10 +154,30 @@ impl Publisher {
                 return;
             }
         };
-        let now = Timestamp::now();
-        for lease in leases.iter().filter(|lease| !lease::is_valid(lease, now)) {
+        for lease in self.forsaken(&leases, now) {
             self.delete(lease).await;
         }
+    }
+
+    /// The leases of these that are to be deleted.
+    fn forsaken<'a>(&self, leases: &'a [Lease], now: Instant) -> Vec<&'a Lease> {
+        let clock = Timestamp::now();
+        // Nothing panics while it is held.
+        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *expired);
+        let looking_expired = leases.iter().filter(|lease| !lease::is_valid(lease, clock));
+        looking_expired
+            .filter(|lease| {
+                let metadata = &lease.metadata;
+                let key = (
+                    metadata.name.clone().unwrap_or_default(),
+                    metadata.resource_version.clone().unwrap_or_default(),
+                );
+                let since = before.get(&key).copied().unwrap_or(now);
+                expired.insert(key, since);
+                now.duration_since(since) >= WATCHED
+            })
+            .collect()
     }
 
     async fn delete(&self, lease: &Lease) {

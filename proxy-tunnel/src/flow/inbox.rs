@@ -20,8 +20,16 @@ use super::budget::Budget;
 /// What an item costs in memory beside its bytes.
 const OVERHEAD: usize = 64;
 
-/// Shorter bytes are copied, and those beyond the limit: they would keep the whole buffer of the stream that they came in.
+/// Shorter bytes are always copied: they would keep the whole buffer of the stream that they came in, which has bytes of other
+/// tunnels too.
 const SHORT: usize = 2048;
+
+/// So many bytes wait in their stream's buffers at most, unless they are long: those that come after them wait for longer, and
+/// are copied. Without it a tunnel that stalls would keep several times as much as is counted.
+const LENT: usize = 64 * 1024;
+
+/// From this length on bytes are most of the buffer that they came in.
+const LONG: usize = 16 * 1024;
 
 /// Items that wait at most. Only a peer that means harm sends so many: then nothing more is kept.
 const MOST: usize = 65_536;
@@ -148,11 +156,12 @@ impl<E> Inbox<E> {
             }
             state.excess += cost;
         }
+        let keeps_little = length >= LONG || (length >= SHORT && state.bytes < LENT);
         state.bytes += length;
-        let data = if length < SHORT || !is_within {
-            Bytes::copy_from_slice(&data)
-        } else {
+        let data = if is_within && keeps_little {
             data
+        } else {
+            Bytes::copy_from_slice(&data)
         };
         state.items.push_back(Item::Data(data));
         wake(&mut state.reader);
@@ -280,6 +289,7 @@ fn wake(waker: &mut Option<Waker>) {
 mod tests {
     use std::time::Duration;
 
+    use super::super::WINDOW;
     use super::*;
 
     fn inbox(budget: usize, stall: Duration) -> (Inbox<&'static str>, Arc<Budget>) {
@@ -304,6 +314,35 @@ mod tests {
         assert_eq!(inbox.next().await, Item::Data(bytes(3)));
         assert_eq!(inbox.next().await, Item::Event("end"));
         assert_eq!(budget.used(), 0);
+    }
+
+    /// What waits for long does not keep the stream's buffers, which are larger.
+    #[tokio::test]
+    async fn few_bytes_stay_in_the_buffer_that_they_came_in() {
+        let budget = Arc::new(Budget::new(8 << 20));
+        let inbox = Inbox::<()>::new(budget, Limits::default(), [None, None]);
+        let buffer = bytes(LONG * 4);
+        let within = buffer.as_ptr_range();
+        for length in [SHORT - 1, SHORT, LONG] {
+            let mut lent = 0;
+            for _ in 0..100 {
+                inbox.push_data(buffer.slice(..length)).unwrap();
+            }
+            for _ in 0..100 {
+                let Item::Data(data) = inbox.next().await else {
+                    panic!("no bytes");
+                };
+                assert_eq!(data.len(), length);
+                lent += usize::from(within.contains(&data.as_ptr())) * length;
+            }
+            let most = match length {
+                LONG => WINDOW as usize,
+                SHORT => LENT,
+                _ => 0,
+            };
+            assert!(lent <= most, "{lent} of {length} each");
+            assert!(lent > most / 2 || most == 0, "{lent} of {length} each");
+        }
     }
 
     #[test]

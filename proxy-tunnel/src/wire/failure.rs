@@ -102,9 +102,9 @@ mod tests {
             }
         });
         let settings = Settings {
-            keepalive: Some(Duration::from_millis(100)),
+            keepalive: Duration::from_millis(100),
             ping_timeout: Duration::from_millis(100),
-            ..Settings::tunnels()
+            ..Settings::link(Duration::ZERO)
         };
         let channel = Channel::open(near, "server", settings).await.unwrap();
         let messages = stream::pending::<Result<Message, Status>>();

@@ -2,19 +2,17 @@
 
 //! Token reviews and leases, against the stub API server of [`super::stub`].
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use kube::Client;
-use kube::api::WatchEvent;
 use proxy_tunnel::agent::sync::CountSource;
 use proxy_tunnel::client::Mode;
 use proxy_tunnel::cluster::counting::{Counter, Leases};
-use proxy_tunnel::cluster::publishing::Publisher;
+use proxy_tunnel::cluster::publishing::{Publisher, WATCHED};
 use proxy_tunnel::cluster::tokens::{Account, Reviewer};
 use proxy_tunnel::cluster::{self, lease};
 use proxy_tunnel::metrics::agent::AgentMetrics;
@@ -26,7 +24,7 @@ use super::peers::Peer;
 use super::rig::{Agent, AgentOptions, Options, Rig, Scratch, text, until};
 use super::stub::{LEASES, REVIEWS, Stub, failure};
 
-fn publisher(client: Client, id: &str, metrics: &Arc<ServerMetrics>) -> Publisher {
+pub fn publisher(client: Client, id: &str, metrics: &Arc<ServerMetrics>) -> Publisher {
     let labels = lease::parse_labels("k8s-app=konnectivity-server").unwrap();
     Publisher::new(
         client,
@@ -87,21 +85,24 @@ async fn expired_leases_are_deleted_and_renewed_ones_stay() {
     let publisher = publisher(stub.client().await, "a", &metrics);
     stub.put("old", 100);
     stub.put("young", 5);
-    publisher.delete_expired().await;
+    let now = Instant::now();
+    publisher.delete_expired(now).await;
+    publisher.delete_expired(now + WATCHED).await;
     assert_eq!(stub.names(), ["konnectivity-proxy-server-young"]);
     stub.put("old", 100);
+    publisher.delete_expired(now).await;
     stub.fail(Method::DELETE, 409, "Conflict");
-    publisher.delete_expired().await;
+    publisher.delete_expired(now + WATCHED).await;
     stub.fail(Method::GET, 403, "Forbidden");
-    publisher.delete_expired().await;
+    publisher.delete_expired(now).await;
     let text = text(metrics.registry());
     for line in [
         "culled_leases_count 1",
-        "lease_list_total{http_status_code=\"200\",reason=\"\"} 2",
+        "lease_list_total{http_status_code=\"200\",reason=\"\"} 4",
         "lease_list_total{http_status_code=\"403\",reason=\"Forbidden\"} 1",
         "lease_delete_total{http_status_code=\"200\",reason=\"\"} 1",
         "lease_delete_total{http_status_code=\"409\",reason=\"Conflict\"} 1",
-        "lease_list_latency_seconds_count{http_status_code=\"200\"} 2",
+        "lease_list_latency_seconds_count{http_status_code=\"200\"} 4",
     ] {
         assert!(
             text.contains(&format!("konnectivity_network_proxy_server_{line}\n")),
@@ -181,39 +182,6 @@ async fn servers_are_counted_by_the_leases_that_they_keep() {
     until("one again", || count(&leases) == Some(1)).await;
     agent.until_counted("known_server_count 2").await;
     task.abort();
-}
-
-/// A clock that is an hour ahead of the servers', as after a jump: their leases look expired, but are renewed.
-#[test]
-fn servers_are_counted_by_a_clock_that_is_wrong() {
-    let leases = Leases::default();
-    let renewed = |id: &str, second| {
-        let at = Timestamp::from_second(second).unwrap();
-        lease::renewed(id, &BTreeMap::new(), at)
-    };
-    let hour = Timestamp::from_second(4600).unwrap();
-    for id in ["a", "b", "c"] {
-        leases.apply(WatchEvent::Added(renewed(id, 1000))).unwrap();
-    }
-    assert_eq!(
-        leases.count(hour),
-        Some(1),
-        "none is seen to be renewed yet"
-    );
-    for id in ["a", "b"] {
-        let event = WatchEvent::Modified(renewed(id, 1015));
-        leases.apply(event).unwrap();
-    }
-    // Nothing but a label has changed.
-    leases
-        .apply(WatchEvent::Modified(renewed("c", 1000)))
-        .unwrap();
-    assert_eq!(leases.count(hour), Some(2));
-    leases
-        .apply(WatchEvent::Deleted(renewed("a", 1015)))
-        .unwrap();
-    leases.apply(WatchEvent::Added(renewed("a", 1015))).unwrap();
-    assert_eq!(leases.count(hour), Some(1));
 }
 
 #[tokio::test]
@@ -414,7 +382,7 @@ async fn an_api_server_that_cannot_be_reached_is_an_error_and_no_end() {
     let metrics = ServerMetrics::new();
     let publisher = publisher(stub.client().await, "a", &metrics);
     publisher.renew().await.unwrap_err();
-    publisher.delete_expired().await;
+    publisher.delete_expired(Instant::now()).await;
     let text = text(metrics.registry());
     assert!(
         text.contains("lease_list_total{http_status_code=\"0\",reason=\"NoAnswer\"} 1"),

@@ -3,10 +3,10 @@
 //! One tunnel that stalls, in either direction and mode, and the others meanwhile: defects 1 and 2 of
 //! upstream. With windows nothing is lost; with a peer of upstream only the stalled tunnel is closed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proxy_tunnel::client::{Mode, Tunnel};
+use proxy_tunnel::client::{Connection, Endpoint, Mode, Tunnel};
 use proxy_tunnel::flow::Limits;
 use proxy_tunnel::wire::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -105,6 +105,46 @@ async fn clients_that_do_not_read_stop_nothing_else() {
         agent.until_counted("open_endpoint_connections 0").await;
         rig.until_counted("established_connections 0").await;
     }
+}
+
+/// A client that leaves while its bytes wait for a target: its stream does not outlive it, and a connection that it shares
+/// with others goes on.
+#[tokio::test]
+async fn a_client_that_leaves_a_stalled_target_leaves_at_once() {
+    let (rig, agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
+    let (stalled, echo) = (Target::new().await, Target::echo().await);
+    let shared = Connection::open(&Endpoint::unix(&rig.socket), "test")
+        .await
+        .unwrap();
+    let mut other = shared.dial(&echo).await.unwrap();
+    let (mut tunnels, mut targets) = (Vec::new(), Vec::new());
+    for is_shared in [false, true] {
+        let dialer = rig.dialer();
+        let dial = async {
+            if is_shared {
+                shared.dial(&stalled.address).await
+            } else {
+                dialer.dial(&stalled.address).await
+            }
+        };
+        let (tunnel, accepted) = tokio::join!(dial, stalled.accept());
+        let (tunnel, total) = flood(tunnel.unwrap()).await;
+        assert!(total < MUCH, "it is held back");
+        tunnels.push(tunnel);
+        targets.push(accepted);
+    }
+    rig.until_counted("established_connections 3").await;
+    let left = Instant::now();
+    drop(tunnels);
+    rig.until_counted("established_connections 1").await;
+    rig.until_counted("grpc_connections{service_method=\"Proxy\"} 1")
+        .await;
+    let took = left.elapsed();
+    assert!(took < Limits::default().stall / 2, "{took:?}");
+    round_trip(&mut other, b"not ended").await;
+    drop((targets, other));
+    agent.until_counted("open_endpoint_connections 0").await;
+    until("memory is given back", || agent.shared.budget.used() == 0).await;
 }
 
 /// An agent without windows sends on: its tunnel is closed when it has been full for too long.

@@ -7,6 +7,7 @@
 mod agents;
 mod bad_input;
 mod client;
+mod clocks;
 mod cluster;
 mod connect;
 mod counting;
@@ -22,6 +23,7 @@ mod numbers;
 mod peers;
 mod process;
 mod programs;
+mod reports;
 mod rig;
 mod rolling;
 mod rotation;

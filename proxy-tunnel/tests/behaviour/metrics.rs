@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use proxy_tunnel::client::Mode;
 use proxy_tunnel::cluster::counting::Counter;
 use proxy_tunnel::cluster::lease;
-use proxy_tunnel::cluster::publishing::Publisher;
+use proxy_tunnel::cluster::publishing::{Publisher, WATCHED};
 use proxy_tunnel::metrics::agent::Direction;
 use proxy_tunnel::metrics::packets::Segment;
 use tonic::Code;
@@ -170,7 +171,9 @@ async fn families_have_upstreams_types_labels_and_buckets() {
     let client = stub.client().await;
     let publisher = Publisher::new(client.clone(), "kube-system", "a".into(), labels, metrics);
     stub.put("old", 100);
-    publisher.delete_expired().await;
+    let now = Instant::now();
+    publisher.delete_expired(now).await;
+    publisher.delete_expired(now + WATCHED).await;
     let selector = "k8s-app=konnectivity-server".to_owned();
     let metrics = Arc::clone(&agent.shared.metrics);
     let counter = Counter::new(client, "kube-system", selector, metrics, Arc::default());

@@ -5,6 +5,7 @@
 
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream;
 use prost::Message as _;
@@ -26,6 +27,14 @@ use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
 use super::rig::{Rig, SOON, WHILE};
+
+/// No pings, of which a server of upstream allows a client one every 5 minutes, and the window of a client.
+fn quiet() -> Settings {
+    Settings {
+        windows: (1 << 20, 32 << 20),
+        ..Settings::link(Duration::from_hours(1))
+    }
+}
 
 /// Sends bytes as messages.
 struct Raw;
@@ -93,7 +102,7 @@ impl Peer {
 
     /// An agent with this metadata.
     pub async fn agent(rig: &Rig, pairs: Pairs<'_>) -> Self {
-        Self::agent_by(rig, pairs, Settings::tunnels()).await
+        Self::agent_by(rig, pairs, quiet()).await
     }
 
     /// A TLS session of an agent.
@@ -123,7 +132,7 @@ impl Peer {
             .await
             .unwrap();
         let socket = SockRef::from(session.get_ref().0).try_clone().unwrap();
-        let channel = Channel::open(session, "localhost", Settings::tunnels()).await;
+        let channel = Channel::open(session, "localhost", quiet()).await;
         (socket, channel.unwrap(), path)
     }
 
@@ -149,7 +158,7 @@ impl Peer {
 
     /// A client.
     pub async fn client(rig: &Rig) -> Self {
-        Self::client_by(rig, Settings::tunnels()).await
+        Self::client_by(rig, quiet()).await
     }
 
     /// A client with a connection of its own kind.

@@ -224,8 +224,8 @@ async fn peers_that_vanish_are_counted_as_canceled() {
 #[tokio::test]
 async fn peers_that_ping_often_are_not_cut() {
     let often = Settings {
-        keepalive: Some(Duration::from_millis(2)),
-        ..Settings::tunnels()
+        keepalive: Duration::from_millis(2),
+        ..Settings::link(Duration::ZERO)
     };
     let rig = Rig::new(Mode::Grpc).await;
     let mut agent = Peer::agent_by(&rig, &[("agentid", "raw")], often).await;

@@ -213,6 +213,14 @@ impl Rig {
         self.both(usage::resident_memory)
     }
 
+    /// The most memory in bytes that both have had resident.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn peak_memory(&self) -> Result<Both<u64>> {
+        self.both(usage::peak_memory)
+    }
+
     /// How many files both have open.
     ///
     /// # Errors
