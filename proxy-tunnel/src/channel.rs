@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The client's side of gRPC: an agent's HTTP/2 connection over a stream of bytes that the caller has opened, and its stream of
-//! packets. [`packets`] is for other connections too: those of the client library are `client::streams`.
+//! packets. `packets` is for other connections too: those of the client library are `client::streams`.
 
 use std::error::Error;
 use std::fmt::Display;

@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn errors_are_told_with_their_causes_once() {
         let cause = io::Error::other("refused");
-        let error = std::io::Error::other(cause);
+        let error = io::Error::other(cause);
         assert_eq!(chain(&error), "refused");
     }
 }
