@@ -13,6 +13,7 @@
 //! | [`budget`], [`memory`] | bounds on what tasks take together; an allocator that gives memory back |
 //! | [`reload`] | files that are exchanged while the process runs |
 //! | [`shutdown`] | the phases of a process that ends, and the signals that begin them |
+//! | `doctor` | findings of a doctor, their printing and exit code (feature `doctor`) |
 //! | `http` | the endpoint for health and metrics (feature `http`) |
 //! | `connection` | time limits of an HTTP connection (feature `connection`) |
 //! | `tls` | certificates from files, and whom they are for (feature `tls`) |
@@ -28,6 +29,8 @@
 pub mod budget;
 #[cfg(feature = "connection")]
 pub mod connection;
+#[cfg(feature = "doctor")]
+pub mod doctor;
 pub mod flags;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

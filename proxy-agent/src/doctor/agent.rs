@@ -6,7 +6,9 @@
 use std::net::IpAddr;
 use std::process;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::processes::{self, Process};
 use super::subject::Subject;
 use crate::reconcile::report::chain;
@@ -31,7 +33,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             Ok(found) => others(&found, subject.pid(), &subject.vips),
             Err(error) => {
                 let what = "look for other processes that look after the VIPs";
-                Check::unknown(OTHERS, what, &error, "mount /proc")
+                check::unknown(OTHERS, what, &error, "mount /proc")
             }
         },
     ]
@@ -42,7 +44,7 @@ fn agent(subject: &Subject) -> Check {
     let running = match &subject.running {
         Ok(running) => *running,
         Err(error) => {
-            return Check::unknown(
+            return check::unknown(
                 AGENT,
                 format!("look at the lock in --run-dir={directory}"),
                 error,
@@ -184,7 +186,7 @@ fn mentions(text: &str, vip: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     fn process(pid: u32, line: &str, environment: &str) -> Process {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();

@@ -11,7 +11,9 @@
 use std::fs;
 use std::net::IpAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::link::{LinkKind, LinkTable, Prefix, ipv4_networks};
 
@@ -26,7 +28,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
         Ok(networks) => judge(&subject.vips, &networks, table, |link| {
             answers(link) && !drops_requests(subject, link)
         }),
-        Err(error) => vec![Check::unknown(
+        Err(error) => vec![check::unknown(
             ID,
             "read the node's addresses",
             &error,
@@ -105,8 +107,8 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
     use crate::link::Link;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn only_a_vip_in_the_subnet_of_another_link_is_asked_for() {

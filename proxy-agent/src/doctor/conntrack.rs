@@ -5,7 +5,9 @@
 
 use std::io;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::kernel::conntrack::{self, Fill, Statistics};
 
@@ -37,7 +39,7 @@ fn absent(error: &io::Error) -> Vec<Check> {
         if error.kind() == io::ErrorKind::NotFound {
             Check::not_applicable(id, "conntrack is not loaded")
         } else {
-            Check::unknown(id, "read conntrack's settings", error, "mount /proc")
+            check::unknown(id, "read conntrack's settings", error, "mount /proc")
         }
     };
     vec![check(TABLE), check(LOOSE)]
@@ -92,7 +94,7 @@ fn judge_loose(loose: bool) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn a_full_table_is_worse_where_the_vip_is_tracked() {

@@ -3,7 +3,9 @@
 //! What it means that somebody sends connections to the VIPs: nothing to backends that decide each
 //! connection, time-outs to rules that untrack every reply.
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::dnat::Findings;
 use crate::state::Choice;
@@ -47,7 +49,7 @@ fn judge(findings: &Findings, choice: Option<&Choice>) -> Vec<Check> {
         let error = std::io::Error::other(unread.why.clone());
         let what = format!("look for DNAT in {}", unread.source);
         let remedy = "run the doctor as root in the agent's container";
-        Check::unknown(ID, what, &error, remedy)
+        check::unknown(ID, what, &error, remedy)
     }));
     if checks.is_empty() {
         checks.push(Check::ok(
@@ -62,7 +64,7 @@ fn judge(findings: &Findings, choice: Option<&Choice>) -> Vec<Check> {
 mod tests {
     use super::*;
     use crate::dnat::{Finding, Unread};
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn only_stateless_rules_break_it() {

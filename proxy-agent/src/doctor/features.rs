@@ -9,8 +9,9 @@ use std::thread;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::qdisc_add_clsact;
+use proxy_serve::doctor::Check;
 
-use super::check::Check;
+use super::check;
 use super::subject::Subject;
 use crate::backend::ebpf::Hook;
 use crate::backend::tables;
@@ -49,7 +50,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         Ok(tried) => judge(&tried, subject.uses("ebpf"), subject.uses("nftables")),
         Err(error) => {
             let (what, remedy) = ("make a network namespace", "run the doctor as root");
-            ALL.map(|id| Check::unknown(id, what, &error, remedy))
+            ALL.map(|id| check::unknown(id, what, &error, remedy))
                 .to_vec()
         }
     }
@@ -141,7 +142,7 @@ fn refused(id: &'static str, finding: String, remedy: &str, command: &str, in_us
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn what_is_missing_is_worse_where_it_is_used() {

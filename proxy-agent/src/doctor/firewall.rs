@@ -4,7 +4,9 @@
 //! connections. A rule like `ct state established accept` does not match them, so where the rest is dropped they need
 //! a rule of their own.
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::Flavour;
 use crate::filters::{self, Fate, Found, Known, Packet, packets};
@@ -39,7 +41,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         Ok(in_nf_tables) => found.extend(in_nf_tables),
         Err(error) => {
             let what = "read the chains and rules of nf_tables";
-            checks.push(Check::unknown(ID, what, &error, "run the doctor as root"));
+            checks.push(check::unknown(ID, what, &error, "run the doctor as root"));
         }
     }
     // Those of the other flavour are in nf_tables.
@@ -52,7 +54,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         let packets: Vec<_> = packets.iter().filter(of_family).copied().collect();
         let unread = tables.unread("filter");
         checks.extend(
-            unread.map(|error| Check::unread_table(ID, &tables.program(), "filter", error)),
+            unread.map(|error| check::unread_table(ID, &tables.program(), "filter", error)),
         );
         if let Some(table) = tables.table("filter") {
             found.extend(filters::find_in_iptables(

@@ -7,7 +7,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::link::{self, LinkAddress, LinkKind, LinkTable};
 
@@ -24,7 +26,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
         Err(error) => {
             let error: link::ObserveError = error;
             let what = "read the node's addresses and default routes";
-            vec![Check::unknown(ID, what, &error, "try again")]
+            vec![check::unknown(ID, what, &error, "try again")]
         }
     }
 }
@@ -90,8 +92,8 @@ fn is_global(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
     use crate::link::Link;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn only_a_vip_in_front_of_another_address_counts() {

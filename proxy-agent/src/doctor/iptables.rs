@@ -4,7 +4,9 @@
 
 use std::env;
 
-use super::check::{Check, Verdict};
+use proxy_serve::doctor::{Check, Verdict};
+
+use super::check;
 use super::subject::{Iptables, Subject};
 use crate::backend::iptables::survey::{Flavour, SavedTable};
 use crate::state::Choice;
@@ -44,7 +46,7 @@ fn unreadable(program: &str, error: &dyn std::error::Error) -> Check {
     let what = format!("read the tables of {program}");
     let remedy =
         format!("install {program}-save, or run the doctor as root in the agent's container");
-    Check::unknown(FLAVOUR, what, error, remedy)
+    check::unknown(FLAVOUR, what, error, remedy)
 }
 
 fn flavour(found: &[Iptables]) -> Check {

@@ -6,8 +6,9 @@
 use std::net::IpAddr;
 
 use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableMessage};
+use proxy_serve::doctor::Check;
 
-use super::check::Check;
+use super::check;
 use super::subject::Subject;
 use crate::backend::tables;
 use crate::kernel::bpffs;
@@ -43,7 +44,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
             Err(error) => {
                 let what = format!("look for table {title} {name}");
                 let remedy = "run the doctor as root";
-                checks.push(Check::unknown(TABLES, what, &error, remedy));
+                checks.push(check::unknown(TABLES, what, &error, remedy));
             }
         }
     }

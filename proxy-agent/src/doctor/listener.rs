@@ -5,7 +5,9 @@
 
 use std::net::SocketAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::processes;
 use super::subject::Subject;
 use crate::config::ProxyListener;
@@ -21,7 +23,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         Ok(listeners) => listeners,
         Err(error) => {
             let what = "read the list of listening sockets";
-            return vec![Check::unknown(ID, what, &error, "mount /proc")];
+            return vec![check::unknown(ID, what, &error, "mount /proc")];
         }
     };
     let endpoints = subject.endpoints();
@@ -116,7 +118,7 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn the_listener_of_the_vip_comes_before_that_of_all_addresses() {

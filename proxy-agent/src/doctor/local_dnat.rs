@@ -7,7 +7,9 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::{SavedTable, words};
 
@@ -26,7 +28,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     for tables in &subject.iptables {
         let program = tables.program();
         let unread = tables.unread("nat");
-        checks.extend(unread.map(|error| Check::unread_table(ID, &program, "nat", error)));
+        checks.extend(unread.map(|error| check::unread_table(ID, &program, "nat", error)));
         let Some(table) = tables.table("nat") else {
             continue;
         };
@@ -163,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::backend::iptables::survey;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     fn found(rules: &[&str]) -> Option<String> {
         let rules = rules.join("\n-A ");

@@ -22,7 +22,6 @@ mod mounts;
 mod notrack;
 mod processes;
 mod programs;
-mod report;
 mod rights;
 mod service_range;
 mod source;
@@ -37,7 +36,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use check::Check;
+use proxy_serve::doctor::{self, Check};
 use subject::Subject;
 
 use crate::instance::Instance;
@@ -68,8 +67,8 @@ pub struct Options {
 pub async fn run(options: &Options) -> Result<ExitCode> {
     let subject = Subject::observe(options).await;
     let checks = checks(&subject).await;
-    report::print(options.format, &checks)?;
-    Ok(report::exit_code(&checks))
+    doctor::print(&checks, options.format == Output::Json)?;
+    Ok(doctor::exit_code(&checks))
 }
 
 async fn checks(subject: &Subject) -> Vec<Check> {

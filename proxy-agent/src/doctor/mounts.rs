@@ -7,7 +7,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::kernel::{bpffs, cgroup};
 use crate::reconcile::report::chain;
@@ -25,7 +27,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         .is_some_and(|choice| choice.backend == "ebpf" || choice.asked == "ebpf");
     let mount = match is_read_only(path) {
         Ok(read_only) => judge_bpffs(path, bpffs::check(path), read_only, wanted),
-        Err(error) => Check::unknown(BPFFS, "read the list of mounts", &error, "mount /proc"),
+        Err(error) => check::unknown(BPFFS, "read the list of mounts", &error, "mount /proc"),
     };
     vec![mount, cgroup(subject)]
 }
@@ -120,7 +122,7 @@ fn cgroup(subject: &Subject) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn the_mount_that_holds_the_path_counts() {

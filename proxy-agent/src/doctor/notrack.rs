@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::backend::iptables::survey::{self, SavedRule};
 
@@ -18,7 +20,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     let mut checks = Vec::new();
     for found in &subject.iptables {
         let unread = found.unread("raw");
-        checks.extend(unread.map(|error| Check::unread_table(ID, &found.program(), "raw", error)));
+        checks.extend(unread.map(|error| check::unread_table(ID, &found.program(), "raw", error)));
         let rules = found
             .table("raw")
             .into_iter()

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::backend::ebpf::names::Names;
 use crate::backend::ebpf::order::{self, Order, Other, Place};
@@ -38,7 +40,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
                 Err(error) => {
                     let what = "tell the order of programs on links";
                     let remedy = "run the doctor as root, and again";
-                    vec![Check::unknown(TC, what, &error, remedy)]
+                    vec![check::unknown(TC, what, &error, remedy)]
                 }
             }
         }
@@ -164,7 +166,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
             Ok(ids) => named_connect(hook, &ids, &names),
             Err(error) => {
                 let what = format!("read the programs of {}", root.display());
-                Check::unknown(CONNECT, what, &error, "run the doctor as root")
+                check::unknown(CONNECT, what, &error, "run the doctor as root")
             }
         });
     }
@@ -174,7 +176,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
 fn named_connect(hook: SocketHook, ids: &[u32], names: &Names) -> Check {
     if let Err(error) = names.check(ids) {
         let what = format!("tell {} from other programs", hook.program());
-        return Check::unknown(CONNECT, what, &error, "run the doctor as root, and again");
+        return check::unknown(CONNECT, what, &error, "run the doctor as root, and again");
     }
     let names: Vec<_> = ids.iter().map(|id| names.of(*id)).collect();
     judge_connect(hook, &names)
@@ -206,7 +208,7 @@ fn judge_connect(hook: SocketHook, programs: &[String]) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn a_program_whose_name_cannot_be_read_may_be_ours() {

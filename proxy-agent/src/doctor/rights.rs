@@ -7,7 +7,9 @@
 use std::fs;
 use std::io;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::kernel::bpf;
 use crate::kernel::capabilities::{self, Capability};
@@ -30,7 +32,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         ),
         Err(error) => {
             let remedy = "run the doctor in the agent's pid namespace (kubectl exec into its pod)";
-            Check::unknown(CAPABILITIES, format!("read {path}"), &error, remedy)
+            check::unknown(CAPABILITIES, format!("read {path}"), &error, remedy)
         }
     };
     let seccomp = fs::read_to_string("/proc/self/status").is_ok_and(|status| is_filtered(&status));
@@ -131,7 +133,7 @@ fn syscall(answer: io::Result<()>, seccomp: bool, wanted: bool) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn what_is_missing_depends_on_the_backend() {

@@ -6,7 +6,9 @@
 
 use std::net::SocketAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::filters;
 
@@ -31,7 +33,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         Ok(dropped) => dropped,
         Err(error) => {
             let what = "read the chains and rules of nf_tables";
-            return vec![Check::unknown(ID, what, &error, "run the doctor as root")];
+            return vec![check::unknown(ID, what, &error, "run the doctor as root")];
         }
     };
     if dropped.is_empty() {
@@ -93,7 +95,7 @@ fn judge(vip: SocketAddr, place: &str, tracked: Tracked) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn what_is_tracked_decides_how_bad_it_is() {

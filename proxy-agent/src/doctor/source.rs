@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::app::connect;
 use crate::backend::ebpf;
@@ -27,7 +29,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
         Ok(sources) => judge(&subject.vips, &sources, table),
         Err(error) => {
             let what = "ask the kernel for the source towards others";
-            vec![Check::unknown(ID, what, &*error, "try again")]
+            vec![check::unknown(ID, what, &*error, "try again")]
         }
     }
 }
@@ -106,8 +108,8 @@ fn with_command(finding: String, copy: &LinkAddress, link: &str) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
     use crate::link::{Link, LinkKind};
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn a_vip_towards_others_is_a_warning() {

@@ -6,8 +6,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use proxy_serve::doctor::Check;
+
 use super::Options;
-use super::check::Check;
 use crate::backend::iptables;
 use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables};
 use crate::config::{self, Service};

@@ -3,7 +3,9 @@
 //! Whether the proxy's own connections are kept from conntrack, where that was asked for: with a full
 //! table a client reaches the proxy, and the proxy nobody, if they are not.
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::leftovers;
 use super::subject::Subject;
 use crate::backend::tables;
@@ -64,7 +66,7 @@ fn look(known: &Endpoint, upstream: &Upstream, subject: &Subject) -> Check {
             }
             Err(error) => {
                 let remedy = "run the doctor as root";
-                return Check::unknown(ID, format!("look for table {name}"), &error, remedy);
+                return check::unknown(ID, format!("look for table {name}"), &error, remedy);
             }
         }
     }
@@ -117,8 +119,8 @@ fn judge(known: &Endpoint, upstream: &Upstream) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
     use crate::state::upstream::Tracked;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn why_nothing_is_learned_is_said_and_no_warning() {

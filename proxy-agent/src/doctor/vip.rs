@@ -5,7 +5,9 @@
 use std::fs;
 use std::net::IpAddr;
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
+use super::check;
 use super::subject::Subject;
 use crate::link::{LinkAddress, LinkTable};
 
@@ -19,7 +21,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         Ok(table) => table,
         Err(error) => {
             let remedy = "try again";
-            return vec![Check::unknown(
+            return vec![check::unknown(
                 ID,
                 "look at the node's links",
                 error,
@@ -113,8 +115,8 @@ fn prefix(vip: IpAddr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
     use crate::link::{Link, LinkKind};
+    use proxy_serve::doctor::Verdict;
 
     fn table(up: bool, addresses: &[(u32, &str, bool)]) -> LinkTable {
         let link = |index, name| Link {

@@ -2,7 +2,8 @@
 
 //! Guarded links with an XDP program in their driver: what that means for the MTU of the link.
 
-use super::check::Check;
+use proxy_serve::doctor::Check;
+
 use super::subject::Subject;
 use crate::link::{Link, LinkTable};
 
@@ -43,8 +44,8 @@ fn judge(guarded: &[&str], table: &LinkTable) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::check::Verdict;
     use crate::link::{LinkKind, Xdp};
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn only_programs_in_the_driver_of_a_guarded_link_are_named() {

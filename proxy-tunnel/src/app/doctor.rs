@@ -8,8 +8,8 @@
 
 pub mod api_server;
 pub mod certificates;
-pub mod check;
 pub mod running;
+pub mod words;
 
 use std::env;
 use std::ffi::OsString;
@@ -17,11 +17,12 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
+use proxy_serve::doctor::{self, Check};
 use proxy_serve::flags;
 use proxy_serve::klog::KlogArgs;
 
-use self::check::{Check, Output};
 use self::running::WORD;
+use self::words::Output;
 use super::{Klog, Program};
 
 /// Bad usage, as for the node agent's doctor.
@@ -88,11 +89,11 @@ fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
     };
     checks.extend(runtime.block_on(line.program.examine()));
     runtime.shutdown_background();
-    if let Err(error) = check::print(line.output, &checks) {
+    if let Err(error) = doctor::print(&checks, line.output == Output::Json) {
         eprintln!("Error: cannot print what was found: {error}");
         return ExitCode::FAILURE;
     }
-    check::exit_code(&checks)
+    doctor::exit_code(&checks)
 }
 
 fn parse<P: Program>(words: Vec<OsString>) -> Result<Line<P>, clap::Error> {

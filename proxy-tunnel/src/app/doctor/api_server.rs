@@ -14,9 +14,10 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ListParams, PostParams};
 use kube::client::Body;
 use kube::{Api, Client};
+use proxy_serve::doctor::Check;
 use tokio::time::timeout;
 
-use super::check::{Check, chain};
+use super::words::chain;
 use crate::cluster::{self, lease, outcome};
 
 /// How long one answer may take.
@@ -186,8 +187,8 @@ pub async fn leases(client: &Client, namespace: &str, selector: &str) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::Verdict;
     use super::*;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn clocks_are_compared() {

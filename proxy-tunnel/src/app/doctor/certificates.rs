@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use proxy_serve::doctor::Check;
 use proxy_serve::reload::Source;
 use proxy_serve::tls::facts::Facts;
 use proxy_serve::tls::{client, server};
 
-use super::check::{Check, chain};
+use super::words::chain;
 use crate::metrics::certificates::Names;
 
 /// The check's name.
@@ -146,8 +147,8 @@ fn date(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::Verdict;
     use super::*;
+    use proxy_serve::doctor::Verdict;
 
     const DAY: u64 = 86_400;
 

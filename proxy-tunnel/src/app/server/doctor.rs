@@ -7,6 +7,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use jiff::Timestamp;
+use proxy_serve::doctor::Check;
 use proxy_serve::listen::Bind;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -15,7 +16,7 @@ use super::rules_file;
 use super::settings::{Frontend, Settings};
 use super::{AGENTS_TLS, CLIENTS_TLS};
 use crate::app::doctor::api_server::{self, Right};
-use crate::app::doctor::check::{Check, chain};
+use crate::app::doctor::words::chain;
 use crate::app::doctor::{Examined, certificates, running};
 use crate::cluster::lease;
 
@@ -200,7 +201,7 @@ fn counts(leases: usize, told: u32) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::doctor::check::Verdict;
+    use proxy_serve::doctor::Verdict;
 
     #[test]
     fn leases_and_the_flag_agree() {

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a check comes to, and how findings are printed: in the form of the node agent's doctor.
+//! What a doctor finds: how bad it is, how findings are printed, and what the exit code says.
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use serde::Serialize;
 
@@ -15,8 +13,8 @@ const WARNINGS: u8 = 3;
 /// Connections fail.
 const BROKEN: u8 = 4;
 
-/// How bad it is, from good to bad.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// As it should be.
@@ -31,16 +29,27 @@ pub enum Verdict {
     Broken,
 }
 
-impl Verdict {
-    const ALL: [Self; 5] = [
-        Self::Broken,
-        Self::Warning,
-        Self::Unknown,
-        Self::Ok,
-        Self::NotApplicable,
-    ];
+/// One finding. The names of the fields are part of the output's format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Which check it is; the doctor's document has a paragraph for each.
+    pub id: &'static str,
+    /// How bad it is.
+    pub verdict: Verdict,
+    /// What was found, in one sentence.
+    pub finding: String,
+    /// What to do about it, where something can be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// The same as a line for a shell, where one will do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+}
 
-    const fn name(self) -> &'static str {
+impl Verdict {
+    /// As it is printed.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::NotApplicable => "not applicable",
@@ -51,29 +60,15 @@ impl Verdict {
     }
 }
 
-/// One finding. The names of the fields are part of the output's format.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// Which check it is; docs/tunnel-doctor.md has a paragraph for each.
-    pub id: &'static str,
-    /// How bad it is.
-    pub verdict: Verdict,
-    /// What was found, in one sentence.
-    pub finding: String,
-    /// What to do about it, where something can be done.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
 impl Check {
     /// It is as it should be.
     pub fn ok(id: &'static str, finding: impl Into<String>) -> Self {
-        Self::new(id, Verdict::Ok, finding, None)
+        Self::new(id, Verdict::Ok, finding)
     }
 
     /// It has no meaning here, and why.
     pub fn not_applicable(id: &'static str, why: impl Into<String>) -> Self {
-        Self::new(id, Verdict::NotApplicable, why, None)
+        Self::new(id, Verdict::NotApplicable, why)
     }
 
     /// It could not be looked at.
@@ -82,7 +77,7 @@ impl Check {
         finding: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::new(id, Verdict::Unknown, finding, Some(remedy.into()))
+        Self::new(id, Verdict::Unknown, finding).with_remedy(remedy)
     }
 
     /// It works, but is degraded or at risk.
@@ -91,61 +86,33 @@ impl Check {
         finding: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::new(id, Verdict::Warning, finding, Some(remedy.into()))
+        Self::new(id, Verdict::Warning, finding).with_remedy(remedy)
     }
 
     /// It does not work.
     pub fn broken(id: &'static str, finding: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::new(id, Verdict::Broken, finding, Some(remedy.into()))
+        Self::new(id, Verdict::Broken, finding).with_remedy(remedy)
     }
 
-    fn new(
-        id: &'static str,
-        verdict: Verdict,
-        finding: impl Into<String>,
-        remedy: Option<String>,
-    ) -> Self {
+    /// With a line for a shell that does what the remedy says.
+    #[must_use]
+    pub fn with_command(mut self, command: impl Into<String>) -> Self {
+        self.command = Some(command.into());
+        self
+    }
+
+    fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    fn new(id: &'static str, verdict: Verdict, finding: impl Into<String>) -> Self {
         Self {
             id,
             verdict,
             finding: finding.into(),
-            remedy,
-        }
-    }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors repeat their cause.
-        if !text.contains(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// How findings are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
-}
-
-impl FromStr for Output {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "table" => Ok(Self::Table),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("`{text}` is no form; give table or json")),
+            remedy: None,
+            command: None,
         }
     }
 }
@@ -156,20 +123,19 @@ struct Document<'a> {
     checks: &'a [Check],
 }
 
-/// Prints the findings to standard output.
+/// Prints the findings to standard output, for people or as JSON.
 ///
 /// # Errors
 /// They cannot be written.
-pub fn print(output: Output, checks: &[Check]) -> io::Result<()> {
-    let text = match output {
-        Output::Table => table(checks),
-        Output::Json => {
-            let document = Document {
-                verdict: worst(checks),
-                checks,
-            };
-            serde_json::to_string_pretty(&document).map_err(io::Error::other)? + "\n"
-        }
+pub fn print(checks: &[Check], as_json: bool) -> io::Result<()> {
+    let text = if as_json {
+        let document = Document {
+            verdict: worst(checks),
+            checks,
+        };
+        serde_json::to_string_pretty(&document).map_err(io::Error::other)? + "\n"
+    } else {
+        table(checks)
     };
     io::stdout().write_all(text.as_bytes())
 }
@@ -184,11 +150,12 @@ pub fn exit_code(checks: &[Check]) -> ExitCode {
     }
 }
 
-/// The worst verdict; what could not be looked at is not good, and what has no meaning is not bad.
+/// The worst verdict; what could not be looked at is not good.
 fn worst(checks: &[Check]) -> Verdict {
-    let worst = checks.iter().map(|check| check.verdict).max();
-    worst
-        .filter(|verdict| *verdict != Verdict::NotApplicable)
+    let has = |verdict| checks.iter().any(|check| check.verdict == verdict);
+    [Verdict::Broken, Verdict::Warning, Verdict::Unknown]
+        .into_iter()
+        .find(|verdict| has(*verdict))
         .unwrap_or(Verdict::Ok)
 }
 
@@ -204,13 +171,26 @@ fn table(checks: &[Check]) -> String {
         if let Some(remedy) = &check.remedy {
             let _ = writeln!(text, "{indent}remedy: {remedy}");
         }
+        if let Some(command) = &check.command {
+            let _ = writeln!(text, "{indent}$ {command}");
+        }
     }
-    let counts = Verdict::ALL.map(|verdict| {
-        let count = checks.iter().filter(|check| check.verdict == verdict);
-        let plural = if verdict == Verdict::Warning { "s" } else { "" };
-        format!("{} {}{plural}", count.count(), verdict.name())
-    });
-    text + &counts.join(", ") + "\n"
+    let count = |verdict| {
+        checks
+            .iter()
+            .filter(|check| check.verdict == verdict)
+            .count()
+    };
+    let _ = writeln!(
+        text,
+        "{} broken, {} warnings, {} unknown, {} ok, {} not applicable",
+        count(Verdict::Broken),
+        count(Verdict::Warning),
+        count(Verdict::Unknown),
+        count(Verdict::Ok),
+        count(Verdict::NotApplicable),
+    );
+    text
 }
 
 #[cfg(test)]
@@ -220,14 +200,15 @@ mod tests {
     #[test]
     fn the_verdict_stands_first_and_the_remedy_below() {
         let checks = [
-            Check::ok("agent", "it runs"),
-            Check::broken("certificate", "it has expired", "renew it"),
+            Check::ok("vip", "10.96.0.2 is on lo"),
+            Check::broken("firewall", "it drops", "let it pass").with_command("nft x"),
         ];
         assert_eq!(
             table(&checks),
-            "ok      agent        it runs\n\
-             broken  certificate  it has expired\n\
-             \x20                    remedy: renew it\n\
+            "ok      vip       10.96.0.2 is on lo\n\
+             broken  firewall  it drops\n\
+             \x20                 remedy: let it pass\n\
+             \x20                 $ nft x\n\
              1 broken, 0 warnings, 0 unknown, 1 ok, 0 not applicable\n"
         );
     }
@@ -236,7 +217,7 @@ mod tests {
     fn the_worst_verdict_counts() {
         let ok = Check::ok("a", "");
         let not_applicable = Check::not_applicable("b", "");
-        let unknown = Check::unknown("c", "", "");
+        let unknown = Check::unknown("c", "cannot look: no", "try");
         let warning = Check::warning("d", "", "");
         let broken = Check::broken("e", "", "");
         assert_eq!(worst(&[]), Verdict::Ok);
@@ -248,6 +229,15 @@ mod tests {
 
     #[test]
     fn json_has_the_fields_that_are_documented() {
+        let checks = [Check::warning("arp", "found", "do").with_command("x")];
+        let document = Document {
+            verdict: worst(&checks),
+            checks: &checks,
+        };
+        assert_eq!(
+            serde_json::to_string(&document).unwrap(),
+            r#"{"verdict":"warning","checks":[{"id":"arp","verdict":"warning","finding":"found","remedy":"do","command":"x"}]}"#
+        );
         let checks = [Check::warning("clock", "found", "do")];
         let document = Document {
             verdict: worst(&checks),
@@ -257,12 +247,5 @@ mod tests {
             serde_json::to_string(&document).unwrap(),
             r#"{"verdict":"warning","checks":[{"id":"clock","verdict":"warning","finding":"found","remedy":"do"}]}"#
         );
-    }
-
-    #[test]
-    fn errors_are_told_with_their_causes_once() {
-        let cause = io::Error::other("refused");
-        let error = io::Error::other(cause);
-        assert_eq!(chain(&error), "refused");
     }
 }
