@@ -148,7 +148,7 @@ async fn keep(
             asked = false;
             signals.systemd.status(node.status(works));
             if cause == Cause::Resync {
-                memory::give_back();
+                proxy_serve::memory::give_back();
             }
         }
         due = tokio::select! {
