@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What only one agent of a network namespace may have: the name of its instance, each VIP, each
-//! Service it translates, and the handle of its filters. Each is claimed by an abstract Unix socket,
-//! which the kernel keeps for each network namespace by itself and frees when the agent ends, however
-//! it ends. Who asks for one that is taken is told by whom.
+//! Claims on what only one agent of a network namespace may use: the name of its instance, each VIP, each Service, and the
+//! handle of its filters. A claim is an abstract Unix socket: the kernel keeps their names per network namespace, and frees
+//! them when the process ends for any reason. The holder answers each connection with its identity.
 //!
-//! One agent per run directory is `lock.rs`'s business.
+//! `lock.rs` ensures one agent per run directory.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -21,20 +20,19 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use crate::backend::ebpf;
 use crate::config::Config;
 use crate::instance::Instance;
 
-/// What the names of the sockets begin with.
+/// Prefix of the sockets' names.
 const PREFIX: &str = "proxy-agent/";
-/// How long the holder may take to say who it is: it does so between two passes.
+/// How long to wait for the holder's answer, which it gives between two passes.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long to wait after an answer could not be given.
+/// Delay after a failed accept(2).
 const PAUSE: Duration = Duration::from_secs(1);
-/// More is not read of an answer, in bytes.
+/// Maximum length of an answer, in bytes.
 const LONGEST_ANSWER: usize = 512;
 
-/// Something that only one agent may have.
+/// Something that only one agent may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
     /// An instance
@@ -50,41 +48,41 @@ pub enum Claim {
 /// Why an agent may not run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another one has what it asks for.
-    #[error("another proxy-agent ({holder}) {claim}; stop it, or {way_out}", way_out = .claim.way_out())]
+    /// Another agent holds the claim.
+    #[error("another proxy-agent ({holder}) {claim}; stop it, or {remedy}", remedy = .claim.remedy())]
     Held {
-        /// What it has.
+        /// The claim.
         claim: Claim,
-        /// Who it is, as far as it or the kernel told.
+        /// The identity of the holder, as far as it or the kernel reported it.
         holder: String,
     },
-    /// A socket could not be made.
+    /// A socket could not be created.
     #[error("cannot claim @{name} in this network namespace")]
     Io {
         /// The name of the socket.
         name: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Held until it is dropped, or the process ends.
+/// The claims of this process; released when dropped or when the process ends.
 #[derive(Debug)]
 pub struct Claims {
-    /// Tell who asks, each for one socket.
+    /// Tasks that answer connections, one for each socket.
     _answering: JoinSet<()>,
 }
 
 impl Claims {
-    /// Claims all that the agent needs, or nothing.
+    /// Takes all claims of an agent, or none; `filter` is the handle of its clsact filters.
     ///
     /// # Errors
     ///
-    /// If another agent has some of it, or the kernel refuses.
-    pub async fn take(config: &Config) -> Result<Self, Error> {
+    /// If another agent holds one, or the kernel refuses a socket.
+    pub async fn take(config: &Config, filter: u32) -> Result<Self, Error> {
         let mut held = Vec::new();
-        for claim in claims(config) {
+        for claim in claims(config, filter) {
             held.extend(claim.take().await?);
         }
         let mut answering = JoinSet::new();
@@ -95,7 +93,7 @@ impl Claims {
             config.run_dir.display()
         );
         for listener in held {
-            answering.spawn(tell(listener, answer.clone()));
+            answering.spawn(answer_all(listener, answer.clone()));
         }
         Ok(Self {
             _answering: answering,
@@ -103,14 +101,14 @@ impl Claims {
     }
 }
 
-/// All that an agent with these settings needs for itself.
-fn claims(config: &Config) -> Vec<Claim> {
+/// The claims of an agent with these settings.
+fn claims(config: &Config, filter: u32) -> Vec<Claim> {
     let vips = config.vips.iter().copied().map(Claim::Vip);
     let services = config.services.iter();
     let services = services.map(|service| Claim::Service(service.cluster_ip));
     let mut claims = vec![Claim::Instance(config.instance)];
     claims.extend(vips.chain(services));
-    claims.push(Claim::Filter(ebpf::filter_handle(config.instance)));
+    claims.push(Claim::Filter(filter));
     claims
 }
 
@@ -124,7 +122,7 @@ impl Claim {
         }
     }
 
-    /// True unless nobody has it, or a stranger.
+    /// False only if nobody holds the claim, or a process of another user does.
     pub async fn may_be_held(self) -> bool {
         match holder(&self.name()).await {
             Ok(holder) => holder.is_some(),
@@ -132,7 +130,7 @@ impl Claim {
         }
     }
 
-    fn way_out(self) -> &'static str {
+    fn remedy(self) -> &'static str {
         match self {
             Self::Instance(_) => "give this one a name of its own with --instance, and other VIPs",
             Self::Vip(_) => "give this one other VIPs",
@@ -141,7 +139,7 @@ impl Claim {
         }
     }
 
-    /// The socket with its name; none if a stranger has the name.
+    /// Binds the socket; none if a process of another user has its name.
     async fn take(self) -> Result<Option<UnixListener>, Error> {
         let name = self.name();
         let failed = |source| Error::Io {
@@ -159,10 +157,10 @@ impl Claim {
             Err(error) => return Err(failed(error)),
         }
         let holder = holder(&name).await;
-        // Where it cannot be asked it may be gone by now, or be asked by too many.
+        // If it does not answer, it may have ended or be overloaded.
         let holder = holder.unwrap_or_else(|error| Some(format!("pid unknown: {error}")));
         let Some(holder) = holder else {
-            warn!("@{name} is held by another user's process, which is no agent: it is ignored");
+            warn!("ignoring the claim @{name}: its holder runs as another user, so it is no agent");
             return Ok(None);
         };
         Err(Error::Held {
@@ -172,34 +170,34 @@ impl Claim {
     }
 }
 
-/// Who holds a socket; none if it is another user's process: anybody can make such sockets, and
-/// nobody but who has our rights may keep an agent from running.
+/// The identity of a socket's holder; none if it runs as another user: any user can create such sockets, and must not be
+/// able to keep the agent from running.
 async fn holder(name: &str) -> io::Result<Option<String>> {
-    // Refused at once where more ask than are answered.
+    // Fails at once if the backlog is full.
     let mut stream = UnixStream::connect(format!("\0{name}")).await?;
     let peer = stream.peer_cred()?;
-    // SAFETY: it cannot fail and touches no memory.
+    // SAFETY: geteuid(2) cannot fail and accesses no memory.
     if peer.uid() != unsafe { libc::geteuid() } {
         return Ok(None);
     }
     let mut answer = [0; LONGEST_ANSWER];
-    let told = match timeout(PATIENCE, stream.read(&mut answer)).await {
+    let answer = match timeout(PATIENCE, stream.read(&mut answer)).await {
         Ok(Ok(length)) => String::from_utf8_lossy(&answer[..length]).into_owned(),
         Ok(Err(_)) | Err(_) => String::new(),
     };
-    // Zero is a process that cannot be seen from here.
+    // Zero: the process is not visible in this PID namespace.
     let seen = peer.pid().filter(|pid| *pid != 0);
-    Ok(Some(identity(seen, &told)))
+    Ok(Some(identity(seen, &answer)))
 }
 
-/// Names a process: by its id as it is `seen` from here, or else by the one that it has `told` with the
-/// rest.
-fn identity(seen: Option<i32>, told: &str) -> String {
-    let (own, rest) = told.split_once(", ").unwrap_or_default();
+/// Formats the identity of a process: the pid as `seen` in this PID namespace, else the one in its own `answer`, and the
+/// rest of that.
+fn identity(seen: Option<i32>, answer: &str) -> String {
+    let (own, rest) = answer.split_once(", ").unwrap_or_default();
     let mut words = match seen {
         Some(pid) => vec![format!("pid {pid}")],
         None if own.is_empty() => vec!["pid unknown, in another PID namespace".to_owned()],
-        None => vec![format!("pid {own} as it sees itself")],
+        None => vec![format!("pid {own} in its own PID namespace")],
     };
     if !rest.is_empty() {
         words.push(rest.to_owned());
@@ -207,11 +205,11 @@ fn identity(seen: Option<i32>, told: &str) -> String {
     words.join(", ")
 }
 
-/// Tells everybody who asks who holds the socket.
-async fn tell(listener: UnixListener, answer: String) {
+/// Answers every connection with the identity of this process.
+async fn answer_all(listener: UnixListener, answer: String) {
     loop {
         match listener.accept().await {
-            // It fits into the empty buffer of a new connection; who does not listen is not waited for.
+            // The answer fits into the empty buffer of a new connection; a peer that does not read cannot block.
             Ok((stream, _)) => drop(stream.try_write(answer.as_bytes())),
             Err(_) => sleep(PAUSE).await,
         }
@@ -222,16 +220,16 @@ impl Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Instance(instance) if instance.name().is_empty() => {
-                f.write_str("runs in this network namespace, without a name as well")
+                f.write_str("runs in this network namespace, without --instance too")
             }
             Self::Instance(instance) => {
                 write!(f, "runs in this network namespace as --instance={instance}")
             }
-            Self::Vip(vip) => write!(f, "looks after {vip}"),
+            Self::Vip(vip) => write!(f, "manages {vip}"),
             Self::Service(service) => write!(f, "translates {service}"),
             Self::Filter(handle) => write!(
                 f,
-                "runs with an --instance that gives filters the same handle, {handle:#x}"
+                "runs with an --instance whose filters have the same handle, {handle:#x}"
             ),
         }
     }
@@ -244,7 +242,7 @@ mod tests {
     use super::*;
     use crate::instance;
 
-    /// In a network namespace of its own the names are not another test's.
+    /// The network namespace may be shared with other tests, hence the pid.
     fn claim() -> Claim {
         Claim::Filter(process::id() | 0xff00_0000)
     }
@@ -252,14 +250,14 @@ mod tests {
     async fn hold(claim: Claim) -> JoinSet<()> {
         let listener = claim.take().await.unwrap().unwrap();
         let mut answering = JoinSet::new();
-        answering.spawn(tell(listener, "77, --instance=b".to_owned()));
+        answering.spawn(answer_all(listener, "77, --instance=b".to_owned()));
         answering
     }
 
     #[tokio::test]
-    async fn who_comes_second_is_told_of_the_first() {
+    async fn a_second_claim_fails_and_names_the_first_holder() {
         let held = hold(claim()).await;
-        // Many times: those who asked are not left waiting.
+        // Often, to show that peers are not left in the backlog.
         for _ in 0..300 {
             let error = claim().take().await.unwrap_err().to_string();
             let first = format!("(pid {}, --instance=b) runs", process::id());
@@ -271,12 +269,15 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_another_pid_namespace_is_named_as_it_sees_itself() {
-        let told = "1, --instance=, --run-dir=/r";
-        assert_eq!(identity(Some(9), told), "pid 9, --instance=, --run-dir=/r");
+    fn a_process_of_another_pid_namespace_is_named_by_its_own_pid() {
+        let answer = "1, --instance=, --run-dir=/r";
         assert_eq!(
-            identity(None, told),
-            "pid 1 as it sees itself, --instance=, --run-dir=/r"
+            identity(Some(9), answer),
+            "pid 9, --instance=, --run-dir=/r"
+        );
+        assert_eq!(
+            identity(None, answer),
+            "pid 1 in its own PID namespace, --instance=, --run-dir=/r"
         );
         assert_eq!(identity(Some(9), ""), "pid 9");
         assert_eq!(identity(None, ""), "pid unknown, in another PID namespace");

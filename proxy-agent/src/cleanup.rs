@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent cleanup`, and what `--cleanup` does on exit: removes everything of ours from the
-//! node, of whichever backend and version. No agent needs to run, and none may.
+//! `proxy-agent cleanup` and `--cleanup`: removes all objects of an agent from the node, of any backend and version. The
+//! agent must not run.
 //!
-//! What is ours is decided by each part; here is only in which order they come, and what is known
-//! without an agent's settings.
-
-mod known;
+//! Each part recognises its own objects; this module defines their order and finds out settings without an agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,59 +14,58 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_kernel::capabilities;
 
-use crate::app::{check_rights, connect, exit_code, tell_if_lost};
+use crate::backend::discover;
 use crate::backend::ebpf::{self, Drained, Ebpf, Tables};
 use crate::backend::iptables::Iptables;
 use crate::backend::upstream;
 use crate::config::Config;
-use crate::instance::Instance;
+use crate::instance::{Instance, paths};
 use crate::link::{self, LinkTable, VipLink};
 use crate::lock::Lock;
-use crate::reconcile::{Mode, Report, carry_out, failed, part};
+use crate::reconcile::{Mode, Part, Report, carry_out, exit_code, failed};
 use crate::state;
 use crate::state::owned::{self, Owned};
 
-pub use known::left_vips;
+/// The part for files of the run directory.
+const PART: Part = Part::State;
 
-/// The name of this part in reports: files of the run directory.
-const PART: &str = part::STATE;
-
-/// What is asked for.
+/// The options of the subcommand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Only tell what would be removed.
+    /// Only print what would be removed.
     pub dry_run: bool,
-    /// Which agent's.
+    /// The name of the agent.
     pub instance: Instance,
-    /// The agent's run directory.
+    /// Run directory of the agent.
     pub run_dir: PathBuf,
-    /// Where maps and links are pinned, if that was said.
+    /// Directory of the pins, if given.
     pub bpffs: Option<PathBuf>,
-    /// The VIPs, if they were said.
+    /// The VIPs, if given.
     pub vips: Vec<IpAddr>,
-    /// The link that carries them, if that was said.
+    /// The link that carries them, if given.
     pub interface: Option<String>,
-    /// How long live connections to Services may go on.
+    /// How long open connections to Services may continue.
     pub drain_timeout: Duration,
 }
 
-/// What is to be removed.
+/// The objects to remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
-    /// Which agent's.
+    /// The name of the agent.
     pub instance: Instance,
-    /// The VIPs; none if they are not known.
+    /// The VIPs; empty if they are unknown.
     pub vips: Vec<IpAddr>,
-    /// The link that should carry them, if that is known.
+    /// The link that should carry them, if known.
     pub interface: Option<String>,
-    /// Where maps and links are pinned.
+    /// Directory of the pins.
     pub bpffs: PathBuf,
-    /// The agent's run directory.
+    /// Run directory of the agent.
     pub run_dir: PathBuf,
-    /// How long live connections to Services may go on.
+    /// How long open connections to Services may continue.
     pub drain_timeout: Duration,
-    /// What agents with this run directory have put on the node, of earlier starts too.
+    /// Objects without marks of all agents with this run directory, including earlier starts.
     pub owned: Owned,
 }
 
@@ -87,13 +83,13 @@ impl From<&Config> for Scope {
     }
 }
 
-/// Removes, or tells, and says what became of it. The exit code tells whether nothing is left.
+/// Removes the objects, or lists them in a dry run, and prints the result. The exit code is 0 if nothing is left.
 ///
 /// # Errors
 ///
-/// If an agent runs, or nothing can be removed at all.
+/// If an agent runs, or the process lacks capabilities.
 pub async fn run(request: &Request) -> Result<ExitCode> {
-    check_rights()?;
+    capabilities::check()?;
     let used = Lock::was_used(&request.run_dir);
     let lock = if request.dry_run {
         None
@@ -107,7 +103,7 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
         Mode::Apply
     };
     let mut report = Report::default();
-    let scope = known::scope(request, &mut report).await;
+    let scope = scope(request, &mut report).await;
     remove_everything(&scope, mode, &mut report).await;
     let mut left = Report::default();
     if let Some(lock) = lock {
@@ -116,11 +112,34 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
             report.changed(PART, format!("remove {}", request.run_dir.display()));
         }
     }
-    tell(&scope, mode, &report, &left);
+    print(&scope, mode, &report, &left);
     Ok(exit_code(report.failures.is_empty() && left.is_clean()))
 }
 
-fn tell(scope: &Scope, mode: Mode, report: &Report, left: &Report) {
+/// Determines the scope: options take precedence over the agent's state file, and that over its rules and maps. A failure to
+/// read those is in the report, because VIPs may then remain.
+async fn scope(request: &Request, report: &mut Report) -> Scope {
+    let remembered = state::remembered(&request.run_dir);
+    let bpffs = request.bpffs.clone().or(remembered.bpffs);
+    let bpffs = bpffs.unwrap_or_else(|| paths::bpffs(request.instance));
+    let vips = match (&request.vips[..], &remembered.vips[..]) {
+        ([], []) => discover::vips(request.instance, &bpffs, report).await,
+        ([], remembered) => remembered.to_vec(),
+        (given, _) => given.to_vec(),
+    };
+    let owned = Owned::load(&request.run_dir).without_claimed(&vips).await;
+    Scope {
+        instance: request.instance,
+        owned,
+        vips,
+        interface: request.interface.clone().or(remembered.interface),
+        bpffs,
+        run_dir: request.run_dir.clone(),
+        drain_timeout: request.drain_timeout,
+    }
+}
+
+fn print(scope: &Scope, mode: Mode, report: &Report, left: &Report) {
     for change in &report.changes {
         match mode {
             Mode::Apply => println!("done: {change}"),
@@ -139,24 +158,24 @@ fn tell(scope: &Scope, mode: Mode, report: &Report, left: &Report) {
     }
     if scope.vips.is_empty() {
         println!(
-            "the VIP addresses are not known: no agent has told them in {}, and no rule or map names \
-             them; if the node may still carry one, give --ip-address",
+            "the VIPs are unknown: {} has no state file of an agent, and no rule or map contains them; if the \
+             node may still carry one, give it with --ip-address",
             scope.run_dir.display()
         );
     }
     let settled = report.failures.is_empty() && left.is_clean();
     match (settled, mode) {
-        (false, _) => println!("something of proxy-agent is left, or could not be looked for"),
+        (false, _) => println!("objects of proxy-agent are left, or could not be searched for"),
         (true, _) if report.changes.is_empty() => println!("nothing to do"),
-        (true, Mode::Apply) => println!("nothing of proxy-agent is left"),
-        (true, Mode::DryRun) => println!("nothing was changed"),
+        (true, Mode::Apply) => println!("no objects of proxy-agent are left"),
+        (true, Mode::DryRun) => println!("dry run: nothing was changed"),
     }
 }
 
-/// Removes everything, in the reverse order of a pass. A part that fails is in the report and keeps
-/// none of the others from being removed.
+/// Removes all objects, in the reverse order of a pass. A failure is recorded and does not keep the other parts from being
+/// removed.
 pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
-    let (mut handle, mut connection) = match connect() {
+    let (mut handle, mut connection) = match link::connect() {
         Ok(opened) => opened,
         Err(error) => return failed(link::PART, "open an rtnetlink socket", &error, report),
     };
@@ -169,7 +188,7 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     let all: Vec<_> = all.into_iter().collect();
     let table = link::observe(&all, &[]).await;
     let table = table
-        .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
+        .inspect_err(|error| failed(link::PART, "read the list of links", error, report))
         .ok();
     let settings = ebpf::Settings::to_remove(
         scope.instance,
@@ -187,11 +206,11 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         report,
     )
     .await;
-    // Behind what untracks: until then a filter may drop what it does not know.
+    // After everything that untracks: until then filters may drop untracked packets without these ACCEPT rules.
     Iptables::remove_everything(scope.instance, mode, report).await;
     if connection.is_finished() {
-        // It was lost on the way.
-        match connect() {
+        // The connection was lost in the meantime.
+        match link::connect() {
             Ok(fresh) => (handle, connection) = fresh,
             Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
         }
@@ -201,9 +220,9 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         let link = VipLink::new(&vips, &carrier);
         link.teardown(&handle, mode, report).await;
     }
-    tell_if_lost(&connection, report);
+    link::report_if_lost(&connection, report);
     if mode == Mode::Apply && !report.failures.is_empty() {
-        // Something may be left: the next clean-up needs to know of what.
+        // Something may be left; the next clean-up needs these files to find it.
         return;
     }
     let files = files(&scope.run_dir)
@@ -213,8 +232,8 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     carry_out(PART, mode, ops, report, async |op| remove(&op.0)).await;
 }
 
-/// The links that may carry VIPs, each with those that are removed from it: the VIPs themselves from every
-/// link, those of earlier starts from the link on which an agent has put them.
+/// Links that may carry VIPs, with the addresses to remove from each: the current VIPs from all of them, former ones only
+/// from the link to which an agent added them.
 fn carriers(scope: &Scope, table: Option<&LinkTable>) -> BTreeMap<String, BTreeSet<IpAddr>> {
     let mut names: BTreeSet<_> = scope
         .interface
@@ -237,7 +256,7 @@ fn carriers(scope: &Scope, table: Option<&LinkTable>) -> BTreeMap<String, BTreeS
     carriers
 }
 
-/// What an agent keeps in its run directory, apart from the lock.
+/// The files of an agent in its run directory, without the lock.
 fn files(run_dir: &Path) -> Vec<PathBuf> {
     let mut files = vec![ebpf::notes_dir(run_dir)];
     files.extend(state::files(run_dir));

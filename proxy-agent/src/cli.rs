@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The command line and its environment variables: reads them, checks what must hold between
-//! flags, and gives the [`Config`] that everything else works from. Its errors are clap's: they
-//! name the flag and the value, and end the process with exit code 2.
+//! The command line and its environment variables: parses them, validates combinations of flags, and returns the
+//! [`Config`]. Errors are clap's: they name the flag and the value, and end the process with exit code 2.
 
 mod args;
 #[cfg(feature = "fuzzing")]
@@ -23,6 +22,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _};
 use clap_complete::Shell;
 use proxy_common::limits::{MAX_ALLOWED, MAX_VIPS};
+use proxy_serve::flags::Values;
 use proxy_serve::log::Remark;
 use proxy_serve::value::parse_bool;
 
@@ -35,65 +35,65 @@ use crate::status;
 
 const AFTER_HELP: &str = "\
 Every flag can also be set by an environment variable: PROXY_AGENT_ and its name in capitals, for
-example PROXY_AGENT_IP_ADDRESS. The flag wins. Booleans and durations are written as in Go:
+example PROXY_AGENT_IP_ADDRESS. Flags take precedence. Booleans and durations are written as in Go:
 --daemon=false, --sync-interval=1m30s.
 
 Examples:
   proxy-agent --ip-address=169.254.20.2
-      Keep the VIP on lo, take the best backend that works here.
+      Keep the VIP on lo and use the best backend that this node supports.
   proxy-agent --ip-address=169.254.20.2,fd00:a91::2 --interface=apiserver-proxy --port=443,8443
-      Two VIPs on a dummy link of their own, two ports.
+      Two VIPs on a dedicated dummy link, two ports.
   proxy-agent --ip-address=169.254.20.2 --service-address=auto
-      The ClusterIP ends on the proxy too: neither kube-proxy nor conntrack is in the path.
+      Connections to the ClusterIP end on the proxy too, without kube-proxy and conntrack.
   proxy-agent --ip-address=169.254.20.2 --daemon=false
       One pass, for an init container.
   proxy-agent --ip-address=169.254.20.2 --dry-run
-      Print what would be changed.
+      Print the changes that a pass would make.
   proxy-agent --instance=b --ip-address=172.20.0.7
       A second agent beside the first, for another VIP.
 
-Exit codes: 0 done, 1 the node is not as desired, 2 bad usage.";
+Exit codes: 0 success, 1 the node is not as desired, 2 invalid usage.";
 
 const DOCTOR_AFTER_HELP: &str = "\
-It judges the network namespace it runs in: in Kubernetes run it in the agent's container. Each
+Checks the network namespace it runs in: in Kubernetes run it in the agent's container. Each
 finding begins with its verdict and the name of its check; docs/doctor.md explains them.
 
-Exit codes: 0 good, 2 bad usage, 3 warnings, or something could not be looked at, 4 broken.";
+Exit codes: 0 good, 2 invalid usage, 3 warnings, or something could not be read, 4 broken.";
 
-/// What the process was asked to do.
+/// The requested operation.
 #[derive(Debug)]
 pub enum Invocation {
-    /// To run the agent, as a daemon or once.
+    /// Run the agent, as a daemon or for one pass.
     Run(Box<Config>),
-    /// To tell what the agent of this node is doing.
+    /// Print the state of this node's agent.
     Status(status::Request),
-    /// To remove everything of the agent.
+    /// Remove all objects of the agent.
     Cleanup(cleanup::Request),
-    /// To print the completions for a shell.
+    /// Print a completion script for a shell.
     Completions(Shell),
-    /// To print what the kernel is taken for.
+    /// Print the kernel features that the eBPF loader detects.
     KernelFeatures,
-    /// To look for what may be wrong.
+    /// Diagnose the node.
     Doctor(doctor::Options),
 }
 
-/// Reads the process's command line. Ends the process on `--help`, `--version` and bad usage.
+/// Parses the process's command line. Exits on `--help`, `--version` and invalid usage.
 pub fn parse() -> Invocation {
     try_parse_from(env::args_os()).unwrap_or_else(|error| error.exit())
 }
 
-/// The completions for a shell, as it reads them.
+/// The completion script for a shell.
 pub fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command(), "proxy-agent", &mut script);
     script
 }
 
-/// Reads a command line, the program's name first.
+/// Parses a command line that begins with the program's name.
 ///
 /// # Errors
 ///
-/// Bad usage, with exit code 2; `--help` and `--version`, with exit code 0.
+/// Invalid usage, with exit code 2; `--help` and `--version`, with exit code 0.
 pub fn try_parse_from<I, T>(line: I) -> Result<Invocation, Error>
 where
     I: IntoIterator<Item = T>,
@@ -169,7 +169,7 @@ where
     let guard = guard(&args.guard).map_err(|word| {
         command.error(
             ErrorKind::ValueValidation,
-            format!("invalid value '{word}' for '--guard': it stands alone; give it or links"),
+            format!("invalid value '{word}' for '--guard': cannot be combined with other values"),
         )
     })?;
     let services = services::resolve(&args, variable)
@@ -180,34 +180,34 @@ where
         args,
         (services, upstream),
         guard,
-        &matches,
+        (&command, &matches),
     ))))
 }
 
-/// An environment variable that says something.
+/// The value of an environment variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     let value = env::var_os(name).filter(|value| !value.is_empty())?;
     Some(value.to_string_lossy().into_owned())
 }
 
-/// The command with what all its flags have in common.
-fn command() -> Command {
+/// The command, with settings common to all flags.
+#[must_use]
+pub fn command() -> Command {
     let command = Args::command()
         .mut_args(|arg| arg.hide_env_values(true))
         .mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)));
     if env::var("PROXY_AGENT_PORT").is_ok_and(|value| value.starts_with("tcp://")) {
-        // Not ours: Kubernetes sets it for a Service that is called proxy-agent
-        // (`enableServiceLinks`).
+        // Kubernetes sets it for a Service with the name proxy-agent (`enableServiceLinks`).
         return command.mut_arg("port", |arg| arg.env(None::<&'static str>));
     }
     command
 }
 
-/// What `--guard` means.
+/// Interprets the values of `--guard`.
 ///
 /// # Errors
 ///
-/// A word that excludes others and stands beside them.
+/// `auto` or `off` if combined with other values.
 fn guard(values: &[String]) -> Result<Guard, String> {
     let words = [(values::AUTO, Guard::Auto), (values::OFF, Guard::Off)];
     for (word, meaning) in words {
@@ -224,7 +224,7 @@ fn config(
     args: Args,
     (services, proxy_upstream): (Resolved, ProxyUpstream),
     guard: Guard,
-    matches: &ArgMatches,
+    (command, matches): (&Command, &ArgMatches),
 ) -> Config {
     let is_explicit = |flag| {
         matches
@@ -246,15 +246,15 @@ fn config(
         && matches!(backend, BackendChoice::Iptables | BackendChoice::None)
     {
         log.remarks.push(Remark::Warning(format!(
-            "--proxy-upstream with backend {backend}: the proxy's own connections are tracked; backends ebpf \
-             and nftables keep them from conntrack"
+            "--proxy-upstream has no effect with backend {backend}: the proxy's own connections stay tracked; \
+             use backend ebpf or nftables"
         )));
     }
     if args.guard_mode == GuardMode::Xdp
         && !matches!(backend, BackendChoice::Auto | BackendChoice::Ebpf)
     {
         log.remarks.push(Remark::Warning(format!(
-            "--guard-mode=xdp with backend {backend}: there is no XDP program; only backend ebpf has one"
+            "--guard-mode=xdp has no effect with backend {backend}: only backend ebpf has an XDP program"
         )));
     }
     Config {
@@ -280,6 +280,7 @@ fn config(
         serve: Serve {
             addresses: args.listen.0,
             ready_requires_listener: args.ready_requires_listener,
+            flags: Values::read(command, matches),
         },
         bpffs: args.location.bpffs(),
         run_dir: args.location.run_dir(),
@@ -289,7 +290,7 @@ fn config(
     }
 }
 
-/// What is to be said about a backend that leaves the Services to kube-proxy.
+/// A warning if the backend leaves Services to kube-proxy.
 fn left_to_others(backend: BackendChoice) -> Option<Remark> {
     let name = match backend {
         BackendChoice::Auto | BackendChoice::Ebpf => return None,
@@ -298,11 +299,11 @@ fn left_to_others(backend: BackendChoice) -> Option<Remark> {
         BackendChoice::None => "none",
     };
     Some(Remark::Warning(format!(
-        "--service-address with backend {name}: no Service ends on the proxy; that takes backend ebpf"
+        "--service-address has no effect with backend {name}: Services end on the proxy only with backend ebpf"
     )))
 }
 
-/// A value given twice is a slip of the pen that hides the value that was meant.
+/// Rejects duplicates: a repeated value is likely a typo for another one.
 fn refuse_repeated<T: Display + PartialEq>(
     flag: &str,
     values: &[T],
@@ -319,7 +320,7 @@ fn refuse_repeated<T: Display + PartialEq>(
     Ok(())
 }
 
-/// Every address with every port takes an entry in a map whose size the programs know.
+/// Rejects more endpoints than the eBPF map has entries for.
 fn refuse_too_many(args: &Args, command: &mut Command) -> Result<(), Error> {
     let (addresses, ports) = (args.ip_address.len(), args.port.len());
     if addresses.saturating_mul(ports) <= MAX_VIPS as usize {
@@ -328,13 +329,13 @@ fn refuse_too_many(args: &Args, command: &mut Command) -> Result<(), Error> {
     Err(command.error(
         ErrorKind::TooManyValues,
         format!(
-            "{addresses} for --ip-address and {ports} for --port are too many: addresses times \
-             ports may be {MAX_VIPS}; give fewer"
+            "{addresses} for --ip-address and {ports} for --port are too many: at most {MAX_VIPS} \
+             combinations are supported; give fewer"
         ),
     ))
 }
 
-/// The proxy could not listen any more.
+/// Rejects a `--listen` address that would keep the proxy from listening.
 fn refuse_proxys_address(args: &Args, command: &mut Command) -> Result<(), Error> {
     for address in &args.listen.0 {
         let ip = address.ip();
@@ -343,7 +344,7 @@ fn refuse_proxys_address(args: &Args, command: &mut Command) -> Result<(), Error
             return Err(command.error(
                 ErrorKind::ValueValidation,
                 format!(
-                    "invalid value '{address}' for '--listen': it would take the proxy's port; give \
+                    "invalid value '{address}' for '--listen': conflicts with the proxy's port; give \
                      another one, like {}",
                     args::LISTEN
                 ),
@@ -353,7 +354,7 @@ fn refuse_proxys_address(args: &Args, command: &mut Command) -> Result<(), Error
     Ok(())
 }
 
-/// A stray word behind flags is no subcommand, though clap takes it for one.
+/// Corrects clap's error for a stray word after flags, which it takes for a subcommand.
 fn stray_word(error: Error, command: &mut Command) -> Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
         return error;
@@ -366,15 +367,15 @@ fn stray_word(error: Error, command: &mut Command) -> Error {
     stray
 }
 
-/// Adds to an error what clap cannot know: that a value comes from the environment, or that a
-/// boolean stands apart from its flag.
+/// Adds a hint that clap cannot give: the value comes from the environment, or a boolean must be joined to its flag by an
+/// equals sign.
 fn with_tip(mut error: Error, command: &Command, line: &[OsString]) -> Error {
     let Some(ContextValue::String(culprit)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
     let tip = if error.kind() == ErrorKind::UnknownArgument && parse_bool(culprit).is_ok() {
         Some(format!(
-            "a boolean stands behind an equals sign, for example --daemon={culprit}"
+            "a boolean value needs an equals sign, for example --daemon={culprit}"
         ))
     } else {
         command
@@ -394,7 +395,7 @@ fn with_tip(mut error: Error, command: &Command, line: &[OsString]) -> Error {
     error
 }
 
-/// Whether a word of the command line is the flag `arg`, with or without a value.
+/// True if a word of the command line is the flag `arg`, with or without a value.
 fn names(word: &OsStr, arg: &Arg) -> bool {
     let word = word.to_string_lossy();
     match word.strip_prefix("--") {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The validated settings that every other module works from. How they are spelled on the command
-//! line is `cli.rs`'s business.
+//! Validated settings, the input of all other modules. `cli` reads them from the command line.
 
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
@@ -9,99 +8,100 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use proxy_serve::flags::Values;
 use proxy_serve::log::LogOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Instance;
 
-/// The target under which the lines of the eBPF programs are logged.
+/// Log target of the eBPF programs' lines.
 pub const EBPF_TARGET: &str = "ebpf";
 
-/// Everything the agent was told, checked.
+/// The validated settings of an agent.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which of the agents of this node it is.
+    /// The name of this agent among those of the node.
     pub instance: Instance,
     /// The VIPs: at least one, no duplicates, in the order given.
     pub vips: Vec<IpAddr>,
-    /// The proxy's ports: at least one, none 0, no duplicates, in the order given.
+    /// Ports of the proxy: at least one, none 0, no duplicates, in the order given.
     pub ports: Vec<u16>,
     /// The link that carries the VIPs, 1 to 15 bytes.
     pub interface: String,
-    /// Whether the kernel may take a VIP as the source of other traffic.
+    /// Whether the kernel may select a VIP as the source address of other traffic.
     pub address_scope: AddressScope,
     /// Time between two full resyncs, above zero.
     pub sync_interval: Duration,
-    /// False: one pass, then exit.
+    /// False: exit after one pass.
     pub daemon: bool,
-    /// Remove everything that is ours on exit.
+    /// Remove all objects of the agent on exit.
     pub cleanup: bool,
-    /// How conntrack is kept out of the path.
+    /// Which backend keeps the VIPs' connections out of conntrack.
     pub backend: BackendChoice,
     /// The Services whose connections end on the proxy, in the order given.
     pub services: Vec<Service>,
     /// Which listener counts as the proxy.
     pub proxy_listener: ProxyListener,
-    /// Where the proxy's own connections are untracked.
+    /// Which of the proxy's own connections are untracked.
     pub proxy_upstream: ProxyUpstream,
-    /// How long live connections to a Service that is given up may go on.
+    /// How long open connections to a Service may continue after the Service is no longer handled.
     pub drain_timeout: Duration,
-    /// Further endpoints whose stale conntrack entries are deleted, in the order given; those of
-    /// `services` always are, and are not among them.
+    /// Further endpoints whose stale conntrack entries are deleted, in the order given, in addition to those of `services`.
     pub repair: Vec<SocketAddr>,
-    /// When ACCEPT rules are set in the iptables filter table.
+    /// When ACCEPT rules are added to the iptables filter table.
     pub accept_rules: AcceptRules,
-    /// Where packets for the VIPs are dropped.
+    /// On which links packets for the VIPs are dropped.
     pub guard: Guard,
-    /// How.
+    /// By which hook.
     pub guard_mode: GuardMode,
-    /// Networks whose packets may come from outside all the same.
+    /// Source networks that are not dropped.
     pub allow_from: Vec<IpNet>,
-    /// Print the plan, change nothing.
+    /// Print the plan and exit.
     pub dry_run: bool,
-    /// Where metrics and health are served.
+    /// The HTTP endpoint for metrics and health.
     pub serve: Serve,
     /// Directory on a BPF file system for pinned maps and links.
     pub bpffs: PathBuf,
-    /// Directory for the agent's own state.
+    /// Directory of the agent's lock and state.
     pub run_dir: PathBuf,
-    /// How many connections each table of connections has room for.
+    /// Capacity of each table of connections.
     pub max_connections: u32,
     /// How TC programs are attached.
     pub tc_attach: TcAttach,
-    /// Where and how to log.
+    /// Destination and level of the log.
     pub log: LogOptions,
 }
 
 impl Config {
-    /// The addresses of the Services that end on the proxy.
+    /// The addresses of `services`.
     pub fn service_ips(&self) -> Vec<IpAddr> {
         let services = self.services.iter();
         services.map(|service| service.cluster_ip.ip()).collect()
     }
 
-    /// The VIPs with each of the ports.
+    /// Every VIP with every port.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         endpoints(&self.vips, &self.ports)
     }
 
-    /// Whether the eBPF programs log their own lines. These cost time on every packet, so the agent's debug level
-    /// alone does not bring them.
+    /// Whether the eBPF programs log lines of their own. This costs time for every packet, so it needs a level of its own.
     pub fn debugs_programs(&self) -> bool {
         self.log.is_debugging(EBPF_TARGET)
     }
 }
 
-/// Where metrics and health are served, and what it takes to be ready.
+/// The HTTP endpoint for metrics and health, and the conditions of readiness.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Serve {
-    /// The first of these addresses that can be bound; none: nothing is served.
+    /// Candidates; the first that can be bound is used. Empty: nothing is served.
     pub addresses: Vec<SocketAddr>,
-    /// Not ready while nobody listens on a VIP with its port.
+    /// Readiness requires a listener on every VIP and port.
     pub ready_requires_listener: bool,
+    /// The flags with their effective values, shown on a page.
+    pub flags: Values,
 }
 
-/// Addresses, each with each of the ports.
+/// Every address with every port.
 pub fn endpoints(vips: &[IpAddr], ports: &[u16]) -> impl Iterator<Item = SocketAddr> {
     vips.iter()
         .flat_map(move |vip| ports.iter().map(|port| SocketAddr::new(*vip, *port)))
@@ -110,9 +110,9 @@ pub fn endpoints(vips: &[IpAddr], ports: &[u16]) -> impl Iterator<Item = SocketA
 /// A Service whose connections end on the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// What clients connect to: no VIP, and no other Service's.
+    /// The destination of clients: neither a VIP nor the address of another Service.
     pub cluster_ip: SocketAddr,
-    /// What they reach: one of the VIPs with one of the ports, of the same family.
+    /// Where their connections end: one of the VIPs with one of the ports, of the same family.
     pub vip: SocketAddr,
 }
 
@@ -120,51 +120,51 @@ pub struct Service {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyListener {
-    /// One that is bound to the VIP
+    /// A listener bound to the VIP
     #[default]
     Vip,
-    /// One on the wildcard address too
+    /// Also a listener bound to the wildcard address
     Any,
 }
 
-/// Where the proxy's own connections are untracked.
+/// Which of the proxy's own connections are untracked.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyUpstream {
-    /// Nowhere
+    /// None
     #[default]
     Off,
-    /// To endpoints that connections of the proxy show to be free of NAT
+    /// Those to endpoints that observed connections of the proxy reach without NAT
     Auto,
-    /// To these endpoints: no VIP, no ClusterIP of a Service, each a unicast address
+    /// Those to these endpoints: no VIP, no ClusterIP of a Service, each a unicast address
     Named(Vec<SocketAddr>),
 }
 
-/// Whether the kernel may take a VIP as the source of traffic that nobody has bound to it.
+/// Whether the kernel may select a VIP as the source address of sockets that are not bound to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AddressScope {
-    /// global where Cilium runs, link otherwise
+    /// global on nodes with Cilium, link otherwise
     #[default]
     Auto,
-    /// It may: IPv4 with scope global, IPv6 preferred
+    /// Allowed: IPv4 with scope global, IPv6 preferred
     Global,
-    /// It must not: IPv4 with scope link, IPv6 deprecated
+    /// Not allowed: IPv4 with scope link, IPv6 deprecated
     Link,
 }
 
-/// How conntrack is kept out of the path.
+/// The backend that keeps the VIPs' connections out of conntrack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BackendChoice {
-    /// The first that works, in the order that follows
+    /// The first backend in this list that is usable
     Auto,
-    /// eBPF programs and rules of nf_tables, decided per connection
+    /// eBPF programs and nf_tables rules, stateful: one decision for each connection
     Ebpf,
-    /// Rules and sets of nf_tables, decided per connection; no eBPF, no iptables
+    /// nf_tables rules and sets, stateful; neither eBPF nor iptables
     Nftables,
-    /// iptables rules, decided per connection with ipset, stateless without
+    /// iptables rules, stateful with ipset, stateless without
     Iptables,
-    /// The VIP only
+    /// No backend: only the VIP is kept up
     None,
 }
 
@@ -175,7 +175,7 @@ impl Display for BackendChoice {
 }
 
 impl BackendChoice {
-    /// As it is written on the command line.
+    /// The value of `--backend`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -187,11 +187,11 @@ impl BackendChoice {
     }
 }
 
-/// When the two ACCEPT rules are set in the iptables filter table.
+/// When ACCEPT rules are added to the iptables filter table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AcceptRules {
-    /// Where an iptables filter table has rules or a policy other than ACCEPT
+    /// If an iptables filter table has rules or a policy other than ACCEPT
     Auto,
     /// Always
     Always,
@@ -203,7 +203,7 @@ pub enum AcceptRules {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TcAttach {
-    /// tcx where the kernel has it (6.6), clsact otherwise
+    /// tcx if the kernel supports it (6.6), else clsact
     Auto,
     /// BPF links of the tcx hook
     Tcx,
@@ -211,7 +211,7 @@ pub enum TcAttach {
     Clsact,
 }
 
-/// Where packets for the VIPs are dropped.
+/// On which links packets for the VIPs are dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Guard {
@@ -234,13 +234,13 @@ impl Display for Guard {
     }
 }
 
-/// Where on a guarded link packets are dropped.
+/// By which hook packets are dropped on a guarded link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardMode {
-    /// In the TC program
+    /// The TC program
     #[default]
     Tc,
-    /// Before that in an XDP program too, in the driver if it can, otherwise in the stack
+    /// An XDP program before it, in driver mode if supported, else in generic mode
     Xdp,
 }

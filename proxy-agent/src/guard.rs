@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which links bring packets from outside of the node: there packets for the VIPs are dropped, by the
-//! backend in use. Pure; a link is only ever guarded if its packets can be told from those of pods.
+//! Selects the links that carry traffic from outside of the node, on which the backend drops packets for the VIPs. Pure. A link
+//! is guarded only if its packets can be distinguished from those of pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::Guard;
-use crate::link::{Link, LinkKind, LinkTable};
+use proxy_netlink::route::{Link, LinkKind};
 
-/// What the links of a node are to the guard.
+use crate::config::Guard;
+use crate::link::LinkTable;
+
+/// The node's links as the guard classifies them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
-    /// Names of the links that bring packets from outside, by ifindex.
+    /// Names of the links that carry traffic from outside, by ifindex.
     pub guarded: BTreeMap<u32, String>,
-    /// Links that bring packets which the node itself has sent.
+    /// Links on which packets of the node itself arrive.
     pub inner: BTreeMap<u32, String>,
-    /// Ports of bridges on which no VLAN link sits: the bridge takes packets with a tag as well.
+    /// Bridge ports without a VLAN link on top: the bridge receives their tagged packets too.
     pub tagged: BTreeSet<u32>,
-    /// What is not guarded that one might expect to be, and why.
+    /// Links that are not guarded although one might expect it, with the reason.
     pub notes: Vec<String>,
 }
 
-/// Chooses the links; none if that depends on routes and they are not known.
+/// Selects the links; none if that depends on routes that could not be read.
 pub fn choose(guard: &Guard, table: &LinkTable) -> Option<Links> {
     let mut links = Links::default();
     match guard {
@@ -37,7 +39,7 @@ pub fn choose(guard: &Guard, table: &LinkTable) -> Option<Links> {
             for name in names {
                 match table.by_name(name) {
                     Some(link) => links.add_named(link, table),
-                    None => links.notes.push(format!("there is no link {name}")),
+                    None => links.notes.push(format!("link {name} does not exist")),
                 }
             }
         }
@@ -54,7 +56,7 @@ pub fn choose(guard: &Guard, table: &LinkTable) -> Option<Links> {
 }
 
 impl Links {
-    /// What is left where packets are seen behind a bridge only, as by rules; and why that is less.
+    /// The selection for a backend that sees packets behind bridges only, with the reasons for what is left out.
     pub fn seen_by_rules(&self, table: &LinkTable) -> (Self, Vec<String>) {
         let mut links = self.clone();
         let mut notes = Vec::new();
@@ -65,7 +67,7 @@ impl Links {
             if is_port {
                 notes.push(format!(
                     "{name} is a port of a bridge: the rules of this backend see the bridge only, and \
-                     cannot tell what comes from outside from pods"
+                     cannot distinguish packets from outside from those of pods"
                 ));
             }
             !is_port
@@ -75,15 +77,15 @@ impl Links {
 
     fn add_uplink(&mut self, link: &Link, table: &LinkTable) {
         match link.kind {
-            // What arrives there has been sent there.
+            // Its packets come from the node itself.
             LinkKind::Loopback => {}
             LinkKind::Vrf => self.notes.push(format!(
-                "{} carries a default route and is a VRF: what arrives there came by its ports",
+                "{} carries a default route and is a VRF: its packets arrive on its ports",
                 link.name
             )),
             LinkKind::Bridge => self.add_ports(link, "carries a default route", table),
             _ if leads_back(link) => self.notes.push(format!(
-                "{} carries a default route and its other end is on this node too",
+                "{} carries a default route, but its peer is on this node too",
                 link.name
             )),
             _ => self.add(link),
@@ -93,7 +95,7 @@ impl Links {
     fn add_named(&mut self, link: &Link, table: &LinkTable) {
         match link.kind {
             LinkKind::Loopback => self.notes.push(format!(
-                "{} brings the node's own packets and is not guarded",
+                "{} carries the node's own packets and is not guarded",
                 link.name
             )),
             LinkKind::Bridge => self.add_ports(link, "is a bridge", table),
@@ -101,7 +103,7 @@ impl Links {
         }
     }
 
-    /// What arrives on a bridge came by one of its ports: pods stand behind veth and tap.
+    /// Adds a bridge's ports, except those of pods: veth and tap.
     fn add_ports(&mut self, bridge: &Link, what: &str, table: &LinkTable) {
         let ports = || {
             let links = table.links.iter();
@@ -110,8 +112,8 @@ impl Links {
         let is_of_pods = |link: &&Link| matches!(link.kind, LinkKind::Veth | LinkKind::Tun);
         if ports().all(|port| is_of_pods(&port)) {
             self.notes.push(format!(
-                "{} {what}, and all its ports are veth or tap: what comes from outside cannot be told \
-                 from pods",
+                "{} {what}, and all its ports are veth or tap: packets from outside cannot be distinguished \
+                 from those of pods",
                 bridge.name
             ));
         }
@@ -125,7 +127,7 @@ impl Links {
     }
 }
 
-/// Whether what the node sends there may come back by the same or another of its links.
+/// Whether packets that the node sends on a link may arrive on one of its links.
 fn leads_back(link: &Link) -> bool {
     match link.kind {
         LinkKind::Veth => link.lower.is_some(),
@@ -134,14 +136,13 @@ fn leads_back(link: &Link) -> bool {
     }
 }
 
-/// Whether a link is a port of a bridge. What arrives on the port of a bond, team or VRF is seen again on
-/// its master.
+/// Whether a link is a port of a bridge. Packets on a port of a bond, team or VRF appear on its master again.
 pub fn is_port_of_bridge(link: &Link, table: &LinkTable) -> bool {
     let master = link.master.and_then(|index| table.by_index(index));
     master.is_some_and(|master| master.kind == LinkKind::Bridge)
 }
 
-/// Whether a VLAN link sits on a link.
+/// Whether a VLAN link is on top of a link.
 pub fn carries_vlan(link: &Link, table: &LinkTable) -> bool {
     let sits_there = |other: &Link| other.kind == LinkKind::Vlan && other.lower == Some(link.index);
     table.links.iter().any(sits_there)
@@ -209,12 +210,12 @@ mod tests {
             (ports, 0)
         );
         let links = choose(&Guard::Auto, &table).unwrap();
-        // A VLAN link sits on eth0 and takes its tagged packets.
+        // A VLAN link on top of eth0 receives its tagged packets.
         assert_eq!(links.tagged, BTreeSet::from([4, 5, 6]));
     }
 
     #[test]
-    fn what_cannot_be_told_from_pods_is_not_guarded_and_that_is_told() {
+    fn links_with_packets_of_pods_are_not_guarded_and_noted() {
         let bridge = table(
             &[2],
             vec![
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn without_routes_nothing_is_known() {
+    fn without_routes_the_selection_is_unknown() {
         let table = LinkTable::default();
         assert_eq!(choose(&Guard::Auto, &table), None);
         assert!(choose(&Guard::Off, &table).is_some());

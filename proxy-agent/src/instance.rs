@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The name of an agent among several on one node. It is part of the name of everything that is this
-//! agent's: tables, comments, sets, directories. How each kind of object is marked with it is its own
-//! module's business.
+//! The name of an agent among several on one node. It is part of the names of all its objects: tables, comments, sets,
+//! directories. Each kind of object is marked in its own module.
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What everything of every instance is marked with, first of all.
+/// The first part of every mark.
 pub const PROGRAM: &str = "proxy-agent";
-/// What stands between that and the name.
+/// Separates the program's name from the instance's.
 const SEPARATOR: char = '-';
-/// How long a name may be, in bytes: names of sets have room for 31, of which a set's own words
-/// take the rest (`IPSET_MAXNAMELEN` of `linux/netfilter/ipset/ip_set.h`, with a zero at the end).
+/// Maximum length of a name in bytes: names of sets have 31, of which the fixed parts take the rest
+/// (`IPSET_MAXNAMELEN` in `linux/netfilter/ipset/ip_set.h`, which includes the terminating zero).
 pub const MAX_LENGTH: usize = 10;
 
-/// An instance; the one without a name is the default.
+/// An instance; the default one has an empty name.
 ///
 /// A name has at most [`MAX_LENGTH`] lower-case letters, digits and hyphens, and no hyphen at either
 /// end.
@@ -26,30 +25,30 @@ pub const MAX_LENGTH: usize = 10;
 )]
 #[serde(try_from = "String", into = "String")]
 pub struct Instance {
-    /// The name, with zeros behind it.
+    /// The name, padded with zeros.
     bytes: [u8; MAX_LENGTH],
 }
 
-/// Why a word is no name of an instance.
+/// An invalid name of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It is too long.
+    /// Too long.
     #[error("the name has {0} bytes; {MAX_LENGTH} are allowed, give a shorter one")]
     Length(usize),
-    /// It holds something else than it may.
-    #[error("a name is made of a to z, 0 to 9 and hyphens between them")]
+    /// Invalid characters.
+    #[error("a name consists of a to z, 0 to 9 and hyphens, which are not allowed at its ends")]
     Characters,
 }
 
 impl Instance {
-    /// Its name; empty for the default.
+    /// The name; empty for the default instance.
     pub fn name(&self) -> &str {
         let end = self.bytes.iter().position(|byte| *byte == 0);
         let name = &self.bytes[..end.unwrap_or(MAX_LENGTH)];
         std::str::from_utf8(name).expect("only ASCII is stored")
     }
 
-    /// The word that marks what is this instance's: `proxy-agent`, or `proxy-agent-NAME`.
+    /// The mark of the instance's objects: `proxy-agent`, or `proxy-agent-NAME`.
     pub fn mark(&self) -> String {
         let mut mark = PROGRAM.to_owned();
         if *self != Self::default() {
@@ -59,7 +58,7 @@ impl Instance {
         mark
     }
 
-    /// Whose mark a word is; none if it is nobody's.
+    /// The instance with this mark; none if the word is no mark of an agent.
     pub fn of_mark(word: &str) -> Option<Self> {
         let rest = word.strip_prefix(PROGRAM)?;
         if rest.is_empty() {
@@ -68,7 +67,7 @@ impl Instance {
         Self::named(rest.strip_prefix(SEPARATOR)?).ok()
     }
 
-    /// The instance of a name that is not empty.
+    /// The instance with a name that is not empty.
     fn named(name: &str) -> Result<Self, Error> {
         if name.len() > MAX_LENGTH {
             return Err(Error::Length(name.len()));
@@ -88,14 +87,17 @@ impl Instance {
     }
 }
 
-/// Where an instance keeps what outlives it, unless it is told otherwise.
+/// The default directories of an instance.
 pub mod paths {
     use std::path::{Path, PathBuf};
 
     use super::Instance;
-    use crate::backend::ebpf::LAYOUT;
 
-    /// The directory of pinned maps and links. Its last part is the version of their layout.
+    /// Version of the layout of the pins, and last component of the default directory. It is incremented when keys, values
+    /// or the meaning of a map change that outlives the agent.
+    pub const LAYOUT: &str = "v2";
+
+    /// The directory of pinned maps and links; its last component is the version of their layout.
     pub fn bpffs(instance: Instance) -> PathBuf {
         Path::new("/sys/fs/bpf").join(instance.mark()).join(LAYOUT)
     }
@@ -106,10 +108,50 @@ pub mod paths {
     }
 }
 
+/// Names of an instance's nf_tables tables, and of its chains in the tables of iptables.
+pub mod tables {
+    use super::Instance;
+
+    /// Suffix of the guard's tables. Names of instances have no underscore.
+    const GUARD: &str = "_guard";
+    /// Suffix of the tables for Services.
+    const SERVICES: &str = "_services";
+    /// Suffix of the tables for the proxy's own connections.
+    const UPSTREAM: &str = "_upstream";
+
+    /// The name of an instance's tables of decisions.
+    pub fn name(instance: Instance) -> String {
+        instance.mark()
+    }
+
+    /// The name of an instance's tables that guard the VIPs. They are separate from those of decisions, because they are
+    /// replaced when the uplinks change.
+    pub fn guard_name(instance: Instance) -> String {
+        format!("{}{GUARD}", instance.mark())
+    }
+
+    /// The name of an instance's tables for Services that end on the proxy.
+    pub fn services_name(instance: Instance) -> String {
+        format!("{}{SERVICES}", instance.mark())
+    }
+
+    /// The name of an instance's tables for the proxy's own connections.
+    pub fn upstream_name(instance: Instance) -> String {
+        format!("{}{UPSTREAM}", instance.mark())
+    }
+
+    /// True if a table of this name belongs to an agent of any instance.
+    pub fn is_owned(name: &str) -> bool {
+        let mut suffixes = [GUARD, SERVICES, UPSTREAM].into_iter();
+        let mark = suffixes.find_map(|suffix| name.strip_suffix(suffix));
+        Instance::of_mark(mark.unwrap_or(name)).is_some()
+    }
+}
+
 impl FromStr for Instance {
     type Err = Error;
 
-    /// The empty word is the default's name.
+    /// An empty text is the default instance.
     fn from_str(name: &str) -> Result<Self, Error> {
         if name.is_empty() {
             return Ok(Self::default());
@@ -169,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_words_are_nobodys_marks() {
+    fn foreign_words_are_no_marks() {
         assert_eq!(Instance::of_mark("proxy-agent"), Some(Instance::default()));
         for word in [
             "",
@@ -185,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_tells_whose_it_is(instance in any_instance()) {
+        fn a_mark_identifies_its_instance(instance in any_instance()) {
             prop_assert_eq!(Instance::of_mark(&instance.mark()), Some(instance));
         }
 

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent as a library, so that other programs than its own `main` can reach what they need of it.
-//! Nothing but [`main`] and [`verify_programs`] is meant to be called.
+//! The agent as a library, for programs that need parts of it. Only [`main`] and [`verify_programs`] are meant to be called.
 
 #![cfg_attr(
     feature = "fuzzing",
     expect(
         clippy::missing_panics_doc,
-        reason = "to panic is how a target tells of a fault"
+        reason = "a fuzz target reports a fault by a panic"
     )
 )]
 
@@ -18,19 +17,19 @@ mod cleanup;
 mod cli;
 mod config;
 mod conntrack;
-mod dnat;
 mod doctor;
-mod filters;
+mod features;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
 mod instance;
-mod kernel;
 mod klog;
 mod link;
 mod lock;
-mod netfilter;
+mod monitor;
+mod node;
+mod ownership;
 mod reconcile;
 mod services;
 mod state;
@@ -45,8 +44,9 @@ use anyhow::Result;
 
 pub use crate::backend::ebpf::{Verified, verify_programs};
 use crate::cli::Invocation;
+pub use crate::cli::command;
 
-/// The whole program: reads the command line and does what it says.
+/// The whole program: parses the command line and runs the requested operation.
 #[must_use]
 pub fn main() -> ExitCode {
     match try_main() {
@@ -66,7 +66,7 @@ fn try_main() -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Invocation::KernelFeatures => {
-            io::stdout().write_all(kernel::features::known().as_bytes())?;
+            io::stdout().write_all(features::known().as_bytes())?;
             return Ok(ExitCode::SUCCESS);
         }
         Invocation::Cleanup(request) => return block_on(cleanup::run(&request)),
@@ -78,7 +78,7 @@ fn try_main() -> Result<ExitCode> {
 }
 
 fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
-    // One thread: the agent waits nearly all of the time, and order makes it easy to follow.
+    // One thread: the agent is idle most of the time, and sequential execution is easier to follow.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?

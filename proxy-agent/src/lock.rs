@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One agent per run directory.
+//! The lock that allows one agent per run directory.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// The lock file's name in the run directory.
 const FILE: &str = "lock";
-/// How often, and how long apart, the lock is tried: [`is_held`] has it for a moment.
+/// Number of attempts and the delay between them: [`is_held`] takes the lock for a moment.
 const TRIES: u32 = 3;
 const APART: Duration = Duration::from_millis(10);
 
@@ -26,23 +26,23 @@ pub enum Error {
         directory = directory.display()
     )]
     Held {
-        /// Its process, as far as it told.
+        /// Its process, as far as known.
         holder: String,
         /// The run directory.
         directory: PathBuf,
     },
-    /// The lock cannot be used.
+    /// The lock file could not be used.
     #[error("cannot use {path} in --run-dir", path = path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Held until the process ends, however it ends.
+/// Held until the process ends for any reason.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -50,17 +50,16 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of a run directory, which is created if it is missing.
+    /// Takes the lock of a run directory, which is created if it does not exist.
     ///
     /// # Errors
     ///
-    /// If another agent holds it, or the directory cannot be used.
+    /// If another agent holds it, or the file system returns an error.
     pub fn take(run_dir: &Path) -> Result<Self, Error> {
         let path = run_dir.join(FILE);
         loop {
             let lock = Self::take_once(run_dir, &path)?;
-            // Its last owner may have removed the file that was just opened: then it keeps nobody
-            // out.
+            // The last owner may have removed the file after it was opened here: its lock would exclude nobody.
             if is_same(&lock.file, &path) {
                 return Ok(lock);
             }
@@ -113,20 +112,20 @@ impl Lock {
         })
     }
 
-    /// Whether an agent has ever run with this run directory and not been cleaned up.
+    /// Whether an agent has run with this run directory since the last clean-up.
     pub fn was_used(run_dir: &Path) -> bool {
         run_dir.join(FILE).exists()
     }
 
-    /// Lets go of the lock, and removes the run directory if nothing else is in it. True if it is
-    /// gone: it may be a mount point, or hold what others put there.
+    /// Releases the lock and removes the run directory. Returns false if it remains, as a mount point or with files of
+    /// others.
     pub fn remove(self) -> bool {
         let file = fs::remove_file(self.directory.join(FILE));
         file.and_then(|()| fs::remove_dir(&self.directory)).is_ok()
     }
 }
 
-/// Whether a path leads to an open file.
+/// Whether a path still names an open file.
 fn is_same(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
@@ -142,7 +141,7 @@ fn is_same(file: &File, path: &Path) -> bool {
 pub fn is_held(run_dir: &Path) -> Result<bool, Error> {
     let path = run_dir.join(FILE);
     let tried = match File::open(&path) {
-        // Shared, so that two that ask do not see each other.
+        // Shared, so that concurrent calls do not see each other's lock.
         Ok(file) => file.try_lock_shared(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(Error::Io { path, source }),
@@ -159,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_agent_is_refused_and_told_of_the_first() {
+    fn a_second_lock_fails_and_names_the_first_holder() {
         let directory = std::env::temp_dir().join(format!("proxy-agent-lock-{}", process::id()));
         assert!(!is_held(&directory).unwrap());
         let first = Lock::take(&directory).unwrap();

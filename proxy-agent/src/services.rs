@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Why connections to a Service do not end on the proxy on this node.
+//! Reasons why connections to a Service do not end on the proxy of this node.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
+use proxy_kernel::sockets::{Listener, Listening};
 use tracing::warn;
 
 use crate::config::{ProxyListener, Service};
-use crate::kernel::sockets::{Listener, Listening};
 
-/// The link on which kube-proxy has every ClusterIP in IPVS mode.
+/// The link to which kube-proxy in IPVS mode adds every ClusterIP.
 pub const IPVS_LINK: &str = "kube-ipvs0";
 
-/// Why new connections to a Service do not end on the proxy.
+/// Why new connections to a Service go through kube-proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Undecided {
-    /// Only the backend `ebpf` has connections to Services end on the proxy.
+    /// The backend does not handle Services; only `ebpf` does.
     Backend(String),
     /// The ClusterIP is an address of the node, on this link.
     OwnAddress(String),
-    /// Nothing listens on the VIP and its port.
+    /// No socket listens on the VIP and port.
     NoListener(SocketAddr),
-    /// What takes the VIP's connections listens on the wildcard address, and `--proxy-listener=vip`.
+    /// Connections to the VIP reach a listener on the wildcard address, but `--proxy-listener=vip` is set.
     Wildcard {
-        /// Where it listens.
+        /// The listener's address.
         listener: SocketAddr,
-        /// Where the proxy should.
+        /// The address on which the proxy should listen.
         vip: SocketAddr,
     },
 }
@@ -35,24 +35,24 @@ pub enum Undecided {
 impl Display for Undecided {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Backend(backend) => write!(f, "backend {backend} leaves Services alone"),
+            Self::Backend(backend) => write!(f, "backend {backend} does not handle Services"),
             Self::OwnAddress(link) if link == IPVS_LINK => write!(
                 f,
-                "it is an address of the node, on {link}, as kube-proxy in IPVS mode has it: IPVS gets \
-                 its packets"
+                "it is an address of the node, on {link}: kube-proxy runs in IPVS mode, and IPVS receives its \
+                 packets"
             ),
             Self::OwnAddress(link) => write!(f, "it is an address of the node, on {link}"),
-            Self::NoListener(vip) => write!(f, "nothing listens on {vip}"),
+            Self::NoListener(vip) => write!(f, "no process listens on {vip}"),
             Self::Wildcard { listener, vip } => write!(
                 f,
                 "the listener on {listener} does not count as the proxy: bind the proxy to {vip}, or \
-                 give --proxy-listener=any if that is the proxy"
+                 set --proxy-listener=any if it is the proxy"
             ),
         }
     }
 }
 
-/// Why the listener that takes connections to `vip` does not count as the proxy.
+/// Why the listener that receives connections to `vip` does not count as the proxy.
 pub fn refused_listener(
     vip: SocketAddr,
     listening: Listening,
@@ -67,7 +67,7 @@ pub fn refused_listener(
     }
 }
 
-/// Why new connections to a Service go kube-proxy's way with this backend and these listeners.
+/// Why new connections to a Service go through kube-proxy with this backend and these listeners.
 pub fn undecided(
     service: &Service,
     backend: &str,
@@ -81,12 +81,12 @@ pub fn undecided(
     refused_listener(vip, Listening::at(vip, listeners), counts)
 }
 
-/// Logs listeners that do not count as the proxy: each once, until it is gone.
+/// Logs listeners that do not count as the proxy, each once until it is gone.
 #[derive(Debug, Default)]
 pub struct Refused(BTreeSet<(SocketAddr, SocketAddr)>);
 
 impl Refused {
-    /// Compares the listeners of now with those of the last call; logs and returns the new refusals.
+    /// Compares the listeners with those of the last call; logs and returns those that are new.
     pub fn update(
         &mut self,
         services: &[Service],
@@ -100,10 +100,10 @@ impl Refused {
             let Some(Undecided::Wildcard { listener, .. }) = refused else {
                 continue;
             };
-            // Several Services may end on one VIP endpoint.
+            // Several Services may share a VIP endpoint.
             if now.insert((vip, listener)) && !self.0.contains(&(vip, listener)) {
                 let refused = Undecided::Wildcard { listener, vip };
-                warn!("connections to Services go kube-proxy's way: {refused}");
+                warn!("connections to Services go through kube-proxy: {refused}");
                 new.push(refused);
             }
         }
@@ -150,7 +150,7 @@ mod tests {
             assert_eq!(why(&[wildcard], any), None);
             assert_eq!(why(&[wildcard, "10.96.0.2:443"], vip), None);
         }
-        let none = Some("nothing listens on 10.96.0.2:443".to_owned());
+        let none = Some("no process listens on 10.96.0.2:443".to_owned());
         assert_eq!(why(&["0.0.0.0:444", "10.0.0.1:443"], any), none);
         let other = undecided(&service("10.96.0.1:443"), "nftables", &[], any);
         assert_eq!(other, Some(Undecided::Backend("nftables".to_owned())));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent tells other processes of the node about itself: a file in its run directory,
-//! replaced whole, that outlives it. `status` and `doctor` read it; nothing is decided by it.
+//! The agent's state, published for other processes of the node: a file in its run directory, replaced atomically, that
+//! outlives the agent. `status` and `doctor` read it; the agent's own decisions do not depend on it.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -34,50 +34,50 @@ use proxy_serve::log::LogOptions;
 /// The file's name in the run directory.
 const FILE: &str = "state.json";
 
-/// What an agent works from and what it has found, as of its last pass.
+/// Settings and findings of an agent, as of its last pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Version of the agent.
     pub version: String,
-    /// Its process, which may have ended since.
+    /// Process id of the agent, which may have ended since.
     pub pid: u32,
     /// When it started.
     pub started: SystemTime,
-    /// What it was told.
+    /// Its settings.
     pub settings: Settings,
-    /// The backend in use and why.
+    /// The backend in use and the reason for the choice.
     pub backend: Choice,
-    /// What is guarded; nothing where an older version has not told.
+    /// The guarded links; empty in files of versions without this field.
     #[serde(default)]
     pub guard: Guarded,
-    /// The proxy's own connections; nothing where an older version has not told.
+    /// The proxy's own connections; empty in files of versions without this field.
     #[serde(default)]
     pub upstream: Upstream,
-    /// Ids of the eBPF programs it has loaded, by their names.
+    /// Ids of the loaded eBPF programs, by name.
     pub programs: BTreeMap<String, u32>,
-    /// What its passes have come to.
+    /// Results of its passes.
     pub history: History,
 }
 
-/// The settings that tell what is this agent's.
+/// The settings that other processes need to find the agent's objects. Fields with `default` are absent in files of older
+/// versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Which of the agents of this node it is; the default where an older version has not told.
+    /// The name of this agent among those of the node.
     #[serde(default)]
     pub instance: Instance,
     /// The VIPs.
     pub vips: Vec<IpAddr>,
-    /// The proxy's ports.
+    /// Ports of the proxy.
     pub ports: Vec<u16>,
     /// The link that carries the VIPs.
     pub interface: String,
-    /// Whether the kernel may take a VIP as the source of other traffic; where an older version has not
-    /// told, the default.
+    /// Whether the kernel may select a VIP as the source address of other traffic.
     #[serde(default)]
     pub address_scope: AddressScope,
     /// The Services that end on the proxy.
     pub services: Vec<Service>,
-    /// Where maps and links are pinned.
+    /// Directory of the pins in the BPF file system.
     pub bpffs: PathBuf,
     /// Time between two full resyncs.
     pub sync_interval: Duration,
@@ -85,39 +85,38 @@ pub struct Settings {
     pub accept_rules: AcceptRules,
     /// How TC programs are attached.
     pub tc_attach: TcAttach,
-    /// How many connections each table of connections has room for.
+    /// Capacity of each table of connections.
     pub max_connections: u32,
-    /// Where packets for the VIPs are dropped; the default where an older version has not told, here
-    /// and below.
+    /// On which links packets for the VIPs are dropped.
     #[serde(default)]
     pub guard: config::Guard,
-    /// How.
+    /// By which hook.
     #[serde(default)]
     pub guard_mode: GuardMode,
-    /// Networks that may come from outside.
+    /// Source networks that are not dropped.
     #[serde(default)]
     pub allow_from: Vec<IpNet>,
     /// Which listener counts as the proxy.
     #[serde(default)]
     pub proxy_listener: ProxyListener,
-    /// Where the proxy's own connections are untracked.
+    /// Which of the proxy's own connections are untracked.
     #[serde(default)]
     pub proxy_upstream: ProxyUpstream,
 }
 
 impl Settings {
-    /// The VIPs with each of the ports.
+    /// Every VIP with every port.
     pub fn endpoints(&self) -> Vec<SocketAddr> {
         config::endpoints(&self.vips, &self.ports).collect()
     }
 }
 
-/// Where packets for the VIPs are dropped, and where not.
+/// The guard: on which links packets for the VIPs are dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guarded {
-    /// The links.
+    /// The guarded links.
     pub links: Vec<GuardedLink>,
-    /// What is not guarded that one might expect to be, and why.
+    /// Links that are not guarded although one might expect it, with the reason.
     pub notes: Vec<String>,
 }
 
@@ -126,22 +125,22 @@ pub struct Guarded {
 pub struct GuardedLink {
     /// Its name.
     pub link: String,
-    /// By what: `tc`, `xdp` with its mode, or the rules of a backend.
+    /// The mechanism: `tc`, `xdp` with its mode, or the rules of a backend.
     pub how: String,
 }
 
-/// A backend, and why it is not another.
+/// The backend in use, with the reasons against others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
-    /// What was asked for: a backend's name, or `auto`.
+    /// The value of `--backend`: a backend's name, or `auto`.
     pub asked: String,
     /// The backend in use.
     pub backend: String,
-    /// How it works here, for example how programs are attached; empty if there is one way only.
+    /// The variant in use, for example how programs are attached; empty if there is only one.
     pub detail: String,
-    /// Those that come before it and cannot be used.
+    /// Backends that are preferred but cannot be used.
     pub rejected: Vec<Rejected>,
-    /// Who sends connections to the VIP that this backend breaks.
+    /// Rules that DNAT to the VIP and whose connections this backend breaks.
     pub breaks: Vec<String>,
 }
 
@@ -150,14 +149,14 @@ pub struct Choice {
 pub struct Rejected {
     /// Its name.
     pub backend: String,
-    /// Why, down to the kernel's answer.
+    /// The reason, down to the kernel's error code.
     pub reason: String,
 }
 
-/// Why the file cannot be read or written.
+/// Failure to read or write the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system refused.
+    /// The file system returned an error.
     #[error("cannot use {path}", path = path.display())]
     Io {
         /// The file.
@@ -166,12 +165,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// It holds something else.
+    /// The file has other content.
     #[error("{path} is not the state of an agent of this version", path = path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
@@ -188,12 +187,12 @@ impl Display for Choice {
 }
 
 impl Choice {
-    /// True if the `iptables` backend tells connections apart, which it says first.
+    /// True if the `iptables` backend uses its learning rules, which its detail starts with.
     pub fn learns(&self) -> bool {
         self.detail.starts_with("learning")
     }
 
-    /// False if a backend was asked for by name and cannot be used.
+    /// False if a backend was requested by name and cannot be used.
     pub fn is_as_asked(&self) -> bool {
         self.asked == "auto" || self.asked == self.backend
     }
@@ -239,8 +238,7 @@ impl State {
         }
     }
 
-    /// The settings with which a dry run looks at the node as this agent does, with the backend that
-    /// it uses.
+    /// A configuration for a dry run of this agent: its settings, with the backend in use.
     pub fn as_dry_run(&self, run_dir: &Path) -> Config {
         let settings = &self.settings;
         let backend = BackendChoice::from_str(&self.backend.backend, false);
@@ -273,11 +271,11 @@ impl State {
         }
     }
 
-    /// Reads what an agent with this run directory has told; none if none ever has.
+    /// Reads the state from a run directory; none if no agent has published any.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or is none of this version.
+    /// If the file cannot be read or was written by an incompatible version.
     pub fn load(run_dir: &Path) -> Result<Option<Self>, Error> {
         let path = run_dir.join(FILE);
         let content = match fs::read(&path) {
@@ -291,11 +289,11 @@ impl State {
         }
     }
 
-    /// Puts the file in the place of an older one, at once.
+    /// Replaces the file atomically.
     ///
     /// # Errors
     ///
-    /// The file system's answer.
+    /// The file system's error.
     pub fn store(&self, run_dir: &Path) -> Result<(), Error> {
         let path = run_dir.join(FILE);
         let fresh = run_dir.join(format!("{FILE}-new"));
@@ -310,29 +308,29 @@ impl State {
     }
 }
 
-/// Whether there is any state in a run directory.
+/// Whether a run directory has a state file.
 pub fn exists(run_dir: &Path) -> bool {
     run_dir.join(FILE).exists()
 }
 
-/// The files that [`State::store`] leaves in a run directory.
+/// The files that [`State::store`] creates in a run directory.
 pub fn files(run_dir: &Path) -> [PathBuf; 2] {
     [run_dir.join(FILE), run_dir.join(format!("{FILE}-new"))]
 }
 
-/// What an agent of any version has told of what is its own.
+/// The part of the state file by which the objects of an agent of any version are found.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Remembered {
     /// The VIPs.
     pub vips: Vec<IpAddr>,
-    /// The link that carries the VIPs.
+    /// The link that carried the VIPs.
     pub interface: Option<String>,
-    /// Where maps and links are pinned.
+    /// Directory of the pins.
     pub bpffs: Option<PathBuf>,
 }
 
-/// Reads what the agent told that ran last with this run directory, as far as it can be read.
+/// Reads the state of the last agent with this run directory, as far as this version understands it.
 pub fn remembered(run_dir: &Path) -> Remembered {
     remembered_in(&fs::read(run_dir.join(FILE)).unwrap_or_default())
 }
@@ -340,11 +338,11 @@ pub fn remembered(run_dir: &Path) -> Remembered {
 fn remembered_in(content: &[u8]) -> Remembered {
     #[derive(Default, Deserialize)]
     #[serde(default)]
-    struct Told {
+    struct Content {
         settings: Remembered,
     }
-    let told: Told = serde_json::from_slice(content).unwrap_or_default();
-    told.settings
+    let content: Content = serde_json::from_slice(content).unwrap_or_default();
+    content.settings
 }
 
 #[cfg(test)]
@@ -405,23 +403,26 @@ pub(crate) mod tests {
         assert!(config.dry_run && config.vips == state.settings.vips);
         state.store(&dir).unwrap();
         assert_eq!(State::load(&dir).unwrap().as_ref(), Some(&state));
-        let told = Remembered {
+        let remembered = Remembered {
             vips: state.settings.vips,
             interface: Some(state.settings.interface),
             bpffs: Some(state.settings.bpffs),
         };
-        assert_eq!(remembered(&dir), told);
+        assert_eq!(
+            remembered_in(&fs::read(dir.join(FILE)).unwrap()),
+            remembered
+        );
         let older = r#"{"settings":{"vips":["10.96.0.2"],"interface":"lo","colour":7}}"#;
         fs::write(dir.join(FILE), older).unwrap();
         assert!(State::load(&dir).is_err());
-        let told = Remembered {
+        let remembered = Remembered {
             bpffs: None,
-            ..told
+            ..remembered
         };
-        assert_eq!(remembered(&dir), told);
+        assert_eq!(super::remembered(&dir), remembered);
         fs::write(dir.join(FILE), "{").unwrap();
         assert!(State::load(&dir).is_err());
-        assert_eq!(remembered(&dir), Remembered::default());
+        assert_eq!(super::remembered(&dir), Remembered::default());
         fs::remove_dir_all(&dir).unwrap();
     }
 }

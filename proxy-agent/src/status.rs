@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent status`: what the agent of this node is doing, from its state file, its pinned maps
-//! and the kernel. Changes nothing, and needs no agent to run.
+//! `proxy-agent status`: the state of this node's agent, from its state file, its pinned maps and the kernel. Read only; the
+//! agent need not run.
 //!
-//! What is told is collected here, as a [`model::Status`]; `table` writes it for people, and its JSON
-//! form is described in docs/status.md.
+//! This module collects a [`model::Status`]; `table` formats it for people, and docs/status.md describes its JSON form.
 
 pub mod counters;
 pub mod model;
@@ -19,44 +18,44 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
+use proxy_kernel::sockets;
 use serde::Serialize as _;
 
 use self::model::{Agent, Connections, Drift, Status};
-use crate::app;
 use crate::backend::ebpf::{self, order};
 use crate::config::Service;
-use crate::kernel::sockets;
 use crate::link::{self, LinkTable};
 use crate::lock;
-use crate::reconcile::Report;
+use crate::node;
+use crate::reconcile::exit_code;
 use crate::reconcile::report::chain;
 use crate::services::{self, Undecided};
 use crate::state::State;
+use crate::state::history::Problem;
 
-/// What is asked for.
+/// The options of the subcommand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// In which form.
+    /// Output format.
     pub output: Output,
-    /// Links without traffic too.
+    /// Also show links without traffic.
     pub all: bool,
-    /// Where the agent keeps its state.
+    /// Run directory of the agent.
     pub run_dir: PathBuf,
-    /// Where maps are pinned, if that was said; otherwise where the agent has told.
+    /// Directory of the pins; `None`: the one in the state file.
     pub bpffs: Option<PathBuf>,
 }
 
-/// The form of what is printed.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people
+    /// Aligned text
     Table,
     /// One JSON object
     Json,
 }
 
-/// Prints the status. The exit code tells whether the agent runs and the node is as desired as far as
-/// it knows.
+/// Prints the status. The exit code is 0 if the agent runs and its last pass had no failures.
 ///
 /// # Errors
 ///
@@ -74,32 +73,30 @@ pub async fn run(request: &Request) -> Result<ExitCode> {
         Output::Json => print!("{}", json(&status)?),
     }
     let is_well = status.agent.running && status.agent.ready;
-    Ok(if is_well {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(exit_code(is_well))
 }
 
-/// Looks at everything that is told of the agent that has told `state`. Changes nothing.
+/// Collects the status of the agent that published `state`. Changes nothing.
 pub async fn collect(state: &State, request: &Request) -> Status {
     let mut unreadable = Vec::new();
-    let running = or_told(lock::is_held(&request.run_dir), &mut unreadable);
-    let links = or_told(
+    let running = or_unreadable(lock::is_held(&request.run_dir), &mut unreadable);
+    let links = or_unreadable(
         link::observe(&state.settings.vips, &service_ips(state)).await,
         &mut unreadable,
     );
     let bpffs = request.bpffs.as_ref().unwrap_or(&state.settings.bpffs);
-    let rows = or_told(counters::read(state, bpffs), &mut unreadable);
-    let fill = or_told(counters::connections(state), &mut unreadable).flatten();
-    let drift = match app::drift(state, &request.run_dir).await {
+    let rows = or_unreadable(counters::read(state, bpffs), &mut unreadable);
+    let fill = or_unreadable(counters::connections(state), &mut unreadable).flatten();
+    let drift = match node::drift(state, &request.run_dir).await {
         Ok(report) => Drift::from(report),
-        Err(error) => {
-            let mut report = Report::default();
-            let failure = crate::reconcile::Failure::new("agent", "look at the node", &*error);
-            report.failures.push(failure);
-            Drift::from(report)
-        }
+        Err(error) => Drift {
+            changes: Vec::new(),
+            failures: vec![Problem {
+                part: "agent".to_owned(),
+                what: "observe the node".to_owned(),
+                cause: chain(&*error),
+            }],
+        },
     };
     let links = links.unwrap_or_default();
     Status {
@@ -122,7 +119,7 @@ pub async fn collect(state: &State, request: &Request) -> Status {
     }
 }
 
-/// The links on which programs of others come before those of an agent.
+/// The links on which programs of others run before the agent's.
 async fn hidden(
     state: &State,
     links: &LinkTable,
@@ -134,7 +131,7 @@ async fn hidden(
     let own = state.programs.get(ebpf::Hook::Ingress.program()).copied();
     let instance = state.settings.instance;
     let orders = order::read(&ebpf::attachable(links), instance, own).await;
-    let orders = or_told(orders, unreadable).unwrap_or_default();
+    let orders = or_unreadable(orders, unreadable).unwrap_or_default();
     let orders = orders.into_iter();
     orders
         .filter(|order| order.own.is_some() && !order.before.is_empty())
@@ -150,7 +147,7 @@ fn service_ips(state: &State) -> Vec<IpAddr> {
     services.map(|service| service.cluster_ip.ip()).collect()
 }
 
-/// The Services of an agent, each with why new connections to it go kube-proxy's way, if they do.
+/// The Services of an agent, with the reason if new connections to one go through kube-proxy.
 fn services(
     state: &State,
     links: &LinkTable,
@@ -160,7 +157,7 @@ fn services(
     if settings.services.is_empty() {
         return Vec::new();
     }
-    let listeners = or_told(sockets::listeners(), unreadable);
+    let listeners = or_unreadable(sockets::listeners(), unreadable);
     let undecided = |service: &Service| {
         let backend = &state.backend.backend;
         if let Some(index) = links.services.get(&service.cluster_ip.ip()) {
@@ -176,11 +173,11 @@ fn services(
     settings.services.iter().map(of_service).collect()
 }
 
-/// The JSON form.
+/// Formats the status as JSON.
 ///
 /// # Errors
 ///
-/// None that is known.
+/// None known.
 pub fn json(status: &Status) -> Result<String> {
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"  ");
@@ -190,8 +187,8 @@ pub fn json(status: &Status) -> Result<String> {
     Ok(String::from_utf8(text)?)
 }
 
-/// The value, or none and the error among those that are told.
-fn or_told<T, E: std::error::Error>(
+/// The value; on failure none, with the error added to `unreadable`.
+fn or_unreadable<T, E: std::error::Error>(
     result: Result<T, E>,
     unreadable: &mut Vec<String>,
 ) -> Option<T> {

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Points in time and spans of time as people and programs read them.
+//! Formats points in time and durations.
 
 use std::time::{Duration, SystemTime};
 
-/// RFC 3339, in UTC, to the millisecond: `2026-11-20T21:55:53.120Z`. A time before 1970 is told as
-/// 1970.
+/// RFC 3339, in UTC, with milliseconds: `2026-11-20T21:55:53.120Z`. Times before 1970 become 1970.
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -16,7 +15,7 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
-/// The two largest units of a span, without fractions: `3d 4h`, `12m 5s`, `0s`.
+/// The two largest units of a duration, without fractions: `3d 4h`, `12m 5s`, `0s`.
 pub fn rough(span: Duration) -> String {
     let seconds = span.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
@@ -30,7 +29,7 @@ pub fn rough(span: Duration) -> String {
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
 fn date(days: u64) -> (u64, u64, u64) {
-    // Eras of 400 years that begin on a 1st of March, so that a leap day is the last of its year.
+    // Eras of 400 years that begin on 1 March, so that the leap day is the last day of its year.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =
@@ -76,24 +75,24 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_told_in_two_units() {
-        let told = [0, 59, 60, 3599, 3600, 86_399, 86_400, 1_000_000]
+    fn spans_have_two_units() {
+        let spans = [0, 59, 60, 3599, 3600, 86_399, 86_400, 1_000_000]
             .map(|seconds| rough(Duration::from_secs(seconds)));
         let want = [
             "0s", "59s", "1m 0s", "59m 59s", "1h 0m", "23h 59m", "1d 0h", "11d 13h",
         ];
-        assert_eq!(told, want);
+        assert_eq!(spans, want);
     }
 
     proptest! {
-        /// Later is greater, as text too.
+        /// The order of times is that of their texts.
         #[test]
         fn the_order_of_times_is_that_of_their_text(a in 0_u64..200_000_000_000, b in 0_u64..200_000_000_000) {
             prop_assert_eq!(a.cmp(&b), rfc3339(at(a, 0)).cmp(&rfc3339(at(b, 0))));
         }
 
         #[test]
-        fn every_span_can_be_told(seconds: u64) {
+        fn every_span_has_a_text(seconds: u64) {
             prop_assert!(!rough(Duration::from_secs(seconds)).is_empty());
         }
     }

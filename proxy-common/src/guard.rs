@@ -12,7 +12,7 @@ pub use read::{ETH_P_IP, ETH_P_IPV6, Frame, Ipv4Ends, Ipv6Ends, examine};
 
 use crate::addr::{Address, Endpoint};
 
-/// What a link is to the guard and to routes; the value of a map whose key is the ifindex.
+/// The role of a link for the guard and for routes; the value of a map whose key is the ifindex.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Link {
@@ -53,15 +53,16 @@ pub enum Port {
     Tcp(u16),
     /// It is not TCP.
     Other,
-    /// It may be TCP and the port cannot be told: a later fragment, headers without end.
+    /// It may be TCP and its port cannot be read: a later fragment, or more headers than the guard
+    /// reads.
     Unknown,
 }
 
-/// What the guard goes by.
+/// The facts by which the guard decides.
 pub trait Knowledge {
     /// False if an address is certainly no VIP; costs nothing.
     fn may_be_vip(&self, address: &Address) -> bool;
-    /// Under which endpoint packets are counted that have this VIP and no port to be told; none if
+    /// Under which endpoint packets are counted that have this VIP and no readable port; none if
     /// the address is no VIP.
     fn vip(&self, address: &Address) -> Option<Endpoint>;
     /// Under which endpoint a neighbour's question for this address is counted; none if it is neither a
@@ -71,7 +72,7 @@ pub trait Knowledge {
     fn is_proxy(&self, endpoint: &Endpoint) -> bool;
     /// Whether this source may come from outside.
     fn is_allowed(&self, source: &Address) -> bool;
-    /// What the packet's link is.
+    /// The role of the packet's link.
     fn link(&self) -> Link;
 }
 
@@ -80,9 +81,9 @@ impl Link {
     const INNER: u32 = 2;
     const TAGGED: u32 = 4;
 
-    /// `guarded`: what arrives there comes from outside of the node. `inner`: what arrives there may
-    /// have been sent by the node itself. `tagged`: packets with a VLAN tag are not seen again
-    /// without, as they are where a VLAN link sits on this one.
+    /// `guarded`: packets that arrive there come from outside of the node. `inner`: packets that
+    /// arrive there may have been sent by the node itself. `tagged`: packets with a VLAN tag are
+    /// not seen again without, as they are where a VLAN link sits on this one.
     #[must_use]
     pub const fn new(guarded: bool, inner: bool, tagged: bool) -> Self {
         let mut flags = 0;
@@ -111,14 +112,14 @@ impl Link {
         self.master
     }
 
-    /// Whether what arrives there comes from outside of the node.
+    /// Whether packets that arrive there come from outside of the node.
     #[inline(always)]
     #[must_use]
     pub const fn is_guarded(self) -> bool {
         self.flags & Self::GUARDED != 0
     }
 
-    /// Whether what arrives there may have been sent by the node itself.
+    /// Whether packets that arrive there may have been sent by the node itself.
     #[inline(always)]
     #[must_use]
     pub const fn is_inner(self) -> bool {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the eBPF programs and the agent share: the layout of map keys and values, the headers the
-//! programs read, and the pure rules by which a connection is decided.
+//! Definitions that the eBPF programs and the agent share: the layout of map keys and values, the
+//! headers the programs read, and the pure rules by which a connection is decided.
 //!
 //! Everything here compiles for the BPF targets and for the host, so the rules are tested on the
 //! host. Nothing here touches the kernel.

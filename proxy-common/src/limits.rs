@@ -10,7 +10,7 @@ pub const MAX_VIPS: u32 = 256;
 /// Services that end on the proxy, those that are drained included.
 pub const MAX_SERVICES: u32 = 2 * MAX_VIPS;
 
-/// Connections that each table of connections has room for unless the agent is told otherwise.
+/// Default number of connections that each table of connections has room for.
 pub const DEFAULT_MAX_CONNECTIONS: u32 = 65_536;
 
 /// Pairs of a link and a VIP with its port that are counted.

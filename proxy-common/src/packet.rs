@@ -114,7 +114,7 @@ pub enum Unreadable {
     Header,
 }
 
-/// What a hook needs to know of a TCP segment.
+/// The fields of a TCP segment that hooks need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     source: Endpoint,

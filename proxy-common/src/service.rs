@@ -8,7 +8,7 @@ use crate::addr::Endpoint;
 /// The most ports of one Service address that end on the proxy.
 pub const MAX_SERVICE_PORTS: usize = 4;
 
-/// What is known of a Service's address and port; the value of a map whose key is that endpoint.
+/// The data of a Service's address and port; the value of a map whose key is that endpoint.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Service {

@@ -5,12 +5,12 @@
 use crate::addr::Endpoint;
 use crate::guard::Cause;
 
-/// What is counted together: the traffic of a VIP with one port that came by one link.
+/// The key of counters: the traffic of a VIP with one port that came by one link.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CounterKey {
     /// The ifindex; [`CounterKey::THIS_HOST`] for the node's own processes and for replies,
-    /// [`CounterKey::GONE_LINKS`] for what user space has added up.
+    /// [`CounterKey::GONE_LINKS`] for sums that user space has added.
     link: u32,
     vip: Endpoint,
 }
@@ -104,7 +104,7 @@ impl Traffic {
         bytes: 0,
     };
 
-    /// Adds what was counted elsewhere.
+    /// Adds counts from another place.
     pub fn add(&mut self, other: Self) {
         self.packets = self.packets.wrapping_add(other.packets);
         self.bytes = self.bytes.wrapping_add(other.bytes);

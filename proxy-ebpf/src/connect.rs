@@ -3,8 +3,8 @@
 //! cgroup hooks: processes in the host's network namespace that connect to a Service of the proxy
 //! are connected to the VIP, and go on seeing the Service as their peer.
 //!
-//! Pods are left alone: their connections are decided outside of them, so that what runs
-//! inside, a service mesh for example, sees what it always saw.
+//! Pods are left alone: their connections are decided outside of them, so that programs inside, a
+//! service mesh for example, see no difference.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock_addr;
@@ -131,7 +131,7 @@ fn redirect<F: Family>(
     Ok(())
 }
 
-/// Shows the service as the peer, if that is what the process connected to.
+/// Shows the service as the peer, if the process connected to it.
 #[inline(always)]
 pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     let context = ctx.sock_addr;
@@ -144,7 +144,7 @@ pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     let original = peers::original(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) })?;
     // SAFETY: as above.
     let shown = Endpoint::new(unsafe { F::get(context) }, port);
-    // A socket can be connected again, to somebody else.
+    // A socket can be connected again, to another address.
     if services::get(&original)?.vip() != shown {
         return Err(Undecided::NotTranslated);
     }
@@ -181,7 +181,7 @@ fn is_bound_to_link(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 fn is_on_host(ctx: &SockAddrContext) -> bool {
     let host = match services::host_netns() {
-        // SAFETY: without a context the helper tells the cookie of the initial namespace.
+        // SAFETY: without a context the helper returns the cookie of the initial namespace.
         0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,
     };

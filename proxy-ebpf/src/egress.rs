@@ -2,10 +2,10 @@
 
 //! TC egress of the same links: a net for moments without our rules.
 //!
-//! Without them conntrack picks a live connection to a Service up half-way, and kube-proxy's DNAT bends
-//! it: the client's packet ends at a listener that does not know it and is answered by a RST, or
-//! the proxy's reply gets another source port. Neither can be genuine while the proxy has the
-//! connection, so neither reaches the client. TCP repeats what was lost.
+//! Without them conntrack picks a live connection to a Service up half-way, and kube-proxy's DNAT
+//! bends it: the client's packet ends at a listener that does not know it and is answered by a RST,
+//! or the proxy's reply gets another source port. Neither can be genuine while the proxy has the
+//! connection, so neither reaches the client. TCP sends lost segments again.
 
 use aya_ebpf::programs::TcContext;
 use proxy_common::{ConnectionKey, CounterKey, Endpoint};
@@ -33,8 +33,8 @@ pub fn catch(ctx: &TcContext) -> Result<(), Undecided> {
         }
         let service = Endpoint::new(from.address(), *port);
         let known = services::get(&service)?;
-        // The agent resets what is left when it stops draining. And a Service may have other ports that
-        // are none of ours: they are known by there being no such connection.
+        // The agent resets the remaining connections when it stops draining. And a Service may have
+        // other ports that are none of ours: they are known by there being no such connection.
         if !known.is_draining() && sockets::goes_on(ctx, &ConnectionKey::new(client, service)) {
             statistics::stray_reply(CounterKey::THIS_HOST, known.vip());
             return Err(Undecided::Dropped);

@@ -18,7 +18,8 @@ pub use crate::maps::guard::is_on;
 use crate::maps::statistics;
 use crate::packet::{self, ETHERNET, ETHERNET_TYPE, FromNetworkHeader, Undecided};
 
-/// What was seen of a packet: it may go on, it must not, or not all of it can be read where it is.
+/// The guard's result for a packet: it may go on, it must be dropped, or part of it cannot be read
+/// where it is.
 const PASSED: u32 = 0;
 const REFUSED: u32 = 1;
 const SHORT: u32 = 2;
@@ -52,7 +53,7 @@ pub fn concerns_packet(skb: *mut __sk_buff) -> bool {
             .map(|ends| ends.ends()),
         guard::ETH_P_IPV6 => packet::load::<FromNetworkHeader, Ipv6Ends>(skb, Ipv6Ends::OFFSET)
             .map(|ends| ends.ends()),
-        // ARP, or tags that nobody has taken off.
+        // ARP, or VLAN tags that are still in the frame.
         _ => return true,
     };
     match ends {
@@ -81,7 +82,7 @@ pub fn skb(skb: *mut __sk_buff) -> Result<(), Undecided> {
     }
 }
 
-/// Decides about a packet. `whole`: what cannot be loaded is not there.
+/// Decides about a packet. `whole`: bytes that cannot be loaded do not exist.
 #[inline(never)]
 fn look(skb: *mut __sk_buff, whole: bool) -> u32 {
     // SAFETY: the kernel hands a valid context to the program.

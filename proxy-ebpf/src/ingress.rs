@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! TC ingress: drops what must not reach the VIP, and decides connections of pods and of the wire to
-//! Services at their SYN, before any NAT. From then on the proxy's socket is the state: no later
-//! packet is looked at here.
+//! TC ingress: drops packets that must not reach the VIP, and decides connections of pods and of
+//! the wire to Services at their SYN, before any NAT. From then on the proxy's socket is the state:
+//! no later packet is looked at here.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
@@ -26,8 +26,9 @@ pub fn guard_and_decide(skb: *mut __sk_buff) -> Result<(), Undecided> {
     }
 }
 
-/// What follows the guard, or says that the guard has to look first, which it has to at few packets.
-/// Not inlined, as the guard is not: together they would need more stack than there is.
+/// Handles a packet after the guard, or returns that the guard must check it first, which only few
+/// packets need. Not inlined, as the guard is not: together they would need more stack than there
+/// is.
 #[inline(never)]
 fn look(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
     // SAFETY: the kernel hands a valid context to the program.
@@ -59,7 +60,7 @@ fn look(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
     let key = ConnectionKey::of_request(&segment);
     let outcome = decide(skb, &segment, &key, &service);
     if outcome.is_err() {
-        // What an older connection of the same client port has left must not speak for this one.
+        // An entry that an older connection of the same client port left must not decide this one.
         services::forget(&key);
     }
     // SAFETY: the kernel hands a valid context to the program.

@@ -3,8 +3,8 @@
 //! The programs that run in the kernel.
 //!
 //! This file holds the entry points and nothing else: each turns the outcome of its hook into the
-//! verdict the hook understands. What a packet means is told by `proxy_common`, what each hook
-//! does with it by the module of its name.
+//! verdict the hook understands. `proxy_common` interprets packets; the module of each hook's name
+//! decides what the hook does with them.
 
 #![no_std]
 #![no_main]

@@ -34,7 +34,7 @@ pub enum Undecided {
     Load,
     /// Not a TCP segment in one piece.
     Unreadable,
-    /// Not the first segment of a connection: what is not decided at its SYN never is.
+    /// Not the first segment of a connection: a connection is decided at its SYN or never.
     NotOpening,
     /// Not addressed to a Service that ends on the proxy, or not from one.
     NotForProxy,
@@ -52,7 +52,7 @@ pub enum Undecided {
     NotTranslated,
     /// The entry could not be written.
     MapFull,
-    /// Nobody decided it at its SYN.
+    /// No decision was recorded at its SYN.
     NoDecision,
     /// It comes from outside of the node: kube-proxy's business.
     Outside,
@@ -64,8 +64,8 @@ pub enum Undecided {
 
 impl Undecided {
     /// Under which reason it is counted. None where the packet has nothing to do with the proxy, or
-    /// where that cannot be told: with a VLAN tag it is seen again without, and a fragment or a
-    /// header with options does not show its ports in their usual place.
+    /// where that cannot be determined: with a VLAN tag it is seen again without, and a fragment or
+    /// a header with options does not show its ports in their usual place.
     #[inline(always)]
     pub fn reason(self) -> Option<Reason> {
         match self {
@@ -106,8 +106,9 @@ pub trait Load {
     /// `to` has room for them.
     unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long;
 
-    /// Reads headers at the start of the network header without the help of the kernel, if the hook lets
-    /// programs do so and it is certain where they are. `version` is what their first byte begins with.
+    /// Reads headers at the start of the network header without the help of the kernel, if the hook
+    /// lets programs do so and it is certain where they are. `version` is the first half of their
+    /// first byte.
     #[inline(always)]
     fn read<H: Headers>(_skb: *mut __sk_buff, _version: u8) -> Option<H> {
         None

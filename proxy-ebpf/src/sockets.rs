@@ -13,7 +13,7 @@ use crate::packet::Undecided;
 
 /// `BPF_F_CURRENT_NETNS`, -1 as the 32 bits that the helper wants.
 const CURRENT_NETNS: u64 = 0xffff_ffff;
-/// Lengths of `struct bpf_sock_tuple`, by which the helper tells the family.
+/// Lengths of `struct bpf_sock_tuple`, by which the helper recognises the family.
 const IPV4_TUPLE: u32 = 12;
 const IPV6_TUPLE: u32 = 36;
 const ANY_IPV6: [u32; 4] = [0; 4];
@@ -47,7 +47,7 @@ macro_rules! look_up {
                 _ => (core::ptr::from_ref(key).cast(), IPV6_TUPLE),
             };
         // SAFETY: `tuple` points to `length` initialised bytes in the layout of the family that the
-        // helper tells by the length.
+        // helper recognises by the length.
         unsafe { $helper($ctx.as_ptr(), tuple.cast_mut(), length, CURRENT_NETNS, 0) }
     }};
 }
@@ -82,34 +82,13 @@ pub fn with_listener(
 #[inline(always)]
 fn is_proxy(socket: *mut bpf_sock, vip: &Address) -> bool {
     // SAFETY: not null.
-    let (state, (ipv4, ipv6)) = unsafe { ((*socket).state, address(socket)) };
+    let (state, (ipv4, ipv6)) = unsafe { ((*socket).state, services::address(socket)) };
     let bound = match vip.as_ipv4() {
         // Also of an IPv6 socket that takes IPv4.
         Some(word) => ipv4 == word || (services::takes_any_listener() && ipv4 == 0),
         None => ipv6 == vip.words() || (services::takes_any_listener() && ipv6 == ANY_IPV6),
     };
     state == state::LISTEN && bound
-}
-
-/// The address that a socket is bound to, as IPv4 and as IPv6.
-///
-/// # Safety
-///
-/// The socket is one that a look-up has found.
-#[inline(always)]
-pub unsafe fn address(socket: *mut bpf_sock) -> (u32, [u32; 4]) {
-    // SAFETY: by the caller; the words are read one by one, as the verifier wants it.
-    unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*socket).src_ip4),
-            [
-                core::ptr::read_volatile(&raw const (*socket).src_ip6[0]),
-                core::ptr::read_volatile(&raw const (*socket).src_ip6[1]),
-                core::ptr::read_volatile(&raw const (*socket).src_ip6[2]),
-                core::ptr::read_volatile(&raw const (*socket).src_ip6[3]),
-            ],
-        )
-    }
 }
 
 /// Whether the node has a connection that is not over.

@@ -3,9 +3,9 @@
 //! The socket look-up of the network namespace: brings the SYN of a decided connection to the
 //! proxy's listener, and keeps every other listener away from the Services.
 //!
-//! The kernel asks for packets that belong to no connection of the node, in two places: where the rule in
-//! raw PREROUTING looks for a socket, before any NAT, and where the packet is delivered. So the
-//! rule untracks exactly what the proxy will get.
+//! The kernel asks for packets that belong to no connection of the node, in two places: where the
+//! rule in raw PREROUTING looks for a socket, before any NAT, and where the packet is delivered. So
+//! the rule untracks exactly the packets that the proxy will get.
 
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
@@ -17,8 +17,8 @@ use crate::packet::Undecided;
 const AF_INET: u32 = 2;
 const PROTOCOL_TCP: u32 = 6;
 
-/// Gives the connection to the proxy. [`Undecided::NotForProxy`]: it is somebody else's; any other
-/// error: it must find no listener at all.
+/// Gives the connection to the proxy. [`Undecided::NotForProxy`]: the connection belongs to another
+/// listener; any other error: it must find no listener at all.
 #[inline(always)]
 pub fn steer(ctx: &SkLookupContext) -> Result<(), Undecided> {
     let lookup = ctx.lookup;

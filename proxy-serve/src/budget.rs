@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A bound on what many tasks take together: requests, or bytes in memory. No task waits for a share: another
-//! task may hold it for as long as its slow client likes.
+//! A bound on the sum that many tasks take: requests, or bytes in memory. No task waits for a
+//! share: another task may hold it for as long as its slow client likes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

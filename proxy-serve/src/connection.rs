@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 pub use self::activity::{Activity, Busy, Overdue, Watched};
 use crate::shutdown::Phase;
 
-/// How long a connection may take for what.
+/// Time limits of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// From the first byte of an HTTP/1 head to its last.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a doctor finds: how bad it is, how findings are printed, and what the exit code says.
+//! The findings of a `doctor` command: their severity, their output, and the exit code.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -36,9 +36,9 @@ pub struct Check {
     pub id: &'static str,
     /// How bad it is.
     pub verdict: Verdict,
-    /// What was found, in one sentence.
+    /// The fault, in one sentence.
     pub finding: String,
-    /// What to do about it, where something can be done.
+    /// The remedy, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
     /// The same as a line for a shell, where one will do.
@@ -94,7 +94,7 @@ impl Check {
         Self::new(id, Verdict::Broken, finding).with_remedy(remedy)
     }
 
-    /// With a line for a shell that does what the remedy says.
+    /// With a line for a shell that carries out the remedy.
     #[must_use]
     pub fn with_command(mut self, command: impl Into<String>) -> Self {
         self.command = Some(command.into());
@@ -150,7 +150,7 @@ pub fn exit_code(checks: &[Check]) -> ExitCode {
     }
 }
 
-/// The worst verdict; what could not be looked at is not good.
+/// The worst verdict; a check that could not run is not good.
 fn worst(checks: &[Check]) -> Verdict {
     let has = |verdict| checks.iter().any(|check| check.verdict == verdict);
     [Verdict::Broken, Verdict::Warning, Verdict::Unknown]

@@ -3,10 +3,14 @@
 //! Command lines as pflag reads them, which Kubernetes' own programs use, on top of clap; and how a program
 //! ends on bad usage. Which flags there are is each program's business.
 
+mod values;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, Command, Parser, value_parser};
+
+pub use self::values::{CLASSIFIED, Values};
 
 /// The id of the argument that takes positional arguments.
 const IGNORED: &str = "ignored";
@@ -20,12 +24,12 @@ pub enum OnBadUsage {
     ErrorAndHelp,
 }
 
-/// Reads the process's command line. `--help`, `--version` and errors are printed; then the program is to
-/// end.
+/// Reads the process's command line: what it means, and what each flag is worth. `--help`, `--version` and errors are
+/// printed; then the program is to end.
 ///
 /// # Errors
 /// The exit code to end with: 0 after `--help` and `--version`, 1 after bad usage.
-pub fn parse<A: Parser>(on_bad_usage: OnBadUsage) -> Result<A, ExitCode> {
+pub fn parse<A: Parser>(on_bad_usage: OnBadUsage) -> Result<(A, Values), ExitCode> {
     parse_from(A::command(), std::env::args_os(), on_bad_usage)
 }
 
@@ -33,7 +37,7 @@ pub fn parse<A: Parser>(on_bad_usage: OnBadUsage) -> Result<A, ExitCode> {
 ///
 /// # Errors
 /// As [`parse`].
-pub fn parse_pflag<A: Parser>() -> Result<A, ExitCode> {
+pub fn parse_pflag<A: Parser>() -> Result<(A, Values), ExitCode> {
     let command = pflag(A::command());
     parse_from(command, std::env::args_os(), OnBadUsage::ErrorAndHelp)
 }
@@ -42,10 +46,11 @@ fn parse_from<A: Parser>(
     mut command: Command,
     line: impl IntoIterator<Item = OsString>,
     on_bad_usage: OnBadUsage,
-) -> Result<A, ExitCode> {
-    let read = command
-        .try_get_matches_from_mut(line)
-        .and_then(|matches| A::from_arg_matches(&matches));
+) -> Result<(A, Values), ExitCode> {
+    let read = command.try_get_matches_from_mut(line).and_then(|matches| {
+        let args = A::from_arg_matches(&matches)?;
+        Ok((args, Values::read(&command, &matches)))
+    });
     read.map_err(|error| {
         let error = error.format(&mut command);
         // A closed stdout or stderr changes nothing about the exit code.

@@ -10,13 +10,16 @@
 //! | [`klog`] | klog's flags, spelled as the program spells them |
 //! | [`log`] | the log: levels, formats, files with rotation |
 //! | [`listen`] | TCP and Unix listeners; accepting a bounded number of connections |
-//! | [`budget`], [`memory`] | bounds on what tasks take together; an allocator that gives memory back |
+//! | [`budget`], [`memory`] | bounds on the sum that tasks take; an allocator that gives memory
+//! back |
+//! | [`quantity`] | numbers as people read them |
 //! | [`reload`] | files that are exchanged while the process runs |
 //! | [`shutdown`] | the phases of a process that ends, and the signals that begin them |
 //! | `doctor` | findings of a doctor, their printing and exit code (feature `doctor`) |
 //! | `http` | the endpoint for health and metrics (feature `http`) |
+//! | `pages` | what an endpoint shows to people: `/`, `/statusz`, `/flagz` (feature `http`) |
 //! | `connection` | time limits of an HTTP connection (feature `connection`) |
-//! | `tls` | certificates from files, and whom they are for (feature `tls`) |
+//! | `tls` | certificates from files, and their subjects (feature `tls`) |
 
 #![cfg_attr(
     feature = "fuzzing",
@@ -41,6 +44,9 @@ pub mod klog;
 pub mod listen;
 pub mod log;
 pub mod memory;
+#[cfg(feature = "http")]
+pub mod pages;
+pub mod quantity;
 pub mod reload;
 pub mod shutdown;
 #[cfg(feature = "tls")]

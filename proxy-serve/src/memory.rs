@@ -2,11 +2,11 @@
 
 //! Keeps the process small: how glibc's allocator gives memory back.
 
-/// What a program's blocks are like.
+/// Thresholds of glibc's allocator that fit a program's allocations.
 #[derive(Debug, Clone, Copy)]
 pub struct Blocks {
-    /// Blocks of this size and more, in bytes, are mapped, and unmapped when they are freed. Each page of a new mapping costs
-    /// a page fault, so it has to be more than what is freed and taken again all the time.
+    /// Blocks of this size and more, in bytes, are mapped, and unmapped when they are freed. Each page of a new mapping
+    /// costs a page fault, so it has to be more than blocks that are freed and taken again all the time.
     pub mapped: i32,
     /// Free memory at the top of a heap above this, in bytes, is given back.
     pub kept: i32,
@@ -30,8 +30,8 @@ pub fn set_up(blocks: Blocks) {
     }
 }
 
-/// Has the allocator give back what it keeps for later, also what lies between blocks in use. It looks at all that it has, and
-/// nothing is allocated meanwhile: call it after much was freed, and seldom.
+/// Makes the allocator return free memory to the kernel, also pages between blocks in use. It looks at all that it has,
+/// and nothing is allocated meanwhile: call it after much was freed, and seldom.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it changes nothing but which free pages are resident.

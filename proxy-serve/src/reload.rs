@@ -51,7 +51,7 @@ pub trait Source: Send + 'static {
     /// Why they cannot be used.
     type Error: Error + 'static;
 
-    /// What the files hold, in the plural, for the log.
+    /// The name of the files' contents, in the plural, for the log.
     const CONTENT: &'static str;
 
     /// Reads all files.
@@ -189,7 +189,7 @@ impl<S: Source> Reloader<S> {
     }
 }
 
-/// Looks at files, whatever is made of them.
+/// Watches files for changes, without knowing their contents.
 pub trait Look: Send {
     /// Takes changed files into use.
     fn look(&mut self);

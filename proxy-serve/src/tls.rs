@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TLS: certificates from files to what rustls works with, for [`server`]s and [`client`]s. [`names`] knows the
-//! names that Go has for versions and cipher suites, [`subject`] reads whom a certificate is for.
+//! TLS: certificates from files to what rustls works with, for [`server`]s and [`client`]s.
+//! [`names`] knows the names that Go has for versions and cipher suites, [`subject`] reads the
+//! subject of a certificate.
 
 pub mod client;
 pub mod facts;
@@ -10,6 +11,7 @@ pub mod server;
 pub mod subject;
 #[cfg(test)]
 mod tests;
+mod verified;
 
 use std::fs;
 use std::io;

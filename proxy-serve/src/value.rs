@@ -105,7 +105,7 @@ impl FromStr for GoDuration {
     }
 }
 
-/// Reads one number with its unit; gives its nanoseconds and what follows.
+/// Reads one number with its unit; returns its nanoseconds and the rest of the text.
 fn term(text: &str) -> Result<(u64, &str), DurationError> {
     let (whole_digits, rest) = split_digits(text);
     let (fraction_digits, rest) = match rest.strip_prefix('.') {

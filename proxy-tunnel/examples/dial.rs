@@ -46,7 +46,7 @@ pub async fn request(socket: &Path, target: &str, path: &str) -> anyhow::Result<
         Err(DialError::Endpoint { text, .. }) => anyhow::bail!("{target}: {text}"),
         Err(other) => return Err(other.into()),
     };
-    // From here on it is what a TCP connection would be.
+    // From here on it behaves like a TCP connection.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n");
     tunnel.write_all(request.as_bytes()).await?;
     let mut answer = String::new();

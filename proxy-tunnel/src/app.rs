@@ -5,6 +5,8 @@
 
 pub mod agent;
 mod args;
+pub mod by_name;
+mod called;
 pub mod doctor;
 pub mod health;
 pub mod listeners;
@@ -23,11 +25,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::CommandFactory as _;
 use prometheus::IntGauge;
-use proxy_serve::flags;
+use proxy_serve::flags::{self, Values};
 use proxy_serve::klog::{KlogArgs, Separator, Spelling, Style};
 use proxy_serve::log::{self, LogFormat};
 use proxy_serve::memory::{self, Blocks};
+use proxy_serve::pages::About;
 use tokio::time::{Instant, interval};
 
 use crate::flow::Budget;
@@ -73,8 +77,8 @@ pub trait Program: clap::Args + Clone + Debug {
     /// How many threads it needs.
     const THREADS: usize = MAX_THREADS;
 
-    /// Does its work.
-    fn run(self) -> impl Future<Output = Result<ExitCode>>;
+    /// Does its work. `flags` are the values of all its flags, klog's too, for its operators.
+    fn run(self, flags: Values) -> impl Future<Output = Result<ExitCode>>;
 }
 
 /// klog's flags as upstream's programs spell them.
@@ -104,15 +108,21 @@ struct CommandLine<P: Program> {
     klog: KlogArgs<Klog<P>>,
 }
 
+/// A program's command line, as pflag reads it.
+#[must_use]
+pub fn command<P: Program>() -> clap::Command {
+    flags::pflag(CommandLine::<P>::command())
+}
+
 /// The whole of a program.
 #[must_use]
 pub fn main<P: Program>() -> ExitCode {
     memory::set_up(BLOCKS);
-    let line = match flags::parse_pflag::<CommandLine<P>>() {
-        Ok(line) => line,
+    let (line, values) = match flags::parse_pflag::<CommandLine<P>>() {
+        Ok(read) => read,
         Err(code) => return code,
     };
-    match try_main(line) {
+    match try_main(line, values) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -121,7 +131,7 @@ pub fn main<P: Program>() -> ExitCode {
     }
 }
 
-fn try_main<P: Program>(line: CommandLine<P>) -> Result<ExitCode> {
+fn try_main<P: Program>(line: CommandLine<P>, values: Values) -> Result<ExitCode> {
     log::init(&line.klog.into_options(LogFormat::Klog))?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -129,9 +139,18 @@ fn try_main<P: Program>(line: CommandLine<P>) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the threads that serve")?;
-    let outcome = runtime.block_on(line.program.run());
+    let outcome = runtime.block_on(line.program.run(values));
     runtime.shutdown_timeout(FAREWELL);
     outcome
+}
+
+/// A program as its pages name it.
+const fn about<P: Program>(flags: Values) -> About {
+    About {
+        program: P::NAME,
+        version: env!("CARGO_PKG_VERSION"),
+        flags,
+    }
 }
 
 /// A port as upstream's programs accept it.
@@ -198,8 +217,8 @@ fn name(flag: (&str, &str), variable: &str) -> Result<String> {
     Ok(name)
 }
 
-/// Keeps the gauge of the bytes that are buffered, and gives memory back when many connections have ended: by itself the
-/// allocator keeps what lies between blocks in use, and many connections once would be a large process for ever.
+/// Keeps the gauge of the bytes that are buffered, and gives memory back when many connections have ended: by itself
+/// the allocator keeps pages between blocks in use, and many connections once would be a large process for ever.
 async fn watch_memory(gauge: &IntGauge, budget: &Budget, connections: impl Fn() -> usize) {
     let mut tick = interval(COUNT);
     let (mut most, mut given_back) = (0, Instant::now());
@@ -231,10 +250,9 @@ pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
 fn read_flags<P: Program>(
     words: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>,
 ) -> Result<P, clap::Error> {
-    use clap::CommandFactory as _;
     let words = words.into_iter().map(|word| word.as_ref().to_owned());
     let line = std::iter::once("program".into()).chain(words);
-    flags::pflag(CommandLine::<P>::command())
+    command::<P>()
         .try_get_matches_from(line)
         .and_then(|matches| P::from_arg_matches(&matches))
 }
@@ -249,14 +267,12 @@ fn accepted<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     /// The description, which klog's flags and those of other programs must not replace.
     fn description<P: Program>() -> String {
-        let command = CommandLine::<P>::command();
-        flags::pflag(command.clone()).debug_assert();
+        let command = command::<P>();
+        command.clone().debug_assert();
         assert_eq!(command.get_name(), P::NAME);
         command
             .get_about()
@@ -281,6 +297,25 @@ mod tests {
         ] {
             assert!(description.starts_with(want), "{description}");
         }
+    }
+
+    /// None takes a secret: those are in files.
+    fn classified<P: Program>() -> Vec<String> {
+        let mut command = flags::pflag(CommandLine::<P>::command());
+        let matches = command.try_get_matches_from_mut(["program"]).unwrap();
+        let values = Values::read(&command, &matches);
+        let all: Vec<_> = values.iter().collect();
+        assert!(all.contains(&("logtostderr", "true")), "{all:?}");
+        let secret = all.iter().filter(|(_, value)| *value == flags::CLASSIFIED);
+        secret.map(|(name, _)| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn no_flag_is_a_secret() {
+        let none: [String; 0] = [];
+        assert_eq!(classified::<server::Args>(), none);
+        assert_eq!(classified::<agent::Args>(), none);
+        assert_eq!(classified::<sidecar::Args>(), none);
     }
 
     #[test]

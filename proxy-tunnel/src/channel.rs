@@ -5,27 +5,26 @@
 
 use std::error::Error;
 use std::fmt::Display;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::Stream;
+use http::header::{CONTENT_TYPE, TE};
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::body::{self, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::client::{Grpc, GrpcService};
-use tonic::codec::Codec;
 use tonic::metadata::MetadataMap;
-use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::wire::{MAX_MESSAGE, Received};
+use crate::wire::{Encode, GRPC, Inbound, Outbound};
 
 /// How long a peer may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -37,7 +36,7 @@ pub const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
 /// Bytes of one HTTP/2 frame that a peer may send.
 pub(crate) const FRAME: u32 = 128 * 1024;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// After how long without a byte the peer is pinged.
@@ -69,7 +68,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Begins HTTP/2. `authority` is what the peer is called in requests.
+    /// Begins HTTP/2. `authority` is the peer's name in requests.
     ///
     /// # Errors
     /// The peer does not speak it.
@@ -105,23 +104,22 @@ impl Channel {
     ///
     /// # Panics
     /// Never: paths are constants.
-    pub async fn stream<M, C>(
+    pub async fn stream<E>(
         &self,
         path: &'static str,
-        codec: C,
+        encode: E,
         metadata: MetadataMap,
-        messages: impl Stream<Item = Result<M, Status>> + Send + 'static,
-    ) -> Result<(MetadataMap, Streaming<Received>), Status>
+        messages: impl Stream<Item = Result<E::Message, Status>> + Send + Unpin + 'static,
+    ) -> Result<(MetadataMap, Inbound), Status>
     where
-        M: Send + Sync + 'static,
-        C: Codec<Encode = M, Decode = Received>,
+        E: Encode + Send + Unpin + 'static,
     {
         let service = Service(self.sender.clone());
         packets(
             service,
             self.origin.clone(),
             path,
-            codec,
+            encode,
             metadata,
             messages,
         )
@@ -129,7 +127,7 @@ impl Channel {
     }
 }
 
-/// What the peer of this name is called in requests.
+/// The authority of requests to the peer of this name.
 pub(crate) fn origin(authority: &str) -> Uri {
     Uri::builder()
         .scheme("http")
@@ -140,38 +138,44 @@ pub(crate) fn origin(authority: &str) -> Uri {
 }
 
 /// Opens a stream of packets by one request to this service; see [`Channel::stream`].
-pub(crate) async fn packets<S, M, C>(
-    service: S,
+pub(crate) async fn packets<S, B, E>(
+    mut service: S,
     origin: Uri,
     path: &'static str,
-    codec: C,
+    encode: E,
     metadata: MetadataMap,
-    messages: impl Stream<Item = Result<M, Status>> + Send + 'static,
-) -> Result<(MetadataMap, Streaming<Received>), Status>
+    messages: impl Stream<Item = Result<E::Message, Status>> + Send + Unpin + 'static,
+) -> Result<(MetadataMap, Inbound), Status>
 where
-    S: GrpcService<Body>,
-    S::Error: Display,
-    S::ResponseBody: body::Body<Data = Bytes> + Send + 'static,
-    <S::ResponseBody as body::Body>::Error: Into<Box<dyn Error + Send + Sync>>,
-    M: Send + Sync + 'static,
-    C: Codec<Encode = M, Decode = Received>,
+    S: tower_service::Service<Request<Body>, Response = Response<B>>,
+    S::Error: Into<Box<dyn Error + Send + Sync>> + Display,
+    B: body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    E: Encode + Send + Unpin + 'static,
 {
-    let messages = messages
-        .take_while(|message| std::future::ready(message.is_ok()))
-        .filter_map(|message| std::future::ready(message.ok()));
-    let mut request = tonic::Request::new(messages);
-    *request.metadata_mut() = metadata;
-    let mut grpc = Grpc::with_origin(service, origin).max_decoding_message_size(MAX_MESSAGE);
-    grpc.ready()
+    poll_fn(|context| service.poll_ready(context))
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
-    let path = PathAndQuery::from_static(path);
-    let response = grpc.streaming(request, path, codec).await?;
-    let (metadata, stream, _) = response.into_parts();
-    Ok((metadata, stream))
+    let mut request = Request::new(Body::new(Outbound::request(messages, encode)));
+    let mut parts = origin.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static(path));
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() =
+        Uri::from_parts(parts).map_err(|error| Status::internal(error.to_string()))?;
+    let mut headers = metadata.into_headers();
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    *request.headers_mut() = headers;
+    let sent = service.call(request).await;
+    let (head, body) = sent
+        .map_err(|error| Status::from_error(error.into()))?
+        .into_parts();
+    let inbound = Inbound::of_response(body, head.status, &head.headers)?;
+    Ok((MetadataMap::from_headers(head.headers), inbound))
 }
 
-/// hyper's sender as tonic wants it.
+/// hyper's sender as a service.
 struct Service(SendRequest<Body>);
 
 impl tower_service::Service<Request<Body>> for Service {

@@ -3,11 +3,11 @@
 //! The client library: connections to targets behind a konnectivity server, ours or upstream's. It takes the
 //! place of upstream's module konnectivity-client.
 //!
-//! [`Dialer`] opens a connection to the server for each target, as kube-apiserver does. [`Connection`] is one
-//! gRPC connection for many tunnels. Either way a [`Tunnel`] is what a TCP connection would be: bytes in both
-//! directions, an end of file when the target has closed, and an error when the way to it was cut. Dropping it
-//! closes it: what was written is sent before, unless the server has no room for it. `examples/dial.rs` is a program:
-//! `cargo run --release -p proxy-tunnel --example dial -- /tmp/uds-proxy localhost:8000 /success`.
+//! [`Dialer`] opens a connection to the server for each target, as kube-apiserver does. [`Connection`] is one gRPC
+//! connection for many tunnels. Either way a [`Tunnel`] behaves like a TCP connection: bytes in both directions, an end
+//! of file when the target has closed, and an error when the way to it was cut. Dropping it closes it: written bytes
+//! are sent before, unless the server has no room for it. `examples/dial.rs` is a program: `cargo run --release -p
+//! proxy-tunnel --example dial -- /tmp/uds-proxy localhost:8000 /success`.
 //!
 //! ```no_run
 //! use proxy_tunnel::client::{Dialer, Endpoint, Mode};
@@ -46,10 +46,10 @@ pub(crate) use self::connect::answer;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::connect::parse as parse_answer;
 
-/// How long the server may take to accept a connection, and a target to be reached, unless told otherwise.
+/// How long the server may take to accept a connection, and a target to be reached, by default.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// How a server is spoken to: what its flag `--mode` says.
+/// The protocol of a server, as its flag `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// gRPC.
@@ -78,7 +78,7 @@ pub enum DialError {
     Server {
         /// Where it should be.
         server: String,
-        /// What went wrong.
+        /// The error.
         #[source]
         source: io::Error,
     },
@@ -96,7 +96,7 @@ pub enum DialError {
     Endpoint {
         /// The target.
         address: String,
-        /// What they say, in Go's words.
+        /// The error, in Go's words.
         text: String,
     },
     /// An HTTP server refuses to connect.
@@ -162,7 +162,7 @@ impl Dialer {
         }
     }
 
-    /// What the server's log calls this client.
+    /// The name of this client in the server's log.
     #[must_use]
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
         self.user_agent = user_agent.into();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What server and agent ask the Kubernetes API for: reviews of tokens, and leases that say which servers
-//! there are. Bodies are JSON: `kube` speaks no protobuf, and the API server answers both.
+//! Requests of server and agent to the Kubernetes API: reviews of tokens, and leases that say which
+//! servers there are. Bodies are JSON: `kube` speaks no protobuf, and the API server answers both.
 
 pub mod counting;
 pub mod lease;
@@ -29,7 +29,7 @@ pub enum ClusterError {
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error.
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },

@@ -160,9 +160,9 @@ impl Destinations {
                 })
     }
 
-    /// Whether an address may be connected to; `name` is what it was asked for by, if not by itself. Loopback and link-local
-    /// addresses are allowed only by an entry for a network of such addresses, never by a name or by a network
-    /// that holds others too.
+    /// Whether an address may be connected to; `name` is the name in the request, if the request had one. Loopback and
+    /// link-local addresses are allowed only by an entry for a network of such addresses, never by a name or by a
+    /// network that holds others too.
     #[must_use]
     pub fn permits(&self, name: Option<&str>, address: SocketAddr) -> bool {
         if self.0.is_empty() {

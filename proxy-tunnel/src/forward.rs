@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the server and the sidecar have in common as HTTP proxies: the first request of a connection ([`ask`],
-//! [`head`]), and requests in absolute form with all that follows on their connection ([`absolute`]). How a target is
-//! reached is the program's business: it is a [`Dial`].
+//! Code that the server and the sidecar share as HTTP proxies: the first request of a connection ([`ask`], [`head`]),
+//! and requests in absolute form with all that follows on their connection ([`absolute`]). How a target is reached is
+//! the program's business: it is a [`Dial`].
 
 pub mod absolute;
 pub mod ask;

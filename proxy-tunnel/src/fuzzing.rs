@@ -28,11 +28,11 @@ use crate::forward::{head, request};
 use crate::go_error;
 use crate::identifiers::Identifiers;
 use crate::server::authority::Rewriter;
+use crate::server::backend::tunnel::Tunnel;
 use crate::server::backend::{Backend, Shared};
 use crate::server::tenants::file::{self, Offered};
 use crate::server::tenants::peer::{Entrance, Peer};
 use crate::server::tenants::rules::{NoTenant, Rules, Side};
-use crate::server::tunnel::Tunnel;
 use crate::wire::metadata::Extensions;
 use crate::wire::schema::Packet;
 use crate::wire::{DialRequest, DialResponse, Message};
@@ -210,7 +210,7 @@ pub fn head(data: &[u8]) {
     }
 }
 
-/// Frames of HTTP/2. However the stream is cut, what comes out is the same, and frames stay frames.
+/// Frames of HTTP/2. However the stream is cut into pieces, the output is the same, and frames stay frames.
 pub fn frames(data: &[u8]) {
     let preface = [b'P'; 24];
     let whole = passed([&preface[..], data].concat().chunks(usize::MAX));
@@ -251,7 +251,7 @@ pub fn names(data: &[u8]) {
         if read.default_route {
             written.push("default-route=true".to_owned());
         }
-        // What is no UTF-8 is longer as it was read.
+        // A name that is not UTF-8 is longer after it was read.
         if let Ok(again) = Identifiers::parse(&written.join("&")) {
             assert_eq!((again.hosts, again.cidrs), (read.hosts, read.cidrs));
             assert_eq!(again.default_route, read.default_route);
@@ -264,7 +264,7 @@ pub fn names(data: &[u8]) {
         Ok(entry) => {
             assert_eq!(entry.to_string().parse(), Ok(entry.clone()));
             let only = Destinations::new(vec![entry]);
-            // What no name may have, whatever the entry is.
+            // Characters that no name may have, whatever the entry is.
             for local in ["127.0.0.1:80", "[::1]:80", "169.254.169.254:80"] {
                 let address = local.parse().expect("it is an address");
                 assert!(only.permits(None, address) || !only.permits(Some(text), address));

@@ -24,7 +24,7 @@ pub struct DialError {
     pub network: String,
     /// The address that was tried; none if none was found.
     pub target: Option<SocketAddr>,
-    /// What went wrong.
+    /// The error.
     pub problem: Problem,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Display for Target<'_> {
     }
 }
 
-/// What went wrong.
+/// The error.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Problem {
     /// Not in time.
@@ -60,7 +60,7 @@ pub enum Problem {
         name: String,
         /// The name server.
         server: Option<String>,
-        /// What it answered, or what kept it from being asked.
+        /// Its answer, or the error that kept the request from being sent.
         text: Cow<'static, str>,
     },
     /// There is no address at all.
@@ -112,7 +112,7 @@ impl fmt::Display for On<'_> {
 }
 
 impl Problem {
-    /// What `connect` answered; without a number of the kernel's: nothing, in the time that it had.
+    /// The error of `connect`; without a number of the kernel's: nothing, in the time that it had.
     #[must_use]
     pub fn connect(error: &io::Error) -> Self {
         if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::TimedOut {
@@ -135,7 +135,8 @@ impl Problem {
         }
     }
 
-    /// Whether Go calls it a timeout, whoever ran out of time: the dial, the name server, or the kernel.
+    /// Whether Go calls it a timeout, whichever part ran out of time: the dial, the name server, or
+    /// the kernel.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         match self {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What an agent says it can reach, written as a URL query: `ipv4=10.0.0.1&host=node-1&default-route=true`.
-//! The agent refuses keys that it does not know, the server ignores them. How dials are matched with them is
-//! `server::strategies`' business.
+//! The destinations that an agent announces, written as a URL query:
+//! `ipv4=10.0.0.1&host=node-1&default-route=true`. The agent refuses keys that it does not know,
+//! the server ignores them. How dials are matched with them is `server::strategies`' business.
 
 use thiserror::Error;
 
 /// Bytes of the longest text that the server reads.
 pub const LONGEST: usize = 64 * 1024;
 
-/// What an agent can reach.
+/// The destinations that an agent can reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identifiers {
     /// Keys `ipv4`, `ipv6` and `host`, compared as texts with a dial's host.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is counted, by upstream's names, labels and buckets. Families that upstream's dashboards and tests
-//! compare carry its HELP texts too. A label's value appears when it is first counted, as there.
+//! The metrics, with upstream's names, labels and buckets. Families that upstream's dashboards and
+//! tests compare carry its HELP texts too. A label's value appears when it is first counted, as
+//! there.
 
 pub mod agent;
 pub mod certificates;
@@ -11,11 +12,12 @@ pub mod sidecar;
 pub mod tenants;
 
 use prometheus::core::Collector;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-/// What all names begin with.
+/// The prefix of all names.
 pub const NAMESPACE: &str = "konnectivity_network_proxy";
 
 /// No labels: a family that appears when it is first used.
@@ -55,6 +57,17 @@ impl Maker {
         let opts = HistogramOpts::from(self.opts(name, help)).buckets(buckets.to_vec());
         self.add(HistogramVec::new(opts, labels))
     }
+}
+
+/// What a family of counters with one label has, by that label's values: those that have been counted.
+fn counted(family: &IntCounterVec) -> Vec<(String, f64)> {
+    let families = family.collect();
+    let samples = families.iter().flat_map(MetricFamily::get_metric);
+    let value = |sample: &Metric| {
+        let label = sample.get_label().first()?.value().to_owned();
+        Some((label, sample.get_counter().get_value()))
+    };
+    samples.filter_map(value).collect()
 }
 
 /// Counts a connection for as long as it is there.

@@ -19,7 +19,7 @@ pub struct Rewound<I> {
 }
 
 impl<I> Rewound<I> {
-    /// Gives `first` before what comes from `io`.
+    /// Gives `first` before the bytes of `io`.
     pub const fn new(first: Bytes, io: I) -> Self {
         Self { first, io }
     }

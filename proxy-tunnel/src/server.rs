@@ -12,7 +12,6 @@ mod given_up;
 pub mod strategies;
 pub mod tenants;
 pub mod transport;
-pub mod tunnel;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,15 +29,15 @@ use crate::metrics::server::ServerMetrics;
 pub struct Server {
     /// Its name.
     pub id: String,
-    /// How many servers there are, as agents are told.
+    /// The number of servers that this server announces to agents.
     pub count: u32,
-    /// Whom it serves, with their agents.
+    /// The tenants that it serves, with their agents.
     pub tenants: Tenants,
     /// The counters.
     pub metrics: Arc<ServerMetrics>,
     /// How long an agent may take to answer a dial; none: for ever.
     pub dial_timeout: Option<Duration>,
-    /// Who checks tokens of agents; none: nothing depends on them.
+    /// Checks the tokens of agents; none: tokens are not checked.
     pub reviewer: Option<Reviewer>,
     /// Whether clients with HTTP may ask in absolute form too.
     pub absolute_form: bool,

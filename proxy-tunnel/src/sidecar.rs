@@ -48,7 +48,7 @@ where
     }
 }
 
-/// One tunnel. `rest` is what followed the head.
+/// One tunnel. `rest` are the bytes behind the head.
 async fn connect<S>(mut socket: S, head: &Head, rest: Bytes, tenant: &Tenant)
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin,

@@ -24,13 +24,13 @@ const SHARE: Duration = Duration::from_secs(2);
 /// How long the first family is tried alone, as in Go (RFC 6555, section 5.5).
 const FALLBACK: Duration = Duration::from_millis(300);
 
-/// No address was connected to. The first address of the first family tells why, as in Go.
+/// No address was connected to. The error is that of the first address of the first family, as in Go.
 #[derive(Debug, Error)]
 #[error("{address}: {reason}")]
 pub struct Failed {
     /// The address.
     pub address: SocketAddr,
-    /// What the kernel answered; without a number of the kernel's: it did not answer in time.
+    /// The kernel's error; without a number of the kernel's: it did not answer in time.
     pub reason: io::Error,
 }
 
@@ -153,10 +153,10 @@ mod tests {
     const V6: &str = "[::1]";
     const V4: &str = "127.0.0.1";
 
-    /// Longer than a test should take: what waits for it fails the test.
+    /// Longer than a test should take: a wait for it fails the test.
     const LONG: Duration = Duration::from_mins(1);
 
-    /// What an address does.
+    /// The behaviour of an address.
     #[derive(Debug, Clone, Copy)]
     enum Answer {
         After(Duration),

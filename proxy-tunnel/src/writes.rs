@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Streams that change what is read and write as the stream inside of them does.
+//! Streams that change the bytes read and write as the stream inside of them does.
 
 /// Implements `AsyncWrite` for `Type` or `Type<I>` by the stream in one of its fields.
 macro_rules! writes_to_field {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_serve::flags::Values;
 use proxy_serve::http;
 use proxy_serve::listen::{self, Bind};
+use proxy_serve::pages::{About, Served};
 use proxy_serve::reload;
 use proxy_serve::shutdown::{Phase, Signals};
 use tokio::sync::watch;
@@ -23,11 +25,11 @@ use crate::review::EnvEntry;
 use crate::server::{self, Shared};
 use crate::service::{PATHS, Service};
 
-/// Serves until a signal says otherwise.
+/// Serves until a signal says otherwise. `flags` are the values of all flags, for operators.
 ///
 /// # Errors
 /// The certificates cannot be used, or an address is not to be had: nothing has been served then.
-pub async fn run(args: &Args) -> Result<()> {
+pub async fn run(args: &Args, flags: Values) -> Result<()> {
     let metrics = Arc::new(Metrics::new().context("cannot make the metrics")?);
     let reloader = certificates::load(args, Arc::clone(&metrics))?;
     let mut signals = Signals::new().context("cannot wait for signals")?;
@@ -41,11 +43,17 @@ pub async fn run(args: &Args) -> Result<()> {
             metrics: Arc::clone(&metrics),
             phase: phase.clone(),
         };
+        let about = About {
+            program: "apiserver-proxy-pod-webhook",
+            version: env!("CARGO_PKG_VERSION"),
+            flags,
+        };
+        let probes = Served::new(about, probes);
         http::spawn("probes", listener, probes, std::future::pending())
             .context("cannot start the thread that answers probes")?;
     }
     info!(
-        "reviews on https://{}{} tell pods the name {}",
+        "serving reviews on https://{}{}; pods get the API server's name {}",
         listener.local_addr()?,
         PATHS[0],
         args.apiserver_fqdn

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The command line: that of the original, and what it lacks.
+//! The command line: that of the original, and flags that it does not have.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::fqdn::Fqdn;
 
-/// Tells every container of a pod the API server's name.
+/// Sets the API server's name in every container of a pod.
 ///
 /// A mutating admission webhook: containers and init containers that have no variable
 /// `KUBERNETES_SERVICE_HOST` get one with the given name.
@@ -60,7 +60,8 @@ pub struct Args {
     )]
     pub port: u16,
 
-    /// Where /healthz, /readyz and /metrics are served, without TLS; :PORT means all addresses; empty: off
+    /// Where /healthz, /readyz, /metrics and pages for people are served, without TLS; :PORT means all addresses;
+    /// empty: off
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9466")]
     pub listen: Listen,
 
@@ -105,7 +106,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What the flags mean for the log.
+    /// The options of the log that follow from the flags.
     #[must_use]
     pub fn log_options(&self) -> LogOptions {
         let (lowest, verbosity) = match self.log_level {
@@ -138,11 +139,11 @@ pub enum LogFormat {
 /// The least important lines to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
-    /// What does not work
+    /// Failures
     Error,
-    /// And what an operator should look at
+    /// Also what an operator should look at
     Warn,
-    /// And what changes
+    /// Also changes
     Info,
     /// And every request
     Debug,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The webhook as a library, so that other programs than its own `main` can reach what they need of it:
-//! [`review::answer`] is all it does to a pod, [`main`] is the whole program.
+//! The webhook as a library, so that other programs than its own `main` can reach the parts that
+//! they need: [`review::answer`] is all it does to a pod, [`main`] is the whole program.
 
 mod app;
 mod certificates;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use proxy_serve::flags::{self, OnBadUsage};
+use proxy_serve::flags::{self, OnBadUsage, Values};
 use proxy_serve::log;
 use proxy_serve::memory::{self, Blocks};
 
@@ -27,6 +27,13 @@ use crate::cli::Args;
 /// More threads than this do not help: a review takes microseconds.
 const MAX_THREADS: usize = 4;
 
+/// The command line, for the documentation.
+#[must_use]
+pub fn command() -> clap::Command {
+    use clap::CommandFactory as _;
+    Args::command()
+}
+
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -34,11 +41,11 @@ pub fn main() -> ExitCode {
         mapped: 128 << 10,
         kept: 256 << 10,
     });
-    let args: Args = match flags::parse(OnBadUsage::Error) {
-        Ok(args) => args,
+    let (args, values): (Args, _) = match flags::parse(OnBadUsage::Error) {
+        Ok(read) => read,
         Err(code) => return code,
     };
-    match try_main(&args) {
+    match try_main(&args, values) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("apiserver-proxy-pod-webhook: {error:#}");
@@ -47,7 +54,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn try_main(args: &Args) -> Result<()> {
+fn try_main(args: &Args, values: Values) -> Result<()> {
     log::init(&args.log_options())?;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()
@@ -55,5 +62,5 @@ fn try_main(args: &Args) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the threads that serve")?
-        .block_on(app::run(args))
+        .block_on(app::run(args, values))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The bounds on what clients may take: sizes in bytes, times, numbers.
+//! The bounds for clients: sizes in bytes, times, numbers.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use proxy_serve::connection::Limits;
 /// a review may hold an old and a new one.
 pub const BODY: usize = 7 << 20;
 
-/// What all bodies that are being received may take together. A request that would need more is sent
-/// away with 503.
+/// Total memory of all bodies that are being received. A request that would need more is refused
+/// with 503.
 pub const BODIES: usize = 32 << 20;
 
-/// The longest head of an HTTP/1 request, and the buffer for what is sent.
+/// The longest head of an HTTP/1 request, and the buffer for answers.
 pub const HTTP1_BUFFER: usize = 64 << 10;
 
 /// The longest list of headers of an HTTP/2 request.
 pub const HTTP2_HEADERS: u32 = 16 << 10;
 
-/// What a client may send ahead in one HTTP/2 stream.
+/// Flow-control window of one HTTP/2 stream.
 pub const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
 
-/// What a client may send ahead in all streams of an HTTP/2 connection together.
+/// Flow-control window of all streams of an HTTP/2 connection together.
 pub const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Requests at once in one HTTP/2 connection. A Go client opens a further connection when it needs more.
@@ -45,5 +45,5 @@ pub const CONNECTION: Limits = Limits {
 /// Between two looks at the certificates.
 pub const RELOAD: Duration = Duration::from_secs(1);
 
-/// For requests that are being answered when the process is told to end.
+/// Time to finish requests in progress when the process receives SIGTERM.
 pub const DRAIN: Duration = Duration::from_secs(10);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is counted. `docs/webhook.md` lists it.
+//! The webhook's metrics. `docs/webhook.md` lists them.
 
 use std::time::Duration;
 

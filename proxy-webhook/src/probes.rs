@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The second listener, for kubelet and Prometheus: `/healthz`, `/readyz`, `/metrics`, without TLS.
+//! The second listener, for kubelet, Prometheus and operators: `/healthz`, `/readyz`, `/metrics`, and the pages of every
+//! program, without TLS.
 
 use std::sync::Arc;
 
 use proxy_serve::http::{self, Handler, Reply, StatusCode};
+use proxy_serve::pages::{self, Pages};
 use proxy_serve::shutdown::Phase;
 use tokio::sync::watch;
 
@@ -19,6 +21,10 @@ pub struct Probes {
     pub phase: watch::Receiver<Phase>,
 }
 
+impl Pages for Probes {
+    const PATHS: &'static [&'static str] = &["/healthz", "/metrics", "/readyz"];
+}
+
 impl Handler for Probes {
     async fn get(&self, path: &str, _query: Option<&str>) -> Reply {
         match path {
@@ -30,7 +36,10 @@ impl Handler for Probes {
             "/metrics" => http::registry(self.metrics.registry()),
             _ => http::text(
                 StatusCode::NOT_FOUND,
-                "not found; there are /healthz, /readyz and /metrics\n",
+                format!(
+                    "not found; there are {}\n",
+                    pages::paths::<Self>().join(", ")
+                ),
             ),
         }
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is answered to an `AdmissionReview`: a pure function of its bytes.
+//! The answer to an `AdmissionReview`: a pure function of its bytes.
 //!
-//! `request` reads what is needed and skips the rest, `patch` writes the JSON patch, and this file
-//! puts the answer together. HTTP is `service`'s business.
+//! `request` reads the needed fields and skips the rest, `patch` writes the JSON patch, and this
+//! file puts the answer together. HTTP is `service`'s business.
 //!
 //! The API group: <https://kubernetes.io/docs/reference/config-api/apiserver-admission.v1/>
 
@@ -26,7 +26,7 @@ pub const VARIABLE: &str = "KUBERNETES_SERVICE_HOST";
 /// The longest message of a refusal, in bytes. What a parser says may quote its whole input.
 const MESSAGE_LIMIT: usize = 512;
 
-/// What became of a review.
+/// The outcome of a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The pod is allowed and patched.
@@ -42,12 +42,12 @@ pub enum Verdict {
 pub struct Answer {
     /// An `AdmissionReview` with a response, as JSON.
     pub body: Vec<u8>,
-    /// What it says.
+    /// The outcome that the metrics count.
     pub verdict: Verdict,
 }
 
-/// Answers a review. `body` may be anything; what is no review is refused as the API server expects it,
-/// by a review with `allowed: false` and code 400.
+/// Answers a review. `body` may be anything; a body that is no review is refused as the API server
+/// expects it, by a review with `allowed: false` and code 400.
 #[must_use]
 pub fn answer(body: &[u8], entry: &EnvEntry) -> Answer {
     match request::read(body) {

@@ -118,7 +118,7 @@ pub fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
 }
 
 impl Service {
-    /// Tells containers this entry; takes so many requests at once.
+    /// Sets this entry in containers; serves at most `max_requests` requests at once.
     #[must_use]
     pub fn new(entry: EnvEntry, max_requests: usize, metrics: Arc<Metrics>) -> Self {
         Self {
@@ -199,7 +199,7 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// Receives a body. Memory is taken for what has come, not for what is promised.
+/// Receives a body. Memory is taken for received bytes, not for the announced length.
 async fn collect(mut body: Incoming, room: &mut Share<'_>) -> Result<Bytes, Rejection> {
     let promised = body.size_hint();
     if promised.lower() > limits::BODY as u64 {

@@ -1,12 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Compiles a crate of ours for fuzzing, in the place of rustc (RUSTC_WORKSPACE_WRAPPER): with counters by
-# which libFuzzer sees where an input leads, and with all checks. Optimised less: that compiles in a
-# fraction of the time and runs nearly as fast. Build scripts are not fuzzed.
+# which libFuzzer sees where an input leads, and with all checks. Build scripts are not fuzzed.
 case " $* " in
 *" --crate-name build_script_"* | *" --print "*) exec "$@" ;;
 esac
-exec "$@" -Copt-level=1 -Cdebug-assertions=on -Coverflow-checks=on \
+exec "$@" -Cdebug-assertions=on -Coverflow-checks=on \
 	-Cpasses=sancov-module \
 	-Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \

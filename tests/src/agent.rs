@@ -13,17 +13,17 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Family;
 use crate::cmd::{self, Process};
-use crate::lacking::Lacking;
+use crate::degraded_host::Missing;
 use crate::node::{Node, SharedLog};
-use crate::{patience, refusing, skip, usage};
+use crate::{refusing, skip, slow_machine, usage};
 
 /// How long the agent may take to its first clean pass: a bound for a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long it may take to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
 const EXIT_TIMEOUT_SECONDS: u32 = 20;
-/// What it uses of a processor at most, also on a slow machine, when it looks whether the proxy still listens. It
-/// does about once a second, and a pass takes more.
+/// Upper bound of the processor time of one check whether the proxy still listens, also on a slow machine. The agent
+/// checks about once a second; a reconcile pass takes more.
 const A_LOOK: Duration = Duration::from_millis(2);
 
 /// The flags that have the ClusterIP of each family translated.
@@ -41,7 +41,7 @@ fn defaults(node: &Node) -> [(&'static str, String); 4] {
         ),
         ("--bpffs", node.agent_bpffs().display().to_string()),
         ("--run-dir", node.run_dir().display().to_string()),
-        // An hour: what is repaired then is repaired by event.
+        // An hour: every repair before is caused by a notification.
         ("--sync-interval", "1h0m0s".to_owned()),
     ]
 }
@@ -67,17 +67,15 @@ pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let own = std::env::current_exe().context("finding this executable")?;
-    // target/release/deps/paths-… or target/release/demo; what is shipped by a profile of its own is in
-    // target/dist.
-    let beside: Vec<&Path> = own.ancestors().skip(1).take(2).collect();
-    let shipped = beside.iter().map(|dir| dir.with_file_name("dist"));
-    shipped
-        .chain(beside.iter().map(|dir| dir.to_path_buf()))
+    // target/quick/deps/paths-… or target/quick/demo
+    own.ancestors()
+        .skip(1)
+        .take(2)
         .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .with_context(|| {
             format!(
-                "no {name} for {}: build it with `cargo xtask build`, or set {variable}",
+                "no {name} beside {}: `cargo xtask test` builds it, or {variable} names one",
                 own.display()
             )
         })
@@ -125,7 +123,7 @@ impl Node {
         Ok(self.link_pins().join(self.netns.ifindex(link)?.to_string()))
     }
 
-    /// Whether the agent's program is on what a link receives, by tcx or, where there is none, by clsact.
+    /// Whether the agent's program is attached to a link's ingress, by tcx or, where there is none, by clsact.
     ///
     /// # Errors
     /// When there is no such link.
@@ -187,7 +185,7 @@ impl Node {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, mut command: Command) -> Result<Output> {
-        let seconds = EXIT_TIMEOUT_SECONDS * patience::factor();
+        let seconds = EXIT_TIMEOUT_SECONDS * slow_machine::factor();
         // SAFETY: alarm(2) is async-signal-safe, and its signal survives exec.
         unsafe {
             command.pre_exec(move || {
@@ -212,9 +210,9 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::start_agent`].
-    pub fn start_agent_lacking(&self, lacking: Lacking, args: &[&str]) -> Result<Agent> {
+    pub fn start_agent_missing(&self, missing: Missing, args: &[&str]) -> Result<Agent> {
         let mut command = self.agent_command(args)?;
-        lacking.apply(&mut command);
+        missing.apply(&mut command);
         let agent = self.spawn(command)?;
         agent.wait_until_ready()?;
         Ok(agent)
@@ -277,7 +275,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// What it has logged so far.
+    /// Everything that the agent has logged so far.
     ///
     /// # Panics
     /// When the thread that reads its log has panicked.

@@ -51,9 +51,9 @@ pub(crate) struct Attr(pub(crate) [u32; 32]);
 /// A TC hook of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// What the link receives
+    /// Packets that the link receives
     Ingress,
-    /// What it sends
+    /// Packets that the link sends
     Egress,
 }
 
@@ -140,7 +140,7 @@ fn load(kind: u32, expected_attach_type: u32, instructions: &[u64; 2]) -> Result
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
     };
-    // SAFETY: the pointer is to a valid structure. If it fails, loading tells.
+    // SAFETY: the pointer is to a valid structure. If it fails, loading returns the error.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
     let license = c"Apache-2.0";
     let mut load = Attr([0; 32]);
@@ -151,7 +151,7 @@ fn load(kind: u32, expected_attach_type: u32, instructions: &[u64; 2]) -> Result
     set_pointer(&mut load, 4, license.as_ptr().cast());
     load.0[17] = expected_attach_type;
     let program = bpf(BPF_PROG_LOAD, &mut load).context("loading a program")?;
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
 
@@ -169,7 +169,7 @@ fn create_link(
     create.0[3] = flags;
     let link = bpf(BPF_LINK_CREATE, &mut create).context("attaching a program")?;
     Ok(ForeignProgram {
-        // SAFETY: a new descriptor that nobody else owns.
+        // SAFETY: a new descriptor that nothing else owns.
         _link: unsafe { OwnedFd::from_raw_fd(link) },
         _program: program,
     })
@@ -231,7 +231,7 @@ impl PinnedMap {
         set_pointer(&mut get, 0, path.as_ptr().cast());
         let map =
             bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
-        // SAFETY: a new descriptor that nobody else owns.
+        // SAFETY: a new descriptor that nothing else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(map) }))
     }
 
@@ -292,7 +292,7 @@ impl Program {
         let mut attr = Attr([0; 32]);
         attr.0[0] = id;
         let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attr).context("opening a program")?;
-        // SAFETY: a new descriptor that nobody else owns.
+        // SAFETY: a new descriptor that nothing else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::netns::Netns;
-use crate::patience;
+use crate::slow_machine;
 
 /// How a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +34,13 @@ pub const ONE_SYN: Duration = Duration::from_millis(400);
 /// How many SYNs there may be within [`ONE_SYN`]: on a slow machine that time is longer.
 #[must_use]
 pub fn syns() -> RangeInclusive<u64> {
-    1..=u64::from(patience::factor())
+    1..=u64::from(slow_machine::factor())
 }
 
 /// Connects from a namespace, from a port of its own.
 ///
-/// The kernel now and then takes one port for two destinations, which are then hard to tell apart;
-/// `one_port.rs` and `port_reuse.rs` do that on purpose.
+/// The kernel now and then takes one port for two destinations, which are then hard to distinguish; `one_port.rs` and
+/// `port_reuse.rs` do that on purpose.
 ///
 /// # Errors
 /// As connect(2); `TimedOut` after `timeout`.
@@ -167,13 +167,13 @@ fn finish_connect(
     {
         return Err(error);
     }
-    wait_for_end(&socket, patience::of(timeout))?;
+    wait_for_end(&socket, slow_machine::of(timeout))?;
     let stream = TcpStream::from(socket);
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
     stream.set_nonblocking(false)?;
-    let answer = Some(patience::of(ANSWER_TIMEOUT));
+    let answer = Some(slow_machine::of(ANSWER_TIMEOUT));
     stream.set_read_timeout(answer)?;
     stream.set_write_timeout(answer)?;
     Ok(stream)
@@ -189,11 +189,11 @@ pub fn close(stream: &TcpStream, how: Close) -> io::Result<()> {
         Close::Fin => stream.shutdown(Shutdown::Both),
         Close::Rst => {
             // SAFETY: the structure is integers, for which zero is a value.
-            let mut nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
-            nobody.sa_family = family(libc::AF_UNSPEC);
+            let mut unspecified: libc::sockaddr = unsafe { std::mem::zeroed() };
+            unspecified.sa_family = family(libc::AF_UNSPEC);
             let len = socklen::<libc::sockaddr>();
             // SAFETY: the address is valid for its length.
-            check(unsafe { libc::connect(stream.as_raw_fd(), &raw const nobody, len) })
+            check(unsafe { libc::connect(stream.as_raw_fd(), &raw const unspecified, len) })
         }
     }
 }
@@ -208,7 +208,7 @@ fn socket_of(v6: bool, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: socket has no memory effects.
     let fd = unsafe { libc::socket(domain, libc::SOCK_STREAM | flags, protocol) };
     check(fd)?;
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::patience;
+use crate::slow_machine;
 
 /// Runs `command` to its end with `input` on its standard input; returns its standard output.
 ///
@@ -54,7 +54,7 @@ pub fn output(command: &mut Command, input: &str) -> Result<Output> {
 }
 
 /// Makes the child start without the signals its parent blocks, out of reach of the terminal's
-/// Ctrl-C (the parent decides what becomes of it), and die with the thread that started it.
+/// Ctrl-C (the parent decides whether it ends), and die with the thread that started it.
 pub fn guard_child(command: &mut Command) -> &mut Command {
     command.process_group(0);
     // SAFETY: only async-signal-safe system calls between fork and exec.
@@ -135,7 +135,7 @@ pub fn wait_until<T>(
     what: &str,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let timeout = patience::of(timeout);
+    let timeout = slow_machine::of(timeout);
     let start = Instant::now();
     loop {
         let asked = Instant::now();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What connection tracking knows in a namespace, as conntrack(8) lists it.
+//! The conntrack entries of a namespace, as conntrack(8) lists them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -13,11 +13,11 @@ use crate::netns::Netns;
 /// A tracked TCP connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Who sent the first packet that was tracked.
+    /// The source of the first packet that was tracked.
     pub source: SocketAddr,
     /// To what address that packet was sent, before any translation.
     pub destination: SocketAddr,
-    /// Who answers.
+    /// The source of the replies.
     pub reply_source: SocketAddr,
     /// The whole line.
     pub line: String,
@@ -60,7 +60,7 @@ impl FromStr for Entry {
 /// The tracked TCP connections that the proxy takes part in.
 ///
 /// # Errors
-/// When conntrack(8) fails or prints what is not understood.
+/// When conntrack(8) fails or its output cannot be parsed.
 pub fn list(netns: &Netns, family: Family) -> Result<Vec<Entry>> {
     let mut entries = list_all(netns, family)?;
     entries.retain(|entry| entry.is_proxy(family));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An agent that ends and starts again, many times over, while 50 connections stream, pods come and go
-//! and others connect: what the tests of killing and of upgrading have in common.
+//! An agent that ends and starts again, many times over, while 50 connections stream, pods come and
+//! go and others connect: shared by the tests of killing and of upgrading.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::{self, Agent, TRANSLATE};
 use crate::conntrack;
+use crate::idle_state::IdleState;
 use crate::kubeproxy::KubeProxy;
 use crate::node::{Node, Topology};
 use crate::proxy::Proxy;
-use crate::rest::Rest;
 use crate::stream::Live;
 use crate::streams::{all_end_intact, all_go_on, entries, open_many};
 use crate::transfer::{self, Generator};
@@ -24,17 +24,18 @@ pub const STREAMS: usize = 50;
 /// More pods than this at once do not come and go.
 const VISITORS: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The variable that sets what is random: to see a failure again.
+/// The variable that sets the seed of random choices, to reproduce a failure.
 const SEED: &str = "PROXY_AGENT_TEST_SEED";
 
-/// What the agent does for connections.
+/// The backend under test, and its promises for connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Backend {
     /// The flags it is started with.
     pub args: &'static [&'static str],
     /// Whether connections through the ClusterIP are untracked, too.
     pub translates: bool,
-    /// What begins while it starts may be tracked, what was there is not.
+    /// Whether connections that begin while the agent starts may be tracked; existing ones never
+    /// are.
     pub new_may_be_tracked: bool,
 }
 
@@ -75,7 +76,7 @@ pub struct Cycles<'a> {
     topology: Topology,
     backend: Backend,
     random: Generator,
-    rest: Rest,
+    rest: IdleState,
     proxy: Proxy,
     streams: Vec<Stream>,
     /// How many of the pods stay all the while.
@@ -125,7 +126,7 @@ impl<'a> Cycles<'a> {
         let begun = Instant::now();
         let agent = node.start_agent(backend.args)?;
         println!("ready after {:?}", begun.elapsed());
-        let rest = Rest::remember(node)?;
+        let rest = IdleState::remember(node)?;
         before(node, agent)?;
         let proxy = Proxy::start(node)?;
         let now = Instant::now();
@@ -202,7 +203,7 @@ impl<'a> Cycles<'a> {
         self.connect_on(way)
     }
 
-    /// Somebody who has been there all the while connects anew.
+    /// A pod that exists since the beginning connects again.
     ///
     /// # Errors
     /// When it does not work.
@@ -227,7 +228,7 @@ impl<'a> Cycles<'a> {
         transfer::exchange(&mut stream, 10_000, 1).with_context(|| path.to_string())
     }
 
-    /// Looks at what must hold after each cycle.
+    /// Checks the conditions that must hold after each cycle.
     ///
     /// # Errors
     /// When a connection is tracked that should not be.

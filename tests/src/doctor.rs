@@ -20,7 +20,7 @@ pub const WARNINGS: i32 = 3;
 /// Exit code: something does not work.
 pub const BROKEN: i32 = 4;
 
-/// What the doctor printed as JSON.
+/// The JSON output of `doctor`.
 #[derive(Debug)]
 pub struct Findings {
     /// The exit code.
@@ -84,7 +84,7 @@ pub fn run(node: &Node, mut command: Command) -> Result<Findings> {
     })
 }
 
-/// What it finds on a node.
+/// The findings of `doctor` on a node.
 ///
 /// # Errors
 /// As [`run`].
@@ -107,7 +107,7 @@ pub fn ensure_good(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What the doctor finds, which must be a fault of this check and verdict, with a remedy.
+/// The finding of `doctor`, which must have this check and verdict, and a remedy.
 ///
 /// # Errors
 /// When it does not, or as [`run`].

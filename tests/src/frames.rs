@@ -16,13 +16,13 @@ use crate::{Family, PORT};
 pub struct Frame {
     /// From the Ethernet header on.
     pub bytes: Vec<u8>,
-    /// What kind of frame it is.
+    /// The kind of frame.
     pub shape: &'static str,
     /// Under which name of `counters[].total.dropped` it is counted; none if it is to pass.
     pub dropped: Option<&'static str>,
 }
 
-/// Who sends.
+/// The sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Sender {
     /// An address outside of the node.
@@ -323,7 +323,7 @@ impl Maker {
         }
     }
 
-    /// Who has the VIP, or another address?
+    /// An ARP request or neighbour solicitation for the VIP or another address.
     fn question(&mut self) -> Frame {
         let ours = self.random(2) == 0;
         let vip = self.family.vip();

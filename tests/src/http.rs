@@ -2,6 +2,7 @@
 
 //! Asks the agent over HTTP, with curl in its node's namespace.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,7 +15,7 @@ use crate::netns::Netns;
 pub const ADDRESS: &str = "127.0.0.1:9465";
 /// How long an answer may take.
 const TIMEOUT: &str = "30";
-/// How long the agent may take to what is waited for.
+/// How long the agent may take until the expected answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An answer.
@@ -33,7 +34,14 @@ pub struct Answer {
 /// # Errors
 /// When curl cannot be run.
 pub fn ask(netns: &Netns, address: &str, path: &str, args: &[&str]) -> Result<Answer> {
-    let mut curl = netns.command("curl");
+    ask_by(netns.command("curl"), address, path, args)
+}
+
+/// As [`ask`], by a command that runs curl in the right place.
+///
+/// # Errors
+/// As there.
+pub fn ask_by(mut curl: Command, address: &str, path: &str, args: &[&str]) -> Result<Answer> {
     curl.args([
         "--silent",
         "--include",
@@ -77,7 +85,7 @@ pub fn scrape(netns: &Netns, path: &str) -> Result<Vec<Sample>> {
 /// Waits until a path answers with a status code, and returns that answer.
 ///
 /// # Errors
-/// When it does not; tells its last answer.
+/// When it does not; the error contains the last answer.
 pub fn wait_for(netns: &Netns, path: &str, code: u16) -> Result<Answer> {
     let mut last = None;
     let found = cmd::wait_until(PATIENCE, &format!("{code} from {path}"), || {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The container image: unpacked into a node's directory, and entered with chroot(2) as a container
-//! runtime does. Nothing of this machine is there but /dev, /proc, /sys and the node's own directory.
+//! A container image: unpacked into the directory of a node or a test, and entered with chroot(2) as a container
+//! runtime does. Nothing of this machine is there but /dev, /proc, /sys and that directory.
 
 use std::ffi::CString;
 use std::fs;
@@ -15,10 +15,11 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::cmd;
-use crate::lacking::private_mounts;
+use crate::degraded_host::private_mounts;
 use crate::node::Node;
+use crate::skip;
 
-/// What a container has besides its image.
+/// The mounts of a container besides its image.
 const MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// An image in the form of an OCI layout.
@@ -30,12 +31,17 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image that `PROXY_AGENT_IMAGE` names; none if it is not set.
+    /// The image that this variable names. If it is not set, that is recorded as the reason why `test` does not run.
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
-    pub fn given() -> Result<Option<Self>> {
-        let Some(layout) = std::env::var_os("PROXY_AGENT_IMAGE") else {
+    pub fn given(variable: &str, test: &str) -> Result<Option<Self>> {
+        skip::clear(test)?;
+        let Some(layout) = std::env::var_os(variable) else {
+            let reason = format!(
+                "{variable} is not set: `cargo xtask test` builds the images where apt-get is"
+            );
+            skip::record(test, &reason)?;
             return Ok(None);
         };
         let layout = PathBuf::from(layout);
@@ -63,12 +69,12 @@ impl Image {
             .sum()
     }
 
-    /// Unpacks it below the directory of a node.
+    /// Unpacks it below a directory, which its programs will see at the same path.
     ///
     /// # Errors
     /// When tar(1) fails.
-    pub fn unpack(&self, node: &Node) -> Result<Root> {
-        let directory = node.dir().join("image");
+    pub fn unpack(&self, shared: &Path) -> Result<Root> {
+        let directory = shared.join("image");
         fs::create_dir(&directory)?;
         for layer in self.layers() {
             cmd::run(
@@ -80,15 +86,15 @@ impl Image {
                 "",
             )?;
         }
-        // Where the node's directory will be seen, with the BPF file system in it.
-        fs::create_dir_all(below(&directory, node.dir()))?;
-        let entrypoint = self.config["config"]["Entrypoint"][0].as_str();
+        fs::create_dir_all(below(&directory, shared))?;
+        let process = &self.config["config"];
+        let entrypoint = process["Entrypoint"][0].as_str().unwrap_or_default();
         Ok(Root {
-            entrypoint: entrypoint
-                .context("the image has no entry point")?
-                .to_owned(),
-            environment: strings(&self.config["config"]["Env"]),
+            entrypoint: entrypoint.to_owned(),
+            environment: strings(&process["Env"]),
+            user: user(process["User"].as_str().unwrap_or_default())?,
             directory,
+            shared: shared.to_owned(),
         })
     }
 
@@ -100,10 +106,14 @@ impl Image {
 /// An unpacked image.
 #[derive(Debug)]
 pub struct Root {
-    /// The program it starts.
+    /// The program it starts; empty if a manifest has to name one.
     pub entrypoint: String,
     environment: Vec<String>,
+    /// The user and the group that its programs run as.
+    user: (u32, u32),
     directory: PathBuf,
+    /// What is seen inside as well.
+    shared: PathBuf,
 }
 
 impl Root {
@@ -116,25 +126,26 @@ impl Root {
     /// The agent in it as [`Node::agent_command`] has the other one.
     ///
     /// # Errors
-    /// When a path cannot be told to the kernel.
+    /// When a path contains a zero byte.
     pub fn agent_command(&self, node: &Node, program: &str, args: &[&str]) -> Result<Command> {
         let mut command = node.agent_command_of(Path::new(program), args);
-        self.enter(node, &mut command)?;
+        self.enter(&mut command)?;
         Ok(command)
     }
 
-    /// Makes a command of the node's run in the image.
+    /// Makes a command run in the image, as its user.
     ///
     /// # Errors
-    /// When a path cannot be told to the kernel.
-    pub fn enter(&self, node: &Node, command: &mut Command) -> Result<()> {
+    /// When a path contains a zero byte.
+    pub fn enter(&self, command: &mut Command) -> Result<()> {
         let mounts = MOUNTED
             .iter()
             .map(Path::new)
-            .chain([node.dir().as_path()])
+            .chain([self.shared.as_path()])
             .map(|path| Ok((c_string(path)?, c_string(&below(&self.directory, path))?)))
             .collect::<Result<Vec<_>>>()?;
         let root = c_string(&self.directory)?;
+        let (user, group) = self.user;
         command.env_clear();
         for variable in &self.environment {
             if let Some((name, value)) = variable.split_once('=') {
@@ -157,7 +168,13 @@ impl Root {
                     ))?;
                 }
                 succeed(libc::chroot(root.as_ptr()))?;
-                succeed(libc::chdir(c"/".as_ptr()))
+                succeed(libc::chdir(c"/".as_ptr()))?;
+                if user == 0 {
+                    return Ok(());
+                }
+                succeed(libc::setgroups(0, std::ptr::null()))?;
+                succeed(libc::setgid(group))?;
+                succeed(libc::setuid(user))
             });
         }
         Ok(())
@@ -170,6 +187,13 @@ fn succeed(result: i32) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// `USER:GROUP`, by number.
+fn user(text: &str) -> Result<(u32, u32)> {
+    let numbers = text.split_once(':');
+    let numbers = numbers.and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+    numbers.with_context(|| format!("the image's user is {text:?}, not two numbers"))
 }
 
 /// `path` as it is seen from outside of `root`.

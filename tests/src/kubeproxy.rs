@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint is the VIP
-//! unless a test says otherwise: the DNAT from ClusterIP:443, in the three forms kube-proxy has.
+//! The rules that kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint
+//! is the VIP unless a test says otherwise: the DNAT from ClusterIP:443, in the three forms
+//! kube-proxy has.
 
 use std::net::SocketAddr;
 

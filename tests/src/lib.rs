@@ -3,50 +3,52 @@
 //! The harness of the behaviour tests and of the demo: a Kubernetes node with pods, kube-proxy's
 //! rules, a proxy and the agent, each in network namespaces of its own, on the real kernel.
 //!
-//! What is asserted lives in `tests/`, one subject per file. Several tests and several runs work at
-//! once: every name holds the process id and a number, and leftovers of killed runs are swept
-//! (see [`sweep`]).
+//! The assertions are in `tests/`, one subject per file. Several tests and several runs may run at once: every name
+//! holds the process id and a number, and leftovers of killed runs are removed (see [`leftovers`]).
 
 pub mod agent;
-pub mod belongings;
+pub mod all_paths;
+pub mod artifacts;
 pub mod bench;
 pub mod bpf;
-pub mod census;
+pub mod bpf_objects;
+pub mod browser;
 pub mod cgroup;
 pub mod client;
 pub mod cmd;
 pub mod conntrack;
 pub mod ctnetlink;
 pub mod cycles;
+pub mod degraded_host;
 pub mod doctor;
-pub mod everywhere;
+pub mod fences;
 pub mod flood;
 pub mod frames;
-pub mod harm;
 pub mod http;
+pub mod idle_state;
 pub mod image;
-pub mod kept;
+pub mod interference;
 pub mod kubeproxy;
-pub mod lacking;
+pub mod leftovers;
 pub mod manifests;
 pub mod metrics;
 pub mod netns;
 pub mod node;
+pub mod ownership;
+pub mod pages;
 pub mod path;
-pub mod patience;
 pub mod proxy;
 pub mod refusing;
-pub mod rest;
 pub mod reuse;
 pub mod setting;
 pub mod signals;
 pub mod skip;
+pub mod slow_machine;
 pub mod snapshot;
 pub mod soak;
 pub mod status;
 pub mod stream;
 pub mod streams;
-pub mod sweep;
 pub mod transfer;
 pub mod usage;
 pub mod webhook;

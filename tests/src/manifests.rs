@@ -95,7 +95,15 @@ impl Tool {
         self.objects(&["yaml".as_ref()], text)
     }
 
-    /// What is wrong with these objects for a version of Kubernetes, like 1.30.
+    /// A workflow of GitHub.
+    ///
+    /// # Errors
+    /// What GitHub's schema finds in it.
+    pub fn workflow(&self, text: &str) -> Result<Vec<Value>> {
+        self.objects(&["workflow".as_ref()], text)
+    }
+
+    /// The errors of these objects for a version of Kubernetes, like 1.30.
     ///
     /// # Errors
     /// When the version is not known.
@@ -139,10 +147,10 @@ pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> impl Iterator<Item = (&'
         })
 }
 
-/// What the agent's `--help` and that of its subcommands tell: flags as `--flag`, and variables.
+/// The flags (as `--flag`) and variables in the `--help` of the agent and of its subcommands.
 ///
 /// # Errors
-/// When there is no agent, or it tells none.
+/// When the agent is not built, or its help lists none.
 pub fn flags_and_variables() -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let (mut flags, mut variables) = (BTreeSet::new(), BTreeSet::new());
     let mut texts = vec![cmd::run(Command::new(agent::binary()?).arg("--help"), "")?];

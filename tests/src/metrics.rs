@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The metrics that docs/metrics.md promises, and what is served. Alert rules and dashboards are
-//! checked by the same list.
+//! The metrics that docs/metrics.md promises, and those that are served. Alert rules and dashboards
+//! are checked by the same list.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail};
 
-/// What every metric's name begins with.
+/// The prefix of every metric's name.
 pub const PREFIX: &str = "proxy_agent_";
 /// The documentation.
 const DOCS: &str = include_str!("../../docs/metrics.md");

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
 use crate::setting::Setting;
-use crate::{Family, cmd, sweep};
+use crate::{Family, cmd, leftovers};
 
 /// How pods are joined to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,8 +114,8 @@ impl Node {
     /// # Errors
     /// When a namespace, link or mount cannot be made: not root.
     pub fn new() -> Result<Self> {
-        let id = sweep::unique_id()?;
-        let dir = PathBuf::from(sweep::STATE_DIR).join(&id);
+        let id = leftovers::unique_id()?;
+        let dir = PathBuf::from(leftovers::STATE_DIR).join(&id);
         let netns = Netns::new(&format!("pa-{id}-node"))?;
         let uplink = Netns::new(&format!("pa-{id}-up"))?;
         let node = Self {
@@ -151,7 +151,7 @@ impl Node {
     pub fn test(topology: Topology, body: impl FnOnce(&mut Self) -> Result<()>) {
         let mut node = Self::with_pods(topology, 2).expect("making a node and two pods");
         if let Err(error) = body(&mut node) {
-            // While the node is there: its drop then tells what it knows.
+            // The check runs while the node exists: its drop prints the state of the node.
             panic!("{error:#}");
         }
     }
@@ -372,7 +372,7 @@ impl Node {
     }
 }
 
-/// What `ip address add` needs to skip duplicate address detection.
+/// The option of `ip address add` that skips duplicate address detection.
 fn nodad(family: Family) -> &'static str {
     match family {
         Family::V4 => "",
@@ -384,7 +384,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", Postmortem(self));
-            if sweep::keep_failed() {
+            if leftovers::keep_failed() {
                 self.netns.keep();
                 self.uplink.keep();
                 self.pods.iter_mut().for_each(|pod| pod.netns.keep());
@@ -392,11 +392,11 @@ impl Drop for Node {
             }
         }
         // Pins hold programs on links; without links the kernel has less to take apart.
-        sweep::remove_state(&self.dir);
+        leftovers::remove_state(&self.dir);
     }
 }
 
-/// What helps to find out why a test failed.
+/// State of the node that helps to find out why a test failed.
 struct Postmortem<'a>(&'a Node);
 
 impl fmt::Display for Postmortem<'_> {
@@ -408,7 +408,7 @@ impl fmt::Display for Postmortem<'_> {
         for pod in &node.pods {
             writeln!(f, "{}", pod.netns.nsenter())?;
         }
-        if !sweep::keep_failed() {
+        if !leftovers::keep_failed() {
             writeln!(f, "(they stay when PROXY_AGENT_TEST_KEEP=1 is set)")?;
         }
         Ok(())

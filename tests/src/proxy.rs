@@ -16,12 +16,10 @@ use crate::cgroup::Cgroup;
 use crate::cmd::{self, Process};
 use crate::node::{Node, SharedLog};
 use crate::transfer::Server;
-use crate::{Family, PORT, patience, skip};
+use crate::{Family, PORT, slow_machine};
 
 /// How long a proxy may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an agent takes to notice a listener: it looks every 0.9 seconds.
-const NOTICED: Duration = Duration::from_millis(1500);
 /// The Unix socket of the backend, in the node's directory.
 const BACKEND: &str = "backend.sock";
 
@@ -181,19 +179,8 @@ fn haproxy(node: &Node, config: &str, cgroup: Option<&Cgroup>) -> Result<Process
         cgroup.enter(&mut command)?;
     }
     let process = listening(node, "haproxy", command, PORT, Family::ALL.len())?;
-    be_noticed()?;
+    slow_machine::be_noticed()?;
     Ok(process)
-}
-
-/// Waits until an agent may be expected to have noticed a new listener on a VIP, where that is needed.
-///
-/// # Errors
-/// When the kernel's version cannot be read.
-pub fn be_noticed() -> Result<()> {
-    if !skip::programs_keep_listeners()? {
-        std::thread::sleep(patience::of(NOTICED));
-    }
-    Ok(())
 }
 
 /// Starts a command that serves, and waits until that many sockets listen on `port` in its namespace.

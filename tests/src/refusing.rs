@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::thread;
 
-use crate::lacking::{JUMP_EQ, LOAD, NR, RETURN, arg, check, install, number, op};
+use crate::degraded_host::{JUMP_EQ, LOAD, NR, RETURN, arg, check, install, number, op};
 
 /// Commands of bpf(2).
 const BPF_MAP_CREATE: u32 = 0;

@@ -16,7 +16,7 @@ use crate::{PORT, cmd, transfer};
 /// without an agent.
 pub const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Who ends a connection, and how.
+/// Which end closes a connection, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The client closes first: `TIME_WAIT` at the client.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the nodes of a whole run have that a plain node has not: settings of hardened hosts and of other clusters,
-//! under which the same tests must pass. `PROXY_AGENT_TEST_NODE` says which; `cargo xtask test --node NAME` sets it.
+//! Settings for the nodes of a whole run, which a plain node does not have: those of hardened hosts and of other
+//! clusters, under which the same tests must pass. `PROXY_AGENT_TEST_NODE` says which; `cargo xtask test --node NAME`
+//! sets it.
 
 use std::sync::OnceLock;
 
@@ -12,7 +13,7 @@ use crate::netns::Netns;
 /// Names the setting of a run.
 pub const VARIABLE: &str = "PROXY_AGENT_TEST_NODE";
 
-/// What the nodes of a run have.
+/// The setting of the nodes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting {
     /// The kernel's defaults, and a kube-proxy without the check.

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::sweep;
+use crate::leftovers;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// What `main` of a program does: work that leaves nothing behind, whatever becomes of it. `failed` stands before an error.
+/// The body of a program's `main`: runs `work`, and cleans up also after an error, a panic or a signal. `failed` is the
+/// prefix of an error.
 ///
 /// To be called before any other thread exists: threads inherit the signals that it blocks, and one thread waits for them
 /// to clean up.
@@ -20,7 +21,7 @@ pub fn run(failed: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     run_to_verdict(failed, || work().map(|()| true))
 }
 
-/// The same of work that may end in a verdict against what was looked at.
+/// As [`run`], for work that may end in a negative verdict.
 pub fn run_to_verdict(failed: &str, work: impl FnOnce() -> Result<bool>) -> ExitCode {
     clean_up_when_interrupted();
     let result = work();
@@ -28,7 +29,7 @@ pub fn run_to_verdict(failed: &str, work: impl FnOnce() -> Result<bool>) -> Exit
         wait_if_interrupted();
         eprintln!("{failed}: {error:#}");
     }
-    sweep::remove_own();
+    leftovers::remove_own();
     ExitCode::from(u8::from(!matches!(result, Ok(true))))
 }
 
@@ -42,7 +43,7 @@ fn wait_if_interrupted() {
 
 /// On SIGINT, SIGTERM or SIGHUP: removes everything of this process and exits with 128 + signal.
 ///
-/// To be called before any other thread exists: threads inherit what is blocked.
+/// To be called before any other thread exists: threads inherit the blocked signals.
 ///
 /// # Panics
 /// When the thread that waits for signals cannot be started.
@@ -65,7 +66,7 @@ fn clean_up_when_interrupted() {
             unsafe { libc::sigwait(&raw const signals, &raw mut signal) };
             INTERRUPTED.store(true, Ordering::SeqCst);
             eprintln!("\ninterrupted: removing the namespaces");
-            sweep::remove_own();
+            leftovers::remove_own();
             reap();
             process::exit(128 + signal);
         })

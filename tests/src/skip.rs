@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The list of what could not be tested on this machine, which `cargo xtask test` prints at the end.
+//! The list of tests that could not run on this machine, which `cargo xtask test` prints at the end.
 
 use std::fs;
 use std::path::PathBuf;
@@ -93,7 +93,7 @@ fn is_at_least(first: (u32, u32)) -> Result<bool> {
 /// `target/skipped`
 fn directory() -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this executable")?;
-    // target/release/deps/paths-…
+    // target/quick/deps/paths-…
     let target = own
         .ancestors()
         .find(|dir| dir.join("CACHEDIR.TAG").is_file())

@@ -28,7 +28,7 @@ const COMMANDS: [&str; 13] = [
 
 /// The state of a namespace: links, addresses, routes, rules of every kind, qdiscs and filters.
 ///
-/// Packet counters, timers and what the kernel changes by itself are left out.
+/// Packet counters, timers and other values that the kernel changes by itself are left out.
 ///
 /// # Errors
 /// When a tool fails.
@@ -46,8 +46,8 @@ pub fn take(netns: &Netns) -> Result<String> {
     Ok(snapshot)
 }
 
-/// What lasts of the same when an agent is restarted: without handles and the ids of programs, which
-/// are new after each start, and without members of sets that packets fill.
+/// The part of the snapshot that outlasts a restart of the agent: without handles and the ids of
+/// programs, which are new after each start, and without members of sets that packets fill.
 ///
 /// # Errors
 /// When a tool fails.
@@ -100,8 +100,8 @@ fn links_with_clsact(netns: &Netns) -> Result<Vec<String>> {
 }
 
 /// The tables of nf_tables by family and name, in an order that does not depend on when they were
-/// made, and without what changes by itself: the ids of BPF programs, which are new after each load,
-/// and members of sets that packets fill.
+/// made, and without values that change by themselves: the ids of BPF programs, which are new after
+/// each load, and members of sets that packets fill.
 ///
 /// # Errors
 /// When nft(8) fails.
@@ -189,14 +189,14 @@ fn section(snapshot: &mut String, title: &str, text: &str) -> Result<()> {
         }
         // `:INPUT ACCEPT [12:3456]`
         let line = line.split(" [").next().unwrap_or_default();
-        writeln!(snapshot, "{}", without_weather(line))?;
+        writeln!(snapshot, "{}", without_volatile_fields(line))?;
     }
     Ok(())
 }
 
-/// A line without what the kernel changes by itself: lifetimes, carrier and operational state, and where
-/// the hashes of an ipset begin.
-fn without_weather(line: &str) -> String {
+/// A line without the fields that the kernel changes by itself: lifetimes, carrier and operational
+/// state, and where the hashes of an ipset begin.
+fn without_volatile_fields(line: &str) -> String {
     let mut words = line.split_whitespace();
     let mut kept = Vec::new();
     while let Some(word) = words.next() {

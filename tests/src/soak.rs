@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An agent that has much to do for a long time, and what it holds meanwhile: memory, descriptors,
-//! threads and BPF objects, sampled whenever it is at rest. None of it may grow.
+//! An agent that has much to do for a long time, and the resources it holds meanwhile: memory,
+//! descriptors, threads and BPF objects, sampled whenever it is at rest. None of it may grow.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::{self, Agent, TRANSLATE};
-use crate::census::{Census, Counts};
+use crate::bpf_objects::{BpfObjects, Counts};
 use crate::kubeproxy::KubeProxy;
 use crate::node::{Node, Topology};
 use crate::proxy::Proxy;
@@ -27,16 +27,16 @@ const IDLE: Duration = Duration::from_millis(300);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often the agent looks at everything by itself.
 const RESYNC: &str = "--sync-interval=10s";
-/// What the resident memory may grow by, in percent.
+/// Permitted growth of the resident memory, in percent.
 const GROWTH: u64 = 5;
-/// A quarter has at least so many samples, or there is no telling.
+/// Fewest samples in a quarter of the run that allow a verdict.
 const FEWEST: usize = 3;
-/// So that there are as many after the warm-up, also on a slow machine.
+/// Fewest samples of a run, so that enough are left after the warm-up, also on a slow machine.
 const AT_LEAST: usize = 16;
 /// The longest table.
 const ROWS: usize = 24;
 
-/// What the agent holds at a moment of rest.
+/// The resources that the agent holds while it is idle.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// Since the beginning.
@@ -52,7 +52,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// What a process holds now.
+    /// The resources that a process holds now.
     ///
     /// # Errors
     /// It has ended.
@@ -75,7 +75,7 @@ pub fn soak(
     node: &mut Node,
     topology: Topology,
     (time, pause): (Duration, Duration),
-    mut tell: impl FnMut(&Sample),
+    mut report: impl FnMut(&Sample),
 ) -> Result<Vec<Sample>> {
     // Theirs are not in nf_tables, which is flushed now and then.
     KubeProxy::IptablesLegacy.install_without_masquerade(&node.netns)?;
@@ -83,14 +83,14 @@ pub fn soak(
     let _proxy = Proxy::start(node)?;
     let streams = open_many(node, STREAMS)?;
     let begun = Instant::now();
-    let mut census = Census::default();
+    let mut objects = BpfObjects::default();
     let mut samples = Vec::new();
     while begun.elapsed() < time || samples.len() < AT_LEAST {
         round(node, topology, samples.len()).with_context(|| format!("round {}", samples.len()))?;
         std::thread::sleep(pause);
-        let bpf = at_rest(node, &agent, &mut census)?;
+        let bpf = at_rest(node, &agent, &mut objects)?;
         let sample = Sample::of(agent.id(), begun.elapsed(), bpf)?;
-        tell(&sample);
+        report(&sample);
         samples.push(sample);
     }
     all_go_on(&streams)?;
@@ -98,7 +98,7 @@ pub fn soak(
     Ok(samples)
 }
 
-/// Pods come, everybody connects, somebody interferes, somebody asks, and the pods go.
+/// Adds pods, connects on every path, interferes, runs `status` and `doctor`, and removes the pods.
 fn round(node: &mut Node, topology: Topology, n: usize) -> Result<()> {
     for _ in 0..VISITORS {
         node.add_pod(topology)?;
@@ -140,22 +140,22 @@ fn interfere(node: &Node, n: usize) -> Result<()> {
     .with_context(|| format!("after {doing}"))
 }
 
-/// What people and probes run.
+/// Runs the commands that operators and probes run.
 fn ask(node: &Node) -> Result<()> {
     for question in ["status", "doctor"] {
         let mut command = node.netns.command(agent::binary()?);
         command.arg(question);
         command.arg(format!("--run-dir={}", node.run_dir().display()));
-        // It may well have found something: what was just removed.
+        // It may report something that was just removed.
         let output = node.run(command)?;
         ensure!(!output.stdout.is_empty(), "{question}: {output:?}");
     }
     Ok(())
 }
 
-/// Waits until the agent does nothing, and the kernel has freed what is not used any more.
-fn at_rest(node: &Node, agent: &Agent, census: &mut Census) -> Result<Counts> {
-    agent.wait_until_at_rest((IDLE, IDLE_TIMEOUT), || census.take(node))
+/// Waits until the agent does nothing, and the kernel has freed unused objects.
+fn at_rest(node: &Node, agent: &Agent, objects: &mut BpfObjects) -> Result<Counts> {
+    agent.wait_until_at_rest((IDLE, IDLE_TIMEOUT), || objects.take(node))
 }
 
 /// Samples after the warm-up: the first fifth.
@@ -173,7 +173,7 @@ fn median(samples: &[Sample]) -> u64 {
 /// warm-up, and the median of the memory in the last quarter is not more than in the first.
 ///
 /// # Errors
-/// When something has, or there are too few samples to tell.
+/// When something has grown, or there are too few samples.
 pub fn is_flat(samples: &[Sample]) -> Result<()> {
     let samples = warm(samples);
     let quarter = samples.len() / 4;
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_samples_tell_nothing() {
+    fn too_few_samples_are_an_error() {
         assert!(is_flat(&samples(|_, _| {})[..13]).is_err());
         assert!(is_flat(&[]).is_err());
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `proxy-agent status` tells.
+//! The output of `proxy-agent status`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::node::{Node, api_server};
 use crate::{Family, cmd};
 
-/// What stands for the node itself where links are told.
+/// The name for the node itself among the links.
 pub const THIS_NODE: &str = "(this node)";
 
 /// Asks for the status of a node's agent.
@@ -64,7 +64,7 @@ pub fn dropped(node: &Node, cause: &str) -> Result<u64> {
     Ok(counts.filter_map(Value::as_u64).sum())
 }
 
-/// The guarded links with how, and what is told of others.
+/// The guarded links with the way they are guarded, and the notes about other links.
 ///
 /// # Errors
 /// When there is no status.
@@ -95,7 +95,7 @@ fn of_vip(status: &Value, vip: SocketAddr) -> Result<&Value> {
 /// The counters of a VIP by one link, or of the node itself.
 ///
 /// # Errors
-/// When it does not tell.
+/// When the output does not contain it.
 pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
     let of_vip = of_vip(status, vip)?;
     let is_link = |of_link: &&Value| of_link["link"].as_str().unwrap_or(THIS_NODE) == link;
@@ -106,7 +106,7 @@ pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
 /// The items of an array.
 ///
 /// # Errors
-/// When it does not tell.
+/// When the output does not contain it.
 pub fn array(value: &Value) -> Result<&Vec<Value>> {
     value
         .as_array()
@@ -116,7 +116,7 @@ pub fn array(value: &Value) -> Result<&Vec<Value>> {
 /// A number.
 ///
 /// # Errors
-/// When it does not tell.
+/// When the output does not contain it.
 pub fn number(value: &Value) -> Result<u64> {
     value
         .as_u64()

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::patience;
+use crate::slow_machine;
 use crate::transfer::{DAMAGED, Generator, INTACT, header};
 
 /// The length in the header that starts a stream.
@@ -105,7 +105,7 @@ impl Live {
     /// # Errors
     /// When the connection is broken.
     pub fn start_at(pause: Duration, name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
-        let pause = patience::of(patience::of(pause));
+        let pause = slow_machine::of(slow_machine::of(pause));
         stream.set_nodelay(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
@@ -123,7 +123,7 @@ impl Live {
         })
     }
 
-    /// What it is called.
+    /// The name of the stream.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -183,7 +183,7 @@ fn write(mut stream: &TcpStream, seed: u64, pause: Duration, stop: &AtomicBool) 
 fn read(mut stream: TcpStream, seed: u64, received: &AtomicU64) -> Result<u64> {
     let mut sequence = Sequence::new(seed);
     let mut piece = vec![0; CHUNK];
-    // What may be the server's last word.
+    // Bytes at the end that may be the server's verdict.
     let mut held: Vec<u8> = Vec::new();
     let mut checked = 0;
     loop {

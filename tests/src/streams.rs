@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::node::Node;
 use crate::path::Path;
 use crate::stream::Live;
-use crate::{Family, client, cmd, conntrack, patience, transfer};
+use crate::{Family, client, cmd, conntrack, slow_machine, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a stream may stand still: what is lost is sent again after a while, which doubles each time
@@ -66,7 +66,7 @@ pub fn all_go_on(streams: &[Live]) -> Result<()> {
     let marks: Vec<u64> = streams.iter().map(Live::received).collect();
     for (stream, mark) in streams.iter().zip(marks) {
         // More than may have been on its way already.
-        let enough = mark + patience::times(100_000) as u64;
+        let enough = mark + slow_machine::times(100_000) as u64;
         cmd::wait_until(STALL, "a stream to go on", || {
             Ok((stream.received() > enough).then_some(()))
         })
@@ -101,7 +101,7 @@ pub fn new_connections_work(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What conntrack knows of the proxy's connections, in both families.
+/// The conntrack entries of the proxy's connections, in both families.
 ///
 /// # Errors
 /// When conntrack(8) fails.

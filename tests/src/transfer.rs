@@ -17,14 +17,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netns::Netns;
-use crate::{Family, patience, proxy, stream};
+use crate::{Family, slow_machine, stream};
 
 const CHUNK: usize = 64 * 1024;
 /// As many bytes as this are exchanged on slow machines, too.
 const SMALL: u64 = 10_000;
-/// What the server says at the end when everything it got was right.
+/// The server's last bytes when everything it received was right.
 pub(crate) const INTACT: &[u8; 8] = b"intact\r\n";
-/// What it says otherwise.
+/// The server's last bytes otherwise.
 pub(crate) const DAMAGED: &[u8; 8] = b"damaged\n";
 /// How long the server waits for a client: longer than any test leaves a connection quiet.
 const TIMEOUT: Duration = Duration::from_hours(1);
@@ -34,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_hours(1);
 /// # Errors
 /// When the connection breaks, or a byte is not what it should be.
 pub fn exchange(stream: &mut TcpStream, len: u64, seed: u64) -> Result<()> {
-    let len = len.min(SMALL.max(patience::times(usize::try_from(len)?) as u64));
+    let len = len.min(SMALL.max(slow_machine::times(usize::try_from(len)?) as u64));
     stream.set_nodelay(true)?;
     stream
         .write_all(&header(seed, len))
@@ -87,7 +87,7 @@ impl Server {
         listener.set_nonblocking(true)?;
         let is_vip = |family: &Family| family.vip() == address.ip();
         if address.ip().is_unspecified() || Family::ALL.iter().any(is_vip) {
-            proxy::be_noticed()?;
+            slow_machine::be_noticed()?;
         }
         Ok(Self::start(move || {
             let (stream, _) = listener.accept()?;
@@ -138,7 +138,7 @@ impl Server {
                         count.fetch_add(1, Ordering::Relaxed);
                         drop(std::thread::spawn(move || serve(stream)));
                     }
-                    Err(_) => std::thread::sleep(patience::of(Duration::from_millis(1))),
+                    Err(_) => std::thread::sleep(slow_machine::of(Duration::from_millis(1))),
                 }
             }
         });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a process uses, from procfs and its processor clock, and may use.
+//! Resource usage and limits of a process, from procfs and its processor clock.
 
 use std::fs;
 use std::io;

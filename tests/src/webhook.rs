@@ -2,8 +2,8 @@
 
 //! The webhook under test, as a process with certificates of its own, on ports of its own on loopback.
 //!
-//! [`certs`] makes the certificates, [`client`] talks to it, [`oracle`] knows what it must answer, and
-//! [`load`] asks it as much as possible.
+//! [`certs`] makes the certificates, [`client`] talks to it, [`oracle`] computes the expected
+//! answers, and [`load`] asks it as much as possible.
 
 pub mod certs;
 pub mod client;
@@ -25,7 +25,7 @@ use self::client::{Client, Tls};
 use crate::agent::program;
 use crate::cmd::{self, Process, wait_until};
 use crate::node::SharedLog;
-use crate::{sweep, usage};
+use crate::{leftovers, usage};
 
 /// The path of the original.
 pub const PATH: &str = "/webhook/pod-apiserver-env";
@@ -33,7 +33,7 @@ pub const PATH: &str = "/webhook/pod-apiserver-env";
 /// The path of Gardener Resource Manager.
 pub const GARDENER_PATH: &str = "/webhooks/kubernetes-service-host";
 
-/// What pods are told.
+/// The name that the webhook sets in pods.
 pub const FQDN: &str = "foo.bar.";
 
 /// How long anything may take: a bound for a loaded machine.
@@ -57,7 +57,7 @@ impl Dir {
     /// # Errors
     /// When it cannot be made: not root.
     pub fn new() -> Result<Self> {
-        let path = Path::new(sweep::STATE_DIR).join(sweep::unique_id()?);
+        let path = Path::new(leftovers::STATE_DIR).join(leftovers::unique_id()?);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
     }
@@ -82,9 +82,9 @@ pub struct Webhook {
     pub process: Process,
     /// Where it takes reviews.
     pub reviews: SocketAddr,
-    /// Where it tells its state.
+    /// The address of its probes and metrics.
     pub probes: SocketAddr,
-    /// Who signed its certificate.
+    /// The authority that signed its certificate.
     pub authority: Authority,
     /// Its `--cert-dir`.
     pub dir: Dir,
@@ -103,7 +103,7 @@ impl Webhook {
         Self::start_in(dir, authority, args)
     }
 
-    /// Starts one with what is in `dir`.
+    /// Starts one with the files in `dir`.
     ///
     /// # Errors
     /// When it does not serve after a while.
@@ -117,7 +117,7 @@ impl Webhook {
     /// When it does not serve after a while.
     ///
     /// # Panics
-    /// Never: nobody panics while the log is held.
+    /// Never: no thread panics while it holds the lock of the log.
     pub fn start_program(
         program: &Path,
         dir: Dir,
@@ -159,7 +159,7 @@ impl Webhook {
         })
     }
 
-    /// What it has logged.
+    /// Everything that the webhook has logged.
     #[must_use]
     pub fn log(&self) -> String {
         text(&self.log)
@@ -216,6 +216,12 @@ impl Webhook {
             .context("no end of the head")?;
         let status = head.split(' ').nth(1).context("no status")?.parse()?;
         Ok((status, body.to_owned()))
+    }
+
+    /// The address of its second listener.
+    #[must_use]
+    pub const fn probes(&self) -> SocketAddr {
+        self.probes
     }
 
     /// Its resident memory, in KiB.

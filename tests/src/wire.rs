@@ -31,7 +31,7 @@ impl Wire {
             if fd < 0 {
                 return Err(io::Error::last_os_error()).context("opening a packet socket");
             }
-            // SAFETY: a new descriptor that nobody else owns.
+            // SAFETY: a new descriptor that nothing else owns.
             let socket = unsafe { OwnedFd::from_raw_fd(fd) };
             // SAFETY: integers, for which zero is a value.
             let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -3,16 +3,15 @@
 //! The behaviour tests, as they are built: few programs, each of several files of `tests/tests`.
 //!
 //! Lists of tests ([`crate::kernels`], [`crate::nodes`]) and people name files, as `paths`, and tests in them, as
-//! `ebpf::veth::nftables`. The program of a file is nobody's business but this module's.
+//! `ebpf::veth::nftables`. Only this module knows the program of a file.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::sh;
-use crate::test::{RELEASE, USER_SPACE};
-use crate::workspace::Workspace;
+use crate::workspace::{QUICK, USER_SPACE, Workspace, by};
 
 /// A file of behaviour tests.
 #[derive(Clone, Debug)]
@@ -82,7 +81,7 @@ impl Files {
 }
 
 impl File {
-    /// What its program is to be called with to run these tests of the file, or all if there are none.
+    /// The arguments with which its program runs these tests of the file, or all if there are none.
     ///
     /// # Errors
     /// When `list` names a test that is not there: it would run nothing, and pass.
@@ -102,7 +101,7 @@ impl File {
         }))
     }
 
-    /// What its program is to be called with to run those tests of the file whose names contain `filter`; none if there
+    /// The arguments with which its program runs those tests of the file whose names contain `filter`; none if there
     /// are no such tests.
     pub fn matching(&self, filter: Option<&str>) -> Option<Vec<String>> {
         let wanted: Vec<String> = self
@@ -121,11 +120,13 @@ fn exactly(mut tests: Vec<String>) -> Vec<String> {
 }
 
 /// The programs, built: a directory with files of tests each. All packages are selected, as for `cargo xtask test`: with
-/// another selection cargo would build the dependencies again, with other features.
+/// another selection cargo would build the dependencies again, with other features. Programs of the tunnel's tests that have
+/// the same names are left out.
 fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let directory = workspace.root.join("tests/tests");
+    let manifest = workspace.root.join("tests/Cargo.toml");
     let mut cargo = workspace.cargo("test");
-    cargo.args(RELEASE).args(USER_SPACE);
+    cargo.args(by(QUICK)).args(USER_SPACE);
     for entry in
         fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?
     {
@@ -137,9 +138,11 @@ fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     for message in messages.lines() {
         let message: serde_json::Value =
             serde_json::from_str(message).context("cargo printed something else than JSON")?;
-        if let (Some("test"), Some(file)) = (
+        let is_ours = message["manifest_path"].as_str().map(Path::new) == Some(&manifest);
+        if let (Some("test"), Some(file), true) = (
             message["target"]["kind"][0].as_str(),
             message["executable"].as_str(),
+            is_ours,
         ) {
             programs.push(file.into());
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `build` and `run`: the agent and the webhook, optimised. The agent's build script compiles the eBPF
+//! `build` and `run`: the agent, the webhook and the tunnel, optimised. The agent's build script compiles the eBPF
 //! programs into it.
 
 use std::ffi::OsString;
@@ -11,50 +11,29 @@ use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Scope};
 use crate::sh;
-use crate::workspace::Workspace;
+use crate::workspace::{AGENT, QUICK, SHIPPED, Shipped, USER_SPACE, Workspace, by};
 
-/// The agent's package and program.
-pub const AGENT: &str = "proxy-agent";
-
-/// A program that is shipped.
-pub struct Shipped {
-    /// Its package.
-    pub package: &'static str,
-    /// Its name.
-    pub program: &'static str,
-    /// The profile in Cargo.toml that it is built by, and the directory of the target directory.
-    pub profile: &'static str,
-}
-
-/// All that is shipped.
-pub const SHIPPED: [Shipped; 2] = [
-    Shipped {
-        package: AGENT,
-        program: AGENT,
-        profile: "dist",
-    },
-    Shipped {
-        package: "proxy-webhook",
-        program: "apiserver-proxy-pod-webhook",
-        profile: "release",
-    },
-];
-
-/// Builds agent and webhook, and says where they are and how large.
+/// Builds agent, webhook and tunnel, or only the program of this name, and reports where they are and how large.
 ///
 /// # Errors
 /// When something the build needs is missing, or the build fails.
-pub fn build(workspace: &Workspace) -> Result<()> {
+pub fn build(workspace: &Workspace, only: Option<&str>) -> Result<()> {
     let start = Instant::now();
     setup::ensure(Scope::Build)?;
-    for shipped in &SHIPPED {
+    let wanted = || {
+        SHIPPED
+            .iter()
+            .filter(|shipped| only.is_none_or(|only| only == shipped.program))
+    };
+    for shipped in wanted() {
         shipped.compile(workspace)?;
     }
-    for Shipped { program: name, .. } in SHIPPED {
-        let program = workspace.program(name);
+    for shipped in wanted() {
+        let program = workspace.shipped(shipped);
         let meta = fs::metadata(&program).with_context(|| {
             format!(
-                "cargo built {name}, but {} cannot be read",
+                "cargo built {}, but {} cannot be read",
+                shipped.program,
                 program.display()
             )
         })?;
@@ -74,36 +53,62 @@ pub fn build(workspace: &Workspace) -> Result<()> {
 /// As [`build`], and when the agent cannot be started.
 pub fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Build)?;
-    agent(workspace)?;
-    sh::exec(sh::command(workspace.program(AGENT)).args(args))
-}
-
-/// Builds the agent alone.
-///
-/// # Errors
-/// When the build fails.
-pub fn agent(workspace: &Workspace) -> Result<()> {
-    let mut agents = SHIPPED.iter().filter(|shipped| shipped.program == AGENT);
-    agents.try_for_each(|agent| agent.compile(workspace))
+    let agent = Shipped::named(AGENT)?;
+    agent.compile(workspace)?;
+    sh::exec(sh::command(workspace.shipped(agent)).args(args))
 }
 
 impl Shipped {
-    /// What tells cargo to build it.
-    pub fn arguments(&self) -> [&'static str; 6] {
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// When no program of this name is shipped.
+    pub fn named(program: &str) -> Result<&'static Self> {
+        let mut all = SHIPPED.iter();
+        all.find(|shipped| shipped.program == program)
+            .with_context(|| format!("{program} is not shipped"))
+    }
+
+    /// The arguments with which cargo builds it by a profile.
+    pub fn arguments(&self, profile: &'static str) -> [&'static str; 6] {
         let Self {
-            package,
-            program,
-            profile,
+            package, program, ..
         } = self;
         ["--profile", profile, "--package", package, "--bin", program]
     }
 
-    fn compile(&self, workspace: &Workspace) -> Result<()> {
+    /// Builds it as it is shipped.
+    ///
+    /// # Errors
+    /// When the build fails.
+    pub fn compile(&self, workspace: &Workspace) -> Result<()> {
         sh::run(
             workspace
                 .cargo("build")
                 .arg("--locked")
-                .args(self.arguments()),
+                .args(self.arguments(self.profile)),
         )
     }
+}
+
+/// Builds the tests and the programs that they run, by their profile. `cargo test` alone would leave out programs of
+/// packages without tests of their own.
+///
+/// # Errors
+/// When one cannot be built.
+pub fn tests(workspace: &Workspace) -> Result<()> {
+    targets(workspace, &["--bins", "--examples", "--tests"])
+}
+
+/// Builds the programs that tests and people run, by the tests' profile.
+///
+/// # Errors
+/// When one cannot be built.
+pub fn beside_tests(workspace: &Workspace) -> Result<()> {
+    targets(workspace, &["--bins", "--examples"])
+}
+
+fn targets(workspace: &Workspace, kinds: &[&str]) -> Result<()> {
+    let mut cargo = workspace.cargo("build");
+    sh::run(cargo.args(by(QUICK)).args(USER_SPACE).args(kinds))
 }

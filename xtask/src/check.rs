@@ -7,12 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::build::AGENT;
 use crate::fuzz::{self, WITHOUT_PROGRAMS};
 use crate::setup::{self, BPF_TARGET, Compiler, Scope};
 use crate::sh;
 use crate::tidy;
-use crate::workspace::Workspace;
+use crate::workspace::{AGENT, QUICK, Workspace, by};
 
 /// The package of the eBPF programs.
 const EBPF: &str = "proxy-ebpf";
@@ -85,22 +84,25 @@ fn lint_user_space(workspace: &Workspace) -> Result<()> {
     sh::run(
         workspace
             .cargo("clippy")
-            .args(["--release", "--locked", "--all-targets", "--keep-going"])
+            .args(by(QUICK))
+            .args(["--all-targets", "--keep-going"])
             .args(DENIED),
     )?;
-    // By itself: it has the agent's crate built with what only fuzzing needs.
+    // By itself: it builds the agent's crate with features that only fuzzing needs.
     sh::run(
         workspace
             .cargo("clippy")
-            .args(["--release", "--locked", "--keep-going"])
+            .args(by(QUICK))
+            .arg("--keep-going")
             .args(["--package", fuzz::FUZZER, "--package", AGENT])
+            .args(["--package", "proxy-netlink", "--package", "proxy-rules"])
             .args(DENIED)
             .env(WITHOUT_PROGRAMS.0, WITHOUT_PROGRAMS.1),
     )
 }
 
-/// Lints for the BPF target with the clippy of the compiler that builds for it, if it has one;
-/// else for this machine's own target, where everything compiles but what is BPF only.
+/// Lints for the BPF target with the clippy of the compiler that builds for it, if it has one; else
+/// for this machine's own target, where everything compiles but the code for BPF only.
 fn lint_ebpf(workspace: &Workspace) -> Result<()> {
     let target = workspace.target.join("ebpf-lint");
     let mut command = match setup::compiler() {
@@ -160,7 +162,8 @@ fn document(workspace: &Workspace) -> Result<()> {
     sh::run(
         workspace
             .cargo("doc")
-            .args(["--no-deps", "--release", "--locked"])
+            .args(by(QUICK))
+            .arg("--no-deps")
             .env("RUSTDOCFLAGS", "-D warnings"),
     )
 }

@@ -27,7 +27,7 @@ const FRESH: Duration = Duration::from_hours(24);
 /// apt with lists of its own.
 pub struct Archive {
     dir: PathBuf,
-    /// apt's list of what is installed.
+    /// apt's list of installed packages.
     status: PathBuf,
 }
 

@@ -3,8 +3,8 @@
 //! `fuzz`: builds the fuzzer with all targets and runs it, for as long as wanted or, in the tests,
 //! briefly. What the targets are is the package `fuzz`'s business (`tests/fuzz`).
 //!
-//! Two directories hold inputs: `tests/fuzz/cases/TARGET` those that are kept in the repository,
-//! seeds and former findings, and `target/fuzz/TARGET` what a run has come upon.
+//! Two directories hold inputs: `tests/fuzz/cases/TARGET` those that are kept in the repository, seeds and former
+//! findings, and `target/fuzz/TARGET` inputs that a run has found.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,12 +17,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, Scope};
 use crate::sh;
-use crate::workspace::Workspace;
+use crate::workspace::{QUICK, Workspace, by};
 
 /// The package and its program.
 pub const FUZZER: &str = "fuzz";
 
-/// Tells the agent's build script that its eBPF programs are not needed.
+/// With this variable the agent's build script leaves out the eBPF programs.
 pub const WITHOUT_PROGRAMS: (&str, &str) = ("PROXY_AGENT_WITHOUT_PROGRAMS", "1");
 
 /// Longest input in bytes: more holds nothing new and takes longer.
@@ -78,16 +78,16 @@ pub fn fuzz(
     Ok(())
 }
 
-/// Runs every target on what is kept, and on some thousand inputs made from that, the same each time.
+/// Runs every target on the kept inputs, and on some thousand inputs made from that, the same each time.
 ///
 /// # Errors
-/// When the fuzzer cannot be built, or an input shows a fault; the error then holds what was said.
+/// When the fuzzer cannot be built, or an input shows a fault; the error then holds the fuzzer's output.
 pub fn briefly(workspace: &Workspace) -> Result<()> {
     build(workspace)?;
     let start = Instant::now();
     let targets = targets(workspace)?;
     for name in names(&targets) {
-        // It would go on with what earlier runs have come upon.
+        // It would go on with inputs that earlier runs have found.
         let corpus = directory(workspace, name).join("brief");
         match fs::remove_dir_all(&corpus) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -110,13 +110,12 @@ pub fn briefly(workspace: &Workspace) -> Result<()> {
 /// Builds it in the directory of everything else. Only our own crates are instrumented, and the packages selected are those
 /// of `cargo xtask test`, so all others are there already.
 fn build(workspace: &Workspace) -> Result<()> {
-    setup::ensure(Scope::Everything)?;
+    setup::ensure(Scope::Programs)?;
     sh::run(
         workspace
             .cargo("build")
+            .args(by(QUICK))
             .args([
-                "--release",
-                "--locked",
                 "--workspace",
                 "--exclude",
                 "proxy-ebpf",
@@ -162,7 +161,7 @@ fn package(workspace: &Workspace) -> PathBuf {
     workspace.root.join("tests/fuzz")
 }
 
-/// What is kept of a target.
+/// The files that are kept of a target.
 fn cases(workspace: &Workspace, target: &str) -> PathBuf {
     package(workspace).join("cases").join(target)
 }
@@ -171,7 +170,7 @@ fn kept(workspace: &Workspace, target: &str) -> Option<PathBuf> {
     Some(cases(workspace, target)).filter(|cases| cases.is_dir())
 }
 
-/// Where a run of a target leaves what it finds.
+/// The directory for the findings of a target's run.
 fn directory(workspace: &Workspace, target: &str) -> PathBuf {
     workspace.target.join("fuzz").join(target)
 }

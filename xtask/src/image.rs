@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `image`: the container image, built without a daemon and without root.
+//! `image`: the container images, built without a daemon and without root.
 //!
-//! [`compile`] makes the programs, [`debian`] fetches packages, [`rootfs`] takes what is needed of
+//! [`kind`] says which there are, [`compile`] makes the programs, [`debian`] fetches packages, [`rootfs`] takes what is needed of
 //! them, [`sbom`] lists it, [`oci`] packs it, [`verify`] reads the result as others will. This file
 //! puts these in order.
 
@@ -11,6 +11,7 @@ mod check;
 mod compile;
 mod debian;
 mod elf;
+mod kind;
 mod oci;
 mod rootfs;
 mod sbom;
@@ -28,6 +29,7 @@ use self::arch::Arch;
 pub use self::arch::Wanted;
 use self::compile::Cross;
 use self::debian::{Apt, Package};
+use self::kind::Kind;
 use self::oci::{About, Image, Layout};
 use self::rootfs::Rootfs;
 use self::sbom::Linked;
@@ -35,38 +37,34 @@ use crate::setup::{self, Scope};
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// The image's name, without a registry.
-const NAME: &str = "proxy-agent";
-
-/// Where the documents of the agent are in the image.
-const DOCUMENTS: &str = "usr/share/doc/proxy-agent";
-
 /// What the command line says.
 #[derive(clap::Args)]
 pub struct Options {
     /// For which processors [default: this machine's]
     #[arg(long)]
     arch: Option<Wanted>,
-    /// The archive (`….tar`) or directory to write [default: target/image/proxy-agent-VERSION-ARCH.tar]
-    #[arg(long, value_name = "DIR|TAR")]
+    /// Which image [default: all]
+    #[arg(long, value_name = "NAME")]
+    image: Option<Kind>,
+    /// The archive (`….tar`) or directory to write, of one image [default: target/image/NAME-VERSION-ARCH.tar]
+    #[arg(long, value_name = "DIR|TAR", requires = "image")]
     output: Option<PathBuf>,
-    /// Goes before the name in the image's tag, such as `ghcr.io/example`
+    /// Goes before the name in an image's tag, such as `ghcr.io/example`
     #[arg(long, value_name = "REGISTRY")]
     registry: Option<String>,
     /// Where the source is, for the label of that name
     #[arg(long, value_name = "URL")]
     source: Option<String>,
-    /// Start the programs of the image, for another processor under qemu with the unit tests
+    /// Start the programs of each image, for another processor under qemu with the unit tests
     #[arg(long)]
     check: bool,
 }
 
-/// Builds the image.
+/// Builds the images.
 ///
 /// # Errors
-/// When something it needs is missing, cannot be built, or is not as it should be.
+/// When something they need is missing, cannot be built, or is not as it should be.
 pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
-    let start = Instant::now();
     if let Some(reason) = Apt::is_impossible() {
         bail!("{reason}");
     }
@@ -81,26 +79,36 @@ pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
     for arch in &foreign {
         setup::ensure(Scope::Cross(arch.target()))?;
     }
-    let mut about = about(workspace, options)?;
+    let kinds = options.image.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
+    for kind in kinds {
+        one(workspace, options, kind, wanted)?;
+    }
+    Ok(())
+}
+
+fn one(workspace: &Workspace, options: &Options, kind: Kind, wanted: Wanted) -> Result<()> {
+    let start = Instant::now();
+    let mut about = about(workspace, options, kind)?;
     let directory = workspace.target.join("image");
     let mut parts = Vec::new();
     for &arch in wanted.archs() {
         let apt = Apt::new(&directory, arch);
-        let packages = apt.packages()?;
+        let packages = packages(kind, &apt)?;
         let cross = Cross::find(workspace, arch, &apt)?;
-        let programs = cross.programs(workspace)?;
+        let programs = cross.programs(workspace, kind)?;
         let rust = cross.version()?;
         let part = Part::new(workspace, &about, arch, &programs, &packages, rust)?;
         parts.push((part, cross));
     }
     about.licences = licences(parts.iter().flat_map(|(part, _)| &part.rootfs.packages));
+    let name = kind.name();
     let output = options.output.clone().unwrap_or_else(|| {
-        directory.join(format!("{NAME}-{}-{}.tar", about.version, wanted.name()))
+        directory.join(format!("{name}-{}-{}.tar", about.version, wanted.name()))
     });
     let made: Vec<&Part> = parts.iter().map(|(part, _)| part).collect();
     let layout = pack(&about, &made, &output)?;
     for part in &made {
-        let name = format!("{NAME}-{}-{}.spdx.json", about.version, part.arch.name());
+        let name = format!("{name}-{}-{}.spdx.json", about.version, part.arch.name());
         let path = output.with_file_name(name);
         fs::write(&path, &part.sbom).with_context(|| format!("cannot write {}", path.display()))?;
         println!("{}: SBOM", workspace.relative(&path).display());
@@ -115,39 +123,60 @@ pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
     );
     if options.check {
         for (part, cross) in &parts {
-            check::check(workspace, cross, part.arch, &part.rootfs.tree)?;
+            check::check(workspace, cross, kind, part.arch, &part.rootfs.tree)?;
         }
     }
     Ok(())
 }
 
-/// An image of the tests' own agent and webhook for this machine, as a directory; the reason if there can be none.
+/// Debian's packages for an image.
+fn packages(kind: Kind, apt: &Apt) -> Result<Vec<Package>> {
+    if kind.has_packages() {
+        apt.packages()
+    } else {
+        Ok(Vec::new())
+    }
+}
+
+/// The images of the tests' own programs for this machine, each with the variable that tells the tests its directory;
+/// the reason if there can be none.
 ///
 /// # Errors
-/// When building it fails.
-pub fn for_tests(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
+/// When building them fails.
+pub fn for_tests(workspace: &Workspace) -> Result<Result<Vec<(&'static str, PathBuf)>, String>> {
     if let Some(reason) = Apt::is_impossible() {
         return Ok(Err(reason));
     }
     let directory = workspace.target.join("image");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    let packages = Apt::new(&directory, Arch::host()).packages()?;
-    let programs = compile::relinked(workspace)?;
     let options = Options {
         arch: None,
+        image: None,
         output: None,
         registry: None,
         source: None,
         check: false,
     };
-    let mut about = about(workspace, &options)?;
-    about.licences = licences(&packages);
-    let rust = compile::version(None)?;
-    let part = Part::new(workspace, &about, Arch::host(), &programs, &packages, rust)?;
-    let output = directory.join("tests");
-    pack(&about, &[&part], &output)?;
-    Ok(Ok(output))
+    let mut images = Vec::new();
+    for (kind, variable, name) in FOR_TESTS {
+        let packages = packages(kind, &Apt::new(&directory, Arch::host()))?;
+        let programs = compile::relinked(workspace, kind)?;
+        let mut about = about(workspace, &options, kind)?;
+        about.licences = licences(&packages);
+        let rust = compile::version(None)?;
+        let part = Part::new(workspace, &about, Arch::host(), &programs, &packages, rust)?;
+        let output = directory.join(name);
+        pack(&about, &[&part], &output)?;
+        images.push((variable, output));
+    }
+    Ok(Ok(images))
 }
+
+/// The images for the tests: the variable that names each one's directory, and the directory below `target/image`.
+const FOR_TESTS: [(Kind, &str, &str); 2] = [
+    (Kind::ProxyAgent, "PROXY_AGENT_IMAGE", "tests"),
+    (Kind::ProxyTunnel, "PROXY_TUNNEL_IMAGE", "tests-tunnel"),
+];
 
 /// The image for one architecture, before it is packed.
 struct Part {
@@ -165,7 +194,8 @@ impl Part {
         packages: &[Package],
         rust: String,
     ) -> Result<Self> {
-        let mut rootfs = rootfs::assemble(arch, packages)?;
+        let kind = about.kind;
+        let mut rootfs = rootfs::assemble(kind, arch, packages)?;
         for program in programs {
             let bytes =
                 fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
@@ -174,7 +204,7 @@ impl Part {
             }
             rootfs.add_program(program, bytes)?;
         }
-        let crates = sbom::crates(workspace, arch)?;
+        let crates = sbom::crates(workspace, kind, arch)?;
         let linked = Linked {
             rust,
             c_library: compile::c_library(arch)?,
@@ -186,10 +216,10 @@ impl Part {
         let document = sbom::document(&about, arch, &crates, &linked, &rootfs.packages)?;
         let sbom = serde_json::to_vec_pretty(&document)?;
         let licence = fs::read(workspace.root.join("LICENSE")).context("cannot read LICENSE")?;
-        let tree = &mut rootfs.tree;
-        tree.add_text(&format!("{DOCUMENTS}/copyright"), licence);
-        tree.add_text(&format!("{DOCUMENTS}/crates.txt"), sbom::terms(&crates)?);
-        tree.add_text(&format!("{DOCUMENTS}/sbom.spdx.json"), sbom.clone());
+        let (tree, documents) = (&mut rootfs.tree, kind.documents());
+        tree.add_text(&format!("{documents}/copyright"), licence);
+        tree.add_text(&format!("{documents}/crates.txt"), sbom::terms(&crates)?);
+        tree.add_text(&format!("{documents}/sbom.spdx.json"), sbom.clone());
         Ok(Self { arch, rootfs, sbom })
     }
 }
@@ -217,16 +247,13 @@ fn pack(about: &About, parts: &[&Part], output: &Path) -> Result<Layout> {
         );
     }
     for (part, (arch, compressed)) in parts.iter().zip(&layout.compressed) {
-        let agent = match part.rootfs.tree.get(rootfs::AGENT) {
-            Some(tree::Node::File(_, bytes)) => bytes.len() as u64,
-            _ => 0,
-        };
         println!(
-            "{}: {} unpacked, {} compressed; the agent {}, and files of {} packages",
+            "{} for {}: {} unpacked, {} compressed; {}, and files of {} packages",
+            about.kind.name(),
             arch.name(),
             sh::size(part.rootfs.tree.size()),
             sh::size(*compressed),
-            sh::size(agent),
+            part.rootfs.sizes(),
             part.rootfs.packages.len()
         );
     }
@@ -245,7 +272,7 @@ fn licences<'a>(packages: impl IntoIterator<Item = &'a Package>) -> String {
     all.into_iter().collect::<Vec<_>>().join(" AND ")
 }
 
-fn about(workspace: &Workspace, options: &Options) -> Result<About> {
+fn about(workspace: &Workspace, options: &Options, kind: Kind) -> Result<About> {
     let git = |format: &str| {
         let text = sh::read(
             sh::command("git")
@@ -265,8 +292,10 @@ fn about(workspace: &Workspace, options: &Options) -> Result<About> {
         .registry
         .as_deref()
         .map(|registry| registry.trim_end_matches('/'));
+    let name = kind.name();
     Ok(About {
-        name: registry.map_or_else(|| NAME.to_owned(), |registry| format!("{registry}/{NAME}")),
+        kind,
+        name: registry.map_or_else(|| name.to_owned(), |registry| format!("{registry}/{name}")),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: git("--format=%H")?,
         time: git("--format=%ct")?.parse().context("git tells no time")?,

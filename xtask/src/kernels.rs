@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `tests/kernels.toml`: what each kernel must support, and the tables that are made from it.
+//! `tests/kernels.toml`: the features that each kernel must support, and the tables that are made
+//! from it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +18,7 @@ pub const FILE: &str = "tests/kernels.toml";
 
 /// The documents that have tables made from it, with the function that makes each.
 const TABLES: [(&str, &str, Make); 3] = [
-    ("README.md", "kernels", Kernels::table),
+    ("docs/agent.md", "kernels", Kernels::table),
     ("docs/kernel-support.md", "kernels", Kernels::table),
     ("docs/kernel-support.md", "fallbacks", Kernels::fallbacks),
 ];
@@ -37,7 +38,7 @@ pub struct Kernels {
     /// The files of tests that no guest runs, with the reason.
     #[serde(default)]
     pub left_out: BTreeMap<String, String>,
-    /// What is skipped in every guest, by the name in its record, with the reason.
+    /// The tests that are skipped in every guest, by the name in their record, with the reason.
     #[serde(default)]
     pub skips: BTreeMap<String, String>,
     /// The tests that CI runs on each kernel.
@@ -65,9 +66,9 @@ pub struct Selection {
 pub struct Kernel {
     /// The start of its version, or `newest`.
     pub name: String,
-    /// What it must support.
+    /// The features that it must support.
     pub supports: Support,
-    /// What is skipped there, by the name in its record, with the reason.
+    /// The tests that are skipped there, by the name in their record, with the reason.
     #[serde(default)]
     pub skips: BTreeMap<String, String>,
     /// The same kernel with features taken away.
@@ -79,15 +80,15 @@ pub struct Kernel {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Without {
-    /// What it lacks, in words.
+    /// The missing features, in words.
     pub what: String,
     /// The words on its command line that take it away.
     pub append: String,
-    /// What it still must support.
+    /// The features that it must still support.
     pub supports: Support,
 }
 
-/// What a kernel supports: neither less nor more. Handed to the tests as JSON.
+/// The features of a kernel, neither less nor more. Passed to the tests as JSON.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Support {
@@ -108,19 +109,20 @@ impl Kernels {
     /// Reads it.
     ///
     /// # Errors
-    /// When it is not there, or does not say what it should.
+    /// When it is missing or malformed.
     pub fn read(workspace: &Workspace) -> Result<Self> {
         workspace.read_toml(FILE)
     }
 
-    /// What a kernel of this release must support: what the newest one of the file does that is not newer.
+    /// The entry for a kernel of this release: the newest one of the file that is not newer than
+    /// the release.
     pub fn of_release(&self, release: &[u32]) -> Option<&Kernel> {
         let not_newer =
             |kernel: &&Kernel| version(&kernel.name).is_some_and(|own| *own <= *release);
         self.kernel.iter().rfind(not_newer)
     }
 
-    /// What each kernel supports.
+    /// The table of the features of each kernel.
     fn table(&self) -> String {
         let mut text = String::from(
             "| Linux | `--backend=auto` takes | on links by | translates | process on the node sees as its peer | guards, and with `--guard-mode=xdp` |\n\
@@ -153,7 +155,7 @@ impl Kernels {
         text
     }
 
-    /// What is taken when features are missing.
+    /// The table of the backends that `auto` selects when features are missing.
     fn fallbacks(&self) -> String {
         let mut text = String::from(
             "| Linux | without | command line | `--backend=auto` takes | translates |\n|---|---|---|---|---|\n",

@@ -39,7 +39,7 @@ impl Nodes {
     /// Reads it.
     ///
     /// # Errors
-    /// When it is not there, or does not say what it should.
+    /// When it is missing or malformed.
     pub fn read(workspace: &Workspace) -> Result<Self> {
         workspace.read_toml(FILE)
     }

@@ -22,7 +22,7 @@ pub const VARIABLE: &str = "PROXY_TUNNEL_PEERS";
 /// Debian's suite that has upstream's source.
 const SUITE: &str = "sid";
 
-/// Upstream's source, and the compiler. Both bring what they need.
+/// Upstream's source, and the compiler. Both bring their dependencies.
 const PACKAGES: [&str; 2] = ["golang-k8s-sigs-apiserver-network-proxy-dev", "golang-go"];
 
 /// Upstream's import path.

@@ -8,9 +8,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use crate::build::AGENT;
 use crate::sh;
-use crate::workspace::Workspace;
+use crate::workspace::{AGENT, Workspace};
 
 /// The commit the previous release was built from: the first of the present data plane. The one before it rewrote
 /// packets, and its connections to a Service do not outlive a change of release.
@@ -43,8 +42,8 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
                 .arg(COMMIT),
         )?;
     }
-    // A target directory of its own: in a shared one cargo takes the eBPF programs of one checkout for those
-    // of the other, whose files have the same names and are older than what was built last.
+    // A target directory of its own: in a shared one cargo takes the eBPF programs of one checkout for those of the
+    // other, whose files have the same names and are older than the last build.
     let target = directory.join("target");
     sh::run(
         workspace

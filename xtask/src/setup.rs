@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `setup`: finds or installs what building, tests and demo need.
+//! `setup`: finds or installs the tools for building, tests and demo.
 //!
 //! Three steps, one module each: [`machine`] looks (files only, no other program, so that it costs
-//! nothing), [`plan`] decides what has to be done, and this file does it or says what to type.
+//! nothing), [`plan`] decides the steps, and this file carries them out or prints the commands.
 
 mod machine;
 mod plan;
@@ -21,31 +21,44 @@ use self::plan::{Line, LlvmMajor, Step};
 pub use self::tools::TOOLS;
 use crate::sh;
 
-/// What is asked for.
+/// The purpose of a set-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// What compiles the agent: the eBPF toolchain.
+    /// Everything that compiles the agent: the eBPF toolchain.
     Build,
     /// That, and the programs that tests and demo run.
+    Programs,
+    /// That, and what only some tests need: Python packages and a browser. A machine that cannot have these skips the tests.
     Everything,
-    /// What compiles the agent, and what builds and starts programs for this Rust target.
+    /// Everything that compiles the agent, and that builds and starts programs for this Rust
+    /// target.
     Cross(&'static str),
-    /// That, and what boots guests with other kernels.
+    /// That, and everything that boots guests with other kernels.
     Guests,
+    /// What compiles the agent, and a browser.
+    Browser,
 }
 
-/// Makes sure that everything in `scope` is there. Says in one line what was found.
+/// Makes sure that everything in `scope` is there. Prints one line with the tools that were found.
 ///
 /// # Errors
 /// When something is missing and cannot be installed here; the error then holds the commands.
 pub fn ensure(scope: Scope) -> Result<()> {
     ensure_programs(scope)?;
-    if scope == Scope::Everything
-        && let Err(error) = python::ensure()
-    {
-        eprintln!("setup: {error:#}");
+    if scope == Scope::Everything {
+        if let Err(error) = python::ensure() {
+            eprintln!("setup: {error:#}");
+        }
+        if let Err(error) = ensure_programs(Scope::Browser) {
+            eprintln!("setup: {error:#}; the tests that open pages in a browser will be skipped");
+        }
     }
     Ok(())
+}
+
+/// Whether [`ensure`] would install something.
+pub fn lacks_something(scope: Scope) -> bool {
+    !plan::steps(&Machine::look(scope)).is_empty()
 }
 
 fn ensure_programs(scope: Scope) -> Result<()> {
@@ -112,10 +125,10 @@ fn execute(line: &Line, machine: &Machine) -> Result<()> {
 fn llvm_major(rustc: &Path) -> Result<LlvmMajor> {
     let version = sh::read(sh::command(rustc).arg("-vV"))?;
     plan::parse_llvm_major(&version)
-        .with_context(|| format!("cannot tell the LLVM release of {}", rustc.display()))
+        .with_context(|| format!("cannot find the LLVM release of {}", rustc.display()))
 }
 
-/// What to tell somebody for whom we cannot install.
+/// The message for a machine on which setup cannot install.
 fn by_hand(machine: &Machine, steps: &[Step]) -> String {
     let reason = if machine.apt {
         "Installing needs root. Run `cargo xtask setup` as root, or these commands:"

@@ -40,7 +40,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command unseen and hands back what it wrote to standard output.
+/// Runs the command without showing it and returns its standard output.
 ///
 /// # Errors
 /// When the program cannot be started, does not exit with 0 (with what it wrote to standard
@@ -91,7 +91,7 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// `PATH`, then the directories that hold what we need and that a user's `PATH` may lack: the
+/// `PATH`, then the directories that hold needed programs and that a user's `PATH` may lack: the
 /// administrator's programs, and cargo's, where bpf-linker is installed.
 pub fn search_path() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -124,7 +124,7 @@ pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
         .find(|path| is_executable(path))
 }
 
-/// Whether this is a file that somebody may execute.
+/// Whether this is a file with an execute permission.
 pub fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

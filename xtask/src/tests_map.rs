@@ -17,7 +17,12 @@ pub const FILE: &str = "tests/README.md";
 pub const REMAKE: &str = "cargo xtask tidy --fix";
 
 /// Where programs of tests lie: as a file, or as a directory with `main.rs`.
-const PLACES: [&str; 3] = ["tests/tests", "tests/tunnel/tests", "proxy-tunnel/tests"];
+const PLACES: [&str; 4] = [
+    "tests/tests",
+    "tests/tunnel/tests",
+    "tests/docs/tests",
+    "proxy-tunnel/tests",
+];
 
 const HEAD: &str = "# The tests
 
@@ -117,7 +122,7 @@ fn is_source(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "rs")
 }
 
-/// What is in a directory, by name.
+/// The entries of a directory, by name.
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let cannot = || format!("cannot list {}", directory.display());
     let entries = fs::read_dir(directory).with_context(cannot)?;
@@ -152,7 +157,7 @@ mod tests {
         for file in [
             "traffic/paths.rs",
             "full_table/upstream.rs",
-            "tests/tunnel/tests/interop.rs",
+            "pairs/interop.rs",
         ] {
             assert!(map.contains(file), "{file}: {map}");
         }

@@ -2,12 +2,14 @@
 
 //! `tidy`: what no other tool looks for.
 //!
-//! [`text`] reads single files, [`links`] the links between them, [`licences`] the dependencies.
+//! [`text`] reads single files, [`links`] the links between them, [`licences`] the dependencies, [`modules`]
+//! what the modules of our crates import.
 //! Only files that git tracks, or would, are looked at. Every finding is printed, as `path:line:
 //! what`, before the command fails.
 
 mod licences;
 mod links;
+mod modules;
 mod text;
 
 use std::fmt;
@@ -93,6 +95,7 @@ pub fn tidy(workspace: &Workspace) -> Result<()> {
         ));
     }
     findings.extend(licences::findings(workspace)?);
+    findings.extend(modules::findings(workspace)?);
     for (document, table) in kernels::stale(workspace)? {
         let what = format!(
             "the table of {table} is not what {} says: `{}`",

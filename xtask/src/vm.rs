@@ -2,7 +2,7 @@
 
 //! `vm`: the agent on other kernels than this machine's, in guests of qemu.
 //!
-//! [`debian`] and [`kernel`] bring a kernel, [`guest`] and [`initramfs`] what lies in it, [`qemu`] boots
+//! [`debian`] and [`kernel`] bring a kernel, [`guest`] and [`initramfs`] its files, [`qemu`] boots
 //! it, [`matrix`] runs the tests on each kernel of `tests/kernels.toml` and judges them.
 
 mod debian;
@@ -22,11 +22,12 @@ use anyhow::{Result, bail};
 use self::guest::Job;
 use self::kernel::Kernel;
 use self::qemu::{Accelerator, Host, Setting};
+use crate::build;
 use crate::kernels::{self, Kernels};
 use crate::setup::{self, Scope};
 use crate::sh;
-use crate::test;
-use crate::workspace::Workspace;
+use crate::variables;
+use crate::workspace::{AGENT, Shipped, Workspace};
 
 pub use self::debian::numbers;
 
@@ -36,7 +37,7 @@ const SHELL: &str = "shell";
 /// Which kernel runs a command when none is named.
 const DEFAULT: &str = "newest";
 
-/// What is asked for.
+/// The options of `vm`.
 #[derive(Debug)]
 pub struct Options {
     /// A version, `newest`, or a file; all of the matrix if none is given.
@@ -56,7 +57,7 @@ pub struct Options {
 /// Runs tests, a command or a shell in guests.
 ///
 /// # Errors
-/// When something that is needed cannot be had, a guest fails, or what runs in it does.
+/// When a needed file cannot be fetched or built, or a guest or its job fails.
 pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
     prepare(workspace)?;
     let cache = cache(workspace);
@@ -103,16 +104,18 @@ pub fn tables(workspace: &Workspace, without_verifier: bool) -> Result<()> {
     verifier::remake(workspace, &cache(workspace), &Kernels::read(workspace)?)
 }
 
-/// What all guests need besides qemu: what is run in them, built.
+/// Builds the programs that all guests run: the agent as it is shipped, and what tries it.
 fn prepare(workspace: &Workspace) -> Result<()> {
     if cfg!(not(target_arch = "x86_64")) {
         bail!("guests run the programs of this machine, and their kernels are for x86-64 only");
     }
     setup::ensure(Scope::Guests)?;
-    test::build(workspace)
+    // Tests on this machine run an agent that is built sooner.
+    Shipped::named(AGENT)?.compile(workspace)?;
+    build::beside_tests(workspace)
 }
 
-/// Kernels, package lists and what guests leave.
+/// Kernels, package lists and the output of guests.
 fn cache(workspace: &Workspace) -> PathBuf {
     workspace.target.join("vm")
 }
@@ -133,11 +136,11 @@ const PATIENCE: u32 = 5;
 /// Variables that everything in a guest gets.
 fn environment(accelerator: Accelerator) -> Vec<(&'static str, String)> {
     let mut variables = vec![(
-        test::AGENT_VARIABLE,
-        format!("/proxy-agent/target/release/{}", crate::build::AGENT),
+        variables::AGENT_VARIABLE,
+        format!("/proxy-agent/target/release/{AGENT}"),
     )];
     if accelerator == Accelerator::Tcg {
-        variables.push((test::PATIENCE_VARIABLE, PATIENCE.to_string()));
+        variables.push((variables::PATIENCE_VARIABLE, PATIENCE.to_string()));
     }
     variables
 }

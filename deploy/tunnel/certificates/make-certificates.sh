@@ -6,7 +6,7 @@
 #
 #   make-certificates.sh DIRECTORY SERVER-NAME[,NAME…] TENANT…
 #
-# SERVER-NAME is what clients dial, and what agents dial or name by --proxy-server-name; *.NAME is a name too.
+# SERVER-NAME is what clients dial, and what agents dial or name by --proxy-server-name: a DNS name, *.NAME, or an address.
 set -euo pipefail
 
 if (($# < 3)); then
@@ -15,7 +15,13 @@ if (($# < 3)); then
 fi
 mkdir -p "$1"
 cd "$1"
-names=DNS:${2//,/,DNS:}
+names=
+IFS=, read -ra given <<<"$2"
+for name in "${given[@]}"; do
+    # Clients that dial an address look for it among the addresses, and for nothing else.
+    [[ $name =~ ^[0-9.]+$ || $name == *:* ]] && type=IP || type=DNS
+    names+=${names:+,}$type:$name
+done
 shift 2
 days=365
 umask 077
@@ -35,7 +41,7 @@ pair() {
     openssl req "${new_key[@]}" -subj "$3" -keyout "$2.key.new" -out "$2.csr" 2>/dev/null
     openssl x509 -req -in "$2.csr" -CA "$1-ca.crt" -CAkey "$1-ca.key" -CAcreateserial -days $days -out "$2.crt.new" \
         -extfile <(printf '%b' "$4") 2>/dev/null
-    # Whoever watches the files sees whole ones.
+    # A rename: processes that watch the files never read a part of one.
     mv "$2.key.new" "$2.key"
     mv "$2.crt.new" "$2.crt"
     rm "$2.csr"

@@ -69,7 +69,7 @@ END
 install -d -m 0750 -g "$owner" "$directory"
 install -d -m 0750 -o "$owner" -g "$owner" "$socket"
 for file in tls.key tls.crt kubeconfig; do
-    # Whoever watches the files sees whole ones.
+    # A rename: processes that watch the files never read a part of one.
     install -m 0640 -g "$owner" "$made/$file" "$directory/$file.new"
     mv "$directory/$file.new" "$directory/$file"
 done

@@ -1,37 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent as a daemon: passes as they become due, until a signal ends it.
+//! The agent as a daemon: runs passes as they become due, until a signal ends it.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use proxy_kernel::capabilities::Capability;
+use proxy_kernel::memory;
+use proxy_kernel::privileges;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::signals::{Call, Signals};
-use super::{Node, exit_code, interest, start_again_if_misjudged};
+use super::{interest, reexec_if_features_are_stale, start, status, watched_pins};
 use crate::backend::select::Backend;
 use crate::cleanup::{self, Scope};
 use crate::config::Config;
-use crate::kernel::capabilities::Capability;
-use crate::kernel::memory;
-use crate::kernel::monitor::Monitor;
-use crate::kernel::privileges;
 use crate::lock::Lock;
+use crate::monitor::Monitor;
+use crate::node::Node;
 use crate::reconcile::trigger::{Cause, Trigger};
-use crate::reconcile::{Control, Mode, Report};
+use crate::reconcile::{Control, Mode, Report, exit_code};
 use crate::state;
 use crate::state::owned::Owned;
-use crate::telemetry::board::Board;
-use crate::telemetry::http;
+use crate::telemetry::shared::SharedState;
+use crate::telemetry::{http, metrics};
 
 /// How often debug lines of the eBPF programs are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(200);
-/// How often it is looked whether the proxy listens from another cgroup, or has connections to new endpoints: for what follows
-/// within a second.
+/// How often the proxy's listener (its cgroup) and its connections to new endpoints are checked: a change is handled within a
+/// second.
 const LISTENER_INTERVAL: Duration = Duration::from_millis(900);
-/// How often a long clean-up tells that it goes on.
+/// How often a long clean-up logs its progress.
 const PROGRESS: Duration = Duration::from_secs(3);
 
 /// Runs until SIGTERM or SIGINT.
@@ -40,30 +41,31 @@ const PROGRESS: Duration = Duration::from_secs(3);
 ///
 /// If it cannot start.
 pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
-    // First of all: as the first process of a container it would not even end otherwise.
+    // Before anything else: the kernel ignores unhandled signals to the first process of a container.
     let mut signals = Signals::listen()?;
     let (mut scope, cleanup) = (Scope::from(&config), config.cleanup);
-    // Before the first look, so that nothing that happens after it is missed.
-    let monitor = Monitor::open(interest(&config)).context("cannot listen to kernel events")?;
-    let board = Board::new(&config);
+    // Before the first observation, so that no later event is missed.
+    let monitor = Monitor::open(interest(&config), watched_pins(&config))
+        .context("cannot listen to kernel events")?;
+    let shared = SharedState::new(&config, metrics::durations());
     let opened = signals
-        .attend(&Control::default(), Node::start(config, Mode::Apply))
+        .attend(&Control::default(), start(config, Mode::Apply))
         .await;
     let by = match opened {
         Ok(node) => {
             let node = node?;
-            // Before there are threads: each has capabilities of its own.
+            // Before threads are created: capabilities are per thread.
             restrict();
-            http::start(&node.config, &board);
-            keep(node, monitor, &mut signals, &board).await
+            http::start(&node.config, &shared);
+            keep(node, monitor, &mut signals, &shared).await
         }
         Err(by) => by,
     };
     info!("{by}: stopping");
-    board.stopping();
+    shared.stopping();
     signals.systemd.stopping();
     if !cleanup {
-        info!("the VIP and the data plane stay in place; --cleanup would remove them");
+        info!("leaving the VIP and the data plane in place; use --cleanup to remove them on exit");
         return Ok(ExitCode::SUCCESS);
     }
     let owned = Owned::load(&scope.run_dir);
@@ -80,32 +82,32 @@ pub async fn run(config: Config, lock: Lock) -> Result<ExitCode> {
         Ok(()) => Ok(exit_code(false)),
         Err(by) => {
             error!(
-                "{by} again: ending in the middle of it; `proxy-agent cleanup` removes the rest"
+                "{by} during the clean-up: exiting; run `proxy-agent cleanup` to remove the rest"
             );
             Ok(exit_code(false))
         }
     }
 }
 
-/// Gives up what is not needed any more, before the first change.
+/// Drops the privileges that the passes do not need, before the first change.
 fn restrict() {
-    // Programs may come to be loaded later, and raising the limit takes one of the capabilities.
+    // Programs may be loaded later, and raising the limit takes one of the capabilities that are dropped.
     memory::allow_locking();
     match privileges::restrict() {
         Ok(kept) => {
             let names: Vec<_> = kept.into_iter().map(Capability::name).collect();
             info!("capabilities kept: {}", names.join(", "));
         }
-        Err(error) => warn!("capabilities that are not needed are kept: {error}"),
+        Err(error) => warn!("cannot drop capabilities that are not needed: {error}"),
     }
 }
 
-/// Keeps the node as desired until a signal to end, whose name is returned.
+/// Keeps the node as desired until a signal to end; returns the signal's name.
 async fn keep(
     mut node: Node,
     monitor: Monitor,
     signals: &mut Signals,
-    board: &Board,
+    shared: &SharedState,
 ) -> &'static str {
     let mut trigger = Trigger::new(monitor, node.config.sync_interval);
     let mut logs = interval(LOG_INTERVAL);
@@ -119,14 +121,14 @@ async fn keep(
     loop {
         if let Some(cause) = due {
             let (begun, at) = (Instant::now(), SystemTime::now());
-            board.working();
-            let control = Control::watched(board.pulse());
-            let pass = node.pass(Mode::Apply, cause, trigger.told(), control.clone());
+            shared.working();
+            let control = Control::watched(shared.pulse());
+            let pass = node.pass(Mode::Apply, cause, trigger.take_events(), control.clone());
             let report = match signals.attend(&control, pass).await {
                 Ok(report) => report,
                 Err(by) => return by,
             };
-            start_again_if_misjudged(&node.backend);
+            reexec_if_features_are_stale(&node.backend);
             let works = report.failures.is_empty();
             trigger.passed(begun, !works, report.again);
             let took = begun.elapsed();
@@ -134,19 +136,19 @@ async fn keep(
             let state = node.state();
             let news = news || upstream.as_ref() != Some(&state.upstream);
             upstream = Some(state.upstream.clone());
-            // Without news too if somebody has removed it.
+            // Also without news if the file was removed.
             if news || !state::exists(&node.config.run_dir) {
-                node.tell_state(&state);
+                node.store_state(&state);
             }
-            board.passed(cause, took, state, node.vips.clone());
-            // Last: whoever waits for it finds the state, and health endpoints that say the same.
+            shared.passed(cause, took, state, node.vips.clone());
+            // Last: when the state file shows the pass, the health endpoints show it too.
             let is_first = works && ready != Some(true);
-            tell_readiness(&mut ready, works);
+            log_readiness(&mut ready, works);
             if is_first || asked {
                 signals.systemd.ready();
             }
             asked = false;
-            signals.systemd.status(node.status(works));
+            signals.systemd.status(status(&node, works));
             if cause == Cause::Resync {
                 proxy_serve::memory::give_back();
             }
@@ -155,7 +157,7 @@ async fn keep(
             call = signals.call() => match call {
                 Call::Stop(by) => return by,
                 Call::Resync => {
-                    info!("SIGHUP: looking at everything again");
+                    info!("SIGHUP: starting a full resync");
                     signals.systemd.reloading();
                     asked = true;
                     Some(Cause::Resync)
@@ -173,8 +175,8 @@ async fn keep(
     }
 }
 
-/// Waits until the proxy listens by another socket, or has connections from which an endpoint is learned: the kernel
-/// sends no events about sockets that listen.
+/// Waits until the proxy listens on another socket or has connections from which an endpoint is learned. It polls, because
+/// the kernel sends no events about listening sockets.
 async fn proxy_change(backend: &Backend, listeners: &mut Interval) {
     loop {
         listeners.tick().await;
@@ -184,7 +186,7 @@ async fn proxy_change(backend: &Backend, listeners: &mut Interval) {
     }
 }
 
-fn tell_readiness(ready: &mut Option<bool>, works: bool) {
+fn log_readiness(ready: &mut Option<bool>, works: bool) {
     if *ready == Some(works) {
         return;
     }
@@ -192,6 +194,6 @@ fn tell_readiness(ready: &mut Option<bool>, works: bool) {
     if works {
         info!("ready");
     } else {
-        warn!("not ready: see the errors above; trying again");
+        warn!("not ready: see the errors above; retrying");
     }
 }

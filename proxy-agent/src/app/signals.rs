@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What others tell the agent while it works, and what it tells them: signals, and systemd. What is
-//! done about it is `daemon.rs`'s business.
+//! Signals and the connection to systemd. How the agent reacts is in `daemon.rs`.
 
 use std::future::pending;
 use std::io;
@@ -19,8 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use crate::reconcile::Control;
 use crate::telemetry::systemd::Systemd;
 
-/// How long an operation in the middle of a pass may go on after a signal. The agent ends within two
-/// seconds.
+/// How long the current operation may go on after a signal to end. The agent ends within two seconds.
 const GRACE: Duration = Duration::from_millis(1500);
 
 /// Signals and systemd.
@@ -28,30 +26,30 @@ pub struct Signals {
     end: Inbox,
     hangup: Inbox,
     heartbeat: Option<Interval>,
-    /// What systemd is told.
+    /// The connection to the service manager.
     pub systemd: Systemd,
 }
 
-/// Where signals wait until they are read.
+/// A queue of pending signals (`signalfd(2)`).
 ///
-/// A signal handler would have to write to a socket to wake the runtime, and for want of memory in the
-/// kernel a signal to end would be lost. What waits in the kernel needs no memory.
+/// A signal handler would have to write to a socket to wake the runtime; without kernel memory for that write, a signal to
+/// end would be lost. Pending signals need no memory.
 struct Inbox(AsyncFd<SignalFd>);
 
 impl Inbox {
-    /// Has these signals wait from now on, in the threads to come as well. Processes that are started
-    /// do not inherit that: the standard library sees to it.
+    /// Queues these signals from now on, in threads created later too. Child processes do not inherit the signal mask:
+    /// the standard library resets it.
     fn open(signals: &[Signal]) -> Result<Self> {
         let set: SigSet = signals.iter().copied().collect();
         set.thread_block().context("cannot keep signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let inbox = SignalFd::with_flags(&set, flags).context("cannot listen to signals")?;
-        // SAFETY: the descriptor is the inbox's own, and stays open and the same until it is dropped.
+        // SAFETY: the inbox owns the descriptor, which stays open until the inbox is dropped.
         let inbox = unsafe { AsyncFd::register_with_interest(inbox, Interest::READABLE) };
         Ok(Self(inbox.context("cannot wait for signals")?))
     }
 
-    /// The name of the next one. May be dropped: then it is still there.
+    /// Waits for the next signal and returns its name. Cancel safe.
     async fn recv(&self) -> &'static str {
         loop {
             let Ok(mut ready) = self.0.readable().await else {
@@ -64,7 +62,7 @@ impl Inbox {
             });
             match read {
                 Ok(Ok(signal)) => return name(signal.ssi_signo),
-                // It waits until it can be read.
+                // A failed read leaves the signal pending.
                 Ok(Err(_)) => yield_now().await,
                 Err(_would_block) => {}
             }
@@ -79,17 +77,17 @@ fn name(number: u32) -> &'static str {
         .map_or("a signal", Signal::as_str)
 }
 
-/// Something that came while the agent was waiting.
+/// A request that arrived while the agent was idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// To end: the name of the signal.
+    /// End the agent: the name of the signal.
     Stop(&'static str),
-    /// To look at everything again.
+    /// Start a full resync.
     Resync,
 }
 
 impl Signals {
-    /// From now on these signals do not end the process.
+    /// Takes over the delivery of SIGTERM, SIGINT and SIGHUP.
     ///
     /// # Errors
     ///
@@ -109,7 +107,7 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal while the agent is idle, which is a sign of life as well. May be dropped.
+    /// Waits for a signal while the agent is idle, and sends heartbeats to systemd. Cancel safe.
     pub async fn call(&mut self) -> Call {
         loop {
             tokio::select! {
@@ -120,8 +118,8 @@ impl Signals {
         }
     }
 
-    /// Does `work`, which `control` belongs to. A signal to end has it end before its next
-    /// operation, or wherever it is if that takes too long; then the name of the signal is returned.
+    /// Runs `work`, to which `control` belongs. A signal to end ends it before its next operation, or after `GRACE` wherever
+    /// it is; the name of the signal is returned then. systemd gets heartbeats as long as operations end.
     pub async fn attend<T>(
         &mut self,
         control: &Control,
@@ -129,29 +127,29 @@ impl Signals {
     ) -> Result<T, &'static str> {
         let mut work = pin!(work);
         let mut steps = None;
-        let mut told: Option<(&'static str, Instant)> = None;
+        let mut stop: Option<(&'static str, Instant)> = None;
         loop {
-            let until = told.map(|(_, until)| until);
+            let until = stop.map(|(_, until)| until);
             let by = tokio::select! {
                 biased;
-                by = self.end.recv(), if told.is_none() => by,
+                by = self.end.recv(), if stop.is_none() => by,
                 () = beat(self.heartbeat.as_mut()) => {
-                    // Work that stands still is no sign of life.
+                    // No heartbeat without progress.
                     if steps.replace(control.steps()) != Some(control.steps()) {
                         self.systemd.alive();
                     }
                     continue;
                 }
-                done = &mut work => return told.map_or(Ok(done), |(by, _)| Err(by)),
-                () = reached(until) => return Err(told.map_or("", |(by, _)| by)),
+                done = &mut work => return stop.map_or(Ok(done), |(by, _)| Err(by)),
+                () = reached(until) => return Err(stop.map_or("", |(by, _)| by)),
             };
             control.stop();
-            told = Some((by, Instant::now() + GRACE));
+            stop = Some((by, Instant::now() + GRACE));
         }
     }
 
-    /// Does the last `work`, telling every few seconds that it goes on. A signal to end has it end
-    /// where it is: then the name of the signal is returned.
+    /// Runs the last `work` and logs its progress each time `every` has passed. A further signal to end ends it at once; the
+    /// name of the signal is returned then.
     pub async fn attend_last<T>(
         &mut self,
         control: &Control,
@@ -167,7 +165,7 @@ impl Signals {
                 done = &mut work => return Ok(done),
                 () = sleep_until(Instant::now() + every) => {}
             }
-            tracing::info!("still cleaning up: {} operations so far", control.steps());
+            tracing::info!("still cleaning up: {} operations done", control.steps());
             if control.steps() > steps {
                 steps = control.steps();
                 self.systemd.alive();

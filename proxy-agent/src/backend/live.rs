@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The connections that the proxy has now, and who takes care of each: what a backend has to know
-//! when it takes over from another one, or from rules that somebody removed.
+//! The proxy's open connections, and whether each is tracked: the state that a backend needs when it replaces another one, or
+//! tables that were removed.
 
 use std::io;
 use std::net::SocketAddr;
 
-use crate::kernel::sockets;
-use crate::netfilter::conntrack::{self, Status};
-use crate::netfilter::{self, Socket};
+use proxy_kernel::sockets;
+use proxy_netlink::netfilter::conntrack::{self, Status};
+use proxy_netlink::netfilter::{self, Socket};
 
-/// A connection as the proxy sees it.
+/// A connection of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Connection {
     /// The client's end.
@@ -19,22 +19,22 @@ pub struct Connection {
     pub vip: SocketAddr,
 }
 
-/// The proxy's connections, sorted.
+/// The proxy's open connections, sorted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Live {
-    /// Those that conntrack does not know: they are untracked, and should stay so.
+    /// Connections without a conntrack entry: they are untracked and should stay so.
     pub untracked: Vec<Connection>,
-    /// Those that came by somebody's DNAT: conntrack must go on seeing them.
+    /// Connections that were DNATed to a VIP: conntrack must continue to see their packets.
     pub translated: Vec<Connection>,
 }
 
-/// Why the connections could not be read.
+/// Failure to read the connections.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The list of sockets.
+    /// The list of sockets could not be read.
     #[error("cannot read the list of TCP connections")]
     Sockets(#[source] io::Error),
-    /// conntrack.
+    /// conntrack could not be queried.
     #[error(transparent)]
     Conntrack(#[from] netfilter::Error),
 }
@@ -42,11 +42,11 @@ pub enum Error {
 impl Live {
     /// Reads the connections of these endpoints in the current network namespace.
     ///
-    /// Each is looked up on its own, which is cheap while conntrack's table is large.
+    /// Each one is looked up individually, which is cheap even if the conntrack table is large.
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer.
+    /// If a query fails.
     pub fn read(vips: &[SocketAddr]) -> Result<Self, Error> {
         let mut live = Self::default();
         let connections = sockets::connections().map_err(Error::Sockets)?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The ways to keep conntrack out of the path. Each backend is a leaf: it observes, plans and
-//! applies its own objects and knows of no other; what two of them share stands beside them. Which
-//! one is used is decided in `select`.
+//! The data planes that keep the VIPs' connections out of conntrack. Each backend observes, plans and applies its own objects and
+//! does not import another one; shared parts are modules of their own. `select` chooses the backend.
 
 pub mod decisions;
+pub mod discover;
 pub mod ebpf;
 pub mod iptables;
 pub mod live;

@@ -1,65 +1,64 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Chooses the backend by trying what it needs, changes it when that is no longer so, and gives all
-//! of them one face.
+//! Chooses the backend by trying what it needs, replaces it when that changes, and provides one interface for all of them.
 
+mod backoff;
 mod choose;
-mod trials;
 
 use std::error::Error as StdError;
 use std::io;
 use std::time::{Duration, Instant};
 
+use proxy_rules::dnat::Finding;
 use rtnetlink::Handle;
 use tracing::{debug, info, warn};
 
-use self::trials::{Streak, Trials};
+use self::backoff::{Backoff, Streak};
 use super::decisions::collect::{self, Which};
 use super::ebpf::{self, Drained, Ebpf, Ids, Tables};
 use super::iptables::Iptables;
 use super::nftables::Nftables;
 use super::upstream::Upstream;
 use crate::config::{AcceptRules, BackendChoice, Config, Guard};
-use crate::dnat::Finding;
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Failure, Mode, Report, failed, part};
+use crate::reconcile::{Failure, Mode, Part, Report, failed};
 use crate::state::upstream as published;
 use crate::state::{Choice, Guarded, GuardedLink};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = part::BACKEND;
+pub const PART: Part = Part::Backend;
 
-/// How often it is looked whether connections have ended that another backend has left.
+/// Interval of the checks whether connections that another backend has left have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
-/// What fails where this agent may not call bpf(2) and an earlier one could.
-const STOP_WITHOUT_RIGHTS: &str = "decide no more connections to Services, which an agent with more rights has set up \
-     (give this one its rights, or run `proxy-agent cleanup` with them)";
+/// The failed operation if this process may not call bpf(2), while an earlier agent's programs are still active.
+const STOP_WITHOUT_RIGHTS: &str = "stop decisions about Services by the programs of an agent with more privileges \
+     (give this one the same privileges, or run `proxy-agent cleanup` with them)";
 
 /// The backend in use.
 pub struct Backend {
     config: Config,
     settings: ebpf::Settings,
     kind: Kind,
-    /// The ACCEPT rules beside a backend that has none of its own.
+    /// ACCEPT rules for a backend that has none of its own.
     accept: Option<Iptables>,
-    trials: Trials,
+    backoff: Backoff,
     streak: Streak,
-    /// Who sends connections to the VIP that stateless rules break.
+    /// DNAT to the VIPs whose connections stateless rules break.
     broken: Vec<Finding>,
-    /// What other backends have left is removed once this one works.
+    /// Objects of other backends are searched for and removed after a successful pass.
     look_for_leftovers: bool,
-    /// Only a new process can judge the kernel anew.
-    misjudged: bool,
-    /// What the links are to the guard, as of the last pass that knew it.
+    /// The cached kernel features are wrong; only a new process can correct them.
+    has_stale_features: bool,
+    /// The guard's classification of links, as of the last pass that could determine it.
     links: guard::Links,
-    /// What was told of it.
-    told: Option<Guarded>,
+    /// The guarded links that were published last.
+    published_guard: Option<Guarded>,
     /// The proxy's own connections.
     upstream: Upstream,
-    /// When connections to Services are reset that another backend has left.
+    /// When connections to Services that another backend has left are reset.
     drained_at: Option<Instant>,
 }
 
@@ -68,7 +67,7 @@ enum Kind {
     Nftables(Box<Nftables>),
     Iptables(Box<Iptables>),
     None,
-    /// The one that was asked for by name cannot be used.
+    /// The backend that was requested by name cannot be used.
     Unavailable,
 }
 
@@ -83,7 +82,7 @@ impl Kind {
     }
 }
 
-/// Whether the kernel, or a seccomp filter, refuses what was asked for to this process.
+/// Whether an error says that the kernel, or a seccomp filter, denies a call to this process.
 fn is_refused(error: &(dyn StdError + 'static)) -> bool {
     let code = error
         .downcast_ref::<io::Error>()
@@ -93,22 +92,22 @@ fn is_refused(error: &(dyn StdError + 'static)) -> bool {
 }
 
 impl Backend {
-    /// Opens the backend asked for, or the first that works. Nothing of the data plane is changed.
+    /// Opens the requested backend, or the first usable one. The data plane is not changed.
     ///
-    /// One that was asked for by name and cannot be used is told by each pass, and tried again.
+    /// If a backend that was requested by name cannot be used, each pass reports it and each resync retries.
     pub async fn open(config: &Config, mode: Mode) -> Self {
         let mut backend = Self {
             config: config.clone(),
             settings: ebpf::Settings::from(config),
             kind: Kind::Unavailable,
             accept: None,
-            trials: Trials::default(),
+            backoff: Backoff::default(),
             streak: Streak::default(),
             broken: Vec::new(),
             look_for_leftovers: true,
-            misjudged: false,
+            has_stale_features: false,
             links: guard::Links::default(),
-            told: None,
+            published_guard: None,
             upstream: Upstream::open(config),
             drained_at: None,
         };
@@ -117,8 +116,8 @@ impl Backend {
                 let kind = backend.first_that_works(mode).await;
                 if kind.is_none() {
                     warn!(
-                        part = PART,
-                        "degraded: no backend works here; the VIP is kept, its connections are \
+                        part = PART.name(),
+                        "degraded: no backend is usable; the VIP is kept up, its connections are \
                          tracked"
                     );
                 }
@@ -132,11 +131,11 @@ impl Backend {
         backend
     }
 
-    /// The backend in use and why, as `status` tells it.
+    /// The backend in use, with the reasons against others.
     pub fn choice(&self) -> Choice {
         let detail = match &self.kind {
             Kind::Ebpf(ebpf) => format!("attached by {}", ebpf.attach_mode()),
-            Kind::Iptables(rules) => match rules.why_classic() {
+            Kind::Iptables(rules) => match rules.why_stateless() {
                 None => "learning with ipset".to_owned(),
                 Some(reason) => format!("stateless: {reason}"),
             },
@@ -146,7 +145,7 @@ impl Backend {
             asked: self.config.backend.name().to_owned(),
             backend: self.kind.name().name().to_owned(),
             detail,
-            rejected: self.trials.rejected(),
+            rejected: self.backoff.rejected(),
             breaks: self.broken.iter().map(Finding::to_string).collect(),
         }
     }
@@ -156,27 +155,27 @@ impl Backend {
         matches!(self.kind, Kind::Ebpf(_))
     }
 
-    /// Whether the agent has to be started again to see what the kernel can do.
-    pub fn misjudges_kernel(&self) -> bool {
-        self.misjudged
+    /// True if the process must be re-executed to detect the kernel's features correctly.
+    pub fn has_stale_features(&self) -> bool {
+        self.has_stale_features
     }
 
-    /// Where packets for the VIPs are dropped as of the last pass, and where not.
+    /// The guarded links as of the last pass.
     pub fn guarded(&self) -> Guarded {
-        self.told.clone().unwrap_or_default()
+        self.published_guard.clone().unwrap_or_default()
     }
 
-    /// What has become of the proxy's own connections as of the last pass.
+    /// State of the proxy's own connections as of the last pass.
     pub fn upstream(&self) -> &published::Upstream {
         self.upstream.published()
     }
 
-    /// Whether it matters by which socket the proxy listens.
+    /// Whether the data plane depends on the socket on which the proxy listens.
     pub fn follows_proxy(&self) -> bool {
         self.upstream.follows_proxy() || self.ebpf().is_some_and(Ebpf::follows_listeners)
     }
 
-    /// Whether the proxy listens by another socket than before the last pass, where that matters.
+    /// True if the proxy's listener has changed since the last pass, and the data plane depends on it.
     pub fn has_proxy_changed(&self) -> bool {
         self.upstream.has_proxy_changed() || self.ebpf().is_some_and(Ebpf::have_listeners_changed)
     }
@@ -188,8 +187,8 @@ impl Backend {
         }
     }
 
-    /// Notes and logs what is guarded, where that has changed.
-    fn tell_guard(&mut self, table: &LinkTable) {
+    /// Records and logs the guarded links, if they have changed.
+    fn publish_guard(&mut self, table: &LinkTable) {
         let mut notes = self.links.notes.clone();
         let by_rules = |how: &str, links: guard::Links| {
             let links = links.guarded.into_values();
@@ -208,16 +207,16 @@ impl Backend {
                 by_rules(&format!("rules of {}", self.kind.name()), links)
             }
             Kind::None | Kind::Unavailable => {
-                notes.push("backend none guards nothing".to_owned());
+                notes.push("backend none has no guard".to_owned());
                 Vec::new()
             }
         };
         let guarded = Guarded { links, notes };
-        if self.told.as_ref() == Some(&guarded) {
+        if self.published_guard.as_ref() == Some(&guarded) {
             return;
         }
         for note in &guarded.notes {
-            warn!(part = PART, "not guarded: {note}");
+            warn!(part = PART.name(), "not guarded: {note}");
         }
         let links: Vec<_> = guarded
             .links
@@ -225,12 +224,12 @@ impl Backend {
             .map(|link| format!("{} by {}", link.link, link.how))
             .collect();
         if !links.is_empty() {
-            info!(part = PART, "guarded: {}", links.join(", "));
+            info!(part = PART.name(), "guarded links: {}", links.join(", "));
         }
-        self.told = Some(guarded);
+        self.published_guard = Some(guarded);
     }
 
-    /// One pass over everything the backend keeps.
+    /// One pass over all objects of the backend.
     pub async fn reconcile(
         &mut self,
         handle: &Handle,
@@ -253,7 +252,7 @@ impl Backend {
             let what = if is_refused(&error) {
                 STOP_WITHOUT_RIGHTS
             } else {
-                "decide no more connections to Services"
+                "stop decisions about Services"
             };
             failed(PART, what, &error, report);
         }
@@ -272,19 +271,19 @@ impl Backend {
                 }
             }
             Kind::None => {}
-            Kind::Unavailable => self.tell_unavailable(report),
+            Kind::Unavailable => self.report_unavailable(report),
         }
         let decides_natively = matches!(self.kind, Kind::Ebpf(_) | Kind::Nftables(_));
         let unfit = (!decides_natively).then(|| self.kind.name().name());
         self.upstream.prepare(unfit, (mode, cause), report);
         self.reconcile_accept_rules(mode, report).await;
-        // After the ACCEPT rules, without which filters may drop what it untracks.
+        // After the ACCEPT rules: without them filters may drop what this part untracks.
         self.upstream.reconcile((mode, cause), report).await;
-        self.tell_guard(table);
+        self.publish_guard(table);
         if report.is_stopped() {
             return;
         }
-        // Only once this backend stands: until then what an older one does is better than nothing.
+        // Only after a pass without failures: until then the older backend's objects are better than none.
         let works = report.failures.len() == failures;
         if self.look_for_leftovers && mode == Mode::Apply && works {
             let removed = self.remove_leftovers(handle, table, report).await;
@@ -295,8 +294,11 @@ impl Backend {
         {
             match collect::collect(Which::ToVips, self.config.instance) {
                 Ok(0) => {}
-                Ok(over) => debug!(part = PART, "{over} decided connections were over"),
-                Err(error) => failed(PART, "forget connections that are over", &error, report),
+                Ok(over) => debug!(
+                    part = PART.name(),
+                    "removed {over} ended connections from the tables of decisions"
+                ),
+                Err(error) => failed(PART, "remove ended connections", &error, report),
             }
         }
         if mode == Mode::Apply {
@@ -315,7 +317,12 @@ impl Backend {
         if is_missing {
             match self.open_iptables(false, AcceptRules::Always, mode).await {
                 Ok(rules) => self.accept = Some(rules),
-                Err(error) => failed(PART, "keep --accept-rules=always", &error, report),
+                Err(error) => failed(
+                    PART,
+                    "set ACCEPT rules (--accept-rules=always)",
+                    &error,
+                    report,
+                ),
             }
         }
         if let Some(accept) = self.accept.as_mut() {
@@ -324,19 +331,19 @@ impl Backend {
         }
     }
 
-    fn tell_unavailable(&self, report: &mut Report) {
-        for rejected in self.trials.rejected() {
+    fn report_unavailable(&self, report: &mut Report) {
+        for rejected in self.backoff.rejected() {
             let failure = Failure {
                 part: PART,
                 what: format!("--backend={} cannot be used here", rejected.backend),
                 cause: rejected.reason,
             };
-            tracing::error!(part = PART, "{failure}");
+            tracing::error!(part = PART.name(), "{failure}");
             report.failures.push(failure);
         }
     }
 
-    /// Removes what other backends have left. False if that has to wait for connections to Services to end.
+    /// Removes the objects of other backends. Returns false if open connections to Services delay that.
     async fn remove_leftovers(
         &mut self,
         handle: &Handle,
@@ -356,7 +363,7 @@ impl Backend {
             .drained_at
             .get_or_insert_with(|| Instant::now() + self.settings.drain_timeout);
         let services = self.settings.earlier_services().unwrap_or_default();
-        // An error is told by what follows.
+        // `teardown` reports errors.
         if Instant::now() < until && !ebpf::is_drained(&services).unwrap_or(true) {
             report.look_again_after(DRAIN_LOOK);
             return false;
@@ -375,23 +382,23 @@ impl Backend {
         self.ebpf().map_or_else(Ids::new, Ebpf::ids)
     }
 
-    /// In a dry run: goes by the eBPF programs that another agent has loaded.
-    pub fn go_by(&mut self, known: Ids) {
+    /// For a dry run: assumes the eBPF programs that the running agent has loaded.
+    pub fn assume_programs(&mut self, known: Ids) {
         if let Kind::Ebpf(ebpf) = &mut self.kind {
-            ebpf.go_by(known);
+            ebpf.assume_programs(known);
         }
     }
 
-    /// Lets go of counters of links that are gone.
+    /// Removes the counters of deleted links.
     pub fn forget_counters(&self, table: &LinkTable) {
         if let Kind::Ebpf(ebpf) = &self.kind
             && let Err(error) = ebpf.forget_counters(table)
         {
-            warn!("counters of links that are gone stay: {error}");
+            warn!("cannot remove the counters of deleted links: {error}");
         }
     }
 
-    /// Passes debug lines of the programs on, if there are any.
+    /// Forwards debug lines of the eBPF programs, if there are any.
     pub fn forward_logs(&mut self) {
         if let Kind::Ebpf(ebpf) = &mut self.kind {
             ebpf.forward_logs();

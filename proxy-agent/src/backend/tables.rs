@@ -1,37 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The nf_tables tables of ours, one for each family, for the backends that have some: how they are
-//! compared with what is in the kernel and put in place. What is in them is each backend's own
-//! business; all of an instance have one name, so that one backend takes the other's place in one transaction.
+//! The agent's nf_tables tables, one for each family, for all backends that use nf_tables: comparison with the kernel's state and
+//! installation. Their content is defined by the backends. All tables of decisions of an instance have one name, so that one
+//! backend replaces the other's in one transaction.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::instance::Instance;
-use crate::netfilter::{self, Family, Outline, Socket, Table};
-use crate::reconcile::{Report, failed};
+use proxy_netlink::netfilter::{self, Family, Outline, Socket, Table};
 
-/// The name under which the kernel is asked to check rules; never that of an instance's tables.
+use crate::instance::Instance;
+pub use crate::instance::tables::{guard_name, name, services_name, upstream_name};
+use crate::reconcile::{Part, Report, failed};
+
+/// The name for rehearsals, in which the kernel checks rules; never the name of an instance's tables.
 pub const REHEARSAL: &str = "proxy-agent_probe";
-/// What the names of tables that guard end with; no instance's name has an underscore.
-const GUARD: &str = "_guard";
-/// What the name of the tables for Services ends with.
-const SERVICES: &str = "_services";
-/// What the name of the tables for the proxy's own connections ends with.
-const UPSTREAM: &str = "_upstream";
 /// `NF_IP_PRI_RAW`: before conntrack, which has -200.
 pub const PRIORITY_RAW: i32 = -300;
 
-/// What is in the kernel, by title: none where a table does not exist, no entry where it could not
-/// be read.
+/// The kernel's tables, by title: `None` if a table does not exist, no entry if it could not be read.
 pub type Observed = BTreeMap<String, Option<Outline>>;
 
-/// What is between the tables as they are and as they should be.
+/// Differences between the observed and the desired tables.
 #[derive(Debug, Default)]
 pub struct Drift {
-    /// Those to put in place, each with the reason.
+    /// Tables to install, with the reason.
     pub install: Vec<(Table, &'static str)>,
-    /// Those that should not be there.
+    /// Tables to delete.
     pub delete: Vec<Table>,
 }
 
@@ -43,50 +38,22 @@ pub fn family_of(ip: IpAddr) -> Family {
     }
 }
 
-/// The name of an instance's tables.
-pub fn name(instance: Instance) -> String {
-    instance.mark()
-}
-
-/// The name of an instance's tables that guard the VIPs, apart from those that remember connections: they
-/// are replaced whenever the uplinks change.
-pub fn guard_name(instance: Instance) -> String {
-    format!("{}{GUARD}", instance.mark())
-}
-
-/// The name of an instance's tables for Services that end on the proxy.
-pub fn services_name(instance: Instance) -> String {
-    format!("{}{SERVICES}", instance.mark())
-}
-
-/// The name of an instance's tables for the proxy's own connections.
-pub fn upstream_name(instance: Instance) -> String {
-    format!("{}{UPSTREAM}", instance.mark())
-}
-
-/// True if a table of this name is an agent's, of whichever instance.
-pub fn is_owned(name: &str) -> bool {
-    let mut suffixes = [GUARD, SERVICES, UPSTREAM].into_iter();
-    let mark = suffixes.find_map(|suffix| name.strip_suffix(suffix));
-    Instance::of_mark(mark.unwrap_or(name)).is_some()
-}
-
-/// Both tables of an instance without anything in them, as they are to be removed.
+/// Both tables of an instance without content, for removal.
 pub fn empty(instance: Instance) -> [Table; 2] {
     named(&name(instance))
 }
 
-/// Both tables of an instance that guard, likewise.
+/// Both tables of an instance's guard without content.
 pub fn empty_guard(instance: Instance) -> [Table; 2] {
     named(&guard_name(instance))
 }
 
-/// The same for the tables of Services.
+/// Both tables of an instance's Services without content.
 pub fn empty_services(instance: Instance) -> [Table; 2] {
     named(&services_name(instance))
 }
 
-/// The same for the tables of the proxy's own connections.
+/// Both tables of an instance for the proxy's own connections without content.
 pub fn empty_upstream(instance: Instance) -> [Table; 2] {
     named(&upstream_name(instance))
 }
@@ -100,8 +67,8 @@ fn named(name: &str) -> [Table; 2] {
     })
 }
 
-/// Reads the tables of these titles. Errors go to the report as those of `part`.
-pub fn read(part: &'static str, tables: &[Table], report: &mut Report) -> Observed {
+/// Reads the tables with these titles. Failures are recorded for `part`.
+pub fn read(part: Part, tables: &[Table], report: &mut Report) -> Observed {
     let mut outlines = Observed::new();
     let mut socket = match Socket::open() {
         Ok(socket) => socket,
@@ -124,9 +91,8 @@ pub fn read(part: &'static str, tables: &[Table], report: &mut Report) -> Observ
     outlines
 }
 
-/// The tables of ours that are there, to remove them. Errors go to the report as those of `part`; a
-/// kernel without nf_tables has none.
-pub fn existing(part: &'static str, tables: [Table; 2], report: &mut Report) -> Vec<Table> {
+/// Those of the agent's tables that exist, for removal. Failures are recorded for `part`; a kernel without nf_tables has none.
+pub fn existing(part: Part, tables: [Table; 2], report: &mut Report) -> Vec<Table> {
     let look = || {
         let mut socket = Socket::open()?;
         let mut found = Vec::new();
@@ -142,19 +108,24 @@ pub fn existing(part: &'static str, tables: [Table; 2], report: &mut Report) -> 
         Err(error) => {
             let error: netfilter::Error = error;
             if !error.is_unsupported() {
-                failed(part, "look for nf_tables tables of ours", &error, report);
+                failed(
+                    part,
+                    "search for nf_tables tables of the agent",
+                    &error,
+                    report,
+                );
             }
             Vec::new()
         }
     }
 }
 
-/// Compares; a table without chains should not be there.
+/// Compares the tables; a desired table without chains should not exist.
 pub fn drift(desired: &[Table], observed: &Observed) -> Drift {
     let mut drift = Drift::default();
     for table in desired {
         let Some(outline) = observed.get(&table.title()) else {
-            // It could not be read: nothing is known, nothing is done.
+            // It could not be read, so it is left alone.
             continue;
         };
         let wanted = (!table.chains.is_empty()).then(|| table.outline());
@@ -171,12 +142,12 @@ pub fn drift(desired: &[Table], observed: &Observed) -> Drift {
     drift
 }
 
-/// All tables in one transaction; if that is refused, each on its own, so that a kernel without
-/// one of the families still gets the other.
+/// Installs all tables in one transaction; if that fails, each on its own, so that a kernel without one of the families
+/// accepts the other.
 ///
 /// # Errors
 ///
-/// The kernel's answer; where it refuses a table, the old one stays.
+/// The kernel's error; a table that it rejects keeps its old content.
 pub fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
     let mut socket = Socket::open()?;
     let together = Table::replace(tables, &mut socket);
@@ -189,20 +160,20 @@ pub fn install(tables: &[Table]) -> Result<(), netfilter::Error> {
         .fold(Ok(()), Result::and)
 }
 
-/// Deletes a table, if it is there.
+/// Deletes a table, if it exists.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn delete(table: &Table) -> Result<(), netfilter::Error> {
     table.delete(&mut Socket::open()?)
 }
 
-/// The operation in words.
+/// The text of the operation that installs tables.
 pub fn installation(tables: &[(Table, &'static str)]) -> String {
-    let told: Vec<_> = tables
+    let titles: Vec<_> = tables
         .iter()
         .map(|(table, reason)| format!("{} ({reason})", table.title()))
         .collect();
-    format!("install nf_tables table {}", told.join(" and "))
+    format!("install nf_tables table {}", titles.join(" and "))
 }

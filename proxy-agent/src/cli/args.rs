@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The flags as clap sees them. What they mean together is decided in `cli`.
+//! The flags as declared for clap. Their combination is validated in `cli`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -25,10 +25,7 @@ pub const LISTEN: &str = "127.0.0.1:9465";
 
 /// Keeps the VIP of the API server's local proxy up on this node, and conntrack out of its path.
 #[derive(Debug, Parser)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "every flag stands for itself"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[expect(clippy::doc_markdown, reason = "the text of --help")]
 #[command(
     name = "proxy-agent",
@@ -56,16 +53,16 @@ pub struct Args {
     )]
     pub port: Vec<u16>,
 
-    /// The link that carries the VIPs; created as a dummy where it is missing
+    /// The link that carries the VIPs; created as a dummy link if it does not exist
     #[arg(
         long, env = "PROXY_AGENT_INTERFACE", value_name = "LINK", help_heading = "VIP",
         default_value = "lo", value_parser = values::link_name
     )]
     pub interface: String,
 
-    /// How the VIPs are on their link. auto: global where a link cilium_host is, link otherwise; global: an
-    /// IPv4 VIP with scope global, an IPv6 one preferred; link: with scope link, and deprecated, so that the
-    /// kernel takes no VIP as the source of other traffic
+    /// Scope of the VIPs. auto: global if a link cilium_host exists, else link; global: IPv4 with scope global,
+    /// IPv6 preferred; link: IPv4 with scope link, IPv6 deprecated, so that the kernel does not select a VIP as
+    /// the source address of other traffic
     #[arg(
         long,
         env = "PROXY_AGENT_ADDRESS_SCOPE",
@@ -76,7 +73,7 @@ pub struct Args {
     )]
     pub address_scope: AddressScope,
 
-    /// How conntrack is kept out of the path
+    /// The data plane that keeps the VIPs' connections out of conntrack
     #[arg(
         long,
         env = "PROXY_AGENT_BACKEND",
@@ -87,17 +84,17 @@ pub struct Args {
     )]
     pub backend: BackendChoice,
 
-    /// The ClusterIPs whose connections end on the proxy at the VIP of their family, separated by
-    /// commas; repeatable. Without a port: 443; with one, IPv6 in brackets. auto: the address in
-    /// KUBERNETES_SERVICE_HOST and its port; nothing if a host name stands there
+    /// ClusterIPs whose connections end on the proxy at the VIP of their family, separated by commas; repeatable.
+    /// Default port: 443; IPv6 with a port in brackets. auto: address and port from KUBERNETES_SERVICE_HOST and
+    /// KUBERNETES_SERVICE_PORT; none if the host is a name
     #[arg(
         long, env = "PROXY_AGENT_SERVICE_ADDRESS", value_name = "IP[:PORT][,...]|auto",
         help_heading = "Data plane", value_delimiter = ',', value_parser = values::service_address
     )]
     pub service_address: Vec<ServiceAddress>,
 
-    /// Which listener counts as the proxy for --service-address: one that is bound to the VIP, or any
-    /// that takes its connections, be it on the wildcard address
+    /// Which listener counts as the proxy for --service-address: only one bound to the VIP, or also one bound
+    /// to the wildcard address
     #[arg(
         long,
         env = "PROXY_AGENT_PROXY_LISTENER",
@@ -108,10 +105,10 @@ pub struct Args {
     )]
     pub proxy_listener: ProxyListener,
 
-    /// The API servers to which the proxy's own connections are untracked, separated by commas; repeatable.
-    /// Without a port: 443; with one, IPv6 in brackets. Only connections from the cgroup in which the proxy
-    /// listens on the VIP; with backend ebpf or nftables. auto: endpoints to which the proxy has had
-    /// connections without NAT. off: all of them are tracked
+    /// API servers to which the proxy's own connections are untracked, separated by commas; repeatable. Default
+    /// port: 443; IPv6 with a port in brackets. Applies to connections from the cgroup in which the proxy listens
+    /// on the VIP, with backend ebpf or nftables. auto: learn endpoints that the proxy's connections reach without
+    /// NAT. off: none
     #[arg(
         long, env = "PROXY_AGENT_PROXY_UPSTREAM", value_name = "auto|off|IP[:PORT][,...]",
         help_heading = "Data plane", default_value = "auto", value_delimiter = ',',
@@ -119,20 +116,20 @@ pub struct Args {
     )]
     pub proxy_upstream: Vec<Upstream>,
 
-    /// How long connections to a ClusterIP may go on that is given up.
+    /// How long connections to a ClusterIP may continue.
     #[command(flatten)]
     pub drain: Drain,
 
-    /// Further ClusterIPs whose stale conntrack entries are deleted, written as above; repeatable.
-    /// Those of --service-address always are
+    /// Further ClusterIPs whose stale conntrack entries are deleted, in addition to those of --service-address;
+    /// same syntax; repeatable
     #[arg(
         long, env = "PROXY_AGENT_REPAIR_CONNTRACK", value_name = "IP[:PORT][,...]",
         help_heading = "Data plane", value_delimiter = ',', value_parser = values::endpoint
     )]
     pub repair_conntrack: Vec<Endpoint>,
 
-    /// The sidecar's spelling: true is --backend=iptables, false is --backend=none; an explicit
-    /// --backend wins
+    /// Compatible with the sidecar: true means --backend=iptables, false --backend=none; --backend takes
+    /// precedence
     #[arg(
         long, env = "PROXY_AGENT_SETUP_IPTABLES", value_name = "BOOL", help_heading = "Data plane",
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -140,8 +137,8 @@ pub struct Args {
     )]
     pub setup_iptables: Option<bool>,
 
-    /// Where packets from outside for the VIPs are dropped. auto: on links that carry a default route in
-    /// any routing table, or on the ports of a bridge that does, without those of pods
+    /// Links on which packets for the VIPs from outside of the node are dropped. auto: links with a default route
+    /// in any routing table; for a bridge, its ports except those of pods
     #[arg(
         long, env = "PROXY_AGENT_GUARD", value_name = "auto|off|LINK[,LINK...]",
         help_heading = "Guard", default_value = "auto", value_delimiter = ',',
@@ -149,7 +146,7 @@ pub struct Args {
     )]
     pub guard: Vec<String>,
 
-    /// tc: in the TC program; xdp: before that in an XDP program too, with backend ebpf
+    /// tc: drop in the TC program; xdp: drop in an XDP program before it, with backend ebpf
     #[arg(
         long,
         env = "PROXY_AGENT_GUARD_MODE",
@@ -160,15 +157,15 @@ pub struct Args {
     )]
     pub guard_mode: GuardMode,
 
-    /// Networks or addresses that may reach the VIPs from outside, separated by commas; repeatable
+    /// Networks or addresses outside of the node that may reach the VIPs, separated by commas; repeatable
     #[arg(
         long, env = "PROXY_AGENT_ALLOW_FROM", value_name = "CIDR[,CIDR...]", help_heading = "Guard",
         value_delimiter = ',', value_parser = values::network
     )]
     pub allow_from: Vec<IpNet>,
 
-    /// When to let untracked packets of the VIPs, of Services that end on the proxy, and of the proxy's own
-    /// connections pass in the iptables filter table
+    /// When to accept untracked packets of the VIPs, of Services that end on the proxy, and of the proxy's own
+    /// connections in the iptables filter table
     #[arg(
         long,
         env = "PROXY_AGENT_ACCEPT_RULES",
@@ -190,8 +187,7 @@ pub struct Args {
     )]
     pub tc_attach: TcAttach,
 
-    /// How many connections each table of connections has room for, from 1024 to 16777216; without
-    /// room a new connection is tracked
+    /// Capacity of each table of connections, from 1024 to 16777216; connections beyond it are tracked
     #[arg(
         long, env = "PROXY_AGENT_MAX_CONNECTIONS", value_name = "N", help_heading = "Data plane",
         default_value_t = DEFAULT_MAX_CONNECTIONS, allow_hyphen_values = true,
@@ -199,7 +195,7 @@ pub struct Args {
     )]
     pub max_connections: u32,
 
-    /// Keep running and repair; false: one pass, exit 0 only if the node is then as desired
+    /// Keep running and repair changes; false: exit after one pass, with 0 if the node is as desired
     #[arg(
         long, env = "PROXY_AGENT_DAEMON", value_name = "BOOL", help_heading = "Operation",
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -207,7 +203,7 @@ pub struct Args {
     )]
     pub daemon: bool,
 
-    /// Time between two full resyncs, besides the repairs by event; like 30s or 1m30s
+    /// Time between two full resyncs, in addition to passes on events, for example 30s or 1m30s
     #[arg(
         long, env = "PROXY_AGENT_SYNC_INTERVAL", value_name = "DURATION",
         help_heading = "Operation", default_value = "1m0s", value_parser = values::interval,
@@ -215,7 +211,7 @@ pub struct Args {
     )]
     pub sync_interval: Duration,
 
-    /// On SIGTERM and SIGINT, remove everything that is the agent's, and nothing else
+    /// Remove all objects of the agent on SIGTERM and SIGINT
     #[arg(
         long, env = "PROXY_AGENT_CLEANUP", value_name = "BOOL", help_heading = "Operation",
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -223,7 +219,7 @@ pub struct Args {
     )]
     pub cleanup: bool,
 
-    /// Print what would be done, change nothing
+    /// Print the changes that a pass would make, and exit
     #[arg(
         long, env = "PROXY_AGENT_DRY_RUN", value_name = "BOOL", help_heading = "Operation",
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -231,14 +227,15 @@ pub struct Args {
     )]
     pub dry_run: bool,
 
-    /// Where /metrics, /healthz, /readyz and /status are served; :PORT is every address, empty: nowhere
+    /// Address of /metrics, /healthz, /readyz, /status and pages for browsers; :PORT listens on all addresses, an
+    /// empty value disables it
     #[arg(
         long, env = "PROXY_AGENT_LISTEN", value_name = "IP:PORT", help_heading = "Operation",
         default_value = LISTEN, value_parser = values::listen
     )]
     pub listen: Listen,
 
-    /// /readyz fails while nothing that counts as the proxy (--proxy-listener) listens on a VIP with its port
+    /// /readyz fails unless the proxy (see --proxy-listener) listens on every VIP and port
     #[arg(
         long, env = "PROXY_AGENT_READY_REQUIRES_LISTENER", value_name = "BOOL",
         help_heading = "Operation",
@@ -247,11 +244,11 @@ pub struct Args {
     )]
     pub ready_requires_listener: bool,
 
-    /// Where the agent keeps what outlives it.
+    /// Directories and name of the agent.
     #[command(flatten)]
     pub location: Location,
 
-    /// How records are written
+    /// Format of log records
     #[arg(
         long,
         env = "PROXY_AGENT_LOG_FORMAT",
@@ -266,16 +263,16 @@ pub struct Args {
     #[command(flatten)]
     pub klog: KlogArgs<Underscores>,
 
-    /// What to do instead of running as the agent.
+    /// The subcommand, instead of running the agent.
     #[command(subcommand)]
     pub command: Option<Subcommand>,
 }
 
-/// How long a clean-up waits for connections.
+/// How long a clean-up waits for connections to end.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Drain {
-    /// How long live connections to a ClusterIP may go on after a clean-up has begun, or the ClusterIP
-    /// or the backend is given up; what is left is reset. 0s: at once
+    /// How long open connections to a ClusterIP may continue after a clean-up, or after the ClusterIP or the
+    /// backend was removed from the settings; remaining ones are reset. 0s: at once
     #[arg(
         long, env = "PROXY_AGENT_DRAIN_TIMEOUT", value_name = "DURATION",
         help_heading = "Data plane", default_value = "30s", allow_hyphen_values = true,
@@ -285,17 +282,17 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// The time.
+    /// The duration.
     pub fn timeout(&self) -> Duration {
         self.drain_timeout
     }
 }
 
-/// Where an agent keeps what outlives it.
+/// Directories and name of an agent.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Location {
-    /// Which of several agents of this node, each with VIPs of its own; up to 10 of a to z, 0 to 9 and
-    /// hyphens, part of the name of everything that is this agent's
+    /// Name of this agent if several run on the node, each with VIPs of its own; up to 10 characters of a to z, 0
+    /// to 9 and hyphen; part of the names of all its objects
     #[arg(
         long,
         env = "PROXY_AGENT_INSTANCE",
@@ -306,7 +303,7 @@ pub struct Location {
     )]
     pub instance: Instance,
 
-    /// Directory on a BPF file system for what outlives the agent: maps and links [default:
+    /// Directory on a BPF file system for pinned maps and links [default:
     /// /sys/fs/bpf/proxy-agent/v2; with --instance, /sys/fs/bpf/proxy-agent-NAME/v2]
     #[arg(
         long, env = "PROXY_AGENT_BPFFS", value_name = "DIR", help_heading = "Paths",
@@ -324,100 +321,100 @@ pub struct Location {
 }
 
 impl Location {
-    /// The directory of pins, as given or as the instance has it.
+    /// The directory of the pins: as given, or the instance's default.
     pub fn bpffs(&self) -> PathBuf {
         let given = self.bpffs.clone();
         given.unwrap_or_else(|| paths::bpffs(self.instance))
     }
 
-    /// The run directory, as given or as the instance has it.
+    /// The run directory: as given, or the instance's default.
     pub fn run_dir(&self) -> PathBuf {
         let given = self.run_dir.clone();
         given.unwrap_or_else(|| paths::run_dir(self.instance))
     }
 }
 
-/// What else the program does.
+/// The subcommands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Subcommand {
-    /// Tell what the agent of this node is doing: VIPs, backend, counters, repairs, drift
+    /// Print the state of this node's agent: VIPs, backend, counters, repairs, drift
     ///
-    /// Changes nothing. Exit code 0 if the agent runs and is ready, 1 if not or if none has run here.
+    /// Changes nothing. Exit code 0 if the agent runs and is ready, else 1.
     Status {
-        /// How it is written; the fields of json are described in docs/status.md
+        /// Output format; docs/status.md describes the fields of json
         #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
         output: Output,
 
-        /// Links without traffic too
+        /// Also show links without traffic
         #[arg(long)]
         all: bool,
 
-        /// Where the agent keeps what outlives it.
+        /// Directories and name of the agent.
         #[command(flatten)]
         location: Location,
     },
 
-    /// Remove everything of the agent from this node; no agent may run. Exit code 0 if nothing is left
+    /// Remove all objects of the agent from this node; no agent may run. Exit code 0 if nothing is left
     ///
-    /// Rules, tables, sets, programs, maps, VIPs, a link that the agent created, and its run directory,
-    /// whatever backend and version left them. Connections go on. A line tells what became of each.
+    /// Removes rules, tables, sets, programs, maps, VIPs, a link created by the agent, and its run directory, of
+    /// any backend and version. Open connections continue. Prints one line for each object.
     Cleanup {
-        /// Print what would be removed, change nothing
+        /// Print the objects that would be removed, and exit
         #[arg(long)]
         dry_run: bool,
 
-        /// The VIPs, where no agent has told them or others are meant, separated by commas
+        /// The VIPs, if they are not in the agent's state file, or to override it; separated by commas
         #[arg(
             long, env = "PROXY_AGENT_IP_ADDRESS", value_name = "IP[,IP...]", value_delimiter = ',',
             value_parser = values::vip
         )]
         ip_address: Vec<IpAddr>,
 
-        /// The link that carries the VIPs, where no agent has told it
+        /// The link that carries the VIPs, if it is not in the agent's state file
         #[arg(
             long, env = "PROXY_AGENT_INTERFACE", value_name = "LINK",
             value_parser = values::link_name
         )]
         interface: Option<String>,
 
-        /// How long connections to a ClusterIP may go on.
+        /// How long connections to a ClusterIP may continue.
         #[command(flatten)]
         drain: Drain,
 
-        /// Where the agent keeps what outlives it.
+        /// Directories and name of the agent.
         #[command(flatten)]
         location: Location,
     },
 
-    /// Print what the eBPF loader takes this kernel for: the agent asks itself
-    #[command(name = crate::kernel::features::SUBCOMMAND, hide = true)]
+    /// Print the kernel features that the eBPF loader detects; used by the agent itself
+    #[command(name = crate::features::SUBCOMMAND, hide = true)]
     KernelFeatures,
 
-    /// Print a script that completes the command line in a shell
+    /// Print a completion script for a shell
     Completions {
-        /// The shell
+        /// The shell to complete for
         #[arg(value_enum)]
         shell: Shell,
     },
 
-    /// Look for what may be wrong on this node, and say what to do about it; changes nothing
+    /// Diagnose problems of this node and suggest remedies; changes nothing
     #[command(after_help = super::DOCTOR_AFTER_HELP)]
     Doctor {
-        /// Where to look.
+        /// Directories and name of the agent.
         #[command(flatten)]
         location: Location,
 
-        /// How the findings are printed
+        /// Output format
         #[arg(long, value_name = "FORMAT", value_enum, default_value = "table")]
         output: Output,
 
-        /// The VIPs, where no agent has told them or others are meant, separated by commas
+        /// The VIPs, if they are not in the agent's state file, or to override it; separated by commas
         #[arg(
             long, value_name = "IP[,IP...]", value_delimiter = ',', value_parser = values::vip
         )]
         ip_address: Vec<IpAddr>,
 
-        /// The proxy's ports, where no agent has told them or others are meant, separated by commas
+        /// The proxy's ports, if they are not in the agent's state file, or to override it; separated by commas
         #[arg(
             long, value_name = "PORT[,PORT...]", value_delimiter = ',', value_parser = values::port
         )]

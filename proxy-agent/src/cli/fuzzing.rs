@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any command line, and any value of a flag.
+//! Arbitrary command lines and values of flags.
 
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
@@ -9,19 +9,19 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use proxy_netlink::fuzzing::choice;
 
 use super::values::{self, Endpoint, Listen};
 use super::{Config, Invocation, MAX_VIPS, OsStr, parse_bool, try_parse_from};
 use crate::config::AcceptRules;
-use crate::fuzzing::choice;
 use crate::instance::Instance;
 use proxy_serve::fuzzing::written_log;
 use proxy_serve::value::GoDuration;
 
 /// A command line, one word a line.
 ///
-/// What is refused is refused as bad usage, with words. What is accepted keeps what [`Config`]
-/// promises, and written out flag by flag it means the same again.
+/// A rejected line is invalid usage, with a message. An accepted one satisfies what [`Config`] documents, and written flag by flag
+/// it has the same meaning.
 pub fn command_line(data: &[u8]) {
     let words = data.split(|byte| *byte == b'\n').map(OsStr::from_bytes);
     let line = [OsStr::new("proxy-agent")].into_iter().chain(words);
@@ -36,6 +36,8 @@ pub fn command_line(data: &[u8]) {
             // They are about flags that have come to nothing.
             config.log.remarks.clear();
             again.log.remarks.clear();
+            // `/flagz` shows the flags as they were given.
+            again.serve.flags.clone_from(&config.serve.flags);
             assert_eq!(format!("{config:?}"), format!("{again:?}"));
         }
         Ok(_) => {}
@@ -89,7 +91,7 @@ fn is_unique<T: PartialEq>(values: &[T]) -> bool {
     before.all(|(at, value)| !values[..at].contains(value))
 }
 
-/// The command line that says each setting.
+/// A command line that sets each setting.
 fn written(config: &Config) -> Vec<OsString> {
     fn list<T: Display>(values: impl IntoIterator<Item = T>) -> String {
         let values: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
@@ -157,8 +159,8 @@ fn listen(addresses: &[SocketAddr]) -> String {
     }
 }
 
-/// A value of a flag, chosen by the first byte. What is accepted, written in its own way, means the
-/// same again, and errors have words.
+/// A value of a flag, which the first byte selects. An accepted value in its normal form has the same meaning, and errors have a
+/// message.
 pub fn values(data: &[u8]) {
     let (kind, rest) = choice(data);
     let Ok(text) = str::from_utf8(rest) else {
@@ -208,7 +210,7 @@ pub fn values(data: &[u8]) {
                 assert_eq!(instance.name(), text);
                 assert_eq!(Instance::of_mark(&instance.mark()), Some(instance));
             }
-            // And the other way round.
+            // The reverse.
             if let Some(owner) = Instance::of_mark(text) {
                 assert_eq!(owner.mark(), text);
             }
@@ -245,7 +247,7 @@ pub fn values(data: &[u8]) {
     }
 }
 
-/// What a text stands for; that, written, stands for itself.
+/// The meaning of a text; written, it means itself.
 fn stable<T, E>(text: &str, read: impl Fn(&str) -> Result<T, E>) -> Option<T>
 where
     T: PartialEq + Debug + Display,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The Services of `--service-address` and `--repair-conntrack`: what `auto` stands for, and which
-//! VIP endpoint each Service belongs to.
+//! `--service-address` and `--repair-conntrack`: resolves `auto`, and assigns each Service to a VIP endpoint.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -17,23 +16,23 @@ use proxy_serve::log::Remark;
 const SERVICE_ADDRESS: &str = "--service-address";
 const REPAIR_CONNTRACK: &str = "--repair-conntrack";
 
-/// What Kubernetes tells every container about the `kubernetes` Service.
+/// The address of the `kubernetes` Service, which Kubernetes sets in every container.
 const HOST: &str = "KUBERNETES_SERVICE_HOST";
-/// Its port, the one by name first: the other is that of the Service's first port, whatever it is.
+/// Its port, the named one first: the other one is the Service's first port, whichever that is.
 const PORTS: [&str; 2] = ["KUBERNETES_SERVICE_PORT_HTTPS", "KUBERNETES_SERVICE_PORT"];
 
-/// What the flags come to.
+/// The resolved flags.
 #[derive(Debug)]
 pub struct Resolved {
     /// The Services that end on the proxy, in the order given.
     pub services: Vec<Service>,
-    /// What is repaired besides.
+    /// Further endpoints to repair.
     pub repair: Vec<SocketAddr>,
-    /// Why `auto` came to nothing.
+    /// Why `auto` resolved to no Service.
     pub remark: Option<Remark>,
 }
 
-/// A value that cannot stand.
+/// An invalid value.
 #[derive(Debug, Error)]
 #[error("invalid value '{value}' for '{flag}': {reason}")]
 pub struct Refused {
@@ -42,7 +41,7 @@ pub struct Refused {
     reason: Flaw,
 }
 
-/// What is wrong with it.
+/// The reason why a value is invalid.
 #[derive(Debug, Error)]
 enum Flaw {
     #[error("given more than once; give it once")]
@@ -50,20 +49,20 @@ enum Flaw {
     #[error("{0} is one of --ip-address; give the ClusterIP of a Service")]
     Vip(IpAddr),
     #[error(
-        "there is no VIP of its family; give an {0} address with --ip-address, or leave this \
-         one out"
+        "there is no VIP of its family; add an {0} address to --ip-address, or remove this \
+         value"
     )]
     Family(&'static str),
     #[error(
-        "{0} is none of --port, and with several of them it is not clear which is meant; give the \
-         ClusterIP with one of them, or add {0} to --port"
+        "{0} is not among the values of --port, so the proxy's port is ambiguous; give the \
+         ClusterIP with one of those ports, or add {0} to --port"
     )]
     Port(u16),
     #[error("more than {MAX_SERVICE_PORTS} ports of one address; give at most {MAX_SERVICE_PORTS}")]
     Ports,
     #[error("{HOST} is not set; run in a container of the cluster, or give the ClusterIP")]
     Unset,
-    #[error("it comes from {variable}, where '{value}' stands: {reason}")]
+    #[error("its variable {variable} has the value '{value}': {reason}")]
     Variable {
         variable: &'static str,
         value: String,
@@ -71,12 +70,11 @@ enum Flaw {
     },
 }
 
-/// Reads the flags, `auto` by way of `variable`, which gives the environment's variables unless
-/// they are empty.
+/// Resolves the flags; `variable` returns environment variables that are set and not empty.
 ///
 /// # Errors
 ///
-/// The first value that cannot stand.
+/// The first invalid value.
 pub fn resolve(
     args: &Args,
     variable: impl Fn(&str) -> Option<String>,
@@ -128,8 +126,8 @@ fn refused(flag: &'static str, value: &str, reason: Flaw) -> Refused {
     }
 }
 
-/// Finds the VIP endpoint of a ClusterIP's: the first VIP of its family, with the same port if the
-/// proxy listens there, else with the proxy's only port.
+/// Determines where a Service ends: the first VIP of its family, with the same port if the proxy listens on it, else with
+/// the proxy's only port.
 fn service(cluster_ip: SocketAddr, args: &Args, before: &[Service]) -> Result<Service, Flaw> {
     if before.iter().any(|other| other.cluster_ip == cluster_ip) {
         return Err(Flaw::Repeated);
@@ -168,7 +166,7 @@ fn check_repair(given: &Endpoint, before: &[Endpoint], vips: &[IpAddr]) -> Resul
     Ok(())
 }
 
-/// What stands in Kubernetes' variables.
+/// The value of Kubernetes' variables.
 enum Auto {
     Address(SocketAddr),
     Name(String),
@@ -205,10 +203,10 @@ fn in_variable(variable: &'static str, value: String, error: &impl Display) -> F
     }
 }
 
-/// What is said where pods are led to the API server by a name, as by Gardener's webhook.
+/// The log line for pods that reach the API server by a host name, as with Gardener's webhook.
 fn nothing(host: &str) -> Remark {
     Remark::Info(format!(
-        "{SERVICE_ADDRESS}=auto: {HOST} is '{host}', which is no address: no Service ends on the proxy; \
-         give the ClusterIP to have it end there"
+        "{SERVICE_ADDRESS}=auto: {HOST} is '{host}', not an IP address: no Service ends on the proxy; \
+         to change that, give the ClusterIP"
     ))
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The command line as a whole: what it accepts, what it refuses, and how it tells.
+//! The command line as a whole: what it accepts, what it refuses, and its errors.
 
-mod manual;
 mod refused;
 mod services;
 mod variables;
@@ -18,9 +17,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::{AcceptRules, TcAttach};
 use crate::status::Output;
+use proxy_serve::flags::CLASSIFIED;
 use proxy_serve::log::{LogFormat, Severity};
 
-/// Reads a line split at spaces, without the program's name.
+/// Parses a line split at spaces, without the program's name.
 fn read(line: &str) -> Result<Config, Error> {
     run(try_parse_from(
         ["proxy-agent"].into_iter().chain(line.split_whitespace()),
@@ -59,8 +59,8 @@ fn the_guard_is_auto_off_or_links() {
     }
     let allowed = "--allow-from=192.0.2.0/24,192.0.2.7 --allow-from=2001:db8::/32";
     let allowed = accepted(&format!("--ip-address=10.96.0.2 {allowed}")).allow_from;
-    let told: Vec<_> = allowed.iter().map(ToString::to_string).collect();
-    assert_eq!(told, ["192.0.2.0/24", "192.0.2.7/32", "2001:db8::/32"]);
+    let networks: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["192.0.2.0/24", "192.0.2.7/32", "2001:db8::/32"]);
 }
 
 #[test]
@@ -75,6 +75,28 @@ fn the_upstream_is_auto_off_or_endpoints() {
     assert_eq!(
         upstream("--proxy-upstream=192.0.2.1,192.0.2.1:6443 --proxy-upstream=2001:db8::1"),
         ProxyUpstream::Named(endpoints)
+    );
+}
+
+#[test]
+fn all_flags_are_known_with_their_values_and_none_is_a_secret() {
+    let config = accepted("--ip-address=10.96.0.2,fd00::1 --guard=off --cleanup -v2");
+    let flags: Vec<_> = config.serve.flags.iter().collect();
+    for flag in [
+        ("allow-from", ""),
+        ("cleanup", "true"),
+        ("guard", "off"),
+        ("ip-address", "10.96.0.2,fd00::1"),
+        ("sync-interval", "1m0s"),
+        ("v", "2"),
+    ] {
+        assert!(flags.contains(&flag), "{flag:?} in {flags:?}");
+    }
+    assert!(flags.iter().all(|(_, value)| *value != CLASSIFIED));
+    assert!(
+        !flags
+            .iter()
+            .any(|(name, _)| ["help", "version"].contains(name))
     );
 }
 
@@ -344,7 +366,7 @@ fn is_as_recorded(file: &str, text: &str) {
     );
 }
 
-/// A word as it may stand on the command line: a flag with something, or anything.
+/// A word of a command line: a flag with a value, or any text.
 fn word() -> impl Strategy<Value = String> {
     let flags: Vec<String> = command()
         .get_arguments()

@@ -11,7 +11,7 @@ use super::services::Resolved;
 use super::values::{AUTO, Endpoint, OFF, Upstream};
 use crate::config::ProxyUpstream;
 
-/// A value that cannot stand.
+/// An invalid value.
 #[derive(Debug, Error)]
 #[error("invalid value '{value}' for '--proxy-upstream': {reason}")]
 pub struct Refused {
@@ -19,14 +19,14 @@ pub struct Refused {
     reason: Flaw,
 }
 
-/// What is wrong with it.
+/// The reason why a value is invalid.
 #[derive(Debug, Error)]
 enum Flaw {
-    #[error("it stands alone; give it or API servers")]
+    #[error("cannot be combined with other values")]
     Alone,
     #[error("given more than once; give it once")]
     Repeated,
-    #[error("{0} is one of --ip-address, where the proxy listens; give the API servers behind it")]
+    #[error("{0} is one of --ip-address, the proxy's own; give the API servers behind it")]
     Vip(IpAddr),
     #[error(
         "{0} is one of {1}: a ClusterIP is translated by conntrack; give the API servers behind it"
@@ -34,11 +34,11 @@ enum Flaw {
     ClusterIp(IpAddr, &'static str),
 }
 
-/// Checks the values beside those of other flags.
+/// Validates the values against each other and other flags.
 ///
 /// # Errors
 ///
-/// The first value that cannot stand.
+/// The first invalid value.
 pub fn resolve(args: &Args, services: &Resolved) -> Result<ProxyUpstream, Refused> {
     let mut endpoints = Vec::new();
     for given in &args.proxy_upstream {
@@ -65,7 +65,7 @@ pub fn resolve(args: &Args, services: &Resolved) -> Result<ProxyUpstream, Refuse
     Ok(ProxyUpstream::Named(endpoints))
 }
 
-/// Why an endpoint cannot stand behind these.
+/// The reason why an endpoint is invalid after those in `endpoints`.
 fn flaw(
     address: SocketAddr,
     endpoints: &[SocketAddr],

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Readers of single values. Their errors follow clap's "invalid value '…' for '--flag': " and say
-//! what is wrong and what to give instead.
+//! Parsers of single values. Their errors follow clap's "invalid value '…' for '--flag': " and name the reason and a valid
+//! value.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,35 +12,35 @@ use thiserror::Error;
 
 use proxy_serve::value::{DurationError, GoDuration};
 
-/// The longest name of a link in bytes: the kernel's `IFNAMSIZ` less the closing zero.
+/// Maximum length of a link's name in bytes: the kernel's `IFNAMSIZ` without the terminating zero.
 const MAX_LINK_NAME: usize = 15;
 /// The port of the `kubernetes` Service.
 pub const SERVICE_PORT: u16 = 443;
-/// How [`ServiceAddress::Auto`] is written.
+/// The spelling of [`ServiceAddress::Auto`].
 pub const AUTO: &str = "auto";
-/// Resyncs more often than that would keep the agent busy with nothing else.
+/// Shorter intervals would keep the agent busy with resyncs alone.
 const MIN_INTERVAL: GoDuration = GoDuration::from_millis(1);
-/// A year. Beyond it is a slip of the pen.
+/// A year; longer intervals are likely typos.
 const MAX_INTERVAL: GoDuration = GoDuration::from_secs(365 * 24 * 3600);
 
-/// Why a text is no VIP.
+/// An invalid VIP.
 #[derive(Debug, Error)]
 pub enum VipError {
-    /// A host name, or nothing at all.
+    /// A host name or other text.
     #[error("not an IP address; give one like 169.254.20.2 or fd00::2")]
     Syntax,
     /// An address with a prefix length.
-    #[error("a prefix length is not wanted; give the address alone")]
+    #[error("a prefix length is not allowed; give the address alone")]
     Prefix,
-    /// An address that no VIP can have.
+    /// An address that cannot be a VIP.
     #[error("{0}; give a unicast address that nothing else uses, for example 169.254.20.2")]
     Unusable(&'static str),
-    /// IPv4 in IPv6's clothes: the kernel takes both for the same address.
+    /// An IPv4-mapped IPv6 address, which the kernel treats as the IPv4 address.
     #[error("an IPv4-mapped IPv6 address; give the IPv4 address")]
     Mapped,
 }
 
-/// Reads a VIP: a unicast address that is neither loopback nor link-local IPv6.
+/// Parses a VIP: a unicast address that is neither loopback nor link-local IPv6.
 pub fn vip(text: &str) -> Result<IpAddr, VipError> {
     let address: IpAddr = text.parse().map_err(|_| match text.split_once('/') {
         Some((address, _)) if address.parse::<IpAddr>().is_ok() => VipError::Prefix,
@@ -57,7 +57,7 @@ fn is_mapped(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
 }
 
-/// Why an address can be neither a VIP nor a ClusterIP.
+/// The reason why an address can be neither a VIP nor a ClusterIP.
 fn flaw(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => Some("the unspecified address"),
@@ -70,43 +70,43 @@ fn flaw(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// A Service's endpoint: its ClusterIP with one of its ports.
+/// An endpoint of a Service: its ClusterIP with one of its ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// How it was written.
+    /// The text of the value.
     pub text: String,
-    /// What was meant.
+    /// The parsed address.
     pub address: SocketAddr,
 }
 
 /// A value of `--service-address`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServiceAddress {
-    /// What Kubernetes tells every container.
+    /// The address in Kubernetes' environment variables.
     Auto,
-    /// What was written.
+    /// A literal address.
     Given(Endpoint),
 }
 
-/// Why a text is no Service's endpoint.
+/// An invalid endpoint of a Service.
 #[derive(Debug, Error)]
 pub enum EndpointError {
-    /// A host name, or nothing at all.
+    /// A host name or other text.
     #[error(
         "not an IP address with or without a port; give a ClusterIP, like 10.96.0.1, \
          10.96.0.1:443 or [fd00::1]:443"
     )]
     Syntax,
-    /// What stands behind the address.
+    /// An invalid port.
     #[error("'{0}' is {PortError}")]
     Port(String),
-    /// An address that no Service can have.
+    /// An address that cannot be a ClusterIP.
     #[error("{0}; give the ClusterIP of a Service, for example 10.96.0.1")]
     Unusable(&'static str),
 }
 
-/// Reads an endpoint: an address, or an address and a port, where IPv6 stands in brackets.
-/// Without a port it is the `kubernetes` Service's.
+/// Parses an endpoint: an address, or an address and a port, where IPv6 needs brackets. The default port is that of the
+/// `kubernetes` Service.
 pub fn endpoint(text: &str) -> Result<Endpoint, EndpointError> {
     let (address, port) = match text.parse() {
         Ok(address) => (address, SERVICE_PORT),
@@ -121,7 +121,7 @@ pub fn endpoint(text: &str) -> Result<Endpoint, EndpointError> {
     })
 }
 
-/// Takes `address:port`, `[address]:port` and `[address]` apart.
+/// Splits `address:port`, `[address]:port` and `[address]`.
 fn split(text: &str) -> Result<(IpAddr, u16), EndpointError> {
     let (address, rest) = if let Some(inner) = text.strip_prefix('[') {
         let (address, rest) = inner.split_once(']').ok_or(EndpointError::Syntax)?;
@@ -142,7 +142,7 @@ fn split(text: &str) -> Result<(IpAddr, u16), EndpointError> {
     }
 }
 
-/// Reads a value of `--service-address`.
+/// Parses a value of `--service-address`.
 pub fn service_address(text: &str) -> Result<ServiceAddress, EndpointError> {
     if text == AUTO {
         return Ok(ServiceAddress::Auto);
@@ -153,27 +153,27 @@ pub fn service_address(text: &str) -> Result<ServiceAddress, EndpointError> {
 /// A value of `--proxy-upstream`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upstream {
-    /// Nowhere.
+    /// None.
     Off,
-    /// To endpoints that are learned.
+    /// Learned endpoints.
     Auto,
-    /// To an endpoint.
+    /// A literal endpoint.
     Given(Endpoint),
 }
 
-/// Why a text is no endpoint of an API server.
+/// An invalid endpoint of an API server.
 #[derive(Debug, Error)]
 pub enum UpstreamError {
-    /// A host name, or nothing at all.
+    /// A host name or other text.
     #[error(
         "not an IP address with or without a port; give that of an API server, like 192.0.2.1, \
          192.0.2.1:6443 or [2001:db8::1]:443, or auto or off"
     )]
     Syntax,
-    /// What stands behind the address.
+    /// An invalid port.
     #[error("'{0}' is {PortError}")]
     Port(String),
-    /// An address that no API server can have, seen from the proxy.
+    /// An address that cannot be that of an API server.
     #[error("{0}; give the address of an API server as the proxy connects to it")]
     Unusable(&'static str),
 }
@@ -188,7 +188,7 @@ impl From<EndpointError> for UpstreamError {
     }
 }
 
-/// Reads a value of `--proxy-upstream`.
+/// Parses a value of `--proxy-upstream`.
 pub fn proxy_upstream(text: &str) -> Result<Upstream, UpstreamError> {
     match text {
         AUTO => Ok(Upstream::Auto),
@@ -197,12 +197,12 @@ pub fn proxy_upstream(text: &str) -> Result<Upstream, UpstreamError> {
     }
 }
 
-/// Not a TCP port.
+/// An invalid TCP port.
 #[derive(Debug, Error)]
 #[error("not a TCP port; give a number from 1 to 65535")]
 pub struct PortError;
 
-/// Reads a TCP port other than 0.
+/// Parses a TCP port other than 0.
 pub fn port(text: &str) -> Result<u16, PortError> {
     // `parse` alone would take "+443".
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -211,27 +211,27 @@ pub fn port(text: &str) -> Result<u16, PortError> {
     text.parse().ok().filter(|port| *port != 0).ok_or(PortError)
 }
 
-/// Why no link can have a name.
+/// An invalid name of a link.
 #[derive(Debug, Error)]
 pub enum LinkNameError {
-    /// No name.
+    /// Empty.
     #[error("the name is empty; give the name of a link, for example lo")]
     Empty,
     /// Over 15 bytes.
-    #[error("the name has {0} bytes; Linux allows {MAX_LINK_NAME}, give a shorter one")]
+    #[error("the name has {0} bytes; Linux allows {MAX_LINK_NAME}; give a shorter one")]
     TooLong(usize),
-    /// Names of directories.
+    /// `.` or `..`.
     #[error("no link can have this name; give another, for example lo")]
     Reserved,
-    /// A character that the kernel refuses.
+    /// A character that the kernel rejects.
     #[error("the name of a link cannot contain a slash, a colon, a percent sign or a space")]
     Character,
 }
 
-/// Reads the name of a link, by the rules of the kernel's `dev_valid_name` (`net/core/dev.c`).
+/// Parses the name of a link, by the rules of the kernel's `dev_valid_name` (`net/core/dev.c`).
 ///
-/// A percent sign is refused as well: the kernel takes such a name for a pattern
-/// (`dev_alloc_name`) and creates a link of another name.
+/// A percent sign is rejected too: the kernel treats such a name as a pattern (`dev_alloc_name`) and creates a link of
+/// another name.
 pub fn link_name(text: &str) -> Result<String, LinkNameError> {
     match text {
         "" => return Err(LinkNameError::Empty),
@@ -241,8 +241,8 @@ pub fn link_name(text: &str) -> Result<String, LinkNameError> {
     if text.len() > MAX_LINK_NAME {
         return Err(LinkNameError::TooLong(text.len()));
     }
-    // 0xa0 is a space to the kernel, which looks at bytes and thinks Latin-1; 0x0b is one to the
-    // kernel and not to `is_ascii_whitespace`.
+    // The kernel's `isspace` works on Latin-1 bytes, where 0xa0 is a space, and includes 0x0b, unlike
+    // `is_ascii_whitespace`.
     let refused =
         |byte: u8| byte.is_ascii_whitespace() || matches!(byte, b'/' | b':' | b'%' | 0x0b | 0xa0);
     if text.bytes().any(refused) {
@@ -251,21 +251,21 @@ pub fn link_name(text: &str) -> Result<String, LinkNameError> {
     Ok(text.to_owned())
 }
 
-/// The other value of `--guard` that is no link.
+/// The value of `--guard` and `--proxy-upstream` that disables them.
 pub const OFF: &str = "off";
 
-/// Why a link cannot be guarded.
+/// An invalid link for the guard.
 #[derive(Debug, Error)]
 pub enum GuardedLinkError {
-    /// No link has this name.
+    /// An invalid name.
     #[error(transparent)]
     Name(#[from] LinkNameError),
-    /// It is the one by which the node's own processes reach the VIP.
+    /// The loopback link, by which the node's own processes reach the VIP.
     #[error("the node's own packets come by lo; give links to the outside, auto or off")]
     Loopback,
 }
 
-/// Reads a value of `--guard`.
+/// Parses a value of `--guard`.
 pub fn guarded_link(text: &str) -> Result<String, GuardedLinkError> {
     match link_name(text)? {
         name if name == "lo" => Err(GuardedLinkError::Loopback),
@@ -273,21 +273,21 @@ pub fn guarded_link(text: &str) -> Result<String, GuardedLinkError> {
     }
 }
 
-/// Why a text is no network.
+/// An invalid network.
 #[derive(Debug, Error)]
 pub enum NetworkError {
-    /// A host name, or nothing at all.
+    /// A host name or other text.
     #[error("not a network; give one like 192.0.2.0/24 or 2001:db8::/32, or a single address")]
     Syntax,
-    /// Bits behind the prefix.
+    /// Host bits are set.
     #[error("bits are set behind the prefix; the network is {0}")]
     HostBits(IpNet),
-    /// IPv4 in IPv6's clothes.
+    /// IPv4-mapped IPv6.
     #[error("an IPv4-mapped IPv6 network; give the IPv4 one")]
     Mapped,
 }
 
-/// Reads a network, or an address as the network of it alone.
+/// Parses a network; a single address is a network of full prefix length.
 pub fn network(text: &str) -> Result<IpNet, NetworkError> {
     let network = match text.parse::<IpAddr>() {
         Ok(address) => IpNet::from(address),
@@ -300,7 +300,7 @@ pub fn network(text: &str) -> Result<IpNet, NetworkError> {
     }
 }
 
-/// Why a text is no interval.
+/// An invalid interval.
 #[derive(Debug, Error)]
 pub enum IntervalError {
     /// Not a duration.
@@ -311,7 +311,7 @@ pub enum IntervalError {
     Range,
 }
 
-/// Reads the time between two resyncs, as Go spells durations.
+/// Parses the sync interval, a duration in Go's syntax.
 pub fn interval(text: &str) -> Result<Duration, IntervalError> {
     let duration: GoDuration = text.parse()?;
     (MIN_INTERVAL..=MAX_INTERVAL)
@@ -321,7 +321,7 @@ pub fn interval(text: &str) -> Result<Duration, IntervalError> {
         .ok_or(IntervalError::Range)
 }
 
-/// Reads how long a clean-up waits, as Go spells durations.
+/// Parses the drain timeout, a duration in Go's syntax.
 pub fn drain(text: &str) -> Result<Duration, DrainError> {
     let duration: GoDuration = text.parse()?;
     (GoDuration::from_secs(0)..=MAX_DRAIN)
@@ -331,7 +331,7 @@ pub fn drain(text: &str) -> Result<Duration, DrainError> {
         .ok_or(DrainError::Range)
 }
 
-/// Not a time that a clean-up may wait.
+/// An invalid drain timeout.
 #[derive(Debug, Error)]
 pub enum DrainError {
     /// Not a duration.
@@ -342,22 +342,22 @@ pub enum DrainError {
     Range,
 }
 
-/// The longest time that a clean-up waits.
+/// Maximum drain timeout.
 const MAX_DRAIN: GoDuration = GoDuration::from_secs(3600);
 
-/// The addresses of `--listen`, of which the first that can be bound is taken; none: it is off.
+/// The addresses of `--listen`; the first that can be bound is used. Empty: disabled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen(pub Vec<SocketAddr>);
 
-/// Not an address to listen on.
+/// An invalid address to listen on.
 #[derive(Debug, Error)]
 #[error(
     "not an IP address with a port; give one like 127.0.0.1:9465, [::1]:9465 or :9465, or an empty \
-     one to serve nothing"
+     value to disable the endpoint"
 )]
 pub struct ListenError;
 
-/// Reads an address to listen on, as Go's programs write it: without an IP address it is every one.
+/// Parses an address to listen on in Go's syntax: without an IP address, all addresses.
 pub fn listen(text: &str) -> Result<Listen, ListenError> {
     if text.is_empty() {
         return Ok(Listen(Vec::new()));
@@ -365,7 +365,7 @@ pub fn listen(text: &str) -> Result<Listen, ListenError> {
     let addresses: Vec<SocketAddr> = match text.strip_prefix(':') {
         Some(number) => {
             let port = port(number).map_err(|_| ListenError)?;
-            // The first takes IPv4 too. Without IPv6 in the kernel there is the second.
+            // The first one accepts IPv4 too; the second one is for kernels without IPv6.
             vec![
                 (Ipv6Addr::UNSPECIFIED, port).into(),
                 (Ipv4Addr::UNSPECIFIED, port).into(),
@@ -383,19 +383,19 @@ pub fn listen(text: &str) -> Result<Listen, ListenError> {
     Ok(Listen(addresses))
 }
 
-/// An IPv4 address in the brackets that IPv6 needs: what a manifest makes of `[$(NODE_IP)]:9465`.
+/// An IPv4 address in brackets, as it results from `[$(NODE_IP)]:9465` in a manifest.
 fn bracketed(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.strip_prefix('[')?.split_once("]:")?;
     let address: Ipv4Addr = address.parse().ok()?;
     Some((address, port.parse().ok()?).into())
 }
 
-/// Not the absolute path of a directory.
+/// An invalid path of a directory.
 #[derive(Debug, Error)]
 #[error("not an absolute path; give one that starts with / and names a directory below it")]
 pub struct DirectoryError;
 
-/// Reads the absolute path of a directory other than the root.
+/// Parses the absolute path of a directory other than the root.
 pub fn directory(text: &str) -> Result<PathBuf, DirectoryError> {
     let path = Path::new(text);
     if path.is_absolute() && path.file_name().is_some() {

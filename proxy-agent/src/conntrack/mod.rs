@@ -15,14 +15,14 @@ use std::io;
 use std::net::SocketAddr;
 
 use plan::{Desired, LIMIT, Op, plan};
+use proxy_netlink::netfilter::conntrack::{self, Entry, Filter, TcpState};
+use proxy_netlink::netfilter::{Error, Socket};
 use tracing::{debug, info};
 
-use crate::netfilter::conntrack::{self, Entry, Filter, TcpState};
-use crate::netfilter::{Error, Socket};
-use crate::reconcile::{Mode, Report, carry_out, failed, part};
+use crate::reconcile::{Mode, Part, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = part::CONNTRACK;
+pub const PART: Part = Part::Conntrack;
 
 /// Keeps every ClusterIP free of stale entries.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ impl Repair {
 
     /// Looks for stale entries and deletes them.
     ///
-    /// An entry is found stale some seconds after its last SYN: what this pass is too early for is
-    /// left to the next.
+    /// An entry counts as stale some seconds after its last SYN: the next pass deletes those for which this
+    /// one is too early.
     pub async fn reconcile(&mut self, mode: Mode, report: &mut Report) {
         if self.cluster_ips.is_empty() {
             return;
@@ -51,7 +51,7 @@ impl Repair {
         let syn_sent = match conntrack::tcp_timeout(TcpState::SynSent) {
             Ok(timeout) => timeout,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                debug!(part = PART, "connections are not tracked here");
+                debug!(part = PART.name(), "connections are not tracked here");
                 return;
             }
             Err(error) => {
@@ -80,7 +80,7 @@ impl Repair {
             self.deleted += deleted;
             let total = self.deleted;
             info!(
-                part = PART,
+                part = PART.name(),
                 "{deleted} stale entries deleted, {total} since the start"
             );
         }

@@ -6,7 +6,7 @@ use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::netfilter::conntrack::{Entry, Status, TcpState};
+use proxy_netlink::netfilter::conntrack::{Entry, Status, TcpState};
 
 /// How many stale entries of one ClusterIP a pass deletes at most: what bounds its memory.
 pub const LIMIT: usize = 10_000;
@@ -20,7 +20,7 @@ const AGE: Duration = Duration::from_secs(3);
 /// What the planner works from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    /// Addresses that nobody reaches without DNAT.
+    /// Addresses that clients reach by DNAT only.
     pub cluster_ips: Vec<SocketAddr>,
     /// How long conntrack remembers a SYN.
     pub syn_sent: Duration,
@@ -54,7 +54,7 @@ impl Desired {
     /// Time since the entry was made, before Linux 5.14 since its last SYN: that is when the
     /// remaining time was the whole timeout.
     ///
-    /// None: the kernel does not tell, or the timeout was longer when the entry was made.
+    /// None: the kernel does not report it, or the timeout was longer when the entry was made.
     fn age(&self, entry: &Entry) -> Option<Duration> {
         self.syn_sent.checked_sub(entry.remaining?)
     }

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proxy_netlink::netfilter::conntrack::{Ending, Entry, Status, TcpState, Tuple};
 
 use super::plan::{Desired, Op, plan};
-use crate::netfilter::conntrack::{Ending, Entry, Status, TcpState, Tuple};
 
 const CLUSTER_IP: &str = "10.96.0.1:443";
 const CLUSTER_IP6: &str = "[fd00::1]:443";

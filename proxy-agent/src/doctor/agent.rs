@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent itself: whether it runs, which backend it chose and why, and whether somebody else does
-//! its work as well.
+//! The agent itself: whether it runs, which backend it uses and why, and whether another agent manages the same VIP.
 
 use std::net::IpAddr;
 use std::process;
 
+use proxy_kernel::processes::{self, Process};
 use proxy_serve::doctor::Check;
 
 use super::check;
-use super::processes::{self, Process};
 use super::subject::Subject;
 use crate::reconcile::report::chain;
 use crate::services::Undecided;
@@ -20,9 +19,9 @@ const OTHERS: &str = "other-agents";
 
 /// The agent that proxy-agent replaces.
 const SIDECAR: &str = "apiserver-proxy-sidecar";
-/// How programs of ours are called, however they were installed.
+/// The name of the agent's program.
 const OURS: &str = "proxy-agent";
-/// Invocations that keep nothing on the node.
+/// Subcommands that keep nothing on the node.
 const SHORT_LIVED: [&str; 4] = ["doctor", "status", "completions", "cleanup"];
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
@@ -32,7 +31,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         match processes::in_this_netns() {
             Ok(found) => others(&found, subject.pid(), &subject.vips),
             Err(error) => {
-                let what = "look for other processes that look after the VIPs";
+                let what = "search for other processes that manage the VIPs";
                 check::unknown(OTHERS, what, &error, "mount /proc")
             }
         },
@@ -46,9 +45,9 @@ fn agent(subject: &Subject) -> Check {
         Err(error) => {
             return check::unknown(
                 AGENT,
-                format!("look at the lock in --run-dir={directory}"),
+                format!("read the lock in --run-dir={directory}"),
                 error,
-                "run the doctor as root, where the agent's run directory is mounted",
+                "run the doctor as root, with the agent's run directory mounted",
             );
         }
     };
@@ -57,40 +56,40 @@ fn agent(subject: &Subject) -> Check {
         Err(error) => {
             return Check::warning(
                 AGENT,
-                format!("what the agent has told cannot be read: {}", chain(error)),
-                "restart the agent, which writes it anew; use a doctor of the agent's version",
+                format!("cannot read the agent's state file: {}", chain(error)),
+                "restart the agent, which rewrites it; use a doctor of the agent's version",
             );
         }
     };
     match (running, state) {
         (true, Some(state)) => Check::ok(
             AGENT,
-            format!("version {} runs (pid {})", state.version, state.pid),
+            format!("version {} is running (pid {})", state.version, state.pid),
         ),
         (true, None) => Check::warning(
             AGENT,
-            format!("an agent runs with --run-dir={directory} and has not finished a pass"),
-            "look into its log",
+            format!("an agent is running with --run-dir={directory} but has not completed a pass"),
+            "check its log",
         ),
         (false, Some(state)) => Check::warning(
             AGENT,
             format!(
-                "no agent runs; version {} (pid {}) ran last, and nobody repairs what it left",
+                "no agent is running; version {} (pid {}) was the last one, and its objects are not repaired",
                 state.version, state.pid
             ),
-            "start it again; look into the log of the last one for why it ended",
+            "start it again; check the log of the last one for the reason why it ended",
         ),
         (false, None) => Check::warning(
             AGENT,
-            format!("no agent runs with --run-dir={directory}, and none ever has"),
-            "start one, or name its directory with --run-dir",
+            format!("no agent is running with --run-dir={directory}, and none has before"),
+            "start one, or set its run directory with --run-dir",
         ),
     }
 }
 
 fn backend(subject: &Subject) -> Check {
     let Some(choice) = subject.choice() else {
-        return Check::not_applicable(BACKEND, "no agent has told which backend it uses");
+        return Check::not_applicable(BACKEND, "no state file of an agent shows the backend");
     };
     let rejected: Vec<_> = choice
         .rejected
@@ -98,10 +97,10 @@ fn backend(subject: &Subject) -> Check {
         .map(|rejected| format!("{}: {}", rejected.backend, rejected.reason))
         .collect();
     let why = if rejected.is_empty() {
-        format!("{choice}, as asked for (--backend={})", choice.asked)
+        format!("{choice}, as requested (--backend={})", choice.asked)
     } else {
         format!(
-            "{choice}, because others cannot be used: {}",
+            "{choice}, because preferred backends cannot be used: {}",
             rejected.join("; ")
         )
     };
@@ -109,19 +108,23 @@ fn backend(subject: &Subject) -> Check {
         return Check::warning(
             BACKEND,
             format!(
-                "--backend={} cannot be used: {}; everything is tracked",
+                "--backend={} cannot be used: {}; all connections are tracked",
                 choice.asked,
                 rejected.join("; ")
             ),
-            "give the agent what it lacks (see the README), or --backend=auto",
+            "provide what the backend needs (see docs/agent.md), or use --backend=auto",
         );
     }
-    let remedy = "give the agent what the better backend needs (see the README)";
+    let remedy = "provide what the preferred backend needs (see docs/agent.md)";
     if choice.backend == "none" && choice.asked == "auto" {
-        return Check::warning(BACKEND, format!("{why}; everything is tracked"), remedy);
+        return Check::warning(
+            BACKEND,
+            format!("{why}; all connections are tracked"),
+            remedy,
+        );
     }
     if choice.backend != "ebpf" && !subject.services().is_empty() {
-        let finding = format!("{why}; --service-address is given and no service ends on the proxy");
+        let finding = format!("{why}; --service-address is set but no Service ends on the proxy");
         return Check::warning(BACKEND, finding, remedy);
     }
     let left: Vec<_> = subject
@@ -136,14 +139,14 @@ fn backend(subject: &Subject) -> Check {
                 "{why}; Services do not end on the proxy: {}",
                 left.join("; ")
             ),
-            "with kube-proxy in IPVS mode leave --service-address out, or change its mode; otherwise give the \
+            "with kube-proxy in IPVS mode, unset --service-address or change its mode; otherwise set it to the \
              ClusterIP of a Service",
         );
     }
     Check::ok(BACKEND, why)
 }
 
-/// Another agent fights over a VIP only if it has the same one.
+/// Another agent conflicts only if it manages the same VIP.
 fn others(processes: &[Process], own: Option<u32>, vips: &[IpAddr]) -> Check {
     let foreign = processes
         .iter()
@@ -151,21 +154,23 @@ fn others(processes: &[Process], own: Option<u32>, vips: &[IpAddr]) -> Check {
         .filter(|found| is_agent(found));
     for found in foreign {
         let (program, pid) = (found.program(), found.pid);
-        let says = |vip: &&IpAddr| {
+        let has = |vip: &&IpAddr| {
             let vip = vip.to_string();
             let mut texts = found.words.iter().chain(&found.environment);
             texts.any(|text| mentions(text, &vip))
         };
-        if let Some(vip) = vips.iter().find(says) {
+        if let Some(vip) = vips.iter().find(has) {
             return Check::broken(
                 OTHERS,
-                format!("{program} (pid {pid}) looks after {vip} as well: the two undo each other"),
+                format!(
+                    "{program} (pid {pid}) manages {vip} too: both agents undo each other's changes"
+                ),
                 format!("stop one of them; in Kubernetes remove the DaemonSet of {program}"),
             )
             .with_command(format!("kill {pid}"));
         }
     }
-    Check::ok(OTHERS, "nobody else looks after the VIPs")
+    Check::ok(OTHERS, "no other process manages the VIPs")
 }
 
 fn is_agent(process: &Process) -> bool {
@@ -177,7 +182,7 @@ fn is_agent(process: &Process) -> bool {
     }
 }
 
-/// Whether a flag or variable has an address among its values.
+/// Whether an address is among the values of a flag or variable.
 fn mentions(text: &str, vip: &str) -> bool {
     let value = text.split_once('=').map_or(text, |(_, value)| value);
     value.split(',').any(|word| word == vip)
@@ -198,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_agent_of_the_same_vip_is_in_the_way() {
+    fn only_an_agent_of_the_same_vip_conflicts() {
         let vips = [IpAddr::from([10, 96, 0, 2])];
         let judged = |line, environment| {
             others(&[process(4_000_000, line, environment)], Some(1), &vips).verdict

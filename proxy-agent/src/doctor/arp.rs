@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether neighbours can learn that this node has a VIP. Linux answers ARP requests for any of its
-//! addresses on every link (`arp_ignore` 0); that matters only where a VIP lies in the subnet of a
-//! link, for then neighbours ask, and where no guard of backend `ebpf` drops what they ask. IPv6 answers
-//! on the link that has the address, and nowhere else.
+//! Whether neighbours can learn that this node has a VIP. Linux answers ARP requests for any of its addresses on every link
+//! (`arp_ignore` 0). That matters only if a VIP is in the subnet of a link, because only then neighbours send requests, and
+//! if no guard of backend `ebpf` drops those. For IPv6 only the link that has the address answers.
 //!
-//! `rp_filter`, `accept_local`, `route_localnet` and `arp_announce` make no difference to the VIP:
-//! it is delivered locally, and replies are routed like any other packet of the node.
+//! `rp_filter`, `accept_local`, `route_localnet` and `arp_announce` do not affect the VIP: packets to it are delivered locally,
+//! and replies are routed like other packets of the node.
 
 use std::fs;
 use std::net::IpAddr;
 
+use proxy_netlink::route::{LinkKind, Prefix};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::link::{LinkKind, LinkTable, Prefix, ipv4_networks};
+use crate::link::{LinkTable, ipv4_networks};
 
 const ID: &str = "arp";
 
@@ -37,8 +37,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     }
 }
 
-/// Whether a link answers for addresses of other links: `arp_ignore` is the larger one of its own and
-/// that of all.
+/// Whether a link answers for addresses of other links: the larger value of its own `arp_ignore` and that of `all` counts.
 fn answers(link: &str) -> bool {
     let value = |conf: &str| {
         let path = format!("/proc/sys/net/ipv4/conf/{conf}/arp_ignore");
@@ -48,9 +47,9 @@ fn answers(link: &str) -> bool {
     value("all").max(value(link)) == 0
 }
 
-/// Whether a guard keeps ARP requests for the VIPs from the node: that of rules does not see them.
+/// Whether a guard drops ARP requests for the VIPs; the guard of rules does not see them.
 fn drops_requests(subject: &Subject, link: &str) -> bool {
-    let guarded = subject.told().map(|state| &state.guard.links);
+    let guarded = subject.published().map(|state| &state.guard.links);
     subject.uses("ebpf")
         && guarded.is_some_and(|links| links.iter().any(|guarded| guarded.link == link))
 }
@@ -67,7 +66,7 @@ fn judge(
             let mut addresses = table.addresses.iter();
             addresses.any(|found| found.ip == *vip && found.index == link)
         };
-        // An address of its own is no subnet.
+        // The prefix of a single address is no subnet.
         let holds = |network: Prefix| network.len < 32 && network.holds(*vip);
         for (index, subnet) in networks
             .iter()
@@ -84,8 +83,8 @@ fn judge(
                 Check::warning(
                     ID,
                     format!(
-                        "{vip} lies in the subnet {subnet} of {name}, and the node answers ARP requests \
-                         for it there: neighbours take this node for {vip}"
+                        "{vip} is in the subnet {subnet} of {name}, and the node answers ARP requests \
+                         for it there: neighbours send packets for {vip} to this node"
                     ),
                     format!(
                         "choose a VIP outside of the node's subnets, or set arp_ignore for {name}"
@@ -98,7 +97,7 @@ fn judge(
     if checks.is_empty() {
         checks.push(Check::ok(
             ID,
-            "no neighbour is told that this node has a VIP",
+            "no link answers neighbours' ARP requests for a VIP",
         ));
     }
     checks
@@ -106,12 +105,13 @@ fn judge(
 
 #[cfg(test)]
 mod tests {
+    use proxy_netlink::route::Link;
+
     use super::*;
-    use crate::link::Link;
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn only_a_vip_in_the_subnet_of_another_link_is_asked_for() {
+    fn only_a_vip_in_the_subnet_of_another_link_matters() {
         let table = LinkTable {
             links: vec![Link::new(2, "eth0", LinkKind::Veth)],
             ..LinkTable::default()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Findings that come of an error.
+//! Findings for errors.
 
 use std::error::Error as StdError;
 
@@ -8,7 +8,7 @@ use proxy_serve::doctor::Check;
 
 use crate::reconcile::report::chain;
 
-/// It could not be looked at.
+/// A check that could not be made, because an observation failed.
 pub fn unknown(
     id: &'static str,
     what: impl Into<String>,
@@ -19,7 +19,7 @@ pub fn unknown(
     Check::unknown(id, finding, remedy)
 }
 
-/// Nothing was found, but a table of iptables could not be read, in which it may be.
+/// A check whose result is unknown because a table of iptables could not be read.
 pub fn unread_table(id: &'static str, program: &str, table: &str, error: &dyn StdError) -> Check {
     let what = format!("read table {table} of {program}");
     let remedy =

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How full conntrack's table is, what it has dropped, and whether it picks connections up that it
-//! has not seen from their start.
+//! How full the conntrack table is, what it has dropped, and whether conntrack accepts connections from the middle
+//! (`nf_conntrack_tcp_loose`).
 
 use std::io;
 
+use proxy_kernel::conntrack::{self, Fill, Statistics};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::kernel::conntrack::{self, Fill, Statistics};
 
 const TABLE: &str = "conntrack";
 const LOOSE: &str = "conntrack-loose";
 
-/// From how full on it is worth a warning, in percent.
+/// Fill level that is worth a warning, in percent.
 const NEARLY_FULL: u64 = 90;
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
     let statistics = conntrack::statistics().unwrap_or_default();
-    // Of the ways to the VIP those that are tracked need room in the table.
+    // Only tracked connections to the VIP need entries.
     let untracked = subject
         .choice()
         .is_some_and(|choice| choice.backend != "none");
@@ -53,22 +53,23 @@ fn judge(fill: Fill, statistics: Statistics, untracked: bool) -> Check {
         early_drop,
     } = statistics;
     let finding = format!(
-        "{count} of {max} entries; since the start {drop} packets dropped because it was full, \
+        "{count} of {max} entries; since boot {drop} packets dropped because it was full, \
          {early_drop} entries evicted, {insert_failed} insertions failed"
     );
     let percent = count.saturating_mul(100) / max.max(1);
     if percent < NEARLY_FULL {
         return Check::ok(TABLE, finding);
     }
-    let remedy = "raise net.netfilter.nf_conntrack_max (in the initial network namespace), or find who \
-                  fills it (conntrack -L) and shorten its time-outs";
+    let remedy = "raise net.netfilter.nf_conntrack_max (in the initial network namespace), or find the source of \
+                  the entries (conntrack -L) and reduce its time-outs";
     let command = format!(
         "sysctl -w net.netfilter.nf_conntrack_max={}",
         max.saturating_mul(2)
     );
     let check = if count >= max && !untracked {
-        let finding =
-            format!("the table is full: {finding}; new connections fail, those to the VIP too");
+        let finding = format!(
+            "the table is full: {finding}; new connections fail, including those to the VIP"
+        );
         Check::broken(TABLE, finding, remedy)
     } else {
         let finding = format!("the table is {percent} % full: {finding}");
@@ -79,13 +80,16 @@ fn judge(fill: Fill, statistics: Statistics, untracked: bool) -> Check {
 
 fn judge_loose(loose: bool) -> Check {
     if loose {
-        return Check::ok(LOOSE, "conntrack picks up connections that are under way");
+        return Check::ok(
+            LOOSE,
+            "conntrack accepts established connections without their start",
+        );
     }
     Check::warning(
         LOOSE,
-        "net.netfilter.nf_conntrack_tcp_loose is 0: a connection that stops being untracked (the agent \
-         is removed, its entry is evicted) is invalid to conntrack, and rules that drop invalid \
-         packets end it",
+        "net.netfilter.nf_conntrack_tcp_loose is 0: a connection that is no longer untracked (the agent \
+         is removed, its entry is evicted) becomes invalid to conntrack, and rules that drop invalid \
+         packets break it",
         "set it to 1",
     )
     .with_command("sysctl -w net.netfilter.nf_conntrack_tcp_loose=1")

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What it means that somebody sends connections to the VIPs: nothing to backends that decide each
-//! connection, time-outs to rules that untrack every reply.
+//! Effect of DNAT to the VIPs: none with stateful backends; with stateless rules, which untrack every reply, such connections
+//! time out.
 
+use proxy_rules::dnat::Findings;
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::dnat::Findings;
 use crate::state::Choice;
 
 const ID: &str = "dnat";
@@ -19,7 +19,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     judge(&subject.dnat, subject.choice())
 }
 
-/// Whether replies are untracked whatever brought their connection.
+/// Whether replies are untracked regardless of how their connection was decided.
 fn is_stateless(choice: Option<&Choice>) -> bool {
     choice.is_some_and(|choice| choice.backend == "iptables" && !choice.learns())
 }
@@ -34,11 +34,11 @@ fn judge(findings: &Findings, choice: Option<&Choice>) -> Vec<Check> {
                 Check::broken(
                     ID,
                     format!(
-                        "{found}: these connections time out, because the rules of backend iptables \
+                        "{found}: these connections time out, because the stateless rules of backend iptables \
                          untrack their replies"
                     ),
                     "use --backend=ebpf or --backend=nftables, or install ipset for backend iptables; \
-                     --backend=none leaves everything tracked",
+                     --backend=none keeps all connections tracked",
                 )
             } else {
                 Check::ok(ID, found.to_string())
@@ -46,24 +46,21 @@ fn judge(findings: &Findings, choice: Option<&Choice>) -> Vec<Check> {
         })
         .collect();
     checks.extend(findings.unread.iter().map(|unread| {
-        let error = std::io::Error::other(unread.why.clone());
-        let what = format!("look for DNAT in {}", unread.source);
+        let what = format!("search for DNAT in {}", unread.source);
         let remedy = "run the doctor as root in the agent's container";
-        check::unknown(ID, what, &error, remedy)
+        check::unknown(ID, what, &*unread.error, remedy)
     }));
     if checks.is_empty() {
-        checks.push(Check::ok(
-            ID,
-            "nobody sends connections to the VIPs by DNAT",
-        ));
+        checks.push(Check::ok(ID, "no rule DNATs connections to the VIPs"));
     }
     checks
 }
 
 #[cfg(test)]
 mod tests {
+    use proxy_rules::dnat::{Finding, Unread};
+
     use super::*;
-    use crate::dnat::{Finding, Unread};
     use proxy_serve::doctor::Verdict;
 
     #[test]
@@ -94,7 +91,7 @@ mod tests {
             found: Vec::new(),
             unread: vec![Unread {
                 source: "IPVS".to_owned(),
-                why: "no".to_owned(),
+                error: "no".into(),
             }],
         };
         assert_eq!(judge(&unread, None)[0].verdict, Verdict::Unknown);

@@ -1,23 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the kernel can do, tried in a network namespace of its own that is thrown away. Modules that
-//! the kernel loads for that stay loaded.
+//! Kernel features, tried in a temporary network namespace. Modules that the kernel loads for that stay loaded.
 
-use std::fmt::Write as _;
 use std::io;
 use std::thread;
 
 use aya::programs::SchedClassifier;
 use aya::programs::tc::qdisc_add_clsact;
+use proxy_kernel::capabilities::{self, Capability};
+use proxy_kernel::netns;
+use proxy_netlink::netfilter::{self, Base, Chain, Family, Rule, Socket, Table, expression};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
 use crate::backend::ebpf::Hook;
 use crate::backend::tables;
-use crate::kernel::capabilities::{self, Capability};
-use crate::kernel::netns;
-use crate::netfilter::{self, Base, Chain, Family, Rule, Socket, Table, expression};
 use crate::reconcile::report::chain;
 
 const NF_TABLES: &str = "nf-tables";
@@ -25,7 +23,7 @@ const NFT_SOCKET: &str = "nft-socket";
 const TC: &str = "tc";
 const ALL: [&str; 3] = [NF_TABLES, NFT_SOCKET, TC];
 
-/// What became of each try; an error tells in words why it failed.
+/// The result of each try, with the error as text.
 struct Tried {
     nf_tables: Result<(), String>,
     nft_socket: Result<(), String>,
@@ -35,11 +33,11 @@ struct Tried {
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
     if !capabilities::has(Capability::SysAdmin).unwrap_or(false) {
-        let why = "cannot be tried without SYS_ADMIN, which makes a namespace to try it in; the \
+        let why = "cannot be tried without SYS_ADMIN, which is needed for a temporary network namespace; the \
                    agent itself has tried what it needs (see backend)";
         return ALL.map(|id| Check::not_applicable(id, why)).to_vec();
     }
-    // A thread has a network namespace of its own if it wants one.
+    // Network namespaces are per thread.
     let tried = thread::spawn(|| {
         netns::enter_new()?;
         Ok(attempt())
@@ -49,7 +47,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     match tried {
         Ok(tried) => judge(&tried, subject.uses("ebpf"), subject.uses("nftables")),
         Err(error) => {
-            let (what, remedy) = ("make a network namespace", "run the doctor as root");
+            let (what, remedy) = ("create a network namespace", "run the doctor as root");
             ALL.map(|id| check::unknown(id, what, &error, remedy))
                 .to_vec()
         }
@@ -65,7 +63,7 @@ fn attempt() -> Tried {
     }
 }
 
-/// Puts a rule into a table like ours.
+/// Installs a table with one rule, like those of the agent.
 fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> Result<(), String> {
     let table = Table {
         family: Family::IPv4,
@@ -89,43 +87,51 @@ fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> R
 
 fn judge(tried: &Tried, ebpf: bool, nftables: bool) -> Vec<Check> {
     let rules = match &tried.nf_tables {
-        Ok(()) => Check::ok(NF_TABLES, "nf_tables takes a table with a notrack rule"),
+        Ok(()) => Check::ok(NF_TABLES, "nf_tables accepts a table with a notrack rule"),
         Err(why) => refused(
             NF_TABLES,
-            format!("nf_tables takes no notrack rule: {why}"),
+            format!("nf_tables rejects a notrack rule: {why}"),
             "load or install the modules nf_tables and nft_ct",
             "modprobe -a nf_tables nft_ct",
             ebpf || nftables,
         ),
     };
     let nft_socket = match &tried.nft_socket {
-        Ok(()) => Check::ok(NFT_SOCKET, "nf_tables looks sockets up (nft_socket)"),
+        Ok(()) => Check::ok(NFT_SOCKET, "nf_tables supports socket lookups (nft_socket)"),
         Err(why) => refused(
             NFT_SOCKET,
-            format!("nf_tables looks no sockets up: {why}"),
-            "load or install the module nft_socket: without it no Service ends on the proxy",
+            format!("nf_tables does not support socket lookups: {why}"),
+            "load or install the module nft_socket: without it no Service can end on the proxy",
             "modprobe nft_socket",
             ebpf,
         ),
     };
-    let mut ways = String::new();
+    let mut supported = Vec::new();
     if tried.tcx {
-        ways.push_str("tcx");
+        supported.push("tcx");
     }
     if tried.clsact.is_ok() {
-        let _ = write!(ways, "{}clsact", if ways.is_empty() { "" } else { " and " });
+        supported.push("clsact");
     }
-    let tc = if ways.is_empty() {
+    let tc = if supported.is_empty() {
         let why = tried.clsact.as_ref().err().map_or("", String::as_str);
         refused(
             TC,
-            format!("no program can be attached to links: there is no tcx, and no clsact: {why}"),
+            format!(
+                "programs cannot be attached to links: neither tcx nor clsact is available: {why}"
+            ),
             "load or install the modules sch_ingress and cls_bpf",
             "modprobe -a sch_ingress cls_bpf",
             ebpf,
         )
     } else {
-        Check::ok(TC, format!("programs are attached to links by {ways}"))
+        Check::ok(
+            TC,
+            format!(
+                "programs can be attached to links by {}",
+                supported.join(" and ")
+            ),
+        )
     };
     vec![rules, nft_socket, tc]
 }
@@ -145,7 +151,7 @@ mod tests {
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn what_is_missing_is_worse_where_it_is_used() {
+    fn a_missing_feature_is_worse_if_it_is_used() {
         let no = || Err("no".to_owned());
         let none = Tried {
             nf_tables: no(),

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Firewalls that drop untracked packets of the VIP, of Services that end on the proxy, or of the proxy's own
-//! connections. A rule like `ct state established accept` does not match them, so where the rest is dropped they need
-//! a rule of their own.
+//! Firewalls that drop untracked packets of the VIP, of Services that end on the proxy, or of the proxy's own connections. A
+//! rule like `ct state established accept` does not match them; a firewall that drops the rest needs a rule for them.
 
+use proxy_rules::filters::{self, Fate, Found, Known, Packet, packets};
+use proxy_rules::xtables::Flavour;
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::backend::iptables::survey::Flavour;
-use crate::filters::{self, Fate, Found, Known, Packet, packets};
+use crate::ownership::MARKS;
 
 const ID: &str = "firewall";
 
@@ -23,12 +23,12 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     {
         return vec![Check::not_applicable(
             ID,
-            "backend none leaves everything tracked",
+            "with backend none all connections are tracked",
         )];
     }
     let services = subject.ending_services().into_iter();
     let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
-    let upstream = subject.told().map(|state| state.upstream.untracked());
+    let upstream = subject.published().map(|state| state.upstream.untracked());
     let packets = [
         packets(&subject.endpoints(), Known::Vip),
         packets(&services, Known::Service),
@@ -37,14 +37,14 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     .concat();
     let mut checks = Vec::new();
     let mut found = Vec::new();
-    match filters::find_in_nf_tables(&packets) {
+    match filters::find_in_nf_tables(&packets, MARKS) {
         Ok(in_nf_tables) => found.extend(in_nf_tables),
         Err(error) => {
             let what = "read the chains and rules of nf_tables";
             checks.push(check::unknown(ID, what, &error, "run the doctor as root"));
         }
     }
-    // Those of the other flavour are in nf_tables.
+    // The tables of the other flavour are part of nf_tables.
     let legacy = subject
         .iptables
         .iter()
@@ -83,20 +83,20 @@ fn judge(found: Found) -> Option<Check> {
         command,
     } = found;
     let remedy = if of_iptables {
-        "let it pass there; the agent does it with --accept-rules=auto or always when it runs"
+        "accept it there; a running agent does so with --accept-rules=auto or always"
     } else {
-        "let it pass there, in the configuration of the firewall too"
+        "accept it there, in the configuration of the firewall too"
     };
     let check = match fate {
         Fate::Passes => return None,
         Fate::MayPass => Check::warning(
             ID,
             format!(
-                "{place} drops {packet} unless a rule lets it pass that depends on more than that end"
+                "{place} drops {packet} unless a rule accepts it that depends on more than this endpoint"
             ),
             remedy,
         ),
-        // Its connections work, tracked, once a SYN was repeated.
+        // The proxy's connections work after a retransmitted SYN, tracked.
         Fate::Dropped if packet.known == Known::Upstream => {
             Check::warning(ID, format!("{place} drops {packet}"), remedy)
         }

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether a VIP is listed before the node's own address where programs look for that one: kubelet without `--node-ip`
-//! and flannel take the first global address of the link with the default route, kubelet else that of `lo`. The kernel
-//! lists IPv4 addresses of scope link before those of scope global, and IPv6 ones the newest first.
+//! Whether a VIP is listed before the node's own address where programs look for it: kubelet without `--node-ip` and flannel
+//! use the first global address of the link with the default route, kubelet otherwise that of `lo`. The kernel lists IPv4
+//! addresses of scope link before those of scope global, and the newest IPv6 address first.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use proxy_netlink::route::{self, Address, LinkKind};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::link::{self, LinkAddress, LinkKind, LinkTable};
+use crate::link::LinkTable;
 
 const ID: &str = "first-address";
 
@@ -20,11 +21,11 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
         Ok(table) => table,
         Err(check) => return vec![check],
     };
-    let read = async { Ok((link::uplinks().await?, link::addresses().await?)) };
+    let read = async { Ok((route::uplinks().await?, route::addresses().await?)) };
     match read.await {
         Ok((uplinks, addresses)) => judge(&subject.vips, &addresses, &uplinks, table),
         Err(error) => {
-            let error: link::ObserveError = error;
+            let error: route::Error = error;
             let what = "read the node's addresses and default routes";
             vec![check::unknown(ID, what, &error, "try again")]
         }
@@ -33,7 +34,7 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
 
 fn judge(
     vips: &[IpAddr],
-    addresses: &[LinkAddress],
+    addresses: &[Address],
     uplinks: &BTreeSet<u32>,
     table: &LinkTable,
 ) -> Vec<Check> {
@@ -43,11 +44,11 @@ fn judge(
     };
     let mut checks = Vec::new();
     for is_ipv4 in [true, false] {
-        let candidates: Vec<&LinkAddress> = addresses
+        let candidates: Vec<&Address> = addresses
             .iter()
             .filter(|address| address.ip.is_ipv4() == is_ipv4 && is_global(address.ip))
             .collect();
-        let is_own = |address: &&&LinkAddress| !vips.contains(&address.ip);
+        let is_own = |address: &&&Address| !vips.contains(&address.ip);
         let own: Vec<_> = candidates.iter().filter(is_own).collect();
         let on_uplinks = own.iter().any(|address| uplinks.contains(&address.index));
         let mut seen = BTreeSet::new();
@@ -57,7 +58,7 @@ fn judge(
             if !seen.insert(index) || !is_looked_at || !vips.contains(&first.ip) {
                 continue;
             }
-            // The node has no other there: then it is not looked for there, or vip-source says so.
+            // Without another address on this link, programs do not search there, or `vip-source` reports it.
             let Some(next) = own.iter().find(|address| address.index == index) else {
                 continue;
             };
@@ -65,11 +66,11 @@ fn judge(
             checks.push(Check::warning(
                 ID,
                 format!(
-                    "{vip} is listed before {next} on {link}: what takes the first address there for the \
-                     node's, as kubelet without --node-ip and flannel, takes {vip}"
+                    "{vip} is listed before {next} on {link}: programs that use the first address there as the \
+                     node's, such as kubelet without --node-ip and flannel, use {vip}"
                 ),
-                "give the VIP a link of its own (--interface=apiserver-proxy), take a link-local one for IPv4, or name \
-                 the node's address to these programs",
+                "put the VIP on a link of its own (--interface=apiserver-proxy), use a link-local one for IPv4, or set \
+                 the node's address in these programs",
             ));
         }
     }
@@ -80,7 +81,7 @@ fn judge(
     checks
 }
 
-/// Whether an address is one of those that are taken for the node's: neither loopback, nor link-local, nor multicast.
+/// Whether programs may use an address as the node's: neither loopback, nor link-local, nor multicast.
 fn is_global(ip: IpAddr) -> bool {
     let is_link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
@@ -91,12 +92,14 @@ fn is_global(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::link::Link;
+    use proxy_netlink::route::Link;
     use proxy_serve::doctor::Verdict;
 
+    use super::*;
+    use crate::link::address;
+
     #[test]
-    fn only_a_vip_in_front_of_another_address_counts() {
+    fn only_a_vip_before_another_address_counts() {
         let table = LinkTable {
             links: vec![
                 Link::new(1, "lo", LinkKind::Loopback),
@@ -109,7 +112,7 @@ mod tests {
         let judged = |addresses: &[(u32, &str)]| {
             let addresses: Vec<_> = addresses
                 .iter()
-                .map(|(index, ip)| LinkAddress::new(*index, ip, 32))
+                .map(|(index, ip)| address(*index, ip, 32))
                 .collect();
             let checks = judge(&vips, &addresses, &BTreeSet::from([2]), &table);
             let faults = checks
@@ -125,14 +128,14 @@ mod tests {
         );
         let good: [&[(u32, &str)]; 5] = [
             &[(2, "192.0.2.1"), (2, "10.96.0.2")],
-            // Nobody looks at lo.
+            // `lo` is not searched.
             &[
                 (1, "127.0.0.1"),
                 (1, "10.96.0.2"),
                 (1, "192.0.2.9"),
                 (2, "192.0.2.1"),
             ],
-            // Link-local: passed over.
+            // Link-local addresses are skipped.
             &[(1, "169.254.20.2"), (1, "192.0.2.9")],
             &[(1, "10.96.0.2"), (2, "192.0.2.1")],
             &[(3, "10.96.0.2"), (3, "192.0.2.9")],

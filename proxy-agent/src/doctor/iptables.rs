@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The flavours of iptables that are in use, and the programs that the `iptables` backend needs.
+//! The flavours of iptables in use, and the programs that the `iptables` backend needs.
 
 use std::env;
 
+use proxy_rules::xtables::Flavour;
 use proxy_serve::doctor::{Check, Verdict};
 
 use super::check;
 use super::subject::{Iptables, Subject};
-use crate::backend::iptables::survey::{Flavour, SavedTable};
+use crate::ownership::MARKS;
 use crate::state::Choice;
 
 const FLAVOUR: &str = "iptables-flavour";
@@ -18,7 +19,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     let mut checks = flavours(&subject.iptables);
     checks.push(match subject.choice() {
         Some(choice) if choice.backend == "iptables" => ipset(choice, is_installed("ipset")),
-        _ => Check::not_applicable(IPSET, "only backend iptables uses it"),
+        _ => Check::not_applicable(IPSET, "used by backend iptables only"),
     });
     checks
 }
@@ -35,7 +36,7 @@ fn flavours(found: &[Iptables]) -> Vec<Check> {
             }
         }
     }
-    // Of tables that could not be read nothing is said: they may be in use too.
+    // A table that could not be read may be in use too, so the flavour is not reported as good.
     let is_complete = checks.is_empty();
     let flavour = flavour(found);
     checks.extend((is_complete || flavour.verdict != Verdict::Ok).then_some(flavour));
@@ -55,8 +56,11 @@ fn flavour(found: &[Iptables]) -> Check {
         let tables = of_flavour
             .filter_map(|found| found.tables.as_ref().ok())
             .flatten();
-        let full =
-            tables.filter(|(_, table)| table.as_ref().is_ok_and(SavedTable::has_foreign_content));
+        let full = tables.filter(|(_, table)| {
+            table
+                .as_ref()
+                .is_ok_and(|table| table.has_foreign_content(MARKS))
+        });
         let mut names: Vec<_> = full.map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -64,7 +68,7 @@ fn flavour(found: &[Iptables]) -> Check {
     };
     let (nft, legacy) = (in_use(Flavour::Nft), in_use(Flavour::Legacy));
     match (nft.is_empty(), legacy.is_empty()) {
-        (true, true) => Check::ok(FLAVOUR, "nobody has rules in iptables tables"),
+        (true, true) => Check::ok(FLAVOUR, "no program has rules in iptables tables"),
         (false, true) => Check::ok(
             FLAVOUR,
             format!("nft is in use (tables {})", nft.join(", ")),
@@ -76,22 +80,22 @@ fn flavour(found: &[Iptables]) -> Check {
         (false, false) => Check::warning(
             FLAVOUR,
             format!(
-                "both flavours are in use, nft (tables {}) and legacy (tables {}): packets pass \
-                 through both, and each program sees half of the rules",
+                "both flavours are in use, nft (tables {}) and legacy (tables {}): packets traverse \
+                 both, and each program shows only its own rules",
                 nft.join(", "),
                 legacy.join(", ")
             ),
-            "have kube-proxy, the CNI and the firewall use one flavour; iptables-legacy-save and \
-             iptables-nft-save show whose rules are where; then flush the tables of the other one",
+            "configure kube-proxy, the CNI and the firewall for one flavour; iptables-legacy-save and \
+             iptables-nft-save show which program has rules where; then flush the tables of the other one",
         ),
     }
 }
 
 fn ipset(choice: &Choice, installed: bool) -> Check {
     if choice.learns() {
-        return Check::ok(IPSET, "backend iptables tells connections apart with it");
+        return Check::ok(IPSET, "backend iptables uses it to distinguish connections");
     }
-    let without = "backend iptables cannot tell connections apart and untracks all of them";
+    let without = "backend iptables cannot distinguish connections and untracks all of them";
     if !installed {
         return Check::warning(
             IPSET,
@@ -102,12 +106,12 @@ fn ipset(choice: &Choice, installed: bool) -> Check {
     let detail = &choice.detail;
     Check::warning(
         IPSET,
-        format!("ipset is installed and not used: {without} ({detail})"),
+        format!("ipset is installed but not used: {without} ({detail})"),
         "load or install the modules ip_set_hash_ipport and xt_set, and restart the agent",
     )
 }
 
-/// Whether a program is in a directory where the agent looks for programs.
+/// Whether a program is in one of the directories that the agent searches.
 fn is_installed(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(Into::into);
@@ -118,16 +122,18 @@ fn is_installed(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proxy_rules::xtables::{self, Family, SavedRule, SavedTable};
+
     use super::*;
-    use crate::backend::iptables;
-    use crate::backend::iptables::survey::{Family, SavedRule};
-    use crate::instance::Instance;
 
     fn tables(flavour: Flavour, owned: &[bool]) -> Iptables {
         let rule = |owned: &bool| SavedRule {
             chain: "INPUT".to_owned(),
-            spec: "-j ACCEPT".to_owned(),
-            owner: owned.then(Instance::default),
+            spec: if *owned {
+                "-m comment --comment \"proxy-agent: answer\" -j ACCEPT".to_owned()
+            } else {
+                "-j ACCEPT".to_owned()
+            },
         };
         let table = SavedTable {
             chains: Vec::new(),
@@ -141,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_rules_make_no_flavour_used() {
+    fn the_agents_own_rules_do_not_count_as_use() {
         let judged = |nft: &[bool], legacy: &[bool]| {
             flavour(&[tables(Flavour::Nft, nft), tables(Flavour::Legacy, legacy)]).verdict
         };
@@ -152,8 +158,8 @@ mod tests {
     }
 
     #[test]
-    fn of_tables_that_cannot_be_read_nothing_is_said() {
-        let error = || iptables::Error::Unreadable {
+    fn tables_that_cannot_be_read_make_the_result_unknown() {
+        let error = || xtables::Error::Unreadable {
             programs: "iptables-legacy-save".to_owned(),
         };
         let whole = Iptables {
@@ -178,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_must_be_used_and_not_only_be_there() {
+    fn ipset_must_be_used_and_not_only_installed() {
         let judged = |detail: &str, installed| {
             let choice = Choice {
                 detail: detail.to_owned(),

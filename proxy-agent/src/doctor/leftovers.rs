@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether what is ours on the node fits the backend in use: our nf_tables tables are there if it
-//! needs them, and nothing of another backend is.
+//! Whether the agent's objects match the backend in use: its nf_tables tables exist if it needs them, and there are no objects
+//! of another backend.
 
 use std::net::IpAddr;
 
-use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableMessage};
+use proxy_kernel::bpffs;
+use proxy_netlink::netfilter::{self, Error, Family, Socket};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
 use crate::backend::tables;
-use crate::kernel::bpffs;
-use crate::netfilter::{Error, Family, Socket};
+use crate::ownership::Owned as _;
 
 const TABLES: &str = "tables";
 const LEFTOVERS: &str = "leftovers";
@@ -22,7 +22,7 @@ const WITH_TABLES: [&str; 2] = ["ebpf", "nftables"];
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
     if subject.choice().is_some_and(|choice| !choice.is_as_asked()) {
-        let why = "the backend that was asked for cannot be used; what an earlier one left stays";
+        let why = "the requested backend cannot be used; objects of an earlier one remain";
         return [TABLES, LEFTOVERS]
             .map(|id| Check::not_applicable(id, why))
             .to_vec();
@@ -42,14 +42,14 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
                 (false, false) => {}
             },
             Err(error) => {
-                let what = format!("look for table {title} {name}");
+                let what = format!("search for table {title} {name}");
                 let remedy = "run the doctor as root";
                 checks.push(check::unknown(TABLES, what, &error, remedy));
             }
         }
     }
     if checks.is_empty() {
-        let why = "the backend in use keeps no tables of nf_tables";
+        let why = "the backend in use has no nf_tables tables";
         checks.push(Check::not_applicable(TABLES, why));
     }
     if backend != Some("ebpf") && bpffs::names(&subject.bpffs).is_ok_and(|pins| !pins.is_empty()) {
@@ -61,7 +61,10 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     }
     leftovers.extend(left_rules(subject, backend));
     if leftovers.is_empty() {
-        leftovers.push(Check::ok(LEFTOVERS, "nothing of another backend is left"));
+        leftovers.push(Check::ok(
+            LEFTOVERS,
+            "no objects of another backend are left",
+        ));
     }
     checks.extend(leftovers);
     checks
@@ -69,23 +72,23 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
 
 fn judge_table(title: &str, name: &str, there: bool) -> Check {
     if there {
-        return Check::ok(TABLES, format!("table {title} {name} is there"));
+        return Check::ok(TABLES, format!("table {title} {name} exists"));
     }
     Check::warning(
         TABLES,
-        format!("table {title} {name} is missing: every connection to the VIPs is tracked"),
-        "start the agent, which installs it, or look into its log",
+        format!("table {title} {name} is missing: all connections to the VIPs are tracked"),
+        "start the agent, which installs it, or check its log",
     )
 }
 
 fn left_table(title: &str, name: &str) -> Check {
     left(
-        format!("table {title} {name} is there, which the backend in use does not need"),
+        format!("table {title} {name} exists, but the backend in use does not need it"),
         format!("nft delete table {title} {name}"),
     )
 }
 
-/// NOTRACK rules of ours that another backend than `iptables` has no use for.
+/// NOTRACK rules of the agent that its current backend does not need.
 fn left_rules(subject: &Subject, backend: Option<&str>) -> Vec<Check> {
     if backend == Some("iptables") {
         return Vec::new();
@@ -96,7 +99,7 @@ fn left_rules(subject: &Subject, backend: Option<&str>) -> Vec<Check> {
             .table("raw")
             .into_iter()
             .flat_map(|table| &table.rules);
-        for rule in rules.filter(|rule| rule.owner == Some(subject.instance)) {
+        for rule in rules.filter(|rule| rule.owner() == Some(subject.instance)) {
             let program = found.program();
             checks.push(left(
                 format!(
@@ -111,17 +114,14 @@ fn left_rules(subject: &Subject, backend: Option<&str>) -> Vec<Check> {
 }
 
 fn left(finding: String, command: String) -> Check {
-    let remedy = "the agent removes it when it runs; or remove it by hand";
+    let remedy = "a running agent removes it; or remove it by hand";
     Check::warning(LEFTOVERS, finding, remedy).with_command(command)
 }
 
 pub fn has_table(family: Family, name: &str) -> Result<bool, Error> {
-    let request = NfTablesMessage::GetTable(TableMessage {
-        attributes: vec![TableAttribute::Name(name.to_owned())],
-    });
-    match Socket::open()?.get(&format!("look for table {name}"), family, request) {
-        Ok(found) => Ok(found.is_some()),
-        // No nf_tables in this kernel: `nfnetlink_rcv_msg` of net/netfilter/nfnetlink.c.
+    match netfilter::has_table(family, name, &mut Socket::open()?) {
+        Ok(there) => Ok(there),
+        // The kernel has no nf_tables: `nfnetlink_rcv_msg` of net/netfilter/nfnetlink.c.
         Err(error) if error.errno() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error),
     }

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Who listens on the VIPs' ports: the proxy, nobody, or somebody who listens on all addresses and
-//! keeps the proxy from its port.
+//! The listeners of the VIPs' ports: the proxy, none, or a process on the wildcard address that keeps the proxy from its port.
 
 use std::net::SocketAddr;
 
+use proxy_kernel::processes;
+use proxy_kernel::sockets::{self, Listener};
 use proxy_serve::doctor::Check;
 
 use super::check;
-use super::processes;
 use super::subject::Subject;
 use crate::config::ProxyListener;
-use crate::kernel::sockets::{self, Listener};
 
 const ID: &str = "listener";
 
@@ -41,7 +40,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     let holders = processes::holders(&inodes);
     let name = |listener: &Listener| match holders.get(&listener.inode) {
         Some((pid, name)) => format!("{name} (pid {pid})"),
-        None => "a process that cannot be seen from here".to_owned(),
+        None => "a process that is not visible from here".to_owned(),
     };
     endpoints
         .iter()
@@ -49,21 +48,24 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         .collect()
 }
 
-/// What a listener on the wildcard address means for an endpoint.
+/// The role of a listener on the wildcard address for an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// It gets the endpoint's connections.
+    /// It receives the endpoint's connections.
     Taker,
-    /// It gets those, but not the connections to Services that end there.
+    /// It receives those, but not connections to Services that end on the endpoint.
     NotTheProxy,
-    /// It was named as the proxy.
+    /// It counts as the proxy, by `--proxy-listener=any`.
     Proxy,
 }
 
 fn role(endpoint: SocketAddr, subject: &Subject) -> Role {
     let services = subject.ending_services();
     let mut services = services.iter();
-    match subject.told().map(|state| state.settings.proxy_listener) {
+    match subject
+        .published()
+        .map(|state| state.settings.proxy_listener)
+    {
         Some(ProxyListener::Any) => Role::Proxy,
         Some(ProxyListener::Vip) if services.any(|service| service.vip == endpoint) => {
             Role::NotTheProxy
@@ -86,32 +88,32 @@ fn judge(
         let (name, address) = (name(listener), listener.address);
         if role == Role::Proxy {
             let finding = format!(
-                "{name} listens on {address}, and --proxy-listener=any has it count as the proxy"
+                "{name} listens on {address}, which counts as the proxy by --proxy-listener=any"
             );
             return Check::ok(ID, finding);
         }
         let mut finding = format!(
-            "{name} listens on {address}: it gets the connections to {endpoint}, and the proxy \
+            "{name} listens on {address}: it receives the connections to {endpoint}, and the proxy \
              cannot listen there"
         );
         let mut remedy = format!(
-            "if that is not the proxy, have it listen on the node's own addresses only, or on \
+            "if it is not the proxy, let it listen on the node's own addresses only, or on \
              another port than {}; then start the proxy",
             endpoint.port()
         );
         if role == Role::NotTheProxy {
-            finding += "; connections to Services go kube-proxy's way, since --proxy-listener=vip \
-                        takes no listener on all addresses for the proxy";
+            finding += "; connections to Services go through kube-proxy, because with --proxy-listener=vip a \
+                        listener on all addresses does not count as the proxy";
             remedy = format!(
-                "{remedy}; if it is the proxy, bind it to {endpoint}, or give --proxy-listener=any"
+                "{remedy}; if it is the proxy, bind it to {endpoint}, or set --proxy-listener=any"
             );
         }
         return Check::warning(ID, finding, remedy);
     }
     Check::warning(
         ID,
-        format!("nobody listens on {endpoint}: connections to it are refused"),
-        "start the proxy, and look into its log for why it does not listen there",
+        format!("no process listens on {endpoint}: connections to it are refused"),
+        "start the proxy, and check its log for the reason why it does not listen there",
     )
 }
 
@@ -121,7 +123,7 @@ mod tests {
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn the_listener_of_the_vip_comes_before_that_of_all_addresses() {
+    fn a_listener_on_the_vip_precedes_one_on_all_addresses() {
         let judged = |endpoint: &str, listeners: &[&str]| {
             let listeners: Vec<_> = listeners
                 .iter()
@@ -132,9 +134,9 @@ mod tests {
                 .collect();
             let endpoint = endpoint.parse().unwrap();
             let check = judge(endpoint, &listeners, Role::Taker, |_| "x".to_owned());
-            (check.verdict, check.finding.contains("nobody"))
+            (check.verdict, check.finding.contains("no process"))
         };
-        let (ok, taken, nobody) = (
+        let (ok, taken, none) = (
             (Verdict::Ok, false),
             (Verdict::Warning, false),
             (Verdict::Warning, true),
@@ -143,13 +145,13 @@ mod tests {
         assert_eq!(judged(vip, &["0.0.0.0:443", "10.96.0.2:443"]), ok);
         assert_eq!(judged(vip, &["0.0.0.0:443"]), taken);
         assert_eq!(judged(vip, &["[::]:443"]), taken);
-        assert_eq!(judged(vip, &["0.0.0.0:8443", "10.0.0.1:443"]), nobody);
-        assert_eq!(judged("[fd00::2]:443", &["0.0.0.0:443"]), nobody);
+        assert_eq!(judged(vip, &["0.0.0.0:8443", "10.0.0.1:443"]), none);
+        assert_eq!(judged("[fd00::2]:443", &["0.0.0.0:443"]), none);
         assert_eq!(judged("[fd00::2]:443", &["[::]:443"]), taken);
     }
 
     #[test]
-    fn a_wildcard_listener_is_judged_by_what_the_agent_takes_it_for() {
+    fn a_wildcard_listener_is_judged_by_its_role() {
         let wildcard = [Listener {
             address: "[::]:443".parse().unwrap(),
             inode: 1,

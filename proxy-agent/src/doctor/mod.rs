@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent doctor`: what may be wrong on this node, and what to do about it.
+//! `proxy-agent doctor`: diagnoses the network namespace it runs in, and suggests remedies.
 //!
-//! Each check looks at one thing and judges it by a pure function. Nothing on the node is changed;
-//! what a kernel can do is tried in a network namespace that is thrown away. It judges the network
-//! namespace it runs in. docs/doctor.md explains each check by its id.
+//! Each check reads one fact, which a pure function judges. Nothing on the node is changed: kernel features are tried in a
+//! temporary network namespace. docs/doctor.md explains each check by its id.
 
 mod agent;
 mod arp;
@@ -20,7 +19,6 @@ mod listener;
 mod local_dnat;
 mod mounts;
 mod notrack;
-mod processes;
 mod programs;
 mod rights;
 mod service_range;
@@ -42,24 +40,24 @@ use subject::Subject;
 use crate::instance::Instance;
 use crate::status::Output;
 
-/// What the doctor was told.
+/// The options of the subcommand.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which of the agents of this node.
+    /// The name of the agent.
     pub instance: Instance,
-    /// How the findings are printed.
+    /// Output format.
     pub format: Output,
-    /// Where the agent pins; none: where it says.
+    /// Directory of the pins; none: the one in the agent's state file.
     pub bpffs: Option<PathBuf>,
     /// The agent's run directory.
     pub run_dir: PathBuf,
-    /// The VIPs; none: those the agent says.
+    /// The VIPs; empty: those in the agent's state file.
     pub vips: Vec<IpAddr>,
-    /// The proxy's ports; none: those the agent says.
+    /// The proxy's ports; empty: those in the agent's state file.
     pub ports: Vec<u16>,
 }
 
-/// Makes every check and prints what was found. The exit code is that of the worst verdict.
+/// Makes all checks and prints the findings. The exit code is that of the worst verdict.
 ///
 /// # Errors
 ///

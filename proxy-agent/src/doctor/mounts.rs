@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file systems the `ebpf` backend needs: bpffs for what outlives the agent, and the root of
-//! cgroup2, where connect(2) of processes of the node is redirected.
+//! File systems that the `ebpf` backend needs: bpffs for pinned objects, and the root of cgroup2, to which the programs for
+//! connect(2) are attached.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use proxy_kernel::{bpffs, cgroup};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::kernel::{bpffs, cgroup};
 use crate::reconcile::report::chain;
 
 const BPFFS: &str = "bpffs";
 const CGROUP: &str = "cgroup2";
 
-/// Where a BPF file system is usually mounted.
+/// The usual mount point of the BPF file system.
 const USUAL: &str = "/sys/fs/bpf";
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
@@ -66,7 +66,7 @@ fn judge_bpffs(
     check.with_command(command)
 }
 
-/// Where to mount: at the usual place, or else at the nearest directory that exists.
+/// Where to mount: the usual mount point, else the nearest existing directory.
 fn mount_point(path: &Path) -> PathBuf {
     if path.starts_with(USUAL) {
         return PathBuf::from(USUAL);
@@ -78,7 +78,7 @@ fn mount_point(path: &Path) -> PathBuf {
     }
 }
 
-/// Whether the file system below a path is mounted read-only, from the mounts of this process.
+/// Whether the file system of a path is mounted read-only, from the mounts of this process.
 fn is_read_only(path: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     Ok(read_only_in(&mounts, path))
@@ -96,14 +96,14 @@ fn read_only_in(mounts: &str, path: &Path) -> bool {
         path.starts_with(directory)
             .then_some((directory.len(), options))
     });
-    // The longest one holds the path, of equal ones the last.
+    // The longest mount point contains the path; of equal ones the last is on top.
     let last = above.max_by_key(|(length, _)| *length);
     last.is_some_and(|(_, options)| options.split(',').any(|option| option == "ro"))
 }
 
 fn cgroup(subject: &Subject) -> Check {
     if subject.ending_services().is_empty() {
-        return Check::not_applicable(CGROUP, "no service ends on the proxy");
+        return Check::not_applicable(CGROUP, "no Service ends on the proxy");
     }
     match cgroup::root() {
         Some(root) => Check::ok(
@@ -112,8 +112,8 @@ fn cgroup(subject: &Subject) -> Check {
         ),
         None => Check::warning(
             CGROUP,
-            "the root of the host's cgroup2 hierarchy is not mounted here: processes of the node are \
-             not redirected, pods are",
+            "the root of the host's cgroup2 hierarchy is not mounted here: connections of the node's processes \
+             are not redirected, those of pods are",
             "mount /sys/fs/cgroup of the host, in Kubernetes as a hostPath volume",
         ),
     }
@@ -125,7 +125,7 @@ mod tests {
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn the_mount_that_holds_the_path_counts() {
+    fn the_mount_that_contains_the_path_counts() {
         let mounts =
             "bpf /sys/fs/bpf bpf rw,nosuid 0 0\nbpf /x bpf ro,nosuid 0 0\n/ / ext4 rw 0 0\n";
         assert!(!read_only_in(
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_mount_is_worse_where_it_is_used() {
+    fn a_missing_mount_is_worse_if_it_is_used() {
         let path = Path::new("/sys/fs/bpf/proxy-agent/v2");
         let missing = || {
             Err(bpffs::Error::NotBpffs {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! BPF programs on links and on connect(2): whether ours are there, and who else's come before them
-//! (Cilium, Calico, service meshes), where they can take packets and connections away.
+//! BPF programs on links and for connect(2): whether those of the agent are attached, and which programs of others (Cilium,
+//! Calico, service meshes) run before them and may drop or redirect packets and connections first.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
+use proxy_kernel::{bpf, cgroup};
 use proxy_serve::doctor::Check;
 
 use super::check;
@@ -14,7 +15,6 @@ use super::subject::Subject;
 use crate::backend::ebpf::names::Names;
 use crate::backend::ebpf::order::{self, Order, Other, Place};
 use crate::backend::ebpf::{self, Hook, SocketHook};
-use crate::kernel::{bpf, cgroup};
 
 const TC: &str = "tc-programs";
 const CONNECT: &str = "connect-programs";
@@ -22,7 +22,7 @@ const CONNECT: &str = "connect-programs";
 /// `BPF_CGROUP_INET4_CONNECT` and `BPF_CGROUP_INET6_CONNECT` of linux/bpf.h.
 const CONNECT_TYPES: [(SocketHook, u32); 2] =
     [(SocketHook::Connect4, 10), (SocketHook::Connect6, 11)];
-/// How many links are named in a finding.
+/// Maximum number of links named in a finding.
 const NAMED: usize = 5;
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
@@ -38,8 +38,8 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
             match order::read(&links, subject.instance, None).await {
                 Ok(orders) => tc(&orders, subject),
                 Err(error) => {
-                    let what = "tell the order of programs on links";
-                    let remedy = "run the doctor as root, and again";
+                    let what = "determine the order of programs on links";
+                    let remedy = "run the doctor as root, or retry";
                     vec![check::unknown(TC, what, &error, remedy)]
                 }
             }
@@ -74,7 +74,7 @@ fn tc(links: &[Order], subject: &Subject) -> Vec<Check> {
                 "{own} is missing on {count} links ({}): connections from there are tracked",
                 missing.join(", ")
             ),
-            "start the agent, which attaches it, or look into its log",
+            "start the agent, which attaches it, or check its log",
         ));
     }
     if checks.is_empty() {
@@ -82,33 +82,33 @@ fn tc(links: &[Order], subject: &Subject) -> Vec<Check> {
             String::new()
         } else {
             let names: Vec<_> = behind.into_iter().collect();
-            format!("; behind it: {}", names.join(", "))
+            format!("; after it: {}", names.join(", "))
         };
         let count = links.len();
         checks.push(Check::ok(
             TC,
-            format!("{own} comes first on all {count} links{others}"),
+            format!("{own} runs first on all {count} links{others}"),
         ));
     }
     checks
 }
 
-/// What comes before ours, and how ours gets in front where it can.
+/// A finding about programs before the agent's, with a way to attach it first, if there is one.
 fn hidden(order: &Order, place: Place, subject: &Subject) -> Check {
     let own = Hook::Ingress.program();
     let link = &order.link;
     let names: Vec<_> = order.before.iter().map(Other::to_string).collect();
     let finding = format!(
-        "{} comes before {own} on {link} and can hide packets from it: what it takes away, redirects or \
-         lets pass for good is not decided",
+        "{} runs before {own} on {link}: packets that it drops, redirects or passes for good do not reach {own} and \
+         are not decided",
         names.join(", ")
     );
-    let anew = "have the agent attach its program anew, in front";
+    let reattach = "have the agent attach its program again, before the others";
     let is_equal = |other: &Other| other.place == place;
     match place {
         Place::Tcx => {
             let remedy = format!(
-                "{anew}: remove its pin, and the agent does so at its next pass (--sync-interval)"
+                "{reattach}: remove its pin; the agent attaches it at its next resync (--sync-interval)"
             );
             let check = Check::warning(TC, finding, remedy);
             let pins = subject.bpffs.join(Hook::Ingress.pins());
@@ -119,10 +119,10 @@ fn hidden(order: &Order, place: Place, subject: &Subject) -> Check {
                 check
             }
         }
-        // The kernel puts a new filter in front of others of its priority.
+        // The kernel puts a new filter before others of its priority.
         Place::Filter(priority) if order.before.iter().all(is_equal) => {
             let handle = ebpf::filter_handle(subject.instance);
-            let remedy = format!("{anew}: remove its filter, and the agent does so at once");
+            let remedy = format!("{reattach}: remove its filter; the agent attaches it at once");
             Check::warning(TC, finding, remedy).with_command(format!(
                 "tc filter del dev {link} ingress protocol all pref {priority} handle {handle:#x} bpf"
             ))
@@ -131,8 +131,8 @@ fn hidden(order: &Order, place: Place, subject: &Subject) -> Check {
             TC,
             finding,
             format!(
-                "give the others a priority behind that of {own}, which is {priority}, or let \
-                 --tc-attach=auto take tcx on Linux 6.6 and newer"
+                "give the others a priority after that of {own}, which is {priority}, or use \
+                 --tc-attach=auto, which selects tcx on Linux 6.6 and newer"
             ),
         ),
     }
@@ -143,7 +143,7 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
     if services.is_empty() {
         return vec![Check::not_applicable(
             CONNECT,
-            "no service ends on the proxy",
+            "no Service ends on the proxy",
         )];
     }
     let Some(root) = cgroup::root() else {
@@ -175,8 +175,8 @@ fn connect_checks(subject: &Subject) -> Vec<Check> {
 
 fn named_connect(hook: SocketHook, ids: &[u32], names: &Names) -> Check {
     if let Err(error) = names.check(ids) {
-        let what = format!("tell {} from other programs", hook.program());
-        return check::unknown(CONNECT, what, &error, "run the doctor as root, and again");
+        let what = format!("identify {} among other programs", hook.program());
+        return check::unknown(CONNECT, what, &error, "run the doctor as root, or retry");
     }
     let names: Vec<_> = ids.iter().map(|id| names.of(*id)).collect();
     judge_connect(hook, &names)
@@ -187,20 +187,20 @@ fn judge_connect(hook: SocketHook, programs: &[String]) -> Check {
     let Some(place) = programs.iter().position(|name| name == own) else {
         return Check::warning(
             CONNECT,
-            format!("{own} is missing: connections of the node's processes go kube-proxy's way"),
-            "start the agent, which attaches it, or look into its log",
+            format!("{own} is missing: connections of the node's processes go through kube-proxy"),
+            "start the agent, which attaches it, or check its log",
         );
     };
     if place == 0 {
-        return Check::ok(CONNECT, format!("{own} comes first"));
+        return Check::ok(CONNECT, format!("{own} runs first"));
     }
     Check::warning(
         CONNECT,
         format!(
-            "{} comes before {own}: what it redirects of the node's processes, the agent does not",
+            "{} runs before {own}: connections of the node's processes that it redirects are not redirected by the agent",
             programs[..place].join(", ")
         ),
-        "let one of them redirect the service: leave it out of --service-address, or out of the other's \
+        "let only one of them redirect the Service: remove it from --service-address, or from the other's \
          socket load balancing (Cilium: socketLB.hostNamespaceOnly)",
     )
 }
@@ -211,7 +211,7 @@ mod tests {
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn a_program_whose_name_cannot_be_read_may_be_ours() {
+    fn a_program_whose_name_cannot_be_read_may_be_the_agents() {
         let names = Names::from_list(std::iter::empty());
         let verdict = |ids: &[u32]| named_connect(SocketHook::Connect4, ids, &names).verdict;
         assert_eq!(verdict(&[7]), Verdict::Unknown);

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent may do: its capabilities, and bpf(2), which seccomp or the kernel may refuse.
+//! The agent's privileges: capabilities, and bpf(2), which seccomp or the kernel may refuse.
 //!
-//! Lockdown is no matter: even `confidentiality` only keeps programs from reading kernel memory.
+//! Lockdown is irrelevant: even `confidentiality` only keeps programs from reading kernel memory.
 
 use std::fs;
 use std::io;
 
+use proxy_kernel::bpf;
+use proxy_kernel::capabilities::{self, Capability};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::kernel::bpf;
-use crate::kernel::capabilities::{self, Capability};
 
 const CAPABILITIES: &str = "capabilities";
 const SYSCALL: &str = "bpf-syscall";
@@ -20,7 +20,7 @@ const SYSCALL: &str = "bpf-syscall";
 pub fn checks(subject: &Subject) -> Vec<Check> {
     let (whose, path) = match subject.pid() {
         Some(pid) => ("the agent", format!("/proc/{pid}/status")),
-        // A later agent is likely to have what the doctor has.
+        // A later agent is likely to get the privileges of the doctor.
         None => ("this process", "/proc/self/status".to_owned()),
     };
     let effective = fs::read_to_string(&path).and_then(|status| capabilities::effective(&status));
@@ -51,7 +51,7 @@ fn judge(whose: &str, effective: u64, backend: Option<&str>) -> Check {
     if !has(Capability::NetAdmin) {
         return Check::broken(
             CAPABILITIES,
-            format!("{whose} lacks NET_ADMIN: no address, rule or program can be changed"),
+            format!("{whose} lacks NET_ADMIN: it cannot change addresses, rules and programs"),
             remedy("NET_ADMIN"),
         );
     }
@@ -81,7 +81,7 @@ fn judge(whose: &str, effective: u64, backend: Option<&str>) -> Check {
     let limit = if may_load {
         ""
     } else {
-        "; backend ebpf would need BPF and PERFMON"
+        "; backend ebpf needs BPF and PERFMON"
     };
     Check::ok(
         CAPABILITIES,
@@ -89,7 +89,7 @@ fn judge(whose: &str, effective: u64, backend: Option<&str>) -> Check {
     )
 }
 
-/// Whether a seccomp filter is in force (`Seccomp:` of proc(5)).
+/// Whether a seccomp filter is active (`Seccomp:` of proc(5)).
 fn is_filtered(status: &str) -> bool {
     let mut lines = status.lines();
     lines.any(|line| {
@@ -100,7 +100,7 @@ fn is_filtered(status: &str) -> bool {
 
 fn syscall(answer: io::Result<()>, seccomp: bool, wanted: bool) -> Check {
     let Err(error) = answer else {
-        return Check::ok(SYSCALL, "bpf(2) loads programs");
+        return Check::ok(SYSCALL, "bpf(2) can load programs");
     };
     let (cause, remedy) = match error.raw_os_error() {
         Some(libc::ENOSYS) if !seccomp => (
@@ -108,18 +108,18 @@ fn syscall(answer: io::Result<()>, seccomp: bool, wanted: bool) -> Check {
             "use a kernel with it, or --backend=nftables",
         ),
         Some(libc::EPERM | libc::ENOSYS | libc::EACCES) if seccomp => (
-            "a seccomp filter is in force, or the capability BPF is missing",
-            "give the container the capability BPF and seccompProfile.type: Unconfined, or one that \
+            "a seccomp filter is active, or the capability BPF is missing",
+            "give the container the capability BPF and seccompProfile.type: Unconfined, or a profile that \
              allows bpf(2)",
         ),
         Some(libc::EPERM | libc::EACCES) => (
             "the capability BPF (SYS_ADMIN before Linux 5.8; before 5.11 SYS_RESOURCE too) is missing, or a \
-             security module forbids it",
+             security module denies it",
             "add the capability BPF to the container, and allow it in SELinux or AppArmor",
         ),
         _ => (
-            "the kernel refuses a program of two instructions",
-            "look into the kernel's log",
+            "the kernel rejects a program of two instructions",
+            "check the kernel's log",
         ),
     };
     let finding = format!("bpf(2) is refused ({error}): {cause}; backend ebpf cannot be used");

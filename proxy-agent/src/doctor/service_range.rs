@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! VIPs out of the Service range: kube-proxy in nftables mode drops new tracked connections to addresses of
-//! that range which no Service has (`cluster-ips-check`), those of the node's own processes to the VIP too.
-//! Untracked ones pass.
+//! VIPs in the Service range: kube-proxy in nftables mode drops new tracked connections to addresses of that range without a
+//! Service (`cluster-ips-check`), including those of the node's own processes to the VIP. Untracked ones pass.
 
 use std::net::SocketAddr;
 
+use proxy_rules::filters;
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::filters;
+use crate::ownership::MARKS;
 
 const ID: &str = "service-range";
 
-/// What of the node's connections to a VIP is tracked.
+/// Which of the node's connections to a VIP are tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tracked {
-    /// All of them.
+    /// All.
     All,
-    /// Those to a ClusterIP that is DNATed to it.
+    /// Those to a ClusterIP that is DNATed to the VIP.
     ByClusterIp,
-    /// Only those that find no room, or come while the agent's rules are missing.
+    /// Only those for which the agent's tables are full or missing.
     Few,
 }
 
@@ -29,7 +29,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     if let Some(check) = subject.without_vips(ID) {
         return vec![check];
     }
-    let dropped = match filters::unallocated(&subject.endpoints()) {
+    let dropped = match filters::unallocated(&subject.endpoints(), MARKS) {
         Ok(dropped) => dropped,
         Err(error) => {
             let what = "read the chains and rules of nf_tables";
@@ -39,7 +39,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     if dropped.is_empty() {
         return vec![Check::ok(
             ID,
-            "kube-proxy does not take the VIPs for unallocated addresses of Services",
+            "kube-proxy does not drop connections to the VIPs as unallocated addresses of Services",
         )];
     }
     let judged = dropped.iter();
@@ -64,27 +64,27 @@ fn tracked(vip: SocketAddr, subject: &Subject) -> Tracked {
 
 fn judge(vip: SocketAddr, place: &str, tracked: Tracked) -> Check {
     let remedy = "choose a VIP outside of the Service range (the API server's --service-cluster-ip-range), for \
-                  example a link-local one such as 169.254.20.2; docs/operations.md says which";
+                  example a link-local one such as 169.254.20.2; see docs/operations.md";
     let rule = format!(
-        "{vip} is an address of the Service range that no Service has: {place} drops what is tracked to it"
+        "{vip} is in the Service range but is no Service's address: {place} drops tracked connections to it"
     );
     match tracked {
         Tracked::All => Check::broken(
             ID,
-            format!("{rule}, so that no process of this node reaches it"),
+            format!("{rule}, so processes of this node cannot reach it"),
             remedy,
         ),
         Tracked::ByClusterIp => Check::broken(
             ID,
             format!(
-                "{rule}: processes of this node do not reach it through the ClusterIP that is DNATed to it"
+                "{rule}: processes of this node cannot reach it through the ClusterIP that is DNATed to it"
             ),
             remedy,
         ),
         Tracked::Few => Check::warning(
             ID,
             format!(
-                "{rule}: connections of processes of this node fail where they are not untracked, as while the \
+                "{rule}: connections of this node's processes fail if they are tracked, for example while the \
                  agent's tables are full or missing"
             ),
             remedy,
@@ -98,7 +98,7 @@ mod tests {
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn what_is_tracked_decides_how_bad_it_is() {
+    fn the_verdict_depends_on_what_is_tracked() {
         let vip = "10.96.0.2:443".parse().unwrap();
         for (tracked, verdict) in [
             (Tracked::All, Verdict::Broken),

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether the kernel takes a VIP as the source of what the node sends to others, as probes to pods: it is asked for an
-//! example of what each link leads to, and for an address outside of the node.
+//! Whether the kernel selects a VIP as the source address of other traffic of the node, such as probes to pods. The check asks
+//! the kernel for the route to one destination behind each link, and to an address outside of the node.
 
 use std::net::IpAddr;
 
+use proxy_netlink::route::{self, Address};
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::app::connect;
 use crate::backend::ebpf;
-use crate::link::{self, LinkAddress, LinkTable};
+use crate::link::{self, LinkTable};
 
 const ID: &str = "vip-source";
-/// On a node of many pods one link says what another one would.
+/// Maximum number of links to check: on a node with many pods their results are alike.
 const MOST: usize = 64;
 
-/// What the kernel says: to whom, by which link, from which source.
+/// Results: destination, link, and source address.
 type Sources = Vec<(IpAddr, String, IpAddr)>;
 
 pub async fn checks(subject: &Subject) -> Vec<Check> {
@@ -28,16 +28,16 @@ pub async fn checks(subject: &Subject) -> Vec<Check> {
     match ask(table).await {
         Ok(sources) => judge(&subject.vips, &sources, table),
         Err(error) => {
-            let what = "ask the kernel for the source towards others";
+            let what = "ask the kernel for the source address of routes";
             vec![check::unknown(ID, what, &*error, "try again")]
         }
     }
 }
 
 async fn ask(table: &LinkTable) -> Result<Sources, Box<dyn std::error::Error>> {
-    let (handle, _connection) = connect()?;
+    let (handle, _connection) = link::connect()?;
     let mut sources = Sources::new();
-    let found = link::destinations().await?;
+    let found = route::destinations().await?;
     let found = found
         .into_iter()
         .map(|(index, to)| (to, table.name_of(index)));
@@ -61,11 +61,11 @@ fn judge(vips: &[IpAddr], sources: &Sources, table: &LinkTable) -> Vec<Check> {
         };
         let others = match towards.count() {
             0 => String::new(),
-            more => format!(", and in {more} other directions"),
+            more => format!(", and to {more} other destinations"),
         };
         let finding = format!(
-            "the kernel takes {vip} as the source towards {to} by {by}{others}: probes and other traffic of \
-             the node come from there"
+            "the kernel selects {vip} as the source address to {to} by {by}{others}: probes and other traffic of \
+             the node come from it"
         );
         let mut copies = table.addresses.iter().filter(|copy| copy.ip == *vip);
         checks.push(match copies.find(|copy| is_borrowed(copy)) {
@@ -73,28 +73,28 @@ fn judge(vips: &[IpAddr], sources: &Sources, table: &LinkTable) -> Vec<Check> {
             None => Check::warning(
                 ID,
                 finding,
-                "give the node an address of its own: it has no other that the kernel could take",
+                "add an address to the node: it has no other one that the kernel could select",
             ),
         });
     }
     if checks.is_empty() {
-        let finding = "the kernel takes no VIP as the source towards others";
+        let finding = "the kernel selects no VIP as the source address of other traffic";
         checks.push(Check::ok(ID, finding));
     }
     checks
 }
 
-/// Whether the kernel takes a copy of a VIP for others as it takes any address.
-fn is_borrowed(copy: &LinkAddress) -> bool {
+/// Whether the kernel may select this address for other traffic.
+fn is_borrowed(copy: &Address) -> bool {
     match copy.ip {
         IpAddr::V4(_) => copy.scope < libc::RT_SCOPE_LINK,
         IpAddr::V6(_) => !copy.deprecated,
     }
 }
 
-fn with_command(finding: String, copy: &LinkAddress, link: &str) -> Check {
-    let remedy = "have the agent run with --address-scope=link, or give the routes a source; connections of the \
-         node that are masqueraded to the VIP end when its scope changes. With Cilium leave it as it is";
+fn with_command(finding: String, copy: &Address, link: &str) -> Check {
+    let remedy = "run the agent with --address-scope=link, or set a source for the routes; connections of the node \
+         that are masqueraded to the VIP break when its scope changes. With Cilium keep it as it is";
     let (vip, len) = (copy.ip, copy.prefix_len);
     let command = match vip {
         IpAddr::V4(_) => format!(
@@ -107,16 +107,18 @@ fn with_command(finding: String, copy: &LinkAddress, link: &str) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::link::{Link, LinkKind};
+    use proxy_netlink::route::{Link, LinkKind};
     use proxy_serve::doctor::Verdict;
 
+    use super::*;
+    use crate::link::address;
+
     #[test]
-    fn a_vip_towards_others_is_a_warning() {
+    fn a_vip_as_the_source_to_others_is_a_warning() {
         let vip: IpAddr = "10.96.0.2".parse().unwrap();
         let from = |to: &str, source: IpAddr| (to.parse().unwrap(), "pod9".to_owned(), source);
-        let mut copy = LinkAddress::new(1, "10.96.0.2", 32);
-        let judged = |sources: Sources, copy: &LinkAddress| {
+        let mut copy = address(1, "10.96.0.2", 32);
+        let judged = |sources: Sources, copy: &Address| {
             let table = LinkTable {
                 links: vec![Link::new(1, "lo", LinkKind::Loopback)],
                 addresses: vec![copy.clone()],
@@ -132,7 +134,7 @@ mod tests {
         let (verdict, finding, command) = judged(found(), &copy);
         assert_eq!((verdict, command), (Verdict::Warning, None));
         assert!(
-            finding.contains("towards 10.0.0.5 by pod9, and in 1 other"),
+            finding.contains("to 10.0.0.5 by pod9, and to 1 other"),
             "{finding}"
         );
         copy.scope = libc::RT_SCOPE_UNIVERSE;

@@ -1,48 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whom the doctor looks at: the agent of a run directory, as its state file and its lock tell; and
-//! what more than one check asks of the node.
+//! The subject of the diagnosis: the agent of a run directory, by its state file and its lock, and facts about the node that
+//! several checks need.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use proxy_netlink::route;
+use proxy_rules::dnat::{self, Findings};
+use proxy_rules::xtables::{self, Family, Flavour, SavedTable, Tables};
 use proxy_serve::doctor::Check;
 
 use super::Options;
-use crate::backend::iptables;
-use crate::backend::iptables::survey::{self, Family, Flavour, SavedTable, Tables};
 use crate::config::{self, Service};
-use crate::dnat::{self, Findings};
 use crate::instance::{Instance, paths};
-use crate::link::{self, LinkTable, ObserveError};
+use crate::link::{self, LinkTable};
 use crate::lock;
+use crate::ownership::MARKS;
 use crate::state::{self, Choice, State};
 
-/// The proxy's port where neither a flag nor the agent says one.
+/// The proxy's port if neither an option nor the state file has one.
 const DEFAULT_PORT: u16 = 443;
 
-/// What most checks need to know.
+/// Facts that several checks need.
 #[derive(Debug)]
 pub struct Subject {
-    /// Which of the agents of this node it is.
+    /// The name of the agent.
     pub instance: Instance,
     /// The agent's run directory.
     pub run_dir: PathBuf,
-    /// Where it pins.
+    /// Directory of the pins.
     pub bpffs: PathBuf,
-    /// What it has told.
+    /// Its state file.
     pub state: Result<Option<State>, state::Error>,
-    /// Whether one runs.
+    /// Whether it runs.
     pub running: Result<bool, lock::Error>,
-    /// The VIPs; empty if nobody says.
+    /// The VIPs; empty if they are unknown.
     pub vips: Vec<IpAddr>,
     /// The proxy's ports.
     pub ports: Vec<u16>,
     /// The node's links and the VIPs on them.
-    pub links: Result<LinkTable, ObserveError>,
+    pub links: Result<LinkTable, route::Error>,
     /// The iptables tables.
     pub iptables: Vec<Iptables>,
-    /// Who sends connections to the VIPs.
+    /// DNAT to the VIPs.
     pub dnat: Findings,
 }
 
@@ -53,17 +54,17 @@ pub struct Iptables {
     pub flavour: Flavour,
     /// The family.
     pub family: Family,
-    /// Those that are there.
-    pub tables: Result<Tables, iptables::Error>,
+    /// The existing tables.
+    pub tables: Result<Tables, xtables::Error>,
 }
 
 impl Iptables {
-    /// The program that changes them.
+    /// The name of the program that manages them.
     pub fn program(&self) -> String {
         format!("{}-{}", self.family.program(), self.flavour)
     }
 
-    /// A table, if it is there and can be read.
+    /// A table, if it exists and could be read.
     pub fn table(&self, name: &str) -> Option<&SavedTable> {
         let (_, table) = self
             .tables
@@ -74,8 +75,8 @@ impl Iptables {
         table.as_ref().ok()
     }
 
-    /// Why a table could not be read, if it could not: it may hold anything then.
-    pub fn unread(&self, name: &str) -> Option<&iptables::Error> {
+    /// Why a table could not be read; it may hold any rules then.
+    pub fn unread(&self, name: &str) -> Option<&xtables::Error> {
         let tables = match &self.tables {
             Ok(tables) => tables,
             Err(error) => return Some(error),
@@ -86,16 +87,15 @@ impl Iptables {
 }
 
 impl Subject {
-    /// Reads what there is. What cannot be read is for the checks to tell.
+    /// Reads all facts. The checks report what could not be read.
     pub async fn observe(options: &Options) -> Self {
         let state = State::load(&options.run_dir);
         let settings = state.as_ref().ok().and_then(Option::as_ref);
         let settings = settings.map(|state| &state.settings);
-        let told_or = |given: &[IpAddr]| match settings {
-            Some(settings) if given.is_empty() => settings.vips.clone(),
-            _ => given.to_vec(),
+        let vips = match settings {
+            Some(settings) if options.vips.is_empty() => settings.vips.clone(),
+            _ => options.vips.clone(),
         };
-        let vips = told_or(&options.vips);
         let ports = match settings {
             _ if !options.ports.is_empty() => options.ports.clone(),
             Some(settings) => settings.ports.clone(),
@@ -118,14 +118,14 @@ impl Subject {
                 iptables.push(Iptables {
                     flavour,
                     family,
-                    tables: survey::tables(flavour, family).await,
+                    tables: xtables::tables(flavour, family).await,
                 });
             }
         }
         Self {
             instance,
             iptables,
-            dnat: dnat::find(&vips).await,
+            dnat: dnat::find(&vips, MARKS).await,
             links: link::observe(&vips, &services).await,
             running: lock::is_held(&options.run_dir),
             run_dir: options.run_dir.clone(),
@@ -136,20 +136,20 @@ impl Subject {
         }
     }
 
-    /// What the agent told last, if it could be read.
-    pub fn told(&self) -> Option<&State> {
+    /// The agent's state file, if it could be read.
+    pub fn published(&self) -> Option<&State> {
         self.state.as_ref().ok()?.as_ref()
     }
 
-    /// The process of the running agent, as far as it told.
+    /// The pid of the running agent, if known.
     pub fn pid(&self) -> Option<u32> {
         let running = self.running.as_ref().is_ok_and(|running| *running);
-        self.told().filter(|_| running).map(|state| state.pid)
+        self.published().filter(|_| running).map(|state| state.pid)
     }
 
-    /// The backend in use, as far as the agent told.
+    /// The backend in use, if known.
     pub fn choice(&self) -> Option<&Choice> {
-        Some(&self.told()?.backend)
+        Some(&self.published()?.backend)
     }
 
     /// True if the agent uses this backend.
@@ -158,12 +158,13 @@ impl Subject {
             .is_some_and(|choice| choice.backend == backend)
     }
 
-    /// The services that should end on the proxy.
+    /// The Services that should end on the proxy.
     pub fn services(&self) -> &[Service] {
-        self.told().map_or(&[], |state| &state.settings.services)
+        self.published()
+            .map_or(&[], |state| &state.settings.services)
     }
 
-    /// Those that are left alone, because they are addresses of the node; each with the link that has it.
+    /// Services that do not end on the proxy because they are addresses of the node, with the link.
     pub fn left_services(&self) -> Vec<(Service, String)> {
         let Ok(table) = &self.links else {
             return Vec::new();
@@ -177,7 +178,7 @@ impl Subject {
             .collect()
     }
 
-    /// The services that do end on the proxy with this backend, on this node.
+    /// Services that end on the proxy of this node with this backend.
     pub fn ending_services(&self) -> Vec<Service> {
         if !self.uses("ebpf") {
             return Vec::new();
@@ -188,43 +189,43 @@ impl Subject {
         services.filter(|service| !is_left(service)).collect()
     }
 
-    /// The link that should carry the VIPs, as far as the agent told.
+    /// The link that should carry the VIPs, if known.
     pub fn interface(&self) -> Option<&str> {
-        Some(&self.told()?.settings.interface)
+        Some(&self.published()?.settings.interface)
     }
 
-    /// The VIPs with each of the ports.
+    /// Every VIP with every port.
     pub fn endpoints(&self) -> Vec<SocketAddr> {
         config::endpoints(&self.vips, &self.ports).collect()
     }
 
-    /// Why a check that needs VIPs has none; nothing if it has.
+    /// The result of a check that needs VIPs if none are known.
     pub fn without_vips(&self, id: &'static str) -> Option<Check> {
         self.vips.is_empty().then(|| {
             Check::not_applicable(
                 id,
                 format!(
-                    "no VIP is known: no agent has told one in {}; give --ip-address",
+                    "no VIP is known: {} has no state file of an agent; use --ip-address",
                     self.run_dir.display()
                 ),
             )
         })
     }
 
-    /// The node's links, for a check that needs VIPs besides.
+    /// The node's links, for a check that needs VIPs too.
     ///
     /// # Errors
     ///
-    /// What the check is without VIPs, or where the links could not be read.
+    /// The result of the check if no VIPs are known or the links could not be read.
     pub fn links_for_vips(&self, id: &'static str) -> Result<&LinkTable, Check> {
         self.without_vips(id).map_or_else(|| self.links(id), Err)
     }
 
-    /// The node's links, for a check that needs them.
+    /// The node's links.
     ///
     /// # Errors
     ///
-    /// What the check is where they could not be read.
+    /// The result of the check if they could not be read.
     pub fn links(&self, id: &'static str) -> Result<&LinkTable, Check> {
         let why = "the node's links could not be read (see vip)";
         let links = self.links.as_ref();

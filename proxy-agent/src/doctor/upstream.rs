@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether the proxy's own connections are kept from conntrack, where that was asked for: with a full
-//! table a client reaches the proxy, and the proxy nobody, if they are not.
+//! Whether the proxy's own connections bypass conntrack as configured: otherwise, with a full conntrack table, clients reach the
+//! proxy, but the proxy reaches no API server.
 
 use proxy_serve::doctor::Check;
 
@@ -14,10 +14,10 @@ use crate::state::upstream::{Endpoint, Reason, Upstream};
 const ID: &str = "proxy-upstream";
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
-    let Some(state) = subject.told() else {
+    let Some(state) = subject.published() else {
         return vec![Check::not_applicable(
             ID,
-            "no agent has told what becomes of the proxy's own connections",
+            "no state file of an agent shows the proxy's own connections",
         )];
     };
     let upstream = &state.upstream;
@@ -29,8 +29,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     checks
 }
 
-/// Where no endpoint is named: what becomes of those that are not known. Nobody has asked for more than what can be
-/// had, so it is no warning.
+/// The state of learning. Not being able to learn is no warning, because no endpoint was requested.
 fn learning(upstream: &Upstream) -> Option<Check> {
     let finding = match &upstream.learns_not {
         Some(why) => format!(
@@ -39,15 +38,17 @@ fn learning(upstream: &Upstream) -> Option<Check> {
             why.detail
         ),
         None if !upstream.endpoints.is_empty() => return None,
-        None if upstream.learns => "no endpoint of the proxy's own connections is known yet: they are tracked until one is \
-             seen without NAT"
-            .to_owned(),
+        None if upstream.learns => {
+            "no endpoint of the proxy's own connections is known yet: they are tracked until one \
+             without NAT is observed"
+                .to_owned()
+        }
         None => "the proxy's own connections are tracked (--proxy-upstream=off)".to_owned(),
     };
     Some(Check::not_applicable(ID, finding))
 }
 
-/// What the agent has told, as long as its table is there.
+/// Judges the published state of an endpoint, and checks that the agent's table exists.
 fn look(known: &Endpoint, upstream: &Upstream, subject: &Subject) -> Check {
     if known.tracked.is_none() {
         let name = tables::upstream_name(subject.instance);
@@ -61,12 +62,12 @@ fn look(known: &Endpoint, upstream: &Upstream, subject: &Subject) -> Check {
                         "nf_tables table {name} for {} is missing: the proxy's connections to it are tracked",
                         known.endpoint
                     ),
-                    "start the agent, which installs it, or look into its log",
+                    "start the agent, which installs it, or check its log",
                 );
             }
             Err(error) => {
                 let remedy = "run the doctor as root";
-                return check::unknown(ID, format!("look for table {name}"), &error, remedy);
+                return check::unknown(ID, format!("search for table {name}"), &error, remedy);
             }
         }
     }
@@ -80,32 +81,33 @@ fn judge(known: &Endpoint, upstream: &Upstream) -> Check {
         return Check::ok(
             ID,
             format!(
-                "the proxy's connections to {endpoint} are untracked: those of cgroup {places}. `nft -f` refuses a ruleset that was \
-                 saved with these rules in it once that cgroup is gone"
+                "the proxy's connections to {endpoint} are untracked: those of cgroup {places}. A saved ruleset with these \
+                 rules cannot be restored (`nft -f`) once that cgroup is gone"
             ),
         );
     };
     let remedy = match tracked.reason {
-        Reason::Backend => "use backend ebpf or nftables, or leave --proxy-upstream out",
+        Reason::Backend => "use backend ebpf or nftables, or unset --proxy-upstream",
         Reason::Kernel => "load the module nft_socket, or use Linux 5.13 or newer",
         Reason::NoListener => "start the proxy",
-        Reason::Wildcard => "have the proxy listen on the VIPs, not on the wildcard address",
+        Reason::Wildcard => "let the proxy listen on the VIPs instead of the wildcard address",
         Reason::Cgroup => {
-            "run the proxy in a cgroup of its own (cgroup v2), and mount /sys/fs/cgroup of the host where the \
-             agent runs"
+            "run the proxy in a cgroup of its own (cgroup v2), and mount /sys/fs/cgroup of the host in the agent's \
+             container"
         }
         Reason::Nat => {
-            "exempt the node's own packets to the API server from NAT, or give the address that they really \
-             go to"
+            "exempt the node's own packets to the API server from NAT, or give the address after translation"
         }
         Reason::Filter => {
-            "let untracked packets of the API server pass the node's filters (check firewall), in the configuration of \
-             the firewall too"
+            "accept untracked packets of the API server in the node's filters (see check firewall), in the configuration \
+             of the firewall too"
         }
-        Reason::Company => "run the proxy in a cgroup of its own, or name the API servers",
-        Reason::Limit => "name the API servers",
+        Reason::Company => {
+            "run the proxy in a cgroup of its own, or name the API servers in --proxy-upstream"
+        }
+        Reason::Limit => "name the API servers in --proxy-upstream",
         Reason::Repeated => {
-            "look whether the API server answers, and let untracked packets from it pass the node's filters"
+            "check that the API server answers, and accept untracked packets from it in the node's filters"
         }
     };
     let detail = &tracked.detail;
@@ -123,7 +125,7 @@ mod tests {
     use proxy_serve::doctor::Verdict;
 
     #[test]
-    fn why_nothing_is_learned_is_said_and_no_warning() {
+    fn learning_is_reported_without_a_warning() {
         let mut upstream = Upstream::default();
         let off = learning(&upstream).unwrap();
         assert!(off.finding.ends_with("=off)"), "{off:?}");
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_tracked_is_a_warning_with_its_reason() {
+    fn a_tracked_endpoint_is_a_warning_with_its_reason() {
         let judged = |tracked: Option<Tracked>| {
             let known = Endpoint {
                 endpoint: "192.0.2.1:443".parse().unwrap(),

@@ -5,11 +5,12 @@
 use std::fs;
 use std::net::IpAddr;
 
+use proxy_netlink::route::Address;
 use proxy_serve::doctor::Check;
 
 use super::check;
 use super::subject::Subject;
-use crate::link::{LinkAddress, LinkTable};
+use crate::link::LinkTable;
 
 const ID: &str = "vip";
 
@@ -21,12 +22,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         Ok(table) => table,
         Err(error) => {
             let remedy = "try again";
-            return vec![check::unknown(
-                ID,
-                "look at the node's links",
-                error,
-                remedy,
-            )];
+            return vec![check::unknown(ID, "read the node's links", error, remedy)];
         }
     };
     let vips = subject.vips.iter();
@@ -34,7 +30,7 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
         .collect()
 }
 
-/// Whether a link takes no IPv6 addresses.
+/// Whether IPv6 is disabled on a link.
 fn without_ipv6(link: &str) -> bool {
     let path = format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6");
     fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
@@ -47,7 +43,7 @@ fn judge(
     without_ipv6: impl Fn(&str) -> bool,
 ) -> Check {
     let mut copies = table.addresses.iter().filter(|address| address.ip == vip);
-    let on_its_link = |copy: &&LinkAddress| {
+    let on_its_link = |copy: &&Address| {
         let link = table.by_index(copy.index);
         interface.is_none_or(|name| link.is_some_and(|link| link.name == name))
     };
@@ -60,7 +56,7 @@ fn judge(
         return Check::broken(
             ID,
             format!("{vip} is on {link}, which is down"),
-            format!("set {link} up; the agent does it when it runs"),
+            format!("set {link} up; a running agent does so"),
         )
         .with_command(format!("ip link set {link} up"));
     }
@@ -68,10 +64,10 @@ fn judge(
         return Check::broken(
             ID,
             format!(
-                "{vip} is on {link}, but duplicate address detection has not let it through \
+                "{vip} is on {link}, but duplicate address detection has not completed or failed \
                  (tentative or dadfailed)"
             ),
-            "add it without that detection: every node has the same VIP, it is on none of the wires",
+            "add it without duplicate address detection: every node has the same VIP, and no neighbour sees it",
         )
         .with_command(format!(
             "ip address del {vip}/{len} dev {link} && ip address add {prefix} dev {link} nodad",
@@ -82,8 +78,8 @@ fn judge(
         let (name, len) = (table.name_of(other.index), other.prefix_len);
         return Check::warning(
             ID,
-            format!("{vip} is on {link}, and on {name} as well"),
-            format!("remove it from {name}; the agent does it when it runs"),
+            format!("{vip} is on {link} and on {name}"),
+            format!("remove it from {name}; a running agent does so"),
         )
         .with_command(format!("ip address del {vip}/{len} dev {name}"));
     }
@@ -94,15 +90,15 @@ fn missing(vip: IpAddr, link: &str, without_ipv6: impl Fn(&str) -> bool) -> Chec
     if vip.is_ipv6() && without_ipv6(link) {
         return Check::broken(
             ID,
-            format!("{vip} cannot be on {link}: IPv6 is switched off there (disable_ipv6)"),
-            format!("switch it on, or leave {vip} out of --ip-address"),
+            format!("{vip} cannot be on {link}: IPv6 is disabled there (disable_ipv6)"),
+            format!("enable it, or remove {vip} from --ip-address"),
         )
         .with_command(format!("sysctl -w net/ipv6/conf/{link}/disable_ipv6=0"));
     }
     Check::broken(
         ID,
         format!("{vip} is not on {link}"),
-        "start the agent, which adds it, or look into its log; or add it by hand",
+        "start the agent, which adds it, or check its log; or add it by hand",
     )
     .with_command(format!("ip address add {} dev {link}", prefix(vip)))
 }
@@ -114,18 +110,20 @@ fn prefix(vip: IpAddr) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::link::{Link, LinkKind};
+    use proxy_netlink::route::{Link, LinkKind};
     use proxy_serve::doctor::Verdict;
+
+    use super::*;
+    use crate::link;
 
     fn table(up: bool, addresses: &[(u32, &str, bool)]) -> LinkTable {
         let link = |index, name| Link {
             up,
             ..Link::new(index, name, LinkKind::Other)
         };
-        let address = |(index, ip, unusable): &(u32, &str, bool)| LinkAddress {
+        let address = |(index, ip, unusable): &(u32, &str, bool)| Address {
             unusable: *unusable,
-            ..LinkAddress::new(*index, ip, 32)
+            ..link::address(*index, ip, 32)
         };
         LinkTable {
             links: vec![link(1, "lo"), link(2, "eth0")],

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Guarded links with an XDP program in their driver: what that means for the MTU of the link.
+//! Guarded links with an XDP program in driver mode: effects on the link's MTU.
 
+use proxy_netlink::route::Link;
 use proxy_serve::doctor::Check;
 
 use super::subject::Subject;
-use crate::link::{Link, LinkTable};
+use crate::link::LinkTable;
 
 const ID: &str = "xdp-mtu";
 
 pub fn checks(subject: &Subject) -> Vec<Check> {
-    let guarded = subject.told().map(|state| &state.guard.links);
+    let guarded = subject.published().map(|state| &state.guard.links);
     let names: Vec<_> = guarded
         .into_iter()
         .flatten()
@@ -28,14 +29,14 @@ fn judge(guarded: &[&str], table: &LinkTable) -> Check {
         .filter(|name| guarded.contains(name))
         .collect();
     if links.is_empty() {
-        return Check::not_applicable(ID, "no guarded link has an XDP program in its driver");
+        return Check::not_applicable(ID, "no guarded link has an XDP program in driver mode");
     }
-    // Nothing is wrong, and nothing can be asked: the kernel says which MTU a driver refuses by refusing it.
+    // For information only: a driver's limit is known only from its refusal of an MTU.
     Check::ok(
         ID,
         format!(
-            "{} has an XDP program in its driver, which may refuse a larger MTU as long as it is there, and may \
-             take the link down for a moment when it is attached; --guard-mode=tc does neither",
+            "{} has an XDP program in driver mode: the driver may refuse a larger MTU while it is attached, and may \
+             take the link down briefly when it is attached; --guard-mode=tc does neither",
             links.join(", ")
         ),
     )
@@ -43,8 +44,9 @@ fn judge(guarded: &[&str], table: &LinkTable) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use proxy_netlink::route::{LinkKind, Xdp};
+
     use super::*;
-    use crate::link::{LinkKind, Xdp};
     use proxy_serve::doctor::Verdict;
 
     #[test]

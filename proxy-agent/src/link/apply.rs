@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Carries out one operation at a time. What is to be done was decided in `plan`.
+//! Carries out one operation at a time, as planned in `plan`.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,12 +11,12 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::LinkAttribute;
+use proxy_netlink::events::{Event, Events, Interest};
+use proxy_netlink::route::{self, Address, links};
 use rtnetlink::{Handle, LinkDummy, LinkUnspec};
 
-use super::observe::{OWN_GROUP, ObserveError, links};
 use super::plan::{Op, Source, host_prefix};
-use super::table::{LinkAddress, LinkTable};
-use crate::kernel::monitor::{Event, Interest, Monitor};
+use super::table::{LinkTable, OWN_GROUP};
 
 /// An IPv6 address works once the kernel has announced it, a moment after it was added.
 const ANNOUNCED_WITHIN: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const FOREVER: u32 = u32::MAX;
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The kernel said no.
+    /// The kernel refused.
     #[error("{hint}")]
     Refused {
         /// What the operator can do.
@@ -47,7 +47,7 @@ pub enum ApplyError {
     Listen(#[source] io::Error),
     /// The list of links could not be read.
     #[error(transparent)]
-    Observe(#[from] ObserveError),
+    Observe(#[from] route::Error),
     /// The address is there but not in use yet.
     #[error("the kernel has not announced {0} on its link within {ANNOUNCED_WITHIN:?}")]
     NotAnnounced(IpAddr),
@@ -165,9 +165,9 @@ impl<'a> Applier<'a> {
             addresses: vec![vip],
             ..Interest::default()
         };
-        let mut monitor = Monitor::open(interest).map_err(ApplyError::Listen)?;
+        let mut events = Events::open(interest).map_err(ApplyError::Listen)?;
         self.add(vip, link, false).await?;
-        let announced = async { while monitor.next().await.event != Event::Address(vip) {} };
+        let announced = async { while events.next().await.event != Event::Address(vip) {} };
         tokio::time::timeout(ANNOUNCED_WITHIN, announced)
             .await
             .map_err(|_| ApplyError::NotAnnounced(vip))
@@ -195,7 +195,7 @@ impl<'a> Applier<'a> {
         }
         let answer = request.execute().await;
         match errno(&answer) {
-            // Somebody else was faster. The next pass sees what they added.
+            // Another program has added it. The next pass compares it.
             Some(libc::EEXIST) => Ok(()),
             _ => answered(answer, change_hint),
         }
@@ -205,14 +205,14 @@ impl<'a> Applier<'a> {
     /// the network or in the other end, and keeps the address local while there is one; each copy has its
     /// scope.
     /// `__inet_insert_ifa` and `fib_del_ifaddr` in <https://github.com/torvalds/linux/tree/v6.12/net/ipv4>
-    async fn rescope(&self, old: &LinkAddress, link: &str) -> Result<(), ApplyError> {
+    async fn rescope(&self, old: &Address, link: &str) -> Result<(), ApplyError> {
         let IpAddr::V4(vip) = old.ip else {
             return Ok(());
         };
-        // Local already, and another one for each VIP: none of the copies hangs on another one.
+        // Local already, and another one for each VIP: no copy is a secondary of another one.
         let [_, rest @ ..] = vip.octets();
         let other_end = IpAddr::from([127, rest[0], rest[1], rest[2]]);
-        let meanwhile = LinkAddress {
+        let meanwhile = Address {
             peer: Some(other_end),
             ..old.clone()
         };
@@ -236,7 +236,7 @@ impl<'a> Applier<'a> {
         self.remove(&meanwhile).await
     }
 
-    async fn remove(&self, old: &LinkAddress) -> Result<(), ApplyError> {
+    async fn remove(&self, old: &Address) -> Result<(), ApplyError> {
         let mut message = AddressMessage::default();
         message.header.family = match old.ip {
             IpAddr::V4(_) => AddressFamily::Inet,

@@ -5,22 +5,15 @@
 //!
 //! A link is ours if it is in the link group that the agent creates its links with; an address is
 //! ours if it is a VIP, or was one of an earlier start on the link on which it is. Nothing else is ever
-//! changed or deleted. When to look again is not decided
-//! here.
+//! changed or deleted. When the next pass takes place is not decided here.
 
 mod apply;
-mod destinations;
-pub mod dump;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
+mod connection;
 mod observe;
-mod parse;
 mod plan;
-mod routes;
 mod table;
 #[cfg(test)]
 mod tests;
-mod unicast;
 mod vip;
 
 use std::cell::Cell;
@@ -28,30 +21,29 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use apply::Applier;
-pub use destinations::destinations;
-pub use observe::{ObserveError, addresses, ipv4_networks, observe};
-use plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
-pub use routes::uplinks;
+pub use connection::{connect, report_if_lost};
+pub use observe::{ipv4_networks, observe};
+pub use plan::Earlier;
+use plan::{Desired, Op, Plan, plan, plan_teardown};
+use proxy_kernel::sockets;
 use rtnetlink::Handle;
+pub use table::{LinkTable, is_owned};
 #[cfg(test)]
-pub use table::Xdp;
-pub use table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+pub use table::{OWN_GROUP, address};
 use tracing::info;
 pub use vip::Vip;
 
 use crate::config::AddressScope;
-use crate::kernel::sockets;
-use crate::reconcile::{Mode, Report, carry_out, failed, part};
-use crate::state::owned::Owned;
+use crate::reconcile::{Mode, Part, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = part::LINK;
+pub const PART: Part = Part::Link;
 
 /// The VIPs and the link that should carry them.
 #[derive(Debug)]
 pub struct VipLink {
     desired: Desired,
-    /// It was logged that a change of scope waits.
+    /// The postponement of a change of scope was logged.
     has_postponed: Cell<bool>,
 }
 
@@ -83,18 +75,12 @@ impl VipLink {
         self
     }
 
-    /// Goes by what earlier starts have put on the node, too.
-    pub fn go_by(&mut self, owned: &Owned) {
-        let addresses = owned.addresses.iter();
-        self.desired.earlier = Earlier {
-            vips: addresses
-                .map(|address| (address.ip, address.link.clone()))
-                .collect(),
-            links: owned.links.iter().cloned().collect(),
-        };
+    /// Also removes what earlier starts have put on the node.
+    pub fn set_earlier(&mut self, earlier: Earlier) {
+        self.desired.earlier = earlier;
     }
 
-    /// Makes the node carry the VIPs as desired, going by `table`, which must be fresh.
+    /// Makes the node carry the VIPs as desired. `table` must have been read just now.
     pub async fn reconcile(
         &self,
         handle: &Handle,
@@ -115,11 +101,11 @@ impl VipLink {
             return;
         }
         let connections = sockets::connections();
-        let hangs_on = |vip: IpAddr| match &connections {
+        let is_needed = |vip: IpAddr| match &connections {
             Ok(connections) => is_translated_source(vip, connections),
             Err(_) => true,
         };
-        let kept: Vec<_> = plan.rescoped().filter(|vip| hangs_on(*vip)).collect();
+        let kept: Vec<_> = plan.rescoped().filter(|vip| is_needed(*vip)).collect();
         plan.ops.retain(|op| match op {
             Op::Rescope { old, .. } => !kept.contains(&old.ip),
             _ => true,
@@ -128,15 +114,15 @@ impl VipLink {
         self.has_postponed.set(!kept.is_empty());
         if is_new && mode == Mode::Apply {
             info!(
-                part = PART,
+                part = PART.name(),
                 "the scope of {kept:?} stays until no connection has it as its source by masquerading; \
                  --address-scope=link changes it at once and ends these"
             );
         }
     }
 
-    /// Removes the VIPs from their link, and the link too if the agent created it and nobody else
-    /// has put addresses on it.
+    /// Removes the VIPs from their link, and the link too if the agent created it and it carries no
+    /// other addresses.
     pub async fn teardown(&self, handle: &Handle, mode: Mode, report: &mut Report) {
         match observe(&self.desired.vips, &[]).await {
             Ok(table) => {

@@ -1,45 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the kernel says about links, and about the addresses that matter. Nothing is changed here.
+//! Reads the links of the node and the addresses that matter to the agent. Nothing is changed here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 
-use super::dump::{DumpError, dump};
-use super::parse::{parse_address, parse_link};
-use super::table::{Link, LinkAddress, LinkTable, Prefix};
+use proxy_netlink::route::{self, Address, AddressFamily, Link, Prefix, links};
 
-// Messages, include/uapi/linux/rtnetlink.h, and the attributes of the requests.
-const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
-const RTM_NEWADDR: u16 = 20;
-const RTM_GETADDR: u16 = 22;
-const IFLA_EXT_MASK: u16 = 29;
-/// Leaves counters out of the answer (4.8), and with them most of its size.
-const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
-
-/// The families, as errors name their addresses.
-const IPV4: (libc::c_int, &str) = (libc::AF_INET, "IPv4 addresses");
-const IPV6: (libc::c_int, &str) = (libc::AF_INET6, "IPv6 addresses");
-
-/// The link group that marks a link as created by the agent: "pxag" in ASCII.
-///
-/// The group is the one marker that the kernel takes in the same message that creates the link (an
-/// alias or an alternative name is ignored there), so no crash can leave a link of ours unmarked,
-/// and none that is not ours marked. It lives as long as the link, so a later run knows it too.
-/// `rtnl_create_link` in <https://github.com/torvalds/linux/blob/v5.4/net/core/rtnetlink.c>, since
-/// 2.6.39.
-pub(super) const OWN_GROUP: u32 = u32::from_be_bytes(*b"pxag");
-
-/// The links and addresses could not be read, or not completely.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the list of {what} from the kernel")]
-pub struct ObserveError {
-    pub(super) what: &'static str,
-    #[source]
-    pub(super) source: DumpError,
-}
+use super::table::{LinkTable, is_owned};
 
 /// Reads all links of the calling thread's network namespace, the copies of `vips` on them, and which of
 /// `services` they carry.
@@ -48,20 +17,20 @@ pub struct ObserveError {
 ///
 /// If a list could not be read to its end, or kept changing while it was read. A list that is not
 /// complete is never returned.
-pub async fn observe(vips: &[IpAddr], services: &[IpAddr]) -> Result<LinkTable, ObserveError> {
-    let mut links = links().await?;
+pub async fn observe(vips: &[IpAddr], services: &[IpAddr]) -> Result<LinkTable, route::Error> {
+    let links = links().await?;
     // Whether a link of ours may be deleted depends on addresses of both families.
-    let any_owned = links.iter().any(|link| link.owned);
+    let any_owned = links.iter().any(is_owned);
     let mut addresses = Vec::new();
     let mut secondaries = Vec::new();
     let mut carried = BTreeMap::new();
-    for family in [IPV4, IPV6] {
-        let mut addresses_asked = vips.iter().chain(services);
-        let asked = addresses_asked.any(|ip| ip.is_ipv4() == (family == IPV4));
-        if !asked && !any_owned {
+    let mut shared = BTreeSet::new();
+    for family in AddressFamily::ALL {
+        let is_needed = vips.iter().chain(services).any(|ip| family.has(*ip));
+        if !is_needed && !any_owned {
             continue;
         }
-        let found = read_addresses(family, |found: &mut Addresses, address| {
+        let found = route::of_family(family, |found: &mut Addresses, address| {
             if services.contains(&address.ip) {
                 found.services.insert(address.ip, address.index);
             }
@@ -71,14 +40,13 @@ pub async fn observe(vips: &[IpAddr], services: &[IpAddr]) -> Result<LinkTable, 
         addresses.extend(found.vips);
         secondaries.extend(found.secondaries);
         carried.extend(found.services);
-        for link in &mut links {
-            link.foreign_addresses |= found.foreign_on_owned.contains(&link.index);
-        }
+        shared.extend(found.foreign_on_owned);
     }
     let mut table = LinkTable {
         links,
         addresses,
         services: carried,
+        shared,
         ..LinkTable::default()
     };
     table
@@ -88,42 +56,14 @@ pub async fn observe(vips: &[IpAddr], services: &[IpAddr]) -> Result<LinkTable, 
     Ok(table)
 }
 
-/// All links, sorted by ifindex.
-pub(super) async fn links() -> Result<Vec<Link>, ObserveError> {
-    // struct ifinfomsg, empty, and one attribute.
-    let mut body = vec![0; 16];
-    body.extend(8_u16.to_ne_bytes());
-    body.extend(IFLA_EXT_MASK.to_ne_bytes());
-    body.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    let mut links = Vec::new();
-    dump(
-        RTM_GETLINK,
-        RTM_NEWLINK,
-        &body,
-        &mut links,
-        Vec::clear,
-        |links, message| {
-            links.push(parse_link(message)?);
-            Ok(())
-        },
-    )
-    .await
-    .map_err(|source| ObserveError {
-        what: "links",
-        source,
-    })?;
-    links.sort_by_key(|link: &Link| link.index);
-    Ok(links)
-}
-
-/// What one family's addresses came to.
+/// The addresses of one family, as far as they matter.
 #[derive(Default)]
 struct Addresses {
-    vips: Vec<LinkAddress>,
+    vips: Vec<Address>,
     services: BTreeMap<IpAddr, u32>,
-    /// IPv4 addresses that hang on a primary one.
+    /// IPv4 addresses that the kernel deletes together with a primary one.
     secondaries: Vec<(u32, Prefix)>,
-    /// The owned links that carry something else.
+    /// The owned links that carry other addresses.
     foreign_on_owned: Vec<u32>,
 }
 
@@ -132,56 +72,15 @@ struct Addresses {
 /// # Errors
 ///
 /// As [`observe`].
-pub async fn ipv4_networks() -> Result<Vec<(u32, Prefix)>, ObserveError> {
-    read_addresses(IPV4, |found: &mut Vec<_>, address| {
+pub async fn ipv4_networks() -> Result<Vec<(u32, Prefix)>, route::Error> {
+    route::of_family(AddressFamily::V4, |found: &mut Vec<_>, address| {
         found.push((address.index, address.prefix()));
     })
     .await
 }
 
-/// All addresses, of IPv4 and then of IPv6, in the order in which the kernel lists them.
-///
-/// # Errors
-///
-/// As [`observe`].
-pub async fn addresses() -> Result<Vec<LinkAddress>, ObserveError> {
-    let mut all = Vec::new();
-    for family in [IPV4, IPV6] {
-        all.append(&mut read_addresses(family, Vec::push).await?);
-    }
-    Ok(all)
-}
-
-/// Gives each address of a family to `each`. A list that has to be read again begins anew.
-async fn read_addresses<S: Default>(
-    (family, what): (libc::c_int, &'static str),
-    each: impl Fn(&mut S, LinkAddress),
-) -> Result<S, ObserveError> {
-    let family = u8::try_from(family).expect("the two families are 2 and 10");
-    // struct ifaddrmsg with nothing but the family.
-    let body = [family, 0, 0, 0, 0, 0, 0, 0];
-    let mut found = S::default();
-    dump(
-        RTM_GETADDR,
-        RTM_NEWADDR,
-        &body,
-        &mut found,
-        |found| *found = S::default(),
-        |found, message| {
-            // Without IPv6 in the kernel, the request for it is answered with IPv4.
-            if message.first() == Some(&family) {
-                each(found, parse_address(message)?);
-            }
-            Ok(())
-        },
-    )
-    .await
-    .map_err(|source| ObserveError { what, source })?;
-    Ok(found)
-}
-
 impl Addresses {
-    fn take(&mut self, address: LinkAddress, vips: &[IpAddr], links: &[Link]) {
+    fn take(&mut self, address: Address, vips: &[IpAddr], links: &[Link]) {
         if vips.contains(&address.ip) {
             self.vips.push(address);
             return;
@@ -192,7 +91,7 @@ impl Addresses {
         let owned = || {
             links
                 .iter()
-                .any(|link| link.owned && link.index == address.index)
+                .any(|link| is_owned(link) && link.index == address.index)
         };
         if !is_link_local(address.ip) && owned() {
             self.foreign_on_owned.push(address.index);
@@ -214,8 +113,7 @@ fn mark_endangered(
     secondaries: &[(u32, Prefix)],
     promotes: impl Fn(&str) -> bool,
 ) {
-    for at in 0..table.addresses.len() {
-        let address = &table.addresses[at];
+    for address in &table.addresses {
         if address.secondary {
             continue;
         }
@@ -229,13 +127,13 @@ fn mark_endangered(
             .map(|(_, other)| *other)
             .collect();
         if !endangered.is_empty() && !promotes(&table.name_of(address.index)) {
-            table.addresses[at].takes_along = endangered;
+            table.endangering.push((address.clone(), endangered));
         }
     }
 }
 
-/// The `promote_secondaries` setting in force on a link. If it cannot be read, it counts as off: the
-/// kernel's default, and the side on which nothing foreign is lost.
+/// The `promote_secondaries` setting in force on a link. If it cannot be read, it counts as off: that is
+/// the kernel's default, and no foreign address can be lost by it.
 fn promotes_secondaries(link: &str) -> bool {
     ["all", link].into_iter().any(|name| {
         fs::read_to_string(format!(
@@ -249,14 +147,14 @@ fn promotes_secondaries(link: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn address(ip: &str, len: u8, secondary: bool) -> LinkAddress {
-        LinkAddress {
+    fn address(ip: &str, len: u8, secondary: bool) -> Address {
+        Address {
             secondary,
-            ..LinkAddress::new(2, ip, len)
+            ..crate::link::address(2, ip, len)
         }
     }
 
-    fn endangered(vip: LinkAddress, promotes: bool) -> Vec<String> {
+    fn endangered(vip: Address, promotes: bool) -> Vec<String> {
         let mut table = LinkTable {
             addresses: vec![vip],
             ..LinkTable::default()
@@ -272,7 +170,7 @@ mod tests {
             other(3, "10.96.0.9", 24),
         ];
         mark_endangered(&mut table, &secondaries, |_| promotes);
-        let found = &table.addresses[0].takes_along;
+        let found = table.takes_along(&table.addresses[0]);
         found.iter().map(Prefix::to_string).collect()
     }
 

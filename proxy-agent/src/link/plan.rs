@@ -5,10 +5,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use proxy_netlink::route::{Address, Link, LinkKind, Prefix};
+
+use super::table::{LinkTable, is_owned};
 use crate::config::AddressScope;
 
-/// A link that Cilium makes on every node. It takes addresses of the scopes link and host for nobody's:
+/// A link that Cilium makes on every node. Cilium ignores addresses of the scopes link and host:
 /// `AddressScopeMax` in <https://github.com/cilium/cilium/blob/v1.16.0/pkg/defaults/defaults_linux.go>.
 const CILIUM_LINK: &str = "cilium_host";
 
@@ -34,7 +36,7 @@ pub struct Earlier {
     pub links: Vec<String>,
 }
 
-/// One change. The link that carries the VIPs goes by its name, as it may not exist yet.
+/// One change. The link that carries the VIPs is given by its name, as it may not exist yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Create the link as a dummy, marked as ours and set up.
@@ -65,7 +67,7 @@ pub enum Op {
     /// it on the link meanwhile.
     Rescope {
         /// The VIP as it is.
-        old: LinkAddress,
+        old: Address,
         /// The link's name.
         link: String,
         /// What the kernel may take it for from then on.
@@ -84,7 +86,7 @@ pub enum Op {
     /// corrects an address in place nor lets both stand side by side.
     Replace {
         /// The VIP as it is.
-        old: LinkAddress,
+        old: Address,
         /// The link's name.
         link: String,
         /// What is wrong with it.
@@ -93,7 +95,7 @@ pub enum Op {
     /// Remove a VIP from where it should not be. Done only once the VIP is where it should be.
     Remove {
         /// The VIP as it is.
-        old: LinkAddress,
+        old: Address,
         /// The name of the link it is on.
         link: String,
     },
@@ -106,7 +108,7 @@ pub enum Op {
     },
 }
 
-/// Whether the kernel takes a VIP as the source of traffic that nobody has bound to it.
+/// Whether the kernel takes a VIP as the source of traffic that is not bound to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// It may: scope global, or preferred.
@@ -241,7 +243,7 @@ pub fn plan(desired: &Desired, table: &LinkTable) -> Plan {
         if desired.vips.contains(vip) {
             continue;
         }
-        // As the agent adds them: what differs is of somebody else.
+        // As the agent adds them: one that differs belongs to another program.
         let copies = table.by_name(link).into_iter();
         let copies = copies.flat_map(|link| on_link(table, *vip, link.index));
         for old in copies.filter(|old| is_exact(old)) {
@@ -267,7 +269,7 @@ pub fn plan_teardown(desired: &Desired, table: &LinkTable) -> Plan {
             });
         }
     }
-    if is_disposable(target) {
+    if is_disposable(target, table) {
         plan.ops.push(Op::DeleteLink {
             index: target.index,
             link: target.name.clone(),
@@ -277,9 +279,9 @@ pub fn plan_teardown(desired: &Desired, table: &LinkTable) -> Plan {
 }
 
 /// The operation that makes a VIP right on its link, given the copies that are there.
-fn correct(vip: IpAddr, link: &str, here: &[&LinkAddress], source: Source) -> Option<Op> {
+fn correct(vip: IpAddr, link: &str, here: &[&Address], source: Source) -> Option<Op> {
     let link = link.to_owned();
-    let replace = |old: &LinkAddress, link, fault| Op::Replace {
+    let replace = |old: &Address, link, fault| Op::Replace {
         old: old.clone(),
         link,
         fault,
@@ -307,17 +309,18 @@ fn correct(vip: IpAddr, link: &str, here: &[&LinkAddress], source: Source) -> Op
 }
 
 /// Plans the removal of a copy, unless something foreign would go with it.
-fn remove(old: &LinkAddress, table: &LinkTable, plan: &mut Plan) {
+fn remove(old: &Address, table: &LinkTable, plan: &mut Plan) {
     let op = Op::Remove {
         old: old.clone(),
         link: table.name_of(old.index),
     };
-    if old.takes_along.is_empty() {
+    let foreign = table.takes_along(old);
+    if foreign.is_empty() {
         plan.ops.push(op);
     } else {
         let refusal = Refusal::TakesAlong {
             link: table.name_of(old.index),
-            takes_along: old.takes_along.clone(),
+            takes_along: foreign.to_vec(),
         };
         plan.refusals.push((op.to_string(), refusal));
     }
@@ -339,7 +342,7 @@ fn abandoned(
         .links
         .iter()
         .filter(|link| target.is_none_or(|target| target.index != link.index))
-        .filter(|link| is_disposable(link))
+        .filter(|link| is_disposable(link, table))
         .filter(|link| {
             let carries = |vip: &IpAddr| on_link(table, *vip, link.index).next().is_some();
             desired.earlier.links.contains(&link.name) || desired.vips.iter().any(carries)
@@ -351,9 +354,12 @@ fn abandoned(
         .collect()
 }
 
-/// Ours, and nobody else uses it.
-fn is_disposable(link: &Link) -> bool {
-    link.owned && link.kind == LinkKind::Dummy && link.master.is_none() && !link.foreign_addresses
+/// Ours, and not used for anything else.
+fn is_disposable(link: &Link, table: &LinkTable) -> bool {
+    is_owned(link)
+        && link.kind == LinkKind::Dummy
+        && link.master.is_none()
+        && !table.shared.contains(&link.index)
 }
 
 fn vrf_of<'a>(link: &Link, table: &'a LinkTable) -> Option<&'a str> {
@@ -361,7 +367,7 @@ fn vrf_of<'a>(link: &Link, table: &'a LinkTable) -> Option<&'a str> {
     (master.kind == LinkKind::Vrf).then_some(master.name.as_str())
 }
 
-fn on_link(table: &LinkTable, vip: IpAddr, index: u32) -> impl Iterator<Item = &LinkAddress> {
+fn on_link(table: &LinkTable, vip: IpAddr, index: u32) -> impl Iterator<Item = &Address> {
     table
         .addresses
         .iter()
@@ -369,7 +375,7 @@ fn on_link(table: &LinkTable, vip: IpAddr, index: u32) -> impl Iterator<Item = &
 }
 
 /// A host address without a peer, as the agent adds it.
-fn is_exact(address: &LinkAddress) -> bool {
+fn is_exact(address: &Address) -> bool {
     address.peer.is_none() && address.prefix_len == host_prefix(address.ip)
 }
 

@@ -6,9 +6,11 @@ mod model;
 
 use std::net::IpAddr;
 
+use proxy_netlink::route::{Address, Link, LinkKind, Prefix};
+
 use super::is_translated_source;
 use super::plan::{Desired, Earlier, Op, Plan, plan, plan_teardown};
-use super::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use super::table::{LinkTable, OWN_GROUP, address};
 use crate::config::AddressScope;
 
 const V4: &str = "10.96.0.2";
@@ -19,7 +21,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// `lo`, `eth0`, and a port of the VRF `blue`.
-fn table(addresses: Vec<LinkAddress>) -> LinkTable {
+fn table(addresses: Vec<Address>) -> LinkTable {
     let mut port = Link::new(3, "port", LinkKind::Veth);
     port.master = Some(4);
     let links = vec![
@@ -63,7 +65,7 @@ fn an_empty_node_gets_link_and_vips() {
 
 #[test]
 fn a_link_that_went_down_comes_up_before_anything_is_added() {
-    let mut table = table(vec![LinkAddress::new(1, V4, 32)]);
+    let mut table = table(vec![address(1, V4, 32)]);
     table.links[0].up = false;
     assert_eq!(
         texts(&plan(&desired("lo"), &table)),
@@ -73,13 +75,9 @@ fn a_link_that_went_down_comes_up_before_anything_is_added() {
 
 #[test]
 fn vips_leave_other_links_after_they_are_on_theirs() {
-    let mut with_peer = LinkAddress::new(2, V4, 32);
+    let mut with_peer = address(2, V4, 32);
     with_peer.peer = Some(ip("192.0.2.1"));
-    let table = table(vec![
-        LinkAddress::new(2, V4, 24),
-        with_peer,
-        LinkAddress::new(2, V6, 128),
-    ]);
+    let table = table(vec![address(2, V4, 24), with_peer, address(2, V6, 128)]);
     assert_eq!(
         texts(&plan(&desired("lo"), &table)),
         [
@@ -94,10 +92,7 @@ fn vips_leave_other_links_after_they_are_on_theirs() {
 
 #[test]
 fn copies_with_a_wrong_prefix_are_put_right() {
-    let table = table(vec![
-        LinkAddress::new(1, V4, 24),
-        LinkAddress::new(1, V6, 64),
-    ]);
+    let table = table(vec![address(1, V4, 24), address(1, V6, 64)]);
     assert_eq!(
         texts(&plan(&desired("lo"), &table)),
         [
@@ -110,7 +105,7 @@ fn copies_with_a_wrong_prefix_are_put_right() {
 
 #[test]
 fn scope_detection_and_lifetime_are_put_right() {
-    let (mut host_scope, mut failed) = (LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128));
+    let (mut host_scope, mut failed) = (address(1, V4, 32), address(1, V6, 128));
     host_scope.scope = libc::RT_SCOPE_HOST;
     failed.unusable = true;
     assert_eq!(
@@ -120,7 +115,7 @@ fn scope_detection_and_lifetime_are_put_right() {
             "add fd00::2/128 to lo anew (held up by duplicate address detection)",
         ]
     );
-    let (mut a, mut b) = (LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128));
+    let (mut a, mut b) = (address(1, V4, 32), address(1, V6, 128));
     (a.permanent, b.permanent) = (false, false);
     assert_eq!(
         texts(&plan(&desired("lo"), &table(vec![a, b]))),
@@ -133,10 +128,10 @@ fn scope_detection_and_lifetime_are_put_right() {
 
 #[test]
 fn the_scope_follows_the_flag_and_cilium() {
-    let mut as_before = [LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128)];
+    let mut as_before = [address(1, V4, 32), address(1, V6, 128)];
     as_before[0].scope = libc::RT_SCOPE_UNIVERSE;
     as_before[1].deprecated = false;
-    let hidden = [LinkAddress::new(1, V4, 32), LinkAddress::new(1, V6, 128)];
+    let hidden = [address(1, V4, 32), address(1, V6, 128)];
     let hide = [
         "give 10.96.0.2/32 on lo the scope link",
         "have fd00::2/128 on lo not preferred as a source",
@@ -177,12 +172,12 @@ fn the_scope_follows_the_flag_and_cilium() {
 fn a_masqueraded_connection_keeps_the_scope() {
     let pair = |local: &str, remote: &str| (local.parse().unwrap(), remote.parse().unwrap());
     let (proxy, client) = ("10.96.0.2:443", "10.96.0.2:40000");
-    let hangs = |found: &[_]| is_translated_source(ip(V4), &found.iter().copied().collect());
-    assert!(!hangs(&[]));
-    assert!(!hangs(&[pair(proxy, "10.244.0.7:40000")]));
-    assert!(!hangs(&[pair(proxy, client), pair(client, proxy)]));
+    let translated = |found: &[_]| is_translated_source(ip(V4), &found.iter().copied().collect());
+    assert!(!translated(&[]));
+    assert!(!translated(&[pair(proxy, "10.244.0.7:40000")]));
+    assert!(!translated(&[pair(proxy, client), pair(client, proxy)]));
     // The client's socket has the ClusterIP, and another address.
-    assert!(hangs(&[
+    assert!(translated(&[
         pair(proxy, client),
         pair("192.0.2.1:40000", "10.96.0.1:443")
     ]));
@@ -190,15 +185,14 @@ fn a_masqueraded_connection_keeps_the_scope() {
 
 #[test]
 fn an_address_that_would_take_foreign_ones_along_stays() {
-    let mut primary = LinkAddress::new(2, V4, 24);
-    primary.takes_along = vec![Prefix {
+    let primary = address(2, V4, 24);
+    let foreign = Prefix {
         ip: ip("10.96.0.9"),
         len: 24,
-    }];
-    let plan = plan(
-        &desired("lo"),
-        &table(vec![LinkAddress::new(1, V6, 128), primary]),
-    );
+    };
+    let mut table = table(vec![address(1, V6, 128), primary.clone()]);
+    table.endangering.push((primary, vec![foreign]));
+    let plan = plan(&desired("lo"), &table);
     assert_eq!(texts(&plan), ["add 10.96.0.2/32 to lo"]);
     let [(wanted, refusal)] = plan.refusals.as_slice() else {
         panic!("one refusal, not {:?}", plan.refusals);
@@ -230,9 +224,9 @@ fn an_alternative_name_is_the_link() {
 
 #[test]
 fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
-    let mut table = table(vec![LinkAddress::new(5, V4, 32)]);
+    let mut table = table(vec![address(5, V4, 32)]);
     let mut old = Link::new(5, "proxy0", LinkKind::Dummy);
-    old.owned = true;
+    old.group = OWN_GROUP;
     table.links.push(old);
     let wanted = Desired {
         vips: vec![ip(V4)],
@@ -245,28 +239,28 @@ fn a_changed_interface_takes_the_old_dummy_of_ours_with_it() {
     ];
     assert_eq!(texts(&plan(&wanted, &table)), expected);
 
-    table.links[4].foreign_addresses = true;
+    table.shared.insert(5);
     assert_eq!(texts(&plan(&wanted, &table)), expected[..2]);
     // Without a VIP of ours on it, it may be another agent's.
-    table.links[4].foreign_addresses = false;
-    table.addresses = vec![LinkAddress::new(1, V4, 32)];
+    table.shared.clear();
+    table.addresses = vec![address(1, V4, 32)];
     assert!(plan(&wanted, &table).ops.is_empty());
 }
 
 #[test]
 fn what_earlier_starts_left_goes_after_the_new_is_there() {
-    let mut peer = LinkAddress::new(1, "10.96.0.8", 32);
+    let mut peer = address(1, "10.96.0.8", 32);
     peer.peer = Some(ip("192.0.2.1"));
     let mut table = table(vec![
-        LinkAddress::new(1, "10.96.0.8", 24),
-        LinkAddress::new(1, "10.96.0.8", 32),
+        address(1, "10.96.0.8", 24),
+        address(1, "10.96.0.8", 32),
         peer,
-        LinkAddress::new(2, "10.96.0.8", 32),
-        LinkAddress::new(2, "10.96.0.9", 32),
-        LinkAddress::new(5, "fd00::8", 128),
+        address(2, "10.96.0.8", 32),
+        address(2, "10.96.0.9", 32),
+        address(5, "fd00::8", 128),
     ]);
     let mut dummy = Link::new(5, "proxy0", LinkKind::Dummy);
-    dummy.owned = true;
+    dummy.group = OWN_GROUP;
     table.links.push(dummy.clone());
     let mut wanted = desired("lo");
     wanted.earlier.vips = [
@@ -293,30 +287,26 @@ fn what_earlier_starts_left_goes_after_the_new_is_there() {
     let ops = texts(&plan(&wanted, &table));
     assert!(!ops.iter().any(|op| op.starts_with("delete")), "{ops:?}");
     wanted.interface = "lo".to_owned();
-    table.links[4].foreign_addresses = true;
+    table.shared.insert(5);
     let ops = texts(&plan(&wanted, &table));
     assert!(!ops.iter().any(|op| op.starts_with("delete")), "{ops:?}");
 }
 
 #[test]
 fn teardown_deletes_only_a_dummy_of_ours() {
-    let vips = vec![
-        LinkAddress::new(1, V4, 32),
-        LinkAddress::new(2, V4, 24),
-        LinkAddress::new(5, V4, 32),
-    ];
+    let vips = vec![address(1, V4, 32), address(2, V4, 24), address(5, V4, 32)];
     let mut table = table(vips);
     table.links.push(Link::new(5, "proxy0", LinkKind::Dummy));
     let removal = "remove 10.96.0.2/32 from proxy0";
     assert_eq!(texts(&plan_teardown(&desired("proxy0"), &table)), [removal]);
-    table.links[4].owned = true;
+    table.links[4].group = OWN_GROUP;
     assert_eq!(
         texts(&plan_teardown(&desired("proxy0"), &table)),
         [removal, "delete link proxy0, which the agent created"]
     );
-    table.links[4].foreign_addresses = true;
+    table.shared.insert(5);
     assert_eq!(texts(&plan_teardown(&desired("proxy0"), &table)), [removal]);
-    table.links[0].owned = true;
+    table.links[0].group = OWN_GROUP;
     assert_eq!(
         texts(&plan_teardown(&desired("lo"), &table)),
         ["remove 10.96.0.2/32 from lo"]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether a VIP is where it should be, for those who tell others.
+//! The state of a VIP, for status, metrics and health.
 
 use std::net::IpAddr;
 
@@ -21,6 +21,21 @@ pub struct Vip {
     pub present: bool,
     /// Other links that carry it too.
     pub elsewhere: Vec<String>,
+}
+
+impl Vip {
+    /// Where it is and whether it works, in words.
+    pub fn state(&self) -> String {
+        let state = match (self.present, self.link_up) {
+            (true, true) => "up",
+            (true, false) => "there, but its link is down",
+            (false, _) => "missing",
+        };
+        if self.elsewhere.is_empty() {
+            return state.to_owned();
+        }
+        format!("{state}; also on {}", self.elsewhere.join(", "))
+    }
 }
 
 impl LinkTable {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a pass and those who wait for it tell each other: that it should end, and that it gets on.
+//! Cooperation between a pass and its owner: the owner requests an early end, the pass reports progress.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Shared by a pass and its owner. Without an owner nobody stops it.
+/// Shared by a pass and its owner; cloning shares. A default one belongs to no owner: nothing stops the pass.
 #[derive(Debug, Clone, Default)]
 pub struct Control(Rc<Shared>);
 
@@ -19,7 +19,7 @@ struct Shared {
     pulse: Pulse,
 }
 
-/// When the work last got on, for whoever watches from another thread.
+/// Time of the last progress, readable from other threads.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     since: Instant,
@@ -28,7 +28,7 @@ pub struct Pulse {
 }
 
 impl Control {
-    /// Tells `pulse` of each operation.
+    /// A control that records the end of each operation in `pulse`.
     pub fn watched(pulse: &Pulse) -> Self {
         pulse.beat();
         Self(Rc::new(Shared {
@@ -37,23 +37,23 @@ impl Control {
         }))
     }
 
-    /// Has the pass end before its next operation.
+    /// Requests the end of the pass before its next operation.
     pub fn stop(&self) {
         self.0.stopped.set(true);
     }
 
-    /// True if nothing more should be begun.
+    /// True if the end of the pass was requested: no further operation may start.
     pub fn is_stopped(&self) -> bool {
         self.0.stopped.get()
     }
 
-    /// Notes that an operation has ended.
+    /// Records that an operation has ended.
     pub fn step(&self) {
         self.0.steps.set(self.0.steps.get() + 1);
         self.0.pulse.beat();
     }
 
-    /// How many operations have ended.
+    /// Number of operations that have ended.
     pub fn steps(&self) -> u64 {
         self.0.steps.get()
     }
@@ -69,13 +69,13 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// A sign of life.
+    /// Records progress now.
     pub fn beat(&self) {
         let millis = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(millis, Ordering::Relaxed);
     }
 
-    /// How long ago the last sign of life was.
+    /// Time since the last progress.
     pub fn age(&self) -> Duration {
         let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
         self.since.elapsed().saturating_sub(last)

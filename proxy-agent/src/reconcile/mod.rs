@@ -1,43 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How every part of the node is reconciled: a pure plan of operations, carried out one by one.
-//!
-//! What the operations are lives with each part (`link`, `backend`); this module only runs them,
-//! so that logging, dry runs and the collecting of errors are the same everywhere.
+//! Carries out plans: the operations of each part one by one, with the same logging, dry run and collection of errors for
+//! all parts. The operations themselves are defined by the parts (`link`, `backend`).
 
 pub mod control;
-pub mod part;
+pub mod events;
+mod part;
 pub mod report;
-pub mod told;
 pub mod trigger;
 
 use std::error::Error;
 use std::fmt::Display;
+use std::process::ExitCode;
 
 pub use control::{Control, Pulse};
+pub use part::Part;
+use proxy_netlink::actor::Actor;
 pub use report::{Failure, Report};
 use tokio::task::yield_now;
 use tracing::{error, info};
 
-use crate::kernel::author::By;
 use crate::time::rfc3339;
 
-/// Whether a plan is carried out or only told.
+/// Whether a plan is carried out or only reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Change the node.
+    /// Changes the node.
     Apply,
-    /// Change nothing, collect what would be done.
+    /// Changes nothing; collects the operations that would be carried out.
     DryRun,
 }
 
-/// Carries out the operations of one part in their order and records each in the report.
+/// Carries out the operations of one part in order and records each in the report.
 ///
-/// An operation that fails is recorded and logged; the others are still tried, because what they
-/// repair may not depend on it. Between two operations others have their turn, and the owner of the
-/// pass can stop it: what is left is then not tried.
+/// A failed operation is recorded and logged; the following ones are still tried, because they may not depend on it.
+/// Between two operations the function yields to other tasks. Once the owner of the pass has requested its end, the
+/// remaining operations are skipped.
 pub async fn carry_out<O, E>(
-    part: &'static str,
+    part: Part,
     mode: Mode,
     ops: Vec<O>,
     report: &mut Report,
@@ -66,19 +66,28 @@ pub async fn carry_out<O, E>(
     }
 }
 
-/// Logs an operation, and the event it goes back to if there is one.
-fn log(part: &'static str, op: impl Display, report: &Report) {
-    let Some(occasion) = report.told.of(part) else {
-        return info!(part, "{op}");
-    };
-    let since = rfc3339(occasion.at);
-    let by = occasion.by.as_ref().map(By::to_string);
-    info!(part, since, by, "{op}");
+/// The exit code of the process: 0 for success, 1 for failure.
+pub fn exit_code(success: bool) -> ExitCode {
+    if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
-/// Records and logs that `what` could not be done.
-pub fn failed(part: &'static str, what: impl Display, cause: &dyn Error, report: &mut Report) {
+/// Logs an operation, with time and author of the event that triggered it, if there is one.
+fn log(part: Part, op: impl Display, report: &Report) {
+    let Some(occasion) = report.events.for_part(part) else {
+        return info!(part = part.name(), "{op}");
+    };
+    let since = rfc3339(occasion.at);
+    let by = occasion.by.as_ref().map(Actor::to_string);
+    info!(part = part.name(), since, by, "{op}");
+}
+
+/// Records and logs that `what` failed because of `cause`.
+pub fn failed(part: Part, what: impl Display, cause: &dyn Error, report: &mut Report) {
     let failure = Failure::new(part, what, cause);
-    error!(part, "{failure}");
+    error!(part = part.name(), "{failure}");
     report.failures.push(failure);
 }

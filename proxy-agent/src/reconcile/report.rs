@@ -1,54 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What one pass over the node did and could not do.
+//! Outcome of one pass: changes and failures.
 
 use std::error::Error;
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
 use super::control::Control;
-use super::told::Told;
+use super::events::PendingEvents;
+use super::part::Part;
 
 /// The outcome of one pass.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What the kernel told before it.
-    pub told: Told,
-    /// By which it is told to end, and tells that it gets on.
+    /// Kernel events that preceded the pass.
+    pub events: PendingEvents,
+    /// Through which the owner of the pass can end it and watches its progress.
     pub control: Control,
-    /// What was changed, or would be in a dry run, in order.
+    /// Operations carried out, or planned in a dry run, in order.
     pub changes: Vec<Change>,
-    /// What could not be observed or changed.
+    /// Observations and operations that failed.
     pub failures: Vec<Failure>,
-    /// When the next pass is due at the latest, from the end of this one on.
+    /// Delay until the next pass that this one requests, counted from its end.
     pub again: Option<Duration>,
 }
 
-/// One operation that was carried out, or would be in a dry run.
+/// One operation that was carried out, or planned in a dry run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Change {
     /// The part of the node it belongs to.
-    pub part: &'static str,
-    /// The operation in words.
+    pub part: Part,
+    /// The operation, as text for logs.
     pub op: String,
-    /// It follows links that come and go: nothing was broken.
+    /// True if it follows from links that appeared or disappeared, and so repairs nothing.
     pub routine: bool,
 }
 
-/// Something that could not be observed or changed.
+/// An observation or an operation that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The part of the node it belongs to.
-    pub part: &'static str,
-    /// What was being done.
+    pub part: Part,
+    /// The action that failed, as text for logs.
     pub what: String,
-    /// Why it failed, with every cause, down to the kernel's answer.
+    /// The error with all its sources, down to the kernel's error code.
     pub cause: String,
 }
 
 impl Report {
     /// Records an operation as done, or as planned in a dry run.
-    pub fn changed(&mut self, part: &'static str, op: impl Display) {
+    pub fn changed(&mut self, part: Part, op: impl Display) {
         self.changes.push(Change {
             part,
             op: op.to_string(),
@@ -56,32 +57,32 @@ impl Report {
         });
     }
 
-    /// Asks for another pass after some time.
+    /// Requests another pass after `wait`; the shortest request counts.
     pub fn look_again_after(&mut self, wait: Duration) {
         self.again = Some(self.again.map_or(wait, |again| again.min(wait)));
     }
 
-    /// Marks changes, in words, as following links that come and go.
-    pub fn mark_routine(&mut self, part: &'static str, ops: &[String]) {
+    /// Marks the changes of `part` whose texts are in `ops` as routine.
+    pub fn mark_routine(&mut self, part: Part, ops: &[String]) {
         for change in &mut self.changes {
             change.routine |= change.part == part && ops.contains(&change.op);
         }
     }
 
-    /// True if the pass was told to end: what comes next in it must not be begun.
+    /// True if the end of the pass was requested: no further step may start.
     pub fn is_stopped(&self) -> bool {
         self.control.is_stopped()
     }
 
-    /// True if nothing had to be changed and nothing failed: the node is as desired.
+    /// True if nothing was changed and nothing failed: the node is as desired.
     pub fn is_clean(&self) -> bool {
         self.changes.is_empty() && self.failures.is_empty()
     }
 }
 
 impl Failure {
-    /// Records `cause` with all its sources.
-    pub fn new(part: &'static str, what: impl Display, cause: &dyn Error) -> Self {
+    /// A failure with the text of `cause` and of all its sources.
+    pub fn new(part: Part, what: impl Display, cause: &dyn Error) -> Self {
         Self {
             part,
             what: what.to_string(),
@@ -90,12 +91,12 @@ impl Failure {
     }
 }
 
-/// An error with all its sources, down to the kernel's answer.
+/// The text of an error and of all its sources, down to the kernel's error code.
 pub fn chain(error: &dyn Error) -> String {
     let mut chain = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {
-        // A `#[error(transparent)]` layer repeats its source's words.
+        // A `#[error(transparent)]` layer repeats the text of its source.
         let inner_text = inner.to_string();
         if !chain.ends_with(&inner_text) {
             let _ = write!(chain, ": {inner_text}");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! When the node is looked at: after kernel events that have come to rest, after failures with
-//! growing patience, and at every sync interval.
+//! When passes are due: after kernel events (debounced), after failures (with exponential backoff), and at every sync
+//! interval.
 
 use std::mem;
 use std::time::Duration;
@@ -10,37 +10,37 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::told::Told;
-use crate::kernel::monitor::Monitor;
+use super::events::PendingEvents;
+use crate::monitor::Monitor;
 
-/// Events that follow within this time belong to the one before.
+/// Debounce time: events that follow within it are handled by the same pass.
 const SETTLE: Duration = Duration::from_millis(2);
-/// A storm of events does not delay a pass for longer.
+/// Upper bound of the debounce: a storm of events does not delay a pass for longer.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// First delay after a pass that failed; it doubles with each further one.
+/// Delay after the first failed pass; it doubles with each further one.
 const RETRY: Duration = Duration::from_secs(1);
-/// Passes that begin within this time after one another, and so many in a row, are a storm: a
-/// repair and the look after it are none.
+/// `STORM` passes in a row that each begin within `CLOSE` after the end of the one before are throttled. A repair and the
+/// pass that its own events trigger stay below that.
 const CLOSE: Duration = Duration::from_millis(100);
 const STORM: u32 = 4;
-/// A pass that takes long does not keep the next one off for longer than this.
+/// Upper bound of the throttling delay.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Why a pass is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
-    /// The kernel told of something.
+    /// Kernel events, or the request of the pass before.
     Event,
-    /// It is time: at the start, after each interval, or again after a failure.
+    /// The start, the sync interval, or the retry after a failure.
     Resync,
 }
 
 impl Cause {
-    /// Both.
+    /// Both causes.
     pub const ALL: [Self; 2] = [Self::Event, Self::Resync];
 
-    /// As others are told.
+    /// The name in metrics and in the state file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Event => "event",
@@ -49,32 +49,32 @@ impl Cause {
     }
 }
 
-/// Tells when the next pass is due.
+/// Determines when the next pass is due.
 pub struct Trigger {
     monitor: Monitor,
-    /// Since the last pass began.
-    told: Told,
-    /// An event has come that has not led to a pass yet.
+    /// Events since the last pass began.
+    events: PendingEvents,
+    /// An event was received that has not led to a pass yet.
     woken: bool,
     interval: Duration,
     due: Instant,
-    /// No pass before this moment.
+    /// No pass begins before.
     rest_until: Instant,
-    /// When the last pass ended, and how many followed closely on each other.
+    /// End of the last pass, and the number of passes that followed each other within `CLOSE`.
     ended: Instant,
     streak: u32,
     failures: u32,
-    /// The next pass without an event was asked for by the last one: it is no resync.
+    /// The last pass requested the next one: it is no resync.
     asked: bool,
 }
 
 impl Trigger {
-    /// Passes are due on events of `monitor` and after each `interval`.
+    /// A trigger for events of `monitor` and for each `interval`.
     pub fn new(monitor: Monitor, interval: Duration) -> Self {
         let now = Instant::now();
         Self {
             monitor,
-            told: Told::default(),
+            events: PendingEvents::default(),
             woken: false,
             interval,
             due: now + interval,
@@ -86,23 +86,23 @@ impl Trigger {
         }
     }
 
-    /// Waits until a pass is due and returns why. May be dropped while it waits.
+    /// Waits until a pass is due and returns its cause. Cancel safe.
     pub async fn wait(&mut self) -> Cause {
         let mut cause = Cause::Event;
         if !self.woken {
             tokio::select! {
                 notice = self.monitor.next() => {
-                    debug!("looking at the node: {}", notice.event);
-                    self.told.add(notice);
-                    // Until this has led to a pass, however often the wait begins anew.
+                    debug!("pass triggered by event: {}", notice.event);
+                    self.events.add(notice);
+                    // Kept until a pass follows, even if this future is dropped.
                     self.woken = true;
                 }
                 () = sleep_until(self.due) => {
                     if self.asked {
-                        debug!("looking at the node: the last pass asked for it");
+                        debug!("pass requested by the previous one");
                         return Cause::Event;
                     }
-                    debug!("looking at the node: it is time for a resync");
+                    debug!("pass triggered by the sync interval or a retry");
                     cause = Cause::Resync;
                 }
             }
@@ -111,13 +111,13 @@ impl Trigger {
             self.take_in(SETTLE).await;
         }
         sleep_until(self.rest_until).await;
-        // What came during the rest is looked after by this pass too.
+        // Events received during the throttling delay are handled by this pass too.
         self.take_in(Duration::ZERO).await;
         self.woken = false;
         cause
     }
 
-    /// Takes in events until none comes for a time.
+    /// Collects events until none arrives for `quiet`.
     async fn take_in(&mut self, quiet: Duration) {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -125,19 +125,19 @@ impl Trigger {
             let Ok(notice) = timeout_at(quiet, self.monitor.next()).await else {
                 return;
             };
-            self.told.add(notice);
+            self.events.add(notice);
             if Instant::now() >= end {
                 return;
             }
         }
     }
 
-    /// What the kernel told since this was last asked.
-    pub fn told(&mut self) -> Told {
-        mem::take(&mut self.told)
+    /// Takes the events collected since the last call.
+    pub fn take_events(&mut self) -> PendingEvents {
+        mem::take(&mut self.events)
     }
 
-    /// Notes how the pass went that began at `begun`; `again`: when it asked to be followed by another.
+    /// Records the end of the pass that began at `begun`; `again` is the delay after which it requests another one.
     pub fn passed(&mut self, begun: Instant, failed: bool, again: Option<Duration>) {
         let now = Instant::now();
         self.streak = if begun - self.ended < CLOSE {
@@ -146,7 +146,7 @@ impl Trigger {
             0
         };
         self.ended = now;
-        // In a storm of events half of the time is left to others.
+        // In a storm, as much time as the pass took is left to other processes.
         self.rest_until = if self.streak < STORM {
             now
         } else {
@@ -159,7 +159,7 @@ impl Trigger {
     }
 }
 
-/// The time until the next pass that no event asks for.
+/// The time until the next pass that no event triggers.
 fn delay(interval: Duration, failures: u32) -> Duration {
     match failures.checked_sub(1) {
         None => interval,
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_grows_up_to_the_interval() {
+    fn the_delay_grows_up_to_the_interval() {
         let minute = Duration::from_mins(1);
         let delays: Vec<_> = [0, 1, 2, 3, 6, 7, 100]
             .map(|failures| delay(minute, failures).as_secs())

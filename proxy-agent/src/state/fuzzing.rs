@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any file in the place of the state of an agent: of an older or newer version, or of nobody.
+//! Arbitrary content of the state file, as of an older, a newer or a broken version.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::time::{rfc3339, rough};
 
 /// The file's content.
 ///
-/// What is read and written again is the same; the clean-up of any version remembers from it what is
-/// in it; and whatever it says can be told.
+/// Reading and writing round-trips; the clean-up's lenient reader agrees with the strict one; every value can be
+/// displayed.
 pub fn state(data: &[u8]) {
     let remembered = remembered_in(data);
     let Ok(state) = serde_json::from_slice::<State>(data) else {

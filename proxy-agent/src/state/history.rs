@@ -1,52 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the passes of an agent have come to: the last one, the repairs, and how many there were.
+//! Results of an agent's passes: the last pass, repairs, and counters.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
+use proxy_netlink::actor::Actor;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::author::By;
 use crate::reconcile::report::Change;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Failure, Report};
 
-/// Repairs that are remembered.
+/// Number of repairs kept.
 const REPAIRS: usize = 32;
 
-/// What became of the passes since the agent started.
+/// Results of all passes since the agent started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// The last pass left nothing to be desired.
+    /// The last pass had no failures.
     pub ready: bool,
-    /// What the last pass could not do.
+    /// Failures of the last pass.
     pub failures: Vec<Problem>,
     /// The last pass that changed something, failed, or was a resync. None before the first.
     pub last_pass: Option<Pass>,
-    /// Passes, those that found nothing to do included.
+    /// Number of passes, including those that changed nothing.
     pub passes: u64,
-    /// Those of them that failed.
+    /// Number of passes with failures.
     pub failed_passes: u64,
-    /// What passes could not do, by part.
+    /// Number of failures, by part.
     #[serde(default)]
     pub errors: BTreeMap<String, u64>,
-    /// Repairs by part.
+    /// Number of repairs, by part.
     pub repaired: BTreeMap<String, u64>,
     /// The last repairs, oldest first.
     pub repairs: VecDeque<Repair>,
-    /// There was a pass without failures: what is changed from then on is a repair.
+    /// A pass without failures has ended: later changes are repairs.
     pub settled: bool,
 }
 
-/// Something that could not be done.
+/// A failed observation or operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// The part of the node.
     pub part: String,
-    /// What was being done.
+    /// The action that failed.
     pub what: String,
-    /// Why it failed, down to the kernel's answer.
+    /// The error, down to the kernel's error code.
     pub cause: String,
 }
 
@@ -57,38 +57,39 @@ pub struct Pass {
     pub at: SystemTime,
     /// Why it was due.
     pub cause: Cause,
-    /// How long it took.
+    /// Its duration.
     pub took: Duration,
-    /// What it changed.
+    /// Number of its changes.
     pub changes: usize,
 }
 
-/// Something that was as desired once, was not any more, and was made so again.
+/// A change back to the desired state after something else had changed the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repair {
-    /// When the pass began that did it.
+    /// Begin of the pass.
     pub at: SystemTime,
     /// The part of the node.
     pub part: String,
-    /// What was done, and what had been wrong where that is not the same.
+    /// The operation.
     pub what: String,
-    /// The event that it goes back to. None: found by looking.
-    pub told: Option<Told>,
+    /// The event that triggered it. None: found without an event.
+    #[serde(rename = "told")]
+    pub trigger: Option<TriggerEvent>,
 }
 
-/// An event before a repair.
+/// A kernel event that triggered a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    /// When it came.
+pub struct TriggerEvent {
+    /// When the agent received it.
     pub at: SystemTime,
-    /// What it told.
+    /// The event, as text.
     pub event: String,
-    /// Who did it, if the kernel told.
-    pub by: Option<By>,
+    /// The process that caused it, if known.
+    pub by: Option<Actor>,
 }
 
 impl History {
-    /// Takes in a pass, and tells whether anything is new that others should know.
+    /// Adds a pass; returns true if the change is worth publishing.
     pub fn record(
         &mut self,
         report: &Report,
@@ -100,7 +101,7 @@ impl History {
         self.passes += 1;
         self.failed_passes += u64::from(!works);
         for failure in &report.failures {
-            *self.errors.entry(failure.part.to_owned()).or_default() += 1;
+            *self.errors.entry(failure.part.to_string()).or_default() += 1;
         }
         if self.settled {
             for change in report.changes.iter().filter(|change| !change.routine) {
@@ -125,19 +126,22 @@ impl History {
     }
 
     fn repaired(&mut self, change: &Change, report: &Report, at: SystemTime) {
-        *self.repaired.entry(change.part.to_owned()).or_default() += 1;
+        *self.repaired.entry(change.part.to_string()).or_default() += 1;
         if self.repairs.len() == REPAIRS {
             self.repairs.pop_front();
         }
         self.repairs.push_back(Repair {
             at,
-            part: change.part.to_owned(),
+            part: change.part.to_string(),
             what: change.op.clone(),
-            told: report.told.of(change.part).map(|occasion| Told {
-                at: occasion.at,
-                event: occasion.event.to_string(),
-                by: occasion.by.clone(),
-            }),
+            trigger: report
+                .events
+                .for_part(change.part)
+                .map(|occasion| TriggerEvent {
+                    at: occasion.at,
+                    event: occasion.event.to_string(),
+                    by: occasion.by.clone(),
+                }),
         });
     }
 }
@@ -145,7 +149,7 @@ impl History {
 impl From<&Failure> for Problem {
     fn from(failure: &Failure) -> Self {
         Self {
-            part: failure.part.to_owned(),
+            part: failure.part.to_string(),
             what: failure.what.clone(),
             cause: failure.cause.clone(),
         }
@@ -157,7 +161,10 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::kernel::monitor::{Event, Notice};
+    use proxy_netlink::events;
+
+    use crate::monitor::{Event, Notice};
+    use crate::reconcile::Part;
 
     const AT: SystemTime = SystemTime::UNIX_EPOCH;
     const TOOK: Duration = Duration::from_millis(3);
@@ -165,7 +172,7 @@ mod tests {
     fn report(changes: &[&str]) -> Report {
         let mut report = Report::default();
         for change in changes {
-            report.changed("ebpf", change);
+            report.changed(Part::Ebpf, change);
         }
         report
     }
@@ -173,7 +180,9 @@ mod tests {
     fn failing() -> Report {
         let mut report = Report::default();
         let error = io::Error::other("no");
-        report.failures.push(Failure::new("link", "look", &error));
+        report
+            .failures
+            .push(Failure::new(Part::Link, "look", &error));
         report
     }
 
@@ -186,22 +195,22 @@ mod tests {
         assert!(pass(&report(&["install"]), Cause::Resync));
         assert!(!pass(&report(&[]), Cause::Event));
         let mut repair = report(&["install", "attach"]);
-        repair.told.add(Notice {
-            event: Event::Table("proxy-agent".to_owned()),
-            by: Some(By {
+        repair.events.add(Notice {
+            event: Event::Netlink(events::Event::Table("proxy-agent".to_owned())),
+            by: Some(Actor {
                 pid: 7,
                 name: Some("nft".to_owned()),
             }),
         });
-        repair.mark_routine("ebpf", &["attach".to_owned()]);
+        repair.mark_routine(Part::Ebpf, &["attach".to_owned()]);
         assert!(pass(&repair, Cause::Event));
         assert!(history.ready);
         assert_eq!((history.passes, history.failed_passes), (5, 2));
         assert_eq!(history.errors, BTreeMap::from([("link".to_owned(), 2)]));
         assert_eq!(history.repaired, BTreeMap::from([("ebpf".to_owned(), 1)]));
-        let told = history.repairs[0].told.as_ref().unwrap();
-        assert_eq!(told.event, "nf_tables table proxy-agent changed");
-        assert_eq!(told.by.as_ref().unwrap().to_string(), "nft (pid 7)");
+        let trigger = history.repairs[0].trigger.as_ref().unwrap();
+        assert_eq!(trigger.event, "nf_tables table proxy-agent changed");
+        assert_eq!(trigger.by.as_ref().unwrap().to_string(), "nft (pid 7)");
         assert_eq!(history.last_pass.unwrap().changes, 2);
     }
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What agents with one run directory have put on the node and nothing else tells to be theirs: which
-//! address on which link, and where they pinned. A file in the run directory, written before the first
-//! change of an agent, with what is still there from earlier starts; that leaves it once it is gone from
-//! the node. So it names all of it at every moment, whenever an agent is killed.
+//! Objects on the node that carry no mark of their agent: addresses with their links, and directories of pins. They are listed
+//! in a file in the run directory, which is written before an agent's first change and keeps the entries of earlier starts;
+//! an entry is deleted once the object is gone. So the file is complete at every moment, whenever the agent is killed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,41 +15,41 @@ use serde::{Deserialize, Serialize};
 use super::{Error, remembered};
 use crate::claims::Claim;
 use crate::config::Config;
-use crate::link::LinkTable;
+use crate::link::{Earlier, LinkTable, is_owned};
 
 /// The file's name in the run directory.
 const FILE: &str = "owned.json";
-/// The kernel's name for the time since it was booted: no address outlives it.
+/// Identifies the boot: addresses do not survive a reboot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// An address on a link.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Address {
-    /// The VIP of some start.
+    /// The address, a VIP of this or an earlier start.
     pub ip: IpAddr,
-    /// The name of the link that carried it then.
+    /// Name of the link that carries it.
     pub link: String,
 }
 
-/// What is, or may be, on the node.
+/// The objects that are, or may be, on the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Owned {
-    /// The boot that it is of.
+    /// Boot id at the time of writing.
     boot: String,
-    /// The VIPs, each with its link.
+    /// The VIPs, with their links.
     pub addresses: BTreeSet<Address>,
-    /// The links that carried them, as their names were said.
+    /// The links that carried them, by the names that were set with `--interface`.
     pub links: BTreeSet<String>,
     /// The directories of pins.
     pub bpffs: BTreeSet<PathBuf>,
-    /// The file could not be read: there may be more in it, which must not be lost.
+    /// The file could not be read: it may hold more entries, which [`Owned::store`] must keep.
     #[serde(skip)]
     is_partial: bool,
 }
 
 impl Owned {
-    /// What the agents with this run directory have told since the node was booted.
+    /// Reads the entries of all agents with this run directory since the node was booted.
     pub fn load(run_dir: &Path) -> Self {
         Self::of_boot(run_dir, &boot())
     }
@@ -61,13 +60,13 @@ impl Owned {
             ..Self::default()
         };
         match read(run_dir) {
-            Ok(told) if told.boot == boot => owned = told,
-            // The state beside it is of that boot too.
-            Ok(told) if !told.boot.is_empty() => return owned,
+            Ok(stored) if stored.boot == boot => owned = stored,
+            // The state file beside it is of the earlier boot too.
+            Ok(stored) if !stored.boot.is_empty() => return owned,
             Ok(_) => {}
             Err(_) => owned.is_partial = true,
         }
-        // Agents of older versions wrote nothing but this, and such a one may have run last.
+        // Older versions wrote the state file only, and the last agent may have been one.
         let last = remembered(run_dir);
         if let Some(link) = last.interface {
             owned.add(&last.vips, &link);
@@ -76,7 +75,7 @@ impl Owned {
         owned
     }
 
-    /// True if no agent has told anything.
+    /// True if there are no entries.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty() && self.links.is_empty() && self.bpffs.is_empty()
     }
@@ -91,13 +90,13 @@ impl Owned {
         self.links.insert(link.to_owned());
     }
 
-    /// Adds what an agent with these settings is about to have.
+    /// Adds the objects that an agent with these settings is going to create.
     pub fn add_of(&mut self, config: &Config) {
         self.add(&config.vips, &config.interface);
         self.bpffs.insert(config.bpffs.clone());
     }
 
-    /// Leaves out the addresses that another agent looks after by now, or may.
+    /// Removes addresses that another agent claims, or may claim.
     pub async fn without_claimed(mut self, own: &[IpAddr]) -> Self {
         let ips: BTreeSet<_> = self.addresses.iter().map(|address| address.ip).collect();
         for ip in ips.into_iter().filter(|ip| !own.contains(ip)) {
@@ -108,12 +107,23 @@ impl Owned {
         self
     }
 
-    /// The VIPs, each once.
+    /// The entries that concern links.
+    pub fn of_links(&self) -> Earlier {
+        let addresses = self.addresses.iter();
+        Earlier {
+            vips: addresses
+                .map(|address| (address.ip, address.link.clone()))
+                .collect(),
+            links: self.links.iter().cloned().collect(),
+        }
+    }
+
+    /// The VIPs, without duplicates.
     pub fn ips(&self) -> BTreeSet<IpAddr> {
         self.addresses.iter().map(|address| address.ip).collect()
     }
 
-    /// What is left of it, going by a table that was read to its end, and what `config` wants.
+    /// The entries whose objects exist according to `table`, which must be complete, and those of `config`.
     pub fn still(&self, table: &LinkTable, config: &Config) -> Self {
         let mut left = self.clone();
         left.addresses.retain(|address| {
@@ -124,27 +134,27 @@ impl Owned {
             })
         });
         left.links
-            .retain(|name| table.by_name(name).is_some_and(|link| link.owned));
+            .retain(|name| table.by_name(name).is_some_and(is_owned));
         left.bpffs.retain(|directory| directory.exists());
         left.add_of(config);
         left
     }
 
-    /// Puts the file in the place of an older one, at once.
+    /// Replaces the file atomically.
     ///
     /// # Errors
     ///
-    /// The file system's answer.
+    /// The file system's error.
     pub fn store(&self, run_dir: &Path) -> Result<(), Error> {
         let [path, fresh] = files(run_dir);
         let write = || {
             let mut all = self.clone();
             if self.is_partial {
-                let told = read(run_dir)?;
-                if told.boot == self.boot {
-                    all.addresses.extend(told.addresses);
-                    all.links.extend(told.links);
-                    all.bpffs.extend(told.bpffs);
+                let stored = read(run_dir)?;
+                if stored.boot == self.boot {
+                    all.addresses.extend(stored.addresses);
+                    all.links.extend(stored.links);
+                    all.bpffs.extend(stored.bpffs);
                 }
             }
             fs::write(&fresh, serde_json::to_vec(&all).map_err(io::Error::other)?)?;
@@ -157,12 +167,12 @@ impl Owned {
     }
 }
 
-/// The files that [`Owned::store`] leaves in a run directory.
+/// The files that [`Owned::store`] creates in a run directory.
 pub fn files(run_dir: &Path) -> [PathBuf; 2] {
     [run_dir.join(FILE), run_dir.join(format!("{FILE}-new"))]
 }
 
-/// What is in the file; nothing if there is none, or somebody else's.
+/// Reads the file; empty if there is none, or if its content is invalid.
 fn read(run_dir: &Path) -> io::Result<Owned> {
     match fs::read(run_dir.join(FILE)) {
         Ok(content) => Ok(serde_json::from_slice(&content).unwrap_or_default()),
@@ -171,7 +181,7 @@ fn read(run_dir: &Path) -> io::Result<Owned> {
     }
 }
 
-/// The name of this boot; empty where the kernel does not tell.
+/// The boot id; empty if the kernel does not expose it.
 fn boot() -> String {
     let id = fs::read_to_string(BOOT_ID).unwrap_or_default();
     id.trim().to_owned()
@@ -179,15 +189,17 @@ fn boot() -> String {
 
 #[cfg(test)]
 mod tests {
+    use proxy_netlink::route::{Address, Link, LinkKind};
+
     use super::*;
-    use crate::link::{Link, LinkAddress, LinkKind};
+    use crate::link::{OWN_GROUP, address};
     use crate::state::tests::example;
 
     const OLD: &str = "10.96.0.2";
 
-    fn table(addresses: Vec<LinkAddress>) -> LinkTable {
+    fn table(addresses: Vec<Address>) -> LinkTable {
         let mut dummy = Link::new(5, "vips", LinkKind::Dummy);
-        dummy.owned = true;
+        dummy.group = OWN_GROUP;
         LinkTable {
             links: vec![Link::new(1, "lo", LinkKind::Loopback), dummy],
             addresses,
@@ -212,7 +224,7 @@ mod tests {
         config.vips = vec!["10.96.0.3".parse().unwrap()];
         owned.add_of(&config);
 
-        let there = table(vec![LinkAddress::new(1, OLD, 32)]);
+        let there = table(vec![address(1, OLD, 32)]);
         let left = owned.still(&there, &config);
         assert_eq!(names(&left), ["10.96.0.2 on lo", "10.96.0.3 on lo"]);
         assert!(left.links.contains("vips"), "it is there and ours");
@@ -230,25 +242,25 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("proxy-agent-owned-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         assert!(Owned::load(&dir).is_empty());
-        // An agent that knew no such file.
+        // An agent of a version without this file.
         let state = example();
         state.store(&dir).unwrap();
-        let told = Owned::of_boot(&dir, "now");
-        assert_eq!(names(&told), ["10.96.0.2 on lo"]);
-        assert!(told.bpffs.contains(&state.settings.bpffs));
-        let mut more = told.clone();
+        let stored = Owned::of_boot(&dir, "now");
+        assert_eq!(names(&stored), ["10.96.0.2 on lo"]);
+        assert!(stored.bpffs.contains(&state.settings.bpffs));
+        let mut more = stored.clone();
         more.add(&["10.96.0.9".parse().unwrap()], "vips");
         more.store(&dir).unwrap();
         assert_eq!(Owned::of_boot(&dir, "now"), more);
         assert!(Owned::of_boot(&dir, "later").is_empty());
-        // One that could not read the file leaves nothing out.
-        let mut partial = told.clone();
+        // An agent that could not read the file removes nothing from it.
+        let mut partial = stored.clone();
         partial.is_partial = true;
         partial.store(&dir).unwrap();
         assert_eq!(Owned::of_boot(&dir, "now"), more);
-        // Cut short: as if it were not there.
+        // A truncated file counts as missing.
         fs::write(dir.join(FILE), "{\"boot\":\"now\",").unwrap();
-        assert_eq!(Owned::of_boot(&dir, "now"), told);
+        assert_eq!(Owned::of_boot(&dir, "now"), stored);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -1,27 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy's own connections on to the API servers: which of them are untracked, and why others are not.
+//! The proxy's own connections to the API servers: which are untracked, and why others are not.
 
 use std::net::SocketAddr;
 
+use proxy_kernel::cgroup::Cgroup;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::cgroup::Cgroup;
-
-/// As of the last pass.
+/// State of the proxy's own connections, as of the last pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
-    /// Whose connections: those of processes in these cgroups, in which the proxy listens or did last.
+    /// Cgroups of the processes whose connections count: those in which the proxy listens, or did last.
     pub cgroups: Vec<Cgroup>,
-    /// Whereto; none with `--proxy-upstream=off`.
+    /// The destinations; none with `--proxy-upstream=off`.
     pub endpoints: Vec<Endpoint>,
     /// The endpoints are learned (`--proxy-upstream=auto`).
     #[serde(default)]
     pub learns: bool,
-    /// Why no further endpoint is learned now, where they are learned at all. None: the next one is.
+    /// Why no further endpoint is learned at the moment. None: learning is active, or `learns` is false.
     #[serde(default)]
     pub learns_not: Option<Tracked>,
-    /// Why the kernel does not take the rules, if it does not.
+    /// Why the kernel does not support the rules. None: it does.
     pub unsupported: Option<String>,
 }
 
@@ -43,34 +42,34 @@ pub struct Tracked {
     pub detail: String,
 }
 
-/// Kinds of reasons.
+/// Kinds of reasons, in snake case in JSON and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The backend has no such rules.
+    /// The backend has no rules for the proxy's own connections.
     Backend,
-    /// The kernel does not take them.
+    /// The kernel does not support the rules.
     Kernel,
     /// No process listens on a VIP.
     NoListener,
-    /// The listener is bound to the wildcard address: it may be another process than the proxy.
+    /// The listener is bound to the wildcard address, so it may be another process than the proxy.
     Wildcard,
     /// The listener's cgroup is the root, or cannot be determined.
     Cgroup,
-    /// The endpoint is translated, or the proxy's address is on the way to it.
+    /// The endpoint or the proxy's address is subject to NAT on the path.
     Nat,
-    /// A filter of this node drops untracked packets of the endpoint, or may.
+    /// A filter of this node drops, or may drop, untracked packets of the endpoint.
     Filter,
-    /// SYNs were not answered until they were repeated.
+    /// SYNs were answered only after retransmission.
     Repeated,
-    /// The listener's cgroup holds more than the proxy: nothing is learned.
+    /// The listener's cgroup holds other processes than the proxy: nothing is learned.
     Company,
-    /// No more endpoints are learned.
+    /// The maximum number of learned endpoints is reached.
     Limit,
 }
 
 impl Reason {
-    /// As programs read it.
+    /// The name in JSON and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Backend => "backend",
@@ -88,7 +87,7 @@ impl Reason {
 }
 
 impl Tracked {
-    /// A reason in words.
+    /// A reason of this kind with its text.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         Self { reason, detail }
@@ -96,8 +95,8 @@ impl Tracked {
 }
 
 impl Upstream {
-    /// The endpoints to which connections are untracked as far as the agent is concerned: those, too, whose packets a
-    /// filter drops, and those that do not answer, since that may be the fault of others.
+    /// The endpoints to which the agent's rules leave connections untracked. They include those with [`Reason::Filter`]
+    /// and [`Reason::Repeated`], whose causes may lie outside of this node.
     pub fn untracked(&self) -> Vec<SocketAddr> {
         let is = |known: &&Endpoint| {
             let tracked = known.tracked.as_ref();
@@ -111,7 +110,7 @@ impl Upstream {
             .collect()
     }
 
-    /// The paths of the cgroups, for people.
+    /// The paths of the cgroups, for display.
     pub fn places(&self) -> String {
         let paths: Vec<_> = self.cgroups.iter().map(|one| one.path.as_str()).collect();
         paths.join(" and ")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What backends have counted, in one form.
+//! Counters of all backends in one form.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::path::Path;
 
 use proxy_common::guard::Cause;
 use proxy_common::{Counters, Reason};
+use proxy_netlink::netfilter;
 
 use super::model::{Counts, Direction, OfLink, OfVip};
 use crate::backend::decisions::collect::{self, Which};
@@ -15,36 +16,35 @@ use crate::backend::ebpf::statistics::{self, Fill, Origin};
 use crate::backend::ebpf::{MapError, services};
 use crate::backend::{decisions, nftables};
 use crate::link::LinkTable;
-use crate::netfilter;
 use crate::state::State;
 
-/// What was counted of one VIP and port by one link.
+/// Counters of one VIP and port for one link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// The VIP with its port.
     pub vip: SocketAddr,
-    /// How it came; from the node itself too if the backend cannot tell.
+    /// Where the packets came from; `ThisHost` as well if the backend does not count by link.
     pub origin: Origin,
-    /// The counts.
+    /// The counters.
     pub counters: Counters,
 }
 
-/// Why the counters cannot be read.
+/// Failure to read the counters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Those of the eBPF programs.
+    /// Counters of the eBPF programs.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// Those of rules.
+    /// Counters of rules.
     #[error(transparent)]
     Rules(#[from] netfilter::Error),
 }
 
-/// Reads the counters of the backend that the agent uses.
+/// Reads the counters of the agent's backend.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
     let settings = &state.settings;
     let (instance, endpoints) = (settings.instance, settings.endpoints());
@@ -52,7 +52,7 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
     if !is_ebpf && state.backend.backend != "nftables" {
         return Ok(Vec::new());
     }
-    // The rules do not count by link.
+    // Rules do not count by link.
     let mut here = decisions::statistics::read(instance, &endpoints)?;
     let mut rows = Vec::new();
     if is_ebpf {
@@ -88,12 +88,11 @@ pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
     Ok(rows)
 }
 
-/// How many connections are decided, and how many there is room for in each family; none with a backend that
-/// does not remember them.
+/// Number of decided connections, and the capacity for each address family; none with a backend that stores no decisions.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn connections(state: &State) -> Result<Option<Fill>, Error> {
     if !matches!(state.backend.backend.as_str(), "ebpf" | "nftables") {
         return Ok(None);
@@ -104,7 +103,7 @@ pub fn connections(state: &State) -> Result<Option<Fill>, Error> {
     }))
 }
 
-/// Rows by VIP, with sums; the node itself before links, those that are gone in the sums only.
+/// Groups rows by VIP and sums them up; the node itself comes before links. Deleted links count in the sums only.
 pub fn sorted(rows: Vec<Row>, links: &LinkTable) -> Vec<OfVip> {
     let mut vips: BTreeMap<SocketAddr, Vec<Row>> = BTreeMap::new();
     for row in rows {
@@ -120,7 +119,6 @@ pub fn sorted(rows: Vec<Row>, links: &LinkTable) -> Vec<OfVip> {
             let ifindex = match row.origin {
                 Origin::ThisHost => None,
                 Origin::Link(index) => Some(index),
-                // Part of the total only.
                 Origin::GoneLinks => return None,
             };
             Some(OfLink {
@@ -159,7 +157,7 @@ fn counts(counters: &Counters) -> Counts {
     }
 }
 
-/// A reason as it is written in JSON.
+/// The name of a reason in JSON.
 fn name(reason: Reason) -> &'static str {
     match reason {
         Reason::InUse => "in_use",
@@ -169,7 +167,7 @@ fn name(reason: Reason) -> &'static str {
     }
 }
 
-/// A cause as it is written in JSON.
+/// The name of a cause in JSON.
 fn cause_name(cause: Cause) -> &'static str {
     match cause {
         Cause::Outside => "outside",

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `status` tells, in the form in which it is written as JSON. Field names are documented in
-//! docs/status.md and stay as they are.
+//! The result of `status`, in the shape of its JSON form. docs/status.md documents the field names, which are stable.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use proxy_netlink::actor::Actor;
 use serde::{Serialize, Serializer};
 
 use crate::config::Service;
-use crate::kernel::author::By;
 use crate::link::Vip;
 use crate::reconcile::Report;
 use crate::reconcile::trigger::Cause;
@@ -18,34 +17,34 @@ use crate::state::history::{self, History, Problem};
 use crate::state::{Choice, Guarded, State, upstream};
 use crate::time::rfc3339;
 
-/// Everything.
+/// The whole result.
 #[derive(Debug, Serialize)]
 pub struct Status {
     /// The agent as a process.
     pub agent: Agent,
-    /// The VIPs as they are now.
+    /// The current state of the VIPs.
     pub vips: Vec<Vip>,
     /// The Services that should end on the proxy.
     pub services: Vec<OfService>,
-    /// The backend and why.
+    /// The backend in use, with the reasons against others.
     pub backend: Choice,
-    /// Links on which programs of others come before ours.
+    /// Links on which programs of others run before the agent's.
     pub hidden: Vec<Hidden>,
-    /// Where packets for the VIPs are dropped, and where not.
+    /// On which links packets for the VIPs are dropped.
     pub guard: Guarded,
     /// The proxy's own connections.
     pub upstream: Upstream,
-    /// By VIP and port; none if the backend does not count.
+    /// Counters by VIP and port; empty if the backend has none.
     pub counters: Vec<OfVip>,
-    /// How full the map of decisions is, if there is one.
+    /// Fill level of the table of decisions, if there is one.
     pub connections: Option<Connections>,
-    /// What the passes have come to.
+    /// Results of the passes.
     pub passes: Passes,
-    /// What was repaired.
+    /// Repairs.
     pub repairs: Repairs,
-    /// What a pass would change now.
+    /// Changes that a pass would make now.
     pub drift: Drift,
-    /// What could not be read for this, with the kernel's answers.
+    /// Sources that could not be read, with the kernel's errors.
     pub unreadable: Vec<String>,
 }
 
@@ -54,27 +53,27 @@ pub struct Status {
 pub struct Agent {
     /// Its version.
     pub version: String,
-    /// Its process id, as it sees that itself.
+    /// Its process id, in its own PID namespace.
     pub pid: u32,
-    /// It holds its lock.
+    /// It runs: its lock is held.
     pub running: bool,
     /// When it started.
     #[serde(serialize_with = "time")]
     pub started: SystemTime,
-    /// How long it runs; none if it does not.
+    /// Time since it started; none if it does not run.
     pub uptime_seconds: Option<u64>,
-    /// Its last pass left nothing to be desired.
+    /// Its last pass had no failures.
     pub ready: bool,
-    /// What its last pass could not do.
+    /// Failures of its last pass.
     pub failures: Vec<Problem>,
 }
 
-/// A link on which programs of others come before ours: they can hide packets from it.
+/// A link on which programs of others run before the agent's: they may drop or redirect packets first.
 #[derive(Debug, Serialize)]
 pub struct Hidden {
     /// The name of the link.
     pub link: String,
-    /// Those programs, in the order in which they run.
+    /// Those programs, in execution order.
     pub by: Vec<String>,
 }
 
@@ -84,22 +83,22 @@ pub struct OfService {
     /// The Service.
     #[serde(flatten)]
     pub service: Service,
-    /// Why new connections to it go kube-proxy's way; none if they end on the proxy.
+    /// Why new connections to it go through kube-proxy; none if they end on the proxy.
     pub undecided: Option<String>,
 }
 
 /// The proxy's own connections, as of the agent's last pass.
 #[derive(Debug, Serialize)]
 pub struct Upstream {
-    /// The cgroups in which the proxy listens, or did last, as paths below the root of the hierarchy.
+    /// The cgroups in which the proxy listens, or did last, as paths below the root of the cgroup hierarchy.
     pub cgroups: Vec<String>,
-    /// By endpoint of `--proxy-upstream`, or that was learned.
+    /// Named or learned endpoints.
     pub endpoints: Vec<UpstreamEndpoint>,
-    /// Endpoints are learned.
+    /// Whether endpoints are learned.
     pub learns: bool,
-    /// Why no further one is learned now, as a word; none if they are, or none ever is.
+    /// Why no further endpoint is learned at the moment, as an identifier; none if learning is active or off.
     pub reason: Option<&'static str>,
-    /// The same in words.
+    /// The same reason as text.
     pub detail: Option<String>,
 }
 
@@ -108,11 +107,11 @@ pub struct Upstream {
 pub struct UpstreamEndpoint {
     /// Its address and port.
     pub endpoint: SocketAddr,
-    /// They are kept from conntrack.
+    /// They bypass conntrack.
     pub untracked: bool,
-    /// Why not, as a word.
+    /// Why not, as an identifier.
     pub reason: Option<&'static str>,
-    /// Why not, in words.
+    /// Why not, as text.
     pub detail: Option<String>,
 }
 
@@ -121,9 +120,9 @@ pub struct UpstreamEndpoint {
 pub struct OfVip {
     /// The VIP with its port.
     pub vip: SocketAddr,
-    /// All links together.
+    /// Sum over all links.
     pub total: Counts,
-    /// By link.
+    /// Counters by link.
     pub links: Vec<OfLink>,
 }
 
@@ -139,49 +138,49 @@ pub struct OfLink {
     pub counts: Counts,
 }
 
-/// What was counted. It only grows, until the agent cleans up or the link goes.
+/// Counter values. They grow until the agent cleans up or the link is deleted.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Counts {
-    /// Untracked, to the VIP.
+    /// Untracked packets to the VIP.
     pub requests: Direction,
-    /// Untracked, from the VIP.
+    /// Untracked packets from the VIP.
     pub replies: Direction,
-    /// SYNs that were decided.
+    /// SYNs with a decision.
     pub decided: u64,
-    /// SYNs and calls of connect(2) that were translated.
+    /// SYNs and calls of connect(2) to a ClusterIP that ended on the proxy.
     pub translated: u64,
-    /// SYNs that were not decided, by reason.
+    /// SYNs without a decision, by reason.
     pub undecided: BTreeMap<&'static str, u64>,
-    /// Packets that were dropped, by cause.
+    /// Dropped packets, by cause.
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
 /// Packets of one direction.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Direction {
-    /// Packets.
+    /// Number of packets.
     pub packets: u64,
-    /// Bytes from the IP header on.
+    /// Number of bytes, from the IP header on.
     pub bytes: u64,
 }
 
-/// How full the map of decisions is.
+/// Fill level of the table of decisions.
 #[derive(Debug, Serialize)]
 pub struct Connections {
-    /// Decisions that are remembered, those about ended connections included.
+    /// Stored decisions, including those of ended connections.
     pub entries: usize,
-    /// The most it takes.
+    /// Capacity.
     pub size: usize,
 }
 
-/// What the passes have come to.
+/// Results of the passes.
 #[derive(Debug, Serialize)]
 pub struct Passes {
-    /// Since the agent started.
+    /// Number of passes since the agent started.
     pub total: u64,
-    /// Those of them that failed.
+    /// Number of passes with failures.
     pub failed: u64,
-    /// The last one that changed something, failed, or was a resync.
+    /// The last pass that changed something, failed, or was a resync.
     pub last: Option<Pass>,
 }
 
@@ -191,49 +190,49 @@ pub struct Pass {
     /// When it began.
     #[serde(serialize_with = "time")]
     pub at: SystemTime,
-    /// Why.
+    /// Why it was due.
     pub cause: Cause,
-    /// How long it took.
+    /// Its duration.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub took: Duration,
-    /// What it changed.
+    /// Number of its changes.
     pub changes: usize,
 }
 
-/// What was repaired.
+/// Repairs.
 #[derive(Debug, Serialize)]
 pub struct Repairs {
-    /// By part of the node, since the agent started.
+    /// Numbers by part of the node, since the agent started.
     pub total: BTreeMap<String, u64>,
-    /// The last ones, oldest first.
+    /// The latest repairs, oldest first.
     pub last: Vec<Repair>,
 }
 
 /// One repair.
 #[derive(Debug, Serialize)]
 pub struct Repair {
-    /// When the pass began that did it.
+    /// Begin of the pass.
     #[serde(serialize_with = "time")]
     pub at: SystemTime,
     /// The part of the node.
     pub part: String,
-    /// What was done.
+    /// The operation.
     pub what: String,
-    /// When the event came that told of it; none if it was found by looking.
+    /// When the event that triggered it was received; none if it was found without an event.
     #[serde(serialize_with = "maybe_time")]
     pub since: Option<SystemTime>,
     /// That event.
     pub event: Option<String>,
-    /// Who brought it about.
-    pub by: Option<By>,
+    /// The process that caused it.
+    pub by: Option<Actor>,
 }
 
-/// What a pass would change now.
+/// Changes that a pass would make now.
 #[derive(Debug, Default, Serialize)]
 pub struct Drift {
     /// The changes.
     pub changes: Vec<Change>,
-    /// What could not be looked at, or not be repaired.
+    /// Failed observations.
     pub failures: Vec<Problem>,
 }
 
@@ -242,12 +241,12 @@ pub struct Drift {
 pub struct Change {
     /// The part of the node.
     pub part: String,
-    /// What would be done.
+    /// The operation.
     pub what: String,
 }
 
 impl Agent {
-    /// The agent that told `state`, seen at `now`.
+    /// The agent that published `state`, at time `now`.
     pub fn new(state: &State, running: bool, now: SystemTime) -> Self {
         let uptime = now.duration_since(state.started).unwrap_or_default();
         Self {
@@ -281,7 +280,7 @@ impl From<&upstream::Upstream> for Upstream {
 }
 
 impl Counts {
-    /// Whether anything was counted.
+    /// True if a counter is not zero.
     pub fn any(&self) -> bool {
         let Self {
             requests,
@@ -325,14 +324,14 @@ impl From<&History> for Repairs {
 
 impl From<&history::Repair> for Repair {
     fn from(repair: &history::Repair) -> Self {
-        let told = repair.told.as_ref();
+        let trigger = repair.trigger.as_ref();
         Self {
             at: repair.at,
             part: repair.part.clone(),
             what: repair.what.clone(),
-            since: told.map(|told| told.at),
-            event: told.map(|told| told.event.clone()),
-            by: told.and_then(|told| told.by.clone()),
+            since: trigger.map(|trigger| trigger.at),
+            event: trigger.map(|trigger| trigger.event.clone()),
+            by: trigger.and_then(|trigger| trigger.by.clone()),
         }
     }
 }
@@ -340,7 +339,7 @@ impl From<&history::Repair> for Repair {
 impl From<Report> for Drift {
     fn from(report: Report) -> Self {
         let changes = report.changes.into_iter().map(|change| Change {
-            part: change.part.to_owned(),
+            part: change.part.to_string(),
             what: change.op,
         });
         Self {

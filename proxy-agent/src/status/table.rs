@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The status for people: aligned, and no wider than [`WIDTH`] as long as no word is.
+//! Formats the status as aligned text, at most [`WIDTH`] columns wide unless a single word is longer.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
+
+use proxy_serve::quantity::{bytes, count};
 
 use super::model::{Counts, OfService, OfVip, Repair, Status, UpstreamEndpoint};
 use crate::config::Service;
@@ -13,14 +15,14 @@ use crate::reconcile::trigger::Cause;
 use crate::state::history::Problem;
 use crate::time::{rfc3339, rough};
 
-/// Columns of the widest line.
+/// Maximum width of a line.
 pub const WIDTH: usize = 100;
-/// Columns of the names that lines begin with.
+/// Width of the labels at the beginning of lines.
 const NAME: usize = 11;
-/// Columns of what is counted, and of what stands before the counts.
+/// Width of the first column of the table of counters.
 const ROW: usize = 30;
 
-/// A status, and whether links without traffic are shown too.
+/// A status; the flag shows links without traffic too.
 pub struct Table<'a>(pub &'a Status, pub bool);
 
 impl Display for Table<'_> {
@@ -32,7 +34,7 @@ impl Display for Table<'_> {
         upstream(f, status)?;
         if let Some(connections) = &status.connections {
             let text = format!(
-                "{} of {} connections remembered",
+                "{} of {} connections stored",
                 connections.entries, connections.size
             );
             line(f, "decisions", &text)?;
@@ -47,7 +49,7 @@ impl Display for Table<'_> {
             let Service { cluster_ip, vip } = service;
             let text = match undecided {
                 None => format!("{cluster_ip} ends on the proxy at {vip}"),
-                Some(why) => format!("{cluster_ip} goes kube-proxy's way: {why}"),
+                Some(why) => format!("{cluster_ip} goes through kube-proxy: {why}"),
             };
             wrapped(f, "", "  ", &text)?;
         }
@@ -60,7 +62,7 @@ fn agent(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     let agent = &status.agent;
     let (version, pid) = (&agent.version, agent.pid);
     let text = match agent.uptime_seconds {
-        None => format!("{version}, does not run (was pid {pid})"),
+        None => format!("{version}, not running (was pid {pid})"),
         Some(uptime) => {
             let uptime = rough(Duration::from_secs(uptime));
             let ready = if agent.ready { "ready" } else { "not ready" };
@@ -87,11 +89,11 @@ fn backend(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     }
     for hidden in &status.hidden {
         let (link, by) = (&hidden.link, hidden.by.join(", "));
-        let text = format!("can be hidden on {link} by what comes before it: {by}");
+        let text = format!("on {link} these programs run before the agent's: {by}");
         line(f, "", &text)?;
     }
     for place in &backend.breaks {
-        let text = format!("breaks the connections that are sent to a VIP by {place}");
+        let text = format!("breaks connections sent to a VIP by {place}");
         line(f, "", &text)?;
     }
     Ok(())
@@ -101,13 +103,13 @@ fn guard(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
     let links = status.guard.links.iter();
     let links = links.map(|link| format!("{} by {}", link.link, link.how));
     let notes = status.guard.notes.iter();
-    let told: Vec<_> = links
+    let texts: Vec<_> = links
         .chain(notes.map(|note| format!("not: {note}")))
         .collect();
-    if told.is_empty() {
+    if texts.is_empty() {
         return line(f, "guard", "no link");
     }
-    for (number, text) in told.iter().enumerate() {
+    for (number, text) in texts.iter().enumerate() {
         line(f, if number == 0 { "guard" } else { "" }, text)?;
     }
     Ok(())
@@ -128,8 +130,8 @@ fn upstream(f: &mut Formatter<'_>, status: &Status) -> fmt::Result {
         Some(detail) => lines.push(format!("no endpoint is learned: {detail}")),
         None if !lines.is_empty() => {}
         None if upstream.learns => lines.push(
-            "no endpoint is known yet: the proxy's own connections are tracked until one is seen \
-             without NAT"
+            "no endpoint is known yet: the proxy's own connections are tracked until one without NAT \
+             is observed"
                 .to_owned(),
         ),
         None => lines.push("off: the proxy's own connections are tracked".to_owned()),
@@ -185,17 +187,9 @@ fn vips(f: &mut Formatter<'_>, vips: &[Vip]) -> fmt::Result {
     let link = link.unwrap_or_default().max("LINK".len());
     writeln!(f, "\n{:width$}  {:link$}  STATE", "VIP", "LINK")?;
     for vip in vips {
-        let mut state = match (vip.present, vip.link_up) {
-            (true, true) => "up".to_owned(),
-            (true, false) => "there, but its link is down".to_owned(),
-            (false, _) => "missing".to_owned(),
-        };
-        if !vip.elsewhere.is_empty() {
-            state = format!("{state}; also on {}", vip.elsewhere.join(", "));
-        }
         let start = format!("{:width$}  {:link$}  ", vip.ip.to_string(), vip.link);
         let indent = " ".repeat(start.len());
-        wrapped(f, &start, &indent, &state)?;
+        wrapped(f, &start, &indent, &vip.state())?;
     }
     Ok(())
 }
@@ -248,7 +242,7 @@ fn row(f: &mut Formatter<'_>, name: &str, counts: &Counts) -> fmt::Result {
     )
 }
 
-/// Why connections stayed undecided and packets were dropped, if any were.
+/// The reasons for undecided connections and dropped packets, if there are any.
 fn reasons(f: &mut Formatter<'_>, counts: &Counts) -> fmt::Result {
     named(f, "undecided", &counts.undecided)?;
     named(f, "dropped", &counts.dropped)
@@ -276,7 +270,7 @@ fn repairs(f: &mut Formatter<'_>, repairs: &[Repair]) -> fmt::Result {
         let text = format!("{}: {}", repair.part, repair.what);
         wrapped(f, &start, &" ".repeat(start.len()), &text)?;
         let Some((since, event)) = repair.since.zip(repair.event.as_ref()) else {
-            wrapped(f, "      ", "      ", "found by a look at the node")?;
+            wrapped(f, "      ", "      ", "found without an event")?;
             continue;
         };
         let by = repair.by.as_ref();
@@ -287,12 +281,12 @@ fn repairs(f: &mut Formatter<'_>, repairs: &[Repair]) -> fmt::Result {
     Ok(())
 }
 
-/// A line of the head.
+/// A line with a label.
 fn line(f: &mut Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     wrapped(f, &format!("{name:NAME$}"), &" ".repeat(NAME), text)
 }
 
-/// Writes words behind `start`, further lines behind `indent`.
+/// Writes words after `start`, and continues on lines that begin with `indent`.
 fn wrapped(f: &mut Formatter<'_>, start: &str, indent: &str, text: &str) -> fmt::Result {
     let mut at = start.to_owned();
     let mut is_empty = true;
@@ -310,65 +304,11 @@ fn wrapped(f: &mut Formatter<'_>, start: &str, indent: &str, text: &str) -> fmt:
     writeln!(f, "{}", at.trim_end())
 }
 
-/// A number in at most seven columns, whole below ten million.
-fn count(number: u64) -> String {
-    if number < 10_000_000 {
-        return number.to_string();
-    }
-    scaled(number, 1000, ["", "k", "M", "G", "T", "P", "E"])
-}
-
-/// A number of bytes in at most nine columns.
-fn bytes(number: u64) -> String {
-    if number < 1000 {
-        return format!("{number} B");
-    }
-    scaled(
-        number,
-        1024,
-        [" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"],
-    )
-}
-
-/// A number in the first unit in which it is below 1000, with one decimal, rounded down.
-fn scaled(number: u64, base: u64, units: [&str; 7]) -> String {
-    let mut unit = 0;
-    let mut divisor = 1_u64;
-    while unit + 1 < units.len() && number / divisor >= 1000 {
-        divisor *= base;
-        unit += 1;
-    }
-    let tenths = u128::from(number) * 10 / u128::from(divisor);
-    format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        for (number, want) in [
-            (0, "0"),
-            (9_999_999, "9999999"),
-            (10_000_000, "10.0M"),
-            (u64::MAX, "18.4E"),
-        ] {
-            assert_eq!(count(number), want);
-        }
-        for (number, want) in [
-            (999, "999 B"),
-            (1000, "0.9 KiB"),
-            (1024, "1.0 KiB"),
-            (1024 * 1024 - 1, "0.9 MiB"),
-            (3 << 30, "3.0 GiB"),
-            (u64::MAX, "15.9 EiB"),
-        ] {
-            assert_eq!(bytes(number), want);
-        }
-    }
 
     struct Wrapped<'a>(&'a str);
 
@@ -380,16 +320,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_number_fits_its_column(number: u64) {
-            prop_assert!(count(number).len() <= 7);
-            prop_assert!(bytes(number).len() <= 9);
-        }
-
-        #[test]
         fn lines_are_no_wider_than_allowed_and_no_word_is_lost(text in "([a-zé]{1,20} {1,2}){0,60}") {
-            let told = Wrapped(&text).to_string();
-            prop_assert!(told.lines().all(|line| line.chars().count() <= WIDTH));
-            let words: Vec<_> = told.split_whitespace().skip(1).collect();
+            let written = Wrapped(&text).to_string();
+            prop_assert!(written.lines().all(|line| line.chars().count() <= WIDTH));
+            let words: Vec<_> = written.split_whitespace().skip(1).collect();
             prop_assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
         }
 

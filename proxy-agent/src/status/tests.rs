@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The status of a fixed state in both forms, and of any.
+//! The status of a fixed state in both forms, and of arbitrary states.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -12,17 +12,17 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proxy_common::guard::Cause as DropCause;
 use proxy_common::{Counters, Reason, Traffic};
+use proxy_kernel::cgroup::Cgroup;
+use proxy_netlink::actor::Actor;
 
 use super::counters::Row;
 use super::*;
 use crate::backend::ebpf::statistics::Origin;
 use crate::config::{AcceptRules, Guard, GuardMode, Service, TcAttach};
 use crate::instance::Instance;
-use crate::kernel::author::By;
-use crate::kernel::cgroup::Cgroup;
 use crate::link::{LinkTable, Vip};
 use crate::reconcile::trigger::Cause;
-use crate::state::history::{History, Pass, Problem, Repair, Told};
+use crate::state::history::{History, Pass, Problem, Repair, TriggerEvent};
 use crate::state::upstream::{Endpoint, Reason as TrackedReason, Tracked, Upstream};
 use crate::state::{Choice, Guarded, GuardedLink, Rejected, Settings};
 
@@ -57,11 +57,11 @@ fn upstream() -> Upstream {
 }
 
 fn state() -> State {
-    let repair = |part: &str, what: &str, told| Repair {
+    let repair = |part: &str, what: &str, trigger| Repair {
         at: at(7),
         part: part.to_owned(),
         what: what.to_owned(),
-        told,
+        trigger,
     };
     State {
         version: "0.1.0".to_owned(),
@@ -130,10 +130,10 @@ fn state() -> State {
                     "ebpf",
                     "install nf_tables table ip proxy-agent (it is missing) and ip6 proxy-agent (it \
                      is missing)",
-                    Some(Told {
+                    Some(TriggerEvent {
                         at: at(6),
                         event: "nf_tables table proxy-agent changed".to_owned(),
-                        by: Some(By {
+                        by: Some(Actor {
                             pid: 123,
                             name: Some("nft".to_owned()),
                         }),
@@ -266,7 +266,7 @@ fn a_service_that_does_not_end_on_the_proxy_says_why() {
     let mut status = status();
     status.services[0].undecided = Some("a reason".to_owned());
     let text = table::Table(&status, false).to_string();
-    let line = "\n10.96.0.1:443 goes kube-proxy's way: a reason\n";
+    let line = "\n10.96.0.1:443 goes through kube-proxy: a reason\n";
     assert!(text.contains(line), "{text}");
     let json = json(&status).unwrap();
     assert!(json.contains(r#""undecided": "a reason""#), "{json}");
@@ -313,7 +313,7 @@ fn an_agent_that_has_ended_has_no_uptime() {
     status.agent = Agent::new(&state(), false, at(200_000));
     assert_eq!(status.agent.uptime_seconds, None);
     let text = table::Table(&status, false).to_string();
-    assert!(text.starts_with("agent      0.1.0, does not run (was pid 4711)\n"));
+    assert!(text.starts_with("agent      0.1.0, not running (was pid 4711)\n"));
 }
 
 fn any_row() -> impl Strategy<Value = Row> {

@@ -1,51 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether the agent is alive and ready, judged by what it has told: pure.
+//! Liveness and readiness, computed from the published state: pure functions.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::board::{Phase, Told};
-use crate::kernel::sockets::Listening;
+use proxy_kernel::sockets::Listening;
+
+use super::shared::{Phase, Snapshot};
+use crate::reconcile::Part;
 use crate::services;
 use crate::state::State;
 use crate::state::history::Problem;
-use crate::{conntrack, link};
 
-/// How long work may take to its next operation before it is taken for stuck. Above every time-out of
-/// the agent's own.
+/// Time without progress after which a pass counts as stuck. Longer than every time-out of the agent itself.
 const STUCK: Duration = Duration::from_mins(2);
-/// How much later than due a pass may begin on a machine under load.
+/// Tolerated delay of a pass on a machine under load.
 const LATE: Duration = Duration::from_mins(1);
 
-/// What listens for each VIP with its port; or why that is not known.
+/// The listening sockets for each VIP and port, or the error of reading them.
 pub type Listeners = Result<BTreeMap<SocketAddr, Listening>, String>;
 
-/// One thing that must hold.
+/// One condition of a health check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     /// Its name.
     pub name: &'static str,
-    /// It holds.
+    /// Whether it holds.
     pub holds: bool,
-    /// What was found.
+    /// The finding, as text.
     pub found: String,
 }
 
-/// All of them must hold.
+/// The conditions of a health check; all of them must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health(pub Vec<Condition>);
 
 impl Health {
-    /// True if all hold.
+    /// True if all conditions hold.
     pub fn is_good(&self) -> bool {
         self.0.iter().all(|condition| condition.holds)
     }
 }
 
-/// The form of the health checks of Kubernetes' own components.
+/// The format of Kubernetes' component health checks with `?verbose`.
 impl Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Condition { name, holds, found } in &self.0 {
@@ -56,33 +56,33 @@ impl Display for Health {
     }
 }
 
-/// Whether the agent gets on; its last sign of life is so old.
-pub fn liveness(told: &Told, age: Duration) -> Health {
-    Health(vec![pass(told, age)])
+/// Liveness: whether the daemon makes progress; `age` is the time since it last did.
+pub fn liveness(snapshot: &Snapshot, age: Duration) -> Health {
+    Health(vec![pass(snapshot, age)])
 }
 
-/// Whether the agent does its work. `listeners` count if `requires_listener`.
+/// Readiness: whether the node is as desired. `listeners` is a condition only if `requires_listener`.
 pub fn readiness(
-    told: &Told,
+    snapshot: &Snapshot,
     age: Duration,
     listeners: &Listeners,
     requires_listener: bool,
 ) -> Health {
-    let mut conditions = vec![pass(told, age)];
-    if told.phase == Phase::Stopping {
-        conditions[0] = condition("pass", false, "the agent ends");
+    let mut conditions = vec![pass(snapshot, age)];
+    if snapshot.phase == Phase::Stopping {
+        conditions[0] = condition("pass", false, "shutting down");
     }
-    match &told.state {
-        Some(state) => conditions.extend(of_pass(told, state)),
-        None => conditions[0] = condition("pass", false, "no pass has ended yet"),
+    match &snapshot.state {
+        Some(state) => conditions.extend(of_pass(snapshot, state)),
+        None => conditions[0] = condition("pass", false, "no pass has completed yet"),
     }
     if requires_listener {
-        conditions.push(listener(listeners, told.state.as_deref()));
+        conditions.push(listener(listeners, snapshot.state.as_deref()));
     }
     Health(conditions)
 }
 
-/// Whether the agent does what it was asked to, and no more than keep the VIP up.
+/// True if `--backend=auto` found no usable backend: the VIP is kept up, connections stay tracked.
 pub fn is_degraded(state: &State) -> bool {
     state.backend.asked == "auto" && state.backend.backend == "none"
 }
@@ -95,15 +95,15 @@ fn condition(name: &'static str, holds: bool, found: impl Into<String>) -> Condi
     }
 }
 
-fn pass(told: &Told, age: Duration) -> Condition {
+fn pass(snapshot: &Snapshot, age: Duration) -> Condition {
     let seconds = age.as_secs();
-    let (limit, found) = match told.phase {
+    let (limit, found) = match snapshot.phase {
         Phase::Working => (STUCK, format!("the last operation was {seconds} s ago")),
         Phase::Idle => (
-            told.interval.saturating_mul(2).saturating_add(LATE),
+            snapshot.interval.saturating_mul(2).saturating_add(LATE),
             format!("the last pass ended {seconds} s ago"),
         ),
-        Phase::Stopping => (Duration::MAX, "the agent ends".to_owned()),
+        Phase::Stopping => (Duration::MAX, "shutting down".to_owned()),
     };
     let found = if age > limit {
         format!("{found}, more than {} s", limit.as_secs())
@@ -113,10 +113,10 @@ fn pass(told: &Told, age: Duration) -> Condition {
     condition("pass", age <= limit, found)
 }
 
-fn of_pass(told: &Told, state: &State) -> [Condition; 4] {
-    let missing: Vec<_> = told.vips.iter().filter(|vip| !vip.present).collect();
+fn of_pass(snapshot: &Snapshot, state: &State) -> [Condition; 4] {
+    let missing: Vec<_> = snapshot.vips.iter().filter(|vip| !vip.present).collect();
     let link = &state.settings.interface;
-    let vip = if told.vips.is_empty() {
+    let vip = if snapshot.vips.is_empty() {
         condition("vip", false, "the list of links could not be read")
     } else if missing.is_empty() {
         condition(
@@ -132,9 +132,13 @@ fn of_pass(told: &Told, state: &State) -> [Condition; 4] {
         );
         condition("vip", false, found)
     };
-    let is_up = !told.vips.is_empty() && told.vips.iter().all(|vip| vip.link_up);
+    let is_up = !snapshot.vips.is_empty() && snapshot.vips.iter().all(|vip| vip.link_up);
     let up = format!("{link} is {}", if is_up { "up" } else { "not up" });
-    let is_elsewhere = |problem: &&Problem| [link::PART, conntrack::PART].contains(&&*problem.part);
+    let is_elsewhere = |problem: &&Problem| {
+        [Part::Link, Part::Conntrack]
+            .iter()
+            .any(|part| part.name() == problem.part)
+    };
     let failures = &state.history.failures;
     let (other, data_plane): (Vec<_>, Vec<_>) = failures.iter().partition(is_elsewhere);
     let backend = &state.backend;
@@ -144,13 +148,13 @@ fn of_pass(told: &Told, state: &State) -> [Condition; 4] {
         let found = format!("--backend={} cannot be used", backend.asked);
         condition("data_plane", false, found)
     } else if is_degraded(state) {
-        let found = "degraded: no backend works here, connections are tracked";
+        let found = "degraded: no backend is usable, connections are tracked";
         condition("data_plane", true, found)
     } else {
         condition("data_plane", true, format!("backend {backend}"))
     };
     let other = if other.is_empty() {
-        condition("other", true, "nothing failed")
+        condition("other", true, "no failures")
     } else {
         condition("other", false, list_problems(&other))
     };
@@ -168,7 +172,7 @@ fn listener(listeners: &Listeners, state: Option<&State>) -> Condition {
         .filter(|(_, listening)| **listening == Listening::Nowhere);
     let silent: Vec<_> = silent.map(|(endpoint, _)| endpoint).collect();
     if !silent.is_empty() {
-        return condition(name, false, format!("nobody listens on {}", list(&silent)));
+        return condition(name, false, format!("no listener on {}", list(&silent)));
     }
     let refused = state.map_or_else(Vec::new, |state| refused(listeners, state));
     if !refused.is_empty() {
@@ -178,7 +182,7 @@ fn listener(listeners: &Listeners, state: Option<&State>) -> Condition {
     condition(name, true, format!("on {}", list(&all)))
 }
 
-/// The listeners that do not count as the proxy, although Services should end there.
+/// Listeners that do not count as the proxy although Services should end on them, with the reasons.
 fn refused(listeners: &BTreeMap<SocketAddr, Listening>, state: &State) -> Vec<String> {
     let settings = &state.settings;
     if state.backend.backend != "ebpf" {

@@ -1,61 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The endpoint of `--listen`: which requests get which answers. How it is served is `proxy_serve::http`'s
-//! business.
+//! The endpoint of `--listen`: request routing. Connections are served by `proxy_serve::http`.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use proxy_serve::http::{self, Handler, Reply, StatusCode};
+use proxy_serve::pages::{self, About, Page, Pages, Served};
 use tokio::sync::Mutex;
 use tracing::error;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
-use super::board::{Board, Told};
 use super::health::{self, Health, Listeners};
 use super::metrics::{self, Facts, Reader};
+use super::page;
+use super::shared::{SharedState, Snapshot};
 use crate::config::Config;
 use crate::status;
 
 const JSON: &str = "application/json";
-const PATHS: &str = "/metrics, /metrics?links=true, /healthz, /readyz, /status\n";
 
-/// Answers on the address of `config`, if there is one, as long as the process lives.
+/// Serves on the address of `config`, if there is one, until the process ends.
 ///
-/// What goes wrong is logged and tried again: the VIP is more important than its monitoring.
-pub fn start(config: &Config, board: &Board) {
+/// Failures are logged and retried; they never stop the daemon.
+pub fn start(config: &Config, shared: &SharedState) {
     let candidates = config.serve.addresses.clone();
     if !candidates.is_empty() {
-        http::spawn_when_bound("http", candidates, Answers::new(config, board), report);
+        let about = About {
+            program: "proxy-agent",
+            version: env!("CARGO_PKG_VERSION"),
+            flags: config.serve.flags.clone(),
+        };
+        let answers = Served::new(about, Answers::new(config, shared));
+        http::spawn_when_bound("http", candidates, answers, report);
     }
 }
 
 fn report(address: &str, error: &io::Error) {
     error!(
-        "no metrics and no health are served: cannot listen on {address}: {error}; give another \
-         address with --listen, or an empty one to serve none"
+        "cannot serve metrics and health: cannot listen on {address}: {error}; set another \
+         address with --listen, or an empty one to disable the endpoint"
     );
 }
 
-/// The facts that answers are made of.
+/// The sources of the answers.
 struct Answers {
-    board: Board,
+    shared: SharedState,
     requires_listener: bool,
     endpoints: Vec<SocketAddr>,
     run_dir: PathBuf,
-    /// Only one at a time reads the maps.
+    /// Serialises reads of the eBPF maps.
     reader: Mutex<Reader>,
-    /// Only one at a time does a dry run.
+    /// Serialises dry runs.
     dry_run: Mutex<()>,
 }
 
 impl Answers {
-    /// For the agent with this configuration, by what it publishes on `board`.
-    fn new(config: &Config, board: &Board) -> Self {
+    /// Answers for the agent with this configuration, from the state that it publishes.
+    fn new(config: &Config, shared: &SharedState) -> Self {
         Self {
-            board: board.clone(),
+            shared: shared.clone(),
             requires_listener: config.serve.ready_requires_listener,
             endpoints: config.endpoints().collect(),
             run_dir: config.run_dir.clone(),
@@ -64,23 +70,23 @@ impl Answers {
         }
     }
 
-    fn readiness(&self, told: &Told, listeners: &Listeners) -> Health {
-        let age = self.board.pulse().age();
-        health::readiness(told, age, listeners, self.requires_listener)
+    fn readiness(&self, snapshot: &Snapshot, listeners: &Listeners) -> Health {
+        let age = self.shared.pulse().age();
+        health::readiness(snapshot, age, listeners, self.requires_listener)
     }
 
     async fn metrics(&self, links: bool) -> Reply {
         let mut reader = self.reader.lock().await;
-        let told = self.board.told();
-        let reading = match &told.state {
+        let snapshot = self.shared.snapshot();
+        let reading = match &snapshot.state {
             Some(state) => Some(reader.read(state, links).await),
             None => None,
         };
         let listeners = metrics::listeners(&self.endpoints);
         let text = metrics::text(&Facts {
-            told: &told,
-            durations: self.board.durations(),
-            readiness: &self.readiness(&told, &listeners),
+            snapshot: &snapshot,
+            durations: self.shared.durations(),
+            readiness: &self.readiness(&snapshot, &listeners),
             listeners: &listeners,
             reading: reading.as_ref(),
             links,
@@ -90,7 +96,7 @@ impl Answers {
 
     async fn status(&self) -> Reply {
         let _turn = self.dry_run.lock().await;
-        let Some(state) = self.board.told().state else {
+        let Some(state) = self.shared.snapshot().state else {
             let body = "no pass has ended yet\n".to_owned();
             return http::text(StatusCode::SERVICE_UNAVAILABLE, body);
         };
@@ -100,7 +106,7 @@ impl Answers {
             run_dir: self.run_dir.clone(),
             bpffs: None,
         };
-        // Its dry run is not what the agent does: nothing of it belongs into the log.
+        // The dry run's log lines would be taken for those of the agent.
         let status = status::collect(&state, &request)
             .with_subscriber(NoSubscriber::new())
             .await;
@@ -116,20 +122,39 @@ impl Handler for Answers {
         match path {
             "/metrics" => self.metrics(wants_links(query)).await,
             "/healthz" => {
-                let told = self.board.told();
-                answer(&health::liveness(&told, self.board.pulse().age()))
+                let snapshot = self.shared.snapshot();
+                answer(&health::liveness(&snapshot, self.shared.pulse().age()))
             }
             "/readyz" => {
-                let told = self.board.told();
-                answer(&self.readiness(&told, &metrics::listeners(&self.endpoints)))
+                let snapshot = self.shared.snapshot();
+                answer(&self.readiness(&snapshot, &metrics::listeners(&self.endpoints)))
             }
             "/status" => self.status().await,
-            _ => http::text(StatusCode::NOT_FOUND, format!("served are {PATHS}")),
+            _ => {
+                let paths = pages::paths::<Self>().join(", ");
+                http::text(StatusCode::NOT_FOUND, format!("available paths: {paths}\n"))
+            }
         }
     }
 }
 
-/// Prometheus can be configured to send further parameters.
+impl Pages for Answers {
+    const PATHS: &'static [&'static str] = &["/healthz", "/metrics", "/readyz", "/status"];
+
+    /// Without a dry run: the findings of the last pass, and counters as in the metrics.
+    async fn page(&self) -> Page {
+        let mut reader = self.reader.lock().await;
+        let snapshot = self.shared.snapshot();
+        let reading = match &snapshot.state {
+            Some(state) => Some(reader.read(state, false).await),
+            None => None,
+        };
+        let readiness = self.readiness(&snapshot, &metrics::listeners(&self.endpoints));
+        page::page(&snapshot, &readiness, reading.as_ref())
+    }
+}
+
+/// Prometheus may send further parameters.
 fn wants_links(query: Option<&str>) -> bool {
     let mut parameters = query.unwrap_or_default().split('&');
     parameters.any(|parameter| parameter == "links=true")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent's metrics: what is known, as samples. What is read for them is `reading.rs`'s business;
-//! names and help stand in `catalogue.rs`.
+//! The agent's metrics: converts facts to samples. `reading.rs` reads the kernel's part of the facts; `catalogue.rs` has names
+//! and help texts.
 
 mod catalogue;
 mod exposition;
@@ -14,14 +14,14 @@ use std::env::consts::ARCH;
 use std::time::SystemTime;
 
 use prometheus::{HistogramOpts, HistogramVec};
+use proxy_kernel::sockets::Listening;
 
 use self::catalogue as metric;
 use self::exposition::Exposition;
 pub use self::reading::{Reader, Reading, listeners};
-use super::board::Told;
 use super::health::{self, Health, Listeners};
-use crate::kernel::sockets::Listening;
-use crate::reconcile::part;
+use super::shared::Snapshot;
+use crate::reconcile::Part;
 use crate::reconcile::trigger::Cause;
 use crate::state::State;
 use crate::status::model::{Counts, OfVip};
@@ -30,27 +30,27 @@ use crate::status::model::{Counts, OfVip};
 const BUCKETS: [f64; 13] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
-/// In the place of a link: the node's own processes.
+/// Value of the label `link` for the node's own processes.
 const THIS_NODE: &str = "(this node)";
 
-/// Everything that samples are made of.
+/// The facts that samples are made of.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// What the daemon has told.
-    pub told: &'a Told,
-    /// How long passes took.
+    /// The state that the daemon published last.
+    pub snapshot: &'a Snapshot,
+    /// Durations of passes.
     pub durations: &'a HistogramVec,
-    /// Whether it is ready.
+    /// Readiness, with all conditions.
     pub readiness: &'a Health,
-    /// Who listens.
+    /// The listening sockets.
     pub listeners: &'a Listeners,
-    /// What was read of the kernel; none before the first pass.
+    /// Values read from the kernel; none before the first pass.
     pub reading: Option<&'a Reading>,
-    /// Samples by link too.
+    /// Adds the samples by link.
     pub links: bool,
 }
 
-/// How long passes take, counted from now on.
+/// A histogram of the durations of passes.
 pub fn durations() -> HistogramVec {
     let metric = &metric::DURATION;
     let options = HistogramOpts::new(metric.name, metric.help).buckets(BUCKETS.to_vec());
@@ -60,23 +60,23 @@ pub fn durations() -> HistogramVec {
     )]
     let durations =
         HistogramVec::new(options, metric.labels).expect("a valid name and valid bounds");
-    // Told from the start.
+    // Exposes both causes before the first observation.
     for cause in Cause::ALL {
         durations.with_label_values(&[cause.name()]);
     }
     durations
 }
 
-/// The Prometheus text format.
+/// The samples in the Prometheus text format.
 ///
 /// # Errors
 ///
-/// None that is known.
+/// None known.
 pub fn text(facts: &Facts<'_>) -> prometheus::Result<String> {
     let mut out = Exposition::default();
     agent(facts, &mut out);
-    if let Some(state) = &facts.told.state {
-        passes(facts.told, state, &mut out);
+    if let Some(state) = &facts.snapshot.state {
+        passes(facts.snapshot, state, &mut out);
         vips(facts, state, &mut out);
         backend(state, &mut out);
     }
@@ -93,14 +93,14 @@ pub fn text(facts: &Facts<'_>) -> prometheus::Result<String> {
 }
 
 fn agent(facts: &Facts<'_>, out: &mut Exposition) {
-    let told = facts.told;
+    let snapshot = facts.snapshot;
     out.count(&metric::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), ARCH], 1);
-    out.set(&metric::START_TIME, &[], seconds(Some(told.started)));
+    out.set(&metric::START_TIME, &[], seconds(Some(snapshot.started)));
     out.flag(&metric::READY, &[], facts.readiness.is_good());
     for condition in &facts.readiness.0 {
         out.flag(&metric::READY_CONDITION, &[condition.name], condition.holds);
     }
-    let degraded = told.state.as_deref().is_some_and(health::is_degraded);
+    let degraded = snapshot.state.as_deref().is_some_and(health::is_degraded);
     out.flag(&metric::DEGRADED, &[], degraded);
     let unread = facts.reading.map(|reading| reading.unread.as_slice());
     for source in reading::SOURCES {
@@ -113,12 +113,12 @@ fn agent(facts: &Facts<'_>, out: &mut Exposition) {
         facts.listeners.is_err(),
     );
     out.observed(&metric::DURATION, facts.durations);
-    out.set(&metric::LAST_PASS, &[], seconds(told.ended));
-    out.set(&metric::LAST_SUCCESS, &[], seconds(told.succeeded));
-    out.set(&metric::INTERVAL, &[], told.interval.as_secs_f64());
+    out.set(&metric::LAST_PASS, &[], seconds(snapshot.ended));
+    out.set(&metric::LAST_SUCCESS, &[], seconds(snapshot.succeeded));
+    out.set(&metric::INTERVAL, &[], snapshot.interval.as_secs_f64());
 }
 
-fn passes(told: &Told, state: &State, out: &mut Exposition) {
+fn passes(snapshot: &Snapshot, state: &State, out: &mut Exposition) {
     let history = &state.history;
     out.count(&metric::FAILED_PASSES, &[], history.failed_passes);
     let mut failing: BTreeMap<&str, u64> = BTreeMap::new();
@@ -126,9 +126,9 @@ fn passes(told: &Told, state: &State, out: &mut Exposition) {
         *failing.entry(&failure.part).or_default() += 1;
     }
     let seen = history.repaired.keys().chain(history.errors.keys());
-    let parts: BTreeSet<&str> = part::ALL
+    let parts: BTreeSet<&str> = Part::ALL
         .iter()
-        .copied()
+        .map(|part| part.name())
         .chain(seen.map(String::as_str))
         .collect();
     for part in parts {
@@ -139,14 +139,14 @@ fn passes(told: &Told, state: &State, out: &mut Exposition) {
         let failing = failing.get(part).copied();
         out.count(&metric::FAILING, &[part], failing.unwrap_or_default());
     }
-    for vip in &told.vips {
+    for vip in &snapshot.vips {
         out.flag(
             &metric::VIP_PRESENT,
             &[&vip.ip.to_string(), &vip.link],
             vip.present,
         );
     }
-    if let Some(vip) = told.vips.first() {
+    if let Some(vip) = snapshot.vips.first() {
         out.flag(&metric::LINK_UP, &[&vip.link], vip.link_up);
     }
 }
@@ -250,7 +250,7 @@ fn kernel(reading: &Reading, out: &mut Exposition) {
     }
 }
 
-/// Seconds since 1970; 0 for never.
+/// Seconds since 1970; 0 if there is no time.
 fn seconds(time: Option<SystemTime>) -> f64 {
     let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.unwrap_or_default().as_secs_f64()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What systemd is told of the agent's state, where it has given a socket: `sd_notify(3)`.
+//! Notifications to systemd, if it has provided a socket: `sd_notify(3)`.
 //! <https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html>
 
 use std::env;
@@ -14,19 +14,19 @@ use std::time::Duration;
 
 use tracing::warn;
 
-/// The service manager, if there is one that wants to know.
+/// The connection to the service manager; without one, notifications are dropped.
 #[derive(Debug, Default)]
 pub struct Systemd {
     manager: Option<(UnixDatagram, SocketAddr)>,
-    /// How often it wants a sign of life, at least.
+    /// Maximum time between heartbeats.
     watchdog: Option<Duration>,
-    /// What it was told last.
+    /// The last status line sent.
     status: String,
     warned: bool,
 }
 
 impl Systemd {
-    /// Finds the socket that the environment names; none: nobody is told anything.
+    /// Opens the socket that `NOTIFY_SOCKET` names, if it is set.
     pub fn from_env() -> Self {
         let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Self::default();
@@ -39,54 +39,54 @@ impl Systemd {
             },
             Err(error) => {
                 let name = name.display();
-                warn!("systemd is told nothing: cannot use NOTIFY_SOCKET={name}: {error}");
+                warn!("no notifications to systemd: cannot use NOTIFY_SOCKET={name}: {error}");
                 Self::default()
             }
         }
     }
 
-    /// How far apart signs of life should be; none if nobody wants any.
+    /// The interval of heartbeats, half of the watchdog's; none without a watchdog.
     pub fn heartbeat(&self) -> Option<Duration> {
         self.watchdog.map(|watchdog| watchdog / 2)
     }
 
-    /// The first pass that worked has ended, or the one that was asked for by a signal.
+    /// Reports that the first successful pass, or the requested resync, has ended.
     pub fn ready(&mut self) {
-        self.tell("READY=1");
+        self.notify("READY=1");
     }
 
-    /// The agent looks at everything again, because it was asked to.
+    /// Reports the start of a requested resync.
     pub fn reloading(&mut self) {
         let now = monotonic_micros();
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
     }
 
-    /// The agent is about to end.
+    /// Reports the shutdown.
     pub fn stopping(&mut self) {
-        self.tell("STOPPING=1");
+        self.notify("STOPPING=1");
     }
 
-    /// The agent gets on.
+    /// Sends a heartbeat.
     pub fn alive(&mut self) {
         if self.watchdog.is_some() {
-            self.tell("WATCHDOG=1");
+            self.notify("WATCHDOG=1");
         }
     }
 
-    /// Ending takes longer: at least so much.
+    /// Requests at least `time` more for the shutdown.
     pub fn more_time(&mut self, time: Duration) {
-        self.tell(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
+        self.notify(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
 
-    /// One line for `systemctl status`.
+    /// Sends one line for `systemctl status`, if it has changed.
     pub fn status(&mut self, status: String) {
         if self.status != status {
-            self.tell(&format!("STATUS={}", status.replace('\n', " ")));
+            self.notify(&format!("STATUS={}", status.replace('\n', " ")));
             self.status = status;
         }
     }
 
-    fn tell(&mut self, message: &str) {
+    fn notify(&mut self, message: &str) {
         let Some((socket, manager)) = &self.manager else {
             return;
         };
@@ -95,24 +95,24 @@ impl Systemd {
             && !self.warned
         {
             self.warned = true;
-            warn!("cannot tell systemd {message:?}: {error}");
+            warn!("cannot notify systemd of {message:?}: {error}");
         }
     }
 }
 
-/// An address that begins with `@` is an abstract one.
+/// Opens a socket to `name`; a leading `@` marks an abstract address.
 fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     let manager = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(name)?,
     };
     let socket = UnixDatagram::unbound()?;
-    // A manager that does not read must not hold the agent up.
+    // A manager that does not read must not block the agent.
     socket.set_nonblocking(true)?;
     Ok((socket, manager))
 }
 
-/// The interval of the watchdog, if it is meant for this process.
+/// The watchdog's timeout, if it applies to this process.
 fn watchdog(variable: impl Fn(&str) -> Option<String>, own: u32) -> Option<Duration> {
     let micros: u64 = variable("WATCHDOG_USEC")?.parse().ok()?;
     let is_meant = match variable("WATCHDOG_PID") {
@@ -122,7 +122,7 @@ fn watchdog(variable: impl Fn(&str) -> Option<String>, own: u32) -> Option<Durat
     (is_meant && micros > 1).then(|| Duration::from_micros(micros))
 }
 
-/// What systemd compares the time of a reload with, in microseconds.
+/// Microseconds of `CLOCK_MONOTONIC`, which systemd compares with the time of a reload.
 fn monotonic_micros() -> u128 {
     let mut now = libc::timespec {
         tv_sec: 0,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_socket_is_told_each_status_once() {
+    fn an_abstract_socket_gets_each_status_once() {
         let name = format!("proxy-agent-notify-{}", process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
@@ -170,11 +170,11 @@ mod tests {
         systemd.status("a\nb".to_owned());
         systemd.status("a\nb".to_owned());
         systemd.alive();
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         let mut buffer = [0; 64];
         while let Ok(length) = manager.recv(&mut buffer) {
-            told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            received.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
         }
-        assert_eq!(told, ["READY=1", "STATUS=a b"]);
+        assert_eq!(received, ["READY=1", "STATUS=a b"]);
     }
 }

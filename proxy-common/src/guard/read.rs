@@ -89,7 +89,7 @@ pub struct Ipv4Ends([u32; 2]);
 #[derive(Debug, Clone, Copy)]
 pub struct Ipv6Ends([[u32; 4]; 2]);
 
-/// What extension headers begin with. Network byte order.
+/// The first bytes of extension headers. Network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Extension {
@@ -99,7 +99,7 @@ struct Extension {
     fragment: u16,
 }
 
-/// What a TCP header begins with. Network byte order.
+/// The first bytes of a TCP header. Network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Ports {
@@ -121,7 +121,7 @@ struct Arp {
     target: [u16; 2],
 }
 
-/// What a neighbour solicitation begins with. Network byte order.
+/// The first bytes of a neighbour solicitation. Network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Solicitation {
@@ -315,7 +315,7 @@ fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port 
         let later = next == FRAGMENT && extension.fragment & FRAGMENT_OFFSET != 0;
         next = extension.next_header;
         if later {
-            // What stands here is not what the header is followed by in the first fragment.
+            // The bytes at this place are not those that follow the header in the first fragment.
             return if next == TCP || is_extension(next) {
                 Port::Unknown
             } else {

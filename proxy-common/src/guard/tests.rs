@@ -180,7 +180,7 @@ fn spoofed_sources_are_dropped_everywhere() {
         let bytes = v6(VIP6, "fd00::7", 58, &[0; 8]);
         assert_eq!(verdict(node, IPV6, &bytes), Some(Cause::SpoofedSource));
     }
-    // To itself, by a pair of links between which somebody else forwards.
+    // To itself, by a pair of links between which another device forwards.
     assert_eq!(verdict(INNER, IPV4, &v4(VIP4, "10.244.0.7", 6, 0, 1)), None);
 }
 
@@ -196,7 +196,7 @@ fn ipv4_options_and_fragments_hide_nothing() {
         let bytes = v4(OUT4, VIP4, 17, fragment, 443);
         assert_eq!(verdict(GUARDED, IPV4, &bytes), None);
     }
-    // The first fragment tells its port, and it is another one.
+    // The first fragment has a port, and it is another one.
     assert_eq!(verdict(GUARDED, IPV4, &v4(OUT4, VIP4, 6, 0x2000, 80)), None);
 }
 
@@ -234,7 +234,7 @@ fn ipv6_extension_headers_hide_nothing() {
         verdict(GUARDED, IPV6, &v6(OUT6, VIP6, 51, &ah)),
         Some(Cause::Outside)
     );
-    // Later fragments: of TCP, of something that cannot be told, of UDP.
+    // Later fragments: of TCP, of a protocol that cannot be read, of UDP.
     for (next, cause) in [
         (6, Some(Cause::Outside)),
         (60, Some(Cause::Outside)),
@@ -340,7 +340,7 @@ proptest! {
         }
     }
 
-    /// Whatever stands in front of it, a packet for the proxy is dropped.
+    /// A packet for the proxy is dropped, whatever headers stand in front of its TCP header.
     #[test]
     fn whatever_stands_in_front(options in 0_u8..=10, filler: u8, lengths in prop::collection::vec(0_u8..4, 0..7)) {
         let mut four = v4(OUT4, VIP4, 6, 0, 443);

@@ -79,7 +79,7 @@ fn ipv6_extension_headers_are_unreadable() {
     assert_eq!(v6(bytes).segment(), Err(Unreadable::Header));
 }
 
-/// What the stack puts in front of a segment of 100,000 bytes.
+/// The headers that the stack puts in front of a segment of 100,000 bytes.
 #[test]
 fn a_jumbo_segment_is_understood() {
     let mut bytes = [0; 60];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the guard goes by. All but the links is filled before the programs are attached and not
-//! changed afterwards.
+//! The maps and constants by which the guard decides. All but the links are filled before the
+//! programs are attached and not changed afterwards.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -30,13 +30,13 @@ static ASKED: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_VIPS + 
 #[map]
 static ALLOWED: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
 
-/// What links are, by ifindex; those that are not in it bring packets of this node's pods. It follows
-/// the node's routes, and is pinned so that the programs of the next agent know at once.
+/// The roles of links, by ifindex; links that are not in it carry packets of this node's pods. It
+/// follows the node's routes, and is pinned so that the programs of the next agent know at once.
 #[map]
 static GUARD_LINKS: HashMap<u32, Link> = HashMap::pinned(MAX_GUARD_LINKS, BPF_F_NO_PREALLOC);
 
 /// The addresses of the VIPs, a bit for each; zero if nothing is guarded, and then the verifier
-/// removes what depends on it.
+/// removes code that depends on it.
 #[unsafe(no_mangle)]
 static ADDRESSES: Global<u64> = Global::new(0);
 
@@ -47,7 +47,7 @@ static ALLOWS: Global<u8> = Global::new(0);
 /// Length of a whole address in bits.
 const ADDRESS_BITS: u32 = 128;
 
-/// What is known of a packet that came by the link of this ifindex.
+/// The facts about a packet that came by the link of this ifindex.
 pub struct Here(pub u32);
 
 /// False if nothing is guarded.

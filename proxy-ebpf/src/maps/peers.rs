@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What processes on the host addressed when they were connected to a VIP instead.
+//! The original destinations of processes on the host that were connected to a VIP instead.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::macros::map;
@@ -14,7 +14,7 @@ use crate::packet::Undecided;
 #[map]
 static PEERS: LruHashMap<u64, Endpoint> = LruHashMap::pinned(DEFAULT_MAX_CONNECTIONS, 0);
 
-/// Remembers what the process behind a socket addressed.
+/// Records the destination that the process behind a socket connected to.
 #[inline(always)]
 pub fn remember(cookie: u64, addressed: Endpoint) -> Result<(), Undecided> {
     PEERS
@@ -22,7 +22,7 @@ pub fn remember(cookie: u64, addressed: Endpoint) -> Result<(), Undecided> {
         .map_err(|_| Undecided::MapFull)
 }
 
-/// What the process behind a socket addressed.
+/// The destination that the process behind a socket connected to.
 #[inline(always)]
 pub fn original(cookie: u64) -> Result<Endpoint, Undecided> {
     let entry = PEERS.get_ptr(cookie).ok_or(Undecided::NotTranslated)?;

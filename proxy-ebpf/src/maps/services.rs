@@ -18,7 +18,6 @@ use proxy_common::limits::{
 use proxy_common::{Address, ConnectionKey, Endpoint, Service, ServicePorts};
 
 use crate::packet::Undecided;
-use crate::sockets;
 
 /// By address and port. Filled before the programs are attached; afterwards only `draining` changes.
 #[map]
@@ -53,8 +52,8 @@ static OPENING: LruHashMap<ConnectionKey, u32> = LruHashMap::pinned(DEFAULT_MAX_
 #[unsafe(no_mangle)]
 static PORTS: Global<u64> = Global::new(0);
 
-/// The addresses of all Services, a bit for each; zero if there is none, and then the verifier
-/// removes what depends on it.
+/// The addresses of all Services, a bit for each; zero if there is none, and then the verifier removes code that
+/// depends on it.
 #[unsafe(no_mangle)]
 static SERVICE_ADDRESSES: Global<u64> = Global::new(0);
 
@@ -138,9 +137,30 @@ fn keeps_one_like(vip: &Endpoint, listener: *mut bpf_sock) -> bool {
     }
     // SAFETY: neither is null, and the kept one is released on this only path.
     unsafe {
-        let is_same = sockets::address(kept) == sockets::address(listener);
+        let is_same = address(kept) == address(listener);
         bpf_sk_release(kept.cast());
         is_same
+    }
+}
+
+/// The address that a socket is bound to, as IPv4 and as IPv6.
+///
+/// # Safety
+///
+/// The socket is one that a look-up has found.
+#[inline(always)]
+pub unsafe fn address(socket: *mut bpf_sock) -> (u32, [u32; 4]) {
+    // SAFETY: by the caller; the words are read one by one, as the verifier wants it.
+    unsafe {
+        (
+            ptr::read_volatile(&raw const (*socket).src_ip4),
+            [
+                ptr::read_volatile(&raw const (*socket).src_ip6[0]),
+                ptr::read_volatile(&raw const (*socket).src_ip6[1]),
+                ptr::read_volatile(&raw const (*socket).src_ip6[2]),
+                ptr::read_volatile(&raw const (*socket).src_ip6[3]),
+            ],
+        )
     }
 }
 
@@ -153,7 +173,7 @@ pub fn keep_wanted(cookie: u64, socket: *mut c_void) {
     // SAFETY: the verifier has seen the null check; the agent changes no entry.
     let vip = unsafe { *vip };
     if keep(&vip, socket).is_ok() {
-        // What is left over tells the agent what was not found.
+        // The agent reads from the remaining entries which listeners were not found.
         let _ = WANTED.remove(cookie);
     }
 }

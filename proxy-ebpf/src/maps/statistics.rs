@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What happened to packets and connections, counted by link and VIP. Nothing is decided by it: a
-//! counter that cannot be written changes no verdict.
+//! Counters of packets and connections, by link and VIP. Nothing is decided by it: a counter that
+//! cannot be written changes no verdict.
 //!
-//! No CPU writes what is another's. Additions are not atomic all the same: a process's hook may be
-//! interrupted by a packet's between reading a counter and writing it, and then one is missing.
+//! No CPU writes another one's counters. Additions are not atomic all the same: a process's hook
+//! may be interrupted by a packet's between reading a counter and writing it, and then one is
+//! missing.
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
@@ -20,10 +21,10 @@ use crate::packet::Undecided;
 static STATISTICS: PerCpuHashMap<CounterKey, Counters> =
     PerCpuHashMap::pinned(MAX_COUNTERS, BPF_F_NO_PREALLOC);
 
-/// What a new entry starts from, here because it is large for a stack of 512 bytes.
+/// The initial value of an entry, here because it is large for a stack of 512 bytes.
 static ZERO: Counters = Counters::ZERO;
 
-/// Counts what became of a SYN to a Service that ends on `vip`.
+/// Counts the outcome of a SYN to a Service that ends on `vip`.
 #[inline(always)]
 pub fn opened(link: u32, vip: Endpoint, outcome: Result<(), Undecided>) {
     match outcome {
@@ -40,7 +41,7 @@ pub fn opened(link: u32, vip: Endpoint, outcome: Result<(), Undecided>) {
     }
 }
 
-/// Counts what became of a call of connect(2) on the node. Its SYN is counted by the rules.
+/// Counts the outcome of a call of connect(2) on the node. Its SYN is counted by the rules.
 #[inline(always)]
 pub fn connected(vip: Endpoint, outcome: Result<(), Undecided>) {
     match outcome {

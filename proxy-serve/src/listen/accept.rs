@@ -81,8 +81,8 @@ pub async fn next<L: Listen>(listener: &L) -> (L::Stream, L::Peer) {
     }
 }
 
-/// Whether an error is about the one connection that was to be accepted: Linux reports here what happened to it
-/// on the network (accept(2)). The next one may be there at once.
+/// Whether an error is about the one connection that was to be accepted: Linux reports its errors
+/// here on the network (accept(2)). The next one may be there at once.
 fn is_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(

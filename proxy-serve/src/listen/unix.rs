@@ -158,7 +158,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // What cannot be removed is removed by the next one that listens here.
+            // A socket file that cannot be removed is removed by the next process that listens here.
             let _ = fs::remove_file(&self.path);
         }
     }

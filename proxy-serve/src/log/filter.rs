@@ -31,7 +31,7 @@ pub enum ModuleLevelError {
     /// The level is no number, or negative.
     #[error("the level '{0}' is not a number from 0 up, for example link=4")]
     Level(String),
-    /// The pattern holds what only Go's globs know.
+    /// The pattern uses syntax that only Go's globs have.
     #[error("the pattern '{0}' may hold no other wildcards than * and ?")]
     Wildcard(String),
 }

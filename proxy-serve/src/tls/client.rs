@@ -14,7 +14,7 @@ use crate::reload::{Files, Source};
 
 pub use rustls::pki_types::ServerName;
 
-/// Where a client's files are, and what it offers.
+/// The paths of a client's files, and the TLS parameters it offers.
 #[derive(Debug, Clone)]
 pub struct Client {
     /// The CAs of servers.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The facts of a certificate that decide whether a peer accepts it, for people who look for what is wrong: names, times,
+//! The facts of a certificate that decide whether a peer accepts it, for people who look for a fault: names, times,
 //! usage. Whether a peer does accept it is the handshake's business.
 
 use std::net::IpAddr;
@@ -21,12 +21,13 @@ const SERVER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1
 const CLIENT: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 
-/// What stands in a certificate.
+/// The fields of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The subject, as in RFC 4514.
     pub subject: String,
-    /// DNS names and addresses of the extension `subjectAltName`; a server's are compared with what its clients dial.
+    /// DNS names and addresses of the extension `subjectAltName`; a server's are compared with the name that its
+    /// clients dial.
     pub names: Vec<String>,
     /// From when it is valid, in Unix time.
     pub begins: Duration,

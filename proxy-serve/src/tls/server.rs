@@ -9,10 +9,11 @@ use std::time::Duration;
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use tracing::info;
 
+use super::verified::Remembering;
 use super::{Authorities, Pair, Policy, TlsError, date, provider, read, unusable};
 use crate::reload::{Files, Source};
 
-/// Where a server's files are, and what it offers.
+/// The paths of a server's files, and the TLS parameters it offers.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// The server's certificate and key.
@@ -69,7 +70,7 @@ impl Source for Server {
                     WebPkiClientVerifier::builder_with_provider(authorities.roots, provider)
                         .build()
                         .map_err(|source| unusable(path, "clients", source))?;
-                let builder = builder.with_client_cert_verifier(verifier);
+                let builder = builder.with_client_cert_verifier(Remembering::new(verifier));
                 (builder, Some(authorities.ends))
             }
             None => (builder.with_no_client_auth(), None),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whom a certificate is for: the fields of its subject, and the URIs among its alternative names. Whether it is
+//! The subject of a certificate: the fields of its name, and the URIs among its alternative names. Whether it is
 //! genuine is the handshake's business.
 
 use rustls::pki_types::CertificateDer;

@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::Status;
 use tonic::metadata::MetadataMap;
-use tonic::{Status, Streaming};
 use tracing::{debug, info};
 
 use super::link::{Link, Shared};
@@ -34,7 +34,7 @@ use crate::tcp::{
 use crate::wire::metadata::{
     self, AGENT_ID, AGENT_IDENTIFIERS, AUTHORIZATION, BEARER, Extensions, MetadataError,
 };
-use crate::wire::{AGENT_PATH, LINK, Received};
+use crate::wire::{AGENT_PATH, Inbound, LINK};
 
 /// Bytes of a token at most: more than a header field may have.
 const TOKEN: u64 = 64 * 1024;
@@ -45,7 +45,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// TLS with a server, before anything is said on it.
 pub type Session = TlsStream<TcpStream>;
 
-/// What connections are made with.
+/// The settings for connections to servers.
 #[derive(Debug)]
 pub struct Connector {
     /// The servers' port.
@@ -58,9 +58,9 @@ pub struct Connector {
     pub keepalive: Duration,
     /// The file with the agent's token.
     pub token: Option<PathBuf>,
-    /// What the agent can reach, as the flag has it.
+    /// The agent's identifiers, as the flag gives them.
     pub identifiers: String,
-    /// What all streams share.
+    /// State that all streams share.
     pub shared: Arc<Shared>,
 }
 
@@ -75,7 +75,7 @@ pub enum ConnectError {
     Reach {
         /// Where it should be.
         address: String,
-        /// What the kernel or the resolver answered.
+        /// The error of the kernel or the resolver.
         #[source]
         source: io::Error,
     },
@@ -126,15 +126,14 @@ pub enum ConnectError {
     #[error("the {0} holds characters that cannot be sent")]
     Unsendable(&'static str),
     /// The server refuses the agent.
-    #[error("{server} refuses this agent: {}", source.message())]
+    #[error("{server} refuses this agent: {}", status.message())]
     Denied {
         /// The server.
         server: String,
-        /// Its answer.
-        #[source]
-        source: Box<Status>,
+        /// Its answer. It is no source of this error, whose text holds it already.
+        status: Box<Status>,
     },
-    /// The server does not say what it must.
+    /// The server's answer lacks a required header or has an invalid one.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     /// It took too long.
@@ -151,8 +150,8 @@ pub struct Connected {
     pub count: u32,
     /// The stream.
     pub link: Arc<Link>,
-    /// What the server sends.
-    pub inbound: Streaming<Received>,
+    /// The messages of the server.
+    pub inbound: Inbound,
 }
 
 impl Connector {
@@ -190,7 +189,7 @@ impl Connector {
         let opened = channel.stream(AGENT_PATH, LINK, metadata, messages).await;
         let (headers, inbound) = opened.map_err(|status| ConnectError::Denied {
             server: address.to_owned(),
-            source: Box::new(status),
+            status: Box::new(status),
         })?;
         let (server_id, count) = metadata::server(&headers)?;
         let extensions = Extensions::read(&headers);

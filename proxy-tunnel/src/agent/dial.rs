@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried, and what is reported when none
-//! answers. In which order and for how long they are tried is [`crate::tcp`]'s business.
+//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried, and the error that is reported
+//! when none answers. In which order and for how long they are tried is [`crate::tcp`]'s business.
 
 use std::borrow::Cow;
 use std::io;
@@ -30,7 +30,7 @@ enum Family {
 }
 
 /// Connects to `address`, if it is among `allowed`, over `network`: `tcp`, `tcp4` or `tcp6`. Others that Go knows, as
-/// `unix` and `udp`, would reach what is not meant to be reached through a tunnel, and are refused like unknown ones.
+/// `unix` and `udp`, would reach sockets that are not meant for tunnels, and are refused like unknown ones.
 ///
 /// # Errors
 /// In Go's words.
@@ -156,7 +156,7 @@ fn lookup_text(error: &io::Error, server: Option<&str>) -> Cow<'static, str> {
     }
 }
 
-/// A failed lookup of the host of an address, with what went wrong by the name server.
+/// A failed lookup of the host of an address, with the error by the name server.
 fn lookup(address: &str, text: impl FnOnce(Option<&str>) -> Cow<'static, str>) -> Problem {
     let name = split_host_port(address).map_or(address, |(host, _)| host);
     let server = name_server();
@@ -191,11 +191,23 @@ mod tests {
         dial(network, address, limit).await.unwrap_err().to_string()
     }
 
+    /// A socket that holds its port and does not listen: connections are refused, and no other test gets the port.
+    fn bound(address: &str) -> tokio::net::TcpSocket {
+        let address: SocketAddr = address.parse().unwrap();
+        let socket = if address.is_ipv4() {
+            tokio::net::TcpSocket::new_v4()
+        } else {
+            tokio::net::TcpSocket::new_v6()
+        };
+        let socket = socket.unwrap();
+        socket.bind(address).unwrap();
+        socket
+    }
+
     #[tokio::test]
     async fn errors_are_in_gos_words() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
+        let closed = bound("127.0.0.1:0");
+        let address = closed.local_addr().unwrap().to_string();
         let refused = format!("dial tcp {address}: connect: connection refused");
         assert_eq!(text("tcp", &address).await, refused);
         for (network, address, want) in [
@@ -271,7 +283,7 @@ mod tests {
         assert!(error.problem.is_timeout());
     }
 
-    /// What a process without files answers is tested with one, in the behaviour tests.
+    /// The behaviour tests cover the answer of a process that has no file descriptors left.
     #[test]
     fn lookups_that_lack_something_say_what() {
         let text = |code, server| lookup_text(&io::Error::from_raw_os_error(code), server);
@@ -329,7 +341,8 @@ mod tests {
         dial("tcp6", &address, LIMIT).await.unwrap();
         let local = address.replace("[::1]", "");
         dial("tcp6", &local, LIMIT).await.unwrap();
-        drop(listener);
+        let closed = bound("[::1]:0");
+        let address = closed.local_addr().unwrap().to_string();
         let refused = format!("dial tcp {address}: connect: connection refused");
         assert_eq!(text("tcp", &address).await, refused);
     }

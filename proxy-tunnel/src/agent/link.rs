@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One stream to a server, and the connections that the server asked for on it. The task that reads the stream
-//! waits for no target: what belongs to a connection goes into its inbox.
+//! One stream to a server, and the connections that the server asked for on it. The task that reads the stream waits
+//! for no target: messages for a connection go into its inbox.
+
+mod endpoint;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{debug, error, info};
 
+use self::endpoint::{Endpoint, Event};
 use super::dial::{self, dial};
-use super::endpoint::{Endpoint, Event};
 use crate::destinations::Destinations;
-use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
+use crate::flow::{Budget, Inbox, Limits, Outbox, Traffic, WINDOW};
 use crate::go_error::DialError;
 use crate::metrics::agent::{AgentMetrics, Direction};
 use crate::metrics::packets::Segment;
 use crate::wire::failure;
 use crate::wire::metadata::Extensions;
-use crate::wire::{DialRequest, DialResponse, Message, Received};
+use crate::wire::{DialRequest, DialResponse, Inbound, Message};
 
-/// What all streams of an agent share.
+/// State that all streams of an agent share.
 #[derive(Debug)]
 pub struct Shared {
     /// The agent's name.
@@ -34,7 +36,7 @@ pub struct Shared {
     pub metrics: Arc<AgentMetrics>,
     /// The memory for all inboxes.
     pub budget: Arc<Budget>,
-    /// What bounds one inbox.
+    /// The bounds of one inbox.
     pub limits: Limits,
     /// The targets that may be connected to.
     pub allowed: Destinations,
@@ -65,12 +67,14 @@ impl Table {
 pub struct Link {
     /// The server's name.
     pub server_id: String,
-    /// What is sent to it.
+    /// The queue of messages to the server.
     pub outbox: Arc<Outbox>,
-    /// What it understands beyond upstream's protocol.
+    /// The extensions of upstream's protocol that the server supports.
     pub extensions: Extensions,
     shared: Arc<Shared>,
     next: AtomicI64,
+    /// Bytes of connections that have come from the server.
+    received: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -89,6 +93,7 @@ impl Link {
             extensions,
             shared,
             next: AtomicI64::new(0),
+            received: AtomicU64::new(0),
             table: Mutex::default(),
         })
     }
@@ -100,7 +105,17 @@ impl Link {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Tells the server that this agent is about to leave.
+    /// What goes through it.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let table = self.table();
+        let (pending, established) = (table.pending.len(), table.endpoints.len());
+        drop(table);
+        let received = self.received.load(Ordering::Relaxed);
+        Traffic::new((pending, established), received, &self.outbox)
+    }
+
+    /// Notifies the server that this agent is about to leave.
     pub fn drain(&self) {
         info!(
             serverID = self.server_id.as_str(),
@@ -111,15 +126,17 @@ impl Link {
         let _ = self.outbox.control(Message::Drain);
     }
 
-    /// Takes what the server sends, until the stream ends. Then all its connections are cut.
-    pub async fn serve(self: &Arc<Self>, mut inbound: Streaming<Received>) {
+    /// Receives the server's messages until the stream ends. Then all its connections are cut.
+    pub async fn serve(self: &Arc<Self>, mut inbound: Inbound) {
         let metrics = &self.shared.metrics;
         let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
         info!(serverID = server_id, agentID = agent_id, "Start serving");
         loop {
             match inbound.message().await {
                 Ok(Some(Ok(message))) => {
-                    metrics.packets.count(Segment::ToAgent, &message);
+                    if !inbound.has_continued() {
+                        metrics.packets.count(Segment::ToAgent, &message);
+                    }
                     self.receive(message);
                 }
                 Ok(Some(Err(malformed))) => {
@@ -224,6 +241,8 @@ impl Link {
             self.unknown(connect_id, "unrecognized connectID");
             return;
         };
+        self.received
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
         if let Err(overflow) = endpoint.inbox.push_data(data) {
             error!(
                 connectionID = connect_id,

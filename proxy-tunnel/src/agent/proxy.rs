@@ -87,8 +87,8 @@ fn is_local(host: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// Names match themselves and what is below them, `.name` only what is below, addresses and networks what is in
-/// them, `*` everything; a port restricts an entry.
+/// Names match themselves and names below them, `.name` only names below, addresses and networks
+/// the addresses in them, `*` everything; a port restricts an entry.
 fn is_excepted(exceptions: &str, host: &str, port: u16) -> bool {
     let host = host.to_ascii_lowercase();
     let address: Option<IpAddr> = host.parse().ok();
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(proxy("http://[fd00::1]").port, 80);
         let fields = proxy("http://user:secret@proxy").fields;
         assert_eq!(fields, "Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n");
-        // A password may hold what separates it in a URL.
+        // A password may hold the characters that separate it in a URL.
         let fields = proxy("http://u:p%40w@proxy").fields;
         assert_eq!(fields, "Proxy-Authorization: Basic dTpwQHc=\r\n");
         assert_eq!(choose("", "", "server", 1), Ok(None));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many servers there are, and a stream to each of them. Behind a load balancer nothing tells which server
-//! the next connection reaches, so the agent tries until it has enough of them.
+//! How many servers there are, and a stream to each of them. Behind a load balancer nothing shows which server the next
+//! connection reaches, so the agent tries until it has enough of them.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub enum CountSource {
     /// Leases.
     #[default]
     Default,
-    /// The larger of leases and what servers say.
+    /// The larger of leases and the number that servers announce.
     Max,
 }
 
@@ -41,10 +41,10 @@ impl FromStr for CountSource {
     }
 }
 
-/// What the flags say.
+/// The settings from the flags.
 #[derive(Debug)]
 pub struct Settings {
-    /// Hosts of servers, or of what is before them. They are tried in turn.
+    /// Hosts of servers, or of load balancers before them. They are tried in turn.
     pub hosts: Vec<String>,
     /// The pause after a connection.
     pub interval: Duration,
@@ -70,12 +70,12 @@ pub struct Sync {
     metrics: Arc<AgentMetrics>,
     /// By the servers' names, with the number of servers that each has said there are.
     links: Mutex<HashMap<String, (Arc<Link>, u32)>>,
-    /// What the server said that was added last, for when there is no stream.
+    /// The server count of the server that was added last, for times without a stream.
     said: AtomicU32,
     draining: watch::Sender<bool>,
 }
 
-/// What became of a connection.
+/// The outcome of an attempt to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Added,
@@ -119,6 +119,19 @@ impl Sync {
         (there, self.wanted(self.known()))
     }
 
+    /// The streams, in no order.
+    #[must_use]
+    pub fn streams(&self) -> Vec<Arc<Link>> {
+        let links = self.links();
+        links.values().map(|(link, _)| Arc::clone(link)).collect()
+    }
+
+    /// Whether this agent is about to leave.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
     /// Several addresses are meant to be several servers.
     fn wanted(&self, known: usize) -> usize {
         known.max(self.settings.hosts.len())
@@ -130,7 +143,7 @@ impl Sync {
         let most = self.links().values().map(|(_, count)| *count).max();
         let said = most.unwrap_or_else(|| self.said.load(Ordering::Relaxed)) as usize;
         let leases = self.settings.leases.as_ref();
-        // Before the first list the agent goes by what servers say.
+        // Before the first list the agent uses the number that servers announce.
         match leases.and_then(|leases| leases.count(Timestamp::now())) {
             None => said,
             Some(counted) if self.settings.source == CountSource::Max => counted.max(said),
@@ -240,7 +253,7 @@ impl Sync {
             links.insert(link.server_id.clone(), entry);
             self.said.store(connected.count, Ordering::Relaxed);
         }
-        if *self.draining.borrow() {
+        if self.is_draining() {
             link.drain();
         }
         self.metrics.server_connections.inc();

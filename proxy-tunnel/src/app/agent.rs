@@ -3,11 +3,12 @@
 //! `konnectivity-agent`: the order in which it starts and ends. The health port is there before anything that
 //! can fail for a reason outside of this process.
 //!
-//! The first SIGTERM or SIGINT tells all servers that this agent is about to leave; it serves on, and opens no
-//! other connections. The second one ends it.
+//! On the first SIGTERM or SIGINT the agent notifies all servers that it is about to leave; it
+//! serves on, and opens no other connections. The second one ends it.
 
 mod args;
 mod doctor;
+mod page;
 mod settings;
 
 use std::process::ExitCode;
@@ -15,7 +16,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_serve::flags::Values;
 use proxy_serve::http::{self, StatusCode};
+use proxy_serve::pages::{About, Served};
 use proxy_serve::reload::{self, Current, Reloader};
 use proxy_serve::shutdown::Signals;
 use proxy_serve::tls::client::Identity;
@@ -23,9 +26,10 @@ use tokio::time::sleep;
 use tracing::{error, info};
 
 pub use self::args::Args;
+use self::page::View;
 use self::settings::{Counting, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
-use super::{Program, RELOAD, watch_memory};
+use super::{Program, RELOAD, about, watch_memory};
 use crate::agent::connector::Connector;
 use crate::agent::link::Shared;
 use crate::agent::sync::{self, Sync};
@@ -45,10 +49,10 @@ const CERTIFICATES: Names = Names {
 const RETRY: Duration = Duration::from_secs(10);
 
 impl Program for Args {
-    const NAME: &'static str = "konnectivity-agent";
+    const NAME: &'static str = crate::app::called::AGENT;
 
-    async fn run(self) -> Result<ExitCode> {
-        run(Settings::new(&self)?).await
+    async fn run(self, flags: Values) -> Result<ExitCode> {
+        run(Settings::new(&self)?, about::<Self>(flags)).await
     }
 }
 
@@ -76,14 +80,20 @@ impl Readiness for Ready {
     }
 }
 
-async fn run(settings: Settings) -> Result<ExitCode> {
+async fn run(settings: Settings, about: About) -> Result<ExitCode> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let metrics = AgentMetrics::new();
     let ready = Ready::default();
-    serve_ports(&settings, &metrics, ready.clone())?;
+    let budget = Arc::new(Budget::new(settings.budget));
+    let view = View {
+        agent_id: settings.agent_id.clone(),
+        streams: ready.clone(),
+        metrics: Arc::clone(&metrics),
+        budget: Arc::clone(&budget),
+    };
+    serve_ports(&settings, about, view)?;
     let observer = metrics.certificates.observer(CERTIFICATES, None);
     let reloader = Reloader::new(settings.tls.clone(), observer)?;
-    let budget = Arc::new(Budget::new(settings.budget));
     let connector = connector(&settings, reloader.current(), &metrics, &budget);
     reload::watch(vec![Box::new(reloader)], RELOAD)
         .context("cannot start the thread that looks for changed certificates")?;
@@ -125,7 +135,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What connections to servers are made with.
+/// Builds the settings of connections to servers.
 fn connector(
     settings: &Settings,
     tls: Current<Identity>,
@@ -149,7 +159,7 @@ fn connector(
     }
 }
 
-fn serve_ports(settings: &Settings, metrics: &AgentMetrics, ready: Ready) -> Result<()> {
+fn serve_ports(settings: &Settings, about: About, view: View) -> Result<()> {
     let health = settings
         .health
         .listen("--health-server-host or --health-server-port")?;
@@ -157,15 +167,17 @@ fn serve_ports(settings: &Settings, metrics: &AgentMetrics, ready: Ready) -> Res
         .admin
         .listen("--admin-bind-address or --admin-server-port")?;
     let handler = Health {
-        readiness: ready,
-        registry: metrics.registry().clone(),
+        readiness: view.streams.clone(),
+        registry: view.metrics.registry().clone(),
     };
     http::spawn("health", health, handler, std::future::pending())
         .context("cannot start the thread that answers probes")?;
     let handler = Admin {
         metrics: Metrics::On(settings.health_port),
         profiling: settings.profiling,
+        show: view,
     };
+    let handler = Served::new(about, handler);
     http::spawn("admin", admin, handler, std::future::pending())
         .context("cannot start the thread for administration")
 }
@@ -196,7 +208,7 @@ async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Lease
     .await;
 }
 
-/// Reads a command line, and checks what was read.
+/// Parses and checks a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     // Names would be looked up.

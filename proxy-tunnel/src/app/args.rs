@@ -68,7 +68,7 @@ impl Common {
         path(&self.kubeconfig)
     }
 
-    /// What bounds one tunnel.
+    /// The bounds of one tunnel.
     ///
     /// # Errors
     /// The time is none.

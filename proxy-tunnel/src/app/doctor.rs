@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server doctor` and `konnectivity-agent doctor`: what may be wrong, and what to do about it.
+//! `konnectivity-server doctor` and `konnectivity-agent doctor`: faults, and their remedies.
 //!
 //! The flags to judge are those behind `doctor`, or, without any, those of the process with the same program in this
 //! network namespace. Nothing is changed. docs/tunnel-doctor.md explains each check by its id; what is looked at is the
@@ -96,14 +96,20 @@ fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
     doctor::exit_code(&checks)
 }
 
-fn parse<P: Program>(words: Vec<OsString>) -> Result<Line<P>, clap::Error> {
+/// The command line of a program's doctor.
+#[must_use]
+pub fn command<P: Program>() -> clap::Command {
     let about = "Looks at what this program needs, changes nothing, and reports what may be wrong and what to do about it. \
                  Without flags it takes those of the process that runs here";
     let command = Line::<P>::command()
         .name(format!("{} {WORD}", P::NAME))
         .about(about);
+    flags::pflag(command)
+}
+
+fn parse<P: Program>(words: Vec<OsString>) -> Result<Line<P>, clap::Error> {
     let line = std::iter::once(P::NAME.into()).chain(words);
-    let matches = flags::pflag(command).try_get_matches_from(line)?;
+    let matches = command::<P>().try_get_matches_from(line)?;
     Line::from_arg_matches(&matches)
 }
 
@@ -157,8 +163,8 @@ mod tests {
 
     #[test]
     fn the_commands_are_sound() {
-        flags::pflag(Line::<agent::Args>::command()).debug_assert();
-        flags::pflag(Line::<server::Args>::command()).debug_assert();
+        command::<agent::Args>().debug_assert();
+        command::<server::Args>().debug_assert();
     }
 
     #[test]

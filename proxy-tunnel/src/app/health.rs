@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the health and admin ports answer, byte by byte as upstream's programs do: probes and scripts read it.
+//! What the health and admin ports answer, byte by byte as upstream's programs do: probes and scripts read it. Beside
+//! that the admin ports, which are on loopback by default, have pages for people; the sidecar has them on its only port.
 //! Limits in time, bytes and connections are `proxy_serve::http`'s.
+
+use std::fmt::{self, Display};
 
 use prometheus::Registry;
 use proxy_serve::http::{Handler, Reply, StatusCode, registry, text};
+use proxy_serve::pages::{Page, Pages};
 
 /// Whether a program is ready.
 pub trait Readiness: Send + 'static {
@@ -18,6 +22,14 @@ pub struct Health<R> {
     pub readiness: R,
     /// Its counters.
     pub registry: Registry,
+}
+
+impl<R: Readiness + Show> Pages for Health<R> {
+    const PATHS: &'static [&'static str] = &["/healthz", "/metrics", "/ready", "/readyz"];
+
+    async fn page(&self) -> Page {
+        self.readiness.page()
+    }
 }
 
 impl<R: Readiness> Handler for Health<R> {
@@ -39,6 +51,28 @@ impl<R: Readiness> Handler for Health<R> {
     }
 }
 
+/// What a program shows of itself in a browser.
+pub trait Show: Send + 'static {
+    /// Its page, as of now.
+    fn page(&self) -> Page;
+}
+
+/// Tunnels that were closed, by reason.
+pub struct Closed<'a>(pub &'a [(String, f64)]);
+
+impl Display for Closed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        for (index, (reason, count)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{count:.0} {reason}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Where an admin port has its metrics.
 pub enum Metrics {
     /// There.
@@ -48,14 +82,24 @@ pub enum Metrics {
 }
 
 /// An admin port.
-pub struct Admin {
+pub struct Admin<S> {
     /// The counters.
     pub metrics: Metrics,
     /// Whether profiles were asked for.
     pub profiling: bool,
+    /// What it shows.
+    pub show: S,
 }
 
-impl Handler for Admin {
+impl<S: Show> Pages for Admin<S> {
+    const PATHS: &'static [&'static str] = &["/metrics"];
+
+    async fn page(&self) -> Page {
+        self.show.page()
+    }
+}
+
+impl<S: Show> Handler for Admin<S> {
     async fn get(&self, path: &str, _: Option<&str>) -> Reply {
         match (path, &self.metrics) {
             ("/metrics", Metrics::Here(metrics)) => registry(metrics),

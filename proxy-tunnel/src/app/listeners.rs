@@ -13,7 +13,7 @@
 //! | one message | 4 MiB | 4 MiB |
 //! | bytes that are read before any is taken | 512 KiB for each stream | 8 MiB, always taken |
 
-use std::fmt::Debug;
+use std::fmt::Display;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub const AGENTS: u32 = 16_384;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// What the connections of one listener share.
+/// State that the connections of one listener share.
 #[derive(Debug, Clone)]
 pub struct Door {
     /// Room for them.
@@ -107,7 +107,7 @@ impl Door {
     }
 }
 
-/// What is done with the connections of all listening sockets.
+/// The handler for the connections of all listening sockets.
 #[derive(Debug, Clone)]
 pub struct Accepting {
     /// The server's state.
@@ -182,7 +182,7 @@ impl Accepting {
             (Mode::Grpc, Ok(client)) => {
                 grpc(http2(io), settings, Arc::new(ProxyService(client)), door).boxed()
             }
-            // Whoever is refused has no place among its tenant's connections: it keeps one of all no longer than a
+            // A refused client has no place among its tenant's connections: it keeps one of all no longer than a
             // handshake may.
             (Mode::Grpc, Err(why)) => {
                 let refused = grpc(http2(io), settings, Arc::new(RefusingService(why)), door);
@@ -218,7 +218,14 @@ async fn handshake(
     // An error means that the peer has gone, which the handshake finds out.
     let _ = upkeep::prepare(&stream, used_for);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
-    let failed = |why: &dyn Debug| debug!("no TLS session: {why:?}");
+    let peer = stream.peer_addr();
+    let failed = |why: &dyn Display| {
+        if let Ok(peer) = &peer {
+            debug!("no TLS session with {peer}: {why}");
+        } else {
+            debug!("no TLS session with a peer that has gone: {why}");
+        }
+    };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(session)) => Some(session),
         Ok(Err(error)) => {

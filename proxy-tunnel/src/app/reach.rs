@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Flags of programs that are clients of a server: where it is, how it is spoken to, by what certificate.
+//! Flags of programs that are clients of a server: its address, the protocol, the certificates.
 
 use std::path::PathBuf;
 

@@ -8,6 +8,7 @@
 mod args;
 mod doctor;
 mod entrances;
+mod page;
 mod rules_file;
 mod settings;
 
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use proxy_serve::flags::Values;
 use proxy_serve::http::{self, StatusCode};
 use proxy_serve::listen;
 use proxy_serve::listen::unix::Listener;
+use proxy_serve::pages::{About, Served};
 use proxy_serve::reload::{self, Current, Look, Reloader};
 use proxy_serve::shutdown::{Phase, Signals};
 use proxy_serve::tls::server::{Identity, Server as Tls};
@@ -28,10 +31,11 @@ use tracing::{info, warn};
 
 pub use self::args::Args;
 use self::entrances::Entrances;
+use self::page::View;
 use self::settings::{Frontend, Settings};
 use super::health::{Admin, Health, Metrics, Readiness};
 use super::listeners::{AGENTS, Accepting, CLIENTS, Door};
-use super::{COUNT, Program, RELOAD, watch_memory};
+use super::{COUNT, Program, RELOAD, about, watch_memory};
 use crate::cluster;
 use crate::cluster::publishing::Publisher;
 use crate::cluster::tokens::Reviewer;
@@ -58,10 +62,10 @@ const AGENTS_TLS: Names = Names {
 const CUT: Duration = Duration::from_secs(1);
 
 impl Program for Args {
-    const NAME: &'static str = "konnectivity-server";
+    const NAME: &'static str = crate::app::called::SERVER;
 
-    async fn run(self) -> Result<ExitCode> {
-        run(Settings::new(&self)?).await
+    async fn run(self, flags: Values) -> Result<ExitCode> {
+        run(Settings::new(&self)?, about::<Self>(flags)).await
     }
 }
 
@@ -84,7 +88,7 @@ impl Readiness for Ready {
     }
 }
 
-async fn run(settings: Settings) -> Result<ExitCode> {
+async fn run(settings: Settings, about: About) -> Result<ExitCode> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let metrics = ServerMetrics::new();
     let client = api_server(&settings).await?;
@@ -136,7 +140,12 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         let rules = rules_file::load(path, &settings, &server, entrances)?;
         files.push(Box::new(rules));
     }
-    serve_ports(&server, &settings, health, admin, phase)?;
+    let view = View {
+        server: Arc::clone(&server),
+        budget: Arc::clone(&budget),
+        phase: phase.clone(),
+    };
+    serve_ports((about, view), &settings, health, admin, phase)?;
     reload::watch(files, RELOAD).context("cannot start the thread that looks for changed files")?;
     info!(serverID = settings.id.as_str(), "Starting proxy server");
     let publishing = publisher
@@ -233,7 +242,7 @@ async fn publish_tenants(server: &Server) {
     }
 }
 
-/// What accepts.
+/// The listening sockets.
 struct Doors {
     clients: Door,
     agents: Door,
@@ -258,7 +267,7 @@ async fn end(
         tokio::join!(withdraw, drained(doors, CUT));
         return;
     }
-    // Clients are asked to go elsewhere; the agents' streams carry what they still have.
+    // Clients are asked to go elsewhere; the agents' streams carry their remaining data.
     to_phase.send_replace(Phase::Draining);
     if let Err(left) = doors.clients.slots.drained(settings.graceful).await {
         warn!(
@@ -286,12 +295,13 @@ async fn drained(doors: &Doors, limit: Duration) {
 
 /// Health and administration, each on a thread of its own.
 fn serve_ports(
-    server: &Arc<Server>,
+    (about, view): (About, View),
     settings: &Settings,
     health: std::net::TcpListener,
     admin: std::net::TcpListener,
     phase: watch::Receiver<Phase>,
 ) -> Result<()> {
+    let server = Arc::clone(&view.server);
     let registry = server.metrics.registry().clone();
     // They end first where connections are cut at once, else with the process.
     let stop = |mut phase: watch::Receiver<Phase>, is_early: bool| async move {
@@ -306,7 +316,7 @@ fn serve_ports(
     let is_early = settings.graceful.is_zero();
     let handler = Health {
         readiness: Ready {
-            server: Arc::clone(server),
+            server,
             phase: phase.clone(),
         },
         registry: registry.clone(),
@@ -316,7 +326,9 @@ fn serve_ports(
     let handler = Admin {
         metrics: Metrics::Here(registry),
         profiling: settings.profiling,
+        show: view,
     };
+    let handler = Served::new(about, handler);
     http::spawn("admin", admin, handler, stop(phase, is_early))
         .context("cannot start the thread for administration")
 }
@@ -373,7 +385,7 @@ impl Clients {
     }
 }
 
-/// Reads a command line, and checks what was read.
+/// Parses and checks a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     // Names would be looked up.

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_serve::flags::Values;
 use proxy_serve::http::{self, StatusCode};
 use proxy_serve::listen::unix::{Existing, Listener};
 use proxy_serve::listen::{self, Bind};
+use proxy_serve::pages::{About, Cell, Column, Page, Served, Table};
 use proxy_serve::reload::{self, Look, Reloader};
 use proxy_serve::shutdown::{Phase, Signals};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,10 +25,10 @@ use tracing::{info, warn};
 
 pub use self::args::Args;
 use self::settings::{Listen, Settings, TenantSettings};
-use super::health::{Health, Readiness};
+use super::health::{Health, Readiness, Show};
 use super::listeners::Door;
 use super::reach::Place;
-use super::{Program, RELOAD};
+use super::{Program, RELOAD, about};
 use crate::metrics::certificates::Names;
 use crate::metrics::sidecar::SidecarMetrics;
 use crate::sidecar::serve;
@@ -36,12 +38,12 @@ use crate::sidecar::tenant::{Reach, Tenant};
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Program for Args {
-    const NAME: &'static str = "konnectivity-sidecar";
+    const NAME: &'static str = crate::app::called::SIDECAR;
     const VERBOSITY: i32 = 2;
     const THREADS: usize = 2;
 
-    async fn run(self) -> Result<ExitCode> {
-        run(Settings::new(&self)?).await
+    async fn run(self, flags: Values) -> Result<ExitCode> {
+        run(Settings::new(&self)?, about::<Self>(flags)).await
     }
 }
 
@@ -68,6 +70,32 @@ impl Readiness for Ready {
             }
         };
         (status, self.0.iter().map(line).collect())
+    }
+}
+
+const TENANTS: [Column; 3] = [
+    Column::words("Tenant"),
+    Column::words("Server"),
+    Column::words("State"),
+];
+
+impl Show for Ready {
+    fn page(&self) -> Page {
+        let mut page = Page::default();
+        let row = |tenant: &Arc<Tenant>| {
+            let state = if tenant.is_up() {
+                Cell::good("up")
+            } else {
+                Cell::bad("down: it does not accept connections")
+            };
+            vec![
+                Cell::text(&tenant.name),
+                Cell::text(tenant.reach.endpoint()),
+                state,
+            ]
+        };
+        page.table("Tenants", Table::of(&TENANTS, &self.0, row));
+        page
     }
 }
 
@@ -105,7 +133,7 @@ impl Opened {
     }
 }
 
-async fn run(settings: Settings) -> Result<ExitCode> {
+async fn run(settings: Settings, about: About) -> Result<ExitCode> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let metrics = SidecarMetrics::new();
     let (to_phase, phase) = watch::channel(Phase::Serving);
@@ -127,6 +155,7 @@ async fn run(settings: Settings) -> Result<ExitCode> {
         ),
         registry: metrics.registry().clone(),
     };
+    let handler = Served::new(about, handler);
     http::spawn("health", health, handler, std::future::pending())
         .context("cannot start the thread that answers probes")?;
     reload::watch(files, RELOAD)
@@ -201,7 +230,7 @@ fn tenant(
     Ok(Tenant::new(name, reach, mode, allowed, lines))
 }
 
-/// Reads a command line, and checks what was read.
+/// Parses and checks a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();

@@ -12,6 +12,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use proxy_serve::flags::Values;
 use proxy_serve::reload::Source as _;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -36,7 +37,7 @@ pub struct Args {
     /// Path of the request
     #[arg(long, value_name = "PATH", default_value = "success")]
     request_path: String,
-    /// What the server's log calls this client
+    /// Name of this client in the server's log
     #[arg(long, value_name = "NAME", default_value = "test-client")]
     user_agent: String,
     /// How many requests, all at once
@@ -68,14 +69,14 @@ struct Trial {
     path: String,
 }
 
-/// What is left of a request: a connection that is kept.
+/// The connection that a request leaves open.
 type Kept = http1::SendRequest<Empty<Bytes>>;
 
 impl Program for Args {
     const NAME: &'static str = "konnectivity-test-client";
     const THREADS: usize = 2;
 
-    async fn run(self) -> Result<ExitCode> {
+    async fn run(self, _: Values) -> Result<ExitCode> {
         let trial = self.trial()?;
         sleep(Duration::from_secs(self.test_delay)).await;
         let mut requests = JoinSet::new();

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use proxy_serve::flags::Values;
 use proxy_serve::listen::accept::Slots;
 use proxy_serve::shutdown::Signals;
 use tokio::net::{TcpListener, TcpStream};
@@ -48,7 +49,7 @@ impl Program for Args {
     const NAME: &'static str = "http-test-server";
     const VERBOSITY: i32 = 0;
 
-    async fn run(self) -> Result<ExitCode> {
+    async fn run(self, _: Values) -> Result<ExitCode> {
         let port = port("server-port", self.server_port)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener = TcpListener::bind(address).await.with_context(|| {

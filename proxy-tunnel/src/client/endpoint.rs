@@ -88,7 +88,7 @@ impl Endpoint {
         }
     }
 
-    /// What the server is called in HTTP.
+    /// The server's authority in HTTP.
     pub(super) fn authority(&self) -> String {
         match self {
             Self::Unix(_) => "localhost".to_owned(),

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tracing::debug;
 
@@ -13,7 +12,7 @@ use super::tunnel::{GrpcTunnel, Tunnel};
 use super::{DialError, Endpoint, Mode};
 use crate::flow::{Lane, Outbox};
 use crate::wire::metadata::Extensions;
-use crate::wire::{DialRequest, Message, Received};
+use crate::wire::{DialRequest, Inbound, Message};
 
 /// One gRPC connection to a server, for any number of tunnels. It ends when it and all its tunnels have been
 /// dropped.
@@ -115,11 +114,7 @@ impl Connection {
 }
 
 /// The number of the connection.
-async fn answer(
-    inbound: &mut Streaming<Received>,
-    random: i64,
-    address: &str,
-) -> Result<i64, DialError> {
+async fn answer(inbound: &mut Inbound, random: i64, address: &str) -> Result<i64, DialError> {
     loop {
         match inbound.message().await {
             Ok(Some(Ok(Message::DialResponse(response)))) if response.random == random => {

@@ -20,13 +20,13 @@ use hyper::body::{self, Frame};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::{Status, Streaming};
 use tracing::debug;
 
 use crate::channel::{FRAME, origin, packets};
-use crate::wire::{Message, PROXY_PATH, Received, TUNNEL};
+use crate::wire::{Inbound, Message, PROXY_PATH, TUNNEL};
 
 /// Bytes that the server may send on a stream, and on the connection, before any of them is taken.
 const WINDOWS: (u32, u32) = (1 << 20, 32 << 20);
@@ -37,8 +37,8 @@ const STREAMS: usize = 100;
 /// Bytes of one stream that wait for the socket.
 const BUFFER: usize = 1 << 20;
 
-/// How long what a dropped tunnel has written waits for the server's window at a time. A server that reads answers sooner,
-/// however far away it is.
+/// How long the bytes that a dropped tunnel has written wait for the server's window at a time. A server that reads
+/// answers sooner, however far away it is.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// A connection to a server. Its clones share it; it ends when the last one and all streams have been dropped.
@@ -58,12 +58,12 @@ pub(super) struct Hold {
 /// A stream as its tunnel needs it.
 pub(super) struct Opened {
     pub headers: MetadataMap,
-    pub inbound: Streaming<Received>,
+    pub inbound: Inbound,
     pub hold: Hold,
 }
 
 impl Streams {
-    /// Begins HTTP/2. `authority` is what the server is called in requests.
+    /// Begins HTTP/2. `authority` is the server's name in requests.
     pub async fn begin<I>(io: I, authority: &str) -> Result<Self, h2::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -92,7 +92,7 @@ impl Streams {
     pub async fn open(
         &self,
         metadata: MetadataMap,
-        messages: impl Stream<Item = Result<Message, Status>> + Send + 'static,
+        messages: impl Stream<Item = Result<Message, Status>> + Send + Unpin + 'static,
     ) -> Result<Opened, Status> {
         let (alive, receiver) = oneshot::channel();
         let hold = Hold { _held: receiver };
@@ -119,9 +119,9 @@ struct Opening {
 }
 
 impl tower_service::Service<Request<Body>> for Opening {
-    type Response = Response<Inbound>;
+    type Response = Response<Answers>;
     type Error = h2::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Inbound>, h2::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Answers>, h2::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         self.sender.poll_ready(context)
@@ -135,11 +135,11 @@ impl tower_service::Service<Request<Body>> for Opening {
         Box::pin(async move {
             let (response, stream) = sent?;
             let mut sending = Box::pin(send(body, stream, alive));
-            // What is there goes with the request's head.
+            // Messages that wait already go with the request's head.
             if sending.as_mut().now_or_never().is_none() {
                 tokio::spawn(sending);
             }
-            Ok(response.await?.map(|inbound| Inbound {
+            Ok(response.await?.map(|inbound| Answers {
                 inbound,
                 has_ended: false,
             }))
@@ -212,12 +212,12 @@ async fn given_up(alive: Option<&mut oneshot::Sender<Infallible>>) {
 
 /// What the server sends.
 #[derive(Debug)]
-struct Inbound {
+struct Answers {
     inbound: RecvStream,
     has_ended: bool,
 }
 
-impl body::Body for Inbound {
+impl body::Body for Answers {
     type Data = Bytes;
     type Error = h2::Error;
 

@@ -14,19 +14,18 @@ use futures_util::{Stream as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
-use tonic::Streaming;
 
 use super::endpoint::Io;
 use super::streams::Hold;
 use crate::flow::{Lane, Outbox};
 use crate::rewound::{Rewound, take};
-use crate::wire::{Message, Received};
+use crate::wire::{Inbound, Message};
 
 /// How long a server may take to confirm that a tunnel is closed.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// A connection to a target. Reading ends when the target has closed; where the way to it was cut, reading
-/// fails. `shutdown` tells the target that nothing more comes, if server and agent can carry it.
+/// A connection to a target. Reading ends when the target has closed; where the way to it was cut, reading fails.
+/// `shutdown` closes the sending side of the target's connection, if server and agent support it.
 #[derive(Debug)]
 pub struct Tunnel(Way);
 
@@ -100,7 +99,7 @@ enum End {
     Cut(String),
 }
 
-/// The tasks that read and write a connection. Both have to learn of what comes: the writer of the end.
+/// The tasks that read and write a connection. Both must see events: the writer must see the end.
 #[derive(Debug, Default)]
 struct Tasks {
     reader: AtomicWaker,
@@ -119,7 +118,7 @@ impl Wake for Tasks {
 pub(super) struct GrpcTunnel {
     outbox: Arc<Outbox>,
     lane: Lane,
-    inbound: Option<Streaming<Received>>,
+    inbound: Option<Inbound>,
     _hold: Hold,
     connect_id: i64,
     can_finish: bool,
@@ -135,7 +134,7 @@ impl GrpcTunnel {
     pub(super) fn new(
         outbox: Arc<Outbox>,
         lane: Lane,
-        inbound: Streaming<Received>,
+        inbound: Inbound,
         hold: Hold,
         connect_id: i64,
         can_finish: bool,
@@ -239,8 +238,8 @@ impl GrpcTunnel {
         }
     }
 
-    /// Whether nothing can be sent any more. Who only writes learns of it too, while the reader has taken what came before:
-    /// what is written after it would be lost without an error, or be waited for without end.
+    /// Whether nothing can be sent any more. A task that only writes sees it too, while the reader has taken the bytes
+    /// before it: bytes written after it would be lost without an error, or the writer would wait for ever.
     fn poll_closed(&mut self, context: &Context<'_>) -> bool {
         self.tasks.writer.register(context.waker());
         while self.waiting.is_empty() && !self.has_closed && self.poll_message().is_ready() {
@@ -249,7 +248,7 @@ impl GrpcTunnel {
         self.has_closed
     }
 
-    /// It does not wait, like that of TCP: what was written before is sent before.
+    /// It does not wait, like that of TCP: bytes written before are sent before.
     fn shutdown(&mut self) {
         if !self.has_finished {
             self.has_finished = true;
@@ -271,7 +270,7 @@ impl Drop for GrpcTunnel {
         let Some(mut inbound) = self.inbound.take() else {
             return;
         };
-        // What waits is sent as long as the stream lives: it must not be reset before.
+        // Queued messages are sent as long as the stream lives: it must not be reset before.
         if let (false, Ok(runtime)) = (self.has_closed, Handle::try_current()) {
             runtime.spawn(timeout(CLOSE, async move {
                 while let Some(Ok(message)) = inbound.next().await {

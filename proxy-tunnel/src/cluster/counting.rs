@@ -22,16 +22,16 @@ use crate::metrics::agent::AgentMetrics;
 /// Leases in one answer.
 const PAGE: u32 = 500;
 
-/// How long one watch lasts, in seconds, as the API server is told.
+/// Duration of one watch, in seconds, as the request asks for it.
 const WATCH: u32 = 290;
 
 /// The first and the longest pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// The API server's status for what a role does not allow.
+/// The API server's status for requests that a role does not allow.
 const FORBIDDEN: u16 = 403;
 
-/// How often an agent without permission is told what it lacks.
+/// How often an agent without permission logs what it lacks.
 const REMIND: Duration = Duration::from_mins(1);
 
 /// A lease as it is known.
@@ -43,7 +43,7 @@ struct Known {
 }
 
 impl Known {
-    /// A lease that replaces what was known of it.
+    /// A lease that replaces its known state.
     fn new(lease: Lease, before: Option<&Self>) -> Self {
         let seen = before.and_then(|before| {
             let is_renewed = lease::renewed_at(&lease) > lease::renewed_at(&before.lease);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A server's lease as an object: what it holds, and until when it counts. Writing them is
+//! A server's lease as an object: its contents, and until when it counts. Writing them is
 //! [`super::publishing`]'s business, counting them [`super::counting`]'s.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use thiserror::Error;
 /// How long a lease counts after it was renewed, in seconds.
 pub const DURATION: i32 = 30;
 
-/// What the names of leases begin with.
+/// The prefix of the names of leases.
 const PREFIX: &str = "konnectivity-proxy-server-";
 
 /// Not a list of labels.

@@ -19,7 +19,7 @@ pub struct Account {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// For whom tokens must be issued.
+    /// The audiences for which tokens must be issued.
     pub audience: String,
 }
 
@@ -30,7 +30,8 @@ pub struct Holder {
     pub namespace: String,
     /// Its service account.
     pub account: String,
-    /// For whom the token is, of those that were asked about; an API server that knows no audiences names none.
+    /// The audiences of the token, of those in the request; an API server that knows no audiences
+    /// names none.
     pub audiences: Vec<String>,
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The memory that all inboxes of a process may hold together, in two parts: one for inboxes within their
-//! limit, one for what single inboxes hold beyond it. A tunnel that stalls can thus use up only the second
-//! part, and no other tunnel is closed for its sake.
+//! The memory that all inboxes of a process may hold together, in two parts: one for inboxes within their limit, one
+//! for the bytes that single inboxes hold beyond it. A tunnel that stalls can thus use up only the second part, and no
+//! other tunnel is closed for its sake.
 //!
 //! Tenants share the memory of their server. Each of them may hold as much as is free at the moment, and no more than its
 //! limit: one that takes all that it can get leaves half of the memory to the others, two leave a third (the dynamic
@@ -21,7 +21,7 @@ pub struct Pool {
     whole: Option<Whole>,
 }
 
-/// What a pool is a part of.
+/// The pool of which this one is a part.
 #[derive(Debug)]
 struct Whole {
     pool: Arc<Pool>,
@@ -99,7 +99,7 @@ impl Pool {
 pub struct Budget {
     /// For inboxes within their limit.
     pub regular: Arc<Pool>,
-    /// For what is beyond it.
+    /// For bytes beyond it.
     pub excess: Arc<Pool>,
 }
 
@@ -113,7 +113,7 @@ impl Budget {
         }
     }
 
-    /// A tenant's part of a budget, with a limit of its own if there is one. `refused` counts what it does not get.
+    /// A tenant's part of a budget, with a limit of its own if there is one. `refused` counts its refused requests.
     #[must_use]
     pub fn part_of(whole: &Self, bytes: Option<usize>, refused: &IntCounter) -> Self {
         let bytes = bytes.unwrap_or(usize::MAX);
@@ -162,7 +162,7 @@ mod tests {
         let part = |limit| Budget::part_of(&whole, limit, &refused);
         let (one, two, small) = (part(None), part(None), part(Some(20)));
         let fill = |part: &Budget| (0..1000).take_while(|_| part.regular.take(1)).count();
-        // Alone it gets half, and the next one half of what is left.
+        // Alone it gets half, and the next one half of the rest.
         assert_eq!(fill(&one), 500);
         assert_eq!(fill(&two), 250);
         assert_eq!(fill(&small), 10);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What one tunnel has received and its socket has not yet taken. The task that reads the shared stream
-//! pushes and never waits; the tunnel's own task takes. At its limit the inbox refuses: then this tunnel,
-//! and no other one, is closed.
+//! The messages that one tunnel has received and its socket has not yet taken. The task that reads the shared stream
+//! pushes and never waits; the tunnel's own task takes. At its limit the inbox refuses: then this tunnel, and no other
+//! one, is closed.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -17,7 +17,7 @@ use thiserror::Error;
 use super::Limits;
 use super::budget::Budget;
 
-/// What an item costs in memory beside its bytes.
+/// Memory of an item beside its bytes.
 const OVERHEAD: usize = 64;
 
 /// Shorter bytes are always copied: they would keep the whole buffer of the stream that they came in, which has bytes of other
@@ -72,11 +72,11 @@ struct State<E> {
     items: VecDeque<Item<E>>,
     /// Bytes in `items`.
     bytes: usize,
-    /// What the budget holds for them, in its first part and in its second.
+    /// Bytes reserved for them in the first and second part of the budget.
     regular: usize,
     excess: usize,
     full_since: Option<Instant>,
-    /// Nothing is taken any more: what comes is dropped.
+    /// Closed: further messages are dropped.
     closed: bool,
     /// Everything that waited was dropped, and the socket is to be cut.
     cut: bool,
@@ -177,8 +177,8 @@ impl<E> Inbox<E> {
         }
     }
 
-    /// Drops what waits and adds an event in its place. A task that waits for the socket meanwhile is told
-    /// by [`Self::cut`].
+    /// Drops queued messages and adds an event in their place. A task that waits for the socket meanwhile is woken by
+    /// [`Self::cut`].
     pub fn cut_with(&self, event: E) {
         let mut state = self.lock();
         if !state.closed {
@@ -228,7 +228,7 @@ impl<E> Inbox<E> {
         .await;
     }
 
-    /// Drops what waits and whatever comes.
+    /// Drops queued messages and all further ones.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(budget.used(), 0);
     }
 
-    /// What waits for long does not keep the stream's buffers, which are larger.
+    /// Messages that wait for long do not keep the stream's buffers, which are larger.
     #[tokio::test]
     async fn few_bytes_stay_in_the_buffer_that_they_came_in() {
         let budget = Arc::new(Budget::new(8 << 20));

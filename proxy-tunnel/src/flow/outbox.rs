@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is to be sent on one stream, ordered so that every tunnel has its turn. Each tunnel has a lane with
-//! its own queue; the stream takes one message of each lane in turn. A lane says when its source may be read
-//! again, so what waits is bounded where the source has flow control.
+//! The messages to be sent on one stream, ordered so that every tunnel has its turn. Each tunnel
+//! has a lane with its own queue; the stream takes one message of each lane in turn. A lane says
+//! when its source may be read again, so the queue is bounded where the source has flow control.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -29,8 +29,8 @@ const MOST: usize = 65_536;
 struct LaneState {
     queue: VecDeque<Message>,
     bytes: usize,
-    /// What the receiver still has room for; none: it has no windows. A message may be larger than the
-    /// rest, hence the sign.
+    /// Bytes for which the receiver still has room; none: it has no windows. A message may be
+    /// larger than the rest, hence the sign.
     credit: Option<i64>,
     writer: Option<Waker>,
     /// It stands in `ready`.
@@ -42,7 +42,7 @@ struct LaneState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// What waits is sent, nothing else is taken.
+    /// Queued messages are sent, no others are accepted.
     Finishing,
     Ended,
 }
@@ -54,6 +54,8 @@ struct State {
     lanes: HashMap<u64, LaneState>,
     next: u64,
     bytes: usize,
+    /// Bytes that were taken from lanes, in all.
+    sent: u64,
     phase: Phase,
     status: Option<Status>,
     reader: Option<Waker>,
@@ -76,6 +78,7 @@ impl Outbox {
                 lanes: HashMap::new(),
                 next: 0,
                 bytes: 0,
+                sent: 0,
                 phase: Phase::Open,
                 status: None,
                 reader: None,
@@ -109,7 +112,7 @@ impl Outbox {
         }
     }
 
-    /// Sends what belongs to no tunnel, before everything else.
+    /// Sends messages that belong to no tunnel, before everything else.
     ///
     /// # Errors
     /// The stream has ended.
@@ -119,7 +122,7 @@ impl Outbox {
             return Err(Ended);
         }
         if state.control.len() >= MOST {
-            // A peer that sends what must be answered and does not read is no peer.
+            // A peer that sends messages that need an answer and does not read is cut.
             drop(state);
             self.end();
             return Err(Ended);
@@ -168,7 +171,13 @@ impl Outbox {
         self.lock().bytes
     }
 
-    /// What the stream sends. It is taken once: by the transport.
+    /// Bytes of tunnels that the transport has taken, in all.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.lock().sent
+    }
+
+    /// The messages to send. Taken once, by the transport.
     #[must_use]
     pub fn stream(self: &Arc<Self>) -> OutboxStream {
         OutboxStream(Arc::clone(self))
@@ -183,6 +192,7 @@ impl Outbox {
             let State {
                 lanes,
                 bytes,
+                sent,
                 ready,
                 ..
             } = &mut *state;
@@ -196,6 +206,7 @@ impl Outbox {
             let length = message.payload_len();
             lane.bytes -= length;
             *bytes -= length;
+            *sent += length as u64;
             if lane.queue.is_empty() {
                 lane.queue = VecDeque::new();
                 lane.scheduled = false;
@@ -224,7 +235,7 @@ impl Outbox {
     }
 }
 
-/// One tunnel's place in an [`Outbox`]. When it is dropped, what waits in it is still sent.
+/// One tunnel's place in an [`Outbox`]. When it is dropped, its queued messages are still sent.
 #[derive(Debug)]
 pub struct Lane {
     outbox: Arc<Outbox>,
@@ -281,7 +292,7 @@ impl Lane {
         }
     }
 
-    /// Adds a message. It never waits: who pushes bytes asks [`Self::ready`] before.
+    /// Adds a message. It never waits: a task that pushes bytes calls [`Self::ready`] before.
     ///
     /// # Errors
     /// The stream has ended.

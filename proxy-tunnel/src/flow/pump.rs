@@ -6,7 +6,7 @@
 use std::future::{Future as _, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -19,54 +19,78 @@ const FIRST: usize = 8 * 1024;
 /// Most chunks in one write.
 pub const BATCH: usize = 32;
 
-/// How large the next read should be.
+/// A source between two reads.
 #[derive(Debug)]
-pub struct ReadSize(usize);
-
-impl Default for ReadSize {
-    fn default() -> Self {
-        Self(FIRST)
-    }
+pub struct Reading {
+    /// How large the next read should be.
+    size: usize,
+    /// The source has failed behind the bytes that the last read brought.
+    failed: Option<io::Error>,
 }
 
-impl ReadSize {
-    /// A buffer for the next read of at most `most` bytes.
-    #[must_use]
-    pub fn buffer(&self, most: usize) -> BytesMut {
-        BytesMut::with_capacity(self.0.min(most))
-    }
-
-    /// Notes how much a read brought.
-    pub fn note(&mut self, bytes: usize) {
-        if bytes >= self.0 {
-            self.0 = (self.0 * 2).min(CHUNK);
-        } else if bytes < self.0 / 4 {
-            self.0 = (self.0 / 2).max(FIRST);
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            size: FIRST,
+            failed: None,
         }
     }
 }
 
-/// Reads at most `most` bytes; none at the source's end. While nothing comes no buffer is held: an idle tunnel
-/// costs no memory for it.
+impl Reading {
+    /// Notes how much a read brought.
+    fn note(&mut self, bytes: usize) {
+        if bytes >= self.size {
+            self.size = (self.size * 2).min(CHUNK);
+        } else if bytes < self.size / 4 {
+            self.size = (self.size / 2).max(FIRST);
+        }
+    }
+}
+
+/// Reads at most `most` bytes; none at the source's end. Everything that is there is read at once: TLS gives no more than
+/// one record, 16 KiB, at a time. While nothing comes no buffer is held: an idle tunnel costs no memory for it.
 ///
 /// # Errors
 /// The source fails.
 pub async fn read<R: AsyncRead + Unpin>(
     source: &mut R,
-    size: &mut ReadSize,
+    reading: &mut Reading,
     most: usize,
 ) -> io::Result<Bytes> {
-    let (count, buffer) = poll_fn(|context| {
-        let mut buffer = size.buffer(most);
+    poll_fn(|context| poll_read(source, reading, most, context)).await
+}
+
+fn poll_read<R: AsyncRead + Unpin>(
+    source: &mut R,
+    reading: &mut Reading,
+    most: usize,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<Bytes>> {
+    if let Some(error) = reading.failed.take() {
+        return Poll::Ready(Err(error));
+    }
+    let size = reading.size.min(most);
+    let mut buffer = BytesMut::with_capacity(size);
+    while buffer.len() < size {
         // The capacity may be larger than what was asked for, and `most` is a promise to the peer.
-        let mut limited = bytes::BufMut::limit(&mut buffer, most);
+        let left = size - buffer.len();
+        let mut limited = bytes::BufMut::limit(&mut buffer, left);
         // The future keeps nothing from one poll to the next.
-        let count = ready!(pin!(source.read_buf(&mut limited)).poll(context))?;
-        Poll::Ready(io::Result::Ok((count, buffer)))
-    })
-    .await?;
-    size.note(count);
-    Ok(buffer.freeze())
+        match pin!(source.read_buf(&mut limited)).poll(context) {
+            Poll::Ready(Ok(1..)) => {}
+            Poll::Pending if buffer.is_empty() => return Poll::Pending,
+            // A source that has ended says so each time.
+            Poll::Ready(Ok(0)) | Poll::Pending => break,
+            Poll::Ready(Err(error)) if buffer.is_empty() => return Poll::Ready(Err(error)),
+            Poll::Ready(Err(error)) => {
+                reading.failed = Some(error);
+                break;
+            }
+        }
+    }
+    reading.note(buffer.len());
+    Poll::Ready(Ok(buffer.freeze()))
 }
 
 /// Writes all chunks, as many as possible with each call of the kernel.
@@ -143,12 +167,12 @@ mod tests {
             .await
             .unwrap();
         drop(near);
-        let mut size = ReadSize::default();
-        assert_eq!(read(&mut far, &mut size, 10).await.unwrap().len(), 10);
+        let mut reading = Reading::default();
+        assert_eq!(read(&mut far, &mut reading, 10).await.unwrap().len(), 10);
         let mut total = 10;
         let mut largest = 0;
         loop {
-            let bytes = read(&mut far, &mut size, CHUNK).await.unwrap();
+            let bytes = read(&mut far, &mut reading, CHUNK).await.unwrap();
             if bytes.is_empty() {
                 break;
             }
@@ -157,5 +181,32 @@ mod tests {
         }
         assert_eq!(total, 100_000);
         assert!(largest > FIRST, "{largest}");
+    }
+
+    /// Gives these pieces one by one, as TLS gives records, then fails.
+    struct Records(Vec<&'static [u8]>);
+
+    impl AsyncRead for Records {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.0.is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            buffer.put_slice(self.0.remove(0));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_read_at_once_and_an_error_after_it() {
+        let mut source = Records(vec![b"one", b"two"]);
+        let mut reading = Reading::default();
+        let read_once = read(&mut source, &mut reading, CHUNK).await;
+        assert_eq!(read_once.unwrap(), "onetwo");
+        let error = read(&mut source, &mut reading, CHUNK).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

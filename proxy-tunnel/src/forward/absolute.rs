@@ -34,7 +34,7 @@ const LIMITS: Limits = Limits {
     farewell: Duration::from_secs(10),
 };
 
-/// What is said to a client that changes its mind.
+/// The error for a client that switches to another kind of request.
 const CONNECT: &str =
     "CONNECT must be the first request of a connection; open another connection for it\n";
 
@@ -139,8 +139,8 @@ async fn exchange<D: Dial>(
     dial: &D,
     pool: &Arc<Pool>,
 ) -> Result<Response<Incoming>, Failure> {
-    // What has no effect and no body can be asked again where a connection ends just as it is used again (RFC 9110
-    // §9.2.2): targets close idle connections when they like.
+    // A request that is safe and has no body can be sent again where a connection ends just as it is used again (RFC
+    // 9110 §9.2.2): targets close idle connections when they like.
     let is_safe = matches!(parts.method, Method::GET | Method::HEAD) && body.is_end_stream();
     let spare = is_safe.then(|| parts.clone());
     let mut request = Request::from_parts(parts, Outgoing::Left(body));

@@ -18,8 +18,8 @@ const HEAD: Duration = Duration::from_mins(1);
 /// How long a client may take to read an answer that ends its connection.
 pub const FAREWELL: Duration = Duration::from_secs(10);
 
-/// What a client asks for, and all bytes that were read, those of the head too. None if it is nothing that can be
-/// served: then it has its answer. Requests in absolute form are refused unless `absolute`.
+/// A client's request, and all bytes that were read, those of the head too. None if it is nothing that can be served:
+/// then it has its answer. Requests in absolute form are refused unless `absolute`.
 pub async fn asked<S>(socket: &mut S, absolute: bool) -> Option<(Head, BytesMut)>
 where
     S: AsyncRead + AsyncWrite + Unpin,

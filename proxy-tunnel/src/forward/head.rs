@@ -5,7 +5,7 @@
 use http::Uri;
 use thiserror::Error;
 
-use super::request;
+use super::request::{self, is_target};
 
 /// Bytes of the longest head. kube-apiserver's has about 100.
 pub const LONGEST: usize = 64 * 1024;
@@ -114,18 +114,6 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Head>, HeadError> {
         user_agent: user_agent.unwrap_or_default(),
         length,
     }))
-}
-
-/// Whether Go takes it for an authority: a host, and if there is a colon behind it, a number.
-pub(super) fn is_target(target: &str) -> bool {
-    let port = target
-        .rsplit_once(']')
-        .map_or(target, |(_, rest)| rest)
-        .rsplit_once(':');
-    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]".contains(&byte);
-    !target.is_empty()
-        && target.bytes().all(is_host)
-        && port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Pool {
         });
     }
 
-    /// Closes what has waited for too long, and forgets what has ended. How many are left.
+    /// Closes connections that have waited for too long, and forgets those that have ended. Returns how many are left.
     pub fn tidy(&self) -> usize {
         let mut idle = self.idle();
         tidy(&mut idle);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a proxy changes about requests in absolute form and their answers (RFC 9110 §7.6, RFC 9112 §3.2): the
-//! target leaves the request line for `Host`, and fields that are about one connection stay on it.
+//! The changes that a proxy makes to requests in absolute form and their answers (RFC 9110 §7.6,
+//! RFC 9112 §3.2): the target leaves the request line for `Host`, and fields that are about one
+//! connection stay on it.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -11,7 +12,6 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Uri, Version, request, response};
 use thiserror::Error;
 
-use super::head::is_target;
 use crate::go_error;
 
 /// The port of `http` (RFC 9110 §4.2.1).
@@ -112,6 +112,18 @@ fn remove_of_one_connection(fields: &mut HeaderMap) {
     for name in OF_ONE_CONNECTION.iter().chain(&named) {
         fields.remove(name);
     }
+}
+
+/// Whether Go takes it for an authority: a host, and if there is a colon behind it, a number.
+pub(super) fn is_target(target: &str) -> bool {
+    let port = target
+        .rsplit_once(']')
+        .map_or(target, |(_, rest)| rest)
+        .rsplit_once(':');
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]".contains(&byte);
+    !target.is_empty()
+        && target.bytes().all(is_host)
+        && port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

@@ -151,6 +151,12 @@ impl AgentMetrics {
         self.closed_tunnels.with_label_values(&[reason]).inc();
     }
 
+    /// Tunnels that were closed so, by reason.
+    #[must_use]
+    pub fn closed_tunnels(&self) -> Vec<(String, f64)> {
+        super::counted(&self.closed_tunnels)
+    }
+
     /// A list of leases was answered.
     pub fn listed_leases(&self, status: u16, reason: &str, after: Duration) {
         let status = status.to_string();

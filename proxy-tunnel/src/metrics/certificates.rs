@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! When certificates end, and what became of changed files, in every program that has any. A value of the label
+//! The end of certificates, and the outcome of changed files, in every program that has any. A value of the label
 //! `certificate` is the flag that names the file, without dashes: `server-cert`.
 
 use std::sync::Arc;

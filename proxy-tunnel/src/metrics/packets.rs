@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::Maker;
 use crate::wire::{Malformed, Message, PacketType};
 
-/// Between whom a packet travels, and in which direction.
+/// The two ends between which a packet travels, and the direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment {
     /// From a client to the server.

@@ -79,7 +79,7 @@ pub struct ServerMetrics {
     registry: Registry,
     /// Packets and stream errors.
     pub packets: Arc<Packets>,
-    /// What is about tenants.
+    /// The metrics of tenants.
     pub tenants: Tenants,
     /// When certificates end.
     pub certificates: Arc<Certificates>,
@@ -105,7 +105,7 @@ pub struct ServerMetrics {
     leases: LeaseRequests,
 }
 
-/// What the API server answered to requests about leases.
+/// The API server's answers to requests about leases.
 #[derive(Debug)]
 struct LeaseRequests {
     lists: IntCounterVec,
@@ -310,6 +310,12 @@ impl ServerMetrics {
     /// A tunnel was closed because its client did not read.
     pub fn closed_tunnel(&self, reason: &str) {
         self.closed_tunnels.with_label_values(&[reason]).inc();
+    }
+
+    /// Tunnels that were closed so, by reason.
+    #[must_use]
+    pub fn closed_tunnels(&self) -> Vec<(String, f64)> {
+        super::counted(&self.closed_tunnels)
     }
 
     /// So many more streams of agents.

@@ -46,7 +46,7 @@ impl TenantMetrics {
 /// The limits, as the label `limit` has them.
 const LIMITS: [&str; 5] = ["agents", "connections", "tunnels", "dials", "buffered"];
 
-/// What becomes of a changed file, as the label `result` has it.
+/// The outcome of a changed file, as the label `result`.
 const RESULTS: [&str; 2] = ["used", "refused"];
 
 impl Tenants {

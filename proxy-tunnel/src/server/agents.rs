@@ -9,7 +9,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Status, Streaming, async_trait};
+use tonic::{Code, Status, async_trait};
 use tracing::{debug, error, info, warn};
 
 use super::Server;
@@ -24,7 +24,7 @@ use crate::metrics::packets::{Counted, Segment};
 use crate::metrics::server::Method;
 use crate::wire::failure;
 use crate::wire::metadata::{self, AUTHORIZATION, BEARER, Extensions, SERVER_COUNT, SERVER_ID};
-use crate::wire::{AGENT_PATH, LINK, Received};
+use crate::wire::{AGENT_PATH, Inbound, LINK};
 
 /// The service for the agents of one connection.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Answer for AgentService {
 async fn connect(
     server: Arc<Server>,
     peer: Arc<Peer>,
-    request: tonic::Request<Streaming<Received>>,
+    request: tonic::Request<Inbound>,
 ) -> Result<tonic::Response<Counted<OutboxStream>>, Status> {
     let (headers, _, inbound) = request.into_parts();
     let refuse = |error: &dyn std::error::Error| {
@@ -177,14 +177,16 @@ async fn authenticate(
     }
 }
 
-/// Takes what an agent sends, until its stream ends.
-async fn receive(server: Arc<Server>, member: Member, mut inbound: Streaming<Received>) {
+/// Receives an agent's messages until its stream ends.
+async fn receive(server: Arc<Server>, member: Member, mut inbound: Inbound) {
     let (metrics, backend) = (&server.metrics, &member.backend);
     let agent_id = backend.agent_id.as_str();
     loop {
         match inbound.message().await {
             Ok(Some(Ok(message))) => {
-                metrics.packets.count(Segment::FromAgent, &message);
+                if !inbound.has_continued() {
+                    metrics.packets.count(Segment::FromAgent, &message);
+                }
                 backend.receive(message);
             }
             Ok(Some(Err(malformed))) => {

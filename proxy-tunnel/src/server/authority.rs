@@ -64,7 +64,7 @@ pub(crate) struct Rewriter {
     pass: usize,
     /// The beginning of a frame that cannot be judged yet.
     held: BytesMut,
-    /// What is to be read next.
+    /// Bytes that are ready to be read.
     ready: BytesMut,
 }
 
@@ -95,7 +95,7 @@ impl Rewriter {
         }
     }
 
-    /// Takes bytes that begin with a frame's head or follow such, and makes ready what can be read.
+    /// Takes bytes that begin with a frame's head or follow such, and prepares the part that can be read.
     pub(crate) fn hold(&mut self, bytes: &[u8]) {
         self.held.put_slice(bytes);
         loop {
@@ -123,7 +123,7 @@ impl Rewriter {
         }
     }
 
-    /// What [`Self::hold`] has made ready.
+    /// The data that [`Self::hold`] has prepared.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn take(&mut self) -> BytesMut {
         self.ready.split()

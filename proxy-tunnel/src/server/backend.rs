@@ -1,47 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One stream of an agent, and the tunnels that go through it. [`Backend::receive`] is called by the task
-//! that reads the stream and never waits: what belongs to a tunnel goes into its inbox.
+//! One stream of an agent, and the tunnels that go through it. [`Backend::receive`] is called by the task that reads
+//! the stream and never waits: messages for a tunnel go into its inbox.
+
+pub mod tunnel;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{debug, error, info};
 
+use self::tunnel::{Event, Tunnel};
 use super::given_up::GivenUp;
-use super::tunnel::{Event, Tunnel};
 use crate::client::Mode;
-use crate::flow::{Budget, Inbox, Limits, Outbox, WINDOW};
+use crate::flow::{Budget, Inbox, Limits, Outbox, Traffic, WINDOW};
 use crate::identifiers::Identifiers;
 use crate::metrics::server::{DialFailure, Method, ServerMetrics};
 use crate::wire::metadata::Extensions;
 use crate::wire::{DialRequest, DialResponse, Message};
 
-/// What a client is told when the agent's stream ends before its answer.
+/// The error that a client gets when the agent's stream ends before its answer.
 pub const PENDING_LOST: &str = "Backend context error: context canceled";
 
-/// What a client is told when the agent's stream ends under an established connection.
+/// The error that a client gets when the agent's stream ends under an established connection.
 pub const ESTABLISHED_LOST: &str = "the agent's stream ended, the connection is cut";
 
 /// How long an agent that has left a dial without an answer is avoided, unless something comes from it before. Then it
 /// gets another one: an agent of ours that was suspended does not answer a dial that was given up meanwhile.
 const SUSPICION: Duration = Duration::from_secs(30);
 
-/// What a client is told of an answer that is neither a connection nor an error.
+/// The error that a client gets for an answer that is neither a connection nor an error.
 const NO_NUMBER: &str = "the agent's answer has no connection";
 
-/// What all streams of agents share.
+/// State that all streams of agents share.
 #[derive(Debug)]
 pub struct Shared {
     /// The counters.
     pub metrics: Arc<ServerMetrics>,
     /// The memory for all inboxes.
     pub budget: Arc<Budget>,
-    /// What bounds one inbox.
+    /// The bounds of one inbox.
     pub limits: Limits,
 }
 
@@ -76,12 +78,12 @@ struct Table {
     pending: HashMap<i64, Arc<Tunnel>>,
     given_up: GivenUp,
     established: HashMap<i64, Arc<Tunnel>>,
-    /// Closed here, and the agent has not yet said so: what it sends for them is dropped.
+    /// Closed here, and the agent has not yet confirmed: its messages for them are dropped.
     closing: HashSet<i64>,
 }
 
-/// Connections that wait for the agent's confirmation at most. Only an agent that means harm leaves so many without
-/// it: what it sends for others is answered by a request to close each time.
+/// Connections that wait for the agent's confirmation at most. Only an agent that means harm leaves so many without it:
+/// each of its messages for others is answered by a request to close.
 const MOST_CLOSING: usize = 65_536;
 
 impl Table {
@@ -108,17 +110,19 @@ impl Table {
 pub struct Backend {
     /// The agent's name; several streams may have the same.
     pub agent_id: String,
-    /// What it can reach.
+    /// The destinations that the agent can reach.
     pub identifiers: Identifiers,
-    /// What is sent to it.
+    /// The queue of messages to the agent.
     pub outbox: Arc<Outbox>,
-    /// What it understands beyond upstream's protocol.
+    /// The extensions of upstream's protocol that the agent supports.
     pub extensions: Extensions,
-    /// What all streams share.
+    /// State that all streams share.
     pub shared: Arc<Shared>,
     is_draining: AtomicBool,
     /// A dial has had no answer in time, and nothing has come from the agent since.
     is_silent: AtomicBool,
+    /// Bytes of tunnels that have come from it.
+    received: AtomicU64,
     table: Mutex<Table>,
 }
 
@@ -144,6 +148,7 @@ impl Backend {
             shared,
             is_draining: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
+            received: AtomicU64::new(0),
             table: Mutex::default(),
         })
     }
@@ -172,12 +177,22 @@ impl Backend {
         (is_silent, waiting, table.pending.len())
     }
 
+    /// What goes through it.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let table = self.table();
+        let (pending, established) = (table.pending.len(), table.established.len());
+        drop(table);
+        let received = self.received.load(Ordering::Relaxed);
+        Traffic::new((pending, established), received, &self.outbox)
+    }
+
     /// The agent has left a dial without an answer for as long as it may.
     pub fn note_silence(&self) {
         self.is_silent.store(true, Ordering::Relaxed);
     }
 
-    /// Asks the agent for a connection. What becomes of it is told to `inbox`.
+    /// Asks the agent for a connection. The outcome is added to `inbox`.
     ///
     /// # Errors
     /// The stream has ended.
@@ -421,6 +436,8 @@ impl Backend {
             return;
         };
         drop(table);
+        self.received
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
         match tunnel.inbox.push_data(data) {
             Ok(false) => {}
             Ok(true) => info!(

@@ -16,7 +16,7 @@ use crate::wire::{PROXY_PATH, TUNNEL};
 #[derive(Debug)]
 pub struct ProxyService(pub Client);
 
-/// Refuses whatever the clients of one connection ask for.
+/// Refuses all requests of the clients of one connection.
 #[derive(Debug)]
 pub struct RefusingService(pub ClientRefused);
 

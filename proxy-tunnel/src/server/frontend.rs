@@ -3,7 +3,6 @@
 //! Clients of the server, by the two ways of the flag `--mode`: gRPC and HTTP CONNECT. Both hold one tunnel
 //! for each stream or connection and know nothing of other tunnels.
 
-mod absolute;
 mod answers;
 pub mod connect;
 pub mod grpc;

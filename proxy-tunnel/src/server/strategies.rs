@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::backend::Backend;
 use crate::metrics::server::ServerMetrics;
 
-/// What a client is told when no strategy finds an agent.
+/// The error that a client gets when no strategy finds an agent.
 pub const NO_AGENT: &str = "No agent available";
 
 /// A way to choose an agent.

@@ -6,11 +6,11 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`rules`] | whom a tenant has, and the judgement of a peer |
+//! | [`rules`] | the peers of a tenant, and the decision about a peer |
 //! | [`mod@file`] | how the rules are written |
-//! | [`peer`] | what is known of a peer |
+//! | [`peer`] | the properties of a peer |
 //! | [`tenant`] | one tenant |
-//! | [`limits`] | what one may have |
+//! | [`limits`] | the limits of one tenant |
 
 pub mod file;
 pub mod limits;
@@ -28,7 +28,7 @@ use self::rules::{NoTenant, Rules, Side};
 use self::tenant::{Parts, Tenant};
 use crate::cluster::tokens::Holder;
 
-/// Whom the server serves.
+/// The tenants of the server.
 #[derive(Debug)]
 pub enum Tenants {
     /// One cluster: every peer that TLS and tokens let in belongs to it.
@@ -89,7 +89,7 @@ impl Tenants {
         }
     }
 
-    /// The tenant that an agent belongs to; `token` is what an API server says of its token. A refusal is logged and
+    /// The tenant that an agent belongs to; `token` is an API server's review of its token. A refusal is logged and
     /// counted here.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Tenants {
         }
     }
 
-    /// Shows what there is of each tenant in the metrics.
+    /// Publishes the state of each tenant in the metrics.
     pub fn publish(&self) {
         if let Self::Several(_) = self {
             for tenant in self.all() {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::Stream;
-use http::{Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -18,11 +19,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep;
 use tonic::body::Body;
-use tonic::codec::Streaming;
-use tonic::server::{Grpc, StreamingService};
-use tonic::{Status, async_trait};
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status, async_trait};
 
-use crate::wire::{MAX_MESSAGE, Message, PacketCodec, Received};
+use crate::wire::{Encode, GRPC, Inbound, Outbound};
 
 /// How long a peer may take from the connection to its first request, as in upstream.
 const FIRST_REQUEST: Duration = Duration::from_mins(2);
@@ -39,7 +39,7 @@ const HEADERS: u32 = 64 * 1024;
 /// Streams of one connection. Upstream does not limit them.
 const STREAMS: u32 = 65_536;
 
-/// What distinguishes connections of agents and of clients.
+/// The settings that differ between connections of agents and of clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// After how long without a byte the peer is pinged.
@@ -64,7 +64,7 @@ impl Settings {
         }
     }
 
-    /// For clients: a stream is a tunnel, and waits where its agent does not take what it sends.
+    /// For clients: a stream is a tunnel, and waits where its agent does not take its bytes.
     #[must_use]
     pub const fn tunnels(keepalive: Duration) -> Self {
         Self {
@@ -83,7 +83,8 @@ pub trait Answer: Send + Sync + 'static {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body>;
 }
 
-/// Serves a connection until it ends. When `leave` is ready, the peer is asked to finish; what is open goes on.
+/// Serves a connection until it ends. When `leave` is ready, the peer is asked to finish; open
+/// streams go on.
 ///
 /// # Errors
 /// Why it ended early, for the log.
@@ -137,42 +138,46 @@ where
     }
 }
 
-/// Takes one request as a stream of packets and answers with another.
-pub async fn streaming<S, F, R>(
-    codec: PacketCodec,
+/// Takes one request as a stream of packets and answers with another, or with a status.
+pub async fn streaming<S, F, R, E>(
+    encode: E,
     request: Request<Incoming>,
-    handler: S,
+    mut handler: S,
 ) -> Response<Body>
 where
-    S: FnMut(tonic::Request<Streaming<Received>>) -> F + Send,
+    S: FnMut(tonic::Request<Inbound>) -> F + Send,
     F: Future<Output = Result<tonic::Response<R>, Status>> + Send,
-    R: Stream<Item = Result<Message, Status>> + Send + 'static,
+    R: Stream<Item = Result<E::Message, Status>> + Send + Unpin + 'static,
+    E: Encode + Send + Unpin + 'static,
 {
-    Grpc::new(codec)
-        .max_decoding_message_size(MAX_MESSAGE)
-        .streaming(Handler(handler), request)
-        .await
+    let (head, body) = request.into_parts();
+    let metadata = MetadataMap::from_headers(head.headers);
+    if let Some(encoding) = metadata
+        .get("grpc-encoding")
+        .filter(|name| name.as_bytes() != b"identity")
+    {
+        let text = format!("messages are compressed by {encoding:?}, which is not supported");
+        return Status::unimplemented(text).into_http();
+    }
+    let request =
+        tonic::Request::from_parts(metadata, Extensions::new(), Inbound::of_request(body));
+    match handler(request).await {
+        Ok(answer) => {
+            let (metadata, messages, _) = answer.into_parts();
+            let body = Body::new(Outbound::response(messages, encode));
+            let mut response = Response::new(body);
+            *response.headers_mut() = metadata.into_headers();
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+            response
+        }
+        Err(status) => status.into_http(),
+    }
 }
 
 /// The answer to a path that has no service.
 #[must_use]
 pub fn unknown(path: &str) -> Response<Body> {
     Status::unimplemented(format!("unknown service or method {path}")).into_http()
-}
-
-struct Handler<S>(S);
-
-impl<S, F, R> StreamingService<Received> for Handler<S>
-where
-    S: FnMut(tonic::Request<Streaming<Received>>) -> F,
-    F: Future<Output = Result<tonic::Response<R>, Status>>,
-    R: Stream<Item = Result<Message, Status>>,
-{
-    type Response = Message;
-    type ResponseStream = R;
-    type Future = F;
-
-    fn call(&mut self, request: tonic::Request<Streaming<Received>>) -> F {
-        (self.0)(request)
-    }
 }

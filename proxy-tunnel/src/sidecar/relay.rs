@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::sleep;
 
 use crate::flow::CHUNK;
-use crate::flow::pump::{self, ReadSize};
+use crate::flow::pump::{self, Reading};
 use crate::forward::head::ESTABLISHED;
 
 /// How long the one direction may pause after the other has ended. Who has closed one of them has often gone.
@@ -112,10 +112,10 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut size = ReadSize::default();
+    let mut reading = Reading::default();
     let mut chunks = Vec::with_capacity(1);
     loop {
-        let data = pump::read(from, &mut size, CHUNK)
+        let data = pump::read(from, &mut reading, CHUNK)
             .await
             .map_err(Failed::Read)?;
         if data.is_empty() {
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(relay.await.unwrap(), End::Regular);
     }
 
-    /// A tunnel that is cut: what was carried arrives, then a reset and not an end.
+    /// A tunnel that is cut: carried bytes arrive, then a reset and not an end.
     #[tokio::test]
     async fn a_cut_is_a_reset() {
         struct Cut;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One tenant of the sidecar: its server, by what certificate it is asked, and which targets its clients may reach.
+//! One tenant of the sidecar: its server, the certificate for it, and the targets that its clients may reach.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,7 +107,7 @@ impl Tenant {
     /// Tries the server again and again, so that a fault is known before a scrape meets it.
     pub async fn probe(&self) {
         let mut tick = interval(PROBE);
-        // What was logged last.
+        // The state that was logged last.
         let mut was_up = None;
         loop {
             tick.tick().await;

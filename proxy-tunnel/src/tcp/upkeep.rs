@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the kernel does for a connection, and what it does when the other end goes without a word: a machine without
-//! power, a network that is cut, a firewall that has forgotten the connection. Without it such a connection stays for
-//! ever where nothing is to be sent, and for 15 minutes where something is.
+//! The kernel's checks of a connection, and its reaction when the other end vanishes silently: a machine without power,
+//! a network that is cut, a firewall that has forgotten the connection. Without it such a connection stays for ever
+//! where nothing is to be sent, and for 15 minutes where something is.
 
 use std::io;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const LINK: Duration = Duration::from_secs(5);
 /// to answer a ping. Go's gRPC derives the same from its keepalive.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// What a connection carries.
+/// The kind of traffic on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
     /// One tunnel: a client's connection, or a target's. Its other end may leave bytes unread for as long as it likes.
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
 
-    /// What follows from it is tested with a network that is cut, in `tests/tunnel`.
+    /// The effect is tested with a network that is cut, in `tests/tunnel`.
     #[tokio::test]
     async fn the_kernel_watches_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -42,7 +42,7 @@ pub fn at_agent(status: &Status) -> (Code, String) {
     (code, format!("error reading from server: {root}"))
 }
 
-/// What was received cannot be read, or the peer itself sent a status.
+/// Status for a message that cannot be read, or the status that the peer sent.
 fn by_contents(status: &Status) -> (Code, String) {
     match status.code() {
         Code::OutOfRange => (
@@ -82,7 +82,7 @@ mod tests {
         Suspended,
     }
 
-    /// What an agent reads that is left like this.
+    /// The error that an agent reads when its server leaves like this.
     async fn read(leaves: Leaves) -> Status {
         let (near, far) = tokio::io::duplex(1 << 16);
         let serving = tokio::spawn(async move {

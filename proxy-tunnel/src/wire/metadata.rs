@@ -10,7 +10,7 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 /// The agent's name.
 pub const AGENT_ID: &str = "agentid";
-/// What an agent can reach.
+/// The destinations that an agent can reach.
 pub const AGENT_IDENTIFIERS: &str = "agentidentifiers";
 /// The server's name.
 pub const SERVER_ID: &str = "serverid";
@@ -18,7 +18,7 @@ pub const SERVER_ID: &str = "serverid";
 pub const SERVER_COUNT: &str = "servercount";
 /// Where the agent's token is.
 pub const AUTHORIZATION: &str = "authorization";
-/// What stands before the token.
+/// The scheme before the token.
 pub const BEARER: &str = "Bearer ";
 /// Our extensions that the sender understands. Upstream neither sends nor reads it.
 pub const EXTENSIONS: &str = "konnectivity-extensions";
@@ -44,7 +44,7 @@ impl Extensions {
         window: true,
     };
 
-    /// What a peer has announced and this version knows.
+    /// The extensions that a peer has announced and this version knows.
     #[must_use]
     pub fn read(metadata: &MetadataMap) -> Self {
         let text = metadata

@@ -76,13 +76,13 @@ impl PacketType {
     }
 }
 
-/// What travels on both services, in both directions.
+/// The message of both services, in both directions.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Packet {
     /// A [`PacketType`], or a number that this version does not know.
     #[prost(enumeration = "PacketType", tag = "1")]
     pub kind: i32,
-    /// What belongs to the type; a peer may leave it away.
+    /// The payload of the type; a peer may omit it.
     #[prost(oneof = "Payload", tags = "2, 3, 4, 5, 6, 7, 8, 1001, 1002")]
     pub payload: Option<Payload>,
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::rig::{Options, Rig, SOON, Target, round_trip};
 
-/// What is no HTTP/2, no HTTP/1 and no TLS, or begins like it and ends otherwise.
+/// Bytes that are no HTTP/2, no HTTP/1 and no TLS, or begin like it and end otherwise.
 fn garbage() -> Vec<Vec<u8>> {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     let settings = b"\0\0\0\x04\0\0\0\0\0".to_vec();

@@ -146,7 +146,7 @@ async fn leases_are_counted_as_they_come_and_go() {
 }
 
 /// Both sides of the leases, with as many servers as there are at a time, and an agent that believes the larger of
-/// leases and what servers say.
+/// leases and the number that servers announce.
 #[tokio::test]
 async fn servers_are_counted_by_the_leases_that_they_keep() {
     let stub = Stub::new().await;

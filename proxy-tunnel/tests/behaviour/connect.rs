@@ -194,7 +194,7 @@ async fn the_200_comes_alone_and_first() {
         let mut stream = connect(&rig, "a:1").await;
         agent.accept(number).await;
         agent.send(Message::Data(number, Bytes::from_static(b"banner")));
-        // Read like kube-apiserver: whatever there is, at a time of its own.
+        // Reads as kube-apiserver does: all bytes that have come, at times of its own.
         if number % 2 == 0 {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
@@ -253,7 +253,7 @@ async fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
 /// Defect 6 of upstream: there the answer is lost.
 #[tokio::test]
 async fn a_client_that_closes_its_sending_side_gets_its_answer() {
-    // An agent of upstream cannot tell its target; the answer must still come.
+    // An agent of upstream cannot close the target's side; the answer must still come.
     let rig = Rig::new(Mode::HttpConnect).await;
     let mut agent = Peer::accepted_agent(&rig).await;
     let mut stream = connect(&rig, "a:1").await;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many servers an agent connects to: by what servers say, behind a load balancer that pins nothing.
-//! Upstream's agents stay at two of three after one is replaced (hypershift #9260).
+//! How many servers an agent connects to: by the number that servers announce, behind a load
+//! balancer that pins nothing. Upstream's agents stay at two of three after one is replaced
+//! (hypershift #9260).
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

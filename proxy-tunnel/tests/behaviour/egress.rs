@@ -74,7 +74,7 @@ struct TlsConfig {
     server_name: Option<String>,
 }
 
-/// What kube-apiserver demands of a connection, besides its types.
+/// The properties that kube-apiserver demands of a connection, besides its types.
 fn check(connection: &Connection) -> Result<(), &'static str> {
     let transport = connection.transport.as_ref();
     let is_named = |uds: &Uds| uds.uds_name.is_absolute();
@@ -104,7 +104,7 @@ fn check(connection: &Connection) -> Result<(), &'static str> {
             }),
         ) => {
             let tls = tcp.tls_config.as_ref();
-            // With http it is accepted, and then lacks what it dials with.
+            // With http it is accepted, and then lacks the certificates to dial with.
             let is_whole =
                 tls.is_some_and(|tls| tls.client_cert.is_some() && tls.client_key.is_some());
             if tcp.url.starts_with("https://") && is_whole {
@@ -278,7 +278,7 @@ async fn each_file_works_with_the_server_that_it_names() {
     }
 }
 
-/// What cert-manager.yaml says of names, issuers and uses; make-certificates.sh is tried in tests/tunnel.
+/// The names, issuers and usages in cert-manager.yaml; make-certificates.sh is tried in tests/tunnel.
 #[test]
 fn certificates_by_cert_manager() {
     let path = concat!(

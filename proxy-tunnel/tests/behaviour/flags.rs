@@ -65,7 +65,7 @@ fn described(help: &str, name: &str) -> Option<String> {
         rest.is_some_and(|rest| rest.starts_with([' ', '[']))
     };
     let mut lines = help.lines().skip_while(|line| !is_its_own(line));
-    // The text may begin in the flag's own line; what follows is indented further than flags.
+    // The text may begin in the flag's own line; further lines are indented further than flags.
     let mut text = lines.next()?.to_owned();
     for line in lines.take_while(|line| line.starts_with("          ")) {
         text.push(' ');
@@ -95,7 +95,7 @@ fn each_of_upstreams_with_its_default() {
                 .split_once("[default: ")
                 .map(|(_, rest)| rest.split_once(']').unwrap().0);
             let shown = shown.unwrap_or_default().trim_matches('"');
-            // What is off shows none.
+            // Flags that are off show no default.
             let is_off = matches!(default, "false" | ":0");
             let is_same = shown == default || (shown.is_empty() && is_off);
             assert!(

@@ -35,11 +35,11 @@ fn traffic(setup: &Setup, target: &str, stop: &AtomicBool) {
     let mut bytes = vec![0; 64 << 10];
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut stream) = setup.connect(target) else {
-            // Not as fast as it can while there is nobody.
+            // Not as fast as it can while no agent is connected.
             thread::sleep(Duration::from_millis(2));
             continue;
         };
-        // A program that is killed is what it is about: then the next connection is made.
+        // An error because a program was killed is expected: then the next connection is made.
         let sent = fastrand::usize(..bytes.len());
         let mut exchange = || {
             stream.write_all(&bytes[..sent])?;

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::rig::{Options, Rig, SOON, Target, load, until};
 
-/// What a target does, by the first byte that it gets.
+/// The behaviour of a target, by the first byte that it gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Theirs {
     /// Closes at once.
@@ -39,7 +39,7 @@ const THEIRS: [Theirs; 5] = [
     Theirs::Answer,
 ];
 
-/// What a client does.
+/// The behaviour of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ours {
     /// Leaves at once.
@@ -65,10 +65,10 @@ const OURS: [Ours; 5] = [
 /// Tunnels at once.
 const AT_ONCE: usize = 32;
 
-/// Bytes of a flood: beyond what is on its way unread.
+/// Bytes of a flood: more than all buffers on the way hold.
 const FLOOD: usize = 300_000;
 
-/// Serves one connection; what fails is what the client has done.
+/// Serves one connection; errors are caused by the client.
 async fn serve(mut stream: TcpStream) {
     let Ok(command) = stream.read_u8().await else {
         return;
@@ -155,7 +155,7 @@ async fn nothing_is_left(mode: Mode, count: usize) {
     let (rig, agent) = Rig::with_agent(Options::new(mode)).await;
     let (address, open) = target().await;
     let tasks = || Handle::current().metrics().num_alive_tasks();
-    // What is made once is there after the first one.
+    // Objects that are made once exist after the first round.
     live(rig.dialer(), address.clone(), Ours::Finish, Theirs::Answer).await;
     let rest = async || {
         let mode = match mode {

@@ -108,7 +108,7 @@ fn an_agent_that_is_killed_is_an_error_for_its_clients() {
     }
 }
 
-/// Also what an agent counts of it.
+/// Also the agent's counters of it.
 #[test]
 fn a_server_that_is_killed_is_an_error_for_all_and_found_again() {
     let setup = Setup::new();

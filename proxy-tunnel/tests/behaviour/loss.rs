@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A part of the tunnel that goes away under running connections: what is cut must not look complete, and
-//! nothing is left. Upstream #748, #914 and defect 4.
+//! A part of the tunnel that goes away under running connections: a cut connection must not look
+//! complete, and nothing is left. Upstream #748, #914 and defect 4.
 
 use std::io::ErrorKind;
 use std::time::Duration;

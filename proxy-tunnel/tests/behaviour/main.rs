@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What server, agent and client do to each other and to peers that speak upstream's protocol: real sockets on
-//! loopback, TLS, HTTP/2. Each module says which facts of the protocol, or which defect of upstream, it is
-//! about. How the programs work with upstream's own is tested in `tests/tunnel`.
+//! The behaviour of server, agent and client with each other and with peers that speak upstream's
+//! protocol: real sockets on loopback, TLS, HTTP/2. Each module says which facts of the protocol,
+//! or which defect of upstream, it is about. How the programs work with upstream's own is tested in
+//! `tests/tunnel`.
 
 mod agents;
 mod bad_input;

@@ -19,7 +19,7 @@ use super::peers::Peer;
 use super::rig::{Options, Rig, Target, round_trip, until};
 use super::stub::Stub;
 
-/// As Prometheus writes what it has none of: 5 ms to 10 s.
+/// The default buckets of Prometheus: 5 ms to 10 s.
 const LATENCY: &str = "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10";
 const DIAL: &str = "0.000001 0.00001 0.0001 0.005 0.025 0.1 0.5 2.5 12.5";
 const LIFETIME: &str = "1 5 15 30 60 300 900 1800 3600 14400 43200 86400";

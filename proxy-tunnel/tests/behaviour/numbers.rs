@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which numbers a client or an agent may name: its own. A wrong one costs nobody else a dial or a connection.
+//! A client or an agent may only use its own numbers. A wrong one costs no other client a dial or a
+//! connection.
 
 use proxy_tunnel::wire::{DialResponse, Message};
 
@@ -30,7 +31,7 @@ async fn a_client_that_mixes_up_numbers_loses_its_own_connection() {
     agent.nothing().await;
 }
 
-/// Upstream passes on whatever number a client writes.
+/// Upstream forwards any number that a client writes.
 #[tokio::test]
 async fn a_client_cannot_reach_the_connection_of_another() {
     let (rig, mut agent, mut client) = established().await;
@@ -61,7 +62,7 @@ async fn a_client_that_names_a_number_to_come_costs_no_dial() {
         let request = agent.asked().await;
         client.send(name());
         client.send(Message::CloseDial(8));
-        // Whatever becomes of its own connection.
+        // Whether its own connection lives or not.
         client.send(Message::CloseRequest(3));
         assert_eq!(agent.message().await, Message::CloseRequest(3));
         agent.send(answer(request.random, 4));
@@ -127,7 +128,7 @@ async fn two_pending_dials_with_one_number() {
         let answer = client.answered().await;
         assert_eq!((answer.random, answer.connect_id), (7, number));
     }
-    // The agent's error and its end are told by the client's number, too.
+    // The agent's error and its end carry the client's number, too.
     let mut clients = Vec::new();
     for _ in 0..4 {
         let client = Peer::client(&rig).await;

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Peers that speak upstream's protocol and nothing more, packet by packet: what they send is bytes, so that
-//! they can also send what no program of ours does.
+//! Peers that speak upstream's protocol and nothing more, packet by packet: they send raw bytes, so
+//! that they can also send packets that no program of ours does.
 
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream;
 use prost::Message as _;
 use proxy_tunnel::channel::{Channel, Settings};
 use proxy_tunnel::wire::schema::Packet;
 use proxy_tunnel::wire::{
-    AGENT_PATH, DialRequest, DialResponse, Message, PROXY_PATH, PacketCodec, Received, TUNNEL,
+    AGENT_PATH, DialRequest, DialResponse, Encode, Inbound, Message, PROXY_PATH,
 };
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, Socket};
@@ -22,9 +23,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::Status;
 use tonic::metadata::MetadataMap;
-use tonic::{Status, Streaming};
 
 use super::rig::{Rig, SOON, WHILE};
 
@@ -39,41 +39,30 @@ fn quiet() -> Settings {
 /// Sends bytes as messages.
 struct Raw;
 
-impl Codec for Raw {
-    type Encode = Vec<u8>;
-    type Decode = Received;
-    type Encoder = Self;
-    type Decoder = PacketCodec;
+impl Encode for Raw {
+    type Message = Vec<u8>;
 
-    fn encoder(&mut self) -> Self {
-        Self
+    fn encode(&self, message: Vec<u8>, buffer: &mut BytesMut) -> Option<Bytes> {
+        buffer.put_u8(0);
+        buffer.put_u32(message.len().try_into().unwrap());
+        Some(message.into())
     }
 
-    fn decoder(&mut self) -> PacketCodec {
-        TUNNEL
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put_slice(buffer, &item);
-        Ok(())
+    fn batch(&self) -> usize {
+        1
     }
 }
 
 type TlsChannel = (Socket, Channel, &'static str);
 
-type Opening = JoinHandle<Result<(MetadataMap, Streaming<Received>), Status>>;
+type Opening = JoinHandle<Result<(MetadataMap, Inbound), Status>>;
 
 /// One stream of packets.
 pub struct Peer {
     sender: Option<mpsc::UnboundedSender<Vec<u8>>>,
     opening: Option<Opening>,
     pub headers: MetadataMap,
-    inbound: Option<Streaming<Received>>,
+    inbound: Option<Inbound>,
     socket: Socket,
 }
 
@@ -186,7 +175,7 @@ impl Peer {
 
     pub fn send_bytes(&self, bytes: Vec<u8>) {
         if let Some(sender) = &self.sender {
-            // A stream that has ended is what some tests are about.
+            // Some tests expect that the stream has ended.
             let _ = sender.send(bytes);
         }
     }

@@ -2,6 +2,7 @@
 
 //! The programs as processes on ports of their own, which end with the test.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -9,8 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -123,11 +124,14 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool, detail: impl Fn() 
     }
 }
 
-/// A port of the range that the programs accept, outside of the one that the kernel gives to connections.
+/// A port of the range that the programs accept, outside of the one that the kernel gives to connections. No other test of
+/// this process gets it, whose program may not have opened its own one yet.
 pub fn port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = fastrand::u16(12_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let is_new = GIVEN.lock().unwrap().insert(port);
+        if is_new && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
@@ -163,7 +167,7 @@ pub fn until_connected(port: u16) -> TcpStream {
     }
 }
 
-/// A target that sends back what it gets, and how many connections it has.
+/// A target that sends received bytes back, and its number of connections.
 pub fn echo() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -287,7 +291,7 @@ impl Setup {
         )
     }
 
-    /// Asks a server in mode http-connect for a connection to this address. The error is what it answered instead.
+    /// Asks a server in mode http-connect for a connection to this address. The error is its other answer.
     pub fn connect(&self, address: &str) -> Result<UnixStream, String> {
         self.try_connect(address)
             .unwrap_or_else(|error| Err(error.to_string()))

@@ -149,12 +149,12 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What is left is in the directory for temporary files.
+        // Files that remain are in the directory for temporary files.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// What a test changes about a server.
+/// The settings of a server that a test changes.
 pub struct Options {
     pub mode: Mode,
     pub dial_timeout: Option<Duration>,
@@ -390,7 +390,7 @@ impl Drop for Agent {
     }
 }
 
-/// What a test changes about an agent.
+/// The settings of an agent that a test changes.
 #[derive(Default)]
 pub struct AgentOptions {
     pub identifiers: &'static str,
@@ -473,7 +473,7 @@ impl Target {
         self.listener.accept().await.unwrap().0
     }
 
-    /// A target that sends back what it gets, on every connection.
+    /// A target that sends received bytes back, on every connection.
     pub async fn echo() -> String {
         let target = Self::new().await;
         let address = target.address.clone();

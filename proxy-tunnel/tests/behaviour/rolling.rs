@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Three servers that are restarted one after the other, with the intervals that agents have by default: each agent is
-//! back at all of them within 10 s, and says meanwhile what it lacks (hypershift #9260). A load balancer that pins an agent
-//! to one server leads it to another one when that is gone (k0s #5503).
+//! back at all of them within 10 s, and meanwhile reports which servers it lacks (hypershift #9260). A load balancer
+//! that pins an agent to one server leads it to another one when that is gone (k0s #5503).
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ fn host(number: usize) -> String {
     format!("127.0.0.{}", number + 1)
 }
 
-/// What has a server of its own: addresses, health ports.
+/// Values that differ for each server: addresses, health ports.
 struct Servers<'a> {
     setup: &'a Setup,
     health: [u16; SERVERS],
@@ -112,7 +112,7 @@ fn balancer(port: u16, hosts: Vec<String>) {
                 (far, near),
             ] {
                 thread::spawn(move || {
-                    // Either end may leave, and then the other one is told.
+                    // Either end may leave, and then the other one gets the end.
                     let _ = io::copy(&mut &from, &mut &to);
                     let _ = to.shutdown(std::net::Shutdown::Both);
                     let _ = from.shutdown(std::net::Shutdown::Both);

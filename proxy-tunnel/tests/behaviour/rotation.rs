@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Every certificate and every CA is exchanged a hundred times under a stream: nothing of it is lost, and whoever comes
-//! later needs the new ones. tests/tunnel does it with the programs.
+//! Every certificate and every CA is exchanged a hundred times under a stream: nothing of it is lost, and a peer that
+//! comes later needs the new ones. tests/tunnel does it with the programs.
 
 use std::fs;
 

@@ -157,7 +157,7 @@ async fn connect_in_both_modes() {
         sidecar
             .until_counted("connections{tenant=\"only\"} 1")
             .await;
-        // What follows the head at once is not lost.
+        // Bytes right behind the head are not lost.
         let mut early = sidecar.client().await;
         let bytes = format!("CONNECT {echo} HTTP/1.1\r\n\r\nearly");
         early.write_all(bytes.as_bytes()).await.unwrap();
@@ -360,7 +360,7 @@ async fn a_connection_for_many_requests_and_targets() {
             assert_eq!(answer(&mut other).await, (200, "other".into()));
             until("both wait again", || sidecar.tenant.pool.tidy() == 2).await;
         } else {
-            // Nobody else gets them.
+            // No other client gets them.
             rig.until_counted("established_connections 0").await;
         }
     }
@@ -401,7 +401,7 @@ async fn a_body_reaches_its_target_whatever_its_form() {
             while !asked.ends_with(end) {
                 asked.push(char::from(accepted.read_u8().await.unwrap()));
             }
-            assert!(!asked.contains("99"), "{asked}");
+            assert!(!asked.contains("Content-Length: 99"), "{asked}");
             accepted
                 .write_all(
                     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
@@ -497,7 +497,7 @@ async fn a_server_takes_absolute_form_only_if_it_is_allowed_to() {
     options.absolute_form = true;
     let (rig, _agent) = Rig::with_agent(options).await;
     let echo = Target::echo().await;
-    // CONNECT is what it was.
+    // CONNECT is unchanged.
     round_trip(&mut rig.dialer().dial(&echo).await.unwrap(), b"x").await;
     let lonely = {
         let mut options = Options::new(Mode::HttpConnect);
@@ -534,7 +534,7 @@ async fn clients_that_leave_early() {
     }
 }
 
-/// A probe finds out what a scrape would meet.
+/// A probe finds the fault that a scrape would meet.
 #[tokio::test]
 async fn probes() {
     for mode in [Mode::Grpc, Mode::HttpConnect] {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A stub API server: an HTTP server of these tests that keeps leases as kube-apiserver does and answers in its
-//! shapes, also with what goes wrong there. It is no API server: it checks no schema, has no RBAC and no
-//! storage.
+//! A stub API server: an HTTP server of these tests that keeps leases as kube-apiserver does and
+//! answers in its shapes, also with errors. It is no API server: it checks no schema, has no RBAC
+//! and no storage.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -40,11 +40,11 @@ pub struct State {
     pub watches: Vec<Events>,
     /// Watches are forbidden.
     pub refuses_watches: bool,
-    /// What the next requests are answered with instead.
+    /// The answers to the next requests instead.
     pub failures: VecDeque<(Method, StatusCode, &'static str)>,
     /// Method, path and query of all requests, and bodies.
     pub requests: Vec<(Method, String, Value)>,
-    /// What reviews say of a token.
+    /// The result of reviews of a token.
     pub tokens: BTreeMap<String, Value>,
 }
 

@@ -50,7 +50,7 @@ const BAD: [(Way, &str); 6] = [
     (("client", "localhost"), NO_TENANT),
     // One whose name only looks like another's.
     (("name-a-longer", "localhost"), NO_TENANT),
-    // The right certificate with a name that is nobody's, and with none of the rule.
+    // The right certificate with a name of no tenant, and with none of the rule's names.
     (("shared", "c.tunnel.example"), NO_TENANT),
     (("shared", "localhost"), NO_TENANT),
     // A certificate of one tenant with the name of the other, where the rule asks for both.
@@ -345,7 +345,7 @@ async fn limits_are_those_of_one_tenant() {
         other.accept(number).await;
         assert_eq!(client.answered().await.error, "");
     }
-    // What has ended makes room, once there may be a dial again.
+    // Connections that have ended make room, once the rate permits a dial again.
     clients.clear();
     rig.until_counted("established_connections 0").await;
     tokio::time::sleep(Duration::from_millis(250)).await;
@@ -363,8 +363,8 @@ async fn limits_are_those_of_one_tenant() {
         .await;
 }
 
-/// A tenant whose clients do not read takes half of the memory at most; the other one's tunnels hold what theirs
-/// need.
+/// A tenant whose clients do not read takes half of the memory at most; the other one's tunnels hold the bytes that
+/// theirs need.
 #[tokio::test]
 async fn a_noisy_tenant_takes_no_memory_from_another() {
     let rig = rig(Mode::Grpc, "", |options| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file of `--tenants-config` of a running server: what is refused at the start, what changes while it runs.
+//! The file of `--tenants-config` of a running server: files that are refused at the start, and changes while it runs.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -158,9 +158,9 @@ fn rules_that_cannot_be_used_are_refused_at_the_start() {
     assert!(server.log().contains(want), "{}", server.log());
 }
 
-/// Agents of one port for each tenant: firewalls and load balancers decide who reaches it.
+/// Agents of one port for each tenant: firewalls and load balancers decide which peers reach it.
 #[test]
-fn agents_are_told_apart_by_their_port() {
+fn agents_are_distinguished_by_their_port() {
     let setup = setup(&[]);
     let (socket, second) = (setup.file("socket"), port());
     let rules = setup.file("tenants.yaml");
@@ -181,7 +181,7 @@ tenants:
     let server = setup.server(&[&format!("--tenants-config={rules}")]);
     until_connected(second);
     let _target = setup.target();
-    server.until_logged("can choose to fit it");
+    server.until_logged("can choose to match it");
     let _agent = setup.agent(&[&format!("--proxy-server-port={second}")]);
     setup.until_ready();
     assert!(answers(&setup, "other"), "{}", server.log());

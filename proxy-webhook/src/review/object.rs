@@ -2,9 +2,9 @@
 
 //! Reads JSON objects field by field, and nothing else as an object.
 //!
-//! What serde derives for a struct takes an array of its fields as well, and refuses a key that comes
-//! twice. Here an array is a mistake, and of equal keys the last one counts, as in Go and in
-//! libraries for JSON patches.
+//! The implementation that serde derives for a struct accepts an array of its fields as well, and
+//! refuses a key that comes twice. Here an array is a mistake, and of equal keys the last one
+//! counts, as in Go and in libraries for JSON patches.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,10 +14,10 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 
 /// The fields of an object that are of interest.
 pub trait Fields<'de>: Default {
-    /// What the object is, for messages.
+    /// The name of the object, for messages.
     const WHAT: &'static str;
 
-    /// Reads the value of `key` from `map` if it is of interest, and tells whether it was.
+    /// Reads the value of `key` from `map` if it is of interest, and returns whether it was.
     ///
     /// # Errors
     /// The value is of another type.
@@ -56,7 +56,7 @@ impl<'de, T: Fields<'de>> Visitor<'de> for ObjectVisitor<T> {
 
 /// A list that is folded into a value as it is read.
 pub trait Fold<'de>: Default {
-    /// What its elements are, for messages.
+    /// The name of its elements, for messages.
     const WHAT: &'static str;
     /// One element.
     type Element: Deserialize<'de>;

@@ -18,7 +18,7 @@ const OPERATION_LENGTH: usize = 64;
 pub struct EnvEntry(String);
 
 impl EnvEntry {
-    /// The entry that tells a container this name.
+    /// The entry that sets this name in a container.
     #[must_use]
     pub fn new(fqdn: &str) -> Self {
         Self(json!({"name": VARIABLE, "value": fqdn}).to_string())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Reads a review. Everything of it must be JSON; only what decides is looked at.
+//! Reads a review. Everything of it must be JSON; only the fields that decide are read.
 
 use std::borrow::Cow;
 use std::str::Utf8Error;
@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::VARIABLE;
 use super::object::{Fields, Fold, List, Object, Text};
 
-/// The group's versions, as `apiVersion` has them. The first one answers what names none.
+/// The group's versions, as `apiVersion` has them. The first one answers reviews that name none.
 const API_VERSIONS: [&str; 2] = ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"];
 
 /// The only kind.
@@ -35,7 +35,7 @@ pub enum Malformed {
     /// It asks nothing.
     #[error("there is no request")]
     NoRequest,
-    /// An answer could not be told from others.
+    /// The API server could not match the answer to the request.
     #[error("the request has no uid")]
     NoUid,
     /// The operation is none that the API knows.
@@ -46,7 +46,7 @@ pub enum Malformed {
     NoObject,
 }
 
-/// What is done to the pod.
+/// The operation on the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// It is created, or nothing is said.
@@ -60,13 +60,13 @@ pub enum Operation {
 pub struct Review<'a> {
     /// One of [`API_VERSIONS`].
     pub api_version: &'static str,
-    /// What the answer is recognised by.
+    /// The id by which the API server matches the answer.
     pub uid: Cow<'a, str>,
     /// The containers.
     pub pod: Pod,
 }
 
-/// A review and what it is about.
+/// A review and its operation.
 #[derive(Debug)]
 pub struct Parsed<'a> {
     /// The review.
@@ -75,7 +75,7 @@ pub struct Parsed<'a> {
     pub operation: Operation,
 }
 
-/// What is known of a container's environment.
+/// The state of a container's environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Env {
     /// There is none, or null.
@@ -103,7 +103,7 @@ pub type Containers = Vec<Env>;
 /// # Errors
 /// It is none, or it cannot be answered.
 pub fn read(body: &[u8]) -> Result<Parsed<'_>, Malformed> {
-    // What is skipped is checked to be JSON, but not to be UTF-8.
+    // serde_json checks skipped values to be JSON, but not to be UTF-8.
     let text = std::str::from_utf8(body)?;
     let Object(envelope) = serde_json::from_str::<Object<Envelope<'_, Request<'_>>>>(text)?;
     let kind = envelope.kind.unwrap_or_default();
@@ -205,7 +205,7 @@ impl<'de> Fields<'de> for Request<'de> {
     }
 }
 
-/// What can be read of a request in which something else is wrong.
+/// The readable part of a request that is otherwise malformed.
 #[derive(Debug, Default)]
 struct OnlyUid<'a> {
     uid: Option<Text<'a>>,

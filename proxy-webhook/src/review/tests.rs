@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Answers, letter by letter. Whether a patch makes of a pod what it should is tested over TLS, with a
+//! Answers, letter by letter. Whether a patch gives the expected pod is tested over TLS, with a
 //! library for JSON patches, in the crate `tests`.
 
 use super::*;

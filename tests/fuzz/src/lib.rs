@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is fuzzed. Targets of the agent and of the tunnel stand in their crates (`fuzzing.rs`
-//! there), those of `proxy-common` here. docs/fuzzing.md tells how they are run.
+//! The fuzz targets. Targets of the agent, its crates and the tunnel stand in their crates
+//! (`fuzzing.rs` there), those of `proxy-common` here. docs/fuzzing.md describes how to run them.
 
 mod packet;
 
 use proxy_agent::fuzzing;
+use proxy_netlink::fuzzing as netlink;
+use proxy_rules::fuzzing as rules;
 use proxy_tunnel::fuzzing as tunnel;
 
 /// Something that takes any bytes, and panics if they show a fault.
@@ -13,7 +15,7 @@ use proxy_tunnel::fuzzing as tunnel;
 pub struct Target {
     /// Its name.
     pub name: &'static str,
-    /// What it is about.
+    /// The parser or rule that the target covers.
     pub about: &'static str,
     /// Runs it once.
     pub run: fn(&[u8]),
@@ -35,28 +37,24 @@ pub const TARGETS: &[Target] = &[
     target(
         "route",
         "links and addresses from route netlink",
-        fuzzing::route,
+        netlink::route,
     ),
-    target("events", "what the kernel tells by itself", fuzzing::events),
+    target("events", "the kernel's notifications", netlink::events),
     target(
         "nf_tables",
         "tables, sets, chains and rules of nf_tables",
-        fuzzing::nf_tables,
+        netlink::nf_tables,
     ),
     target(
         "conntrack",
         "entries of connection tracking",
-        fuzzing::conntrack,
+        netlink::conntrack,
     ),
-    target(
-        "dnat",
-        "rules that send connections to a VIP",
-        fuzzing::dnat,
-    ),
+    target("dnat", "rules that send connections to a VIP", rules::dnat),
     target(
         "firewall",
         "rules that drop packets of a VIP",
-        fuzzing::firewall,
+        rules::firewall,
     ),
     target(
         "iptables_save",

@@ -23,7 +23,8 @@ fn run(data: &[u8]) {
     let target = TARGET.get().expect("it is chosen first");
     let fails = || panic::catch_unwind(|| (target.run)(data)).is_err();
     if fails() {
-        // Once more, to tell: where each of many panics that are caught came from takes too long to find.
+        // Runs the input once more to report the place: where each of many panics that are caught
+        // came from takes too long to find.
         panic::set_hook(Box::new(|panicked| {
             eprintln!("{panicked}\n{}", Backtrace::force_capture());
         }));

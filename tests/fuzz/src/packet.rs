@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::packet::{Headers, IPV6_HEADER, JumboTcp};
 use proxy_common::{Endpoint, Ipv4Tcp, Ipv6Tcp, Segment, Unreadable};
 
-/// What a packet says, by the RFCs.
+/// The fields of a packet, read as the RFCs define them.
 #[derive(Debug, PartialEq, Eq)]
 struct Facts {
     source: SocketAddr,

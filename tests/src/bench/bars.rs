@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent is meant to reach, and whether it does.
+//! The agent's targets, and whether a run reaches them.
 
 use std::fmt::{self, Display};
 
@@ -15,13 +15,13 @@ use super::variant::Variant;
 /// Something that must not be more than a number.
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// What.
+    /// The measured quantity.
     pub what: String,
     /// The number.
     pub most: f64,
-    /// In what; empty for ratios.
+    /// The unit; empty for ratios.
     pub unit: &'static str,
-    /// What was measured, and where.
+    /// The measured value, and where it was measured.
     pub measured: Vec<(String, Summary)>,
 }
 
@@ -30,7 +30,8 @@ pub struct Bar {
 pub enum Verdict {
     /// By every median.
     Reached,
-    /// Not by every median, but by a quarter of the samples at least: too close to tell.
+    /// The median misses the target, but at least a quarter of the samples reach it: too close to
+    /// decide.
     Close,
     /// It is not.
     Missed,
@@ -91,7 +92,7 @@ impl Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reached => "reached",
-            Self::Close => "too close to tell",
+            Self::Close => "too close to decide",
             Self::Missed => "**missed**",
         })
     }

@@ -121,7 +121,7 @@ impl Instructions {
             )
         };
         let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-        // SAFETY: a new descriptor that nobody else owns.
+        // SAFETY: a new descriptor that nothing else owns.
         Some(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What has changed between two runs.
+//! Compares two runs.
 //!
 //! Traffic is compared by its ratio to a node without hooks in the same run, else two machines, or one
 //! machine on two days, would be compared.
@@ -11,7 +11,8 @@ use super::result::{Cell, Clock, Results};
 use super::statistics::Summary;
 use super::variant::Variant;
 
-/// A change of which this much is left when both spreads are taken off is told, as a part of the whole.
+/// A change is reported if at least this fraction remains after subtracting the spreads of both
+/// runs.
 const NOTABLE: f64 = 0.02;
 
 /// The changes that are more than the spread of both, those for the worse first.
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_changed_is_told() {
+    fn only_changes_are_reported() {
         let mut old = Results::begin(Effort::SHORT).expect("procfs");
         for (what, samples) in [
             ("start", [100.0, 101.0, 99.0]),

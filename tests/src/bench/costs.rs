@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent itself takes: to start, to run, to repair, with many links.
+//! Time and memory that the agent itself uses: to start, to run, to repair, and with many links.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ pub const MEMORY: &str = "resident memory, ebpf";
 pub const IDLE: &str = "processor time while idle";
 /// See [`START`]: each kind of drift begins with this.
 pub const REPAIR: &str = "repair: ";
-/// How much of a pass with nothing to do is told for each number of links.
+/// Name of the cost that is reported for each number of links.
 const RESYNC: &str = "processor time of a pass with nothing to do";
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -56,7 +56,7 @@ pub fn resync(links: usize) -> String {
 ///
 /// # Errors
 /// When the agent does not do what it should.
-pub fn run(mut effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cost>> {
+pub fn run(mut effort: Effort, mut progress: impl FnMut(&str)) -> Result<Vec<Cost>> {
     if effort.short {
         // Most of the time is waiting for the agent to be at rest.
         effort.rounds = effort.rounds.div_ceil(2);
@@ -72,9 +72,9 @@ pub fn run(mut effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cost>> 
     at_rest(&idle)?;
     let (since, used) = (Instant::now(), idle.cpu_time()?);
 
-    tell("starts");
+    progress("starts");
     starts(effort, &mut costs)?;
-    tell("repairs");
+    progress("repairs");
     repairs(effort, &mut costs)?;
     let sizes: &[usize] = if effort.short {
         &[1, 100]
@@ -82,11 +82,11 @@ pub fn run(mut effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cost>> 
         &[1, 100, 1_000, 5_000]
     };
     for links in sizes {
-        tell(&format!("{links} links"));
+        progress(&format!("{links} links"));
         with_links(*links, &mut costs)?;
     }
     if !effort.short {
-        tell("idle");
+        progress("idle");
         std::thread::sleep(IDLE_TIME.saturating_sub(since.elapsed()));
         let used = idle.cpu_time()?.saturating_sub(used).as_secs_f64();
         push(
@@ -216,13 +216,8 @@ fn repairs(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
         TRANSLATE[1],
     ];
     let agent = node.start_agent(args)?;
-    for (what, events, harm) in [ADDRESS, DOWN, TABLE] {
-        let samples = (0..effort.rounds).map(|_| {
-            at_rest(&agent)?;
-            let harm = || node.netns.exec(harm).map(drop);
-            Ok(milliseconds(events::between(&node.netns, events, harm)?))
-        });
-        let samples = samples.collect::<Result<_>>().context(what)?;
+    for (what, events, command) in [ADDRESS, DOWN, TABLE] {
+        let samples = repaired_changes(effort, &node, &agent, (what, events, command))?;
         push(costs, format!("{REPAIR}{what}"), "ms", samples);
     }
     let pins = node.agent_bpffs();
@@ -246,7 +241,27 @@ fn repairs(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     rules(effort, costs)
 }
 
-/// Removes a pin, which detaches what it pins; returns when it is there again.
+/// Makes a change, again and again; for each how many milliseconds are between the kernel's notification of it and that of its
+/// repair.
+///
+/// # Errors
+/// One is not repaired in time.
+fn repaired_changes(
+    effort: Effort,
+    node: &Node,
+    agent: &Agent,
+    (what, events, command): Drift,
+) -> Result<Vec<f64>> {
+    let samples = (0..effort.rounds).map(|_| {
+        at_rest(agent)?;
+        let interfere = || node.netns.exec(command).map(drop);
+        let between = events::between(&node.netns, events, interfere)?;
+        Ok(milliseconds(between))
+    });
+    samples.collect::<Result<_>>().context(what)
+}
+
+/// Removes a pin, which detaches the pinned link; returns when it is there again.
 fn repaired_pin(pin: &Path) -> Result<f64> {
     let start = Instant::now();
     std::fs::remove_file(pin).with_context(|| format!("removing {}", pin.display()))?;
@@ -262,7 +277,7 @@ fn repaired_pin(pin: &Path) -> Result<f64> {
 /// The other backends.
 fn rules(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
     let chain = "iptables-nft -t raw -F OUTPUT";
-    for (backend, (what, events, harm)) in [
+    for (backend, (what, events, command)) in [
         ("nftables", TABLE),
         (
             "iptables",
@@ -276,12 +291,7 @@ fn rules(effort: Effort, costs: &mut Vec<Cost>) -> Result<()> {
         let node = Node::with_pods(Topology::Veth, 1)?;
         KubeProxy::IptablesNft.install(&node.netns)?;
         let agent = node.start_agent(&[&format!("--backend={backend}")])?;
-        let samples = (0..effort.rounds).map(|_| {
-            at_rest(&agent)?;
-            let harm = || node.netns.exec(harm).map(drop);
-            Ok(milliseconds(events::between(&node.netns, events, harm)?))
-        });
-        let samples = samples.collect::<Result<_>>().context(what)?;
+        let samples = repaired_changes(effort, &node, &agent, (what, events, command))?;
         push(costs, format!("{REPAIR}{what}, {backend}"), "ms", samples);
         drop(agent);
     }

@@ -11,7 +11,7 @@ use super::plot;
 use super::result::Results;
 use super::table;
 
-/// A part of the document: its name in the marks, and what stands between them.
+/// A part of the document: its name in the marks, and the text between them.
 type Part = (&'static str, fn(&Results) -> String);
 
 const PARTS: [Part; 7] = [

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! When the kernel tells of a change: the messages of a netlink group with the time they came.
+//! The kernel's notifications of changes: the messages of a netlink group, with the time of their
+//! arrival.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -23,7 +24,7 @@ const HEADER: usize = 16;
 /// Nothing takes longer than that, or it does not happen at all.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A change that the kernel tells of.
+/// A change that the kernel reports in a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// An IPv4 address was added.
@@ -75,15 +76,15 @@ impl Event {
     }
 }
 
-/// Does harm in a namespace; returns the time between the event `broken`, which that causes, and the
+/// Interferes in a namespace; returns the time between the event `broken`, which that causes, and the
 /// event `repaired` after it.
 ///
 /// # Errors
-/// When the harm cannot be done, or one of the events does not come.
+/// When the interference fails, or one of the events does not come.
 pub fn between(
     netns: &Netns,
     (broken, repaired): (Event, Event),
-    harm: impl FnOnce() -> Result<()> + Send,
+    interfere: impl FnOnce() -> Result<()> + Send,
 ) -> Result<Duration> {
     let of_netfilter = broken.is_of_netfilter();
     let socket = netns.run(|| {
@@ -95,9 +96,10 @@ pub fn between(
     });
     let socket = socket.context("listening to kernel events")?;
     std::thread::scope(|scope| {
-        let harm = scope.spawn(harm);
+        let interfering = scope.spawn(interfere);
         let time = time_between(&socket, of_netfilter, (broken, repaired));
-        harm.join()
+        interfering
+            .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         time
     })
@@ -158,10 +160,10 @@ fn open(protocol: i32, groups: u32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor that nothing else owns.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // So that a missing event is told of.
-    let patience = libc::timeval {
+    // A read time-out, so that a missing event becomes an error.
+    let timeout = libc::timeval {
         tv_sec: 1,
         tv_usec: 0,
     };
@@ -174,7 +176,7 @@ fn open(protocol: i32, groups: u32) -> io::Result<OwnedFd> {
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_RCVTIMEO,
-            (&raw const patience).cast(),
+            (&raw const timeout).cast(),
             size_of::<libc::timeval>()
                 .try_into()
                 .expect("a small number"),
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_told_apart() {
+    fn messages_are_distinguished() {
         let mut up = [0; 16];
         up[8] = 1;
         let route = [

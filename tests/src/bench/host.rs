@@ -26,7 +26,7 @@ pub enum Way {
     Veth,
     /// A pod behind a bridge to the API server
     Bridge,
-    /// A pod to port 443 of somebody outside: nothing of ours
+    /// A pod to port 443 of a host outside the cluster: nothing of ours
     Unrelated,
 }
 

@@ -3,10 +3,10 @@
 //! The benchmark: the ways to keep conntrack out of the path side by side, in one run, on nodes of
 //! their own, and what the agent itself costs.
 //!
-//! Every variant has its node for as long as the run lasts. In each round every variant has its turn,
-//! so that what else the machine does meanwhile falls on all alike; what is compared are medians and
-//! ratios within a round. Parts: [`paths`] the variants on every way, [`scale`] the same with much on
-//! the node, [`programs`] each eBPF program alone, [`costs`] the agent, [`upstream`] all the way through a proxy.
+//! Every variant has its node for as long as the run lasts. In each round every variant has its turn, so that other
+//! work of the machine affects all alike; the benchmark compares medians and ratios within a round. Parts: [`paths`]
+//! the variants on every way, [`scale`] the same with much on the node, [`programs`] each eBPF program alone, [`costs`]
+//! the agent, [`upstream`] all the way through a proxy.
 
 pub mod bars;
 pub mod clock;
@@ -40,13 +40,13 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// What is published.
+    /// The effort of published results.
     pub const FULL: Self = Self {
         rounds: 12,
         slot: Duration::from_millis(40),
         short: false,
     };
-    /// What CI runs.
+    /// The effort of CI.
     pub const SHORT: Self = Self {
         rounds: 10,
         slot: Duration::from_millis(12),

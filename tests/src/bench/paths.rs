@@ -11,12 +11,13 @@ use super::traffic::Work;
 use super::variant::Variant;
 use crate::Family;
 
-/// What is measured of each variant.
+/// The measurements of each variant.
 fn plan(effort: Effort) -> Vec<(Work, Way, Family)> {
     let mut plan = Vec::new();
     for work in Work::ALL {
         for way in Way::ALL {
-            // What concerns the node's other packets shows in the smallest best.
+            // Of the node's other packets only small exchanges are measured, where an added cost
+            // shows best.
             let is_small = matches!(work, Work::Exchange | Work::Connect);
             if way == Way::Unrelated && !is_small {
                 continue;
@@ -36,7 +37,7 @@ fn plan(effort: Effort) -> Vec<(Work, Way, Family)> {
 ///
 /// # Errors
 /// When a variant does not work.
-pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
+pub fn run(effort: Effort, mut progress: impl FnMut(&str)) -> Result<Vec<Cell>> {
     let variants: &[Variant] = if effort.short {
         &Variant::FEWEST
     } else {
@@ -44,7 +45,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
     };
     let mut hosts = Vec::new();
     for variant in variants {
-        tell(&format!("a node: {variant}"));
+        progress(&format!("a node: {variant}"));
         hosts.push(Host::new(*variant, &[]).with_context(|| variant.name())?);
     }
     let plan = plan(effort);
@@ -53,7 +54,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
     for round in 0..=effort.rounds {
         for (n, (work, way, family)) in plan.iter().enumerate() {
             for turn in 0..hosts.len() {
-                // Another one begins each time: what comes first may find colder caches.
+                // Another one begins each time: the first one may find colder caches.
                 let turn = (turn + round + n) % hosts.len();
                 let sample = hosts[turn].measure(*way, *family, *work, effort)?;
                 if round > 0 {
@@ -61,7 +62,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
                 }
             }
         }
-        tell(&format!("round {round} of {}", effort.rounds));
+        progress(&format!("round {round} of {}", effort.rounds));
     }
     Ok(cells)
 }

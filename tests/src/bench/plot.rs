@@ -22,11 +22,11 @@ const GROUP: f64 = 30.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 44.0;
 
-/// The colour of ours, and of what is reached.
+/// The colour of ours, and of targets that are reached.
 pub const OURS: &str = "#1a7f37";
 const OTHERS: &str = "#8c959f";
 const RULES: &str = "#bf8700";
-/// The colour of what is missed.
+/// The colour of targets that are missed.
 pub const BAD: &str = "#cf222e";
 const TEXT: &str = "#1f2328";
 const FAINT: &str = "#d0d7de";
@@ -49,11 +49,11 @@ pub struct Row {
 pub struct Chart {
     /// The heading of all.
     pub title: String,
-    /// What values are.
+    /// The label of the value axis.
     pub axis: String,
     /// The line that values are compared with.
     pub origin: f64,
-    /// What is further away is cut off there, and its number tells.
+    /// Bars are cut off at this value; the number beside the bar gives the full value.
     pub most: f64,
     /// The rows by their headings.
     pub groups: Vec<(String, Vec<Row>)>,
@@ -113,7 +113,7 @@ fn work_chart(results: &Results, work: Work) -> Chart {
             "host" => "process on the node → API server",
             "veth pod" => "pod behind a veth pair → API server",
             "bridge pod" => "pod behind a bridge → API server",
-            _ => "pod → port 443 of somebody else (unrelated)",
+            _ => "pod → port 443 of another host (unrelated)",
         };
         match groups.iter_mut().find(|(name, _)| name == heading) {
             Some((_, rows)) => rows.push(row),

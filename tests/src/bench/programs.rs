@@ -35,10 +35,10 @@ struct Loaded {
 ///
 /// # Errors
 /// When a program's verdict is not what it should be, or the kernel refuses.
-pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Program>> {
+pub fn run(effort: Effort, mut progress: impl FnMut(&str)) -> Result<Vec<Program>> {
     let mut results = Vec::new();
     for variant in [Variant::Ebpf, Variant::Service] {
-        tell(&format!("programs: {variant}"));
+        progress(&format!("programs: {variant}"));
         let host = Host::new(variant, &[])?;
         let programs = programs(&host)?;
         let families = if effort.short { 1 } else { 2 };
@@ -56,7 +56,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Program>> {
     Ok(results)
 }
 
-/// What a run of a program takes that does nothing.
+/// The time of a run of a program that does nothing.
 fn empty(rounds: usize) -> Result<Program> {
     let program = bpf::Program::empty()?;
     let (length, machine_code) = program.sizes()?;
@@ -72,7 +72,7 @@ fn empty(rounds: usize) -> Result<Program> {
     })
 }
 
-/// The ids of the programs that the agent of a node has loaded, as it tells them.
+/// The ids of the programs that the agent of a node has loaded, as its state file lists them.
 fn programs(host: &Host) -> Result<BTreeMap<String, u32>> {
     let path = host.node.run_dir().join("state.json");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a run has measured, as it is written to a file and read again.
+//! The results of a run, as they are written to a file and read back.
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,8 @@ use super::traffic::Sample;
 /// Of the file; another one cannot be compared.
 const FORMAT: u32 = 1;
 
-/// In a turn that nobody disturbs, wall time is at most so many times the processor time, if that is all
-/// there is.
+/// In a turn without other load, wall time is at most this many times the processor time, if the
+/// work is bound by the processor.
 const UNDISTURBED: f64 = 1.1;
 
 /// By which time operations are compared.
@@ -32,7 +32,7 @@ pub enum Clock {
 pub struct Results {
     /// Of this file.
     pub format: u32,
-    /// On what it ran.
+    /// The machine it ran on.
     pub machine: Machine,
     /// Rounds in which each variant had its turn.
     pub rounds: usize,
@@ -64,7 +64,7 @@ pub struct Machine {
     pub load: f64,
 }
 
-/// What a variant took for a kind of work.
+/// The times of a variant for one kind of work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     /// [`super::variant::Variant::name`]
@@ -75,7 +75,7 @@ pub struct Cell {
     pub family: u8,
     /// [`super::traffic::Work::name`]
     pub work: String,
-    /// What there is much of, and how much; empty on a node like any other.
+    /// The kind of object that the node has many of; empty on an ordinary node.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub of: String,
     /// How much of it.
@@ -90,12 +90,12 @@ pub struct Cell {
     pub instructions: Vec<f64>,
 }
 
-/// What a program takes for a packet.
+/// The cost of a program for one packet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Program {
     /// Its name.
     pub name: String,
-    /// What kind of packet it got.
+    /// The kind of packet it got.
     pub packet: String,
     /// Instructions that the verifier left in it.
     pub length: u32,
@@ -103,18 +103,18 @@ pub struct Program {
     pub machine_code: u32,
     /// Nanoseconds of each series of runs, per run.
     pub nanoseconds: Vec<f64>,
-    /// Instructions of the processor per run, with what it takes to start one; none where the machine
-    /// does not count them.
+    /// Instructions of the processor per run, including the start of the program; none where the
+    /// machine does not count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<f64>,
 }
 
-/// What the agent takes for something.
+/// A cost of the agent itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cost {
-    /// For what.
+    /// The operation.
     pub what: String,
-    /// In what: `ms`, `MiB`, `%`.
+    /// The unit: `ms`, `MiB`, `%`.
     pub unit: String,
     /// Each time.
     pub samples: Vec<f64>,
@@ -159,7 +159,7 @@ impl Machine {
             .find_map(|line| line.strip_prefix("model name"));
         let load = read("/proc/loadavg")?;
         Ok(Self {
-            // What follows the first dash is the distribution's.
+            // The part after the first dash is the distribution's.
             kernel: read("/proc/sys/kernel/osrelease")?
                 .trim()
                 .split('-')
@@ -250,7 +250,7 @@ impl Results {
             .find(|other| other.variant == variant && other.is_beside(cell))
     }
 
-    /// A cost, by what it is for.
+    /// A cost, by its operation.
     #[must_use]
     pub fn cost(&self, what: &str) -> Option<Summary> {
         let cost = self.costs.iter().find(|cost| cost.what == what)?;

@@ -18,7 +18,7 @@ use crate::kubeproxy::KubeProxy;
 use crate::netns::Netns;
 use crate::{Family, conntrack, ctnetlink};
 
-/// The names of what there is much of, in results.
+/// The names of the numerous objects, in results.
 pub const ENTRIES: &str = "conntrack entries";
 /// See [`ENTRIES`].
 pub const RULES: &str = "kube-proxy rules";
@@ -46,7 +46,7 @@ struct Fixture {
     _alive: Vec<TcpStream>,
 }
 
-/// What is measured on each.
+/// The measurements on each node.
 const PLAN: [(Work, Way); 4] = [
     (Work::Exchange, Way::Veth),
     (Work::Connect, Way::Veth),
@@ -58,7 +58,7 @@ const PLAN: [(Work, Way); 4] = [
 ///
 /// # Errors
 /// When a variant does not work.
-pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
+pub fn run(effort: Effort, mut progress: impl FnMut(&str)) -> Result<Vec<Cell>> {
     let mut nodes = Vec::new();
     // In CI links alone would take longer than all the rest.
     if !effort.short {
@@ -68,7 +68,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
             Variant::Ebpf,
             Variant::Service,
         ] {
-            tell(&format!(
+            progress(&format!(
                 "{MANY_RULES} rules, {MANY_LINKS} links: {variant}"
             ));
             nodes.push(with_rules(variant, 1)?);
@@ -78,7 +78,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
         }
     }
     for variant in [Variant::Ebpf, Variant::Service] {
-        tell(&format!("{MANY_DECIDED} decided connections: {variant}"));
+        progress(&format!("{MANY_DECIDED} decided connections: {variant}"));
         if !effort.short {
             nodes.push(with_alive(variant, 1)?);
             nodes.push(with_alive(variant, MANY_ALIVE)?);
@@ -102,10 +102,10 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
                 }
             }
         }
-        tell(&format!("round {round} of {}", effort.rounds));
+        progress(&format!("round {round} of {}", effort.rounds));
     }
     drop(nodes);
-    cells.extend(with_entries(effort, tell)?);
+    cells.extend(with_entries(effort, progress)?);
     Ok(cells)
 }
 
@@ -119,7 +119,7 @@ fn cell(variant: Variant, (of, size): (&str, u32), way: Way, work: Work) -> Cell
 
 /// Conntrack's table is one for all namespaces, so that a node with few entries would find those of
 /// the other one too: here each node has few and many in turn.
-fn with_entries(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
+fn with_entries(effort: Effort, mut progress: impl FnMut(&str)) -> Result<Vec<Cell>> {
     let variants = [
         Variant::Tracked,
         Variant::Native,
@@ -128,7 +128,7 @@ fn with_entries(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>>
     ];
     let mut hosts = Vec::new();
     for variant in variants {
-        tell(&format!("{MANY_ENTRIES} entries of conntrack: {variant}"));
+        progress(&format!("{MANY_ENTRIES} entries of conntrack: {variant}"));
         hosts.push(Host::new(variant, &[])?);
     }
     let mut cells = Vec::new();
@@ -156,7 +156,7 @@ fn with_entries(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>>
             }
             conntrack::flush(&host.node.netns)?;
         }
-        tell(&format!("round {round} of {}", effort.rounds));
+        progress(&format!("round {round} of {}", effort.rounds));
     }
     Ok(cells)
 }

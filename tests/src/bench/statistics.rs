@@ -2,7 +2,7 @@
 
 //! Medians and quartiles of samples, and ratios of samples that were taken in the same round.
 
-/// What many samples come to.
+/// The summary of many samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     /// The median.

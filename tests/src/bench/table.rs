@@ -11,7 +11,7 @@ use super::traffic::Work;
 use super::upstream;
 use super::variant::Variant;
 
-/// On what and how it was measured.
+/// The machine and the method of measurement.
 #[must_use]
 pub fn machine(results: &Results) -> String {
     let machine = &results.machine;
@@ -31,7 +31,7 @@ pub fn machine(results: &Results) -> String {
     )
 }
 
-/// What was to be reached.
+/// The targets.
 #[must_use]
 pub fn bars(results: &Results) -> String {
     let mut text = String::from(
@@ -157,7 +157,7 @@ fn in_table(cells: &[Cell], clock: Clock, cell: &Cell, to: &[&str]) -> String {
     text
 }
 
-/// How much grows with what.
+/// The growth of costs with the number of objects.
 #[must_use]
 pub fn scale(results: &Results) -> String {
     let mut text = String::from(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What clients and servers do: small exchanges, connections, bulk. The least work in user space that
-//! there can be, so that what differs is the kernel's.
+//! The work of clients and servers: small exchanges, connections, bulk. User space does as little
+//! as possible, so that the differences are the kernel's.
 
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -25,7 +25,7 @@ const BULK: usize = 1024 * 1024;
 /// A connection that hangs longer than this is broken.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a client does again and again.
+/// The operation that a client repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
     /// A request and its answer on a connection that stays.
@@ -65,7 +65,7 @@ impl Display for Work {
     }
 }
 
-/// What one operation took in one slot, per operation.
+/// The time of one operation, as the mean of one slot.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// Nanoseconds.
@@ -130,7 +130,7 @@ impl Drop for Server {
 fn accept(listener: &TcpListener) {
     let mut kept = Vec::new();
     while let Ok((stream, _)) = listener.accept() {
-        // What goes wrong here goes wrong for the client too, and that one tells.
+        // An error here also fails the client, which reports it.
         if let Ok(Some(stream)) = serve(stream) {
             kept.push(stream);
         }

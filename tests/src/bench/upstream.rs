@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! All the way through a HAProxy to a server behind the uplink: what the proxy's own connection costs, tracked and not.
+//! All the way through a HAProxy to a server behind the uplink: the cost of the proxy's own connection, tracked and
+//! untracked.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::node::{Node, Topology, api_server};
 use crate::proxy::Proxy;
 use crate::{Family, status};
 
-/// In results, for what is between client and server.
+/// The path between client and server, in results.
 pub const THROUGH: &str = "through HAProxy";
 
 /// The name of our backend `ebpf` with the proxy's own connections left to conntrack.
@@ -29,7 +30,7 @@ pub const ONLY_THE_VIP: &str = "proxy-agent ebpf, --proxy-upstream=off";
 /// For a request that has the agent learn an endpoint.
 const SLOT: Duration = Duration::from_millis(1);
 
-/// A variant, its name in results, and what the agent is told besides.
+/// A variant, its name in results, and the agent's additional flags.
 type Side = (Variant, &'static str, &'static [&'static str]);
 
 const SIDES: [Side; 5] = [
@@ -118,10 +119,10 @@ impl Chain {
 ///
 /// # Errors
 /// When a variant does not work, or an endpoint is not learned.
-pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
+pub fn run(effort: Effort, mut progress: impl FnMut(&str)) -> Result<Vec<Cell>> {
     let mut chains = Vec::new();
     for side in SIDES {
-        tell(&format!("a node with HAProxy: {}", side.1));
+        progress(&format!("a node with HAProxy: {}", side.1));
         chains.push(Chain::new(side).with_context(|| side.1)?);
     }
     let families = if effort.short { 1 } else { 2 };
@@ -156,7 +157,7 @@ pub fn run(effort: Effort, mut tell: impl FnMut(&str)) -> Result<Vec<Cell>> {
                 }
             }
         }
-        tell(&format!("round {round} of {}", effort.rounds));
+        progress(&format!("round {round} of {}", effort.rounds));
     }
     Ok(cells)
 }

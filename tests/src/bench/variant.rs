@@ -78,7 +78,7 @@ impl Variant {
         }
     }
 
-    /// What clients connect to.
+    /// The address that clients connect to.
     #[must_use]
     pub fn target(self, family: Family) -> SocketAddr {
         match self {
@@ -87,7 +87,7 @@ impl Variant {
         }
     }
 
-    /// What the agent is told; none where there is none.
+    /// The agent's flags; none for variants without an agent.
     #[must_use]
     pub fn agent(self) -> Option<Vec<&'static str>> {
         Some(match self {
@@ -99,7 +99,7 @@ impl Variant {
         })
     }
 
-    /// Sets up the rules that somebody else would have set up.
+    /// Sets up the rules of variants without an agent.
     ///
     /// # Errors
     /// When a tool fails.

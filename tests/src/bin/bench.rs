@@ -14,8 +14,8 @@ use tests::{agent, signals, usage};
 
 /// Measures the ways to keep conntrack out of the API server's path side by side, and the agent.
 ///
-/// Everything happens in network namespaces of its own. Results are told as tables and written to a
-/// file; a whole run in full length also renews docs/benchmarks.md with its plots.
+/// Everything happens in network namespaces of its own. Results are printed as tables and written
+/// to a file; a whole run in full length also renews docs/benchmarks.md with its plots.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", max_term_width = 100)]
 struct Cli {
@@ -32,7 +32,7 @@ struct Cli {
     /// Where the results are written
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     output: PathBuf,
-    /// Tell what has changed since an earlier run
+    /// Report what has changed since an earlier run
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
     /// Measure nothing: take the results of an earlier run
@@ -43,7 +43,7 @@ struct Cli {
     document: PathBuf,
 }
 
-/// What can be measured on its own.
+/// The parts that can be measured on their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Every variant on every way
@@ -96,24 +96,24 @@ fn measure(cli: &Cli) -> Result<Results> {
     println!("The agent is {}", agent::binary()?.display());
     usage::allow_open_files(20_000);
     let start = Instant::now();
-    let tell = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
+    let progress = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
     let wanted = |part| cli.part.is_empty() || cli.part.contains(&part);
     let mut results = Results::begin(effort)?;
-    // The agent first, while the kernel has not yet to free what the others leave.
+    // The agent first, before the kernel has to free the objects of the other parts.
     if wanted(Part::Costs) {
-        results.costs = costs::run(effort, tell).context("costs")?;
+        results.costs = costs::run(effort, progress).context("costs")?;
     }
     if wanted(Part::Programs) {
-        results.programs = programs::run(effort, tell).context("programs")?;
+        results.programs = programs::run(effort, progress).context("programs")?;
     }
     if wanted(Part::Paths) {
-        results.paths = paths::run(effort, tell).context("paths")?;
+        results.paths = paths::run(effort, progress).context("paths")?;
     }
     if wanted(Part::Scale) {
-        results.scale = scale::run(effort, tell).context("scale")?;
+        results.scale = scale::run(effort, progress).context("scale")?;
     }
     if wanted(Part::Upstream) {
-        results.upstream = upstream::run(effort, tell).context("upstream")?;
+        results.upstream = upstream::run(effort, progress).context("upstream")?;
     }
     results.write(&cli.output)?;
     println!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The soak: an agent that works for half an hour must not hold more at the end than at the beginning.
-//! What it has to do and what is measured lives in `tests::soak`.
+//! The soak: an agent that works for half an hour must not hold more at the end than at the
+//! beginning. The load and the measurements are in `tests::soak`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use tests::{agent, signals, soak};
 const MINUTES: u64 = 30;
 /// Between two rounds of work.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How often it says that it still works.
-const TOLD: u64 = 60;
+/// Seconds between two lines of progress.
+const MINUTE: u64 = 60;
 
 fn main() -> ExitCode {
     signals::run("\nThe soak failed", || {
@@ -33,7 +33,7 @@ fn minutes(mut args: impl Iterator<Item = String>) -> Result<u64> {
         }
         Some(other) => bail!("{other}: unknown; Usage: soak [--minutes N]"),
     };
-    ensure!(minutes > 0, "--minutes 0: too short to tell anything");
+    ensure!(minutes > 0, "--minutes 0: too short to show anything");
     Ok(minutes)
 }
 
@@ -47,12 +47,12 @@ fn run(minutes: u64) -> Result<()> {
     );
     let topology = Topology::Veth;
     let mut node = Node::with_pods(topology, 2)?;
-    let mut told = 0;
+    let mut printed = 0;
     let time = Duration::from_secs(60 * minutes);
     let samples = soak::soak(&mut node, topology, (time, PAUSE), |sample| {
-        let now = sample.at.as_secs() / TOLD;
-        if now > told {
-            told = now;
+        let now = sample.at.as_secs() / MINUTE;
+        if now > printed {
+            printed = now;
             let (memory, files) = (sample.memory, sample.descriptors);
             println!("{now} min: {memory} KiB resident, {files} open files");
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Reviews per second and memory of the webhook, over TLS on kept connections on loopback. Server and
-//! clients share the machine, so the processor time of each is told, too.
+//! Reviews per second and memory of the webhook, over TLS on kept connections on loopback. Server
+//! and clients share the machine, so the processor time of each is reported, too.
 
 use std::fs;
 use std::process::ExitCode;

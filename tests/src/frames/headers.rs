@@ -23,7 +23,7 @@ pub fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// An IP header and what is behind it.
+/// An IP header and the bytes behind it.
 pub fn ip(
     source: IpAddr,
     destination: IpAddr,

@@ -6,6 +6,7 @@
     tool.py PACKAGES helm CHART RELEASE NAMESPACE < values
                                              lints and renders a chart with values in JSON
     tool.py PACKAGES yaml < text             reads YAML
+    tool.py PACKAGES workflow < text         a GitHub workflow, checked against GitHub's schema
     tool.py PACKAGES validate VERSION < [..] validates objects against the schemas of a Kubernetes
                                              version and of the Prometheus operator
 """
@@ -84,9 +85,24 @@ def validate(version):
                     raise ValueError(f"unknown fields: {', '.join(unknown)}")
             else:
                 kubernetes_validate.validate(given, version, strict=True)
-        except Exception as error:  # whatever the validators raise is a finding
+        except Exception as error:  # any exception of the validators is a finding
             faults.append(f"{name}: {getattr(error, 'message', error)}")
     return faults
+
+
+def workflow():
+    import jsonschema
+
+    (found,) = documents(sys.stdin.read())
+    # YAML 1.1 takes the key `on` for a boolean.
+    found["on"] = found.pop(True)
+    with open(f"{PACKAGES}/check_jsonschema/builtin_schemas/vendor/github-workflows.json") as file:
+        schema = json.load(file)
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    faults = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(found)]
+    if faults:
+        sys.exit("\n".join(faults))
+    return [found]
 
 
 COMMANDS = {
@@ -94,5 +110,6 @@ COMMANDS = {
     "helm": helm,
     "yaml": lambda: documents(sys.stdin.read()),
     "validate": validate,
+    "workflow": workflow,
 }
 json.dump(COMMANDS[COMMAND](*ARGUMENTS), sys.stdout)

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cmd;
 
-/// What is asked of each certificate that is issued.
+/// The extensions of each certificate that is issued.
 const EXTENSIONS: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1\n\
     extendedKeyUsage=serverAuth,clientAuth\n";
 

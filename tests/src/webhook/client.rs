@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::certs::{Authority, Pair};
 use super::{PATH, PATIENCE};
 
-/// What a client trusts and shows.
+/// The certificates that a client trusts and presents.
 #[derive(Debug, Clone)]
 pub struct Tls {
     config: Arc<ClientConfig>,
@@ -28,7 +28,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Trusts what this authority has issued.
+    /// Trusts certificates of this authority.
     ///
     /// # Errors
     /// When the authority's certificate cannot be read.
@@ -84,7 +84,7 @@ pub struct Client {
     buffer: Vec<u8>,
 }
 
-/// What came back.
+/// The answer of the webhook.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status code.
@@ -211,7 +211,7 @@ impl Client {
         })
     }
 
-    /// Waits until the server ends the connection; gives what it sent before.
+    /// Waits until the server ends the connection; returns the bytes that it sent before.
     ///
     /// # Errors
     /// When it does not.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Many clients at once, and reviews that nobody would write.
+//! Many clients at once, and random malformed reviews.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, Tls};
 
-/// What clients do.
+/// The load that clients put on the webhook.
 #[derive(Debug, Clone, Copy)]
 pub struct Load<'a> {
     /// Where the webhook is.
@@ -22,11 +22,11 @@ pub struct Load<'a> {
     pub clients: usize,
     /// After how many reviews each connects anew; `None`: never.
     pub reconnect: Option<u64>,
-    /// What they ask.
+    /// The review that they send.
     pub review: &'a [u8],
 }
 
-/// What they got.
+/// The answers that they got.
 #[derive(Debug, Clone, Copy)]
 pub struct Served {
     /// Reviews that were answered as the first one was.
@@ -155,7 +155,7 @@ fn broken(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Exchanges or removes something, at whatever depth.
+/// Exchanges or removes a random value, at any depth.
 fn exchange(value: &mut Value, random: &mut Random) {
     let deeper = random.below(8) > 0;
     match value {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the webhook must answer, worked out in another way than its own: on whole JSON values, by
-//! changing the pod. A library for JSON patches is the judge of its patches.
+//! The expected answers of the webhook, computed in another way than its own: on whole JSON values,
+//! by changing the pod. A library for JSON patches is the judge of its patches.
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
@@ -40,7 +40,7 @@ pub fn entry() -> Value {
     json!({"name": VARIABLE, "value": FQDN})
 }
 
-/// What becomes of a review.
+/// The expected outcome of a review.
 #[derive(Debug, PartialEq)]
 pub enum Expected {
     /// Allowed, and this is the pod afterwards.
@@ -49,7 +49,7 @@ pub enum Expected {
     Malformed,
 }
 
-/// What must become of the bytes of a review.
+/// The expected outcome for the bytes of a review.
 #[must_use]
 pub fn expected(body: &[u8]) -> Expected {
     let Ok(review) = serde_json::from_slice::<Value>(body) else {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Cases from the field, each as reported of another data plane: filters, policy routes, sockets bound to a link, qdiscs
-//! of others, saved rulesets. NAT of others and the Service range are in `field/nat.rs`, what the host's own programs do
-//! in `field/host.rs`, the node's addresses and routes as others read them in `field/addresses.rs`, proxies that are not
+//! Cases from the field, each as reported of another data plane: filters, policy routes, sockets bound to a link,
+//! qdiscs of others, saved rulesets. NAT of others and the Service range are in `field/nat.rs`, programs of the host in
+//! `field/host.rs`, the node's addresses and routes as others read them in `field/addresses.rs`, proxies that are not
 //! plain in `field/proxies.rs`, quiet connections beside churn and floods in `churn.rs`.
 
 mod addresses;
@@ -41,7 +41,7 @@ fn works(path: &Path<'_>) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// A host firewall that lets out what belongs to connections that conntrack knows, and what stays on the node.
+/// A host firewall that lets out packets of connections that conntrack knows, and packets that stay on the node.
 #[test]
 fn a_policy_that_drops_what_the_node_sends() {
     Node::test(Topology::Veth, |node| {
@@ -61,12 +61,12 @@ fn a_policy_that_drops_what_the_node_sends() {
         for path in node.paths() {
             works(&path)?;
         }
-        // The agent's own rules let pass what the policy would drop.
+        // The agent's own rules accept packets that the policy would drop.
         let faults = doctor::doctor(node)?;
         let faults = faults.faults("firewall");
         ensure!(faults.is_empty(), "{faults:#?}");
 
-        // No rule of another table can: of a native one `doctor` says where packets are dropped, and what helps.
+        // No rule of another table can: for a native one `doctor` reports where packets are dropped, and the remedy.
         agent.signal(libc::SIGSTOP)?;
         let native = "table inet fw {\n\
              chain out { type filter hook output priority 0; policy drop; oifname \"lo\" accept\n\
@@ -83,7 +83,7 @@ fn a_policy_that_drops_what_the_node_sends() {
         );
         let faults = doctor::found(node, "firewall", "broken")?;
         for family in Family::ALL {
-            // The node's own processes may reach the VIP by `lo`; what is of a Service is a pod's.
+            // The node's own processes may reach the VIP by `lo`; only pods' packets have a Service's address.
             for (end, verdict) in [
                 (family.vip_socket(), "warning"),
                 (family.cluster_ip_socket(), "broken"),
@@ -267,8 +267,8 @@ fn clean_up(node: &Node, mut command: std::process::Command) -> Result<()> {
     Ok(())
 }
 
-/// A clsact that the agent has made, with somebody's filter on it of a kind that no library here can parse: the
-/// qdisc stays when the agent cleans up.
+/// A clsact that the agent has made, with a foreign filter on it of a kind that no library here can parse: the qdisc
+/// stays when the agent cleans up.
 #[test]
 fn a_foreign_filter_on_our_qdisc() {
     Node::test(Topology::Veth, |node| {
@@ -341,7 +341,7 @@ fn a_later_filter_of_our_priority() {
     });
 }
 
-/// What `nft list ruleset` shows, `nft -f` can load again, with every backend that has tables.
+/// `nft -f` can load the output of `nft list ruleset` again, with every backend that has tables.
 #[test]
 fn a_saved_ruleset_loads_again() {
     for args in [with_services(&[]), vec!["--backend=nftables"]] {

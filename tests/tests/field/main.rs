@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What was reported from the field.
+//! Cases that were reported from the field.
 
 mod field;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The VIP answers to this node only: a neighbour that routes it to the node gets no answer, on every
-//! backend; pods and the node itself do not notice; and what is guarded follows the node's routes.
+//! The VIP answers to this node only: a neighbour that routes it to the node gets no answer, on every backend; pods and
+//! the node itself do not notice; and the set of guarded links follows the node's routes.
 
 use std::fmt::Write as _;
 use std::io::ErrorKind;
@@ -11,15 +11,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
 use tests::bpf::ForeignProgram;
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology, gateway_address, uplink_address};
 use tests::proxy::Proxy;
 use tests::status::{dropped, guarded};
-use tests::{Family, PORT, client, cmd, doctor, patience, transfer};
+use tests::{Family, PORT, client, cmd, doctor, slow_machine, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// For connections that nobody answers; two SYNs at most.
+/// Time-out of connections that get no answer; two SYNs at most.
 const SHORT: Duration = Duration::from_millis(400);
 const ALLOW: &str = "--allow-from=192.168.100.0/24,fd00:100::/64,198.51.100.7";
 
@@ -38,7 +38,7 @@ fn answers(node: &Node, family: Family) -> Result<bool> {
     match client::connect(&node.uplink, family.vip_socket(), SHORT) {
         Ok(mut stream) => {
             // Silence from here on is an answer too.
-            stream.set_read_timeout(Some(patience::of(SHORT)))?;
+            stream.set_read_timeout(Some(slow_machine::of(SHORT)))?;
             transfer::exchange(&mut stream, 10_000, 1)?;
             Ok(true)
         }
@@ -81,10 +81,10 @@ fn pods_and_host_work(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// One backend: how it is asked for, and what status says of eth0 then; none if it does not count.
+/// One backend: its flags, and the state of eth0 in `status` with it; none if it does not count.
 struct Backend {
     args: &'static [&'static str],
-    lacking: Option<Lacking>,
+    missing: Option<Missing>,
     how: &'static str,
     counts: bool,
 }
@@ -95,8 +95,8 @@ fn check(backend: &Backend, topology: Topology) {
         route_vips(node)?;
         let start = |more: &[&str]| {
             let args = [backend.args, more].concat();
-            match backend.lacking {
-                Some(lacking) => node.start_agent_lacking(lacking, &args),
+            match backend.missing {
+                Some(missing) => node.start_agent_missing(missing, &args),
                 None => node.start_agent(&args),
             }
         };
@@ -111,7 +111,7 @@ fn check(backend: &Backend, topology: Topology) {
             let count = dropped(node, "outside")?;
             ensure!(count >= 2, "{count} packets were counted");
         }
-        // What is not VIP:443 is not our business: nobody listens there, and the node says so.
+        // Other ports than VIP:443 are not guarded: nothing listens there, and the node answers with a reset.
         for family in Family::ALL {
             let other = SocketAddr::new(family.vip(), PORT + 1);
             let refused = client::connect(&node.uplink, other, TIMEOUT);
@@ -137,7 +137,7 @@ fn check(backend: &Backend, topology: Topology) {
         ensure_answers(node, false).context("--guard=eth0")?;
         let status = agent.stop(libc::SIGTERM)?;
         ensure!(status.success(), "clean-up: {status}");
-        let left = tests::kept::data_plane(node)?;
+        let left = tests::artifacts::data_plane(node)?;
         ensure!(left.is_empty(), "left: {left}");
         Ok(())
     });
@@ -147,7 +147,7 @@ fn check(backend: &Backend, topology: Topology) {
 fn ebpf() {
     let backend = Backend {
         args: &["--backend=ebpf"],
-        lacking: None,
+        missing: None,
         how: "tc",
         counts: true,
     };
@@ -158,7 +158,7 @@ fn ebpf() {
 fn ebpf_by_clsact() {
     let backend = Backend {
         args: &["--backend=ebpf", "--tc-attach=clsact"],
-        lacking: None,
+        missing: None,
         how: "tc",
         counts: true,
     };
@@ -169,7 +169,7 @@ fn ebpf_by_clsact() {
 fn ebpf_with_xdp() {
     let backend = Backend {
         args: &["--backend=ebpf", "--guard-mode=xdp"],
-        lacking: None,
+        missing: None,
         how: "xdp, native, and tc",
         counts: true,
     };
@@ -180,7 +180,7 @@ fn ebpf_with_xdp() {
 fn nftables() {
     let backend = Backend {
         args: &["--backend=nftables"],
-        lacking: None,
+        missing: None,
         how: "rules of nftables",
         counts: true,
     };
@@ -191,14 +191,14 @@ fn nftables() {
 fn iptables() {
     let backend = Backend {
         args: &["--backend=iptables"],
-        lacking: None,
+        missing: None,
         how: "rules of iptables",
         counts: false,
     };
     check(&backend, Topology::Veth);
 }
 
-/// The VIP cannot be guarded by nobody, and that is told.
+/// No way to guard the VIP works, and the agent logs it.
 #[test]
 fn none_guards_nothing_and_says_so() {
     Node::test(Topology::Veth, |node| {
@@ -286,9 +286,9 @@ fn pods_work_through_vip(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A bridge of which every port may be a pod's: nothing is dropped, and that is told.
+/// A bridge of which every port may be a pod's: nothing is dropped, and the agent logs it.
 #[test]
-fn what_cannot_be_told_from_pods_is_not_guarded() {
+fn links_that_may_be_pods_are_not_guarded() {
     Node::test(Topology::Bridge, |node| {
         node.netns
             .ip("route replace default via 10.244.1.10 dev cni0\n")?;
@@ -304,7 +304,7 @@ fn what_cannot_be_told_from_pods_is_not_guarded() {
     });
 }
 
-/// What comes from outside for a ClusterIP is left to kube-proxy.
+/// Packets from outside for a ClusterIP are left to kube-proxy.
 #[test]
 fn services_are_not_translated_for_the_outside() {
     Node::test(Topology::Veth, |node| {
@@ -367,7 +367,7 @@ fn another_xdp_program_stays() {
         ensure_answers(node, false)?;
         let (links, _) = guarded(node)?;
         ensure!(
-            links == ["eth0: tc (another XDP program is there)"],
+            links == ["eth0: tc (another XDP program is attached)"],
             "{links:?}"
         );
         ensure!(agent.log().contains("link eth0 is guarded by TC alone"));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Frames of every shape on a guarded link: the TC and the XDP program give the same verdict, which is the
-//! intended one; what is dropped is counted; and nothing gets in on any backend.
+//! Frames of every shape on a guarded link: the TC and the XDP program give the same verdict, which
+//! is the intended one; dropped frames are counted; and no frame gets in on any backend.
 
 use std::fs;
 use std::time::Duration;
@@ -44,7 +44,8 @@ fn sender(node: &Node, family: Family) -> Result<Sender> {
 
 const ALLOW: &str = "--allow-from=198.51.100.0/24,2001:db8:1::/48";
 
-/// What the agent has told of its programs. They stay without it, and so does what they know of links.
+/// The agent's programs as its state file lists them. They stay loaded without the agent, and so
+/// does their map of links.
 fn without_agent(node: &Node) -> Result<Value> {
     let mut agent = node.start_agent(&["--backend=ebpf", "--guard-mode=xdp", ALLOW])?;
     let path = node.run_dir().join("state.json");
@@ -167,7 +168,7 @@ fn what_is_dropped_is_counted() {
     });
 }
 
-/// What reaches processes of the node.
+/// The frames that reach processes of the node.
 const COUNTERS: &str = r"
 table inet seen {
     counter vip {}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Who must get no answer from the VIP.
+//! The VIP answers the node and its pods, and no other host.
 
 mod guard;
 mod guard_frames;

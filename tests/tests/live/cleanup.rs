@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent cleanup`: whatever an agent left that was killed goes, and no connection with it.
+//! `proxy-agent cleanup` removes everything that a killed agent left, and breaks no connection.
 
 use std::net::TcpStream;
 use std::process::Output;
@@ -25,16 +25,16 @@ const IPTABLES: &[&str] = &["--backend=iptables"];
 const NONE: &[&str] = &["--backend=none"];
 const ALL: [&[&str]; 6] = [EBPF, CLSACT, TRANSLATING, NFTABLES, IPTABLES, NONE];
 
-const NOTHING_LEFT: &str = "nothing of proxy-agent is left";
+const NOTHING_LEFT: &str = "no objects of proxy-agent are left";
 
-/// What `cleanup` prints, and its exit code.
-struct Told {
+/// The output of `cleanup`, and its exit code.
+struct Report {
     stdout: String,
     stderr: String,
     code: Option<i32>,
 }
 
-impl Told {
+impl Report {
     fn ends_with(&self, last: &str) -> Result<()> {
         let found = self.stdout.lines().last().unwrap_or_default();
         ensure!(
@@ -48,7 +48,7 @@ impl Told {
     }
 }
 
-fn cleanup(node: &Node, args: &[&str]) -> Result<Told> {
+fn cleanup(node: &Node, args: &[&str]) -> Result<Report> {
     let mut command = node.netns.command(tests::agent::binary()?);
     command
         .arg("cleanup")
@@ -62,7 +62,7 @@ fn cleanup(node: &Node, args: &[&str]) -> Result<Told> {
         stderr,
     } = node.run(command)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Told {
+    Ok(Report {
         stdout: text(&stdout),
         stderr: text(&stderr),
         code: status.code(),
@@ -143,16 +143,17 @@ fn after_a_kill() {
             agent.stop(libc::SIGKILL)?;
             let kept = without_members(&snapshot::take(&node.netns)?);
 
-            let told = cleanup(node, &["--dry-run"])?;
-            told.ends_with("nothing was changed")?;
+            let output = cleanup(node, &["--dry-run"])?;
+            output.ends_with("dry run: nothing was changed")?;
             let now = without_members(&snapshot::take(&node.netns)?);
             let difference = snapshot::difference(&kept, &now);
             ensure!(difference.is_none(), "a dry run: {difference:?}");
 
-            let told = cleanup(node, &[])?;
-            told.ends_with(NOTHING_LEFT)
+            let output = cleanup(node, &[])?;
+            output
+                .ends_with(NOTHING_LEFT)
                 .with_context(|| format!("{args:?}"))?;
-            ensure!(told.stdout.contains("10.96.0.2"), "{}", told.stdout);
+            ensure!(output.stdout.contains("10.96.0.2"), "{}", output.stdout);
             as_before(node, &before).with_context(|| format!("{args:?}"))?;
             cleanup(node, &[])?.ends_with("nothing to do")?;
             as_before(node, &before)?;
@@ -161,7 +162,8 @@ fn after_a_kill() {
     }
 }
 
-/// Qdiscs that are there before the agent: nothing but its state tells whose one is.
+/// Qdiscs that are there before the agent: only the agent's state file records which of them are
+/// the agent's.
 fn add_qdiscs(node: &Node) -> Result<()> {
     for link in ["eth0", "pod0", "pod1"] {
         node.netns
@@ -187,18 +189,18 @@ fn without_the_state() {
         let before = prepare(node)?;
         node.start_agent(&["--backend=none"])?.stop(libc::SIGKILL)?;
         std::fs::remove_dir_all(node.run_dir())?;
-        let told = cleanup(node, &[])?;
+        let output = cleanup(node, &[])?;
         ensure!(
-            told.stdout.contains("VIP addresses are not known"),
+            output.stdout.contains("the VIPs are unknown"),
             "{}",
-            told.stdout
+            output.stdout
         );
         cleanup(node, &["--ip-address=10.96.0.2,fd00:96::2"])?.ends_with(NOTHING_LEFT)?;
         as_before(node, &before)
     });
 }
 
-/// The link goes with the VIPs, unless somebody else has put an address on it.
+/// The link goes with the VIPs, unless another program has put an address on it.
 #[test]
 fn a_link_of_the_agents() {
     Node::test(Topology::Veth, |node| {
@@ -253,7 +255,8 @@ fn addresses(node: &Node, link: &str) -> Result<String> {
     node.netns.exec(&format!("ip -o address show dev {link}"))
 }
 
-/// Another start with other settings removes what was ours, and nothing that somebody else has put there.
+/// Another start with other settings removes our objects, and nothing that another program has put
+/// there.
 #[test]
 fn of_another_start_with_other_settings() {
     for args in [TRANSLATING, NFTABLES, IPTABLES] {
@@ -349,10 +352,10 @@ fn refused_while_an_agent_runs() {
     Node::test(Topology::Veth, |node| {
         let agent = node.start_agent(EBPF)?;
         let before = snapshot::take(&node.netns)?;
-        let told = cleanup(node, &[])?;
-        ensure!(told.code == Some(1), "{:?}", told.code);
+        let output = cleanup(node, &[])?;
+        ensure!(output.code == Some(1), "{:?}", output.code);
         let pid = format!("pid {}", agent.id());
-        ensure!(told.stderr.contains(&pid), "{}", told.stderr);
+        ensure!(output.stderr.contains(&pid), "{}", output.stderr);
         let difference = snapshot::difference(&before, &snapshot::take(&node.netns)?);
         ensure!(difference.is_none(), "{difference:?}");
         Ok(())

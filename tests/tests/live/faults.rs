@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A call to the kernel fails once, whichever it is: in the start, in the repair of what others have
-//! removed, or in the clean-up. Live connections go on, the agent neither crashes nor hangs, and it or
-//! the next run leaves exactly what is desired.
+//! A call to the kernel fails once, whichever it is: in the start, in the repair after others have
+//! removed objects, or in the clean-up. Live connections go on, the agent neither crashes nor
+//! hangs, and it or the next run leaves exactly what is desired.
 //!
 //! Where calls fail is up to strace(1): the n-th of those that carry netlink and bpf(2), of the agent
 //! itself and not of programs that it runs. A normal run takes a sample of all n, spread evenly;
@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::agent::{Agent, TRANSLATE};
-use tests::harm::{Harm, VIP_LINK};
+use tests::interference::{Interference, VIP_LINK};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{self, all_end_intact, all_go_on, new_connections_work, open};
-use tests::{cmd, kept, patience, snapshot};
+use tests::{artifacts, cmd, slow_machine, snapshot};
 
-/// The system calls that carry what is asked of the kernel, and its answers.
+/// The system calls that carry requests to the kernel, and its answers.
 const CALLS: &str = "bpf,sendto,sendmsg,recvfrom,recvmsg";
 /// How many n a normal run takes.
 const SAMPLE: usize = 20;
@@ -40,10 +40,10 @@ struct Call {
 
 struct Faults {
     args: &'static [&'static str],
-    harms: &'static [Harm],
+    interferences: &'static [Interference],
 }
 
-/// What is done with the calls of an agent.
+/// How the agent's system calls are traced.
 enum Tracing<'a> {
     /// They are written to a file.
     Count(&'a Path),
@@ -64,7 +64,7 @@ impl Faults {
 
             let agent = self.start(node, None)?;
             agent.wait_until_ready()?;
-            let desired = kept::everything(node)?;
+            let desired = artifacts::everything(node)?;
             self.clean_up(node, agent).context("without a fault")?;
 
             let trace = node.dir().join("calls");
@@ -133,7 +133,7 @@ impl Faults {
     /// From the start to the clean-up, with a repair in between.
     fn cycle(&self, node: &Node, mut agent: Agent, desired: &str) -> Result<()> {
         if !is_up(&agent)? {
-            // It must have said why; whoever started it does so again.
+            // It must have logged why; its supervisor starts it again.
             ensure!(
                 agent.log().to_lowercase().contains("error"),
                 "it ended without a reason"
@@ -141,10 +141,10 @@ impl Faults {
             agent = self.start(node, None)?;
         }
         wait_until_kept(node, desired).context("after the start")?;
-        for harm in self.harms {
-            harm.happen(node, KubeProxy::IptablesLegacy)?;
+        for interference in self.interferences {
+            interference.happen(node, KubeProxy::IptablesLegacy)?;
         }
-        wait_until_kept(node, desired).context("after the harm")?;
+        wait_until_kept(node, desired).context("after the interference")?;
         std::thread::sleep(REST);
         self.clean_up(node, agent)
     }
@@ -156,7 +156,7 @@ impl Faults {
             format!("stopping; {stack:?}\n{}", agent.log())
         })?;
         // The connections need an address: its next owner.
-        let left = kept::vips(node)?;
+        let left = artifacts::vips(node)?;
         if left.is_empty() {
             node.add_vips(VIP_LINK)?;
         }
@@ -178,7 +178,7 @@ impl Faults {
             ensure!(status.success(), "the second clean-up: {status}");
             node.add_vips(VIP_LINK)?;
         }
-        let left = kept::data_plane(node)?;
+        let left = artifacts::data_plane(node)?;
         ensure!(left.is_empty(), "left behind ({status}): {left}");
         Ok(())
     }
@@ -229,7 +229,7 @@ fn chosen(calls: usize) -> Result<Vec<usize>> {
             Ok(numbers)
         }
         Err(_) => {
-            let step = (calls / patience::times(SAMPLE)).max(1);
+            let step = (calls / slow_machine::times(SAMPLE)).max(1);
             let first = usize::try_from(std::process::id()).unwrap_or_default() % step;
             Ok((first..calls).step_by(step).collect())
         }
@@ -239,7 +239,7 @@ fn chosen(calls: usize) -> Result<Vec<usize>> {
 fn wait_until_kept(node: &Node, desired: &str) -> Result<()> {
     let mut difference = None;
     cmd::wait_until(CONVERGED, "the node to be as desired", || {
-        difference = snapshot::difference(desired, &kept::everything(node)?);
+        difference = snapshot::difference(desired, &artifacts::everything(node)?);
         Ok(difference.is_none().then_some(()))
     })
     .with_context(|| format!("still: {}", difference.unwrap_or_default()))
@@ -260,12 +260,12 @@ fn go_on(node: &Node, streams: &[Live]) -> Result<()> {
 fn ebpf() {
     Faults {
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
-        harms: &[
-            Harm::DeleteTables,
-            Harm::UnpinMaps,
-            Harm::DetachSockets,
-            Harm::DeleteRoutes,
-            Harm::DeleteVips,
+        interferences: &[
+            Interference::DeleteTables,
+            Interference::UnpinMaps,
+            Interference::DetachSockets,
+            Interference::DeleteRoutes,
+            Interference::DeleteVips,
         ],
     }
     .strike();
@@ -275,7 +275,7 @@ fn ebpf() {
 fn ebpf_by_clsact() {
     Faults {
         args: &["--backend=ebpf", "--tc-attach=clsact"],
-        harms: &[Harm::DeleteClsact, Harm::DeleteVips],
+        interferences: &[Interference::DeleteClsact, Interference::DeleteVips],
     }
     .strike();
 }
@@ -284,7 +284,7 @@ fn ebpf_by_clsact() {
 fn nftables() {
     Faults {
         args: &["--backend=nftables"],
-        harms: &[Harm::DeleteTables, Harm::DeleteVips],
+        interferences: &[Interference::DeleteTables, Interference::DeleteVips],
     }
     .strike();
 }
@@ -293,7 +293,7 @@ fn nftables() {
 fn iptables() {
     Faults {
         args: &["--backend=iptables", "--sync-interval=1s"],
-        harms: &[Harm::FlushSets, Harm::DeleteVips],
+        interferences: &[Interference::FlushSets, Interference::DeleteVips],
     }
     .strike();
 }

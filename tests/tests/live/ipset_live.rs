@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::Agent;
 use tests::client;
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
@@ -182,7 +182,7 @@ fn other_flavour(node: &Node, agent: Agent) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-/// From stateless rules to learning ones and back: what was untracked stays so.
+/// From stateless rules to learning ones and back: untracked connections stay so.
 #[test]
 fn stateless_rules_learn_and_forget() {
     for (topology, kube_proxy) in [
@@ -191,7 +191,7 @@ fn stateless_rules_learn_and_forget() {
     ] {
         Node::test(topology, |node| {
             kube_proxy.install_without_masquerade(&node.netns)?;
-            let mut agent = node.start_agent_lacking(Lacking::Ipset, &[IPTABLES])?;
+            let mut agent = node.start_agent_missing(Missing::Ipset, &[IPTABLES])?;
             ensure!(agent.log().contains("ipset is not installed"), "no reason");
             let _proxy = Proxy::start(node)?;
             let mut streams = Vec::new();
@@ -215,7 +215,7 @@ fn stateless_rules_learn_and_forget() {
             vip_is_untracked(node).context("with ipset")?;
             agent.stop(libc::SIGTERM)?;
 
-            let _agent = node.start_agent_lacking(Lacking::Ipset, &[IPTABLES])?;
+            let _agent = node.start_agent_missing(Missing::Ipset, &[IPTABLES])?;
             std::thread::sleep(AFTER);
             all_go_on(&streams).context("without ipset again")?;
             vip_is_untracked(node).context("without ipset again")?;

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
-use tests::census;
+use tests::bpf_objects;
 use tests::cycles::{Backend, Cycles};
+use tests::idle_state::IdleState;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::rest::Rest;
 use tests::streams::{all_end_intact, all_go_on, entries, open};
-use tests::{Family, client, patience};
+use tests::{Family, client, slow_machine};
 
 /// A start may live this long, on a usual machine: into its first pass, or well behind it.
 const LIFETIME: Duration = Duration::from_millis(400);
@@ -27,8 +27,12 @@ const FULL: usize = 3;
 type Variants = &'static [&'static [&'static str]];
 
 fn killed(topology: Topology, backend: Backend, cycles: usize, variants: Variants) {
-    let more = if patience::is_load_full() { FULL } else { 1 };
-    let cycles = patience::times(cycles * more);
+    let more = if slow_machine::is_load_full() {
+        FULL
+    } else {
+        1
+    };
+    let cycles = slow_machine::times(cycles * more);
     Node::test(topology, |node| {
         let begun = Instant::now();
         let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {
@@ -46,9 +50,9 @@ fn cycle(state: &mut Cycles<'_>, variants: Variants) -> Result<()> {
     let more = state.choose(variants);
     let mut agent = state.spawn(&Cycles::current()?, more)?;
     let begun = Instant::now();
-    let longest = patience::of(LIFETIME);
+    let longest = slow_machine::of(LIFETIME);
     let end = state.time_below(longest);
-    // What happens meanwhile takes its time, and so do not all cycles see it.
+    // Events in the meantime take longer than a cycle, so not every cycle includes them.
     for moment in [state.time_below(longest), state.time_below(longest)] {
         if moment < end {
             std::thread::sleep(moment.saturating_sub(begun.elapsed()));
@@ -74,8 +78,8 @@ fn ebpf_by_clsact() {
     killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
 }
 
-/// Whatever an agent was changing when it died. Until the next one is ready, some programs use the map of
-/// one size and some that of another, and what begins then may be tracked.
+/// An agent is killed at any moment of a change. Until the next one is ready, some programs use the map of one size and
+/// some that of another, and connections that begin then may be tracked.
 #[test]
 fn ebpf_with_other_settings_each_time() {
     let backend = Backend {
@@ -98,12 +102,12 @@ fn while_pinning() {
     Node::test(Topology::Veth, |node| {
         let args = ["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
         let mut agent = node.start_agent(&args)?;
-        let mut rest = Rest::remember(node)?;
+        let mut rest = IdleState::remember(node)?;
         agent.stop(libc::SIGKILL)?;
         node.add_pod(Topology::Veth)?;
         let mut agent = node.start_agent(&args)?;
         agent.stop(libc::SIGKILL)?;
-        for pin in census::files_below(&node.agent_bpffs()) {
+        for pin in bpf_objects::files_below(&node.agent_bpffs()) {
             let is_link = pin.parent().is_some_and(|dir| *dir != node.agent_bpffs());
             if is_link {
                 fs::rename(&pin, format!("{}-new", pin.display()))?;
@@ -115,8 +119,8 @@ fn while_pinning() {
     });
 }
 
-/// What processes on the node addressed is moved to a map of another size, whatever moment the agent before died
-/// in: they go on seeing the ClusterIP as their peer.
+/// The agent moves the entries of processes on the node to a map of another size, at whatever moment the agent before
+/// died in: they go on seeing the ClusterIP as their peer.
 #[test]
 fn while_the_map_of_peers_changes_its_size() {
     Node::test(Topology::Veth, |node| {
@@ -147,7 +151,7 @@ fn while_the_map_of_peers_changes_its_size() {
 fn while_attaching_by_clsact() {
     Node::test(Topology::Veth, |node| {
         let mut agent = node.start_agent(&["--backend=ebpf"])?;
-        let mut rest = Rest::remember(node)?;
+        let mut rest = IdleState::remember(node)?;
         agent.stop(libc::SIGKILL)?;
         let mut agent = node.start_agent(&["--backend=ebpf", "--tc-attach=clsact"])?;
         agent.stop(libc::SIGKILL)?;

@@ -175,7 +175,7 @@ fn cleaned_up_with_live_connections() {
             if let Some(difference) = snapshot::difference(&before, &after) {
                 anyhow::bail!("not as it was before:\n{difference}");
             }
-            // What lives on is the connections: with an address they go on, tracked from now on.
+            // The connections survive: with an address they go on, tracked from now on.
             node.add_vips("lo")?;
             still_work(&mut streams)
         });

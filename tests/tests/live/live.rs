@@ -14,20 +14,20 @@ use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, open, open_on};
-use tests::{Family, cmd, conntrack, patience, skip, status};
+use tests::{Family, cmd, conntrack, skip, slow_machine, status};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long streams run before and after what happens.
+/// How long streams run before and after each event.
 const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_secs(2);
 
-/// What the agent is started with, and again.
+/// The flags of the agent at each start.
 type Args = &'static [&'static str];
 
 /// Everything is untracked.
 const TRANSLATING: Args = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
 const EBPF: Args = &["--backend=ebpf"];
-/// What goes to the VIP is untracked; kube-proxy translates the rest.
+/// Packets to the VIP are untracked; kube-proxy translates the rest.
 const NFTABLES: Args = &["--backend=nftables"];
 const IPTABLES: Args = &["--backend=iptables"];
 
@@ -176,8 +176,8 @@ fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool
         all_go_on(&others).context("while it drains")?;
         new_connections_work(node).context("while it drains")?;
         ensure!(
-            begun.elapsed() < DRAIN || patience::of(DRAIN) > DRAIN,
-            "too slow to tell"
+            begun.elapsed() < DRAIN || slow_machine::of(DRAIN) > DRAIN,
+            "the machine is too slow for this test"
         );
         // No signal, but the end is waited for.
         let status = agent.stop(0)?;
@@ -225,7 +225,7 @@ fn drained_where_conntrack_is_strict() {
     drained(Topology::Veth, KubeProxy::IptablesLegacy, &[], false);
 }
 
-/// The next agent is not told of the ClusterIP any more.
+/// The next agent runs without `--service-address`.
 fn no_longer_translated(node: &Node, mut agent: Agent, _: Args) -> Result<Option<Agent>> {
     agent.stop(libc::SIGTERM)?;
     node.start_agent(EBPF).map(Some)
@@ -276,7 +276,7 @@ fn remove_routes_and_pins(node: &Node, agent: Agent, _: Args) -> Result<Option<A
     Ok(Some(agent))
 }
 
-/// The rules of Services are away for 50 ms again and again, with nobody to repair that: conntrack picks connections up
+/// The rules of Services are away for 50 ms again and again, and no agent repairs that: conntrack picks connections up
 /// half-way and kube-proxy's DNAT bends them. The net at TC egress keeps that from the clients.
 fn without_rules_for_moments(kube_proxy: KubeProxy) {
     const MOMENTS: usize = 10;
@@ -299,7 +299,7 @@ fn without_rules_for_moments(kube_proxy: KubeProxy) {
         let deletion = deletion.concat();
         let caught = || status::dropped(node, "stray_reply");
         let mut moments = 0;
-        while moments < patience::times(MOMENTS) || caught()? == 0 {
+        while moments < slow_machine::times(MOMENTS) || caught()? == 0 {
             moments += 1;
             ensure!(
                 moments < 10 * MOMENTS,
@@ -359,7 +359,7 @@ fn flush_conntrack(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> 
     Ok(Some(agent))
 }
 
-/// With the agent stopped, so that nobody repairs what is gone.
+/// With the agent stopped, so that nothing is repaired.
 fn stopped_and_delete_tables(node: &Node, agent: Agent, backend: Args) -> Result<Option<Agent>> {
     agent.signal(libc::SIGSTOP)?;
     delete_tables(node, agent, backend)
@@ -412,7 +412,7 @@ fn an_agent_starts_to_translate() {
     });
 }
 
-/// Those to the VIP itself do not notice; what kube-proxy has translated does, with and without an agent.
+/// Connections to the VIP itself go on; those that kube-proxy has translated break, with and without an agent.
 fn conntrack_is_flushed(topology: Topology, kube_proxy: KubeProxy, backend: Args) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;

@@ -2,14 +2,14 @@
 
 //! Live connections, whatever happens to the agent, to its state in the kernel and to its settings.
 
-mod change;
+mod backend_change;
 mod cleanup;
 mod faults;
 mod ipset_live;
 mod kill_cycles;
-mod layout;
 mod lifecycle;
 mod live;
 mod move_vip;
+mod pin_layout;
 mod storm;
 mod upgrade;

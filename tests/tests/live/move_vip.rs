@@ -20,7 +20,7 @@ const BEFORE: Duration = Duration::from_millis(500);
 /// The former copy is removed once the new one carries the VIP.
 const MOVED: Duration = Duration::from_secs(5);
 
-/// Binds sockets to both VIPs without a pause until it is told to stop. Returns the failures.
+/// Binds sockets to both VIPs without a pause until it is stopped. Returns the failures.
 fn watch(node: &Node, stop: &AtomicBool, tries: &AtomicU64) -> Vec<String> {
     node.netns.run(|| {
         let mut failures = Vec::new();

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Others interfere in every way at once, in random order, while connections live on every way. The
-//! agent keeps up with them: a moment after the last harm everything is as a first start makes it,
+//! agent keeps up with them: a moment after the last interference everything is as a first start makes it,
 //! and no connection is lost.
 //!
-//! Connections of the pod whose link comes and goes are left out. Translated ones live as long as either
-//! the rules or the programs on links are there: without both nobody could give the answer the address
-//! that the client knows, so that a storm takes only the ones or the others. For the same reason
-//! kube-proxy's rules are legacy ones where all of nf_tables is flushed: without a NAT chain the kernel
-//! stops to translate what conntrack has recorded, with the agent and without.
+//! Connections of the pod whose link comes and goes are left out. Translated ones live as long as
+//! either the rules or the programs on links are there: without both nothing gives the answer the
+//! address that the client knows, so that a storm takes only the ones or the others. For the same
+//! reason kube-proxy's rules are legacy ones where all of nf_tables is flushed: without a NAT chain
+//! the kernel stops to translate connections that conntrack has recorded, with the agent and
+//! without.
 //!
 //! `PROXY_AGENT_TEST_STORM=SECONDS` has the storm last longer, `PROXY_AGENT_TEST_SEED=N` repeats one.
 
@@ -17,26 +18,26 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::{Agent, TRANSLATE};
-use tests::harm::{self, Harm, VIP_LINK};
+use tests::interference::{self, Interference, VIP_LINK};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
-use tests::{cmd, kept, snapshot};
+use tests::{artifacts, cmd, snapshot};
 
-/// Within a second is what the agent is to manage; a loaded machine gets more.
+/// The agent's target is a second; a loaded machine gets more.
 const CONVERGED: Duration = Duration::from_secs(3);
-/// Between two bursts of harms.
+/// Between two bursts of interferences.
 const PAUSES: std::ops::Range<u64> = 5..250;
-/// Lines of the agent's log for each harm.
-const LINES_PER_HARM: usize = 40;
+/// Lines of the agent's log for each interference.
+const LINES_PER_INTERFERENCE: usize = 40;
 
 struct Storm {
     kube_proxy: KubeProxy,
     args: &'static [&'static str],
     seconds: u64,
-    without: &'static [Harm],
+    without: &'static [Interference],
 }
 
 /// `splitmix64`.
@@ -77,23 +78,26 @@ impl Storm {
             // Nothing of this pod's is asked to live on.
             node.add_pod(Topology::Veth)?;
             self.wait_until_converged(node, None).context("at first")?;
-            let first = kept::everything(node)?;
+            let first = artifacts::everything(node)?;
             all_go_on(&streams).context("before the storm")?;
             let lines = agent.log().lines().count();
 
-            let (harms, last) = self.blow(node, &mut Dice(seed))?;
+            let (interferences, last) = self.blow(node, &mut Dice(seed))?;
             let converged = self.wait_until_converged(node, Some(&first));
             let took = last.elapsed();
             converged.with_context(|| format!("seed {seed}"))?;
             let lines = agent.log().lines().count() - lines;
             println!(
-                "{harms} harms in {} s; converged after {:.0} ms (to be below 1000); {lines} lines of log",
+                "{interferences} interferences in {} s; converged after {:.0} ms (to be below 1000); {lines} lines of log",
                 self.seconds(),
                 took.as_secs_f64() * 1000.0
             );
             self.check(node, &agent, streams)
                 .with_context(|| format!("seed {seed}"))?;
-            ensure!(lines < harms * LINES_PER_HARM, "{lines} lines of log");
+            ensure!(
+                lines < interferences * LINES_PER_INTERFERENCE,
+                "{lines} lines of log"
+            );
             Ok(())
         });
     }
@@ -102,18 +106,18 @@ impl Storm {
         number("PROXY_AGENT_TEST_STORM").unwrap_or(self.seconds)
     }
 
-    /// Returns the number of harms, and when the last one was done.
+    /// Returns the number of interferences, and when the last one was done.
     fn blow(&self, node: &Node, dice: &mut Dice) -> Result<(usize, Instant)> {
-        let mut harms = harm::ALL.to_vec();
-        harms.retain(|harm| !self.without.contains(harm));
+        let mut interferences = interference::ALL.to_vec();
+        interferences.retain(|interference| !self.without.contains(interference));
         let end = Instant::now() + Duration::from_secs(self.seconds());
         let mut count = 0;
         while Instant::now() < end {
             let mut burst = Vec::new();
             for _ in 0..=dice.below(4)? {
-                let harm = harms[dice.below(harms.len())?];
-                if !burst.contains(&harm) {
-                    burst.push(harm);
+                let interference = interferences[dice.below(interferences.len())?];
+                if !burst.contains(&interference) {
+                    burst.push(interference);
                 }
             }
             count += burst.len();
@@ -122,54 +126,56 @@ impl Storm {
             let pause = Duration::from_millis(PAUSES.start + u64::try_from(pause)?);
             std::thread::sleep(pause);
         }
-        // What the ACCEPT rules depend on, and legacy tables tell nobody.
-        self.at_once(node, &[Harm::KubeProxyAgain])?;
-        // The one that the kernel tells nobody of is noticed after any other.
+        // The ACCEPT rules depend on kube-proxy's, and legacy tables send no notification of
+        // changes.
+        self.at_once(node, &[Interference::KubeProxyAgain])?;
+        // The kernel sends no notification of this one; the agent notices it after any other.
         let last = [
-            Harm::RunDirectory,
-            Harm::FlushRuleset,
-            Harm::DeleteVips,
-            Harm::DetachTcx,
+            Interference::RunDirectory,
+            Interference::FlushRuleset,
+            Interference::DeleteVips,
+            Interference::DetachTcx,
         ];
         let last: Vec<_> = last
             .into_iter()
-            .filter(|harm| harms.contains(harm))
+            .filter(|interference| interferences.contains(interference))
             .collect();
         self.at_once(node, &last)?;
         Ok((count + last.len(), Instant::now()))
     }
 
-    fn at_once(&self, node: &Node, burst: &[Harm]) -> Result<()> {
+    fn at_once(&self, node: &Node, burst: &[Interference]) -> Result<()> {
         std::thread::scope(|scope| {
-            let harms: Vec<_> = burst
+            let interferences: Vec<_> = burst
                 .iter()
-                .map(|harm| scope.spawn(|| harm.happen(node, self.kube_proxy)))
+                .map(|interference| scope.spawn(|| interference.happen(node, self.kube_proxy)))
                 .collect();
-            for harm in harms {
-                harm.join().expect("it does not panic")?;
+            for interference in interferences {
+                interference.join().expect("it does not panic")?;
             }
             anyhow::Ok(())
         })
         .with_context(|| format!("{burst:?}"))
     }
 
-    /// Until a dry run finds nothing to do, and what is kept is what it was at first.
+    /// Waits until a dry run finds nothing to do, and the agent's objects are as they were at
+    /// first.
     fn wait_until_converged(&self, node: &Node, first: Option<&str>) -> Result<()> {
         let interface = format!("--interface={VIP_LINK}");
         let dry_run = [self.args, &[&interface, "--dry-run"]].concat();
-        let mut told = String::new();
+        let mut difference = String::new();
         cmd::wait_until(CONVERGED, "the node to be as desired", || {
             let output = node.run_agent(&dry_run)?;
-            told = String::from_utf8_lossy(&output.stdout).into_owned();
-            if !told.contains("nothing to do") {
+            difference = String::from_utf8_lossy(&output.stdout).into_owned();
+            if !difference.contains("nothing to do") {
                 return Ok(None);
             }
-            let now = kept::everything(node)?;
-            let difference = first.and_then(|first| snapshot::difference(first, &now));
-            told = difference.unwrap_or_default();
-            Ok(told.is_empty().then_some(()))
+            let now = artifacts::everything(node)?;
+            let changed = first.and_then(|first| snapshot::difference(first, &now));
+            difference = changed.unwrap_or_default();
+            Ok(difference.is_empty().then_some(()))
         })
-        .with_context(|| format!("still: {told}"))
+        .with_context(|| format!("still: {difference}"))
     }
 
     fn check(&self, node: &mut Node, agent: &Agent, streams: Vec<Live>) -> Result<()> {
@@ -186,7 +192,7 @@ impl Storm {
     }
 }
 
-/// Nothing of nf_tables or iptables is told to a backend that has to ask.
+/// A backend that polls gets no notification of changes in nf_tables or iptables.
 const ASKING: &str = "--sync-interval=500ms";
 
 #[test]
@@ -206,7 +212,7 @@ fn ebpf_by_clsact() {
         kube_proxy: KubeProxy::Nftables,
         args: &["--backend=ebpf", "--tc-attach=clsact"],
         seconds: 20,
-        without: &[Harm::FlushRuleset],
+        without: &[Interference::FlushRuleset],
     }
     .rage();
 }
@@ -217,7 +223,7 @@ fn translation_without_programs() {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
         seconds: 20,
-        without: &[Harm::FlushRuleset, Harm::DeleteTables],
+        without: &[Interference::FlushRuleset, Interference::DeleteTables],
     }
     .rage();
 }
@@ -228,7 +234,11 @@ fn translation_without_rules() {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
         seconds: 20,
-        without: &[Harm::DetachTcx, Harm::DeleteClsact, Harm::RemountBpffs],
+        without: &[
+            Interference::DetachTcx,
+            Interference::DeleteClsact,
+            Interference::RemountBpffs,
+        ],
     }
     .rage();
 }

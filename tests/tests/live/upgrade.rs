@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use tests::agent;
 use tests::cycles::{Backend, Cycles};
 use tests::node::{Node, Topology};
-use tests::{patience, skip};
+use tests::{skip, slow_machine};
 
 const CYCLES: usize = 20;
 /// How long each runs once it is ready: not always until it has nothing left to do.
@@ -33,7 +33,7 @@ fn upgraded(test: &str, topology: Topology, backend: Backend) {
     let Some(previous) = previous(test).expect("what was skipped can be noted") else {
         return;
     };
-    let cycles = patience::times(CYCLES);
+    let cycles = slow_machine::times(CYCLES);
     Node::test(topology, |node| {
         let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {
             agent.stop(libc::SIGTERM).map(drop)

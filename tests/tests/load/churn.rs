@@ -14,9 +14,9 @@ use tests::node::{Node, Pod, Topology};
 use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::transfer::{self, Server};
-use tests::{Family, conntrack, flood, patience, usage};
+use tests::{Family, conntrack, flood, slow_machine, usage};
 
-/// How many connections there are; see [`patience::times`].
+/// How many connections there are; see [`slow_machine::times`].
 const CONNECTIONS: usize = 20_000;
 /// How many the agent has room for: more, or far fewer.
 const ROOM: usize = 65_536;
@@ -43,7 +43,7 @@ fn connect_again_and_again(pod: &Pod, vias: &[Via]) -> Result<()> {
     let ways = ways.concat();
     // Inside the namespace once, not for each connection.
     pod.netns.run(|| {
-        for n in 0..patience::times(CONNECTIONS) / PODS {
+        for n in 0..slow_machine::times(CONNECTIONS) / PODS {
             let (mut from, to) = ways[n % ways.len()];
             from.set_port(from.port() + u16::try_from(n)?);
             let what = || format!("connection {n} from {from} to {to}");
@@ -79,7 +79,7 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
         for (n, result) in results.into_iter().enumerate() {
             result.with_context(|| format!("pod{n}"))?;
         }
-        let connections = patience::times(CONNECTIONS);
+        let connections = slow_machine::times(CONNECTIONS);
         println!(
             "{connections} connections in {:.1} s",
             elapsed.as_secs_f32()
@@ -104,7 +104,7 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
     });
 }
 
-/// What the agent is started with, and how many connections it is to remember.
+/// The agent's flags, and how many connections it is to remember.
 type Backend = (&'static [&'static str], usize);
 
 const EBPF: &[&str] = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
@@ -141,7 +141,7 @@ fn nftables() {
     );
 }
 
-/// What has no room is tracked, and works.
+/// Connections for which the map has no room are tracked, and work.
 #[test]
 fn nftables_with_full_sets() {
     check(
@@ -152,7 +152,7 @@ fn nftables_with_full_sets() {
     );
 }
 
-/// How much there is of what.
+/// The size of the load.
 struct Load {
     /// Connections that rest, on each of the four ways, half of them in each family.
     quiet: usize,
@@ -162,13 +162,13 @@ struct Load {
     syns: usize,
 }
 
-/// What each run has.
+/// The load of a usual run.
 const SOME: Load = Load {
     quiet: 200,
     short: 8_000,
     syns: 20_000,
 };
-/// See [`patience::is_load_full`].
+/// See [`slow_machine::is_load_full`].
 const FULL: Load = Load {
     quiet: 1000,
     short: 100_000,
@@ -177,13 +177,13 @@ const FULL: Load = Load {
 
 impl Load {
     fn of_this_run() -> Self {
-        if patience::is_load_full() {
+        if slow_machine::is_load_full() {
             return FULL;
         }
         Self {
-            quiet: patience::times(SOME.quiet),
-            short: patience::times(SOME.short),
-            syns: patience::times(SOME.syns),
+            quiet: slow_machine::times(SOME.quiet),
+            short: slow_machine::times(SOME.short),
+            syns: slow_machine::times(SOME.syns),
         }
     }
 }
@@ -194,7 +194,7 @@ impl Load {
 fn quiet_connections_beside_churn_and_a_flood() {
     const BYTES: u64 = 10_000;
     let load = Load::of_this_run();
-    // Both ends of a quiet connection, and what reads and writes.
+    // Both ends of a quiet connection, and their readers and writers.
     let files = u32::try_from(4 * load.quiet * 4 + 4096).expect("a small number");
     usage::allow_open_files(files);
     Node::test(Topology::Veth, |node| {

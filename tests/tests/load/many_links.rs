@@ -12,7 +12,7 @@ use tests::agent::TRANSLATE;
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Pod, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, client, cmd, conntrack, patience, skip, snapshot, status, transfer};
+use tests::{Family, client, cmd, conntrack, skip, slow_machine, snapshot, status, transfer};
 
 const PAIRS: usize = 500;
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -146,7 +146,7 @@ fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
         };
         untracked()?;
         cmd::wait_until(
-            patience::of(10 * TIMEOUT),
+            slow_machine::of(10 * TIMEOUT),
             "all links to have their tcx program",
             || Ok((pinned(node)? == links).then_some(())),
         )?;

@@ -9,11 +9,11 @@ use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::agent;
-use tests::lacking::Lacking;
+use tests::degraded_host::Missing;
 use tests::node::{Node, Topology};
 use tests::snapshot;
 
-/// Arguments, and what the message must contain.
+/// Arguments, and words that the message must contain.
 const USAGE: [(&[&str], &[&str]); 21] = [
     (&["--ip-address="], &["--ip-address"]),
     (&["--ip-address=10.96.0"], &["--ip-address", "10.96.0"]),
@@ -123,13 +123,13 @@ fn not_root() {
         let mut command = node.netns.command(copy);
         command.arg("--ip-address=10.96.0.2").uid(65534).gid(65534);
         // uid() takes effect before the namespace is entered: let root enter it.
-        let output = node.run(as_nobody(node, &command))?;
+        let output = node.run(as_unprivileged_user(node, &command))?;
         refused(node, &output, 1, &["root"], &before)
     });
 }
 
 /// The same command line, started by setpriv(1) once the namespace is entered.
-fn as_nobody(node: &Node, command: &Command) -> Command {
+fn as_unprivileged_user(node: &Node, command: &Command) -> Command {
     let mut setpriv = node.netns.command("setpriv");
     setpriv
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
@@ -143,7 +143,7 @@ fn root_without_capabilities() {
     system(
         &["--backend=none"],
         |_, command| {
-            Lacking::Capabilities.apply(command);
+            Missing::Capabilities.apply(command);
             Ok(())
         },
         &["NET_ADMIN", "root"],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is not ours survives a start, resyncs and a clean-up, to the byte.
+//! Foreign objects survive a start, resyncs and a clean-up, to the byte.
 
 use std::time::Duration;
 

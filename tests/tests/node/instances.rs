@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Several agents on one node, each with an instance and VIPs of its own: side by side with any
-//! backends, neither in the other's way, whatever becomes of one of them. What cannot be side by side
-//! is refused, and nothing is changed.
+//! backends, neither in the other's way, in every state of one of them. Agents that cannot run side
+//! by side are refused, and change nothing.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::Agent;
-use tests::belongings::{self, FIRST, SECOND};
 use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
+use tests::ownership::{self, FIRST, SECOND};
 use tests::path::Via;
 use tests::proxy::Proxy;
 use tests::stream::Live;
@@ -111,7 +111,7 @@ fn live(streams: Vec<TcpStream>) -> Result<Vec<Live>> {
         .collect()
 }
 
-/// Two agents from start to end, and what becomes of one while the other runs.
+/// Two agents from start to end, and the fate of one while the other runs.
 fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -126,17 +126,17 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         let mine = live(untracked(node, &Family::ALL.map(Family::vip_socket))?)?;
         let theirs = live(untracked(node, &others)?)?;
 
-        // The first is killed and comes back, the second is restarted: nobody notices.
-        let before = belongings::of(node, &SECOND)?;
+        // The first is killed and comes back, the second is restarted: the other is not affected.
+        let before = ownership::of(node, &SECOND)?;
         ensure!(before.contains("172.20.0.7"), "nothing found:\n{before}");
         a.stop(libc::SIGKILL)?;
         a = node.start_agent(first)?;
-        belongings::is_unchanged(node, &SECOND, &before, "after a restart of the other")?;
-        let before = belongings::of(node, &FIRST)?;
+        ownership::is_unchanged(node, &SECOND, &before, "after a restart of the other")?;
+        let before = ownership::of(node, &FIRST)?;
         ensure!(before.contains("10.96.0.2"), "nothing found:\n{before}");
         ensure!(b.stop(libc::SIGTERM)?.success(), "SIGTERM");
         b = start(node, &of_second)?;
-        belongings::is_unchanged(node, &FIRST, &before, "after a restart of the other")?;
+        ownership::is_unchanged(node, &FIRST, &before, "after a restart of the other")?;
         all_go_on(&mine)?;
         all_go_on(&theirs)?;
         first_works(node)?;
@@ -145,22 +145,22 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
 
         // The first is removed, and everything of the second stays.
         a.stop(libc::SIGKILL)?;
-        let before = belongings::of(node, &SECOND)?;
+        let before = ownership::of(node, &SECOND)?;
         let mut a = node.start_agent(&[first, &["--cleanup"]].concat())?;
         ensure!(a.stop(libc::SIGTERM)?.success(), "cleanup");
-        belongings::is_unchanged(node, &FIRST, "", "after its cleanup")?;
-        belongings::is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
+        ownership::is_unchanged(node, &FIRST, "", "after its cleanup")?;
+        ownership::is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
         ensure!(!node.agent_bpffs().exists(), "pins are left");
         all_go_on(&theirs)?;
         untracked(node, &others)?;
         all_end_intact(theirs)?;
 
-        // Both repair what is theirs.
+        // Both repair their own objects.
         let a = node.start_agent(first)?;
-        let before = belongings::marked(node)?;
+        let before = ownership::marked(node)?;
         node.netns.exec("nft flush ruleset")?;
         cmd::wait_until(TIMEOUT, "both to repair their own", || {
-            Ok((belongings::marked(node)? == before).then_some(()))
+            Ok((ownership::marked(node)? == before).then_some(()))
         })?;
         KubeProxy::IptablesNft.install(&node.netns)?;
         first_works(node)?;
@@ -172,7 +172,7 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         let cleanup = ["--cleanup".to_owned()];
         let mut b = start(node, &[&of_second[..], &cleanup].concat())?;
         ensure!(b.stop(libc::SIGTERM)?.success(), "cleanup");
-        belongings::is_unchanged(node, &SECOND, "", "after its cleanup")?;
+        ownership::is_unchanged(node, &SECOND, "", "after its cleanup")?;
         ensure!(!other_pins(node).exists(), "pins are left");
         let mut a = node.start_agent(&[first, &["--cleanup"]].concat())?;
         ensure!(a.stop(libc::SIGTERM)?.success(), "cleanup");
@@ -235,7 +235,8 @@ fn two_services_are_translated() {
     });
 }
 
-/// A link that one agent has made carries the other's VIPs as well: who leaves last removes it.
+/// A link that one agent has made carries the other's VIPs as well: the one that leaves last
+/// removes it.
 #[test]
 fn a_link_goes_with_the_last_of_them() {
     Node::test(Topology::Veth, |node| {
@@ -247,10 +248,10 @@ fn a_link_goes_with_the_last_of_them() {
         let args = ["--backend=none", "--interface=vips", "--cleanup"];
         let mut a = node.start_agent(&args)?;
         let mut b = start(node, &second(node, &args))?;
-        let before = belongings::of(node, &SECOND)?;
+        let before = ownership::of(node, &SECOND)?;
         ensure!(a.stop(libc::SIGTERM)?.success(), "cleanup");
-        belongings::is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
-        belongings::is_unchanged(node, &FIRST, "", "after its cleanup")?;
+        ownership::is_unchanged(node, &SECOND, &before, "after a cleanup of the other")?;
+        ownership::is_unchanged(node, &FIRST, "", "after its cleanup")?;
         ensure!(b.stop(libc::SIGTERM)?.success(), "cleanup");
         ensure!(node.netns.ifindex("vips").is_err(), "the link is left");
         Ok(())
@@ -330,10 +331,10 @@ fn who_comes_second_changes_nothing() {
                 "{what}: files are left"
             );
         }
-        // Who changes nothing is not refused.
+        // An agent that changes nothing is not refused.
         let output = node.run_agent(&["--backend=ebpf", service, "--dry-run"])?;
         ensure!(output.status.success(), "a dry run: {}", output.status);
-        // Killed at any moment, it is in nobody's way.
+        // Killed at any moment, it blocks no other agent.
         agent.stop(libc::SIGKILL)?;
         let output = node.run_agent(&["--backend=ebpf", service, "--daemon=false"])?;
         ensure!(output.status.success(), "after a kill: {}", output.status);
@@ -341,7 +342,8 @@ fn who_comes_second_changes_nothing() {
     });
 }
 
-/// Anybody on the node can make sockets of any name, and keeps no agent from running with it.
+/// Any user of the node can make sockets of any name, and cannot keep an agent from running with
+/// one.
 #[test]
 fn a_stranger_keeps_no_agent_from_running() {
     const NOBODY: libc::c_long = 65534;
@@ -356,7 +358,7 @@ fn a_stranger_keeps_no_agent_from_running() {
         })?;
         let mut agent = node.start_agent(&["--backend=none"])?;
         ensure!(
-            agent.log().contains("another user's process"),
+            agent.log().contains("its holder runs as another user"),
             "no word about it"
         );
         ensure!(agent.stop(libc::SIGTERM)?.success(), "SIGTERM");
@@ -366,11 +368,11 @@ fn a_stranger_keeps_no_agent_from_running() {
 
 /// `status` finds the agent of an instance by its run directory.
 #[test]
-fn status_tells_of_the_instance_asked_for() {
+fn status_reports_the_requested_instance() {
     Node::test(Topology::Veth, |node| {
         let _first = node.start_agent(&["--backend=nftables"])?;
         let _second = start(node, &second(node, &["--backend=nftables"]))?;
-        let told = |run_dir: &Path| -> Result<String> {
+        let status = |run_dir: &Path| -> Result<String> {
             let mut command = node.netns.command(tests::agent::binary()?);
             command.arg("status").arg("--run-dir").arg(run_dir);
             let output = cmd::output(&mut command, "")?;
@@ -381,7 +383,7 @@ fn status_tells_of_the_instance_asked_for() {
             (node.run_dir(), "10.96.0.2", "172.20.0.7"),
             (node.dir().join("run-b"), "172.20.0.7", "10.96.0.2"),
         ] {
-            let text = told(&run_dir)?;
+            let text = status(&run_dir)?;
             ensure!(text.contains(own) && !text.contains(other), "{text}");
         }
         Ok(())

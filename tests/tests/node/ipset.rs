@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What only concerns the `iptables` backend with ipset: full sets, decisions that are out of date,
-//! sets that others have left, and machines where sets do not work. Which ways work at all is in
-//! `paths.rs`.
+//! Cases of the `iptables` backend with ipset: full sets, decisions that are out of date, sets that
+//! others have left, and machines where sets do not work. Which ways work at all is in `paths.rs`.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -10,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::client::{self, Close};
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
@@ -50,12 +49,13 @@ fn to_the_vip(node: &Node) -> Vec<Path<'_>> {
     paths
 }
 
-/// ipset works, iptables' part of it does not: the rules are stateless, and the reason is told.
+/// ipset works, iptables' part of it does not: the rules are stateless, and the agent logs the
+/// reason.
 #[test]
 fn rules_cannot_use_sets() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        let agent = node.start_agent_lacking(Lacking::Sets, &[IPTABLES])?;
+        let agent = node.start_agent_missing(Missing::Sets, &[IPTABLES])?;
         let log = agent.log();
         ensure!(log.contains("stateless from now on"), "no warning");
         ensure!(sets(node)?.is_empty(), "sets left behind");

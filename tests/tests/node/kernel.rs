@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What this kernel supports is what `kernels.toml` says of it, neither less nor more. `cargo xtask test`
-//! and `cargo xtask vm` hand that over; also for kernels that features were taken away from.
+//! This kernel supports exactly the features that `kernels.toml` lists for it. `cargo xtask test`
+//! and `cargo xtask vm` pass that list; also for kernels that features were taken away from.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::agent::TRANSLATE;
-use tests::everywhere::{everything_works, everything_works_leaving};
+use tests::all_paths::{everything_works, everything_works_leaving};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::path::Via;
@@ -18,10 +18,10 @@ use tests::{client, cmd, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the kernel must support, as JSON: a row of `kernels.toml`.
+/// The features that the kernel must support, as JSON: a row of `kernels.toml`.
 const VARIABLE: &str = "PROXY_AGENT_KERNEL";
 
-/// Runs a test with what the kernel must support.
+/// Runs a test with the features that the kernel must support.
 fn check(name: &str, body: impl FnOnce(&mut Node, &Value) -> Result<()>) -> Result<()> {
     skip::clear(name)?;
     let Ok(support) = std::env::var(VARIABLE) else {
@@ -72,7 +72,7 @@ fn auto_takes_the_backend_that_is_expected() -> Result<()> {
                     "attached by {tc} is expected: {backend:#}"
                 );
             }
-            // Those that come before it are told with their reasons.
+            // The agent logs why it does not use the backends before it.
             let order = ["ebpf", "nftables", "iptables", "none"];
             let passed_over = order
                 .iter()
@@ -136,7 +136,7 @@ fn an_uplink_is_guarded_as_expected() -> Result<()> {
     })
 }
 
-/// What was asked for by name and cannot be had costs no VIP.
+/// A backend that was requested by name and does not work costs no VIP.
 #[test]
 fn each_backend_works_or_says_why() -> Result<()> {
     check("each-backend-works-or-says-why", |node, support| {
@@ -154,10 +154,10 @@ fn each_backend_works_or_says_why() -> Result<()> {
                 output.status
             );
             if !works {
-                // Before it tries, or with what the kernel answered.
-                let told = format!("--backend={backend} cannot be used here");
+                // Before it tries, or with the kernel's error.
+                let refusal = format!("--backend={backend} cannot be used here");
                 ensure!(
-                    stderr.contains(&told) || stderr.contains(" ERROR "),
+                    stderr.contains(&refusal) || stderr.contains(" ERROR "),
                     "{backend}: no reason in\n{stderr}"
                 );
             }

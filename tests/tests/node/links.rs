@@ -74,11 +74,11 @@ fn source(netns: &Netns, to: &str) -> Result<String> {
     Ok(source.to_owned())
 }
 
-/// No VIP is a source of what is not bound to it: towards a pod whose link has no address on the node's side, on nodes
-/// whose only addresses are on `lo`, with IPv6 uplinks that have link-local addresses only, and also if the agent is
-/// there before the owner of the node's addresses.
+/// No VIP is the source of packets of a socket that is not bound to it: towards a pod whose link has no address on the
+/// node's side, on nodes whose only addresses are on `lo`, with IPv6 uplinks that have link-local addresses only, and
+/// also if the agent is there before the owner of the node's addresses.
 #[test]
-fn vips_are_nobodys_source() {
+fn vips_are_never_a_source_address() {
     let pods = ["10.0.0.5", "fd00:97::5"];
     let gateways = ["192.0.2.99", "2001:db8::99"];
     for link in ["lo", "vips"] {
@@ -127,7 +127,7 @@ fn the_scope_changes_in_place() {
         let shown = addresses(&node.netns, "lo")?;
         ensure!(shown.contains("10.96.0.2/32 scope global"), "{shown}");
         ensure!(!shown.contains("deprecated"), "{shown}");
-        // What one leaves that is killed half-way.
+        // The leftovers of an agent that was killed half-way.
         node.netns
             .ip("address add 10.96.0.2 peer 127.96.0.2/32 dev lo scope link\n")?;
         let vips = Family::ALL.map(Family::vip);
@@ -228,7 +228,7 @@ fn a_downed_link_is_brought_up() {
     });
 }
 
-/// Also that what was there before is not deleted: neither by a pass nor by a clean-up.
+/// Nor are objects deleted that existed before: neither by a pass nor by a clean-up.
 #[test]
 fn an_adopted_link_survives_a_clean_up() {
     Node::test(Topology::Veth, |node| {
@@ -286,8 +286,8 @@ fn a_missing_link_is_created() {
     });
 }
 
-/// The new link has the VIP before the old one loses it, as the kernel told it. In IPv6 it tells of an
-/// address, and makes its local route, a moment after it has taken the request.
+/// The new link has the VIP before the old one loses it, by the order of the kernel's notifications. In IPv6 the kernel
+/// notifies of an address, and adds its local route, a moment after it has accepted the request.
 #[test]
 fn a_vip_on_the_wrong_link_moves_without_a_gap() {
     Node::test(Topology::Veth, |node| {
@@ -299,7 +299,7 @@ fn a_vip_on_the_wrong_link_moves_without_a_gap() {
             .stdout(Stdio::piped());
         cmd::guard_child(&mut monitor);
         let mut monitor = Process::new(monitor.spawn().context("starting ip monitor")?);
-        // It listens once it tells of a change; this one is not about a VIP.
+        // `ip monitor` listens once it prints a change; this one is not about a VIP.
         let mut seen = String::new();
         let mut output = monitor.child().stdout.take().context("stdout is a pipe")?;
         std::thread::scope(|scope| {
@@ -381,7 +381,7 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() {
     });
 }
 
-/// A pass that cannot be completed says so by its exit code, and does what it can.
+/// A pass that cannot be completed returns that in its exit code, and does the possible part.
 #[test]
 fn a_pass_that_fails_exits_with_1() -> Result<()> {
     if skip::before(
@@ -431,7 +431,7 @@ fn a_pass_that_fails_exits_with_1() -> Result<()> {
 fn the_vip_comes_up_although_the_backend_fails() {
     Node::test(Topology::Veth, |node| {
         let mut command = node.agent_command(&["--backend=auto"])?;
-        tests::lacking::Lacking::Bpf.apply(&mut command);
+        tests::degraded_host::Missing::Bpf.apply(&mut command);
         let _agent = node.spawn(command)?;
         cmd::wait_until(TIMEOUT, "the VIPs", || {
             Ok(ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"]).ok())

@@ -10,7 +10,7 @@ use tests::agent::Agent;
 use tests::client::{self, Close};
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::{Family, cmd, http, patience, transfer};
+use tests::{Family, cmd, http, slow_machine, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Several sync intervals.
@@ -38,7 +38,7 @@ fn nothing_new(node: &Node) -> Result<()> {
     ] {
         http::get(&node.netns, path)?;
     }
-    thread::sleep(patience::of(WHILE));
+    thread::sleep(slow_machine::of(WHILE));
     Ok(())
 }
 
@@ -48,7 +48,7 @@ fn quiet(backend: &str) {
         let _proxy = Proxy::start(node)?;
         http::wait_for(&node.netns, "/readyz", 200)?;
         // The links of the proxy and of the first pass have settled.
-        thread::sleep(patience::of(WHILE));
+        thread::sleep(slow_machine::of(WHILE));
         let before = agent.log().lines().count();
         nothing_new(node)?;
         let lines = since(&agent, before);
@@ -78,20 +78,20 @@ fn a_change_is_one_line_with_object_and_reason() {
         let agent = node.start_agent(&["--backend=nftables"])?;
         http::wait_for(&node.netns, "/readyz", 200)?;
         let before = agent.log().lines().count();
-        // One after the other: of two at once the log does not say who it was.
-        for (harm, lines) in [
+        // One after the other: of two at once the log does not name the program.
+        for (command, lines) in [
             ("ip address del 10.96.0.2/32 dev lo", 1),
             ("nft delete table ip proxy-agent", 2),
         ] {
-            node.netns.exec(harm)?;
+            node.netns.exec(command)?;
             cmd::wait_until(TIMEOUT, "the line", || {
                 Ok((since(&agent, before).len() >= lines).then_some(()))
             })?;
-            thread::sleep(patience::of(WHILE));
+            thread::sleep(slow_machine::of(WHILE));
         }
         let lines = since(&agent, before);
         ensure!(lines.len() == 2, "{lines:#?}");
-        let tells = |words: &[&str]| {
+        let logs = |words: &[&str]| {
             lines
                 .iter()
                 .any(|line| words.iter().all(|word| line.contains(word)))
@@ -104,7 +104,7 @@ fn a_change_is_one_line_with_object_and_reason() {
             "since=",
             "by=\"",
         ];
-        ensure!(tells(&address), "{lines:#?}");
+        ensure!(logs(&address), "{lines:#?}");
         let table = [
             "INFO",
             "part=\"nftables\"",
@@ -112,7 +112,7 @@ fn a_change_is_one_line_with_object_and_reason() {
             "missing",
             "by=\"nft",
         ];
-        ensure!(tells(&table), "{lines:#?}");
+        ensure!(logs(&table), "{lines:#?}");
         Ok(())
     });
 }

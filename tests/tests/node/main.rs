@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent on its node: what it sets up and repairs, beside others, where something is lacking, and how it is run.
+//! The agent on its node: set-up and repair, beside other programs, on hosts that lack a feature, and its life as a
+//! process.
 
 mod bad_input;
 mod foreign;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a running agent may do is what SECURITY.md says, and it can still repair everything.
+//! A running agent has exactly the privileges that SECURITY.md lists, and can still repair
+//! everything.
 
 use std::fs;
 use std::path::Path;
@@ -77,7 +78,7 @@ fn works(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a command line prints what it should.
+/// Waits until a command prints the expected output.
 fn comes_back(node: &Node, line: &str, wanted: &str) -> Result<()> {
     cmd::wait_until(TIMEOUT, &format!("{wanted} in `{line}`"), || {
         Ok(node.netns.exec(line)?.contains(wanted).then_some(()))
@@ -148,7 +149,7 @@ fn the_second_row_is_enough_to_start_with() -> Result<()> {
     }
     Node::test(Topology::Veth, |node| {
         let mut command = node.agent_command(&["--backend=ebpf", "--guard-mode=xdp"])?;
-        tests::lacking::keep_only(&mut command, documented("running")?);
+        tests::degraded_host::keep_only(&mut command, documented("running")?);
         let agent = node.spawn(command)?;
         agent.wait_until_ready()?;
         let _proxy = Proxy::start(node)?;
@@ -183,8 +184,8 @@ fn iptables() {
     }
 }
 
-/// Everything but the run directory and the BPF file system is read-only, and nobody listens but on a
-/// loopback address.
+/// Everything but the run directory and the BPF file system is read-only, and the agent only
+/// listens on a loopback address.
 #[test]
 fn a_read_only_root_will_do() {
     Node::test(Topology::Veth, |node| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What somebody else breaks is repaired, by event: the interval is an hour. How fast is printed, and
-//! only that it happens is asserted.
+//! The agent repairs changes by other programs on the kernel's notification: the resync interval is
+//! an hour. The test prints how long it takes and asserts only that it happens.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -20,12 +20,15 @@ const QUIET: Duration = Duration::from_millis(300);
 fn repaired(
     what: &str,
     is_right: impl Fn() -> Result<bool>,
-    harm: impl FnOnce() -> Result<()>,
+    interfere: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    ensure!(is_right()?, "{what}: not even right before the harm");
-    // The agent's own last changes are events too: what is measured is a quiet node.
+    ensure!(
+        is_right()?,
+        "{what}: not even right before the interference"
+    );
+    // The agent's own last changes cause notifications too: the measurement needs a quiet node.
     std::thread::sleep(QUIET);
-    harm()?;
+    interfere()?;
     let start = Instant::now();
     cmd::wait_until(TIMEOUT, what, || Ok(is_right()?.then_some(())))?;
     let elapsed = start.elapsed();
@@ -201,7 +204,7 @@ fn deleted_nftables_chain(backend: &str) {
     });
 }
 
-/// The same for the backends that the kernel tells everything about.
+/// The same for the backends whose every change the kernel notifies of.
 macro_rules! backends {
     ($($name:ident: $backend:expr, [$($test:ident)*];)*) => {$(
         mod $name {
@@ -274,7 +277,7 @@ fn detached_tcx_link() -> Result<()> {
 fn deleted_iptables_rules() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        // The legacy tables tell nobody of a change, so this one waits for a resync.
+        // Legacy tables send no notification of changes, so this one waits for a resync.
         let _agent = node.start_agent(&["--backend=iptables", "--sync-interval=500ms"])?;
         for program in ["iptables-nft", "ip6tables-nft"] {
             let rules = || node.netns.exec(&format!("{program} -t raw -S"));

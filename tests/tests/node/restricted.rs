@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent on nodes that lack something, or in a container that may do less: `auto` takes what
-//! works there and says why, and what was asked for by name and does not work costs no VIP.
+//! The agent on nodes that lack something, or in a container that may do less: `auto` selects the backend that works
+//! there and logs why, and a backend that was requested by name and does not work costs no VIP.
 
 use std::fs;
 use std::process::Command;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::{Agent, TRANSLATE};
-use tests::everywhere::everything_works;
+use tests::all_paths::everything_works;
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open, vip_is_untracked};
@@ -25,8 +25,8 @@ const BYTES: u64 = 1_000_000;
 fn unprivileged(node: &Node, args: &[&str]) -> Result<Command> {
     let bpffs = format!("--bpffs={}", node.dir().join("none/v1").display());
     let mut command = node.agent_command(&[args, &[&bpffs]].concat())?;
-    Lacking::BpfPermission.apply(&mut command);
-    Lacking::CapabilitiesButNetAdmin.apply(&mut command);
+    Missing::BpfPermission.apply(&mut command);
+    Missing::CapabilitiesButNetAdmin.apply(&mut command);
     Ok(command)
 }
 
@@ -74,28 +74,28 @@ fn net_admin_is_enough_beside_legacy_rules() {
     net_admin_is_enough(Topology::Veth, KubeProxy::IptablesLegacy);
 }
 
-/// No eBPF, no nf_tables, and with it no ipset: rules that cannot decide are not set where they would
-/// break somebody. kube-proxy's rules come and go while the agent runs.
+/// No eBPF, no nf_tables, and with it no ipset: rules that cannot decide are not set where they would break a
+/// connection. kube-proxy's rules come and go while the agent runs.
 #[test]
 fn auto_does_not_break_connections_that_kube_proxy_translates() {
     Node::test(Topology::Veth, |node| {
         let mut command = node.agent_command(&["--backend=auto", "--sync-interval=300ms"])?;
-        Lacking::Bpf.apply(&mut command);
-        Lacking::Nfnetlink.apply(&mut command);
+        Missing::Bpf.apply(&mut command);
+        Missing::Nfnetlink.apply(&mut command);
         let agent = node.spawn(command)?;
         agent.wait_until_ready()?;
         let uses = |backend: &str, times: usize| {
             cmd::wait_until(TIMEOUT, &format!("backend {backend}"), || {
                 let log = agent.log();
-                let told = format!(" backend {backend}");
+                let words = format!(" backend {backend}");
                 let lines = log.lines().filter(|line| {
-                    line.split_once(&told)
+                    line.split_once(&words)
                         .is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(", stateless"))
                 });
                 Ok((lines.count() >= times).then_some(()))
             })
         };
-        uses("iptables", 1).context("nobody is broken")?;
+        uses("iptables", 1).context("no connection is broken")?;
         let _proxy = Proxy::start(node)?;
         let untracked = || -> Result<bool> {
             let stream = client::connect(&node.netns, Family::V4.vip_socket(), TIMEOUT)?;
@@ -130,8 +130,8 @@ fn has_vips(node: &Node) -> Result<bool> {
     Ok(Family::ALL.iter().all(is_there))
 }
 
-/// A backend that was asked for by name: the VIP is kept, the daemon stays and says what is wrong,
-/// and one pass ends with exit code 1.
+/// A backend that was asked for by name: the VIP is kept, the daemon stays and reports the error, and one pass ends
+/// with exit code 1.
 fn unavailable(backend: &str, lack: impl Fn(&mut Command), words: &[&str]) {
     Node::test(Topology::Veth, |node| {
         let mut once = node.agent_command(&[backend, "--daemon=false"])?;
@@ -168,7 +168,7 @@ fn ebpf_without_bpf() {
     unavailable(
         "--backend=ebpf",
         |command| {
-            Lacking::Bpf.apply(command);
+            Missing::Bpf.apply(command);
         },
         &["--backend=ebpf cannot be used here", "CONFIG_BPF_SYSCALL"],
     );
@@ -179,7 +179,7 @@ fn ebpf_without_nf_tables() {
     unavailable(
         "--backend=ebpf",
         |command| {
-            Lacking::Nfnetlink.apply(command);
+            Missing::Nfnetlink.apply(command);
         },
         &["--backend=ebpf cannot be used here", "nf_tables"],
     );
@@ -191,7 +191,7 @@ fn ebpf_by_tcx_without_tcx() {
         "--backend=ebpf",
         |command| {
             command.arg("--tc-attach=tcx");
-            Lacking::Tcx.apply(command);
+            Missing::Tcx.apply(command);
         },
         &[
             "--backend=ebpf cannot be used here",
@@ -201,12 +201,12 @@ fn ebpf_by_tcx_without_tcx() {
     );
 }
 
-/// What has no tcx has clsact.
+/// A kernel without tcx has clsact.
 #[test]
 fn ebpf_without_tcx() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        let agent = node.start_agent_lacking(Lacking::Tcx, &["--backend=ebpf"])?;
+        let agent = node.start_agent_missing(Missing::Tcx, &["--backend=ebpf"])?;
         ensure!(
             agent.log().contains("backend ebpf, attached by clsact"),
             "attached by another way"
@@ -221,7 +221,7 @@ fn nftables_without_nf_tables() {
     unavailable(
         "--backend=nftables",
         |command| {
-            Lacking::Nfnetlink.apply(command);
+            Missing::Nfnetlink.apply(command);
         },
         &["--backend=nftables cannot be used here", "CONFIG_NF_TABLES"],
     );
@@ -232,7 +232,7 @@ fn iptables_without_iptables() {
     unavailable(
         "--backend=iptables",
         |command| {
-            Lacking::Iptables.apply(command);
+            Missing::Iptables.apply(command);
         },
         &["--backend=iptables cannot be used here", "Install"],
     );
@@ -269,10 +269,10 @@ fn ebpf_without_bpffs_until_it_is_mounted() {
     });
 }
 
-/// An agent that was privileged has pinned maps and programs and is killed; the next one has `NET_ADMIN` only and may not
-/// call bpf(2), and maybe does not see the pins. It takes another backend and cannot have the programs of the former one
-/// decide no more: these go on and every way works, live connections too, and the agent is not ready and says what to do.
-/// That helps.
+/// An agent that was privileged has pinned maps and programs and is killed; the next one has `NET_ADMIN` only and may
+/// not call bpf(2), and maybe does not see the pins. It takes another backend and cannot have the programs of the
+/// former one decide no more: these go on and every way works, live connections too, and the agent is not ready and
+/// reports the remedy. That helps.
 fn rights_that_are_lost(sees_pins: bool) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
@@ -287,15 +287,15 @@ fn rights_that_are_lost(sees_pins: bool) {
                 return node.spawn(unprivileged(node, &args)?);
             }
             let mut command = node.agent_command(&args)?;
-            Lacking::BpfPermission.apply(&mut command);
-            Lacking::CapabilitiesButNetAdmin.apply(&mut command);
+            Missing::BpfPermission.apply(&mut command);
+            Missing::CapabilitiesButNetAdmin.apply(&mut command);
             node.spawn(command)
         };
         let mut agent = start()?;
-        cmd::wait_until(TIMEOUT, "the agent to say what helps", || {
+        cmd::wait_until(TIMEOUT, "the agent to log the remedy", || {
             let log = agent.log();
             let says_it = log.lines().any(|line| {
-                line.contains("Services, which an agent with more rights has set up")
+                line.contains("Services by the programs of an agent with more privileges")
                     && line.contains("`proxy-agent cleanup`")
             });
             Ok((says_it && log.contains("not ready")).then_some(()))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent ends soon, looks again when asked to, and tells systemd how it is.
+//! Signals and systemd: the agent ends soon, reconciles on SIGHUP, and notifies systemd of its
+//! state.
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixDatagram;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
-use tests::{cmd, patience, skip};
+use tests::{cmd, skip, slow_machine};
 
 const TIMEOUT: Duration = Duration::from_mins(1);
 /// How long the agent may take to end.
@@ -49,7 +50,7 @@ fn in_the_middle_of_a_long_pass() -> Result<()> {
             let (took, done) = (start.elapsed(), pinned(node));
             println!("ended after {} ms, {done} links done", took.as_millis());
             ensure!(
-                status.success() && took < patience::of(SOON),
+                status.success() && took < slow_machine::of(SOON),
                 "{status} after {took:?}"
             );
             ensure!(done < PAIRS, "{done} links: the pass went on to its end");
@@ -81,7 +82,7 @@ fn a_long_clean_up() -> Result<()> {
         let (took, left) = (start.elapsed(), pinned(node));
         println!("ended after {} ms, {left} links left", took.as_millis());
         ensure!(
-            !status.success() && took < patience::of(SOON),
+            !status.success() && took < slow_machine::of(SOON),
             "{status} after {took:?}"
         );
 
@@ -109,8 +110,8 @@ fn sighup_has_everything_looked_at_again() {
             rules.is_ok_and(|rules| rules.lines().any(is_ours))
         };
         ensure!(has_rules(), "no rules at first");
-        // The legacy tables tell nobody of a change. Something else may wake the agent, as its own changes
-        // do, and the kernel in its own time: then once more.
+        // Legacy tables send no notification of changes. Something else may wake the agent, as its
+        // own changes do, and the kernel in its own time: then once more.
         let unnoticed = (0..10).any(|_| {
             let flushed = node.netns.exec("iptables-legacy -w -t raw -F").is_ok();
             std::thread::sleep(Duration::from_millis(500));
@@ -123,10 +124,10 @@ fn sighup_has_everything_looked_at_again() {
     });
 }
 
-/// What has been told, in order, without what comes again and again.
+/// systemd's end of the notification socket, with the messages received so far, in order.
 struct Manager {
     socket: UnixDatagram,
-    told: Vec<String>,
+    received: Vec<String>,
 }
 
 impl Manager {
@@ -137,25 +138,25 @@ impl Manager {
             let Ok(length) = self.socket.recv(&mut buffer) else {
                 continue;
             };
-            let told = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            self.told.push(told.clone());
-            if told.starts_with(wanted) {
+            let received = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            self.received.push(received.clone());
+            if received.starts_with(wanted) {
                 return Ok(());
             }
         }
-        bail!("{wanted} was not told: {:?}", self.told)
+        bail!("{wanted} was not received: {:?}", self.received)
     }
 }
 
 #[test]
-fn systemd_is_told() {
+fn systemd_is_notified() {
     Node::test(Topology::Veth, |node| {
         let path = node.dir().join("notify");
         let socket = UnixDatagram::bind(&path).context("binding the socket")?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let mut manager = Manager {
             socket,
-            told: Vec::new(),
+            received: Vec::new(),
         };
         let mut command = node.agent_command(&["--backend=nftables"])?;
         command
@@ -171,7 +172,7 @@ fn systemd_is_told() {
         let took = start.elapsed();
         ensure!(took > Duration::from_millis(600), "5 in {took:?}");
         ensure!(
-            took < patience::of(Duration::from_millis(1900)),
+            took < slow_machine::of(Duration::from_millis(1900)),
             "5 in {took:?}"
         );
         agent.signal(libc::SIGHUP)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! `proxy-agent doctor`: on a good node it finds nothing; each fault that is planted it finds and
-//! names, and what it prints as remedy clears it. Where that is a command, just that is run.
+//! names, and the remedy that it prints clears it. A remedy that is a command is run as it is.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
@@ -13,16 +13,16 @@ use serde_json::Value;
 use tests::agent::{self, TRANSLATE};
 use tests::bpf::{ForeignProgram, Hook, Place};
 use tests::cmd::{self, Process};
+use tests::degraded_host::Missing;
 use tests::doctor::{
     BROKEN, GOOD, WARNINGS, command, cure, doctor, ensure_good, found, plant, run, text,
 };
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, ctnetlink, skip};
 
-/// How long the agent may take to repair what its next pass repairs.
+/// How long the agent may take until its next pass has repaired a fault.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A good node: kube-proxy, proxy and agent, on which the doctor finds nothing.
@@ -39,7 +39,7 @@ fn ebpf() -> Vec<&'static str> {
     [&TRANSLATE[..], &["--backend=ebpf"]].concat()
 }
 
-/// What the agent would repair at once is planted while it is stopped.
+/// Faults that the agent would repair at once are planted while it is stopped.
 #[test]
 fn commands_cure_what_is_wrong_with_addresses_and_settings() {
     good_node(&ebpf(), |node, agent| {
@@ -84,7 +84,8 @@ fn commands_cure_what_is_wrong_with_addresses_and_settings() {
     });
 }
 
-/// A VIP in the subnet of a link matters where somebody is answered who asks for it there.
+/// A VIP in the subnet of a link is a finding only where the node answers ARP requests for it on
+/// that link.
 #[test]
 fn a_link_whose_guard_drops_arp_is_good() {
     let flags = [&ebpf()[..], &["--guard=eth0"]].concat();
@@ -187,7 +188,7 @@ fn an_agent_that_ended_is_missed() {
     });
 }
 
-/// Waits for the agent to have done what the doctor says it does.
+/// Waits until the agent has done what `doctor` announces.
 fn wait_until_good(node: &Node) -> Result<()> {
     cmd::wait_until(REPAIR_TIMEOUT, "the doctor to find nothing", || {
         Ok((doctor(node)?.code == GOOD).then_some(()))
@@ -227,19 +228,19 @@ fn a_program_in_front_of_ours_is_named_and_gets_behind() -> Result<()> {
 }
 
 #[test]
-fn a_full_conntrack_table_is_told() {
+fn a_full_conntrack_table_is_reported() {
     good_node(&ebpf(), |node, _| {
         let _proxy = Proxy::start(node)?;
         ctnetlink::fill(&node.netns)?;
         found(node, "conntrack", "warning")?;
-        // The limit is that of the machine: what fills the table is removed instead.
+        // The limit is that of the machine: the entries are removed instead.
         node.netns.exec("conntrack -F")?;
         ensure_good(node)
     });
 }
 
 #[test]
-fn both_flavours_of_iptables_are_told() {
+fn both_flavours_of_iptables_are_reported() {
     good_node(&ebpf(), |node, _| {
         let _proxy = Proxy::start(node)?;
         node.netns
@@ -256,7 +257,7 @@ fn dnat_to_the_vip_breaks_stateless_rules_only() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let flags = ["--backend=iptables"];
-        let mut agent = node.start_agent_lacking(Lacking::Ipset, &flags)?;
+        let mut agent = node.start_agent_missing(Missing::Ipset, &flags)?;
         let _proxy = Proxy::start(node)?;
         let faults = found(node, "dnat", "broken")?;
         ensure!(faults.len() == Family::ALL.len(), "{faults:#?}");
@@ -338,7 +339,7 @@ fn a_refused_system_call_is_explained() {
     good_node(&ebpf(), |node, _| {
         let _proxy = Proxy::start(node)?;
         let mut command = command(node, &[])?;
-        Lacking::BpfPermission.apply(&mut command);
+        Missing::BpfPermission.apply(&mut command);
         let findings = run(node, command)?;
         let faults = findings.faults("bpf-syscall");
         ensure!(findings.code == BROKEN && faults.len() == 1, "{faults:#?}");
@@ -350,7 +351,7 @@ fn a_refused_system_call_is_explained() {
     });
 }
 
-/// Whatever is asked, nothing on the node changes.
+/// No option of `doctor` changes anything on the node.
 #[test]
 fn the_doctor_changes_nothing() {
     good_node(&ebpf(), |node, agent| {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::agent::{Agent, TRANSLATE};
+use tests::degraded_host::Missing;
 use tests::http::{self, Answer, wait_for};
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::transfer::Server;
@@ -29,9 +29,9 @@ fn fails_alone(answer: &Answer, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn start_without(node: &Node, lacking: Lacking, args: &[&str]) -> Result<Agent> {
+fn start_without(node: &Node, missing: Missing, args: &[&str]) -> Result<Agent> {
     let mut command = node.agent_command(args)?;
-    lacking.apply(&mut command);
+    missing.apply(&mut command);
     node.spawn(command)
 }
 
@@ -75,7 +75,7 @@ fn a_node_as_desired_is_healthy_and_ready() {
     });
 }
 
-/// `/status` is what `proxy-agent status` prints.
+/// `/status` serves the output of `proxy-agent status`.
 #[test]
 fn status_is_that_of_the_subcommand() {
     Node::test(Topology::Veth, |node| {
@@ -98,7 +98,7 @@ fn status_is_that_of_the_subcommand() {
 #[test]
 fn a_missing_backend_is_not_ready_and_alive() {
     Node::test(Topology::Veth, |node| {
-        let _agent = start_without(node, Lacking::Bpf, &["--backend=ebpf"])?;
+        let _agent = start_without(node, Missing::Bpf, &["--backend=ebpf"])?;
         let answer = wait_for(&node.netns, "/readyz", 503)?;
         fails_alone(&wait_for_pass(node, answer)?, "data_plane")?;
         ensure!(http::get(&node.netns, "/healthz")?.code == 200, "not alive");
@@ -119,13 +119,13 @@ fn wait_for_pass(node: &Node, first: Answer) -> Result<Answer> {
     Ok(answer)
 }
 
-/// With `--backend=auto` the agent does what can be done: that is degraded, not broken.
+/// With `--backend=auto` the agent does the possible part: that is degraded, not broken.
 #[test]
 fn no_backend_at_all_is_degraded_and_ready() {
     Node::test(Topology::Veth, |node| {
         let mut command = node.agent_command(&[])?;
-        for lacking in [Lacking::Bpf, Lacking::Nfnetlink, Lacking::Iptables] {
-            lacking.apply(&mut command);
+        for missing in [Missing::Bpf, Missing::Nfnetlink, Missing::Iptables] {
+            missing.apply(&mut command);
         }
         let agent = node.spawn(command)?;
         agent.wait_until_ready()?;
@@ -141,7 +141,7 @@ fn no_backend_at_all_is_degraded_and_ready() {
     });
 }
 
-/// A VXLAN link cannot be set up while somebody else has its UDP port.
+/// A VXLAN link cannot be set up while another socket has its UDP port.
 #[test]
 fn a_link_that_cannot_be_set_up_is_not_ready() {
     const PORT: u16 = 47_890;
@@ -264,7 +264,7 @@ fn a_wildcard_listener_is_not_taken_for_the_proxy() {
 }
 
 #[test]
-fn who_asks_wrongly_is_told() {
+fn wrong_requests_get_an_error() {
     Node::test(Topology::Veth, |node| {
         let _agent = node.start_agent(&["--listen=:9999"])?;
         wait_for_address(node, "127.0.0.1:9999")?;
@@ -277,20 +277,14 @@ fn who_asks_wrongly_is_told() {
                 "{method}: {answer:?}"
             );
         }
-        for path in [
-            "/",
-            "/metrics/",
-            "/metricsx",
-            "/readyz/vip",
-            "/../etc/passwd",
-        ] {
+        for path in ["/metrics/", "/metricsx", "/readyz/vip", "/../etc/passwd"] {
             let answer = ask(path, &["--path-as-is"])?;
             ensure!(answer.code == 404, "{path}: {answer:?}");
             ensure!(answer.body.contains("/readyz"), "{path}: {answer:?}");
         }
         let head = ask("/readyz", &["--head"])?;
         ensure!(head.code == 200 && head.body.is_empty(), "{head:?}");
-        // A body with GET is nobody's business.
+        // The server ignores a body with GET.
         let answer = ask("/healthz", &["--request", "GET", "--data", "x"])?;
         ensure!(answer.code == 200, "{answer:?}");
         let long = format!("x: {}", "y".repeat(100_000));
@@ -313,7 +307,7 @@ fn an_empty_address_serves_nothing() {
         let agent = node.start_agent(&["--listen="])?;
         ensure!(
             http::get(&node.netns, "/healthz")?.code == 0,
-            "somebody answers"
+            "there is an answer"
         );
         ensure!(!agent.log().contains("serving"), "{}", agent.log());
         Ok(())

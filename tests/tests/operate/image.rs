@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The container image runs the agent with each backend, on real traffic: with nothing but what is in
-//! it, entered with chroot in the node's network namespace.
+//! The container image runs the agent with each backend, on real traffic: with nothing but the
+//! contents of it, entered with chroot in the node's network namespace.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use tests::everywhere::everything_works;
+use tests::all_paths::everything_works;
+use tests::degraded_host::Missing;
 use tests::image::{Image, Root};
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::webhook::certs::Authority;
 use tests::webhook::oracle::{check, review};
 use tests::webhook::{Dir, Webhook};
-use tests::{Family, cmd, skip};
+use tests::{Family, cmd};
 
 /// The sidecar's name where its image has it, and beside the agent.
 const SIDECAR: [&str; 2] = [
@@ -27,20 +27,17 @@ const SIDECAR: [&str; 2] = [
 
 /// Runs `body` with the image unpacked on a node, or records why not.
 fn with_image(test: &str, body: impl FnOnce(&Node, &Image, &Root) -> Result<()>) {
-    skip::clear(test).expect("removing a record");
-    let Some(image) = Image::given().expect("reading the image") else {
-        let reason =
-            "PROXY_AGENT_IMAGE is not set: `cargo xtask test` builds an image where apt-get is";
-        skip::record(test, reason).expect("recording why");
+    let image = Image::given("PROXY_AGENT_IMAGE", test).expect("reading the image");
+    let Some(image) = image else {
         return;
     };
     Node::test(Topology::Veth, |node| {
-        let root = image.unpack(node)?;
+        let root = image.unpack(node.dir())?;
         body(node, &image, &root)
     });
 }
 
-/// The agent works, says `words`, and what it has made can be removed from the image as well.
+/// The agent works, logs `words`, and the image can also remove the agent's objects.
 fn works(node: &Node, root: &Root, command: Command, words: &[&str]) -> Result<()> {
     let agent = node.spawn(command)?;
     agent.wait_until_ready()?;
@@ -56,11 +53,13 @@ fn works(node: &Node, root: &Root, command: Command, words: &[&str]) -> Result<(
         .arg("cleanup")
         .arg(format!("--bpffs={}", node.agent_bpffs().display()))
         .arg(format!("--run-dir={}", node.run_dir().display()));
-    root.enter(node, &mut cleanup)?;
-    let told = cmd::run(&mut cleanup, "")?;
+    root.enter(&mut cleanup)?;
+    let output = cmd::run(&mut cleanup, "")?;
     ensure!(
-        told.trim_end().ends_with("nothing of proxy-agent is left"),
-        "{told}"
+        output
+            .trim_end()
+            .ends_with("no objects of proxy-agent are left"),
+        "{output}"
     );
     Ok(())
 }
@@ -99,7 +98,7 @@ fn iptables_legacy() {
         "image_iptables_legacy",
         KubeProxy::IptablesLegacy,
         "--backend=iptables",
-        &["flavour: legacy", "learn connections with ipset"],
+        &["flavour: legacy", "use ipset to distinguish connections"],
     );
 }
 
@@ -109,7 +108,7 @@ fn iptables_nft() {
         "image_iptables_nft",
         KubeProxy::IptablesNft,
         "--backend=iptables",
-        &["flavour: nft", "learn connections with ipset"],
+        &["flavour: nft", "use ipset to distinguish connections"],
     );
 }
 
@@ -129,8 +128,8 @@ fn the_sidecars_manifest() {
         let unprivileged = |program: &str, args: &[&str]| -> Result<Command> {
             let args = [args, &[&interface, "--port=443", &bpffs]].concat();
             let mut command = root.agent_command(node, program, &args)?;
-            Lacking::BpfPermission.apply(&mut command);
-            Lacking::CapabilitiesButNetAdmin.apply(&mut command);
+            Missing::BpfPermission.apply(&mut command);
+            Missing::CapabilitiesButNetAdmin.apply(&mut command);
             Ok(command)
         };
         for program in [&*root.entrypoint, SIDECAR[0], SIDECAR[1]] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whoever misuses the HTTP server keeps neither the agent from its work nor others from their
-//! answers.
+//! A client that misuses the HTTP server keeps neither the agent from its work nor others from
+//! their answers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,7 +18,7 @@ const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALH
 /// So many connections of each kind of bad client.
 const MANY: usize = 100;
 
-/// What a bad client sends before it falls silent.
+/// The bytes that a bad client sends before it falls silent.
 const REQUESTS: [&str; 4] = [
     "",
     "GET /metrics HTTP/1.1\r\nHost: a\r\n",
@@ -43,7 +43,7 @@ fn bad_clients(node: &Node) -> Result<Vec<TcpStream>> {
 }
 
 #[test]
-fn hundreds_of_slow_clients_keep_nobody_up() {
+fn hundreds_of_slow_clients_delay_no_other() {
     Node::test(Topology::Veth, |node| {
         let agent = node.start_agent(&[])?;
         wait_for(&node.netns, "/readyz", 200)?;
@@ -69,7 +69,7 @@ fn hundreds_of_slow_clients_keep_nobody_up() {
         );
         let sockets = std::fs::read_dir(format!("/proc/{}/fd", agent.id()))?.count();
         ensure!(sockets < 100, "{sockets} open files");
-        // Whoever waits is told so by the end of the connection.
+        // A client that waits gets the end of the connection.
         for mut stream in bad {
             stream.set_read_timeout(Some(4 * TIMEOUT))?;
             let mut rest = Vec::new();
@@ -103,28 +103,31 @@ fn half_closed_clients_are_answered() {
 
 /// The VIP comes first: the address is tried again until it is free.
 #[test]
-fn a_taken_address_is_told_and_waited_for() {
+fn a_taken_address_is_logged_and_retried() {
     Node::test(Topology::Veth, |node| {
         let taken = node.netns.run(|| TcpListener::bind(SERVER))?;
         let agent = node.start_agent(&[])?;
         ensure!(has_vip(&node.netns), "no VIP");
-        cmd::wait_until(TIMEOUT, "the log to tell", || {
+        cmd::wait_until(TIMEOUT, "the log line", || {
             Ok(agent
                 .log()
-                .contains("no metrics and no health are served")
+                .contains("cannot serve metrics and health")
                 .then_some(()))
         })?;
         for text in ["ERROR", "127.0.0.1:9465", "already in use", "--listen"] {
-            let told = agent
+            let is_logged = agent
                 .log()
                 .lines()
                 .any(|line| line.contains("cannot listen") && line.contains(text));
-            ensure!(told, "{text} is not told:\n{}", agent.log());
+            ensure!(is_logged, "{text} is not logged:\n{}", agent.log());
         }
         drop(taken);
         wait_for(&node.netns, "/readyz", 200)?;
-        let told = agent.log().matches("no metrics and no health").count();
-        ensure!(told == 1, "told {told} times:\n{}", agent.log());
+        let count = agent
+            .log()
+            .matches("cannot serve metrics and health")
+            .count();
+        ensure!(count == 1, "logged {count} times:\n{}", agent.log());
         Ok(())
     });
 }

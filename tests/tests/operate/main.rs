@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What operators see and use: status, doctor, metrics, health, images, manifests and examples.
+//! The interfaces for operators: status, doctor, metrics, health, images, manifests and examples.
 
 mod doctor;
 mod health;
@@ -9,6 +9,7 @@ mod listen;
 mod manifests;
 mod metrics;
 mod monitoring;
+mod pages;
 mod proxy_examples;
 mod quickstart;
 mod status;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `deploy/`, rendered: Kubernetes takes it, the agent takes what it is told there, and kustomize and
-//! Helm tell the same.
+//! `deploy/`, rendered: Kubernetes accepts it, the agent accepts its flags, and kustomize and Helm
+//! render the same.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::manifests::{Tool, VERSIONS, flags_and_variables, of_kind, repository};
 use tests::node::Node;
-use tests::{cmd, sweep};
+use tests::{cmd, leftovers};
 
 /// An overlay as an operator may write it, besides those of `deploy/`.
 const OWN: &str = "
@@ -59,7 +59,7 @@ fn values() -> [Value; 4] {
 
 /// Every rendering with a name.
 fn renderings(tool: &Tool) -> Result<Vec<(String, Vec<Value>)>> {
-    let top = std::env::temp_dir().join(format!("proxy-agent-deploy-{}", sweep::unique_id()?));
+    let top = std::env::temp_dir().join(format!("proxy-agent-deploy-{}", leftovers::unique_id()?));
     let copied = copy_with_own_overlay(&top);
     let rendered = copied.and_then(|()| {
         let overlays = ["base", "net-admin", "example", "own"].into_iter();
@@ -116,7 +116,7 @@ fn every_rendering_is_what_kubernetes_takes() -> Result<()> {
     Ok(())
 }
 
-/// What every variant promises.
+/// The properties that every variant must have.
 fn check_pod(pod: &Value) -> Result<()> {
     ensure!(pod["hostNetwork"] == true, "not on the node's network");
     ensure!(pod["priorityClassName"] == "system-node-critical");
@@ -159,7 +159,7 @@ fn check_pod(pod: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Whatever the pod mounts and reads is there.
+/// Everything that the pod mounts and reads exists.
 fn check_references(objects: &[Value], daemon_set: &Value) -> Result<()> {
     let template = &daemon_set["spec"]["template"];
     let pod = &template["spec"];
@@ -208,7 +208,7 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
         .flat_map(|list| pod[list].as_array().into_iter().flatten())
 }
 
-/// What a container that runs the agent gives it.
+/// The settings of a container that runs the agent.
 struct Invocation {
     environment: BTreeMap<String, String>,
     words: Vec<String>,
@@ -237,7 +237,7 @@ fn invocations(objects: &[Value]) -> Result<Vec<Invocation>> {
             let name = variable["name"]
                 .as_str()
                 .context("a variable without a name")?;
-            // What the kubelet puts in.
+            // The kubelet adds these.
             let value = variable["value"].as_str().unwrap_or("192.0.2.1");
             variables.insert(name.to_owned(), value.replace("$(NODE_IP)", "192.0.2.1"));
         }
@@ -257,8 +257,8 @@ fn invocations(objects: &[Value]) -> Result<Vec<Invocation>> {
 }
 
 #[test]
-fn the_agent_takes_what_it_is_told_there() -> Result<()> {
-    let Some(tool) = Tool::find("the_agent_takes_what_it_is_told_there")? else {
+fn the_agent_accepts_its_flags() -> Result<()> {
+    let Some(tool) = Tool::find("the_agent_accepts_its_flags")? else {
         return Ok(());
     };
     let (flags, variables) = flags_and_variables()?;

@@ -109,7 +109,7 @@ fn promtool_accepts_all_that_can_be_served() {
     Node::test(Topology::Veth, |node| check(&node.netns, &recorded()?));
 }
 
-/// An agent with everything switched on serves what is documented, and counts what happens.
+/// An agent with all features on serves the documented metrics, and counts traffic and repairs.
 #[test]
 fn what_happens_is_counted() {
     Node::test(Topology::Veth, |node| {
@@ -141,7 +141,7 @@ fn what_happens_is_counted() {
                 "{name}: {metric:?}, documented: {expected:?}"
             );
         }
-        // What this node has no occasion for.
+        // Metrics of features that this node does not use.
         let absent = [
             "proxy_agent_backend_rejected",
             "proxy_agent_backend_breaks",
@@ -181,7 +181,7 @@ fn what_happens_is_counted() {
             );
             ensure!(by_link >= Some(1.0), "{vip} by {link}: {by_link:?}");
             let listens = value(&samples, "proxy_agent_listener_up", &[("vip", vip)]);
-            ensure!(listens == Some(1.0), "{vip}: nobody seems to listen");
+            ensure!(listens == Some(1.0), "{vip}: no listener is counted");
         }
         let is_one = |name: &str, labels: &[(&str, &str)]| -> Result<()> {
             let found = value(&samples, name, labels);

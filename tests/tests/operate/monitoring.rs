@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Alerts and dashboard: promtool takes them, each alert has a unit test and a runbook, and every metric
-//! in them is one that the agent tells.
+//! Alerts and dashboard: promtool accepts them, each alert has a unit test and a runbook, and every
+//! metric in them is one that the agent exports.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tests::cmd;
 use tests::manifests::{Tool, repository};
 
-/// What promtool reads, removed when dropped.
+/// The files that promtool reads, removed when dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -157,7 +157,7 @@ fn every_metric_is_one_of_the_agents() -> Result<()> {
     Ok(())
 }
 
-/// The pages have the tunnel's metrics by what follows the program.
+/// The pages list the tunnel's metrics without the program's prefix.
 #[test]
 fn every_metric_of_the_tunnels_alerts_is_documented() -> Result<()> {
     let pages = [

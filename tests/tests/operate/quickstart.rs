@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `docs/quickstart.md`, command by command: what stands there works, and leaves nothing.
+//! `docs/quickstart.md`, command by command: each works, and nothing is left.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,28 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::manifests::repository;
-use tests::{agent, cmd};
+use tests::{agent, cmd, fences};
 
-/// The heading under which the page removes what it made.
+/// The heading of the page's clean-up.
 const CLEAN_UP: &str = "## Clean up";
-
-/// The `sh` blocks of a page, in order.
-fn blocks(page: &str) -> String {
-    let mut script = String::new();
-    let mut is_inside = false;
-    for line in page.lines() {
-        match line {
-            "```sh" => is_inside = true,
-            "```" => is_inside = false,
-            _ if is_inside => {
-                script.push_str(line);
-                script.push('\n');
-            }
-            _ => {}
-        }
-    }
-    script
-}
 
 /// Where the page's commands run: a directory that looks like the checkout after a build, with `deploy/`
 /// and the agent under test, and a cargo that has nothing to do.
@@ -62,15 +44,15 @@ fn the_quick_start_works_as_written() -> Result<()> {
     let (before, after) = page
         .split_once(CLEAN_UP)
         .context("the page cleans nothing up")?;
-    // As somebody would: who sees a command fail goes on to the end of the page.
+    // As a reader would: after a failed command they go on to the end of the page.
     let script = format!(
         "set -euo pipefail\n\
          clean_up() {{\nset +e\n{}\n}}\n\
          trap clean_up EXIT\n\
          trap 'echo \"failed: $BASH_COMMAND\" >&2; cat $dir/*.log >&2' ERR\n\
          {}\n",
-        blocks(after),
-        blocks(before)
+        fences::commands(after).concat(),
+        fences::commands(before).concat()
     );
     let checkout = Checkout::new()?;
     let path = format!(
@@ -87,14 +69,17 @@ fn the_quick_start_works_as_written() -> Result<()> {
         }
     }
     let output = cmd::output(&mut bash, &script)?;
-    let told = format!(
+    let printed = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    ensure!(output.status.success(), "{}\n{told}", output.status);
-    ensure!(told.contains("nothing of proxy-agent is left"), "{told}");
-    ensure!(told.contains("ends on the proxy at"), "{told}");
+    ensure!(output.status.success(), "{}\n{printed}", output.status);
+    ensure!(
+        printed.contains("no objects of proxy-agent are left"),
+        "{printed}"
+    );
+    ensure!(printed.contains("ends on the proxy at"), "{printed}");
     Ok(())
 }
 

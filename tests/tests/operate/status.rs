@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent status`: counters that add up, repairs with who made them necessary, drift; and that
-//! it works without an agent and changes nothing.
+//! `proxy-agent status`: counters that add up, repairs with their cause, drift; and that it works
+//! without an agent and changes nothing.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -59,21 +59,21 @@ fn connections_are_counted_where_they_come_from() {
                     }
                 }
             }
-            let (code, told) = read_with_code(node)?;
+            let (code, status) = read_with_code(node)?;
             ensure!(code == 0, "exit code {code}");
             for family in Family::ALL {
                 let vip = family.vip_socket();
-                // What goes to the VIP itself is decided by rules, which do not count by link.
+                // Rules decide packets to the VIP itself, and they do not count by link.
                 for (link, want) in [("pod1", [2, 2, 0]), (THIS_NODE, [9, 2, 0])] {
-                    let counters = counters(&told, vip, link)?;
+                    let counters = counters(&status, vip, link)?;
                     let found = decisions(&counters, "in_use");
                     ensure!(found == want, "{link}, {vip}: {found:?} in {counters:#}");
                 }
-                let requests = &counters(&told, vip, THIS_NODE)?["requests"];
+                let requests = &counters(&status, vip, THIS_NODE)?["requests"];
                 ensure!(number(&requests["bytes"])? > 10_000 * 11, "{requests}");
                 ensure!(number(&requests["packets"])? > 4 * 11, "{requests}");
             }
-            let connections = &told["connections"];
+            let connections = &status["connections"];
             // All have ended.
             let want = (0, 65_536);
             let found = (
@@ -103,11 +103,12 @@ fn in_use() {
             let connect =
                 |to, limit| client::connect_from(&node.pods[0].netns, Some(from), to, limit);
             let _first = connect(family.cluster_ip_socket(), TIMEOUT)?;
-            // Conntrack of Linux 6.1 and older does not tell the two apart, and nobody answers: what is
-            // decided of the SYN is the same. `one_port` looks at what comes of the connection.
+            // Conntrack of Linux 6.1 and older does not distinguish the two, and neither gets an
+            // answer: the decision about the SYN is the same. `one_port` covers the fate of the
+            // connection.
             let _second = connect(family.vip_socket(), ONE_SYN);
-            let told = read(node)?;
-            let counters = counters(&told, family.vip_socket(), THIS_NODE)?;
+            let status = read(node)?;
+            let counters = counters(&status, family.vip_socket(), THIS_NODE)?;
             let [decided, translated, in_use] = decisions(&counters, "in_use");
             ensure!([decided, translated] == [0, 0], "{counters:#}");
             ensure!(client::syns().contains(&in_use), "{counters:#}");
@@ -125,12 +126,12 @@ fn no_listener() {
             for (netns, link) in [(&node.pods[0].netns, "pod0"), (&node.netns, THIS_NODE)] {
                 // The way to the node must be known, or the SYN waits for its neighbour.
                 let refused = client::connect(netns, family.vip_socket(), TIMEOUT);
-                ensure!(refused.is_err(), "somebody listens");
+                ensure!(refused.is_err(), "the connection was accepted");
                 // There is no kube-proxy either.
                 let refused = client::connect(netns, family.cluster_ip_socket(), ONE_SYN);
-                ensure!(refused.is_err(), "somebody answered");
-                let told = read(node)?;
-                let counters = counters(&told, family.vip_socket(), link)?;
+                ensure!(refused.is_err(), "the connection was answered");
+                let status = read(node)?;
+                let counters = counters(&status, family.vip_socket(), link)?;
                 let [_, translated, no_listener] = decisions(&counters, "no_listener");
                 ensure!(translated == 0, "{link}: {counters:#}");
                 ensure!(
@@ -154,21 +155,21 @@ fn counters_outlive_the_agent_and_go_with_their_link() {
             use_connection(&pod.netns, service)?;
         }
         agent.stop(libc::SIGKILL)?;
-        let (code, told) = read_with_code(node)?;
+        let (code, status) = read_with_code(node)?;
         ensure!(code == 1, "exit code {code} without an agent");
-        ensure!(told["agent"]["running"] == false, "{}", told["agent"]);
-        let before = counters(&told, vip, "pod1")?;
+        ensure!(status["agent"]["running"] == false, "{}", status["agent"]);
+        let before = counters(&status, vip, "pod1")?;
         ensure!(number(&before["decided"])? == 1, "{before}");
 
         let _agent = node.start_agent(&args)?;
-        let (code, told) = read_with_code(node)?;
+        let (code, status) = read_with_code(node)?;
         ensure!(code == 0, "exit code {code} with an agent");
-        let after = counters(&told, vip, "pod1")?;
+        let after = counters(&status, vip, "pod1")?;
         ensure!(number(&after["decided"])? == 1, "{after}");
         node.netns.ip("link del pod0\n")?;
         cmd::wait_until(TIMEOUT, "the counters of the link to go", || {
-            let told = read(node)?;
-            let of_vip = &array(&told["counters"])?[0];
+            let status = read(node)?;
+            let of_vip = &array(&status["counters"])?[0];
             let is_there = |of_link: &Value| of_link["link"] != Value::Null;
             let links = array(&of_vip["links"])?
                 .iter()
@@ -190,22 +191,22 @@ fn as_process(node: &Node, line: &str) -> Result<u64> {
 
 /// The last repair, once there are so many.
 fn repair(node: &Node, wanted: usize) -> Result<Value> {
-    cmd::wait_until(TIMEOUT, "the repair to be told", || {
-        let told = read(node)?;
-        let repairs = array(&told["repairs"]["last"])?;
+    cmd::wait_until(TIMEOUT, "the repair to be in the status", || {
+        let status = read(node)?;
+        let repairs = array(&status["repairs"]["last"])?;
         Ok((repairs.len() == wanted).then(|| repairs[wanted - 1].clone()))
     })
 }
 
 #[test]
-fn repairs_tell_who_made_them_necessary() {
+fn repairs_name_their_cause() {
     Node::test(Topology::Veth, |node| {
         let agent = node.start_agent(&["--backend=ebpf"])?;
-        let told = read(node)?;
+        let status = read(node)?;
         ensure!(
-            array(&told["repairs"]["last"])?.is_empty(),
+            array(&status["repairs"]["last"])?.is_empty(),
             "{}",
-            told["repairs"]
+            status["repairs"]
         );
         // Following links is no repair.
         node.add_pod(Topology::Veth)?;
@@ -215,27 +216,27 @@ fn repairs_tell_who_made_them_necessary() {
 
         thread::sleep(QUIET);
         let pid = as_process(node, "nft flush ruleset")?;
-        let told = repair(node, 1)?;
-        ensure!(told["part"] == "ebpf", "{told}");
-        ensure!(told["by"]["name"] == "nft", "{told}");
-        ensure!(told["by"]["pid"] == pid, "{told}, not {pid}");
-        let (at, since) = (told["at"].as_str(), told["since"].as_str());
-        ensure!(since.is_some() && since <= at, "{told}");
+        let status = repair(node, 1)?;
+        ensure!(status["part"] == "ebpf", "{status}");
+        ensure!(status["by"]["name"] == "nft", "{status}");
+        ensure!(status["by"]["pid"] == pid, "{status}, not {pid}");
+        let (at, since) = (status["at"].as_str(), status["since"].as_str());
+        ensure!(since.is_some() && since <= at, "{status}");
         let by = format!("by=\"nft (pid {pid})\"");
         ensure!(agent.log().contains(&by), "no {by} in the log");
 
         thread::sleep(QUIET);
         let pid = as_process(node, "ip address del 10.96.0.2/32 dev lo")?;
-        let told = repair(node, 2)?;
-        ensure!(told["part"] == "link", "{told}");
-        ensure!(told["event"] == "address 10.96.0.2 changed", "{told}");
-        ensure!(told["by"]["pid"] == pid, "{told}, not {pid}");
+        let status = repair(node, 2)?;
+        ensure!(status["part"] == "link", "{status}");
+        ensure!(status["event"] == "address 10.96.0.2 changed", "{status}");
+        ensure!(status["by"]["pid"] == pid, "{status}, not {pid}");
         Ok(())
     });
 }
 
 #[test]
-fn drift_is_told_while_the_agent_is_stopped() {
+fn drift_is_reported_while_the_agent_is_stopped() {
     Node::test(Topology::Veth, |node| {
         let args = [&["--backend=ebpf"], &TRANSLATE[..]].concat();
         let agent = node.start_agent(&args)?;
@@ -248,8 +249,8 @@ fn drift_is_told_while_the_agent_is_stopped() {
         let drift = changes()?;
         ensure!(none(&drift)?, "{drift}");
         let dry_run = node.run_agent(&[&args[..], &["--dry-run"]].concat())?;
-        let told = String::from_utf8(dry_run.stdout)?;
-        ensure!(told.contains("nothing to do"), "{told}");
+        let status = String::from_utf8(dry_run.stdout)?;
+        ensure!(status.contains("nothing to do"), "{status}");
 
         agent.signal(libc::SIGSTOP)?;
         node.netns.exec("nft delete table ip proxy-agent")?;
@@ -264,8 +265,8 @@ fn drift_is_told_while_the_agent_is_stopped() {
         ] {
             ensure!(text.contains(want), "{want} in {text}");
         }
-        let told = read(node)?;
-        ensure!(told["vips"][1]["present"] == false, "{}", told["vips"]);
+        let status = read(node)?;
+        ensure!(status["vips"][1]["present"] == false, "{}", status["vips"]);
         ensure!(
             snapshot::nf_tables(&node.netns)? == before,
             "status changed something"
@@ -281,7 +282,7 @@ fn drift_is_told_while_the_agent_is_stopped() {
 #[test]
 fn where_no_agent_has_run() {
     Node::test(Topology::Veth, |node| {
-        let nobody = |when: &str| {
+        let no_status = |when: &str| {
             for args in [&[][..], &["--output=json"]] {
                 let output = run(node, args)?;
                 let text = String::from_utf8(output.stderr)?;
@@ -298,20 +299,24 @@ fn where_no_agent_has_run() {
             }
             Ok::<_, anyhow::Error>(())
         };
-        nobody("before")?;
+        no_status("before")?;
         ensure!(!node.run_dir().exists(), "status made the run directory");
         let mut agent = node.start_agent(&["--backend=none", "--cleanup"])?;
-        // Asking again and again keeps nobody from starting.
+        // Repeated runs of `status` do not keep an agent from starting.
         thread::scope(|scope| {
             let asking = scope.spawn(|| (0..20).try_for_each(|_| read(node).map(drop)));
             let second = node.run_agent(&["--backend=none", "--daemon=false"])?;
             ensure!(!second.status.success(), "a second agent was let in");
             asking.join().expect("it does not panic")
         })?;
-        let (code, told) = read_with_code(node)?;
-        ensure!(code == 0, "exit code {code}: {told:#}");
-        ensure!(array(&told["counters"])?.is_empty(), "{}", told["counters"]);
+        let (code, status) = read_with_code(node)?;
+        ensure!(code == 0, "exit code {code}: {status:#}");
+        ensure!(
+            array(&status["counters"])?.is_empty(),
+            "{}",
+            status["counters"]
+        );
         agent.stop(libc::SIGTERM)?;
-        nobody("after the clean-up")
+        no_status("after the clean-up")
     });
 }

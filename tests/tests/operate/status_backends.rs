@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent status` with the backends that need no eBPF: which one is used and why, what its rules
-//! have counted, whom stateless rules break, and drift.
+//! `proxy-agent status` with the backends that need no eBPF: which one is used and why, the counts
+//! of its rules, the clients that stateless rules break, and drift.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::client::{self, ONE_SYN};
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, status, transfer};
@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 
 fn without_bpf(node: &Node, args: &[&str]) -> Result<Command> {
     let mut command = node.agent_command(args)?;
-    Lacking::Bpf.apply(&mut command);
+    Missing::Bpf.apply(&mut command);
     Ok(command)
 }
 
@@ -35,8 +35,8 @@ fn nftables_counts_and_says_why_it_is_used() {
                 let mut stream = client::connect(netns, family.vip_socket(), TIMEOUT)?;
                 transfer::exchange(&mut stream, 10_000, 1)?;
             }
-            // The second one is left to conntrack: the first one has its client port. Nobody answers it
-            // on Linux 6.1 and older, see `one_port`.
+            // The second one is left to conntrack: the first one has its client port. It gets no
+            // answer on Linux 6.1 and older, see `one_port`.
             let from = (node.pods[0].address(family), 26_000).into();
             let connect =
                 |to, limit| client::connect_from(&node.pods[0].netns, Some(from), to, limit);
@@ -81,7 +81,7 @@ fn nftables_counts_and_says_why_it_is_used() {
     });
 }
 
-/// Who is broken is found at once and told at each resync that finds another one.
+/// The agent finds broken clients at the start and logs them at each resync that finds another one.
 #[test]
 fn stateless_rules_say_whom_they_break() {
     for kube_proxy in [
@@ -92,12 +92,12 @@ fn stateless_rules_say_whom_they_break() {
         Node::test(Topology::Veth, |node| {
             kube_proxy.install(&node.netns)?;
             let mut command = node.agent_command(&["--backend=iptables"])?;
-            Lacking::Ipset.apply(&mut command);
+            Missing::Ipset.apply(&mut command);
             let agent = node.spawn(command)?;
             agent.wait_until_ready()?;
             let log = agent.log();
             ensure!(
-                log.contains("connections time out that are sent to the VIP by"),
+                log.contains("connections sent to the VIP by"),
                 "{kube_proxy:?}: no warning"
             );
             let status = status::read(node)?;
@@ -117,7 +117,7 @@ fn stateless_rules_say_whom_they_break() {
 }
 
 #[test]
-fn learning_rules_break_nobody() {
+fn learning_rules_break_no_connection() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let agent = node.start_agent(&["--backend=iptables"])?;

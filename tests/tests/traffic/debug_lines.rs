@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The eBPF programs log what they decide, but only when they are asked to.
+//! The eBPF programs log their decisions, but only with `--v=6` or `--vmodule=ebpf=4`.
 
 use std::time::Duration;
 

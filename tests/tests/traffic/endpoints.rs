@@ -13,10 +13,10 @@ use tests::{Family, client, conntrack};
 const TIMEOUT: Duration = Duration::from_secs(5);
 const VIPS: [&str; 4] = ["10.96.0.2", "172.20.0.7", "fd00:96::2", "fd00:97::7"];
 const PORTS: [u16; 3] = [443, 6443, 8443];
-/// A port the agent is not told of.
+/// A port that no flag of the agent names.
 const OTHER_PORT: u16 = 9443;
 
-/// Connects from the first pod and from the node, and counts what that leaves.
+/// Connects from the first pod and from the node, and counts the conntrack entries of it.
 fn ensure_entries(node: &Node, to: SocketAddr, wanted: usize) -> Result<()> {
     let listener = node
         .netns

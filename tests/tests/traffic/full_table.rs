@@ -105,7 +105,7 @@ fn everything_works_with_the_agent_through_a_bridge() {
     everything_works(Topology::BridgeNetfilter, KubeProxy::Nftables);
 }
 
-/// What goes to the VIP itself; the ClusterIP is kube-proxy's.
+/// Paths to the VIP itself; kube-proxy handles the ClusterIP.
 fn the_vip_works(topology: Topology, kube_proxy: KubeProxy) {
     Node::test(topology, |node| {
         kube_proxy.install(&node.netns)?;

@@ -16,10 +16,10 @@ use tests::proxy::Proxy;
 use tests::{Family, client, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// For the connections that nobody answers.
+/// Time-out of connections that get no answer.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Counters of what passes a namespace's own hooks, before anything on the node sees it.
+/// Counters of packets at a namespace's own hooks, before anything on the node sees it.
 const COUNTERS: &str = r"
 table inet seen {
     counter cluster-ip-out {}
@@ -92,7 +92,7 @@ fn a_pod_sees_the_cluster_ip_only() {
     }
 }
 
-/// Neither UDP, nor other ports, nor other addresses are anybody's business.
+/// Neither UDP, nor other ports, nor other addresses are handled.
 #[test]
 fn a_process_on_the_node_is_left_alone_otherwise() {
     Node::test(Topology::Veth, |node| {

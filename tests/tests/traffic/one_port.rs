@@ -46,8 +46,8 @@ fn connect(
     client::connect_from(&node.pods[0].netns, Some(from), to, timeout)
 }
 
-/// Whether conntrack of this kernel tells them apart, with no data plane of an agent in its way.
-fn conntrack_tells_them_apart() -> bool {
+/// Whether conntrack of this kernel distinguishes them, with no data plane of an agent in its way.
+fn conntrack_distinguishes_them() -> bool {
     let apart = Cell::new(true);
     on_a_node(&["--backend=none"], |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
@@ -59,15 +59,15 @@ fn conntrack_tells_them_apart() -> bool {
     apart.get()
 }
 
-/// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves
-/// the new one to conntrack, which tells them apart on younger kernels (not on 6.1).
+/// The agent sees that the proxy has a tracked connection with these addresses and ports, and
+/// leaves the new one to conntrack, which distinguishes them on younger kernels (not on 6.1).
 fn the_cluster_ip_first(args: &[&str]) {
-    let apart = conntrack_tells_them_apart();
+    let apart = conntrack_distinguishes_them();
     on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.cluster_ip_socket(), TIMEOUT)?;
         transfer::exchange(&mut first, BYTES, 1)?;
         if !apart {
-            println!("conntrack of this kernel does not tell them apart");
+            println!("conntrack of this kernel does not distinguish them");
             let second = connect(node, client, family.vip_socket(), SHORT_TIMEOUT);
             ensure!(second.is_err(), "other than with conntrack alone");
             return transfer::exchange(&mut first, BYTES, 2).context("through the ClusterIP");

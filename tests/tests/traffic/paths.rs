@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! For every backend, form of kube-proxy and topology: which of the ways to the proxy work, that they
-//! carry data intact, and what they leave in conntrack.
+//! For every backend, form of kube-proxy and topology: which of the ways to the proxy work, that
+//! they carry data intact, and the entries that they leave in conntrack.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::client;
 use tests::conntrack;
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// For the connections that are known to get no answer.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What becomes of a connection.
+/// The expected outcome of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Tracked,
@@ -30,13 +30,13 @@ enum Outcome {
     TimesOut,
 }
 
-/// Who keeps conntrack out of the path.
+/// The mechanism that keeps conntrack out of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Column {
     NoAgent,
     Agent {
         args: &'static [&'static str],
-        lacking: Option<Lacking>,
+        missing: Option<Missing>,
         via_vip: Outcome,
         via_cluster_ip: Outcome,
     },
@@ -45,39 +45,39 @@ enum Column {
 const NO_AGENT: Column = Column::NoAgent;
 const NONE: Column = Column::Agent {
     args: &["--backend=none"],
-    lacking: None,
+    missing: None,
     via_vip: Outcome::Tracked,
     via_cluster_ip: Outcome::Tracked,
 };
 const EBPF: Column = Column::Agent {
     args: &["--backend=ebpf"],
-    lacking: None,
+    missing: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
 const EBPF_CLSACT: Column = Column::Agent {
     args: &["--backend=ebpf", "--tc-attach=clsact"],
-    lacking: None,
+    missing: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
 /// With ipset.
 const IPTABLES: Column = Column::Agent {
     args: &["--backend=iptables"],
-    lacking: None,
+    missing: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
 const NFTABLES: Column = Column::Agent {
     args: &["--backend=nftables"],
-    lacking: None,
+    missing: None,
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
 /// The known limit of stateless rules: kube-proxy's translation is never undone in the answer.
 const IPTABLES_STATELESS: Column = Column::Agent {
     args: &["--backend=iptables"],
-    lacking: Some(Lacking::Ipset),
+    missing: Some(Missing::Ipset),
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::TimesOut,
 };
@@ -105,9 +105,9 @@ fn check_on(node: &Node, column: Column, kube_proxy: KubeProxy) -> Result<()> {
         }
         Column::Agent {
             args,
-            lacking: Some(lacking),
+            missing: Some(missing),
             ..
-        } => Some(node.start_agent_lacking(lacking, args)?),
+        } => Some(node.start_agent_missing(missing, args)?),
         Column::Agent { args, .. } => Some(node.start_agent(args)?),
     };
     let _proxy = Proxy::start(node)?;
@@ -213,7 +213,7 @@ fn none_keeps_the_vip_and_nothing_else() {
 fn the_default_is_ebpf() {
     let column = Column::Agent {
         args: &[],
-        lacking: None,
+        missing: None,
         via_vip: Outcome::Untracked,
         via_cluster_ip: Outcome::Tracked,
     };
@@ -225,7 +225,7 @@ fn the_default_is_ebpf() {
 fn setup_iptables_true() {
     let column = Column::Agent {
         args: &["--setup-iptables=true"],
-        lacking: None,
+        missing: None,
         via_vip: Outcome::Untracked,
         via_cluster_ip: Outcome::Tracked,
     };

@@ -52,7 +52,7 @@ enum Pace {
     AtOnce,
 }
 
-/// What becomes of connections through the ClusterIP.
+/// The expected outcome of connections through the ClusterIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClusterIp {
     /// kube-proxy's DNAT, tracked

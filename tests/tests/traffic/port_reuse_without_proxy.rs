@@ -14,7 +14,7 @@ use tests::node::{Node, Topology, gateway_address, uplink_address};
 use tests::reuse::{self, End};
 use tests::transfer::Server;
 
-/// What becomes of a connection.
+/// The outcome of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// To the VIP

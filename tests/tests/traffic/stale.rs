@@ -22,7 +22,7 @@ const REPAIR: [&str; 2] = [
     "--repair-conntrack=[fd00:96::1]:443",
 ];
 
-/// An entry as conntrack(8) makes it; it is as old as the time it has left tells.
+/// An entry as conntrack(8) makes it; its age follows from the time it has left.
 struct Made<'a> {
     what: &'a str,
     family: Family,
@@ -63,7 +63,7 @@ fn stale(family: Family, to: SocketAddr, port: u16) -> Made<'static> {
     }
 }
 
-/// What looks alike and is none of it.
+/// Entries that look similar but are not stale.
 fn lookalikes(family: Family) -> Vec<Made<'static>> {
     let (vip, service) = (family.vip(), family.cluster_ip());
     let other = match family {
@@ -109,7 +109,7 @@ fn is_logged(agent: &Agent, made: &Made<'_>) -> Result<()> {
     .with_context(|| source.clone())
 }
 
-/// At the start and at a resync, and nothing but what is stale.
+/// At the start and at a resync, and only stale entries.
 fn check(backend: &str, args: &[&str]) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -163,9 +163,9 @@ fn of_another_cluster_ip_with_nftables() {
     check("--backend=nftables", &REPAIR);
 }
 
-/// Without being told, the agent deletes nothing.
+/// Without the flag, the agent deletes nothing.
 #[test]
-fn of_nobody() {
+fn without_the_flag() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let made = Family::ALL.map(|family| stale(family, family.cluster_ip_socket(), 8001));
@@ -186,7 +186,7 @@ fn of_nobody() {
 }
 
 /// The real thing: clients that try to connect while kube-proxy's rules are missing; then the rules
-/// come back. Returns what becomes of the clients' first attempts.
+/// come back. Returns the results of the clients' first attempts.
 fn connect_too_early(node: &mut Node, agent: &[&str]) -> Result<Vec<io::Result<TcpStream>>> {
     // Conntrack works already, and nothing beyond the uplink answers, not even with an error.
     node.uplink
@@ -212,7 +212,8 @@ fn connect_too_early(node: &mut Node, agent: &[&str]) -> Result<Vec<io::Result<T
                 Ok((!conntrack::list(&node.netns, family)?.is_empty()).then_some(()))
             })?;
         }
-        // Before what brings clients to it: one that is refused has its answer.
+        // The proxy starts before kube-proxy's rules lead clients to it: a refused client would not
+        // try again.
         node.add_vips("lo")?;
         let _proxy = Proxy::start(node)?;
         KubeProxy::IptablesNft.install(&node.netns)?;

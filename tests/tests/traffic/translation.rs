@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::agent::TRANSLATE;
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::path::{Path, Via};
 use tests::proxy::Proxy;
@@ -210,11 +210,11 @@ fn an_address_of_the_node_is_refused() {
 
 /// Before Linux 5.14 the agent has to find out by a program which processes are on the node.
 #[test]
-fn where_the_kernel_does_not_tell_the_network_namespace() {
+fn without_the_cookie_of_the_network_namespace() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
-        let _agent = node.start_agent_lacking(Lacking::NetnsCookie, &args)?;
+        let _agent = node.start_agent_missing(Missing::NetnsCookie, &args)?;
         everything_is_translated(node)
     });
 }
@@ -254,7 +254,7 @@ fn the_proxy_sees_the_address_that_was_asked_for() {
         let _agent = node.start_agent(&[&TRANSLATE[..], &["--backend=ebpf"]].concat())?;
         let listen = |family: Family| node.netns.run(|| TcpListener::bind(family.vip_socket()));
         let (v4, v6) = (listen(Family::V4)?, listen(Family::V6)?);
-        tests::proxy::be_noticed()?;
+        tests::slow_machine::be_noticed()?;
         for path in node.paths() {
             let listener = if path.family == Family::V4 { &v4 } else { &v6 };
             let stream = client::connect(path.netns, path.destination(), TIMEOUT)?;

@@ -75,16 +75,16 @@ fn exchanged_under_load() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_used_is_told_once() -> Result<()> {
+fn unusable_certificates_are_logged_once() -> Result<()> {
     let webhook = Webhook::start(&[])?;
     let tls = Tls::new(&webhook.authority)?;
     let body = body();
     let failures = format!("{RELOADS}\"failure\"}}");
-    let told = "the changed certificates cannot be used";
+    let message = "the changed certificates cannot be used";
     let other = webhook.authority.issue("other")?;
     let certificate = webhook.dir.path().join("tls.crt");
     let kept = fs::read(&certificate)?;
-    // The certificate first, as somebody would copy them by hand.
+    // The certificate first, as when both are copied by hand.
     let of_another_key = fs::read(&other.certificate)?;
     for (number, (what, content)) in (1..).zip([
         ("mismatched", Some(of_another_key.as_slice())),
@@ -101,12 +101,12 @@ fn what_cannot_be_used_is_told_once() -> Result<()> {
         .with_context(|| webhook.log())?;
         check(&body, &webhook.client()?.review(&body)?).context(what)?;
     }
-    // What was before is nothing new.
+    // The previous certificate is no change.
     fs::write(&certificate, kept)?;
     other.install(webhook.dir.path())?;
     wait_for(&webhook, &tls, &other)?;
     let log = webhook.log();
-    let lines = log.matches(told).count();
+    let lines = log.matches(message).count();
     // Between the two files of the last pair a look may find one of each.
     ensure!((3..=4).contains(&lines), "{lines} lines\n{log}");
     ensure!(!log.contains("PRIVATE KEY"), "{log}");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The webhook's command line: a mistake is told once, with exit code 1, and nobody is served.
+//! The webhook's command line: a mistake is reported once, with exit code 1, and no request is
+//! served.
 
 use std::fs;
 use std::net::TcpListener;
@@ -92,10 +93,10 @@ fn mistakes() -> Result<()> {
 #[test]
 fn help_and_version() -> Result<()> {
     for flag in ["--help", "--version"] {
-        let told = cmd::run(Command::new(binary()?).arg(flag), "")?;
+        let printed = cmd::run(Command::new(binary()?).arg(flag), "")?;
         ensure!(
-            told.contains("KUBERNETES_SERVICE_HOST") || told.contains("0."),
-            "{told}"
+            printed.contains("KUBERNETES_SERVICE_HOST") || printed.contains("0."),
+            "{printed}"
         );
     }
     Ok(())

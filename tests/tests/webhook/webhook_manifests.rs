@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `deploy/webhook`, rendered: Kubernetes takes it, the webhook takes the flags that it is given there, and
-//! what the API server is told fits what the webhook does.
+//! `deploy/webhook`, rendered: Kubernetes accepts it, the webhook accepts its flags, and the
+//! webhook configuration fits the webhook's behaviour.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn copy() -> Result<Dir> {
     let dir = Dir::new()?;
     let source = repository().join("deploy/webhook/.");
     cmd::run(Command::new("cp").arg("-r").arg(source).arg(dir.path()), "")?;
-    // Not that of somebody who tries it in this checkout.
+    // Not the one of a developer who tries it in this checkout.
     let certificates = dir.path().join("by-hand/certificates");
     if certificates.exists() {
         fs::remove_dir_all(&certificates)?;
@@ -79,7 +79,7 @@ fn kubernetes_takes_the_webhooks_manifests() -> Result<()> {
             pod["metadata"]["labels"]["app.kubernetes.io/name"]
                 == selected["app.kubernetes.io/name"]
         );
-        // Whatever the pod mounts and reads is there.
+        // Everything that the pod mounts and reads exists.
         let spec = &pod["spec"];
         ensure!(spec["serviceAccountName"] == only(&known, "ServiceAccount")?["metadata"]["name"]);
         let map = &spec["containers"][0]["envFrom"][0]["configMapRef"]["name"];
@@ -112,8 +112,8 @@ fn kubernetes_takes_the_webhooks_manifests() -> Result<()> {
 }
 
 #[test]
-fn the_webhook_takes_what_it_is_told_there() -> Result<()> {
-    let Some(tool) = Tool::find("the_webhook_takes_what_it_is_told_there")? else {
+fn the_webhook_accepts_its_flags() -> Result<()> {
+    let Some(tool) = Tool::find("the_webhook_accepts_its_flags")? else {
         return Ok(());
     };
     let objects = tool.kustomize(&repository().join("deploy/webhook/base"))?;
@@ -179,8 +179,8 @@ fn the_webhook_takes_what_it_is_told_there() -> Result<()> {
 }
 
 #[test]
-fn the_api_server_is_told_what_is_served() -> Result<()> {
-    let Some(tool) = Tool::find("the_api_server_is_told_what_is_served")? else {
+fn the_api_server_is_configured_for_what_is_served() -> Result<()> {
+    let Some(tool) = Tool::find("the_api_server_is_configured_for_what_is_served")? else {
         return Ok(());
     };
     let objects = tool.kustomize(&repository().join("deploy/webhook/base"))?;
@@ -222,7 +222,8 @@ fn the_api_server_is_told_what_is_served() -> Result<()> {
     Ok(())
 }
 
-/// What the script makes is served, and a client that has its CA bundle trusts it.
+/// The webhook serves the certificate that the script makes, and a client with its CA bundle trusts
+/// it.
 #[test]
 fn a_certificate_made_by_hand() -> Result<()> {
     let dir = copy()?;

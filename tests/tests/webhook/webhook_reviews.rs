@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the webhook answers, over TLS: the patch, applied by a library for JSON patches, gives exactly the
-//! pod that is expected, and what is no review is refused.
+//! The webhook's answers over TLS: the patch, applied by a library for JSON patches, gives exactly the pod that is
+//! expected, and bodies that are no review are refused.
 
 use std::fmt::Write as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use tests::pages;
 use tests::webhook::client::{Client, Tls, header};
 use tests::webhook::load::{Random, mutated};
 use tests::webhook::oracle::{apply, check, entry, patch, review};
 use tests::webhook::{GARDENER_PATH, PATH, Webhook};
 
-/// How many reviews that nobody would write.
+/// Number of random malformed reviews.
 const MUTATED: u64 = 100_000;
 
 /// How many clients send them.
@@ -61,7 +63,7 @@ fn environments() -> Vec<(Value, Option<&'static str>)> {
     ]
 }
 
-/// Asks, compares with what must come, and gives the paths of the patch's operations.
+/// Sends a review, compares the answer with the expected one, and returns the paths of the patch's operations.
 fn paths(client: &mut Client, body: &[u8]) -> Result<Vec<String>> {
     let answer = client.review(body)?;
     check(body, &answer)?;
@@ -150,8 +152,8 @@ fn whole_pods() -> Result<()> {
     Ok(())
 }
 
-/// What operators that own pods do: create one, look at it again, try out a change of it, and send their own spec,
-/// which does not have the variable.
+/// The requests of controllers that own pods: create one, look at it again, try out a change of it, and send their own
+/// spec, which does not have the variable.
 #[test]
 fn a_pod_that_was_reviewed_before() -> Result<()> {
     let webhook = Webhook::start(&[])?;
@@ -179,7 +181,7 @@ fn a_pod_that_was_reviewed_before() -> Result<()> {
     apply(&mut pod, &operations)?;
     ensure!(pod != bare);
     for dry_run in [false, true] {
-        // Reinvoked for it, and created anew from what `kubectl get` printed.
+        // Reinvoked for it, and created again from the output of `kubectl get`.
         let again = ask(&pod, &|request| request["dryRun"] = json!(dry_run))?;
         ensure!(again.is_none(), "reviewed again: {again:?}");
         // An update with the spec that the operator knows: the API server compares it with the pod that is there.
@@ -290,7 +292,7 @@ fn what_is_no_review() -> Result<()> {
         answer["response"]["uid"] == body["request"]["uid"],
         "{answer}"
     );
-    // Invalid UTF-8 in what is skipped, and depth without end.
+    // Invalid UTF-8 in skipped values, and depth without end.
     let mut bytes = replace("my-namespace", "X").into_bytes();
     let at = bytes.iter().position(|byte| *byte == b'X').context("X")?;
     bytes[at] = 0xff;
@@ -338,7 +340,7 @@ fn what_is_no_review() -> Result<()> {
 }
 
 #[test]
-fn a_hundred_thousand_that_nobody_would_write() -> Result<()> {
+fn a_hundred_thousand_malformed_reviews() -> Result<()> {
     let webhook = Webhook::start(&[])?;
     let pod = json!({
         "metadata": {"labels": {"a": "b"}},
@@ -404,7 +406,11 @@ fn probes_and_metrics() -> Result<()> {
     for path in ["/healthz", "/readyz"] {
         ensure!(webhook.probe(path)? == (200, "ok\n".to_owned()));
     }
-    ensure!(webhook.probe("/")?.0 == 404);
+    ensure!(webhook.probe("/x")?.0 == 404);
+    let curl = || Command::new("curl");
+    let address = webhook.probes().to_string();
+    let name = "apiserver-proxy-pod-webhook";
+    pages::check(curl, &address, name, "apiserver-fqdn=foo.bar.")?;
     let metric = |name: &str| webhook.metric(&format!("apiserver_proxy_webhook_{name}"));
     ensure!(metric("requests_total{result=\"patched\"}")? == 3);
     ensure!(metric("review_duration_seconds_count")? == 3);

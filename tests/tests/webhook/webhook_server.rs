@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::cmd;
+use tests::leftovers;
 use tests::netns::Netns;
-use tests::sweep;
 use tests::webhook::certs::Authority;
 use tests::webhook::client::{Client, Tls, header};
 use tests::webhook::load::Load;
@@ -60,20 +60,23 @@ fn versions_of_tls_and_http() -> Result<()> {
     for pod in [pod(), large] {
         let body = review(&pod).to_string();
         for (flag, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
-            let told = curl(
+            let text = curl(
                 &webhook,
                 &[flag, "-w", "\n%{http_version} %{http_code}"],
                 &body,
             )?;
-            let (answer, told) = told.rsplit_once('\n').context("no status")?;
-            ensure!(told == format!("{version} 200"), "{told}");
+            let (answer, version_and_code) = text.rsplit_once('\n').context("no status")?;
+            ensure!(
+                version_and_code == format!("{version} 200"),
+                "{version_and_code}"
+            );
             let answer: Value = serde_json::from_str(answer)?;
             ensure!(answer["response"]["patchType"] == "JSONPatch", "{answer}");
         }
     }
     let tls11 = curl(&webhook, &["--tls-max", "1.1"], &body);
     ensure!(tls11.is_err(), "TLS 1.1 is no more: {tls11:?}");
-    // Without TLS nobody is served, and nobody else is disturbed.
+    // A client without TLS is not served and disturbs no other client.
     let mut plain = TcpStream::connect(webhook.reviews)?;
     write!(plain, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
     check(body.as_bytes(), &webhook.client()?.review(body.as_bytes())?)?;
@@ -104,7 +107,7 @@ fn slow_and_half_open_clients_do_not_stop_others() -> Result<()> {
         client.send(format!("{head}Content-Length: 7000000\r\n\r\n{{").as_bytes())?;
         slow.push(client);
     }
-    // They are all there, and somebody else is served at once, on old and new connections.
+    // They are all connected, and another client is served at once, on old and new connections.
     let mut kept = webhook.client()?;
     for _ in 0..50 {
         check(body.as_bytes(), &kept.review(body.as_bytes())?)?;
@@ -177,7 +180,7 @@ fn the_memory_of_bodies_is_bounded() -> Result<()> {
     let half = " ".repeat(LARGE);
     let mut refused = 0;
     let mut clients = Vec::new();
-    // Each sends most of its body; those for whom there is no room are told so.
+    // Each sends most of its body; those for which there is no room get an error.
     for _ in 0..10 {
         let mut client = Client::connect(webhook.reviews, &tls)?;
         client.send(head.as_bytes())?;
@@ -203,14 +206,14 @@ fn the_memory_of_bodies_is_bounded() -> Result<()> {
     cmd::wait_until(PATIENCE, "requests to end with their clients", || {
         Ok((webhook.metric(in_flight)? == 0).then_some(()))
     })?;
-    // What large bodies took is given back.
+    // The memory of large bodies is given back.
     cmd::wait_until(PATIENCE, "memory to be given back", || {
         Ok((webhook.resident()? < 16 << 10).then_some(()))
     })
 }
 
 #[test]
-fn it_ends_when_told_to() -> Result<()> {
+fn it_ends_on_sigterm() -> Result<()> {
     let webhook = Webhook::start(&["--shutdown-delay-seconds=3600"])?;
     let tls = Tls::new(&webhook.authority)?;
     let body = review(&pod()).to_string();
@@ -253,8 +256,8 @@ fn it_ends_when_told_to() -> Result<()> {
     Ok(())
 }
 
-/// The seeds' example, word for word, but for what is run: in a namespace, where all addresses and
-/// port 9443 are nobody else's.
+/// The seeds' example, word for word, except for the programs: in a namespace, where all addresses
+/// and port 9443 belong to no other process.
 #[test]
 fn the_example_of_the_seeds() -> Result<()> {
     let dir = Dir::new()?;
@@ -277,7 +280,7 @@ fn the_example_of_the_seeds() -> Result<()> {
         testdata.join("admission.json"),
         serde_json::to_string_pretty(&asked)?,
     )?;
-    let netns = Netns::new(&format!("pa-{}-hook", sweep::unique_id()?))?;
+    let netns = Netns::new(&format!("pa-{}-hook", leftovers::unique_id()?))?;
     let mut server = netns.command("bash");
     server
         .current_dir(dir.path())

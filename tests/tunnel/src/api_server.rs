@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A stub of the API server for programs under test: reviews of tokens and leases in kube-apiserver's shapes, over plain
-//! HTTP. It has no RBAC; instead it notes who has asked for what, which a test compares with the rights in `deploy/`. A
-//! doctor's questions are answered and not noted.
+//! A stub of the API server for programs under test: reviews of tokens and leases in kube-apiserver's shapes, over
+//! plain HTTP. It has no RBAC; instead it records each client's requests, which a test compares with the rights in
+//! `deploy/`. A doctor's questions are answered and not noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +26,7 @@ const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// Whether the user may do something.
 const ACCESS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
-/// What somebody asked for, in the words of RBAC.
+/// A client's request, in the terms of RBAC.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
     /// The token of the kubeconfig.
@@ -35,7 +35,7 @@ pub struct Asked {
     pub group: String,
     /// As in a rule's `resources`.
     pub resource: String,
-    /// Empty for what is in no namespace.
+    /// Empty for objects outside of namespaces.
     pub namespace: String,
     /// As in a rule's `verbs`.
     pub verb: String,
@@ -49,7 +49,7 @@ struct State {
     leases: BTreeMap<(String, String), Value>,
     /// Names of users by token.
     users: BTreeMap<String, String>,
-    /// Verbs that nobody may use.
+    /// Verbs that are denied to every client.
     denied: BTreeSet<String>,
     /// By how many seconds its clock is ahead.
     ahead: i64,
@@ -106,7 +106,7 @@ impl ApiServer {
         users.insert(token.to_owned(), user.to_owned());
     }
 
-    /// Says from now on that nobody may do this.
+    /// Denies this verb to every client from now on.
     pub fn deny(&self, verb: &str) {
         self.state().denied.insert(verb.to_owned());
     }

@@ -8,8 +8,8 @@ use std::net::TcpListener;
 use std::thread;
 
 use anyhow::{Context as _, Result};
+use tests::leftovers;
 use tests::netns::Netns;
-use tests::sweep;
 
 use crate::program::{Make, Part};
 use crate::tunnel::Tunnel;
@@ -30,7 +30,7 @@ impl Cluster {
     /// # Errors
     /// Not root, or out of something.
     pub fn new(tunnel: &Tunnel, number: u8) -> Result<Self> {
-        let netns = Netns::new(&format!("pa-{}-cluster{number}", sweep::unique_id()?))?;
+        let netns = Netns::new(&format!("pa-{}-cluster{number}", leftovers::unique_id()?))?;
         let (name, link) = (netns.name(), format!("cluster{number}"));
         tunnel.netns().ip(&format!(
             "link add {link} type veth peer name eth0 netns {name}\n\

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tunnel beside upstream's programs: what its interoperation tests and its demo share. Network namespaces,
-//! processes and what a killed run leaves behind are the business of the package `tests`.
+//! The tunnel beside upstream's programs: code that its interoperation tests and its demo share.
+//! Network namespaces, processes and leftovers of killed runs are handled by the package `tests`.
 
 pub mod api_server;
 pub mod certs;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What clients do: open tunnels, carry bytes, rest, stall. The benchmark measures it, tests and soak look at what it leaves.
+//! The work of clients: open tunnels, carry bytes, rest, stall. The benchmark measures it; tests and soak check the
+//! resources that are left afterwards.
 
 pub mod rig;
 pub mod target;
@@ -182,7 +183,7 @@ pub fn percentile(sorted: &[Duration]) -> Result<Duration> {
     sorted.get(at).copied().context("no round trip")
 }
 
-/// Who does not read from a tunnel that stands still.
+/// The end that does not read from a stalled tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stall {
     /// The target; the client writes.

@@ -16,13 +16,13 @@ use tests::netns::Netns;
 use crate::program::{Make, Part};
 use crate::tunnel::Tunnel;
 
-/// What the cluster would have for its pods.
+/// The parts that a cluster provides for its pods.
 #[derive(Debug, Default)]
 pub struct Surroundings {
-    /// Secrets by name, directories of the node by path, and `token` and `kube-root-ca.crt` for projected volumes: files by
-    /// name, as paths of what is in them.
+    /// Secrets by name, directories of the node by path, and `token` and `kube-root-ca.crt` for projected volumes:
+    /// files by name, as paths of their contents.
     pub files: BTreeMap<String, BTreeMap<String, PathBuf>>,
-    /// What is different here: arguments, with those that take their place.
+    /// Arguments that differ in the test, with their replacements.
     pub instead: Vec<(String, Vec<String>)>,
 }
 
@@ -41,7 +41,7 @@ impl Surroundings {
     }
 }
 
-/// A container with what it needs.
+/// A container with its settings.
 #[derive(Debug)]
 pub struct Pod<'a> {
     spec: &'a Value,
@@ -130,7 +130,7 @@ impl<'a> Pod<'a> {
     /// Starts it in a namespace, as a process of the tunnel.
     ///
     /// # Errors
-    /// It mounts what is not there, or cannot be started.
+    /// A mounted file is missing, or the container cannot be started.
     pub fn start(
         &self,
         tunnel: &mut Tunnel,
@@ -238,7 +238,7 @@ impl<'a> Pod<'a> {
         !self.container[probe].is_null()
     }
 
-    /// Asks what a probe asks, in the pod's namespace.
+    /// Sends a probe's request, in the pod's namespace.
     ///
     /// # Errors
     /// There is no such probe.

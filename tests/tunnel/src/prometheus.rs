@@ -90,7 +90,7 @@ pub fn serve(tunnel: &mut Tunnel, configuration: &str) -> Result<()> {
     tunnel.wait_for(ADDRESS, "/-/ready")
 }
 
-/// Waits until a scrape of the target has succeeded; gives what `node_uname_info` says of it.
+/// Waits until a scrape of the target has succeeded; returns its `node_uname_info`.
 ///
 /// # Errors
 /// None does; the error has the reason that Prometheus has for it.

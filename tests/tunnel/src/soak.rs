@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Server and agent that have much to do for a long time, and what they hold meanwhile, sampled whenever they are at
-//! rest: memory, descriptors, threads. None of it may grow. Whoever is killed begins anew, so it is the other one that is
-//! sampled then.
+//! Server and agent that have much to do for a long time, and the resources they hold meanwhile, sampled whenever they
+//! are at rest: memory, descriptors, threads. None of it may grow. A killed program begins anew, so it is the other one
+//! that is sampled then.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use proxy_tunnel::client::Dialer;
-use tests::census::Counts;
+use tests::bpf_objects::Counts;
 use tests::cmd::wait_until;
 use tests::soak::Sample;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -30,12 +30,12 @@ const BULK: u64 = 16 << 20;
 /// So that there is something to compare after the warm-up, also in a short time.
 const AT_LEAST: usize = 16;
 
-/// What is done to server and agent.
+/// The interference with server and agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Case {
     /// How clients reach the server.
     pub transport: Transport,
-    /// Who is killed in each round.
+    /// The program that is killed in each round.
     pub killed: Option<Part>,
 }
 
@@ -61,7 +61,7 @@ impl Case {
     ];
 }
 
-/// What one program has held.
+/// The resources that one program has held.
 #[derive(Debug)]
 pub struct Series {
     /// Which one.

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tests::cmd::{self, Process};
 use tests::netns::Netns;
 use tests::webhook::Dir;
-use tests::{http, sweep};
+use tests::{http, leftovers};
 
 use crate::certs::{self, Existing};
 use crate::program::{Make, Part};
@@ -174,7 +174,7 @@ impl Tunnel {
         certs::write(&dir.path().join("certs"), &[], Existing::Keep)?;
         Ok(Self {
             running: Vec::new(),
-            netns: Netns::new(&format!("pa-{}-tunnel", sweep::unique_id()?))?,
+            netns: Netns::new(&format!("pa-{}-tunnel", leftovers::unique_id()?))?,
             dir,
         })
     }
@@ -262,7 +262,16 @@ impl Tunnel {
         self.spawn_as(name, command, args)
     }
 
-    fn spawn_as(&mut self, name: &'static str, mut command: Command, args: &[&str]) -> Result<()> {
+    /// As [`Tunnel::spawn`], by a command that is in a namespace already.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_as(
+        &mut self,
+        name: &'static str,
+        mut command: Command,
+        args: &[&str],
+    ) -> Result<()> {
         let log = self.dir().join(format!("{}.log", name.replace(' ', "-")));
         let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         command

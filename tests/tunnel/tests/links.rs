@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One TCP connection between an agent and a server carries all tunnels of the agent. It is not what limits them: many tunnels at
-//! once are not faster over several connections, which are here those of several agents. `PROXY_AGENT_TEST_LOAD=full` has as many
-//! bytes as it takes to compare them; each run sees that the bytes of all tunnels arrive either way.
+//! One TCP connection between an agent and a server carries all tunnels of the agent. It does not limit them: many
+//! tunnels at once are not faster over several connections, which are here those of several agents.
+//! `PROXY_AGENT_TEST_LOAD=full` has as many bytes as it takes to compare them; each run sees that the bytes of all
+//! tunnels arrive either way.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use tests::cmd::wait_until;
 use tests::http;
-use tests::patience::is_load_full;
+use tests::slow_machine::is_load_full;
 use tokio::task::JoinSet;
 use tunnel_tests::load::rig::{Rig, Transport};
 use tunnel_tests::load::{self, Direction};
@@ -29,7 +30,7 @@ const OTHERS: [(&str, u16, u16); 3] = [
 /// How often both are measured, in turn; the fastest of each counts, which the rest of the machine has disturbed least.
 const ROUNDS: usize = 5;
 
-/// The least that one connection reaches of what several do.
+/// The least fraction of several connections' throughput that one connection reaches.
 const SHARE: f64 = 0.8;
 
 /// A server with an agent and these others.

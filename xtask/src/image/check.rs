@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `image --check`: the programs of the image are started, on another architecture under qemu, and
+//! `image --check`: the programs of an image are started, on another architecture under qemu, and
 //! there the unit tests are run as well. Traffic is for `cargo xtask test`.
 
 use std::ffi::OsString;
@@ -14,13 +14,44 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::arch::Arch;
 use super::compile::Cross;
 use super::debian;
-use super::rootfs::{AGENT, WEBHOOK};
+use super::kind::Kind;
 use super::tree::{Node, Tree};
 use crate::sh;
-use crate::workspace::Workspace;
+use crate::workspace::{QUICK, Workspace};
 
-/// Programs of the image and what shows that they and their libraries are there.
-const PROGRAMS: [(&str, &[&str], &str); 6] = [
+/// A program, its arguments, and what shows that it and its libraries are there.
+type Start = (&'static str, &'static [&'static str], &'static str);
+
+/// Our programs of the node agent's image.
+const AGENTS: [Start; 3] = [
+    ("usr/bin/proxy-agent", &["--help"], "--ip-address"),
+    (
+        "apiserver-proxy-pod-webhook",
+        &["--help"],
+        "--apiserver-fqdn",
+    ),
+    ("apiserver-proxy-sidecar", &["--version"], "proxy-agent "),
+];
+
+/// The tunnel's programs, by each of their names.
+const TUNNELS: [Start; 5] = [
+    (
+        "usr/bin/konnectivity-agent",
+        &["--help"],
+        "--proxy-server-host",
+    ),
+    ("usr/bin/konnectivity-server", &["--help"], "--cluster-cert"),
+    (
+        "usr/bin/konnectivity-sidecar",
+        &["--version"],
+        "konnectivity-sidecar ",
+    ),
+    ("proxy-agent", &["--version"], "konnectivity-agent "),
+    ("proxy-server", &["--version"], "konnectivity-server "),
+];
+
+/// Those of Debian's packages.
+const PACKAGED: [Start; 6] = [
     ("usr/sbin/iptables-nft", &["--version"], "nf_tables"),
     ("usr/sbin/iptables-legacy", &["--version"], "legacy"),
     (
@@ -47,7 +78,13 @@ const DOCTOR: [i32; 3] = [0, 3, 4];
 ///
 /// # Errors
 /// When a program does not start or says something else than it should.
-pub fn check(workspace: &Workspace, cross: &Cross, arch: Arch, tree: &Tree) -> Result<()> {
+pub fn check(
+    workspace: &Workspace,
+    cross: &Cross,
+    kind: Kind,
+    arch: Arch,
+    tree: &Tree,
+) -> Result<()> {
     let directory = workspace
         .target
         .join("image")
@@ -55,54 +92,41 @@ pub fn check(workspace: &Workspace, cross: &Cross, arch: Arch, tree: &Tree) -> R
     debian::remove(&directory)?;
     unpack(tree, &directory)?;
     let root = Root { arch, directory };
-    let outcome = programs(&root);
+    let outcome = programs(&root, kind);
     debian::remove(&root.directory)?;
     outcome?;
     if !arch.is_host() {
         let runner = arch.cargo_variable("RUNNER");
+        let mut cargo = cross.cargo(workspace, "test");
+        for package in kind.tested() {
+            cargo.args(["--package", package]);
+        }
         sh::run(
-            cross
-                .cargo(workspace, "test")
-                .args(["--package", "proxy-agent", "--package", "proxy-common"])
-                .args(["--package", "proxy-webhook"])
-                .args(["--release", "--lib", "--bins", "--no-fail-fast"])
+            cargo
+                .args(["--profile", QUICK, "--lib", "--bins", "--no-fail-fast"])
                 .env(runner, arch.emulator()),
         )?;
     }
     Ok(())
 }
 
-fn programs(root: &Root) -> Result<()> {
-    let help = root.run(AGENT, &["--help"])?;
-    ensure!(
-        help.code == Some(0) && help.text.contains("--ip-address"),
-        "{AGENT} --help: {}",
-        help.text
-    );
-    let help = root.run(WEBHOOK, &["--help"])?;
-    ensure!(
-        help.code == Some(0) && help.text.contains("--apiserver-fqdn"),
-        "{WEBHOOK} --help: {}",
-        help.text
-    );
-    let sidecar = root.run("apiserver-proxy-sidecar", &["--version"])?;
-    ensure!(
-        sidecar.code == Some(0),
-        "apiserver-proxy-sidecar --version: {}",
-        sidecar.text
-    );
-    let doctor = root.run(AGENT, &["doctor"])?;
-    ensure!(
-        doctor.code.is_some_and(|code| DOCTOR.contains(&code)),
-        "{AGENT} doctor: {}",
-        doctor.text
-    );
-    println!(
-        "{}: {}",
-        root.arch.name(),
-        doctor.text.lines().last().unwrap_or_default()
-    );
-    for (program, args, wanted) in PROGRAMS {
+fn programs(root: &Root, kind: Kind) -> Result<()> {
+    let (ours, packaged): (&[Start], &[Start]) = match kind {
+        Kind::ProxyAgent => (&AGENTS, &PACKAGED),
+        Kind::ProxyTunnel => (&TUNNELS, &[]),
+    };
+    for &(program, args, wanted) in ours {
+        let output = root.run(program, args)?;
+        ensure!(
+            output.code == Some(0) && output.text.contains(wanted),
+            "{program} {args:?}: {}",
+            output.text
+        );
+    }
+    if kind == Kind::ProxyAgent {
+        doctor(root)?;
+    }
+    for &(program, args, wanted) in packaged {
         let output = root.run(program, args)?;
         let emulated = !root.arch.is_host() && output.text.contains(NO_NETFILTER);
         ensure!(
@@ -111,7 +135,28 @@ fn programs(root: &Root) -> Result<()> {
             output.text
         );
     }
-    println!("{}: every program of the image starts", root.arch.name());
+    println!(
+        "{}: every program of {} starts",
+        root.arch.name(),
+        kind.name()
+    );
+    Ok(())
+}
+
+/// It looks at this machine, whatever it finds.
+fn doctor(root: &Root) -> Result<()> {
+    let program = "usr/bin/proxy-agent";
+    let doctor = root.run(program, &["doctor"])?;
+    ensure!(
+        doctor.code.is_some_and(|code| DOCTOR.contains(&code)),
+        "{program} doctor: {}",
+        doctor.text
+    );
+    println!(
+        "{}: {}",
+        root.arch.name(),
+        doctor.text.lines().last().unwrap_or_default()
+    );
     Ok(())
 }
 

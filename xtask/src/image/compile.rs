@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Compiles agent and webhook as static programs: nothing of the image's libraries is theirs, and they
-//! run wherever they are copied to.
+//! Compiles our programs as static ones: nothing of an image's libraries is theirs, and they run wherever they are
+//! copied to.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use super::arch::Arch;
 use super::debian::Apt;
-use crate::build::{SHIPPED, Shipped};
+use super::kind::Kind;
 use crate::setup::{self, Compiler};
 use crate::sh;
-use crate::workspace::Workspace;
+use crate::workspace::{QUICK, USER_SPACE, Workspace, by};
 
 /// Debian's package with the standard library of its compiler.
 const STD: &str = "libstd-rust-web-dev";
@@ -119,15 +121,18 @@ impl Cross {
         flags
     }
 
-    /// Agent and webhook.
+    /// The programs of an image.
     ///
     /// # Errors
     /// When one of them cannot be built.
-    pub fn programs(&self, workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    pub fn programs(&self, workspace: &Workspace, kind: Kind) -> Result<Vec<PathBuf>> {
         let directory = workspace.target.join(self.arch.target());
         let mut programs = Vec::new();
-        for shipped in &SHIPPED {
-            sh::run(self.cargo(workspace, "build").args(shipped.arguments()))?;
+        for shipped in kind.programs() {
+            sh::run(
+                self.cargo(workspace, "build")
+                    .args(shipped.arguments(shipped.profile)),
+            )?;
             programs.push(directory.join(shipped.profile).join(shipped.program));
         }
         Ok(programs)
@@ -156,32 +161,73 @@ pub fn version(toolchain: Option<&Path>) -> Result<String> {
     Ok(number.context("rustc tells no version")?.to_owned())
 }
 
-/// Agent and webhook of the tests, linked statically: only the last step is done again.
+/// The programs of an image as the tests run them, but linked statically.
 ///
 /// # Errors
 /// When one of them cannot be built.
-pub fn relinked(workspace: &Workspace) -> Result<Vec<PathBuf>> {
-    SHIPPED
-        .iter()
-        .map(|shipped| relink(workspace, shipped))
+pub fn relinked(workspace: &Workspace, kind: Kind) -> Result<Vec<PathBuf>> {
+    kind.programs()
+        .map(|shipped| relink(workspace, shipped.program))
         .collect()
 }
 
-fn relink(workspace: &Workspace, shipped: &Shipped) -> Result<PathBuf> {
-    let copy = workspace.target.join("image").join(shipped.program);
-    workspace.aside(shipped.program, |built| {
-        sh::run(
-            workspace
-                .cargo("rustc")
-                .arg("--locked")
-                .args(shipped.arguments())
-                .arg("--")
-                .args(LINKING),
-        )?;
-        fs::copy(built, &copy)
-            .map(drop)
-            .with_context(|| format!("cannot copy {} to {}", built.display(), copy.display()))
-    })?;
+/// Links a program of the tests once more. Each is a file that calls its package's library; by cargo, other flags for the
+/// linker are other flags for all crates, and these would be built again.
+fn relink(workspace: &Workspace, program: &str) -> Result<PathBuf> {
+    let messages = sh::read(
+        workspace
+            .cargo("build")
+            .args(by(QUICK))
+            .args(USER_SPACE)
+            .args([
+                "--bin",
+                program,
+                "--message-format",
+                "json-render-diagnostics",
+            ]),
+    )?;
+    let messages: Vec<Value> = messages
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("cargo printed something else than JSON")?;
+    let target = |message: &Value, key: &str| message["target"][key].as_str().map(str::to_owned);
+    let own = messages
+        .iter()
+        .find(|message| {
+            target(message, "name").as_deref() == Some(program)
+                && message["target"]["kind"][0] == "bin"
+        })
+        .with_context(|| format!("cargo does not say that it built {program}"))?;
+    let library = messages
+        .iter()
+        .find(|message| {
+            message["package_id"] == own["package_id"] && message["target"]["kind"][0] == "lib"
+        })
+        .with_context(|| format!("cargo does not say that it built the library of {program}"))?;
+    let (Some(source), Some(edition), Some(name), Some(file)) = (
+        target(own, "src_path"),
+        target(own, "edition"),
+        target(library, "name"),
+        library["filenames"][0].as_str(),
+    ) else {
+        bail!("cargo does not say how {program} is built");
+    };
+    let copy = workspace.target.join("image").join(program);
+    let mut dependencies = OsString::from("dependency=");
+    dependencies.push(workspace.target.join(QUICK).join("deps"));
+    sh::run(
+        sh::command("rustc")
+            .current_dir(&workspace.root)
+            .args(["--crate-type", "bin", "--edition", &edition])
+            .args(["--extern", &format!("{}={file}", name.replace('-', "_"))])
+            .arg("-L")
+            .arg(dependencies)
+            .args(LINKING)
+            .arg(source)
+            .arg("-o")
+            .arg(&copy),
+    )?;
     Ok(copy)
 }
 

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::arch::Arch;
 use super::debian;
+use super::kind::Kind;
 use super::tree::{self, Tree};
 
 /// A layer's media type.
@@ -28,6 +29,8 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// What is the same for all architectures of an image.
 #[derive(Clone, Debug)]
 pub struct About {
+    /// Which image.
+    pub kind: Kind,
     /// The name without a tag: `proxy-agent`, `registry.example/team/proxy-agent`.
     pub name: String,
     /// The version, which is the tag.
@@ -178,17 +181,20 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 fn config(about: &About, arch: Arch, diff_id: &str) -> Value {
+    let mut process = json!({
+        "User": about.kind.user(),
+        "Env": ["PATH=/usr/sbin:/usr/bin"],
+        "WorkingDir": "/",
+        "Labels": labels(about),
+    });
+    if let Some(program) = about.kind.entrypoint() {
+        process["Entrypoint"] = json!([program]);
+    }
     json!({
         "created": about.created,
         "architecture": arch.name(),
         "os": "linux",
-        "config": {
-            "User": "0:0",
-            "Env": ["PATH=/usr/sbin:/usr/bin"],
-            "Entrypoint": ["/usr/bin/proxy-agent"],
-            "WorkingDir": "/",
-            "Labels": labels(about),
-        },
+        "config": process,
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         "history": [{
             "created": about.created,
@@ -201,11 +207,10 @@ fn config(about: &About, arch: Arch, diff_id: &str) -> Value {
 fn labels(about: &About) -> Value {
     let mut labels = json!({
         "org.opencontainers.image.created": about.created,
-        "org.opencontainers.image.description":
-            "Node agent: keeps the API server's VIP up and conntrack out of its path",
+        "org.opencontainers.image.description": about.kind.description(),
         "org.opencontainers.image.licenses": about.licences,
         "org.opencontainers.image.revision": about.revision,
-        "org.opencontainers.image.title": "proxy-agent",
+        "org.opencontainers.image.title": about.kind.name(),
         "org.opencontainers.image.version": about.version,
     });
     if let Some(source) = &about.source {

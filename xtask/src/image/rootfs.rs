@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The image's file system: agent and webhook, and of Debian's packages the programs that the iptables backend
-//! calls, the libraries these name, and what licences ask for. Nothing else: no shell, no package manager.
+//! An image's file system: our programs, and of Debian's packages those that the iptables backend calls, the
+//! libraries these name, and what licences ask for. Nothing else: no shell, no package manager.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -12,24 +12,15 @@ use anyhow::{Context as _, Result, bail};
 use super::arch::Arch;
 use super::debian::Package;
 use super::elf;
+use super::kind::Kind;
 use super::tree::{Node, Tree};
 use crate::sh;
 
-/// The agent.
-pub const AGENT: &str = "usr/bin/proxy-agent";
-
-/// The webhook.
-pub const WEBHOOK: &str = "usr/bin/apiserver-proxy-pod-webhook";
-
-/// Where [`AGENT`] and [`WEBHOOK`] are.
+/// Where our programs are.
 const PROGRAMS: &str = "usr/bin";
 
-/// Names of both in other images: their manifests go on working.
-const ALIASES: [(&str, &str); 3] = [
-    ("usr/bin/apiserver-proxy-sidecar", "proxy-agent"),
-    ("apiserver-proxy-sidecar", AGENT),
-    ("apiserver-proxy-pod-webhook", WEBHOOK),
-];
+/// The order in which names of hosts are looked up. A program that is linked statically has no other sources.
+const NAMES: (&str, &str) = ("etc/nsswitch.conf", "hosts: files dns\n");
 
 /// Directories that have moved below /usr.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
@@ -54,6 +45,8 @@ pub struct Rootfs {
     pub tree: Tree,
     /// In order of their names.
     pub packages: Vec<Package>,
+    /// Our programs, each with its size in bytes.
+    programs: Vec<(String, u64)>,
 }
 
 impl Rootfs {
@@ -63,9 +56,18 @@ impl Rootfs {
     /// When its path ends in no name.
     pub fn add_program(&mut self, path: &Path, bytes: Vec<u8>) -> Result<()> {
         let name = path.file_name().context("a program without a name")?;
-        let path = format!("{PROGRAMS}/{}", name.display());
+        let name = name.display().to_string();
+        let path = format!("{PROGRAMS}/{name}");
+        self.programs.push((name, bytes.len() as u64));
         self.tree.add(&path, Node::File(0o755, bytes));
         Ok(())
+    }
+
+    /// Our programs with their sizes, for people.
+    pub fn sizes(&self) -> String {
+        let sizes = self.programs.iter();
+        let sizes = sizes.map(|(name, size)| format!("{name} {}", sh::size(*size)));
+        sizes.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -73,16 +75,34 @@ impl Rootfs {
 ///
 /// # Errors
 /// When a package cannot be read, or a program needs a library that none of them has.
-pub fn assemble(arch: Arch, packages: &[Package]) -> Result<Rootfs> {
+pub fn assemble(kind: Kind, arch: Arch, packages: &[Package]) -> Result<Rootfs> {
+    let mut tree = Tree::default();
+    for (path, mode) in EMPTY {
+        tree.add(path, Node::Directory(mode));
+    }
+    tree.add_text(NAMES.0, NAMES.1);
+    let packages = if kind.has_packages() {
+        add_packages(arch, packages, &mut tree)?
+    } else {
+        Vec::new()
+    };
+    for (name, target) in kind.links() {
+        tree.add_link(name, target);
+    }
+    Ok(Rootfs {
+        tree,
+        packages,
+        programs: Vec::new(),
+    })
+}
+
+/// Adds what is wanted of the packages; those that something is of.
+fn add_packages(arch: Arch, packages: &[Package], rootfs: &mut Tree) -> Result<Vec<Package>> {
     let mut all: BTreeMap<String, (usize, Node)> = BTreeMap::new();
     for (number, package) in packages.iter().enumerate() {
         for (path, node) in contents(package)? {
             all.insert(path, (number, node));
         }
-    }
-    let mut rootfs = Tree::default();
-    for (path, mode) in EMPTY {
-        rootfs.add(path, Node::Directory(mode));
     }
     for directory in MERGED {
         rootfs.add_link(directory, &format!("usr/{directory}"));
@@ -95,7 +115,7 @@ pub fn assemble(arch: Arch, packages: &[Package]) -> Result<Rootfs> {
             used[*number] = true;
         }
     }
-    add_libraries(arch, &all, &mut rootfs, &mut used)?;
+    add_libraries(arch, &all, rootfs, &mut used)?;
     for family in ["iptables", "ip6tables"] {
         for suffix in ["", "-save", "-restore"] {
             let target = format!("{family}-{DEFAULT_FLAVOUR}{suffix}");
@@ -123,13 +143,7 @@ pub fn assemble(arch: Arch, packages: &[Package]) -> Result<Rootfs> {
             package.control.as_str(),
         );
     }
-    for (name, target) in ALIASES {
-        rootfs.add_link(name, target);
-    }
-    Ok(Rootfs {
-        tree: rootfs,
-        packages,
-    })
+    Ok(packages)
 }
 
 /// The files of a package, below /usr where their directory has moved there.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is in the image, as an SPDX 2.3 document, and the licence texts of the crates in
-//! agent and webhook.
+//! What is in an image, as an SPDX 2.3 document, and the licence texts of the crates in our programs.
 //!
 //! The format: <https://spdx.github.io/spdx-spec/v2.3/>.
 
@@ -14,12 +13,10 @@ use serde_json::{Value, json};
 
 use super::arch::Arch;
 use super::debian::Package;
+use super::kind::Kind;
 use super::oci::{About, digest};
 use crate::sh;
 use crate::workspace::Workspace;
-
-/// The crates whose code is in the image: the agent's own, the one it embeds, and the webhook's.
-const ROOTS: [&str; 3] = ["proxy-agent", "proxy-ebpf", "proxy-webhook"];
 
 /// Files beside a crate's manifest that hold terms, by the beginning of their names.
 const TERMS: [&str; 5] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE"];
@@ -41,7 +38,7 @@ pub struct Crate {
     dependencies: Vec<usize>,
 }
 
-/// What else is linked into both.
+/// What else is linked into each of them.
 pub struct Linked {
     /// The version of the Rust standard library.
     pub rust: String,
@@ -49,11 +46,11 @@ pub struct Linked {
     pub c_library: (String, String),
 }
 
-/// The crates that are compiled into agent and webhook for an architecture.
+/// The crates that are compiled into the programs of an image for an architecture.
 ///
 /// # Errors
 /// When cargo cannot tell.
-pub fn crates(workspace: &Workspace, arch: Arch) -> Result<Vec<Crate>> {
+pub fn crates(workspace: &Workspace, kind: Kind, arch: Arch) -> Result<Vec<Crate>> {
     let json = sh::read(
         workspace
             .cargo("metadata")
@@ -62,10 +59,10 @@ pub fn crates(workspace: &Workspace, arch: Arch) -> Result<Vec<Crate>> {
     )?;
     let metadata: Value =
         serde_json::from_str(&json).context("cargo metadata printed something else than JSON")?;
-    reachable(&metadata)
+    reachable(&metadata, kind.crates())
 }
 
-fn reachable(metadata: &Value) -> Result<Vec<Crate>> {
+fn reachable(metadata: &Value, roots: &[&str]) -> Result<Vec<Crate>> {
     let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let nodes: BTreeMap<String, Vec<String>> = array(&metadata["resolve"]["nodes"])
@@ -79,7 +76,7 @@ fn reachable(metadata: &Value) -> Result<Vec<Crate>> {
     let mut todo: Vec<String> = packages
         .iter()
         .filter(|(_, package)| {
-            package["source"].is_null() && ROOTS.contains(&&*word(&package["name"]))
+            package["source"].is_null() && roots.contains(&&*word(&package["name"]))
         })
         .map(|(id, _)| id.clone())
         .collect();
@@ -182,10 +179,11 @@ pub fn document(
     linked: &Linked,
     debian: &[Package],
 ) -> Result<Value> {
-    let name = format!("proxy-agent-{}-{}", about.version, arch.name());
+    let image = about.kind.name();
+    let name = format!("{image}-{}-{}", about.version, arch.name());
     let mut packages = vec![package(
         "image",
-        "proxy-agent-image",
+        &format!("{image}-image"),
         &about.version,
         &about.licences,
     )];
@@ -200,7 +198,7 @@ pub fn document(
             );
         }
         packages.push(entry);
-        if ROOTS.contains(&&*krate.name) {
+        if about.kind.crates().contains(&&*krate.name) {
             relations.push(("image".to_owned(), "CONTAINS", id.clone()));
         }
         for dependency in &krate.dependencies {
@@ -213,7 +211,7 @@ pub fn document(
         ("c-library", c_library, c_version, "LGPL-2.1-or-later"),
     ] {
         let mut entry = package(id, name, version, licence);
-        entry["comment"] = json!("linked statically into agent and webhook");
+        entry["comment"] = json!("linked statically into each program");
         packages.push(entry);
         relations.push(("image".to_owned(), "CONTAINS", id.to_owned()));
     }
@@ -314,7 +312,7 @@ mod tests {
                 {"id": "built", "deps": []}, {"id": "xtask", "deps": []},
             ]},
         });
-        let crates = reachable(&metadata).unwrap();
+        let crates = reachable(&metadata, &["proxy-agent"]).unwrap();
         let names: Vec<&str> = crates.iter().map(|krate| &*krate.name).collect();
         assert_eq!(names, ["deep", "proxy-agent", "used"]);
         assert_eq!(crates[1].dependencies, [2]);

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is there: programs in `PATH`, compilers for BPF, the linker. Reads the file system only.
+//! Inspects the machine: programs in `PATH`, compilers for BPF, the linker. Reads the file system
+//! only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Scope;
-use super::tools::{self, GUESTS, TOOLS, Tool};
+use super::tools::{self, BROWSER, GUESTS, TOOLS, Tool};
 use crate::sh;
 
 /// The compilation target of the eBPF programs: of this machine's byte order.
@@ -48,7 +49,7 @@ impl Compiler {
     }
 }
 
-/// What setup knows of this machine.
+/// The facts about this machine that setup needs.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Programs that are asked for and not there.
@@ -74,7 +75,8 @@ impl Machine {
         let rustup = sh::find("rustup", &path).is_some();
         let wanted = match scope {
             Scope::Build => Vec::new(),
-            Scope::Everything => TOOLS.iter().collect(),
+            Scope::Programs | Scope::Everything => TOOLS.iter().collect(),
+            Scope::Browser => BROWSER.iter().collect(),
             Scope::Guests => TOOLS.iter().chain(GUESTS).collect(),
             Scope::Cross(target) => tools::cross(target).iter().collect(),
         };
@@ -108,7 +110,7 @@ impl Machine {
         sysroot.join("bin/rustc")
     }
 
-    /// What is missing, in words.
+    /// The missing programs, in words.
     pub fn missing(&self) -> Vec<String> {
         let mut missing: Vec<String> = self
             .missing_tools
@@ -132,7 +134,7 @@ impl Machine {
         missing
     }
 
-    /// What was found, on one line.
+    /// The programs that were found, on one line.
     pub fn summary(&self) -> String {
         let compiler = match &self.compiler {
             None => "none".to_owned(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What has to be done to a machine, as data: pure, so that tests can describe machines.
+//! The steps that set up a machine, as data: pure, so that tests can describe machines.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ pub struct Line {
     pub variables: Vec<(&'static str, String)>,
     /// Only root can run it.
     pub root: bool,
-    /// What to do when it fails.
+    /// Advice for the case that the step fails.
     pub advice: &'static str,
 }
 
@@ -46,7 +46,7 @@ pub struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LlvmMajor(u32);
 
-/// What must be done, in order. Empty when nothing is missing.
+/// The steps, in order. Empty when nothing is missing.
 pub fn steps(machine: &Machine) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut packages: Vec<&str> = machine
@@ -198,7 +198,7 @@ impl Line {
         }
     }
 
-    /// The command as one types it into a shell, as a user who is not root.
+    /// The command for a shell of a user who is not root.
     pub fn shell(&self) -> String {
         let variables = self
             .variables

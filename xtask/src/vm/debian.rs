@@ -102,7 +102,8 @@ impl Kernels {
         download(self.0.apt("apt-get"), wanted, into)
     }
 
-    /// What a package needs of the kernel: in the same version, and not the small packages around it.
+    /// The packages of the kernel that a package depends on: in the same version, and not the small
+    /// packages around it.
     fn dependencies(&self, package: &Package) -> Result<Vec<Package>> {
         let record = self.apt_cache(&format!("{}={}", package.name, package.version))?;
         let depends = record
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_kernel_are_told_from_what_stands_around_it() {
+    fn parts_of_a_kernel_are_found_in_their_surroundings() {
         let names = |depends: &str| -> Vec<String> {
             kernel_parts(depends)
                 .into_iter()

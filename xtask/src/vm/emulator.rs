@@ -21,9 +21,10 @@ pub const QEMU: &str = "qemu-system-x86_64";
 /// Debian's package of it.
 const PACKAGE: &str = "qemu-system-x86";
 
-/// The oldest version whose guests are reliable without KVM. With 7.2 one panicked where its kernel patched a
-/// branch, in `__netif_receive_skb_core`, as if qemu had translated the code while another processor changed
-/// it; with 10.0 none has. That 8.1 was the first to lock what it translates is not confirmed.
+/// The oldest version whose guests are reliable without KVM. With 7.2 one panicked where its kernel
+/// patched a branch, in `__netif_receive_skb_core`, as if qemu had translated the code while
+/// another processor changed it; with 10.0 none has. It is not confirmed that 8.1 was the first to
+/// lock translated code.
 const SOUND: [u32; 2] = [8, 1];
 
 /// Where Debian's packages keep libraries.
@@ -116,7 +117,7 @@ impl Emulator {
 /// machine lacks.
 fn unpack(root: &Path, lists: &Path) -> Result<()> {
     let release = codename(&fs::read_to_string("/etc/os-release").unwrap_or_default())
-        .context("/etc/os-release does not tell which release this is")?;
+        .context("/etc/os-release does not name the release")?;
     let backports = format!("{release}-backports");
     let archive = Archive::of_this_machine(lists.to_owned(), &[&release, &backports])?;
     let packages = archive.plan(&backports, &[PACKAGE])?;

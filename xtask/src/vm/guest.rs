@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What lies in a guest: the kernel's modules, the programs that tests run, the agent and the tests, and
-//! the job that `init.sh` does there.
+//! The contents of a guest: the kernel's modules, the programs that tests run, the agent and the
+//! tests, and the job that `init.sh` does there.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -13,19 +13,19 @@ use anyhow::{Context as _, Result};
 
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
-use crate::build::AGENT;
 use crate::setup::TOOLS;
 use crate::sh;
-use crate::test;
-use crate::workspace::Workspace;
+use crate::variables;
+use crate::workspace::{AGENT, Shipped, Workspace};
 
-/// Where what is ours lies in a guest.
+/// The directory of this project's files in a guest.
 const HOME: &str = "proxy-agent";
 
-/// What else a node has: what kube-proxy's IPVS mode needs, and a shell.
+/// Other tools of a node: those that kube-proxy's IPVS mode needs, and a shell.
 const MORE_TOOLS: [&str; 6] = ["ipvsadm", "modprobe", "bash", "mount", "umount", "ss"];
 
-/// What tests of this machine need and tests of a kernel do not: a compiler, what reads images, monitoring.
+/// Tools that tests of this machine need and tests of a kernel do not: a compiler, a reader of
+/// images, monitoring.
 const LEFT_OUT: [&str; 4] = ["c++", "skopeo", "prometheus", "prometheus-node-exporter"];
 
 /// Files without which programs work less well.
@@ -36,13 +36,13 @@ const FILES: [&str; 4] = [
     "/usr/lib/ssl/openssl.cnf",
 ];
 
-/// The programs of this workspace that are in each guest: for the tests, and for people.
-const OURS: [&str; 3] = [AGENT, "demo", "examples/verifier"];
+/// The programs of this workspace that are in each guest beside the agent: for the tests, and for people.
+const BESIDE: [&str; 2] = ["demo", "examples/verifier"];
 
 /// The agent of the previous release.
 const PREVIOUS: &str = "previous";
 
-/// What a guest does.
+/// The job of a guest.
 #[derive(Clone, Debug)]
 pub enum Job {
     /// Comes up and ends.
@@ -51,7 +51,7 @@ pub enum Job {
     Shell,
     /// A command on the console.
     Command(Vec<OsString>),
-    /// Loads every program and tells what the verifier says.
+    /// Loads every program and reports the verifier's statistics.
     Verifier,
     /// Runs tests; with the agent of the previous release where it is at hand.
     Tests(Vec<Run>, Option<PathBuf>),
@@ -88,8 +88,9 @@ pub fn write(
     }
     if !matches!(job, Job::Nothing) {
         node(&mut image)?;
-        for program in OURS {
-            let file = workspace.program(program);
+        let shipped = workspace.shipped(Shipped::named(AGENT)?);
+        let beside = BESIDE.map(|program| workspace.program(program));
+        for file in [shipped].into_iter().chain(beside) {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             image.copy(&file, &format!("{HOME}/target/release/{name}"));
             image.libraries(&file)?;
@@ -120,7 +121,7 @@ pub fn write(
                 let _ = writeln!(
                     variables,
                     "export {}=/{HOME}/{PREVIOUS}",
-                    test::PREVIOUS_VARIABLE
+                    variables::PREVIOUS_VARIABLE
                 );
             }
         }
@@ -143,7 +144,7 @@ impl Job {
     }
 }
 
-/// What every guest has: the first process and the small programs it needs.
+/// Adds the files of every guest: the first process and the small programs it needs.
 fn base(image: &mut Initramfs) -> Result<()> {
     image.text("init", include_str!("init.sh"), true);
     for directory in [
@@ -161,7 +162,7 @@ fn base(image: &mut Initramfs) -> Result<()> {
     image.program("modprobe")
 }
 
-/// What the tests and people use on a node.
+/// Adds the tools that tests and people use on a node.
 fn node(image: &mut Initramfs) -> Result<()> {
     let tools = TOOLS.iter().map(|tool| tool.program);
     for tool in tools
@@ -203,7 +204,7 @@ fn node(image: &mut Initramfs) -> Result<()> {
     Ok(())
 }
 
-/// What is not there by itself, busybox does.
+/// busybox provides the commands that are not installed.
 fn applets(image: &mut Initramfs) -> Result<()> {
     let applets = sh::read(sh::command("busybox").arg("--list"))?;
     for applet in applets.lines() {

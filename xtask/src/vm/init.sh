@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0
-# The first process of a guest: makes it look like a node, does the job that lies in /proxy-agent, tells
-# on the second serial port what came of it, and ends the guest.
+# The first process of a guest: makes it look like a node, does the job that lies in /proxy-agent, reports
+# the result on the second serial port, and ends the guest.
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev

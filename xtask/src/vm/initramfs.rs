@@ -17,7 +17,7 @@ use crate::sh;
 /// Directories that systems keep below `/usr` nowadays, with a link in their old place.
 const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib64", "lib32", "libx32"];
 
-/// What lies at a path.
+/// The entry at a path.
 enum Entry {
     Directory,
     /// A link to this.
@@ -117,7 +117,7 @@ impl Initramfs {
     /// # Errors
     /// When one is not here.
     pub fn libraries(&mut self, program: &Path) -> Result<()> {
-        // ldd fails for what is linked statically, and for scripts.
+        // ldd fails for statically linked programs, and for scripts.
         let Ok(list) = sh::read(sh::command("ldd").arg(program)) else {
             return Ok(());
         };

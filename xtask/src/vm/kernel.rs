@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use super::debian::{Kernels, Package, numbers};
 use crate::{debian, sh};
 
-/// The modules of a guest, as directories and files below `kernel/`, without their suffix. What those
-/// depend on comes along; what a kernel does not have, or has built in, is not missed.
+/// The modules of a guest, as directories and files below `kernel/`, without their suffix. What
+/// those depend on comes along; modules that a kernel does not have, or has built in, are not an
+/// error.
 const MODULES: &[&str] = &[
     "net/netfilter",
     "net/ipv4",
@@ -40,13 +41,13 @@ const MODULES: &[&str] = &[
     "drivers/net/virtio_net",
 ];
 
-/// What the name of the unpacked kernel's directory ends with as long as it is not whole.
+/// The suffix of the unpacked kernel's directory as long as it is incomplete.
 const UNFINISHED: &str = "unfinished";
 
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// What it calls itself, as `uname -r`.
+    /// Its release, as `uname -r` prints it.
     pub release: String,
     /// Its image.
     pub image: PathBuf,
@@ -87,7 +88,7 @@ impl Kernel {
         Self::unpack(&packages, &home)
     }
 
-    /// The kernel in a file: a package, or an image that has built in what the guest needs.
+    /// The kernel in a file: a package, or an image with everything built in that the guest needs.
     ///
     /// # Errors
     /// When it is neither.
@@ -148,7 +149,7 @@ impl Kernel {
 
 /// Copies the modules in [`MODULES`] and those they need, uncompressed.
 fn take_modules(from: &Path, to: &Path) -> Result<()> {
-    // The lists of what is built in are the only ones that packages bring.
+    // The lists of built-in modules are the only ones that packages bring.
     for list in [
         "modules.builtin",
         "modules.builtin.modinfo",
@@ -179,13 +180,14 @@ fn take_modules(from: &Path, to: &Path) -> Result<()> {
             _ => continue,
         };
         sh::read(sh::command(program).arg("-f").arg(&target))?;
-        // unzstd keeps what it has unpacked.
+        // unzstd keeps the unpacked file.
         let _ = fs::remove_file(&target);
     }
     Ok(())
 }
 
-/// The wanted modules of a `modules.dep`, with what they depend on; its lines are `module: needs needs`.
+/// The wanted modules of a `modules.dep`, with their dependencies; its lines are `module: needs
+/// needs`.
 fn closure(depends: &str) -> Vec<&str> {
     let mut taken: Vec<&str> = Vec::new();
     for line in depends.lines() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tests on each kernel of `tests/kernels.toml`: which run, and whether what they did and did not
-//! do is what the file says.
+//! The tests on each kernel of `tests/kernels.toml`: which run, and whether their results and skips
+//! are those that the file expects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,11 +18,11 @@ use crate::behaviour::{File, Files};
 use crate::kernels::{self, Kernels, Selection, Support};
 use crate::previous;
 use crate::sh;
-use crate::test;
+use crate::variables;
 use crate::workspace::Workspace;
 
-/// The file that compares a kernel with what `kernels.toml` says of it. A kernel with features taken
-/// away runs this one only.
+/// The test file that compares a kernel with its entry in `kernels.toml`. A kernel with features
+/// taken away runs this one only.
 const EXPECTATIONS: &str = "kernel";
 
 /// The file that needs the agent of the previous release.
@@ -42,13 +42,13 @@ struct Boot<'a> {
     append: String,
     supports: &'a Support,
     runs: Vec<Run>,
-    /// What may be skipped.
+    /// The tests that may be skipped.
     skips: BTreeMap<String, String>,
-    /// Every test runs: what may be skipped must be skipped.
+    /// Every test runs: the tests that may be skipped must be skipped.
     complete: bool,
 }
 
-/// What came of one boot.
+/// The result of one boot.
 struct Verdict {
     name: String,
     release: String,
@@ -109,7 +109,7 @@ pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()>
     Ok(())
 }
 
-/// The kernels that are asked for, each with what is expected of it.
+/// The requested kernels, each with its expectations.
 fn rows<'a>(
     kernels: &'a Kernels,
     cache: &Path,
@@ -129,7 +129,7 @@ fn rows<'a>(
         .find(|row| row.name == *wanted)
         .or_else(|| kernels.of_release(&debian::numbers(&kernel.release)))
         .with_context(|| format!("{} says nothing of Linux {}", kernels::FILE, kernel.release))?;
-    // A file is called after what is in it.
+    // A kernel that is given as a file is named by its release.
     let name = if wanted.contains('/') {
         kernel.release.clone()
     } else {
@@ -162,7 +162,8 @@ fn boots<'a>(
         .filter(|run| run.name == EXPECTATIONS)
         .cloned()
         .collect();
-    // With features taken away by hand nobody knows what to expect of more.
+    // Where the command line already removes features, the file has no expectation for removing
+    // more.
     if options.append.is_empty() && !expectations.is_empty() {
         boots.extend(row.without.iter().map(|without| Boot {
             name: format!("{name} without {}", without.what),
@@ -178,7 +179,7 @@ fn boots<'a>(
 }
 
 impl Boot<'_> {
-    /// Boots the kernel and runs its tests; what is wrong.
+    /// Boots the kernel and runs its tests; returns the errors.
     fn run(&self, workspace: &Workspace, host: &Host, kernels: &Kernels) -> Result<Vec<String>> {
         let (accelerator, why) = host.accelerator(self.kernel)?;
         println!(
@@ -186,7 +187,10 @@ impl Boot<'_> {
             self.name, self.kernel.release, self.append
         );
         let mut variables = environment(accelerator);
-        variables.push((test::KERNEL_VARIABLE, serde_json::to_string(self.supports)?));
+        variables.push((
+            variables::KERNEL_VARIABLE,
+            serde_json::to_string(self.supports)?,
+        ));
         let upgrades = self.runs.iter().any(|run| run.name == UPGRADES);
         let previous = if upgrades {
             // Where it cannot be had, the tests say so and are skipped.
@@ -203,7 +207,7 @@ impl Boot<'_> {
             accelerator,
         };
         let guest = host.guest(self.kernel, &setting)?;
-        let outcome = guest.watch(GUEST_LIMIT, tell)?;
+        let outcome = guest.watch(GUEST_LIMIT, show_line)?;
         guest.tidy_up();
         let problems = self.judge(&outcome, kernels.verifier_limit);
         if !problems.is_empty() {
@@ -212,7 +216,7 @@ impl Boot<'_> {
         Ok(problems)
     }
 
-    /// What is wrong with a guest's report.
+    /// The errors in a guest's report.
     fn judge(&self, outcome: &Outcome, verifier_limit: u32) -> Vec<String> {
         let mut problems: Vec<String> = outcome.trouble.iter().cloned().collect();
         let ran: Vec<Ran> = outcome
@@ -295,7 +299,7 @@ impl<'a> Ran<'a> {
 }
 
 /// Shows a line of a report to people.
-fn tell(line: &str) {
+fn show_line(line: &str) {
     if let Some(ran) = Ran::read(line) {
         let verdict = if ran.status == 0 { "ok" } else { "FAILED" };
         println!("  {:<24} {verdict}, {} s", ran.name, ran.seconds);
@@ -304,7 +308,7 @@ fn tell(line: &str) {
     }
 }
 
-/// Shows what failed programs wrote; where none did, the end of the console.
+/// Shows the output of failed programs; where none did, the end of the console.
 fn show(outcome: &Outcome) {
     let bytes = fs::read(&outcome.console).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes).replace('\r', "");

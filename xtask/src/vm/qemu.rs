@@ -17,14 +17,16 @@ use crate::debian::make_dir;
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// The guest's memory: what it unpacks and a thousand links fit.
+/// The guest's memory: its unpacked files and a thousand links fit.
 const MEMORY: &str = "2G";
 
-/// What every kernel is told: a panic ends the guest, and conntrack works without any rule for it.
+/// The command line of every kernel: a panic ends the guest, and conntrack works without any rule
+/// for it.
 const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=4 random.trust_cpu=on no_timer_check nf_conntrack.enable_hooks=1";
 
-/// What a kernel is told where qemu carries out each instruction: programs lie at the same addresses each
-/// time, so that qemu translates them once and not with every start of one. This halves the time of tests.
+/// Added to the command line where qemu emulates each instruction: programs lie at the same
+/// addresses each time, so that qemu translates them once and not with every start of one. This
+/// halves the time of tests.
 const APPEND_TCG: &str = "norandmaps";
 
 /// A guest that says nothing for so long hangs.
@@ -62,11 +64,11 @@ pub struct Guest<'a> {
     dir: PathBuf,
 }
 
-/// What makes a guest different from others.
+/// The settings of one guest.
 pub struct Setting<'a> {
     /// Where its console and its report are kept, below the cache.
     pub name: &'a str,
-    /// What it does.
+    /// Its job.
     pub job: &'a Job,
     /// Variables that everything in it gets.
     pub environment: &'a [(&'static str, String)],
@@ -76,16 +78,16 @@ pub struct Setting<'a> {
     pub accelerator: Accelerator,
 }
 
-/// What came of a guest.
+/// The result of a guest.
 #[derive(Debug)]
 pub struct Outcome {
     /// The status it ended with; none if it did not get so far.
     pub status: Option<i32>,
-    /// What went wrong with the guest itself.
+    /// The failure of the guest itself, if any.
     pub trouble: Option<String>,
     /// Everything it reported.
     pub report: Vec<String>,
-    /// The file with what it wrote to its console.
+    /// The file with the output of its console.
     pub console: PathBuf,
 }
 
@@ -192,12 +194,12 @@ impl Guest<'_> {
         Ok(self.outcome(lines(&report), trouble(status)))
     }
 
-    /// Boots it, hands each line of its report to `told` as it comes, and ends it when it hangs or takes
-    /// longer than `limit`.
+    /// Boots it, passes each line of its report to `report_line` as it comes, and ends it when it
+    /// hangs or takes longer than `limit`.
     ///
     /// # Errors
     /// When qemu cannot be started.
-    pub fn watch(&self, limit: Duration, mut told: impl FnMut(&str)) -> Result<Outcome> {
+    pub fn watch(&self, limit: Duration, mut report_line: impl FnMut(&str)) -> Result<Outcome> {
         let report = self.prepare()?;
         let console = self.console();
         let mut command = self.command(&format!("file:{}", console.display()), &report);
@@ -214,7 +216,7 @@ impl Guest<'_> {
             let ended = child.0.try_wait().context("waiting for qemu")?;
             let now = lines(&report);
             for line in now.iter().skip(said) {
-                told(line);
+                report_line(line);
             }
             said = said.max(now.len());
             if let Some(status) = ended {
@@ -242,12 +244,12 @@ impl Guest<'_> {
         self.dir.join("console")
     }
 
-    /// Removes what can be made again and is large.
+    /// Removes large files that can be made again.
     pub fn tidy_up(self) {
         let _ = fs::remove_file(&self.initramfs);
     }
 
-    /// Makes room for what it will tell; where its report will be.
+    /// Removes the files of an earlier run; returns the path of the report.
     fn prepare(&self) -> Result<PathBuf> {
         let report = self.dir.join("report");
         for file in [&report, &self.console()] {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the verifier of each kernel says of our programs, and the table of it.
+//! The verifier's statistics of our programs on each kernel, and their table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ const DOCUMENT: &str = "docs/kernel-support.md";
 /// How long a guest may take to load each program once.
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// What the verifier says of one program.
+/// The verifier's statistics of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measure {
     /// Its name.

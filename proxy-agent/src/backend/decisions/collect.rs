@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Forgets decided connections that are over without any packet having said so: the proxy has no socket
-//! of theirs any more. Without an agent they stay, and take room from new ones.
+//! Garbage collection of decided connections that ended without a packet that says so: the proxy has no socket for them any
+//! more. They would stay in the sets otherwise and take room from new ones.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+
+use proxy_kernel::sockets;
+use proxy_netlink::netfilter::{self, Family, Socket, Table};
 
 use super::DECIDED;
 use crate::backend::live::Connection;
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::kernel::sockets;
-use crate::netfilter::{self, Family, Socket, Table};
 
-/// Why decided connections could not be read or forgotten.
+/// Failure to read or remove decided connections.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The set could not be read or changed.
+    /// A set could not be read or changed.
     #[error(transparent)]
     Netfilter(#[from] netfilter::Error),
-    /// The list of sockets.
+    /// The list of sockets could not be read.
     #[error("cannot read the list of TCP connections")]
     Sockets(#[source] std::io::Error),
 }
 
-/// Which decided connections.
+/// A kind of decided connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// Those to the VIPs: this node's socket is the server's.
+    /// Connections to the VIPs: this node has the server's socket.
     ToVips,
-    /// The proxy's own: this node's socket is the client's.
+    /// The proxy's own connections: this node has the client's socket.
     OfProxy,
 }
 
@@ -41,7 +42,7 @@ impl Which {
         }
     }
 
-    /// A connection as its socket on this node names it: local, remote.
+    /// The endpoints of a connection's socket on this node: local, remote.
     fn ends(self, connection: &Connection) -> (SocketAddr, SocketAddr) {
         match self {
             Self::ToVips => (connection.vip, connection.client),
@@ -54,14 +55,14 @@ impl Which {
     }
 }
 
-/// Forgets them, and returns how many there were.
+/// Removes ended connections, and returns their number.
 ///
-/// The set is read before the sockets: a connection that is decided in between has its socket by then.
-/// One that ends and is opened anew in between may be forgotten as well, and is tracked from then on.
+/// The set is read before the sockets, so a connection that is decided in between has its socket by then. A connection that
+/// ends and is opened again in between may be removed too, and is tracked from then on.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely; nothing is forgotten then.
+/// If the kernel's answer is incomplete; nothing is removed then.
 pub fn collect(which: Which, instance: Instance) -> Result<usize, Error> {
     let mut socket = Socket::open()?;
     let decided = decided(which, instance, &mut socket)?;
@@ -82,20 +83,20 @@ pub fn collect(which: Which, instance: Instance) -> Result<usize, Error> {
     Ok(over)
 }
 
-/// How many connections are decided.
+/// The number of decided connections.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// If the kernel's answer is incomplete.
 pub fn count(which: Which, instance: Instance) -> Result<usize, netfilter::Error> {
     Ok(decided(which, instance, &mut Socket::open()?)?.len())
 }
 
-/// The decided connections that live.
+/// The decided connections that are open.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// If the kernel's answer is incomplete.
 pub fn live(
     which: Which,
     instance: Instance,
@@ -112,11 +113,11 @@ pub fn live(
         .collect())
 }
 
-/// The connections in a set of a table, whether they live or not.
+/// The connections in a set of a table, open or not.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// If the kernel's answer is incomplete.
 pub fn members(
     table: &Table,
     set: &str,
@@ -153,7 +154,7 @@ fn decided(
     Ok(decided)
 }
 
-/// The end that is the key of a member: address and port, each aligned to four bytes.
+/// The endpoint in a member's key: address and port, each aligned to four bytes.
 pub fn endpoint(family: Family, key: &[u8]) -> Option<SocketAddr> {
     end(key, address_length(family))
 }
@@ -165,7 +166,7 @@ fn address_length(family: Family) -> usize {
     }
 }
 
-/// The connection of a member: client address and port, VIP and port, each field aligned to four bytes.
+/// The connection in a member's key: client address and port, VIP and port, each field aligned to four bytes.
 fn connection(family: Family, key: &[u8]) -> Option<Connection> {
     let address = address_length(family);
     let (client, vip) = key.split_at_checked(address + 4)?;

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rules whose counters tell of one VIP, and how they are told apart.
+//! The rules with counters for one VIP. Their comments identify them, so they must not change between versions.
 
 use std::net::SocketAddr;
 
-/// What the counters of a rule count, of one VIP.
+/// What a rule counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counted {
-    /// Packets to it from pods and the wire.
+    /// Packets to the VIP from pods and other nodes.
     FromElsewhere,
-    /// Packets to it from processes of the node.
+    /// Packets to the VIP from processes of the node.
     FromHere,
-    /// Packets from it.
+    /// Packets from the VIP.
     Replies,
-    /// SYNs that were decided.
+    /// SYNs with a decision.
     Decided,
-    /// SYNs that were not, because their client port is in use by a tracked connection.
+    /// SYNs without a decision, because their client port is in use by a tracked connection.
     InUse,
-    /// SYNs that were not, because a set is full.
+    /// SYNs without a decision, because a set is full.
     NoRoom,
 }
 
 impl Counted {
-    /// All of them.
+    /// All counters.
     pub const ALL: [Self; 6] = [
         Self::FromElsewhere,
         Self::FromHere,

@@ -1,47 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The decision about connections, over any history of two client ports: the rules are played by an
-//! interpreter in the order in which packets meet them, and which connection a packet really belongs to is
-//! known beside it.
+//! Decisions about connections, over any history of two client ports: an interpreter runs the rules in the order in which packets
+//! meet them, and a model knows to which connection each packet really belongs.
 //!
-//! Packets are not lost on the way between hooks, and a client is on the node. What `docs/packet-path.md` says of
-//! one client port that is used two ways at once is a limit here too: see [`Promise::None`].
+//! Packets are not lost between hooks, and a client is on the node. The limits that `docs/packet-path.md` documents for one client
+//! port with two concurrent uses apply here too: see [`Promise::None`].
 
 mod hooks;
 pub mod interpreter;
 
 use std::time::Duration;
 
+use proxy_netlink::netfilter::expression::flag::{ACK, FIN, RST, SYN};
+use proxy_netlink::netfilter::{Family, Hook};
+
 use self::hooks::table;
 use self::interpreter::{Kernel, Packet};
 use super::{CLOSED, DECIDED, FOR_GOOD, PASSING, TRACKED};
 use crate::backend::live::Live;
-use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
-use crate::netfilter::{Family, Hook};
 
-/// How much happens at most: more shows nothing new.
+/// Maximum number of events: more reveal nothing new.
 const STEPS: usize = 64;
-/// How many connections there are at most at the same time.
+/// Maximum number of concurrent connections.
 const CONNECTIONS: usize = 4;
-/// The first two are ports of the client; conntrack may give a connection any of them.
+/// The first two are client ports; conntrack may assign any of them to a connection.
 const PORTS: [u16; 4] = [40_000, 40_001, 50_000, 50_001];
 const PORT: u16 = 443;
 
-/// How a connection comes to the proxy.
+/// How a connection reaches the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// Addressed to the VIP.
     Direct,
-    /// Addressed to a Service, and sent to the VIP by somebody's DNAT.
+    /// Addressed to a Service, and DNATed to the VIP by others.
     Translated,
 }
 
-/// What the rules promise for every packet of a connection.
+/// The guarantee of the rules for every packet of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Promise {
     Untracked,
     Tracked,
-    /// A documented limit was met: the decision was forgotten, or lost together with the rules.
+    /// A documented limit applies: the decision expired, or was lost together with the rules.
     None,
 }
 
@@ -68,7 +68,7 @@ enum Sender {
 )]
 struct Connection {
     way: Way,
-    /// The port that the client uses: an index of `PORTS`.
+    /// The client's port: an index of `PORTS`.
     port: usize,
     /// The port that the proxy sees.
     seen: usize,
@@ -77,14 +77,14 @@ struct Connection {
     is_heard: bool,
     /// The client, the proxy.
     closed: [bool; 2],
-    /// The client knows nothing of it any more; the proxy may.
+    /// The client has forgotten it; the proxy may not have.
     is_abandoned: bool,
-    /// It is a member of `tracked`.
+    /// It is in the set `tracked`.
     is_marked: bool,
     promise: Promise,
-    /// A set had no room for it.
+    /// A set was full when it should have been added.
     lacked_room: bool,
-    /// When there was the last packet from the client, from the proxy.
+    /// Time of the last packet from the client, and from the proxy.
     last: [Duration; 2],
 }
 
@@ -100,7 +100,7 @@ struct Node {
     connections: Vec<Connection>,
 }
 
-/// Where it is played, then what happens, two bytes at a time: what, and a number for it.
+/// The node, followed by the events: two bytes each, kind and parameter.
 pub fn decision(data: &[u8]) {
     let Some((head, steps)) = data.split_first() else {
         return;
@@ -125,7 +125,7 @@ fn minutes(minutes: u64) -> Duration {
 }
 
 impl Connection {
-    /// The proxy has a socket of it.
+    /// The proxy has a socket for it.
     fn has_socket(&self) -> bool {
         self.stage > Stage::Opening || self.is_heard
     }
@@ -173,7 +173,7 @@ impl Node {
     }
 
     fn open(&mut self, way: Way, port: usize, choice: usize) {
-        // The client uses the port anew only when it has given the older connection up.
+        // The client reuses the port only after it has given up the older connection.
         for older in &mut self.connections {
             older.is_abandoned |= (older.way, older.port) == (way, port);
         }
@@ -198,7 +198,7 @@ impl Node {
         self.syn(self.connections.len() - 1, choice);
     }
 
-    /// The SYN once more: the first one, or its answer, was lost.
+    /// A retransmitted SYN: the first one, or its answer, was lost.
     fn open_again(&mut self, at: usize) {
         let connection = &self.connections[at];
         if connection.is_abandoned || connection.stage == Stage::Established {
@@ -208,7 +208,7 @@ impl Node {
         let answered = connection.stage == Stage::Answered;
         let at = self.syn(at, 0);
         if answered {
-            // Conntrack may have given it another port: the proxy sees another connection then.
+            // Conntrack may have assigned another port, so the proxy sees another connection.
             if self.connections[at].seen == before {
                 self.reply(at, SYN | ACK);
             } else {
@@ -217,7 +217,7 @@ impl Node {
         }
     }
 
-    /// The connection's place afterwards: another one may be gone.
+    /// Index of the connection afterwards, because another one may have been removed.
     fn syn(&mut self, at: usize, choice: usize) -> usize {
         let port = self.connections[at].port;
         let is_in_use = self.connections.iter().enumerate().any(|(other, older)| {
@@ -239,7 +239,7 @@ impl Node {
             Promise::Tracked
         };
         if !untracked && !is_marked {
-            // Every decision about what looks the same to the proxy is void.
+            // All decisions about connections that look the same to the proxy are deleted.
             let others = self.connections.iter_mut().enumerate();
             for (_, other) in others.filter(|(other, one)| *other != at && one.seen == seen) {
                 other.promise = Promise::None;
@@ -248,7 +248,7 @@ impl Node {
         self.meet_socket(at)
     }
 
-    /// A SYN for which the proxy has a socket already is not answered. The connection's place afterwards.
+    /// A SYN for which the proxy has a socket is not answered. Returns the connection's index afterwards.
     fn meet_socket(&mut self, at: usize) -> usize {
         let seen = self.connections[at].seen;
         let holder = self
@@ -261,12 +261,12 @@ impl Node {
             return at;
         };
         if self.connections[at].promise == Promise::Untracked {
-            // Nothing remembered the other one, or it would be left undecided.
+            // No set contains the other one, else this one would be left undecided.
             self.connections[holder].promise = Promise::None;
             self.connections[holder].is_marked = false;
         }
         if self.connections[holder].stage < Stage::Established {
-            // Both open at the same moment.
+            // Both open concurrently.
             self.connections[holder].promise = Promise::None;
             self.connections[at].promise = Promise::None;
         }
@@ -279,7 +279,7 @@ impl Node {
         at - usize::from(holder < at)
     }
 
-    /// The proxy answers: SYN-ACK, or RST where nothing listens.
+    /// The proxy answers: with a SYN-ACK, or with a RST without a listener.
     fn answer(&mut self, at: usize, refuses: bool) {
         let connection = &self.connections[at];
         if connection.stage != Stage::Opening || !connection.is_heard {
@@ -341,10 +341,10 @@ impl Node {
             .connections
             .iter()
             .any(|one| one.seen == connection.seen && !one.has_socket());
-        // The client of one that waited may have given it up.
+        // The client of a waiting connection may have given it up.
         let is_waited_for = is_waited_for || self.kernel.has("tracked", &self.key(connection.seen));
         if is_waited_for && from == Sender::Proxy {
-            // It is taken for the answer to the SYN of the connection that waits.
+            // It counts as the answer to the SYN of the waiting connection.
             self.connections[at].promise = Promise::None;
         }
         if can_reset && self.packet(at, from, RST | ACK) {
@@ -352,7 +352,7 @@ impl Node {
         }
     }
 
-    /// A packet of an open connection. False if that ended it: a client that does not know it resets it.
+    /// A packet of an open connection. Returns false if that ended it, because a client that has forgotten it sends a RST.
     fn packet(&mut self, at: usize, from: Sender, flags: u8) -> bool {
         let is_abandoned = self.connections[at].is_abandoned;
         match from {
@@ -370,7 +370,7 @@ impl Node {
         true
     }
 
-    /// The connection is over.
+    /// The connection has ended.
     fn end(&mut self, at: usize) {
         let over = self.connections.remove(at);
         let lives = self.connections.iter().any(|one| one.seen == over.seen);
@@ -381,13 +381,13 @@ impl Node {
     }
 
     fn pass(&mut self, time: Duration) {
-        // A decision is forgotten when it is that old, by the set's timeout.
+        // Decisions expire by the set's timeout.
         if self.now + time >= FOR_GOOD {
             return;
         }
         self.now += time;
         self.kernel.pass(time);
-        // Neither end goes on for longer with a connection that does not come about.
+        // Neither end retries for longer than that.
         let now = self.now;
         self.connections.retain(|one| {
             one.stage == Stage::Established || now < one.last[0].max(one.last[1]) + PASSING
@@ -405,8 +405,8 @@ impl Node {
         }
     }
 
-    /// Puts the rules in place with what the agent knows of live connections; another backend's
-    /// untracked ones are kept when it takes over.
+    /// Installs the rules with the open connections that the agent knows; untracked ones of another backend are kept when it takes
+    /// over.
     fn install(&mut self, takes_over: bool) {
         let takes_over = takes_over && self.has_rules;
         let with_socket = |way: Way, promise: Promise| {
@@ -447,7 +447,7 @@ impl Node {
         }
     }
 
-    /// Anything from a client without a connection, or what the proxy answers to that.
+    /// A packet from a client without a connection, or the proxy's answer to it.
     fn stray(&mut self, flags: u8, port: usize, from: Sender) {
         let is_used = |one: &Connection| one.seen == port || one.port == port;
         if flags & (SYN | ACK | RST | FIN) == SYN || self.connections.iter().any(is_used) {
@@ -470,7 +470,7 @@ impl Node {
         self.assert_nothing_new(before);
     }
 
-    /// A packet of the client, through all hooks. True if it is untracked.
+    /// Sends a packet of the client through all hooks. Returns true if it is untracked.
     fn request(&mut self, at: usize, flags: u8, choice: usize) -> bool {
         self.forget(at);
         let before = self.known();
@@ -509,8 +509,8 @@ impl Node {
         untracked
     }
 
-    /// The end of a connection is taken for that of a tracked one whose port the proxy sees, as after the rules were
-    /// gone while conntrack gave it another port.
+    /// The end of a connection counts for a tracked one with the port that the proxy sees, as after the rules were missing while
+    /// conntrack assigned it another port.
     fn end_of_another(&mut self, at: usize, seen: usize) {
         for (other, one) in self.connections.iter_mut().enumerate() {
             one.is_marked &= other == at || one.seen != seen;
@@ -544,8 +544,7 @@ impl Node {
         );
     }
 
-    /// What is forgotten of a connection that was quiet: its decision if it is not open, or has no room; and that
-    /// its port is in use.
+    /// What expires for an idle connection: its decision, unless it is open and in its set; and the claim on its port.
     fn forget(&mut self, at: usize) {
         let connection = &mut self.connections[at];
         let [client, proxy] = connection.last;
@@ -569,7 +568,7 @@ impl Node {
         }
     }
 
-    /// Of which ports there is a decision.
+    /// The ports with decisions.
     fn known(&self) -> [bool; PORTS.len()] {
         [0, 1, 2, 3].map(|port| {
             let key = self.key(port);

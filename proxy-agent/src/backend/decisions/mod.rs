@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rules and sets of `nf_tables` that decide connections to the VIPs one by one, natively: nothing but
-//! nf_tables is needed, and `nft -f` can load again what `nft list ruleset` shows. The backends
-//! `ebpf` and `nftables` use them as they are. One of both families, counters and comments left out;
-//! `client` stands for `ip saddr . tcp sport . ip daddr . tcp dport` or, in `reply`, the other way
-//! round; `plain` for `tcp flags ! fin,syn,rst`:
+//! Rules and sets of `nf_tables` that decide connections to the VIPs one by one, with native expressions only, so that `nft -f`
+//! can restore what `nft list ruleset` prints. The backends `ebpf` and `nftables` share them. The table of one family, without
+//! counters and comments; `client` stands for `ip saddr . tcp sport . ip daddr . tcp dport`, in `reply` with both ends swapped;
+//! `plain` for `tcp flags ! fin,syn,rst`:
 //!
 //! ```text
 //! table ip proxy-agent {
@@ -75,16 +74,14 @@
 //! }
 //! ```
 //!
-//! A connection is decided at its SYN, before any NAT, and noted among those that open. The client's
-//! next packet makes it a decided one: those stay until they end, however much traffic there is beside
-//! them and however long they are quiet. A first FIN moves it to those that close, the second one or a RST to
-//! those that are over, which are forgotten seconds later. A client that opens a connection anew has given up
-//! the one before: what was decided about that is void.
+//! A connection is decided at its SYN, before any NAT, and added to `opening`. The client's next packet moves it to `decided`,
+//! where it stays until it ends, regardless of idle time and other traffic. The first FIN moves it to `closing`, the second one
+//! or a RST to `closed`, which expires after seconds. A client that opens a connection again has given up the previous one: its
+//! decisions are deleted.
 //!
-//! A SYN that was decided carries a priority from the raw hook to the input hook. One without has come by
-//! somebody's DNAT or was left undecided: until both ends have closed the connection no other one of that
-//! client port is decided, and when the proxy answers it, an older decision is void. `docs/packet-path.md`
-//! has the whole story.
+//! A decided SYN carries a priority from the raw hook to the input hook. A SYN without it was DNATed or left undecided: until
+//! both ends have closed that connection, no other one from the same client port is decided, and the proxy's answer to it deletes
+//! older decisions. See `docs/packet-path.md`.
 
 pub mod collect;
 mod counted;
@@ -101,45 +98,45 @@ use tracing::warn;
 
 use self::collect::Which;
 pub use self::counted::Counted;
+use proxy_kernel::conntrack;
+use proxy_netlink::netfilter::set::{Field, Set, Value};
+use proxy_netlink::netfilter::{self, Family, Socket, Table};
 
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::kernel::conntrack;
-use crate::netfilter::set::{Field, Set, Value};
-use crate::netfilter::{self, Family, Socket, Table};
 
 /// The set of decided connections.
 pub const DECIDED: &str = "decided";
 
-/// When a connection is forgotten that opens or closes and has no packets: longer than the kernel repeats
-/// a SYN-ACK (`net.ipv4.tcp_synack_retries`), and as long as conntrack waits after a FIN.
+/// Timeout of connections that open or close, without packets: longer than the kernel retransmits a SYN-ACK
+/// (`net.ipv4.tcp_synack_retries`), and as long as conntrack waits after a FIN.
 pub const PASSING: Duration = Duration::from_mins(2);
-/// The same of one that both ends have closed: for a last FIN that is repeated.
+/// Timeout of connections that both ends have closed: time for retransmissions of the last FIN.
 pub const CLOSED: Duration = Duration::from_secs(5);
-/// Decided connections are never forgotten while they live. The set has a timeout all the same: without
-/// one the kernel does not give the memory of deleted members back.
+/// Timeout of open decided connections, which must not expire. The set has one nevertheless, because without it the kernel does
+/// not free the memory of deleted members.
 pub const FOR_GOOD: Duration = Duration::from_hours(24 * 365);
-/// When it is forgotten that a client port is in use by a tracked connection to which the proxy sends nothing.
+/// Timeout of a tracked connection's claim on its client port, since the proxy's last packet.
 const TRACKED: Duration = Duration::from_hours(24);
-/// The same once one end has closed it.
+/// The same after one end has closed the connection.
 const HALF_CLOSED: Duration = Duration::from_mins(10);
 
-/// What members of the sets of connections are: client, server.
+/// Key of the sets of connections: client, server.
 pub const CONNECTION: &[Field] = &[Field::Address, Field::Port, Field::Address, Field::Port];
 
-/// What the tables are made from.
+/// The settings of the tables.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whose tables they are.
+    /// The owner of the tables.
     pub instance: Instance,
-    /// The VIPs with each of the ports.
+    /// Every VIP with every port.
     pub endpoints: Vec<SocketAddr>,
-    /// How many connections each set has room for.
+    /// Capacity of each set.
     pub max_connections: u32,
 }
 
-/// The tables that should be there, or should not: those without a chain. `live` fills them.
+/// The desired tables, filled with `live`; one without chains should not exist.
 pub fn tables(settings: &Settings, live: &Live) -> Vec<Table> {
     [Family::IPv4, Family::IPv6]
         .into_iter()
@@ -225,7 +222,7 @@ fn members(family: Family, connections: &[Connection]) -> Vec<Vec<Value>> {
 }
 
 impl Connection {
-    /// The connection as a member of the sets.
+    /// The connection as a member of a set.
     pub fn member(&self) -> Vec<Value> {
         [self.client, self.vip]
             .iter()
@@ -234,27 +231,26 @@ impl Connection {
     }
 }
 
-/// Puts tables in place, those of decisions with the connections that are open already. Which of those
-/// another backend has kept from conntrack can be known only while `takes_over`: later on, when
-/// somebody has removed the tables, a connection without an entry may be one whose entry was deleted,
-/// and it becomes tracked. Where conntrack picks up no connection half-way it would hang; there it is
-/// taken for an untracked one.
+/// Installs tables; those of decisions are filled with the open connections. Only with `takes_over`, when this backend replaces
+/// another one, connections without a conntrack entry are known to be untracked. Later, when the tables were removed by others,
+/// such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established connections
+/// (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn install(
     settings: &Settings,
     takes_over: bool,
     wanted: &[Table],
 ) -> Result<(), netfilter::Error> {
     let of_decisions = |table: &Table| table.name == tables::name(settings.instance);
-    // The sockets are asked for only if they are to be remembered.
+    // The sockets are read only if they are needed.
     if !wanted.iter().any(of_decisions) {
         return tables::install(wanted);
     }
     let mut live = Live::read(&settings.endpoints).unwrap_or_else(|error| {
-        warn!("connections that are untracked now become tracked: {error}");
+        warn!("untracked connections become tracked: {error}");
         Live::default()
     });
     if !takes_over && conntrack::picks_up() {
@@ -272,13 +268,13 @@ pub fn install(
     tables::install(&complete)
 }
 
-/// Gives live decided connections over to conntrack before the tables go, where it would not pick them up by
-/// itself: they would hang otherwise.
+/// Creates conntrack entries for open decided connections before the tables are deleted, if conntrack would not pick them up:
+/// they would hang otherwise.
 ///
 /// # Errors
 ///
-/// The first connection that could not be handed over; the others are.
-pub fn hand_over(which: Which, instance: Instance) -> Result<(), collect::Error> {
+/// The error of the first connection that failed; the others are handled nevertheless.
+pub fn release(which: Which, instance: Instance) -> Result<(), collect::Error> {
     if conntrack::picks_up() {
         return Ok(());
     }

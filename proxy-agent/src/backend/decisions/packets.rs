@@ -1,32 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What rules that decide connections one by one are made of: packets of one direction, and what is done
-//! from the first FIN or RST of a connection on. The rules for the VIPs and those for the proxy's own
-//! connections are put together from it.
+//! Building blocks of rules that decide connections one by one: matches for packets of one direction, and the rules for the end
+//! of connections. The rules for the VIPs and those for the proxy's own connections consist of them.
 
 use netlink_packet_netfilter::nftables::Expressions;
+use proxy_netlink::netfilter::expression::flag::{ACK, FIN, RST, SYN};
+use proxy_netlink::netfilter::expression::{self, End, Part, SetOperation};
+use proxy_netlink::netfilter::{Base, Chain, Family, Hook, Rule};
 
 use super::DECIDED;
-use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
-use crate::netfilter::expression::{self, End, Part, SetOperation};
-use crate::netfilter::{Base, Chain, Family, Hook, Rule};
 
 /// The flags that open, close or reset a connection.
 pub const SPECIAL: u8 = FIN | SYN | RST;
 
-/// Packets of one direction: where the client is in them.
+/// Packets of one direction, which determines where the client's address is in them.
 pub struct Packets {
     family: Family,
     connection: [Part; 4],
 }
 
 impl Packets {
-    /// Those that the client sends.
+    /// Packets from the client.
     pub fn requests(family: Family) -> Self {
         Self::from_client(family, End::Source, End::Destination)
     }
 
-    /// Those that the server sends.
+    /// Packets from the server.
     pub fn replies(family: Family) -> Self {
         Self::from_client(family, End::Destination, End::Source)
     }
@@ -47,12 +46,12 @@ impl Packets {
         expression::set(operation, name, &self.connection, self.family)
     }
 
-    /// Goes on if the connection is a member of a set.
+    /// Matches if the connection is a member of a set.
     pub fn is(&self, name: &str) -> Vec<Expressions> {
         self.set(SetOperation::IsMember, name)
     }
 
-    /// Adds the connection to a set, or lets its time begin anew; goes on unless the set is full.
+    /// Adds the connection to a set, or restarts its timeout; matches unless the set is full.
     pub fn update(&self, name: &str) -> Vec<Expressions> {
         self.set(SetOperation::Update, name)
     }
@@ -62,7 +61,7 @@ impl Packets {
         self.set(SetOperation::Delete, name)
     }
 
-    /// Nearly every packet of a connection.
+    /// The rule for most packets of a decided connection.
     pub fn plain_of_decided(&self) -> Rule {
         rule(
             "plain, decided",
@@ -70,8 +69,7 @@ impl Packets {
         )
     }
 
-    /// What the end that opened the connection sends once it has been answered. `more`: what is done besides when that
-    /// is seen for the first time.
+    /// The rules for the packets of the opening end after the connection was answered. `more` is executed for the first of them.
     pub fn answered(&self, more: Vec<Expressions>) -> [Rule; 2] {
         [
             rule(
@@ -100,8 +98,8 @@ impl Packets {
         ]
     }
 
-    /// Forgets every decision about a connection but that it opens. Which end has closed it is named by the end's own
-    /// key: `turned` is of the other direction.
+    /// Deletes the decisions about a connection except that it opens. The key in `closing` names the end that has closed it
+    /// first, so `turned` has the ends swapped.
     pub fn void(&self, turned: &Self) -> Vec<Expressions> {
         [
             self.delete(DECIDED),
@@ -112,13 +110,13 @@ impl Packets {
         .concat()
     }
 
-    /// Forgets every decision about a connection.
+    /// Deletes all decisions about a connection.
     pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
         [self.delete("opening"), self.void(turned)].concat()
     }
 
-    /// From the first FIN or RST of a decided connection on. `sent` names the end that sends this packet, `other`
-    /// the other one. Where there is no room for the next set, the connection stays in the one before.
+    /// The rules from the first FIN or RST of a decided connection on. `sent` has the sender of the packet first, `other` the
+    /// other end. If the next set is full, the connection stays in the set before.
     pub fn end_of_decided(&self, sent: &Self, other: &Self) -> [Rule; 8] {
         let flags = expression::has_flag;
         [
@@ -183,17 +181,17 @@ impl Packets {
     }
 }
 
-/// Neither opens, closes nor resets: nearly every packet.
+/// Matches packets without SYN, FIN and RST: most packets.
 pub fn plain() -> Vec<Expressions> {
     expression::flags_are(0, SPECIAL)
 }
 
-/// A SYN and no SYN-ACK.
+/// Matches a SYN that is no SYN-ACK.
 pub fn opens() -> Vec<Expressions> {
     expression::flags_are(SYN, FIN | SYN | RST | ACK)
 }
 
-/// Counts the packet, and leaves it untracked.
+/// Counts and untracks the packet.
 pub fn untrack() -> Vec<Expressions> {
     vec![
         expression::counter(),
@@ -202,12 +200,12 @@ pub fn untrack() -> Vec<Expressions> {
     ]
 }
 
-/// Counts the packet, and leaves it to conntrack.
+/// Counts the packet and leaves it to conntrack.
 pub fn leave() -> Vec<Expressions> {
     vec![expression::counter(), expression::accept()]
 }
 
-/// A rule of a base chain: what matches goes to `chain`.
+/// A rule of a base chain: matching packets go to `chain`.
 pub fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
     matches.push(expression::counter());
     matches.push(expression::go_to(chain));
@@ -217,7 +215,7 @@ pub fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rul
     }
 }
 
-/// A rule for packets that are known to be TCP; nft is not, and could not name their fields.
+/// A rule for packets that are known to be TCP; without this match nft(8) could not name their fields.
 pub fn rule(purpose: &str, expressions: Vec<Expressions>) -> Rule {
     Rule {
         purpose: purpose.to_owned(),
@@ -233,7 +231,7 @@ pub fn base(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> 
     }
 }
 
-/// A chain that rules go to.
+/// A chain that is the target of rules.
 pub fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
     Chain {
         name,

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The chains and their rules. What they are together is explained in `decisions`.
+//! The chains and rules; `decisions` documents them as a whole.
 
 use std::net::SocketAddr;
 
 use netlink_packet_netfilter::nftables::Expressions;
+use proxy_netlink::netfilter::expression::flag::{FIN, RST, SYN};
+use proxy_netlink::netfilter::expression::{self, End};
+use proxy_netlink::netfilter::{Chain, Family, Hook, Rule};
 
 use super::counted::Counted;
 use super::packets::{Packets, SPECIAL, base, chain, entry, leave, opens, rule, untrack};
 use crate::backend::tables;
-use crate::netfilter::expression::flag::{FIN, RST, SYN};
-use crate::netfilter::expression::{self, End};
-use crate::netfilter::{Chain, Family, Hook, Rule};
 
-/// Behind the source NAT of the input hook (`NF_IP_PRI_NAT_SRC`, 100): with the client port that
-/// the proxy sees.
+/// After the source NAT of the input hook (`NF_IP_PRI_NAT_SRC`, 100): packets have the client port that the proxy sees.
 const PRIORITY_AS_THE_PROXY_SEES: i32 = 101;
-/// The packet priority that a decided SYN carries from the raw hook to the input hook, `7078:1` to
-/// nft. Nothing in between reads or changes priorities, and mark bits belong to others.
+/// The packet priority that a decided SYN carries from the raw hook to the input hook, `7078:1` in nft(8). Nothing in between
+/// reads or changes priorities; mark bits may be in use by others.
 const DECIDED_SYN: u32 = 0x7078_0001;
 
 /// The chains of a table for these VIPs.
@@ -54,7 +53,7 @@ pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
     ]
 }
 
-/// Packets on `lo` were seen at output and come by prerouting as that left them.
+/// Packets on `lo` have passed output already, whose decision applies.
 fn from_elsewhere(vip: SocketAddr) -> Rule {
     let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
     let not_here = expression::not_from_loopback();
@@ -98,7 +97,7 @@ fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     rules
 }
 
-/// A client that opens a connection has given up an older one of its port, which may never have ended.
+/// A client that opens a connection has given up an older one from its port, whose end may not have been seen.
 fn open_rules(vips: &[SocketAddr], packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let older = rule(
         "older decisions of this client port are void",
@@ -108,7 +107,7 @@ fn open_rules(vips: &[SocketAddr], packet: &Packets, turned: &Packets) -> Vec<Ru
     [older].into_iter().chain(rules).collect()
 }
 
-/// For each VIP its own, so that each has its own counters.
+/// Separate rules for each VIP, so that each has its own counters.
 fn open_rules_of(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     let to_vip = expression::endpoint(End::Destination, vip.ip(), vip.port());
     let rule = |counted: Counted, expressions: Vec<Expressions>| Rule {
@@ -133,7 +132,7 @@ fn open_rules_of(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
     ]
 }
 
-/// `packet`: with the client first, as connections are named; `sent`: with the sender first.
+/// `packet` has the client first, as in the sets; `sent` has the sender first.
 fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
@@ -170,7 +169,7 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
         ]
         .concat(),
     ));
-    // Requests of these do not come by the rules. Connections live longer than the set's timeout.
+    // Requests of these connections do not reach these rules. Connections may be open for longer than the set's timeout.
     rules.push(rule(
         "tracked",
         [
@@ -183,7 +182,7 @@ fn reply_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     rules
 }
 
-/// Only packets with a special flag come here.
+/// Only packets with a special flag reach this chain.
 fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     vec![
         rule(
@@ -206,7 +205,7 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
-        // Its answer must not be taken for that of an older connection.
+        // Its answer must not be taken for the answer of an older connection.
         rule(
             "an undecided SYN, and no room to remember it: older decisions are void",
             [opens(), packet.forget(turned), leave()].concat(),
@@ -218,7 +217,7 @@ fn arrived_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     ]
 }
 
-/// A tracked connection is over once both ends have sent a FIN, or one a RST.
+/// A tracked connection has ended after a FIN from both ends or one RST.
 fn tracked_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
     vec![
         rule(
@@ -257,7 +256,7 @@ fn tracked_reply_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
             ]
             .concat(),
         ),
-        // The proxy's FIN is the last of its packets for as long as the client does not close.
+        // After its FIN the proxy sends no packets until the client closes.
         rule(
             "closed, before the client",
             [

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the rules have counted, read from the kernel without the agent that made them.
+//! Counters of the rules, read from the kernel; no agent needs to run.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use proxy_common::{Counters, Reason, Traffic};
+use proxy_netlink::netfilter::{Error, Socket};
 
 use super::Counted;
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::netfilter::{Error, Socket};
 
-/// Reads an instance's counters of these endpoints; those of an endpoint that no rule is for are zero.
+/// Reads an instance's counters for these endpoints; zero for an endpoint without rules.
 ///
-/// Unlike those of the eBPF programs they count every packet of the VIP, also of connections that
-/// are tracked, and they begin anew when the tables are put in place anew.
+/// Unlike those of the eBPF programs they count every packet of the VIP, including those of tracked connections, and they restart
+/// when the tables are replaced.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer.
+/// The kernel's error.
 pub fn read(
     instance: Instance,
     endpoints: &[SocketAddr],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tables as far as no kernel is needed.
+//! Tests of the tables that need no kernel.
 
 use super::*;
 
@@ -36,7 +36,7 @@ fn live_connections_fill_the_set_of_their_family_and_are_no_difference() {
     }
 }
 
-/// The rules that packets meet first decide what they cost.
+/// The order of the rules determines the cost of a packet.
 #[test]
 fn a_plain_packet_of_a_decided_connection_meets_one_rule_behind_the_entry() {
     let settings = Settings {
@@ -52,7 +52,7 @@ fn a_plain_packet_of_a_decided_connection_meets_one_rule_behind_the_entry() {
 }
 
 proptest::proptest! {
-    /// As `cargo xtask fuzz decision`, but without looking where a history leads.
+    /// As `cargo xtask fuzz decision`, but without coverage feedback.
     #[test]
     fn every_packet_of_a_connection_is_treated_as_its_first_one(
         history in proptest::collection::vec(proptest::prelude::any::<u8>(), 1..129),

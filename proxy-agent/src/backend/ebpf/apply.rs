@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Carries plans out.
+//! Carries out the operations of a plan.
 
 use std::time::Duration;
 
@@ -8,16 +8,15 @@ use rtnetlink::Handle;
 use tokio::time::sleep;
 
 use super::plan::Op;
-use super::{Ebpf, Error, attach, load, routes, sockets, xdp};
+use super::{Ebpf, Error, attach, pins, routes, sockets, xdp};
 use crate::backend::{decisions, tables};
 
-/// How long the kernel may take to let go of a link whose pin was removed, and how often it is asked,
-/// in milliseconds.
+/// How long the kernel may take to detach a link whose pin was removed, and the interval of retries, both in milliseconds.
 const LINGERING: u16 = 500;
 const LINGERING_LOOK: u16 = 10;
 
 impl Ebpf {
-    /// Carries one step of a plan out.
+    /// Carries out one operation.
     pub(super) async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
         match op {
             Op::PinMap { map, .. } => match &self.programs {
@@ -67,7 +66,7 @@ impl Ebpf {
             Op::RemoveRoute { address } => {
                 routes::remove(handle, *address).await.map_err(Error::Route)
             }
-            Op::RemovePins { directory } => Ok(load::remove_pins(directory)?),
+            Op::RemovePins { directory } => Ok(pins::remove(directory)?),
             Op::Guard { links, .. } => match self.programs.as_mut() {
                 Some(programs) => Ok(programs.guard_links.set(links)?),
                 None => Ok(()),

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Services that are given up: new connections take the other way at once, live ones go on to their end, and at
-//! the deadline the rest is reset. Nothing hangs.
+//! Drains Services that no longer end on the proxy: new connections take the other path at once, open ones continue until they
+//! end, and remaining ones are reset at the deadline, so that none hangs.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use proxy_kernel::sockets;
+use proxy_netlink::sock_diag;
 use tracing::{info, warn};
 
 use super::PART;
 use crate::config::Service;
-use crate::kernel::{sock_diag, sockets};
 
-/// How often it is looked whether connections have ended.
+/// Interval of the checks whether connections have ended.
 pub const LOOK: Duration = Duration::from_millis(200);
 
-/// Connections could not be listed or reset.
+/// Failure to list or reset connections.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The list of sockets.
+    /// The list of sockets could not be read.
     #[error("cannot read the list of TCP connections")]
     Sockets(#[source] io::Error),
     /// A connection could not be reset.
@@ -33,24 +34,24 @@ pub enum Error {
         client: SocketAddr,
         /// The Service.
         service: SocketAddr,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// The Services that are drained, each until its time is over.
+/// Services being drained, each with its deadline.
 #[derive(Debug)]
 pub struct Drain {
     services: Vec<(Service, Instant)>,
-    /// Addresses that need no route any more.
+    /// Addresses whose route is no longer needed.
     pub former: BTreeSet<IpAddr>,
-    /// Services without connections, which are still known to the programs.
+    /// Services without connections that are still in the programs' maps.
     pub ended: Vec<Service>,
 }
 
 impl Drain {
-    /// Gives the connections of these Services so much time.
+    /// Starts to drain these Services.
     pub fn new(services: &[Service], timeout: Duration) -> Self {
         let mut drain = Self {
             services: Vec::new(),
@@ -63,38 +64,39 @@ impl Drain {
         drain
     }
 
-    /// Gives the connections of one more Service so much time.
+    /// Starts to drain a Service.
     pub fn add(&mut self, service: Service, timeout: Duration) {
         info!(
-            part = PART,
-            "{} is given up: its connections have {timeout:?} to end", service.cluster_ip
+            part = PART.name(),
+            "draining {}: open connections have {timeout:?} to end", service.cluster_ip
         );
         self.services.push((service, Instant::now() + timeout));
     }
 
-    /// A Service is not given up any more.
-    pub fn take_back(&mut self, service: &Service) {
+    /// Stops draining a Service that ends on the proxy again.
+    pub fn cancel(&mut self, service: &Service) {
         self.services.retain(|(drained, _)| drained != service);
         self.ended.retain(|ended| ended != service);
         self.former.remove(&service.cluster_ip.ip());
     }
 
-    /// Those that are left.
+    /// The Services being drained.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.iter().map(|(service, _)| service)
     }
 
-    /// Whether any is left.
-    pub fn is_going_on(&self) -> bool {
+    /// Whether any Service is being drained.
+    pub fn is_active(&self) -> bool {
         !self.services.is_empty()
     }
 
-    /// Takes away those without connections, and resets what is left when the time is over.
+    /// Finishes Services without connections, and resets the connections of those whose deadline has passed; returns the
+    /// finished ones.
     ///
     /// # Errors
     ///
     /// If connections could not be listed or reset.
-    pub fn go_on(&mut self) -> Result<Vec<Service>, Error> {
+    pub fn advance(&mut self) -> Result<Vec<Service>, Error> {
         if self.services.is_empty() {
             return Ok(Vec::new());
         }
@@ -122,7 +124,7 @@ impl Drain {
     }
 }
 
-/// Whether no connection to any of these Services is left.
+/// Whether no connection to any of these Services is open.
 ///
 /// # Errors
 ///
@@ -131,7 +133,7 @@ pub fn is_over(services: &[Service]) -> Result<bool, Error> {
     Ok(live(services)?.is_empty())
 }
 
-/// The live connections to Services: the Service and the client.
+/// The open connections to Services: Service and client.
 fn live(services: &[Service]) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
     let all = sockets::connections().map_err(Error::Sockets)?;
     let mut live: Vec<_> = all
@@ -146,14 +148,14 @@ fn live(services: &[Service]) -> Result<Vec<(SocketAddr, SocketAddr)>, Error> {
 ///
 /// # Errors
 ///
-/// The first that could not be reset; the others are.
+/// The error of the first connection that failed; the others are reset nevertheless.
 pub fn reset(services: &[Service]) -> Result<(), Error> {
     let mut outcome = Ok(());
     let live = live(services)?;
     if !live.is_empty() {
         warn!(
-            part = PART,
-            "{} connections to Services are reset",
+            part = PART.name(),
+            "resetting {} connections to Services",
             live.len()
         );
     }
@@ -174,19 +176,19 @@ mod tests {
 
     #[test]
     fn a_service_without_connections_has_ended_at_once() {
-        // Of documentation: no socket of this machine has it.
+        // A documentation address: no socket of this machine has it.
         let service = Service {
             cluster_ip: "192.0.2.1:443".parse().unwrap(),
             vip: "192.0.2.2:443".parse().unwrap(),
         };
         let mut drain = Drain::new(&[service], Duration::from_mins(1));
-        assert!(drain.is_going_on());
-        assert_eq!(drain.go_on().unwrap(), [service]);
-        assert!(!drain.is_going_on());
+        assert!(drain.is_active());
+        assert_eq!(drain.advance().unwrap(), [service]);
+        assert!(!drain.is_active());
         assert_eq!(drain.former, BTreeSet::from([service.cluster_ip.ip()]));
         drain.add(service, Duration::from_mins(1));
-        drain.take_back(&service);
-        assert!(!drain.is_going_on());
+        drain.cancel(&service);
+        assert!(!drain.is_active());
         assert!(drain.former.is_empty());
     }
 }

@@ -1,28 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The hooks that programs are attached to, and what each is called.
+//! The hooks of programs with their names, and links as arguments of operations.
 
 use std::fmt::{self, Display};
 
 use aya::programs::TcAttachType;
-
-use crate::kernel::bpf;
+use proxy_kernel::bpf;
 
 /// A direction of traffic control on a link.
 ///
-/// In this order they are attached: the net must be there before a connection is decided.
+/// The order is that of attachment: the egress program must be there before a connection is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
-    /// What the node sends on the link.
+    /// Packets that the node sends on the link.
     Egress,
-    /// What arrives on the link.
+    /// Packets that arrive on the link.
     Ingress,
 }
 
-/// A hook of sockets: of the network namespace or of the root cgroup.
+/// A hook of sockets, in the network namespace or in the root cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SocketHook {
-    /// The socket look-up of the network namespace (Linux 5.9).
+    /// The socket lookup of the network namespace (Linux 5.9).
     Steer,
     /// `getpeername(2)`, IPv4 (Linux 5.8).
     Getpeername4,
@@ -34,8 +33,20 @@ pub enum SocketHook {
     Connect6,
 }
 
+/// The name of the XDP program on guarded links.
+pub const XDP_PROGRAM: &str = "vip_guard";
+
+/// A link as an argument of operations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its ifindex.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
 impl Hook {
-    /// Both, in the order in which they are attached.
+    /// Both, in the order of attachment.
     pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 
     /// The name of its program.
@@ -54,7 +65,7 @@ impl Hook {
         }
     }
 
-    /// What the tcx hook calls it.
+    /// The attach type for tcx.
     pub fn tcx_type(self) -> u32 {
         match self {
             Self::Egress => bpf::TCX_EGRESS,
@@ -62,7 +73,7 @@ impl Hook {
         }
     }
 
-    /// What the kernel calls it.
+    /// The attach type for aya.
     pub fn attach_type(self) -> TcAttachType {
         match self {
             Self::Egress => TcAttachType::Egress,
@@ -72,8 +83,7 @@ impl Hook {
 }
 
 impl SocketHook {
-    /// All, in the order in which they are attached: a process that is connected to the VIP must see the
-    /// Service as its peer.
+    /// All, in the order of attachment: a process that gets connected to the VIP must see the Service as its peer.
     pub const ALL: [Self; 5] = [
         Self::Steer,
         Self::Getpeername4,
@@ -93,12 +103,12 @@ impl SocketHook {
         }
     }
 
-    /// Whether it is attached to the root cgroup; to the network namespace otherwise.
+    /// True if it belongs to the root cgroup, false if to the network namespace.
     pub fn is_of_cgroup(self) -> bool {
         self != Self::Steer
     }
 
-    /// Connections work without it.
+    /// True if connections work without it.
     pub fn is_optional(self) -> bool {
         matches!(self, Self::Getpeername4 | Self::Getpeername6)
     }
@@ -113,5 +123,11 @@ impl Display for Hook {
 impl Display for SocketHook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.program())
+    }
+}
+
+impl Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (ifindex {})", self.name, self.index)
     }
 }

@@ -1,23 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The version of what is pinned: it is the name of the directory. Maps and programs of one version
-//! fit each other; an agent that finds another version beside its own takes over from it and
-//! removes it.
+//! Versions of the layout of pins, which are the names of their directories. Maps and programs of one version belong together; an
+//! agent that finds another version beside its own takes over its connections and removes it.
 
 use std::path::{Path, PathBuf};
 
-use crate::kernel::bpffs;
+use proxy_kernel::bpffs;
 
-/// The version of the layout, and the last part of the directory in which the agent pins unless it is
-/// told otherwise. It changes with the keys, the values or the meaning of a map that outlives the
-/// agent.
-pub const VERSION: &str = "v2";
-
-/// The directories of other versions beside one, sorted; none if its name is no version.
+/// The directories of other versions beside this one, sorted; empty if its name is no version.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn others(bpffs: &Path) -> Result<Vec<PathBuf>, bpffs::Error> {
     let (Some(parent), Some(own)) = (bpffs.parent(), bpffs.file_name()) else {
         return Ok(Vec::new());
@@ -31,7 +25,7 @@ pub fn others(bpffs: &Path) -> Result<Vec<PathBuf>, bpffs::Error> {
     Ok(others.filter(|path| is_version(path)).collect())
 }
 
-/// Whether a directory is called after a layout: `v` and a number.
+/// Whether a directory's name is a version of the layout: `v` and a number.
 pub fn is_version(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.strip_prefix('v').is_some_and(|number| {
@@ -42,6 +36,7 @@ pub fn is_version(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::paths::LAYOUT;
 
     #[test]
     fn versions_are_numbers() {
@@ -51,6 +46,6 @@ mod tests {
         for name in ["", "v", "1", "v1-new", "v-1", "vip", "w1"] {
             assert!(!is_version(Path::new(name)), "{name}");
         }
-        assert!(is_version(Path::new(VERSION)));
+        assert!(is_version(Path::new(LAYOUT)));
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Keeps the proxy's listeners in the map that the socket look-up takes them from, where the kernel refuses
-//! `vip_ingress` to do so (since Linux 7.3): by an iterator over the sockets of this network namespace.
-//! No other way is open to user space: for the map's own call the proxy's descriptor would be needed.
+//! Stores the proxy's listeners in the map of the socket lookup where the kernel does not allow `vip_ingress` to do so (since Linux
+//! 7.3): by an iterator over the sockets of this network namespace. A map update from user space is no alternative, because it
+//! needs the proxy's file descriptor.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -12,47 +12,47 @@ use aya::programs::links::LinkError;
 use aya::programs::{Iter, ProgramError};
 use aya::{Btf, BtfError, Ebpf};
 use proxy_common::Endpoint;
+use proxy_netlink::sock_diag::list::{self, Sock};
 
 use super::maps::{self, HashMap, WANTED};
 use crate::config::ProxyListener;
-use crate::kernel::sock_diag::list::{self, Sock};
 
 /// The name of the program.
 pub const PROGRAM: &str = "vip_listeners";
-/// The kind of iterator, as the kernel calls it.
+/// The kernel's name of the kind of iterator.
 pub const SOCKETS: &str = "tcp";
 
-/// Something that could not be done.
+/// Failure to store listeners.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel's types could not be read.
-    #[error("cannot read the kernel's types; it needs CONFIG_DEBUG_INFO_BTF")]
+    /// The kernel's BTF could not be read.
+    #[error("cannot read the kernel's BTF; it needs CONFIG_DEBUG_INFO_BTF")]
     Btf(#[from] BtfError),
-    /// The kernel refused the program.
+    /// The kernel rejected the program.
     #[error("cannot load the eBPF program {PROGRAM}")]
     Program(#[from] ProgramError),
     /// The map could not be used.
     #[error(transparent)]
     Map(#[from] maps::Error),
     /// The proxy's listeners could not be looked up.
-    #[error("cannot look for the proxy's listeners")]
+    #[error("cannot look up the proxy's listeners")]
     Look(#[source] io::Error),
-    /// The iterator could not be run.
-    #[error("cannot go through the TCP sockets")]
+    /// The iterator failed.
+    #[error("cannot iterate over the TCP sockets")]
     Iterate(#[source] io::Error),
-    /// The iterator could not be made.
-    #[error("cannot go through the TCP sockets")]
+    /// The iterator could not be created.
+    #[error("cannot iterate over the TCP sockets")]
     Link(#[from] LinkError),
-    /// The iterator has not seen a listener that a look-up found.
-    #[error("the listener of {0} was not found among the TCP sockets, or not taken")]
+    /// The iterator did not store a listener that the lookup had found.
+    #[error("the iterator over the TCP sockets did not find or did not store the listener of {0}")]
     NotFound(SocketAddr),
 }
 
-/// What the iterator has kept.
+/// The iterator with the listeners that it has stored.
 pub struct Listeners {
     wanted: HashMap<u64, Endpoint>,
     accepts: ProxyListener,
-    /// The cookie of the socket that is kept for each VIP and port.
+    /// The cookie of the stored socket, by VIP and port.
     kept: BTreeMap<SocketAddr, u64>,
 }
 
@@ -60,10 +60,9 @@ impl Listeners {
     /// Loads the program of an object.
     ///
     /// # Errors
-    ///
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn load(ebpf: &mut Ebpf, accepts: ProxyListener) -> Result<Self, Error> {
-        // The types are not kept: they are larger than all that the agent holds otherwise.
+        // The BTF is dropped after loading: it is larger than all other memory of the agent.
         program(ebpf)?.load(SOCKETS, &Btf::from_sys_fs()?)?;
         let wanted = ebpf.take_map(WANTED).expect("the object has this map");
         Ok(Self {
@@ -73,8 +72,8 @@ impl Listeners {
         })
     }
 
-    /// Whether another socket than the kept one takes the connections of a VIP. An endpoint that could not be
-    /// looked up counts as changed, so that the error is reported.
+    /// Whether a VIP has another listener than the stored one. An endpoint whose lookup failed counts as changed, so that the
+    /// next pass reports the error.
     pub fn have_changed(&self, vips: &[SocketAddr]) -> bool {
         vips.iter().any(|vip| {
             let now = self.listener(*vip);
@@ -82,13 +81,13 @@ impl Listeners {
         })
     }
 
-    /// Sees to it that the listeners of these endpoints are kept.
+    /// Stores the listeners of these endpoints.
     ///
     /// # Errors
     ///
-    /// The kernel's answer, or that a listener has gone again meanwhile.
-    pub fn keep(&mut self, ebpf: &mut Ebpf, vips: &[SocketAddr]) -> Result<(), Error> {
-        // One on the wildcard address is that of several VIPs, and each turn keeps a socket for one of them.
+    /// The kernel's error, or a listener that was closed in the meantime.
+    pub fn store(&mut self, ebpf: &mut Ebpf, vips: &[SocketAddr]) -> Result<(), Error> {
+        // A wildcard listener may serve several VIPs, and each run stores a socket for one of them.
         for _ in vips {
             let mut fresh = BTreeMap::new();
             for vip in vips {
@@ -100,13 +99,13 @@ impl Listeners {
             if fresh.is_empty() {
                 return Ok(());
             }
-            self.keep_these(ebpf, fresh)?;
+            self.store_sockets(ebpf, fresh)?;
         }
         Ok(())
     }
 
-    /// Keeps sockets, by their cookies.
-    fn keep_these(
+    /// Stores sockets, by their cookies.
+    fn store_sockets(
         &mut self,
         ebpf: &mut Ebpf,
         fresh: BTreeMap<u64, SocketAddr>,
@@ -118,7 +117,7 @@ impl Listeners {
         let run = run(ebpf);
         let mut missing = None;
         for (cookie, vip) in fresh {
-            // The program takes out what it has kept.
+            // The program removes the cookies of stored sockets.
             if self.wanted.remove(&cookie).is_ok() {
                 missing = Some(vip);
             } else {
@@ -142,13 +141,12 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Iter, ProgramError> {
     program.expect("the object has this program").try_into()
 }
 
-/// Has the program look at each TCP socket of this network namespace.
+/// Runs the program for each TCP socket of this network namespace.
 fn run(ebpf: &mut Ebpf) -> Result<(), Error> {
     let program = program(ebpf)?;
     let link = program.attach()?;
     let mut sockets = program.take_link(link)?.into_file()?;
-    // The program prints nothing, so that the first read goes to the end, or to where the kernel takes a
-    // break after a million of sockets.
+    // The program prints nothing, so the first read runs to the end, or until the kernel pauses after a million sockets.
     loop {
         match sockets.read(&mut [0; 64]) {
             Ok(0) => return Ok(()),

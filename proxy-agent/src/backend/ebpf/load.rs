@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Loads the programs and keeps what user space holds of them.
+//! Loads the programs and holds their file descriptors.
 
 mod object;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,43 +16,42 @@ use aya_log::EbpfLogger;
 use proxy_common::guard::Link;
 use proxy_common::limits::{MAX_COUNTERS, MAX_VIPS};
 use proxy_common::{ConnectionKey, CounterKey, Counters, Endpoint};
+use proxy_kernel::{bpffs, memory};
 use tracing::{debug, info};
 
 pub use self::object::{KEPT_BY_AGENT, Keeper};
 use self::object::{
     attach_socket, classifier, load_classifier, load_object, load_sockets, load_xdp, xdp_program,
 };
-use super::attach::AttachError;
-use super::hook::{Hook, SocketHook};
+use super::attachment::AttachError;
+use super::debug_lines::ToTracing;
+use super::hook::{Hook, SocketHook, XDP_PROGRAM};
 use super::listeners::{self, Listeners};
 use super::maps::{
-    self, GUARD_LINKS, GuardLinks, Kept, LISTENERS, OPENING, Outgrown, PEERS, SERVICES, Services,
-    discard_unfit,
+    self, GUARD_LINKS, GuardLinks, LISTENERS, OPENING, PEERS, PinnedMap, Resize, SERVICES,
+    STATISTICS, Services, discard_unfit,
 };
-use super::statistics::STATISTICS;
-use super::{PART, Settings, attach, layout, sockets, xdp};
+use super::{PART, Settings, pins};
 use crate::config::{GuardMode, Service};
-use crate::instance::Instance;
-use crate::kernel::{bpffs, features, memory};
+use crate::features;
 use crate::reconcile::report::chain;
-use crate::telemetry::ebpf::ToTracing;
 
 /// The compiled programs.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
 
-/// Why the programs could not be loaded.
+/// Failure to load the programs.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The pins could not be prepared.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
-    /// The kernel refused a map or the object.
+    /// The kernel rejected a map or the object.
     #[error(
         "cannot load the eBPF maps; the kernel needs CONFIG_BPF_SYSCALL and the agent CAP_BPF \
          (CAP_SYS_ADMIN before Linux 5.8, CAP_SYS_RESOURCE too before 5.11)"
     )]
     Object(#[source] EbpfError),
-    /// The kernel refused a program.
+    /// The kernel rejected a program.
     #[error(
         "cannot load the eBPF program {program}; the kernel needs CONFIG_BPF_SYSCALL and \
          CONFIG_NET_CLS_BPF, the agent CAP_BPF and CAP_NET_ADMIN (CAP_SYS_ADMIN before Linux 5.8)"
@@ -61,19 +59,19 @@ pub enum LoadError {
     Program {
         /// Its name.
         program: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: ProgramError,
     },
     /// A map could not be read or filled.
     #[error(transparent)]
     Map(#[from] maps::Error),
-    /// The proxy's listeners cannot be kept.
+    /// The proxy's listeners cannot be stored.
     #[error(transparent)]
     Listeners(#[from] listeners::Error),
 }
 
-/// Ids of loaded programs by their names.
+/// Ids of loaded programs, by name.
 pub type Ids = BTreeMap<String, u32>;
 
 /// The loaded programs and the maps they share.
@@ -83,37 +81,37 @@ pub struct Programs {
     hooks: BTreeMap<Hook, u32>,
     /// Ids of the programs of sockets.
     sockets: BTreeMap<SocketHook, u32>,
-    /// The maps that are pinned.
-    kept: BTreeMap<&'static str, Kept>,
-    /// Id of the XDP program, or why there is none although it was asked for.
+    /// The pinned maps.
+    kept: BTreeMap<&'static str, PinnedMap>,
+    /// Id of the XDP program, or why it could not be loaded; none if it is not configured.
     xdp: Option<Result<u32, String>>,
-    /// What the programs know of links.
+    /// The guard's map of links.
     pub guard_links: GuardLinks,
-    /// The Services that the programs know.
+    /// The map of Services.
     services: Services,
-    /// What an earlier agent had end on the proxy and this one does not.
+    /// Services that ended on the proxy with an earlier agent but are not configured any more.
     given_up: Vec<Service>,
-    /// The proxy's listeners, where the programs do not keep them.
+    /// The proxy's listeners, if the agent has to store them.
     listeners: Option<Listeners>,
     logs: Option<EbpfLogger<ToTracing>>,
 }
 
-/// The object with its programs on links, and what the agent has to keep for them.
+/// The object with its programs of links, and the listeners if the agent has to store them.
 type Loaded = (Ebpf, BTreeMap<Hook, u32>, Option<Listeners>);
 
 impl Programs {
-    /// Loads programs and maps. Maps of an earlier agent are taken over. `cgroup` is the root that programs
-    /// of sockets will be attached to, if they will be.
+    /// Loads programs and maps, and reuses the maps of an earlier agent. `cgroup` is the root to which programs of sockets will
+    /// be attached, if any.
     ///
     /// # Errors
     ///
-    /// The kernel's answer. What was pinned on the way is removed again.
+    /// The kernel's error. Pins created before the error are removed.
     pub fn load(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
         let fresh = !settings.bpffs.exists();
         Self::load_into(settings, cgroup).inspect_err(|_| {
             if fresh {
-                // The first error is the one to report.
-                let _ = remove_pins(&settings.bpffs);
+                // The first error is reported.
+                let _ = pins::remove(&settings.bpffs);
             }
         })
     }
@@ -121,19 +119,13 @@ impl Programs {
     fn load_into(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
         memory::allow_locking();
         for hook in Hook::ALL {
-            let pins = attach::links_dir(hook, settings);
+            let pins = pins::links_dir(hook, settings);
             bpffs::create_dir(&pins)?;
             bpffs::finish_pins(&pins)?;
         }
-        bpffs::finish_pins(&sockets::pins_dir(settings))?;
-        bpffs::finish_pins(&xdp::pins_dir(settings))?;
-        let lru_size = maps::lru_size(settings.max_connections)?;
-        discard_unfit::<ConnectionKey, u32>(OPENING, Some(lru_size), settings)?;
-        discard_unfit::<Endpoint, u32>(LISTENERS, Some(MAX_VIPS), settings)?;
-        discard_unfit::<CounterKey, Counters>(STATISTICS, Some(MAX_COUNTERS), settings)?;
-        discard_unfit::<u32, Link>(GUARD_LINKS, None, settings)?;
-        let peers = Outgrown::<u64, Endpoint>::set_aside(PEERS, lru_size, settings)?;
-        // Those pinned elsewhere too, if they can be read: nothing else knows of their routes and connections.
+        bpffs::finish_pins(&pins::sockets_dir(settings))?;
+        bpffs::finish_pins(&pins::xdp_dir(settings))?;
+        // Including those of other directories, if they can be read: only these maps list their routes and connections.
         let earlier = settings
             .earlier_services()
             .or_else(|_| maps::earlier_services(&settings.bpffs))?;
@@ -147,27 +139,29 @@ impl Programs {
             })
             .collect();
         let ends = !settings.services.is_empty() || !given_up.is_empty();
+        let lru_size = maps::lru_size(ends.then_some(settings.max_connections), settings)?;
+        discard_unfit::<ConnectionKey, u32>(OPENING, Some(lru_size), settings)?;
+        discard_unfit::<Endpoint, u32>(LISTENERS, Some(MAX_VIPS), settings)?;
+        discard_unfit::<CounterKey, Counters>(STATISTICS, Some(MAX_COUNTERS), settings)?;
+        discard_unfit::<u32, Link>(GUARD_LINKS, None, settings)?;
+        let peers = Resize::<u64, Endpoint>::begin(PEERS, lru_size, settings)?;
 
         let load = |keeper| load_hooks(settings, &given_up, lru_size, cgroup, keeper);
-        let first = if ends {
-            Keeper::Program
-        } else {
-            Keeper::Nobody
-        };
+        let first = if ends { Keeper::Program } else { Keeper::None };
         let (mut ebpf, hooks, listeners) = load(first).or_else(|error| match error {
-            LoadError::Program { program, source } if ends && !features::may_come(&source) => {
+            LoadError::Program { program, source } if ends && !features::is_transient(&source) => {
                 let loaded = load(Keeper::Agent).map_err(|second| {
                     debug!(
-                        part = PART,
-                        "nor can the agent keep the proxy's listeners: {}",
+                        part = PART.name(),
+                        "the agent cannot store the proxy's listeners either: {}",
                         chain(&second)
                     );
                     LoadError::Program { program, source }
                 })?;
                 info!(
-                    part = PART,
-                    "the kernel lets no program of traffic control keep the proxy's listeners (as Linux 7.3 and \
-                     newer): the agent does, a second after the proxy begins to listen at the latest"
+                    part = PART.name(),
+                    "the kernel does not allow TC programs to store the proxy's listeners (Linux 7.3 and newer): the \
+                     agent stores them, up to a second after the proxy starts to listen"
                 );
                 Ok(loaded)
             }
@@ -194,10 +188,9 @@ impl Programs {
             .transpose()?;
         let kept = maps::PINNED
             .into_iter()
-            .map(|name| Ok((name, Kept::of(&ebpf, name)?)))
+            .map(|name| Ok((name, PinnedMap::of(&ebpf, name)?)))
             .collect::<Result<BTreeMap<_, _>, maps::Error>>()?;
-        // The others are pinned since they were loaded; this one takes an older one's place, and has all
-        // that was in it.
+        // The other maps were pinned when they were loaded; this one replaces an older one and has all its entries.
         if let Some(services) = kept.get(SERVICES) {
             services.pin(SERVICES, settings)?;
         }
@@ -215,35 +208,35 @@ impl Programs {
         })
     }
 
-    /// Whether the agent has to keep the proxy's listeners.
-    pub fn keeps_listeners(&self) -> bool {
+    /// Whether the agent has to store the proxy's listeners.
+    pub fn stores_listeners(&self) -> bool {
         self.listeners.is_some()
     }
 
-    /// Whether the agent has to keep the proxy's listeners, and one of them is another socket than before.
+    /// Whether the agent has to store the proxy's listeners, and one of them has changed.
     pub fn have_listeners_changed(&self, vips: &[SocketAddr]) -> bool {
         let listeners = self.listeners.as_ref();
         listeners.is_some_and(|listeners| listeners.have_changed(vips))
     }
 
-    /// Keeps the proxy's listeners of these endpoints, where the programs do not.
+    /// Stores the proxy's listeners of these endpoints, if the programs do not.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn keep_listeners(&mut self, vips: &[SocketAddr]) -> Result<(), listeners::Error> {
+    pub fn store_listeners(&mut self, vips: &[SocketAddr]) -> Result<(), listeners::Error> {
         match self.listeners.as_mut() {
-            Some(listeners) => listeners.keep(&mut self.ebpf, vips),
+            Some(listeners) => listeners.store(&mut self.ebpf, vips),
             None => Ok(()),
         }
     }
 
-    /// What an earlier agent had end on the proxy and this one does not.
+    /// Services that ended on the proxy with an earlier agent but are not configured any more.
     pub fn given_up(&self) -> &[Service] {
         &self.given_up
     }
 
-    /// Forgets a Service that was given up.
+    /// Removes a drained Service from the maps.
     ///
     /// # Errors
     ///
@@ -254,7 +247,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Has the programs decide connections to a Service, or leave new ones alone.
+    /// Makes the programs decide connections to a Service, or ignore new ones.
     ///
     /// # Errors
     ///
@@ -268,12 +261,12 @@ impl Programs {
         &self.hooks
     }
 
-    /// Id of the XDP program, or why it could not be loaded; none if it is not asked for.
+    /// Id of the XDP program, or why it could not be loaded; none if it is not configured.
     pub fn xdp_id(&self) -> Option<&Result<u32, String>> {
         self.xdp.as_ref()
     }
 
-    /// The XDP program, to attach it.
+    /// The XDP program, for attachment.
     pub fn xdp(&mut self) -> &mut Xdp {
         xdp_program(&mut self.ebpf)
     }
@@ -283,7 +276,7 @@ impl Programs {
         &self.sockets
     }
 
-    /// Ids of the maps that are pinned, by their names.
+    /// Ids of the pinned maps, by name.
     pub fn maps(&self) -> BTreeMap<&'static str, u32> {
         let kept = self.kept.iter();
         kept.map(|(name, map)| (*name, map.id)).collect()
@@ -305,7 +298,7 @@ impl Programs {
     pub fn ids(&self) -> Ids {
         let hooks = self.hooks.iter().map(|(hook, id)| (hook.program(), *id));
         let sockets = self.sockets.iter().map(|(hook, id)| (hook.program(), *id));
-        let xdp = self.xdp.iter().flatten().map(|id| (xdp::PROGRAM, *id));
+        let xdp = self.xdp.iter().flatten().map(|id| (XDP_PROGRAM, *id));
         hooks
             .chain(sockets)
             .chain(xdp)
@@ -313,13 +306,13 @@ impl Programs {
             .collect()
     }
 
-    /// The program of a hook of links, to attach it.
+    /// The program of a hook of links, for attachment.
     pub fn classifier(&mut self, hook: Hook) -> &mut SchedClassifier {
         classifier(&mut self.ebpf, hook.program())
     }
 
-    /// Attaches the program of a hook of sockets to a network namespace or cgroup. It is detached when the
-    /// link is dropped, unless that is pinned.
+    /// Attaches the program of a hook of sockets to a network namespace or cgroup. Dropping the link detaches it, unless the
+    /// link is pinned.
     ///
     /// # Errors
     ///
@@ -328,7 +321,7 @@ impl Programs {
         attach_socket(&mut self.ebpf, hook, place)
     }
 
-    /// Passes the programs' debug lines on, if they write any.
+    /// Forwards the programs' debug lines, if there are any.
     pub fn forward_logs(&mut self) {
         if let Some(logs) = self.logs.as_mut() {
             logs.flush();
@@ -336,7 +329,7 @@ impl Programs {
     }
 }
 
-/// Opens the object, fills its maps and loads what goes on links.
+/// Opens the object, fills its maps and loads the programs of links.
 fn load_hooks(
     settings: &Settings,
     given_up: &[Service],
@@ -355,39 +348,8 @@ fn load_hooks(
         }
     }
     let listeners = match keeper {
-        Keeper::Program | Keeper::Nobody => None,
+        Keeper::Program | Keeper::None => None,
         Keeper::Agent => Some(Listeners::load(&mut ebpf, settings.proxy_listener)?),
     };
     Ok((ebpf, hooks, listeners))
-}
-
-/// Removes a directory of pins with all that is in it. Of a directory that is not called after a
-/// layout only what we pin there: it may hold what others pinned.
-///
-/// # Errors
-///
-/// The kernel's answer.
-pub fn remove_pins(directory: &Path) -> Result<(), bpffs::Error> {
-    if layout::is_version(directory) {
-        bpffs::remove_dir(directory)?;
-    }
-    for map in maps::PINNED {
-        bpffs::unpin(&directory.join(map))?;
-        bpffs::unpin(&bpffs::unfinished(&directory.join(map)))?;
-        bpffs::unpin(&directory.join(format!("{map}{}", maps::OUTGROWN)))?;
-    }
-    for pins in Hook::ALL
-        .map(Hook::pins)
-        .iter()
-        .chain(&[sockets::PINS, xdp::PINS])
-    {
-        bpffs::remove_dir(&directory.join(pins))?;
-    }
-    bpffs::remove_empty_dir(directory)?;
-    // The parent of the versioned directory is ours too where it has our name.
-    let is_ours = |name: &OsStr| Instance::of_mark(&name.to_string_lossy()).is_some();
-    match directory.parent() {
-        Some(parent) if parent.file_name().is_some_and(is_ours) => bpffs::remove_empty_dir(parent),
-        _ => Ok(()),
-    }
 }

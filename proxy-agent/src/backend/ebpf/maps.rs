@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The maps that outlive the agent, as user space reads and writes them.
+//! The pinned maps, which outlive the agent.
 
 mod guard;
-mod outgrown;
+mod resize;
 mod services;
 
 use std::os::fd::AsFd as _;
@@ -11,61 +11,62 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError};
+use proxy_kernel::bpffs;
 
 pub use self::guard::{GuardLinks, fill_guard, guard_links};
-pub use self::outgrown::{OUTGROWN, Outgrown};
-pub use self::services::{Services, earlier_services, fill_services, pinned_vips, stop_deciding};
+pub use self::resize::{Resize, old_pin};
+pub use self::services::{Services, earlier_services, fill_services, pinned_vips};
 use super::Settings;
-use super::statistics::STATISTICS;
-use crate::kernel::bpffs;
 
-/// The connections to Services whose SYN was decided.
+/// Connections to Services with a decided SYN.
 pub const OPENING: &str = "OPENING";
 /// The proxy's listeners.
 pub const LISTENERS: &str = "LISTENERS";
-/// The listeners that the agent wants to be kept.
+/// Listeners that the agent wants the iterator to store.
 pub const WANTED: &str = "WANTED";
-/// What processes on the host addressed.
+/// The original destinations of processes on the host.
 pub const PEERS: &str = "PEERS";
 /// The Services that end on the proxy.
 pub const SERVICES: &str = "SERVICES";
-/// What links are to the guard.
+/// The guard's classification of links.
 pub const GUARD_LINKS: &str = "GUARD_LINKS";
-/// All maps that are pinned.
+/// The counters.
+pub const STATISTICS: &str = "STATISTICS";
+/// All pinned maps.
 pub const PINNED: [&str; 6] = [OPENING, LISTENERS, PEERS, SERVICES, STATISTICS, GUARD_LINKS];
-/// How many entries each processor may hold back of a map that forgets the oldest
+/// Entries that each processor may hold back in an LRU map
 /// (`LOCAL_FREE_TARGET` of <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/bpf_lru_list.c>).
 const HELD_BACK: u32 = 128;
 
-/// A map of an object that is loaded.
+/// A map of a loaded object.
 pub type HashMap<K, V> = aya::maps::HashMap<MapData, K, V>;
 
-/// A map could not be opened, read or written.
+/// Failure to open, read or write a map.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel refused.
+    /// The kernel returned an error.
     #[error("cannot use the eBPF map {map}")]
     Map {
         /// Its name.
         map: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: MapError,
     },
-    /// Its pin could not be changed.
+    /// The pin could not be changed.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
 }
 
-/// A map that is kept pinned while its programs are in use.
-pub struct Kept {
+/// A map that is pinned while its programs are in use.
+pub struct PinnedMap {
     data: MapData,
     /// Its id.
     pub id: u32,
 }
 
-impl Kept {
-    /// Holds a map of a loaded object besides the object.
+impl PinnedMap {
+    /// Duplicates the descriptor of a loaded object's map.
     ///
     /// # Errors
     ///
@@ -86,7 +87,7 @@ impl Kept {
         Ok(Self { data, id })
     }
 
-    /// Pins it under its name, in the place of what was there.
+    /// Pins it under its name, replacing an older pin.
     ///
     /// # Errors
     ///
@@ -105,7 +106,7 @@ impl Kept {
     }
 }
 
-/// The id of the map pinned under a name; none if there is none.
+/// The id of the map pinned under a name; none without a pin.
 ///
 /// # Errors
 ///
@@ -117,22 +118,31 @@ pub fn pinned_id(name: &'static str, settings: &Settings) -> Result<Option<u32>,
     Ok(Some(data.info().map_err(failed(name))?.id()))
 }
 
-/// Says which map an error is about.
+/// Adds the map's name to an error.
 pub(super) fn failed(map: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { map, source }
 }
 
-/// Opens the map pinned under a name; none if there is none.
+/// Opens the map pinned under a name; none without a pin.
 pub(super) fn pinned(name: &'static str, bpffs: &Path) -> Result<Option<MapData>, Error> {
-    let pin = bpffs.join(name);
+    opened(name, &bpffs.join(name))
+}
+
+/// Opens the map pinned at a path; none without a pin. `name` is for errors.
+fn opened(name: &'static str, pin: &Path) -> Result<Option<MapData>, Error> {
     if !pin.exists() {
         return Ok(None);
     }
-    MapData::from_pin(&pin).map(Some).map_err(failed(name))
+    MapData::from_pin(pin).map(Some).map_err(failed(name))
 }
 
-/// Removes the pin of a map that is not like the one the programs expect: another version made it, or
-/// another size was asked for. `entries`: none if any size will do.
+/// The number of entries that a map has room for.
+fn entries(name: &'static str, map: &MapData) -> Result<u32, Error> {
+    Ok(map.info().map_err(failed(name))?.max_entries())
+}
+
+/// Removes the pin of a map whose shape differs from the programs': it was created by another version or with another size.
+/// `entries` is the expected size; none: any.
 ///
 /// # Errors
 ///
@@ -155,14 +165,26 @@ pub fn discard_unfit<K, V>(
     Ok(())
 }
 
-/// The size of a map that forgets the oldest when it is full, so that what was just written is never
-/// forgotten: each processor takes entries off the free ones before it needs them.
+/// The size of an LRU map that does not evict recent entries: each processor takes free entries in advance. `asked` is none if no
+/// Service ends on the proxy. Only Services need such maps, and creating large ones takes milliseconds and megabytes; without
+/// Services they have the minimum size, unless those of an earlier agent are larger.
 ///
 /// # Errors
 ///
-/// If the kernel does not tell how many processors there may be.
-pub fn lru_size(asked: u32) -> Result<u32, Error> {
+/// If the kernel does not report the number of possible processors, or the size of a pinned map.
+pub fn lru_size(asked: Option<u32>, settings: &Settings) -> Result<u32, Error> {
     let processors = aya::util::nr_cpus().map_err(|(_, error)| failed(OPENING)(error.into()))?;
     let processors = u32::try_from(processors).unwrap_or(u32::MAX);
-    Ok(asked.max(processors.saturating_mul(2 * HELD_BACK)))
+    let least = processors.saturating_mul(2 * HELD_BACK);
+    if let Some(asked) = asked {
+        return Ok(least.max(asked));
+    }
+    let bpffs = &settings.bpffs;
+    let maps = [
+        pinned(PEERS, bpffs)?,
+        opened(PEERS, &old_pin(PEERS, bpffs))?,
+    ];
+    maps.iter()
+        .flatten()
+        .try_fold(least, |size, map| Ok(size.max(entries(PEERS, map)?)))
 }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The `ebpf` backend: connections to the VIPs are decided by native rules of `nf_tables`
-//! ([`crate::backend::decisions`]); those to Services by a TC program at their SYN, and from then on the
-//! proxy's socket is the state that the rules ask for.
+//! The `ebpf` backend: native rules of `nf_tables` decide connections to the VIPs ([`crate::backend::decisions`]); a TC program
+//! decides those to Services at their SYN, and afterwards the rules identify them by the proxy's socket.
 //!
-//! Everything it keeps in the kernel lives on without the agent: pinned maps, the links that hold the
-//! programs, routes, and tables.
+//! Pinned maps, the pinned links of programs, routes and tables outlive the agent.
 
 mod apply;
 mod attach;
+mod attachment;
+mod debug_lines;
+mod desired;
 mod drain;
 mod filters;
 mod hook;
@@ -21,6 +22,7 @@ mod observe;
 pub mod order;
 mod own;
 mod pace;
+mod pins;
 mod plan;
 mod probe;
 mod qdisc;
@@ -41,10 +43,10 @@ use std::path::PathBuf;
 use rtnetlink::Handle;
 use tracing::{info, warn};
 
-pub use attach::{AttachMode, filter_handle};
+pub use attachment::{AttachMode, filter_handle};
 pub use drain::is_over as is_drained;
 pub use hook::{Hook, SocketHook};
-pub use layout::{VERSION as LAYOUT, others as other_layouts};
+pub use layout::others as other_layouts;
 pub use load::{Ids, LoadError, Programs};
 pub use maps::{Error as MapError, pinned_vips};
 pub use plan::attachable;
@@ -54,53 +56,55 @@ pub use settings::Settings;
 pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};
 
+use desired::Desired;
 use observe::Observed;
 use pace::Pace;
-use plan::{Desired, Op};
+use plan::Op;
+use proxy_kernel::{bpffs, cgroup};
+use proxy_netlink::netfilter;
 
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
 use crate::config::Service;
+use crate::features;
 use crate::guard;
-use crate::kernel::{bpffs, cgroup, features};
 use crate::link::LinkTable;
-use crate::netfilter;
-use crate::reconcile::{Mode, Report, carry_out, failed, part};
+use crate::reconcile::{Mode, Part, Report, carry_out, failed};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = part::EBPF;
+pub const PART: Part = Part::Ebpf;
 
-/// The backend with its programs loaded; in a dry run without.
+/// The backend with its loaded programs; without them in a dry run.
 pub struct Ebpf {
     settings: Settings,
     attach_mode: AttachMode,
     programs: Option<Programs>,
-    /// In a dry run: the programs of the agent that runs.
+    /// In a dry run: ids of the programs of the running agent.
     known: Ids,
-    /// The root of the cgroup2 hierarchy, if there is one and services are translated.
+    /// The root of the cgroup2 hierarchy, if it is mounted and there are Services.
     cgroup: Option<PathBuf>,
-    /// What is attached in the other way is looked for: at first, since an earlier agent may have left it, and as long as
-    /// filters stand in for tcx programs.
+    /// Attachments of the other mode are searched for: at first, because an earlier agent may have left them, and as long as
+    /// filters replace tcx programs temporarily.
     look_for_leftovers: bool,
-    /// No pass was made yet.
+    /// No pass has been made yet.
     is_first: bool,
-    /// Pins of other layouts, until this one has taken over from them.
+    /// Pins of other layouts, until their connections are taken over.
     others: Vec<Settings>,
-    /// The links that the last pass found, by ifindex.
+    /// The links of the last pass, by ifindex.
     seen: BTreeSet<u32>,
-    /// What they are to the guard.
+    /// The guard's classification of the links.
     links: guard::Links,
-    /// The XDP programs on them.
+    /// The XDP programs of the guard.
     front: xdp::Front,
-    /// Services that are given up, until their connections have ended.
+    /// Services being drained.
     drain: drain::Drain,
-    /// Services that are left alone, because they are addresses of the node.
+    /// Services that are ignored, because they are addresses of the node.
     left: BTreeSet<SocketAddr>,
-    /// When links were first seen, where others may have to put a qdisc on them before the agent does.
-    young: attach::Young,
+    /// Age of links: on new ones the attachment is delayed.
+    ages: attach::LinkAges,
 }
 
-/// Something that could not be done.
+/// Failure of an operation of the backend.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The programs could not be loaded.
@@ -112,35 +116,35 @@ pub enum Error {
     /// The directory of pins could not be read or changed.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
-    /// nf_tables does not take the rules.
+    /// nf_tables rejects the rules.
     #[error(
-        "the kernel does not take the rules beside the programs; it needs CONFIG_NFT_SOCKET \
+        "the kernel rejects the rules that belong to the programs; it needs CONFIG_NFT_SOCKET \
          (`modprobe nft_socket`; on some distributions it is in a package of extra modules)"
     )]
     Rules {
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: netfilter::Error,
     },
-    /// A question about the kernel failed for a passing reason, and its answer stays.
+    /// A feature probe failed with a transient error, and its result is cached.
     #[error(
-        "what this kernel can do was misjudged, because a call failed for a passing reason; the \
-         agent has to be started again"
+        "the cached kernel features are wrong, because a probe failed with a transient error; the \
+         agent has to be restarted"
     )]
-    Misjudged,
-    /// The trial itself failed.
+    StaleFeatures,
+    /// The trial could not be run.
     #[error("cannot try to attach a program")]
     Trial(#[source] io::Error),
     /// A program could not be attached or detached.
     #[error(transparent)]
-    Attach(#[from] attach::AttachError),
+    Attach(#[from] attachment::AttachError),
     /// A map could not be read or written.
     #[error(transparent)]
     Map(#[from] maps::Error),
     /// A route could not be read or changed.
     #[error("the kernel refused the route")]
     Route(#[source] rtnetlink::Error),
-    /// The proxy's listeners could not be kept for the socket look-up.
+    /// The proxy's listeners could not be stored for the socket lookup.
     #[error(transparent)]
     Listeners(#[from] listeners::Error),
     /// Connections could not be listed or reset.
@@ -149,25 +153,25 @@ pub enum Error {
 }
 
 impl Ebpf {
-    /// Checks what the backend needs and loads the programs, unless it is a dry run. Nothing is
-    /// attached yet; what an earlier agent attached stays as it is.
+    /// Checks the requirements and loads the programs, unless it is a dry run. Nothing is attached; attachments of an earlier
+    /// agent are kept.
     ///
     /// # Errors
     ///
-    /// If the kernel cannot do it: names what is missing and what to do.
+    /// If the kernel lacks something; the error names it and the remedy.
     pub fn open(settings: Settings, mode: Mode) -> Result<Self, Error> {
         bpffs::check(&settings.bpffs)?;
         netfilter::Socket::open()?;
-        if mode == Mode::Apply && !features::are_enough() && features::are_misjudged() {
-            return Err(Error::Misjudged);
+        if mode == Mode::Apply && !features::are_enough() && features::are_stale() {
+            return Err(Error::StaleFeatures);
         }
         let attach_mode = AttachMode::choose(settings.tc_attach)?;
         let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
         if cgroup.is_none() && !settings.services.is_empty() {
             warn!(
-                part = PART,
+                part = PART.name(),
                 "the root of the host's cgroup2 hierarchy is not mounted here: connections of processes on \
-                 the host to a Service go kube-proxy's way, those of pods end on the proxy (in Kubernetes \
+                 the host to a Service go through kube-proxy, those of pods end on the proxy (in Kubernetes \
                  mount /sys/fs/cgroup as a hostPath volume)"
             );
         }
@@ -181,7 +185,7 @@ impl Ebpf {
         Ok(Self {
             drain,
             left: BTreeSet::new(),
-            young: attach::Young::default(),
+            ages: attach::LinkAges::default(),
             attach_mode,
             cgroup,
             settings,
@@ -196,26 +200,25 @@ impl Ebpf {
         })
     }
 
-    /// Tries what loading the programs does not show. Without effect in a dry run.
+    /// Tries what loading the programs does not verify. No effect in a dry run.
     ///
     /// # Errors
     ///
-    /// If the kernel cannot do it: names what is missing and what to do.
+    /// If the kernel lacks something; the error names it and the remedy.
     pub fn probe(&mut self) -> Result<(), Error> {
         let Some(programs) = self.programs.as_mut() else {
             return Ok(());
         };
         probe::rules(&self.settings)?;
-        // What an earlier agent attached shows that it can be done.
+        // Attachments of an earlier agent prove that it works.
         if !attach::any_pins(&self.settings) {
             probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
         }
         Ok(())
     }
 
-    /// In a dry run: goes by the programs that another agent has loaded. Without, none is known, and
-    /// all are found to be missing.
-    pub fn go_by(&mut self, known: Ids) {
+    /// For a dry run: assumes the programs that another agent has loaded. Without this call all programs count as missing.
+    pub fn assume_programs(&mut self, known: Ids) {
         self.known = known;
     }
 
@@ -226,7 +229,7 @@ impl Ebpf {
             .map_or_else(|| self.known.clone(), Programs::ids)
     }
 
-    /// Removes what was counted of links in the past that are not in `table` any more.
+    /// Removes the counters of links that are not in `table` any more.
     ///
     /// # Errors
     ///
@@ -235,13 +238,12 @@ impl Ebpf {
         Ok(statistics::forget_gone(&self.settings, table)?)
     }
 
-    /// How programs are attached to links on this kernel.
+    /// The attachment mode on this kernel.
     pub fn attach_mode(&self) -> AttachMode {
         self.attach_mode
     }
 
-    /// Makes verdicts and programs as desired for the links in `table`, which must be fresh, and for what
-    /// they are to the guard.
+    /// One pass, for the links in `table`, which must be fresh, and the guard's classification of them.
     pub async fn reconcile(
         &mut self,
         handle: &Handle,
@@ -252,9 +254,9 @@ impl Ebpf {
         let failures = report.failures.len();
         self.links.clone_from(links);
         if mode == Mode::Apply {
-            self.leave_own(table, report);
-            self.go_on_draining(report);
-            self.keep_listeners(report);
+            self.ignore_own_addresses(table, report);
+            self.continue_draining(report);
+            self.store_listeners(report);
         }
         let desired = self.desired(table, handle, mode, report).await;
         let observed = Observed::read(
@@ -265,11 +267,11 @@ impl Ebpf {
             report,
         )
         .await;
-        let waiting = pace::waiting(&desired, &observed);
+        let waiting = plan::waiting(&desired, &observed);
         let ops = plan::plan(&desired, &observed, &waiting);
-        let routine = ops
-            .iter()
-            .filter(|op| op.follows_links(&self.seen, &desired.links) || op.ends_a_wait(&desired));
+        let routine = ops.iter().filter(|op| {
+            op.follows_links(&self.seen, &desired.links) || op.replaces_filter(&desired)
+        });
         let routine: Vec<_> = routine.map(Op::to_string).collect();
         carry_out(PART, mode, ops, report, async |op| {
             self.apply(op, handle).await
@@ -290,7 +292,7 @@ impl Ebpf {
             let is_tcx = self.attach_mode == AttachMode::Tcx;
             let unused = self.look_for_leftovers && is_tcx && waiting.is_empty();
             if let Err(error) = qdisc::tidy(&self.settings, table, unused, handle).await {
-                failed(PART, "remove what is left of clsact", &error, report);
+                failed(PART, "remove unused clsact qdiscs", &error, report);
             }
             self.is_first = false;
             self.look_for_leftovers = !waiting.is_empty();
@@ -300,63 +302,63 @@ impl Ebpf {
         }
     }
 
-    /// Whether the agent has to see to it that the programs know the proxy's listeners.
+    /// Whether the agent has to store the proxy's listeners for the programs.
     pub fn follows_listeners(&self) -> bool {
         let programs = self.programs.as_ref();
-        programs.is_some_and(Programs::keeps_listeners)
+        programs.is_some_and(Programs::stores_listeners)
     }
 
-    /// Whether the proxy listens with another socket than at the last pass, and it is for the agent to notice.
+    /// Whether the agent has to store the proxy's listeners, and one of them has changed since the last pass.
     pub fn have_listeners_changed(&self) -> bool {
         let programs = self.programs.as_ref();
         programs.is_some_and(|programs| programs.have_listeners_changed(&self.proxy()))
     }
 
-    fn keep_listeners(&mut self, report: &mut Report) {
+    fn store_listeners(&mut self, report: &mut Report) {
         let vips = self.proxy();
         let Some(programs) = self.programs.as_mut() else {
             return;
         };
-        if let Err(error) = programs.keep_listeners(&vips) {
-            failed(PART, "keep the proxy's listeners", &error, report);
+        if let Err(error) = programs.store_listeners(&vips) {
+            failed(PART, "store the proxy's listeners", &error, report);
         }
     }
 
-    /// Where the proxy should listen for the sake of Services.
+    /// The endpoints on which the proxy should listen for Services.
     fn proxy(&self) -> Vec<SocketAddr> {
         let services = self.settings.services.iter();
         let vips: BTreeSet<_> = services.map(|service| service.vip).collect();
         vips.into_iter().collect()
     }
 
-    /// Looks whether connections to Services that were given up have ended, or their time is over.
-    fn go_on_draining(&mut self, report: &mut Report) {
-        match self.drain.go_on() {
+    /// Checks whether drained connections have ended, and resets them after the deadline.
+    fn continue_draining(&mut self, report: &mut Report) {
+        match self.drain.advance() {
             Ok(ended) => {
                 for service in ended {
                     info!(
-                        part = PART,
-                        "no connection to {} is left", service.cluster_ip
+                        part = PART.name(),
+                        "no connection to {} is open", service.cluster_ip
                     );
                     self.drain.ended.push(service);
                 }
             }
             Err(error) => failed(PART, "drain connections to Services", &error, report),
         }
-        if self.drain.is_going_on() {
+        if self.drain.is_active() {
             report.look_again_after(drain::LOOK);
         }
     }
 
-    /// Forgets Services whose connections have ended, and of which nothing is left: as long as the pinned map has a
-    /// Service, an agent that starts after a kill, or a clean-up, finds its route.
+    /// Removes drained Services from the maps after everything else of them is gone: as long as a Service is in the pinned map, an
+    /// agent that starts after a kill, or a clean-up, finds its route.
     fn forget_ended(&mut self, report: &mut Report) {
         let Some(programs) = self.programs.as_mut() else {
             return;
         };
         for service in std::mem::take(&mut self.drain.ended) {
             if let Err(error) = programs.forget_service(&service) {
-                failed(PART, "forget a Service", &error, report);
+                failed(PART, "remove a drained Service", &error, report);
             }
         }
     }
@@ -406,18 +408,18 @@ impl Ebpf {
             sockets.clear();
         }
         if wanted.is_empty() || self.cgroup.is_none() {
-            // Without the root cgroup nothing can be attached to it; `open` has said so.
+            // Without the root cgroup nothing can be attached to it; `open` has logged that.
             sockets.retain(|hook, _| !hook.is_of_cgroup());
         }
         let mut links = attachable(table);
         if self.attach_mode == AttachMode::Clsact {
-            let wait = self.young.hold_back(&mut links, &self.links.guarded);
+            let wait = self.ages.defer_new(&mut links, &self.links.guarded);
             if let Some(wait) = wait {
                 report.look_again_after(wait);
             }
         }
         Desired {
-            // The guard of another backend is not needed beside the programs.
+            // Replaces the guard of another backend.
             tables: [
                 decisions::tables(&self.settings.decisions(), &Live::default()),
                 services::tables(self.settings.instance, &services, &own),
@@ -437,7 +439,7 @@ impl Ebpf {
         }
     }
 
-    /// The addresses that should be local, each with the source of packets to it.
+    /// The addresses that should be local, with the source address of packets to each.
     async fn routes(
         &self,
         services: &[Service],
@@ -456,20 +458,20 @@ impl Ebpf {
         let not = [self.settings.vips.as_slice(), addresses.as_slice()].concat();
         let sources = routes::sources(handle, &addresses, &not).await;
         let sources = sources.unwrap_or_else(|error| {
-            failed(PART, "ask for the node's own address", &error, report);
+            failed(PART, "look up the node's own address", &error, report);
             BTreeMap::new()
         });
         let source = |ip: &IpAddr| sources.get(&ip.is_ipv6()).copied();
         addresses.iter().map(|ip| (*ip, source(ip))).collect()
     }
 
-    /// The agent that runs has Services end on the proxy, and its kernel does not have this program.
+    /// Whether the running agent handles Services but its kernel does not support this program.
     fn known_to_be_missing(&self, hook: SocketHook) -> bool {
         let ends = self.known.contains_key(SocketHook::Steer.program());
         ends && hook.is_optional() && !self.known.contains_key(hook.program())
     }
 
-    /// Passes the programs' debug lines on.
+    /// Forwards the programs' debug lines.
     pub fn forward_logs(&mut self) {
         if let Some(programs) = self.programs.as_mut() {
             programs.forward_logs();
@@ -477,7 +479,7 @@ impl Ebpf {
     }
 }
 
-/// Programs as they are desired: with the ids they have now.
+/// Loaded programs as desired ones.
 fn loaded<H: Ord + Copy>(programs: &BTreeMap<H, u32>) -> BTreeMap<H, Option<u32>> {
     programs
         .iter()

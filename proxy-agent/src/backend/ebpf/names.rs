@@ -1,34 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The names of the loaded BPF programs, by which ours are told from others. The kernel lists them to
-//! processes with `SYS_ADMIN` only; a program whose name could not be read is not taken for another one.
+//! Names of the loaded BPF programs, which identify the agent's programs. The kernel lists programs only for processes with
+//! `SYS_ADMIN`; a program whose name could not be read is never assumed to be foreign.
 
 use std::collections::BTreeMap;
 
 use aya::programs::{ProgramError, ProgramInfo, loaded_programs};
 
-/// The names that could be read, and what went wrong.
+/// The names that could be read, and the first error.
 #[derive(Debug)]
 pub struct Names {
-    /// By id; none for a program that has no name.
+    /// By id; none for a program without a name.
     names: BTreeMap<u32, Option<String>>,
     /// The first error.
     error: Option<ProgramError>,
 }
 
-/// The name of a program is not known.
+/// The name of a program is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Unnamed {
-    /// The list could not be read, or not to its end.
+    /// The list could not be read completely.
     #[error("cannot read the name of BPF program {id}")]
     Unread {
         /// Its id.
         id: u32,
-        /// Why.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
-    /// It was loaded after the list was read.
+    /// The program was loaded after the list was read.
     #[error("BPF program {id} is not in the list of programs: it is new")]
     New {
         /// Its id.
@@ -37,7 +37,7 @@ pub enum Unnamed {
 }
 
 impl Names {
-    /// Asks the kernel.
+    /// Reads the list from the kernel.
     pub fn read() -> Self {
         Self::from_list(loaded_programs().map(|program| {
             let program = program?;
@@ -45,7 +45,7 @@ impl Names {
         }))
     }
 
-    /// From the list as it is read; it ends with an error if the next program cannot be found.
+    /// Builds the names from a list of programs; its last item may be an error.
     pub fn from_list(
         list: impl Iterator<Item = Result<(u32, Option<String>), ProgramError>>,
     ) -> Self {
@@ -58,7 +58,7 @@ impl Names {
                 Ok((id, name)) => {
                     read.names.insert(id, name);
                 }
-                // One that was unloaded meanwhile is an error too: it is attached nowhere.
+                // A program that was unloaded in the meantime is an error too, but it is not attached anywhere.
                 Err(error) => {
                     read.error.get_or_insert(error);
                 }
@@ -67,17 +67,17 @@ impl Names {
         read
     }
 
-    /// The name of a program, or its id where it has none that is known.
+    /// The name of a program, or its id if the name is unknown.
     pub fn of(&self, id: u32) -> String {
         let name = self.names.get(&id).cloned().flatten();
         name.unwrap_or_else(|| format!("program {id}"))
     }
 
-    /// Makes sure that the names of these programs were read.
+    /// Checks that the names of these programs were read.
     ///
     /// # Errors
     ///
-    /// If one was not.
+    /// The first program whose name was not read.
     pub fn check(&self, ids: &[u32]) -> Result<(), Unnamed> {
         let Some(id) = ids.iter().copied().find(|id| !self.names.contains_key(id)) else {
             return Ok(());
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_ends_early_names_nobody_else() {
+    fn a_list_that_ends_early_is_not_complete() {
         let named = |id, name: &str| Ok((id, Some(name.to_owned())));
         let read = |list: Vec<_>| Names::from_list(list.into_iter());
         let whole = read(vec![named(3, "vip_connect4"), Ok((4, None))]);
@@ -116,7 +116,7 @@ mod tests {
         );
         assert!(whole.check(&[3, 4]).is_ok());
         assert!(matches!(whole.check(&[5]), Err(Unnamed::New { id: 5 })));
-        // Nothing at all, as without SYS_ADMIN, and an end in the middle.
+        // An empty list, as without SYS_ADMIN, and one that ends early.
         for list in [
             vec![Err(failure())],
             vec![named(3, "other"), Err(failure())],
@@ -124,7 +124,7 @@ mod tests {
             let cut = read(list);
             assert!(matches!(cut.check(&[3, 4]), Err(Unnamed::Unread { .. })));
         }
-        // An error about a program that is not attached does not matter.
+        // An error about a program that is not attached is irrelevant.
         let other = read(vec![Err(failure()), named(3, "vip_connect4")]);
         assert!(other.check(&[3]).is_ok());
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Services whose address is one of the node's own: with kube-proxy in IPVS mode every ClusterIP is, and IPVS takes its
-//! packets behind ours. They are left alone as long as that is so: no route, no decision, no program on `connect(2)`.
-//! Connections that end on the proxy already are drained.
+//! Services whose address is one of the node's own. With kube-proxy in IPVS mode every ClusterIP is, and IPVS receives its packets.
+//! Such Services are ignored: no route, no decisions, no program for `connect(2)`; connections that end on the proxy already are
+//! drained.
 
 use tracing::{info, warn};
 
@@ -13,7 +13,7 @@ use crate::reconcile::{Report, failed};
 use crate::services::Undecided;
 
 impl Ebpf {
-    /// The Services that should end on the proxy.
+    /// The Services that should end on the proxy of this node.
     pub(super) fn wanted(&self, table: &LinkTable) -> Vec<Service> {
         let is_own = |service: &&Service| table.services.contains_key(&service.cluster_ip.ip());
         let services = self.settings.services.iter();
@@ -23,9 +23,8 @@ impl Ebpf {
             .collect()
     }
 
-    /// Leaves Services alone whose address has become the node's own, and takes those back whose address is no
-    /// longer.
-    pub(super) fn leave_own(&mut self, table: &LinkTable, report: &mut Report) {
+    /// Ignores Services whose address has become one of the node's own, and handles them again once it is no longer.
+    pub(super) fn ignore_own_addresses(&mut self, table: &LinkTable, report: &mut Report) {
         for service in self.settings.services.clone() {
             let cluster_ip = service.cluster_ip;
             let link = table.services.get(&cluster_ip.ip());
@@ -35,24 +34,24 @@ impl Ebpf {
             let programs = self.programs.as_mut();
             let set = programs.map(|programs| programs.set_service(&service, link.is_some()));
             if let Some(Err(error)) = set {
-                let task = "tell the programs whether a Service is the node's own address";
+                let task = "update the programs' map of Services";
                 failed(PART, task, &error, report);
                 continue;
             }
             if let Some(index) = link {
                 let why = Undecided::OwnAddress(table.name_of(*index));
-                warn!(part = PART, "{cluster_ip} is left alone: {why}");
+                warn!(part = PART.name(), "ignoring {cluster_ip}: {why}");
                 self.left.insert(cluster_ip);
                 self.drain.add(service, self.settings.drain_timeout);
-                // The address is local without it.
+                // The address is local without the agent's route.
                 self.drain.former.insert(cluster_ip.ip());
             } else {
                 info!(
-                    part = PART,
-                    "{cluster_ip} is no address of the node any more: connections to it end on the proxy"
+                    part = PART.name(),
+                    "{cluster_ip} is no longer an address of the node: connections to it end on the proxy"
                 );
                 self.left.remove(&cluster_ip);
-                self.drain.take_back(&service);
+                self.drain.cancel(&service);
             }
         }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What has to be done to get from what is observed to what is desired. Pure.
+//! Computes the operations from the observed to the desired state. Pure.
+
+mod compare;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
@@ -9,74 +11,33 @@ use std::path::PathBuf;
 
 use proxy_common::guard::Link;
 
-use super::attach::{AttachMode, Filter};
-use super::hook::{Hook, SocketHook};
+pub use compare::waiting;
+use proxy_netlink::netfilter::Table;
+use proxy_netlink::route::LinkKind;
+
+use super::attachment::{AttachMode, Filter};
+use super::desired::Desired;
+use super::hook::{Hook, SocketHook, Target};
 use super::observe::Observed;
-use super::pace::Pace;
 use super::routes::Found;
 use crate::backend::tables;
 use crate::guard;
-use crate::link::{LinkKind, LinkTable};
-use crate::netfilter::Table;
+use crate::link::LinkTable;
 
-/// What should be in the kernel.
-#[derive(Debug)]
-pub struct Desired {
-    /// Both tables; one without chains should not be there.
-    pub tables: Vec<Table>,
-    /// Names of the links to attach to, by ifindex.
-    pub links: BTreeMap<u32, String>,
-    /// How.
-    pub mode: AttachMode,
-    /// How many at once; none for all.
-    pub pace: Option<Pace>,
-    /// The maps that are pinned, by name, with their ids; in a dry run without.
-    pub maps: BTreeMap<&'static str, Option<u32>>,
-    /// The hooks of links that are wanted, with the ids of the loaded programs; in a dry run
-    /// without.
-    pub hooks: BTreeMap<Hook, Option<u32>>,
-    /// The same for hooks of sockets.
-    pub sockets: BTreeMap<SocketHook, Option<u32>>,
-    /// The Service addresses that are local to the node, each with the source of packets to it.
-    pub routes: BTreeMap<IpAddr, Option<IpAddr>>,
-    /// Service addresses that were local and are not any more.
-    pub former_routes: BTreeSet<IpAddr>,
-    /// What the programs should know of links.
-    pub guard: BTreeMap<u32, Link>,
-    /// The names of the guarded ones.
-    pub guarded: BTreeMap<u32, String>,
-}
+/// Reason of attaching a tcx program to a link with a temporary filter.
+const REPLACES_FILTER: &str = "it has a filter instead";
 
-impl Desired {
-    /// The id of the loaded program of a hook; none in a dry run without one.
-    pub fn program(&self, hook: Hook) -> Option<u32> {
-        self.hooks.get(&hook).copied().flatten()
-    }
-}
-
-/// Why a tcx program comes to a link that has our filter.
-const STOOD_IN: &str = "it has a filter instead";
-
-/// A link as operations name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Its ifindex.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-}
-
-/// One change.
+/// An operation.
 #[derive(Debug, Clone)]
 pub enum Op {
     /// Pin a map of the loaded programs again.
     PinMap {
         /// Its name.
         map: &'static str,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// Put tables in place, whole.
+    /// Install tables, replacing them completely.
     InstallTables {
         /// The tables, each with the reason.
         tables: Vec<(Table, &'static str)>,
@@ -86,36 +47,36 @@ pub enum Op {
         /// The table.
         table: Table,
     },
-    /// Tell the programs what links are.
+    /// Write the guard's map of links.
     Guard {
-        /// All of them that are something, by ifindex.
+        /// All entries, by ifindex.
         links: BTreeMap<u32, Link>,
-        /// The names of the guarded ones, if they are not those of before.
+        /// The names of the guarded links, if they have changed.
         guarded: Option<Vec<String>>,
     },
-    /// Attach a program to a link, or replace an older one there.
+    /// Attach a program to a link, or replace an older one.
     Attach {
-        /// In which direction.
+        /// The direction.
         hook: Hook,
         /// The link.
         link: Target,
-        /// How.
+        /// The attachment mode.
         mode: AttachMode,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// Remove the pin of a link that is gone or must not have the program.
+    /// Remove the pin of a link that is gone or should not have the program.
     RemovePin {
-        /// In which direction.
+        /// The direction.
         hook: Hook,
         /// Its ifindex.
         index: u32,
     },
-    /// Attach a program to a hook of sockets, or replace an older one there.
+    /// Attach a program to a hook of sockets, or replace an older one.
     AttachSocket {
         /// Its hook.
         hook: SocketHook,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
     /// Detach a program from a hook of sockets.
@@ -127,12 +88,12 @@ pub enum Op {
     AddRoute {
         /// The address.
         address: IpAddr,
-        /// The source of what the node sends to it.
+        /// The source address of the node's packets to it.
         source: Option<IpAddr>,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// Remove our route of an address.
+    /// Remove the agent's route of an address.
     RemoveRoute {
         /// The address.
         address: IpAddr,
@@ -142,22 +103,22 @@ pub enum Op {
         /// Its ifindex.
         index: u32,
     },
-    /// Remove our filter from a link.
+    /// Remove the agent's filter from a link.
     RemoveFilter {
         /// The filter.
         filter: Filter,
     },
-    /// Remove the pinned maps, when nothing uses them any more.
+    /// Remove the pinned maps, after their last use.
     RemovePins {
-        /// Where they are.
+        /// Their directory.
         directory: PathBuf,
     },
 }
 
-/// The links that bring packets of pods and of the wire.
+/// The links on which packets of pods and from outside arrive.
 ///
-/// On `lo` and on bridge masters packets may arrive after DNAT (docs/packet-path.md):
-/// nothing may be decided there. A bridge's packets are decided at its ports.
+/// On `lo` and on bridges packets may arrive after DNAT (docs/packet-path.md), too late for decisions. Packets of a bridge are
+/// decided on its ports.
 pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
     table
         .links
@@ -167,10 +128,10 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
         .collect()
 }
 
-/// First what a decided connection needs, the programs that decide last; removals after that. The other way of
-/// attaching goes from a link only when ours is there: to be decided twice does no harm.
+/// Plans in the order of dependency: what decided connections need, then the programs that decide, then removals. An attachment of
+/// the other mode is removed only after the desired one exists; two decisions about a connection do no harm.
 ///
-/// `waiting`: the links that [`super::pace`] lets wait.
+/// `waiting` are the links that [`super::pace`] defers.
 pub fn plan(desired: &Desired, observed: &Observed, waiting: &BTreeSet<u32>) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
@@ -191,7 +152,7 @@ pub fn plan(desired: &Desired, observed: &Observed, waiting: &BTreeSet<u32>) -> 
         !hook.is_of_cgroup()
     }));
     ops.extend(route_ops(desired, observed));
-    // Before the programs are attached: from the first packet on.
+    // Before the programs are attached, so that it applies from the first packet on.
     ops.extend(guard_op(desired, observed));
     // Guarded links first.
     for is_first in [true, false] {
@@ -219,7 +180,7 @@ pub fn plan(desired: &Desired, observed: &Observed, waiting: &BTreeSet<u32>) -> 
     ops
 }
 
-/// What attaches the programs of sockets of one place.
+/// Attachments of the programs of sockets that `is_there` selects.
 fn socket_attachments(
     desired: &Desired,
     observed: &Observed,
@@ -238,7 +199,7 @@ fn socket_attachments(
         .collect()
 }
 
-/// What makes addresses local that are not, or whose route has another source.
+/// Additions and replacements of routes that make addresses local.
 fn route_ops(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     for (address, source) in &desired.routes {
@@ -252,7 +213,7 @@ fn route_ops(desired: &Desired, observed: &Observed) -> Vec<Op> {
                     reason,
                 });
             }
-            // Without a source that is known now, the one that is there will do.
+            // If the source address is unknown now, the existing one is kept.
             Some(Found::Ours(found)) if source.is_some() && *found != source => {
                 let reason = "its source differs";
                 ops.extend([
@@ -270,7 +231,7 @@ fn route_ops(desired: &Desired, observed: &Observed) -> Vec<Op> {
     ops
 }
 
-/// What attaches the program of a hook to guarded links, or to the others.
+/// Attachments of a hook's program, to guarded links or to the others.
 fn attachments(
     desired: &Desired,
     observed: &Observed,
@@ -291,7 +252,7 @@ fn attachments(
             desired.mode
         };
         if let Some(reason) = observed.attachment_fault(mode, hook, *index, desired) {
-            let stands_in =
+            let replaces_filter =
                 mode == AttachMode::Tcx && observed.filters.contains_key(&(hook, *index));
             ops.push(Op::Attach {
                 hook,
@@ -300,15 +261,18 @@ fn attachments(
                     name: name.clone(),
                 },
                 mode,
-                reason: if stands_in { STOOD_IN } else { reason },
+                reason: if replaces_filter {
+                    REPLACES_FILTER
+                } else {
+                    reason
+                },
             });
         }
     }
     ops
 }
 
-/// What removes the programs of a hook from links that should not have them, or have them attached in
-/// the other way.
+/// Removals of a hook's programs from links that should not have them, or have them in the other mode.
 fn detachments(
     desired: &Desired,
     observed: &Observed,
@@ -333,7 +297,7 @@ fn detachments(
     unpin.chain(remove).collect()
 }
 
-/// What the programs should know of each link: what it is to the guard, and of which bridge it is a port.
+/// The entries of the guard's map of links: the class of each link, and the bridge whose port it is.
 pub fn guard_links(links: &guard::Links, table: &LinkTable) -> BTreeMap<u32, Link> {
     let guard::Links {
         guarded,
@@ -383,23 +347,22 @@ fn guard_op(desired: &Desired, observed: &Observed) -> Option<Op> {
 }
 
 impl Op {
-    /// Whether it has a tcx program take the place of the filter that stood in for it: then nothing was broken.
-    pub fn ends_a_wait(&self, desired: &Desired) -> bool {
+    /// Whether it replaces a temporary filter by its tcx program, which repairs nothing.
+    pub fn replaces_filter(&self, desired: &Desired) -> bool {
         let index = match self {
-            Self::Attach { link, reason, .. } if *reason == STOOD_IN => link.index,
+            Self::Attach { link, reason, .. } if *reason == REPLACES_FILTER => link.index,
             Self::RemoveFilter { filter } => filter.link.index,
             _ => return false,
         };
         desired.pace.is_some() && desired.links.contains_key(&index)
     }
 
-    /// Whether it concerns a link that came or went since the links in `seen` were there: then
-    /// nothing was broken.
+    /// Whether it concerns a link that appeared or disappeared since the links in `seen` were read, so that it repairs nothing.
     pub fn follows_links(&self, seen: &BTreeSet<u32>, now: &BTreeMap<u32, String>) -> bool {
         match self {
             Self::Attach { link, .. } => !seen.contains(&link.index),
             Self::RemovePin { index, .. } | Self::RemoveXdp { index } => !now.contains_key(index),
-            // It follows routes and links.
+            // The guard follows routes and links.
             Self::Guard { .. } => true,
             Self::PinMap { .. }
             | Self::InstallTables { .. }
@@ -433,7 +396,7 @@ impl Display for Op {
             Self::RemovePin { hook, index } => {
                 write!(f, "remove the pinned tcx link of {hook}, ifindex {index}")
             }
-            Self::Guard { guarded: None, .. } => f.write_str("note which links lead where"),
+            Self::Guard { guarded: None, .. } => f.write_str("update the guard's map of links"),
             Self::Guard {
                 guarded: Some(names),
                 ..
@@ -478,12 +441,6 @@ fn place(hook: SocketHook) -> &'static str {
         "the root cgroup"
     } else {
         "the network namespace"
-    }
-}
-
-impl Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (ifindex {})", self.name, self.index)
     }
 }
 

@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tries what loading the programs does not show: that the kernel takes the rules beside them, and
-//! that they can be attached to a link. Nothing of it reaches the node's own links and packets.
+//! Tries what loading the programs does not verify: that the kernel accepts the rules, and that programs can be attached to links.
+//! The node's own links and packets are not affected.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::thread;
 
-use super::attach::{self, AttachMode};
+use proxy_kernel::netns;
+use proxy_netlink::netfilter::{Socket, Table};
+
+use super::attach;
+use super::attachment::AttachMode;
 use super::load::Programs;
 use super::{Error, Settings, services};
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
-use crate::kernel::netns;
-use crate::netfilter::{Socket, Table};
 
 /// The only link of a new network namespace.
 const LINK: &str = "lo";
 
-/// Tries the rules, in a transaction that leaves nothing behind.
+/// Tries the rules, in a transaction that is not committed.
 pub fn rules(settings: &Settings) -> Result<(), Error> {
     let mut socket = Socket::open()?;
     let decisions = decisions::tables(&settings.decisions(), &Live::default());
@@ -38,8 +40,8 @@ pub fn rules(settings: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tries to attach a program: by tcx to no link, as a filter to a link of a network namespace that is made
-/// for it and is gone afterwards. None where the agent may not make one: then the first real link tells.
+/// Tries to attach a program: by tcx to no link, or as a filter to a link of a temporary network namespace. None if the agent may
+/// not create one; then the first attachment to a real link shows it.
 pub fn attachment(programs: &mut Programs, mode: AttachMode) -> Option<Result<(), Error>> {
     if mode == AttachMode::Tcx {
         return Some(attach::try_tcx(programs).map_err(Error::from));

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The clsact qdisc, which filters need: added where there is none, and removed when ours is not used any
-//! more. It cannot carry a mark, so that it is ours is noted in the run directory. The filters are
-//! `attach.rs`'s business.
+//! The clsact qdisc, which filters need: added to links without one, and removed if the agent has added it and no longer uses it. A
+//! qdisc cannot carry a mark, so the agent writes a note into the run directory. `attach.rs` manages the filters.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{TcError, qdisc_add_clsact};
+use proxy_kernel::bpffs;
+use proxy_netlink::route::traffic_control;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::tc::TcHandle as QdiscHandle;
 use tracing::info;
 
-use super::attach::AttachError;
-use super::plan::Target;
+use super::attachment::AttachError;
+use super::hook::Target;
 use super::{PART, Settings, filters};
-use crate::kernel::bpffs;
 use crate::link::LinkTable;
 
-/// Parent of the clsact qdisc (`TC_H_CLSACT` of `linux/pkt_sched.h`).
+/// Parent of the clsact qdisc (`TC_H_CLSACT` in `linux/pkt_sched.h`).
 const CLSACT: QdiscHandle = QdiscHandle {
     major: 0xffff,
     minor: 0xfff1,
 };
 
-/// Adds the clsact qdisc where there is none, and notes that it is ours before it is.
+/// Adds a clsact qdisc to a link without one; the note is written before.
 pub fn ensure(link: &Target, settings: &Settings) -> Result<(), AttachError> {
     let note = note_path(link.index, settings);
     let failed = |source| AttachError::File {
@@ -43,7 +43,7 @@ pub fn ensure(link: &Target, settings: &Settings) -> Result<(), AttachError> {
             if noted {
                 Ok(())
             } else {
-                // Somebody else's.
+                // The qdisc belongs to others.
                 fs::remove_file(&note).map_err(failed)
             }
         }
@@ -51,11 +51,11 @@ pub fn ensure(link: &Target, settings: &Settings) -> Result<(), AttachError> {
     }
 }
 
-/// Removes the qdisc if it is ours and nothing is left on it.
+/// Removes the qdisc if the agent has added it and nothing is attached to it.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub async fn remove_unused(
     index: u32,
     settings: &Settings,
@@ -64,8 +64,8 @@ pub async fn remove_unused(
     if !note_path(index, settings).exists() {
         return Ok(());
     }
-    // It may be somebody's `ingress` by now, which has the same place.
-    if filters::has_clsact(index).await? != Some(true) {
+    // It may have been replaced by an `ingress` qdisc of others, which has the same parent.
+    if traffic_control::has_clsact(index).await? != Some(true) {
         return forget(index, settings);
     }
     if !filters::are_none(index).await? {
@@ -79,7 +79,7 @@ pub async fn remove_unused(
         minor: 0,
     };
     match request.execute().await {
-        // Noted, but not created any more, or removed by somebody.
+        // The qdisc was noted but not created, or others have removed it.
         Err(rtnetlink::Error::NetlinkError(error))
             if [-libc::ENOENT, -libc::EINVAL].contains(&error.raw_code()) => {}
         result => result.map_err(AttachError::Route)?,
@@ -87,13 +87,12 @@ pub async fn remove_unused(
     forget(index, settings)
 }
 
-/// Removes the notes about qdiscs of links that are gone: another link may get the ifindex, with a
-/// qdisc that is not ours. If `unused`, also the qdiscs that an agent left which died before it attached
-/// anything to them.
+/// Removes the notes about qdiscs of links that are gone: another link may get the ifindex, with a qdisc of others. If `unused`,
+/// also removes qdiscs to which a killed agent had not attached anything yet.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub async fn tidy(
     settings: &Settings,
     table: &LinkTable,
@@ -118,12 +117,12 @@ fn forget(index: u32, settings: &Settings) -> Result<(), AttachError> {
     fs::remove_file(&path).map_err(|source| AttachError::File { path, source })
 }
 
-/// Removes the notes about qdiscs. One that is still there stays: others have attached programs to it,
-/// maybe another instance, which does not know whose it is.
+/// Removes all notes. An existing qdisc is kept then, because others have attached programs to it, perhaps another instance, which
+/// has no note of it.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn forget_all(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
     let directory = notes_dir(&settings.run_dir);
     let failed = |source| AttachError::File {
@@ -139,15 +138,16 @@ pub fn forget_all(settings: &Settings, table: Option<&LinkTable>) -> Result<(), 
         let index = index.to_str().and_then(|index| index.parse().ok());
         if let Some(link) = index.and_then(|index| table?.by_index(index)) {
             info!(
-                part = PART,
-                "the clsact qdisc of link {} stays: others have attached programs to it", link.name
+                part = PART.name(),
+                "keeping the clsact qdisc of link {}: others have attached programs to it",
+                link.name
             );
         }
     }
     fs::remove_dir_all(&directory).map_err(failed)
 }
 
-/// Where it is noted which clsact qdiscs are ours, each under the ifindex of its link.
+/// The directory of the notes, with the ifindex as file name.
 pub fn notes_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("clsact")
 }

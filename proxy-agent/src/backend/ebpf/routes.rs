@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The routes that make Service addresses local to the node: an address on a link would be a source
-//! for anybody's packets, a route is none.
+//! Routes that make Service addresses local to the node. An address on a link would be eligible as a source address of other
+//! traffic, a route is not.
 //!
-//! Ours are told by their protocol number. Each names the node's own address as the source of what the node
-//! sends there; the kernel removes a route when its source goes.
+//! The protocol number identifies the agent's routes. Each route has the node's own address as the source address of packets to the
+//! Service; the kernel removes the route when that address is removed.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,30 +15,29 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-/// The protocol number of our routes (`rtm_protocol`): one that `iproute2` gives nobody.
+/// The protocol number of the agent's routes (`rtm_protocol`), which `iproute2` assigns to no program.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(112);
-/// `lo` is the first link of every network namespace.
+/// Ifindex of `lo`, the first link of every network namespace.
 const LOOPBACK: u32 = 1;
-/// Addresses of documentation (RFC 5737, RFC 3849): every node reaches them by its default route.
+/// Documentation addresses (RFC 5737, RFC 3849): every node reaches them by its default route.
 const OUTSIDE_IPV4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const OUTSIDE_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
-/// One of each family.
+/// Both of them.
 pub const OUTSIDE: [IpAddr; 2] = [IpAddr::V4(OUTSIDE_IPV4), IpAddr::V6(OUTSIDE_IPV6)];
 
-/// The route of a Service address as it is in the kernel.
+/// The kernel's route of a Service address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// There is none.
     Missing,
-    /// Ours, with its source.
+    /// A route of the agent, with its source address.
     Ours(Option<IpAddr>),
-    /// Somebody else makes the address local.
+    /// Another route or an address makes it local.
     Foreign,
 }
 
-/// The source that the node's packets to the outside have, unless that is one of `not`; for each family
-/// of `addresses`.
+/// The source address of the node's packets to addresses outside, for each family of `addresses`; left out if it is one of `not`.
 ///
 /// # Errors
 ///
@@ -70,7 +69,7 @@ pub async fn sources(
     Ok(found)
 }
 
-/// The source that the kernel gives what is sent to an address from no address in particular.
+/// The source address that the kernel selects for unbound sockets that send to `to`.
 ///
 /// # Errors
 ///
@@ -83,13 +82,13 @@ pub async fn source_towards(
     Ok(route.as_ref().and_then(source_of))
 }
 
-/// The route by which the kernel makes an address local.
+/// Looks up the route by which the kernel makes an address local.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
 pub async fn observe(handle: &Handle, address: IpAddr) -> Result<Found, rtnetlink::Error> {
-    // The entry of the routing table, not what would be done with a packet.
+    // `FibMatch` returns the entry of the routing table instead of the result for a packet.
     let Some(route) = get(handle, address, RouteFlags::FibMatch).await? else {
         return Ok(Found::Missing);
     };
@@ -102,12 +101,12 @@ pub async fn observe(handle: &Handle, address: IpAddr) -> Result<Found, rtnetlin
     Ok(Found::Ours(source_of(&route)))
 }
 
-/// Whether the node has an address that is none of our routes.
+/// Whether an address is local other than by a route of the agent.
 pub async fn is_own_address(handle: &Handle, address: IpAddr) -> bool {
     matches!(observe(handle, address).await, Ok(Found::Foreign))
 }
 
-/// Makes an address local.
+/// Adds the route that makes an address local.
 ///
 /// # Errors
 ///
@@ -120,7 +119,7 @@ pub async fn add(
     handle.route().add(route(address, source)).execute().await
 }
 
-/// Removes our route of an address, if it is there.
+/// Removes the agent's route of an address, if it exists.
 ///
 /// # Errors
 ///
@@ -159,7 +158,7 @@ fn to_host(address: IpAddr) -> RouteMessage {
     }
 }
 
-/// One look-up; none if there is no route.
+/// Looks up one route; none if there is none.
 async fn get(
     handle: &Handle,
     to: IpAddr,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The nf_tables tables of Services that end on the proxy, as `nft list ruleset` shows them (counters
-//! and comments left out):
+//! The nf_tables tables of Services that end on the proxy, as `nft list ruleset` prints them (without counters and comments):
 //!
 //! ```text
 //! table ip proxy-agent_services {
@@ -22,33 +21,32 @@
 //! }
 //! ```
 //!
-//! A packet belongs to a connection of the proxy if the kernel finds its socket; of a SYN it finds the
-//! proxy's listener if TC has decided it, and no listener otherwise. What arrives on the node for the
-//! address without NAT before and belongs to no connection would, without the agent, have left
-//! the node by some route: it gets no answer.
+//! A packet belongs to a connection of the proxy if the kernel finds its socket; for a SYN it finds the proxy's listener if TC has
+//! decided it, and no listener otherwise. Packets that arrive for the address without NAT and belong to no connection would be
+//! routed out of the node without the agent; they are dropped.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_netfilter::nftables::Expressions;
 use proxy_common::Traffic;
+use proxy_netlink::netfilter::expression::{self, End};
+use proxy_netlink::netfilter::{self, Base, Chain, Family, Hook, Rule, Socket, Table};
 
 use crate::backend::tables;
 use crate::config::Service;
 use crate::instance::Instance;
-use crate::netfilter::expression::{self, End};
-use crate::netfilter::{self, Base, Chain, Family, Hook, Rule, Socket, Table};
 
 const PREROUTING: &str = "prerouting";
 const INPUT: &str = "input";
 const OUTPUT: &str = "output";
 
-/// Protocol numbers, and the types of a ping.
+/// Protocol numbers, and the type of echo requests.
 const ICMP: (u8, u8) = (1, 8);
 const ICMPV6: (u8, u8) = (58, 128);
 
-/// The tables that should be there, or should not: those without a chain. What arrives for an address of `own`,
-/// which is the node's own, is nobody's business but the node's.
+/// The desired tables; one without chains should not exist. Addresses in `own` are the node's own, whose other packets are
+/// not dropped.
 pub fn tables(instance: Instance, services: &[Service], own: &BTreeSet<IpAddr>) -> Vec<Table> {
     let named = tables::empty_services(instance).into_iter();
     named
@@ -80,7 +78,7 @@ fn chains(family: Family, endpoints: &[SocketAddr], own: &BTreeSet<IpAddr>) -> V
     ]
 }
 
-/// Packets on `lo` are those of the node's own processes, which are connected to the VIP instead.
+/// Packets on `lo` come from the node's own processes, which are connected to the VIP instead.
 fn request(endpoint: SocketAddr) -> Rule {
     let matches = [
         expression::endpoint(End::Destination, endpoint.ip(), endpoint.port()),
@@ -102,7 +100,7 @@ fn arrived(endpoint: SocketAddr) -> Rule {
     )
 }
 
-/// Errors about the proxy's own packets are let through: the path's MTU is told by them.
+/// ICMP errors about the proxy's packets are accepted, because path MTU discovery needs them.
 fn strangers(family: Family, ip: IpAddr) -> [Rule; 2] {
     let (protocol, ping) = match family {
         Family::IPv6 => ICMPV6,
@@ -127,7 +125,7 @@ fn strangers(family: Family, ip: IpAddr) -> [Rule; 2] {
     ]
 }
 
-/// Only the proxy's sockets send from this address and port: it is on no link.
+/// Only the proxy's sockets send from this address and port: no link has the address.
 fn reply(endpoint: SocketAddr) -> Rule {
     let matches = expression::endpoint(End::Source, endpoint.ip(), endpoint.port());
     rule(replies(endpoint), matches, expression::notrack())
@@ -161,11 +159,11 @@ fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
     }
 }
 
-/// The untracked packets to and from each Service, counted since the tables were put in place.
+/// The untracked packets to and from each Service since the tables were installed.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer.
+/// The kernel's error.
 pub fn traffic(
     instance: Instance,
     services: &[Service],
@@ -221,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_dropped_behind_every_port_of_the_address() {
+    fn unknown_packets_are_dropped_after_every_port_of_the_address() {
         let services = [service("10.96.0.1:443"), service("10.96.0.1:6443")];
         let input = |own: &[IpAddr]| -> Vec<String> {
             let own = own.iter().copied().collect();
@@ -238,7 +236,7 @@ mod tests {
                 "to 10.96.0.1: no connection of the proxy",
             ]
         );
-        // An address of the node gets what it got without the agent.
+        // Other packets for an address of the node are not dropped.
         assert_eq!(
             input(&[services[0].cluster_ip.ip()]),
             [

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the backend works from.
+//! Settings of the backend.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,47 +8,47 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
+use proxy_kernel::bpffs;
 
-use super::{PART, layout, maps};
+use super::{PART, layout};
 use crate::backend::decisions;
 use crate::config::{self, Config, Guard, GuardMode, ProxyListener, Service, TcAttach};
 use crate::instance::Instance;
-use crate::kernel::bpffs;
 use crate::reconcile::{Report, failed};
 use crate::state::owned::Owned;
 
-/// What the backend works from.
+/// Settings of the backend.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whose tables, filters and pins they are.
+    /// The owner of tables, filters and pins.
     pub instance: Instance,
     /// The VIPs.
     pub vips: Vec<IpAddr>,
-    /// The proxy's ports.
+    /// Ports of the proxy.
     pub ports: Vec<u16>,
     /// The Services that end on the proxy.
     pub services: Vec<Service>,
     /// Which listener counts as the proxy.
     pub proxy_listener: ProxyListener,
-    /// How long live connections to a Service that is given up may go on.
+    /// How long open connections to a Service may continue after the Service is no longer handled.
     pub drain_timeout: Duration,
-    /// Where maps and links are pinned.
+    /// Directory of the pins.
     pub bpffs: PathBuf,
-    /// Where it is noted which clsact qdiscs are ours.
+    /// Run directory, with the notes about clsact qdiscs.
     pub run_dir: PathBuf,
-    /// How many connections the sets and maps have room for.
+    /// Capacity of sets and maps.
     pub max_connections: u32,
     /// How programs are attached.
     pub tc_attach: TcAttach,
-    /// Whether there will be another pass, in which links can have their turn.
+    /// Whether more passes will follow, so that attachments can be deferred.
     pub goes_on: bool,
-    /// Anything is guarded.
+    /// Whether there is a guard.
     pub guard: bool,
-    /// How.
+    /// By which hook it drops packets.
     pub guard_mode: GuardMode,
-    /// Networks that may come from outside.
+    /// Source networks that are not dropped.
     pub allow_from: Vec<IpNet>,
-    /// Whether the programs write debug lines.
+    /// Whether the programs log debug lines.
     pub debug: bool,
 }
 
@@ -75,7 +75,7 @@ impl From<&Config> for Settings {
 }
 
 impl Settings {
-    /// The settings with which everything is removed that is pinned in a directory.
+    /// Settings for the removal of everything that is pinned in a directory.
     pub fn to_remove(
         instance: Instance,
         bpffs: &Path,
@@ -101,12 +101,11 @@ impl Settings {
         }
     }
 
-    /// The settings for what earlier starts have pinned elsewhere: other layouts beside this one, and
-    /// directories of other names.
+    /// Settings for the pins of earlier starts: other layouts beside this one, and other directories.
     ///
     /// # Errors
     ///
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn other_layouts(&self) -> Result<Vec<Self>, bpffs::Error> {
         let mut others = layout::others(&self.bpffs)?;
         for former in Owned::load(&self.run_dir).bpffs {
@@ -121,42 +120,15 @@ impl Settings {
         Ok(others.map(other).collect())
     }
 
-    /// The same; an error goes to the report.
+    /// The same; a failure is recorded in the report.
     pub fn other_layouts_or(&self, report: &mut Report) -> Vec<Self> {
         self.other_layouts().unwrap_or_else(|error| {
-            failed(PART, "look for other layouts of pins", &error, report);
+            failed(PART, "search for other layouts of pins", &error, report);
             Vec::new()
         })
     }
 
-    /// The Services that an earlier agent had end on the proxy, of whichever layout.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's answer.
-    pub fn earlier_services(&self) -> Result<Vec<Service>, maps::Error> {
-        let mut found = Vec::new();
-        for settings in [vec![self.clone()], self.other_layouts()?].concat() {
-            found.extend(maps::earlier_services(&settings.bpffs)?);
-        }
-        found.sort_by_key(|service| service.cluster_ip);
-        found.dedup_by_key(|service| service.cluster_ip);
-        Ok(found)
-    }
-
-    /// Has the programs of an earlier agent decide no connection to a Service any more, of whichever layout.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's answer.
-    pub fn stop_deciding(&self) -> Result<(), maps::Error> {
-        let all = [vec![self.clone()], self.other_layouts()?].concat();
-        all.iter()
-            .map(|settings| maps::stop_deciding(&settings.bpffs))
-            .fold(Ok(()), Result::and)
-    }
-
-    /// What the tables of decisions are made from.
+    /// The settings of the tables of decisions.
     pub fn decisions(&self) -> decisions::Settings {
         decisions::Settings {
             instance: self.instance,
@@ -165,7 +137,7 @@ impl Settings {
         }
     }
 
-    /// The VIPs with each of the ports.
+    /// Every VIP with every port.
     pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         config::endpoints(&self.vips, &self.ports)
     }

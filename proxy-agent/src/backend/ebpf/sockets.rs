@@ -1,39 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Attaches the programs of sockets to the network namespace and to the root cgroup, with pinned links.
+//! Attaches the programs of sockets to the network namespace and to the root cgroup, by pinned links.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
+use proxy_kernel::bpffs;
 
 use super::Settings;
-use super::attach::{self, AttachError};
+use super::attachment::AttachError;
 use super::hook::SocketHook;
 use super::load::Programs;
-use crate::kernel::bpffs;
+use super::pins::{self, sockets_dir};
 
-/// The directory where the links are pinned, each under the name of its program.
-pub const PINS: &str = "sockets";
-
-/// The network namespace that the agent works in.
+/// The network namespace of this thread.
 const NETNS: &str = "/proc/thread-self/ns/net";
 
-/// Where that directory is.
-pub fn pins_dir(settings: &Settings) -> PathBuf {
-    settings.bpffs.join(PINS)
-}
-
 fn pin_path(hook: SocketHook, settings: &Settings) -> PathBuf {
-    pins_dir(settings).join(hook.program())
+    sockets_dir(settings).join(hook.program())
 }
 
-/// Whether a link is pinned.
+/// Whether the program's link is pinned.
 pub fn is_pinned(hook: SocketHook, settings: &Settings) -> bool {
     pin_path(hook, settings).exists()
 }
 
-/// The id of the program that a pinned link holds; none if there is no such pin.
+/// The id of the program that a pinned link holds; none without a pin.
 ///
 /// # Errors
 ///
@@ -46,15 +39,15 @@ pub fn attached(hook: SocketHook, settings: &Settings) -> Result<Option<u32>, At
     Ok(Some(link.info()?.program_id()))
 }
 
-/// Attaches the loaded program. An older one of ours is there until the new one is. `root`: that of the
-/// cgroup2 hierarchy, for programs that go there.
+/// Attaches the loaded program; an older one stays attached until then. `root` is that of the cgroup2 hierarchy, for programs that
+/// are attached there.
 pub fn attach(
     programs: &mut Programs,
     hook: SocketHook,
     root: Option<&Path>,
     settings: &Settings,
 ) -> Result<(), AttachError> {
-    bpffs::create_dir(&pins_dir(settings))?;
+    bpffs::create_dir(&sockets_dir(settings))?;
     let place = match (hook.is_of_cgroup(), root) {
         (true, Some(root)) => root,
         (true, None) => return Ok(()),
@@ -65,7 +58,7 @@ pub fn attach(
         source,
     })?;
     let link = programs.attach_socket(hook, place)?;
-    attach::pin(link, &pin_path(hook, settings))
+    pins::pin(link, &pin_path(hook, settings))
 }
 
 /// Detaches a program.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the programs have counted, read from the pinned maps: no agent needs to run for that.
+//! Counters of the programs, read from the pinned maps; no agent needs to run.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,30 +12,27 @@ use proxy_common::limits::MAX_COUNTERS;
 use proxy_common::{CounterKey, Counters};
 
 use super::Settings;
-use super::maps::{self, Error, failed};
+use super::maps::{self, Error, STATISTICS, failed};
 use crate::link::LinkTable;
 
-/// The counters.
-pub const STATISTICS: &str = "STATISTICS";
-
-/// Held while counters are moved, so that nobody in this process reads them twice or not at all.
+/// Held while counters are moved, so that no concurrent reader in this process misses them or counts them twice.
 static WHOLE: Mutex<()> = Mutex::new(());
 
-/// How traffic came to a VIP.
+/// The origin of traffic to a VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// From the node's own processes; replies are counted here too.
+    /// The node's own processes; replies count here too.
     ThisHost,
-    /// By the link with this ifindex.
+    /// The link with this ifindex.
     Link(u32),
-    /// By links that are gone.
+    /// Deleted links.
     GoneLinks,
 }
 
-/// What was counted of one VIP and port, on all CPUs together.
+/// The counters of one VIP and port, summed over all CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// How it came.
+    /// The origin.
     pub origin: Origin,
     /// The VIP with its port.
     pub vip: SocketAddr,
@@ -43,19 +40,18 @@ pub struct Entry {
     pub counters: Counters,
 }
 
-/// How full a map is.
+/// Fill level of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
-    /// Entries that are there.
+    /// Number of entries.
     pub entries: usize,
-    /// The most it takes.
+    /// Capacity.
     pub size: usize,
 }
 
 type Statistics = PerCpuHashMap<MapData, CounterKey, Counters>;
 
-/// Reads all counters below a directory of pins, sorted by VIP and link; none if nothing is pinned
-/// there.
+/// Reads all counters of a directory of pins, sorted by VIP and origin; empty without pins.
 ///
 /// # Errors
 ///
@@ -79,12 +75,12 @@ pub fn read(bpffs: &Path) -> Result<Vec<Entry>, Error> {
         });
     }
     entries.sort_by_key(|entry| (entry.vip, entry.origin));
-    // A walk that begins anew meets entries twice.
+    // A restarted iteration returns entries twice.
     entries.dedup_by_key(|entry| (entry.vip, entry.origin));
     Ok(entries)
 }
 
-/// Tells how many counters there are below a directory of pins; none if nothing is pinned there.
+/// The fill level of the map of counters in a directory of pins; none without pins.
 ///
 /// # Errors
 ///
@@ -104,10 +100,10 @@ pub fn counter_fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
     }))
 }
 
-/// Removes the counters of links and VIPs that are gone, so that there is room for others. What was
-/// counted of a VIP that stays is kept, all such links together: its sums never shrink.
+/// Removes the counters of deleted links and former VIPs, which makes room for others. Counters of current VIPs are added to one
+/// entry for all deleted links, so that sums never decrease.
 ///
-/// While somebody reads them it is left to the next time.
+/// Skipped while the counters are being read.
 ///
 /// # Errors
 ///
@@ -147,7 +143,7 @@ pub fn forget_gone(settings: &Settings, table: &LinkTable) -> Result<(), Error> 
         if let Some(earlier) = value(&map, &key)? {
             counters.add(&earlier);
         }
-        // One place for all: only sums are read.
+        // All in one place: readers sum over the CPUs.
         let mut values = vec![Counters::ZERO; cpus];
         values[0] = counters;
         let values =
@@ -157,7 +153,7 @@ pub fn forget_gone(settings: &Settings, table: &LinkTable) -> Result<(), Error> 
     Ok(())
 }
 
-/// What was counted under a key, if anything was.
+/// The counters of a key, if there are any.
 fn value(map: &Statistics, key: &CounterKey) -> Result<Option<Counters>, Error> {
     match map.get(key, 0) {
         Ok(values) => Ok(Some(sum(&values))),
@@ -166,7 +162,7 @@ fn value(map: &Statistics, key: &CounterKey) -> Result<Option<Counters>, Error> 
     }
 }
 
-/// All CPUs together.
+/// The sum over all CPUs.
 fn sum(values: &PerCpuValues<Counters>) -> Counters {
     let mut sum = Counters::ZERO;
     for value in values.iter() {
@@ -183,7 +179,7 @@ fn open(bpffs: &Path) -> Result<Option<Statistics>, Error> {
     map.try_into().map(Some).map_err(failed(STATISTICS))
 }
 
-/// How far a walk goes at most, as it begins anew where an entry is removed under it.
+/// Limit of an iteration, which restarts if its entry is removed concurrently.
 fn walk() -> usize {
     2 * MAX_COUNTERS as usize
 }

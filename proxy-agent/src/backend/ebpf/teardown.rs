@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Removes what this backend keeps in the kernel: all of it, or what another layout left. Connections to
-//! Services end first, or are reset at their deadline; until then what they need stays.
+//! Removes this backend's objects from the kernel: all of them, or those of another layout. Objects that connections to Services
+//! need are removed after these have ended or were reset at their deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use rtnetlink::Handle;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::attach::{self, AttachMode};
+use super::attach;
+use super::attachment::AttachMode;
+use super::hook::SocketHook;
 use super::load::Ids;
 use super::plan::Op;
-use super::{Ebpf, PART, Settings, drain, observe, qdisc, xdp};
+use super::routes::{self, Found};
+use super::{Ebpf, PART, Settings, drain, filters, observe, qdisc, sockets, xdp};
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
 use crate::config::Service;
@@ -21,32 +25,31 @@ use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
-/// What becomes of the tables of decisions when everything else of this backend is removed.
+/// What happens to the tables of decisions when everything else of this backend is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tables {
     /// They are deleted.
     Delete,
-    /// They are another backend's now.
+    /// Another backend uses them now.
     Keep,
 }
 
-/// Whether connections to Services have ended before what they need is removed.
+/// Whether to wait for the end of connections to Services before the removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
-    /// It is waited for, and at the deadline they are reset.
+    /// Wait; reset them at the deadline.
     Wait,
-    /// They have, or their time is over.
+    /// They have ended, or the deadline has passed.
     Over,
 }
 
 impl Ebpf {
-    /// Detaches and unpins what other layouts have, now that this one stands. The tables are ours
-    /// already, and so are the filters on links.
+    /// Detaches and unpins objects of other layouts, after this one works. Tables and filters are the same in all layouts.
     pub(super) async fn remove_others(&mut self, handle: &Handle, mode: Mode, report: &mut Report) {
         let failures = report.failures.len();
         for other in &self.others {
             let links = BTreeMap::new();
-            let (_, ops) = observe::everything(other, &links, &[], handle, report).await;
+            let (_, ops) = everything(other, &links, &[], handle, report).await;
             Self::remove(other, handle, ops, mode, report).await;
         }
         if mode == Mode::Apply && report.failures.len() == failures && !report.is_stopped() {
@@ -54,8 +57,7 @@ impl Ebpf {
         }
     }
 
-    /// Removes everything that this backend keeps in the kernel, whoever put it there, of whichever
-    /// layout.
+    /// Removes all objects of this backend from the kernel, of any earlier process and any layout.
     pub async fn teardown(
         settings: &Settings,
         handle: &Handle,
@@ -65,7 +67,12 @@ impl Ebpf {
         report: &mut Report,
     ) {
         let services = settings.earlier_services().unwrap_or_else(|error| {
-            failed(PART, "read the Services of before", &error, report);
+            failed(
+                PART,
+                "read the Services of an earlier agent",
+                &error,
+                report,
+            );
             Vec::new()
         });
         if of_decisions == Tables::Delete {
@@ -73,7 +80,7 @@ impl Ebpf {
         }
         if mode == Mode::Apply {
             if let Err(error) = settings.stop_deciding() {
-                failed(PART, "decide no more connections", &error, report);
+                failed(PART, "stop decisions", &error, report);
             }
             if drained == Drained::Wait {
                 wait(settings, &services, report).await;
@@ -90,16 +97,15 @@ impl Ebpf {
                 links.map(|link| (link.index, link.name.clone())).collect()
             })
             .unwrap_or_default();
-        let (of_tables, ops) =
-            observe::everything(settings, &links, &addresses, handle, report).await;
+        let (of_tables, ops) = everything(settings, &links, &addresses, handle, report).await;
         let mut all = vec![(settings.clone(), ops)];
         for other in settings.other_layouts_or(report) {
             // The filters on links are the same in all layouts.
             let none = BTreeMap::new();
-            let (_, ops) = observe::everything(&other, &none, &[], handle, report).await;
+            let (_, ops) = everything(&other, &none, &[], handle, report).await;
             all.push((other, ops));
         }
-        // Behind the programs that steer: without the rules conntrack would see connections half-way.
+        // The tables are removed last: without the rules conntrack would see connections from the middle.
         for (settings, ops) in all {
             Self::remove(&settings, handle, ops, mode, report).await;
         }
@@ -109,18 +115,18 @@ impl Ebpf {
             && let Some(table) = table
             && let Err(error) = qdisc::tidy(settings, table, true, handle).await
         {
-            failed(PART, "remove what is left of clsact", &error, report);
+            failed(PART, "remove unused clsact qdiscs", &error, report);
         }
         if mode == Mode::Apply
             && !report.is_stopped()
             && let Err(error) = qdisc::forget_all(settings, table)
         {
-            warn!(part = PART, "{error}");
+            warn!(part = PART.name(), "{error}");
         }
     }
 
-    /// Leaves connections to the VIPs to conntrack, live and new ones: removes the tables that decide them, and
-    /// those of another backend that guard.
+    /// Leaves open and new connections to the VIPs to conntrack: removes the tables of decisions, and those of another backend's
+    /// guard.
     pub async fn remove_decisions(
         settings: &Settings,
         handle: &Handle,
@@ -128,9 +134,14 @@ impl Ebpf {
         report: &mut Report,
     ) {
         if mode == Mode::Apply
-            && let Err(error) = decisions::hand_over(Which::ToVips, settings.instance)
+            && let Err(error) = decisions::release(Which::ToVips, settings.instance)
         {
-            failed(PART, "hand connections to the VIPs over", &error, report);
+            failed(
+                PART,
+                "hand connections to the VIPs over to conntrack",
+                &error,
+                report,
+            );
         }
         let instance = settings.instance;
         let ops = [tables::empty(instance), tables::empty_guard(instance)]
@@ -162,7 +173,7 @@ impl Ebpf {
             front: xdp::Front::default(),
             left: BTreeSet::new(),
             drain: drain::Drain::new(&[], settings.drain_timeout),
-            young: attach::Young::default(),
+            ages: attach::LinkAges::default(),
         };
         carry_out(PART, mode, ops, report, async |op| {
             backend.apply(op, handle).await
@@ -171,24 +182,71 @@ impl Ebpf {
     }
 }
 
-/// Waits until no connection to any of the Services is left, or their time is over.
+/// Waits until no connection to any of the Services is open, or their deadline has passed.
 async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
     let until = Instant::now() + settings.drain_timeout;
-    let mut has_said = false;
+    let mut is_logged = false;
     while Instant::now() < until && !report.is_stopped() {
         match drain::is_over(services) {
             Ok(true) => return,
             Ok(false) => {}
             Err(error) => return failed(PART, "drain connections to Services", &error, report),
         }
-        if !has_said {
-            has_said = true;
+        if !is_logged {
+            is_logged = true;
             info!(
-                part = PART,
-                "waiting for connections to Services to end, {:?} at most", settings.drain_timeout
+                part = PART.name(),
+                "waiting for connections to Services to end, at most {:?}", settings.drain_timeout
             );
         }
         report.control.step();
         sleep(drain::LOOK).await;
     }
+}
+
+/// The operations that remove all objects, in order: first those for the tables of Services, then the others. Decisions have been
+/// stopped before, and connections to Services have ended.
+async fn everything(
+    settings: &Settings,
+    links: &BTreeMap<u32, String>,
+    services: &[IpAddr],
+    handle: &Handle,
+    report: &mut Report,
+) -> (Vec<Op>, Vec<Op>) {
+    let mut ops: Vec<Op> = SocketHook::ALL
+        .into_iter()
+        .rev()
+        .filter(|hook| sockets::is_pinned(*hook, settings))
+        .map(|hook| Op::DetachSocket { hook })
+        .collect();
+    for address in services {
+        match routes::observe(handle, *address).await {
+            Ok(Found::Ours(_)) => ops.push(Op::RemoveRoute { address: *address }),
+            Ok(Found::Missing | Found::Foreign) => {}
+            Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
+        }
+    }
+    let pins = observe::read_pins(settings, report);
+    let filters = filters::read(links, settings, report).await;
+    ops.extend(pins.iter().map(|(hook, index)| Op::RemovePin {
+        hook: *hook,
+        index: *index,
+    }));
+    ops.extend(
+        filters
+            .into_values()
+            .map(|filter| Op::RemoveFilter { filter }),
+    );
+    match xdp::pinned_links(settings) {
+        Ok(links) => ops.extend(links.into_iter().map(|index| Op::RemoveXdp { index })),
+        Err(error) => failed(PART, "read the pinned XDP links", &error, report),
+    }
+    if settings.bpffs.exists() {
+        ops.push(Op::RemovePins {
+            directory: settings.bpffs.clone(),
+        });
+    }
+    let of_services = tables::existing(PART, tables::empty_services(settings.instance), report);
+    let tables = of_services.into_iter();
+    (tables.map(|table| Op::DeleteTable { table }).collect(), ops)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the running kernel's verifier says of each program: how much work it had with it.
+//! The running kernel's verifier statistics for each program.
 
 use std::io;
 use std::path::Path;
@@ -8,30 +8,28 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, EbpfLoader, VerifierLogLevel};
+use proxy_kernel::{bpffs, memory, netns};
 
 use super::listeners;
 use super::load::{self, KEPT_BY_AGENT, Keeper};
-use crate::kernel::{bpffs, memory, netns};
 
-/// What the verifier says of one program.
+/// The verifier's statistics for one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// The program's name.
     pub program: String,
-    /// How many instructions it looked at, on all ways through the program.
+    /// Number of instructions processed, over all paths.
     pub instructions: u64,
-    /// How many states it kept at once.
+    /// Peak number of states.
     pub states: u64,
 }
 
-/// Has each program verified, with everything switched on that makes it larger. Programs that this
-/// kernel has no hook for are left out. Nothing is attached. Some maps cannot be made without a pin:
-/// `directory` holds them meanwhile, and is made for that and removed.
+/// Verifies each program, with all features that make it larger. Programs whose hook this kernel does not have are left out. Nothing
+/// is attached. Some maps need a pin: `directory` is created for that and removed afterwards.
 ///
 /// # Errors
 ///
-/// When the directory exists or is not on a BPF file system, or the verifier refuses a program, with its
-/// log.
+/// If the directory exists or is not on a BPF file system, or if the verifier rejects a program; the error has its log.
 pub fn measure(directory: &Path) -> Result<Vec<Verified>> {
     ensure!(
         !directory.exists(),
@@ -70,8 +68,8 @@ fn measure_all(directory: &Path, keeper: Keeper) -> Result<Vec<Verified>> {
         .context("creating the eBPF maps")?;
     let types = (keeper == Keeper::Agent).then(Btf::from_sys_fs);
     let types = types.transpose().context("reading the kernel's types")?;
-    // The verifier's summary is handed out with an error only. So each program is refused a file
-    // descriptor, which the kernel asks for when it has verified the program.
+    // aya returns the verifier's summary with an error only. So the limit of open files makes the kernel refuse the file
+    // descriptor, which it creates after the verification.
     let before = no_more_files(0)?;
     let verified = ebpf
         .programs_mut()
@@ -89,22 +87,22 @@ fn verify(name: &str, program: &mut Program, types: Option<&Btf>) -> Result<Opti
         Program::Xdp(program) => program.load(),
         Program::Iter(program) => match types {
             Some(types) => program.load(listeners::SOCKETS, types),
-            // It is not needed.
+            // Not needed on this kernel.
             None => return Ok(None),
         },
-        _ => bail!("{name} is of a type that no hook of ours has"),
+        _ => bail!("{name} has a type that is not supported here"),
     };
     let Err(ProgramError::LoadError {
         io_error,
         verifier_log,
     }) = loaded
     else {
-        bail!("{name}: the kernel gave a file descriptor although there is none, or {loaded:?}");
+        bail!("{name}: expected the kernel to refuse a file descriptor, got {loaded:?}");
     };
     let log = verifier_log.to_string();
     match io_error.raw_os_error() {
         Some(libc::EMFILE) => {}
-        // Before it was looked at: the kernel does not know the hook.
+        // Rejected before verification: the kernel does not have the hook.
         Some(libc::EINVAL) if log.is_empty() => return Ok(None),
         _ => bail!("{name}: {io_error}\n{log}"),
     }
@@ -113,7 +111,7 @@ fn verify(name: &str, program: &mut Program, types: Option<&Btf>) -> Result<Opti
         rest.split_whitespace().next()?.parse().ok()
     };
     let (Some(instructions), Some(states)) = (number("processed "), number("peak_states ")) else {
-        bail!("{name}: there is no summary in {log:?}");
+        bail!("{name}: no summary in {log:?}");
     };
     Ok(Some(Verified {
         program: name.to_owned(),
@@ -122,13 +120,13 @@ fn verify(name: &str, program: &mut Program, types: Option<&Btf>) -> Result<Opti
     }))
 }
 
-/// Sets how many files this process may have open, and returns how many it was.
+/// Sets the limit of open files of this process, and returns the previous one.
 fn no_more_files(count: libc::rlim_t) -> Result<libc::rlim_t> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the pointers are to a valid structure.
+    // SAFETY: the pointers refer to a valid structure.
     let done = unsafe {
         libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
             let before = limit.rlim_cur;

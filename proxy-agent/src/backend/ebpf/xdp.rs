@@ -1,51 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The guard as an XDP program in front of the one in TC, on guarded links, with `--guard-mode=xdp`: as
-//! pinned links (Linux 5.9), in the driver where that can, otherwise in the stack. A link that cannot
-//! have it is guarded by TC alone, and that is told.
+//! The guard as an XDP program before the TC program, on guarded links, with `--guard-mode=xdp`: by pinned links (Linux 5.9), in
+//! driver mode if supported, else in generic mode. A link that cannot have it is guarded by TC alone, which is logged.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
+use proxy_kernel::bpffs;
+use proxy_netlink::route::Link;
 use tracing::{info, warn};
 
-use super::attach::{self, AttachError};
+use super::attachment::AttachError;
+use super::hook::{Target, XDP_PROGRAM};
 use super::load::Programs;
-use super::plan::Target;
+use super::pins::{self, xdp_dir};
 use super::{Ebpf, Error, PART, Settings};
 use crate::config::GuardMode;
 use crate::guard::carries_vlan;
-use crate::kernel::bpffs;
-use crate::link::{Link, LinkTable};
+use crate::link::LinkTable;
 use crate::reconcile::report::chain;
 use crate::reconcile::{Mode, Report, failed};
 use crate::state::GuardedLink;
 
-/// The directory of pinned links, each under its ifindex.
-pub const PINS: &str = "xdp";
-/// The name of the program.
-pub const PROGRAM: &str = "vip_guard";
-
-/// What became of the guarded links.
+/// State of the guarded links.
 #[derive(Debug, Default)]
 pub struct Front {
-    /// Where it could not be attached, and why; with the program that was there.
+    /// Links whose attachment failed, with the reason and the program that was attached.
     refused: BTreeMap<u32, (String, Option<u32>)>,
-    /// Where it is attached: true if the driver runs it.
+    /// Links with the program: true in driver mode.
     native: BTreeMap<u32, bool>,
     /// Why links are guarded by TC alone.
     without: BTreeMap<u32, String>,
 }
 
-/// Where the links are pinned.
-pub fn pins_dir(settings: &Settings) -> PathBuf {
-    settings.bpffs.join(PINS)
-}
-
 fn pin_path(index: u32, settings: &Settings) -> PathBuf {
-    pins_dir(settings).join(index.to_string())
+    xdp_dir(settings).join(index.to_string())
 }
 
 /// The ids of the programs that pinned links hold, by ifindex.
@@ -55,7 +46,7 @@ fn pin_path(index: u32, settings: &Settings) -> PathBuf {
 /// The kernel's answer.
 pub fn pinned(settings: &Settings) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();
-    for name in bpffs::names(&pins_dir(settings))? {
+    for name in bpffs::names(&xdp_dir(settings))? {
         if let Ok(index) = name.parse() {
             let pin = PinnedLink::from_pin(pin_path(index, settings)).map_err(AttachError::from)?;
             let info = FdLink::from(pin).info().map_err(AttachError::from)?;
@@ -65,13 +56,13 @@ pub fn pinned(settings: &Settings) -> Result<BTreeMap<u32, u32>, Error> {
     Ok(found)
 }
 
-/// The links with a pin, whatever it is of.
+/// The links with a pin of any program.
 ///
 /// # Errors
 ///
 /// If the directory could not be read.
 pub fn pinned_links(settings: &Settings) -> Result<Vec<u32>, bpffs::Error> {
-    let names = bpffs::names(&pins_dir(settings))?;
+    let names = bpffs::names(&xdp_dir(settings))?;
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
@@ -80,21 +71,21 @@ pub fn unpin(index: u32, settings: &Settings) -> Result<(), AttachError> {
     Ok(bpffs::unpin(&pin_path(index, settings))?)
 }
 
-/// Attaches the loaded program; one of ours is replaced in place. True if the driver runs it; none if
-/// it does what the one before did.
+/// Attaches the loaded program; an older one is replaced atomically. Returns true for driver mode, false for generic mode; none if
+/// the mode of the replaced program is kept.
 fn attach(
     programs: &mut Programs,
     link: &Target,
     settings: &Settings,
 ) -> Result<Option<bool>, AttachError> {
     let path = pin_path(link.index, settings);
-    bpffs::create_dir(&pins_dir(settings))?;
+    bpffs::create_dir(&xdp_dir(settings))?;
     let program = programs.xdp();
     if path.exists() {
         let pinned: XdpLink = FdLink::from(PinnedLink::from_pin(&path)?).try_into()?;
-        // Refused if what the link was attached to is gone: then a new one takes its place.
+        // Fails if the hook that the link was attached to is gone; a new link is created then.
         if let Ok(updated) = program.attach_to_link(pinned) {
-            // The pin keeps it attached; the descriptor is not needed.
+            // The pin keeps it attached.
             drop(program.take_link(updated)?);
             return Ok(None);
         }
@@ -102,8 +93,8 @@ fn attach(
     }
     let mut attach = |mode| -> Result<(), AttachError> {
         let id = program.attach_to_if_index(link.index, mode)?;
-        // A link that can be pinned; what the kernel has before 5.9 goes with the descriptor.
-        attach::pin(program.take_link(id)?.try_into()?, &path)
+        // Fails before Linux 5.9, where an attachment has no link that could be pinned and ends with the descriptor.
+        pins::pin(program.take_link(id)?.try_into()?, &path)
     };
     match attach(XdpMode::Driver) {
         Ok(()) => Ok(Some(true)),
@@ -111,23 +102,23 @@ fn attach(
     }
 }
 
-/// Why a link cannot have the program; none if it can. `ours`: the program there is ours.
+/// Why a link cannot have the program; none if it can. `ours`: the attached program is the agent's.
 fn obstacle(link: &Link, ours: bool, table: &LinkTable) -> Option<String> {
     if !link.ethernet {
         return Some("its packets have no Ethernet headers".to_owned());
     }
-    // The hardware may have taken a tag off that XDP then does not see.
+    // The hardware may remove the VLAN tag before XDP sees the packet.
     if carries_vlan(link, table) {
-        return Some("VLAN links sit on it".to_owned());
+        return Some("VLAN links are on top of it".to_owned());
     }
     match link.xdp {
-        Some(_) if !ours => Some("another XDP program is there".to_owned()),
+        Some(_) if !ours => Some("another XDP program is attached".to_owned()),
         _ => None,
     }
 }
 
 impl Ebpf {
-    /// Puts the XDP program on guarded links and takes it from others.
+    /// Attaches the XDP program to guarded links and detaches it from others.
     pub(super) fn reconcile_xdp(&mut self, table: &LinkTable, mode: Mode, report: &mut Report) {
         let pinned = match pinned(&self.settings) {
             Ok(pinned) => pinned,
@@ -137,7 +128,10 @@ impl Ebpf {
         for (index, why) in &without {
             if self.front.without.get(index) != Some(why) {
                 let name = table.name_of(*index);
-                warn!(part = PART, "link {name} is guarded by TC alone: {why}");
+                warn!(
+                    part = PART.name(),
+                    "link {name} is guarded by TC alone: {why}"
+                );
             }
         }
         self.front.without = without;
@@ -145,12 +139,12 @@ impl Ebpf {
             .native
             .retain(|index, _| wanted.contains_key(index));
         for index in pinned.keys().filter(|index| !wanted.contains_key(index)) {
-            let what = format!("remove the pinned link of {PROGRAM}, ifindex {index}");
+            let what = format!("remove the pinned link of {XDP_PROGRAM}, ifindex {index}");
             let done = match mode {
                 Mode::Apply => unpin(*index, &self.settings),
                 Mode::DryRun => Ok(()),
             };
-            tell(what, done, mode, report);
+            report_change(what, done, mode, report);
         }
         let id = self.xdp_id();
         for (index, name) in wanted {
@@ -164,7 +158,7 @@ impl Ebpf {
                 (_, None) => "it is not attached",
             };
             let link = Target { index, name };
-            let what = format!("attach {PROGRAM} to link {link} by XDP: {reason}");
+            let what = format!("attach {XDP_PROGRAM} to link {link} by XDP: {reason}");
             let (Mode::Apply, Some(programs)) = (mode, self.programs.as_mut()) else {
                 report.changed(PART, what);
                 continue;
@@ -173,11 +167,14 @@ impl Ebpf {
                 Ok(native) => {
                     let native = native.or(found.map(|found| found.native));
                     self.front.native.insert(index, native.unwrap_or(false));
-                    tell(what, Ok(()), mode, report);
+                    report_change(what, Ok(()), mode, report);
                 }
                 Err(error) => {
                     let why = chain(&error);
-                    warn!(part = PART, "link {link} is guarded by TC alone: {why}");
+                    warn!(
+                        part = PART.name(),
+                        "link {link} is guarded by TC alone: {why}"
+                    );
                     self.front.without.insert(index, why.clone());
                     let there = found.map(|found| found.program);
                     self.front.refused.insert(index, (why, there));
@@ -186,7 +183,7 @@ impl Ebpf {
         }
     }
 
-    /// The guarded links that are to have the program, and why others are not.
+    /// The guarded links that should have the program, and the reasons why others cannot.
     fn wanted_xdp(
         &mut self,
         table: &LinkTable,
@@ -206,7 +203,7 @@ impl Ebpf {
                 continue;
             };
             let there = link.xdp.map(|xdp| xdp.program);
-            // Tried again when something has changed there.
+            // A failed attachment is retried when the attached program has changed.
             self.front
                 .refused
                 .retain(|of, (_, before)| of != index || *before == there);
@@ -224,11 +221,11 @@ impl Ebpf {
     fn xdp_id(&self) -> Option<u32> {
         match &self.programs {
             Some(programs) => programs.xdp_id()?.as_ref().ok().copied(),
-            None => self.known.get(PROGRAM).copied(),
+            None => self.known.get(XDP_PROGRAM).copied(),
         }
     }
 
-    /// The guarded links, and by what.
+    /// The guarded links with their mechanisms.
     pub fn guarded(&self) -> Vec<GuardedLink> {
         let links = self.links.guarded.iter();
         let how = |index: &u32| match (self.front.native.get(index), self.front.without.get(index))
@@ -247,12 +244,12 @@ impl Ebpf {
     }
 }
 
-/// Records and logs what became of a change.
-fn tell(what: String, done: Result<(), AttachError>, mode: Mode, report: &mut Report) {
+/// Records and logs the result of an operation.
+fn report_change(what: String, done: Result<(), AttachError>, mode: Mode, report: &mut Report) {
     match done {
         Ok(()) => {
             if mode == Mode::Apply {
-                info!(part = PART, "{what}");
+                info!(part = PART.name(), "{what}");
             }
             report.changed(PART, &what);
             report.mark_routine(PART, &[what]);

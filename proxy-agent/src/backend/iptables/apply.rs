@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Carries operations out, each in one transaction, and looks whether the rules are there then.
+//! Carries out operations, each in one transaction, and verifies that the rules exist afterwards.
 
 use std::collections::BTreeSet;
 
+use proxy_rules::xtables::{Family, Flavour, Installed, snapshot};
+
 use super::Error;
-use super::flavour::{Flavour, Installed};
 use super::plan::Op;
-use super::rules::{Family, Table};
-use super::snapshot;
+use super::rules::Table;
 
 /// Carries out the operations of one pass.
 #[derive(Debug)]
 pub struct Apply<'a> {
     installed: &'a Installed,
-    /// Where it is not known whether our rules are in place.
+    /// Tables for which it is unknown whether the agent's rules are in place.
     unknown: BTreeSet<(Flavour, Family, Table)>,
 }
 
 impl<'a> Apply<'a> {
-    /// `unknown`: where it is not known whether our rules are in place.
+    /// `unknown` are the tables for which it is unknown whether the agent's rules are in place.
     pub fn new(
         installed: &'a Installed,
         unknown: impl IntoIterator<Item = (Flavour, Family, Table)>,
@@ -30,11 +30,11 @@ impl<'a> Apply<'a> {
         }
     }
 
-    /// Carries out one operation. What must see untracked and translated packets comes before the
-    /// NOTRACK rules, see [`order`](super::plan::order).
+    /// Carries out one operation. Rules that must see untracked and translated packets are inserted before the NOTRACK rules,
+    /// see [`order`](super::plan::order).
     ///
     /// # Errors
-    /// The table was not changed, or does not hold the rules although it was.
+    /// The table was not changed, or does not contain the rules afterwards.
     pub async fn apply(&mut self, op: &Op) -> Result<(), Error> {
         let place = |table| (op.flavour, op.family, table);
         let untracks = op.table == Table::Raw && !op.insertions.is_empty();
@@ -60,7 +60,7 @@ impl<'a> Apply<'a> {
         if op.insertions.is_empty() {
             return Ok(());
         }
-        // Rules have been seen to vanish without an error on kernels without the modules.
+        // On kernels without the modules, rules may vanish without an error.
         let table = op.table.name();
         let saved = snapshot::read(op.flavour, programs, table).await?;
         let observed = saved.table(table).cloned().unwrap_or_default();

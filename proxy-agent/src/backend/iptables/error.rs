@@ -1,68 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What can go wrong with the rules and the sets they use.
+//! Errors about rules and sets.
 
-use std::io;
+use proxy_rules::xtables::{self, CommandError};
 
-use super::command::CommandError;
-use super::observe::ParseError;
-
-/// Why the rules cannot be observed or changed.
+/// Failure to observe or change rules.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Programs are not installed.
-    #[error(
-        "iptables is not complete: {programs} not found in {dirs}. Install the iptables package, \
-         or choose a backend that needs none: --backend=ebpf or --backend=none"
-    )]
-    Missing {
-        /// What was not found.
-        programs: String,
-        /// Where it was looked for.
-        dirs: String,
-    },
-    /// A program did not do its work.
+    /// The tables cannot be read, or a program failed.
     #[error(transparent)]
-    Command(#[from] CommandError),
-    /// A program's output cannot be relied on.
-    #[error("the output of `{program}` cannot be relied on")]
-    Dump {
-        /// The program.
-        program: String,
-        /// What is wrong with it.
-        #[source]
-        source: ParseError,
-    },
-    /// A table holds what iptables cannot print.
-    #[error(
-        "`{program}` cannot print table {table}, because it holds rules made with nft: remove \
-         them, or move them into a table of their own (`nft list table ip {table}` or `ip6`)"
-    )]
-    Incompatible {
-        /// The program.
-        program: String,
-        /// The table.
-        table: String,
-    },
-    /// Rules are there and no program that prints them.
-    #[error("{programs} is not installed, which prints the table")]
-    Unreadable {
-        /// What is missing.
-        programs: String,
-    },
-    /// The kernel does not tell which legacy tables there are.
-    #[error("cannot read which legacy tables there are from {path}")]
-    LegacyTables {
-        /// The kernel's list.
-        path: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// A table was changed and does not hold a rule that was put into it.
+    Tables(#[from] xtables::Error),
+    /// A table was changed but does not contain an inserted rule.
     #[error(
         "`{program}` reported success, but this rule is not in the table exactly once: {rule}. \
-         Either the kernel lacks the modules (xt_CT, xt_comment, xt_set, nft_compat) or somebody changes \
+         Either the kernel lacks the modules (xt_CT, xt_comment, xt_set, nft_compat) or another program changes \
          the table at the same time"
     )]
     Vanished {
@@ -73,41 +24,43 @@ pub enum Error {
     },
     /// A set cannot be removed.
     #[error(
-        "set {name} is used by a rule that is not ours: remove that rule (`iptables-save | grep \
-         {name}` and `nft list ruleset` show it); the next pass tries again"
+        "set {name} is used by a foreign rule: remove that rule (`iptables-save | grep \
+         {name}` and `nft list ruleset` show it); the next pass retries"
     )]
     SetInUse {
         /// The set.
         name: String,
-        /// ipset's answer.
+        /// ipset's error.
         #[source]
         source: CommandError,
     },
-    /// Learning rules were held back.
+    /// Learning rules were not inserted.
     #[error(
-        "not tried, because the rules of table mangle could not be set, without which connections \
-         that DNAT brings to the VIP are not told from others"
+        "skipped, because the rules in table mangle could not be set, without which connections \
+         that DNAT sends to the VIP cannot be distinguished from others"
     )]
     NotNoted,
-    /// NOTRACK rules were held back.
+    /// NOTRACK rules were not inserted.
     #[error(
-        "not tried, because the ACCEPT rules could not be set, without which a filter may drop \
-         what is untracked (--accept-rules=never sets no ACCEPT rules and needs none)"
+        "skipped, because the ACCEPT rules could not be set, without which filters may drop \
+         untracked packets (--accept-rules=never does without ACCEPT rules)"
     )]
     NotAccepted,
 }
 
 impl Error {
-    /// True if iptables or the kernel did not take a rule as it is.
+    /// True if iptables or the kernel rejected a rule.
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,
-            Self::Command(CommandError::Failed { .. }) | Self::Vanished { .. }
+            Self::Tables(xtables::Error::Command(CommandError::Failed { .. }))
+                | Self::Vanished { .. }
         )
     }
+}
 
-    /// True if iptables-nft found a kernel without nf_tables.
-    pub fn is_without_nf_tables(&self) -> bool {
-        matches!(self, Self::Command(cause) if cause.is_without_nf_tables())
+impl From<CommandError> for Error {
+    fn from(error: CommandError) -> Self {
+        Self::Tables(error.into())
     }
 }

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Anything that the programs of iptables and ipset may print.
+//! Arbitrary output of the iptables and ipset programs.
 
-use super::observe::{ParseError, Saved, SavedTable, words};
-use super::rules::{self, Rule, Table};
+use proxy_rules::ipset;
+use proxy_rules::xtables::{ParseError, Saved, SavedTable, words};
+
+use super::rules::{Rule, Table};
 use super::sets;
 use crate::instance::Instance;
+use crate::ownership::{self, MARKS, Owned as _};
 
-/// The tables looked at; others are read and left alone.
+/// The tables that are parsed; others are left alone.
 const NAMES: [&str; 4] = ["raw", "mangle", "filter", "nat"];
 
 /// What `iptables-save` prints.
 ///
-/// What is read, printed again, is read as the same; a table without its end is an error, never a
-/// shorter table; a rule is ours by its comment alone; and a rule that is recognised is the same rule
-/// when it is printed by us.
+/// Parsing and printing round-trips; a table without its end is an error, never a shorter table; ownership depends on the comment
+/// alone; and a recognised rule is the same rule when the agent prints it.
 pub fn iptables_save(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -53,15 +55,15 @@ fn print(name: &str, table: &SavedTable) -> String {
 fn look_at(name: &str, table: &SavedTable) {
     for rule in &table.rules {
         let Some(words) = words(&rule.spec) else {
-            assert_eq!(rule.owner, None);
+            assert_eq!(rule.owner(), None);
             continue;
         };
         assert_eq!(self::words(&quoted(&words)).as_ref(), Some(&words));
-        if let Some(owner) = rule.owner {
+        if let Some(owner) = rule.owner() {
             let mut pairs = words.windows(2).filter(|pair| pair[0] == "--comment");
-            assert!(pairs.any(|pair| rules::owner(&pair[1]) == Some(owner)));
+            assert!(pairs.any(|pair| ownership::owner(&pair[1]) == Some(owner)));
         }
-        let owner = rule.owner.unwrap_or_default();
+        let owner = rule.owner().unwrap_or_default();
         for of in Table::ALL.into_iter().filter(|of| of.name() == name) {
             let Some(known) = Rule::recognise(owner, of, &rule.chain, &words) else {
                 continue;
@@ -79,9 +81,9 @@ fn look_at(name: &str, table: &SavedTable) {
             );
         }
     }
-    assert!(!table.filters() || table.has_foreign_content());
-    if table.rules.iter().any(|rule| rule.owner.is_none()) {
-        assert!(table.filters());
+    assert!(!table.filters(MARKS) || table.has_foreign_content(MARKS));
+    if table.rules.iter().any(|rule| rule.owner().is_none()) {
+        assert!(table.filters(MARKS));
     }
 }
 
@@ -96,15 +98,15 @@ fn quoted(words: &[String]) -> String {
 
 /// What `ipset list -terse` prints.
 ///
-/// Only sets of the instance asked for are found, and what is read, printed again, is read as the same.
-/// A list that ends within a set is an error.
+/// Only sets of the given instance are found; parsing and printing round-trips. A list that ends within a set is an error.
 pub fn ipset_list(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
     };
     for instance in ["", "b"] {
         let instance: Instance = instance.parse().expect("a name");
-        let Ok(found) = sets::parse(text, instance) else {
+        let parse = |text: &str| ipset::parse(text).map(|sets| sets::own(sets, instance));
+        let Ok(found) = parse(text) else {
             return;
         };
         let mut printed = String::new();
@@ -123,13 +125,13 @@ pub fn ipset_list(data: &[u8]) {
             }
             printed += "\n";
             assert_eq!(
-                sets::parse(&printed, instance),
+                parse(&printed),
                 Err(ParseError::Set {
                     name: set.name.clone()
                 })
             );
             printed += "References: 0\n";
         }
-        assert_eq!(sets::parse(&printed, instance), Ok(found));
+        assert_eq!(parse(&printed), Ok(found));
     }
 }

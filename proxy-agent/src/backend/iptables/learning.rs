@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether the rules learn, and the care for the sets in a pass: they are made and filled before
-//! the rules that use them, and removed after them.
+//! Whether the rules use sets, and the sets in a pass: they are created and filled before the rules that use them, and removed after
+//! those.
 
 use std::net::{IpAddr, SocketAddr};
 
+use proxy_rules::xtables::{CommandError, Family, Installed};
 use tracing::{debug, info};
 
 use super::PART;
-use super::command::CommandError;
-use super::flavour::Installed;
 use super::plan::Op;
-use super::rules::Family;
 use super::sets::{self, Ipset, Set};
 use crate::config;
 use crate::instance::Instance;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
-/// After so many passes in which learning rules were refused they are given up. One may be bad
-/// luck: somebody else may have changed the table in the same moment.
+/// Passes with rejected learning rules after which they are given up. A single one may be due to a concurrent change of the table by
+/// another program.
 const REFUSALS: u32 = 2;
 
 /// The sets, and whether rules use them.
@@ -26,11 +24,11 @@ const REFUSALS: u32 = 2;
 pub struct Learning {
     state: State,
     ipset: Option<Ipset>,
-    /// The sets as they should be.
+    /// The desired sets.
     sets: Vec<Set>,
-    /// The VIPs with each of the ports.
+    /// Every VIP with every port.
     endpoints: Vec<SocketAddr>,
-    /// The kernel is known to have what the rules are made of.
+    /// The kernel is known to support the rules.
     tested: bool,
     refusals: u32,
 }
@@ -38,12 +36,12 @@ pub struct Learning {
 #[derive(Debug)]
 enum State {
     On,
-    /// The reason, where learning was wanted.
+    /// With the reason, if learning was wanted.
     Off(Option<String>),
 }
 
 impl Learning {
-    /// Finds out whether `sets` of `owner` can be made here.
+    /// Determines whether the `sets` of `owner` can be created.
     pub async fn open(
         owner: Instance,
         sets: Vec<Set>,
@@ -61,7 +59,10 @@ impl Learning {
             learning.give_up(cause.to_string());
             return learning;
         }
-        info!(part = PART, "the rules learn connections with ipset");
+        info!(
+            part = PART.name(),
+            "the rules use ipset to distinguish connections"
+        );
         Self {
             state: State::On,
             sets,
@@ -70,7 +71,7 @@ impl Learning {
         }
     }
 
-    /// No learning is wanted; sets of `owner` are only removed.
+    /// Without learning; sets of `owner` are only removed.
     pub fn off(owner: Instance) -> Self {
         Self {
             state: State::Off(None),
@@ -82,12 +83,12 @@ impl Learning {
         }
     }
 
-    /// True if the rules use the sets.
+    /// True if the rules use sets.
     pub fn is_on(&self) -> bool {
         matches!(self.state, State::On)
     }
 
-    /// Why they do not, where that is wanted.
+    /// Why they do not, if learning was wanted.
     pub fn why_not(&self) -> Option<&str> {
         match &self.state {
             State::Off(reason) => reason.as_deref(),
@@ -95,15 +96,15 @@ impl Learning {
         }
     }
 
-    /// Does without from now on. The sets become unused.
+    /// Turns learning off. The sets become unused.
     pub fn give_up(&mut self, reason: String) {
         self.state = State::Off(Some(reason));
         self.sets.clear();
     }
 
-    /// Makes the sets that `rules` need. Errors go to the report.
+    /// Creates the sets that `rules` need. Failures are in the report.
     ///
-    /// False: rules that use the sets must not be touched in this pass.
+    /// Returns false if rules that use sets must not be changed in this pass.
     pub async fn prepare(&self, rules: &[Op], mode: Mode, report: &mut Report) -> bool {
         let Some(ipset) = &self.ipset else {
             return false;
@@ -126,11 +127,10 @@ impl Learning {
         report.failures.len() == failures
     }
 
-    /// Tries whether iptables and the kernel know what the rules are made of, once before the first
-    /// ones are set. The sets must be there.
+    /// Tries whether iptables and the kernel support the rules, before the first ones are inserted. The sets must exist.
     ///
     /// # Errors
-    /// What they answer.
+    /// The error of iptables or the kernel.
     pub async fn test(&mut self, installed: &Installed, rules: &[Op]) -> Result<(), String> {
         if self.tested {
             return Ok(());
@@ -141,14 +141,14 @@ impl Learning {
             match programs.test(&op.trial_input()).await {
                 Ok(()) => self.tested = true,
                 Err(cause @ CommandError::Failed { .. }) => return Err(cause.to_string()),
-                // That says nothing about the rules.
-                Err(cause) => debug!(part = PART, "the rules were not tried: {cause}"),
+                // No evidence about the rules.
+                Err(cause) => debug!(part = PART.name(), "cannot try the rules: {cause}"),
             }
         }
         Ok(())
     }
 
-    /// Notes how a pass went. Returns the reason if it was refused once too often.
+    /// Records the result of a pass. Returns the reason if the rules were rejected too often.
     pub fn note_refusal(&mut self, refused: Option<String>) -> Option<String> {
         let Some(reason) = refused else {
             self.refusals = 0;
@@ -158,8 +158,8 @@ impl Learning {
         (self.refusals >= REFUSALS).then_some(reason)
     }
 
-    /// Removes the sets that should not be there, after the rules that used them. Where no rule
-    /// uses any, only until everything is `settled`. Errors go to the report.
+    /// Removes undesired sets after the rules that used them. Skipped once everything is `settled`. Failures are in the
+    /// report.
     pub async fn remove_unused(&self, settled: bool, mode: Mode, report: &mut Report) {
         let Some(ipset) = &self.ipset else {
             return;
@@ -176,7 +176,7 @@ impl Learning {
         }
     }
 
-    /// Removes every set of ours, after the rules. Errors go to the report.
+    /// Removes all sets of the agent, after the rules. Failures are in the report.
     pub async fn teardown(&self, mode: Mode, report: &mut Report) {
         let Some(ipset) = &self.ipset else {
             return;

@@ -2,29 +2,23 @@
 
 //! The `iptables` backend: NOTRACK and ACCEPT rules through the iptables programs.
 //!
-//! With ipset the rules learn: each connection is decided at its SYN, before any DNAT, and the sets
-//! remember it (`rules/kind.rs`, `sets.rs`). Without ipset there are five stateless rules for every
-//! VIP and port, as apiserver-proxy-sidecar had them. They untrack everything to and from
-//! `VIP:port`, also a connection that somebody's DNAT sent there, which then times out. The `ebpf`
-//! backend uses this module for the two ACCEPT rules only, see [`Scope`].
+//! With ipset the rules decide each connection at its SYN, before any DNAT, and store the decision in sets (`rules/kind.rs`,
+//! `sets.rs`). Without ipset there are stateless rules for every VIP and port, as apiserver-proxy-sidecar has them. They untrack
+//! everything to and from `VIP:port`, including connections that are DNATed there, which then time out. With other backends this
+//! module provides the ACCEPT rules only, see [`Scope`].
 //!
-//! A rule is recognised as ours by its comment (`rules.rs`), a set by its name (`sets.rs`), and by
-//! nothing else. Base chains and tables are shared with others and are left, even if we were the
-//! first to need them.
+//! The agent's rules are identified by their comments (`rules.rs`), its sets by their names (`sets.rs`), and by nothing else. Base
+//! chains and tables are shared with other programs and are never removed.
 
 mod apply;
-mod command;
 mod error;
-mod flavour;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod learning;
-mod observe;
+mod named;
 mod plan;
 mod rules;
 mod sets;
-mod snapshot;
-pub mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -33,47 +27,47 @@ use std::net::{IpAddr, SocketAddr};
 use tracing::{info, warn};
 
 pub use self::error::Error;
+pub use self::named::owned_vips;
+use proxy_rules::xtables::{self, Family, Flavour, Installed, SavedTable, Snapshot};
 
 use self::apply::Apply;
-use self::flavour::{Flavour, Installed};
 use self::learning::Learning;
-use self::observe::SavedTable;
 use self::plan::Op;
-use self::rules::{Family, Guard, LinkName, Rule, Table, Way};
-use self::snapshot::Snapshot;
+use self::rules::{Guard, LinkName, Rule, RuleSet, Table};
 use crate::config::{self, AcceptRules, Config};
 use crate::guard::Links;
 use crate::instance::Instance;
-use crate::reconcile::{Mode, Report, carry_out, failed, part};
+use crate::ownership::MARKS;
+use crate::reconcile::{Mode, Part, Report, carry_out, failed};
 
-/// What this part is called in reports.
-pub const PART: &str = part::IPTABLES;
+/// The name of this part in reports.
+pub const PART: Part = Part::Iptables;
 
-/// The rules that keep conntrack out of the path, or only those that let untracked packets in.
+/// The rules that untrack the VIPs' connections, or only those that accept untracked packets.
 #[derive(Debug)]
 pub struct Iptables {
     vips: Vec<IpAddr>,
     ports: Vec<u16>,
-    /// Services that end on the proxy: their untracked packets have to pass the filter table too.
+    /// Services that end on the proxy: the filter table has to accept their untracked packets too.
     services: Vec<SocketAddr>,
-    /// API servers to which the proxy's own connections are untracked: the same.
+    /// API servers to which the proxy's own connections are untracked: likewise.
     upstream: Vec<SocketAddr>,
     scope: Scope,
     installed: Installed,
     /// The sets, and whether rules use them.
     learning: Learning,
-    /// The flavour in use when it was last looked for.
+    /// The flavour in use as of the last pass.
     flavour: Flavour,
-    /// The flavour in use when everything of ours outside of it was last found to be gone.
+    /// The flavour in use when no rules of the agent were left in the other one.
     settled: Option<Flavour>,
-    /// What is guarded; none if nothing is.
+    /// The guard's settings; none without a guard.
     guard: Option<Guard>,
 }
 
-/// Which of the rules are wanted.
+/// The desired rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope {
-    /// Whose.
+    /// The owner.
     pub owner: Instance,
     /// The rules that untrack.
     pub notrack: bool,
@@ -81,21 +75,21 @@ pub struct Scope {
     pub accept: AcceptRules,
 }
 
-/// What was observed and found to be done.
+/// The operations of a pass.
 #[derive(Default)]
 struct Plan {
     ops: Vec<Op>,
-    /// What could not be read although rules are wanted there.
+    /// Tables that could not be read although they should have rules.
     unknown: Vec<(Flavour, Family, Table)>,
 }
 
 impl Iptables {
-    /// Finds the programs, the flavour the node uses, and whether rules can learn: at most
-    /// `max_connections` clients of each kind, family and port. Changes nothing, but in order to
-    /// find out makes a set and removes it again, unless it is a dry run or nothing is untracked.
+    /// Finds the programs, determines the node's flavour, and whether rules can use sets: of at most `max_connections` clients of each
+    /// kind, family and port. Changes nothing, except that a set is created and removed as a test, unless it is a dry run or
+    /// nothing is untracked.
     ///
     /// # Errors
-    /// Programs are missing, or do not work here.
+    /// Programs are missing, or fail.
     pub async fn open(
         vips: &[IpAddr],
         ports: &[u16],
@@ -107,11 +101,11 @@ impl Iptables {
         families.retain(|family| vips.iter().any(|vip| Family::of(*vip) == *family));
         let installed = Installed::find(&families).await?;
         let mut snapshot = Snapshot::new(&installed);
-        let flavour = installed.detect(&mut snapshot).await?;
+        let flavour = snapshot.detect(MARKS).await?;
         for &family in &families {
             snapshot.table(flavour, family, Table::Raw.name()).await?;
         }
-        info!(part = PART, "iptables flavour: {flavour}");
+        info!(part = PART.name(), "iptables flavour: {flavour}");
         let learning = if scope.notrack {
             let sets = sets::desired(scope.owner, vips, ports, max_connections);
             Learning::open(scope.owner, sets, vips, ports, &families, mode).await
@@ -132,15 +126,15 @@ impl Iptables {
         })
     }
 
-    /// The same, and has the packets of these Services accepted as those of the VIPs are.
+    /// Adds ACCEPT rules for the packets of these Services.
     #[must_use]
     pub fn accepting(mut self, services: impl Iterator<Item = SocketAddr>) -> Self {
         self.services = services.collect();
         self
     }
 
-    /// Has the next pass accept the proxy's own untracked packets to and from these API servers, of the families of the
-    /// VIPs: of others there may be no programs.
+    /// Sets the API servers whose untracked packets the next pass accepts, limited to the families of the VIPs: for others the
+    /// programs may be missing.
     pub fn accept_upstream(&mut self, mut endpoints: Vec<SocketAddr>) {
         endpoints.retain(|endpoint| {
             let mut vips = self.vips.iter();
@@ -149,7 +143,7 @@ impl Iptables {
         self.upstream = endpoints;
     }
 
-    /// Has the next pass guard what it should.
+    /// Sets the links that the next pass guards.
     pub fn guard(&mut self, links: &Links, config: &Config) {
         let names = links.guarded.values();
         self.guard = (config.guard != config::Guard::Off).then(|| Guard {
@@ -159,30 +153,30 @@ impl Iptables {
         });
     }
 
-    /// True if connections are decided one by one, so that what DNAT brings to the VIP works.
+    /// True if connections are decided one by one, so that DNAT to the VIP works.
     pub fn learns(&self) -> bool {
         self.learning.is_on()
     }
 
     /// Why the rules are stateless, if they are.
-    pub fn why_classic(&self) -> Option<&str> {
+    pub fn why_stateless(&self) -> Option<&str> {
         self.learning.why_not()
     }
 
-    /// One pass: finds the flavour in use, puts the rules in place there, and after that removes
-    /// those of the other flavour and sets that no rule uses. Errors go to the report.
+    /// One pass: determines the flavour in use, sets the rules there, and afterwards removes those of the other flavour and unused
+    /// sets. Failures are in the report.
     pub async fn reconcile(&mut self, mode: Mode, report: &mut Report) {
         let installed = self.installed.clone();
         let mut snapshot = Snapshot::new(&installed);
-        let flavour = match installed.detect(&mut snapshot).await {
+        let flavour = match snapshot.detect(MARKS).await {
             Ok(flavour) => flavour,
-            Err(cause) => return failed(PART, "find the flavour in use", &cause, report),
+            Err(cause) => return failed(PART, "determine the flavour in use", &cause, report),
         };
         if flavour != self.flavour {
             let old = self.flavour;
             info!(
-                part = PART,
-                "the iptables flavour is {flavour} now, it was {old}"
+                part = PART.name(),
+                "the iptables flavour has changed from {old} to {flavour}"
             );
             self.flavour = flavour;
         }
@@ -206,8 +200,8 @@ impl Iptables {
         }
     }
 
-    /// Removes every copy of our rules, of both flavours and both families, and our sets, whoever
-    /// made them. Errors go to the report and keep nothing else from being removed.
+    /// Removes all rules of the agent, of both flavours and families, and its sets. Failures are in the report and do not end the
+    /// removal.
     pub async fn remove_everything(owner: Instance, mode: Mode, report: &mut Report) {
         let installed = match Installed::find(&[]).await {
             Ok(installed) => installed,
@@ -226,8 +220,7 @@ impl Iptables {
         Learning::off(owner).teardown(mode, report).await;
     }
 
-    /// Makes the sets that the rules use, before the rules are set. Where the rules turn out to be
-    /// refused, plans stateless ones instead.
+    /// Creates the sets before the rules that use them. If those rules turn out to be rejected, plans stateless ones instead.
     async fn prepare(
         &mut self,
         mut plan: Plan,
@@ -239,7 +232,7 @@ impl Iptables {
             return plan;
         }
         if !self.learning.prepare(&plan.ops, mode, report).await {
-            // What is there stays as it is; what is not there is not untracked.
+            // Existing rules are kept, missing ones are not inserted.
             plan.ops.retain(|op| op.table == Table::Filter);
             return plan;
         }
@@ -252,12 +245,12 @@ impl Iptables {
         plan
     }
 
-    /// Does without learning from now on.
+    /// Turns learning off.
     fn fall_back(&mut self, reason: String) {
         warn!(
-            part = PART,
-            "the rules are stateless from now on, and connections that DNAT brings to a VIP time \
-             out: {reason}"
+            part = PART.name(),
+            "the rules are stateless from now on, and connections that DNAT sends to a VIP time out: \
+             {reason}"
         );
         self.learning.give_up(reason);
         self.settled = None;
@@ -294,7 +287,7 @@ impl Iptables {
         plan
     }
 
-    /// True if rules of ours can be wanted in a table.
+    /// True if a table may have rules of the agent.
     fn wants(&self, table: Table) -> bool {
         match table {
             Table::Raw => self.scope.notrack,
@@ -303,21 +296,20 @@ impl Iptables {
         }
     }
 
-    /// True if rules of ours can be, or are to be, in a table. Where none are to be, those that
-    /// another run of the agent may have left are looked for until all of them are gone.
+    /// True if a table has to be read: rules are desired there, or rules of an earlier start may be left.
     fn looks_at(&self, flavour: Flavour, family: Family, table: Table) -> bool {
         let has_vips = self.vips.iter().any(|vip| Family::of(*vip) == family);
         (self.wants(table) && has_vips) || self.settled != Some(flavour)
     }
 
     fn desired(&self, family: Family, table: Table, observed: &SavedTable) -> Vec<Rule> {
-        let way = if self.learns() {
-            Way::Learning
+        let rule_set = if self.learns() {
+            RuleSet::Learning
         } else {
-            Way::Stateless
+            RuleSet::Stateless
         };
         let wanted = match (table, self.scope.accept) {
-            (Table::Filter, AcceptRules::Auto) => observed.filters(),
+            (Table::Filter, AcceptRules::Auto) => observed.filters(MARKS),
             _ => self.wants(table),
         };
         if !wanted {
@@ -329,11 +321,11 @@ impl Iptables {
         if let (Table::Raw, Some(guard)) = (table, &self.guard) {
             desired = rules::guarding(owner, family, guard, vips, ports);
         }
-        desired.extend(rules::desired(owner, table, family, way, vips, ports));
+        desired.extend(rules::desired(owner, table, family, rule_set, vips, ports));
         if table == Table::Filter {
             for service in &self.services {
                 let (ip, port) = ([service.ip()], [service.port()]);
-                desired.extend(rules::desired(owner, table, family, way, &ip, &port));
+                desired.extend(rules::desired(owner, table, family, rule_set, &ip, &port));
             }
             desired.extend(rules::accepting_upstream(owner, family, &self.upstream));
         }
@@ -361,7 +353,7 @@ impl Iptables {
     }
 }
 
-/// The operations that remove everything of an instance from one flavour.
+/// The operations that remove all rules of an instance from one flavour.
 async fn remove_all(
     owner: Instance,
     flavour: Flavour,
@@ -376,7 +368,7 @@ async fn remove_all(
                     let op = plan::plan(owner, flavour, family, table, &[], observed);
                     plan.ops.extend(op);
                 }
-                // Then nothing of ours can be there.
+                // Without nf_tables there cannot be any rules.
                 Err(cause) if cause.is_without_nf_tables() => {}
                 Err(cause) => unreadable(flavour, family, table, &cause, report),
             }
@@ -385,7 +377,13 @@ async fn remove_all(
     plan
 }
 
-fn unreadable(flavour: Flavour, family: Family, table: Table, cause: &Error, report: &mut Report) {
+fn unreadable(
+    flavour: Flavour,
+    family: Family,
+    table: Table,
+    cause: &xtables::Error,
+    report: &mut Report,
+) {
     let program = family.program();
     let what = format!("read {program}-{flavour} table {table}");
     failed(PART, what, cause, report);

@@ -1,39 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! From desired and observed rules to operations. Pure.
+//! Computes the operations from observed to desired rules. Pure.
 //!
-//! Our rules are prepended where they are missing and then stay where they are: a CNI that keeps
-//! its own jumps on top would otherwise fight with us forever.
+//! Missing rules are inserted at the top of their chains and then kept where they are: otherwise the agent and a CNI that keeps its
+//! own jumps on top would move their rules forever.
 
 use std::fmt::{self, Display, Write as _};
 
-use super::flavour::Flavour;
-use super::observe::{self, SavedRule, SavedTable};
-use super::rules::{Family, Rule, Table};
+use proxy_rules::xtables::{Family, Flavour, SavedRule, SavedTable, words};
+
+use super::rules::{Rule, Table};
 use crate::backend::tables;
 use crate::instance::Instance;
+use crate::ownership::Owned as _;
 
-/// Everything that is to change in one table, in one transaction.
+/// All changes of one table, made in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Op {
-    /// Which iptables.
+    /// The flavour.
     pub flavour: Flavour,
-    /// Which family.
+    /// The family.
     pub family: Family,
-    /// The table that is changed.
+    /// The table.
     pub table: Table,
-    /// Rules of ours to delete, each copy by itself, exactly as they were printed.
+    /// Rules of the agent to delete, each copy separately, as printed.
     pub deletions: Vec<SavedRule>,
-    /// Rules to put in front of their chains, in the order in which they are to stand there.
+    /// Rules to insert at the top of their chains, in their final order.
     pub insertions: Vec<Rule>,
-    /// Chains of our own to make before.
+    /// Chains of the agent to create before.
     pub new_chains: Vec<String>,
-    /// Chains of our own to delete after.
+    /// Chains of the agent to delete afterwards.
     pub old_chains: Vec<String>,
 }
 
-/// What `owner` has to change in one table; none if it is as desired. Rules of others are never in
-/// it.
+/// The changes of `owner` in one table; none if it is as desired. They never concern rules of others.
 pub fn plan(
     owner: Instance,
     flavour: Flavour,
@@ -43,10 +43,9 @@ pub fn plan(
     observed: &SavedTable,
 ) -> Option<Op> {
     let mut present = owned(table, observed);
-    present.retain(|(saved, _)| saved.owner == Some(owner));
-    // A deletion takes the topmost copy, and the copies below may stand behind a foreign DROP. So
-    // of duplicates all go and one comes back on top, in the same transaction. The same with rules
-    // that depend on each other's order.
+    present.retain(|(saved, _)| saved.owner() == Some(owner));
+    // A deletion removes the topmost copy, and a copy below may be after a foreign DROP. So all duplicates are deleted and one rule
+    // is inserted at the top, in the same transaction. Likewise for rules that depend on each other's order.
     let kept = |rule: &Rule| {
         let group = |other: &&Rule| other.group() == rule.group();
         let there = present.iter().filter_map(|(_, rule)| rule.as_ref());
@@ -73,8 +72,8 @@ pub fn plan(
     (!is_empty).then_some(op)
 }
 
-/// Puts operations into an order in which no packet is untracked while a rule is missing that must
-/// see it: ACCEPT, and what sees DNAT, come before NOTRACK and go after it.
+/// Orders operations so that no packet is untracked while a rule that must see it is missing: ACCEPT rules and those that see DNAT
+/// are inserted before NOTRACK rules and deleted after them.
 pub fn order(ops: &mut [Op]) {
     ops.sort_by_key(|op| match (op.insertions.is_empty(), op.table) {
         (false, Table::Filter) => 0,
@@ -86,12 +85,11 @@ pub fn order(ops: &mut [Op]) {
     });
 }
 
-/// The rules of agents in a table as printed, each with what it is; none where it is no rule that its
-/// owner would write.
+/// The rules of agents in a table, each with its meaning; none if its owner would not write such a rule.
 fn owned(table: Table, observed: &SavedTable) -> Vec<(&SavedRule, Option<Rule>)> {
     let owned = |saved: &'_ SavedRule| {
-        let owner = saved.owner?;
-        let words = observe::words(&saved.spec);
+        let owner = saved.owner()?;
+        let words = words(&saved.spec);
         Some(words.and_then(|words| Rule::recognise(owner, table, &saved.chain, &words)))
     };
     let rules = observed.rules.iter();
@@ -106,7 +104,7 @@ fn copies(owned: &[(&SavedRule, Option<Rule>)], wanted: &Rule) -> usize {
 }
 
 impl Op {
-    /// The input for `iptables-restore --noflush` that carries it out: all of it or nothing.
+    /// The input of `iptables-restore --noflush` for this operation: one transaction.
     pub fn restore_input(&self) -> String {
         let mut input = format!("*{}\n", self.table);
         self.write_chains(&mut input);
@@ -121,8 +119,7 @@ impl Op {
         input
     }
 
-    /// The input that only inserts the rules: it says whether iptables and the kernel know what
-    /// they are made of, whatever else the table holds.
+    /// The input that only inserts the rules, to test whether iptables and the kernel support them.
     pub fn trial_input(&self) -> String {
         let mut input = format!("*{}\n", self.table);
         self.write_chains(&mut input);
@@ -138,7 +135,7 @@ impl Op {
     }
 
     fn write_insertions(&self, input: &mut String) {
-        // Each one is put on top of the one before it.
+        // Each insertion is at the top, so the last one is inserted first.
         for rule in self.insertions.iter().rev() {
             let _ = writeln!(input, "-I {} 1 {}", rule.chain(), rule.spec());
         }
@@ -149,7 +146,7 @@ impl Op {
         self.insertions.iter().any(|rule| rule.kind.is_learning())
     }
 
-    /// The first of the inserted rules that a table does not hold exactly once.
+    /// The first inserted rule that a table does not contain exactly once.
     pub fn missing_in(&self, observed: &SavedTable) -> Option<&Rule> {
         let owned = owned(self.table, observed);
         let mut insertions = self.insertions.iter();

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sets that remember clients: what they are, and what ipset says is there. What the rules do
-//! with them is in `rules/kind.rs`; `sets/program.rs` runs ipset.
-//!
-//! Ownership lives here: whose a set is, its name says.
+//! The sets of clients: their definition. `rules/kind.rs` has the rules that use them; `sets/program.rs` runs ipset. A set's
+//! name identifies its owner.
 
 mod plan;
 mod program;
@@ -15,76 +13,60 @@ use std::net::IpAddr;
 
 pub use plan::{Op, plan};
 pub use program::{Apply, Ipset};
+use proxy_rules::ipset::SavedSet;
+use proxy_rules::xtables::Family;
 
-use super::observe::ParseError;
-use super::rules::Family;
 use crate::instance::Instance;
 
-/// Endings of names that only versions without instances gave: sets that were being filled.
+/// Suffix of sets that were being filled, of versions without instances.
 const OLD_UNFINISHED: &str = "-new";
-/// What such a version tried whether sets can be made, behind its mark, before its process id.
+/// Infix of test sets of such versions, between mark and process id.
 const OLD_PROBE: &str = "-probe-";
 
 /// Client address, client port, VIP.
 const TYPE: &str = "hash:ip,port,ip";
 
-/// What a set holds.
+/// The content of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Clients whose SYN was addressed to the VIP
     Decided,
-    /// Clients that somebody's DNAT brought to the VIP
+    /// Clients that were DNATed to the VIP
     Translated,
 }
 
-/// A set as it should be.
+/// A desired set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Set {
-    /// Whose it is.
+    /// Its owner.
     pub owner: Instance,
-    /// What it holds.
+    /// Its content.
     pub role: Role,
-    /// Of which family.
+    /// Its address family.
     pub family: Family,
-    /// The port of the proxy.
+    /// The proxy's port.
     pub port: u16,
-    /// How many clients it can hold.
+    /// Its capacity.
     pub max_elements: u32,
-}
-
-/// A set of ours as ipset lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SavedSet {
-    /// Its name.
-    pub name: String,
-    /// `hash:ip,port,ip`
-    pub kind: String,
-    /// `inet` or `inet6`, where the type has one
-    pub family: Option<String>,
-    /// Default timeout in seconds, if members expire.
-    pub timeout: Option<u32>,
-    /// How many members it can have, where the type has a limit.
-    pub max_elements: Option<u32>,
 }
 
 impl Role {
     /// Both roles.
     pub const ALL: [Self; 2] = [Self::Decided, Self::Translated];
 
-    /// For how many seconds after its last packet a client is remembered.
+    /// The timeout of a client after its last packet, in seconds.
     fn timeout(self) -> u32 {
         match self {
-            // What proxies let connections be idle for by default (Envoy: an hour). One that is
-            // idle for longer is tracked from then on.
+            // The default idle timeout of proxies (Envoy: an hour). Connections that are idle for longer become tracked.
             Self::Decided => 3600,
-            // Only matters if the client uses its port for the VIP as well, which it will hardly do
-            // at once. Until then a connection from that port to the VIP is tracked.
+            // Matters only if the client uses its port for the VIP as well, which is unlikely soon. Until then a connection from
+            // that port to the VIP is tracked.
             Self::Translated => 300,
         }
     }
 }
 
-/// The name of a set, at most 31 bytes long.
+/// The name of a set, at most 31 bytes.
 pub fn name(owner: Instance, role: Role, family: Family, port: u16) -> String {
     let role = match role {
         Role::Decided => 'd',
@@ -101,7 +83,7 @@ fn name_as(owner: Instance, role: char, family: Family, port: u16) -> String {
     format!("{}-{role}{family}-{port}", owner.mark())
 }
 
-/// Whose a set of this name is; none if it is foreign.
+/// The owner of a set with this name; none if it is foreign.
 pub fn owner(name: &str) -> Option<Instance> {
     let is_number = |text: &str| text.parse::<u32>().is_ok();
     let default = Instance::default();
@@ -148,8 +130,8 @@ impl Set {
         name(self.owner, self.role, self.family, self.port)
     }
 
-    /// The name under which it is filled before it takes the place of another one. As long as its
-    /// name: no more fits behind that of an instance.
+    /// The name under which it is filled before it replaces another one. It has the same length, because an instance's name leaves
+    /// no room for a suffix.
     fn unfinished(self) -> String {
         let role = match self.role {
             Role::Decided => 'D',
@@ -158,10 +140,10 @@ impl Set {
         name_as(self.owner, role, self.family, self.port)
     }
 
-    /// What stands behind its name when it is created.
+    /// The parameters for its creation.
     fn parameters(self) -> String {
-        // Rules cannot make the table larger: a packet that finds a full bucket, of 12 members, is
-        // not remembered. Four members for each bucket leave room for chance.
+        // Rules cannot grow the hash table: a packet that hits a full bucket, of 12 members, is not added. Four members per
+        // bucket on average leave room for collisions.
         let buckets = (self.max_elements / 4).next_power_of_two().max(1024);
         format!(
             "{TYPE} family {} hashsize {buckets} maxelem {} timeout {}",
@@ -178,12 +160,12 @@ impl Set {
         }
     }
 
-    /// True if a set of this name is of the same type and family: only then can it be swapped.
+    /// True if an existing set has the same type and family, so that both can be swapped.
     fn resembles(self, saved: &SavedSet) -> bool {
         saved.kind == TYPE && saved.family.as_deref() == Some(self.family_name())
     }
 
-    /// True if a set of this name is as it should be.
+    /// True if an existing set has the desired parameters.
     fn is(self, saved: &SavedSet) -> bool {
         self.resembles(saved)
             && saved.timeout == Some(self.role.timeout())
@@ -197,53 +179,8 @@ impl Display for Set {
     }
 }
 
-/// Reads what `ipset list -terse` prints; leaves out what is not the instance's.
-///
-/// # Errors
-/// A set is printed without its parameters.
-pub fn parse(text: &str, of: Instance) -> Result<Vec<SavedSet>, ParseError> {
-    let mut sets: Vec<SavedSet> = Vec::new();
-    let mut open: Option<SavedSet> = None;
-    let cut_off = |set: SavedSet| ParseError::Set { name: set.name };
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(": ") else {
-            continue;
-        };
-        match (key, &mut open) {
-            ("Name", _) => {
-                let begun = SavedSet {
-                    name: value.trim().to_owned(),
-                    ..SavedSet::default()
-                };
-                if let Some(unfinished) = open.replace(begun) {
-                    return Err(cut_off(unfinished));
-                }
-            }
-            ("Type", Some(set)) => value.trim().clone_into(&mut set.kind),
-            ("Header", Some(set)) => set.read_header(value),
-            // Behind the parameters, in every version.
-            ("References", _) => sets.extend(open.take()),
-            _ => {}
-        }
-    }
-    if let Some(unfinished) = open {
-        return Err(cut_off(unfinished));
-    }
+/// The instance's sets among those that are listed.
+pub fn own(mut sets: Vec<SavedSet>, of: Instance) -> Vec<SavedSet> {
     sets.retain(|set| owner(&set.name) == Some(of));
-    Ok(sets)
-}
-
-impl SavedSet {
-    /// Reads `family inet hashsize 1024 maxelem 65536 timeout 300 …`.
-    fn read_header(&mut self, header: &str) {
-        let mut words = header.split_whitespace();
-        while let Some(word) = words.next() {
-            match word {
-                "family" => self.family = words.next().map(str::to_owned),
-                "timeout" => self.timeout = words.next().and_then(|word| word.parse().ok()),
-                "maxelem" => self.max_elements = words.next().and_then(|word| word.parse().ok()),
-                _ => {}
-            }
-        }
-    }
+    sets
 }

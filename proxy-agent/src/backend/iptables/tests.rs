@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The pure parts by example: parser and plan, rules below; `tests/model.rs` has their properties. What
-//! the real programs make of it is tested in network namespaces, by the `tests` crate.
+//! Examples for the pure parts: parser and plan, with the rules below; `tests/model.rs` has their properties. The `tests` crate
+//! runs the real programs in network namespaces.
 
 mod guard;
 mod model;
@@ -9,12 +9,13 @@ mod writing;
 
 use std::net::IpAddr;
 
-use super::flavour::Flavour;
+use proxy_rules::xtables::{Family, Flavour, ParseError, Saved, SavedTable, words};
+
 use super::learning::Learning;
-use super::observe::{ParseError, Saved, SavedTable, words};
 use super::plan::{self, Op};
-use super::rules::{self, Family, Rule, Table, Way};
+use super::rules::{self, Rule, RuleSet, Table};
 use crate::instance::Instance;
+use crate::ownership::{MARKS, Owned as _};
 
 const V4: &str = "10.96.0.2";
 const V6: &str = "fd00:96::2";
@@ -28,7 +29,7 @@ fn desired(table: Table, family: Family) -> Vec<Rule> {
         Instance::default(),
         table,
         family,
-        Way::Stateless,
+        RuleSet::Stateless,
         &vips(),
         &[443],
     )
@@ -39,7 +40,7 @@ fn learning(table: Table, family: Family) -> Vec<Rule> {
         Instance::default(),
         table,
         family,
-        Way::Learning,
+        RuleSet::Learning,
         &vips(),
         &[443],
     )
@@ -101,7 +102,7 @@ fn a_dump_is_read() {
     let owned: Vec<bool> = filter
         .rules
         .iter()
-        .map(|rule| rule.owner.is_some())
+        .map(|rule| rule.owner().is_some())
         .collect();
     assert_eq!(owned, [false, true, false, false]);
     assert_eq!(filter.rules[0].spec, "-j KUBE-FIREWALL");
@@ -127,16 +128,16 @@ fn a_dump_that_is_cut_off_is_an_error() {
 }
 
 #[test]
-fn what_others_put_into_a_table_is_told_from_ours() {
+fn foreign_content_of_a_table_is_recognised() {
     let ours = r#"-A OUTPUT -m comment --comment "proxy-agent: x" -j NOTRACK"#;
     let empty = raw(&format!(":OUTPUT ACCEPT [0:0]\n{ours}"));
-    assert!(!empty.filters() && !empty.has_foreign_content());
+    assert!(!empty.filters(MARKS) && !empty.has_foreign_content(MARKS));
     let chain = raw(&format!(":OUTPUT ACCEPT [0:0]\n:KUBE-X - [0:0]\n{ours}"));
-    assert!(!chain.filters() && chain.has_foreign_content());
+    assert!(!chain.filters(MARKS) && chain.has_foreign_content(MARKS));
     let policy = raw(":OUTPUT DROP [0:0]");
-    assert!(policy.filters() && policy.has_foreign_content());
+    assert!(policy.filters(MARKS) && policy.has_foreign_content(MARKS));
     let rule = raw(":OUTPUT ACCEPT [0:0]\n-A OUTPUT -j LOG");
-    assert!(rule.filters() && rule.has_foreign_content());
+    assert!(rule.filters(MARKS) && rule.has_foreign_content(MARKS));
 }
 
 #[test]
@@ -189,21 +190,21 @@ COMMIT
     );
 }
 
-/// The order of the rules counts: they are set anew together, in one transaction.
+/// The order of the rules matters: they are set together, in one transaction.
 #[test]
-fn a_rule_that_lacks_others_is_set_anew_with_them() {
+fn a_rule_without_its_group_is_replaced_with_it() {
     let wanted = learning(Table::Raw, Family::V4);
     let lines: Vec<String> = wanted.iter().map(ToString::to_string).collect();
     let observed = raw(&lines.join("\n"));
     assert_eq!(planned(Table::Raw, Family::V4, &wanted, &observed), None);
-    // The two of the replies, the wrong way round.
+    // Both rules for replies, in the wrong order.
     let mut swapped = lines.clone();
     swapped.swap(8, 9);
     let observed = raw(&swapped.join("\n"));
     let op = planned(Table::Raw, Family::V4, &wanted, &observed).unwrap();
     assert_eq!(op.insertions, wanted[8..]);
     assert_eq!(op.deletions.len(), 2);
-    // One of the four that stand in PREROUTING is gone.
+    // One of the four in PREROUTING is missing.
     let observed = raw(&lines[1..].join("\n"));
     let op = planned(Table::Raw, Family::V4, &wanted, &observed).unwrap();
     assert_eq!(op.insertions, wanted[..4]);
@@ -225,7 +226,7 @@ fn stateless_and_learning_rules_take_each_others_place() {
 }
 
 #[test]
-fn one_refusal_may_be_bad_luck() {
+fn a_single_refusal_does_not_count() {
     let mut learning = Learning::off(Instance::default());
     let mut note = |refused: Option<&str>| learning.note_refusal(refused.map(str::to_owned));
     assert_eq!(note(Some("busy")), None);
@@ -263,7 +264,7 @@ const UPSTREAM: [&str; 2] = [
      server\" -m conntrack --ctstate UNTRACKED -j ACCEPT",
 ];
 
-/// The proxy's own connections: only what is untracked, and only of one family. They are known again as printed, and go
+/// The proxy's own connections: only untracked packets, and only of one family. The rules are recognised as printed, and removed
 /// with the endpoint.
 #[test]
 fn only_untracked_packets_of_an_api_server_are_accepted() {
@@ -282,7 +283,7 @@ fn only_untracked_packets_of_an_api_server_are_accepted() {
     assert_eq!(planned(Table::Filter, Family::V4, &rules, &there), None);
     let op = planned(Table::Filter, Family::V4, &[], &there).unwrap();
     assert_eq!((op.deletions.len(), op.insertions.len()), (2, 0));
-    // Without the state it is another rule.
+    // Without the state match it is another rule.
     let wider = UPSTREAM[0].replace(" -m conntrack --ctstate UNTRACKED", "");
     let there = printed(&[&wider, UPSTREAM[1]]);
     let op = planned(Table::Filter, Family::V4, &rules, &there).unwrap();

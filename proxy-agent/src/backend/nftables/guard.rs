@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tables that guard the VIPs, as `nft list ruleset` shows them (counters and comments left out):
+//! The tables that guard the VIPs, as `nft list ruleset` prints them (without counters and comments):
 //!
 //! ```text
 //! table ip proxy-agent_guard {
@@ -18,30 +18,29 @@
 //! }
 //! ```
 //!
-//! They come before every chain that could let a packet pass or track it, and behind the reassembly of
-//! fragments. They are apart from the other tables because they are put in place anew whenever the uplinks
-//! change, and those remember connections.
+//! Their priority is before every chain that could accept or track a packet, and after the reassembly of fragments. They are separate
+//! from the tables of decisions because they are replaced when the uplinks change, and the others hold connections.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use netlink_packet_netfilter::nftables::Expressions;
 use proxy_common::guard::Cause;
+use proxy_netlink::netfilter::expression::{self, End};
+use proxy_netlink::netfilter::{Base, Chain, Family, Hook, Rule, Table};
 
 use super::Settings;
 use crate::backend::tables;
 use crate::guard::Links;
-use crate::netfilter::expression::{self, End};
-use crate::netfilter::{Base, Chain, Family, Hook, Rule, Table};
 
-/// The chain of all packets.
+/// The chain for all packets.
 pub const ALL: &str = "prerouting";
-/// The chain of packets for the proxy.
+/// The chain for packets to the proxy.
 pub const ADDRESSED: &str = "addressed";
 
 const PRIORITY: i32 = tables::PRIORITY_RAW - 10;
 
-/// The tables that should be there, or should not: those without a chain.
+/// The desired tables; one without chains should not exist.
 pub fn tables(settings: &Settings, links: &Links) -> Vec<Table> {
     tables::empty_guard(settings.decisions.instance)
         .into_iter()
@@ -60,7 +59,7 @@ pub fn tables(settings: &Settings, links: &Links) -> Vec<Table> {
         .collect()
 }
 
-/// Why the rule with this comment drops packets of a VIP; none if it does not, or those of another.
+/// The cause for which the rule with this comment drops packets of a VIP; none if it does not drop any of them.
 pub fn cause(comment: &str, vip: SocketAddr, is_first: bool) -> Option<Cause> {
     if comment == local_source(vip) || (is_first && comment == own_source(vip.ip())) {
         return Some(Cause::SpoofedSource);

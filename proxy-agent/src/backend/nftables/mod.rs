@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The `nftables` backend: rules and sets of `nf_tables` decide each connection at its SYN. It needs
-//! no program, no bpffs and no capability but `NET_ADMIN`.
-//!
-//! Everything it keeps is in the tables, which live on without the agent.
+//! The `nftables` backend: rules and sets of `nf_tables` decide each connection at its SYN. It needs neither programs nor bpffs, and
+//! only the capability `NET_ADMIN`. Its tables outlive the agent.
 
 mod guard;
 mod plan;
@@ -12,44 +10,44 @@ pub mod statistics;
 mod tests;
 
 use ipnet::IpNet;
+use proxy_netlink::netfilter::{self, Socket, Table};
 
 use self::plan::Op;
 use super::live::Live;
 use super::{decisions, tables};
 use crate::config::{Config, Guard};
 use crate::guard::Links;
-use crate::netfilter::{self, Socket, Table};
-use crate::reconcile::{Mode, Report, carry_out, part};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = part::NFTABLES;
+pub const PART: Part = Part::Nftables;
 
-/// What the backend works from.
+/// Settings of the backend.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What the tables of decisions are made from.
+    /// Settings of the tables of decisions.
     pub decisions: decisions::Settings,
-    /// Anything is guarded.
+    /// Whether there is a guard.
     pub guard: bool,
-    /// Networks that may come from outside.
+    /// Source networks that are not dropped.
     pub allow_from: Vec<IpNet>,
 }
 
 /// The backend.
 pub struct Nftables {
     settings: Settings,
-    /// Nothing was put in place yet: what is untracked now was another backend's.
+    /// Nothing was installed yet: connections that are untracked now were decided by another backend.
     takes_over: bool,
-    /// What links are to the guard.
+    /// The guard's classification of links.
     links: Links,
 }
 
 impl Nftables {
-    /// Has the kernel check the rules. Nothing is in place yet.
+    /// Lets the kernel check the rules. Nothing is installed.
     ///
     /// # Errors
     ///
-    /// The kernel's answer.
+    /// The kernel's error.
     pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
         let settings = Settings {
             decisions: decisions::Settings {
@@ -80,7 +78,7 @@ impl Nftables {
         })
     }
 
-    /// Makes the tables as desired for what links are to the guard.
+    /// One pass, for the guard's classification of links.
     pub async fn reconcile(&mut self, links: &Links, mode: Mode, report: &mut Report) {
         let follows = self.links != *links;
         self.links.clone_from(links);

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What has to be done to get from what is observed to what is desired. Pure.
+//! Computes the operations from the observed to the desired tables. Pure.
 
 use std::fmt::{self, Display};
 
-use crate::backend::tables::{self, Observed};
-use crate::netfilter::Table;
+use proxy_netlink::netfilter::Table;
 
-/// One change.
+use crate::backend::tables::{self, Observed};
+
+/// An operation.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Put tables in place, whole.
+    /// Install tables, replacing them completely.
     Install {
         /// The tables, each with the reason.
         tables: Vec<(Table, &'static str)>,
@@ -22,7 +23,7 @@ pub enum Op {
     },
 }
 
-/// What to do about the tables.
+/// Plans the operations.
 pub fn plan(desired: &[Table], observed: &Observed) -> Vec<Op> {
     let drift = tables::drift(desired, observed);
     let mut ops = Vec::new();
@@ -37,7 +38,7 @@ pub fn plan(desired: &[Table], observed: &Observed) -> Vec<Op> {
 }
 
 impl Op {
-    /// Whether it concerns no tables but these.
+    /// Whether it concerns only these tables.
     pub fn is_about(&self, tables: &[Table]) -> bool {
         let is_one = |table: &Table| tables.iter().any(|one| one.title() == table.title());
         match self {

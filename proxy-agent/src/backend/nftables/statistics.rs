@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the rules that guard have dropped, read from the kernel without the agent that made them.
+//! Counters of the guard's rules, read from the kernel; no agent needs to run.
 
 use std::net::SocketAddr;
 
 use proxy_common::guard::Cause;
+use proxy_netlink::netfilter::{Error, Socket};
 
 use super::guard;
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::netfilter::{Error, Socket};
 
-/// Reads how many packets to each endpoint an instance's rules have dropped, by cause; they count anew when
-/// the tables are put in place anew.
+/// Reads the number of packets to each endpoint that an instance's rules have dropped, by cause. They restart when the tables are
+/// replaced.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer.
+/// The kernel's error.
 pub fn dropped(
     instance: Instance,
     endpoints: &[SocketAddr],

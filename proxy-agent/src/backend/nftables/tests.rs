@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The plan, and the tables as far as no kernel is needed.
+//! The plan, and the tables as far as they need no kernel.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use proxy_netlink::netfilter::Table;
 
 use super::plan::plan;
 use super::*;
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::netfilter::Table;
 
 fn settings(vips: &[&str]) -> Settings {
     Settings {
@@ -28,11 +28,11 @@ fn of_decisions(settings: &Settings) -> Vec<Table> {
     decisions::tables(&settings.decisions, &Live::default())
 }
 
-fn told(desired: &[Table], observed: &tables::Observed) -> Vec<String> {
+fn texts(desired: &[Table], observed: &tables::Observed) -> Vec<String> {
     plan(desired, observed).iter().map(Op::to_string).collect()
 }
 
-/// What the kernel shows once everything was done.
+/// The kernel's state after all operations.
 fn after(desired: &[Table]) -> tables::Observed {
     let outlines = desired.iter();
     outlines
@@ -48,12 +48,12 @@ fn missing_tables_are_installed_and_others_deleted() {
     let desired = of_decisions(&settings(&["10.96.0.2:443"]));
     let nothing = desired.iter().map(|table| (table.title(), None)).collect();
     assert_eq!(
-        told(&desired, &nothing),
+        texts(&desired, &nothing),
         ["install nf_tables table ip proxy-agent (it is missing)"]
     );
     let both = of_decisions(&settings(&["10.96.0.2:443", "[fd00:96::2]:443"]));
     assert_eq!(
-        told(&desired, &after(&both)),
+        texts(&desired, &after(&both)),
         ["delete nf_tables table ip6 proxy-agent"]
     );
     assert!(
@@ -68,13 +68,13 @@ fn another_size_of_the_sets_is_a_difference() {
     let mut larger = settings(&["10.96.0.2:443"]);
     larger.decisions.max_connections *= 2;
     assert_eq!(
-        told(&of_decisions(&larger), &after(&desired)),
+        texts(&of_decisions(&larger), &after(&desired)),
         ["install nf_tables table ip proxy-agent (it differs)"]
     );
 }
 
 proptest! {
-    /// Whatever is there, one plan is enough, and the next one finds nothing to do.
+/// For any observed state, one plan is enough, and the next one is empty.
     #[test]
     fn it_converges(
         wanted in prop::collection::btree_set(0..6_u8, 1..5),
@@ -116,7 +116,7 @@ proptest! {
 }
 
 #[test]
-fn the_guard_is_apart_and_tells_whom_it_drops() {
+fn the_guard_has_tables_of_its_own_and_counts_drops() {
     let mut settings = settings(&["10.96.0.2:443", "10.96.0.2:8443"]);
     settings.allow_from = vec![
         "192.0.2.0/24".parse().unwrap(),

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tries what backends need, takes the best that works, and gives one up that fails for good.
+//! Tries what backends need, selects the best usable one, and replaces one that fails permanently.
 
+use proxy_netlink::netfilter;
+use proxy_rules::dnat::{self, Finding};
+use proxy_rules::xtables;
 use tracing::{debug, info, warn};
 
 use super::{Backend, Kind, PART};
@@ -9,8 +12,8 @@ use crate::backend::ebpf::{self, Ebpf};
 use crate::backend::iptables::{self, Iptables, Scope};
 use crate::backend::nftables::Nftables;
 use crate::config::{AcceptRules, BackendChoice, Config};
-use crate::dnat::{self, Finding};
-use crate::netfilter;
+use crate::ownership::MARKS;
+use crate::reconcile::report::chain;
 use crate::reconcile::trigger::Cause;
 use crate::reconcile::{Failure, Mode};
 
@@ -24,14 +27,14 @@ pub(super) enum Error {
     #[error(transparent)]
     Iptables(#[from] iptables::Error),
     #[error(
-        "its rules would be stateless here and break the connections that are sent to a VIP by \
-         {0} (--backend=iptables takes them all the same)"
+        "its rules would be stateless and break connections sent to a VIP by {0} \
+         (--backend=iptables uses them nevertheless)"
     )]
     WouldBreak(String),
 }
 
 impl Backend {
-    /// Changes the backend, if the one in use fails for good or a better one works now.
+    /// Replaces the backend if the one in use keeps failing or a preferred one has become usable.
     pub(super) async fn reconsider(&mut self, cause: Cause) {
         let is_auto = self.config.backend == BackendChoice::Auto;
         let current = self.kind.name();
@@ -41,8 +44,8 @@ impl Backend {
             }
         } else if self.streak.is_over() && current != BackendChoice::None {
             info!(
-                part = PART,
-                "{current} fails again and again: it is opened anew"
+                part = PART.name(),
+                "backend {current} failed in several passes in a row: reopening it"
             );
             if !self.try_and_take(current).await
                 && is_auto
@@ -51,7 +54,7 @@ impl Backend {
                 self.take(kind).await;
             }
         } else if is_auto && cause == Cause::Resync {
-            for better in self.trials.due(current) {
+            for better in self.backoff.due(current) {
                 if self.try_and_take(better).await {
                     return;
                 }
@@ -72,9 +75,9 @@ impl Backend {
         }
     }
 
-    /// The first that works, of those that `auto` tries.
+    /// The first usable backend, of those that `auto` tries.
     pub(super) async fn first_that_works(&mut self, mode: Mode) -> Option<Kind> {
-        for backend in self.trials.candidates() {
+        for backend in self.backoff.candidates() {
             match self.try_open(backend, mode).await {
                 Ok(kind) => return Some(kind),
                 Err(error) => self.reject(backend, &error),
@@ -83,7 +86,7 @@ impl Backend {
         None
     }
 
-    /// Opens a backend, without taking it.
+    /// Opens a backend without selecting it.
     pub(super) async fn try_open(&self, backend: BackendChoice, mode: Mode) -> Result<Kind, Error> {
         Ok(match backend {
             BackendChoice::Ebpf => {
@@ -110,24 +113,24 @@ impl Backend {
         })
     }
 
-    /// Notes that a backend cannot be used, and says so where that is news.
+    /// Records that a backend cannot be used; logs it if the reason is new.
     pub(super) fn reject(&mut self, backend: BackendChoice, error: &Error) {
-        self.misjudged |= matches!(error, Error::Ebpf(ebpf::Error::Misjudged));
+        self.has_stale_features |= matches!(error, Error::Ebpf(ebpf::Error::StaleFeatures));
         let failure = Failure::new(
             PART,
             format!("backend {backend} cannot be used here"),
             error,
         );
-        let told = failure.to_string();
-        if self.trials.reject(backend, failure.cause) && self.config.backend == BackendChoice::Auto
+        let text = failure.to_string();
+        if self.backoff.reject(backend, failure.cause) && self.config.backend == BackendChoice::Auto
         {
-            warn!(part = PART, "{told}");
+            warn!(part = PART.name(), "{text}");
         }
     }
 
-    /// Makes a backend the one in use.
+    /// Selects an opened backend.
     pub(super) async fn take(&mut self, kind: Kind) {
-        self.trials.accept(kind.name());
+        self.backoff.accept(kind.name());
         self.kind = kind;
         self.look_for_leftovers = true;
         self.accept = None;
@@ -135,13 +138,16 @@ impl Backend {
             let accept = self.config.accept_rules;
             match self.open_iptables(false, accept, Mode::Apply).await {
                 Ok(rules) => self.accept = Some(rules),
-                // Where iptables is not installed nothing of it can drop a packet.
-                Err(error @ iptables::Error::Missing { .. }) => {
-                    debug!(part = PART, "no ACCEPT rules are kept: {error}");
+                // Without iptables programs no rule of iptables can drop packets.
+                Err(error @ iptables::Error::Tables(xtables::Error::Missing { .. })) => {
+                    debug!(part = PART.name(), "no ACCEPT rules are set: {error}");
                 }
                 Err(error) => {
-                    let failure = Failure::new(PART, "no ACCEPT rules are kept", &error);
-                    warn!(part = PART, "{failure}; --accept-rules=never needs none");
+                    let failure = Failure::new(PART, "cannot set ACCEPT rules", &error);
+                    warn!(
+                        part = PART.name(),
+                        "{failure}; --accept-rules=never disables them"
+                    );
                 }
             }
         }
@@ -149,8 +155,8 @@ impl Backend {
         self.warn_of_limits();
     }
 
-    /// Says who sends connections to the VIP, while the rules untrack the answers to all of them.
-    /// `auto` gives such rules up: to track everything breaks nothing.
+    /// Logs DNAT to the VIPs while stateless rules untrack the replies of all connections. `auto` deselects such rules:
+    /// tracking all connections breaks none.
     pub(super) async fn look_for_dnat(&mut self, mode: Mode) {
         let found = match &self.kind {
             Kind::Iptables(rules) => self.broken_by(rules).await,
@@ -170,32 +176,32 @@ impl Backend {
             .filter(|finding| !self.broken.contains(finding))
         {
             warn!(
-                part = PART,
-                "connections time out that are sent to the VIP by {finding}: the stateless rules \
-                 untrack their answers (--backend=nftables, ipset, or --backend=none)"
+                part = PART.name(),
+                "connections sent to the VIP by {finding} time out: the stateless rules \
+                 untrack their replies (use --backend=nftables, install ipset, or use --backend=none)"
             );
         }
         self.broken = found;
     }
 
-    /// Whose connections the rules break.
+    /// DNAT whose connections the rules break.
     async fn broken_by(&self, rules: &Iptables) -> Vec<Finding> {
         if rules.learns() {
             return Vec::new();
         }
-        let findings = dnat::find(&self.config.vips).await;
+        let findings = dnat::find(&self.config.vips, MARKS).await;
         for unread in &findings.unread {
             debug!(
-                part = PART,
-                "not known whether it sends connections to the VIP: {}: {}",
+                part = PART.name(),
+                "cannot determine whether {} sends connections to the VIP: {}",
                 unread.source,
-                unread.why
+                chain(&*unread.error)
             );
         }
         findings.found
     }
 
-    /// Opens rules of iptables: those that untrack, or only those that accept.
+    /// Opens rules of iptables: those that untrack, or the ACCEPT rules only.
     pub(super) async fn open_iptables(
         &self,
         notrack: bool,
@@ -214,19 +220,19 @@ impl Backend {
         Ok(rules.accepting(ending_here.map(|service| service.cluster_ip)))
     }
 
-    /// Tells what the backend in use cannot do, where that may surprise.
+    /// Logs limitations of the backend in use.
     fn warn_of_limits(&self) {
         if let Kind::Iptables(rules) = &self.kind
-            && let Some(reason) = rules.why_classic()
+            && let Some(reason) = rules.why_stateless()
         {
             warn!(
-                "the rules of the iptables backend untrack every reply of the VIP: connections to \
-                 a ClusterIP that kube-proxy DNATs to the VIP time out; use --backend=nftables or \
-                 --backend=ebpf, install ipset, or leave everything tracked with --backend=none \
+                "the iptables rules untrack every reply of the VIP: connections to a ClusterIP that \
+                 kube-proxy DNATs to the VIP time out; use --backend=nftables or --backend=ebpf, \
+                 install ipset, or keep all connections tracked with --backend=none \
                  ({reason})"
             );
         }
-        // Where another backend was asked for by name, the command line has told.
+        // If a backend was requested by name, the command line has logged this.
         let fell_back =
             self.config.backend == BackendChoice::Auto && !matches!(self.kind, Kind::Ebpf(_));
         if fell_back && !self.config.services.is_empty() {

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Carries operations out, and reads the sets of the tables.
+//! Carries out operations, and reads the tables' sets.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+
+use proxy_kernel::conntrack;
+use proxy_netlink::netfilter::{self, Socket, Table};
 
 use super::plan::Op;
 use super::{Error, PART, Upstream, nat, rules};
@@ -11,12 +14,10 @@ use crate::backend::decisions::collect::{self, Which};
 use crate::backend::decisions::{self, DECIDED};
 use crate::backend::live::Connection;
 use crate::backend::tables;
-use crate::kernel::conntrack;
-use crate::netfilter::{self, Socket, Table};
 use crate::reconcile::{Report, failed};
 
 impl Upstream {
-    /// Carries an operation out.
+    /// Carries out one operation.
     pub(super) fn apply(&self, op: &Op) -> Result<(), Error> {
         let mut socket = Socket::open()?;
         match op {
@@ -26,7 +27,7 @@ impl Upstream {
             }
             Op::Rewrite { table } => Ok(table.rewrite(&mut socket)?),
             Op::Delete { table } => {
-                decisions::hand_over(Which::OfProxy, self.instance)?;
+                decisions::release(Which::OfProxy, self.instance)?;
                 Ok(table.delete(&mut socket)?)
             }
             Op::Retry { endpoint } => {
@@ -40,8 +41,8 @@ impl Upstream {
         }
     }
 
-    /// A table with the connections that are untracked now. Where another program has removed the one before,
-    /// conntrack picks them up, and they stay tracked; where it would not, they hang unless they are known.
+    /// A table filled with the connections that are untracked now. If another program has removed the previous table, conntrack picks
+    /// up its connections, and they stay tracked; if it does not pick them up, they are added, because they would hang.
     fn filled(&self, mut table: Table, socket: &mut Socket) -> Result<Table, Error> {
         let mut untracked = collect::members(&table, DECIDED, socket)?;
         if untracked.is_empty() && !conntrack::picks_up() {
@@ -83,11 +84,11 @@ impl Upstream {
         Ok(found)
     }
 
-    /// The endpoints that are left to conntrack for a repeated SYN; none if they cannot be read, which is reported.
+    /// The endpoints whose SYNs were repeated, so that they are left to conntrack; empty if they cannot be read, which is reported.
     pub(super) fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
         self.read_endpoints(rules::REPEATED)
             .unwrap_or_else(|error| {
-                let what = "read the endpoints that are left alone";
+                let what = "read the endpoints with repeated SYNs";
                 failed(PART, what, &error, report);
                 BTreeSet::new()
             })

@@ -2,46 +2,46 @@
 
 //! The endpoints to which the proxy connects: named on the command line, or learned from its connections. Pure.
 //!
-//! An endpoint is learned from an answered connection of the proxy that conntrack shows to be free of NAT. One
-//! that conntrack shows to be translated is known as well, and stays tracked. A learned endpoint without connections is
-//! forgotten after a time: API servers behind a load balancer come and go.
+//! An endpoint is learned from an answered connection of the proxy without NAT according to conntrack. One with NAT becomes known
+//! too, and stays tracked. A learned endpoint without connections expires: API servers behind a load balancer change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::nat::Way;
+use proxy_netlink::netfilter::Family;
+
+use super::nat::NatPath;
 use crate::backend::tables::family_of;
 use crate::config::{Config, ProxyUpstream};
-use crate::netfilter::Family;
 use crate::state::upstream::{Reason, Upstream};
 
-/// Learned endpoints at most: each costs rules that packets of the node pass.
+/// Maximum number of learned endpoints: each adds rules that packets of the node traverse.
 pub const MAX_LEARNED: usize = 32;
-/// When a learned endpoint is forgotten to which the proxy has no connections.
+/// Time without connections after which a learned endpoint expires.
 const FORGOTTEN_AFTER: Duration = Duration::from_hours(1);
 
-/// The endpoints, and what is known of the ways to them.
+/// The endpoints, with the state of the paths to them.
 #[derive(Debug)]
 pub struct Endpoints {
-    /// None: they are learned.
+    /// None: endpoints are learned.
     named: Option<Vec<SocketAddr>>,
-    /// When connections to a learned one were last seen.
+    /// Learned endpoints, with the time at which connections to each were last seen.
     learned: BTreeMap<SocketAddr, Instant>,
-    /// Addresses that are never learned: the proxy's own, and ClusterIPs.
+    /// Addresses that are never learned: VIPs and ClusterIPs.
     never: BTreeSet<IpAddr>,
-    /// Families of the VIPs: the only ones that the kernel surely has.
+    /// Families of the VIPs, the only ones that the kernel certainly supports.
     families: Vec<Family>,
-    /// Endpoints on a translated way, and how.
+    /// Endpoints with NAT on the path, with a description of it.
     translated: BTreeMap<SocketAddr, String>,
-    /// Endpoints whose untracked packets a filter drops, and which.
+    /// Endpoints whose untracked packets a filter drops, with a description of it.
     filtered: BTreeMap<SocketAddr, String>,
-    /// Endpoints that were on a translated way or behind a filter, and are not any more.
+    /// Endpoints that were in one of the two maps before.
     freed: BTreeSet<SocketAddr>,
 }
 
 impl Endpoints {
-    /// `earlier`: what an earlier agent has learned, which goes on.
+    /// Endpoints for a configuration; those that an earlier agent has learned (`earlier`) are kept.
     pub fn open(config: &Config, earlier: &Upstream, now: Instant) -> Self {
         let named = match &config.proxy_upstream {
             ProxyUpstream::Auto => None,
@@ -64,28 +64,28 @@ impl Endpoints {
             filtered: BTreeMap::new(),
             freed: BTreeSet::new(),
         };
-        // What the command line says now may be an address that was learned before.
+        // Addresses of the current configuration may have been learned before.
         let Self { learned, never, .. } = &mut endpoints;
         learned.retain(|endpoint, _| !never.contains(&endpoint.ip()));
         for known in &earlier.endpoints {
             let Some(tracked) = &known.tracked else {
                 continue;
             };
-            let ways = match tracked.reason {
+            let paths = match tracked.reason {
                 Reason::Nat => &mut endpoints.translated,
                 Reason::Filter => &mut endpoints.filtered,
                 _ => continue,
             };
-            ways.insert(known.endpoint, tracked.detail.clone());
+            paths.insert(known.endpoint, tracked.detail.clone());
         }
         let all: BTreeSet<_> = endpoints.all().into_iter().collect();
-        for ways in [&mut endpoints.translated, &mut endpoints.filtered] {
-            ways.retain(|endpoint, _| all.contains(endpoint));
+        for paths in [&mut endpoints.translated, &mut endpoints.filtered] {
+            paths.retain(|endpoint, _| all.contains(endpoint));
         }
         endpoints
     }
 
-    /// Whether the proxy's own connections are none of the agent's business.
+    /// Whether the proxy's own connections are not handled at all.
     pub fn are_off(&self) -> bool {
         self.named.as_ref().is_some_and(Vec::is_empty)
     }
@@ -95,12 +95,12 @@ impl Endpoints {
         self.named.is_none()
     }
 
-    /// Whether there is no room for another learned one.
+    /// Whether the maximum number of learned endpoints is reached.
     pub fn are_full(&self) -> bool {
         self.learned.len() >= MAX_LEARNED
     }
 
-    /// All that are known, those on a translated way included.
+    /// All known endpoints, including those with NAT on the path.
     pub fn all(&self) -> Vec<SocketAddr> {
         match &self.named {
             Some(named) => named.clone(),
@@ -116,12 +116,12 @@ impl Endpoints {
         }
     }
 
-    /// Whether an endpoint that is not known may become so.
+    /// Whether an unknown endpoint may be learned.
     pub fn may_learn(&self, endpoint: SocketAddr) -> bool {
         let ip = endpoint.ip();
         let is_link_local = match ip {
             IpAddr::V4(_) => false,
-            // It says nothing without the link.
+            // A link-local address is ambiguous without its link.
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
         let is_unfit = ip.is_loopback() || ip.is_multicast() || ip.is_unspecified();
@@ -132,31 +132,31 @@ impl Endpoints {
             && !(is_unfit || is_link_local || self.never.contains(&ip))
     }
 
-    /// Notes what connections show. Those to other endpoints are learned where `learn`.
-    pub fn note(&mut self, ways: BTreeMap<SocketAddr, Way>, learn: bool, now: Instant) {
-        for (endpoint, way) in ways {
+    /// Records the observed paths. Unknown endpoints are learned if `learn` is set.
+    pub fn record(&mut self, paths: BTreeMap<SocketAddr, NatPath>, learn: bool, now: Instant) {
+        for (endpoint, path) in paths {
             if !self.knows(endpoint) {
                 if !learn || !self.may_learn(endpoint) {
                     continue;
                 }
                 self.learned.insert(endpoint, now);
             }
-            match way {
-                Way::Free => {
+            match path {
+                NatPath::Free => {
                     if self.translated.remove(&endpoint).is_some() {
                         self.freed.insert(endpoint);
                     }
                 }
-                // The words about the first one: those about each connection differ.
-                Way::Translated(how) => {
+                // The first description is kept, because they differ for each connection.
+                NatPath::Translated(how) => {
                     self.translated.entry(endpoint).or_insert(how);
                 }
             }
         }
     }
 
-    /// Notes to which endpoints there are connections now, and forgets learned ones without.
-    pub fn keep(&mut self, used: &BTreeSet<SocketAddr>, now: Instant) {
+    /// Records the endpoints with open connections, and removes learned ones that have expired.
+    pub fn expire(&mut self, used: &BTreeSet<SocketAddr>, now: Instant) {
         self.learned.retain(|endpoint, last| {
             if used.contains(endpoint) {
                 *last = now;
@@ -165,13 +165,13 @@ impl Endpoints {
         });
         if self.are_learned() {
             let learned = &self.learned;
-            for ways in [&mut self.translated, &mut self.filtered] {
-                ways.retain(|endpoint, _| learned.contains_key(endpoint));
+            for paths in [&mut self.translated, &mut self.filtered] {
+                paths.retain(|endpoint, _| learned.contains_key(endpoint));
             }
         }
     }
 
-    /// Notes the endpoints whose untracked packets a filter drops.
+    /// Records the endpoints whose untracked packets a filter drops.
     pub fn filter(&mut self, filtered: BTreeMap<SocketAddr, String>) {
         let before = std::mem::replace(&mut self.filtered, filtered);
         let passed = before.into_keys();
@@ -179,7 +179,7 @@ impl Endpoints {
         self.freed.extend(passed);
     }
 
-    /// The families in which endpoints are learned; none if they are not.
+    /// The address families in which endpoints are learned; empty if they are not.
     pub fn learned_in(&self) -> Vec<Family> {
         if self.are_learned() {
             self.families.clone()
@@ -188,24 +188,24 @@ impl Endpoints {
         }
     }
 
-    /// Those that stay tracked for what is known of the way to them.
+    /// Endpoints that stay tracked because of NAT or a filter on the path.
     pub fn left(&self) -> Vec<SocketAddr> {
         let left = self.translated.keys().chain(self.filtered.keys());
         let left: BTreeSet<_> = left.copied().collect();
         left.into_iter().collect()
     }
 
-    /// Endpoints on a translated way, and how.
+    /// Endpoints with NAT on the path, with a description of it.
     pub fn translated(&self) -> &BTreeMap<SocketAddr, String> {
         &self.translated
     }
 
-    /// Endpoints behind a filter that drops untracked packets, and which.
+    /// Endpoints behind a filter that drops untracked packets, with a description of it.
     pub fn filtered(&self) -> &BTreeMap<SocketAddr, String> {
         &self.filtered
     }
 
-    /// Endpoints that have ceased to be among [`Endpoints::left`] since this was last asked.
+    /// Takes the endpoints that have left [`Endpoints::left`] since the last call.
     pub fn take_freed(&mut self) -> BTreeSet<SocketAddr> {
         std::mem::take(&mut self.freed)
     }
@@ -233,9 +233,9 @@ mod tests {
         Endpoints::open(&config(flags), &Upstream::default(), Instant::now())
     }
 
-    fn free(endpoints: &[&str]) -> BTreeMap<SocketAddr, Way> {
-        let ways = endpoints.iter().map(|text| (endpoint(text), Way::Free));
-        ways.collect()
+    fn free(endpoints: &[&str]) -> BTreeMap<SocketAddr, NatPath> {
+        let paths = endpoints.iter().map(|text| (endpoint(text), NatPath::Free));
+        paths.collect()
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
             "127.0.0.1:443",
             "224.0.0.1:443",
             "0.0.0.0:443",
-            // No VIP has this family.
+            // No VIP has this address family.
             "[2001:db8::1]:443",
         ] {
             assert!(!endpoints.may_learn(endpoint(other)), "{other}");
@@ -266,11 +266,11 @@ mod tests {
         for flag in ["--proxy-upstream=192.0.2.9", "--proxy-upstream=off"] {
             let mut endpoints = learning(&[flag]);
             let before = endpoints.all();
-            endpoints.note(free(&["192.0.2.1:443"]), true, now);
+            endpoints.record(free(&["192.0.2.1:443"]), true, now);
             assert_eq!(endpoints.all(), before);
         }
         let mut endpoints = learning(&[]);
-        endpoints.note(free(&["192.0.2.1:443"]), false, now);
+        endpoints.record(free(&["192.0.2.1:443"]), false, now);
         assert!(endpoints.all().is_empty());
     }
 
@@ -280,11 +280,11 @@ mod tests {
         let after = |minutes| start + Duration::from_mins(minutes);
         let one = endpoint("192.0.2.1:443");
         let mut endpoints = learning(&[]);
-        endpoints.note(free(&["192.0.2.1:443", "192.0.2.2:443"]), true, start);
-        endpoints.keep(&BTreeSet::from([one]), after(50));
-        endpoints.keep(&BTreeSet::new(), after(70));
+        endpoints.record(free(&["192.0.2.1:443", "192.0.2.2:443"]), true, start);
+        endpoints.expire(&BTreeSet::from([one]), after(50));
+        endpoints.expire(&BTreeSet::new(), after(70));
         assert_eq!(endpoints.all(), [one]);
-        endpoints.keep(&BTreeSet::new(), after(111));
+        endpoints.expire(&BTreeSet::new(), after(111));
         assert!(endpoints.all().is_empty());
     }
 
@@ -293,23 +293,23 @@ mod tests {
         let mut endpoints = learning(&[]);
         for host in 1..=u8::try_from(MAX_LEARNED + 1).unwrap() {
             let text = format!("192.0.2.{host}:443");
-            endpoints.note(free(&[&text]), true, Instant::now());
+            endpoints.record(free(&[&text]), true, Instant::now());
         }
         assert_eq!(endpoints.all().len(), MAX_LEARNED);
         assert!(endpoints.are_full());
     }
 
     #[test]
-    fn a_translated_way_is_known_until_it_is_free() {
+    fn an_endpoint_with_nat_stays_known_until_it_is_free() {
         let now = Instant::now();
         let one = endpoint("192.0.2.1:443");
         let mut endpoints = learning(&[]);
-        let way = Way::Translated("so".to_owned());
-        endpoints.note(BTreeMap::from([(one, way)]), true, now);
+        let path = NatPath::Translated("so".to_owned());
+        endpoints.record(BTreeMap::from([(one, path)]), true, now);
         assert_eq!(endpoints.all(), [one]);
         assert_eq!(endpoints.translated().get(&one).unwrap(), "so");
         assert!(endpoints.take_freed().is_empty());
-        endpoints.note(free(&["192.0.2.1:443"]), true, now);
+        endpoints.record(free(&["192.0.2.1:443"]), true, now);
         assert!(endpoints.translated().is_empty());
         assert_eq!(endpoints.take_freed(), BTreeSet::from([one]));
         assert!(endpoints.take_freed().is_empty());
@@ -319,7 +319,7 @@ mod tests {
     fn a_filter_that_is_gone_frees_an_endpoint() {
         let one = endpoint("192.0.2.1:443");
         let mut endpoints = learning(&[]);
-        endpoints.note(free(&["192.0.2.1:443"]), true, Instant::now());
+        endpoints.record(free(&["192.0.2.1:443"]), true, Instant::now());
         endpoints.filter(BTreeMap::from([(one, "so".to_owned())]));
         assert_eq!(endpoints.left(), [one]);
         endpoints.filter(BTreeMap::new());
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_agent_has_learned_goes_on() {
+    fn endpoints_learned_by_an_earlier_agent_are_kept() {
         let known = |text: &str, tracked| Endpoint {
             endpoint: endpoint(text),
             tracked,
@@ -347,7 +347,7 @@ mod tests {
         let expected = ["192.0.2.1:443", "192.0.2.2:443"].map(endpoint);
         assert_eq!(endpoints.all(), expected);
         assert_eq!(endpoints.translated().len(), 1);
-        // Endpoints that were named then were not looked at.
+        // Named endpoints of the earlier agent are no evidence.
         earlier.learns = false;
         assert!(
             Endpoints::open(&config(&[]), &earlier, now)

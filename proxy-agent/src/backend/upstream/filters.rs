@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Filters that would drop the proxy's untracked packets: found by the same walk as the doctor's, before a connection
-//! waits for it. ACCEPT rules of ours count; what a native table drops, they cannot let pass.
+//! Finds filters that would drop the proxy's untracked packets, by the same simulation as in the doctor, before a connection hits
+//! them. The agent's ACCEPT rules count, but cannot override a drop in a native table.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::backend::iptables;
-use crate::backend::iptables::survey::{self, Family, Flavour};
-use crate::filters::{self, Fate, Found, Known, packets};
-use crate::netfilter;
+use proxy_netlink::netfilter;
+use proxy_rules::filters::{self, Fate, Found, Known, packets};
+use proxy_rules::xtables::{self, Family, Flavour};
 
-/// The filters could not be read.
+use crate::ownership::MARKS;
+
+/// Failure to read the filters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Those of nf_tables, iptables-nft's included.
+    /// Those of nf_tables, including iptables-nft's.
     #[error(transparent)]
     Netfilter(#[from] netfilter::Error),
     /// Those of iptables-legacy.
     #[error(transparent)]
-    Iptables(#[from] iptables::Error),
+    Iptables(#[from] xtables::Error),
 }
 
-/// The endpoints whose untracked packets a chain drops, or drops unless something holds that is not known, and which
-/// chain.
+/// The endpoints whose untracked packets a chain drops or may drop, with a description of the chain.
 ///
 /// # Errors
 ///
-/// If not all of them can be read; then nothing is known.
+/// If not all filters can be read.
 pub async fn dropping(endpoints: &[SocketAddr]) -> Result<BTreeMap<SocketAddr, String>, Error> {
     if endpoints.is_empty() {
         return Ok(BTreeMap::new());
     }
     let packets = packets(endpoints, Known::Upstream);
-    let mut found = filters::find_in_nf_tables(&packets)?;
+    let mut found = filters::find_in_nf_tables(&packets, MARKS)?;
     for family in Family::ALL {
         let of_family = packets.iter().filter(|packet| packet.is_of(family));
         let of_family: Vec<_> = of_family.copied().collect();
         if !of_family.is_empty() {
-            let table = survey::table(Flavour::Legacy, family, "filter").await?;
+            let table = xtables::table(Flavour::Legacy, family, "filter").await?;
             let program = format!("{}-{}", family.program(), Flavour::Legacy);
             found.extend(filters::find_in_iptables(&table, &program, &of_family));
         }
@@ -46,7 +46,7 @@ pub async fn dropping(endpoints: &[SocketAddr]) -> Result<BTreeMap<SocketAddr, S
     Ok(judge(found))
 }
 
-/// The first chain that drops counts, else the first that may.
+/// The first chain that drops packets is reported, else the first one that may.
 fn judge(mut found: Vec<Found>) -> BTreeMap<SocketAddr, String> {
     found.sort_by_key(|found| found.fate != Fate::Dropped);
     let mut dropping = BTreeMap::new();
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubt_is_as_good_as_certainty_and_certainty_is_named() {
+    fn a_possible_drop_counts_and_a_certain_one_is_named() {
         let endpoint = "192.0.2.1:443".parse().unwrap();
         let [answer, onward] = packets(&[endpoint], Known::Upstream)[..] else {
             panic!("one for each direction");

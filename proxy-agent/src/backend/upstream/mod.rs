@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy's own connections on to the API servers: kept from conntrack with rules and sets of `nf_tables`,
-//! beside the backends that decide connections natively. Whose connections they are is told by the cgroup
-//! in which a VIP's listener was made; whereto by the command line, or by what conntrack shows of connections that
-//! the proxy has.
+//! The proxy's own connections to the API servers: rules and sets of `nf_tables` keep them out of conntrack, beside the backends with
+//! native rules. The rules match the cgroup in which a VIP's listener was created; the destinations are named on the command line,
+//! or learned from the proxy's connections without NAT according to conntrack.
 //!
-//! The tables live on without the agent, as the backends' do.
+//! The tables outlive the agent, as those of the backends do.
 
 mod apply;
-mod company;
 mod endpoints;
 mod filters;
 mod nat;
+mod other_processes;
 mod plan;
 mod proxy;
 mod publish;
 mod removal;
 mod rules;
 mod support;
+/// Why no endpoint can be untracked with a backend without native rules.
+fn of_backend(backend: &str) -> Tracked {
+    // `cgroup_mt_reg` of net/netfilter/xt_cgroup.c: LOCAL_OUT, POST_ROUTING, LOCAL_IN.
+    let why = match backend {
+        "iptables" => ": with iptables, the cgroup match cannot see answers before conntrack does",
+        _ => "",
+    };
+    let detail = format!("backend {backend} tracks the proxy's own connections{why}");
+    Tracked::new(Reason::Backend, detail)
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +35,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use proxy_kernel::cgroup::Cgroup;
+use proxy_netlink::netfilter;
+use proxy_netlink::sock_diag::list::Sock;
 use tracing::debug;
 
 use self::endpoints::Endpoints;
@@ -37,24 +50,21 @@ use super::live::Connection;
 use super::{live, tables};
 use crate::config::Config;
 use crate::instance::Instance;
-use crate::kernel::cgroup::Cgroup;
-use crate::kernel::sock_diag::list::Sock;
-use crate::netfilter;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Mode, Report, carry_out, failed, part};
+use crate::reconcile::{Mode, Part, Report, carry_out, failed};
 use crate::state::State;
 use crate::state::upstream::{self as published, Reason, Tracked};
 
 /// The name of this part in reports and logs.
-pub const PART: &str = part::UPSTREAM;
+pub const PART: Part = Part::Upstream;
 
-/// When the proxy's connections are looked at again after its rules have come to be.
+/// Delay until the proxy's connections are checked again after new rules.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Something that could not be done.
+/// Failure of an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// nf_tables or conntrack.
+    /// nf_tables or conntrack returned an error.
     #[error(transparent)]
     Netfilter(#[from] netfilter::Error),
     /// Decided connections could not be read.
@@ -65,50 +75,50 @@ pub enum Error {
     Live(#[from] live::Error),
 }
 
-/// The tables for the proxy's own connections, and what was learned for them.
+/// The tables for the proxy's own connections, and the learned endpoints.
 pub struct Upstream {
     instance: Instance,
     vips: Vec<SocketAddr>,
-    /// Where the proxy is connected to: the VIPs, and Services that end on it.
+    /// Addresses at which the proxy accepts connections: the VIPs, and Services that end on it.
     own: Vec<SocketAddr>,
     endpoints: Endpoints,
     size: u32,
-    /// Why the kernel does not take the rules. None: it does, or was not asked.
+    /// Why the kernel rejects the rules. None: it accepts them, or they have not been tried.
     unsupported: Option<String>,
-    /// The kernel was asked.
+    /// The rules have been tried.
     is_tried: bool,
-    /// The cgroups of the rules: those of the proxy, or while it does not listen those where it did last.
+    /// The cgroups in the rules: those of the proxy, or the last ones while it does not listen.
     cgroups: Vec<Cgroup>,
     /// Cgroups that were found before, by id.
     known: BTreeMap<u64, Cgroup>,
-    /// What this pass goes by; none: it is not known.
+    /// The findings of this pass; none if they are unknown.
     stage: Option<Stage>,
-    /// The rules of the proxy's cgroups are new: it may have connected before they noted it.
+    /// The rules of the proxy's cgroups are new: connections opened before are not in the sets.
     is_new: bool,
-    /// What the last pass wanted.
+    /// The desired state of the last pass.
     wanted: Option<Desired>,
-    /// The endpoints when the filters were last looked at.
+    /// The endpoints for which the filters were last checked.
     filtered_for: Option<Vec<SocketAddr>>,
     /// The proxy did not listen in the last pass.
     is_away: bool,
     /// The listeners before the last pass.
     seen: Option<Vec<Option<Sock>>>,
-    /// As of the last pass.
+    /// The state as of the last pass.
     published: published::Upstream,
 }
 
-/// What was found at the start of a pass.
+/// The findings at the start of a pass.
 struct Stage {
-    /// Why no endpoint can be untracked, whoever connects.
+    /// Why no endpoint can be untracked, regardless of the proxy.
     unsupported: Option<Tracked>,
-    /// Whose connections.
+    /// The proxy's cgroups.
     proxy: Proxy,
-    /// Why nothing is learned from them.
-    company: Option<Tracked>,
+    /// Why nothing is learned from its connections.
+    others: Option<Tracked>,
 }
 
 impl Upstream {
-    /// Nothing is read of the kernel yet. What an earlier agent has learned is taken from its state.
+    /// Reads nothing from the kernel. Learned endpoints are restored from the state of an earlier agent.
     pub fn open(config: &Config) -> Self {
         let earlier = State::load(&config.run_dir).ok().flatten();
         let earlier = earlier.map(|state| state.upstream);
@@ -135,18 +145,18 @@ impl Upstream {
         }
     }
 
-    /// As of the last pass.
+    /// The state as of the last pass.
     pub fn published(&self) -> &published::Upstream {
         &self.published
     }
 
-    /// Whether there is anything that depends on the proxy.
+    /// Whether the state depends on the proxy.
     pub fn follows_proxy(&self) -> bool {
         !self.endpoints.are_off()
     }
 
-    /// Whether somebody else listens on the VIPs than before the last pass, the proxy's cgroup has gone, or the proxy has
-    /// connections from which an endpoint is learned.
+    /// Whether the listeners of the VIPs have changed since the last pass, the proxy's cgroup is gone, or the proxy has connections
+    /// from which an endpoint is learned.
     pub fn has_proxy_changed(&self) -> bool {
         if self.seen.is_none() {
             return false;
@@ -154,19 +164,19 @@ impl Upstream {
         if self.is_away && self.cgroups.iter().any(proxy::is_gone) {
             return true;
         }
-        // What cannot be read is reported by the passes.
+        // The next pass reports read errors.
         let has_moved =
             || proxy::glance(&self.vips).is_ok_and(|now| self.seen.as_ref() != Some(&now));
         let has_news = || {
             let seen = self.seen_connections().unwrap_or_default();
             !seen.is_empty()
-                && company::found_in(&self.cgroups).is_none()
-                && nat::ways(&seen).is_ok_and(|ways| !ways.is_empty())
+                && other_processes::found_in(&self.cgroups).is_none()
+                && nat::paths(&seen).is_ok_and(|paths| !paths.is_empty())
         };
         has_moved() || has_news()
     }
 
-    /// The endpoints whose untracked packets are to pass the filters of this node.
+    /// The endpoints whose untracked packets this node's filters should accept.
     pub fn accepted(&self) -> Vec<SocketAddr> {
         match &self.stage {
             Some(stage) if stage.unsupported.is_some() => Vec::new(),
@@ -174,8 +184,8 @@ impl Upstream {
         }
     }
 
-    /// The start of a pass: finds the proxy, and learns from its connections. `unfit`: the backend in use, where it does
-    /// not keep connections from conntrack natively.
+    /// First part of a pass: finds the proxy, and learns from its connections. `unfit` is the backend in use, if it has no native
+    /// rules.
     pub fn prepare(
         &mut self,
         unfit: Option<&str>,
@@ -183,9 +193,9 @@ impl Upstream {
         report: &mut Report,
     ) {
         self.stage = None;
-        let unsupported = self.find_unsupported(unfit, mode);
+        let mut unsupported = unfit.map(of_backend).or_else(|| self.refused());
         let mut proxy = Proxy::Away;
-        let mut company = None;
+        let mut others = None;
         if unsupported.is_none() && !self.endpoints.are_off() {
             match self.find_proxy() {
                 Ok(found) => proxy = found,
@@ -193,26 +203,33 @@ impl Upstream {
                     return failed(PART, "list the listeners of the VIPs", &error, report);
                 }
             }
+            // Not earlier: a trial takes an RCU grace period, which would delay the start.
+            if matches!(proxy, Proxy::In(_)) && mode == Mode::Apply && !self.is_tried {
+                self.try_rules();
+                unsupported = self.refused();
+            }
+        }
+        if unsupported.is_none() && !self.endpoints.are_off() {
             let all = cause == Cause::Resync || std::mem::take(&mut self.is_new);
             let before = self.cgroups.clone();
             match &proxy {
                 Proxy::In(cgroups) => self.cgroups.clone_from(cgroups),
-                // nft(8) loads no rule again that names a cgroup which is gone.
+                // nft(8) cannot restore a rule with a cgroup that is gone.
                 Proxy::Away => self.cgroups.retain(|cgroup| !proxy::is_gone(cgroup)),
                 Proxy::Unusable(_) => self.cgroups.clear(),
             }
             self.is_away = proxy == Proxy::Away;
             if self.endpoints.are_learned() {
-                company = company::found_in(&self.cgroups);
+                others = other_processes::found_in(&self.cgroups);
                 self.is_new = before != self.cgroups;
             }
             if self.is_new {
                 report.look_again_after(LOOK_AGAIN);
             }
             if mode == Mode::Apply {
-                let learned = self.learn(company.is_none(), all);
+                let learned = self.learn(others.is_none(), all);
                 learned.unwrap_or_else(|error| {
-                    let what = "look for NAT of the proxy's connections";
+                    let what = "check the proxy's connections for NAT";
                     failed(PART, what, &error, report);
                 });
             }
@@ -220,11 +237,11 @@ impl Upstream {
         self.stage = Some(Stage {
             unsupported,
             proxy,
-            company: company.map(|why| Tracked::new(Reason::Company, why)),
+            others: others.map(|why| Tracked::new(Reason::Company, why)),
         });
     }
 
-    /// The rest of a pass: makes the tables as desired.
+    /// Second part of a pass: makes the tables as desired.
     pub async fn reconcile(&mut self, (mode, cause): (Mode, Cause), report: &mut Report) {
         let Some(stage) = self.stage.take() else {
             return;
@@ -242,7 +259,7 @@ impl Upstream {
             };
         }
         let mut ops: Vec<_> = if desired.is_nothing() {
-            // A kernel without nf_tables has nothing to be removed.
+            // Does not fail on a kernel without nf_tables.
             let there = tables::existing(PART, tables::empty_upstream(self.instance), report);
             there
                 .into_iter()
@@ -267,41 +284,34 @@ impl Upstream {
         self.stage = Some(stage);
     }
 
-    /// Why no endpoint can be untracked, whoever connects.
-    fn find_unsupported(&mut self, unfit: Option<&str>, mode: Mode) -> Option<Tracked> {
-        if let Some(backend) = unfit {
-            // `cgroup_mt_reg` of net/netfilter/xt_cgroup.c: LOCAL_OUT, POST_ROUTING, LOCAL_IN.
-            let why = match backend {
-                "iptables" => {
-                    ": the cgroup match of iptables does not see an answer before conntrack does"
-                }
-                _ => "",
-            };
-            let detail = format!("backend {backend} tracks the proxy's own connections{why}");
-            return Some(Tracked::new(Reason::Backend, detail));
-        }
-        if mode == Mode::Apply && !self.is_tried && !self.endpoints.are_off() {
-            let endpoints = self.endpoints.all();
-            let families = self.endpoints.learned_in();
-            let refused = support::rehearse(self.instance, &endpoints, families).err();
-            self.is_tried = refused.as_ref().is_none_or(support::is_final);
-            self.unsupported = refused.map(|error| {
-                format!("the kernel does not take `socket cgroupv2` in rules, as Linux 5.13 does: {error}")
-            });
-        }
+    /// Lets the kernel check the rules, once.
+    fn try_rules(&mut self) {
+        let endpoints = self.endpoints.all();
+        let families = self.endpoints.learned_in();
+        let refused = support::rehearse(self.instance, &endpoints, families).err();
+        self.is_tried = refused.as_ref().is_none_or(support::is_final);
+        self.unsupported = refused.map(|error| {
+            format!(
+                "the kernel rejects `socket cgroupv2` in rules, which Linux 5.13 supports: {error}"
+            )
+        });
+    }
+
+    /// Why no endpoint can be untracked, if the kernel has rejected the rules.
+    fn refused(&self) -> Option<Tracked> {
         let refused = self.unsupported.as_ref()?;
         Some(Tracked::new(Reason::Kernel, refused))
     }
 
     fn find_proxy(&mut self) -> std::io::Result<Proxy> {
-        // First: what changes after it leads to another pass.
+        // First, so that later changes lead to another pass.
         self.seen = Some(proxy::glance(&self.vips)?);
         let listeners = Listeners::read(&self.vips)?;
         Ok(proxy::find(&listeners, &mut self.known))
     }
 
-    /// Asks conntrack about `all` of the proxy's connections, or about new ones to endpoints that are not known. `learn`:
-    /// endpoints that are not known may become so.
+    /// Queries conntrack for `all` of the proxy's connections, or for new ones to unknown endpoints. Unknown endpoints are learned
+    /// if `learn` is set.
     fn learn(&mut self, learn: bool, all: bool) -> Result<(), Error> {
         let now = Instant::now();
         let connections = match all {
@@ -311,10 +321,10 @@ impl Upstream {
                 let all = nat::connections(&self.cgroups)?;
                 let mut used: BTreeSet<_> = all.iter().map(|one| one.vip).collect();
                 used.extend(self.read_endpoints(rules::ANSWERED)?);
-                // A health check may be over before it is answered in the sense of the rules.
+                // A health check may end before its answer matches the rules.
                 let opening = self.connections_in(rules::OPENING)?;
                 used.extend(opening.iter().map(|one| one.vip));
-                self.endpoints.keep(&used, now);
+                self.endpoints.expire(&used, now);
                 let is_of_interest = |one: &Connection| {
                     let is_onward = !self.own.contains(&one.client);
                     self.endpoints.knows(one.vip)
@@ -323,12 +333,12 @@ impl Upstream {
                 all.into_iter().filter(is_of_interest).collect()
             }
         };
-        let ways = nat::ways(&connections)?;
-        self.endpoints.note(ways, learn, now);
+        let paths = nat::paths(&connections)?;
+        self.endpoints.record(paths, learn, now);
         Ok(())
     }
 
-    /// Looks for filters that drop the proxy's untracked packets.
+    /// Searches for filters that drop the proxy's untracked packets.
     async fn look_at_filters(&mut self, cause: Cause, report: &mut Report) {
         let endpoints = self.endpoints.all();
         let is_new = self.filtered_for.as_ref() != Some(&endpoints);
@@ -340,11 +350,11 @@ impl Upstream {
                 self.endpoints.filter(found);
                 self.filtered_for = Some(endpoints);
             }
-            Err(error) => failed(PART, "look for filters of this node", &error, report),
+            Err(error) => failed(PART, "check this node's filters", &error, report),
         }
     }
 
-    /// What was repeated while there was NAT or a filter says nothing any more.
+    /// Endpoints whose SYNs were repeated because of a NAT or a filter that is gone are tried again.
     fn retries(&mut self, report: &mut Report) -> Vec<Op> {
         let freed = self.endpoints.take_freed();
         if freed.is_empty() {
@@ -356,15 +366,18 @@ impl Upstream {
         freed.map(|endpoint| Op::Retry { endpoint }).collect()
     }
 
-    /// Forgets connections that are over.
+    /// Removes ended connections from the sets.
     fn collect(&self, report: &mut Report) {
         if self.endpoints.all().is_empty() {
             return;
         }
         match collect::collect(Which::OfProxy, self.instance) {
             Ok(0) => {}
-            Ok(over) => debug!(part = PART, "{over} of the proxy's connections were over"),
-            Err(error) => failed(PART, "forget connections that are over", &error, report),
+            Ok(over) => debug!(
+                part = PART.name(),
+                "removed {over} ended connections of the proxy"
+            ),
+            Err(error) => failed(PART, "remove ended connections", &error, report),
         }
     }
 }

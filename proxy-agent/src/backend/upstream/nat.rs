@@ -1,38 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether the way from the proxy to an endpoint is translated: asked of conntrack, about the connections
-//! that the proxy has there and that are tracked.
+//! Whether there is NAT on the path from the proxy to an endpoint, according to conntrack's entries of the proxy's tracked
+//! connections.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::backend::live::{self, Connection};
-use crate::kernel::cgroup::Cgroup;
-use crate::kernel::sock_diag::list;
-use crate::netfilter::conntrack::{self, Entry, Status, Tuple};
-use crate::netfilter::{self, Socket};
+use proxy_kernel::cgroup::Cgroup;
+use proxy_netlink::netfilter::conntrack::{self, Entry, Status, Tuple};
+use proxy_netlink::netfilter::{self, Socket};
+use proxy_netlink::sock_diag::list;
 
-/// Connections to an endpoint that are looked up: one tells about all, and there may be thousands.
+use crate::backend::live::{self, Connection};
+
+/// Maximum number of connections to look up per endpoint: all have the same path, and there may be thousands.
 const SAMPLE: usize = 16;
-/// Connections that are looked up at once: each costs a question to the kernel.
+/// Maximum number of lookups in one call; each is a request to the kernel.
 const LOOKS: usize = 512;
 
-/// What the connections to an endpoint show.
+/// The path to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
-    /// Each that is tracked goes as it is, and at least one was answered.
+pub enum NatPath {
+    /// No tracked connection is translated, and at least one was answered.
     Free,
-    /// One is translated, and how.
+    /// A connection is translated; with a description.
     Translated(String),
 }
 
-/// Looks at connections of the proxy. An endpoint that is not among the answers: no connection to it is tracked, or
-/// none is answered yet.
+/// Looks up connections of the proxy. Endpoints are left out if no connection to them is tracked, or none was answered yet.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer.
-pub fn ways(connections: &[Connection]) -> Result<BTreeMap<SocketAddr, Way>, netfilter::Error> {
+/// If a query fails.
+pub fn paths(
+    connections: &[Connection],
+) -> Result<BTreeMap<SocketAddr, NatPath>, netfilter::Error> {
     let mut by_endpoint: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for one in connections {
         let of_endpoint = by_endpoint.entry(one.vip).or_default();
@@ -40,9 +42,9 @@ pub fn ways(connections: &[Connection]) -> Result<BTreeMap<SocketAddr, Way>, net
             of_endpoint.push(*one);
         }
     }
-    let mut ways = BTreeMap::new();
+    let mut paths = BTreeMap::new();
     if by_endpoint.is_empty() {
-        return Ok(ways);
+        return Ok(paths);
     }
     let mut socket = Socket::open()?;
     let mut looks = 0;
@@ -54,22 +56,22 @@ pub fn ways(connections: &[Connection]) -> Result<BTreeMap<SocketAddr, Way>, net
         let mut entries = Vec::new();
         for Connection { client, vip } in connections {
             let entry = conntrack::opened_by(&mut socket, client, vip)?;
-            // What others have opened to the proxy is found by its answers.
+            // The answers of connections that others have opened to the proxy have entries too.
             entries.extend(entry.filter(|entry| entry.original == Tuple::new(client, vip)));
         }
-        if let Some(way) = judge(&entries) {
-            ways.insert(endpoint, way);
+        if let Some(path) = judge(&entries) {
+            paths.insert(endpoint, path);
         }
     }
-    Ok(ways)
+    Ok(paths)
 }
 
-/// The connections of sockets that were made in these cgroups: those that the proxy has opened, and those that it has
-/// accepted the other way round.
+/// The connections of sockets that were created in these cgroups: those that the proxy has opened, and those that it has accepted,
+/// with both ends swapped.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer.
+/// If the query fails.
 pub fn connections(cgroups: &[Cgroup]) -> Result<Vec<Connection>, live::Error> {
     let mut connections = Vec::new();
     for cgroup in cgroups {
@@ -82,17 +84,17 @@ pub fn connections(cgroups: &[Cgroup]) -> Result<Vec<Connection>, live::Error> {
     Ok(connections)
 }
 
-fn judge(entries: &[Entry]) -> Option<Way> {
+fn judge(entries: &[Entry]) -> Option<NatPath> {
     let is_translated = |entry: &&Entry| entry.reply != entry.original.mirrored();
     if let Some(entry) = entries.iter().find(is_translated) {
-        return Some(Way::Translated(format!(
-            "NAT: conntrack has {} answered as {}",
+        return Some(NatPath::Translated(format!(
+            "NAT: conntrack expects the answer to {} as {}",
             entry.original, entry.reply
         )));
     }
-    // Without an answer nothing says that the way works. A health check may be reset right after it.
+    // A path counts as working only after an answer. A health check may be reset right after it.
     let is_answered = |entry: &Entry| entry.status.contains(Status::SeenReply);
-    entries.iter().any(is_answered).then_some(Way::Free)
+    entries.iter().any(is_answered).then_some(NatPath::Free)
 }
 
 #[cfg(test)]
@@ -119,19 +121,19 @@ mod tests {
     fn any_difference_of_the_reply_is_a_translation() {
         let free = entry(("192.0.2.1:443", "192.0.2.10:40000"));
         assert_eq!(judge(&[]), None);
-        assert_eq!(judge(std::slice::from_ref(&free)), Some(Way::Free));
+        assert_eq!(judge(std::slice::from_ref(&free)), Some(NatPath::Free));
         let mut unanswered = free.clone();
         unanswered.status = Status::empty();
         assert_eq!(judge(std::slice::from_ref(&unanswered)), None);
-        assert_eq!(judge(&[unanswered, free.clone()]), Some(Way::Free));
+        assert_eq!(judge(&[unanswered, free.clone()]), Some(NatPath::Free));
         for reply in [
             ("192.0.2.2:443", "192.0.2.10:40000"),
             ("192.0.2.1:6443", "192.0.2.10:40000"),
             ("192.0.2.1:443", "192.0.2.11:40000"),
             ("192.0.2.1:443", "192.0.2.10:40001"),
         ] {
-            let way = judge(&[free.clone(), entry(reply)]);
-            assert!(matches!(way, Some(Way::Translated(_))), "{reply:?}");
+            let path = judge(&[free.clone(), entry(reply)]);
+            assert!(matches!(path, Some(NatPath::Translated(_))), "{reply:?}");
         }
     }
 }

@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What has to be done to the tables, and what is published about the endpoints. Pure.
+//! Computes the operations on the tables, and the published state of the endpoints. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
+use proxy_netlink::netfilter::Table;
+
 use super::proxy::Proxy;
 use crate::backend::tables::{self, Observed};
-use crate::netfilter::Table;
 use crate::state::upstream::{Endpoint, Reason, Tracked};
 
-/// One change.
+/// An operation.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Put a table in place, whole.
+    /// Install a table, replacing it completely.
     Install {
         /// The table.
         table: Table,
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// Change the rules of a table. Its sets keep their members.
+    /// Replace the rules of a table. Its sets keep their members.
     Rewrite {
-        /// The table as it should be.
+        /// The desired table.
         table: Table,
     },
     /// Delete a table that is not needed.
@@ -31,14 +32,14 @@ pub enum Op {
         /// The table.
         table: Table,
     },
-    /// Forget that SYNs to an endpoint were repeated: what kept them from being answered is gone.
+    /// Remove an endpoint from the set of those with repeated SYNs, because the reason for them is gone.
     Retry {
         /// The endpoint.
         endpoint: SocketAddr,
     },
 }
 
-/// What to do about the tables.
+/// Plans the operations.
 pub fn plan(desired: &[Table], observed: &Observed) -> Vec<Op> {
     let drift = tables::drift(desired, observed);
     let install = drift.install.into_iter().map(|(table, reason)| {
@@ -62,28 +63,28 @@ impl Display for Op {
                 write!(f, "change the rules of nf_tables table {}", table.title())
             }
             Self::Delete { table } => write!(f, "delete nf_tables table {}", table.title()),
-            Self::Retry { endpoint } => write!(f, "try untracked connections to {endpoint} again"),
+            Self::Retry { endpoint } => write!(f, "retry untracked connections to {endpoint}"),
         }
     }
 }
 
-/// What the state of an endpoint follows from.
+/// The facts that determine the state of an endpoint.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// Why no endpoint can be untracked here, whoever connects.
+    /// Why no endpoint can be untracked, regardless of the proxy.
     pub unsupported: Option<Tracked>,
-    /// Whose connections.
+    /// The proxy's cgroups.
     pub proxy: &'a Proxy,
-    /// Endpoints on a translated way, and how.
+    /// Endpoints with NAT on the path, with a description of it.
     pub translated: &'a BTreeMap<SocketAddr, String>,
-    /// Endpoints behind a filter that drops untracked packets, and which.
+    /// Endpoints behind a filter that drops untracked packets, with a description of it.
     pub filtered: &'a BTreeMap<SocketAddr, String>,
-    /// Endpoints whose SYNs were repeated.
+    /// Endpoints with repeated SYNs.
     pub repeated: &'a BTreeSet<SocketAddr>,
 }
 
 impl Facts<'_> {
-    /// Why nothing is untracked that the proxy sends now.
+    /// Why no connection of the proxy can be untracked at the moment.
     pub fn of_proxy(&self) -> Option<Tracked> {
         match self.proxy {
             Proxy::In(_) => None,
@@ -95,14 +96,14 @@ impl Facts<'_> {
         }
     }
 
-    /// Why no endpoint is learned now: beside what keeps every endpoint from being untracked the company of the proxy, and
-    /// the limit.
-    pub fn learns_not(&self, company: Option<Tracked>, limit: Option<Tracked>) -> Option<Tracked> {
-        let reasons = [self.unsupported.clone(), self.of_proxy(), company, limit];
+    /// Why no endpoint is learned at the moment: because none can be untracked, because of other processes in the proxy's cgroup, or
+    /// because of the limit.
+    pub fn learns_not(&self, others: Option<Tracked>, limit: Option<Tracked>) -> Option<Tracked> {
+        let reasons = [self.unsupported.clone(), self.of_proxy(), others, limit];
         reasons.into_iter().flatten().next()
     }
 
-    /// Whether new connections to an endpoint are untracked.
+    /// The state of new connections to an endpoint.
     pub fn judge(&self, endpoint: SocketAddr) -> Endpoint {
         let translated = self.translated.get(&endpoint);
         let translated = translated.map(|how| Tracked::new(Reason::Nat, how));
@@ -111,12 +112,12 @@ impl Facts<'_> {
         let repeated = self.repeated.contains(&endpoint).then(|| {
             Tracked::new(
                 Reason::Repeated,
-                "untracked SYNs were not answered until they were repeated, by conntrack: the API server \
-                 is away, the packets need a NAT, or a filter drops untracked packets; it is tried again \
-                 ten minutes after the last one",
+                "untracked SYNs were answered only after retransmission, by then through conntrack: the API server \
+                 is down, the packets need NAT, or a filter drops untracked packets; the next attempt is ten \
+                 minutes after the last one",
             )
         });
-        // What was learned first: it is what an agent that is started anew goes on from.
+        // Learned facts come first, because a restarted agent restores them from the state file.
         let unsupported = self.unsupported.clone();
         let reasons = [unsupported, translated, filtered, self.of_proxy(), repeated];
         Endpoint {

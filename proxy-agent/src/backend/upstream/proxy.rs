@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whose connections are the proxy's: those of processes in the cgroup in which a listener of a VIP was made.
+//! Identifies the proxy's connections: those of processes in the cgroup in which a listener of a VIP was created.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 
-use crate::kernel::cgroup::{self, Cgroup};
-use crate::kernel::sock_diag::list::{self, Sock};
+use proxy_kernel::cgroup::{self, Cgroup};
+use proxy_netlink::sock_diag::list::{self, Sock};
+
 use crate::state::upstream::{Reason, Tracked};
 
-/// Who listens on the VIPs.
+/// The listeners of the VIPs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listeners {
-    /// The cgroups of the listeners that are bound to a VIP; none where the kernel does not tell.
+    /// The cgroups of listeners bound to a VIP; none if the kernel does not report it.
     cgroups: BTreeSet<Option<u64>>,
-    /// A listener on the wildcard address that takes the connections of a VIP.
+    /// A listener on the wildcard address that receives connections to a VIP.
     wildcard: Option<SocketAddr>,
 }
 
 /// The cgroups of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proxy {
-    /// It listens from these.
+    /// The proxy listens in these.
     In(Vec<Cgroup>),
-    /// It does not listen; where it did last, live connections and a restarted proxy may be.
+    /// The proxy does not listen. Its last cgroups may still hold connections, or the restarted proxy.
     Away,
-    /// They cannot be used, and why.
+    /// The cgroups cannot be used, with the reason.
     Unusable(Tracked),
 }
 
@@ -35,7 +36,7 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer completely.
+    /// If the kernel's answer is incomplete.
     pub fn read(vips: &[SocketAddr]) -> io::Result<Self> {
         let ports: BTreeSet<_> = vips.iter().map(SocketAddr::port).collect();
         let mut sockets = Vec::new();
@@ -66,22 +67,22 @@ impl Listeners {
     }
 }
 
-/// The sockets that take the connections of these endpoints now, to see whether they have changed: cheaper than
-/// [`Listeners::read`], and without listeners that share an endpoint with another one.
+/// The sockets that receive connections to these endpoints now, to detect changes: cheaper than [`Listeners::read`], but only one
+/// for each endpoint.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer.
+/// If a query fails.
 pub fn glance(vips: &[SocketAddr]) -> io::Result<Vec<Option<Sock>>> {
     vips.iter().map(|vip| list::listener(*vip)).collect()
 }
 
-/// Whether a cgroup has been removed; not where that cannot be seen.
+/// Whether a cgroup was removed; false if that cannot be determined.
 pub fn is_gone(cgroup: &Cgroup) -> bool {
     cgroup::root().is_some_and(|root| !cgroup::is_there(&root, cgroup))
 }
 
-/// Finds the cgroups of the listeners. `known` holds those that were found before, and is filled.
+/// Finds the cgroups of the listeners. `known` caches those that were found.
 pub fn find(listeners: &Listeners, known: &mut BTreeMap<u64, Cgroup>) -> Proxy {
     if listeners.cgroups.is_empty() {
         return match listeners.wildcard {
@@ -89,7 +90,7 @@ pub fn find(listeners: &Listeners, known: &mut BTreeMap<u64, Cgroup>) -> Proxy {
             Some(address) => Proxy::Unusable(Tracked::new(
                 Reason::Wildcard,
                 format!(
-                    "the listener is bound to {address} and not to the VIP: it may be another process \
+                    "the listener is bound to {address} instead of the VIP, so it may be another process \
                      than the proxy"
                 ),
             )),
@@ -111,11 +112,13 @@ pub fn find(listeners: &Listeners, known: &mut BTreeMap<u64, Cgroup>) -> Proxy {
 
 fn locate(id: Option<u64>, known: &mut BTreeMap<u64, Cgroup>) -> Result<Cgroup, String> {
     let Some(id) = id else {
-        return Err("the kernel does not report the cgroup of a socket; Linux 5.9 does".to_owned());
+        return Err(
+            "the kernel does not report the cgroup of a socket, which needs Linux 5.9".to_owned(),
+        );
     };
     if id == cgroup::ROOT_ID {
         return Err(
-            "the proxy runs in the root cgroup (cgroup v2), where every process may be; start it in a \
+            "the proxy runs in the root cgroup (cgroup v2), which other processes may use too; start it in a \
              cgroup of its own, as systemd and container runtimes do"
                 .to_owned(),
         );
@@ -134,7 +137,7 @@ fn locate(id: Option<u64>, known: &mut BTreeMap<u64, Cgroup>) -> Result<Cgroup, 
         Ok(Some(cgroup)) => cgroup,
         Ok(None) => {
             return Err(format!(
-                "no cgroup below {} has the id {id} of the proxy's",
+                "no cgroup below {} has the id {id} of the proxy's cgroup",
                 root.display()
             ));
         }
@@ -142,7 +145,7 @@ fn locate(id: Option<u64>, known: &mut BTreeMap<u64, Cgroup>) -> Result<Cgroup, 
     };
     if cgroup.levels.is_empty() {
         return Err(format!(
-            "the proxy's cgroup {} cannot be named from the agent's cgroup namespace, which begins below it",
+            "the proxy's cgroup {} is outside of the agent's cgroup namespace and has no name there",
             cgroup.path
         ));
     }
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_cgroup_is_never_the_proxys_own() {
+    fn the_root_cgroup_is_unusable() {
         let mut known = BTreeMap::new();
         let unusable =
             |found: Proxy| matches!(found, Proxy::Unusable(why) if why.reason == Reason::Cgroup);
@@ -212,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_once_is_known() {
+    fn found_cgroups_are_cached() {
         let cgroup = Cgroup {
             id: 7,
             path: "/a".to_owned(),
             levels: vec![1],
         };
         let mut known = BTreeMap::from([(7, cgroup.clone())]);
-        // Beside one that cannot be used.
+        // Together with one that cannot be used.
         let listeners = among(&[
             sock("10.96.0.2:443", 7),
             sock("10.96.0.2:443", cgroup::ROOT_ID),

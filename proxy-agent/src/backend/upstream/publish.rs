@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is published of a pass, and logged where it has changed.
+//! Publishes the state after a pass, and logs its changes.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::reconcile::Report;
 use crate::state::upstream::{self as published, Reason, Tracked};
 
 impl Upstream {
-    /// Notes and logs what has become of each endpoint.
+    /// Publishes and logs the state of each endpoint.
     pub(super) fn publish(&mut self, stage: &Stage, report: &mut Report) {
         let repeated = self.repeated(report);
         let facts = Facts {
@@ -25,10 +25,10 @@ impl Upstream {
         };
         let all = self.endpoints.all().into_iter();
         let limit = self.endpoints.are_full().then(|| {
-            let text = format!("{MAX_LEARNED} endpoints are known, and no more are learned");
+            let text = format!("the maximum of {MAX_LEARNED} learned endpoints is reached");
             Tracked::new(Reason::Limit, text)
         });
-        let learns_not = facts.learns_not(stage.company.clone(), limit);
+        let learns_not = facts.learns_not(stage.others.clone(), limit);
         let learns = self.endpoints.are_learned();
         let now = published::Upstream {
             endpoints: all.map(|one| facts.judge(one)).collect(),
@@ -49,13 +49,13 @@ fn log_changes(before: &published::Upstream, now: &published::Upstream) {
         }
         match &endpoint.tracked {
             None => info!(
-                part = PART,
+                part = PART.name(),
                 "the proxy's connections to {} are untracked: those of cgroup {}",
                 endpoint.endpoint,
                 now.places()
             ),
             Some(tracked) => warn!(
-                part = PART,
+                part = PART.name(),
                 "the proxy's connections to {} are tracked: {}", endpoint.endpoint, tracked.detail
             ),
         }
@@ -66,8 +66,8 @@ fn log_changes(before: &published::Upstream, now: &published::Upstream) {
         if !known.contains(&endpoint.endpoint) {
             let endpoint = endpoint.endpoint;
             info!(
-                part = PART,
-                "{endpoint} is forgotten: the proxy has no connections to it"
+                part = PART.name(),
+                "{endpoint} has expired: the proxy has no connections to it"
             );
         }
     }
@@ -75,8 +75,8 @@ fn log_changes(before: &published::Upstream, now: &published::Upstream) {
         && now.learns_not != before.learns_not
     {
         info!(
-            part = PART,
-            "no endpoints of the proxy's connections are learned: {}", why.detail
+            part = PART.name(),
+            "learning of the proxy's endpoints is suspended: {}", why.detail
         );
     }
 }

@@ -1,26 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Removes the tables, when everything of the agent is removed.
+//! Removes the tables during a clean-up.
 
 use std::fmt::{self, Display};
+
+use proxy_netlink::netfilter::Table;
 
 use super::PART;
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
 use crate::instance::Instance;
-use crate::netfilter::Table;
 use crate::reconcile::{Mode, Report, carry_out, failed};
 
-/// Removes the tables. Live connections go on, tracked.
+/// Removes the tables. Open connections continue, tracked.
 pub async fn remove_everything(instance: Instance, mode: Mode, report: &mut Report) {
     let there = tables::existing(PART, tables::empty_upstream(instance), report);
     if there.is_empty() {
         return;
     }
     if mode == Mode::Apply
-        && let Err(error) = decisions::hand_over(Which::OfProxy, instance)
+        && let Err(error) = decisions::release(Which::OfProxy, instance)
     {
-        failed(PART, "hand the proxy's connections over", &error, report);
+        failed(
+            PART,
+            "hand the proxy's connections over to conntrack",
+            &error,
+            report,
+        );
     }
     let ops = there.into_iter().map(Removal).collect();
     carry_out(PART, mode, ops, report, async |Removal(table)| {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tables for the proxy's own connections, as `nft list ruleset` shows them (counters and comments left
-//! out); `connection` stands for `ip saddr . tcp sport . ip daddr . tcp dport` or, in `received`, the other
-//! way round; the sets `opening`, `decided`, `closing` and `closed` are those of `decisions`:
+//! The tables for the proxy's own connections, as `nft list ruleset` prints them (without counters and comments); `connection` stands
+//! for `ip saddr . tcp sport . ip daddr . tcp dport`, in `received` with both ends swapped; the sets `opening`, `decided`, `closing`
+//! and `closed` are those of `decisions`:
 //!
 //! ```text
 //! table ip proxy-agent_upstream {
@@ -49,21 +49,26 @@
 //! }
 //! ```
 //!
-//! A connection is decided at its first SYN, by the cgroup of the socket that sends it, and its other packets
-//! are known by their set: no socket is looked up for them, connections that are older than the rules stay
-//! tracked, and a packet from the endpoint that belongs to no decided connection is none of ours.
+//! A connection is decided at its first SYN, by the cgroup of the sending socket; its other packets are matched by the sets. So no
+//! socket lookup is needed for them, connections older than the rules stay tracked, and packets from the endpoint that belong to no
+//! decided connection are ignored.
 //!
-//! A SYN that is repeated was not answered: its packets may need a NAT that only conntrack does, or a filter
-//! drops the untracked answer. From then on its connection is tracked. So is every new one to the endpoint for
-//! some time, unless an untracked one has been answered since the last repeated SYN: then it was lost on the way.
+//! A repeated SYN was not answered: its packets may need a NAT that only conntrack does, or a filter drops the untracked answer. Its
+//! connection is tracked from then on, and so are all new ones to the endpoint for some time, unless an untracked one has been
+//! answered since the last repeated SYN, which means that the SYN was lost.
 //!
-//! The set `seen` and the chain `other` are there where endpoints are learned: connections of the proxy to endpoints that
-//! are not known. They are tracked; the agent asks conntrack whether they are translated.
+//! The set `seen` and the chain `other` exist if endpoints are learned, for connections of the proxy to unknown endpoints. These are
+//! tracked; the agent asks conntrack whether they are translated.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use netlink_packet_netfilter::nftables::Expressions;
+use proxy_kernel::cgroup::Cgroup;
+use proxy_netlink::netfilter::expression::flag::RST;
+use proxy_netlink::netfilter::expression::{self, End, Part, SetOperation};
+use proxy_netlink::netfilter::set::{Field, Set};
+use proxy_netlink::netfilter::{Chain, Family, Hook, Rule, Table};
 
 use crate::backend::decisions::packets::{
     Packets, base, chain, entry, leave, opens, rule, untrack,
@@ -71,49 +76,44 @@ use crate::backend::decisions::packets::{
 use crate::backend::decisions::{CLOSED, CONNECTION, DECIDED, FOR_GOOD, PASSING};
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::kernel::cgroup::Cgroup;
-use crate::netfilter::expression::flag::RST;
-use crate::netfilter::expression::{self, End, Part, SetOperation};
-use crate::netfilter::set::{Field, Set};
-use crate::netfilter::{Chain, Family, Hook, Rule, Table};
 
-/// The set of untracked connections that are not answered yet.
+/// The set of untracked connections that were not answered yet.
 pub const OPENING: &str = "opening";
-/// The set of endpoints whose SYNs were repeated.
+/// The set of endpoints with repeated SYNs.
 pub const REPEATED: &str = "repeated";
-/// The set of the proxy's new connections to other endpoints.
+/// The set of the proxy's new connections to unknown endpoints.
 pub const SEEN: &str = "seen";
-/// How long they are remembered: the agent looks at them about once a second, if it can.
+/// Their timeout: the agent checks them about once a second.
 const SEEN_FOR: Duration = Duration::from_mins(1);
-/// Room for them.
+/// Capacity of that set.
 const SEEN_SIZE: u32 = 1024;
 /// The set of endpoints that have answered since the last repeated SYN.
 pub const ANSWERED: &str = "answered";
-/// The set of connections whose SYN was repeated; it may be more than once.
+/// The set of connections whose SYN was repeated, once or more.
 const LEFT: &str = "left";
 /// How long an endpoint is left to conntrack after a repeated SYN.
 const LEFT_FOR: Duration = Duration::from_mins(10);
 /// How long an answer counts.
 const ANSWER_COUNTS: Duration = Duration::from_hours(1);
-/// Room for endpoints.
+/// Capacity of the sets of endpoints.
 const ENDPOINTS: u32 = 1024;
 const ENDPOINT: &[Field] = &[Field::Address, Field::Port];
 
-/// What the tables are made from.
+/// The desired content of the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Whereto; none: there are no tables.
+    /// The destinations; empty: there are no tables.
     pub endpoints: Vec<SocketAddr>,
-    /// Those of them that are left to conntrack.
+    /// Destinations that are left to conntrack.
     pub left: Vec<SocketAddr>,
-    /// Whose connections; none: no new one is untracked, live ones go on.
+    /// The cgroups whose connections are untracked; empty: no new one is, open ones continue.
     pub cgroups: Vec<Cgroup>,
-    /// The families in which connections to other endpoints are noted; none where endpoints are not learned.
+    /// The families in which connections to unknown endpoints are recorded; empty if endpoints are not learned.
     pub learns_in: Vec<Family>,
 }
 
 impl Desired {
-    /// Whether there are to be no tables at all.
+    /// Whether no tables are desired.
     pub fn is_nothing(&self) -> bool {
         self.endpoints.is_empty() && (self.learns_in.is_empty() || self.cgroups.is_empty())
     }
@@ -123,7 +123,7 @@ impl Desired {
     }
 }
 
-/// The tables that should be there, or should not: those without a chain.
+/// The desired tables; one without chains should not exist.
 pub fn tables(instance: Instance, size: u32, desired: &Desired) -> Vec<Table> {
     tables::empty_upstream(instance)
         .into_iter()
@@ -239,7 +239,7 @@ fn chains(
         entry(format!("to {endpoint}"), matches, "sent")
     };
     let raw = tables::PRIORITY_RAW;
-    // An API server on this node answers by output, too.
+    // Answers of an API server on this node pass output too.
     let output = endpoints.iter().flat_map(|one| [to(one), from(one)]);
     vec![
         base("output", Hook::Output, raw, output.collect()),
@@ -266,7 +266,7 @@ fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
     rules
 }
 
-/// Only SYNs come here.
+/// Only SYNs reach this chain.
 fn open_rules(
     family: Family,
     left: &[SocketAddr],
@@ -323,7 +323,7 @@ fn open_rules(
     rules
 }
 
-/// `packet`: with the proxy first, as connections are named; `sent`: with the sender first.
+/// `packet` has the proxy first, as in the sets; `sent` has the sender first.
 fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
@@ -343,7 +343,7 @@ fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
     rules
 }
 
-/// Adds what notes connections to other endpoints.
+/// Adds the rules that record connections to unknown endpoints.
 fn note_others(family: Family, cgroups: &[Cgroup], sets: &mut Vec<Set>, chains: &mut Vec<Chain>) {
     sets.push(set(
         SEEN,
@@ -365,7 +365,7 @@ fn note_others(family: Family, cgroups: &[Cgroup], sets: &mut Vec<Set>, chains: 
         .push(rule("a SYN to others", to_others.concat()));
 }
 
-/// A rule for each cgroup and level that does this with what its sockets send.
+/// A rule for each cgroup and level that applies `actions` to packets of its sockets.
 fn of_cgroups(cgroups: &[Cgroup], actions: &[Expressions]) -> Vec<Rule> {
     let mut rules = Vec::new();
     for cgroup in cgroups {
@@ -378,7 +378,7 @@ fn of_cgroups(cgroups: &[Cgroup], actions: &[Expressions]) -> Vec<Rule> {
     rules
 }
 
-/// Does something with the endpoint that a packet of the proxy goes to.
+/// An operation on a set of endpoints, with the destination of a packet.
 fn endpoint(operation: SetOperation, name: &str, family: Family) -> Vec<Expressions> {
     let parts = [
         Part::Address(End::Destination),

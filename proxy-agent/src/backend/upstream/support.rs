@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether the kernel takes the rules.
+//! Tests whether the kernel supports the rules.
 
 use std::net::SocketAddr;
+
+use proxy_kernel::cgroup::Cgroup;
+use proxy_netlink::netfilter::{self, Family, Socket, Table};
 
 use super::rules::{self, Desired};
 use crate::backend::tables;
 use crate::instance::Instance;
-use crate::kernel::cgroup::Cgroup;
-use crate::netfilter::{self, Family, Socket, Table};
 
-/// Room in the sets, for the trial.
+/// Capacity of the sets in the test.
 const SIZE: u32 = 1024;
 
-/// Has the kernel check the rules.
+/// Lets the kernel check the rules.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// The kernel's error.
 pub fn rehearse(
     instance: Instance,
     endpoints: &[SocketAddr],
@@ -47,7 +48,7 @@ pub fn rehearse(
     Ok(())
 }
 
-/// Whether the kernel's answer is about what it has, and will be the same next time.
+/// Whether the error is permanent, because the kernel lacks a feature.
 pub fn is_final(error: &netfilter::Error) -> bool {
     let missing = [
         libc::EOPNOTSUPP,

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is planned from what is there, and what is published.
+//! Plans, and the published state.
 
 mod played;
 
 use proptest::prelude::*;
+use proxy_netlink::netfilter::{Family, Table};
 
 use super::plan::{Facts, plan};
 use super::*;
-use crate::netfilter::{Family, Table};
 
 fn cgroup(id: u64) -> Cgroup {
     Cgroup {
@@ -31,7 +31,7 @@ fn tables_of(desired: &Desired) -> Vec<Table> {
     rules::tables(Instance::default(), 1024, desired)
 }
 
-/// What would be read of these tables.
+/// The outlines that reading these tables would return.
 fn observed(tables: &[Table]) -> tables::Observed {
     tables
         .iter()
@@ -88,7 +88,7 @@ fn another_size_of_the_sets_is_a_new_table() {
     assert!(differs, "{ops:?}");
 }
 
-/// An untracked SYN takes a rule that names a cgroup: with none, nothing is decided.
+/// An untracked SYN needs a rule with a cgroup: without one, nothing is decided.
 #[test]
 fn without_a_cgroup_nothing_opens() {
     let notracks = |cgroups: &[u64]| {
@@ -151,27 +151,27 @@ fn an_endpoint_is_untracked_only_without_any_reason() {
         ..facts(&here, &none, &never)
     };
     assert_eq!(judged(&other_backend), Some(Reason::Backend));
-    let company = || Some(Tracked::new(Reason::Company, ""));
+    let others = || Some(Tracked::new(Reason::Company, ""));
     let limit = || Some(Tracked::new(Reason::Limit, ""));
-    let reason = |facts: &Facts<'_>, company, limit| {
-        let why = facts.learns_not(company, limit);
+    let reason = |facts: &Facts<'_>, others, limit| {
+        let why = facts.learns_not(others, limit);
         why.map(|why| why.reason)
     };
     let fine = facts(&here, &way, &again);
     assert_eq!(reason(&fine, None, None), None);
     assert_eq!(reason(&fine, None, limit()), Some(Reason::Limit));
-    assert_eq!(reason(&fine, company(), limit()), Some(Reason::Company));
+    assert_eq!(reason(&fine, others(), limit()), Some(Reason::Company));
     assert_eq!(
-        reason(&facts(&wildcard, &none, &never), company(), None),
+        reason(&facts(&wildcard, &none, &never), others(), None),
         Some(Reason::Wildcard)
     );
     assert_eq!(
-        reason(&other_backend, company(), None),
+        reason(&other_backend, others(), None),
         Some(Reason::Backend)
     );
 }
 
-/// Before an endpoint is known there are tables where the proxy is known, in the families of the VIPs.
+/// Before endpoints are known there are tables if the proxy is known, in the families of the VIPs.
 #[test]
 fn what_notes_other_connections_is_there_where_they_are_learned() {
     let learning = |cgroups: &[u64]| Desired {
@@ -224,7 +224,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
 }
 
 proptest! {
-    /// Carried out, a plan leaves nothing to do, and whatever is desired is planned from whatever is there.
+/// Carried out, a plan leaves nothing to do, for any observed and any desired state.
     #[test]
     fn a_plan_is_complete(before in any_desired(), after in any_desired()) {
         let (before, after) = (tables_of(&before), tables_of(&after));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Bad command lines: each is refused with exit code 2 and a message that names flag and value.
+//! Invalid command lines: each fails with exit code 2 and a message that names flag and value.
 
 use super::*;
 
-/// The message about a line that must be refused.
+/// The message for an invalid line.
 fn refused(line: &[&str]) -> String {
     let line = ["proxy-agent"].iter().chain(line);
     let error = run(try_parse_from(line)).expect_err("the line is bad");
@@ -139,13 +139,13 @@ fn bad_endpoints_are_refused_with_flag_and_value() {
         ("--service-address", "255.255.255.255", "broadcast"),
         ("--service-address", "fe80::1", "link-local"),
         ("--service-address", "::ffff:10.96.0.1", "IPv4-mapped"),
-        // What no VIP endpoint is left for.
+        // There is no VIP endpoint left for them.
         ("--service-address", "10.96.0.2", "one of --ip-address"),
         ("--service-address", "10.96.0.2:80", "one of --ip-address"),
         (
             "--service-address",
             "fd00::1",
-            "an IPv6 address with --ip-address",
+            "an IPv6 address to --ip-address",
         ),
         ("--repair-conntrack", "", "not an IP address"),
         ("--repair-conntrack", "auto", "not an IP address"),
@@ -197,7 +197,7 @@ fn what_is_given_twice_is_refused() {
 
 #[test]
 fn services_without_a_vip_endpoint_are_refused() {
-    // No telling which port is meant.
+    // The port is ambiguous.
     for value in ["10.96.0.1", "10.96.0.1:443"] {
         let service = format!("--service-address={value}");
         let message = refused(&["--ip-address=10.96.0.2", "--port=6443,8443", &service]);
@@ -205,7 +205,10 @@ fn services_without_a_vip_endpoint_are_refused() {
             message.contains(&format!("'{value}' for '--service-address'")),
             "{message}"
         );
-        assert!(message.contains("443 is none of --port"), "{message}");
+        assert!(
+            message.contains("443 is not among the values of --port"),
+            "{message}"
+        );
     }
     // One after the other up to the limit.
     let ports: Vec<_> = (1..=5).map(|port| format!("10.96.0.1:{port}")).collect();
@@ -218,7 +221,7 @@ fn services_without_a_vip_endpoint_are_refused() {
     assert!(message.contains("at most 4"), "{message}");
     let message = refused(&["--ip-address=fd00::2", "--service-address=10.96.0.1"]);
     assert!(
-        message.contains("an IPv4 address with --ip-address"),
+        message.contains("an IPv4 address to --ip-address"),
         "{message}"
     );
 }
@@ -266,5 +269,5 @@ fn an_upstream_stands_beside_other_flags() {
     ]);
     assert!(twice.contains("more than once"), "{twice}");
     let off = refused(&["--proxy-upstream=off,192.0.2.1"]);
-    assert!(off.contains("'off'") && off.contains("alone"), "{off}");
+    assert!(off.contains("'off'") && off.contains("combined"), "{off}");
 }

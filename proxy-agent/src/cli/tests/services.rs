@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `--service-address` and `--repair-conntrack`: which endpoints are read, and which VIP endpoint
-//! each Service gets. Bad ones are in `refused`, `auto` in `variables`.
+//! `--service-address` and `--repair-conntrack`: the parsed endpoints, and the VIP endpoint of each Service. Invalid ones are in
+//! `refused`, `auto` in `variables`.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -119,7 +119,7 @@ fn unicast() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         any::<[u8; 4]>().prop_map(|octets| IpAddr::from(Ipv4Addr::from(octets))),
         any::<u128>().prop_map(|bits| IpAddr::from(Ipv6Addr::from_bits(bits))),
-        // Few, so that some meet.
+        // A small range, so that some collide.
         (0_u8..8).prop_map(|last| IpAddr::from([10, 96, 0, last])),
         (0_u128..8).prop_map(|last| IpAddr::from(Ipv6Addr::from_bits((0xfd00 << 112) | last))),
     ]

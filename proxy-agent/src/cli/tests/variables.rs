@@ -6,7 +6,7 @@ use std::process;
 
 use super::*;
 
-/// This test program, behind the runner that cargo has started it with where it is of another processor.
+/// The command of this test program, with the runner that cargo uses for another processor.
 fn this_program() -> process::Command {
     let program = env::current_exe().unwrap();
     let target = env::consts::ARCH.to_uppercase();
@@ -21,10 +21,10 @@ fn this_program() -> process::Command {
     command
 }
 
-/// Runs this test program's `child` in a process of its own with these variables; gives what it
-/// printed. (The environment of this process is shared by all its tests.)
+/// Runs this test program's `child` in a process of its own with these variables; returns its output. (All tests of a process
+/// share its environment.)
 fn with_variables(variables: &[(&str, &str)], line: &str) -> String {
-    // libtest leaves the crate's name away.
+    // libtest omits the crate's name.
     let (_, module) = module_path!().split_once("::").unwrap();
     let child = format!("{module}::child");
     let output = this_program()
@@ -128,7 +128,7 @@ const PORT: &str = "KUBERNETES_SERVICE_PORT";
 const PORT_HTTPS: &str = "KUBERNETES_SERVICE_PORT_HTTPS";
 
 #[test]
-fn auto_is_what_kubernetes_tells_its_containers() {
+fn auto_is_the_address_that_kubernetes_sets_in_containers() {
     for (variables, want) in [
         (
             &[(HOST, "10.96.0.1")][..],
@@ -183,17 +183,17 @@ fn auto_that_cannot_stand_is_refused_with_what_it_comes_from() {
         (
             &[(HOST, "127.0.0.1")],
             "",
-            "KUBERNETES_SERVICE_HOST, where '127.0.0.1' stands: a loopback address",
+            "KUBERNETES_SERVICE_HOST has the value '127.0.0.1': a loopback address",
         ),
         (
             &[(HOST, "10.96.0.1"), (PORT, "https")],
             "",
-            "KUBERNETES_SERVICE_PORT, where 'https' stands: not a TCP port",
+            "KUBERNETES_SERVICE_PORT has the value 'https': not a TCP port",
         ),
         (
             &[(HOST, "10.96.0.1"), (PORT, "443"), (PORT_HTTPS, "0")],
             "",
-            "KUBERNETES_SERVICE_PORT_HTTPS, where '0' stands: not a TCP port",
+            "KUBERNETES_SERVICE_PORT_HTTPS has the value '0': not a TCP port",
         ),
         (
             &[(HOST, "10.96.0.2")],
@@ -203,7 +203,7 @@ fn auto_that_cannot_stand_is_refused_with_what_it_comes_from() {
         (
             &[(HOST, "10.96.0.1"), (PORT, "444")],
             " --port=443,8443",
-            "444 is none of --port",
+            "444 is not among the values of --port",
         ),
         (&[(HOST, "10.96.0.1")], ",auto", "more than once"),
         (&[(HOST, "a.name")], ",auto", "more than once"),

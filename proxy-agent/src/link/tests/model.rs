@@ -5,11 +5,12 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
+use proxy_netlink::route::{Address, Link, LinkKind, Prefix};
 
 use super::{V4, V6, desired, ip};
 use crate::link::apply::Gate;
 use crate::link::plan::{Op, Source, host_prefix, plan, plan_teardown};
-use crate::link::table::{Link, LinkAddress, LinkKind, LinkTable, Prefix};
+use crate::link::table::{LinkTable, OWN_GROUP, address, is_owned};
 
 /// What a kernel would do, as far as plans rely on it.
 #[derive(Debug, Clone)]
@@ -27,7 +28,7 @@ impl Kernel {
                 }
                 let index = self.table.links.last().map_or(1, |link| link.index + 1);
                 let mut created = Link::new(index, name, LinkKind::Dummy);
-                created.owned = true;
+                created.group = OWN_GROUP;
                 self.table.links.push(created);
             }
             Op::SetUp { link } => self.index(link).map(|at| self.table.links[at].up = true)?,
@@ -82,8 +83,8 @@ impl Kernel {
         if !link.up {
             return Err(format!("{} is down", link.name));
         }
-        let new = LinkAddress::new(link.index, &vip.to_string(), host_prefix(vip));
-        let clashes = |found: &LinkAddress| {
+        let new = address(link.index, &vip.to_string(), host_prefix(vip));
+        let clashes = |found: &Address| {
             let same_subnet = found.prefix_len == new.prefix_len && found.peer.is_none();
             found.index == new.index && found.ip == vip && (vip.is_ipv6() || same_subnet)
         };
@@ -94,9 +95,10 @@ impl Kernel {
         Ok(())
     }
 
-    fn remove(&mut self, old: &LinkAddress) -> Result<(), String> {
-        if !old.takes_along.is_empty() {
-            return Err(format!("{:?} would go too", old.takes_along));
+    fn remove(&mut self, old: &Address) -> Result<(), String> {
+        let foreign = self.table.takes_along(old);
+        if !foreign.is_empty() {
+            return Err(format!("{foreign:?} would go too"));
         }
         let at = self.table.addresses.iter().position(|found| found == old);
         self.table.addresses.remove(at.ok_or("no such address")?);
@@ -120,26 +122,23 @@ prop_compose! {
         unusable in any::<bool>(),
         permanent in any::<bool>(),
         endangers in prop::bool::weighted(0.2),
-    ) -> LinkAddress {
+    ) -> (Address, Vec<Prefix>) {
         let (vip, peer, prefix_len) = match (v4, host) {
             (true, true) => (V4, "192.0.2.1", 32),
             (true, false) => (V4, "192.0.2.1", 24),
             (false, true) => (V6, "fd00::99", 128),
             (false, false) => (V6, "fd00::99", 64),
         };
-        LinkAddress {
+        let found = Address {
             peer: with_peer.then(|| ip(peer)),
             scope: if v4 { scope } else { 0 },
             unusable: unusable && !v4,
             deprecated: deprecated && !v4,
             permanent,
-            takes_along: if endangers && v4 && !host {
-                vec![Prefix { ip: ip("10.96.0.9"), len: 24 }]
-            } else {
-                Vec::new()
-            },
-            ..LinkAddress::new(index, vip, prefix_len)
-        }
+            ..address(index, vip, prefix_len)
+        };
+        let foreign = (endangers && v4 && !host).then(|| Prefix { ip: ip("10.96.0.9"), len: 24 });
+        (found, foreign.into_iter().collect())
     }
 }
 
@@ -159,17 +158,20 @@ prop_compose! {
         for (link, up) in links.iter_mut().zip(up) {
             link.up = up;
         }
-        links[3].owned = owned;
-        links[3].foreign_addresses = shared;
+        links[3].group = if owned { OWN_GROUP } else { 0 };
         // One IPv6 copy for each link; one IPv4 copy for each link, prefix and peer.
         let mut table = LinkTable { links, ..LinkTable::default() };
-        for new in addresses {
-            let key = |found: &LinkAddress| {
+        table.shared.extend(shared.then_some(4));
+        for (new, foreign) in addresses {
+            let key = |found: &Address| {
                 let v4 = found.ip.is_ipv4().then_some((found.prefix_len, found.peer));
                 (found.index, found.ip, v4)
             };
             if !table.addresses.iter().any(|found| key(found) == key(&new)) {
-                table.addresses.push(new);
+                table.addresses.push(new.clone());
+                if !foreign.is_empty() {
+                    table.endangering.push((new, foreign));
+                }
             }
         }
         Kernel { table }
@@ -199,12 +201,12 @@ proptest! {
         // What is left over on other links is what had to be left.
         let target = kernel.table.by_name(name).expect("it was created").index;
         for found in kernel.table.addresses.iter().filter(|found| found.index != target) {
-            prop_assert!(!found.takes_along.is_empty());
+            prop_assert!(!kernel.table.takes_along(found).is_empty());
         }
-        // Links: only the target changed, and only links of ours nobody else uses went away.
+        // Links: only the target changed, and only links of ours without other addresses were removed.
         for old in &before.table.links {
             match kernel.table.by_index(old.index) {
-                None => prop_assert!(old.owned && !old.foreign_addresses && old.name != name),
+                None => prop_assert!(is_owned(old) && !before.table.shared.contains(&old.index) && old.name != name),
                 Some(new) if old.name == name => prop_assert!(new.up),
                 Some(new) => prop_assert_eq!(new, old),
             }
@@ -247,7 +249,7 @@ proptest! {
         prop_assert!(plan_teardown(&wanted, &kernel.table).ops.is_empty());
         for old in &before.table.links {
             let gone = kernel.table.by_index(old.index).is_none();
-            prop_assert!(!gone || (old.owned && old.name == name && !old.foreign_addresses));
+            prop_assert!(!gone || (is_owned(old) && old.name == name && !before.table.shared.contains(&old.index)));
         }
         let elsewhere = |kernel: &Kernel| {
             let target = before.table.by_name(name).map(|link| link.index);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is told about agents in every condition.
+//! Liveness and readiness of agents in every condition.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -51,9 +51,9 @@ pub fn state() -> State {
     }
 }
 
-/// What is told before the first pass has ended.
-pub fn told() -> Told {
-    Told {
+/// The snapshot before the first pass has ended.
+pub fn snapshot() -> Snapshot {
+    Snapshot {
         started: SystemTime::UNIX_EPOCH,
         interval: Duration::from_mins(1),
         phase: Phase::Working,
@@ -74,18 +74,18 @@ fn vip(present: bool, link_up: bool) -> Vip {
     }
 }
 
-fn after(state: State, vips: Vec<Vip>) -> Told {
-    Told {
+fn after(state: State, vips: Vec<Vip>) -> Snapshot {
+    Snapshot {
         phase: Phase::Idle,
         state: Some(Arc::new(state)),
         vips,
-        ..told()
+        ..snapshot()
     }
 }
 
 /// The conditions that fail, without one for the listener.
-fn failing(told: &Told) -> Vec<&'static str> {
-    let health = readiness(told, Duration::ZERO, &Err("no".to_owned()), false);
+fn failing(snapshot: &Snapshot) -> Vec<&'static str> {
+    let health = readiness(snapshot, Duration::ZERO, &Err("no".to_owned()), false);
     let failing = health.0.iter().filter(|condition| !condition.holds);
     failing.map(|condition| condition.name).collect()
 }
@@ -104,7 +104,7 @@ fn failed(part: &str) -> State {
 fn each_condition_fails_on_its_own() {
     let good = || vec![vip(true, true)];
     assert_eq!(failing(&after(state(), good())), [""; 0]);
-    assert_eq!(failing(&told()), ["pass"]);
+    assert_eq!(failing(&snapshot()), ["pass"]);
     assert_eq!(failing(&after(state(), vec![vip(false, true)])), ["vip"]);
     assert_eq!(failing(&after(state(), vec![vip(true, false)])), ["link"]);
     assert_eq!(failing(&after(state(), Vec::new())), ["vip", "link"]);
@@ -115,7 +115,7 @@ fn each_condition_fails_on_its_own() {
     let mut other = state();
     other.backend.asked = "ebpf".to_owned();
     assert_eq!(failing(&after(other, good())), ["data_plane"]);
-    let stopping = Told {
+    let stopping = Snapshot {
         phase: Phase::Stopping,
         ..after(state(), good())
     };
@@ -129,15 +129,18 @@ fn without_any_backend_it_is_degraded_and_ready() {
     assert!(!is_degraded(&state));
     state.backend.backend = "none".to_owned();
     assert!(is_degraded(&state));
-    let told = after(state, vec![vip(true, true)]);
-    assert_eq!(failing(&told), [""; 0]);
+    let snapshot = after(state, vec![vip(true, true)]);
+    assert_eq!(failing(&snapshot), [""; 0]);
 }
 
 #[test]
-fn who_stands_still_is_not_alive() {
+fn an_agent_without_progress_is_not_alive() {
     let alive = |phase, seconds| {
-        let told = Told { phase, ..told() };
-        liveness(&told, Duration::from_secs(seconds)).is_good()
+        let snapshot = Snapshot {
+            phase,
+            ..snapshot()
+        };
+        liveness(&snapshot, Duration::from_secs(seconds)).is_good()
     };
     assert!(alive(Phase::Working, 120));
     assert!(!alive(Phase::Working, 121));
@@ -148,9 +151,9 @@ fn who_stands_still_is_not_alive() {
 
 #[test]
 fn a_listener_is_asked_for_if_that_is_wanted() {
-    let told = after(state(), vec![vip(true, true)]);
+    let snapshot = after(state(), vec![vip(true, true)]);
     let text =
-        |listeners: &Listeners| readiness(&told, Duration::ZERO, listeners, true).to_string();
+        |listeners: &Listeners| readiness(&snapshot, Duration::ZERO, listeners, true).to_string();
     let vip = "10.96.0.2:443".parse().unwrap();
     let bound = Ok(BTreeMap::from([(vip, Listening::Bound)]));
     let listens = text(&bound);
@@ -158,12 +161,12 @@ fn a_listener_is_asked_for_if_that_is_wanted() {
                     [+]vip ok: on lo: 10.96.0.2\n\
                     [+]link ok: lo is up\n\
                     [+]data_plane ok: backend nftables\n\
-                    [+]other ok: nothing failed\n\
+                    [+]other ok: no failures\n\
                     [+]listener ok: on 10.96.0.2:443\n\
                     passed\n";
     assert_eq!(listens, expected);
     let silent = text(&Ok(BTreeMap::from([(vip, Listening::Nowhere)])));
-    let expected = "[-]listener failed: nobody listens on 10.96.0.2:443\nfailed\n";
+    let expected = "[-]listener failed: no listener on 10.96.0.2:443\nfailed\n";
     assert!(silent.ends_with(expected), "{silent}");
     assert!(text(&Err("no".to_owned())).contains("[-]listener failed: no\n"));
 }
@@ -182,9 +185,9 @@ fn a_wildcard_listener_is_not_the_proxy_of_a_service_unless_it_is_named() {
                 vip: endpoint,
             });
         }
-        let told = after(state, vec![vip(true, true)]);
+        let snapshot = after(state, vec![vip(true, true)]);
         let listeners = Ok(BTreeMap::from([(endpoint, listening)]));
-        readiness(&told, Duration::ZERO, &listeners, true).is_good()
+        readiness(&snapshot, Duration::ZERO, &listeners, true).is_good()
     };
     let (vip_only, any) = (ProxyListener::Vip, ProxyListener::Any);
     assert!(!holds("ebpf", vip_only, true, wildcard));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Every metric that is served: name, type, labels and help. docs/metrics.md explains them; a test
-//! holds both to each other.
+//! Name, type, labels and help text of every metric. A test compares them with docs/metrics.md.
 
 use prometheus::proto::MetricType;
 
@@ -14,7 +13,7 @@ pub struct Metric {
     pub kind: MetricType,
     /// The names of its labels, in the order of their values.
     pub labels: &'static [&'static str],
-    /// What it is, in one line.
+    /// The help text: one line.
     pub help: &'static str,
 }
 
@@ -56,7 +55,7 @@ const fn histogram(
     }
 }
 
-/// All of them, in the order in which they are served.
+/// All metrics, in the order in which they are served.
 pub static ALL: [&Metric; 40] = [
     &BUILD_INFO,
     &START_TIME,
@@ -120,29 +119,29 @@ pub static READY_CONDITION: Metric = gauge(
     &["condition"],
     "Whether a condition of /readyz holds.",
 );
-/// Whether --backend=auto has found no backend that works: connections are tracked.
+/// Whether --backend=auto found no usable backend: connections are tracked.
 pub static DEGRADED: Metric = gauge(
     "proxy_agent_degraded",
     &[],
-    "Whether --backend=auto has found no backend that works: connections are tracked.",
+    "Whether --backend=auto found no usable backend: connections are tracked.",
 );
-/// Whether something could not be read and is missing from this answer.
+/// Whether a source could not be read, so that its samples are missing.
 pub static UNREADABLE: Metric = gauge(
     "proxy_agent_unreadable",
     &["source"],
-    "Whether something could not be read and is missing from this answer.",
+    "Whether a source could not be read, so that its samples are missing.",
 );
-/// How long passes took, by why they were due.
+/// Duration of passes, by their cause.
 pub static DURATION: Metric = histogram(
     "proxy_agent_reconcile_duration_seconds",
     &["cause"],
-    "How long passes took, by why they were due.",
+    "Duration of passes, by their cause.",
 );
-/// Passes that could not do something.
+/// Passes with at least one failure.
 pub static FAILED_PASSES: Metric = counter(
     "proxy_agent_reconcile_failures_total",
     &[],
-    "Passes that could not do something.",
+    "Passes with at least one failure.",
 );
 /// When the last pass ended, in seconds since 1970.
 pub static LAST_PASS: Metric = gauge(
@@ -162,23 +161,23 @@ pub static INTERVAL: Metric = gauge(
     &[],
     "The time between two full resyncs.",
 );
-/// Changes that somebody else made necessary, by part of the node.
+/// Changes that repaired interference by others, by part of the node.
 pub static REPAIRS: Metric = counter(
     "proxy_agent_repairs_total",
     &["part"],
-    "Changes that somebody else made necessary, by part of the node.",
+    "Changes that repaired interference by others, by part of the node.",
 );
-/// What passes could not do, by part of the node.
+/// Failed observations and operations, by part of the node.
 pub static ERRORS: Metric = counter(
     "proxy_agent_errors_total",
     &["part"],
-    "What passes could not do, by part of the node.",
+    "Failed observations and operations, by part of the node.",
 );
-/// Things that the last pass could not do, by part of the node.
+/// Failures of the last pass, by part of the node.
 pub static FAILING: Metric = gauge(
     "proxy_agent_failing",
     &["part"],
-    "Things that the last pass could not do, by part of the node.",
+    "Failures of the last pass, by part of the node.",
 );
 /// Whether the last pass left the VIP usable on its link.
 pub static VIP_PRESENT: Metric = gauge(
@@ -216,11 +215,11 @@ pub static BYTES: Metric = counter(
     &["vip", "direction"],
     "Bytes of untracked packets, from the IP header on.",
 );
-/// SYNs that were decided: their connections are untracked.
+/// SYNs with a decision: their connections are untracked.
 pub static DECISIONS: Metric = counter(
     "proxy_agent_decisions_total",
     &["vip"],
-    "SYNs that were decided: their connections are untracked.",
+    "SYNs with a decision: their connections are untracked.",
 );
 /// SYNs and calls of connect(2) to a ClusterIP that ended on the proxy.
 pub static TRANSLATIONS: Metric = counter(
@@ -228,11 +227,11 @@ pub static TRANSLATIONS: Metric = counter(
     &["vip"],
     "SYNs and calls of connect(2) to a ClusterIP that ended on the proxy.",
 );
-/// SYNs that were left to conntrack, by reason.
+/// SYNs without a decision, left to conntrack, by reason.
 pub static UNDECIDED: Metric = counter(
     "proxy_agent_undecided_total",
     &["vip", "reason"],
-    "SYNs that were left to conntrack, by reason.",
+    "SYNs without a decision, left to conntrack, by reason.",
 );
 /// Packets for the VIP that were dropped, by cause.
 pub static GUARD_DROPS: Metric = counter(
@@ -240,11 +239,11 @@ pub static GUARD_DROPS: Metric = counter(
     &["vip", "cause"],
     "Packets for the VIP that were dropped, by cause.",
 );
-/// SYNs that were decided, by the link that saw them first.
+/// SYNs with a decision, by the link on which they arrived.
 pub static LINK_DECISIONS: Metric = counter(
     "proxy_agent_link_decisions_total",
     &["vip", "link"],
-    "SYNs that were decided, by the link that saw them first.",
+    "SYNs with a decision, by the link on which they arrived.",
 );
 /// SYNs and calls of connect(2) to a ClusterIP that ended on the proxy, by link.
 pub static LINK_TRANSLATIONS: Metric = counter(
@@ -252,29 +251,29 @@ pub static LINK_TRANSLATIONS: Metric = counter(
     &["vip", "link"],
     "SYNs and calls of connect(2) to a ClusterIP that ended on the proxy, by link.",
 );
-/// SYNs that were left to conntrack, by link.
+/// SYNs without a decision, left to conntrack, by link.
 pub static LINK_UNDECIDED: Metric = counter(
     "proxy_agent_link_undecided_total",
     &["vip", "link"],
-    "SYNs that were left to conntrack, by link.",
+    "SYNs without a decision, left to conntrack, by link.",
 );
-/// A link on which packets for the VIPs are dropped, and by what; always 1.
+/// A link on which packets for the VIPs are dropped, and the mechanism; always 1.
 pub static GUARD_LINK_INFO: Metric = gauge(
     "proxy_agent_guard_link_info",
     &["link", "how"],
-    "A link on which packets for the VIPs are dropped, and by what; always 1.",
+    "A link on which packets for the VIPs are dropped, and the mechanism; always 1.",
 );
-/// Whether the proxy's own new connections to an endpoint are untracked; the label says why not.
+/// Whether the proxy's own new connections to an endpoint are untracked, with the reason if not.
 pub static UPSTREAM_UNTRACKED: Metric = gauge(
     "proxy_agent_upstream_untracked",
     &["endpoint", "reason"],
-    "Whether the proxy's own new connections to an endpoint of --proxy-upstream are untracked, and why not.",
+    "Whether the proxy's own new connections to an endpoint of --proxy-upstream are untracked, with the reason if not.",
 );
-/// Whether endpoints are learned from the proxy's connections; the label says why not.
+/// Whether endpoints are learned from the proxy's connections, with the reason if not.
 pub static UPSTREAM_LEARNING: Metric = gauge(
     "proxy_agent_upstream_learning",
     &["reason"],
-    "With --proxy-upstream=auto: whether endpoints are learned from the proxy's connections, and why not.",
+    "With --proxy-upstream=auto: whether endpoints are learned from the proxy's connections, with the reason if not.",
 );
 /// The backend in use; always 1.
 pub static BACKEND_INFO: Metric = gauge(
@@ -282,11 +281,11 @@ pub static BACKEND_INFO: Metric = gauge(
     &["asked", "backend", "detail"],
     "The backend in use; always 1.",
 );
-/// A backend that comes before the one in use and cannot be used; always 1.
+/// A backend that is preferred over the one in use but cannot be used; always 1.
 pub static BACKEND_REJECTED: Metric = gauge(
     "proxy_agent_backend_rejected",
     &["backend"],
-    "A backend that comes before the one in use and cannot be used; always 1.",
+    "A backend that is preferred over the one in use but cannot be used; always 1.",
 );
 /// A DNAT to the VIP whose connections the stateless rules break; always 1.
 pub static BACKEND_BREAKS: Metric = gauge(
@@ -300,11 +299,11 @@ pub static MAP_ENTRIES: Metric = gauge(
     &["map"],
     "Entries of a map of the eBPF programs.",
 );
-/// The most entries that a map of the eBPF programs takes.
+/// Capacity of a map of the eBPF programs.
 pub static MAP_MAX: Metric = gauge(
     "proxy_agent_bpf_map_max_entries",
     &["map"],
-    "The most entries that a map of the eBPF programs takes.",
+    "Capacity of a map of the eBPF programs.",
 );
 /// Entries of the conntrack table.
 pub static CONNTRACK_ENTRIES: Metric = gauge(
@@ -312,11 +311,11 @@ pub static CONNTRACK_ENTRIES: Metric = gauge(
     &[],
     "Entries of the conntrack table.",
 );
-/// The most entries that the conntrack table takes.
+/// Capacity of the conntrack table.
 pub static CONNTRACK_MAX: Metric = gauge(
     "proxy_agent_conntrack_max_entries",
     &[],
-    "The most entries that the conntrack table takes.",
+    "Capacity of the conntrack table.",
 );
 /// Packets that were dropped because the conntrack table was full.
 pub static CONNTRACK_DROPS: Metric = counter(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Samples under their metrics, and the text that they become.
+//! Collects samples by metric and renders them as text.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
 use super::catalogue::{ALL, Metric};
 
-/// What is going to be served.
+/// The samples of one answer.
 #[derive(Debug, Default)]
 pub struct Exposition {
     samples: BTreeMap<&'static str, Vec<proto::Metric>>,
@@ -24,7 +24,7 @@ fn values(sample: &proto::Metric) -> impl Iterator<Item = &str> {
 }
 
 impl Exposition {
-    /// Adds a sample with the values of the metric's labels.
+    /// Adds a sample with an integer value; `labels` are in the order of the metric's.
     #[expect(
         clippy::cast_precision_loss,
         reason = "the format has floating point numbers only"
@@ -38,7 +38,7 @@ impl Exposition {
         self.set(metric, labels, f64::from(u8::from(value)));
     }
 
-    /// Adds a sample with the values of the metric's labels.
+    /// Adds a sample; `labels` are in the order of the metric's.
     pub fn set(&mut self, metric: &'static Metric, labels: &[&str], value: f64) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         let pair = |(name, value): (&&str, &&str)| {
@@ -75,7 +75,7 @@ impl Exposition {
     ///
     /// # Errors
     ///
-    /// None that is known: the library refuses families without name or samples.
+    /// None known: the library refuses families without name or samples.
     pub fn text(mut self) -> prometheus::Result<String> {
         let mut families = Vec::new();
         for metric in ALL {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is read of the kernel for an answer. Large maps take time to read: then what was read last
-//! serves for a while, so that however often somebody asks, the cost stays small.
+//! Reads the values of an answer from the kernel. Large maps take long to read: such a reading is cached for a multiple of its
+//! duration, which bounds the load by frequent scrapes.
 
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use proxy_kernel::conntrack;
+use proxy_kernel::sockets::{self, Listening};
 use tracing::debug;
 
 use crate::backend::ebpf::statistics::{self, Fill};
-use crate::kernel::conntrack;
-use crate::kernel::sockets::{self, Listening};
 use crate::link::{self, LinkTable};
 use crate::reconcile::report::chain;
 use crate::state::State;
@@ -20,37 +20,37 @@ use crate::status::counters::{self, Row};
 use crate::status::model::OfVip;
 use crate::telemetry::health::Listeners;
 
-/// What may be unreadable.
+/// The sources that may fail.
 pub const SOURCES: [&str; 4] = [COUNTERS, CONNECTIONS, LINKS, CONNTRACK];
 const COUNTERS: &str = "counters";
 const CONNECTIONS: &str = "connections";
 const LINKS: &str = "links";
 const CONNTRACK: &str = "conntrack";
-/// A reading serves for so many times as long as it took.
-const PATIENCE: u32 = 20;
+/// A reading is cached for this multiple of its duration: at most 5 % of the time is spent on reading.
+const CACHE_FACTOR: u32 = 20;
 
-/// What was read.
+/// Values read from the kernel.
 #[derive(Debug, Default)]
 pub struct Reading {
-    /// By VIP; none if it could not be read.
+    /// Counters by VIP; none if they could not be read.
     pub counters: Option<Vec<OfVip>>,
-    /// The maps of the eBPF programs, by name.
+    /// Entries and capacities of the eBPF maps, by name.
     pub maps: Vec<(&'static str, Fill)>,
-    /// How full conntrack's table is; none if it is not loaded.
+    /// Entries and capacity of the conntrack table; none if conntrack is not loaded.
     pub conntrack: Option<conntrack::Fill>,
-    /// What has happened to it; none if the kernel does not tell.
+    /// Statistics of conntrack; none if the kernel does not expose them.
     pub conntrack_statistics: Option<conntrack::Statistics>,
     /// The sources that could not be read.
     pub unread: Vec<&'static str>,
 }
 
-/// Reads, and remembers what took long to read.
+/// Reads, and caches slow readings.
 #[derive(Debug, Default)]
 pub struct Reader {
     last: Option<Maps>,
 }
 
-/// What may take long to read.
+/// The cached part.
 #[derive(Debug)]
 struct Maps {
     rows: Result<Vec<Row>, ()>,
@@ -59,7 +59,7 @@ struct Maps {
 }
 
 impl Reader {
-    /// Reads what an answer needs; names of links only if `links`.
+    /// Reads the values of an answer; names of links only if `links`.
     pub async fn read(&mut self, state: &State, links: bool) -> Reading {
         let mut reading = Reading::default();
         let is_old = |maps: &Maps| Instant::now() >= maps.until;
@@ -68,9 +68,9 @@ impl Reader {
             let rows = counters::read(state, &state.settings.bpffs);
             let fills = fills(state);
             self.last = Some(Maps {
-                rows: rows.map_err(|error| tell(COUNTERS, &error)),
-                fills: fills.map_err(|error| tell(CONNECTIONS, &error)),
-                until: Instant::now() + begun.elapsed() * PATIENCE,
+                rows: rows.map_err(|error| log_unread(COUNTERS, &error)),
+                fills: fills.map_err(|error| log_unread(CONNECTIONS, &error)),
+                until: Instant::now() + begun.elapsed() * CACHE_FACTOR,
             });
         }
         let unread = &mut reading.unread;
@@ -101,7 +101,7 @@ impl Reader {
     }
 }
 
-/// What listens for each of the endpoints.
+/// The listening sockets for each of the endpoints.
 pub fn listeners(endpoints: &[SocketAddr]) -> Listeners {
     let listeners = sockets::listeners()
         .map_err(|error| format!("cannot read the list of listening sockets: {error}"))?;
@@ -119,7 +119,7 @@ fn fills(state: &State) -> Result<Vec<(&'static str, Fill)>, counters::Error> {
     Ok(fills)
 }
 
-/// None if there is nothing to read.
+/// Maps "not found" to none: the kernel module is not loaded.
 fn if_loaded<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),
@@ -128,7 +128,7 @@ fn if_loaded<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// The value, or none and the source among those that are told.
+/// The value; on failure none, with `source` added to `unread`.
 fn or_noted<T, E: Error>(
     result: Result<T, E>,
     source: &'static str,
@@ -136,7 +136,7 @@ fn or_noted<T, E: Error>(
 ) -> Option<T> {
     result
         .inspect_err(|error| {
-            tell(source, error);
+            log_unread(source, error);
             if !unread.contains(&source) {
                 unread.push(source);
             }
@@ -144,6 +144,6 @@ fn or_noted<T, E: Error>(
         .ok()
 }
 
-fn tell(source: &str, error: &dyn Error) {
+fn log_unread(source: &str, error: &dyn Error) {
     debug!("no metrics of {source}: {}", chain(error));
 }

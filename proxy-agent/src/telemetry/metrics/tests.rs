@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Everything that can be served, as it was recorded.
+//! All metrics, compared with a recorded answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use std::{env, fs};
 
 use proxy_common::guard::Cause;
 use proxy_common::{Counters, Reason, Traffic};
+use proxy_kernel::conntrack;
 
 use super::*;
 use crate::backend::ebpf::statistics::{Fill, Origin};
-use crate::kernel::conntrack;
 use crate::link::{LinkTable, Vip};
 use crate::state::history::Problem;
 use crate::state::upstream::{Endpoint, Reason as UpstreamReason, Tracked};
 use crate::status::counters::{self, Row};
-use crate::telemetry::board::Phase;
-use crate::telemetry::health::tests::{state, told};
+use crate::telemetry::health::tests::{snapshot, state};
+use crate::telemetry::shared::Phase;
 
 const GOLDEN: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -47,8 +47,8 @@ fn row(origin: Origin) -> Row {
     }
 }
 
-/// What an agent tells to which everything has happened.
-fn eventful() -> (Told, Reading) {
+/// The metrics of an agent with every kind of event.
+fn eventful() -> (Snapshot, Reading) {
     let mut state = state();
     state.history.ready = false;
     state.history.failed_passes = 3;
@@ -87,7 +87,7 @@ fn eventful() -> (Told, Reading) {
         cluster_ip: "10.96.0.1:443".parse().unwrap(),
         vip: "10.96.0.2:443".parse().unwrap(),
     });
-    let told = Told {
+    let snapshot = Snapshot {
         started: at(0),
         phase: Phase::Idle,
         state: Some(Arc::new(state)),
@@ -100,7 +100,7 @@ fn eventful() -> (Told, Reading) {
         }],
         ended: Some(at(60)),
         succeeded: Some(at(30)),
-        ..told()
+        ..snapshot()
     };
     let rows = vec![
         row(Origin::ThisHost),
@@ -125,10 +125,10 @@ fn eventful() -> (Told, Reading) {
         }),
         unread: vec!["links"],
     };
-    (told, reading)
+    (snapshot, reading)
 }
 
-fn text_of(told: &Told, reading: Option<&Reading>, links: bool) -> String {
+fn text_of(snapshot: &Snapshot, reading: Option<&Reading>, links: bool) -> String {
     let durations = durations();
     let event = durations.with_label_values(&["event"]);
     event.observe(0.004);
@@ -137,9 +137,9 @@ fn text_of(told: &Told, reading: Option<&Reading>, links: bool) -> String {
         "10.96.0.2:443".parse().unwrap(),
         Listening::Bound,
     )]));
-    let readiness = health::readiness(told, Duration::ZERO, &listeners, true);
+    let readiness = health::readiness(snapshot, Duration::ZERO, &listeners, true);
     text(&Facts {
-        told,
+        snapshot,
         durations: &durations,
         readiness: &readiness,
         listeners: &listeners,
@@ -151,8 +151,8 @@ fn text_of(told: &Told, reading: Option<&Reading>, links: bool) -> String {
 
 #[test]
 fn everything_is_as_recorded() {
-    let (told, reading) = eventful();
-    let text = text_of(&told, Some(&reading), true);
+    let (snapshot, reading) = eventful();
+    let text = text_of(&snapshot, Some(&reading), true);
     // The record is of x86-64.
     let arch = format!("arch=\"{ARCH}\"");
     let text = text.replace(&arch, "arch=\"x86_64\"");
@@ -172,14 +172,14 @@ fn everything_is_as_recorded() {
 
 #[test]
 fn links_are_served_only_if_that_is_asked_for() {
-    let (told, reading) = eventful();
-    let text = text_of(&told, Some(&reading), false);
+    let (snapshot, reading) = eventful();
+    let text = text_of(&snapshot, Some(&reading), false);
     assert!(!text.contains("proxy_agent_link_"), "{text}");
 }
 
 #[test]
-fn before_the_first_pass_there_is_little_to_tell() {
-    let text = text_of(&told(), None, false);
+fn before_the_first_pass_there_are_few_metrics() {
+    let text = text_of(&snapshot(), None, false);
     assert!(text.contains("\nproxy_agent_ready 0\n"), "{text}");
     assert!(!text.contains("proxy_agent_vip_present"), "{text}");
 }

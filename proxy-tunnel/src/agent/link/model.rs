@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The life of an agent's connections, with real targets on loopback: server and target act in any order, and often at
-//! once. However a connection ends, the server is told once, after everything that the target sent, and nothing is left.
+//! once. However a connection ends, the server gets one end, after everything that the target sent, and nothing is
+//! left.
 
 use std::collections::HashSet;
 
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use super::tests::{Rig, SOON};
 use super::*;
 
-/// What happens to an established connection.
+/// An event of an established connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// The server sends bytes, the client's end, a request to close.
@@ -87,46 +88,46 @@ async fn play(extensions: Extensions, steps: &[Step]) {
             timeout(SOON, end).await.expect("a target is kept");
         }
     } else {
-        let mut told = Told::default();
+        let mut received = Received::default();
         // Bytes in the other direction may meet a closed socket, and then a reset overtakes the target's bytes.
         let rude = [Step::Send, Step::Close, Step::TargetResets];
         if !rude.iter().any(|step| steps.contains(step)) {
-            while told.bytes < sent {
-                told.take(id, rig.next().await);
+            while received.bytes < sent {
+                received.take(id, rig.next().await);
             }
         }
         rig.link.receive(Message::CloseRequest(id));
         drop(target);
-        while told.ends == 0 {
-            told.take(id, rig.next().await);
+        while received.ends == 0 {
+            received.take(id, rig.next().await);
         }
-        // Also what crosses the end.
+        // Also messages that cross the end.
         rig.link
             .receive(Message::Data(id, Bytes::from_static(b"late")));
         rig.link.receive(Message::CloseRequest(id));
         rest(&rig).await;
         while let Some(message) = rig.waiting() {
-            told.take(id, message);
+            received.take(id, message);
         }
         assert_eq!(
-            told.ends, 1,
-            "the server was told of the end {} times",
-            told.ends
+            received.ends, 1,
+            "the server got the end {} times",
+            received.ends
         );
-        assert!(told.bytes <= sent, "{} bytes of {sent}", told.bytes);
+        assert!(received.bytes <= sent, "{} bytes of {sent}", received.bytes);
     }
     rest(&rig).await;
 }
 
-/// What the server has been told of one connection.
+/// The messages that the server got about one connection.
 #[derive(Debug, Default)]
-struct Told {
+struct Received {
     bytes: usize,
     has_finished: bool,
     ends: usize,
 }
 
-impl Told {
+impl Received {
     fn take(&mut self, id: i64, message: Message) {
         match message {
             Message::Data(number, data) => {

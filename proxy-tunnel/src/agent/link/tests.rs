@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What an agent answers: facts §1, row by row, with real targets on loopback.
+//! The answers of an agent: facts §1, row by row, with real targets on loopback.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Rig {
         next.expect("nothing was sent").unwrap().unwrap()
     }
 
-    /// What waits to be sent.
+    /// The messages that wait to be sent.
     pub(super) fn waiting(&mut self) -> Option<Message> {
         self.sent.next().now_or_never()?.transpose().unwrap()
     }

@@ -10,7 +10,7 @@ use super::super::args::Common;
 /// Connects to konnectivity servers and carries what they tunnel to targets in this network
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Certificate that servers are shown
+    /// Client certificate for connections to servers
     #[arg(long, value_name = "FILE", default_value = "")]
     pub agent_cert: String,
     /// Key of --agent-cert
@@ -19,13 +19,13 @@ pub struct Args {
     /// CAs of servers
     #[arg(long, value_name = "FILE", default_value = "")]
     pub ca_cert: String,
-    /// Hosts of servers, or of what is before them; a list, or given several times
+    /// Hosts of servers, or of a load balancer before them; a list, or given several times
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1", action = ArgAction::Append)]
     pub proxy_server_host: Vec<List>,
     /// Port of servers
     #[arg(long, value_name = "PORT", default_value_t = 8091)]
     pub proxy_server_port: i64,
-    /// Name that servers are asked for (SNI) and must have a certificate for; empty: their host
+    /// Name that is sent to servers (SNI) and must be in their certificate; empty: their host
     #[arg(long, value_name = "NAME", default_value = "")]
     pub proxy_server_name: String,
     /// Protocols of ALPN that are offered before h2
@@ -46,7 +46,7 @@ pub struct Args {
     /// Name of this agent; empty: `PROXY_AGENT_ID` of the environment, else a random one
     #[arg(long, value_name = "NAME", default_value = "")]
     pub agent_id: String,
-    /// What this agent can reach, as ipv4=ADDRESS&host=NAME; also ipv6, cidr, default-route
+    /// Destinations that this agent can reach, as ipv4=ADDRESS&host=NAME; also ipv6, cidr, default-route
     #[arg(long, value_name = "QUERY", default_value = "")]
     pub agent_identifiers: String,
     /// Targets that may be connected to, as ADDRESS, CIDR or NAME, with :PORT or :FIRST-LAST if not for all ports; a list,
@@ -59,10 +59,10 @@ pub struct Args {
     /// Longest pause after failures
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub sync_interval_cap: GoDuration,
-    /// Accepted; a connection that has ended is noticed at once
+    /// Accepted without effect: the end of a connection is noticed at once
     #[arg(long, value_name = "DURATION", default_value = "1s")]
     pub probe_interval: GoDuration,
-    /// After how long without a byte a server is pinged; servers allow 30 s and more
+    /// Time without a byte after which a server is pinged; servers allow 30 s and more
     #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
     pub keepalive_time: GoDuration,
     /// File with the token of a service account, read for each connection
@@ -87,11 +87,11 @@ pub struct Args {
     /// Deprecated name of --lease-label-selector
     #[arg(long, value_name = "SELECTOR", hide = true, default_value = "")]
     pub lease_label: String,
-    /// With leases: default, or max for the larger of leases and what servers say
+    /// With leases: default, or max for the larger of leases and the number that servers announce
     #[arg(long, value_name = "SOURCE", default_value = "default")]
     pub server_count_source: String,
 
-    /// What the other end has too
+    /// Flags that server and agent share
     #[command(flatten)]
     pub common: Common,
 }

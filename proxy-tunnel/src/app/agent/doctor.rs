@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `konnectivity-agent doctor` looks at.
+//! The checks of `konnectivity-agent doctor`.
 
 use std::fs;
 use std::io;
@@ -77,7 +77,7 @@ fn token(path: &Path) -> Check {
         return Check::warning(id, finding, remedy);
     };
     let now = Timestamp::now().as_second();
-    let subject = claims["sub"].as_str().unwrap_or("nobody");
+    let subject = claims["sub"].as_str().unwrap_or("no subject");
     let audience = match &claims["aud"] {
         serde_json::Value::String(one) => one.clone(),
         several => several.to_string(),
@@ -144,7 +144,7 @@ async fn running_agent(settings: &Settings) -> (Vec<Check>, i64) {
 }
 
 async fn servers(settings: &Settings, is_connected: bool) -> Vec<Check> {
-    // What is wrong with files is reported already.
+    // An earlier check reports errors of the files.
     let Ok(reloader) = Reloader::new(settings.tls.clone(), |_| ()) else {
         return Vec::new();
     };
@@ -238,7 +238,7 @@ fn failed(host: &str, error: &ConnectError) -> Check {
     Check::broken("server", format!("{host}: {text}"), remedy)
 }
 
-/// What helps, by rustls' names of what is wrong.
+/// The remedy, by rustls' name of the error.
 fn tls_remedy(text: &str) -> &'static str {
     for (words, remedy) in [
         (

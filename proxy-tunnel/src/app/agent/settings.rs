@@ -38,7 +38,7 @@ pub struct Counting {
 pub struct Settings {
     /// This agent's name.
     pub agent_id: String,
-    /// What it can reach.
+    /// The agent's identifiers.
     pub identifiers: String,
     /// Hosts of servers.
     pub hosts: Vec<String>,
@@ -54,7 +54,7 @@ pub struct Settings {
     pub token: Option<PathBuf>,
     /// Health and metrics.
     pub health: Bind,
-    /// Its port, for those who look for metrics elsewhere.
+    /// Its port, for operators who look for metrics elsewhere.
     pub health_port: u16,
     /// Administration.
     pub admin: Bind,
@@ -70,7 +70,7 @@ pub struct Settings {
     pub source: CountSource,
     /// Leases, if they are counted.
     pub counting: Option<Counting>,
-    /// What bounds one tunnel.
+    /// The bounds of one tunnel.
     pub limits: Limits,
     /// Bytes that all may buffer.
     pub budget: usize,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The API server that a program asks: whether it answers, what it allows, which leases it has, and what time it is there.
+//! The API server that a program asks: whether it answers, the rights it grants, its leases, and its clock.
 
 use std::path::Path;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub struct Right<'a> {
     pub namespace: Option<&'a str>,
 }
 
-/// A client, once the API server has answered, and what was found so far.
+/// A client, once the API server has answered, and the findings so far.
 ///
 /// # Errors
 /// It cannot be asked; the finding says why.

@@ -120,7 +120,7 @@ fn one(flag: &str, facts: &Facts, side: Side, now: Timestamp) -> Check {
     if side == Side::Server && facts.names.is_empty() {
         return wrong(
             format!(
-                "{what}: it has neither a DNS name nor an address, and the subject's CN counts for nobody"
+                "{what}: it has neither a DNS name nor an address, and no peer checks the subject's CN"
             ),
             "have it issued with the names that peers dial as subjectAltName",
         );

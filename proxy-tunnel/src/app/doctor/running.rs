@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The program that runs here: its flags, as its command line has them, and what its health port answers.
+//! The program that runs here: its flags, as its command line has them, and the answers of its
+//! health port.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -15,6 +17,8 @@ use proxy_serve::listen::Bind;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::super::called::Called;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -51,6 +55,8 @@ pub fn processes() -> io::Result<Vec<Process>> {
         ))
     };
     let own = of("self").ok_or_else(|| io::Error::other("/proc/self cannot be read"))?;
+    // The programs of an image are one executable, known by its name.
+    let called = Called::by(&env::args_os().next().unwrap_or_default());
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -62,8 +68,13 @@ pub fn processes() -> io::Result<Vec<Process>> {
         }
         // It may have ended meanwhile.
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words = line.split(|byte| *byte == 0).skip(1);
-        let mut words: Vec<OsString> = words.map(|word| OsString::from_vec(word.into())).collect();
+        let words = line.split(|byte| *byte == 0);
+        let mut words = words.map(|word| OsString::from_vec(word.into()));
+        let other = Called::by(&words.next().unwrap_or_default());
+        if other.is_some() && called.is_some() && other != called {
+            continue;
+        }
+        let mut words: Vec<OsString> = words.collect();
         // Behind the last word is a zero too.
         words.pop();
         if words.first().is_none_or(|word| word != WORD) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server`'s flags, with upstream's names and defaults, and what they may not be together.
+//! `konnectivity-server`'s flags, with upstream's names and defaults, and the combinations that are
+//! refused.
 
 use clap::ArgAction;
 use proxy_serve::value::{GoDuration, List};
@@ -28,10 +29,10 @@ pub struct Args {
     /// CAs of agents; if given, agents need a certificate
     #[arg(long, value_name = "FILE", default_value = "")]
     pub cluster_ca_cert: String,
-    /// How clients speak: grpc or http-connect
+    /// Protocol of clients: grpc or http-connect
     #[arg(long, default_value = "grpc")]
     pub mode: String,
-    /// With --mode=http-connect: take requests for http URLs too, besides CONNECT
+    /// With --mode=http-connect: accept requests for http URLs too, besides CONNECT
     #[arg(long)]
     pub allow_absolute_form: bool,
     /// Unix socket for clients, instead of TCP; needs --server-port=0
@@ -64,16 +65,16 @@ pub struct Args {
     /// Address for administration
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub admin_bind_address: String,
-    /// After how long without a byte an agent is pinged
+    /// Time without a byte after which an agent is pinged
     #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
     pub keepalive_time: GoDuration,
-    /// After how long without a byte a client is pinged
+    /// Time without a byte after which a client is pinged
     #[arg(long, value_name = "DURATION", default_value = "1h0m0s")]
     pub frontend_keepalive_time: GoDuration,
     /// Name of this server; empty: `PROXY_SERVER_ID` of the environment, else a random one
     #[arg(long, value_name = "NAME", default_value = "")]
     pub server_id: String,
-    /// How many servers there are, as agents are told
+    /// Number of servers, as announced to agents
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub server_count: u32,
     /// Namespace of the agents' service account, for token reviews
@@ -85,7 +86,7 @@ pub struct Args {
     /// Audience of the agents' tokens
     #[arg(long, value_name = "NAME", default_value = "")]
     pub authentication_audience: String,
-    /// File with the rules of the tenants that share this server; empty: there is one
+    /// File with the rules of the tenants that share this server; empty: there is a single one
     #[arg(long, value_name = "FILE", default_value = "")]
     pub tenants_config: String,
     /// Accepted; this program asks the API server a few times a minute
@@ -126,7 +127,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub backend_dial_timeout: GoDuration,
 
-    /// What the other end has too
+    /// Flags that server and agent share
     #[command(flatten)]
     pub common: Common,
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `konnectivity-server doctor` looks at.
+//! The checks of `konnectivity-server doctor`.
 
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::app::doctor::words::chain;
 use crate::app::doctor::{Examined, certificates, running};
 use crate::cluster::lease;
 
-/// What a server does with leases.
+/// The server's operations on leases.
 const LEASES: [&str; 5] = ["get", "list", "create", "update", "delete"];
 
 impl Examined for Args {
@@ -134,7 +134,7 @@ async fn socket(path: &Path) -> Check {
     }
 }
 
-/// What the server asks an API server for.
+/// The requests that the server sends to an API server.
 async fn asked(settings: &Settings) -> Vec<Check> {
     let mut wanted = Vec::new();
     let asks_for_tokens =
@@ -176,7 +176,7 @@ async fn asked(settings: &Settings) -> Vec<Check> {
 }
 
 /// Agents that count leases, and those that do not, are to want the same number of servers.
-fn counts(leases: usize, told: u32) -> Check {
+fn counts(leases: usize, announced: u32) -> Check {
     let id = "servers";
     if leases == 0 {
         return Check::warning(
@@ -186,9 +186,9 @@ fn counts(leases: usize, told: u32) -> Check {
         );
     }
     let finding = format!(
-        "{leases} servers have a valid lease; agents that count none are told {told} (--server-count)"
+        "{leases} servers have a valid lease; servers announce {announced} to agents that count none (--server-count)"
     );
-    if leases == told as usize {
+    if leases == announced as usize {
         return Check::ok(id, finding);
     }
     Check::warning(
@@ -206,8 +206,8 @@ mod tests {
     #[test]
     fn leases_and_the_flag_agree() {
         assert_eq!(counts(3, 3).verdict, Verdict::Ok);
-        for (leases, told) in [(0, 1), (3, 1), (1, 3)] {
-            assert_eq!(counts(leases, told).verdict, Verdict::Warning);
+        for (leases, announced) in [(0, 1), (3, 1), (1, 3)] {
+            assert_eq!(counts(leases, announced).verdict, Verdict::Warning);
         }
     }
 }

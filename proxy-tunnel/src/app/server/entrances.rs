@@ -21,7 +21,7 @@ use super::settings::{Frontend, Settings};
 use crate::server::tenants::peer::Entrance;
 use crate::server::tenants::rules::{Rules, Side};
 
-/// What errors name.
+/// The place of a listening address, as errors name it.
 const FLAG: &str = "a rule of --tenants-config";
 
 /// Why a socket cannot be had.
@@ -115,7 +115,7 @@ impl Entrances {
             .collect()
     }
 
-    /// Opens what these rules name and is not open.
+    /// Opens the sockets that these rules name and that are not open.
     ///
     /// # Errors
     /// The kernel refuses one; none stays open.
@@ -155,7 +155,7 @@ impl Entrances {
         })
     }
 
-    /// Accepts on what was opened for these rules, and closes what they do not name.
+    /// Accepts on the sockets that were opened for these rules, and closes those that they do not name.
     pub fn accept(&self, rules: &Rules) {
         let mut state = self.state();
         let wanted = self.wanted(rules);

@@ -45,7 +45,7 @@ pub enum RulesFileError {
     Rules {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error.
         #[source]
         source: RulesError,
     },
@@ -93,8 +93,8 @@ impl Source for RulesFile {
         for (side, peers) in [(Side::Agent, "agents"), (Side::Client, "clients")] {
             for tenant in rules.unproved(side) {
                 warn!(
-                    "tenant {tenant}: a rule for {peers} asks for no certificate and no token; whoever the CA lets in can \
-                     choose to fit it"
+                    "tenant {tenant}: a rule for {peers} asks for no certificate and no token; any peer that the CA \
+                     accepts can choose to match it"
                 );
             }
         }

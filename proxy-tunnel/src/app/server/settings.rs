@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server's flags, checked: what contradicts itself is refused before anything is opened.
+//! The server's flags, checked: contradictions are refused before any socket is opened.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ pub struct Settings {
     pub graceful: Duration,
     /// How long an agent may take to answer a dial.
     pub dial_timeout: Option<Duration>,
-    /// What bounds one tunnel.
+    /// The bounds of one tunnel.
     pub limits: Limits,
     /// Bytes that all may buffer.
     pub budget: usize,

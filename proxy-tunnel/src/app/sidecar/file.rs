@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file of `--tenants-config`: what is different for each tenant. Everything else is what the flags say.
+//! The file of `--tenants-config`: the settings that differ for each tenant. All others come from
+//! the flags.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sidecar's flags and its file, checked: what contradicts itself is refused before anything is opened.
+//! The sidecar's flags and its file, checked: contradictions are refused before any socket is
+//! opened.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -43,7 +44,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// What is said about one tenant.
+/// The settings of one tenant.
 #[derive(Debug)]
 pub struct TenantSettings {
     /// Its name.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What becomes of written bytes when their tunnel is dropped: the server has no room for them, or makes some in time.
+//! The fate of written bytes when their tunnel is dropped: the server has no room for them, or makes some in time.
 
 use std::time::Instant;
 
@@ -87,7 +87,7 @@ async fn a_dropped_stream_sends_what_was_written_to_a_server_that_reads() {
     drop(inbound);
 }
 
-/// A server that resets the stream, or leaves, ends what waits for it.
+/// A server that resets the stream, or leaves, ends the tasks that wait for it.
 #[tokio::test]
 async fn an_ended_stream_is_an_error_for_its_reader() {
     let (opened, serving) = opened(Reads::Nothing).await;

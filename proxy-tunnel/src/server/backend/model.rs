@@ -13,7 +13,7 @@ use super::*;
 use crate::flow::OutboxStream;
 use crate::flow::inbox::Item;
 
-/// What may happen next. The number is the client's.
+/// The events that may come next. The number is the client's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// The client asks for a connection.
@@ -167,7 +167,7 @@ impl Agent {
     }
 }
 
-/// What a client has learned of its tunnel.
+/// The events that a client has received about its tunnel.
 #[derive(Debug)]
 struct Client {
     tunnel: Arc<Tunnel>,
@@ -180,7 +180,7 @@ struct Client {
 }
 
 impl Client {
-    /// Takes what has come for it.
+    /// Takes the messages that have come for it.
     fn read(&mut self) {
         while let Some(item) = self.tunnel.inbox.next().now_or_never() {
             assert!(!self.has_vanished, "{item:?} for a client that has gone");
@@ -323,7 +323,7 @@ impl World {
                 _ => return false,
             },
             Step::Lose => {
-                // Twice is what its receiver and the end of the process may do.
+                // Its receiver and the end of the process may both do it.
                 self.is_lost = true;
                 self.backend.lost();
             }
@@ -341,7 +341,7 @@ impl World {
         while self.step(Step::Take) || self.step(Step::Deliver) {}
     }
 
-    /// Lets everything end, and looks at what is left.
+    /// Ends everything, and checks that nothing is left.
     fn end(mut self) {
         self.settle();
         // Dials that are still asked for are answered, so that each client learns something.

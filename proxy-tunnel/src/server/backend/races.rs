@@ -19,7 +19,7 @@ const ID: i64 = 1;
 /// How often each three scripts run beside each other.
 const ROUNDS: usize = 50;
 
-/// What the agent sends, in order.
+/// The steps of the agent, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Theirs {
     Answer,
@@ -43,7 +43,7 @@ const THEIRS: [&[Theirs]; 9] = [
     &[Theirs::Lose],
 ];
 
-/// What one half of the client's stream does.
+/// The steps of one half of the client's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ours {
     /// Asks for the end, once there is a connection.
@@ -97,13 +97,13 @@ fn ours(tunnel: &Arc<Tunnel>, script: &[Ours]) {
     }
 }
 
-/// What happens beside each other.
+/// The scripts that run at the same time.
 type Scripts = (&'static [Theirs], &'static [Ours], &'static [Ours]);
 
-/// What they happen to.
+/// The tunnel, and the scripts that act on it.
 type Scene = (Arc<Tunnel>, Scripts);
 
-/// What two threads beside this one act on.
+/// The scene on which two more threads act.
 #[derive(Default)]
 struct Stage(Mutex<Option<Scene>>);
 
@@ -117,7 +117,7 @@ impl Stage {
     }
 }
 
-/// What the client has learned: outcomes of its dial, and ends.
+/// Counts the events that the client received: outcomes of its dial, and ends.
 fn learned(inbox: &Inbox<Event>) -> (usize, usize) {
     let (mut outcomes, mut ends) = (0, 0);
     let mut context = Context::from_waker(Waker::noop());

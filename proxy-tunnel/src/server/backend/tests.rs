@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What becomes of tunnels by what an agent sends: facts §1, row by row.
+//! The effect of each message of an agent on tunnels: facts §1, row by row.
 
 use futures_util::{FutureExt as _, StreamExt as _};
 

@@ -74,8 +74,8 @@ fn plain(status: &str, text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::super::super::backend::PENDING_LOST;
+    use super::super::super::backend::tunnel::DIAL_TIMEOUT;
     use super::super::super::strategies::NO_AGENT;
-    use super::super::super::tunnel::DIAL_TIMEOUT;
     use super::*;
 
     fn text(bytes: Vec<u8>) -> String {

@@ -3,6 +3,8 @@
 //! A client that speaks HTTP CONNECT: one connection, one tunnel. The connection's own task does everything,
 //! so a client that does not read or write is waited for by nothing else.
 
+mod absolute;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,31 +17,31 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info};
 
 use super::socket::{Half, Halves, Socket};
-use super::{Client, ClientRefused, HOLD, absolute, answers};
+use super::{Client, ClientRefused, HOLD, answers};
 use crate::client::Mode;
 use crate::flow::inbox::Item;
-use crate::flow::pump::{self, BATCH, ReadSize};
+use crate::flow::pump::{self, BATCH, Reading};
 use crate::forward::ask::{FAREWELL, asked, farewell};
 use crate::forward::head::{self, Form, Head};
 use crate::metrics::Counted;
 use crate::metrics::packets::Segment;
 use crate::server::Server;
 use crate::server::backend::PENDING_LOST;
+use crate::server::backend::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::server::tenants::tenant::{DialRefused, Dialed};
-use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::wire::{DialRequest, Message, PacketType};
 
 /// How often a client that sends nothing more is checked for having gone.
 const CHECK: Duration = Duration::from_millis(200);
 
-/// How long the answer may pause after a client has closed its sending side, if the target cannot be told of
-/// it and thus may wait for more.
+/// How long the answer may pause after a client has closed its sending side, if the agent cannot close the target's
+/// side and the target thus may wait for more.
 const LINGER: Duration = Duration::from_secs(30);
 
 /// Most that a client may take to read the 200 before the target's bytes follow.
 const UNREAD: Duration = Duration::from_secs(1);
 
-/// Ends the tunnel whatever way the connection ends, also by a panic.
+/// Ends the tunnel in whatever way the connection ends, also by a panic.
 struct Guard(Dialed);
 
 impl Drop for Guard {
@@ -75,7 +77,7 @@ pub async fn serve<S: Socket>(mut socket: S, client: Client, phase: watch::Recei
     }
 }
 
-/// Refuses what a client asks for that is not served.
+/// Refuses a request that is not served.
 pub async fn refuse<S: Socket>(mut socket: S, server: Arc<Server>, why: ClientRefused) {
     let _counted = Counted::new(&server.metrics.http_connections);
     if asked(&mut socket, server.absolute_form).await.is_some() {
@@ -88,7 +90,7 @@ pub async fn refuse<S: Socket>(mut socket: S, server: Arc<Server>, why: ClientRe
     }
 }
 
-/// Dials, and carries bytes until the connection ends. `rest` is what followed the head.
+/// Dials, and carries bytes until the connection ends. `rest` are the bytes behind the head.
 pub(super) async fn tunnel<S: Socket>(mut socket: S, head: Head, rest: Bytes, client: &Client) {
     let server = &client.server;
     let random = fastrand::i64(1..);
@@ -157,9 +159,9 @@ fn answer(refused: &DialRefused) -> Vec<u8> {
     }
 }
 
-/// What becomes of a dial.
+/// The outcome of a dial.
 enum Pending {
-    /// The connection, and what the client has sent meanwhile.
+    /// The connection, and the bytes that the client has sent meanwhile.
     Established(Bytes),
     Answer(Vec<u8>),
     Gone,
@@ -209,7 +211,7 @@ async fn pending<S: Socket>(socket: &mut S, tunnel: &Arc<Tunnel>, server: &Serve
     }
 }
 
-/// What the two directions share.
+/// State that the two directions share.
 struct Relay<'a, S> {
     halves: &'a Halves<S>,
     tunnel: &'a Arc<Tunnel>,
@@ -273,7 +275,7 @@ impl<S: Socket> Relay<'_, S> {
             }
         }
         let mut half = Half(self.halves);
-        let mut size = ReadSize::default();
+        let mut reading = Reading::default();
         loop {
             let ready = tokio::select! {
                 biased;
@@ -286,7 +288,7 @@ impl<S: Socket> Relay<'_, S> {
                 // The other direction reports it.
                 return std::future::pending().await;
             };
-            match pump::read(&mut half, &mut size, room).await {
+            match pump::read(&mut half, &mut reading, room).await {
                 Ok(data) if data.is_empty() => break,
                 Ok(data) => {
                     self.spoke.notify_one();
@@ -386,7 +388,7 @@ impl<S: Socket> Relay<'_, S> {
         tokio::select! {
             biased;
             written = pump::write_all(half, chunks) => written?,
-            // What happened is the next event.
+            // The next event has the reason.
             () = self.tunnel.inbox.cut() => chunks.clear(),
         }
         self.server.metrics.wrote(start.elapsed());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client that speaks gRPC: one stream, one tunnel. A task takes what the client sends; what the client
-//! gets is `answers`' business.
+//! A client that speaks gRPC: one stream, one tunnel. A task receives the client's messages; what the client gets is
+//! `answers`' business.
 
 mod answers;
 
@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Code, Streaming};
+use tonic::Code;
 use tracing::{debug, error, info, warn};
 
 pub use self::answers::Answers;
@@ -20,13 +20,13 @@ use crate::client::Mode;
 use crate::flow::Inbox;
 use crate::metrics::packets::Segment;
 use crate::metrics::server::{Method, ServerMetrics};
+use crate::server::backend::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::server::tenants::tenant::Dialed;
-use crate::server::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::wire::failure;
 use crate::wire::metadata::Extensions;
-use crate::wire::{DialRequest, Message, Received};
+use crate::wire::{DialRequest, Inbound, Message};
 
-/// What the two directions of a stream share.
+/// State that the two directions of a stream share.
 #[derive(Debug)]
 struct Session {
     client: Client,
@@ -62,11 +62,11 @@ impl Session {
     }
 }
 
-/// Serves a stream: takes what `inbound` brings in a task of its own, and returns what the client gets.
+/// Serves a stream: receives the messages of `inbound` in a task of its own, and returns the messages to the client.
 #[must_use]
 pub fn serve(
     client: Client,
-    inbound: Streaming<Received>,
+    inbound: Inbound,
     extensions: Extensions,
     user_agent: &str,
 ) -> Answers {
@@ -87,15 +87,15 @@ pub fn serve(
     Answers::new(session)
 }
 
-/// What becomes of the stream after a message.
+/// How the stream goes on after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Continue,
-    /// Whatever still comes is ignored.
+    /// Further messages are ignored.
     Drain,
 }
 
-/// Takes what the client sends.
+/// Receives the client's messages.
 struct Receiver {
     session: Arc<Session>,
     /// Until when the agent has to answer.
@@ -110,7 +110,7 @@ impl Receiver {
         }
     }
 
-    async fn run(mut self, mut inbound: Streaming<Received>) {
+    async fn run(mut self, mut inbound: Inbound) {
         let metrics = Arc::clone(self.session.metrics());
         let mut next = Next::Continue;
         let status = loop {
@@ -145,7 +145,9 @@ impl Receiver {
                     break Some((code, text));
                 }
             };
-            metrics.packets.count(Segment::FromClient, &message);
+            if !inbound.has_continued() {
+                metrics.packets.count(Segment::FromClient, &message);
+            }
             if next == Next::Continue {
                 next = self.take(message).await;
             }
@@ -317,7 +319,7 @@ impl Receiver {
                 return Next::Drain;
             }
         };
-        // What comes after the end is read and dropped, so that the end of the client's stream is seen.
+        // Messages after the end are read and dropped, so that the end of the client's stream is seen.
         if ready.is_ok() && !tunnel.has_ended() && tunnel.send(message).is_ok() {
             Next::Continue
         } else {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a CONNECT connection needs of its socket beyond bytes: whether the peer has closed both directions or
-//! only one, whether it has read all that was sent, and an end that does not look like a regular one.
+//! Functions of the socket that a CONNECT connection needs beyond bytes: whether the peer has
+//! closed both directions or only one, whether it has read all that was sent, and an end that does
+//! not look like a regular one.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -20,9 +21,9 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The descriptor below.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// What `poll` reports when the peer has closed, after the end of its bytes has been read. TLS has an end
-    /// of its own, so that of TCP means that the peer has gone. On a Unix socket the peer's `shutdown` of one
-    /// direction looks the same, but only `close` ends both.
+    /// The event that `poll` reports when the peer has closed, after the end of its bytes has been
+    /// read. TLS has an end of its own, so that of TCP means that the peer has gone. On a Unix
+    /// socket the peer's `shutdown` of one direction looks the same, but only `close` ends both.
     const GONE: libc::c_short;
 
     /// Whether the peer has closed both directions.

@@ -18,7 +18,7 @@ const MOST: usize = 10_000;
 /// Bytes of the longest file.
 const LONGEST: usize = 8 << 20;
 
-/// What the server's flags offer rules to decide by.
+/// The properties of peers that rules may use, which depends on the server's flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offered {
     /// Agents show certificates.
@@ -221,7 +221,7 @@ impl RuleEntry {
             return Err(problem.to_owned());
         }
         if side == Side::Agent && !has_certificates && self.token.is_none() {
-            // Anyone who reaches the port would be of the tenant.
+            // Every peer that reaches the port would belong to the tenant.
             let problem = "without --cluster-ca-cert a rule for agents needs a token";
             return Err(problem.to_owned());
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What one tenant may have. Limits can change while the tenant lives: what exceeds a lower one goes on.
+//! The limits of one tenant. They can change while the tenant exists: connections above a lower
+//! limit go on.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,7 +134,7 @@ struct Dials {
 }
 
 impl Dials {
-    /// What may come at once, in time.
+    /// The permitted burst, as time.
     const BURST: Duration = Duration::from_secs(1);
 
     fn take(&mut self, per_second: u32, now: Instant) -> bool {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the server knows of a peer before it says anything: where it connected, which name it dialled, whom its
-//! certificate is for. Everything here is from the handshake; nothing is what the peer says of itself.
+//! The properties of a peer that the server knows before its first message: the address it
+//! connected to, the name it dialled, the subject of its certificate. All of them are from the
+//! handshake; none is a claim of the peer.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ pub struct Peer {
     pub entrance: Entrance,
     /// The name that it dialled (SNI).
     pub server_name: Option<String>,
-    /// Whom its certificate is for, which the handshake has verified.
+    /// The subject of its certificate, which the handshake has verified.
     pub subject: Option<Subject>,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rules: which tenants there are, which agents and clients each of them has, and what each may have. How they are
-//! written is the business of [`super::file`].
+//! The rules: the tenants, the agents and clients of each of them, and its limits. How they are written is the business
+//! of [`super::file`].
 //!
 //! A rule holds where all of its conditions do, and a peer belongs to a tenant where one of its rules holds. A peer
 //! that fits rules of several tenants belongs to none: the order of the file decides nothing.
@@ -110,7 +110,7 @@ pub(super) struct TokenRule {
 pub struct TenantRules {
     /// Its name.
     pub name: Arc<str>,
-    /// What it may have.
+    /// Its limits.
     pub limits: Limits,
     pub(super) agents: Vec<Rule>,
     pub(super) clients: Vec<Rule>,
@@ -121,7 +121,7 @@ pub struct TenantRules {
 pub struct Rules(Vec<TenantRules>);
 
 impl Rules {
-    /// These tenants, if they can be told apart.
+    /// These tenants, if no two rules match the same peer.
     ///
     /// # Errors
     /// Two have a name or a rule in common, or agents and clients a port.
@@ -204,7 +204,7 @@ impl Rules {
         audiences.into_iter().cloned().collect()
     }
 
-    /// The tenant that a peer belongs to. `token` is what an API server says of its token.
+    /// The tenant that a peer belongs to. `token` is an API server's review of its token.
     ///
     /// # Errors
     /// It belongs to none, or could belong to several.
@@ -249,7 +249,7 @@ impl Rule {
         entrance: None,
     };
 
-    /// Whether every peer of the server's CA can choose to fit it.
+    /// Whether every peer of the server's CA can choose to match it.
     fn proves_nothing(&self) -> bool {
         let is_on_socket = matches!(self.entrance, Some(Entrance::Socket(_)));
         self.certificate.is_none() && self.token.is_none() && !is_on_socket

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One tenant: its agents, and the only way to dial them. Whoever has a tenant reaches that tenant's agents and no
+//! One tenant: its agents, and the only way to dial them. Code that holds a tenant reaches that tenant's agents and no
 //! others, since there is no list of the agents of all.
 
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use crate::flow::{Budget, Inbox};
 use crate::identifiers::Identifiers;
 use crate::metrics::server::DialFailure;
 use crate::metrics::tenants::TenantMetrics;
+use crate::server::backend::tunnel::{Event, Tunnel};
 use crate::server::backend::{self, Backend, Shared};
 use crate::server::strategies::{Agents, NO_AGENT, Strategy};
-use crate::server::tunnel::{Event, Tunnel};
 use crate::wire::DialRequest;
 use crate::wire::metadata::Extensions;
 
-/// What all tenants are made of.
+/// The parts that all tenants share.
 #[derive(Debug)]
 pub struct Parts {
     /// How agents are chosen.
@@ -239,18 +239,24 @@ impl Tenant {
         self.agents.all()
     }
 
+    /// Its tunnels, dialled or established.
+    #[must_use]
+    pub fn tunnels(&self) -> usize {
+        self.allowance.tunnels()
+    }
+
     /// Bytes that its tunnels hold.
     #[must_use]
     pub fn buffered(&self) -> usize {
         self.shared.budget.used()
     }
 
-    /// Shows what there is of it in the metrics.
+    /// Publishes its state in the metrics.
     pub(super) fn publish(&self) {
         let Some(metrics) = &self.metrics else { return };
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         metrics.agents.set(gauge(self.agents.connected()));
-        metrics.tunnels.set(gauge(self.allowance.tunnels()));
+        metrics.tunnels.set(gauge(self.tunnels()));
         metrics.buffered.set(gauge(self.buffered()));
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What each program gets, and what must come of it.
+//! The packets that each program gets, and the verdict that it must return.
 
 use std::net::SocketAddr;
 
@@ -14,15 +14,15 @@ const NEXT: u32 = u32::MAX;
 const INGRESS: &str = "vip_ingress";
 const EGRESS: &str = "vip_egress";
 
-/// A program, a packet, and what must come of it.
+/// A program, a packet, and the expected verdict.
 pub struct Case {
     /// The program's name.
     pub program: &'static str,
-    /// What is told of the packet.
+    /// The description of the packet in results.
     pub about: &'static str,
     /// The packet.
     pub packet: Packet,
-    /// What the program must return.
+    /// The value that the program must return.
     pub verdict: u32,
 }
 

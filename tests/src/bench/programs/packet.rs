@@ -79,7 +79,7 @@ impl Packet {
     }
 }
 
-/// Port 443 of somebody who is not the proxy.
+/// Port 443 of a host other than the proxy.
 pub fn stranger(family: Family) -> SocketAddr {
     let address = match family {
         Family::V4 => Ipv4Addr::new(198, 51, 100, 1).into(),

@@ -18,7 +18,7 @@ use tests::{Family, conntrack, ctnetlink, status};
 use crate::requests;
 use crate::{Column, start_agent};
 
-/// What became of one request on each way, and what that left in the table.
+/// The result of one request on each path, and the entries it left in the table.
 pub struct Outcome {
     requests: Vec<(Family, String, Result<Duration, String>)>,
     entries: usize,
@@ -93,7 +93,7 @@ pub fn measure(column: &Column) -> Result<Outcome> {
 }
 
 /// Has the agent learn the API servers, from one request in each family while there is room in the table. Returns the
-/// sources of what that left there: the first connection to an API server is tracked.
+/// sources of the entries that it left there: the first connection to an API server is tracked.
 fn be_learned(node: &Node, ca: &FilePath) -> Result<Vec<SocketAddr>> {
     status::wait_until_learning(node)?;
     for family in Family::ALL {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The demo: the same node three times, without an agent, with stateless NOTRACK rules and with our
-//! agent; real TLS requests on every way to the proxy; and a table of what became of them. In the last
+//! agent; real TLS requests on every way to the proxy; and a table of their results. In the last
 //! act the conntrack table is full.
 
 mod full_table;
@@ -16,8 +16,8 @@ use anyhow::{Context as _, Result, ensure};
 use neighbour::Neighbour;
 use requests::Row;
 use tests::agent::{self, Agent, TRANSLATE};
+use tests::degraded_host::Missing;
 use tests::kubeproxy::KubeProxy;
-use tests::lacking::Lacking;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, conntrack, signals};
@@ -29,10 +29,10 @@ const REQUESTS: usize = 5;
 #[derive(Debug, Clone, Copy)]
 struct Column {
     title: &'static str,
-    /// What the agent is told, if there is one.
+    /// The agent's flags, if there is an agent.
     args: Option<&'static [&'static str]>,
-    /// What is hidden from it.
-    lacking: Option<Lacking>,
+    /// The kernel feature or tool that is hidden from the agent.
+    missing: Option<Missing>,
     /// Whether it translates the ClusterIP.
     translates: bool,
 }
@@ -41,20 +41,20 @@ const COLUMNS: [Column; 3] = [
     Column {
         title: "no agent",
         args: None,
-        lacking: None,
+        missing: None,
         translates: false,
     },
     Column {
         title: "stateless NOTRACK rules",
         args: Some(&["--backend=iptables", "--guard=off", "--cleanup"]),
         // With it the rules would decide per connection.
-        lacking: Some(Lacking::Ipset),
+        missing: Some(Missing::Ipset),
         translates: false,
     },
     Column {
         title: "proxy-agent",
         args: Some(&["--backend=ebpf", "--cleanup"]),
-        lacking: None,
+        missing: None,
         translates: true,
     },
 ];
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     signals::run_to_verdict("\nThe demo failed", demo)
 }
 
-/// True if our agent's column is what it should be.
+/// True if our agent's column is as expected.
 fn demo() -> Result<bool> {
     let start = Instant::now();
     // SAFETY: geteuid has no effects.
@@ -141,7 +141,7 @@ fn demo() -> Result<bool> {
     if wrong.is_empty() {
         println!(
             "As it should be: with proxy-agent every way works and leaves nothing in conntrack, and a \
-             full\nconntrack table keeps nobody from the API server."
+             full\nconntrack table keeps no client from the API server."
         );
     } else {
         println!("Not as it should be:\n  {}", wrong.join("\n  "));
@@ -149,7 +149,8 @@ fn demo() -> Result<bool> {
     Ok(wrong.is_empty())
 }
 
-/// Makes a node, requests on every way, and returns what became of it and what conntrack lists.
+/// Makes a node, requests on every way, and returns their results and the entries that conntrack
+/// lists.
 fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>, Neighbour)> {
     let step = |text: &str| println!("      {text}");
     step("a node, a pod behind a veth pair, a pod behind a bridge");
@@ -204,8 +205,8 @@ fn start_agent(node: &Node, column: &Column) -> Result<Option<Agent>> {
     }
     println!("      proxy-agent {}", args.join(" "));
     let start = Instant::now();
-    let started = match column.lacking {
-        Some(lacking) => node.start_agent_lacking(lacking, &args),
+    let started = match column.missing {
+        Some(missing) => node.start_agent_missing(missing, &args),
         None => node.start_agent(&args),
     };
     let agent = started.map_err(|error| {
@@ -216,7 +217,7 @@ fn start_agent(node: &Node, column: &Column) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-/// What is wrong with a row of our agent's column.
+/// The error in a row of our agent's column, if any.
 fn mistake(row: &Row) -> Option<String> {
     if row.latency.is_none() {
         Some(format!("{}: {}", row.path, row.result))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A neighbour of the node that routes the VIP to it, and what it gets.
+//! A neighbour that routes the VIP to the node, and the answers that it gets.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -12,14 +12,15 @@ use tests::{Family, client, status};
 /// Long enough for an answer, and for one SYN that is sent again.
 const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What a neighbour got.
+/// The answers that a neighbour got.
 pub struct Neighbour {
     answered: usize,
     /// Packets that status says were dropped; none without an agent that counts.
     dropped: Option<u64>,
 }
 
-/// Connects from the other end of the uplink, once in each family. `counts`: the agent tells what it drops.
+/// Connects from the other end of the uplink, once in each family. `counts`: the agent counts the
+/// packets it drops.
 pub fn measure(node: &Node, counts: bool) -> Result<Neighbour> {
     let mut answered = 0;
     for family in Family::ALL {
@@ -38,7 +39,7 @@ pub fn measure(node: &Node, counts: bool) -> Result<Neighbour> {
 }
 
 impl Neighbour {
-    /// What is wrong with it, where a guard stands.
+    /// The error, where the link is guarded: an answer, or no counted drop.
     pub fn mistake(&self) -> Option<String> {
         let is_right = self.answered == 0 && self.dropped.is_some_and(|count| count > 0);
         (!is_right).then(|| format!("a neighbour that routes the VIP to the node: {self}"))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TLS requests by curl on every way to the proxy, and what they leave in conntrack.
+//! TLS requests by curl on every way to the proxy, and the entries that they leave in conntrack.
 
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
@@ -10,19 +10,19 @@ use anyhow::{Context as _, Result};
 use tests::conntrack::{self, Entry};
 use tests::node::{Node, Topology};
 use tests::path::Path;
-use tests::{Family, cmd, patience};
+use tests::{Family, cmd, slow_machine};
 
 /// curl's exit code when it waited in vain.
 const CURL_TIMED_OUT: i32 = 28;
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What became of the requests on one way.
+/// The results of the requests on one path.
 #[derive(Debug)]
 pub struct Row {
     /// The way in words.
     pub path: String,
-    /// `ok`, `timed out`, or what curl said.
+    /// `ok`, `timed out`, or the error of curl.
     pub result: String,
     /// The median time of a request with TCP and TLS handshake, if all were answered.
     pub latency: Option<Duration>,
@@ -63,8 +63,8 @@ pub fn on_every_path(node: &Node, ca: &FilePath, count: usize) -> Result<Vec<Row
     Ok(rows)
 }
 
-/// Makes one request on each way, all at once, so that those that time out do so together. Returns the
-/// time each took, or what went wrong with it.
+/// Makes one request on each way, all at once, so that those that time out do so together. Returns
+/// the time each took, or its error.
 pub fn one_on_every_path(
     paths: &[Path<'_>],
     ca: &FilePath,
@@ -118,7 +118,7 @@ fn belongs_to(node: &Node, path: &Path<'_>, entry: &Entry) -> bool {
     client == path.client && ends.contains(&path.destination())
 }
 
-/// The time of one request, or what went wrong with it.
+/// The time of one request, or its error.
 fn request(path: &Path<'_>, ca: &FilePath) -> Result<Result<Duration, String>> {
     let to: SocketAddr = path.destination();
     let output = cmd::output(
@@ -129,7 +129,7 @@ fn request(path: &Path<'_>, ca: &FilePath) -> Result<Result<Duration, String>> {
                 "--noproxy",
                 "*",
                 "--max-time",
-                &patience::of(TIMEOUT).as_secs().to_string(),
+                &slow_machine::of(TIMEOUT).as_secs().to_string(),
                 "-o",
                 "/dev/null",
             ])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the VIP and the route of a ClusterIP are to programs that look at the node's addresses and routes: a kubelet that
+//! The VIP and the route of a ClusterIP as seen by programs that read the node's addresses and routes: a kubelet that
 //! takes the first address of a link for the node's, and a mesh that routes by marks.
 
 use anyhow::{Context as _, Result, ensure};
@@ -78,9 +78,9 @@ fn a_vip_that_is_listed_first() {
     });
 }
 
-/// Where a mesh marks what pods send to the ClusterIP and routes it by the mark, as ambient mode did: packets for the
-/// ClusterIP end on the node, as with IPVS, since the route in the table `local` is asked before that rule. With the
-/// rule in front of that table they go where it leads.
+/// Where a mesh marks packets of pods to the ClusterIP and routes them by the mark, as ambient mode did: packets for
+/// the ClusterIP end on the node, as with IPVS, since the route in the table `local` is asked before that rule. With
+/// the rule in front of that table they go where it leads.
 #[test]
 fn a_mesh_that_routes_by_marks() {
     Node::test(Topology::Veth, |node| {
@@ -113,7 +113,7 @@ fn a_mesh_that_routes_by_marks() {
         let dropped = client::connect(pod, to, SHORT);
         ensure!(dropped.is_err(), "without a proxy it goes to the mesh");
 
-        // What docs/with-others.md advises: no such Service.
+        // As docs/with-others.md advises: no such Service.
         agent.stop(libc::SIGTERM)?;
         let _agent = node.start_agent(&["--backend=ebpf", "--drain-timeout=0s"])?;
         cmd::wait_until(TIMEOUT, "the route to be gone", || {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What programs of the host do to the node's network while connections live: a network manager that takes away what it
-//! does not know, an uplink that becomes the port of a bridge, a firewall that is loaded again, sysctls of a hardening
-//! guide, and more events than its sockets have room for.
+//! Programs of the host change the node's network while connections live: a network manager that removes addresses and
+//! routes it does not know, an uplink that becomes the port of a bridge, a firewall that is loaded again, sysctls of a
+//! hardening guide, and more events than its sockets have room for.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -167,7 +167,7 @@ fn forwarding_that_is_switched_off() {
     }
 }
 
-/// The tables of firewalld: connections that conntrack knows pass, then zones by link; what is in none is rejected. With
+/// The tables of firewalld: connections that conntrack knows pass, then zones by link; a link in none is rejected. With
 /// its reverse path filter of IPv6.
 fn firewalld(trusted: &str) -> String {
     format!(
@@ -201,8 +201,8 @@ fn firewalld(trusted: &str) -> String {
     )
 }
 
-/// firewalld is started and reloaded, which flushes everybody's rules. With the pods' links in its zone `trusted` live
-/// and new connections go on; without, `doctor` names the chain that rejects them.
+/// firewalld is started and reloaded, which flushes the rules of all programs. With the pods' links in its zone
+/// `trusted` live and new connections go on; without, `doctor` names the chain that rejects them.
 #[test]
 fn firewalld_that_is_reloaded() {
     const TRUSTED: &str = r#"iifname "pod*" accept"#;
@@ -252,7 +252,7 @@ fn lost_events(netns: &Netns) -> Result<u64> {
     Ok(drops.sum())
 }
 
-/// More happens at once than the agent's sockets have room for, and what is the agent's is removed among it. It is
+/// More happens at once than the agent's sockets have room for, and the agent's objects are removed meanwhile. It is
 /// repaired at once all the same, and not at the next interval, an hour later.
 #[test]
 fn more_events_than_there_is_room_for() {

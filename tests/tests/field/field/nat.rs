@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! kube-proxy's check of the Service range, the NAT of a hostPort, the policy chains of kube-router, and MPTCP sockets: what
-//! becomes of connections to VIP and ClusterIP beside them, and what `doctor` says.
+//! kube-proxy's check of the Service range, the NAT of a hostPort, the policy chains of kube-router, and MPTCP sockets:
+//! connections to VIP and ClusterIP beside them, and the findings of `doctor`.
 
 use std::net::SocketAddr;
 
@@ -116,7 +116,7 @@ fn is_without_mptcp(error: &std::io::Error) -> bool {
         .is_some_and(|code| refused.contains(&code))
 }
 
-/// A pod with hostPort 443: the portmap plugin translates what is for port 443 of an address of the node. Untracked
+/// A pod with hostPort 443: the portmap plugin translates packets to port 443 of an address of the node. Untracked
 /// connections to the VIP do not meet that; tracked ones do, and `doctor` says so.
 #[test]
 fn a_host_port_on_the_port_of_the_vip() {
@@ -169,7 +169,7 @@ fn a_host_port_on_the_port_of_the_vip() {
     });
 }
 
-/// kube-router's chains for a pod with a policy: what the node sends to it passes if conntrack knows the connection or if
+/// kube-router's chains for a pod with a policy: packets of the node to it pass if conntrack knows the connection or if
 /// its source is local to the node; the rest is rejected. VIP and ClusterIP are local, so that untracked replies pass
 /// without rules of the agent.
 #[test]

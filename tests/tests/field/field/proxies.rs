@@ -16,7 +16,8 @@ use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology};
 use tests::path::Via;
-use tests::proxy::{be_noticed, listening};
+use tests::proxy::listening;
+use tests::slow_machine::be_noticed;
 use tests::streams::entries;
 use tests::transfer::Server;
 use tests::{Family, PORT, client, cmd, conntrack, skip};
@@ -50,7 +51,7 @@ fn haproxy(node: &Node, name: &str, bind: &str, server: &str, sockets: usize) ->
 fn a_proxy_with_several_listeners_is_exchanged() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
-        // What waits in the queue of a listener that is closed goes to another one of its group.
+        // Connections in the accept queue of a closed listener go to another one of its group.
         node.netns.sysctl("net/ipv4/tcp_migrate_req", "1")?;
         let _agent = node.start_agent(&with_services(&[]))?;
         let (old, new) = (node.dir().join("old.sock"), node.dir().join("new.sock"));
@@ -113,7 +114,8 @@ fn a_proxy_with_several_listeners_is_exchanged() {
     });
 }
 
-/// What is seen of connections when the Service ends on the proxy: what a pod addressed, and the VIP of a process on the node.
+/// The destination that the proxy sees when the Service ends on it: the address that a pod connected to, and the VIP
+/// for a process on the node.
 fn with_the_service(
     node: &Node,
     see: impl Fn(&Netns, SocketAddr) -> Result<SocketAddr>,
@@ -131,7 +133,7 @@ fn with_the_service(
     Ok(())
 }
 
-/// What HAProxy's PROXY protocol, version 1, says of a connection: the address that it was made to.
+/// The destination address of a connection in the header of HAProxy's PROXY protocol, version 1.
 fn destination_sent(server: &TcpListener, netns: &Netns, to: SocketAddr) -> Result<SocketAddr> {
     let mut client = client::connect(netns, to, TIMEOUT)?;
     client.write_all(b"x")?;

@@ -20,10 +20,10 @@ use super::upstream::{
 };
 use super::{SHORT_TIMEOUT, TIMEOUT, fill, works_on};
 
-/// A port of the node that the firewall lets nobody reach.
+/// A port of the node that the firewall blocks.
 const CLOSED: u16 = 8443;
 
-/// What lets nothing in or out that is neither established nor new to the outside.
+/// A firewall that drops everything but established connections and new ones to the outside.
 fn firewall(node: &Node, flavour: &str) -> Result<()> {
     let common = "*filter\n:INPUT DROP [0:0]\n:OUTPUT DROP [0:0]\n\
          -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
@@ -83,7 +83,7 @@ fn iptables_lets_it_pass(flavour: &str, backend: &str, upstream: &[&str]) {
         doctor_is_content(node)?;
         works_on(node, &paths)?;
         none_is_tracked(node, &tracked)?;
-        nobody_else_gets_in(node, flavour)?;
+        no_other_packet_gets_in(node, flavour)?;
         tracked.push(SocketAddr::new(uplink_address(Family::V4), CLOSED));
         fill(node)?;
         works_on(node, &paths)?;
@@ -103,8 +103,8 @@ fn doctor_is_content(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What claims to come from the API server and belongs to no connection of the proxy meets the firewall as before.
-fn nobody_else_gets_in(node: &Node, flavour: &str) -> Result<()> {
+/// Packets with the API server's source address that belong to no connection of the proxy pass the firewall as before.
+fn no_other_packet_gets_in(node: &Node, flavour: &str) -> Result<()> {
     let address = SocketAddr::new(uplink_address(Family::V4), CLOSED);
     let _listener = node.netns.run(|| TcpListener::bind(address))?;
     // The API server listens on that port, so that no client could bind to it.

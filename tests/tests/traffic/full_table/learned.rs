@@ -141,7 +141,7 @@ fn another_upstream_cgroup_or_agent_is_followed() {
         let proxy = Proxy::start_to(node, &cgroups[0], api_server)?;
         let tracked = learn(node)?;
         let path = host_to_vip(node);
-        // What was learned outlives the agent, be it killed.
+        // Learned endpoints outlive the agent, also if it is killed.
         agent.stop(libc::SIGKILL)?;
         connect(&path)?;
         let _agent = node.start_agent(&["--backend=nftables"])?;

@@ -175,7 +175,7 @@ fn envoy(node: &Node, cgroup: &Cgroup, mut command: Command) -> Result<Process> 
     listening(node, "envoy", command, PORT, 1)
 }
 
-/// What was resolved before the table was full is what the proxy goes on with, whether it can ask or not.
+/// The proxy goes on with the addresses that it resolved before the table was full, whether DNS works or not.
 fn goes_on_with_the_last_answer(start: impl Fn(&Node, &Cgroup) -> Result<Process>) {
     if is_too_old() {
         return;

@@ -24,7 +24,7 @@ const NODE_PORT: &str = "192.168.100.10:30443";
 fn parsed(family: Family, four: &str) -> SocketAddr {
     match family {
         Family::V4 => four.parse().expect("an address"),
-        // Not in the way of what is tested.
+        // Has no part in the test.
         Family::V6 => api_server(family),
     }
 }

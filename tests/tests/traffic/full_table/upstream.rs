@@ -17,7 +17,8 @@ use tests::{Family, client, cmd, conntrack, doctor, skip, status, transfer};
 
 use super::{BYTES, SHORT_TIMEOUT, TIMEOUT, connect_everywhere, fill, works_on};
 
-/// Whether this kernel lacks what the rules need; then that is recorded, once for all tests of the proxy's own connections.
+/// Whether this kernel lacks a feature that the rules need; then that is recorded, once for all tests of the proxy's
+/// own connections.
 pub(super) fn is_too_old() -> bool {
     let what = "`socket cgroupv2` in rules of nf_tables";
     skip::before((5, 13), what, "full_table-proxy-upstream")
@@ -49,7 +50,7 @@ pub(super) fn sources(node: &Node, families: &[Family]) -> Result<Vec<SocketAddr
     Ok(sources)
 }
 
-/// But for connections from these addresses: conntrack picks up the last packets of what was flushed.
+/// But for connections from these addresses: conntrack picks up the last packets of flushed connections.
 pub(super) fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
     for family in Family::ALL {
         let mut entries = entries(node, family)?;
@@ -251,7 +252,7 @@ fn a_translated_way_stays_tracked_and_works() {
     });
 }
 
-/// A stream through the proxy goes on whatever becomes of the agent and its tables.
+/// A stream through the proxy goes on, whatever happens to the agent and its tables.
 #[test]
 fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
     if is_too_old() {
@@ -330,11 +331,11 @@ fn bad_endpoints_are_refused_and_nothing_is_changed() {
         ] {
             let upstream = format!("--proxy-upstream={bad}");
             let output = node.run_agent(&[&TRANSLATE[..], &[&upstream]].concat())?;
-            let told = String::from_utf8_lossy(&output.stderr);
-            ensure!(cmd::exit_code(output.status) == 2, "{bad}: {told}");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            ensure!(cmd::exit_code(output.status) == 2, "{bad}: {errors}");
             ensure!(
-                told.contains(&format!("'{bad}' for '--proxy-upstream")),
-                "{told}"
+                errors.contains(&format!("'{bad}' for '--proxy-upstream")),
+                "{errors}"
             );
         }
         ensure!(!fs::exists(node.run_dir())?, "something was written");

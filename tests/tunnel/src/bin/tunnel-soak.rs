@@ -12,7 +12,7 @@ use tests::soak::{is_flat, table};
 use tests::{signals, usage};
 use tunnel_tests::soak::{Case, soak};
 
-/// Works server and agent for half an hour and compares what they hold.
+/// Puts load on server and agent for half an hour and compares the resources that they hold.
 #[derive(Parser)]
 #[command(name = "cargo xtask soak --tunnel", max_term_width = 100)]
 struct Cli {
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    ensure!(cli.minutes > 0, "--minutes 0: too short to tell anything");
+    ensure!(cli.minutes > 0, "--minutes 0: too short to show anything");
     usage::allow_open_files(16_384);
     let cases = Case::ALL;
     let time = Duration::from_secs(60 * u64::from(cli.minutes)) / u32::try_from(cases.len())?;

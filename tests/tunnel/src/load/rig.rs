@@ -97,7 +97,7 @@ pub struct Rig {
     makes: Both<Make>,
 }
 
-/// Gauges that say what is open at a server, and at an agent.
+/// Gauges of open connections at a server, and at an agent.
 const SERVER_GAUGES: [&str; 4] = [
     "established_connections",
     "pending_backend_dials",
@@ -119,7 +119,7 @@ fn at_rest(metrics: &str, gauges: &[&str]) -> bool {
     })
 }
 
-/// What server and agent use.
+/// Resource usage of server and agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Both<T> {
     /// The server.
@@ -142,7 +142,7 @@ impl Rig {
     /// # Errors
     /// As [`Self::new`].
     pub fn of(transport: Transport, server: Make, agent: Make) -> Result<Self> {
-        // Logging is part of what a tunnel costs, but both log to files here; the flag is klog's own default.
+        // Logging is part of a tunnel's cost, but both log to files here; the flag is klog's own default.
         let tunnel = Tunnel::start_with(&transport.server(), server, agent)?;
         let dialer = Dialer::new(endpoint(transport, &tunnel)?, transport.mode()).limit(DIAL_LIMIT);
         let runtime = tunnel.netns().run(|| {

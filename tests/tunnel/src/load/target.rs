@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The target of clients under load. The first byte of a connection says what it does.
+//! The target of clients under load. The first byte of a connection selects its behaviour.
 
 use std::net::SocketAddr;
 

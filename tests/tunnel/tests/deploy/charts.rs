@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The chart of `deploy/tunnel`: it gives what kustomize gives, refuses values that cannot work, and has one version with
-//! everything else.
+//! The chart of `deploy/tunnel`: it renders the same as kustomize, refuses values that cannot work, and has one version
+//! with everything else.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,8 +14,8 @@ use tests::manifests::{Tool, of_kind, repository};
 use super::manifests::overlay;
 use super::site::{chart, kustomize};
 
-/// What kustomize and the chart must give alike: kinds with their specs, without names and labels, of which the chart has
-/// more.
+/// The objects that kustomize and the chart must render alike: kinds with their specs, without names and labels, of
+/// which the chart has more.
 fn comparable(objects: &[Value]) -> BTreeMap<String, Value> {
     let mut compared = BTreeMap::new();
     for object in objects {

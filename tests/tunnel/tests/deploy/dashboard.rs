@@ -64,7 +64,7 @@ const SIDECAR: [&str; 4] = [
     "--client-key=made/shoot-a-prometheus.key",
 ];
 
-/// A port of the agent's side where nobody listens.
+/// A port of the agent's side where nothing listens.
 const REFUSED: &str = "http://localhost:8001/";
 
 fn monitoring(file: &str) -> Result<String> {
@@ -122,7 +122,7 @@ fn in_url(query: &str) -> String {
     quoted.collect()
 }
 
-/// What is still to be seen.
+/// The panels and metrics that have not shown data yet.
 struct Wanted {
     queries: BTreeMap<String, String>,
     metrics: BTreeSet<String>,
@@ -145,7 +145,7 @@ impl Wanted {
         })
     }
 
-    /// Takes away what is seen now: numbers, of which NaN is none.
+    /// Removes panels that show data now: numbers, of which NaN is none.
     fn look(&mut self, site: &Site) -> Result<()> {
         let mut seen = Vec::new();
         for (panel, query) in &self.queries {
@@ -272,7 +272,7 @@ scrape_configs:
     wanted.until_left(&site, &[])
 }
 
-/// What only a peer of upstream brings about: connections that are closed because their reader does not read.
+/// Series that only a peer of upstream causes: connections that are closed because their reader does not read.
 #[test]
 fn connections_that_are_closed_for_their_reader() -> Result<()> {
     if lacks_peers("tunnel-dashboard-upstream")? {

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::manifests::{Tool, of_kind, repository};
-use tests::{cmd, sweep};
+use tests::{cmd, leftovers};
 use tunnel_tests::pod::Pod;
 
 use super::site::{chart, kustomize};
@@ -36,10 +36,10 @@ const OVERLAYS: [(&str, &[&str]); 4] = [
     ("static-pod", &["static-pod-metrics"]),
 ];
 
-/// What the workloads are called.
+/// The names of the workloads.
 const WORKLOADS: [&str; 3] = ["Deployment", "DaemonSet", "Pod"];
 
-/// What a program needs besides `--buffer-budget`, in MiB.
+/// The memory that a program needs besides `--buffer-budget`, in MiB.
 const ROOM: u64 = 96;
 
 /// The sets of values with which the chart is rendered.
@@ -114,7 +114,7 @@ fn renderings(tool: &Tool) -> Result<Vec<(String, Vec<Value>)>> {
 
 /// An overlay in a copy of the directory, as in a checkout of an operator's own.
 pub fn overlay(tool: &Tool, resource: &str, components: &[&str]) -> Result<Vec<Value>> {
-    let top = std::env::temp_dir().join(format!("proxy-agent-tunnel-{}", sweep::unique_id()?));
+    let top = std::env::temp_dir().join(format!("proxy-agent-tunnel-{}", leftovers::unique_id()?));
     let source = repository().join("deploy/tunnel");
     let components: Vec<String> = components
         .iter()
@@ -182,7 +182,7 @@ fn every_rendering_is_what_kubernetes_takes() -> Result<()> {
     Ok(())
 }
 
-/// What every pod promises.
+/// The properties that every pod must have.
 fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     let spec = &template(kind, workload)["spec"];
     let container = &spec["containers"][0];
@@ -253,7 +253,7 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// Whatever selects pods selects one of the workloads', and names a port of it.
+/// Every selector selects the pods of one of the workloads, and names a port of them.
 fn check_selectors(objects: &[Value]) -> Result<()> {
     let selectors = [
         ("Deployment", "/spec/selector/matchLabels"),

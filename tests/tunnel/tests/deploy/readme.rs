@@ -1,101 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The commands of `deploy/tunnel/README.md`: what they render is rendered, scripts are run, and files that they name are
-//! there.
+//! `deploy/tunnel/README.md`: its scripts are run and make what its other commands take, and its values are the chart's.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tests::cmd;
 use tests::manifests::{Tool, of_kind, repository};
 use tests::webhook::Dir;
+use tests::{cmd, fences};
 
 use super::site::{chart, kustomize};
 
 const CHART: &str = "deploy/tunnel/helm/konnectivity";
 const SCRIPT: &str = "deploy/tunnel/certificates/make-certificates.sh";
 
-/// Programs that need a cluster or a node of one.
-const ELSEWHERE: [&str; 6] = [
-    "curl",
-    "helm",
-    "install",
-    "kubectl",
-    "rm",
-    // It has a test of its own.
-    "deploy/tunnel/certificates/prepare-node.sh",
-];
-
 fn readme() -> Result<String> {
     let path = repository().join("deploy/tunnel/README.md");
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Blocks of a language, without the indentation of lists.
-fn blocks(text: &str, language: &str) -> Vec<String> {
-    let mut blocks: Vec<String> = Vec::new();
-    let mut is_inside = false;
-    let fence = format!("```{language}");
-    for line in text.lines().map(str::trim_end) {
-        let bare = line.trim_start();
-        if is_inside && bare == "```" {
-            is_inside = false;
-        } else if is_inside {
-            let block = blocks.last_mut().expect("a block has begun");
-            block.push_str(line);
-            block.push('\n');
-        } else if bare == fence {
-            is_inside = true;
-            blocks.push(String::new());
-        }
-    }
-    blocks
-}
-
 fn commands(text: &str) -> Vec<Vec<String>> {
-    let blocks = blocks(text, "sh");
+    let blocks = fences::commands(text);
     let lines = blocks.iter().flat_map(|block| block.lines());
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
     lines.map(words).collect()
 }
 
+/// The script is run as it stands there; what is made of its files finds them. The other commands are looked at with those
+/// of all pages, in `tests/docs`.
 #[test]
-fn its_commands_name_what_is_there() -> Result<()> {
-    let Some(tool) = Tool::find("tunnel-deploy-readme")? else {
-        return Ok(());
-    };
+fn its_secrets_are_of_files_that_the_script_makes() -> Result<()> {
     let directory = Dir::new()?;
-    let commands = commands(&readme()?);
-    ensure!(commands.len() > 15, "only {commands:#?}");
     let mut secrets = 0;
-    for words in &commands {
-        let program = words[0].as_str();
+    for words in commands(&readme()?) {
         let line = words.join(" ");
-        for word in words.iter().filter(|word| word.starts_with("deploy/")) {
-            ensure!(repository().join(word).exists(), "{line}: no {word}");
-        }
-        let is_rendered = ["apply -k", "delete -k", "kustomize deploy"];
-        if program == SCRIPT {
+        if words[0] == SCRIPT {
             let mut script = Command::new(repository().join(SCRIPT));
             script.args(&words[1..]).current_dir(directory.path());
             cmd::run(&mut script, "").with_context(|| line.clone())?;
-        } else if program == "kubectl" && is_rendered.iter().any(|verb| line.contains(verb)) {
-            let path = words.iter().find(|word| word.starts_with("deploy/"));
-            let path = path.with_context(|| format!("{line}: renders nothing"))?;
-            let objects = tool.kustomize(&repository().join(path));
-            ensure!(
-                !objects.context(line.clone())?.is_empty(),
-                "{line}: nothing"
-            );
-        } else {
-            ensure!(
-                ELSEWHERE.contains(&program),
-                "{line}: neither run nor known"
-            );
         }
-        for word in words {
+        for word in &words {
             let Some((name, path)) = word
                 .strip_prefix("--from-file=")
                 .and_then(|file| file.split_once('='))
@@ -147,8 +93,13 @@ fn its_values_are_the_charts() -> Result<()> {
     let text = readme()?;
     ensure!(text.contains(&format!(" {CHART} -f values.yaml")));
     let mut rendered = 0;
-    for block in blocks(&text, "yaml") {
-        if !block.starts_with("# values.yaml") {
+    for fences::Block {
+        language,
+        text: block,
+        ..
+    } in fences::blocks(&text)
+    {
+        if language != "yaml" || !block.starts_with("# values.yaml") {
             continue;
         }
         for values in tool.yaml(&block)? {
@@ -161,8 +112,8 @@ fn its_values_are_the_charts() -> Result<()> {
     Ok(())
 }
 
-/// What `prepare-node.sh` makes: a certificate for the names, and a kubeconfig whose certificate the cluster's CA has
-/// signed, for a user without groups.
+/// The files that `prepare-node.sh` makes: a certificate for the names, and a kubeconfig whose certificate the
+/// cluster's CA has signed, for a user without groups.
 #[test]
 fn the_files_of_a_node() -> Result<()> {
     let Some(tool) = Tool::find("tunnel-deploy-node")? else {
@@ -183,7 +134,7 @@ fn the_files_of_a_node() -> Result<()> {
     let script = repository().join("deploy/tunnel/certificates/prepare-node.sh");
     let script = format!("{} tunnel.example,192.0.2.1", script.display());
     run(&script, "")?;
-    // A second run replaces what is there.
+    // A second run replaces the files.
     run(&script, "")?;
 
     let of_node = directory.path().join("etc/kubernetes/konnectivity");

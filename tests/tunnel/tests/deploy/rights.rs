@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rights of `deploy/tunnel` are what servers and agents ask an API server for: nothing less and nothing more.
+//! The rights in `deploy/tunnel` are exactly those that the requests of servers and agents to an API server need.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use super::site::{AGENT_USER, SERVER_USER, Site, chart, kustomize};
 
 const NAMESPACE: &str = "konnectivity-leases";
 
-/// What bindings among these objects allow.
+/// The rights that bindings among these objects grant.
 fn allowed(objects: &[Value]) -> Result<BTreeSet<Asked>> {
     let mut allowed = BTreeSet::new();
     for (binding, role) in [

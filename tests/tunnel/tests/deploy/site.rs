@@ -158,7 +158,7 @@ fn surroundings(tunnel: &Tunnel, cluster: &Cluster, api: &ApiServer) -> Result<S
         ]
     };
     let (token, kubeconfig) = (file("token"), file("kubeconfig"));
-    // A newline at the end is what editors leave.
+    // Editors leave a newline at the end.
     fs::write(&token, "the-token\n")?;
     api.kubeconfig(&kubeconfig, SERVER_USER, "127.0.0.1")?;
     let of_agent = file("agent.kubeconfig");
@@ -179,7 +179,7 @@ fn surroundings(tunnel: &Tunnel, cluster: &Cluster, api: &ApiServer) -> Result<S
     around.add("token", &[("token", token)]);
     around.add("kube-root-ca.crt", &[("ca.crt", file("agents-ca.crt"))]);
     around.instead = vec![
-        // Nobody resolves the name here.
+        // No DNS server resolves the name here.
         (
             format!("--proxy-server-host={HOST}"),
             vec![

@@ -120,7 +120,7 @@ fn works(servers_flags: &[&str], agents_flags: &[&str]) -> Result<()> {
     let kubeconfig = [("admin.conf", made.join("kubeconfig"))];
     around.add(&format!("{HOME}/admin.conf"), &kubeconfig);
     around.add("/var/log/konnectivity-server.log", &[]);
-    // What every pod has, and a name that nobody resolves here.
+    // Volumes that every pod has, and a name that no DNS server resolves here.
     let authority = format!("--ca-cert={}", made.join("agents-ca.crt").display());
     around.instead = vec![
         (AUTHORITY.to_owned(), vec![authority]),

@@ -6,11 +6,13 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::image::arch::Arch;
+use crate::image::kind::Kind;
 use crate::image::oci::{About, Image, Layout, layout};
 use crate::image::tree::Tree;
 
 fn about() -> About {
     About {
+        kind: Kind::ProxyAgent,
         name: "registry.example/team/proxy-agent".to_owned(),
         version: "1.2.3".to_owned(),
         revision: "0123abcd".to_owned(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Compilers are found by what is on disk: each test lays out a small tree.
+//! Compilers are found by the files on disk: each test lays out a small tree.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -125,7 +125,7 @@ fn without_rustup_the_compiler_of_the_path_is_taken_as_it_is() {
 }
 
 #[test]
-fn a_file_that_nobody_may_execute_is_no_program() {
+fn a_file_without_execute_permission_is_no_program() {
     let tree = Tree::new();
     tree.file("bin/nft");
     let directories = [tree.0.join("empty"), tree.0.join("bin")];

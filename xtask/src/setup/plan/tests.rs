@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Described machines, and what is to be done to each.
+//! Described machines, and the steps for each.
 
 use super::*;
 use crate::setup::tools::{TOOLS, Tool};

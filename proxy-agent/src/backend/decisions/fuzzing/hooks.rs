@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Packets as the node's hooks see them, and what conntrack does between those.
+//! Packets at the node's hooks, and conntrack between them.
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
+
+use proxy_netlink::netfilter::{Family, Hook, Table};
 
 use super::interpreter::Packet;
 use super::{Connection, Node, PORT, PORTS, Promise, Way};
 use crate::backend::decisions::{Settings, tables};
 use crate::backend::live::Live;
 use crate::instance::Instance;
-use crate::netfilter::{Family, Hook, Table};
 
 impl Node {
-    /// What comes before conntrack.
+    /// The hooks before conntrack.
     pub(super) fn raw(&mut self, packet: &mut Packet) {
         if self.is_client_here {
             self.kernel.hook(Hook::Output, packet);
@@ -23,7 +24,7 @@ impl Node {
         }
     }
 
-    /// What comes behind conntrack and NAT.
+    /// The hooks after conntrack and NAT.
     pub(super) fn input(&mut self, mut packet: Packet) {
         packet.iif = 2;
         if self.is_client_here {
@@ -37,7 +38,7 @@ impl Node {
         assert_eq!(packet.untracked, before, "it is too late to decide");
     }
 
-    /// The port that conntrack gives a connection: none that another one has that it knows.
+    /// The port that conntrack assigns to a connection: none that a known connection uses.
     pub(super) fn conntracks_port(&self, at: usize, choice: usize) -> usize {
         let new = &self.connections[at];
         if new.promise == Promise::Tracked {
@@ -90,7 +91,7 @@ impl Node {
         }
     }
 
-    /// The member of a connection in the sets.
+    /// A connection's member in the sets.
     pub(super) fn key(&self, seen: usize) -> Vec<u8> {
         let ends = [(self.client(), PORTS[seen]), (self.vip(), PORT)];
         let end = |(ip, port): (IpAddr, u16)| {
@@ -131,7 +132,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The table of a family; those without members are made once.
+/// The table of a family; without members it is built only once.
 pub(super) fn table(family: Family, live: &Live) -> Arc<Table> {
     static EMPTY: LazyLock<[Arc<Table>; 2]> =
         LazyLock::new(|| [Family::IPv4, Family::IPv6].map(|family| make(family, &Live::default())));

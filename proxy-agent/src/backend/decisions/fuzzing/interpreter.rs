@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Interprets a table of ours as the kernel does: chains by hook and priority, rules, expressions, and sets
-//! whose members expire. An expression that our rules do not use is a panic, not a guess.
+//! Interprets an nf_tables table as the kernel does: chains by hook and priority, rules, expressions, and sets with timeouts. An
+//! expression that the agent's rules do not use is a panic.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,28 +13,27 @@ use netlink_packet_netfilter::nftables::{
     NfTablesMessage, Operator, Payload, Register, SetElementAttribute, SetElementList, Verdict,
     VerdictAttribute,
 };
+use proxy_netlink::netfilter::{Hook, Table};
 
-use crate::netfilter::{Hook, Table};
-
-/// Bytes of the verdict register and of each of the four registers behind it; register `Reg32_00` and its
-/// successors are quarters of those.
+/// Size of the verdict register and of each of the four data registers in bytes; register `Reg32_00` and the following ones are
+/// quarters of those.
 const REGISTER: usize = 16;
 const QUARTER: usize = 4;
 
-/// A packet on its way through the hooks of the node.
+/// A packet that traverses the hooks of the node.
 #[derive(Debug, Clone)]
 pub struct Packet {
     /// The header from which the network header's fields are loaded.
     pub network: Vec<u8>,
     /// The TCP header.
     pub transport: [u8; 20],
-    /// The link that the packet came in by; 0 at output.
+    /// Ifindex of the link on which the packet arrived; 0 at output.
     pub iif: u32,
     /// The packet priority.
     pub priority: u32,
-    /// The cgroup of the socket that sends it, a child of the root; none: no socket is known.
+    /// The cgroup of the sending socket, a child of the root; none without a socket.
     pub cgroup: Option<u64>,
-    /// True from a `notrack` on.
+    /// Set by `notrack`.
     pub untracked: bool,
 }
 
@@ -55,11 +54,11 @@ struct Members {
     size: usize,
     /// The members, and when each expires.
     expiries: BTreeMap<Vec<u8>, Duration>,
-    /// Deleted or expired ones whose memory the kernel has not freed: they count until it does.
+    /// Deleted or expired members whose memory the kernel has not freed: they count until then.
     dead: usize,
 }
 
-/// What the rules of a chain came to.
+/// The result of a chain.
 enum Outcome {
     NextRule,
     Accepted,
@@ -67,7 +66,7 @@ enum Outcome {
 }
 
 impl Kernel {
-    /// Puts a table in the place of the one before; `size` is that of its sets.
+    /// Replaces a table; `size` is the capacity of its sets.
     pub fn install(&mut self, table: &Arc<Table>, size: usize) {
         self.table = Some(Arc::clone(table));
         self.sets.clear();
@@ -77,7 +76,7 @@ impl Kernel {
                 size,
                 ..Members::default()
             };
-            let keys = set.insertions(table).flat_map(keys);
+            let keys = set.insertions(&table.name).flat_map(keys);
             for key in keys.take(size) {
                 members.update(key, self.now);
             }
@@ -91,7 +90,7 @@ impl Kernel {
         self.sets.clear();
     }
 
-    /// Lets time pass. The kernel frees the memory of members that are gone within about a second.
+    /// Advances the time. The kernel frees the memory of removed members within about a second.
     pub fn pass(&mut self, time: Duration) {
         self.now += time;
         for set in self.sets.values_mut() {
@@ -121,7 +120,7 @@ impl Kernel {
             .collect();
         chains.sort_unstable();
         for (_, name) in chains {
-            // Our chains accept by policy, and nothing of ours drops.
+            // The agent's chains have policy accept and no drop rules.
             let mut next = Some(name.to_owned());
             while let Some(chain) = next {
                 next = self.chain(&table, &chain, packet);
@@ -129,7 +128,7 @@ impl Kernel {
         }
     }
 
-    /// The chain that a rule goes to; goto never returns.
+    /// The target chain of a rule; goto never returns.
     fn chain(&mut self, table: &Table, name: &str, packet: &mut Packet) -> Option<String> {
         let chain = table.chains.iter().find(|chain| chain.name == name);
         for rule in &chain.expect("rules go to chains of the table").rules {
@@ -200,7 +199,7 @@ impl Kernel {
         self.has(set, &registers.key(*register, self.key_length(set)))
     }
 
-    /// Goes on unless an update finds the set full (`nft_dynset_eval`).
+    /// Continues unless an update finds the set full (`nft_dynset_eval`).
     fn change(&mut self, attributes: &[DefaultNla], registers: &Registers) -> bool {
         const UPDATE: u32 = 1;
         const DELETE: u32 = 2;
@@ -258,7 +257,7 @@ impl Members {
 struct Registers([[u8; REGISTER]; 5]);
 
 impl Registers {
-    /// Where a register begins in all their bytes.
+    /// The offset of a register in the registers' bytes.
     fn position(register: Register) -> usize {
         let number = u32::from(register) as usize;
         match number {
@@ -301,7 +300,7 @@ fn load(attributes: &[Payload], packet: &Packet, registers: &mut Registers) {
     registers.set(*register, &header[at..at + *length as usize]);
 }
 
-/// `socket cgroupv2 level 1`; goes on only if there is a socket (`nft_socket_eval`).
+/// `socket cgroupv2 level 1`; continues only with a socket (`nft_socket_eval`).
 fn cgroup(attributes: &[DefaultNla], packet: &Packet, registers: &mut Registers) -> bool {
     let numbers: Vec<_> = attributes
         .iter()

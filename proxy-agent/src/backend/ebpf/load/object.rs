@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Has the kernel take the object, program by program.
+//! Loads the object into the kernel, program by program.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,38 +13,37 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::Address;
 use proxy_common::limits::{address_bit, port_bit};
+use proxy_kernel::netns;
 use tracing::warn;
 
 use super::{LoadError, OBJECT};
-use crate::backend::ebpf::attach::AttachError;
-use crate::backend::ebpf::hook::SocketHook;
-use crate::backend::ebpf::maps::{GUARD_LINKS, LISTENERS, OPENING, PEERS};
-use crate::backend::ebpf::statistics::STATISTICS;
-use crate::backend::ebpf::{PART, Settings, xdp};
+use crate::backend::ebpf::attachment::AttachError;
+use crate::backend::ebpf::hook::{SocketHook, XDP_PROGRAM};
+use crate::backend::ebpf::maps::{GUARD_LINKS, LISTENERS, OPENING, PEERS, STATISTICS};
+use crate::backend::ebpf::{PART, Settings};
 use crate::config::{ProxyListener, Service};
-use crate::kernel::{features, netns};
+use crate::features;
 use crate::reconcile::report::chain;
 
-/// The map that carries debug lines, and its size in bytes while nobody asked for them.
+/// The map of debug lines, and its size in bytes while they are disabled.
 const LOGS: &str = "AYA_LOGS";
 const LOGS_OFF: u32 = 4096;
 
-/// The programs' constant that says who keeps the proxy's listeners.
+/// The programs' constant that says whether the agent stores the proxy's listeners.
 pub const KEPT_BY_AGENT: &str = "KEPT_BY_AGENT";
 
-/// Who keeps the proxy's listeners for the socket look-up.
+/// Who stores the proxy's listeners for the socket lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeper {
     /// `vip_ingress`, at each SYN.
     Program,
-    /// The agent, where the kernel refuses that (since Linux 7.3).
+    /// The agent, if the kernel does not allow the program to (since Linux 7.3).
     Agent,
-    /// There is no Service, and no listener to be kept.
-    Nobody,
+    /// Nobody: there are no Services.
+    None,
 }
 
-/// Opens the object with its maps, set up as asked for. `draining`: Services that are given up; `lru_size`:
-/// the size of maps that forget the oldest.
+/// Opens the object with its maps. `draining` are Services being drained; `lru_size` is the size of LRU maps.
 pub fn load_object(
     settings: &Settings,
     draining: &[Service],
@@ -73,8 +72,8 @@ pub fn load_object(
     let host = netns::cookie(cgroup);
     let mut loader = EbpfLoader::new();
     loader
-        // Nothing is relocated against the kernel's types. aya has read them all the same: they are
-        // let go of, before anything else takes memory.
+        // No relocation needs the kernel's BTF. aya has read it nevertheless; `None` frees it before other memory is
+        // allocated.
         .btf(None)
         .map_pin_path(OPENING, settings.bpffs.join(OPENING))
         .map_pin_path(LISTENERS, settings.bpffs.join(LISTENERS))
@@ -97,19 +96,18 @@ pub fn load_object(
     loader.load(OBJECT).map_err(LoadError::Object)
 }
 
-/// The error of a program that the kernel refused.
+/// Maps a failure to load this program.
 fn refused(program: &'static str) -> impl Fn(ProgramError) -> LoadError + Copy {
     move |source| LoadError::Program { program, source }
 }
 
-/// The answer to loading a program that may be missing where the kernel does not take it. Want of memory
-/// is no such answer, and an error.
+/// The result of loading a program that is optional on kernels that do not support it. Transient errors (no memory) are errors.
 fn if_taken<T>(
     program: &'static str,
     answer: Result<T, ProgramError>,
 ) -> Result<Result<T, ProgramError>, LoadError> {
     match answer {
-        Err(source) if features::may_come(&source) => Err(refused(program)(source)),
+        Err(source) if features::is_transient(&source) => Err(refused(program)(source)),
         answer => Ok(answer),
     }
 }
@@ -124,17 +122,17 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier
 
 /// The XDP program.
 pub fn xdp_program(ebpf: &mut Ebpf) -> &mut Xdp {
-    ebpf.program_mut(xdp::PROGRAM)
+    ebpf.program_mut(XDP_PROGRAM)
         .expect("the object has this program")
         .try_into()
         .expect("it is an XDP program")
 }
 
-/// Loads the XDP program. Where the kernel does not take it, the guard stands where it stands otherwise.
+/// Loads the XDP program. If the kernel does not support it, the guard is in TC only.
 pub fn load_xdp(ebpf: &mut Ebpf) -> Result<Result<u32, String>, LoadError> {
     let program = xdp_program(ebpf);
     let loaded = program.load().and_then(|()| Ok(program.info()?.id()));
-    Ok(if_taken(xdp::PROGRAM, loaded)?.map_err(|error| chain(&error)))
+    Ok(if_taken(XDP_PROGRAM, loaded)?.map_err(|error| chain(&error)))
 }
 
 fn of_cgroup(ebpf: &mut Ebpf, hook: SocketHook) -> &mut CgroupSockAddr {
@@ -151,7 +149,7 @@ fn of_namespace(ebpf: &mut Ebpf, hook: SocketHook) -> &mut SkLookup {
         .expect("it is a program for the socket look-up")
 }
 
-/// Attaches a program of sockets to its place; it stays there as long as the link is held or pinned.
+/// Attaches a program of sockets; it stays attached as long as the link is held or pinned.
 pub fn attach_socket(
     ebpf: &mut Ebpf,
     hook: SocketHook,
@@ -168,7 +166,7 @@ pub fn attach_socket(
     })
 }
 
-/// Loads a program on links; its id.
+/// Loads a program of links; returns its id.
 pub fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadError> {
     let failed = refused(name);
     let program = classifier(ebpf, name);
@@ -176,8 +174,7 @@ pub fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<u32, LoadE
     Ok(program.info().map_err(failed)?.id())
 }
 
-/// Loads the programs of sockets. One that connections do not need may be missing, if it is the
-/// kernel that does not know its kind.
+/// Loads the programs of sockets. Optional ones may be missing if the kernel does not support their type.
 pub fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadError> {
     let mut loaded = BTreeMap::new();
     for hook in SocketHook::ALL {
@@ -194,8 +191,8 @@ pub fn load_sockets(ebpf: &mut Ebpf) -> Result<BTreeMap<SocketHook, u32>, LoadEr
             }
             Err(error) if hook.is_optional() => {
                 warn!(
-                    part = PART,
-                    "processes on the host see the VIP as their peer: the kernel does not take {}: {}",
+                    part = PART.name(),
+                    "processes on the host see the VIP as their peer: the kernel does not support {}: {}",
                     hook.program(),
                     chain(&error)
                 );

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The maps of the guard.
+//! Maps of the guard.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,14 @@ use super::{Error, GUARD_LINKS, HashMap, failed, pinned};
 use crate::backend::ebpf::Settings;
 use crate::config::Service;
 
-/// The VIPs, with and without ports, the addresses that neighbours must not get answers for, and the
-/// networks that may reach the VIPs from outside.
+/// The VIPs, with and without ports, the addresses for which neighbours must not get answers, and the networks that may reach the
+/// VIPs from outside of the node.
 const VIPS: &str = "VIPS";
 const ENDPOINTS: &str = "ENDPOINTS";
 const ASKED: &str = "ASKED";
 const ALLOWED: &str = "ALLOWED";
 
-/// Fills the maps of the guard that do not change: VIPs, and networks that may come from outside.
+/// Fills the constant maps of the guard: VIPs and allowed networks.
 ///
 /// # Errors
 ///
@@ -35,7 +35,7 @@ pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) ->
     let map = ebpf.map_mut(VIPS).expect("the object has this map");
     let mut vips: aya::maps::HashMap<_, Address, Endpoint> =
         map.try_into().map_err(failed(VIPS))?;
-    // What has no port is counted under the first one.
+    // Packets without a port count for the first one.
     for vip in settings.endpoints().collect::<Vec<_>>().into_iter().rev() {
         let counted = Endpoint::from(vip);
         vips.insert(counted.address(), counted, 0)
@@ -75,7 +75,7 @@ pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) ->
     Ok(())
 }
 
-/// What the programs know of links, to change it.
+/// The guard's map of links.
 pub struct GuardLinks(HashMap<u32, Link>);
 
 impl GuardLinks {
@@ -89,7 +89,7 @@ impl GuardLinks {
         map.try_into().map(Self).map_err(failed(GUARD_LINKS))
     }
 
-    /// Makes them what they should be, guarded ones first.
+    /// Writes the desired entries and removes others.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl GuardLinks {
     }
 }
 
-/// What the programs whose maps are pinned know of links.
+/// The entries of the pinned map of links.
 ///
 /// # Errors
 ///
@@ -125,7 +125,7 @@ pub fn guard_links(settings: &Settings) -> Result<BTreeMap<u32, Link>, Error> {
 }
 
 fn read_guard_links(map: &HashMap<u32, Link>) -> Result<BTreeMap<u32, Link>, Error> {
-    // A walk begins anew where an entry is removed under it, and must end all the same.
+    // The iteration restarts if its entry is removed concurrently; the limit makes it end.
     let entries = map.iter().take(2 * MAX_GUARD_LINKS as usize);
     let entries: Result<_, _> = entries.collect();
     entries.map_err(failed(GUARD_LINKS))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The maps of Services that end on the proxy.
+//! Maps of Services that end on the proxy.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,36 @@ use crate::config::Service;
 /// The ports of each Service address.
 const SERVICE_PORTS: &str = "SERVICE_PORTS";
 
-/// Fills the maps of Services: those of the settings, and those that are drained.
+impl Settings {
+    /// The Services of earlier agents, from pins of any layout.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn earlier_services(&self) -> Result<Vec<Service>, Error> {
+        let mut found = Vec::new();
+        for settings in [vec![self.clone()], self.other_layouts()?].concat() {
+            found.extend(earlier_services(&settings.bpffs)?);
+        }
+        found.sort_by_key(|service| service.cluster_ip);
+        found.dedup_by_key(|service| service.cluster_ip);
+        Ok(found)
+    }
+
+    /// Makes the programs of earlier agents, of any layout, ignore new connections to Services.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn stop_deciding(&self) -> Result<(), Error> {
+        let all = [vec![self.clone()], self.other_layouts()?].concat();
+        all.iter()
+            .map(|settings| stop_deciding(&settings.bpffs))
+            .fold(Ok(()), Result::and)
+    }
+}
+
+/// Fills the maps of Services: those of the settings, and those being drained.
 ///
 /// # Errors
 ///
@@ -41,7 +70,7 @@ pub fn fill_services(
             .insert(Endpoint::from(*cluster_ip), value, 0)
             .map_err(failed(SERVICES))?;
         let ports = of_address.entry(cluster_ip.ip()).or_default();
-        // The command line has seen to it that there is room for those of the settings.
+        // The command line has limited the ports of those in the settings.
         let _ = ports.add(cluster_ip.port().to_be());
     }
     let map = ebpf
@@ -56,7 +85,7 @@ pub fn fill_services(
     Ok(())
 }
 
-/// The map of Services of loaded programs, to change it.
+/// The map of Services of loaded programs.
 pub struct Services(HashMap<Endpoint, proxy_common::Service>);
 
 impl Services {
@@ -70,7 +99,7 @@ impl Services {
         map.try_into().map(Self).map_err(failed(SERVICES))
     }
 
-    /// Notes a Service, and whether new connections to it are left alone.
+    /// Writes a Service, and whether new connections to it are ignored.
     ///
     /// # Errors
     ///
@@ -81,7 +110,7 @@ impl Services {
         self.0.insert(endpoint, value, 0).map_err(failed(SERVICES))
     }
 
-    /// Forgets a Service: its address is nothing to the programs any more.
+    /// Removes a Service, so that the programs ignore its address.
     ///
     /// # Errors
     ///
@@ -94,12 +123,12 @@ impl Services {
     }
 }
 
-/// Has the programs whose maps are pinned decide no connection any more.
+/// Makes the programs of these pins ignore new connections.
 ///
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn stop_deciding(bpffs: &Path) -> Result<(), Error> {
+fn stop_deciding(bpffs: &Path) -> Result<(), Error> {
     let Some(mut map) = open(bpffs)? else {
         return Ok(());
     };
@@ -111,7 +140,7 @@ pub fn stop_deciding(bpffs: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The Services of the agent that pinned its maps here, those that it drained included.
+/// The Services in these pins, including those being drained.
 ///
 /// # Errors
 ///
@@ -131,7 +160,7 @@ pub fn earlier_services(bpffs: &Path) -> Result<Vec<Service>, Error> {
     Ok(services)
 }
 
-/// The VIPs that Services of the agent that pinned its maps here end on.
+/// The VIPs of the Services in these pins.
 ///
 /// # Errors
 ///
@@ -148,7 +177,7 @@ fn open(bpffs: &Path) -> Result<Option<HashMap<Endpoint, proxy_common::Service>>
     let map = Map::HashMap(data).try_into();
     match map {
         Ok(map) => Ok(Some(map)),
-        // Of another version, whose Services mean nothing to this one.
+        // From another version with another layout of the map.
         Err(MapError::InvalidValueSize { .. } | MapError::InvalidKeySize { .. }) => Ok(None),
         Err(error) => Err(failed(SERVICES)(error)),
     }
@@ -157,7 +186,7 @@ fn open(bpffs: &Path) -> Result<Option<HashMap<Endpoint, proxy_common::Service>>
 fn entries(
     map: &HashMap<Endpoint, proxy_common::Service>,
 ) -> Result<Vec<(Endpoint, proxy_common::Service)>, Error> {
-    // A walk begins anew where an entry is removed under it, and must end all the same.
+    // The iteration restarts if its entry is removed concurrently; the limit makes it end.
     let entries = map.iter().take(2 * MAX_SERVICES as usize);
     let mut entries: Vec<_> = entries
         .collect::<Result<_, _>>()

@@ -6,9 +6,11 @@ mod model;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proxy_netlink::route::Link;
+
 use super::*;
 use crate::backend::decisions;
-use crate::backend::ebpf::pace;
+use crate::backend::ebpf::pace::Pace;
 use crate::backend::live::Live;
 use crate::instance::Instance;
 
@@ -94,12 +96,12 @@ fn only_what_concerns_links_that_come_and_go_is_routine() {
     assert!(routine(unpin(1)) && !routine(unpin(2)));
 }
 
-/// The plan with those waiting that the pace lets wait.
+/// The plan with the links deferred that the pace defers.
 fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
-    super::plan(desired, observed, &pace::waiting(desired, observed))
+    super::plan(desired, observed, &waiting(desired, observed))
 }
 
-fn told(ops: &[Op]) -> Vec<String> {
+fn texts(ops: &[Op]) -> Vec<String> {
     ops.iter().map(ToString::to_string).collect()
 }
 
@@ -107,7 +109,7 @@ fn told(ops: &[Op]) -> Vec<String> {
 fn an_empty_node_gets_rules_first_and_then_programs() {
     let desired = desired(&["10.96.0.2"], &[2, 5], AttachMode::Tcx);
     assert_eq!(
-        told(&plan(&desired, &nothing(&desired))),
+        texts(&plan(&desired, &nothing(&desired))),
         [
             "install nf_tables table ip proxy-agent (it is missing)",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
@@ -130,7 +132,7 @@ fn of_many_links_a_few_get_tcx_at_once_and_the_others_a_filter_until_it_is_their
         is_first: true,
     });
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         [
             "attach vip_ingress to link veth4 (ifindex 4) by tcx: it is not attached",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
@@ -140,7 +142,7 @@ fn of_many_links_a_few_get_tcx_at_once_and_the_others_a_filter_until_it_is_their
     for op in plan(&desired, &observed) {
         model::carry_out(&op, &mut observed);
     }
-    // A link that comes later does not wait.
+    // A new link is not deferred.
     desired.links.insert(5, "veth5".to_owned());
     observed.programs.insert((Hook::Ingress, 5), Vec::new());
     let pace = |at_once| {
@@ -152,20 +154,20 @@ fn of_many_links_a_few_get_tcx_at_once_and_the_others_a_filter_until_it_is_their
     desired.pace = pace(0);
     let waits = plan(&desired, &observed);
     assert_eq!(
-        told(&waits),
+        texts(&waits),
         ["attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached"]
     );
     desired.pace = pace(1);
     let turn = plan(&desired, &observed);
     assert_eq!(
-        told(&turn),
+        texts(&turn),
         [
             "attach vip_ingress to link veth3 (ifindex 3) by tcx: it has a filter instead",
             "attach vip_ingress to link veth5 (ifindex 5) by tcx: it is not attached",
             "remove the clsact filter vip_ingress (priority 1) from link veth3 (ifindex 3)",
         ]
     );
-    let ends: Vec<_> = turn.iter().map(|op| op.ends_a_wait(&desired)).collect();
+    let ends: Vec<_> = turn.iter().map(|op| op.replaces_filter(&desired)).collect();
     assert_eq!(ends, [true, false, true]);
 }
 
@@ -180,7 +182,7 @@ fn links_are_guarded_before_programs_are_attached_and_are_named_if_they_are_othe
     desired.guard = links(&of_links);
     observed.guard = Some(BTreeMap::new());
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         [
             "guard eth0",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
@@ -190,16 +192,16 @@ fn links_are_guarded_before_programs_are_attached_and_are_named_if_they_are_othe
     of_links.tagged.insert(9);
     desired.guard = links(&of_links);
     assert_eq!(
-        told(&plan(&desired, &observed))[0],
-        "note which links lead where"
+        texts(&plan(&desired, &observed))[0],
+        "update the guard's map of links"
     );
     of_links.guarded.clear();
     desired.guarded.clear();
     desired.guard = links(&of_links);
-    assert_eq!(told(&plan(&desired, &observed))[0], "guard no link");
+    assert_eq!(texts(&plan(&desired, &observed))[0], "guard no link");
     // What could not be read is not touched.
     observed.guard = None;
-    assert!(!told(&plan(&desired, &observed))[0].contains("guard"));
+    assert!(!texts(&plan(&desired, &observed))[0].contains("guard"));
 }
 
 #[test]
@@ -208,16 +210,16 @@ fn a_map_is_pinned_again_unless_its_pin_could_not_be_read() {
     let mut observed = nothing(&desired);
     observed.maps = BTreeMap::from([("SERVICES", None)]);
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         ["pin the map SERVICES: its pin is missing"]
     );
     observed.maps = BTreeMap::from([("SERVICES", Some(MAP + 1))]);
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         ["pin the map SERVICES: another map is pinned there"]
     );
     observed.maps = BTreeMap::new();
-    assert_eq!(told(&plan(&desired, &observed)), Vec::<String>::new());
+    assert_eq!(texts(&plan(&desired, &observed)), Vec::<String>::new());
 }
 
 #[test]
@@ -226,12 +228,12 @@ fn a_table_that_could_not_be_read_is_left_alone() {
     let mut observed = nothing(&desired);
     observed.tables.remove("ip proxy-agent");
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         ["install nf_tables table ip6 proxy-agent (it is missing)"]
     );
 }
 
-/// A connection that is decided twice is decided; one that is not decided in between is tracked.
+/// A connection with two decisions is decided; one without, in between, is tracked.
 #[test]
 fn the_other_way_of_attaching_goes_when_ours_is_there() {
     let mut desired = desired(&[], &[2, 3], AttachMode::Clsact);
@@ -242,7 +244,7 @@ fn the_other_way_of_attaching_goes_when_ours_is_there() {
         .extend([2, 3, 4].map(|index| (Hook::Ingress, index)));
     observed.pins.insert((Hook::Egress, 2));
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         [
             "attach vip_egress to link veth2 (ifindex 2) by clsact: it is not attached",
             "attach vip_egress to link veth3 (ifindex 3) by clsact: it is not attached",
@@ -256,7 +258,7 @@ fn the_other_way_of_attaching_goes_when_ours_is_there() {
     );
 }
 
-/// Beside somebody's `ingress` qdisc there can be no clsact, and a program for egress would run at ingress.
+/// Beside an `ingress` qdisc of others there can be no clsact, and a program for egress would run at ingress.
 #[test]
 fn a_link_with_an_ingress_qdisc_gets_no_program_for_egress() {
     let mut desired = desired(&[], &[2, 3], AttachMode::Clsact);
@@ -264,7 +266,7 @@ fn a_link_with_an_ingress_qdisc_gets_no_program_for_egress() {
     let mut observed = nothing(&desired);
     observed.ingress_only.insert(2);
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         [
             "attach vip_egress to link veth3 (ifindex 3) by clsact: it is not attached",
             "attach vip_ingress to link veth2 (ifindex 2) by clsact: it is not attached",
@@ -291,7 +293,7 @@ fn what_a_decided_connection_needs_is_there_before_any_is_decided() {
     }
     observed.routes.insert(cluster_ip(), Found::Missing);
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         [
             "install nf_tables table ip proxy-agent (it is missing)",
             "attach vip_steer to the network namespace: it is not attached",
@@ -319,7 +321,7 @@ fn only_our_own_route_gets_another_source() {
             .map(|found| (cluster_ip(), found))
             .into_iter()
             .collect();
-        told(&plan(&desired, &observed))
+        texts(&plan(&desired, &observed))
     };
     assert_eq!(
         planned(Some(Found::Ours(Some(old)))),
@@ -342,7 +344,7 @@ fn what_is_given_up_is_removed_at_the_end() {
     observed.sockets.insert(SocketHook::Connect4, SOCKET);
     observed.sockets.insert(SocketHook::Steer, SOCKET);
     assert_eq!(
-        told(&plan(&desired, &observed)),
+        texts(&plan(&desired, &observed)),
         [
             "install nf_tables table ip proxy-agent (it is missing)",
             "attach vip_ingress to link veth2 (ifindex 2) by tcx: it is not attached",
@@ -356,13 +358,13 @@ fn what_is_given_up_is_removed_at_the_end() {
 
 #[test]
 fn ports_of_a_bridge_are_known_by_their_bridge() {
-    let mut bridge = crate::link::Link::new(3, "br0", LinkKind::Bridge);
+    let mut bridge = Link::new(3, "br0", LinkKind::Bridge);
     bridge.master = None;
-    let mut port = crate::link::Link::new(4, "veth4", LinkKind::Veth);
+    let mut port = Link::new(4, "veth4", LinkKind::Veth);
     port.master = Some(3);
-    let mut slave = crate::link::Link::new(5, "eth1", LinkKind::Other);
+    let mut slave = Link::new(5, "eth1", LinkKind::Other);
     slave.master = Some(6);
-    let bond = crate::link::Link::new(6, "bond0", LinkKind::Other);
+    let bond = Link::new(6, "bond0", LinkKind::Other);
     let table = LinkTable {
         links: vec![bridge, port, slave, bond],
         ..LinkTable::default()

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What rules of the guard are made from, besides VIPs and ports.
+//! Parameters of the guard's rules besides VIPs and ports.
 
 use std::fmt::{self, Display};
 
 use ipnet::IpNet;
 
-/// What a rule of the guard depends on besides VIP and port.
+/// A parameter of a rule besides VIP and port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Detail {
     /// Nothing
     None,
-    /// The link by which packets come
+    /// The link on which packets arrive
     Link(LinkName),
-    /// The network from which they come
+    /// The source network
     Network(IpNet),
 }
 
@@ -21,14 +21,14 @@ pub enum Detail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkName([u8; 16]);
 
-/// What the guard's rules are made from.
+/// Settings of the guard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Guard {
     /// The links that are guarded.
     pub links: Vec<LinkName>,
-    /// There are links that bring packets which the node itself has sent.
+    /// There are links on which packets of the node itself arrive.
     pub inner: bool,
-    /// Networks that may come from outside.
+    /// Source networks that are not dropped.
     pub allow_from: Vec<IpNet>,
 }
 

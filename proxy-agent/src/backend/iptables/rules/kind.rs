@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What single rules of ours do, in which chain, and how that is written.
+//! Kinds of rules: what they do, in which chain, and how they are written.
 //!
-//! Stateless rules untrack everything to and from the VIP. Learning rules keep two sets of clients
-//! (`sets.rs`). *Decided* are those whose SYN was addressed to the VIP itself: they are untracked in
-//! both directions. *Translated* are those that somebody's DNAT brought to the VIP: they stay
-//! tracked, also if an earlier connection from the same client port was decided.
+//! Stateless rules untrack everything to and from the VIP. Learning rules use two sets of clients (`sets.rs`). *Decided* clients
+//! addressed their SYN to the VIP itself; they are untracked in both directions. *Translated* clients were DNATed to the VIP; they
+//! stay tracked, even if an earlier connection from the same client port was decided.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -17,45 +16,45 @@ use super::{Detail, Family, Guard, Table};
 use crate::backend::tables;
 use crate::instance::Instance;
 
-/// The segment that opens a connection: SYN alone.
+/// A segment that opens a connection: SYN alone.
 const OPENING: &str = " --tcp-flags FIN,SYN,RST,ACK SYN";
-/// Every other segment.
+/// Any other segment.
 const FOLLOWING: &str = " ! --tcp-flags FIN,SYN,RST,ACK SYN";
-/// What conntrack was kept from.
+/// Untracked packets.
 const UNTRACKED: &str = " -m conntrack --ctstate UNTRACKED";
-/// What answers a SYN: SYN-ACK, or the RST of a closed port.
+/// The answer to a SYN: SYN-ACK, or the RST of a closed port.
 const ANSWER: &str = " ! --tcp-flags SYN,RST NONE";
 
-/// How it is told what is untracked.
+/// How rules select what is untracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// By address and port alone
+pub enum RuleSet {
+    /// By address and port only
     Stateless,
-    /// Each connection by itself, remembered in sets
+    /// By connection, with decisions stored in sets
     Learning,
 }
 
-/// What a rule does.
+/// A kind of rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
     place: Place,
     act: Act,
 }
 
-/// Where packets are met.
+/// Where packets match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// From pods and the wire to the VIP, before conntrack
+    /// From pods and other nodes to the VIP, before conntrack
     Incoming,
     /// From processes on the node to the VIP, before conntrack
     Request,
     /// From the VIP, before conntrack
     Reply,
-    /// To the VIP, behind conntrack and DNAT, before the proxy
+    /// To the VIP, after conntrack and DNAT, before the proxy
     Translated,
-    /// From the VIP, from anywhere but this node
+    /// From the VIP, but not from this node
     Spoofed,
-    /// To the VIP, by a guarded link
+    /// To the VIP, on a guarded link
     Guarded,
     /// To the VIP, in the filter table
     FilterIncoming,
@@ -67,44 +66,43 @@ pub enum Place {
     FilterOnward,
 }
 
-/// What is done, in the order in which the rules stand in their chain: a connection is decided
-/// before it is asked whether it is.
+/// The action, in the order of the rules in their chain: a connection is decided before its packets are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Act {
     /// Untracks everything
     Untrack,
     /// Decides a connection at its SYN
     Decide,
-    /// Keeps the decision from expiring
+    /// Restarts the timeout of the decision
     Refresh,
-    /// Untracks the SYN of a decided connection. Not if the client is known as translated too: this
-    /// SYN was not decided then, the decision is left from an earlier connection
+    /// Untracks the SYN of a decided connection. Not if the client is in the set of translated ones: then this SYN was not decided,
+    /// and the decision is that of an earlier connection
     UntrackOpening,
-    /// Untracks what follows in a decided connection
+    /// Untracks later segments of a decided connection
     UntrackFollowing,
-    /// Takes an old decision back when the answer to a translated SYN leaves
+    /// Deletes an old decision when the answer to a translated SYN is sent
     Verify,
-    /// Untracks what is answered in a decided connection
+    /// Untracks replies of a decided connection
     UntrackReply,
-    /// Remembers a connection that DNAT has brought here
+    /// Adds a client that was DNATed to the VIP
     Note,
-    /// Takes the decision back for one that has already been answered through conntrack
+    /// Deletes the decision for a translated connection that conntrack has seen answered
     Release,
-    /// Takes the decision back for one that could not be remembered, because the set is full
+    /// Deletes the decision for a translated connection whose client could not be added because the set is full
     ReleaseUnnoted,
-    /// Has the guard look at what came by a guarded link
+    /// Sends packets on a guarded link to the guard's chain
     Guard,
-    /// Drops what has the VIP as its source and did not come from this node
+    /// Drops packets with the VIP as source that do not come from this node
     DropSpoofed,
-    /// Drops what comes from a loopback address and not from this node
+    /// Drops packets with a loopback source address that do not come from this node
     DropLocal,
-    /// Lets a network pass the guard
+    /// Lets packets from an allowed network pass
     Allow,
-    /// Drops what it does not let pass
+    /// Drops other packets
     Drop,
     /// Accepts: untracked packets match no `ctstate ESTABLISHED` rule
     Accept,
-    /// Accepts what is untracked, and nothing else
+    /// Accepts untracked packets only
     AcceptUntracked,
 }
 
@@ -134,7 +132,7 @@ const LEARNING: [Kind; 13] = [
     kind(Place::Translated, Act::ReleaseUnnoted),
 ];
 
-/// Those of the guard. They stand in front of what decides.
+/// The rules of the guard, which are before those that decide.
 const GUARDING: [Kind; 5] = [
     kind(Place::Spoofed, Act::DropSpoofed),
     kind(Place::Incoming, Act::DropLocal),
@@ -148,7 +146,7 @@ const ACCEPTING: [Kind; 2] = [
     kind(Place::FilterReply, Act::Accept),
 ];
 
-/// Those for the proxy's own connections: the address is the API server's.
+/// The rules for the proxy's own connections, with the API server's address.
 const ACCEPTING_UPSTREAM: [Kind; 2] = [
     kind(Place::FilterAnswer, Act::AcceptUntracked),
     kind(Place::FilterOnward, Act::AcceptUntracked),
@@ -164,28 +162,27 @@ fn loopback(of: IpAddr) -> IpNet {
 }
 
 impl Kind {
-    /// Every kind there is.
+    /// All kinds.
     pub fn all() -> impl Iterator<Item = Self> {
         let all = GUARDING.into_iter().chain(STATELESS).chain(LEARNING);
         all.chain(ACCEPTING).chain(ACCEPTING_UPSTREAM)
     }
 
-    /// The kinds that let the proxy's own connections pass.
+    /// The kinds that accept packets of the proxy's own connections.
     pub fn of_upstream() -> [Self; 2] {
         ACCEPTING_UPSTREAM
     }
 
-    /// The kinds that one way needs, in the order in which they stand in their chains.
-    pub fn of(way: Way) -> impl Iterator<Item = Self> {
-        let untracking: &[Self] = match way {
-            Way::Stateless => &STATELESS,
-            Way::Learning => &LEARNING,
+    /// The kinds for one way of selection, in the order of their chains.
+    pub fn of(rule_set: RuleSet) -> impl Iterator<Item = Self> {
+        let untracking: &[Self] = match rule_set {
+            RuleSet::Stateless => &STATELESS,
+            RuleSet::Learning => &LEARNING,
         };
         untracking.iter().copied().chain(ACCEPTING)
     }
 
-    /// The rules of the guard for a VIP and port, in the order in which they stand in their chains, each with
-    /// what it depends on.
+    /// The kinds of the guard's rules for a VIP and port, in the order of their chains, with their parameters.
     pub fn guarding(guard: &Guard, vip: IpAddr) -> Vec<(Self, Detail)> {
         let [spoofed, local, entry, allow, refuse] = GUARDING;
         let mut rules = Vec::new();
@@ -205,7 +202,7 @@ impl Kind {
         rules
     }
 
-    /// Whether it depends on a detail of this kind.
+    /// Whether it takes a parameter of this kind.
     pub fn fits(self, detail: &Detail) -> bool {
         match self.act {
             Act::Guard => matches!(detail, Detail::Link(_)),
@@ -214,22 +211,22 @@ impl Kind {
         }
     }
 
-    /// False if it is about all ports of a VIP.
+    /// False if it applies to all ports of a VIP.
     pub fn has_port(self) -> bool {
         self.place != Place::Spoofed
     }
 
-    /// True if it stands in the chain of our own.
+    /// True if it is in the agent's own chain.
     pub fn is_in_own_chain(self) -> bool {
         self.place == Place::Guarded
     }
 
-    /// Where it meets packets.
+    /// Where packets match.
     pub fn place(self) -> Place {
         self.place
     }
 
-    /// The table it belongs into.
+    /// Its table.
     pub fn table(self) -> Table {
         match self.place {
             Place::Incoming | Place::Request | Place::Reply | Place::Spoofed | Place::Guarded => {
@@ -243,7 +240,7 @@ impl Kind {
         }
     }
 
-    /// The chain it belongs into; the guard's own has its owner's name.
+    /// Its chain; the guard's own has its owner's name.
     pub fn chain(self, owner: Instance) -> Cow<'static, str> {
         match self.place {
             Place::Incoming | Place::Spoofed => "PREROUTING".into(),
@@ -255,13 +252,13 @@ impl Kind {
         }
     }
 
-    /// True if it uses the sets.
+    /// True if it uses sets.
     pub fn is_learning(self) -> bool {
         let is_stateless = matches!(self.act, Act::Untrack | Act::Accept | Act::AcceptUntracked);
         !is_stateless && !GUARDING.contains(&self)
     }
 
-    /// True if the address in it is that end which sends.
+    /// True if the address in it is that of the sender.
     fn is_reply(self) -> bool {
         matches!(
             self.place,
@@ -320,7 +317,7 @@ impl Kind {
         format!("{source}-d {vip}/{bits}{link} -p tcp -m tcp --dport {port} {comment}")
     }
 
-    /// Everything behind the chain, as `iptables-save` prints it.
+    /// The rule after the chain's name, as `iptables-save` prints it.
     pub fn spec(self, owner: Instance, vip: IpAddr, port: u16, detail: &Detail) -> String {
         let (address, port_option, client) = if self.is_reply() {
             ("-s", "--sport", "dst,dst,src")
@@ -355,7 +352,7 @@ impl Kind {
             Act::Release => ("", format!("{dnat} --ctstatus SEEN_REPLY{known}"), delete),
             Act::ReleaseUnnoted => ("", format!("{dnat}{unknown}"), delete),
         };
-        // On `lo` packets arrive after DNAT: nothing can be decided there.
+        // On `lo` packets arrive after DNAT, too late for decisions.
         let link = if self.place == Place::Incoming && self.is_learning() {
             " ! -i lo"
         } else {

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tells which rule of ours a printed one is. Versions and flavours print the same rule in different
-//! words, so it is what the words mean that is compared. Ownership is not looked at.
+//! Recognises the agent's rules in printed ones. Versions and flavours print the same rule differently, so rules are compared in a
+//! normalised form. Ownership is not considered here.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use proxy_rules::xtables;
 
-use super::super::observe;
 use super::{Detail, Kind, LinkName, Rule, Table};
 use crate::instance::Instance;
 
-/// Matches that ours use. What another one compares by being named alone is not known.
+/// Match modules of the agent's rules. Another module may restrict the match without options.
 const MODULES: [&str; 4] = ["tcp", "comment", "set", "conntrack"];
 
-/// What a rule compares and does, in an order of its own; without its comment.
+/// The normalised options of a rule, without its comment.
 #[derive(Debug, PartialEq, Eq)]
 struct Meaning(Vec<Item>);
 
@@ -27,8 +27,8 @@ struct Item {
 }
 
 impl Rule {
-    /// The rule of `owner` that a line of `iptables-save` stands for; none if it does anything that
-    /// its rules do not. The words are those behind the chain, unquoted.
+    /// The rule of `owner` that a line of `iptables-save` represents; none if it differs from all of its rules. `words` are those after
+    /// the chain's name, unquoted.
     pub fn recognise(owner: Instance, table: Table, chain: &str, words: &[String]) -> Option<Self> {
         let meaning = Meaning::of(words)?;
         let (vip, port) = meaning.endpoint()?;
@@ -46,14 +46,14 @@ impl Rule {
                 })
             })
             .find(|rule| {
-                let words = observe::words(&rule.spec());
+                let words = xtables::words(&rule.spec());
                 words.and_then(|words| Meaning::of(&words)).as_ref() == Some(&meaning)
             })
     }
 }
 
 impl Meaning {
-    /// None if it cannot be the meaning of a rule of ours.
+    /// None if it cannot be a rule of the agent.
     fn of(words: &[String]) -> Option<Self> {
         let mut items: Vec<Item> = Vec::new();
         let mut negated = false;
@@ -65,7 +65,7 @@ impl Meaning {
             }
             let mut args = Vec::new();
             if word == "--comment" {
-                // It may begin with anything.
+                // The comment may begin with a hyphen.
                 args.push(words.next()?.to_owned());
             }
             let is_arg = |word: &&str| *word != "!" && !word.starts_with('-');
@@ -81,7 +81,7 @@ impl Meaning {
         }
         items.retain(|item| !item.option.is_empty());
         items.sort();
-        // The same target: which name is printed depends on flavour and version.
+        // Two names of the same target, depending on flavour and version.
         let notrack = [item("--notrack", &[]), item("-j", &["CT"])];
         if notrack.iter().all(|part| items.contains(part)) {
             items.retain(|item| !notrack.contains(item));
@@ -91,7 +91,7 @@ impl Meaning {
         Some(Self(items))
     }
 
-    /// What it may depend on besides VIP and port.
+    /// The candidate parameters besides VIP and port.
     fn details(&self) -> Vec<Detail> {
         let value = |option: &str| {
             let item = self.0.iter().find(|item| item.option == option)?;
@@ -105,14 +105,14 @@ impl Meaning {
         details
     }
 
-    /// The VIP and the port it is about; zero if it is about all.
+    /// The VIP and the port; zero if it applies to all ports.
     fn endpoint(&self) -> Option<(IpAddr, u16)> {
         let arg = |options: [&str; 2]| {
             let mut items = self.0.iter();
             let item = items.find(|item| !item.negated && options.contains(&&*item.option))?;
             item.args.first()
         };
-        // Where there are both, the destination comes first here.
+        // If both options exist, the sorted order has the destination first.
         let vip: IpNet = arg(["-s", "-d"])?.parse().ok()?;
         let port = match arg(["--sport", "--dport"]) {
             Some(port) => port.parse().ok()?,
@@ -124,7 +124,7 @@ impl Meaning {
 }
 
 impl Item {
-    /// Its one way of being written, without an option if it means nothing. None if it is not ours.
+    /// The normalised form, with an empty option if it has no effect. None if the agent's rules have no such option.
     fn normal(mut self) -> Option<Self> {
         match (&*self.option, &*self.args) {
             ("-m", [module]) => {
@@ -161,7 +161,7 @@ fn sorted(list: &str) -> String {
     names.join(",")
 }
 
-/// A network, or a single address as the network of it alone.
+/// Parses a network; a single address is a network of full prefix length.
 fn network(text: &str) -> Option<IpNet> {
     match text.parse::<IpAddr>() {
         Ok(address) => Some(address.into()),

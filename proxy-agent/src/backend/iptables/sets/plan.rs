@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! From desired and observed sets to operations. Pure.
+//! Computes the operations from observed to desired sets. Pure.
 
 use std::fmt::{self, Display};
 
-use super::super::rules::Family;
-use super::{SavedSet, Set};
+use proxy_rules::ipset::SavedSet;
+use proxy_rules::xtables::Family;
 
-/// One change of the sets.
+use super::Set;
+
+/// An operation on a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Makes a set that is not there, and fills it.
+    /// Creates and fills a set.
     Create(Set),
-    /// Makes and fills a set and puts it in the place of the one that is there, under the rules
-    /// that use it.
+    /// Creates and fills a set and swaps it with the existing one, while rules use it.
     Replace(Set),
     /// Removes a set.
     Destroy(String),
 }
 
-/// What has to change: before the rules are set, and once no rule is left that should not be there.
+/// Operations before the rules are set, and after undesired rules were removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// What the rules need.
+    /// For sets that rules need.
     pub before: Vec<Op>,
-    /// What no rule needs any more.
+    /// For sets that no rule needs any more.
     pub after: Vec<Op>,
 }
 
-/// Plans the changes. Sets of the families `refilled` are replaced in any case: while rules were
-/// missing, connections have come and gone that the sets do not know of.
+/// Plans the operations. Sets of the families `refilled` are always replaced: while rules were missing, connections were opened and
+/// closed without them.
 pub fn plan(desired: &[Set], observed: &[SavedSet], refilled: &[Family]) -> Plan {
     let mut plan = Plan::default();
     let find = |name: &str| observed.iter().find(|saved| saved.name == name);
@@ -46,7 +47,7 @@ pub fn plan(desired: &[Set], observed: &[SavedSet], refilled: &[Family]) -> Plan
             plan.before.push(Op::Create(*set));
             continue;
         }
-        // Left by an agent that was killed.
+        // Left by a killed agent.
         let unfinished = set.unfinished();
         if find(&unfinished).is_some() {
             plan.before.push(Op::Destroy(unfinished));

@@ -1,38 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Runs ipset: lists the sets, and carries operations out. New sets are filled with the connections
-//! that the proxy has, so that these stay as they are: untracked, or tracked.
+//! Runs ipset: lists the sets, and carries out operations. New sets are filled with the proxy's open connections, so that these stay
+//! untracked or tracked.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proxy_rules::ipset::{self, SavedSet};
+use proxy_rules::xtables::{self, CommandError, Family};
 use tokio::time::sleep;
 use tracing::warn;
 
 use super::super::Error;
-use super::super::command::{self, CommandError};
-use super::super::flavour;
-use super::super::rules::Family;
-use super::{Op, Role, SavedSet, Set, TYPE, parse};
+use super::{Op, Role, Set, TYPE, own};
 use crate::backend::live::{Connection, Live};
 use crate::instance::Instance;
 use crate::reconcile::Mode;
 
-/// iptables-nft ends before the kernel has let go of the sets of a deleted rule: an RCU grace period
-/// later.
+/// Attempts to destroy a set, and their interval: iptables-nft ends an RCU grace period before the kernel releases the sets of a
+/// deleted rule.
 const ATTEMPTS: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// Where the kernel shows that it knows of sets at all.
-const MODULE: &str = "/sys/module/ip_set";
-
-/// The ipset program.
+/// The ipset program, used for the sets of an instance.
 #[derive(Debug, Clone)]
 pub struct Ipset {
-    program: PathBuf,
-    /// Whose sets it is used for.
+    program: ipset::Ipset,
     owner: Instance,
 }
 
@@ -45,24 +39,23 @@ pub struct Apply<'a> {
 }
 
 impl Ipset {
-    /// Finds the program for an instance's sets; none if it is not installed.
+    /// Finds the program; none if it is not installed.
     pub fn find(owner: Instance) -> Option<Self> {
-        let program = flavour::find_program("ipset")?;
+        let program = ipset::Ipset::find()?;
         Some(Self { program, owner })
     }
 
-    /// Tries whether sets of our type can be made for these families. A dry run only looks whether
-    /// the kernel answers.
+    /// Tries whether sets of the needed type can be created for these families. A dry run only checks that the kernel answers.
     ///
     /// # Errors
-    /// ipset's answer.
+    /// ipset's error.
     pub async fn probe(&self, families: &[Family], mode: Mode) -> Result<(), CommandError> {
         if mode == Mode::DryRun {
-            return self.run(&["list", "-name"], "").await.map(drop);
+            return self.program.run(&["list", "-name"], "").await.map(drop);
         }
         let mut script = String::new();
         for family in families {
-            // No proxy listens on port 0: such a set is no other's.
+            // No proxy listens on port 0, so the name is unused.
             let set = Set {
                 owner: self.owner,
                 role: Role::Decided,
@@ -74,42 +67,31 @@ impl Ipset {
             let _ = writeln!(script, "create {name} {TYPE} family {family} timeout 1");
             let _ = writeln!(script, "destroy {name}");
         }
-        self.run(&["-exist", "restore"], &script).await.map(drop)
+        self.program
+            .run(&["-exist", "restore"], &script)
+            .await
+            .map(drop)
     }
 
     /// The instance's sets.
     ///
     /// # Errors
-    /// ipset's answer, or that it cannot be relied on.
-    pub async fn list(&self) -> Result<Vec<SavedSet>, Error> {
-        let text = self.run(&["list", "-terse"], "").await?;
-        parse(&text, self.owner).map_err(|source| Error::Dump {
-            program: self.program.display().to_string(),
-            source,
-        })
+    /// ipset's error, or unexpected output.
+    pub async fn list(&self) -> Result<Vec<SavedSet>, xtables::Error> {
+        Ok(own(self.program.list().await?, self.owner))
     }
 
-    /// The sets that an earlier agent may have left. Where the kernel knows of no sets, none.
+    /// The sets that an earlier agent may have left; empty if the kernel does not support sets.
     ///
     /// # Errors
     /// As [`Ipset::list`].
-    pub async fn list_leftovers(&self) -> Result<Vec<SavedSet>, Error> {
-        if !Path::new(MODULE).exists() {
-            return Ok(Vec::new());
-        }
-        match self.list().await {
-            Err(Error::Command(cause)) if cause.is_without_sets() => Ok(Vec::new()),
-            observed => observed,
-        }
-    }
-
-    async fn run(&self, args: &[&str], input: &str) -> Result<String, CommandError> {
-        command::run(&self.program, args, input).await
+    pub async fn list_leftovers(&self) -> Result<Vec<SavedSet>, xtables::Error> {
+        Ok(own(self.program.list_if_any().await?, self.owner))
     }
 }
 
 impl<'a> Apply<'a> {
-    /// New sets are filled with the connections of these endpoints.
+    /// `endpoints` are those whose open connections fill new sets.
     pub fn new(ipset: &'a Ipset, endpoints: &'a [SocketAddr]) -> Self {
         Self {
             ipset,
@@ -121,7 +103,7 @@ impl<'a> Apply<'a> {
     /// Carries out one operation.
     ///
     /// # Errors
-    /// ipset's answer.
+    /// ipset's error.
     pub async fn apply(&mut self, op: &Op) -> Result<(), Error> {
         let script = match op {
             Op::Create(set) => creation(*set, &set.name(), self.live()),
@@ -132,14 +114,17 @@ impl<'a> Apply<'a> {
             }
             Op::Destroy(name) => return self.destroy(name).await,
         };
-        self.ipset.run(&["-exist", "restore"], &script).await?;
+        self.ipset
+            .program
+            .run(&["-exist", "restore"], &script)
+            .await?;
         Ok(())
     }
 
     async fn destroy(&self, name: &str) -> Result<(), Error> {
         let mut attempt = 1;
         loop {
-            match self.ipset.run(&["destroy", name], "").await {
+            match self.ipset.program.run(&["destroy", name], "").await {
                 Ok(_) => return Ok(()),
                 Err(cause) if !cause.is_set_in_use() => return Err(cause.into()),
                 Err(source) if attempt == ATTEMPTS => {
@@ -157,8 +142,8 @@ impl<'a> Apply<'a> {
         self.live.get_or_insert_with(|| {
             Live::read(endpoints).unwrap_or_else(|cause| {
                 warn!(
-                    part = super::super::PART,
-                    "cannot read the proxy's connections: those that are untracked now will be \
+                    part = super::super::PART.name(),
+                    "cannot read the proxy's connections: untracked ones become \
                      tracked: {cause}"
                 );
                 Live::default()
@@ -167,7 +152,7 @@ impl<'a> Apply<'a> {
     }
 }
 
-/// The lines that create a set of that name with its first members.
+/// The commands that create a set of this name with its initial members.
 pub(super) fn creation(set: Set, name: &str, live: &Live) -> String {
     let mut script = format!("create {name} {}\n", set.parameters());
     let clients = match set.role {

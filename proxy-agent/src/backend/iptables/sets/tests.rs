@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sets by example and their plan by property, against a model of ipset.
+//! Examples for the sets, and properties of their plan against a model of ipset.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proxy_rules::ipset::{self, SavedSet};
+use proxy_rules::xtables::{Family, ParseError};
 
-use super::super::observe::ParseError;
-use super::super::rules::Family;
 use super::plan::{Op, Plan, plan};
 use super::program::creation;
-use super::{SavedSet, Set, desired, owner};
+use super::{Set, TYPE, desired, own, owner};
 use crate::backend::live::{Connection, Live};
 use crate::instance::{self, Instance};
 
@@ -50,23 +50,25 @@ fn vips() -> Vec<IpAddr> {
 }
 
 fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
-    super::parse(text, Instance::default())
+    parse_of(text, Instance::default())
+}
+
+fn parse_of(text: &str, instance: Instance) -> Result<Vec<SavedSet>, ParseError> {
+    ipset::parse(text).map(|sets| own(sets, instance))
 }
 
 fn saved(set: Set) -> SavedSet {
-    let mut saved = SavedSet {
-        name: set.name(),
-        kind: "hash:ip,port,ip".to_owned(),
-        ..SavedSet::default()
-    };
-    saved.read_header(&set.parameters());
-    saved
+    let parameters = set.parameters();
+    let parameters = parameters.strip_prefix(TYPE).expect("the type comes first");
+    let name = set.name();
+    let text = format!("Name: {name}\nType: {TYPE}\nHeader:{parameters}\nReferences: 0\n");
+    ipset::parse(&text).expect("it is whole").remove(0)
 }
 
 #[test]
 fn sets_of_ours_are_read() {
     let sets = parse(LIST).unwrap();
-    let of_another = super::parse(LIST, "d4".parse().unwrap());
+    let of_another = parse_of(LIST, "d4".parse().unwrap());
     assert_eq!(of_another, Ok(Vec::new()));
     let wanted = desired(Instance::default(), &vips(), &[443], 65536);
     assert_eq!(sets.len(), 2);
@@ -160,7 +162,7 @@ fn changed_sets_are_replaced_and_unused_ones_go_last() {
     assert!(refilled.after.is_empty());
 }
 
-/// What ipset makes of an operation; none if it refuses. Sets in use are not in the model.
+/// Models ipset; none if it refuses an operation. The model has no sets in use.
 fn carry_out(sets: &mut BTreeMap<String, SavedSet>, op: &Op) -> Option<()> {
     match op {
         Op::Create(set) => sets.insert(set.name(), saved(*set)).is_none().then_some(()),
@@ -241,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn names_fit_into_the_kernel_and_tell_whose_they_are(
+    fn names_fit_into_the_kernel_and_identify_their_owner(
         instance in instance::any_instance(),
         port in any::<u16>(),
     ) {

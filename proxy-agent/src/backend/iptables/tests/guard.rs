@@ -2,9 +2,12 @@
 
 //! The rules of the guard.
 
+use proxy_rules::xtables::Family;
+
 use super::{planned, raw, vips};
-use crate::backend::iptables::rules::{self, Family, Guard, LinkName, Rule, Table};
+use crate::backend::iptables::rules::{self, Guard, LinkName, Rule, Table};
 use crate::instance::Instance;
+use crate::ownership::MARKS;
 
 fn guard(links: &[&str], allow_from: &[&str]) -> Guard {
     Guard {
@@ -67,12 +70,15 @@ fn the_guard_has_a_chain_of_its_own_that_comes_and_goes_with_it() {
             chain(443)
         )
     );
-    // What iptables-save prints then is recognised, and nothing is left to do.
+    // The rules are recognised in the output of iptables-save, and nothing is left to do.
     let printed = wanted.iter().map(ToString::to_string).collect::<Vec<_>>();
     let text = format!(":proxy-agent_guard - [0:0]\n{}", printed.join("\n"));
     let there = raw(&text);
     assert_eq!(planned(Table::Raw, Family::V4, &wanted, &there), None);
-    assert!(!there.has_foreign_content(), "our chain is not foreign");
+    assert!(
+        !there.has_foreign_content(MARKS),
+        "our chain is not foreign"
+    );
     let fewer = guarding(&guard(&[], &[]));
     let op = planned(Table::Raw, Family::V4, &fewer, &there).unwrap();
     assert!(
@@ -82,7 +88,7 @@ fn the_guard_has_a_chain_of_its_own_that_comes_and_goes_with_it() {
     let op = planned(Table::Raw, Family::V4, &[], &there).unwrap();
     assert_eq!(op.deletions.len(), wanted.len());
     assert_eq!(op.old_chains, ["proxy-agent_guard"]);
-    // Of somebody else nothing is touched.
+    // Rules of others are not touched.
     assert_eq!(
         planned(
             Table::Raw,

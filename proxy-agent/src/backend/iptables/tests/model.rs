@@ -7,15 +7,15 @@ use std::net::IpAddr;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proxy_rules::xtables::{Family, Flavour, Saved, SavedChain, SavedRule, SavedTable, words};
 
-use super::super::flavour::Flavour;
-use super::super::observe::{Saved, SavedChain, SavedRule, SavedTable, words};
 use super::super::plan;
-use super::super::rules::{self, Family, Rule, Table, Way};
+use super::super::rules::{self, Rule, RuleSet, Table};
 use super::{NODE, V4, parsed, planned, raw};
 use crate::instance::{self, Instance};
+use crate::ownership::Owned as _;
 
-/// What `iptables-restore --noflush` makes of a table: all lines or, with an error, none.
+/// Models `iptables-restore --noflush`: all lines or, on an error, none.
 fn restore(table: &SavedTable, input: &str) -> Result<SavedTable, String> {
     let mut table = table.clone();
     for line in input.lines().filter(|line| line.starts_with('-')) {
@@ -35,18 +35,25 @@ fn restore(table: &SavedTable, input: &str) -> Result<SavedTable, String> {
     Ok(table)
 }
 
-fn any_way() -> impl Strategy<Value = Way> {
-    select(vec![Way::Stateless, Way::Learning])
+fn any_rule_set() -> impl Strategy<Value = RuleSet> {
+    select(vec![RuleSet::Stateless, RuleSet::Learning])
 }
 
-/// A line of a table: ours, wanted or stale, printed one way or another, or somebody else's.
+/// A line of a table: the agent's, desired or stale, in one of its spellings, or a foreign one.
 fn any_rule(table: Table) -> impl Strategy<Value = String> {
     let vip = select(vec![V4, "10.96.0.3", "192.0.2.1"]);
     let port = select(vec![443u16, 8443]);
-    let ours = (vip, port, any_way(), 0..13usize, any::<bool>()).prop_map(
-        move |(vip, port, way, which, alias)| {
+    let ours = (vip, port, any_rule_set(), 0..13usize, any::<bool>()).prop_map(
+        move |(vip, port, rule_set, which, alias)| {
             let vip = [vip.parse().unwrap()];
-            let all = rules::desired(Instance::default(), table, Family::V4, way, &vip, &[port]);
+            let all = rules::desired(
+                Instance::default(),
+                table,
+                Family::V4,
+                rule_set,
+                &vip,
+                &[port],
+            );
             // There are no stateless rules in mangle.
             let Some(rule) = all.get(which % all.len().max(1)) else {
                 return "-A INPUT -j MARK".to_owned();
@@ -86,7 +93,7 @@ fn foreign(table: &SavedTable) -> Vec<&SavedRule> {
     table
         .rules
         .iter()
-        .filter(|rule| rule.owner.is_none())
+        .filter(|rule| rule.owner().is_none())
         .collect()
 }
 
@@ -97,10 +104,10 @@ proptest! {
             .prop_flat_map(|table| (Just(table), any_table(table))),
         vips in subsequence(vec![V4, "10.96.0.3", "10.96.0.4"], 0..=3),
         ports in subsequence(vec![443u16, 8443], 0..=2),
-        way in any_way(),
+        rule_set in any_rule_set(),
     ) {
         let vips: Vec<IpAddr> = vips.iter().map(|vip| vip.parse().unwrap()).collect();
-        let wanted = rules::desired(Instance::default(), table, Family::V4, way, &vips, &ports);
+        let wanted = rules::desired(Instance::default(), table, Family::V4, rule_set, &vips, &ports);
         let after = match planned(table, Family::V4, &wanted, &observed) {
             Some(op) => {
                 let after = restore(&observed, &op.restore_input())
@@ -112,7 +119,7 @@ proptest! {
         };
         prop_assert_eq!(foreign(&after), foreign(&observed));
         let mut owned: Vec<Rule> = Vec::new();
-        for rule in after.rules.iter().filter(|rule| rule.owner.is_some()) {
+        for rule in after.rules.iter().filter(|rule| rule.owner().is_some()) {
             let words = words(&rule.spec).unwrap();
             owned.extend(Rule::recognise(Instance::default(), table, &rule.chain, &words));
         }
@@ -137,16 +144,16 @@ proptest! {
         prop_assert_eq!(after.rules.iter().collect::<Vec<_>>(), foreign(&observed));
     }
 
-    /// Neither removed with an agent's own rules, nor taken for some that are missing.
+/// They are neither removed with the agent's own rules, nor taken for desired ones.
     #[test]
     fn rules_of_other_instances_are_foreign(
         own in instance::any_instance(),
         other in instance::any_instance(),
-        way in any_way(),
+        rule_set in any_rule_set(),
     ) {
         prop_assume!(own != other);
         let vip = [IpAddr::from([10, 96, 0, 2])];
-        let rules = |owner| rules::desired(owner, Table::Raw, Family::V4, way, &vip, &[443]);
+        let rules = |owner| rules::desired(owner, Table::Raw, Family::V4, rule_set, &vip, &[443]);
         let lines: Vec<String> = rules(other).iter().map(ToString::to_string).collect();
         let observed = raw(&lines.join("\n"));
         let plan = |wanted: &[Rule]| {
@@ -161,14 +168,14 @@ proptest! {
     fn a_rule_survives_being_printed(
         vip in any::<IpAddr>(),
         port in 1u16..,
-        way in any_way(),
+        rule_set in any_rule_set(),
         which in 0..15usize,
     ) {
-        let desired = |table| rules::desired(Instance::default(), table, Family::of(vip), way, &[vip], &[port]);
+        let desired = |table| rules::desired(Instance::default(), table, Family::of(vip), rule_set, &[vip], &[port]);
         let all = Table::ALL.map(desired).concat();
         let rule = all[which % all.len()];
         let read = raw(&rule.to_string()).rules.remove(0);
-        prop_assert_eq!(read.owner, Some(Instance::default()));
+        prop_assert_eq!(read.owner(), Some(Instance::default()));
         let words = words(&read.spec).unwrap();
         prop_assert_eq!(Rule::recognise(Instance::default(), rule.kind.table(), &read.chain, &words), Some(rule));
     }

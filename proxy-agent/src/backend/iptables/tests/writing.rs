@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Rules as they are written, and as they are recognised.
+//! Rules as they are written and recognised.
+
+use proxy_rules::xtables::{Family, words};
 
 use super::{desired, learning, raw};
-use crate::backend::iptables::observe::words;
-use crate::backend::iptables::rules::{self, Family, Rule, Table};
+use crate::backend::iptables::rules::{Rule, Table};
 use crate::instance::Instance;
+use crate::ownership::{Owned as _, owner};
 
 #[test]
 fn rules_are_written_as_save_prints_them() {
@@ -32,7 +34,7 @@ filter -A OUTPUT -s fd00:96::2/128 -p tcp -m tcp --sport 443 -m comment --commen
     );
 }
 
-/// As iptables 1.8.9 prints them, both flavours.
+/// As iptables 1.8.9 of both flavours prints them.
 #[test]
 fn learning_rules_are_written_as_save_prints_them() {
     let mut all = Vec::new();
@@ -180,20 +182,12 @@ fn only_the_comment_makes_a_rule_ours() {
         "Proxy-agent: x",
     ];
     for comment in owned {
-        assert_eq!(
-            rules::owner(comment),
-            Some(Instance::default()),
-            "{comment}"
-        );
+        assert_eq!(owner(comment), Some(Instance::default()), "{comment}");
     }
     for comment in foreign {
-        assert_ne!(
-            rules::owner(comment),
-            Some(Instance::default()),
-            "{comment}"
-        );
+        assert_ne!(owner(comment), Some(Instance::default()), "{comment}");
     }
-    // Not in the comment: a string to match.
+    // Not in the comment, but in a string match.
     let table = raw(r#"-A OUTPUT -m string --string "proxy-agent: x" -j ACCEPT"#);
-    assert_eq!(table.rules[0].owner, None);
+    assert_eq!(table.rules[0].owner(), None);
 }

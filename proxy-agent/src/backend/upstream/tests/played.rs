@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rules, played by the interpreter of those for the VIPs.
+//! The rules, run by the interpreter of those for the VIPs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proxy_netlink::netfilter::expression::flag::{ACK, FIN, RST, SYN};
+use proxy_netlink::netfilter::{Family, Hook};
 
 use super::{Desired, desired, tables_of};
 use crate::backend::decisions::fuzzing::interpreter::{Kernel, Packet};
-use crate::netfilter::expression::flag::{ACK, FIN, RST, SYN};
-use crate::netfilter::{Family, Hook};
 
 const PROXY: u64 = 7;
 const STRANGER: u64 = 8;
-/// Room in the sets of connections.
+/// Capacity of the sets of connections.
 const SIZE: usize = 64;
 
 /// The node with the rules, and an API server.
@@ -28,7 +28,7 @@ impl Node {
         Self::with(family, &["192.0.2.1:443", "[2001:db8::1]:443"])
     }
 
-    /// One that learns endpoints, and knows these.
+    /// A node that learns endpoints, and knows these.
     fn with(family: Family, endpoints: &[&str]) -> Self {
         let endpoints: Vec<_> = endpoints.iter().map(|text| text.parse().unwrap()).collect();
         let desired = Desired {
@@ -42,7 +42,7 @@ impl Node {
         Self { kernel, family }
     }
 
-    /// Those of the node and of the API server.
+    /// The addresses of the node and of the API server.
     fn addresses(&self) -> (Vec<u8>, Vec<u8>) {
         match self.family {
             Family::IPv6 => {
@@ -63,8 +63,8 @@ impl Node {
         [end(&own, port), end(&server, 443)].concat()
     }
 
-    /// Whether a packet of the connection from this port is untracked: sent by a process in this cgroup, or
-    /// received from the API server.
+    /// Whether a packet of the connection from this port is untracked: sent by a process in this cgroup, or received from the API
+    /// server.
     fn is_untracked(&mut self, port: u16, sender: Option<u64>, flags: u8) -> bool {
         let (mut network, at): (Vec<u8>, usize) = match self.family {
             Family::IPv6 => (vec![0; 40], 8),
@@ -137,7 +137,7 @@ fn every_packet_of_the_proxy_is_untracked_and_none_of_others() {
     }
 }
 
-/// To an endpoint that is not known: noted, tracked, and nothing of others is noted.
+/// To an unknown endpoint: recorded and tracked; connections of others are not recorded.
 #[test]
 fn new_connections_to_others_are_noted() {
     for family in [Family::IPv4, Family::IPv6] {
@@ -146,7 +146,7 @@ fn new_connections_to_others_are_noted() {
         assert!(!node.kernel.has("seen", &node.key(40_000)));
         assert!(!node.connects(40_000));
         assert!(node.kernel.has("seen", &node.key(40_000)));
-        // What follows in a connection says nothing new, and the proxy's answers are no connections.
+        // Later packets of a connection are no news, and the proxy's answers are no connections.
         for flags in [ACK, SYN | ACK, FIN | ACK, RST] {
             assert!(!node.sends(40_001, flags));
         }
@@ -181,7 +181,7 @@ fn an_endpoint_that_does_not_answer_is_left_alone_for_a_time() {
     assert!(!node.connects(40_001));
     node.kernel.pass(Duration::from_mins(11));
     assert!(node.connects(40_002));
-    // Once it has answered, it takes two in a row.
+    // After an answer, two repeated SYNs in a row are needed.
     for (port, is_left) in [(40_003, false), (40_004, true)] {
         assert!(node.sends(port, SYN));
         assert!(!node.sends(port, SYN), "repeated");
@@ -189,7 +189,7 @@ fn an_endpoint_that_does_not_answer_is_left_alone_for_a_time() {
     }
 }
 
-/// A port that is refused and used again has repeated nothing.
+/// A port that is refused and used again has no repeated SYN.
 #[test]
 fn a_refused_connection_is_no_repeated_one() {
     let mut node = Node::new(Family::IPv4);
@@ -208,14 +208,14 @@ enum Stage {
 }
 
 proptest! {
-    /// Whatever the order: a packet is untracked if and only if the last SYN of its connection was.
+/// In any order, a packet is untracked if and only if the last SYN of its connection was.
     #[test]
     fn packets_go_the_way_of_their_syn(events in prop::collection::vec((0_usize..4, 0_u8..6), 0..80), v6: bool) {
         let mut node = Node::new(if v6 { Family::IPv6 } else { Family::IPv4 });
         let mut connections = [(Stage::Closed, false); 4];
         for (index, event) in events {
             let port = 40_000 + u16::try_from(index).unwrap();
-            // The last one is a stranger's.
+// The last one belongs to another process.
             let cgroup = if index == 3 { STRANGER } else { PROXY };
             let (stage, untracked) = connections[index];
             let mut sent = |flags| node.is_untracked(port, Some(cgroup), flags);

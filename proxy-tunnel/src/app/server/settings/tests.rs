@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which flags there are, their defaults, and what is refused: facts §3.
+//! The flags, their defaults, and refused values: facts §3.
 
 use super::super::super::read_flags;
 use proxy_serve::listen::unix::Existing;

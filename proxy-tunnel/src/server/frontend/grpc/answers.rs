@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a gRPC client gets: the transport takes it out of the tunnel's inbox as fast as the client reads.
+//! The messages to a gRPC client: the transport takes them out of the tunnel's inbox as fast as the
+//! client reads.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -18,16 +19,16 @@ use crate::flow::inbox::Item;
 use crate::metrics::packets::Segment;
 use crate::metrics::server::Method;
 use crate::server::backend::PENDING_LOST;
-use crate::server::tunnel::Event;
+use crate::server::backend::tunnel::Event;
 use crate::wire::Message;
 
-/// What the client gets.
+/// The stream of messages to the client.
 #[derive(Debug)]
 pub struct Answers {
     session: Arc<Session>,
     hold: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
-    /// The client was told that its connection is closed when only the target's direction was.
+    /// The client got a close of its connection when only the target's direction was closed.
     has_closed: bool,
     /// How the stream ends after the message that was just given.
     end: Option<(Code, String)>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `cargo xtask bench --part tunnel`: what the tunnel costs, with `--peer` beside upstream's programs in one run.
+//! `cargo xtask bench --part tunnel`: the cost of the tunnel, with `--peer` beside upstream's programs in one run.
 
 mod measure;
 mod report;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The measurements. In each round every make has its turn, so that what else the machine does falls on all alike.
+//! The measurements. In each round every make has its turn, so that other work of the machine affects all alike.
 
 use std::thread;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::report::{self, Bar, Row};
 
 /// Bytes of a mebibyte.
 const MIB: f64 = 1024.0 * 1024.0;
-/// For programs to end what they do after a measurement, and to return memory.
+/// Time for programs to finish their work after a measurement, and to return memory.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Tunnels that make round trips, and those that stand still meanwhile.
 const TRAVELLING: usize = 50;
@@ -157,7 +157,7 @@ fn traffic(
     Ok(())
 }
 
-/// Resident memory without tunnels, and what each of many resting tunnels adds.
+/// Resident memory without tunnels, and the part that each of many idle tunnels adds.
 fn memory(makes: &[Make], effort: Effort, rows: &mut Vec<Row>) -> Result<()> {
     let (mut server, mut agent, mut each) =
         (Samples::default(), Samples::default(), Samples::default());
@@ -208,7 +208,7 @@ fn isolation(
                 let first = load::round_trips(tunnels, slot).await;
                 let tunnels = load::resting(dialer.clone(), target, TRAVELLING).await?;
                 let mut stalled = JoinSet::new();
-                // Of upstream's the first few keep everybody else waiting, further dials too.
+                // With upstream's programs the first few keep all others waiting, further dials too.
                 let all = load::stalled(&mut stalled, dialer, target, STALLED, &Stall::ALL);
                 let refused = all.await.err();
                 if make == Make::Ours || stalled.is_empty() {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The results as a table, and what is to be reached as a picture.
+//! The results as a table, and the targets as a picture.
 
 use std::fmt::Write as _;
 
 use ::tests::bench::plot::{self, Chart};
 use ::tests::bench::statistics::Summary;
 
-/// What is to be reached.
+/// The targets.
 #[derive(Debug, Clone, Copy)]
 pub enum Bar {
     /// Our value is at most this.
@@ -21,7 +21,7 @@ pub enum Bar {
 /// One thing that was measured.
 #[derive(Debug)]
 pub struct Row {
-    /// What.
+    /// The measured quantity.
     pub what: String,
     /// The unit of the samples.
     pub unit: &'static str,
@@ -29,12 +29,12 @@ pub struct Row {
     pub ours: Vec<f64>,
     /// One for each round; empty without upstream's programs.
     pub upstream: Vec<f64>,
-    /// What is to be reached, if anything.
+    /// The target, if there is one.
     pub bar: Option<Bar>,
 }
 
 impl Row {
-    /// Which part it is of what the bar allows: up to 1 it is reached.
+    /// The measured value as a fraction of the target's bound: up to 1 the target is reached.
     fn part(&self) -> Option<Summary> {
         let ratio = || Summary::of_ratio(&self.ours, &self.upstream);
         let scaled = |of: Summary, part: &dyn Fn(f64) -> f64| Summary {
@@ -92,7 +92,7 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// What is to be reached, and what was measured, as SVG.
+/// The targets and the measured values, as SVG.
 #[must_use]
 pub fn picture(rows: &[Row]) -> String {
     let row = |row: &Row| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Thousands of agents: what each costs its server while idle, and how all of them come back to a server that was
+//! Thousands of agents: the cost of each for its server while idle, and how all of them come back to a server that was
 //! restarted, while tunnels of the first ones already work.
 
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use proxy_tunnel::client::Dialer;
+use proxy_tunnel::client::{Dialer, Mode};
 use tests::usage;
 use tokio::time::{sleep, timeout};
 
@@ -20,7 +20,7 @@ use crate::fleet::Fleet;
 use crate::site::Site;
 use crate::{Effort, Row, float, mib, quantile};
 
-/// For the server to end what it does, and to return memory.
+/// Time for the server to finish its work, and to return memory.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Memory of an idle agent on its server, in KiB.
 const MEMORY: f64 = 60.0;
@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A tunnel that takes longer counts as failed.
 const LATE: Duration = Duration::from_secs(10);
 
-/// What happened while agents came back, in time since the server was started.
+/// The progress of agents coming back, in time since the server was started.
 #[derive(Debug, Default)]
 struct Return {
     half: Option<Duration>,
@@ -54,11 +54,12 @@ struct Return {
 pub fn come_and_come_back(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
     let (tenants, count) = effort.agents;
     progress(&format!("{count} agents of {tenants} tenants come"));
-    let mut site = Site::new(tenants)?;
+    let mut site = Site::new(tenants, Mode::HttpConnect)?;
     thread::sleep(SETTLE);
     let (server, own) = (site.memory()?, usage::resident_memory(process::id())?);
     let begun = Instant::now();
-    let fleet = Arc::new(Fleet::start(&site, count)?);
+    let fleet = Fleet::start(&site.runtime, &site.certificates(), tenants, 0..count)?;
+    let fleet = Arc::new(fleet);
     fleet.wait_for(count).with_context(|| site.logs())?;
     let came = begun.elapsed();
     thread::sleep(SETTLE);

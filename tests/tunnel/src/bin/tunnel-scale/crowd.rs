@@ -8,16 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use proxy_tunnel::client::{Dialer, Tunnel};
+use proxy_tunnel::client::{Connection, Dialer, Mode, Tunnel};
 use tests::bench::statistics::Summary;
 use tokio::io::{self, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::fleet::Fleet;
-use crate::site::Site;
+use crate::helpers::Helpers;
+use crate::site::{DIAL_LIMIT, Site};
 use crate::{Effort, Row, float, mib, quantile};
 
 /// Dials at once while tunnels are opened.
@@ -26,44 +26,74 @@ const AT_ONCE: usize = 50;
 const TRAVELLING: usize = 200;
 /// The pause between two round trips of one.
 const PAUSE: Duration = Duration::from_millis(100);
-/// For the server to end what it does, and to return memory.
+/// Time for the server to finish its work, and to return memory.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Many tenants may take so much more than one.
 const BAR: f64 = 1.2;
 
-/// What one server has shown.
+/// The measurements of one server.
 #[derive(Debug)]
 struct Shown {
-    /// Bytes for agents and tunnels, without what it has at the start.
+    /// Bytes for agents and tunnels, without those at the start.
     memory: f64,
     median: f64,
     p99: f64,
 }
 
-/// What it is, its unit, by what a value is multiplied for it, and where it stands.
+/// The quantity, its unit, the factor from the measured value to that unit, and its field.
 type Column = (&'static str, &'static str, f64, fn(&Shown) -> f64);
 
-/// Measures both in turn.
+/// Opens tunnels.
+#[derive(Clone)]
+enum Client {
+    /// Each by a connection of its own.
+    Connect(Dialer),
+    /// All by one connection.
+    Grpc(Connection),
+}
+
+impl Client {
+    async fn dial(&self, target: SocketAddr) -> Result<Tunnel> {
+        let target = target.to_string();
+        Ok(match self {
+            Self::Connect(dialer) => dialer.dial(&target).await?,
+            Self::Grpc(connection) => timeout(DIAL_LIMIT, connection.dial(&target)).await??,
+        })
+    }
+}
+
+/// Measures many tenants and one in turn, with clients that speak HTTP CONNECT, then with clients that speak gRPC.
 ///
 /// # Errors
 /// Something does not start, or fails.
 pub fn compare(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
-    let (tenants, agents, tunnels) = effort.crowd;
-    let (agents, tunnels) = (tenants * agents, tenants * agents * tunnels);
+    let mut rows = compare_by(Mode::HttpConnect, effort, &progress)?;
+    rows.extend(compare_by(Mode::Grpc, effort, &progress)?);
+    Ok(rows)
+}
+
+fn compare_by(mode: Mode, effort: Effort, progress: &impl Fn(&str)) -> Result<Vec<Row>> {
+    let (tenants, agents) = effort.crowd;
+    let agents = tenants * agents;
+    let (name, tunnels) = match mode {
+        Mode::HttpConnect => ("HTTP CONNECT", effort.connect_tunnels),
+        Mode::Grpc => ("gRPC", effort.grpc_tunnels),
+    };
+    let tunnels = tunnels * agents;
     let mut shown: [Vec<Shown>; 2] = Default::default();
     for round in 1..=effort.rounds {
         for (kind, tenants) in [tenants, 1].into_iter().enumerate() {
             progress(&format!(
-                "round {round}: {tenants} tenants with {agents} agents and {tunnels} tunnels"
+                "{name}, round {round}: {tenants} tenants with {agents} agents and {tunnels} tunnels"
             ));
-            let one = measure(tenants, agents, tunnels, effort.trips)
-                .with_context(|| format!("{tenants} tenants"))?;
+            let one = measure(mode, tenants, (agents, tunnels), effort.trips)
+                .with_context(|| format!("{name}, {tenants} tenants"))?;
             shown[kind].push(one);
         }
     }
     let [many, one] = &shown;
     let setting =
-        format!("{tenants} tenants ÷ 1 tenant, {agents} agents and {tunnels} tunnels each");
+        format!("{tenants} tenants ÷ 1 tenant, {agents} agents and {tunnels} tunnels each; {name}");
     let mut rows = Vec::new();
     let columns: [Column; 3] = [
         (
@@ -91,16 +121,19 @@ pub fn compare(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn measure(tenants: usize, agents: usize, tunnels: usize, trips: Duration) -> Result<Shown> {
-    let site = Site::new(tenants)?;
+fn measure(
+    mode: Mode,
+    tenants: usize,
+    (agents, tunnels): (usize, usize),
+    trips: Duration,
+) -> Result<Shown> {
+    let site = Site::new(tenants, mode)?;
     thread::sleep(SETTLE);
     let before = site.memory()?;
-    let fleet = Fleet::start(&site, agents)?;
-    fleet.wait_for(agents).with_context(|| site.logs())?;
-    let dialers: Vec<Dialer> = (0..tenants).map(|tenant| site.dialer(tenant)).collect();
-    let target = site.run(echo())?;
+    let helpers = Helpers::start(&site, agents).with_context(|| site.logs())?;
+    let clients = clients(&site, mode, agents)?;
     let open = site
-        .run(open(dialers, target, tunnels))
+        .run(open(clients, helpers.targets.clone(), tunnels))
         .with_context(|| site.logs())?;
     thread::sleep(SETTLE);
     let memory = site.memory()?.saturating_sub(before);
@@ -109,6 +142,24 @@ fn measure(tenants: usize, agents: usize, tunnels: usize, trips: Duration) -> Re
         memory: float(memory),
         median: quantile(&trips, 50)?.as_secs_f64(),
         p99: quantile(&trips, 99)?.as_secs_f64(),
+    })
+}
+
+/// Clients, of all tenants in turn: with gRPC a connection for each agent, whatever the number of tenants.
+fn clients(site: &Site, mode: Mode, agents: usize) -> Result<Vec<Client>> {
+    let tenants = site.tenants();
+    if mode == Mode::HttpConnect {
+        let dialers = (0..tenants).map(|tenant| Client::Connect(site.dialer(tenant)));
+        return Ok(dialers.collect());
+    }
+    let endpoints: Vec<_> = (0..tenants).map(|tenant| site.endpoint(tenant)).collect();
+    site.run(async move {
+        let mut clients = Vec::with_capacity(agents);
+        for endpoint in endpoints.iter().cycle().take(agents) {
+            let connection = Connection::open(endpoint, "tunnel-scale").await?;
+            clients.push(Client::Grpc(connection));
+        }
+        Ok(clients)
     })
 }
 
@@ -131,15 +182,16 @@ pub async fn echo() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Opens so many tunnels, by the tenants in turn; each makes a round trip.
-async fn open(dialers: Vec<Dialer>, target: SocketAddr, count: usize) -> Result<Vec<Tunnel>> {
+/// Opens so many tunnels, by the clients and to the targets in turn; each makes a round trip.
+async fn open(clients: Vec<Client>, targets: Vec<SocketAddr>, count: usize) -> Result<Vec<Tunnel>> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
     for number in 0..count {
-        let (dialer, turns) = (dialers[number % dialers.len()].clone(), Arc::clone(&turns));
+        let (client, turns) = (clients[number % clients.len()].clone(), Arc::clone(&turns));
+        let target = targets[number % targets.len()];
         tasks.spawn(async move {
             let _turn = turns.acquire().await?;
-            let mut tunnel = dialer.dial(&target.to_string()).await?;
+            let mut tunnel = client.dial(target).await?;
             trip(&mut tunnel).await?;
             anyhow::Ok(tunnel)
         });

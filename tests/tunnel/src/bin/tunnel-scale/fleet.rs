@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Many agents in this process: konnectivity-agent's own connector and loop, without its ports and its log.
+//! Many agents in one process: konnectivity-agent's own connector and loop, without its ports and its log.
 
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,14 +17,15 @@ use proxy_tunnel::agent::sync::{CountSource, Settings, Sync};
 use proxy_tunnel::destinations::Destinations;
 use proxy_tunnel::flow::{Budget, Limits};
 use proxy_tunnel::metrics::agent::AgentMetrics;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::site::{Site, name};
+use crate::site::name;
 
 /// The server's port for agents, by the examples.
 const PORT: u16 = 8091;
 
-/// What konnectivity-agent has by default.
+/// The default of konnectivity-agent.
 const INTERVAL: Duration = Duration::from_secs(1);
 const CAP: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_hours(1);
@@ -38,19 +41,24 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// So many agents, in turn of all tenants.
+    /// Agents with these numbers, in turn of all tenants, which have their certificates in this directory.
     ///
     /// # Errors
     /// A certificate is missing.
-    pub fn start(site: &Site, count: usize) -> Result<Self> {
-        let tls: Result<Vec<_>> = (0..site.tenants())
+    pub fn start(
+        runtime: &Runtime,
+        certificates: &Path,
+        tenants: usize,
+        numbers: Range<usize>,
+    ) -> Result<Self> {
+        let tls: Result<Vec<_>> = (0..tenants)
             .map(|tenant| {
                 let name = name(tenant);
                 let source = Tls {
-                    server_ca: site.certificate("issued/ca.crt"),
+                    server_ca: certificates.join("issued/ca.crt"),
                     pair: Some(Pair {
-                        certificate: site.certificate(&format!("issued/{name}.crt")),
-                        key: site.certificate(&format!("private/{name}.key")),
+                        certificate: certificates.join(format!("issued/{name}.crt")),
+                        key: certificates.join(format!("private/{name}.key")),
                     }),
                     location: "the benchmark has made them",
                     alpn: vec![HTTP2.to_vec()],
@@ -61,11 +69,11 @@ impl Fleet {
             })
             .collect();
         let tls = tls?;
-        let _within = site.runtime.enter();
+        let _within = runtime.enter();
         let (metrics, budget) = (AgentMetrics::new(), Arc::new(Budget::new(BUDGET)));
         let mut tasks = JoinSet::new();
-        let agents = (0..count).map(|number| {
-            let tenant = number % site.tenants();
+        let agents = numbers.map(|number| {
+            let tenant = number % tenants;
             let connector = Connector {
                 port: PORT,
                 tls: tls[tenant].clone(),

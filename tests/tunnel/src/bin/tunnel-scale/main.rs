@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `cargo xtask bench --part tunnel-scale`: what a server with many tenants costs beside one with a single tenant, and
+//! `cargo xtask bench --part tunnel-scale`: the cost of a server with many tenants beside one with a single tenant, and
 //! how thousands of agents come back to a server that was restarted.
 
 mod agents;
 mod crowd;
 mod fleet;
+mod helpers;
 mod site;
 
 use std::fmt::Write as _;
@@ -15,15 +16,19 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tests::bench::document;
 use tests::{signals, usage};
+
+use self::helpers::HELPERS;
 
 /// The part of the document that is renewed.
 const PART: &str = "tunnel-scale";
 
-/// Open files of this program at most: both ends of every tunnel, and the agents.
+/// Open files of one process that are asked for.
 const FILES: u32 = 100_000;
+/// Those of them that are neither a tunnel's nor an agent's, with a margin.
+const OTHER_FILES: usize = 1_000;
 
 /// Measures konnectivity-server with many tenants and many agents. The agents are those of konnectivity-agent, many of
 /// them in this process, each with a TLS connection of its own and its tenant's certificate.
@@ -41,14 +46,34 @@ struct Cli {
     /// The document that is renewed
     #[arg(long, value_name = "FILE", default_value = "docs/scale.md")]
     document: PathBuf,
+    #[command(subcommand)]
+    helper: Option<Helper>,
+}
+
+/// The part of a process beside the benchmark.
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Helper {
+    /// Has agents and a target, for the benchmark that has started it
+    #[command(hide = true)]
+    Agents {
+        /// How many tenants there are
+        tenants: usize,
+        /// The number of the first agent
+        from: usize,
+        /// The number behind that of the last one
+        to: usize,
+    },
 }
 
 /// How many, and how long.
 #[derive(Debug, Clone, Copy)]
 struct Effort {
     rounds: usize,
-    /// Tenants, agents of each, tunnels of each agent: what many tenants have, and one has alone.
-    crowd: (usize, usize, usize),
+    /// Tenants, and agents of each: what many tenants have, and one has alone.
+    crowd: (usize, usize),
+    /// Tunnels of each of these agents, of clients with HTTP CONNECT and of clients with gRPC.
+    connect_tunnels: usize,
+    grpc_tunnels: usize,
     /// Tenants, and agents of all of them.
     agents: (usize, usize),
     /// How long round trips are made.
@@ -58,26 +83,80 @@ struct Effort {
 impl Effort {
     const FULL: Self = Self {
         rounds: 3,
-        crowd: (200, 5, 20),
+        crowd: (200, 5),
+        connect_tunnels: 20,
+        grpc_tunnels: 20,
         agents: (1_000, 10_000),
         trips: Duration::from_secs(15),
     };
     const SHORT: Self = Self {
         rounds: 1,
-        crowd: (20, 5, 20),
+        crowd: (20, 5),
+        connect_tunnels: 20,
+        grpc_tunnels: 20,
         agents: (100, 1_000),
         trips: Duration::from_secs(3),
     };
+
+    /// This effort, with as many tunnels for each agent as the limit of open files of one process permits. The server has
+    /// a file for each agent, each tenant's socket and each client's connection: by HTTP CONNECT that is each tunnel. A
+    /// helper has a file for each of its agents and for both ends of its connections to targets, of which it may have half
+    /// as many more than others: agents are chosen at random.
+    ///
+    /// # Errors
+    /// Not even one for each is permitted, or not all agents.
+    fn permitted(mut self, files: u64) -> Result<Self> {
+        let (tenants, agents) = self.crowd;
+        let free = usize::try_from(files)?.saturating_sub(OTHER_FILES);
+        let agents = tenants * agents;
+        let of_helper = agents.div_ceil(HELPERS);
+        let in_helper = free.saturating_sub(of_helper) / (3 * of_helper);
+        let at_server = free.saturating_sub(agents + tenants) / agents;
+        self.grpc_tunnels = self.grpc_tunnels.min(in_helper);
+        let wanted = self.connect_tunnels;
+        self.connect_tunnels = wanted.min(in_helper).min(at_server);
+        ensure!(
+            self.grpc_tunnels.min(self.connect_tunnels) > 0 && free >= self.agents.1,
+            "{files} open files are permitted: too few for {} agents, and for {agents} of them with tunnels; raise the \
+             hard limit (ulimit -Hn)",
+            self.agents.1,
+        );
+        if self.connect_tunnels < wanted {
+            eprintln!(
+                "{} tunnels of HTTP CONNECT for each agent in place of {wanted}: {files} open files are permitted \
+                 (ulimit -Hn)",
+                self.connect_tunnels
+            );
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod effort_tests {
+    use super::Effort;
+
+    #[test]
+    fn tunnels_are_as_many_as_open_files_permit() {
+        let tunnels = |files| {
+            let effort = Effort::FULL.permitted(files).ok()?;
+            Some((effort.connect_tunnels, effort.grpc_tunnels))
+        };
+        assert_eq!(tunnels(100_000), Some((20, 20)));
+        assert_eq!(tunnels(20_000), Some((17, 20)));
+        assert_eq!(tunnels(12_000), Some((9, 14)));
+        assert_eq!(tunnels(10_000), None);
+    }
 }
 
 /// One thing that was measured.
 #[derive(Debug)]
 pub struct Row {
-    /// What.
+    /// The measured quantity.
     pub what: String,
     /// With its unit.
     pub value: String,
-    /// What is to be reached, and whether it is.
+    /// The target, and whether it is reached.
     pub bar: Option<(String, bool)>,
 }
 
@@ -99,7 +178,25 @@ impl Row {
 }
 
 fn main() -> ExitCode {
-    signals::run("\nThe benchmark failed", || run(&Cli::parse()))
+    let cli = Cli::parse();
+    // Before there are threads; a helper has nothing to clean up.
+    match cli.helper {
+        Some(helper) => helper.run(),
+        None => signals::run("\nThe benchmark failed", || run(&cli)),
+    }
+}
+
+impl Helper {
+    fn run(self) -> ExitCode {
+        let Self::Agents { tenants, from, to } = self;
+        match helpers::serve(tenants, from..to) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("a helper of the benchmark failed: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -112,14 +209,7 @@ fn run(cli: &Cli) -> Result<()> {
         ensure!(rounds > 0, "--rounds 0: nothing would be measured");
         effort.rounds = rounds;
     }
-    let (tenants, agents, tunnels) = effort.crowd;
-    // Each tunnel has the client's end, the agent's and the target's in this process.
-    let wanted = (3 * tenants * agents * tunnels).max(effort.agents.1) + 2_000;
-    let files = usage::allow_open_files(FILES);
-    ensure!(
-        files >= wanted as u64,
-        "this takes {wanted} open files, and {files} are permitted; raise the hard limit (ulimit -Hn)"
-    );
+    effort = effort.permitted(usage::allow_open_files(FILES))?;
     let start = Instant::now();
     let progress = |text: &str| eprintln!("[{:>4} s] {text}", start.elapsed().as_secs());
     let mut rows = crowd::compare(effort, progress)?;

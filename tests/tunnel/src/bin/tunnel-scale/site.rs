@@ -5,7 +5,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,10 +15,13 @@ use tests::usage;
 use tokio::runtime::{Builder, Runtime};
 use tunnel_tests::certs;
 use tunnel_tests::program::{Make, Part};
-use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, SERVER_HEALTH, Tunnel};
+use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, Example, SERVER_HEALTH, Tunnel};
 
 /// How long a dial may take, also while thousands of agents come.
-const DIAL_LIMIT: Duration = Duration::from_secs(30);
+pub const DIAL_LIMIT: Duration = Duration::from_secs(30);
+
+/// The certificates of agents, from the site's directory.
+pub const CERTIFICATES: &str = "certs/agent";
 
 /// The process.
 const SERVER: &str = "server";
@@ -28,6 +32,18 @@ pub struct Site {
     pub runtime: Runtime,
     tunnel: Tunnel,
     tenants: usize,
+    mode: Mode,
+}
+
+/// A runtime for agents, clients and targets.
+///
+/// # Errors
+/// No threads.
+pub fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
 }
 
 /// A tenant's name.
@@ -36,11 +52,11 @@ pub fn name(tenant: usize) -> String {
 }
 
 impl Site {
-    /// A server with so many tenants.
+    /// A server with so many tenants, whose clients speak like this.
     ///
     /// # Errors
     /// Not root, or something does not start.
-    pub fn new(tenants: usize) -> Result<Self> {
+    pub fn new(tenants: usize, mode: Mode) -> Result<Self> {
         let tunnel = Tunnel::new()?;
         let directory = tunnel.dir().join("certs");
         let mut rules = String::from("tenants:\n");
@@ -56,16 +72,12 @@ impl Site {
             );
         }
         fs::write(tunnel.dir().join("tenants.yaml"), rules).context("writing tenants.yaml")?;
-        let runtime = tunnel.netns().run(|| {
-            Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-        })?;
+        let runtime = tunnel.netns().run(runtime)?;
         let mut site = Self {
             runtime,
             tunnel,
             tenants,
+            mode,
         };
         site.start_server()?;
         Ok(site)
@@ -76,7 +88,10 @@ impl Site {
     /// # Errors
     /// It does not.
     pub fn start_server(&mut self) -> Result<()> {
-        let mut flags = CONNECT_ON_SOCKET.to_vec();
+        let mut flags = match self.mode {
+            Mode::HttpConnect => CONNECT_ON_SOCKET.to_vec(),
+            Mode::Grpc => Example::GrpcUds.server(),
+        };
         flags.push("--tenants-config=tenants.yaml");
         let program = Part::Server.of(Make::Ours)?;
         self.tunnel.spawn(SERVER, &program, &flags)?;
@@ -96,15 +111,24 @@ impl Site {
         self.tenants
     }
 
-    /// A file in the directory of all certificates of agents.
-    pub fn certificate(&self, name: &str) -> PathBuf {
-        self.tunnel.dir().join("certs/agent").join(name)
+    /// The directory of all certificates of agents.
+    pub fn certificates(&self) -> PathBuf {
+        self.tunnel.dir().join(CERTIFICATES)
+    }
+
+    /// A command in the namespace and the directory.
+    pub fn command(&self, program: &Path) -> Command {
+        self.tunnel.command(program)
+    }
+
+    /// Where the clients of a tenant connect.
+    pub fn endpoint(&self, tenant: usize) -> Endpoint {
+        Endpoint::unix(self.tunnel.dir().join(name(tenant)))
     }
 
     /// Dials as a client of a tenant.
     pub fn dialer(&self, tenant: usize) -> Dialer {
-        let socket = Endpoint::unix(self.tunnel.dir().join(name(tenant)));
-        Dialer::new(socket, Mode::HttpConnect).limit(DIAL_LIMIT)
+        Dialer::new(self.endpoint(tenant), self.mode).limit(DIAL_LIMIT)
     }
 
     /// Runs something in the namespace.
@@ -139,7 +163,7 @@ impl Site {
         usage::cpu_time(self.pid()?)
     }
 
-    /// What the server has logged.
+    /// Everything that the server has logged.
     pub fn logs(&self) -> String {
         self.tunnel.logs()
     }

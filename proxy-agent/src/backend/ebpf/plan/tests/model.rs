@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{EGRESS, MAP, SOCKET, desired, id_of, plan, tables, told};
+use super::{EGRESS, MAP, SOCKET, desired, id_of, plan, tables, texts};
+use crate::backend::ebpf::pace::Pace;
 use crate::backend::ebpf::plan::*;
 
 fn filter(hook: Hook, index: u32, program: u32) -> Filter {
@@ -21,7 +22,7 @@ fn filter(hook: Hook, index: u32, program: u32) -> Filter {
     }
 }
 
-/// What the kernel does with an operation.
+/// Models the effect of an operation in the kernel.
 pub fn carry_out(op: &Op, observed: &mut Observed) {
     match op {
         Op::PinMap { map, .. } => {
@@ -82,8 +83,7 @@ fn hooks() -> impl Strategy<Value = Hook> {
 }
 
 proptest! {
-    /// Whatever is there, one plan leads to what is desired, a second one is empty, and the
-    /// programs of others stay where they are.
+/// For any observed state, one plan leads to the desired state, a second one is empty, and programs of others stay where they are.
     #[test]
     fn converges_in_one_step_and_then_does_nothing(
         v4: bool,
@@ -161,7 +161,7 @@ proptest! {
             desired.guard.insert(index, Link::new(true, false, false));
             desired.guarded.insert(index, format!("veth{index}"));
         }
-        // With a pace it takes as many plans as there are links, and each link has one program of ours after the first.
+// With a pace it takes up to as many plans as there are links, and each link has a program of the agent after the first.
         desired.pace = pace
             .filter(|_| tcx)
             .map(|(at_once, is_first)| Pace { at_once, is_first });
@@ -181,7 +181,7 @@ proptest! {
                 break;
             }
         }
-        prop_assert_eq!(told(&plan(&desired, &observed)), Vec::<String>::new());
+        prop_assert_eq!(texts(&plan(&desired, &observed)), Vec::<String>::new());
         for table in &desired.tables {
             let outline = (!table.chains.is_empty()).then(|| table.outline());
             prop_assert_eq!(&observed.tables[&table.title()], &outline);
@@ -198,7 +198,7 @@ proptest! {
         } else {
             let filters: BTreeMap<_, _> =
                 observed.filters.iter().map(|(at, filter)| (*at, filter.program)).collect();
-            // What was there beside an ingress qdisc is left as it is.
+// Existing attachments beside an ingress qdisc are kept.
             wanted_places.retain(|(hook, index)| *hook == Hook::Ingress || !no_egress(*index));
             let filters: BTreeMap<_, _> = filters
                 .into_iter()

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Gives up permanently the privileges that the agent does not need once it runs. SECURITY.md lists them; a
+//! test compares it with a running agent.
+
+use std::fs;
+use std::io;
+
+use crate::capabilities::Capability;
+
+/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
+const VERSION_3: u32 = 0x2008_0522;
+/// The highest number a capability can have.
+const LAST: u32 = 63;
+
+/// `struct __user_cap_header_struct`
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// `struct __user_cap_data_struct`, once for each half of the sets.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Half {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up all capabilities but those that repairing needs, in every set, and the way to get new ones.
+/// Programs that are started later have no more. Returns those that are left.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn restrict() -> io::Result<Vec<Capability>> {
+    let kept = needed();
+    let mask = kept.iter().fold(0, |mask, one| mask | one.bit());
+    for number in 0..=LAST {
+        if mask & (1 << number) == 0 {
+            // Without SETPCAP the bounding set stays; what is not permitted cannot be had anew all the
+            // same. Beyond the last one that this kernel has: EINVAL.
+            // SAFETY: no pointers.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
+        }
+    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) }.into())?;
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    let mut halves = [Half::default(); 2];
+    // SAFETY: both have the layout of version 3.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) })?;
+    let masks = [mask & u64::from(u32::MAX), mask >> 32];
+    for (half, mask) in halves.iter_mut().zip(masks) {
+        let mask = u32::try_from(mask).unwrap_or(0);
+        half.effective &= mask;
+        half.permitted &= mask;
+        half.inheritable &= mask;
+    }
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) })?;
+    let left = u64::from(halves[0].permitted) | u64::from(halves[1].permitted) << 32;
+    Ok(kept
+        .into_iter()
+        .filter(|one| left & one.bit() != 0)
+        .collect())
+}
+
+/// What repairs need: links, rules and programs; iptables-legacy; loading programs, in case the backend has to be
+/// reopened.
+fn needed() -> Vec<Capability> {
+    let mut needed = vec![Capability::NetAdmin, Capability::NetRaw];
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
+    let has_bpf = last
+        .trim()
+        .parse::<u8>()
+        .is_ok_and(|last| last >= Capability::Bpf as u8);
+    if has_bpf {
+        needed.extend([Capability::Bpf, Capability::Perfmon]);
+    } else {
+        needed.push(Capability::SysAdmin);
+    }
+    needed
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

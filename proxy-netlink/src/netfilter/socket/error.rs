@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Why netfilter could not be read or written, and what the operator can do about it.
+
+use std::io;
+
+use netlink_packet_core::DecodeError;
+use netlink_packet_netfilter::conntrack::ConntrackMessage;
+
+use super::{Failure, Message as _};
+
+/// Why netfilter could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no nfnetlink, or does not let this process use it.
+    #[error(
+        "cannot open a netfilter netlink socket; the kernel needs CONFIG_NF_TABLES \
+         (`modprobe nf_tables`)"
+    )]
+    Open(#[source] io::Error),
+    /// The socket broke.
+    #[error("cannot talk to netfilter")]
+    Io(#[source] io::Error),
+    /// The kernel refused.
+    #[error("{subsystem} refused to {what}{}", advice(subsystem, answer))]
+    Refused {
+        /// Which part of netfilter.
+        subsystem: &'static str,
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        answer: io::Error,
+    },
+    /// The answer is not a netlink message.
+    #[error("cannot understand the answer of netfilter")]
+    Decode(#[source] DecodeError),
+    /// The kernel did not answer at all.
+    #[error("{subsystem} did not answer to the request to {what}")]
+    NoAnswer {
+        /// Which part of netfilter.
+        subsystem: &'static str,
+        /// What was being done.
+        what: String,
+    },
+    /// Other processes made changes during every attempt.
+    #[error("{subsystem} changed during each of {attempts} attempts to {what}")]
+    Interrupted {
+        /// Which part of netfilter.
+        subsystem: &'static str,
+        /// What was being done.
+        what: String,
+        /// The number of attempts.
+        attempts: usize,
+    },
+}
+
+/// What the operator can do about an error whose text does not say it.
+fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
+    match answer.raw_os_error() {
+        Some(libc::ENOMEM) if subsystem == ConntrackMessage::SUBSYSTEM => {
+            " (is its table full? see net.netfilter.nf_conntrack_max)"
+        }
+        Some(libc::EINVAL | libc::EOPNOTSUPP) if subsystem == ConntrackMessage::SUBSYSTEM => {
+            "; the kernel needs CONFIG_NF_CT_NETLINK and CONFIG_NF_NAT \
+             (`modprobe nf_conntrack_netlink nf_nat`)"
+        }
+        _ => "",
+    }
+}
+
+impl Error {
+    /// Why the answer to a request to do `what` is not usable.
+    pub(super) fn of(failure: Failure, subsystem: &'static str, what: &str) -> Self {
+        let what = what.to_owned();
+        match failure {
+            Failure::Interrupted => Self::Interrupted {
+                subsystem,
+                what,
+                attempts: 1,
+            },
+            Failure::Refused(answer) => Self::Refused {
+                subsystem,
+                what,
+                answer,
+            },
+            Failure::Lost(error) => Self::Io(error),
+            Failure::Incomplete => Self::NoAnswer { subsystem, what },
+        }
+    }
+
+    /// True if the kernel lacks the subsystem: then it has no object of it.
+    ///
+    /// nfnetlink answers `EINVAL` to messages of a subsystem that it does not know.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Open(cause) => matches!(
+                cause.raw_os_error(),
+                Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)
+            ),
+            Self::Refused { answer, .. } => {
+                matches!(answer.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+            }
+            _ => false,
+        }
+    }
+
+    /// The errno of the kernel's answer, if the kernel refused.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { answer, .. } => answer.raw_os_error(),
+            _ => None,
+        }
+    }
+}

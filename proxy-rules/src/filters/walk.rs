@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Simulates the way of a packet through the chains of a table, as far as it can be known.
+
+use std::collections::BTreeMap;
+
+/// The depth to which jumps are followed: more than the kernel allows (`NFT_JUMP_STACK_SIZE`).
+const DEPTH: usize = 17;
+
+/// Whether a rule matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Truth {
+    /// Certainly not.
+    No,
+    /// It depends on something that is not known.
+    Maybe,
+    /// Certainly.
+    Yes,
+}
+
+/// What a rule does with what it matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Goes on with the next rule.
+    Nothing,
+    /// Ends the table.
+    Accept,
+    /// Ends the packet.
+    Drop,
+    /// Ends the chain.
+    Return,
+    /// Goes on in another chain, and comes back.
+    Jump(String),
+    /// Goes on in another chain.
+    Goto(String),
+    /// Something that is not known.
+    Unknown,
+}
+
+/// A rule for one packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Whether it matches.
+    pub matches: Truth,
+    /// What it does.
+    pub action: Action,
+}
+
+/// Chains by name.
+pub type Chains = BTreeMap<String, Vec<Step>>;
+
+/// The fate of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It passes.
+    Passes,
+    /// It is dropped unless a rule lets it pass that may match.
+    MayPass,
+    /// It is dropped.
+    Dropped,
+}
+
+/// The fate of a packet in a base chain. Rules that only may drop it are ignored: most of them are not
+/// meant for the VIP.
+pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
+    let mut walker = Walker {
+        chains,
+        known: BTreeMap::new(),
+    };
+    let Course { end, may_pass, .. } = walker.follow(base, DEPTH);
+    let dropped = match end {
+        Some(End::Accepted) => false,
+        Some(End::Dropped) => true,
+        None => drops_by_policy,
+    };
+    match (dropped, may_pass) {
+        (false, _) => Fate::Passes,
+        (true, true) => Fate::MayPass,
+        (true, false) => Fate::Dropped,
+    }
+}
+
+/// The chain whose rule drops a packet that comes to a base chain, if one certainly does.
+pub fn dropping_chain<'a>(chains: &'a Chains, base: &str) -> Option<&'a str> {
+    let mut walker = Walker {
+        chains,
+        known: BTreeMap::new(),
+    };
+    walker.follow(base, DEPTH).dropped_in
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Accepted,
+    Dropped,
+}
+
+/// What a chain does with a packet.
+#[derive(Debug, Clone, Copy, Default)]
+struct Course<'a> {
+    /// None: the chain ends, and the packet goes on where it came from.
+    end: Option<End>,
+    /// A rule lets it pass, or return, that may match.
+    may_pass: bool,
+    /// The chain whose rule drops it.
+    dropped_in: Option<&'a str>,
+}
+
+struct Walker<'a> {
+    chains: &'a Chains,
+    /// By chain and the depth that is left. Without it, chains that are reached in several ways, each
+    /// from chains that are as well, would be walked once for each combination of these.
+    known: BTreeMap<(&'a str, usize), Course<'a>>,
+}
+
+impl<'a> Walker<'a> {
+    fn follow(&mut self, name: &str, depth: usize) -> Course<'a> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Course::default();
+        };
+        let Some((name, steps)) = self.chains.get_key_value(name) else {
+            return Course::default();
+        };
+        if let Some(known) = self.known.get(&(name.as_str(), depth)) {
+            return *known;
+        }
+        let course = self.walk(name, steps, depth);
+        self.known.insert((name.as_str(), depth), course);
+        course
+    }
+
+    fn walk(&mut self, name: &'a str, steps: &[Step], depth: usize) -> Course<'a> {
+        let mut may_pass = false;
+        let mut dropped_in = None;
+        for step in steps {
+            let certain = match step.matches {
+                Truth::No => continue,
+                Truth::Maybe => false,
+                Truth::Yes => true,
+            };
+            let end = match &step.action {
+                Action::Accept if certain => Some(End::Accepted),
+                Action::Drop if certain => {
+                    dropped_in = Some(name);
+                    Some(End::Dropped)
+                }
+                Action::Return if certain => None,
+                // What may drop it is not counted.
+                Action::Nothing | Action::Drop => continue,
+                // It may come back before the drop that follows.
+                Action::Accept | Action::Return | Action::Unknown => {
+                    may_pass = true;
+                    continue;
+                }
+                Action::Jump(target) | Action::Goto(target) => {
+                    let there = self.follow(target, depth);
+                    may_pass |= there.may_pass || (!certain && there.end == Some(End::Accepted));
+                    let leaves = matches!(step.action, Action::Goto(_));
+                    if !certain || !(leaves || there.end.is_some()) {
+                        continue;
+                    }
+                    dropped_in = there.dropped_in;
+                    there.end
+                }
+            };
+            return Course {
+                end,
+                may_pass,
+                dropped_in,
+            };
+        }
+        Course {
+            end: None,
+            may_pass,
+            dropped_in: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn step(matches: Truth, action: Action) -> Step {
+        Step { matches, action }
+    }
+
+    fn chains(list: &[(&str, Vec<Step>)]) -> Chains {
+        list.iter()
+            .map(|(name, steps)| ((*name).to_owned(), steps.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn the_first_certain_end_counts() {
+        use Action::{Accept, Drop, Goto, Jump, Return};
+        use Truth::{Maybe, No, Yes};
+        let to = || "other".to_owned();
+        for (base, other, drops, fate) in [
+            (vec![], vec![], false, Fate::Passes),
+            (vec![], vec![], true, Fate::Dropped),
+            (vec![step(No, Accept)], vec![], true, Fate::Dropped),
+            (vec![step(Maybe, Accept)], vec![], true, Fate::MayPass),
+            (
+                vec![step(Yes, Accept), step(Yes, Drop)],
+                vec![],
+                true,
+                Fate::Passes,
+            ),
+            (vec![step(Maybe, Drop)], vec![], false, Fate::Passes),
+            (vec![step(Yes, Drop)], vec![], false, Fate::Dropped),
+            (
+                vec![step(Yes, Jump(to()))],
+                vec![step(Yes, Accept)],
+                true,
+                Fate::Passes,
+            ),
+            (
+                vec![step(Maybe, Jump(to()))],
+                vec![step(Yes, Accept)],
+                true,
+                Fate::MayPass,
+            ),
+            (
+                vec![step(Yes, Jump(to()))],
+                vec![step(Yes, Return)],
+                true,
+                Fate::Dropped,
+            ),
+            (
+                vec![step(Yes, Goto(to())), step(Yes, Accept)],
+                vec![],
+                true,
+                Fate::Dropped,
+            ),
+            (
+                vec![step(Yes, Jump(to())), step(Yes, Accept)],
+                vec![],
+                true,
+                Fate::Passes,
+            ),
+            (
+                vec![step(Yes, Jump("base".to_owned()))],
+                vec![],
+                true,
+                Fate::Dropped,
+            ),
+        ] {
+            let chains = chains(&[("base", base.clone()), ("other", other)]);
+            assert_eq!(walk(&chains, "base", drops), fate, "{base:?}");
+        }
+    }
+
+    #[test]
+    fn the_chain_that_drops_is_named() {
+        let jump = step(Truth::Yes, Action::Jump("check".to_owned()));
+        let one = |matches| {
+            let check = vec![
+                step(Truth::Maybe, Action::Drop),
+                step(matches, Action::Drop),
+            ];
+            let chains = chains(&[("output", vec![jump.clone()]), ("check", check)]);
+            dropping_chain(&chains, "output").map(str::to_owned)
+        };
+        assert_eq!(one(Truth::Yes).as_deref(), Some("check"));
+        assert_eq!(one(Truth::No), None);
+        assert_eq!(one(Truth::Maybe), None);
+        let own = chains(&[("output", vec![step(Truth::Yes, Action::Drop)])]);
+        assert_eq!(dropping_chain(&own, "output"), Some("output"));
+        assert_eq!(dropping_chain(&own, "none"), None);
+    }
+
+    /// Sixteen chains, each of which jumps to the next one ten times.
+    #[test]
+    fn chains_that_are_reached_in_many_ways_are_walked_once() {
+        let level = |at: usize| {
+            let to = Action::Jump((at + 1).to_string());
+            (at.to_string(), vec![step(Truth::Yes, to); 10])
+        };
+        let mut chains: Chains = (0..15).map(level).collect();
+        chains.insert("15".to_owned(), vec![step(Truth::Maybe, Action::Accept)]);
+        assert_eq!(walk(&chains, "0", true), Fate::MayPass);
+    }
+
+    proptest! {
+        #[test]
+        fn any_tangle_ends(steps in prop::collection::vec((0_usize..3, 0_usize..3, 0_u8..3), 0..12)) {
+            let mut chains = Chains::new();
+            for (from, to, kind) in steps {
+                let matches = [Truth::No, Truth::Maybe, Truth::Yes][usize::from(kind)];
+                let action = Action::Jump(to.to_string());
+                let chain = chains.entry(from.to_string()).or_default();
+                chain.push(step(matches, action));
+            }
+            let _ = walk(&chains, "0", true);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The names of the programs, and which of them a command line names.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+/// The server.
+pub const SERVER: &str = "konnectivity-server";
+/// The agent.
+pub const AGENT: &str = "konnectivity-agent";
+/// The HTTP proxy of Prometheus' pod.
+pub const SIDECAR: &str = "konnectivity-sidecar";
+
+/// A program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Called {
+    /// `konnectivity-server`
+    Server,
+    /// `konnectivity-agent`
+    Agent,
+    /// `konnectivity-sidecar`
+    Sidecar,
+}
+
+impl Called {
+    /// The program that the first word of a command line names, as upstream's images call it or as ours do.
+    #[must_use]
+    pub fn by(word: &OsStr) -> Option<Self> {
+        let name = Path::new(word).file_name()?.to_str()?;
+        match name {
+            SERVER | "proxy-server" => Some(Self::Server),
+            AGENT | "proxy-agent" => Some(Self::Agent),
+            SIDECAR => Some(Self::Sidecar),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_have_our_names_and_upstreams() {
+        for (word, want) in [
+            ("/usr/bin/konnectivity-server", Some(Called::Server)),
+            ("/proxy-server", Some(Called::Server)),
+            ("konnectivity-agent", Some(Called::Agent)),
+            ("/proxy-agent", Some(Called::Agent)),
+            ("./konnectivity-sidecar", Some(Called::Sidecar)),
+            ("/usr/bin/konnectivity", None),
+            ("konnectivity-server-2", None),
+            ("", None),
+            ("/", None),
+        ] {
+            assert_eq!(Called::by(OsStr::new(word)), want, "{word}");
+        }
+    }
+}

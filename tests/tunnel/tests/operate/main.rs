@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Tunnels for operators: certificates, tenants, Prometheus, documents, and `doctor`.
+
+mod certs;
+mod docs;
+mod doctor;
+mod image;
+mod pages;
+mod prometheus;
+mod prometheus_clusters;
+mod rotation;
+mod sni;
+mod tenants;
