@@ -350,13 +350,16 @@ impl Agent {
         (window, timeout): (Duration, Duration),
         mut same: impl FnMut() -> Result<T>,
     ) -> Result<T> {
-        let mut before = (self.cpu_time()?, same()?);
+        let mut before = same()?;
         cmd::wait_until(timeout, "the agent to be at rest", || {
+            // Not while `same` looks: that may take longer than the time between two looks for the proxy.
+            let used = self.cpu_time()?;
             std::thread::sleep(window);
-            let now = (self.cpu_time()?, same()?);
-            let rests = now.0.saturating_sub(before.0) <= A_LOOK && now.1 == before.1;
+            let used = self.cpu_time()?.saturating_sub(used);
+            let now = same()?;
+            let rests = used <= A_LOOK && now == before;
             let then = std::mem::replace(&mut before, now);
-            Ok(rests.then_some(then.1))
+            Ok(rests.then_some(then))
         })
     }
 

@@ -153,8 +153,11 @@ fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
         cmd::wait_until(TIMEOUT, "the last filter to go", || {
             Ok((!has_filter()?).then_some(()))
         })?;
-        let qdiscs = node.netns.exec("tc qdisc show")?;
-        ensure!(!qdiscs.contains("clsact"), "qdiscs are left:\n{qdiscs}");
+        // It goes after the filter.
+        cmd::wait_until(TIMEOUT, "the last qdisc to go", || {
+            let qdiscs = node.netns.exec("tc qdisc show")?;
+            Ok((!qdiscs.contains("clsact")).then_some(()))
+        })?;
         untracked()?;
         let repairs = &status::read(node)?["repairs"]["last"];
         ensure!(status::array(repairs)?.is_empty(), "repairs: {repairs}");
