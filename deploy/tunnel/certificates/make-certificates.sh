@@ -26,21 +26,31 @@ shift 2
 days=365
 umask 077
 
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+fail() {
+    echo "make-certificates.sh: $*: $(<"$log")" >&2
+    exit 1
+}
+
 new_key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
 
 # authority NAME
 authority() {
     if [[ ! -f $1-ca.key ]]; then
         openssl req -x509 "${new_key[@]}" -days $((10 * days)) -subj "/CN=konnectivity-$1" \
-            -addext keyUsage=keyCertSign -keyout "$1-ca.key" -out "$1-ca.crt" 2>/dev/null
+            -addext keyUsage=keyCertSign -keyout "$1-ca.key" -out "$1-ca.crt" 2>"$log" ||
+            fail "cannot make the authority $1"
     fi
 }
 
 # pair AUTHORITY NAME SUBJECT EXTENSIONS
 pair() {
-    openssl req "${new_key[@]}" -subj "$3" -keyout "$2.key.new" -out "$2.csr" 2>/dev/null
+    openssl req "${new_key[@]}" -subj "$3" -keyout "$2.key.new" -out "$2.csr" 2>"$log" ||
+        fail "cannot make a key and request for $2"
     openssl x509 -req -in "$2.csr" -CA "$1-ca.crt" -CAkey "$1-ca.key" -CAcreateserial -days $days -out "$2.crt.new" \
-        -extfile <(printf '%b' "$4") 2>/dev/null
+        -extfile <(printf '%b' "$4") 2>"$log" || fail "cannot sign the certificate of $2 with $1-ca.key"
     # A rename: processes that watch the files never read a part of one.
     mv "$2.key.new" "$2.key"
     mv "$2.crt.new" "$2.crt"

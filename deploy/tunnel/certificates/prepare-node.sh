@@ -23,6 +23,15 @@ socket=$root/var/lib/konnectivity
 days=365
 umask 077
 
+fail() {
+    echo "prepare-node.sh: $*" >&2
+    exit 1
+}
+
+for file in "$pki/ca.crt" "$pki/ca.key"; do
+    [[ -r $file ]] || fail "cannot read $file: run this on a node of the control plane that kubeadm has set up,"         "or set ROOT to the directory that has its /etc/kubernetes"
+done
+
 names=()
 for name in ${1//,/ }; do
     if [[ $name =~ ^[0-9.]+$ || $name == *:* ]]; then
@@ -39,9 +48,10 @@ trap 'rm -rf "$made"' EXIT
 # pair NAME SUBJECT EXTENSIONS
 pair() {
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$2" -keyout "$made/$1.key" \
-        -out "$made/$1.csr" 2>/dev/null
+        -out "$made/$1.csr" 2>"$made/log" || fail "cannot make a key and request for $1: $(<"$made/log")"
     openssl x509 -req -in "$made/$1.csr" -CA "$pki/ca.crt" -CAkey "$pki/ca.key" -CAcreateserial \
-        -CAserial "$made/serial" -days $days -out "$made/$1.crt" -extfile <(printf '%b' "$3") 2>/dev/null
+        -CAserial "$made/serial" -days $days -out "$made/$1.crt" -extfile <(printf '%b' "$3") 2>"$made/log" ||
+        fail "cannot sign the certificate of $1 with $pki/ca.key: $(<"$made/log")"
     echo "$1: $(openssl x509 -in "$made/$1.crt" -noout -enddate)"
 }
 
@@ -68,8 +78,10 @@ END
 
 install -d -m 0750 -g "$owner" "$directory"
 install -d -m 0750 -o "$owner" -g "$owner" "$socket"
-for file in tls.key tls.crt kubeconfig; do
+files=(tls.key tls.crt kubeconfig)
+for file in "${files[@]}"; do
     # A rename: processes that watch the files never read a part of one.
     install -m 0640 -g "$owner" "$made/$file" "$directory/$file.new"
     mv "$directory/$file.new" "$directory/$file"
 done
+echo "written to $directory: ${files[*]}"

@@ -126,13 +126,15 @@ fn the_files_of_a_node() -> Result<()> {
         command.env("ROOT", directory.path());
         cmd::run(&mut command, input)
     };
+    let script = repository().join("deploy/tunnel/certificates/prepare-node.sh");
+    let script = format!("{} tunnel.example,192.0.2.1", script.display());
+    let refused = format!("{:#}", run(&script, "").expect_err("no files of kubeadm's"));
+    ensure!(refused.contains("etc/kubernetes/pki/ca.crt"), "{refused}");
     run(
         "mkdir -p etc/kubernetes/pki var/lib; cd etc/kubernetes/pki; openssl req -x509 -nodes -newkey ec \
          -pkeyopt ec_paramgen_curve:P-256 -subj /CN=kubernetes -addext keyUsage=keyCertSign -keyout ca.key -out ca.crt",
         "",
     )?;
-    let script = repository().join("deploy/tunnel/certificates/prepare-node.sh");
-    let script = format!("{} tunnel.example,192.0.2.1", script.display());
     run(&script, "")?;
     // A second run replaces the files.
     run(&script, "")?;
