@@ -79,7 +79,7 @@ fn an_empty_machine_gets_everything_in_order() {
             ),
             &format!("{INSTALL} rustc-web cargo-web libstd-rust-web-dev-bpf rust-web-clippy"),
             &format!("{INSTALL} llvm-$N-dev"),
-            "LLVM_PREFIX=/usr/lib/llvm-$N cargo install bpf-linker --version 0.13.0 \
+            "CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 LLVM_PREFIX=/usr/lib/llvm-$N cargo install bpf-linker --version 0.13.0 \
              --no-default-features --features llvm-$N --locked",
             "rustup toolchain link system-bpf /usr",
         ]
@@ -126,7 +126,7 @@ fn the_llvm_release_is_read_from_the_compiler() {
     assert!(!line.needs_llvm_major());
     assert_eq!(
         line.shell(),
-        "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 \
+        "CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 \
          --no-default-features --features llvm-22 --locked"
     );
 }
