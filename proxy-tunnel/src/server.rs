@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server: clients on one side, agents on the other, and the tunnels between them. Listeners, flags and
-//! signals are the program's business (`app::server`).
+//! The server: it accepts clients on one side and agents on the other, and relays the tunnels between them.
+//! `app::server` handles listeners, flags and signals.
 
 pub mod agents;
 pub mod authority;
@@ -27,25 +27,25 @@ use crate::metrics::server::ServerMetrics;
 /// The server's state.
 #[derive(Debug)]
 pub struct Server {
-    /// Its name.
+    /// The server's ID, which is sent to agents.
     pub id: String,
     /// The number of servers that this server announces to agents.
     pub count: u32,
-    /// The tenants that it serves, with their agents.
+    /// The tenants that the server serves, with their agents.
     pub tenants: Tenants,
-    /// The counters.
+    /// The server's metrics.
     pub metrics: Arc<ServerMetrics>,
-    /// How long an agent may take to answer a dial; none: for ever.
+    /// How long an agent may take to answer a dial; `None` means no limit.
     pub dial_timeout: Option<Duration>,
-    /// Checks the tokens of agents; none: tokens are not checked.
+    /// The reviewer that checks the tokens of agents; `None` means that tokens are not checked.
     pub reviewer: Option<Reviewer>,
-    /// Whether clients with HTTP may ask in absolute form too.
+    /// Whether HTTP clients may also send requests in absolute form.
     pub absolute_form: bool,
     is_leaving: AtomicBool,
 }
 
 impl Server {
-    /// A server without agents.
+    /// Creates a server without agents.
     #[must_use]
     pub const fn new(
         id: String,
@@ -68,7 +68,7 @@ impl Server {
         }
     }
 
-    /// Ready when an agent has had its time to answer.
+    /// Waits until the time limit of a dial has passed; waits forever if there is no limit.
     async fn dial_deadline(&self) {
         match self.dial_timeout {
             Some(limit) => sleep(limit).await,
@@ -80,7 +80,7 @@ impl Server {
         self.is_leaving.load(Ordering::Acquire)
     }
 
-    /// Ends the streams of all agents, those that connect later too.
+    /// Ends the streams of all agents, including those of agents that connect later.
     pub fn cut_agents(&self) {
         self.is_leaving.store(true, Ordering::Release);
         for backend in self.streams() {
@@ -88,14 +88,15 @@ impl Server {
         }
     }
 
-    /// All streams of agents, whosever they are, to end or to count them. Dials go by a [`tenants::tenant::Tenant`].
+    /// Returns the streams of all agents of all tenants, so that the caller can end or count them. Dials go through a
+    /// [`tenants::tenant::Tenant`].
     #[must_use]
     pub fn streams(&self) -> Vec<Arc<Backend>> {
         let tenants = self.tenants.all().into_iter();
         tenants.flat_map(|tenant| tenant.streams()).collect()
     }
 
-    /// Whether any tenant has an agent that the first strategy can choose.
+    /// Returns whether any tenant has an agent that the first strategy can choose.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.tenants.all().iter().any(|tenant| tenant.is_ready())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The service that agents call: names, identifiers and tokens are checked, the agent's tenant is found, then the
-//! stream's packets go to its [`Backend`].
+//! The service that agents call. It checks names, identifiers and tokens, finds the agent's tenant, and then passes the
+//! packets of the stream to the [`Backend`].
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub struct AgentService {
 }
 
 impl AgentService {
-    /// Serves the agents of this peer.
+    /// Creates the service for the agents on a connection from `peer`.
     #[must_use]
     pub fn new(server: &Arc<Server>, peer: Peer) -> Arc<Self> {
         Arc::new(Self {
@@ -117,7 +117,7 @@ async fn connect(
     Ok(response)
 }
 
-/// An agent's stream in its tenant, which it leaves when this is dropped.
+/// The membership of an agent's stream in its tenant. Dropping it removes the stream from the tenant.
 struct Member {
     tenant: Arc<Tenant>,
     backend: Arc<Backend>,
@@ -129,7 +129,8 @@ impl Drop for Member {
     }
 }
 
-/// Whose an agent's token is; none if nothing depends on it, or the agent shows none and may do so.
+/// Returns the identity behind an agent's token. Returns `None` if no setting and no rule needs a token, or if tokens
+/// are optional and the agent sent none.
 async fn authenticate(
     server: &Server,
     peer: &Peer,
@@ -218,7 +219,7 @@ async fn receive(server: Arc<Server>, member: Member, mut inbound: Inbound) {
                 break;
             }
         }
-        // A fast agent leaves room for others on this thread.
+        // Yields now and then, so that a fast agent does not starve the other tasks of this thread.
         tokio::task::coop::consume_budget().await;
     }
     drop(member);

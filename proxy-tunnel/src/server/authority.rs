@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Makes `:authority` acceptable before hyper sees it. Go's gRPC clients that are given a Unix socket by its
-//! path, kube-apiserver among them, call the server by that path, escaped: `%2Frun%2Fkonnectivity.sock`. That
-//! is no authority by RFC 3986, and h2 ends every stream of such a client with `PROTOCOL_ERROR`, without a
-//! setting for it (<https://github.com/hyperium/h2/blob/v0.4.12/src/server.rs>, `convert_poll_message`). Nothing
-//! here uses the name, so such characters are replaced by `x`; the length stays, and with it the size of the
-//! entry in HPACK's table, which both ends have to agree on (RFC 7541, section 4.1).
+//! Rewrites `:authority` before hyper reads it. Go's gRPC clients that are configured with the path of a Unix socket,
+//! such as kube-apiserver, send that path in escaped form as the authority: `%2Frun%2Fkonnectivity.sock`. RFC 3986 does
+//! not allow it as an authority, and h2 ends every stream of such a client with `PROTOCOL_ERROR`; there is no setting
+//! to change that (<https://github.com/hyperium/h2/blob/v0.4.12/src/server.rs>, `convert_poll_message`). The server
+//! does not use the authority, so each invalid character is replaced by `x`. The length does not change, and so neither
+//! does the size of the entry in HPACK's table, on which both peers must agree (RFC 7541, section 4.1).
 //!
-//! Only frames of type HEADERS are looked at; all others go to the reader as they come, without a copy. What
-//! cannot be read here is passed on as it is: h2 judges it.
+//! Only HEADERS frames are parsed; all other frames pass to the reader unchanged and without a copy. A frame that
+//! cannot be parsed here is passed on unchanged too, and h2 decides about it.
 
 use std::io;
 use std::pin::Pin;
@@ -22,24 +22,24 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::rewound::take;
 use crate::writes::writes_to_field;
 
-/// Bytes that a client sends before its first frame.
+/// The length of the connection preface that a client sends before its first frame, in bytes.
 const PREFACE: usize = 24;
-/// Bytes of a frame's head.
+/// The length of a frame header, in bytes.
 const HEAD: usize = 9;
-/// The type of frames with header fields.
+/// The type of HEADERS frames.
 const HEADERS: u8 = 1;
-/// Flags of such a frame.
+/// Flags of HEADERS frames.
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
-/// Longer frames are passed on as they are.
+/// The longest payload that is parsed, in bytes; longer frames are passed on unchanged.
 const LONGEST: usize = 16 * 1024;
-/// How much is read at once while a frame is incomplete.
+/// The number of bytes per read while a frame is incomplete.
 const STEP: usize = 4096;
-/// The number of `:authority` in HPACK's static table.
+/// The index of `:authority` in HPACK's static table.
 const AUTHORITY: usize = 1;
 
-/// A stream of HTTP/2 from a client.
+/// A client's HTTP/2 byte stream whose `:authority` is made valid while it is read.
 #[derive(Debug)]
 pub struct Lenient<I> {
     io: I,
@@ -47,7 +47,7 @@ pub struct Lenient<I> {
 }
 
 impl<I> Lenient<I> {
-    /// Reads a client's bytes from their first one on.
+    /// Wraps a client's byte stream. No byte may have been read from it before.
     #[must_use]
     pub fn new(io: I) -> Self {
         Self {
@@ -57,14 +57,14 @@ impl<I> Lenient<I> {
     }
 }
 
-/// Finds frames in a stream of bytes, however it is cut.
+/// Finds the frames in a byte stream, independently of the sizes of the reads.
 #[derive(Debug)]
 pub(crate) struct Rewriter {
-    /// Bytes of the current frame that are passed on as they are.
+    /// The number of bytes of the current frame that are still to be passed on unchanged.
     pass: usize,
-    /// The beginning of a frame that cannot be judged yet.
+    /// The start of a frame that is still incomplete.
     held: BytesMut,
-    /// Bytes that are ready to be read.
+    /// The bytes that the reader can read.
     ready: BytesMut,
 }
 
@@ -77,7 +77,7 @@ impl Rewriter {
         }
     }
 
-    /// How many of these bytes, which follow those before, can be read as they are; the others are to be given
+    /// Returns how many of `bytes`, which continue the stream, can be passed on unchanged. The caller passes the others
     /// to [`Self::hold`].
     fn untouched(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
@@ -95,7 +95,8 @@ impl Rewriter {
         }
     }
 
-    /// Takes bytes that begin with a frame's head or follow such, and prepares the part that can be read.
+    /// Adds bytes that begin with a frame header or continue the held bytes, and moves the part that can be read to
+    /// `ready`.
     pub(crate) fn hold(&mut self, bytes: &[u8]) {
         self.held.put_slice(bytes);
         loop {
@@ -123,7 +124,7 @@ impl Rewriter {
         }
     }
 
-    /// The data that [`Self::hold`] has prepared.
+    /// Returns the bytes that [`Self::hold`] has prepared.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn take(&mut self) -> BytesMut {
         self.ready.split()
@@ -134,14 +135,15 @@ const fn is_candidate(length: usize, kind: u8) -> bool {
     kind == HEADERS && length <= LONGEST
 }
 
-/// Length and type of the frame whose head this begins with.
+/// Returns the length and the type of a frame from its header.
 fn frame(bytes: &[u8]) -> Option<(usize, u8)> {
     let head = bytes.first_chunk::<HEAD>()?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
     Some((usize::try_from(length).ok()?, head[3]))
 }
 
-/// A frame of type HEADERS with an authority that h2 accepts; none if nothing has to change or can be read.
+/// Returns a HEADERS frame with an authority that h2 accepts. Returns `None` if no change is needed, or if the frame
+/// cannot be parsed.
 fn rewrite(whole: &[u8]) -> Option<Vec<u8>> {
     let flags = whole[4];
     if flags & END_HEADERS == 0 {
@@ -169,13 +171,14 @@ fn rewrite(whole: &[u8]) -> Option<Vec<u8>> {
     Some(changed)
 }
 
-/// Where in a block of fields the value of `:authority` stands that h2 would refuse, and what to put there.
+/// Returns the position of an `:authority` value that h2 would refuse in a header block, and the value that replaces
+/// it.
 fn unacceptable(block: &[u8]) -> Option<(std::ops::Range<usize>, Vec<u8>)> {
     let mut at = 0;
     loop {
         let first = *block.get(at)?;
         let prefix = match first {
-            // A field of a table; a new size of the table.
+            // An indexed field; below, an update of the dynamic table's size.
             0x80.. => {
                 at = integer(block, at, 7)?.1;
                 continue;
@@ -188,7 +191,7 @@ fn unacceptable(block: &[u8]) -> Option<(std::ops::Range<usize>, Vec<u8>)> {
             _ => 4,
         };
         let (name, next) = integer(block, at, prefix)?;
-        // Go's clients name it by the static table, those of gRPC's C library letter by letter.
+        // Go's clients refer to the name in the static table; gRPC's C library sends it as a literal.
         let (is_authority, start) = if name == 0 {
             let (name, end) = literal(block, next)?;
             (name == b":authority", end)
@@ -215,7 +218,7 @@ fn acceptable(mut value: Vec<u8>) -> Vec<u8> {
     value
 }
 
-/// An integer with a prefix of so many bits, and where it ends.
+/// Decodes an integer with a prefix of `bits` bits. Returns it and the position behind it.
 fn integer(block: &[u8], at: usize, bits: u32) -> Option<(usize, usize)> {
     let most = (1_usize << bits) - 1;
     let mut value = usize::from(*block.get(at)?) & most;
@@ -234,7 +237,7 @@ fn integer(block: &[u8], at: usize, bits: u32) -> Option<(usize, usize)> {
     None
 }
 
-/// A string, and where it ends.
+/// Decodes a string. Returns it and the position behind it.
 fn literal(block: &[u8], at: usize) -> Option<(Vec<u8>, usize)> {
     let is_compressed = block.get(at)? & 0x80 != 0;
     let (length, start) = integer(block, at, 7)?;
@@ -248,7 +251,7 @@ fn literal(block: &[u8], at: usize) -> Option<(Vec<u8>, usize)> {
     Some((plain, end))
 }
 
-/// Writes a string without compression.
+/// Encodes a string without Huffman coding.
 fn string(block: &mut Vec<u8>, value: &[u8]) {
     const MOST: usize = 0x7f;
     let mut rest = value.len();
@@ -296,7 +299,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Lenient<I> {
                 let mut bytes = ReadBuf::new(&mut step);
                 ready!(Pin::new(&mut *io).poll_read(context, &mut bytes))?;
                 if bytes.filled().is_empty() {
-                    // An incomplete frame is the reader's to judge.
+                    // At the end of the stream, an incomplete frame is passed on; the reader decides about it.
                     let rest = rewriter.held.split();
                     rewriter.ready.put(rest);
                     if rewriter.ready.is_empty() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One stream of an agent, and the tunnels that go through it. [`Backend::receive`] is called by the task that reads
-//! the stream and never waits: messages for a tunnel go into its inbox.
+//! One stream of an agent, and the tunnels that it carries. The task that reads the stream calls [`Backend::receive`],
+//! which never blocks: it puts the messages for a tunnel into the tunnel's inbox.
 
 pub mod tunnel;
 
@@ -26,29 +26,30 @@ use crate::wire::{DialRequest, DialResponse, Message};
 /// The error that a client gets when the agent's stream ends before its answer.
 pub const PENDING_LOST: &str = "Backend context error: context canceled";
 
-/// The error that a client gets when the agent's stream ends under an established connection.
+/// The error that a client gets when the agent's stream ends during an established connection.
 pub const ESTABLISHED_LOST: &str = "the agent's stream ended, the connection is cut";
 
-/// How long an agent that has left a dial without an answer is avoided, unless something comes from it before. Then it
-/// gets another one: an agent of ours that was suspended does not answer a dial that was given up meanwhile.
+/// How long an agent that did not answer a dial in time is avoided, unless a message from it arrives earlier. After
+/// this time it gets another dial, because an agent of this project that was suspended does not answer dials that were
+/// given up in the meantime.
 const SUSPICION: Duration = Duration::from_secs(30);
 
-/// The error that a client gets for an answer that is neither a connection nor an error.
+/// The error that a client gets for an answer that contains neither a connection ID nor an error.
 const NO_NUMBER: &str = "the agent's answer has no connection";
 
-/// State that all streams of agents share.
+/// The state that the streams of a tenant's agents share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The counters.
+    /// The server's metrics.
     pub metrics: Arc<ServerMetrics>,
-    /// The memory for all inboxes.
+    /// The memory budget of all inboxes.
     pub budget: Arc<Budget>,
-    /// The bounds of one inbox.
+    /// The limits of one inbox.
     pub limits: Limits,
 }
 
 impl Shared {
-    /// With defaults, for tests.
+    /// Creates a state with default limits, for tests.
     #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn for_tests() -> Self {
@@ -59,7 +60,7 @@ impl Shared {
         }
     }
 
-    /// An inbox for a tunnel of a client that speaks like this.
+    /// Creates an inbox for a tunnel of a client in this mode.
     #[must_use]
     pub fn inbox(&self, mode: Mode) -> Inbox<Event> {
         let queues = match mode {
@@ -74,16 +75,17 @@ impl Shared {
 #[derive(Debug, Default)]
 struct Table {
     is_lost: bool,
-    /// By the number that the agent knows the dial by.
+    /// Pending dials, by the dial ID that the agent knows.
     pending: HashMap<i64, Arc<Tunnel>>,
     given_up: GivenUp,
     established: HashMap<i64, Arc<Tunnel>>,
-    /// Closed here, and the agent has not yet confirmed: its messages for them are dropped.
+    /// Connections that the server has closed and the agent has not yet confirmed. The agent's messages for them are
+    /// dropped.
     closing: HashSet<i64>,
 }
 
-/// Connections that wait for the agent's confirmation at most. Only an agent that means harm leaves so many without it:
-/// each of its messages for others is answered by a request to close.
+/// The maximum number of connections that wait for the agent's confirmation. Only a malicious agent leaves so many
+/// unconfirmed. The server answers each of its messages for further connections with a request to close.
 const MOST_CLOSING: usize = 65_536;
 
 impl Table {
@@ -93,8 +95,9 @@ impl Table {
         }
     }
 
-    /// A number for a dial: the client's, unless the agent's answer to another dial may carry it. Clients choose their
-    /// numbers without each other, and some choose the same (Go before 1.20 has every process draw the same ones).
+    /// Returns the ID for a dial: the client's, unless the agent may still send an answer with this ID to another dial.
+    /// Clients choose their IDs independently, and some choose the same ones (with Go before 1.20, every process draws
+    /// the same sequence).
     fn dial_number(&mut self, wanted: i64) -> i64 {
         let now = Instant::now();
         let mut number = wanted;
@@ -108,31 +111,31 @@ impl Table {
 /// One stream of an agent.
 #[derive(Debug)]
 pub struct Backend {
-    /// The agent's name; several streams may have the same.
+    /// The agent's ID; several streams may have the same one.
     pub agent_id: String,
     /// The destinations that the agent can reach.
     pub identifiers: Identifiers,
     /// The queue of messages to the agent.
     pub outbox: Arc<Outbox>,
-    /// The extensions of upstream's protocol that the agent supports.
+    /// The protocol extensions that the agent supports.
     pub extensions: Extensions,
-    /// State that all streams share.
+    /// The state that this stream shares with others.
     pub shared: Arc<Shared>,
     is_draining: AtomicBool,
-    /// A dial has had no answer in time, and nothing has come from the agent since.
+    /// The agent did not answer a dial in time, and has sent nothing since.
     is_silent: AtomicBool,
-    /// Bytes of tunnels that have come from it.
+    /// The number of tunnel bytes received from the agent.
     received: AtomicU64,
     table: Mutex<Table>,
 }
 
-/// A dial does not even begin: the agent's stream has just ended.
+/// The error of a dial that is not sent because the agent's stream has just ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{PENDING_LOST}")]
 pub struct DialRefused;
 
 impl Backend {
-    /// A new stream.
+    /// Creates a stream without tunnels.
     #[must_use]
     pub fn new(
         agent_id: String,
@@ -154,22 +157,23 @@ impl Backend {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A panic while it is held leaves maps that are consistent.
+        // A panic while the lock is held leaves the maps consistent.
         self.table
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Whether the agent is about to leave.
+    /// Returns whether the agent has announced that it is about to exit.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.is_draining.load(Ordering::Relaxed)
     }
 
-    /// How congested it is: whether it is silent, what waits to be sent to it, and how many dials it has not answered.
+    /// Returns how congested the agent is: whether it is silent, how much data waits to be sent to it (in units of 64
+    /// KiB), and how many dials it has not answered.
     #[must_use]
     pub fn load(&self) -> (bool, usize, usize) {
-        // Small amounts are on their way, not congestion.
+        // Small amounts are in flight and are no sign of congestion.
         let waiting = self.outbox.waiting() / (64 * 1024);
         let table = self.table();
         let is_silent = self.is_silent.load(Ordering::Relaxed)
@@ -177,7 +181,7 @@ impl Backend {
         (is_silent, waiting, table.pending.len())
     }
 
-    /// What goes through it.
+    /// Returns the traffic of this stream.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         let table = self.table();
@@ -187,15 +191,15 @@ impl Backend {
         Traffic::new((pending, established), received, &self.outbox)
     }
 
-    /// The agent has left a dial without an answer for as long as it may.
+    /// Records that the agent did not answer a dial in time.
     pub fn note_silence(&self) {
         self.is_silent.store(true, Ordering::Relaxed);
     }
 
-    /// Asks the agent for a connection. The outcome is added to `inbox`.
+    /// Sends a dial request to the agent. The outcome is added to `inbox`.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// Returns an error if the stream has ended.
     pub fn dial(
         self: &Arc<Self>,
         request: DialRequest,
@@ -225,18 +229,18 @@ impl Backend {
             ..request
         });
         if tunnel.send(asked).is_err() {
-            // The transport has just gone; its reader will notice too.
+            // The transport has just ended; the task that reads from it will detect that too.
             self.forget_pending(&tunnel);
             return Err(DialRefused);
         }
         Ok(tunnel)
     }
 
-    /// Removes a pending dial; true if it was still pending.
+    /// Removes a pending dial. Returns true if it was still pending.
     pub fn forget_pending(&self, tunnel: &Tunnel) -> bool {
         let number = tunnel.number;
         let mut table = self.table();
-        // A number that has been answered may be another dial's.
+        // If the dial was answered, its ID may already belong to another dial.
         let is_own = |one: &Arc<Tunnel>| std::ptr::eq(Arc::as_ptr(one), tunnel);
         let removed = table.pending.get(&number).is_some_and(is_own);
         if removed {
@@ -250,7 +254,8 @@ impl Backend {
         removed
     }
 
-    /// Removes an established connection whose end the agent has yet to confirm; true if it was there.
+    /// Removes an established connection whose end the agent has not confirmed yet. Returns true if the connection was
+    /// established.
     pub fn forget_established(&self, tunnel: &Arc<Tunnel>) -> bool {
         let connect_id = tunnel.connect_id();
         let mut table = self.table();
@@ -264,15 +269,16 @@ impl Backend {
         }
     }
 
-    /// Asks the agent to close a connection that has no client. It is never one that a client has named: that may be
-    /// another client's, also one whose dial the agent's answer has not reached yet.
+    /// Asks the agent to close a connection that has no client. The ID must come from the agent, never from a client: a
+    /// client could name a connection of another client, even one whose dial response has not arrived yet.
     fn close_unknown(&self, connect_id: i64) {
-        // An ended stream has no connections.
+        // A stream that has ended has no connections.
         let _ = self.outbox.control(Message::CloseRequest(connect_id));
     }
 
-    /// As [`Self::close_unknown`], for one that the agent has: its target may send on until the agent takes the
-    /// request. An agent that answers a dial twice names a connection that has a client.
+    /// Like [`Self::close_unknown`], for a connection that exists at the agent: its target may send until the agent has
+    /// received the request. An agent that answers a dial twice names a connection that has a client, which is left
+    /// alone.
     fn close_stray(&self, connect_id: i64) {
         let mut table = self.table();
         if table.established.contains_key(&connect_id) {
@@ -285,7 +291,7 @@ impl Backend {
         self.close_unknown(connect_id);
     }
 
-    /// Takes a message of the agent.
+    /// Handles a message from the agent.
     pub fn receive(&self, message: Message) {
         if self.is_silent.load(Ordering::Relaxed) {
             self.is_silent.store(false, Ordering::Relaxed);
@@ -362,7 +368,7 @@ impl Backend {
             }
             return;
         };
-        // As the client knows its dial.
+        // The client knows the dial by its own ID.
         let mut response = DialResponse {
             random: tunnel.random,
             ..response
@@ -379,7 +385,7 @@ impl Backend {
         } else {
             None
         };
-        // Still under the lock, so that no other event of this tunnel comes before.
+        // Pushed while the lock is held, so that no other event of this tunnel precedes it.
         tunnel.inbox.push(Event::Dialed(response.clone()));
         drop(table);
         metrics.pending(-1);
@@ -461,7 +467,7 @@ impl Backend {
         }
     }
 
-    /// The stream has ended: so have all its tunnels, with an error.
+    /// Ends all tunnels with an error, because the stream has ended.
     pub fn lost(&self) {
         let mut table = self.table();
         table.is_lost = true;
@@ -491,7 +497,8 @@ impl Backend {
         }
     }
 
-    /// Pending dials, established connections, and closed ones that the agent has not confirmed.
+    /// Returns the numbers of pending dials, of established connections, and of closed connections that the agent has
+    /// not confirmed.
     #[cfg(test)]
     pub fn counts(&self) -> (usize, usize, usize) {
         let table = self.table();

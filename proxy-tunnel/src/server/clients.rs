@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The service that gRPC clients call. What becomes of a stream is [`grpc`]'s business.
+//! The service that gRPC clients call. [`grpc`] handles the streams.
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -12,11 +12,11 @@ use super::transport::{self, Answer};
 use crate::wire::metadata::{self, Extensions};
 use crate::wire::{PROXY_PATH, TUNNEL};
 
-/// The service for the clients of one connection.
+/// The service for the clients on one connection.
 #[derive(Debug)]
 pub struct ProxyService(pub Client);
 
-/// Refuses all requests of the clients of one connection.
+/// The service that refuses all requests of the clients on one connection.
 #[derive(Debug)]
 pub struct RefusingService(pub ClientRefused);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Clients of the server, by the two ways of the flag `--mode`: gRPC and HTTP CONNECT. Both hold one tunnel
-//! for each stream or connection and know nothing of other tunnels.
+//! The server's clients, in the two modes of the flag `--mode`: gRPC and HTTP CONNECT. Each stream (gRPC) or connection
+//! (HTTP CONNECT) holds one tunnel and has no access to other tunnels.
 
 mod answers;
 pub mod connect;
@@ -19,33 +19,33 @@ use super::tenants::peer::Peer;
 use super::tenants::rules::NoTenant;
 use super::tenants::tenant::{ConnectRefused, Tenant};
 
-/// The client of one connection.
+/// The client on one connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     /// The server's state.
     pub server: Arc<Server>,
-    /// The client's tenant, by which it dials.
+    /// The client's tenant, through which the client dials.
     pub tenant: Arc<Tenant>,
-    /// The connection's place among those of the tenant.
+    /// The connection's permit from the tenant's connection limit.
     pub place: Arc<Permit>,
 }
 
-/// Why a client is not served.
+/// Why a client is refused.
 #[derive(Debug, Error)]
 pub enum ClientRefused {
-    /// It belongs to no tenant.
+    /// The client belongs to no tenant.
     #[error(transparent)]
     NoTenant(#[from] NoTenant),
-    /// Its tenant has as many connections as it may.
+    /// The tenant's connection limit is reached.
     #[error(transparent)]
     Limit(#[from] ConnectRefused),
 }
 
 impl Client {
-    /// The client of a new connection.
+    /// Creates the client of a new connection.
     ///
     /// # Errors
-    /// It is not served.
+    /// Returns an error if the client belongs to no tenant, or if the tenant's connection limit is reached.
     pub fn new(server: &Arc<Server>, peer: impl FnOnce() -> Peer) -> Result<Self, ClientRefused> {
         let tenant = server.tenants.of_client(peer)?;
         let place = Arc::new(tenant.connect()?);
@@ -57,7 +57,7 @@ impl Client {
     }
 }
 
-/// How long bytes of a target that speaks first are held back after the answer to the dial, unless the client
-/// has sent something meanwhile. Upstream's client library loses bytes that come before it has noted the
-/// connection, and kube-apiserver refuses a connection on which bytes follow the 200 in one read.
+/// How long the first bytes of a target that speaks first are held back after the dial's answer, unless the client
+/// sends something earlier. Upstream's client library loses bytes that arrive before it has registered the connection,
+/// and kube-apiserver refuses a connection if a read returns further bytes together with the 200.
 pub const HOLD: Duration = Duration::from_millis(10);

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Numbers of dials that were given up while the agent may still answer them. The answer names nothing but the number,
-//! so another dial must not have it: its client would get the first one's target.
+//! The IDs of dials that the server gave up while the agent may still answer them. The agent's answer identifies the
+//! dial by this ID only, so no other dial may reuse it: its client would be connected to the first dial's target.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long an answer may take. Upstream's agent ignores that a dial is given up, and dials for 5 s; the rest is for a
-/// stream that is congested.
+/// How long an ID is kept, which is how long the agent's answer may take. Upstream's agent ignores the cancellation of
+/// a dial and dials for 5 s; the rest of the minute allows for a congested stream.
 const KEPT: Duration = Duration::from_mins(1);
 
-/// Numbers that are kept at most, the oldest go first.
+/// The maximum number of IDs that are kept; the oldest is dropped first.
 const MOST: usize = 65_536;
 
-/// Numbers of dials that were given up.
+/// The IDs of dials that were given up.
 #[derive(Debug, Default)]
 pub struct GivenUp {
     order: VecDeque<(Instant, i64)>,
@@ -21,7 +21,7 @@ pub struct GivenUp {
 }
 
 impl GivenUp {
-    /// Keeps a number that has been given up `now`.
+    /// Records that the dial with this ID was given up at `now`.
     pub fn note(&mut self, number: i64, now: Instant) {
         self.forget_old(now);
         if self.order.len() >= MOST {
@@ -32,13 +32,13 @@ impl GivenUp {
         }
     }
 
-    /// Whether the agent may still answer a dial of this number.
+    /// Returns whether the agent may still answer a dial with this ID.
     pub fn contains(&mut self, number: i64, now: Instant) -> bool {
         self.forget_old(now);
         self.numbers.contains(&number)
     }
 
-    /// Whether one has been given up within this time.
+    /// Returns whether a dial was given up less than `within` before `now`.
     pub fn is_recent(&self, within: Duration, now: Instant) -> bool {
         let last = self.order.back();
         last.is_some_and(|(at, _)| now.saturating_duration_since(*at) < within)

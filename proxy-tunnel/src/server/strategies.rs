@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which agent a dial goes to. Strategies are tried in the order of the flag; an agent that drains is used
-//! only where nothing else is left, and of two random agents the less congested one is taken, so that an agent that is
-//! slow, or leaves dials without an answer, is not fed as if it were not.
+//! The choice of the agent for a dial. Strategies are tried in the order of the flag. A draining agent is used only if
+//! no other one is left. Of two random agents the less congested one is chosen, so that an agent that is slow, or does
+//! not answer dials, gets fewer of them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,7 +28,7 @@ pub enum Strategy {
     DefaultRoute,
 }
 
-/// Not the name of a strategy.
+/// The error for a text that is not the name of a strategy.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("unknown proxy strategy: {0}; give a list of default, destHost and defaultRoute")]
 pub struct StrategyError(String);
@@ -56,8 +56,8 @@ impl fmt::Display for Strategy {
     }
 }
 
-/// Streams of agents by a key, in the order in which they came; keys in no order, so that a random one is
-/// found at once.
+/// Streams of agents, grouped by a key. The streams of one key are in the order in which they connected. The keys are
+/// in a vector in arbitrary order, so that choosing a random one takes constant time.
 #[derive(Debug, Default)]
 struct Pool {
     streams: Vec<(String, Vec<Arc<Backend>>)>,
@@ -95,7 +95,8 @@ impl Pool {
         serving(&self.streams[*position].1)
     }
 
-    /// Of two random agents that do not drain the less congested one; of one that one; else any.
+    /// Returns the less congested of two random agents that do not drain. If only one of the two does not drain,
+    /// returns that one; if both drain, returns another agent, if possible one that does not drain.
     fn random(&self) -> Option<&Arc<Backend>> {
         if self.streams.is_empty() {
             return None;
@@ -113,7 +114,7 @@ impl Pool {
             (Some(one), Some(two)) if two.load() < one.load() => Some(two),
             (Some(one), _) => Some(one),
             (None, Some(two)) => Some(two),
-            // Both drain: any other that does not, or one that does.
+            // Both drain: choose any other agent that does not drain, or else the first one.
             (None, None) => self
                 .streams
                 .iter()
@@ -127,7 +128,7 @@ impl Pool {
     }
 }
 
-/// The stream that serves, of those with one key: the first that does not drain, else the first.
+/// Returns the stream to use among the streams of one key: the first one that does not drain, or else the first one.
 fn serving(streams: &[Arc<Backend>]) -> Option<&Arc<Backend>> {
     streams
         .iter()
@@ -155,7 +156,7 @@ impl Pools {
         }
     }
 
-    /// Keys of the pools, in the order of the strategies.
+    /// Returns the number of keys of each pool, in the order of the strategies.
     fn sizes(&self) -> [usize; 3] {
         [
             Strategy::Default,
@@ -175,7 +176,7 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// None yet.
+    /// Creates an empty set of agents.
     #[must_use]
     pub fn new(strategies: Vec<Strategy>, metrics: Arc<ServerMetrics>) -> Self {
         let agents = Self {
@@ -183,7 +184,7 @@ impl Agents {
             metrics,
             pools: RwLock::default(),
         };
-        // A gauge is there before the first agent.
+        // Creates the gauges before the first agent connects.
         agents.count(&[0; 3]);
         agents
     }
@@ -194,12 +195,12 @@ impl Agents {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// An agent has connected.
+    /// Adds the stream of an agent that has connected.
     pub fn add(&self, backend: &Arc<Backend>) {
         self.change(|pools| pools.add(backend));
     }
 
-    /// As [`Self::add`], if there are fewer than `most` streams; false: there are not.
+    /// Adds a stream as [`Self::add`] does if there are fewer than `most` streams; otherwise returns false.
     #[must_use]
     pub fn add_within(&self, backend: &Arc<Backend>, most: usize) -> bool {
         let mut is_added = false;
@@ -212,13 +213,13 @@ impl Agents {
         is_added
     }
 
-    /// Streams of agents.
+    /// Returns the number of connected streams.
     #[must_use]
     pub fn connected(&self) -> usize {
         self.read().connected
     }
 
-    /// A stream of an agent has ended.
+    /// Removes the stream of an agent that has ended.
     pub fn remove(&self, backend: &Arc<Backend>) {
         self.change(|pools| {
             pools.connected -= 1;
@@ -245,22 +246,22 @@ impl Agents {
         self.count(&changes);
     }
 
-    /// Gauges have the agents of all tenants: only changes are known here.
+    /// Adds the changes to the gauges. The gauges cover the agents of all tenants, and only changes are known here.
     fn count(&self, changes: &[i64; 3]) {
         for (index, strategy) in self.strategies.iter().enumerate() {
             let change = changes[*strategy as usize];
-            // A strategy may stand in the flag twice.
+            // The flag may contain a strategy twice.
             if !self.strategies[..index].contains(strategy) {
                 self.metrics.backends(&strategy.to_string(), change);
             }
             if index + 1 == self.strategies.len() {
-                // As in upstream, which overwrites those of the strategies before.
+                // As in upstream, where the last strategy overwrites the values of the ones before it.
                 self.metrics.backend_connections(change);
             }
         }
     }
 
-    /// The agent for a dial of `address`.
+    /// Returns the agent for a dial to `address`.
     #[must_use]
     pub fn choose(&self, address: &str) -> Option<Arc<Backend>> {
         let pools = self.read();
@@ -274,7 +275,7 @@ impl Agents {
             .cloned()
     }
 
-    /// Whether the first strategy has an agent: upstream's readiness looks at no other one.
+    /// Returns whether the first strategy has an agent. Upstream's readiness check ignores the other strategies.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let pools = self.read();
@@ -283,7 +284,7 @@ impl Agents {
             .is_some_and(|first| !pool(&pools, *first).streams.is_empty())
     }
 
-    /// All streams.
+    /// Returns all streams.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Backend>> {
         let pools = self.read();
@@ -300,13 +301,13 @@ const fn pool(pools: &Pools, strategy: Strategy) -> &Pool {
     }
 }
 
-/// An address without its port and without brackets; identifiers are compared with it as texts.
+/// Returns an address without its port and without brackets. Identifiers are compared with it as strings.
 fn host(address: &str) -> &str {
     let host = match address.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => address,
     };
-    // An IPv6 address without brackets and port.
+    // An IPv6 address without brackets and without a port.
     if host.contains(':') && !host.starts_with('[') {
         return address;
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tenants: the clusters that share a server. An agent, and a client, belongs to one of them, by the rules of a file or,
-//! without one, to the only one there is. A client gets the [`Tenant`] that it belongs to and dials by it: there is no other
-//! way to an agent.
+//! Tenants: the clusters that share a server. Each agent and each client belongs to one tenant: the one that the rules
+//! of a file determine or, without such a file, the only one. A client gets its [`Tenant`] and dials through it; there
+//! is no other way to an agent.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`rules`] | the peers of a tenant, and the decision about a peer |
-//! | [`mod@file`] | how the rules are written |
+//! | [`mod@file`] | the file format of the rules |
 //! | [`peer`] | the properties of a peer |
 //! | [`tenant`] | one tenant |
 //! | [`limits`] | the limits of one tenant |
@@ -31,9 +31,9 @@ use crate::cluster::tokens::Holder;
 /// The tenants of the server.
 #[derive(Debug)]
 pub enum Tenants {
-    /// One cluster: every peer that TLS and tokens let in belongs to it.
+    /// One cluster: every peer that TLS and tokens admit belongs to it.
     One(Arc<Tenant>),
-    /// Those of the rules.
+    /// The tenants of the rules.
     Several(Several),
 }
 
@@ -44,7 +44,7 @@ pub struct Several {
     current: RwLock<Arc<Current>>,
 }
 
-/// The rules of a moment, and their tenants.
+/// The rules in force, and their tenants.
 #[derive(Debug, Default)]
 struct Current {
     rules: Rules,
@@ -52,13 +52,13 @@ struct Current {
 }
 
 impl Tenants {
-    /// One.
+    /// Creates a server's only tenant.
     #[must_use]
     pub fn one(parts: Parts) -> Self {
         Self::One(Arc::new(Tenant::only(parts)))
     }
 
-    /// Those of the rules. Until there are some every peer is refused.
+    /// Creates the tenants of a server with rules. Every peer is refused until [`Self::apply`] is called.
     #[must_use]
     pub fn several(parts: Parts) -> Self {
         Self::Several(Several {
@@ -67,8 +67,8 @@ impl Tenants {
         })
     }
 
-    /// Puts these rules in force: tenants that stay keep their agents and tunnels, those that are gone lose them.
-    /// Without effect on a server with one tenant.
+    /// Puts rules in force. Tenants that remain keep their agents and tunnels; tenants that were removed lose them. Has
+    /// no effect on a server with one tenant.
     pub fn apply(&self, rules: &Rules) {
         let Self::Several(several) = self else { return };
         for removed in several.apply(rules) {
@@ -78,10 +78,10 @@ impl Tenants {
         }
     }
 
-    /// The tenant that a client belongs to. A refusal is logged and counted here.
+    /// Returns the tenant of a client. Logs and counts a refusal.
     ///
     /// # Errors
-    /// It belongs to none.
+    /// Returns an error if the client belongs to no tenant.
     pub fn of_client(&self, peer: impl FnOnce() -> Peer) -> Result<Arc<Tenant>, NoTenant> {
         match self {
             Self::One(tenant) => Ok(Arc::clone(tenant)),
@@ -89,11 +89,11 @@ impl Tenants {
         }
     }
 
-    /// The tenant that an agent belongs to; `token` is an API server's review of its token. A refusal is logged and
-    /// counted here.
+    /// Returns the tenant of an agent. `token` is the API server's review of the agent's token. Logs and counts a
+    /// refusal.
     ///
     /// # Errors
-    /// It belongs to none.
+    /// Returns an error if the agent belongs to no tenant.
     pub fn of_agent(&self, peer: &Peer, token: Option<&Holder>) -> Result<Arc<Tenant>, NoTenant> {
         match self {
             Self::One(tenant) => Ok(Arc::clone(tenant)),
@@ -101,14 +101,14 @@ impl Tenants {
         }
     }
 
-    /// Logs and counts that an agent is refused for its token.
+    /// Logs and counts the refusal of an agent because of its token.
     pub fn refuse_token(&self, peer: &Peer, why: &str) {
         if let Self::Several(several) = self {
             several.refuse(Side::Agent, peer, &NoTenant::Token(why.to_owned()));
         }
     }
 
-    /// The audiences of tokens that rules name.
+    /// Returns the token audiences that the rules contain.
     #[must_use]
     pub fn audiences(&self) -> Vec<String> {
         match self {
@@ -117,7 +117,7 @@ impl Tenants {
         }
     }
 
-    /// All tenants.
+    /// Returns all tenants.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Tenant>> {
         match self {
@@ -142,7 +142,7 @@ impl Several {
         Arc::clone(&current)
     }
 
-    /// Returns the tenants that are no more.
+    /// Replaces the rules. Returns the tenants that were removed.
     fn apply(&self, rules: &Rules) -> Vec<Arc<Tenant>> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let mut old = current.tenants.clone();
@@ -170,7 +170,7 @@ impl Several {
     ) -> Result<Arc<Tenant>, NoTenant> {
         let current = self.current();
         let judged = current.rules.judge(side, peer, token);
-        // The tenants are those of the rules.
+        // Rules and tenants are replaced together, so every name has a tenant.
         let tenant = judged.and_then(|name| current.tenants.get(name).ok_or(NoTenant::Unknown));
         tenant
             .cloned()

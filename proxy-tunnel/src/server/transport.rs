@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! HTTP/2 below gRPC: one connection with its limits, and the step from an HTTP request to tonic. What a
-//! service answers is `agents`' and `frontend::grpc`'s business.
+//! HTTP/2 below gRPC: one connection with its limits, and the conversion of an HTTP request to a tonic request.
+//! `agents` and `frontend::grpc` produce the answers.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,36 +24,37 @@ use tonic::{Extensions, Status, async_trait};
 
 use crate::wire::{Encode, GRPC, Inbound, Outbound};
 
-/// How long a peer may take from the connection to its first request, as in upstream.
+/// The time limit from the connection to the peer's first request, as in upstream.
 const FIRST_REQUEST: Duration = Duration::from_mins(2);
 
-/// How long a peer may take to answer a ping.
+/// How long a peer may take to acknowledge a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Bytes of one HTTP/2 frame that a peer may send.
+/// The maximum size of an HTTP/2 frame that a peer may send, in bytes.
 const FRAME: u32 = 128 * 1024;
 
-/// Bytes of the header fields of one request.
+/// The maximum size of the header fields of a request, in bytes.
 const HEADERS: u32 = 64 * 1024;
 
-/// Streams of one connection. Upstream does not limit them.
+/// The maximum number of concurrent streams on a connection. Upstream does not limit them.
 const STREAMS: u32 = 65_536;
 
 /// The settings that differ between connections of agents and of clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// After how long without a byte the peer is pinged.
+    /// The time without received bytes after which the peer is pinged.
     pub keepalive: Duration,
-    /// How long it may take to answer.
+    /// How long the peer may take to acknowledge a ping.
     pub ping_timeout: Duration,
-    /// Bytes that a peer may send on a stream, and on a connection, before any of them is taken.
+    /// The flow-control windows of a stream and of the connection, in bytes: how much a peer may send before the
+    /// receiver has read any of it.
     pub windows: (u32, u32),
-    /// Bytes that wait in the kernel's stead for the peer's window.
+    /// The size of the send buffer of a stream, in bytes. It holds data until the peer's window has room.
     pub send_buffer: usize,
 }
 
 impl Settings {
-    /// For agents: one stream carries everything, and it is always read.
+    /// Returns the settings for agents: one stream carries all tunnels, and the server always reads it.
     #[must_use]
     pub const fn link(keepalive: Duration) -> Self {
         Self {
@@ -64,7 +65,7 @@ impl Settings {
         }
     }
 
-    /// For clients: a stream is a tunnel, and waits where its agent does not take its bytes.
+    /// Returns the settings for clients: a stream is one tunnel, and waits while its agent does not take the bytes.
     #[must_use]
     pub const fn tunnels(keepalive: Duration) -> Self {
         Self {
@@ -76,18 +77,17 @@ impl Settings {
     }
 }
 
-/// Answers gRPC requests.
+/// A service that answers gRPC requests.
 #[async_trait]
 pub trait Answer: Send + Sync + 'static {
-    /// Answers one.
+    /// Answers one request.
     async fn answer(&self, request: Request<Incoming>) -> Response<Body>;
 }
 
-/// Serves a connection until it ends. When `leave` is ready, the peer is asked to finish; open
-/// streams go on.
+/// Serves a connection until it ends. When `leave` completes, the peer is asked to finish; open streams continue.
 ///
 /// # Errors
-/// Why it ended early, for the log.
+/// Returns the reason, for the log, if the connection failed or if the peer sent no request in time.
 pub async fn serve<I, A>(
     io: I,
     settings: Settings,
@@ -138,7 +138,7 @@ where
     }
 }
 
-/// Takes one request as a stream of packets and answers with another, or with a status.
+/// Handles a request whose body is a stream of packets. The response is a stream of packets too, or a gRPC status.
 pub async fn streaming<S, F, R, E>(
     encode: E,
     request: Request<Incoming>,
@@ -176,7 +176,7 @@ where
     }
 }
 
-/// The answer to a path that has no service.
+/// Returns the response to a path without a service.
 #[must_use]
 pub fn unknown(path: &str) -> Response<Body> {
     Status::unimplemented(format!("unknown service or method {path}")).into_http()

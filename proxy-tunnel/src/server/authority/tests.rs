@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Streams of HTTP/2 as Go's clients write them, cut at any byte.
+//! HTTP/2 byte streams as Go's clients write them, split at every byte.
 
 use httlib_huffman::encode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -18,7 +18,8 @@ fn framed(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// `:method: POST` of the static table, an authority as Go writes it, a field by names of its own.
+/// Returns a header block: `:method: POST` from the static table, an authority as Go encodes it, and a field with a
+/// literal name.
 fn block(authority: &[u8], is_compressed: bool) -> Vec<u8> {
     let mut block = vec![0x83, 0x41];
     if is_compressed {
@@ -38,7 +39,7 @@ fn block(authority: &[u8], is_compressed: bool) -> Vec<u8> {
 #[tokio::test]
 async fn an_authority_that_is_named_letter_by_letter_is_found_too() {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    // As gRPC's C library writes it.
+    // The encoding of gRPC's C library.
     let block = |authority: &[u8]| {
         let mut block = vec![0x83, 0x40];
         string(&mut block, b":authority");

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The life of tunnels against a model: clients and an agent that act in any order, with packets on their way in both
-//! directions meanwhile. However a tunnel ends — by the client, the agent, a limit in time, the loss of the agent's
-//! stream, or by several of them at once — it ends once: each side learns of it, and of one end only, and nothing is
-//! left.
+//! Checks the life of tunnels against a model: clients and an agent act in any order while packets are in flight in
+//! both directions. However a tunnel ends (by the client, by the agent, by a time limit, by the loss of the agent's
+//! stream, or by several of these at once), it ends once: each side is told of one end only, and no state is left.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,43 +12,43 @@ use super::*;
 use crate::flow::OutboxStream;
 use crate::flow::inbox::Item;
 
-/// The events that may come next. The number is the client's.
+/// The possible events. The argument is the number of the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// The client asks for a connection.
+    /// The client dials.
     Dial(usize),
-    /// It sends bytes.
+    /// The client sends data.
     Send(usize),
-    /// It has nothing more to send.
+    /// The client closes its sending side.
     Finish(usize),
-    /// It asks for the end, and reads on.
+    /// The client asks for the end of the connection, and continues to read.
     Close(usize),
-    /// It gives the dial up, or its stream ends; it reads on.
+    /// The client cancels the dial, or its stream ends; it continues to read.
     Detach(usize),
-    /// It vanishes.
+    /// The client disconnects.
     Vanish(usize),
-    /// Its dial has taken too long.
+    /// The client's dial exceeds its time limit.
     Expire(usize),
-    /// The agent takes the next packet.
+    /// The agent receives the next packet.
     Take,
-    /// It connects for the oldest dial, or fails to.
+    /// The agent connects for the oldest dial, or fails to connect.
     Connect,
     Fail,
-    /// It gives the oldest dial up.
+    /// The agent cancels the oldest dial.
     GiveUp,
-    /// A target sends bytes, half-closes, or closes.
+    /// A target sends data, closes its sending side, or closes the connection.
     TargetSends,
     TargetFinishes,
     TargetCloses,
-    /// The agent is about to leave.
+    /// The agent announces that it is about to exit.
     Drain,
-    /// The server takes the next packet of the agent.
+    /// The server receives the next packet from the agent.
     Deliver,
     /// The agent's stream ends.
     Lose,
 }
 
-/// All steps of one client.
+/// All steps, for one client.
 const STEPS: [Step; 17] = [
     Step::Dial(0),
     Step::Send(0),
@@ -70,21 +69,21 @@ const STEPS: [Step; 17] = [
     Step::Lose,
 ];
 
-/// An agent that keeps to the protocol, with its side of the connections.
+/// An agent that follows the protocol, with its side of the connections.
 #[derive(Debug, Default)]
 struct Agent {
-    /// Number and address.
+    /// The dial ID and the address of each dial.
     dials: VecDeque<(i64, String)>,
     next: i64,
-    /// By number: true while it is open.
+    /// Connections by ID; true while the connection is open.
     connections: BTreeMap<i64, bool>,
-    /// Where they lead.
+    /// The target addresses of the connections, by ID.
     addresses: BTreeMap<i64, String>,
-    /// Requests to close, by number.
+    /// The number of requests to close, by connection ID.
     asked: BTreeMap<i64, usize>,
-    /// On its way to the server.
+    /// The packets in flight to the server.
     sent: VecDeque<Message>,
-    /// Upstream's ignores a `CloseDial`, and answers for connections that it has closed before.
+    /// False for upstream's agent, which ignores `CloseDial` and answers for connections that it has already closed.
     is_ours: bool,
 }
 
@@ -146,7 +145,7 @@ impl Agent {
         });
     }
 
-    /// The target of the oldest open connection takes a step.
+    /// Lets the target of the oldest open connection take a step. Returns false if no connection is open.
     fn target(&mut self, step: Step) -> bool {
         let Some((number, open)) = self.open() else {
             return false;
@@ -161,7 +160,7 @@ impl Agent {
         true
     }
 
-    /// The oldest open connection.
+    /// Returns the oldest open connection.
     fn open(&mut self) -> Option<(&i64, &mut bool)> {
         self.connections.iter_mut().find(|(_, open)| **open)
     }
@@ -171,16 +170,16 @@ impl Agent {
 #[derive(Debug)]
 struct Client {
     tunnel: Arc<Tunnel>,
-    /// How its dial ended, and its connection.
+    /// How the dial ended.
     dial: Option<Event>,
     end: Option<Event>,
     has_vanished: bool,
-    /// It gave the dial or the connection up: it need not learn of the end.
+    /// The client cancelled the dial or the connection, so it need not be told of the end.
     has_left: bool,
 }
 
 impl Client {
-    /// Takes the messages that have come for it.
+    /// Reads the messages that have arrived for the client.
     fn read(&mut self) {
         while let Some(item) = self.tunnel.inbox.next().now_or_never() {
             assert!(!self.has_vanished, "{item:?} for a client that has gone");
@@ -236,14 +235,14 @@ impl World {
         (!client.has_vanished).then_some(&client.tunnel)
     }
 
-    /// Takes a step; false if there is nothing to do by it.
+    /// Takes a step. Returns false if the step has no effect in this state.
     fn step(&mut self, step: Step) -> bool {
         match step {
             Step::Dial(number) => {
                 if self.clients[number].is_some() {
                     return false;
                 }
-                // Clients choose without each other, and two of three the same.
+                // Clients choose their IDs independently; two of three choose the same.
                 let random = i64::try_from(number % 2).unwrap() + 100;
                 let inbox = Arc::new(self.backend.shared.inbox(Mode::Grpc));
                 let request = DialRequest {
@@ -269,14 +268,14 @@ impl World {
                 if id == 0 {
                     return false;
                 }
-                // An ended stream takes nothing.
+                // A stream that has ended accepts no messages.
                 let _ = tunnel.send(match step {
                     Step::Send(_) => Message::Data(id, Bytes::from_static(b"x")),
                     _ => Message::Finish(id),
                 });
             }
             Step::Close(number) => {
-                // As both frontends do it.
+                // Both frontends do this.
                 let Some(tunnel) = self.client(number) else {
                     return false;
                 };
@@ -323,7 +322,7 @@ impl World {
                 _ => return false,
             },
             Step::Lose => {
-                // Its receiver and the end of the process may both do it.
+                // Both the receiver and the shutdown of the process may call this.
                 self.is_lost = true;
                 self.backend.lost();
             }
@@ -336,15 +335,15 @@ impl World {
         true
     }
 
-    /// Delivers everything that is on its way.
+    /// Delivers all packets in flight.
     fn settle(&mut self) {
         while self.step(Step::Take) || self.step(Step::Deliver) {}
     }
 
-    /// Ends everything, and checks that nothing is left.
+    /// Ends everything, and checks that no state is left.
     fn end(mut self) {
         self.settle();
-        // Dials that are still asked for are answered, so that each client learns something.
+        // Answers the dials that are still pending, so that each client learns of an outcome.
         while !self.agent.dials.is_empty() {
             self.step(Step::Connect);
             self.settle();
@@ -384,7 +383,7 @@ impl World {
     }
 }
 
-/// Takes these steps in a world of their own.
+/// Takes these steps in a new world, and checks the gauges and the memory at the end.
 fn play(shared: &Arc<Shared>, clients: usize, extensions: Extensions, steps: &[Step]) {
     let mut world = World::new(shared, clients, extensions);
     for step in steps {
@@ -395,7 +394,7 @@ fn play(shared: &Arc<Shared>, clients: usize, extensions: Extensions, steps: &[S
     assert_eq!(shared.budget.used(), 0, "memory is left");
 }
 
-/// As [`play`]; a failure names the steps.
+/// Calls [`play`]; a failure reports the steps.
 fn check(shared: &Arc<Shared>, clients: usize, extensions: Extensions, steps: &[Step]) {
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         play(shared, clients, extensions, steps);
@@ -411,7 +410,7 @@ const BOTH: [Extensions; 2] = [
     },
 ];
 
-/// Every history of three steps after each of these beginnings.
+/// Checks every sequence of three steps after each of these beginnings.
 #[test]
 fn every_short_history_ends_once() {
     let dialed = [Step::Dial(0), Step::Take];
@@ -432,7 +431,7 @@ fn every_short_history_ends_once() {
     }
 }
 
-/// Long histories of several clients, by chance; the seed is fixed, so that a failure can be repeated.
+/// Checks long random sequences of several clients. The seed is fixed, so that a failure can be repeated.
 #[test]
 fn long_histories_end_once() {
     let shared = Arc::new(Shared::for_tests());
@@ -450,9 +449,9 @@ fn long_histories_end_once() {
                 Step::Detach(_) => Step::Detach(client),
                 Step::Vanish(_) => Step::Vanish(client),
                 Step::Expire(_) => Step::Expire(client),
-                // Most streams live.
+                // Most streams survive.
                 Step::Lose if random.u8(..) < 200 => Step::Deliver,
-                // Most packets arrive.
+                // Most packets are delivered.
                 Step::Drain | Step::Fail | Step::GiveUp if random.bool() => Step::Take,
                 other => other,
             }

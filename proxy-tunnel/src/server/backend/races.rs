@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Threads that act on one tunnel at the same moment, as the tasks of a server do: the agent's reader, and the two halves of
-//! the client's stream. The model tries the orders of whole steps; here steps overlap. However they do, the agent is asked
-//! to close once, the client learns of one outcome and of one end, and nothing is left.
+//! Threads that act on one tunnel at the same moment, as the tasks of a server do: the task that reads the agent's
+//! stream, and the two halves of the client's stream. The model orders whole steps; here, steps overlap. In every case
+//! the agent is asked to close once, the client is told of one outcome and one end, and no state is left.
 
 use std::sync::Barrier;
 use std::task::{Context, Poll, Waker};
@@ -13,13 +13,13 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use super::*;
 use crate::flow::inbox::Item;
 
-/// The agent's number for the connection.
+/// The agent's ID for the connection.
 const ID: i64 = 1;
 
-/// How often each three scripts run beside each other.
+/// How often each combination of three scripts runs.
 const ROUNDS: usize = 50;
 
-/// The steps of the agent, in order.
+/// The steps of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Theirs {
     Answer,
@@ -27,7 +27,7 @@ enum Theirs {
     Finish,
     Close,
     GiveUp,
-    /// Its stream ends.
+    /// The agent's stream ends.
     Lose,
 }
 
@@ -46,13 +46,13 @@ const THEIRS: [&[Theirs]; 9] = [
 /// The steps of one half of the client's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ours {
-    /// Asks for the end, once there is a connection.
+    /// Asks for the end of the connection, if it is established.
     Ask,
-    /// Gives the tunnel up and reads on.
+    /// Ends the agent's side of the tunnel, and reads on.
     Detach,
-    /// The agent has had its time.
+    /// The agent's time to answer has passed.
     Expire,
-    /// Vanishes.
+    /// The client disconnects.
     Release,
 }
 
@@ -87,7 +87,7 @@ fn theirs(backend: &Arc<Backend>, tunnel: &Arc<Tunnel>, script: &[Theirs]) {
 fn ours(tunnel: &Arc<Tunnel>, script: &[Ours]) {
     for step in script {
         match step {
-            // An ended stream takes nothing.
+            // A stream that has ended accepts no messages.
             Ours::Ask if tunnel.connect_id() != 0 => drop(tunnel.ask_to_close()),
             Ours::Ask => {}
             Ours::Detach => tunnel.detach(),
@@ -103,7 +103,7 @@ type Scripts = (&'static [Theirs], &'static [Ours], &'static [Ours]);
 /// The tunnel, and the scripts that act on it.
 type Scene = (Arc<Tunnel>, Scripts);
 
-/// The scene on which two more threads act.
+/// Hands the scene to the two other threads.
 #[derive(Default)]
 struct Stage(Mutex<Option<Scene>>);
 
@@ -117,7 +117,7 @@ impl Stage {
     }
 }
 
-/// Counts the events that the client received: outcomes of its dial, and ends.
+/// Counts the outcomes of the dial and the ends that the client received.
 fn learned(inbox: &Inbox<Event>) -> (usize, usize) {
     let (mut outcomes, mut ends) = (0, 0);
     let mut context = Context::from_waker(Waker::noop());
@@ -148,7 +148,7 @@ fn check(backend: &Arc<Backend>, tunnel: &Arc<Tunnel>, (theirs, receiver, sender
             is_answered && closes.contains(&true),
             "the end is lost"
         );
-        // A cut takes the place of everything that waits, also of the answer.
+        // A cut replaces all waiting messages, including the dial's answer.
         let has_learned = outcomes + ends > 0;
         assert_eq!(has_learned, !theirs.is_empty(), "the outcome is lost");
     }
@@ -171,7 +171,7 @@ fn check(backend: &Arc<Backend>, tunnel: &Arc<Tunnel>, (theirs, receiver, sender
     backend.lost();
 }
 
-/// Each script of the agent beside each of the client's halves.
+/// Runs each script of the agent together with each pair of scripts of the client's halves.
 #[test]
 fn ends_at_the_same_moment_are_one_end() {
     let shared = Arc::new(Shared::for_tests());
@@ -220,7 +220,7 @@ fn ends_at_the_same_moment_are_one_end() {
                     begin.wait();
                     theirs(&backend, &tunnel, scripts.0);
                     end.wait();
-                    // A panic would leave the threads waiting.
+                    // A panic here would leave the other threads waiting at the barrier.
                     let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                         check(&backend, &tunnel, scripts);
                     }));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The effect of each message of an agent on tunnels: facts §1, row by row.
+//! The effect of each message of an agent on tunnels; checks facts §1 row by row.
 
 use futures_util::{FutureExt as _, StreamExt as _};
 
@@ -71,7 +71,7 @@ fn a_dial_is_answered_and_closed_by_the_agent() {
     assert!(matches!(events[0], Item::Event(Event::Dialed(_))));
     assert_eq!(events[1], Item::Data(Bytes::from_static(b"x")));
     assert!(matches!(events[2], Item::Event(Event::Closed(_))));
-    // The second close, from the client's side, finds nothing to close.
+    // A second close, by the client, has no effect.
     tunnel.release();
     tunnel.release();
     assert_eq!(sent(&backend), []);
@@ -119,7 +119,7 @@ fn a_client_that_leaves_closes_once() {
     sent(&backend);
     tunnel.release();
     assert_eq!(sent(&backend), [Message::CloseRequest(3)]);
-    // On its way meanwhile.
+    // Data that was in flight when the request to close was sent.
     backend.receive(Message::Data(3, Bytes::from_static(b"x")));
     tunnel.release();
     assert_eq!(sent(&backend), []);
@@ -128,7 +128,7 @@ fn a_client_that_leaves_closes_once() {
     assert_eq!(backend.counts(), (0, 0, 0));
 }
 
-/// Defect 15 of upstream.
+/// Checks defect 15 of upstream.
 #[test]
 fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
     let backend = backend();
@@ -138,7 +138,7 @@ fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
     assert_eq!(sent(&backend), [Message::CloseDial(7)]);
     backend.receive(answer(7, 3));
     assert_eq!(sent(&backend), [Message::CloseRequest(3)]);
-    // Its target may send on meanwhile.
+    // The target may send until the agent has closed the connection.
     backend.receive(Message::Data(3, Bytes::from_static(b"x")));
     assert_eq!(sent(&backend), []);
     backend.receive(Message::closed(3, ""));
@@ -157,7 +157,7 @@ fn an_agent_gives_up_a_dial() {
     assert!(text(&backend).contains("dial_failure_count{reason=\"backend_close\"} 1"));
 }
 
-/// Defect 4 of upstream, and the end of established connections.
+/// Checks defect 4 of upstream, and the end of established connections.
 #[test]
 fn a_lost_agent_is_an_error_for_all() {
     let backend = backend();
@@ -177,7 +177,7 @@ fn a_lost_agent_is_an_error_for_all() {
     assert_eq!(backend.shared.budget.used(), 0);
 }
 
-/// The numbers by which the agent has been asked for dials.
+/// Returns the IDs of the dial requests that were sent to the agent.
 fn asked(backend: &Backend) -> Vec<i64> {
     let number = |message| match message {
         Message::DialRequest(request) => request.random,
@@ -193,7 +193,8 @@ fn answered(tunnel: &Tunnel) -> (i64, i64) {
     }
 }
 
-/// Upstream forgets the first of two dials with one number, and gives its target to the client of the second.
+/// Upstream forgets the first of two dials with the same ID, and connects the client of the second to the first one's
+/// target.
 #[test]
 fn clients_that_choose_the_same_number_get_their_own_targets() {
     let backend = backend();
@@ -203,12 +204,12 @@ fn clients_that_choose_the_same_number_get_their_own_targets() {
     backend.receive(answer(numbers[1], 4));
     backend.receive(answer(7, 3));
     assert_eq!((answered(&one), answered(&two)), ((7, 3), (7, 4)));
-    // Now it is free.
+    // The ID 7 is free again.
     let _three = dial(&backend, 7);
     assert_eq!(asked(&backend), [7]);
 }
 
-/// The agent's late answer names the first dial's target.
+/// A late answer of the agent refers to the first dial's target.
 #[test]
 fn the_number_of_a_dial_that_was_given_up_is_not_used_again() {
     let backend = backend();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One tunnel as the server sees it: a dial, and its connection. Its frontend takes events from the
-//! inbox and sends by the lane; whichever side ends it, it ends once.
+//! One tunnel from the server's point of view: a dial and its connection. The frontend receives events from the inbox
+//! and sends through the lane. Either side may end the tunnel; it ends exactly once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -13,25 +13,25 @@ use crate::flow::{Inbox, Lane, Unacknowledged, WINDOW};
 use crate::metrics::server::DialFailure;
 use crate::wire::{CloseResponse, DialRequest, DialResponse, Message};
 
-/// The error that a client gets when the agent does not answer in time.
+/// The error that a client gets if the agent does not answer in time.
 pub const DIAL_TIMEOUT: &str = "timed out waiting for backend dial";
 
-/// Something other than bytes that happens to a tunnel.
+/// An event of a tunnel other than data.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The agent has answered the dial.
     Dialed(DialResponse),
-    /// The agent has given up the dial of this number.
+    /// The agent has cancelled the dial with this ID.
     DialClosed(i64),
-    /// The agent's stream ended before it answered the dial of this number.
+    /// The agent's stream ended before the agent answered the dial with this ID.
     PendingLost(i64),
-    /// The target has nothing more to send.
+    /// The target has closed its sending side.
     Finished,
     /// The connection has ended.
     Closed(CloseResponse),
     /// The connection is cut.
     Lost(String),
-    /// Something that the frontend's own receiver answers.
+    /// A message that the frontend's own receiver sends to the client.
     Answer(Message),
     /// The frontend's stream ends, with an error if there is one.
     End(Option<(tonic::Code, String)>),
@@ -40,21 +40,21 @@ pub enum Event {
 /// One tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// The dial's number, as its client has chosen it.
+    /// The dial ID that the client has chosen.
     pub random: i64,
-    /// The number that the agent knows the dial by.
+    /// The dial ID that the agent knows.
     pub number: i64,
-    /// Where it leads.
+    /// The address of the target.
     pub address: String,
-    /// When it was asked for.
+    /// The time at which the client requested the dial.
     pub started: Instant,
     /// The agent's stream.
     pub backend: Arc<Backend>,
-    /// The messages received for it.
+    /// The messages received for this tunnel.
     pub inbox: Arc<Inbox<Event>>,
     lane: Lane,
     connect_id: AtomicI64,
-    /// Milliseconds from `started` to the agent's answer.
+    /// The time from `started` to the agent's answer, in milliseconds.
     established: AtomicI64,
     has_asked_to_close: AtomicBool,
     has_ended: AtomicBool,
@@ -62,7 +62,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A tunnel whose dial is about to be sent.
+    /// Creates a tunnel whose dial request is about to be sent.
     #[must_use]
     pub fn new(
         request: &DialRequest,
@@ -87,47 +87,48 @@ impl Tunnel {
         }
     }
 
-    /// The agent's number for it; 0 before it is established.
+    /// Returns the agent's connection ID; 0 before the connection is established.
     #[must_use]
     pub fn connect_id(&self) -> i64 {
         self.connect_id.load(Ordering::Acquire)
     }
 
-    /// The agent has connected.
+    /// Records that the agent has connected to the target.
     pub fn establish(&self, connect_id: i64) {
         let millis = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
         self.established.store(millis, Ordering::Relaxed);
         self.connect_id.store(connect_id, Ordering::Release);
     }
 
-    /// Waits until bytes may be sent, and says how many.
+    /// Waits until data may be sent, and returns how many bytes.
     ///
     /// # Errors
-    /// The agent's stream has ended.
+    /// Returns an error if the agent's stream has ended.
     pub async fn ready(&self) -> Result<usize, Ended> {
         self.lane.ready().await
     }
 
-    /// Sends to the agent.
+    /// Sends a message to the agent.
     ///
     /// # Errors
-    /// The agent's stream has ended.
+    /// Returns an error if the agent's stream has ended.
     pub fn send(&self, message: Message) -> Result<(), Ended> {
         self.lane.push(message)
     }
 
-    /// The agent has room for more.
+    /// Records that the agent has room for `bytes` more bytes.
     pub fn grant(&self, bytes: u32) {
         self.lane.grant(bytes);
     }
 
-    /// The frontend has taken so many bytes out of the inbox.
+    /// Records that the frontend has taken `bytes` bytes out of the inbox. Sends a window update once that is worth a
+    /// message.
     pub fn taken(&self, bytes: usize) {
         if !self.backend.extensions.window {
             return;
         }
         if let Some(grant) = self.unacknowledged.taken(bytes) {
-            // An ended stream needs no window.
+            // A stream that has ended needs no window.
             let _ = self
                 .backend
                 .outbox
@@ -135,10 +136,11 @@ impl Tunnel {
         }
     }
 
-    /// The client asks for the end; the agent's messages are passed on until it confirms.
+    /// Asks the agent to close the connection, on behalf of the client. The agent's messages are still passed on until
+    /// it confirms the close.
     ///
     /// # Errors
-    /// The agent's stream has ended.
+    /// Returns an error if the agent's stream has ended.
     pub fn ask_to_close(&self) -> Result<(), Ended> {
         if self.has_asked_to_close.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -146,29 +148,29 @@ impl Tunnel {
         self.send(Message::CloseRequest(self.connect_id()))
     }
 
-    /// The client has gone: the tunnel ends in any state. Further calls do nothing.
+    /// Ends the tunnel in any state, because the client has disconnected. Further calls do nothing.
     pub fn release(self: &Arc<Self>) {
         self.detach();
         self.inbox.close();
     }
 
-    /// Ends the agent's side; the frontend is yet to learn of it.
+    /// Ends the agent's side of the tunnel; the frontend still has to be told.
     pub fn detach(self: &Arc<Self>) {
         if self.backend.forget_pending(self) {
             self.backend
                 .shared
                 .metrics
                 .dial_failed(DialFailure::FrontendClose);
-            // Upstream's agent ignores it; its late answer is then closed.
+            // Upstream's agent ignores this message; if it answers the dial later, that connection is then closed.
             let _ = self.send(Message::CloseDial(self.number));
         } else if self.backend.forget_established(self) {
             self.ended();
-            // An ended stream has no connections.
+            // A stream that has ended has no connections.
             let _ = self.ask_to_close();
         }
     }
 
-    /// The agent has not answered in time. True if that is so; false if the answer has just come.
+    /// Ends a dial that the agent has not answered in time. Returns false if the answer has just arrived.
     pub fn expire(&self) -> bool {
         if !self.backend.forget_pending(self) {
             return false;
@@ -178,18 +180,19 @@ impl Tunnel {
             .shared
             .metrics
             .dial_failed(DialFailure::BackendDialTimeout);
-        // As in `detach`.
+        // See `detach`.
         let _ = self.send(Message::CloseDial(self.number));
         true
     }
 
-    /// Whether its connection has ended: nothing that is sent arrives any more.
+    /// Returns whether the connection has ended, so that data sent on it is lost.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// Counts its end. Who waits for room waits no longer: the agent grants none any more.
+    /// Counts the end of the connection. Also opens the lane's window, so that a task that waits for room continues:
+    /// the agent will not grant any more.
     pub fn ended(&self) {
         self.has_ended.store(true, Ordering::Release);
         self.lane.grant(WINDOW);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The answers to HTTP CONNECT requests, byte by byte as upstream writes them: clients read the status line, people
-//! the body.
+//! The responses to HTTP CONNECT requests, byte for byte as upstream writes them: programs parse the status line, and
+//! people read the body.
 
-/// The answer where no agent can be chosen.
+/// Returns the response if no agent can be chosen.
 #[must_use]
 pub fn no_agent(why: &str) -> Vec<u8> {
     format!(
@@ -13,7 +13,7 @@ pub fn no_agent(why: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The answer to a dial that the agent could not carry out.
+/// Returns the response to a dial that failed at the agent.
 #[must_use]
 pub fn dial_error(text: &str) -> Vec<u8> {
     let lower = text.to_ascii_lowercase();
@@ -30,7 +30,7 @@ pub fn dial_error(text: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The answer where the agent does not answer in time.
+/// Returns the response if the agent does not answer the dial in time.
 #[must_use]
 pub fn dial_timeout(text: &str) -> Vec<u8> {
     plain(
@@ -39,7 +39,7 @@ pub fn dial_timeout(text: &str) -> Vec<u8> {
     )
 }
 
-/// The answer where the dial cannot be sent to the agent.
+/// Returns the response if the dial cannot be sent to the agent.
 #[must_use]
 pub fn not_sent(text: &str) -> Vec<u8> {
     plain(
@@ -48,19 +48,19 @@ pub fn not_sent(text: &str) -> Vec<u8> {
     )
 }
 
-/// The answer where the client's tenant has as much as it may.
+/// Returns the response if a limit of the client's tenant is reached.
 #[must_use]
 pub fn limited(text: &str) -> Vec<u8> {
     plain("503 Service Unavailable", text)
 }
 
-/// The answer to a client that belongs to no tenant.
+/// Returns the response to a client that belongs to no tenant.
 #[must_use]
 pub fn forbidden(text: &str) -> Vec<u8> {
     plain("403 Forbidden", text)
 }
 
-/// The answer where the agent's stream ends before the agent answers.
+/// Returns the response if the agent's stream ends before the agent answers.
 #[must_use]
 pub fn pending_lost(text: &str) -> Vec<u8> {
     plain("502 Bad Gateway", text)
@@ -82,7 +82,7 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// Facts §2, row by row.
+    /// Checks facts §2 row by row.
     #[test]
     fn answers_to_dials_are_upstreams_bytes() {
         assert_eq!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client that speaks HTTP CONNECT: one connection, one tunnel. The connection's own task does everything,
-//! so a client that does not read or write is waited for by nothing else.
+//! A client that speaks HTTP CONNECT: one connection carries one tunnel. One task per connection does all the work, so
+//! a client that does not read or write delays nothing else.
 
 mod absolute;
 
@@ -31,17 +31,17 @@ use crate::server::backend::tunnel::{DIAL_TIMEOUT, Event, Tunnel};
 use crate::server::tenants::tenant::{DialRefused, Dialed};
 use crate::wire::{DialRequest, Message, PacketType};
 
-/// How often a client that sends nothing more is checked for having gone.
+/// How often the server checks whether a client that has closed its sending side has disconnected.
 const CHECK: Duration = Duration::from_millis(200);
 
-/// How long the answer may pause after a client has closed its sending side, if the agent cannot close the target's
-/// side and the target thus may wait for more.
+/// How long the target's answer may pause after the client has closed its sending side, if the agent does not support
+/// half-close. In this case the target may be waiting for more bytes, and the answer may never end.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Most that a client may take to read the 200 before the target's bytes follow.
+/// How long a client may take to read the 200 before the target's bytes are sent anyway.
 const UNREAD: Duration = Duration::from_secs(1);
 
-/// Ends the tunnel in whatever way the connection ends, also by a panic.
+/// Releases the tunnel however the connection ends, including by a panic.
 struct Guard(Dialed);
 
 impl Drop for Guard {
@@ -52,13 +52,14 @@ impl Drop for Guard {
 
 /// How a connection ended.
 enum End {
-    /// Everything was carried.
+    /// All bytes were relayed.
     Regular,
-    /// Bytes are missing: the client must not take it for complete.
+    /// Bytes are missing; the client must be able to see that the stream is incomplete.
     Cut(String),
 }
 
-/// Serves a connection to its end. `phase` is the process's: where it drains, connections without a request end.
+/// Serves a connection until it ends. `phase` is the state of the process: while it drains, connections without a
+/// request are ended.
 pub async fn serve<S: Socket>(mut socket: S, client: Client, phase: watch::Receiver<Phase>) {
     let _counted = Counted::new(&client.server.metrics.http_connections);
     let Some((head, read)) = asked(&mut socket, client.server.absolute_form).await else {
@@ -70,14 +71,14 @@ pub async fn serve<S: Socket>(mut socket: S, client: Client, phase: watch::Recei
             drop(read);
             tunnel(socket, head, rest, &client).await;
         }
-        // Boxed: it is larger than all that most connections need.
+        // Boxed, because this future is larger than everything that most connections need.
         Form::Absolute => {
             Box::pin(absolute::serve(socket, head, read.freeze(), &client, phase)).await;
         }
     }
 }
 
-/// Refuses a request that is not served.
+/// Reads a request and refuses it.
 pub async fn refuse<S: Socket>(mut socket: S, server: Arc<Server>, why: ClientRefused) {
     let _counted = Counted::new(&server.metrics.http_connections);
     if asked(&mut socket, server.absolute_form).await.is_some() {
@@ -90,7 +91,7 @@ pub async fn refuse<S: Socket>(mut socket: S, server: Arc<Server>, why: ClientRe
     }
 }
 
-/// Dials, and carries bytes until the connection ends. `rest` are the bytes behind the head.
+/// Dials, and relays bytes until the connection ends. `rest` holds the bytes that were read after the request head.
 pub(super) async fn tunnel<S: Socket>(mut socket: S, head: Head, rest: Bytes, client: &Client) {
     let server = &client.server;
     let random = fastrand::i64(1..);
@@ -124,7 +125,7 @@ pub(super) async fn tunnel<S: Socket>(mut socket: S, head: Head, rest: Bytes, cl
     metrics
         .packets
         .count_kind(Segment::FromClient, PacketType::DialReq);
-    // A connection keeps none of its texts; the tunnel has the target's.
+    // Frees the strings of the request for the life of the connection; the tunnel has a copy of the target.
     drop(head);
     let tunnel = Arc::clone(&dialed.tunnel);
     let guard = Guard(dialed);
@@ -148,7 +149,7 @@ pub(super) async fn tunnel<S: Socket>(mut socket: S, head: Head, rest: Bytes, cl
     drop(guard);
 }
 
-/// The answer to a dial that does not even begin.
+/// Returns the response for a dial that was refused before it was sent to the agent.
 fn answer(refused: &DialRefused) -> Vec<u8> {
     let text = refused.to_string();
     match refused {
@@ -161,7 +162,7 @@ fn answer(refused: &DialRefused) -> Vec<u8> {
 
 /// The outcome of a dial.
 enum Pending {
-    /// The connection, and the bytes that the client has sent meanwhile.
+    /// The connection is established. The bytes are the ones that the client sent while the dial was pending.
     Established(Bytes),
     Answer(Vec<u8>),
     Gone,
@@ -181,7 +182,7 @@ async fn pending<S: Socket>(socket: &mut S, tunnel: &Arc<Tunnel>, server: &Serve
                 }
                 continue;
             }
-            // To learn that it leaves. Few bytes are read meanwhile.
+            // Reads only to detect that the client disconnects; few bytes arrive during a dial.
             read = socket.read_buf(&mut early), if may_read => {
                 match read {
                     Ok(0) if !socket.is_gone() => may_read = false,
@@ -216,7 +217,7 @@ struct Relay<'a, S> {
     halves: &'a Halves<S>,
     tunnel: &'a Arc<Tunnel>,
     server: &'a Server,
-    /// The client has sent something.
+    /// Notified when the client has sent bytes.
     spoke: Notify,
     /// When bytes were last written to the client.
     wrote: Mutex<Instant>,
@@ -249,7 +250,7 @@ async fn relay<S: Socket>(
         end = relay.up([rest, early]) => end,
     };
     if matches!(end, End::Cut(_)) {
-        // Dropped like this, TLS sends no close_notify and TCP a reset.
+        // Dropping the socket now sends no close_notify on TLS, and a reset on TCP.
         halves.lock().abort();
     }
     end
@@ -266,7 +267,7 @@ impl<S: Socket> Relay<'_, S> {
             .is_ok()
     }
 
-    /// From the client to the agent. It returns when the client has gone.
+    /// Relays bytes from the client to the agent. Returns when the client has disconnected.
     async fn up(&self, first: [Bytes; 2]) -> End {
         for data in first {
             if !data.is_empty() {
@@ -285,7 +286,7 @@ impl<S: Socket> Relay<'_, S> {
                 }
             };
             let Ok(room) = ready else {
-                // The other direction reports it.
+                // The other direction reports the end of the agent's stream.
                 return std::future::pending().await;
             };
             match pump::read(&mut half, &mut reading, room).await {
@@ -299,7 +300,7 @@ impl<S: Socket> Relay<'_, S> {
         }
         let can_finish = self.tunnel.backend.extensions.half_close;
         if can_finish && !self.halves.lock().is_gone() {
-            // An ended stream is reported by the other direction.
+            // The other direction reports an agent's stream that has ended.
             let _ = self.tunnel.send(Message::Finish(self.tunnel.connect_id()));
         }
         loop {
@@ -310,8 +311,9 @@ impl<S: Socket> Relay<'_, S> {
         }
     }
 
-    /// Ready when the client has gone while its bytes have waited for the target for as long as an agent lets them: what it
-    /// has sent last has its time to arrive, and no more.
+    /// Completes when the client has disconnected while its bytes wait for the target. The interval of the checks,
+    /// `FAREWELL`, is also the time for which an agent lets bytes wait: the client's last bytes get that time to
+    /// arrive, and no more.
     async fn abandoned(&self) {
         loop {
             sleep(FAREWELL).await;
@@ -322,25 +324,25 @@ impl<S: Socket> Relay<'_, S> {
     }
 
     fn last_write(&self) -> MutexGuard<'_, Instant> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.wrote
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// How long nothing was written to the client.
+    /// Returns the time since bytes were last written to the client.
     fn quiet(&self) -> Duration {
         self.last_write().elapsed()
     }
 
-    /// From the agent to the client. It returns when the agent has ended the connection.
+    /// Relays bytes from the agent to the client. Returns when the agent has closed the connection.
     async fn down(&self) -> End {
         self.hold().await;
         let mut half = Half(self.halves);
         loop {
             let event = match self.tunnel.inbox.next().await {
                 Item::Data(data) => {
-                    // A tunnel that rests has no list.
+                    // The vector exists only while there is data, so an idle tunnel does not hold one.
                     let mut chunks = vec![data];
                     self.tunnel.inbox.more(&mut chunks, BATCH);
                     if let Err(error) = self.write(&mut half, &mut chunks).await {
@@ -351,10 +353,10 @@ impl<S: Socket> Relay<'_, S> {
                 Item::Event(event) => event,
             };
             match event {
-                // A client that has gone is noticed by the other direction.
+                // The other direction detects that the client has disconnected.
                 Event::Finished => drop(half.shutdown().await),
                 Event::Closed(response) if response.error.is_empty() => {
-                    // The client may have gone before.
+                    // Fails if the client has already disconnected.
                     let _ = timeout(FAREWELL, half.shutdown()).await;
                     return End::Regular;
                 }
@@ -365,7 +367,7 @@ impl<S: Socket> Relay<'_, S> {
         }
     }
 
-    /// Waits until the target's first bytes cannot be read together with the 200.
+    /// Waits until the client can no longer read the target's first bytes together with the 200.
     async fn hold(&self) {
         if timeout(HOLD, self.spoke.notified()).await.is_ok() {
             return;
@@ -388,7 +390,7 @@ impl<S: Socket> Relay<'_, S> {
         tokio::select! {
             biased;
             written = pump::write_all(half, chunks) => written?,
-            // The next event has the reason.
+            // The next event contains the reason.
             () = self.tunnel.inbox.cut() => chunks.clear(),
         }
         self.server.metrics.wrote(start.elapsed());

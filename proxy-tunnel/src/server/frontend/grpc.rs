@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client that speaks gRPC: one stream, one tunnel. A task receives the client's messages; what the client gets is
-//! `answers`' business.
+//! A client that speaks gRPC: one stream carries one tunnel. A task receives the client's messages; `answers` produces
+//! the messages to the client.
 
 mod answers;
 
@@ -32,14 +32,14 @@ struct Session {
     client: Client,
     inbox: Arc<Inbox<Event>>,
     dialed: OnceLock<Dialed>,
-    /// The transport has dropped the answers' stream: the client has gone.
+    /// Notified when the transport has dropped the response stream, that is, when the client has disconnected.
     gone: Notify,
     has_gone: AtomicBool,
-    /// It did so before the stream's regular end.
+    /// The client disconnected before the regular end of the stream.
     is_cancelled: AtomicBool,
-    /// The client has sent bytes, so it knows its connection.
+    /// The client has sent data, so it has registered its connection.
     has_spoken: AtomicBool,
-    /// Waits for that.
+    /// The task that waits for `has_spoken`.
     listener: AtomicWaker,
     extensions: Extensions,
 }
@@ -62,7 +62,7 @@ impl Session {
     }
 }
 
-/// Serves a stream: receives the messages of `inbound` in a task of its own, and returns the messages to the client.
+/// Serves a stream: spawns a task that receives the messages of `inbound`, and returns the messages to the client.
 #[must_use]
 pub fn serve(
     client: Client,
@@ -87,18 +87,18 @@ pub fn serve(
     Answers::new(session)
 }
 
-/// How the stream goes on after a message.
+/// How the receiver continues after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Continue,
-    /// Further messages are ignored.
+    /// The receiver ignores further messages.
     Drain,
 }
 
-/// Receives the client's messages.
+/// The receiver of the client's messages.
 struct Receiver {
     session: Arc<Session>,
-    /// Until when the agent has to answer.
+    /// The time by which the agent must answer the dial.
     deadline: Option<Instant>,
 }
 
@@ -158,7 +158,7 @@ impl Receiver {
         self.session.end(status);
     }
 
-    /// The client's stream has failed.
+    /// Logs and counts that the client's stream has failed.
     fn failed(&self, code: Code, text: &str) {
         let packets = &self.session.metrics().packets;
         packets.receive_error(Segment::FromClient, code);
@@ -211,7 +211,8 @@ impl Receiver {
                     tunnel.detach();
                 }
                 Some(tunnel) if tunnel.random == random => {
-                    // The answer and this have crossed: the client knows no connection to close.
+                    // The agent's answer and this packet have crossed: the client does not know the connection, so it
+                    // will not close it.
                     tunnel.detach();
                 }
                 _ => debug!(
@@ -245,7 +246,7 @@ impl Receiver {
                     && tunnel.connect_id() == connect_id
                     && tunnel.backend.extensions.half_close
                 {
-                    // An agent that is lost is reported by the inbox.
+                    // An error means that the agent's stream has ended, which the inbox reports.
                     let _ = tunnel.send(Message::Finish(connect_id));
                 }
             }
@@ -279,7 +280,7 @@ impl Receiver {
         {
             Ok(dialed) => {
                 let tunnel = Arc::clone(&dialed.tunnel);
-                // It is set once only: above.
+                // The cell is empty: see the check above.
                 let _ = session.dialed.set(dialed);
                 if session.has_gone.load(Ordering::Acquire) {
                     tunnel.release();
@@ -305,8 +306,8 @@ impl Receiver {
         }
     }
 
-    /// Passes bytes on when there is room for them; until then the client's stream is not read, so that the
-    /// client waits.
+    /// Sends data to the agent when there is room for it. Until then the client's stream is not read, which applies
+    /// backpressure to the client.
     async fn forward(&self, message: Message) -> Next {
         let Some(tunnel) = self.session.tunnel() else {
             return Next::Drain;
@@ -314,12 +315,13 @@ impl Receiver {
         let ready = tokio::select! {
             ready = tunnel.ready() => ready,
             () = self.session.gone.notified() => {
-                // For the loop, which ends by it.
+                // Notifies again for the receive loop, which ends on it.
                 self.session.gone.notify_one();
                 return Next::Drain;
             }
         };
-        // Messages after the end are read and dropped, so that the end of the client's stream is seen.
+        // Messages after the end of the connection are read and dropped, so that the end of the client's stream is
+        // detected.
         if ready.is_ok() && !tunnel.has_ended() && tunnel.send(message).is_ok() {
             Next::Continue
         } else {
@@ -327,8 +329,8 @@ impl Receiver {
         }
     }
 
-    /// A client that mixes up connections loses its own. Upstream has the agent close the other one too, which can only
-    /// be another client's.
+    /// Ends the connection of a client that sent data for another connection ID. Upstream asks the agent to close the
+    /// other connection too, but that one can only belong to another client.
     fn mismatch(&self, own: i64, other: i64) {
         const WHY: &str = "mismatched connection IDs";
         error!(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Functions of the socket that a CONNECT connection needs beyond bytes: whether the peer has
-//! closed both directions or only one, whether it has read all that was sent, and an end that does
-//! not look like a regular one.
+//! The socket operations that a CONNECT connection needs besides reading and writing: to detect whether the peer has
+//! closed both directions or only one, to query whether the peer has read all bytes, and to end the connection in a way
+//! that differs from a regular end.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -18,38 +18,39 @@ use tokio_rustls::server::TlsStream;
 
 /// A client's connection.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// The descriptor below.
+    /// Returns the file descriptor of the socket.
     fn descriptor(&self) -> BorrowedFd<'_>;
 
-    /// The event that `poll` reports when the peer has closed, after the end of its bytes has been
-    /// read. TLS has an end of its own, so that of TCP means that the peer has gone. On a Unix
-    /// socket the peer's `shutdown` of one direction looks the same, but only `close` ends both.
+    /// The event that `poll` reports when the peer has closed the connection, after its last byte has been read. TLS
+    /// has its own end-of-stream message, so POLLRDHUP, the end of the TCP stream, means that the peer has
+    /// disconnected. On a Unix socket, the peer's `shutdown` of one direction raises POLLRDHUP too; only the end of
+    /// both directions raises POLLHUP.
     const GONE: libc::c_short;
 
-    /// Whether the peer has closed both directions.
+    /// Returns whether the peer has closed both directions.
     fn is_gone(&self) -> bool {
         let mut polled = libc::pollfd {
             fd: self.descriptor().as_raw_fd(),
             events: Self::GONE,
             revents: 0,
         };
-        // SAFETY: it is one valid element, and the descriptor is open for as long as `self` is borrowed.
+        // SAFETY: `polled` is one valid element, and the descriptor is open for as long as `self` is borrowed.
         let count = unsafe { libc::poll(&raw mut polled, 1, 0) };
-        // It does not wait, and after an error nothing is known.
+        // The call does not block. After an error the state is unknown.
         count > 0 && polled.revents & (Self::GONE | libc::POLLHUP | libc::POLLERR) != 0
     }
 
-    /// Has the kernel end the connection by a reset instead of a regular end. Unix sockets have no reset: there
-    /// only the protocol inside shows that bytes are missing.
+    /// Makes the kernel end the connection with a reset instead of a regular end. Unix sockets have no reset: there,
+    /// only the protocol inside the tunnel shows that bytes are missing.
     fn abort(&self) {
-        // On a Unix socket it has no effect; on TCP it fails only where the connection has ended.
+        // This has no effect on a Unix socket, and fails on TCP only if the connection has already ended.
         let _ = SockRef::from(&self.descriptor()).set_linger(Some(Duration::ZERO));
     }
 
-    /// Bytes that the peer has not yet taken, where the kernel knows.
+    /// Returns the number of bytes that the peer has not yet taken, or 0 if the kernel does not report it.
     fn unread(&self) -> usize {
         let mut bytes: libc::c_int = 0;
-        // SAFETY: the request writes an int, and the descriptor is open for as long as `self` is borrowed.
+        // SAFETY: the request writes one int, and the descriptor is open for as long as `self` is borrowed.
         let result = unsafe {
             libc::ioctl(
                 self.descriptor().as_raw_fd(),
@@ -81,26 +82,26 @@ impl Socket for TlsStream<TcpStream> {
     }
 }
 
-/// A socket that is read and written by two parts of one task.
+/// A socket that two parts of one task read and write.
 #[derive(Debug)]
 pub struct Halves<S>(Mutex<S>);
 
 impl<S> Halves<S> {
-    /// Shares a socket.
+    /// Creates the shared socket.
     pub const fn new(socket: S) -> Self {
         Self(Mutex::new(socket))
     }
 
-    /// The socket, for as long as nothing is awaited.
+    /// Locks the socket. The guard must not be held across an await.
     pub fn lock(&self) -> MutexGuard<'_, S> {
-        // Both parts run in one task: a panic ends both.
+        // Both parts run in one task, so a panic ends both.
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// One of the two parts.
+/// The view of the shared socket that one of the two parts uses.
 #[derive(Debug)]
 pub struct Half<'a, S>(pub &'a Halves<S>);
 

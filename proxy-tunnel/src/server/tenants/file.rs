@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file of the rules, as docs/tenants.md describes it. Unknown keys are refused: a condition that is misspelt would
-//! otherwise hold for everyone.
+//! The file with the rules; docs/tenants.md describes its format. Unknown keys are errors: otherwise a rule with a
+//! misspelt condition would hold for every peer.
 
 use std::path::PathBuf;
 
@@ -12,27 +12,27 @@ use super::peer::Entrance;
 use super::rules::{Rule, Rules, RulesError, Side, TenantRules, TokenRule};
 use crate::pattern::{HostPattern, Pattern};
 
-/// Tenants at most: each has its own lines in the metrics.
+/// The maximum number of tenants. Each of them has its own series in the metrics.
 const MOST: usize = 10_000;
 
-/// Bytes of the longest file.
+/// The maximum size of the file, in bytes.
 const LONGEST: usize = 8 << 20;
 
-/// The properties of peers that rules may use, which depends on the server's flags.
+/// The properties of peers that rules may use; they depend on the server's flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offered {
-    /// Agents show certificates.
+    /// Agents present certificates.
     pub agent_certificates: bool,
-    /// Clients connect by TLS, and show certificates.
+    /// Clients connect with TLS and present certificates.
     pub client_tls: bool,
-    /// An API server can be asked about tokens.
+    /// An API server reviews tokens.
     pub tokens: bool,
 }
 
-/// Reads and checks a file.
+/// Parses and checks a file.
 ///
 /// # Errors
-/// The first thing that is wrong, and where it stands.
+/// Returns the first error and its place in the file.
 pub fn parse(text: &str, offered: Offered) -> Result<Rules, RulesError> {
     if text.len() > LONGEST {
         let problem = format!("{} bytes, more than {LONGEST}", text.len());
@@ -53,10 +53,10 @@ pub fn parse(text: &str, offered: Offered) -> Result<Rules, RulesError> {
     Rules::new(tenants?)
 }
 
-/// Checks a tenant's name, which is a label in metrics and log.
+/// Checks a tenant's name, which is used as a label in metrics and logs.
 ///
 /// # Errors
-/// How names are.
+/// Returns a description of valid names if the name is not valid.
 pub fn check_name(name: &str) -> Result<(), &'static str> {
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_allowed = |byte: u8| is_inner(byte) || b"-.".contains(&byte);
@@ -221,7 +221,7 @@ impl RuleEntry {
             return Err(problem.to_owned());
         }
         if side == Side::Agent && !has_certificates && self.token.is_none() {
-            // Every peer that reaches the port would belong to the tenant.
+            // Otherwise every peer that can reach the port would belong to the tenant.
             let problem = "without --cluster-ca-cert a rule for agents needs a token";
             return Err(problem.to_owned());
         }

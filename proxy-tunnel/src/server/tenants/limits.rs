@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The limits of one tenant. They can change while the tenant exists: connections above a lower
-//! limit go on.
+//! The limits of one tenant. They can change while the tenant exists; connections above a lowered limit continue.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,40 +8,40 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-/// Limits of a tenant; none: without limit.
+/// The limits of a tenant; `None` means no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Streams of agents.
+    /// The maximum number of agent streams.
     pub agents: Option<usize>,
-    /// Connections of clients.
+    /// The maximum number of client connections.
     pub connections: Option<usize>,
-    /// Tunnels that are dialled or established.
+    /// The maximum number of tunnels, dialed or established.
     pub tunnels: Option<usize>,
-    /// Dials per second; as many may come at once.
+    /// The maximum number of dials per second; also the maximum burst.
     pub dials_per_second: Option<u32>,
-    /// Bytes that its tunnels may hold together for slow readers.
+    /// The maximum number of bytes that the tenant's tunnels together hold for slow readers.
     pub buffered: Option<usize>,
 }
 
-/// A limit that is reached.
+/// A limit that is reached, with its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Reached {
-    /// Of agents.
+    /// The limit of agents.
     #[error("it has as many agents as it may (limits.agents: {0})")]
     Agents(usize),
-    /// Of clients' connections.
+    /// The limit of client connections.
     #[error("its clients have as many connections as they may (limits.connections: {0})")]
     Connections(usize),
-    /// Of tunnels.
+    /// The limit of tunnels.
     #[error("it has as many tunnels as it may (limits.tunnels: {0})")]
     Tunnels(usize),
-    /// Of dials.
+    /// The limit of dials per second.
     #[error("it dials more often than it may (limits.dialsPerSecond: {0})")]
     Dials(u32),
 }
 
 impl Reached {
-    /// The label in metrics.
+    /// Returns the label in metrics.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -54,7 +53,7 @@ impl Reached {
     }
 }
 
-/// How much is left of the limits of one tenant.
+/// The limits of one tenant, and how much of them is in use.
 #[derive(Debug, Default)]
 pub struct Allowance {
     limits: Mutex<Limits>,
@@ -63,12 +62,12 @@ pub struct Allowance {
     dials: Mutex<Dials>,
 }
 
-/// Room for one connection or tunnel, given back by its drop.
+/// A permit for one connection or tunnel. Dropping it returns it to the tenant.
 #[derive(Debug)]
 pub struct Permit(Arc<AtomicUsize>);
 
 impl Permit {
-    /// One of `most`; none if there are so many.
+    /// Takes one of `most` permits; returns `None` if all are in use.
     fn take(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let more = |count: usize| (count < most).then_some(count + 1);
         let taken = count.try_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -83,36 +82,36 @@ impl Drop for Permit {
 }
 
 impl Allowance {
-    /// The limits at this moment.
+    /// Returns the current limits.
     #[must_use]
     pub fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Other limits from now on.
+    /// Replaces the limits.
     pub fn set(&self, limits: Limits) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
-    /// Tunnels that there are.
+    /// Returns the number of tunnels.
     #[must_use]
     pub fn tunnels(&self) -> usize {
         self.tunnels.load(Ordering::Relaxed)
     }
 
-    /// Room for one more connection of a client.
+    /// Returns a permit for a client connection.
     ///
     /// # Errors
-    /// The limit is reached.
+    /// Returns an error if the limit is reached.
     pub fn connect(&self) -> Result<Permit, Reached> {
         let most = self.limits().connections.unwrap_or(usize::MAX);
         Permit::take(&self.connections, most).ok_or(Reached::Connections(most))
     }
 
-    /// Room for one more tunnel, which is dialled now.
+    /// Returns a permit for a tunnel that is dialed at `now`.
     ///
     /// # Errors
-    /// A limit is reached.
+    /// Returns an error if a limit is reached.
     pub fn dial(&self, now: Instant) -> Result<Permit, Reached> {
         let limits = self.limits();
         if let Some(rate) = limits.dials_per_second {
@@ -126,15 +125,15 @@ impl Allowance {
     }
 }
 
-/// Dials that have been made, as the time at which all of them would have been made at the rate allowed (the
-/// generic cell rate algorithm of ITU-T I.371).
+/// The past dials, stored as the time by which all of them would have been made at the permitted rate (the generic cell
+/// rate algorithm of ITU-T I.371).
 #[derive(Debug, Default)]
 struct Dials {
     paid_until: Option<Instant>,
 }
 
 impl Dials {
-    /// The permitted burst, as time.
+    /// The permitted burst, as a duration.
     const BURST: Duration = Duration::from_secs(1);
 
     fn take(&mut self, per_second: u32, now: Instant) -> bool {
@@ -162,7 +161,7 @@ mod tests {
             let mut dials = Dials::default();
             let burst = (0..1000).filter(|_| dials.take(rate, start)).count();
             assert_eq!(burst, rate as usize);
-            // Ten seconds, asked every millisecond.
+            // Ten seconds, with a dial every millisecond.
             let later = (1..=10_000).map(|millis| start + Duration::from_millis(millis));
             let more = later.filter(|now| dials.take(rate, *now)).count();
             let want = 10 * rate as usize;
@@ -184,7 +183,7 @@ mod tests {
         assert_eq!(allowance.dial(now).unwrap_err(), Reached::Tunnels(2));
         drop(unlimited);
         let _third = allowance.dial(now).unwrap();
-        // A lower limit ends nothing.
+        // A lower limit does not end existing tunnels.
         allowance.set(Limits {
             tunnels: Some(1),
             ..Limits::default()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The properties of a peer that the server knows before its first message: the address it
-//! connected to, the name it dialled, the subject of its certificate. All of them are from the
-//! handshake; none is a claim of the peer.
+//! The properties of a peer that the server knows before the peer's first message: the address it connected to, the
+//! server name it requested, and the subject of its certificate. They come from the handshake; none of them is a mere
+//! claim of the peer.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,19 +30,19 @@ impl fmt::Display for Entrance {
     }
 }
 
-/// A peer.
+/// A peer, as the handshake describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it connected.
+    /// The listening socket that the peer connected to.
     pub entrance: Entrance,
-    /// The name that it dialled (SNI).
+    /// The server name that the peer requested (SNI).
     pub server_name: Option<String>,
-    /// The subject of its certificate, which the handshake has verified.
+    /// The subject of the peer's certificate, which the handshake has verified.
     pub subject: Option<Subject>,
 }
 
 impl Peer {
-    /// A peer on a Unix socket.
+    /// Creates a peer that connected to a Unix socket.
     #[must_use]
     pub const fn on_socket(path: PathBuf) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Peer {
         }
     }
 
-    /// A peer with a TLS session on this port.
+    /// Creates a peer with a TLS session on this port.
     #[must_use]
     pub fn with_session(port: u16, session: &TlsStream<TcpStream>) -> Self {
         let (_, session) = session.get_ref();

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rules: the tenants, the agents and clients of each of them, and its limits. How they are written is the business
-//! of [`super::file`].
+//! The rules: the tenants with their agents, clients and limits. [`super::file`] defines the file format.
 //!
-//! A rule holds where all of its conditions do, and a peer belongs to a tenant where one of its rules holds. A peer
-//! that fits rules of several tenants belongs to none: the order of the file decides nothing.
+//! A rule holds if all of its conditions hold, and a peer belongs to a tenant if one of the tenant's rules holds. A
+//! peer that matches rules of several tenants belongs to none: the order in the file is not significant.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -17,17 +16,17 @@ use super::peer::{Entrance, Peer};
 use crate::cluster::tokens::Holder;
 use crate::pattern::{HostPattern, Pattern};
 
-/// Which of the two kinds of peers.
+/// The kind of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Agents.
+    /// An agent.
     Agent,
-    /// Clients.
+    /// A client.
     Client,
 }
 
 impl Side {
-    /// The label in metrics.
+    /// Returns the label in metrics.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -36,7 +35,7 @@ impl Side {
         }
     }
 
-    /// The key in the file.
+    /// Returns the key in the file.
     pub(super) const fn key(self) -> &'static str {
         match self {
             Self::Agent => "agents",
@@ -54,13 +53,13 @@ pub enum NoTenant {
     /// Rules of several tenants hold.
     #[error("it fits the rules of tenants {0} and {1}")]
     Several(Arc<str>, Arc<str>),
-    /// It shows a token that is not good.
+    /// The peer's token is not valid.
     #[error("{0}")]
     Token(String),
 }
 
 impl NoTenant {
-    /// The label in metrics.
+    /// Returns the label in metrics.
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
@@ -71,7 +70,7 @@ impl NoTenant {
     }
 }
 
-/// A file that cannot be used.
+/// The error of a file whose rules cannot be used.
 #[derive(Debug, PartialEq, Eq, Error)]
 #[error("{place}: {problem}")]
 pub struct RulesError {
@@ -88,10 +87,10 @@ impl RulesError {
     }
 }
 
-/// One rule. Absent conditions hold.
+/// One rule. A condition that is `None` always holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Rule {
-    /// Patterns for O, OU, CN and URIs.
+    /// The patterns for O, OU, CN and URIs.
     pub certificate: Option<[Option<Pattern>; 4]>,
     pub token: Option<TokenRule>,
     pub server_name: Option<HostPattern>,
@@ -105,26 +104,27 @@ pub(super) struct TokenRule {
     pub account: Option<String>,
 }
 
-/// One tenant.
+/// One tenant of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantRules {
-    /// Its name.
+    /// The tenant's name.
     pub name: Arc<str>,
-    /// Its limits.
+    /// The tenant's limits.
     pub limits: Limits,
     pub(super) agents: Vec<Rule>,
     pub(super) clients: Vec<Rule>,
 }
 
-/// All tenants.
+/// The rules of all tenants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules(Vec<TenantRules>);
 
 impl Rules {
-    /// These tenants, if no two rules match the same peer.
+    /// Creates rules from these tenants, and checks that they do not conflict.
     ///
     /// # Errors
-    /// Two have a name or a rule in common, or agents and clients a port.
+    /// Returns an error if two tenants have the same name or the same rule, or if agents and clients share a listening
+    /// socket.
     pub(crate) fn new(tenants: Vec<TenantRules>) -> Result<Self, RulesError> {
         let rules = Self(tenants);
         rules.check_names()?;
@@ -144,7 +144,7 @@ impl Rules {
         }
     }
 
-    /// Two tenants with the same rule would have no peer by it.
+    /// Checks that no two tenants have the same rule: no peer could belong to either by it.
     fn check_overlaps(&self) -> Result<(), RulesError> {
         for side in [Side::Agent, Side::Client] {
             let mut owners: HashMap<&Rule, &TenantRules> = HashMap::new();
@@ -164,7 +164,7 @@ impl Rules {
         Ok(())
     }
 
-    /// A port is for agents or for clients.
+    /// Checks that each listening socket is for agents or for clients, not for both.
     fn check_entrances(&self) -> Result<(), RulesError> {
         let clients = self.entrances(Side::Client);
         let agents = self.entrances(Side::Agent);
@@ -174,20 +174,20 @@ impl Rules {
         }
     }
 
-    /// The tenants, in the order of the file.
+    /// Returns the tenants, in the order of the file.
     pub fn tenants(&self) -> impl Iterator<Item = &TenantRules> {
         self.0.iter()
     }
 
-    /// The listening sockets that rules name.
+    /// Returns the listening sockets that rules contain.
     #[must_use]
     pub fn entrances(&self, side: Side) -> BTreeSet<Entrance> {
         let rules = self.0.iter().flat_map(|tenant| tenant.rules(side));
         rules.filter_map(|rule| rule.entrance.clone()).collect()
     }
 
-    /// The tenants with a rule by which a peer belongs to them that only chooses to: by the name that it dials, or
-    /// by the port.
+    /// Returns the tenants with a rule that proves nothing about a peer: any peer can match it by the server name that
+    /// it requests, or by the port that it connects to.
     pub fn unproved(&self, side: Side) -> impl Iterator<Item = &str> {
         let tenants = self.0.iter();
         let unproved =
@@ -195,7 +195,7 @@ impl Rules {
         unproved.map(|tenant| &*tenant.name)
     }
 
-    /// The audiences that rules name.
+    /// Returns the token audiences that the rules contain.
     #[must_use]
     pub fn audiences(&self) -> Vec<String> {
         let rules = self.0.iter().flat_map(|tenant| &tenant.agents);
@@ -204,10 +204,10 @@ impl Rules {
         audiences.into_iter().cloned().collect()
     }
 
-    /// The tenant that a peer belongs to. `token` is an API server's review of its token.
+    /// Returns the tenant of a peer. `token` is the API server's review of the peer's token.
     ///
     /// # Errors
-    /// It belongs to none, or could belong to several.
+    /// Returns an error if the peer matches the rules of no tenant, or of several tenants.
     pub fn judge(
         &self,
         side: Side,
@@ -241,7 +241,7 @@ impl TenantRules {
 }
 
 impl Rule {
-    /// A rule without a condition.
+    /// A rule without conditions.
     pub const ANYTHING: Self = Self {
         certificate: None,
         token: None,
@@ -249,7 +249,7 @@ impl Rule {
         entrance: None,
     };
 
-    /// Whether every peer of the server's CA can choose to match it.
+    /// Returns whether every peer with a certificate of the server's CA can match this rule by its own choice.
     fn proves_nothing(&self) -> bool {
         let is_on_socket = matches!(self.entrance, Some(Entrance::Socket(_)));
         self.certificate.is_none() && self.token.is_none() && !is_on_socket

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One tenant: its agents, and the only way to dial them. Code that holds a tenant reaches that tenant's agents and no
-//! others, since there is no list of the agents of all.
+//! One tenant: its agents, and the only way to dial through them. Code that holds a tenant reaches the agents of that
+//! tenant and no others, because there is no list of all agents.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,34 +21,34 @@ use crate::server::strategies::{Agents, NO_AGENT, Strategy};
 use crate::wire::DialRequest;
 use crate::wire::metadata::Extensions;
 
-/// The parts that all tenants share.
+/// The values that all tenants share.
 #[derive(Debug)]
 pub struct Parts {
-    /// How agents are chosen.
+    /// The strategies for choosing an agent, in order.
     pub strategies: Vec<Strategy>,
-    /// Counters, the memory for all inboxes, and the bounds of one.
+    /// The metrics, the memory of all inboxes, and the limits of one inbox.
     pub shared: Arc<Shared>,
 }
 
-/// Why a dial does not even begin.
+/// Why a dial is refused before it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DialRefused {
     /// No strategy finds an agent.
     #[error("{NO_AGENT}")]
     NoAgent,
-    /// The tenant has as much as it may.
+    /// A limit of the tenant is reached.
     #[error("tenant {0}: {1}")]
     Limit(Arc<str>, Reached),
-    /// The tenant is in the rules no more.
+    /// The tenant was removed from the rules.
     #[error("tenant {0} was removed")]
     Removed(Arc<str>),
-    /// The agent does not take it.
+    /// The agent's stream has just ended.
     #[error(transparent)]
     Backend(#[from] backend::DialRefused),
 }
 
 impl DialRefused {
-    /// How it is counted.
+    /// Returns the reason under which the refusal is counted.
     #[must_use]
     pub const fn failure(&self) -> DialFailure {
         match self {
@@ -59,23 +59,23 @@ impl DialRefused {
     }
 }
 
-/// Why an agent is refused that belongs to a tenant.
+/// Why the stream of an agent of this tenant is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JoinRefused {
-    /// The tenant has as many as it may.
+    /// The tenant's limit of agents is reached.
     #[error("tenant {0}: {1}")]
     Limit(Arc<str>, Reached),
-    /// The tenant is in the rules no more.
+    /// The tenant was removed from the rules.
     #[error("tenant {0} was removed")]
     Removed(Arc<str>),
 }
 
-/// Why a client of a tenant is refused.
+/// The error of a client's connection if the tenant's limit of connections is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("tenant {0}: {1}")]
 pub struct ConnectRefused(Arc<str>, Reached);
 
-/// A tunnel of a tenant, with its place among those that the tenant may have.
+/// A tunnel, together with its permit from the tenant's limit of tunnels.
 #[derive(Debug)]
 pub struct Dialed {
     /// The tunnel.
@@ -95,7 +95,7 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// The only tenant of a server: it has everything, and no name.
+    /// Creates a server's only tenant. It gets all the memory, and its name is empty.
     #[must_use]
     pub(super) fn only(parts: Parts) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl Tenant {
         }
     }
 
-    /// One of several, with a part of the memory.
+    /// Creates one of several tenants; it gets a part of the memory.
     #[must_use]
     pub(super) fn one_of(parts: &Parts, name: &Arc<str>, limits: Limits) -> Self {
         let metrics = parts.shared.metrics.tenants.of(name);
@@ -130,28 +130,29 @@ impl Tenant {
         tenant
     }
 
-    /// Its name in the rules; empty for the only one.
+    /// Returns the tenant's name in the rules; empty for a server's only tenant.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Other limits from now on.
+    /// Replaces the limits.
     pub(super) fn limit(&self, limits: Limits) {
         self.allowance.set(limits);
         self.shared.budget.limit(limits.buffered);
     }
 
-    /// An inbox for a tunnel of a client that speaks like this.
+    /// Creates an inbox for a tunnel of a client in this mode.
     #[must_use]
     pub fn inbox(&self, mode: Mode) -> Inbox<Event> {
         self.shared.inbox(mode)
     }
 
-    /// Dials by one of its agents. What becomes of it is reported to `inbox`.
+    /// Sends a dial request to one of the tenant's agents. The outcome is added to `inbox`.
     ///
     /// # Errors
-    /// There is no agent, a limit is reached, or the agent has just gone.
+    /// Returns an error if there is no agent, if a limit is reached, if the tenant was removed, or if the agent's
+    /// stream has just ended.
     pub fn dial(
         &self,
         request: DialRequest,
@@ -178,10 +179,10 @@ impl Tenant {
         })
     }
 
-    /// Room for a client's connection, until it is dropped.
+    /// Returns a permit for a client's connection. The connection counts until the permit is dropped.
     ///
     /// # Errors
-    /// The tenant's clients have as many as they may.
+    /// Returns an error if the tenant's limit of client connections is reached.
     pub fn connect(&self) -> Result<Permit, ConnectRefused> {
         let connected = self.allowance.connect();
         connected.map_err(|reached| ConnectRefused(self.reached(reached), reached))
@@ -194,10 +195,10 @@ impl Tenant {
         Arc::clone(&self.name)
     }
 
-    /// Takes an agent's stream.
+    /// Adds an agent's stream.
     ///
     /// # Errors
-    /// The tenant has as many as it may, or was removed.
+    /// Returns an error if the tenant's limit of agents is reached, or if the tenant was removed.
     pub fn join(
         &self,
         agent_id: String,
@@ -221,37 +222,37 @@ impl Tenant {
         Ok(backend)
     }
 
-    /// An agent's stream has ended.
+    /// Removes an agent's stream that has ended.
     pub fn leave(&self, backend: &Arc<Backend>) {
         self.agents.remove(backend);
         backend.lost();
     }
 
-    /// Whether the first strategy has an agent.
+    /// Returns whether the first strategy has an agent.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.agents.is_ready()
     }
 
-    /// All streams of its agents, to end or to count them.
+    /// Returns all streams of the tenant's agents, so that the caller can end or count them.
     #[must_use]
     pub fn streams(&self) -> Vec<Arc<Backend>> {
         self.agents.all()
     }
 
-    /// Its tunnels, dialled or established.
+    /// Returns the number of tunnels, dialed or established.
     #[must_use]
     pub fn tunnels(&self) -> usize {
         self.allowance.tunnels()
     }
 
-    /// Bytes that its tunnels hold.
+    /// Returns the number of bytes that the tenant's tunnels hold.
     #[must_use]
     pub fn buffered(&self) -> usize {
         self.shared.budget.used()
     }
 
-    /// Publishes its state in the metrics.
+    /// Publishes the tenant's state in the metrics.
     pub(super) fn publish(&self) {
         let Some(metrics) = &self.metrics else { return };
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
@@ -260,7 +261,7 @@ impl Tenant {
         metrics.buffered.set(gauge(self.buffered()));
     }
 
-    /// The rules have it no more: it dials nothing, and its agents' streams end.
+    /// Marks the tenant as removed from the rules: further dials are refused, and its agents' streams end.
     pub(super) fn remove(&self) {
         self.is_removed.store(true, Ordering::Release);
         for backend in self.streams() {

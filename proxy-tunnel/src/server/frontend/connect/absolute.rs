@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Requests in absolute form. Each connection to a target is a tunnel like that of a CONNECT request, which a task of
-//! its own serves at the other end of a pair of sockets.
+//! Requests in absolute form. Each connection to a target is a tunnel like that of a CONNECT request. A separate task
+//! serves the tunnel at the far end of a socket pair.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -28,11 +28,12 @@ use crate::forward::{Dial, Failure, absolute, status_of};
 use crate::rewound::Rewound;
 use crate::writes::writes_to_field;
 
-/// Idle connections to targets that a client's connection may have. They end with it: no other client, and no other
-/// tenant, gets them.
+/// The maximum number of idle connections to targets per client connection. They are closed with the client connection,
+/// so they are never shared with another client or another tenant.
 const IDLE: usize = 8;
 
-/// Serves a connection of which `read` has been read, with the head of the first request.
+/// Serves a connection. `head` is the head of the first request, and `read` holds the bytes already read from the
+/// socket.
 pub async fn serve<S: Socket>(
     socket: S,
     head: Head,
@@ -51,7 +52,7 @@ pub async fn serve<S: Socket>(
     }
 }
 
-/// Dials as the client's CONNECT requests do.
+/// Dials in the same way as the client's CONNECT requests.
 struct ByTenant {
     client: Client,
     user_agent: String,
@@ -91,7 +92,8 @@ fn failure(refusal: &Refusal) -> Failure {
     }
 }
 
-/// One end of a pair. A pair of sockets has no reset: a cut is marked beside it, before the end is closed.
+/// One end of a socket pair. A socket pair has no reset, so a cut is recorded in a flag that both ends share, before
+/// the socket is closed.
 struct Joined {
     socket: UnixStream,
     is_cut: Arc<AtomicBool>,

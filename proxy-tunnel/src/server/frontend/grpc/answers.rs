@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The messages to a gRPC client: the transport takes them out of the tunnel's inbox as fast as the
-//! client reads.
+//! The messages to a gRPC client. The transport polls them from the tunnel's inbox as fast as the client reads.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -28,14 +27,14 @@ pub struct Answers {
     session: Arc<Session>,
     hold: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
-    /// The client got a close of its connection when only the target's direction was closed.
+    /// The client was sent a close of its connection when only the target had closed its sending side.
     has_closed: bool,
-    /// How the stream ends after the message that was just given.
+    /// The status that ends the stream after the message that was just returned.
     end: Option<(Code, String)>,
 }
 
 impl Answers {
-    /// Of a stream that has just begun.
+    /// Creates the messages of a new stream.
     pub(super) const fn new(session: Arc<Session>) -> Self {
         Self {
             session,
@@ -46,7 +45,8 @@ impl Answers {
         }
     }
 
-    /// The next message, or the end of the stream.
+    /// Converts an item of the inbox to the next message, or to the end of the stream. Returns `None` if the client
+    /// gets nothing.
     fn convert(&mut self, item: Item<Event>) -> Option<Result<Message, Option<(Code, String)>>> {
         let connect_id = self
             .session
@@ -64,7 +64,8 @@ impl Answers {
         Some(match event {
             Event::Dialed(response) => {
                 if response.error.is_empty() && !self.session.extensions.half_close {
-                    // A client of ours notes its connection before it reads on.
+                    // This project's client supports half-close and registers its connection before it reads on, so it
+                    // needs no hold.
                     self.hold = Some(Box::pin(sleep(HOLD)));
                 }
                 Ok(Message::DialResponse(response))
@@ -74,13 +75,13 @@ impl Answers {
             Event::Finished if self.session.extensions.half_close => {
                 Ok(Message::Finish(connect_id))
             }
-            // A client of upstream knows the end of both directions only.
+            // Upstream's protocol has no half-close; its client knows only the end of both directions.
             Event::Finished => {
                 self.session.tunnel()?.detach();
                 self.has_closed = true;
                 Ok(Message::closed(connect_id, ""))
             }
-            // It knows of the end already.
+            // The client was already told of the end.
             Event::Closed(_) if self.has_closed => return None,
             Event::Closed(response) => Ok(Message::CloseResponse(response)),
             Event::Lost(why) => {

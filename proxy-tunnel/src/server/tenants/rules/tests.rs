@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Files that are refused, and judgements beside those of a slower judge.
+//! Files that are refused, and decisions compared with those of a slower implementation.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ fn problem(text: &str, offered: Offered) -> String {
     parse(text, offered).unwrap_err().to_string()
 }
 
-/// A file with one tenant, whose first agents' and clients' rules are these.
+/// Returns a file with one tenant, whose first rules for agents and for clients are the given ones.
 fn file(agents: &str, clients: &str) -> String {
     format!("tenants: [{{name: a, agents: [{agents}], clients: [{clients}]}}]")
 }
@@ -34,7 +34,7 @@ fn the_documented_file_is_accepted() {
     assert_eq!(rules.tenants().count(), 2);
     assert_eq!(rules.audiences(), ["konnectivity.shoot-b"]);
     assert_eq!(rules.entrances(Side::Client).len(), 1);
-    // Each key is in the document's table.
+    // Every key is documented in the table.
     for key in [
         "organization",
         "organizationalUnit",
@@ -181,10 +181,10 @@ fn rules_that_no_peer_can_fit_or_any_can_are_refused() {
     assert_eq!(rules.unproved(Side::Client).count(), 0);
 }
 
-/// Letters of which names are made, so that many of them are the same.
+/// The names to choose from; there are few, so that equal names are frequent.
 const WORDS: [&str; 4] = ["a", "b", "aa", "ab"];
 
-/// Random rules as a file, and as conditions that a slower judge reads: field and value.
+/// The conditions of a random rule as pairs of field and value, for the slower implementation.
 type Conditions = Vec<(&'static str, &'static str)>;
 
 fn random_rule(random: &mut fastrand::Rng) -> Conditions {
@@ -254,7 +254,7 @@ fn judgements_are_those_of_a_slower_judge() {
             )
             .unwrap();
         }
-        // Two tenants with one rule are refused, which others show.
+        // Two tenants with the same rule are refused; other tests check that.
         let Ok(rules) = parse(&text, ALL) else {
             continue;
         };
