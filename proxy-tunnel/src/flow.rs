@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How tunnels share a stream without waiting for each other: [`outbox`] orders the messages to
-//! send, [`inbox`] holds the messages that one tunnel has received, [`budget`] bounds the memory of
-//! all inboxes. No task that serves several tunnels ever waits for one of them: a pushed message is
-//! accepted or refused at once.
+//! Lets tunnels share a stream without blocking each other: [`outbox`] orders the messages to send, [`inbox`] holds the
+//! messages that one tunnel has received, and [`budget`] limits the memory of all inboxes. No task that serves several
+//! tunnels ever waits for one of them: a push is accepted or refused at once.
 
 pub mod budget;
 pub mod inbox;
@@ -19,24 +18,24 @@ pub use inbox::{Inbox, Overflow};
 pub use outbox::{Lane, Outbox, OutboxStream};
 pub use traffic::Traffic;
 
-/// Bytes that a peer with windows may send on a tunnel before its first bytes are taken. It is also what a
-/// tunnel's inbox holds before its stall counts.
+/// How many bytes a peer that supports windows may send on a tunnel before the receiver has taken the first of them. Also
+/// how many bytes an inbox may hold before the time limit for a stall starts.
 pub const WINDOW: u32 = 1024 * 1024;
 
-/// Bytes of one tunnel that wait to be sent before its source is no longer read.
+/// How many bytes of one tunnel may wait to be sent before its source is no longer read.
 pub const LANE: usize = 256 * 1024;
 
-/// Bytes of all tunnels of a stream that wait to be sent before a source is read only when nothing of it
-/// waits.
+/// How many bytes of all tunnels of a stream may wait to be sent. Beyond that, a source is read only if none of its own
+/// bytes are waiting.
 pub const LINK: usize = 4 * 1024 * 1024;
 
-/// Most bytes that one read from a socket takes, and thus most of one message.
+/// The maximum number of bytes per read from a socket, and therefore per message.
 pub const CHUNK: usize = 128 * 1024;
 
-/// The bounds of a tunnel's inbox, from the flags.
+/// The limits of a tunnel's inbox, from the flags.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes that one inbox holds before its stall counts.
+    /// How many bytes an inbox may hold before the time limit for a stall starts.
     pub tunnel: usize,
     /// How long an inbox may hold more than that.
     pub stall: Duration,
@@ -51,14 +50,14 @@ impl Default for Limits {
     }
 }
 
-/// The bytes that one tunnel has taken since its peer was last given room for more.
+/// The number of bytes that a tunnel has taken since its peer's window was last extended.
 #[derive(Debug, Default)]
 pub struct Unacknowledged(AtomicU32);
 
 impl Unacknowledged {
-    /// So many more bytes are taken. By how much the peer's window is to grow, once that is worth a message.
+    /// Adds `bytes` taken bytes. Returns by how much to extend the peer's window, once that is worth a message.
     ///
-    /// One task at a time takes the messages that a tunnel has received.
+    /// Only one task at a time may take the messages of a tunnel.
     pub fn taken(&self, bytes: usize) -> Option<u32> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let sum = self.0.load(Ordering::Relaxed).saturating_add(bytes);

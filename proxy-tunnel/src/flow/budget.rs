@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The memory that all inboxes of a process may hold together, in two parts: one for inboxes within their limit, one
-//! for the bytes that single inboxes hold beyond it. A tunnel that stalls can thus use up only the second part, and no
-//! other tunnel is closed for its sake.
+//! The memory that all inboxes of a process may hold together. It has two parts: one for inboxes within their limit,
+//! and one for the bytes that single inboxes hold beyond it. A tunnel that stalls can therefore exhaust only the second
+//! part, and no other tunnel is closed because of it.
 //!
-//! Tenants share the memory of their server. Each of them may hold as much as is free at the moment, and no more than its
-//! limit: one that takes all that it can get leaves half of the memory to the others, two leave a third (the dynamic
-//! thresholds of Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
+//! Tenants share the memory of their server. Each of them may hold as much as is currently free, up to its own limit. A
+//! tenant that takes all it can get leaves half of the memory to the others; two such tenants leave a third (the
+//! dynamic thresholds of Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus::IntCounter;
 
-/// Bytes that may be held, and those that are.
+/// A number of bytes that may be reserved, and the number that is.
 #[derive(Debug)]
 pub struct Pool {
     limit: AtomicUsize,
@@ -25,7 +25,7 @@ pub struct Pool {
 #[derive(Debug)]
 struct Whole {
     pool: Arc<Pool>,
-    /// Counts refusals of the part.
+    /// Counts the requests that were refused to the part.
     refused: IntCounter,
 }
 
@@ -49,7 +49,7 @@ impl Pool {
         })
     }
 
-    /// Takes `bytes` if there is room for them.
+    /// Reserves `bytes` if there is room for them. Returns false otherwise.
     pub fn take(&self, bytes: usize) -> bool {
         let Some(whole) = &self.whole else {
             return self.take_within(bytes, usize::MAX);
@@ -74,7 +74,7 @@ impl Pool {
             .is_ok()
     }
 
-    /// Gives `bytes` back.
+    /// Releases `bytes`.
     pub fn give(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         if let Some(whole) = &self.whole {
@@ -82,7 +82,7 @@ impl Pool {
         }
     }
 
-    /// Bytes that are held.
+    /// Returns the number of reserved bytes.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -94,17 +94,17 @@ impl Pool {
     }
 }
 
-/// The two parts.
+/// The two parts of the memory.
 #[derive(Debug)]
 pub struct Budget {
-    /// For inboxes within their limit.
+    /// The part for inboxes within their limit.
     pub regular: Arc<Pool>,
-    /// For bytes beyond it.
+    /// The part for bytes beyond that limit.
     pub excess: Arc<Pool>,
 }
 
 impl Budget {
-    /// A budget of so many bytes; half of it is for excess.
+    /// Creates a budget of `bytes` bytes, half of them for excess.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         Self {
@@ -113,7 +113,8 @@ impl Budget {
         }
     }
 
-    /// A tenant's part of a budget, with a limit of its own if there is one. `refused` counts its refused requests.
+    /// Creates a tenant's part of a budget, with its own limit of `bytes` if given. `refused` counts its refused
+    /// requests.
     #[must_use]
     pub fn part_of(whole: &Self, bytes: Option<usize>, refused: &IntCounter) -> Self {
         let bytes = bytes.unwrap_or(usize::MAX);
@@ -123,7 +124,7 @@ impl Budget {
         }
     }
 
-    /// Another limit of its own from now on.
+    /// Replaces the budget's own limit.
     pub fn limit(&self, bytes: Option<usize>) {
         let bytes = bytes.unwrap_or(usize::MAX);
         self.regular
@@ -132,7 +133,7 @@ impl Budget {
         self.excess.limit.store(bytes / 2, Ordering::Relaxed);
     }
 
-    /// Bytes that are held.
+    /// Returns the number of reserved bytes.
     #[must_use]
     pub fn used(&self) -> usize {
         self.regular.used() + self.excess.used()
@@ -162,7 +163,7 @@ mod tests {
         let part = |limit| Budget::part_of(&whole, limit, &refused);
         let (one, two, small) = (part(None), part(None), part(Some(20)));
         let fill = |part: &Budget| (0..1000).take_while(|_| part.regular.take(1)).count();
-        // Alone it gets half, and the next one half of the rest.
+        // The first tenant alone gets half, and the next one half of the rest.
         assert_eq!(fill(&one), 500);
         assert_eq!(fill(&two), 250);
         assert_eq!(fill(&small), 10);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The messages that one tunnel has received and its socket has not yet taken. The task that reads the shared stream
-//! pushes and never waits; the tunnel's own task takes. At its limit the inbox refuses: then this tunnel, and no other
-//! one, is closed.
+//! The messages that a tunnel has received and its socket has not yet taken. The task that reads the shared stream
+//! pushes them and never waits; the tunnel's own task takes them. An inbox over its limit refuses data, and then its
+//! tunnel, but no other one, is closed.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -17,39 +17,40 @@ use thiserror::Error;
 use super::Limits;
 use super::budget::Budget;
 
-/// Memory of an item beside its bytes.
+/// The memory of an item in addition to its data, in bytes.
 const OVERHEAD: usize = 64;
 
-/// Shorter bytes are always copied: they would keep the whole buffer of the stream that they came in, which has bytes of other
-/// tunnels too.
+/// Data shorter than this is always copied. A reference would keep the stream's whole buffer, which contains data of
+/// other tunnels too.
 const SHORT: usize = 2048;
 
-/// So many bytes wait in their stream's buffers at most, unless they are long: those that come after them wait for longer, and
-/// are copied. Without it a tunnel that stalls would keep several times as much as is counted.
+/// How much short data may wait in the stream's buffers. The data behind it waits longer, and is copied. Without this
+/// limit, a stalled tunnel would keep several times as much memory as is counted.
 const LENT: usize = 64 * 1024;
 
-/// From this length on bytes are most of the buffer that they came in.
+/// Data of at least this length makes up most of the buffer that it was received in, so it is not copied.
 const LONG: usize = 16 * 1024;
 
-/// Items that wait at most. Only a peer that means harm sends so many: then nothing more is kept.
+/// The maximum number of waiting items. Only a malicious peer sends so many: further data is refused, and further
+/// events are dropped.
 const MOST: usize = 65_536;
 
-/// Something that happens to a tunnel, in the order in which it was received.
+/// What a tunnel has received, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item<E> {
-    /// Bytes.
+    /// Data.
     Data(Bytes),
-    /// Anything else.
+    /// Any other event.
     Event(E),
 }
 
-/// Why an inbox refuses bytes.
+/// Why an inbox refuses data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Overflow {
-    /// It has been over its limit for longer than allowed.
+    /// The inbox has been over its limit for too long, in seconds.
     #[error("nothing, or too little, was read from the tunnel for {0} s while its buffer was full")]
     Stalled(u64),
-    /// All inboxes together hold as much as they may.
+    /// The memory of all inboxes together is exhausted.
     #[error(
         "its reader is slower than its sender, and the memory for that is used up (--buffer-budget)"
     )]
@@ -57,7 +58,7 @@ pub enum Overflow {
 }
 
 impl Overflow {
-    /// The label in metrics.
+    /// Returns the label in metrics.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
@@ -70,15 +71,15 @@ impl Overflow {
 #[derive(Debug)]
 struct State<E> {
     items: VecDeque<Item<E>>,
-    /// Bytes in `items`.
+    /// The number of data bytes in `items`.
     bytes: usize,
-    /// Bytes reserved for them in the first and second part of the budget.
+    /// The bytes reserved for them in the regular and in the excess part of the budget.
     regular: usize,
     excess: usize,
     full_since: Option<Instant>,
-    /// Closed: further messages are dropped.
+    /// The inbox is closed: further messages are dropped.
     closed: bool,
-    /// Everything that waited was dropped, and the socket is to be cut.
+    /// The waiting messages were dropped, and the socket must be cut.
     cut: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -94,7 +95,7 @@ pub struct Inbox<E> {
 }
 
 impl<E> Inbox<E> {
-    /// An empty one. `full` count the inboxes that hold more than their limit.
+    /// Creates an empty inbox. The gauges `full` count the inboxes that are over their limit.
     #[must_use]
     pub const fn new(budget: Arc<Budget>, limits: Limits, full: [Option<IntGauge>; 2]) -> Self {
         Self {
@@ -116,16 +117,16 @@ impl<E> Inbox<E> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<E>> {
-        // A panic while it is held leaves counters that are consistent.
+        // A panic while the lock is held leaves the counters consistent.
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Adds bytes. True: the inbox holds more than its limit since now.
+    /// Adds data. Returns true if the inbox has just exceeded its limit.
     ///
     /// # Errors
-    /// The tunnel is to be closed; the bytes are lost.
+    /// Returns an error if the tunnel must be closed; the data is dropped.
     pub fn push_data(&self, data: Bytes) -> Result<bool, Overflow> {
         let mut state = self.lock();
         if state.closed || data.is_empty() {
@@ -177,8 +178,7 @@ impl<E> Inbox<E> {
         }
     }
 
-    /// Drops queued messages and adds an event in their place. A task that waits for the socket meanwhile is woken by
-    /// [`Self::cut`].
+    /// Replaces the waiting messages by an event. Wakes a task that waits for the socket together with [`Self::cut`].
     pub fn cut_with(&self, event: E) {
         let mut state = self.lock();
         if !state.closed {
@@ -190,7 +190,7 @@ impl<E> Inbox<E> {
         }
     }
 
-    /// Takes the next item.
+    /// Polls for the next item.
     pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Item<E>> {
         let mut state = self.lock();
         if let Some(item) = self.pop(&mut state) {
@@ -200,12 +200,12 @@ impl<E> Inbox<E> {
         Poll::Pending
     }
 
-    /// Takes the next item.
+    /// Waits for the next item and returns it.
     pub async fn next(&self) -> Item<E> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Takes as many bytes as wait, up to `most` chunks, without waiting.
+    /// Moves waiting data to `chunks`, without blocking, until `chunks` has `most` elements.
     pub fn more(&self, chunks: &mut Vec<Bytes>, most: usize) {
         let mut state = self.lock();
         while chunks.len() < most && matches!(state.items.front(), Some(Item::Data(_))) {
@@ -228,7 +228,7 @@ impl<E> Inbox<E> {
         .await;
     }
 
-    /// Drops queued messages and all further ones.
+    /// Drops the waiting messages and all later ones.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -250,7 +250,7 @@ impl<E> Inbox<E> {
             }
         }
         if state.items.is_empty() {
-            // An idle tunnel holds nothing.
+            // Frees the queue's memory, so that an idle tunnel holds none.
             state.items = VecDeque::new();
         }
         Some(item)
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(budget.used(), 0);
     }
 
-    /// Messages that wait for long do not keep the stream's buffers, which are larger.
+    /// Messages that wait for long must not keep the stream's larger buffers.
     #[tokio::test]
     async fn few_bytes_stay_in_the_buffer_that_they_came_in() {
         let budget = Arc::new(Budget::new(8 << 20));

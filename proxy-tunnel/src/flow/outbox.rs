@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The messages to be sent on one stream, ordered so that every tunnel has its turn. Each tunnel
-//! has a lane with its own queue; the stream takes one message of each lane in turn. A lane says
-//! when its source may be read again, so the queue is bounded where the source has flow control.
+//! The messages to send on one stream, ordered so that the tunnels take turns. Each tunnel has a lane with its own
+//! queue, and the stream takes one message from each lane in turn. A lane reports when its source may be read again, so
+//! its queue is bounded if the source has flow control.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -17,32 +17,32 @@ use tonic::Status;
 use super::{CHUNK, LANE, LINK};
 use crate::wire::Message;
 
-/// The stream has ended; nothing can be sent on it.
+/// The error of a send on a stream that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the stream has ended")]
 pub struct Ended;
 
-/// Messages of no tunnel that wait at most.
+/// The maximum number of waiting messages that belong to no tunnel.
 const MOST: usize = 65_536;
 
 #[derive(Debug, Default)]
 struct LaneState {
     queue: VecDeque<Message>,
     bytes: usize,
-    /// Bytes for which the receiver still has room; none: it has no windows. A message may be
-    /// larger than the rest, hence the sign.
+    /// The number of bytes for which the receiver still has room; `None` if it does not support windows. Signed,
+    /// because a message may be larger than the remaining room.
     credit: Option<i64>,
     writer: Option<Waker>,
-    /// It stands in `ready`.
+    /// The lane is in `ready`.
     scheduled: bool,
-    /// Its owner has gone: it ends when it is empty.
+    /// The lane's owner has dropped it; the lane is removed once its queue is empty.
     released: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// Queued messages are sent, no others are accepted.
+    /// Queued messages are still sent; new ones are refused.
     Finishing,
     Ended,
 }
@@ -54,21 +54,21 @@ struct State {
     lanes: HashMap<u64, LaneState>,
     next: u64,
     bytes: usize,
-    /// Bytes that were taken from lanes, in all.
+    /// The total number of bytes taken from the lanes.
     sent: u64,
     phase: Phase,
     status: Option<Status>,
     reader: Option<Waker>,
 }
 
-/// All that is to be sent on a stream.
+/// The queue of all messages to send on a stream.
 #[derive(Debug)]
 pub struct Outbox {
     state: Mutex<State>,
 }
 
 impl Outbox {
-    /// An empty one.
+    /// Creates an empty outbox.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
@@ -87,14 +87,14 @@ impl Outbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while it is held leaves queues that are consistent.
+        // A panic while the lock is held leaves the queues consistent.
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A lane for a new tunnel; with `window`, no more than so many bytes are sent before the receiver
-    /// grants others.
+    /// Creates a lane for a new tunnel. With a `window`, no more than so many bytes are sent until the receiver grants
+    /// more.
     #[must_use]
     pub fn lane(self: &Arc<Self>, window: Option<u32>) -> Lane {
         let mut state = self.lock();
@@ -112,17 +112,17 @@ impl Outbox {
         }
     }
 
-    /// Sends messages that belong to no tunnel, before everything else.
+    /// Sends a message that belongs to no tunnel, ahead of all lanes.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// Returns an error if the stream has ended.
     pub fn control(&self, message: Message) -> Result<(), Ended> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             return Err(Ended);
         }
         if state.control.len() >= MOST {
-            // A peer that sends messages that need an answer and does not read is cut.
+            // The peer sends messages that need an answer but does not read the answers: end the stream.
             drop(state);
             self.end();
             return Err(Ended);
@@ -132,7 +132,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Ends the stream when everything that waits has been sent, with an error if one is given.
+    /// Ends the stream after all waiting messages have been sent, with an error if `status` is given.
     pub fn finish(&self, status: Option<Status>) {
         let mut state = self.lock();
         if state.phase == Phase::Open {
@@ -143,7 +143,7 @@ impl Outbox {
         }
     }
 
-    /// Ends the stream at once. What waits is dropped.
+    /// Ends the stream at once, and drops all waiting messages.
     pub fn end(&self) {
         let mut state = self.lock();
         state.phase = Phase::Ended;
@@ -159,25 +159,25 @@ impl Outbox {
         wake_writers(&mut state);
     }
 
-    /// Whether nothing can be sent any more.
+    /// Returns whether the outbox refuses new messages.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.lock().phase != Phase::Open
     }
 
-    /// Bytes that wait.
+    /// Returns the number of waiting bytes.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.lock().bytes
     }
 
-    /// Bytes of tunnels that the transport has taken, in all.
+    /// Returns the total number of tunnel bytes that the transport has taken.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.lock().sent
     }
 
-    /// The messages to send. Taken once, by the transport.
+    /// Returns the stream of messages to send. The transport calls this once.
     #[must_use]
     pub fn stream(self: &Arc<Self>) -> OutboxStream {
         OutboxStream(Arc::clone(self))
@@ -235,7 +235,7 @@ impl Outbox {
     }
 }
 
-/// One tunnel's place in an [`Outbox`]. When it is dropped, its queued messages are still sent.
+/// A tunnel's lane in an [`Outbox`]. After the lane is dropped, its queued messages are still sent.
 #[derive(Debug)]
 pub struct Lane {
     outbox: Arc<Outbox>,
@@ -243,10 +243,10 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// How many bytes may be pushed now, or the stream's end.
+    /// Returns how many bytes may be pushed now, or pending if there is no room.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// Returns an error if the stream has ended.
     pub fn poll_ready(&self, context: &mut Context<'_>) -> Poll<Result<usize, Ended>> {
         let mut state = self.outbox.lock();
         if state.phase != Phase::Open {
@@ -267,18 +267,18 @@ impl Lane {
         Poll::Pending
     }
 
-    /// Waits until bytes may be pushed, and says how many.
+    /// Waits until bytes may be pushed, and returns how many.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// Returns an error if the stream has ended.
     pub async fn ready(&self) -> Result<usize, Ended> {
         poll_fn(|context| self.poll_ready(context)).await
     }
 
-    /// Waits until nothing waits to be sent.
+    /// Waits until none of the lane's bytes are waiting.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// Returns an error if the stream has ended.
     pub fn poll_empty(&self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         let mut state = self.outbox.lock();
         let has_ended = state.phase == Phase::Ended;
@@ -292,10 +292,10 @@ impl Lane {
         }
     }
 
-    /// Adds a message. It never waits: a task that pushes bytes calls [`Self::ready`] before.
+    /// Adds a message without waiting. A task that pushes data calls [`Self::ready`] first.
     ///
     /// # Errors
-    /// The stream has ended.
+    /// Returns an error if the stream has ended.
     pub fn push(&self, message: Message) -> Result<(), Ended> {
         let mut state = self.outbox.lock();
         if state.phase != Phase::Open {
@@ -324,7 +324,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The receiver has room for so many more bytes.
+    /// Records that the receiver has room for `bytes` more bytes.
     pub fn grant(&self, bytes: u32) {
         let mut state = self.outbox.lock();
         if let Some(lane) = state.lanes.get_mut(&self.id)
@@ -348,7 +348,7 @@ impl Drop for Lane {
     }
 }
 
-/// An [`Outbox`] as the transport takes it. When the transport drops it, the outbox ends.
+/// The messages of an [`Outbox`], as the transport polls them. The outbox ends when the transport drops this stream.
 #[derive(Debug)]
 pub struct OutboxStream(Arc<Outbox>);
 

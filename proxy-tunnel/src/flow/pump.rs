@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Bytes between a socket and a tunnel: reads that hold no buffer while nothing comes, writes of many
+//! Transfers bytes between a socket and a tunnel: reads that hold no buffer while no data arrives, and writes of many
 //! chunks at once.
 
 use std::future::{Future as _, poll_fn};
@@ -13,18 +13,18 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::CHUNK;
 
-/// The first buffer of a source, in bytes. It doubles whenever a read fills it.
+/// The initial buffer size of a source, in bytes. It doubles whenever a read fills the buffer.
 const FIRST: usize = 8 * 1024;
 
-/// Most chunks in one write.
+/// The maximum number of chunks per write.
 pub const BATCH: usize = 32;
 
-/// A source between two reads.
+/// The state of a source between two reads.
 #[derive(Debug)]
 pub struct Reading {
-    /// How large the next read should be.
+    /// The buffer size of the next read, in bytes.
     size: usize,
-    /// The source has failed behind the bytes that the last read brought.
+    /// The error that the source reported after the data of the last read.
     failed: Option<io::Error>,
 }
 
@@ -38,7 +38,7 @@ impl Default for Reading {
 }
 
 impl Reading {
-    /// Notes how much a read brought.
+    /// Adapts the buffer size to the number of bytes that a read returned.
     fn note(&mut self, bytes: usize) {
         if bytes >= self.size {
             self.size = (self.size * 2).min(CHUNK);
@@ -48,11 +48,12 @@ impl Reading {
     }
 }
 
-/// Reads at most `most` bytes; none at the source's end. Everything that is there is read at once: TLS gives no more than
-/// one record, 16 KiB, at a time. While nothing comes no buffer is held: an idle tunnel costs no memory for it.
+/// Reads at most `most` bytes; returns no bytes at the end of the source. Reads everything that is available, because
+/// TLS returns no more than one record (16 KiB) per read. No buffer is held while no data arrives, so an idle tunnel
+/// needs no memory for it.
 ///
 /// # Errors
-/// The source fails.
+/// Returns the error of the source.
 pub async fn read<R: AsyncRead + Unpin>(
     source: &mut R,
     reading: &mut Reading,
@@ -73,14 +74,14 @@ fn poll_read<R: AsyncRead + Unpin>(
     let size = reading.size.min(most);
     let mut buffer = BytesMut::with_capacity(size);
     while buffer.len() < size {
-        // The capacity may be larger than what was asked for, and `most` is a promise to the peer.
+        // The capacity may be larger than requested, but no more than `most` bytes may be sent to the peer.
         let left = size - buffer.len();
         let mut limited = bytes::BufMut::limit(&mut buffer, left);
-        // The future keeps nothing from one poll to the next.
+        // The future has no state between polls, so it can be created for each of them.
         match pin!(source.read_buf(&mut limited)).poll(context) {
             Poll::Ready(Ok(1..)) => {}
             Poll::Pending if buffer.is_empty() => return Poll::Pending,
-            // A source that has ended says so each time.
+            // A source that has ended reports that on each read.
             Poll::Ready(Ok(0)) | Poll::Pending => break,
             Poll::Ready(Err(error)) if buffer.is_empty() => return Poll::Ready(Err(error)),
             Poll::Ready(Err(error)) => {
@@ -93,10 +94,10 @@ fn poll_read<R: AsyncRead + Unpin>(
     Poll::Ready(Ok(buffer.freeze()))
 }
 
-/// Writes all chunks, as many as possible with each call of the kernel.
+/// Writes all chunks, as many as possible per system call.
 ///
 /// # Errors
-/// The sink fails.
+/// Returns the error of the sink.
 pub async fn write_all<W: AsyncWrite + Unpin>(
     sink: &mut W,
     chunks: &mut Vec<Bytes>,
@@ -122,8 +123,8 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     sink.flush().await
 }
 
-/// Writes of chunks as much as is taken at once. The list of slices is made anew with each poll: a future that kept it
-/// would have room for it in every tunnel.
+/// Writes as much of the chunks as the sink accepts at once. The list of slices is rebuilt on each poll: if the future
+/// kept it, every tunnel would need memory for it.
 fn poll_write<W: AsyncWrite + Unpin>(
     sink: &mut W,
     context: &mut Context<'_>,
@@ -183,7 +184,7 @@ mod tests {
         assert!(largest > FIRST, "{largest}");
     }
 
-    /// Gives these pieces one by one, as TLS gives records, then fails.
+    /// Returns these pieces one by one, as TLS returns records, and then fails.
     struct Records(Vec<&'static [u8]>);
 
     impl AsyncRead for Records {

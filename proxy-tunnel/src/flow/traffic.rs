@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What goes through one stream between server and agent, for people who look at either.
+//! The traffic of a stream between server and agent, as it is shown to operators.
 
 use super::Outbox;
 
-/// The numbers of a stream.
+/// The counters of one stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Dials without an answer.
+    /// The number of dials without an answer.
     pub pending: usize,
-    /// Connections that are established.
+    /// The number of established connections.
     pub established: usize,
-    /// Bytes of connections that were received, since the stream began.
+    /// The number of connection bytes received since the stream began.
     pub received: u64,
-    /// Bytes of connections that were sent, since the stream began.
+    /// The number of connection bytes sent since the stream began.
     pub sent: u64,
-    /// Bytes that wait to be sent.
+    /// The number of bytes that wait to be sent.
     pub waiting: usize,
 }
 
 impl Traffic {
-    /// Of a stream with these dials and connections, which has received so many bytes and sends by `outbox`.
+    /// Returns the traffic of a stream with these numbers of dials and connections, which has received `received` bytes
+    /// and sends through `outbox`.
     #[must_use]
     pub fn new((pending, established): (usize, usize), received: u64, outbox: &Outbox) -> Self {
         Self {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The order in which lanes are sent, and when their sources may be read.
+//! The order in which the lanes' messages are sent, and when the sources may be read.
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
