@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Konnectivity's wire format: messages, the bodies of gRPC that they make, paths and metadata. Upstream generates its
-//! types from two proto files; ours are written by hand, so that no protoc is needed. What a peer does with a
-//! message lives in `server`, `agent` and `client`.
+//! Konnectivity's wire format: the messages, the gRPC bodies that carry them, the paths and the metadata. Upstream
+//! generates its types from two proto files; the types here are written by hand, so that no protoc is needed. `server`,
+//! `agent` and `client` implement what a peer does with a message.
 
 mod data;
 pub mod failure;
@@ -17,15 +17,15 @@ pub use message::{Malformed, Message};
 pub use outbound::{Encode, LINK, Outbound, TUNNEL};
 pub use schema::{CloseResponse, Data, DialRequest, DialResponse, PacketType};
 
-/// The type of the content of all requests and answers.
+/// The content type of all requests and responses.
 pub const GRPC: &str = "application/grpc";
 
-/// Path of the service that agents call.
+/// The path of the service that agents call.
 pub const AGENT_PATH: &str = "/AgentService/Connect";
 
-/// Path of the service that clients call.
+/// The path of the service that clients call.
 pub const PROXY_PATH: &str = "/ProxyService/Proxy";
 
-/// Largest message in bytes that any of the three parties receives: gRPC's default in Go, which upstream
+/// The maximum size of a message that server, agent or client receives, in bytes: gRPC's default in Go, which upstream
 /// does not change.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;

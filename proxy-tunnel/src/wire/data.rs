@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What stands before the bytes of a connection on the wire: the head that gRPC gives each message, and that of a packet
-//! with bytes. It is read and written by itself, so that the bytes need not be copied to it.
+//! The bytes that precede the data of a connection on the wire: gRPC's message header, and the protobuf fields before
+//! the data of a packet. They are encoded and decoded separately, so that the data need not be copied.
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::{decode_varint, encode_varint, encoded_len_varint};
@@ -9,19 +9,19 @@ use tonic::Status;
 
 use super::{MAX_MESSAGE, PacketType};
 
-/// Bytes of gRPC's head: a flag for compression and the length.
+/// The length of gRPC's message header, in bytes: a flag for compression and the message length.
 pub const HEAD: usize = 5;
 
-/// Keys of protobuf: the packet's type, its payload with bytes, and in that the connection's number and its bytes.
+/// The protobuf keys of the packet's type, of its data payload, and of the payload's connection ID and data.
 const TYPE: u8 = 1 << 3;
 const PAYLOAD: u8 = 4 << 3 | 2;
 const CONNECTION: u8 = 1 << 3;
 const BYTES: u8 = 3 << 3 | 2;
 
-/// The length of the message that has this head.
+/// Returns the message length in gRPC's message header.
 ///
 /// # Errors
-/// The message is too long, or not as it may be.
+/// Returns an error if the message is too long, or if the header is invalid.
 pub fn length(head: &[u8]) -> Result<usize, Status> {
     let [flag, length @ ..] = head else {
         return Err(Status::internal("a message without a head"));
@@ -42,14 +42,14 @@ pub fn length(head: &[u8]) -> Result<usize, Status> {
     Ok(length)
 }
 
-/// Writes gRPC's head of a message.
+/// Writes gRPC's message header.
 pub fn put_length(length: usize, buffer: &mut impl BufMut) {
     buffer.put_u8(0);
-    // Lengths of messages are far below.
+    // Message lengths are far below this limit.
     buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
-/// Writes everything of a message with so many bytes of a connection that comes before them.
+/// Writes everything that precedes the data of a packet with `bytes` bytes of data.
 pub fn put_head(connect_id: i64, bytes: usize, buffer: &mut impl BufMut) {
     let (number, bytes) = (connect_id.cast_unsigned(), bytes as u64);
     let length_of = |value| encoded_len_varint(value) as u64;
@@ -64,9 +64,9 @@ pub fn put_head(connect_id: i64, bytes: usize, buffer: &mut impl BufMut) {
     encode_varint(bytes, buffer);
 }
 
-/// Removes what comes before the bytes of a connection from the beginning of a message of this length. Returns the
-/// connection, and how many bytes follow. None, and nothing is removed: the message is another one, too little of it is
-/// there, or it is written in a way that only a reader of protobuf understands.
+/// Removes what precedes the data from the start of a message of this length. Returns the connection ID and the number
+/// of data bytes that follow. Returns `None`, and removes nothing, if the message is not a data packet, if too little
+/// of it has been received, or if its encoding needs a full protobuf decoder.
 pub fn take_head(message: &mut Bytes, length: usize) -> Option<(i64, usize)> {
     let mut rest = &message[..];
     let payload = varint(&mut rest, &[TYPE, PacketType::Data as u8, PAYLOAD])?;
@@ -85,7 +85,7 @@ pub fn take_head(message: &mut Bytes, length: usize) -> Option<(i64, usize)> {
     Some((number.cast_signed(), bytes))
 }
 
-/// The number behind these bytes.
+/// Decodes the number behind the bytes `before`.
 fn varint(rest: &mut &[u8], before: &[u8]) -> Option<u64> {
     *rest = rest.strip_prefix(before)?;
     decode_varint(rest).ok()
@@ -100,7 +100,7 @@ mod tests {
     use super::super::schema::Packet;
     use super::*;
 
-    /// As prost writes it, with gRPC's head.
+    /// Returns the message as prost encodes it, with gRPC's message header.
     fn written(message: Message) -> Bytes {
         let packet = Packet::from(message);
         let mut buffer = BytesMut::new();

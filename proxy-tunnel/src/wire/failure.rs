@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Why a stream of packets ended before its regular end, in the codes that Go's gRPC has for it: upstream's metrics
-//! and logs have them. tonic reports every failure of HTTP/2 as `Unknown` with its cause, and a message beyond the
-//! limit by another code than Go.
+//! Why a stream of packets ended early, as the status codes of Go's gRPC, which upstream's metrics and logs contain.
+//! tonic reports every HTTP/2 failure as `Unknown` with its cause, and a message over the size limit with another code
+//! than Go.
 
 use std::error::Error;
 use std::iter::successors;
 
 use tonic::{Code, Status};
 
-/// Code and text for a server whose client's or agent's stream failed. In Go a reset stream and an ended connection
-/// both cancel the stream's context.
+/// Returns the code and the text at a server whose client's or agent's stream failed. In Go, both a reset stream and a
+/// closed connection cancel the stream's context.
 #[must_use]
 pub fn at_server(status: &Status) -> (Code, String) {
     if cause::<hyper::Error>(status).is_some() {
@@ -19,7 +19,7 @@ pub fn at_server(status: &Status) -> (Code, String) {
     by_contents(status)
 }
 
-/// Code and text for an agent whose server's stream failed.
+/// Returns the code and the text at an agent whose server's stream failed.
 #[must_use]
 pub fn at_agent(status: &Status) -> (Code, String) {
     let Some(error) = cause::<hyper::Error>(status) else {
@@ -42,7 +42,7 @@ pub fn at_agent(status: &Status) -> (Code, String) {
     (code, format!("error reading from server: {root}"))
 }
 
-/// Status for a message that cannot be read, or the status that the peer sent.
+/// Returns the status of a message that cannot be decoded, or the status that the peer sent.
 fn by_contents(status: &Status) -> (Code, String) {
     match status.code() {
         Code::OutOfRange => (
@@ -53,7 +53,7 @@ fn by_contents(status: &Status) -> (Code, String) {
     }
 }
 
-/// The error of this type that led to a status.
+/// Returns the error of type `E` that caused a status.
 fn cause<E: Error + 'static>(status: &Status) -> Option<&E> {
     successors(status.source(), |error| (*error).source()).find_map(|error| error.downcast_ref())
 }
@@ -71,25 +71,25 @@ mod tests {
     use crate::channel::{Channel, Settings};
     use crate::wire::{AGENT_PATH, LINK, Message};
 
-    /// How a server leaves its agent.
+    /// How a server ends its agent's stream.
     #[derive(Debug, Clone, Copy)]
     enum Leaves {
-        /// It ends the stream by this reason.
+        /// The server resets the stream with this reason.
         Reset(Reason),
-        /// It ends the connection.
+        /// The server closes the connection.
         Silently,
-        /// It is suspended, or the network between them is cut.
+        /// The server is suspended, or the network between server and agent is cut.
         Suspended,
     }
 
-    /// The error that an agent reads when its server leaves like this.
+    /// Returns the error that an agent reads when its server ends the stream like this.
     async fn read(leaves: Leaves) -> Status {
         let (near, far) = tokio::io::duplex(1 << 16);
         let serving = tokio::spawn(async move {
             let mut connection = h2::server::handshake(far).await.unwrap();
             let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
             let mut sender = respond.send_response(Response::new(()), false).unwrap();
-            // The headers are sent before.
+            // Sends the headers first.
             let sent = std::future::poll_fn(|context| connection.poll_closed(context));
             let _ = tokio::time::timeout(Duration::from_millis(50), sent).await;
             match leaves {

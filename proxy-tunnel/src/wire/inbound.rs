@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The packets of a peer out of the body of a gRPC request or response. tonic's own decoder copies each byte into a
-//! buffer of its own and waits for the whole of a message; here the bytes of a tunnel stay in the buffers that HTTP/2 has
-//! read them into, and are passed on as they come.
+//! Decodes a peer's packets from the body of a gRPC request or response. tonic's own decoder copies every byte into its
+//! own buffer and waits for complete messages; here the data of a tunnel stays in the buffers into which HTTP/2 has
+//! read it, and is passed on as it arrives.
 
 use std::error::Error;
 use std::fmt;
@@ -25,44 +25,44 @@ use super::data::{self, HEAD};
 use super::message::{Malformed, Message};
 use super::schema::Packet;
 
-/// A packet of a peer. Malformed packets are not errors of the stream: upstream's parties ignore
-/// types that they do not know.
+/// A packet from a peer. A malformed packet is not an error of the stream: upstream's programs ignore types that they
+/// do not know.
 pub type Received = Result<Message, Malformed>;
 
-/// A shorter packet is waited for as a whole.
+/// Packets shorter than this, in bytes, are decoded only when complete.
 const LONG: usize = 4096;
 
-/// How the stream ends where no status does.
+/// How the stream ends if the trailers contain no status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Request,
-    /// With the status of HTTP.
+    /// A response with this HTTP status.
     Response(StatusCode),
-    /// Its headers have the status of gRPC already.
+    /// A response whose headers already contain the gRPC status.
     Ended,
 }
 
-/// What comes next.
+/// What the reader expects next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// The length of a message.
+    /// A message header.
     Head,
     /// A message of this length.
     Message(usize),
-    /// Bytes of a connection.
+    /// The data of a connection.
     Bytes {
         connect_id: i64,
         left: usize,
-        /// Some of the same packet have been returned.
+        /// An earlier part of the same packet has been returned.
         has_begun: bool,
     },
-    /// Nothing.
+    /// Nothing more.
     End,
 }
 
-/// The packets of one stream. A packet with bytes of a connection may come in several parts, each as a message.
+/// The packets of one stream. A packet with data may be returned in several parts, each as a message.
 pub struct Inbound {
-    // Locked by nothing: it makes this type `Sync`.
+    // The mutex is never locked; it makes this type `Sync`.
     body: Mutex<Body>,
     direction: Direction,
     reader: Reader,
@@ -78,7 +78,7 @@ impl fmt::Debug for Inbound {
 }
 
 impl Inbound {
-    /// The packets of a request.
+    /// Reads the packets of a request.
     #[must_use]
     pub fn of_request<B>(body: B) -> Self
     where
@@ -88,10 +88,10 @@ impl Inbound {
         Self::new(body, Direction::Request)
     }
 
-    /// The packets of a response with these headers.
+    /// Reads the packets of a response with these headers.
     ///
     /// # Errors
-    /// The status that the peer refuses the stream by.
+    /// Returns the status with which the peer refused the stream.
     pub fn of_response<B>(body: B, status: StatusCode, headers: &HeaderMap) -> Result<Self, Status>
     where
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
@@ -118,17 +118,17 @@ impl Inbound {
         }
     }
 
-    /// The next packet, or a part of one; none at the regular end.
+    /// Returns the next packet, or a part of one; returns `None` at the regular end.
     ///
     /// # Errors
-    /// How the stream failed, or the status that the peer has ended it by. Nothing follows.
+    /// Returns an error if the stream failed, or the status with which the peer ended it. No packets follow.
     pub async fn message(&mut self) -> Result<Option<Received>, Status> {
         poll_fn(|context| Pin::new(&mut *self).poll_next(context))
             .await
             .transpose()
     }
 
-    /// Whether the last message was a further part of the packet before it.
+    /// Returns whether the last message was another part of the packet before it.
     #[must_use]
     pub const fn has_continued(&self) -> bool {
         self.reader.has_continued
@@ -158,7 +158,7 @@ impl Inbound {
         }
     }
 
-    /// How the stream has ended.
+    /// Returns how the stream ended.
     fn ended(&mut self) -> Result<(), Status> {
         let Direction::Response(http) = self.direction else {
             return Ok(());
@@ -167,7 +167,7 @@ impl Inbound {
         match status.as_ref().and_then(Status::from_header_map) {
             Some(status) if status.code() == Code::Ok => Ok(()),
             Some(status) => Err(status),
-            // A server that leaves without a status.
+            // The server ended the stream without a status.
             None if http == StatusCode::OK => Ok(()),
             None => Err(Status::new(
                 code(http),
@@ -177,7 +177,7 @@ impl Inbound {
     }
 }
 
-/// The code that gRPC has for an answer of HTTP that is none of gRPC.
+/// Returns gRPC's status code for an HTTP response that does not come from gRPC.
 const fn code(http: StatusCode) -> Code {
     match http {
         StatusCode::BAD_REQUEST => Code::Internal,
@@ -208,13 +208,13 @@ impl Stream for Inbound {
     }
 }
 
-/// Finds packets in a stream of bytes, however it is cut.
+/// Finds the packets in a byte stream, independently of the sizes of the reads.
 #[derive(Debug)]
 pub(crate) struct Reader {
     next: Next,
-    /// Bytes that have come and have not been looked at.
+    /// The received bytes that are not decoded yet.
     pub(crate) chunk: Bytes,
-    /// The beginning of something whose end is not there.
+    /// The start of a header or message that is still incomplete.
     held: BytesMut,
     has_continued: bool,
 }
@@ -238,12 +238,12 @@ impl Reader {
         }
     }
 
-    /// Whether a message has begun and not ended.
+    /// Returns whether a message has begun and is still incomplete.
     pub(crate) fn is_within(&self) -> bool {
         self.next != Next::Head || !self.held.is_empty() || !self.chunk.is_empty()
     }
 
-    /// The next packet or part of one, if there is enough for it.
+    /// Returns the next packet, or a part of one, if enough of it was received.
     pub(crate) fn read(&mut self) -> Result<Option<Received>, Status> {
         loop {
             match self.next {
@@ -293,7 +293,7 @@ impl Reader {
         }
     }
 
-    /// Whether a message is a long packet with bytes whose head is there and whose end is not. Its bytes come next.
+    /// Returns true for a long data packet whose header is complete and whose end is missing. Its data is read next.
     fn begins_bytes(&mut self, length: usize) -> bool {
         if length < LONG || !self.held.is_empty() || self.chunk.len() >= length {
             return false;
@@ -309,7 +309,7 @@ impl Reader {
         true
     }
 
-    /// As many bytes, if they are there. Otherwise what there is of them is held.
+    /// Returns `length` bytes if they were received. Otherwise keeps the received part in `held`.
     fn take(&mut self, length: usize) -> Option<Bytes> {
         if self.held.is_empty() && self.chunk.len() >= length {
             return Some(self.chunk.split_to(length));
@@ -318,7 +318,7 @@ impl Reader {
         self.held.reserve(missing);
         let step = missing.min(self.chunk.len());
         self.held.extend_from_slice(&self.chunk.split_to(step));
-        // Its memory goes with it: a stream that rests holds none.
+        // The buffer's memory goes with the bytes, so an idle stream holds none.
         (step == missing).then(|| mem::take(&mut self.held).freeze())
     }
 }
@@ -355,7 +355,7 @@ mod tests {
         ]
     }
 
-    /// Everything that the reader finds, with the parts of a packet put together.
+    /// Returns all messages that the reader finds, with the parts of a packet joined.
     fn read(wire: &Bytes, step: usize) -> Vec<Message> {
         let mut reader = Reader::default();
         let mut found = Vec::new();
@@ -416,7 +416,7 @@ mod tests {
         assert!(!reader.is_within());
     }
 
-    /// The end of a response with these frames.
+    /// Returns how a response with these trailers ends.
     async fn end(http: StatusCode, headers: &[(&'static str, &'static str)]) -> Result<(), Code> {
         let headers: HeaderMap = headers
             .iter()

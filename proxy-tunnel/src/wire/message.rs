@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A packet as one value: type and payload agree, and nothing is missing. A packet whose payload is
-//! missing makes upstream's parties panic; here it is a [`Malformed`] value that its receiver logs and
-//! ignores, like a packet of a type that this version does not know.
+//! A packet as one value, in which the type and the payload always match and the payload is never missing. Upstream's
+//! programs panic on a packet without its payload; here it is a [`Malformed`] value, which the receiver logs and
+//! ignores, like a packet of an unknown type.
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -15,39 +15,39 @@ use super::schema::{
 /// A packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// Asks for a connection.
+    /// Requests a connection.
     DialRequest(DialRequest),
-    /// Answers a dial.
+    /// Answers a dial request.
     DialResponse(DialResponse),
-    /// Asks for the end of this connection.
+    /// Requests the end of the connection with this ID.
     CloseRequest(i64),
-    /// A connection has ended.
+    /// Reports that a connection has ended.
     CloseResponse(CloseResponse),
-    /// Bytes of a connection.
+    /// Carries data of the connection with this ID.
     Data(i64, Bytes),
-    /// The dial with this number is given up.
+    /// Cancels the dial with this ID.
     CloseDial(i64),
-    /// An agent is about to leave.
+    /// Announces that the sending agent is about to exit.
     Drain,
-    /// The sender has nothing more to send on this connection.
+    /// Reports that the sender has closed its direction of the connection with this ID.
     Finish(i64),
-    /// So many more bytes may be sent on a connection.
+    /// Permits so many more bytes on the connection with this ID.
     Window(i64, u32),
 }
 
-/// A packet that cannot be understood. It is ignored, and its stream goes on.
+/// A packet that cannot be interpreted. The receiver ignores it, and its stream continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Malformed {
-    /// A type of a later version.
+    /// The packet has a type that this version does not know.
     #[error("unknown packet type {0}")]
     UnknownType(i32),
-    /// The payload is missing, or is one of another type.
+    /// The payload is missing or belongs to another type.
     #[error("packet of type {} without its payload", .0.name())]
     MissingPayload(PacketType),
 }
 
 impl Malformed {
-    /// The type's name in metrics: a number where it has none.
+    /// Returns the type's name in metrics, or its number if it has no name.
     #[must_use]
     pub fn type_name(self) -> String {
         match self {
@@ -58,7 +58,7 @@ impl Malformed {
 }
 
 impl Message {
-    /// The answer to a dial that failed.
+    /// Returns the answer to a dial that failed.
     #[must_use]
     pub fn dial_error(random: i64, error: impl Into<String>) -> Self {
         Self::DialResponse(DialResponse {
@@ -68,7 +68,7 @@ impl Message {
         })
     }
 
-    /// The end of a connection, with an error unless `error` is empty.
+    /// Returns the end of a connection, with an error unless `error` is empty.
     #[must_use]
     pub fn closed(connect_id: i64, error: impl Into<String>) -> Self {
         Self::CloseResponse(CloseResponse {
@@ -77,7 +77,7 @@ impl Message {
         })
     }
 
-    /// The type.
+    /// Returns the packet's type.
     #[must_use]
     pub const fn kind(&self) -> PacketType {
         match self {
@@ -93,7 +93,7 @@ impl Message {
         }
     }
 
-    /// The bytes of the connection that it carries.
+    /// Returns the number of data bytes in the packet.
     #[must_use]
     pub fn payload_len(&self) -> usize {
         match self {
@@ -145,7 +145,7 @@ impl TryFrom<Packet> for Message {
             }
             (PacketType::Data, Some(Payload::Data(data))) => Self::Data(data.connect_id, data.data),
             (PacketType::DialCls, Some(Payload::CloseDial(close))) => Self::CloseDial(close.random),
-            // It has no content, so a peer that leaves the payload away is understood.
+            // This packet has no content, so a peer that omits the payload is accepted.
             (PacketType::Drain, _) => Self::Drain,
             (PacketType::Finish, Some(Payload::Finish(finish))) => Self::Finish(finish.connect_id),
             (PacketType::Window, Some(Payload::Window(window))) => {
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Field numbers and wire types, byte by byte, as a peer of upstream writes them.
+    /// Checks field numbers and wire types byte by byte, as a peer of upstream encodes them.
     #[test]
     fn bytes_are_those_of_the_proto_files() {
         let wire = |message| Packet::from(message).encode_to_vec();
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(wire(Message::Drain), b"\x08\x06\x42\x00");
     }
 
-    /// Defect 13 of upstream: each of these ends its receiver.
+    /// Checks defect 13 of upstream, whose receivers panic on each of these packets.
     #[test]
     fn a_missing_payload_is_no_message() {
         for kind in PacketType::ALL {

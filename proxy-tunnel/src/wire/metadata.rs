@@ -1,50 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Metadata that travels beside the packets: names, and how values are read. Refusals carry upstream's
-//! texts, because its users and tests read them.
+//! The metadata of a stream: its keys, and the parsing of its values. Errors have upstream's texts, because upstream's
+//! users and tests depend on them.
 
 use std::fmt;
 
 use thiserror::Error;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
-/// The agent's name.
+/// The key for the agent's ID.
 pub const AGENT_ID: &str = "agentid";
-/// The destinations that an agent can reach.
+/// The key for the destinations that an agent can reach.
 pub const AGENT_IDENTIFIERS: &str = "agentidentifiers";
-/// The server's name.
+/// The key for the server's ID.
 pub const SERVER_ID: &str = "serverid";
-/// How many servers an agent should connect to.
+/// The key for the number of servers that an agent should connect to.
 pub const SERVER_COUNT: &str = "servercount";
-/// Where the agent's token is.
+/// The key for the agent's token.
 pub const AUTHORIZATION: &str = "authorization";
-/// The scheme before the token.
+/// The authentication scheme that precedes the token.
 pub const BEARER: &str = "Bearer ";
-/// Our extensions that the sender understands. Upstream neither sends nor reads it.
+/// The key for the extensions of this project that the sender supports. Upstream neither sends nor reads it.
 pub const EXTENSIONS: &str = "konnectivity-extensions";
 
-/// Half-closed connections are carried: [`super::Message::Finish`].
+/// The extension for half-closed connections: [`super::Message::Finish`].
 const HALF_CLOSE: &str = "half-close";
-/// Each connection has a window: [`super::Message::Window`].
+/// The extension for a window per connection: [`super::Message::Window`].
 const WINDOW: &str = "window";
 
-/// Extensions that both ends of a stream understand.
+/// The extensions that both ends of a stream support.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extensions {
-    /// [`super::Message::Finish`] is understood.
+    /// The peer supports [`super::Message::Finish`].
     pub half_close: bool,
-    /// [`super::Message::Window`] is understood, and waited for.
+    /// The peer supports [`super::Message::Window`], and waits for it.
     pub window: bool,
 }
 
 impl Extensions {
-    /// All of this version.
+    /// All extensions of this version.
     pub const ALL: Self = Self {
         half_close: true,
         window: true,
     };
 
-    /// The extensions that a peer has announced and this version knows.
+    /// Returns the extensions that the peer has announced and this version supports.
     #[must_use]
     pub fn read(metadata: &MetadataMap) -> Self {
         let text = metadata
@@ -58,10 +58,10 @@ impl Extensions {
         }
     }
 
-    /// Announces them.
+    /// Adds these extensions to the metadata.
     ///
     /// # Panics
-    /// Never: the names are ASCII.
+    /// Never panics: the names are ASCII.
     pub fn write(self, metadata: &mut MetadataMap) {
         let value = self.to_string();
         if !value.is_empty() {
@@ -82,16 +82,16 @@ impl fmt::Display for Extensions {
     }
 }
 
-/// Metadata that cannot be accepted.
+/// The error of metadata that is not acceptable.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MetadataError {
-    /// Not exactly one agent ID.
+    /// There is not exactly one agent ID.
     #[error("expected one agent ID in the context, got [{0}]")]
     AgentId(String),
-    /// More than one set of identifiers.
+    /// There is more than one set of identifiers.
     #[error("expected at most one set of agent identifiers in the context, got [{0}]")]
     Identifiers(String),
-    /// The server's name or its count is missing or stands there twice.
+    /// The server's ID or its count is missing, or occurs more than once.
     #[error(
         "expected one `{key}` in the server's headers, got [{values}]; is something else than a konnectivity \
          server listening there?"
@@ -99,15 +99,15 @@ pub enum MetadataError {
     Header {
         /// The key.
         key: &'static str,
-        /// The values, separated by blanks.
+        /// The values, separated by spaces.
         values: String,
     },
-    /// The server's count is no number.
+    /// The server's count is not a number.
     #[error("the server's `{SERVER_COUNT}` is `{0}`, not a number")]
     ServerCount(String),
 }
 
-/// All values of a key, as texts.
+/// Returns all values of a key as strings.
 #[must_use]
 pub fn values(metadata: &MetadataMap, key: &str) -> Vec<String> {
     metadata
@@ -117,10 +117,10 @@ pub fn values(metadata: &MetadataMap, key: &str) -> Vec<String> {
         .collect()
 }
 
-/// The agent's name: exactly one.
+/// Returns the agent's ID.
 ///
 /// # Errors
-/// None, or several.
+/// Returns an error if there is not exactly one.
 pub fn agent_id(metadata: &MetadataMap) -> Result<String, MetadataError> {
     let mut all = values(metadata, AGENT_ID);
     match (all.pop(), all.is_empty()) {
@@ -132,10 +132,10 @@ pub fn agent_id(metadata: &MetadataMap) -> Result<String, MetadataError> {
     }
 }
 
-/// The agent's identifiers: at most one text, empty if there is none.
+/// Returns the agent's identifiers as one string; it is empty if there are none.
 ///
 /// # Errors
-/// Several.
+/// Returns an error if there is more than one string.
 pub fn identifiers(metadata: &MetadataMap) -> Result<String, MetadataError> {
     let mut all = values(metadata, AGENT_IDENTIFIERS);
     if all.len() > 1 {
@@ -144,10 +144,10 @@ pub fn identifiers(metadata: &MetadataMap) -> Result<String, MetadataError> {
     Ok(all.pop().unwrap_or_default())
 }
 
-/// The server's name and the number of servers, each exactly once.
+/// Returns the server's ID and the number of servers.
 ///
 /// # Errors
-/// One is missing, stands there twice, or is no number.
+/// Returns an error if one of them is missing or occurs more than once, or if the count is not a number.
 pub fn server(metadata: &MetadataMap) -> Result<(String, u32), MetadataError> {
     let one = |key| {
         let all = values(metadata, key);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Messages as the body of a gRPC request or response. Many short ones go together; the bytes of a connection are sent
-//! from where they are, where tonic's own encoder copies all of them.
+//! Encodes messages as the body of a gRPC request or response. Short messages are sent together. Long data is sent
+//! without a copy, whereas tonic's own encoder copies all of it.
 
 use std::mem;
 use std::pin::Pin;
@@ -18,29 +18,30 @@ use super::data;
 use super::message::Message;
 use super::schema::Packet;
 
-/// From this length on bytes are not copied to what comes before them.
+/// Data of at least this length, in bytes, is not copied behind its header.
 const LONG: usize = 4096;
 
-/// How messages are written, each with gRPC's head.
+/// An encoder of messages, each with gRPC's message header.
 pub trait Encode {
-    /// What is written.
+    /// The type of the messages.
     type Message;
 
-    /// Writes a message behind others. Returned are its last bytes if they are to follow without being copied.
+    /// Appends a message to `buffer`. Returns the message's last bytes if they are to be sent behind the buffer without
+    /// a copy.
     fn encode(&self, message: Self::Message, buffer: &mut BytesMut) -> Option<Bytes>;
 
-    /// From so many bytes on what has been written is sent, before further messages are looked at.
+    /// The number of encoded bytes, from which on they are sent before further messages are polled.
     fn batch(&self) -> usize;
 }
 
-/// Packets, with the size of a batch.
+/// An encoder of packets with this batch size, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Packets(usize);
 
-/// For the stream between agent and server, which carries many tunnels.
+/// The encoder for the stream between agent and server, which carries many tunnels.
 pub const LINK: Packets = Packets(128 * 1024);
 
-/// For a stream with one tunnel.
+/// The encoder for a stream with one tunnel.
 pub const TUNNEL: Packets = Packets(64 * 1024);
 
 impl Encode for Packets {
@@ -66,37 +67,37 @@ impl Encode for Packets {
     }
 }
 
-/// The end of the stream that the body belongs to.
+/// The side of the stream that sends the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// A request ends without a status, by an error as well.
+    /// A client. A request ends without a status, even after an error.
     Client,
-    /// A response ends with one.
+    /// A server. A response ends with a status.
     Server,
 }
 
-/// A stream of messages as a body.
+/// The body that consists of a stream of messages.
 #[derive(Debug)]
 pub struct Outbound<S, E> {
     messages: S,
     encode: E,
     role: Role,
-    /// What has been written.
+    /// The encoded messages.
     buffer: BytesMut,
-    /// What follows it.
+    /// The bytes that follow `buffer` without a copy.
     bytes: Option<Bytes>,
-    /// How the messages have ended.
+    /// The status with which the messages ended.
     ended: Option<Status>,
     has_ended: bool,
 }
 
 impl<S, E> Outbound<S, E> {
-    /// The body of a request: these messages up to the first error.
+    /// Creates the body of a request: the messages up to the first error.
     pub fn request(messages: S, encode: E) -> Self {
         Self::new(messages, encode, Role::Client)
     }
 
-    /// The body of a response: these messages, and how they end.
+    /// Creates the body of a response: the messages, followed by the status with which they end.
     pub fn response(messages: S, encode: E) -> Self {
         Self::new(messages, encode, Role::Server)
     }
@@ -145,7 +146,7 @@ where
             }
         }
         if !body.buffer.is_empty() {
-            // Its memory goes with it: a stream that rests holds none.
+            // The buffer's memory goes with the frame, so an idle stream holds none.
             let written = mem::take(&mut body.buffer).freeze();
             return Poll::Ready(Some(Ok(Frame::data(written))));
         }
@@ -174,7 +175,7 @@ mod tests {
 
     type Item = Result<Message, Status>;
 
-    /// The lengths of what is sent together, and the code at the end.
+    /// Returns the lengths of the data frames, and the status code at the end.
     async fn frames(messages: Vec<Item>, role: Role) -> (Vec<usize>, Option<String>) {
         let mut body = Outbound::new(stream::iter(messages), TUNNEL, role);
         let (mut lengths, mut code) = (Vec::new(), None);
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(lengths.len(), 4, "{lengths:?}");
         assert_eq!((lengths[1], lengths[3]), (LONG, LONG));
         assert_eq!(code.as_deref(), Some("0"));
-        // A batch has an end.
+        // The size of a batch is limited.
         let (lengths, _) =
             frames((0..100).map(|_| Ok(data(LONG - 1))).collect(), Role::Server).await;
         assert!(

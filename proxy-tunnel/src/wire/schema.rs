@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The protobuf messages, field by field as upstream's proto files number them, and our two extensions.
-//! Nothing outside of [`super::message`] looks at them: there the type and the payload become one value.
+//! The protobuf messages with the field numbers of upstream's proto files, and this project's two extensions. Only
+//! [`super::message`] uses them; it combines the type and the payload into one value.
 
 use bytes::Bytes;
 
-/// The kind of a packet. It decides what a packet is, not which payload is set.
+/// The type of a packet. The type determines the meaning of a packet, even if another type's payload is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum PacketType {
-    /// Asks for a connection to a target.
+    /// Requests a connection to a target.
     DialReq = 0,
     /// Answers a [`Self::DialReq`].
     DialRsp = 1,
-    /// Asks for the end of a connection.
+    /// Requests the end of a connection.
     CloseReq = 2,
-    /// A connection has ended.
+    /// Reports that a connection has ended.
     CloseRsp = 3,
-    /// Bytes of a connection.
+    /// Carries data of a connection.
     Data = 4,
-    /// A dial is given up.
+    /// Cancels a dial.
     DialCls = 5,
-    /// An agent is about to leave.
+    /// Announces that an agent is about to exit.
     Drain = 6,
-    /// Extension: one direction of a connection has ended. Upstream ignores types that it does not know.
+    /// Extension: reports that one direction of a connection has ended. Upstream ignores types that it does not know.
     Finish = 1001,
-    /// Extension: more bytes of a connection may be sent.
+    /// Extension: permits more bytes on a connection.
     Window = 1002,
 }
 
@@ -43,7 +43,7 @@ impl PacketType {
         Self::Window,
     ];
 
-    /// Position in [`Self::ALL`].
+    /// Returns the position in [`Self::ALL`].
     #[must_use]
     pub const fn index(self) -> usize {
         match self {
@@ -59,7 +59,7 @@ impl PacketType {
         }
     }
 
-    /// The name in metrics and logs.
+    /// Returns the name in metrics and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -87,126 +87,126 @@ pub struct Packet {
     pub payload: Option<Payload>,
 }
 
-/// The payloads.
+/// The payload of a packet.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Payload {
-    /// Of [`PacketType::DialReq`].
+    /// The payload of [`PacketType::DialReq`].
     #[prost(message, tag = "2")]
     DialRequest(DialRequest),
-    /// Of [`PacketType::DialRsp`].
+    /// The payload of [`PacketType::DialRsp`].
     #[prost(message, tag = "3")]
     DialResponse(DialResponse),
-    /// Of [`PacketType::Data`].
+    /// The payload of [`PacketType::Data`].
     #[prost(message, tag = "4")]
     Data(Data),
-    /// Of [`PacketType::CloseReq`].
+    /// The payload of [`PacketType::CloseReq`].
     #[prost(message, tag = "5")]
     CloseRequest(CloseRequest),
-    /// Of [`PacketType::CloseRsp`].
+    /// The payload of [`PacketType::CloseRsp`].
     #[prost(message, tag = "6")]
     CloseResponse(CloseResponse),
-    /// Of [`PacketType::DialCls`].
+    /// The payload of [`PacketType::DialCls`].
     #[prost(message, tag = "7")]
     CloseDial(CloseDial),
-    /// Of [`PacketType::Drain`].
+    /// The payload of [`PacketType::Drain`].
     #[prost(message, tag = "8")]
     Drain(Drain),
-    /// Of [`PacketType::Finish`].
+    /// The payload of [`PacketType::Finish`].
     #[prost(message, tag = "1001")]
     Finish(Finish),
-    /// Of [`PacketType::Window`].
+    /// The payload of [`PacketType::Window`].
     #[prost(message, tag = "1002")]
     Window(Window),
 }
 
-/// Asks for a connection.
+/// Requests a connection.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DialRequest {
-    /// Go's name of the network, in practice `tcp`.
+    /// Go's name for the network; in practice always `tcp`.
     #[prost(string, tag = "1")]
     pub protocol: String,
-    /// `host:port`.
+    /// The target as `host:port`.
     #[prost(string, tag = "2")]
     pub address: String,
-    /// Number of the dial, chosen by the client.
+    /// The dial ID, which the client chooses.
     #[prost(int64, tag = "3")]
     pub random: i64,
 }
 
-/// Answers a dial.
+/// Answers a dial request.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DialResponse {
-    /// Empty: the connection is established.
+    /// The error; empty if the connection is established.
     #[prost(string, tag = "1")]
     pub error: String,
-    /// Number of the connection, chosen by the agent; 0 with an error.
+    /// The connection ID, which the agent chooses; 0 if there is an error.
     #[prost(int64, tag = "2")]
     pub connect_id: i64,
-    /// The request's number.
+    /// The dial ID of the request.
     #[prost(int64, tag = "3")]
     pub random: i64,
 }
 
-/// Asks for the end of a connection.
+/// Requests the end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct CloseRequest {
-    /// The connection.
+    /// The connection ID.
     #[prost(int64, tag = "1")]
     pub connect_id: i64,
 }
 
-/// A connection has ended.
+/// Reports that a connection has ended.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct CloseResponse {
-    /// Empty: it ended as it should.
+    /// The error; empty if the connection ended regularly.
     #[prost(string, tag = "1")]
     pub error: String,
-    /// The connection.
+    /// The connection ID.
     #[prost(int64, tag = "2")]
     pub connect_id: i64,
 }
 
-/// A dial is given up.
+/// Cancels a dial.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct CloseDial {
-    /// The dial's number.
+    /// The dial ID.
     #[prost(int64, tag = "1")]
     pub random: i64,
 }
 
-/// An agent is about to leave.
+/// Announces that an agent is about to exit.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Drain {}
 
-/// Bytes of a connection.
+/// Carries data of a connection.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Data {
-    /// The connection.
+    /// The connection ID.
     #[prost(int64, tag = "1")]
     pub connect_id: i64,
-    /// Never used by upstream.
+    /// An error, which upstream never sets.
     #[prost(string, tag = "2")]
     pub error: String,
-    /// The bytes.
+    /// The data.
     #[prost(bytes = "bytes", tag = "3")]
     pub data: Bytes,
 }
 
-/// One direction of a connection has ended: its sender has nothing more to send.
+/// Reports that the sender has closed its direction of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Finish {
-    /// The connection.
+    /// The connection ID.
     #[prost(int64, tag = "1")]
     pub connect_id: i64,
 }
 
-/// So many bytes of a connection have been taken and may be followed by as many.
+/// Reports that so many bytes of a connection were taken, so that as many more may be sent.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Window {
-    /// The connection.
+    /// The connection ID.
     #[prost(int64, tag = "1")]
     pub connect_id: i64,
-    /// How many.
+    /// The number of bytes.
     #[prost(uint32, tag = "2")]
     pub bytes: u32,
 }
