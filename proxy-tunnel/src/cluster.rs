@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Requests of server and agent to the Kubernetes API: reviews of tokens, and leases that say which
-//! servers there are. Bodies are JSON: `kube` speaks no protobuf, and the API server answers both.
+//! The Kubernetes API requests of server and agent: token reviews, and the leases from which agents count the servers.
+//! Bodies are JSON, because `kube` does not support protobuf; the API server accepts both.
 
 pub mod counting;
 pub mod lease;
@@ -15,16 +15,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use thiserror::Error;
 
-/// How long the API server may take to accept a connection.
+/// The time limit for a connection to the API server.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long one request may take. Watches have a limit of their own.
+/// The time limit of one request. Watches have their own limit.
 pub const REQUEST: Duration = Duration::from_secs(30);
 
-/// Why the API server cannot be asked.
+/// Why there is no client for the API server.
 #[derive(Debug, Error)]
 pub enum ClusterError {
-    /// A kubeconfig cannot be used.
+    /// The kubeconfig is not usable.
     #[error("the kubeconfig {} cannot be used; --kubeconfig says where it is", path.display())]
     Kubeconfig {
         /// The file.
@@ -33,21 +33,21 @@ pub enum ClusterError {
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },
-    /// The process does not run in a pod, or has no service account.
+    /// The process does not run in a pod, or the pod has no service account.
     #[error(
         "this process has no service account of a pod; give a file with --kubeconfig outside of clusters"
     )]
     InCluster(#[source] Box<kube::config::InClusterError>),
-    /// A client cannot be made.
+    /// The settings are not usable for a client.
     #[error("no client for the Kubernetes API can be made of these settings")]
     Client(#[source] Box<kube::Error>),
 }
 
-/// A client by a kubeconfig, or by the pod's service account if there is none. Tokens and CAs that are files
+/// Creates a client from a kubeconfig or, if there is none, from the pod's service account. Files with tokens and CAs
 /// are read again when they change.
 ///
 /// # Errors
-/// The settings cannot be used. Whether the API server answers is not known before the first request.
+/// Returns an error if the settings cannot be used. The first request shows whether the API server is reachable.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> {
     let mut config = match kubeconfig {
         Some(path) => {
@@ -66,7 +66,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClusterError> 
     Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))
 }
 
-/// The HTTP status and the reason of a failed request, for metrics; 0 where there was no answer.
+/// Returns the HTTP status and the reason of a failed request, for metrics. The status is 0 if there was no answer.
 #[must_use]
 pub fn outcome(error: &kube::Error) -> (u16, &str) {
     match error {

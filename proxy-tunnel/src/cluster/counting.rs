@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent's side of leases: how many servers there are. Leases are listed once and then watched; whatever
-//! breaks the watch has them listed again. Until the first list there is no count, and the agent goes by what
-//! servers say.
+//! The agent's side of the leases: counts the servers. The agent lists the leases once and then watches them; after any
+//! failure of the watch it lists them again. Before the first list there is no count, and the agent uses the number
+//! that the servers report.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,31 +19,31 @@ use tracing::{debug, error, info};
 use super::{REQUEST, lease, outcome};
 use crate::metrics::agent::AgentMetrics;
 
-/// Leases in one answer.
+/// The number of leases per page of a list.
 const PAGE: u32 = 500;
 
-/// Duration of one watch, in seconds, as the request asks for it.
+/// The duration of a watch that the agent requests, in seconds.
 const WATCH: u32 = 290;
 
-/// The first and the longest pause after a failure.
+/// The initial and the maximum pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// The API server's status for requests that a role does not allow.
+/// The API server's status for requests that the role does not permit.
 const FORBIDDEN: u16 = 403;
 
-/// How often an agent without permission logs what it lacks.
+/// How often an agent logs a missing permission.
 const REMIND: Duration = Duration::from_mins(1);
 
-/// A lease as it is known.
+/// The known state of a lease.
 #[derive(Debug)]
 struct Known {
     lease: Lease,
-    /// When it was last seen to be renewed.
+    /// When the agent last saw that the lease was renewed.
     seen: Option<Instant>,
 }
 
 impl Known {
-    /// A lease that replaces its known state.
+    /// Creates the state of a lease that replaces an older state.
     fn new(lease: Lease, before: Option<&Self>) -> Self {
         let seen = before.and_then(|before| {
             let is_renewed = lease::renewed_at(&lease) > lease::renewed_at(&before.lease);
@@ -52,7 +52,8 @@ impl Known {
         Self { lease, seen }
     }
 
-    /// By its times; or, where clocks differ or one has jumped, because it was renewed a short while ago.
+    /// Returns whether the lease is valid by its times. A lease that the agent saw renewed recently is valid too,
+    /// because clocks may differ or jump.
     fn is_valid(&self, now: Timestamp) -> bool {
         let is_recent = |at: Instant| {
             let duration =
@@ -63,19 +64,19 @@ impl Known {
     }
 }
 
-/// The leases as they are known.
+/// The known leases.
 #[derive(Debug, Default)]
 pub struct Leases(Mutex<Option<HashMap<String, Known>>>);
 
 impl Leases {
     fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, Known>>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// How many servers have a valid lease, at least 1; none before the first list.
+    /// Returns the number of servers with a valid lease, but at least 1. Returns `None` before the first list.
     #[must_use]
     pub fn count(&self, now: Timestamp) -> Option<usize> {
         let leases = self.lock();
@@ -97,10 +98,10 @@ impl Leases {
         *known = Some(named.collect());
     }
 
-    /// Applies an event; the version from which a later watch goes on.
+    /// Applies an event. Returns the resource version from which a later watch continues.
     ///
     /// # Errors
-    /// The watch has ended, and leases must be listed again.
+    /// Returns an error if the watch has ended and the leases must be listed again.
     pub fn apply(&self, event: WatchEvent<Lease>) -> Result<Option<String>, kube::Error> {
         let mut leases = self.lock();
         let leases = leases.get_or_insert_default();
@@ -134,7 +135,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// For leases of this namespace that the selector chooses.
+    /// Creates a counter of the leases in this namespace that match the selector.
     #[must_use]
     pub fn new(
         client: Client,
@@ -151,7 +152,7 @@ impl Counter {
         }
     }
 
-    /// Runs until it is dropped.
+    /// Counts the leases until the future is dropped.
     pub async fn run(self) {
         let mut pause = BACKOFF.0;
         let mut reported: Option<Instant> = None;
@@ -167,8 +168,8 @@ impl Counter {
                 Ok(version) => {
                     let began = Instant::now();
                     let ended = self.watch(version).await;
-                    // One that ends at once is no reason to list at once: a role without `watch`, a proxy that
-                    // cuts it.
+                    // The pause is reset only after a watch that lasted: a watch may end at once because a role lacks
+                    // `watch`, or because a proxy cuts it, and then the leases must not be listed in a tight loop.
                     if began.elapsed() > BACKOFF.1 {
                         (pause, reported) = (BACKOFF.0, None);
                     }
@@ -251,7 +252,7 @@ impl Counter {
             };
             match timeout(limit, follow).await {
                 Ok(Ok(Some(latest))) => version = latest,
-                // It ends without an event: either nothing has changed for its whole time, or it is of no use.
+                // The watch ended without an event: either no lease changed, or the watch does not work.
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {

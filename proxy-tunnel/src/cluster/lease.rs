@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A server's lease as an object: its contents, and until when it counts. Writing them is
-//! [`super::publishing`]'s business, counting them [`super::counting`]'s.
+//! A server's lease: its contents and its validity. [`super::publishing`] writes leases, and [`super::counting`] counts
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -11,21 +11,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::ObjectMeta;
 use thiserror::Error;
 
-/// How long a lease counts after it was renewed, in seconds.
+/// How long a lease is valid after it was renewed, in seconds.
 pub const DURATION: i32 = 30;
 
 /// The prefix of the names of leases.
 const PREFIX: &str = "konnectivity-proxy-server-";
 
-/// Not a list of labels.
+/// The error of a text that is not a list of labels.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{0}` is no label; give a list as key=value,key=value")]
 pub struct LabelError(String);
 
-/// Reads `key=value,key=value`.
+/// Parses a list of labels such as `key=value,key=value`.
 ///
 /// # Errors
-/// A part has no equals sign, or no key.
+/// Returns an error if an element has no equals sign, more than one, or no key.
 pub fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, LabelError> {
     text.split(',')
         .filter(|pair| !pair.is_empty())
@@ -38,20 +38,20 @@ pub fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, LabelError> 
         .collect()
 }
 
-/// Labels as a selector.
+/// Returns the labels as a selector.
 #[must_use]
 pub fn selector(labels: &BTreeMap<String, String>) -> String {
     let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
     pairs.collect::<Vec<_>>().join(",")
 }
 
-/// The name of a server's lease.
+/// Returns the name of a server's lease.
 #[must_use]
 pub fn name(server_id: &str) -> String {
     format!("{PREFIX}{server_id}")
 }
 
-/// A server's lease, renewed now.
+/// Returns a server's lease with `now` as the time of renewal.
 #[must_use]
 pub fn renewed(server_id: &str, labels: &BTreeMap<String, String>, now: Timestamp) -> Lease {
     Lease {
@@ -69,7 +69,7 @@ pub fn renewed(server_id: &str, labels: &BTreeMap<String, String>, now: Timestam
     }
 }
 
-/// Whether a lease counts by this clock. One that lacks its times does not.
+/// Returns whether a lease is valid at `now`. A lease without its times is not valid.
 #[must_use]
 pub fn is_valid(lease: &Lease, now: Timestamp) -> bool {
     let until = renewed_at(lease)
@@ -78,7 +78,7 @@ pub fn is_valid(lease: &Lease, now: Timestamp) -> bool {
     until.is_some_and(|until| until > now)
 }
 
-/// When a lease was renewed, by its holder's clock.
+/// Returns when a lease was renewed, by the clock of its holder.
 #[must_use]
 pub fn renewed_at(lease: &Lease) -> Option<Timestamp> {
     let spec = lease.spec.as_ref()?;
@@ -86,7 +86,7 @@ pub fn renewed_at(lease: &Lease) -> Option<Timestamp> {
     Some(renewed.0)
 }
 
-/// For how long a lease counts.
+/// Returns how long a lease is valid after it was renewed.
 #[must_use]
 pub fn duration(lease: &Lease) -> Option<SignedDuration> {
     let seconds = lease.spec.as_ref()?.lease_duration_seconds?;

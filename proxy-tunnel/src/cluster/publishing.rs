@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server's side of leases: its own one is written and renewed, expired ones of others are deleted.
+//! The server's side of the leases: writes and renews its own lease, and deletes expired leases of other servers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,36 +16,36 @@ use tracing::{debug, error, info, warn};
 use super::{REQUEST, lease, outcome};
 use crate::metrics::server::ServerMetrics;
 
-/// How often the lease is renewed and expired ones are looked for.
+/// How often the server renews its lease and looks for expired ones.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// The first and the longest pause after a failure.
+/// The initial and the maximum pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(7));
 
-/// How often a lease is read and written anew when others change it at the same time.
+/// How often the server reads and writes its lease again after write conflicts.
 const CONFLICTS: usize = 5;
 
-/// For how long a lease must be seen not to be renewed before it is deleted: as long as it counts. By its times alone it looks
-/// expired also where this server's clock is ahead of the others', or has jumped: then the lease of every other server would
-/// be deleted again and again.
+/// How long a server must observe that a lease is not renewed before it deletes the lease; equal to the validity of a
+/// lease. By its times alone, a lease may also look expired because this server's clock is ahead of the others' or has
+/// jumped: then the leases of all other servers would be deleted repeatedly.
 pub const WATCHED: Duration = Duration::from_secs(30);
 
-/// How long the deletion may take when the process ends.
+/// The time limit for deleting the own lease when the process exits.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Keeps one server's lease.
+/// Maintains one server's lease, and deletes expired ones.
 #[derive(Clone)]
 pub struct Publisher {
     api: Api<Lease>,
     server_id: String,
     labels: BTreeMap<String, String>,
     metrics: Arc<ServerMetrics>,
-    /// Since when each lease, by its name and version, has looked expired.
+    /// The time since which each lease, by its name and version, has looked expired.
     expired: Arc<Mutex<HashMap<(String, String), Instant>>>,
 }
 
 impl Publisher {
-    /// For this server's lease.
+    /// Creates the publisher of this server's lease.
     #[must_use]
     pub fn new(
         client: Client,
@@ -63,7 +63,7 @@ impl Publisher {
         }
     }
 
-    /// Keeps the lease and deletes expired ones, until it is dropped.
+    /// Renews the lease and deletes expired ones until the future is dropped.
     pub async fn run(&self) {
         tokio::join!(self.keep(), self.collect());
     }
@@ -92,10 +92,10 @@ impl Publisher {
         }
     }
 
-    /// Writes the lease, renewed now.
+    /// Writes the lease with the current time.
     ///
     /// # Errors
-    /// The API server refuses it, or others change it all the time.
+    /// Returns an error if the API server refuses the request, or after too many write conflicts.
     pub async fn renew(&self) -> Result<(), kube::Error> {
         let name = lease::name(&self.server_id);
         let params = PostParams::default();
@@ -112,7 +112,7 @@ impl Publisher {
             };
             match written {
                 Ok(_) => return Ok(()),
-                // Created, changed or deleted by another between reading and writing.
+                // Another client created, changed or deleted the lease between the read and the write.
                 Err(error) if matches!(outcome(&error).0, 404 | 409) && tries < CONFLICTS => {
                     debug!(
                         lease = name.as_str(),
@@ -137,8 +137,8 @@ impl Publisher {
         }
     }
 
-    /// Deletes leases of servers that no longer renew them: those that have expired, and have been seen not to be renewed for
-    /// [`WATCHED`]. `now` is the time by the clock that does not jump.
+    /// Deletes the leases that have expired and whose servers have not renewed them for [`WATCHED`]. `now` comes from
+    /// the monotonic clock.
     pub async fn delete_expired(&self, now: Instant) {
         let params = ListParams::default().labels(&lease::selector(&self.labels));
         let start = Instant::now();
@@ -159,10 +159,10 @@ impl Publisher {
         }
     }
 
-    /// The leases of these that are to be deleted.
+    /// Returns those of the leases that are to be deleted.
     fn forsaken<'a>(&self, leases: &'a [Lease], now: Instant) -> Vec<&'a Lease> {
         let clock = Timestamp::now();
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *expired);
         let looking_expired = leases.iter().filter(|lease| !lease::is_valid(lease, clock));
@@ -184,7 +184,7 @@ impl Publisher {
         let Some(name) = lease.metadata.name.as_deref() else {
             return;
         };
-        // A lease that is renewed meanwhile stays.
+        // A lease that is renewed in the meantime is not deleted.
         let params = DeleteParams {
             preconditions: Some(Preconditions {
                 resource_version: lease.metadata.resource_version.clone(),
@@ -214,7 +214,7 @@ impl Publisher {
         }
     }
 
-    /// Deletes the own lease, so that agents stop counting this server at once.
+    /// Deletes this server's lease, so that agents stop counting the server at once.
     pub async fn withdraw(&self) {
         let name = lease::name(&self.server_id);
         let params = DeleteParams::default();
@@ -236,7 +236,7 @@ impl Publisher {
     }
 }
 
-/// Up to a twenty-fifth longer, so that servers do not ask at the same time.
+/// Returns a pause that is up to 4 % longer, so that servers do not send their requests at the same time.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 + fastrand::f64() * 0.04)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether an agent's token belongs to the service account that agents run as: the API server decides.
+//! Checks with a token review of the API server that an agent's token belongs to the service account of the agents.
 
 use std::time::Duration;
 
@@ -12,26 +12,25 @@ use tokio::time::timeout;
 
 use super::REQUEST;
 
-/// Which service account agents run as.
+/// The service account of the agents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Its namespace.
+    /// The account's namespace.
     pub namespace: String,
-    /// Its name.
+    /// The account's name.
     pub name: String,
-    /// The audiences for which tokens must be issued.
+    /// The audience for which tokens must be issued.
     pub audience: String,
 }
 
-/// Whose a token is.
+/// The owner of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Its namespace.
+    /// The namespace of the service account.
     pub namespace: String,
-    /// Its service account.
+    /// The name of the service account.
     pub account: String,
-    /// The audiences of the token, of those in the request; an API server that knows no audiences
-    /// names none.
+    /// Those audiences of the request that the token has; empty if the API server does not support audiences.
     pub audiences: Vec<String>,
 }
 
@@ -45,21 +44,21 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Why a token is refused, in upstream's words.
+/// Why a token is refused, in upstream's wording.
 #[derive(Debug, Error)]
 pub enum TokenError {
-    /// The API server could not be asked.
+    /// The request to the API server failed.
     #[error("Failed to authenticate request. err:{0}")]
     Request(#[source] Box<kube::Error>),
-    /// The API server did not answer.
+    /// The API server did not answer in time.
     #[error("Failed to authenticate request. err:no answer within {} s", .0.as_secs())]
     Timeout(Duration),
-    /// The API server refused it.
+    /// The token was refused.
     #[error("lookup failed: {0}")]
     Refused(String),
 }
 
-/// Asks for reviews.
+/// Checks tokens with the API server.
 #[derive(Clone)]
 pub struct Reviewer {
     api: Api<TokenReview>,
@@ -75,7 +74,7 @@ impl std::fmt::Debug for Reviewer {
 }
 
 impl Reviewer {
-    /// Accepts tokens of this account only.
+    /// Creates a reviewer that accepts tokens of this account only.
     #[must_use]
     pub fn new(client: Client, account: Account) -> Self {
         Self {
@@ -84,7 +83,8 @@ impl Reviewer {
         }
     }
 
-    /// Accepts tokens of any service account: the rules of tenants decide about it.
+    /// Creates a reviewer that accepts tokens of any service account, because the rules of the tenants check the
+    /// account.
     #[must_use]
     pub fn of_any(client: Client) -> Self {
         Self {
@@ -93,16 +93,16 @@ impl Reviewer {
         }
     }
 
-    /// Whether agents may do without a token.
+    /// Returns whether agents may connect without a token.
     #[must_use]
     pub const fn is_optional(&self) -> bool {
         self.account.is_none()
     }
 
-    /// Whose a token is. `audiences` are those to ask about, where no single account is accepted.
+    /// Returns the owner of a token. `audiences` are the audiences to check, unless a single account is accepted.
     ///
     /// # Errors
-    /// It is refused, or that cannot be known.
+    /// Returns an error if the token is refused, or if the API server cannot be reached.
     pub async fn review(&self, token: &str, audiences: Vec<String>) -> Result<Holder, TokenError> {
         let audiences = match &self.account {
             Some(account) => vec![account.audience.clone()],
@@ -132,7 +132,7 @@ fn refuse<T>(why: &str) -> Result<T, TokenError> {
     Err(TokenError::Refused(why.to_owned()))
 }
 
-/// The service account that the API server names.
+/// Returns the service account in the API server's answer.
 fn holder(status: TokenReviewStatus) -> Result<Holder, TokenError> {
     if let Some(error) = status.error.filter(|error| !error.is_empty()) {
         return refuse(&error);
@@ -159,7 +159,7 @@ fn holder(status: TokenReviewStatus) -> Result<Holder, TokenError> {
 }
 
 fn judge(holder: Holder, account: &Account) -> Result<Holder, TokenError> {
-    // An API server that knows audiences names those that it found; one that does not, names none.
+    // An API server that supports audiences returns those that it found; another one returns none.
     if !holder.audiences.is_empty() && !holder.audiences.contains(&account.audience) {
         return refuse("the token was issued for another audience");
     }
