@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The metrics, with upstream's names, labels and buckets. Families that upstream's dashboards and
-//! tests compare carry its HELP texts too. A label's value appears when it is first counted, as
-//! there.
+//! The metrics, with upstream's names, labels and buckets. Families that upstream's dashboards and tests compare have
+//! upstream's HELP texts too. As in upstream, a label's value appears when it is first counted.
 
 pub mod agent;
 pub mod certificates;
@@ -17,13 +16,13 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-/// The prefix of all names.
+/// The prefix of all metric names.
 pub const NAMESPACE: &str = "konnectivity_network_proxy";
 
-/// No labels: a family that appears when it is first used.
+/// The values of a family without labels. Such a family appears when it is first used.
 pub const NONE: [&str; 0] = [];
 
-/// Makes families of one program and registers them.
+/// Creates and registers the metric families of one program.
 #[derive(Debug)]
 struct Maker {
     registry: Registry,
@@ -59,7 +58,7 @@ impl Maker {
     }
 }
 
-/// What a family of counters with one label has, by that label's values: those that have been counted.
+/// Returns the counters of a family with one label, by the values of the label that have been counted.
 fn counted(family: &IntCounterVec) -> Vec<(String, f64)> {
     let families = family.collect();
     let samples = families.iter().flat_map(MetricFamily::get_metric);
@@ -70,12 +69,12 @@ fn counted(family: &IntCounterVec) -> Vec<(String, f64)> {
     samples.filter_map(value).collect()
 }
 
-/// Counts a connection for as long as it is there.
+/// Counts a connection in a gauge until this value is dropped.
 #[derive(Debug)]
 pub struct Counted(IntGauge);
 
 impl Counted {
-    /// One more, until it is dropped.
+    /// Increments the gauge. The drop of the returned value decrements it.
     #[must_use]
     pub fn new(gauge: &IntGauge) -> Self {
         gauge.inc();

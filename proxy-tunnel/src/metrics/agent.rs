@@ -14,32 +14,32 @@ use crate::go_error::Problem;
 
 const DIAL: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
 
-/// Which way a stream to a server failed.
+/// The direction in which a stream to a server failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Nothing can be sent.
+    /// Sending failed.
     ToServer,
-    /// Nothing comes.
+    /// Receiving failed.
     FromServer,
 }
 
-/// Everything that the agent counts.
+/// All metrics of the agent.
 #[derive(Debug)]
 pub struct AgentMetrics {
     registry: Registry,
-    /// Packets and stream errors.
+    /// The counters of packets and of stream errors.
     pub packets: Arc<Packets>,
-    /// When certificates end.
+    /// The expiry times of the certificates.
     pub certificates: Arc<Certificates>,
-    /// Streams to servers.
+    /// The number of streams to servers.
     pub server_connections: IntGauge,
-    /// Connections to targets.
+    /// The number of connections to targets.
     pub endpoint_connections: IntGauge,
-    /// Servers that are known.
+    /// The number of known servers.
     pub known_servers: IntGauge,
-    /// Servers that this agent wants connections to.
+    /// The number of servers that this agent wants to be connected to.
     pub wanted_servers: IntGauge,
-    /// Bytes that are buffered.
+    /// The number of buffered bytes.
     pub buffered: IntGauge,
     dial_duration: HistogramVec,
     dial_failures: IntCounterVec,
@@ -50,7 +50,7 @@ pub struct AgentMetrics {
 }
 
 impl AgentMetrics {
-    /// Families in a registry of their own.
+    /// Creates the families in their own registry.
     #[must_use]
     pub fn new() -> Arc<Self> {
         let maker = Maker {
@@ -114,20 +114,20 @@ impl AgentMetrics {
         })
     }
 
-    /// Where they can be read.
+    /// Returns the registry from which the metrics are read.
     #[must_use]
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// A target was reached, after so long.
+    /// Records the duration of a successful dial.
     pub fn dialed(&self, after: Duration) {
         self.dial_duration
             .with_label_values(&NONE)
             .observe(after.as_secs_f64());
     }
 
-    /// A target was not reached.
+    /// Counts a failed dial.
     pub fn dial_failed(&self, problem: &Problem) {
         let reason = match problem {
             Problem::Forbidden => "forbidden",
@@ -137,7 +137,7 @@ impl AgentMetrics {
         self.dial_failures.with_label_values(&[reason]).inc();
     }
 
-    /// A stream to a server failed.
+    /// Counts a failed stream to a server.
     pub fn server_failed(&self, direction: Direction) {
         let label = match direction {
             Direction::ToServer => "to_server",
@@ -146,18 +146,18 @@ impl AgentMetrics {
         self.server_failures.with_label_values(&[label]).inc();
     }
 
-    /// A tunnel was closed because its target did not read.
+    /// Counts a tunnel that was closed because its target did not read.
     pub fn closed_tunnel(&self, reason: &str) {
         self.closed_tunnels.with_label_values(&[reason]).inc();
     }
 
-    /// Tunnels that were closed so, by reason.
+    /// Returns the number of tunnels closed in this way, by reason.
     #[must_use]
     pub fn closed_tunnels(&self) -> Vec<(String, f64)> {
         super::counted(&self.closed_tunnels)
     }
 
-    /// A list of leases was answered.
+    /// Counts an answered request for a list of leases, and records its duration.
     pub fn listed_leases(&self, status: u16, reason: &str, after: Duration) {
         let status = status.to_string();
         self.lease_lists

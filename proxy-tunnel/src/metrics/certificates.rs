@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The end of certificates, and the outcome of changed files, in every program that has any. A value of the label
-//! `certificate` is the flag that names the file, without dashes: `server-cert`.
+//! The expiry times of certificates, and the results of reloading changed files, for all programs with certificates.
+//! The value of the label `certificate` is the flag that names the file, without dashes: `server-cert`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,18 @@ use proxy_serve::tls::{client, server};
 
 use super::Maker;
 
-/// The families.
+/// The metric families.
 #[derive(Debug)]
 pub struct Certificates {
     ends: IntGaugeVec,
     reloads: IntCounterVec,
 }
 
-/// Certificates that a program has in use: its own, where it shows one, and the first of the peers' CAs, where they need
-/// one. Both are times in Unix time.
+/// The expiry times of the certificates in use, in Unix time.
 pub trait Ends {
-    /// Of its own certificate.
+    /// Returns the expiry time of the own certificate, if the program presents one.
     fn own(&self) -> Option<Duration>;
-    /// Of the first of the CAs.
+    /// Returns the earliest expiry time of the peers' CAs, if peers need a certificate.
     fn authorities(&self) -> Option<Duration>;
 }
 
@@ -48,17 +47,17 @@ impl Ends for client::Identity {
     }
 }
 
-/// A pair and the CAs of its peers, by the flags that name their files, without dashes.
+/// The flags that name the files of a key pair and of the peers' CAs, without dashes.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
-    /// The own certificate.
+    /// The flag for the own certificate.
     pub own: &'static str,
-    /// The peers' CAs.
+    /// The flag for the peers' CAs.
     pub authorities: &'static str,
 }
 
 impl Certificates {
-    /// With `by_tenant` each tenant has its own, by a label.
+    /// Creates the families. With `by_tenant` they have a label for the tenant.
     pub(super) fn new(maker: &Maker, by_tenant: bool) -> Arc<Self> {
         let labels = |own: &[&'static str]| -> Vec<&'static str> {
             let tenant = by_tenant.then_some("tenant");
@@ -78,7 +77,8 @@ impl Certificates {
         })
     }
 
-    /// Counts the changes of the files of a pair and its CAs; `tenant` where these families have that label.
+    /// Returns an observer that counts the changes to the files of a key pair and its CAs. `tenant` is the tenant, if
+    /// these families have that label.
     pub fn observer<T: Ends>(
         &self,
         names: Names,
@@ -88,14 +88,14 @@ impl Certificates {
             let values = first.iter().copied().chain(tenant);
             values.map(str::to_owned).collect()
         };
-        // There before the first change, so that an increase can be seen.
+        // Created before the first change, so that the first increase is visible.
         let counter = |result| self.reloads.with_label_values(&with(&[names.own, result]));
         let (used, refused) = (counter("used"), counter("refused"));
         let lines = [names.own, names.authorities].map(|name| with(&[name]));
         let ends = self.ends.clone();
         let in_use = move |made: &T| {
             for (line, end) in lines.iter().zip([made.own(), made.authorities()]) {
-                // Without a certificate there is no line.
+                // Without a certificate there is no series.
                 if let Some(end) = end {
                     let end = i64::try_from(end.as_secs()).unwrap_or(i64::MAX);
                     ends.with_label_values(line).set(end);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Packets and stream errors by segment. They are counted for every packet, so the counters are looked up
-//! once only.
+//! The counters of packets and of stream errors, by segment. Because every packet is counted, each counter is looked up
+//! only once.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::Maker;
 use crate::wire::{Malformed, Message, PacketType};
 
-/// The two ends between which a packet travels, and the direction.
+/// The two ends between which a packet is sent, with the direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment {
     /// From a client to the server.
@@ -38,7 +38,7 @@ impl Segment {
     }
 }
 
-/// The two families.
+/// The two metric families.
 #[derive(Debug)]
 pub struct Packets {
     counters: IntCounterVec,
@@ -78,21 +78,21 @@ impl Packets {
             .inc();
     }
 
-    /// Counts a packet that could not be understood.
+    /// Counts a packet that could not be interpreted.
     pub fn count_malformed(&self, segment: Segment, malformed: Malformed) {
         self.counters
             .with_label_values(&[segment.label(), malformed.type_name().as_str()])
             .inc();
     }
 
-    /// Counts an error on receiving: which packet it would have been is unknown.
+    /// Counts a receive error. The type of the packet is not known.
     pub fn receive_error(&self, segment: Segment, code: Code) {
         self.errors
             .with_label_values(&[segment.label(), go_code(code), "Unknown"])
             .inc();
     }
 
-    /// Counts an error on sending.
+    /// Counts a send error.
     pub fn send_error(&self, segment: Segment, code: Code, kind: PacketType) {
         self.errors
             .with_label_values(&[segment.label(), go_code(code), kind.name()])
@@ -100,14 +100,14 @@ impl Packets {
     }
 }
 
-/// A stream whose messages are counted as they are sent.
+/// A stream that counts its messages as they are sent.
 #[derive(Debug)]
 pub struct Counted<S> {
-    /// The stream.
+    /// The wrapped stream.
     pub inner: S,
     /// The counters.
     pub packets: Arc<Packets>,
-    /// Where they go.
+    /// The segment on which the messages are sent.
     pub segment: Segment,
 }
 
@@ -126,7 +126,7 @@ where
     }
 }
 
-/// A gRPC code as Go writes it.
+/// Returns the name that Go has for a gRPC code.
 #[must_use]
 pub const fn go_code(code: Code) -> &'static str {
     match code {

@@ -24,19 +24,19 @@ const LIFETIME: [f64; 12] = [
 pub enum DialFailure {
     /// No agent can be chosen.
     NoAgent,
-    /// The client's tenant has as much as it may, or is removed.
+    /// A limit of the client's tenant is reached, or the tenant was removed.
     Tenant,
     /// The agent answered with an error.
     ErrorResponse,
     /// The agent answered a dial that is not pending.
     UnrecognizedResponse,
-    /// The answer could not be passed on.
+    /// The agent's answer could not be sent to the client.
     SendResponse,
-    /// The agent went away, or gave up.
+    /// The agent disconnected, or cancelled the dial.
     BackendClose,
     /// The agent did not answer in time.
     BackendDialTimeout,
-    /// The client went away, or gave up.
+    /// The client disconnected, or cancelled the dial.
     FrontendClose,
 }
 
@@ -55,12 +55,12 @@ impl DialFailure {
     }
 }
 
-/// The services, as `service_method` names them.
+/// The gRPC services, as in the label `service_method`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// Of clients.
+    /// The service for clients.
     Proxy,
-    /// Of agents.
+    /// The service for agents.
     Connect,
 }
 
@@ -73,23 +73,23 @@ impl Method {
     }
 }
 
-/// Everything that the server counts.
+/// All metrics of the server.
 #[derive(Debug)]
 pub struct ServerMetrics {
     registry: Registry,
-    /// Packets and stream errors.
+    /// The counters of packets and of stream errors.
     pub packets: Arc<Packets>,
     /// The metrics of tenants.
     pub tenants: Tenants,
-    /// When certificates end.
+    /// The expiry times of the certificates.
     pub certificates: Arc<Certificates>,
-    /// Open HTTP CONNECT connections.
+    /// The number of open HTTP CONNECT connections.
     pub http_connections: IntGauge,
-    /// Expired leases that were deleted.
+    /// The number of expired leases that were deleted.
     pub culled_leases: IntCounter,
-    /// HTTP CONNECT connections of which more is buffered than their limit.
+    /// The number of HTTP CONNECT connections that buffer more than their limit.
     pub full_queues: IntGauge,
-    /// Bytes that are buffered.
+    /// The number of buffered bytes.
     pub buffered: IntGauge,
     dial_duration: HistogramVec,
     write_duration: HistogramVec,
@@ -105,7 +105,7 @@ pub struct ServerMetrics {
     leases: LeaseRequests,
 }
 
-/// The API server's answers to requests about leases.
+/// The metrics of lease requests.
 #[derive(Debug)]
 struct LeaseRequests {
     lists: IntCounterVec,
@@ -144,7 +144,7 @@ impl LeaseRequests {
 }
 
 impl ServerMetrics {
-    /// Families in a registry of their own.
+    /// Creates the families in their own registry.
     #[must_use]
     pub fn new() -> Arc<Self> {
         let maker = Maker {
@@ -163,7 +163,7 @@ impl ServerMetrics {
             "full_frontend_write_queues",
             "HTTP CONNECT connections of which too much is buffered, because their clients do not read.",
         )));
-        // Upstream's loop for an agent waits for a client whose queue is full; ours never does.
+        // Upstream's loop for an agent waits for a client whose queue is full; this server never does.
         maker.add(IntGauge::with_opts(maker.opts(
             "blocked_frontend_write_channels",
             "Always 0: no client's queue keeps an agent's packets for other clients waiting.",
@@ -241,44 +241,44 @@ impl ServerMetrics {
         })
     }
 
-    /// Where they can be read.
+    /// Returns the registry from which the metrics are read.
     #[must_use]
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// A dial failed.
+    /// Counts a failed dial.
     pub fn dial_failed(&self, failure: DialFailure) {
         self.dial_failures
             .with_label_values(&[failure.reason()])
             .inc();
     }
 
-    /// A dial was answered, so long after it was asked for.
+    /// Records the time from a dial's request to its answer.
     pub fn dialed(&self, after: Duration) {
         self.dial_duration
             .with_label_values(&NONE)
             .observe(after.as_secs_f64());
     }
 
-    /// A write to a client took so long.
+    /// Records the duration of a write to a client.
     pub fn wrote(&self, duration: Duration) {
         self.write_duration
             .with_label_values(&NONE)
             .observe(duration.as_secs_f64());
     }
 
-    /// One more or one less dial is pending.
+    /// Adds `change` to the number of pending dials.
     pub fn pending(&self, change: i64) {
         self.pending.with_label_values(&NONE).add(change);
     }
 
-    /// A connection is established.
+    /// Counts a newly established connection.
     pub fn established(&self) {
         self.established.with_label_values(&NONE).inc();
     }
 
-    /// A connection has ended after so long.
+    /// Counts the end of a connection, and records its duration.
     pub fn ended(&self, after: Duration) {
         self.established.with_label_values(&NONE).dec();
         self.connection_duration
@@ -286,7 +286,7 @@ impl ServerMetrics {
             .observe(after.as_secs_f64());
     }
 
-    /// Dials that are pending, and connections that are established.
+    /// Returns the numbers of pending dials and of established connections.
     #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn open(&self) -> (i64, i64) {
@@ -294,43 +294,43 @@ impl ServerMetrics {
         (value(&self.pending), value(&self.established))
     }
 
-    /// A gRPC stream began or ended.
+    /// Adds `change` to the number of gRPC streams.
     pub fn grpc(&self, method: Method, change: i64) {
         self.grpc_connections
             .with_label_values(&[method.label()])
             .add(change);
     }
 
-    /// Counts the tunnels of a service of which too much is buffered.
+    /// Returns the gauge for the tunnels of a service that buffer more than their limit.
     #[must_use]
     pub fn full(&self, method: Method) -> IntGauge {
         self.full_receive.with_label_values(&[method.label()])
     }
 
-    /// A tunnel was closed because its client did not read.
+    /// Counts a tunnel that was closed because its client did not read.
     pub fn closed_tunnel(&self, reason: &str) {
         self.closed_tunnels.with_label_values(&[reason]).inc();
     }
 
-    /// Tunnels that were closed so, by reason.
+    /// Returns the number of tunnels closed in this way, by reason.
     #[must_use]
     pub fn closed_tunnels(&self) -> Vec<(String, f64)> {
         super::counted(&self.closed_tunnels)
     }
 
-    /// So many more streams of agents.
+    /// Adds `change` to the number of agent streams.
     pub fn backend_connections(&self, change: i64) {
         self.backend_connections
             .with_label_values(&NONE)
             .add(change);
     }
 
-    /// So many more streams of agents that a strategy can choose.
+    /// Adds `change` to the number of agents that a strategy can choose.
     pub fn backends(&self, strategy: &str, change: i64) {
         self.backends.with_label_values(&[strategy]).add(change);
     }
 
-    /// A list of leases was answered.
+    /// Counts an answered request for a list of leases, and records its duration.
     pub fn listed_leases(&self, status: u16, reason: &str, after: Duration) {
         let status = status.to_string();
         self.leases
@@ -343,7 +343,7 @@ impl ServerMetrics {
             .observe(after.as_secs_f64());
     }
 
-    /// The deletion of a lease was answered.
+    /// Counts an answered request to delete a lease, and records its duration.
     pub fn deleted_lease(&self, status: u16, reason: &str, after: Duration) {
         let status = status.to_string();
         self.leases

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sidecar's families, `konnectivity_network_proxy_sidecar_…`. Values of the label `tenant` are the names of its
-//! file, or `default` without one.
+//! The sidecar's families, `konnectivity_network_proxy_sidecar_…`. The values of the label `tenant` are the names in
+//! the sidecar's file of tenants, or `default` without such a file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,15 @@ use super::Maker;
 use super::certificates::Certificates;
 use crate::client::DialError;
 
-/// Seconds of a dial: TLS with the server, and the target.
+/// The histogram buckets for the duration of a dial, in seconds. A dial includes TLS with the server, and the
+/// connection to the target.
 const DIAL: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0];
 
-/// Everything that the sidecar counts.
+/// All metrics of the sidecar.
 #[derive(Debug)]
 pub struct SidecarMetrics {
     registry: Registry,
-    /// When certificates end.
+    /// The expiry times of the certificates.
     pub certificates: Arc<Certificates>,
     connections: IntGaugeVec,
     idle: IntGaugeVec,
@@ -28,14 +29,14 @@ pub struct SidecarMetrics {
     dial_duration: HistogramVec,
 }
 
-/// The lines of one tenant.
+/// The series of one tenant.
 #[derive(Debug)]
 pub struct Lines {
-    /// Connections of clients.
+    /// The number of client connections.
     pub connections: IntGauge,
-    /// Connections to targets that wait for a request.
+    /// The number of idle connections to targets.
     pub idle: IntGauge,
-    /// Whether the server accepts connections.
+    /// Whether the server accepts connections: 1 or 0.
     pub server_up: IntGauge,
     dial_duration: Histogram,
     dials: IntCounterVec,
@@ -43,7 +44,7 @@ pub struct Lines {
 }
 
 impl SidecarMetrics {
-    /// Families in a registry of their own.
+    /// Creates the families in their own registry.
     #[must_use]
     pub fn new() -> Self {
         let maker = Maker {
@@ -78,13 +79,13 @@ impl SidecarMetrics {
         }
     }
 
-    /// Where they can be read.
+    /// Returns the registry from which the metrics are read.
     #[must_use]
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// The lines of a tenant.
+    /// Returns the series of a tenant.
     #[must_use]
     pub fn of(&self, tenant: &str) -> Lines {
         let label = [tenant];
@@ -111,18 +112,18 @@ impl Lines {
         self.dials.with_label_values(&labels).inc();
     }
 
-    /// A target is reached, after so long.
+    /// Counts a successful dial that took `after`.
     pub fn dialed(&self, after: Duration) {
         self.count("ok");
         self.dial_duration.observe(after.as_secs_f64());
     }
 
-    /// A target is not reached.
+    /// Counts a failed dial.
     pub fn failed(&self, error: &DialError) {
         self.count(error.reason());
     }
 
-    /// A target is not allowed.
+    /// Counts a dial to a target that is not permitted.
     pub fn forbidden(&self) {
         self.count("forbidden");
     }

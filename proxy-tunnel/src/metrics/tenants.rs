@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server's families about tenants. Values of the label `tenant` are the names in the rules, and go with them;
-//! a server with one tenant has none of these families.
+//! The server's families about tenants. The values of the label `tenant` are the names in the rules; the series of a
+//! tenant are removed together with the tenant. A server with one tenant has none of these families.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{Maker, NONE};
 
-/// The families.
+/// The metric families.
 #[derive(Debug)]
 pub struct Tenants {
     count: IntGaugeVec,
@@ -20,33 +20,33 @@ pub struct Tenants {
     limited: IntCounterVec,
 }
 
-/// The lines of one tenant.
+/// The series of one tenant.
 #[derive(Debug)]
 pub struct TenantMetrics {
-    /// Streams of its agents.
+    /// The number of agent streams.
     pub agents: IntGauge,
-    /// Its tunnels.
+    /// The number of tunnels.
     pub tunnels: IntGauge,
-    /// Bytes that it holds.
+    /// The number of bytes that the tenant's tunnels hold.
     pub buffered: IntGauge,
-    /// Its dials.
+    /// The number of dials.
     pub dials: IntCounter,
     limited: IntCounterVec,
     name: String,
 }
 
 impl TenantMetrics {
-    /// Refusals by this limit.
+    /// Returns the counter of refusals because of this limit.
     #[must_use]
     pub fn limited(&self, limit: &str) -> IntCounter {
         self.limited.with_label_values(&[self.name.as_str(), limit])
     }
 }
 
-/// The limits, as the label `limit` has them.
+/// The values of the label `limit`.
 const LIMITS: [&str; 5] = ["agents", "connections", "tunnels", "dials", "buffered"];
 
-/// The outcome of a changed file, as the label `result`.
+/// The values of the label `result`: the result of reloading a changed file.
 const RESULTS: [&str; 2] = ["used", "refused"];
 
 impl Tenants {
@@ -87,7 +87,7 @@ impl Tenants {
         }
     }
 
-    /// The lines of a tenant.
+    /// Returns the series of a tenant.
     #[must_use]
     pub fn of(&self, name: &str) -> TenantMetrics {
         let label = [name];
@@ -101,10 +101,10 @@ impl Tenants {
         }
     }
 
-    /// A tenant is gone, and its lines with it.
+    /// Removes the series of a removed tenant.
     pub fn forget(&self, name: &str) {
         let label = [name];
-        // A line that was never counted is not there.
+        // The removal fails for a series that does not exist because it was never counted.
         let _ = self.agents.remove_label_values(&label);
         let _ = self.tunnels.remove_label_values(&label);
         let _ = self.buffered.remove_label_values(&label);
@@ -114,24 +114,24 @@ impl Tenants {
         }
     }
 
-    /// How many tenants there are.
+    /// Sets the number of tenants.
     pub fn count(&self, tenants: usize) {
         let tenants = i64::try_from(tenants).unwrap_or(i64::MAX);
         self.count.with_label_values(&NONE).set(tenants);
-        // There before the first change, so that an increase can be seen.
+        // Created before the first change, so that the first increase is visible.
         for result in RESULTS {
             let _ = self.reloads.with_label_values(&[result]);
         }
     }
 
-    /// The file has changed; true: its rules are in force.
+    /// Counts a changed file; `is_used` is true if its rules are now in force.
     pub fn reloaded(&self, is_used: bool) {
         let [used, refused] = RESULTS;
         let result = if is_used { used } else { refused };
         self.reloads.with_label_values(&[result]).inc();
     }
 
-    /// A peer was refused.
+    /// Counts a refused peer.
     pub fn refused(&self, peer: &str, reason: &str) {
         self.refusals.with_label_values(&[peer, reason]).inc();
     }
