@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The client's side of gRPC: an agent's HTTP/2 connection over a stream of bytes that the caller has opened, and its stream of
-//! packets. `packets` is for other connections too: those of the client library are `client::streams`.
+//! The client side of gRPC: an agent's HTTP/2 connection over a byte stream that the caller has opened, and its stream
+//! of packets. `packets` also serves other connections: those of the client library in `client::streams`.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -26,30 +26,31 @@ use tracing::debug;
 
 use crate::wire::{Encode, GRPC, Inbound, Outbound};
 
-/// How long a peer may take to answer a ping.
+/// How long a peer may take to acknowledge a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An agent's pings are at least so far apart, whatever its flag says: upstream's server ends the connection of an
-/// agent that pings more often than every 30 s, and all tunnels on it. The difference is for clocks and delays.
+/// The minimum interval of an agent's pings, whatever its flag says. Upstream's server closes the connection of an
+/// agent that pings more often than every 30 s, and with it all tunnels. The margin allows for clocks and delays.
 pub const LEAST_KEEPALIVE: Duration = Duration::from_millis(30_500);
 
-/// Bytes of one HTTP/2 frame that a peer may send.
+/// The maximum size of an HTTP/2 frame that a peer may send, in bytes.
 pub(crate) const FRAME: u32 = 128 * 1024;
 
-/// The purpose of a connection.
+/// The settings of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// After how long without a byte the peer is pinged.
+    /// The time without received bytes after which the peer is pinged.
     pub keepalive: Duration,
-    /// How long it may take to answer.
+    /// How long the peer may take to acknowledge a ping.
     pub ping_timeout: Duration,
-    /// Bytes that the peer may send on a stream, and on the connection, before any of them is taken.
+    /// The flow-control windows of a stream and of the connection, in bytes: how much the peer may send before the
+    /// receiver has read any of it.
     pub windows: (u32, u32),
 }
 
 impl Settings {
-    /// For an agent's stream, which carries all its tunnels and is always read. A server is pinged after `keepalive`, or
-    /// [`LEAST_KEEPALIVE`] if that is longer.
+    /// Returns the settings for an agent's connection. Its stream carries all tunnels of the agent, and the agent
+    /// always reads it. The server is pinged after `keepalive`, or after [`LEAST_KEEPALIVE`] if that is longer.
     #[must_use]
     pub fn link(keepalive: Duration) -> Self {
         Self {
@@ -60,7 +61,7 @@ impl Settings {
     }
 }
 
-/// A connection. Its clones share it; it ends when the last one and all streams have been dropped.
+/// An HTTP/2 connection. Clones share it; it ends when the last clone and all streams have been dropped.
 #[derive(Debug, Clone)]
 pub struct Channel {
     sender: SendRequest<Body>,
@@ -68,10 +69,10 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Begins HTTP/2. `authority` is the peer's name in requests.
+    /// Starts HTTP/2 on a byte stream. `authority` is the peer's name in requests.
     ///
     /// # Errors
-    /// The peer does not speak it.
+    /// Returns an error if the peer does not speak HTTP/2.
     pub async fn open<I>(io: I, authority: &str, settings: Settings) -> Result<Self, hyper::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -96,14 +97,14 @@ impl Channel {
         Ok(Self { sender, origin })
     }
 
-    /// Opens a stream that sends these messages, up to the first error. It returns with the peer's headers: a
-    /// server of upstream sends them with its first packet, so whatever it answers to must be there before.
+    /// Opens a stream that sends these messages, up to the first error. Returns when the peer's headers have arrived.
+    /// Upstream's server sends them with its first packet, so a message that it answers must be available before.
     ///
     /// # Errors
-    /// The peer refuses it, or the connection has ended.
+    /// Returns an error if the peer refuses the stream, or if the connection has ended.
     ///
     /// # Panics
-    /// Never: paths are constants.
+    /// Never panics: paths are constants.
     pub async fn stream<E>(
         &self,
         path: &'static str,
@@ -127,7 +128,7 @@ impl Channel {
     }
 }
 
-/// The authority of requests to the peer of this name.
+/// Returns the URI for requests to the peer with this name.
 pub(crate) fn origin(authority: &str) -> Uri {
     Uri::builder()
         .scheme("http")
@@ -137,7 +138,7 @@ pub(crate) fn origin(authority: &str) -> Uri {
         .unwrap_or_else(|_| Uri::from_static("http://localhost/"))
 }
 
-/// Opens a stream of packets by one request to this service; see [`Channel::stream`].
+/// Opens a stream of packets with one request to `service`; see [`Channel::stream`].
 pub(crate) async fn packets<S, B, E>(
     mut service: S,
     origin: Uri,
@@ -175,7 +176,7 @@ where
     Ok((MetadataMap::from_headers(head.headers), inbound))
 }
 
-/// hyper's sender as a service.
+/// hyper's request sender as a tower service.
 struct Service(SendRequest<Body>);
 
 impl tower_service::Service<Request<Body>> for Service {
@@ -197,7 +198,7 @@ impl tower_service::Service<Request<Body>> for Service {
 mod tests {
     use super::*;
 
-    /// Defect of upstream's pair: `--keepalive-time=10s` has the agent cut off every 40 s.
+    /// Checks a defect of upstream's pair: with `--keepalive-time=10s` the agent is disconnected every 40 s.
     #[test]
     fn an_agent_pings_no_more_often_than_servers_allow() {
         let interval = |seconds| Settings::link(Duration::from_secs(seconds)).keepalive;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A stream of bytes of which the first ones have been read already.
+//! A byte stream whose first bytes have already been read.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::writes::writes_to_field;
 
-/// A stream that gives these bytes before its own.
+/// A stream that returns `first` before the bytes of `io`.
 #[derive(Debug)]
 pub struct Rewound<I> {
     first: Bytes,
@@ -19,13 +19,13 @@ pub struct Rewound<I> {
 }
 
 impl<I> Rewound<I> {
-    /// Gives `first` before the bytes of `io`.
+    /// Returns a stream that reads `first`, and then the bytes of `io`.
     pub const fn new(first: Bytes, io: I) -> Self {
         Self { first, io }
     }
 }
 
-/// Copies as much as fits of bytes that are in one piece.
+/// Moves as many bytes as fit into `buffer`. The bytes must be contiguous.
 pub(crate) fn take(bytes: &mut impl Buf, buffer: &mut ReadBuf<'_>) {
     let count = bytes.remaining().min(buffer.remaining());
     buffer.put_slice(&bytes.chunk()[..count]);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connecting by TCP to a name with several addresses, as Go's dialer does: the addresses of the first one's family
-//! one after the other, and beside them, after a short time, those of the other family. A network in which IPv6
-//! leads nowhere then costs 300 ms and not the whole time that a dial has.
+//! TCP connections to a name with several addresses, in the way of Go's dialer: it tries the addresses of the first
+//! address's family one after the other and, after a short delay, those of the other family in parallel. In a network
+//! where IPv6 does not work, a dial then takes 300 ms longer instead of its whole time limit.
 
 pub mod upkeep;
 
@@ -18,26 +18,26 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// The least that each of several addresses of one family gets, as in Go.
+/// The minimum time for each of several addresses of one family, as in Go.
 const SHARE: Duration = Duration::from_secs(2);
 
-/// How long the first family is tried alone, as in Go (RFC 6555, section 5.5).
+/// How long only the first family is tried, as in Go (RFC 6555, section 5.5).
 const FALLBACK: Duration = Duration::from_millis(300);
 
-/// No address was connected to. The error is that of the first address of the first family, as in Go.
+/// The error if no address can be connected to. As in Go, it is the error of the first address of the first family.
 #[derive(Debug, Error)]
 #[error("{address}: {reason}")]
 pub struct Failed {
-    /// The address.
+    /// The address that this error belongs to.
     pub address: SocketAddr,
-    /// The kernel's error; without a number of the kernel's: it did not answer in time.
+    /// The kernel's error. Without an error number of the kernel, the address did not answer in time.
     pub reason: io::Error,
 }
 
 /// Connects to a host by its name or address.
 ///
 /// # Errors
-/// It has no address, or none that answers in time.
+/// Returns an error if the host has no address, or none that can be connected to in time.
 pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
     let deadline = Instant::now() + limit;
     let addresses = match host.parse::<IpAddr>() {
@@ -51,12 +51,12 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpSt
     }
 }
 
-/// The addresses of a name, as the C library finds them.
+/// Returns the addresses of a name, as the C library resolves it.
 ///
 /// # Errors
-/// The C library's answer. With a number of the kernel's where files or memory were lacking: what the C library answers
-/// then depends on what it has read before, and often is that there is no such name (glibc 2.36, a process that looks
-/// up its first name).
+/// Returns the error of the C library. It has an error number of the kernel if the process ran out of file descriptors
+/// or memory: in this case the C library's own error depends on what it has already read, and is often "no such name"
+/// (glibc 2.36, in a process that resolves its first name).
 pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let host = host.to_owned();
     let looking = spawn_blocking(move || {
@@ -73,7 +73,7 @@ pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 /// Connects to one of these addresses.
 ///
 /// # Errors
-/// None of them answers in time; without a reason if there is none.
+/// Returns an error if none of the addresses can be connected to in time. It has no reason if there are no addresses.
 pub async fn connect_any(
     addresses: &[SocketAddr],
     deadline: Instant,
@@ -82,7 +82,8 @@ pub async fn connect_any(
     race(addresses, FALLBACK, deadline, connect).await
 }
 
-/// Both families of the addresses, the second one after `head_start`, or when all of the first have failed.
+/// Tries both families of the addresses: the second one after `head_start`, or earlier if all addresses of the first
+/// one have failed.
 async fn race<T, F>(
     addresses: &[SocketAddr],
     head_start: Duration,
@@ -117,7 +118,7 @@ where
     }
 }
 
-/// One address after the other, each with its share of the time.
+/// Tries one address after the other, each with its share of the time.
 async fn in_turn<T, F>(
     addresses: &[SocketAddr],
     deadline: Instant,
@@ -153,10 +154,10 @@ mod tests {
     const V6: &str = "[::1]";
     const V4: &str = "127.0.0.1";
 
-    /// Longer than a test should take: a wait for it fails the test.
+    /// Longer than a test may take, so that waiting for it fails the test.
     const LONG: Duration = Duration::from_mins(1);
 
-    /// The behaviour of an address.
+    /// How an address reacts.
     #[derive(Debug, Clone, Copy)]
     enum Answer {
         After(Duration),
@@ -169,7 +170,8 @@ mod tests {
     const AT_ONCE: Answer = After(Duration::ZERO);
     const SOON: Answer = After(Duration::from_millis(30));
 
-    /// The port that was connected to, and all that were tried. The first answer is that of port 1.
+    /// Returns the port that was connected to, and all ports that were tried. The first element of `answers` is for
+    /// port 1.
     async fn race_of(
         answers: &[(&str, Answer)],
         head_start: Duration,
@@ -203,17 +205,17 @@ mod tests {
     #[tokio::test]
     async fn the_other_family_is_tried_beside_the_first() {
         for (answers, head_start, want, tried) in [
-            // One family leads nowhere.
+            // One family does not work.
             (&[(V6, Never), (V4, AT_ONCE)][..], 10, 2, &[1, 2][..]),
             (&[(V4, Never), (V6, SOON)], 10, 2, &[1, 2]),
-            // Within its head start the first family is alone.
+            // During its head start, only the first family is tried.
             (&[(V6, SOON), (V4, AT_ONCE)], 60_000, 1, &[1]),
-            // After it both are tried, and the first may still win.
+            // Afterwards both are tried, and the first one may still win.
             (&[(V6, SOON), (V4, Never)], 1, 1, &[1, 2]),
             (&[(V6, SOON), (V4, Refused)], 1, 1, &[1, 2]),
             // A refusal ends the head start.
             (&[(V6, Refused), (V4, AT_ONCE)], 60_000, 2, &[1, 2]),
-            // All addresses of a family belong together, in their order.
+            // All addresses of a family are tried together, in their order.
             (
                 &[(V6, Refused), (V4, AT_ONCE), (V6, SOON)],
                 60_000,
@@ -264,7 +266,7 @@ mod tests {
     async fn a_name_with_two_families_is_connected_to() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        // Where localhost has an IPv6 address too, nothing listens there.
+        // If localhost also has an IPv6 address, nothing listens there.
         let stream = connect("localhost", port, LONG).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
         drop(listener);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Streams that change the bytes read and write as the stream inside of them does.
+//! A macro for streams that modify only the bytes read.
 
-/// Implements `AsyncWrite` for `Type` or `Type<I>` by the stream in one of its fields.
+/// Implements `AsyncWrite` for `Type` or `Type<I>` by delegation to the stream in a field.
 macro_rules! writes_to_field {
     ($type:ident $(<$io:ident>)?, $field:ident) => {
         impl $(<$io: tokio::io::AsyncWrite + Unpin>)? tokio::io::AsyncWrite for $type $(<$io>)? {

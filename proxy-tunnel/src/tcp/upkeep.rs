@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The kernel's checks of a connection, and its reaction when the other end vanishes silently: a machine without power,
-//! a network that is cut, a firewall that has forgotten the connection. Without it such a connection stays for ever
-//! where nothing is to be sent, and for 15 minutes where something is.
+//! The kernel's checks of a connection whose peer may have vanished silently: a machine without power, a network that
+//! is cut, a firewall that has forgotten the connection. Without these checks, such a connection stays open forever if
+//! no data is sent, and for 15 minutes if data is sent.
 
 use std::io;
 use std::time::Duration;
@@ -10,33 +10,33 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// After how long without a byte the other end is asked whether it is there. Go's `net` does it by default.
+/// The time without received bytes after which the kernel sends keepalive probes. Go's `net` uses it by default.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// Of a tunnel, as Go's `net`: the pause between two questions, and how many of them are asked.
+/// The interval and the number of keepalive probes on a tunnel, as in Go's `net`.
 const TUNNEL: (Duration, u32) = (Duration::from_secs(15), 9);
 
-/// The pause between two questions to the other end of a link.
+/// The interval of keepalive probes on a link.
 const LINK: Duration = Duration::from_secs(5);
 
-/// How long the other end of a link may leave bytes, or a question, without an acknowledgement: as long as it may take
-/// to answer a ping. Go's gRPC derives the same from its keepalive.
+/// How long the peer of a link may leave data or probes unacknowledged: as long as it may take to acknowledge a ping.
+/// Go's gRPC derives the same value from its keepalive.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// The kind of traffic on a connection.
+/// The use of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// One tunnel: a client's connection, or a target's. Its other end may leave bytes unread for as long as it likes.
+    /// One tunnel: a client's connection, or a target's. The peer may leave data unread for any length of time.
     Tunnel,
-    /// All tunnels between an agent and a server. Both ends read it always, so one that does not has gone.
+    /// All tunnels between an agent and a server. Both ends always read, so an end that does not read is gone.
     Link,
 }
 
-/// Sends bytes as they come, and has the kernel end the connection when its other end has gone: a link after 20 s, a
+/// Disables Nagle's algorithm, and makes the kernel close the connection if its peer has vanished: a link after 20 s, a
 /// tunnel after 150 s.
 ///
 /// # Errors
-/// The kernel refuses, as it does for a connection that has just ended.
+/// Returns the kernel's error, which occurs for a connection that has just ended.
 pub fn prepare(stream: &TcpStream, used_for: Use) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -48,7 +48,7 @@ pub fn prepare(stream: &TcpStream, used_for: Use) -> io::Result<()> {
         }
         Use::Link => {
             socket.set_tcp_keepalive(&questions.with_interval(LINK))?;
-            // It takes the place of a number of questions.
+            // This timeout replaces a number of probes.
             socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
         }
     }
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
 
-    /// The effect is tested with a network that is cut, in `tests/tunnel`.
+    /// `tests/tunnel` tests the effect with a network that is cut.
     #[tokio::test]
     async fn the_kernel_watches_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
