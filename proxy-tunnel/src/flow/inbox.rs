@@ -24,8 +24,8 @@ const OVERHEAD: usize = 64;
 /// other tunnels too.
 const SHORT: usize = 2048;
 
-/// How much short data may wait in the stream's buffers. The data behind it waits longer, and is copied. Without this
-/// limit, a stalled tunnel would keep several times as much memory as is counted.
+/// How many bytes of short data may wait in the stream's buffers. The data behind it waits longer, and is copied.
+/// Without this limit, a stalled tunnel would keep several times as much memory as is counted.
 const LENT: usize = 64 * 1024;
 
 /// Data of at least this length makes up most of the buffer that it was received in, so it is not copied.

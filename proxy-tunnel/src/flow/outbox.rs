@@ -93,8 +93,8 @@ impl Outbox {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Creates a lane for a new tunnel. With a `window`, no more than so many bytes are sent until the receiver grants
-    /// more.
+    /// Creates a lane for a new tunnel. With a `window`, no more than that many bytes are sent until the receiver
+    /// grants more.
     #[must_use]
     pub fn lane(self: &Arc<Self>, window: Option<u32>) -> Lane {
         let mut state = self.lock();

@@ -31,7 +31,7 @@ pub enum Message {
     Drain,
     /// Reports that the sender has closed its direction of the connection with this ID.
     Finish(i64),
-    /// Permits so many more bytes on the connection with this ID.
+    /// Permits this number of further bytes on the connection with this ID.
     Window(i64, u32),
 }
 

@@ -200,7 +200,7 @@ pub struct Finish {
     pub connect_id: i64,
 }
 
-/// Reports that so many bytes of a connection were taken, so that as many more may be sent.
+/// Reports that the receiver has taken bytes of a connection, and permits as many more.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Window {
     /// The connection ID.
