@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// The initial and the maximum pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(7));
 
-/// How often the server reads and writes its lease again after write conflicts.
+/// How many times the server tries to read and write its lease if other clients change it at the same time.
 const CONFLICTS: usize = 5;
 
 /// How long a server must observe that a lease is not renewed before it deletes the lease; equal to the validity of a

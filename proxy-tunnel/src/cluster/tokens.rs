@@ -102,7 +102,7 @@ impl Reviewer {
     /// Returns the owner of a token. `audiences` are the audiences to check, unless a single account is accepted.
     ///
     /// # Errors
-    /// Returns an error if the token is refused, or if the API server cannot be reached.
+    /// Returns an error if the token is refused, or if the review fails.
     pub async fn review(&self, token: &str, audiences: Vec<String>) -> Result<Holder, TokenError> {
         let audiences = match &self.account {
             Some(account) => vec![account.audience.clone()],

@@ -42,7 +42,7 @@ const NO_NUMBER: &str = "the agent's answer has no connection";
 pub struct Shared {
     /// The server's metrics.
     pub metrics: Arc<ServerMetrics>,
-    /// The memory budget of all inboxes.
+    /// The memory budget of the inboxes.
     pub budget: Arc<Budget>,
     /// The limits of one inbox.
     pub limits: Limits,
