@@ -35,7 +35,7 @@ use crate::wire::{DialRequest, Message, PacketType};
 const CHECK: Duration = Duration::from_millis(200);
 
 /// How long the target's answer may pause after the client has closed its sending side, if the agent does not support
-/// half-close. In this case the target may be waiting for more bytes, and the answer may never end.
+/// half-close. In this case the target may be waiting for more bytes.
 const LINGER: Duration = Duration::from_secs(30);
 
 /// How long a client may take to read the 200 before the target's bytes are sent anyway.
@@ -250,7 +250,7 @@ async fn relay<S: Socket>(
         end = relay.up([rest, early]) => end,
     };
     if matches!(end, End::Cut(_)) {
-        // Dropping the socket now sends no close_notify on TLS, and a reset on TCP.
+        // When the socket is now dropped, TLS sends no close_notify, and TCP sends a reset.
         halves.lock().abort();
     }
     end
