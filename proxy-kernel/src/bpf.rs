@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Calls of bpf(2) without aya: loading programs that are not part of an object, attaching one to a link that
-//! does not exist, and listing what is attached. aya does not offer the first two, and for the third it
-//! requests more about each program than the kernel reports to an agent without `SYS_ADMIN`.
+//! Calls of bpf(2) without aya: loads programs that are not part of an object, attaches one to a link that does not
+//! exist, and lists attached programs. aya does not support the first two, and for the third it requests more
+//! information about each program than the kernel reports to an agent without `SYS_ADMIN`.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -19,9 +19,9 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
-/// Attach types of the tcx hook (Linux 6.6).
+/// The attach type of the tcx ingress hook (Linux 6.6).
 pub const TCX_INGRESS: u32 = 46;
-/// The same for what a link sends.
+/// The attach type of the tcx egress hook.
 pub const TCX_EGRESS: u32 = 47;
 
 /// `r0 = 0; exit`.
@@ -31,7 +31,7 @@ const EXIT: u64 = instruction(0x95, 0, 0, 0, 0);
 
 /// `struct bpf_insn` of linux/bpf.h.
 const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
-    // The two registers share a byte, in the order of the machine.
+    // The two registers share a byte, in the host's bit order.
     let registers = if cfg!(target_endian = "big") {
         to << 4 | from
     } else {
@@ -42,8 +42,8 @@ const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) ->
     u64::from_ne_bytes([code, registers, o0, o1, i0, i1, i2, i3])
 }
 
-/// A program of type `cgroup_sock_addr` that lets every socket connect, and stores the cookie of the network
-/// namespace of the socket with this cookie in the only element of an array.
+/// Returns a program of type `cgroup_sock_addr` that lets every socket connect, and stores, in the only element of an
+/// array, the cookie of the network namespace of the socket with the given cookie.
 fn report_netns(socket: u64, array: BorrowedFd<'_>) -> [u64; 19] {
     const CALL: u8 = 0x85;
     const GET_SOCKET_COOKIE: i32 = 46;
@@ -55,7 +55,7 @@ fn report_netns(socket: u64, array: BorrowedFd<'_>) -> [u64; 19] {
         // r6 = context; r0 = cookie of the socket
         instruction(0xbf, 6, 1, 0, 0),
         instruction(CALL, 0, 0, 0, GET_SOCKET_COOKIE),
-        // r1 = wanted; if r0 != r1 go to the end
+        // r1 = wanted; if r0 != r1, go to the end
         instruction(0x18, 1, 0, 0, half(&wanted[..4])),
         instruction(0, 0, 0, 0, half(&wanted[4..])),
         instruction(0x5d, 0, 1, 12, 0),
@@ -74,7 +74,7 @@ fn report_netns(socket: u64, array: BorrowedFd<'_>) -> [u64; 19] {
         instruction(0x07, 3, 0, 0, -8),
         instruction(0xb7, 4, 0, 0, 0),
         instruction(CALL, 0, 0, 0, MAP_UPDATE_ELEM),
-        // The end: the call goes on.
+        // The end: the connect call is permitted.
         instruction(0xb7, 0, 0, 0, 1),
         EXIT,
     ]
@@ -84,14 +84,14 @@ fn report_netns(socket: u64, array: BorrowedFd<'_>) -> [u64; 19] {
 #[repr(C, align(8))]
 struct Attributes([u32; 32]);
 
-/// No link has this ifindex: they are given in ascending order.
+/// An ifindex that no link has, because the kernel assigns them in ascending order.
 const NO_LINK: u32 = i32::MAX.cast_unsigned();
 
 /// Loads a program of type `socket_filter` that does nothing.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn load_filter() -> io::Result<OwnedFd> {
     load(BPF_PROG_TYPE_SOCKET_FILTER, 0, &NOTHING)
 }
@@ -108,13 +108,13 @@ fn load(kind: u32, attach_type: u32, program: &[u64]) -> io::Result<OwnedFd> {
     new_descriptor(BPF_PROG_LOAD, &mut load)
 }
 
-/// The cookie of the network namespace of the socket with the given cookie, reported by a program that is attached
-/// to a cgroup while `connect` connects that socket. None if the program did not see that: the socket is of a
-/// process outside of the cgroup.
+/// Returns the cookie of the network namespace of the socket with the given cookie. A program that is attached to a
+/// cgroup while `connect` connects that socket reports it. Returns `None` if the program was not called for the socket,
+/// because the socket belongs to a process outside of the cgroup.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn netns_cookie(
     cgroup: BorrowedFd<'_>,
     socket: u64,
@@ -147,12 +147,12 @@ pub fn netns_cookie(
     Ok((cookie != 0).then_some(cookie))
 }
 
-/// Tries to attach a classifier by tcx to a link that does not exist. The kernel looks for the link last,
-/// so that this succeeds where a real one would take the program.
+/// Tries to attach a classifier by tcx to a link that does not exist. The kernel looks up the link last, so this
+/// succeeds if a real link would accept the program.
 ///
 /// # Errors
 ///
-/// The kernel's answer: it does not know tcx, or the agent may not attach.
+/// Returns the kernel's error: it does not support tcx, or the agent lacks the permission to attach.
 pub fn attach_nowhere(program: BorrowedFd<'_>) -> io::Result<()> {
     let mut create = Attributes([0; 32]);
     // prog_fd, target_ifindex, attach_type
@@ -163,19 +163,19 @@ pub fn attach_nowhere(program: BorrowedFd<'_>) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         Err(error) => Err(error),
         Ok(link) => {
-            // There is one after all. Closing the descriptor detaches the program again.
+            // The link exists after all. Closing the descriptor detaches the program again.
             drop(link);
             Ok(())
         }
     }
 }
 
-/// The ids of the programs that are attached to a link, given by its ifindex, or to a cgroup, given by a
-/// descriptor, in the order they run.
+/// Returns the ids of the programs that are attached to a link, specified by its ifindex, or to a cgroup, specified by
+/// a descriptor, in the order in which they run.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn attached(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut query = Attributes([0; 32]);
@@ -188,7 +188,7 @@ pub fn attached(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     all_of(&ids, query.0[6])
 }
 
-/// The ids of which the kernel has written `count`. An error if there was no room for all.
+/// Returns the first `count` ids, which the kernel has written. Returns an error if the buffer was too small for all.
 fn all_of(ids: &[u32], count: u32) -> io::Result<Vec<u32>> {
     let count = usize::try_from(count).map_err(io::Error::other)?;
     let all = ids.get(..count);
@@ -197,7 +197,7 @@ fn all_of(ids: &[u32], count: u32) -> io::Result<Vec<u32>> {
         .to_vec())
 }
 
-/// Stores a pointer in two members that make one `__aligned_u64`.
+/// Stores a pointer in two members that form one `__aligned_u64`.
 fn set_pointer(attributes: &mut Attributes, at: usize, pointer: *const u8) {
     let bytes = (pointer as u64).to_ne_bytes();
     for (half, to) in bytes.chunks_exact(4).zip(&mut attributes.0[at..]) {
@@ -205,16 +205,16 @@ fn set_pointer(attributes: &mut Attributes, at: usize, pointer: *const u8) {
     }
 }
 
-/// As [`bpf`], for commands that answer with a new descriptor.
+/// Works like [`bpf`], for commands that return a new descriptor.
 fn new_descriptor(command: libc::c_long, attributes: &mut Attributes) -> io::Result<OwnedFd> {
     let descriptor = bpf(command, attributes)?;
-    // SAFETY: a new descriptor that has no other owner.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 fn bpf(command: libc::c_long, attributes: &mut Attributes) -> io::Result<i32> {
     let size = size_of::<Attributes>();
-    // SAFETY: the attributes are valid for their size, and so is what they point to for the call.
+    // SAFETY: the attributes are valid for their size, and the memory to which they point is valid during the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size) };
     match i32::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),

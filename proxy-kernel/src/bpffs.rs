@@ -10,30 +10,30 @@ use std::path::{Path, PathBuf};
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const MAGIC: i128 = 0xcafe_4a11;
-/// A pin is made under a name with this ending and then renamed.
+/// The suffix of the name under which a pin is created before it is renamed.
 pub const UNFINISHED: &str = "-new";
 
-/// Why the directory cannot hold pins.
+/// The reason why the directory cannot hold pins.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It, or the nearest directory above that exists, is on another file system.
+    /// The directory, or its nearest existing ancestor, is on another file system.
     #[error(
         "--bpffs={path} is not on a BPF file system; mount one \
          (`mount -t bpf bpf /sys/fs/bpf`, in Kubernetes a hostPath volume) or name a directory on one",
         path = path.display()
     )]
     NotBpffs {
-        /// The directory as given.
+        /// The configured directory.
         path: PathBuf,
     },
-    /// It cannot be looked at, created or changed.
+    /// The directory cannot be examined, created or changed.
     #[error("cannot {what} {path}", path = path.display())]
     Io {
-        /// What was being done.
+        /// The attempted operation.
         what: &'static str,
-        /// To which file.
+        /// The file to which the operation was applied.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
@@ -43,7 +43,7 @@ pub enum Error {
 ///
 /// # Errors
 ///
-/// If it is not, or the file system cannot be read.
+/// Returns an error if it is not, or if the file system cannot be read.
 pub fn check(path: &Path) -> Result<(), Error> {
     let existing = path
         .ancestors()
@@ -63,11 +63,11 @@ pub fn check(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Creates a directory and those above it.
+/// Creates a directory and its ancestors.
 ///
 /// # Errors
 ///
-/// The kernel's answer, or that it would not be on a BPF file system.
+/// Returns the kernel's error, or an error if the directory would not be on a BPF file system.
 pub fn create_dir(path: &Path) -> Result<(), Error> {
     check(path)?;
     fs::create_dir_all(path).map_err(|source| Error::Io {
@@ -77,7 +77,7 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
     })
 }
 
-/// The name that a pin has until it takes the place of an older one.
+/// Returns the name of a pin until it replaces an older one.
 #[must_use]
 pub fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -85,11 +85,11 @@ pub fn unfinished(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Pins something under a name, in the place of what was there at once.
+/// Pins an object under a name and atomically replaces an existing pin.
 ///
 /// # Errors
 ///
-/// What `pin` answers, or the kernel.
+/// Returns the error of `pin` or of the kernel.
 pub fn replace<E: From<Error>>(
     path: &Path,
     pin: impl FnOnce(&Path) -> Result<(), E>,
@@ -100,20 +100,20 @@ pub fn replace<E: From<Error>>(
     Ok(rename(&fresh, path)?)
 }
 
-/// Removes a pin. The pinned object is freed unless something else refers to it.
+/// Removes a pin. The pinned object is freed unless another reference to it exists.
 ///
 /// # Errors
 ///
-/// The kernel's answer, unless there was no such pin.
+/// Returns the kernel's error, unless it means that the pin does not exist.
 pub fn unpin(path: &Path) -> Result<(), Error> {
     absent_is_fine(fs::remove_file(path), "unpin", path)
 }
 
-/// Gives a pin another name, in the place of one that has it.
+/// Renames a pin and replaces an existing one.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     fs::rename(from, to).map_err(|source| Error::Io {
         what: "rename",
@@ -122,12 +122,12 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     })
 }
 
-/// Completes what an agent that was killed left in a directory of pins: a pin that was to be renamed gets
-/// its name, unless an older one has it.
+/// Completes the pins that a killed agent left unfinished in a directory: a pin that was to be renamed receives its
+/// final name, unless an older pin has it.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn finish_pins(directory: &Path) -> Result<(), Error> {
     for name in names(directory)? {
         let Some(finished) = name.strip_suffix(UNFINISHED) else {
@@ -143,11 +143,11 @@ pub fn finish_pins(directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes a directory if nothing is in it.
+/// Removes a directory if it is empty.
 ///
 /// # Errors
 ///
-/// The kernel's answer, unless it is not there or holds what others put there.
+/// Returns the kernel's error, unless the directory does not exist or contains files of other programs.
 pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
     match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -155,12 +155,11 @@ pub fn remove_empty_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a directory with everything in it: pins, and directories of pins. What is not on a BPF
-/// file system stays.
+/// Removes a directory with its pins and subdirectories. A directory that is not on a BPF file system is kept.
 ///
 /// # Errors
 ///
-/// The kernel's answer, unless it is not there.
+/// Returns the kernel's error, unless the directory does not exist.
 pub fn remove_dir(path: &Path) -> Result<(), Error> {
     let failed = |source| Error::Io {
         what: "look at",
@@ -175,11 +174,11 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
     absent_is_fine(fs::remove_dir_all(path), "remove", path)
 }
 
-/// The names in a directory, sorted; none if it does not exist.
+/// Returns the names in a directory, sorted, or an empty list if it does not exist.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn names(path: &Path) -> Result<Vec<String>, Error> {
     let failed = |source| Error::Io {
         what: "read",
@@ -210,15 +209,15 @@ fn absent_is_fine(result: io::Result<()>, what: &'static str, path: &Path) -> Re
     }
 }
 
-/// The kind of file system a path is on. The field is signed with one C library and unsigned with
-/// another, hence the wide type.
+/// Returns the type of a path's file system. The result is wide because the field is signed in one C library and
+/// unsigned in another.
 fn file_system(path: &Path) -> io::Result<i128> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `path` ends with a zero and `stat` has room for the result.
+    // SAFETY: `path` ends with a zero byte, and `stat` has space for the result.
     if unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: filled by the call above.
+    // SAFETY: the call above has filled the structure.
     Ok(i128::from(unsafe { stat.assume_init() }.f_type))
 }

@@ -5,24 +5,24 @@
 use std::fs;
 use std::io;
 
-/// A capability the agent may need, by its number in linux/capability.h.
+/// A capability that the agent may need, by its number in linux/capability.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Capability {
-    /// Links, addresses, netfilter, attaching programs.
+    /// Permits changes of links, addresses and netfilter, and attaching programs.
     NetAdmin = 12,
-    /// Raw sockets, which iptables-legacy uses.
+    /// Permits raw sockets, which iptables-legacy uses.
     NetRaw = 13,
-    /// Includes the capabilities that were split off it later.
+    /// Includes the capabilities that were later split off from it.
     SysAdmin = 21,
-    /// Loading programs that the verifier allows more than unprivileged ones (Linux 5.8).
+    /// Permits loading programs to which the verifier permits more than to unprivileged ones (Linux 5.8).
     Perfmon = 38,
-    /// Loading programs (Linux 5.8).
+    /// Permits loading programs (Linux 5.8).
     Bpf = 39,
 }
 
 impl Capability {
-    /// All of them.
+    /// All capabilities of this type.
     pub const ALL: [Self; 5] = [
         Self::NetAdmin,
         Self::NetRaw,
@@ -31,7 +31,7 @@ impl Capability {
         Self::Bpf,
     ];
 
-    /// Its name as a container's manifest has it.
+    /// Returns the name that a container's manifest uses.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,20 +43,20 @@ impl Capability {
         }
     }
 
-    /// Its place in a set of capabilities.
+    /// Returns the bit in a set of capabilities.
     #[must_use]
     pub fn bit(self) -> u64 {
         1 << self as u8
     }
 }
 
-/// Why the agent cannot change anything at all.
+/// The reason why the agent cannot change anything.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// /proc could not be read.
     #[error("cannot read the agent's capabilities")]
     Unreadable(#[source] io::Error),
-    /// It lacks the one that everything needs.
+    /// The agent lacks the capability that all changes need.
     #[error(
         "proxy-agent needs the capability NET_ADMIN: run it as root, or give it to the container \
          (securityContext.capabilities.add: [NET_ADMIN])"
@@ -64,11 +64,11 @@ pub enum Error {
     Missing,
 }
 
-/// Checks that the agent may change anything at all.
+/// Checks that the agent has the permission to make changes.
 ///
 /// # Errors
 ///
-/// If it may not, or that cannot be read.
+/// Returns an error if it has not, or if its capabilities cannot be read.
 pub fn check() -> Result<(), Error> {
     if has(Capability::NetAdmin).map_err(Error::Unreadable)? {
         Ok(())
@@ -77,21 +77,21 @@ pub fn check() -> Result<(), Error> {
     }
 }
 
-/// Whether the process has a capability in its effective set.
+/// Returns true if the process has a capability in its effective set.
 ///
 /// # Errors
 ///
-/// If /proc cannot be read or has no such line.
+/// Returns an error if /proc cannot be read or has no such line.
 pub fn has(capability: Capability) -> io::Result<bool> {
     let status = fs::read_to_string("/proc/self/status")?;
     Ok(effective(&status)? & capability.bit() != 0)
 }
 
-/// The effective set in the text of a process's `status` file.
+/// Returns the effective set from the text of a process's `status` file.
 ///
 /// # Errors
 ///
-/// If there is none in it.
+/// Returns an error if the text contains no effective set.
 pub fn effective(status: &str) -> io::Result<u64> {
     effective_set(status).ok_or_else(|| io::Error::other("no CapEff line in the process's status"))
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The cgroup2 hierarchy of the host: its mount point, and the directory of an id that the kernel
-//! reports.
+//! The cgroup2 hierarchy of the host: its mount point, and the directory that belongs to an id that the kernel reports.
 
 use std::fs;
 use std::io;
@@ -10,25 +9,25 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The id of the root, the inode number of its directory (`KERNFS_ROOT_INO`): every process is below it.
+/// The id of the root, which is the inode number of its directory (`KERNFS_ROOT_INO`). Every process is below it.
 pub const ROOT_ID: u64 = 1;
 
 /// A cgroup other than the root.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cgroup {
-    /// As the kernel reports it (`INET_DIAG_CGROUP_ID`); it is never used for another one.
+    /// The id that the kernel reports (`INET_DIAG_CGROUP_ID`). It is never reused.
     pub id: u64,
-    /// Below the root of the hierarchy, with a slash in front.
+    /// The path relative to the root of the hierarchy, with a leading slash.
     pub path: String,
-    /// The levels at which nf_tables may find it: kernels count from the host's root, or from that of the agent's cgroup
-    /// namespace.
+    /// The levels at which nf_tables may find the cgroup: kernels count from the host's root, or from that of the
+    /// agent's cgroup namespace.
     pub levels: Vec<u8>,
 }
 
-/// The root of the host's cgroup2 hierarchy, from the mounts of this process.
+/// Finds the root of the host's cgroup2 hierarchy among the mounts of this process.
 ///
-/// Only the root has no `cgroup.events`. A container that sees a part of the hierarchy as its root is
-/// recognised by that.
+/// Only the root has no `cgroup.events`. With this criterion, a part of the hierarchy that appears as the root in a
+/// container is not mistaken for it.
 #[must_use]
 pub fn root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
@@ -36,11 +35,11 @@ pub fn root() -> Option<PathBuf> {
         .find(|mount| mount.join("cgroup.procs").exists() && !mount.join("cgroup.events").exists())
 }
 
-/// The name of a cgroup right below a directory of one, if there is any.
+/// Returns the name of a cgroup directly below a cgroup's directory, if there is one.
 ///
 /// # Errors
 ///
-/// If the directory cannot be read.
+/// Returns an error if the directory cannot be read.
 pub fn any_below(directory: &Path) -> io::Result<Option<String>> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -51,14 +50,15 @@ pub fn any_below(directory: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Finds the cgroup with this id below `root`, nearest first. None: it is gone.
+/// Finds the cgroup with this id below `root`, level by level. Returns `None` if it no longer exists.
 ///
-/// The id of a cgroup is the inode number of its directory on 64-bit kernels since 5.5
-/// (`kernfs_ino` of `linux/kernfs.h`), and a directory's entries contain it, so that none has to be opened.
+/// The id of a cgroup is the inode number of its directory on 64-bit kernels since 5.5 (`kernfs_ino` of
+/// `linux/kernfs.h`), and directory entries contain the inode number, so no directory has to be opened for the
+/// comparison.
 ///
 /// # Errors
 ///
-/// If the hierarchy cannot be read. Directories that disappear meanwhile are skipped.
+/// Returns an error if the hierarchy cannot be read. Directories that disappear in the meantime are skipped.
 pub fn find(root: &Path, id: u64) -> io::Result<Option<Cgroup>> {
     let mut level: Vec<PathBuf> = vec![root.to_owned()];
     let mut depth = 0_usize;
@@ -72,7 +72,7 @@ pub fn find(root: &Path, id: u64) -> io::Result<Option<Cgroup>> {
                 Err(error) => return Err(error),
             };
             for entry in entries {
-                // One that is removed while it is read ends the list of its directory.
+                // A directory that is removed while it is read ends its list of entries.
                 let Ok(entry) = entry else { break };
                 if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     continue;
@@ -94,21 +94,21 @@ pub fn find(root: &Path, id: u64) -> io::Result<Option<Cgroup>> {
     Ok(None)
 }
 
-/// Whether a cgroup is still there, by its directory below `root`.
+/// Returns true if a cgroup still exists, by its directory below `root`.
 #[must_use]
 pub fn is_there(root: &Path, cgroup: &Cgroup) -> bool {
     let directory = root.join(cgroup.path.trim_start_matches('/'));
     fs::metadata(directory).is_ok_and(|found| found.ino() == cgroup.id)
 }
 
-/// The levels at which a rule of nf_tables may find a cgroup that is `depth` below the host's root, for an
-/// agent whose cgroup namespace begins `namespace` below it.
+/// Returns the levels at which a rule of nf_tables may find a cgroup that is `depth` levels below the host's root, for
+/// an agent whose cgroup namespace begins `namespace` levels below it.
 ///
-/// Kernels count from the host's root, and newer ones from the root of the namespace of the process that
-/// makes the rule (`nft_socket_cgroup_subtree_level` of `net/netfilter/nft_socket.c`, Linux 6.11 and stable
-/// releases). A rule that counts in the wrong way matches nothing, since it compares the id of an ancestor,
-/// and no two cgroups have the same: so both may stand side by side. None where newer kernels cannot
-/// express it: the cgroup is nearer to the host's root than the namespace.
+/// Older kernels count from the host's root, newer ones from the root of the cgroup namespace of the process that
+/// creates the rule (`nft_socket_cgroup_subtree_level` of `net/netfilter/nft_socket.c`, Linux 6.11 and stable
+/// releases). A rule with the wrong level matches nothing, since it compares the id of an ancestor, and no two cgroups
+/// have the same id: so a rule for each level can be installed. The list is empty if newer kernels cannot express the
+/// level, because the cgroup is nearer to the host's root than the namespace.
 fn levels(depth: usize, namespace: usize) -> Vec<u8> {
     let Some(relative) = depth.checked_sub(namespace) else {
         return Vec::new();
@@ -121,8 +121,8 @@ fn levels(depth: usize, namespace: usize) -> Vec<u8> {
     levels
 }
 
-/// How far below the host's root the cgroup namespace of this process begins: a mount of the host's root is
-/// shown to it with one `..` for each level (`cgroup_namespaces(7)`).
+/// Returns the number of levels between the host's root and the root of this process's cgroup namespace: in mountinfo,
+/// the root of a mount of the host's root contains one `..` for each level (`cgroup_namespaces(7)`).
 fn namespace_depth(root: &Path) -> usize {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     depth_in(&mounts, root)
@@ -139,7 +139,7 @@ fn depth_in(mountinfo: &str, root: &Path) -> usize {
     parts.filter(|part| *part == "..").count()
 }
 
-/// Where cgroup2 is mounted, from the text of /proc/self/mounts (proc(5), fstab(5)).
+/// Returns the mount points of cgroup2 in the text of /proc/self/mounts (proc(5), fstab(5)).
 fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> + '_ {
     mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ');
@@ -180,7 +180,7 @@ mod tests {
     fn levels_are_those_of_either_way_to_count() {
         assert_eq!(levels(2, 0), [2]);
         assert_eq!(levels(4, 3), [4, 1]);
-        // The agent's and the proxy's container beside each other: the namespace's root itself.
+        // The agent's container and the proxy's are siblings, so the level is that of the namespace's root itself.
         assert_eq!(levels(4, 4), [4, 0]);
         assert!(levels(1, 4).is_empty());
         assert_eq!(levels(300, 299), [1]);
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(depth_in("", root), 0);
     }
 
-    /// Any file system has what is looked at.
+    /// The test works on any file system.
     #[test]
     fn a_directory_is_found_by_its_inode_number() {
         let root = std::env::temp_dir().join(format!("proxy-agent-cgroup-{}", std::process::id()));

@@ -5,23 +5,23 @@
 use std::fs;
 use std::io;
 
-/// The table.
+/// The fill level of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
-    /// Entries.
+    /// The number of entries.
     pub count: u64,
-    /// Its limit.
+    /// The maximum number of entries.
     pub max: u64,
 }
 
 /// Counters since the namespace was created, summed over all processors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Entries that could not be added.
+    /// The number of entries that could not be added.
     pub insert_failed: u64,
-    /// Packets that were dropped because the table was full.
+    /// The number of packets that were dropped because the table was full.
     pub drop: u64,
-    /// Entries that were evicted because it was full.
+    /// The number of entries that were evicted because the table was full.
     pub early_drop: u64,
 }
 
@@ -29,7 +29,7 @@ pub struct Statistics {
 ///
 /// # Errors
 ///
-/// `NotFound` if conntrack is not loaded, or /proc cannot be read.
+/// Returns `NotFound` if conntrack is not loaded, and other errors if /proc cannot be read.
 pub fn fill() -> io::Result<Fill> {
     Ok(Fill {
         count: number("nf_conntrack_count")?,
@@ -41,8 +41,8 @@ pub fn fill() -> io::Result<Fill> {
 ///
 /// # Errors
 ///
-/// `NotFound` if conntrack is not loaded or the kernel is built without `NF_CONNTRACK_PROCFS`, or /proc
-/// cannot be read.
+/// Returns `NotFound` if conntrack is not loaded or the kernel is built without `NF_CONNTRACK_PROCFS`, and other errors
+/// if /proc cannot be read.
 pub fn statistics() -> io::Result<Statistics> {
     Ok(parse(&fs::read_to_string(
         "/proc/thread-self/net/stat/nf_conntrack",
@@ -53,13 +53,13 @@ pub fn statistics() -> io::Result<Statistics> {
 ///
 /// # Errors
 ///
-/// As [`fill`].
+/// Returns an error under the same conditions as [`fill`].
 pub fn number(name: &str) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/sys/net/netfilter/{name}"))?;
     text.trim().parse().map_err(io::Error::other)
 }
 
-/// Sums the columns that matter: a line of names, then a line of hexadecimal numbers for each
+/// Sums the relevant columns. The text has a line of names, followed by a line of hexadecimal numbers for each
 /// processor.
 fn parse(text: &str) -> Statistics {
     let mut lines = text.lines();
@@ -86,8 +86,8 @@ fn parse(text: &str) -> Statistics {
     }
 }
 
-/// Whether conntrack picks up an established TCP connection (`nf_conntrack_tcp_loose`). True if the setting
-/// cannot be read, as where nothing is tracked.
+/// Returns true if conntrack picks up an established TCP connection (`nf_conntrack_tcp_loose`), or if the setting
+/// cannot be read, for example because connections are not tracked.
 #[must_use]
 pub fn picks_up() -> bool {
     let loose = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_loose");

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the node agent asks the kernel for by bpf(2), files and system calls. What is asked over netlink is
-//! the crate `proxy-netlink`. Which objects are the agent's is not known here.
+//! The node agent's access to the kernel through bpf(2), files and system calls. The crate `proxy-netlink` contains the
+//! access through netlink. This crate does not know which objects belong to the agent.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | [`bpf`] | bpf(2) where aya does not offer a command |
-//! | [`bpffs`], [`pins`] | directories of pins: changed, and watched |
+//! | [`bpf`] | bpf(2) commands that aya does not offer |
+//! | [`bpffs`], [`pins`] | directories of pins: changes and notifications |
 //! | [`cgroup`] | the cgroup2 hierarchy of the host |
 //! | [`conntrack`] | settings and statistics of connection tracking, from /proc |
-//! | [`capabilities`], [`privileges`] | what this process may do, and how it gives that up |
+//! | [`capabilities`], [`privileges`] | the permissions of this process, and how it drops them |
 //! | [`memory`] | the limit of locked memory |
 //! | [`netns`] | the network namespace of this process |
-//! | [`processes`] | the processes of this network namespace, and the sockets they hold |
+//! | [`processes`] | the processes of this network namespace, and their sockets |
 //! | [`sockets`] | TCP connections and listeners, from /proc |
 
 pub mod bpf;

@@ -16,18 +16,18 @@ use crate::bpf;
 
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
-/// `SO_COOKIE` of asm-generic/socket.h (Linux 4.12): that of the socket itself.
+/// `SO_COOKIE` of asm-generic/socket.h (Linux 4.12): the cookie of the socket itself.
 const SO_COOKIE: libc::c_int = 57;
-/// The port of the discard service; nothing is sent to it.
+/// The port of the discard service, to which no packet is sent.
 const DISCARD: u16 = 9;
 
-/// Moves the current thread into a new network namespace, which is removed when nothing uses it any more.
+/// Moves the current thread into a new network namespace, which is removed when it is no longer used.
 ///
 /// # Errors
 ///
-/// `EPERM` without `CAP_SYS_ADMIN`.
+/// Returns `EPERM` without `CAP_SYS_ADMIN`.
 pub fn enter_new() -> io::Result<()> {
-    // SAFETY: no pointers.
+    // SAFETY: the call uses no pointers.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 {
         Ok(())
     } else {
@@ -35,11 +35,11 @@ pub fn enter_new() -> io::Result<()> {
     }
 }
 
-/// The cookie by which eBPF programs identify this network namespace; zero where the kernel does not report it,
-/// which stands for the initial namespace.
+/// Returns the cookie by which eBPF programs identify this network namespace. Returns zero, which stands for the
+/// initial namespace, if the kernel does not report the cookie.
 ///
-/// Before Linux 5.14 only programs can read it: one of them is attached for a moment to `cgroup`, the root of
-/// the cgroup2 hierarchy.
+/// Before Linux 5.14 only programs can read it: one of them is attached briefly to `cgroup`, the root of the cgroup2
+/// hierarchy.
 pub fn cookie(cgroup: Option<&Path>) -> u64 {
     match by_option() {
         Ok(cookie) => cookie,
@@ -58,7 +58,7 @@ fn by_program(cgroup: &Path) -> io::Result<u64> {
     let cgroup = File::open(cgroup)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let connect = || {
-        // This sends nothing. A missing route does not matter: the program runs before the look-up.
+        // This call sends nothing. A missing route does not matter, because the program runs before the look-up.
         let _ = socket.connect((Ipv4Addr::LOCALHOST, DISCARD));
     };
     let cookie = option(&socket, SO_COOKIE)?;
@@ -66,11 +66,11 @@ fn by_program(cgroup: &Path) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("this process is not in the cgroup"))
 }
 
-/// A socket option that is a cookie.
+/// Reads a socket option that is a cookie.
 fn option(socket: &impl AsRawFd, name: libc::c_int) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: `cookie` has room for `length` bytes.
+    // SAFETY: `cookie` has space for `length` bytes.
     let refused = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Watches a directory of pins: the kernel reports when a pin is removed (inotify), and when a file
-//! system is mounted or unmounted (`poll(2)` on mountinfo). The caller reads the pins to see what has
-//! changed.
+//! Watches a directory of pins: the kernel reports when a pin is removed (inotify), and when a file system is mounted
+//! or unmounted (`poll(2)` on mountinfo). The caller reads the pins to find out what has changed.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -18,10 +17,11 @@ use tokio::io::unix::AsyncFd;
 use crate::bpffs::UNFINISHED;
 
 const MOUNTS: &str = "/proc/self/mountinfo";
-/// The events by which a pin is lost: it, its directory or its file system is removed.
+/// The events that remove a pin: the pin itself, its directory or its file system is removed.
 const REMOVALS: u32 =
     libc::IN_DELETE | libc::IN_MOVED_FROM | libc::IN_DELETE_SELF | libc::IN_ONLYDIR;
-/// `struct inotify_event` of linux/inotify.h: watch, mask, cookie, and the length of the name behind.
+/// The length of `struct inotify_event` of linux/inotify.h: watch, mask, cookie, and the length of the name that
+/// follows.
 const HEADER: usize = 16;
 
 /// A watched directory.
@@ -32,32 +32,32 @@ pub struct Pins {
     seen: Place,
 }
 
-/// Distinguishes one mount of a BPF file system from the next one in its place.
+/// The identity of a mounted BPF file system, which distinguishes it from a later mount at the same place.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Place {
-    /// The lines of mountinfo that the directory lies below.
+    /// The lines of mountinfo whose mount points are ancestors of the directory.
     mounts: Vec<String>,
-    /// Device and inode of the directory; none if it does not exist.
+    /// The device and inode of the directory, or `None` if it does not exist.
     directory: Option<(u64, u64)>,
 }
 
 impl Pins {
-    /// Watches the directories of pins below `root`, now and whenever they are made.
+    /// Watches the directories of pins below `root`, both existing and later ones.
     ///
     /// # Errors
     ///
-    /// If the kernel has no inotify, or /proc is not mounted.
+    /// Returns an error if the kernel has no inotify, or if /proc is not mounted.
     pub fn watch(root: PathBuf) -> io::Result<Self> {
-        // SAFETY: no memory is passed.
+        // SAFETY: the call uses no memory of this process.
         let inotify = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
         if inotify < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: a new descriptor that has no other owner.
+        // SAFETY: the descriptor is new and has no other owner.
         let inotify = unsafe { OwnedFd::from_raw_fd(inotify) };
-        // Opened before it is read: later changes are reported.
+        // The file is opened before it is read, so that later changes are reported.
         let mounts = File::open(MOUNTS)?;
-        // SAFETY: both own their descriptors, which nothing else closes.
+        // SAFETY: both values own their descriptors, which no other code closes.
         let (inotify, mounts) = unsafe {
             (
                 AsyncFd::register_with_interest(inotify, Interest::READABLE)?,
@@ -72,7 +72,7 @@ impl Pins {
         })
     }
 
-    /// Waits until a pin may have gone. May be dropped while it waits.
+    /// Waits until a pin may have been removed. The future may be dropped while it waits.
     pub async fn removed(&mut self) {
         loop {
             self.add_watches();
@@ -97,17 +97,17 @@ impl Pins {
         }
     }
 
-    /// Whether the pins are on another mount than before.
+    /// Returns true if the pins are on another mount than before.
     fn is_elsewhere(&mut self) -> bool {
         let now = Place::of(&self.root);
-        // A new directory is no loss.
+        // A new directory does not mean that pins are lost.
         let lost = now.mounts != self.seen.mounts
             || (self.seen.directory.is_some() && now.directory != self.seen.directory);
         self.seen = now;
         lost
     }
 
-    /// Watches the directories that exist. Those that are watched already stay so.
+    /// Watches the directories that exist. Existing watches are kept.
     fn add_watches(&mut self) {
         self.add_watch(&self.root);
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
@@ -120,12 +120,12 @@ impl Pins {
         }
     }
 
-    /// Without a watch, whose number the kernel limits, the next resync finds lost pins.
+    /// Adds a watch. If this fails, because the kernel limits the number of watches, the next resync finds lost pins.
     fn add_watch(&self, directory: &Path) {
         let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else {
             return;
         };
-        // SAFETY: the path ends with a zero.
+        // SAFETY: the path ends with a zero byte.
         unsafe { libc::inotify_add_watch(self.inotify.as_raw_fd(), path.as_ptr(), REMOVALS) };
     }
 }
@@ -145,7 +145,7 @@ fn identity(directory: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// The lines of mountinfo (proc(5)) whose mount point a path lies below.
+/// Returns the lines of mountinfo (proc(5)) whose mount points are ancestors of a path.
 fn mounts_above(path: &Path, mountinfo: &str) -> Vec<String> {
     let is_above = |line: &&str| {
         let point = line.split(' ').nth(4);
@@ -155,10 +155,10 @@ fn mounts_above(path: &Path, mountinfo: &str) -> Vec<String> {
     above.map(str::to_owned).collect()
 }
 
-/// Reads the pending events; true if a finished pin was removed.
+/// Reads the pending events. Returns true if a finished pin was removed.
 fn read(inotify: &OwnedFd) -> io::Result<bool> {
     let mut buffer = [0_u8; 4096];
-    // SAFETY: the buffer has room for as much as is asked for.
+    // SAFETY: the buffer has space for the requested number of bytes.
     let length = unsafe {
         libc::read(
             inotify.as_raw_fd(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Gives up permanently the privileges that the agent does not need once it runs. SECURITY.md lists them; a
-//! test compares it with a running agent.
+//! Permanently drops the privileges that the agent does not need after its start. SECURITY.md lists the remaining ones,
+//! and a test compares the list with a running agent.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use crate::capabilities::Capability;
 
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
 const VERSION_3: u32 = 0x2008_0522;
-/// The highest number a capability can have.
+/// The highest possible number of a capability.
 const LAST: u32 = 63;
 
 /// `struct __user_cap_header_struct`
@@ -29,31 +29,31 @@ struct Half {
     inheritable: u32,
 }
 
-/// Gives up all capabilities but those that repairing needs, in every set, and the way to get new ones.
-/// Programs that are started later have no more. Returns those that are left.
+/// Drops all capabilities except for those that repairs need, from every set, and prevents the process from acquiring
+/// new ones. Programs that it starts later have no more capabilities. Returns the remaining capabilities.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn restrict() -> io::Result<Vec<Capability>> {
     let kept = needed();
     let mask = kept.iter().fold(0, |mask, one| mask | one.bit());
     for number in 0..=LAST {
         if mask & (1 << number) == 0 {
-            // Without SETPCAP the bounding set stays; what is not permitted cannot be had anew all the
-            // same. Beyond the last one that this kernel has: EINVAL.
-            // SAFETY: no pointers.
+            // Without SETPCAP the bounding set is unchanged, but capabilities that are not permitted cannot be acquired
+            // anyway. For numbers that this kernel does not support, the result is EINVAL.
+            // SAFETY: the call uses no pointers.
             unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) };
         }
     }
-    // SAFETY: no pointers.
+    // SAFETY: the call uses no pointers.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1_u64, 0_u64, 0_u64, 0_u64) }.into())?;
     let mut header = Header {
         version: VERSION_3,
         pid: 0,
     };
     let mut halves = [Half::default(); 2];
-    // SAFETY: both have the layout of version 3.
+    // SAFETY: both structures have the layout of version 3.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) })?;
     let masks = [mask & u64::from(u32::MAX), mask >> 32];
     for (half, mask) in halves.iter_mut().zip(masks) {
@@ -71,8 +71,8 @@ pub fn restrict() -> io::Result<Vec<Capability>> {
         .collect())
 }
 
-/// What repairs need: links, rules and programs; iptables-legacy; loading programs, in case the backend has to be
-/// reopened.
+/// Returns the capabilities that repairs need: for links, rules and programs; for iptables-legacy; and for loading
+/// programs if the backend has to be reopened.
 fn needed() -> Vec<Capability> {
     let mut needed = vec![Capability::NetAdmin, Capability::NetRaw];
     let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Processes of this network namespace, from /proc, and the sockets that they hold. Processes of other PID namespaces are not
+//! Processes of this network namespace, from /proc, and their sockets. Processes of other PID namespaces are not
 //! visible.
 
 use std::collections::BTreeMap;
@@ -12,52 +12,52 @@ use std::path::{Path, PathBuf};
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its id.
+    /// The process ID.
     pub pid: u32,
-    /// Its command line, word by word.
+    /// The words of the command line.
     pub words: Vec<String>,
-    /// Its environment, as `NAME=VALUE`; empty if it may not be read.
+    /// The environment as `NAME=VALUE`; empty if this process lacks the permission to read it.
     pub environment: Vec<String>,
 }
 
 impl Process {
-    /// The name of its program, from its command line.
+    /// Returns the name of the program, from the command line.
     pub fn program(&self) -> &str {
         let path = self.words.first().map_or("", String::as_str);
         path.rsplit('/').next().unwrap_or(path)
     }
 }
 
-/// A process of a cgroup.
+/// A process in a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its id.
+    /// The process ID.
     pub pid: u32,
-    /// The id of its parent.
+    /// The process ID of the parent.
     pub parent: u32,
-    /// As /proc has it: at most 15 bytes of the name of its program.
+    /// The name in /proc: at most 15 bytes of the program's name.
     pub name: String,
 }
 
-/// The processes in a cgroup, given its directory, without those of pid namespaces that are not visible from here
-/// and those that have ended meanwhile.
+/// Returns the processes in a cgroup, specified by its directory. Processes in PID namespaces that are not visible from
+/// here, and those that have ended in the meantime, are omitted.
 ///
 /// # Errors
 ///
-/// If the list cannot be read.
+/// Returns an error if the list cannot be read.
 pub fn in_cgroup(directory: &Path) -> io::Result<Vec<Member>> {
     let pids = fs::read_to_string(directory.join("cgroup.procs"))?;
-    // Zero stands for each process that is not visible from here.
+    // Zero stands for a process that is not visible from here.
     let pids = pids.lines().filter_map(|line| line.parse().ok());
     Ok(pids.filter(|pid| *pid != 0).filter_map(member).collect())
 }
 
-/// None: it has ended.
+/// Returns `None` if the process has ended.
 fn member(pid: u32) -> Option<Member> {
     parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Parses /proc/PID/stat (proc(5)): the name is in parentheses and may hold any byte.
+/// Parses /proc/PID/stat (proc(5)). The name is in parentheses and may contain any byte.
 fn parse(pid: u32, stat: &str) -> Option<Member> {
     let (_, rest) = stat.split_once('(')?;
     let (name, rest) = rest.rsplit_once(')')?;
@@ -69,11 +69,12 @@ fn parse(pid: u32, stat: &str) -> Option<Member> {
     })
 }
 
-/// All processes whose network namespace is this one's, of those that this process may inspect.
+/// Returns all processes in the network namespace of this one, as far as this process has the permission to inspect
+/// them.
 ///
 /// # Errors
 ///
-/// If /proc cannot be read.
+/// Returns an error if /proc cannot be read.
 pub fn in_this_netns() -> io::Result<Vec<Process>> {
     let own = fs::read_link("/proc/thread-self/ns/net")?;
     let found = pids()?
@@ -90,11 +91,11 @@ pub fn in_this_netns() -> io::Result<Vec<Process>> {
     Ok(found.collect())
 }
 
-/// The process that holds each of these sockets, by the socket's inode.
+/// Returns the process that holds each of these sockets, by the socket's inode.
 #[must_use]
 pub fn holders(inodes: &[u64]) -> BTreeMap<u64, (u32, String)> {
     let mut holders = BTreeMap::new();
-    // A holder that is not visible is missing in the result.
+    // A holder that is not visible is missing from the result.
     for (pid, directory) in pids().unwrap_or_default() {
         let Ok(descriptors) = fs::read_dir(directory.join("fd")) else {
             continue;
@@ -125,7 +126,7 @@ fn pids() -> io::Result<Vec<(u32, PathBuf)>> {
     pids_of(fs::read_dir("/proc")?)
 }
 
-/// The directories of processes; a list that ends early is an error.
+/// Returns the directories of processes. A list that ends early is an error.
 fn pids_of(
     entries: impl Iterator<Item = io::Result<fs::DirEntry>>,
 ) -> io::Result<Vec<(u32, PathBuf)>> {
@@ -141,7 +142,7 @@ fn pids_of(
     Ok(pids)
 }
 
-/// The zero-terminated strings in a file; empty if it cannot be read.
+/// Returns the zero-terminated strings in a file, or an empty list if it cannot be read.
 fn strings(path: &Path) -> Vec<String> {
     let content = fs::read(path).unwrap_or_default();
     content

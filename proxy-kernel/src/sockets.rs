@@ -8,50 +8,49 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// States without a connection: `TCP_TIME_WAIT`, `TCP_CLOSE` and `TCP_LISTEN` of
-/// `net/tcp_states.h`.
+/// The states without a connection: `TCP_TIME_WAIT`, `TCP_CLOSE` and `TCP_LISTEN` of `net/tcp_states.h`.
 const NO_CONNECTION: [u8; 3] = [6, 7, LISTEN];
 /// `TCP_LISTEN`.
 const LISTEN: u8 = 10;
-/// The lists of IPv4 and IPv6; a kernel without IPv6 has no second one.
+/// The lists of IPv4 and IPv6. A kernel without IPv6 lacks the second one.
 const FILES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listener {
-    /// Where, unspecified for all addresses.
+    /// The address, which is unspecified for all addresses.
     pub address: SocketAddr,
-    /// By which the processes that hold it can be found.
+    /// The inode, with which the processes that hold the socket can be found.
     pub inode: u64,
 }
 
 impl Listener {
-    /// Whether it takes connections to `endpoint`, unless another socket is bound to it more exactly.
+    /// Returns true if the socket accepts connections to `endpoint`, unless another socket has a more specific address.
     #[must_use]
     pub fn takes(&self, endpoint: SocketAddr) -> bool {
         let Self { address, .. } = self;
         if address.port() != endpoint.port() {
             return false;
         }
-        // An IPv6 socket takes IPv4 connections too, unless `IPV6_V6ONLY` is set.
+        // An IPv6 socket also accepts IPv4 connections, unless `IPV6_V6ONLY` is set.
         let takes_family = address.is_ipv6() || endpoint.is_ipv4();
         address.ip() == endpoint.ip() || (address.ip().is_unspecified() && takes_family)
     }
 }
 
-/// Which socket takes connections to an endpoint.
+/// The kind of socket that accepts connections to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listening {
-    /// A socket that is bound to its address.
+    /// A socket that is bound to the endpoint's address.
     Bound,
-    /// A socket on the wildcard address, which is this.
+    /// A socket that is bound to this wildcard address.
     Wildcard(SocketAddr),
-    /// No socket: they are refused.
+    /// No socket, so connections are refused.
     Nowhere,
 }
 
 impl Listening {
-    /// By a list of all listeners.
+    /// Determines the result from a list of all listeners.
     #[must_use]
     pub fn at(endpoint: SocketAddr, listeners: &[Listener]) -> Self {
         if listeners.iter().any(|found| found.address == endpoint) {
@@ -62,19 +61,18 @@ impl Listening {
     }
 }
 
-/// A connection as (local, remote).
+/// The local and the remote address of a connection.
 type Ends = (SocketAddr, SocketAddr);
 
-/// All connections as (local, remote), those of IPv4 in IPv6 sockets as IPv4.
+/// Returns all connections as (local, remote). IPv4 connections of IPv6 sockets are converted to IPv4.
 ///
-/// A single read can miss a live connection: the kernel continues from a position within a hash bucket, and a
-/// socket that is closed before that position moves the others (`tcp_seek_last_pos` of
-/// `net/ipv4/tcp_ipv4.c`), without a sign in the output. So the lists are read twice, and a connection in
-/// either of them exists.
+/// A single read can miss a live connection: the kernel continues from a position within a hash bucket, and a socket
+/// that is closed before that position shifts the others (`tcp_seek_last_pos` of `net/ipv4/tcp_ipv4.c`), without a sign
+/// of it in the output. The lists are therefore read twice, and a connection in either of them exists.
 ///
 /// # Errors
 ///
-/// If /proc cannot be read, or a line is not understood.
+/// Returns an error if /proc cannot be read, or if a line cannot be parsed.
 pub fn connections() -> io::Result<HashSet<Ends>> {
     connections_by(|file| fs::read_to_string(file))
 }
@@ -93,7 +91,7 @@ fn connections_by(read: impl Fn(&str) -> io::Result<String>) -> io::Result<HashS
     Ok(found)
 }
 
-/// The lines below the heading, without which the list is none.
+/// Returns the lines after the heading. Without the heading the list is invalid.
 fn rows(table: &str) -> io::Result<impl Iterator<Item = &str>> {
     let mut lines = table.lines();
     match lines.next() {
@@ -102,11 +100,11 @@ fn rows(table: &str) -> io::Result<impl Iterator<Item = &str>> {
     }
 }
 
-/// All listening sockets, IPv4 and IPv6.
+/// Returns all listening sockets, of IPv4 and IPv6.
 ///
 /// # Errors
 ///
-/// If /proc cannot be read.
+/// Returns an error if /proc cannot be read.
 pub fn listeners() -> io::Result<Vec<Listener>> {
     let mut found = Vec::new();
     for file in FILES {
@@ -116,7 +114,7 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
             Err(error) => return Err(error),
         };
         for line in table.lines().skip(1) {
-            // They come first in the lists, however many connections follow: `tcp_get_idx` in
+            // Listeners precede the connections in the lists, however many connections there are: `tcp_get_idx` in
             // <https://github.com/torvalds/linux/blob/v5.4/net/ipv4/tcp_ipv4.c>, since 2.6.12.
             let Some(listener) = listener(&line?)? else {
                 break;
@@ -127,7 +125,7 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
     Ok(found)
 }
 
-/// The connection in a line: `sl local_address rem_address st …`; none if it is of another state.
+/// Parses the connection in a line `sl local_address rem_address st …`. Returns `None` for other states.
 fn connection(line: &str) -> io::Result<Option<Ends>> {
     let read = || {
         let mut fields = line.split_whitespace().skip(1);
@@ -138,8 +136,8 @@ fn connection(line: &str) -> io::Result<Option<Ends>> {
     read().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// The listener in a line: `sl local_address rem_address st queues timer retransmits uid timeout
-/// inode …`; none if it is of another state.
+/// Parses the listener in a line `sl local_address rem_address st queues timer retransmits uid timeout inode …`.
+/// Returns `None` for other states.
 fn listener(line: &str) -> io::Result<Option<Listener>> {
     let read = || {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -154,8 +152,7 @@ fn listener(line: &str) -> io::Result<Option<Listener>> {
     read().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// An address as `0200600A:01BB`: words of 32 bits as this machine has them in memory, the port as
-/// a number.
+/// Parses an address such as `0200600A:01BB`: 32-bit words in the host's byte order, and the port as a number.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -223,7 +220,7 @@ mod tests {
             })
         });
         assert_eq!(found.unwrap().len(), 1);
-        // Cut off, without its heading, or not read at all.
+        // A list that is truncated, lacks its heading, or could not be read.
         for table in [
             "",
             HEADING,
@@ -235,7 +232,7 @@ mod tests {
                 "{table:?}"
             );
         }
-        // A line of a listener that is cut off does not end the list.
+        // A truncated line of a listener does not end the list.
         let (without_inode, _) = LISTENER.split_once(" 4711").unwrap();
         for line in ["", "   0: 0200600A:01BB 00000000:0000", without_inode] {
             assert!(listener(line).is_err(), "{line}");

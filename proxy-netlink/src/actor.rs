@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The process that changed something, as far as the kernel reports it. No decision depends on it.
+//! The process that made a change, as far as the kernel reports it. No decision depends on it.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -9,15 +9,15 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-/// Largest process id (`PID_MAX_LIMIT` of linux/threads.h). Port ids above it are chosen by the kernel
-/// for a process that has more than one netlink socket.
+/// The largest process ID (`PID_MAX_LIMIT` of linux/threads.h). The kernel chooses larger port IDs for a process that
+/// has more than one netlink socket.
 const MAX_PID: u32 = 1 << 22;
 
-/// The port ids of this process's sockets that are above it.
+/// The port IDs of this process's sockets that are larger than [`MAX_PID`].
 static OWN_PORTS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
-/// Records that a netlink socket with this port id belongs to this process, so that its changes are
-/// recognised as our own.
+/// Records that a netlink socket with this port ID belongs to this process, so that its changes are recognised as the
+/// process's own.
 pub fn note_own_port(port: u32) {
     if port > MAX_PID {
         let mut ports = OWN_PORTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -25,18 +25,18 @@ pub fn note_own_port(port: u32) {
     }
 }
 
-/// A process that changed something.
+/// A process that made a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// Its id, as the kernel reports it; 0: the kernel itself.
+    /// The process ID that the kernel reports; 0 for the kernel itself.
     pub pid: u32,
-    /// Its name, if the kernel reported it or the process still exists.
+    /// The name of the process, if the kernel reported it or the process still exists.
     pub name: Option<String>,
 }
 
 impl Actor {
-    /// The owner of a netlink socket by the port id, which usually is the process id. The name is not
-    /// known yet.
+    /// Returns the owner of a netlink socket with this port ID, which usually is the process ID. The name is not set
+    /// yet.
     #[must_use]
     pub fn of_port(port: u32) -> Option<Self> {
         let pid = if port <= MAX_PID {
@@ -48,7 +48,7 @@ impl Actor {
         Some(Self { pid, name: None })
     }
 
-    /// Reads the process's name, if it is not known and the process has not ended.
+    /// Adds the name of the process, if it is missing and the process still exists.
     #[must_use]
     pub fn named(mut self) -> Self {
         if self.name.is_none() && self.is_process() {
@@ -58,14 +58,14 @@ impl Actor {
         self
     }
 
-    /// Whether it is a process, and not the kernel itself.
+    /// Returns true if the actor is a process, not the kernel itself.
     #[must_use]
     pub fn is_process(&self) -> bool {
         self.pid != 0
     }
 
-    /// Whether it is this process, whose program has this name. In a container the kernel may report the
-    /// process id of the host's namespace, so that the name counts as well.
+    /// Returns true if the actor is this process, whose program has this name. In a container the kernel may report the
+    /// process ID in the host's namespace, so the name counts as well.
     #[must_use]
     pub fn is_self(&self, program: &str) -> bool {
         self.pid == process::id() || self.name.as_deref() == Some(program)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The one reader of the kernel's answers: it follows the datagrams that answer a request and reports at
-//! the end whether the answer is complete. Sockets, and what the messages mean, are the callers' part.
+//! The only reader of the kernel's responses: it processes the datagrams that follow a request and finally reports
+//! whether the response is complete. The callers provide the sockets and interpret the messages.
 //!
-//! A dump is complete only if `NLMSG_DONE` with code 0 arrived and no message carried
-//! `NLM_F_DUMP_INTR`. The dump streams of the crate rtnetlink do not check that: they leave out a
-//! message they cannot decode, they drop the flag with the header, and they end in the same way whether
-//! the kernel sent `NLMSG_DONE`, `NLMSG_DONE` with an error, or the connection was lost.
+//! A dump is complete only if `NLMSG_DONE` with code 0 arrived and no message carried `NLM_F_DUMP_INTR`. The dump
+//! streams of the crate rtnetlink do not check that: they omit a message that they cannot decode, they drop the flag
+//! with the header, and they end in the same way whether the kernel sent `NLMSG_DONE`, `NLMSG_DONE` with an error, or
+//! the connection was lost.
 
 use std::io;
 
@@ -16,16 +16,16 @@ use netlink_packet_core::{
 
 use crate::wire::{Message, messages};
 
-/// Progress of the answer to one request.
+/// The state of reading the response to one request.
 #[derive(Debug)]
 pub struct Answer {
-    /// Of the request.
+    /// The sequence number of the request.
     sequence: u32,
     interrupted: bool,
-    /// The kernel could not deliver a part of the answer.
+    /// True if the kernel could not deliver a part of the response.
     overrun: bool,
     acknowledged: bool,
-    /// The kernel's result: 0, or the first errno that it sent, negated.
+    /// The kernel's result: 0, or the negated value of the first errno that it sent.
     code: Option<i32>,
     kind: Kind,
 }
@@ -33,23 +33,23 @@ pub struct Answer {
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
     Single,
-    /// It ends with `NLMSG_DONE`; an acknowledgement does not mean that it is complete.
+    /// A dump ends with `NLMSG_DONE`. An acknowledgement does not mean that it is complete.
     Dump,
 }
 
-/// Why an answer is not usable.
+/// The reason why a response cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The list changed while it was read. A repetition may succeed.
+    /// The list changed while it was read. Another attempt may succeed.
     #[error("the list changed while it was read")]
     Interrupted,
-    /// The kernel refused the request.
+    /// The kernel rejected the request.
     #[error(transparent)]
     Refused(io::Error),
-    /// The receive buffer had no room for a part of the answer (`ENOBUFS`).
+    /// The receive buffer had no space for a part of the response (`ENOBUFS`).
     #[error("a part of the kernel's answer was lost")]
     Lost(#[source] io::Error),
-    /// The answer has no end.
+    /// The response has no end.
     #[error("the kernel's answer is incomplete")]
     Incomplete,
 }
@@ -65,7 +65,7 @@ impl From<Failure> for io::Error {
 }
 
 impl Answer {
-    /// The answer to the request with this sequence number.
+    /// Starts to read the response to the request with this sequence number.
     #[must_use]
     pub fn to(sequence: u32) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Answer {
         }
     }
 
-    /// The answer to the dump request with this sequence number.
+    /// Starts to read the response to the dump request with this sequence number.
     #[must_use]
     pub fn to_dump(sequence: u32) -> Self {
         Self {
@@ -87,11 +87,11 @@ impl Answer {
         }
     }
 
-    /// Reads one datagram and gives the messages with content to `each`.
+    /// Processes one datagram and passes the messages with content to `each`.
     ///
     /// # Errors
     ///
-    /// If a message is malformed, or `each` fails.
+    /// Returns an error if a message is malformed or if `each` fails.
     pub fn read(
         &mut self,
         datagram: &[u8],
@@ -100,7 +100,7 @@ impl Answer {
         for message in messages(datagram) {
             let message = message?;
             if message.sequence != self.sequence {
-                // The rest of the answer to an earlier request, which was not read to its end.
+                // This message belongs to an earlier request, whose response was not read completely.
                 continue;
             }
             self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
@@ -117,30 +117,30 @@ impl Answer {
     fn take_result(&mut self, message: &Message<'_>) -> Result<(), DecodeError> {
         let code = match message.payload.first_chunk() {
             Some(code) => i32::from_ne_bytes(*code),
-            // An empty NLMSG_DONE is a success.
+            // An empty NLMSG_DONE means success.
             None if message.kind == NLMSG_DONE && message.payload.is_empty() => 0,
             None => return Err(DecodeError::from("a result without its code")),
         };
         if self.kind == Kind::Dump && message.kind == NLMSG_ERROR && code == 0 {
             self.acknowledged = true;
         } else if self.code.is_none_or(|known| known == 0) {
-            // A success never hides an error that came before it.
+            // A success must not hide an error that arrived before it.
             self.code = Some(code);
         }
         Ok(())
     }
 
-    /// True if the kernel sends nothing more, for callers that wait for each datagram.
+    /// Returns true if the kernel sends no further datagrams, for callers that wait for each datagram.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.code.is_some() || self.overrun || self.acknowledged
     }
 
-    /// The result once there is nothing more to read.
+    /// Returns the result after the last datagram.
     ///
     /// # Errors
     ///
-    /// Anything but a success that nothing interrupted.
+    /// Returns an error unless the kernel reported success and nothing interrupted the dump.
     pub fn end(self) -> Result<(), Failure> {
         match self.code {
             _ if self.overrun => Err(Failure::Lost(io::Error::from_raw_os_error(libc::ENOBUFS))),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The fuzz targets of this crate, which the package `fuzz` runs: functions that take any bytes and
-//! panic on a fault. Each stands beside its parser; here they are gathered, with what they share.
+//! The fuzz targets of this crate, which the package `fuzz` runs: functions that accept arbitrary bytes and panic on a
+//! fault. Each is defined beside its parser. This module collects them and contains the code that they share.
 
 use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner};
@@ -16,7 +16,7 @@ pub use crate::netfilter::table::fuzzing::nf_tables;
 pub use crate::route::fuzzing::route;
 use crate::wire;
 
-/// The first byte, by which a target chooses among several things to do, and what follows.
+/// Returns the first byte, with which a target selects one of its actions, and the remaining bytes.
 #[must_use]
 pub fn choice(data: &[u8]) -> (u8, &[u8]) {
     data.split_first()
@@ -26,8 +26,8 @@ pub fn choice(data: &[u8]) -> (u8, &[u8]) {
 /// Type, flags, sequence number and payload of a netlink message.
 pub type Plain<'a> = (u16, u16, u32, &'a [u8]);
 
-/// The messages of a netlink datagram, split by other code than that under test; none if one of them is
-/// cut off.
+/// Returns the messages of a netlink datagram, split by code that is independent of the code under test, or `None` if
+/// one of them is truncated.
 #[must_use]
 pub fn messages(datagram: &[u8]) -> Option<Vec<Plain<'_>>> {
     const HEADER: usize = 16;
@@ -48,10 +48,10 @@ pub fn messages(datagram: &[u8]) -> Option<Vec<Plain<'_>>> {
     Some(messages)
 }
 
-/// The objects in a datagram that answers a request with sequence number 1.
+/// Returns the objects in a datagram that is the response to a request with sequence number 1.
 ///
-/// An answer that is taken for complete is complete: its messages are whole, its last result is a
-/// success, and no message says that the dump was interrupted.
+/// If the reader accepts a response as complete, this function checks that its messages are whole, that its last result
+/// is a success, and that no message reports an interrupted dump.
 #[must_use]
 pub fn answers<M: Message>(datagram: &[u8]) -> Vec<M> {
     let mut found = Vec::new();
@@ -76,7 +76,7 @@ pub fn answers<M: Message>(datagram: &[u8]) -> Vec<M> {
     found
 }
 
-/// A message as the kernel gets it, read as if the kernel had sent it.
+/// Encodes a message as for the kernel, and decodes it as if the kernel had sent it.
 #[must_use]
 pub fn echo<M: Message>(family: Family, message: impl Into<NetfilterMessageInner>) -> Option<M> {
     let header = NetfilterHeader::new(family, 0, 0);

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The kernel's netlink families that the node agent uses, as values: what is read is complete or an
-//! error, what is written takes effect as a whole or not at all. Which objects are wanted, and which
-//! belong to the agent, is not known here.
+//! The kernel's netlink families that the node agent uses, as values. A read is complete or returns an error; a write
+//! takes effect as a whole or not at all. This crate does not know which objects are wanted and which belong to the
+//! agent.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | [`answer`] | the one reader of answers and dumps, for every family |
+//! | [`answer`] | the only reader of responses and dumps, for every family |
 //! | [`netfilter`] | nf_tables and conntrack: tables as values, transactions, dumps |
 //! | [`route`] | links, addresses, routes, filters and queueing disciplines |
-//! | [`sock_diag`] | TCP sockets with their cgroups, and how to end a connection |
+//! | [`sock_diag`] | TCP sockets with their cgroups, and the termination of connections |
 //! | [`events`] | notifications of route netlink and nf_tables |
-//! | [`actor`] | which process made a change |
+//! | [`actor`] | the process that made a change |
 
 #![cfg_attr(
     feature = "fuzzing",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! netlink messages as bytes: how a datagram is split into them, and how a request is written.
+//! netlink messages as bytes: splits a datagram into messages and encodes requests.
 
 use std::panic;
 
@@ -8,7 +8,7 @@ use netlink_packet_core::{
     DecodeError, NLMSG_ALIGNTO, NetlinkBuffer, NetlinkDeserializable, NetlinkMessage,
 };
 
-/// Length of `struct nlmsghdr`.
+/// The length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
 /// One message of a datagram, undecoded.
@@ -18,22 +18,22 @@ pub struct Message<'a> {
     pub kind: u16,
     /// `nlmsg_flags`.
     pub flags: u16,
-    /// `nlmsg_seq`: that of the request which it answers.
+    /// `nlmsg_seq`: the sequence number of the request to which the message responds.
     pub sequence: u32,
-    /// `nlmsg_pid`: the port id of the socket that asked for the change; zero if none did.
+    /// `nlmsg_pid`: the port ID of the socket that requested the change, or zero if none did.
     pub port: u32,
-    /// Everything behind the header.
+    /// The bytes after the header.
     pub payload: &'a [u8],
-    /// Header and payload.
+    /// The header and the payload.
     bytes: &'a [u8],
 }
 
 impl Message<'_> {
-    /// Decodes it.
+    /// Decodes the message.
     ///
     /// # Errors
     ///
-    /// If it is malformed.
+    /// Returns an error if the message is malformed.
     pub fn decode<P>(&self) -> Result<NetlinkMessage<P>, DecodeError>
     where
         P: NetlinkDeserializable<Error = DecodeError>,
@@ -44,12 +44,12 @@ impl Message<'_> {
 
 /// Decodes the first message of a datagram.
 ///
-/// netlink-packet-netfilter 0.4 panics on some messages whose nested attributes are cut off or too short
-/// (found by fuzzing; the kernel sends none). Such a message is an error like any other malformed one.
+/// netlink-packet-netfilter 0.4 panics on some messages whose nested attributes are truncated or too short (found by
+/// fuzzing; the kernel sends none). Such a message is reported as malformed, like any other.
 ///
 /// # Errors
 ///
-/// If it is malformed.
+/// Returns an error if the message is malformed.
 pub fn decode<P>(datagram: &[u8]) -> Result<NetlinkMessage<P>, DecodeError>
 where
     P: NetlinkDeserializable<Error = DecodeError>,
@@ -58,7 +58,7 @@ where
         .unwrap_or_else(|_| Err("a nested attribute has a wrong length".into()))
 }
 
-/// The messages of a datagram. After one whose length is wrong, which is an error, nothing follows.
+/// Returns the messages of a datagram. A message with a wrong length is an error and ends the sequence.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, DecodeError>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -87,11 +87,11 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Dec
     })
 }
 
-/// A request with this type, flags and sequence number.
+/// Encodes a request with this type, flags and sequence number.
 ///
 /// # Panics
 ///
-/// If the body is longer than the length field allows: 4 GiB.
+/// Panics if the body is longer than the length field permits: 4 GiB.
 #[must_use]
 pub fn request(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).expect("a request is shorter than 4 GiB");

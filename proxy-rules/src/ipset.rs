@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sets of ipset, as its program lists them, and the program.
+//! The ipset program, and the sets as it lists them.
 
 use std::path::{Path, PathBuf};
 
 use crate::xtables::{self, CommandError, ParseError, command, find_program};
 
-/// Where the kernel shows that it has sets at all.
+/// The directory that exists if the kernel has the ipset module.
 const MODULE: &str = "/sys/module/ip_set";
 
-/// A set as ipset lists it.
+/// A set in the output of ipset.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SavedSet {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its type, for example `hash:ip,port,ip`.
+    /// The type, for example `hash:ip,port,ip`.
     pub kind: String,
-    /// `inet` or `inet6`, where the type has one.
+    /// The family `inet` or `inet6`, if the type has one.
     pub family: Option<String>,
-    /// Default timeout in seconds, if members expire.
+    /// The default timeout in seconds, if members expire.
     pub timeout: Option<u32>,
-    /// The limit of members, where the type has one.
+    /// The maximum number of members, if the type has one.
     pub max_elements: Option<u32>,
 }
 
@@ -31,17 +31,17 @@ pub struct Ipset {
 }
 
 impl Ipset {
-    /// Finds the program; none if it is not installed.
+    /// Finds the program. Returns `None` if it is not installed.
     #[must_use]
     pub fn find() -> Option<Self> {
         let program = find_program("ipset")?;
         Some(Self { program })
     }
 
-    /// All sets of this network namespace.
+    /// Lists all sets of this network namespace.
     ///
     /// # Errors
-    /// ipset's answer, or that it is incomplete.
+    /// Returns an error if ipset fails or its output is incomplete.
     pub async fn list(&self) -> Result<Vec<SavedSet>, xtables::Error> {
         let text = self.run(&["list", "-terse"], "").await?;
         parse(&text).map_err(|source| xtables::Error::Dump {
@@ -50,10 +50,10 @@ impl Ipset {
         })
     }
 
-    /// The same, for a kernel that may have no sets: then there are none.
+    /// Lists the sets. Returns an empty list if the kernel does not support sets.
     ///
     /// # Errors
-    /// As [`Ipset::list`].
+    /// Returns an error under the same conditions as [`Ipset::list`].
     pub async fn list_if_any(&self) -> Result<Vec<SavedSet>, xtables::Error> {
         if !Path::new(MODULE).exists() {
             return Ok(Vec::new());
@@ -67,7 +67,7 @@ impl Ipset {
     /// Runs the program with these arguments and this input, and returns its output.
     ///
     /// # Errors
-    /// It cannot be run, fails or takes too long.
+    /// Returns an error if the program cannot be run, fails or takes too long.
     pub async fn run(&self, args: &[&str], input: &str) -> Result<String, CommandError> {
         command::run(&self.program, args, input).await
     }
@@ -76,7 +76,7 @@ impl Ipset {
 /// Parses the output of `ipset list -terse`.
 ///
 /// # Errors
-/// A set is printed without its parameters.
+/// Returns an error if a set is printed without its parameters.
 pub fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
     let mut sets: Vec<SavedSet> = Vec::new();
     let mut open: Option<SavedSet> = None;
@@ -97,7 +97,7 @@ pub fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
             }
             ("Type", Some(set)) => value.trim().clone_into(&mut set.kind),
             ("Header", Some(set)) => set.read_header(value),
-            // Behind the parameters, in every version.
+            // In every version, this line follows the parameters.
             ("References", _) => sets.extend(open.take()),
             _ => {}
         }
@@ -109,7 +109,7 @@ pub fn parse(text: &str) -> Result<Vec<SavedSet>, ParseError> {
 }
 
 impl SavedSet {
-    /// Reads `family inet hashsize 1024 maxelem 65536 timeout 300 …`.
+    /// Parses `family inet hashsize 1024 maxelem 65536 timeout 300 …`.
     fn read_header(&mut self, header: &str) {
         let mut words = header.split_whitespace();
         while let Some(word) = words.next() {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The packet rules on a node, whoever made them, read as values, and two questions about them. Nothing is
-//! changed, and no table is created by reading one, except that [`xtables`] and [`ipset`] also run the
-//! programs that change them for their callers. Which rules belong to the caller is passed in as [`Marks`].
+//! The packet rules on a node, of all programs, as values, and two queries about them. Reading changes nothing and
+//! creates no table. [`xtables`] and [`ipset`] also run the programs that change rules, on behalf of their callers. The
+//! caller identifies its own rules with [`Marks`].
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | [`xtables`] | the tables of iptables, both flavours, by its programs |
-//! | [`ipset`] | the sets of ipset, by its program |
-//! | [`filters`] | which chains drop untracked packets of an endpoint |
-//! | [`dnat`] | which rules, or services of IPVS, send connections to an address |
+//! | [`xtables`] | the tables of iptables, both flavours, through its programs |
+//! | [`ipset`] | the sets of ipset, through its program |
+//! | [`filters`] | the chains that drop untracked packets of an endpoint |
+//! | [`dnat`] | the rules and services of IPVS that send connections to an address |
 
 pub mod dnat;
 pub mod filters;
@@ -22,21 +22,21 @@ pub mod xtables;
 
 use proxy_netlink::netfilter::Family;
 
-/// The families of nf_tables whose rules see packets of IP, NAT included, as nft calls them.
+/// The families of nf_tables whose rules process IP packets, including NAT, with their names in nft.
 const NFT_FAMILIES: [(Family, &str); 3] = [
     (Family::IPv4, "ip"),
     (Family::IPv6, "ip6"),
     (Family::Inet, "inet"),
 ];
 
-/// How rules of the caller's own are recognised: they are not questioned.
+/// The criteria by which the caller's own rules are recognised, so that they are not examined.
 #[derive(Debug, Clone, Copy)]
 pub struct Marks {
-    /// A word in every comment of the caller's rules.
+    /// A word that occurs in every comment of the caller's rules.
     pub word: &'static str,
-    /// Whether a table of nf_tables, or a chain in a table of iptables, with this name is the caller's.
+    /// Returns true if a table of nf_tables, or a chain in a table of iptables, with this name belongs to the caller.
     pub is_own_name: fn(&str) -> bool,
-    /// Whether a rule with this comment is the caller's.
+    /// Returns true if a rule with this comment belongs to the caller.
     pub is_own_comment: fn(&str) -> bool,
 }
 

@@ -4,7 +4,7 @@
 
 use netlink_packet_core::{DefaultNla, Nla as _};
 
-/// The value of an attribute; none if there is no such attribute.
+/// Returns the value of an attribute, or `None` if there is no such attribute.
 pub fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     let found = attributes
         .iter()
@@ -14,17 +14,17 @@ pub fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     Some(value)
 }
 
-/// A name, without the zeros behind it; empty if there is no such attribute.
+/// Returns a name without its trailing zeros, or an empty name if there is no such attribute.
 pub fn text(attributes: &[DefaultNla], kind: u16) -> Vec<u8> {
     until_zero(&value(attributes, kind).unwrap_or_default()).to_vec()
 }
 
-/// A number in network byte order.
+/// Returns a number that is in network byte order.
 pub fn number(attributes: &[DefaultNla], kind: u16) -> Option<u32> {
     Some(u32::from_be_bytes(*value(attributes, kind)?.first_chunk()?))
 }
 
-/// A name, without the zeros behind it.
+/// Returns a name without its trailing zeros.
 pub fn until_zero(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A bound on the sum that many tasks take: requests, or bytes in memory. No task waits for a
-//! share: another task may hold it for as long as its slow client likes.
+//! A limit on a quantity that many tasks use together, such as requests or bytes in memory. No task waits for its
+//! share, because another task may hold one for as long as its slow client wants.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A number of requests, bytes or the like that may be taken.
+/// A limited quantity of requests, bytes or other units.
 #[derive(Debug)]
 pub struct Budget {
     taken: AtomicUsize,
@@ -13,7 +13,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of which nothing is taken.
+    /// Creates a budget that is entirely unused.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
@@ -22,7 +22,7 @@ impl Budget {
         }
     }
 
-    /// An empty share, which can grow.
+    /// Returns an empty share, which can grow.
     #[must_use]
     pub const fn share(&self) -> Share<'_> {
         Share {
@@ -32,7 +32,7 @@ impl Budget {
     }
 }
 
-/// The part that one task has taken; given back when dropped.
+/// The part of a budget that one task uses. It is returned to the budget when the share is dropped.
 #[derive(Debug)]
 pub struct Share<'a> {
     budget: &'a Budget,
@@ -40,10 +40,10 @@ pub struct Share<'a> {
 }
 
 impl Share<'_> {
-    /// Takes `more`. False if less is left: then nothing has changed.
+    /// Increases the share by `more`. Returns false, without changing anything, if the rest of the budget is too small.
     #[must_use]
     pub fn grow(&mut self, more: usize) -> bool {
-        // The count alone matters: no other memory is ordered by it.
+        // The order is relaxed because only the count matters: no other memory access depends on it.
         let taken = &self.budget.taken;
         if taken.fetch_add(more, Ordering::Relaxed) + more > self.budget.limit {
             taken.fetch_sub(more, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One HTTP connection of a server that has many: it is run until it ends by itself, is overdue, or the process
-//! drains. Requests and their answers are the program's business.
+//! Drives one HTTP connection of a server that has many, until it ends by itself, exceeds a time limit, or the process
+//! drains. The program handles the requests and responses.
 
 mod activity;
 
@@ -21,11 +21,11 @@ use crate::shutdown::Phase;
 /// Time limits of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// From the first byte of an HTTP/1 head to its last.
+    /// The time from the first byte of an HTTP/1 head to its last.
     pub head: Duration,
-    /// Without a request.
+    /// The time without a request.
     pub idle: Duration,
-    /// To end in good order once it is to end, before it is cut.
+    /// The time for a graceful end, after which the connection is cut.
     pub farewell: Duration,
 }
 
@@ -36,11 +36,11 @@ enum Event<E> {
     Alarm,
 }
 
-/// Runs a connection until it ends by itself, is overdue, or the process drains. An HTTP/1 connection must
-/// read through [`Watched`], and its service mark requests by [`Activity::request`].
+/// Drives a connection until it ends by itself, exceeds a time limit, or the process drains. An HTTP/1 connection must
+/// read through [`Watched`], and its service must mark requests with [`Activity::request`].
 ///
 /// # Errors
-/// The reason why it ended early, for the log.
+/// Returns the reason for the log if the connection ended early.
 pub async fn drive<C>(
     connection: C,
     activity: &Activity,
@@ -51,7 +51,7 @@ where
     C::Error: Display,
 {
     let mut connection = pin!(connection);
-    // Moved forward only, not with each request: when it fires, the deadline is looked at again.
+    // The alarm is not postponed with each request. Instead the deadline is computed again when the alarm fires.
     let mut alarm = pin!(sleep_until(activity.deadline().0));
     let mut leaving = false;
     loop {
@@ -59,7 +59,7 @@ where
             if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                 return Poll::Ready(Event::Ended(ended));
             }
-            // A head has begun: there is less time for it than for an idle connection.
+            // A head has begun, and its time limit is shorter than that of an idle connection.
             let (deadline, _) = activity.deadline();
             if !leaving && deadline < alarm.deadline() {
                 alarm.as_mut().reset(deadline);
@@ -67,7 +67,8 @@ where
             alarm.as_mut().poll(context).map(|()| Event::Alarm)
         });
         let event = tokio::select! {
-            // First, so that an answer that is sent from now on says that it is the last one.
+            // The phase is checked first, so that a response that is sent from now on announces that it is the last
+            // one.
             biased;
             _ = phase.wait_for(|phase| *phase == Phase::Draining), if !leaving => Event::Drain,
             event = progress => event,

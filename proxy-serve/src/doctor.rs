@@ -8,22 +8,22 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-/// Something does not work as well as it could, or could not be looked at.
+/// The exit code if a feature is degraded or a check could not run.
 const WARNINGS: u8 = 3;
-/// Connections fail.
+/// The exit code if connections fail.
 const BROKEN: u8 = 4;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// As it should be.
+    /// The checked item is correct.
     Ok,
-    /// It has no meaning here.
+    /// The check does not apply here.
     NotApplicable,
-    /// It could not be looked at.
+    /// The check could not run.
     Unknown,
-    /// It works, but not as well as it could, or not for long.
+    /// The checked item works, but is degraded or will stop working soon.
     Warning,
     /// Connections fail.
     Broken,
@@ -32,22 +32,22 @@ pub enum Verdict {
 /// One finding. The names of the fields are part of the output's format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Which check it is; the doctor's document has a paragraph for each.
+    /// The id of the check. The doctor's document has a paragraph for each id.
     pub id: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub verdict: Verdict,
     /// The fault, in one sentence.
     pub finding: String,
     /// The remedy, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
-    /// The same as a line for a shell, where one will do.
+    /// A shell command that carries out the remedy, if one command suffices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
 }
 
 impl Verdict {
-    /// As it is printed.
+    /// Returns the name that is printed.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -61,17 +61,17 @@ impl Verdict {
 }
 
 impl Check {
-    /// It is as it should be.
+    /// Creates a finding for a correct item.
     pub fn ok(id: &'static str, finding: impl Into<String>) -> Self {
         Self::new(id, Verdict::Ok, finding)
     }
 
-    /// It has no meaning here, and why.
+    /// Creates a finding for a check that does not apply, with the reason.
     pub fn not_applicable(id: &'static str, why: impl Into<String>) -> Self {
         Self::new(id, Verdict::NotApplicable, why)
     }
 
-    /// It could not be looked at.
+    /// Creates a finding for a check that could not run.
     pub fn unknown(
         id: &'static str,
         finding: impl Into<String>,
@@ -80,7 +80,7 @@ impl Check {
         Self::new(id, Verdict::Unknown, finding).with_remedy(remedy)
     }
 
-    /// It works, but is degraded or at risk.
+    /// Creates a finding for an item that works but is degraded or at risk.
     pub fn warning(
         id: &'static str,
         finding: impl Into<String>,
@@ -89,12 +89,12 @@ impl Check {
         Self::new(id, Verdict::Warning, finding).with_remedy(remedy)
     }
 
-    /// It does not work.
+    /// Creates a finding for an item that does not work.
     pub fn broken(id: &'static str, finding: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(id, Verdict::Broken, finding).with_remedy(remedy)
     }
 
-    /// With a line for a shell that carries out the remedy.
+    /// Adds a shell command that carries out the remedy.
     #[must_use]
     pub fn with_command(mut self, command: impl Into<String>) -> Self {
         self.command = Some(command.into());
@@ -123,10 +123,10 @@ struct Document<'a> {
     checks: &'a [Check],
 }
 
-/// Prints the findings to standard output, for people or as JSON.
+/// Prints the findings to standard output, as a table for people or as JSON.
 ///
 /// # Errors
-/// They cannot be written.
+/// Returns an error if standard output cannot be written to.
 pub fn print(checks: &[Check], as_json: bool) -> io::Result<()> {
     let text = if as_json {
         let document = Document {
@@ -140,7 +140,7 @@ pub fn print(checks: &[Check], as_json: bool) -> io::Result<()> {
     io::stdout().write_all(text.as_bytes())
 }
 
-/// 0, or how bad it is.
+/// Returns the exit code: 0, or the one for the worst verdict.
 #[must_use]
 pub fn exit_code(checks: &[Check]) -> ExitCode {
     match worst(checks) {
@@ -150,7 +150,7 @@ pub fn exit_code(checks: &[Check]) -> ExitCode {
     }
 }
 
-/// The worst verdict; a check that could not run is not good.
+/// Returns the worst verdict. A check that could not run does not count as correct.
 fn worst(checks: &[Check]) -> Verdict {
     let has = |verdict| checks.iter().any(|check| check.verdict == verdict);
     [Verdict::Broken, Verdict::Warning, Verdict::Unknown]

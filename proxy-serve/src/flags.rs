@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Command lines as pflag reads them, which Kubernetes' own programs use, on top of clap; and how a program
-//! ends on bad usage. Which flags there are is each program's business.
+//! Command lines with the syntax of pflag, which Kubernetes' own programs use, on top of clap; and the exit after wrong
+//! usage. Each program defines its flags.
 
 mod values;
 
@@ -12,31 +12,31 @@ use clap::{Arg, ArgAction, Command, Parser, value_parser};
 
 pub use self::values::{CLASSIFIED, Values};
 
-/// The id of the argument that takes positional arguments.
+/// The id of the argument that receives positional arguments.
 const IGNORED: &str = "ignored";
 
-/// The text that is printed on bad usage.
+/// The text that is printed after wrong usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadUsage {
-    /// The error.
+    /// The error only.
     Error,
-    /// The error, and below it the help with all flags, as Go's programs do.
+    /// The error, followed by the help with all flags, as Go programs print it.
     ErrorAndHelp,
 }
 
-/// Reads the process's command line: what it means, and what each flag is worth. `--help`, `--version` and errors are
-/// printed; then the program is to end.
+/// Parses the command line of the process. Returns its meaning and the value of each flag. For `--help`, `--version`
+/// and errors the text is printed, and the program should then exit.
 ///
 /// # Errors
-/// The exit code to end with: 0 after `--help` and `--version`, 1 after bad usage.
+/// Returns the exit code for the program: 0 after `--help` and `--version`, 1 after wrong usage.
 pub fn parse<A: Parser>(on_bad_usage: OnBadUsage) -> Result<(A, Values), ExitCode> {
     parse_from(A::command(), std::env::args_os(), on_bad_usage)
 }
 
-/// As [`parse`], by pflag's rules: see [`pflag`].
+/// Parses the command line like [`parse`], but with the syntax of pflag: see [`pflag`].
 ///
 /// # Errors
-/// As [`parse`].
+/// Returns an error under the same conditions as [`parse`].
 pub fn parse_pflag<A: Parser>() -> Result<(A, Values), ExitCode> {
     let command = pflag(A::command());
     parse_from(command, std::env::args_os(), OnBadUsage::ErrorAndHelp)
@@ -53,7 +53,7 @@ fn parse_from<A: Parser>(
     });
     read.map_err(|error| {
         let error = error.format(&mut command);
-        // A closed stdout or stderr changes nothing about the exit code.
+        // A closed stdout or stderr does not change the exit code.
         let _ = error.print();
         if error.use_stderr() && on_bad_usage == OnBadUsage::ErrorAndHelp {
             eprint_help(&mut command);
@@ -68,12 +68,12 @@ fn eprint_help(command: &mut Command) {
     let _ = write!(std::io::stderr().lock(), "\n{help}");
 }
 
-/// Changes how `command` reads its line to pflag's rules:
+/// Changes how `command` parses its command line, so that it follows pflag's rules:
 ///
-/// - a flag's value may stand behind an equals sign or be the next word, whatever that word begins with;
-/// - a boolean flag alone is true, and takes a value only behind an equals sign: this is what flags become
-///   that derive makes of a `bool`, with `default_value_t = true` where they are true by default;
-/// - of a flag given several times the last counts, but lists are joined;
+/// - a flag's value may follow an equals sign or be the next word, whatever that word begins with;
+/// - a boolean flag alone is true, and accepts a value only after an equals sign: this applies to flags that derive
+///   creates from a `bool`, with `default_value_t = true` if they are true by default;
+/// - if a flag is repeated, the last value counts, but lists are joined;
 /// - positional arguments are ignored.
 #[must_use]
 pub fn pflag(command: Command) -> Command {
@@ -96,7 +96,7 @@ pub fn pflag(command: Command) -> Command {
         )
 }
 
-/// Makes an argument a boolean as Go has it: `--flag`, `--flag=true`, `--flag=false`.
+/// Changes an argument to a boolean with Go's syntax: `--flag`, `--flag=true`, `--flag=false`.
 pub(crate) fn switch(arg: Arg, default: bool) -> Arg {
     arg.value_name("BOOL")
         .action(ArgAction::Set)
@@ -185,7 +185,7 @@ mod tests {
         assert!(!read(&[]).unwrap().forever);
         assert!(read(&["--forever"]).unwrap().forever);
         assert!(read(&["--forever=T"]).unwrap().forever);
-        // The word is a positional argument, and ignored.
+        // The word is a positional argument and is therefore ignored.
         assert!(read(&["--delete", "false", "--name=a"]).unwrap().delete);
         assert!(read(&["--delete=maybe"]).is_err());
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The endpoint for health, readiness, metrics and administration: a small HTTP/1 server on a thread of its
-//! own, so that neither the program's work nor its clients wait for the other. Which paths there are is the
-//! program's business: it is a [`Handler`].
+//! The endpoint for health, readiness, metrics and administration: a small HTTP/1 server on its own thread, so that the
+//! program's work and the endpoint's clients do not delay each other. The program defines the paths, by implementing
+//! [`Handler`].
 //!
-//! A connection has one request, [`TIME_LIMIT`] for it and its answer, and [`MAX_REQUEST`] bytes for its head;
-//! bodies are not read. Of more than [`MAX_CONNECTIONS`] connections the oldest is ended: a slow client keeps
-//! no other one out.
+//! A connection carries one request. It has [`TIME_LIMIT`] for the request and the response, and [`MAX_REQUEST`] bytes
+//! for the request's head; bodies are not read. If there are more than [`MAX_CONNECTIONS`] connections, the oldest is
+//! closed, so slow clients cannot block others.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -36,41 +36,41 @@ use tracing::{debug, info};
 
 use crate::listen::accept;
 
-/// Connections at the same time. A further one ends the oldest.
+/// The maximum number of simultaneous connections. A further one closes the oldest.
 pub const MAX_CONNECTIONS: usize = 32;
-/// The time that a connection has for its request and the answer.
+/// The time limit for a connection's request and response.
 pub const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head; the least that hyper takes.
+/// The maximum length of a request's head, in bytes. It is the smallest value that hyper permits.
 pub const MAX_REQUEST: usize = 8192;
 
-/// First delay after an address could not be bound; it doubles up to the longest.
+/// The delay after the first failed attempt to bind an address. It doubles with each attempt, up to the longest delay.
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// The time after which the same failure is reported again.
+/// The time after which the same failure is logged again.
 const REMINDER: Duration = Duration::from_mins(10);
-/// Address space only: pages that are not touched take no memory.
+/// The stack size of the thread. Pages that are not touched occupy only address space.
 const STACK: usize = 1 << 20;
 
-/// The content type of text.
+/// The content type of plain text.
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// An answer, with its whole body.
+/// A response with its whole body.
 pub type Reply = Response<Full<Bytes>>;
 
-/// Answers requests. It lives on the endpoint's thread; its futures need not be `Send`.
+/// Responds to requests. The handler lives on the endpoint's thread, so its futures need not be `Send`.
 pub trait Handler: Send + 'static {
-    /// The answer to `GET` or `HEAD` of a path with its query. The server itself refuses other methods, and
-    /// leaves the body of an answer to `HEAD` away.
+    /// Returns the response to `GET` or `HEAD` of a path with its query. The server itself rejects other methods, and
+    /// omits the body of a response to `HEAD`.
     fn get(&self, path: &str, query: Option<&str>) -> impl Future<Output = Reply>;
 
-    /// Where a path has moved to, as the value of `Location`; then [`Self::get`] is not asked. `host` is what
-    /// the client calls this server, without a port.
+    /// Returns the new location of a path, as the value of `Location`; in that case [`Self::get`] is not called. `host`
+    /// is the name by which the client addresses this server, without a port.
     fn moved(&self, _host: &str, _path: &str, _query: Option<&str>) -> Option<String> {
         None
     }
 }
 
-/// An answer of this content type.
+/// Creates a response with this content type.
 #[must_use]
 pub fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut response = Response::new(Full::new(body.into()));
@@ -78,18 +78,18 @@ pub fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Byt
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Texts may hold what peers have said: browsers must not take them for anything else.
+    // A text may contain strings from peers, so browsers must not interpret it as another type.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-/// A text for people. It ends where `body` ends: give a newline where there should be one.
+/// Creates a response with plain text. No newline is appended to `body`.
 #[must_use]
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     reply(status, TEXT, body)
 }
 
-/// Metrics in Prometheus' text format, or the error that kept them from being written.
+/// Creates a response with metrics in Prometheus' text format, or with the error if they could not be encoded.
 #[must_use]
 pub fn metrics<E: std::fmt::Display>(written: Result<String, E>) -> Reply {
     match written {
@@ -98,16 +98,16 @@ pub fn metrics<E: std::fmt::Display>(written: Result<String, E>) -> Reply {
     }
 }
 
-/// All metrics of a registry.
+/// Creates a response with all metrics of a registry.
 #[must_use]
 pub fn registry(registry: &prometheus::Registry) -> Reply {
     metrics(prometheus::TextEncoder::new().encode_to_string(&registry.gather()))
 }
 
-/// Serves on `listener` until `stop` ends; then open connections are ended too.
+/// Serves on `listener` until `stop` completes. Open connections are then closed as well.
 ///
 /// # Errors
-/// There can be no further thread.
+/// Returns an error if no thread can be started.
 pub fn spawn(
     name: &'static str,
     listener: StdListener,
@@ -122,9 +122,9 @@ pub fn spawn(
     )
 }
 
-/// Serves on the first of `candidates` that can be bound, for as long as the process lives. As long as none can
-/// be, binding is tried again and again; `report` gets the first candidate and the error, not more often than
-/// every ten minutes while it is the same one.
+/// Serves on the first of `candidates` that can be bound, for as long as the process runs. While none can be bound, the
+/// attempts are repeated. `report` is called with the first candidate and the error, at most every ten minutes for the
+/// same error.
 pub fn spawn_when_bound(
     name: &'static str,
     candidates: Vec<SocketAddr>,
@@ -151,7 +151,7 @@ fn on_thread(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // Made on the thread: futures of handlers stay there.
+    // The future is created on the thread, because handlers' futures must not leave it.
     let work = async move || match bind().await {
         Ok(listener) => {
             let mut stop = pin!(stop);
@@ -187,12 +187,12 @@ async fn serve(listener: TcpListener, handler: Rc<impl Handler>) {
     }
 }
 
-/// Tries to bind until it works.
+/// Repeats the attempts to bind until one succeeds.
 async fn bind(candidates: &[SocketAddr], report: impl Fn(&io::Error)) -> TcpListener {
     let mut delay = RETRY;
     let mut reported: Option<(String, Instant)> = None;
     loop {
-        // Of a list tokio takes the first that works.
+        // From a list, tokio binds the first address that works.
         let error = match TcpListener::bind(candidates).await {
             Ok(listener) => {
                 match listener.local_addr() {
@@ -214,7 +214,7 @@ async fn bind(candidates: &[SocketAddr], report: impl Fn(&io::Error)) -> TcpList
     }
 }
 
-/// One connection, to its end.
+/// Serves one connection until it ends.
 async fn connection(stream: TcpStream, handler: Rc<impl Handler>) {
     let service = service_fn(|request| answer(request, &*handler));
     let connection = http1::Builder::new()
@@ -224,7 +224,7 @@ async fn connection(stream: TcpStream, handler: Rc<impl Handler>) {
         .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST)
         .serve_connection(TokioIo::new(stream), service);
-    // Malformed requests and clients that leave early are not logged.
+    // Malformed requests and early disconnects of clients are not logged.
     let _ = timeout(TIME_LIMIT, connection).await;
 }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The flags of klog, Kubernetes' logging library, and their meaning for the log. The flags are the same
-//! in every program; a [`Style`] says how a program spells them. How records are written is [`crate::log`]'s
-//! business.
+//! The flags of klog, Kubernetes' logging library, and the log settings that they represent. The flags are the same in
+//! every program; a [`Style`] defines how a program spells them. [`crate::log`] writes the records.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -14,42 +13,42 @@ use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
 use crate::flags;
 use crate::log::{LogFile, LogFormat, LogOptions, ModuleLevel, Remark, Severity};
 
-/// klog's default size of a log file in MiB.
+/// klog's default for the maximum size of a log file, in MiB.
 const MAX_MIB: u64 = 1800;
 
-/// How a program spells klog's flags.
+/// The spelling of klog's flags in a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spelling {
-    /// The program's name: that of its log file in a directory of logs, without `.log`.
+    /// The program's name. The log file in a log directory has this name with the suffix `.log`.
     pub program: &'static str,
-    /// Between the words of a flag.
+    /// The separator between the words of a flag.
     pub separator: Separator,
-    /// The prefix of environment variables' names; none: there are no such variables.
+    /// The prefix of the environment variables' names, or `None` if there are no such variables.
     pub env_prefix: Option<&'static str>,
-    /// The default of `-v`.
+    /// The default value of `-v`.
     pub verbosity: i32,
     /// The help text of `-v`.
     pub verbosity_help: &'static str,
     /// The help text of `--vmodule`.
     pub modules_help: &'static str,
-    /// Whether the flags that klog has gained since the sidecar was written are flags too: `one-output`,
+    /// True if the program also has the flags that were added to klog after the sidecar was written: `one-output`,
     /// `alsologtostderrthreshold`, `legacy-stderr-threshold-behavior`.
     pub newer_flags: bool,
-    /// Whether messages are quoted in klog's format, as by its structured calls.
+    /// True if messages are quoted in klog's format, as by its structured calls.
     pub quoted: bool,
 }
 
 /// The character between the words of a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Separator {
-    /// An underscore, as klog itself has it; flags with hyphens are accepted too.
+    /// An underscore, as in klog itself. Flags with hyphens are accepted, too.
     Underscore,
-    /// A hyphen; flags with underscores are unknown.
+    /// A hyphen. Flags with underscores are unknown.
     Hyphen,
 }
 
 impl Spelling {
-    /// A flag's name as this program has it, without the leading hyphens.
+    /// Returns the name of a flag in this program's spelling, without the leading hyphens.
     #[must_use]
     pub fn flag(&self, name: &str) -> String {
         match self.separator {
@@ -58,7 +57,7 @@ impl Spelling {
         }
     }
 
-    /// A flag with its default and its help.
+    /// Creates a flag with its value's name and its help.
     fn arg(&self, name: &'static str, value: &'static str, help: impl Into<String>) -> Arg {
         let mut arg = Arg::new(name)
             .long(self.flag(name))
@@ -75,12 +74,12 @@ impl Spelling {
         }
     }
 
-    /// A boolean: the flag alone is true.
+    /// Creates a boolean flag. The flag alone means true.
     fn switch(&self, name: &'static str, default: bool, help: impl Into<String>) -> Arg {
         flags::switch(self.arg(name, "BOOL", help), default)
     }
 
-    /// A text that is empty by default, which the help does not show.
+    /// Creates a text flag whose default is empty and not displayed in the help.
     fn text(&self, name: &'static str, value: &'static str, help: impl Into<String>) -> Arg {
         self.arg(name, value, help)
             .default_value("")
@@ -103,7 +102,7 @@ impl Spelling {
             .value_parser(value_parser!(i32))
     }
 
-    /// klog's flags, in the order of the help.
+    /// Returns klog's flags, in the order of the help.
     fn args(&self) -> Vec<Arg> {
         let (file, dir) = (self.flag("log_file"), self.flag("log_dir"));
         let mut args = vec![
@@ -190,13 +189,13 @@ impl Spelling {
     }
 }
 
-/// How a program spells klog's flags, as a type: clap builds arguments from types.
+/// The spelling of klog's flags as a type, because clap builds arguments from types.
 pub trait Style: Debug + Clone {
     /// The spelling.
     const SPELLING: Spelling;
 }
 
-/// klog's flags as `S` spells them; to be flattened into a program's arguments.
+/// klog's flags in the spelling of `S`, to be flattened into a program's arguments.
 #[derive(Debug, Clone)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -218,14 +217,14 @@ pub struct KlogArgs<S> {
     style: PhantomData<S>,
 }
 
-/// The entries of one `--vmodule`.
+/// The entries of one `--vmodule` value.
 #[derive(Debug, Clone, Default)]
 struct Modules(Vec<ModuleLevel>);
 
 impl FromStr for Modules {
     type Err = <ModuleLevel as FromStr>::Err;
 
-    /// Empty entries are skipped, as klog does.
+    /// Parses a list. Empty entries are skipped, as in klog.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.split(',')
             .filter(|entry| !entry.trim().is_empty())
@@ -247,7 +246,7 @@ impl<S: Style> Args for KlogArgs<S> {
 
 impl<S: Style> FromArgMatches for KlogArgs<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        // Every flag but these has a default, and the newer ones are not known to every program.
+        // Every flag has a default except for `vmodule`, and not every program has the newer flags.
         let newer = S::SPELLING.newer_flags;
         Ok(Self {
             verbosity: required(matches, "v"),
@@ -276,7 +275,7 @@ impl<S: Style> FromArgMatches for KlogArgs<S> {
     }
 }
 
-/// The value of a flag that has a default.
+/// Returns the value of a flag that has a default.
 fn required<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> T {
     matches
         .get_one::<T>(name)
@@ -285,7 +284,7 @@ fn required<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, name: &str) 
 }
 
 impl<S: Style> KlogArgs<S> {
-    /// The settings of the log that these flags mean, in `format`.
+    /// Converts the flags to log settings with the given format.
     #[must_use]
     pub fn into_options(self, format: LogFormat) -> LogOptions {
         let spelling = S::SPELLING;

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The parts of a serving program that the programs of this workspace share, and nothing that only one of them
-//! needs.
+//! The parts of a serving program that the programs of this workspace share. Code that only one program needs does not
+//! belong here.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | [`value`] | values of flags as Go writes them: booleans, durations, lists |
-//! | [`flags`] | command lines as pflag reads them; exit codes of bad usage |
-//! | [`klog`] | klog's flags, spelled as the program spells them |
+//! | [`value`] | flag values in Go's syntax: booleans, durations, lists |
+//! | [`flags`] | command lines with pflag's syntax; exit codes after wrong usage |
+//! | [`klog`] | klog's flags, in each program's spelling |
 //! | [`log`] | the log: levels, formats, files with rotation |
-//! | [`listen`] | TCP and Unix listeners; accepting a bounded number of connections |
-//! | [`budget`], [`memory`] | bounds on the sum that tasks take; an allocator that gives memory
-//! back |
-//! | [`quantity`] | numbers as people read them |
-//! | [`reload`] | files that are exchanged while the process runs |
-//! | [`shutdown`] | the phases of a process that ends, and the signals that begin them |
-//! | `doctor` | findings of a doctor, their printing and exit code (feature `doctor`) |
+//! | [`listen`] | TCP and Unix listeners; accepting a limited number of connections |
+//! | [`budget`], [`memory`] | limits on the sum that tasks use; an allocator that returns memory to the kernel |
+//! | [`quantity`] | numbers in a readable form |
+//! | [`reload`] | files that are replaced while the process runs |
+//! | [`shutdown`] | the phases of a process that shuts down, and the signals that start them |
+//! | `doctor` | findings of a doctor, their output and exit code (feature `doctor`) |
 //! | `http` | the endpoint for health and metrics (feature `http`) |
-//! | `pages` | what an endpoint shows to people: `/`, `/statusz`, `/flagz` (feature `http`) |
+//! | `pages` | the endpoint's pages for people: `/`, `/statusz`, `/flagz` (feature `http`) |
 //! | `connection` | time limits of an HTTP connection (feature `connection`) |
 //! | `tls` | certificates from files, and their subjects (feature `tls`) |
 

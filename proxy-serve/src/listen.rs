@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Listening TCP sockets. Unix sockets are in [`unix`], accepting connections in [`accept`].
+//! Listening TCP sockets. [`unix`] contains Unix sockets, [`accept`] the acceptance of connections.
 
 pub mod accept;
 pub mod unix;
@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpListener;
 
-/// Connections that the kernel holds until they are accepted.
+/// The number of connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// An address to listen on.
@@ -26,47 +26,47 @@ pub enum Bind {
     One(SocketAddr),
 }
 
-/// Why a program cannot listen.
+/// The reason why a program cannot listen.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// A host is a name that cannot be resolved.
+    /// The host is a name that cannot be resolved.
     #[error("{flag}={host} is no address and cannot be resolved; give one of this machine's")]
     Resolve {
-        /// The flag that names the host.
+        /// The flag that specifies the host.
         flag: &'static str,
         /// The host.
         host: String,
-        /// The resolver's answer.
+        /// The resolver's error.
         #[source]
         source: io::Error,
     },
-    /// A host is a name without addresses.
+    /// The host is a name without addresses.
     #[error("{flag}={host} has no address; give one of this machine's")]
     NoAddress {
-        /// The flag that names the host.
+        /// The flag that specifies the host.
         flag: &'static str,
         /// The host.
         host: String,
     },
-    /// The kernel refuses the address.
+    /// The kernel rejected the address.
     #[error("cannot listen on {address}; {flag} chooses another address or port")]
     Refused {
         /// The address.
         address: SocketAddr,
-        /// The flag that chooses the address.
+        /// The flag that specifies the address.
         flag: &'static str,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
 }
 
 impl Bind {
-    /// A host, which may be a name, and a port, as `flag` and another flag give them. An empty host means all
-    /// addresses; an IPv6 address has no brackets.
+    /// Parses a host, which may be a name, and a port. `flag` specifies the host, another flag the port. An empty host
+    /// means all addresses. An IPv6 address is written without brackets.
     ///
     /// # Errors
-    /// The host is neither an address nor a name that can be resolved.
+    /// Returns an error if the host is neither an address nor a name that can be resolved.
     pub fn parse(flag: &'static str, host: &str, port: u16) -> Result<Self, ListenError> {
         if host.is_empty() {
             return Ok(Self::Every(port));
@@ -84,7 +84,7 @@ impl Bind {
         }
     }
 
-    /// The same host with another port.
+    /// Returns the same host with another port.
     #[must_use]
     pub const fn with_port(self, port: u16) -> Self {
         match self {
@@ -93,7 +93,7 @@ impl Bind {
         }
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {
@@ -102,7 +102,7 @@ impl Bind {
         }
     }
 
-    /// The socket addresses to try, the next one where the kernel lacks the first one's family.
+    /// Returns the socket addresses to try. The second one is for kernels without the address family of the first.
     #[must_use]
     pub fn candidates(self) -> Vec<SocketAddr> {
         match self {
@@ -116,10 +116,11 @@ impl Bind {
         }
     }
 
-    /// Listens. `flag` is named in errors. The socket does not block; [`tcp`] makes it a listener of tokio.
+    /// Opens a listening socket. Errors contain `flag`. The socket is non-blocking; [`tcp`] converts it to a listener
+    /// of tokio.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// Returns an error if the kernel rejects the address.
     ///
     /// # Panics
     /// Never: there is always a candidate.
@@ -133,7 +134,7 @@ impl Bind {
         };
         for address in others {
             match try_listen(*address) {
-                // A kernel without IPv6.
+                // The kernel has no IPv6, so the next candidate is tried.
                 Err(error) if lacks_family(&error) => {}
                 other => return other.map_err(|source| refused(*address, source)),
             }
@@ -142,10 +143,10 @@ impl Bind {
     }
 }
 
-/// Listens, from within a runtime.
+/// Opens a listening socket of tokio. Must be called within a runtime.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// Returns an error if the kernel rejects the address.
 pub fn tcp(bind: Bind, flag: &'static str) -> Result<TcpListener, ListenError> {
     let listener = bind.listen(flag)?;
     let address = listener.local_addr();
@@ -170,10 +171,10 @@ fn try_listen(address: SocketAddr) -> io::Result<StdListener> {
         Some(Protocol::TCP),
     )?;
     socket.set_nonblocking(true)?;
-    // Connections of a predecessor in TIME_WAIT do not keep the address.
+    // Connections of a previous process in TIME_WAIT must not block the address.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        // `[::]` means IPv4 as well, whatever the machine's default is.
+        // `[::]` includes IPv4, regardless of the system's default.
         socket.set_only_v6(false)?;
     }
     socket.bind(&address.into())?;

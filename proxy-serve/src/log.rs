@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Sets up logging: which records are written (`filter`), where they go (`output`) and how klog's lines look
-//! (`format`). How that is spelled on the command line is [`crate::klog`]'s business.
+//! Sets up logging: the selection of records (`filter`), their destinations (`output`) and the format of klog's lines
+//! (`format`). [`crate::klog`] defines the command-line flags.
 
 mod filter;
 mod format;
@@ -27,12 +27,12 @@ use self::filter::Filter;
 use self::format::Klog;
 use self::output::Output;
 
-/// klog's level from which on debug records are written.
+/// klog's verbosity from which on debug records are written.
 pub const DEBUG_LEVEL: i32 = 4;
-/// klog's level from which on trace records are written.
+/// klog's verbosity from which on trace records are written.
 pub const TRACE_LEVEL: i32 = 6;
 
-/// How records are written.
+/// The format of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// One line for people
@@ -47,27 +47,27 @@ pub enum LogFormat {
 /// The settings of the log.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
-    /// How records are written.
+    /// The format of records.
     pub format: LogFormat,
-    /// Whether messages are quoted in klog's format.
+    /// True if messages are quoted in klog's format.
     pub quoted: bool,
-    /// Records below this severity are not written, whatever the levels say.
+    /// The lowest severity that is written, regardless of the verbosity.
     pub lowest: Severity,
-    /// klog's level for everything: debug from 4, trace from 6.
+    /// klog's verbosity for all modules: debug records from 4 on, trace records from 6 on.
     pub verbosity: i32,
-    /// klog's level for single modules; the first that matches counts, if it is above `verbosity`.
+    /// klog's verbosity for single modules. The first entry that matches counts, if its level is above `verbosity`.
     pub modules: Vec<ModuleLevel>,
-    /// The file to log to; without one, stderr is the only place.
+    /// The log file. Without one, all records go to stderr.
     pub file: Option<LogFile>,
-    /// The flags that name the file and its directory, for error messages.
+    /// The flags that specify the file and its directory, for error messages.
     pub file_flags: (String, String),
-    /// The lowest severity that goes to stderr; with a file, to both.
+    /// The lowest severity that is written to stderr; if there is a file, records from this severity on go to both.
     pub stderr_threshold: Severity,
-    /// Whether lines of text start with time, level and target.
+    /// True if lines of text start with time, level and target.
     pub headers: bool,
-    /// Whether records name the source file and line they come from.
+    /// True if records contain the source file and line from which they originate.
     pub source: bool,
-    /// Remarks on the command line, logged as soon as logging works.
+    /// Remarks on the command line, which are logged as soon as logging works.
     pub remarks: Vec<Remark>,
 }
 
@@ -76,11 +76,11 @@ pub struct LogOptions {
 pub enum Remark {
     /// The value that a setting resolved to.
     Info(String),
-    /// Settings that have no effect together.
+    /// A combination of settings that has no effect.
     Warning(String),
 }
 
-/// Why logging could not be set up.
+/// The reason why logging could not be set up.
 #[derive(Debug, Error)]
 pub enum LogError {
     /// The log file could not be opened.
@@ -90,23 +90,23 @@ pub enum LogError {
         path.display()
     )]
     Open {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The flag that names a file.
+        /// The flag that specifies a file.
         file_flag: String,
-        /// The flag that names a directory.
+        /// The flag that specifies a directory.
         dir_flag: String,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
-    /// The process has a logger already.
+    /// The process already has a logger.
     #[error("logging is already set up in this process")]
     Installed(#[source] dispatcher::SetGlobalDefaultError),
 }
 
 impl Default for LogOptions {
-    /// Text at level 0 to stderr.
+    /// Text at verbosity 0 to stderr.
     fn default() -> Self {
         Self {
             format: LogFormat::Text,
@@ -125,14 +125,14 @@ impl Default for LogOptions {
 }
 
 impl LogOptions {
-    /// Whether expensive debug records of a target are to be made: from level 6 on, or when an entry for
-    /// modules sets this target to 4 or more. The program's own debug level is not enough.
+    /// Returns true if expensive debug records of a target should be created: from verbosity 6 on, or if an entry for
+    /// modules sets this target to 4 or more. The program's own debug verbosity does not suffice.
     #[must_use]
     pub fn is_debugging(&self, target: &str) -> bool {
         self.verbosity >= TRACE_LEVEL || filter::module_level(&self.modules, target) >= DEBUG_LEVEL
     }
 
-    /// The subscriber for these options; opens the log file.
+    /// Opens the log file and creates the subscriber for these options.
     fn dispatch(&self) -> Result<Dispatch, LogError> {
         let output = Output::open(self.file.as_ref(), self.stderr_threshold)
             .map_err(|(path, source)| self.unopened(path, source))?;
@@ -141,7 +141,7 @@ impl LogOptions {
         let layer = fmt::layer()
             .with_file(self.source)
             .with_line_number(self.source)
-            // Such errors are printed with eprintln!, which panics where stderr is closed or full.
+            // The subscriber prints such errors with eprintln!, which panics if stderr is closed or full.
             .log_internal_errors(false)
             .with_writer(output);
         Ok(match (self.format, self.headers) {
@@ -177,11 +177,11 @@ impl LogOptions {
     }
 }
 
-/// Makes `options` the process's way of logging.
+/// Sets up the logging of the process with `options`.
 ///
 /// # Errors
 ///
-/// The log file cannot be opened, or this was called before.
+/// Returns an error if the log file cannot be opened or if this function was called before.
 pub fn init(options: &LogOptions) -> Result<(), LogError> {
     dispatcher::set_global_default(options.dispatch()?).map_err(LogError::Installed)?;
     for remark in &options.remarks {

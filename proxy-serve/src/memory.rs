@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Keeps the process small: how glibc's allocator gives memory back.
+//! Limits the memory of the process by configuring how glibc's allocator returns memory to the kernel.
 
-/// Thresholds of glibc's allocator that fit a program's allocations.
+/// Thresholds for glibc's allocator that suit a program's allocations.
 #[derive(Debug, Clone, Copy)]
 pub struct Blocks {
-    /// Blocks of this size and more, in bytes, are mapped, and unmapped when they are freed. Each page of a new mapping
-    /// costs a page fault, so it has to be more than blocks that are freed and taken again all the time.
+    /// Blocks of at least this size, in bytes, are mapped individually and unmapped when they are freed. Each page of a
+    /// new mapping costs a page fault, so the value must exceed the size of blocks that are freed and allocated
+    /// frequently.
     pub mapped: i32,
-    /// Free memory at the top of a heap above this, in bytes, is given back.
+    /// If the free memory at the top of a heap exceeds this size, in bytes, it is returned to the kernel.
     pub kept: i32,
 }
 
-/// Sets the allocator up. Call it before there are threads.
+/// Configures the allocator. Must be called before other threads exist.
 ///
-/// By itself glibc gives every thread an arena of its own, and moves the size from which on it maps blocks
-/// up to 32 MiB as soon as one such block is freed: a few large pods would leave their size behind for good.
+/// By default glibc creates an arena for each thread, and as soon as one individually mapped block is freed, it raises
+/// the size from which on it maps blocks, up to 32 MiB: a few large pods would increase the size of the process
+/// permanently.
 pub fn set_up(blocks: Blocks) {
     #[cfg(not(target_env = "gnu"))]
     let _ = blocks;
@@ -25,16 +27,16 @@ pub fn set_up(blocks: Blocks) {
         (libc::M_MMAP_THRESHOLD, blocks.mapped),
         (libc::M_TRIM_THRESHOLD, blocks.kept),
     ] {
-        // SAFETY: changes nothing but the allocator's parameters; there are no other threads yet.
+        // SAFETY: the call only changes the allocator's parameters, and no other threads exist yet.
         unsafe { libc::mallopt(parameter, value) };
     }
 }
 
-/// Makes the allocator return free memory to the kernel, also pages between blocks in use. It looks at all that it has,
-/// and nothing is allocated meanwhile: call it after much was freed, and seldom.
+/// Makes the allocator return free memory to the kernel, including pages between blocks in use. The allocator examines
+/// all its memory and blocks other allocations meanwhile, so call this rarely and only after much memory was freed.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it changes nothing but which free pages are resident.
+    // SAFETY: the call only changes which free pages are resident.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What an endpoint shows to people: `/statusz` and `/flagz` as Kubernetes' components have them, and `/` for a browser.
-//! What a program shows of itself is a [`Page`]: data, which the program fills and this module alone turns into HTML.
+//! The endpoint's pages for people: `/statusz` and `/flagz` as in Kubernetes' components, and `/` for browsers. The
+//! program's own part is a [`Page`]: data that the program fills in and that only this module converts to HTML.
 //!
 //! The formats are those of text/plain in Kubernetes
 //! (<https://github.com/kubernetes/enhancements/tree/master/keps/sig-instrumentation/4827-component-statusz>,
 //! <https://github.com/kubernetes/enhancements/tree/master/keps/sig-instrumentation/4828-component-flagz>, and
-//! `staging/src/k8s.io/apiserver/pkg/server/{statusz,flagz}`, written from 1.35 on). Kubernetes draws the character between
-//! name and value at random out of four; here it is always the one of its documentation. There is no version of Go to show.
-//! Every `Accept` is answered with text, as RFC 9110 (12.5.1) permits; Kubernetes' JSON, an alpha API, is not there.
+//! `staging/src/k8s.io/apiserver/pkg/server/{statusz,flagz}`, which write them from 1.35 on). Kubernetes chooses the
+//! character between name and value at random from four; here it is always the one used in its documentation. There is
+//! no Go version to display. The response is text for every `Accept`, as RFC 9110 (12.5.1) permits; Kubernetes' JSON
+//! format, which is an alpha API, is not supported.
 
 mod html;
 mod visible;
@@ -31,23 +32,23 @@ const OWN: [&str; 3] = ["/", "/flagz", "/statusz"];
 const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility \
                        guarantees and is for debugging purposes only.";
 
-/// Nothing but the page's own style: no script, no frame, no form, no request to anywhere. Tests compare the hash with the
-/// style.
+/// The policy permits only the page's own style: no script, frame or form, and no request to any host. Tests compare
+/// the hash with the style.
 const POLICY: &str = "default-src 'none'; style-src 'sha256-+4iygushJce9yaZz6fRGHe9KCFsr1eAqrMlaHotWkJw='; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A handler that has something to show.
+/// A handler that has a page.
 pub trait Pages: Handler {
-    /// Its paths, without queries.
+    /// The handler's paths, without queries.
     const PATHS: &'static [&'static str];
 
-    /// What it shows at `/`, below what all programs show.
+    /// Returns the handler's part of the page at `/`, which follows the part that all programs have.
     fn page(&self) -> impl Future<Output = Page> {
         async { Page::default() }
     }
 }
 
-/// All paths where a handler is served as [`Served`], in order.
+/// Returns all paths of a handler that is wrapped in [`Served`], sorted.
 #[must_use]
 pub fn paths<H: Pages>() -> Vec<&'static str> {
     let mut paths = [&OWN, H::PATHS].concat();
@@ -55,18 +56,18 @@ pub fn paths<H: Pages>() -> Vec<&'static str> {
     paths
 }
 
-/// A program, as its pages name it.
+/// The description of a program for its pages.
 #[derive(Debug, Clone)]
 pub struct About {
-    /// Its name.
+    /// The name of the program.
     pub program: &'static str,
-    /// Its version.
+    /// The version of the program.
     pub version: &'static str,
-    /// Its flags.
+    /// The flags of the program.
     pub flags: Values,
 }
 
-/// A handler with pages beside its own paths.
+/// A handler that serves these pages in addition to its own paths.
 #[derive(Debug)]
 pub struct Served<H> {
     about: About,
@@ -76,7 +77,7 @@ pub struct Served<H> {
 }
 
 impl<H: Pages> Served<H> {
-    /// For a program that starts now.
+    /// Wraps a handler. The program's start time is now.
     #[must_use]
     pub fn new(about: About, handler: H) -> Self {
         Self {
@@ -95,7 +96,7 @@ impl<H: Pages> Served<H> {
         let mut paths = paths::<H>();
         paths.retain(|path| *path != "/");
         let paths = paths.join(" ");
-        // The empty line is that of the version that a component emulates.
+        // The empty line is the place of the version that a component emulates.
         format!(
             "\n{program} statusz\n{WARNING}\n\nStarted: {started}\nUp: {up}\nBinary version: {version}\n\nPaths: {paths}\n"
         )
@@ -143,17 +144,18 @@ impl<H: Pages> Handler for Served<H> {
     }
 }
 
-/// As Go's `time.UnixDate` in UTC: `Mon Nov  2 13:41:33 UTC 2026`. A time before 1970 is 1970.
+/// Formats a time like Go's `time.UnixDate` in UTC: `Mon Nov  2 13:41:33 UTC 2026`. A time before 1970 is formatted as
+/// the start of 1970.
 fn unix_date(time: SystemTime) -> String {
     let date = httpdate::fmt_http_date(time.max(SystemTime::UNIX_EPOCH));
-    // Such as `Mon, 02 Nov 2026 13:41:33 GMT`, always (RFC 9110, 5.6.7).
+    // The date always has the form `Mon, 02 Nov 2026 13:41:33 GMT` (RFC 9110, 5.6.7).
     let mut parts = date.split([',', ' ']).filter(|part| !part.is_empty());
     let [weekday, day, month, year, clock] = [(); 5].map(|()| parts.next().unwrap_or_default());
     let day = day.trim_start_matches('0');
     format!("{weekday} {month} {day:>2} {clock} UTC {year}")
 }
 
-/// As Kubernetes writes it.
+/// Formats an uptime like Kubernetes.
 fn uptime(span: Duration) -> String {
     let seconds = span.as_secs();
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Numbers as people read them: short, and no wider than a column.
+//! Formats numbers for people: short, and no wider than a column.
 
-/// A number in at most seven columns, whole below ten million.
+/// Formats a number with at most seven characters; numbers below ten million are written in full.
 #[must_use]
 pub fn count(number: u64) -> String {
     if number < 10_000_000 {
@@ -11,7 +11,7 @@ pub fn count(number: u64) -> String {
     scaled(number, 1000, ["", "k", "M", "G", "T", "P", "E"])
 }
 
-/// A number of bytes in at most nine columns.
+/// Formats a number of bytes with at most nine characters.
 #[must_use]
 pub fn bytes(number: u64) -> String {
     if number < 1000 {
@@ -24,7 +24,7 @@ pub fn bytes(number: u64) -> String {
     )
 }
 
-/// A number in the first unit in which it is below 1000, with one decimal, rounded down.
+/// Formats a number with the first unit in which it is below 1000, with one decimal, rounded down.
 fn scaled(number: u64, base: u64, units: [&str; 7]) -> String {
     let mut unit = 0;
     let mut divisor = 1_u64;

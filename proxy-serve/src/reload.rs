@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Takes changed files into use while the process runs: certificates, rules.
+//! Applies changes of files, such as certificates and rules, while the process runs.
 //!
-//! The files' contents are compared, not their times or inodes: kubelet exchanges a symbolic link to
-//! their directory, others write the files in place, and not every file system reports either. Contents that
-//! cannot be used are reported once, and the last good ones stay in use.
+//! The files' contents are compared, not their times or inodes: kubelet replaces a symbolic link to their directory,
+//! other programs write the files in place, and not every file system reports either change. Invalid contents are
+//! reported once, and the last valid ones stay in use.
 
 use std::error::Error;
 use std::fmt;
@@ -15,21 +15,21 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{error, warn};
 
-/// Reads in a row after which files that change all the time are taken as they are.
+/// The number of consecutive reads after which files that keep changing are used as they are.
 const ATTEMPTS: usize = 5;
 
-/// The contents of the files at one moment, in the order in which they are named.
+/// The contents of the files at one moment, in the order of their names in the settings.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Files(Vec<Vec<u8>>);
 
 impl Files {
-    /// These contents.
+    /// Creates the value from these contents.
     #[must_use]
     pub const fn new(contents: Vec<Vec<u8>>) -> Self {
         Self(contents)
     }
 
-    /// The contents of one file; empty if there are not so many.
+    /// Returns the contents of one file, or an empty slice if the index is out of range.
     #[must_use]
     pub fn at(&self, index: usize) -> &[u8] {
         self.0.get(index).map_or(&[], Vec::as_slice)
@@ -38,17 +38,17 @@ impl Files {
 
 impl fmt::Debug for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the keys.
+        // The contents are omitted because they include private keys.
         f.debug_struct("Files").finish_non_exhaustive()
     }
 }
 
-/// Files of which something is made.
+/// A set of files from which a value is created.
 pub trait Source: Send + 'static {
-    /// The value that is made of them.
+    /// The type of the value.
     type Made: Send + Sync + 'static;
 
-    /// Why they cannot be used.
+    /// The reason why the files cannot be used.
     type Error: Error + 'static;
 
     /// The name of the files' contents, in the plural, for the log.
@@ -57,26 +57,26 @@ pub trait Source: Send + 'static {
     /// Reads all files.
     ///
     /// # Errors
-    /// One of them cannot be read.
+    /// Returns an error if one of them cannot be read.
     fn read(&self) -> Result<Files, Self::Error>;
 
-    /// Makes it of the files' contents.
+    /// Creates the value from the files' contents.
     ///
     /// # Errors
-    /// The contents cannot be used.
+    /// Returns an error if the contents cannot be used.
     fn make(&self, files: &Files) -> Result<Self::Made, Self::Error>;
 
-    /// Logs that this is in use from now on.
+    /// Logs that this value is in use from now on.
     fn announce(made: &Self::Made);
 
-    /// When the own certificate ends, in Unix time, and the warning for when that is over.
+    /// Returns the expiry of the program's own certificate, in Unix time, and the warning for an expired one.
     #[must_use]
     fn expiry(_: &Self::Made) -> Option<(Duration, &'static str)> {
         None
     }
 }
 
-/// The last good value, as it changes.
+/// The last valid value, which is replaced when the files change.
 #[derive(Debug)]
 pub struct Current<T>(Arc<RwLock<Arc<T>>>);
 
@@ -87,7 +87,7 @@ impl<T> Clone for Current<T> {
 }
 
 impl<T> Current<T> {
-    /// The value at this moment, for one connection.
+    /// Returns the current value, for one connection.
     #[must_use]
     pub fn get(&self) -> Arc<T> {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -110,17 +110,17 @@ pub enum Change<'a, T> {
     Refused(&'a (dyn Error + 'static)),
 }
 
-/// Receives changes.
+/// A callback that receives changes.
 type Observer<T> = Box<dyn Fn(Change<'_, T>) + Send>;
 
-/// Looks at the files of one [`Source`].
+/// Checks the files of one [`Source`] for changes.
 pub struct Reloader<S: Source> {
     source: S,
     current: Current<S::Made>,
     observer: Observer<S::Made>,
     /// The contents in use.
     used: Files,
-    /// The contents, or the error, that were reported to be of no use.
+    /// The contents, or the error, that were last reported as unusable.
     refused: Option<Refused>,
 }
 
@@ -134,7 +134,7 @@ impl<S: Source> Reloader<S> {
     /// Reads the files for the first time.
     ///
     /// # Errors
-    /// They cannot be used.
+    /// Returns an error if they cannot be used.
     pub fn new(
         source: S,
         observer: impl Fn(Change<'_, S::Made>) + Send + 'static,
@@ -152,14 +152,14 @@ impl<S: Source> Reloader<S> {
         })
     }
 
-    /// The value in use, now and later.
+    /// Returns a handle to the value in use, which follows later changes.
     #[must_use]
     pub fn current(&self) -> Current<S::Made> {
         self.current.clone()
     }
 
-    /// The files' contents, read again until they were the same twice: a pair that is being exchanged must
-    /// not be taken for one that does not match.
+    /// Returns the files' contents after they were the same in two consecutive reads, so that a certificate and key
+    /// that are being replaced are not treated as a mismatched pair.
     fn stable(&self) -> Result<Files, S::Error> {
         let mut files = self.source.read()?;
         for _ in 1..ATTEMPTS {
@@ -189,9 +189,9 @@ impl<S: Source> Reloader<S> {
     }
 }
 
-/// Watches files for changes, without knowing their contents.
+/// A set of files that can be checked for changes, regardless of its contents.
 pub trait Look: Send {
-    /// Takes changed files into use.
+    /// Checks for changes and applies them.
     fn look(&mut self);
 }
 
@@ -218,10 +218,10 @@ impl<S: Source> Look for Reloader<S> {
     }
 }
 
-/// Looks at all these files every `interval` for as long as the process lives, on one thread.
+/// Checks all these files every `interval` for as long as the process runs, on one thread.
 ///
 /// # Errors
-/// There can be no further thread.
+/// Returns an error if no thread can be started.
 pub fn watch(mut reloaders: Vec<Box<dyn Look>>, interval: Duration) -> io::Result<()> {
     thread::Builder::new()
         .name("reload".to_owned())
@@ -236,7 +236,7 @@ pub fn watch(mut reloaders: Vec<Box<dyn Look>>, interval: Duration) -> io::Resul
         .map(drop)
 }
 
-/// Logs that this is in use from now on.
+/// Logs that this value is in use from now on, and warns if its certificate has expired.
 fn announce<S: Source>(made: &S::Made) {
     S::announce(made);
     let now = SystemTime::now()
@@ -249,7 +249,7 @@ fn announce<S: Source>(made: &S::Made) {
     }
 }
 
-/// An error with its causes, in one line.
+/// Returns the text of an error and its causes, in one line.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The end of a process: its phases, which tasks watch, and the signals that begin them. How long each phase
-//! may take is the program's business; [`Slots::drained`](crate::listen::accept::Slots::drained) bounds the last.
+//! The shutdown of a process: its phases, which tasks watch, and the signals that start them. The program decides how
+//! long each phase may take; [`Slots::drained`](crate::listen::accept::Slots::drained) limits the last one.
 
 /// The phase of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It serves.
+    /// The process serves.
     Serving,
-    /// It serves, and reports that it is not ready, so that clients go elsewhere.
+    /// The process still serves, but reports that it is not ready, so that clients choose another server.
     Leaving,
-    /// It ends open connections and accepts no new ones.
+    /// The process closes open connections and accepts no new ones.
     Draining,
 }
 
@@ -23,7 +23,7 @@ mod signals {
 
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    /// The signals that end a process.
+    /// The signals that shut down a process.
     #[derive(Debug)]
     pub struct Signals {
         terminate: Signal,
@@ -31,10 +31,10 @@ mod signals {
     }
 
     impl Signals {
-        /// From now on these signals do not kill the process. Call it within a runtime.
+        /// Registers for the signals, which from now on no longer kill the process. Must be called within a runtime.
         ///
         /// # Errors
-        /// The runtime cannot wait for signals.
+        /// Returns an error if the runtime cannot wait for signals.
         pub fn new() -> io::Result<Self> {
             Ok(Self {
                 terminate: signal(SignalKind::terminate())?,
@@ -42,7 +42,7 @@ mod signals {
             })
         }
 
-        /// Waits for the next one; gives its name.
+        /// Waits for the next signal and returns its name.
         pub async fn next(&mut self) -> &'static str {
             tokio::select! {
                 _ = self.terminate.recv() => "SIGTERM",

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TLS: certificates from files to what rustls works with, for [`server`]s and [`client`]s.
-//! [`names`] knows the names that Go has for versions and cipher suites, [`subject`] reads the
-//! subject of a certificate.
+//! TLS: converts certificate files to configurations of rustls, for [`server`]s and [`client`]s. [`names`] contains
+//! Go's names of versions and cipher suites, [`subject`] parses the subject of a certificate.
 
 pub mod client;
 pub mod facts;
@@ -29,84 +28,84 @@ use x509_cert::der::Decode as _;
 
 pub use self::names::Policy;
 
-/// ALPN of HTTP/2.
+/// The ALPN name of HTTP/2.
 pub const HTTP2: &[u8] = b"h2";
-/// ALPN of HTTP/1.1.
+/// The ALPN name of HTTP/1.1.
 pub const HTTP1: &[u8] = b"http/1.1";
 
-/// Why the files cannot be used.
+/// The reason why the files cannot be used.
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {}, the {what}; {location}", path.display())]
     Read {
-        /// The content that is expected.
+        /// The expected content.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Which flags say where the file is.
+        /// The flags that specify the path of the file.
         location: &'static str,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
-    /// A file holds something else.
+    /// The content of a file is not of the expected type.
     #[error("{} holds no {what} in PEM", path.display())]
     Pem {
-        /// The content that is expected.
+        /// The expected content.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The parser's answer.
+        /// The parser's error.
         #[source]
         source: pem::Error,
     },
-    /// A certificate is not X.509.
+    /// A certificate cannot be parsed as X.509.
     #[error("a certificate in {} cannot be read", path.display())]
     Certificate {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The parser's answer.
+        /// The parser's error.
         #[source]
         source: x509_cert::der::Error,
     },
-    /// A certificate and a key do not go together, or rustls cannot use them.
+    /// A certificate and a key do not match, or rustls cannot use them.
     #[error("the certificate {} and the key {} cannot be used together", certificate.display(), key.display())]
     Pair {
-        /// The certificate's file.
+        /// The path of the certificate.
         certificate: PathBuf,
-        /// The key's file.
+        /// The path of the key.
         key: PathBuf,
-        /// rustls' answer.
+        /// The error from rustls.
         #[source]
         source: rustls::Error,
     },
-    /// A CA cannot be trusted.
+    /// A CA certificate cannot be used as a trust anchor.
     #[error("the CAs in {} cannot be used to verify {peers}", path.display())]
     Authority {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// `clients` or `servers`.
         peers: &'static str,
-        /// rustls' answer.
+        /// The error from rustls.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The chosen versions and cipher suites allow no connection.
+    /// The selected versions and cipher suites permit no connection.
     #[error("the TLS versions and cipher suites that were chosen have nothing in common")]
     Policy(#[source] rustls::Error),
 }
 
-/// A certificate chain with its key, from files.
+/// The paths of a certificate chain and its key.
 #[derive(Debug, Clone)]
 pub struct Pair {
-    /// The certificate and its chain.
+    /// The path of the certificate and its chain.
     pub certificate: PathBuf,
-    /// Its key.
+    /// The path of the key.
     pub key: PathBuf,
 }
 
-/// A pair that was read.
+/// A certificate chain and its key, loaded from files.
 struct Loaded {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -134,16 +133,16 @@ impl Pair {
     }
 }
 
-/// CAs that were read.
+/// CA certificates, loaded from a file.
 struct Authorities {
     roots: Arc<RootCertStore>,
-    /// When the first of them ends.
+    /// The earliest expiry of the CAs.
     ends: Duration,
 }
 
 impl Authorities {
-    /// Reads a bundle. One certificate that cannot be used makes the bundle unusable: a part of the peers would
-    /// be refused otherwise, without an error that names the reason.
+    /// Loads a bundle. A single invalid certificate makes the whole bundle invalid: otherwise some of the peers would
+    /// be rejected, without an error that states the reason.
     fn load(path: &Path, peers: &'static str, pem: &[u8]) -> Result<Self, TlsError> {
         let mut ends = Duration::MAX;
         let mut roots = RootCertStore::empty();
@@ -172,7 +171,7 @@ fn unusable(
     }
 }
 
-/// The cryptography of all connections, with the cipher suites of `policy`.
+/// Returns the cryptography provider for all connections, with the cipher suites of `policy`.
 fn provider(policy: &Policy) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: policy.suites.clone(),
@@ -189,7 +188,7 @@ fn read(what: &'static str, path: &Path, location: &'static str) -> Result<Vec<u
     })
 }
 
-/// At least one certificate.
+/// Parses certificates. At least one is required.
 fn certificates(
     what: &'static str,
     path: &Path,
@@ -207,7 +206,7 @@ fn certificates(
     })
 }
 
-/// When a certificate ends, in Unix time.
+/// Returns the expiry of a certificate, in Unix time.
 fn end(path: &Path, certificate: &CertificateDer<'_>) -> Result<Duration, TlsError> {
     let certificate =
         Certificate::from_der(certificate).map_err(|source| TlsError::Certificate {
@@ -218,7 +217,7 @@ fn end(path: &Path, certificate: &CertificateDer<'_>) -> Result<Duration, TlsErr
     Ok(end.to_unix_duration())
 }
 
-/// A time in Unix time, for the log.
+/// Formats a Unix time for the log.
 fn date(time: Duration) -> String {
     let date = x509_cert::der::DateTime::from_unix_duration(time);
     date.map_or_else(|_| "never".to_owned(), |date| date.to_string())

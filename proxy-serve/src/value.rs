@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Values as Go's flag libraries write them: booleans of `strconv.ParseBool`, durations of
-//! `time.ParseDuration`, and lists. Which flag takes which is the business of each program's command line.
+//! Flag values in the syntax of Go's libraries: booleans of `strconv.ParseBool`, durations of `time.ParseDuration`, and
+//! lists. Each program's command line determines which flag has which type.
 
 use std::fmt::{self, Display, Write as _};
 use std::str::FromStr;
@@ -9,36 +9,36 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// The largest magnitude, in nanoseconds: that of the smallest `i64`.
+/// The largest magnitude of a duration, in nanoseconds: that of the smallest `i64`.
 const MAX_MAGNITUDE: u64 = 1 << 63;
 
-/// Not one of the words that Go takes for a boolean.
+/// The error for a text that Go does not accept as a boolean.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("not a boolean; give true or false")]
 pub struct BoolError;
 
-/// Why a text is no duration.
+/// The reason why a text is not a valid duration.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DurationError {
-    /// There is no number, or something else where one should start.
+    /// A number is missing, or other text occurs where one should start.
     #[error("not a duration; give a number with a unit, for example 30s or 1m30s")]
     Syntax,
-    /// A number stands without a unit.
+    /// A number has no unit.
     #[error("the number lacks its unit; give one of ns, us, ms, s, m, h, for example 60s")]
     MissingUnit,
-    /// The unit is none of Go's.
+    /// The unit is not one of Go's.
     #[error("unknown unit '{0}'; give one of ns, us, ms, s, m, h")]
     UnknownUnit(String),
-    /// More than 64 bits of nanoseconds.
+    /// The duration exceeds 64 bits of nanoseconds.
     #[error("too long; a duration ends at about 292 years")]
     Overflow,
 }
 
-/// Reads a boolean as Go's `strconv.ParseBool` does.
+/// Parses a boolean like Go's `strconv.ParseBool`.
 ///
 /// # Errors
 ///
-/// Everything else than `1 t T TRUE true True 0 f F FALSE false False`.
+/// Returns an error for every text other than `1 t T TRUE true True 0 f F FALSE false False`.
 pub fn parse_bool(text: &str) -> Result<bool, BoolError> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
@@ -47,24 +47,24 @@ pub fn parse_bool(text: &str) -> Result<bool, BoolError> {
     }
 }
 
-/// A duration of Go: signed nanoseconds in 64 bits, read and written as Go does (`1m0s`).
+/// A duration of Go: a signed 64-bit number of nanoseconds, parsed and formatted as in Go (`1m0s`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GoDuration(i64);
 
 impl GoDuration {
-    /// As many seconds.
+    /// Creates a duration from seconds.
     #[must_use]
     pub const fn from_secs(seconds: u32) -> Self {
         Self(seconds as i64 * 1_000_000_000)
     }
 
-    /// As many milliseconds.
+    /// Creates a duration from milliseconds.
     #[must_use]
     pub const fn from_millis(millis: u32) -> Self {
         Self(millis as i64 * 1_000_000)
     }
 
-    /// The same as a standard duration; none if it is negative.
+    /// Converts to a standard duration, or returns `None` if the duration is negative.
     #[must_use]
     pub fn to_std(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
@@ -74,7 +74,7 @@ impl GoDuration {
 impl FromStr for GoDuration {
     type Err = DurationError;
 
-    /// `[-+]?([0-9]*(\.[0-9]*)?unit)+`, or a bare `0`.
+    /// Parses `[-+]?([0-9]*(\.[0-9]*)?unit)+`, or a bare `0`.
     fn from_str(text: &str) -> Result<Self, DurationError> {
         let (negative, mut rest) = match text.strip_prefix('-') {
             Some(rest) => (true, rest),
@@ -96,7 +96,7 @@ impl FromStr for GoDuration {
             rest = after;
         }
         if negative {
-            // `total` may be one more than the largest i64, hence the detour.
+            // The wrapping subtraction is necessary because `total` may exceed the largest i64 by one.
             return Ok(Self(0_i64.wrapping_sub_unsigned(total)));
         }
         i64::try_from(total)
@@ -105,7 +105,7 @@ impl FromStr for GoDuration {
     }
 }
 
-/// Reads one number with its unit; returns its nanoseconds and the rest of the text.
+/// Parses one number with its unit. Returns its nanoseconds and the rest of the text.
 fn term(text: &str) -> Result<(u64, &str), DurationError> {
     let (whole_digits, rest) = split_digits(text);
     let (fraction_digits, rest) = match rest.strip_prefix('.') {
@@ -122,7 +122,7 @@ fn term(text: &str) -> Result<(u64, &str), DurationError> {
     let unit: u64 = match unit {
         "" => return Err(DurationError::MissingUnit),
         "ns" => 1,
-        // The micro sign and the Greek letter.
+        // The micro sign and the Greek letter are both accepted.
         "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
         "ms" => 1_000_000,
         "s" => 1_000_000_000,
@@ -145,7 +145,8 @@ fn term(text: &str) -> Result<(u64, &str), DurationError> {
         .ok_or(DurationError::Overflow)
 }
 
-/// The nanoseconds in the digits after the point: less than `unit`, or `unit` when rounded up.
+/// Returns the nanoseconds that the digits after the point represent: less than `unit`, or `unit` if the result is
+/// rounded up.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -156,7 +157,7 @@ fn fraction(digits: &str, unit: u64) -> u64 {
     let mut value: u64 = 0;
     let mut scale = 1_f64;
     for digit in digits.bytes() {
-        // Like Go, leave away the digits that do not fit.
+        // Like Go, this ignores the digits that do not fit.
         let next = value
             .checked_mul(10)
             .and_then(|tens| tens.checked_add(u64::from(digit - b'0')));
@@ -177,7 +178,7 @@ fn split_digits(text: &str) -> (&str, &str) {
 }
 
 impl Display for GoDuration {
-    /// As Go's `Duration.String`: `1m0s`, `1.5s`, `300ms`, `0s`.
+    /// Formats like Go's `Duration.String`: `1m0s`, `1.5s`, `300ms`, `0s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanos = self.0.unsigned_abs();
         if self.0 < 0 {
@@ -202,7 +203,7 @@ impl Display for GoDuration {
     }
 }
 
-/// Writes `value / 10^places` without trailing zeros, then the unit.
+/// Writes `value / 10^places` without trailing zeros, followed by the unit.
 fn write_decimal(f: &mut fmt::Formatter<'_>, value: u64, places: usize, unit: &str) -> fmt::Result {
     let scale = (0..places).fold(1_u64, |scale, _| scale * 10);
     write!(f, "{}", value / scale)?;
@@ -214,12 +215,12 @@ fn write_decimal(f: &mut fmt::Formatter<'_>, value: u64, places: usize, unit: &s
     f.write_str(unit)
 }
 
-/// A list of words between commas, as one use of a flag gives it. Of an empty text it has none.
+/// A comma-separated list of words, from one use of a flag. An empty text is an empty list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct List(Vec<String>);
 
 impl List {
-    /// The words of all uses of a flag, in order.
+    /// Returns the words of all uses of a flag, in order.
     #[must_use]
     pub fn join(lists: &[Self]) -> Vec<String> {
         lists.iter().flat_map(|list| list.0.clone()).collect()

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An HTTP request through a konnectivity server, ours or upstream's, by the client library:
+//! Sends an HTTP request through a konnectivity server, either this project's or upstream's, with the client library:
 //!
 //! ```sh
 //! cargo run --release -p proxy-tunnel --example dial -- /tmp/uds-proxy localhost:8000 /success
 //! ```
 //!
-//! The socket is that of a server with `--uds-name`; the target is resolved by an agent.
+//! The socket is that of a server with `--uds-name`. An agent resolves the target.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,20 +33,21 @@ async fn main() -> ExitCode {
     }
 }
 
-/// The whole answer, head and body.
+/// Returns the whole response, head and body.
 ///
 /// # Errors
-/// The server or the target is not reached, or the answer is cut.
+/// Returns an error if the server or the target cannot be reached, or if the response is cut.
 pub async fn request(socket: &Path, target: &str, path: &str) -> anyhow::Result<String> {
-    // One connection to the server carries any number of tunnels.
+    // One connection to the server can carry any number of tunnels.
     let connection = Connection::open(&Endpoint::unix(socket), "dial-example").await?;
     let mut tunnel = match connection.dial(target).await {
         Ok(tunnel) => tunnel,
-        // No agent, or the agent's dial failed: the text is the agent's, in Go's words.
+        // There is no agent, or the agent's dial failed. In the second case the text is the agent's, in the wording of
+        // Go.
         Err(DialError::Endpoint { text, .. }) => anyhow::bail!("{target}: {text}"),
         Err(other) => return Err(other.into()),
     };
-    // From here on it behaves like a TCP connection.
+    // From here on the tunnel behaves like a TCP connection.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n");
     tunnel.write_all(request.as_bytes()).await?;
     let mut answer = String::new();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent: it connects to servers, keeps as many streams as there are servers, and dials the
-//! targets that they request. Flags, health and signals are the program's business (`app::agent`).
+//! The agent connects to servers, keeps as many streams as there are servers, and dials the targets that the servers
+//! request. Flags, health and signals are handled by the program (`app::agent`).
 
 pub mod connector;
 pub mod dial;

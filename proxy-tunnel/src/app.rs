@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The programs: their flags, and the order in which they start and end. What they do is the other
-//! modules' business.
+//! The programs: their flags, and their start and shutdown. The other modules implement their work.
 
 pub mod agent;
 mod args;
@@ -36,52 +35,52 @@ use tokio::time::{Instant, interval};
 
 use crate::flow::Budget;
 
-/// More threads than this do not help a program that carries bytes.
+/// The maximum number of worker threads. More threads do not help a program that forwards bytes.
 const MAX_THREADS: usize = 8;
 
-/// How long tasks that wait for files or names may hold the process up when it ends.
+/// The time for which tasks that wait for files or name lookups may delay the exit of the process.
 const FAREWELL: Duration = Duration::from_millis(100);
 
-/// How often files with certificates are looked at.
+/// The interval at which certificate files are checked for changes.
 const RELOAD: Duration = Duration::from_secs(5);
 
-/// How often the bytes that are buffered are counted.
+/// The interval at which the number of buffered bytes is measured.
 const COUNT: Duration = Duration::from_secs(1);
 
-/// How often memory is given back at most.
+/// The minimum interval between two returns of memory to the kernel.
 const GIVE_BACK: Duration = Duration::from_secs(10);
 
-/// Connections that have ended, after which it is worth it.
+/// The decrease in load, in connections, from which on memory is returned to the kernel.
 const ENDED: usize = 100;
 
-/// Bytes in inboxes that count as much as a connection.
+/// The number of bytes in inboxes that counts as much as one connection.
 const BUFFERED: usize = 64 * 1024;
 
-/// Buffers of a bulk transfer are up to 256 KiB: two chunks, or a message beside the start of the next one.
+/// The buffers of a bulk transfer are up to 256 KiB: two chunks, or a message and the start of the next one.
 const BLOCKS: Blocks = Blocks {
     mapped: 1 << 20,
     kept: 2 << 20,
 };
 
-/// Ports that upstream's programs accept.
+/// The ports that upstream's programs accept.
 const PORTS: RangeInclusive<i64> = 1024..=49_151;
 
-/// A program of this crate, by its own flags.
+/// A program of this crate, implemented by its command-line flags.
 pub trait Program: clap::Args + Clone + Debug {
-    /// Its name.
+    /// The name of the program.
     const NAME: &'static str;
 
-    /// The level of its log by default.
+    /// The default verbosity of its log.
     const VERBOSITY: i32 = 4;
 
-    /// How many threads it needs.
+    /// The maximum number of worker threads that it needs.
     const THREADS: usize = MAX_THREADS;
 
-    /// Does its work. `flags` are the values of all its flags, klog's too, for its operators.
+    /// Runs the program. `flags` contains the values of all flags, including klog's, for display to operators.
     fn run(self, flags: Values) -> impl Future<Output = Result<ExitCode>>;
 }
 
-/// klog's flags as upstream's programs spell them.
+/// The names of klog's flags, as in upstream's programs.
 #[derive(Debug, Clone)]
 struct Klog<P>(PhantomData<P>);
 
@@ -98,7 +97,7 @@ impl<P: Program> Style for Klog<P> {
     };
 }
 
-// Not a doc comment: the program's description is that of its own flags.
+// This is not a doc comment, so that the program's own flags supply its description.
 #[derive(Debug, clap::Parser)]
 #[command(name = P::NAME, version)]
 struct CommandLine<P: Program> {
@@ -108,13 +107,13 @@ struct CommandLine<P: Program> {
     klog: KlogArgs<Klog<P>>,
 }
 
-/// A program's command line, as pflag reads it.
+/// Returns a program's command line, with the syntax of pflag.
 #[must_use]
 pub fn command<P: Program>() -> clap::Command {
     flags::pflag(CommandLine::<P>::command())
 }
 
-/// The whole of a program.
+/// The `main` function of a program.
 #[must_use]
 pub fn main<P: Program>() -> ExitCode {
     memory::set_up(BLOCKS);
@@ -144,7 +143,7 @@ fn try_main<P: Program>(line: CommandLine<P>, values: Values) -> Result<ExitCode
     outcome
 }
 
-/// A program as its pages name it.
+/// Returns the description of a program for its pages.
 const fn about<P: Program>(flags: Values) -> About {
     About {
         program: P::NAME,
@@ -153,10 +152,10 @@ const fn about<P: Program>(flags: Values) -> About {
     }
 }
 
-/// A port as upstream's programs accept it.
+/// Converts a port, within the range that upstream's programs accept.
 ///
 /// # Errors
-/// It is outside of their range.
+/// Returns an error if the port is outside of this range.
 fn port(flag: &str, value: i64) -> Result<u16> {
     anyhow::ensure!(
         PORTS.contains(&value),
@@ -167,10 +166,10 @@ fn port(flag: &str, value: i64) -> Result<u16> {
     Ok(u16::try_from(value)?)
 }
 
-/// Both or none of two flags.
+/// Returns true if both flags are set, and false if neither is.
 ///
 /// # Errors
-/// One of them is missing.
+/// Returns an error if only one of them is set.
 fn both(first: (&str, &str), second: (&str, &str)) -> Result<bool> {
     match (first.1.is_empty(), second.1.is_empty()) {
         (true, true) => Ok(false),
@@ -180,7 +179,7 @@ fn both(first: (&str, &str), second: (&str, &str)) -> Result<bool> {
     }
 }
 
-/// A uuid of version 4, for agents and servers without a name of their own.
+/// Returns a random UUID of version 4, for agents and servers without a configured name.
 fn uuid() -> String {
     let random = fastrand::u128(..);
     let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
@@ -195,10 +194,10 @@ fn uuid() -> String {
     .join("-")
 }
 
-/// The name of a server or an agent: the flag's, the environment's, or one of its own.
+/// Returns the name of a server or an agent, from the flag, else from the environment variable, else a random UUID.
 ///
 /// # Errors
-/// It cannot be sent to the other end.
+/// Returns an error if the name cannot be sent to the other side.
 fn name(flag: (&str, &str), variable: &str) -> Result<String> {
     let (flag, value) = flag;
     let (whence, name) = if value.is_empty() {
@@ -217,8 +216,9 @@ fn name(flag: (&str, &str), variable: &str) -> Result<String> {
     Ok(name)
 }
 
-/// Keeps the gauge of the bytes that are buffered, and gives memory back when many connections have ended: by itself
-/// the allocator keeps pages between blocks in use, and many connections once would be a large process for ever.
+/// Updates the metric of buffered bytes, and returns memory to the kernel when many connections have ended. By itself
+/// the allocator keeps pages between blocks in use, so after a peak of connections the process would stay large
+/// permanently.
 async fn watch_memory(gauge: &IntGauge, budget: &Budget, connections: impl Fn() -> usize) {
     let mut tick = interval(COUNT);
     let (mut most, mut given_back) = (0, Instant::now());
@@ -235,7 +235,7 @@ async fn watch_memory(gauge: &IntGauge, budget: &Budget, connections: impl Fn() 
     }
 }
 
-/// Reads a command line as each of the programs does.
+/// Parses a command line for each of the programs.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
     server::read_command_line(words);
@@ -245,7 +245,7 @@ pub(crate) fn read_command_lines(words: &[&std::ffi::OsStr]) {
     test_server::read_command_line(words);
 }
 
-/// Reads a command line.
+/// Parses a command line.
 #[cfg(any(test, feature = "fuzzing"))]
 fn read_flags<P: Program>(
     words: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>,
@@ -257,7 +257,7 @@ fn read_flags<P: Program>(
         .and_then(|matches| P::from_arg_matches(&matches))
 }
 
-/// Reads a command line; none if it is refused, with a reason.
+/// Parses a command line. Returns `None` if the parser rejects it, which must include a reason.
 #[cfg(feature = "fuzzing")]
 fn accepted<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
     read_flags(words)
@@ -269,7 +269,7 @@ fn accepted<P: Program>(words: &[&std::ffi::OsStr]) -> Option<P> {
 mod tests {
     use super::*;
 
-    /// The description, which klog's flags and those of other programs must not replace.
+    /// Returns a program's description, which the flags of klog and of other programs must not replace.
     fn description<P: Program>() -> String {
         let command = command::<P>();
         command.clone().debug_assert();
@@ -299,7 +299,7 @@ mod tests {
         }
     }
 
-    /// None takes a secret: those are in files.
+    /// Returns the flags whose values are hidden. There must be none: secrets are in files, not in flags.
     fn classified<P: Program>() -> Vec<String> {
         let mut command = flags::pflag(CommandLine::<P>::command());
         let matches = command.try_get_matches_from_mut(["program"]).unwrap();

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The client library: connections to targets behind a konnectivity server, ours or upstream's. It takes the
-//! place of upstream's module konnectivity-client.
+//! The client library: connections to targets behind a konnectivity server, either this project's or upstream's. It is
+//! a replacement for upstream's module konnectivity-client.
 //!
 //! [`Dialer`] opens a connection to the server for each target, as kube-apiserver does. [`Connection`] is one gRPC
-//! connection for many tunnels. Either way a [`Tunnel`] behaves like a TCP connection: bytes in both directions, an end
-//! of file when the target has closed, and an error when the way to it was cut. Dropping it closes it: written bytes
-//! are sent before, unless the server has no room for it. `examples/dial.rs` is a program: `cargo run --release -p
-//! proxy-tunnel --example dial -- /tmp/uds-proxy localhost:8000 /success`.
+//! connection for many tunnels. In both cases a [`Tunnel`] behaves like a TCP connection: it carries bytes in both
+//! directions, reports an end of file when the target has closed, and an error when the connection was cut on the way.
+//! Dropping a tunnel closes it. Bytes written before are still sent, unless the server has no window for them.
+//! `examples/dial.rs` is a complete program: `cargo run --release -p proxy-tunnel --example dial -- /tmp/uds-proxy
+//! localhost:8000 /success`.
 //!
 //! ```no_run
 //! use proxy_tunnel::client::{Dialer, Endpoint, Mode};
@@ -46,10 +47,10 @@ pub(crate) use self::connect::answer;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::connect::parse as parse_answer;
 
-/// How long the server may take to accept a connection, and a target to be reached, by default.
+/// The default time limit for the server to accept a connection and for the target to be reached.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The protocol of a server, as its flag `--mode`.
+/// The protocol of a server, as set by its flag `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// gRPC.
@@ -70,64 +71,64 @@ impl FromStr for Mode {
     }
 }
 
-/// Why a target was not reached.
+/// The reason why a target was not reached.
 #[derive(Debug, Error)]
 pub enum DialError {
-    /// The server was not reached.
+    /// The connection to the server failed.
     #[error("cannot connect to the konnectivity server at {server}")]
     Server {
-        /// Where it should be.
+        /// The address of the server.
         server: String,
-        /// The error.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The server was reached, but the stream for the tunnel was not set up.
+    /// The server was reached, but it did not accept the stream for the tunnel.
     #[error("the konnectivity server at {server} refuses a stream for the tunnel")]
     StreamSetup {
-        /// Where the server is.
+        /// The address of the server.
         server: String,
-        /// Its answer.
+        /// The server's response.
         #[source]
         source: Box<Status>,
     },
-    /// Server or agent say that the target cannot be reached, or that there is no agent.
+    /// The server or the agent reports that the target cannot be reached, or the server has no agent.
     #[error("{address} cannot be reached: {text}")]
     Endpoint {
         /// The target.
         address: String,
-        /// The error, in Go's words.
+        /// The error text in the wording of Go.
         text: String,
     },
-    /// An HTTP server refuses to connect.
+    /// A server in HTTP CONNECT mode refused to connect.
     #[error("proxy error from {server} while dialing {address}")]
     Refused {
-        /// Where the server is.
+        /// The address of the server.
         server: String,
         /// The target.
         address: String,
-        /// Its answer.
+        /// The server's response.
         #[source]
         source: Refusal,
     },
-    /// The agent gave up the dial.
+    /// The agent cancelled the dial.
     #[error("the dial of {0} was closed by the agent")]
     Closed(String),
-    /// The tunnel ended before the dial was answered.
+    /// The tunnel ended before a response to the dial arrived.
     #[error("the tunnel to {0} ended before the dial was answered")]
     TunnelClosed(String),
-    /// No answer in time.
+    /// No response arrived within the time limit.
     #[error("no answer to the dial of {address} within {} s", limit.as_secs())]
     Timeout {
         /// The target.
         address: String,
-        /// How long was waited.
+        /// The time limit.
         limit: Duration,
     },
 }
 
 impl DialError {
-    /// The label that upstream's client library counts it by.
+    /// Returns the label by which upstream's client library counts this error.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -151,7 +152,7 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Dials by this server.
+    /// Creates a dialer that uses this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, mode: Mode) -> Self {
         Self {
@@ -162,25 +163,24 @@ impl Dialer {
         }
     }
 
-    /// The name of this client in the server's log.
+    /// Sets the name that identifies this client in the server's log.
     #[must_use]
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
         self.user_agent = user_agent.into();
         self
     }
 
-    /// How long a dial may take in all.
+    /// Sets the time limit for a whole dial.
     #[must_use]
     pub const fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Opens a tunnel to `address`, a `host:port` as the agent's node resolves it. Dropping the future gives the
-    /// dial up.
+    /// Opens a tunnel to `address`, a `host:port` that the agent's node resolves. Dropping the future cancels the dial.
     ///
     /// # Errors
-    /// The server or the target is not reached.
+    /// Returns an error if the server or the target cannot be reached.
     pub async fn dial(&self, address: &str) -> Result<Tunnel, DialError> {
         let dial = async {
             match self.mode {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which targets may be connected to: `--allow-destination` of an agent and of a sidecar. An agent judges the address that
-//! is connected to, after the name was resolved: a name that is allowed for its addresses today may have others
-//! tomorrow. A sidecar, whose names only agents can resolve, judges names as names.
+//! The targets that may be connected to: `--allow-destination` of an agent and of a sidecar. An agent checks the
+//! address that it connects to, after it has resolved the name, because an allowed name may resolve to other addresses
+//! later. A sidecar cannot resolve names, since only agents can, so it checks the names themselves.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,8 +15,8 @@ use thiserror::Error;
 use crate::go_error;
 use crate::pattern::HostPattern;
 
-/// Ranges that belong to a machine or a link and not to a network: loopback, link-local (with the metadata services of
-/// clouds), and the unspecified address, which Linux takes for this machine.
+/// Address ranges that belong to a host or a link and not to a network: loopback, link-local (with the metadata
+/// services of clouds), and the unspecified address, which Linux treats as the local host.
 const LOCAL: [IpNet; 6] = [
     v4([127, 0, 0, 0], 8),
     v4([169, 254, 0, 0], 16),
@@ -33,7 +33,7 @@ const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
 }
 
-/// An entry that cannot be read.
+/// The error for an entry that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "{entry:?} {problem}; give ADDRESS, CIDR or NAME, with :PORT or :FIRST-LAST behind it if not for all ports, IPv6 in brackets then"
@@ -86,7 +86,7 @@ impl FromStr for Destination {
             Some(network) => Host::Network(network),
             None => {
                 let pattern = HostPattern::new(host);
-                // The C library would read some of these as addresses.
+                // The C library would parse some of these names as addresses.
                 let last = host.rsplit('.').next().unwrap_or(host);
                 let is_name = !last.bytes().all(|byte| byte.is_ascii_digit());
                 Host::Name(pattern.filter(|_| is_name).ok_or(wrong("has no host"))?)
@@ -130,23 +130,23 @@ fn ports(text: &str) -> Option<RangeInclusive<u16>> {
     (*range.start() > 0 && !range.is_empty()).then_some(range)
 }
 
-/// Whether an address is of [`LOCAL`].
+/// Returns true if an address is in one of the [`LOCAL`] ranges.
 fn is_local(address: IpAddr) -> bool {
     LOCAL.iter().any(|network| network.contains(&address))
 }
 
-/// Which targets may be connected to.
+/// The set of targets that may be connected to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Destinations(Vec<Destination>);
 
 impl Destinations {
-    /// These only; without any, all.
+    /// Allows only these entries, or all targets if there are no entries.
     #[must_use]
     pub const fn new(entries: Vec<Destination>) -> Self {
         Self(entries)
     }
 
-    /// Whether a name may be looked up: it is allowed itself, or by an address that it may have.
+    /// Returns true if a name may be resolved: either the name itself is allowed, or one of its addresses may be.
     #[must_use]
     pub fn may_resolve(&self, name: &str, port: u16) -> bool {
         self.0.is_empty()
@@ -160,9 +160,9 @@ impl Destinations {
                 })
     }
 
-    /// Whether an address may be connected to; `name` is the name in the request, if the request had one. Loopback and
-    /// link-local addresses are allowed only by an entry for a network of such addresses, never by a name or by a
-    /// network that holds others too.
+    /// Returns true if an address may be connected to. `name` is the name in the request, if the request contained one.
+    /// Loopback and link-local addresses are allowed only by an entry for a network of such addresses, never by a name
+    /// or by a network that also contains others.
     #[must_use]
     pub fn permits(&self, name: Option<&str>, address: SocketAddr) -> bool {
         if self.0.is_empty() {
@@ -185,8 +185,8 @@ impl Destinations {
         })
     }
 
-    /// Whether a target may be asked for, as `host:port`: an address by an entry that allows it, a name by an entry for the
-    /// name only.
+    /// Returns true if a client may request a target, given as `host:port`. An address is allowed by an entry that
+    /// contains it, a name only by an entry for that name.
     #[must_use]
     pub fn permit_target(&self, target: &str) -> bool {
         if self.0.is_empty() {
@@ -243,7 +243,7 @@ mod tests {
         ] {
             assert!(permits(&[entry], None, good), "{entry}");
             assert!(!permits(&[entry], None, bad), "{entry}");
-            // A name's addresses are judged, not the name.
+            // These entries apply to the addresses of a name, not to the name.
             assert!(permits(&[entry], Some("x"), good), "{entry}");
             assert!(!permits(&[entry], Some("x"), bad), "{entry}");
         }
@@ -258,7 +258,7 @@ mod tests {
             (Some("a.nodes.example"), "10.0.0.1:10251"),
             (Some("a.b.nodes.example"), "10.0.0.1:10250"),
             (None, "10.0.0.1:10250"),
-            // Such a name has come to mean another machine.
+            // Such an address means that the name now refers to another host.
             (Some("web"), "127.0.0.1:1"),
             (Some("web"), "169.254.169.254:80"),
             (Some("web"), "[::ffff:127.0.0.1]:80"),
@@ -283,7 +283,7 @@ mod tests {
             ("[fe80::1]:1", false),
             ("a.nodes.example:10250", true),
             ("a.nodes.example:1", false),
-            // It may have an address that is allowed, or another one.
+            // The name may resolve to an allowed address, or to another one.
             ("web:9100", false),
             ("web", false),
             ("10.0.0.1:x", false),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Code that the server and the sidecar share as HTTP proxies: the first request of a connection ([`ask`], [`head`]),
-//! and requests in absolute form with all that follows on their connection ([`absolute`]). How a target is reached is
-//! the program's business: it is a [`Dial`].
+//! Code of HTTP proxies that the server and the sidecar share: the first request of a connection ([`ask`], [`head`]),
+//! and requests in absolute form with all that follow on the same connection ([`absolute`]). Each program implements
+//! [`Dial`] to reach its targets.
 
 pub mod absolute;
 pub mod ask;
@@ -17,25 +17,27 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::client::Refusal;
 
-/// Reaches targets.
+/// Connects to targets.
 pub trait Dial: Send + Sync + 'static {
-    /// A connection to a target: an end of file is the target's, and a cut is an error.
+    /// A connection to a target. It must report an end of file only if the target ended the stream, and an error if the
+    /// connection was cut.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Connects to `target`, a `host:port`. Dropping the future gives it up.
+    /// Connects to `target`, a `host:port`. Dropping the future cancels the dial.
     fn dial(&self, target: &str) -> impl Future<Output = Result<Self::Io, Failure>> + Send;
 }
 
-/// Why a target is not reached, as the client gets it.
+/// The reason why a target was not reached, as the client receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// The status.
+    /// The status code of the response.
     pub status: StatusCode,
     /// The reason.
     pub text: String,
 }
 
-/// The status for a client whose dial a server has refused: the server's, if it is one of an error.
+/// Returns the status code for a client whose dial a server has refused: the server's own code if that is an error
+/// code, otherwise 502.
 #[must_use]
 pub fn status_of(refusal: &Refusal) -> StatusCode {
     let status = match refusal {

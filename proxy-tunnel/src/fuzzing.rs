@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The fuzz targets of this crate: functions that take any bytes and panic if these show a fault. The package
+//! The fuzz targets of this crate: functions that accept arbitrary bytes and panic if these reveal a fault. The package
 //! `fuzz` runs them.
 
 use std::collections::HashMap;
@@ -37,10 +37,10 @@ use crate::wire::metadata::Extensions;
 use crate::wire::schema::Packet;
 use crate::wire::{DialRequest, DialResponse, Message};
 
-/// Steps of one history: more shows nothing new.
+/// The maximum number of steps in one history. Longer histories reveal nothing new.
 const STEPS: usize = 200;
 
-/// One packet. What is understood is the same when it is written and read again.
+/// Decodes one packet. A message that is accepted must be unchanged after it is encoded and decoded again.
 pub fn packet(data: &[u8]) {
     let Ok(packet) = Packet::decode(data) else {
         return;
@@ -55,8 +55,8 @@ pub fn packet(data: &[u8]) {
     }
 }
 
-/// An agent's packets and what clients do, in any order: every connection ends once, every dial is counted, and
-/// nothing is left when the agent goes.
+/// Applies an agent's packets and clients' actions in any order. Every connection must end exactly once, every dial
+/// must be counted, and no state may remain after the agent disconnects.
 pub fn server(data: &[u8]) {
     let shared = Arc::new(Shared::for_tests());
     let identifiers = Identifiers::default();
@@ -68,7 +68,7 @@ pub fn server(data: &[u8]) {
     let backend = Backend::new("agent".into(), identifiers, extensions, Arc::clone(&shared));
     let mut stream = backend.outbox.stream();
     let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
-    // How often the agent has named a number.
+    // The number of times that the agent has used each connection number.
     let mut named: HashMap<i64, usize> = HashMap::new();
     for step in data.chunks_exact(3).take(STEPS) {
         let number = i64::from(step[1] % 8);
@@ -108,7 +108,7 @@ pub fn server(data: &[u8]) {
             _ => {
                 if let Some(tunnel) = tunnels.get(usize::from(step[1])) {
                     tunnel.expire();
-                    // A stream that has ended takes nothing.
+                    // This fails only if the stream has already ended.
                     let _ = tunnel.ask_to_close();
                 }
             }
@@ -116,7 +116,8 @@ pub fn server(data: &[u8]) {
         let (pending, established) = shared.metrics.open();
         assert!(pending >= 0 && established >= 0, "something ended twice");
     }
-    // One request to close for each answer to a dial, and for bytes without a connection, at most.
+    // The server sends at most one close request for each response to a dial and for each packet with bytes that belong
+    // to no connection.
     let mut closes: HashMap<i64, usize> = HashMap::new();
     let mut dials = 0;
     while let Some(Some(Ok(message))) = stream.next().now_or_never() {
@@ -127,7 +128,7 @@ pub fn server(data: &[u8]) {
         }
     }
     assert_eq!(dials, tunnels.len());
-    // 0 stands for connections that this history closed before they had a number, which no client does.
+    // Number 0 stands for connections that this history closed before they had a number, which no client does.
     for (number, closes) in closes.into_iter().filter(|(number, _)| *number != 0) {
         let named = named.get(&number).copied().unwrap_or_default();
         assert!(closes <= named, "{number} is closed {closes} times");
@@ -140,8 +141,8 @@ pub fn server(data: &[u8]) {
     assert_eq!(shared.budget.used(), 0, "memory is left");
 }
 
-/// A request in absolute form, its URL in the first line and a field in each further one, and an answer with the same
-/// fields. Nothing about the client's connection reaches the target, and `Host` is the URL's.
+/// Converts a request in absolute form (the URL in the first line and a field in each further line) and a response with
+/// the same fields. No hop-by-hop field may reach the target, and `Host` must be the URL's authority.
 pub fn absolute(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -159,7 +160,7 @@ pub fn absolute(data: &[u8]) {
     let mut answered = Response::new(());
     let authority = uri.authority().expect("it has a target").to_string();
     *asked.uri_mut() = uri;
-    // As many as a head may have.
+    // The maximum number of fields in a head.
     for (name, value) in lines.take(100).filter_map(|line| line.split_once(':')) {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             asked.headers_mut().append(name.clone(), value.clone());
@@ -186,15 +187,15 @@ pub fn absolute(data: &[u8]) {
     }
 }
 
-/// The tenants of a sidecar.
+/// Parses the tenants of a sidecar.
 pub fn sidecar_tenants(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         app::sidecar::read_tenants(text);
     }
 }
 
-/// The head of a request to connect, and of an answer. Less of a complete head is incomplete, and a target holds
-/// nothing that could change a line.
+/// Parses the head of a CONNECT request and of a response. A prefix of a complete head must be incomplete, and a target
+/// must not contain characters that could alter a line.
 pub fn head(data: &[u8]) {
     if let Ok(Some(head)) = head::parse(data) {
         assert!(head.length <= data.len());
@@ -210,7 +211,7 @@ pub fn head(data: &[u8]) {
     }
 }
 
-/// Frames of HTTP/2. However the stream is cut into pieces, the output is the same, and frames stay frames.
+/// Rewrites HTTP/2 frames. The output must not depend on how the stream is divided into chunks.
 pub fn frames(data: &[u8]) {
     let preface = [b'P'; 24];
     let whole = passed([&preface[..], data].concat().chunks(usize::MAX));
@@ -230,7 +231,7 @@ fn passed<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     all
 }
 
-/// Identifiers, labels and addresses as texts.
+/// Parses identifiers, labels and addresses.
 pub fn names(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -242,7 +243,7 @@ pub fn names(data: &[u8]) {
             .map(|(key, value)| {
                 let mut escaped = String::new();
                 for byte in value.bytes() {
-                    // A String takes everything.
+                    // Writing to a `String` cannot fail.
                     let _ = write!(escaped, "%{byte:02X}");
                 }
                 format!("{key}={escaped}")
@@ -251,7 +252,7 @@ pub fn names(data: &[u8]) {
         if read.default_route {
             written.push("default-route=true".to_owned());
         }
-        // A name that is not UTF-8 is longer after it was read.
+        // A name that is not valid UTF-8 becomes longer when it is parsed.
         if let Ok(again) = Identifiers::parse(&written.join("&")) {
             assert_eq!((again.hosts, again.cidrs), (read.hosts, read.cidrs));
             assert_eq!(again.default_route, read.default_route);
@@ -264,7 +265,8 @@ pub fn names(data: &[u8]) {
         Ok(entry) => {
             assert_eq!(entry.to_string().parse(), Ok(entry.clone()));
             let only = Destinations::new(vec![entry]);
-            // Characters that no name may have, whatever the entry is.
+            // A local address must not be allowed by name unless it is allowed by address, even for a name with invalid
+            // characters.
             for local in ["127.0.0.1:80", "[::1]:80", "169.254.169.254:80"] {
                 let address = local.parse().expect("it is an address");
                 assert!(only.permits(None, address) || !only.permits(Some(text), address));
@@ -275,15 +277,15 @@ pub fn names(data: &[u8]) {
     match go_error::split_host_port(text) {
         Ok((host, port)) => {
             assert!(text.contains(host) && text.ends_with(port));
-            // A name or a number.
+            // The port may be a name or a number.
             let _ = go_error::port(port);
         }
         Err(problem) => assert!(problem.to_string().contains(text)),
     }
 }
 
-/// Rules of tenants, and behind a line `---` what a peer shows, a word a line. Each tenant's judgement is that of a
-/// server that had this tenant alone.
+/// Parses rules of tenants and, after a line `---`, the properties of a peer, one word per line. The judgement about
+/// each tenant must equal that of a server with only this tenant.
 pub fn tenants(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -336,7 +338,7 @@ pub fn tenants(data: &[u8]) {
     }
 }
 
-/// A command line for each of the programs, one word a line. What is refused names a reason.
+/// Parses a command line for each of the programs, one word per line. A rejected command line must have a reason.
 pub fn flags(data: &[u8]) {
     let words: Vec<&OsStr> = data
         .split(|byte| *byte == b'\n')
@@ -345,7 +347,7 @@ pub fn flags(data: &[u8]) {
     app::read_command_lines(&words);
 }
 
-/// A lease, or an event of a watch, as the API server sends it.
+/// Parses a lease, or a watch event, as the API server sends it.
 pub fn lease(data: &[u8]) {
     let now = Timestamp::UNIX_EPOCH;
     if let Ok(lease) = serde_json::from_slice::<Lease>(data) {
@@ -355,7 +357,7 @@ pub fn lease(data: &[u8]) {
     }
     if let Ok(event) = serde_json::from_slice(data) {
         let leases = Leases::default();
-        // An error event ends a watch.
+        // An error event ends the watch.
         let _ = leases.apply(event);
         assert!(leases.count(now).is_none_or(|count| count == 1));
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Dial errors in Go's words. The server maps them to HTTP statuses, upstream's tests and users' scripts
-//! search for them, so an agent has to say the same as Go's `net` package does.
+//! Dial errors in the wording of Go. The server maps them to HTTP statuses, and upstream's tests and users' scripts
+//! search for them, so an agent has to use the same texts as Go's `net` package.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,21 +10,21 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
-/// A name server did not answer in time.
+/// The text for a name server that did not respond in time.
 pub const TIMEOUT: &str = "i/o timeout";
 
-/// The kernel gave up.
+/// The text for a connection attempt that the kernel timed out.
 const TIMED_OUT: &str = "connection timed out";
 
-/// Why a target could not be reached, as Go writes it.
+/// The reason why a target could not be reached, in Go's format.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("dial {network}{}: {problem}", Target(.target))]
 pub struct DialError {
-    /// The network's name as it was asked for.
+    /// The name of the network, as requested.
     pub network: String,
-    /// The address that was tried; none if none was found.
+    /// The address that was tried, or `None` if there was none.
     pub target: Option<SocketAddr>,
-    /// The error.
+    /// The cause.
     pub problem: Problem,
 }
 
@@ -39,46 +39,46 @@ impl fmt::Display for Target<'_> {
     }
 }
 
-/// The error.
+/// The cause of a dial error.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Problem {
-    /// Not in time.
+    /// The time limit expired.
     #[error("i/o timeout")]
     Timeout,
     /// A system call failed.
     #[error("{call}: {text}")]
     System {
-        /// Its name.
+        /// The name of the system call.
         call: &'static str,
-        /// The kernel's answer in Go's words.
+        /// The kernel's error in the wording of Go.
         text: String,
     },
-    /// The name has no address.
+    /// The lookup of the name failed or found no address.
     #[error("lookup {name}{}: {text}", On(.server))]
     Lookup {
         /// The name.
         name: String,
-        /// The name server.
+        /// The address of the name server.
         server: Option<String>,
-        /// Its answer, or the error that kept the request from being sent.
+        /// The name server's response, or the error that prevented the query.
         text: Cow<'static, str>,
     },
-    /// There is no address at all.
+    /// The request contains no address.
     #[error("missing address")]
     MissingAddress,
-    /// The address is of another family than the network.
+    /// The address is not of the network's family.
     #[error("address {0}: no suitable address found")]
     NoSuitableAddress(String),
     /// The address has no port.
     #[error("address {0}: missing port in address")]
     MissingPort(String),
-    /// The address has a colon too many.
+    /// The address has too many colons.
     #[error("address {0}: too many colons in address")]
     TooManyColons(String),
-    /// The address has brackets in the wrong place.
+    /// The address has a bracket in the wrong place.
     #[error("address {0}: missing ']' in address")]
     MissingBracket(String),
-    /// The address has a bracket that belongs nowhere.
+    /// The address has an unexpected bracket.
     #[error("address {address}: unexpected '{bracket}' in address")]
     UnexpectedBracket {
         /// The address.
@@ -86,16 +86,16 @@ pub enum Problem {
         /// The bracket.
         bracket: char,
     },
-    /// The port is no number of 16 bits.
+    /// The port is not a 16-bit number.
     #[error("address {0}: invalid port")]
     InvalidPort(String),
-    /// The port is a name that no service has.
+    /// The port is a name that does not belong to a known service.
     #[error("lookup tcp/{0}: unknown port")]
     UnknownPort(String),
-    /// The agent's flags do not allow it.
+    /// The agent's flags do not allow the target.
     #[error("connect: permission denied: not among the agent's --allow-destination")]
     Forbidden,
-    /// Something else than TCP.
+    /// The network is not TCP.
     #[error("unknown network {0}")]
     UnknownNetwork(String),
 }
@@ -112,7 +112,8 @@ impl fmt::Display for On<'_> {
 }
 
 impl Problem {
-    /// The error of `connect`; without a number of the kernel's: nothing, in the time that it had.
+    /// Converts an error of `connect`. A timeout without an error number of the kernel means that nothing responded
+    /// within the dial's time limit.
     #[must_use]
     pub fn connect(error: &io::Error) -> Self {
         if error.raw_os_error().is_none() && error.kind() == io::ErrorKind::TimedOut {
@@ -124,7 +125,7 @@ impl Problem {
                 text: TIMED_OUT.to_owned(),
             };
         }
-        // Go's call for a descriptor is `socket`.
+        // In Go the call that allocates the descriptor is `socket`.
         let call = match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE | libc::EAFNOSUPPORT) => "socket",
             _ => "connect",
@@ -135,8 +136,7 @@ impl Problem {
         }
     }
 
-    /// Whether Go calls it a timeout, whichever part ran out of time: the dial, the name server, or
-    /// the kernel.
+    /// Returns true if Go reports the error as a timeout, whether the dial, the name server or the kernel timed out.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         match self {
@@ -148,7 +148,7 @@ impl Problem {
     }
 }
 
-/// An error of the kernel in Go's words: lower case, without number.
+/// Returns an error of the kernel in the wording of Go: in lower case, without the number.
 #[must_use]
 pub fn os_text(error: &io::Error) -> String {
     let Some(code) = error.raw_os_error() else {
@@ -171,10 +171,10 @@ pub fn os_text(error: &io::Error) -> String {
     }
 }
 
-/// Host and port of an address, as Go's `SplitHostPort` takes them apart.
+/// Splits an address into host and port, as Go's `SplitHostPort` does.
 ///
 /// # Errors
-/// There is no port, or there are too many colons or brackets.
+/// Returns an error if there is no port, or if there are too many colons or brackets.
 pub fn split_host_port(address: &str) -> Result<(&str, &str), Problem> {
     let Some(last) = address.rfind(':') else {
         return Err(Problem::MissingPort(address.to_owned()));
@@ -204,10 +204,10 @@ pub fn split_host_port(address: &str) -> Result<(&str, &str), Problem> {
     Ok((host, port))
 }
 
-/// A port's number. Names are those of services that every machine knows.
+/// Returns the number of a port. Of the service names only the most common ones are known.
 ///
 /// # Errors
-/// It is too large, or an unknown name.
+/// Returns an error if the number is too large or the name is unknown.
 pub fn port(text: &str) -> Result<u16, Problem> {
     if text.is_empty() {
         return Ok(0);

@@ -1,46 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The destinations that an agent announces, written as a URL query:
-//! `ipv4=10.0.0.1&host=node-1&default-route=true`. The agent refuses keys that it does not know,
-//! the server ignores them. How dials are matched with them is `server::strategies`' business.
+//! The destinations that an agent announces, in the form of a URL query:
+//! `ipv4=10.0.0.1&host=node-1&default-route=true`. The agent rejects unknown keys, the server ignores them.
+//! `server::strategies` matches dials with the destinations.
 
 use thiserror::Error;
 
-/// Bytes of the longest text that the server reads.
+/// The maximum length of a text that the server parses, in bytes.
 pub const LONGEST: usize = 64 * 1024;
 
 /// The destinations that an agent can reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identifiers {
-    /// Keys `ipv4`, `ipv6` and `host`, compared as texts with a dial's host.
+    /// The values of the keys `ipv4`, `ipv6` and `host`, which are compared with a dial's host as strings.
     pub hosts: Vec<String>,
-    /// Key `cidr`; upstream reads it and never uses it.
+    /// The values of the key `cidr`. Upstream parses them but never uses them.
     pub cidrs: Vec<String>,
-    /// Key `default-route` with the value `true`.
+    /// True if the key `default-route` has the value `true`.
     pub default_route: bool,
-    /// Keys that this version does not know.
+    /// The keys that this version does not know.
     pub unknown: Vec<String>,
 }
 
-/// Why a text holds no identifiers.
+/// The reason why identifiers cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum IdentifiersError {
     /// A percent sign is not followed by two hexadecimal digits.
     #[error("fail to parse url encoded string: invalid URL escape \"{0}\"")]
     Escape(String),
-    /// Semicolons separated pairs once; Go refuses them.
+    /// A semicolon separates pairs. Older URL queries permitted this; Go rejects it.
     #[error("fail to parse url encoded string: invalid semicolon separator in query")]
     Semicolon,
-    /// It is longer than any list of names of one node.
+    /// The text is longer than any list of names of one node.
     #[error("agent identifiers of {0} bytes; at most {LONGEST} are read")]
     TooLong(usize),
 }
 
 impl Identifiers {
-    /// Reads a text as Go's `url.ParseQuery` does.
+    /// Parses a text as Go's `url.ParseQuery` does.
     ///
     /// # Errors
-    /// It is no query.
+    /// Returns an error if the text is not a valid query.
     pub fn parse(text: &str) -> Result<Self, IdentifiersError> {
         if text.len() > LONGEST {
             return Err(IdentifiersError::TooLong(text.len()));
@@ -63,7 +63,7 @@ impl Identifiers {
     }
 }
 
-/// The bytes that a text with percent signs of URLs stands for; the escape that is none.
+/// Decodes the percent-encoding of URLs. If an escape is invalid, returns that escape as the error.
 pub(crate) fn unescape_percent(text: &str) -> Result<Vec<u8>, String> {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
@@ -93,7 +93,7 @@ pub(crate) fn unescape_percent(text: &str) -> Result<Vec<u8>, String> {
     Ok(plain)
 }
 
-/// As in a query, where a plus sign is a space.
+/// Decodes a component of a query, where a plus sign stands for a space.
 fn unescape(text: &str) -> Result<String, IdentifiersError> {
     let plain = unescape_percent(&text.replace('+', " "))
         .map_err(|escape| IdentifiersError::Escape(escape.replace(' ', "+")))?;

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Patterns for names in certificates, and for names of hosts.
+//! Patterns for names in certificates and for host names.
 
 use std::fmt;
 
-/// A pattern: `*` stands for any run of characters other than `/`, all others for themselves.
+/// A pattern in which `*` matches any sequence of characters other than `/`, and every other character matches itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pattern(String);
 
 impl Pattern {
-    /// A pattern; none if it is empty.
+    /// Creates a pattern. Returns `None` if the text is empty.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
-    /// Whether the whole of `text` fits.
+    /// Returns true if the pattern matches the whole of `text`.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
-        // No star stands for a slash, so each part of one has its part of the other.
+        // A star does not match a slash, so the parts between slashes can be matched one by one.
         let mut parts = text.split('/');
         let all = self
             .0
@@ -37,7 +37,7 @@ fn matches_part(pattern: &str, text: &str) -> bool {
     };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
     for literal in middle.split('*') {
-        // The first place leaves the most for what follows.
+        // The first match leaves the most text for the rest of the pattern.
         let Some(at) = text.find(literal) else {
             return false;
         };
@@ -46,12 +46,12 @@ fn matches_part(pattern: &str, text: &str) -> bool {
     text.ends_with(last)
 }
 
-/// A host's name, or `*.` and the end of one: any one label before that end.
+/// A host name, or `*.` followed by the end of a name, which matches any single label before that end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPattern(String);
 
 impl HostPattern {
-    /// A pattern; none if it is no name of DNS.
+    /// Creates a pattern. Returns `None` if the text is not a valid DNS name.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let name = text.strip_prefix("*.").unwrap_or(text);
@@ -63,7 +63,7 @@ impl HostPattern {
         is_name.then(|| Self(text.to_ascii_lowercase()))
     }
 
-    /// Whether a name fits; case does not matter.
+    /// Returns true if a name matches, ignoring case.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -86,7 +86,7 @@ impl fmt::Display for HostPattern {
 mod tests {
     use super::*;
 
-    /// The same, character by character.
+    /// The same matcher, character by character.
     fn slow(pattern: &[u8], text: &[u8]) -> bool {
         match (pattern.split_first(), text.split_first()) {
             (None, None) => true,

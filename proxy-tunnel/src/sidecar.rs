@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sidecar: an HTTP proxy for the programs of its pod, which reaches targets through a konnectivity server. Clients
-//! need no certificate for it, and keep their own TLS settings for their targets.
+//! The sidecar is an HTTP proxy for the programs of its pod that reaches targets through a konnectivity server. Clients
+//! need no certificate for the server, and keep their own TLS settings for their targets.
 
 mod relay;
 pub mod tenant;
@@ -23,7 +23,7 @@ use crate::forward::{Dial as _, absolute};
 use crate::metrics::Counted;
 use crate::rewound::Rewound;
 
-/// Serves a client's connection to its end.
+/// Serves a client's connection until it ends.
 pub async fn serve<S>(mut socket: S, tenant: Arc<Tenant>, phase: watch::Receiver<Phase>)
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
@@ -48,7 +48,7 @@ where
     }
 }
 
-/// One tunnel. `rest` are the bytes behind the head.
+/// Serves one tunnel. `rest` contains the bytes that follow the head.
 async fn connect<S>(mut socket: S, head: &Head, rest: Bytes, tenant: &Tenant)
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin,
@@ -73,11 +73,12 @@ where
     }
 }
 
-/// Ready when a client has gone; takes few bytes of one that sends before it has its answer.
+/// Completes when the client has disconnected. Stores a limited number of bytes from a client that sends before it has
+/// received its response.
 async fn gone<S: AsyncRead + Unpin>(socket: &mut S, early: &mut BytesMut) {
     while early.len() < head::LONGEST {
         match socket.read_buf(early).await {
-            // It may still read.
+            // A client that has ended its sending side may still read.
             Ok(0) => break,
             Ok(_) => {}
             Err(_) => return,

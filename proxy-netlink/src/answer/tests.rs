@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which datagrams make a complete answer.
+//! Tests which datagrams form a complete response.
 
 use super::*;
 use crate::wire::request;
 
-/// Any type of message with content.
+/// A message type with content; its value does not matter.
 const CONTENT: u16 = 0x0a06;
 const SEQUENCE: u32 = 7;
 
@@ -14,12 +14,12 @@ fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 fn end(kind: u16, code: i32) -> Vec<u8> {
-    // An error carries the header of the request as well.
+    // An error message also contains the header of the request.
     let payload = [&code.to_ne_bytes()[..], &[0; 16]].concat();
     message(kind, 2, &payload[..if kind == NLMSG_DONE { 4 } else { 20 }])
 }
 
-/// The outcome of an answer that comes in these datagrams, and how many messages with content it has.
+/// Returns the outcome of a response that consists of these datagrams, and the number of its messages with content.
 fn read(mut answer: Answer, datagrams: &[Vec<u8>]) -> (io::Result<()>, usize) {
     let mut count = 0;
     for datagram in datagrams {
@@ -67,7 +67,7 @@ fn a_dump_without_an_end_is_incomplete() {
         let error = dump(&datagrams).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
-    // A single request is answered by an acknowledgement alone.
+    // The response to a single request may consist of an acknowledgement only.
     let (outcome, _) = read(Answer::to(SEQUENCE), &[content(), end(NLMSG_ERROR, 0)]);
     assert!(outcome.is_ok());
 }

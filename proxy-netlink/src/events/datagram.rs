@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The events in the kernel's datagrams.
+//! Finds events in the kernel's datagrams.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::actor::Actor;
 use crate::netfilter::object;
 use crate::wire::{Message, messages};
 
-/// The first event of interest among rtnetlink messages, and the port id it came from.
+/// Returns the first relevant event in rtnetlink messages, and the port ID that the message contains.
 pub fn in_route_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
     first_in(datagram, |message| {
         Some((route_event(message, interest)?, message.port))
@@ -29,7 +29,7 @@ fn route_event(message: Message<'_>, interest: &Interest) -> Option<Event> {
         return removed_route(message, &interest.local_routes).map(Event::LocalRoute);
     }
     let Ok(message) = message.decode::<RouteNetlinkMessage>() else {
-        // A message of a newer kernel: a look at the node finds what it is about.
+        // The message is from a newer kernel. The reconciliation that follows the event finds out what changed.
         return Some(Event::Link);
     };
     let NetlinkPayload::InnerMessage(message) = message.payload else {
@@ -51,16 +51,16 @@ fn route_event(message: Message<'_>, interest: &Interest) -> Option<Event> {
     }
 }
 
-// Types of messages about routes and next hops, linux/rtnetlink.h.
+// Message types for routes and next hops, linux/rtnetlink.h.
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
-/// Whether a message about a route is about a default route; none if it is about something else. It is not
-/// decoded: there are nodes with a million routes.
+/// Returns whether a message about a route concerns a default route, or `None` for other messages. The message is not
+/// decoded, because some nodes have a million routes.
 fn default_route(message: Message<'_>) -> Option<bool> {
-    /// The offset of the length of the destination's prefix, behind the family.
+    /// The offset of the destination's prefix length, which follows the family.
     const LENGTH: usize = 1;
     match message.kind {
         RTM_NEWROUTE | RTM_DELROUTE => Some(message.payload.get(LENGTH) == Some(&0)),
@@ -69,10 +69,10 @@ fn default_route(message: Message<'_>) -> Option<bool> {
     }
 }
 
-/// The address among these whose route a message reports as removed.
+/// Returns the address, among these, whose route a message reports as removed.
 fn removed_route(message: Message<'_>, addresses: &[IpAddr]) -> Option<IpAddr> {
     const RTA_DST: u16 = 1;
-    /// `struct rtmsg`.
+    /// The length of `struct rtmsg`.
     const HEADER: usize = 12;
     if addresses.is_empty() || message.kind != RTM_DELROUTE {
         return None;
@@ -90,7 +90,7 @@ fn removed_route(message: Message<'_>, addresses: &[IpAddr]) -> Option<IpAddr> {
     None
 }
 
-/// The host's end of an address: `IFA_LOCAL` where there is one.
+/// Returns the host's own address: `IFA_LOCAL` if it is present.
 fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
@@ -103,7 +103,7 @@ fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     found
 }
 
-/// The first event of interest among nf_tables messages, and the port id it came from.
+/// Returns the first relevant event in nf_tables messages, and the port ID that the message contains.
 pub fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Event, u32)> {
     first_in(datagram, |message| {
         let Subject {
@@ -120,12 +120,14 @@ pub fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Even
     })
 }
 
-/// The process that made the changes before this message (`NFT_MSG_NEWGEN`, with the process since Linux 4.14).
+/// Returns the process that made the changes before this message (`NFT_MSG_NEWGEN`, which contains the process since
+/// Linux 4.14).
 pub fn actor(datagram: &[u8]) -> Option<Actor> {
     /// `NFT_MSG_NEWGEN`
     const NEW_GENERATION: u8 = 15;
     first_in(datagram, |message| {
-        // Decoding any other message takes longer, and a change of ours has hundreds of them.
+        // Other messages are skipped without decoding them, which takes longer: a change by this program has hundreds
+        // of them.
         if nf_tables_kind(message)? != NEW_GENERATION {
             return None;
         }
@@ -148,7 +150,7 @@ pub fn actor(datagram: &[u8]) -> Option<Actor> {
     })
 }
 
-/// The type of a message of nf_tables (`enum nf_tables_msg_types`); none if it is of another subsystem.
+/// Returns the type of an nf_tables message (`enum nf_tables_msg_types`), or `None` for a message of another subsystem.
 fn nf_tables_kind(message: Message<'_>) -> Option<u8> {
     /// `NFNL_SUBSYS_NFTABLES`.
     const SUBSYSTEM: u8 = 10;
@@ -156,25 +158,26 @@ fn nf_tables_kind(message: Message<'_>) -> Option<u8> {
     (subsystem == SUBSYSTEM).then_some(kind)
 }
 
-/// The subject of a message about a table, chain or rule. It is not decoded: other programs change tens of thousands
-/// of rules at once.
+/// The object that a message about a table, chain or rule concerns. The message is not fully decoded, because other
+/// programs change tens of thousands of rules at once.
 struct Subject {
     table: String,
-    /// None: the table as a whole.
+    /// The chain, or `None` if the message concerns the table as a whole.
     chain: Option<String>,
     is_removal: bool,
 }
 
 impl Subject {
     fn of(message: Message<'_>) -> Option<Self> {
-        /// `struct nfgenmsg`.
+        /// The length of `struct nfgenmsg`.
         const HEADER: usize = 4;
-        /// In each kind of message (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`).
+        /// The attribute with the table's name has the same number in each type of message (`NFTA_TABLE_NAME`,
+        /// `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`).
         const TABLE: u16 = 1;
         const NFTA_CHAIN_NAME: u16 = 3;
         const NFTA_RULE_CHAIN: u16 = 2;
         let kind = nf_tables_kind(message)?;
-        // `enum nf_tables_msg_types`: new and deleted tables, chains and rules.
+        // `enum nf_tables_msg_types`: creation and deletion of tables, chains and rules.
         let of_chain = match kind {
             0 | 2 => None,
             3 | 5 => Some(NFTA_CHAIN_NAME),
@@ -200,8 +203,8 @@ impl Subject {
     }
 }
 
-/// Runs `look` on each netlink message of a datagram until it finds something. Behind a message with a
-/// wrong length nothing can be found.
+/// Calls `look` with each netlink message of a datagram until it returns a result. The search ends at a message with a
+/// wrong length.
 fn first_in<T>(datagram: &[u8], look: impl Fn(Message<'_>) -> Option<T>) -> Option<T> {
     messages(datagram).map_while(Result::ok).find_map(look)
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any event of the kernel.
+//! The fuzz target for events of the kernel.
 
 use super::datagram::{actor, in_netfilter_events, in_route_events};
 use super::{Event, Interest};
 use crate::fuzzing::choice;
 
-/// A datagram of route netlink or of netfilter, chosen by the first byte.
+/// Processes a datagram of route netlink or netfilter; the first byte selects which.
 ///
-/// Nothing is passed on that does not concern us, and what is found is found again when more follows
-/// behind the datagram: nothing beyond a message is read.
+/// Only relevant events may be reported, and an event that is found must be found again when more bytes follow the
+/// datagram: the parser must not read beyond a message.
 pub fn events(data: &[u8]) {
     let (kind, datagram) = choice(data);
     let interest = Interest {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The kernel's notifications about links, addresses, routes, traffic control and nf_tables, and which of them are
-//! passed on. An event only says that something may have changed: the reader looks at the node to see what.
+//! Receives the kernel's notifications about links, addresses, routes, traffic control and nf_tables, and selects those
+//! that are reported. An event only means that a change is possible: the receiver reads the node's state to find out
+//! what changed.
 
 mod datagram;
 #[cfg(feature = "fuzzing")]
@@ -28,37 +29,38 @@ const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RTNLGRP_NEXTHOP: u32 = 32;
 const NFNLGRP_NFTABLES: u32 = 7;
-/// Room for a burst of events. Those that do not fit are reported as [`Event::Overrun`].
+/// The size of the receive buffer, in bytes, for bursts of events. Events that do not fit are reported as
+/// [`Event::Overrun`].
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// nf_tables reports the process behind its change, at once. The wait for it ends after this time, for
-/// kernels that do not report it.
+/// The time to wait for the process that made a change. nf_tables reports it immediately after the change; the limit is
+/// for kernels that do not report it.
 const SIGNATURE: Duration = Duration::from_millis(2);
 
-/// Something that happened.
+/// A change that the kernel reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A link came, went or changed.
+    /// A link was added, removed or changed.
     Link,
     /// One of the addresses was added or removed.
     Address(IpAddr),
-    /// A default route came, went or changed, or a next hop with a number of its own.
+    /// A default route, or a next hop that is an object of its own, was added, removed or changed.
     Route,
-    /// A route of one of the addresses was removed.
+    /// The route of one of the addresses was removed.
     LocalRoute(IpAddr),
-    /// A queueing discipline or filter was removed.
+    /// A queueing discipline or a filter was removed.
     TrafficControl,
-    /// Something in a watched table was changed.
+    /// An object in a watched table was changed.
     Table(String),
-    /// More happened than the socket could hold.
+    /// Events were lost because the socket's receive buffer was full.
     Overrun,
 }
 
 /// An event, and the process that caused it if the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// What happened.
+    /// The event.
     pub event: Event,
-    /// The process that caused it, possibly without a name.
+    /// The process that caused the event, possibly without its name.
     pub by: Option<Actor>,
 }
 
@@ -76,44 +78,45 @@ impl Display for Event {
     }
 }
 
-/// Which events are passed on.
+/// The selection of events that are reported.
 #[derive(Debug, Clone, Default)]
 pub struct Interest {
-    /// Addresses that count when they come or go: VIPs and Services.
+    /// Addresses whose addition and removal are reported: VIPs and Services.
     pub addresses: Vec<IpAddr>,
-    /// Default routes.
+    /// True if changes of default routes are reported.
     pub routes: bool,
-    /// Addresses whose routes count when they are removed.
+    /// Addresses for which the removal of a route is reported.
     pub local_routes: Vec<IpAddr>,
-    /// Tables of which every change counts.
+    /// Tables in which every change is reported.
     pub tables: Vec<String>,
-    /// Tables and chains of which removals count: those that iptables rules live in.
+    /// Tables and chains in which removals are reported: those that contain iptables rules.
     pub chains: Vec<(&'static str, &'static str)>,
 }
 
 /// The two netlink sockets that carry events.
 pub struct Events {
     route: TokioSocket,
-    /// Absent where the kernel has no nfnetlink: then nothing can change there either.
+    /// The netfilter socket. It is absent if the kernel has no nfnetlink, in which case there are no such changes
+    /// either.
     netfilter: Option<TokioSocket>,
     interest: Interest,
     unsigned: Option<Unsigned>,
 }
 
-/// A change of nf_tables whose process is still to be reported.
+/// A change of nf_tables whose process has not been reported yet.
 struct Unsigned {
     event: Event,
-    /// The port id that it came from.
+    /// The port ID in the message about the change.
     port: u32,
     until: Instant,
 }
 
 impl Events {
-    /// Subscribes in the current network namespace.
+    /// Subscribes to the events of the current network namespace.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses the rtnetlink subscription.
+    /// Returns an error if the kernel rejects the rtnetlink subscription.
     pub fn open(interest: Interest) -> io::Result<Self> {
         let mut groups = vec![
             RTNLGRP_LINK,
@@ -126,7 +129,7 @@ impl Events {
         }
         let mut route = subscribe(NETLINK_ROUTE, &groups)?;
         if interest.routes {
-            // Since Linux 5.3; a kernel before that has no such next hops.
+            // The group exists since Linux 5.3. An older kernel has no such next hops.
             let _ = route.socket_mut().add_membership(RTNLGRP_NEXTHOP);
         }
         let netfilter = subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).ok();
@@ -138,12 +141,12 @@ impl Events {
         })
     }
 
-    /// Waits for the next event of interest. May be dropped while it waits.
+    /// Waits for the next relevant event. The future may be dropped while it waits.
     pub async fn next(&mut self) -> Notice {
         loop {
             let until = self.unsigned.as_ref().map(|change| change.until);
             let notice = tokio::select! {
-                // In this order: the process comes before the end of the wait for it.
+                // The order matters: the message about the process must be processed before the wait for it times out.
                 biased;
                 received = receive(self.netfilter.as_ref()) => match received {
                     Ok((datagram, _)) => self.in_netfilter(&datagram),
@@ -166,7 +169,7 @@ impl Events {
         }
     }
 
-    /// A change is passed on together with its process.
+    /// Processes a datagram. A change is held back until its process is known.
     fn in_netfilter(&mut self, datagram: &[u8]) -> Option<Notice> {
         if self.unsigned.is_none() {
             let (event, port) = in_netfilter_events(datagram, &self.interest)?;
@@ -187,7 +190,7 @@ const OVERRUN: Notice = Notice {
     by: None,
 };
 
-/// Waits for a moment; for ever without one.
+/// Waits until a moment, or forever if there is none.
 async fn reached(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which events are passed on; any bytes from the kernel.
+//! Tests which events are reported, and that any bytes from the kernel can be processed.
 
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_netfilter::nftables::{
@@ -73,7 +73,7 @@ fn the_process_is_named_behind_its_change() {
     assert_eq!(by.to_string(), "nft (pid 123)");
     let rule = netfilter(NfTablesMessage::NewRule(rule("proxy-agent", "any")));
     assert_eq!(actor(&rule), None);
-    // Before Linux 4.14 the kernel reports only the port id.
+    // Kernels before Linux 4.14 report only the port ID.
     let mut old = newgen(vec![GenAttribute::Id(7)]);
     old[12..16].copy_from_slice(&77_u32.to_ne_bytes());
     assert_eq!(actor(&old).unwrap().to_string(), "pid 77");
@@ -116,7 +116,7 @@ fn links_count_and_so_do_removed_filters() {
     let filter = RouteNetlinkMessage::DelTrafficFilter(TcMessage::default());
     let removed = Some(Event::TrafficControl);
     assert_eq!(what(in_route_events(&route(filter), &interest())), removed);
-    // Adding one, as we do ourselves, takes nothing away.
+    // Adding a filter, as this program does itself, removes nothing.
     let filter = RouteNetlinkMessage::NewTrafficFilter(TcMessage::default());
     assert_eq!(what(in_route_events(&route(filter), &interest())), None);
 }
@@ -156,7 +156,7 @@ fn the_second_message_of_a_datagram_is_seen() {
 }
 
 proptest! {
-    /// Whatever arrives, truncated or not netlink at all.
+    /// Any bytes can be processed, including truncated messages and data that is not netlink.
     #[test]
     fn any_bytes_are_read(
         datagram in prop::collection::vec(any::<u8>(), 0..200),
@@ -166,7 +166,7 @@ proptest! {
         let _ = in_route_events(&datagram, &interest());
         let _ = in_netfilter_events(&datagram, &interest());
         let _ = actor(&datagram);
-        // With a header that is right, so that the payload is reached.
+        // The header is valid, so that the payload is parsed.
         let mut message = vec![0; 16];
         message.extend(&datagram);
         let length = u32::try_from(message.len()).unwrap();

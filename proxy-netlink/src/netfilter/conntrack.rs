@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Entries of connection tracking over ctnetlink: listed, deleted, and created for connections that
-//! were translated without it. Only TCP is considered. The messages are in `message.rs`; which entries
-//! are wrong is not decided here.
+//! Lists, deletes and creates entries of connection tracking over ctnetlink. Entries are created for connections that
+//! were translated without conntrack. Only TCP is supported. `message.rs` contains the messages. The callers decide
+//! which entries are wrong.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -22,39 +22,39 @@ pub use netlink_packet_netfilter::conntrack::Status;
 
 use super::{Error, Family, Socket};
 
-/// Attempts at an entry that other programs keep changing, before that is an error.
+/// The maximum number of attempts to create an entry that other programs keep changing.
 const ATTEMPTS: usize = 8;
-/// How long an established connection is tracked without a packet if the setting cannot be read: the
+/// The time for which an established connection is tracked without a packet, if the setting cannot be read. It is the
 /// value that kube-proxy sets.
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_hours(24);
 
-/// The two ends of a TCP connection as packets of one direction show them.
+/// The two ends of a TCP connection, as they appear in packets of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tuple {
-    /// The sender.
+    /// The sender's address.
     pub source: SocketAddr,
-    /// The receiver.
+    /// The receiver's address.
     pub destination: SocketAddr,
 }
 
 /// A tracked TCP connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The direction of its first packet, before any translation.
+    /// The tuple of the original direction, before any translation.
     pub original: Tuple,
-    /// The direction of replies as they arrive, before they are translated back.
+    /// The tuple of the reply direction as the packets arrive, before they are translated back.
     pub reply: Tuple,
-    /// Its status bits.
+    /// The status bits.
     pub status: Status,
     /// The state of the connection, if the kernel reports it.
     pub tcp_state: Option<TcpState>,
-    /// Whether packets with sequence numbers outside of its window pass, in both directions.
+    /// True if packets with sequence numbers outside of the window pass, in both directions.
     pub liberal: bool,
-    /// The time until it expires without a packet, in whole seconds, rounded down.
+    /// The time after which the entry expires unless a packet arrives, in whole seconds, rounded down.
     pub remaining: Option<Duration>,
-    /// Distinguishes it from earlier and later entries of the same tuples.
+    /// The id that distinguishes the entry from earlier and later entries with the same tuples.
     pub id: u32,
-    /// The zone of its original direction.
+    /// The zone of the original direction.
     pub zone: u16,
 }
 
@@ -65,26 +65,25 @@ pub enum TcpState {
     SynSent,
     /// The handshake is complete.
     Established,
-    /// Both sides have closed it, or one has reset it.
+    /// Both sides have closed the connection, or one side has reset it.
     Over(Ending),
     /// Another state, by its number.
     Other(u8),
 }
 
-/// How a connection ended.
+/// The way in which a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// By FIN from both sides.
+    /// Both sides sent a FIN.
     TimeWait,
-    /// By RST.
+    /// One side sent an RST.
     Close,
 }
 
-/// Which entries are listed.
+/// The selection of entries that are listed.
 ///
-/// Kernels that know how (from 5.8 for addresses, from 5.15 for the status) send no others, which
-/// makes a look at a table of 262,144 entries cheap; what older ones send is left out while it is
-/// read.
+/// Kernels that support the filter (from 5.8 for addresses, from 5.15 for the status) send only matching entries, which
+/// makes reading a table of 262,144 entries cheap. With older kernels, other entries are skipped while they are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
     /// Connections to this address without a reply and without DNAT.
@@ -92,7 +91,7 @@ pub enum Filter {
 }
 
 impl Tuple {
-    /// From one end to the other.
+    /// Creates the tuple of packets from `source` to `destination`.
     #[must_use]
     pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         Self {
@@ -105,7 +104,7 @@ impl Tuple {
         family_of(self.destination)
     }
 
-    /// The same connection in the other direction, without any translation.
+    /// Returns the tuple of the other direction if there is no translation.
     #[must_use]
     pub fn mirrored(&self) -> Self {
         Self::new(self.destination, self.source)
@@ -124,13 +123,13 @@ impl Filter {
         family_of(address)
     }
 
-    /// The flags it compares and the values they must have.
+    /// Returns the status bits that the filter compares, and the values that they must have.
     fn status(self) -> (Status, Status) {
         let Self::UnansweredTo(_) = self;
         (Status::SeenReply | Status::DstNat, Status::empty())
     }
 
-    /// Whether an entry is one of those asked for.
+    /// Returns true if an entry matches the filter.
     fn accepts(self, entry: &Entry) -> bool {
         let (mask, value) = self.status();
         let Self::UnansweredTo(address) = self;
@@ -138,12 +137,12 @@ impl Filter {
     }
 }
 
-/// Lists entries and gives each of them to `keep` as it is read, so that a large table needs no
-/// more memory than what `keep` collects. `keep` gets a new `T` when the list is read again.
+/// Lists entries and passes each of them to `keep` as it is read, so that a large table needs no more memory than the
+/// entries that `keep` collects. When the list is read again, `keep` receives a new `T`.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// Returns an error if the kernel's response is incomplete.
 pub fn each<T: Default>(
     socket: &mut Socket,
     filter: Filter,
@@ -160,11 +159,11 @@ pub fn each<T: Default>(
     })
 }
 
-/// Deletes an entry, but no later one of the same tuples. Returns false if it no longer existed.
+/// Deletes an entry, but no later one with the same tuples. Returns false if the entry no longer existed.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn delete(socket: &mut Socket, entry: &Entry) -> Result<bool, Error> {
     let what = format!("delete the entry of {}", entry.original);
     let family = entry.original.family();
@@ -175,18 +174,17 @@ pub fn delete(socket: &mut Socket, entry: &Entry) -> Result<bool, Error> {
     }
 }
 
-/// Creates the entry that kube-proxy's DNAT would have made for a live connection from `client` to
-/// `service` whose other end is `vip`, so that conntrack takes its translation over.
+/// Creates the entry that kube-proxy's DNAT would have created for a live connection from `client` to `service` whose
+/// other end is `vip`, so that conntrack takes over its translation.
 ///
-/// The caller knows that the proxy's socket of `vip` and `client` belongs to this connection. There
-/// is only one such socket, so whichever other entry expects answers from `vip` to `client` is out
-/// of date: it would make conntrack give the client another port, and is deleted. So is an entry of
-/// `client` and `service` that leads elsewhere or would drop segments because it has an earlier
-/// connection's windows.
+/// The caller knows that the proxy's socket between `vip` and `client` belongs to this connection. There is only one
+/// such socket, so any other entry that expects replies from `vip` to `client` is out of date: it would make conntrack
+/// translate the client's port, and is deleted. An entry between `client` and `service` is also deleted if it leads to
+/// another destination or would drop segments because it contains the windows of an earlier connection.
 ///
 /// # Errors
 ///
-/// The kernel's answer, or that other programs keep tracking the connection in another way.
+/// Returns the kernel's error, or an error if other programs keep tracking the connection differently.
 pub fn create_established(
     socket: &mut Socket,
     client: SocketAddr,
@@ -207,7 +205,7 @@ pub fn create_established(
         }
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match socket.change(&what, original.family(), flags, creation.clone()) {
-            // The next look-up shows whether the kernel translated it as requested.
+            // The look-up in the next iteration verifies that the kernel applied the requested translation.
             Ok(()) => {}
             Err(error) if error.errno() == Some(libc::EEXIST) => {
                 if let Some(present) = find(socket, &original)?
@@ -226,11 +224,11 @@ pub fn create_established(
     })
 }
 
-/// The entry of the connection in which `server` answers `client`, if it is tracked.
+/// Returns the entry of the connection in which `server` replies to `client`, if it is tracked.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn answered_by(
     socket: &mut Socket,
     server: SocketAddr,
@@ -239,11 +237,11 @@ pub fn answered_by(
     find(socket, &Tuple::new(server, client))
 }
 
-/// The entry of a connection that `client` has opened to `server`, as `client` names its ends.
+/// Returns the entry of a connection that `client` opened to `server`, by the addresses that `client` uses.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn opened_by(
     socket: &mut Socket,
     client: SocketAddr,
@@ -252,16 +250,17 @@ pub fn opened_by(
     find(socket, &Tuple::new(client, server))
 }
 
-/// How long conntrack remembers a TCP connection in this state after its last packet, in the
-/// current network namespace.
+/// Returns the time for which conntrack keeps a TCP connection in this state after its last packet, in the current
+/// network namespace.
 ///
 /// # Errors
 ///
-/// If the setting cannot be read; `NotFound` where the kernel does not track connections at all.
+/// Returns an error if the setting cannot be read; its kind is `NotFound` if the kernel does not track connections at
+/// all.
 ///
 /// # Panics
 ///
-/// For states other than SYN sent and established.
+/// Panics for states other than SYN sent and established.
 pub fn tcp_timeout(state: TcpState) -> io::Result<Duration> {
     let name = match state {
         TcpState::SynSent => "syn_sent",
@@ -274,7 +273,7 @@ pub fn tcp_timeout(state: TcpState) -> io::Result<Duration> {
     Ok(Duration::from_secs(seconds))
 }
 
-/// The entry one of whose directions is `tuple`, in the default zone.
+/// Returns the entry that has `tuple` in one of its directions, in the default zone.
 fn find(socket: &mut Socket, tuple: &Tuple) -> Result<Option<Entry>, Error> {
     let what = format!("look up {tuple}");
     let found: Option<ConntrackMessage> =
@@ -282,7 +281,7 @@ fn find(socket: &mut Socket, tuple: &Tuple) -> Result<Option<Entry>, Error> {
     Ok(found.and_then(message::entry))
 }
 
-/// Whether the connection goes on when its packets meet this entry.
+/// Returns true if the connection continues when its packets match this entry.
 fn takes_over(entry: &Entry, original: &Tuple, reply: &Tuple) -> bool {
     entry.original == *original
         && entry.reply == *reply

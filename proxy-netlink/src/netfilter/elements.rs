@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The elements of sets and maps of nf_tables, whichever program has made them.
+//! The elements of sets and maps of nf_tables, regardless of the program that created them.
 
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
@@ -15,11 +15,11 @@ const INTERVAL_END: u32 = 1;
 /// An element of a set or a map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Element {
-    /// Its key; none of an element that stands for all other keys.
+    /// The key, or `None` for the catch-all element, which stands for all other keys.
     pub key: Option<Vec<u8>>,
-    /// The value of a map; none in a set, and none where it is a verdict.
+    /// The value in a map. It is `None` in a set, and for a value that is a verdict.
     pub value: Option<Vec<u8>>,
-    /// In a set of intervals: one ends before this key. Else one begins with it.
+    /// In a set of intervals: true if an interval ends before this key, false if one begins with it.
     pub ends_interval: bool,
 }
 
@@ -42,7 +42,7 @@ impl From<Vec<SetElementAttribute>> for Element {
     }
 }
 
-/// The elements in a message.
+/// Returns the elements in a message.
 pub fn elements_in(message: SetElementMessage) -> impl Iterator<Item = Element> {
     let lists = message.attributes.into_iter().filter_map(|attribute| {
         let SetElementList::Elements(elements) = attribute else {
@@ -56,12 +56,12 @@ pub fn elements_in(message: SetElementMessage) -> impl Iterator<Item = Element> 
     })
 }
 
-/// Reads the elements of a set or map and gives each of them to `each`; none if there is no such set. A dump
-/// that changes of others interrupted is repeated with a new `T`.
+/// Reads the elements of a set or map and passes each of them to `each`. Returns `None` if there is no such set. A dump
+/// that was interrupted by concurrent changes is repeated with a new `T`.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// Returns an error if the kernel's response is incomplete.
 pub fn fold_elements<T: Default>(
     socket: &mut Socket,
     (family, table): (Family, &str),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The expressions of our rules, as `nft list ruleset` shows them.
+//! The expressions of this project's rules, in the form in which `nft list ruleset` displays them.
 
 mod set;
 
@@ -22,18 +22,18 @@ const PROTOCOL_TCP: u8 = 6;
 /// `lo` is the first link of every network namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// The end of a packet that an expression reads.
+/// The end of a connection whose fields an expression reads from a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Source address and port.
+    /// The source address and port.
     Source,
-    /// Destination address and port.
+    /// The destination address and port.
     Destination,
 }
 
 /// `ip daddr ADDRESS meta l4proto tcp tcp dport PORT`, or the same for the source.
 ///
-/// The address is compared first, because it ends the rule for nearly every packet of the node.
+/// The address is compared first, because this comparison ends the rule for almost every packet of the node.
 #[must_use]
 pub fn endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
     let (offset, address) = address_field(end, ip);
@@ -47,7 +47,7 @@ pub fn endpoint(end: End, ip: IpAddr, port: u16) -> Vec<Expressions> {
     expressions
 }
 
-/// `meta l4proto tcp`; nft leaves it out where something of the TCP header follows.
+/// `meta l4proto tcp`. nft omits it if a match on the TCP header follows.
 #[must_use]
 pub fn is_tcp() -> [Expressions; 2] {
     is_protocol(PROTOCOL_TCP)
@@ -104,12 +104,11 @@ pub fn not_from_loopback() -> [Expressions; 2] {
     ]
 }
 
-/// `socket transparent <= 1`: the packet belongs to a socket of this network namespace, be it a
-/// connection, one that opens or one that waits for late packets; or its listener was found.
+/// `socket transparent <= 1`: the packet belongs to a socket of this network namespace, whether the connection is
+/// established, being opened or waiting for late packets; or a listener was found for it.
 ///
-/// The value is of no interest, but only together with a comparison nft shows the expression in a form
-/// that it reads again. Source: `nft_socket.c`, Linux 4.18; for sockets that are none yet or no more see
-/// docs/kernel-facts.md.
+/// The value does not matter, but only with a comparison does nft display the expression in a form that it can parse
+/// again. Source: `nft_socket.c`, Linux 4.18; docs/kernel-facts.md describes sockets that do not exist yet or any more.
 #[must_use]
 pub fn has_socket() -> [Expressions; 2] {
     /// `NFT_SOCKET_TRANSPARENT`.
@@ -120,8 +119,8 @@ pub fn has_socket() -> [Expressions; 2] {
     ]
 }
 
-/// `socket cgroupv2 level LEVEL "PATH"`: the socket was made in the cgroup with this id, or below it. In raw
-/// output it is that of the packet, so that this is about the process that sends it (Linux 5.13).
+/// `socket cgroupv2 level LEVEL "PATH"`: the socket was created in the cgroup with this id, or below it. In the raw
+/// output hook the socket is that of the packet, so the match concerns the process that sends it (Linux 5.13).
 #[must_use]
 pub fn socket_cgroup(level: u8, id: u64) -> [Expressions; 2] {
     /// `NFT_SOCKET_CGROUPV2`.
@@ -132,7 +131,7 @@ pub fn socket_cgroup(level: u8, id: u64) -> [Expressions; 2] {
     ]
 }
 
-/// `enum nft_socket_attributes`.
+/// The attributes of `enum nft_socket_attributes`.
 fn socket(key: u32, level: Option<u8>) -> Expressions {
     const KEY: u16 = 1;
     const REGISTER: u16 = 2;
@@ -158,7 +157,7 @@ pub fn is_protocol(protocol: u8) -> [Expressions; 2] {
     ]
 }
 
-/// `icmp type != TYPE`, of a packet that is known to be ICMP of either family.
+/// `icmp type != TYPE`, for a packet that is known to be ICMP of either family.
 #[must_use]
 pub fn is_not_icmp_type(kind: u8) -> [Expressions; 2] {
     [
@@ -167,7 +166,7 @@ pub fn is_not_icmp_type(kind: u8) -> [Expressions; 2] {
     ]
 }
 
-/// `meta priority set PRIORITY`: of the packet, as traffic control knows it.
+/// `meta priority set PRIORITY`: sets the packet's priority for traffic control.
 #[must_use]
 pub fn set_priority(priority: u32) -> [Expressions; 2] {
     [
@@ -203,25 +202,25 @@ pub fn notrack() -> Expressions {
     bare("notrack")
 }
 
-/// Flags of a TCP header.
+/// The flags of a TCP header.
 pub mod flag {
     /// The sender closes its direction.
     pub const FIN: u8 = 0x01;
-    /// The connection is opened.
+    /// The sender opens the connection.
     pub const SYN: u8 = 0x02;
-    /// The connection is reset.
+    /// The sender resets the connection.
     pub const RST: u8 = 0x04;
     /// The acknowledgement number is valid.
     pub const ACK: u8 = 0x10;
 }
 
-/// `tcp flags VALUE / MASK`: those of the mask are as in the value.
+/// `tcp flags VALUE / MASK`: the flags in the mask equal those in the value.
 #[must_use]
 pub fn flags_are(value: u8, mask: u8) -> Vec<Expressions> {
     masked_flags(mask, Operator::Equal, value)
 }
 
-/// `tcp flags MASK`: at least one of the mask is set.
+/// `tcp flags MASK`: at least one of the flags in the mask is set.
 #[must_use]
 pub fn has_flag(mask: u8) -> Vec<Expressions> {
     masked_flags(mask, Operator::NotEqual, 0)
@@ -251,7 +250,7 @@ pub fn go_to(chain: &str) -> Expressions {
     ])
 }
 
-/// `accept`: the packet leaves the chain, and all others see it.
+/// `accept`: the packet leaves the chain and continues with all others.
 #[must_use]
 pub fn accept() -> Expressions {
     const ACCEPT: u32 = 1;
@@ -272,7 +271,7 @@ fn verdict(attributes: Vec<VerdictAttribute>) -> Expressions {
     ])
 }
 
-/// Offset and content of an address in its IP header.
+/// Returns the offset and the content of an address in its IP header.
 fn address_field(end: End, ip: IpAddr) -> (u32, Vec<u8>) {
     match (ip, end) {
         (IpAddr::V4(v4), End::Source) => (12, v4.octets().to_vec()),
@@ -282,7 +281,7 @@ fn address_field(end: End, ip: IpAddr) -> (u32, Vec<u8>) {
     }
 }
 
-/// Offset of a port in its TCP header.
+/// Returns the offset of a port in its TCP header.
 fn port_offset(end: End) -> u32 {
     match end {
         End::Source => 0,

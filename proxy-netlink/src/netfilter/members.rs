@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The members of a set of ours: lists them, and deletes single ones.
+//! Lists the members of one of this project's sets, and deletes single ones.
 
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
@@ -11,15 +11,15 @@ use super::elements::fold_elements;
 use super::table::Table;
 use super::{Error, Socket};
 
-/// Members per transaction, each of which takes the kernel a grace period.
+/// The maximum number of members per transaction. Each transaction costs the kernel a grace period.
 const MEMBERS_PER_TRANSACTION: usize = 500;
 
 impl Table {
-    /// The keys of the members of a set, as the kernel has them; none if there is no such set.
+    /// Returns the keys of the members of a set in the kernel's format, or an empty list if there is no such set.
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer completely.
+    /// Returns an error if the kernel's response is incomplete.
     pub fn members(&self, set: &str, socket: &mut Socket) -> Result<Vec<Vec<u8>>, Error> {
         let table = (self.family, self.name.as_str());
         let keys = fold_elements(socket, table, set, |keys: &mut Vec<_>, element| {
@@ -28,11 +28,11 @@ impl Table {
         Ok(keys.unwrap_or_default())
     }
 
-    /// Deletes members of a set by their keys. One that is gone already is no error.
+    /// Deletes members of a set by their keys. A member that no longer exists is not an error.
     ///
     /// # Errors
     ///
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn delete_members(
         &self,
         set: &str,
@@ -48,7 +48,8 @@ impl Table {
             }
         };
         for keys in keys.chunks(MEMBERS_PER_TRANSACTION) {
-            // A transaction fails as a whole: one of them is gone already.
+            // A transaction fails as a whole if one of the members no longer exists, so each is then deleted
+            // individually.
             if !delete(keys)? {
                 for key in keys {
                     delete(std::slice::from_ref(key))?;

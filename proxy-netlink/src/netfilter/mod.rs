@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! netfilter over netlink, without any program: a table of nf_tables described as a value, written in
-//! one atomic batch and read back; and entries of connection tracking. What a table should hold, and
-//! which entries are wrong, is not known here.
+//! netfilter over netlink, without external programs: a table of nf_tables is described as a value, written in one
+//! atomic batch and read back; entries of connection tracking are read and changed. This module does not know the
+//! intended content of a table or which entries are wrong.
 
 pub mod conntrack;
 mod elements;
@@ -18,7 +18,7 @@ pub(crate) use socket::object;
 pub use socket::{Error, Message, Socket};
 pub use table::{Base, Chain, Hook, Outline, Rule, Table, has_table};
 
-/// A table's family and name, as nft writes them.
+/// Returns a table's family and name in nft's notation.
 fn title(family: Family, table: &str) -> String {
     let family = match family {
         Family::IPv4 => "ip",

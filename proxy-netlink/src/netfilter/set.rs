@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A set that rules fill and whose members expire, as a value: how it is made, filled and read
-//! back. Expressions that look members up or add them are in `expression`.
+//! A set that rules fill and whose members expire, as a value: its creation, its initial members and its observation.
+//! `expression` contains the expressions that look up and add members.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,26 +13,25 @@ use netlink_packet_netfilter::nftables::{
 
 use super::{Error, Family, Socket, title};
 
-/// Members per message: a list of them has at most 64 KiB.
+/// The maximum number of members per message: a list of members has at most 64 KiB.
 const MEMBERS_PER_MESSAGE: usize = 500;
-/// Every field of a key starts at a multiple of this.
+/// Every field of a key starts at a multiple of this number of bytes.
 const ALIGNMENT: usize = 4;
 
-/// A named set whose members are added and refreshed by packets and expire (`flags
-/// dynamic,timeout`).
+/// A named set whose members are added and refreshed by packets and expire (`flags dynamic,timeout`).
 #[derive(Debug, Clone)]
 pub struct Set {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// What its members consist of.
+    /// The fields of a member's key.
     pub key: &'static [Field],
-    /// When a member expires that nothing refreshes; whole milliseconds.
+    /// The time after which a member expires unless it is refreshed; whole milliseconds.
     pub timeout: Duration,
-    /// How many members it has room for.
+    /// The maximum number of members.
     pub size: u32,
-    /// What nft shows beside it.
+    /// The comment that nft displays with the set.
     pub comment: &'static str,
-    /// What it is filled with when it is made.
+    /// The members with which the set is created.
     pub members: Vec<Vec<Value>>,
 }
 
@@ -48,26 +47,26 @@ pub enum Field {
 /// The value of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value {
-    /// Of [`Field::Address`].
+    /// The value of a [`Field::Address`].
     Address(IpAddr),
-    /// Of [`Field::Port`].
+    /// The value of a [`Field::Port`].
     Port(u16),
 }
 
-/// A set as far as two of them are compared: everything but its members.
+/// The properties of a set that are compared: all except its members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SetOutline {
     name: String,
     flags: u32,
     key: Option<(u32, u32)>,
-    /// In milliseconds.
+    /// The timeout, in milliseconds.
     timeout: Option<u64>,
     size: Option<u32>,
     user_data: Vec<u8>,
 }
 
 impl Field {
-    /// Bytes of a value, without what follows for alignment.
+    /// Returns the length of a value in bytes, without padding.
     #[must_use]
     pub fn length(self, family: Family) -> usize {
         match (self, family) {
@@ -77,14 +76,14 @@ impl Field {
         }
     }
 
-    /// Bytes that a value takes in a key.
+    /// Returns the number of bytes that a value occupies in a key, with padding.
     #[must_use]
     pub fn room(self, family: Family) -> usize {
         self.length(family).next_multiple_of(ALIGNMENT)
     }
 
-    /// nft's number of its type (`enum datatypes` of nftables' `datatype.h`, which are part of
-    /// what it reads from the kernel).
+    /// Returns nft's number of the type (`enum datatypes` of nftables' `datatype.h`; nft interprets these numbers when
+    /// it reads a set from the kernel).
     fn datatype(self, family: Family) -> u32 {
         match (self, family) {
             (Self::Address, Family::IPv6) => 8,
@@ -107,7 +106,7 @@ impl Value {
 
 impl Set {
     fn key_type(&self, family: Family) -> u32 {
-        /// Bits that each type takes in the number of a concatenation (`TYPE_BITS`).
+        /// The number of bits that each type occupies in the number of a concatenation (`TYPE_BITS`).
         const TYPE_BITS: u32 = 6;
         self.key.iter().fold(0, |concatenation, field| {
             (concatenation << TYPE_BITS) | field.datatype(family)
@@ -123,7 +122,7 @@ impl Set {
         u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The message that makes it in a table of that name; `id` is its own in the transaction.
+    /// Returns the message that creates the set in the given table. `id` is the set's number within the transaction.
     #[must_use]
     pub fn creation(&self, (family, table): (Family, &str), id: u32) -> NfTablesMessage {
         NfTablesMessage::NewSet(SetMessage {
@@ -141,7 +140,7 @@ impl Set {
         })
     }
 
-    /// The messages that fill it in the table of that name.
+    /// Returns the messages that add the initial members to the set in the given table.
     pub fn insertions(&self, table: &str) -> impl Iterator<Item = NfTablesMessage> {
         let room = usize::try_from(self.size).unwrap_or(usize::MAX);
         let members = &self.members[..self.members.len().min(room)];
@@ -163,7 +162,7 @@ impl Set {
         })
     }
 
-    /// What [`Set::observe`] returns when it is there.
+    /// Returns the outline that [`Set::observe`] returns if the set exists as described.
     #[must_use]
     pub fn outline(&self, family: Family) -> SetOutline {
         SetOutline {
@@ -176,11 +175,11 @@ impl Set {
         }
     }
 
-    /// Reads what is in the kernel under its name.
+    /// Reads the set with this name from the kernel.
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer.
+    /// Returns an error if the kernel does not respond.
     pub fn observe(
         &self,
         (family, table): (Family, &str),
@@ -230,14 +229,14 @@ fn flags() -> SetFlags {
     SetFlags::Timeout | SetFlags::Eval
 }
 
-/// What nft keeps with a set for itself, so that it can print it: the kernel only stores it.
+/// The data that nft stores with a set in order to display it. The kernel only stores it.
 ///
-/// The numbers are those of nftables' own format (`NFTNL_UDATA_SET_…` of libnftnl), compared with what
-/// nft 1.0.6 sends.
+/// The numbers are those of nftables' own format (`NFTNL_UDATA_SET_…` of libnftnl), compared with the data that nft
+/// 1.0.6 sends.
 mod user_data {
     use super::Set;
 
-    /// An attribute of type and length, one byte each.
+    /// Encodes an attribute with a type and a length of one byte each.
     fn attribute(kind: u8, value: &[u8]) -> Vec<u8> {
         let length = u8::try_from(value.len()).expect("comments and keys are short");
         [&[kind, length], value].concat()

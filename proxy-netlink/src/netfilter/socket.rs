@@ -23,9 +23,9 @@ pub use self::message::Message;
 use crate::answer::{Answer, Failure};
 use crate::wire;
 
-/// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h: which subsystem a batch is for.
+/// `NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h, the subsystem to which a batch is addressed.
 const SUBSYSTEM_NFTABLES: u16 = 10;
-/// Attempts at a dump that other writers interrupt.
+/// The maximum number of attempts at a dump that concurrent changes interrupt.
 const DUMP_ATTEMPTS: usize = 10;
 
 /// A netlink socket for netfilter.
@@ -39,21 +39,21 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// If the kernel has no nfnetlink or refuses the socket.
+    /// Returns an error if the kernel has no nfnetlink or rejects the socket.
     pub fn open() -> Result<Self, Error> {
         let mut inner = RawSocket::new(NETLINK_NETFILTER).map_err(Error::Open)?;
         inner.bind_auto().map_err(Error::Open)?;
         inner.connect(&SocketAddr::new(0, 0)).map_err(Error::Open)?;
-        // The answer to a transaction is in the queue when send returns: nothing to wait for.
+        // The response to a transaction is already in the queue when send returns, so there is no need to wait.
         inner.set_non_blocking(true).map_err(Error::Open)?;
         Ok(Self { inner, sequence: 0 })
     }
 
-    /// Sends messages to nf_tables as one transaction: all of them take effect at once, or none.
+    /// Sends messages to nf_tables as one transaction: either all of them take effect at once, or none.
     ///
     /// # Errors
     ///
-    /// The first error that the kernel reports.
+    /// Returns the first error that the kernel reports.
     pub fn transact(
         &mut self,
         what: &str,
@@ -68,7 +68,7 @@ impl Socket {
             NetfilterMessage::new(control(SUBSYSTEM_NFTABLES), ControlMessage::BatchBegin),
         );
         for (at, (flags, family, message)) in messages.into_iter().enumerate() {
-            // The acknowledgement of the last one means that all were accepted.
+            // The acknowledgement of the last message means that all were accepted.
             let ack = if at + 1 == last { NLM_F_ACK } else { 0 };
             let header = NetfilterHeader::new(family, 0, 0);
             self.push(
@@ -126,7 +126,7 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn change<M: Message>(
         &mut self,
         what: &str,
@@ -137,11 +137,11 @@ impl Socket {
         self.request(what, family, request, flags | NLM_F_ACK, |_| {})
     }
 
-    /// Asks for one object, which may not exist.
+    /// Requests one object, which may not exist.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses for another reason than that it does not exist.
+    /// Returns an error if the kernel rejects the request for a reason other than that the object does not exist.
     pub fn get<M: Message>(
         &mut self,
         what: &str,
@@ -158,11 +158,12 @@ impl Socket {
         }
     }
 
-    /// Dumps objects. A dump that changes of others interrupted is repeated.
+    /// Dumps objects. A dump that was interrupted by concurrent changes is repeated.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, or the dump is interrupted again and again; never a part of it.
+    /// Returns an error if the kernel rejects the request or if every attempt is interrupted. A partial dump is never
+    /// returned.
     pub fn dump<M: Message>(
         &mut self,
         what: &str,
@@ -172,12 +173,12 @@ impl Socket {
         self.fold(what, family, request, Vec::push)
     }
 
-    /// Dumps objects and gives each of them to `each` as it is read, for dumps that are too long to
-    /// be kept. A dump that changes of others interrupted is repeated with a new `T`.
+    /// Dumps objects and passes each of them to `each` as it is read, for dumps that are too long to keep in memory. A
+    /// dump that was interrupted by concurrent changes is repeated with a new `T`.
     ///
     /// # Errors
     ///
-    /// As [`Socket::dump`].
+    /// Returns an error under the same conditions as [`Socket::dump`].
     pub fn fold<M: Message, T: Default>(
         &mut self,
         what: &str,
@@ -192,12 +193,12 @@ impl Socket {
         })
     }
 
-    /// Like [`Socket::fold`], with the attributes of each message as bytes: decoding every rule of a
-    /// node with 20,000 of them takes seconds, and a search for a few bytes next to nothing.
+    /// Works like [`Socket::fold`], but passes the attributes of each message as bytes: decoding every rule of a node
+    /// with 20,000 rules takes seconds, while a search for a few bytes is very fast.
     ///
     /// # Errors
     ///
-    /// As [`Socket::dump`].
+    /// Returns an error under the same conditions as [`Socket::dump`].
     pub fn fold_raw<M: Message, T: Default>(
         &mut self,
         what: &str,
@@ -206,7 +207,7 @@ impl Socket {
         mut each: impl FnMut(&mut T, &[u8]),
     ) -> Result<T, Error> {
         again(M::SUBSYSTEM, what, |result| {
-            /// `struct nfgenmsg`.
+            /// The length of `struct nfgenmsg`.
             const HEADER: usize = 4;
             self.send(family, request.clone(), NLM_F_DUMP)?;
             let answer = Answer::to_dump(self.sequence);
@@ -255,7 +256,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Reads the answer to the last request, to its end.
+    /// Reads the response to the last request until its end.
     fn read(
         &mut self,
         mut answer: Answer,
@@ -279,13 +280,13 @@ impl Socket {
         message.header.sequence_number = self.sequence;
         message.finalize();
         let start = buffer.len();
-        // Messages in a datagram start at multiples of four (NLMSG_ALIGNTO).
+        // Messages in a datagram start at multiples of four bytes (NLMSG_ALIGNTO).
         buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
         message.serialize(&mut buffer[start..]);
     }
 
-    /// The kernel refuses a message larger than the send buffer, whose default size has room for a few
-    /// thousand members of a set.
+    /// Enlarges the send buffer: the kernel rejects a message that is larger, and the default size suffices only for a
+    /// few thousand members of a set.
     fn make_room(&self, length: usize) -> io::Result<()> {
         const ALWAYS_THERE: usize = 1 << 16;
         if length <= ALWAYS_THERE {
@@ -293,7 +294,7 @@ impl Socket {
         }
         let wanted = libc::c_int::try_from(length).map_err(io::Error::other)?;
         let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-        // SAFETY: the pointer is to an integer of the size that is given.
+        // SAFETY: the pointer refers to an integer of the given size.
         let refused = unsafe {
             libc::setsockopt(
                 self.inner.as_raw_fd(),
@@ -319,7 +320,7 @@ impl Socket {
     }
 }
 
-/// Repeats a dump that was interrupted, each time with a new result.
+/// Repeats a dump that was interrupted, with a new result for each attempt.
 fn again<T: Default>(
     subsystem: &'static str,
     what: &str,
@@ -340,7 +341,7 @@ fn again<T: Default>(
     })
 }
 
-/// The object in a message, if it is one of this part of netfilter.
+/// Returns the object in a message if it belongs to this subsystem of netfilter.
 pub(crate) fn object<M: Message>(message: wire::Message<'_>) -> Result<Option<M>, DecodeError> {
     Ok(match message.decode::<NetfilterMessage>()?.payload {
         NetlinkPayload::InnerMessage(message) => M::of(message.inner),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A table of ours as a value, written whole in one transaction. `outline.rs` reads it back and compares
-//! it.
+//! One of this project's tables as a value, which is written as a whole in one transaction. `outline.rs` reads it back
+//! and compares it.
 
 mod counters;
 #[cfg(feature = "fuzzing")]
@@ -18,61 +18,61 @@ pub use self::outline::Outline;
 use super::set::Set;
 use super::{Error, Family, Socket, title};
 
-/// `NF_ACCEPT`, the policy of our chains.
+/// `NF_ACCEPT`, the policy of this project's chains.
 const ACCEPT: u32 = 1;
-/// The type of our chains.
+/// The type of this project's chains.
 const CHAIN_TYPE: &str = "filter";
-/// Type of the user data that nft shows as a rule's comment (`NFTNL_UDATA_RULE_COMMENT`).
+/// The type of the user data that nft displays as a rule's comment (`NFTNL_UDATA_RULE_COMMENT`).
 const COMMENT: u8 = 0;
-/// Longest comment nft accepts (`NFTNL_UDATA_COMMENT_MAXLEN`), with its terminating zero.
+/// The length of the longest comment that nft accepts (`NFTNL_UDATA_COMMENT_MAXLEN`), including the terminating zero.
 const COMMENT_LENGTH: usize = 128;
 
-/// A table with everything in it.
+/// A table with all its sets, chains and rules.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// `ip` or `ip6`.
+    /// The family, `ip` or `ip6`.
     pub family: Family,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its sets.
+    /// The sets.
     pub sets: Vec<Set>,
-    /// Its chains, in any order.
+    /// The chains, in any order.
     pub chains: Vec<Chain>,
 }
 
-/// A chain; a base chain has policy accept.
+/// A chain. A base chain has the policy accept.
 #[derive(Debug, Clone)]
 pub struct Chain {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// The hook that calls it; none if only rules do.
+    /// The hook that calls the chain, or `None` if only rules call it.
     pub base: Option<Base>,
-    /// Its rules in order.
+    /// The rules, in order.
     pub rules: Vec<Rule>,
 }
 
-/// Where a base chain is called.
+/// The place where a base chain is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     /// The hook.
     pub hook: Hook,
-    /// In which order among the chains of the hook; below zero comes before.
+    /// The position among the chains of the hook: chains with a lower priority are called first.
     pub priority: i32,
 }
 
 /// A rule.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Its purpose, unique in its chain: nft shows it behind the rule.
+    /// The purpose of the rule, which is unique in its chain. nft displays it after the rule.
     pub purpose: String,
-    /// What it does.
+    /// The expressions of the rule.
     pub expressions: Vec<Expressions>,
 }
 
 /// A netfilter hook of the IP families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Packets that came in, before routing.
+    /// Received packets, before routing.
     Prerouting,
     /// Packets for processes of this host.
     Input,
@@ -91,12 +91,12 @@ impl Hook {
 }
 
 impl Table {
-    /// Replaces the tables with these names in one transaction: packets meet either the old ones or the
-    /// new ones, never a part of them.
+    /// Replaces the tables with these names in one transaction: each packet meets either the old tables or the new
+    /// ones, never a part of them.
     ///
     /// # Errors
     ///
-    /// The kernel's answer; the old tables are then still in place.
+    /// Returns the kernel's error; the old tables are then still in place.
     pub fn replace(tables: &[Self], socket: &mut Socket) -> Result<(), Error> {
         let titles: Vec<_> = tables.iter().map(Self::title).collect();
         let what = format!("install table {}", titles.join(" and "));
@@ -106,7 +106,7 @@ impl Table {
             messages.extend(table.replacement(exists));
         }
         match socket.transact(&what, messages) {
-            // Another program has created one of them in between.
+            // Another program has created one of the tables in the meantime.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
                 let messages = tables.iter().flat_map(|table| table.replacement(true));
                 socket.transact(&what, messages.collect())
@@ -115,9 +115,9 @@ impl Table {
         }
     }
 
-    /// No deletion is requested where there is nothing to delete: the kernel waits for an RCU grace period
-    /// behind each, and has the next nfnetlink socket that is closed wait for it (`nft_rcv_nl_event` of
-    /// <https://github.com/torvalds/linux/blob/v6.12/net/netfilter/nf_tables_api.c>).
+    /// Returns the messages that replace the table. No deletion is requested if the table does not exist: the kernel
+    /// waits for an RCU grace period after each deletion, and makes the next nfnetlink socket that is closed wait for
+    /// it (`nft_rcv_nl_event` of <https://github.com/torvalds/linux/blob/v6.12/net/netfilter/nf_tables_api.c>).
     fn replacement(&self, exists: bool) -> Vec<(u16, Family, NfTablesMessage)> {
         let create = |flags| {
             let flags = NLM_F_CREATE | flags;
@@ -125,7 +125,7 @@ impl Table {
         };
         let mut messages = Vec::new();
         if exists {
-            // Created first, so that the deletion finds one in any case.
+            // The table is created first, so that the deletion succeeds in any case.
             let deletion = NfTablesMessage::DeleteTable(self.named());
             messages.extend([create(0), (0, self.family, deletion)]);
             messages.push(create(0));
@@ -136,7 +136,7 @@ impl Table {
         messages
     }
 
-    /// What makes the sets, chains and rules; the table is there.
+    /// Returns the messages that create the sets, chains and rules in an existing table.
     fn content(&self) -> Vec<(u16, Family, NfTablesMessage)> {
         let create = NLM_F_CREATE;
         let mut messages = Vec::new();
@@ -149,14 +149,14 @@ impl Table {
             let elements = set.insertions(&self.name);
             messages.extend(elements.map(|message| (create, self.family, message)));
         }
-        // All chains before any rule that goes to one of them.
+        // All chains are created before any rule that jumps to one of them.
         let chains = self.chains.iter();
         messages.extend(chains.map(|chain| (create, self.family, self.new_chain(chain))));
         messages.extend(self.rules());
         messages
     }
 
-    /// What makes the rules; the chains and sets are there.
+    /// Returns the messages that create the rules in existing chains.
     fn rules(&self) -> impl Iterator<Item = (u16, Family, NfTablesMessage)> + '_ {
         let of = |chain: &'_ Chain| {
             let make = |rule| {
@@ -168,12 +168,12 @@ impl Table {
         self.chains.iter().flat_map(of)
     }
 
-    /// Replaces all rules in the chains, in one transaction. Chains and sets stay as
-    /// they are, with the members of sets.
+    /// Replaces all rules in the chains, in one transaction. The chains and sets, including the members of sets, stay
+    /// as they are.
     ///
     /// # Errors
     ///
-    /// The kernel's answer; the old rules are then still in place.
+    /// Returns the kernel's error; the old rules are then still in place.
     pub fn rewrite(&self, socket: &mut Socket) -> Result<(), Error> {
         let flush = |chain: &Chain| {
             let attributes = vec![
@@ -188,17 +188,17 @@ impl Table {
         socket.transact(&what, messages)
     }
 
-    /// Has the kernel check everything in a table: it is created and deleted in one transaction, and
-    /// no packet reaches it. Its name must be unused, since a table of that name would be deleted.
+    /// Makes the kernel validate all objects of a table: the table is created and deleted in one transaction, and no
+    /// packet reaches it. Its name must be unused, because an existing table with that name would be deleted.
     ///
     /// # Errors
     ///
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn rehearse(&self, socket: &mut Socket) -> Result<(), Error> {
         let create = NLM_F_CREATE;
         let mut table = self.clone();
         for chain in &mut table.chains {
-            // Otherwise it would be called during the transaction, while it is still empty.
+            // A base chain would be called during the transaction, while it is still empty.
             chain.base = None;
         }
         let mut messages = vec![(create, self.family, NfTablesMessage::NewTable(self.named()))];
@@ -208,11 +208,11 @@ impl Table {
         socket.transact(&what, messages)
     }
 
-    /// Deletes the table, if it is there.
+    /// Deletes the table if it exists.
     ///
     /// # Errors
     ///
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn delete(&self, socket: &mut Socket) -> Result<(), Error> {
         let what = format!("delete table {}", self.title());
         let message = NfTablesMessage::DeleteTable(self.named());
@@ -222,7 +222,7 @@ impl Table {
         }
     }
 
-    /// Family and name as nft writes them.
+    /// Returns the family and the name in nft's notation.
     #[must_use]
     pub fn title(&self) -> String {
         title(self.family, &self.name)
@@ -266,11 +266,11 @@ impl Table {
     }
 }
 
-/// Whether there is a table of this name.
+/// Returns true if a table with this name exists.
 ///
 /// # Errors
 ///
-/// The kernel's answer, if it is another one than that there is none.
+/// Returns the kernel's error, unless it means that there is no such table.
 pub fn has_table(family: Family, name: &str, socket: &mut Socket) -> Result<bool, Error> {
     let request = NfTablesMessage::GetTable(TableMessage {
         attributes: vec![TableAttribute::Name(name.to_owned())],

@@ -10,7 +10,7 @@ use netlink_packet_core::{DecodeError, NlasIterator};
 use super::attribute::{ip, number, number_at, too_short};
 use super::dump::{Error, dump};
 
-// Messages, include/uapi/linux/rtnetlink.h.
+// Message types, include/uapi/linux/rtnetlink.h.
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 
@@ -35,32 +35,33 @@ pub struct Address {
     pub index: u32,
     /// The address.
     pub ip: IpAddr,
-    /// Length of the prefix; with a peer, of the peer's.
+    /// The prefix length. If the address has a peer, it is the peer's.
     pub prefix_len: u8,
-    /// The other end, on an address that was added with a peer.
+    /// The other end, for an address that was added with a peer.
     pub peer: Option<IpAddr>,
     /// The scope, as in `RT_SCOPE_*`: 0 is global. For IPv6 the kernel derives it from the address.
     pub scope: u8,
-    /// Duplicate address detection has not ended, or has failed: the address does not work.
+    /// True if duplicate address detection has not ended or has failed, so that the address cannot be used.
     pub unusable: bool,
-    /// An IPv6 address that the kernel takes as a source only if it has no other. Never set for IPv4.
+    /// True for an IPv6 address that the kernel selects as a source only if there is no other. Never set for IPv4.
     pub deprecated: bool,
-    /// It never expires.
+    /// True if the address never expires.
     pub permanent: bool,
-    /// The kernel deletes it together with another IPv4 address of the same subnet. Never set for IPv6.
+    /// True if the kernel deletes the address together with another IPv4 address of the same subnet. Never set for
+    /// IPv6.
     pub secondary: bool,
 }
 
-/// An address with the length of its prefix.
+/// An address with its prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
     /// The address.
     pub ip: IpAddr,
-    /// The length in bits.
+    /// The prefix length in bits.
     pub len: u8,
 }
 
-/// A family of addresses.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressFamily {
     /// IPv4.
@@ -70,16 +71,16 @@ pub enum AddressFamily {
 }
 
 impl AddressFamily {
-    /// Both, in the order in which they are read.
+    /// Both families, in the order in which they are read.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// Whether an address is one of it.
+    /// Returns true if an address belongs to the family.
     #[must_use]
     pub fn has(self, ip: IpAddr) -> bool {
         ip.is_ipv4() == (self == Self::V4)
     }
 
-    /// `AF_INET` or `AF_INET6`.
+    /// Returns `AF_INET` or `AF_INET6`.
     pub(super) fn number(self) -> u8 {
         let number = match self {
             Self::V4 => libc::AF_INET,
@@ -89,11 +90,11 @@ impl AddressFamily {
     }
 }
 
-/// All addresses, of IPv4 and then of IPv6, in the order in which the kernel lists them.
+/// Returns all addresses, first of IPv4 and then of IPv6, in the kernel's order.
 ///
 /// # Errors
 ///
-/// If a list could not be read to its end, or kept changing while it was read.
+/// Returns an error if a list could not be read completely or kept changing while it was read.
 pub async fn addresses() -> Result<Vec<Address>, Error> {
     let mut all = Vec::new();
     for family in AddressFamily::ALL {
@@ -102,24 +103,24 @@ pub async fn addresses() -> Result<Vec<Address>, Error> {
     Ok(all)
 }
 
-/// Gives each address of a family to `each`. A list that has to be read again begins with a new `S`.
+/// Passes each address of a family to `each`. A list that has to be read again begins with a new `S`.
 ///
 /// # Errors
 ///
-/// If the list could not be read to its end, or kept changing while it was read.
+/// Returns an error if the list could not be read completely or kept changing while it was read.
 pub async fn of_family<S: Default>(
     family: AddressFamily,
     each: impl Fn(&mut S, Address),
 ) -> Result<S, Error> {
     let number = family.number();
-    // struct ifaddrmsg with nothing but the family.
+    // A struct ifaddrmsg in which only the family is set.
     let body = [number, 0, 0, 0, 0, 0, 0, 0];
     let what = match family {
         AddressFamily::V4 => "IPv4 addresses",
         AddressFamily::V6 => "IPv6 addresses",
     };
     dump(RTM_GETADDR, RTM_NEWADDR, &body, |found, message| {
-        // Without IPv6 in the kernel, the request for it is answered with IPv4.
+        // A kernel without IPv6 responds to the request for IPv6 with IPv4 addresses.
         if message.first() == Some(&number) {
             each(found, parse_address(message)?);
         }
@@ -129,7 +130,7 @@ pub async fn of_family<S: Default>(
     .map_err(|source| Error { what, source })
 }
 
-/// One `RTM_NEWADDR`, `struct ifaddrmsg`, then attributes.
+/// Parses one `RTM_NEWADDR`: `struct ifaddrmsg`, followed by attributes.
 pub(super) fn parse_address(message: &[u8]) -> Result<Address, DecodeError> {
     let (header, attributes) = message
         .split_first_chunk::<8>()
@@ -146,7 +147,7 @@ pub(super) fn parse_address(message: &[u8]) -> Result<Address, DecodeError> {
             _ => {}
         }
     }
-    // IFA_LOCAL is the link's own address. IPv6 leaves it out where there is no peer.
+    // IFA_LOCAL is the link's own address. IPv6 omits it if there is no peer.
     let own = local
         .or(address)
         .ok_or_else(|| DecodeError::from("an address message without an address"))?;
@@ -159,13 +160,13 @@ pub(super) fn parse_address(message: &[u8]) -> Result<Address, DecodeError> {
         unusable: own.is_ipv6() && flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) != 0,
         deprecated: own.is_ipv6() && flags & IFA_F_DEPRECATED != 0,
         permanent: flags & IFA_F_PERMANENT != 0,
-        // For IPv6 the same bit means a temporary address, which depends on no other.
+        // For IPv6 the same bit marks a temporary address, which does not depend on another one.
         secondary: own.is_ipv4() && flags & IFA_F_SECONDARY != 0,
     })
 }
 
 impl Address {
-    /// The address with the length of its prefix.
+    /// Returns the address with its prefix length.
     #[must_use]
     pub fn prefix(&self) -> Prefix {
         Prefix {
@@ -176,13 +177,14 @@ impl Address {
 }
 
 impl Prefix {
-    /// The same length and the same network: what the kernel calls primary and secondary.
+    /// Returns true if both have the same prefix length and the same network, which is the kernel's criterion for
+    /// primary and secondary addresses.
     #[must_use]
     pub fn same_subnet(self, other: Self) -> bool {
         self.len == other.len && self.holds(other.ip)
     }
 
-    /// Whether an IPv4 address lies in the network of this one; false for IPv6.
+    /// Returns true if an IPv4 address lies in the network of this one, and false for IPv6.
     #[must_use]
     pub fn holds(self, ip: IpAddr) -> bool {
         match (self.ip, ip) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Addresses that the node's routes lead to, an example for each link.
+//! Finds addresses to which the node's routes lead, one example for each link.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,14 +15,15 @@ use super::unicast::{Unicast, read};
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 
-/// Of each link and family one address that a route of its own leads to; without default routes.
+/// For each link and family, an address to which a route leads; default routes are excluded.
 type Found = BTreeMap<(u32, bool), IpAddr>;
 
-/// An address for each link, by ifindex, and family that a route leads to by it; default routes do not count.
+/// Returns, for each link (by ifindex) and family, an address to which a route over that link leads. Default routes do
+/// not count.
 ///
 /// # Errors
 ///
-/// If a list could not be read to its end.
+/// Returns an error if a list could not be read completely.
 pub async fn destinations() -> Result<Vec<(u32, IpAddr)>, Error> {
     let families = read(take).await?;
     let found = families.into_iter().flatten();
@@ -46,8 +47,8 @@ fn take(found: &mut Found, route: Unicast<'_>) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// An address of a network: itself if it is one, the one behind its first otherwise. None of link-local and multicast
-/// ones, whose sources depend on the link alone.
+/// Returns an address of a network: the address itself for a host route, otherwise the one after the network's first.
+/// Returns `None` for link-local and multicast networks, for which the source address depends on the link alone.
 fn address(network: &[u8], length: u8) -> Option<IpAddr> {
     if let Ok(bytes) = <[u8; 4]>::try_from(network) {
         let first = u32::from_be_bytes(bytes);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One dump over route netlink, on a socket of its own, repeated while changes interrupt it.
+//! Performs a dump over route netlink, on its own socket, and repeats it while changes interrupt it.
 
 use std::io;
 use std::time::Duration;
@@ -12,46 +12,46 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use crate::answer::{Answer, Failure};
 use crate::wire;
 
-/// Attempts at a dump before its interruptions are an error.
+/// The number of interrupted attempts after which a dump fails.
 const ATTEMPTS: u32 = 5;
 
-/// Pause before the first repetition, doubled before each further one.
+/// The pause before the first repetition. It doubles before each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
-/// Room for one read. The kernel sends at most 32 KiB at a time, and only as much as was read at
-/// once before.
+/// The size of the buffer for one read. The kernel sends at most 32 KiB at a time, and no more than the size of an
+/// earlier read.
 const READ_SIZE: usize = 64 * 1024;
 
 /// The sequence number of the only request on each socket.
 pub(super) const SEQUENCE: u32 = 1;
 
-/// A list that could not be read, or not completely.
+/// The error for a list that could not be read completely.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the list of {what} from the kernel")]
 pub struct Error {
-    /// What is listed.
+    /// The objects that are listed.
     pub(super) what: &'static str,
-    /// Why.
+    /// The cause.
     #[source]
     pub(super) source: DumpError,
 }
 
-/// Why a dump is not usable.
+/// The reason why a dump cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
-    /// The socket could not be opened, written or read, or the kernel answered with an error.
+    /// The socket could not be opened, written or read, or the kernel responded with an error.
     #[error("route netlink failed")]
     Io(#[from] io::Error),
-    /// Something in the answer has an impossible length.
+    /// A part of the response has an impossible length.
     #[error("the kernel's answer cannot be read")]
     Malformed(#[from] DecodeError),
-    /// What was listed changed during each of the attempts.
+    /// The listed objects changed during each of the attempts.
     #[error("the list changed while it was read, {ATTEMPTS} times in a row")]
     Interrupted,
 }
 
-/// Sends the dump request `kind` with `body` and gives the body of each answer of type `answer` to
-/// `each`. A dump that was interrupted is repeated with a new `S`.
+/// Sends the dump request `kind` with `body`, and passes the body of each response message of type `answer` to `each`.
+/// A dump that was interrupted is repeated with a new `S`.
 pub async fn dump<S: Default>(
     kind: u16,
     answer: u16,
@@ -92,7 +92,7 @@ async fn dump_once(
     .await
 }
 
-/// Reads datagrams until the dump ends. `receive` returns the port of the sender.
+/// Reads datagrams until the dump ends. `receive` returns the port ID of the sender.
 async fn read_all(
     kind: u16,
     each: &mut impl FnMut(&[u8]) -> Result<(), DecodeError>,
@@ -103,7 +103,7 @@ async fn read_all(
     while !answer.has_ended() {
         datagram.clear();
         if receive(&mut datagram).await? != 0 {
-            // Any process may send to our socket; only port 0 is the kernel.
+            // Any process may send to this socket; only port ID 0 is the kernel.
             continue;
         }
         if datagram.is_empty() {
@@ -117,7 +117,7 @@ async fn read_all(
     })
 }
 
-/// Reads one datagram of an answer whose content is in messages of type `kind`.
+/// Processes one datagram of a response whose content is in messages of type `kind`.
 pub(super) fn read_datagram(
     answer: &mut Answer,
     datagram: &[u8],
@@ -145,7 +145,7 @@ mod tests {
         wire::request(kind, flags, sequence, &[0; 4])
     }
 
-    /// The outcome of a dump of these datagrams, behind which the socket fails.
+    /// Returns the outcome of a dump that consists of these datagrams, after which the socket fails.
     fn dumped(datagrams: &[Vec<u8>]) -> (Result<(), DumpError>, usize) {
         let (mut rest, mut count) = (datagrams.iter(), 0);
         let mut each = |_: &[u8]| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any answer of route netlink to a request for links or addresses.
+//! The fuzz target for responses of route netlink to requests for links and addresses.
 
 use std::net::IpAddr;
 
@@ -16,11 +16,11 @@ use crate::fuzzing::{choice, messages};
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 
-/// A datagram, or the body of one message, chosen by the first byte.
+/// Processes a datagram or the body of one message; the first byte selects which.
 ///
-/// A dump that is taken for complete is complete: its messages are whole, each of them was read, and
-/// nothing in it says that it was interrupted or failed. A link or an address, written as the kernel
-/// writes it, is read as the same again.
+/// If a dump is accepted as complete, its messages must be whole, each of them must have been read, and none may report
+/// an interruption or a failure. A link or an address that is encoded like the kernel does must be parsed as the same
+/// value.
 pub fn route(data: &[u8]) {
     let (kind, rest) = choice(data);
     match kind % 4 {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Links. Only the attributes that the agent needs are decoded, so that a new or odd one cannot make
-//! a link unreadable, and a dump of thousands of links stays cheap.
+//! Links. Only the attributes that the agent needs are decoded, so that a new or unusual one cannot make a link
+//! unreadable, and a dump of thousands of links stays cheap.
 
 use netlink_packet_core::{DecodeError, NlasIterator};
 
 use super::attribute::{number, number_at, text, too_short};
 use super::dump::{Error, dump};
 
-// Messages, include/uapi/linux/rtnetlink.h, and the attribute of the request.
+// Message types, include/uapi/linux/rtnetlink.h, and the attribute of the request.
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
-/// Leaves counters out of the answer (4.8), and with them most of its size.
+/// Omits counters from the response (4.8), which are most of its size.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
 // Attributes of a link, include/uapi/linux/if_link.h.
@@ -30,27 +30,27 @@ const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
 const XDP_ATTACHED_NONE: u8 = 0;
 const XDP_ATTACHED_DRV: u8 = 1;
-/// Of `linux/if_arp.h`.
+/// A value from `linux/if_arp.h`.
 const ARPHRD_ETHER: u16 = 1;
 
-/// The kind of a link, as far as the agent distinguishes them.
+/// The kinds of links that the agent distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkKind {
     /// `lo`.
     Loopback,
-    /// A link without anything behind it.
+    /// A dummy link, which discards its packets.
     Dummy,
     /// A bridge master.
     Bridge,
     /// One end of a veth pair.
     Veth,
-    /// A VRF master: a routing domain of its own.
+    /// A VRF master, which has its own routing domain.
     Vrf,
-    /// A VLAN of another link.
+    /// A VLAN on top of another link.
     Vlan,
-    /// A tun or tap link: what a process sends.
+    /// A tun or tap link, whose packets originate from a process.
     Tun,
-    /// Everything else, hardware included.
+    /// Any other link, including hardware.
     Other,
 }
 
@@ -61,36 +61,35 @@ pub struct Link {
     pub index: u32,
     /// The name.
     pub name: String,
-    /// Alternative names, under which the kernel finds the link as well.
+    /// Alternative names, by which the kernel finds the link as well.
     pub altnames: Vec<String>,
-    /// It was set up (`IFF_UP`), with or without a carrier.
+    /// True if the link was set up (`IFF_UP`), with or without a carrier.
     pub up: bool,
-    /// What kind of link it is.
+    /// The kind of the link.
     pub kind: LinkKind,
-    /// The ifindex of the bridge, bond, VRF or other link it is a port of.
+    /// The ifindex of the bridge, bond, VRF or other link of which this one is a port.
     pub master: Option<u32>,
-    /// The link group (`ip link set … group`), by which a program can mark its links; 0 by default.
+    /// The link group (`ip link set … group`), with which a program can mark its links; 0 by default.
     pub group: u32,
-    /// The ifindex of the link of this network namespace that it sits on, or of the other end of the
-    /// pair.
+    /// The ifindex of the underlying link in this network namespace, or of the other end of the pair.
     pub lower: Option<u32>,
-    /// Its packets have Ethernet headers.
+    /// True if the link's packets have Ethernet headers.
     pub ethernet: bool,
-    /// The XDP program on it.
+    /// The XDP program on the link.
     pub xdp: Option<Xdp>,
 }
 
-/// An XDP program as a link has it.
+/// An XDP program on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Xdp {
-    /// The id of the program; zero for several of them.
+    /// The id of the program, or zero if there are several programs.
     pub program: u32,
-    /// The driver runs it, not the stack.
+    /// True if the driver runs the program, false if the network stack does.
     pub native: bool,
 }
 
 impl Link {
-    /// An Ethernet link that is up, with no master and no XDP program.
+    /// Creates an Ethernet link that is up, without a master or an XDP program.
     #[must_use]
     pub fn new(index: u32, name: &str, kind: LinkKind) -> Self {
         Self {
@@ -108,13 +107,13 @@ impl Link {
     }
 }
 
-/// All links, sorted by ifindex.
+/// Returns all links, sorted by ifindex.
 ///
 /// # Errors
 ///
-/// If the list could not be read to its end, or kept changing while it was read.
+/// Returns an error if the list could not be read completely or kept changing while it was read.
 pub async fn links() -> Result<Vec<Link>, Error> {
-    // struct ifinfomsg, empty, and one attribute.
+    // An empty struct ifinfomsg and one attribute.
     let mut body = vec![0; 16];
     body.extend(8_u16.to_ne_bytes());
     body.extend(IFLA_EXT_MASK.to_ne_bytes());
@@ -137,7 +136,7 @@ pub async fn links() -> Result<Vec<Link>, Error> {
     Ok(links)
 }
 
-/// One `RTM_NEWLINK`: `struct ifinfomsg`, then attributes.
+/// Parses one `RTM_NEWLINK`: `struct ifinfomsg`, followed by attributes.
 pub(super) fn parse_link(message: &[u8]) -> Result<Link, DecodeError> {
     let (header, attributes) = message
         .split_first_chunk::<16>()
@@ -186,7 +185,7 @@ pub(super) fn parse_link(message: &[u8]) -> Result<Link, DecodeError> {
     Ok(link)
 }
 
-/// The XDP program of a link; several at once count as one of no number.
+/// Parses the XDP program of a link. Several programs count as one with id 0.
 fn xdp(value: &[u8]) -> Result<Option<Xdp>, DecodeError> {
     let (mut attached, mut program) = (XDP_ATTACHED_NONE, 0);
     for attribute in NlasIterator::new(value) {
@@ -204,7 +203,7 @@ fn xdp(value: &[u8]) -> Result<Option<Xdp>, DecodeError> {
 }
 
 impl LinkKind {
-    /// From the kernel's name of the kind, with or without the final zero byte.
+    /// Converts the kernel's name of the kind, with or without the terminating zero byte.
     fn from_name(name: &[u8]) -> Self {
         match name.strip_suffix(&[0]).unwrap_or(name) {
             b"dummy" => Self::Dummy,

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Links, addresses, routes and traffic control of the current network namespace, read over route
-//! netlink. Every list is complete or an error. What should be there is not decided here, and nothing
-//! is changed.
+//! Links, addresses, routes and traffic control of the current network namespace, read over route netlink. Every list
+//! is complete or an error. This module does not decide which objects should exist, and it changes nothing.
 
 mod address;
 mod attribute;

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Filters and queueing disciplines of traffic control, read completely or not at all: a list that ends
-//! early would look like one of a link without filters.
+//! Filters and queueing disciplines of traffic control, read completely or not at all: a list that ends early would
+//! look like that of a link without filters.
 
 use netlink_packet_core::{DecodeError, NlasIterator};
 
 use super::attribute::{number_at, text, too_short};
 use super::dump::{DumpError, dump};
 
-// Messages of linux/rtnetlink.h.
+// Message types of linux/rtnetlink.h.
 const RTM_NEWQDISC: u16 = 36;
 const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
-/// Length of `struct tcmsg`, and offsets of ifindex, handle, parent and info in it.
+/// The length of `struct tcmsg`, and the offsets of ifindex, handle, parent and info in it.
 const HEADER: usize = 20;
 const IFINDEX: usize = 4;
 const HANDLE: usize = 8;
@@ -22,7 +22,7 @@ const INFO: usize = 16;
 /// `TC_H_MAKE(TC_H_CLSACT, …)` of `linux/pkt_sched.h`.
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
-/// `TC_H_INGRESS` and `TC_H_CLSACT`: the parent of either qdisc.
+/// `TC_H_INGRESS` and `TC_H_CLSACT`, which have the same value: the parent of either qdisc.
 const SHARED_PARENT: u32 = 0xffff_fff1;
 const CLSACT: &str = "clsact";
 // Attributes of linux/rtnetlink.h and linux/pkt_cls.h.
@@ -31,43 +31,43 @@ const TCA_OPTIONS: u16 = 2;
 const TCA_CHAIN: u16 = 11;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
-/// The kind of filters that are BPF programs.
+/// The kind of a filter that is a BPF program.
 const BPF: &str = "bpf";
 
 /// A hook of a clsact qdisc.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Packets that the link receives.
+    /// The hook for packets that the link receives.
     Ingress,
-    /// Packets that the link sends.
+    /// The hook for packets that the link sends.
     Egress,
 }
 
-/// A filter of a link.
+/// A filter on a link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Its handle, unique in its priority.
+    /// The handle, which is unique within its priority.
     pub handle: u32,
-    /// Its priority: filters with a lower one run first.
+    /// The priority: filters with a lower one run first.
     pub priority: u16,
-    /// The classifier, `bpf` for BPF programs.
+    /// The classifier; `bpf` for BPF programs.
     pub kind: String,
-    /// The chain it is in. Packets meet chain 0; other chains only where a filter sends them.
+    /// The chain of the filter. Packets start in chain 0 and reach other chains only if a filter sends them there.
     pub chain: u32,
-    /// False for a message that only names a priority.
+    /// False for a message that contains only a priority.
     pub has_options: bool,
-    /// The name of its BPF program, if it is one.
+    /// The name of the BPF program, if the filter is one.
     pub name: Option<String>,
-    /// The id of its BPF program, if it is one.
+    /// The id of the BPF program, if the filter is one.
     pub program: Option<u32>,
 }
 
-/// Whether the ingress qdisc of a link is a clsact; none if the link has neither. The kernel lets only one of the
-/// two be there.
+/// Returns true if a link has a clsact qdisc, false if it has an ingress qdisc, and `None` if it has neither. The
+/// kernel permits only one of the two.
 ///
 /// # Errors
 ///
-/// If that could not be read to its end.
+/// Returns an error if the list could not be read completely.
 pub async fn has_clsact(index: u32) -> Result<Option<bool>, DumpError> {
     let qdiscs = dump(
         RTM_GETQDISC,
@@ -93,12 +93,12 @@ pub async fn has_clsact(index: u32) -> Result<Option<bool>, DumpError> {
     Ok(found.map(|(_, _, is_clsact)| *is_clsact))
 }
 
-/// The filters of a link in one direction, in the order in which the kernel lists them. On an ingress qdisc it lists
-/// those of ingress under the name of egress too.
+/// Returns the filters of a link in one direction, in the kernel's order. On an ingress qdisc the kernel also lists the
+/// ingress filters if those of egress are requested.
 ///
 /// # Errors
 ///
-/// If they could not be read to their end; EINVAL if there is no such qdisc.
+/// Returns an error if the list could not be read completely, and EINVAL if there is no such qdisc.
 pub async fn filters(direction: Direction, index: u32) -> Result<Vec<Filter>, DumpError> {
     let parent = match direction {
         Direction::Ingress => INGRESS,
@@ -116,18 +116,18 @@ pub async fn filters(direction: Direction, index: u32) -> Result<Vec<Filter>, Du
     .await
 }
 
-/// The filter in the body of a message.
+/// Parses the filter in the body of a message.
 fn filter(body: &[u8]) -> Result<Filter, DecodeError> {
     let attributes = body.get(HEADER..).ok_or_else(|| too_short("tcmsg"))?;
     let field = |offset| number_at(body, offset).unwrap_or(0);
     let [_, _, low, high] = field(INFO).to_le_bytes();
     let mut filter = Filter {
         handle: field(HANDLE),
-        // The upper half; the lower one is the protocol.
+        // The upper half is the priority; the lower half is the protocol.
         priority: u16::from_le_bytes([low, high]),
         ..Filter::default()
     };
-    // An attribute that cannot be read ends the list: the filter is there all the same.
+    // An attribute that cannot be parsed ends the list of attributes; the filter itself still counts.
     for attribute in NlasIterator::new(attributes).flatten() {
         let value = attribute.value();
         match attribute.kind() {
@@ -195,7 +195,7 @@ mod tests {
             program: Some(77),
         };
         assert_eq!(read("bpf", &options), expected);
-        // The same numbers mean something else to another classifier.
+        // The same numbers have another meaning for another classifier.
         let other = read("u32", &options);
         assert_eq!((other.name, other.program), (None, None));
         assert!(!read("bpf", &[]).has_options);

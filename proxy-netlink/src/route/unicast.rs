@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The unicast routes of all routing tables, one family after the other. What a route means is left to the
-//! reader.
+//! Reads the unicast routes of all routing tables, one family after the other. The callers interpret the routes.
 
 use netlink_packet_core::DecodeError;
 
@@ -9,28 +8,28 @@ use super::address::AddressFamily;
 use super::attribute::too_short;
 use super::dump::{Error, dump};
 
-// Messages and values of linux/rtnetlink.h.
+// Message types and values of linux/rtnetlink.h.
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTN_UNICAST: u8 = 1;
 
-/// Length of `struct rtmsg`.
+/// The length of `struct rtmsg`.
 const HEADER: usize = 12;
 
 /// One unicast route.
 #[derive(Debug, Clone, Copy)]
 pub struct Unicast<'a> {
-    /// The prefix length of its destination, in bits.
+    /// The prefix length of the destination, in bits.
     pub length: u8,
-    /// Its attributes, `RTA_*` of linux/rtnetlink.h, as the kernel wrote them.
+    /// The attributes in the kernel's format, `RTA_*` of linux/rtnetlink.h.
     pub attributes: &'a [u8],
 }
 
-/// Gives each unicast route to `take`, with a state of its own for each family; returns the states of IPv4 and IPv6.
+/// Passes each unicast route to `take`, with a separate state for each family, and returns the states of IPv4 and IPv6.
 ///
 /// # Errors
 ///
-/// If a list could not be read to its end, or `take` fails.
+/// Returns an error if a list could not be read completely or if `take` fails.
 pub async fn read<S: Default>(
     take: impl Fn(&mut S, Unicast<'_>) -> Result<(), DecodeError>,
 ) -> Result<[S; 2], Error> {
@@ -64,8 +63,9 @@ async fn of_family<S: Default>(
     .map_err(|source| Error { what, source })
 }
 
-/// One `RTM_NEWROUTE`: `struct rtmsg`, then attributes. None if the route is of another kind (local, unreachable, …) or
-/// of another family: a kernel without IPv6 answers the request for it with IPv4.
+/// Parses one `RTM_NEWROUTE`: `struct rtmsg`, followed by attributes. Returns `None` if the route is of another kind
+/// (local, unreachable, …) or of another family: a kernel without IPv6 responds to the request for IPv6 with IPv4
+/// routes.
 fn unicast(message: &[u8], family: u8) -> Result<Option<Unicast<'_>>, DecodeError> {
     let (header, attributes) = message
         .split_first_chunk::<HEADER>()
@@ -91,7 +91,7 @@ mod tests {
         };
         assert_eq!(length(2, RTN_UNICAST), Some((24, vec![1, 2])));
         assert_eq!(length(10, RTN_UNICAST), None);
-        // Local, and unreachable.
+        // A local route and an unreachable route.
         assert_eq!(length(2, 2), None);
         assert_eq!(length(2, 7), None);
         assert!(unicast(&[2; 11], 2).is_err());

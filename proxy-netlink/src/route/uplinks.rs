@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The links that carry a default route, in any routing table and of either family.
+//! Finds the links that carry a default route, in any routing table and of either family.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::attribute::number_at;
 use super::dump::{Error, dump};
 use super::unicast::{Unicast, read};
 
-// Messages and attributes of linux/rtnetlink.h and linux/nexthop.h.
+// Message types and attributes of linux/rtnetlink.h and linux/nexthop.h.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const RTA_OIF: u16 = 4;
@@ -20,28 +20,28 @@ const NHA_ID: u16 = 1;
 const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
 
-/// Length of `struct rtnexthop`, `struct nhmsg` and `struct nexthop_grp`.
+/// The lengths of `struct rtnexthop`, `struct nhmsg` and `struct nexthop_grp`.
 const HOP_HEADER: usize = 8;
 const NEXTHOP_HEADER: usize = 8;
 const GROUP_ENTRY: usize = 8;
 
-/// Where the default routes lead.
+/// The destinations of the default routes.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Routes {
     links: BTreeSet<u32>,
-    /// Next hops that have a number of their own, of routes that do not name a link.
+    /// The ids of next hop objects, for routes that do not specify a link.
     nexthops: BTreeSet<u32>,
 }
 
-/// Next hops that have a number of their own, with the links or further next hops they lead to.
+/// The next hop objects by id, with the links or further next hops to which they lead.
 #[derive(Debug, Default)]
 struct Nexthops(BTreeMap<u32, (Vec<u32>, Vec<u32>)>);
 
-/// The links that carry a default route, by ifindex.
+/// Returns the links that carry a default route, by ifindex.
 ///
 /// # Errors
 ///
-/// If a list could not be read to its end.
+/// Returns an error if a list could not be read completely.
 pub async fn uplinks() -> Result<BTreeSet<u32>, Error> {
     let mut links = BTreeSet::new();
     let mut nexthops = BTreeSet::new();
@@ -105,7 +105,7 @@ impl Routes {
 }
 
 impl Nexthops {
-    /// One `RTM_NEWNEXTHOP`: `struct nhmsg`, then attributes.
+    /// Parses one `RTM_NEWNEXTHOP`: `struct nhmsg`, followed by attributes.
     fn take(&mut self, message: &[u8]) -> Result<(), DecodeError> {
         let attributes = message.get(NEXTHOP_HEADER..).unwrap_or_default();
         let (mut id, mut links, mut members) = (None, Vec::new(), Vec::new());
@@ -132,7 +132,7 @@ impl Nexthops {
             return;
         };
         links.extend(own);
-        // Groups have no groups for members.
+        // The members of a group are never groups.
         for (own, _) in members.iter().filter_map(|member| self.0.get(member)) {
             links.extend(own);
         }
@@ -172,7 +172,7 @@ mod tests {
         let hops = [hop(3, &attribute(5, &[192, 0, 2, 1])), hop(4, &[])].concat();
         let routes = route(0, &[attribute(RTA_MULTIPATH, &hops)]);
         assert_eq!(routes.links, BTreeSet::from([3, 4]));
-        // One that claims no length at all ends the list, not the agent.
+        // A hop that specifies length zero must end the list instead of looping forever.
         route(0, &[attribute(RTA_MULTIPATH, &[0; 20])]);
     }
 

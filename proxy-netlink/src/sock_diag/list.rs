@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TCP sockets of this network namespace with the cgroup of the process that made them
-//! (`INET_DIAG_CGROUP_ID`, Linux 5.9): neither a process id nor the host's /proc is needed for it.
+//! Lists TCP sockets of this network namespace with the cgroup of the process that created them (`INET_DIAG_CGROUP_ID`,
+//! Linux 5.9), which requires neither a process ID nor the host's /proc.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,9 +12,9 @@ use super::{ALL_STATES, READ_SIZE, REQUEST, SEQUENCE, body, header, malformed, r
 use crate::answer::{Answer, Failure};
 use crate::wire::{self, Message};
 
-/// Of `linux/sock_diag.h`.
+/// A value from `linux/sock_diag.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// Length of `struct inet_diag_msg`, and offsets of its fields.
+/// The length of `struct inet_diag_msg`, and the offsets of its fields.
 const MESSAGE: usize = 72;
 const LOCAL_PORT: usize = 4;
 const REMOTE_PORT: usize = 6;
@@ -23,58 +23,60 @@ const REMOTE: usize = 24;
 const COOKIE: usize = 44;
 /// `INET_DIAG_CGROUP_ID`.
 const CGROUP_ID: u16 = 21;
-/// `INET_DIAG_REQ_BYTECODE`, and the condition `INET_DIAG_BC_CGROUP_COND` (Linux 5.9, as [`CGROUP_ID`]) with its length
-/// (`struct inet_diag_bc_op` and the id) and the jump that refuses a socket: four bytes behind the end.
+/// `INET_DIAG_REQ_BYTECODE`, and the condition `INET_DIAG_BC_CGROUP_COND` (Linux 5.9, like [`CGROUP_ID`]) with its
+/// length (`struct inet_diag_bc_op` and the id) and the jump that rejects a socket: four bytes beyond the end.
 const BYTECODE: u16 = 1;
 const CGROUP_CONDITION: u8 = 13;
 const CONDITION: u8 = 12;
 const REFUSE: u16 = 16;
-/// States by their number, as bits: `TCP_LISTEN`, and those that are no connection (`TIME_WAIT`, `CLOSE`,
+/// TCP states as bits by their number: `TCP_LISTEN`, and the states that are not a connection (`TIME_WAIT`, `CLOSE`,
 /// `LISTEN`, and `NEW_SYN_RECV`).
 const LISTEN: u32 = 1 << 10;
 const NO_CONNECTION: u32 = 1 << 6 | 1 << 7 | LISTEN | 1 << 12;
-/// Attempts at a list that changes while it is read.
+/// The maximum number of attempts at a list that changes while it is read.
 const ATTEMPTS: usize = 5;
 
 /// A TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sock {
-    /// Its own end; IPv4 in an IPv6 socket as IPv4.
+    /// The local address. An IPv4 address in an IPv6 socket is converted to IPv4.
     pub local: SocketAddr,
-    /// The other end; unspecified of a listener.
+    /// The remote address, which is unspecified for a listener.
     pub remote: SocketAddr,
-    /// The id of the cgroup of the process that made it, as of then. None: the kernel does not report it.
+    /// The id that the creating process's cgroup had at that time, or `None` if the kernel does not report it.
     pub cgroup: Option<u64>,
-    /// The number of this socket, which no other one ever has (`SO_COOKIE`).
+    /// The unique number of this socket, which is never reused (`SO_COOKIE`).
     pub cookie: u64,
 }
 
-/// Lists the sockets that listen on a port, on whichever address.
+/// Lists the sockets that listen on a port, on any address.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// Returns an error if the kernel's response is incomplete.
 pub fn listeners(port: u16) -> io::Result<Vec<Sock>> {
     list(|family| header(family, LISTEN, port).to_vec())
 }
 
-/// Lists the sockets that are connected, or connect, and were made in a cgroup, not below it: those that processes
-/// have accepted there as well. The kernel selects them, so that others cost nothing but the walk.
+/// Lists the sockets that are connected, or connecting, and were created in a cgroup, but not those of cgroups below
+/// it. The list includes the connections that processes accepted there. The kernel selects the sockets, so that others
+/// cost no more than the walk through the table.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely, or cannot select by cgroup (before Linux 5.9).
+/// Returns an error if the kernel's response is incomplete, or if the kernel cannot select by cgroup (before Linux
+/// 5.9).
 pub fn connected_in(cgroup: u64) -> io::Result<Vec<Sock>> {
     let states = ALL_STATES & !NO_CONNECTION;
     list(|family| in_cgroup(header(family, states, 0), cgroup))
 }
 
-/// The socket that takes new connections to an address: bound to it, or to the wildcard. Cheap: nothing is
-/// listed.
+/// Returns the socket that accepts new connections to an address: it is bound to this address or to the wildcard
+/// address. This is a cheap look-up without a list.
 ///
 /// # Errors
 ///
-/// The kernel's answer, unless it is that there is none.
+/// Returns the kernel's error, unless it means that there is no such socket.
 pub fn listener(address: SocketAddr) -> io::Result<Option<Sock>> {
     let unspecified = match address {
         SocketAddr::V4(_) => IpAddr::from([0; 4]),
@@ -93,7 +95,7 @@ pub fn listener(address: SocketAddr) -> io::Result<Option<Sock>> {
     one(&answer)
 }
 
-/// The socket in the answer to a look-up. Only the kernel's ENOENT means that there is none.
+/// Returns the socket in the response to a look-up. Only the kernel's ENOENT means that there is none.
 fn one(datagram: &[u8]) -> io::Result<Option<Sock>> {
     let mut found = Vec::new();
     let mut answer = Answer::to(SEQUENCE);
@@ -111,7 +113,7 @@ fn one(datagram: &[u8]) -> io::Result<Option<Sock>> {
     }
 }
 
-/// Of both families.
+/// Lists the sockets of both families.
 fn list(body: impl Fn(libc::c_int) -> Vec<u8>) -> io::Result<Vec<Sock>> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -135,7 +137,7 @@ fn of_family(body: &[u8]) -> io::Result<Vec<Sock>> {
     )))
 }
 
-/// Reads datagrams to the end of the list.
+/// Reads datagrams until the list ends.
 fn dump(receive: impl FnMut(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Vec<Sock>> {
     let mut found = Vec::new();
     let answer = Answer::to_dump(SEQUENCE);
@@ -143,7 +145,7 @@ fn dump(receive: impl FnMut(&mut Vec<u8>) -> io::Result<()>) -> io::Result<Vec<S
     Ok(found)
 }
 
-/// The same request for the sockets of a cgroup only.
+/// Restricts a request to the sockets of a cgroup.
 fn in_cgroup(header: [u8; REQUEST], cgroup: u64) -> Vec<u8> {
     let mut body = header.to_vec();
     let attribute = 4 + u16::from(CONDITION);
@@ -163,7 +165,7 @@ fn take(found: &mut Vec<Sock>, message: Message<'_>) -> Result<(), DecodeError> 
     Ok(())
 }
 
-/// The socket of a message, without its header.
+/// Parses the socket in a message, without the message's header.
 fn sock(body: &[u8]) -> Option<Sock> {
     let attributes = body.get(MESSAGE..)?;
     let is_ipv6 = i32::from(body[0]) == libc::AF_INET6;
@@ -199,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    /// On this kernel, with the cgroup of this process.
+    /// Runs on the kernel of this host, with the cgroup of this process.
     #[test]
     fn sockets_are_listed_and_found() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
@@ -228,7 +230,7 @@ mod tests {
         assert_eq!(listener(address).unwrap(), None);
     }
 
-    /// The list that these datagrams make; behind them the socket fails.
+    /// Returns the list in these datagrams, after which the socket fails.
     fn listed(datagrams: &[Vec<u8>]) -> io::Result<Vec<Sock>> {
         let mut rest = datagrams.iter();
         dump(|datagram| match rest.next() {

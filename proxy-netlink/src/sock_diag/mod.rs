@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TCP sockets of this network namespace (`linux/sock_diag.h`): ends their connections from outside of
-//! their process (`SOCK_DESTROY`, Linux 4.5 with `CONFIG_INET_DIAG_DESTROY`), so that the peer gets a
-//! RST and the process an error. Lists are read in `list.rs`.
+//! TCP sockets of this network namespace (`linux/sock_diag.h`): terminates their connections from outside of their
+//! process (`SOCK_DESTROY`, Linux 4.5 with `CONFIG_INET_DIAG_DESTROY`), so that the peer receives an RST and the
+//! process an error. `list.rs` reads lists.
 
 pub mod list;
 
@@ -16,11 +16,11 @@ use netlink_sys::{Socket, SocketAddr as KernelAddress};
 use crate::answer::Answer;
 use crate::wire::{self, Message};
 
-/// Of `linux/sock_diag.h`.
+/// A value from `linux/sock_diag.h`.
 const SOCK_DESTROY: u16 = 21;
-/// Length of `struct inet_diag_req_v2`.
+/// The length of `struct inet_diag_req_v2`.
 const REQUEST: usize = 56;
-/// Offsets of its fields: family, protocol, states, then `struct inet_diag_sockid`.
+/// The offsets of its fields: family, protocol, states, then `struct inet_diag_sockid`.
 const STATES: usize = 4;
 const PORTS: usize = 8;
 const LOCAL: usize = 12;
@@ -28,21 +28,21 @@ const REMOTE: usize = 28;
 const COOKIE: usize = 48;
 /// Every TCP state.
 const ALL_STATES: u32 = u32::MAX;
-/// Room for one read: the kernel sends at most 32 KiB at a time.
+/// The size of the buffer for one read: the kernel sends at most 32 KiB at a time.
 const READ_SIZE: usize = 64 * 1024;
 /// The sequence number of the only request on each socket.
 const SEQUENCE: u32 = 1;
 
-/// Ends the connection between two endpoints. One that has ended already is no error.
+/// Terminates the connection between two endpoints. A connection that has already ended is not an error.
 ///
 /// # Errors
 ///
-/// The kernel's answer.
+/// Returns the kernel's error.
 pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let is_absent = |result: &io::Result<()>| matches!(result, Err(error) if error.raw_os_error() == Some(libc::ENOENT));
     let mut result = destroy_in_family(local, remote, false);
     if is_absent(&result) && local.is_ipv4() {
-        // A socket of IPv6 may carry IPv4, and is found under its own family only.
+        // An IPv6 socket may carry IPv4, and the kernel finds it only under its own family.
         result = destroy_in_family(local, remote, true);
     }
     if is_absent(&result) { Ok(()) } else { result }
@@ -54,7 +54,7 @@ fn destroy_in_family(local: SocketAddr, remote: SocketAddr, mapped: bool) -> io:
     read(&message, Answer::to(SEQUENCE), |_| Ok(()))
 }
 
-/// Sends a request and reads its answer to the end, on a socket of its own.
+/// Sends a request on a new socket and reads the response until its end.
 fn read(
     request: &[u8],
     answer: Answer,
@@ -67,13 +67,13 @@ fn read(
 fn send(request: &[u8]) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
-    // Nothing but the kernel can send to a connected socket.
+    // Only the kernel can send to a connected netlink socket.
     socket.connect(&KernelAddress::new(0, 0))?;
     socket.send(request, 0)?;
     Ok(socket)
 }
 
-/// Reads datagrams to the end of an answer.
+/// Reads datagrams until the response ends.
 fn read_all(
     mut receive: impl FnMut(&mut Vec<u8>) -> io::Result<()>,
     mut answer: Answer,
@@ -95,7 +95,7 @@ fn malformed(error: DecodeError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// `struct inet_diag_req_v2` about the socket with these ends; of IPv6 if they are `mapped`.
+/// Returns `struct inet_diag_req_v2` for the socket with these ends, with the family IPv6 if they are `mapped`.
 fn body(local: SocketAddr, remote: SocketAddr, mapped: bool) -> [u8; REQUEST] {
     let is_ipv6 = local.is_ipv6() || mapped;
     let family = if is_ipv6 {
@@ -113,12 +113,12 @@ fn body(local: SocketAddr, remote: SocketAddr, mapped: bool) -> [u8; REQUEST] {
         };
         body[at..at + octets.len()].copy_from_slice(&octets);
     }
-    // `INET_DIAG_NOCOOKIE`: whichever socket has these ends.
+    // `INET_DIAG_NOCOOKIE`: the ends alone identify the socket.
     body[COOKIE..COOKIE + 8].fill(0xff);
     body
 }
 
-/// `struct inet_diag_req_v2` about the sockets in these states with this local port, 0: with any.
+/// Returns `struct inet_diag_req_v2` for the sockets in these states with this local port; 0 means any port.
 fn header(family: libc::c_int, states: u32, port: u16) -> [u8; REQUEST] {
     let mut body = [0; REQUEST];
     body[0] = u8::try_from(family).expect("the two families are 2 and 10");

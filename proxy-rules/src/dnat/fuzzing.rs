@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any rule that may send connections to a VIP, and any list of IPVS.
+//! The fuzz target for rules that may send connections to a VIP, and for the list of IPVS.
 
 use std::net::IpAddr;
 
@@ -11,11 +11,11 @@ use proxy_netlink::netfilter::elements_in;
 use super::{Finding, ipvs, legacy, nftables};
 use crate::Marks;
 
-/// The attributes of a rule of nf_tables, elements of a map, a rule of iptables or a list of IPVS,
-/// chosen by the first byte.
+/// Processes the attributes of a rule of nf_tables, elements of a map, a rule of iptables or a list of IPVS; the first
+/// byte selects which.
 ///
-/// Nothing is found but VIPs, each of the family of the rule; nothing in a table of ours; and a rule
-/// gives the same result with other attributes behind its own.
+/// Only VIPs may be found, each of the family of the rule, and none in a table that belongs to the caller. A rule must
+/// produce the same result if other attributes follow its own.
 pub fn dnat(data: &[u8]) {
     let (kind, rest) = choice(data);
     let vips = [
@@ -54,7 +54,7 @@ fn of_nf_tables(title: &str, rule: &[u8], vips: &[IpAddr]) {
     }
 }
 
-/// Whether attributes fill it to its end.
+/// Returns true if the bytes are completely filled with attributes.
 fn is_whole(mut rest: &[u8]) -> bool {
     while let Some(length) = rest.first_chunk() {
         let length = usize::from(u16::from_ne_bytes(*length)).next_multiple_of(4);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! IPVS, from the kernel's list of services and their servers. No module is loaded by that.
+//! IPVS, from the kernel's list of services and their servers. Reading the list does not load the module.
 
 use std::fs;
 use std::io;
@@ -8,16 +8,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Finding, Findings, Unread};
 
-/// Per network namespace; missing where IPVS is not loaded.
+/// The list is per network namespace. The file is missing if IPVS is not loaded.
 const PATH: &str = "/proc/thread-self/net/ip_vs";
 
-/// Whether IPVS has any service in this network namespace.
+/// Returns true if IPVS has at least one service in this network namespace.
 pub fn is_used() -> bool {
-    // Three lines of headings.
+    // The list starts with three lines of headings.
     fs::read_to_string(PATH).is_ok_and(|list| list.lines().count() > 3)
 }
 
-/// Adds what IPVS sends to the VIPs.
+/// Adds the services of IPVS that send connections to the VIPs.
 pub fn find(vips: &[IpAddr], findings: &mut Findings) {
     match fs::read_to_string(PATH) {
         Ok(list) => findings.found.extend(parse(&list, vips)),
@@ -26,7 +26,7 @@ pub fn find(vips: &[IpAddr], findings: &mut Findings) {
     }
 }
 
-/// Reads the list: a line for each service, and below it one beginning with `->` for each server.
+/// Parses the list: a line for each service, followed by a line that begins with `->` for each of its servers.
 pub(super) fn parse(list: &str, vips: &[IpAddr]) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut service = String::new();
@@ -58,8 +58,8 @@ pub(super) fn parse(list: &str, vips: &[IpAddr]) -> Vec<Finding> {
     found
 }
 
-/// An address as `0A600001:01BB` or `[fd00:0096:…:0001]:01BB`, both with the port in hexadecimal
-/// digits (`ip_vs_info_seq_show` of `net/netfilter/ipvs/ip_vs_ctl.c`).
+/// Parses an address such as `0A600001:01BB` or `[fd00:0096:…:0001]:01BB`, with the port in hexadecimal digits in both
+/// cases (`ip_vs_info_seq_show` of `net/netfilter/ipvs/ip_vs_ctl.c`).
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.rsplit_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

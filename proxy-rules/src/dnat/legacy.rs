@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The legacy iptables nat tables, where they are there, as `iptables-save` prints them.
+//! The legacy iptables nat tables, if they exist, as `iptables-save` prints them.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::xtables::{self, Family, Flavour};
 const TABLE: &str = "nat";
 const OPTION: &str = "--to-destination";
 
-/// Adds what the legacy tables send to the VIPs.
+/// Adds the rules of the legacy tables that send connections to the VIPs.
 pub async fn find(vips: &[IpAddr], findings: &mut Findings) {
     for family in Family::ALL {
         if !vips.iter().any(|vip| Family::of(*vip) == family) {
@@ -40,7 +40,7 @@ pub async fn find(vips: &[IpAddr], findings: &mut Findings) {
     }
 }
 
-/// Where a rule sends connections.
+/// The destination to which a rule sends connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Target {
     first: IpAddr,
@@ -57,9 +57,9 @@ impl Target {
     }
 }
 
-/// The target of a rule as it is printed, none if it sends nothing to another address.
+/// Returns the target of a printed rule, or `None` if the rule does not change the destination address.
 pub(super) fn target(spec: &str) -> Option<Target> {
-    // Most rules are others': taking all of them apart would be a waste.
+    // Most rules belong to other programs, and splitting all of them into words would take too long.
     if !spec.contains(OPTION) {
         return None;
     }
@@ -68,7 +68,7 @@ pub(super) fn target(spec: &str) -> Option<Target> {
     parse(&pair[1])
 }
 
-/// Parses `ADDR[-ADDR][:PORT[-PORT]]`; an IPv6 address with a port stands in brackets.
+/// Parses `ADDR[-ADDR][:PORT[-PORT]]`; an IPv6 address with a port is in brackets.
 fn parse(text: &str) -> Option<Target> {
     let (addresses, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,

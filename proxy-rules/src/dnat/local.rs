@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Rules of iptables that translate connections to a port of any address of the node (`--dst-type LOCAL`), as the
-//! portmap plugin writes them for a hostPort, and Docker for a published port.
+//! portmap plugin creates them for a hostPort, and Docker for a published port.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::xtables::{SavedTable, contains, words};
 
-/// The chains in which connections to an address of the node begin, from pods and from processes of the node.
+/// The chains in which the processing of connections to an address of the node starts, from pods and from processes of
+/// the node.
 const BASES: [&str; 2] = ["PREROUTING", "OUTPUT"];
 
-/// The chain whose rule translates new connections to an endpoint because it is an address of the node.
+/// Returns the chain whose rule translates new connections to an endpoint because it is an address of the node.
 #[must_use]
 pub fn translating_chain(table: &SavedTable, endpoint: SocketAddr) -> Option<&str> {
     let mut seen = BTreeSet::new();
@@ -38,18 +39,18 @@ pub fn translating_chain(table: &SavedTable, endpoint: SocketAddr) -> Option<&st
     None
 }
 
-/// What a rule does with connections to an endpoint that it may match.
+/// The effect of a rule on connections to an endpoint that it may match.
 struct Matched {
-    /// It asks for an address of the node.
+    /// True if the rule requires an address of the node.
     is_local: bool,
-    /// It asks for the port.
+    /// True if the rule matches the port.
     by_port: bool,
-    /// Where it sends them.
+    /// The target of the rule.
     target: String,
 }
 
 impl Matched {
-    /// None if the rule does not match connections to the endpoint, or does nothing.
+    /// Returns `None` if the rule does not match connections to the endpoint, or if it has no target.
     fn by(spec: &str, endpoint: SocketAddr) -> Option<Self> {
         let words = words(spec)?;
         let mut matched = Self {
@@ -86,12 +87,12 @@ impl Matched {
     }
 }
 
-/// Whether a network as it is printed contains an address. One that cannot be read may.
+/// Returns true if a printed network contains an address, or if the network cannot be parsed.
 fn holds(network: &str, endpoint: SocketAddr) -> bool {
     contains(network, endpoint.ip()).unwrap_or(true)
 }
 
-/// Whether a list of ports and ranges (`80,443,8000:8100`) has one.
+/// Returns true if a list of ports and ranges (`80,443,8000:8100`) contains a port.
 fn has_port(ports: &str, port: u16) -> bool {
     ports.split(',').any(|range| {
         let (first, last) = range.split_once(':').unwrap_or((range, range));
@@ -148,7 +149,7 @@ mod tests {
         assert_eq!(found(&[LOCAL, circle, rule]).as_deref(), Some("HOSTPORTS"));
     }
 
-    /// kube-proxy's way to the same port: by the address of a Service, and by node ports.
+    /// kube-proxy also has rules for the same port: by the address of a Service, and by node ports.
     #[test]
     fn kube_proxy_is_no_host_port() {
         let rules = [

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which rules of this node send connections to an address: destination NAT in nf_tables (kube-proxy's
-//! native mode and iptables-nft alike), in the legacy iptables tables, and in IPVS.
+//! Finds the rules of this node that send connections to an address: destination NAT in nf_tables (of kube-proxy's
+//! native mode and of iptables-nft), in the legacy iptables tables, and in IPVS.
 //!
-//! What a DNAT to a VIP means depends on the backend and is decided by the caller. Cilium and others that
-//! translate in BPF programs of their own are not found.
+//! The meaning of a DNAT to a VIP depends on the backend, and the caller decides about it. Cilium and other programs
+//! that translate with their own BPF programs are not found.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -22,29 +22,29 @@ use crate::Marks;
 /// A rule, or a service of IPVS, that sends connections to a VIP.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// Its place, down to the chain, for example `nf_tables table ip nat, chain KUBE-SEP-X`.
+    /// The place, including the chain, for example `nf_tables table ip nat, chain KUBE-SEP-X`.
     pub place: String,
     /// The VIP.
     pub vip: IpAddr,
-    /// The port there, if the rule names one.
+    /// The target port, if the rule specifies one.
     pub port: Option<u16>,
 }
 
-/// Something that could not be read: it may send connections to a VIP.
+/// A source that could not be read and may send connections to a VIP.
 #[derive(Debug)]
 pub struct Unread {
-    /// What it is.
+    /// The name of the source.
     pub source: String,
-    /// Why.
+    /// The cause.
     pub error: Box<dyn StdError + Send + Sync>,
 }
 
-/// What was found.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// Sorted, each once.
+    /// The findings, sorted and without duplicates.
     pub found: Vec<Finding>,
-    /// What is missing from `found`.
+    /// The sources that are missing from `found`.
     pub unread: Vec<Unread>,
 }
 
@@ -69,10 +69,9 @@ impl Unread {
     }
 }
 
-/// Finds everything in the current network namespace that sends connections to one of `vips`.
+/// Finds all rules and services in the current network namespace that send connections to one of `vips`.
 ///
-/// It reads each rule once and keeps none, so that a node with tens of thousands of them costs a
-/// fraction of a second.
+/// Each rule is read once and not stored, so that a node with tens of thousands of rules takes a fraction of a second.
 pub async fn find(vips: &[IpAddr], marks: Marks) -> Findings {
     let mut findings = Findings::default();
     nftables::find(vips, marks, &mut findings);
@@ -83,7 +82,8 @@ pub async fn find(vips: &[IpAddr], marks: Marks) -> Findings {
     findings
 }
 
-/// Whether IPVS has any service in this network namespace: every ClusterIP is an address of the node then.
+/// Returns true if IPVS has at least one service in this network namespace. In that case every ClusterIP is an address
+/// of the node.
 #[must_use]
 pub fn uses_ipvs() -> bool {
     ipvs::is_used()

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! nf_tables, over netlink: every rule of the families that have NAT, iptables-nft's included.
+//! nf_tables over netlink: every rule of the families that have NAT, including those of iptables-nft.
 //!
-//! The addresses of a `dnat` are in registers. Within the rule each register is followed to its source: a
-//! constant, or the value of a map; such a map is then read.
+//! The addresses of a `dnat` are in registers. Within the rule, each register is traced to its source: a constant, or
+//! the value of a map, which is then read.
 
 mod registers;
 
@@ -34,14 +34,14 @@ const NFT_NAT_DNAT: u32 = 1;
 const NFTA_TARGET_NAME: u16 = 1;
 const NFTA_TARGET_REV: u16 = 2;
 const NFTA_TARGET_INFO: u16 = 3;
-/// `NF_NAT_RANGE_MAP_IPS` of `linux/netfilter/nf_nat.h`: the range holds addresses.
+/// `NF_NAT_RANGE_MAP_IPS` of `linux/netfilter/nf_nat.h`: the range contains addresses.
 const MAP_IPS: u32 = 1;
-/// `NF_NAT_RANGE_PROTO_SPECIFIED`: it holds ports.
+/// `NF_NAT_RANGE_PROTO_SPECIFIED`: the range contains ports.
 const MAP_PORTS: u32 = 2;
 /// `NFPROTO_IPV6`, in [`NFTA_NAT_FAMILY`].
 const NFPROTO_IPV6: u32 = 10;
 
-/// Adds what nf_tables sends to the VIPs.
+/// Adds the rules of nf_tables that send connections to the VIPs.
 pub fn find(vips: &[IpAddr], marks: Marks, findings: &mut Findings) {
     for (family, title) in NFT_FAMILIES {
         let source = || format!("nf_tables tables of family {title}");
@@ -56,7 +56,7 @@ pub fn find(vips: &[IpAddr], marks: Marks, findings: &mut Findings) {
     }
 }
 
-/// A kernel without nf_tables has none of its rules.
+/// Returns true if the error means that the kernel has no nf_tables, and therefore no rules of it.
 fn is_without_nf_tables(error: &Error) -> bool {
     match error {
         Error::Open(cause) => cause.raw_os_error() == Some(libc::EPROTONOSUPPORT),
@@ -65,7 +65,7 @@ fn is_without_nf_tables(error: &Error) -> bool {
     }
 }
 
-/// What the rules of one family hold.
+/// The findings in the rules of one family.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     pub(super) found: Vec<Finding>,
@@ -73,17 +73,17 @@ pub(super) struct Scan {
     unread: Vec<Unread>,
 }
 
-/// A map whose values are addresses that a rule sends connections to.
+/// A map whose values are addresses to which a rule sends connections.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MapUse {
     pub(super) table: String,
     pub(super) chain: String,
     pub(super) map: String,
-    /// Where the address starts in a value.
+    /// The offset of the address in a value.
     pub(super) address: usize,
-    /// Its length: 4 or 16.
+    /// The length of the address: 4 or 16.
     pub(super) length: usize,
-    /// Where the port starts in a value.
+    /// The offset of the port in a value.
     pub(super) port: Option<usize>,
 }
 
@@ -117,7 +117,7 @@ fn scan(family: Family, title: &str, vips: &[IpAddr], marks: Marks) -> Result<Sc
             },
         );
         match read {
-            // None: it has gone since its rule was read, and the rule with it.
+            // If there is no result, the map has been deleted since its rule was read, and the rule with it.
             Ok(found) => scan.found.extend(found.into_iter().flatten()),
             Err(error) => scan.unread.push(Unread::new(place, error)),
         }
@@ -129,7 +129,7 @@ fn place(title: &str, table: &str, chain: &str) -> String {
     format!("nf_tables table {title} {table}, chain {chain}")
 }
 
-/// Adds what one rule sends to the VIPs, given its attributes.
+/// Adds the targets of one rule, given its attributes, that are VIPs.
 pub(super) fn look_at(rule: &[u8], title: &str, vips: &[IpAddr], marks: Marks, scan: &mut Scan) {
     let table = text(attribute(rule, NFTA_RULE_TABLE));
     if str::from_utf8(table).is_ok_and(marks.is_own_name) {
@@ -182,7 +182,7 @@ pub(super) fn look_at(rule: &[u8], title: &str, vips: &[IpAddr], marks: Marks, s
     }
 }
 
-/// Where connections are sent.
+/// The destination to which a rule sends connections.
 #[derive(Debug, PartialEq, Eq)]
 enum Target {
     Fixed(Range),
@@ -220,7 +220,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The target of `dnat to`.
+/// Returns the target of `dnat to`.
 fn dnat(data: &[u8], registers: &Registers) -> Option<Target> {
     let number = |kind| number(data, kind);
     if number(NFTA_NAT_TYPE)? != NFT_NAT_DNAT {
@@ -255,22 +255,22 @@ fn dnat(data: &[u8], registers: &Registers) -> Option<Target> {
     }))
 }
 
-/// The target of iptables-nft's DNAT.
+/// Returns the target of iptables-nft's DNAT.
 fn xtables_target(data: &[u8], family: &str) -> Option<Target> {
     if text(attribute(data, NFTA_TARGET_NAME)) != b"DNAT" {
         return None;
     }
     let info = attribute(data, NFTA_TARGET_INFO);
     let range = match number(data, NFTA_TARGET_REV).unwrap_or(0) {
-        // struct nf_nat_ipv4_multi_range_compat: a count, then flags, addresses and ports.
+        // struct nf_nat_ipv4_multi_range_compat: a count, followed by flags, addresses and ports.
         0 if family != "ip6" => range(info.get(4..)?, 4, 4)?,
-        // struct nf_nat_range, and nf_nat_range2, which goes on behind it.
+        // struct nf_nat_range, or nf_nat_range2, which only appends further fields.
         _ => range(info, 16, if family == "ip6" { 16 } else { 4 })?,
     };
     Some(Target::Fixed(range))
 }
 
-/// Flags in host byte order, two addresses of `length` bytes in fields of `field` bytes, two ports.
+/// Parses flags in host byte order, two addresses of `length` bytes in fields of `field` bytes, and two ports.
 fn range(info: &[u8], field: usize, length: usize) -> Option<Range> {
     let flags = u32::from_ne_bytes(*info.first_chunk()?);
     if flags & MAP_IPS == 0 {
@@ -285,7 +285,7 @@ fn range(info: &[u8], field: usize, length: usize) -> Option<Range> {
     })
 }
 
-/// The target in an element of a map, if it is a VIP.
+/// Returns the target in an element of a map, if it is a VIP.
 pub(super) fn target_in(
     element: &Element,
     used: &MapUse,
@@ -302,11 +302,11 @@ fn port_number(bytes: &[u8]) -> Option<u16> {
     bytes.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
-/// The attributes in some bytes, each with its kind; what cannot be one ends them.
+/// Returns the attributes in the bytes, each with its kind. An invalid attribute ends the sequence.
 ///
-/// That of `netlink-packet-core` gives values that live no longer than itself.
+/// The iterator of `netlink-packet-core` is not used because its values do not outlive it.
 fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    /// `struct nlattr`, and the flags in its kind (`NLA_TYPE_MASK`).
+    /// The length of `struct nlattr`, and the mask that removes the flags from its kind (`NLA_TYPE_MASK`).
     const HEADER: usize = 4;
     const KIND: u16 = 0x3fff;
     std::iter::from_fn(move || {
@@ -318,7 +318,7 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The content of an attribute; nothing if there is none.
+/// Returns the content of an attribute, or an empty slice if there is no such attribute.
 fn attribute(bytes: &[u8], kind: u16) -> &[u8] {
     let mut found = attributes(bytes).filter(|(of, _)| *of == kind);
     found.next().map_or(&[], |(_, value)| value)

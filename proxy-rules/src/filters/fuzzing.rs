@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any firewall.
+//! The fuzz target for firewalls.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,11 +20,11 @@ use crate::xtables::{SavedRule, parse};
 /// The chain of a proposed rule.
 const PROPOSED: &str = "proposed";
 
-/// A filter table as `iptables-save` prints it, or chains and rules of nf_tables as they are dumped,
-/// chosen by the first byte.
+/// Processes a filter table as `iptables-save` prints it, or chains and rules of nf_tables in the format of a dump; the
+/// first byte selects which.
 ///
-/// A policy that drops never lets more pass than one that accepts. Where the doctor finds a fault, the
-/// rule that it proposes is what it then finds none with.
+/// A policy that drops must never let more packets pass than one that accepts. If the doctor finds a fault, it must
+/// find none after the rule that it proposes is added.
 pub fn firewall(data: &[u8]) {
     let (kind, rest) = choice(data);
     let vips: [SocketAddr; 2] = [
@@ -115,7 +115,7 @@ fn of_nf_tables(datagram: &[u8], packets: &[Packet]) {
     }
 }
 
-/// The rule that lets a packet pass, as it comes back from the kernel.
+/// Returns the rule that lets a packet pass, as the kernel would return it.
 fn accept(packet: &Packet) -> RuleMessage {
     let (ip, port) = (packet.end.ip(), packet.end.port());
     let mut expressions = expression::endpoint(packet.place(), ip, port);

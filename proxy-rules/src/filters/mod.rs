@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The node's filters, ours and others': which chains drop untracked packets of the VIP, of Services that end on the
-//! proxy, or of the proxy's own connections. A rule like `ct state established accept` does not match them, so where
-//! the rest is dropped they need a rule of their own.
+//! The node's filters, of this project and of other programs: finds the chains that drop untracked packets of the VIP,
+//! of Services that the proxy serves, or of the proxy's own connections. A rule like `ct state established accept` does
+//! not match untracked packets, so if all other packets are dropped, they need a separate rule.
 //!
-//! Chains are walked with a packet of which only one end is known, and that it is untracked.
-//! What depends on anything else is a "maybe" (`walk.rs`).
+//! The chains are simulated with a packet of which only one end is known, and that it is untracked. A match that
+//! depends on any other property is a "maybe" (`walk.rs`).
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -26,27 +26,27 @@ pub use self::xtables::find as find_in_iptables;
 use self::packet::Direction;
 use crate::Marks;
 
-/// A chain, and what it does with packets.
+/// A chain, and its effect on packets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Its place, as text.
+    /// The place of the chain, as text.
     pub place: String,
-    /// Which packets.
+    /// The packets.
     pub packet: Packet,
-    /// What it does with them.
+    /// The effect of the chain on the packets.
     pub fate: Fate,
-    /// It is one of the chains in which the agent sets ACCEPT rules.
+    /// True if it is one of the chains in which the agent creates ACCEPT rules.
     pub of_iptables: bool,
-    /// The line that lets the packet pass in this chain.
+    /// The command that lets the packets pass in this chain.
     pub command: String,
 }
 
-/// Where kube-proxy in nftables mode drops new connections of the node to these endpoints while they are
-/// tracked, and to which.
+/// Returns the endpoints to which kube-proxy in nftables mode drops new tracked connections of the node, and the chains
+/// that do so.
 ///
 /// # Errors
 ///
-/// If nf_tables cannot be read.
+/// Returns an error if nf_tables cannot be read.
 pub fn unallocated(
     endpoints: &[SocketAddr],
     marks: Marks,
@@ -66,7 +66,7 @@ pub fn unallocated(
         .collect())
 }
 
-/// The untracked packets to and from the proxy, of which these ends are known.
+/// Returns the untracked packets to and from the proxy of which these ends are known.
 #[must_use]
 pub fn packets(endpoints: &[SocketAddr], known: Known) -> Vec<Packet> {
     let both = |end: &SocketAddr| {

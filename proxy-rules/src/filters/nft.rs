@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The chains and rules of nf_tables, iptables-nft's included, over netlink.
+//! The chains and rules of nf_tables over netlink, including those of iptables-nft.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,13 +33,14 @@ pub(super) struct Base {
     table: String,
     pub(super) chain: String,
     direction: Direction,
-    /// It is in the hook of what processes of the node send.
+    /// True if the chain is in the hook for packets that processes of the node send.
     is_output: bool,
     drops: bool,
 }
 
 impl Base {
-    /// Whether a packet comes to it. Of new connections of the node only kube-proxy's chains are asked.
+    /// Returns true if a packet reaches the chain. For new connections of the node, only kube-proxy's chains are
+    /// checked.
     fn meets(&self, packet: &Packet) -> bool {
         match packet.direction {
             Direction::Opening => self.is_output && self.table == KUBE_PROXY,
@@ -48,11 +49,11 @@ impl Base {
     }
 }
 
-/// The chains that do not simply let the packets pass.
+/// Returns the chains that do not simply let the packets pass.
 ///
 /// # Errors
 ///
-/// The kernel's answer. A kernel without nf_tables has none.
+/// Returns the kernel's error. A kernel without nf_tables has no chains, which is not an error.
 pub fn find(packets: &[Packet], marks: Marks) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     for (family, title) in NFT_FAMILIES {
@@ -94,7 +95,7 @@ fn find_in(
         })?;
     let tables: BTreeSet<_> = bases.iter().map(|base| base.table.as_str()).collect();
     let mut found = Vec::new();
-    // kube-proxy drops new tracked connections only, and its table is the largest of the node.
+    // kube-proxy only drops new tracked connections, and its table is the largest of the node.
     let is_of_interest = |table: &&str| {
         let is_filtered = |packet: &Packet| packet.known != Known::Upstream;
         !(marks.is_own_name)(table) && (*table != KUBE_PROXY || packets.iter().any(is_filtered))
@@ -148,7 +149,7 @@ fn find_in(
     Ok(found)
 }
 
-/// What lets a packet pass at the start of a chain.
+/// Returns the command that lets a packet pass at the start of a chain.
 fn command(title: &str, base: &Base, packet: &Packet) -> String {
     let Base { table, chain, .. } = base;
     let (ip, port) = (packet.end.ip(), packet.end.port());
@@ -160,7 +161,7 @@ fn command(title: &str, base: &Base, packet: &Packet) -> String {
         End::Destination => ("daddr", "dport"),
         End::Source => ("saddr", "sport"),
     };
-    // From an API server nothing else is to pass than what our rules have untracked.
+    // From an API server, only the packets that this project's rules have untracked should pass.
     let state = match packet.known {
         Known::Vip | Known::Service => "",
         Known::Upstream => " ct state untracked",
@@ -170,7 +171,7 @@ fn command(title: &str, base: &Base, packet: &Packet) -> String {
     )
 }
 
-/// The chain, if it is one that filters packets on their way to the proxy or from it.
+/// Returns the chain if it is one that filters packets on their way to or from the proxy.
 pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
     let (mut table, mut name, mut hook, mut policy, mut kind) = ("", "", None, None, "");
     for attribute in &chain.attributes {
@@ -203,7 +204,8 @@ pub(super) fn base(chain: &ChainMessage) -> Option<Base> {
     })
 }
 
-/// Adds a rule as each packet sees it. A dump by table may hold rules of others (before Linux 4.11).
+/// Adds a rule in the form in which each packet sees it. A dump of one table may contain rules of other tables (before
+/// Linux 4.11).
 pub(super) fn add(
     rule: &RuleMessage,
     table: &str,
@@ -218,7 +220,7 @@ pub(super) fn add(
     let is_own = comment(&expressions).is_some_and(|comment| (marks.is_own_comment)(&comment));
     for (at, packet) in packets.iter().enumerate() {
         let step = rule::step(&expressions, packet, sets);
-        // What an agent accepts counts; what it drops is not meant for these packets.
+        // Rules with which an agent accepts packets count; its rules that drop are not meant for these packets.
         if is_own && step.action != walk::Action::Accept {
             continue;
         }
@@ -229,7 +231,7 @@ pub(super) fn add(
     }
 }
 
-/// The table and the chain of a rule, and what it is made of.
+/// Returns the table, the chain and the expressions of a rule.
 fn parts(rule: &RuleMessage) -> (&str, &str, Vec<Named<'_>>) {
     let (mut table, mut chain, mut expressions) = ("", "", &[][..]);
     for attribute in &rule.attributes {
@@ -243,7 +245,7 @@ fn parts(rule: &RuleMessage) -> (&str, &str, Vec<Named<'_>>) {
     (table, chain, expressions.iter().filter_map(named).collect())
 }
 
-/// The comment of a rule of iptables-nft (`struct xt_comment_info` of `linux/netfilter/xt_comment.h`).
+/// Returns the comment of a rule of iptables-nft (`struct xt_comment_info` of `linux/netfilter/xt_comment.h`).
 fn comment(expressions: &[Named<'_>]) -> Option<String> {
     const NAME: u16 = 1;
     const INFO: u16 = 3;
@@ -259,7 +261,7 @@ fn comment(expressions: &[Named<'_>]) -> Option<String> {
     })
 }
 
-/// An expression with its name; some have nothing but a name.
+/// Returns an expression with its name. Some expressions consist of the name only.
 fn named(element: &ListAttribute<ExpressionAttribute>) -> Option<Named<'_>> {
     let ListAttribute::Element(attributes) = element else {
         return None;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A packet of which only one end is known: the proxy's, or that of an API server behind it.
+//! A packet of which only one end is known: that of the proxy, or that of an API server behind it.
 
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
@@ -9,40 +9,40 @@ use proxy_netlink::netfilter::expression::End;
 
 use crate::xtables::Family;
 
-/// TCP.
+/// The protocol number of TCP.
 pub const PROTOCOL: u8 = 6;
 
-/// Which way it goes.
+/// The direction of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// To the proxy, by the hooks of packets that come in.
+    /// To the proxy, through the hooks for incoming packets.
     Request,
-    /// From the proxy, by the hooks of packets that go out.
+    /// From the proxy, through the hooks for outgoing packets.
     Reply,
-    /// To the proxy from a process of the node, in the hook of packets that go out: the first one of a
-    /// connection that is tracked.
+    /// To the proxy from a process of the node, in the hook for outgoing packets: the first packet of a connection that
+    /// is tracked.
     Opening,
 }
 
-/// Which end is known.
+/// The end that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// The proxy's: a VIP.
+    /// The proxy's end, which is a VIP.
     Vip,
-    /// The proxy's: a Service that ends there.
+    /// The proxy's end, which is a Service that the proxy serves.
     Service,
-    /// The other one: an API server to which the proxy connects.
+    /// The other end, which is an API server to which the proxy connects.
     Upstream,
 }
 
-/// A TCP packet to or from the proxy, untracked unless it opens a connection of the node.
+/// A TCP packet to or from the proxy. It is untracked unless it opens a connection of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
-    /// The end that is known.
+    /// The address of the known end.
     pub end: SocketAddr,
-    /// Which end that is.
+    /// The end that is known.
     pub known: Known,
-    /// Which way it goes.
+    /// The direction.
     pub direction: Direction,
 }
 
@@ -63,7 +63,7 @@ impl Display for Packet {
 }
 
 impl Packet {
-    /// The position of the known end in it.
+    /// Returns the position of the known end in the packet.
     #[must_use]
     pub fn place(&self) -> End {
         let is_far = self.known == Known::Upstream;
@@ -75,7 +75,7 @@ impl Packet {
         }
     }
 
-    /// What `ct state` is of it: `NF_CT_STATE_BIT(IP_CT_NEW)`, or `NF_CT_STATE_UNTRACKED_BIT`.
+    /// Returns the packet's `ct state`: `NF_CT_STATE_BIT(IP_CT_NEW)` or `NF_CT_STATE_UNTRACKED_BIT`.
     #[must_use]
     pub fn state(&self) -> u32 {
         match self.direction {
@@ -84,8 +84,9 @@ impl Packet {
         }
     }
 
-    /// The same for the match of iptables, whose bits are others where there is no entry: `XT_CONNTRACK_STATE_UNTRACKED` of
-    /// `linux/netfilter/xt_conntrack.h`. What nf_tables calls untracked is its SNAT.
+    /// Returns the state for the match of iptables, which has another bit for packets without an entry:
+    /// `XT_CONNTRACK_STATE_UNTRACKED` of `linux/netfilter/xt_conntrack.h`. The bit of nf_tables for untracked packets
+    /// means SNAT there.
     #[must_use]
     pub fn xtables_state(&self) -> u32 {
         match self.direction {
@@ -94,26 +95,26 @@ impl Packet {
         }
     }
 
-    /// Whether conntrack has an entry of it.
+    /// Returns true if conntrack has an entry for the packet.
     #[must_use]
     pub fn is_tracked(&self) -> bool {
         self.direction == Direction::Opening
     }
 
-    /// Whether it may pass `lo`. Connections to a Service are those of pods, since the node's own are made ones to the
-    /// VIP.
+    /// Returns true if the packet may pass `lo`. Connections to a Service are those of pods, since the node's own
+    /// connections are translated to the VIP.
     #[must_use]
     pub fn by_loopback(&self) -> bool {
         self.known != Known::Service
     }
 
-    /// Whether iptables programs of a family see it.
+    /// Returns true if the iptables programs of a family see the packet.
     #[must_use]
     pub fn is_of(&self, family: Family) -> bool {
         Family::of(self.end.ip()) == family
     }
 
-    /// A part of its IP header; none if anything of that is not known.
+    /// Returns a part of the IP header, or `None` if any byte of it is unknown.
     #[must_use]
     pub fn network(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
         let (protocol_at, source_at, destination_at, address) = match self.end.ip() {
@@ -131,7 +132,7 @@ impl Packet {
         )
     }
 
-    /// A part of its TCP header; none if anything of that is not known.
+    /// Returns a part of the TCP header, or `None` if any byte of it is unknown.
     #[must_use]
     pub fn transport(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
         let at = match self.place() {
@@ -146,7 +147,7 @@ impl Packet {
     }
 }
 
-/// A part of what is known at some offsets.
+/// Returns a part of the bytes that are known at certain offsets.
 fn part(known: &[(usize, Vec<u8>)], offset: usize, length: usize) -> Option<Vec<u8>> {
     known.iter().find_map(|(at, bytes)| {
         let start = offset.checked_sub(*at)?;

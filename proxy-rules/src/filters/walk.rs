@@ -1,67 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Simulates the way of a packet through the chains of a table, as far as it can be known.
+//! Simulates the path of a packet through the chains of a table, as far as it can be known.
 
 use std::collections::BTreeMap;
 
-/// The depth to which jumps are followed: more than the kernel allows (`NFT_JUMP_STACK_SIZE`).
+/// The depth to which jumps are followed. It exceeds the kernel's limit (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 17;
 
-/// Whether a rule matches.
+/// The result of a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Truth {
-    /// Certainly not.
+    /// The rule certainly does not match.
     No,
-    /// It depends on something that is not known.
+    /// The result depends on an unknown property.
     Maybe,
-    /// Certainly.
+    /// The rule certainly matches.
     Yes,
 }
 
-/// What a rule does with what it matches.
+/// The effect of a rule on packets that it matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Goes on with the next rule.
+    /// Evaluation continues with the next rule.
     Nothing,
-    /// Ends the table.
+    /// The packet is accepted, and evaluation of the table ends.
     Accept,
-    /// Ends the packet.
+    /// The packet is dropped.
     Drop,
-    /// Ends the chain.
+    /// Evaluation of the chain ends.
     Return,
-    /// Goes on in another chain, and comes back.
+    /// Evaluation continues in another chain and then returns.
     Jump(String),
-    /// Goes on in another chain.
+    /// Evaluation continues in another chain and does not return.
     Goto(String),
-    /// Something that is not known.
+    /// The effect is unknown.
     Unknown,
 }
 
-/// A rule for one packet.
+/// A rule, evaluated for one packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Whether it matches.
+    /// The result of the match.
     pub matches: Truth,
-    /// What it does.
+    /// The effect.
     pub action: Action,
 }
 
 /// Chains by name.
 pub type Chains = BTreeMap<String, Vec<Step>>;
 
-/// The fate of a packet.
+/// The result of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It passes.
+    /// The packet passes.
     Passes,
-    /// It is dropped unless a rule lets it pass that may match.
+    /// The packet is dropped, unless a rule that may match lets it pass.
     MayPass,
-    /// It is dropped.
+    /// The packet is dropped.
     Dropped,
 }
 
-/// The fate of a packet in a base chain. Rules that only may drop it are ignored: most of them are not
-/// meant for the VIP.
+/// Returns the result for a packet in a base chain. Rules that only may drop it are ignored, because most of them do
+/// not concern the VIP.
 pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
     let mut walker = Walker {
         chains,
@@ -80,7 +80,7 @@ pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
     }
 }
 
-/// The chain whose rule drops a packet that comes to a base chain, if one certainly does.
+/// Returns the chain whose rule drops a packet that reaches a base chain, if a rule certainly does.
 pub fn dropping_chain<'a>(chains: &'a Chains, base: &str) -> Option<&'a str> {
     let mut walker = Walker {
         chains,
@@ -95,21 +95,21 @@ enum End {
     Dropped,
 }
 
-/// What a chain does with a packet.
+/// The effect of a chain on a packet.
 #[derive(Debug, Clone, Copy, Default)]
 struct Course<'a> {
-    /// None: the chain ends, and the packet goes on where it came from.
+    /// The verdict, or `None` if the chain ends and evaluation returns to the calling chain.
     end: Option<End>,
-    /// A rule lets it pass, or return, that may match.
+    /// True if a rule that may match lets the packet pass or returns.
     may_pass: bool,
-    /// The chain whose rule drops it.
+    /// The chain whose rule drops the packet.
     dropped_in: Option<&'a str>,
 }
 
 struct Walker<'a> {
     chains: &'a Chains,
-    /// By chain and the depth that is left. Without it, chains that are reached in several ways, each
-    /// from chains that are as well, would be walked once for each combination of these.
+    /// The results by chain and remaining depth. Without them, chains that are reached on several paths would be
+    /// evaluated once for each combination of paths.
     known: BTreeMap<(&'a str, usize), Course<'a>>,
 }
 
@@ -145,9 +145,9 @@ impl<'a> Walker<'a> {
                     Some(End::Dropped)
                 }
                 Action::Return if certain => None,
-                // What may drop it is not counted.
+                // A rule that only may drop the packet is ignored.
                 Action::Nothing | Action::Drop => continue,
-                // It may come back before the drop that follows.
+                // The packet may return or be accepted before a later rule drops it.
                 Action::Accept | Action::Return | Action::Unknown => {
                     may_pass = true;
                     continue;
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(dropping_chain(&own, "none"), None);
     }
 
-    /// Sixteen chains, each of which jumps to the next one ten times.
+    /// Sixteen chains, each of which jumps ten times to the next one.
     #[test]
     fn chains_that_are_reached_in_many_ways_are_walked_once() {
         let level = |at: usize| {

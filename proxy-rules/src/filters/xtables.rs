@@ -9,10 +9,10 @@ use super::packet::{Direction, Known, Packet};
 use super::walk::{self, Action, Chains, Fate, Step, Truth};
 use crate::xtables::{self, SavedTable, contains};
 
-/// The chains that packets to and from the proxy come by.
+/// The chains that packets to and from the proxy pass.
 const BASES: [(&str, Direction); 2] = [("INPUT", Direction::Request), ("OUTPUT", Direction::Reply)];
 
-/// The chains that do not simply let the packets pass.
+/// Returns the chains that do not simply let the packets pass.
 #[must_use]
 pub fn find(table: &SavedTable, program: &str, packets: &[Packet]) -> Vec<Found> {
     let mut found = Vec::new();
@@ -58,7 +58,7 @@ fn command(program: &str, chain: &str, packet: &Packet) -> String {
     format!("{program} -I {chain} {address} {ip} -p tcp {number} {port}{state} -j ACCEPT")
 }
 
-/// What a printed rule does with a packet. A word that is not known makes it a "maybe".
+/// Returns the effect of a printed rule on a packet. An unknown word makes the result a "maybe".
 fn step(spec: &str, packet: &Packet) -> Step {
     let words = xtables::words(spec).unwrap_or_default();
     let mut words = words.iter().map(String::as_str);
@@ -76,7 +76,7 @@ fn step(spec: &str, packet: &Packet) -> Step {
         let matches = match word {
             "-j" => {
                 step.action = action(value());
-                // What follows are options of the target.
+                // The following words are options of the target.
                 break;
             }
             "-g" => {
@@ -97,7 +97,7 @@ fn step(spec: &str, packet: &Packet) -> Step {
             "--dst-type" => kind(value(), packet, End::Destination),
             "--src-type" => kind(value(), packet, End::Source),
             "--ctstate" | "--state" => truth(value().split(',').any(|state| state == "UNTRACKED")),
-            // There is no entry to look at.
+            // The packet has no conntrack entry.
             "--ctstatus" => truth(inverted),
             _ => Truth::Maybe,
         };
@@ -123,7 +123,7 @@ fn action(target: &str) -> Action {
     }
 }
 
-/// Whether an end of the packet is in a network; of the client's end that is not known.
+/// Returns whether an end of the packet is in a network. The client's end is unknown.
 fn address(network: &str, packet: &Packet, known_in: End) -> Truth {
     if packet.place() != known_in {
         return Truth::Maybe;
@@ -131,7 +131,7 @@ fn address(network: &str, packet: &Packet, known_in: End) -> Truth {
     contains(network, packet.end.ip()).map_or(Truth::Maybe, truth)
 }
 
-/// Whether an end's port is in a range; the client's is not known.
+/// Returns whether an end's port is in a range. The client's port is unknown.
 fn port(range: &str, packet: &Packet, known_in: End) -> Truth {
     if packet.place() != known_in {
         return Truth::Maybe;
@@ -143,7 +143,8 @@ fn port(range: &str, packet: &Packet, known_in: End) -> Truth {
     }
 }
 
-/// Whether it passes a link; of which nothing is known but that it may not be `lo`.
+/// Returns whether the packet passes a link. Nothing is known about the link, except that it may be known not to be
+/// `lo`.
 fn by_link(link: &str, packet: &Packet, known_in: Direction) -> Truth {
     if packet.direction == known_in && link == "lo" && !packet.by_loopback() {
         return Truth::No;
@@ -151,7 +152,8 @@ fn by_link(link: &str, packet: &Packet, known_in: Direction) -> Truth {
     Truth::Maybe
 }
 
-/// Whether an end is an address of such kinds: VIPs are the node's, and Services by our route.
+/// Returns whether an end is an address of these types: VIPs are addresses of the node, and so are Services because of
+/// the agent's route.
 fn kind(kinds: &str, packet: &Packet, known_in: End) -> Truth {
     if packet.known == Known::Upstream || packet.place() != known_in {
         return Truth::Maybe;
@@ -178,7 +180,7 @@ mod tests {
         }
     }
 
-    /// What the doctor proposes lets the answers of an API server pass, and nothing that is tracked.
+    /// The rule that the doctor proposes lets the responses of an API server pass, but no tracked packets.
     #[test]
     fn answers_of_an_api_server_have_it_as_their_source() {
         let answer = Packet {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Runs the iptables programs, for a bounded time, with errors that name the command and its output.
-//! `installed.rs` finds the programs.
+//! Runs the iptables programs with a time limit. Errors contain the command and its output. `installed.rs` finds the
+//! programs.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,38 +13,38 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::time;
 
-/// The time after which a program is killed. Longer than the wait for the lock.
+/// The time after which a program is killed. It is longer than the wait for the lock.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the programs wait for the xtables lock: 5 s.
+/// The option that limits the wait for the xtables lock to 5 s.
 const WAIT: &str = "--wait=5";
 
-/// Exit status of iptables if it could not get a resource, such as its lock.
+/// The exit status of iptables if it could not acquire a resource, such as its lock.
 /// <https://git.netfilter.org/iptables/tree/include/xtables.h> (`RESOURCE_PROBLEM`)
 const RESOURCE_PROBLEM: i32 = 4;
 
 /// The programs for one family in one flavour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
-    /// Prints tables.
+    /// The program that prints tables.
     pub save: PathBuf,
-    /// Changes a table.
+    /// The program that changes a table.
     pub restore: PathBuf,
 }
 
-/// Why a program did not do its work.
+/// The reason why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It could not be started, fed or read.
+    /// The program could not be started, or its input or output failed.
     #[error("cannot run `{command}`")]
     Run {
         /// The command line.
         command: String,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
-    /// It did not end in time.
+    /// The program did not end within the time limit.
     #[error(
         "`{command}` did not end within {} s and was killed; the next pass tries again",
         TIMEOUT.as_secs()
@@ -53,7 +53,7 @@ pub enum CommandError {
         /// The command line.
         command: String,
     },
-    /// Another process held the xtables lock all the time.
+    /// Another process held the xtables lock the whole time.
     #[error(
         "`{command}` could not get the xtables lock (/run/xtables.lock) within 5 s: kube-proxy, \
          kubelet, the CNI or another iptables holds it (`fuser -v /run/xtables.lock` tells \
@@ -62,26 +62,26 @@ pub enum CommandError {
     Locked {
         /// The command line.
         command: String,
-        /// What it printed.
+        /// The output on stderr.
         stderr: String,
     },
-    /// It failed.
+    /// The program ended with an error.
     #[error("`{command}` failed ({status}): {stderr}")]
     Failed {
         /// The command line.
         command: String,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// What it printed.
+        /// The output on stderr.
         stderr: String,
     },
 }
 
 impl Programs {
-    /// The output of `iptables-save` for one table, or for all tables that are there.
+    /// Returns the output of `iptables-save` for one table, or for all existing tables.
     ///
     /// # Errors
-    /// The program cannot be run, fails or takes too long.
+    /// Returns an error if the program cannot be run, fails or takes too long.
     pub async fn save(&self, table: Option<&str>) -> Result<String, CommandError> {
         match table {
             Some(table) => run(&self.save, &["-t", table], "").await,
@@ -89,20 +89,20 @@ impl Programs {
         }
     }
 
-    /// Asks `iptables-restore` whether it and the kernel know what the rules in `input` are made of.
-    /// Changes no rule.
+    /// Tests whether `iptables-restore` and the kernel support the matches and targets of the rules in `input`. Changes
+    /// no rule.
     ///
     /// # Errors
-    /// They do not, or as [`Programs::restore`].
+    /// Returns an error if they are not supported, or under the same conditions as [`Programs::restore`].
     pub async fn test(&self, input: &str) -> Result<(), CommandError> {
         let output = run(&self.restore, &["--noflush", "--test", WAIT], input).await;
         output.map(drop)
     }
 
-    /// Lets `iptables-restore` carry out `input` without flushing anything.
+    /// Makes `iptables-restore` apply `input` without flushing anything.
     ///
     /// # Errors
-    /// The program cannot be run, fails, cannot get the xtables lock or takes too long.
+    /// Returns an error if the program cannot be run, fails, cannot acquire the xtables lock or takes too long.
     pub async fn restore(&self, input: &str) -> Result<(), CommandError> {
         let output = run(&self.restore, &["--noflush", WAIT], input).await;
         output.map(drop)
@@ -110,34 +110,34 @@ impl Programs {
 }
 
 impl CommandError {
-    /// True if ipset could not remove a set because a rule uses it.
+    /// Returns true if ipset could not remove a set because a rule uses it.
     #[must_use]
     pub fn is_set_in_use(&self) -> bool {
         matches!(self, Self::Failed { stderr, .. } if stderr.contains("it is in use"))
     }
 
-    /// True if ipset found a kernel that answers for no sets.
+    /// Returns true if ipset reported that the kernel does not support sets.
     #[must_use]
     pub fn is_without_sets(&self) -> bool {
         matches!(self, Self::Failed { stderr, .. } if stderr.contains("Cannot open session to kernel"))
     }
 
-    /// True if an nft flavoured program found a kernel without `nf_tables`.
+    /// Returns true if an nft flavoured program reported that the kernel has no `nf_tables`.
     #[must_use]
     pub fn is_without_nf_tables(&self) -> bool {
         let Self::Failed { stderr, .. } = self else {
             return false;
         };
-        // No NETLINK_NETFILTER at all, or no subsystem nf_tables.
+        // The kernel has no NETLINK_NETFILTER at all, or no subsystem nf_tables.
         stderr.contains("Protocol not supported")
             || stderr.contains("rule set generation id: Invalid argument")
     }
 }
 
-/// Runs a program with `input` and returns what it printed.
+/// Runs a program with `input` and returns its output.
 ///
 /// # Errors
-/// The program cannot be run, does not exit with 0 or takes too long.
+/// Returns an error if the program cannot be run, does not exit with 0 or takes too long.
 pub async fn run(program: &Path, args: &[&str], input: &str) -> Result<String, CommandError> {
     let parts = [program.as_os_str()].into_iter();
     let command = parts
@@ -164,7 +164,7 @@ pub async fn run(program: &Path, args: &[&str], input: &str) -> Result<String, C
     })
 }
 
-/// Runs a program to its end. It is killed if the future is dropped.
+/// Runs a program until it ends. The program is killed if the future is dropped.
 async fn exchange(program: &Path, args: &[&str], input: &str) -> io::Result<std::process::Output> {
     let mut child = Command::new(program)
         .args(args)

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Why the tables cannot be read.
+//! The reasons why tables cannot be read.
 
 use std::io;
 
 use super::command::CommandError;
 use super::saved::ParseError;
 
-/// Why the tables cannot be read, or a program did not do its work.
+/// The reason why tables cannot be read or why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Programs are not installed.
+    /// Required programs are not installed.
     #[error(
         "iptables is not complete: {programs} not found in {dirs}. Install the iptables package, \
          or choose a backend that needs none: --backend=ebpf or --backend=none"
     )]
     Missing {
-        /// What was not found.
+        /// The missing programs.
         programs: String,
-        /// Where it was looked for.
+        /// The directories that were searched.
         dirs: String,
     },
-    /// A program did not do its work.
+    /// A program failed.
     #[error(transparent)]
     Command(#[from] CommandError),
     /// A program's output is incomplete.
@@ -29,11 +29,11 @@ pub enum Error {
     Dump {
         /// The program.
         program: String,
-        /// What is wrong with it.
+        /// The defect of the output.
         #[source]
         source: ParseError,
     },
-    /// A table holds what iptables cannot print.
+    /// A table contains rules that iptables cannot print.
     #[error(
         "`{program}` cannot print table {table}, because it holds rules made with nft: remove \
          them, or move them into a table of their own (`nft list table ip {table}` or `ip6`)"
@@ -44,25 +44,25 @@ pub enum Error {
         /// The table.
         table: String,
     },
-    /// Rules are there and no program that prints them.
+    /// Rules exist, but no program that prints them is installed.
     #[error("{programs} is not installed, which prints the table")]
     Unreadable {
-        /// What is missing.
+        /// The missing programs.
         programs: String,
     },
     /// The kernel's list of legacy tables cannot be read.
     #[error("cannot read which legacy tables there are from {path}")]
     LegacyTables {
-        /// The kernel's list.
+        /// The path of the kernel's list.
         path: &'static str,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// True if iptables-nft found a kernel without nf_tables.
+    /// Returns true if iptables-nft reported that the kernel has no nf_tables.
     #[must_use]
     pub fn is_without_nf_tables(&self) -> bool {
         matches!(self, Self::Command(cause) if cause.is_without_nf_tables())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which programs of the two flavours of iptables are installed. Changes nothing, and reads no list of
-//! modules: a loaded module need not be in use.
+//! Finds the installed programs of the two flavours of iptables. Changes nothing, and reads no list of modules, because
+//! a loaded module need not be in use.
 
 use std::env;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::command::{self, Programs};
 use super::{Error, Family, Flavour};
 
-/// Looked through behind `PATH`, which often lacks them outside of a login of root.
+/// Directories that are searched after those of `PATH`, which often lacks them except in a login shell of root.
 const SYSTEM_DIRS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// The iptables programs that are installed.
@@ -25,8 +25,8 @@ impl Installed {
     /// Finds the programs in `PATH` and the system directories.
     ///
     /// # Errors
-    /// In no flavour are all programs there for the families `needed`, or programs without a
-    /// flavour in their name cannot be asked which they are.
+    /// Returns an error if no flavour has all programs for the families `needed`, or if programs without a flavour in
+    /// their name cannot be queried for it.
     pub async fn find(needed: &[Family]) -> Result<Self, Error> {
         Self::find_in(search_dirs(), needed).await
     }
@@ -54,7 +54,7 @@ impl Installed {
         Ok(installed)
     }
 
-    /// Adds the programs without a flavour in their names, as the flavour that they report.
+    /// Adds the programs without a flavour in their name, under the flavour that they report.
     async fn find_unnamed(&mut self, dirs: &[PathBuf]) -> Result<(), Error> {
         for family in Family::ALL {
             let name = family.program();
@@ -62,7 +62,7 @@ impl Installed {
                 continue;
             };
             let version = command::run(&main, &["--version"], "").await?;
-            // Before 1.8 there was one flavour only, and no word for it.
+            // Before 1.8 there was only one flavour, which the output does not name.
             let flavour = if version.contains("nf_tables") {
                 Flavour::Nft
             } else {
@@ -75,7 +75,7 @@ impl Installed {
         Ok(())
     }
 
-    /// Names what is missing from the set of programs that is nearest to being complete.
+    /// Returns an error that lists the missing programs of the most complete set.
     fn missing(&self, dirs: &[PathBuf]) -> Error {
         let absent = |functions: &[&str]| {
             let mut names = Vec::new();
@@ -91,7 +91,7 @@ impl Installed {
             absent(&["-nft-save", "-nft-restore"]),
             absent(&["-legacy-save", "-legacy-restore"]),
         ];
-        // Where nothing is there at all, the two flavoured sets are not nearer than the first.
+        // If no program is installed at all, neither of the two flavoured sets is more complete than the first one.
         let whole = |names: &Vec<String>| names.len() == 2 * self.needed.len();
         let [unnamed, flavoured @ ..] = sets;
         let begun = flavoured.into_iter().filter(|names| !whole(names));
@@ -103,7 +103,7 @@ impl Installed {
         }
     }
 
-    /// The flavours that have the programs for every family needed.
+    /// Returns the flavours that have the programs for every needed family.
     #[must_use]
     pub fn usable(&self) -> Vec<Flavour> {
         let mut flavours = Flavour::ALL.to_vec();
@@ -114,7 +114,7 @@ impl Installed {
         flavours
     }
 
-    /// The programs of a flavour for a family.
+    /// Returns the programs of a flavour for a family.
     #[must_use]
     pub fn programs(&self, flavour: Flavour, family: Family) -> Option<&Programs> {
         self.programs
@@ -124,7 +124,7 @@ impl Installed {
     }
 }
 
-/// The save and restore programs whose names begin with `name`.
+/// Returns the save and restore programs whose names begin with `name`.
 fn programs(dirs: &[PathBuf], name: &str) -> Option<Programs> {
     Some(Programs {
         save: find(dirs, &format!("{name}-save"))?,
@@ -152,7 +152,7 @@ fn search_dirs() -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = Vec::new();
     let path = env::var_os("PATH").unwrap_or_default();
     for dir in env::split_paths(&path).chain(SYSTEM_DIRS.map(PathBuf::from)) {
-        // A relative entry would let the working directory choose what root runs.
+        // With a relative entry, the working directory would determine which program root runs.
         if dir.is_absolute() && !dirs.contains(&dir) {
             dirs.push(dir);
         }

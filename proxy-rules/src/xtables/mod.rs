@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tables of iptables, of both flavours, as its programs print and change them: everybody's rules as
-//! values, and whose each one is. Each table is read when it is asked for, by whatever program there is;
-//! nothing is brought into being by looking. Which rules the agent keeps there is the business of
-//! `backend::iptables`.
+//! The tables of iptables, of both flavours, as its programs print and change them: the rules of all programs as
+//! values, with their owners. A table is read on request, with whichever program is installed; reading creates no table
+//! or module. `backend::iptables` knows which rules the agent maintains there.
 
 pub mod command;
 mod error;
@@ -20,7 +19,7 @@ pub use installed::{Installed, find_program};
 pub use saved::{ParseError, Saved, SavedChain, SavedRule, SavedTable, contains, words};
 pub use snapshot::Snapshot;
 
-/// An address family, each with iptables programs of its own.
+/// An address family, which has its own iptables programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// IPv4: iptables
@@ -38,14 +37,14 @@ pub enum Flavour {
     Legacy,
 }
 
-/// The tables that iptables-nft can make.
+/// The tables that iptables-nft can create.
 const NFT_TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
 
 impl Family {
-    /// Both families, in the order in which they are handled.
+    /// Both families, in the order in which they are processed.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address.
+    /// Returns the family of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         match address {
@@ -54,7 +53,7 @@ impl Family {
         }
     }
 
-    /// The name of its program, without flavour and function.
+    /// Returns the name of the family's program, without flavour and function.
     #[must_use]
     pub fn program(self) -> &'static str {
         match self {
@@ -63,7 +62,7 @@ impl Family {
         }
     }
 
-    /// The length of a single address's prefix, in words.
+    /// Returns the prefix length of a single address, as text.
     #[must_use]
     pub fn host_bits(self) -> &'static str {
         match self {
@@ -77,7 +76,7 @@ impl Flavour {
     /// Both flavours.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
-    /// The other one.
+    /// Returns the other flavour.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -96,10 +95,10 @@ impl Display for Flavour {
     }
 }
 
-/// A table; an empty one if it is not there.
+/// Returns a table, or an empty one if it does not exist.
 ///
 /// # Errors
-/// The table cannot be read completely, or no program is installed that could read it.
+/// Returns an error if the table cannot be read completely, or if no program that could read it is installed.
 pub async fn table(flavour: Flavour, family: Family, name: &str) -> Result<SavedTable, Error> {
     if flavour == Flavour::Legacy && !snapshot::has_legacy_table(family, name)? {
         return Ok(SavedTable::default());
@@ -112,13 +111,14 @@ pub async fn table(flavour: Flavour, family: Family, name: &str) -> Result<Saved
     Ok(snapshot.table(flavour, family, name).await?.clone())
 }
 
-/// The tables of a flavour by name, each as far as it can be read; none where none can exist.
+/// The tables of a flavour by name, each with its own result. The list is empty if no table can exist.
 pub type Tables = Vec<(String, Result<SavedTable, Error>)>;
 
-/// All tables of a flavour for a family that are there.
+/// Returns all existing tables of a flavour for a family.
 ///
 /// # Errors
-/// They cannot be read, or legacy tables are there and no program that could read them.
+/// Returns an error if the tables cannot be read, or if legacy tables exist and no program that could read them is
+/// installed.
 pub async fn tables(flavour: Flavour, family: Family) -> Result<Tables, Error> {
     let names = match flavour {
         Flavour::Legacy => snapshot::legacy_tables(family)?,
@@ -154,7 +154,7 @@ fn unreadable(flavour: Flavour, family: Family) -> Error {
     }
 }
 
-/// A table as `iptables-save` prints it.
+/// Parses a table from the output of `iptables-save`.
 #[must_use]
 pub fn parse(text: &str, name: &str) -> Option<SavedTable> {
     Saved::parse(text).ok()?.table(name).cloned()

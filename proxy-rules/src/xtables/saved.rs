@@ -1,51 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the tables hold, read from the output of `iptables-save`. Runs no program: `command.rs`
-//! does.
+//! The content of the tables, parsed from the output of `iptables-save`. `command.rs` runs the programs.
 //!
-//! The parser understands what we need and passes over the rest, but a dump that ends too early is
-//! an error: a rule that was not printed must not look like a rule that is not there.
+//! The parser understands the parts that this project needs and skips the rest. A dump that ends early is an error: a
+//! rule that was not printed must not be mistaken for a rule that does not exist.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::Marks;
 
-/// The tables of one family in one flavour, by name. A table that is not there is not in it.
+/// The existing tables of one family in one flavour, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Saved {
     tables: BTreeMap<String, SavedTable>,
     incompatible: Vec<String>,
 }
 
-/// One table as it was printed.
+/// One printed table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SavedTable {
-    /// The chains in the order printed.
+    /// The chains in printed order.
     pub chains: Vec<SavedChain>,
-    /// The rules of all chains in the order printed.
+    /// The rules of all chains in printed order.
     pub rules: Vec<SavedRule>,
 }
 
-/// The head of a chain.
+/// The declaration of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedChain {
-    /// Its name.
+    /// The name of the chain.
     pub name: String,
-    /// What becomes of a packet no rule decides; `-` for chains made by users.
+    /// The policy for packets that no rule decides about; `-` for user-defined chains.
     pub policy: String,
 }
 
-/// One rule as it was printed.
+/// One printed rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedRule {
-    /// The chain it stands in.
+    /// The chain of the rule.
     pub chain: String,
-    /// Everything behind the chain, verbatim: what deletes exactly this rule.
+    /// The text after the chain, verbatim: with it, exactly this rule can be deleted.
     pub spec: String,
 }
 
-/// Why the output of `iptables-save`, or of `ipset list`, cannot be relied on. Lines are counted from 1.
+/// The reason why the output of `iptables-save` or `ipset list` is not reliable. Lines are counted from 1.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseError {
     /// Another table begins, or the output ends, within a table.
@@ -53,34 +52,34 @@ pub enum ParseError {
     Truncated {
         /// The table.
         table: String,
-        /// Where COMMIT was missed.
+        /// The line at which COMMIT was missing.
         line: usize,
     },
-    /// A table that is there was not printed.
+    /// An existing table was not printed.
     #[error("table {table:?} is not in it")]
     Absent {
         /// The table.
         table: String,
     },
-    /// The list of sets ends, or goes on with the next one, within a set.
+    /// The list of sets ends, or the next set begins, within a set.
     #[error("set {name:?} is cut off")]
     Set {
         /// The set.
         name: String,
     },
-    /// A rule, a chain or COMMIT stands in no table.
+    /// A rule, a chain or COMMIT is outside of any table.
     #[error("line {line} stands in no table")]
     NoTable {
-        /// The line.
+        /// The number of the line.
         line: usize,
     },
 }
 
 impl Saved {
-    /// Parses what `iptables-save` printed.
+    /// Parses the output of `iptables-save`.
     ///
     /// # Errors
-    /// The output is cut off.
+    /// Returns an error if the output is truncated.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut saved = Self::default();
         let mut open: Option<(String, SavedTable)> = None;
@@ -114,13 +113,13 @@ impl Saved {
         Ok(saved)
     }
 
-    /// The table of that name, if it is there.
+    /// Returns the table with this name, if it exists.
     #[must_use]
     pub fn table(&self, name: &str) -> Option<&SavedTable> {
         self.tables.get(name)
     }
 
-    /// True if the table is there but holds what iptables cannot print.
+    /// Returns true if the table exists but contains rules that iptables cannot print.
     #[must_use]
     pub fn is_incompatible(&self, name: &str) -> bool {
         self.incompatible.iter().any(|table| table == name)
@@ -128,15 +127,15 @@ impl Saved {
 }
 
 impl SavedTable {
-    /// True if other programs have put anything into it: a rule, a chain or a policy.
+    /// Returns true if other programs have added a rule, a chain or a policy to the table.
     #[must_use]
     pub fn has_foreign_content(&self, marks: Marks) -> bool {
         let foreign = |chain: &SavedChain| chain.policy == "-" && !(marks.is_own_name)(&chain.name);
         self.filters(marks) || self.chains.iter().any(foreign)
     }
 
-    /// True if packets can meet anything but rules of the caller in it: a foreign rule or a policy that is
-    /// not ACCEPT.
+    /// Returns true if the table affects packets by anything other than rules of the caller: a foreign rule, or a
+    /// policy that is not ACCEPT.
     #[must_use]
     pub fn filters(&self, marks: Marks) -> bool {
         let is_own = |rule: &SavedRule| {
@@ -149,7 +148,7 @@ impl SavedTable {
         self.rules.iter().any(|rule| !is_own(rule)) || self.chains.iter().any(by_policy)
     }
 
-    /// True if it has a chain of that name.
+    /// Returns true if the table has a chain with this name.
     #[must_use]
     pub fn has_chain(&self, name: &str) -> bool {
         self.chains.iter().any(|chain| chain.name == name)
@@ -168,7 +167,7 @@ impl SavedChain {
 }
 
 impl SavedRule {
-    /// The address among these whose packets it untracks, in either of the two spellings.
+    /// Returns the address, among these, whose packets the rule untracks, in either of the two spellings.
     #[must_use]
     pub fn untracks(&self, addresses: &[IpAddr]) -> Option<IpAddr> {
         let words = words(&self.spec)?;
@@ -185,8 +184,8 @@ impl SavedRule {
         })
     }
 
-    /// Its comments. Splitting thousands of foreign rules into words in every pass would be a waste: those
-    /// without `word` in them have none.
+    /// Returns the comments of the rule that contain `word`. For efficiency, rules without the word are not split into
+    /// words, because every pass examines thousands of foreign rules.
     #[must_use]
     pub fn comments_with(&self, word: &str) -> Vec<String> {
         if !self.spec.contains(word) {
@@ -211,8 +210,8 @@ impl SavedRule {
     }
 }
 
-/// Whether a network as it is printed (`10.96.0.0/16`, `fd00::2`) contains an address; none if it cannot be
-/// read. Addresses of the other family are in none.
+/// Returns true if a printed network (`10.96.0.0/16`, `fd00::2`) contains an address, or `None` if the network cannot
+/// be parsed. An address is never in a network of the other family.
 #[must_use]
 pub fn contains(network: &str, ip: IpAddr) -> Option<bool> {
     let (first, length) = network.split_once('/').unwrap_or((network, ""));
@@ -226,7 +225,7 @@ pub fn contains(network: &str, ip: IpAddr) -> Option<bool> {
     Some(ip.is_ipv4() == first.is_ipv4() && (length == 0 || differ.leading_zeros() >= length))
 }
 
-/// An address as a number that begins with its first bit, and how many bits it has.
+/// Returns an address as a number, left-aligned, and its number of bits.
 fn bits(ip: IpAddr) -> (u128, u32) {
     match ip {
         IpAddr::V4(v4) => (u128::from(u32::from(v4)) << 96, 32),
@@ -234,8 +233,8 @@ fn bits(ip: IpAddr) -> (u128, u32) {
     }
 }
 
-/// Splits a rule into words as `iptables-restore` does: double quotes hold words together, a
-/// backslash within them takes the next character as it is. None if a quote stays open.
+/// Splits a rule into words like `iptables-restore`: double quotes hold words together, and a backslash within quotes
+/// escapes the next character. Returns `None` if a quote is not closed.
 #[must_use]
 pub fn words(spec: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
@@ -257,7 +256,7 @@ pub fn words(spec: &str) -> Option<Vec<String>> {
     (!quoted).then_some(words)
 }
 
-/// The table in the remark with which iptables-nft-save leaves a table out.
+/// Returns the table in the remark that iptables-nft-save prints instead of a table.
 fn incompatible_table(line: &str) -> Option<String> {
     let (name, rest) = line.strip_prefix("# Table `")?.split_once('\'')?;
     rest.starts_with(" is incompatible")

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tables as one pass sees them: each is read at most once, and only when it is needed. Never changes
-//! or creates a table. `saved.rs` parses the output.
+//! The tables as one pass sees them: each is read at most once, and only when it is needed. Reading never changes or
+//! creates a table. `saved.rs` parses the output.
 //!
-//! Which flavour the node uses is decided as `iptables-wrappers` does, with which kube-proxy's and most CNIs'
-//! images choose: <https://github.com/kubernetes-sigs/iptables-wrappers>.
+//! The flavour that the node uses is determined as in `iptables-wrappers`, which the images of kube-proxy and most CNIs
+//! use: <https://github.com/kubernetes-sigs/iptables-wrappers>.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,8 +18,8 @@ use super::saved::{ParseError, Saved, SavedTable};
 use super::{Error, Family, Flavour, NFT_TABLES};
 use crate::Marks;
 
-/// Chains that kubelet makes in the mangle table of the flavour it uses, the second one until
-/// Kubernetes 1.24 only.
+/// The chains that kubelet creates in the mangle table of the flavour that it uses; the second one only up to
+/// Kubernetes 1.24.
 const KUBELET_CHAINS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
 static EMPTY: SavedTable = SavedTable {
@@ -27,7 +27,7 @@ static EMPTY: SavedTable = SavedTable {
     rules: Vec::new(),
 };
 
-/// The tables read so far.
+/// The tables that have been read so far.
 #[derive(Debug)]
 pub struct Snapshot<'a> {
     installed: &'a Installed,
@@ -36,7 +36,7 @@ pub struct Snapshot<'a> {
 }
 
 impl<'a> Snapshot<'a> {
-    /// Nothing read yet.
+    /// Creates a snapshot in which no table has been read yet.
     #[must_use]
     pub fn new(installed: &'a Installed) -> Self {
         Self {
@@ -46,11 +46,10 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    /// A table; an empty one if it is not there, or if no program is installed that could have
-    /// made it.
+    /// Returns a table, or an empty one if it does not exist or if no program is installed that could have created it.
     ///
     /// # Errors
-    /// The table cannot be read completely.
+    /// Returns an error if the table cannot be read completely.
     pub async fn table(
         &mut self,
         flavour: Flavour,
@@ -72,7 +71,7 @@ impl<'a> Snapshot<'a> {
             Flavour::Legacy => match self.legacy.entry((family, name.to_owned())) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(unknown) => {
-                    // Reading a table that is not there would bring it into being.
+                    // Reading a table that does not exist would create it.
                     unknown.insert(if has_legacy_table(family, name)? {
                         read(flavour, programs, name).await?
                     } else {
@@ -90,11 +89,11 @@ impl<'a> Snapshot<'a> {
         Ok(saved.table(name).unwrap_or(&EMPTY))
     }
 
-    /// The flavour that the node uses now: nft if kubelet's chains are in its mangle table, else
-    /// legacy if other programs have anything in its tables, else nft.
+    /// Returns the flavour that the node currently uses: nft if kubelet's chains are in its mangle table, otherwise
+    /// legacy if other programs have any content in its tables, otherwise nft.
     ///
     /// # Errors
-    /// The tables of a family needed cannot be read.
+    /// Returns an error if the tables of a needed family cannot be read.
     pub async fn detect(&mut self, marks: Marks) -> Result<Flavour, Error> {
         let installed = self.installed;
         if let [only] = installed.usable()[..] {
@@ -120,17 +119,17 @@ impl<'a> Snapshot<'a> {
         Ok(Flavour::Nft)
     }
 
-    /// True if another program has a rule, a chain or a policy in the legacy tables.
+    /// Returns true if another program has a rule, a chain or a policy in the legacy tables.
     ///
     /// # Errors
-    /// A table cannot be read completely.
+    /// Returns an error if a table cannot be read completely.
     pub async fn legacy_has_foreign_content(
         &mut self,
         family: Family,
         marks: Marks,
     ) -> Result<bool, Error> {
         let mut names = legacy_tables(family)?;
-        // Where kubelet uses legacy, its chain is in mangle, which is small.
+        // If kubelet uses legacy, its chain is in the mangle table, which is small.
         names.sort_by_key(|name| name != "mangle");
         for name in names {
             let table = self.table(Flavour::Legacy, family, &name).await?;
@@ -142,11 +141,11 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// Reads a legacy table, which must be there, or all nft tables: given a table, iptables-nft-save
-/// would still have the kernel list every rule.
+/// Reads a legacy table, which must exist, or all nft tables: even for a single table, iptables-nft-save would make the
+/// kernel list every rule.
 ///
 /// # Errors
-/// The tables cannot be read completely.
+/// Returns an error if the tables cannot be read completely.
 pub async fn read(flavour: Flavour, programs: &Programs, table: &str) -> Result<Saved, Error> {
     let dump = |source| Error::Dump {
         program: programs.save.display().to_string(),
@@ -165,8 +164,8 @@ pub async fn read(flavour: Flavour, programs: &Programs, table: &str) -> Result<
     }
 }
 
-/// False if the kernel has no table that iptables-nft can have made: its program, whose start takes some
-/// milliseconds, would print nothing. What the kernel does not answer the program is asked for.
+/// Returns false if the kernel has no table that iptables-nft can have created. In that case its program, which takes
+/// some milliseconds to start, would print nothing. If the kernel does not respond, the program has to be run.
 fn has_nft_tables(family: Family) -> bool {
     let family = match family {
         Family::V4 => netfilter::Family::IPv4,
@@ -184,18 +183,18 @@ fn has_nft_tables(family: Family) -> bool {
     look().unwrap_or(true)
 }
 
-/// True if a legacy table is there in our netns.
+/// Returns true if a legacy table exists in the current network namespace.
 ///
 /// # Errors
-/// The kernel's list cannot be read.
+/// Returns an error if the kernel's list cannot be read.
 pub fn has_legacy_table(family: Family, name: &str) -> Result<bool, Error> {
     Ok(legacy_tables(family)?.iter().any(|table| table == name))
 }
 
-/// The legacy tables that are there in our netns.
+/// Returns the legacy tables that exist in the current network namespace.
 ///
 /// # Errors
-/// The kernel's list cannot be read.
+/// Returns an error if the kernel's list cannot be read.
 pub fn legacy_tables(family: Family) -> Result<Vec<String>, Error> {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The activity of a connection: idle, in the middle of an HTTP/1 head, or answering. hyper has one time limit
-//! for the first two.
+//! The activity of a connection: idle, receiving an HTTP/1 head, or responding. hyper has only one time limit for the
+//! first two.
 
 use std::io;
 use std::pin::Pin;
@@ -15,30 +15,30 @@ use tokio::time::Instant;
 
 use super::Limits;
 
-/// The activity of a connection. Times are in milliseconds since it began.
+/// The activity of a connection. Times are in milliseconds since the connection was established.
 #[derive(Debug)]
 pub struct Activity {
     began: Instant,
     limits: Limits,
-    /// Requests that are being answered.
+    /// The number of requests in progress.
     busy: AtomicU32,
-    /// When the last request began or ended.
+    /// The time at which the last request ended, or 0 before that.
     last: AtomicU64,
-    /// One more than the time of a head's first byte; 0 while no head has begun.
+    /// The time of a head's first byte plus one, or 0 while no head has begun.
     head: AtomicU64,
 }
 
-/// Why a connection is ended.
+/// The reason why a connection exceeds a time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overdue {
-    /// It has begun a request's head and does not go on.
+    /// The client has begun a request's head and does not complete it.
     Head,
-    /// It had no request for a long time.
+    /// The client has sent no request for a long time.
     Idle,
 }
 
 impl Activity {
-    /// A connection that has just been established.
+    /// Creates the state of a connection that has just been established.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -58,9 +58,9 @@ impl Activity {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    // One task drives a connection and all its requests: the order of these stores does not matter.
+    // One task drives a connection and all its requests, so the order of these stores does not matter.
 
-    /// A request's head is complete. It is being answered until the value is dropped.
+    /// Marks that a request's head is complete. The request is in progress until the returned value is dropped.
     #[must_use]
     pub fn request(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
@@ -68,7 +68,7 @@ impl Activity {
         Busy(Arc::clone(self))
     }
 
-    /// Bytes have been received.
+    /// Marks that bytes have been received.
     fn bytes(&self) {
         let waiting = self.busy.load(Ordering::Relaxed) == 0;
         if waiting && self.head.load(Ordering::Relaxed) == 0 {
@@ -76,11 +76,12 @@ impl Activity {
         }
     }
 
-    /// The time at which the connection is overdue unless something happens before, and why it is then.
+    /// Returns the time at which the connection exceeds a time limit unless an event occurs before, and which limit it
+    /// is.
     pub(super) fn deadline(&self) -> (Instant, Overdue) {
         let head = self.head.load(Ordering::Relaxed);
         let (since, limit, overdue) = if self.busy.load(Ordering::Relaxed) > 0 {
-            // The service bounds its time.
+            // The service limits the time of a request in progress.
             (self.now(), self.limits.idle, Overdue::Idle)
         } else if head > 0 {
             (head - 1, self.limits.head, Overdue::Head)
@@ -92,8 +93,7 @@ impl Activity {
     }
 }
 
-/// A request that is being answered. It ends when it is dropped: with its answer, or because the client has
-/// cancelled it.
+/// A request in progress. The value is dropped with the response, or when the client cancels the request.
 #[derive(Debug)]
 pub struct Busy(Arc<Activity>);
 
@@ -104,7 +104,7 @@ impl Drop for Busy {
     }
 }
 
-/// An HTTP/1 connection whose incoming bytes are noted in its [`Activity`].
+/// An HTTP/1 connection that reports received bytes to its [`Activity`].
 #[derive(Debug)]
 pub struct Watched<T> {
     inner: T,
@@ -112,7 +112,7 @@ pub struct Watched<T> {
 }
 
 impl<T> Watched<T> {
-    /// Notes the bytes that come from `inner`.
+    /// Reports the bytes that are read from `inner`.
     pub const fn new(inner: T, activity: Arc<Activity>) -> Self {
         Self { inner, activity }
     }

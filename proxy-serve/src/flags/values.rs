@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The flags of a running program with the values in force, for its operators. A value that may be a secret is never
-//! kept: it cannot be shown by mistake.
+//! The flags of a running program with their effective values, for display to operators. A value that may be a secret
+//! is never stored, so it cannot be displayed by mistake.
 
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// Stands for a secret, as in Kubernetes' components (KEP-4828).
+/// The text that replaces a secret, as in Kubernetes' components (KEP-4828).
 pub const CLASSIFIED: &str = "CLASSIFIED";
 
-/// Words in names of flags whose values are secrets, unless the value names a file.
+/// Words in the names of flags whose values are secrets, unless the value is a file name.
 const SECRET: [&str; 8] = [
     "bearer",
     "credential",
@@ -22,7 +22,7 @@ const SECRET: [&str; 8] = [
     "token",
 ];
 
-/// Names of values, as the help has them, that are paths of files.
+/// The value names in the help that denote file paths.
 const FILES: [&str; 2] = ["DIR", "FILE"];
 
 /// All flags of a program, by name.
@@ -30,11 +30,12 @@ const FILES: [&str; 2] = ["DIR", "FILE"];
 pub struct Values(Arc<[(String, String)]>);
 
 impl Values {
-    /// Reads those of `command` that have a long name: given, from the environment, or by default. Several values of one
-    /// flag are separated by commas; a flag without a value has an empty one.
+    /// Reads the values of those flags of `command` that have a long name, whether from the command line, the
+    /// environment or a default. Several values of one flag are separated by commas. A flag without a value has an
+    /// empty one.
     #[must_use]
     pub fn read(command: &Command, matches: &ArgMatches) -> Self {
-        // `--help` and `--version` have none.
+        // `--help` and `--version` have no value.
         let has_value = |arg: &&Arg| {
             matches!(
                 arg.get_action(),
@@ -56,7 +57,7 @@ impl Values {
         Self(values.into())
     }
 
-    /// Names, without the leading hyphens, and values.
+    /// Returns the names, without the leading hyphens, and the values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0
             .iter()

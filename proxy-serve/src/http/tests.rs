@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The endpoint as clients see it: answers, slow clients, its end.
+//! Tests the endpoint from the clients' point of view: responses, slow clients, and the shutdown.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -8,7 +8,7 @@ use std::net::{Shutdown, TcpStream};
 use super::*;
 use crate::listen::Bind;
 
-/// Long for loopback.
+/// A time limit that is long for loopback.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Echo;
@@ -64,7 +64,7 @@ fn a_head_without_an_end_is_refused() {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let line = format!("GET / HTTP/1.1\r\nx: {}\r\n", "y".repeat(2 * MAX_REQUEST));
-    // The server may close before all of it is written.
+    // The server may close the connection before everything is written.
     let _ = stream.write_all(line.as_bytes());
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -83,7 +83,7 @@ fn slow_clients_keep_no_other_out() {
         .collect();
     let answer = ask(address, "GET /x HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    // The oldest has been ended, long before its time was over.
+    // The oldest connection has been closed, long before its time limit.
     let first = &mut slow[0];
     first.set_read_timeout(Some(TIME_LIMIT / 2)).unwrap();
     let ended = first.read(&mut [0]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Accepts connections, a bounded number at once, also when the kernel has no descriptor or memory for a
-//! further one.
+//! Accepts a limited number of simultaneous connections, and continues when the kernel has no file descriptor or memory
+//! for another one.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -17,23 +17,23 @@ use tracing::{debug, info, warn};
 
 use super::unix;
 
-/// The pause after the kernel could not give a connection.
+/// The pause after the kernel failed to provide a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The least time between two warnings about the same trouble.
+/// The minimum time between two warnings about the same problem.
 const REMINDER: Duration = Duration::from_secs(10);
 
 /// A listening socket.
 pub trait Listen {
     /// A connection.
     type Stream;
-    /// The other side's address.
+    /// The address of the peer.
     type Peer: Debug;
 
     /// Accepts one connection.
     ///
     /// # Errors
-    /// The kernel has none to give.
+    /// Returns an error if the kernel cannot provide a connection.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
 }
 
@@ -55,9 +55,9 @@ impl Listen for unix::Listener {
     }
 }
 
-/// The next connection. Errors are logged, and accepting goes on.
+/// Waits for the next connection. Errors are logged, and the attempts continue.
 pub async fn next<L: Listen>(listener: &L) -> (L::Stream, L::Peer) {
-    // When the last warning was.
+    // The time of the last warning.
     let mut warned: Option<Instant> = None;
     loop {
         let error = match listener.accept().await {
@@ -81,8 +81,8 @@ pub async fn next<L: Listen>(listener: &L) -> (L::Stream, L::Peer) {
     }
 }
 
-/// Whether an error is about the one connection that was to be accepted: Linux reports its errors
-/// here on the network (accept(2)). The next one may be there at once.
+/// Returns true if an error concerns only the connection that was to be accepted: Linux reports pending network errors
+/// of that connection here (accept(2)). The next connection may be available immediately.
 fn is_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(
@@ -91,19 +91,19 @@ fn is_peers(error: &io::Error) -> bool {
     )
 }
 
-/// Room for a number of connections at once.
+/// A limit on the number of simultaneous connections.
 #[derive(Debug, Clone)]
 pub struct Slots {
     semaphore: Arc<Semaphore>,
     size: u32,
 }
 
-/// Room for one connection, until it is dropped.
+/// A slot for one connection, which becomes free when this value is dropped.
 #[derive(Debug)]
 pub struct Slot(#[expect(dead_code, reason = "its drop gives the room back")] OwnedSemaphorePermit);
 
 impl Slots {
-    /// Room for `size` connections.
+    /// Creates slots for `size` connections.
     #[must_use]
     pub fn new(size: u32) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl Slots {
         }
     }
 
-    /// Waits for room for one connection.
+    /// Waits for a free slot and takes it.
     ///
     /// # Panics
     /// Never: nothing closes the semaphore.
@@ -121,16 +121,16 @@ impl Slots {
         Slot(permit.expect("the semaphore is never closed"))
     }
 
-    /// Connections at this moment.
+    /// Returns the current number of connections.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.size as usize - self.semaphore.available_permits()
     }
 
-    /// Waits until all connections have ended, at most for `limit`.
+    /// Waits until all connections have ended, for at most `limit`.
     ///
     /// # Errors
-    /// So many have not ended.
+    /// Returns the number of remaining connections if not all have ended.
     pub async fn drained(&self, limit: Duration) -> Result<(), usize> {
         let all = self.semaphore.acquire_many(self.size);
         match timeout(limit, all).await {
@@ -139,7 +139,7 @@ impl Slots {
         }
     }
 
-    /// The next connection, when there is room for it.
+    /// Waits for a free slot, and then for the next connection.
     pub async fn accept<L: Listen>(&self, listener: &L) -> (L::Stream, L::Peer, Slot) {
         let slot = self.take().await;
         let (stream, peer) = next(listener).await;
@@ -153,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives the results in order.
+    /// A listener that returns the results in order.
     struct Script(Mutex<Vec<io::Result<u8>>>);
 
     impl Listen for Script {
@@ -183,7 +183,7 @@ mod tests {
         ];
         let start = Instant::now();
         assert_eq!(next(&Script(Mutex::new(script))).await.0, 7);
-        // A pause after each of the two that are about this machine.
+        // There is a pause after each of the two errors that concern this host.
         assert!(start.elapsed() >= 2 * PAUSE, "{:?}", start.elapsed());
     }
 

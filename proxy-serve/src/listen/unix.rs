@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Unix sockets that a program listens on: their file's mode, the file of a predecessor, and its removal.
+//! Listening Unix sockets: the mode of the socket file, the handling of an existing file, and the removal of the file.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -15,54 +15,54 @@ use tokio::net::UnixListener;
 
 use super::BACKLOG;
 
-/// The owner and its group may connect.
+/// The mode of the socket file: the owner and its group may connect.
 const MODE: u32 = 0o770;
 
-/// The fate of a file that already has the socket's name.
+/// The policy for an existing file with the socket's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// A socket is removed; anything else is an error.
+    /// An existing socket is removed; any other file is an error.
     Remove,
-    /// It is an error.
+    /// An existing file is an error.
     Keep,
 }
 
-/// Why a program cannot listen on a Unix socket.
+/// The reason why a program cannot listen on a Unix socket.
 #[derive(Debug, Error)]
 pub enum UnixError {
-    /// The name belongs to something that is not a socket.
+    /// The file exists and is not a socket.
     #[error("{} exists and is no socket; remove it, or give another name with {flag}", path.display())]
     NoSocket {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The flag that names the socket.
+        /// The flag that specifies the socket.
         flag: &'static str,
     },
-    /// The socket of a predecessor cannot be removed.
+    /// The socket file of a previous process cannot be removed.
     #[error("cannot remove the old socket {}; remove it, or give another name with {flag}", path.display())]
     Remove {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The flag that names the socket.
+        /// The flag that specifies the socket.
         flag: &'static str,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
-    /// The kernel refuses the name.
+    /// The kernel rejected the path.
     #[error("cannot listen on {}; its directory must exist and the name be free, or give another one with {flag}", path.display())]
     Listen {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The flag that names the socket.
+        /// The flag that specifies the socket.
         flag: &'static str,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
 }
 
-/// A listening Unix socket. Its file is removed when it is dropped.
+/// A listening Unix socket. Its file is removed when the listener is dropped.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
@@ -70,10 +70,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `path` from within a runtime; the file's mode is 0770. `flag` is named in errors.
+    /// Listens on `path`, with mode 0770 for the file. Errors contain `flag`. Must be called within a runtime.
     ///
     /// # Errors
-    /// Something else has the name and is not removed, or the kernel refuses the name.
+    /// Returns an error if another file with this name exists and is not removed, or if the kernel rejects the path.
     pub fn bind(path: &Path, flag: &'static str, existing: Existing) -> Result<Self, UnixError> {
         if existing == Existing::Remove {
             remove_socket(path, flag)?;
@@ -88,7 +88,7 @@ impl Listener {
             .bind(&SockAddr::unix(path).map_err(failed)?)
             .map_err(failed)?;
         let file = SocketFile::of(path).map_err(failed)?;
-        // The process's mask has taken bits away.
+        // The process's umask has removed bits from the mode.
         fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(failed)?;
         socket.listen(BACKLOG).map_err(failed)?;
         let socket = StdListener::from(OwnedFd::from(socket));
@@ -98,15 +98,16 @@ impl Listener {
         })
     }
 
-    /// The socket.
+    /// Returns the socket.
     #[must_use]
     pub const fn socket(&self) -> &UnixListener {
         &self.socket
     }
 }
 
-/// A socket whose file never has more than [`MODE`]: Linux takes the file's mode from the socket when it is
-/// bound (`unix_bind_bsd` in `net/unix/af_unix.c`), so no other user can connect before the mode is set.
+/// Creates a socket whose file never has more permissions than [`MODE`]. Linux takes the file's mode from the socket
+/// when the socket is bound (`unix_bind_bsd` in `net/unix/af_unix.c`), so no other user can connect before the mode is
+/// set.
 fn private_socket() -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -134,8 +135,8 @@ fn remove_socket(path: &Path, flag: &'static str) -> Result<(), UnixError> {
     }
 }
 
-/// The file of a socket, which is removed when this is dropped, if it is still the same file: a successor may
-/// have put its own there.
+/// The file of a socket. It is removed when this value is dropped, unless it has been replaced: a later process may
+/// have created its own file there.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -158,7 +159,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // A socket file that cannot be removed is removed by the next process that listens here.
+            // If the file cannot be removed here, the next process that listens on this path removes it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -216,7 +217,7 @@ mod tests {
         assert!(error.to_string().contains("--uds-name"), "{error}");
         let first = bind(&path, Existing::Remove).unwrap();
         let second = bind(&path, Existing::Remove).unwrap();
-        // The file is the second one's now.
+        // The file now belongs to the second listener.
         drop(first);
         assert!(path.exists());
         drop(second);

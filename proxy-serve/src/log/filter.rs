@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which records are written, by klog's rules: one level for everything (`-v`), and higher ones for
+//! Selects the records that are written, by klog's rules: one verbosity for all modules (`-v`), and higher ones for
 //! single modules (`--vmodule`).
 
 use std::str::FromStr;
@@ -13,25 +13,25 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use super::{DEBUG_LEVEL, Severity, TRACE_LEVEL};
 
-/// klog's level for the modules that a pattern names: one entry of `--vmodule`.
+/// klog's verbosity for the modules that a pattern matches: one entry of `--vmodule`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleLevel {
-    /// `*` stands for any text, `?` for one character, `/` separates modules.
+    /// The pattern, in which `*` matches any text, `?` matches one character, and `/` separates modules.
     pub(super) pattern: String,
-    /// Not negative.
+    /// The verbosity, which is not negative.
     pub(super) level: i32,
 }
 
-/// Why a text is no `PATTERN=LEVEL`.
+/// The reason why a text is not a valid `PATTERN=LEVEL`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ModuleLevelError {
-    /// Not of the form `PATTERN=LEVEL`.
+    /// The text does not have the form `PATTERN=LEVEL`.
     #[error("expected a comma-separated list of PATTERN=LEVEL, for example link=4,ebpf=6")]
     Syntax,
-    /// The level is no number, or negative.
+    /// The level is not a number or is negative.
     #[error("the level '{0}' is not a number from 0 up, for example link=4")]
     Level(String),
-    /// The pattern uses syntax that only Go's globs have.
+    /// The pattern uses syntax that only Go's globs support.
     #[error("the pattern '{0}' may hold no other wildcards than * and ?")]
     Wildcard(String),
 }
@@ -59,8 +59,8 @@ impl FromStr for ModuleLevel {
 }
 
 impl ModuleLevel {
-    /// Whether the pattern names the last module of the target `proxy_agent::link::apply`, or its
-    /// last two if it has a slash (`link/*`), and so on.
+    /// Returns true if the pattern matches the last module of a target such as `proxy_agent::link::apply`. A pattern
+    /// with one slash (`link/*`) is matched against the last two modules, and so on.
     fn matches(&self, target: &str) -> bool {
         let wanted = self.pattern.split('/').rev();
         let mut modules = target.rsplit("::");
@@ -72,10 +72,10 @@ impl ModuleLevel {
     }
 }
 
-/// Whether all of `text` matches `pattern`. Never more than the product of their lengths in steps.
+/// Returns true if `pattern` matches the whole of `text`. The number of steps is at most the product of their lengths.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut at, mut pos) = (0, 0);
-    // Where to go on when the text after the last `*` did not match.
+    // The position at which matching resumes if the text after the last `*` does not match.
     let mut retry = None;
     while pos < text.len() {
         match pattern.get(at) {
@@ -100,7 +100,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
-/// klog's level for a target on its own: that of the first pattern that matches, 0 without one.
+/// Returns klog's verbosity for a single target: that of the first matching pattern, or 0 if none matches.
 pub(super) fn module_level(modules: &[ModuleLevel], target: &str) -> i32 {
     modules
         .iter()
@@ -108,7 +108,7 @@ pub(super) fn module_level(modules: &[ModuleLevel], target: &str) -> i32 {
         .map_or(0, |module| module.level)
 }
 
-/// The most verbose records at one of klog's levels.
+/// Returns the most verbose level of records at one of klog's verbosities.
 fn level_filter(level: i32) -> LevelFilter {
     match level {
         ..DEBUG_LEVEL => LevelFilter::INFO,
@@ -117,8 +117,8 @@ fn level_filter(level: i32) -> LevelFilter {
     }
 }
 
-/// Libraries that write a debug record for every frame or packet. Their records need so many of klog's levels
-/// more than our own; `--vmodule` chooses single modules of them as it does ours.
+/// Libraries that write a debug record for every frame or packet. Their records require a verbosity that is higher by
+/// `CHATTY_BY` than for this project's records. `--vmodule` applies to their modules in the same way.
 const CHATTY: [&str; 7] = [
     "h2",
     "hyper",
@@ -130,7 +130,8 @@ const CHATTY: [&str; 7] = [
 ];
 const CHATTY_BY: i32 = 4;
 
-/// Lets the records of the chosen levels through. A call site is judged once, then its record costs nothing.
+/// Passes the records of the selected levels. The decision for each call site is cached, so a rejected record costs
+/// nothing.
 pub(super) struct Filter {
     general: LevelFilter,
     chatty: LevelFilter,
@@ -157,7 +158,7 @@ impl Filter {
         }
     }
 
-    /// The most verbose records of a target that no pattern names.
+    /// Returns the most verbose level for a target that no pattern matches.
     fn general_of(&self, target: &str) -> LevelFilter {
         let package = target.split("::").next().unwrap_or_default();
         if CHATTY.contains(&package) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Lines as klog writes them, for pipelines that read those of Kubernetes' components:
+//! Log lines in klog's format, for pipelines that parse the logs of Kubernetes' components:
 //! `I1124 20:12:34.567890    4711 apply.rs:123] message key="value"`
 //! (<https://github.com/kubernetes/klog/blob/v2.130.1/klog.go>, `formatHeader`).
 
@@ -19,11 +19,11 @@ use super::Severity;
 /// klog's format.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Klog {
-    /// Whether lines start with severity, time, process and source.
+    /// True if lines start with severity, time, process ID and source.
     pub headers: bool,
-    /// Whether the directory of the source file is named too.
+    /// True if the source includes the directory of the file.
     pub directory: bool,
-    /// Whether the message is quoted, as by klog's structured calls.
+    /// True if the message is quoted, as by klog's structured calls.
     pub quoted: bool,
 }
 
@@ -56,14 +56,14 @@ where
         if self.quoted {
             writeln!(writer, "{message:?}{pairs}")
         } else {
-            // One record is one line.
+            // Newlines are escaped, so that one record is one line.
             writeln!(writer, "{}{pairs}", message.replace('\n', "\\n"))
         }
     }
 }
 
 impl Klog {
-    /// The file as klog names it.
+    /// Returns the source file's name in klog's form.
     fn name(self, path: &str) -> &str {
         let parts = if self.directory { 2 } else { 1 };
         let start = path.rmatch_indices('/').nth(parts - 1);
@@ -137,16 +137,16 @@ struct Time {
 }
 
 impl Time {
-    /// In the local time zone, as klog has it.
+    /// Converts a time to the local time zone, as klog does.
     fn local(time: SystemTime) -> Self {
         let since = time
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or(Duration::ZERO);
         let seconds = libc::time_t::try_from(since.as_secs()).unwrap_or_default();
-        // SAFETY: integers and a pointer that may be null.
+        // SAFETY: the type consists of integers and a pointer that may be null.
         let mut parts: libc::tm = unsafe { std::mem::zeroed() };
-        // SAFETY: both pointers are to valid values; nothing in this process changes the variables
-        // that name the time zone.
+        // SAFETY: both pointers refer to valid values, and no code in this process changes the environment variables of
+        // the time zone.
         unsafe { libc::localtime_r(&raw const seconds, &raw mut parts) };
         Self {
             month: parts.tm_mon + 1,

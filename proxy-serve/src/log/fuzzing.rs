@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any `--vmodule`, and options written as flags, for the fuzz targets.
+//! Fuzz targets for `--vmodule`, and the conversion of log options to flags.
 
 use super::filter::module_level;
 use super::{LogFormat, LogOptions, ModuleLevel, Severity};
 
-/// `--vmodule`, and below it modules as they are called in records.
+/// Parses a `--vmodule` value and, in the following lines, names of modules as they appear in records.
 ///
-/// An accepted text means the same when it is written out, and matches the modules that another, slower
-/// matcher finds. A module has the level of the first entry that matches.
+/// An accepted text must have the same meaning after it is formatted and parsed again, and must match the modules that
+/// a slower matcher finds. A module has the level of the first entry that matches.
 pub fn klog(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
     };
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
-    // In any case as well, as klog's severities are.
+    // A severity must also be accepted in lower case, since klog ignores case.
     if let Ok(severity) = first.parse::<Severity>() {
         assert_eq!(first.to_lowercase().parse(), Ok(severity));
     }
@@ -46,10 +46,11 @@ pub fn klog(data: &[u8]) {
     let _ = options.is_debugging("ebpf");
 }
 
-/// Whether a pattern names a module, by trying everything that a `*` may stand for.
+/// Returns true if a pattern matches a module, by trying all texts that a `*` may match.
 fn matches(module: &ModuleLevel, target: &str) -> bool {
     let patterns: Vec<_> = module.pattern.split('/').collect();
-    // From the end, as a name of three colons has it.
+    // The modules are aligned at the end. They are taken from the end, as in the matcher, because a name may contain
+    // three colons in a row.
     let mut modules: Vec<_> = target.rsplit("::").collect();
     modules.reverse();
     let Some(skipped) = modules.len().checked_sub(patterns.len()) else {
@@ -59,7 +60,7 @@ fn matches(module: &ModuleLevel, target: &str) -> bool {
     pairs.all(|(pattern, name)| glob(pattern.as_bytes(), name.as_bytes()))
 }
 
-/// By a table of which ends of the pattern match which ends of the text.
+/// Matches with a table that records which suffixes of the pattern match which suffixes of the text.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let mut ends = vec![false; text.len() + 1];
     ends[text.len()] = true;
@@ -80,7 +81,7 @@ fn entry(module: &ModuleLevel) -> String {
     format!("{}={}", module.pattern, module.level)
 }
 
-/// The flags that say these options, as the agent spells them.
+/// Returns the flags that represent these options, in the agent's spelling.
 pub fn written(options: &LogOptions) -> Vec<String> {
     let modules: Vec<_> = options.modules.iter().map(entry).collect();
     let format = match options.format {
@@ -105,7 +106,7 @@ pub fn written(options: &LogOptions) -> Vec<String> {
     if let Some(file) = &options.file {
         line.push("--logtostderr=false".to_owned());
         line.push(format!("--log_file={}", file.path.display()));
-        // Rounded up, so that the largest size there is comes out again.
+        // The size is rounded up, so that the largest possible size is preserved.
         line.push(format!(
             "--log_file_max_size={}",
             file.max_bytes.div_ceil(1024 * 1024)

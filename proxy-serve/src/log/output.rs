@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Where records go: stderr, a file, or both. A record that cannot be written is never an error: the program
-//! works on without its log.
+//! The destinations of records: stderr, a file, or both. A record that cannot be written is never an error: the program
+//! continues without its log.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use thiserror::Error;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// klog's severities, the lowest first.
+/// klog's severities, in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// Information, debug and trace records.
@@ -23,11 +23,11 @@ pub enum Severity {
     Warning,
     /// Errors.
     Error,
-    /// Errors that end the process. No record has it: as a threshold it keeps everything away.
+    /// Errors that end the process. No record has this severity; as a threshold it suppresses all records.
     Fatal,
 }
 
-/// Not one of klog's severities.
+/// The error for a text that is not one of klog's severities.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("not a severity; give INFO, WARNING, ERROR, FATAL or a number from 0 to 3")]
 pub struct SeverityError;
@@ -35,7 +35,7 @@ pub struct SeverityError;
 impl FromStr for Severity {
     type Err = SeverityError;
 
-    /// A name in any case, or its number, as klog takes them.
+    /// Parses a name in any case, or a number, as klog does.
     fn from_str(text: &str) -> Result<Self, SeverityError> {
         match text.to_ascii_uppercase().as_str() {
             "INFO" | "0" => Ok(Self::Info),
@@ -57,24 +57,23 @@ impl From<Level> for Severity {
     }
 }
 
-/// A file to log to.
+/// A log file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFile {
-    /// The file; records are appended.
+    /// The path of the file, to which records are appended.
     pub path: PathBuf,
-    /// The size in bytes at which the file is renamed to `<path>.old` and a new one begun; 0 for
-    /// no limit.
+    /// The size in bytes at which the file is renamed to `<path>.old` and a new one is created; 0 for no limit.
     pub max_bytes: u64,
 }
 
-/// Where records go.
+/// The destinations of records.
 pub(super) struct Output {
     file: Option<Mutex<OpenFile>>,
     stderr_threshold: Severity,
 }
 
 impl Output {
-    /// Opens the file, if there is one. The error names the file.
+    /// Opens the file, if there is one. The error contains the path.
     pub(super) fn open(
         file: Option<&LogFile>,
         threshold: Severity,
@@ -89,7 +88,7 @@ impl Output {
         })
     }
 
-    /// Whether records of `level` go to stderr.
+    /// Returns true if records of `level` go to stderr.
     fn wants_stderr(&self, level: Level) -> bool {
         Severity::from(level) >= self.stderr_threshold
     }
@@ -113,7 +112,7 @@ impl<'a> MakeWriter<'a> for Output {
     }
 }
 
-/// Takes one record, which comes as one write.
+/// A writer for one record, which arrives in a single write.
 pub(super) struct Record<'a> {
     output: &'a Output,
     stderr: bool,
@@ -123,13 +122,13 @@ impl Write for Record<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut stderr = self.stderr;
         if let Some(file) = &self.output.file {
-            // A thread that panicked while it wrote has left at worst a torn line.
+            // If a thread panicked while it wrote, the worst result is an incomplete line.
             let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-            // The disk may be full: stderr is better than nothing.
+            // If the file cannot be written, for example because the disk is full, the record goes to stderr instead.
             stderr |= file.append(line).is_err();
         }
         if stderr {
-            // There is no third place.
+            // There is no other destination left if this fails.
             let _ = io::stderr().lock().write_all(line);
         }
         Ok(line.len())
@@ -140,7 +139,7 @@ impl Write for Record<'_> {
     }
 }
 
-/// The log file with the size it has.
+/// The open log file with its current size.
 struct OpenFile {
     target: LogFile,
     file: File,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The log as a whole, written to files.
+//! Tests the whole log, written to files.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,7 @@ use tracing::{debug, error, info, trace, warn};
 
 use super::*;
 
-/// A directory of one test, removed at its end.
+/// A directory for one test, which is removed at the end of the test.
 struct Scratch(PathBuf);
 
 impl Scratch {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The page for browsers: what programs put into it, and the only place where HTML is written. Programs hand over texts,
-//! never markup, and the template escapes every text that it is not told to take as markup: it takes only [`STYLE`] so.
+//! The page for browsers: the data that programs put into it, and the only code that writes HTML. Programs supply text,
+//! never markup. The template escapes every text except for [`STYLE`], which is the only one that it includes as
+//! markup.
 //!
-//! The page has no script and does not load itself again: that takes the place of who reads it, or hears it read (WCAG 2.2,
-//! F41).
+//! The page has no script and does not reload itself, because a reload loses the position of a reader or of a screen
+//! reader (WCAG 2.2, F41).
 
 use std::cmp::Ordering;
 use std::fmt::Display;
@@ -14,16 +15,17 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::visible::visible;
 use crate::quantity;
 
-/// Rows of a table at most. Further ones are counted.
+/// The maximum number of rows of a table. Further rows are only counted.
 pub const MOST_ROWS: usize = 100;
 
-/// Characters of a text at most.
+/// The maximum number of characters of a text.
 const MOST_CHARACTERS: usize = 400;
 
-/// Stands in the page itself: a page of one answer is whole, also behind a proxy that knows one path only.
+/// The style, which is included in the page: the page consists of a single response, so it is complete even behind a
+/// proxy that forwards only one path.
 pub(super) const STYLE: &str = include_str!("style.css");
 
-/// What a program shows.
+/// The data of a program's page.
 #[derive(Debug, Default)]
 pub struct Page {
     name: String,
@@ -43,14 +45,14 @@ enum Content {
     Table(Table),
 }
 
-/// A text, as it is shown.
+/// A text in the form in which it is displayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cell {
     text: String,
     tone: Tone,
 }
 
-/// Whether a text says something good. Colour alone says nothing: the text must say it too.
+/// The evaluation of a text, shown by its colour. The text must express it as well, because colour alone is not enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tone {
     Plain,
@@ -65,7 +67,7 @@ pub struct Column {
     is_number: bool,
 }
 
-/// Rows of texts.
+/// A table of texts.
 #[derive(Debug)]
 pub struct Table {
     columns: &'static [Column],
@@ -74,7 +76,7 @@ pub struct Table {
 }
 
 impl Page {
-    /// The page of a process with this name among those of its program.
+    /// Creates the page of a process that has this name among the processes of its program.
     #[must_use]
     pub fn named(name: impl Display) -> Self {
         Self {
@@ -83,7 +85,7 @@ impl Page {
         }
     }
 
-    /// Adds what is known once.
+    /// Adds a section with named values.
     pub fn facts(
         &mut self,
         title: &'static str,
@@ -93,7 +95,7 @@ impl Page {
         self.sections.push(Section { title, content });
     }
 
-    /// Adds what is known of several things.
+    /// Adds a section with a table.
     pub fn table(&mut self, title: &'static str, table: Table) {
         let content = Content::Table(table);
         self.sections.push(Section { title, content });
@@ -101,7 +103,7 @@ impl Page {
 }
 
 impl Cell {
-    /// Any text. It may be a peer's.
+    /// Creates a cell with any text, which may originate from a peer.
     #[must_use]
     pub fn text(text: impl Display) -> Self {
         Self {
@@ -110,7 +112,7 @@ impl Cell {
         }
     }
 
-    /// Something that is as it should be.
+    /// Creates a cell for a good value.
     #[must_use]
     pub fn good(text: impl Display) -> Self {
         Self {
@@ -119,7 +121,7 @@ impl Cell {
         }
     }
 
-    /// Something that somebody should look at.
+    /// Creates a cell for a value that requires attention.
     #[must_use]
     pub fn bad(text: impl Display) -> Self {
         Self {
@@ -128,7 +130,7 @@ impl Cell {
         }
     }
 
-    /// Good or bad.
+    /// Creates a cell for a good or a bad value.
     #[must_use]
     pub fn judged(is_good: bool, text: impl Display) -> Self {
         if is_good {
@@ -138,19 +140,19 @@ impl Cell {
         }
     }
 
-    /// A number.
+    /// Creates a cell for a number.
     #[must_use]
     pub fn count(number: u64) -> Self {
         Self::text(quantity::count(number))
     }
 
-    /// How many of something there are.
+    /// Creates a cell for a count.
     #[must_use]
     pub fn size(number: usize) -> Self {
         Self::count(u64::try_from(number).unwrap_or(u64::MAX))
     }
 
-    /// A number of bytes.
+    /// Creates a cell for a number of bytes.
     #[must_use]
     pub fn bytes(number: u64) -> Self {
         Self::text(quantity::bytes(number))
@@ -158,7 +160,7 @@ impl Cell {
 }
 
 impl Column {
-    /// Of words.
+    /// Creates a column of text.
     #[must_use]
     pub const fn words(name: &'static str) -> Self {
         Self {
@@ -167,7 +169,7 @@ impl Column {
         }
     }
 
-    /// Of numbers.
+    /// Creates a column of numbers.
     #[must_use]
     pub const fn numbers(name: &'static str) -> Self {
         Self {
@@ -182,7 +184,7 @@ impl Column {
 }
 
 impl Table {
-    /// A row for each of the first [`MOST_ROWS`] items: its first cell is its name.
+    /// Creates a table with a row for each of the first [`MOST_ROWS`] items. The first cell of a row is its header.
     #[must_use]
     pub fn of<T>(
         columns: &'static [Column],
@@ -200,7 +202,8 @@ impl Table {
     }
 }
 
-/// Puts the first [`MOST_ROWS`] items by `order` to the front, in order. Of many items only these are sorted.
+/// Moves the first [`MOST_ROWS`] items by `order` to the front, sorted. Only these are sorted, even if there are many
+/// more.
 pub fn smallest<T>(items: &mut [T], mut order: impl FnMut(&T, &T) -> Ordering) {
     let shown = items.len().min(MOST_ROWS);
     if items.len() > MOST_ROWS {
@@ -209,18 +212,18 @@ pub fn smallest<T>(items: &mut [T], mut order: impl FnMut(&T, &T) -> Ordering) {
     items[..shown].sort_by(order);
 }
 
-/// What all programs show.
+/// The data that the pages of all programs have in common.
 pub(super) struct Head {
     pub program: &'static str,
     pub version: &'static str,
-    /// How long it runs.
+    /// The uptime.
     pub up: String,
-    /// When the page was made.
+    /// The time at which the page was created.
     pub now: String,
     pub paths: Vec<&'static str>,
 }
 
-/// A whole document.
+/// Creates the whole document.
 pub(super) fn document(head: &Head, page: &Page) -> String {
     let Head {
         program,
@@ -235,7 +238,7 @@ pub(super) fn document(head: &Head, page: &Page) -> String {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                // Browsers ask for an icon otherwise, and there is none.
+                // Without this, browsers would request an icon, which does not exist.
                 link rel="icon" href="data:,";
                 title { (program) @if !page.name.is_empty() { " " (page.name) } }
                 style { (PreEscaped(STYLE)) }
@@ -247,7 +250,7 @@ pub(super) fn document(head: &Head, page: &Page) -> String {
                     nav aria-label="Other paths" {
                         ul {
                             @for path in paths.iter().filter(|path| **path != "/") {
-                                // Relative: the page may be seen through a proxy.
+                                // The links are relative, because the page may be served through a proxy.
                                 li { a href=(path.trim_start_matches('/')) { (path) } }
                             }
                         }
@@ -284,7 +287,7 @@ fn rendered(section: &Section) -> Markup {
             @if table.total > table.rows.len() {
                 p { (table.rows.len()) " of " (table.total) " are shown." }
             }
-            // A wide table is scrolled, by keyboard too.
+            // A wide table can be scrolled, also with the keyboard.
             div class="wide" role="region" aria-label=(title) tabindex="0" {
                 table {
                     thead {

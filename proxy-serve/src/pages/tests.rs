@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The pages, and what becomes of texts that mean harm.
+//! Tests the pages, in particular with malicious texts.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -44,7 +44,7 @@ impl Pages for Shown {
 
 const COLUMNS: [Column; 2] = [Column::words("Name"), Column::numbers("Bytes")];
 
-/// Texts in all places where there are some.
+/// Returns a page that contains the texts in all places that accept text.
 fn page(texts: &[&str]) -> Page {
     let mut page = Page::named(format!("name {}", texts.join("")));
     page.facts("Facts", texts.iter().map(|text| ("fact", Cell::good(text))));
@@ -84,7 +84,7 @@ fn document(page: &Page) -> String {
     html::document(&head, page)
 }
 
-/// The document's tags, without those that every document has.
+/// Returns the document's tags, without those that every document has.
 fn tags(document: &str) -> Vec<&str> {
     document
         .split('<')
@@ -165,7 +165,7 @@ fn hostile_texts_add_no_tag() {
 }
 
 proptest! {
-    /// Nor does any other one.
+    /// No arbitrary text adds a tag either.
     #[test]
     fn no_text_adds_a_tag(text: String) {
         let shown = document(&page(&[&text]));

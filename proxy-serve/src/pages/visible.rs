@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Texts of peers as people should see them: on one line, with every character visible and in the order in which it
-//! stands. Line ends, control characters, marks that turn the direction of writing and characters without a shape are
-//! written as Rust's escapes, `\u{202e}`.
+//! Makes texts from peers safe to read: on one line, with every character visible and in its actual order. Line ends,
+//! control characters, marks that change the writing direction and characters without a glyph are displayed as Rust's
+//! escapes, such as `\u{202e}`.
 
 use std::fmt::{self, Display, Write};
 
-/// The text that `value` is displayed as; after `most` characters of it, an ellipsis.
+/// Returns the text as which `value` is displayed. After `most` characters it is cut and ends with an ellipsis.
 pub fn visible(value: impl Display, most: usize) -> String {
     let mut short = Short {
         text: String::new(),
         left: most,
         is_cut: false,
     };
-    // An error is the end of what there is room for: it ends the formatting of the rest.
+    // An error means that the limit is reached: it stops the formatting of the rest.
     let _ = write!(short, "{value}");
     if short.is_cut {
         short.text.push('…');
@@ -36,7 +36,7 @@ impl Write for Short {
             }
             self.left -= 1;
             match character {
-                // These have a shape; where they mean something, as in HTML, they are escaped there.
+                // These characters are visible. Where they have a meaning, as in HTML, they are escaped there.
                 '"' | '\'' | '\\' => self.text.push(character),
                 other => self.text.extend(other.escape_debug()),
             }

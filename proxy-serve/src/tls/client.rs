@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client's side: the CAs of servers, and its certificate where servers want one.
+//! The client side of TLS: the CAs of servers, and the client's certificate for servers that require one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,29 +14,29 @@ use crate::reload::{Files, Source};
 
 pub use rustls::pki_types::ServerName;
 
-/// The paths of a client's files, and the TLS parameters it offers.
+/// The paths of a client's files, and the TLS parameters that it offers.
 #[derive(Debug, Clone)]
 pub struct Client {
     /// The CAs of servers.
     pub server_ca: PathBuf,
-    /// The client's certificate and key; none: it shows none.
+    /// The client's certificate and key, or `None` if the client presents no certificate.
     pub pair: Option<Pair>,
-    /// Which flags say where the files are, as the end of an error message: `--x says where it is`.
+    /// The flags that specify the paths of the files, as the end of an error message: `--x says where it is`.
     pub location: &'static str,
-    /// The protocols of ALPN, the best one first.
+    /// The ALPN protocols, in descending order of preference.
     pub alpn: Vec<Vec<u8>>,
-    /// Versions and cipher suites.
+    /// The permitted versions and cipher suites.
     pub policy: Policy,
 }
 
-/// The means to open connections.
+/// The configuration for opening connections.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// rustls' configuration.
     pub config: Arc<ClientConfig>,
-    /// When the client's certificate ends, in Unix time.
+    /// The expiry of the client's certificate, in Unix time.
     pub ends: Option<Duration>,
-    /// When the first of the servers' CAs ends.
+    /// The earliest expiry of the servers' CAs, in Unix time.
     pub server_ca_ends: Duration,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The facts of a certificate that decide whether a peer accepts it, for people who look for a fault: names, times,
-//! usage. Whether a peer does accept it is the handshake's business.
+//! The properties of a certificate that decide whether a peer accepts it, for troubleshooting: names, validity, usage.
+//! The handshake decides whether a peer actually accepts it.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,34 +16,36 @@ use x509_cert::ext::pkix::{ExtendedKeyUsage, SubjectAltName};
 
 use super::{TlsError, certificates, read};
 
-// RFC 5280, section 4.2.1.12.
+// The extended key usages of RFC 5280, section 4.2.1.12.
 const SERVER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
 const CLIENT: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 
-/// The fields of a certificate.
+/// The properties of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// The subject, as in RFC 4514.
+    /// The subject, in the format of RFC 4514.
     pub subject: String,
-    /// DNS names and addresses of the extension `subjectAltName`; a server's are compared with the name that its
-    /// clients dial.
+    /// The DNS names and addresses of the extension `subjectAltName`. For a server, clients compare them with the name
+    /// that they dial.
     pub names: Vec<String>,
-    /// From when it is valid, in Unix time.
+    /// The start of the validity, in Unix time.
     pub begins: Duration,
-    /// Until when.
+    /// The end of the validity, in Unix time.
     pub ends: Duration,
-    /// Whether a server may show it.
+    /// True if a server may present the certificate.
     pub is_for_servers: bool,
-    /// Whether a client may show it.
+    /// True if a client may present the certificate.
     pub is_for_clients: bool,
 }
 
 impl Facts {
-    /// Those of every certificate in a file, in its order: of a chain the first is the peer's own.
+    /// Returns the properties of every certificate in a file, in order. The first certificate of a chain is the peer's
+    /// own.
     ///
     /// # Errors
-    /// The file cannot be read, or holds no certificate. `location` ends the message, as `--x says where it is`.
+    /// Returns an error if the file cannot be read or contains no certificate. `location` is the end of the message,
+    /// such as `--x says where it is`.
     pub fn of_file(path: &Path, location: &'static str) -> Result<Vec<Self>, TlsError> {
         let text = read("certificate", path, location)?;
         let list = certificates("certificate", path, &text)?;
@@ -62,7 +64,7 @@ impl Facts {
             Some((_, SubjectAltName(names))) => names.iter().filter_map(name).collect(),
             None => Vec::new(),
         };
-        // Without the extension every usage is allowed.
+        // Without the extension every usage is permitted.
         let usage = certificate.get::<ExtendedKeyUsage>()?;
         let is_for = |wanted: ObjectIdentifier| {
             usage.as_ref().is_none_or(|(_, ExtendedKeyUsage(usages))| {

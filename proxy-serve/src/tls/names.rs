@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Versions and cipher suites by the names that Go and Kubernetes have for them. rustls implements neither TLS
-//! below 1.2 nor suites with CBC: these are refused by name.
+//! TLS versions and cipher suites by their names in Go and Kubernetes. rustls implements neither TLS versions below 1.2
+//! nor suites with CBC; these are rejected with an error that contains their name.
 
 use rustls::crypto::ring::cipher_suite;
 use rustls::version::{TLS12, TLS13};
 use rustls::{SupportedCipherSuite, SupportedProtocolVersion};
 use thiserror::Error;
 
-/// The suites that can be named, as Go names them, and in its order: AES with the shorter key, which takes fewer rounds,
+/// The supported suites with their names in Go, in Go's order: AES with the shorter key, which needs fewer rounds,
 /// comes first.
 const SUITES: [(&str, SupportedCipherSuite); 9] = [
     (
@@ -49,7 +49,7 @@ const SUITES: [(&str, SupportedCipherSuite); 9] = [
     ),
 ];
 
-/// The suites that Go's programs accept and rustls lacks.
+/// The suites that Go programs accept and rustls does not implement.
 const LACKING: [&str; 4] = [
     "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
     "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
@@ -59,7 +59,7 @@ const LACKING: [&str; 4] = [
 
 /// TLS 1.2 and 1.3.
 const FROM_12: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
-/// TLS 1.3.
+/// TLS 1.3 only.
 const FROM_13: &[&SupportedProtocolVersion] = &[&TLS13];
 
 /// The versions and cipher suites of connections.
@@ -69,10 +69,10 @@ pub struct Policy {
     pub(super) versions: &'static [&'static SupportedProtocolVersion],
 }
 
-/// Why a name is refused.
+/// The reason why a name is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NameError {
-    /// A suite with CBC.
+    /// The suite uses CBC.
     #[error(
         "the cipher suite {0} uses CBC, which this program's TLS library does not implement; leave it out and \
          name one with GCM or CHACHA20"
@@ -81,7 +81,7 @@ pub enum NameError {
     /// No suite has this name.
     #[error("unknown cipher suite '{0}'; there are {names}", names = known())]
     Suite(String),
-    /// A version before 1.2.
+    /// The version is lower than 1.2.
     #[error(
         "{0}: this program's TLS library implements no version below TLS 1.2; give VersionTLS12 or VersionTLS13"
     )]
@@ -96,7 +96,7 @@ fn known() -> String {
 }
 
 impl Default for Policy {
-    /// All suites that rustls has, in Go's order, TLS 1.2 and 1.3.
+    /// All suites that rustls implements, in Go's order, with TLS 1.2 and 1.3.
     fn default() -> Self {
         Self {
             suites: SUITES.map(|(_, suite)| suite).to_vec(),
@@ -106,13 +106,14 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// These suites only, none for all, and no version below `min_version`, empty for TLS 1.2.
+    /// Creates a policy with only these suites (an empty list means all), and no version below `min_version` (empty
+    /// means TLS 1.2).
     ///
-    /// As in Go, the suites of TLS 1.3 are there unless some of them are named: a list of suites of TLS 1.2 does
-    /// not switch TLS 1.3 off.
+    /// As in Go, the suites of TLS 1.3 are included unless the list contains some of them: a list with suites of TLS
+    /// 1.2 does not disable TLS 1.3.
     ///
     /// # Errors
-    /// A name is unknown or names something that rustls does not implement.
+    /// Returns an error if a name is unknown or denotes a feature that rustls does not implement.
     pub fn parse(suites: &[String], min_version: &str) -> Result<Self, NameError> {
         let all = Self::default();
         let versions = match min_version {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A server's side: its certificate, and the CAs of clients where these must show one.
+//! The server side of TLS: the server's certificate, and the CAs of clients if these must present a certificate.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,29 +13,29 @@ use super::verified::Remembering;
 use super::{Authorities, Pair, Policy, TlsError, date, provider, read, unusable};
 use crate::reload::{Files, Source};
 
-/// The paths of a server's files, and the TLS parameters it offers.
+/// The paths of a server's files, and the TLS parameters that it offers.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// The server's certificate and key.
     pub pair: Pair,
-    /// The CAs of clients; none: clients need no certificate.
+    /// The CAs of clients, or `None` if clients need no certificate.
     pub client_ca: Option<PathBuf>,
-    /// Which flags say where the files are, as the end of an error message: `--x says where it is`.
+    /// The flags that specify the paths of the files, as the end of an error message: `--x says where it is`.
     pub location: &'static str,
-    /// The protocols of ALPN, the best one first.
+    /// The ALPN protocols, in descending order of preference.
     pub alpn: Vec<Vec<u8>>,
-    /// Versions and cipher suites.
+    /// The permitted versions and cipher suites.
     pub policy: Policy,
 }
 
-/// The means to accept connections.
+/// The configuration for accepting connections.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// rustls' configuration.
     pub config: Arc<ServerConfig>,
-    /// When the server's certificate ends, in Unix time.
+    /// The expiry of the server's certificate, in Unix time.
     pub ends: Duration,
-    /// When the first of the clients' CAs ends.
+    /// The earliest expiry of the clients' CAs, in Unix time.
     pub client_ca_ends: Option<Duration>,
 }
 
@@ -79,7 +79,8 @@ impl Source for Server {
             .with_single_cert(pair.chain, pair.key)
             .map_err(|source| self.pair.mismatched(source))?;
         config.alpn_protocols.clone_from(&self.alpn);
-        // Clients here keep their connections. Without resumption no session outlives a change of CAs.
+        // Resumption is disabled: the clients keep their connections, so they do not need it, and no session can
+        // outlive a change of CAs.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Identity {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The subject of a certificate: the fields of its name, and the URIs among its alternative names. Whether it is
-//! genuine is the handshake's business.
+//! The subject of a certificate: the fields of its name, and the URIs among its alternative names. The handshake
+//! verifies that the certificate is genuine.
 
 use rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
@@ -13,30 +13,30 @@ use x509_cert::der::{Decode as _, Error, Tag, Tagged as _};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-// X.520, as RFC 5280 (appendix A.1) names them.
+// Attributes of X.520, with the names from RFC 5280 (appendix A.1).
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 const ORGANIZATIONAL_UNIT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.11");
 
-/// The names in a certificate. A field may stand in it several times.
+/// The names in a certificate. A field may occur several times.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
-    /// O.
+    /// The values of the field O.
     pub organizations: Vec<String>,
-    /// OU.
+    /// The values of the field OU.
     pub organizational_units: Vec<String>,
-    /// CN.
+    /// The values of the field CN.
     pub common_names: Vec<String>,
-    /// URIs of the extension `subjectAltName`.
+    /// The URIs of the extension `subjectAltName`.
     pub uris: Vec<String>,
 }
 
 impl Subject {
-    /// The names in a certificate. Text in other encodings than those of RFC 5280 with one byte a character, or
-    /// UTF-8, is left out.
+    /// Parses the names in a certificate. Text is omitted unless its encoding is UTF-8 or one of those in RFC 5280 that
+    /// have one byte per character.
     ///
     /// # Errors
-    /// It is no certificate of X.509, or the extension is malformed or there twice.
+    /// Returns an error if the certificate is not valid X.509, or if the extension is malformed or occurs twice.
     pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, Error> {
         let certificate = Certificate::from_der(certificate)?.tbs_certificate;
         let mut subject = Self::default();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Handshakes in memory with certificates that rcgen makes, and files that change.
+//! Tests handshakes in memory with certificates that rcgen generates, and changes of files.
 
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use super::server::Server;
 use super::*;
 use crate::reload::{Change, Look as _, Reloader, Source as _};
 
-/// A directory of one test, removed at its end.
+/// A directory for one test, which is removed at the end of the test.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -29,7 +29,7 @@ impl Scratch {
         path
     }
 
-    /// Writes the pair of a name that `authority` vouches for.
+    /// Writes a certificate for a name, signed by `authority`, and its key.
     fn issue(&self, authority: &Authority, name: &str) -> Pair {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -75,7 +75,7 @@ fn client(server_ca: PathBuf, pair: Option<Pair>) -> Client {
     }
 }
 
-/// A handshake in memory; the agreed protocol.
+/// Performs a handshake in memory and returns the negotiated protocol.
 fn handshake(server: &Server, client: &Client, name: &str) -> Result<Vec<u8>, rustls::Error> {
     let accepting = server.make(&server.read().unwrap()).unwrap().config;
     let opening = client.make(&client.read().unwrap()).unwrap().config;
@@ -121,7 +121,7 @@ fn one_malformed_certificate_makes_a_bundle_useless() {
     let own = scratch.issue(&of_servers, "server");
     let good = of_servers.pem();
     let other = authority().pem();
-    // Valid base64 that is no certificate, and one whose text is cut off.
+    // One text is valid base64 that is not a certificate, the other one is truncated.
     let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let torn = &other[..other.len() / 2];
     for bad in [
@@ -136,7 +136,7 @@ fn one_malformed_certificate_makes_a_bundle_useless() {
         let accepting = server(own.clone(), Some(path));
         accepting.make(&accepting.read().unwrap()).unwrap_err();
     }
-    // A comment, and two that are good.
+    // The bundle contains a comment and two valid certificates.
     let path = scratch.write("bundle.crt", &format!("# old and new\n{other}{good}"));
     let server = server(own, None);
     handshake(&server, &client(path, None), "localhost").unwrap();

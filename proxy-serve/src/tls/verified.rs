@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Remembers which clients' certificates have been verified. An API server opens a connection for each tunnel and shows the
-//! same certificate each time; whether its CA has signed it need not be computed anew for each. That the client has the
-//! certificate's key is proved in every handshake.
+//! Caches which clients' certificates have been verified. An API server opens a connection for each tunnel and presents
+//! the same certificate each time, so the CA's signature need not be verified again for each connection. Every
+//! handshake still proves that the client has the certificate's key.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -14,25 +14,25 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-/// For so long a chain is not verified again. Nor is it noticed for so long that a certificate has expired, as with a
-/// clock that is slow by as much.
+/// The time for which a chain is not verified again. For the same time an expiry of the certificate goes unnoticed, as
+/// with a clock that is slow by that much.
 const KEPT: Duration = Duration::from_secs(10);
 
-/// Chains that are remembered. Few clients open a connection for each tunnel.
+/// The maximum number of cached chains. Only few clients open a connection for each tunnel.
 const MOST: usize = 16;
 
-/// A chain that was verified.
+/// A chain that was verified, and the time of the verification.
 #[derive(Debug)]
 struct Known {
     chain: Vec<CertificateDer<'static>>,
     at: UnixTime,
 }
 
-/// Verifies as another verifier does.
+/// A verifier that delegates to another verifier and caches its positive results.
 #[derive(Debug)]
 pub(super) struct Remembering {
     verifier: Arc<dyn ClientCertVerifier>,
-    /// The oldest first.
+    /// The cached chains, the oldest first.
     known: Mutex<VecDeque<Known>>,
 }
 
@@ -45,12 +45,12 @@ impl Remembering {
     }
 
     fn known(&self) -> MutexGuard<'_, VecDeque<Known>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_known(&self, chain: &[&CertificateDer<'_>], now: UnixTime) -> bool {
-        // A clock that was set back makes everything unknown.
+        // If the clock was set back, no entry counts as recent.
         let is_recent = |known: &Known| {
             let age = now.as_secs().checked_sub(known.at.as_secs());
             age.is_some_and(|age| age < KEPT.as_secs())
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// Accepts chains whose first certificate begins with this byte, and counts.
+    /// A verifier that accepts chains whose first certificate begins with this byte, and counts its calls.
     #[derive(Debug)]
     struct Counting(u8, AtomicUsize);
 
@@ -197,13 +197,13 @@ mod tests {
         let none: &[CertificateDer<'_>] = &[];
         assert_eq!(verify(&[1, 2], none, 100), (true, true));
         assert_eq!(verify(&[1, 2], none, 109), (true, false));
-        // Another certificate, and another chain of the same one.
+        // Another certificate, and another chain with the same certificate, are verified.
         assert_eq!(verify(&[1, 3], none, 109), (true, true));
         assert_eq!(verify(&[1, 2], &[other], 109), (true, true));
-        // After a while, and by a clock that was set back.
+        // A cached chain is verified again after its time has passed, and after the clock was set back.
         assert_eq!(verify(&[1, 2], none, 110), (true, true));
         assert_eq!(verify(&[1, 2], none, 90), (true, true));
-        // A refusal is not remembered.
+        // A rejection is not cached.
         assert_eq!(verify(&[2], none, 110), (false, true));
         assert_eq!(verify(&[2], none, 110), (false, true));
         for number in 0..50 {

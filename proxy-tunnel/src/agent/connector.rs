@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One connection to a server, from its name to the stream of packets: TCP, directly or by a proxy, TLS, HTTP/2,
-//! the agent's names and its token. When to connect is [`super::sync`]'s business.
+//! Opens one connection to a server, from the resolution of its name to the stream of packets: TCP (directly or through
+//! a proxy), TLS, HTTP/2, and the request with the agent's name, identifiers and token. [`super::sync`] decides when to
+//! connect.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -36,107 +37,108 @@ use crate::wire::metadata::{
 };
 use crate::wire::{AGENT_PATH, Inbound, LINK};
 
-/// Bytes of a token at most: more than a header field may have.
+/// The maximum size of a token, in bytes. It is larger than any header field may be.
 const TOKEN: u64 = 64 * 1024;
 
-/// How long it may take from the name to the server's headers.
+/// The time limit for a connection attempt, from the resolution of the name to the server's response headers.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// TLS with a server, before anything is said on it.
+/// A TLS session with a server on which no HTTP/2 has been exchanged yet.
 pub type Session = TlsStream<TcpStream>;
 
 /// The settings for connections to servers.
 #[derive(Debug)]
 pub struct Connector {
-    /// The servers' port.
+    /// The port of the servers.
     pub port: u16,
-    /// CAs and the agent's certificate.
+    /// The CAs and the agent's certificate.
     pub tls: Current<Identity>,
-    /// The name that servers are asked for (SNI) and must prove; none: that of their host.
+    /// The name that the agent sends as SNI and that the server's certificate must match; `None` for the name of the
+    /// server's host.
     pub server_name: Option<ServerName<'static>>,
-    /// After how long without a byte a server is pinged.
+    /// The time without received bytes after which the agent pings the server.
     pub keepalive: Duration,
-    /// The file with the agent's token.
+    /// The file that contains the agent's token.
     pub token: Option<PathBuf>,
-    /// The agent's identifiers, as the flag gives them.
+    /// The agent's identifiers, as the flag specifies them.
     pub identifiers: String,
-    /// State that all streams share.
+    /// The state that all streams share.
     pub shared: Arc<Shared>,
 }
 
-/// Why a server was not connected to.
+/// The reason why the agent could not connect to a server.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The proxy's settings are wrong.
+    /// The proxy settings in the environment are invalid.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// The server, or the proxy before it, cannot be reached.
     #[error("cannot reach {address}")]
     Reach {
-        /// Where it should be.
+        /// The address of the server or the proxy.
         address: String,
-        /// The error of the kernel or the resolver.
+        /// The error that the kernel or the resolver returned.
         #[source]
         source: io::Error,
     },
-    /// The proxy does not connect.
+    /// The proxy refused to connect to the server.
     #[error("the proxy {proxy} does not connect to {server}")]
     Refused {
         /// The proxy.
         proxy: String,
         /// The server.
         server: String,
-        /// The proxy's answer.
+        /// The proxy's response.
         #[source]
         source: Refusal,
     },
-    /// The host's name is none that a certificate can have.
+    /// The host's name is not valid as a name in a certificate.
     #[error("`{0}` can be no certificate's name; --proxy-server-host takes a name or an address")]
     Name(String),
-    /// TLS fails.
+    /// The TLS handshake failed.
     #[error(
         "no TLS session with {server}; --ca-cert, --agent-cert and --agent-key decide about it"
     )]
     Tls {
         /// The server.
         server: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// HTTP/2 fails.
+    /// The HTTP/2 connection could not be opened.
     #[error("{server} does not speak HTTP/2")]
     Http2 {
         /// The server.
         server: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: hyper::Error,
     },
     /// The token cannot be read.
     #[error("cannot read the token {}; --service-account-token-path says where it is", path.display())]
     Token {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
     /// A value cannot be sent as metadata.
     #[error("the {0} holds characters that cannot be sent")]
     Unsendable(&'static str),
-    /// The server refuses the agent.
+    /// The server rejected the agent.
     #[error("{server} refuses this agent: {}", status.message())]
     Denied {
         /// The server.
         server: String,
-        /// Its answer. It is no source of this error, whose text holds it already.
+        /// The server's response. It is not the source of this error, because the error's text already contains it.
         status: Box<Status>,
     },
-    /// The server's answer lacks a required header or has an invalid one.
+    /// The server's response lacks a required header or has an invalid one.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
-    /// It took too long.
+    /// The server did not accept the agent within the time limit.
     #[error("{server} has not accepted this agent within {limit} s", limit = LIMIT.as_secs())]
     Timeout {
         /// The server.
@@ -144,13 +146,13 @@ pub enum ConnectError {
     },
 }
 
-/// A stream that has been accepted.
+/// A stream that the server has accepted.
 pub struct Connected {
-    /// How many servers there are, as this one says.
+    /// The number of servers, as announced by this server.
     pub count: u32,
     /// The stream.
     pub link: Arc<Link>,
-    /// The messages of the server.
+    /// The messages that arrive from the server.
     pub inbound: Inbound,
 }
 
@@ -158,7 +160,7 @@ impl Connector {
     /// Connects to a server.
     ///
     /// # Errors
-    /// It does not accept the agent, or not in time.
+    /// Returns an error if the server does not accept the agent, or does not do so within the time limit.
     pub async fn connect(&self, host: &str) -> Result<Connected, ConnectError> {
         let address = join(host, self.port);
         timeout(LIMIT, self.try_connect(host, &address))
@@ -205,10 +207,10 @@ impl Connector {
         })
     }
 
-    /// Begins TLS with a server, and no more.
+    /// Establishes a TLS session with a server and nothing more.
     ///
     /// # Errors
-    /// It is not reached, or proves not to be the one that is meant.
+    /// Returns an error if the server cannot be reached or if its certificate does not match.
     pub async fn session(&self, host: &str) -> Result<Session, ConnectError> {
         self.secure(host, &join(host, self.port)).await
     }
@@ -228,7 +230,7 @@ impl Connector {
         })
     }
 
-    /// TCP to the server, by a proxy if the environment names one.
+    /// Opens a TCP connection to the server, through a proxy if the environment names one.
     async fn reach(&self, host: &str, address: &str) -> Result<TcpStream, ConnectError> {
         let open = async |host: &str, port| {
             let opened = async {
@@ -256,7 +258,7 @@ impl Connector {
         if rest.is_empty() {
             Ok(stream)
         } else {
-            // In TLS the client speaks first.
+            // In TLS the client sends first, so these bytes cannot come from the server.
             Err(refused(Refusal::Malformed))
         }
     }
@@ -275,7 +277,7 @@ impl Connector {
             "agent's identifiers (--agent-identifiers)",
         )?;
         if let Some(path) = &self.token {
-            // Anew for each connection: kubelet exchanges it.
+            // The token is read for each connection, because kubelet replaces it.
             let token = read_token(path).map_err(|source| ConnectError::Token {
                 path: path.clone(),
                 source,
@@ -287,9 +289,9 @@ impl Connector {
     }
 }
 
-/// The token without the newline behind it.
+/// Reads the token and removes the newline that follows it.
 fn read_token(path: &Path) -> io::Result<String> {
-    // A named pipe without a writer would keep the agent waiting here.
+    // Opening a named pipe that has no writer would block the agent without this flag.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -309,7 +311,7 @@ fn read_token(path: &Path) -> io::Result<String> {
     }
 }
 
-/// A host and a port, with brackets where they are needed.
+/// Joins a host and a port, with brackets around an IPv6 address.
 fn join(host: &str, port: u16) -> String {
     if host.contains(':') {
         format!("[{host}]:{port}")

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connecting to a target, as Go's `net.DialTimeout` does: which addresses are tried, and the error that is reported
-//! when none answers. In which order and for how long they are tried is [`crate::tcp`]'s business.
+//! Connects to a target in the same way as Go's `net.DialTimeout`: this module determines which addresses are tried and
+//! which error is reported when none of them accepts. [`crate::tcp`] determines the order and how long each address is
+//! tried.
 
 use std::borrow::Cow;
 use std::io;
@@ -15,13 +16,13 @@ use crate::destinations::Destinations;
 use crate::go_error::{DialError, Problem, TIMEOUT, os_text, port, split_host_port};
 use crate::tcp;
 
-/// How long a dial may take in all. Upstream's agent has no flag for it.
+/// The time limit for a whole dial. Upstream's agent has no flag for it.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
-/// A name has no addresses.
+/// The error text for a name that has no addresses.
 const NO_HOST: &str = "no such host";
 
-/// Which of a name's addresses are used.
+/// The address family to which the addresses of a name are restricted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Any,
@@ -29,11 +30,12 @@ enum Family {
     V6,
 }
 
-/// Connects to `address`, if it is among `allowed`, over `network`: `tcp`, `tcp4` or `tcp6`. Others that Go knows, as
-/// `unix` and `udp`, would reach sockets that are not meant for tunnels, and are refused like unknown ones.
+/// Connects to `address`, if `allowed` permits it, over `network`: `tcp`, `tcp4` or `tcp6`. Other networks that Go
+/// supports, such as `unix` and `udp`, would reach sockets that are not meant for tunnels, so they are rejected like
+/// unknown networks.
 ///
 /// # Errors
-/// In Go's words.
+/// Returns an error whose text is the one that Go would report.
 pub async fn dial(
     allowed: &Destinations,
     network: &str,
@@ -56,7 +58,8 @@ pub async fn dial(
         .await
         .unwrap_or_else(|_| Err(lookup(address, |_| TIMEOUT.into())))
         .map_err(|problem| failed(None, problem))?;
-    // Those that are connected to, and not the name, which may mean others by now.
+    // The check applies to the addresses that are connected to. Checking the name would not suffice, because it may
+    // resolve to other addresses by now.
     let name = name(address);
     let first = addresses.first().copied();
     addresses.retain(|address| allowed.permits(name, *address));
@@ -71,7 +74,7 @@ pub async fn dial(
         })
 }
 
-/// The host of an address, if it is a name.
+/// Returns the host of an address if it is a name.
 fn name(address: &str) -> Option<&str> {
     let (host, _) = split_host_port(address).ok()?;
     let is_name = !host.is_empty() && host.parse::<IpAddr>().is_err();
@@ -94,7 +97,7 @@ async fn resolve(
         Family::V6 => address.is_ipv6(),
     };
     if host.is_empty() {
-        // Go takes it for this machine.
+        // Go interprets an empty host as the local machine.
         let local = match family {
             Family::Any | Family::V4 => Ipv4Addr::LOCALHOST.into(),
             Family::V6 => Ipv6Addr::LOCALHOST.into(),
@@ -102,7 +105,7 @@ async fn resolve(
         return Ok(vec![SocketAddr::new(local, port)]);
     }
     if let Ok(literal) = host.parse::<IpAddr>() {
-        // One of IPv4 that is written as one of IPv6 is one of IPv4, as in Go.
+        // An IPv4-mapped IPv6 address counts as an IPv4 address, as in Go.
         let literal = SocketAddr::new(literal.to_canonical(), port);
         return if is_wanted(&literal) {
             Ok(vec![literal])
@@ -111,7 +114,8 @@ async fn resolve(
         };
     }
     if ends_in_a_number(host) {
-        // The C library would read `127.1` and `0x7f.1` as addresses; to Go they are names, and none of DNS.
+        // The C library would parse `127.1` and `0x7f.1` as addresses. Go treats them as names that do not exist in
+        // DNS.
         return Err(lookup(address, |_| NO_HOST.into()));
     }
     if !allowed.may_resolve(host, port) {
@@ -124,7 +128,7 @@ async fn resolve(
     Ok(found)
 }
 
-/// Whether the last label of a name is a number, as in no name of DNS.
+/// Returns true if the last label of a name is a number, which is not the case for any name in DNS.
 fn ends_in_a_number(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let last = host.rsplit('.').next().unwrap_or(host);
@@ -135,10 +139,10 @@ fn ends_in_a_number(host: &str) -> bool {
     }
 }
 
-/// A failed lookup in Go's words. The resolver's own are those of the C library.
+/// Translates a failed lookup into Go's error text. The resolver's own error texts are those of the C library.
 fn lookup_text(error: &io::Error, server: Option<&str>) -> Cow<'static, str> {
     match error.raw_os_error() {
-        // Go's resolver opens a socket for each question, and fails by that.
+        // Go's resolver opens a socket for each query, and that step fails.
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
             let asking = server.map_or_else(String::new, |server| format!("dial udp {server}: "));
             return format!("{asking}socket: {}", os_text(error)).into();
@@ -156,7 +160,7 @@ fn lookup_text(error: &io::Error, server: Option<&str>) -> Cow<'static, str> {
     }
 }
 
-/// A failed lookup of the host of an address, with the error by the name server.
+/// Returns the error for a failed lookup of an address's host. `text` receives the name server.
 fn lookup(address: &str, text: impl FnOnce(Option<&str>) -> Cow<'static, str>) -> Problem {
     let name = split_host_port(address).map_or(address, |(host, _)| host);
     let server = name_server();
@@ -167,7 +171,7 @@ fn lookup(address: &str, text: impl FnOnce(Option<&str>) -> Cow<'static, str>) -
     }
 }
 
-/// The first name server, as Go names it.
+/// Returns the first name server, in Go's notation.
 fn name_server() -> Option<String> {
     let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
     let server = text
@@ -181,7 +185,7 @@ fn name_server() -> Option<String> {
 mod tests {
     use super::*;
 
-    /// With everything allowed.
+    /// Dials with all destinations allowed.
     async fn dial(network: &str, address: &str, limit: Duration) -> Result<TcpStream, DialError> {
         super::dial(&Destinations::default(), network, address, limit).await
     }
@@ -191,7 +195,8 @@ mod tests {
         dial(network, address, limit).await.unwrap_err().to_string()
     }
 
-    /// A socket that holds its port and does not listen: connections are refused, and no other test gets the port.
+    /// Returns a socket that occupies its port without listening: connections are refused, and no other test can use
+    /// the port.
     fn bound(address: &str) -> tokio::net::TcpSocket {
         let address: SocketAddr = address.parse().unwrap();
         let socket = if address.is_ipv4() {
@@ -245,7 +250,7 @@ mod tests {
         }
     }
 
-    /// The name is not resolved by any network: `.invalid` has no addresses (RFC 6761).
+    /// No resolver finds this name: `.invalid` has no addresses (RFC 6761).
     #[tokio::test]
     async fn names_without_addresses() {
         let text = text("tcp", "name.invalid:1").await;
@@ -259,7 +264,7 @@ mod tests {
         }
     }
 
-    /// A target whose queue of connections is full takes no notice of another one.
+    /// A target whose accept queue is full ignores further connections.
     #[tokio::test]
     async fn targets_that_do_not_answer() {
         let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -283,7 +288,7 @@ mod tests {
         assert!(error.problem.is_timeout());
     }
 
-    /// The behaviour tests cover the answer of a process that has no file descriptors left.
+    /// The behaviour tests cover the response of a process that has no file descriptors left.
     #[test]
     fn lookups_that_lack_something_say_what() {
         let text = |code, server| lookup_text(&io::Error::from_raw_os_error(code), server);
@@ -300,7 +305,7 @@ mod tests {
         assert_eq!(text(libc::EACCES, server), "permission denied");
     }
 
-    /// Lookups that hang are those of names only, and end in time (hypershift #7087).
+    /// A lookup that hangs delays only dials by name, and these end at their time limit (hypershift #7087).
     #[test]
     fn name_servers_that_do_not_answer_delay_no_address() {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -309,7 +314,7 @@ mod tests {
             .build()
             .unwrap();
         let (release, held) = std::sync::mpsc::channel::<()>();
-        // It ends when the sender is dropped.
+        // This task ends when the sender is dropped.
         runtime.spawn_blocking(move || held.recv());
         runtime.block_on(async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -356,7 +361,7 @@ mod tests {
             Destinations::new(entries.collect())
         };
         let denied = "connect: permission denied: not among the agent's --allow-destination";
-        // The name is allowed, and has an address that no name may have.
+        // The name is allowed, but resolves to an address that is not allowed for names.
         let by_name = list(&["localhost".to_owned(), "10.0.0.0/8".to_owned()]);
         let by_address = list(&[format!("127.0.0.1:{port}")]);
         for host in ["localhost", "127.0.0.1"] {
@@ -373,7 +378,7 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let accepted = std::iter::repeat_with(|| listener.accept()).take_while(Result::is_ok);
         assert_eq!(accepted.count(), 2);
-        // A name that no entry could allow is not looked up.
+        // A name that no entry could permit is not looked up.
         let other = list(&["other".to_owned()]);
         let error = super::dial(&other, "tcp", "name.invalid:1", LIMIT).await;
         assert_eq!(

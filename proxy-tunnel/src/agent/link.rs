@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One stream to a server, and the connections that the server asked for on it. The task that reads the stream waits
-//! for no target: messages for a connection go into its inbox.
+//! One stream to a server, and the connections that the server requested on it. The task that reads the stream never
+//! waits for a target: it puts messages for a connection into that connection's inbox.
 
 mod endpoint;
 
@@ -27,32 +27,34 @@ use crate::wire::failure;
 use crate::wire::metadata::Extensions;
 use crate::wire::{DialRequest, DialResponse, Inbound, Message};
 
-/// State that all streams of an agent share.
+/// The state that all streams of an agent share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The agent's name.
+    /// The agent's ID.
     pub agent_id: String,
-    /// The counters.
+    /// The agent's metrics.
     pub metrics: Arc<AgentMetrics>,
-    /// The memory for all inboxes.
+    /// The memory budget for all inboxes.
     pub budget: Arc<Budget>,
-    /// The bounds of one inbox.
+    /// The limits of one inbox.
     pub limits: Limits,
-    /// The targets that may be connected to.
+    /// The targets to which the agent may connect.
     pub allowed: Destinations,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     is_lost: bool,
-    /// By the server's number and that of the connection to come. Dropping the sender gives the dial up.
+    /// Dials in progress, by the server's number for the dial and the number of the future connection. Dropping the
+    /// sender cancels the dial.
     pending: BTreeMap<(i64, i64), oneshot::Sender<()>>,
     endpoints: HashMap<i64, Arc<Endpoint>>,
 }
 
 impl Table {
-    /// The server gives a dial up. Upstream's server may have asked for several by one number, if its clients have
-    /// chosen the same; none of them is given up then, as by upstream's agent: it may be another client's.
+    /// Cancels a dial at the server's request. Upstream's server may have sent several dials with the same number, if
+    /// its clients chose the same number. In that case none of them is cancelled, as in upstream's agent, because the
+    /// dial may belong to another client.
     fn give_up(&mut self, random: i64) {
         let mut dials = self.pending.range((random, i64::MIN)..=(random, i64::MAX));
         if let (Some((dial, _)), None) = (dials.next(), dials.next()) {
@@ -65,7 +67,7 @@ impl Table {
 /// One stream to a server.
 #[derive(Debug)]
 pub struct Link {
-    /// The server's name.
+    /// The server's ID.
     pub server_id: String,
     /// The queue of messages to the server.
     pub outbox: Arc<Outbox>,
@@ -73,13 +75,13 @@ pub struct Link {
     pub extensions: Extensions,
     shared: Arc<Shared>,
     next: AtomicI64,
-    /// Bytes of connections that have come from the server.
+    /// The number of payload bytes received from the server.
     received: AtomicU64,
     table: Mutex<Table>,
 }
 
 impl Link {
-    /// A stream that has just been accepted.
+    /// Creates the link for a stream that the server has just accepted.
     #[must_use]
     pub fn new(
         server_id: String,
@@ -99,13 +101,13 @@ impl Link {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A panic while it is held leaves maps that are consistent.
+        // A panic while the lock is held leaves the maps consistent.
         self.table
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// What goes through it.
+    /// Returns the current numbers of connections and bytes on this stream.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         let table = self.table();
@@ -115,18 +117,18 @@ impl Link {
         Traffic::new((pending, established), received, &self.outbox)
     }
 
-    /// Notifies the server that this agent is about to leave.
+    /// Notifies the server that this agent is about to shut down.
     pub fn drain(&self) {
         info!(
             serverID = self.server_id.as_str(),
             agentID = self.shared.agent_id.as_str(),
             "drain agent client"
         );
-        // A stream that has ended needs nothing.
+        // The message is unnecessary if the stream has already ended.
         let _ = self.outbox.control(Message::Drain);
     }
 
-    /// Receives the server's messages until the stream ends. Then all its connections are cut.
+    /// Receives the server's messages until the stream ends, and then resets all its connections.
     pub async fn serve(self: &Arc<Self>, mut inbound: Inbound) {
         let metrics = &self.shared.metrics;
         let (server_id, agent_id) = (self.server_id.as_str(), self.shared.agent_id.as_str());
@@ -159,7 +161,7 @@ impl Link {
                     break;
                 }
             }
-            // A fast server leaves room for others on this thread.
+            // Other tasks on this thread get a chance to run even if the server sends fast.
             tokio::task::coop::consume_budget().await;
         }
         self.lost();
@@ -183,7 +185,7 @@ impl Link {
         }
     }
 
-    /// Takes a message of the server.
+    /// Processes one message from the server.
     pub fn receive(self: &Arc<Self>, message: Message) {
         match message {
             Message::DialRequest(request) => self.dial(request),
@@ -217,12 +219,13 @@ impl Link {
     }
 
     fn answer(&self, message: Message) {
-        // A stream that has ended closes all its connections.
+        // An error can be ignored: the end of the stream closes all connections.
         let _ = self.outbox.control(message);
     }
 
-    /// Answers for a connection that is not there. One that was there has had its end put behind its last bytes; an
-    /// answer here would overtake both, and the client would take the connection for cut.
+    /// Replies to a message for an unknown connection. If the connection existed earlier, no reply is sent: its close
+    /// message is queued behind its last bytes. A reply here would overtake both, and the client would treat the
+    /// connection as cut.
     fn unknown(&self, connect_id: i64, error: &str) {
         if !(1..=self.next.load(Ordering::Relaxed)).contains(&connect_id) {
             self.answer(Message::closed(connect_id, error));
@@ -258,7 +261,7 @@ impl Link {
         }
     }
 
-    /// Dials in the background.
+    /// Dials the requested target in a background task.
     fn dial(self: &Arc<Self>, request: DialRequest) {
         let connect_id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         info!(
@@ -274,7 +277,8 @@ impl Link {
         tokio::spawn(Arc::clone(self).dial_and_serve(request, connect_id, given_up));
     }
 
-    /// Dials a target and serves the connection to its end. Each connection holds this future's size in memory.
+    /// Dials a target and serves the connection until it ends. This future stays in memory for each connection, so its
+    /// size matters.
     async fn dial_and_serve(
         self: Arc<Self>,
         request: DialRequest,
@@ -282,7 +286,7 @@ impl Link {
         given_up: oneshot::Receiver<()>,
     ) {
         let start = Instant::now();
-        // On the heap, for as long as it lasts: it needs more room than a connection does.
+        // The dial future is larger than that of a connection, so it is on the heap while the dial lasts.
         let dialing = Box::pin(dial(
             &self.shared.allowed,
             &request.protocol,
@@ -291,7 +295,7 @@ impl Link {
         ));
         let dialed = tokio::select! {
             dialed = dialing => dialed,
-            // Nothing is ever sent: the sender was dropped.
+            // The channel never carries a value: this branch runs when the sender is dropped.
             _ = given_up => {
                 debug!(dialID = request.random, "the dial was given up");
                 return;
@@ -333,7 +337,7 @@ impl Link {
             "Endpoint connection established"
         );
         let random = request.random;
-        // A connection keeps neither its texts nor room for them.
+        // The request's strings, and the space for them, are not needed once the connection is established.
         drop(request);
         let budget = Arc::clone(&self.shared.budget);
         let inbox = Inbox::new(budget, self.shared.limits, [None, None]);
@@ -348,7 +352,7 @@ impl Link {
             }
             table.endpoints.insert(connect_id, Arc::clone(&endpoint));
         }
-        // Before any byte of the target: both are in its lane.
+        // The response precedes the target's first byte because both use the same lane.
         let response = Message::DialResponse(DialResponse {
             error: String::new(),
             connect_id,
@@ -363,12 +367,12 @@ impl Link {
         metrics.endpoint_connections.dec();
     }
 
-    /// A connection has ended.
+    /// Removes a connection that has ended.
     pub fn forget(&self, connect_id: i64) {
         self.table().endpoints.remove(&connect_id);
     }
 
-    /// The stream has ended: so have all its connections, by a reset.
+    /// Resets all connections after the end of the stream.
     fn lost(&self) {
         let mut table = self.table();
         table.is_lost = true;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy between an agent and its servers, as Go's programs take it from the environment: `HTTPS_PROXY`
+//! Selects the proxy between an agent and its servers, as Go programs do: from the environment variables `HTTPS_PROXY`
 //! and `NO_PROXY`, in upper or lower case.
 
 use std::env;
@@ -13,28 +13,28 @@ use thiserror::Error;
 
 use crate::identifiers::unescape_percent;
 
-/// A proxy that connects on request.
+/// A proxy that supports the CONNECT method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxy {
-    /// Its host, without brackets.
+    /// The host, without brackets.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
-    /// Further header fields of the request, each with its line end.
+    /// Additional header fields of the CONNECT request, each with its line ending.
     pub fields: String,
 }
 
-/// The environment names a proxy that cannot be used.
+/// An error for a proxy in the environment that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "HTTPS_PROXY is `{0}`, which is no URL of an HTTP proxy; give http://HOST:PORT, or NO_PROXY for the server"
 )]
 pub struct ProxyError(String);
 
-/// The proxy for a server, if there is one.
+/// Returns the proxy for a server, or `None` if the server is reached directly.
 ///
 /// # Errors
-/// `HTTPS_PROXY` cannot be used.
+/// Returns an error if the value of `HTTPS_PROXY` cannot be used.
 pub fn from_environment(host: &str, port: u16) -> Result<Option<Proxy>, ProxyError> {
     let read = |name: &str| {
         let lower = name.to_ascii_lowercase();
@@ -54,7 +54,7 @@ fn choose(
         return Ok(None);
     }
     let refused = || ProxyError(proxy.to_owned());
-    // Without a scheme it is HTTP.
+    // A value without a scheme is an HTTP URL.
     let url = if proxy.contains("://") {
         proxy.to_owned()
     } else {
@@ -79,7 +79,7 @@ fn choose(
     }))
 }
 
-/// Go never takes a proxy to this machine.
+/// Returns true for hosts on the local machine, for which Go never uses a proxy.
 fn is_local(host: &str) -> bool {
     host == "localhost"
         || host
@@ -87,8 +87,8 @@ fn is_local(host: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// Names match themselves and names below them, `.name` only names below, addresses and networks
-/// the addresses in them, `*` everything; a port restricts an entry.
+/// Returns true if `NO_PROXY` excepts the host. A name matches itself and all names below it, `.name` only the names
+/// below it, an address or network the addresses in it, and `*` everything. A port restricts an entry to that port.
 fn is_excepted(exceptions: &str, host: &str, port: u16) -> bool {
     let host = host.to_ascii_lowercase();
     let address: Option<IpAddr> = host.parse().ok();
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(proxy("http://[fd00::1]").port, 80);
         let fields = proxy("http://user:secret@proxy").fields;
         assert_eq!(fields, "Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n");
-        // A password may hold the characters that separate it in a URL.
+        // A password may contain the characters that are delimiters in a URL.
         let fields = proxy("http://u:p%40w@proxy").fields;
         assert_eq!(fields, "Proxy-Authorization: Basic dTpwQHc=\r\n");
         assert_eq!(choose("", "", "server", 1), Ok(None));

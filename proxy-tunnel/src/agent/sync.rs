@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many servers there are, and a stream to each of them. Behind a load balancer nothing shows which server the next
-//! connection reaches, so the agent tries until it has enough of them.
+//! Determines the number of servers and keeps a stream to each of them. A client behind a load balancer cannot choose
+//! which server it reaches, so the agent connects until it has enough streams.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -19,13 +19,13 @@ use super::link::Link;
 use crate::cluster::counting::Leases;
 use crate::metrics::agent::{AgentMetrics, Direction};
 
-/// Where the number of servers is taken from, if leases are counted.
+/// The source of the number of servers, if leases are counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CountSource {
-    /// Leases.
+    /// The number of leases.
     #[default]
     Default,
-    /// The larger of leases and the number that servers announce.
+    /// The larger of the number of leases and the number that servers announce.
     Max,
 }
 
@@ -44,33 +44,34 @@ impl FromStr for CountSource {
 /// The settings from the flags.
 #[derive(Debug)]
 pub struct Settings {
-    /// Hosts of servers, or of load balancers before them. They are tried in turn.
+    /// The hosts of servers, or of load balancers before them. The agent tries them in turn.
     pub hosts: Vec<String>,
-    /// The pause after a connection.
+    /// The pause after a successful connection.
     pub interval: Duration,
     /// The longest pause after failures.
     pub cap: Duration,
-    /// Connects also when there are enough streams.
+    /// If true, the agent continues to connect when it has enough streams.
     pub forever: bool,
-    /// Where the number of servers is taken from.
+    /// The source of the number of servers.
     pub source: CountSource,
-    /// Leases, if they are counted.
+    /// The leases, if they are counted.
     pub leases: Option<Arc<Leases>>,
 }
 
-/// Connections in a row that lead to servers with a stream, for each server that is wanted, after which it is no chance: a
-/// load balancer that chooses at random misses the last server so often once in 20,000 times.
+/// The number of consecutive connections to already connected servers, per wanted server, after which the agent reports
+/// that a load balancer seems to pin it. A load balancer that chooses at random misses the last server that often once
+/// in 20,000 times.
 const PINNED: usize = 10;
 
-/// Keeps the streams.
+/// Keeps the agent's streams to the servers.
 #[derive(Debug)]
 pub struct Sync {
     settings: Settings,
     connector: Connector,
     metrics: Arc<AgentMetrics>,
-    /// By the servers' names, with the number of servers that each has said there are.
+    /// The streams by server ID, each with the number of servers that the server announced.
     links: Mutex<HashMap<String, (Arc<Link>, u32)>>,
-    /// The server count of the server that was added last, for times without a stream.
+    /// The number of servers announced by the server that was added last. It is used while there is no stream.
     said: AtomicU32,
     draining: watch::Sender<bool>,
 }
@@ -79,12 +80,12 @@ pub struct Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Added,
-    /// There is a stream to the same server.
+    /// A stream to the same server already exists.
     Duplicate,
 }
 
 impl Sync {
-    /// No streams yet.
+    /// Creates the state, without any streams.
     #[must_use]
     pub fn new(settings: Settings, connector: Connector) -> Arc<Self> {
         let metrics = Arc::clone(&connector.shared.metrics);
@@ -100,50 +101,52 @@ impl Sync {
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<String, (Arc<Link>, u32)>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.links
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Whether there is a stream to any server.
+    /// Returns true if there is a stream to at least one server.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         !self.links().is_empty()
     }
 
-    /// How many servers there is a stream to, and how many there should be.
+    /// Returns the number of servers to which there is a stream, and the number of streams that the agent wants.
     #[must_use]
     pub fn connected(&self) -> (usize, usize) {
         let there = self.links().len();
         (there, self.wanted(self.known()))
     }
 
-    /// The streams, in no order.
+    /// Returns the streams in arbitrary order.
     #[must_use]
     pub fn streams(&self) -> Vec<Arc<Link>> {
         let links = self.links();
         links.values().map(|(link, _)| Arc::clone(link)).collect()
     }
 
-    /// Whether this agent is about to leave.
+    /// Returns true if the agent is about to shut down.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
     }
 
-    /// Several addresses are meant to be several servers.
+    /// Returns the number of streams that the agent wants. Several configured addresses are assumed to be several
+    /// servers.
     fn wanted(&self, known: usize) -> usize {
         known.max(self.settings.hosts.len())
     }
 
-    /// How many servers there are, as far as is known.
+    /// Returns the number of servers that the agent currently assumes.
     fn known(&self) -> usize {
-        // In a rolling update old servers still say the old number: the largest is one that no server is missed by.
+        // During a rolling update, old servers still announce the old number. The maximum ensures that no server is
+        // missed.
         let most = self.links().values().map(|(_, count)| *count).max();
         let said = most.unwrap_or_else(|| self.said.load(Ordering::Relaxed)) as usize;
         let leases = self.settings.leases.as_ref();
-        // Before the first list the agent uses the number that servers announce.
+        // Until the first list of leases arrives, the agent uses the number that servers announce.
         match leases.and_then(|leases| leases.count(Timestamp::now())) {
             None => said,
             Some(counted) if self.settings.source == CountSource::Max => counted.max(said),
@@ -151,7 +154,7 @@ impl Sync {
         }
     }
 
-    /// Sends DRAIN on all streams, and opens no others.
+    /// Sends DRAIN on all streams and stops opening new ones.
     pub fn drain(&self) {
         self.draining.send_replace(true);
         for (link, _) in self.links().values() {
@@ -163,7 +166,7 @@ impl Sync {
     pub async fn run(self: &Arc<Self>) {
         let mut draining = self.draining.subscribe();
         tokio::select! {
-            // The value cannot be dropped before this ends.
+            // The sender is not dropped before this function ends, so the result is never an error.
             _ = draining.wait_for(|is_draining| *is_draining) => {}
             () = self.keep() => {}
         }
@@ -211,7 +214,7 @@ impl Sync {
         }
     }
 
-    /// Reports, once, that trying goes on in vain.
+    /// Warns once that further attempts only reach servers that are already connected.
     fn report_pinned(&self, duplicates: usize) {
         let (there, wanted) = self.connected();
         if there < wanted && duplicates == PINNED * wanted {
@@ -272,7 +275,7 @@ impl Sync {
     }
 }
 
-/// Up to a tenth longer, so that agents do not connect at the same time.
+/// Lengthens a pause by up to a tenth, so that agents do not all connect at the same time.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 + fastrand::f64() * 0.1)
 }

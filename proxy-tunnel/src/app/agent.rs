@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-agent`: the order in which it starts and ends. The health port is there before anything that
-//! can fail for a reason outside of this process.
+//! `konnectivity-agent`: its start and shutdown. The health port is opened before any step that can fail for a reason
+//! outside of this process.
 //!
-//! On the first SIGTERM or SIGINT the agent notifies all servers that it is about to leave; it
-//! serves on, and opens no other connections. The second one ends it.
+//! On the first SIGTERM or SIGINT the agent notifies all servers that it is about to shut down. It continues to serve
+//! and opens no new connections to servers. The second signal ends the process.
 
 mod args;
 mod doctor;
@@ -39,13 +39,13 @@ use crate::flow::Budget;
 use crate::metrics::agent::AgentMetrics;
 use crate::metrics::certificates::Names;
 
-/// The certificate that servers see, and the CAs that they are verified by.
+/// The flags of the certificate that the agent presents to servers, and of the CAs that verify the servers.
 const CERTIFICATES: Names = Names {
     own: "agent-cert",
     authorities: "ca-cert",
 };
 
-/// The pause before the API server's settings are read again.
+/// The pause before the settings of the API server are read again.
 const RETRY: Duration = Duration::from_secs(10);
 
 impl Program for Args {
@@ -56,7 +56,7 @@ impl Program for Args {
     }
 }
 
-/// The streams, once they are kept.
+/// The streams to servers, which are set after the start.
 #[derive(Clone, Default)]
 struct Ready(Arc<OnceLock<Arc<Sync>>>);
 
@@ -120,7 +120,7 @@ async fn run(settings: Settings, about: About) -> Result<ExitCode> {
         };
         watch_memory(&metrics.buffered, &budget, connections).await;
     });
-    // It is set once only: here.
+    // This cannot fail, because the value is set only here.
     let _ = ready.0.set(Arc::clone(&sync));
     let keeping = Arc::clone(&sync);
     tokio::spawn(async move { keeping.run().await });
@@ -135,7 +135,7 @@ async fn run(settings: Settings, about: About) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the settings of connections to servers.
+/// Builds the settings for connections to servers.
 fn connector(
     settings: &Settings,
     tls: Current<Identity>,
@@ -182,7 +182,7 @@ fn serve_ports(settings: &Settings, about: About, view: View) -> Result<()> {
         .context("cannot start the thread for administration")
 }
 
-/// Counts leases, as soon as the API server's settings can be used.
+/// Counts leases, as soon as the settings of the API server are usable.
 async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Leases>) {
     let client = loop {
         match cluster::connect(counting.kubeconfig.as_deref()).await {
@@ -211,7 +211,7 @@ async fn count(counting: Counting, metrics: Arc<AgentMetrics>, leases: Arc<Lease
 /// Parses and checks a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
-    // Names would be looked up.
+    // A host name would cause a lookup.
     let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
     if let Some(args) = super::accepted::<Args>(words)
         && is_address(&args.health_server_host)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Flags that server and agent have both, and checks of single values.
+//! Flags that server and agent share, and validation of single values.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use proxy_serve::value::{GoDuration, List};
 use crate::destinations::{Destination, Destinations};
 use crate::flow::Limits;
 
-// Not a doc comment: clap would make it the program's description.
+// This is not a doc comment, because clap would use it as the program's description.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Common {
     /// Accepted; this program has no profiles of Go
@@ -46,10 +46,10 @@ pub struct Common {
 }
 
 impl Common {
-    /// Checks them.
+    /// Validates the flags.
     ///
     /// # Errors
-    /// They contradict each other, or a value is out of range.
+    /// Returns an error if flags contradict each other or a value is out of range.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.enable_profiling || !self.enable_contention_profiling,
@@ -62,16 +62,16 @@ impl Common {
         Ok(())
     }
 
-    /// The file that says how to reach the API server.
+    /// Returns the kubeconfig file for the API server.
     #[must_use]
     pub fn kubeconfig(&self) -> Option<PathBuf> {
         path(&self.kubeconfig)
     }
 
-    /// The bounds of one tunnel.
+    /// Returns the limits of one tunnel.
     ///
     /// # Errors
-    /// The time is none.
+    /// Returns an error if the timeout is not positive.
     pub fn limits(&self) -> Result<Limits> {
         Ok(Limits {
             stall: positive("tunnel-stall-timeout", self.tunnel_stall_timeout)?,
@@ -79,17 +79,17 @@ impl Common {
         })
     }
 
-    /// Bytes that all tunnels may buffer.
+    /// Returns the number of bytes that all tunnels together may buffer.
     #[must_use]
     pub const fn budget(&self) -> usize {
         self.buffer_budget as usize * 1024 * 1024
     }
 }
 
-/// The targets of a flag.
+/// Parses the targets of a flag.
 ///
 /// # Errors
-/// An entry cannot be read.
+/// Returns an error if an entry cannot be parsed.
 pub fn destinations(flag: &str, lists: &[List]) -> Result<Destinations> {
     let entries = List::join(lists).into_iter().map(|entry| entry.parse());
     let entries: Result<Vec<Destination>, _> = entries.collect();
@@ -97,10 +97,10 @@ pub fn destinations(flag: &str, lists: &[List]) -> Result<Destinations> {
     Ok(Destinations::new(entries))
 }
 
-/// The name of `--proxy-server-name`, if one is given.
+/// Returns the name of `--proxy-server-name`, if the flag is set.
 ///
 /// # Errors
-/// It is neither a name nor an address.
+/// Returns an error if the value is neither a name nor an address.
 pub fn server_name(text: &str) -> Result<Option<ServerName<'static>>> {
     if text.is_empty() {
         return Ok(None);
@@ -110,7 +110,7 @@ pub fn server_name(text: &str) -> Result<Option<ServerName<'static>>> {
     Ok(Some(name))
 }
 
-/// A file's name, if one is given.
+/// Returns a path, or `None` if the text is empty.
 #[must_use]
 pub fn path(text: &str) -> Option<PathBuf> {
     Some(text)
@@ -118,20 +118,20 @@ pub fn path(text: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// A time that may be none.
+/// Converts a duration that may be zero.
 ///
 /// # Errors
-/// It is negative.
+/// Returns an error if the duration is negative.
 pub fn duration(flag: &str, value: GoDuration) -> Result<Duration> {
     value
         .to_std()
         .with_context(|| format!("--{flag} is {value}; it must not be negative"))
 }
 
-/// A time.
+/// Converts a duration that must be positive.
 ///
 /// # Errors
-/// It is none, or negative.
+/// Returns an error if the duration is zero or negative.
 pub fn positive(flag: &str, value: GoDuration) -> Result<Duration> {
     value
         .to_std()

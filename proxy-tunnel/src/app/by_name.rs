@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Server, agent and sidecar as one executable, which is the program by whose name it is started: in an image it takes a
-//! third of the room, and of the memory where several run on a node.
+//! Server, agent and sidecar in one executable, which selects the program by the name with which it is started. In an
+//! image this needs a third of the space, and it saves memory if several of the programs run on one node.
 
 use std::env;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use super::called::{self, Called};
 use super::{agent, doctor, server, sidecar};
 
-/// The whole of the program by whose name this process was started.
+/// The `main` function of the program by whose name this process was started.
 #[must_use]
 pub fn main() -> ExitCode {
     let word = env::args_os().next().unwrap_or_default();

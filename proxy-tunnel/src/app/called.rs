@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The names of the programs, and which of them a command line names.
+//! The names of the programs, and the selection of a program by the first word of a command line.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// The server.
+/// The name of the server.
 pub const SERVER: &str = "konnectivity-server";
-/// The agent.
+/// The name of the agent.
 pub const AGENT: &str = "konnectivity-agent";
-/// The HTTP proxy of Prometheus' pod.
+/// The name of the sidecar, the HTTP proxy in the pod of Prometheus.
 pub const SIDECAR: &str = "konnectivity-sidecar";
 
-/// A program.
+/// A program that can be selected by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Called {
     /// `konnectivity-server`
@@ -24,7 +24,8 @@ pub enum Called {
 }
 
 impl Called {
-    /// The program that the first word of a command line names, as upstream's images call it or as ours do.
+    /// Returns the program that the first word of a command line names, either with upstream's name or with this
+    /// project's.
     #[must_use]
     pub fn by(word: &OsStr) -> Option<Self> {
         let name = Path::new(word).file_name()?.to_str()?;

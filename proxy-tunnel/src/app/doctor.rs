@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server doctor` and `konnectivity-agent doctor`: faults, and their remedies.
+//! `konnectivity-server doctor` and `konnectivity-agent doctor`: these commands report faults and their remedies.
 //!
-//! The flags to judge are those behind `doctor`, or, without any, those of the process with the same program in this
-//! network namespace. Nothing is changed. docs/tunnel-doctor.md explains each check by its id; what is looked at is the
-//! business of the programs' own modules.
+//! The flags to check are those after `doctor`. Without any, the doctor uses the flags of the process with the same
+//! program in this network namespace. It changes nothing. docs/tunnel-doctor.md explains each check by its id. The
+//! modules of the programs define the checks.
 
 pub mod api_server;
 pub mod certificates;
@@ -25,16 +25,16 @@ use self::running::WORD;
 use self::words::Output;
 use super::{Klog, Program};
 
-/// Bad usage, as for the node agent's doctor.
+/// The exit code for wrong usage. It is the same as that of the node agent's doctor.
 const BAD_USAGE: u8 = 2;
 
-/// A program that can be examined.
+/// A program that the doctor can examine.
 pub trait Examined: Program {
-    /// Makes every check.
+    /// Runs all checks.
     fn examine(self) -> impl Future<Output = Vec<Check>>;
 }
 
-// Not a doc comment: the program's description is that of its own flags.
+// This is not a doc comment, so that the program's own flags supply its description.
 #[derive(Debug, clap::Parser)]
 struct Line<P: Program> {
     #[command(flatten)]
@@ -46,7 +46,7 @@ struct Line<P: Program> {
     output: Output,
 }
 
-/// The whole of a program that has a doctor.
+/// The `main` function of a program that has a doctor.
 #[must_use]
 pub fn main<P: Examined>() -> ExitCode {
     let mut words = env::args_os().skip(1);
@@ -61,13 +61,13 @@ fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
     if names_no_flag(&words) {
         let (found, of_process) = flags_of_process();
         checks.push(found);
-        // Those behind `doctor` win.
+        // The words after `doctor` follow those of the process and therefore take precedence.
         words.splice(..0, of_process);
     }
     let line = match parse::<P>(words) {
         Ok(line) => line,
         Err(error) => {
-            // A closed stdout or stderr changes nothing about the exit code.
+            // A closed stdout or stderr does not change the exit code.
             let _ = error.print();
             return if error.use_stderr() {
                 ExitCode::from(BAD_USAGE)
@@ -96,7 +96,7 @@ fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
     doctor::exit_code(&checks)
 }
 
-/// The command line of a program's doctor.
+/// Returns the command line of a program's doctor.
 #[must_use]
 pub fn command<P: Program>() -> clap::Command {
     let about = "Looks at what this program needs, changes nothing, and reports what may be wrong and what to do about it. \
@@ -113,7 +113,7 @@ fn parse<P: Program>(words: Vec<OsString>) -> Result<Line<P>, clap::Error> {
     Line::from_arg_matches(&matches)
 }
 
-/// Whether nothing but the form of the output is asked for.
+/// Returns true if the command line contains no flag other than `--output`.
 fn names_no_flag(words: &[OsString]) -> bool {
     let mut words = words.iter().map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {
@@ -126,7 +126,8 @@ fn names_no_flag(words: &[OsString]) -> bool {
     true
 }
 
-/// The flags of the process that runs here, if there is exactly one. Paths are judged from its directory.
+/// Returns the flags of the program's process on this host, if there is exactly one. Changes to the working directory
+/// of that process, so that relative paths refer to the same files.
 fn flags_of_process() -> (Check, Vec<OsString>) {
     let id = "process";
     let remedy = "give the program's flags behind `doctor`";
@@ -139,7 +140,7 @@ fn flags_of_process() -> (Check, Vec<OsString>) {
     };
     match <[_; 1]>::try_from(found) {
         Ok([process]) => {
-            // Where that is not allowed, paths that are not absolute are not found, and are reported.
+            // Without the permission for this, files with relative paths are not found and are reported.
             let _ = env::set_current_dir(format!("/proc/{}/cwd", process.id));
             let finding = format!("process {} runs here; these are its flags", process.id);
             (Check::ok(id, finding), process.words)

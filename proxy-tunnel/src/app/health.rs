@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the health and admin ports answer, byte by byte as upstream's programs do: probes and scripts read it. Beside
-//! that the admin ports, which are on loopback by default, have pages for people; the sidecar has them on its only port.
-//! Limits in time, bytes and connections are `proxy_serve::http`'s.
+//! The responses of the health and admin ports. They are identical to those of upstream's programs, byte by byte,
+//! because probes and scripts parse them. In addition, the admin ports, which are bound to loopback by default, serve
+//! web pages; the sidecar serves them on its only port. `proxy_serve::http` enforces the limits in time, bytes and
+//! connections.
 
 use std::fmt::{self, Display};
 
@@ -10,17 +11,17 @@ use prometheus::Registry;
 use proxy_serve::http::{Handler, Reply, StatusCode, registry, text};
 use proxy_serve::pages::{Page, Pages};
 
-/// Whether a program is ready.
+/// The readiness of a program.
 pub trait Readiness: Send + 'static {
-    /// The status and the text for a program that is ready, or is not.
+    /// Returns the status code and the text of the readiness response.
     fn readiness(&self, is_verbose: bool) -> (StatusCode, String);
 }
 
-/// A health port.
+/// The handler of a health port.
 pub struct Health<R> {
-    /// Whether the program is ready.
+    /// The readiness of the program.
     pub readiness: R,
-    /// Its counters.
+    /// The program's metrics.
     pub registry: Registry,
 }
 
@@ -51,13 +52,13 @@ impl<R: Readiness> Handler for Health<R> {
     }
 }
 
-/// What a program shows of itself in a browser.
+/// A program that has a web page.
 pub trait Show: Send + 'static {
-    /// Its page, as of now.
+    /// Returns the page with the current values.
     fn page(&self) -> Page;
 }
 
-/// Tunnels that were closed, by reason.
+/// The numbers of tunnels that were closed, by reason.
 pub struct Closed<'a>(pub &'a [(String, f64)]);
 
 impl Display for Closed<'_> {
@@ -73,21 +74,21 @@ impl Display for Closed<'_> {
     }
 }
 
-/// Where an admin port has its metrics.
+/// The place where an admin port serves its metrics.
 pub enum Metrics {
-    /// There.
+    /// The admin port serves the metrics itself.
     Here(Registry),
-    /// On the health port.
+    /// The admin port redirects to this health port.
     On(u16),
 }
 
-/// An admin port.
+/// The handler of an admin port.
 pub struct Admin<S> {
-    /// The counters.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Whether profiles were asked for.
+    /// True if profiling was enabled.
     pub profiling: bool,
-    /// What it shows.
+    /// The source of the web page.
     pub show: S,
 }
 

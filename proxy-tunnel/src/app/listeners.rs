@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Accepting the server's clients and agents: how many, the TLS handshake and its limit, and the end of all of
-//! them. What happens on a connection is `server`'s business.
+//! Accepts the server's clients and agents: the limit on connections, the TLS handshake with its time limit, and the
+//! shutdown of all connections. The module `server` handles the connections themselves.
 //!
 //! | limit | of clients | of agents |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //! | head of a CONNECT request | 60 s, 64 KiB, 100 fields | |
 //! | header fields of a gRPC request | 64 KiB | 64 KiB |
 //! | one message | 4 MiB | 4 MiB |
-//! | bytes that are read before any is taken | 512 KiB for each stream | 8 MiB, always taken |
+//! | bytes that are received before any is consumed | 512 KiB for each stream | 8 MiB, always consumed |
 
 use std::fmt::Display;
 use std::future::Future;
@@ -45,26 +45,26 @@ use crate::server::tenants::peer::Peer;
 use crate::server::transport::{self, Answer, Settings};
 use crate::tcp::upkeep::{self, Use};
 
-/// Connections of clients at once.
+/// The maximum number of simultaneous connections of clients.
 pub const CLIENTS: u32 = 65_536;
 
-/// Connections of agents at once.
+/// The maximum number of simultaneous connections of agents.
 pub const AGENTS: u32 = 16_384;
 
-/// How long a TLS handshake may take.
+/// The time limit for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// State that the connections of one listener share.
+/// The state that the connections of one listener share.
 #[derive(Debug, Clone)]
 pub struct Door {
-    /// Room for them.
+    /// The slots that limit the number of connections.
     pub slots: Slots,
     /// The phase of the process.
     pub phase: watch::Receiver<Phase>,
 }
 
 impl Door {
-    /// A door for so many connections.
+    /// Creates a door for at most `connections` connections.
     #[must_use]
     pub fn new(connections: u32, phase: watch::Receiver<Phase>) -> Self {
         Self {
@@ -73,11 +73,11 @@ impl Door {
         }
     }
 
-    /// Ready when the process drains.
+    /// Completes when the process drains.
     fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.clone();
         async move {
-            // A process without phases does not drain.
+            // If the sender is gone, the process never drains.
             if phase
                 .wait_for(|phase| *phase == Phase::Draining)
                 .await
@@ -88,7 +88,7 @@ impl Door {
         }
     }
 
-    /// Accepts connections until the process drains, and serves each in a task of its own.
+    /// Accepts connections until the process drains, and serves each of them in its own task.
     pub async fn accept<L, S, F>(&self, listener: L, serve: S)
     where
         L: Listen,
@@ -101,7 +101,7 @@ impl Door {
                 accepted = self.slots.accept(&listener) => accepted,
                 () = draining.as_mut() => return,
             };
-            // An async block around it would have room for two of it.
+            // An async block around the future would reserve space for it twice.
             tokio::spawn(serve(stream).map(move |()| drop(slot)));
         }
     }
@@ -112,11 +112,11 @@ impl Door {
 pub struct Accepting {
     /// The server's state.
     pub server: Arc<Server>,
-    /// How clients speak.
+    /// The protocol of clients.
     pub mode: Mode,
-    /// HTTP/2 of clients.
+    /// The door and the HTTP/2 settings for clients.
     pub clients: (Door, Settings),
-    /// HTTP/2 of agents.
+    /// The door and the HTTP/2 settings for agents.
     pub agents: (Door, Settings),
 }
 
@@ -145,7 +145,7 @@ impl Accepting {
         door.accept(listener, |stream| {
             let (accepting, tls) = (Arc::clone(&shared), tls.clone());
             async move {
-                // On the heap, for as long as it lasts.
+                // The handshake's future is on the heap, so that its memory is released after the handshake.
                 let shaken = Box::pin(handshake(stream, Use::Tunnel, &tls)).await;
                 if let Some(session) = shaken {
                     let asked =
@@ -167,7 +167,8 @@ impl Accepting {
         .await;
     }
 
-    /// Each way has a future of its own on the heap: one for all would have the size of the largest, which is HTTP/2's.
+    /// Serves a client's connection. Each protocol has its own future on the heap: a common one would have the size of
+    /// the largest, which is HTTP/2's.
     fn serve<S: Socket, I>(
         &self,
         io: S,
@@ -182,8 +183,8 @@ impl Accepting {
             (Mode::Grpc, Ok(client)) => {
                 grpc(http2(io), settings, Arc::new(ProxyService(client)), door).boxed()
             }
-            // A refused client has no place among its tenant's connections: it keeps one of all no longer than a
-            // handshake may.
+            // A rejected client does not count among its tenant's connections. It occupies one of the listener's slots
+            // for at most the time limit of a handshake.
             (Mode::Grpc, Err(why)) => {
                 let refused = grpc(http2(io), settings, Arc::new(RefusingService(why)), door);
                 timeout(HANDSHAKE, refused).map(drop).boxed()
@@ -197,7 +198,7 @@ impl Accepting {
     }
 }
 
-/// gRPC on a stream of bytes.
+/// Serves gRPC on a byte stream.
 async fn grpc<A: Answer>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     settings: Settings,
@@ -209,13 +210,13 @@ async fn grpc<A: Answer>(
     }
 }
 
-/// A TLS session; none if the peer does not get one.
+/// Returns a TLS session, or `None` if the handshake fails.
 async fn handshake(
     stream: TcpStream,
     used_for: Use,
     tls: &Current<Identity>,
 ) -> Option<TlsStream<TcpStream>> {
-    // An error means that the peer has gone, which the handshake finds out.
+    // An error means that the peer has disconnected, which the handshake detects.
     let _ = upkeep::prepare(&stream, used_for);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
     let peer = stream.peer_addr();

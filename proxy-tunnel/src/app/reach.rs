@@ -12,7 +12,7 @@ use super::args::server_name;
 use super::both;
 use crate::client::Mode;
 
-// Not a doc comment: clap would make it the program's description.
+// This is not a doc comment, because clap would use it as the program's description.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ReachArgs {
     /// Certificate that the server is shown
@@ -41,38 +41,38 @@ pub struct ReachArgs {
     pub mode: String,
 }
 
-/// A server's place, with the files to be read for it.
+/// The address of a server, with the certificate files to be read for it.
 #[derive(Debug, Clone)]
 pub enum Place {
     /// A Unix socket.
     Unix(PathBuf),
-    /// TCP with TLS.
+    /// A TCP address with TLS.
     Tls {
-        /// A name or an address.
+        /// The host name or the IP address.
         host: String,
         /// The port.
         port: u16,
-        /// The name that it is asked for, if it is not the host.
+        /// The name that is sent as SNI and that the server's certificate must match, if it is not the host.
         name: Option<ServerName<'static>>,
-        /// The certificates.
+        /// The certificate files.
         tls: Tls,
     },
 }
 
 impl ReachArgs {
-    /// How the server is spoken to.
+    /// Returns the protocol of the server.
     ///
     /// # Errors
-    /// There is no such mode.
+    /// Returns an error if the mode is unknown.
     pub fn mode(&self) -> Result<Mode> {
         let mode = self.mode.parse().map_err(anyhow::Error::msg);
         mode.context("--mode")
     }
 
-    /// Where the server is.
+    /// Returns the address of the server.
     ///
     /// # Errors
-    /// The flags contradict each other, or something is missing.
+    /// Returns an error if flags contradict each other or a required flag is missing.
     pub fn place(&self) -> Result<Place> {
         let has_pair = both(
             ("client-cert", &self.client_cert),
@@ -109,7 +109,7 @@ impl ReachArgs {
                     key: (&self.client_key).into(),
                 }),
                 location: "--ca-cert, --client-cert and --client-key say where they are",
-                // The mode sets it.
+                // The mode determines ALPN.
                 alpn: Vec::new(),
                 policy: Policy::default(),
             },

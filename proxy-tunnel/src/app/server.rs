@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server`: the order in which it starts and ends.
+//! `konnectivity-server`: its start and shutdown.
 //!
-//! The first SIGTERM or SIGINT ends accepting. With `--graceful-shutdown-timeout` connections go on for at most
-//! that long; without, they are cut. The second signal ends the process at once, with exit code 1.
+//! On the first SIGTERM or SIGINT the server stops accepting connections. With `--graceful-shutdown-timeout`, existing
+//! connections may continue for at most that time; without it, they are cut. The second signal ends the process
+//! immediately, with exit code 1.
 
 mod args;
 mod doctor;
@@ -48,7 +49,7 @@ use crate::server::tenants::Tenants;
 use crate::server::tenants::tenant::Parts;
 use crate::server::transport;
 
-/// The certificates that clients see, and those that agents see.
+/// The flags of the certificates that are presented to clients and to agents.
 const CLIENTS_TLS: Names = Names {
     own: "server-cert",
     authorities: "server-ca-cert",
@@ -58,7 +59,7 @@ const AGENTS_TLS: Names = Names {
     authorities: "cluster-ca-cert",
 };
 
-/// How long connections that were cut may take to end.
+/// The time for which connections may take to end after they have been cut.
 const CUT: Duration = Duration::from_secs(1);
 
 impl Program for Args {
@@ -69,7 +70,7 @@ impl Program for Args {
     }
 }
 
-/// Ready while it serves and has an agent.
+/// The server is ready while it serves and has at least one agent.
 struct Ready {
     server: Arc<Server>,
     phase: watch::Receiver<Phase>,
@@ -180,7 +181,7 @@ async fn run(settings: Settings, about: About) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The server's state, before any peer.
+/// Creates the server's state, without any peer.
 fn state(
     settings: &Settings,
     metrics: &Arc<ServerMetrics>,
@@ -214,7 +215,7 @@ fn state(
     ))
 }
 
-/// A client for the API server, if any flag needs it. Rules of tenants may do without.
+/// Returns a client for the API server if a flag requires it. Rules of tenants work without one.
 async fn api_server(settings: &Settings) -> Result<Option<kube::Client>> {
     let has_tenants = settings.tenants.is_some();
     let is_needed = settings.account.is_some()
@@ -233,7 +234,7 @@ async fn api_server(settings: &Settings) -> Result<Option<kube::Client>> {
     }
 }
 
-/// Keeps the gauges of tenants.
+/// Updates the metrics of tenants periodically.
 async fn publish_tenants(server: &Server) {
     let mut tick = interval(COUNT);
     loop {
@@ -242,13 +243,13 @@ async fn publish_tenants(server: &Server) {
     }
 }
 
-/// The listening sockets.
+/// The listeners of the server.
 struct Doors {
     clients: Door,
     agents: Door,
 }
 
-/// The end: connections go on for as long as they may, then they are cut.
+/// Shuts down: connections may continue for the grace period and are then cut.
 async fn end(
     settings: &Settings,
     server: &Server,
@@ -267,7 +268,7 @@ async fn end(
         tokio::join!(withdraw, drained(doors, CUT));
         return;
     }
-    // Clients are asked to go elsewhere; the agents' streams carry their remaining data.
+    // Clients are asked to connect elsewhere. The streams of agents stay open to carry the clients' remaining data.
     to_phase.send_replace(Phase::Draining);
     if let Err(left) = doors.clients.slots.drained(settings.graceful).await {
         warn!(
@@ -293,7 +294,7 @@ async fn drained(doors: &Doors, limit: Duration) {
     }
 }
 
-/// Health and administration, each on a thread of its own.
+/// Serves health and administration, each on its own thread.
 fn serve_ports(
     (about, view): (About, View),
     settings: &Settings,
@@ -303,7 +304,7 @@ fn serve_ports(
 ) -> Result<()> {
     let server = Arc::clone(&view.server);
     let registry = server.metrics.registry().clone();
-    // They end first where connections are cut at once, else with the process.
+    // These ports close first if connections are cut immediately; otherwise they close when the process ends.
     let stop = |mut phase: watch::Receiver<Phase>, is_early: bool| async move {
         let is_leaving = phase
             .wait_for(|phase| *phase >= Phase::Leaving)
@@ -345,7 +346,7 @@ fn load(
     Ok(current)
 }
 
-/// The clients' listening socket of the flags.
+/// The clients' listener that the flags configure.
 enum Clients {
     Unix(std::path::PathBuf, Listener),
     Tls(u16, tokio::net::TcpListener, Current<Identity>),
@@ -388,7 +389,7 @@ impl Clients {
 /// Parses and checks a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
-    // Names would be looked up.
+    // A host name would cause a lookup.
     let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
     if let Some(args) = super::accepted::<Args>(words)
         && [

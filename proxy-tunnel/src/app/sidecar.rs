@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-sidecar`: the order in which it starts and ends. The first SIGTERM or SIGINT ends accepting; what its
-//! clients have asked for has `GRACE` to end.
+//! `konnectivity-sidecar`: its start and shutdown. On the first SIGTERM or SIGINT it stops accepting connections;
+//! existing connections may continue for `GRACE`.
 
 mod args;
 mod file;
@@ -34,7 +34,7 @@ use crate::metrics::sidecar::SidecarMetrics;
 use crate::sidecar::serve;
 use crate::sidecar::tenant::{Reach, Tenant};
 
-/// How long connections may go on at the end.
+/// The time for which connections may continue during shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Program for Args {
@@ -47,7 +47,7 @@ impl Program for Args {
     }
 }
 
-/// Ready when a server accepts connections.
+/// The sidecar is ready if at least one tenant's server accepts connections.
 struct Ready(Vec<Arc<Tenant>>);
 
 impl Readiness for Ready {
@@ -99,7 +99,7 @@ impl Show for Ready {
     }
 }
 
-/// A tenant's listening socket.
+/// The listener of a tenant.
 enum Opened {
     Tcp(TcpListener),
     Unix(Listener),
@@ -119,7 +119,8 @@ impl Opened {
         match self {
             Self::Tcp(listener) => {
                 let serve = |stream: TcpStream| {
-                    // Messages are written whole; an error would mean that the client has gone.
+                    // Messages are written in one piece, so delaying them serves no purpose. An error means that the
+                    // client has disconnected.
                     let _ = stream.set_nodelay(true);
                     serve(stream, Arc::clone(&tenant), phase.clone())
                 };
@@ -235,7 +236,7 @@ fn tenant(
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     let is_address = |text: &str| text.is_empty() || text.parse::<std::net::IpAddr>().is_ok();
     if let Some(args) = super::accepted::<Args>(words)
-        // Names would be looked up.
+        // A host name would cause a lookup.
         && is_address(&args.health_bind_address)
         && let Err(refused) = Settings::with(&args, None)
     {
@@ -243,7 +244,7 @@ pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     }
 }
 
-/// Reads a text as the file of `--tenants-config`, beside flags that are complete.
+/// Parses a text as the file of `--tenants-config`, together with otherwise complete flags.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_tenants(text: &str) {
     let Ok(entries) = file::parse(text) else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-test-client`: HTTP requests through a tunnel, as upstream's examples make them.
+//! `konnectivity-test-client` sends HTTP requests through a tunnel, as upstream's examples do.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -61,7 +61,7 @@ pub struct Args {
     reach: ReachArgs,
 }
 
-/// One of several requests, with everything it needs.
+/// One of several identical requests.
 #[derive(Debug, Clone)]
 struct Trial {
     dialer: Dialer,
@@ -69,7 +69,7 @@ struct Trial {
     path: String,
 }
 
-/// The connection that a request leaves open.
+/// The connection that stays open after a request.
 type Kept = http1::SendRequest<Empty<Bytes>>;
 
 impl Program for Args {
@@ -184,7 +184,7 @@ impl Trial {
     }
 }
 
-/// Reads a command line.
+/// Parses a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     let _: Option<Args> = super::accepted(words);

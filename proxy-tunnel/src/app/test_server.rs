@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `http-test-server`: the target of upstream's examples. `/success` answers with a small page, `/sleep?time=N`
-//! after N seconds, `/error` with 500, `/close` not at all.
+//! `http-test-server` is the target in upstream's examples. `/success` responds with a small page, `/sleep?time=N` does
+//! so after N seconds, `/error` responds with 500, and `/close` closes the connection without a response.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -28,13 +28,13 @@ use super::{Program, port};
 const SUCCESS: &str = "<!DOCTYPE html>\n<html>\n    <head>\n        <title>Success</title>\n    </head>\n    \
                        <body>\n        <p>The success test page!</p>\n    </body>\n</html>";
 
-/// How long a client may take for its request.
+/// The time that a client has to send the head of its request.
 const HEAD: Duration = Duration::from_mins(1);
 
-/// Seconds that `/sleep` waits by default, and at most.
+/// The default and the maximum time that `/sleep` waits, in seconds.
 const SLEEP: (u64, u64) = (10, 3600);
 
-/// Connections at once.
+/// The maximum number of simultaneous connections.
 const CONNECTIONS: u32 = 4096;
 
 /// A small HTTP server for trying a tunnel
@@ -82,11 +82,11 @@ async fn connection(stream: TcpStream) {
         .header_read_timeout(HEAD)
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service_fn(answer));
-    // `/close` ends it by an error; clients that leave early do too.
+    // `/close` ends the connection with an error, and so does a client that disconnects early.
     let _ = connection.await;
 }
 
-/// The request is to be left without an answer.
+/// The error that closes the connection without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("closed without an answer, as asked for")]
 struct Closed;
@@ -140,7 +140,7 @@ fn page(
     response
 }
 
-/// Reads a command line.
+/// Parses a command line.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_command_line(words: &[&std::ffi::OsStr]) {
     let _: Option<Args> = super::accepted(words);

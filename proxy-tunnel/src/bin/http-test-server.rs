@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `http-test-server`. What it does is the library's business.
+//! The program `http-test-server`. The library implements it.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server`. What it does is the library's business.
+//! The program `konnectivity-server`. The library implements it.
 
 use std::process::ExitCode;
 

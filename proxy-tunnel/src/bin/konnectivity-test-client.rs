@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-test-client`. What it does is the library's business.
+//! The program `konnectivity-test-client`. The library implements it.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity`: server, agent and sidecar in one, as images have it. What it does is the library's business.
+//! The program `konnectivity`: server, agent and sidecar in one binary, as used in images. The library implements it.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! HTTP CONNECT from the client's side, for tunnels and for an agent behind a proxy.
+//! The client side of HTTP CONNECT, used for tunnels and for an agent behind a proxy.
 
 use std::io;
 
@@ -11,24 +11,24 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use super::tunnel::Tunnel;
 use super::{DialError, Endpoint, Mode};
 
-/// Bytes of the longest head of an answer, and of the longest text behind a refusal.
+/// The maximum length of a response's head, and of the text after a refusal, in bytes.
 const LONGEST: usize = 64 * 1024;
 
-/// Header fields of an answer at most.
+/// The maximum number of header fields in a response.
 const FIELDS: usize = 100;
 
-/// Why a proxy does not connect.
+/// The reason why a proxy did not connect.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// It answers with something else than 200.
+    /// The proxy responded with a status other than 200.
     #[error("code {code}: {text}")]
     Status {
-        /// The status.
+        /// The status code.
         code: u16,
-        /// The answer's text, or the status line's.
+        /// The text in the response's body, or else the reason phrase of the status line.
         text: String,
     },
-    /// Its answer is no HTTP.
+    /// The response is not valid HTTP.
     #[error("the answer is no HTTP response")]
     Malformed,
     /// The connection failed.
@@ -36,7 +36,7 @@ pub enum Refusal {
     Io(#[source] io::Error),
 }
 
-/// Dials by a server.
+/// Dials a target through a server.
 pub(super) async fn dial(
     endpoint: &Endpoint,
     user_agent: &str,
@@ -60,11 +60,11 @@ pub(super) async fn dial(
     }
 }
 
-/// Asks for a connection to `address`; `fields` are further header fields, each with its line end. Returns the
-/// bytes that came behind the answer.
+/// Requests a connection to `address` and returns the bytes that follow the response's head. `fields` are additional
+/// header fields, each with its line ending.
 ///
 /// # Errors
-/// The proxy refuses it, or the connection fails.
+/// Returns an error if the proxy refuses the request or the connection fails.
 pub async fn handshake<I>(io: &mut I, address: &str, fields: &str) -> Result<Bytes, Refusal>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -77,10 +77,10 @@ where
     answer(io).await
 }
 
-/// Reads the answer to a request to connect. Returns the bytes that came behind it.
+/// Reads the response to a CONNECT request and returns the bytes that follow its head.
 ///
 /// # Errors
-/// The proxy refuses, or the connection fails.
+/// Returns an error if the proxy refuses the request or the connection fails.
 pub(crate) async fn answer<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, Refusal> {
     let mut buffer = BytesMut::with_capacity(512);
     loop {
@@ -100,7 +100,7 @@ pub(crate) async fn answer<I: AsyncRead + Unpin>(io: &mut I) -> Result<Bytes, Re
     }
 }
 
-/// Status, phrase and length of an answer's head; none if it has not yet ended.
+/// Returns the status code, the reason phrase and the length of a response's head, or `None` if the head is incomplete.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(u16, String, usize)>, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut response = httparse::Response::new(&mut fields);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Where a server is, and a stream of bytes to it.
+//! The address of a server, and the byte stream to it.
 
 use std::fmt;
 use std::io;
@@ -24,35 +24,35 @@ use crate::tcp::{
     upkeep::{self, Use},
 };
 
-/// How long a server that refuses a certificate may take to say so.
+/// The time for which a probe waits for the alert of a server that rejects the client's certificate.
 const REFUSAL: Duration = Duration::from_millis(500);
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone)]
 pub enum Endpoint {
     /// A Unix socket.
     Unix(PathBuf),
-    /// TCP with TLS.
+    /// A TCP address with TLS.
     Tls {
-        /// A name or an address, without brackets.
+        /// The host name or the IP address, without brackets.
         host: String,
         /// The port.
         port: u16,
-        /// The name that the server is asked for (SNI) and must have a certificate for, if it is not `host`.
+        /// The name that the client sends as SNI and that the server's certificate must match, if it is not `host`.
         name: Option<ServerName<'static>>,
-        /// CAs and the client's certificate. ALPN is set by the mode.
+        /// The CAs and the client's certificate. The mode determines ALPN.
         config: Arc<ClientConfig>,
     },
 }
 
 impl Endpoint {
-    /// A Unix socket.
+    /// Returns the endpoint for a Unix socket.
     #[must_use]
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         Self::Unix(path.into())
     }
 
-    /// TCP with TLS, the certificate being for `host`.
+    /// Returns the endpoint for TCP with TLS. The server's certificate must match `host`.
     #[must_use]
     pub fn tls(host: impl Into<String>, port: u16, config: Arc<ClientConfig>) -> Self {
         Self::Tls {
@@ -63,8 +63,8 @@ impl Endpoint {
         }
     }
 
-    /// The same server with a certificate for this name instead of its host's, if one is given, as behind a router by
-    /// SNI. A Unix socket has no such name.
+    /// Returns the same server with this name for SNI and for its certificate, if one is specified. A router that
+    /// selects servers by SNI needs this. A Unix socket has no such name.
     #[must_use]
     pub fn named(mut self, server_name: Option<ServerName<'static>>) -> Self {
         if let Self::Tls { name, .. } = &mut self {
@@ -73,22 +73,22 @@ impl Endpoint {
         self
     }
 
-    /// Connects as for a tunnel, and leaves. A server that refuses this client's certificate says so only behind the
-    /// handshake: that is waited for a little.
+    /// Connects as for a tunnel and then disconnects. A server that rejects this client's certificate reports that only
+    /// after the handshake, so this function waits for a short time.
     ///
     /// # Errors
-    /// It does not accept this client.
+    /// Returns an error if the server does not accept this client.
     pub async fn probe(&self, mode: Mode) -> io::Result<()> {
         let mut io = timeout(super::LIMIT, self.open(mode)).await??;
         match timeout(REFUSAL, io.read(&mut [0])).await {
             Ok(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(Err(error)) => Err(error),
-            // Bytes of HTTP/2, or none.
+            // The server sent bytes of HTTP/2, or nothing.
             Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
 
-    /// The server's authority in HTTP.
+    /// Returns the server's authority for HTTP requests.
     pub(super) fn authority(&self) -> String {
         match self {
             Self::Unix(_) => "localhost".to_owned(),
@@ -97,7 +97,7 @@ impl Endpoint {
         }
     }
 
-    /// Connects.
+    /// Connects to the server.
     pub(super) async fn open(&self, mode: Mode) -> io::Result<Io> {
         match self {
             Self::Unix(path) => Ok(Io::Unix(UnixStream::connect(path).await?)),
@@ -137,17 +137,17 @@ impl fmt::Display for Endpoint {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the keys.
+        // The configuration is omitted because it contains the private key.
         write!(f, "Endpoint({self})")
     }
 }
 
-/// A stream of bytes to a server.
+/// A byte stream to a server.
 #[derive(Debug)]
 pub enum Io {
-    /// Over a Unix socket.
+    /// A connection over a Unix socket.
     Unix(UnixStream),
-    /// Over TCP with TLS.
+    /// A connection over TCP with TLS.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -204,7 +204,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(io) => Pin::new(io).poll_shutdown(context),
-            // Only TLS's own end: TCP's end as well would mean that this client has gone.
+            // Only TLS's close_notify is sent. The end of the TCP stream as well would mean that this client is gone.
             Self::Tls(io) => {
                 io.get_mut().1.send_close_notify();
                 Pin::new(io).poll_flush(context)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Dials by gRPC: one stream of packets for each tunnel.
+//! Dials over gRPC, with one stream of packets per tunnel.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::flow::{Lane, Outbox};
 use crate::wire::metadata::Extensions;
 use crate::wire::{DialRequest, Inbound, Message};
 
-/// One gRPC connection to a server, for any number of tunnels. It ends when it and all its tunnels have been
+/// One gRPC connection to a server, for any number of tunnels. It is closed when it and all its tunnels have been
 /// dropped.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -23,7 +23,7 @@ pub struct Connection {
     user_agent: String,
 }
 
-/// Gives a dial up when its future is dropped.
+/// Cancels a dial when the dial's future is dropped.
 struct Dialing {
     outbox: Arc<Outbox>,
     lane: Option<Lane>,
@@ -33,7 +33,7 @@ struct Dialing {
 impl Drop for Dialing {
     fn drop(&mut self) {
         if let Some(lane) = self.lane.take() {
-            // An ended stream needs nothing.
+            // The message is unnecessary if the stream has already ended.
             let _ = lane.push(Message::CloseDial(self.random));
             self.outbox.finish(None);
         }
@@ -44,7 +44,7 @@ impl Connection {
     /// Connects to a server.
     ///
     /// # Errors
-    /// It is not reached.
+    /// Returns an error if the server cannot be reached.
     pub async fn open(endpoint: &Endpoint, user_agent: &str) -> Result<Self, DialError> {
         let server = endpoint.to_string();
         let failed = |source| DialError::Server {
@@ -62,11 +62,11 @@ impl Connection {
         })
     }
 
-    /// Opens a tunnel to `address`, a `host:port` as the agent's node resolves it. It waits for as long as server
-    /// and agent do; dropping the future gives the dial up.
+    /// Opens a tunnel to `address`, a `host:port` that the agent's node resolves. There is no time limit other than
+    /// those of the server and the agent. Dropping the future cancels the dial.
     ///
     /// # Errors
-    /// The target is not reached.
+    /// Returns an error if the target cannot be reached.
     pub async fn dial(&self, address: &str) -> Result<Tunnel, DialError> {
         let outbox = Outbox::new();
         let random = fastrand::i64(1..);
@@ -76,7 +76,7 @@ impl Connection {
             random,
         });
         let lane = outbox.lane(None);
-        // The outbox is new: it has not ended.
+        // This cannot fail: the outbox is new and therefore has not ended.
         let _ = lane.push(request);
         let mut dialing = Dialing {
             outbox: Arc::clone(&outbox),
@@ -113,7 +113,7 @@ impl Connection {
     }
 }
 
-/// The number of the connection.
+/// Waits for the response to the dial and returns the number of the connection.
 async fn answer(inbound: &mut Inbound, random: i64, address: &str) -> Result<i64, DialError> {
     loop {
         match inbound.message().await {

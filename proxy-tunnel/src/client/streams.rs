@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! HTTP/2 as tunnels need it: a stream whose tunnel has been dropped is reset, also while its bytes wait for the server's
-//! window. With hyper's client only the server could end such a stream: once there is a response, the task that sends the body
-//! learns nothing of its client, and keeps the stream for as long as it waits (hyper 1.12, `PipeMap` in `proto/h2/client.rs`).
+//! HTTP/2 streams with the behaviour that tunnels need: when a tunnel is dropped, its stream is reset, even while its
+//! bytes wait for the server's window. With hyper's client only the server could end such a stream. Once the response
+//! has arrived, hyper's task that sends the body does not notice that the client dropped the stream, and keeps the
+//! stream for as long as it waits (hyper 1.12, `PipeMap` in `proto/h2/client.rs`).
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -28,34 +29,35 @@ use tracing::debug;
 use crate::channel::{FRAME, origin, packets};
 use crate::wire::{Inbound, Message, PROXY_PATH, TUNNEL};
 
-/// Bytes that the server may send on a stream, and on the connection, before any of them is taken.
+/// The windows of a stream and of the connection: the number of bytes that the server may send before the client
+/// consumes any of them.
 const WINDOWS: (u32, u32) = (1 << 20, 32 << 20);
 
-/// Streams that are opened before the server says how many it takes, as hyper does it.
+/// The number of streams that may be opened before the server announces its limit. hyper uses the same number.
 const STREAMS: usize = 100;
 
-/// Bytes of one stream that wait for the socket.
+/// The number of bytes of one stream that may wait for the socket.
 const BUFFER: usize = 1 << 20;
 
-/// How long the bytes that a dropped tunnel has written wait for the server's window at a time. A server that reads
-/// answers sooner, however far away it is.
+/// The time for which bytes written by a dropped tunnel wait for the server's window. It restarts with each window
+/// update. A server that reads responds sooner, even over a long distance.
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 
-/// A connection to a server. Its clones share it; it ends when the last one and all streams have been dropped.
+/// A connection to a server, shared by its clones. It is closed when the last clone and all streams have been dropped.
 #[derive(Debug, Clone)]
 pub(super) struct Streams {
     sender: SendRequest<Bytes>,
     origin: Uri,
 }
 
-/// Held for as long as a stream is used. Without it the stream waits no longer than [`GRACE`] for the server's window, and
+/// A guard that the user of a stream holds. Without it the stream waits at most [`GRACE`] for the server's window and
 /// is then reset.
 #[derive(Debug)]
 pub(super) struct Hold {
     _held: oneshot::Receiver<Infallible>,
 }
 
-/// A stream as its tunnel needs it.
+/// The parts of an open stream that a tunnel needs.
 pub(super) struct Opened {
     pub headers: MetadataMap,
     pub inbound: Inbound,
@@ -63,7 +65,7 @@ pub(super) struct Opened {
 }
 
 impl Streams {
-    /// Begins HTTP/2. `authority` is the server's name in requests.
+    /// Starts HTTP/2 on a byte stream. `authority` is the server's name in requests.
     pub async fn begin<I>(io: I, authority: &str) -> Result<Self, h2::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -88,7 +90,7 @@ impl Streams {
         })
     }
 
-    /// Opens a stream that sends these messages. It returns with the server's headers.
+    /// Opens a stream that sends these messages. Returns when the server's headers have arrived.
     pub async fn open(
         &self,
         metadata: MetadataMap,
@@ -111,10 +113,10 @@ impl Streams {
     }
 }
 
-/// Sends the one request of a stream, as tonic wants it.
+/// Sends the single request of a stream, in the form of a service for tonic.
 struct Opening {
     sender: SendRequest<Bytes>,
-    /// Closed when the [`Hold`] has been dropped.
+    /// The sender is closed when the [`Hold`] is dropped.
     alive: Option<oneshot::Sender<Infallible>>,
 }
 
@@ -135,7 +137,7 @@ impl tower_service::Service<Request<Body>> for Opening {
         Box::pin(async move {
             let (response, stream) = sent?;
             let mut sending = Box::pin(send(body, stream, alive));
-            // Messages that wait already go with the request's head.
+            // Messages that are already queued are sent together with the request's head.
             if sending.as_mut().now_or_never().is_none() {
                 tokio::spawn(sending);
             }
@@ -147,7 +149,7 @@ impl tower_service::Service<Request<Body>> for Opening {
     }
 }
 
-/// Sends a body to its end, or until the stream or its use ends.
+/// Sends a body until it ends, the stream ends, or the stream's user is gone.
 async fn send(
     mut body: Body,
     mut stream: SendStream<Bytes>,
@@ -156,14 +158,14 @@ async fn send(
     loop {
         let frame = tokio::select! {
             biased;
-            // The server has ended the stream, or the connection has ended: the answers' side says why.
+            // The server has reset the stream, or the connection has ended. The receiving side reports the reason.
             _ = poll_fn(|context| stream.poll_reset(context)) => return,
             frame = body.frame() => frame,
         };
         let data = match frame {
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             Some(Err(_)) => return stream.send_reset(Reason::CANCEL),
-            // It fails where the stream has ended.
+            // This fails only if the stream has already ended.
             None => return drop(stream.send_data(Bytes::new(), true)),
         };
         if send_data(&mut stream, data, alive.as_mut()).await.is_none() {
@@ -172,7 +174,7 @@ async fn send(
     }
 }
 
-/// Sends as much as the server has room for, until everything is sent. None: the stream has ended.
+/// Sends as much as the server's window permits, until all bytes are sent. Returns `None` if the stream has ended.
 async fn send_data(
     stream: &mut SendStream<Bytes>,
     mut data: Bytes,
@@ -202,7 +204,7 @@ async fn send_data(
     Some(())
 }
 
-/// Waits until the stream is not used any more, and its grace has passed.
+/// Waits until the stream's user is gone and the grace period has passed.
 async fn given_up(alive: Option<&mut oneshot::Sender<Infallible>>) {
     if let Some(alive) = alive {
         alive.closed().await;
@@ -210,7 +212,7 @@ async fn given_up(alive: Option<&mut oneshot::Sender<Infallible>>) {
     sleep(GRACE).await;
 }
 
-/// What the server sends.
+/// The body of the server's response.
 #[derive(Debug)]
 struct Answers {
     inbound: RecvStream,
@@ -228,7 +230,7 @@ impl body::Body for Answers {
         if !self.has_ended {
             match ready!(self.inbound.poll_data(context)) {
                 Some(Ok(data)) => {
-                    // It fails where the stream has ended: then there is no window.
+                    // This fails only if the stream has ended, and then there is no window to release.
                     let _ = self.inbound.flow_control().release_capacity(data.len());
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }

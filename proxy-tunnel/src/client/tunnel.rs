@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A connection through a tunnel, as bytes.
+//! A connection through a tunnel, as a byte stream.
 
 use std::io;
 use std::pin::Pin;
@@ -21,11 +21,12 @@ use crate::flow::{Lane, Outbox};
 use crate::rewound::{Rewound, take};
 use crate::wire::{Inbound, Message};
 
-/// How long a server may take to confirm that a tunnel is closed.
+/// The time that a server has to confirm that a tunnel is closed.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// A connection to a target. Reading ends when the target has closed; where the way to it was cut, reading fails.
-/// `shutdown` closes the sending side of the target's connection, if server and agent support it.
+/// A connection to a target. A read returns the end of file when the target has closed, and an error if the connection
+/// was cut on the way. `shutdown` closes the sending side of the connection to the target, if server and agent support
+/// that.
 #[derive(Debug)]
 pub struct Tunnel(Way);
 
@@ -88,18 +89,18 @@ impl AsyncWrite for Tunnel {
     }
 }
 
-/// How the target's bytes end.
+/// The ways in which the target's bytes end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     /// The target has closed its sending side.
     Finished,
-    /// The connection has ended as it should.
+    /// The connection was closed regularly.
     Closed,
-    /// It was cut.
+    /// The connection was cut.
     Cut(String),
 }
 
-/// The tasks that read and write a connection. Both must see events: the writer must see the end.
+/// The tasks that read and write a connection. Both are woken by events, because the writer must notice the end, too.
 #[derive(Debug, Default)]
 struct Tasks {
     reader: AtomicWaker,
@@ -113,7 +114,7 @@ impl Wake for Tasks {
     }
 }
 
-/// A stream of packets as a connection.
+/// A stream of packets, presented as a connection.
 #[derive(Debug)]
 pub(super) struct GrpcTunnel {
     outbox: Arc<Outbox>,
@@ -123,7 +124,7 @@ pub(super) struct GrpcTunnel {
     connect_id: i64,
     can_finish: bool,
     has_finished: bool,
-    /// Both directions have ended.
+    /// True if both directions have ended.
     has_closed: bool,
     waiting: Bytes,
     end: Option<End>,
@@ -177,7 +178,7 @@ impl GrpcTunnel {
         }
     }
 
-    /// Takes one message.
+    /// Processes one message.
     fn poll_message(&mut self) -> Poll<()> {
         let waker = Waker::from(Arc::clone(&self.tasks));
         let Some(inbound) = &mut self.inbound else {
@@ -197,8 +198,8 @@ impl GrpcTunnel {
                     End::Cut(close.error)
                 });
             }
-            // Malformed packets, and those that mean nothing here or are of other connections, are ignored by all
-            // parties.
+            // Malformed packets, and packets that do not apply here or belong to other connections, are ignored. All
+            // implementations do so.
             Some(Ok(_)) => {}
             Some(Err(status)) => self.closed(End::Cut(status.message().to_owned())),
             None => self.closed(End::Cut(
@@ -208,7 +209,7 @@ impl GrpcTunnel {
         Poll::Ready(())
     }
 
-    /// Nothing can be sent any more. For the reader the first end counts.
+    /// Records that nothing can be sent any more. The reader reports the first end that was recorded.
     fn closed(&mut self, end: End) {
         self.has_closed = true;
         self.end.get_or_insert(end);
@@ -230,7 +231,7 @@ impl GrpcTunnel {
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.lane.poll_empty(context) {
-            // Nothing is taken any more.
+            // The server does not accept any more bytes.
             Poll::Pending if self.poll_closed(context) => {
                 Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
             }
@@ -238,8 +239,9 @@ impl GrpcTunnel {
         }
     }
 
-    /// Whether nothing can be sent any more. A task that only writes sees it too, while the reader has taken the bytes
-    /// before it: bytes written after it would be lost without an error, or the writer would wait for ever.
+    /// Returns true if nothing can be sent any more. A task that only writes must notice this too, once the reader has
+    /// consumed the bytes that precede the end. Otherwise bytes written later would be lost without an error, or the
+    /// writer would wait forever.
     fn poll_closed(&mut self, context: &Context<'_>) -> bool {
         self.tasks.writer.register(context.waker());
         while self.waiting.is_empty() && !self.has_closed && self.poll_message().is_ready() {
@@ -248,12 +250,12 @@ impl GrpcTunnel {
         self.has_closed
     }
 
-    /// It does not wait, like that of TCP: bytes written before are sent before.
+    /// Ends the sending side without waiting, as TCP does: bytes written before are still sent first.
     fn shutdown(&mut self) {
         if !self.has_finished {
             self.has_finished = true;
             if self.can_finish {
-                // A stream that has ended is reported to the reader.
+                // An error can be ignored: the reader reports that the stream has ended.
                 let _ = self.lane.push(Message::Finish(self.connect_id));
             }
         }
@@ -263,14 +265,14 @@ impl GrpcTunnel {
 impl Drop for GrpcTunnel {
     fn drop(&mut self) {
         if !matches!(self.end, Some(End::Closed)) {
-            // A stream that has ended is closed.
+            // The request is unnecessary if the stream has already ended.
             let _ = self.lane.push(Message::CloseRequest(self.connect_id));
         }
         self.outbox.finish(None);
         let Some(mut inbound) = self.inbound.take() else {
             return;
         };
-        // Queued messages are sent as long as the stream lives: it must not be reset before.
+        // Queued messages are sent only while the stream lives, so the task delays the reset of the stream.
         if let (false, Ok(runtime)) = (self.has_closed, Handle::try_current()) {
             runtime.spawn(timeout(CLOSE, async move {
                 while let Some(Ok(message)) = inbound.next().await {

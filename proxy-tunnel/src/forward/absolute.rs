@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Requests in absolute form, one after the other on a client's connection, each to a target of its own. A request
-//! ends with the client's connection, and an answer that is cut ends that connection: it never looks complete.
+//! Serves requests in absolute form, one after the other on a client's connection, each to its own target. A request is
+//! aborted when the client disconnects. If a response is cut, the client's connection is closed, so that the response
+//! never appears complete.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -27,21 +28,21 @@ use super::head::LONGEST;
 use super::pool::{Outgoing, Pool, Sender};
 use super::{Dial, Failure, request};
 
-/// A client's connection. Prometheus closes its own after five minutes without a scrape.
+/// The time limits of a client's connection. Prometheus closes its connections after five minutes without a scrape.
 const LIMITS: Limits = Limits {
     head: Duration::from_mins(1),
     idle: Duration::from_mins(6),
     farewell: Duration::from_secs(10),
 };
 
-/// The error for a client that switches to another kind of request.
+/// The error text for a client that sends CONNECT after requests in absolute form.
 const CONNECT: &str =
     "CONNECT must be the first request of a connection; open another connection for it\n";
 
-/// Serves all requests of a connection, its first one included.
+/// Serves all requests of a connection, including the first one.
 ///
 /// # Errors
-/// Why it ended early, for the log.
+/// Returns the reason for the log if the connection ended early.
 pub async fn serve<I, D>(
     io: I,
     dial: Arc<D>,
@@ -64,7 +65,7 @@ where
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        // `Activity` has finer ones.
+        // `Activity` applies more precise limits.
         .header_read_timeout(None)
         .max_buf_size(LONGEST)
         .preserve_header_case(true)
@@ -75,10 +76,10 @@ where
     drive(connection, &activity, phase).await
 }
 
-/// A target's answer, or a text of this proxy.
+/// The body of a response: the target's, or a text of this proxy.
 type Content = Either<Incoming, Full<Bytes>>;
 
-/// The body of an answer. The connection is busy until it is sent.
+/// The body of a response. The connection counts as busy until the body is sent.
 struct Answer {
     inner: Content,
     _busy: Busy,
@@ -131,7 +132,7 @@ async fn answer<D: Dial>(
     }
 }
 
-/// Sends a request to its target, by a connection that waits for one or by a new one.
+/// Sends a request to its target, over an idle connection or a new one.
 async fn exchange<D: Dial>(
     target: &str,
     parts: http_request::Parts,
@@ -139,8 +140,8 @@ async fn exchange<D: Dial>(
     dial: &D,
     pool: &Arc<Pool>,
 ) -> Result<Response<Incoming>, Failure> {
-    // A request that is safe and has no body can be sent again where a connection ends just as it is used again (RFC
-    // 9110 §9.2.2): targets close idle connections when they like.
+    // A safe request without a body can be sent again if a reused connection is closed at that moment (RFC 9110
+    // §9.2.2): a target may close an idle connection at any time.
     let is_safe = matches!(parts.method, Method::GET | Method::HEAD) && body.is_end_stream();
     let spare = is_safe.then(|| parts.clone());
     let mut request = Request::from_parts(parts, Outgoing::Left(body));
@@ -180,14 +181,14 @@ async fn open<D: Dial>(target: &str, dial: &D) -> Result<Sender, Failure> {
         .map_err(|error| bad_gateway(&chain(&error)))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            // The request that it carried reports it.
+            // The request on this connection reports the error to the client.
             debug!("a connection to a target has ended: {error}");
         }
     });
     Ok(sender)
 }
 
-/// Keeps a connection as soon as its answer has been read.
+/// Puts a connection into the pool as soon as the response on it has been read.
 fn keep(target: String, mut sender: Sender, pool: Arc<Pool>) {
     tokio::spawn(async move {
         if sender.ready().await.is_ok() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The first request of a connection: read with a limit in time and bytes, and refused where it cannot be served.
+//! Reads the first request of a connection, within limits of time and size, and rejects it if it cannot be served.
 
 use std::time::Duration;
 
@@ -12,14 +12,15 @@ use tracing::debug;
 use super::Failure;
 use super::head::{self, Form, Head, HeadError};
 
-/// How long a client may take for its head, as in upstream.
+/// The time that a client has to send its request's head. It is the same as upstream's.
 const HEAD: Duration = Duration::from_mins(1);
 
-/// How long a client may take to read an answer that ends its connection.
+/// The time that a client has to read the response that ends its connection.
 pub const FAREWELL: Duration = Duration::from_secs(10);
 
-/// A client's request, and all bytes that were read, those of the head too. None if it is nothing that can be served:
-/// then it has its answer. Requests in absolute form are refused unless `absolute`.
+/// Returns a client's request, and all bytes that were read, including those of the head. Returns `None` if the request
+/// cannot be served; in that case the client has already received its response. Requests in absolute form are rejected
+/// unless `absolute` is true.
 pub async fn asked<S>(socket: &mut S, absolute: bool) -> Option<(Head, BytesMut)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -43,7 +44,7 @@ where
     None
 }
 
-/// Reads until the head is complete. No error: the client has gone.
+/// Reads until the head is complete. `Err(None)` means that the client has disconnected.
 async fn read<S: AsyncRead + Unpin>(
     socket: &mut S,
     buffer: &mut BytesMut,
@@ -59,7 +60,7 @@ async fn read<S: AsyncRead + Unpin>(
     }
 }
 
-/// The whole answer to a client whose target is not reached.
+/// Returns the complete response for a client whose target was not reached.
 #[must_use]
 pub fn refusal(failure: &Failure) -> Vec<u8> {
     let Failure { status, text } = failure;
@@ -71,12 +72,12 @@ pub fn refusal(failure: &Failure) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The last bytes of a connection.
+/// Sends the last bytes of a connection and ends it.
 pub async fn farewell<S: AsyncWrite + Unpin>(socket: &mut S, answer: &[u8]) {
     let send = async {
         socket.write_all(answer).await?;
         socket.shutdown().await
     };
-    // A client that does not read its answer gets none.
+    // A client that does not read its response within the limit does not receive it.
     let _ = timeout(FAREWELL, send).await;
 }

@@ -1,59 +1,60 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The head of the first request on a connection of a proxy: the target, and how much of what was read it is.
+//! Parses the head of the first request on a proxy connection: its target, and the length of the head within the bytes
+//! that were read.
 
 use http::Uri;
 use thiserror::Error;
 
 use super::request::{self, is_target};
 
-/// Bytes of the longest head. kube-apiserver's has about 100.
+/// The maximum length of a head, in bytes. kube-apiserver's has about 100.
 pub const LONGEST: usize = 64 * 1024;
 
-/// Header fields of a head at most.
+/// The maximum number of header fields in a head.
 const FIELDS: usize = 100;
 
-/// The answer to a dial that succeeded.
+/// The response to a dial that succeeded.
 pub const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 
-/// How a client asks for its target.
+/// The form of a client's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// `CONNECT host:port`: a connection.
+    /// `CONNECT host:port`, a request for a connection.
     Connect,
-    /// `GET http://host:port/path`, or another method: one request, and more of them on the same connection.
+    /// `GET http://host:port/path`, or another method: one request, which others may follow on the same connection.
     Absolute,
 }
 
 /// A request to a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// How it is asked for.
+    /// The form of the request.
     pub form: Form,
-    /// `host:port`. With [`Form::Connect`] the port may be missing.
+    /// The target as `host:port`. With [`Form::Connect`] the port may be missing.
     pub target: String,
-    /// The client's name, for the log.
+    /// The client's user agent, for the log.
     pub user_agent: String,
-    /// How many bytes it has.
+    /// The length of the head, in bytes.
     pub length: usize,
 }
 
-/// Why a head is refused.
+/// The reason why a head is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum HeadError {
-    /// Another method, or a request that is not for a proxy.
+    /// The request uses another method, or it is not a request to a proxy.
     #[error("this proxy only supports CONNECT passthrough")]
     Method,
-    /// It is no HTTP/1, or the target is none.
+    /// The request is not valid HTTP/1, or its target is invalid.
     #[error("400 Bad Request")]
     Malformed,
-    /// It does not end.
+    /// The head exceeds the maximum length.
     #[error("431 Request Header Fields Too Large")]
     TooLong,
 }
 
 impl HeadError {
-    /// The whole answer.
+    /// Returns the complete response.
     #[must_use]
     pub fn answer(self) -> Vec<u8> {
         let (status, body) = match self {
@@ -76,10 +77,10 @@ impl HeadError {
     }
 }
 
-/// Reads a head; none if it has not yet ended.
+/// Parses a head. Returns `None` if the head is incomplete.
 ///
 /// # Errors
-/// It will never be one that can be served.
+/// Returns an error if the bytes cannot become a head that can be served.
 pub fn parse(bytes: &[u8]) -> Result<Option<Head>, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut request = httparse::Request::new(&mut fields);
@@ -98,7 +99,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Head>, HeadError> {
         (Form::Connect, path.to_owned())
     } else {
         let target = path.parse::<Uri>().ok().and_then(|uri| {
-            // Everything else is no request for a proxy, or one that needs CONNECT.
+            // Any other URI is not a request to a proxy, or requires CONNECT.
             request::target(&uri).ok()
         });
         (Form::Absolute, target.ok_or(HeadError::Method)?)

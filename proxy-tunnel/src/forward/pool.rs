@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connections to targets that wait for their next request. Without them each scrape would dial, and shake hands with
-//! the server: clients keep a connection to their proxy, and expect that the proxy keeps those behind it.
+//! Idle connections to targets. Without them each scrape would require a dial and a handshake with the server: clients
+//! keep their connection to the proxy open and expect that the proxy does the same behind it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,10 @@ use http_body_util::{Either, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 
-/// How long a connection waits: longer than the usual pause between two scrapes.
+/// The time for which an idle connection is kept. It is longer than the usual scrape interval.
 const KEEP: Duration = Duration::from_secs(90);
 
-/// The body of a request to a target: the client's, or none.
+/// The body of a request to a target: the client's body, or an empty one.
 pub type Outgoing = Either<Incoming, Empty<Bytes>>;
 
 /// A connection to a target.
@@ -28,7 +28,7 @@ struct Idle {
     sender: Sender,
 }
 
-/// Idle connections, the longest waiting first.
+/// The idle connections, ordered by the time at which they became idle, oldest first.
 #[derive(Debug)]
 pub struct Pool {
     most: usize,
@@ -36,7 +36,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Room for so many; a further one takes the place of the one that has waited longest.
+    /// Creates a pool for at most `most` connections. When it is full, a new connection replaces the oldest one.
     #[must_use]
     pub const fn new(most: usize) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection to this target, the one that was used last.
+    /// Returns the connection to this target that was used most recently, if there is one.
     pub fn take(&self, target: &str) -> Option<Sender> {
         let mut idle = self.idle();
         tidy(&mut idle);
@@ -57,7 +57,7 @@ impl Pool {
         idle.remove(at).map(|one| one.sender)
     }
 
-    /// Keeps a connection that is ready for another request.
+    /// Adds a connection that is ready for another request.
     pub fn put(&self, target: String, sender: Sender) {
         let mut idle = self.idle();
         tidy(&mut idle);
@@ -71,7 +71,8 @@ impl Pool {
         });
     }
 
-    /// Closes connections that have waited for too long, and forgets those that have ended. Returns how many are left.
+    /// Closes connections that have been idle for too long, removes those that have ended, and returns the number of
+    /// those that remain.
     pub fn tidy(&self) -> usize {
         let mut idle = self.idle();
         tidy(&mut idle);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The changes that a proxy makes to requests in absolute form and their answers (RFC 9110 §7.6,
-//! RFC 9112 §3.2): the target leaves the request line for `Host`, and fields that are about one
-//! connection stay on it.
+//! The changes that a proxy makes to requests in absolute form and to their responses (RFC 9110 §7.6, RFC 9112 §3.2):
+//! the target moves from the request line to `Host`, and hop-by-hop fields are removed.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -14,10 +13,10 @@ use thiserror::Error;
 
 use crate::go_error;
 
-/// The port of `http` (RFC 9110 §4.2.1).
+/// The default port of the scheme `http` (RFC 9110 §4.2.1).
 const PORT: u16 = 80;
 
-/// Fields about one connection, besides those that `Connection` names.
+/// The hop-by-hop fields, in addition to those that `Connection` names.
 const OF_ONE_CONNECTION: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -30,29 +29,29 @@ const OF_ONE_CONNECTION: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// This proxy in `Via`. It carries HTTP/1.1 on both sides.
+/// The name of this proxy in `Via`. The proxy uses HTTP/1.1 on both sides.
 const SELF: HeaderValue = HeaderValue::from_static("1.1 konnectivity");
 
-/// Why a request is none for this proxy.
+/// The reason why a request is not valid for this proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NoTarget {
-    /// Its target is a path.
+    /// The request's target is a path.
     #[error(
         "this is an HTTP proxy: the request needs a whole URL, http://host:port/path, or CONNECT"
     )]
     Origin,
-    /// Another scheme.
+    /// The URL has a scheme other than `http`.
     #[error("this proxy takes URLs with http; for https the client has to send CONNECT")]
     Scheme,
-    /// The authority is no host and port.
+    /// The authority is not a valid host and port.
     #[error("the URL has no host and port that can be connected to")]
     Authority,
 }
 
-/// The target of a URL, as `host:port`.
+/// Returns the target of a URL, as `host:port`.
 ///
 /// # Errors
-/// It names none.
+/// Returns an error if the URL names no target.
 pub fn target(uri: &Uri) -> Result<String, NoTarget> {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err(NoTarget::Origin);
@@ -75,10 +74,11 @@ pub fn target(uri: &Uri) -> Result<String, NoTarget> {
         .ok_or(NoTarget::Authority)
 }
 
-/// Makes a request in absolute form one for its target.
+/// Converts a request in absolute form to the request that is sent to the target.
 pub fn to_target(parts: &mut request::Parts) {
     if parts.headers.contains_key(TRANSFER_ENCODING) {
-        // Of the two this one counts, and the other must not reach the target (RFC 9112 §6.3).
+        // If both fields are present, Transfer-Encoding takes precedence, and Content-Length must not reach the target
+        // (RFC 9112 §6.3).
         parts.headers.remove(CONTENT_LENGTH);
     }
     remove_of_one_connection(&mut parts.headers);
@@ -94,7 +94,7 @@ pub fn to_target(parts: &mut request::Parts) {
     parts.version = Version::HTTP_11;
 }
 
-/// Makes a target's answer one for the client.
+/// Converts a target's response to the response that is sent to the client.
 pub fn to_client(parts: &mut response::Parts) {
     remove_of_one_connection(&mut parts.headers);
     parts.headers.append(VIA, SELF);
@@ -114,7 +114,7 @@ fn remove_of_one_connection(fields: &mut HeaderMap) {
     }
 }
 
-/// Whether Go takes it for an authority: a host, and if there is a colon behind it, a number.
+/// Returns true if Go accepts the text as an authority: a host, and if a colon follows, a number.
 pub(super) fn is_target(target: &str) -> bool {
     let port = target
         .rsplit_once(']')

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Bytes between a client and its tunnel, until both directions have ended or one is cut.
+//! Forwards bytes between a client and its tunnel until both directions have ended or one of them is cut.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,20 +17,21 @@ use crate::flow::CHUNK;
 use crate::flow::pump::{self, Reading};
 use crate::forward::head::ESTABLISHED;
 
-/// How long the one direction may pause after the other has ended. Who has closed one of them has often gone.
+/// The time for which one direction may be idle after the other has ended. A client that has closed one direction has
+/// often gone altogether.
 const LINGER: Duration = Duration::from_mins(2);
 
 /// How a connection ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// Everything was carried, or the client did not want more.
+    /// All bytes were forwarded, or the client closed the connection earlier.
     Regular,
-    /// Bytes are missing.
+    /// Bytes are missing. The value is the reason.
     Cut(String),
 }
 
-/// Answers the client, and carries bytes; `first` go to the target before all others. A client whose tunnel is cut gets
-/// a reset, where its socket has one.
+/// Sends the response to the client and then forwards bytes. The bytes in `first` are sent to the target before all
+/// others. If the tunnel is cut, the client receives a reset, provided that its socket type supports resets.
 pub async fn run<S, T>(mut socket: S, tunnel: T, first: Bytes) -> End
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin,
@@ -45,7 +46,7 @@ where
     }
     let end = carry(&mut socket, tunnel, first, LINGER).await;
     if matches!(end, End::Cut(_)) {
-        // A Unix socket has no reset, and a connection that has ended needs none.
+        // This fails for a Unix socket, which has no reset, and for a connection that has already ended.
         let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
     }
     end
@@ -60,7 +61,7 @@ where
     let (mut from_target, mut to_target) = tokio::io::split(tunnel);
     let moved = AtomicU64::new(0);
     let mut up = pin!(async {
-        // A failure of the tunnel is reported by the other direction.
+        // The other direction reports a failure of the tunnel.
         let _ = to_target.write_all(&first).await;
         match one_way(&mut from_client, &mut to_target, &moved).await {
             Err(Failed::Read(_)) => Some(End::Regular),
@@ -106,7 +107,7 @@ enum Failed {
     Write,
 }
 
-/// Carries bytes to the end of their source, and passes it on. `moved` counts.
+/// Forwards bytes until their source ends, and then ends the other side. `moved` counts the writes.
 async fn one_way<R, W>(from: &mut R, to: &mut W, moved: &AtomicU64) -> Result<(), Failed>
 where
     R: AsyncRead + Unpin,
@@ -144,7 +145,7 @@ mod tests {
         (near.unwrap(), far.unwrap().0)
     }
 
-    /// A client that has read its 200, the target's end, and the relay between them.
+    /// Returns a client that has read its 200, the target's end of the tunnel, and the relay between them.
     async fn connected() -> (TcpStream, DuplexStream, JoinHandle<End>) {
         let (mut client, socket) = pair().await;
         let (target, tunnel) = duplex(1024);
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(relay.await.unwrap(), End::Regular);
     }
 
-    /// A tunnel that is cut: carried bytes arrive, then a reset and not an end.
+    /// Tests that a client whose tunnel is cut receives the forwarded bytes and then a reset instead of an end of file.
     #[tokio::test]
     async fn a_cut_is_a_reset() {
         struct Cut;

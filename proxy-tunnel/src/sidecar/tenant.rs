@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One tenant of the sidecar: its server, the certificate for it, and the targets that its clients may reach.
+//! One tenant of the sidecar: its server, its certificate for that server, and the targets that its clients may reach.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,35 +18,35 @@ use crate::forward::pool::Pool;
 use crate::forward::{Dial, Failure, status_of};
 use crate::metrics::sidecar::Lines;
 
-/// Idle connections to targets that a tenant may have.
+/// The maximum number of idle connections to targets per tenant.
 const IDLE: usize = 4096;
 
-/// How often servers are tried.
+/// The interval at which the server is probed.
 const PROBE: Duration = Duration::from_secs(10);
 
-/// How often idle connections are looked at.
+/// The interval at which expired idle connections are closed.
 const TIDY: Duration = Duration::from_secs(15);
 
-/// Where a server is, with certificates as they change.
+/// The address of a server, with certificates that are reloaded when they change.
 #[derive(Debug, Clone)]
 pub enum Reach {
     /// A Unix socket.
     Unix(PathBuf),
-    /// TCP with TLS.
+    /// A TCP address with TLS.
     Tls {
-        /// A name or an address, without brackets.
+        /// The host name or the IP address, without brackets.
         host: String,
         /// The port.
         port: u16,
-        /// The name that it is asked for and must have a certificate for, if it is not `host`.
+        /// The name that is sent as SNI and that the server's certificate must match, if it is not `host`.
         name: Option<ServerName<'static>>,
-        /// The servers' CAs and the own certificate.
+        /// The CAs of the servers and the sidecar's certificate.
         tls: Current<Identity>,
     },
 }
 
 impl Reach {
-    /// Where it is, with the certificates of this moment.
+    /// Returns the endpoint with the current certificates.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         match self {
@@ -64,22 +64,22 @@ impl Reach {
 /// A tenant.
 #[derive(Debug)]
 pub struct Tenant {
-    /// Its name, in metrics and log.
+    /// The tenant's name in metrics and in the log.
     pub name: String,
-    /// Its server.
+    /// The tenant's server.
     pub reach: Reach,
-    /// How that is spoken to.
+    /// The protocol of the server.
     pub mode: Mode,
-    /// The targets that may be dialled.
+    /// The targets to which the tenant's clients may connect.
     pub allowed: Destinations,
-    /// Its lines in the metrics.
+    /// The tenant's metrics.
     pub lines: Lines,
-    /// Its idle connections to targets.
+    /// The tenant's idle connections to targets.
     pub pool: Arc<Pool>,
 }
 
 impl Tenant {
-    /// A tenant without connections.
+    /// Creates a tenant without connections.
     #[must_use]
     pub fn new(
         name: String,
@@ -98,13 +98,13 @@ impl Tenant {
         }
     }
 
-    /// Whether the server accepted the last trial.
+    /// Returns true if the last probe of the server succeeded.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.lines.server_up.get() == 1
     }
 
-    /// Tries the server again and again, so that a fault is known before a scrape meets it.
+    /// Probes the server periodically, so that a fault is known before it affects a scrape.
     pub async fn probe(&self) {
         let mut tick = interval(PROBE);
         // The state that was logged last.
@@ -132,7 +132,7 @@ impl Tenant {
         }
     }
 
-    /// Closes idle connections in time.
+    /// Closes expired idle connections periodically.
     pub async fn tidy(&self) {
         let mut tick = interval(TIDY);
         loop {
@@ -176,7 +176,7 @@ impl Dial for Tenant {
     }
 }
 
-/// A failed dial, as a client of HTTP gets it.
+/// Converts a failed dial to the response for an HTTP client.
 fn failure(error: &DialError) -> Failure {
     let status = match error {
         DialError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,

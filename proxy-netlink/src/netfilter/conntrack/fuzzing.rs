@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any answer of connection tracking.
+//! The fuzz target for responses of connection tracking.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use super::{Entry, Filter, Status, TcpState, Tuple, message, takes_over};
 use crate::fuzzing::{answers, choice, echo};
 
-/// A datagram, or the ends of a connection, chosen by the first byte.
+/// Processes a datagram or the ends of a connection; the first byte selects which.
 ///
-/// The message that deletes an entry names this entry, and the entry that is created is read back as
-/// that of the connection.
+/// The message that deletes an entry must identify this entry, and an entry that is created must be parsed as that of
+/// the connection.
 pub fn conntrack(data: &[u8]) {
     let (kind, rest) = choice(data);
     if kind % 4 == 0 {
@@ -32,8 +32,8 @@ fn check(entry: &Entry) {
     if entry.original.source.is_ipv4() != entry.original.destination.is_ipv4() {
         return;
     }
-    // What follows the tuple is the same for every entry, and a deletion has no state: with that of
-    // the reply it is an entry again.
+    // The attributes after the tuple are the same for every entry, and a deletion contains no state. With those of the
+    // reply direction, it is an entry again.
     let ConntrackMessage::Delete(mut attributes) = message::delete(entry) else {
         panic!("not a deletion");
     };
@@ -52,7 +52,7 @@ fn check(entry: &Entry) {
     );
 }
 
-/// The entry of a live connection, as it is asked for.
+/// Creates the entry of a live connection and parses it.
 fn create(data: &[u8]) {
     let Some((octets, rest)) = data.split_first_chunk::<48>() else {
         return;
@@ -76,7 +76,7 @@ fn create(data: &[u8]) {
     let ConntrackMessage::New(mut attributes) = message::create(&original, vip, timeout) else {
         panic!("not a creation");
     };
-    // The kernel gives the id.
+    // The kernel assigns the id.
     let ConntrackMessage::Delete(of_deletion) = message::delete(&entry_of(&original)) else {
         panic!("not a deletion");
     };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! ctnetlink messages. The parent module decides when they are sent.
+//! Messages of ctnetlink. The parent module decides when they are sent.
 //!
 //! Numbers without another source are those of `linux/netfilter/nfnetlink_conntrack.h`.
 
@@ -35,11 +35,11 @@ const TCP_FLAGS_REPLY: u16 = 5;
 
 /// `IP_CT_TCP_FLAG_BE_LIBERAL` of `linux/netfilter/nf_conntrack_tcp.h`.
 const BE_LIBERAL: u8 = 0x08;
-/// The flags of a connection that conntrack meets half-way, `IP_CT_TCP_FLAG_SACK_PERM` being the
-/// other one: its options and windows are not known.
+/// The flags of a connection that conntrack picks up after its start; the other one is `IP_CT_TCP_FLAG_SACK_PERM`. The
+/// connection's options and windows are not known.
 const PICKED_UP: u8 = BE_LIBERAL | 0x02;
 
-/// The entry in a message; none if it is not about a TCP connection.
+/// Returns the entry in a message, or `None` if the message does not concern a TCP connection.
 pub(super) fn entry(message: ConntrackMessage) -> Option<Entry> {
     let ConntrackMessage::New(attributes) = message else {
         return None;
@@ -84,20 +84,19 @@ pub(super) fn entry(message: ConntrackMessage) -> Option<Entry> {
     })
 }
 
-/// Asks for the entries that a filter accepts.
+/// Creates the request for the entries that a filter accepts.
 pub(super) fn list(filter: Filter) -> ConntrackMessage {
-    // Bits of `net/netfilter/nf_internals.h`: which parts of the tuple are compared.
+    // Bits of `net/netfilter/nf_internals.h` that select the compared parts of the tuple.
     const IP_DST: u32 = 1 << 1;
     const PROTO_NUM: u32 = 1 << 3;
     const PROTO_DST_PORT: u32 = 1 << 5;
-    /// `CTA_FILTER_ORIG_FLAGS`. There is one for the reply too, but Linux 5.8 to 5.15 then send
-    /// nothing at all (<https://github.com/svinota/pyroute2/pull/857>).
+    /// `CTA_FILTER_ORIG_FLAGS`. The corresponding attribute for the reply makes Linux 5.8 to 5.15 send nothing at all
+    /// (<https://github.com/svinota/pyroute2/pull/857>).
     const ORIG_FLAGS: u16 = 1;
 
     let tcp = ProtoTuple::Protocol(Protocol::Tcp);
     let (parts, compared) = match filter {
-        // Linux compares IPv6 addresses the wrong way round: it would leave out just the entries
-        // asked for. Seen on 6.18;
+        // For IPv6 addresses Linux inverts the comparison: it would omit exactly the requested entries. Seen on 6.18;
         // <https://github.com/torvalds/linux/blob/v6.12/net/netfilter/nf_conntrack_netlink.c#L1133>
         Filter::UnansweredTo(address) if address.is_ipv6() => (
             vec![TuplePart::Proto(vec![
@@ -116,7 +115,7 @@ pub(super) fn list(filter: Filter) -> ConntrackMessage {
     };
     let (mask, value) = filter.status();
     let flags = DefaultNla::new(ORIG_FLAGS, compared.to_ne_bytes().to_vec());
-    // The kernel requires the flag `NLA_F_NESTED` here, and `Attribute::Other` loses it.
+    // The kernel requires the flag `NLA_F_NESTED` here, and `Attribute::Other` drops it.
     ConntrackMessage::Other {
         message_type: ConntrackMessageType::Get.into(),
         attributes: vec![
@@ -128,29 +127,29 @@ pub(super) fn list(filter: Filter) -> ConntrackMessage {
     }
 }
 
-/// Asks for the entry one of whose directions is `tuple`, in the default zone.
+/// Creates the request for the entry that has `tuple` in one of its directions, in the default zone.
 pub(super) fn find(tuple: &Tuple) -> ConntrackMessage {
     ConntrackMessage::Get(vec![Attribute::CtaTupleOrig(parts_of(tuple))])
 }
 
-/// Deletes an entry. The id protects a later one of the same tuples.
+/// Creates the request that deletes an entry. The id protects a later entry with the same tuples.
 pub(super) fn delete(entry: &Entry) -> ConntrackMessage {
     ConntrackMessage::Delete(vec![
-        // Without it the kernel would delete everything.
+        // Without the tuple the kernel would delete all entries.
         Attribute::CtaTupleOrig(parts_of(&entry.original)),
         Attribute::Other(DefaultNla::new(ZONE, entry.zone.to_be_bytes().to_vec())),
         Attribute::Other(DefaultNla::new(ID, entry.id.to_be_bytes().to_vec())),
     ])
 }
 
-/// Creates the entry of an established connection whose destination is translated to `vip`.
+/// Creates the request that creates the entry of an established connection whose destination is translated to `vip`.
 ///
-/// The reply is given as it would be without translation: the kernel derives the translated one
-/// from `CTA_NAT_DST`, and only then sets the status that makes packets obey it.
+/// The reply tuple is that of a connection without translation: the kernel derives the translated one from
+/// `CTA_NAT_DST`, and only then sets the status that applies the translation to packets.
 pub(super) fn create(original: &Tuple, vip: SocketAddr, timeout: Duration) -> ConntrackMessage {
     let reply = Tuple::new(original.destination, original.source);
     let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
-    // Value and mask (`struct nf_ct_tcp_flags`), which the crate reads but does not let build.
+    // The value and the mask (`struct nf_ct_tcp_flags`), which the crate parses but cannot construct.
     let flags = |kind| ProtoInfoTCP::Other(DefaultNla::new(kind, vec![PICKED_UP, PICKED_UP]));
     ConntrackMessage::New(vec![
         Attribute::CtaTupleOrig(parts_of(original)),
@@ -166,7 +165,7 @@ pub(super) fn create(original: &Tuple, vip: SocketAddr, timeout: Duration) -> Co
     ])
 }
 
-/// `CTA_NAT_DST`: exactly this address and port.
+/// Returns `CTA_NAT_DST` with exactly this address and port.
 fn destination_nat(vip: SocketAddr) -> DefaultNla {
     const V4_MINIP: u16 = 1;
     const V4_MAXIP: u16 = 2;
@@ -195,7 +194,7 @@ fn destination_nat(vip: SocketAddr) -> DefaultNla {
     )
 }
 
-/// An attribute as it is sent.
+/// Returns an attribute in the form in which it is sent.
 fn raw(attribute: &Attribute) -> DefaultNla {
     let flag = if attribute.is_nested() {
         NLA_F_NESTED
@@ -225,7 +224,7 @@ fn parts_of(tuple: &Tuple) -> Vec<TuplePart> {
     ]
 }
 
-/// The tuple, if it is one of TCP.
+/// Returns the tuple if it is one of TCP.
 fn tuple_of(parts: &[TuplePart]) -> Option<Tuple> {
     let (mut source, mut destination) = (None, None);
     let (mut source_port, mut destination_port) = (None, None);
@@ -261,7 +260,7 @@ fn tuple_of(parts: &[TuplePart]) -> Option<Tuple> {
     ))
 }
 
-/// The zone that only this direction has.
+/// Returns the zone that applies to this direction only.
 fn zone_of(parts: &[TuplePart]) -> Option<u16> {
     parts.iter().find_map(|part| match part {
         TuplePart::Other(other) if other.kind() == TUPLE_ZONE => {
@@ -271,7 +270,7 @@ fn zone_of(parts: &[TuplePart]) -> Option<u16> {
     })
 }
 
-/// The state, and whether both directions are liberal.
+/// Returns the TCP state, and true if both directions are liberal.
 fn tcp_of(infos: &[ProtoInfo]) -> (Option<TcpState>, bool) {
     let mut state = None;
     let mut liberal = (false, false);
@@ -291,7 +290,7 @@ fn tcp_of(infos: &[ProtoInfo]) -> (Option<TcpState>, bool) {
     (state, liberal.0 && liberal.1)
 }
 
-/// An attribute's value, if it has the right length.
+/// Returns the value of an attribute if it has the expected length.
 fn value_of<const N: usize>(attribute: &DefaultNla) -> Option<[u8; N]> {
     bytes_of(attribute).try_into().ok()
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Messages byte by byte, as Linux 6.18 took and sent them, and parsers that anything can be fed to.
+//! Compares messages byte by byte with those that Linux 6.18 accepted and sent, and tests the parsers with arbitrary
+//! data.
 
 use netlink_packet_core::{Emitable as _, NetlinkSerializable as _, ParseableParametrized as _};
 use netlink_packet_netfilter::conntrack::ConntrackMessage;
@@ -9,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Subsystem conntrack; the message types follow.
+/// The subsystem conntrack, followed by the message types.
 const CONNTRACK: u16 = 1 << 8;
 const GET: u16 = CONNTRACK | 1;
 const DELETE: u16 = CONNTRACK | 2;
@@ -18,7 +19,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// Type and attributes of a message, the latter in hexadecimal.
+/// Returns the type of a message, and its attributes in hexadecimal.
 fn sent(message: ConntrackMessage) -> (u16, String) {
     let message = NetfilterMessage::new(NetfilterHeader::new(Family::IPv4, 0, 0), message);
     let mut bytes = vec![0; message.inner.buffer_len()];
@@ -30,7 +31,7 @@ fn sent(message: ConntrackMessage) -> (u16, String) {
     (message.message_type(), words.join(" "))
 }
 
-/// The entry in a message of these bytes.
+/// Returns the entry in a message that consists of these bytes.
 fn received(bytes: &[u8]) -> Option<Entry> {
     let mut payload = vec![2, 0, 0, 0];
     payload.extend(bytes);
@@ -74,9 +75,9 @@ mod golden {
     const REPLY: &str = "3400 0280 \
         1400 0180 0800 0100 0a60 0001 0800 0200 0af4 000a \
         1c00 0280 0500 0100 0600 0000 0600 0200 01bb 0000 0600 0300 9c40 0000";
-    /// Confirmed, assured, answered; one day.
+    /// The status confirmed, assured, and seen reply; a timeout of one day.
     const LIVE: &str = "0800 0300 0000 000e 0800 0700 0001 5180";
-    /// Established; liberal with unknown options in both directions.
+    /// The state established; liberal, with unknown options, in both directions.
     const TCP: &str =
         "2000 0480 1c00 0180 0500 0100 0300 0000 0600 0400 0a0a 0000 0600 0500 0a0a 0000";
 
@@ -95,7 +96,7 @@ mod golden {
         let original = stale().original;
         let day = Duration::from_hours(24);
         let message = message::create(&original, address("10.96.0.2:6443"), day);
-        // The address twice, the port twice: exactly these.
+        // The minimum and the maximum of the address and of the port are equal.
         let nat = "2800 0d00 0800 0100 0a60 0002 0800 0200 0a60 0002 \
             1400 0380 0600 0100 192b 0000 0600 0200 192b 0000";
         let expected = words(&[TUPLE, REPLY, LIVE, TCP, nat]);
@@ -134,13 +135,13 @@ mod golden {
              1400 0280 0500 0100 0600 0000 0600 0300 01bb 0000",
             // Destination address, protocol and destination port of the original direction.
             "0c00 1980 0800 0100 2a00 0000",
-            // Neither answered nor DNATed.
+            // Neither a reply nor DNAT.
             "0800 0300 0000 0000 0800 1a00 0000 0022",
         ]);
         assert_eq!(sent(unanswered), (GET, expected));
     }
 
-    /// What the kernel answered to the look-up of an entry that was created as above.
+    /// The kernel's response to the look-up of an entry that was created as above.
     #[test]
     fn entry() {
         let vip_reply = REPLY.replace("0a60 0001", "0a60 0002");
@@ -161,7 +162,7 @@ mod golden {
         assert!(takes_over(&read, &stale().original, &read.reply));
         assert!(!Filter::UnansweredTo(read.original.destination).accepts(&read));
 
-        // In both directions, and in the original direction only: within its tuple.
+        // The zone is set in both directions, or in the original direction only, within its tuple.
         let own_zone = TUPLE.replacen("3400", "3c00", 1) + " 0600 0300 0009 0000";
         for zoned in [
             [TUPLE, &vip_reply, "0600 1200 0009 0000", rest],
@@ -189,10 +190,10 @@ fn an_entry_that_spoils_the_connection_does_not_take_over() {
     };
     assert!(takes_over(&right, &original, &reply));
     let mut wrong = vec![right.clone(); 4];
-    // Windows of an earlier connection.
+    // The windows of an earlier connection.
     wrong[0].liberal = false;
     wrong[1].tcp_state = Some(TcpState::Over(Ending::TimeWait));
-    // The client got another port.
+    // The client's port was translated.
     wrong[2].reply.destination.set_port(1);
     // The connection of another service.
     wrong[3].original.destination = address("10.96.0.3:443");
@@ -222,7 +223,7 @@ fn any_tuple() -> impl Strategy<Value = Tuple> {
 }
 
 proptest! {
-    /// What is asked for is what the parser reads back.
+    /// The parser returns the entry that was requested.
     #[test]
     fn creations_survive_the_round_trip(original in any_tuple(), vip: ([u8; 4], u16), seconds: u32) {
         let timeout = Duration::from_secs(seconds.into());
@@ -234,7 +235,7 @@ proptest! {
         else {
             panic!("not a deletion");
         };
-        // Zone and id.
+        // The attributes for zone and id.
         attributes.extend(deletion.into_iter().skip(1));
         let message = ConntrackMessage::New(attributes);
         let mut bytes = vec![0; message.buffer_len()];
@@ -253,7 +254,7 @@ proptest! {
         let _ = received(&bytes);
     }
 
-    /// Nearly right messages get further.
+    /// Messages that are almost valid reach deeper code.
     #[test]
     fn anything_like_an_entry_can_be_read(
         original in any_tuple(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Expressions that look members of sets up, add and remove them.
+//! Expressions that look up, add and remove members of sets.
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{Expressions, Lookup, Register};
@@ -12,25 +12,24 @@ use crate::netfilter::set::Field;
 /// A field of a packet, as part of a set's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The address of an end.
+    /// The address of one end.
     Address(End),
-    /// The port of an end.
+    /// The port of one end.
     Port(End),
 }
 
-/// What is done with a set.
+/// An operation on a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetOperation {
-    /// Goes on if the key is a member.
+    /// The rule continues if the key is a member.
     IsMember,
-    /// Adds the key, or restarts its timeout; goes on unless the set is full.
+    /// Adds the key or restarts its timeout. The rule continues unless the set is full.
     Update,
-    /// Removes the key if it is there.
+    /// Removes the key if it is a member.
     Delete,
 }
 
-/// Does something with the member of a set that the parts of the packet make (Linux 5.4 for
-/// [`SetOperation::Delete`]).
+/// Applies an operation to the member that the parts of the packet form (Linux 5.4 for [`SetOperation::Delete`]).
 #[must_use]
 pub fn set(
     operation: SetOperation,
@@ -59,7 +58,7 @@ fn look_up(name: &str) -> Expressions {
     ])
 }
 
-/// `enum nft_dynset_attributes`.
+/// The attributes of `enum nft_dynset_attributes`.
 fn change(name: &str, operation: u32) -> Expressions {
     const SET_NAME: u16 = 1;
     const OPERATION: u16 = 3;
@@ -77,7 +76,7 @@ fn change(name: &str, operation: u32) -> Expressions {
     }
 }
 
-/// Loads the parts one behind the other, from the first register on.
+/// Loads the parts one after the other, starting with the first register.
 fn key(parts: &[Part], family: Family) -> Vec<Expressions> {
     let mut position = 0;
     let mut expressions = Vec::new();
@@ -102,10 +101,10 @@ fn key(parts: &[Part], family: Family) -> Vec<Expressions> {
     expressions
 }
 
-/// The register at a position in bytes of the 64 bytes of all registers.
+/// Returns the register at a position, in bytes, within the 64 bytes of all registers.
 fn register(position: usize) -> Register {
     if position == 0 {
-        // As nft writes it; it is the same one.
+        // nft uses this name for the same register.
         return Register::Reg1;
     }
     let number = u32::try_from(position / 4).expect("below 64");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Why netfilter could not be read or written, and what the operator can do about it.
+//! The reasons why netfilter could not be read or written, and what the operator can do about them.
 
 use std::io;
 
@@ -9,53 +9,53 @@ use netlink_packet_netfilter::conntrack::ConntrackMessage;
 
 use super::{Failure, Message as _};
 
-/// Why netfilter could not be read or written.
+/// The reason why netfilter could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel has no nfnetlink, or does not let this process use it.
+    /// The kernel has no nfnetlink, or does not permit this process to use it.
     #[error(
         "cannot open a netfilter netlink socket; the kernel needs CONFIG_NF_TABLES \
          (`modprobe nf_tables`)"
     )]
     Open(#[source] io::Error),
-    /// The socket broke.
+    /// Sending or receiving on the socket failed.
     #[error("cannot talk to netfilter")]
     Io(#[source] io::Error),
-    /// The kernel refused.
+    /// The kernel rejected a request.
     #[error("{subsystem} refused to {what}{}", advice(subsystem, answer))]
     Refused {
-        /// Which part of netfilter.
+        /// The subsystem of netfilter.
         subsystem: &'static str,
-        /// What was being done.
+        /// The attempted operation.
         what: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         answer: io::Error,
     },
-    /// The answer is not a netlink message.
+    /// The response is not a valid netlink message.
     #[error("cannot understand the answer of netfilter")]
     Decode(#[source] DecodeError),
-    /// The kernel did not answer at all.
+    /// The kernel did not respond at all.
     #[error("{subsystem} did not answer to the request to {what}")]
     NoAnswer {
-        /// Which part of netfilter.
+        /// The subsystem of netfilter.
         subsystem: &'static str,
-        /// What was being done.
+        /// The attempted operation.
         what: String,
     },
     /// Other processes made changes during every attempt.
     #[error("{subsystem} changed during each of {attempts} attempts to {what}")]
     Interrupted {
-        /// Which part of netfilter.
+        /// The subsystem of netfilter.
         subsystem: &'static str,
-        /// What was being done.
+        /// The attempted operation.
         what: String,
         /// The number of attempts.
         attempts: usize,
     },
 }
 
-/// What the operator can do about an error whose text does not say it.
+/// Returns advice for the operator, for errors whose text does not contain it.
 fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
     match answer.raw_os_error() {
         Some(libc::ENOMEM) if subsystem == ConntrackMessage::SUBSYSTEM => {
@@ -70,7 +70,7 @@ fn advice(subsystem: &str, answer: &io::Error) -> &'static str {
 }
 
 impl Error {
-    /// Why the answer to a request to do `what` is not usable.
+    /// Converts the reason why the response to a request to do `what` cannot be used.
     pub(super) fn of(failure: Failure, subsystem: &'static str, what: &str) -> Self {
         let what = what.to_owned();
         match failure {
@@ -89,9 +89,9 @@ impl Error {
         }
     }
 
-    /// True if the kernel lacks the subsystem: then it has no object of it.
+    /// Returns true if the kernel lacks the subsystem, in which case it has no objects of it.
     ///
-    /// nfnetlink answers `EINVAL` to messages of a subsystem that it does not know.
+    /// nfnetlink responds with `EINVAL` to messages of a subsystem that it does not know.
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         match self {
@@ -106,7 +106,7 @@ impl Error {
         }
     }
 
-    /// The errno of the kernel's answer, if the kernel refused.
+    /// Returns the errno of the kernel's response if the kernel rejected the request.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {

@@ -6,12 +6,12 @@ use netlink_packet_netfilter::NetfilterMessageInner;
 use netlink_packet_netfilter::conntrack::ConntrackMessage;
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 
-/// The messages of one part of netfilter.
+/// The messages of one subsystem of netfilter.
 pub trait Message: Into<NetfilterMessageInner> + Clone {
-    /// What it is called in errors.
+    /// The name of the subsystem in errors.
     const SUBSYSTEM: &'static str;
 
-    /// The message, if it is one of this part.
+    /// Returns the message if it belongs to this subsystem.
     fn of(message: NetfilterMessageInner) -> Option<Self>;
 }
 

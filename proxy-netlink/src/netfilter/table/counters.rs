@@ -11,23 +11,23 @@ use super::Table;
 use super::outline::comment_of;
 use crate::netfilter::{Error, Socket};
 
-/// A rule that counts.
+/// The counter of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
-    /// Its comment.
+    /// The comment of the rule.
     pub comment: String,
-    /// Packets since the rule was made.
+    /// The number of packets since the rule was created.
     pub packets: u64,
-    /// Their bytes, from the IP header on.
+    /// The number of bytes of these packets, from the IP header on.
     pub bytes: u64,
 }
 
 impl Table {
-    /// Reads the counters of a chain, in the order of its rules; none if it does not exist.
+    /// Reads the counters of a chain, in the order of its rules. Returns an empty list if the chain does not exist.
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer completely.
+    /// Returns an error if the kernel's response is incomplete.
     pub fn counters(&self, chain: &str, socket: &mut Socket) -> Result<Vec<Count>, Error> {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![
@@ -48,7 +48,7 @@ impl Table {
     }
 }
 
-/// The counter of a rule; none if it has none.
+/// Returns the counter of a rule, or `None` if it has no counter.
 pub(super) fn count(rule: &RuleMessage) -> Option<Count> {
     let expressions = rule
         .attributes
@@ -65,7 +65,7 @@ pub(super) fn count(rule: &RuleMessage) -> Option<Count> {
     })
 }
 
-/// Packets and bytes, if it is a counter (`enum nft_counter_attributes`).
+/// Returns the packets and bytes if the expression is a counter (`enum nft_counter_attributes`).
 fn counter(expression: &ListAttribute<ExpressionAttribute>) -> Option<(u64, u64)> {
     const BYTES: u16 = 1;
     const PACKETS: u16 = 2;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Any answer of nf_tables about a table, its sets, chains and rules.
+//! The fuzz target for responses of nf_tables about a table, its sets, chains and rules.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::netfilter::Family;
 use crate::netfilter::expression::{self, End, Part, SetOperation};
 use crate::netfilter::set::{Field, Set, SetOutline};
 
-/// A datagram, or what a table is made from, chosen by the first byte.
+/// Processes a datagram or the description of a table; the first byte selects which.
 ///
-/// The outline of a table that is read back is that of the table that was sent.
+/// The outline of a table that is read back must equal that of the table that was sent.
 pub fn nf_tables(data: &[u8]) {
     let (kind, rest) = choice(data);
     if kind % 2 == 0 {
@@ -49,13 +49,13 @@ fn look_at(message: NfTablesMessage) {
     }
 }
 
-/// A table with one set and one chain, whose rules have the words as comments.
+/// Creates a table with one set and one chain, whose rules have the words as comments.
 fn made_from(data: &[u8]) -> Table {
     let (family, data) = choice(data);
     let (seconds, data) = choice(data);
     let (priority, data) = choice(data);
     let family = [Family::IPv4, Family::IPv6][usize::from(family % 2)];
-    // nft has no room for longer comments.
+    // nft does not support longer comments.
     let room = COMMENT_LENGTH - 1;
     let purposes = data.split(|byte| *byte == 0).take(8).filter_map(|purpose| {
         let purpose = str::from_utf8(purpose.get(..room).unwrap_or(purpose)).ok()?;
@@ -114,7 +114,8 @@ fn compare(table: &Table) {
             NfTablesMessage::NewChain(message) => chain = Some(message),
             NfTablesMessage::NewRule(rule) => {
                 comments.push(comment_of(&rule));
-                // Nothing was counted yet, and a counter is sent in another form than the kernel reports it.
+                // Nothing has been counted yet, and a counter is sent in another form than that in which the kernel
+                // reports it.
                 assert_eq!(count(&rule), None);
             }
             _ => {}

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The content of a table in the kernel, as far as two tables are compared.
+//! The properties of a table in the kernel that are compared with the intended table.
 //!
-//! Rules are distinguished by their comments, which name their purpose.
+//! Rules are distinguished by their comments, which contain their purpose.
 
 use netlink_packet_core::{DecodeError, NlasIterator};
 use netlink_packet_netfilter::nftables::{
@@ -17,13 +17,13 @@ use crate::netfilter::{Error, Socket};
 /// `NFTA_RULE_USERDATA` of `linux/netfilter/nf_tables.h`.
 const NFTA_RULE_USERDATA: u16 = 7;
 
-/// A table as far as two of them are compared.
+/// The properties of a table that are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outline {
     pub(super) dormant: bool,
     pub(super) sets: Vec<SetOutline>,
     pub(super) chains: Vec<ChainOutline>,
-    /// Chains, sets and other objects in the table.
+    /// The number of chains, sets and other objects in the table.
     pub(super) objects: u32,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct ChainOutline {
 }
 
 impl Outline {
-    /// True if two of them have the same sets and chains, whatever the rules are.
+    /// Returns true if both outlines have the same sets and chains and only the rules differ.
     #[must_use]
     pub fn differs_in_rules_only(&self, other: &Self) -> bool {
         let frame = |outline: &Self| {
@@ -50,7 +50,7 @@ impl Outline {
         self != other && frame(self) == frame(other)
     }
 
-    /// The part of a table's outline that is in its own message: sets and chains have messages of their own.
+    /// Returns the part of the outline that is in the table's own message. Sets and chains have separate messages.
     pub(super) fn of(table: &TableMessage) -> Self {
         let mut outline = Self {
             dormant: false,
@@ -72,7 +72,7 @@ impl Outline {
 }
 
 impl ChainOutline {
-    /// That of a chain whose rules have these comments.
+    /// Returns the outline of a chain whose rules have these comments.
     pub(super) fn of(name: &str, chain: ChainMessage, comments: Vec<String>) -> Self {
         let mut outline = Self {
             name: name.to_owned(),
@@ -94,7 +94,7 @@ impl ChainOutline {
 }
 
 impl Table {
-    /// What [`Table::observe`] returns when the table is in place.
+    /// Returns the outline that [`Table::observe`] returns if the table is in place.
     #[must_use]
     pub fn outline(&self) -> Outline {
         let chains: Vec<_> = self
@@ -126,11 +126,11 @@ impl Table {
         }
     }
 
-    /// Reads what is in the kernel under the name of this table, as far as it is compared.
+    /// Reads the outline of the table with this name from the kernel.
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer completely.
+    /// Returns an error if the kernel's response is incomplete.
     pub fn observe(&self, socket: &mut Socket) -> Result<Option<Outline>, Error> {
         let name = &self.name;
         let request = NfTablesMessage::GetTable(TableMessage {
@@ -175,11 +175,11 @@ impl Table {
         Ok(Some(ChainOutline::of(name, chain, comments)))
     }
 
-    /// The comments of the rules in one of its chains.
+    /// Reads the comments of the rules in one of the table's chains.
     ///
     /// # Errors
     ///
-    /// If the kernel does not answer completely.
+    /// Returns an error if the kernel's response is incomplete.
     pub fn comments(&self, socket: &mut Socket, chain: &str) -> Result<Vec<String>, Error> {
         let request = NfTablesMessage::GetRule(RuleMessage {
             attributes: vec![
@@ -188,7 +188,8 @@ impl Table {
             ],
         });
         let what = format!("read the rules of chain {chain} of table {}", self.title());
-        // Undecoded: decoding all expressions took three quarters of a pass without changes.
+        // The rules are not decoded: decoding all expressions took three quarters of the time of a pass without
+        // changes.
         let comments = socket.fold_raw(
             &what,
             self.family,
@@ -202,7 +203,7 @@ impl Table {
     }
 }
 
-/// The comment of a rule, from its undecoded attributes.
+/// Returns the comment of a rule from its undecoded attributes.
 fn comment_among(attributes: &[u8]) -> Result<String, DecodeError> {
     let mut comment = String::new();
     for attribute in NlasIterator::new(attributes) {
@@ -227,7 +228,8 @@ fn hook_and_priority(attributes: &[HookAttribute]) -> Option<(u32, i32)> {
     number.zip(priority)
 }
 
-/// The comment of a rule; empty for a rule without one, which is therefore not ours.
+/// Returns the comment of a rule, or an empty text if it has none. A rule without a comment does not belong to this
+/// project.
 pub(super) fn comment_of(rule: &RuleMessage) -> String {
     let data = rule
         .attributes
@@ -239,7 +241,7 @@ pub(super) fn comment_of(rule: &RuleMessage) -> String {
     comment_in(data.unwrap_or_default())
 }
 
-/// The comment in a rule's user data.
+/// Returns the comment in a rule's user data.
 fn comment_in(data: &[u8]) -> String {
     let mut rest = data;
     while let [kind, length, tail @ ..] = rest {

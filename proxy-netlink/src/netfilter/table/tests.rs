@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Comments, outlines and expressions.
+//! Tests comments, outlines and expressions.
 
 use netlink_packet_core::{Nla as _, NlaBuffer, Parseable as _};
 use proptest::prelude::*;
@@ -43,7 +43,7 @@ fn a_missing_or_changed_rule_is_a_difference() {
     assert_eq!(both, table(vec![rule("a"), rule("b")]).outline());
 }
 
-/// The bytes nft itself sends for `ip daddr 10.96.0.2 tcp dport 443`, from its `--debug=netlink`.
+/// The bytes that nft sends for `ip daddr 10.96.0.2 tcp dport 443`, from its `--debug=netlink`.
 #[test]
 fn expressions_compare_address_protocol_and_port() {
     let expressions = expression::endpoint(End::Destination, "10.96.0.2".parse().unwrap(), 443);
@@ -69,7 +69,7 @@ fn with_user_data(data: Vec<u8>) -> RuleMessage {
 #[test]
 fn a_rule_without_comment_has_an_empty_one() {
     assert_eq!(comment_of(&RuleMessage { attributes: vec![] }), "");
-    // User data of another type only.
+    // The user data contains only another type.
     assert_eq!(comment_of(&with_user_data(vec![9, 1, 0])), "");
 }
 
@@ -85,7 +85,7 @@ proptest! {
         let _ = comment_of(&with_user_data(data));
     }
 
-    /// What we emit is what the parser of the crate reads back.
+    /// The parser of the crate returns the expressions that were emitted.
     #[test]
     fn rules_survive_the_round_trip(priority: u32, port: u16, octets: [u8; 4]) {
         let mut expressions = expression::endpoint(End::Source, octets.into(), port);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is known about the registers of nf_tables within a rule.
+//! The known contents of the registers of nf_tables within a rule.
 
 use super::{attribute, number, text};
 
@@ -11,22 +11,22 @@ const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_DREG: u16 = 3;
 
-/// What is known about the registers within a rule: what was written last stands last. Registers
-/// are counted in units of four bytes.
+/// The known contents of the registers within a rule; the last write is the last entry. Registers are counted in units
+/// of four bytes.
 #[derive(Debug, Default)]
 pub struct Registers(Vec<(u32, Content)>);
 
-/// What fills a register.
+/// The content of a register.
 #[derive(Debug)]
 pub enum Content {
-    /// These bytes.
+    /// Constant bytes.
     Constant(Vec<u8>),
-    /// The value that this map has for a packet.
+    /// The value of this map for a packet.
     ValueOf(String),
 }
 
 impl Registers {
-    /// Follows an expression `immediate`.
+    /// Records the effect of an `immediate` expression.
     pub fn load(&mut self, data: &[u8]) {
         let value = attribute(attribute(data, NFTA_IMMEDIATE_DATA), NFTA_DATA_VALUE);
         let register = number(data, NFTA_IMMEDIATE_DREG).and_then(slot);
@@ -35,7 +35,7 @@ impl Registers {
         }
     }
 
-    /// Follows an expression `lookup`.
+    /// Records the effect of a `lookup` expression.
     pub fn look_up(&mut self, data: &[u8]) {
         let map = String::from_utf8_lossy(text(attribute(data, NFTA_LOOKUP_SET)));
         if let Some(register) = number(data, NFTA_LOOKUP_DREG).and_then(slot) {
@@ -43,10 +43,10 @@ impl Registers {
         }
     }
 
-    /// What fills a register, and where in that its value starts.
+    /// Returns the content that covers a register, and the offset of the register in it.
     pub fn content(&self, register: u32) -> Option<(&Content, usize)> {
         let slot = slot(register)?;
-        // Exactly there, or in the course of a longer value that starts before it.
+        // The content starts at the register, or it is a longer value that starts before it.
         let exact = self.0.iter().rev().find(|(start, _)| *start == slot);
         let (start, content) = exact.or_else(|| {
             let before = self.0.iter().rev();
@@ -57,7 +57,7 @@ impl Registers {
         Some((content, usize::try_from(slot - start).ok()? * 4))
     }
 
-    /// What is in a register, if that is known.
+    /// Returns the value of a register if it is a known constant.
     pub fn constant(&self, register: u32, length: usize) -> Option<&[u8]> {
         match self.content(register)? {
             (Content::Constant(bytes), offset) => bytes.get(offset..offset + length),
@@ -66,8 +66,8 @@ impl Registers {
     }
 }
 
-/// The first four-byte register that one is made of: there are four of 16 bytes, which are the same
-/// as 16 of four bytes (`NFT_REG32_00` and so on).
+/// Returns the first four-byte register that a register consists of: the four registers of 16 bytes are the same as the
+/// 16 registers of four bytes (`NFT_REG32_00` and so on).
 fn slot(register: u32) -> Option<u32> {
     match register {
         number @ 1..=4 => Some((number - 1) * 4),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Rules and elements as the kernel dumps them, and malformed ones.
+//! Tests rules and elements in the kernel's format, and malformed ones.
 
 use netlink_packet_core::{DefaultNla, Emitable as _};
 use netlink_packet_netfilter::nftables::{
@@ -87,7 +87,7 @@ fn constants_are_followed_to_the_dnat() {
         nat(NFT_NAT_DNAT, 2, Register::Reg1, Some(Register::Reg2)),
     ];
     assert_eq!(found("ip", expressions), [to_v4]);
-    // The same register by its other name, and what was written last counts.
+    // The same register by its other name; the last write counts.
     let expressions = vec![
         immediate(Register::Reg1, &[10, 96, 0, 3]),
         immediate(Register::Reg32_00, &V4),
@@ -212,7 +212,7 @@ fn the_target_of_iptables_is_read_in_each_revision() {
         found("ip6", vec![xtables(2, later)]),
         ["nf_tables table ip6 nat, chain chain, to [fd00:96::2]:443"]
     );
-    // A range from below it to above it.
+    // A range that starts below the VIP and ends above it.
     let range = [
         &MAP_IPS.to_ne_bytes()[..],
         &field(&[10, 96, 0, 1]),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One rule of nf_tables for one packet: what its expressions load, compare and do.
+//! Evaluates one rule of nf_tables for one packet: the loads, comparisons and actions of its expressions.
 
 use std::collections::BTreeMap;
 
@@ -29,19 +29,19 @@ const NFTA_MATCH_INFO: u16 = 3;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 
-/// What is known of a register.
+/// The known content of a register.
 #[derive(Debug, Clone)]
 enum Value {
-    /// What is in it.
+    /// The bytes in the register.
     Bytes(Vec<u8>),
-    /// The name or the number of a link that is not `lo`.
+    /// The name or the index of a link other than `lo`.
     NotLoopback,
 }
 
-/// What is in each register, none where it is not known.
+/// The content of each register; `None` if it is unknown.
 type Registers = BTreeMap<u32, Option<Value>>;
 
-/// What a rule does with a packet.
+/// Returns the effect of a rule on a packet.
 pub fn step(expressions: &[Named<'_>], packet: &Packet, sets: &Sets) -> Step {
     let mut registers = Registers::new();
     let mut step = Step {
@@ -214,12 +214,12 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
     })
 }
 
-/// Whether it is the name of `lo`, with the zero that ends it, or its number in any namespace.
+/// Returns true for the name of `lo` with its terminating zero, or for its index, which is the same in any namespace.
 fn is_loopback(data: &[u8]) -> bool {
     data.starts_with(b"lo\0") || *data == 1_u32.to_ne_bytes()
 }
 
-/// What is in a set is known if it was read; a map of verdicts does what is not known.
+/// Evaluates a look-up. The members of a set are known if the set was read; the action of a verdict map is unknown.
 fn look_up(
     attributes: &[Lookup],
     registers: &Registers,
@@ -241,7 +241,7 @@ fn look_up(
             Lookup::Set(name) => set = sets.get(name),
             Lookup::SourceRegister(number) => register = Some(*number),
             Lookup::Flags(of) => flags = *of,
-            // The data of a map.
+            // A map loads its data, which is unknown.
             Lookup::DestinationRegister(_) => return Truth::Maybe,
             _ => {}
         }
@@ -314,7 +314,7 @@ fn other(
                     registers.insert(register, None);
                     return Truth::Yes;
                 }
-                // There is no entry to look at: `nft_ct_get_eval` of net/netfilter/nft_ct.c.
+                // The packet has no conntrack entry: `nft_ct_get_eval` of net/netfilter/nft_ct.c.
                 return Truth::No;
             }
             let state = packet.state().to_ne_bytes().to_vec();
@@ -335,7 +335,7 @@ fn other(
     }
 }
 
-/// The matches of iptables that are in nearly every rule.
+/// Evaluates the matches of iptables that occur in almost every rule.
 fn xtables_match(attributes: &[DefaultNla], packet: &Packet) -> Truth {
     let info = value(attributes, NFTA_MATCH_INFO).unwrap_or_default();
     match text(attributes, NFTA_MATCH_NAME).as_slice() {
@@ -348,8 +348,8 @@ fn xtables_match(attributes: &[DefaultNla], packet: &Packet) -> Truth {
     }
 }
 
-/// `struct xt_tcp`: ranges of source and destination ports in host byte order, one byte of options,
-/// two of flags, one of inversions.
+/// Evaluates `struct xt_tcp`: ranges of source and destination ports in host byte order, one byte of options, two of
+/// flags, one of inversions.
 fn tcp(info: &[u8], packet: &Packet) -> Option<Truth> {
     let number = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
     let [option, flags_mask, _, inverted] = *info.get(8..)?.first_chunk()?;
@@ -371,14 +371,14 @@ fn tcp(info: &[u8], packet: &Packet) -> Option<Truth> {
     Some(source.min(destination))
 }
 
-/// `struct xt_addrtype_info_v1`: sets of kinds that source and destination must be of (zero: any), and flags. VIPs
-/// are addresses of the node, and Services by our route.
+/// Evaluates `struct xt_addrtype_info_v1`: sets of types to which source and destination must belong (zero: any type),
+/// and flags. VIPs are addresses of the node, and so are Services because of the agent's route.
 fn addrtype(info: &[u8], packet: &Packet) -> Option<Truth> {
     /// `1 << RTN_LOCAL` of linux/rtnetlink.h.
     const LOCAL: u16 = 1 << 2;
     const INVERT_SOURCE: u32 = 1;
     const INVERT_DESTINATION: u32 = 1 << 1;
-    // The node's own end, whichever end of the packet is known besides.
+    // The type is known for the node's own end, regardless of which end of the packet is known otherwise.
     let known = match packet.direction {
         Direction::Request | Direction::Opening => End::Destination,
         Direction::Reply => End::Source,
@@ -386,7 +386,7 @@ fn addrtype(info: &[u8], packet: &Packet) -> Option<Truth> {
     let kinds = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
     let flags = u32::from_ne_bytes(*info.get(4..)?.first_chunk()?);
     if flags & !(INVERT_SOURCE | INVERT_DESTINATION) != 0 {
-        // Limited to the addresses of a link.
+        // The match is limited to the addresses of a link.
         return Some(Truth::Maybe);
     }
     let is_of = |kinds: u16, inverted: u32, end| match kinds {
@@ -399,9 +399,9 @@ fn addrtype(info: &[u8], packet: &Packet) -> Option<Truth> {
     Some(source.min(destination))
 }
 
-/// `struct xt_conntrack_mtinfo3`, of which only the state applies to untracked packets.
+/// Evaluates `struct xt_conntrack_mtinfo3`, of which only the state applies to untracked packets.
 fn conntrack(info: &[u8], packet: &Packet) -> Option<Truth> {
-    /// Behind eight addresses, two times and five numbers of two bytes.
+    /// The offset of the flags, which follow eight addresses, two times and five numbers of two bytes.
     const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
     /// `XT_CONNTRACK_STATE`.
     const STATE: u16 = 1;
@@ -411,12 +411,12 @@ fn conntrack(info: &[u8], packet: &Packet) -> Option<Truth> {
         return Some(Truth::Maybe);
     }
     if flags & STATE == 0 {
-        // Of anything else of an entry there is none: `conntrack_mt` of net/netfilter/xt_conntrack.c.
+        // All other criteria need a conntrack entry, and there is none: `conntrack_mt` of net/netfilter/xt_conntrack.c.
         return Some(Truth::No);
     }
     let named = u32::from(states) & packet.xtables_state() != 0;
     let matches = named != (inverted & STATE != 0);
-    // What else it asks for needs an entry.
+    // Any additional criterion needs a conntrack entry.
     Some(truth(matches && flags == STATE))
 }
 

@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Sets that rules look a packet's address up in, read from the kernel. Maps of verdicts are not read.
+//! Reads the sets in which rules look up a packet's address from the kernel. Verdict maps are not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_netfilter::nftables::{Expressions, Lookup};
 use proxy_netlink::netfilter::{Element, Error, Family, Socket, fold_elements};
 
-/// An expression as a dump has it.
+/// An expression in a dump.
 #[derive(Debug, Clone, Copy)]
 pub struct Named<'a> {
-    /// Its name.
+    /// The name of the expression.
     pub name: &'a str,
-    /// What it holds, if anything.
+    /// The data of the expression, if it has any.
     pub data: Option<&'a Expressions>,
 }
 
 /// Sets by name.
 pub type Sets = BTreeMap<String, Set>;
 
-/// What is in a set.
+/// The content of a set.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Set {
-    /// The keys, and whether a range begins there; sorted, an end before a begin.
+    /// The keys, each with true if a range begins there; sorted, with an end before a beginning.
     keys: Vec<(Vec<u8>, bool)>,
-    /// It holds ranges.
+    /// True if the set contains ranges.
     has_ranges: bool,
 }
 
 impl Set {
-    /// Whether a value is in it; none if its keys are of another length.
+    /// Returns true if the set contains a value, or `None` if its keys have another length.
     pub fn has(&self, value: &[u8]) -> Option<bool> {
         if self.keys.iter().any(|(key, _)| key.len() != value.len()) {
             return None;
@@ -48,7 +48,7 @@ impl Set {
     }
 }
 
-/// The sets that the expressions of a rule look something up in.
+/// Adds the names of the sets in which the expressions of a rule perform look-ups.
 pub fn named_in(expressions: &[Named<'_>], names: &mut BTreeSet<String>) {
     for expression in expressions {
         let Some(Expressions::Lookup(attributes)) = expression.data else {
@@ -65,11 +65,11 @@ pub fn named_in(expressions: &[Named<'_>], names: &mut BTreeSet<String>) {
     }
 }
 
-/// Reads sets of a table. One that has gone meanwhile is left out.
+/// Reads sets of a table. A set that has been deleted in the meantime is omitted.
 ///
 /// # Errors
 ///
-/// If the kernel does not answer completely.
+/// Returns an error if the kernel's response is incomplete.
 pub fn read(
     family: Family,
     table: &str,
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn ranges_begin_and_end_where_the_kernel_says() {
-        // 10.96.0.0/16 and 10.97.0.0/17, as two that touch, in whichever order.
+        // The adjacent ranges 10.96.0.0/16 and 10.97.0.0/17, in any order.
         let ranges = set(&[
             ([10, 97, 128, 0], false),
             ([10, 97, 0, 0], true),

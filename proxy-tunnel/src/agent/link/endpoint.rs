@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One target: its connection and the bytes on it. The task of an endpoint waits for nothing but
-//! its own target and its own place in the stream to the server.
+//! The connection to one target and the bytes on it. An endpoint's task waits only for its own target and for its own
+//! space in the stream to the server.
 
 use std::io;
 use std::sync::Arc;
@@ -23,61 +23,63 @@ use crate::go_error::os_text;
 use crate::tcp::upkeep::{self, Use};
 use crate::wire::Message;
 
-/// How long a target may take to read the bytes that came before the request to close its
-/// connection. The client waits as long for the confirmation.
+/// The time that a target has to read the bytes that arrived before the request to close its connection. The client
+/// waits equally long for the confirmation.
 const FLUSH: Duration = Duration::from_secs(10);
 
-/// How long a closed connection is read to its end, so that the target gets everything and no reset.
+/// The time for which the agent reads a closed connection to its end, so that the target receives all bytes and no
+/// reset.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Something other than bytes that a server sends for a connection.
+/// A message other than bytes that the server sends for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The client has nothing more to send.
+    /// The client has finished sending.
     Finish,
-    /// The connection is to be closed.
+    /// The server requests that the connection be closed.
     Close,
-    /// The connection is to be cut, and this reason is sent to the server; none: the server is
-    /// gone.
+    /// The connection must be cut. The reason, if any, is sent to the server; `None` means that the stream to the
+    /// server has ended.
     Cut(Option<String>),
 }
 
 /// A connection to a target.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// The number that the server knows it by.
+    /// The number by which the server identifies the connection.
     pub connect_id: i64,
-    /// Messages of the server for this connection.
+    /// The messages from the server for this connection.
     pub inbox: Inbox<Event>,
     /// The queue of messages to the server.
     pub lane: Lane,
-    /// The server has asked to close it.
+    /// Notified when the server requests that the connection be closed.
     pub closing: Notify,
-    /// The sending side of the target's connection is closed: the client has nothing more to send.
+    /// Notified when the sending side of the target's connection has been shut down, because the client has finished
+    /// sending.
     finished: Notify,
     unacknowledged: Unacknowledged,
 }
 
-/// How a connection ended.
+/// The ways in which the direction from the server to the target ends.
 enum Down {
     /// Both directions have ended.
     Finished,
     Close,
     Cut(Option<String>),
-    /// The target does not take data.
+    /// Writing to the target failed.
     Failed(io::Error),
 }
 
-/// How the target's direction ended.
+/// The ways in which the direction from the target to the server ends.
 enum Up {
     End,
     Failed(io::Error),
-    /// The server is gone.
+    /// The stream to the server has ended.
     Lost,
 }
 
 impl Endpoint {
-    /// A connection that has just been established.
+    /// Creates the endpoint of a connection that has just been established.
     #[must_use]
     pub fn new(connect_id: i64, inbox: Inbox<Event>, lane: Lane) -> Self {
         Self {
@@ -90,9 +92,9 @@ impl Endpoint {
         }
     }
 
-    /// Carries bytes until the connection ends, and says so to the server.
+    /// Forwards bytes until the connection ends, and reports the end to the server.
     pub async fn serve(&self, mut stream: TcpStream, link: &Arc<Link>) {
-        // An error means that the connection has ended, which reading finds out.
+        // An error means that the connection has ended; the next read returns that.
         let _ = upkeep::prepare(&stream, Use::Tunnel);
         let closed = self.carry(&mut stream, link).await;
         link.forget(self.connect_id);
@@ -101,7 +103,7 @@ impl Endpoint {
             Closed::Regular { linger } => {
                 self.report("");
                 if linger {
-                    // Bytes that it still sends have no reader.
+                    // Bytes that the target still sends have no receiver, so they are discarded.
                     let _ = timeout(LINGER, drain(&stream)).await;
                 }
             }
@@ -119,7 +121,7 @@ impl Endpoint {
     }
 
     fn report(&self, error: &str) {
-        // A stream that has ended closes all its connections.
+        // An error can be ignored: the end of the stream closes all connections.
         let _ = self.lane.push(Message::closed(self.connect_id, error));
     }
 
@@ -165,7 +167,7 @@ impl Endpoint {
         match down {
             Down::Finished => Closed::Regular { linger: false },
             Down::Close => {
-                // A target that has closed before needs no end.
+                // The shutdown fails if the target has already closed the connection.
                 let _ = writer.shutdown().await;
                 Closed::Regular { linger: !has_ended }
             }
@@ -178,7 +180,7 @@ impl Endpoint {
         }
     }
 
-    /// From the target to the server.
+    /// Forwards bytes from the target to the server.
     async fn up(&self, reader: &mut ReadHalf<'_>) -> Up {
         let mut reading = Reading::default();
         loop {
@@ -201,12 +203,12 @@ impl Endpoint {
         }
     }
 
-    /// From the server to the target, until the connection is closed or cut.
+    /// Forwards bytes from the server to the target, until the connection is closed or cut.
     async fn down(&self, writer: &mut WriteHalf<'_>, link: &Arc<Link>) -> Down {
         loop {
             let event = match self.inbox.next().await {
                 Item::Data(data) => {
-                    // A tunnel that rests has no list.
+                    // The vector is allocated only while there is data, so an idle tunnel uses no memory for it.
                     let mut chunks = vec![data];
                     self.inbox.more(&mut chunks, BATCH);
                     let bytes = chunks.iter().map(bytes::Bytes::len).sum();
@@ -250,34 +252,34 @@ impl Endpoint {
     async fn flush_limit(&self) {
         self.closing.notified().await;
         sleep(FLUSH).await;
-        // A later write has no more time.
+        // The limit has passed for later writes, too.
         self.closing.notify_one();
     }
 
-    /// The target has taken so many bytes.
+    /// Grants window for bytes that the target has accepted.
     fn taken(&self, bytes: usize, link: &Link) {
         if !link.extensions.window {
             return;
         }
         if let Some(grant) = self.unacknowledged.taken(bytes) {
-            // A stream that has ended needs no window.
+            // The window is unnecessary if the stream has already ended.
             let _ = link.outbox.control(Message::Window(self.connect_id, grant));
         }
     }
 }
 
-/// How a connection has ended.
+/// The ways in which a connection ends.
 enum Closed {
     Regular {
-        /// The target may still be sending.
+        /// True if the target may still be sending.
         linger: bool,
     },
     Error(String),
-    /// The server is gone.
+    /// The stream to the server has ended.
     Lost,
 }
 
-/// Reads to the end. The buffer is there while bytes are, and not while they are waited for.
+/// Reads and discards until the end. The buffer exists only while bytes are read, not while the task waits for them.
 async fn drain(stream: &TcpStream) {
     while stream.readable().await.is_ok() {
         match stream.try_read(&mut [0; 4096]) {
@@ -288,8 +290,8 @@ async fn drain(stream: &TcpStream) {
     }
 }
 
-/// Has the kernel reset the connection: the target must not take its data for complete.
+/// Makes the kernel reset the connection, so that the target does not treat truncated data as complete.
 fn abort(stream: &TcpStream) {
-    // It fails only where the connection has ended.
+    // This fails only if the connection has already ended.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

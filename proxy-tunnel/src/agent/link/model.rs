@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The life of an agent's connections, with real targets on loopback: server and target act in any order, and often at
-//! once. However a connection ends, the server gets one end, after everything that the target sent, and nothing is
-//! left.
+//! Tests the life of an agent's connections with real targets on loopback. Server and target act in any order, and
+//! often at the same time. In every case the server must receive exactly one end of the connection, after all bytes
+//! that the target sent, and no state may remain.
 
 use std::collections::HashSet;
 
@@ -16,18 +16,18 @@ use super::*;
 /// An event of an established connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// The server sends bytes, the client's end, a request to close.
+    /// The server sends bytes, the client's end of sending, or a request to close.
     Send,
     Finish,
     Close,
-    /// The target sends bytes, half-closes, closes, resets.
+    /// The target sends bytes, half-closes, closes, or resets.
     TargetSends,
     TargetFinishes,
     TargetCloses,
     TargetResets,
-    /// Tasks run for a moment.
+    /// Other tasks run for a moment.
     Yield,
-    /// The server's stream ends.
+    /// The stream to the server ends.
     Lose,
 }
 
@@ -43,7 +43,7 @@ const STEPS: [Step; 9] = [
     Step::Lose,
 ];
 
-/// Plays one history.
+/// Runs one sequence of steps.
 async fn play(extensions: Extensions, steps: &[Step]) {
     let mut rig = Rig::new(extensions).await;
     let (id, target) = rig.connect(7).await;
@@ -58,7 +58,7 @@ async fn play(extensions: Extensions, steps: &[Step]) {
             Step::Close => rig.link.receive(Message::CloseRequest(id)),
             Step::TargetSends => {
                 if let Some(target) = &mut target {
-                    // The agent may have closed it.
+                    // The write fails if the agent has already closed the connection.
                     sent += usize::from(target.write_all(b"y").await.is_ok());
                 }
             }
@@ -89,7 +89,8 @@ async fn play(extensions: Extensions, steps: &[Step]) {
         }
     } else {
         let mut received = Received::default();
-        // Bytes in the other direction may meet a closed socket, and then a reset overtakes the target's bytes.
+        // Bytes in the other direction may arrive at a closed socket, and the resulting reset overtakes the target's
+        // bytes.
         let rude = [Step::Send, Step::Close, Step::TargetResets];
         if !rude.iter().any(|step| steps.contains(step)) {
             while received.bytes < sent {
@@ -101,7 +102,7 @@ async fn play(extensions: Extensions, steps: &[Step]) {
         while received.ends == 0 {
             received.take(id, rig.next().await);
         }
-        // Also messages that cross the end.
+        // Messages that cross the end of the connection must not produce a second end.
         rig.link
             .receive(Message::Data(id, Bytes::from_static(b"late")));
         rig.link.receive(Message::CloseRequest(id));
@@ -119,7 +120,7 @@ async fn play(extensions: Extensions, steps: &[Step]) {
     rest(&rig).await;
 }
 
-/// The messages that the server got about one connection.
+/// The messages that the server received about one connection.
 #[derive(Debug, Default)]
 struct Received {
     bytes: usize,
@@ -149,7 +150,7 @@ impl Received {
     }
 }
 
-/// Lets tasks run for a moment.
+/// Yields so that other tasks run for a moment.
 async fn run() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -167,7 +168,7 @@ async fn rest(rig: &Rig) {
     rig.nothing_is_left();
 }
 
-/// Every history of three steps.
+/// Tests every sequence of three steps.
 #[tokio::test]
 async fn every_short_history_ends_once() {
     for extensions in [Extensions::ALL, Extensions::default()] {
@@ -183,7 +184,8 @@ async fn every_short_history_ends_once() {
     }
 }
 
-/// Dials that the server gives up at any moment: each is answered once or not at all, and closed if it was.
+/// The server cancels dials at arbitrary times. Each dial must get at most one response, and a connection that was
+/// reported must be closed.
 #[tokio::test]
 async fn dials_that_are_given_up_leave_nothing() {
     const LAST: i64 = 1000;
@@ -211,13 +213,13 @@ async fn dials_that_are_given_up_leave_nothing() {
         );
         rig.link.receive(Message::CloseRequest(response.connect_id));
     }
-    // Targets that were never accepted end with their listener.
+    // Connections that the listener never accepted end when it is dropped.
     rig.listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     rest(&rig).await;
 }
 
-/// Numbers that are not, or not yet, those of a connection: whatever a server sends for them, a dial is answered, and
-/// another connection lives on.
+/// The server sends messages with numbers that belong to no connection, or not yet. The pending dial must still get its
+/// response, and another connection must survive.
 #[tokio::test]
 async fn wrong_numbers_harm_no_dial_and_no_connection() {
     let wrong: [fn(i64) -> Message; 4] = [
@@ -231,7 +233,7 @@ async fn wrong_numbers_harm_no_dial_and_no_connection() {
             let mut rig = Rig::new(extensions).await;
             let (first, mut target) = rig.connect(7).await;
             rig.dial(8);
-            // The second dial runs, its number is spent and no connection's.
+            // The second dial is in progress: its number is reserved but does not belong to a connection yet.
             for id in [first + 1, first + 2, -1, i64::MAX, i64::MIN] {
                 rig.link.receive(wrong(id));
             }
@@ -239,7 +241,7 @@ async fn wrong_numbers_harm_no_dial_and_no_connection() {
             let second = loop {
                 match rig.next().await {
                     Message::DialResponse(response) => break response,
-                    // Of the numbers that were never given.
+                    // Only numbers that were never assigned get this reply.
                     Message::CloseResponse(close) => assert_ne!(close.connect_id, first + 1),
                     other => panic!("{other:?}"),
                 }
@@ -254,7 +256,8 @@ async fn wrong_numbers_harm_no_dial_and_no_connection() {
     }
 }
 
-/// Upstream's server passes on the numbers of its clients, also equal ones: each dial is answered.
+/// Upstream's server forwards the numbers that its clients chose, even if they are equal. Each dial must get a
+/// response.
 #[tokio::test]
 async fn dials_of_one_number_are_all_answered() {
     for gives_up in [false, true] {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The answers of an agent: facts §1, row by row, with real targets on loopback.
+//! Tests the replies of an agent as listed in section 1 of the facts, row by row, with real targets on loopback.
 
 use std::time::Duration;
 
@@ -50,12 +50,12 @@ impl Rig {
         next.expect("nothing was sent").unwrap().unwrap()
     }
 
-    /// The messages that wait to be sent.
+    /// Returns a message that is waiting to be sent, if there is one.
     pub(super) fn waiting(&mut self) -> Option<Message> {
         self.sent.next().now_or_never()?.transpose().unwrap()
     }
 
-    /// A connection that is established: its number, and the target's end.
+    /// Establishes a connection, and returns its number and the target's end of it.
     pub(super) async fn connect(&mut self, random: i64) -> (i64, TcpStream) {
         self.dial(random);
         let (target, _) = self.listener.accept().await.unwrap();
@@ -125,8 +125,8 @@ async fn unknown_connections_are_answered_in_upstreams_words() {
     assert!(rig.sent.next().now_or_never().is_none());
 }
 
-/// Defect 14 of upstream: the last mebibytes before a close are lost there.
-/// Bytes for a connection that its target has closed meet its end on their way: they must not overtake it.
+/// Covers defect 14 of upstream, which loses the last mebibytes before a close. Bytes for a connection that its target
+/// has closed cross the close message: no reply to them may overtake it.
 #[tokio::test]
 async fn late_bytes_cost_no_answer() {
     for extensions in [Extensions::default(), Extensions::ALL] {
@@ -181,12 +181,12 @@ async fn everything_before_a_close_arrives() {
     assert_eq!(rig.next().await, Message::closed(id, ""));
 }
 
-/// Defect 12 of upstream: there a close waits for its target and keeps all others waiting.
+/// Covers defect 12 of upstream, where a close waits for its target and delays all other connections.
 #[tokio::test]
 async fn a_close_that_waits_keeps_nothing_else_waiting() {
     let mut rig = Rig::new(Extensions::default()).await;
     let (stalled, _target) = rig.connect(1).await;
-    // More than the kernel's buffers hold.
+    // This is more than the kernel's buffers can hold.
     for _ in 0..15 {
         rig.link
             .receive(Message::Data(stalled, Bytes::from(vec![0; 1 << 20])));
@@ -198,7 +198,7 @@ async fn a_close_that_waits_keeps_nothing_else_waiting() {
     target.read_exact(&mut [0]).await.unwrap();
 }
 
-/// Defect 1 of upstream, with a peer that has no windows.
+/// Covers defect 1 of upstream, with a peer that does not support windows.
 #[tokio::test]
 async fn a_target_that_does_not_read_is_cut_alone() {
     let mut rig = Rig::new(Extensions::default()).await;
@@ -226,7 +226,7 @@ async fn a_target_that_does_not_read_is_cut_alone() {
     rig.nothing_is_left();
 }
 
-/// Defect 6 of upstream, between two of ours.
+/// Covers defect 6 of upstream, between two peers of this project.
 #[tokio::test]
 async fn a_half_closed_connection_still_answers() {
     let mut rig = Rig::new(Extensions::ALL).await;
@@ -268,7 +268,7 @@ async fn windows_bound_what_is_sent_and_are_granted_by_what_is_taken() {
     let (id, target) = rig.connect(1).await;
     let (mut reader, mut writer) = target.into_split();
     let flood = tokio::spawn(async move {
-        // It ends when the connection does.
+        // The loop ends when the connection ends.
         while writer.write_all(&[0; 8192]).await.is_ok() {}
     });
     let mut total = 0;
@@ -301,7 +301,8 @@ async fn windows_bound_what_is_sent_and_are_granted_by_what_is_taken() {
 #[tokio::test]
 async fn a_dial_that_is_given_up_leaves_nothing() {
     let mut rig = Rig::new(Extensions::default()).await;
-    // Nothing answers: the address is for documentation (RFC 5737), or is unreachable at once.
+    // No host responds: the address is reserved for documentation (RFC 5737), or it is unreachable and the dial fails
+    // at once.
     rig.link.receive(Message::DialRequest(DialRequest {
         protocol: "tcp".into(),
         address: "192.0.2.1:1".into(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-agent`'s flags, with upstream's names and defaults.
+//! The flags of `konnectivity-agent`, with upstream's names and defaults.
 
 use clap::ArgAction;
 use proxy_serve::value::{GoDuration, List};

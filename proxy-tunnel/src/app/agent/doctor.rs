@@ -27,13 +27,13 @@ use crate::app::doctor::{Examined, certificates, running};
 use crate::flow::Budget;
 use crate::metrics::agent::AgentMetrics;
 
-/// How long each step towards a server may take.
+/// The time limit for each step of a connection to a server.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The beginning of HTTP/2 on a client's side, with an empty SETTINGS frame (RFC 9113, section 3.4).
+/// The start of HTTP/2 on the client's side: the preface with an empty SETTINGS frame (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The type of a SETTINGS frame, and where it stands in a frame's head (RFC 9113, sections 4.1 and 6.5).
+/// The offset of the type in a frame's header, and the type of a SETTINGS frame (RFC 9113, sections 4.1 and 6.5).
 const SETTINGS: (usize, u8) = (3, 4);
 
 impl Examined for Args {
@@ -61,7 +61,7 @@ impl Examined for Args {
     }
 }
 
-/// The token, as far as it can be read without the key of its issuer.
+/// Checks the token, as far as that is possible without the key of its issuer.
 fn token(path: &Path) -> Check {
     let id = "token";
     let remedy = "mount a projected token of the agents' service account, with the server's --authentication-audience";
@@ -97,13 +97,14 @@ fn token(path: &Path) -> Check {
     }
 }
 
-/// The claims of a JSON web token (RFC 7519, section 3), unverified.
+/// Returns the claims of a JSON Web Token (RFC 7519, section 3) without verifying them.
 fn claims(token: &str) -> Option<serde_json::Value> {
     let claims = token.split('.').nth(1)?;
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
 }
 
-/// The agent that runs here, by its health port, and how many servers it is connected to.
+/// Queries the health port of the agent on this host. Returns the checks and the number of servers to which the agent
+/// is connected.
 async fn running_agent(settings: &Settings) -> (Vec<Check>, i64) {
     let answer = match running::ask(settings.health, "/metrics").await {
         Ok(answer) => answer,
@@ -144,7 +145,7 @@ async fn running_agent(settings: &Settings) -> (Vec<Check>, i64) {
 }
 
 async fn servers(settings: &Settings, is_connected: bool) -> Vec<Check> {
-    // An earlier check reports errors of the files.
+    // An earlier check reports errors in the files.
     let Ok(reloader) = Reloader::new(settings.tls.clone(), |_| ()) else {
         return Vec::new();
     };
@@ -164,7 +165,8 @@ async fn servers(settings: &Settings, is_connected: bool) -> Vec<Check> {
         match found {
             Ok(check) => {
                 checks.push(check);
-                // An agent that is connected was accepted; a second stream of its name would get dials.
+                // If an agent is connected, the server has accepted it. A second stream with its name would receive
+                // dials, so none is opened.
                 if !is_connected {
                     checks.push(accepted(&connector, host).await);
                 }
@@ -180,7 +182,8 @@ const REACH: &str = "check name, address and port (--proxy-server-host, --proxy-
 const ALPN: &str = "is another program listening there, or does something on the way end TLS? A load balancer must pass TCP on, or \
                     take what --alpn-proto offers";
 
-/// TLS stands; the peer has to speak HTTP/2, and says only now whether it wants another certificate.
+/// Checks an established TLS session: the server must use HTTP/2. Only at this point does it report that it requires
+/// another certificate.
 async fn greet(host: &str, mut session: Session) -> Result<Check, Check> {
     let protocol = session.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     if protocol.as_deref() != Some(HTTP2) {
@@ -238,7 +241,7 @@ fn failed(host: &str, error: &ConnectError) -> Check {
     Check::broken("server", format!("{host}: {text}"), remedy)
 }
 
-/// The remedy, by rustls' name of the error.
+/// Selects the remedy by rustls' name of the error.
 fn tls_remedy(text: &str) -> &'static str {
     for (words, remedy) in [
         (
@@ -282,11 +285,11 @@ fn tls_remedy(text: &str) -> &'static str {
     "does a konnectivity server listen there, for agents (its --agent-port)?"
 }
 
-/// Whether the server takes this agent: its token, its name, its tenant.
+/// Checks that the server accepts this agent, with its token, its name and its tenant.
 async fn accepted(connector: &Connector, host: &str) -> Check {
     let id = "accepted";
     match connector.connect(host).await {
-        // It ends at once.
+        // The stream is closed immediately.
         Ok(connected) => Check::ok(
             id,
             format!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `konnectivity-agent` shows in a browser: the servers that it is connected to, and what goes through these streams.
+//! The web page of `konnectivity-agent`: the servers to which it is connected, and the traffic on these streams.
 
 use std::sync::Arc;
 
@@ -21,15 +21,15 @@ const SERVERS: [Column; 6] = [
     Column::numbers("Waits for server"),
 ];
 
-/// What the page is made of.
+/// The data from which the page is built.
 pub struct View {
-    /// The agent's name.
+    /// The agent's ID.
     pub agent_id: String,
-    /// The streams, once they are kept.
+    /// The streams to servers, which are set after the start.
     pub streams: Ready,
-    /// The counters.
+    /// The agent's metrics.
     pub metrics: Arc<AgentMetrics>,
-    /// The memory for what waits.
+    /// The memory budget for buffered data.
     pub budget: Arc<Budget>,
 }
 

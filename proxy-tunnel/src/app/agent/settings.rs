@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent's flags, checked.
+//! The settings of the agent, parsed from its flags and validated.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -22,67 +22,67 @@ use crate::destinations::Destinations;
 use crate::flow::Limits;
 use crate::identifiers::Identifiers;
 
-/// How leases are counted.
+/// The settings for counting leases.
 #[derive(Debug)]
 pub struct Counting {
-    /// How to reach the API server.
+    /// The kubeconfig file for the API server.
     pub kubeconfig: Option<PathBuf>,
-    /// The leases' namespace.
+    /// The namespace of the leases.
     pub namespace: String,
-    /// Which of them are servers'.
+    /// The label selector for leases of servers.
     pub selector: String,
 }
 
-/// Everything that the flags say.
+/// All settings from the flags.
 #[derive(Debug)]
 pub struct Settings {
-    /// This agent's name.
+    /// The agent's ID.
     pub agent_id: String,
     /// The agent's identifiers.
     pub identifiers: String,
-    /// Hosts of servers.
+    /// The hosts of the servers.
     pub hosts: Vec<String>,
-    /// Their port.
+    /// The port of the servers.
     pub server_port: u16,
-    /// CAs of servers and the agent's certificate.
+    /// The CAs of the servers and the agent's certificate.
     pub tls: Tls,
-    /// The name that servers are asked for, if it is not their host's.
+    /// The name that is sent as SNI and that the servers' certificates must match, if it is not their host.
     pub server_name: Option<ServerName<'static>>,
-    /// After how long without a byte a server is pinged.
+    /// The time without received bytes after which the agent pings a server.
     pub keepalive: Duration,
-    /// The file with the token.
+    /// The file that contains the token.
     pub token: Option<PathBuf>,
-    /// Health and metrics.
+    /// The address for health and metrics.
     pub health: Bind,
-    /// Its port, for operators who look for metrics elsewhere.
+    /// The port for health and metrics. The admin port redirects requests for metrics to it.
     pub health_port: u16,
-    /// Administration.
+    /// The address for administration.
     pub admin: Bind,
-    /// Whether profiles were asked for.
+    /// True if profiling was enabled.
     pub profiling: bool,
-    /// Pause between connections.
+    /// The pause between connections to servers.
     pub interval: Duration,
-    /// Longest pause after failures.
+    /// The longest pause after failures.
     pub cap: Duration,
-    /// Whether to connect also with enough streams.
+    /// True if the agent continues to connect when it has enough streams.
     pub forever: bool,
-    /// Where the number of servers is taken from.
+    /// The source of the number of servers.
     pub source: CountSource,
-    /// Leases, if they are counted.
+    /// The settings for leases, if they are counted.
     pub counting: Option<Counting>,
-    /// The bounds of one tunnel.
+    /// The limits of one tunnel.
     pub limits: Limits,
-    /// Bytes that all may buffer.
+    /// The number of bytes that all tunnels together may buffer.
     pub budget: usize,
     /// The targets that may be connected to.
     pub allowed: Destinations,
 }
 
 impl Settings {
-    /// Checks the flags.
+    /// Parses and validates the flags.
     ///
     /// # Errors
-    /// They contradict each other, or a value is out of range.
+    /// Returns an error if flags contradict each other or a value is out of range.
     pub fn new(args: &Args) -> Result<Self> {
         args.common.check()?;
         ensure!(
@@ -107,7 +107,7 @@ impl Settings {
             );
         }
         let mut hosts = List::join(&args.proxy_server_host);
-        // One that is named twice is one server, and not two that are wanted.
+        // A host that is listed twice is one server, so it counts only once as wanted.
         let mut named = HashSet::new();
         hosts.retain(|host| named.insert(host.clone()));
         ensure!(!hosts.is_empty(), "--proxy-server-host needs a host");
@@ -162,7 +162,7 @@ impl Settings {
     }
 }
 
-/// Servers may be behind a load balancer with any port.
+/// Converts the port of the servers. A load balancer before them may use any port.
 fn server_port(value: i64) -> Result<u16> {
     u16::try_from(value)
         .ok()
@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(settings.agent_id.len(), 36);
     }
 
-    /// All flags that upstream's own suite passes, as it passes them.
+    /// All flags that upstream's test suite passes, in the same form.
     #[test]
     fn the_suites_command_line() {
         let settings = read(&[

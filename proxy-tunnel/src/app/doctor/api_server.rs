@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The API server that a program asks: whether it answers, the rights it grants, its leases, and its clock.
+//! Checks of the API server that a program uses: that it responds, the permissions that it grants, its leases, and its
+//! clock.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,32 +21,32 @@ use tokio::time::timeout;
 use super::words::chain;
 use crate::cluster::{self, lease, outcome};
 
-/// How long one answer may take.
+/// The time limit for one response.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A clock that differs by more is worth a warning, in seconds. A lease counts for 30 s.
+/// The clock difference from which on the check reports a warning, in seconds. A lease is valid for 30 s.
 const SKEW: i64 = 5;
 
-/// Leases in one answer at most.
+/// The maximum number of leases in one response.
 const PAGE: u32 = 500;
 
-/// Something that a program asks for.
+/// A permission that a program needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Right<'a> {
-    /// In RBAC's words.
+    /// The verb, as in RBAC.
     pub verb: &'a str,
     /// The API group.
     pub group: &'a str,
     /// The resource.
     pub resource: &'a str,
-    /// The namespace, if it is in one.
+    /// The namespace, if the resource is in one.
     pub namespace: Option<&'a str>,
 }
 
-/// A client, once the API server has answered, and the findings so far.
+/// Returns a client and the findings so far, if the API server responds.
 ///
 /// # Errors
-/// It cannot be asked; the finding says why.
+/// Returns a finding with the reason if the API server cannot be queried.
 pub async fn reach(kubeconfig: Option<&Path>) -> Result<(Client, Vec<Check>), Check> {
     let remedy = "give a kubeconfig whose server is reached from here and whose certificate or token is valid; a NetworkPolicy may \
                   be in the way";
@@ -104,7 +105,7 @@ fn clock(date: Option<&str>, now: Timestamp) -> Check {
     )
 }
 
-/// Whether the user may do all of these.
+/// Checks that the user has all of these permissions.
 pub async fn rights(client: &Client, wanted: &[Right<'_>]) -> Vec<Check> {
     let remedy = "apply deploy/tunnel/kustomize/rights to the cluster of this API server, or bind the user to a role that allows it";
     let mut allowed = Vec::new();
@@ -160,10 +161,10 @@ async fn is_allowed(client: &Client, right: Right<'_>) -> Result<bool, kube::Err
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
-/// How many servers have a valid lease.
+/// Returns the number of servers that have a valid lease.
 ///
 /// # Errors
-/// They cannot be listed; the finding says why.
+/// Returns a finding with the reason if the leases cannot be listed.
 pub async fn leases(client: &Client, namespace: &str, selector: &str) -> Result<usize, Check> {
     let api: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let params = ListParams::default().labels(selector).limit(PAGE);

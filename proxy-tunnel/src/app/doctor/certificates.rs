@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Files of certificates: they can be used together, are valid now and for a while, and are of a kind and for names that
-//! peers accept.
+//! Checks of certificate files: the files fit together, the certificates are valid now and for some time, and their
+//! usage and names are those that peers accept.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use proxy_serve::tls::{client, server};
 use super::words::chain;
 use crate::metrics::certificates::Names;
 
-/// The check's name.
+/// The id of the check.
 const ID: &str = "certificate";
 
-/// A certificate that ends earlier is worth a warning: the alert comes at the same time.
+/// The remaining validity below which the check reports a warning. The alert uses the same value.
 const SOON: Duration = Duration::from_hours(7 * 24);
 
-/// Which side shows a certificate.
+/// The side that presents a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Server,
@@ -29,7 +29,7 @@ enum Side {
     Authority,
 }
 
-/// Those of a server's listener.
+/// Checks the certificates of a server's listener.
 #[must_use]
 pub fn of_server(tls: &server::Server, names: Names, now: Timestamp) -> Vec<Check> {
     let own = (tls.pair.certificate.as_path(), Side::Server);
@@ -37,7 +37,7 @@ pub fn of_server(tls: &server::Server, names: Names, now: Timestamp) -> Vec<Chec
     judge(tls, Some(own), authorities, names, tls.location, now)
 }
 
-/// Those of a client.
+/// Checks the certificates of a client.
 #[must_use]
 pub fn of_client(tls: &client::Client, names: Names, now: Timestamp) -> Vec<Check> {
     let own = tls.pair.as_ref();
@@ -54,7 +54,7 @@ fn judge<S: Source>(
     location: &'static str,
     now: Timestamp,
 ) -> Vec<Check> {
-    // As the program does it: all files together.
+    // The files are loaded together, as the program does it.
     let made = source.read().and_then(|files| source.make(&files));
     if let Err(error) = made {
         let finding = format!("--{}: {}", names.own, chain(&error));
@@ -78,7 +78,8 @@ fn judge<S: Source>(
                 continue;
             }
         };
-        // Of a chain the first is shown; each CA may be the one of a peer.
+        // Of a chain, only the first certificate is presented as the identity. Of the CAs, each may have issued a
+        // peer's certificate.
         let judged = if side == Side::Authority {
             &facts[..]
         } else {

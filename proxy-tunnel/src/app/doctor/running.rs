@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The program that runs here: its flags, as its command line has them, and the answers of its
-//! health port.
+//! The running process of the program: its flags, taken from its command line, and the responses of its health port.
 
 use std::env;
 use std::ffi::OsString;
@@ -20,28 +19,28 @@ use tokio::time::timeout;
 
 use super::super::called::Called;
 
-/// How long an answer may take.
+/// The time limit for a response.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Bytes of the longest answer.
+/// The maximum length of a response, in bytes.
 const LONGEST: u64 = 16 << 20;
 
-/// The first word behind the program's name for which it is a doctor.
+/// The first argument that selects the doctor of a program.
 pub const WORD: &str = "doctor";
 
-/// A process with this program.
+/// A process that runs this program.
 #[derive(Debug)]
 pub struct Process {
-    /// Its id.
+    /// The process ID.
     pub id: u32,
-    /// Its command line, without the program.
+    /// The command line, without the program's name.
     pub words: Vec<OsString>,
 }
 
-/// The other processes of this network namespace that run this program, and are no doctors themselves.
+/// Returns the other processes in this network namespace that run this program, except for doctors.
 ///
 /// # Errors
-/// /proc cannot be read.
+/// Returns an error if /proc cannot be read.
 pub fn processes() -> io::Result<Vec<Process>> {
     let identity = |path: &Path| {
         let found = fs::metadata(path).ok()?;
@@ -55,7 +54,7 @@ pub fn processes() -> io::Result<Vec<Process>> {
         ))
     };
     let own = of("self").ok_or_else(|| io::Error::other("/proc/self cannot be read"))?;
-    // The programs of an image are one executable, known by its name.
+    // The programs of an image are one executable, so the name with which a process was started identifies the program.
     let called = Called::by(&env::args_os().next().unwrap_or_default());
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
@@ -66,7 +65,7 @@ pub fn processes() -> io::Result<Vec<Process>> {
         if id == std::process::id() || of(&name) != Some(own) {
             continue;
         }
-        // It may have ended meanwhile.
+        // The process may have ended in the meantime.
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words = line.split(|byte| *byte == 0);
         let mut words = words.map(|word| OsString::from_vec(word.into()));
@@ -75,7 +74,7 @@ pub fn processes() -> io::Result<Vec<Process>> {
             continue;
         }
         let mut words: Vec<OsString> = words.collect();
-        // Behind the last word is a zero too.
+        // The last word, too, is followed by a zero byte.
         words.pop();
         if words.first().is_none_or(|word| word != WORD) {
             found.push(Process { id, words });
@@ -84,7 +83,7 @@ pub fn processes() -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Where a listener is reached from this machine.
+/// Returns the address at which this host reaches a listener.
 #[must_use]
 pub fn address(bind: Bind) -> SocketAddr {
     match bind {
@@ -93,19 +92,19 @@ pub fn address(bind: Bind) -> SocketAddr {
     }
 }
 
-/// An answer of a health port.
+/// A response of a health port.
 #[derive(Debug)]
 pub struct Answer {
-    /// The status.
+    /// The status code.
     pub code: u16,
     /// The body.
     pub body: String,
 }
 
-/// Asks a health port.
+/// Sends a request to a health port.
 ///
 /// # Errors
-/// It does not answer, or not with HTTP.
+/// Returns an error if the port does not respond, or if the response is not HTTP.
 pub async fn ask(bind: Bind, path: &str) -> io::Result<Answer> {
     let asked = async {
         let mut stream = TcpStream::connect(address(bind)).await?;
@@ -131,7 +130,7 @@ fn parse(text: &str) -> Option<Answer> {
     })
 }
 
-/// The sum of the samples of a metric, as `/metrics` has them.
+/// Returns the sum of a metric's samples in the text of `/metrics`.
 #[must_use]
 pub fn metric(text: &str, name: &str) -> Option<i64> {
     let samples = text.lines().filter_map(|line| {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How an error stands in a finding, and how findings are asked for.
+//! The text of an error in a finding, and the output format of findings.
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
-/// An error with its causes, in one line.
+/// Returns the text of an error and its causes, in one line.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Some errors repeat their cause.
+        // Some errors already contain the text of their cause.
         if !text.contains(&cause_text) {
             let _ = write!(text, ": {cause_text}");
         }
@@ -21,12 +21,12 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// How findings are printed.
+/// The output format of findings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// For people.
+    /// A table for people.
     Table,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 

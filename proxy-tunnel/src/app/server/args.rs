@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server`'s flags, with upstream's names and defaults, and the combinations that are
-//! refused.
+//! The flags of `konnectivity-server`, with upstream's names and defaults.
 
 use clap::ArgAction;
 use proxy_serve::value::{GoDuration, List};

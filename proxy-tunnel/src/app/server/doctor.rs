@@ -20,7 +20,7 @@ use crate::app::doctor::words::chain;
 use crate::app::doctor::{Examined, certificates, running};
 use crate::cluster::lease;
 
-/// The server's operations on leases.
+/// The verbs that the server uses on leases.
 const LEASES: [&str; 5] = ["get", "list", "create", "update", "delete"];
 
 impl Examined for Args {
@@ -61,7 +61,7 @@ fn rules(path: &Path, settings: &Settings) -> Check {
     }
 }
 
-/// The server that runs here, by its health port and its listeners.
+/// Checks the server on this host, through its health port and its listeners.
 async fn running_server(settings: &Settings) -> Vec<Check> {
     let answer = match running::ask(settings.health, "/metrics").await {
         Ok(answer) => answer,
@@ -134,7 +134,7 @@ async fn socket(path: &Path) -> Check {
     }
 }
 
-/// The requests that the server sends to an API server.
+/// Checks the API server for the requests that this server sends to it.
 async fn asked(settings: &Settings) -> Vec<Check> {
     let mut wanted = Vec::new();
     let asks_for_tokens =
@@ -175,7 +175,7 @@ async fn asked(settings: &Settings) -> Vec<Check> {
     checks
 }
 
-/// Agents that count leases, and those that do not, are to want the same number of servers.
+/// Compares the two numbers of servers: agents that count leases and agents that do not must want the same number.
 fn counts(leases: usize, announced: u32) -> Check {
     let id = "servers";
     if leases == 0 {

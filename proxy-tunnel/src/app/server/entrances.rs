@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The listening sockets that rules of tenants name, beside those of the flags. New ones are opened before rules come into
-//! force, so that rules with a socket that cannot be had are refused; the old ones are closed after it. Connections go on.
+//! The listeners that rules of tenants specify, in addition to those of the flags. New listeners are opened before the
+//! rules take effect, so that rules with an address that cannot be bound are rejected. Old listeners are closed
+//! afterwards; their connections continue.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,21 +22,21 @@ use super::settings::{Frontend, Settings};
 use crate::server::tenants::peer::Entrance;
 use crate::server::tenants::rules::{Rules, Side};
 
-/// The place of a listening address, as errors name it.
+/// The source of a listener's address, for error messages.
 const FLAG: &str = "a rule of --tenants-config";
 
-/// Why a socket cannot be had.
+/// The reason why a listener cannot be opened.
 #[derive(Debug, Error)]
 pub enum EntranceError {
-    /// A port.
+    /// A port cannot be bound.
     #[error(transparent)]
     Port(#[from] ListenError),
-    /// A Unix socket.
+    /// A Unix socket cannot be bound.
     #[error(transparent)]
     Socket(#[from] UnixError),
 }
 
-/// A socket that listens and is not yet accepted from.
+/// A listener that has been opened and does not accept connections yet.
 #[derive(Debug)]
 enum Opened {
     Agents(u16, TcpListener),
@@ -47,13 +48,13 @@ type Key = (u8, Entrance);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Those of rules that may come into force.
+    /// The listeners of rules that have not taken effect yet.
     opened: BTreeMap<Key, Opened>,
-    /// Those of the rules in force.
+    /// The listeners of the rules in effect.
     accepting: BTreeMap<Key, JoinHandle<()>>,
 }
 
-/// The listening sockets of rules.
+/// The listeners of rules.
 #[derive(Debug)]
 pub struct Entrances {
     accepting: Accepting,
@@ -70,7 +71,7 @@ const fn key(side: Side, entrance: Entrance) -> Key {
 }
 
 impl Entrances {
-    /// None yet. It is made within a runtime.
+    /// Creates the state, without any listeners. Must be called within a Tokio runtime.
     #[must_use]
     pub fn new(
         accepting: Accepting,
@@ -115,10 +116,10 @@ impl Entrances {
             .collect()
     }
 
-    /// Opens the sockets that these rules name and that are not open.
+    /// Opens the listeners that these rules specify and that are not open yet.
     ///
     /// # Errors
-    /// The kernel refuses one; none stays open.
+    /// Returns an error if one of them cannot be opened; in that case all new listeners are closed.
     pub fn open(&self, rules: &Rules) -> Result<(), EntranceError> {
         let _within = self.runtime.enter();
         let mut state = self.state();
@@ -148,14 +149,15 @@ impl Entrances {
                 let listener = listen::tcp(bind.with_port(port), FLAG)?;
                 Opened::Clients(port, listener, tls.clone())
             }
-            // Rules name ports of clients only where there is TLS for them.
+            // Rules specify ports for clients only if clients use TLS.
             (_, Entrance::Port(port), _) => {
                 Opened::Agents(port, listen::tcp(self.agents.0.with_port(port), FLAG)?)
             }
         })
     }
 
-    /// Accepts on the sockets that were opened for these rules, and closes those that they do not name.
+    /// Starts to accept on the listeners that were opened for these rules, and closes those that the rules do not
+    /// contain.
     pub fn accept(&self, rules: &Rules) {
         let mut state = self.state();
         let wanted = self.wanted(rules);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What `konnectivity-server` shows in a browser: its tenants, agents and tunnels, and what waits for slow readers. Names
-//! are peers' words; that they are harmless is `proxy_serve::pages`' business.
+//! The web page of `konnectivity-server`: its tenants, agents and tunnels, and the data that is buffered for slow
+//! readers. Peers choose the names on the page; `proxy_serve::pages` makes them harmless.
 
 use std::cmp::Ordering;
 use std::fmt::{self, Display};
@@ -29,7 +29,7 @@ const TENANTS: [Column; 6] = [
     Column::numbers("Waits for clients"),
 ];
 
-/// Without the last one where there is one tenant.
+/// The last column is omitted if there is a single tenant.
 const AGENTS: [Column; 8] = [
     Column::words("Agent"),
     Column::words("Reaches"),
@@ -41,11 +41,11 @@ const AGENTS: [Column; 8] = [
     Column::words("Tenant"),
 ];
 
-/// What the page is made of.
+/// The data from which the page is built.
 pub struct View {
-    /// The server.
+    /// The server's state.
     pub server: Arc<Server>,
-    /// The memory for what waits.
+    /// The memory budget for buffered data.
     pub budget: Arc<Budget>,
     /// The phase of the process.
     pub phase: watch::Receiver<Phase>,
@@ -59,7 +59,7 @@ impl Show for View {
         self.facts(&mut page, &streams);
         let mut columns = &AGENTS[..];
         if let Tenants::Several(_) = self.server.tenants {
-            // They are in the order of their names.
+            // The tenants are sorted by name.
             page.table("Tenants", Table::of(&TENANTS, &tenants, tenant_row));
         } else {
             columns = &AGENTS[..AGENTS.len() - 1];
@@ -109,7 +109,7 @@ impl View {
     }
 }
 
-/// What several streams come to.
+/// The sums over several streams.
 #[derive(Default)]
 struct Sum {
     pending: usize,
@@ -193,7 +193,7 @@ impl Stream {
     }
 }
 
-/// What an agent says it can reach.
+/// The destinations that an agent announces.
 struct Reaches<'a>(&'a Identifiers);
 
 impl Display for Reaches<'_> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file of `--tenants-config`: read at the start, and again when it has changed. Rules that cannot be used change
-//! nothing.
+//! The file of `--tenants-config`. The server reads it at startup and whenever it changes. If the new rules are
+//! invalid, the previous rules stay in effect.
 
 use std::fs;
 use std::io;
@@ -19,48 +19,48 @@ use crate::server::Server;
 use crate::server::tenants::file::{self, Offered};
 use crate::server::tenants::rules::{Rules, RulesError, Side};
 
-/// Why the file cannot be used.
+/// The reason why the file cannot be used.
 #[derive(Debug, Error)]
 pub enum RulesFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the rules of tenants in {}; --tenants-config says where they are", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The error that the kernel returned.
         #[source]
         source: io::Error,
     },
-    /// It is no text.
+    /// The file is not valid UTF-8.
     #[error("the rules of tenants in {} are no UTF-8", path.display())]
     Text {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Where that shows.
+        /// The position of the invalid bytes.
         #[source]
         source: Utf8Error,
     },
-    /// It says something that cannot be.
+    /// The rules are invalid.
     #[error("the rules of tenants in {} cannot be used", path.display())]
     Rules {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The error.
+        /// The cause.
         #[source]
         source: RulesError,
     },
-    /// A socket of its rules cannot be had.
+    /// A listener that the rules specify cannot be opened.
     #[error("a listening socket of the rules in {} cannot be opened", path.display())]
     Entrance {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: EntranceError,
     },
 }
 
-/// The file.
+/// The file and the settings that its rules depend on.
 pub struct RulesFile {
     path: PathBuf,
     offered: Offered,
@@ -127,19 +127,19 @@ fn offered(settings: &Settings, has_reviewer: bool) -> Offered {
     }
 }
 
-/// Reads the file, and puts nothing in force.
+/// Reads and validates the file without applying its rules.
 ///
 /// # Errors
-/// It cannot be used.
+/// Returns an error if the file cannot be used.
 pub fn examine(path: &Path, settings: &Settings) -> Result<Rules, RulesFileError> {
     let offered = offered(settings, settings.kubeconfig.is_some());
     parse(path, &read(path)?, offered)
 }
 
-/// Reads the file for the first time, and puts its rules in force, now and whenever it changes.
+/// Reads the file and applies its rules, now and whenever the file changes.
 ///
 /// # Errors
-/// It cannot be used.
+/// Returns an error if the file cannot be used.
 pub fn load(
     path: &Path,
     settings: &Settings,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server's flags, checked: contradictions are refused before any socket is opened.
+//! The settings of the server, parsed from its flags and validated. Contradictions are rejected before any socket is
+//! opened.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,74 +23,74 @@ use crate::cluster::tokens::Account;
 use crate::flow::Limits;
 use crate::server::strategies::Strategy;
 
-/// Where clients connect.
+/// The address for clients.
 #[derive(Debug)]
 pub enum Frontend {
-    /// A Unix socket, and the fate of an old one.
+    /// A Unix socket, and the policy for an existing socket file.
     Unix(PathBuf, Existing),
-    /// TCP with TLS.
+    /// A TCP address with TLS.
     Tls(Bind, Tls),
 }
 
-/// The leases to keep.
+/// The settings for the server's lease.
 #[derive(Debug)]
 pub struct Leases {
-    /// Their namespace.
+    /// The namespace of the leases.
     pub namespace: String,
-    /// Their labels.
+    /// The labels of the leases.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Everything that the flags say.
+/// All settings from the flags.
 #[derive(Debug)]
 pub struct Settings {
-    /// This server's name.
+    /// The server's ID.
     pub id: String,
-    /// How many servers there are.
+    /// The number of servers, as announced to agents.
     pub count: u32,
-    /// How clients speak.
+    /// The protocol of clients.
     pub mode: Mode,
-    /// Whether clients with HTTP may ask in absolute form too.
+    /// True if HTTP clients may also send requests in absolute form.
     pub absolute_form: bool,
-    /// Where clients connect.
+    /// The address for clients.
     pub frontend: Frontend,
-    /// Where agents connect.
+    /// The address for agents.
     pub agents: (Bind, Tls),
-    /// Health and metrics.
+    /// The address for health and metrics.
     pub health: Bind,
-    /// Administration.
+    /// The address for administration.
     pub admin: Bind,
-    /// Whether profiles were asked for.
+    /// True if profiling was enabled.
     pub profiling: bool,
-    /// Pings of agents, and of clients.
+    /// The keepalive times for agents and for clients.
     pub keepalive: (Duration, Duration),
-    /// Whose tokens agents must have.
+    /// The service account whose tokens agents must present.
     pub account: Option<Account>,
-    /// The rules of tenants, where there are several.
+    /// The file with the rules of tenants, if there are several.
     pub tenants: Option<PathBuf>,
-    /// The fate of old Unix sockets that rules name.
+    /// The policy for existing files of the Unix sockets that rules specify.
     pub existing: Existing,
-    /// How to reach the API server.
+    /// The kubeconfig file for the API server.
     pub kubeconfig: Option<PathBuf>,
-    /// How agents are chosen.
+    /// The strategies for the choice of an agent.
     pub strategies: Vec<Strategy>,
-    /// Leases, if they are kept.
+    /// The settings for leases, if the server maintains them.
     pub leases: Option<Leases>,
-    /// How long connections may go on at the end.
+    /// The time for which connections may continue during shutdown.
     pub graceful: Duration,
-    /// How long an agent may take to answer a dial.
+    /// The time that an agent has to respond to a dial; `None` for no limit.
     pub dial_timeout: Option<Duration>,
-    /// The bounds of one tunnel.
+    /// The limits of one tunnel.
     pub limits: Limits,
-    /// Bytes that all may buffer.
+    /// The number of bytes that all tunnels together may buffer.
     pub budget: usize,
 }
 
 impl Settings {
-    /// Checks the flags.
+    /// Parses and validates the flags.
     ///
     /// # Errors
-    /// They contradict each other, or a value is out of range.
+    /// Returns an error if flags contradict each other or a value is out of range.
     pub fn new(args: &Args) -> Result<Self> {
         let suites = List::join(&args.cipher_suites);
         let policy = Policy::parse(&suites, &args.tls_min_version)

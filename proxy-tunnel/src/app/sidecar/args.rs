@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-sidecar`'s flags.
+//! The flags of `konnectivity-sidecar`.
 
 use clap::ArgAction;
 use proxy_serve::value::List;

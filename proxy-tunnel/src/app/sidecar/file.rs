@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file of `--tenants-config`: the settings that differ for each tenant. All others come from
-//! the flags.
+//! The file of `--tenants-config`, which contains the settings that differ between tenants. All others come from the
+//! flags.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use serde::Deserialize;
 use super::args::Args;
 use crate::destinations::{Destination, Destinations};
 
-/// Tenants at most: each has an address, a task, and lines in the metrics.
+/// The maximum number of tenants: each has a listening address, a task, and lines in the metrics.
 const MOST: usize = 1000;
 
-/// Bytes of the longest file.
+/// The maximum length of the file, in bytes.
 const LONGEST: usize = 1 << 20;
 
 #[derive(Debug, Deserialize)]
@@ -24,13 +24,13 @@ struct File {
     tenants: Vec<Entry>,
 }
 
-/// A tenant as the file has it.
+/// A tenant in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Entry {
-    /// Its name.
+    /// The tenant's name.
     pub name: String,
-    /// Where it listens.
+    /// The address on which the sidecar listens for this tenant.
     pub listen: String,
     client_cert: Option<String>,
     client_key: Option<String>,
@@ -44,13 +44,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The flags as this entry changes them.
+    /// Returns the flags with the changes of this entry.
     #[must_use]
     pub fn change(&self, flags: &Args) -> Args {
         let mut args = flags.clone();
         let reach = &mut args.reach;
         if self.proxy_uds.is_some() {
-            // A place of its own: nothing of that of the flags goes with it.
+            // The entry specifies its own server, so the server address and certificates of the flags do not apply.
             for other in [
                 &mut reach.proxy_host,
                 &mut reach.client_cert,
@@ -82,10 +82,10 @@ impl Entry {
         args
     }
 
-    /// Its targets, or those of the flags.
+    /// Returns the tenant's targets, or those of the flags if the entry has none.
     ///
     /// # Errors
-    /// An entry cannot be read.
+    /// Returns an error if an entry cannot be parsed.
     pub fn allowed(&self, flags: Destinations) -> Result<Destinations> {
         let Some(list) = &self.allow_destination else {
             return Ok(flags);
@@ -99,10 +99,10 @@ impl Entry {
     }
 }
 
-/// Reads a file.
+/// Reads and parses the file.
 ///
 /// # Errors
-/// It cannot be read, or has something else in it.
+/// Returns an error if the file cannot be read or its content is invalid.
 pub fn read(path: &Path) -> Result<Vec<Entry>> {
     let text = fs::read_to_string(path).with_context(|| {
         format!(
@@ -113,10 +113,10 @@ pub fn read(path: &Path) -> Result<Vec<Entry>> {
     parse(&text).with_context(|| format!("the tenants in {} cannot be used", path.display()))
 }
 
-/// Reads a file's text.
+/// Parses the text of the file.
 ///
 /// # Errors
-/// It has something else in it.
+/// Returns an error if the content is invalid.
 pub fn parse(text: &str) -> Result<Vec<Entry>> {
     ensure!(
         text.len() <= LONGEST,

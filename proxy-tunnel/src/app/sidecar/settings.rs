@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The sidecar's flags and its file, checked: contradictions are refused before any socket is
-//! opened.
+//! The settings of the sidecar, parsed from its flags and its file and validated. Contradictions are rejected before
+//! any socket is opened.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,16 +20,16 @@ use crate::client::Mode;
 use crate::destinations::Destinations;
 use crate::server::tenants::file::check_name;
 
-/// The only tenant, where there is no file.
+/// The name of the only tenant if there is no file.
 const ONLY: &str = "default";
 
-/// Where it listens, if nothing is said.
+/// The default listening address.
 const LISTEN: &str = "127.0.0.1:8097";
 
-/// Where clients connect.
+/// The address for clients.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Listen {
-    /// TCP on loopback.
+    /// A TCP address on loopback.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
@@ -47,43 +47,43 @@ impl fmt::Display for Listen {
 /// The settings of one tenant.
 #[derive(Debug)]
 pub struct TenantSettings {
-    /// Its name.
+    /// The tenant's name.
     pub name: String,
-    /// Where its clients connect.
+    /// The address for the tenant's clients.
     pub listen: Listen,
-    /// Where its server is.
+    /// The address of the tenant's server.
     pub place: Place,
-    /// How that is spoken to.
+    /// The protocol of the server.
     pub mode: Mode,
-    /// The targets that may be reached.
+    /// The targets that may be connected to.
     pub allowed: Destinations,
 }
 
-/// Everything that flags and file say.
+/// All settings from the flags and the file.
 #[derive(Debug)]
 pub struct Settings {
-    /// One, or several.
+    /// The tenants; at least one.
     pub tenants: Vec<TenantSettings>,
-    /// Connections of clients at once, for each.
+    /// The maximum number of simultaneous client connections per tenant.
     pub max_connections: u32,
-    /// Health and metrics.
+    /// The address for health and metrics.
     pub health: Bind,
 }
 
 impl Settings {
-    /// Checks the flags, and the file that they name.
+    /// Parses and validates the flags and the file that they name.
     ///
     /// # Errors
-    /// They contradict each other, or a value is out of range.
+    /// Returns an error if settings contradict each other or a value is out of range.
     pub fn new(args: &Args) -> Result<Self> {
         let entries = path(&args.tenants_config).map(|path| file::read(&path));
         Self::with(args, entries.transpose()?)
     }
 
-    /// Checks the flags with these entries of a file.
+    /// Parses and validates the flags together with these entries of a file.
     ///
     /// # Errors
-    /// As [`Settings::new`].
+    /// Returns an error under the same conditions as [`Settings::new`].
     pub fn with(args: &Args, entries: Option<Vec<Entry>>) -> Result<Self> {
         ensure!(
             args.max_connections > 0,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The fate of written bytes when their tunnel is dropped: the server has no room for them, or makes some in time.
+//! Tests what happens to written bytes when their tunnel is dropped and the server has no window for them, or opens it
+//! in time.
 
 use std::time::Instant;
 
@@ -10,25 +11,25 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// Bytes that a server has room for which says nothing else (RFC 9113, section 6.5.2).
+/// The default window of a server that announces no other (RFC 9113, section 6.5.2), in bytes.
 const ROOM: usize = 65_535;
 
-/// Bytes that the client sends.
+/// The number of bytes that the client sends.
 const SENT: usize = 200_000;
 
-/// For a loaded machine.
+/// A time limit that suffices on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);
 
-/// How a server takes the bytes of a stream.
+/// How the server of a test reads the bytes of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
-    /// Not beyond its window.
+    /// The server reads no bytes, so the client can send only one window.
     Nothing,
-    /// With pauses, all of them shorter than the client's grace.
+    /// The server reads with pauses that are shorter than the client's grace period.
     Slowly,
 }
 
-/// Serves one stream. Returns how many bytes came, and by what the stream was reset if it was.
+/// Serves one stream. Returns the number of received bytes, and the reason if the stream was reset.
 async fn serve(io: DuplexStream, reads: Reads) -> (usize, Option<Reason>) {
     let mut connection = h2::server::handshake(io).await.unwrap();
     let (request, mut respond) = connection.accept().await.unwrap().unwrap();
@@ -51,7 +52,7 @@ async fn serve(io: DuplexStream, reads: Reads) -> (usize, Option<Reason>) {
     (count, None)
 }
 
-/// A stream that sends, and its server's result.
+/// Returns a stream that sends, and the task that returns its server's result.
 async fn opened(reads: Reads) -> (Opened, tokio::task::JoinHandle<(usize, Option<Reason>)>) {
     let (near, far) = tokio::io::duplex(1 << 16);
     let serving = tokio::spawn(serve(far, reads));
@@ -87,7 +88,7 @@ async fn a_dropped_stream_sends_what_was_written_to_a_server_that_reads() {
     drop(inbound);
 }
 
-/// A server that resets the stream, or leaves, ends the tasks that wait for it.
+/// Tests that the tasks that wait for a stream end when the server resets the stream or disconnects.
 #[tokio::test]
 async fn an_ended_stream_is_an_error_for_its_reader() {
     let (opened, serving) = opened(Reads::Nothing).await;

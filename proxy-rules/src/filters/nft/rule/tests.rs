@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Rules as the kernel dumps them, and malformed ones.
+//! Tests rules in the kernel's format, and malformed ones.
 
 use proptest::prelude::*;
 
@@ -111,7 +111,8 @@ fn the_vips_end_is_known_and_the_other_is_not() {
     assert_eq!((request.matches, request.action), (Truth::No, Action::Drop));
 }
 
-/// A Service is no address that the node's own processes are connected to, and one of the node by our route.
+/// The node's own processes are not connected to the address of a Service, and it is an address of the node because of
+/// the agent's route.
 #[test]
 fn what_is_known_of_a_service_counts() {
     let service = Packet {
@@ -161,7 +162,7 @@ fn what_is_known_of_a_service_counts() {
 
 #[test]
 fn an_untracked_packet_is_in_one_state_only() {
-    /// `new | established`, as nft counts them.
+    /// `new | established`, in the bits of nft.
     const NEW_OR_ESTABLISHED: u32 = 8 | 2;
     const UNTRACKED: u32 = 64;
     let matches = |states| steps(&ct_state_in(states), Direction::Request).matches;
@@ -173,7 +174,7 @@ fn an_untracked_packet_is_in_one_state_only() {
     assert_eq!(steps(&[status], Direction::Request).matches, Truth::No);
 }
 
-/// As `cluster-ips-check` of kube-proxy in nftables mode, with and without its `ct state new`.
+/// The rules correspond to `cluster-ips-check` of kube-proxy in nftables mode, with and without its `ct state new`.
 #[test]
 fn a_new_connection_of_the_node_is_tracked() {
     let opens = |expressions: &[(&str, Expressions)]| steps(expressions, Direction::Opening);
@@ -202,7 +203,7 @@ fn a_new_connection_of_the_node_is_tracked() {
         (Truth::Yes, Action::Drop)
     );
     assert_eq!(masked([10, 112, 0, 0]).matches, Truth::No);
-    // Of an entry only its state is known.
+    // Of a conntrack entry only the state is known.
     let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
     let status = raw("ct", vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, 2)]);
     assert_eq!(opens(&[status, equals(&[0; 4])]).matches, Truth::Maybe);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The flags, their defaults, and refused values: facts §3.
+//! Tests the flags, their defaults, and rejected values, as listed in section 3 of the facts.
 
 use super::super::super::read_flags;
 use proxy_serve::listen::unix::Existing;
@@ -53,7 +53,7 @@ fn defaults() {
     assert_eq!(off.dial_timeout, None);
 }
 
-/// All flags that upstream's own suite passes, as it passes them.
+/// All flags that upstream's test suite passes, in the same form.
 #[test]
 fn the_suites_command_line() {
     let settings = read(&[
