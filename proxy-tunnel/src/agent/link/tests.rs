@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tests the replies of an agent as listed in section 1 of the facts, row by row, with real targets on loopback.
+//! Tests the replies of an agent to each message, as upstream's agent 0.36.0 sends them, with real targets on loopback.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The effect of each message of an agent on tunnels; checks facts §1 row by row.
+//! The effect of each message of an agent on tunnels, message by message, as in upstream's server 0.36.0.
 
 use futures_util::{FutureExt as _, StreamExt as _};
 

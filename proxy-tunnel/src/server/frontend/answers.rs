@@ -82,7 +82,7 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// Checks facts §2 row by row.
+    /// Checks the response to each error, byte by byte, as upstream's server 0.36.0 sends it.
     #[test]
     fn answers_to_dials_are_upstreams_bytes() {
         assert_eq!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tests the flags, their defaults, and rejected values, as listed in section 3 of the facts.
+//! Tests the flags, their defaults, and rejected values, as upstream's server 0.36.0 has them.
 
 use super::super::super::read_flags;
 use proxy_serve::listen::unix::Existing;
