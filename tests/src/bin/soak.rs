@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The soak: an agent that works for half an hour must not hold more at the end than at the
-//! beginning. The load and the measurements are in `tests::soak`.
+//! The soak test: an agent that works for half an hour must not hold more resources at the end than at the beginning.
+//! The load and the measurements are in `tests::soak`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use tests::node::{Node, Topology};
 use tests::{agent, signals, soak};
 
 const MINUTES: u64 = 30;
-/// Between two rounds of work.
+/// The pause between two rounds of work.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Seconds between two lines of progress.
+/// The number of seconds between two lines of progress.
 const MINUTE: u64 = 60;
 
 fn main() -> ExitCode {
@@ -38,7 +38,7 @@ fn minutes(mut args: impl Iterator<Item = String>) -> Result<u64> {
 }
 
 fn run(minutes: u64) -> Result<()> {
-    // SAFETY: geteuid has no effects.
+    // SAFETY: geteuid has no side effects.
     let user = unsafe { libc::geteuid() };
     ensure!(user == 0, "network namespaces need root: run it with sudo");
     println!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The last act: the node's conntrack table takes no more entries, and requests go all the way: through
-//! HAProxy, in a cgroup of its own, to an API server behind the uplink.
+//! The last part of the demo: the node's conntrack table is full, and requests pass through HAProxy, in a cgroup of its
+//! own, to an API server behind the uplink.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,19 +18,19 @@ use tests::{Family, conntrack, ctnetlink, status};
 use crate::requests;
 use crate::{Column, start_agent};
 
-/// The result of one request on each path, and the entries it left in the table.
+/// The result of one request on each path, and the conntrack entries that the requests left.
 pub struct Outcome {
     requests: Vec<(Family, String, Result<Duration, String>)>,
     entries: usize,
 }
 
 impl Outcome {
-    /// True if any request was answered.
+    /// Returns true if any request was answered.
     pub fn works_at_all(&self) -> bool {
         self.requests.iter().any(|(_, _, result)| result.is_ok())
     }
 
-    /// The requests that were not answered.
+    /// Returns the requests that were not answered.
     pub fn failures(&self) -> Vec<String> {
         let failed = |(_, path, result): &(_, String, Result<_, String>)| {
             let reason = result.as_ref().err()?;
@@ -57,7 +57,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Makes a node, fills its table, and makes a request on every way.
+/// Creates a node, fills its conntrack table, and sends a request on every path.
 pub fn measure(column: &Column) -> Result<Outcome> {
     let node = Node::with_pods(Topology::Veth, 1)?;
     KubeProxy::IptablesNft.install(&node.netns)?;
@@ -92,8 +92,8 @@ pub fn measure(column: &Column) -> Result<Outcome> {
     })
 }
 
-/// Has the agent learn the API servers, from one request in each family while there is room in the table. Returns the
-/// sources of the entries that it left there: the first connection to an API server is tracked.
+/// Makes the agent learn the API servers, by one request in each family while the table has room. Returns the sources
+/// of the entries that these requests left: the first connection to an API server is tracked.
 fn be_learned(node: &Node, ca: &FilePath) -> Result<Vec<SocketAddr>> {
     status::wait_until_learning(node)?;
     for family in Family::ALL {
@@ -109,7 +109,7 @@ fn be_learned(node: &Node, ca: &FilePath) -> Result<Vec<SocketAddr>> {
     sources(node)
 }
 
-/// The sources of the entries of the proxy and of the API servers.
+/// Returns the sources of the entries of the proxy and of the API servers.
 fn sources(node: &Node) -> Result<Vec<SocketAddr>> {
     let mut sources = Vec::new();
     for family in Family::ALL {

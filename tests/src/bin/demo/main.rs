@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The demo: the same node three times, without an agent, with stateless NOTRACK rules and with our
-//! agent; real TLS requests on every way to the proxy; and a table of their results. In the last
-//! act the conntrack table is full.
+//! The demo: runs the same node three times, without an agent, with stateless NOTRACK rules and with our agent; sends
+//! real TLS requests on every path to the proxy; and prints a table of the results. In the last part the conntrack
+//! table is full.
 
 mod full_table;
 mod neighbour;
@@ -22,10 +22,10 @@ use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, conntrack, signals};
 
-/// The requests made on each way; the latency shown is their median.
+/// The number of requests on each path; the latency shown is their median.
 const REQUESTS: usize = 5;
 
-/// One third of the table.
+/// One third of the table: one of the three nodes.
 #[derive(Debug, Clone, Copy)]
 struct Column {
     title: &'static str,
@@ -33,7 +33,7 @@ struct Column {
     args: Option<&'static [&'static str]>,
     /// The kernel feature or tool that is hidden from the agent.
     missing: Option<Missing>,
-    /// Whether it translates the ClusterIP.
+    /// True if the agent translates the ClusterIP.
     translates: bool,
 }
 
@@ -47,7 +47,7 @@ const COLUMNS: [Column; 3] = [
     Column {
         title: "stateless NOTRACK rules",
         args: Some(&["--backend=iptables", "--guard=off", "--cleanup"]),
-        // With it the rules would decide per connection.
+        // With ipset, the rules would decide per connection.
         missing: Some(Missing::Ipset),
         translates: false,
     },
@@ -76,10 +76,10 @@ fn main() -> ExitCode {
     signals::run_to_verdict("\nThe demo failed", demo)
 }
 
-/// True if our agent's column is as expected.
+/// Runs the demo and returns true if our agent's column is as expected.
 fn demo() -> Result<bool> {
     let start = Instant::now();
-    // SAFETY: geteuid has no effects.
+    // SAFETY: geteuid has no side effects.
     let user = unsafe { libc::geteuid() };
     ensure!(user == 0, "network namespaces need root: run it with sudo");
     println!("The agent is {}", agent::binary()?.display());
@@ -149,8 +149,7 @@ fn demo() -> Result<bool> {
     Ok(wrong.is_empty())
 }
 
-/// Makes a node, requests on every way, and returns their results and the entries that conntrack
-/// lists.
+/// Creates a node, sends requests on every path, and returns their results and the entries that conntrack lists.
 fn measure(column: &Column) -> Result<(Vec<Row>, Vec<String>, Neighbour)> {
     let step = |text: &str| println!("      {text}");
     step("a node, a pod behind a veth pair, a pod behind a bridge");
@@ -210,14 +209,14 @@ fn start_agent(node: &Node, column: &Column) -> Result<Option<Agent>> {
         None => node.start_agent(&args),
     };
     let agent = started.map_err(|error| {
-        // Its log says why, and the node that holds it is about to go.
+        // The agent's log has the reason, and it is removed together with the node.
         error.context(node.logs())
     })?;
     println!("      ready after {} ms", start.elapsed().as_millis());
     Ok(Some(agent))
 }
 
-/// The error in a row of our agent's column, if any.
+/// Returns the error in a row of our agent's column, if there is one.
 fn mistake(row: &Row) -> Option<String> {
     if row.latency.is_none() {
         Some(format!("{}: {}", row.path, row.result))

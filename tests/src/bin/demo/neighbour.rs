@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A neighbour that routes the VIP to the node, and the answers that it gets.
+//! A neighbouring host that routes the VIP to the node, and the replies that it receives.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -9,18 +9,18 @@ use anyhow::Result;
 use tests::node::{Node, uplink_address};
 use tests::{Family, client, status};
 
-/// Long enough for an answer, and for one SYN that is sent again.
+/// Long enough for a reply, and for one retransmitted SYN.
 const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The answers that a neighbour got.
+/// The replies that the neighbour received.
 pub struct Neighbour {
     answered: usize,
-    /// Packets that status says were dropped; none without an agent that counts.
+    /// The number of dropped packets that `status` reports; `None` without an agent that counts them.
     dropped: Option<u64>,
 }
 
-/// Connects from the other end of the uplink, once in each family. `counts`: the agent counts the
-/// packets it drops.
+/// Connects from the other end of the uplink, once in each family. `counts` is true if the agent counts the packets
+/// that it drops.
 pub fn measure(node: &Node, counts: bool) -> Result<Neighbour> {
     let mut answered = 0;
     for family in Family::ALL {
@@ -39,7 +39,7 @@ pub fn measure(node: &Node, counts: bool) -> Result<Neighbour> {
 }
 
 impl Neighbour {
-    /// The error, where the link is guarded: an answer, or no counted drop.
+    /// Returns the error on a guarded link: the neighbour got a reply, or no dropped packet was counted.
     pub fn mistake(&self) -> Option<String> {
         let is_right = self.answered == 0 && self.dropped.is_some_and(|count| count > 0);
         (!is_right).then(|| format!("a neighbour that routes the VIP to the node: {self}"))

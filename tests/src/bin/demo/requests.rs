@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TLS requests by curl on every way to the proxy, and the entries that they leave in conntrack.
+//! Sends TLS requests with curl on every path to the proxy, and counts the entries that they leave in conntrack.
 
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
@@ -12,29 +12,29 @@ use tests::node::{Node, Topology};
 use tests::path::Path;
 use tests::{Family, cmd, slow_machine};
 
-/// curl's exit code when it waited in vain.
+/// curl's exit code for a time-out.
 const CURL_TIMED_OUT: i32 = 28;
-/// How long a request may take.
+/// The time-out of a request.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The results of the requests on one path.
 #[derive(Debug)]
 pub struct Row {
-    /// The way in words.
+    /// The description of the path.
     pub path: String,
-    /// `ok`, `timed out`, or the error of curl.
+    /// `ok`, `timed out`, or curl's error message.
     pub result: String,
-    /// The median time of a request with TCP and TLS handshake, if all were answered.
+    /// The median time of a request, including the TCP and TLS handshakes, if all were answered.
     pub latency: Option<Duration>,
-    /// The conntrack entries the requests left.
+    /// The number of conntrack entries that the requests left.
     pub entries: usize,
 }
 
-/// Makes `count` requests on every way.
+/// Sends `count` requests on every path.
 pub fn on_every_path(node: &Node, ca: &FilePath, count: usize) -> Result<Vec<Row>> {
     let paths = node.paths();
     let mut results = one_on_every_path(&paths, ca)?;
-    // The latency comes from a quiet machine, one request after the other.
+    // The latency is measured on an idle machine, with one request after the other.
     for (path, result) in paths.iter().zip(&mut results) {
         if result.is_err() {
             continue;
@@ -63,8 +63,8 @@ pub fn on_every_path(node: &Node, ca: &FilePath, count: usize) -> Result<Vec<Row
     Ok(rows)
 }
 
-/// Makes one request on each way, all at once, so that those that time out do so together. Returns
-/// the time each took, or its error.
+/// Sends one request on each path, all at once, so that the time-outs overlap. Returns, for each, the time it took or
+/// its error.
 pub fn one_on_every_path(
     paths: &[Path<'_>],
     ca: &FilePath,
@@ -107,7 +107,7 @@ fn describe(client: &str, topology: Topology) -> String {
     }
 }
 
-/// True if the entry is of a connection on this way: in whichever direction conntrack saw it first.
+/// Returns true if the entry belongs to a connection on this path, in whichever direction conntrack saw it first.
 fn belongs_to(node: &Node, path: &Path<'_>, entry: &Entry) -> bool {
     let ends = [entry.source, entry.destination];
     let pod = node
@@ -118,7 +118,7 @@ fn belongs_to(node: &Node, path: &Path<'_>, entry: &Entry) -> bool {
     client == path.client && ends.contains(&path.destination())
 }
 
-/// The time of one request, or its error.
+/// Sends one request and returns the time it took, or its error.
 fn request(path: &Path<'_>, ca: &FilePath) -> Result<Result<Duration, String>> {
     let to: SocketAddr = path.destination();
     let output = cmd::output(

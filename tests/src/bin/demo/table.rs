@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The table at the end.
+//! Renders the table at the end of the demo.
 
 use std::fmt::Write as _;
 
@@ -21,7 +21,7 @@ pub fn render(titles: &[&str], columns: &[Vec<Row>]) -> String {
         .unwrap_or(0);
     let mut text = String::new();
     let mut line = |first: &str, rest: Vec<String>| {
-        // Formatting counts characters, and an arrow is one.
+        // Formatting counts characters, and an arrow is one character.
         let _ = write!(text, "{first:path_width$}");
         for cell in rest {
             let _ = write!(text, " │ {cell:column_width$}");
