@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent under test, as a process in a node's namespace.
+//! Runs the agent under test as a process in a node's namespace.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -17,22 +17,22 @@ use crate::degraded_host::Missing;
 use crate::node::{Node, SharedLog};
 use crate::{refusing, skip, slow_machine, usage};
 
-/// How long the agent may take to its first clean pass: a bound for a loaded machine.
+/// The maximum time until the agent's first clean pass, with a margin for a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long it may take to end.
+/// The maximum time until the agent has exited.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(EXIT_TIMEOUT_SECONDS as u64);
 const EXIT_TIMEOUT_SECONDS: u32 = 20;
-/// Upper bound of the processor time of one check whether the proxy still listens, also on a slow machine. The agent
-/// checks about once a second; a reconcile pass takes more.
+/// The maximum processor time of one check whether the proxy still listens, also on a slow machine. The agent checks
+/// about once a second; a reconcile pass uses more.
 const A_LOOK: Duration = Duration::from_millis(2);
 
-/// The flags that have the ClusterIP of each family translated.
+/// The flags that enable translation of the ClusterIP of each family.
 pub const TRANSLATE: [&str; 2] = [
     "--service-address=10.96.0.1:443",
     "--service-address=[fd00:96::1]:443",
 ];
 
-/// Flags every run gets unless the test names them itself.
+/// Returns the flags that every run gets unless the test sets them itself.
 fn defaults(node: &Node) -> [(&'static str, String); 4] {
     [
         (
@@ -41,23 +41,23 @@ fn defaults(node: &Node) -> [(&'static str, String); 4] {
         ),
         ("--bpffs", node.agent_bpffs().display().to_string()),
         ("--run-dir", node.run_dir().display().to_string()),
-        // An hour: every repair before is caused by a notification.
+        // An hour, so that every repair before that is caused by a notification.
         ("--sync-interval", "1h0m0s".to_owned()),
     ]
 }
 
-/// The agent's executable: `PROXY_AGENT_BIN`, or the one built beside the tests.
+/// Returns the path of the agent's executable: `PROXY_AGENT_BIN`, or the one built beside the tests.
 ///
 /// # Errors
-/// When there is none; says how to build it.
+/// Returns an error if there is none; the error says how to build it.
 pub fn binary() -> Result<PathBuf> {
     program("PROXY_AGENT_BIN", "proxy-agent")
 }
 
-/// A program under test: what the environment variable says, or the one built beside the tests.
+/// Returns the path of a program under test: the value of the environment variable, or the one built beside the tests.
 ///
 /// # Errors
-/// When there is none; says how to build it.
+/// Returns an error if there is none; the error says how to build it.
 pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
@@ -67,7 +67,7 @@ pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let own = std::env::current_exe().context("finding this executable")?;
-    // target/quick/deps/paths-… or target/quick/demo
+    // The test's own path is target/quick/deps/paths-… or target/quick/demo.
     own.ancestors()
         .skip(1)
         .take(2)
@@ -81,10 +81,10 @@ pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
         })
 }
 
-/// The build of the previous release, `PROXY_AGENT_PREVIOUS_BIN`; none if it is not set.
+/// Returns the build of the previous release, `PROXY_AGENT_PREVIOUS_BIN`, or `None` if the variable is not set.
 ///
 /// # Errors
-/// When there is no such file.
+/// Returns an error if there is no such file.
 pub fn previous_binary() -> Result<Option<PathBuf>> {
     let Some(path) = std::env::var_os("PROXY_AGENT_PREVIOUS_BIN") else {
         return Ok(None);
@@ -97,36 +97,37 @@ pub fn previous_binary() -> Result<Option<PathBuf>> {
 }
 
 impl Node {
-    /// Where agents of this node pin: on the node's own bpffs.
+    /// Returns the directory in which agents of this node pin their objects, on the node's own bpffs.
     #[must_use]
     pub fn agent_bpffs(&self) -> PathBuf {
         self.bpffs().join("proxy-agent/v2")
     }
 
-    /// The run directory of the node's agents.
+    /// Returns the run directory of the node's agents.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
         self.dir().join("run")
     }
 
-    /// The directory of pinned TC links: one file per link, named by its ifindex.
+    /// Returns the directory of pinned TC links, with one file per link, named by its ifindex.
     #[must_use]
     pub fn link_pins(&self) -> PathBuf {
         self.agent_bpffs().join("links")
     }
 
-    /// Where the TC program of a link is pinned.
+    /// Returns the path at which the TC program of a link is pinned.
     ///
     /// # Errors
-    /// When there is no such link.
+    /// Returns an error if there is no such link.
     pub fn link_pin(&self, link: &str) -> Result<PathBuf> {
         Ok(self.link_pins().join(self.netns.ifindex(link)?.to_string()))
     }
 
-    /// Whether the agent's program is attached to a link's ingress, by tcx or, where there is none, by clsact.
+    /// Returns true if the agent's program is attached to a link's ingress, by tcx or, on kernels without tcx, by
+    /// clsact.
     ///
     /// # Errors
-    /// When there is no such link.
+    /// Returns an error if there is no such link.
     pub fn is_attached(&self, link: &str) -> Result<bool> {
         if skip::has_tcx()? {
             return Ok(self.link_pin(link)?.exists());
@@ -137,10 +138,10 @@ impl Node {
         Ok(filters.contains("vip_ingress"))
     }
 
-    /// Takes that program away.
+    /// Detaches that program.
     ///
     /// # Errors
-    /// When it is not there.
+    /// Returns an error if the program is not attached.
     pub fn detach(&self, link: &str) -> Result<()> {
         if skip::has_tcx()? {
             return fs::remove_file(self.link_pin(link)?).context(link.to_owned());
@@ -150,15 +151,15 @@ impl Node {
             .map(drop)
     }
 
-    /// A command line of the agent in the node's namespace, with the default flags of the tests.
+    /// Returns a command that runs the agent in the node's namespace, with the default flags of the tests.
     ///
     /// # Errors
-    /// When there is no agent.
+    /// Returns an error if there is no executable of the agent.
     pub fn agent_command(&self, args: &[&str]) -> Result<Command> {
         Ok(self.agent_command_of(&binary()?, args))
     }
 
-    /// As [`Node::agent_command`], for another build of the agent.
+    /// Works like [`Node::agent_command`], for another build of the agent.
     #[must_use]
     pub fn agent_command_of(&self, binary: &Path, args: &[&str]) -> Command {
         let mut command = self.netns.command(binary);
@@ -172,18 +173,18 @@ impl Node {
         command
     }
 
-    /// Runs the agent to its end; `--daemon=false` or a mistake should be among the arguments.
+    /// Runs the agent until it exits; the arguments should contain `--daemon=false` or an invalid flag.
     ///
     /// # Errors
-    /// When there is no agent.
+    /// Returns an error if there is no executable of the agent.
     pub fn run_agent(&self, args: &[&str]) -> Result<Output> {
         self.run(self.agent_command(args)?)
     }
 
-    /// Runs a command made by [`Node::agent_command`] to its end; one that does not end is killed.
+    /// Runs a command that [`Node::agent_command`] returned until it exits, and kills it if it does not exit in time.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Returns an error if the command cannot be started.
     pub fn run(&self, mut command: Command) -> Result<Output> {
         let seconds = EXIT_TIMEOUT_SECONDS * slow_machine::factor();
         // SAFETY: alarm(2) is async-signal-safe, and its signal survives exec.
@@ -199,17 +200,17 @@ impl Node {
     /// Starts the agent and waits until it is ready.
     ///
     /// # Errors
-    /// When it ends instead, or takes too long.
+    /// Returns an error if the agent exits instead or is not ready in time.
     pub fn start_agent(&self, args: &[&str]) -> Result<Agent> {
         let agent = self.spawn_agent(args)?;
         agent.wait_until_ready()?;
         Ok(agent)
     }
 
-    /// Starts the agent as on a machine that lacks something, and waits until it is ready.
+    /// Starts the agent as on a machine without some feature or tool, and waits until it is ready.
     ///
     /// # Errors
-    /// As [`Node::start_agent`].
+    /// Returns the same errors as [`Node::start_agent`].
     pub fn start_agent_missing(&self, missing: Missing, args: &[&str]) -> Result<Agent> {
         let mut command = self.agent_command(args)?;
         missing.apply(&mut command);
@@ -218,11 +219,11 @@ impl Node {
         Ok(agent)
     }
 
-    /// Starts the agent where the kernel refuses this program as long as the agent has not loaded its
-    /// programs in another way, and waits until it is ready.
+    /// Starts the agent on a kernel that refuses this program until the agent has loaded its programs in another way,
+    /// and waits until the agent is ready.
     ///
     /// # Errors
-    /// As [`Node::start_agent`].
+    /// Returns the same errors as [`Node::start_agent`].
     pub fn start_agent_refusing(&self, program: &'static str, args: &[&str]) -> Result<Agent> {
         let mut command = self.agent_command(args)?;
         refusing::prepare(&mut command);
@@ -232,18 +233,18 @@ impl Node {
         Ok(agent)
     }
 
-    /// Starts the agent and does not wait.
+    /// Starts the agent and does not wait until it is ready.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is no executable of the agent.
     pub fn spawn_agent(&self, args: &[&str]) -> Result<Agent> {
         self.spawn(self.agent_command(args)?)
     }
 
-    /// Starts a command made by [`Node::agent_command`].
+    /// Starts a command that [`Node::agent_command`] returned.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// Returns an error if the command cannot be started.
     pub fn spawn(&self, mut command: Command) -> Result<Agent> {
         command
             .stdin(Stdio::null())
@@ -267,7 +268,7 @@ impl Node {
     }
 }
 
-/// A running agent, killed when dropped.
+/// A running agent, which is killed when this is dropped.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
@@ -275,33 +276,33 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Everything that the agent has logged so far.
+    /// Returns everything that the agent has logged so far.
     ///
     /// # Panics
-    /// When the thread that reads its log has panicked.
+    /// Panics if the thread that reads the agent's log has panicked.
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().expect("no panic while held").clone()
     }
 
-    /// Its process id.
+    /// Returns the agent's process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Waits until it has logged that it is ready.
+    /// Waits until the agent has logged that it is ready.
     ///
     /// # Errors
-    /// When it ends instead, or takes too long.
+    /// Returns an error if the agent exits instead or is not ready in time.
     pub fn wait_until_ready(&self) -> Result<()> {
         self.wait_until_ready_within(READY_TIMEOUT)
     }
 
-    /// As [`Agent::wait_until_ready`], where there is so much to do that a minute is not enough.
+    /// Works like [`Agent::wait_until_ready`], for set-ups for which a minute is not enough.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the same errors as [`Agent::wait_until_ready`].
     pub fn wait_until_ready_within(&self, limit: Duration) -> Result<()> {
         cmd::wait_until(limit, "the agent to be ready", || {
             let is_ready = |line: &str| line.ends_with("ready") && !line.ends_with("not ready");
@@ -315,36 +316,36 @@ impl Agent {
         })
     }
 
-    /// Sends a signal and does not wait.
+    /// Sends a signal to the agent and does not wait.
     ///
     /// # Errors
-    /// When it is gone.
+    /// Returns an error if the agent has exited.
     pub fn signal(&self, signal: i32) -> Result<()> {
         self.process.signal(signal)
     }
 
-    /// Sends a signal and waits for its end.
+    /// Sends a signal to the agent and waits until it exits.
     ///
     /// # Errors
-    /// When it does not end.
+    /// Returns an error if the agent does not exit in time.
     pub fn stop(&mut self, signal: i32) -> Result<ExitStatus> {
         self.process.signal(signal)?;
         self.process.wait(EXIT_TIMEOUT)
     }
 
-    /// The processor time it has used so far.
+    /// Returns the processor time that the agent has used so far.
     ///
     /// # Errors
-    /// When it is gone.
+    /// Returns an error if the agent has exited.
     pub fn cpu_time(&self) -> Result<Duration> {
         usage::cpu_time(self.id())
     }
 
-    /// Waits until it has done nothing for `window` but look whether the proxy still listens, and `same` says that
-    /// nothing else has changed either.
+    /// Waits until, for `window`, the agent has only checked whether the proxy still listens, and the value of `same`
+    /// has not changed either.
     ///
     /// # Errors
-    /// When it is gone or not at rest in time, and those of `same`.
+    /// Returns an error if the agent has exited or is not idle in time, and passes on the errors of `same`.
     pub fn wait_until_at_rest<T: PartialEq>(
         &self,
         (window, timeout): (Duration, Duration),
@@ -352,7 +353,8 @@ impl Agent {
     ) -> Result<T> {
         let mut before = same()?;
         cmd::wait_until(timeout, "the agent to be at rest", || {
-            // Not while `same` looks: that may take longer than the time between two looks for the proxy.
+            // The time in which `same` runs does not count: it may take longer than the interval between two checks of
+            // the proxy.
             let used = self.cpu_time()?;
             std::thread::sleep(window);
             let used = self.cpu_time()?.saturating_sub(used);
@@ -363,23 +365,23 @@ impl Agent {
         })
     }
 
-    /// Its resident memory in bytes.
+    /// Returns the agent's resident memory, in bytes.
     ///
     /// # Errors
-    /// When it is gone.
+    /// Returns an error if the agent has exited.
     pub fn resident_memory(&self) -> Result<u64> {
         usage::resident_memory(self.id())
     }
 
-    /// The most memory in bytes that it has had resident.
+    /// Returns the agent's peak resident memory, in bytes.
     ///
     /// # Errors
-    /// When it is gone.
+    /// Returns an error if the agent has exited.
     pub fn peak_memory(&self) -> Result<u64> {
         usage::peak_memory(self.id())
     }
 
-    /// True while it has not ended; a zombie has.
+    /// Returns true if the agent has not exited. A zombie has exited.
     fn is_alive(&self) -> bool {
         fs::read_to_string(format!("/proc/{}/stat", self.id()))
             .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|s| s.starts_with(" Z")))

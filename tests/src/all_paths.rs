@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Traffic on every path of a node at once, and its conntrack entries.
+//! Connects on every path of a node at once, and checks the conntrack entries.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -14,20 +14,20 @@ use crate::{client, conntrack, transfer};
 const TIMEOUT: Duration = Duration::from_secs(10);
 const BYTES: u64 = 1_000_000;
 
-/// Every path works; connections to the VIP are untracked, and those that kube-proxy translates are
-/// tracked.
+/// Checks that every path works, that connections to the VIP are untracked, and that connections that kube-proxy
+/// translates are tracked.
 ///
 /// # Errors
-/// When that is not so: names the first way on which it is not.
+/// Returns an error if this is not so; the error names the first path on which it fails.
 pub fn everything_works(node: &Node) -> Result<()> {
     everything_works_leaving(node, 1)
 }
 
-/// As [`everything_works`], where a connection to the ClusterIP leaves as many entries as this: none if the
-/// agent translates it.
+/// Works like [`everything_works`], with the given number of entries for a connection to the ClusterIP: 0 if the agent
+/// translates it.
 ///
 /// # Errors
-/// As [`everything_works`].
+/// Returns the same errors as [`everything_works`].
 pub fn everything_works_leaving(node: &Node, by_cluster_ip: usize) -> Result<()> {
     for path in node.paths() {
         let stream = exchange(&path, TIMEOUT, BYTES)?;
@@ -45,7 +45,7 @@ pub fn everything_works_leaving(node: &Node, by_cluster_ip: usize) -> Result<()>
 /// Connects on a path and exchanges bytes.
 ///
 /// # Errors
-/// When that fails: names the path.
+/// Returns an error if the exchange fails; the error names the path.
 pub fn exchange(path: &Path, timeout: Duration, bytes: u64) -> Result<TcpStream> {
     let mut stream = client::connect(path.netns, path.destination(), timeout)
         .with_context(|| path.to_string())?;
@@ -53,10 +53,10 @@ pub fn exchange(path: &Path, timeout: Duration, bytes: u64) -> Result<TcpStream>
     Ok(stream)
 }
 
-/// As [`exchange`]; the client's peer is the address that it has dialled.
+/// Works like [`exchange`], and checks that the client's peer is the address that the client dialled.
 ///
 /// # Errors
-/// When one of these is not so: names the path.
+/// Returns an error if one of the two fails; the error names the path.
 pub fn exchange_as_dialled(path: &Path, timeout: Duration, bytes: u64) -> Result<TcpStream> {
     let stream = exchange(path, timeout, bytes)?;
     let peer = stream.peer_addr()?;

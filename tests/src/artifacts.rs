@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Everything that an agent of any backend keeps on a node, as text that can be compared: the same
-//! after each start, and empty after a clean-up.
+//! Everything that an agent with any backend creates on a node, as text that can be compared: it is the same after each
+//! start, and empty after a clean-up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,18 +12,18 @@ use anyhow::Result;
 use crate::node::Node;
 use crate::{Family, snapshot};
 
-/// All of it.
+/// Returns the links with the VIPs and the data plane.
 ///
 /// # Errors
-/// When a tool fails.
+/// Returns an error if a tool fails.
 pub fn everything(node: &Node) -> Result<String> {
     Ok(vips(node)? + &data_plane(node)?)
 }
 
-/// The links that carry the VIPs.
+/// Returns the links that carry the VIPs.
 ///
 /// # Errors
-/// When ip(8) fails.
+/// Returns an error if ip(8) fails.
 pub fn vips(node: &Node) -> Result<String> {
     let mut text = String::new();
     for family in Family::ALL {
@@ -37,10 +37,10 @@ pub fn vips(node: &Node) -> Result<String> {
     Ok(text)
 }
 
-/// Everything else: tables, rules, sets and pins, without ids and handles.
+/// Returns everything else: tables, rules, sets and pins, without IDs and handles.
 ///
 /// # Errors
-/// When a tool fails.
+/// Returns an error if a tool fails.
 pub fn data_plane(node: &Node) -> Result<String> {
     let mut text = String::new();
     let tables = snapshot::nf_tables(&node.netns)?;
@@ -68,7 +68,7 @@ pub fn data_plane(node: &Node) -> Result<String> {
     Ok(text)
 }
 
-/// The pins, those of links by the names of the links.
+/// Returns the pins; those of links are listed by the names of the links.
 fn pins(node: &Node) -> Result<String> {
     let mut pins = BTreeSet::new();
     let root = node.agent_bpffs();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Foreign programs, on a link's TC hooks and on a cgroup: the smallest there are, held open. Pinned
-//! maps, and loaded programs that are run for a trial.
+//! Foreign programs on a link's TC hooks and on a cgroup: minimal programs that stay attached while the test holds
+//! them. Also pinned maps, and test runs of loaded programs.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use crate::cgroup;
 use crate::netns::Netns;
 
-// From the kernel's include/uapi/linux/bpf.h.
+// These constants are from the kernel's include/uapi/linux/bpf.h.
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_PROG_LOAD: u32 = 5;
@@ -37,14 +37,14 @@ const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
 
-/// `r0 = -1; exit`: `TCX_NEXT`, the packet goes on as if the program were not there.
+/// `r0 = -1; exit`: `TCX_NEXT`, the packet continues as if the program were not attached.
 const NEXT: [u64; 2] = [0xffff_ffff_0000_00b7, 0x0000_0000_0000_0095];
 /// `r0 = 2; exit`: `XDP_PASS`.
 const XDP_PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
-/// `r0 = 1; exit`: the connection goes on as if the program were not there.
+/// `r0 = 1; exit`: the connection continues as if the program were not attached.
 const ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
 
-/// The first members of `union bpf_attr` for a command; the rest is zero.
+/// The first members of `union bpf_attr` for a command; the remaining ones are zero.
 #[repr(C, align(8))]
 pub(crate) struct Attr(pub(crate) [u32; 32]);
 
@@ -58,7 +58,7 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// Both hooks.
+    /// Both hooks of a link.
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 
     fn attach_type(self) -> u32 {
@@ -69,16 +69,16 @@ impl Hook {
     }
 }
 
-/// Where among the programs of a hook a new one goes.
+/// The position of a new program among the programs of a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Before all others
     First,
-    /// Behind all others
+    /// After all others
     Last,
 }
 
-/// A foreign program; detached when dropped.
+/// A foreign program, which is detached when this is dropped.
 #[derive(Debug)]
 pub struct ForeignProgram {
     _link: OwnedFd,
@@ -86,10 +86,10 @@ pub struct ForeignProgram {
 }
 
 impl ForeignProgram {
-    /// Attaches one to a link.
+    /// Attaches a program to a link.
     ///
     /// # Errors
-    /// When the kernel has no tcx (before 6.6).
+    /// Returns an error if the kernel has no tcx (before 6.6).
     pub fn attach(netns: &Netns, link: &str, hook: Hook, place: Place) -> Result<Self> {
         let ifindex = netns.ifindex(link)?;
         let flags = match place {
@@ -102,10 +102,10 @@ impl ForeignProgram {
         })
     }
 
-    /// Attaches one to a link as an XDP program.
+    /// Attaches a program to a link as an XDP program.
     ///
     /// # Errors
-    /// When there is one.
+    /// Returns an error if the link already has an XDP program.
     pub fn attach_as_xdp(netns: &Netns, link: &str) -> Result<Self> {
         let ifindex = netns.ifindex(link)?;
         netns.run(|| {
@@ -114,10 +114,10 @@ impl ForeignProgram {
         })
     }
 
-    /// Attaches one to connect(2), IPv4 or IPv6, of all processes of the machine. It does nothing.
+    /// Attaches a program that does nothing to connect(2), IPv4 or IPv6, of all processes of the machine.
     ///
     /// # Errors
-    /// When there is no cgroup2 file system.
+    /// Returns an error if there is no cgroup2 file system.
     pub fn attach_to_connect(v6: bool) -> Result<Self> {
         let attach_type = connect_type(v6);
         let cgroup = File::open(cgroup::root()?)?;
@@ -135,12 +135,12 @@ fn connect_type(v6: bool) -> u32 {
 }
 
 fn load(kind: u32, expected_attach_type: u32, instructions: &[u64; 2]) -> Result<OwnedFd> {
-    // Before Linux 5.11 programs count against a limit that is small by default.
+    // Before Linux 5.11, programs count against a limit that is small by default.
     let unlimited = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
     };
-    // SAFETY: the pointer is to a valid structure. If it fails, loading returns the error.
+    // SAFETY: the pointer is to a valid structure. If the call fails, loading the program returns the error.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
     let license = c"Apache-2.0";
     let mut load = Attr([0; 32]);
@@ -151,7 +151,7 @@ fn load(kind: u32, expected_attach_type: u32, instructions: &[u64; 2]) -> Result
     set_pointer(&mut load, 4, license.as_ptr().cast());
     load.0[17] = expected_attach_type;
     let program = bpf(BPF_PROG_LOAD, &mut load).context("loading a program")?;
-    // SAFETY: a new descriptor that nothing else owns.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
 }
 
@@ -169,31 +169,31 @@ fn create_link(
     create.0[3] = flags;
     let link = bpf(BPF_LINK_CREATE, &mut create).context("attaching a program")?;
     Ok(ForeignProgram {
-        // SAFETY: a new descriptor that nothing else owns.
+        // SAFETY: the descriptor is new and has no other owner.
         _link: unsafe { OwnedFd::from_raw_fd(link) },
         _program: program,
     })
 }
 
-/// The ids of the programs attached to a link by tcx, in the order they run.
+/// Returns the IDs of the programs that are attached to a link by tcx, in the order in which they run.
 ///
 /// # Errors
-/// When the kernel has no tcx.
+/// Returns an error if the kernel has no tcx (before 6.6).
 pub fn tcx_programs(netns: &Netns, link: &str, hook: Hook) -> Result<Vec<u32>> {
     let ifindex = netns.ifindex(link)?;
     netns.run(|| query(ifindex, hook.attach_type()).context("querying tcx"))
 }
 
-/// The ids of the programs attached to connect(2) of all processes of the machine.
+/// Returns the IDs of the programs that are attached to connect(2) of all processes of the machine.
 ///
 /// # Errors
-/// When there is no cgroup2 file system.
+/// Returns an error if there is no cgroup2 file system.
 pub fn connect_programs(v6: bool) -> Result<Vec<u32>> {
     let cgroup = File::open(cgroup::root()?)?;
     query(cgroup.as_raw_fd().cast_unsigned(), connect_type(v6)).context("querying a cgroup")
 }
 
-/// The target is named by its ifindex or descriptor.
+/// Queries the programs of a target, which is specified by its ifindex or descriptor.
 fn query(target: u32, attach_type: u32) -> Result<Vec<u32>> {
     let mut ids = [0_u32; 64];
     let mut query = Attr([0; 32]);
@@ -207,35 +207,35 @@ fn query(target: u32, attach_type: u32) -> Result<Vec<u32>> {
     Ok(ids[..count].to_vec())
 }
 
-/// How full a map is.
+/// The number of entries of a map and its capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// The entries in it.
+    /// The number of entries in the map.
     pub entries: u32,
-    /// The most it takes.
+    /// The maximum number of entries.
     pub max_entries: u32,
 }
 
-/// A map that is pinned.
+/// A pinned map.
 #[derive(Debug)]
 pub struct PinnedMap(OwnedFd);
 
 impl PinnedMap {
-    /// Opens it.
+    /// Opens the map that is pinned at this path.
     ///
     /// # Errors
-    /// When nothing is pinned there.
+    /// Returns an error if nothing is pinned there.
     pub fn open(pin: &Path) -> Result<Self> {
         let path = CString::new(pin.as_os_str().as_bytes())?;
         let mut get = Attr([0; 32]);
         set_pointer(&mut get, 0, path.as_ptr().cast());
         let map =
             bpf(BPF_OBJ_GET, &mut get).with_context(|| format!("opening {}", pin.display()))?;
-        // SAFETY: a new descriptor that nothing else owns.
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(map) }))
     }
 
-    /// Both point to as much as the map takes.
+    /// Writes an entry; both pointers must point to as many bytes as the map's keys and values have.
     fn update(&self, key: *const u8, value: *const u8) -> Result<()> {
         let mut update = Attr([0; 32]);
         // map_fd, key, value, flags
@@ -250,7 +250,7 @@ impl PinnedMap {
 /// Counts the entries of a pinned map.
 ///
 /// # Errors
-/// When nothing is pinned there, or it is not a map.
+/// Returns an error if nothing is pinned there, or if the pinned object is not a map.
 pub fn map_usage(pin: &Path) -> Result<Usage> {
     let PinnedMap(map) = PinnedMap::open(pin)?;
     // struct bpf_map_info: type, id, key_size, value_size, max_entries, …
@@ -258,7 +258,7 @@ pub fn map_usage(pin: &Path) -> Result<Usage> {
     let mut key = vec![0_u8; usize::try_from(key_size)?];
     let mut next = key.clone();
     let mut entries = 0;
-    // Bounded: an entry that goes while its successor is asked for starts the walk anew.
+    // The loop is bounded, because the iteration restarts if an entry is deleted while its successor is requested.
     while entries <= max_entries.saturating_mul(2) {
         let mut get_next = Attr([0; 32]);
         get_next.0[0] = map.as_raw_fd().cast_unsigned();
@@ -279,28 +279,28 @@ pub fn map_usage(pin: &Path) -> Result<Usage> {
     })
 }
 
-/// A loaded program, to run it on packets that exist for that only.
+/// A loaded program that can be run on test packets.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
 
 impl Program {
-    /// Opens the program with this id.
+    /// Opens the program with this ID.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is no such program.
     pub fn open(id: u32) -> Result<Self> {
         let mut attr = Attr([0; 32]);
         attr.0[0] = id;
         let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attr).context("opening a program")?;
-        // SAFETY: a new descriptor that nothing else owns.
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Runs it on a frame that comes by `lo` of the calling thread's namespace, so many times. Returns
-    /// its result, and how many nanoseconds a run took.
+    /// Runs the program `times` times on a frame that arrives on `lo` of the calling thread's namespace. Returns the
+    /// program's result and the duration of one run, in nanoseconds.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn run(&self, frame: &[u8], times: u32) -> Result<(u32, u32)> {
         let mut attr = Attr([0; 32]);
         // prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
@@ -312,20 +312,20 @@ impl Program {
         Ok((attr.0[1], attr.0[9]))
     }
 
-    /// The smallest one for a link.
+    /// Loads a minimal program for a link.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn empty() -> Result<Self> {
         load(BPF_PROG_TYPE_SCHED_CLS, 0, &NEXT).map(Self)
     }
 
-    /// The instructions that the verifier has left in it, and the bytes of its machine code.
+    /// Returns the number of instructions after verification, and the size of the machine code, in bytes.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn sizes(&self) -> Result<(u32, u32)> {
-        /// Of an instruction, in bytes.
+        /// The size of an instruction, in bytes.
         const INSTRUCTION: u32 = 8;
         // type, id, tag (8 bytes), jited_prog_len, xlated_prog_len
         let [.., machine_code, length] = info(&self.0, [0; 6]).context("asking about a program")?;
@@ -333,15 +333,15 @@ impl Program {
     }
 }
 
-/// Writes an entry of a pinned map whose keys and values are single words.
+/// Writes an entry of a pinned map whose keys and values are 32-bit words.
 ///
 /// # Errors
-/// When nothing is pinned there, or it is another kind of map.
+/// Returns an error if nothing is pinned there, or if the pinned object is another kind of map.
 pub fn update_map(pin: &Path, key: u32, value: u32) -> Result<()> {
     PinnedMap::open(pin)?.update((&raw const key).cast(), (&raw const value).cast())
 }
 
-/// The first members of the object's `struct bpf_*_info`; `words` is what is passed in.
+/// Returns the first members of the object's `struct bpf_*_info`; `words` are the values passed to the kernel.
 pub(crate) fn info<const N: usize>(fd: &OwnedFd, mut words: [u32; N]) -> io::Result<[u32; N]> {
     let mut attr = Attr([0; 32]);
     attr.0[0] = fd.as_raw_fd().cast_unsigned();
@@ -351,7 +351,7 @@ pub(crate) fn info<const N: usize>(fd: &OwnedFd, mut words: [u32; N]) -> io::Res
     Ok(words)
 }
 
-/// Stores a pointer in two members that make one `__aligned_u64`.
+/// Stores a pointer in two members that form one `__aligned_u64`.
 pub(crate) fn set_pointer(attr: &mut Attr, at: usize, pointer: *const u8) {
     let bytes = (pointer as u64).to_ne_bytes();
     let (first, second) = bytes.split_at(4);
@@ -360,10 +360,10 @@ pub(crate) fn set_pointer(attr: &mut Attr, at: usize, pointer: *const u8) {
     }
 }
 
-/// A call of bpf(2).
+/// Calls bpf(2).
 pub(crate) fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
     let size = size_of::<Attr>();
-    // SAFETY: the attributes are valid for their size, and so is what they point to for the call.
+    // SAFETY: the attributes are valid for their size, and the memory to which they point is valid during the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size) };
     match i32::try_from(result) {
         Ok(result) if result >= 0 => Ok(result),

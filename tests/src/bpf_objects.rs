@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many BPF objects an agent has in the kernel, also those that should have been released.
+//! Counts the BPF objects that an agent has in the kernel, including those that should have been released.
 //!
-//! Programs, maps and links are the machine's, and other tests make some at the same time. Whose a
-//! program is shows by its maps: every program of ours uses one that is, or was, pinned by its agent.
+//! The kernel lists the programs, maps and links of the whole machine, and other tests create some at the same time.
+//! The maps of a program show which agent it belongs to: every program of ours uses a map that is, or was, pinned by
+//! its agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result};
 use crate::bpf::{Attr, bpf, info, set_pointer};
 use crate::node::Node;
 
-// From the kernel's include/uapi/linux/bpf.h.
+// These constants are from the kernel's include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_GET_NEXT_ID: u32 = 11;
 const BPF_MAP_GET_NEXT_ID: u32 = 12;
@@ -28,17 +29,17 @@ const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 const BPF_LINK_GET_FD_BY_ID: u32 = 30;
 const BPF_LINK_GET_NEXT_ID: u32 = 31;
 
-/// More maps than a program of ours uses.
+/// A number that is larger than the number of maps of any program of ours.
 const MAX_MAPS: usize = 64;
 
-/// The BPF objects of a node's agents.
+/// The numbers of BPF objects of a node's agents.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
-    /// Programs by name.
+    /// The number of programs, by name.
     pub programs: BTreeMap<String, usize>,
-    /// Maps by name.
+    /// The number of maps, by name.
     pub maps: BTreeMap<String, usize>,
-    /// How many links hold programs, by the program's name.
+    /// The number of links that hold programs, by the program's name.
     pub links: BTreeMap<String, usize>,
 }
 
@@ -60,15 +61,15 @@ impl fmt::Display for Counts {
 /// Counts the objects of one node's agents.
 #[derive(Debug, Default)]
 pub struct BpfObjects {
-    /// The ids of the maps that its agents have pinned so far.
+    /// The IDs of the maps that the node's agents have pinned so far.
     pinned: BTreeSet<u32>,
 }
 
 impl BpfObjects {
-    /// Remembers which maps are pinned now: programs that use them belong to the node.
+    /// Records which maps are pinned now: programs that use them belong to the node.
     ///
     /// # Errors
-    /// When a pin cannot be opened.
+    /// Returns an error if a pin cannot be opened.
     pub fn note(&mut self, node: &Node) -> Result<()> {
         for pin in files_below(&node.agent_bpffs()) {
             if let Some(id) = pinned_map(&pin)? {
@@ -78,10 +79,10 @@ impl BpfObjects {
         Ok(())
     }
 
-    /// Counts.
+    /// Counts the objects of the node's agents.
     ///
     /// # Errors
-    /// When the kernel does not list its objects.
+    /// Returns an error if the kernel does not list its objects.
     pub fn take(&mut self, node: &Node) -> Result<Counts> {
         self.note(node)?;
         let mut counts = Counts::default();
@@ -140,7 +141,7 @@ impl Program {
     }
 }
 
-/// Calls `f` for each object of a kind that is there.
+/// Calls `f` for each existing object of a kind.
 fn each(next: u32, by_id: u32, mut f: impl FnMut(u32, &OwnedFd) -> Result<()>) -> Result<()> {
     let mut id = 0;
     loop {
@@ -155,9 +156,9 @@ fn each(next: u32, by_id: u32, mut f: impl FnMut(u32, &OwnedFd) -> Result<()>) -
         let mut attr = Attr([0; 32]);
         attr.0[0] = id;
         match bpf(by_id, &mut attr) {
-            // SAFETY: a new descriptor that nothing else owns.
+            // SAFETY: the descriptor is new and has no other owner.
             Ok(fd) => f(id, &unsafe { OwnedFd::from_raw_fd(fd) })?,
-            // It has gone meanwhile; a link that is being made answers EAGAIN.
+            // The object has been deleted meanwhile; the kernel returns EAGAIN for a link that is being created.
             Err(error)
                 if [Some(libc::ENOENT), Some(libc::EAGAIN)].contains(&error.raw_os_error()) => {}
             Err(error) => return Err(error).context("opening a BPF object"),
@@ -174,13 +175,13 @@ fn name(words: &[u32]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The id of the map that is pinned there; none if it is something else, or gone.
+/// Returns the ID of the map that is pinned there, or `None` if the pinned object is not a map or the pin is gone.
 fn pinned_map(pin: &Path) -> Result<Option<u32>> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut get = Attr([0; 32]);
     set_pointer(&mut get, 0, path.as_ptr().cast());
     let fd = match bpf(BPF_OBJ_GET, &mut get) {
-        // SAFETY: a new descriptor that nothing else owns.
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("opening {}", pin.display())),
@@ -190,7 +191,7 @@ fn pinned_map(pin: &Path) -> Result<Option<u32>> {
     Ok(id.map(|id| id.trim().parse()).transpose()?)
 }
 
-/// The files below a directory, sorted; none if it is not there.
+/// Returns the files below a directory, sorted, or none if the directory does not exist.
 #[must_use]
 pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A browser that opens pages as people do: Chromium without a window, asked by the `DevTools` protocol over two pipes
-//! (<https://chromedevtools.github.io/devtools-protocol/>, `--remote-debugging-pipe`). It reports what a page asks for, what
-//! it complains about, and what it has become.
+//! Opens pages in a real browser: headless Chromium, controlled by the `DevTools` protocol over two pipes
+//! (<https://chromedevtools.github.io/devtools-protocol/>, `--remote-debugging-pipe`). The browser reports the requests
+//! of a page, its errors and warnings, and the resulting document.
 
 use std::env;
 use std::fs::File;
@@ -25,24 +25,24 @@ use crate::netns::Netns;
 use crate::webhook::Dir;
 use crate::{skip, slow_machine};
 
-/// The program of Debian's package.
+/// The executable of Debian's package.
 const PROGRAM: &str = "chromium";
 
-/// How long an answer may take: a bound for a loaded machine.
+/// The maximum time until the browser replies, with a margin for a loaded machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// How long a page may still do something after it has loaded.
+/// The time in which a page may still change after it has loaded.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// The pipes' numbers in the browser.
+/// The descriptor of the command pipe in the browser.
 const COMMANDS: RawFd = 3;
 const ANSWERS: RawFd = 4;
 
-/// The size of the window, in CSS pixels.
+/// The width of the window, in CSS pixels.
 const WIDTH: u32 = 1000;
 const HEIGHT: u32 = 1400;
 
-/// A browser that runs. It ends when it is dropped.
+/// A running browser, which is killed when this is dropped.
 pub struct Browser {
     process: Process,
     commands: PipeWriter,
@@ -53,26 +53,26 @@ pub struct Browser {
     dir: Dir,
 }
 
-/// What has become of a page.
+/// The state of a page after it has loaded.
 #[derive(Debug)]
 pub struct Seen {
-    /// The address of everything that was asked for, the page first.
+    /// The URL of every request, the page's own first.
     pub requests: Vec<String>,
-    /// What the console and the log of the page have, scripts' errors included.
+    /// The messages in the console and in the log of the page, including errors of scripts.
     pub complaints: Vec<String>,
     /// The page's title.
     pub title: String,
-    /// All text that can be read.
+    /// All visible text.
     pub text: String,
-    /// Names of the elements, each once, in order.
+    /// The names of the elements, each once, sorted.
     pub elements: Vec<String>,
-    /// The width that the page's own style gives to the body at most.
+    /// The maximum width that the page's own style sets for the body.
     pub max_width: String,
-    /// What is in the window, as PNG.
+    /// The contents of the window, as PNG.
     pub picture: Vec<u8>,
 }
 
-/// What [`Seen`] has of the document.
+/// The script that collects the fields of [`Seen`] that describe the document.
 const LOOK: &str = "({
     title: document.title,
     text: document.body.innerText,
@@ -81,10 +81,10 @@ const LOOK: &str = "({
 })";
 
 impl Browser {
-    /// Starts one in a namespace; none where it is not installed: then `test` is recorded as skipped.
+    /// Starts a browser in a namespace. Returns `None` if it is not installed; `test` is then recorded as skipped.
     ///
     /// # Errors
-    /// It cannot be started, or does not answer.
+    /// Returns an error if the browser cannot be started or does not reply.
     pub fn start(netns: &Netns, test: &str) -> Result<Option<Self>> {
         skip::clear(test)?;
         if installed().is_none() {
@@ -120,7 +120,8 @@ impl Browser {
             .stdout(Stdio::null())
             .stderr(File::create(dir.path().join("browser.log"))?);
         let ends = (read_commands.as_raw_fd(), write_answers.as_raw_fd());
-        // SAFETY: only system calls that are safe after fork(2), on descriptors that are open until exec(2).
+        // SAFETY: the closure only makes system calls that are safe after fork(2), on descriptors that are open until
+        // exec(2).
         unsafe { command.pre_exec(move || place(ends)) };
         let child = cmd::guard_child(&mut command)
             .spawn()
@@ -141,10 +142,10 @@ impl Browser {
         Ok(Some(browser))
     }
 
-    /// Opens a page, waits until it does nothing more, and looks at it.
+    /// Opens a page, waits until it is idle, and reads its state.
     ///
     /// # Errors
-    /// The browser does not answer, or cannot load the page.
+    /// Returns an error if the browser does not reply or cannot load the page.
     pub fn open(&mut self, address: &str) -> Result<Seen> {
         self.events.clear();
         let loaded = self.call("Page.navigate", &json!({"url": address}))?;
@@ -179,7 +180,7 @@ impl Browser {
         })
     }
 
-    /// A tab of its own, which reports everything.
+    /// Opens a tab and enables all events of it.
     fn attach(&mut self) -> Result<()> {
         let target = self.call("Target.createTarget", &json!({"url": "about:blank"}))?;
         let attach = json!({"targetId": target["targetId"], "flatten": true});
@@ -222,7 +223,7 @@ impl Browser {
         Ok(())
     }
 
-    /// The first message that `is_it`; events before it are kept.
+    /// Returns the first message for which `is_it` returns true, and stores the events that arrive before it.
     fn until(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
         let limit = slow_machine::of(PATIENCE);
         let start = Instant::now();
@@ -251,7 +252,7 @@ impl Browser {
         }
     }
 
-    /// What all events of a method have at a place in their parameters, as text.
+    /// Returns, as text, the values at a place in the parameters of all events of a method.
     fn all(&self, method: &str, place: &[&str]) -> Vec<String> {
         let of_method = self.events.iter().filter(|event| event["method"] == method);
         let found = of_method.map(|event| {
@@ -274,29 +275,30 @@ impl Drop for Browser {
         let Ok(group) = libc::pid_t::try_from(self.process.id()) else {
             return;
         };
-        // Its helpers are in its group.
-        // SAFETY: kill has no memory effects; the group is that of a child that is not reaped yet.
+        // The browser's helper processes are in its process group. SAFETY: kill has no memory effects; the group is
+        // that of a child that is not reaped yet.
         unsafe { libc::kill(-group, libc::SIGKILL) };
     }
 }
 
-/// Where the browser is.
+/// Returns the path of the browser.
 fn installed() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let mut places = env::split_paths(&path).map(|directory| directory.join(PROGRAM));
     places.find(|place| Path::is_file(place))
 }
 
-/// Puts the pipes' ends where the browser looks for them.
+/// Moves the pipes' ends to the descriptors that the browser expects.
 fn place((commands, answers): (RawFd, RawFd)) -> io::Result<()> {
-    // First away from both numbers: either end may have the other's.
+    // Both ends are first moved away from the two numbers, because either end may have the number of the other one.
     let away = |descriptor| {
-        // SAFETY: fcntl(2) on an open descriptor.
+        // SAFETY: the call is fcntl(2) on an open descriptor.
         check(unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, ANSWERS + 1) })
     };
     let (commands, answers) = (away(commands)?, away(answers)?);
     for (from, to) in [(commands, COMMANDS), (answers, ANSWERS)] {
-        // SAFETY: dup2(2) on an open descriptor; what had the number before is not used any more.
+        // SAFETY: the call is dup2(2) on an open descriptor; the descriptor that had the number before is not used any
+        // more.
         check(unsafe { libc::dup2(from, to) })?;
     }
     Ok(())
@@ -309,7 +311,7 @@ fn check(result: RawFd) -> io::Result<RawFd> {
     Ok(result)
 }
 
-/// Messages as they come, each ended by a zero byte.
+/// Reads the messages as they arrive; each is terminated by a zero byte.
 fn read(answers: PipeReader) -> Receiver<Value> {
     let (send, messages) = mpsc::channel();
     thread::spawn(move || {

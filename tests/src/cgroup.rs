@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Cgroups of cgroup2 for processes of a node, as service managers and container runtimes make them.
+//! Creates cgroups of cgroup2 for processes of a node, as service managers and container runtimes do.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result};
 
 use crate::cmd;
 
-/// How long the kernel may take to forget the processes of a cgroup that have ended.
+/// The maximum time until the kernel has removed exited processes from a cgroup.
 const REMOVAL: Duration = Duration::from_secs(10);
 
-/// The root of the cgroup2 hierarchy.
+/// Returns the root of the cgroup2 hierarchy.
 ///
 /// # Errors
-/// When there is none.
+/// Returns an error if there is no cgroup2 file system.
 pub fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
     mounts
@@ -30,7 +30,7 @@ pub fn root() -> Result<PathBuf> {
         .context("no cgroup2 file system in /proc/mounts")
 }
 
-/// A cgroup below the root, removed when dropped: its processes must have ended by then.
+/// A cgroup below the root, which is removed when this is dropped: its processes must have exited by then.
 #[derive(Debug)]
 pub struct Cgroup {
     name: String,
@@ -38,10 +38,10 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes one.
+    /// Creates a cgroup.
     ///
     /// # Errors
-    /// When there is no cgroup2 file system, or it is not writable.
+    /// Returns an error if there is no cgroup2 file system, or if it is not writable.
     pub fn new(name: &str) -> Result<Self> {
         let directory = root()?.join(name);
         fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
@@ -51,25 +51,25 @@ impl Cgroup {
         })
     }
 
-    /// As the agent shows it.
+    /// Returns the cgroup's path in the form in which the agent shows it.
     #[must_use]
     pub fn path(&self) -> String {
         format!("/{}", self.name)
     }
 
-    /// Has a command run in it.
+    /// Makes a command run in the cgroup.
     ///
     /// # Errors
-    /// When the cgroup is gone.
+    /// Returns an error if the cgroup does not exist any more.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
         let path = self.directory.join("cgroup.procs");
         let mut procs = fs::OpenOptions::new()
             .write(true)
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
-        // SAFETY: write(2) is async-signal-safe, and the descriptor is the closure's own.
+        // SAFETY: write(2) is async-signal-safe, and the closure owns the descriptor.
         unsafe {
-            // 0 is the process that writes.
+            // 0 stands for the writing process.
             command.pre_exec(move || procs.write_all(b"0"));
         }
         Ok(())
@@ -78,7 +78,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Busy as long as a killed process is not gone.
+        // The cgroup is busy until its killed processes are gone.
         let removed = cmd::wait_until(REMOVAL, "the cgroup to be empty", || {
             Ok(fs::remove_dir(&self.directory).ok())
         });

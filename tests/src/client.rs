@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! TCP clients whose source port and way of closing the test chooses.
+//! TCP clients for which the test chooses the source port and the way to close the connection.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::netns::Netns;
 use crate::slow_machine;
 
-/// How a connection is closed.
+/// The way in which a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Close {
     /// In order, with FIN.
@@ -21,29 +21,29 @@ pub enum Close {
     Rst,
 }
 
-/// Client ports that no connection of this process has had lately: below those that the kernel and
-/// single tests choose.
+/// Client ports that no recent connection of this process has used: they are below those that the kernel and individual
+/// tests choose.
 const PORTS: Range<u16> = 10_000..20_000;
 
-/// How long the other end may be silent.
+/// The maximum time to wait for the other end's data.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Shorter than the time after which a SYN is sent again.
+/// A time-out that is shorter than the retransmission time of a SYN.
 pub const ONE_SYN: Duration = Duration::from_millis(400);
 
-/// How many SYNs there may be within [`ONE_SYN`]: on a slow machine that time is longer.
+/// Returns the possible numbers of SYNs within [`ONE_SYN`]: on a slow machine that time is longer.
 #[must_use]
 pub fn syns() -> RangeInclusive<u64> {
     1..=u64::from(slow_machine::factor())
 }
 
-/// Connects from a namespace, from a port of its own.
+/// Connects from a namespace, from a port that is used for this connection only.
 ///
-/// The kernel now and then takes one port for two destinations, which are then hard to distinguish; `one_port.rs` and
-/// `port_reuse.rs` do that on purpose.
+/// The kernel occasionally uses one port for two destinations, whose connections are then hard to distinguish;
+/// `one_port.rs` and `port_reuse.rs` do that on purpose.
 ///
 /// # Errors
-/// As connect(2); `TimedOut` after `timeout`.
+/// Returns the errors of connect(2), and `TimedOut` after `timeout`.
 pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let any: IpAddr = if to.is_ipv6() {
@@ -54,7 +54,7 @@ pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<T
     for _ in PORTS {
         let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
         match connect_from(netns, Some(SocketAddr::new(any, port)), to, timeout) {
-            // The ports have come round to one that still has a connection to `to`.
+            // The counter has wrapped around to a port that still has a connection to `to`.
             Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
             result => return result,
         }
@@ -62,10 +62,10 @@ pub fn connect(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<T
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// As [`connect_from`], from the namespace of the calling thread, see [`Netns::run`].
+/// Works like [`connect_from`], from the namespace of the calling thread, see [`Netns::run`].
 ///
 /// # Errors
-/// As [`connect_from`].
+/// Returns the same errors as [`connect_from`].
 pub fn connect_here(
     from: Option<SocketAddr>,
     to: SocketAddr,
@@ -74,11 +74,10 @@ pub fn connect_here(
     finish_connect(socket(to.is_ipv6())?, from, to, timeout)
 }
 
-/// Connects from a namespace and from a given address and port, even if that is in `TIME_WAIT` to
-/// another peer.
+/// Connects from a namespace and from a given address and port, even if that is in `TIME_WAIT` with another peer.
 ///
 /// # Errors
-/// As bind(2) and connect(2); `TimedOut` after `timeout`.
+/// Returns the errors of connect(2), and `TimedOut` after `timeout`.
 pub fn connect_from(
     netns: &Netns,
     from: Option<SocketAddr>,
@@ -92,7 +91,7 @@ pub fn connect_from(
 /// Connects from a namespace with a socket that is bound to a link (`SO_BINDTODEVICE`).
 ///
 /// # Errors
-/// As setsockopt(2) and connect(2); `TimedOut` after `timeout`.
+/// Returns the errors of setsockopt(2) and connect(2), and `TimedOut` after `timeout`.
 pub fn connect_by(
     netns: &Netns,
     link: &str,
@@ -102,7 +101,7 @@ pub fn connect_by(
     let socket = netns.run(|| -> io::Result<OwnedFd> {
         let socket = socket(to.is_ipv6())?;
         let length = libc::socklen_t::try_from(link.len()).map_err(io::Error::other)?;
-        // SAFETY: the name is valid for the length that is given with it.
+        // SAFETY: the name is valid for the length that is passed with it.
         check(unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
@@ -120,27 +119,27 @@ pub fn connect_by(
 /// Connects from a namespace with an MPTCP socket.
 ///
 /// # Errors
-/// As socket(2), if the kernel has no MPTCP, and connect(2); `TimedOut` after `timeout`.
+/// Returns the errors of socket(2), if the kernel has no MPTCP, and of connect(2), and `TimedOut` after `timeout`.
 pub fn connect_mptcp(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let socket = netns.run(|| socket_of(to.is_ipv6(), libc::IPPROTO_MPTCP))?;
     finish_connect(socket, None, to, timeout)
 }
 
-/// Connects from a namespace so that the first bytes that are written go with the SYN (TCP Fast Open), if the kernel has a
-/// cookie of the server; else it asks for one. Both ends need it in `net.ipv4.tcp_fastopen`.
+/// Connects from a namespace with TCP Fast Open: the first bytes that are written are sent with the SYN if the kernel
+/// has a cookie of the server; otherwise it requests one. Both ends need TCP Fast Open in `net.ipv4.tcp_fastopen`.
 ///
 /// # Errors
-/// As setsockopt(2) and connect(2); `TimedOut` after `timeout`.
+/// Returns the errors of setsockopt(2) and connect(2), and `TimedOut` after `timeout`.
 pub fn connect_fast(netns: &Netns, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let socket = netns.run(|| socket(to.is_ipv6()))?;
     set_option(&socket, libc::SOL_TCP, libc::TCP_FASTOPEN_CONNECT, &1_i32)?;
     finish_connect(socket, None, to, timeout)
 }
 
-/// Has a listener take data that comes with the SYN.
+/// Makes a listener accept data in the SYN.
 ///
 /// # Errors
-/// As setsockopt(2).
+/// Returns the errors of setsockopt(2).
 pub fn take_fast(listener: &TcpListener) -> io::Result<()> {
     set_option(listener, libc::SOL_TCP, libc::TCP_FASTOPEN, &16_i32)
 }
@@ -154,7 +153,7 @@ fn finish_connect(
     if let Some(from) = from {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1_i32)?;
         with_sockaddr(from, |address, len| {
-            // SAFETY: the address is valid for the length that is given with it.
+            // SAFETY: the address is valid for the length that is passed with it.
             check(unsafe { libc::bind(socket.as_raw_fd(), address, len) })
         })?;
     }
@@ -179,16 +178,15 @@ fn finish_connect(
     Ok(stream)
 }
 
-/// Closes a connection, at once even if a process that is just being started still holds a copy of
-/// the descriptor.
+/// Closes a connection, at once even if a process that is being started still has a copy of the descriptor.
 ///
 /// # Errors
-/// As shutdown(2) and connect(2).
+/// Returns the errors of shutdown(2) and connect(2).
 pub fn close(stream: &TcpStream, how: Close) -> io::Result<()> {
     match how {
         Close::Fin => stream.shutdown(Shutdown::Both),
         Close::Rst => {
-            // SAFETY: the structure is integers, for which zero is a value.
+            // SAFETY: the structure consists of integers, for which zero is a valid value.
             let mut unspecified: libc::sockaddr = unsafe { std::mem::zeroed() };
             unspecified.sa_family = family(libc::AF_UNSPEC);
             let len = socklen::<libc::sockaddr>();
@@ -208,11 +206,11 @@ fn socket_of(v6: bool, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: socket has no memory effects.
     let fd = unsafe { libc::socket(domain, libc::SOCK_STREAM | flags, protocol) };
     check(fd)?;
-    // SAFETY: a new descriptor that nothing else owns.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Waits until the connection is made or has failed.
+/// Waits until the connection is established or has failed.
 fn wait_for_end(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
     let end = Instant::now() + timeout;
     loop {
@@ -223,7 +221,7 @@ fn wait_for_end(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
             revents: 0,
         };
         let left = i32::try_from(left).unwrap_or(i32::MAX);
-        // SAFETY: one structure is given, and it is valid for the call.
+        // SAFETY: one structure is passed, and it is valid for the call.
         match check(unsafe { libc::poll(&raw mut waiting, 1, left) }) {
             Ok(()) if waiting.revents != 0 => return Ok(()),
             Ok(()) if Instant::now() >= end => return Err(io::ErrorKind::TimedOut.into()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Runs programs, and names the command, its exit status and its complaint when one fails.
+//! Runs programs; an error names the command, its exit status and its error output.
 
 use std::io::Write as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -11,10 +11,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::slow_machine;
 
-/// Runs `command` to its end with `input` on its standard input; returns its standard output.
+/// Runs `command` until it exits, with `input` on its standard input, and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be started or does not exit with 0; the error holds what it wrote to stderr.
+/// Returns an error if the command cannot be started or does not exit with 0; the error contains what it wrote to
+/// stderr.
 pub fn run(command: &mut Command, input: &str) -> Result<String> {
     let output = output(command, input)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -29,13 +30,13 @@ pub fn run(command: &mut Command, input: &str) -> Result<String> {
     Ok(stdout)
 }
 
-/// Runs `command` to its end with `input` on its standard input, whatever its exit status.
+/// Runs `command` until it exits, with `input` on its standard input, whatever its exit status.
 ///
 /// # Errors
-/// When it cannot be started.
+/// Returns an error if the command cannot be started.
 ///
 /// # Panics
-/// Never: its standard input is a pipe.
+/// Never panics: the command's standard input is a pipe.
 pub fn output(command: &mut Command, input: &str) -> Result<Output> {
     let mut child = command
         .stdin(Stdio::piped())
@@ -44,8 +45,8 @@ pub fn output(command: &mut Command, input: &str) -> Result<Output> {
         .spawn()
         .with_context(|| format!("starting {command:?}"))?;
     let mut stdin = child.stdin.take().expect("stdin is a pipe");
-    // From a thread of its own, so that a program that answers before it has read everything does
-    // not block on a full pipe. A program that does not read its input is no failure.
+    // A thread of its own writes the input, so that a program that writes output before it has read everything does not
+    // block on a full pipe. It is no error if a program does not read its input.
     std::thread::scope(|scope| {
         scope.spawn(move || stdin.write_all(input.as_bytes()));
         child.wait_with_output()
@@ -53,11 +54,11 @@ pub fn output(command: &mut Command, input: &str) -> Result<Output> {
     .with_context(|| format!("waiting for {command:?}"))
 }
 
-/// Makes the child start without the signals its parent blocks, out of reach of the terminal's
-/// Ctrl-C (the parent decides whether it ends), and die with the thread that started it.
+/// Makes the child start without the signals that its parent blocks and without receiving the terminal's Ctrl-C (the
+/// parent decides whether it exits), and makes the kernel kill it when the thread that started it exits.
 pub fn guard_child(command: &mut Command) -> &mut Command {
     command.process_group(0);
-    // SAFETY: only async-signal-safe system calls between fork and exec.
+    // SAFETY: the closure only makes async-signal-safe system calls between fork and exec.
     unsafe {
         command.pre_exec(|| {
             let mut none = std::mem::zeroed();
@@ -69,35 +70,35 @@ pub fn guard_child(command: &mut Command) -> &mut Command {
     }
 }
 
-/// A process that is killed when it is dropped.
+/// A process that is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// Takes over a child. Start it with [`guard_child`].
+    /// Takes ownership of a child, which should be started with [`guard_child`].
     #[must_use]
     pub fn new(child: Child) -> Self {
         Self(child)
     }
 
-    /// The child itself.
+    /// Returns the child.
     pub fn child(&mut self) -> &mut Child {
         &mut self.0
     }
 
-    /// Its process id.
+    /// Returns the process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.0.id()
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     ///
     /// # Errors
-    /// When the process is gone.
+    /// Returns an error if the process has exited.
     pub fn signal(&self, signal: i32) -> Result<()> {
         let pid = libc::pid_t::try_from(self.0.id())?;
-        // SAFETY: kill has no memory effects; the child is not reaped before `self` lets go of it.
+        // SAFETY: kill has no memory effects; the child is not reaped while `self` exists.
         if unsafe { libc::kill(pid, signal) } != 0 {
             bail!(
                 "sending signal {signal} to {pid}: {}",
@@ -107,10 +108,10 @@ impl Process {
         Ok(())
     }
 
-    /// Waits for the process to end.
+    /// Waits for the process to exit.
     ///
     /// # Errors
-    /// When it still runs after `timeout`.
+    /// Returns an error if the process still runs after `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
         wait_until(timeout, "the process to end", || Ok(self.0.try_wait()?))
     }
@@ -125,11 +126,11 @@ impl Drop for Process {
     }
 }
 
-/// Polls `probe` until it returns a value, half of the time at most: the agent needs the other half, all the
-/// more on a slow machine. The time-out is for a usual one.
+/// Polls `probe` until it returns a value. Polling uses at most half of the time: the agent needs the other half, all
+/// the more on a slow machine. `timeout` is for a machine of usual speed.
 ///
 /// # Errors
-/// When there is none after `timeout`, or when `probe` fails.
+/// Returns an error if there is no value after `timeout`, or if `probe` fails.
 pub fn wait_until<T>(
     timeout: Duration,
     what: &str,
@@ -149,7 +150,7 @@ pub fn wait_until<T>(
     }
 }
 
-/// The exit code as a shell shows it: 128 + signal when killed.
+/// Returns the exit code as a shell shows it: 128 + signal for a killed process.
 #[must_use]
 pub fn exit_code(status: ExitStatus) -> i32 {
     status

@@ -15,16 +15,17 @@ use crate::netns::Netns;
 pub struct Entry {
     /// The source of the first packet that was tracked.
     pub source: SocketAddr,
-    /// To what address that packet was sent, before any translation.
+    /// The address to which that packet was sent, before any translation.
     pub destination: SocketAddr,
     /// The source of the replies.
     pub reply_source: SocketAddr,
-    /// The whole line.
+    /// The whole line of conntrack(8).
     pub line: String,
 }
 
 impl Entry {
-    /// True if the proxy takes part in it: under the VIP's or the ClusterIP's address, in either role.
+    /// Returns true if one of the connection's ends, in either role, is the proxy, under the address of the VIP or the
+    /// ClusterIP.
     #[must_use]
     pub fn is_proxy(&self, family: Family) -> bool {
         [self.source, self.destination, self.reply_source]
@@ -57,20 +58,20 @@ impl FromStr for Entry {
     }
 }
 
-/// The tracked TCP connections that the proxy takes part in.
+/// Returns the tracked TCP connections of the proxy.
 ///
 /// # Errors
-/// When conntrack(8) fails or its output cannot be parsed.
+/// Returns an error if conntrack(8) fails or its output cannot be parsed.
 pub fn list(netns: &Netns, family: Family) -> Result<Vec<Entry>> {
     let mut entries = list_all(netns, family)?;
     entries.retain(|entry| entry.is_proxy(family));
     Ok(entries)
 }
 
-/// All tracked TCP connections.
+/// Returns all tracked TCP connections.
 ///
 /// # Errors
-/// As [`list`].
+/// Returns the same errors as [`list`].
 pub fn list_all(netns: &Netns, family: Family) -> Result<Vec<Entry>> {
     let name = match family {
         Family::V4 => "ipv4",
@@ -83,8 +84,8 @@ pub fn list_all(netns: &Netns, family: Family) -> Result<Vec<Entry>> {
         .collect()
 }
 
-/// The entries of one client in such a list: those from its address and port, and those that took the
-/// proxy's answers for a connection of its own.
+/// Returns the entries of one client in such a list: those with its address and port as the source, and those for which
+/// conntrack took the proxy's replies for a connection of its own.
 #[must_use]
 pub fn of_client(entries: &[Entry], client: SocketAddr) -> Vec<&Entry> {
     entries
@@ -93,10 +94,10 @@ pub fn of_client(entries: &[Entry], client: SocketAddr) -> Vec<&Entry> {
         .collect()
 }
 
-/// Forgets every tracked connection.
+/// Deletes every conntrack entry.
 ///
 /// # Errors
-/// When conntrack(8) fails.
+/// Returns an error if conntrack(8) fails.
 pub fn flush(netns: &Netns) -> Result<()> {
     netns.exec("conntrack -F").map(drop)
 }

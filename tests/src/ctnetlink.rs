@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::netns::Netns;
 
-// From the kernel's include/uapi/linux/netfilter/nfnetlink_conntrack.h and neighbours.
+// These constants are from the kernel's include/uapi/linux/netfilter/nfnetlink_conntrack.h and neighbouring files.
 const NETLINK_NETFILTER: i32 = 12;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`
 const CT_NEW: u16 = 1 << 8;
@@ -33,24 +33,24 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 /// `IPPROTO_UDP`
 const UDP: u8 = 17;
-/// `IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED`: never evicted to make room.
+/// `IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED`: the kernel never evicts such entries to make room.
 const STATUS: u32 = 2 | 4 | 8;
-/// Seconds until an entry expires by itself: longer than any test.
+/// The number of seconds until an entry expires: longer than any test.
 const TIMEOUT: u32 = 3600;
 const PEER: Ipv4Addr = Ipv4Addr::new(198, 19, 255, 254);
-/// A message must fit into the socket's send buffer.
+/// The maximum size of a batch, in bytes: a message must fit into the socket's send buffer.
 const MAX_BATCH: usize = 32 * 1024;
 
-/// Adds entries of strangers' UDP flows until the table takes no more; returns how many there are.
+/// Adds entries of unrelated UDP flows until the table is full; returns the number of entries.
 ///
 /// # Errors
-/// When the kernel refuses one, or the table does not get full.
+/// Returns an error if the kernel refuses an entry, or if the table does not become full.
 pub fn fill(netns: &Netns) -> Result<u32> {
     netns.run(|| {
         let max = read_sysctl("nf_conntrack_max")?;
         let socket = open().context("opening a netlink socket to netfilter")?;
         let mut flow = 0;
-        // More than once: connections may end and leave room while the table is filled.
+        // The table is filled more than once, because connections may end and free entries meanwhile.
         for _ in 0..3 {
             let missing = max.saturating_sub(read_sysctl("nf_conntrack_count")?);
             add_flows(&socket, flow..flow + missing)?;
@@ -62,10 +62,10 @@ pub fn fill(netns: &Netns) -> Result<u32> {
     })
 }
 
-/// Adds so many entries of strangers' UDP flows to a table that has none of them.
+/// Adds `count` entries of unrelated UDP flows to a table that has none of them.
 ///
 /// # Errors
-/// When the kernel refuses one.
+/// Returns an error if the kernel refuses an entry.
 pub fn add(netns: &Netns, count: u32) -> Result<()> {
     netns.run(|| {
         let socket = open().context("opening a netlink socket to netfilter")?;
@@ -88,7 +88,7 @@ fn add_flows(socket: &OwnedFd, flows: Range<u32>) -> Result<()> {
     send(socket, &batch).context("adding conntrack entries")
 }
 
-/// Of the namespace of the calling thread.
+/// Reads a sysctl of the namespace of the calling thread.
 fn read_sysctl(name: &str) -> Result<u32> {
     let path = format!("/proc/sys/net/netfilter/{name}");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
@@ -107,11 +107,11 @@ fn open() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nothing else owns.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sends a batch. Nothing is acknowledged but failures, which the count of entries shows as well.
+/// Sends a batch. The kernel acknowledges only failures, which the number of entries shows as well.
 fn send(socket: &OwnedFd, batch: &[u8]) -> io::Result<()> {
     if batch.is_empty() {
         return Ok(());

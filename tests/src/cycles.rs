@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An agent that ends and starts again, many times over, while 50 connections stream, pods come and
-//! go and others connect: shared by the tests of killing and of upgrading.
+//! Stops and restarts an agent many times, while 50 connections stream, pods are added and removed, and other clients
+//! connect. The tests of killing and of upgrading share this module.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,34 +19,33 @@ use crate::streams::{all_end_intact, all_go_on, entries, open_many};
 use crate::transfer::{self, Generator};
 use crate::{Family, client};
 
-/// Connections that stream all the while.
+/// The number of connections that stream all the time.
 pub const STREAMS: usize = 50;
-/// More pods than this at once do not come and go.
+/// The maximum number of temporary pods at a time.
 const VISITORS: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The variable that sets the seed of random choices, to reproduce a failure.
+/// The variable that sets the seed of the random choices, to reproduce a failure.
 const SEED: &str = "PROXY_AGENT_TEST_SEED";
 
-/// The backend under test, and its promises for connections.
+/// The backend under test, and what it promises for connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Backend {
-    /// The flags it is started with.
+    /// The flags with which the agent is started.
     pub args: &'static [&'static str],
-    /// Whether connections through the ClusterIP are untracked, too.
+    /// True if connections through the ClusterIP are untracked, too.
     pub translates: bool,
-    /// Whether connections that begin while the agent starts may be tracked; existing ones never
-    /// are.
+    /// True if connections that begin while the agent starts may be tracked. Existing ones never are.
     pub new_may_be_tracked: bool,
 }
 
 impl Backend {
-    /// TC programs and verdicts that translate the ClusterIP.
+    /// The `ebpf` backend: TC programs and verdicts that translate the ClusterIP.
     pub const EBPF: Self = Self {
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
         translates: true,
         new_may_be_tracked: false,
     };
-    /// The same by filters on clsact.
+    /// The `ebpf` backend with filters on clsact.
     pub const EBPF_BY_CLSACT: Self = Self {
         args: &[
             "--backend=ebpf",
@@ -56,20 +55,20 @@ impl Backend {
         ],
         ..Self::EBPF
     };
-    /// Rules and sets of `nf_tables`.
+    /// The `nftables` backend: rules and sets of `nf_tables`.
     pub const NFTABLES: Self = Self {
         args: &["--backend=nftables"],
         translates: false,
         new_may_be_tracked: false,
     };
-    /// Rules of iptables, with ipset.
+    /// The `iptables` backend, with ipset.
     pub const IPTABLES: Self = Self {
         args: &["--backend=iptables"],
         ..Self::NFTABLES
     };
 }
 
-/// A node with an agent that is about to be restarted again and again.
+/// A node with an agent that is restarted repeatedly.
 #[derive(Debug)]
 pub struct Cycles<'a> {
     node: &'a mut Node,
@@ -79,9 +78,9 @@ pub struct Cycles<'a> {
     rest: IdleState,
     proxy: Proxy,
     streams: Vec<Stream>,
-    /// How many of the pods stay all the while.
+    /// The number of pods that exist all the time.
     permanent: usize,
-    /// The longest time that a stream has stood still, as seen once in a cycle.
+    /// The longest time for which a stream has stalled, sampled once in a cycle.
     stillstand: Duration,
 }
 
@@ -92,14 +91,14 @@ struct Stream {
     at: Instant,
 }
 
-/// A number that is uniformly distributed below `end`.
+/// Returns a number that is uniformly distributed below `end`.
 fn below(random: &mut Generator, end: u64) -> u64 {
     let mut bytes = [0; 8];
     random.fill(&mut bytes);
     u64::from_le_bytes(bytes) % end
 }
 
-/// The seed of this run; printed.
+/// Returns the seed of this run and prints it.
 fn seed() -> Result<u64> {
     let seed = match std::env::var(SEED) {
         Ok(seed) => seed.parse().with_context(|| format!("{SEED}={seed}"))?,
@@ -110,11 +109,10 @@ fn seed() -> Result<u64> {
 }
 
 impl<'a> Cycles<'a> {
-    /// Starts the agent for the first time, remembers what it has set up, has `before` happen to it, and
-    /// starts the streams.
+    /// Starts the agent for the first time, records what it has set up, calls `before`, and starts the streams.
     ///
     /// # Errors
-    /// When something does not work.
+    /// Returns an error if one of these steps fails.
     pub fn prepare(
         node: &'a mut Node,
         topology: Topology,
@@ -148,48 +146,48 @@ impl<'a> Cycles<'a> {
         })
     }
 
-    /// The node.
+    /// Returns the node.
     #[must_use]
     pub fn node(&self) -> &Node {
         self.node
     }
 
-    /// A time below this.
+    /// Returns a random duration below `end`.
     pub fn time_below(&mut self, end: Duration) -> Duration {
         let end = u64::try_from(end.as_micros()).unwrap_or(u64::MAX);
         Duration::from_micros(below(&mut self.random, end))
     }
 
-    /// Starts a build of the agent, with further flags, and does not wait.
+    /// Starts a build of the agent, with further flags, and does not wait until it is ready.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is no such build.
     pub fn spawn(&self, binary: &Path, more: &[&str]) -> Result<Agent> {
         let args = [self.backend.args, more].concat();
         self.node.spawn(self.node.agent_command_of(binary, &args))
     }
 
-    /// One of these.
+    /// Returns a random element of `choices`.
     ///
     /// # Panics
-    /// When there is none.
+    /// Panics if there is none.
     pub fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
         let n = below(&mut self.random, choices.len() as u64);
         choices[usize::try_from(n).expect("below a usize")]
     }
 
-    /// This build of the agent.
+    /// Returns the path of this build of the agent.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is none.
     pub fn current() -> Result<PathBuf> {
         agent::binary()
     }
 
-    /// A pod comes or goes, and connects if it has come.
+    /// Adds or removes a pod; a new pod connects.
     ///
     /// # Errors
-    /// When it cannot connect.
+    /// Returns an error if the new pod cannot connect.
     pub fn visit(&mut self) -> Result<()> {
         let visitors = self.node.pods.len() - self.permanent;
         let comes = visitors == 0 || (visitors < VISITORS && below(&mut self.random, 2) == 0);
@@ -198,15 +196,15 @@ impl<'a> Cycles<'a> {
         }
         self.node.add_pod(self.topology)?;
         let ways = self.node.paths().len();
-        // The last four ways but the host's four are those of the pod.
+        // The last four paths before those of the host, which are four as well, are the paths of the new pod.
         let way = ways - 8 + usize::try_from(below(&mut self.random, 4))?;
         self.connect_on(way)
     }
 
-    /// A pod that exists since the beginning connects again.
+    /// Connects again from a pod that exists since the beginning.
     ///
     /// # Errors
-    /// When it does not work.
+    /// Returns an error if the connection fails.
     pub fn connect(&mut self) -> Result<()> {
         let visitors = self.node.pods.len() - self.permanent;
         let permanent = self.node.paths().len() - 4 * visitors;
@@ -231,7 +229,7 @@ impl<'a> Cycles<'a> {
     /// Checks the conditions that must hold after each cycle.
     ///
     /// # Errors
-    /// When a connection is tracked that should not be.
+    /// Returns an error if a connection is tracked that should not be.
     pub fn check(&mut self) -> Result<()> {
         self.rest.note(self.node)?;
         for stream in &mut self.streams {
@@ -247,7 +245,8 @@ impl<'a> Cycles<'a> {
         Ok(())
     }
 
-    /// Pods that come and go connect before the agent has seen them, and may be tracked.
+    /// Returns true if the entry should not exist. Temporary pods connect before the agent has seen them, so their
+    /// connections may be tracked.
     fn should_not_be(&self, entry: &conntrack::Entry) -> bool {
         let is_visitor = Family::ALL.iter().any(|family| {
             let subnet = match family {
@@ -267,11 +266,11 @@ impl<'a> Cycles<'a> {
         !is_visitor && (self.backend.translates || vips.contains(&entry.destination))
     }
 
-    /// Starts this build for the last time: everything is as after the first start, and no stream has
-    /// lost a byte.
+    /// Starts this build for the last time, and checks that everything is as after the first start and that no stream
+    /// has lost a byte.
     ///
     /// # Errors
-    /// When it is not so.
+    /// Returns an error if this is not so.
     pub fn finish(mut self) -> Result<()> {
         while self.node.pods.len() > self.permanent {
             self.node.remove_pod()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Programs that see a machine with less in it: a seccomp filter answers as a kernel without a
-//! feature does, an empty file system hides tools.
+//! Programs that run as on a machine with fewer features: a seccomp filter returns the errors of a kernel without a
+//! feature, and an empty file system hides tools.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,10 +13,9 @@ use std::process::Command;
 pub enum Missing {
     /// bpf(2): `ENOSYS`
     Bpf,
-    /// The permission to use bpf(2): `EPERM`, as a container's seccomp filter answers
+    /// The permission to use bpf(2): `EPERM`, as a container's seccomp filter returns it
     BpfPermission,
-    /// The query for attached programs, by which the agent recognises a kernel without tcx:
-    /// `EINVAL`, as before Linux 6.6
+    /// The query for attached programs, by which the agent detects a kernel without tcx: `EINVAL`, as before Linux 6.6
     Tcx,
     /// nfnetlink, and with it `nf_tables`: `EPROTONOSUPPORT`
     Nfnetlink,
@@ -24,19 +23,19 @@ pub enum Missing {
     Iptables,
     /// The ipset binary
     Ipset,
-    /// The sets of iptables rules, though ipset is there: `EPROTO` for `SO_IP_SET`
+    /// The sets of iptables rules, although ipset exists: `EPROTO` for `SO_IP_SET`
     Sets,
     /// Cookies of network namespaces by `SO_NETNS_COOKIE`: `ENOPROTOOPT`, as before Linux 5.14
     NetnsCookie,
-    /// Every capability, though still root
+    /// Every capability, although the user is root
     Capabilities,
-    /// Every capability but `CAP_NET_ADMIN`, though still root
+    /// Every capability but `CAP_NET_ADMIN`, although the user is root
     CapabilitiesButNetAdmin,
 }
 
-/// Where distributions install iptables.
+/// The directories in which distributions install iptables.
 const SBIN: [&CStr; 3] = [c"/usr/sbin", c"/sbin", c"/usr/local/sbin"];
-/// Where they install ipset.
+/// The paths at which distributions install ipset.
 const IPSET: [&CStr; 3] = [c"/usr/sbin/ipset", c"/sbin/ipset", c"/usr/local/sbin/ipset"];
 
 /// Codes of classic BPF: load an absolute word, jump if equal, return a constant.
@@ -53,7 +52,7 @@ const SO_NETNS_COOKIE: u32 = 71;
 
 /// The offset of the system call's number in `struct seccomp_data`.
 pub(crate) const NR: u32 = 0;
-/// The offset of the low half of an argument in `struct seccomp_data` on a little-endian machine.
+/// Returns the offset of the low half of an argument in `struct seccomp_data` on a little-endian machine.
 pub(crate) const fn arg(n: u32) -> u32 {
     16 + 8 * n
 }
@@ -100,10 +99,10 @@ impl Missing {
                 op(RETURN, errno(libc::EPROTONOSUPPORT), 0, 0),
                 op(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
             ],
-            // libxt_set asks for the index of a set by this option of linux/netfilter/ipset/ip_set.h.
+            // libxt_set requests the index of a set by this option of linux/netfilter/ipset/ip_set.h.
             Self::Sets => without_option(SO_IP_SET, libc::EPROTO),
             Self::NetnsCookie => without_option(SO_NETNS_COOKIE, libc::ENOPROTOOPT),
-            // SAFETY: only system calls between fork and exec.
+            // SAFETY: the closure only makes system calls between fork and exec.
             Self::Iptables => return unsafe { command.pre_exec(hide_sbin) },
             // SAFETY: as above.
             Self::Capabilities => return unsafe { command.pre_exec(|| keep_capabilities(0)) },
@@ -114,7 +113,7 @@ impl Missing {
             // SAFETY: as above.
             Self::Ipset => return unsafe { command.pre_exec(hide_ipset) },
         };
-        // SAFETY: prctl(2) alone runs between fork and exec; the filter lives in the closure.
+        // SAFETY: only prctl(2) runs between fork and exec; the closure owns the filter.
         unsafe { command.pre_exec(move || install(&filter, 0).map(drop)) }
     }
 }
@@ -128,7 +127,7 @@ fn without_bpf(code: i32) -> Vec<libc::sock_filter> {
     ]
 }
 
-/// getsockopt(2) of an option with this number, of whichever protocol.
+/// Returns a filter for getsockopt(2) of an option with this number, of any protocol.
 fn without_option(option: u32, code: i32) -> Vec<libc::sock_filter> {
     vec![
         op(LOAD, NR, 0, 0),
@@ -162,7 +161,7 @@ fn hide_sbin() -> io::Result<()> {
     private_mounts()?;
     for dir in SBIN {
         let tmpfs = c"tmpfs".as_ptr();
-        // SAFETY: as below. One that does not exist hides nothing.
+        // SAFETY: as below. If the path does not exist, the call fails, and nothing has to be hidden.
         unsafe { libc::mount(tmpfs, dir.as_ptr(), tmpfs, 0, std::ptr::null()) };
     }
     Ok(())
@@ -172,16 +171,16 @@ fn hide_ipset() -> io::Result<()> {
     private_mounts()?;
     for file in IPSET {
         let (nothing, null) = (c"/dev/null".as_ptr(), std::ptr::null());
-        // SAFETY: as below. One that does not exist hides nothing.
+        // SAFETY: as below. If the path does not exist, the call fails, and nothing has to be hidden.
         unsafe { libc::mount(nothing, file.as_ptr(), null, libc::MS_BIND, null.cast()) };
     }
     Ok(())
 }
 
-/// Makes a mount namespace whose mounts no other process sees.
+/// Creates a mount namespace whose mounts no other process sees.
 pub(crate) fn private_mounts() -> io::Result<()> {
     let nothing = std::ptr::null();
-    // SAFETY: the strings are C strings, and null is allowed where it is given.
+    // SAFETY: the strings are C strings, and null is allowed where it is passed.
     unsafe {
         check(libc::unshare(libc::CLONE_NEWNS))?;
         let private = libc::MS_REC | libc::MS_PRIVATE;
@@ -195,24 +194,24 @@ pub(crate) fn private_mounts() -> io::Result<()> {
     }
 }
 
-/// `struct __user_cap_header_struct` and `struct __user_cap_data_struct` of capset(2).
+/// The version of `struct __user_cap_header_struct` and `struct __user_cap_data_struct` of capset(2).
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-/// `SECBIT_NOROOT`: user id 0 gives no capabilities at exec.
+/// `SECBIT_NOROOT`: user ID 0 gains no capabilities at exec.
 const SECBIT_NOROOT: libc::c_ulong = 1;
 
-/// Of linux/capability.h.
+/// The capability's number in linux/capability.h.
 const CAP_NET_ADMIN: u32 = 12;
 
-/// Has a command run with the capabilities in a mask only, though still root.
+/// Makes a command run with only the capabilities in a mask, although the user is root.
 pub fn keep_only(command: &mut Command, mask: u64) -> &mut Command {
-    // SAFETY: only system calls between fork and exec.
+    // SAFETY: the closure only makes system calls between fork and exec.
     unsafe { command.pre_exec(move || keep_capabilities(mask)) }
 }
 
-/// Keeps the capabilities that are in the mask, over exec as well.
+/// Drops the capabilities that are not in the mask, across exec as well.
 fn keep_capabilities(mask: u64) -> io::Result<()> {
     let header = [CAPABILITY_VERSION_3, 0];
-    // Effective, permitted and inheritable; then those above 31.
+    // The fields are effective, permitted and inheritable, first for capabilities 0 to 31, then for those above.
     let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
     let [low, high] = [half(mask), half(mask >> 32)];
     let kept = [low, low, low, high, high, high];
@@ -230,7 +229,7 @@ fn keep_capabilities(mask: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The error of a call that returns a negative number.
+/// Returns the error of a call that returned a negative number.
 pub(crate) fn check(result: i32) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Runs `proxy-agent doctor` in a node, and the commands that it prints as remedies.
+//! Runs `proxy-agent doctor` on a node, and the commands that it prints as remedies.
 
 use std::process::Command;
 
@@ -10,27 +10,27 @@ use serde_json::Value;
 use crate::node::Node;
 use crate::{agent, cmd};
 
-/// How many remedies may follow from one another: a link that is up again still lacks its address.
+/// The maximum number of remedies that may follow from one another: a link that is up again still lacks its address.
 const ROUNDS: usize = 4;
 
-/// Exit code: nothing is wrong.
+/// The exit code if nothing is wrong.
 pub const GOOD: i32 = 0;
-/// Exit code: it works, but.
+/// The exit code if everything works, but is degraded or at risk.
 pub const WARNINGS: i32 = 3;
-/// Exit code: something does not work.
+/// The exit code if something does not work.
 pub const BROKEN: i32 = 4;
 
 /// The JSON output of `doctor`.
 #[derive(Debug)]
 pub struct Findings {
-    /// The exit code.
+    /// The exit code of `doctor`.
     pub code: i32,
-    /// One for each finding.
+    /// The findings.
     pub checks: Vec<Value>,
 }
 
 impl Findings {
-    /// The findings of a check that are neither fine nor without meaning.
+    /// Returns the findings of a check that are faults: neither fine nor not applicable.
     #[must_use]
     pub fn faults(&self, id: &str) -> Vec<&Value> {
         let is_fault = |check: &&Value| {
@@ -39,7 +39,7 @@ impl Findings {
         self.checks.iter().filter(is_fault).collect()
     }
 
-    /// The faults of all checks.
+    /// Returns the faults of all checks.
     #[must_use]
     pub fn all_faults(&self) -> Vec<&Value> {
         let fine = ["ok", "not-applicable"];
@@ -48,16 +48,16 @@ impl Findings {
     }
 }
 
-/// A field of a finding; empty if it is not there.
+/// Returns a field of a finding, or an empty string if the field does not exist.
 #[must_use]
 pub fn text<'a>(check: &'a Value, field: &str) -> &'a str {
     check[field].as_str().unwrap_or_default()
 }
 
-/// The doctor in a node's namespace.
+/// Returns a command that runs the doctor in a node's namespace.
 ///
 /// # Errors
-/// When there is no agent.
+/// Returns an error if there is no executable of the agent.
 pub fn command(node: &Node, args: &[&str]) -> Result<Command> {
     let mut command = node.netns.command(agent::binary()?);
     command.arg("doctor").args(args);
@@ -67,10 +67,10 @@ pub fn command(node: &Node, args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it; it prints JSON.
+/// Runs the command, which prints JSON.
 ///
 /// # Errors
-/// When it cannot be run or prints something else.
+/// Returns an error if the command cannot be run or prints something else.
 pub fn run(node: &Node, mut command: Command) -> Result<Findings> {
     command.arg("--output=json");
     let output = node.run(command)?;
@@ -84,18 +84,18 @@ pub fn run(node: &Node, mut command: Command) -> Result<Findings> {
     })
 }
 
-/// The findings of `doctor` on a node.
+/// Returns the findings of `doctor` on a node.
 ///
 /// # Errors
-/// As [`run`].
+/// Returns the same errors as [`run`].
 pub fn doctor(node: &Node) -> Result<Findings> {
     run(node, command(node, &[])?)
 }
 
-/// Makes sure that it finds nothing.
+/// Checks that `doctor` finds no fault.
 ///
 /// # Errors
-/// When it does, or as [`run`].
+/// Returns an error if it does, and the same errors as [`run`].
 pub fn ensure_good(node: &Node) -> Result<()> {
     let findings = doctor(node)?;
     ensure!(
@@ -107,10 +107,10 @@ pub fn ensure_good(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The finding of `doctor`, which must have this check and verdict, and a remedy.
+/// Returns the findings of `doctor`, which must contain this check with this verdict and a remedy.
 ///
 /// # Errors
-/// When it does not, or as [`run`].
+/// Returns an error if they do not, and the same errors as [`run`].
 pub fn found(node: &Node, id: &str, verdict: &str) -> Result<Vec<Value>> {
     let findings = doctor(node)?;
     let faults: Vec<_> = findings.faults(id).into_iter().cloned().collect();
@@ -139,7 +139,7 @@ pub fn found(node: &Node, id: &str, verdict: &str) -> Result<Vec<Value>> {
 /// Runs the commands that the doctor prints until it prints none.
 ///
 /// # Errors
-/// When one fails, has none, or does not help.
+/// Returns an error if a command fails, if a fault has none, or if the commands do not help.
 pub fn cure(node: &Node) -> Result<()> {
     for _ in 0..ROUNDS {
         let findings = doctor(node)?;
@@ -153,10 +153,10 @@ pub fn cure(node: &Node) -> Result<()> {
     ensure_good(node)
 }
 
-/// Plants a fault that a printed command cures.
+/// Plants a fault that a printed command repairs.
 ///
 /// # Errors
-/// When it is not found or not cured.
+/// Returns an error if the fault is not found or not repaired.
 pub fn plant(node: &Node, id: &str, verdict: &str, fault: &str) -> Result<()> {
     cmd::run(node.netns.command("sh").args(["-c", fault]), "").context("planting")?;
     found(node, id, verdict).with_context(|| format!("after: {fault}"))?;

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The fenced blocks of a page of Markdown, for tests that run what the documentation says.
+//! Reads the fenced blocks of a Markdown page, for tests that run the commands of the documentation.
 
-/// A block.
+/// A fenced block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// The line of its fence, from 1.
+    /// The line number of its fence, starting at 1.
     pub line: usize,
-    /// The first word behind the fence: `sh`, `yaml`.
+    /// The first word after the fence: `sh`, `yaml`.
     pub language: String,
-    /// The other words: see docs/README.md.
+    /// The other words, see docs/README.md.
     pub marks: Vec<String>,
-    /// What is in it, without the indentation of a list.
+    /// The block's contents, without the indentation of a list.
     pub text: String,
 }
 
-/// The blocks of a page, in order.
+/// Returns the blocks of a page, in order.
 #[must_use]
 pub fn blocks(page: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
@@ -45,7 +45,7 @@ pub fn blocks(page: &str) -> Vec<Block> {
     blocks
 }
 
-/// What is in the blocks of commands of a page, in order.
+/// Returns the contents of a page's blocks of commands, in order.
 #[must_use]
 pub fn commands(page: &str) -> Vec<String> {
     let blocks = blocks(page).into_iter();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! SYNs with invented client ports, as a scanner or an attacker sends them: the sender's own kernel knows of
-//! no such connection.
+//! Sends SYNs from client ports without sockets, as a scanner or an attacker does: the sender's own kernel has no such
+//! connection.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,14 +13,14 @@ use crate::netns::Netns;
 
 const SYN: u8 = 0x02;
 const TCP_HEADER: usize = 20;
-/// Invented ports begin here: below those that clients get from the kernel.
+/// The first of these ports: they are below those that the kernel assigns to clients.
 const FIRST_PORT: usize = 1024;
 const PORTS: usize = 30_000;
 
 /// Sends `count` SYNs from `source` to `to`, each from the next of 30,000 ports.
 ///
 /// # Errors
-/// When the kernel refuses the socket or a packet.
+/// Returns an error if the kernel refuses the socket or a packet.
 pub fn syns(netns: &Netns, source: IpAddr, to: SocketAddr, count: usize) -> Result<()> {
     netns.run(|| {
         let socket = raw_socket(to).context("opening a raw socket")?;
@@ -34,7 +34,7 @@ pub fn syns(netns: &Netns, source: IpAddr, to: SocketAddr, count: usize) -> Resu
     })
 }
 
-/// The kernel makes the IP header.
+/// Opens a raw socket for which the kernel writes the IP header.
 fn raw_socket(to: SocketAddr) -> io::Result<OwnedFd> {
     let family = if to.is_ipv4() {
         libc::AF_INET
@@ -52,12 +52,12 @@ fn raw_socket(to: SocketAddr) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nothing else owns.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn send(socket: &OwnedFd, to: SocketAddr, segment: &[u8]) -> io::Result<()> {
-    // SAFETY: plain integers, for which zeros are valid.
+    // SAFETY: the structures consist of integers, for which zeros are valid.
     let (mut v4, mut v6): (libc::sockaddr_in, libc::sockaddr_in6) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     let (address, length) = match to.ip() {
@@ -74,7 +74,7 @@ fn send(socket: &OwnedFd, to: SocketAddr, segment: &[u8]) -> io::Result<()> {
     };
     let length = libc::socklen_t::try_from(length).expect("a few bytes");
     loop {
-        // SAFETY: both pointers are to as many initialised bytes as is said.
+        // SAFETY: both pointers are to as many initialised bytes as the lengths say.
         let sent = unsafe {
             libc::sendto(
                 socket.as_raw_fd(),
@@ -108,7 +108,7 @@ fn syn(source: IpAddr, port: u16, to: SocketAddr, sequence: u32) -> Vec<u8> {
     segment
 }
 
-/// RFC 9293 §3.1, with the pseudo header of either family.
+/// Returns the checksum of RFC 9293 §3.1, with the pseudo header of either family.
 fn checksum(source: IpAddr, to: IpAddr, segment: &[u8]) -> u16 {
     let octets = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Ethernet frames of every shape, each with what the guard has to do about it on a guarded link: made
-//! at random, the same ones for a seed.
+//! Generates random Ethernet frames of every shape, each with the intended verdict of the guard on a guarded link. The
+//! same seed generates the same frames.
 
 mod headers;
 
@@ -14,20 +14,20 @@ use crate::{Family, PORT};
 /// A frame and the intended verdict.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// From the Ethernet header on.
+    /// The bytes, from the Ethernet header on.
     pub bytes: Vec<u8>,
     /// The kind of frame.
     pub shape: &'static str,
-    /// Under which name of `counters[].total.dropped` it is counted; none if it is to pass.
+    /// The name under which the frame is counted in `counters[].total.dropped`, or `None` if the frame must pass.
     pub dropped: Option<&'static str>,
 }
 
-/// The sender.
+/// The addresses of the sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Sender {
     /// An address outside of the node.
     pub outside: IpAddr,
-    /// One that `--allow-from` names.
+    /// An address that `--allow-from` contains.
     pub allowed: IpAddr,
     /// The link-layer addresses of the receiver and of the sender.
     pub link: [[u8; 6]; 2],
@@ -42,7 +42,7 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
-/// Extension headers that are read in the same way.
+/// Extension headers that are parsed in the same way.
 const EXTENSIONS: [u8; 4] = [0, 43, DESTINATION_OPTIONS, 135];
 
 struct Maker {
@@ -51,7 +51,7 @@ struct Maker {
     numbers: Generator,
 }
 
-/// As many frames of a family, the same ones for a seed.
+/// Returns `count` frames of a family. The same seed gives the same frames.
 #[must_use]
 pub fn corpus(family: Family, sender: Sender, seed: u64, count: usize) -> Vec<Frame> {
     let mut maker = Maker {
@@ -76,7 +76,7 @@ impl Maker {
         (0..count).map(|_| self.byte()).collect()
     }
 
-    /// A TCP header with any content but the destination port.
+    /// Returns a TCP header with random content except for the destination port.
     fn tcp(&mut self, port: u16) -> Vec<u8> {
         let mut tcp: Vec<u8> = (0..20).map(|_| self.byte()).collect();
         tcp[2..4].copy_from_slice(&port.to_be_bytes());
@@ -159,7 +159,7 @@ impl Maker {
                 }
             }
             18 => {
-                // The kernel drops what has a wrong version or length; so may the guard.
+                // The kernel drops packets with a wrong version or length, so the guard may drop them as well.
                 let tcp = self.tcp(PORT);
                 let mut frame = self.plain("malformed", outside, vip, TCP, &tcp, OUTSIDE);
                 let [version, length] = match self.family {
@@ -167,7 +167,7 @@ impl Maker {
                     Family::V6 => [14, 18],
                 };
                 if self.random(2) == 0 {
-                    // The length of the header stays.
+                    // The header length is not changed.
                     frame.bytes[version] = (self.byte() & 0xf0) | (frame.bytes[version] & 0x0f);
                 }
                 frame.bytes[length] = self.byte();
@@ -195,7 +195,7 @@ impl Maker {
         }
     }
 
-    /// The addresses, without the type.
+    /// Returns the Ethernet addresses, without the type.
     fn ethernet(&self) -> Vec<u8> {
         self.sender.link.concat()
     }
@@ -226,7 +226,7 @@ impl Maker {
         }
     }
 
-    /// IPv4 options or IPv6 extension headers in front of TCP.
+    /// Returns a frame with IPv4 options or IPv6 extension headers before TCP.
     fn with_options(&mut self) -> Frame {
         let (outside, vip) = (self.sender.outside, self.family.vip());
         let tcp = self.tcp(PORT);
@@ -323,7 +323,7 @@ impl Maker {
         }
     }
 
-    /// An ARP request or neighbour solicitation for the VIP or another address.
+    /// Returns an ARP request or neighbour solicitation for the VIP or another address.
     fn question(&mut self) -> Frame {
         let ours = self.random(2) == 0;
         let vip = self.family.vip();

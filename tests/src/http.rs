@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Asks the agent over HTTP, with curl in its node's namespace.
+//! Sends HTTP requests to the agent, with curl in its node's namespace.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,36 +11,36 @@ use crate::cmd;
 use crate::metrics::Sample;
 use crate::netns::Netns;
 
-/// The address in `--listen`'s default.
+/// The default address of `--listen`.
 pub const ADDRESS: &str = "127.0.0.1:9465";
-/// How long an answer may take.
+/// The time-out of a request, in seconds.
 const TIMEOUT: &str = "30";
-/// How long the agent may take until the expected answer.
+/// The maximum time until the agent sends the expected response.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Answer {
-    /// The status code; 0 if there was no answer.
+    /// The status code, or 0 if there was no response.
     pub code: u16,
-    /// The header.
+    /// The response header.
     pub header: String,
-    /// The body.
+    /// The response body.
     pub body: String,
 }
 
-/// Asks `address` for a path; `args` go to curl.
+/// Requests a path from `address`; `args` are passed to curl.
 ///
 /// # Errors
-/// When curl cannot be run.
+/// Returns an error if curl cannot be run.
 pub fn ask(netns: &Netns, address: &str, path: &str, args: &[&str]) -> Result<Answer> {
     ask_by(netns.command("curl"), address, path, args)
 }
 
-/// As [`ask`], by a command that runs curl in the right place.
+/// Works like [`ask`], with a command that runs curl in the right namespace or container.
 ///
 /// # Errors
-/// As there.
+/// Returns the same errors as [`ask`].
 pub fn ask_by(mut curl: Command, address: &str, path: &str, args: &[&str]) -> Result<Answer> {
     curl.args([
         "--silent",
@@ -64,28 +64,28 @@ pub fn ask_by(mut curl: Command, address: &str, path: &str, args: &[&str]) -> Re
     })
 }
 
-/// Asks the agent of a node with the default `--listen`.
+/// Requests a path from the agent of a node with the default `--listen`.
 ///
 /// # Errors
-/// As [`ask`].
+/// Returns the same errors as [`ask`].
 pub fn get(netns: &Netns, path: &str) -> Result<Answer> {
     ask(netns, ADDRESS, path, &[])
 }
 
-/// The samples of a path.
+/// Returns the samples of a path.
 ///
 /// # Errors
-/// When there is no answer, or it is none in the text format.
+/// Returns an error if there is no response, or if it is not in the text format.
 pub fn scrape(netns: &Netns, path: &str) -> Result<Vec<Sample>> {
     let answer = get(netns, path)?;
     anyhow::ensure!(answer.code == 200, "no metrics: {answer:?}");
     crate::metrics::samples(&answer.body)
 }
 
-/// Waits until a path answers with a status code, and returns that answer.
+/// Waits until the response for a path has a status code, and returns that response.
 ///
 /// # Errors
-/// When it does not; the error contains the last answer.
+/// Returns an error if this does not happen in time; the error contains the last response.
 pub fn wait_for(netns: &Netns, path: &str, code: u16) -> Result<Answer> {
     let mut last = None;
     let found = cmd::wait_until(PATIENCE, &format!("{code} from {path}"), || {

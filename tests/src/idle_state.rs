@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Everything that an agent has on a node while nothing happens, as text: to see that nothing is
-//! missing and nothing is there twice after much has happened.
+//! Everything that an idle agent has on a node, as text: the tests compare it to see that, after many changes, no
+//! object is missing and none exists twice.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::bpf_objects::{BpfObjects, files_below};
 use crate::node::Node;
 use crate::{cmd, snapshot};
 
-/// How long the kernel may take to free released objects, on a loaded machine.
+/// The maximum time until the kernel has freed released objects, with a margin for a loaded machine.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// The objects of an agent on a node while nothing happens.
+/// The objects of an idle agent on a node.
 #[derive(Debug)]
 pub struct IdleState {
     objects: BpfObjects,
@@ -23,14 +23,13 @@ pub struct IdleState {
 }
 
 impl IdleState {
-    /// Records the present state. To be called when an agent has just become ready for the first
-    /// time.
+    /// Records the present state. The caller must call it just after an agent has become ready for the first time.
     ///
     /// # Errors
-    /// When a tool fails.
+    /// Returns an error if a tool fails.
     pub fn remember(node: &Node) -> Result<Self> {
         let mut objects = BpfObjects::default();
-        // The kernel first frees the objects of the probes at start.
+        // The kernel first frees the objects of the probes that the agent ran at its start.
         let mut last = String::new();
         let first = cmd::wait_until(SETTLE, "the first start to settle", || {
             let now = everything(node, &mut objects)?;
@@ -42,18 +41,18 @@ impl IdleState {
         Ok(Self { objects, first })
     }
 
-    /// Remembers which maps are pinned, see [`BpfObjects::note`].
+    /// Records which maps are pinned, see [`BpfObjects::note`].
     ///
     /// # Errors
-    /// As it.
+    /// Returns the same errors as [`BpfObjects::note`].
     pub fn note(&mut self, node: &Node) -> Result<()> {
         self.objects.note(node)
     }
 
-    /// The same is there, nothing more and nothing less.
+    /// Waits until exactly the recorded objects exist.
     ///
     /// # Errors
-    /// When it does not become so.
+    /// Returns an error if this does not happen in time.
     pub fn is_as_at_first(&mut self, node: &Node) -> Result<()> {
         let mut difference = String::new();
         let settled = cmd::wait_until(SETTLE, "everything to be as at first", || {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A container image: unpacked into the directory of a node or a test, and entered with chroot(2) as a container
-//! runtime does. Nothing of this machine is there but /dev, /proc, /sys and that directory.
+//! A container image, unpacked into the directory of a node or a test, and entered with chroot(2) as a container
+//! runtime does. Inside, only /dev, /proc, /sys and that directory of this machine are visible.
 
 use std::ffi::CString;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::degraded_host::private_mounts;
 use crate::node::Node;
 use crate::skip;
 
-/// The mounts of a container besides its image.
+/// The directories of the host that are mounted in a container.
 const MOUNTED: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// An image in the form of an OCI layout.
@@ -31,10 +31,11 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image that this variable names. If it is not set, that is recorded as the reason why `test` does not run.
+    /// Returns the image that this variable names. If the variable is not set, that is recorded as the reason why
+    /// `test` is skipped.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
+    /// Returns an error if there is no such image, or if it cannot be read.
     pub fn given(variable: &str, test: &str) -> Result<Option<Self>> {
         skip::clear(test)?;
         let Some(layout) = std::env::var_os(variable) else {
@@ -55,13 +56,13 @@ impl Image {
         }))
     }
 
-    /// The directory of the layout.
+    /// Returns the directory of the layout.
     #[must_use]
     pub fn layout(&self) -> &Path {
         &self.layout
     }
 
-    /// The compressed size of all layers, in bytes.
+    /// Returns the compressed size of all layers, in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.layers()
@@ -69,10 +70,10 @@ impl Image {
             .sum()
     }
 
-    /// Unpacks it below a directory, which its programs will see at the same path.
+    /// Unpacks the image below a directory, which its programs see at the same path.
     ///
     /// # Errors
-    /// When tar(1) fails.
+    /// Returns an error if tar(1) fails.
     pub fn unpack(&self, shared: &Path) -> Result<Root> {
         let directory = shared.join("image");
         fs::create_dir(&directory)?;
@@ -106,27 +107,27 @@ impl Image {
 /// An unpacked image.
 #[derive(Debug)]
 pub struct Root {
-    /// The program it starts; empty if a manifest has to name one.
+    /// The program that the image starts; empty if a manifest has to name one.
     pub entrypoint: String,
     environment: Vec<String>,
-    /// The user and the group that its programs run as.
+    /// The user and group IDs of the image's programs.
     user: (u32, u32),
     directory: PathBuf,
-    /// What is seen inside as well.
+    /// The directory that is visible inside as well.
     shared: PathBuf,
 }
 
 impl Root {
-    /// Where it is, seen from outside.
+    /// Returns the image's directory, as seen from outside.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The agent in it as [`Node::agent_command`] has the other one.
+    /// Returns a command that runs the agent of the image, as [`Node::agent_command`] does for the other one.
     ///
     /// # Errors
-    /// When a path contains a zero byte.
+    /// Returns an error if a path contains a zero byte.
     pub fn agent_command(&self, node: &Node, program: &str, args: &[&str]) -> Result<Command> {
         let mut command = node.agent_command_of(Path::new(program), args);
         self.enter(&mut command)?;
@@ -136,7 +137,7 @@ impl Root {
     /// Makes a command run in the image, as its user.
     ///
     /// # Errors
-    /// When a path contains a zero byte.
+    /// Returns an error if a path contains a zero byte.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
         let mounts = MOUNTED
             .iter()
@@ -152,7 +153,7 @@ impl Root {
                 command.env(name, value);
             }
         }
-        // SAFETY: only system calls between fork and exec; what they read is in the closure.
+        // SAFETY: the closure only makes system calls between fork and exec, and owns the memory that they read.
         unsafe {
             command.pre_exec(move || {
                 private_mounts()?;
@@ -189,14 +190,14 @@ fn succeed(result: i32) -> io::Result<()> {
     }
 }
 
-/// `USER:GROUP`, by number.
+/// Parses `USER:GROUP`, both numeric.
 fn user(text: &str) -> Result<(u32, u32)> {
     let numbers = text.split_once(':');
     let numbers = numbers.and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
     numbers.with_context(|| format!("the image's user is {text:?}, not two numbers"))
 }
 
-/// `path` as it is seen from outside of `root`.
+/// Returns `path` as seen from outside of `root`.
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }

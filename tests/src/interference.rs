@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Interference by other programs while the agent runs: each kind removes or changes something that
-//! the agent keeps, or merely gets in its way. The tests decide which ones come when.
+//! Interference by other programs while the agent runs: each kind removes or changes objects of the agent, or makes
+//! changes beside them. The tests decide which kind occurs when.
 
 use std::fs;
 use std::path::Path;
@@ -18,13 +18,13 @@ use crate::{Family, cmd};
 
 /// The link that carries the VIPs of a node with interference.
 pub const VIP_LINK: &str = "vips";
-/// How long a link is in another namespace or has another name.
+/// The time for which a link is in another namespace or has another name.
 const AWAY: Duration = Duration::from_millis(20);
 
-/// One kind of interference. The link of the node's last pod is the one that comes and goes.
+/// One kind of interference. The link of the node's last pod is the one that is moved and renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interference {
-    /// `nft flush ruleset`, and kube-proxy makes its rules again.
+    /// `nft flush ruleset`, after which kube-proxy recreates its rules.
     FlushRuleset,
     /// Our tables are deleted.
     DeleteTables,
@@ -48,25 +48,25 @@ pub enum Interference {
     RenameVipLink,
     /// A pod's link has another name for a moment.
     RenamePodLink,
-    /// A pod's link goes to another network namespace and comes back.
+    /// A pod's link is moved to another network namespace and back.
     MovePodLink,
-    /// A link comes and goes.
+    /// A link is created and deleted.
     PassingLink,
     /// conntrack entries of other connections are deleted.
     ConntrackOfOthers,
-    /// kube-proxy makes its rules again.
+    /// kube-proxy recreates its rules.
     KubeProxyAgain,
-    /// `iptables -F` of each table but nat.
+    /// `iptables -F` of each table except nat.
     FlushIptables,
     /// The sets are emptied.
     FlushSets,
-    /// All sets are destroyed that can be.
+    /// All sets are destroyed that can be destroyed.
     DestroySets,
     /// The files in the run directory are made unreadable, or removed.
     RunDirectory,
 }
 
-/// All of them.
+/// All kinds of interference.
 pub const ALL: [Interference; 20] = [
     Interference::FlushRuleset,
     Interference::DeleteTables,
@@ -94,7 +94,7 @@ impl Interference {
     /// Interferes. It is no error if there is nothing to remove or change.
     ///
     /// # Errors
-    /// When what it takes away for a moment cannot be brought back.
+    /// Returns an error if an object that is removed for a moment cannot be restored.
     pub fn happen(self, node: &Node, kube_proxy: KubeProxy) -> Result<()> {
         let pins = node.agent_bpffs();
         let victim = &node.pods.last().context("a pod")?.host_link;
@@ -179,8 +179,8 @@ impl Interference {
     }
 }
 
-/// Held while a pod's link is in another namespace or has another name: two at once would lose it
-/// for good.
+/// Returns a lock that is held while a pod's link is in another namespace or has another name: two such changes at once
+/// would lose the link for good.
 fn away() -> MutexGuard<'static, ()> {
     static POD_LINK: Mutex<()> = Mutex::new(());
     POD_LINK.lock().unwrap_or_else(PoisonError::into_inner)
@@ -192,12 +192,12 @@ fn attempt(node: &Node, line: &str) {
 }
 
 fn rename(node: &Node, link: &str) {
-    // Of its own: two links may be renamed at once.
+    // The temporary name depends on the link, because two links may be renamed at once.
     let other = format!("{link}-renamed");
     attempt(node, &format!("ip link set {link} name {other}"));
     sleep(AWAY);
     attempt(node, &format!("ip link set {other} name {link}"));
-    // On a slow machine the agent has another link of that name by now.
+    // On a slow machine the agent may have created another link of that name by now.
     attempt(node, &format!("ip link del {other}"));
 }
 
@@ -213,7 +213,7 @@ fn remove_files(directory: &Path) {
     }
 }
 
-/// Processes keep the files that they have open on the old one.
+/// Mounts another file system over the old one; processes keep the files that they have open on the old one.
 fn remount(bpffs: &Path) -> Result<()> {
     cmd::run(Command::new("umount").arg("--lazy").arg(bpffs), "")?;
     sleep(AWAY);

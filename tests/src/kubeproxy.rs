@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The rules that kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint
-//! is the VIP unless a test says otherwise: the DNAT from ClusterIP:443, in the three forms
-//! kube-proxy has.
+//! The rules that kube-proxy and kubelet set up for the `kubernetes` Service, whose only endpoint is the VIP unless a
+//! test sets another one: the DNAT from ClusterIP:443, in the three forms that kube-proxy supports.
 
 use std::net::SocketAddr;
 
@@ -12,7 +11,7 @@ use crate::netns::Netns;
 use crate::setting::Setting;
 use crate::{Family, PORT};
 
-/// How kube-proxy programs the kernel.
+/// The form in which kube-proxy programs the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KubeProxy {
     /// `--proxy-mode=iptables` with iptables-legacy
@@ -24,39 +23,39 @@ pub enum KubeProxy {
 }
 
 impl KubeProxy {
-    /// All of them.
+    /// All forms.
     pub const ALL: [Self; 3] = [Self::IptablesLegacy, Self::IptablesNft, Self::Nftables];
 
-    /// Sets the rules up in a node, both families.
+    /// Sets up the rules of both families in a node.
     ///
     /// # Errors
-    /// When a tool fails.
+    /// Returns an error if a tool fails.
     pub fn install(self, node: &Netns) -> Result<()> {
         self.install_as(node, Family::pod_cidr, Family::vip_socket)
     }
 
-    /// The same with the node's addresses taken for pods': its own connections keep their source
-    /// address and port, as they do without `--cluster-cidr`.
+    /// Sets up the same rules with the node's addresses counted among the pods': the node's own connections keep their
+    /// source address and port, as they do without `--cluster-cidr`.
     ///
     /// # Errors
-    /// When a tool fails.
+    /// Returns an error if a tool fails.
     pub fn install_without_masquerade(self, node: &Netns) -> Result<()> {
         self.install_as(node, node_cidr, Family::vip_socket)
     }
 
-    /// The same with another endpoint of the Service than the VIP.
+    /// Sets up the same rules with another endpoint of the Service than the VIP.
     ///
     /// # Errors
-    /// When a tool fails.
+    /// Returns an error if a tool fails.
     pub fn install_to(self, node: &Netns, endpoint: fn(Family) -> SocketAddr) -> Result<()> {
         self.install_as(node, node_cidr, endpoint)
     }
 
-    /// The same in nftables mode, with its check of unallocated addresses: it drops new tracked connections to
-    /// addresses of the Service range that no Service has.
+    /// Sets up the same rules in nftables mode, with kube-proxy's check of unallocated addresses: it drops new tracked
+    /// connections to addresses of the Service range that no Service has.
     ///
     /// # Errors
-    /// When a tool fails.
+    /// Returns an error if a tool fails.
     pub fn install_with_service_range(node: &Netns) -> Result<()> {
         install_native(node, node_cidr, Family::vip_socket, true)
     }
@@ -105,7 +104,7 @@ fn node_cidr(family: Family) -> &'static str {
     }
 }
 
-/// As kube-proxy writes them with `--cluster-cidr`: connections to the ClusterIP that do not come
+/// Returns the rules as kube-proxy writes them with `--cluster-cidr`: connections to the ClusterIP that do not come
 /// from a pod are masqueraded, and so is the endpoint's connection to itself.
 fn iptables_rules(family: Family, pods: &str, target: SocketAddr) -> String {
     let (endpoint, service) = (target.ip(), family.cluster_ip());
@@ -153,11 +152,11 @@ COMMIT
     )
 }
 
-/// As kube-proxy adds it where it knows the Service range, in the hooks behind DNAT.
+/// Returns the check that kube-proxy adds if it knows the Service range, in the hooks after DNAT.
 fn service_range_check(family: Family) -> String {
     let (ip, address, range, reject) = match family {
         Family::V4 => ("ip", "ipv4_addr", "10.96.0.0/12", "icmp"),
-        // Two ServiceCIDR objects: an anonymous set, where one range becomes a comparison.
+        // Two ServiceCIDR objects result in an anonymous set, while a single range would result in a comparison.
         Family::V6 => ("ip6", "ipv6_addr", "fd00:96::/112, fd00:98::/112", "icmpv6"),
     };
     let service = family.cluster_ip();

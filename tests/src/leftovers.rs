@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The objects that a run makes on the machine, their names, and the removal of leftovers of killed
-//! runs.
+//! The names of the objects that a run creates on the machine, and the removal of leftovers of killed runs.
 //!
-//! Every process that uses the harness holds a lock on `/run/proxy-agent-tests/<pid>.lock` as long
-//! as it lives. An object with the process id of a lock that no process holds is a leftover.
+//! Every process that uses the harness holds a lock on `/run/proxy-agent-tests/<pid>.lock` as long as it runs. An
+//! object with the process ID of a lock that no process holds is a leftover.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,15 +17,15 @@ use anyhow::{Context as _, Result};
 
 use crate::{cgroup, netns};
 
-/// The directory below which every node has its own.
+/// The directory below which every node has its own directory.
 pub const STATE_DIR: &str = "/run/proxy-agent-tests";
 
-/// A name for a node that no other has, now and on this machine: `<pid>-<n>`.
+/// Returns a name for a node that no other node on this machine has: `<pid>-<n>`.
 ///
-/// The first call takes this process's lock and removes the leftovers of earlier runs.
+/// The first call acquires this process's lock and removes the leftovers of earlier runs.
 ///
 /// # Errors
-/// When the state directory cannot be written: not root.
+/// Returns an error if the state directory cannot be written, for example because the user is not root.
 pub fn unique_id() -> Result<String> {
     static LOCK: OnceLock<Result<File, String>> = OnceLock::new();
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -43,18 +42,18 @@ pub fn unique_id() -> Result<String> {
     Ok(format!("{}-{n}", std::process::id()))
 }
 
-/// Removes everything that carries the id of this process, at once: for the way out on a signal.
+/// Immediately removes everything with the ID of this process, for an exit on a signal.
 pub fn remove_own() {
     remove_of(&std::process::id().to_string());
     remove_state_dir();
 }
 
-/// Fails, as intended, while other runs have files in it.
+/// Removes the state directory; this fails, as intended, while other runs have files in it.
 fn remove_state_dir() {
     let _ = fs::remove_dir(STATE_DIR);
 }
 
-/// True if namespaces of failed tests stay in place: `PROXY_AGENT_TEST_KEEP=1`.
+/// Returns true if the namespaces of failed tests are kept: `PROXY_AGENT_TEST_KEEP=1`.
 #[must_use]
 pub fn keep_failed() -> bool {
     std::env::var_os("PROXY_AGENT_TEST_KEEP").is_some_and(|value| value == "1")
@@ -66,7 +65,7 @@ extern "C" fn at_exit() {
     }
 }
 
-/// Removes the leftovers of dead processes; returns the number of those processes.
+/// Removes the leftovers of processes that have exited; returns the number of those processes.
 #[must_use]
 pub fn remove() -> usize {
     let mut pids: Vec<String> = names_in(netns::NETNS_DIR)
@@ -106,8 +105,8 @@ fn take_own_lock() -> Result<File> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             file => file.with_context(|| format!("creating {}", path.display()))?,
         };
-        // Until the file is locked, another process that removes leftovers may take it for one: try
-        // again then.
+        // Until the file is locked, another process that removes leftovers may mistake it for one; the loop tries again
+        // then.
         let is_ours = try_lock(&file)
             && fs::metadata(&path).is_ok_and(|now| {
                 file.metadata()
@@ -127,7 +126,7 @@ fn try_lock(file: &File) -> bool {
 /// The state of a process that used the harness.
 enum Owner {
     Alive,
-    /// Ended; with its lock, unless the lock file is gone, too.
+    /// It has exited. The value is its lock, or `None` if the lock file is gone, too.
     Dead(Option<File>),
 }
 
@@ -145,7 +144,7 @@ impl Owner {
 }
 
 fn remove_of(pid: &str) {
-    // Names are as those of namespaces. One with processes stays until they have ended.
+    // The names have the same form as those of namespaces. A cgroup with processes remains until they have exited.
     if let Ok(root) = cgroup::root() {
         for name in names_in(&root).filter(|name| owner_of_netns(name) == Some(pid)) {
             let _ = fs::remove_dir(root.join(name));
@@ -174,7 +173,7 @@ pub fn remove_state(path: &Path) {
 fn unmount(path: &Path) {
     use std::os::unix::ffi::OsStrExt as _;
     if let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) {
-        // SAFETY: the path is a C string that outlives the call. That nothing is mounted is fine.
+        // SAFETY: the path is a C string that outlives the call. It is no error if nothing is mounted.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
 }
@@ -187,13 +186,13 @@ fn names_in(dir: impl AsRef<Path>) -> impl Iterator<Item = String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
 }
 
-/// `pa-<pid>-<n>-<role>`
+/// Returns the process ID in `pa-<pid>-<n>-<role>`.
 fn owner_of_netns(name: &str) -> Option<&str> {
     let pid = name.strip_prefix("pa-")?.split('-').next()?;
     pid.bytes().all(|b| b.is_ascii_digit()).then_some(pid)
 }
 
-/// `<pid>-<n>` or `<pid>.lock`
+/// Returns the process ID in `<pid>-<n>` or `<pid>.lock`.
 fn owner_of_state(name: &str) -> Option<&str> {
     let pid = name.split(['-', '.']).next()?;
     (!pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit())).then_some(pid)

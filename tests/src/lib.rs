@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The harness of the behaviour tests and of the demo: a Kubernetes node with pods, kube-proxy's
-//! rules, a proxy and the agent, each in network namespaces of its own, on the real kernel.
+//! The harness of the behaviour tests and of the demo: a Kubernetes node with pods, kube-proxy's rules, a proxy and the
+//! agent, each in its own network namespace, on the real kernel.
 //!
 //! The assertions are in `tests/`, one subject per file. Several tests and several runs may run at once: every name
-//! holds the process id and a number, and leftovers of killed runs are removed (see [`leftovers`]).
+//! contains the process ID and a number, and leftovers of killed runs are removed (see [`leftovers`]).
 
 pub mod agent;
 pub mod all_paths;
@@ -74,8 +74,8 @@ impl Family {
     /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The VIP of this family: an unused address of the Service range, or where kube-proxy checks that range, one
-    /// outside of it.
+    /// Returns the VIP of this family: an unused address of the Service range, or, where kube-proxy checks that range,
+    /// an address outside of it.
     #[must_use]
     pub fn vip(self) -> IpAddr {
         match (self, Setting::current()) {
@@ -85,7 +85,7 @@ impl Family {
         }
     }
 
-    /// The VIP outside of the Service range that docs/operations.md recommends.
+    /// Returns the VIP outside of the Service range that docs/operations.md recommends.
     #[must_use]
     pub const fn vip_outside(self) -> IpAddr {
         match self {
@@ -94,7 +94,7 @@ impl Family {
         }
     }
 
-    /// The ClusterIP of the `kubernetes` Service in this family.
+    /// Returns the ClusterIP of the `kubernetes` Service in this family.
     #[must_use]
     pub const fn cluster_ip(self) -> IpAddr {
         match self {
@@ -103,7 +103,7 @@ impl Family {
         }
     }
 
-    /// The addresses of all pods.
+    /// Returns the range of the addresses of all pods.
     #[must_use]
     pub const fn pod_cidr(self) -> &'static str {
         match self {
@@ -112,19 +112,19 @@ impl Family {
         }
     }
 
-    /// `VIP:443`.
+    /// Returns `VIP:443`.
     #[must_use]
     pub fn vip_socket(self) -> SocketAddr {
         SocketAddr::new(self.vip(), PORT)
     }
 
-    /// `ClusterIP:443`.
+    /// Returns `ClusterIP:443`.
     #[must_use]
     pub const fn cluster_ip_socket(self) -> SocketAddr {
         SocketAddr::new(self.cluster_ip(), PORT)
     }
 
-    /// The prefix length of a single address.
+    /// Returns the prefix length of a single address.
     #[must_use]
     pub const fn host_prefix(self) -> u8 {
         match self {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The files of `deploy/` as Kubernetes gets them: rendered by Helm and kustomize, checked against the
-//! schemas. What does that are Python packages, which `cargo xtask setup` installs.
+//! The files of `deploy/` as Kubernetes receives them: rendered by Helm and kustomize, and checked against the schemas.
+//! The tools for this are Python packages, which `cargo xtask setup` installs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,36 +12,36 @@ use serde_json::Value;
 
 use crate::{agent, cmd, skip};
 
-/// Names the directory of the packages; `cargo xtask test` sets it.
+/// The variable with the directory of the packages; `cargo xtask test` sets it.
 const VARIABLE: &str = "PROXY_AGENT_PYTHON";
 
-/// The oldest and the newest Kubernetes whose schemas are at hand.
+/// The oldest and the newest Kubernetes version whose schemas are available.
 pub const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 
 /// The subcommands of the agent that have flags.
 const SUBCOMMANDS: [&str; 3] = ["status", "cleanup", "doctor"];
 
-/// The top of the checkout.
+/// Returns the root directory of the repository.
 ///
 /// # Panics
-/// Never: this crate lies in a directory of it.
+/// Never panics: this crate is in a subdirectory of it.
 #[must_use]
 pub fn repository() -> &'static Path {
     let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     parent.expect("a member of the workspace has a parent")
 }
 
-/// Renders and validates.
+/// The tool that renders and validates the files.
 #[derive(Debug)]
 pub struct Tool {
     packages: PathBuf,
 }
 
 impl Tool {
-    /// The tool, or a record that `test` is skipped.
+    /// Returns the tool, or `None` and records that `test` is skipped.
     ///
     /// # Errors
-    /// When the variable names no directory, or the record cannot be written.
+    /// Returns an error if the variable names no directory, or if the record cannot be written.
     pub fn find(test: &str) -> Result<Option<Self>> {
         let Some(packages) = std::env::var_os(VARIABLE).map(PathBuf::from) else {
             let reason = format!(
@@ -57,27 +57,27 @@ impl Tool {
         Ok(Some(Self { packages }))
     }
 
-    /// The objects of a kustomization.
+    /// Returns the objects of a kustomization.
     ///
     /// # Errors
-    /// kustomize's complaint.
+    /// Returns kustomize's error.
     pub fn kustomize(&self, directory: &Path) -> Result<Vec<Value>> {
         self.objects(&["kustomize".as_ref(), directory], "")
     }
 
-    /// The objects of the agent's chart with these values, as release `proxy-agent` in `kube-system`.
+    /// Returns the objects of the agent's chart with these values, as release `proxy-agent` in `kube-system`.
     ///
     /// # Errors
-    /// Helm's complaint, that of its linter included.
+    /// Returns the error of Helm or of its linter.
     pub fn helm(&self, values: &Value) -> Result<Vec<Value>> {
         let release = ["proxy-agent", "kube-system"];
         self.chart("deploy/helm/proxy-agent", release, values)
     }
 
-    /// The objects of a chart with these values, as a release with this name in this namespace.
+    /// Returns the objects of a chart with these values, as a release with this name in this namespace.
     ///
     /// # Errors
-    /// Helm's complaint, that of its linter included.
+    /// Returns the error of Helm or of its linter.
     pub fn chart(&self, chart: &str, release: [&str; 2], values: &Value) -> Result<Vec<Value>> {
         let chart = repository().join(chart);
         let [name, namespace] = release.map(Path::new);
@@ -87,33 +87,33 @@ impl Tool {
         )
     }
 
-    /// The documents of a YAML text.
+    /// Parses the documents of a YAML text.
     ///
     /// # Errors
-    /// When it is none.
+    /// Returns an error if the text is not YAML.
     pub fn yaml(&self, text: &str) -> Result<Vec<Value>> {
         self.objects(&["yaml".as_ref()], text)
     }
 
-    /// A workflow of GitHub.
+    /// Parses and checks a workflow of GitHub.
     ///
     /// # Errors
-    /// What GitHub's schema finds in it.
+    /// Returns the errors that GitHub's schema finds in it.
     pub fn workflow(&self, text: &str) -> Result<Vec<Value>> {
         self.objects(&["workflow".as_ref()], text)
     }
 
-    /// The errors of these objects for a version of Kubernetes, like 1.30.
+    /// Returns the errors of these objects for a version of Kubernetes, like 1.30.
     ///
     /// # Errors
-    /// When the version is not known.
+    /// Returns an error if the version is not known.
     pub fn validate(&self, version: &str, objects: &[Value]) -> Result<Vec<String>> {
         let input = serde_json::to_string(objects)?;
         let faults = self.run(&["validate".as_ref(), version.as_ref()], &input)?;
         Ok(serde_json::from_str(&faults)?)
     }
 
-    /// Envoy.
+    /// Returns the path of Envoy.
     #[must_use]
     pub fn envoy(&self) -> PathBuf {
         self.packages.join("envoy/_bin/envoy")
@@ -134,7 +134,7 @@ impl Tool {
     }
 }
 
-/// The objects of a kind, with their names.
+/// Returns the objects of a kind, with their names.
 pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
     objects
         .iter()
@@ -147,10 +147,10 @@ pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> impl Iterator<Item = (&'
         })
 }
 
-/// The flags (as `--flag`) and variables in the `--help` of the agent and of its subcommands.
+/// Returns the flags (as `--flag`) and variables in the `--help` of the agent and of its subcommands.
 ///
 /// # Errors
-/// When the agent is not built, or its help lists none.
+/// Returns an error if the agent is not built, or if its help lists none.
 pub fn flags_and_variables() -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let (mut flags, mut variables) = (BTreeSet::new(), BTreeSet::new());
     let mut texts = vec![cmd::run(Command::new(agent::binary()?).arg("--help"), "")?];
@@ -176,7 +176,7 @@ pub fn flags_and_variables() -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     Ok((flags, variables))
 }
 
-/// Every `--flag` of a text, without its value.
+/// Returns every `--flag` of a text, without its value.
 pub fn flags_in(text: &str) -> impl Iterator<Item = String> {
     text.match_indices("--").filter_map(|(at, dashes)| {
         let is_middle =

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The metrics that docs/metrics.md promises, and those that are served. Alert rules and dashboards
-//! are checked by the same list.
+//! The metrics that docs/metrics.md documents, and those that the agent exports. The same list serves to check alert
+//! rules and dashboards.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, bail};
 
 /// The prefix of every metric's name.
 pub const PREFIX: &str = "proxy_agent_";
-/// The documentation.
+/// The text of docs/metrics.md.
 const DOCS: &str = include_str!("../../docs/metrics.md");
 
-/// A metric by its type and labels.
+/// The type and labels of a metric.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metric {
     /// `counter`, `gauge` or `histogram`.
@@ -24,7 +24,7 @@ pub struct Metric {
 /// One sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// The name; of a histogram with its suffix.
+    /// The name; for a histogram, with its suffix.
     pub name: String,
     /// The labels.
     pub labels: BTreeMap<String, String>,
@@ -32,10 +32,10 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// The metrics that docs/metrics.md has in its tables, by name.
+/// Returns the metrics in the tables of docs/metrics.md, by name.
 ///
 /// # Errors
-/// When a line cannot be read.
+/// Returns an error if a line cannot be parsed.
 pub fn documented() -> Result<BTreeMap<String, Metric>> {
     let mut metrics = BTreeMap::new();
     let is_row = |line: &&str| line.starts_with(&format!("| `{PREFIX}"));
@@ -62,10 +62,10 @@ pub fn documented() -> Result<BTreeMap<String, Metric>> {
     Ok(metrics)
 }
 
-/// The metrics in a text of the Prometheus text format.
+/// Returns the metrics in a text in the Prometheus text format.
 ///
 /// # Errors
-/// When it is none, or a metric has no help.
+/// Returns an error if the text is not in that format, or if a metric has no help text.
 pub fn families(text: &str) -> Result<BTreeMap<String, Metric>> {
     let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
     let helped: BTreeSet<&str> = text
@@ -97,7 +97,7 @@ pub fn families(text: &str) -> Result<BTreeMap<String, Metric>> {
     Ok(metrics)
 }
 
-/// The names of metrics in any text, such as an alert rule or a dashboard.
+/// Returns the names of metrics in any text, such as an alert rule or a dashboard.
 #[must_use]
 pub fn mentioned(text: &str) -> BTreeSet<&str> {
     let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -106,7 +106,7 @@ pub fn mentioned(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// The metric that a sample or a query is about, among those in `known`.
+/// Returns the metric to which a sample or a query refers, among those in `known`.
 #[must_use]
 pub fn family<'a>(sample: &'a str, known: &BTreeMap<String, Metric>) -> &'a str {
     let histogram = ["_bucket", "_sum", "_count"]
@@ -120,10 +120,10 @@ pub fn family<'a>(sample: &'a str, known: &BTreeMap<String, Metric>) -> &'a str 
     histogram.unwrap_or(sample)
 }
 
-/// The samples in a text of the Prometheus text format.
+/// Returns the samples in a text in the Prometheus text format.
 ///
 /// # Errors
-/// When it is none.
+/// Returns an error if the text is not in that format.
 pub fn samples(text: &str) -> Result<Vec<Sample>> {
     let is_sample = |line: &&str| !line.is_empty() && !line.starts_with('#');
     text.lines()
@@ -132,7 +132,7 @@ pub fn samples(text: &str) -> Result<Vec<Sample>> {
         .collect()
 }
 
-/// The value of the sample with these labels, if there is one.
+/// Returns the value of the sample with these labels, if there is one.
 #[must_use]
 pub fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let has = |sample: &Sample| {

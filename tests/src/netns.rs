@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Network namespaces: made, entered and removed. What is inside of them is `node.rs`'s business.
+//! Creates, enters and removes network namespaces. Their contents are set up in `node.rs`.
 //!
-//! A namespace is entered with setns(2) alone: `ip netns exec` also mounts a fresh /sys, and with it
-//! bpffs and cgroupfs vanish.
+//! A namespace is entered with setns(2) only: `ip netns exec` also mounts a new /sys, which hides bpffs and cgroupfs.
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -16,10 +15,10 @@ use anyhow::{Context as _, Result};
 
 use crate::cmd;
 
-/// Where named network namespaces are mounted.
+/// The directory in which named network namespaces are mounted.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// A named network namespace, removed with every process in it when dropped.
+/// A named network namespace, which is removed, with every process in it, when this is dropped.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -28,10 +27,10 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace and brings its `lo` up, IPv6 without duplicate address detection.
+    /// Creates a namespace, sets its `lo` up, and disables IPv6 duplicate address detection.
     ///
     /// # Errors
-    /// When the caller is not root, or the name is taken.
+    /// Returns an error if the caller is not root, or if the name is in use.
     pub fn new(name: &str) -> Result<Self> {
         cmd::run(Command::new("ip").args(["netns", "add", name]), "")?;
         let path = Path::new(NETNS_DIR).join(name);
@@ -47,27 +46,27 @@ impl Netns {
         Ok(netns)
     }
 
-    /// Its name.
+    /// Returns its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The command line that opens a shell in it.
+    /// Returns the command line that opens a shell in it.
     #[must_use]
     pub fn nsenter(&self) -> String {
         format!("nsenter --net={NETNS_DIR}/{}", self.name)
     }
 
-    /// Leaves the namespace in place when dropped, for debugging.
+    /// Makes the namespace stay when this is dropped, for debugging.
     pub fn keep(&mut self) {
         self.keep = true;
     }
 
-    /// Runs `f` on a thread inside the namespace. Sockets made there stay there.
+    /// Runs `f` on a thread inside the namespace. Sockets that it creates stay in the namespace.
     ///
     /// # Panics
-    /// When `f` panics, or the namespace cannot be entered.
+    /// Panics if `f` panics, or if the namespace cannot be entered.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         let fd = self.file.as_raw_fd();
         std::thread::scope(|scope| {
@@ -81,7 +80,7 @@ impl Netns {
         })
     }
 
-    /// A command that will run inside the namespace.
+    /// Returns a command that will run inside the namespace.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -91,18 +90,18 @@ impl Netns {
         command
     }
 
-    /// Runs a command line, split at white space, inside the namespace; returns its output.
+    /// Runs a command line, split at white space, inside the namespace, and returns its output.
     ///
     /// # Errors
-    /// When it does not exit with 0.
+    /// Returns an error if the command does not exit with 0.
     pub fn exec(&self, line: &str) -> Result<String> {
         self.feed(line, "")
     }
 
-    /// Like [`Netns::exec`], with `input` on its standard input.
+    /// Works like [`Netns::exec`], with `input` on the standard input.
     ///
     /// # Errors
-    /// When it does not exit with 0.
+    /// Returns an error if the command does not exit with 0.
     pub fn feed(&self, line: &str, input: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().context("an empty command line")?;
@@ -113,25 +112,25 @@ impl Netns {
     /// Runs lines of `ip` commands in one process.
     ///
     /// # Errors
-    /// At the first line that fails.
+    /// Returns the error of the first line that fails.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.feed("ip -batch -", lines).map(drop)
     }
 
-    /// Sets a sysctl of the namespace, named as below /proc/sys.
+    /// Sets a sysctl of the namespace; the name is its path below /proc/sys.
     ///
     /// # Errors
-    /// When the kernel does not have it.
+    /// Returns an error if the kernel does not have it.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        // /proc/sys/net shows the namespace of the thread that looks.
+        // /proc/sys/net shows the namespace of the thread that reads it.
         self.run(|| fs::write(format!("/proc/sys/{key}"), value))
             .with_context(|| format!("setting sysctl {key}={value} in netns {}", self.name))
     }
 
-    /// The index of a link.
+    /// Returns the index of a link.
     ///
     /// # Errors
-    /// When there is no such link.
+    /// Returns an error if there is no such link.
     pub fn ifindex(&self, link: &str) -> Result<u32> {
         let shown = self.exec(&format!("ip -o link show dev {link}"))?;
         let index = shown.split(':').next().unwrap_or_default();
@@ -159,7 +158,7 @@ fn enter(fd: RawFd) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Kills every process in the named namespace and removes it. Nothing to do is fine.
+/// Kills every process in the named namespace and removes it. It is no error if it does not exist.
 pub fn remove(name: &str) {
     let path = Path::new(NETNS_DIR).join(name);
     for pid in processes_in(&path) {
@@ -169,7 +168,7 @@ pub fn remove(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-/// The processes whose main thread is in the namespace mounted at `path`, without this one.
+/// Returns the processes, except this one, whose main thread is in the namespace that is mounted at `path`.
 fn processes_in(path: &PathBuf) -> Vec<libc::pid_t> {
     let Ok(wanted) = fs::metadata(path) else {
         return Vec::new();

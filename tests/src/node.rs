@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A Kubernetes node: its network namespace as kubelet and a CNI plugin leave it, an uplink, and
-//! pods behind a veth pair each (routed, like Calico) or behind a bridge (like the bridge plugin).
+//! A Kubernetes node: its network namespace in the state that kubelet and a CNI plugin set up, an uplink, and pods that
+//! are connected by a veth pair each (routed, like Calico) or to a bridge (like the bridge plugin).
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -16,7 +16,7 @@ use crate::netns::Netns;
 use crate::setting::Setting;
 use crate::{Family, cmd, leftovers};
 
-/// How pods are joined to the node.
+/// The way in which pods are connected to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topology {
     /// A routed veth pair for each pod
@@ -28,11 +28,11 @@ pub enum Topology {
 }
 
 impl Topology {
-    /// All of them.
+    /// All topologies.
     pub const ALL: [Self; 3] = [Self::Veth, Self::Bridge, Self::BridgeNetfilter];
 }
 
-/// A pod in its network namespace, its link is `eth0`.
+/// A pod in its network namespace; its link is `eth0`.
 #[derive(Debug)]
 pub struct Pod {
     /// Its network namespace.
@@ -46,7 +46,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Its address in a family.
+    /// Returns its address in a family.
     #[must_use]
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
@@ -56,13 +56,13 @@ impl Pod {
     }
 }
 
-/// How many logs are shown at most, the last ones.
+/// The maximum number of logs that are shown, the most recent ones.
 const SHOWN: usize = 12;
 
 /// The log of a process, shared with the node so that it can be shown when a test fails.
 pub type SharedLog = Arc<Mutex<String>>;
 
-/// The addresses of the node's uplink, `eth0`.
+/// Returns the address of the node's uplink, `eth0`.
 #[must_use]
 pub const fn uplink_address(family: Family) -> IpAddr {
     match family {
@@ -71,7 +71,7 @@ pub const fn uplink_address(family: Family) -> IpAddr {
     }
 }
 
-/// The addresses of the node's default gateway, in [`Node::uplink`].
+/// Returns the address of the node's default gateway, in [`Node::uplink`].
 #[must_use]
 pub const fn gateway_address(family: Family) -> IpAddr {
     match family {
@@ -80,26 +80,26 @@ pub const fn gateway_address(family: Family) -> IpAddr {
     }
 }
 
-/// Where an API server behind the uplink listens, if a test starts one.
+/// Returns the address at which an API server behind the uplink listens, if a test starts one.
 #[must_use]
 pub const fn api_server(family: Family) -> SocketAddr {
     SocketAddr::new(gateway_address(family), API_PORT)
 }
 
-/// The port of API servers behind the uplink, not the proxy's.
+/// The port of API servers behind the uplink, which differs from the proxy's.
 pub const API_PORT: u16 = 6443;
 
-/// The flag with which the proxy's own connections to [`api_server`] of both families are untracked.
+/// The flag that makes the proxy's own connections to [`api_server`] of both families untracked.
 pub const UPSTREAM: &str = "--proxy-upstream=192.168.100.1:6443,[fd00:100::1]:6443";
 
-/// A node with its pods. Everything is removed when it is dropped.
+/// A node with its pods. Everything is removed when this is dropped.
 #[derive(Debug)]
 pub struct Node {
-    /// The pods, in the order they were added.
+    /// The pods, in the order in which they were added.
     pub pods: Vec<Pod>,
     /// The node's own network namespace.
     pub netns: Netns,
-    /// The machine at the other end of the node's uplink, see [`gateway_address`].
+    /// The host at the other end of the node's uplink, see [`gateway_address`].
     pub uplink: Netns,
     /// `<pid>-<n>`
     id: String,
@@ -108,11 +108,11 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes a node without pods: an uplink with a default route in both families, forwarding on,
-    /// and a bpffs of its own at [`Node::bpffs`].
+    /// Creates a node without pods: with an uplink and a default route in both families, with forwarding enabled, and
+    /// with its own bpffs at [`Node::bpffs`].
     ///
     /// # Errors
-    /// When a namespace, link or mount cannot be made: not root.
+    /// Returns an error if a namespace, link or mount cannot be created, for example because the user is not root.
     pub fn new() -> Result<Self> {
         let id = leftovers::unique_id()?;
         let dir = PathBuf::from(leftovers::STATE_DIR).join(&id);
@@ -131,10 +131,10 @@ impl Node {
         Ok(node)
     }
 
-    /// Makes a node with `pods` pods joined by `topology`.
+    /// Creates a node with `pods` pods that are connected by `topology`.
     ///
     /// # Errors
-    /// As [`Node::new`].
+    /// Returns the same errors as [`Node::new`].
     pub fn with_pods(topology: Topology, pods: usize) -> Result<Self> {
         let mut node = Self::new()?;
         for _ in 0..pods {
@@ -143,43 +143,43 @@ impl Node {
         Ok(node)
     }
 
-    /// The body of a test: makes a node with two pods and runs `body` on it. When that fails, the
-    /// logs of its processes are printed and how to look into the namespaces.
+    /// Runs the body of a test: creates a node with two pods and runs `body` on it. If `body` fails, this prints the
+    /// logs of the node's processes and the commands that open shells in its namespaces.
     ///
     /// # Panics
-    /// When `body` fails: the test has failed.
+    /// Panics if `body` fails: the test has failed.
     pub fn test(topology: Topology, body: impl FnOnce(&mut Self) -> Result<()>) {
         let mut node = Self::with_pods(topology, 2).expect("making a node and two pods");
         if let Err(error) = body(&mut node) {
-            // The check runs while the node exists: its drop prints the state of the node.
+            // The check runs while the node exists, because its drop prints the state of the node.
             panic!("{error:#}");
         }
     }
 
-    /// The mount point of the node's own bpffs.
+    /// Returns the mount point of the node's own bpffs.
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
         self.dir.join("bpf")
     }
 
-    /// A directory for files of the node's processes, gone with the node.
+    /// Returns a directory for files of the node's processes, which is removed with the node.
     #[must_use]
     pub fn dir(&self) -> &PathBuf {
         &self.dir
     }
 
-    /// Makes a cgroup for processes of the node.
+    /// Creates a cgroup for processes of the node.
     ///
     /// # Errors
-    /// When there is no cgroup2 file system, or there is one of this name.
+    /// Returns an error if there is no cgroup2 file system, or if the name is in use.
     pub fn cgroup(&self, name: &str) -> Result<Cgroup> {
         Cgroup::new(&format!("pa-{}-{name}", self.id))
     }
 
-    /// Adds a log to show when the test fails.
+    /// Adds a log that is shown when the test fails.
     ///
     /// # Panics
-    /// When another thread panicked while it added one.
+    /// Panics if another thread panicked while it added a log.
     pub fn add_log(&self, name: &str, log: SharedLog) {
         self.logs
             .lock()
@@ -187,10 +187,10 @@ impl Node {
             .push((name.to_owned(), log));
     }
 
-    /// Puts the VIPs of both families on a link, as an agent would.
+    /// Adds the VIPs of both families to a link, as an agent would.
     ///
     /// # Errors
-    /// When the link does not exist or has one.
+    /// Returns an error if the link does not exist or already has one of them.
     pub fn add_vips(&self, link: &str) -> Result<()> {
         let mut lines = String::new();
         for family in Family::ALL {
@@ -200,7 +200,7 @@ impl Node {
         self.netns.ip(&lines)
     }
 
-    /// The logs of the node's processes.
+    /// Returns the logs of the node's processes.
     #[must_use]
     pub fn logs(&self) -> String {
         let mut text = String::new();
@@ -221,13 +221,12 @@ impl Node {
     /// Adds a pod.
     ///
     /// # Errors
-    /// When a namespace or link cannot be made.
+    /// Returns an error if a namespace or link cannot be created.
     pub fn add_pod(&mut self, topology: Topology) -> Result<&Pod> {
         let n = self.pods.len();
         let netns = Netns::new(&format!("pa-{}-pod{n}", self.id))?;
         let host_link = format!("pod{n}");
-        // In the routed topology every pod gets /32 and /128 addresses, behind the bridge all share
-        // a subnet.
+        // In the routed topology every pod has /32 and /128 addresses; behind the bridge all pods share a subnet.
         let subnet = u8::from(topology != Topology::Veth);
         let host = u8::try_from(n + 10)?;
         let pod = Pod {
@@ -250,7 +249,7 @@ impl Node {
             ))?;
             self.netns
                 .sysctl(&format!("net/ipv4/conf/{link}/proxy_arp"), "1")?;
-            // As Calico does: the kernel puts off such answers by up to 0.8 s, and drops some.
+            // Calico sets this, too: by default the kernel delays proxy ARP replies by up to 0.8 s, and drops some.
             self.netns
                 .sysctl(&format!("net/ipv4/neigh/{link}/proxy_delay"), "0")?;
             pod.netns.ip(&format!(
@@ -285,18 +284,18 @@ impl Node {
     /// Removes the pod that was added last.
     ///
     /// # Errors
-    /// When there is none, or its link cannot be removed.
+    /// Returns an error if there is none, or if its link cannot be removed.
     pub fn remove_pod(&mut self) -> Result<()> {
         let pod = self.pods.pop().context("there is no pod")?;
-        // With the namespace it would go too, but later: the name is needed for the next pod.
+        // The link would be removed with the namespace, but later, and the next pod needs its name.
         self.netns.exec(&format!("ip link del {}", pod.host_link))?;
         Ok(())
     }
 
-    /// Sets whether bridged packets pass iptables, in this node.
+    /// Sets, for this node, whether bridged packets pass iptables.
     ///
     /// # Errors
-    /// When the kernel has no `br_netfilter`.
+    /// Returns an error if the kernel has no `br_netfilter`.
     pub fn set_bridge_netfilter(&self, on: bool) -> Result<()> {
         let value = if on { "1" } else { "0" };
         for key in ["iptables", "ip6tables"] {
@@ -307,10 +306,10 @@ impl Node {
         Ok(())
     }
 
-    /// True if this kernel has links of the kind `dummy`.
+    /// Returns true if this kernel has links of the kind `dummy`.
     ///
     /// # Errors
-    /// When ip(8) cannot be run, or the link cannot be removed again.
+    /// Returns an error if ip(8) cannot be run, or if the link cannot be removed again.
     pub fn has_dummy_links(&self) -> Result<bool> {
         let name = "dummy-probe";
         let mut add = self.netns.command("ip");
@@ -338,7 +337,7 @@ impl Node {
             self.netns.sysctl(key, "1")?;
         }
         Setting::current().apply(&self.netns)?;
-        // Entries of connections that ended with RST stay long enough to be counted.
+        // The entries of connections that ended with RST must remain long enough to be counted.
         self.netns
             .sysctl("net/netfilter/nf_conntrack_tcp_timeout_close", "120")?;
         let up = self.uplink.name();
@@ -362,8 +361,8 @@ impl Node {
         if self.netns.ifindex("cni0").is_ok() {
             return Ok(());
         }
-        // An address of its own, as the bridge plugin gives it: else it has that of one of its ports,
-        // and the pods' neighbour entries for it are wrong when that port goes.
+        // The bridge has its own address, as the bridge plugin sets it. Otherwise it has the address of one of its
+        // ports, and the pods' neighbour entries for it become wrong when that port is removed.
         self.netns
             .ip("link add cni0 address 0a:58:0a:f4:01:01 type bridge\n\
              link set cni0 up\n\
@@ -372,7 +371,7 @@ impl Node {
     }
 }
 
-/// The option of `ip address add` that skips duplicate address detection.
+/// Returns the option of `ip address add` that skips duplicate address detection.
 fn nodad(family: Family) -> &'static str {
     match family {
         Family::V4 => "",
@@ -391,12 +390,12 @@ impl Drop for Node {
                 return;
             }
         }
-        // Pins hold programs on links; without links the kernel has less to take apart.
+        // Pins keep programs attached to links; without links the kernel has fewer objects to release.
         leftovers::remove_state(&self.dir);
     }
 }
 
-/// State of the node that helps to find out why a test failed.
+/// Prints the state of the node that helps to find out why a test failed.
 struct Postmortem<'a>(&'a Node);
 
 impl fmt::Display for Postmortem<'_> {

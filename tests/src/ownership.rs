@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which objects on a node belong to which agent, where several agents run.
+//! Assigns objects on a node to the agents that own them, for nodes with several agents.
 
 use anyhow::Result;
 
@@ -15,7 +15,7 @@ pub struct Instance {
     address: [&'static str; 2],
 }
 
-/// The one that every node of a test has.
+/// The instance that every node of a test has.
 pub const FIRST: Instance = Instance {
     mark: "proxy-agent",
     handle: "handle 0x707861",
@@ -28,11 +28,11 @@ pub const SECOND: Instance = Instance {
     address: ["172.20.0.7/", "fd00:172::7/"],
 };
 
-/// Everything on the node that is one agent's. With handles, so that an object that was made again
-/// is a difference.
+/// Returns every object on the node that belongs to one agent. The text contains handles, so that a recreated object
+/// shows up as a difference.
 ///
 /// # Errors
-/// When something cannot be read.
+/// Returns an error if an object cannot be read.
 pub fn of(node: &Node, instance: &Instance) -> Result<String> {
     let mut text = String::new();
     let mut lines_with = |line: &str, marks: &[String]| -> Result<()> {
@@ -79,11 +79,12 @@ pub fn of(node: &Node, instance: &Instance) -> Result<String> {
     Ok(text)
 }
 
-/// The lines of rulesets that are either agent's, in an order that does not depend on which agent
-/// came first. Without ACCEPT rules: they are for tables with rules of others, and go with them.
+/// Returns the lines of rulesets with the mark of either agent, in an order that does not depend on which agent started
+/// first. ACCEPT rules are left out: the agent adds them to tables with rules of other programs, and they are lost when
+/// those are replaced.
 ///
 /// # Errors
-/// When something cannot be read.
+/// Returns an error if an object cannot be read.
 pub fn marked(node: &Node) -> Result<Vec<String>> {
     let mut text = snapshot::nf_tables(&node.netns)?;
     for program in ["iptables-nft-save", "ip6tables-nft-save"] {
@@ -99,7 +100,7 @@ pub fn marked(node: &Node) -> Result<Vec<String>> {
 /// Checks that the objects of one agent are unchanged.
 ///
 /// # Errors
-/// When it is not.
+/// Returns an error if they are not.
 pub fn is_unchanged(node: &Node, instance: &Instance, before: &str, when: &str) -> Result<()> {
     let after = of(node, instance)?;
     if let Some(difference) = snapshot::difference(before, &after) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What every program's pages have: `/statusz` and `/flagz` in Kubernetes' format, and `/` for browsers.
+//! Checks the pages that every program serves: `/statusz` and `/flagz` in Kubernetes' format, and `/` for browsers.
 
 use std::fs;
 use std::path::Path;
@@ -11,21 +11,21 @@ use anyhow::{Context as _, Result, ensure};
 use crate::browser::Seen;
 use crate::http::{self, Answer};
 
-/// Where pictures of pages are kept for the documentation, below the checkout.
+/// The directory for pictures of pages in the documentation, below the repository's root.
 const PICTURES: &str = "docs/pages";
 
-/// What every page is made of.
+/// The elements that a page may consist of.
 const ELEMENTS: [&str; 29] = [
     "a", "body", "dd", "div", "dl", "dt", "h1", "h2", "head", "header", "html", "li", "link",
     "main", "meta", "nav", "p", "section", "small", "span", "style", "table", "tbody", "td", "th",
     "thead", "title", "tr", "ul",
 ];
 
-/// Asks for the pages of a program, by this name, at an address, with curl as `curl` makes it; `flag` is a line that its
-/// `/flagz` must have.
+/// Requests the pages of the program with this name at an address, with the command that `curl` returns; `flag` is a
+/// line that its `/flagz` must contain.
 ///
 /// # Errors
-/// They are not as they should be.
+/// Returns an error if the pages are not as expected.
 pub fn check(curl: impl Fn() -> Command, address: &str, program: &str, flag: &str) -> Result<()> {
     let get = |path: &str, args: &[&str]| http::ask_by(curl(), address, path, args);
     let statusz = text(&get("/statusz", &[])?)?;
@@ -39,7 +39,7 @@ pub fn check(curl: impl Fn() -> Command, address: &str, program: &str, flag: &st
         value(&statusz, "Binary version") == Some(env!("CARGO_PKG_VERSION")),
         "{statusz}"
     );
-    // What it lists is there.
+    // The paths that the page lists exist.
     let paths = value(&statusz, "Paths").unwrap_or_default();
     ensure!(
         paths.contains("/flagz") && paths.contains("/metrics"),
@@ -84,18 +84,18 @@ pub fn check(curl: impl Fn() -> Command, address: &str, program: &str, flag: &st
     Ok(())
 }
 
-/// Looks at what a browser has made of a page at `address`: it has asked for nothing else, has complained of nothing, has
-/// applied the page's style, and has found no element that a name has brought in.
+/// Checks the state of a page at `address` in a browser: the browser made no other request and reported no error or
+/// warning, the page's style was applied, and no element was injected by a name.
 ///
 /// # Errors
-/// It is not so.
+/// Returns an error if this is not so.
 pub fn judge(seen: &Seen, address: &str) -> Result<()> {
     ensure!(
         seen.requests.first().is_some_and(|first| first == address),
         "{:?}",
         seen.requests
     );
-    // The icon is in the page.
+    // The icon is part of the page.
     let others = seen.requests.iter().skip(1);
     let elsewhere: Vec<_> = others.filter(|url| !url.starts_with("data:")).collect();
     ensure!(elsewhere.is_empty(), "{elsewhere:?}");
@@ -109,10 +109,10 @@ pub fn judge(seen: &Seen, address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the picture in the documentation, if `UPDATE_GOLDEN` is set.
+/// Writes the picture into the documentation if `UPDATE_GOLDEN` is set.
 ///
 /// # Errors
-/// It cannot be written, or is too large for a document.
+/// Returns an error if the file cannot be written, or if the picture is too large for a document.
 pub fn keep(seen: &Seen, name: &str) -> Result<()> {
     ensure!(seen.picture.len() < 150_000, "{} bytes", seen.picture.len());
     if std::env::var_os("UPDATE_GOLDEN").is_none() {
@@ -123,7 +123,7 @@ pub fn keep(seen: &Seen, name: &str) -> Result<()> {
     fs::write(&path, &seen.picture).with_context(|| format!("writing {}", path.display()))
 }
 
-/// The value of a line of `/statusz`.
+/// Returns the value of a line of `/statusz`.
 fn value<'a>(statusz: &'a str, name: &str) -> Option<&'a str> {
     let mut values = statusz
         .lines()

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The ways to the proxy: from each pod and from the node itself, to the VIP and to the ClusterIP, in
-//! both families.
+//! The paths to the proxy: from each pod and from the node itself, to the VIP and to the ClusterIP, in both families.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +9,7 @@ use crate::Family;
 use crate::netns::Netns;
 use crate::node::Node;
 
-/// The address a client uses.
+/// The address that a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
     /// The VIP itself
@@ -19,21 +18,21 @@ pub enum Via {
     ClusterIp,
 }
 
-/// One way to the proxy.
+/// One path to the proxy.
 #[derive(Debug, Clone)]
 pub struct Path<'a> {
     /// `pod0`, `pod1`, … or `host`
     pub client: String,
-    /// Where the client runs.
+    /// The namespace in which the client runs.
     pub netns: &'a Netns,
-    /// The address it uses.
+    /// The address that the client uses.
     pub via: Via,
     /// The address family.
     pub family: Family,
 }
 
 impl Path<'_> {
-    /// Where the client connects to.
+    /// Returns the address to which the client connects.
     #[must_use]
     pub fn destination(&self) -> SocketAddr {
         match self.via {
@@ -58,7 +57,7 @@ impl fmt::Display for Path<'_> {
 }
 
 impl Node {
-    /// Every way from this node's pods and from itself to the proxy.
+    /// Returns every path from this node's pods and from the node itself to the proxy.
     #[must_use]
     pub fn paths(&self) -> Vec<Path<'_>> {
         let pods = self.pods.iter().enumerate();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy on the VIP: a real HAProxy in TCP mode, in front of a backend on a Unix
-//! socket: the way behind the proxy is not ours, and in a full conntrack table it would fail.
+//! The proxy on the VIP: a real HAProxy in TCP mode, in front of a backend on a Unix socket. The agent does not handle
+//! the connection from the proxy to its backend, and a TCP connection would fail when the conntrack table is full.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::node::{Node, SharedLog};
 use crate::transfer::Server;
 use crate::{Family, PORT, slow_machine};
 
-/// How long a proxy may take to listen.
+/// The maximum time until a proxy listens.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The Unix socket of the backend, in the node's directory.
 const BACKEND: &str = "backend.sock";
@@ -32,10 +32,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts HAProxy on `VIP:443` of both families, with the server of [`crate::transfer`] behind it.
+    /// Starts HAProxy on `VIP:443` of both families, with the server of [`crate::transfer`] as the backend.
     ///
     /// # Errors
-    /// When the VIPs are not up, or HAProxy does not start.
+    /// Returns an error if the VIPs are not up, or if HAProxy does not start.
     pub fn start(node: &Node) -> Result<Self> {
         let socket = node.dir().join(BACKEND);
         let backend = Server::listen_unix(&socket)?;
@@ -46,11 +46,11 @@ impl Proxy {
         })
     }
 
-    /// Starts HAProxy with a TLS server behind it that answers each request with 200. Its
-    /// certificate is valid for each VIP and ClusterIP, see [`Proxy::ca`].
+    /// Starts HAProxy with a TLS server as the backend that replies to each request with 200. Its certificate is valid
+    /// for each VIP and ClusterIP, see [`Proxy::ca`].
     ///
     /// # Errors
-    /// As [`Proxy::start`], or when openssl cannot make a certificate.
+    /// Returns the same errors as [`Proxy::start`], and an error if openssl cannot create a certificate.
     pub fn start_tls(node: &Node) -> Result<Self> {
         let (ca, pem) = certificate(node.dir())?;
         let socket = node.dir().join(BACKEND);
@@ -69,10 +69,11 @@ impl Proxy {
         })
     }
 
-    /// Starts HAProxy in a cgroup of its own, in front of API servers: for each family the one at this address.
+    /// Starts HAProxy in its own cgroup, in front of API servers: for each family, the one at the address that `at`
+    /// returns.
     ///
     /// # Errors
-    /// As [`Proxy::start`].
+    /// Returns the same errors as [`Proxy::start`].
     pub fn start_to(
         node: &Node,
         cgroup: &Cgroup,
@@ -94,19 +95,19 @@ impl Proxy {
         })
     }
 
-    /// HAProxy's process id.
+    /// Returns HAProxy's process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.haproxy.id()
     }
 
-    /// How many connections its backend has taken so far.
+    /// Returns the number of connections that its backend has accepted so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.backend.as_ref().map_or(0, Server::accepted)
     }
 
-    /// The certificate that clients of [`Proxy::start_tls`] trust.
+    /// Returns the certificate that clients of [`Proxy::start_tls`] trust.
     #[must_use]
     pub fn ca(&self) -> Option<&Path> {
         self.ca.as_deref()
@@ -133,7 +134,7 @@ fn tcp_config(backend: &Path) -> Result<String> {
     Ok(config)
 }
 
-/// TLS servers at the other end of the uplink that answer each request with 200, as API servers do.
+/// TLS servers at the other end of the uplink that reply to each request with 200, in the role of API servers.
 #[derive(Debug)]
 pub struct ApiServers {
     _haproxy: Process,
@@ -141,10 +142,11 @@ pub struct ApiServers {
 }
 
 impl ApiServers {
-    /// Starts one for each family at this address. Their certificate is valid for each VIP and ClusterIP.
+    /// Starts one for each family, at the address that `at` returns. Their certificate is valid for each VIP and
+    /// ClusterIP.
     ///
     /// # Errors
-    /// As [`Proxy::start_tls`].
+    /// Returns the same errors as [`Proxy::start_tls`].
     pub fn start(node: &Node, at: fn(Family) -> SocketAddr) -> Result<Self> {
         let (ca, pem) = certificate(node.dir())?;
         let mut config = global() + "\nfrontend apiserver\n    mode http\n";
@@ -163,7 +165,7 @@ impl ApiServers {
         })
     }
 
-    /// The certificate that clients trust.
+    /// Returns the certificate that clients trust.
     #[must_use]
     pub fn ca(&self) -> &Path {
         &self.ca
@@ -183,13 +185,14 @@ fn haproxy(node: &Node, config: &str, cgroup: Option<&Cgroup>) -> Result<Process
     Ok(process)
 }
 
-/// Starts a command that serves, and waits until that many sockets listen on `port` in its namespace.
+/// Starts a command that runs a server, and waits until the given number of sockets listen on `port` in its namespace.
 ///
 /// # Errors
-/// When it ends instead, or takes too long; then its log is among the node's.
+/// Returns an error if the command exits instead, or if the sockets do not listen in time; then its log is among the
+/// node's.
 ///
 /// # Panics
-/// Never: the lock is new.
+/// Never panics: the lock is new.
 pub fn listening(
     node: &Node,
     name: &str,
@@ -222,7 +225,7 @@ pub fn listening(
     Ok(process)
 }
 
-/// The sockets that listen on a port, without connecting to them: that would leave entries in conntrack.
+/// Counts the sockets that listen on a port, without connecting to them, which would leave entries in conntrack.
 fn count_listeners(proc_net: &str, port: u16) -> usize {
     let suffix = format!(":{port:04X}");
     ["tcp", "tcp6"]
@@ -237,11 +240,11 @@ fn count_listeners(proc_net: &str, port: u16) -> usize {
         .count()
 }
 
-/// Makes a self-signed certificate, valid for each VIP and ClusterIP; returns it, and the file with
-/// certificate and key.
+/// Creates a self-signed certificate that is valid for each VIP and ClusterIP. Returns the certificate's file, and the
+/// file with certificate and key.
 ///
 /// # Errors
-/// When openssl fails.
+/// Returns an error if openssl fails.
 pub fn certificate(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let (cert, key, pem) = (dir.join("ca.crt"), dir.join("tls.key"), dir.join("tls.pem"));
     let names: Vec<String> = Family::ALL

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A kernel that refuses a program as Linux 7.3 does: this process answers the agent's calls of bpf(2)
-//! (`seccomp_unotify(2)`). A filter alone cannot: which program it is stands in memory.
+//! A kernel that refuses a program as Linux 7.3 does: this process decides on the agent's calls of bpf(2)
+//! (`seccomp_unotify(2)`). A filter alone cannot do this, because the name of the program is in memory, which a filter
+//! cannot read.
 
 use std::fs::File;
 use std::io;
@@ -13,19 +14,19 @@ use std::thread;
 
 use crate::degraded_host::{JUMP_EQ, LOAD, NR, RETURN, arg, check, install, number, op};
 
-/// Commands of bpf(2).
+/// The commands of bpf(2) that are intercepted.
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_PROG_LOAD: u32 = 5;
-/// Where the name stands in the attributes of the two (`union bpf_attr` of linux/bpf.h), and its length.
+/// The offset of the name in the attributes of the two commands (`union bpf_attr` of linux/bpf.h), and its length.
 const NAME_OF_MAP: usize = 28;
 const NAME_OF_PROGRAM: usize = 48;
 const NAME: usize = 16;
-/// The map of an object's constants, of which each object that is loaded has a new one.
+/// The map of an object's constants. The agent creates a new one for each object that it loads.
 const CONSTANTS: &str = ".rodata";
-/// The descriptor under which the agent hands the filter out.
+/// The descriptor under which the agent's process passes the filter's listener on.
 const LISTENER: RawFd = 900;
 
-/// Has the kernel refuse the program of the first object that the command loads.
+/// Makes the kernel refuse the program of the first object that the command loads.
 pub fn prepare(command: &mut Command) {
     let filter = vec![
         op(LOAD, NR, 0, 0),
@@ -38,17 +39,17 @@ pub fn prepare(command: &mut Command) {
     ];
     let hand_out = move || {
         let listener = install(&filter, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
-        // SAFETY: descriptors are small numbers; the copy stays open over exec.
+        // SAFETY: descriptors are small numbers; the copy stays open across exec.
         check(unsafe { libc::dup2(listener, LISTENER) })
     };
-    // SAFETY: only system calls between fork and exec.
+    // SAFETY: the closure only makes system calls between fork and exec.
     unsafe { command.pre_exec(hand_out) };
 }
 
-/// Answers the calls of the process that was started from the command, as long as it lives.
+/// Decides on the calls of the process that was started from the command, as long as it runs.
 ///
 /// # Errors
-/// When the filter cannot be had from the process.
+/// Returns an error if the filter's listener cannot be obtained from the process.
 pub fn answer(process: u32, program: &'static str) -> io::Result<()> {
     let process = libc::pid_t::try_from(process).map_err(io::Error::other)?;
     // SAFETY: no memory is passed; each call returns a new descriptor.
@@ -66,7 +67,7 @@ pub fn answer(process: u32, program: &'static str) -> io::Result<()> {
                     None
                 }
                 Ok((_, name)) if name == program && objects < 2 => Some(libc::EINVAL),
-                // It ends meanwhile, or it is another program.
+                // The process has exited meanwhile, or it is another program.
                 Ok(_) | Err(_) => None,
             };
             respond(&listener, &call, error);
@@ -75,7 +76,7 @@ pub fn answer(process: u32, program: &'static str) -> io::Result<()> {
     Ok(())
 }
 
-/// The command and the name in its attributes.
+/// Returns the command and the name in its attributes.
 fn look(call: &libc::seccomp_notif) -> io::Result<(u32, String)> {
     let command = u32::try_from(call.data.args[0]).map_err(io::Error::other)?;
     let at = if command == BPF_MAP_CREATE {
@@ -92,7 +93,7 @@ fn look(call: &libc::seccomp_notif) -> io::Result<(u32, String)> {
 
 fn receive(listener: &OwnedFd) -> io::Result<libc::seccomp_notif> {
     loop {
-        // SAFETY: numbers only; the kernel wants them to be zero, and fills them in.
+        // SAFETY: the structure consists of numbers; the kernel requires them to be zero, and fills them in.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         let request = libc::SECCOMP_IOCTL_NOTIF_RECV;
         // SAFETY: as above.
@@ -113,15 +114,16 @@ fn respond(listener: &OwnedFd, call: &libc::seccomp_notif, error: Option<i32>) {
         flags: error.map_or(go_on, |_| 0),
     };
     let request = libc::SECCOMP_IOCTL_NOTIF_SEND;
-    // SAFETY: the kernel only reads it. It refuses where the process has ended.
+    // SAFETY: the kernel only reads the structure. It returns an error if the process has exited.
     unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const answer) };
 }
 
 /// # Safety
-/// It is the answer of a call that returns a new descriptor.
+/// Returns the descriptor that a system call returned, or its error. The caller must pass the result of a call that
+/// returns a new descriptor.
 unsafe fn descriptor(answer: libc::c_long) -> io::Result<OwnedFd> {
     match RawFd::try_from(answer) {
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees that the descriptor is new.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }

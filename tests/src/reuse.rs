@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connections that one client port is used for, one after the other.
+//! Uses one client port for several connections, one after the other.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,30 +12,29 @@ use crate::client::{self, Close};
 use crate::netns::Netns;
 use crate::{PORT, cmd, transfer};
 
-/// Long enough for a SYN that is sent again, which the proxy's `TIME_WAIT` may make necessary with and
-/// without an agent.
+/// Long enough for a retransmitted SYN, which the proxy's `TIME_WAIT` may make necessary with and without an agent.
 pub const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Which end closes a connection, and how.
+/// The end that closes a connection, and the way in which it does so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The client closes first: `TIME_WAIT` at the client.
     Client,
     /// The proxy closes first: `TIME_WAIT` at the proxy.
     Proxy,
-    /// The client resets it.
+    /// The client resets the connection.
     Reset,
 }
 
 impl End {
-    /// All of them.
+    /// All ways.
     pub const ALL: [Self; 3] = [Self::Client, Self::Proxy, Self::Reset];
 }
 
-/// Connects from a given port, exchanges some data and ends the connection.
+/// Connects from a given port, exchanges some data and closes the connection.
 ///
 /// # Errors
-/// When anything of that fails.
+/// Returns an error if one of these steps fails.
 pub fn connect_and_end(netns: &Netns, from: SocketAddr, to: SocketAddr, end: End) -> Result<()> {
     let mut stream = client::connect_from(netns, Some(from), to, TIMEOUT)
         .with_context(|| format!("connecting to {to}"))?;
@@ -51,10 +50,10 @@ pub fn connect_and_end(netns: &Netns, from: SocketAddr, to: SocketAddr, end: End
     Ok(())
 }
 
-/// Waits until the proxy has nothing left of the client's connection but a `TIME_WAIT`.
+/// Waits until the proxy's side of the client's connection is gone or in `TIME_WAIT`.
 ///
 /// # Errors
-/// When it holds on to it.
+/// Returns an error if the proxy keeps the connection open.
 pub fn proxy_has_closed(host: &Netns, client: SocketAddr) -> Result<()> {
     let (local, remote) = (format!(":{PORT:04X}"), format!(":{:04X}", client.port()));
     let file = match client {

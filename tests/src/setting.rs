@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Settings for the nodes of a whole run, which a plain node does not have: those of hardened hosts and of other
-//! clusters, under which the same tests must pass. `PROXY_AGENT_TEST_NODE` says which; `cargo xtask test --node NAME`
+//! Settings for the nodes of a whole run that a plain node does not have: those of hardened hosts and of other
+//! clusters, under which the same tests must pass. `PROXY_AGENT_TEST_NODE` selects one; `cargo xtask test --node NAME`
 //! sets it.
 
 use std::sync::OnceLock;
@@ -10,29 +10,30 @@ use anyhow::{Result, bail};
 
 use crate::netns::Netns;
 
-/// Names the setting of a run.
+/// The variable that selects the setting of a run.
 pub const VARIABLE: &str = "PROXY_AGENT_TEST_NODE";
 
 /// The setting of the nodes of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting {
-    /// The kernel's defaults, and a kube-proxy without the check.
+    /// The kernel's defaults, and a kube-proxy without the check of the Service range.
     Plain,
-    /// `strict-conntrack`: conntrack picks up no connection half-way (`nf_conntrack_tcp_loose=0`).
+    /// `strict-conntrack`: conntrack does not start to track established connections (`nf_conntrack_tcp_loose=0`).
     StrictConntrack,
-    /// `strict-rp-filter`: a packet is dropped unless its source is routed back by the link that it came by
+    /// `strict-rp-filter`: the kernel drops a packet unless the route to its source uses the link on which it arrived
     /// (`rp_filter=1`).
     StrictRpFilter,
-    /// `service-range`: kube-proxy runs in nftables mode, whichever a test asks for, and drops what is addressed to the
-    /// Service range and belongs to no Service. The VIPs are the ones that docs/operations.md recommends, outside of it.
+    /// `service-range`: kube-proxy runs in nftables mode, whichever mode a test requests, and drops packets to
+    /// addresses of the Service range that no Service has. The VIPs are the ones that docs/operations.md recommends,
+    /// outside of that range.
     ServiceRange,
 }
 
 impl Setting {
-    /// The setting of this run.
+    /// Returns the setting of this run.
     ///
     /// # Panics
-    /// When the variable names none.
+    /// Panics if the variable's value is not a setting.
     #[must_use]
     pub fn current() -> Self {
         static CURRENT: OnceLock<Setting> = OnceLock::new();
@@ -54,15 +55,15 @@ impl Setting {
         })
     }
 
-    /// Sets the sysctls of a node.
+    /// Applies the setting's sysctls to a node.
     ///
     /// # Errors
-    /// When the kernel does not have one.
+    /// Returns an error if the kernel does not have one of them.
     pub(crate) fn apply(self, node: &Netns) -> Result<()> {
         match self {
             Self::Plain | Self::ServiceRange => Ok(()),
             Self::StrictConntrack => node.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0"),
-            // The larger one of a link's own value and that of all counts.
+            // The kernel uses the larger of the link's own value and that of `all`.
             Self::StrictRpFilter => node.sysctl("net/ipv4/conf/all/rp_filter", "1"),
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A way out that leaves nothing behind when a run is interrupted.
+//! Cleans up when a run is interrupted.
 
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +13,15 @@ use crate::leftovers;
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// The body of a program's `main`: runs `work`, and cleans up also after an error, a panic or a signal. `failed` is the
-/// prefix of an error.
+/// prefix of the error message.
 ///
-/// To be called before any other thread exists: threads inherit the signals that it blocks, and one thread waits for them
-/// to clean up.
+/// It must be called before any other thread exists: threads inherit the signals that it blocks, and one thread waits
+/// for them and cleans up.
 pub fn run(failed: &str, work: impl FnOnce() -> Result<()>) -> ExitCode {
     run_to_verdict(failed, || work().map(|()| true))
 }
 
-/// As [`run`], for work that may end in a negative verdict.
+/// Works like [`run`], for work that may end with a negative verdict.
 pub fn run_to_verdict(failed: &str, work: impl FnOnce() -> Result<bool>) -> ExitCode {
     clean_up_when_interrupted();
     let result = work();
@@ -33,20 +33,20 @@ pub fn run_to_verdict(failed: &str, work: impl FnOnce() -> Result<bool>) -> Exit
     ExitCode::from(u8::from(!matches!(result, Ok(true))))
 }
 
-/// Returns at once, unless the process was interrupted: then errors are only what the cleaning up
-/// causes, and this waits for the exit that follows it.
+/// Returns at once unless the process was interrupted. In that case the errors are only consequences of the clean-up,
+/// and this function waits for the exit that follows it.
 fn wait_if_interrupted() {
     while INTERRUPTED.load(Ordering::SeqCst) {
         std::thread::park();
     }
 }
 
-/// On SIGINT, SIGTERM or SIGHUP: removes everything of this process and exits with 128 + signal.
+/// On SIGINT, SIGTERM or SIGHUP, removes everything of this process and exits with 128 + signal.
 ///
-/// To be called before any other thread exists: threads inherit the blocked signals.
+/// It must be called before any other thread exists: threads inherit the blocked signals.
 ///
 /// # Panics
-/// When the thread that waits for signals cannot be started.
+/// Panics if the thread that waits for signals cannot be started.
 fn clean_up_when_interrupted() {
     // SAFETY: the set is initialised by sigemptyset before it is used.
     let signals = unsafe {
@@ -73,7 +73,7 @@ fn clean_up_when_interrupted() {
         .expect("starting a thread");
 }
 
-/// Collects the children that were killed, so that no zombie waits for an init that may not care.
+/// Reaps the children that were killed, so that they do not remain as zombies if init does not reap them.
 fn reap() {
     for _ in 0..200 {
         // SAFETY: without a status pointer waitpid has no memory effects.

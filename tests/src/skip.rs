@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The list of tests that could not run on this machine, which `cargo xtask test` prints at the end.
+//! Records the tests that were skipped on this machine, which `cargo xtask test` lists at the end.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,26 +9,26 @@ use anyhow::{Context as _, Result, bail};
 
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
-/// The first Linux with tcx.
+/// The first Linux version with tcx.
 const TCX: (u32, u32) = (6, 6);
 
-/// The first Linux that refuses programs of traffic control to change a SOCKMAP.
+/// The first Linux version that refuses traffic control programs that change a SOCKMAP.
 const AGENT_KEEPS_LISTENERS: (u32, u32) = (7, 3);
 
-/// Removes the record of an earlier run: `test` did run.
+/// Removes the record of an earlier run, because `test` did run.
 ///
 /// # Errors
-/// When the directory of records cannot be found.
+/// Returns an error if the directory of records cannot be found.
 pub fn clear(test: &str) -> Result<()> {
-    // That there is none is fine.
+    // It is no error if there is no record.
     let _ = fs::remove_file(directory()?.join(format!("{test}.txt")));
     Ok(())
 }
 
-/// Records that `test` did not run here, and why.
+/// Records that `test` was skipped, and the reason.
 ///
 /// # Errors
-/// When the record cannot be written.
+/// Returns an error if the record cannot be written.
 pub fn record(test: &str, reason: &str) -> Result<()> {
     let dir = directory()?;
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
@@ -37,11 +37,11 @@ pub fn record(test: &str, reason: &str) -> Result<()> {
     fs::write(&path, format!("{reason}\n")).with_context(|| format!("writing {}", path.display()))
 }
 
-/// Whether `test` has to be skipped because this kernel is older than Linux `first`, where `what` came:
-/// then that is recorded.
+/// Returns true if `test` has to be skipped because this kernel is older than Linux `first`, which introduced `what`;
+/// this is then recorded.
 ///
 /// # Errors
-/// When the record cannot be written, or the kernel's version cannot be read.
+/// Returns an error if the record cannot be written, or if the kernel's version cannot be read.
 pub fn before(first: (u32, u32), what: &str, test: &str) -> Result<bool> {
     clear(test)?;
     if is_at_least(first)? {
@@ -52,35 +52,35 @@ pub fn before(first: (u32, u32), what: &str, test: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// As [`before`], of a test of tcx.
+/// Works like [`before`], for a test of tcx.
 ///
 /// # Errors
-/// As there.
+/// Returns the same errors as [`before`].
 pub fn without_tcx(test: &str) -> Result<bool> {
     before(TCX, "tcx", test)
 }
 
-/// Whether this kernel has tcx.
+/// Returns true if this kernel has tcx.
 ///
 /// # Errors
-/// When its version cannot be read.
+/// Returns an error if the kernel's version cannot be read.
 pub fn has_tcx() -> Result<bool> {
     is_at_least(TCX)
 }
 
-/// Whether this kernel lets programs of traffic control keep the proxy's listeners. Where not, the agent does, when it
-/// notices them.
+/// Returns true if this kernel lets traffic control programs store the proxy's listeners. Otherwise the agent stores
+/// them when it notices them.
 ///
 /// # Errors
-/// When its version cannot be read.
+/// Returns an error if the kernel's version cannot be read.
 pub fn programs_keep_listeners() -> Result<bool> {
     Ok(!is_at_least(AGENT_KEEPS_LISTENERS)?)
 }
 
-/// Whether this kernel is Linux `first` or newer.
+/// Returns true if this kernel is Linux `first` or newer.
 ///
 /// # Errors
-/// When its version cannot be read.
+/// Returns an error if the kernel's version cannot be read.
 fn is_at_least(first: (u32, u32)) -> Result<bool> {
     let release = fs::read_to_string(RELEASE).with_context(|| format!("reading {RELEASE}"))?;
     let mut numbers = release.split(['.', '-']).map(str::parse);
@@ -90,10 +90,10 @@ fn is_at_least(first: (u32, u32)) -> Result<bool> {
     Ok((major, minor) >= first)
 }
 
-/// `target/skipped`
+/// Returns `target/skipped`.
 fn directory() -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this executable")?;
-    // target/quick/deps/paths-…
+    // The test's own path is target/quick/deps/paths-….
     let target = own
         .ancestors()
         .find(|dir| dir.join("CACHEDIR.TAG").is_file())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Longer time-outs for machines that are slower than usual.
+//! Extends time-outs on machines that are slower than usual.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -9,14 +9,13 @@ use anyhow::Result;
 
 use crate::skip;
 
-/// How long an agent takes to notice a listener: it looks every 0.9 seconds.
+/// The time until an agent notices a listener: it checks every 0.9 seconds.
 const NOTICED: Duration = Duration::from_millis(1500);
 
-/// Says by how many times time-outs are longer, a whole number: for guests whose instructions are
-/// carried out by qemu.
+/// The variable with the factor for time-outs, a whole number: for guests that qemu emulates without hardware support.
 const VARIABLE: &str = "PROXY_AGENT_TEST_PATIENCE";
 
-/// The factor for time-outs; 1 on a usual machine.
+/// Returns the factor for time-outs; 1 on a usual machine.
 #[must_use]
 pub fn factor() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
@@ -26,30 +25,30 @@ pub fn factor() -> u32 {
     })
 }
 
-/// A time-out for this machine. Waiting in `cmd` and connecting in `client` use it by themselves.
+/// Returns a time-out for this machine. `cmd` (waiting) and `client` (connecting) already apply it.
 #[must_use]
 pub fn of(usual: Duration) -> Duration {
     usual * factor()
 }
 
-/// How many times a test does something over and over on this machine: fewer where each takes longer.
+/// Returns the number of repetitions for a test on this machine: fewer where each repetition takes longer.
 #[must_use]
 pub fn times(usual: usize) -> usize {
     let factor = usize::try_from(factor()).unwrap_or(1);
     (usual / factor).max(1)
 }
 
-/// Whether tests put on a load, and do things over and over, as often as is promised for a release, and not only as
-/// often as each run has time for: `PROXY_AGENT_TEST_LOAD=full`.
+/// Returns true if tests create the load and make the repetitions that are promised for a release, and not only those
+/// for which each run has time: `PROXY_AGENT_TEST_LOAD=full`.
 #[must_use]
 pub fn is_load_full() -> bool {
     std::env::var_os("PROXY_AGENT_TEST_LOAD").is_some_and(|value| value == "full")
 }
 
-/// Waits until an agent may be expected to have noticed a new listener on a VIP, where that is needed.
+/// Waits until an agent should have noticed a new listener on a VIP, on kernels on which the agent has to notice it.
 ///
 /// # Errors
-/// When the kernel's version cannot be read.
+/// Returns an error if the kernel's version cannot be read.
 pub fn be_noticed() -> Result<()> {
     if !skip::programs_keep_listeners()? {
         std::thread::sleep(of(NOTICED));

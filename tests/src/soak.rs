@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An agent that has much to do for a long time, and the resources it holds meanwhile: memory,
-//! descriptors, threads and BPF objects, sampled whenever it is at rest. None of it may grow.
+//! Runs an agent with much work for a long time, and samples the resources that it holds whenever it is idle: memory,
+//! descriptors, threads and BPF objects. None of them may grow.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -16,46 +16,46 @@ use crate::proxy::Proxy;
 use crate::streams::{all_end_intact, all_go_on, new_connections_work, open_many};
 use crate::{Family, cmd, usage};
 
-/// Connections that stream all the while.
+/// The number of connections that stream all the time.
 const STREAMS: usize = 24;
-/// Pods that come and go in each round.
+/// The number of pods that are added and removed in each round.
 const VISITORS: usize = 2;
-/// How long a repair may take on a loaded machine.
+/// The maximum time of a repair, with a margin for a loaded machine.
 const REPAIR: Duration = Duration::from_secs(10);
-/// Without a processor for this long, the agent is at rest.
+/// The agent is idle if it has used no processor time for this long.
 const IDLE: Duration = Duration::from_millis(300);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the agent looks at everything by itself.
+/// The interval between the agent's own reconcile passes.
 const RESYNC: &str = "--sync-interval=10s";
-/// Permitted growth of the resident memory, in percent.
+/// The permitted growth of the resident memory, in percent.
 const GROWTH: u64 = 5;
-/// Fewest samples in a quarter of the run that allow a verdict.
+/// The minimum number of samples in a quarter of the run for a verdict.
 const FEWEST: usize = 3;
-/// Fewest samples of a run, so that enough are left after the warm-up, also on a slow machine.
+/// The minimum number of samples of a run, so that enough remain after the warm-up, also on a slow machine.
 const AT_LEAST: usize = 16;
-/// The longest table.
+/// The maximum number of rows of the table.
 const ROWS: usize = 24;
 
-/// The resources that the agent holds while it is idle.
+/// The resources that the idle agent holds.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// Since the beginning.
+    /// The time since the beginning of the run.
     pub at: Duration,
-    /// Resident memory in KiB.
+    /// The resident memory, in KiB.
     pub memory: u64,
-    /// Open file descriptors.
+    /// The number of open file descriptors.
     pub descriptors: usize,
-    /// Threads.
+    /// The number of threads.
     pub threads: usize,
-    /// Its BPF objects in the kernel.
+    /// The agent's BPF objects in the kernel.
     pub bpf: Counts,
 }
 
 impl Sample {
-    /// The resources that a process holds now.
+    /// Returns the resources that a process holds now.
     ///
     /// # Errors
-    /// It has ended.
+    /// Returns an error if the process has exited.
     pub fn of(pid: u32, at: Duration, bpf: Counts) -> Result<Self> {
         Ok(Self {
             at,
@@ -67,17 +67,17 @@ impl Sample {
     }
 }
 
-/// Soaks an agent of the `ebpf` backend for this long, with a pause between two rounds of work.
+/// Runs an agent with the `ebpf` backend for this long, with a pause between two rounds of work.
 ///
 /// # Errors
-/// When something does not work, or a connection is lost.
+/// Returns an error if a step fails, or if a connection is lost.
 pub fn soak(
     node: &mut Node,
     topology: Topology,
     (time, pause): (Duration, Duration),
     mut report: impl FnMut(&Sample),
 ) -> Result<Vec<Sample>> {
-    // Theirs are not in nf_tables, which is flushed now and then.
+    // These rules of kube-proxy are not in nf_tables, whose ruleset is flushed now and then.
     KubeProxy::IptablesLegacy.install_without_masquerade(&node.netns)?;
     let agent = node.start_agent(&["--backend=ebpf", RESYNC, TRANSLATE[0], TRANSLATE[1]])?;
     let _proxy = Proxy::start(node)?;
@@ -113,7 +113,7 @@ fn round(node: &mut Node, topology: Topology, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes something of the agent's, a different thing in each round, and waits until it is back.
+/// Removes an object of the agent, a different one in each round, and waits until the agent has recreated it.
 fn interfere(node: &Node, n: usize) -> Result<()> {
     let vip = Family::V4.vip();
     let (doing, looking, sign) = match n % 3 {
@@ -146,19 +146,19 @@ fn ask(node: &Node) -> Result<()> {
         let mut command = node.netns.command(agent::binary()?);
         command.arg(question);
         command.arg(format!("--run-dir={}", node.run_dir().display()));
-        // It may report something that was just removed.
+        // The command may report an object that was just removed.
         let output = node.run(command)?;
         ensure!(!output.stdout.is_empty(), "{question}: {output:?}");
     }
     Ok(())
 }
 
-/// Waits until the agent does nothing, and the kernel has freed unused objects.
+/// Waits until the agent is idle and the kernel has freed unused objects.
 fn at_rest(node: &Node, agent: &Agent, objects: &mut BpfObjects) -> Result<Counts> {
     agent.wait_until_at_rest((IDLE, IDLE_TIMEOUT), || objects.take(node))
 }
 
-/// Samples after the warm-up: the first fifth.
+/// Returns the samples after the warm-up, which is the first fifth.
 fn warm(samples: &[Sample]) -> &[Sample] {
     &samples[samples.len() / 5..]
 }
@@ -169,11 +169,11 @@ fn median(samples: &[Sample]) -> u64 {
     memory[memory.len() / 2]
 }
 
-/// Nothing has grown: descriptors, threads and BPF objects are the same in all samples after the
-/// warm-up, and the median of the memory in the last quarter is not more than in the first.
+/// Checks that nothing has grown: descriptors, threads and BPF objects are the same in all samples after the warm-up,
+/// and the median of the memory in the last quarter is not higher than in the first.
 ///
 /// # Errors
-/// When something has grown, or there are too few samples.
+/// Returns an error if a resource has grown, or if there are too few samples.
 pub fn is_flat(samples: &[Sample]) -> Result<()> {
     let samples = warm(samples);
     let quarter = samples.len() / 4;
@@ -197,7 +197,7 @@ pub fn is_flat(samples: &[Sample]) -> Result<()> {
     Ok(())
 }
 
-/// The samples as a table, and the medians.
+/// Returns the samples as a table, and the medians.
 #[must_use]
 pub fn table(samples: &[Sample]) -> String {
     let mut text =
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn what_stays_is_flat() {
         is_flat(&samples(|_, _| {})).expect("nothing grows");
-        // While it warms up.
+        // The memory grows only during the warm-up.
         is_flat(&samples(|n, sample| sample.memory -= 5000 / (n + 1))).expect("it ends");
     }
 

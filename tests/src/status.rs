@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The output of `proxy-agent status`.
+//! Reads the output of `proxy-agent status`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,13 +15,13 @@ use crate::cgroup::Cgroup;
 use crate::node::{Node, api_server};
 use crate::{Family, cmd};
 
-/// The name for the node itself among the links.
+/// The name of the node itself in the list of links.
 pub const THIS_NODE: &str = "(this node)";
 
-/// Asks for the status of a node's agent.
+/// Runs `proxy-agent status` for a node's agent.
 ///
 /// # Errors
-/// When the command cannot be run.
+/// Returns an error if the command cannot be run.
 pub fn run(node: &Node, args: &[&str]) -> Result<Output> {
     let mut command = node.netns.command(binary()?);
     command
@@ -31,10 +31,10 @@ pub fn run(node: &Node, args: &[&str]) -> Result<Output> {
     cmd::output(&mut command, "")
 }
 
-/// The status of a node's agent as JSON, with the exit code.
+/// Returns the status of a node's agent as JSON, and the exit code.
 ///
 /// # Errors
-/// When there is none.
+/// Returns an error if there is no status.
 pub fn read_with_code(node: &Node) -> Result<(i32, Value)> {
     let output = run(node, &["--output=json"])?;
     let value = serde_json::from_slice(&output.stdout).with_context(|| {
@@ -45,18 +45,18 @@ pub fn read_with_code(node: &Node) -> Result<(i32, Value)> {
     Ok((cmd::exit_code(output.status), value))
 }
 
-/// The status of a node's agent.
+/// Returns the status of a node's agent.
 ///
 /// # Errors
-/// When there is none.
+/// Returns an error if there is no status.
 pub fn read(node: &Node) -> Result<Value> {
     Ok(read_with_code(node)?.1)
 }
 
-/// How many packets were dropped for a cause, of all VIPs.
+/// Returns the number of packets that were dropped for a cause, for all VIPs together.
 ///
 /// # Errors
-/// When there is no status.
+/// Returns an error if there is no status.
 pub fn dropped(node: &Node, cause: &str) -> Result<u64> {
     let status = read(node)?;
     let vips = status["counters"].as_array().context("counters")?;
@@ -64,10 +64,10 @@ pub fn dropped(node: &Node, cause: &str) -> Result<u64> {
     Ok(counts.filter_map(Value::as_u64).sum())
 }
 
-/// The guarded links with the way they are guarded, and the notes about other links.
+/// Returns the guarded links with the way in which each is guarded, and the notes about other links.
 ///
 /// # Errors
-/// When there is no status.
+/// Returns an error if there is no status.
 pub fn guarded(node: &Node) -> Result<(Vec<String>, Vec<String>)> {
     let status = read(node)?;
     let list = |field: &str| {
@@ -84,7 +84,7 @@ pub fn guarded(node: &Node) -> Result<(Vec<String>, Vec<String>)> {
     Ok((links.collect(), list("notes").iter().map(word).collect()))
 }
 
-/// All counters of a VIP.
+/// Returns all counters of a VIP.
 fn of_vip(status: &Value, vip: SocketAddr) -> Result<&Value> {
     array(&status["counters"])?
         .iter()
@@ -92,10 +92,10 @@ fn of_vip(status: &Value, vip: SocketAddr) -> Result<&Value> {
         .with_context(|| format!("nothing was counted of {vip}"))
 }
 
-/// The counters of a VIP by one link, or of the node itself.
+/// Returns the counters of a VIP for one link, or for the node itself.
 ///
 /// # Errors
-/// When the output does not contain it.
+/// Returns an error if the output does not contain it.
 pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
     let of_vip = of_vip(status, vip)?;
     let is_link = |of_link: &&Value| of_link["link"].as_str().unwrap_or(THIS_NODE) == link;
@@ -103,34 +103,34 @@ pub fn counters(status: &Value, vip: SocketAddr, link: &str) -> Result<Value> {
     Ok(of_link.cloned().unwrap_or_default())
 }
 
-/// The items of an array.
+/// Returns the items of an array.
 ///
 /// # Errors
-/// When the output does not contain it.
+/// Returns an error if the output does not contain it.
 pub fn array(value: &Value) -> Result<&Vec<Value>> {
     value
         .as_array()
         .with_context(|| format!("no array: {value}"))
 }
 
-/// A number.
+/// Returns the value of a number.
 ///
 /// # Errors
-/// When the output does not contain it.
+/// Returns an error if the output does not contain it.
 pub fn number(value: &Value) -> Result<u64> {
     value
         .as_u64()
         .with_context(|| format!("no number: {value}"))
 }
 
-/// How long the agent may take to follow the proxy: a bound for a loaded machine.
+/// The maximum time until the agent has adapted to a change of the proxy, with a margin for a loaded machine.
 const FOLLOWED: Duration = Duration::from_secs(10);
 
-/// Why the proxy's own connections to the API server of IPv4 are tracked, empty if they are not, and the
-/// proxy's cgroups.
+/// Returns the reason why the proxy's own connections to the API server of IPv4 are tracked, which is empty if they are
+/// not, and the proxy's cgroups.
 ///
 /// # Errors
-/// When there is no status, or nothing of that in it.
+/// Returns an error if there is no status, or if it does not contain this.
 pub fn upstream(node: &Node) -> Result<(String, Vec<String>)> {
     let status = read(node)?;
     let upstream = &status["upstream"];
@@ -150,10 +150,10 @@ pub fn upstream(node: &Node) -> Result<(String, Vec<String>)> {
     Ok((reason, cgroups.map(str::to_owned).collect()))
 }
 
-/// Waits until [`upstream`] is so, for a proxy in a cgroup.
+/// Waits until [`upstream`] returns this reason and this cgroup.
 ///
 /// # Errors
-/// When it does not become so.
+/// Returns an error if this does not happen in time.
 pub fn wait_until_upstream(node: &Node, reason: &str, cgroup: &Cgroup) -> Result<()> {
     let expected = (reason.to_owned(), vec![cgroup.path()]);
     let mut last = None;
@@ -166,10 +166,11 @@ pub fn wait_until_upstream(node: &Node, reason: &str, cgroup: &Cgroup) -> Result
     .with_context(|| format!("{expected:?} is expected, {last:?} is what status has"))
 }
 
-/// Why the proxy's own connections to each known endpoint are tracked, empty if they are not.
+/// Returns, for each known endpoint, the reason why the proxy's own connections to it are tracked, which is empty if
+/// they are not.
 ///
 /// # Errors
-/// When there is no status, or nothing of that in it.
+/// Returns an error if there is no status, or if it does not contain this.
 pub fn endpoints(node: &Node) -> Result<BTreeMap<SocketAddr, String>> {
     let status = read(node)?;
     let known = array(&status["upstream"]["endpoints"])?.iter();
@@ -185,7 +186,7 @@ pub fn endpoints(node: &Node) -> Result<BTreeMap<SocketAddr, String>> {
 /// Waits until an endpoint is known, with that reason.
 ///
 /// # Errors
-/// When it does not become so.
+/// Returns an error if this does not happen in time.
 pub fn wait_until_known(node: &Node, endpoint: SocketAddr, reason: &str) -> Result<()> {
     let mut last = BTreeMap::new();
     cmd::wait_until(FOLLOWED, "the agent to know an endpoint", || {
@@ -196,20 +197,20 @@ pub fn wait_until_known(node: &Node, endpoint: SocketAddr, reason: &str) -> Resu
     .with_context(|| format!("{endpoint} is expected with {reason:?}, known are {last:?}"))
 }
 
-/// Waits until endpoints are learned from the connections of a proxy that has just been started.
+/// Waits until the agent learns endpoints from the connections of a proxy that has just been started.
 ///
 /// # Errors
-/// When it does not become so.
+/// Returns an error if this does not happen in time.
 pub fn wait_until_learning(node: &Node) -> Result<()> {
     cmd::wait_until(FOLLOWED, "the agent to learn from the proxy", || {
         Ok(learns_not(node)?.is_empty().then_some(()))
     })
 }
 
-/// Why no endpoint is learned now; empty if the next one is.
+/// Returns the reason why the agent learns no endpoints now, which is empty if it would learn the next one.
 ///
 /// # Errors
-/// When there is no status.
+/// Returns an error if there is no status.
 pub fn learns_not(node: &Node) -> Result<String> {
     let reason = read(node)?["upstream"]["reason"].clone();
     Ok(reason.as_str().unwrap_or_default().to_owned())

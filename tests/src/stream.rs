@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A live connection: bytes that both ends check flow in both directions at once, all the time, until
-//! the client ends it. What is lost, doubled or damaged on the way shows at one of the ends.
+//! A live connection: bytes flow in both directions at once, all the time, until the client ends it, and both ends
+//! check them. If bytes are lost, duplicated or damaged in transit, one of the ends detects it.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,13 +15,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::slow_machine;
 use crate::transfer::{DAMAGED, Generator, INTACT, header};
 
-/// The length in the header that starts a stream.
+/// The length in the header that starts an endless stream.
 pub(crate) const ENDLESS: u64 = u64::MAX;
 const CHUNK: usize = 8 * 1024;
-/// Between two chunks: about 800 KiB/s in each direction.
+/// The pause between two chunks, which results in about 800 KiB/s in each direction.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A pseudo-random sequence that is taken in pieces of any length.
+/// A pseudo-random sequence that is consumed in pieces of any length.
 struct Sequence {
     generator: Generator,
     chunk: Vec<u8>,
@@ -51,7 +51,7 @@ impl Sequence {
         }
     }
 
-    /// True if the next bytes of the sequence are these.
+    /// Returns true if the next bytes of the sequence are these.
     fn goes_on_with(&mut self, bytes: &[u8]) -> bool {
         let mut expected = vec![0; bytes.len()];
         self.fill(&mut expected);
@@ -59,8 +59,8 @@ impl Sequence {
     }
 }
 
-/// The server's end: answers each piece with one of the same length from another sequence, and says
-/// at the end whether everything it got was right.
+/// The server's end: replies to each piece with one of the same length from another sequence, and reports at the end
+/// whether all bytes it received were correct.
 pub(crate) fn serve(stream: &mut (impl Read + Write), seed: u64) -> Result<()> {
     let (mut requests, mut replies) = (Sequence::new(seed), Sequence::new(!seed));
     let mut piece = vec![0; CHUNK];
@@ -90,20 +90,20 @@ pub struct Live {
 }
 
 impl Live {
-    /// Starts streaming on a fresh connection to a [`crate::transfer::Server`].
+    /// Starts streaming on a new connection to a [`crate::transfer::Server`].
     ///
     /// # Errors
-    /// When the connection is broken.
+    /// Returns an error if the connection is broken.
     pub fn start(name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
         Self::start_at(PAUSE, name, stream, seed)
     }
 
-    /// Starts streaming with a pause between two chunks of 8 KiB: for very many streams at once. On a slow
-    /// machine a chunk costs more and what is tested takes longer: the pause grows with both, so that streams
-    /// leave the machine to what is tested.
+    /// Starts streaming with a pause between two chunks of 8 KiB, for very many streams at once. On a slow machine a
+    /// chunk needs more processor time and the tested operation takes longer: the pause grows with both, so that
+    /// streams leave enough processor time to the tested operation.
     ///
     /// # Errors
-    /// When the connection is broken.
+    /// Returns an error if the connection is broken.
     pub fn start_at(pause: Duration, name: &str, stream: &TcpStream, seed: u64) -> Result<Self> {
         let pause = slow_machine::of(slow_machine::of(pause));
         stream.set_nodelay(true)?;
@@ -123,31 +123,31 @@ impl Live {
         })
     }
 
-    /// The name of the stream.
+    /// Returns the name of the stream.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The client's port.
+    /// Returns the client's port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The bytes that came back so far.
+    /// Returns the number of bytes received so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Ends the connection in order; returns the bytes it carried in each direction.
+    /// Closes the connection in order, and returns the number of bytes that it carried in each direction.
     ///
     /// # Errors
-    /// When a byte was lost or damaged, or the connection had broken.
+    /// Returns an error if a byte was lost or damaged, or if the connection was broken.
     ///
     /// # Panics
-    /// When one of its threads has panicked.
+    /// Panics if one of its threads has panicked.
     pub fn finish(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.writer.join().expect("it does not panic");
@@ -179,7 +179,7 @@ fn write(mut stream: &TcpStream, seed: u64, pause: Duration, stop: &AtomicBool) 
     Ok(sent)
 }
 
-/// Returns how many bytes came before the server's last word.
+/// Returns the number of bytes that arrived before the server's verdict.
 fn read(mut stream: TcpStream, seed: u64, received: &AtomicU64) -> Result<u64> {
     let mut sequence = Sequence::new(seed);
     let mut piece = vec![0; CHUNK];
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn damage_is_found_at_both_ends() {
         let result = stream_to(|mut peer| {
-            // Another sequence than the client's.
+            // The seed differs from the client's, so the sequence differs, too.
             let _ = serve(&mut peer, 8);
         });
         assert!(result.is_err(), "{result:?}");

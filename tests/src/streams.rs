@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Live connections on every way to the proxy at once, see [`crate::stream`].
+//! Live connections on every path to the proxy at once, see [`crate::stream`].
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use crate::stream::Live;
 use crate::{Family, client, cmd, conntrack, slow_machine, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a stream may stand still: what is lost is sent again after a while, which doubles each time
+/// The maximum time for which a stream may stall: lost packets are retransmitted after a delay, which doubles each time
 /// and is long on a busy machine.
 const STALL: Duration = Duration::from_mins(1);
 
-/// Between two chunks of each of very many streams: about 100 KiB/s in each direction.
+/// The pause between two chunks of each of very many streams, which results in about 100 KiB/s in each direction.
 const SLOWLY: Duration = Duration::from_millis(80);
 
-/// Starts this many streams, on all ways in turn, each slower than those of [`open`].
+/// Starts `count` streams, on all paths in turn, each slower than those of [`open`].
 ///
 /// # Errors
-/// When a way does not work.
+/// Returns an error if a path does not work.
 pub fn open_many(node: &Node, count: usize) -> Result<Vec<Live>> {
     let paths = node.paths();
     (1..)
@@ -35,18 +35,18 @@ pub fn open_many(node: &Node, count: usize) -> Result<Vec<Live>> {
         .collect()
 }
 
-/// Starts a stream on every way.
+/// Starts a stream on every path.
 ///
 /// # Errors
-/// When a way does not work.
+/// Returns an error if a path does not work.
 pub fn open(node: &Node) -> Result<Vec<Live>> {
     open_on(node.paths())
 }
 
-/// Starts a stream on each of these ways.
+/// Starts a stream on each of these paths.
 ///
 /// # Errors
-/// When one of them does not work.
+/// Returns an error if one of them does not work.
 pub fn open_on(paths: Vec<Path<'_>>) -> Result<Vec<Live>> {
     (1..)
         .zip(paths)
@@ -58,14 +58,14 @@ pub fn open_on(paths: Vec<Path<'_>>) -> Result<Vec<Live>> {
         .collect()
 }
 
-/// Waits until more has come back on every stream.
+/// Waits until every stream has received more bytes.
 ///
 /// # Errors
-/// When one stands still.
+/// Returns an error if a stream stalls.
 pub fn all_go_on(streams: &[Live]) -> Result<()> {
     let marks: Vec<u64> = streams.iter().map(Live::received).collect();
     for (stream, mark) in streams.iter().zip(marks) {
-        // More than may have been on its way already.
+        // This is more than the number of bytes that may already have been in flight.
         let enough = mark + slow_machine::times(100_000) as u64;
         cmd::wait_until(STALL, "a stream to go on", || {
             Ok((stream.received() > enough).then_some(()))
@@ -75,10 +75,10 @@ pub fn all_go_on(streams: &[Live]) -> Result<()> {
     Ok(())
 }
 
-/// Ends every stream.
+/// Ends every stream, and checks that all bytes were correct.
 ///
 /// # Errors
-/// When a byte was lost or damaged.
+/// Returns an error if a byte was lost or damaged.
 pub fn all_end_intact(streams: Vec<Live>) -> Result<()> {
     let mut total = 0;
     for stream in streams {
@@ -88,10 +88,10 @@ pub fn all_end_intact(streams: Vec<Live>) -> Result<()> {
     Ok(())
 }
 
-/// Connects on every way.
+/// Connects on every path.
 ///
 /// # Errors
-/// When a way does not work.
+/// Returns an error if a path does not work.
 pub fn new_connections_work(node: &Node) -> Result<()> {
     for path in node.paths() {
         let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
@@ -101,10 +101,10 @@ pub fn new_connections_work(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The conntrack entries of the proxy's connections, in both families.
+/// Returns the conntrack entries of the proxy's connections, in both families.
 ///
 /// # Errors
-/// When conntrack(8) fails.
+/// Returns an error if conntrack(8) fails.
 pub fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
     let mut entries = Vec::new();
     for family in Family::ALL {
@@ -113,10 +113,10 @@ pub fn entries(node: &Node) -> Result<Vec<conntrack::Entry>> {
     Ok(entries)
 }
 
-/// No connection to a VIP itself is tracked.
+/// Checks that no connection to a VIP itself is tracked.
 ///
 /// # Errors
-/// When one is, or conntrack(8) fails.
+/// Returns an error if one is tracked, or if conntrack(8) fails.
 pub fn vip_is_untracked(node: &Node) -> Result<()> {
     let entries = entries(node)?;
     let vips = Family::ALL.map(Family::vip_socket);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Bytes that both ends can check: a client sends a seed, a length and that many pseudo-random
-//! bytes; the server compares each with what the seed gives and answers with another sequence of the
-//! same length, which the client compares. A length of 0 asks the server to hang up. A length without
-//! end makes it a stream in both directions at once, see [`crate::stream`].
+//! Exchanges bytes that both ends can check: a client sends a seed, a length and that many pseudo-random bytes. The
+//! server compares each with the sequence of the seed and replies with another sequence of the same length, which the
+//! client compares. A length of 0 makes the server close the connection. An endless length makes it a stream in both
+//! directions at once, see [`crate::stream`].
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,19 +20,20 @@ use crate::netns::Netns;
 use crate::{Family, slow_machine, stream};
 
 const CHUNK: usize = 64 * 1024;
-/// As many bytes as this are exchanged on slow machines, too.
+/// The maximum number of bytes that is exchanged in full on slow machines, too.
 const SMALL: u64 = 10_000;
-/// The server's last bytes when everything it received was right.
+/// The server's last bytes if everything that it received was correct.
 pub(crate) const INTACT: &[u8; 8] = b"intact\r\n";
 /// The server's last bytes otherwise.
 pub(crate) const DAMAGED: &[u8; 8] = b"damaged\n";
-/// How long the server waits for a client: longer than any test leaves a connection quiet.
+/// The server's read time-out: longer than any test leaves a connection idle.
 const TIMEOUT: Duration = Duration::from_hours(1);
 
-/// Sends `len` bytes and receives as many, all of them checked; fewer on a slow machine, but for small ones.
+/// Sends `len` bytes, receives as many, and checks all of them. On a slow machine it exchanges fewer bytes, except for
+/// small exchanges.
 ///
 /// # Errors
-/// When the connection breaks, or a byte is not what it should be.
+/// Returns an error if the connection breaks, or if a byte is wrong.
 pub fn exchange(stream: &mut TcpStream, len: u64, seed: u64) -> Result<()> {
     let len = len.min(SMALL.max(slow_machine::times(usize::try_from(len)?) as u64));
     stream.set_nodelay(true)?;
@@ -49,17 +50,17 @@ pub fn exchange(stream: &mut TcpStream, len: u64, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Has the server close the connection, and waits until it has.
+/// Makes the server close the connection, and waits until it has closed it.
 ///
 /// # Errors
-/// When it does not.
+/// Returns an error if the server does not close it.
 pub fn hang_up(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(&[0; 16]).context("asking to hang up")?;
     ensure!(stream.read(&mut [0])? == 0, "an answer instead of the end");
     Ok(())
 }
 
-/// The first 16 bytes of an exchange.
+/// Returns the first 16 bytes of an exchange.
 pub(crate) fn header(seed: u64, len: u64) -> [u8; 16] {
     let mut header = [0_u8; 16];
     header[..8].copy_from_slice(&seed.to_le_bytes());
@@ -67,7 +68,7 @@ pub(crate) fn header(seed: u64, len: u64) -> [u8; 16] {
     header
 }
 
-/// A server of such exchanges, any number of connections at once.
+/// A server for such exchanges, with any number of connections at once.
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -76,10 +77,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it on an address in a namespace.
+    /// Starts the server on an address in a namespace.
     ///
     /// # Errors
-    /// When it cannot listen there.
+    /// Returns an error if it cannot listen there.
     pub fn listen(netns: &Netns, address: SocketAddr) -> Result<Self> {
         let listener = netns
             .run(|| TcpListener::bind(address))
@@ -99,12 +100,12 @@ impl Server {
         }))
     }
 
-    /// Starts it on a Unix socket, out of the way of every packet filter.
+    /// Starts the server on a Unix socket, which no packet filter affects.
     ///
     /// # Errors
-    /// When it cannot listen there.
+    /// Returns an error if it cannot listen there.
     pub fn listen_unix(path: &Path) -> Result<Self> {
-        // That there is none of an earlier server is fine.
+        // It is no error if there is no socket of an earlier server.
         let _ = std::fs::remove_file(path);
         let listener =
             UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
@@ -118,7 +119,7 @@ impl Server {
         }))
     }
 
-    /// How many connections it has taken so far.
+    /// Returns the number of connections that the server has accepted so far.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
@@ -133,7 +134,7 @@ impl Server {
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 match accept() {
-                    // Errors show at the client, which has the test's ear.
+                    // The client reports errors to the test.
                     Ok(stream) => {
                         count.fetch_add(1, Ordering::Relaxed);
                         drop(std::thread::spawn(move || serve(stream)));
@@ -151,7 +152,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Stops listening; connections go on.
+    /// Stops listening; existing connections continue.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -230,7 +231,7 @@ impl Generator {
         }
     }
 
-    /// The next number of the sequence.
+    /// Returns the next number of the sequence.
     pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

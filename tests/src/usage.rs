@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Resource usage and limits of a process, from procfs and its processor clock.
+//! Reads resource usage and limits of a process, from procfs and its processor clock.
 
 use std::fs;
 use std::io;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// The processor time that a process has used so far, with all its threads.
+/// Returns the processor time that a process has used so far, with all its threads.
 ///
 /// # Errors
-/// The process has ended.
+/// Returns an error if the process has exited.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let mut clock = 0;
     // SAFETY: the pointer is valid for the call.
@@ -35,27 +35,27 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     ))
 }
 
-/// The resident memory of a process in bytes, counted page by page: `VmRSS` in its status is an estimate since
+/// Returns the resident memory of a process, in bytes, counted page by page: `VmRSS` in its status is an estimate since
 /// Linux 6.2.
 ///
 /// # Errors
-/// The process has ended.
+/// Returns an error if the process has exited.
 pub fn resident_memory(pid: u32) -> Result<u64> {
     memory(pid, "smaps_rollup", "Rss:")
 }
 
-/// How many files a process has open.
+/// Returns the number of files that a process has open.
 ///
 /// # Errors
-/// The process has ended.
+/// Returns an error if the process has exited.
 pub fn open_files(pid: u32) -> Result<usize> {
     entries(pid, "fd")
 }
 
-/// How many threads a process has.
+/// Returns the number of threads of a process.
 ///
 /// # Errors
-/// The process has ended.
+/// Returns an error if the process has exited.
 pub fn threads(pid: u32) -> Result<usize> {
     entries(pid, "task")
 }
@@ -66,10 +66,10 @@ fn entries(pid: u32, directory: &str) -> Result<usize> {
     Ok(entries.count())
 }
 
-/// The most memory in bytes that a process has had resident.
+/// Returns the peak resident memory of a process, in bytes.
 ///
 /// # Errors
-/// The process has ended.
+/// Returns an error if the process has exited.
 pub fn peak_memory(pid: u32) -> Result<u64> {
     memory(pid, "status", "VmHWM:")
 }
@@ -86,12 +86,12 @@ fn memory(pid: u32, file: &str, key: &str) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// Lets this process, and those that it starts from now on, open so many files, or as many as the hard limit permits
-/// where it cannot be raised: thousands of connections have both their ends here. Returns how many it may open. Other
-/// tests of a process lose nothing by it.
+/// Raises the limit of open files of this process, and of those that it starts from now on, to at least `count`, or to
+/// the hard limit where that cannot be raised: thousands of connections have both their ends here. Returns the new
+/// limit. Other tests in the process are not affected.
 ///
 /// # Panics
-/// The limit cannot be read.
+/// Panics if the limit cannot be read.
 #[expect(
     clippy::must_use_candidate,
     reason = "most callers only have the limit raised"

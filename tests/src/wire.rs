@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A socket that sends Ethernet frames by a link.
+//! A socket that sends Ethernet frames on a link.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -11,29 +11,29 @@ use anyhow::{Context as _, Result};
 use crate::cmd;
 use crate::netns::Netns;
 
-/// How long a link may take no frames.
+/// The maximum time for which a link may refuse frames.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A socket that sends frames by a link.
+/// A socket that sends frames on a link.
 #[derive(Debug)]
 pub struct Wire(OwnedFd);
 
 impl Wire {
-    /// Opens one.
+    /// Opens a socket on a link.
     ///
     /// # Errors
-    /// When the kernel refuses it.
+    /// Returns the kernel's error.
     pub fn open(netns: &Netns, link: &str) -> Result<Self> {
         let index = netns.ifindex(link)?;
         netns.run(|| {
-            // SAFETY: no pointers.
+            // SAFETY: no pointer is passed.
             let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
             if fd < 0 {
                 return Err(io::Error::last_os_error()).context("opening a packet socket");
             }
-            // SAFETY: a new descriptor that nothing else owns.
+            // SAFETY: the descriptor is new and has no other owner.
             let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            // SAFETY: integers, for which zero is a value.
+            // SAFETY: the structure consists of integers, for which zero is a valid value.
             let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
             address.sll_family = u16::try_from(libc::AF_PACKET)?;
             address.sll_ifindex = i32::try_from(index)?;
@@ -50,7 +50,7 @@ impl Wire {
     /// Sends a frame.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// Returns the kernel's error.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         let fd = self.0.as_raw_fd();
         cmd::wait_until(TIMEOUT, "the link to take a frame", || {
@@ -60,7 +60,7 @@ impl Wire {
                 return Ok(Some(()));
             }
             match io::Error::last_os_error() {
-                // For a moment, while a program is attached to it.
+                // The kernel returns this for a moment while a program is being attached to the link.
                 error if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(None),
                 error => Err(error).context("sending a frame"),
             }
@@ -68,10 +68,10 @@ impl Wire {
     }
 }
 
-/// The link-layer address of a link.
+/// Returns the link-layer address of a link.
 ///
 /// # Errors
-/// When there is no such link.
+/// Returns an error if there is no such link.
 pub fn link_address(netns: &Netns, link: &str) -> Result<[u8; 6]> {
     let shown = netns.exec(&format!("ip -o link show dev {link}"))?;
     let text = shown

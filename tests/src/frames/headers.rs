@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! IP headers.
+//! Builds IP headers.
 
 use std::net::IpAddr;
 
-/// One that shares its last byte.
+/// Returns another address with the same last byte.
 pub fn other_address(vip: IpAddr) -> IpAddr {
     let mut octets = octets(vip);
     let at = octets.len() - 2;
@@ -15,7 +15,7 @@ pub fn other_address(vip: IpAddr) -> IpAddr {
     }
 }
 
-/// The bytes of an address.
+/// Returns the bytes of an address.
 pub fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -23,7 +23,7 @@ pub fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// An IP header and the bytes behind it.
+/// Returns an IP header and the bytes after it.
 pub fn ip(
     source: IpAddr,
     destination: IpAddr,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of deploy/ need of Python: objects in, JSON out.
+"""The Python part of the tests of deploy/: it reads or renders objects and prints them as JSON.
 
     tool.py PACKAGES kustomize DIR           renders a kustomization
     tool.py PACKAGES helm CHART RELEASE NAMESPACE < values
@@ -27,7 +27,7 @@ def documents(text):
 
 
 def kustomize(directory):
-    # Through its library: the package itself asks for a newer Python than many systems have.
+    # This calls the library directly, because the package itself requires a newer Python than many systems have.
     library = ctypes.CDLL(glob.glob(f"{PACKAGES}/pykustomize/_lib/*/libpykustomize.so")[0])
     library.pykustomize_last_error.restype = ctypes.c_char_p
     result = ctypes.c_char_p()
@@ -41,7 +41,7 @@ def helm(chart, release, namespace):
 
     values = json.load(sys.stdin)
     report = helm_python.lint(chart, values=values, strict=True)
-    # 2 is a warning; 1 asks for an icon.
+    # Severity 2 is a warning; 1 is a recommendation to add an icon.
     faults = [message for message in report["messages"] if message["severity"] >= 2]
     if faults or report["errors"]:
         sys.exit(f"{chart}: {faults} {report['errors']}")
@@ -56,7 +56,7 @@ def helm(chart, release, namespace):
 
 
 def dropped(given, understood, path=""):
-    """The fields of an object that its model does not know."""
+    """Yields the fields of an object that its model does not know."""
     if isinstance(given, dict):
         for key, value in given.items():
             if not isinstance(understood, dict) or key not in understood:
@@ -85,7 +85,7 @@ def validate(version):
                     raise ValueError(f"unknown fields: {', '.join(unknown)}")
             else:
                 kubernetes_validate.validate(given, version, strict=True)
-        except Exception as error:  # any exception of the validators is a finding
+        except Exception as error:  # every exception of the validators is a finding
             faults.append(f"{name}: {getattr(error, 'message', error)}")
     return faults
 
@@ -94,7 +94,7 @@ def workflow():
     import jsonschema
 
     (found,) = documents(sys.stdin.read())
-    # YAML 1.1 takes the key `on` for a boolean.
+    # YAML 1.1 parses the key `on` as a boolean.
     found["on"] = found.pop(True)
     with open(f"{PACKAGES}/check_jsonschema/builtin_schemas/vendor/github-workflows.json") as file:
         schema = json.load(file)
