@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Cases from the field, each as reported of another data plane: filters, policy routes, sockets bound to a link,
-//! qdiscs of others, saved rulesets. NAT of others and the Service range are in `field/nat.rs`, programs of the host in
-//! `field/host.rs`, the node's addresses and routes as others read them in `field/addresses.rs`, proxies that are not
-//! plain in `field/proxies.rs`, quiet connections beside churn and floods in `churn.rs`.
+//! Cases from the field, each as reported for another data plane: filters, policy routes, sockets bound to a link,
+//! foreign qdiscs, saved rulesets. Foreign NAT and the Service range are in `field/nat.rs`, programs of the host in
+//! `field/host.rs`, the node's addresses and routes as other programs read them in `field/addresses.rs`, unusual
+//! proxies in `field/proxies.rs`, and idle connections beside churn and floods in `churn.rs`.
 
 mod addresses;
 mod host;
@@ -26,7 +26,7 @@ use tests::transfer::Server;
 use tests::{Family, cmd, conntrack, doctor, status, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// For a connection that must not come about.
+/// The time-out of a connection that must fail.
 const SHORT: Duration = Duration::from_millis(1500);
 const BYTES: u64 = 10_000;
 
@@ -41,7 +41,8 @@ fn works(path: &Path<'_>) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// A host firewall that lets out packets of connections that conntrack knows, and packets that stay on the node.
+/// A host firewall accepts outgoing packets only if they belong to connections that conntrack knows, or if they stay on
+/// the node.
 #[test]
 fn a_policy_that_drops_what_the_node_sends() {
     Node::test(Topology::Veth, |node| {
@@ -66,7 +67,8 @@ fn a_policy_that_drops_what_the_node_sends() {
         let faults = faults.faults("firewall");
         ensure!(faults.is_empty(), "{faults:#?}");
 
-        // No rule of another table can: for a native one `doctor` reports where packets are dropped, and the remedy.
+        // No rule of another table can do so: for a native firewall, `doctor` reports where packets are dropped, and
+        // the remedy.
         agent.signal(libc::SIGSTOP)?;
         let native = "table inet fw {\n\
              chain out { type filter hook output priority 0; policy drop; oifname \"lo\" accept\n\
@@ -83,7 +85,7 @@ fn a_policy_that_drops_what_the_node_sends() {
         );
         let faults = doctor::found(node, "firewall", "broken")?;
         for family in Family::ALL {
-            // The node's own processes may reach the VIP by `lo`; only pods' packets have a Service's address.
+            // The node's own processes may reach the VIP through `lo`; only packets of pods have a Service's address.
             for (end, verdict) in [
                 (family.vip_socket(), "warning"),
                 (family.cluster_ip_socket(), "broken"),
@@ -107,12 +109,12 @@ fn a_policy_that_drops_what_the_node_sends() {
     });
 }
 
-/// The endpoint of the Service, reached by the uplink only.
+/// The endpoint of the Service, which is reachable through the uplink only.
 fn endpoint(family: Family) -> SocketAddr {
     SocketAddr::new(gateway_address(family), 6443)
 }
 
-/// A process that binds its socket to the uplink wants to leave by it: its connection goes as without the agent.
+/// A process that binds its socket to the uplink intends to use that link: the agent does not change its connection.
 #[test]
 fn a_socket_that_is_bound_to_a_link() {
     Node::test(Topology::Veth, |node| {
@@ -134,7 +136,8 @@ fn a_socket_that_is_bound_to_a_link() {
     });
 }
 
-/// Rules in front of the local table: a pod's link has a table of its own, in which the endpoint of the Service is.
+/// Rules precede the local table: a pod's link has a routing table of its own, which contains the endpoint of the
+/// Service.
 #[test]
 fn a_policy_rule_before_the_local_table() {
     Node::test(Topology::Veth, |node| {
@@ -181,7 +184,7 @@ fn a_policy_rule_before_the_local_table() {
     });
 }
 
-/// The bandwidth plugin adds an `ingress` qdisc while a pod is set up, and fails where there is one already.
+/// The bandwidth plugin adds an `ingress` qdisc while a pod is set up, and fails if one exists already.
 #[test]
 fn an_ingress_qdisc_that_comes_right_after_the_link() {
     Node::test(Topology::Veth, |node| {
@@ -215,8 +218,8 @@ fn has_our_program(node: &Node, link: &str) -> Result<()> {
     })
 }
 
-/// The qdisc is there first: ours goes beside its filters, nothing is repaired again and again, and one pass ends
-/// well.
+/// The qdisc exists first: the agent's filter is added beside its filters, no repair repeats, and a single pass
+/// succeeds.
 #[test]
 fn an_ingress_qdisc_that_was_there_first() {
     Node::test(Topology::Veth, |node| {
@@ -267,8 +270,8 @@ fn clean_up(node: &Node, mut command: std::process::Command) -> Result<()> {
     Ok(())
 }
 
-/// A clsact that the agent has made, with a foreign filter on it of a kind that no library here can parse: the qdisc
-/// stays when the agent cleans up.
+/// A clsact qdisc that the agent has created holds a foreign filter of a kind that no library here can parse: the qdisc
+/// remains when the agent cleans up.
 #[test]
 fn a_foreign_filter_on_our_qdisc() {
     Node::test(Topology::Veth, |node| {
@@ -294,8 +297,8 @@ fn a_foreign_filter_on_our_qdisc() {
     });
 }
 
-/// Another classifier of our filter's priority that came later: the kernel runs it first, and it lets packets
-/// pass for good. `status` and `doctor` say so, and the command that `doctor` prints puts ours in front.
+/// Another classifier with the priority of our filter was added later: the kernel runs it first, and it accepts packets
+/// finally. `status` and `doctor` report this, and the command that `doctor` prints moves ours to the front.
 #[test]
 fn a_later_filter_of_our_priority() {
     Node::test(Topology::Veth, |node| {
@@ -318,7 +321,7 @@ fn a_later_filter_of_our_priority() {
         ensure!(entries()? == 0, "tracked with nothing in front");
         ensure!(hidden()? == json!([]), "{}", hidden()?);
 
-        // It matches everything, and ends the chain.
+        // The foreign filter matches everything and ends the chain.
         let add = format!(
             "tc filter add dev {link} ingress protocol all pref 1 bpf bytecode '1,6 0 0 4294967295' classid 1:1"
         );
@@ -362,8 +365,8 @@ fn a_saved_ruleset_loads_again() {
     }
 }
 
-/// A neighbour on the uplink that routes VIP and ClusterIP to the node gets no answer from the proxy, and none to
-/// its question who has the address.
+/// A neighbour on the uplink that routes VIP and ClusterIP to the node gets no reply from the proxy, and no reply to
+/// ARP requests and neighbour solicitations for them.
 #[test]
 fn a_neighbour_that_routes_both_addresses_to_the_node() {
     Node::test(Topology::Veth, |node| {
@@ -378,7 +381,7 @@ fn a_neighbour_that_routes_both_addresses_to_the_node() {
         let proxy = Proxy::start(node)?;
         let stranger = Server::listen(&node.netns, "0.0.0.0:8080".parse()?)?;
         for family in Family::ALL {
-            // So that the programs have seen a decided connection and keep a listener.
+            // Afterwards the programs have seen a decided connection and have stored a listener.
             let path = Path {
                 client: "pod0".to_owned(),
                 netns: &node.pods[0].netns,
@@ -404,7 +407,8 @@ fn a_neighbour_that_routes_both_addresses_to_the_node() {
             );
         }
         ensure!(proxy.accepted() == before && stranger.accepted() == 0);
-        // And it answers no question of a neighbour who has the addresses on its own link.
+        // The node also replies to no ARP request or neighbour solicitation for the addresses from a neighbour that has
+        // the route on its own link.
         for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
             let length = family.host_prefix();
             for ip in [family.vip(), family.cluster_ip()] {

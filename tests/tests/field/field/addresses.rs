@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The VIP and the route of a ClusterIP as seen by programs that read the node's addresses and routes: a kubelet that
-//! takes the first address of a link for the node's, and a mesh that routes by marks.
+//! uses the first address of a link as the node's, and a mesh that routes by marks.
 
 use anyhow::{Context as _, Result, ensure};
 use tests::node::{Node, Topology, uplink_address};
@@ -12,7 +12,7 @@ use tests::{Family, client, cmd, doctor};
 use super::host::put_uplink_back;
 use super::{BYTES, SHORT, TIMEOUT, with_services};
 
-/// The first global address of the uplink, as kubelet and flannel take it.
+/// Returns the first global address of the uplink, which kubelet and flannel use as the node's.
 fn first_address(node: &Node, family: Family) -> Result<String> {
     let flag = if family == Family::V4 { "-4" } else { "-6" };
     let shown = node
@@ -26,9 +26,9 @@ fn first_address(node: &Node, family: Family) -> Result<String> {
     first.with_context(|| format!("no address on eth0: {shown}"))
 }
 
-/// A VIP on the uplink is listed before the node's own address, which `doctor` reports: in IPv4 since it has scope link,
-/// in IPv6 since it is the newer one. After the uplink has lost and regained its addresses the node's is the newer one. A
-/// link-local VIP, as recommended for IPv4, is passed over by the programs that take the first address.
+/// A VIP on the uplink is listed before the node's own address, which `doctor` reports: in IPv4 because it has scope
+/// link, in IPv6 because it is the newer one. After the uplink has lost and regained its addresses, the node's is the
+/// newer one. Programs that use the first address ignore a link-local VIP, as recommended for IPv4.
 #[test]
 fn a_vip_that_is_listed_first() {
     Node::test(Topology::Veth, |node| {
@@ -78,9 +78,9 @@ fn a_vip_that_is_listed_first() {
     });
 }
 
-/// Where a mesh marks packets of pods to the ClusterIP and routes them by the mark, as ambient mode did: packets for
-/// the ClusterIP end on the node, as with IPVS, since the route in the table `local` is asked before that rule. With
-/// the rule in front of that table they go where it leads.
+/// A mesh marks packets of pods to the ClusterIP and routes them by the mark, as ambient mode did: packets for the
+/// ClusterIP end on the node, as with IPVS, because the route in the table `local` has precedence over that rule. If
+/// the rule precedes that table, the packets follow the rule.
 #[test]
 fn a_mesh_that_routes_by_marks() {
     Node::test(Topology::Veth, |node| {
@@ -113,7 +113,7 @@ fn a_mesh_that_routes_by_marks() {
         let dropped = client::connect(pod, to, SHORT);
         ensure!(dropped.is_err(), "without a proxy it goes to the mesh");
 
-        // As docs/with-others.md advises: no such Service.
+        // docs/with-others.md recommends this: the agent runs without that Service.
         agent.stop(libc::SIGTERM)?;
         let _agent = node.start_agent(&["--backend=ebpf", "--drain-timeout=0s"])?;
         cmd::wait_until(TIMEOUT, "the route to be gone", || {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Programs of the host change the node's network while connections live: a network manager that removes addresses and
-//! routes it does not know, an uplink that becomes the port of a bridge, a firewall that is loaded again, sysctls of a
-//! hardening guide, and more events than its sockets have room for.
+//! Programs of the host change the node's network while connections are live: a network manager that removes addresses
+//! and routes it does not know, an uplink that becomes the port of a bridge, a firewall that is reloaded, sysctls of a
+//! hardening guide, and more events than the receive buffers of the agent's sockets can hold.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use tests::{Family, client, cmd, doctor};
 
 use super::{SHORT, TIMEOUT, with_services, works};
 
-/// How long a host is without its addresses while its network manager starts anew.
+/// The time for which a host has no addresses while its network manager restarts.
 const AWAY: Duration = Duration::from_millis(300);
 
-/// Every connection that the agent should keep from conntrack is.
+/// Checks that conntrack tracks no connection that the agent should keep untracked.
 fn nothing_is_tracked(node: &Node) -> Result<()> {
     let entries = entries(node)?;
     ensure!(entries.is_empty(), "{entries:#?}");
@@ -52,8 +52,8 @@ pub(super) fn put_uplink_back(node: &Node, link: &str) -> Result<()> {
     node.netns.ip(&lines)
 }
 
-/// A network manager that starts anew takes away the VIPs, the routes of the ClusterIPs and the node's own addresses, and
-/// puts only the last back. Live connections go on, and the routes name the node's address as the source again.
+/// A network manager that restarts removes the VIPs, the routes of the ClusterIPs and the node's own addresses, and
+/// restores only the last. Live connections continue, and the routes name the node's address as the source again.
 #[test]
 fn a_network_manager_that_restarts() {
     Node::test(Topology::Veth, |node| {
@@ -89,9 +89,9 @@ fn a_network_manager_that_restarts() {
     });
 }
 
-/// The uplink becomes a port of a bridge, which gets its addresses and the default route. Live connections go on, and with
-/// `ebpf` a neighbour gets no answer by the port. It is guarded by name, since this uplink is a veth, which is taken for a
-/// pod's on a bridge.
+/// The uplink becomes a port of a bridge, to which its addresses and the default route move. Live connections continue,
+/// and with `ebpf` a neighbour gets no reply through the port. `--guard=eth0` names the port, because this uplink is a
+/// veth, and the agent treats a veth on a bridge as a pod's.
 #[test]
 fn an_uplink_that_becomes_the_port_of_a_bridge() {
     for args in [with_services(&["--guard=eth0"]), vec!["--backend=nftables"]] {
@@ -141,7 +141,7 @@ fn an_uplink_that_becomes_the_port_of_a_bridge() {
     }
 }
 
-/// A sysctl file that switches forwarding off. What ends on the node is not forwarded: decided as before.
+/// A sysctl file disables forwarding. Packets that end on the node are not forwarded, so they are decided as before.
 #[test]
 fn forwarding_that_is_switched_off() {
     for args in [with_services(&[]), vec!["--backend=nftables"]] {
@@ -153,7 +153,8 @@ fn forwarding_that_is_switched_off() {
             for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
                 node.netns.sysctl(key, "0")?;
             }
-            // A host that does not forward takes router advertisements, and drops routes that came by them: not these.
+            // A host that does not forward accepts router advertisements, and drops routes that it learned from them,
+            // but not these.
             all_go_on(&streams)?;
             all_end_intact(streams)?;
             for path in node.paths() {
@@ -167,8 +168,8 @@ fn forwarding_that_is_switched_off() {
     }
 }
 
-/// The tables of firewalld: connections that conntrack knows pass, then zones by link; a link in none is rejected. With
-/// its reverse path filter of IPv6.
+/// Returns the tables of firewalld: packets of connections that conntrack knows are accepted, then zones by link apply;
+/// packets of a link in no zone are rejected. The IPv6 reverse path filter of firewalld is included.
 fn firewalld(trusted: &str) -> String {
     format!(
         r#"table inet firewalld {{
@@ -202,7 +203,7 @@ fn firewalld(trusted: &str) -> String {
 }
 
 /// firewalld is started and reloaded, which flushes the rules of all programs. With the pods' links in its zone
-/// `trusted` live and new connections go on; without, `doctor` names the chain that rejects them.
+/// `trusted`, live and new connections continue; otherwise `doctor` names the chain that rejects them.
 #[test]
 fn firewalld_that_is_reloaded() {
     const TRUSTED: &str = r#"iifname "pod*" accept"#;
@@ -242,7 +243,8 @@ fn firewalld_that_is_reloaded() {
     }
 }
 
-/// How many events the kernel could not deliver in a namespace: the agent's are the only sockets there that ask for any.
+/// Returns the number of events that the kernel could not deliver in a namespace: only the agent's sockets subscribe to
+/// events there.
 fn lost_events(netns: &Netns) -> Result<u64> {
     let text = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/netlink"))?;
     let drops = text.lines().skip(1).filter_map(|line| {
@@ -252,8 +254,8 @@ fn lost_events(netns: &Netns) -> Result<u64> {
     Ok(drops.sum())
 }
 
-/// More happens at once than the agent's sockets have room for, and the agent's objects are removed meanwhile. It is
-/// repaired at once all the same, and not at the next interval, an hour later.
+/// More events occur at once than the agent's sockets can hold, and the agent's objects are removed meanwhile. The
+/// agent still repairs them at once, and not at the next interval, an hour later.
 #[test]
 fn more_events_than_there_is_room_for() {
     Node::test(Topology::Veth, |node| {

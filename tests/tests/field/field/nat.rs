@@ -17,7 +17,7 @@ use tests::{Family, PORT, client, conntrack, doctor, skip, transfer};
 use super::{BYTES, SHORT, TIMEOUT, with_services, works};
 
 /// kube-proxy in nftables mode drops tracked connections of the node to a VIP that is an unallocated address of the
-/// Service range: `doctor` names the rule, whatever the backend. Pods come by other hooks.
+/// Service range: `doctor` names the rule, whatever the backend. Packets of pods pass other hooks.
 #[test]
 fn a_vip_of_the_service_range() {
     Node::test(Topology::Veth, |node| {
@@ -35,7 +35,7 @@ fn a_vip_of_the_service_range() {
                 if !of_node || reached.contains(&path.via) {
                     works(&path).with_context(|| format!("{args:?}"))?;
                 } else if path.family == Family::V4 {
-                    // One family: each of these takes its time.
+                    // Only one family is tested, because each attempt waits for its time-out.
                     let answer = client::connect(path.netns, path.destination(), SHORT);
                     ensure!(answer.is_err(), "{args:?}: {path} is not dropped");
                 }
@@ -54,7 +54,7 @@ fn a_vip_of_the_service_range() {
             agent.stop(libc::SIGTERM)?;
         }
 
-        // The address that docs/operations.md recommends, tracked.
+        // The VIP is the address that docs/operations.md recommends, and the connections are tracked.
         let vips = Family::ALL.map(|family| SocketAddr::new(family.vip_outside(), PORT));
         let args = ["--ip-address=169.254.20.2,fd00:a91::2", "--backend=none"];
         let _agent = node.start_agent(&args)?;
@@ -73,8 +73,8 @@ fn a_vip_of_the_service_range() {
     });
 }
 
-/// A process of the node with an MPTCP socket gets to the proxy, past conntrack. It sees the VIP as its peer: the
-/// kernel asks the program on `getpeername(2)` about another socket than the one on `connect(2)`.
+/// A process of the node with an MPTCP socket reaches the proxy, untracked. It sees the VIP as its peer: the kernel
+/// calls the program on `getpeername(2)` for another socket than the program on `connect(2)`.
 #[test]
 fn an_mptcp_socket_of_the_node() {
     const TEST: &str = "an_mptcp_socket_of_the_node";
@@ -104,7 +104,7 @@ fn an_mptcp_socket_of_the_node() {
     });
 }
 
-/// Refused by its sysctl, or not known as a protocol of the family.
+/// Returns true if the sysctl disables MPTCP or the kernel does not know the protocol.
 fn is_without_mptcp(error: &std::io::Error) -> bool {
     let refused = [
         libc::ENOPROTOOPT,
@@ -116,8 +116,8 @@ fn is_without_mptcp(error: &std::io::Error) -> bool {
         .is_some_and(|code| refused.contains(&code))
 }
 
-/// A pod with hostPort 443: the portmap plugin translates packets to port 443 of an address of the node. Untracked
-/// connections to the VIP do not meet that; tracked ones do, and `doctor` says so.
+/// A pod has hostPort 443: the portmap plugin translates packets to port 443 of an address of the node. Untracked
+/// connections to the VIP are not affected; tracked ones are, and `doctor` reports it.
 #[test]
 fn a_host_port_on_the_port_of_the_vip() {
     Node::test(Topology::Veth, |node| {
@@ -169,8 +169,8 @@ fn a_host_port_on_the_port_of_the_vip() {
     });
 }
 
-/// kube-router's chains for a pod with a policy: packets of the node to it pass if conntrack knows the connection or if
-/// its source is local to the node; the rest is rejected. VIP and ClusterIP are local, so that untracked replies pass
+/// kube-router's chains for a pod with a policy accept packets of the node to it if conntrack knows the connection or
+/// if their source is local to the node, and reject all others. VIP and ClusterIP are local, so untracked replies pass
 /// without rules of the agent.
 #[test]
 fn a_policy_that_rejects_what_is_not_local() {

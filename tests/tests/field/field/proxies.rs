@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Proxies and clients that do more than accept and connect: a proxy with several listeners that is exchanged under load, one
-//! that sends its server the addresses of the connection (PROXY protocol), and clients that send data with the SYN.
+//! Proxies and clients that do more than accept and connect: a proxy with several listeners that is replaced under
+//! load, one that sends its server the addresses of the connection (PROXY protocol), and clients that send data with
+//! the SYN.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,7 +25,7 @@ use tests::{Family, PORT, client, cmd, conntrack, skip};
 
 use super::{TIMEOUT, with_services, works};
 
-/// HAProxy on the VIPs, one more among those that listen there.
+/// Starts an HAProxy on the VIPs, beside those that already listen there.
 fn haproxy(node: &Node, name: &str, bind: &str, server: &str, sockets: usize) -> Result<Process> {
     let mut config = String::from(
         "global\n    maxconn 4000\n    nbthread 2\n\
@@ -45,13 +46,13 @@ fn haproxy(node: &Node, name: &str, bind: &str, server: &str, sockets: usize) ->
     listening(node, name, command, PORT, sockets)
 }
 
-/// A proxy with a listener for each thread (`SO_REUSEPORT`, as Envoy has it by default) is exchanged for another one
-/// while clients connect on every way: none is refused or reset.
+/// A proxy with a listener for each thread (`SO_REUSEPORT`, which is Envoy's default) is replaced by another one while
+/// clients connect on every path: no client is refused or reset.
 #[test]
 fn a_proxy_with_several_listeners_is_exchanged() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
-        // Connections in the accept queue of a closed listener go to another one of its group.
+        // The kernel migrates connections in the accept queue of a closed listener to another listener of its group.
         node.netns.sysctl("net/ipv4/tcp_migrate_req", "1")?;
         let _agent = node.start_agent(&with_services(&[]))?;
         let (old, new) = (node.dir().join("old.sock"), node.dir().join("new.sock"));
@@ -82,7 +83,7 @@ fn a_proxy_with_several_listeners_is_exchanged() {
                 std::thread::sleep(Duration::from_millis(300));
                 let second = haproxy(node, "new", "shards by-thread", &unix(&new), 8)?;
                 std::thread::sleep(Duration::from_millis(300));
-                // It closes its listeners and serves its connections to their end.
+                // The old proxy closes its listeners and serves its connections until they end.
                 first.signal(libc::SIGUSR1)?;
                 cmd::wait_until(TIMEOUT, "clients of the new one", || {
                     Ok((new_server.accepted() > 50).then_some(()))
@@ -98,7 +99,7 @@ fn a_proxy_with_several_listeners_is_exchanged() {
             second
         })?;
         if !skip::programs_keep_listeners()? {
-            // Until the agent has noticed the new listeners, connections of pods go kube-proxy's way there.
+            // Until the agent has noticed the new listeners, kube-proxy handles connections of pods there.
             be_noticed()?;
             conntrack::flush(&node.netns)?;
         }
@@ -114,8 +115,8 @@ fn a_proxy_with_several_listeners_is_exchanged() {
     });
 }
 
-/// The destination that the proxy sees when the Service ends on it: the address that a pod connected to, and the VIP
-/// for a process on the node.
+/// Checks the destination that the proxy sees for connections to the Service: for a pod, the address to which it
+/// connected, and for a process on the node, the VIP.
 fn with_the_service(
     node: &Node,
     see: impl Fn(&Netns, SocketAddr) -> Result<SocketAddr>,
@@ -133,7 +134,7 @@ fn with_the_service(
     Ok(())
 }
 
-/// The destination address of a connection in the header of HAProxy's PROXY protocol, version 1.
+/// Returns the destination address of a connection in the header of HAProxy's PROXY protocol, version 1.
 fn destination_sent(server: &TcpListener, netns: &Netns, to: SocketAddr) -> Result<SocketAddr> {
     let mut client = client::connect(netns, to, TIMEOUT)?;
     client.write_all(b"x")?;
@@ -149,8 +150,9 @@ fn destination_sent(server: &TcpListener, netns: &Netns, to: SocketAddr) -> Resu
     Ok(SocketAddr::new(destination.parse()?, port.parse()?))
 }
 
-/// A proxy that sends its server the address of its own socket, as Envoy does by the PROXY protocol, sends the ClusterIP
-/// where a pod's connection to a Service ends on it, and no longer the VIP, which kube-proxy's DNAT makes of it.
+/// A proxy that sends its server the address of its own socket, as Envoy does with the PROXY protocol, sends the
+/// ClusterIP if a pod's connection to a Service is translated by the agent. Without the agent it sends the VIP, to
+/// which kube-proxy's DNAT translates the address.
 #[test]
 fn a_proxy_that_sends_the_address_of_its_socket() {
     Node::test(Topology::Veth, |node| {
@@ -174,7 +176,7 @@ fn a_proxy_that_sends_the_address_of_its_socket() {
     });
 }
 
-/// HAProxy asks conntrack for the address that was translated (`SO_ORIGINAL_DST`), so that it sends the ClusterIP of a
+/// HAProxy requests the address before translation from conntrack (`SO_ORIGINAL_DST`), so it sends the ClusterIP of a
 /// pod's connection with the agent and without. With `set-dst` it sends the VIP.
 #[test]
 fn a_proxy_that_asks_conntrack_for_the_destination() {
@@ -202,7 +204,7 @@ fn a_proxy_that_asks_conntrack_for_the_destination() {
     });
 }
 
-/// How many SYNs with data a server's namespace has taken.
+/// Returns the number of SYNs with data that a server's namespace has accepted.
 fn fast_opened(netns: &Netns) -> Result<u64> {
     let text = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -214,8 +216,9 @@ fn fast_opened(netns: &Netns) -> Result<u64> {
     Ok(value.parse()?)
 }
 
-/// Clients that send data with the SYN (TCP Fast Open) to a proxy that takes it: decided and untracked as any other, and
-/// the data arrives once. From pods to VIP and ClusterIP, and from the node itself.
+/// Clients send data with the SYN (TCP Fast Open) to a proxy that accepts it: the connections are decided and untracked
+/// like any other, and the data arrives once. The clients are pods that connect to VIP and ClusterIP, and the node
+/// itself.
 #[test]
 fn data_that_comes_with_the_syn() {
     for args in [with_services(&[]), vec!["--backend=nftables"]] {
@@ -237,7 +240,7 @@ fn data_that_comes_with_the_syn() {
             for path in &paths {
                 let listener = if path.family == Family::V4 { &v4 } else { &v6 };
                 let before = fast_opened(&node.netns)?;
-                // The first one asks for the cookie that the second one shows.
+                // The first connection requests the cookie that the second one sends.
                 for _ in 0..2 {
                     let mut client = client::connect_fast(path.netns, path.destination(), TIMEOUT)
                         .with_context(|| path.to_string())?;
