@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The VIP answers to this node only: a neighbour that routes it to the node gets no answer, on every backend; pods and
-//! the node itself do not notice; and the set of guarded links follows the node's routes.
+//! The VIP is reachable from this node only: a neighbour that routes it to the node gets no reply, with every backend;
+//! pods and the node itself are not affected; and the set of guarded links follows the node's routes.
 
 use std::fmt::Write as _;
 use std::io::ErrorKind;
@@ -19,11 +19,11 @@ use tests::status::{dropped, guarded};
 use tests::{Family, PORT, client, cmd, doctor, slow_machine, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time-out of connections that get no answer; two SYNs at most.
+/// The time-out of connections that get no reply; at most two SYNs are sent in it.
 const SHORT: Duration = Duration::from_millis(400);
 const ALLOW: &str = "--allow-from=192.168.100.0/24,fd00:100::/64,198.51.100.7";
 
-/// The neighbour routes the VIPs to the node.
+/// Makes the neighbour route the VIPs to the node.
 fn route_vips(node: &Node) -> Result<()> {
     let mut lines = String::new();
     for family in Family::ALL {
@@ -37,7 +37,7 @@ fn route_vips(node: &Node) -> Result<()> {
 fn answers(node: &Node, family: Family) -> Result<bool> {
     match client::connect(&node.uplink, family.vip_socket(), SHORT) {
         Ok(mut stream) => {
-            // Silence from here on is an answer too.
+            // From here on, missing data counts as an answer, too.
             stream.set_read_timeout(Some(slow_machine::of(SHORT)))?;
             transfer::exchange(&mut stream, 10_000, 1)?;
             Ok(true)
@@ -55,14 +55,14 @@ fn ensure_answers(node: &Node, wanted: bool) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the neighbour is answered, or not.
+/// Waits until the node replies to the neighbour or, if `wanted` is false, until it does not.
 fn wait_for_answers(node: &Node, wanted: bool) -> Result<()> {
     cmd::wait_until(
         TIMEOUT,
         &format!("answers to the neighbour: {wanted}"),
         || {
             for family in Family::ALL {
-                // A connection breaks off where the guard comes in the middle of it.
+                // A connection fails if the guard is activated in the middle of it.
                 if answers(node, family).ok() != Some(wanted) {
                     return Ok(None);
                 }
@@ -81,7 +81,8 @@ fn pods_and_host_work(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// One backend: its flags, and the state of eth0 in `status` with it; none if it does not count.
+/// One backend: its flags, the missing feature if there is one, the state of eth0 in `status`, and whether it counts
+/// packets.
 struct Backend {
     args: &'static [&'static str],
     missing: Option<Missing>,
@@ -111,7 +112,7 @@ fn check(backend: &Backend, topology: Topology) {
             let count = dropped(node, "outside")?;
             ensure!(count >= 2, "{count} packets were counted");
         }
-        // Other ports than VIP:443 are not guarded: nothing listens there, and the node answers with a reset.
+        // Other ports than VIP:443 are not guarded: no process listens there, and the node replies with a reset.
         for family in Family::ALL {
             let other = SocketAddr::new(family.vip(), PORT + 1);
             let refused = client::connect(&node.uplink, other, TIMEOUT);
@@ -212,7 +213,7 @@ fn none_guards_nothing_and_says_so() {
     });
 }
 
-/// By event: in any table, through several hops, through next hops with numbers of their own.
+/// The agent follows routes by the kernel's events: in any table, through several hops, and through next hop objects.
 #[test]
 fn the_guard_follows_routes() {
     for backend in ["--backend=ebpf", "--backend=nftables"] {
@@ -249,11 +250,11 @@ fn the_guard_follows_routes() {
     }
 }
 
-/// A bridge that has the uplink and pods for ports.
+/// A bridge has the uplink and pods as ports.
 #[test]
 fn a_bridge_is_guarded_at_ports_that_are_not_of_pods() {
     Node::test(Topology::Bridge, |node| {
-        // By a tunnel through the uplink, since a veth would be taken for a pod's.
+        // The uplink carries a tunnel, because the agent would treat a veth as a pod's.
         node.netns.ip(
             "link add outer type vxlan id 7 remote 192.168.100.1 dstport 4789 dev eth0\n\
              link set outer master cni0 up\n\
@@ -286,7 +287,7 @@ fn pods_work_through_vip(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A bridge of which every port may be a pod's: nothing is dropped, and the agent logs it.
+/// Every port of a bridge may be a pod's: nothing is dropped, and the agent logs it.
 #[test]
 fn links_that_may_be_pods_are_not_guarded() {
     Node::test(Topology::Bridge, |node| {
@@ -304,7 +305,7 @@ fn links_that_may_be_pods_are_not_guarded() {
     });
 }
 
-/// Packets from outside for a ClusterIP are left to kube-proxy.
+/// kube-proxy handles packets from outside for a ClusterIP.
 #[test]
 fn services_are_not_translated_for_the_outside() {
     Node::test(Topology::Veth, |node| {
@@ -329,8 +330,9 @@ fn services_are_not_translated_for_the_outside() {
     });
 }
 
-/// A program in the driver limits the MTU that a veth's other end can be given while it is there, as drivers of NICs do
-/// for their own link; where the MTU is larger already the program goes to the stack. `doctor` says so.
+/// While an XDP program is in the driver of a veth, it limits the MTU that can be set on the other end, as drivers of
+/// NICs do for their own link. If the MTU is already larger, the program is attached to the stack. `doctor` reports
+/// this.
 #[test]
 fn xdp_in_the_driver_limits_the_mtu() {
     Node::test(Topology::Veth, |node| {
@@ -356,7 +358,7 @@ fn xdp_in_the_driver_limits_the_mtu() {
     });
 }
 
-/// Another XDP program is left where it is; TC guards.
+/// A foreign XDP program stays attached, and the TC program guards the link.
 #[test]
 fn another_xdp_program_stays() {
     Node::test(Topology::Veth, |node| {

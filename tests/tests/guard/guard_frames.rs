@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Frames of every shape on a guarded link: the TC and the XDP program give the same verdict, which
-//! is the intended one; dropped frames are counted; and no frame gets in on any backend.
+//! Frames of every shape on a guarded link: the TC and the XDP program return the same, intended verdict; dropped
+//! frames are counted; and no frame that should be dropped reaches a process, with any backend.
 
 use std::fs;
 use std::time::Duration;
@@ -44,8 +44,8 @@ fn sender(node: &Node, family: Family) -> Result<Sender> {
 
 const ALLOW: &str = "--allow-from=198.51.100.0/24,2001:db8:1::/48";
 
-/// The agent's programs as its state file lists them. They stay loaded without the agent, and so
-/// does their map of links.
+/// Returns the agent's programs as its state file lists them. The programs and their map of links stay loaded without
+/// the agent.
 fn without_agent(node: &Node) -> Result<Value> {
     let mut agent = node.start_agent(&["--backend=ebpf", "--guard-mode=xdp", ALLOW])?;
     let path = node.run_dir().join("state.json");
@@ -54,8 +54,8 @@ fn without_agent(node: &Node) -> Result<Value> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Without the frames that the kernel lets no program run on for a test: too short for the header that
-/// their type announces. They are sent over a wire like the others.
+/// Removes the frames with which the kernel refuses test runs of programs, because they are too short for the header
+/// that their type announces. They are sent over a wire like the others.
 fn runnable(corpus: Vec<Frame>) -> Vec<Frame> {
     let is_whole = |frame: &Frame| {
         let least = match frame.bytes[12..14] {
@@ -86,7 +86,7 @@ fn tc_and_xdp_give_the_intended_verdict() {
         let (tc, xdp) = (program("vip_ingress")?, program("vip_guard")?);
         let run =
             |frame: &[u8]| -> Result<[u32; 2]> { Ok([tc.run(frame, 1)?.0, xdp.run(frame, 1)?.0]) };
-        // Test runs come by `lo`.
+        // The frames of test runs arrive on `lo`.
         let links = node.agent_bpffs().join("GUARD_LINKS");
         let mut corpus = Vec::new();
         for family in Family::ALL {
@@ -96,7 +96,7 @@ fn tc_and_xdp_give_the_intended_verdict() {
         node.netns.run(|| -> Result<()> {
             for frame in &corpus {
                 let [by_tc, by_xdp] = run(&frame.bytes)?;
-                // Pods' and the node's own packets: spoofed sources only.
+                // For packets of pods and of the node itself, only spoofed sources are dropped.
                 let is_dropped = usize::from(frame.dropped == Some("spoofed_source"));
                 ensure!(
                     [by_tc, by_xdp] == [TC[is_dropped], XDP[is_dropped]],
@@ -168,7 +168,7 @@ fn what_is_dropped_is_counted() {
     });
 }
 
-/// The frames that reach processes of the node.
+/// The rules that count the frames that reach processes of the node.
 const COUNTERS: &str = r"
 table inet seen {
     counter vip {}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The VIP answers the node and its pods, and no other host.
+//! The VIP is reachable from the node and its pods, and from no other host.
 
 mod guard;
 mod guard_frames;
