@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The backend changes while connections live on every way: by a restart with another flag, and by
-//! itself, when the one in use fails for good and when a better one works again.
+//! The backend changes while connections are live on every path: by a restart with another flag, and by the agent
+//! itself, when the current backend fails permanently and when a better one works again.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -28,7 +28,7 @@ const NFTABLES: &[&str] = &["--backend=nftables"];
 const IPTABLES: &[&str] = &["--backend=iptables"];
 const NONE: &[&str] = &["--backend=none"];
 
-/// How many connections to the VIP conntrack knows.
+/// Returns the number of connections to the VIP that conntrack knows.
 fn tracked_to_the_vip(node: &Node) -> Result<usize> {
     let mut tracked = 0;
     for family in Family::ALL {
@@ -39,7 +39,7 @@ fn tracked_to_the_vip(node: &Node) -> Result<usize> {
     Ok(tracked)
 }
 
-/// New connections work on every way, and those to the VIP are untracked.
+/// Checks that new connections work on every path, and that those to the VIP are untracked.
 fn new_connections(node: &Node, backend: &[&str]) -> Result<()> {
     for path in node.paths() {
         let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)
@@ -60,7 +60,7 @@ fn go_on(node: &Node, streams: &[Live], backend: &[&str]) -> Result<()> {
     new_connections(node, backend)
 }
 
-/// An agent for each of the backends in turn, while streams go on that were opened under the first.
+/// Runs an agent with each of the backends in turn, while streams continue that were opened under the first one.
 fn one_after_the_other(topology: Topology, kube_proxy: KubeProxy, backends: &[&[&str]]) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;
@@ -107,7 +107,7 @@ fn the_other_way_round() {
     );
 }
 
-/// kube-proxy then handles the connections that were translated.
+/// kube-proxy then handles the connections that the agent has translated.
 #[test]
 fn with_translation() {
     one_after_the_other(
@@ -122,7 +122,7 @@ fn with_translation() {
     );
 }
 
-/// Everything becomes tracked and goes on.
+/// Every connection becomes tracked and continues.
 #[test]
 fn to_none() {
     for backend in [TRANSLATING, NFTABLES, IPTABLES] {
@@ -143,7 +143,7 @@ fn to_none() {
     }
 }
 
-/// Waits until the agent says that it uses a backend, for the `times`-th time.
+/// Waits until the agent has logged for the `times`-th time that it uses a backend.
 fn uses(agent: &Agent, backend: &str, times: usize) -> Result<()> {
     let what = format!("the agent to use backend {backend}");
     let words = format!(" backend {backend}");
@@ -159,7 +159,7 @@ fn uses(agent: &Agent, backend: &str, times: usize) -> Result<()> {
     })
 }
 
-/// Without bpffs nothing can be pinned: `auto` takes the next backend, and comes back.
+/// Without bpffs nothing can be pinned: `auto` selects the next backend, and returns to `ebpf` later.
 #[test]
 fn by_itself() {
     Node::test(Topology::Veth, |node| {
@@ -189,7 +189,7 @@ fn by_itself() {
     });
 }
 
-/// More connections than one message to the kernel holds.
+/// There are more connections than one message to the kernel can hold.
 #[test]
 fn with_thousands_of_connections() {
     const CONNECTIONS: usize = 5000;

@@ -69,7 +69,7 @@ fn cleanup(node: &Node, args: &[&str]) -> Result<Report> {
     })
 }
 
-/// kube-proxy's rules, and the empty tables that iptables makes and leaves.
+/// Sets up kube-proxy's rules, and the empty tables that iptables creates and never removes.
 fn prepare(node: &Node) -> Result<String> {
     KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
     let tables = "*raw\n:PREROUTING -\n:OUTPUT -\nCOMMIT\n*mangle\n:INPUT -\nCOMMIT\n*filter\n:INPUT -\n:OUTPUT -\nCOMMIT\n";
@@ -80,7 +80,7 @@ fn prepare(node: &Node) -> Result<String> {
     snapshot::take(&node.netns)
 }
 
-/// Members of our sets expire as time goes by.
+/// Removes the members of our sets, which expire after some time.
 fn without_members(snapshot: &str) -> String {
     let lines = snapshot.lines();
     let lines = lines.filter(|line| !line.starts_with("add proxy-agent-"));
@@ -109,7 +109,8 @@ fn connect_everywhere(node: &Node) -> Result<Vec<TcpStream>> {
     node.paths().into_iter().map(connect).collect()
 }
 
-/// With an address they go on, tracked from now on. Those that ended on the proxy at the ClusterIP were reset.
+/// Checks that the connections continue once the address exists again, and that they are tracked from now on. Those
+/// that ended on the proxy at the ClusterIP were reset.
 fn go_on(node: &Node, args: &[&str], streams: &mut [TcpStream]) -> Result<()> {
     node.add_vips("lo")?;
     for (path, stream) in node.paths().iter().zip(streams) {
@@ -162,8 +163,7 @@ fn after_a_kill() {
     }
 }
 
-/// Qdiscs that are there before the agent: only the agent's state file records which of them are
-/// the agent's.
+/// Adds qdiscs before the agent starts: only the agent's state file records which of them are the agent's.
 fn add_qdiscs(node: &Node) -> Result<()> {
     for link in ["eth0", "pod0", "pod1"] {
         node.netns
@@ -172,7 +172,7 @@ fn add_qdiscs(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The file in the run directory is lost: maps, rules and tables still name the VIPs.
+/// The state file in the run directory is lost: maps, rules and tables still contain the VIPs.
 #[test]
 fn without_the_state() {
     for args in [EBPF, NFTABLES, IPTABLES] {
@@ -200,7 +200,7 @@ fn without_the_state() {
     });
 }
 
-/// The link goes with the VIPs, unless another program has put an address on it.
+/// The link is removed with the VIPs, unless another program has added an address to it.
 #[test]
 fn a_link_of_the_agents() {
     Node::test(Topology::Veth, |node| {
@@ -226,13 +226,13 @@ fn a_link_of_the_agents() {
     });
 }
 
-/// One backend was killed while another one's things were still there.
+/// An agent with one backend was killed while objects of another backend still existed.
 #[test]
 fn after_two_backends() {
     Node::test(Topology::Veth, |node| {
         add_qdiscs(node)?;
         let before = prepare(node)?;
-        // As if the first one had not been seen: with pins and a run directory of its own.
+        // The agent behaves as if the first one did not exist, with its own pins and run directory.
         let bpffs = format!("--bpffs={}", node.bpffs().join("proxy-agent/v3").display());
         let run_dir = node.dir().join("other-run");
         let other = format!("--run-dir={}", run_dir.display());
@@ -255,8 +255,7 @@ fn addresses(node: &Node, link: &str) -> Result<String> {
     node.netns.exec(&format!("ip -o address show dev {link}"))
 }
 
-/// Another start with other settings removes our objects, and nothing that another program has put
-/// there.
+/// Another start with other settings removes our objects, and no object that another program has added.
 #[test]
 fn of_another_start_with_other_settings() {
     for args in [TRANSLATING, NFTABLES, IPTABLES] {
@@ -266,7 +265,8 @@ fn of_another_start_with_other_settings() {
             let before = prepare(node)?;
             let first = [args, &["--interface=vips"]].concat();
             node.start_agent(&first)?.stop(libc::SIGTERM)?;
-            // Of others: the former VIP on a link on which no agent had it, and an address of their own.
+            // These belong to other programs: the former VIP on a link on which no agent had it, and an unrelated
+            // address.
             let foreign = "address add 10.96.0.2/32 dev eth0\naddress add 10.96.0.9/32 dev vips\n";
             node.netns.ip(foreign)?;
 
@@ -295,7 +295,7 @@ fn of_another_start_with_other_settings() {
             );
             ensure!(!node.agent_bpffs().exists(), "{args:?}: former pins");
             let ruleset = node.netns.exec("nft list ruleset")?;
-            // kube-proxy's own rules lead to the former VIP.
+            // kube-proxy's own rules refer to the former VIP.
             let mut ours = ruleset
                 .lines()
                 .filter(|line| line.contains("comment \"from "));
@@ -306,7 +306,7 @@ fn of_another_start_with_other_settings() {
                 let routes = node.netns.exec("ip route show table all")?;
                 Ok((!routes.contains("10.96.0.1 ")).then_some(()))
             })?;
-            // It is another's from now on.
+            // From now on, the address belongs to another program.
             node.netns.ip("address add 10.96.0.2/32 dev vips\n")?;
             agent.stop(libc::SIGKILL)?;
 
@@ -327,7 +327,7 @@ fn of_another_start_with_other_settings() {
     }
 }
 
-/// However an agent is killed on the way from one VIP and link to others, a clean-up finds all of them.
+/// Whenever an agent is killed during the change from one VIP and link to others, a clean-up finds all of them.
 #[test]
 fn of_starts_that_were_killed_early() {
     Node::test(Topology::Veth, |node| {

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A call to the kernel fails once, whichever it is: in the start, in the repair after others have
-//! removed objects, or in the clean-up. Live connections go on, the agent neither crashes nor
-//! hangs, and it or the next run leaves exactly what is desired.
+//! Any one call to the kernel fails once: at the start, during the repair after other programs have removed objects, or
+//! during the clean-up. Live connections continue, the agent neither crashes nor hangs, and it or the next run
+//! establishes exactly the desired state.
 //!
-//! Where calls fail is up to strace(1): the n-th of those that carry netlink and bpf(2), of the agent
-//! itself and not of programs that it runs. A normal run takes a sample of all n, spread evenly;
-//! `PROXY_AGENT_TEST_FAULTS=all` takes each.
+//! strace(1) makes the n-th call fail of those that carry netlink and bpf(2), of the agent itself and not of programs
+//! that it runs. A normal run uses a sample of all n, spread evenly; `PROXY_AGENT_TEST_FAULTS=all` uses each.
 
 use std::fs;
 use std::path::Path;
@@ -22,16 +21,16 @@ use tests::stream::Live;
 use tests::streams::{self, all_end_intact, all_go_on, new_connections_work, open};
 use tests::{artifacts, cmd, slow_machine, snapshot};
 
-/// The system calls that carry requests to the kernel, and its answers.
+/// The system calls that carry requests to the kernel, and its replies.
 const CALLS: &str = "bpf,sendto,sendmsg,recvfrom,recvmsg";
-/// How many n a normal run takes.
+/// The number of calls that fail in a normal run.
 const SAMPLE: usize = 20;
-/// The agent's own retries begin a second after a failure.
+/// The maximum time until the node is as desired. The agent's own retries begin a second after a failure.
 const CONVERGED: Duration = Duration::from_secs(30);
-/// How long a pass may take to end after everything is as desired.
+/// The maximum time until a pass ends after everything is as desired.
 const REST: Duration = Duration::from_millis(50);
 
-/// A system call of a process: its name, and how many of that name there were with it.
+/// A system call of a process: its name, and its position among the calls with that name, starting at 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Call {
     name: String,
@@ -43,11 +42,11 @@ struct Faults {
     interferences: &'static [Interference],
 }
 
-/// How the agent's system calls are traced.
+/// The way in which the agent's system calls are traced.
 enum Tracing<'a> {
-    /// They are written to a file.
+    /// The calls are written to a file.
     Count(&'a Path),
-    /// One of them fails.
+    /// One of the calls fails.
     Fail(&'a Call),
 }
 
@@ -93,7 +92,7 @@ impl Faults {
                 if let Err(error) = self.cycle(node, agent, &desired) {
                     failures.push(format!("call {n} failed, {call:?}: {error:#}"));
                     eprintln!("{}", failures[failures.len() - 1]);
-                    // The others are to begin with a node as it was.
+                    // The other cases must begin with the node in its initial state.
                     let agent = self.start(node, None)?;
                     agent.wait_until_ready()?;
                     self.clean_up(node, agent)
@@ -115,7 +114,7 @@ impl Faults {
         let Some(tracing) = tracing else {
             return node.spawn(agent);
         };
-        // As a process of its own strace is not in the way of signals and exit codes.
+        // As a separate process, strace does not interfere with signals and exit codes.
         let mut strace = node.netns.command("strace");
         strace.args(["-D", "-qq", "-e", "signal=none"]);
         match tracing {
@@ -130,10 +129,10 @@ impl Faults {
         node.spawn(strace)
     }
 
-    /// From the start to the clean-up, with a repair in between.
+    /// Runs the agent from the start to the clean-up, with a repair in between.
     fn cycle(&self, node: &Node, mut agent: Agent, desired: &str) -> Result<()> {
         if !is_up(&agent)? {
-            // It must have logged why; its supervisor starts it again.
+            // The agent must have logged the reason; its supervisor restarts it.
             ensure!(
                 agent.log().to_lowercase().contains("error"),
                 "it ended without a reason"
@@ -149,13 +148,13 @@ impl Faults {
         self.clean_up(node, agent)
     }
 
-    /// Ends an agent that cleans up; if that fails another one does it.
+    /// Stops an agent that cleans up; if that fails, another one does it.
     fn clean_up(&self, node: &Node, mut agent: Agent) -> Result<()> {
         let status = agent.stop(libc::SIGTERM).with_context(|| {
             let stack = fs::read_to_string(format!("/proc/{}/stack", agent.id()));
             format!("stopping; {stack:?}\n{}", agent.log())
         })?;
-        // The connections need an address: its next owner.
+        // The connections need an address, which its next owner adds.
         let left = artifacts::vips(node)?;
         if left.is_empty() {
             node.add_vips(VIP_LINK)?;
@@ -184,7 +183,7 @@ impl Faults {
     }
 }
 
-/// The calls in the output of strace, `bpf(BPF_MAP_CREATE, …) = 3`, in their order.
+/// Returns the calls in the output of strace, `bpf(BPF_MAP_CREATE, …) = 3`, in their order.
 fn calls(trace: &str) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let names = trace.lines().filter_map(|line| line.split_once('('));
@@ -204,7 +203,7 @@ fn last_error(agent: &Agent) -> String {
     line.unwrap_or_default().to_owned()
 }
 
-/// True once it is ready, false if it has ended by itself.
+/// Returns true once the agent is ready, and false if it has exited by itself.
 fn is_up(agent: &Agent) -> Result<bool> {
     if let Err(error) = agent.wait_until_ready() {
         if error.to_string().contains("ended") {
@@ -215,10 +214,10 @@ fn is_up(agent: &Agent) -> Result<bool> {
     Ok(true)
 }
 
-/// Which calls fail: `all`, or numbers with commas between them; a sample if it is not set.
+/// The variable that selects the calls that fail: `all`, or numbers separated by commas; a sample if it is not set.
 const FAULTS: &str = "PROXY_AGENT_TEST_FAULTS";
 
-/// Those asked for; else evenly spread from a start that is another one each time.
+/// Returns the selected calls, or evenly spread ones, beginning with a different call in each run.
 fn chosen(calls: usize) -> Result<Vec<usize>> {
     match std::env::var(FAULTS).as_deref() {
         Ok("all") => Ok((0..calls).collect()),
@@ -245,7 +244,8 @@ fn wait_until_kept(node: &Node, desired: &str) -> Result<()> {
     .with_context(|| format!("still: {}", difference.unwrap_or_default()))
 }
 
-/// Waits until the live connections have got further; if one does not, with what the kernel knows of them.
+/// Waits until the live connections have received more data; if one does not, the error contains the kernel's state of
+/// them.
 fn go_on(node: &Node, streams: &[Live]) -> Result<()> {
     all_go_on(streams).with_context(|| {
         let sockets = node

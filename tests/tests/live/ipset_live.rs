@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Live connections on every way go on while the rules and sets of the `iptables` backend change, or
-//! are changed by others.
+//! Live connections on every path continue while the rules and sets of the `iptables` backend change, or are changed by
+//! other programs.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ const AFTER: Duration = Duration::from_secs(2);
 
 const IPTABLES: &str = "--backend=iptables";
 
-/// Whether the connections to the VIP are still untracked after something has happened.
+/// The state of the connections to the VIP after an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
     Untracked,
-    /// Some may have been seen by conntrack meanwhile.
+    /// Conntrack may have seen some of them meanwhile.
     Either,
 }
 
@@ -35,7 +35,7 @@ fn sets(node: &Node) -> Result<String> {
     node.netns.exec("ipset list -name")
 }
 
-/// Has `event` happen to a node with an agent and live connections on every way; they must go on.
+/// Runs `event` on a node with an agent and live connections on every path, which must continue.
 fn survive(
     topology: Topology,
     kube_proxy: KubeProxy,
@@ -66,7 +66,7 @@ fn survive(
     });
 }
 
-/// One test behind veth pairs and one behind a bridge.
+/// Defines one test with veth pairs and one with a bridge.
 macro_rules! survives {
     ($($name:ident: $kube_proxy:expr, $args:expr, $after:expr, $event:expr;)*) => {$(
         mod $name {
@@ -111,7 +111,7 @@ fn kill(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
     node.start_agent(&[IPTABLES]).map(Some)
 }
 
-/// The sets are replaced under the rules that use them.
+/// The agent replaces the sets that the rules use.
 fn other_limit(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
     agent.stop(libc::SIGTERM)?;
     let agent = node.start_agent(&[IPTABLES, "--max-connections=2048"])?;
@@ -120,7 +120,7 @@ fn other_limit(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-/// The address goes with the agent, and no connection lives without. Here another owner puts it back.
+/// The agent's exit removes the address, without which no connection continues. Here another owner adds it again.
 fn clean_up(node: &Node, mut agent: Agent) -> Result<Option<Agent>> {
     let status = agent.stop(libc::SIGTERM)?;
     node.add_vips("lo")?;
@@ -150,7 +150,7 @@ fn wait_for_rules(node: &Node, flavour: &str) -> Result<()> {
         cmd::wait_until(TIMEOUT, "the rules", || {
             let saved = node.netns.exec(&line)?;
             let owned = saved.matches("--comment \"proxy-agent: ").count();
-            // Beside the ACCEPT rules there are ten in raw and three in mangle.
+            // Besides the ACCEPT rules there are ten rules in raw and three in mangle.
             Ok((owned >= 13).then_some(()))
         })?;
     }
@@ -182,7 +182,7 @@ fn other_flavour(node: &Node, agent: Agent) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-/// From stateless rules to learning ones and back: untracked connections stay so.
+/// The agent changes from stateless rules to learning ones and back: untracked connections stay untracked.
 #[test]
 fn stateless_rules_learn_and_forget() {
     for (topology, kube_proxy) in [
@@ -196,7 +196,7 @@ fn stateless_rules_learn_and_forget() {
             let _proxy = Proxy::start(node)?;
             let mut streams = Vec::new();
             for path in node.paths() {
-                // Nothing comes through the ClusterIP yet.
+                // Connections through the ClusterIP do not work yet.
                 if path.via == Via::ClusterIp {
                     continue;
                 }

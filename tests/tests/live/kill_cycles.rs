@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Killed at any moment and started again, many times over, while connections stream and pods come and
-//! go: no connection is lost, none becomes tracked, and nothing is left behind.
+//! The agent is killed at any moment and restarted, many times, while connections stream and pods are added and
+//! removed: no connection is lost, none becomes tracked, and nothing is left behind.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use tests::proxy::Proxy;
 use tests::streams::{all_end_intact, all_go_on, entries, open};
 use tests::{Family, client, slow_machine};
 
-/// A start may live this long, on a usual machine: into its first pass, or well behind it.
+/// The maximum lifetime of an agent, on a usual machine: it covers the first pass and some time after it.
 const LIFETIME: Duration = Duration::from_millis(400);
 
-/// How many times as many cycles a full load has: with `ebpf` more than 500.
+/// The factor for the number of cycles under full load: with `ebpf`, more than 500 cycles.
 const FULL: usize = 3;
 
 /// Flags that differ from start to start.
@@ -52,7 +52,7 @@ fn cycle(state: &mut Cycles<'_>, variants: Variants) -> Result<()> {
     let begun = Instant::now();
     let longest = slow_machine::of(LIFETIME);
     let end = state.time_below(longest);
-    // Events in the meantime take longer than a cycle, so not every cycle includes them.
+    // Events during the downtime take longer than a cycle, so not every cycle includes them.
     for moment in [state.time_below(longest), state.time_below(longest)] {
         if moment < end {
             std::thread::sleep(moment.saturating_sub(begun.elapsed()));
@@ -78,8 +78,8 @@ fn ebpf_by_clsact() {
     killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
 }
 
-/// An agent is killed at any moment of a change. Until the next one is ready, some programs use the map of one size and
-/// some that of another, and connections that begin then may be tracked.
+/// An agent is killed at any moment of a change of settings. Until the next one is ready, some programs use the map of
+/// one size and some that of another, and connections that begin then may be tracked.
 #[test]
 fn ebpf_with_other_settings_each_time() {
     let backend = Backend {
@@ -95,8 +95,8 @@ fn ebpf_with_other_settings_each_time() {
     killed(Topology::Veth, backend, 100, variants);
 }
 
-/// The moment between pinning a link and giving it the place of an older one, which is too short to be
-/// met by chance.
+/// The agent is killed between pinning a link and replacing an older one with it, a moment that is too short to be hit
+/// by chance.
 #[test]
 fn while_pinning() {
     Node::test(Topology::Veth, |node| {
@@ -119,8 +119,8 @@ fn while_pinning() {
     });
 }
 
-/// The agent moves the entries of processes on the node to a map of another size, at whatever moment the agent before
-/// died in: they go on seeing the ClusterIP as their peer.
+/// The agent moves the entries of processes on the node to a map of another size, whenever in this change the previous
+/// agent was killed: the processes still see the ClusterIP as their peer.
 #[test]
 fn while_the_map_of_peers_changes_its_size() {
     Node::test(Topology::Veth, |node| {
@@ -132,7 +132,7 @@ fn while_the_map_of_peers_changes_its_size() {
         let to = Family::V4.cluster_ip_socket();
         let of_process = client::connect(&node.netns, to, Duration::from_secs(5))?;
         agent.stop(libc::SIGKILL)?;
-        // As an agent leaves it that has moved nothing yet.
+        // An agent that has moved no entry yet leaves the map in this state.
         let map = node.agent_bpffs().join("PEERS");
         fs::rename(&map, map.with_file_name("PEERS-old"))?;
         let sizes = [&args[..], &["--max-connections=8192"]].concat();
@@ -146,7 +146,7 @@ fn while_the_map_of_peers_changes_its_size() {
     });
 }
 
-/// As above, between adding the clsact qdisc and attaching to it: an agent that does not need it finds it.
+/// The same, between adding the clsact qdisc and attaching to it: an agent that does not need the qdisc finds it.
 #[test]
 fn while_attaching_by_clsact() {
     Node::test(Topology::Veth, |node| {
@@ -159,7 +159,7 @@ fn while_attaching_by_clsact() {
         for hook in hooks {
             node.netns.exec(&format!("tc filter del dev pod0 {hook}"))?;
         }
-        // And noted, but not added.
+        // The qdisc is recorded, but not added.
         node.netns.exec("tc qdisc del dev pod1 clsact")?;
         let _agent = node.start_agent(&["--backend=ebpf"])?;
         rest.is_as_at_first(node)

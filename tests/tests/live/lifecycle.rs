@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Killed, restarted and cleaned up: the data plane lives on without the agent, a new one takes it
-//! over, and a clean-up takes everything that is ours and no connection.
+//! The agent is killed, restarted and cleaned up: the data plane works on without the agent, a new agent adopts it, and
+//! a clean-up removes everything that is ours and breaks no connection.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -17,7 +17,7 @@ use tests::{Family, client, conntrack, snapshot, transfer};
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BYTES: u64 = 100_000;
 
-/// Connects on every way, and asserts that only connections through the ClusterIP are tracked.
+/// Connects on every path, and asserts that only connections through the ClusterIP are tracked.
 fn connect_everywhere(node: &Node) -> Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
     for path in node.paths() {
@@ -39,7 +39,7 @@ fn still_work(streams: &mut [TcpStream]) -> Result<()> {
     })
 }
 
-/// No connection that was untracked has an entry now.
+/// Checks that no connection that was untracked has a conntrack entry now.
 fn still_untracked(node: &Node, streams: &[TcpStream]) -> Result<()> {
     for family in Family::ALL {
         let entries = conntrack::list(&node.netns, family)?;
@@ -66,7 +66,7 @@ fn files_below(dir: &Path) -> Vec<String> {
     files
 }
 
-/// They are left as they are: tracked, and working.
+/// Connections that are older than the agent stay as they are: tracked, and working.
 fn connections_older_than_the_agent(args: &[&str]) {
     Node::test(Topology::Bridge, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -114,7 +114,7 @@ fn killed_and_restarted(args: &[&str]) {
             "other rules than before the restart"
         );
 
-        // Without --cleanup everything stays.
+        // Without --cleanup, all objects remain.
         let status = agent.stop(libc::SIGTERM)?;
         ensure!(status.success(), "SIGTERM: {status}");
         still_work(&mut streams)?;
@@ -123,7 +123,7 @@ fn killed_and_restarted(args: &[&str]) {
     });
 }
 
-/// One test for each backend that decides per connection.
+/// Defines one test for each backend that decides per connection.
 macro_rules! backends {
     ($($name:ident: $args:expr;)*) => {$(
         mod $name {
@@ -155,9 +155,9 @@ fn cleaned_up_with_live_connections() {
         (libc::SIGTERM, ["--backend=iptables", "--tc-attach=auto"]),
     ] {
         Node::test(Topology::Veth, |node| {
-            // The kernel forgets masqueraded connections when the address they were given goes.
+            // The kernel deletes the entries of masqueraded connections when their translated address is removed.
             KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
-            // Tables that iptables makes stay.
+            // Tables that iptables creates remain.
             let tables = "*raw\n:PREROUTING -\n:OUTPUT -\nCOMMIT\n*mangle\n:INPUT -\nCOMMIT\n";
             for program in ["iptables", "ip6tables"] {
                 let line = format!("{program}-nft-restore --noflush");
@@ -175,7 +175,7 @@ fn cleaned_up_with_live_connections() {
             if let Some(difference) = snapshot::difference(&before, &after) {
                 anyhow::bail!("not as it was before:\n{difference}");
             }
-            // The connections survive: with an address they go on, tracked from now on.
+            // The connections survive: once the address exists again, they continue and are tracked from now on.
             node.add_vips("lo")?;
             still_work(&mut streams)
         });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Live connections on every way, streaming checked bytes in both directions all the while, survive
-//! whatever happens to the agent and to what it has set up.
+//! Live connections on every path stream checked bytes in both directions all the time, and survive every event that
+//! affects the agent and the objects it has set up.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,21 +17,21 @@ use tests::streams::{all_end_intact, all_go_on, entries, new_connections_work, o
 use tests::{Family, cmd, conntrack, skip, slow_machine, status};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long streams run before and after each event.
+/// The time for which streams run before and after each event.
 const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_secs(2);
 
 /// The flags of the agent at each start.
 type Args = &'static [&'static str];
 
-/// Everything is untracked.
+/// Every connection is untracked.
 const TRANSLATING: Args = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
 const EBPF: Args = &["--backend=ebpf"];
-/// Packets to the VIP are untracked; kube-proxy translates the rest.
+/// Connections to the VIP are untracked; kube-proxy translates the others.
 const NFTABLES: Args = &["--backend=nftables"];
 const IPTABLES: Args = &["--backend=iptables"];
 
-/// None are tracked that the backend should keep from conntrack.
+/// Checks that conntrack tracks no connection that the backend should keep untracked.
 fn untracked(node: &Node, backend: Args) -> Result<()> {
     let mut tracked = entries(node)?;
     if backend != TRANSLATING {
@@ -45,7 +45,7 @@ fn untracked(node: &Node, backend: Args) -> Result<()> {
     Ok(())
 }
 
-/// Has `event` happen to a node with an agent and live, untracked connections; they must go on.
+/// Runs `event` on a node with an agent and live, untracked connections, which must continue.
 fn survive(
     topology: Topology,
     kube_proxy: KubeProxy,
@@ -77,7 +77,7 @@ fn survive(
     });
 }
 
-/// One test behind veth pairs and one behind a bridge.
+/// Defines one test with veth pairs and one with a bridge.
 macro_rules! survives {
     ($($name:ident: $kube_proxy:expr, $backend:expr, $args:expr, $event:expr;)*) => {$(
         mod $name {
@@ -135,14 +135,14 @@ fn kill(node: &Node, mut agent: Agent, backend: Args) -> Result<Option<Agent>> {
     start_again(node, backend)
 }
 
-/// The address goes with the agent, and no connection lives without. Here another owner puts it back.
+/// The agent's exit removes the address, without which no connection continues. Here another owner adds it again.
 fn clean_up(node: &Node, mut agent: Agent, _: Args) -> Result<Option<Agent>> {
     let status = agent.stop(libc::SIGTERM)?;
     node.add_vips("lo")?;
     ensure!(status.success(), "SIGTERM: {status}");
     let ruleset = node.netns.exec("nft list tables")?;
     ensure!(!ruleset.contains("proxy-agent"), "left behind: {ruleset}");
-    // Each is tracked from now on.
+    // Each connection is tracked from now on.
     cmd::wait_until(TIMEOUT, "conntrack to know every connection", || {
         let entries = entries(node)?;
         Ok((entries.len() >= node.paths().len()).then_some(()))
@@ -150,8 +150,8 @@ fn clean_up(node: &Node, mut agent: Agent, _: Args) -> Result<Option<Agent>> {
     Ok(None)
 }
 
-/// A clean-up with live connections on every way: new ones take kube-proxy's way at once, live ones have the
-/// time that the flag says, those to the VIP go on afterwards and those of pods to the ClusterIP are reset.
+/// An agent cleans up with live connections on every path: kube-proxy handles new ones at once, live ones continue for
+/// the time that the flag sets, those to the VIP continue afterwards, and those of pods to the ClusterIP are reset.
 fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool) {
     const DRAIN: Duration = Duration::from_secs(4);
     Node::test(topology, |node| {
@@ -179,7 +179,7 @@ fn drained(topology: Topology, kube_proxy: KubeProxy, more: &[&str], loose: bool
             begun.elapsed() < DRAIN || slow_machine::of(DRAIN) > DRAIN,
             "the machine is too slow for this test"
         );
-        // No signal, but the end is waited for.
+        // This sends no signal, and only waits for the exit.
         let status = agent.stop(0)?;
         ensure!(status.success(), "SIGTERM: {status}");
         ensure!(begun.elapsed() >= DRAIN, "it has not waited");
@@ -219,7 +219,7 @@ fn drained_through_a_bridge() {
     );
 }
 
-/// Where conntrack picks up no connection half-way.
+/// Conntrack does not start to track established connections here.
 #[test]
 fn drained_where_conntrack_is_strict() {
     drained(Topology::Veth, KubeProxy::IptablesLegacy, &[], false);
@@ -231,7 +231,7 @@ fn no_longer_translated(node: &Node, mut agent: Agent, _: Args) -> Result<Option
     node.start_agent(EBPF).map(Some)
 }
 
-/// Everything of nf_tables; kube-proxy's legacy rules are elsewhere.
+/// The whole ruleset of nf_tables is flushed; kube-proxy's legacy rules are not part of it.
 fn flush_ruleset(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     node.netns.exec("nft flush ruleset")?;
     Ok(Some(agent))
@@ -245,8 +245,8 @@ fn delete_tables(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     Ok(Some(agent))
 }
 
-/// The local routes of the ClusterIPs, and every pin: of maps, of links and of programs of sockets. The agent puts
-/// them back.
+/// The local routes of the ClusterIPs and every pin are removed: of maps, of links and of programs of sockets. The
+/// agent restores them.
 fn remove_routes_and_pins(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> {
     for family in ["-4", "-6"] {
         let flush = format!("ip {family} route flush table local proto 112");
@@ -276,8 +276,9 @@ fn remove_routes_and_pins(node: &Node, agent: Agent, _: Args) -> Result<Option<A
     Ok(Some(agent))
 }
 
-/// The rules of Services are away for 50 ms again and again, and no agent repairs that: conntrack picks connections up
-/// half-way and kube-proxy's DNAT bends them. The net at TC egress keeps that from the clients.
+/// The rules of Services are repeatedly missing for 50 ms, and no agent repairs that: conntrack starts to track
+/// established connections, and kube-proxy's DNAT translates them. The program at TC egress drops the replies with a
+/// wrong address, so the clients do not notice.
 fn without_rules_for_moments(kube_proxy: KubeProxy) {
     const MOMENTS: usize = 10;
     const MOMENT: Duration = Duration::from_millis(50);
@@ -308,7 +309,8 @@ fn without_rules_for_moments(kube_proxy: KubeProxy) {
             node.netns.feed("nft -f -", &deletion)?;
             std::thread::sleep(MOMENT);
             node.netns.feed("nft -f -", &rules)?;
-            // An entry that a reply has made, which no DNAT bends, would keep all later moments from being one.
+            // An entry that was created by a reply is not subject to DNAT, and would make the later moments
+            // ineffective.
             node.netns.exec("conntrack -F")?;
             all_go_on(&streams).with_context(|| format!("after moment {moments}"))?;
         }
@@ -359,7 +361,7 @@ fn flush_conntrack(node: &Node, agent: Agent, _: Args) -> Result<Option<Agent>> 
     Ok(Some(agent))
 }
 
-/// With the agent stopped, so that nothing is repaired.
+/// The agent is stopped, so that nothing is repaired.
 fn stopped_and_delete_tables(node: &Node, agent: Agent, backend: Args) -> Result<Option<Agent>> {
     agent.signal(libc::SIGSTOP)?;
     delete_tables(node, agent, backend)
@@ -375,7 +377,7 @@ fn stopped_and_detach_clsact(node: &Node, agent: Agent, backend: Args) -> Result
     detach_clsact(node, agent, backend)
 }
 
-/// Connections that kube-proxy's DNAT brought to the VIP before there was an agent.
+/// Before the agent starts, kube-proxy's DNAT has redirected the connections to the VIP.
 #[test]
 fn an_agent_starts() {
     Node::test(Topology::Bridge, |node| {
@@ -412,7 +414,7 @@ fn an_agent_starts_to_translate() {
     });
 }
 
-/// Connections to the VIP itself go on; those that kube-proxy has translated break, with and without an agent.
+/// Connections to the VIP itself continue; those that kube-proxy has translated break, with and without an agent.
 fn conntrack_is_flushed(topology: Topology, kube_proxy: KubeProxy, backend: Args) {
     Node::test(topology, |node| {
         kube_proxy.install_without_masquerade(&node.netns)?;

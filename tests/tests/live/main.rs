@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Live connections, whatever happens to the agent, to its state in the kernel and to its settings.
+//! Live connections during every event that affects the agent, its state in the kernel and its settings.
 
 mod backend_change;
 mod cleanup;

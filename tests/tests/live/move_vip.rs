@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The VIPs move to another link and back, by restarts with another `--interface`, while connections
-//! live on every way. There is no moment at which a VIP is on no link.
+//! The VIPs move to another link and back, by restarts with another `--interface`, while connections are live on every
+//! path. At every moment each VIP is on some link.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,10 +17,10 @@ use tests::{Family, cmd};
 
 const OTHER: &str = "vips";
 const BEFORE: Duration = Duration::from_millis(500);
-/// The former copy is removed once the new one carries the VIP.
+/// The maximum time until the agent has removed the former address after the new link carries the VIP.
 const MOVED: Duration = Duration::from_secs(5);
 
-/// Binds sockets to both VIPs without a pause until it is stopped. Returns the failures.
+/// Binds sockets to both VIPs continuously until it is stopped. Returns the failures.
 fn watch(node: &Node, stop: &AtomicBool, tries: &AtomicU64) -> Vec<String> {
     node.netns.run(|| {
         let mut failures = Vec::new();
@@ -36,7 +36,7 @@ fn watch(node: &Node, stop: &AtomicBool, tries: &AtomicU64) -> Vec<String> {
     })
 }
 
-/// The links that carry a VIP.
+/// Returns the links that carry a VIP.
 fn carriers(node: &Node, family: Family) -> Result<Vec<String>> {
     let shown = node
         .netns

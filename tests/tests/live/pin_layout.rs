@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An agent that finds the pins of another layout takes over from them: connections go on, and
-//! nothing of the other layout is left.
+//! An agent that finds the pins of another layout takes over from them: connections continue, and no object of the
+//! other layout is left.
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tests::{cmd, skip};
 
 const BEFORE: Duration = Duration::from_millis(500);
 
-/// Untracked connections stay so.
+/// Untracked connections stay untracked.
 fn taken_over(args: &[&str], other: &str) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
@@ -34,11 +34,11 @@ fn taken_over(args: &[&str], other: &str) {
         ensure!(!old.exists(), "{} is left", old.display());
         for pod in &node.pods {
             if !skip::has_tcx()? {
-                // There is no tcx.
+                // The kernel has no tcx.
                 break;
             }
             let wanted = usize::from(!args.contains(&"--tc-attach=clsact"));
-            // The kernel detaches the program of a link whose last pin is gone a moment later.
+            // After the last pin of a link is removed, the kernel detaches its program with a short delay.
             cmd::wait_until(Duration::from_secs(5), "one of our programs", || {
                 let programs = bpf::tcx_programs(&node.netns, &pod.host_link, Hook::Ingress)?;
                 Ok((programs.len() == wanted).then_some(()))
@@ -47,7 +47,7 @@ fn taken_over(args: &[&str], other: &str) {
         }
         vip_is_untracked(node)?;
         new_connections_work(node)?;
-        // And a restart of the same layout finds nothing to take over.
+        // A restart with the same layout finds nothing to take over.
         agent.stop(libc::SIGKILL)?;
         let _agent = node.start_agent(args)?;
         all_go_on(&streams).context("after a restart")?;
@@ -74,7 +74,7 @@ fn one_with_services() {
     }
 }
 
-/// Another backend takes over from it as well.
+/// An agent with another backend takes over from the other layout as well.
 #[test]
 fn by_another_backend() {
     Node::test(Topology::Veth, |node| {
@@ -90,7 +90,7 @@ fn by_another_backend() {
         all_go_on(&streams)?;
         new_connections_work(node)?;
         all_end_intact(streams)?;
-        // The objects that their connections needed go with them.
+        // The agent removes the objects that the connections needed together with the connections.
         cmd::wait_until(Duration::from_secs(10), "the other layout to go", || {
             Ok((!old.exists()).then_some(()))
         })

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Others interfere in every way at once, in random order, while connections live on every way. The
-//! agent keeps up with them: a moment after the last interference everything is as a first start makes it,
-//! and no connection is lost.
+//! Other programs interfere in every way at once, in random order, while connections are live on every path. The agent
+//! keeps up with them: shortly after the last interference everything is as after a first start, and no connection is
+//! lost.
 //!
-//! Connections of the pod whose link comes and goes are left out. Translated ones live as long as
-//! either the rules or the programs on links are there: without both nothing gives the answer the
-//! address that the client knows, so that a storm takes only the ones or the others. For the same
-//! reason kube-proxy's rules are legacy ones where all of nf_tables is flushed: without a NAT chain
-//! the kernel stops to translate connections that conntrack has recorded, with the agent and
-//! without.
+//! Connections of the pod whose link is moved and renamed are left out. Translated connections survive as long as
+//! either the rules or the programs on links exist: without both, no object restores the address that the client knows
+//! in the replies, so a storm removes only the ones or the others. For the same reason kube-proxy's rules are legacy
+//! ones if the whole ruleset of nf_tables is flushed: without a NAT chain the kernel stops translating connections that
+//! conntrack has recorded, with the agent and without.
 //!
-//! `PROXY_AGENT_TEST_STORM=SECONDS` has the storm last longer, `PROXY_AGENT_TEST_SEED=N` repeats one.
+//! `PROXY_AGENT_TEST_STORM=SECONDS` makes the storm last longer, `PROXY_AGENT_TEST_SEED=N` repeats one.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,11 +25,11 @@ use tests::stream::Live;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
 use tests::{artifacts, cmd, snapshot};
 
-/// The agent's target is a second; a loaded machine gets more.
+/// The agent's target is a second; a loaded machine is allowed more.
 const CONVERGED: Duration = Duration::from_secs(3);
-/// Between two bursts of interferences.
+/// The range of the pause between two bursts of interferences, in milliseconds.
 const PAUSES: std::ops::Range<u64> = 5..250;
-/// Lines of the agent's log for each interference.
+/// The maximum number of lines in the agent's log for each interference.
 const LINES_PER_INTERFERENCE: usize = 40;
 
 struct Storm {
@@ -40,11 +39,11 @@ struct Storm {
     without: &'static [Interference],
 }
 
-/// `splitmix64`.
+/// A `splitmix64` generator.
 struct Dice(u64);
 
 impl Dice {
-    /// A number below `end`.
+    /// Returns a number below `end`.
     fn below(&mut self, end: usize) -> Result<usize> {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -75,7 +74,7 @@ impl Storm {
             let agent = node.start_agent(&[self.args, &[&interface]].concat())?;
             let _proxy = Proxy::start(node)?;
             let streams = open(node)?;
-            // Nothing of this pod's is asked to live on.
+            // No connection of this pod has to survive.
             node.add_pod(Topology::Veth)?;
             self.wait_until_converged(node, None).context("at first")?;
             let first = artifacts::everything(node)?;
@@ -106,7 +105,7 @@ impl Storm {
         number("PROXY_AGENT_TEST_STORM").unwrap_or(self.seconds)
     }
 
-    /// Returns the number of interferences, and when the last one was done.
+    /// Interferes, and returns the number of interferences and the time of the last one.
     fn blow(&self, node: &Node, dice: &mut Dice) -> Result<(usize, Instant)> {
         let mut interferences = interference::ALL.to_vec();
         interferences.retain(|interference| !self.without.contains(interference));
@@ -126,10 +125,10 @@ impl Storm {
             let pause = Duration::from_millis(PAUSES.start + u64::try_from(pause)?);
             std::thread::sleep(pause);
         }
-        // The ACCEPT rules depend on kube-proxy's, and legacy tables send no notification of
-        // changes.
+        // The ACCEPT rules depend on kube-proxy's rules, and the kernel sends no notification of changes of legacy
+        // tables.
         self.at_once(node, &[Interference::KubeProxyAgain])?;
-        // The kernel sends no notification of this one; the agent notices it after any other.
+        // The kernel sends no notification of this one; the agent notices it at the next notification.
         let last = [
             Interference::RunDirectory,
             Interference::FlushRuleset,
@@ -186,7 +185,7 @@ impl Storm {
         self.kube_proxy.install_without_masquerade(&node.netns)?;
         all_go_on(&streams).context("after the storm")?;
         all_end_intact(streams)?;
-        // Its routes went with its link.
+        // Its routes were removed with its link.
         node.pods.pop();
         new_connections_work(node)
     }

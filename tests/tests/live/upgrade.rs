@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! From the previous release to this build and back, many times over, while connections stream: none is
-//! lost, none becomes tracked, and nothing of either is left behind.
+//! The agent is upgraded from the previous release to this build and downgraded, many times, while connections stream:
+//! none is lost, none becomes tracked, and no object of either is left behind.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tests::node::{Node, Topology};
 use tests::{skip, slow_machine};
 
 const CYCLES: usize = 20;
-/// How long each runs once it is ready: not always until it has nothing left to do.
+/// The maximum time for which each runs once it is ready: sometimes it still has work to do at the end.
 const AT_WORK: Duration = Duration::from_millis(100);
 
 fn previous(test: &str) -> Result<Option<PathBuf>> {
@@ -49,7 +49,7 @@ fn upgraded(test: &str, topology: Topology, backend: Backend) {
     });
 }
 
-/// Ended in order and killed in turn, each release in both ways.
+/// Runs the agent once. It is stopped in order and killed in turn, each release in both ways.
 fn run_once(state: &mut Cycles<'_>, binary: &Path, n: usize) -> Result<()> {
     let mut agent = state.spawn(binary, &[])?;
     agent.wait_until_ready()?;
@@ -66,8 +66,8 @@ fn run_once(state: &mut Cycles<'_>, binary: &Path, n: usize) -> Result<()> {
     state.check()
 }
 
-/// The previous release asks a socket for the cookie of its network namespace; without it, it translates
-/// processes of the initial one only, and those of a test's node are tracked.
+/// The previous release requests the cookie of its network namespace from a socket. Without the cookie, it translates
+/// processes of the initial namespace only, and those of a test's node are tracked.
 fn upgraded_with_cookie(test: &str, topology: Topology, backend: Backend) -> Result<()> {
     if !skip::before((5, 14), "the previous release's netns cookie", test)? {
         upgraded(test, topology, backend);
