@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Very many short connections from many pods at once, many more than the agent remembers; and quiet connections beside
-//! such, and beside a flood of SYNs.
+//! Very many short connections from many pods at once, many more than the agent can store; and idle connections beside
+//! such churn and beside a flood of SYNs.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,20 +16,19 @@ use tests::proxy::Proxy;
 use tests::transfer::{self, Server};
 use tests::{Family, conntrack, flood, slow_machine, usage};
 
-/// How many connections there are; see [`slow_machine::times`].
+/// The number of connections; see [`slow_machine::times`].
 const CONNECTIONS: usize = 20_000;
-/// How many the agent has room for: more, or far fewer.
+/// The number of connections for which the agent has room: more, or far fewer.
 const ROOM: usize = 65_536;
 const LITTLE_ROOM: usize = 1024;
 const PODS: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A pod's share: through VIP and ClusterIP, in both families, in turn.
+/// Opens a pod's share of the connections: through VIP and ClusterIP, in both families, in turn.
 ///
-/// Each way has client ports of its own. Left to itself, the kernel now and then takes a port for the
-/// ClusterIP that it has just used for the VIP, and as long as the proxy has not closed that older
-/// connection, the new one is left to conntrack and waits (docs/packet-path.md, "One client port, two
-/// ways"; `port_reuse.rs` holds that it works).
+/// Each path has its own client ports. By default the kernel sometimes uses a port for the ClusterIP that it has just
+/// used for the VIP. As long as the proxy has not closed that older connection, the new one is left to conntrack and
+/// waits (docs/packet-path.md, "One client port, two ways"; `port_reuse.rs` checks that it works).
 fn connect_again_and_again(pod: &Pod, vias: &[Via]) -> Result<()> {
     let ways = Family::ALL.map(|family| {
         let way = |via: &Via| match via {
@@ -41,7 +40,7 @@ fn connect_again_and_again(pod: &Pod, vias: &[Via]) -> Result<()> {
             .collect::<Vec<_>>()
     });
     let ways = ways.concat();
-    // Inside the namespace once, not for each connection.
+    // The thread enters the namespace once, not for each connection.
     pod.netns.run(|| {
         for n in 0..slow_machine::times(CONNECTIONS) / PODS {
             let (mut from, to) = ways[n % ways.len()];
@@ -90,7 +89,7 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
         }
         let lines: Vec<&str> = tracked.iter().map(|entry| &*entry.line).collect();
         println!("{} conntrack entries", lines.len());
-        // Where there is no room a new connection to the VIP is tracked, and works.
+        // If there is no room, a new connection to the VIP is tracked, and works.
         let may_be_tracked = max == LITTLE_ROOM;
         let unexpected = tracked.iter().filter(|entry| {
             let of_vip = Family::ALL
@@ -104,7 +103,7 @@ fn check(topology: Topology, kube_proxy: KubeProxy, (backend, max): Backend, via
     });
 }
 
-/// The agent's flags, and how many connections it is to remember.
+/// The agent's flags, and the number of connections for which it has room.
 type Backend = (&'static [&'static str], usize);
 
 const EBPF: &[&str] = &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]];
@@ -141,7 +140,7 @@ fn nftables() {
     );
 }
 
-/// Connections for which the map has no room are tracked, and work.
+/// Connections for which the sets have no room are tracked, and work.
 #[test]
 fn nftables_with_full_sets() {
     check(
@@ -154,11 +153,11 @@ fn nftables_with_full_sets() {
 
 /// The size of the load.
 struct Load {
-    /// Connections that rest, on each of the four ways, half of them in each family.
+    /// The number of idle connections on each of the four paths, half of them in each family.
     quiet: usize,
-    /// Connections that are opened and reset meanwhile.
+    /// The number of connections that are opened and reset meanwhile.
     short: usize,
-    /// SYNs with invented ports.
+    /// The number of SYNs from client ports without sockets.
     syns: usize,
 }
 
@@ -168,7 +167,7 @@ const SOME: Load = Load {
     short: 8_000,
     syns: 20_000,
 };
-/// See [`slow_machine::is_load_full`].
+/// The load of a full run, see [`slow_machine::is_load_full`].
 const FULL: Load = Load {
     quiet: 1000,
     short: 100_000,
@@ -188,13 +187,13 @@ impl Load {
     }
 }
 
-/// Connections that rest on every way, while very many short ones pass by and a pod sends SYNs with invented ports. The
-/// agent has room for the quiet ones, and for far fewer than there are of the others.
+/// Connections are idle on every path, while very many short ones are opened and a pod sends SYNs from client ports
+/// without sockets. The agent has room for the idle ones, and for far fewer than the number of the others.
 #[test]
 fn quiet_connections_beside_churn_and_a_flood() {
     const BYTES: u64 = 10_000;
     let load = Load::of_this_run();
-    // Both ends of a quiet connection, and their readers and writers.
+    // The limit covers both ends of an idle connection, and their readers and writers.
     let files = u32::try_from(4 * load.quiet * 4 + 4096).expect("a small number");
     usage::allow_open_files(files);
     Node::test(Topology::Veth, |node| {

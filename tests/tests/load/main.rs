@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Much of everything: connections, SYNs, links, time.
+//! Large numbers: of connections, SYNs and links, and long runs.
 
 mod churn;
 mod many_links;

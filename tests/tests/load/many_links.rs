@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(500);
 const RESYNCS: u32 = 6;
 
-/// The ifindexes of all links but `lo`: there is no bridge here.
+/// Returns the ifindexes of all links except `lo`: there is no bridge here.
 fn attachable(node: &Node) -> Result<BTreeSet<String>> {
     Ok(node
         .netns
@@ -39,7 +39,7 @@ fn pinned(node: &Node) -> Result<BTreeSet<String>> {
         .collect()
 }
 
-/// A pod's connection carries data, and conntrack has so many entries of it.
+/// Checks that a pod's connection carries data, and that conntrack has the given number of entries of it.
 fn exchange(
     node: &Node,
     pod: &Pod,
@@ -80,7 +80,7 @@ fn a_thousand_links() -> Result<()> {
             ready.as_millis()
         );
 
-        // Let the events of the start settle: they may cost a pass of their own.
+        // The events of the start must settle first, because they may cause another pass.
         std::thread::sleep(INTERVAL);
         let (log, cpu) = (agent.log(), agent.cpu_time()?);
         let before = snapshot::take(&node.netns)?;
@@ -107,8 +107,9 @@ fn a_thousand_links() -> Result<()> {
     Ok(())
 }
 
-/// By default most links get a filter first, which takes the kernel no time, and their tcx program a few at a time. Meanwhile
-/// a connection that nothing but a link's program decides works as it does later, and nothing counts as repaired.
+/// By default most links get a filter first, which costs the kernel no time, and their tcx programs later, a few at a
+/// time. Meanwhile a connection that only the program of a link decides works as it does later, and nothing counts as
+/// repaired.
 #[test]
 fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
     const FEW: usize = 40;
@@ -121,7 +122,7 @@ fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
             writeln!(script, "link add many{n} type veth peer name peer{n}")?;
         }
         node.netns.ip(&script)?;
-        // The last link of all, whose turn comes last.
+        // This link is the last one, so its program is attached last.
         node.add_pod(Topology::Veth)?;
         let pod = node.pods.last().context("a pod was just added")?;
         let args = [&TRANSLATE[..], &["--backend=ebpf"]].concat();
@@ -153,7 +154,7 @@ fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
         cmd::wait_until(TIMEOUT, "the last filter to go", || {
             Ok((!has_filter()?).then_some(()))
         })?;
-        // It goes after the filter.
+        // The qdisc is removed after the filter.
         cmd::wait_until(TIMEOUT, "the last qdisc to go", || {
             let qdiscs = node.netns.exec("tc qdisc show")?;
             Ok((!qdiscs.contains("clsact")).then_some(()))
@@ -166,7 +167,7 @@ fn many_links_have_a_filter_until_it_is_their_turn() -> Result<()> {
     Ok(())
 }
 
-/// Links that come are attached, also as ports of a bridge, and those that go leave nothing.
+/// New links are attached, also as ports of a bridge, and deleted ones leave no object behind.
 #[test]
 fn links_come_and_go() -> Result<()> {
     if skip::without_tcx("many_links-links_come_and_go")? {

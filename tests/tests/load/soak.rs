@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The short form of `cargo xtask soak`: growth in half an hour mostly shows in half a minute.
+//! The short form of `cargo xtask soak`: growth that appears in half an hour is mostly visible in half a minute.
 
 use std::time::Duration;
 
