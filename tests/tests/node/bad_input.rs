@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Mistakes on the command line and machines that lack something: one clear message, the right exit
-//! code, nothing changed.
+//! Invalid command lines, and machines without a required feature: the agent prints one clear message, exits with the
+//! right code, and changes nothing.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ use tests::degraded_host::Missing;
 use tests::node::{Node, Topology};
 use tests::snapshot;
 
-/// Arguments, and words that the message must contain.
+/// The arguments, and words that the message must contain.
 const USAGE: [(&[&str], &[&str]); 21] = [
     (&["--ip-address="], &["--ip-address"]),
     (&["--ip-address=10.96.0"], &["--ip-address", "10.96.0"]),
@@ -59,7 +59,7 @@ const USAGE: [(&[&str], &[&str]); 21] = [
     (&["--no-such-flag"], &["--no-such-flag"]),
 ];
 
-/// One clear message on stderr, the exit code, and nothing changed.
+/// Checks that there is one clear message on stderr, that the exit code is right, and that nothing has changed.
 fn refused(node: &Node, output: &Output, code: i32, words: &[&str], before: &str) -> Result<()> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(
@@ -99,7 +99,7 @@ fn usage() {
     });
 }
 
-/// Runs the agent on a machine that lacks something, as a daemon and for one pass.
+/// Runs the agent on a machine without some feature, as a daemon and for one pass.
 fn system(args: &[&str], lack: impl Fn(&Node, &mut Command) -> Result<()>, words: &[&str]) {
     Node::test(Topology::Veth, |node| {
         let before = snapshot::take(&node.netns)?;
@@ -117,18 +117,18 @@ fn system(args: &[&str], lack: impl Fn(&Node, &mut Command) -> Result<()>, words
 fn not_root() {
     Node::test(Topology::Veth, |node| {
         let before = snapshot::take(&node.netns)?;
-        // Where another user can reach it.
+        // Another user can reach this path.
         let copy = node.dir().join("proxy-agent");
         fs::copy(agent::binary()?, &copy).context("copying the agent")?;
         let mut command = node.netns.command(copy);
         command.arg("--ip-address=10.96.0.2").uid(65534).gid(65534);
-        // uid() takes effect before the namespace is entered: let root enter it.
+        // uid() takes effect before the namespace is entered, which needs root.
         let output = node.run(as_unprivileged_user(node, &command))?;
         refused(node, &output, 1, &["root"], &before)
     });
 }
 
-/// The same command line, started by setpriv(1) once the namespace is entered.
+/// Returns the same command line, started by setpriv(1) after the namespace is entered.
 fn as_unprivileged_user(node: &Node, command: &Command) -> Command {
     let mut setpriv = node.netns.command("setpriv");
     setpriv

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Foreign objects survive a start, resyncs and a clean-up, to the byte.
+//! Foreign objects survive a start, resyncs and a clean-up unchanged, byte for byte.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tests::{Family, client, conntrack, skip, snapshot};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Rules that look like ours without being ours, in the tables and chains ours go to.
+/// Foreign rules that look like ours, in the tables and chains to which ours are added.
 const IPTABLES: &str = "*raw
 -A PREROUTING -d VIP -p tcp -m tcp --dport 443 -m comment --comment \"not the proxy agent's\" -j NOTRACK
 -A PREROUTING -s 192.0.2.0/24 -j DROP
@@ -31,7 +31,7 @@ COMMIT
 COMMIT
 ";
 
-/// Tables with names and hooks near ours.
+/// Foreign tables with names and hooks similar to ours.
 const NFTABLES: &str = r#"
 table ip foreign {
     set clients { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2 } }
@@ -54,7 +54,7 @@ table netdev foreign {
 }
 "#;
 
-/// Sets with names near ours.
+/// Foreign sets with names similar to ours.
 const SETS: &str = "create proxy-agents hash:ip
 add proxy-agents 192.0.2.1
 create KUBE-LOOP-BACK hash:ip,port,ip timeout 0
@@ -111,7 +111,7 @@ fn survive(args: &[&str], kube_proxy: KubeProxy) {
         let mut agent = node.start_agent(&args)?;
         let _proxy = Proxy::start(node)?;
         for path in node.paths() {
-            // Whether it works is asserted elsewhere; here are the foreign rules in the way.
+            // Other tests check whether the connection works; here the foreign rules may block it.
             let _ = client::connect(path.netns, path.destination(), Duration::from_millis(100));
         }
         std::thread::sleep(Duration::from_millis(700));
@@ -187,7 +187,7 @@ fn none() {
     survive(&["--backend=none"], KubeProxy::Nftables);
 }
 
-/// Untracked packets match no `ctstate ESTABLISHED` rule: a firewall must not cost the connection.
+/// Untracked packets match no `ctstate ESTABLISHED` rule: a firewall must not break the connection.
 fn behind_a_firewall(backend: &str, flavour: &str) {
     Node::test(Topology::Veth, |node| {
         for program in ["iptables", "ip6tables"] {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Several agents on one node, each with an instance and VIPs of its own: side by side with any
-//! backends, neither in the other's way, in every state of one of them. Agents that cannot run side
-//! by side are refused, and change nothing.
+//! Several agents on one node, each with its own instance and VIPs: they run side by side with any backends without
+//! affecting each other, in every state of one of them. Agents that cannot run side by side are refused, and change
+//! nothing.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
@@ -29,10 +29,10 @@ const BYTES: u64 = 50_000;
 
 /// The VIPs of the second agent.
 const OTHER_VIPS: [&str; 2] = ["172.20.0.7", "fd00:172::7"];
-/// Its ClusterIPs.
+/// The ClusterIPs of the second agent.
 const OTHER_SERVICES: [&str; 2] = ["172.20.0.1", "fd00:172::1"];
 
-/// A run of the second agent.
+/// Returns the arguments of a run of the second agent.
 fn second(node: &Node, args: &[&str]) -> Vec<String> {
     let [v4, v6] = OTHER_VIPS;
     let mut line = vec![
@@ -63,13 +63,13 @@ fn endpoints(addresses: [&str; 2], port: u16) -> Result<[SocketAddr; 2]> {
     Ok([SocketAddr::new(v4?, port), SocketAddr::new(v6?, port)])
 }
 
-/// The second proxy.
+/// Starts the second proxy.
 fn serve(node: &Node, vips: &[SocketAddr]) -> Result<Vec<Server>> {
     let listen = |vip: &SocketAddr| Server::listen(&node.netns, *vip);
     vips.iter().map(listen).collect()
 }
 
-/// Connects from everywhere to each of these, without a trace in conntrack.
+/// Connects from every client to each of these endpoints, and checks that this leaves no conntrack entry.
 fn untracked(node: &Node, endpoints: &[SocketAddr]) -> Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
     for netns in clients(node) {
@@ -89,7 +89,7 @@ fn untracked(node: &Node, endpoints: &[SocketAddr]) -> Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
-/// The first agent's VIPs are untracked, and its ClusterIPs work as kube-proxy has them.
+/// Checks that connections to the first agent's VIPs are untracked, and that its ClusterIPs work through kube-proxy.
 fn first_works(node: &Node) -> Result<()> {
     untracked(node, &Family::ALL.map(Family::vip_socket))?;
     for path in node
@@ -111,7 +111,7 @@ fn live(streams: Vec<TcpStream>) -> Result<Vec<Live>> {
         .collect()
 }
 
-/// Two agents from start to end, and the fate of one while the other runs.
+/// Runs two agents from start to end, and kills, restarts and removes one while the other runs.
 fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -126,7 +126,7 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         let mine = live(untracked(node, &Family::ALL.map(Family::vip_socket))?)?;
         let theirs = live(untracked(node, &others)?)?;
 
-        // The first is killed and comes back, the second is restarted: the other is not affected.
+        // The first agent is killed and restarted, then the second is restarted: the other one is not affected.
         let before = ownership::of(node, &SECOND)?;
         ensure!(before.contains("172.20.0.7"), "nothing found:\n{before}");
         a.stop(libc::SIGKILL)?;
@@ -143,7 +143,7 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         untracked(node, &others)?;
         all_end_intact(mine)?;
 
-        // The first is removed, and everything of the second stays.
+        // The first agent is removed, and every object of the second remains.
         a.stop(libc::SIGKILL)?;
         let before = ownership::of(node, &SECOND)?;
         let mut a = node.start_agent(&[first, &["--cleanup"]].concat())?;
@@ -155,7 +155,7 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         untracked(node, &others)?;
         all_end_intact(theirs)?;
 
-        // Both repair their own objects.
+        // Both agents repair their own objects.
         let a = node.start_agent(first)?;
         let before = ownership::marked(node)?;
         node.netns.exec("nft flush ruleset")?;
@@ -167,7 +167,7 @@ fn side_by_side(first: &[&str], second_args: &[&str], port: u16) {
         untracked(node, &others)?;
         drop(a);
 
-        // Without the second nothing of either is left.
+        // After the second agent is removed, no object of either is left.
         b.stop(libc::SIGKILL)?;
         let cleanup = ["--cleanup".to_owned()];
         let mut b = start(node, &[&of_second[..], &cleanup].concat())?;
@@ -202,7 +202,7 @@ pairs! {
     nftables_and_ebpf: ["--backend=nftables"], ["--backend=ebpf"], 8443;
 }
 
-/// Each translates a Service of its own, and conntrack sees neither.
+/// Each agent translates its own Service, and conntrack sees neither.
 #[test]
 fn two_services_are_translated() {
     Node::test(Topology::Veth, |node| {
@@ -235,8 +235,7 @@ fn two_services_are_translated() {
     });
 }
 
-/// A link that one agent has made carries the other's VIPs as well: the one that leaves last
-/// removes it.
+/// A link that one agent has created also carries the other's VIPs: the agent that is removed last removes it.
 #[test]
 fn a_link_goes_with_the_last_of_them() {
     Node::test(Topology::Veth, |node| {
@@ -334,7 +333,7 @@ fn who_comes_second_changes_nothing() {
         // An agent that changes nothing is not refused.
         let output = node.run_agent(&["--backend=ebpf", service, "--dry-run"])?;
         ensure!(output.status.success(), "a dry run: {}", output.status);
-        // Killed at any moment, it blocks no other agent.
+        // Even if it is killed at any moment, it blocks no other agent.
         agent.stop(libc::SIGKILL)?;
         let output = node.run_agent(&["--backend=ebpf", service, "--daemon=false"])?;
         ensure!(output.status.success(), "after a kill: {}", output.status);
@@ -342,14 +341,13 @@ fn who_comes_second_changes_nothing() {
     });
 }
 
-/// Any user of the node can make sockets of any name, and cannot keep an agent from running with
-/// one.
+/// Any user of the node can create sockets with any name, and cannot prevent an agent from running by it.
 #[test]
 fn a_stranger_keeps_no_agent_from_running() {
     const NOBODY: libc::c_long = 65534;
     Node::test(Topology::Veth, |node| {
         let _strangers = node.netns.run(|| -> Result<Vec<UnixListener>> {
-            // SAFETY: without the C library it concerns this thread only, which ends here.
+            // SAFETY: without the C library the call affects this thread only, which ends here.
             let changed = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
             ensure!(changed == 0, "{}", std::io::Error::last_os_error());
             let names = ["proxy-agent/instance/", "proxy-agent/vip/10.96.0.2"];

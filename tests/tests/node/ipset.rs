@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Cases of the `iptables` backend with ipset: full sets, decisions that are out of date, sets that
-//! others have left, and machines where sets do not work. Which ways work at all is in `paths.rs`.
+//! Cases of the `iptables` backend with ipset: full sets, outdated decisions, sets that other programs have left, and
+//! machines on which sets do not work. `paths.rs` covers which paths work at all.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ use tests::streams::{
 use tests::{Family, cmd, conntrack, ctnetlink, reuse, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// For the connections that are known to get no answer.
+/// The time-out of the connections that are known to get no reply.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BEFORE: Duration = Duration::from_millis(500);
 const BYTES: u64 = 100_000;
@@ -36,7 +36,7 @@ fn wait_for_rules(node: &Node) -> Result<()> {
         cmd::wait_until(TIMEOUT, "the rules", || {
             let saved = node.netns.exec(program)?;
             let owned = saved.matches("--comment \"proxy-agent: ").count();
-            // Beside the ACCEPT rules there are ten in raw and three in mangle.
+            // Besides the ACCEPT rules there are ten rules in raw and three in mangle.
             Ok((owned >= 13).then_some(()))
         })?;
     }
@@ -49,8 +49,7 @@ fn to_the_vip(node: &Node) -> Vec<Path<'_>> {
     paths
 }
 
-/// ipset works, iptables' part of it does not: the rules are stateless, and the agent logs the
-/// reason.
+/// ipset works, but iptables' support for it does not: the rules are stateless, and the agent logs the reason.
 #[test]
 fn rules_cannot_use_sets() {
     Node::test(Topology::Veth, |node| {
@@ -75,7 +74,7 @@ fn rules_cannot_use_sets() {
     });
 }
 
-/// Strangers fill a set until the kernel refuses.
+/// Adds unrelated members to a set until the kernel refuses.
 fn fill(node: &Node, role: &str) -> Result<()> {
     for (family, number) in [(Family::V4, 4), (Family::V6, 6)] {
         let mut script = String::new();
@@ -84,7 +83,7 @@ fn fill(node: &Node, role: &str) -> Result<()> {
             let name = format!("proxy-agent-{role}{number}-443");
             writeln!(script, "add {name} {stranger},tcp:{port},{vip}")?;
         }
-        // The last ones find no room.
+        // There is no room for the last ones.
         let _ = node.netns.feed("ipset restore", &script);
     }
     Ok(())
@@ -97,7 +96,7 @@ fn stranger(family: Family) -> IpAddr {
     }
 }
 
-/// New connections to the VIP are tracked then, and work as without the agent.
+/// New connections to the VIP are then tracked, and work as without the agent.
 #[test]
 fn the_set_of_decided_clients_is_full() {
     Node::test(Topology::BridgeNetfilter, |node| {
@@ -122,8 +121,7 @@ fn the_set_of_decided_clients_is_full() {
     });
 }
 
-/// A port that had a decided connection is used through the ClusterIP while that cannot be
-/// remembered.
+/// A client port that had a decided connection is used through the ClusterIP while that cannot be stored.
 #[test]
 fn the_set_of_translated_clients_is_full() {
     Node::test(Topology::Veth, |node| {
@@ -146,8 +144,8 @@ fn the_set_of_translated_clients_is_full() {
     });
 }
 
-/// While the rules are missing a port that was decided gets a connection through the ClusterIP. The
-/// rules that come back must not take the old decision for one about this connection.
+/// While the rules are missing, a client port that had a decided connection is used for one through the ClusterIP. The
+/// restored rules must not apply the old decision to this connection.
 #[test]
 fn old_decisions_do_not_outlive_missing_rules() {
     Node::test(Topology::Veth, |node| {
@@ -187,7 +185,7 @@ fn old_decisions_do_not_outlive_missing_rules() {
     });
 }
 
-/// Connections to the VIP need no room in conntrack.
+/// Connections to the VIP need no entry in conntrack.
 #[test]
 fn conntrack_is_full() {
     Node::test(Topology::Bridge, |node| {
@@ -204,7 +202,7 @@ fn conntrack_is_full() {
     });
 }
 
-/// A backend that follows takes everything away, also from ports that are not configured any more.
+/// Another backend that takes over removes everything, also for ports that are no longer configured.
 #[test]
 fn sets_of_an_earlier_agent() {
     for backend in ["--backend=none", "--backend=ebpf", IPTABLES] {
@@ -213,7 +211,7 @@ fn sets_of_an_earlier_agent() {
             let mut agent = node.start_agent(&[IPTABLES, "--port=443,8443"])?;
             ensure!(sets(node)?.lines().count() == 8, "{}", sets(node)?);
             agent.stop(libc::SIGKILL)?;
-            // Of an agent that was killed while it replaced a set.
+            // This set was left by an agent that was killed while it replaced a set.
             let unfinished = "proxy-agent-d4-443-new hash:ip,port,ip timeout 3600";
             node.netns.exec(&format!("ipset create {unfinished}"))?;
             let mut agent = node.start_agent(&[backend, "--cleanup"])?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! This kernel supports exactly the features that `kernels.toml` lists for it. `cargo xtask test`
-//! and `cargo xtask vm` pass that list; also for kernels that features were taken away from.
+//! This kernel supports exactly the features that `kernels.toml` lists for it. `cargo xtask test` and `cargo xtask vm`
+//! pass that list, also for kernels from which features were removed.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tests::{client, cmd, skip};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The features that the kernel must support, as JSON: a row of `kernels.toml`.
+/// The variable with the features that the kernel must support, as JSON: a row of `kernels.toml`.
 const VARIABLE: &str = "PROXY_AGENT_KERNEL";
 
 /// Runs a test with the features that the kernel must support.
@@ -36,13 +36,13 @@ fn check(name: &str, body: impl FnOnce(&mut Node, &Value) -> Result<()>) -> Resu
     Ok(())
 }
 
-/// kube-proxy as it can be on this kernel: where there is no `nf_tables`, by legacy iptables; where
-/// `nf_tables` lacks the extensions of iptables (`nft_compat`), by rules of its own.
+/// Returns the form of kube-proxy that works on this kernel: without `nf_tables`, legacy iptables; if `nf_tables` lacks
+/// the extensions of iptables (`nft_compat`), rules of nftables.
 fn kube_proxy(node: &Node) -> KubeProxy {
     if node.netns.exec("nft list tables").is_err() {
         return KubeProxy::IptablesLegacy;
     }
-    // In a pod, as that leaves a table behind.
+    // The command runs in a pod, because it leaves a table behind.
     let extension = "iptables-nft -t mangle -A OUTPUT -j MARK --set-xmark 0x0/0x0";
     if node.pods[0].netns.exec(extension).is_ok() {
         KubeProxy::IptablesNft
@@ -72,7 +72,7 @@ fn auto_takes_the_backend_that_is_expected() -> Result<()> {
                     "attached by {tc} is expected: {backend:#}"
                 );
             }
-            // The agent logs why it does not use the backends before it.
+            // The agent logs why it does not use the backends with a higher rank.
             let order = ["ebpf", "nftables", "iptables", "none"];
             let passed_over = order
                 .iter()
@@ -136,7 +136,7 @@ fn an_uplink_is_guarded_as_expected() -> Result<()> {
     })
 }
 
-/// A backend that was requested by name and does not work costs no VIP.
+/// A backend that was requested by name and does not work does not affect the VIP.
 #[test]
 fn each_backend_works_or_says_why() -> Result<()> {
     check("each-backend-works-or-says-why", |node, support| {
@@ -154,7 +154,7 @@ fn each_backend_works_or_says_why() -> Result<()> {
                 output.status
             );
             if !works {
-                // Before it tries, or with the kernel's error.
+                // The agent refuses before it tries, or reports the kernel's error.
                 let refusal = format!("--backend={backend} cannot be used here");
                 ensure!(
                     stderr.contains(&refusal) || stderr.contains(" ERROR "),

@@ -17,7 +17,7 @@ use tests::{Family, skip, snapshot};
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ONCE: &[&str] = &["--backend=none", "--daemon=false"];
 
-/// Runs one pass that must succeed.
+/// Runs one pass, which must succeed.
 fn pass(node: &Node, args: &[&str]) -> Result<String> {
     let args = [ONCE, args].concat();
     let output = node.run_agent(&args)?;
@@ -34,7 +34,7 @@ fn addresses(netns: &Netns, link: &str) -> Result<String> {
     netns.exec(&format!("ip -o address show dev {link}"))
 }
 
-/// Every VIP is on the link, alone in its prefix, usable at once and for ever.
+/// Checks that every VIP is on the link, alone in its prefix, usable at once and without an expiry time.
 fn ensure_vips(netns: &Netns, link: &str, vips: &[&str]) -> Result<()> {
     let shown = addresses(netns, link)?;
     for vip in vips {
@@ -43,7 +43,7 @@ fn ensure_vips(netns: &Netns, link: &str, vips: &[&str]) -> Result<()> {
             .lines()
             .find(|address| address.contains(&format!(" {vip}/{len} ")))
             .with_context(|| format!("{vip}/{len} is not on {link}:\n{shown}"))?;
-        // As the kernel takes it for no source of other traffic.
+        // With these properties the kernel does not use it as the source of other traffic.
         let kept = if vip.contains(':') {
             "deprecated"
         } else {
@@ -64,7 +64,7 @@ fn vips_on_lo() {
     });
 }
 
-/// The source that the kernel takes towards an address.
+/// Returns the source address that the kernel selects for a destination.
 fn source(netns: &Netns, to: &str) -> Result<String> {
     let route = netns.exec(&format!("ip -o route get {to}"))?;
     let mut words = route.split_whitespace().skip_while(|word| *word != "src");
@@ -76,7 +76,7 @@ fn source(netns: &Netns, to: &str) -> Result<String> {
 
 /// No VIP is the source of packets of a socket that is not bound to it: towards a pod whose link has no address on the
 /// node's side, on nodes whose only addresses are on `lo`, with IPv6 uplinks that have link-local addresses only, and
-/// also if the agent is there before the owner of the node's addresses.
+/// also if the agent runs before the node's addresses are added.
 #[test]
 fn vips_are_never_a_source_address() {
     let pods = ["10.0.0.5", "fd00:97::5"];
@@ -89,7 +89,7 @@ fn vips_are_never_a_source_address() {
             node.netns.exec("ip -6 route flush default")?;
             let interface = format!("--interface={link}");
             pass(node, &[&interface, "--address-scope=global"])?;
-            // Nothing but link-local is on a link of the node; its own addresses come after the VIPs.
+            // The node's links have only link-local addresses; its own addresses are added after the VIPs.
             node.netns.ip("address add 172.31.0.1/32 dev lo\n\
                  address add fd00:200::1/128 dev lo nodad\n\
                  route add 10.0.0.5 dev pod0 scope link\n\
@@ -104,7 +104,8 @@ fn vips_are_never_a_source_address() {
                 Ok(())
             };
             let (own, vips) = (["172.31.0.1", "fd00:200::1"], ["10.96.0.2", "fd00:96::2"]);
-            // As with earlier versions: the first of the addresses on `lo`, and the one most like the pod's.
+            // With earlier versions the kernel selected the first of the addresses on `lo`, and the one most similar to
+            // the pod's.
             expect(
                 pods,
                 [[own[0], vips[0]][usize::from(link == "lo")], vips[1]],
@@ -113,13 +114,14 @@ fn vips_are_never_a_source_address() {
             pass(node, &[&interface])?;
             expect(pods, own)?;
             expect(gateways, own)?;
-            // Connections to the VIPs have them as before.
+            // Connections to the VIPs still have them as their source.
             expect(vips, vips)
         });
     }
 }
 
-/// An agent of an earlier version gave them other scopes: they change without a moment in which a VIP is not there.
+/// An agent of an earlier version added the VIPs with other scopes: they change without a moment in which a VIP is
+/// missing.
 #[test]
 fn the_scope_changes_in_place() {
     Node::test(Topology::Veth, |node| {
@@ -127,7 +129,7 @@ fn the_scope_changes_in_place() {
         let shown = addresses(&node.netns, "lo")?;
         ensure!(shown.contains("10.96.0.2/32 scope global"), "{shown}");
         ensure!(!shown.contains("deprecated"), "{shown}");
-        // The leftovers of an agent that was killed half-way.
+        // These are the leftovers of an agent that was killed half-way.
         node.netns
             .ip("address add 10.96.0.2 peer 127.96.0.2/32 dev lo scope link\n")?;
         let vips = Family::ALL.map(Family::vip);
@@ -166,7 +168,7 @@ fn the_scope_changes_in_place() {
         );
         ensure_vips(&node.netns, "lo", &["10.96.0.2", "fd00:96::2"])?;
 
-        // Cilium takes no other scope for the node's own.
+        // Cilium accepts no other scope for the node's own addresses.
         node.netns.ip("link add cilium_host type ifb\n")?;
         pass(node, &[])?;
         let shown = addresses(&node.netns, "lo")?;
@@ -206,8 +208,8 @@ fn a_second_pass_changes_nothing() {
 
 const SETTLED_WITHIN: Duration = Duration::from_secs(2);
 
-/// The node is as it was. The kernel sets up IPv6 on new links in deferred work, which may end only
-/// after the first look.
+/// Checks that the node is unchanged. The kernel sets up IPv6 on new links in deferred work, which may end only after
+/// the first check.
 fn unchanged(before: &str, node: &Node) -> Result<()> {
     let mut difference = None;
     let settled = cmd::wait_until(SETTLED_WITHIN, "the node to be as it was", || {
@@ -228,7 +230,7 @@ fn a_downed_link_is_brought_up() {
     });
 }
 
-/// Nor are objects deleted that existed before: neither by a pass nor by a clean-up.
+/// Objects that existed before are not deleted either: neither by a pass nor by a clean-up.
 #[test]
 fn an_adopted_link_survives_a_clean_up() {
     Node::test(Topology::Veth, |node| {
@@ -278,7 +280,7 @@ fn a_missing_link_is_created() {
             .netns
             .exec(&format!("ip -d -o link show dev {link} up"))?;
         ensure!(shown.contains("dummy"), "{shown}");
-        // Also when it was created by an earlier run.
+        // This also holds if an earlier run created the link.
         agent.stop(libc::SIGKILL)?;
         let mut agent = node.start_agent(&args)?;
         ensure!(agent.stop(libc::SIGINT)?.success());
@@ -286,8 +288,8 @@ fn a_missing_link_is_created() {
     });
 }
 
-/// The new link has the VIP before the old one loses it, by the order of the kernel's notifications. In IPv6 the kernel
-/// notifies of an address, and adds its local route, a moment after it has accepted the request.
+/// The new link has the VIP before the old one loses it, in the order of the kernel's notifications. In IPv6 the kernel
+/// sends the notification of an address, and adds its local route, a moment after it has accepted the request.
 #[test]
 fn a_vip_on_the_wrong_link_moves_without_a_gap() {
     Node::test(Topology::Veth, |node| {
@@ -299,7 +301,7 @@ fn a_vip_on_the_wrong_link_moves_without_a_gap() {
             .stdout(Stdio::piped());
         cmd::guard_child(&mut monitor);
         let mut monitor = Process::new(monitor.spawn().context("starting ip monitor")?);
-        // `ip monitor` listens once it prints a change; this one is not about a VIP.
+        // `ip monitor` listens once it has printed a change; this one does not concern a VIP.
         let mut seen = String::new();
         let mut output = monitor.child().stdout.take().context("stdout is a pipe")?;
         std::thread::scope(|scope| {
@@ -381,7 +383,7 @@ fn a_dry_run_prints_the_plan_and_changes_nothing() {
     });
 }
 
-/// A pass that cannot be completed returns that in its exit code, and does the possible part.
+/// A pass that cannot be completed reports that in its exit code, and does the possible part.
 #[test]
 fn a_pass_that_fails_exits_with_1() -> Result<()> {
     if skip::before(
@@ -392,7 +394,7 @@ fn a_pass_that_fails_exits_with_1() -> Result<()> {
         return Ok(());
     }
     Node::test(Topology::Veth, |node| {
-        // A table of the agent's name that belongs to another process cannot be touched.
+        // The agent cannot change a table with its name that another process owns.
         let mut owner = node.netns.command("nft");
         owner
             .arg("--interactive")
@@ -426,7 +428,7 @@ fn a_pass_that_fails_exits_with_1() -> Result<()> {
     Ok(())
 }
 
-/// An error in one part keeps no other part from being reconciled.
+/// An error in one part does not keep the other parts from being reconciled.
 #[test]
 fn the_vip_comes_up_although_the_backend_fails() {
     Node::test(Topology::Veth, |node| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The log: a line for each change, with object and reason, and silence while nothing happens.
+//! The log contains a line for each change, with object and reason, and no line while nothing happens.
 
 use std::thread;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use tests::proxy::Proxy;
 use tests::{Family, cmd, http, slow_machine, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Several sync intervals.
+/// A time that covers several sync intervals.
 const WHILE: Duration = Duration::from_secs(1);
 
-/// The lines since there were so many.
+/// Returns the lines after the first `lines`.
 fn since(agent: &Agent, lines: usize) -> Vec<String> {
     agent.log().lines().skip(lines).map(str::to_owned).collect()
 }
 
-/// Traffic, scrapes and resyncs.
+/// Causes traffic, scrapes and resyncs.
 fn nothing_new(node: &Node) -> Result<()> {
     for family in Family::ALL {
         let mut stream = client::connect(&node.pods[0].netns, family.vip_socket(), TIMEOUT)?;
@@ -47,7 +47,7 @@ fn quiet(backend: &str) {
         let agent = node.start_agent(&[backend, "--sync-interval=100ms"])?;
         let _proxy = Proxy::start(node)?;
         http::wait_for(&node.netns, "/readyz", 200)?;
-        // The links of the proxy and of the first pass have settled.
+        // By then the links of the proxy and of the first pass have settled.
         thread::sleep(slow_machine::of(WHILE));
         let before = agent.log().lines().count();
         nothing_new(node)?;
@@ -78,7 +78,7 @@ fn a_change_is_one_line_with_object_and_reason() {
         let agent = node.start_agent(&["--backend=nftables"])?;
         http::wait_for(&node.netns, "/readyz", 200)?;
         let before = agent.log().lines().count();
-        // One after the other: of two at once the log does not name the program.
+        // The commands run one after the other: if two run at once, the log does not name the program.
         for (command, lines) in [
             ("ip address del 10.96.0.2/32 dev lo", 1),
             ("nft delete table ip proxy-agent", 2),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent on its node: set-up and repair, beside other programs, on hosts that lack a feature, and its life as a
-//! process.
+//! The agent on its node: set-up and repair, operation beside other programs and on hosts that lack a feature, and its
+//! life as a process.
 
 mod bad_input;
 mod foreign;

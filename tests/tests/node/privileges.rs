@@ -15,7 +15,7 @@ use tests::{Family, agent, client, cmd, skip, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Names and numbers of linux/capability.h, of those that may be kept.
+/// The names and numbers in linux/capability.h of the capabilities that the agent may keep.
 const NUMBERS: [(&str, u8); 5] = [
     ("PERFMON", 38),
     ("NET_ADMIN", 12),
@@ -24,7 +24,7 @@ const NUMBERS: [(&str, u8); 5] = [
     ("BPF", 39),
 ];
 
-/// The capabilities in a row of the table in SECURITY.md, as a mask.
+/// Returns the capabilities in a row of the table in SECURITY.md, as a mask.
 fn documented(moment: &str) -> Result<u64> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../SECURITY.md");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -49,7 +49,7 @@ fn field(status: &str, name: &str) -> Result<u64> {
     Ok(u64::from_str_radix(line.trim(), 16)?)
 }
 
-/// Of each thread.
+/// Checks the privileges of each thread.
 fn ensure_as_documented(pid: u32) -> Result<()> {
     let mask = documented("running")?;
     ensure!(mask.count_ones() == 4, "{mask:x} from SECURITY.md");
@@ -100,7 +100,7 @@ fn ebpf() {
             "not in the log"
         );
         works(node)?;
-        // Everything it keeps, one after the other.
+        // The test removes the agent's objects one after the other.
         node.netns.exec("nft delete table ip proxy-agent")?;
         comes_back(node, "nft list tables", "table ip proxy-agent\n")?;
         node.netns.exec("ip address del 10.96.0.2/32 dev lo")?;
@@ -117,7 +117,7 @@ fn ebpf() {
         cmd::wait_until(TIMEOUT, "the program on connect(2)", || {
             Ok(cgroup.exists().then_some(()))
         })?;
-        // A new link needs an attachment of its own.
+        // A new link needs a new attachment.
         node.netns
             .ip("link add fresh type ifb\nlink set fresh up\n")?;
         has_program("fresh")?;
@@ -125,7 +125,7 @@ fn ebpf() {
     });
 }
 
-/// A second start: programs are loaded and taken over; and with XDP.
+/// A second start loads programs and takes over the old ones, also with XDP.
 #[test]
 fn ebpf_that_takes_over() {
     Node::test(Topology::Veth, |node| {
@@ -140,7 +140,7 @@ fn ebpf_that_takes_over() {
     });
 }
 
-/// The programs can be loaded, and the links looked at, with no more than a running agent has.
+/// An agent with no more than the capabilities of a running agent can load the programs and read the links.
 #[test]
 fn the_second_row_is_enough_to_start_with() -> Result<()> {
     let name = "the-second-row-is-enough-to-start-with";
@@ -160,7 +160,7 @@ fn the_second_row_is_enough_to_start_with() -> Result<()> {
     Ok(())
 }
 
-/// Children, too, can do their work.
+/// Child processes, too, have the privileges that they need.
 #[test]
 fn iptables() {
     for kube_proxy in [KubeProxy::IptablesLegacy, KubeProxy::IptablesNft] {
@@ -176,7 +176,7 @@ fn iptables() {
             };
             node.netns
                 .exec(&format!("iptables-{flavour} -t raw -F PREROUTING"))?;
-            // There is no event for legacy rules.
+            // The kernel sends no notification for legacy rules.
             agent.signal(libc::SIGHUP)?;
             comes_back(node, &format!("iptables-{flavour}-save"), "proxy-agent: ")?;
             works(node)
@@ -184,8 +184,8 @@ fn iptables() {
     }
 }
 
-/// Everything but the run directory and the BPF file system is read-only, and the agent only
-/// listens on a loopback address.
+/// Everything except the run directory and the BPF file system is read-only, and the agent only listens on a loopback
+/// address.
 #[test]
 fn a_read_only_root_will_do() {
     Node::test(Topology::Veth, |node| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent repairs changes by other programs on the kernel's notification: the resync interval is
-//! an hour. The test prints how long it takes and asserts only that it happens.
+//! The agent repairs changes by other programs on the kernel's notification: the resync interval is an hour. The tests
+//! print the time that a repair takes and assert only that it happens.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tests::{Family, client, cmd, conntrack, skip, snapshot, transfer};
 const TIMEOUT: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Breaks something, waits until `is_right` again, and prints how long it took.
+/// Removes or changes an object, waits until `is_right` returns true again, and prints the time that the repair took.
 fn repaired(
     what: &str,
     is_right: impl Fn() -> Result<bool>,
@@ -26,7 +26,7 @@ fn repaired(
         is_right()?,
         "{what}: not even right before the interference"
     );
-    // The agent's own last changes cause notifications too: the measurement needs a quiet node.
+    // The agent's own last changes cause notifications too: the measurement needs an idle node.
     std::thread::sleep(QUIET);
     interfere()?;
     let start = Instant::now();
@@ -39,7 +39,7 @@ fn repaired(
     Ok(())
 }
 
-/// A socket can be bound to the VIP: it is on some link, usable.
+/// Returns true if a socket can be bound to the VIP: it is on some link, and usable.
 fn has_vip(netns: &Netns, family: Family) -> bool {
     netns.run(|| UdpSocket::bind((family.vip(), 0)).is_ok())
 }
@@ -48,7 +48,7 @@ fn addresses(netns: &Netns, link: &str) -> Result<String> {
     netns.exec(&format!("ip -o address show dev {link}"))
 }
 
-/// A connection from the first pod to the VIP leaves this many conntrack entries.
+/// Returns the number of conntrack entries that a connection from the first pod to the VIP leaves.
 fn entries_left(node: &Node, family: Family) -> Result<usize> {
     let pod = &node.pods[0];
     let mut stream = client::connect(&pod.netns, family.vip_socket(), TIMEOUT)
@@ -107,7 +107,7 @@ fn downed_link(backend: &str) {
         repaired(
             "the link that was set down",
             || {
-                // Going down takes the IPv6 addresses with it.
+                // Setting the link down removes its IPv6 addresses.
                 let is_up = !node.netns.exec("ip -o link show dev vips up")?.is_empty();
                 Ok(is_up
                     && Family::ALL
@@ -125,7 +125,7 @@ fn deleted_link_comes_back() {
         node.netns.ip("link add vips type ifb\n")?;
         let _agent = node.start_agent(&["--backend=none", "--interface=vips"])?;
         node.netns.ip("link del vips\n")?;
-        // Where the kernel has dummy links the agent makes one; else the link's owner does.
+        // If the kernel has dummy links, the agent creates one; otherwise the owner of the link does.
         if !node.has_dummy_links()? {
             node.netns.ip("link add vips type ifb\n")?;
         }
@@ -204,7 +204,7 @@ fn deleted_nftables_chain(backend: &str) {
     });
 }
 
-/// The same for the backends whose every change the kernel notifies of.
+/// Defines the same tests for the backends for whose every change the kernel sends a notification.
 macro_rules! backends {
     ($($name:ident: $backend:expr, [$($test:ident)*];)*) => {$(
         mod $name {
@@ -244,7 +244,7 @@ fn deleted_clsact() {
     });
 }
 
-/// Seen by the removal of the pin, and by the next resync at the latest.
+/// The agent notices it by the removal of the pin, and at the next resync at the latest.
 #[test]
 fn detached_tcx_link() -> Result<()> {
     if skip::without_tcx("detached-tcx-link")? {
@@ -258,7 +258,7 @@ fn detached_tcx_link() -> Result<()> {
         ensure!(untracked(node)?, "tracked although nothing is wrong");
         let pin = node.link_pin("pod0")?;
         std::fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
-        // The kernel frees the link a moment after its last reference.
+        // The kernel frees the link with a short delay after its last reference is gone.
         ensure!(
             cmd::wait_until(TIMEOUT, "the link to be attached again", || {
                 Ok(pin.exists().then_some(()))
@@ -277,7 +277,7 @@ fn detached_tcx_link() -> Result<()> {
 fn deleted_iptables_rules() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
-        // Legacy tables send no notification of changes, so this one waits for a resync.
+        // The kernel sends no notification of changes of legacy tables, so this repair waits for a resync.
         let _agent = node.start_agent(&["--backend=iptables", "--sync-interval=500ms"])?;
         for program in ["iptables-nft", "ip6tables-nft"] {
             let rules = || node.netns.exec(&format!("{program} -t raw -S"));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent on nodes that lack something, or in a container that may do less: `auto` selects the backend that works
-//! there and logs why, and a backend that was requested by name and does not work costs no VIP.
+//! The agent on nodes that lack a feature, or in a container with fewer permissions: `auto` selects the backend that
+//! works there and logs the reason, and a backend that was requested by name and does not work does not affect the VIP.
 
 use std::fs;
 use std::process::Command;
@@ -20,8 +20,8 @@ use tests::{Family, client, cmd, conntrack, transfer};
 const TIMEOUT: Duration = Duration::from_secs(10);
 const BYTES: u64 = 1_000_000;
 
-/// The container of the sidecar's unchanged manifest: `NET_ADMIN` and nothing else, a seccomp filter
-/// that refuses bpf(2), no bpffs.
+/// Returns a command that runs the agent in the container of the sidecar's unchanged manifest: with `NET_ADMIN` only, a
+/// seccomp filter that refuses bpf(2), and no bpffs.
 fn unprivileged(node: &Node, args: &[&str]) -> Result<Command> {
     let bpffs = format!("--bpffs={}", node.dir().join("none/v1").display());
     let mut command = node.agent_command(&[args, &[&bpffs]].concat())?;
@@ -47,7 +47,7 @@ fn net_admin_is_enough(topology: Topology, kube_proxy: KubeProxy) {
         );
         let _proxy = Proxy::start(node)?;
         everything_works(node)?;
-        // Repair needs no more than the start.
+        // Repair needs no more permissions than the start.
         node.netns.exec("nft delete table ip proxy-agent")?;
         cmd::wait_until(TIMEOUT, "the table", || {
             let tables = node.netns.exec("nft list tables")?;
@@ -68,14 +68,14 @@ fn net_admin_is_enough_through_a_bridge() {
     net_admin_is_enough(Topology::BridgeNetfilter, KubeProxy::Nftables);
 }
 
-/// Reading legacy tables takes `NET_RAW`: the ACCEPT rules cannot be kept, and the log says so.
+/// Reading legacy tables needs `NET_RAW`: the agent cannot maintain the ACCEPT rules, and logs it.
 #[test]
 fn net_admin_is_enough_beside_legacy_rules() {
     net_admin_is_enough(Topology::Veth, KubeProxy::IptablesLegacy);
 }
 
-/// No eBPF, no nf_tables, and with it no ipset: rules that cannot decide are not set where they would break a
-/// connection. kube-proxy's rules come and go while the agent runs.
+/// The node has no eBPF, no nf_tables and therefore no ipset: the agent does not set rules that cannot decide per
+/// connection if they would break one. kube-proxy's rules are removed and restored while the agent runs.
 #[test]
 fn auto_does_not_break_connections_that_kube_proxy_translates() {
     Node::test(Topology::Veth, |node| {
@@ -130,8 +130,8 @@ fn has_vips(node: &Node) -> Result<bool> {
     Ok(Family::ALL.iter().all(is_there))
 }
 
-/// A backend that was asked for by name: the VIP is kept, the daemon stays and reports the error, and one pass ends
-/// with exit code 1.
+/// A backend was requested by name and is unavailable: the VIP remains, the daemon keeps running and reports the error,
+/// and a single pass exits with code 1.
 fn unavailable(backend: &str, lack: impl Fn(&mut Command), words: &[&str]) {
     Node::test(Topology::Veth, |node| {
         let mut once = node.agent_command(&[backend, "--daemon=false"])?;
@@ -238,7 +238,7 @@ fn iptables_without_iptables() {
     );
 }
 
-/// It becomes ready by itself once bpffs is there.
+/// The agent becomes ready by itself once bpffs is mounted.
 #[test]
 fn ebpf_without_bpffs_until_it_is_mounted() {
     Node::test(Topology::Veth, |node| {
@@ -269,10 +269,10 @@ fn ebpf_without_bpffs_until_it_is_mounted() {
     });
 }
 
-/// An agent that was privileged has pinned maps and programs and is killed; the next one has `NET_ADMIN` only and may
-/// not call bpf(2), and maybe does not see the pins. It takes another backend and cannot have the programs of the
-/// former one decide no more: these go on and every way works, live connections too, and the agent is not ready and
-/// reports the remedy. That helps.
+/// A privileged agent has pinned maps and programs and is killed; the next one has `NET_ADMIN` only, may not call
+/// bpf(2), and may not see the pins. It selects another backend and cannot make the programs of the former one stop
+/// deciding: these continue, every path works, live connections too, and the agent is not ready and reports the remedy,
+/// which helps.
 fn rights_that_are_lost(sees_pins: bool) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Signals and systemd: the agent ends soon, reconciles on SIGHUP, and notifies systemd of its
-//! state.
+//! Signals and systemd: the agent exits soon, reconciles on SIGHUP, and notifies systemd of its state.
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +12,7 @@ use tests::node::{Node, Topology};
 use tests::{cmd, skip, slow_machine};
 
 const TIMEOUT: Duration = Duration::from_mins(1);
-/// How long the agent may take to end.
+/// The maximum time until the agent has exited.
 const SOON: Duration = Duration::from_secs(2);
 const PAIRS: usize = 200;
 
@@ -34,7 +33,7 @@ fn until(what: &str, probe: impl Fn() -> bool) -> Result<()> {
     cmd::wait_until(TIMEOUT, what, || Ok(probe().then_some(())))
 }
 
-/// Each link takes milliseconds; the pass is left behind the one at hand.
+/// Attaching to each link takes milliseconds; the agent abandons the pass after the current link.
 #[test]
 fn in_the_middle_of_a_long_pass() -> Result<()> {
     if skip::without_tcx("signals-in_the_middle_of_a_long_pass")? {
@@ -54,7 +53,7 @@ fn in_the_middle_of_a_long_pass() -> Result<()> {
                 "{status} after {took:?}"
             );
             ensure!(done < PAIRS, "{done} links: the pass went on to its end");
-            // The next one does the rest.
+            // The next agent does the rest.
             let agent = node.start_agent(&["--backend=ebpf", "--tc-attach=tcx"])?;
             ensure!(pinned(node) > 2 * PAIRS, "{} links", pinned(node));
             drop(agent);
@@ -110,8 +109,8 @@ fn sighup_has_everything_looked_at_again() {
             rules.is_ok_and(|rules| rules.lines().any(is_ours))
         };
         ensure!(has_rules(), "no rules at first");
-        // Legacy tables send no notification of changes. Something else may wake the agent, as its
-        // own changes do, and the kernel in its own time: then once more.
+        // The kernel sends no notification of changes of legacy tables. Another event may wake the agent, such as its
+        // own changes or a delayed one of the kernel; the test then tries again.
         let unnoticed = (0..10).any(|_| {
             let flushed = node.netns.exec("iptables-legacy -w -t raw -F").is_ok();
             std::thread::sleep(Duration::from_millis(500));
