@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent doctor`: on a good node it finds nothing; each fault that is planted it finds and
-//! names, and the remedy that it prints clears it. A remedy that is a command is run as it is.
+//! `proxy-agent doctor` finds nothing on a good node; it finds and names each planted fault, and the remedy that it
+//! prints removes the fault. A remedy that is a command is run as printed.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
@@ -22,10 +22,10 @@ use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, ctnetlink, skip};
 
-/// How long the agent may take until its next pass has repaired a fault.
+/// The maximum time until the agent's next pass has repaired a fault.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A good node: kube-proxy, proxy and agent, on which the doctor finds nothing.
+/// Sets up a good node: kube-proxy, proxy and agent, on which the doctor finds nothing.
 fn good_node(flags: &[&str], body: impl FnOnce(&mut Node, &mut agent::Agent) -> Result<()>) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -84,8 +84,7 @@ fn commands_cure_what_is_wrong_with_addresses_and_settings() {
     });
 }
 
-/// A VIP in the subnet of a link is a finding only where the node answers ARP requests for it on
-/// that link.
+/// A VIP in the subnet of a link is a finding only if the node replies to ARP requests for it on that link.
 #[test]
 fn a_link_whose_guard_drops_arp_is_good() {
     let flags = [&ebpf()[..], &["--guard=eth0"]].concat();
@@ -103,7 +102,7 @@ fn commands_cure_rules_that_are_in_the_way() {
         let _proxy = Proxy::start(node)?;
         ensure_good(node)?;
         agent.signal(libc::SIGSTOP)?;
-        // The rules of apiserver-proxy-sidecar.
+        // These are the rules of apiserver-proxy-sidecar.
         let notrack = "for i in 'PREROUTING -d 10.96.0.2/32 -p tcp -m tcp --dport 443' \
              'OUTPUT -s 10.96.0.2/32 -p tcp -m tcp --sport 443'; \
              do iptables-nft -t raw -A $i -j NOTRACK; done";
@@ -188,7 +187,7 @@ fn an_agent_that_ended_is_missed() {
     });
 }
 
-/// Waits until the agent has done what `doctor` announces.
+/// Waits until the agent has done the repairs that `doctor` announces.
 fn wait_until_good(node: &Node) -> Result<()> {
     cmd::wait_until(REPAIR_TIMEOUT, "the doctor to find nothing", || {
         Ok((doctor(node)?.code == GOOD).then_some(()))
@@ -233,7 +232,7 @@ fn a_full_conntrack_table_is_reported() {
         let _proxy = Proxy::start(node)?;
         ctnetlink::fill(&node.netns)?;
         found(node, "conntrack", "warning")?;
-        // The limit is that of the machine: the entries are removed instead.
+        // The limit applies to the whole machine, so the entries are removed instead.
         node.netns.exec("conntrack -F")?;
         ensure_good(node)
     });
@@ -378,7 +377,7 @@ fn without_an_agent_the_vips_are_given() {
                 .all(|id| ["agent", "bpffs", "vip-source"].contains(id)),
             "{faults:#?}"
         );
-        // Added by hand, with scope global: it would be the source of probes to pods.
+        // The address was added by hand, with scope global: the kernel would use it as the source of probes to pods.
         ensure!(ids.contains(&"vip-source"), "{faults:#?}");
         let findings = doctor(node)?;
         ensure!(findings.faults("vip").is_empty() && findings.code == WARNINGS);

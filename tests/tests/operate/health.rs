@@ -15,7 +15,7 @@ use tests::proxy::Proxy;
 use tests::transfer::Server;
 use tests::{Family, cmd, doctor, status};
 
-/// The condition that fails, and no other does.
+/// Checks that this condition fails, and no other.
 fn fails_alone(answer: &Answer, name: &str) -> Result<()> {
     let failing: Vec<_> = answer
         .body
@@ -75,7 +75,7 @@ fn a_node_as_desired_is_healthy_and_ready() {
     });
 }
 
-/// `/status` serves the output of `proxy-agent status`.
+/// `/status` returns the output of `proxy-agent status`.
 #[test]
 fn status_is_that_of_the_subcommand() {
     Node::test(Topology::Veth, |node| {
@@ -83,7 +83,7 @@ fn status_is_that_of_the_subcommand() {
         wait_for(&node.netns, "/readyz", 200)?;
         let served: Value = serde_json::from_str(&http::get(&node.netns, "/status")?.body)?;
         let printed = status::read(node)?;
-        // The passes since the state was written are counted in the agent only.
+        // Only the agent counts the passes since the state file was written.
         let steady = |mut status: Value| {
             status["agent"]["uptime_seconds"].take();
             status["passes"].take();
@@ -106,7 +106,7 @@ fn a_missing_backend_is_not_ready_and_alive() {
     });
 }
 
-/// The first answer may come before the first pass has ended.
+/// The first response may be sent before the first pass has ended.
 fn wait_for_pass(node: &Node, first: Answer) -> Result<Answer> {
     let mut answer = first;
     cmd::wait_until(Duration::from_secs(30), "the first pass", || {
@@ -119,7 +119,7 @@ fn wait_for_pass(node: &Node, first: Answer) -> Result<Answer> {
     Ok(answer)
 }
 
-/// With `--backend=auto` the agent does the possible part: that is degraded, not broken.
+/// With `--backend=auto` the agent does the possible part: it is degraded, not broken.
 #[test]
 fn no_backend_at_all_is_degraded_and_ready() {
     Node::test(Topology::Veth, |node| {
@@ -141,7 +141,7 @@ fn no_backend_at_all_is_degraded_and_ready() {
     });
 }
 
-/// A VXLAN link cannot be set up while another socket has its UDP port.
+/// A VXLAN link cannot be set up while another socket uses its UDP port.
 #[test]
 fn a_link_that_cannot_be_set_up_is_not_ready() {
     const PORT: u16 = 47_890;
@@ -206,8 +206,8 @@ fn the_listener_counts_if_that_is_wanted() {
     });
 }
 
-/// A stranger on every address that listens while the proxy is down: `/readyz`, `status`, `doctor` and one line in
-/// the log say that it does not count as the proxy. With `--proxy-listener=any` it does.
+/// An unrelated process listens on every address while the proxy is down: `/readyz`, `status`, `doctor` and one line in
+/// the log report that it does not count as the proxy. With `--proxy-listener=any` it does.
 #[test]
 fn a_wildcard_listener_is_not_taken_for_the_proxy() {
     for (which, counts) in [("vip", false), ("any", true)] {
@@ -216,7 +216,7 @@ fn a_wildcard_listener_is_not_taken_for_the_proxy() {
             let args = [&TRANSLATE[..], &["--backend=ebpf", &which]].concat();
             let agent = node.start_agent(&[&args[..], &["--ready-requires-listener"]].concat())?;
             fails_alone(&wait_for(&node.netns, "/readyz", 503)?, "listener")?;
-            // It takes IPv4 too.
+            // This listener accepts IPv4 connections, too.
             let _stranger = Server::listen(&node.netns, "[::]:443".parse()?)?;
             let passes = || Ok::<_, anyhow::Error>(status::read(node)?["passes"]["total"].clone());
             for _ in 0..2 {
@@ -232,7 +232,7 @@ fn a_wildcard_listener_is_not_taken_for_the_proxy() {
                 .lines()
                 .filter(|line| line.contains(refusal))
                 .collect();
-            // One for each VIP.
+            // There is one line for each VIP.
             ensure!(logged.len() == if counts { 0 } else { 2 }, "{logged:?}");
             let answer = http::get(&node.netns, "/readyz")?;
             if counts {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The container image runs the agent with each backend, on real traffic: with nothing but the
-//! contents of it, entered with chroot in the node's network namespace.
+//! The container image runs the agent with each backend, on real traffic: with only the contents of the image, entered
+//! with chroot in the node's network namespace.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,13 +19,13 @@ use tests::webhook::oracle::{check, review};
 use tests::webhook::{Dir, Webhook};
 use tests::{Family, cmd};
 
-/// The sidecar's name where its image has it, and beside the agent.
+/// The path of the sidecar's executable in its own image, and beside the agent.
 const SIDECAR: [&str; 2] = [
     "/apiserver-proxy-sidecar",
     "/usr/bin/apiserver-proxy-sidecar",
 ];
 
-/// Runs `body` with the image unpacked on a node, or records why not.
+/// Runs `body` with the image unpacked on a node, or records why it cannot.
 fn with_image(test: &str, body: impl FnOnce(&Node, &Image, &Root) -> Result<()>) {
     let image = Image::given("PROXY_AGENT_IMAGE", test).expect("reading the image");
     let Some(image) = image else {
@@ -37,7 +37,7 @@ fn with_image(test: &str, body: impl FnOnce(&Node, &Image, &Root) -> Result<()>)
     });
 }
 
-/// The agent works, logs `words`, and the image can also remove the agent's objects.
+/// Checks that the agent works and logs `words`, and that the image can also remove the agent's objects.
 fn works(node: &Node, root: &Root, command: Command, words: &[&str]) -> Result<()> {
     let agent = node.spawn(command)?;
     agent.wait_until_ready()?;
@@ -112,8 +112,8 @@ fn iptables_nft() {
     );
 }
 
-/// The sidecar's unchanged manifest: its arguments after the image's entry point or after the name it
-/// has in its own image, `NET_ADMIN` and nothing else, bpf(2) refused, and no BPF file system.
+/// The sidecar's unchanged manifest: its arguments after the image's entry point or after the name of the executable in
+/// the sidecar's own image, with `NET_ADMIN` only, without bpf(2), and without a BPF file system.
 #[test]
 fn the_sidecars_manifest() {
     with_image("image_sidecar", |node, _, root| {
@@ -147,7 +147,7 @@ fn the_sidecars_manifest() {
     });
 }
 
-/// The webhook is in it as well, and needs nothing else of it.
+/// The image contains the webhook as well, which needs no other file of it.
 #[test]
 fn the_webhook() {
     with_image("image_webhook", |_, _, root| {
@@ -161,7 +161,7 @@ fn the_webhook() {
     });
 }
 
-/// Nothing in the image leads out of it, and everything belongs to root.
+/// No link in the image leads out of it, and root owns everything.
 #[test]
 fn links_and_owners() {
     with_image("image_links", |_, image, root| {
@@ -172,7 +172,7 @@ fn links_and_owners() {
             ]),
             "",
         )?;
-        // Absolute ones lead somewhere else as long as the image is not the root.
+        // Absolute links lead somewhere else as long as the image is not the root.
         let dangling: Vec<&str> = found
             .lines()
             .filter(|path| !is_absolute_link(root, Path::new(path)))
@@ -192,7 +192,7 @@ fn is_absolute_link(root: &Root, path: &Path) -> bool {
     })
 }
 
-/// Other tools read it: as skopeo copies an image, it checks each digest and converts the manifest.
+/// Other tools can read the image: when skopeo copies it, it checks each digest and converts the manifest.
 #[test]
 fn other_tools_take_it() {
     with_image("image_tools", |node, image, _| {

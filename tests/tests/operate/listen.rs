@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client that misuses the HTTP server keeps neither the agent from its work nor others from
-//! their answers.
+//! A client that misuses the HTTP server disturbs neither the agent's work nor the responses to other clients.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,14 +14,14 @@ use tests::{Family, client, cmd};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
-/// So many connections of each kind of bad client.
+/// The number of connections of each kind of bad client.
 const MANY: usize = 100;
 
-/// The bytes that a bad client sends before it falls silent.
+/// The bytes that a bad client sends before it becomes silent.
 const REQUESTS: [&str; 4] = [
     "",
     "GET /metrics HTTP/1.1\r\nHost: a\r\n",
-    // It does not read the answer either.
+    // This client does not read the response either.
     "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
     "POST /status HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
 ];
@@ -35,7 +34,7 @@ fn bad_clients(node: &Node) -> Result<Vec<TcpStream>> {
     let mut streams = Vec::new();
     for request in REQUESTS.iter().cycle().take(REQUESTS.len() * MANY) {
         let mut stream = client::connect(&node.netns, SERVER, TIMEOUT)?;
-        // The agent may have ended it already.
+        // The agent may have closed the connection already.
         let _ = stream.write_all(request.as_bytes());
         streams.push(stream);
     }
@@ -69,7 +68,7 @@ fn hundreds_of_slow_clients_delay_no_other() {
         );
         let sockets = std::fs::read_dir(format!("/proc/{}/fd", agent.id()))?.count();
         ensure!(sockets < 100, "{sockets} open files");
-        // A client that waits gets the end of the connection.
+        // A client that waits sees the end of the connection.
         for mut stream in bad {
             stream.set_read_timeout(Some(4 * TIMEOUT))?;
             let mut rest = Vec::new();
@@ -84,7 +83,7 @@ fn hundreds_of_slow_clients_delay_no_other() {
     });
 }
 
-/// One that has sent its request and closed its direction gets the answer.
+/// A client that has sent its request and closed its sending side receives the response.
 #[test]
 fn half_closed_clients_are_answered() {
     Node::test(Topology::Veth, |node| {
@@ -101,7 +100,7 @@ fn half_closed_clients_are_answered() {
     });
 }
 
-/// The VIP comes first: the address is tried again until it is free.
+/// The VIP has priority: the agent tries to listen on the address again until it is free.
 #[test]
 fn a_taken_address_is_logged_and_retried() {
     Node::test(Topology::Veth, |node| {

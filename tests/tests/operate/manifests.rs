@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `deploy/`, rendered: Kubernetes accepts it, the agent accepts its flags, and kustomize and Helm
-//! render the same.
+//! The rendered files of `deploy/`: Kubernetes accepts them, the agent accepts its flags, and kustomize and Helm render
+//! the same objects.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,7 +57,7 @@ fn values() -> [Value; 4] {
     ]
 }
 
-/// Every rendering with a name.
+/// Returns every rendering with its name.
 fn renderings(tool: &Tool) -> Result<Vec<(String, Vec<Value>)>> {
     let top = std::env::temp_dir().join(format!("proxy-agent-deploy-{}", leftovers::unique_id()?));
     let copied = copy_with_own_overlay(&top);
@@ -75,7 +75,7 @@ fn renderings(tool: &Tool) -> Result<Vec<(String, Vec<Value>)>> {
     Ok(rendered)
 }
 
-/// A copy of `deploy/kustomize`, where an overlay of one's own can stand beside those of the project.
+/// Creates a copy of `deploy/kustomize`, in which a new overlay can be added beside those of the project.
 fn copy_with_own_overlay(top: &Path) -> Result<()> {
     let source = repository().join("deploy/kustomize");
     cmd::run(Command::new("cp").arg("-r").arg(source).arg(top), "")?;
@@ -99,7 +99,7 @@ fn every_rendering_is_what_kubernetes_takes() -> Result<()> {
         let faults = tool.validate(version, &all)?;
         ensure!(faults.is_empty(), "Kubernetes {version}: {faults:#?}");
     }
-    // The validator must be one that finds something.
+    // The validator must find an error in this object.
     let mut wrong = all[..1].to_vec();
     wrong[0]["metadata"]["nam"] = json!("x");
     ensure!(
@@ -116,7 +116,7 @@ fn every_rendering_is_what_kubernetes_takes() -> Result<()> {
     Ok(())
 }
 
-/// The properties that every variant must have.
+/// Checks the properties that every variant must have.
 fn check_pod(pod: &Value) -> Result<()> {
     ensure!(pod["hostNetwork"] == true, "not on the node's network");
     ensure!(pod["priorityClassName"] == "system-node-critical");
@@ -150,7 +150,7 @@ fn check_pod(pod: &Value) -> Result<()> {
             get["port"] == agent["ports"][0]["containerPort"],
             "{probe}: {get}"
         );
-        // Either both on loopback or both on the node's address.
+        // Both listen either on loopback or on the node's address.
         let listens_on_node = agent["env"]
             .as_array()
             .is_some_and(|env| env.iter().any(|variable| variable["name"] == "NODE_IP"));
@@ -159,7 +159,7 @@ fn check_pod(pod: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Everything that the pod mounts and reads exists.
+/// Checks that every object that the pod mounts and reads exists.
 fn check_references(objects: &[Value], daemon_set: &Value) -> Result<()> {
     let template = &daemon_set["spec"]["template"];
     let pod = &template["spec"];
@@ -214,7 +214,7 @@ struct Invocation {
     words: Vec<String>,
 }
 
-/// Those of init container and agent.
+/// Returns the settings of the init container and of the agent.
 fn invocations(objects: &[Value]) -> Result<Vec<Invocation>> {
     let (_, daemon_set) = of_kind(objects, "DaemonSet")
         .next()
@@ -237,7 +237,7 @@ fn invocations(objects: &[Value]) -> Result<Vec<Invocation>> {
             let name = variable["name"]
                 .as_str()
                 .context("a variable without a name")?;
-            // The kubelet adds these.
+            // The kubelet adds these variables.
             let value = variable["value"].as_str().unwrap_or("192.0.2.1");
             variables.insert(name.to_owned(), value.replace("$(NODE_IP)", "192.0.2.1"));
         }
@@ -274,7 +274,7 @@ fn the_agent_accepts_its_flags() -> Result<()> {
                 let is_known = variables.contains(variable);
                 ensure!(is_known, "{name}: the agent does not read {variable}");
             }
-            // The values as well: a dry run reads them all.
+            // The values are checked as well: a dry run parses them all.
             let mut command = node.netns.command(tests::agent::binary()?);
             command
                 .env_clear()
@@ -318,8 +318,8 @@ fn the_chart_and_the_base_make_the_same_pod() -> Result<()> {
     Ok(())
 }
 
-/// A pod's spec and its DaemonSet's update strategy, without the names of `ConfigMaps`, which kustomize
-/// ends with a hash.
+/// Returns a pod's spec and its DaemonSet's update strategy, without the names of `ConfigMaps`, to which kustomize
+/// appends a hash.
 fn pod_without_names(objects: &[Value]) -> Result<Value> {
     let (_, daemon_set) = of_kind(objects, "DaemonSet")
         .next()
@@ -364,7 +364,7 @@ fn the_chart_refuses_values_that_cannot_work() -> Result<()> {
     Ok(())
 }
 
-/// The version stands in the workspace, the chart and the base.
+/// The version is in the workspace, the chart and the base.
 #[test]
 fn there_is_one_version() -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");

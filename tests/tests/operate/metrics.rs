@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `/metrics`: in the format, as documented, and true.
+//! `/metrics` is in the right format, is as documented, and has the right values.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,14 +20,14 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const DECISIONS: &str = "proxy_agent_decisions_total";
 const TRANSLATIONS: &str = "proxy_agent_translations_total";
 
-/// Every metric that can be served, see `telemetry/metrics/tests.rs` of the agent.
+/// Returns every metric that the agent can export, see `telemetry/metrics/tests.rs` of the agent.
 fn recorded() -> Result<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../proxy-agent/src/telemetry/metrics/golden.txt");
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Has promtool judge a text.
+/// Checks a text with promtool.
 fn check(netns: &Netns, text: &str) -> Result<()> {
     let mut promtool = netns.command("promtool");
     let output = cmd::output(promtool.args(["check", "metrics"]), text)?;
@@ -64,7 +64,7 @@ fn documentation_and_exposition_have_the_same_metrics() {
     }
 }
 
-/// The files below a directory of the repository; none if there is no such directory.
+/// Returns the files below a directory of the repository, or none if the directory does not exist.
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(directory) else {
@@ -81,7 +81,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// In the documentation, and in alert rules and dashboards.
+/// The metrics that the documentation, alert rules and dashboards mention exist.
 #[test]
 fn whatever_mentions_a_metric_means_one_that_exists() {
     let documented = documented().unwrap();
@@ -109,7 +109,7 @@ fn promtool_accepts_all_that_can_be_served() {
     Node::test(Topology::Veth, |node| check(&node.netns, &recorded()?));
 }
 
-/// An agent with all features on serves the documented metrics, and counts traffic and repairs.
+/// An agent with all features enabled exports the documented metrics, and counts traffic and repairs.
 #[test]
 fn what_happens_is_counted() {
     Node::test(Topology::Veth, |node| {
@@ -141,11 +141,11 @@ fn what_happens_is_counted() {
                 "{name}: {metric:?}, documented: {expected:?}"
             );
         }
-        // Metrics of features that this node does not use.
+        // These are metrics of features that this node does not use.
         let absent = [
             "proxy_agent_backend_rejected",
             "proxy_agent_backend_breaks",
-            // API servers are named.
+            // The API servers are set by a flag.
             "proxy_agent_upstream_learning",
         ];
         for name in documented
@@ -256,7 +256,7 @@ fn repairs_and_errors_are_counted() {
     });
 }
 
-/// Counters of the programs outlive the agent, and those of a link that goes stay in the sums.
+/// Counters of the programs survive the agent, and those of a deleted link remain in the sums.
 #[test]
 fn counters_never_shrink() {
     Node::test(Topology::Veth, |node| {
@@ -288,7 +288,7 @@ fn counters_never_shrink() {
         };
         ensure!(by_link(node)? >= Some(1.0), "nothing by {link}");
         node.remove_pod()?;
-        // Its counters go with a resync, under whatever name they have without the link.
+        // The counters of a deleted link are removed at a resync, whatever name they have without the link.
         cmd::wait_until(TIMEOUT, "the counters of the link to go", || {
             let samples = http::scrape(&node.netns, "/metrics?links=true")?;
             let links = samples

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Alerts and dashboard: promtool accepts them, each alert has a unit test and a runbook, and every
-//! metric in them is one that the agent exports.
+//! Alerts and dashboard: promtool accepts them, each alert has a unit test and a runbook, and the agent exports every
+//! metric in them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tests::cmd;
 use tests::manifests::{Tool, repository};
 
-/// The files that promtool reads, removed when dropped.
+/// A directory with the files that promtool reads, which is removed when this is dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -55,7 +55,7 @@ fn dashboard() -> Result<Value> {
     )?)?)
 }
 
-/// The panels that show something.
+/// Returns the panels that show data.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     let panels = dashboard["panels"].as_array().into_iter().flatten();
     panels.filter(|panel| panel["type"] != "row")
@@ -77,11 +77,11 @@ fn the_alerts_do_what_their_unit_tests_say() -> Result<()> {
     check_alerts(&tool, "tunnel-alerts", &tunnel_monitoring(), page)
 }
 
-/// Has promtool check and try the alerts of a directory; each has a unit test, and a section of a page.
+/// Checks and tests the alerts of a directory with promtool; each alert must have a unit test and a section of a page.
 fn check_alerts(tool: &Tool, name: &str, alerts: &Path, page: &str) -> Result<()> {
     let rule = tool.yaml(&read(&alerts.join("prometheusrule.yaml"))?)?;
     let directory = Directory::new(name)?;
-    // JSON is YAML too.
+    // JSON is also YAML.
     fs::write(directory.0.join("rules.yaml"), rule[0]["spec"].to_string())?;
     let unit_tests = read(&alerts.join("alerts.test.yaml"))?;
     fs::write(directory.0.join("alerts.test.yaml"), &unit_tests)?;
@@ -119,7 +119,7 @@ fn check_alerts(tool: &Tool, name: &str, alerts: &Path, page: &str) -> Result<()
     Ok(())
 }
 
-/// The names under which a page's headings can be linked to.
+/// Returns the anchors of a page's headings.
 fn anchors(text: &str) -> BTreeSet<String> {
     text.lines()
         .filter_map(|line| line.strip_prefix("## "))
@@ -174,7 +174,7 @@ fn every_metric_of_the_tunnels_alerts_is_documented() -> Result<()> {
         for metric in found {
             let name = metric.strip_prefix("konnectivity_network_proxy_");
             let name = name.and_then(|name| Some(name.split_once('_')?.1));
-            // By a pattern, for all programs.
+            // A pattern selects the metric for all programs.
             let Some(name) = name.filter(|name| !name.is_empty()) else {
                 continue;
             };
@@ -187,7 +187,7 @@ fn every_metric_of_the_tunnels_alerts_is_documented() -> Result<()> {
     Ok(())
 }
 
-/// The names of metrics in a text that begin like this, those of histograms without the suffix.
+/// Returns the names of metrics in a text that begin with `prefix`; those of histograms are without the suffix.
 fn metrics<'a>(prefix: &str, text: &'a str) -> BTreeSet<&'a str> {
     text.match_indices(prefix)
         .map(|(at, _)| {
@@ -226,7 +226,8 @@ fn the_dashboard_can_be_loaded() -> Result<()> {
             "shows nothing: {panel:#}"
         );
     }
-    // promtool reads rules, and a rule's expression is one of a panel, Grafana's variables filled in.
+    // promtool reads rules, so each expression of a panel becomes the expression of a rule, with Grafana's variables
+    // replaced.
     let filled = expressions(&dashboard).map(|expr| {
         expr.replace("$node", ".*")
             .replace("$__rate_interval", "5m")

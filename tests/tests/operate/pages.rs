@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent's pages: `/statusz`, `/flagz`, and `/` as a browser shows it, with a repair that a process with a hostile name
-//! made necessary.
+//! The agent's pages: `/statusz`, `/flagz`, and `/` as a browser shows it, with a repair that was necessary because of
+//! a process with a hostile name.
 
 use std::fs;
 use std::io::Write as _;
@@ -22,7 +22,7 @@ use tests::{Family, pages, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A process's name: the kernel keeps 15 bytes.
+/// The name of a process, of which the kernel stores 15 bytes.
 const HOSTILE: &str = "<img src=x>";
 
 #[test]
@@ -44,7 +44,7 @@ fn statusz_flagz_and_the_page() {
     });
 }
 
-/// What nobody has asked for is not done: the page makes no dry run.
+/// The page makes no dry run, because no user has requested one.
 #[test]
 fn the_page_is_cheap() {
     Node::test(Topology::Veth, |node| {
@@ -106,7 +106,8 @@ fn a_browser_shows_the_page() {
     });
 }
 
-/// Deletes the VIP by a process with the hostile name, which lives on: else its name may be gone before it is read.
+/// Deletes the VIP with a process that has the hostile name and keeps running: otherwise its name may be gone before
+/// the agent reads it.
 fn delete_vip(node: &Node) -> Result<Process> {
     let dir = Dir::new()?;
     let program = dir.path().join(HOSTILE);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxies of `deploy/` at work: a TLS client in a pod and on the node, the VIP and the ClusterIP,
-//! the real HAProxy and the real Envoy with the files of `deploy/`, an API server beyond the uplink.
+//! The proxies of `deploy/` in operation: a TLS client in a pod and on the node, the VIP and the ClusterIP, the real
+//! HAProxy and the real Envoy with the files of `deploy/`, and an API server beyond the uplink.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,10 +19,10 @@ use tests::{Family, PORT};
 /// The port of the API server in the examples.
 const API_PORT: u16 = 6443;
 
-/// The API server that the examples name first, and those behind it.
+/// The API server that the examples name first, and the ones after it.
 const EXAMPLES: [&str; 3] = ["192.0.2.10", "192.0.2.11", "192.0.2.12"];
 
-/// Beyond the uplink, answering each request with `ok`.
+/// An API server beyond the uplink, which replies to each request with `ok`.
 struct ApiServer {
     _process: Process,
     ca: PathBuf,
@@ -51,8 +51,8 @@ impl ApiServer {
     }
 }
 
-/// The VIP of the examples becomes this node's. The API servers become the one of this node's network, twice, and one that
-/// refuses.
+/// Replaces the VIP of the examples with this node's, and the API servers with the one in this node's network, twice,
+/// and with one that refuses connections.
 fn as_on_this_node(text: &str) -> String {
     let ours = node::gateway_address(Family::V4).to_string();
     let refusing = node::uplink_address(Family::V4).to_string();
@@ -64,7 +64,8 @@ fn as_on_this_node(text: &str) -> String {
         .replace(third, &refusing)
 }
 
-/// Requests on every way of the families, several on each: a server that refuses must not matter.
+/// Sends requests on every path of the families, several on each: a server that refuses connections must have no
+/// effect.
 fn everybody_is_served(node: &Node, ca: &Path, families: &[Family]) -> Result<()> {
     for path in node.paths() {
         if !families.contains(&path.family) {
@@ -88,7 +89,7 @@ fn everybody_is_served(node: &Node, ca: &Path, families: &[Family]) -> Result<()
     Ok(())
 }
 
-/// As in the pod: the init container, then proxy and agent.
+/// Starts the programs in the order of the pod: the init container, then proxy and agent.
 fn serve(node: &Node, families: &[Family], start: impl FnOnce() -> Result<Process>) -> Result<()> {
     KubeProxy::IptablesNft.install(&node.netns)?;
     let api_server = ApiServer::start(node)?;
@@ -165,7 +166,7 @@ fn envoy_as_kustomize_has_it() -> Result<()> {
         let path = node.dir().join("envoy.yaml");
         fs::write(&path, as_on_this_node(&text))?;
         let mut command = node.netns.command(tool.envoy());
-        // Without a shared memory region: several Envoys may run on this machine.
+        // Envoy runs without a shared memory region, because several may run on this machine.
         command.args([
             "--concurrency",
             "1",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `docs/quickstart.md`, command by command: each works, and nothing is left.
+//! Runs the commands of `docs/quickstart.md`: each works, and nothing is left at the end.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,8 +14,8 @@ use tests::{agent, cmd, fences};
 /// The heading of the page's clean-up.
 const CLEAN_UP: &str = "## Clean up";
 
-/// Where the page's commands run: a directory that looks like the checkout after a build, with `deploy/`
-/// and the agent under test, and a cargo that has nothing to do.
+/// The directory in which the page's commands run. It looks like the repository after a build, with `deploy/` and the
+/// agent under test, and with a cargo that does nothing.
 struct Checkout(PathBuf);
 
 impl Checkout {
@@ -44,7 +44,7 @@ fn the_quick_start_works_as_written() -> Result<()> {
     let (before, after) = page
         .split_once(CLEAN_UP)
         .context("the page cleans nothing up")?;
-    // As a reader would: after a failed command they go on to the end of the page.
+    // As readers would do, the script runs the page's clean-up even after a failed command.
     let script = format!(
         "set -euo pipefail\n\
          clean_up() {{\nset +e\n{}\n}}\n\
@@ -96,7 +96,7 @@ fn every_flag_in_the_guides_is_one_of_the_agents() -> Result<()> {
         let text = fs::read_to_string(repository().join(page))?;
         let mut found = 0;
         for flag in tests::manifests::flags_in(&text) {
-            // kubectl's
+            // This is a flag of kubectl.
             if flag == "--previous" {
                 continue;
             }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent status`: counters that add up, repairs with their cause, drift; and that it works
-//! without an agent and changes nothing.
+//! `proxy-agent status`: consistent counters, repairs with their cause, and drift; it also works without an agent and
+//! changes nothing.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -19,10 +19,10 @@ use tests::status::{THIS_NODE, array, counters, number, read, read_with_code, ru
 use tests::{Family, cmd, snapshot, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// The agent's own last changes are events too.
+/// The time until the events of the agent's own last changes have arrived.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// How many connections were decided, how many translated, and how many not decided for a reason.
+/// Returns the number of decided connections, of translated ones, and of those that were not decided for a reason.
 fn decisions(counters: &Value, reason: &str) -> [u64; 3] {
     [
         &counters["decided"],
@@ -63,7 +63,7 @@ fn connections_are_counted_where_they_come_from() {
             ensure!(code == 0, "exit code {code}");
             for family in Family::ALL {
                 let vip = family.vip_socket();
-                // Rules decide packets to the VIP itself, and they do not count by link.
+                // For packets to the VIP itself, rules decide, which do not count by link.
                 for (link, want) in [("pod1", [2, 2, 0]), (THIS_NODE, [9, 2, 0])] {
                     let counters = counters(&status, vip, link)?;
                     let found = decisions(&counters, "in_use");
@@ -74,7 +74,7 @@ fn connections_are_counted_where_they_come_from() {
                 ensure!(number(&requests["packets"])? > 4 * 11, "{requests}");
             }
             let connections = &status["connections"];
-            // All have ended.
+            // All connections have ended.
             let want = (0, 65_536);
             let found = (
                 number(&connections["entries"])?,
@@ -103,9 +103,8 @@ fn in_use() {
             let connect =
                 |to, limit| client::connect_from(&node.pods[0].netns, Some(from), to, limit);
             let _first = connect(family.cluster_ip_socket(), TIMEOUT)?;
-            // Conntrack of Linux 6.1 and older does not distinguish the two, and neither gets an
-            // answer: the decision about the SYN is the same. `one_port` covers the fate of the
-            // connection.
+            // Conntrack of Linux 6.1 and older does not distinguish the two, and neither gets a reply: the decision
+            // about the SYN is the same. `one_port` covers what happens to the connection.
             let _second = connect(family.vip_socket(), ONE_SYN);
             let status = read(node)?;
             let counters = counters(&status, family.vip_socket(), THIS_NODE)?;
@@ -124,7 +123,7 @@ fn no_listener() {
         let _agent = node.start_agent(&args)?;
         for family in Family::ALL {
             for (netns, link) in [(&node.pods[0].netns, "pod0"), (&node.netns, THIS_NODE)] {
-                // The way to the node must be known, or the SYN waits for its neighbour.
+                // The link-layer address of the node must be known, or the SYN waits for its resolution.
                 let refused = client::connect(netns, family.vip_socket(), TIMEOUT);
                 ensure!(refused.is_err(), "the connection was accepted");
                 // There is no kube-proxy either.
@@ -179,7 +178,7 @@ fn counters_outlive_the_agent_and_go_with_their_link() {
     });
 }
 
-/// Runs a command in the node to its end; its process id.
+/// Runs a command in the node until it exits, and returns its process ID.
 fn as_process(node: &Node, line: &str) -> Result<u64> {
     let mut words = line.split_whitespace();
     let program = words.next().context("an empty line")?;
@@ -189,7 +188,7 @@ fn as_process(node: &Node, line: &str) -> Result<u64> {
     Ok(id.into())
 }
 
-/// The last repair, once there are so many.
+/// Returns the last repair, once there are `wanted`.
 fn repair(node: &Node, wanted: usize) -> Result<Value> {
     cmd::wait_until(TIMEOUT, "the repair to be in the status", || {
         let status = read(node)?;
@@ -208,7 +207,7 @@ fn repairs_name_their_cause() {
             "{}",
             status["repairs"]
         );
-        // Following links is no repair.
+        // Attaching to new links is no repair.
         node.add_pod(Topology::Veth)?;
         cmd::wait_until(TIMEOUT, "the new pod's program", || {
             Ok(node.is_attached("pod2")?.then_some(()))
@@ -302,7 +301,7 @@ fn where_no_agent_has_run() {
         no_status("before")?;
         ensure!(!node.run_dir().exists(), "status made the run directory");
         let mut agent = node.start_agent(&["--backend=none", "--cleanup"])?;
-        // Repeated runs of `status` do not keep an agent from starting.
+        // Repeated runs of `status` do not prevent an agent from starting.
         thread::scope(|scope| {
             let asking = scope.spawn(|| (0..20).try_for_each(|_| read(node).map(drop)));
             let second = node.run_agent(&["--backend=none", "--daemon=false"])?;

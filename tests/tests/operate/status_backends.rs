@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `proxy-agent status` with the backends that need no eBPF: which one is used and why, the counts
-//! of its rules, the clients that stateless rules break, and drift.
+//! `proxy-agent status` with the backends that need no eBPF: the backend in use and the reason, the counts of its
+//! rules, the clients whose connections stateless rules break, and drift.
 
 use std::process::Command;
 use std::time::Duration;
@@ -35,8 +35,8 @@ fn nftables_counts_and_says_why_it_is_used() {
                 let mut stream = client::connect(netns, family.vip_socket(), TIMEOUT)?;
                 transfer::exchange(&mut stream, 10_000, 1)?;
             }
-            // The second one is left to conntrack: the first one has its client port. It gets no
-            // answer on Linux 6.1 and older, see `one_port`.
+            // The second connection is left to conntrack, because the first one has its client port. It gets no reply
+            // on Linux 6.1 and older, see `one_port`.
             let from = (node.pods[0].address(family), 26_000).into();
             let connect =
                 |to, limit| client::connect_from(&node.pods[0].netns, Some(from), to, limit);
@@ -81,7 +81,7 @@ fn nftables_counts_and_says_why_it_is_used() {
     });
 }
 
-/// The agent finds broken clients at the start and logs them at each resync that finds another one.
+/// The agent finds clients with broken connections at the start, and logs them at each resync that finds another one.
 #[test]
 fn stateless_rules_say_whom_they_break() {
     for kube_proxy in [
