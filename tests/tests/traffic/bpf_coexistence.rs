@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Translation beside other programs: on the same TC hooks, before and behind ours, on connect(2),
-//! and beside IPVS.
+//! Translation beside other programs: on the same TC hooks, before and after ours, on connect(2), and beside IPVS.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +26,7 @@ fn every_way_works_untracked(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// One foreign program on each hook of each pod's link.
+/// Attaches one foreign program to each hook of each pod's link.
 fn attach(node: &Node, place: Place) -> Result<Vec<ForeignProgram>> {
     let mut programs = Vec::new();
     for pod in &node.pods {
@@ -43,7 +42,7 @@ fn attach(node: &Node, place: Place) -> Result<Vec<ForeignProgram>> {
     Ok(programs)
 }
 
-/// The programs on the first pod's link.
+/// Returns the IDs of the programs on the first pod's link.
 fn on_the_link(node: &Node) -> Result<[Vec<u32>; 2]> {
     let link = &node.pods[0].host_link;
     Ok([
@@ -72,7 +71,7 @@ fn tcx_programs() -> Result<()> {
             every_way_works_untracked(node).context("with those that came later")?;
             let with_all = on_the_link(node)?;
             for (hook, programs) in Hook::ALL.into_iter().zip(&with_all) {
-                // Two before, two later, and ours in between.
+                // There are two before ours and two after it.
                 ensure!(programs.len() == 5, "{hook:?}: {programs:?}");
             }
             foreign.truncate(2 * 2 * node.pods.len());
@@ -84,7 +83,7 @@ fn tcx_programs() -> Result<()> {
     Ok(())
 }
 
-/// Foreign filters on the clsact qdisc, of higher and of lower priority.
+/// There are foreign filters on the clsact qdisc, with higher and with lower priority.
 fn beside_filters(tc_attach: &str) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -155,7 +154,7 @@ fn programs_on_connect() {
         ];
         every_way_works_untracked(node).context("with those that came later")?;
         agent.stop(libc::SIGTERM)?;
-        // Other tests' agents come and go on the same cgroup: look for those of this test alone.
+        // Other tests' agents attach to the same cgroup, so only the programs of this test are checked.
         for (v6, program) in [false, true].into_iter().zip(foreign) {
             let program = program.context("a program was just attached")?;
             let left = bpf::connect_programs(v6)?;
@@ -165,8 +164,8 @@ fn programs_on_connect() {
     });
 }
 
-/// Two agents, as on two nodes, on the same machine and the same cgroup: each translates in its own
-/// network namespace only.
+/// Two agents, as on two nodes, run on the same machine and the same cgroup: each translates in its own network
+/// namespace only.
 #[test]
 fn two_nodes_on_one_machine() {
     Node::test(Topology::Veth, |node| {
@@ -187,9 +186,9 @@ fn two_nodes_on_one_machine() {
     });
 }
 
-/// As kube-proxy does in IPVS mode: every ClusterIP is an address of the node.
+/// Makes every ClusterIP an address of the node, as kube-proxy does in IPVS mode.
 fn add_ipvs_link(node: &Node) -> Result<()> {
-    // kube-proxy makes a dummy link; a bridge is in every kernel, and carries addresses as well.
+    // kube-proxy creates a dummy link. A bridge is supported by every kernel, and carries addresses as well.
     node.netns.ip("link add kube-ipvs0 type bridge\n")?;
     for family in Family::ALL {
         let (address, len) = (family.cluster_ip(), family.host_prefix());
@@ -201,7 +200,7 @@ fn add_ipvs_link(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the agent does as much for Services as it should: `left` of them are left alone, and say why.
+/// Waits until the agent handles the right number of Services: it leaves `left` of them unchanged and reports why.
 fn wait_until_left(node: &Node, left: usize) -> Result<()> {
     let what = format!("{left} Services to be left alone, and nothing else to be done");
     cmd::wait_until(Duration::from_secs(30), &what, || {
@@ -214,7 +213,7 @@ fn wait_until_left(node: &Node, left: usize) -> Result<()> {
     })
 }
 
-/// Nothing of ours is in the way of the ClusterIPs.
+/// Checks that no object of ours affects the ClusterIPs.
 fn nothing_is_left(node: &Node) -> Result<()> {
     for family in ["-4", "-6"] {
         let line = format!("ip {family} route show table local proto 112");
@@ -235,7 +234,7 @@ fn nothing_is_left(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// On every way, those to ClusterIPs tracked: they go kube-proxy's way.
+/// Checks that every path works and that connections to ClusterIPs are tracked, because kube-proxy handles them.
 fn every_way_works_as_without_services(node: &Node) -> Result<()> {
     for path in node.paths() {
         let stream = all_paths::exchange(&path, TIMEOUT, 10_000)?;
@@ -247,8 +246,9 @@ fn every_way_works_as_without_services(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// kube-proxy changes to IPVS mode and back: its link with the ClusterIPs comes and goes. Live connections go on, new
-/// ones go its way at once. What IPVS would do with them is done by rules, in any kernel.
+/// kube-proxy changes to IPVS mode and back: its link with the ClusterIPs is created and deleted. Live connections
+/// continue, and kube-proxy handles new ones at once. In place of IPVS, rules that every kernel supports handle the
+/// connections.
 #[test]
 fn a_cluster_ip_becomes_an_address_of_the_node() {
     Node::test(Topology::Veth, |node| {
@@ -277,7 +277,7 @@ fn a_cluster_ip_becomes_an_address_of_the_node() {
         let all = doctor::doctor(node)?;
         ensure!(all.all_faults().len() == 1, "{:#?}", all.all_faults());
 
-        // At the start, too; without the link such an address would be refused.
+        // This also holds at the start; without the link the agent would refuse such an address.
         ensure!(agent.stop(libc::SIGTERM)?.success(), "it failed");
         let mut agent = node.start_agent(&args)?;
         wait_until_left(node, 2)?;
@@ -293,7 +293,7 @@ fn a_cluster_ip_becomes_an_address_of_the_node() {
     });
 }
 
-/// With IPVS itself: a virtual server at each ClusterIP.
+/// With IPVS itself, there is a virtual server at each ClusterIP.
 #[test]
 fn ipvs() -> Result<()> {
     let test = "translation-beside-ipvs";
@@ -307,7 +307,7 @@ fn ipvs() -> Result<()> {
     }
     Node::test(Topology::Veth, |node| {
         add_ipvs_link(node)?;
-        // As kube-proxy sets it.
+        // kube-proxy sets this.
         node.netns.sysctl("net/ipv4/vs/conntrack", "1")?;
         for family in Family::ALL {
             let (service, vip) = (family.cluster_ip_socket(), family.vip_socket());

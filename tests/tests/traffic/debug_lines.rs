@@ -38,7 +38,7 @@ fn asked_for() {
             cmd::wait_until(TIMEOUT, "the programs' lines in the log", || {
                 let log = agent.log();
                 let count = |text: &str| log.matches(text).count();
-                // Two families each; a SYN may have been sent twice.
+                // There are lines for both families, and a SYN may have been sent twice.
                 Ok((count(AT_INGRESS) >= 2 && count(AT_CONNECT) >= 2).then_some(()))
             })
         });
@@ -48,7 +48,7 @@ fn asked_for() {
 #[test]
 fn not_asked_for() {
     Node::test(Topology::Veth, |node| {
-        // Everything of the agent's own, nothing of the programs.
+        // At this level the agent logs all its own lines, and none of the programs.
         let agent = start(node, "--v=5")?;
         let _proxy = Proxy::start(node)?;
         connect_from_everywhere(node)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Several VIPs and several ports: each pair of them is untracked, and nothing beside them.
+//! Several VIPs and several ports: connections to each pair of them are untracked, and no others.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tests::{Family, client, conntrack};
 const TIMEOUT: Duration = Duration::from_secs(5);
 const VIPS: [&str; 4] = ["10.96.0.2", "172.20.0.7", "fd00:96::2", "fd00:97::7"];
 const PORTS: [u16; 3] = [443, 6443, 8443];
-/// A port that no flag of the agent names.
+/// A port that no flag of the agent contains.
 const OTHER_PORT: u16 = 9443;
 
-/// Connects from the first pod and from the node, and counts the conntrack entries of it.
+/// Connects from the first pod and from the node, and checks the number of conntrack entries that this leaves.
 fn ensure_entries(node: &Node, to: SocketAddr, wanted: usize) -> Result<()> {
     let listener = node
         .netns

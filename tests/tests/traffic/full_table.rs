@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A conntrack table that takes no more entries: nothing that is tracked can be opened then.
+//! A full conntrack table: no connection that has to be tracked can be opened then.
 
 mod filters;
 mod learned;
@@ -20,7 +20,7 @@ use tests::proxy::Proxy;
 use tests::{Family, client, conntrack, ctnetlink, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// For the connections that are known to get no answer.
+/// The time-out of the connections that are known to get no reply.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BYTES: u64 = 1_000_000;
 
@@ -31,7 +31,7 @@ fn fill(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// On every way at once.
+/// Connects on every path at once.
 fn connect_everywhere<'a>(
     paths: &[Path<'a>],
     timeout: Duration,
@@ -105,7 +105,7 @@ fn everything_works_with_the_agent_through_a_bridge() {
     everything_works(Topology::BridgeNetfilter, KubeProxy::Nftables);
 }
 
-/// Paths to the VIP itself; kube-proxy handles the ClusterIP.
+/// Checks the paths to the VIP itself only; kube-proxy handles the ClusterIP.
 fn the_vip_works(topology: Topology, kube_proxy: KubeProxy) {
     Node::test(topology, |node| {
         kube_proxy.install(&node.netns)?;
@@ -133,7 +133,7 @@ fn the_vip_works_with_nftables_through_a_bridge() {
     the_vip_works(Topology::BridgeNetfilter, KubeProxy::Nftables);
 }
 
-/// An agent that starts on a node whose table is full already.
+/// An agent starts on a node whose table is already full.
 #[test]
 fn the_agent_starts() {
     Node::test(Topology::Veth, |node| {

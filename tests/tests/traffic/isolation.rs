@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! connect(2) is translated in the node's own namespace only. In a pod nothing is: a service mesh or
-//! a CNI plugin inside of it sees the packets it always saw.
+//! connect(2) is translated in the node's own namespace only. In a pod, no connect(2) is translated: a service mesh or
+//! a CNI plugin inside of it sees the same packets as without the agent.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -16,10 +16,10 @@ use tests::proxy::Proxy;
 use tests::{Family, client, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Time-out of connections that get no answer.
+/// The time-out of connections that get no reply.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Counters of packets at a namespace's own hooks, before anything on the node sees it.
+/// The rules that count packets at a namespace's own hooks, before any program of the node handles them.
 const COUNTERS: &str = r"
 table inet seen {
     counter cluster-ip-out {}
@@ -92,7 +92,7 @@ fn a_pod_sees_the_cluster_ip_only() {
     }
 }
 
-/// Neither UDP, nor other ports, nor other addresses are handled.
+/// The agent handles neither UDP, nor other ports, nor other addresses.
 #[test]
 fn a_process_on_the_node_is_left_alone_otherwise() {
     Node::test(Topology::Veth, |node| {
@@ -131,7 +131,7 @@ fn a_process_on_the_node_is_left_alone_otherwise() {
     });
 }
 
-/// The counterpart: a process on the node opens its connection to the VIP in the first place.
+/// For comparison: a process on the node connects to the VIP from the beginning.
 #[test]
 fn a_process_on_the_node_connects_to_the_vip() {
     Node::test(Topology::Veth, |node| {

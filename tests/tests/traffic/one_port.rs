@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One client port used for the VIP and for the ClusterIP at the same time. To the proxy both have the
-//! same addresses and ports where kube-proxy DNATs the ClusterIP.
+//! One client port is used for the VIP and for the ClusterIP at the same time. If kube-proxy translates the ClusterIP
+//! by DNAT, both connections have the same addresses and ports at the proxy.
 
 use std::cell::Cell;
 use std::io;
@@ -17,7 +17,7 @@ use tests::proxy::Proxy;
 use tests::{Family, conntrack, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// For the connection that is known to get no answer.
+/// The time-out of the connection that is known to get no reply.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 const BYTES: u64 = 100_000;
 
@@ -46,7 +46,7 @@ fn connect(
     client::connect_from(&node.pods[0].netns, Some(from), to, timeout)
 }
 
-/// Whether conntrack of this kernel distinguishes them, with no data plane of an agent in its way.
+/// Returns true if conntrack of this kernel distinguishes the two, without the data plane of an agent.
 fn conntrack_distinguishes_them() -> bool {
     let apart = Cell::new(true);
     on_a_node(&["--backend=none"], |node, family, client| {
@@ -59,8 +59,8 @@ fn conntrack_distinguishes_them() -> bool {
     apart.get()
 }
 
-/// The agent sees that the proxy has a tracked connection with these addresses and ports, and
-/// leaves the new one to conntrack, which distinguishes them on younger kernels (not on 6.1).
+/// The agent sees that the proxy has a tracked connection with these addresses and ports, and leaves the new one to
+/// conntrack, which distinguishes them on newer kernels (not on 6.1).
 fn the_cluster_ip_first(args: &[&str]) {
     let apart = conntrack_distinguishes_them();
     on_a_node(args, |node, family, client| {
@@ -85,9 +85,9 @@ fn the_cluster_ip_first(args: &[&str]) {
     });
 }
 
-/// The known limit (docs/packet-path.md): conntrack does not know the untracked connection, so the
-/// other one reaches the proxy with its addresses and ports. It gets no answer until the first one
-/// ends; the first one is not disturbed.
+/// This is a known limit (docs/packet-path.md): conntrack does not know the untracked connection, so the other one
+/// reaches the proxy with the same addresses and ports. It gets no reply until the first one ends; the first one is not
+/// disturbed.
 fn the_vip_first(args: &[&str]) {
     on_a_node(args, |node, family, client| {
         let mut first = connect(node, client, family.vip_socket(), TIMEOUT)?;
@@ -106,7 +106,7 @@ fn the_vip_first(args: &[&str]) {
     });
 }
 
-/// One test for each backend that decides per connection.
+/// Defines one test for each backend that decides per connection.
 macro_rules! backends {
     ($($name:ident: $args:expr;)*) => {$(
         mod $name {
@@ -129,8 +129,8 @@ backends! {
     iptables: super::IPTABLES;
 }
 
-/// They are two connections to the proxy too, which has the ClusterIP as its own address in one of them: both
-/// work at once, untracked.
+/// They are two connections for the proxy, too, because its own address is the ClusterIP in one of them: both work at
+/// once, untracked.
 fn both_at_once(first: fn(Family) -> SocketAddr, second: fn(Family) -> SocketAddr) {
     on_a_node(&[&EBPF[..], &TRANSLATE].concat(), |node, family, client| {
         let mut older = connect(node, client, first(family), TIMEOUT)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! For every backend, form of kube-proxy and topology: which of the ways to the proxy work, that
-//! they carry data intact, and the entries that they leave in conntrack.
+//! For every backend, form of kube-proxy and topology: which of the paths to the proxy work, that they carry data
+//! intact, and the entries that they leave in conntrack.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tests::path::{Path, Via};
 use tests::proxy::Proxy;
 use tests::{Family, skip, transfer};
 
-/// Each way carries this much, in each direction.
+/// The number of bytes that each path carries in each direction.
 const BYTES: u64 = 10 * 1024 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// For the connections that are known to get no answer.
+/// The time-out of the connections that are known to get no reply.
 const SHORT_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The expected outcome of a connection.
@@ -61,7 +61,7 @@ const EBPF_CLSACT: Column = Column::Agent {
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
-/// With ipset.
+/// The `iptables` backend with ipset.
 const IPTABLES: Column = Column::Agent {
     args: &["--backend=iptables"],
     missing: None,
@@ -74,7 +74,7 @@ const NFTABLES: Column = Column::Agent {
     via_vip: Outcome::Untracked,
     via_cluster_ip: Outcome::Tracked,
 };
-/// The known limit of stateless rules: kube-proxy's translation is never undone in the answer.
+/// The known limit of stateless rules: kube-proxy's translation is never undone for the reply.
 const IPTABLES_STATELESS: Column = Column::Agent {
     args: &["--backend=iptables"],
     missing: Some(Missing::Ipset),
@@ -116,7 +116,7 @@ fn check_on(node: &Node, column: Column, kube_proxy: KubeProxy) -> Result<()> {
         .into_iter()
         .partition(|path| column.outcome(path.via) == Outcome::TimesOut);
     std::thread::scope(|scope| {
-        // Side by side with the others: each takes its whole timeout.
+        // These connections run in parallel, because each waits for its whole time-out.
         let dead: Vec<_> = dead
             .iter()
             .map(|path| scope.spawn(move || times_out(path)))
@@ -163,7 +163,7 @@ fn carries_data(node: &Node, paths: &[Path<'_>], column: Column) -> Result<()> {
     Ok(())
 }
 
-/// One test for each form of kube-proxy, topology and column.
+/// Defines one test for each form of kube-proxy, topology and column.
 macro_rules! matrix {
     ($($column:ident: $which:expr;)*) => {$(
         mod $column {
@@ -246,7 +246,7 @@ fn ebpf_by_clsact_through_a_bridge() {
     );
 }
 
-/// Segments above 64 KiB: in IPv6 a hop-by-hop header stands before the TCP header then.
+/// Segments are larger than 64 KiB: in IPv6 a hop-by-hop header then precedes the TCP header.
 #[test]
 fn ebpf_with_big_tcp() -> Result<()> {
     if skip::before((5, 19), "BIG TCP", "ebpf-with-big-tcp")? {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client port that was used for a decided connection is used again for one that goes through
-//! kube-proxy or is translated, and the other way round: an old decision must never be obeyed for a new connection.
+//! A client port that was used for a decided connection is reused for one that kube-proxy or the agent translates, and
+//! the other way round: an old decision must never apply to a new connection.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,7 +23,7 @@ struct Case {
     from: SocketAddr,
 }
 
-/// Every case, each with a port of its own from `port` on.
+/// Returns every case, each with its own port from `port` on.
 fn cases(address: impl Fn(Family) -> IpAddr, mut port: u16) -> Vec<Case> {
     let mut cases = Vec::new();
     for family in Family::ALL {
@@ -42,13 +42,13 @@ fn cases(address: impl Fn(Family) -> IpAddr, mut port: u16) -> Vec<Case> {
     cases
 }
 
-/// When the port is used again.
+/// The time at which the port is reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// Once the proxy has closed its end too.
+    /// The port is reused once the proxy has closed its end, too.
     Settled,
-    /// At once: the proxy may still hold its end, and then the agent may leave the new connection
-    /// tracked. It must work all the same.
+    /// The port is reused at once: the proxy may still have its end open, and then the agent may leave the new
+    /// connection tracked. It must work nevertheless.
     AtOnce,
 }
 
@@ -57,20 +57,20 @@ enum Pace {
 enum ClusterIp {
     /// kube-proxy's DNAT, tracked
     KubeProxy,
-    /// The agent's, untracked
+    /// The agent's translation, untracked
     Translated,
 }
 
-/// How long it is remembered that a connection came through the ClusterIP.
+/// The time for which a connection through the ClusterIP is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Memory {
-    /// Each connection is looked at anew.
+    /// Nothing is stored: each connection is decided anew.
     None,
-    /// For a while: connections from the same port to the VIP are tracked until then.
+    /// It is stored for a while: connections from the same port to the VIP are tracked until then.
     Timeout,
 }
 
-/// Uses one port for both connections; twice in turn where the client's own `TIME_WAIT` allows it.
+/// Uses one port for both connections, twice in turn if the client's own `TIME_WAIT` permits it.
 fn reuse(
     host: &Netns,
     netns: &Netns,
@@ -83,8 +83,8 @@ fn reuse(
         End::Client => 1,
         End::Proxy | End::Reset => 2,
     };
-    // Through the ClusterIP: tracked, unless translated. Through the VIP: nothing but the entry that
-    // the connection through the ClusterIP before it has left, unless that one is remembered.
+    // A connection through the ClusterIP is tracked, unless it is translated. A connection to the VIP has only the
+    // entry that the previous connection through the ClusterIP has left, unless that one is stored.
     let (mut through_cluster_ip, mut tracked_to_vip) = (false, false);
     for round in 0..rounds {
         for via in case.order {
@@ -141,8 +141,8 @@ fn check(
         let _proxy = Proxy::start(node)?;
         let pod = &node.pods[0];
         let host = &node.netns;
-        // On the node a translated connection is one to the VIP from the first: while the client's
-        // own TIME_WAIT lasts, the kernel does not let a process take the same port for it again.
+        // On the node a translated connection is a connection to the VIP from the beginning: while the client's own
+        // TIME_WAIT lasts, the kernel does not let a process use the same port for it again.
         let is_possible =
             |case: &Case| cluster_ip == ClusterIp::KubeProxy || case.end != End::Client;
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
@@ -167,7 +167,7 @@ fn check(
     });
 }
 
-/// One test for each pace and way of the connections through the ClusterIP.
+/// Defines one test for each pace and each path of the connections through the ClusterIP.
 macro_rules! cases {
     ($($name:ident: $topology:expr, $kube_proxy:expr, $args:expr;)*) => {$(
         mod $name {
@@ -202,7 +202,7 @@ cases! {
     by_clsact: Topology::Veth, KubeProxy::IptablesLegacy, ["--backend=ebpf", "--tc-attach=clsact"];
 }
 
-/// One test for each pace, without translation.
+/// Defines one test for each pace, without translation.
 macro_rules! untranslated {
     ($($name:ident: $topology:expr, $kube_proxy:expr, $args:expr, $memory:expr;)*) => {$(
         mod $name {

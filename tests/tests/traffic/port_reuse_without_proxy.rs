@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One client port for connections to the VIP, to the ClusterIP while that is translated, and to the
-//! ClusterIP while the proxy is away and kube-proxy takes the connection elsewhere: in every order.
+//! One client port is used for connections to the VIP, to the ClusterIP while that is translated, and to the ClusterIP
+//! while the proxy is down and kube-proxy redirects the connection to another backend: in every order.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,9 +19,9 @@ use tests::transfer::Server;
 enum Kind {
     /// To the VIP
     Vip,
-    /// To the ClusterIP, with the proxy there: translated to the VIP
+    /// To the ClusterIP, while the proxy runs: translated to the VIP
     Translated,
-    /// To the ClusterIP, with the proxy away: kube-proxy's DNAT to an API server
+    /// To the ClusterIP, while the proxy is down: kube-proxy's DNAT to an API server
     KubeProxy,
 }
 
@@ -36,7 +36,7 @@ impl Kind {
     }
 }
 
-/// Where a client runs.
+/// The place where a client runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Client {
     Pod,
@@ -57,8 +57,8 @@ fn orders(end: End, client: Client) -> Vec<Vec<Kind>> {
     for first in Kind::ALL {
         for second in Kind::ALL {
             if end == End::Client {
-                // The client's own TIME_WAIT: no port is had twice for the same destination, and what
-                // a process on the node connects to is the VIP when it is translated.
+                // Because of the client's own TIME_WAIT, a port cannot be used twice for the same destination, and the
+                // destination of a translated connection of a process on the node is the VIP.
                 let seen = |kind| match client {
                     Client::Pod => kind == Kind::Vip,
                     Client::Host => kind != Kind::KubeProxy,
@@ -74,7 +74,7 @@ fn orders(end: End, client: Client) -> Vec<Vec<Kind>> {
     orders
 }
 
-/// Every case, each with a port of its own.
+/// Returns every case, each with its own port.
 fn cases(address: impl Fn(Family) -> IpAddr, client: Client, mut port: u16) -> Vec<Case> {
     let mut cases = Vec::new();
     for family in Family::ALL {
@@ -98,7 +98,8 @@ fn api_server(family: Family) -> SocketAddr {
     SocketAddr::new(gateway_address(family), 6443)
 }
 
-/// The connection number `step` of all cases in which that needs the proxy, or needs it away.
+/// Opens connection number `step` of all cases in which this connection needs the proxy to run or, if `with_proxy` is
+/// false, to be down.
 fn connect_all(node: &Node, cases: &[Case], step: usize, with_proxy: bool) -> Result<()> {
     let host = &node.netns;
     let connect = |case: &Case, kind: Kind| {
@@ -129,9 +130,8 @@ fn connect_all(node: &Node, cases: &[Case], step: usize, with_proxy: bool) -> Re
 
 fn check(topology: Topology, kube_proxy: KubeProxy, tc_attach: &str) {
     Node::test(topology, |node| {
-        // As kube-proxy does on request (`conntrack.tcpBeLiberal`): on a slow machine conntrack of Linux 5.10
-        // takes segments that came late for invalid, and its NAT then resets connections, with or without
-        // an agent.
+        // kube-proxy sets this on request (`conntrack.tcpBeLiberal`): on a slow machine conntrack of Linux 5.10 treats
+        // delayed segments as invalid, and its NAT then resets connections, with or without an agent.
         node.netns
             .exec("sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1")?;
         kube_proxy.install_to(&node.netns, api_server)?;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy is stopped and started again. As long as nothing listens on the VIP, connections to the
-//! ClusterIP go kube-proxy's way, as without the agent: here to another backend beside the proxy, a
-//! real API server. The agent has no part in it: it is stopped all the while, where the kernel's programs can do
-//! without it.
+//! The proxy is stopped and restarted. As long as no process listens on the VIP, kube-proxy handles connections to the
+//! ClusterIP, as without the agent: here it redirects them to another backend beside the proxy, a real API server. The
+//! agent takes no part in this: it is stopped all the time, if the kernel's programs can work without it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use tests::{Family, all_paths, cmd, conntrack};
 const TIMEOUT: Duration = Duration::from_secs(5);
 const BYTES: u64 = 100_000;
 
-/// The API server's own address, on another machine.
+/// Returns the API server's own address, on another machine.
 fn api_server(family: Family) -> SocketAddr {
     SocketAddr::new(gateway_address(family), 6443)
 }
@@ -31,7 +30,7 @@ fn through_the_cluster_ip(node: &Node) -> Vec<Path<'_>> {
     paths
 }
 
-/// Connects on every way; returns how many conntrack entries that left.
+/// Connects on every path, and returns the number of conntrack entries that this left.
 fn connect_everywhere(node: &Node) -> Result<usize> {
     let mut tracked = 0;
     for path in through_the_cluster_ip(node) {
@@ -46,7 +45,7 @@ fn connect_everywhere(node: &Node) -> Result<usize> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keeper {
     Programs,
-    /// As on Linux 7.3, which refuses programs of traffic control to.
+    /// As on Linux 7.3, which refuses traffic control programs that store listeners.
     Agent,
 }
 
@@ -137,7 +136,7 @@ fn by_clsact() {
     check(Topology::Veth, KubeProxy::IptablesNft, "--tc-attach=clsact");
 }
 
-/// The agent has its part then: it goes on, and finds the listeners of each proxy.
+/// The agent takes part in this case: it runs, and finds the listeners of each proxy.
 #[test]
 fn where_the_kernel_lets_no_program_keep_listeners() {
     check_with(
@@ -148,7 +147,7 @@ fn where_the_kernel_lets_no_program_keep_listeners() {
     );
 }
 
-/// One socket takes the connections of both VIPs, and is kept for both by the first pass.
+/// One socket accepts the connections of both VIPs, and the first pass stores it for both.
 #[test]
 fn one_listener_for_all_vips_where_the_kernel_lets_no_program_keep_it() {
     Node::test(Topology::Veth, |node| {
@@ -166,7 +165,7 @@ fn one_listener_for_all_vips_where_the_kernel_lets_no_program_keep_it() {
 }
 
 /// While the proxy is down, another process that listens on every address of the node gets none of its clients, unless
-/// it is named as the proxy.
+/// a flag names it as the proxy.
 #[test]
 fn a_stranger_on_every_address() {
     for (which, expected) in [("vip", 0), ("any", 4)] {
@@ -179,7 +178,7 @@ fn a_stranger_on_every_address() {
             let which = format!("--proxy-listener={which}");
             let args = [&TRANSLATE[..], &["--backend=ebpf", &which]].concat();
             let _agent = node.start_agent(&args)?;
-            // It takes IPv4 too.
+            // This listener accepts IPv4 connections, too.
             let stranger = Server::listen(&node.netns, "[::]:443".parse()?)?;
             let paths = through_the_cluster_ip(node);
             let of_pods: Vec<_> = paths.iter().filter(|path| path.client != "host").collect();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Stale conntrack entries: while kube-proxy's rules were missing, a client's SYN to the ClusterIP was
-//! tracked without being translated. As long as the client goes on trying from the same port, no rule
-//! is asked again, and no connection comes about.
+//! Stale conntrack entries: while kube-proxy's rules were missing, a client's SYN to the ClusterIP was tracked without
+//! being translated. As long as the client retries from the same port, the kernel evaluates no NAT rule again, and the
+//! connection cannot be established.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -15,14 +15,14 @@ use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::{Family, client, cmd, conntrack, transfer};
 
-/// A bound for a loaded machine.
+/// The time-out, with a margin for a loaded machine.
 const TIMEOUT: Duration = Duration::from_secs(15);
 const REPAIR: [&str; 2] = [
     "--repair-conntrack=10.96.0.1:443",
     "--repair-conntrack=[fd00:96::1]:443",
 ];
 
-/// An entry as conntrack(8) makes it; its age follows from the time it has left.
+/// An entry as conntrack(8) creates it; its age follows from its remaining time.
 struct Made<'a> {
     what: &'a str,
     family: Family,
@@ -49,7 +49,7 @@ fn make(node: &Node, made: &Made<'_>) -> Result<()> {
         .map(drop)
 }
 
-/// A SYN of a minute ago that was not translated and not answered.
+/// Returns the entry of a SYN that was sent a minute ago and was neither translated nor answered.
 fn stale(family: Family, to: SocketAddr, port: u16) -> Made<'static> {
     Made {
         what: "stale",
@@ -63,7 +63,7 @@ fn stale(family: Family, to: SocketAddr, port: u16) -> Made<'static> {
     }
 }
 
-/// Entries that look similar but are not stale.
+/// Returns entries that look similar but are not stale.
 fn lookalikes(family: Family) -> Vec<Made<'static>> {
     let (vip, service) = (family.vip(), family.cluster_ip());
     let other = match family {
@@ -109,7 +109,7 @@ fn is_logged(agent: &Agent, made: &Made<'_>) -> Result<()> {
     .with_context(|| source.clone())
 }
 
-/// At the start and at a resync, and only stale entries.
+/// The agent deletes entries at the start and at a resync, and only stale ones.
 fn check(backend: &str, args: &[&str]) {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
@@ -134,7 +134,7 @@ fn check(backend: &str, args: &[&str]) {
             wait_until_gone(node, &late).context("at a resync")?;
             is_logged(&agent, &late)?;
         }
-        // Some resyncs more.
+        // Some more resyncs run meanwhile.
         std::thread::sleep(Duration::from_millis(1500));
         for made in &kept {
             ensure!(
@@ -185,10 +185,10 @@ fn without_the_flag() {
     });
 }
 
-/// The real thing: clients that try to connect while kube-proxy's rules are missing; then the rules
-/// come back. Returns the results of the clients' first attempts.
+/// The real case: clients try to connect while kube-proxy's rules are missing; then the rules are restored. Returns the
+/// results of the clients' first attempts.
 fn connect_too_early(node: &mut Node, agent: &[&str]) -> Result<Vec<io::Result<TcpStream>>> {
-    // Conntrack works already, and nothing beyond the uplink answers, not even with an error.
+    // Conntrack works already, and no host beyond the uplink replies, not even with an error.
     node.uplink
         .ip("route add blackhole 10.96.0.0/16\nroute add blackhole fd00:96::/64\n")?;
     node.netns.feed(
@@ -212,8 +212,8 @@ fn connect_too_early(node: &mut Node, agent: &[&str]) -> Result<Vec<io::Result<T
                 Ok((!conntrack::list(&node.netns, family)?.is_empty()).then_some(()))
             })?;
         }
-        // The proxy starts before kube-proxy's rules lead clients to it: a refused client would not
-        // try again.
+        // The proxy starts before kube-proxy's rules redirect clients to it: a client would not retry after a refused
+        // connection.
         node.add_vips("lo")?;
         let _proxy = Proxy::start(node)?;
         KubeProxy::IptablesNft.install(&node.netns)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! With `--service-address` every way to the proxy works without kube-proxy and without conntrack,
-//! through each kind of link, and clients see the address they asked for.
+//! With `--service-address` every path to the proxy works without kube-proxy and without conntrack, through each kind
+//! of link, and clients see the address to which they connected.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tests::proxy::Proxy;
 use tests::transfer::Server;
 use tests::{Family, PORT, client, cmd, conntrack, skip, transfer};
 
-/// Each way carries this much, in each direction.
+/// The number of bytes that each path carries in each direction.
 const BYTES: u64 = 10 * 1024 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,7 +36,7 @@ fn everything_is_translated(node: &Node) -> Result<()> {
     for (seed, path) in (1..).zip(node.paths()) {
         carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
     }
-    // One socket for both families, as Go and Java make them.
+    // The client uses one socket for both families, as Go and Java do.
     for path in node.paths() {
         let IpAddr::V4(address) = path.destination().ip() else {
             continue;
@@ -61,7 +61,7 @@ fn carries_data(path: &Path<'_>, to: SocketAddr, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// One test for each form of kube-proxy, topology and way of attaching.
+/// Defines one test for each form of kube-proxy, topology and way of attaching.
 macro_rules! matrix {
     ($($attach:ident: $flag:expr;)*) => {$(
         mod $attach {
@@ -99,7 +99,7 @@ matrix! {
     clsact: "--tc-attach=clsact";
 }
 
-/// Both ends of each pod's veth pair.
+/// Calls `configure` for both ends of each pod's veth pair and for `lo`.
 fn on_every_link(
     node: &Node,
     configure: impl Fn(&tests::netns::Netns, &str) -> Result<()>,
@@ -122,10 +122,10 @@ fn with_features(topology: Topology, features: &str) {
     });
 }
 
-/// Checksums are computed before the packet reaches a hook, in full.
+/// Checksums are computed in full before the packet reaches a hook.
 #[test]
 fn without_checksum_offload() {
-    // The loopback link cannot do without.
+    // Checksum offload cannot be disabled on the loopback link.
     Node::test(Topology::Veth, |node| {
         for pod in &node.pods {
             for (netns, link) in [(&pod.netns, "eth0"), (&node.netns, &*pod.host_link)] {
@@ -151,7 +151,7 @@ fn with_receive_offload() {
     with_features(Topology::Veth, "gro on");
 }
 
-/// Segments above 64 KiB: in IPv6 a hop-by-hop header stands before the TCP header then.
+/// Segments are larger than 64 KiB: in IPv6 a hop-by-hop header then precedes the TCP header.
 #[test]
 fn with_big_tcp() -> Result<()> {
     if skip::before((5, 19), "BIG TCP", "translation-with-big-tcp")? {
@@ -181,7 +181,7 @@ fn without_kube_proxy() {
     });
 }
 
-/// An address of the node is no ClusterIP: the agent says so and changes nothing.
+/// An address of the node is no ClusterIP: the agent reports it and changes nothing.
 #[test]
 fn an_address_of_the_node_is_refused() {
     Node::test(Topology::Veth, |node| {
@@ -208,7 +208,7 @@ fn an_address_of_the_node_is_refused() {
     });
 }
 
-/// Before Linux 5.14 the agent has to find out by a program which processes are on the node.
+/// Before Linux 5.14 the agent has to determine with a program which processes are on the node.
 #[test]
 fn without_the_cookie_of_the_network_namespace() {
     Node::test(Topology::Veth, |node| {
@@ -219,7 +219,7 @@ fn without_the_cookie_of_the_network_namespace() {
     });
 }
 
-/// The ports differ: that of the Service is the well-known one, that of the proxy is not.
+/// The ports differ: the Service's is the well-known one, the proxy's is not.
 #[test]
 fn to_another_port() {
     Node::test(Topology::BridgeNetfilter, |node| {
@@ -246,7 +246,7 @@ fn to_another_port() {
     });
 }
 
-/// The proxy sees which address a pod asked for; processes on the node are connected to the VIP.
+/// The proxy sees the address to which a pod connected; processes on the node are connected to the VIP.
 #[test]
 fn the_proxy_sees_the_address_that_was_asked_for() {
     Node::test(Topology::Veth, |node| {
@@ -272,14 +272,14 @@ fn the_proxy_sees_the_address_that_was_asked_for() {
     });
 }
 
-/// A proxy that listens on every address of the node, with one socket for both families, and is named as one.
+/// The proxy listens on every address of the node, with one socket for both families, and a flag names it as the proxy.
 #[test]
 fn to_a_proxy_on_every_address() {
     Node::test(Topology::Veth, |node| {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let args = ["--backend=ebpf", "--proxy-listener=any"];
         let _agent = node.start_agent(&[&TRANSLATE[..], &args].concat())?;
-        // Rust's listener on [::] takes IPv4 too.
+        // Rust's listener on [::] accepts IPv4 connections, too.
         let _server = Server::listen(&node.netns, "[::]:443".parse()?)?;
         for (seed, path) in (1..).zip(node.paths()) {
             carries_data(&path, path.destination(), seed).with_context(|| path.to_string())?;
@@ -292,7 +292,7 @@ fn to_a_proxy_on_every_address() {
     });
 }
 
-/// How links on top of others are tried.
+/// The stacked links under test.
 const STACKED: [(&str, KubeProxy); 4] = [
     ("--tc-attach=auto", KubeProxy::IptablesLegacy),
     ("--tc-attach=auto", KubeProxy::IptablesNft),
@@ -300,7 +300,7 @@ const STACKED: [(&str, KubeProxy); 4] = [
     ("--tc-attach=clsact", KubeProxy::IptablesNft),
 ];
 
-/// A link on top of another one: the programs see each packet of the pod twice.
+/// Sets up a link on top of another one: the programs see each packet of the pod twice.
 fn stack(node: &Node) -> Result<()> {
     let pod = &node.pods[0];
     let (link, v4, v6) = (&pod.host_link, pod.ipv4, pod.ipv6);
@@ -325,8 +325,8 @@ fn through_stacked_links() {
     }
 }
 
-/// The pod is behind a VLAN of the veth pair, at both ends: the node's link sees each packet with a tag, which stays
-/// undecided, and the VLAN's link without.
+/// Puts the pod behind a VLAN of the veth pair, at both ends: the node's link sees each packet with a tag, which stays
+/// undecided, and the VLAN's link sees it without.
 fn put_into_vlan(node: &Node) -> Result<()> {
     let pod = &node.pods[0];
     let (link, v4, v6) = (&pod.host_link, pod.ipv4, pod.ipv6);

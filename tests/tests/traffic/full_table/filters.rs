@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Filters of the node that know established connections only: with iptables the agent lets the proxy's untracked packets
-//! pass (`--accept-rules`), with native nf_tables they stay tracked.
+//! Filters of the node that accept established connections only: with iptables the agent lets the proxy's untracked
+//! packets pass (`--accept-rules`), with native nf_tables they stay tracked.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -23,7 +23,7 @@ use super::{SHORT_TIMEOUT, TIMEOUT, fill, works_on};
 /// A port of the node that the firewall blocks.
 const CLOSED: u16 = 8443;
 
-/// A firewall that drops everything but established connections and new ones to the outside.
+/// Sets up a firewall that drops everything except established connections and new ones to the outside.
 fn firewall(node: &Node, flavour: &str) -> Result<()> {
     let common = "*filter\n:INPUT DROP [0:0]\n:OUTPUT DROP [0:0]\n\
          -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
@@ -103,11 +103,12 @@ fn doctor_is_content(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Packets with the API server's source address that belong to no connection of the proxy pass the firewall as before.
+/// Checks that the firewall still handles packets with the API server's source address that belong to no connection of
+/// the proxy as before.
 fn no_other_packet_gets_in(node: &Node, flavour: &str) -> Result<()> {
     let address = SocketAddr::new(uplink_address(Family::V4), CLOSED);
     let _listener = node.netns.run(|| TcpListener::bind(address))?;
-    // The API server listens on that port, so that no client could bind to it.
+    // The API server listens on that port, so no client could bind to it.
     node.uplink.feed(
         "nft -f -",
         &format!(
@@ -122,7 +123,7 @@ fn no_other_packet_gets_in(node: &Node, flavour: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::TimedOut => {}
         Err(error) => return Err(error).context("a connection from the API server's port"),
     }
-    // It was the firewall that kept it out. The uplink has that port for one connection at a time.
+    // The firewall had blocked the connection. The uplink can use that port for one connection at a time.
     conntrack::flush(&node.uplink)?;
     let rule = format!("INPUT -p tcp --dport {CLOSED} -j ACCEPT");
     node.netns.exec(&format!("iptables-{flavour} -I {rule}"))?;
@@ -147,7 +148,7 @@ fn iptables_nft_lets_named_ones_pass() {
     iptables_lets_it_pass("nft", "--backend=nftables", &[UPSTREAM]);
 }
 
-/// As firewalld writes it, in short.
+/// Rules in the form that firewalld writes, shortened.
 const FIREWALLD: &str = "\
     table inet firewalld {\n\
       chain filter_INPUT {\n\
@@ -169,7 +170,7 @@ const FIREWALLD: &str = "\
       }\n\
     }\n";
 
-/// As a firewall with a policy.
+/// The rules of a firewall with a policy.
 const POLICY: &str = "\
     table inet fw {\n\
       chain input {\n\
@@ -181,8 +182,8 @@ const POLICY: &str = "\
       }\n\
     }\n";
 
-/// No ACCEPT rule of another table helps there: the connections stay tracked, and none is late. With a rule of its
-/// own, as the doctor proposes it, they are untracked.
+/// No ACCEPT rule of another table helps here: the connections stay tracked, and none is delayed. With a rule in the
+/// firewall's own table, as the doctor proposes it, they are untracked.
 fn a_native_filter_leaves_it_tracked(rules: &str, chain: &str, upstream: &[&str]) {
     if is_too_old() {
         return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The API servers are learned from the proxy's own connections, without any flag (`--proxy-upstream=auto`).
+//! The agent learns the API servers from the proxy's own connections, without any flag (`--proxy-upstream=auto`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
@@ -24,8 +24,8 @@ use super::upstream::{
 };
 use super::{BYTES, TIMEOUT, fill, works_on};
 
-/// Has the proxy connect once in each family, and waits until both endpoints are untracked. Returns the sources of what is
-/// tracked.
+/// Makes the proxy connect once in each family, and waits until connections to both endpoints are untracked. Returns
+/// the sources of the tracked connections.
 fn learn(node: &Node) -> Result<Vec<SocketAddr>> {
     status::wait_until_learning(node)?;
     for family in Family::ALL {
@@ -85,7 +85,7 @@ fn api_servers_are_learned_with_nftables() {
     everything_is_learned(&["--backend=nftables"], false);
 }
 
-/// The proxy's connections are older than the agent, and it opens no further one before the table is full.
+/// The proxy's connections are older than the agent, and it opens no new one before the table is full.
 #[test]
 fn connections_that_are_older_than_the_agent_count() {
     if is_too_old() {
@@ -114,7 +114,7 @@ fn connections_that_are_older_than_the_agent_count() {
     });
 }
 
-/// Another API server.
+/// Returns the address of another API server.
 fn other_server(family: Family) -> SocketAddr {
     let text = match family {
         Family::V4 => "192.168.100.2",
@@ -141,20 +141,20 @@ fn another_upstream_cgroup_or_agent_is_followed() {
         let proxy = Proxy::start_to(node, &cgroups[0], api_server)?;
         let tracked = learn(node)?;
         let path = host_to_vip(node);
-        // Learned endpoints outlive the agent, also if it is killed.
+        // Learned endpoints survive the agent, even if it is killed.
         agent.stop(libc::SIGKILL)?;
         connect(&path)?;
         let _agent = node.start_agent(&["--backend=nftables"])?;
         ensure!(status::endpoints(node)?.len() == 2);
         connect(&path)?;
         none_is_tracked(node, &tracked)?;
-        // The proxy moves.
+        // The proxy moves to another cgroup.
         drop(proxy);
         let proxy = Proxy::start_to(node, &cgroups[1], api_server)?;
         status::wait_until_upstream(node, "", &cgroups[1])?;
         connect(&path)?;
         none_is_tracked(node, &tracked)?;
-        // It goes to another API server.
+        // The proxy connects to another API server.
         drop(proxy);
         let _proxy = Proxy::start_to(node, &cgroups[1], other_server)?;
         status::wait_until_learning(node)?;
@@ -166,7 +166,7 @@ fn another_upstream_cgroup_or_agent_is_followed() {
     });
 }
 
-/// A process in the proxy's cgroup that is not the proxy.
+/// Starts a process in the proxy's cgroup that is not the proxy.
 fn company(cgroup: &Cgroup) -> Result<Process> {
     let mut command = Command::new("sleep");
     command.arg("600").stdin(Stdio::null());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Proxies that know their API server by name: with the settings that `deploy/README.md` recommends they keep what was
-//! resolved last while the table is full and the name server cannot be asked.
+//! Proxies that are configured with the name of their API server: with the settings that `deploy/README.md` recommends
+//! they keep the last resolved addresses while the table is full and the name server cannot be reached.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -27,10 +27,10 @@ use super::upstream::{api_servers, connect, host_to_vip, is_too_old, none_is_tra
 use super::{TIMEOUT, fill};
 
 const NAME: &str = "apiserver.example";
-/// Longer than a proxy here believes an answer, several times over.
+/// Several times as long as a proxy here uses a reply of the name server.
 const LATER: Duration = Duration::from_secs(8);
 
-/// A name server beyond the uplink that answers each question with the API server's address.
+/// A name server beyond the uplink that replies to each query with the API server's address.
 struct NameServer {
     asked: Arc<AtomicUsize>,
     is_over: Arc<AtomicBool>,
@@ -82,7 +82,8 @@ fn serve(socket: &UdpSocket, asked: &AtomicUsize, is_over: &AtomicBool) {
     }
 }
 
-/// RFC 1035: the question again, and for type A one address for a second; for anything else no answer.
+/// Returns a reply of RFC 1035: the query again, and for type A one address with a TTL of one second; for any other
+/// type no answer.
 fn answer(query: &[u8]) -> Option<Vec<u8>> {
     let question = query.get(12..)?;
     let name = question.iter().position(|byte| *byte == 0)? + 1;
@@ -101,7 +102,7 @@ fn answer(query: &[u8]) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-/// With the settings of `deploy/README.md`, but an answer is asked for anew each second.
+/// Starts HAProxy with the settings of `deploy/README.md`, except that it resolves the name again each second.
 fn haproxy(node: &Node, cgroup: &Cgroup) -> Result<Process> {
     let mut config = format!(
         "global\n    maxconn 4000\n    nbthread 1\n\
@@ -175,7 +176,7 @@ fn envoy(node: &Node, cgroup: &Cgroup, mut command: Command) -> Result<Process> 
     listening(node, "envoy", command, PORT, 1)
 }
 
-/// The proxy goes on with the addresses that it resolved before the table was full, whether DNS works or not.
+/// The proxy continues with the addresses that it resolved before the table was full, whether DNS works or not.
 fn goes_on_with_the_last_answer(start: impl Fn(&Node, &Cgroup) -> Result<Process>) {
     if is_too_old() {
         return;
@@ -203,7 +204,7 @@ fn goes_on_with_the_last_answer(start: impl Fn(&Node, &Cgroup) -> Result<Process
             name_server.asked() - before,
             LATER.as_secs()
         );
-        // With no room for the entry of a question, unless one is asked before the table is full again.
+        // There is no room for the entry of a query, unless one is sent before the table is full again.
         conntrack::flush(&node.netns)?;
         fill(node)?;
         let before = name_server.asked();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! API servers behind NAT of the node: the proxy's connections to them stay tracked and work, and are untracked once the
-//! NAT is gone.
+//! API servers behind NAT of the node: the proxy's connections to them stay tracked and work, and are untracked once
+//! the NAT is removed.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -17,14 +17,14 @@ use super::upstream::{
 };
 use super::{BYTES, TIMEOUT};
 
-/// A Service before the API server, and a port of the node.
+/// A Service in front of the API server, and a port of the node.
 const CLUSTER_IP: &str = "10.96.0.77:443";
 const NODE_PORT: &str = "192.168.100.10:30443";
 
 fn parsed(family: Family, four: &str) -> SocketAddr {
     match family {
         Family::V4 => four.parse().expect("an address"),
-        // Has no part in the test.
+        // IPv6 is not part of the test.
         Family::V6 => api_server(family),
     }
 }
@@ -37,8 +37,8 @@ fn node_port(family: Family) -> SocketAddr {
     parsed(family, NODE_PORT)
 }
 
-/// With `rules` in a nat table the proxy goes to `server`, tracked. Each connection works at once, none waits for a
-/// repeated SYN. Without them it goes on to the API server, and that way is untracked.
+/// With `rules` in a nat table the proxy connects to `server`, tracked. Each connection works at once, and none waits
+/// for a retransmitted SYN. Without them it connects to the API server directly, and such connections are untracked.
 fn stays_tracked(rules: &str, server: fn(Family) -> SocketAddr) {
     if is_too_old() {
         return;
@@ -67,7 +67,7 @@ fn stays_tracked(rules: &str, server: fn(Family) -> SocketAddr) {
         node.netns.exec("nft delete table ip upstream_nat")?;
         conntrack::flush(&node.netns)?;
         if server(Family::V4) == api_server(Family::V4) {
-            // The first one that goes as it is, and lives while the agent looks.
+            // This is the first connection without translation, and it is open while the agent reads the connections.
             let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
             transfer::exchange(&mut stream, BYTES, 1)?;
             resync(node, &agent)?;
@@ -113,7 +113,7 @@ fn a_node_port() {
 
 #[test]
 fn another_source_address() {
-    // The API server answers to it as well: it is an address of the node.
+    // The API server's replies to this address arrive as well, because it is an address of the node.
     let rules = "chain postrouting { type nat hook postrouting priority 100; policy accept;\n\
                  ip daddr 192.168.100.1 tcp dport 6443 snat to 192.168.100.10:20000-29999 random\n }";
     stays_tracked(rules, api_server);
@@ -126,7 +126,8 @@ fn masquerade_of_the_nodes_own_traffic() {
     stays_tracked(rules, api_server);
 }
 
-/// As kube-proxy and many others have it: a packet that has the node's address already is not changed.
+/// kube-proxy and many other programs have such a rule: a packet whose source is already the node's address is not
+/// changed.
 #[test]
 fn a_masquerade_that_changes_nothing_is_none() {
     if is_too_old() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! All the way to API servers behind the uplink: the proxy's own connections (`--proxy-upstream`).
+//! Connections through the proxy to API servers behind the uplink: the proxy's own connections (`--proxy-upstream`).
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use tests::{Family, client, cmd, conntrack, doctor, skip, status, transfer};
 
 use super::{BYTES, SHORT_TIMEOUT, TIMEOUT, connect_everywhere, fill, works_on};
 
-/// Whether this kernel lacks a feature that the rules need; then that is recorded, once for all tests of the proxy's
+/// Returns true if this kernel lacks a feature that the rules need; this is recorded once for all tests of the proxy's
 /// own connections.
 pub(super) fn is_too_old() -> bool {
     let what = "`socket cgroupv2` in rules of nf_tables";
@@ -25,13 +25,13 @@ pub(super) fn is_too_old() -> bool {
         .expect("reading the kernel's version, recording")
 }
 
-/// API servers at the other end of the uplink.
+/// Starts API servers at the other end of the uplink.
 pub(super) fn api_servers(node: &Node) -> Result<[Server; 2]> {
     let [four, six] = Family::ALL.map(|family| Server::listen(&node.uplink, api_server(family)));
     Ok([four?, six?])
 }
 
-/// The entries of the API server in the node's table.
+/// Returns the entries of the API server in the node's table.
 pub(super) fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entry>> {
     let mut entries = conntrack::list_all(&node.netns, family)?;
     entries.retain(|entry| {
@@ -41,7 +41,7 @@ pub(super) fn entries(node: &Node, family: Family) -> Result<Vec<conntrack::Entr
     Ok(entries)
 }
 
-/// The sources of these entries, in these families.
+/// Returns the sources of these entries, in these families.
 pub(super) fn sources(node: &Node, families: &[Family]) -> Result<Vec<SocketAddr>> {
     let mut sources = Vec::new();
     for family in families {
@@ -50,7 +50,8 @@ pub(super) fn sources(node: &Node, families: &[Family]) -> Result<Vec<SocketAddr
     Ok(sources)
 }
 
-/// But for connections from these addresses: conntrack picks up the last packets of flushed connections.
+/// Checks that no connection is tracked except those from these addresses: conntrack creates entries for the last
+/// packets of connections whose entries were flushed.
 pub(super) fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
     for family in Family::ALL {
         let mut entries = entries(node, family)?;
@@ -60,7 +61,7 @@ pub(super) fn none_is_tracked(node: &Node, but: &[SocketAddr]) -> Result<()> {
     Ok(())
 }
 
-/// Looks at everything again.
+/// Makes the agent run a resync.
 pub(super) fn resync(node: &Node, agent: &Agent) -> Result<()> {
     let passes = || -> Result<Value> { Ok(status::read(node)?["passes"]["last"]["at"].clone()) };
     let before = passes()?;
@@ -82,8 +83,8 @@ pub(super) fn host_to_vip(node: &Node) -> Path<'_> {
     paths.remove(0)
 }
 
-/// Every connection of others to the same endpoints: from a pod, and from a process outside of the
-/// proxy's cgroup. Returns where they came from.
+/// Checks that other connections to the same endpoints are tracked: from a pod, and from a process outside of the
+/// proxy's cgroup. Returns their source addresses.
 pub(super) fn others_are_tracked(node: &Node) -> Result<Vec<SocketAddr>> {
     let mut others = Vec::new();
     for family in Family::ALL {
@@ -127,7 +128,7 @@ fn the_way_on_works(args: &[&str], has_service: bool) {
         for stream in &mut streams {
             transfer::exchange(stream, BYTES, 99).context("an older connection")?;
         }
-        // The proxy starts anew elsewhere, and the cgroup goes where it was.
+        // The proxy restarts in another cgroup, and the old one is removed.
         let [first, second] = cgroups;
         drop((streams, proxy, first));
         cmd::wait_until(TIMEOUT, "the rules of a cgroup that is gone to go", || {
@@ -157,7 +158,7 @@ fn the_way_on_works_with_nftables() {
 #[test]
 fn nothing_gets_to_the_api_server_without_it() {
     Node::test(Topology::Veth, |node| {
-        // Without a rule that needs conntrack nothing is tracked at all.
+        // Without a rule that needs conntrack, no connection is tracked at all.
         KubeProxy::IptablesNft.install(&node.netns)?;
         let _servers = api_servers(node)?;
         let cgroup = node.cgroup("one")?;
@@ -176,7 +177,8 @@ fn nothing_gets_to_the_api_server_without_it() {
     });
 }
 
-/// The node's packets to the API server leave with another address of the node, and are answered there only.
+/// Source NAT changes the address of the node's packets to the API server to another one of the node, and the server
+/// replies only to that one.
 const NAT: &str = "\
     table ip upstream_nat {\n\
       chain postrouting {\n\
@@ -192,8 +194,8 @@ const ONLY_TRANSLATED: &str = "\
       }\n\
     }\n";
 
-/// With source NAT on the way an untracked SYN is not answered; the repeated one is tracked and works, and so
-/// does every later one at once. Without the NAT the endpoint is untracked again.
+/// With source NAT on the path, an untracked SYN gets no reply; the retransmitted one is tracked and works, and so does
+/// every later connection at once. Without the NAT, connections to the endpoint are untracked again.
 #[test]
 fn a_translated_way_stays_tracked_and_works() {
     if is_too_old() {
@@ -237,7 +239,7 @@ fn a_translated_way_stays_tracked_and_works() {
         );
         node.uplink.exec("nft delete table ip upstream_filter")?;
         node.netns.exec("nft delete table ip upstream_nat")?;
-        // Connections show whether there is NAT: a new one, while the old one is gone.
+        // The agent detects NAT by a new connection, after the old one is closed.
         drop(stream);
         conntrack::flush(&node.netns)?;
         let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
@@ -252,7 +254,7 @@ fn a_translated_way_stays_tracked_and_works() {
     });
 }
 
-/// A stream through the proxy goes on, whatever happens to the agent and its tables.
+/// A stream through the proxy continues, whatever happens to the agent and its tables.
 #[test]
 fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
     if is_too_old() {
