@@ -10,7 +10,7 @@ use tests::agent::program;
 use tests::skip;
 
 /// The variable with the directory of upstream's programs; `cargo xtask test` and `cargo xtask
-/// peers` set it.
+/// peers` use it too.
 const PEERS: &str = "PROXY_TUNNEL_PEERS";
 
 /// The project that a program comes from.
