@@ -114,8 +114,8 @@ pub trait Load {
     }
 }
 
-/// TC: the data starts at the link header if the link has one, so loads are relative to the network header (Linux
-/// 4.18). They access only the linear part.
+/// TC: the data starts at the link header if the link has one, so loads are relative to the network header
+/// (Linux 4.18). They access only the linear part.
 ///
 /// Such a load takes about 25 ns for every packet of every link, so headers behind an Ethernet header are read
 /// directly. A packet whose first byte looks like that of an IP header may have no Ethernet header, whatever it

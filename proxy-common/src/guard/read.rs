@@ -36,7 +36,7 @@ const MAX_TAGS: usize = 2;
 /// The maximum number of extension headers that are read; more of them than there are kinds make no sense.
 const MAX_EXTENSIONS: usize = 8;
 
-/// A packet that is read from the network header: behind a link header without a VLAN tag.
+/// A packet that is read from the end of its link header, which contains no VLAN tag.
 pub trait Frame {
     /// Loads headers from `offset`. Returns `None` if the packet ends before.
     fn load<H: Headers>(&self, offset: u32) -> Option<H>;

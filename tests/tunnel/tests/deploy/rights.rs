@@ -97,7 +97,7 @@ fn rights_are_what_is_asked_for() -> Result<()> {
     site.api.put_expired_lease(NAMESPACE, "long-gone");
     let server = Pod::of(&server, "Pod")?;
     site.start(&server, &Pod::of(&agent, "Deployment")?)?;
-    // The server renews its lease, and the agent looks for expired ones, after 15 s.
+    // After 15 s the server renews its lease and looks for expired ones.
     wait_until(PATIENCE, "use of every right", || {
         let asked = site.api.asked();
         let beyond: Vec<_> = asked.difference(&allowed).collect();

@@ -25,7 +25,7 @@ use crate::site::name;
 /// The server's port for agents, as in the examples.
 const PORT: u16 = 8091;
 
-/// The interval between connection attempts: the default of konnectivity-agent.
+/// The interval of konnectivity-agent's connection loop, which is its default.
 const INTERVAL: Duration = Duration::from_secs(1);
 const CAP: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_hours(1);

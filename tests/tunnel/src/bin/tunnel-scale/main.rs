@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! `cargo xtask bench --part tunnel-scale`: the cost of a server with many tenants beside one with a single tenant, and
-//! how thousands of agents come back to a server that was restarted.
+//! how thousands of agents reconnect to a server that was restarted.
 
 mod agents;
 mod crowd;
