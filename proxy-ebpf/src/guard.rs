@@ -67,8 +67,8 @@ pub fn concerns_packet(skb: *mut __sk_buff) -> bool {
 pub fn skb(skb: *mut __sk_buff) -> Result<(), Undecided> {
     let mut seen = look(skb, false);
     if seen == SHORT {
-        // Either the packet ends here, or a part of it is not in its linear part. SAFETY: the kernel passes a valid
-        // context to the program.
+        // Either the packet ends here, or a part of it is not in its linear part.
+        // SAFETY: the kernel passes a valid context to the program.
         unsafe {
             let length = (*skb).len;
             bpf_skb_pull_data(skb, if length < PULL { length } else { PULL });

@@ -3,8 +3,8 @@
 //! `cargo xtask`: one entry point for people and for CI.
 //!
 //! This file contains the command line. Each command is implemented in the module with its name; `sh` runs and reports
-//! commands, and `workspace` contains paths. Nothing here depends on the agent or on the eBPF toolchain, so that `cargo
-//! xtask setup` works on a bare machine.
+//! commands, and `workspace` contains paths. Nothing here depends on the agent or on the eBPF toolchain, so that
+//! `cargo xtask setup` works on a bare machine.
 
 mod behaviour;
 mod build;

@@ -55,7 +55,7 @@ async fn begun(rig: &Rig, agent: &mut Peer, number: i64) -> Tunnel {
     tunnel
 }
 
-/// For clients of CONNECT, an interruption is a TCP reset, or the end of TLS without close_notify: curl and Go report
+/// For clients of CONNECT, an interruption is a TCP reset, or the end of TLS without `close_notify`: curl and Go report
 /// an error.
 #[tokio::test]
 async fn only_a_closed_connection_looks_complete() {

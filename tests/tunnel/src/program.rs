@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use tests::agent::program;
 use tests::skip;
 
-/// The variable with the directory of upstream's programs; `cargo xtask test` and `cargo xtask
-/// peers` use it too.
+/// The variable with the directory of upstream's programs, which xtask's commands `test` and `peers`
+/// use too.
 const PEERS: &str = "PROXY_TUNNEL_PEERS";
 
 /// The project that a program comes from.
