@@ -50,7 +50,7 @@ pub struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    /// Returns the pod of the object of this kind, or of its template.
+    /// Returns the object of this kind if it is a pod, or else the pod of its template.
     ///
     /// # Errors
     /// Returns an error if there is no such object.

@@ -18,7 +18,7 @@ const SERVER: &str = "127.0.0.1:8095";
 const AGENT: &str = "127.0.0.1:8094";
 const SIDECAR: &str = "127.0.0.1:8096";
 
-/// The name of a hostile agent, the identifier that it advertises, and the escaped form that the page contains.
+/// The name of a hostile agent, the identifiers that it advertises, and their form on the page.
 const HOSTILE: &str = "<script>alert('agent')</script>";
 const REACHES: &str =
     "host=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&host=gnp%E2%80%AE.exe&host=%3C/td%3E%22";
