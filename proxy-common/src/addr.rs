@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Addresses and ports as they stand in packets and maps: network byte order, both families in
-//! one shape.
+//! Addresses and ports as in packets and maps: in network byte order, with one format for both
+//! families.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The third word of an IPv4-mapped IPv6 address, `::ffff:0:0/96`.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
-/// An IPv6 address, or an IPv4 address mapped into IPv6. Network byte order.
+/// An IPv6 address, or an IPv4 address mapped into IPv6, in network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address([u32; 4]);
@@ -18,28 +18,28 @@ pub struct Address([u32; 4]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     address: Address,
-    /// Network byte order.
+    /// The port in network byte order.
     port: u16,
     /// Always zero: a map key has no padding.
     reserved: u16,
 }
 
 impl Address {
-    /// From an IPv4 address as it stands in a packet.
+    /// Converts an IPv4 address as it is in a packet.
     #[inline(always)]
     #[must_use]
     pub const fn from_ipv4(word: u32) -> Self {
         Self([0, 0, MAPPED, word])
     }
 
-    /// From an IPv6 address as it stands in a packet.
+    /// Converts an IPv6 address as it is in a packet.
     #[inline(always)]
     #[must_use]
     pub const fn from_ipv6(words: [u32; 4]) -> Self {
         Self(words)
     }
 
-    /// The IPv4 address in network byte order, if it is one.
+    /// Returns the IPv4 address in network byte order, or `None` for an IPv6 address.
     #[inline(always)]
     #[must_use]
     pub const fn as_ipv4(&self) -> Option<u32> {
@@ -49,7 +49,7 @@ impl Address {
         }
     }
 
-    /// Whether it is one of 127.0.0.0/8 or `::1`.
+    /// Returns whether the address is in 127.0.0.0/8, or is `::1`.
     #[inline(always)]
     #[must_use]
     pub const fn is_loopback(&self) -> bool {
@@ -60,14 +60,14 @@ impl Address {
         }
     }
 
-    /// The four words of the IPv6 form in network byte order.
+    /// Returns the four words of the IPv6 form in network byte order.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> [u32; 4] {
         self.0
     }
 
-    /// The sixteen bytes as they stand in an IPv6 packet.
+    /// Returns the sixteen bytes as they are in an IPv6 packet.
     #[inline(always)]
     #[must_use]
     pub fn octets(&self) -> [u8; 16] {
@@ -105,14 +105,14 @@ impl From<Address> for IpAddr {
 }
 
 impl Endpoint {
-    /// No endpoint: the unspecified address and port zero.
+    /// The value for no endpoint: the unspecified address and port zero.
     pub const NONE: Self = Self {
         address: Address([0; 4]),
         port: 0,
         reserved: 0,
     };
 
-    /// `port` is in network byte order.
+    /// Creates an endpoint. `port` is in network byte order.
     #[inline(always)]
     #[must_use]
     pub const fn new(address: Address, port: u16) -> Self {
@@ -123,14 +123,14 @@ impl Endpoint {
         }
     }
 
-    /// The address.
+    /// Returns the address.
     #[inline(always)]
     #[must_use]
     pub const fn address(&self) -> Address {
         self.address
     }
 
-    /// The port in network byte order.
+    /// Returns the port in network byte order.
     #[inline(always)]
     #[must_use]
     pub const fn port(&self) -> u16 {

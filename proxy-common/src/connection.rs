@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The name of a connection between a client and this node, as maps and the kernel's socket look-up
-//! have it.
+//! The key of a connection between a client and this node, in the format of maps and of the
+//! kernel's socket look-up.
 
 use crate::addr::{Address, Endpoint};
 use crate::packet::Segment;
 
-/// Names a connection between a client and an address of this node. Network byte order.
+/// Identifies a connection between a client and an address of this node, in network byte order.
 ///
 /// The layout is that of the kernel's `struct bpf_sock_tuple` for IPv6, so that the key of an IPv6
-/// connection can be handed to the socket look-up as it is.
+/// connection can be passed to the socket look-up unchanged.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionKey {
@@ -20,7 +20,7 @@ pub struct ConnectionKey {
 }
 
 impl ConnectionKey {
-    /// The connection between `client` and `local`, an endpoint of this node.
+    /// Returns the key of the connection between `client` and `local`, an endpoint of this node.
     #[inline(always)]
     #[must_use]
     pub const fn new(client: Endpoint, local: Endpoint) -> Self {
@@ -32,21 +32,21 @@ impl ConnectionKey {
         }
     }
 
-    /// The connection of a segment that a client sent.
+    /// Returns the key of the connection of a segment that a client sent.
     #[inline(always)]
     #[must_use]
     pub const fn of_request(segment: &Segment) -> Self {
         Self::new(segment.source(), segment.destination())
     }
 
-    /// The client's end.
+    /// Returns the client's end.
     #[inline(always)]
     #[must_use]
     pub const fn client(&self) -> Endpoint {
         Endpoint::new(self.client, self.client_port)
     }
 
-    /// This node's end.
+    /// Returns this node's end.
     #[inline(always)]
     #[must_use]
     pub const fn local(&self) -> Endpoint {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Which packets are dropped so that the VIPs answer to this node only. One decision for all hooks:
-//! [`examine`] reads any packet, [`judge`] decides about one that is read.
+//! Decides which packets are dropped so that only this node can reach the VIPs. All hooks share this decision:
+//! [`examine`] parses any packet, [`judge`] decides about a parsed one.
 //!
-//! Dropped are packets from outside for a VIP with one of the proxy's ports, packets that pretend to
-//! come from a VIP, and questions of neighbours for a VIP. Nothing else, whatever it is.
+//! Dropped are packets from outside to a VIP with one of the proxy's ports, packets with a spoofed VIP as their source,
+//! and neighbours' requests for a VIP. No other packet is dropped.
 
 mod read;
 
@@ -17,62 +17,62 @@ use crate::addr::{Address, Endpoint};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Link {
     flags: u32,
-    /// The ifindex of the bridge that the link is a port of; zero if it is none.
+    /// The ifindex of the bridge that the link is a port of; zero if it is not a port.
     master: u32,
 }
 
-/// Why a packet is dropped. The number is the place in
-/// [`Counters::dropped`](crate::Counters::dropped) and does not change between versions.
+/// The cause of a drop. The number is the index in [`Counters::dropped`](crate::Counters::dropped) and does not change
+/// between versions.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// It came by a guarded link and is addressed to the proxy.
+    /// The packet arrived on a guarded link and is addressed to the proxy.
     Outside = 0,
-    /// It has a VIP as its source, or is addressed to the proxy from a loopback address.
+    /// The packet has a VIP as its source, or is addressed to the proxy from a loopback address.
     SpoofedSource = 1,
-    /// A neighbour on a guarded link asks who has a VIP or a Service address.
+    /// A neighbour on a guarded link requests the hardware address of a VIP or a Service address.
     Neighbour = 2,
-    /// It claims to be the proxy's reply from a Service address and cannot be: the reply has another
-    /// source port, or resets a connection that goes on.
+    /// The packet appears to be the proxy's reply from a Service address and cannot be genuine: it has another source
+    /// port, or resets a connection that has not ended.
     StrayReply = 3,
 }
 
-/// A packet that is to be dropped.
+/// A packet that must be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
-    /// Why.
+    /// The cause of the drop.
     pub cause: Cause,
-    /// Under which VIP and port it is counted.
+    /// The VIP and port under which the packet is counted.
     pub vip: Endpoint,
 }
 
-/// Where a packet wants to go, behind the IP headers.
+/// The destination port of a packet behind the IP headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Port {
-    /// A TCP port, network byte order.
+    /// A TCP port in network byte order.
     Tcp(u16),
-    /// It is not TCP.
+    /// The packet is not TCP.
     Other,
-    /// It may be TCP and its port cannot be read: a later fragment, or more headers than the guard
+    /// The packet may be TCP and its port cannot be read: it is a later fragment, or has more headers than the guard
     /// reads.
     Unknown,
 }
 
-/// The facts by which the guard decides.
+/// The facts that the guard's decision depends on.
 pub trait Knowledge {
-    /// False if an address is certainly no VIP; costs nothing.
+    /// Returns false if an address is certainly not a VIP. This needs no look-up.
     fn may_be_vip(&self, address: &Address) -> bool;
-    /// Under which endpoint packets are counted that have this VIP and no readable port; none if
-    /// the address is no VIP.
+    /// Returns the endpoint under which packets with this VIP and without a readable port are counted, or `None` if the
+    /// address is not a VIP.
     fn vip(&self, address: &Address) -> Option<Endpoint>;
-    /// Under which endpoint a neighbour's question for this address is counted; none if it is neither a
+    /// Returns the endpoint under which a neighbour's request for this address is counted, or `None` if it is neither a
     /// VIP nor an address of a Service that ends on the proxy.
     fn asked(&self, address: &Address) -> Option<Endpoint>;
-    /// Whether this is a VIP with one of the proxy's ports.
+    /// Returns whether this is a VIP with one of the proxy's ports.
     fn is_proxy(&self, endpoint: &Endpoint) -> bool;
-    /// Whether this source may come from outside.
+    /// Returns whether packets with this source are permitted from outside.
     fn is_allowed(&self, source: &Address) -> bool;
-    /// The role of the packet's link.
+    /// Returns the role of the packet's link.
     fn link(&self) -> Link;
 }
 
@@ -81,9 +81,9 @@ impl Link {
     const INNER: u32 = 2;
     const TAGGED: u32 = 4;
 
-    /// `guarded`: packets that arrive there come from outside of the node. `inner`: packets that
-    /// arrive there may have been sent by the node itself. `tagged`: packets with a VLAN tag are
-    /// not seen again without, as they are where a VLAN link sits on this one.
+    /// Creates the role of a link that is not a port of a bridge. `guarded`: packets that arrive on the link come from
+    /// outside of the node. `inner`: packets that arrive on the link may have been sent by the node itself. `tagged`:
+    /// packets with a VLAN tag are not seen again without it; they are if a VLAN link is based on this link.
     #[must_use]
     pub const fn new(guarded: bool, inner: bool, tagged: bool) -> Self {
         let mut flags = 0;
@@ -99,34 +99,34 @@ impl Link {
         Self { flags, master: 0 }
     }
 
-    /// The same link as a port of the bridge with this ifindex.
+    /// Returns the same role for a port of the bridge with this ifindex.
     #[must_use]
     pub const fn port_of(self, master: u32) -> Self {
         Self { master, ..self }
     }
 
-    /// The ifindex of the bridge that the link is a port of; zero if it is none.
+    /// Returns the ifindex of the bridge that the link is a port of; zero if it is not a port.
     #[inline(always)]
     #[must_use]
     pub const fn master(self) -> u32 {
         self.master
     }
 
-    /// Whether packets that arrive there come from outside of the node.
+    /// Returns whether packets that arrive on the link come from outside of the node.
     #[inline(always)]
     #[must_use]
     pub const fn is_guarded(self) -> bool {
         self.flags & Self::GUARDED != 0
     }
 
-    /// Whether packets that arrive there may have been sent by the node itself.
+    /// Returns whether packets that arrive on the link may have been sent by the node itself.
     #[inline(always)]
     #[must_use]
     pub const fn is_inner(self) -> bool {
         self.flags & Self::INNER != 0
     }
 
-    /// Whether packets with a VLAN tag are judged there.
+    /// Returns whether packets with a VLAN tag are checked on this link.
     #[inline(always)]
     #[must_use]
     pub const fn takes_tagged(self) -> bool {
@@ -135,7 +135,7 @@ impl Link {
 }
 
 impl Cause {
-    /// All of them, in the order of their numbers.
+    /// All causes in the order of their numbers.
     pub const ALL: [Self; 4] = [
         Self::Outside,
         Self::SpoofedSource,
@@ -144,19 +144,19 @@ impl Cause {
     ];
 }
 
-/// False if a packet with these addresses is certainly not dropped. That costs a packet of a pod to
-/// the VIP one look-up of its link, and nearly every other packet none.
+/// Returns false if a packet with these addresses is certainly not dropped. This costs one look-up of the link for a
+/// packet of a pod to the VIP, and none for nearly every other packet.
 #[inline(always)]
 pub fn concerns(known: &impl Knowledge, source: &Address, destination: &Address) -> bool {
     known.may_be_vip(source)
         || (known.may_be_vip(destination) && (source.is_loopback() || known.link().is_guarded()))
 }
 
-/// Decides about a packet with these addresses. `port` is asked only where it matters.
+/// Decides about a packet with these addresses. `port` is called only if the decision depends on it.
 ///
 /// # Errors
 ///
-/// If the packet is to be dropped.
+/// Returns an error if the packet must be dropped.
 #[inline(always)]
 pub fn judge(
     known: &impl Knowledge,
@@ -202,11 +202,11 @@ pub fn judge(
     Err(Refused { cause, vip })
 }
 
-/// Decides about a neighbour's question for an address.
+/// Decides about a neighbour's request for an address.
 ///
 /// # Errors
 ///
-/// If the question is to be dropped.
+/// Returns an error if the request must be dropped.
 #[inline(always)]
 fn judge_question(
     known: &impl Knowledge,

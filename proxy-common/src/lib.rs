@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Definitions that the eBPF programs and the agent share: the layout of map keys and values, the
-//! headers the programs read, and the pure rules by which a connection is decided.
+//! headers that the programs read, and the pure rules that decide a connection.
 //!
 //! Everything here compiles for the BPF targets and for the host, so the rules are tested on the
-//! host. Nothing here touches the kernel.
+//! host. Nothing here calls the kernel.
 
 #![no_std]
 #![expect(

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The headers the programs read, in the form in which one load brings them from the packet, and
-//! what a TCP segment is once they are understood.
+//! The headers that the programs read, in the format in which one load reads them from the packet,
+//! and the TCP segment that is parsed from them.
 //!
-//! A packet that is not plain TCP in one piece is [`Unreadable`], which leaves it undecided.
+//! A packet that is not plain unfragmented TCP is [`Unreadable`], and stays undecided.
 
 use crate::addr::{Address, Endpoint};
 
@@ -13,9 +13,9 @@ const HOP_BY_HOP: u8 = 0;
 const JUMBO_OPTION: [u8; 2] = [0xc2, 4];
 const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
 const IPV6_VERSION: u8 = 0x60;
-/// Length of an IPv6 header in bytes.
+/// The length of an IPv6 header, in bytes.
 pub const IPV6_HEADER: u32 = 40;
-/// More-fragments flag and fragment offset.
+/// The mask of the more-fragments flag and the fragment offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;
 
 const FIN: u8 = 0x01;
@@ -69,8 +69,9 @@ pub struct Ipv6Tcp {
     tcp: TcpHeader,
 }
 
-/// The one IPv6 extension header that a node's own stack sends: behind it stand segments of more
-/// than 64 KiB, which never leave the node, and the TCP header. 28 bytes. Network byte order.
+/// The only IPv6 extension header that a node's own stack sends: it precedes the TCP header of
+/// segments of more than 64 KiB, which never leave the node. 28 bytes with the TCP header. Network
+/// byte order.
 ///
 /// Since Linux 5.19, on `lo` by default, elsewhere with BIG TCP:
 /// <https://github.com/torvalds/linux/blob/v6.12/net/ipv6/ip6_output.c#L297>
@@ -78,16 +79,17 @@ pub struct Ipv6Tcp {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JumboTcp {
     next_header: u8,
-    /// In units of eight bytes behind the first eight.
+    /// The length in units of eight bytes, without the first eight bytes.
     header_length: u8,
     option: [u8; 2],
     payload_length: u32,
     tcp: TcpHeader,
 }
 
-/// Headers that are loaded as they are: made of integers, so that any bytes will do.
+/// Headers that are loaded without conversion: they consist of integers, so that any bytes are
+/// valid.
 pub trait Headers: Copy {
-    /// Their length in bytes.
+    /// The length of the headers, in bytes.
     const LENGTH: u32;
 }
 
@@ -103,14 +105,14 @@ impl Headers for JumboTcp {
     const LENGTH: u32 = 28;
 }
 
-/// Why a packet cannot be decided.
+/// The reason why a packet cannot be decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
-    /// Not TCP, or TCP behind IPv6 extension headers.
+    /// The packet is not TCP, or is TCP behind IPv6 extension headers.
     NotTcp,
-    /// A fragment: its ports may be elsewhere.
+    /// The packet is a fragment, and its ports may be in another one.
     Fragment,
-    /// An IPv4 header with options, or none at all.
+    /// The packet has no IP header of the expected version, or an IPv4 header with options.
     Header,
 }
 
@@ -134,11 +136,12 @@ impl TcpHeader {
 }
 
 impl Ipv4Tcp {
-    /// Understands the headers.
+    /// Parses the headers.
     ///
     /// # Errors
     ///
-    /// If the packet is not an unfragmented TCP segment behind an IPv4 header without options.
+    /// Returns an error if the packet is not an unfragmented TCP segment behind an IPv4 header
+    /// without options.
     #[inline(always)]
     pub fn segment(&self) -> Result<Segment, Unreadable> {
         if self.version_and_length != IPV4_WITHOUT_OPTIONS {
@@ -158,11 +161,11 @@ impl Ipv4Tcp {
 }
 
 impl Ipv6Tcp {
-    /// Understands the headers.
+    /// Parses the headers.
     ///
     /// # Errors
     ///
-    /// If the packet is not a TCP segment directly behind an IPv6 header.
+    /// Returns an error if the packet is not a TCP segment directly behind an IPv6 header.
     #[inline(always)]
     pub fn segment(&self) -> Result<Segment, Unreadable> {
         if self.version & 0xf0 != IPV6_VERSION {
@@ -178,7 +181,7 @@ impl Ipv6Tcp {
         ))
     }
 
-    /// Whether the header behind this one has to be looked at as a [`JumboTcp`].
+    /// Returns whether the next header has to be parsed as a [`JumboTcp`].
     #[inline(always)]
     #[must_use]
     pub const fn may_be_jumbo(&self) -> bool {
@@ -187,11 +190,11 @@ impl Ipv6Tcp {
             && self.payload_length == 0
     }
 
-    /// Understands the headers of a segment of more than 64 KiB.
+    /// Parses the headers of a segment of more than 64 KiB.
     ///
     /// # Errors
     ///
-    /// If `jumbo` is not the jumbo payload option alone with TCP behind it.
+    /// Returns an error if `jumbo` is not the jumbo payload option alone with TCP behind it.
     #[inline(always)]
     pub fn jumbo_segment(&self, jumbo: &JumboTcp) -> Result<Segment, Unreadable> {
         if jumbo.next_header != PROTOCOL_TCP
@@ -209,29 +212,29 @@ impl Ipv6Tcp {
 }
 
 impl Segment {
-    /// Where it comes from.
+    /// Returns the source.
     #[inline(always)]
     #[must_use]
     pub const fn source(&self) -> Endpoint {
         self.source
     }
 
-    /// Where it goes to.
+    /// Returns the destination.
     #[inline(always)]
     #[must_use]
     pub const fn destination(&self) -> Endpoint {
         self.destination
     }
 
-    /// The first segment of a connection. Explicit congestion notification sets two more flags on
-    /// it; together with FIN or RST it is none that any stack would send.
+    /// Returns whether this is the first segment of a connection. Explicit congestion notification
+    /// sets two more flags on it; no stack would combine it with FIN or RST.
     #[inline(always)]
     #[must_use]
     pub const fn opens(&self) -> bool {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
-    /// Ends the connection at once.
+    /// Returns whether the segment resets the connection.
     #[inline(always)]
     #[must_use]
     pub const fn resets(&self) -> bool {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Services whose connections end on the proxy: the values of their maps, and the rule by which the
-//! net at TC egress knows replies that cannot be genuine.
+//! Services whose connections end on the proxy: the values of their maps, and the rule by which TC egress recognises
+//! replies that cannot be genuine.
 
 use crate::addr::Endpoint;
 
-/// The most ports of one Service address that end on the proxy.
+/// The maximum number of ports of one Service address that end on the proxy.
 pub const MAX_SERVICE_PORTS: usize = 4;
 
 /// The data of a Service's address and port; the value of a map whose key is that endpoint.
@@ -16,13 +16,13 @@ pub struct Service {
     draining: u32,
 }
 
-/// The ports of one Service address that end on the proxy, network byte order; zero: none.
+/// The ports of one Service address that end on the proxy, in network byte order; zero marks an unused entry.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ServicePorts([u16; MAX_SERVICE_PORTS]);
 
 impl Service {
-    /// A Service that ends on the listener of `vip`. While it is `draining`, no new connection is decided.
+    /// Creates a Service that ends on the listener of `vip`. While it is `draining`, no new connection is decided.
     #[must_use]
     pub const fn new(vip: Endpoint, draining: bool) -> Self {
         Self {
@@ -31,14 +31,14 @@ impl Service {
         }
     }
 
-    /// The VIP with its port whose listener takes the connections.
+    /// Returns the VIP and the port whose listener accepts the connections.
     #[inline(always)]
     #[must_use]
     pub const fn vip(&self) -> Endpoint {
         self.vip
     }
 
-    /// Whether new connections take the way they would take without the agent.
+    /// Returns whether new connections use the path that they would use without the agent.
     #[inline(always)]
     #[must_use]
     pub const fn is_draining(&self) -> bool {
@@ -47,7 +47,7 @@ impl Service {
 }
 
 impl ServicePorts {
-    /// Adds a port; false if there is no room.
+    /// Adds a port. Returns false if there is no room.
     pub fn add(&mut self, port: u16) -> bool {
         match self.0.iter_mut().find(|place| **place == 0) {
             Some(place) => {
@@ -58,7 +58,7 @@ impl ServicePorts {
         }
     }
 
-    /// The ports; zero: none.
+    /// Returns the ports; zero marks an unused entry.
     #[inline(always)]
     #[must_use]
     pub const fn ports(&self) -> &[u16; MAX_SERVICE_PORTS] {
@@ -68,15 +68,15 @@ impl ServicePorts {
 
 /// States of a TCP socket (`include/net/tcp_states.h`; part of the kernel's ABI for eBPF).
 pub mod state {
-    /// Waits for late packets of a connection that is over.
+    /// The socket waits for late packets of a connection that has ended.
     pub const TIME_WAIT: u32 = 6;
-    /// Over.
+    /// The socket is closed.
     pub const CLOSE: u32 = 7;
-    /// Listens.
+    /// The socket listens.
     pub const LISTEN: u32 = 10;
 }
 
-/// Whether a connection in this state goes on, so that its end cannot have sent a RST.
+/// Returns whether a connection in this state has not ended, so that its end cannot have sent a RST.
 #[inline(always)]
 #[must_use]
 pub const fn goes_on(state: u32) -> bool {

@@ -5,7 +5,7 @@
 use crate::addr::Endpoint;
 use crate::guard::Cause;
 
-/// The key of counters: the traffic of a VIP with one port that came by one link.
+/// The key of counters: the traffic of a VIP with one port that arrived on one link.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CounterKey {
@@ -15,34 +15,36 @@ pub struct CounterKey {
     vip: Endpoint,
 }
 
-/// Why a connection to the proxy stays undecided. The number is the place in
-/// [`Counters::undecided`] and does not change between versions: the map outlives the agent.
+/// The reason why a connection to the proxy stays undecided. The number is the index in
+/// [`Counters::undecided`] and does not change between versions, because the map outlives the
+/// agent.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// The proxy has a connection with the same addresses and ports that came in another way.
+    /// The proxy has a connection with the same addresses and ports that was made by another path.
     InUse = 0,
-    /// No listener is bound to the VIP: the way without the agent may lead somewhere.
+    /// No listener is bound to the VIP: the path without the agent may lead to an endpoint.
     NoListener = 1,
-    /// A map had no room.
+    /// A map was full.
     MapFull = 2,
-    /// By the node's routes the Service address is not local to packets of this link.
+    /// By the node's routes, the Service address is not local for packets of this link.
     NotLocal = 3,
 }
 
-/// Reasons there is room for; more than there are, so that a new one needs no new map.
+/// The number of reasons that there is room for; more than exist, so that a new one needs no new
+/// map.
 pub const MAX_REASONS: usize = 8;
 
-/// Causes there is room for, likewise.
+/// The number of causes that there is room for.
 pub const MAX_CAUSES: usize = 4;
 
-/// Packets and their bytes, from the IP header on.
+/// Packets and their bytes, counted from the IP header.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Packets; segments that the stack handles as one count once.
+    /// The number of packets; segments that the stack handles as one count once.
     pub packets: u64,
-    /// Bytes.
+    /// The number of bytes.
     pub bytes: u64,
 }
 
@@ -54,37 +56,38 @@ pub struct Counters {
     pub requests: Traffic,
     /// Untracked packets from the VIP.
     pub replies: Traffic,
-    /// SYNs that were decided; one that is sent again counts again, here and below.
+    /// Decided SYNs; a retransmitted SYN counts again, here and below.
     pub decided: u64,
-    /// Those of them that were addressed to a service, and calls of connect(2) to one.
+    /// Decided SYNs that were addressed to a Service, and calls of connect(2) to one.
     pub terminated: u64,
-    /// SYNs that were not, each under its [`Reason`].
+    /// Undecided SYNs by [`Reason`].
     pub undecided: [u64; MAX_REASONS],
-    /// Packets that were dropped, each under its [`Cause`].
+    /// Dropped packets by [`Cause`].
     pub dropped: [u64; MAX_CAUSES],
 }
 
 impl CounterKey {
-    /// In the place of an ifindex: not by a link, but by a process on the node.
+    /// In place of an ifindex: a process on the node, without a link.
     pub const THIS_HOST: u32 = 0;
-    /// In the place of an ifindex: links that are gone, all together. No ifindex is so large.
+    /// In place of an ifindex: all links that no longer exist. No ifindex is this large.
     pub const GONE_LINKS: u32 = u32::MAX;
 
-    /// `link` is an ifindex, [`CounterKey::THIS_HOST`] or [`CounterKey::GONE_LINKS`].
+    /// Creates a key. `link` is an ifindex, [`CounterKey::THIS_HOST`] or
+    /// [`CounterKey::GONE_LINKS`].
     #[inline(always)]
     #[must_use]
     pub const fn new(link: u32, vip: Endpoint) -> Self {
         Self { link, vip }
     }
 
-    /// The ifindex, [`CounterKey::THIS_HOST`] or [`CounterKey::GONE_LINKS`].
+    /// Returns the ifindex, [`CounterKey::THIS_HOST`] or [`CounterKey::GONE_LINKS`].
     #[inline(always)]
     #[must_use]
     pub const fn link(&self) -> u32 {
         self.link
     }
 
-    /// The VIP with its port.
+    /// Returns the VIP with its port.
     #[inline(always)]
     #[must_use]
     pub const fn vip(&self) -> Endpoint {
@@ -93,18 +96,18 @@ impl CounterKey {
 }
 
 impl Reason {
-    /// All of them, in the order of their numbers.
+    /// All reasons in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::InUse, Self::NoListener, Self::MapFull, Self::NotLocal];
 }
 
 impl Traffic {
-    /// No packets.
+    /// The value for no packets.
     pub const NONE: Self = Self {
         packets: 0,
         bytes: 0,
     };
 
-    /// Adds counts from another place.
+    /// Adds the values of another CPU or link.
     pub fn add(&mut self, other: Self) {
         self.packets = self.packets.wrapping_add(other.packets);
         self.bytes = self.bytes.wrapping_add(other.bytes);
@@ -112,7 +115,7 @@ impl Traffic {
 }
 
 impl Counters {
-    /// Nothing counted yet.
+    /// The value for empty counters.
     pub const ZERO: Self = Self {
         requests: Traffic::NONE,
         replies: Traffic::NONE,
@@ -122,7 +125,7 @@ impl Counters {
         dropped: [0; MAX_CAUSES],
     };
 
-    /// Adds another CPU's or another link's.
+    /// Adds the counters of another CPU or link.
     pub fn add(&mut self, other: &Self) {
         self.requests.add(other.requests);
         self.replies.add(other.replies);
@@ -136,13 +139,13 @@ impl Counters {
         }
     }
 
-    /// SYNs that stayed undecided for a reason.
+    /// Returns the number of SYNs that stayed undecided for a reason.
     #[must_use]
     pub const fn undecided_for(&self, reason: Reason) -> u64 {
         self.undecided[reason as usize]
     }
 
-    /// Packets that were dropped for a cause.
+    /// Returns the number of packets that were dropped for a cause.
     #[must_use]
     pub const fn dropped_for(&self, cause: Cause) -> u64 {
         self.dropped[cause as usize]

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! cgroup hooks: processes in the host's network namespace that connect to a Service of the proxy
-//! are connected to the VIP, and go on seeing the Service as their peer.
+//! cgroup hooks: if a process in the host's network namespace connects to a Service of the proxy, the connection is
+//! made to the VIP, and the process still sees the Service as its peer.
 //!
-//! Pods are left alone: their connections are decided outside of them, so that programs inside, a
-//! service mesh for example, see no difference.
+//! Pods are not affected: their connections are decided outside of the pod, so that programs in it, a service mesh for
+//! example, see no difference.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock_addr;
@@ -19,39 +19,39 @@ use crate::sockets;
 
 const SOCK_STREAM: u32 = 1;
 
-/// How a hook's address is read and written.
+/// Reads and writes a hook's address.
 pub trait Family {
-    /// The address in the context.
+    /// Returns the address in the context.
     ///
     /// # Safety
     ///
-    /// The context is one of this family.
+    /// The context must be one of this family.
     unsafe fn get(context: *mut bpf_sock_addr) -> Address;
-    /// Puts an address into the context.
+    /// Writes an address into the context.
     ///
     /// # Safety
     ///
-    /// The context is one of this family.
+    /// The context must be one of this family.
     unsafe fn set(context: *mut bpf_sock_addr, address: Address);
 }
 
-/// `connect4` and `getpeername4`.
+/// The hooks `connect4` and `getpeername4`.
 pub struct Ipv4;
 
-/// `connect6` and `getpeername6`, IPv4 addresses of IPv6 sockets included.
+/// The hooks `connect6` and `getpeername6`, which include IPv4 addresses of IPv6 sockets.
 pub struct Ipv6;
 
 impl Family for Ipv4 {
     #[inline(always)]
     unsafe fn get(context: *mut bpf_sock_addr) -> Address {
-        // SAFETY: the caller vouches for the context.
+        // SAFETY: the caller guarantees that the context is valid.
         Address::from_ipv4(unsafe { (*context).user_ip4 })
     }
 
     #[inline(always)]
     unsafe fn set(context: *mut bpf_sock_addr, address: Address) {
         if let Some(word) = address.as_ipv4() {
-            // SAFETY: the caller vouches for the context.
+            // SAFETY: the caller guarantees that the context is valid.
             unsafe { (*context).user_ip4 = word };
         }
     }
@@ -60,8 +60,8 @@ impl Family for Ipv4 {
 impl Family for Ipv6 {
     #[inline(always)]
     unsafe fn get(context: *mut bpf_sock_addr) -> Address {
-        // SAFETY: the caller vouches for the context. The words are read one by one, as the
-        // verifier wants it.
+        // SAFETY: the caller guarantees that the context is valid. The words are read one by one, as the verifier
+        // requires.
         unsafe {
             Address::from_ipv6([
                 core::ptr::read_volatile(&raw const (*context).user_ip6[0]),
@@ -85,11 +85,11 @@ impl Family for Ipv6 {
     }
 }
 
-/// Connects to the VIP instead, if the process is on the host and the proxy listens.
+/// Changes the destination to the VIP if the process is on the host and the proxy listens.
 #[inline(always)]
 pub fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     let context = ctx.sock_addr;
-    // SAFETY: the kernel hands a valid context of this family to the program.
+    // SAFETY: the kernel passes a valid context of this family to the program.
     let (kind, port) = unsafe { ((*context).type_, port(context)) };
     if kind != SOCK_STREAM || !services::may_be_port(port) {
         return Err(Undecided::NotForProxy);
@@ -120,9 +120,9 @@ fn redirect<F: Family>(
 ) -> Result<(), Undecided> {
     sockets::with_listener(ctx, vip, |_| Ok(()))?;
     let context = ctx.sock_addr;
-    // SAFETY: the kernel hands a valid context of this family to the program.
+    // SAFETY: the kernel passes a valid context of this family to the program.
     unsafe {
-        // Written first: without it the process would see the VIP as its peer.
+        // This entry is written first: without it the process would see the VIP as its peer.
         peers::remember(bpf_get_socket_cookie(ctx.as_ptr()), addressed)?;
         F::set(context, vip.address());
         (*context).user_port = vip.port().into();
@@ -131,11 +131,11 @@ fn redirect<F: Family>(
     Ok(())
 }
 
-/// Shows the service as the peer, if the process connected to it.
+/// Returns the Service as the peer if the process connected to it.
 #[inline(always)]
 pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     let context = ctx.sock_addr;
-    // SAFETY: the kernel hands a valid context of this family to the program.
+    // SAFETY: the kernel passes a valid context of this family to the program.
     let port = unsafe { port(context) };
     if !services::may_be_port(port) {
         return Err(Undecided::NotForProxy);
@@ -156,10 +156,10 @@ pub fn peer<F: Family>(ctx: &SockAddrContext) -> Result<(), Undecided> {
     Ok(())
 }
 
-/// The port in network byte order; it stands in the lower half of its field.
+/// Returns the port in network byte order, which is the lower half of its field.
 #[inline(always)]
 unsafe fn port(context: *mut bpf_sock_addr) -> u16 {
-    // SAFETY: the caller vouches for the context.
+    // SAFETY: the caller guarantees that the context is valid.
     let field = unsafe { (*context).user_port };
     #[expect(clippy::cast_possible_truncation, reason = "the upper half is zero")]
     {
@@ -167,17 +167,18 @@ unsafe fn port(context: *mut bpf_sock_addr) -> u16 {
     }
 }
 
-/// Whether the socket is bound to a link: it asks for a way out of the node, not for the VIP on `lo`.
+/// Returns whether the socket is bound to a link: its process wants to leave the node by this link, and not to reach
+/// the VIP on `lo`.
 #[inline(always)]
 fn is_bound_to_link(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the kernel hands a valid context to the program, with the socket that connects (Linux 5.3).
+    // SAFETY: the kernel passes a valid context to the program, with the connecting socket (Linux 5.3).
     unsafe {
         let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
         (*socket).bound_dev_if != 0
     }
 }
 
-/// Whether the process is in the network namespace that the agent works in.
+/// Returns whether the process is in the agent's network namespace.
 #[inline(always)]
 fn is_on_host(ctx: &SockAddrContext) -> bool {
     let host = match services::host_netns() {
@@ -185,6 +186,6 @@ fn is_on_host(ctx: &SockAddrContext) -> bool {
         0 => unsafe { bpf_get_netns_cookie(core::ptr::null_mut()) },
         cookie => cookie,
     };
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == host }
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! TC egress of the same links: a net for moments without our rules.
+//! TC egress of the same links: a safety net for moments without our rules.
 //!
-//! Without them conntrack picks a live connection to a Service up half-way, and kube-proxy's DNAT
-//! bends it: the client's packet ends at a listener that does not know it and is answered by a RST,
-//! or the proxy's reply gets another source port. Neither can be genuine while the proxy has the
-//! connection, so neither reaches the client. TCP sends lost segments again.
+//! Without the rules, conntrack starts to track an existing connection to a Service in the middle,
+//! and kube-proxy's DNAT translates it: either the client's packet reaches a listener that does not
+//! know the connection and replies with a RST, or the proxy's reply is sent with another source
+//! port. While the proxy has the connection, neither can be genuine, so this program keeps both
+//! from the client. TCP retransmits lost segments.
 
 use aya_ebpf::programs::TcContext;
 use proxy_common::{ConnectionKey, CounterKey, Endpoint};
@@ -14,7 +15,7 @@ use crate::maps::{services, statistics};
 use crate::packet::{self, FromNetworkHeader, Undecided};
 use crate::sockets;
 
-/// Drops the packet if it claims to be a reply of a Service and cannot be.
+/// Drops the packet if it appears to be a reply of a Service and cannot be genuine.
 #[inline(always)]
 pub fn catch(ctx: &TcContext) -> Result<(), Undecided> {
     let segment = packet::segment::<FromNetworkHeader>(ctx.skb.skb)?;
@@ -27,14 +28,14 @@ pub fn catch(ctx: &TcContext) -> Result<(), Undecided> {
         if *port == 0 {
             break;
         }
-        // Its own port: only a RST can be wrong.
+        // The packet has the Service's own port, so that only a RST can be wrong.
         if *port == from.port() && !segment.resets() {
             return Ok(());
         }
         let service = Endpoint::new(from.address(), *port);
         let known = services::get(&service)?;
-        // The agent resets the remaining connections when it stops draining. And a Service may have
-        // other ports that are none of ours: they are known by there being no such connection.
+        // The agent resets the remaining connections when it stops draining. A Service may also
+        // have other ports, which do not end on the proxy: for these no such connection exists.
         if !known.is_draining() && sockets::goes_on(ctx, &ConnectionKey::new(client, service)) {
             statistics::stray_reply(CounterKey::THIS_HOST, known.vip());
             return Err(Undecided::Dropped);

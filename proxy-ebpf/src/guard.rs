@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The guard at both places where it stands: TC ingress of every link, and XDP on guarded links, where
-//! that is asked for. What is dropped is decided by `proxy_common::guard`.
+//! The guard at its two hooks: TC ingress of every link, and XDP on guarded links where the configuration requests it.
+//! `proxy_common::guard` decides which packets are dropped.
 
 use core::cell::Cell;
 use core::mem::MaybeUninit;
@@ -18,32 +18,32 @@ pub use crate::maps::guard::is_on;
 use crate::maps::statistics;
 use crate::packet::{self, ETHERNET, ETHERNET_TYPE, FromNetworkHeader, Undecided};
 
-/// The guard's result for a packet: it may go on, it must be dropped, or part of it cannot be read
-/// where it is.
+/// The guard's results for a packet: it passes, it must be dropped, or a part of it is not in the linear part and
+/// cannot be read.
 const PASSED: u32 = 0;
 const REFUSED: u32 = 1;
 const SHORT: u32 = 2;
-/// Farther behind the link header no header is looked for.
+/// The maximum offset of a header behind the link header, in bytes.
 const FARTHEST: u32 = 0x3fff;
-/// How much of a packet is brought into its linear part when headers are not.
+/// The number of bytes of a packet that are pulled into its linear part if its headers are not there.
 const PULL: u32 = 256;
 
-/// Whether the guard has to look at a TCP segment, as it has to at few of them.
+/// Returns whether the guard has to check a TCP segment, which is true for few segments.
 #[inline(always)]
 pub fn concerns(skb: *mut __sk_buff, segment: &Segment) -> bool {
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let here = Here(unsafe { (*skb).ifindex });
     let (source, destination) = (segment.source(), segment.destination());
     is_on() && guard::concerns(&here, &source.address(), &destination.address())
 }
 
-/// The same of a packet that is no plain TCP segment, or not seen to be one: by its addresses alone.
+/// Returns the same for a packet that is not a plain TCP segment, or cannot be parsed as one: by its addresses alone.
 #[inline(always)]
 pub fn concerns_packet(skb: *mut __sk_buff) -> bool {
     if !is_on() {
         return false;
     }
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let (ifindex, protocol, tagged) =
         unsafe { ((*skb).ifindex, (*skb).protocol, (*skb).vlan_present != 0) };
     #[expect(clippy::cast_possible_truncation, reason = "the upper half is zero")]
@@ -62,13 +62,13 @@ pub fn concerns_packet(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Drops any packet, or not.
+/// Returns [`Undecided::Dropped`] if the guard drops the packet.
 #[inline(always)]
 pub fn skb(skb: *mut __sk_buff) -> Result<(), Undecided> {
     let mut seen = look(skb, false);
     if seen == SHORT {
-        // The packet ends before, or some of it is not in its linear part.
-        // SAFETY: the kernel hands a valid context to the program.
+        // Either the packet ends here, or a part of it is not in its linear part.
+        // SAFETY: the kernel passes a valid context to the program.
         unsafe {
             let length = (*skb).len;
             bpf_skb_pull_data(skb, if length < PULL { length } else { PULL });
@@ -82,10 +82,10 @@ pub fn skb(skb: *mut __sk_buff) -> Result<(), Undecided> {
     }
 }
 
-/// Decides about a packet. `whole`: bytes that cannot be loaded do not exist.
+/// Checks a packet. If `whole` is true, bytes that cannot be loaded do not exist.
 #[inline(never)]
 fn look(skb: *mut __sk_buff, whole: bool) -> u32 {
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let (ifindex, protocol, tag) = unsafe {
         let tag = if (*skb).vlan_present == 0 {
             0
@@ -111,15 +111,15 @@ fn look(skb: *mut __sk_buff, whole: bool) -> u32 {
     }
 }
 
-/// Whether a packet came by a guarded link.
+/// Returns whether a packet arrived on a guarded link.
 #[inline(always)]
 pub fn is_guarded(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let here = Here(unsafe { (*skb).ifindex });
     is_on() && here.link().is_guarded()
 }
 
-/// Drops a frame, or not.
+/// Returns [`Undecided::Dropped`] if the guard drops the frame.
 #[inline(always)]
 pub fn frame(ctx: &XdpContext) -> Result<(), Undecided> {
     let frame = Ethernet {
@@ -129,7 +129,7 @@ pub fn frame(ctx: &XdpContext) -> Result<(), Undecided> {
     if frame.start + ETHERNET > frame.end {
         return Err(Undecided::NotIp);
     }
-    // SAFETY: within the frame; the verifier has seen that. An even address.
+    // SAFETY: the address is within the frame, as the verifier has checked, and it is even.
     let protocol = unsafe { *((frame.start + ETHERNET_TYPE) as *const u16) };
     #[expect(clippy::cast_possible_truncation, reason = "the kernel has 32 bits")]
     let here = Here(ctx.ingress_ifindex() as u32);
@@ -147,7 +147,7 @@ fn counted(here: &Here, outcome: Result<(), Refused>) -> Result<(), Undecided> {
 /// A packet at TC ingress.
 struct Skb {
     skb: *mut __sk_buff,
-    /// Something could not be loaded.
+    /// Whether a part could not be loaded.
     is_short: Cell<bool>,
 }
 
@@ -179,8 +179,8 @@ impl Frame for Ethernet {
             return None;
         }
         let mut headers = MaybeUninit::<H>::uninit();
-        // SAFETY: there is room for the length of H, which is made of integers; within the frame, the
-        // verifier has seen that. Headers start at even addresses.
+        // SAFETY: the value has room for the length of H, which consists of integers. The bytes are within the frame,
+        // as the verifier has checked. Headers start at even addresses.
         unsafe {
             let (from, to) = (start as *const u16, headers.as_mut_ptr().cast::<u16>());
             for half in 0..H::LENGTH as usize / 2 {

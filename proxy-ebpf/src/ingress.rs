@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! TC ingress: drops packets that must not reach the VIP, and decides connections of pods and of
-//! the wire to Services at their SYN, before any NAT. From then on the proxy's socket is the state:
-//! no later packet is looked at here.
+//! TC ingress: drops packets that must not reach the VIP, and decides connections of pods and from outside to Services
+//! at their SYN, before any NAT. From then on the proxy's socket is the state, and this program ignores later packets.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
@@ -14,7 +13,7 @@ use crate::maps::{services, statistics};
 use crate::packet::{self, FromNetworkHeader, Undecided};
 use crate::{route, sockets};
 
-/// Drops the packet if it must not reach the VIP; decides the connection if it is a SYN to a Service.
+/// Drops the packet if it must not reach the VIP; decides the connection if the packet is a SYN to a Service.
 #[inline(always)]
 pub fn guard_and_decide(skb: *mut __sk_buff) -> Result<(), Undecided> {
     match look(skb, false) {
@@ -26,18 +25,17 @@ pub fn guard_and_decide(skb: *mut __sk_buff) -> Result<(), Undecided> {
     }
 }
 
-/// Handles a packet after the guard, or returns that the guard must check it first, which only few
-/// packets need. Not inlined, as the guard is not: together they would need more stack than there
-/// is.
+/// Handles a packet that the guard has checked, or returns that the guard must check it first, which few packets need.
+/// The function is not inlined, and neither is the guard: together they would exceed the limit of the stack.
 #[inline(never)]
 fn look(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let segment = if unsafe { (*skb).vlan_present } == 0 {
         packet::segment::<FromNetworkHeader>(skb)
     } else {
         Err(Undecided::VlanTag)
     };
-    // At once, and not behind what follows: nothing of a segment that there is not may be read.
+    // This match stands before the other checks, so that nothing is read from a segment that does not exist.
     let segment = match segment {
         Ok(segment) => segment,
         Err(_) if !guarded && guard::concerns_packet(skb) => return Err(Undecided::Unguarded),
@@ -60,16 +58,16 @@ fn look(skb: *mut __sk_buff, guarded: bool) -> Result<(), Undecided> {
     let key = ConnectionKey::of_request(&segment);
     let outcome = decide(skb, &segment, &key, &service);
     if outcome.is_err() {
-        // An entry that an older connection of the same client port left must not decide this one.
+        // An entry that remains from an older connection with the same client port must not decide this one.
         services::forget(&key);
     }
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let link = unsafe { (*skb).ifindex };
     statistics::opened(link, service.vip(), outcome);
     outcome
 }
 
-/// Decides a connection, if the proxy is there to take it and the node's routes bring it there.
+/// Decides a connection if the proxy listens and the node's routes deliver the packet locally.
 #[inline(always)]
 fn decide(
     skb: *mut __sk_buff,

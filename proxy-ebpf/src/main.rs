@@ -2,9 +2,8 @@
 
 //! The programs that run in the kernel.
 //!
-//! This file holds the entry points and nothing else: each turns the outcome of its hook into the
-//! verdict the hook understands. `proxy_common` interprets packets; the module of each hook's name
-//! decides what the hook does with them.
+//! This file contains only the entry points: each of them translates the result of its hook into the hook's verdict.
+//! `proxy_common` parses packets; the module with each hook's name implements the hook.
 
 #![no_std]
 #![no_main]
@@ -38,13 +37,13 @@ use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext
 use crate::connect::{Ipv4, Ipv6};
 use crate::packet::Undecided;
 
-/// Result of a `cgroup_sock_addr` program: the call goes on, changed or not.
+/// The result of a `cgroup_sock_addr` program that lets the call continue, changed or not.
 const ALLOW: i32 = 1;
 
-/// TC ingress of every link that brings pod or wire traffic: guards the VIP, decides connections to
-/// Services at their SYN.
+/// TC ingress of every link with traffic of pods or from outside: guards the VIP, and decides connections to Services
+/// at their SYN.
 ///
-/// A packet that is not dropped goes on to the next program, whatever happened here.
+/// A packet that is not dropped continues to the next program, whatever happened here.
 #[classifier]
 pub fn vip_ingress(ctx: TcContext) -> i32 {
     match ingress::guard_and_decide(ctx.skb.skb) {
@@ -53,7 +52,7 @@ pub fn vip_ingress(ctx: TcContext) -> i32 {
     }
 }
 
-/// XDP on guarded links, where it is asked for: guards the VIP.
+/// XDP on guarded links, where the configuration requests it: guards the VIP.
 #[xdp]
 pub fn vip_guard(ctx: XdpContext) -> u32 {
     match guard::frame(&ctx) {
@@ -71,18 +70,18 @@ pub fn vip_egress(ctx: TcContext) -> i32 {
     }
 }
 
-/// An iterator over TCP sockets, run by the agent where `vip_ingress` may not keep listeners: keeps those that
-/// the agent wants. Without a macro of aya, which has none for iterators.
+/// An iterator over TCP sockets: stores the listeners that the agent requests. The agent runs it where `vip_ingress`
+/// may not store listeners. aya has no macro for iterators.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 pub extern "C" fn vip_listeners(ctx: *const listeners::Iteration) -> i32 {
     listeners::keep(ctx);
-    // Zero goes on, and any other number would be asked again.
+    // Zero continues the iteration; with any other number the kernel would call the program again for the same socket.
     0
 }
 
-/// The socket look-up of the network namespace: decided connections to Services reach the proxy's
-/// listener, undecided ones no listener at all.
+/// The socket look-up of the network namespace: decided connections to Services reach the proxy's listener, undecided
+/// ones reach no listener at all.
 #[sk_lookup]
 pub fn vip_steer(ctx: SkLookupContext) -> u32 {
     match steer::steer(&ctx) {
@@ -91,7 +90,7 @@ pub fn vip_steer(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// A process connects, IPv4.
+/// Called when a process connects with IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn vip_connect4(ctx: SockAddrContext) -> i32 {
     match connect::connect::<Ipv4>(&ctx) {
@@ -99,7 +98,7 @@ pub fn vip_connect4(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// A process connects, IPv6.
+/// Called when a process connects with IPv6.
 #[cgroup_sock_addr(connect6)]
 pub fn vip_connect6(ctx: SockAddrContext) -> i32 {
     match connect::connect::<Ipv6>(&ctx) {
@@ -107,7 +106,7 @@ pub fn vip_connect6(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// A process asks for its peer, IPv4.
+/// Called when a process requests its peer's address with IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn vip_getpeername4(ctx: SockAddrContext) -> i32 {
     match connect::peer::<Ipv4>(&ctx) {
@@ -115,7 +114,7 @@ pub fn vip_getpeername4(ctx: SockAddrContext) -> i32 {
     }
 }
 
-/// A process asks for its peer, IPv6.
+/// Called when a process requests its peer's address with IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn vip_getpeername6(ctx: SockAddrContext) -> i32 {
     match connect::peer::<Ipv6>(&ctx) {
@@ -130,8 +129,8 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// `bpf_fib_lookup` is for programs with a GPL-compatible licence only; this crate and `proxy-common`
-/// may be had under the MIT licence too.
+/// Only programs with a GPL-compatible licence may call `bpf_fib_lookup`; this crate and `proxy-common` are also
+/// available under the MIT licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Reads headers from a packet: one load for all of them, then `proxy_common` understands them.
+//! Reads headers from a packet: one load for all of them, which `proxy_common` then parses.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -12,41 +12,41 @@ use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use proxy_common::packet::{Headers, IPV6_HEADER, JumboTcp};
 use proxy_common::{Ipv4Tcp, Ipv6Tcp, Reason, Segment, Unreadable};
 
-/// Ethernet types as `__sk_buff.protocol` has them.
+/// Ethernet types as in `__sk_buff.protocol`.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-/// Length of an Ethernet header. Links have that or none at all.
+/// The length of an Ethernet header. Links have such a header or none at all.
 pub const ETHERNET: usize = 14;
-/// Where its type stands in it.
+/// The offset of the type in an Ethernet header.
 pub const ETHERNET_TYPE: usize = 12;
-/// Of the first byte of an IP header: the version.
+/// The mask of the version in the first byte of an IP header.
 const VERSION: u8 = 0xf0;
 
-/// Why a packet stays undecided, or goes no further.
+/// The reason why a packet stays undecided, or is not passed on.
 #[derive(Clone, Copy)]
 pub enum Undecided {
-    /// A VLAN tag is still on it: it will be seen again, without, on the VLAN link.
+    /// The packet still has a VLAN tag: the VLAN link will receive it again without the tag.
     VlanTag,
-    /// Neither IPv4 nor IPv6.
+    /// The packet is neither IPv4 nor IPv6.
     NotIp,
     /// The headers are not in the packet's linear part, or the packet is too short.
     Load,
-    /// Not a TCP segment in one piece.
+    /// The packet is not an unfragmented TCP segment.
     Unreadable,
-    /// Not the first segment of a connection: a connection is decided at its SYN or never.
+    /// The packet is not the first segment of a connection: a connection is decided at its SYN or never.
     NotOpening,
-    /// Not addressed to a Service that ends on the proxy, or not from one.
+    /// The packet is not addressed to a Service that ends on the proxy, or does not come from one.
     NotForProxy,
-    /// No listener is bound to the VIP: the way without the agent may lead somewhere.
+    /// No listener is bound to the VIP: the path without the agent may lead to an endpoint.
     NoListener,
-    /// By the node's routes the address is not local to packets of this link.
+    /// By the node's routes, the address is not local for packets of this link.
     NotLocal,
-    /// The Service is given up: new connections take the way without the agent.
+    /// The Service is being drained: new connections use the path without the agent.
     Draining,
     /// The process is not in the network namespace of the host.
     NotOnHost,
-    /// The socket is bound to a link, and its connection has to leave by that.
+    /// The socket is bound to a link, and its connection has to leave by this link.
     BoundToLink,
     /// The connection was addressed to the VIP itself.
     NotTranslated,
@@ -54,18 +54,18 @@ pub enum Undecided {
     MapFull,
     /// No decision was recorded at its SYN.
     NoDecision,
-    /// It comes from outside of the node: kube-proxy's business.
+    /// The packet comes from outside of the node, so that kube-proxy handles it.
     Outside,
-    /// The guard has to look at it first.
+    /// The guard has to check the packet first.
     Unguarded,
-    /// It must go no further.
+    /// The packet must be dropped.
     Dropped,
 }
 
 impl Undecided {
-    /// Under which reason it is counted. None where the packet has nothing to do with the proxy, or
-    /// where that cannot be determined: with a VLAN tag it is seen again without, and a fragment or
-    /// a header with options does not show its ports in their usual place.
+    /// Returns the reason under which the packet is counted. The result is `None` if the packet does not concern the
+    /// proxy, or if this cannot be determined: a packet with a VLAN tag is seen again without it, and the ports of a
+    /// fragment or of a packet with options are not in their usual place.
     #[inline(always)]
     pub fn reason(self) -> Option<Reason> {
         match self {
@@ -97,36 +97,35 @@ impl From<Unreadable> for Undecided {
     }
 }
 
-/// How a hook's packet data relates to the network header.
+/// The position of a hook's packet data relative to the network header.
 pub trait Load {
-    /// Loads `length` bytes from `offset` behind the start of the network header; zero if it could.
+    /// Loads `length` bytes from `offset` behind the start of the network header. Returns zero on success.
     ///
     /// # Safety
     ///
-    /// `to` has room for them.
+    /// `to` must have room for them.
     unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long;
 
-    /// Reads headers at the start of the network header without the help of the kernel, if the hook
-    /// lets programs do so and it is certain where they are. `version` is the first half of their
-    /// first byte.
+    /// Reads headers at the start of the network header without a helper call, if the hook permits direct access and
+    /// the position of the headers is certain. `version` is the first half of their first byte.
     #[inline(always)]
     fn read<H: Headers>(_skb: *mut __sk_buff, _version: u8) -> Option<H> {
         None
     }
 }
 
-/// TC: the data starts at the link header where the link has one, so loads are relative to the
-/// network header (Linux 4.18). They see the linear part only.
+/// TC: the data starts at the link header if the link has one, so loads are relative to the network header
+/// (Linux 4.18). They access only the linear part.
 ///
-/// Such a load takes some 25 ns of every packet of every link, so headers behind an Ethernet header are
-/// read as they are. A packet that begins like an IP header may have no other in front, whatever else
-/// stands in it: that one is left to the kernel, and with it one of sixteen hardware addresses.
+/// Such a load takes about 25 ns for every packet of every link, so headers behind an Ethernet header are read
+/// directly. A packet whose first byte looks like that of an IP header may have no Ethernet header, whatever it
+/// contains. The kernel loads such a packet; this includes one of sixteen hardware addresses.
 pub struct FromNetworkHeader;
 
 impl Load for FromNetworkHeader {
     #[inline(always)]
     unsafe fn load_bytes(skb: *mut __sk_buff, offset: u32, to: *mut c_void, length: u32) -> c_long {
-        // SAFETY: the caller vouches for `to`.
+        // SAFETY: the caller guarantees that `to` is valid.
         unsafe {
             bpf_skb_load_bytes_relative(
                 skb.cast_const().cast(),
@@ -140,7 +139,7 @@ impl Load for FromNetworkHeader {
 
     #[inline(always)]
     fn read<H: Headers>(skb: *mut __sk_buff, version: u8) -> Option<H> {
-        // SAFETY: the kernel hands a valid context to the program.
+        // SAFETY: the kernel passes a valid context to the program.
         let (start, end, protocol) = unsafe {
             (
                 (*skb).data as usize,
@@ -152,7 +151,7 @@ impl Load for FromNetworkHeader {
         if headers + H::LENGTH as usize > end {
             return None;
         }
-        // SAFETY: within the packet; the verifier has seen that. Packets start at even addresses.
+        // SAFETY: the addresses are within the packet, as the verifier has checked. Packets start at even addresses.
         unsafe {
             let first = *(start as *const u8);
             let kind = *((start + ETHERNET_TYPE) as *const u16);
@@ -160,7 +159,7 @@ impl Load for FromNetworkHeader {
                 return None;
             }
             let mut read = MaybeUninit::<H>::uninit();
-            // Two bytes at a time: behind an Ethernet header nothing is aligned better.
+            // The bytes are copied in pairs, because headers behind an Ethernet header are aligned to two bytes only.
             core::ptr::copy_nonoverlapping(
                 headers as *const u16,
                 read.as_mut_ptr().cast(),
@@ -175,15 +174,15 @@ impl Load for FromNetworkHeader {
 #[inline(always)]
 pub fn load<L: Load, H: Headers>(skb: *mut __sk_buff, offset: u32) -> Result<H, Undecided> {
     let mut headers = MaybeUninit::<H>::uninit();
-    // SAFETY: there is room for the length of H.
+    // SAFETY: the value has room for the length of H.
     if unsafe { L::load_bytes(skb, offset, headers.as_mut_ptr().cast(), H::LENGTH) } != 0 {
         return Err(Undecided::Load);
     }
-    // SAFETY: the helper has initialised all of it, and H is made of integers.
+    // SAFETY: the helper has initialised all of it, and H consists of integers.
     Ok(unsafe { headers.assume_init() })
 }
 
-/// Reads headers at the start of the network header, `version` being that of the protocol.
+/// Reads headers at the start of the network header; `version` is the protocol's.
 #[inline(always)]
 fn first<L: Load, H: Headers>(skb: *mut __sk_buff, version: u8) -> Result<H, Undecided> {
     match L::read(skb, version) {
@@ -195,7 +194,7 @@ fn first<L: Load, H: Headers>(skb: *mut __sk_buff, version: u8) -> Result<H, Und
 /// Reads the TCP segment in a packet.
 #[inline(always)]
 pub fn segment<L: Load>(skb: *mut __sk_buff) -> Result<Segment, Undecided> {
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let protocol = unsafe { (*skb).protocol };
     match protocol {
         ETH_P_IP => Ok(first::<L, Ipv4Tcp>(skb, 0x40)?.segment()?),

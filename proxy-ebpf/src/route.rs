@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Asks the node's routes, policy rules included, whether a packet is for this node.
+//! Looks up in the node's routes, including policy rules, whether a packet is for this node.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED};
@@ -15,7 +15,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const PROTOCOL_TCP: u8 = 6;
 
-/// `struct bpf_fib_lookup`, whose unions are of no use here.
+/// `struct bpf_fib_lookup`; its unions are not used here.
 #[repr(C)]
 struct Question {
     family: u8,
@@ -31,15 +31,15 @@ struct Question {
     hardware_addresses: [u16; 6],
 }
 
-/// Of `Question`, in bytes.
+/// The length of `Question`, in bytes.
 const LENGTH: i32 = 64;
 const _: () = assert!(size_of::<Question>() == LENGTH.unsigned_abs() as usize);
 
-/// Whether the kernel will deliver the packet on this node.
+/// Returns whether the kernel will deliver the packet on this node.
 ///
-/// The helper answers "not forwarded" for local destinations. It says the same where there is no route
-/// at all; such a packet goes nowhere, decided or not. Where forwarding is off it does not look:
-/// a packet that is not for this node is dropped then, decided or not.
+/// The helper returns "not forwarded" for local destinations. It returns the same if there is no route; such a packet
+/// is dropped, decided or not. If forwarding is off, the helper does not look up a route: a packet that is not for this
+/// node is dropped then, decided or not.
 #[inline(always)]
 pub fn leads_here(ctx: &TcContext, segment: &Segment) -> bool {
     let (source, destination) = (segment.source().address(), segment.destination().address());
@@ -47,7 +47,7 @@ pub fn leads_here(ctx: &TcContext, segment: &Segment) -> bool {
         (Some(source), Some(destination)) => (AF_INET, [source, 0, 0, 0], [destination, 0, 0, 0]),
         _ => (AF_INET6, source.words(), destination.words()),
     };
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let arrived = unsafe { (*ctx.skb.skb).ifindex };
     let mut question = Question {
         family,
@@ -62,7 +62,7 @@ pub fn leads_here(ctx: &TcContext, segment: &Segment) -> bool {
         vlan: 0,
         hardware_addresses: [0; 6],
     };
-    // SAFETY: as long as the kernel's structure, and all of it is initialised.
+    // SAFETY: the value is as long as the kernel's structure, and all of it is initialised.
     let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), (&raw mut question).cast(), LENGTH, 0) };
     answer == c_long::from(BPF_FIB_LKUP_RET_NOT_FWDED)
         || answer == c_long::from(BPF_FIB_LKUP_RET_FWD_DISABLED)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Looks for the proxy's sockets.
+//! Looks up the proxy's sockets.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
@@ -11,14 +11,14 @@ use proxy_common::{Address, ConnectionKey, Endpoint};
 use crate::maps::services;
 use crate::packet::Undecided;
 
-/// `BPF_F_CURRENT_NETNS`, -1 as the 32 bits that the helper wants.
+/// `BPF_F_CURRENT_NETNS`, which is -1, as the 32 bits that the helper expects.
 const CURRENT_NETNS: u64 = 0xffff_ffff;
-/// Lengths of `struct bpf_sock_tuple`, by which the helper recognises the family.
+/// The lengths of `struct bpf_sock_tuple`, by which the helper recognises the family.
 const IPV4_TUPLE: u32 = 12;
 const IPV6_TUPLE: u32 = 36;
 const ANY_IPV6: [u32; 4] = [0; 4];
 
-/// The key of an IPv4 connection as the socket look-up wants it.
+/// The key of an IPv4 connection in the format of the socket look-up.
 #[repr(C)]
 struct Ipv4Tuple {
     client: u32,
@@ -27,7 +27,7 @@ struct Ipv4Tuple {
     local_port: u16,
 }
 
-/// Calls the look-up with the key in the form of its family.
+/// Calls the look-up with the key in the format of its family.
 macro_rules! look_up {
     ($helper:ident, $ctx:expr, $key:expr) => {{
         let key: &ConnectionKey = $key;
@@ -52,15 +52,15 @@ macro_rules! look_up {
     }};
 }
 
-/// Hands the proxy's listener on a VIP to `use_it`, if there is one at this moment.
+/// Passes the proxy's listener on a VIP to `use_it`, if it exists at this moment.
 #[inline(always)]
 pub fn with_listener(
     ctx: &impl EbpfContext,
     vip: Endpoint,
     use_it: impl FnOnce(*mut bpf_sock) -> Result<(), Undecided>,
 ) -> Result<(), Undecided> {
-    // No connection has port zero, so that only a listener is found. The client's address has the
-    // family of the VIP's, since the look-up goes by both.
+    // No connection has port zero, so that only a listener is found. The client's address has the family of the VIP,
+    // because the look-up uses both addresses.
     let from_nowhere = Endpoint::new(vip.address(), 0);
     let key = ConnectionKey::new(from_nowhere, vip);
     let socket: *mut bpf_sock = look_up!(bpf_sk_lookup_tcp, ctx, &key);
@@ -72,33 +72,33 @@ pub fn with_listener(
     } else {
         Err(Undecided::NoListener)
     };
-    // SAFETY: not null, and released on this only path.
+    // SAFETY: the pointer is not null, and it is released on this only path.
     unsafe { bpf_sk_release(socket.cast()) };
     outcome
 }
 
-/// Whether a socket is a listener that counts as the proxy: one that is bound to the VIP. A stranger on
-/// the wildcard address must not get the API server's clients while the proxy is down.
+/// Returns whether a socket is a listener that counts as the proxy: one that is bound to the VIP. Another program's
+/// listener on the wildcard address must not receive the API server's clients while the proxy is down.
 #[inline(always)]
 fn is_proxy(socket: *mut bpf_sock, vip: &Address) -> bool {
-    // SAFETY: not null.
+    // SAFETY: the pointer is not null.
     let (state, (ipv4, ipv6)) = unsafe { ((*socket).state, services::address(socket)) };
     let bound = match vip.as_ipv4() {
-        // Also of an IPv6 socket that takes IPv4.
+        // This is also true for an IPv6 socket that accepts IPv4.
         Some(word) => ipv4 == word || (services::takes_any_listener() && ipv4 == 0),
         None => ipv6 == vip.words() || (services::takes_any_listener() && ipv6 == ANY_IPV6),
     };
     state == state::LISTEN && bound
 }
 
-/// Whether the node has a connection that is not over.
+/// Returns whether the node has a connection that has not ended.
 #[inline(always)]
 pub fn goes_on(ctx: &impl EbpfContext, key: &ConnectionKey) -> bool {
     let socket: *mut bpf_sock = look_up!(bpf_skc_lookup_tcp, ctx, key);
     if socket.is_null() {
         return false;
     }
-    // SAFETY: not null, and released on this only path.
+    // SAFETY: the pointer is not null, and it is released on this only path.
     let state = unsafe {
         let state = (*socket).state;
         bpf_sk_release(socket.cast());

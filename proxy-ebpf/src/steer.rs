@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The socket look-up of the network namespace: brings the SYN of a decided connection to the
-//! proxy's listener, and keeps every other listener away from the Services.
+//! The socket look-up of the network namespace: assigns the SYN of a decided connection to the proxy's listener, and
+//! keeps every other listener from connections to the Services.
 //!
-//! The kernel asks for packets that belong to no connection of the node, in two places: where the
-//! rule in raw PREROUTING looks for a socket, before any NAT, and where the packet is delivered. So
-//! the rule untracks exactly the packets that the proxy will get.
+//! The kernel runs it for packets that belong to no connection of the node, in two places: where the rule in raw
+//! PREROUTING looks up a socket, before any NAT, and where the packet is delivered. So the rule untracks exactly the
+//! packets that the proxy will receive.
 
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
@@ -17,12 +17,12 @@ use crate::packet::Undecided;
 const AF_INET: u32 = 2;
 const PROTOCOL_TCP: u32 = 6;
 
-/// Gives the connection to the proxy. [`Undecided::NotForProxy`]: the connection belongs to another
-/// listener; any other error: it must find no listener at all.
+/// Assigns the connection to the proxy. With [`Undecided::NotForProxy`] the connection belongs to another listener;
+/// with any other error it must find no listener at all.
 #[inline(always)]
 pub fn steer(ctx: &SkLookupContext) -> Result<(), Undecided> {
     let lookup = ctx.lookup;
-    // SAFETY: the kernel hands a valid context to the program.
+    // SAFETY: the kernel passes a valid context to the program.
     let (protocol, port) = unsafe { ((*lookup).protocol, (*lookup).local_port) };
     #[expect(clippy::cast_possible_truncation, reason = "a port has 16 bits")]
     let port = (port as u16).to_be();
@@ -41,11 +41,11 @@ pub fn steer(ctx: &SkLookupContext) -> Result<(), Undecided> {
     services::assign(ctx, service.vip())
 }
 
-/// The addresses of the remote and the local end.
+/// Returns the addresses of the remote and the local end.
 #[inline(always)]
 fn ends(lookup: *mut bpf_sk_lookup) -> (Address, Address) {
-    // SAFETY: the kernel hands a valid context to the program. The words are read one by one, as the
-    // verifier wants it.
+    // SAFETY: the kernel passes a valid context to the program. The words are read one by one, as the verifier
+    // requires.
     unsafe {
         if (*lookup).family == AF_INET {
             return (

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `build` and `run`: the agent, the webhook and the tunnel, optimised. The agent's build script compiles the eBPF
-//! programs into it.
+//! `build` and `run`: build the agent, the webhook and the tunnel with optimisation. The agent's build script compiles
+//! the eBPF programs into the agent.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,10 +13,10 @@ use crate::setup::{self, Scope};
 use crate::sh;
 use crate::workspace::{AGENT, QUICK, SHIPPED, Shipped, USER_SPACE, Workspace, by};
 
-/// Builds agent, webhook and tunnel, or only the program of this name, and reports where they are and how large.
+/// Builds agent, webhook and tunnel, or only the program with this name, and reports the path and the size of each.
 ///
 /// # Errors
-/// When something the build needs is missing, or the build fails.
+/// Returns an error if a tool is missing, or if the build fails.
 pub fn build(workspace: &Workspace, only: Option<&str>) -> Result<()> {
     let start = Instant::now();
     setup::ensure(Scope::Build)?;
@@ -47,10 +47,10 @@ pub fn build(workspace: &Workspace, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent and becomes it.
+/// Builds the agent and replaces this process with it.
 ///
 /// # Errors
-/// As [`build`], and when the agent cannot be started.
+/// Returns an error if [`build`] does, or if the agent cannot be started.
 pub fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
     setup::ensure(Scope::Build)?;
     let agent = Shipped::named(AGENT)?;
@@ -59,17 +59,17 @@ pub fn run(workspace: &Workspace, args: &[OsString]) -> Result<()> {
 }
 
 impl Shipped {
-    /// The one of this name.
+    /// Returns the program with this name.
     ///
     /// # Errors
-    /// When no program of this name is shipped.
+    /// Returns an error if no shipped program has this name.
     pub fn named(program: &str) -> Result<&'static Self> {
         let mut all = SHIPPED.iter();
         all.find(|shipped| shipped.program == program)
             .with_context(|| format!("{program} is not shipped"))
     }
 
-    /// The arguments with which cargo builds it by a profile.
+    /// Returns the arguments with which cargo builds the program in this profile.
     pub fn arguments(&self, profile: &'static str) -> [&'static str; 6] {
         let Self {
             package, program, ..
@@ -77,10 +77,10 @@ impl Shipped {
         ["--profile", profile, "--package", package, "--bin", program]
     }
 
-    /// Builds it as it is shipped.
+    /// Builds the program as it is shipped.
     ///
     /// # Errors
-    /// When the build fails.
+    /// Returns an error if the build fails.
     pub fn compile(&self, workspace: &Workspace) -> Result<()> {
         sh::run(
             workspace
@@ -91,19 +91,19 @@ impl Shipped {
     }
 }
 
-/// Builds the tests and the programs that they run, by their profile. `cargo test` alone would leave out programs of
+/// Builds the tests, and the programs that they run, in the tests' profile. `cargo test` alone would omit programs of
 /// packages without tests of their own.
 ///
 /// # Errors
-/// When one cannot be built.
+/// Returns an error if one of them cannot be built.
 pub fn tests(workspace: &Workspace) -> Result<()> {
     targets(workspace, &["--bins", "--examples", "--tests"])
 }
 
-/// Builds the programs that tests and people run, by the tests' profile.
+/// Builds the programs that tests and people run, in the tests' profile.
 ///
 /// # Errors
-/// When one cannot be built.
+/// Returns an error if one of them cannot be built.
 pub fn beside_tests(workspace: &Workspace) -> Result<()> {
     targets(workspace, &["--bins", "--examples"])
 }

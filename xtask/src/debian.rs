@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Debian's packages, fetched and unpacked below the target directory: guests' kernels, qemu, the tunnel's
-//! peers. apt works on lists and a cache of its own there; nothing is installed, and the machine's own sources
-//! and packages are not touched.
+//! Fetches Debian packages and unpacks them below the target directory: guests' kernels, qemu, and upstream's programs
+//! for the tunnel's tests. apt uses its own lists and cache there; nothing is installed, and the machine's own sources
+//! and packages are not changed.
 
 use std::env;
 use std::fmt::Write as _;
@@ -15,28 +15,28 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::sh;
 
-/// The keys that Debian signs its lists with, of the package `debian-archive-keyring`.
+/// The keys with which Debian signs its lists, from the package `debian-archive-keyring`.
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Names a mirror of Debian for machines whose own sources are not Debian's.
+/// The variable with a mirror of Debian, for machines whose own sources are not Debian's.
 const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
 
-/// Package lists of this age are read again.
+/// The age after which package lists are fetched again.
 const FRESH: Duration = Duration::from_hours(24);
 
-/// apt with lists of its own.
+/// An instance of apt with its own lists.
 pub struct Archive {
     dir: PathBuf,
-    /// apt's list of installed packages.
+    /// The path of apt's list of installed packages.
     status: PathBuf,
 }
 
 impl Archive {
-    /// Reads the package lists of these suites into `dir`, unless those there are fresh. No package counts as
+    /// Fetches the package lists of these suites into `dir`, unless the existing ones are fresh. No package counts as
     /// installed.
     ///
     /// # Errors
-    /// When this machine's sources name no mirror of Debian, or the mirror cannot be reached.
+    /// Returns an error if this machine's sources contain no mirror of Debian, or if the mirror cannot be reached.
     pub fn empty(dir: PathBuf, suites: &[&str]) -> Result<Self> {
         let status = dir.join("status");
         make_dir(&dir)?;
@@ -46,10 +46,10 @@ impl Archive {
         Ok(archive)
     }
 
-    /// As [`Archive::empty`], but the packages that are installed on this machine count.
+    /// Does the same as [`Archive::empty`], but the packages that are installed on this machine count as installed.
     ///
     /// # Errors
-    /// As [`Archive::empty`].
+    /// Returns an error under the same conditions as [`Archive::empty`].
     pub fn of_this_machine(dir: PathBuf, suites: &[&str]) -> Result<Self> {
         let archive = Self {
             dir,
@@ -59,12 +59,12 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Where the lists are.
+    /// Returns the directory of the lists.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// A file as old as the lists.
+    /// Returns a file that is as old as the lists.
     pub fn stamp(&self) -> PathBuf {
         self.dir.join("refreshed")
     }
@@ -84,7 +84,7 @@ impl Archive {
         let mirror = mirror()?;
         let mut sources = String::new();
         for suite in suites {
-            // Packages only: the lists hold much else.
+            // Only the package lists are enabled; the other lists are large.
             let _ = writeln!(
                 sources,
                 "deb [arch=amd64 target=Packages signed-by={KEYRING}] {mirror} {suite} main"
@@ -96,11 +96,11 @@ impl Archive {
         write(&stamp, "")
     }
 
-    /// The packages, each as `NAME=VERSION`, that installing these ones would install, in the version of
-    /// `release` where it has one.
+    /// Returns the packages, each as `NAME=VERSION`, that an installation of these packages would install, in the
+    /// version of `release` if it has one.
     ///
     /// # Errors
-    /// When one of them does not exist or cannot be installed.
+    /// Returns an error if one of them does not exist or cannot be installed.
     pub fn plan(&self, release: &str, packages: &[&str]) -> Result<Vec<String>> {
         let plan = sh::read(
             self.apt("apt-get")
@@ -111,11 +111,11 @@ impl Archive {
         Ok(to_install(&plan))
     }
 
-    /// Fetches packages, each `NAME` or `NAME=VERSION`, and unpacks them into `root`, which is replaced when all
-    /// of them are there.
+    /// Fetches packages, each as `NAME` or `NAME=VERSION`, and unpacks them into `root`, which is replaced after all of
+    /// them have been fetched.
     ///
     /// # Errors
-    /// When one of them cannot be had.
+    /// Returns an error if one of them cannot be fetched or unpacked.
     pub fn unpack(&self, packages: Vec<String>, root: &Path) -> Result<()> {
         let partial = root.with_extension("partial");
         for old in [root, &partial] {
@@ -132,7 +132,7 @@ impl Archive {
         fs::rename(&partial, root).with_context(|| format!("cannot make {}", root.display()))
     }
 
-    /// apt-get or apt-cache with these lists.
+    /// Returns a command for apt-get or apt-cache with these lists.
     pub fn apt(&self, program: &str) -> Command {
         let mut command = sh::command(program);
         let of = |key: &str, path: &str| format!("{key}={}", self.dir.join(path).display());
@@ -143,7 +143,7 @@ impl Archive {
             format!("Dir::State::status={}", self.status.display()),
             of("Dir::Cache", "cache"),
             of("Dir::Etc::sourcelist", "sources.list"),
-            // Where the machine's own settings keep no cache, each call would take seconds.
+            // If the machine's own settings disable the cache, each call would take seconds.
             of("Dir::Cache::pkgcache", "cache/pkgcache.bin"),
             of("Dir::Cache::srcpkgcache", "cache/srcpkgcache.bin"),
             nothing("Dir::Etc::sourceparts"),
@@ -151,7 +151,7 @@ impl Archive {
             nothing("Dir::Etc::preferencesparts"),
             "APT::Architecture=amd64".to_owned(),
             "Acquire::Languages=none".to_owned(),
-            // Lists of a release that is not changed any more are old.
+            // The lists of a release that is no longer updated are old.
             "Acquire::Check-Valid-Until=false".to_owned(),
         ];
         for option in options {
@@ -161,7 +161,7 @@ impl Archive {
     }
 }
 
-/// The mirror this machine itself is installed from.
+/// Returns the mirror from which this machine itself was installed.
 fn mirror() -> Result<String> {
     if let Some(mirror) = env::var(MIRROR_VARIABLE)
         .ok()
@@ -176,7 +176,7 @@ fn mirror() -> Result<String> {
         format,
         "Created-By: Packages",
     ]))?;
-    // Security updates have the label Debian-Security and a place of their own.
+    // Security updates have the label Debian-Security and another address.
     let mirror = targets
         .lines()
         .find_map(|line| line.strip_prefix("Debian "));
@@ -189,7 +189,7 @@ fn mirror() -> Result<String> {
     }
 }
 
-/// Fetches packages, by apt-get as it is given, into a directory; their files.
+/// Fetches packages with this apt-get into a directory, and returns their files.
 pub fn download(
     mut apt: Command,
     packages: impl IntoIterator<Item = String>,
@@ -197,7 +197,7 @@ pub fn download(
 ) -> Result<Vec<PathBuf>> {
     make_dir(into)?;
     apt.current_dir(into).args(["download", "-q"]);
-    // Run as root, apt would take another user's rights, who may not write here.
+    // As root, apt would change to another user, who may not write here.
     apt.args(["-o", "APT::Sandbox::User=root"]);
     sh::run(apt.args(packages))?;
     packages_in(into)
@@ -216,7 +216,7 @@ pub fn extract(packages: &[PathBuf], into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The packages that lie in a directory.
+/// Returns the packages in a directory.
 pub fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries =
         fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
@@ -234,17 +234,17 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Makes a directory with those above it.
+/// Creates a directory and its parents.
 pub fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
-/// The packages, with their versions, that a simulated installation would install.
+/// Returns the packages, with their versions, that a simulated installation would install.
 fn to_install(plan: &str) -> Vec<String> {
     plan.lines()
         .filter_map(|line| {
             let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
-            // An upgrade has the old version in between, in square brackets.
+            // For an upgrade, the line contains the old version before this one, in square brackets.
             let (_, version) = rest.split_once('(')?;
             let version = version.split(' ').next()?;
             Some(format!("{name}={version}"))

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `image`: the container images, built without a daemon and without root.
+//! `image`: builds the container images without a daemon and without root.
 //!
-//! [`kind`] says which there are, [`compile`] makes the programs, [`debian`] fetches packages, [`rootfs`] takes what is needed of
-//! them, [`sbom`] lists it, [`oci`] packs it, [`verify`] reads the result as others will. This file
-//! puts these in order.
+//! [`kind`] defines the images, [`compile`] builds the programs, [`debian`] fetches packages, [`rootfs`] selects the
+//! files that are needed from them, [`sbom`] lists these, [`oci`] packs them, and [`verify`] reads the result as other
+//! programs do. This file runs these steps in order.
 
 mod arch;
 mod check;
@@ -63,7 +63,7 @@ pub struct Options {
 /// Builds the images.
 ///
 /// # Errors
-/// When something they need is missing, cannot be built, or is not as it should be.
+/// Returns an error if a requirement is missing, if an image cannot be built, or if a check of it fails.
 pub fn image(workspace: &Workspace, options: &Options) -> Result<()> {
     if let Some(reason) = Apt::is_impossible() {
         bail!("{reason}");
@@ -129,7 +129,7 @@ fn one(workspace: &Workspace, options: &Options, kind: Kind, wanted: Wanted) -> 
     Ok(())
 }
 
-/// Debian's packages for an image.
+/// Returns the Debian packages for an image.
 fn packages(kind: Kind, apt: &Apt) -> Result<Vec<Package>> {
     if kind.has_packages() {
         apt.packages()
@@ -138,11 +138,11 @@ fn packages(kind: Kind, apt: &Apt) -> Result<Vec<Package>> {
     }
 }
 
-/// The images of the tests' own programs for this machine, each with the variable that tells the tests its directory;
-/// the reason if there can be none.
+/// Builds images with the tests' own programs for this machine. Returns each directory with the variable that passes it
+/// to the tests, or the reason if this machine cannot build images.
 ///
 /// # Errors
-/// When building them fails.
+/// Returns an error if the build fails.
 pub fn for_tests(workspace: &Workspace) -> Result<Result<Vec<(&'static str, PathBuf)>, String>> {
     if let Some(reason) = Apt::is_impossible() {
         return Ok(Err(reason));
@@ -172,7 +172,7 @@ pub fn for_tests(workspace: &Workspace) -> Result<Result<Vec<(&'static str, Path
     Ok(Ok(images))
 }
 
-/// The images for the tests: the variable that names each one's directory, and the directory below `target/image`.
+/// The images for the tests: the variable with each directory, and the directory below `target/image`.
 const FOR_TESTS: [(Kind, &str, &str); 2] = [
     (Kind::ProxyAgent, "PROXY_AGENT_IMAGE", "tests"),
     (Kind::ProxyTunnel, "PROXY_TUNNEL_IMAGE", "tests-tunnel"),
@@ -224,7 +224,7 @@ impl Part {
     }
 }
 
-/// Writes the image, reads it again and says how large it is.
+/// Writes the image, verifies it, and prints its size.
 fn pack(about: &About, parts: &[&Part], output: &Path) -> Result<Layout> {
     let images: Vec<Image> = parts
         .iter()
@@ -260,8 +260,8 @@ fn pack(about: &About, parts: &[&Part], output: &Path) -> Result<Layout> {
     Ok(layout)
 }
 
-/// Every licence that something in the image is under. Crates leave the choice of one as permissive as
-/// the agent's own.
+/// Returns all licences of the image's contents. Crates add none: each of them can be used under a licence that is as
+/// permissive as the agent's own.
 fn licences<'a>(packages: impl IntoIterator<Item = &'a Package>) -> String {
     let mut all = BTreeSet::from(["Apache-2.0"]);
     all.extend(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `tests/kernels.toml`: the features that each kernel must support, and the tables that are made
-//! from it.
+//! `tests/kernels.toml`: the features that each kernel must support, and the tables that are
+//! generated from it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,29 +13,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::workspace::Workspace;
 
-/// Where it lies.
+/// The path of the file.
 pub const FILE: &str = "tests/kernels.toml";
 
-/// The documents that have tables made from it, with the function that makes each.
+/// The documents with generated tables, and the function that generates each table.
 const TABLES: [(&str, &str, Make); 3] = [
     ("docs/agent.md", "kernels", Kernels::table),
     ("docs/kernel-support.md", "kernels", Kernels::table),
     ("docs/kernel-support.md", "fallbacks", Kernels::fallbacks),
 ];
 
-/// Makes a table.
+/// A function that generates a table.
 type Make = fn(&Kernels) -> String;
 
-/// The command that makes the tables again.
+/// The command that generates the tables again.
 pub const REMAKE: &str = "cargo xtask kernels";
 
-/// The file.
+/// The contents of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Kernels {
-    /// How many instructions the verifier may look at in one program, on any kernel.
+    /// The maximum number of instructions that the verifier may process for one program, on any
+    /// kernel.
     pub verifier_limit: u32,
-    /// The files of tests that no guest runs, with the reason.
+    /// The test files that no guest runs, with the reason.
     #[serde(default)]
     pub left_out: BTreeMap<String, String>,
     /// The tests that are skipped in every guest, by the name in their record, with the reason.
@@ -53,10 +54,10 @@ pub struct Kernels {
 pub struct Selection {
     /// The file, without directory and ending.
     pub file: String,
-    /// Their names; all if there are none.
+    /// The names of the tests; empty for all tests.
     #[serde(default)]
     pub tests: Vec<String>,
-    /// Why these and not others.
+    /// The reason for this selection.
     pub why: String,
 }
 
@@ -64,65 +65,65 @@ pub struct Selection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// The start of its version, or `newest`.
+    /// The prefix of its version, or `newest`.
     pub name: String,
     /// The features that it must support.
     pub supports: Support,
-    /// The tests that are skipped there, by the name in their record, with the reason.
+    /// The tests that are skipped on this kernel, by the name in their record, with the reason.
     #[serde(default)]
     pub skips: BTreeMap<String, String>,
-    /// The same kernel with features taken away.
+    /// The same kernel with features removed.
     #[serde(default)]
     pub without: Vec<Without>,
 }
 
-/// A kernel with features taken away.
+/// A kernel with features removed.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Without {
     /// The missing features, in words.
     pub what: String,
-    /// The words on its command line that take it away.
+    /// The words on its command line that remove the features.
     pub append: String,
     /// The features that it must still support.
     pub supports: Support,
 }
 
-/// The features of a kernel, neither less nor more. Passed to the tests as JSON.
+/// The exact features of a kernel. The tests receive them as JSON.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Support {
-    /// The backend that `auto` takes.
+    /// The backend that `auto` selects.
     pub backend: String,
-    /// How it attaches programs to links, if it does.
+    /// The method that attaches programs to links, if there is one.
     #[serde(default)]
     pub tc: Option<String>,
     /// Whether ClusterIPs are translated.
     pub translation: bool,
     /// Whether a process on the node sees the ClusterIP as its peer.
     pub getpeername: bool,
-    /// How an uplink is guarded that is asked for by `--guard-mode=tc`, then by `--guard-mode=xdp`.
+    /// The method that guards an uplink with `--guard-mode=tc`, and then with `--guard-mode=xdp`.
     pub guards: [String; 2],
 }
 
 impl Kernels {
-    /// Reads it.
+    /// Reads the file.
     ///
     /// # Errors
-    /// When it is missing or malformed.
+    /// Returns an error if the file is missing or malformed.
     pub fn read(workspace: &Workspace) -> Result<Self> {
         workspace.read_toml(FILE)
     }
 
-    /// The entry for a kernel of this release: the newest one of the file that is not newer than
-    /// the release.
+    /// Returns the entry for a kernel of this release: the newest one of the file that is not newer
+    /// than the release.
     pub fn of_release(&self, release: &[u32]) -> Option<&Kernel> {
         let not_newer =
             |kernel: &&Kernel| version(&kernel.name).is_some_and(|own| *own <= *release);
         self.kernel.iter().rfind(not_newer)
     }
 
-    /// The table of the features of each kernel.
+    /// Returns the table of the features of each kernel.
     fn table(&self) -> String {
         let mut text = String::from(
             "| Linux | `--backend=auto` takes | on links by | translates | process on the node sees as its peer | guards, and with `--guard-mode=xdp` |\n\
@@ -155,7 +156,7 @@ impl Kernels {
         text
     }
 
-    /// The table of the backends that `auto` selects when features are missing.
+    /// Returns the table of the backends that `auto` selects if features are missing.
     fn fallbacks(&self) -> String {
         let mut text = String::from(
             "| Linux | without | command line | `--backend=auto` takes | translates |\n|---|---|---|---|---|\n",
@@ -178,15 +179,15 @@ impl Kernels {
     }
 }
 
-/// The numbers of a kernel's name; none for `newest`.
+/// Returns the numbers of a kernel's name, or `None` for `newest`.
 fn version(name: &str) -> Option<Vec<u32>> {
     name.split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// Makes the tables again.
+/// Generates the tables again.
 ///
 /// # Errors
-/// When a document cannot be read or written, or has no place for its table.
+/// Returns an error if a document cannot be read or written, or has no marks for its table.
 pub fn remake(workspace: &Workspace) -> Result<()> {
     let kernels = Kernels::read(workspace)?;
     for (document, table, make) in TABLES {
@@ -195,10 +196,10 @@ pub fn remake(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The tables that are not as the file has it, as document and name.
+/// Returns the tables that differ from the file, as document and name.
 ///
 /// # Errors
-/// As [`remake`].
+/// Returns an error under the same conditions as [`remake`].
 pub fn stale(workspace: &Workspace) -> Result<Vec<(&'static str, &'static str)>> {
     let kernels = Kernels::read(workspace)?;
     let mut stale = Vec::new();
@@ -211,10 +212,10 @@ pub fn stale(workspace: &Workspace) -> Result<Vec<(&'static str, &'static str)>>
     Ok(stale)
 }
 
-/// Puts a table into its place in a document, and says so if that changes it.
+/// Replaces a table in a document, and reports a change.
 ///
 /// # Errors
-/// As [`remake`].
+/// Returns an error under the same conditions as [`remake`].
 pub fn replace(workspace: &Workspace, document: &str, table: &str, rows: &str) -> Result<()> {
     let path = workspace.root.join(document);
     let text = read(&path)?;
@@ -232,7 +233,7 @@ pub fn replace(workspace: &Workspace, document: &str, table: &str, rows: &str) -
     Ok(())
 }
 
-/// The text with another table between its marks; none without marks.
+/// Returns the text with another table between its marks, or `None` if there are no marks.
 fn exchanged(text: &str, table: &str, rows: &str) -> Option<String> {
     let (before, rest) = text.split_once(&begin(table))?;
     let (_, after) = rest.split_once(&end(table))?;

@@ -2,9 +2,9 @@
 
 //! `cargo xtask`: one entry point for people and for CI.
 //!
-//! This file holds the command line. What each command does lives in the module of its name; how
-//! commands are run and reported in `sh`, where things are in `workspace`. Nothing here depends on
-//! the agent or on the eBPF toolchain, so `cargo xtask setup` works on a bare machine.
+//! This file contains the command line. Each command is implemented in the module with its name; `sh` runs and reports
+//! commands, and `workspace` contains paths. Nothing here depends on the agent or on the eBPF toolchain, so that
+//! `cargo xtask setup` works on a bare machine.
 
 mod behaviour;
 mod build;
@@ -215,7 +215,7 @@ enum Task {
     },
 }
 
-/// The whole of `cargo xtask`.
+/// Runs `cargo xtask`.
 #[must_use]
 pub fn main() -> ExitCode {
     let task = Cli::parse().task;
@@ -228,14 +228,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The command line, for the documentation and its tests.
+/// Returns the command line, for the documentation and its tests.
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
 fn dispatch(task: Task) -> anyhow::Result<()> {
-    // Setup comes first and asks cargo nothing: it must be fast when there is nothing to do.
+    // Setup runs before the workspace is read and does not call cargo: it must be fast if nothing is missing.
     if let Task::Setup = task {
         return setup::ensure(Scope::Everything);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `cargo xtask`. What it does is the library's business: tests of the documentation read its command line too.
+//! `cargo xtask`. The library implements it, because tests of the documentation read its command line too.
 
 use std::process::ExitCode;
 

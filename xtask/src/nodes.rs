@@ -13,21 +13,21 @@ use crate::kernels::Selection;
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// Names the setting for the tests.
+/// The variable with the setting's name for the tests.
 pub const VARIABLE: &str = "PROXY_AGENT_TEST_NODE";
 
 const FILE: &str = "tests/nodes.toml";
 
-/// The file.
+/// The contents of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nodes {
     node: Vec<Node>,
-    /// The reduced set.
+    /// The reduced set of tests.
     ci: Vec<Selection>,
 }
 
-/// A setting.
+/// A setting of a node.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Node {
@@ -36,18 +36,18 @@ struct Node {
 }
 
 impl Nodes {
-    /// Reads it.
+    /// Reads the file.
     ///
     /// # Errors
-    /// When it is missing or malformed.
+    /// Returns an error if the file is missing or malformed.
     pub fn read(workspace: &Workspace) -> Result<Self> {
         workspace.read_toml(FILE)
     }
 
-    /// Makes sure that there is a setting of this name.
+    /// Checks that there is a setting with this name.
     ///
     /// # Errors
-    /// When there is none; lists those that there are.
+    /// Returns an error that lists the settings if there is none with this name.
     pub fn ensure_known(&self, name: &str) -> Result<()> {
         if self.node.iter().any(|node| node.name == name) {
             return Ok(());
@@ -56,10 +56,10 @@ impl Nodes {
         bail!("no node {name:?} in {FILE}; there are {}", names.join(", "))
     }
 
-    /// Runs the reduced set on each node. `prepare` gives a program of tests what all of them get.
+    /// Runs the reduced set on each node. `prepare` sets on each test program the options that all of them need.
     ///
     /// # Errors
-    /// When a test is not there or fails; the others are run all the same.
+    /// Returns an error if a test does not exist or fails; the other tests run nevertheless.
     pub fn run(
         &self,
         workspace: &Workspace,
@@ -77,7 +77,7 @@ impl Nodes {
                 command
                     .args(file.arguments(FILE, &selection.tests)?)
                     .env(VARIABLE, &node.name)
-                    // As cargo does.
+                    // cargo uses the same directory.
                     .current_dir(workspace.root.join("tests"));
                 if let Err(error) = sh::run(&mut command) {
                     eprintln!("error: {error:#}");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `peers`: upstream's konnectivity server, agent, test client and test server, and the client library that
-//! kube-apiserver links, for the tests of the tunnel. Debian packages upstream's source with everything that it
-//! imports; here the packages are unpacked below the target directory and built with Debian's Go, unpacked
-//! there as well. Nothing of it is installed on the machine or stored in the repository.
+//! `peers`: upstream's konnectivity server, agent, test client and test server, and the client library of
+//! kube-apiserver, for the tests of the tunnel. Debian packages upstream's source with everything that it imports. The
+//! packages are unpacked below the target directory, and built with Debian's Go, which is unpacked there as well.
+//! Nothing of it is installed on the machine or stored in the repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,30 +16,30 @@ use crate::debian::{Archive, make_dir, write};
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// Names the directory of the peers, for tests and demo.
+/// The variable with the directory of upstream's programs, for tests and demo.
 pub const VARIABLE: &str = "PROXY_TUNNEL_PEERS";
 
-/// Debian's suite that has upstream's source.
+/// The Debian suite that contains upstream's source.
 const SUITE: &str = "sid";
 
-/// Upstream's source, and the compiler. Both bring their dependencies.
+/// The packages of upstream's source and of the compiler. Their dependencies are fetched too.
 const PACKAGES: [&str; 2] = ["golang-k8s-sigs-apiserver-network-proxy-dev", "golang-go"];
 
 /// Upstream's import path.
 const UPSTREAM: &str = "sigs.k8s.io/apiserver-network-proxy";
 
-/// Our program that drives the client library, in the checkout.
+/// The path in the checkout of our program that uses the client library.
 const LIBRARY_CLIENT: &str = "tests/peers/library-client/main.go";
 
-/// apt's lists and Go's cache, in the directory of peers.
+/// The directory of apt's lists and Go's cache, below that of the programs.
 const APT: &str = "apt";
 const GO_CACHE: &str = "cache";
 
 /// A program that is built.
 struct Peer {
-    /// Its name in the directory of peers.
+    /// The name of the program's file.
     name: &'static str,
-    /// The import path that go builds, below upstream's, or a file of the checkout.
+    /// The import path below upstream's that Go builds, or a file of the checkout.
     source: &'static str,
 }
 
@@ -55,10 +55,10 @@ const fn peer(name: &'static str, source: &'static str) -> Peer {
     Peer { name, source }
 }
 
-/// Builds the peers unless they are there, and says where they are.
+/// Builds upstream's programs unless they exist, and prints their directory.
 ///
 /// # Errors
-/// As [`ensure`].
+/// Returns an error under the same conditions as [`ensure`].
 pub fn peers(workspace: &Workspace) -> Result<()> {
     let directory = ensure(workspace)?;
     for Peer { name, .. } in PEERS {
@@ -67,16 +67,17 @@ pub fn peers(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The directory of the peers, which are built first if they are not there or if our program has changed.
+/// Returns the directory of upstream's programs. They are built first if they do not exist or if our program has
+/// changed.
 ///
 /// # Errors
-/// When Debian's packages cannot be had, or do not build.
+/// Returns an error if Debian's packages cannot be fetched or built.
 pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
     let cache = workspace.target.join("peers");
     let (root, programs) = (cache.join("root"), cache.join("bin"));
     let library_client = fs::read_to_string(workspace.root.join(LIBRARY_CLIENT))
         .with_context(|| format!("cannot read {LIBRARY_CLIENT}"))?;
-    // Written last: with it everything is there.
+    // This file is written last: if it exists, the directory is complete.
     let stamp = cache.join("built");
     if fs::read_to_string(&stamp).is_ok_and(|built| built == library_client) {
         return Ok(programs);
@@ -94,7 +95,7 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
         peer.build(workspace, &cache, &programs)?;
     }
     write(&stamp, &library_client)?;
-    // Some 3 GiB that only a changed program of ours would need again.
+    // These are about 3 GiB, which only a changed program of ours would need again.
     for part in [&root, &cache.join(APT), &cache.join(GO_CACHE)] {
         fs::remove_dir_all(part).with_context(|| format!("cannot remove {}", part.display()))?;
     }
@@ -102,7 +103,7 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
     Ok(programs)
 }
 
-/// Fetches the packages, some 300 MiB, and unpacks them.
+/// Fetches the packages, about 300 MiB, and unpacks them.
 fn fetch(root: &Path, lists: PathBuf) -> Result<()> {
     let archive = Archive::empty(lists, &[SUITE])?;
     let packages = archive.plan(SUITE, &PACKAGES)?;
@@ -130,7 +131,7 @@ impl Peer {
     }
 }
 
-/// go from the unpacked packages, with everything it reads and writes below `cache`.
+/// Returns a command for the unpacked Go, which reads and writes only below `cache`.
 fn go(cache: &Path) -> Result<Command> {
     let root = cache.join("root");
     let goroot = root.join("usr/lib/go");
@@ -145,7 +146,7 @@ fn go(cache: &Path) -> Result<Command> {
         .env("GOENV", "off")
         .env("GOFLAGS", "")
         .env("GOTOOLCHAIN", "local")
-        // The packages' sources lie where Go looked for them before there were modules.
+        // The packages' sources are in the directory layout that Go used before modules.
         .env("GO111MODULE", "off")
         .env("CGO_ENABLED", "0");
     Ok(command)

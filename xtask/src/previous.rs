@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent of the previous release, for the tests of upgrades: built once from its commit, in a work
-//! tree of its own below the target directory.
+//! The agent of the previous release, for the tests of upgrades. It is built once from its commit, in a git worktree
+//! below the target directory.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use anyhow::{Context as _, Result};
 use crate::sh;
 use crate::workspace::{AGENT, Workspace};
 
-/// The commit the previous release was built from: the first of the present data plane. The one before it rewrote
-/// packets, and its connections to a Service do not outlive a change of release.
+/// The commit of the previous release, which is the first one with the present data plane. The release before it
+/// rewrote packets, and its connections to a Service do not survive a change of release.
 const COMMIT: &str = "201038633ac425f42f3278f102e5f2f8ce75c41e";
 
-/// Builds it, unless it is there from an earlier run; the reason if its commit is not at hand.
+/// Builds the agent unless an earlier run has built it. Returns its path, or the reason if its commit is not available.
 ///
 /// # Errors
-/// When git or the build fails.
+/// Returns an error if git or the build fails.
 pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
     let directory = workspace.target.join("previous");
     let program = directory.join(format!("{AGENT}-{}", &COMMIT[..12]));
@@ -33,7 +33,7 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
     }
     let tree = directory.join("tree");
     if !tree.exists() {
-        // One that was removed by hand is still known to git.
+        // git still lists a worktree that was removed by hand.
         sh::run(git(workspace).args(["worktree", "prune"]))?;
         sh::run(
             git(workspace)
@@ -42,8 +42,8 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
                 .arg(COMMIT),
         )?;
     }
-    // A target directory of its own: in a shared one cargo takes the eBPF programs of one checkout for those of the
-    // other, whose files have the same names and are older than the last build.
+    // The target directory is separate: in a shared one, cargo would use the eBPF programs of one checkout for the
+    // other, because the files have the same names and are older than the last build.
     let target = directory.join("target");
     sh::run(
         workspace
@@ -51,14 +51,15 @@ pub fn build(workspace: &Workspace) -> Result<Result<PathBuf, String>> {
             .current_dir(&tree)
             .env("CARGO_TARGET_DIR", &target)
             .args(["--release", "--locked", "--package", AGENT])
-            // Its speed is of no interest. Not by the environment, which the eBPF programs' build would see.
+            // Its speed does not matter. The setting is not an environment variable, which would also affect the build
+            // of the eBPF programs.
             .args(["--config", "profile.release.opt-level=0"]),
     )?;
     let built = target.join("release").join(AGENT);
     fs::copy(&built, &program)
         .with_context(|| format!("cannot copy {} to {}", built.display(), program.display()))?;
     fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;
-    // The program is all that is needed of it.
+    // Only the program is kept.
     sh::run(
         git(workspace)
             .args(["worktree", "remove", "--force"])

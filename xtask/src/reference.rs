@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `reference`: writes `docs/reference`, by a program that links the programs' own command lines.
+//! `reference`: writes `docs/reference` with a program that links the programs' own command lines.
 
 use anyhow::Result;
 
@@ -9,15 +9,15 @@ use crate::setup::{self, Scope};
 use crate::sh;
 use crate::workspace::{QUICK, Workspace};
 
-/// The program that writes it.
+/// The name of the program that writes it.
 const PROGRAM: &str = "reference";
 
-/// Makes `docs/reference` again.
+/// Generates `docs/reference` again.
 ///
 /// # Errors
-/// When the program cannot be built or fails.
+/// Returns an error if the program cannot be built or fails.
 pub fn remake(workspace: &Workspace) -> Result<()> {
-    // It links the agent, whose build compiles the eBPF programs.
+    // The program links the agent, whose build compiles the eBPF programs.
     setup::ensure(Scope::Build)?;
     programs::compile(workspace, QUICK, &[PROGRAM])?;
     sh::run(sh::command(workspace.program(PROGRAM)).current_dir(&workspace.root))

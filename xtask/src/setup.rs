@@ -2,8 +2,8 @@
 
 //! `setup`: finds or installs the tools for building, tests and demo.
 //!
-//! Three steps, one module each: [`machine`] looks (files only, no other program, so that it costs
-//! nothing), [`plan`] decides the steps, and this file carries them out or prints the commands.
+//! There are three steps: [`machine`] inspects the machine (it reads only files and runs no program, so that it is
+//! fast), [`plan`] decides the steps, and this file runs them or prints the commands.
 
 mod machine;
 mod plan;
@@ -21,28 +21,28 @@ use self::plan::{Line, LlvmMajor, Step};
 pub use self::tools::TOOLS;
 use crate::sh;
 
-/// The purpose of a set-up.
+/// The purpose of a setup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Everything that compiles the agent: the eBPF toolchain.
     Build,
-    /// That, and the programs that tests and demo run.
+    /// The above, and the programs that tests and demo run.
     Programs,
-    /// That, and what only some tests need: Python packages and a browser. A machine that cannot have these skips the tests.
+    /// The above, and the requirements of only some tests: Python packages and a browser. These tests are skipped on a
+    /// machine where they cannot be installed.
     Everything,
-    /// Everything that compiles the agent, and that builds and starts programs for this Rust
-    /// target.
+    /// Everything that compiles the agent, and everything that builds and starts programs for this Rust target.
     Cross(&'static str),
-    /// That, and everything that boots guests with other kernels.
+    /// The programs that tests and demo run, and everything that boots guests with other kernels.
     Guests,
-    /// What compiles the agent, and a browser.
+    /// Everything that compiles the agent, and a browser.
     Browser,
 }
 
-/// Makes sure that everything in `scope` is there. Prints one line with the tools that were found.
+/// Ensures that everything in `scope` is installed. Prints one line with the tools that were found.
 ///
 /// # Errors
-/// When something is missing and cannot be installed here; the error then holds the commands.
+/// Returns an error that contains the commands if a requirement is missing and cannot be installed here.
 pub fn ensure(scope: Scope) -> Result<()> {
     ensure_programs(scope)?;
     if scope == Scope::Everything {
@@ -56,7 +56,7 @@ pub fn ensure(scope: Scope) -> Result<()> {
     Ok(())
 }
 
-/// Whether [`ensure`] would install something.
+/// Returns whether [`ensure`] would install something.
 pub fn lacks_something(scope: Scope) -> bool {
     !plan::steps(&Machine::look(scope)).is_empty()
 }
@@ -97,7 +97,7 @@ fn ensure_programs(scope: Scope) -> Result<()> {
     Ok(())
 }
 
-/// The compiler that builds the eBPF programs here, if there is one.
+/// Returns the compiler that builds the eBPF programs here, if there is one.
 pub fn compiler() -> Option<Compiler> {
     Machine::look(Scope::Build).compiler
 }
@@ -113,7 +113,7 @@ fn execute(line: &Line, machine: &Machine) -> Result<()> {
         .args(&line.words[1..])
         .envs(line.variables.iter().map(|(k, v)| (*k, v)));
     if line.root {
-        // Packages must not ask anything.
+        // Packages must not ask questions.
         command.env("DEBIAN_FRONTEND", "noninteractive");
     }
     // `cargo install` must not fill this checkout's target directory with another project.
@@ -121,14 +121,14 @@ fn execute(line: &Line, machine: &Machine) -> Result<()> {
     sh::run(&mut command).with_context(|| line.advice)
 }
 
-/// The LLVM release of this compiler: bpf-linker must be built for the same.
+/// Returns the LLVM release of this compiler; bpf-linker must be built for the same one.
 fn llvm_major(rustc: &Path) -> Result<LlvmMajor> {
     let version = sh::read(sh::command(rustc).arg("-vV"))?;
     plan::parse_llvm_major(&version)
         .with_context(|| format!("cannot find the LLVM release of {}", rustc.display()))
 }
 
-/// The message for a machine on which setup cannot install.
+/// Returns the message for a machine on which setup cannot install packages.
 fn by_hand(machine: &Machine, steps: &[Step]) -> String {
     let reason = if machine.apt {
         "Installing needs root. Run `cargo xtask setup` as root, or these commands:"

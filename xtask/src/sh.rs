@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Running other programs: every command is shown before it runs, and an error names it.
+//! Runs other programs: every command is printed before it runs, and its errors contain the
+//! command.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -13,23 +14,26 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Variables that every cargo command gets: showing them would only hide the command.
+/// The variables that every cargo command has, and that are not printed because they would hide the
+/// command.
 const UNSHOWN: &[&str] = &["PATH", "CARGO_TARGET_DIR"];
 
-/// A command that finds its program, and whatever that starts, in [`search_path`].
+/// Returns a command whose program, and the programs that this starts, are looked up in
+/// [`search_path`].
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    // `join_paths` refuses a directory with a colon in its name only; none came from splitting.
+    // `join_paths` fails only for a directory with a colon in its name, which splitting cannot
+    // return.
     if let Ok(path) = env::join_paths(search_path()) {
         command.env("PATH", path);
     }
     command
 }
 
-/// Shows the command, runs it with our own input and output, and fails when it fails.
+/// Prints the command and runs it with this process's input and output.
 ///
 /// # Errors
-/// When the program cannot be started or does not exit with 0.
+/// Returns an error if the program cannot be started or does not exit with 0.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = show(command);
     eprintln!("$ {line}");
@@ -40,11 +44,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command without showing it and returns its standard output.
+/// Runs the command without printing it, and returns its standard output.
 ///
 /// # Errors
-/// When the program cannot be started, does not exit with 0 (with what it wrote to standard
-/// error), or writes something that is not UTF-8.
+/// Returns an error if the program cannot be started, does not exit with 0 (with its standard
+/// error), or writes bytes that are not UTF-8.
 pub fn read(command: &mut Command) -> Result<String> {
     let line = show(command);
     let output = command.output().with_context(|| cannot_start(&line))?;
@@ -56,10 +60,10 @@ pub fn read(command: &mut Command) -> Result<String> {
         .with_context(|| format!("`{line}` wrote bytes that are no UTF-8"))
 }
 
-/// Becomes the program: signals, terminal and exit status are its own from here on.
+/// Replaces this process with the program, which then receives signals, terminal and exit status.
 ///
 /// # Errors
-/// Always when it returns: the program could not be started.
+/// Returns only with an error: the program could not be started.
 pub fn exec(command: &mut Command) -> Result<()> {
     let line = show(command);
     eprintln!("$ {line}");
@@ -70,7 +74,7 @@ fn cannot_start(line: &str) -> String {
     format!("cannot start `{line}`")
 }
 
-/// The command as one would type it, with the variables it sets.
+/// Returns the command as a user would type it, with the variables that it sets.
 fn show(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(key, value)| {
         let (key, value) = (key.to_string_lossy(), value?.to_string_lossy());
@@ -91,8 +95,8 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// `PATH`, then the directories that hold needed programs and that a user's `PATH` may lack: the
-/// administrator's programs, and cargo's, where bpf-linker is installed.
+/// Returns the directories in `PATH`, followed by those with required programs that a user's `PATH`
+/// may lack: the administrator's programs, and cargo's, where bpf-linker is installed.
 pub fn search_path() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -108,7 +112,7 @@ pub fn search_path() -> Vec<PathBuf> {
     directories
 }
 
-/// The directory that `variable` names, else the one of this name in the user's home.
+/// Returns the directory in `variable`, or else the directory `default` in the user's home.
 pub fn home(variable: &str, default: &str) -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
     set(variable)
@@ -116,7 +120,7 @@ pub fn home(variable: &str, default: &str) -> Option<PathBuf> {
         .or_else(|| Some(Path::new(&set("HOME")?).join(default)))
 }
 
-/// The first executable file of this name in `directories`.
+/// Returns the first executable file with this name in `directories`.
 pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
     directories
         .iter()
@@ -124,20 +128,20 @@ pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
         .find(|path| is_executable(path))
 }
 
-/// Whether this is a file with an execute permission.
+/// Returns whether this is a file with execute permission.
 pub fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// Whether we run as root. The owner of `/proc/self` is the effective user.
+/// Returns whether this process runs as root. The owner of `/proc/self` is the effective user.
 pub fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-/// Fails unless we run as root.
+/// Fails unless this process runs as root.
 ///
 /// # Errors
-/// When we do not, naming the command to repeat and the reason.
+/// Returns an error with the command to repeat and the reason if it does not run as root.
 pub fn require_root(task: &str, why: &str) -> Result<()> {
     if !is_root() {
         bail!(
@@ -147,7 +151,7 @@ pub fn require_root(task: &str, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// A duration for people: `0.4 s`, `12.0 s`, `3 min 5 s`.
+/// Formats a duration for people: `0.4 s`, `12.0 s`, `3 min 5 s`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     if seconds < 60 {
@@ -157,7 +161,7 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
-/// Bytes for people, in MiB with one decimal.
+/// Formats a number of bytes for people, in MiB with one decimal.
 pub fn size(bytes: u64) -> String {
     let tenths = bytes * 10 / (1 << 20);
     format!("{}.{} MiB", tenths / 10, tenths % 10)

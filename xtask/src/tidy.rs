@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `tidy`: what no other tool looks for.
+//! `tidy`: checks that no other tool makes.
 //!
-//! [`text`] reads single files, [`links`] the links between them, [`licences`] the dependencies, [`modules`]
-//! what the modules of our crates import.
-//! Only files that git tracks, or would, are looked at. Every finding is printed, as `path:line:
-//! what`, before the command fails.
+//! [`text`] checks single files, [`links`] the links between them, [`licences`] the dependencies, and [`modules`] the
+//! imports of our crates' modules. It checks only files that git tracks or would track. Every finding is printed as
+//! `path:line: what` before the command fails.
 
 mod licences;
 mod links;
@@ -24,14 +23,14 @@ use crate::sh;
 use crate::tests_map;
 use crate::workspace::Workspace;
 
-/// Something that must be put right.
+/// A finding that must be corrected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The file, relative to the top.
     pub path: String,
-    /// The line, from 1; `None` when it is about the whole file.
+    /// The line, from 1; `None` if the finding is about the whole file.
     pub line: Option<usize>,
-    /// What is wrong, and what would be right.
+    /// The fault, and the correct form.
     pub what: String,
 }
 
@@ -62,10 +61,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at every file.
+/// Checks every file.
 ///
 /// # Errors
-/// When there is a finding, or when git, cargo or a file cannot be read.
+/// Returns an error if there is a finding, or if git, cargo or a file cannot be read.
 pub fn tidy(workspace: &Workspace) -> Result<()> {
     let root = &workspace.root;
     let mut findings = Vec::new();
@@ -73,7 +72,7 @@ pub fn tidy(workspace: &Workspace) -> Result<()> {
     let files = files(root)?;
     for path in &files {
         let bytes = fs::read(root.join(path)).with_context(|| format!("cannot read {path}"))?;
-        // Captured packets and the like have no lines to look at.
+        // Binary files, such as captured packets, have no lines to check.
         let Ok(text) = String::from_utf8(bytes) else {
             continue;
         };
@@ -128,7 +127,7 @@ pub fn tidy(workspace: &Workspace) -> Result<()> {
     }
 }
 
-/// The files that git tracks or would add, without those just deleted and without links.
+/// Returns the files that git tracks or would add, without links and without deleted files.
 fn files(root: &Path) -> Result<Vec<String>> {
     let list = sh::read(
         Command::new("git")

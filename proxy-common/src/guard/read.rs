@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Reads any packet as far as the guard has to know it: with VLAN tags, IP options, extension headers,
-//! fragmented, cut off. What the kernel would not deliver anyway may be called anything.
+//! Parses any packet as far as the guard needs it: packets with VLAN tags, IP options and extension headers, fragments,
+//! and truncated packets. The result for a packet that the kernel would not deliver anyway does not matter.
 
 use super::{Knowledge, Port, Refused, judge, judge_question};
 use crate::addr::Address;
 use crate::packet::Headers;
 
-/// The Ethernet type of IPv4, network byte order.
+/// The Ethernet type of IPv4, in network byte order.
 pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
 const ETH_P_ARP: u16 = 0x0806_u16.to_be();
 const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
 const ETH_P_8021AD: u16 = 0x88a8_u16.to_be();
-/// The Ethernet type of IPv6, network byte order.
+/// The Ethernet type of IPv6, in network byte order.
 pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 
 const HOP_BY_HOP: u8 = 0;
@@ -28,21 +28,21 @@ const SHIM6: u8 = 140;
 
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const ARP_REQUEST: u16 = 1_u16.to_be();
-/// The number of a VLAN, in a tag.
+/// The mask of the VLAN's number in a tag.
 const VLAN_ID: u16 = 0x0fff_u16.to_be();
-/// Tags that are read; the kernel takes any number of them off, and behind the second one stands
-/// nothing that it would deliver here.
+/// The maximum number of tags that are read. The kernel removes any number of them, but delivers nothing here that has
+/// more than two.
 const MAX_TAGS: usize = 2;
-/// Extension headers that are read; more of them than there are kinds make no sense.
+/// The maximum number of extension headers that are read; more of them than there are kinds make no sense.
 const MAX_EXTENSIONS: usize = 8;
 
-/// A packet, read from the network header on: behind the link header where that has no VLAN tag.
+/// A packet that is read from the end of its link header, which contains no VLAN tag.
 pub trait Frame {
-    /// Loads headers from `offset`; none if the packet ends before.
+    /// Loads headers from `offset`. Returns `None` if the packet ends before.
     fn load<H: Headers>(&self, offset: u32) -> Option<H>;
 }
 
-/// A VLAN tag behind its Ethernet type, with the Ethernet type behind it. Network byte order.
+/// A VLAN tag behind its Ethernet type, with the Ethernet type that follows it. Network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Tag {
@@ -107,7 +107,7 @@ struct Ports {
     destination: u16,
 }
 
-/// An ARP packet for IPv4 over Ethernet, in halves of words, as they are aligned. Network byte order.
+/// An ARP packet for IPv4 over Ethernet, in half-words, because of its alignment. Network byte order.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Arp {
@@ -153,10 +153,10 @@ impl Headers for Ipv6Ends {
 }
 
 impl Ipv4Ends {
-    /// Where they stand in the header.
+    /// The offset of the addresses in the header.
     pub const OFFSET: u32 = 12;
 
-    /// Source and destination.
+    /// Returns source and destination.
     #[inline(always)]
     #[must_use]
     pub const fn ends(&self) -> [Address; 2] {
@@ -165,10 +165,10 @@ impl Ipv4Ends {
 }
 
 impl Ipv6Ends {
-    /// Where they stand in the header.
+    /// The offset of the addresses in the header.
     pub const OFFSET: u32 = 8;
 
-    /// Source and destination.
+    /// Returns source and destination.
     #[inline(always)]
     #[must_use]
     pub const fn ends(&self) -> [Address; 2] {
@@ -192,12 +192,12 @@ impl Headers for Solicitation {
     const LENGTH: u32 = 24;
 }
 
-/// Decides about a packet of this Ethernet type, which follows the link header, or the tag `outer`
-/// that the kernel or the hardware has already taken out of the packet (zero: none).
+/// Decides about a packet of this Ethernet type. It follows the link header, or the tag `outer`, which the kernel or
+/// the hardware has already removed from the packet (zero if there was none).
 ///
 /// # Errors
 ///
-/// If the packet is to be dropped.
+/// Returns an error if the packet must be dropped.
 #[inline(always)]
 pub fn examine(
     frame: &impl Frame,
@@ -218,8 +218,8 @@ pub fn examine(
         protocol = tag.protocol;
         offset += Tag::LENGTH;
     }
-    // A tag without a number is a priority: such a packet is delivered as if it had none. One with a
-    // number comes by again on the VLAN link, without; or there is no such link.
+    // A tag whose number is zero is only a priority: such a packet is delivered as if it had no tag. A packet with a
+    // number is seen again without the tag on the VLAN link, or there is no such link.
     if vlan != 0 && !known.link().takes_tagged() {
         return Ok(());
     }
@@ -233,7 +233,7 @@ pub fn examine(
 
 #[inline(always)]
 fn ipv4(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), Refused> {
-    /// Offset of a fragment.
+    /// The mask of the fragment's offset.
     const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
 
     let Some(header) = frame.load::<Ipv4>(offset) else {
@@ -262,7 +262,7 @@ fn ipv6(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), R
     let source = Address::from_ipv6(header.source);
     let destination = Address::from_ipv6(header.destination);
     let behind = offset + Ipv6::LENGTH;
-    // A question goes to an address whose last byte is that of the address in question.
+    // A solicitation is sent to an address whose last byte is that of the requested address.
     if header.next_header == ICMPV6
         && known.may_be_vip(&destination)
         && let Some(solicitation) = frame.load::<Solicitation>(behind)
@@ -276,8 +276,8 @@ fn ipv6(frame: &impl Frame, offset: u32, known: &impl Knowledge) -> Result<(), R
     })
 }
 
-/// Whether further headers follow a header of this number. Without a branch for each: the verifier
-/// follows them all.
+/// Returns whether further headers follow a header of this number. There is no branch for each kind, because the
+/// verifier would follow them all.
 #[inline(always)]
 const fn is_extension(next: u8) -> bool {
     const LOW: u64 = 1 << HOP_BY_HOP
@@ -290,10 +290,10 @@ const fn is_extension(next: u8) -> bool {
     next & 64 == 0 && set >> (next & 63) & 1 != 0
 }
 
-/// The port behind any IPv6 extension headers.
+/// Returns the port behind any IPv6 extension headers.
 #[inline(always)]
 fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port {
-    /// Offset of a fragment.
+    /// The mask of the fragment's offset.
     const FRAGMENT_OFFSET: u16 = 0xfff8_u16.to_be();
 
     for _ in 0..MAX_EXTENSIONS {
@@ -315,7 +315,7 @@ fn behind_extensions(frame: &impl Frame, mut offset: u32, mut next: u8) -> Port 
         let later = next == FRAGMENT && extension.fragment & FRAGMENT_OFFSET != 0;
         next = extension.next_header;
         if later {
-            // The bytes at this place are not those that follow the header in the first fragment.
+            // The bytes here are not those that follow the header in the first fragment.
             return if next == TCP || is_extension(next) {
                 Port::Unknown
             } else {

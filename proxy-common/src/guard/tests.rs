@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Packets of every shape, and any other bytes.
+//! Tests with packets of every kind, and with arbitrary bytes.
 
 use core::mem::{MaybeUninit, size_of};
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ impl Frame for Bytes<'_> {
         assert_eq!(size_of::<H>(), length);
         let bytes = self.0.get(offset as usize..)?.get(..length)?;
         let mut headers = MaybeUninit::<H>::uninit();
-        // SAFETY: there is room for the length of H, which is made of integers.
+        // SAFETY: the value has room for the length of H, which consists of integers.
         unsafe {
             core::ptr::copy_nonoverlapping(bytes.as_ptr(), headers.as_mut_ptr().cast(), length);
             Some(headers.assume_init())
@@ -114,7 +114,7 @@ fn v6(source: &str, destination: &str, next: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An extension header of the least length.
+/// Returns an extension header of the minimum length.
 fn extension(next: u8, fragment: u16) -> Vec<u8> {
     let mut bytes = std::vec![next, 0];
     bytes.extend(fragment.to_be_bytes());
@@ -144,7 +144,7 @@ fn nothing_else_is() {
         (OUT4, VIP4, 17, 443),
         (OUT4, VIP4, 1, 443),
         (OUT4, "10.96.0.1", 6, 443),
-        // Shares the VIP's bit.
+        // This address shares the VIP's bit.
         (OUT4, "10.96.0.66", 6, 443),
         ("192.0.2.7", VIP4, 6, 443),
         ("127.0.0.1", "10.96.0.66", 6, 443),
@@ -180,7 +180,8 @@ fn spoofed_sources_are_dropped_everywhere() {
         let bytes = v6(VIP6, "fd00::7", 58, &[0; 8]);
         assert_eq!(verdict(node, IPV6, &bytes), Some(Cause::SpoofedSource));
     }
-    // To itself, by a pair of links between which another device forwards.
+    // The node sends this packet to itself, through a pair of links between which another device
+    // forwards.
     assert_eq!(verdict(INNER, IPV4, &v4(VIP4, "10.244.0.7", 6, 0, 1)), None);
 }
 
@@ -196,7 +197,7 @@ fn ipv4_options_and_fragments_hide_nothing() {
         let bytes = v4(OUT4, VIP4, 17, fragment, 443);
         assert_eq!(verdict(GUARDED, IPV4, &bytes), None);
     }
-    // The first fragment has a port, and it is another one.
+    // The first fragment has a port, which is not the proxy's.
     assert_eq!(verdict(GUARDED, IPV4, &v4(OUT4, VIP4, 6, 0x2000, 80)), None);
 }
 
@@ -228,13 +229,13 @@ fn ipv6_extension_headers_hide_nothing() {
         );
         assert_eq!(verdict(OPEN, IPV6, &bytes), None);
     }
-    // Authentication counts in other units.
+    // The length of an authentication header has another unit.
     let ah = [[6, 4, 0, 0].as_slice(), &[0; 20], &tcp(443)].concat();
     assert_eq!(
         verdict(GUARDED, IPV6, &v6(OUT6, VIP6, 51, &ah)),
         Some(Cause::Outside)
     );
-    // Later fragments: of TCP, of a protocol that cannot be read, of UDP.
+    // Later fragments of TCP, of a protocol that cannot be read, and of UDP.
     for (next, cause) in [
         (6, Some(Cause::Outside)),
         (60, Some(Cause::Outside)),
@@ -253,7 +254,7 @@ fn a_packet_that_is_cut_off_is_no_way_in() {
     ] {
         for length in 0..bytes.len() {
             let header = if protocol == IPV4 { 20 } else { 40 };
-            // Without its addresses nothing is delivered.
+            // The kernel does not deliver a packet without its addresses.
             let expected = (length >= header).then_some(Cause::Outside);
             assert_eq!(
                 verdict(GUARDED, protocol, &bytes[..length]),
@@ -324,7 +325,7 @@ fn neighbours_are_told_nothing() {
 }
 
 proptest! {
-    /// No bytes make the reader fail, and a packet without an address of ours is never dropped.
+    /// The parser fails for no bytes, and a packet without an address of ours is never dropped.
     #[test]
     fn any_bytes_are_read(protocol: u16, outer: u16, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         for protocol in [protocol, IPV4, IPV6, ARP, VLAN] {
@@ -340,7 +341,7 @@ proptest! {
         }
     }
 
-    /// A packet for the proxy is dropped, whatever headers stand in front of its TCP header.
+    /// A packet for the proxy is dropped, whatever headers precede its TCP header.
     #[test]
     fn whatever_stands_in_front(options in 0_u8..=10, filler: u8, lengths in prop::collection::vec(0_u8..4, 0..7)) {
         let mut four = v4(OUT4, VIP4, 6, 0, 443);

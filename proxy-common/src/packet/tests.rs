@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Headers as they come from the wire, and any other bytes.
+//! Tests with headers as they are on the wire, and with arbitrary bytes.
 
 use core::mem::{size_of, transmute};
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ const SYN_V4: [u8; 40] = [
 ];
 
 fn v4(bytes: [u8; 40]) -> Ipv4Tcp {
-    // SAFETY: integers only, no padding, same size.
+    // SAFETY: the type has only integers, no padding, and the same size.
     unsafe { transmute(bytes) }
 }
 
 fn v6(bytes: [u8; 60]) -> Ipv6Tcp {
-    // SAFETY: integers only, no padding, same size.
+    // SAFETY: the type has only integers, no padding, and the same size.
     unsafe { transmute(bytes) }
 }
 
@@ -57,10 +57,10 @@ fn what_is_not_plain_tcp_is_unreadable() {
     assert_eq!(changed(0, 0x46).segment(), Err(Unreadable::Header));
     assert_eq!(changed(0, 0x65).segment(), Err(Unreadable::Header));
     assert_eq!(changed(9, 17).segment(), Err(Unreadable::NotTcp));
-    // More fragments follow; and a fragment that is not the first.
+    // A fragment with more to follow, and a fragment that is not the first.
     assert_eq!(changed(6, 0x20).segment(), Err(Unreadable::Fragment));
     assert_eq!(changed(7, 0x01).segment(), Err(Unreadable::Fragment));
-    // Don't-fragment alone is no fragment.
+    // A packet with only the don't-fragment flag is not a fragment.
     assert!(changed(6, 0x40).segment().is_ok());
 }
 
@@ -79,7 +79,7 @@ fn ipv6_extension_headers_are_unreadable() {
     assert_eq!(v6(bytes).segment(), Err(Unreadable::Header));
 }
 
-/// The headers that the stack puts in front of a segment of 100,000 bytes.
+/// These are the headers that the stack writes before a segment of 100,000 bytes.
 #[test]
 fn a_jumbo_segment_is_understood() {
     let mut bytes = [0; 60];
@@ -93,7 +93,7 @@ fn a_jumbo_segment_is_understood() {
     jumbo[8..12].copy_from_slice(&[0x9c, 0x40, 0x01, 0xbb]);
     jumbo[21] = ACK;
     let read = |jumbo: [u8; 28]| {
-        // SAFETY: integers only, no padding, same size.
+        // SAFETY: the type has only integers, no padding, and the same size.
         let jumbo: JumboTcp = unsafe { transmute(jumbo) };
         ip.jumbo_segment(&jumbo)
     };
@@ -102,13 +102,13 @@ fn a_jumbo_segment_is_understood() {
     assert_eq!(segment.destination().port(), 443_u16.to_be());
     assert_eq!(segment.source().address().octets()[0], 0xfd);
     assert!(!segment.opens());
-    // UDP behind it, a longer header, another option.
+    // UDP behind the option, a longer header, another option.
     for (offset, value) in [(0, 17), (1, 1), (2, 5), (3, 2)] {
         let mut other = jumbo;
         other[offset] = value;
         assert_eq!(read(other), Err(Unreadable::NotTcp));
     }
-    // A hop-by-hop header of a packet that has a length of its own.
+    // A hop-by-hop header of a packet whose IPv6 header has a length.
     bytes[5] = 40;
     assert!(!v6(bytes).may_be_jumbo());
 }
@@ -134,7 +134,7 @@ fn any_segment_with_rst_resets() {
 }
 
 proptest! {
-    /// No packet makes the reader fail, and no segment both opens and resets.
+    /// The parser fails for no packet, and no segment both opens and resets a connection.
     #[test]
     fn any_bytes_are_read(four: [u8; 40], low: [u8; 32], high: [u8; 28]) {
         let mut six = [0; 60];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The maps and constants by which the guard decides. All but the links are filled before the
-//! programs are attached and not changed afterwards.
+//! The maps and constants that the guard uses. Except for the links, the agent fills them before it attaches the
+//! programs, and does not change them afterwards.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -16,48 +16,47 @@ use proxy_common::{Address, Endpoint};
 #[map]
 static ENDPOINTS: HashMap<Endpoint, u32> = HashMap::with_max_entries(MAX_VIPS, 0);
 
-/// The VIPs, each with the endpoint under which packets without a port are counted; empty if nothing
-/// is guarded.
+/// The VIPs, each with the endpoint of the counters for packets without a port; empty if nothing is guarded.
 #[map]
 static VIPS: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_VIPS, 0);
 
-/// The addresses that this node answers neighbours' questions for and should not on guarded links: VIPs
-/// and Services. Each with the endpoint under which the questions are counted.
+/// The addresses for which this node replies to neighbours' requests, but must not on guarded links: VIPs and Services.
+/// Each has the endpoint of the counters for these requests.
 #[map]
 static ASKED: HashMap<Address, Endpoint> = HashMap::with_max_entries(MAX_VIPS + MAX_SERVICES, 0);
 
-/// Networks that may come from outside, IPv4 mapped into IPv6.
+/// The networks whose packets are permitted from outside, with IPv4 mapped into IPv6.
 #[map]
 static ALLOWED: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
 
-/// The roles of links, by ifindex; links that are not in it carry packets of this node's pods. It
-/// follows the node's routes, and is pinned so that the programs of the next agent know at once.
+/// The roles of links by ifindex; links that are not in this map carry packets of this node's pods. The agent updates
+/// it with the node's routes. It is pinned so that the programs of the next agent use it at once.
 #[map]
 static GUARD_LINKS: HashMap<u32, Link> = HashMap::pinned(MAX_GUARD_LINKS, BPF_F_NO_PREALLOC);
 
-/// The addresses of the VIPs, a bit for each; zero if nothing is guarded, and then the verifier
-/// removes code that depends on it.
+/// The set of the VIPs' addresses, one bit for each; zero if nothing is guarded, in which case the verifier removes
+/// code that depends on it.
 #[unsafe(no_mangle)]
 static ADDRESSES: Global<u64> = Global::new(0);
 
-/// Whether any network may come from outside.
+/// Whether any network is permitted from outside.
 #[unsafe(no_mangle)]
 static ALLOWS: Global<u8> = Global::new(0);
 
-/// Length of a whole address in bits.
+/// The length of a whole address, in bits.
 const ADDRESS_BITS: u32 = 128;
 
-/// The facts about a packet that came by the link of this ifindex.
+/// The facts about a packet that arrived on the link with this ifindex.
 pub struct Here(pub u32);
 
-/// False if nothing is guarded.
+/// Returns whether anything is guarded.
 #[inline(always)]
 pub fn is_on() -> bool {
     ADDRESSES.load() != 0
 }
 
 impl Here {
-    /// The ifindex that routes and policy rules know the packet by: that of the bridge, for a port.
+    /// Returns the ifindex that routes and policy rules use for the packet: for a port of a bridge, that of the bridge.
     #[inline(always)]
     pub fn routed_by(&self) -> u32 {
         match self.link().master() {
@@ -96,9 +95,9 @@ impl Knowledge for Here {
             return false;
         }
         let [a, b, c, d] = source.words();
-        // As aya's key has it, but aligned: LLVM 22 dies of a copy into a packed structure.
+        // This has the layout of aya's key, but is aligned: LLVM 22 crashes on a copy into a packed structure.
         let key = [ADDRESS_BITS, a, b, c, d];
-        // SAFETY: the same bytes, and no alignment is asked for.
+        // SAFETY: the bytes are the same, and the packed type requires no alignment.
         let key = unsafe { &*(&raw const key).cast::<Key<[u32; 4]>>() };
         ALLOWED.get(key).is_some()
     }
@@ -106,7 +105,7 @@ impl Knowledge for Here {
     #[inline(always)]
     fn link(&self) -> Link {
         match GUARD_LINKS.get_ptr(self.0) {
-            // SAFETY: the verifier has seen the null check; it is one word.
+            // SAFETY: the verifier has seen the null check; the value is one word.
             Some(link) => unsafe { *link },
             None => Link::default(),
         }

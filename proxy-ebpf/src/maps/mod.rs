@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The maps, each with every access to it.
+//! The maps; each module contains all accesses to its maps.
 
 pub mod guard;
 pub mod peers;

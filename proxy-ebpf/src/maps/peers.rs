@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The original destinations of processes on the host that were connected to a VIP instead.
+//! The original destinations of processes on the host whose connections were made to a VIP instead.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::macros::map;
@@ -10,7 +10,8 @@ use proxy_common::limits::DEFAULT_MAX_CONNECTIONS;
 
 use crate::packet::Undecided;
 
-/// By socket cookie. Pinned and sized like the decided connections.
+/// The destinations by socket cookie. The map is pinned and has the size of the map of decided
+/// connections.
 #[map]
 static PEERS: LruHashMap<u64, Endpoint> = LruHashMap::pinned(DEFAULT_MAX_CONNECTIONS, 0);
 
@@ -22,7 +23,7 @@ pub fn remember(cookie: u64, addressed: Endpoint) -> Result<(), Undecided> {
         .map_err(|_| Undecided::MapFull)
 }
 
-/// The destination that the process behind a socket connected to.
+/// Returns the destination that the process behind a socket connected to.
 #[inline(always)]
 pub fn original(cookie: u64) -> Result<Endpoint, Undecided> {
     let entry = PEERS.get_ptr(cookie).ok_or(Undecided::NotTranslated)?;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Counters of packets and connections, by link and VIP. Nothing is decided by it: a counter that
-//! cannot be written changes no verdict.
+//! Counters of packets and connections, by link and VIP. No decision depends on them: a counter
+//! that cannot be written changes no verdict.
 //!
-//! No CPU writes another one's counters. Additions are not atomic all the same: a process's hook
-//! may be interrupted by a packet's between reading a counter and writing it, and then one is
-//! missing.
+//! No CPU writes the counters of another one. Additions are nevertheless not atomic: a packet's
+//! program may interrupt a process's hook between its read and its write of a counter, and then one
+//! addition is lost.
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
@@ -16,12 +16,13 @@ use proxy_common::{CounterKey, Counters, Endpoint};
 
 use crate::packet::Undecided;
 
-/// Pinned, so that counters outlive the agent. Memory is taken for those that are used only.
+/// The counters. The map is pinned, so that they outlive the agent. The kernel allocates memory
+/// only for used entries.
 #[map]
 static STATISTICS: PerCpuHashMap<CounterKey, Counters> =
     PerCpuHashMap::pinned(MAX_COUNTERS, BPF_F_NO_PREALLOC);
 
-/// The initial value of an entry, here because it is large for a stack of 512 bytes.
+/// The initial value of an entry; it is a static because it is large for a stack of 512 bytes.
 static ZERO: Counters = Counters::ZERO;
 
 /// Counts the outcome of a SYN to a Service that ends on `vip`.
@@ -30,7 +31,7 @@ pub fn opened(link: u32, vip: Endpoint, outcome: Result<(), Undecided>) {
     match outcome {
         Ok(()) => {
             if let Some(counters) = counters(link, vip) {
-                // SAFETY: valid, see there.
+                // SAFETY: `counters` returns a valid pointer.
                 unsafe {
                     increment(&raw mut (*counters).decided);
                     increment(&raw mut (*counters).terminated);
@@ -41,13 +42,13 @@ pub fn opened(link: u32, vip: Endpoint, outcome: Result<(), Undecided>) {
     }
 }
 
-/// Counts the outcome of a call of connect(2) on the node. Its SYN is counted by the rules.
+/// Counts the outcome of a call of connect(2) on the node. The rules count its SYN.
 #[inline(always)]
 pub fn connected(vip: Endpoint, outcome: Result<(), Undecided>) {
     match outcome {
         Ok(()) => {
             if let Some(counters) = counters(CounterKey::THIS_HOST, vip) {
-                // SAFETY: valid, see there.
+                // SAFETY: `counters` returns a valid pointer.
                 unsafe { increment(&raw mut (*counters).terminated) };
             }
         }
@@ -62,14 +63,14 @@ pub fn stray_reply(link: u32, vip: Endpoint) {
     dropped(link, Refused { cause, vip });
 }
 
-/// Counts a connection that stays undecided, if the reason is one that concerns the proxy.
+/// Counts a connection that stays undecided, if the reason concerns the proxy.
 #[inline(always)]
 pub fn undecided(link: u32, vip: Endpoint, why: Undecided) {
     let Some(reason) = why.reason() else {
         return;
     };
     if let Some(counters) = counters(link, vip) {
-        // SAFETY: valid, see there; a reason's number is within the array.
+        // SAFETY: `counters` returns a valid pointer; a reason's number is within the array.
         unsafe {
             let first = (&raw mut (*counters).undecided).cast::<u64>();
             increment(first.add(reason as usize));
@@ -77,11 +78,11 @@ pub fn undecided(link: u32, vip: Endpoint, why: Undecided) {
     }
 }
 
-/// Counts a packet that is dropped.
+/// Counts a dropped packet.
 #[inline(always)]
 pub fn dropped(link: u32, refused: Refused) {
     if let Some(counters) = counters(link, refused.vip) {
-        // SAFETY: valid, see there; a cause's number is within the array.
+        // SAFETY: `counters` returns a valid pointer; a cause's number is within the array.
         unsafe {
             let first = (&raw mut (*counters).dropped).cast::<u64>();
             increment(first.add(refused.cause as usize));
@@ -89,14 +90,14 @@ pub fn dropped(link: u32, refused: Refused) {
     }
 }
 
-/// This CPU's counters. The pointer is valid until the program ends.
+/// Returns this CPU's counters. The pointer is valid until the program ends.
 #[inline(always)]
 fn counters(link: u32, vip: Endpoint) -> Option<*mut Counters> {
     let (key, zero) = (&CounterKey::new(link, vip), &ZERO);
     if let Some(counters) = STATISTICS.get_ptr_mut(key) {
         return Some(counters);
     }
-    // Not over an entry that came between: another CPU counts there already.
+    // The flag keeps an entry that was added meanwhile: another CPU already counts there.
     let _ = STATISTICS.insert(key, zero, u64::from(BPF_NOEXIST));
     STATISTICS.get_ptr_mut(key)
 }
@@ -104,6 +105,6 @@ fn counters(link: u32, vip: Endpoint) -> Option<*mut Counters> {
 /// Adds one.
 #[inline(always)]
 unsafe fn increment(counter: *mut u64) {
-    // SAFETY: the caller vouches for the pointer.
+    // SAFETY: the caller guarantees that the pointer is valid.
     unsafe { *counter += 1 };
 }

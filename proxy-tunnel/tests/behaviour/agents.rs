@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server and its agents: names, identifiers, several streams of one agent, drain, and ours with a server.
+//! The server and its agents: names, identifiers, several streams of one agent, drain, and our agent with a server.
 
 use proxy_tunnel::client::Mode;
 use proxy_tunnel::destinations::Destinations;
@@ -73,7 +73,7 @@ async fn agents_without_a_certificate_are_refused() {
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     let session = connector.connect(name, stream).await;
-    // In TLS 1.3 the client learns of it by its first read.
+    // In TLS 1.3 the client receives the rejection with its first read.
     if let Ok(mut session) = session {
         let read = tokio::io::AsyncReadExt::read(&mut session, &mut [0; 64]).await;
         assert!(read.is_err(), "{read:?}");
@@ -112,7 +112,7 @@ async fn identifiers_decide_where_a_dial_goes() {
     assert_eq!(far.asked().await.address, "10.0.0.2:80");
 }
 
-/// Upstream #888: there the end of one stream ends the connections of the other.
+/// Upstream #888: there, the end of one stream closes the connections of the other.
 #[tokio::test]
 async fn of_two_streams_of_one_agent_each_has_its_own_connections() {
     let rig = Rig::new(Mode::Grpc).await;
@@ -148,7 +148,7 @@ async fn of_two_streams_of_one_agent_each_has_its_own_connections() {
     );
 }
 
-/// Upstream #900: there a random choice feeds a slow agent as much as the others.
+/// Upstream #900: there, a random choice sends a slow agent as many dials as the others.
 #[tokio::test]
 async fn a_slow_agent_of_three_gets_fewer_dials() {
     let rig = Rig::new(Mode::Grpc).await;
@@ -181,7 +181,7 @@ async fn a_slow_agent_of_three_gets_fewer_dials() {
     assert!(unanswered <= 3, "{unanswered} of 60 dials went to it");
 }
 
-/// Upstream #893: there an idle stream never sends it.
+/// Upstream #893: there, an idle stream never sends a drain packet.
 #[tokio::test]
 async fn an_idle_agent_drains_at_once_and_serves_on() {
     let (rig, agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
@@ -196,7 +196,7 @@ async fn an_idle_agent_drains_at_once_and_serves_on() {
     })
     .await;
     round_trip(&mut tunnel, b"still here").await;
-    // It is the only one, so it is still used.
+    // It is the only agent, so the server still uses it.
     round_trip(&mut rig.dialer().dial(&echo).await.unwrap(), b"x").await;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Anything on any port: the server lives on and serves others.
+//! Arbitrary bytes on each port: the server keeps running and serves others.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::rig::{Options, Rig, SOON, Target, round_trip};
 
-/// Bytes that are no HTTP/2, no HTTP/1 and no TLS, or begin like it and end otherwise.
+/// Returns bytes that are not HTTP/2, HTTP/1 or TLS, or that begin like one of these and end otherwise.
 fn garbage() -> Vec<Vec<u8>> {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     let settings = b"\0\0\0\x04\0\0\0\0\0".to_vec();
@@ -26,7 +26,7 @@ fn garbage() -> Vec<Vec<u8>> {
         "CONNECT a:1 HTTP/1.1\r\nX: y\r\n".repeat(1000).into_bytes(),
         preface.clone(),
         [preface.clone(), vec![0xff; 100]].concat(),
-        // A frame of the greatest length; header fields that refer to nothing; one too many of them.
+        // A frame of the maximum length; header fields that refer to no table entry; one reference too many.
         [
             preface.clone(),
             settings.clone(),
@@ -62,7 +62,7 @@ async fn throw<S>(mut stream: S, bytes: &[u8])
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    // The server may end the connection at any byte, or wait for more.
+    // The server may close the connection at any byte, or wait for more.
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
     let mut rest = Vec::new();
@@ -102,7 +102,7 @@ async fn metadata_beyond_all_limits_ends_one_connection() {
     round_trip(&mut rig.dialer().dial(&echo).await.unwrap(), b"x").await;
 }
 
-/// Clients that do nothing are ended by a limit in time; until then they keep nothing from others.
+/// The server closes connections of idle clients after a time limit; until then they do not affect others.
 #[tokio::test]
 async fn idle_connections_keep_nothing_from_others() {
     let (rig, _agent) = Rig::with_agent(Options::new(Mode::HttpConnect)).await;
@@ -113,7 +113,7 @@ async fn idle_connections_keep_nothing_from_others() {
     let echo = Target::echo().await;
     let answered = timeout(SOON, rig.dialer().dial(&echo)).await.unwrap();
     round_trip(&mut answered.unwrap(), b"x").await;
-    // TLS has ten seconds.
+    // The time limit of a TLS handshake is ten seconds.
     let mut silent = TcpStream::connect(rig.agents).await.unwrap();
     let ended = timeout(Duration::from_secs(15), silent.read(&mut [0])).await;
     assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");

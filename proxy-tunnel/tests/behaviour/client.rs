@@ -61,7 +61,7 @@ async fn both_modes_over_both_sockets() {
     }
 }
 
-/// A client that is there before its server and the agent (hypershift #8579).
+/// The client starts before its server and the agent (hypershift #8579).
 #[tokio::test]
 async fn a_client_that_starts_first_is_served_when_the_others_are_there() {
     for mode in [Mode::Grpc, Mode::HttpConnect] {
@@ -96,7 +96,7 @@ async fn one_connection_for_many_tunnels() {
         round_trip(tunnel, b"hello").await;
     }
     rig.until_counted("established_connections 20").await;
-    // One that ends does not end others, nor does a dial that fails.
+    // A tunnel that ends does not end others, nor does a dial that fails.
     tunnels.truncate(1);
     connection.dial("127.0.0.1:1").await.unwrap_err();
     rig.until_counted("established_connections 1").await;
@@ -156,7 +156,8 @@ async fn a_dropped_tunnel_sends_what_was_written() {
     }
 }
 
-/// A server that answers every dial with this connection, and sends for others too.
+/// A server that replies to every dial with this connection ID, and also sends packets of other
+/// connections.
 struct Confused(i64);
 
 #[async_trait]
@@ -205,7 +206,7 @@ async fn what_is_sent_for_others_is_ignored() {
         let serving = tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let settings = Settings::tunnels(Duration::from_hours(1));
-            // The client ends it.
+            // The client closes the stream.
             let _ =
                 transport::serve(stream, settings, Arc::new(Confused(connect_id)), pending()).await;
         });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Clocks that are wrong, or that jump: a server counts, and is forgotten, by whether its lease is seen to be renewed. Everything
-//! else in server and agent goes by the clock that does not jump.
+//! Clocks that are wrong or that jump: agents count a server, and servers delete its lease, by whether they see the
+//! lease being renewed. Everything else in server and agent uses the monotonic clock.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use proxy_tunnel::metrics::server::ServerMetrics;
 use super::cluster::publisher;
 use super::stub::Stub;
 
-/// A clock that is an hour ahead of the servers', as after a jump: their leases look expired, but are renewed.
+/// The agent's clock is an hour ahead of the servers', as after a jump: their leases look expired, but are renewed.
 #[test]
 fn servers_are_counted_by_a_clock_that_is_wrong() {
     let leases = Leases::default();
@@ -37,7 +37,7 @@ fn servers_are_counted_by_a_clock_that_is_wrong() {
         let event = WatchEvent::Modified(renewed(id, 1015));
         leases.apply(event).unwrap();
     }
-    // Nothing but a label has changed.
+    // Only a label has changed.
     leases
         .apply(WatchEvent::Modified(renewed("c", 1000)))
         .unwrap();
@@ -49,7 +49,7 @@ fn servers_are_counted_by_a_clock_that_is_wrong() {
     assert_eq!(leases.count(hour), Some(1));
 }
 
-/// A server whose clock is an hour ahead of the others': it deletes no lease that is renewed.
+/// A server whose clock is an hour ahead of the others' deletes no lease that is renewed.
 #[tokio::test]
 async fn a_server_whose_clock_is_ahead_forgets_no_other() {
     const HOUR: i64 = 3600;

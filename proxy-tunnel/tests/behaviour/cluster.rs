@@ -145,8 +145,8 @@ async fn leases_are_counted_as_they_come_and_go() {
     task.abort();
 }
 
-/// Both sides of the leases, with as many servers as there are at a time, and an agent that believes the larger of
-/// leases and the number that servers announce.
+/// Tests both sides of the leases, with a changing number of servers, and an agent that uses the larger one of the
+/// number of leases and the number that servers announce.
 #[tokio::test]
 async fn servers_are_counted_by_the_leases_that_they_keep() {
     let stub = Stub::new().await;
@@ -204,7 +204,7 @@ async fn watches_that_break_are_begun_anew() {
     task.abort();
 }
 
-/// Thousands of agents do the same.
+/// Thousands of agents would list at the same time.
 #[tokio::test]
 async fn watches_that_are_refused_are_no_reason_to_list_at_once() {
     let stub = Stub::new().await;
@@ -222,7 +222,7 @@ async fn watches_that_are_refused_are_no_reason_to_list_at_once() {
     task.abort();
 }
 
-/// Defect 9 of upstream: without permission the agent neither connects nor opens its health port there.
+/// Defect 9 of upstream: there, an agent without permission neither connects nor opens its health port.
 #[tokio::test]
 async fn without_permission_an_agent_goes_by_what_servers_say() {
     let stub = Stub::new().await;
@@ -248,7 +248,7 @@ async fn without_permission_an_agent_goes_by_what_servers_say() {
     })
     .await;
     assert_eq!(count(&leases), None);
-    // With permission the leases count.
+    // With permission, the agent counts leases.
     stub.put("a", 0);
     stub.put("b", 0);
     until("the leases", || count(&leases) == Some(2)).await;
@@ -264,7 +264,7 @@ fn account() -> Account {
     }
 }
 
-/// A server with token reviews.
+/// Starts a server with token reviews.
 async fn reviewing(stub: &Stub) -> Rig {
     let user = |name: &str| json!({"authenticated": true, "user": {"username": name}});
     {
@@ -335,7 +335,7 @@ async fn tokens_decide_about_agents() {
     );
 }
 
-/// Defects 8 and 11 of upstream: there an unreadable token ends the agent, and a newline behind it is sent.
+/// Defects 8 and 11 of upstream: there, an unreadable token makes the agent exit, and a trailing newline is sent.
 #[tokio::test]
 async fn the_agent_reads_its_token_for_each_connection() {
     let stub = Stub::new().await;

@@ -30,7 +30,7 @@ async fn connect(rig: &Rig, address: &str) -> UnixStream {
     .await
 }
 
-/// Everything until the server closes.
+/// Reads until the server closes the connection.
 async fn rest(stream: &mut UnixStream) -> String {
     let mut all = Vec::new();
     timeout(SOON, stream.read_to_end(&mut all))
@@ -170,7 +170,7 @@ async fn the_host_field_is_ignored_and_bytes_behind_the_head_are_forwarded() {
     let mut stream = client(&rig, b"CONNECT b:2 HTTP/1.1\r\nHost: a:1\r\n\r\nearly").await;
     assert_eq!(agent.asked().await.address, "b:2");
     stream.write_all(b" and late").await.unwrap();
-    // Still pending: nothing is written before the answer.
+    // The dial is still pending: the server writes nothing before the response.
     let silent = timeout(WHILE, stream.read_u8()).await;
     assert!(silent.is_err(), "{silent:?}");
     drop(agent);
@@ -185,7 +185,7 @@ async fn the_host_field_is_ignored_and_bytes_behind_the_head_are_forwarded() {
     );
 }
 
-/// Defect 3 of upstream: there the target's bytes come before the 200, or in one read with it.
+/// Defect 3 of upstream: there, the target's bytes arrive before the 200, or in one read with it.
 #[tokio::test]
 async fn the_200_comes_alone_and_first() {
     let rig = Rig::new(Mode::HttpConnect).await;
@@ -194,7 +194,7 @@ async fn the_200_comes_alone_and_first() {
         let mut stream = connect(&rig, "a:1").await;
         agent.accept(number).await;
         agent.send(Message::Data(number, Bytes::from_static(b"banner")));
-        // Reads as kube-apiserver does: all bytes that have come, at times of its own.
+        // The client reads like kube-apiserver: all bytes that have arrived, at irregular times.
         if number % 2 == 0 {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
@@ -229,7 +229,7 @@ async fn the_agents_close_is_a_regular_end_and_an_error_is_none() {
     rig.until_counted("established_connections 0").await;
 }
 
-/// Defect 15 of upstream: tunnel and target stay open there.
+/// Defect 15 of upstream: there, tunnel and target stay open.
 #[tokio::test]
 async fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
     let rig = Rig::new(Mode::HttpConnect).await;
@@ -250,10 +250,11 @@ async fn a_client_that_leaves_while_its_dial_is_pending_leaves_nothing() {
     rig.until_counted("pending_backend_dials 0").await;
 }
 
-/// Defect 6 of upstream: there the answer is lost.
+/// Defect 6 of upstream: there, the response is lost.
 #[tokio::test]
 async fn a_client_that_closes_its_sending_side_gets_its_answer() {
-    // An agent of upstream cannot close the target's side; the answer must still come.
+    // Upstream's agent cannot close the sending side towards the target; the response must still
+    // arrive.
     let rig = Rig::new(Mode::HttpConnect).await;
     let mut agent = Peer::accepted_agent(&rig).await;
     let mut stream = connect(&rig, "a:1").await;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many servers an agent connects to: by the number that servers announce, behind a load
-//! balancer that pins nothing. Upstream's agents stay at two of three after one is replaced
-//! (hypershift #9260).
+//! The number of servers that an agent connects to, if it uses the number that servers announce behind a load balancer
+//! without session affinity. Upstream's agents stay connected to two of three servers after one is replaced (hypershift
+//! #9260).
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::rig::{Agent, Options, Rig, until};
 
-/// A load balancer that takes one server after the other.
+/// A load balancer that selects the servers in turn.
 struct Balancer {
     port: u16,
     servers: Arc<Mutex<Vec<SocketAddr>>>,
@@ -34,7 +34,7 @@ impl Balancer {
                 };
                 tokio::spawn(async move {
                     if let Ok(mut far) = TcpStream::connect(server).await {
-                        // Either end may leave.
+                        // Either end may disconnect.
                         let _ = copy_bidirectional(&mut near, &mut far).await;
                     }
                 });
@@ -70,7 +70,7 @@ async fn every_server_is_found_and_a_replaced_one_too() {
     agent.until_counted("open_server_connections 3").await;
 }
 
-/// Upstream #739: the number changes in a rolling update, while old servers still answer and say the old one.
+/// Upstream #739: the number changes in a rolling update, while old servers still reply with the old one.
 #[tokio::test]
 async fn a_larger_number_is_believed_when_a_server_says_it() {
     let balancer = Balancer::new().await;
@@ -84,7 +84,7 @@ async fn a_larger_number_is_believed_when_a_server_says_it() {
         new.push(server(number, 6, Some(&first)).await);
     }
     let addresses: Vec<_> = new.iter().map(|server| server.agents).collect();
-    // One old server is left, and is connected to again after the first new ones.
+    // One old server is left, and the agent connects to it again after the first new ones.
     *balancer.servers.lock().unwrap() = [&[second.agents], addresses.as_slice()].concat();
     first.server.cut_agents();
     drop(first);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! kube-apiserver's side in deploy/tunnel/egress: the files are read as strictly as kube-apiserver reads them
-//! (`EgressSelectorConfiguration` of `apiserver.k8s.io/v1beta1`), and dialled by with the server that they name.
+//! kube-apiserver's side in deploy/tunnel/egress: the files are parsed as strictly as kube-apiserver does
+//! (`EgressSelectorConfiguration` of `apiserver.k8s.io/v1beta1`), and used to dial through the server that they name.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::process::{Program, Setup, get, port, until, until_connected};
 use super::rig::{Target, round_trip};
 
-/// The selection of Kubernetes' types: every key that there is, and no other.
+/// The configuration in Kubernetes' types, with exactly the keys that they have.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Configuration {
@@ -74,7 +74,7 @@ struct TlsConfig {
     server_name: Option<String>,
 }
 
-/// The properties that kube-apiserver demands of a connection, besides its types.
+/// Checks the properties that kube-apiserver requires of a connection, in addition to its types.
 fn check(connection: &Connection) -> Result<(), &'static str> {
     let transport = connection.transport.as_ref();
     let is_named = |uds: &Uds| uds.uds_name.is_absolute();
@@ -104,7 +104,7 @@ fn check(connection: &Connection) -> Result<(), &'static str> {
             }),
         ) => {
             let tls = tcp.tls_config.as_ref();
-            // With http it is accepted, and then lacks the certificates to dial with.
+            // With http it is accepted, but then there are no certificates to dial with.
             let is_whole =
                 tls.is_some_and(|tls| tls.client_cert.is_some() && tls.client_key.is_some());
             if tcp.url.starts_with("https://") && is_whole {
@@ -129,7 +129,7 @@ fn parse(text: &str) -> Result<Configuration, String> {
     Ok(read)
 }
 
-/// The files, by their names.
+/// Returns the files by name.
 fn files() -> Vec<(String, String)> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/tunnel/egress");
     let mut files: Vec<(String, String)> = fs::read_dir(directory)
@@ -144,7 +144,7 @@ fn files() -> Vec<(String, String)> {
     files
 }
 
-/// The flags of the server that a file's comment names.
+/// Returns the server's flags in a file's comment.
 fn documented(text: &str) -> Vec<String> {
     let comment = text.lines().filter_map(|line| line.strip_prefix("# "));
     let words = comment
@@ -182,7 +182,7 @@ fn a_selection_that_kube_apiserver_refuses_is_refused_here() {
     }
 }
 
-/// Each transport, with both kinds of connections.
+/// Tests each transport, with both kinds of connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_file_works_with_the_server_that_it_names() {
     let files = files();
@@ -208,7 +208,7 @@ async fn each_file_works_with_the_server_that_it_names() {
         assert!(flags.len() > 2, "{name}: {flags:?}");
         let setup = Setup::new();
         let clients = port();
-        // The places of the file become the test's.
+        // The paths of the file are replaced by those of the test.
         let here: Vec<String> = flags
             .iter()
             .map(|flag| match flag.split_once('=').unwrap() {
@@ -278,7 +278,7 @@ async fn each_file_works_with_the_server_that_it_names() {
     }
 }
 
-/// The names, issuers and usages in cert-manager.yaml; make-certificates.sh is tried in tests/tunnel.
+/// Checks names, issuers and usages in cert-manager.yaml; tests/tunnel runs make-certificates.sh.
 #[test]
 fn certificates_by_cert_manager() {
     let path = concat!(
@@ -313,7 +313,7 @@ fn certificates_by_cert_manager() {
             continue;
         }
         let usage = spec["usages"][1].as_str().unwrap();
-        // A server's has names, a client's the organization that tenants' rules ask for.
+        // A server's certificate has names; a client's has the organization that tenants' rules match.
         let (names, subject) = (
             spec["dnsNames"].is_array(),
             spec["subject"]["organizations"].is_array(),

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Every flag of upstream's programs, and of the sidecar, with its default: facts §3. Where upstream's programs are built, `tests/tunnel`
-//! compares theirs.
+//! Every flag of upstream's programs, and of the sidecar, with its default: facts §3. Where upstream's programs are
+//! built, `tests/tunnel` compares their flags.
 
 use std::process::Command;
 
 use super::process::{AGENT, CLIENT, SERVER, SIDECAR, TARGET};
 
-/// klog's, in all programs.
+/// The flags of klog, which all programs have.
 const KLOG: &str = "vmodule= logtostderr=true log-file= log-file-max-size=1800 log-dir= alsologtostderr=false \
      alsologtostderrthreshold=0 stderrthreshold=2 legacy-stderr-threshold-behavior=true add-dir-header=false \
      skip-headers=false skip-log-headers=false one-output=false log-backtrace-at=:0";
 
-/// `*`: hidden, for old manifests. `backend-dial-timeout` is off in upstream, which has no sidecar.
+/// The flags of each program. `*` marks hidden flags, for old manifests. `backend-dial-timeout` is off in upstream,
+/// which has no sidecar.
 const FLAGS: [(&str, &str); 5] = [
     (
         SERVER,
@@ -54,7 +55,7 @@ const FLAGS: [(&str, &str); 5] = [
     ),
 ];
 
-/// The text of a flag in a help text, on one line.
+/// Returns the description of a flag in a help text, on one line.
 fn described(help: &str, name: &str) -> Option<String> {
     let is_its_own = |line: &&str| {
         let line = line.trim_start();
@@ -65,7 +66,7 @@ fn described(help: &str, name: &str) -> Option<String> {
         rest.is_some_and(|rest| rest.starts_with([' ', '[']))
     };
     let mut lines = help.lines().skip_while(|line| !is_its_own(line));
-    // The text may begin in the flag's own line; further lines are indented further than flags.
+    // The description may begin in the flag's own line; its further lines are indented further than flags.
     let mut text = lines.next()?.to_owned();
     for line in lines.take_while(|line| line.starts_with("          ")) {
         text.push(' ');
@@ -103,14 +104,14 @@ fn each_of_upstreams_with_its_default() {
                 "--{name} has the default `{shown}`, not `{default}`"
             );
         }
-        // Reached only if all before it is accepted.
+        // The program prints its help only if it accepts all flags before this one.
         let output = Command::new(program)
             .args(&all)
             .arg("--help")
             .output()
             .unwrap();
         assert!(output.status.success(), "{program} {all:?}: {output:?}");
-        // pflag's syntax: a value of its own word, and switches with and without one.
+        // pflag's syntax: a value as a separate word, and switches with and without a value.
         let words = [
             "--v",
             "2",

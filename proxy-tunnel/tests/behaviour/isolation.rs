@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One tunnel that stalls, in either direction and mode, and the others meanwhile: defects 1 and 2 of
-//! upstream. With windows nothing is lost; with a peer of upstream only the stalled tunnel is closed.
+//! One tunnel stalls, in either direction and mode, while others are used: defects 1 and 2 of upstream. With windows
+//! nothing is lost; with a peer of upstream only the stalled tunnel is closed.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use super::rig::{Options, Rig, SOON, Target, round_trip, until};
 
 const MODES: [Mode; 2] = [Mode::Grpc, Mode::HttpConnect];
 
-/// More than the kernel's and our own buffers hold.
+/// More bytes than the kernel's buffers and ours hold.
 const MUCH: usize = 24 << 20;
 
-/// Writes as much as is taken.
+/// Writes as many bytes as the tunnel accepts.
 async fn flood(mut tunnel: Tunnel) -> (Tunnel, usize) {
     let chunk = vec![1; 64 * 1024];
     let mut total = 0;
@@ -53,7 +53,7 @@ async fn targets_that_do_not_read_stop_nothing_else() {
             b"nor a new one",
         )
         .await;
-        // Nothing is lost: a target that reads again gets everything.
+        // Nothing is lost: a target that reads again receives all bytes.
         let (mut tunnel, mut accepted, total) = held.pop().unwrap();
         tunnel.shutdown().await.unwrap();
         let mut all = Vec::new();
@@ -107,8 +107,8 @@ async fn clients_that_do_not_read_stop_nothing_else() {
     }
 }
 
-/// A client that leaves while its bytes wait for a target: its stream does not outlive it, and a connection that it shares
-/// with others goes on.
+/// A client disconnects while its bytes wait for a target: its stream ends, and a connection that it shares with others
+/// stays open.
 #[tokio::test]
 async fn a_client_that_leaves_a_stalled_target_leaves_at_once() {
     let (rig, agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
@@ -147,7 +147,7 @@ async fn a_client_that_leaves_a_stalled_target_leaves_at_once() {
     until("memory is given back", || agent.shared.budget.used() == 0).await;
 }
 
-/// An agent without windows sends on: its tunnel is closed when it has been full for too long.
+/// An agent without windows continues to send: the server closes its tunnel when the buffer has been full for too long.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed_alone_with_an_agent_of_upstream() {
     for mode in MODES {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Programs that are killed at any moment, under connections that come and go: whichever end lives on keeps nothing of
-//! them. Upstream #914 leaves a socket and a buffer for each dial. `PROXY_AGENT_TEST_LOAD=full` kills 1,000 times.
+//! Programs are killed at any moment while connections are opened and closed: the surviving end keeps nothing of them.
+//! Upstream #914 leaves a socket and a buffer for each dial. `PROXY_AGENT_TEST_LOAD=full` kills 1,000 times.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,32 +14,32 @@ use socket2::{Domain, Socket, Type};
 use super::process::{Program, Setup, echo, get, until};
 use super::rig::load;
 
-/// The server's mode.
+/// The flag with the server's mode.
 const MODE: [&str; 1] = ["--mode=http-connect"];
 
-/// Gauges of the server that count connections.
+/// The gauges of the server that count connections.
 const GAUGES: [&str; 3] = [
     "konnectivity_network_proxy_server_established_connections",
     "konnectivity_network_proxy_server_http_connections",
     "konnectivity_network_proxy_server_pending_backend_dials",
 ];
 
-/// Threads that connect all the while.
+/// The number of threads that connect all the time.
 const CLIENTS: usize = 8;
 
-/// Dials that are pending at once.
+/// The number of concurrent pending dials.
 const PENDING: usize = 500;
 
-/// Connects, sends, reads and leaves at any point, until it is to stop.
+/// Connects, sends, reads and disconnects at any point, until `stop` is set.
 fn traffic(setup: &Setup, target: &str, stop: &AtomicBool) {
     let mut bytes = vec![0; 64 << 10];
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut stream) = setup.connect(target) else {
-            // Not as fast as it can while no agent is connected.
+            // The pause limits the rate while no agent is connected.
             thread::sleep(Duration::from_millis(2));
             continue;
         };
-        // An error because a program was killed is expected: then the next connection is made.
+        // A killed program causes an error here, which is expected: the next connection follows.
         let sent = fastrand::usize(..bytes.len());
         let mut exchange = || {
             stream.write_all(&bytes[..sent])?;
@@ -50,7 +50,7 @@ fn traffic(setup: &Setup, target: &str, stop: &AtomicBool) {
     }
 }
 
-/// Stops the clients also when an assertion fails, for which the scope waits.
+/// Stops the clients even if an assertion fails, because the scope waits for them.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -98,7 +98,7 @@ impl<'a> Pair<'a> {
         };
     }
 
-    /// The one that lives on.
+    /// Returns the program that survives.
     fn survivor(&self, victim: End) -> &Program {
         match victim {
             End::Server => &self.agent,
@@ -106,14 +106,14 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Waits until there is no connection left.
+    /// Waits until no connection is left.
     fn until_at_rest(&self) {
         self.setup.until_ready();
         until(
             "no connection at the server",
             || {
                 let metrics = get(self.setup.health, "/metrics").2;
-                // A server that has just started does not have all of them.
+                // A server that has just started does not have all of these metrics yet.
                 GAUGES.iter().all(|gauge| {
                     let value = metrics.lines().find_map(|line| line.strip_prefix(gauge));
                     value.is_none_or(|value| value == " 0")
@@ -125,18 +125,18 @@ impl<'a> Pair<'a> {
         self.setup.until_agent("open_endpoint_connections 0");
     }
 
-    /// Files that the survivor has open when it has served a connection.
+    /// Returns the number of open files of the survivor after it has served a connection.
     fn files(&self, victim: End, target: &str) -> usize {
         drop(self.setup.connect(target).unwrap());
         self.until_at_rest();
         self.survivor(victim).files()
     }
 
-    /// Waits until no connection is left, and the survivor has no more files open than these.
+    /// Waits until no connection is left, and the survivor has at most this number of open files.
     fn nothing_is_left(&self, victim: End, files: usize) {
         self.until_at_rest();
         let survivor = self.survivor(victim);
-        // Connections that ask for metrics are files too, and end a moment later.
+        // Connections of metrics requests are files too, and end a moment later.
         until(
             "as few files as before",
             || survivor.files() <= files,
@@ -145,7 +145,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Kills a program so many times, each time after a moment under traffic.
+/// Kills a program this number of times, each time after a moment under load.
 fn kill(victim: End, times: usize) {
     let setup = Setup::new();
     let mut pair = Pair::new(&setup);
@@ -158,7 +158,7 @@ fn kill(victim: End, times: usize) {
             scope.spawn(|| traffic(&setup, &target, &stop));
         }
         for number in 0..times {
-            // Mostly under traffic, sometimes while it starts.
+            // The program is killed mostly under load, sometimes during its start.
             if number % 4 > 0 {
                 setup.until_ready();
             }
@@ -185,7 +185,7 @@ fn a_server_that_is_killed_again_and_again_leaves_nothing_at_its_agent() {
     kill(End::Server, load(8, 500));
 }
 
-/// A target that takes no notice of connections: its queue is full.
+/// Returns a target that accepts no connections: its queue is full.
 fn silent() -> (Socket, Vec<Socket>, String) {
     let new = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let listener = new();
@@ -209,7 +209,7 @@ fn silent() -> (Socket, Vec<Socket>, String) {
     (listener, queued, address)
 }
 
-/// A program is killed while many dials are pending.
+/// Kills a program while many dials are pending.
 fn kill_with_pending_dials(victim: End) {
     let setup = Setup::new();
     let mut pair = Pair::new(&setup);
@@ -223,7 +223,7 @@ fn kill_with_pending_dials(victim: End) {
             stream
         })
         .collect();
-    // And the one before.
+    // The number includes the dial before these.
     let asked = format!(
         "stream_packets_total{{packet_type=\"DIAL_REQ\",segment=\"to_agent\"}} {}",
         PENDING + 1
@@ -233,7 +233,7 @@ fn kill_with_pending_dials(victim: End) {
     for mut stream in dialing {
         let mut answer = String::new();
         let read = stream.read_to_string(&mut answer);
-        // A server that is killed answers nothing.
+        // A killed server sends no response.
         if victim == End::Agent {
             read.unwrap();
             assert!(answer.starts_with("HTTP/1.1 50"), "{answer:?}");

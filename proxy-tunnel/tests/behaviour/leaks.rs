@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tunnels that are opened and closed from both ends in every order: no task, no byte and no connection is left of them,
-//! neither at the server nor at the agent. `PROXY_AGENT_TEST_LOAD=full` opens 100,000 of them.
+//! Tunnels are opened, and closed from both ends in every order: no task, byte or connection of them is left, neither
+//! at the server nor at the agent. `PROXY_AGENT_TEST_LOAD=full` opens 100,000 of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,18 +16,18 @@ use tokio::time::timeout;
 
 use super::rig::{Options, Rig, SOON, Target, load, until};
 
-/// The behaviour of a target, by the first byte that it gets.
+/// The behaviour of a target, which the first byte that it receives selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Theirs {
     /// Closes at once.
     Close,
-    /// Resets.
+    /// Resets the connection.
     Reset,
-    /// Ends its sending side, and reads on to the end.
+    /// Closes its sending side, and reads to the end.
     Finish,
-    /// Sends more than is read, and closes.
+    /// Sends more than its client reads, and closes.
     Flood,
-    /// Reads to the end, answers, and closes.
+    /// Reads to the end, replies, and closes.
     Answer,
 }
 
@@ -42,15 +42,15 @@ const THEIRS: [Theirs; 5] = [
 /// The behaviour of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ours {
-    /// Leaves at once.
+    /// Disconnects at once.
     Leave,
-    /// Leaves when the first byte has come.
+    /// Disconnects when it has received the first byte.
     ReadAndLeave,
-    /// Ends its sending side, and reads to the end.
+    /// Closes its sending side, and reads to the end.
     Finish,
-    /// Sends on until the connection ends.
+    /// Sends until the connection ends.
     Send,
-    /// Leaves while it dials.
+    /// Disconnects during its dial.
     LeaveWhileDialing,
 }
 
@@ -62,10 +62,10 @@ const OURS: [Ours; 5] = [
     Ours::LeaveWhileDialing,
 ];
 
-/// Tunnels at once.
+/// The number of concurrent tunnels.
 const AT_ONCE: usize = 32;
 
-/// Bytes of a flood: more than all buffers on the way hold.
+/// The number of bytes of a flood: more than all buffers on the path hold.
 const FLOOD: usize = 300_000;
 
 /// Serves one connection; errors are caused by the client.
@@ -93,7 +93,7 @@ async fn serve(mut stream: TcpStream) {
     }
 }
 
-/// A target, and how many connections it has.
+/// Starts a target. Returns its address and its number of connections.
 async fn target() -> (String, Arc<AtomicUsize>) {
     let target = Target::new().await;
     let address = target.address.clone();
@@ -118,12 +118,12 @@ async fn dial(dialer: &Dialer, address: &str, theirs: Theirs) -> Tunnel {
     let command = THEIRS.iter().position(|one| *one == theirs).unwrap();
     let command = u8::try_from(command).unwrap();
     tunnel.write_all(&[command]).await.unwrap();
-    // An end that has come meanwhile is none of a failure.
+    // If the connection has ended meanwhile, the end is not a failure.
     let _ = tunnel.flush().await;
     tunnel
 }
 
-/// The life of one tunnel.
+/// Opens one tunnel and ends it in this way.
 async fn live(dialer: Dialer, address: String, ours: Ours, theirs: Theirs) {
     if ours == Ours::LeaveWhileDialing {
         let patience = Duration::from_micros(fastrand::u64(1..2000));
@@ -155,7 +155,7 @@ async fn nothing_is_left(mode: Mode, count: usize) {
     let (rig, agent) = Rig::with_agent(Options::new(mode)).await;
     let (address, open) = target().await;
     let tasks = || Handle::current().metrics().num_alive_tasks();
-    // Objects that are made once exist after the first round.
+    // Objects that are created only once exist after the first round.
     live(rig.dialer(), address.clone(), Ours::Finish, Theirs::Answer).await;
     let rest = async || {
         let mode = match mode {
@@ -191,7 +191,7 @@ async fn nothing_is_left(mode: Mode, count: usize) {
     rest().await;
     until("tasks have ended", || tasks() <= before).await;
     assert_eq!((rig.budget.used(), agent.shared.budget.used()), (0, 0));
-    // They still serve.
+    // Server and agent still serve.
     live(rig.dialer(), address, Ours::Finish, Theirs::Answer).await;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Programs that are ended, killed, or have no files left, under running connections.
+//! Programs are terminated, killed, or run out of files, while connections are open.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::process::{Setup, get, until, until_connected};
 
-/// Defect 7 of upstream: an open stream of a client keeps the server alive for ever there.
+/// Defect 7 of upstream: there, an open stream of a client keeps the server alive for ever.
 #[test]
 fn a_server_ends_in_bounded_time_with_tunnels_open() {
     for (timeout, least, most) in [("0s", 0, 5), ("2s", 2, 8)] {
@@ -31,7 +31,7 @@ fn a_server_ends_in_bounded_time_with_tunnels_open() {
             !setup.scratch.file("socket").exists(),
             "the socket is removed"
         );
-        // For the client it is an error.
+        // The client exits with an error.
         assert_eq!(client.end().0, Some(1), "{}", client.log());
         assert!(agent.ended().is_none(), "the agent lives on");
     }
@@ -85,7 +85,7 @@ fn an_agent_drains_at_the_first_signal_and_ends_at_the_second() {
     assert_eq!(agent.end().0, Some(0));
 }
 
-/// Upstream #748: there the answer looks complete.
+/// Upstream #748: there, the response looks complete.
 #[test]
 fn an_agent_that_is_killed_is_an_error_for_its_clients() {
     for mode in ["--mode=grpc", "--mode=http-connect"] {
@@ -108,7 +108,7 @@ fn an_agent_that_is_killed_is_an_error_for_its_clients() {
     }
 }
 
-/// Also the agent's counters of it.
+/// The agent's counters of the server are checked too.
 #[test]
 fn a_server_that_is_killed_is_an_error_for_all_and_found_again() {
     let setup = Setup::new();
@@ -129,7 +129,7 @@ fn a_server_that_is_killed_is_an_error_for_all_and_found_again() {
     ] {
         setup.until_agent(line);
     }
-    // Its socket's file is still there.
+    // The socket's file of the killed server still exists.
     let _again = setup.server(&[]);
     setup.until_ready();
     let mut client = setup.client(&[]);
@@ -165,7 +165,7 @@ fn an_agent_without_files_fails_dials_and_recovers() {
     until_connected(setup.agent_health);
     let connect = |host: &str| setup.connect(&format!("{host}:{}", setup.target));
     agent.limit_files(6);
-    // The C library answers that there is no such name where it cannot read its files.
+    // The C library reports that a name does not exist if it cannot read its files.
     for (host, failing) in [
         ("localhost", "dial tcp: lookup localhost"),
         ("127.0.0.1", "dial tcp 127.0.0.1:"),
@@ -210,7 +210,7 @@ fn what_is_held_for_a_slow_target_is_counted() {
     let (accepted, _) = target.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     let buffered = || {
-        // As much as is taken.
+        // Writes as many bytes as the stream accepts.
         while stream.write(&[0; 8192]).is_ok() {}
         let metrics = get(setup.agent_health, "/metrics").2;
         !metrics.contains("agent_buffered_bytes 0\n")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A part of the tunnel that goes away under running connections: a cut connection must not look
-//! complete, and nothing is left. Upstream #748, #914 and defect 4.
+//! A part of the tunnel disappears while connections are open: an interrupted connection must not look complete, and
+//! nothing of it is left. Upstream #748, #914 and defect 4.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -43,7 +43,7 @@ async fn a_lost_agent_is_an_error_for_grpc_clients() {
     rig.until_counted("pending_backend_dials 0").await;
 }
 
-/// A tunnel with this number whose target has sent the first bytes of an answer.
+/// Opens a tunnel with this connection ID whose target has sent the first bytes of a response.
 async fn begun(rig: &Rig, agent: &mut Peer, number: i64) -> Tunnel {
     let dialer = Dialer::new(rig.tls_endpoint(), rig.mode);
     let (tunnel, _) = tokio::join!(dialer.dial("a:1"), agent.accept(number));
@@ -55,7 +55,8 @@ async fn begun(rig: &Rig, agent: &mut Peer, number: i64) -> Tunnel {
     tunnel
 }
 
-/// For clients of CONNECT a cut is a reset of TCP and TLS without its own end: curl and Go call it an error.
+/// For clients of CONNECT, an interruption is a TCP reset, or the end of TLS without `close_notify`: curl and Go report
+/// an error.
 #[tokio::test]
 async fn only_a_closed_connection_looks_complete() {
     for mode in [Mode::Grpc, Mode::HttpConnect] {
@@ -101,7 +102,7 @@ async fn a_target_that_resets_resets_the_client() {
     );
 }
 
-/// Upstream #914: an agent that goes away while many dials are pending.
+/// Upstream #914: an agent disconnects while many dials are pending.
 #[tokio::test]
 async fn an_agent_that_goes_with_500_pending_dials_leaves_nothing() {
     for mode in [Mode::Grpc, Mode::HttpConnect] {
@@ -153,7 +154,7 @@ async fn a_lost_server_resets_targets_and_is_connected_to_again() {
     .await;
 }
 
-/// Upstream #889: a close from both ends at once ends the server there.
+/// Upstream #889: there, a close from both ends at once makes the server exit.
 #[tokio::test]
 async fn closes_from_both_ends_at_once() {
     let rig = Rig::new(Mode::Grpc).await;
@@ -182,7 +183,7 @@ async fn a_dial_that_is_dropped_leaves_no_connection() {
     for _ in 0..50 {
         let dialer = rig.dialer();
         let dial = dialer.dial(&target.address);
-        // Sometimes before, sometimes after the answer.
+        // The client cancels sometimes before, sometimes after the response.
         let _ = timeout(Duration::from_micros(fastrand::u64(1..3000)), dial).await;
     }
     until("all streams have ended", || {
@@ -202,7 +203,7 @@ async fn refused_targets_are_named() {
     let target = Target::new().await;
     let address = target.address.clone();
     drop(target);
-    // Nothing listens there any more.
+    // Nothing listens on this address any more.
     TcpStream::connect(&address).await.unwrap_err();
     let error = rig.dialer().dial(&address).await.unwrap_err();
     assert_eq!(error.reason(), "endpoint");

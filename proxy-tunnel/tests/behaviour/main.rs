@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The behaviour of server, agent and client with each other and with peers that speak upstream's
-//! protocol: real sockets on loopback, TLS, HTTP/2. Each module says which facts of the protocol,
-//! or which defect of upstream, it is about. How the programs work with upstream's own is tested in
-//! `tests/tunnel`.
+//! protocol: real sockets on loopback, TLS, HTTP/2. Each module names the facts of the protocol, or
+//! the defect of upstream, that it tests. `tests/tunnel` tests the programs together with
+//! upstream's own.
 
 mod agents;
 mod bad_input;

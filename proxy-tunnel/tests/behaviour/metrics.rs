@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Families of metrics with types, labels and buckets: facts §4. Where upstream's programs are built, `tests/tunnel`
-//! compares theirs.
+//! Metric families with types, labels and buckets: facts §4. Where upstream's programs are built, `tests/tunnel`
+//! compares their metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const LATENCY: &str = "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10";
 const DIAL: &str = "0.000001 0.00001 0.0001 0.005 0.025 0.1 0.5 2.5 12.5";
 const LIFETIME: &str = "1 5 15 30 60 300 900 1800 3600 14400 43200 86400";
 
-/// Name, type, labels and, of a histogram, buckets.
+/// The name, type, labels and, for histograms, buckets.
 type Family = (&'static str, &'static str, &'static str, &'static str);
 
 const SERVER: [Family; 21] = [
@@ -109,7 +109,7 @@ const AGENT: [Family; 10] = [
     ),
 ];
 
-/// Type, labels and buckets of a family in a text.
+/// Returns type, labels and buckets of a family in a text.
 fn family(text: &str, name: &str) -> (String, String, String) {
     let typed = format!("# TYPE {name} ");
     let kind = text.lines().find_map(|line| line.strip_prefix(&typed));
@@ -180,7 +180,7 @@ async fn families_have_upstreams_types_labels_and_buckets() {
     let counting = tokio::spawn(counter.run());
     until("a list", || agent.metrics().contains("lease_lists_total{")).await;
     counting.abort();
-    // A stream of each that fails.
+    // A stream of each kind that fails.
     Peer::accepted_agent(&rig).await.vanish();
     until("an error", || {
         rig.metrics().contains("stream_errors_total{")

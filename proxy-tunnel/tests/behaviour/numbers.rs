@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A client or an agent may only use its own numbers. A wrong one costs no other client a dial or a
-//! connection.
+//! A client or an agent may use only its own connection IDs and dial IDs. A wrong one fails no dial
+//! and closes no connection of another client.
 
 use proxy_tunnel::wire::{DialResponse, Message};
 
@@ -19,7 +19,7 @@ fn answer(random: i64, connect_id: i64) -> Message {
     })
 }
 
-/// Upstream's server asks the agent to close the other number too.
+/// Upstream's server asks the agent to close the other connection ID too.
 #[tokio::test]
 async fn a_client_that_mixes_up_numbers_loses_its_own_connection() {
     let (_rig, mut agent, mut client) = established().await;
@@ -31,7 +31,7 @@ async fn a_client_that_mixes_up_numbers_loses_its_own_connection() {
     agent.nothing().await;
 }
 
-/// Upstream forwards any number that a client writes.
+/// Upstream forwards any connection ID that a client sends.
 #[tokio::test]
 async fn a_client_cannot_reach_the_connection_of_another() {
     let (rig, mut agent, mut client) = established().await;
@@ -47,7 +47,8 @@ async fn a_client_cannot_reach_the_connection_of_another() {
     assert_eq!(client.message().await, data(3, "answer"));
 }
 
-/// The agent has given the number to another client's dial, and its answer is on its way.
+/// The agent has assigned this connection ID to another client's dial, and its response is in
+/// transit.
 #[tokio::test]
 async fn a_client_that_names_a_number_to_come_costs_no_dial() {
     let names: [fn() -> Message; 3] = [
@@ -62,7 +63,7 @@ async fn a_client_that_names_a_number_to_come_costs_no_dial() {
         let request = agent.asked().await;
         client.send(name());
         client.send(Message::CloseDial(8));
-        // Whether its own connection lives or not.
+        // The result does not depend on whether the client's own connection is still open.
         client.send(Message::CloseRequest(3));
         assert_eq!(agent.message().await, Message::CloseRequest(3));
         agent.send(answer(request.random, 4));
@@ -74,13 +75,13 @@ async fn a_client_that_names_a_number_to_come_costs_no_dial() {
     }
 }
 
-/// Each agent has numbers of its own, and they are equal.
+/// Each agent assigns its own connection IDs, and here they are equal.
 #[tokio::test]
 async fn an_agent_reaches_no_connection_and_no_dial_of_another() {
     let (rig, mut agent, mut client) = established().await;
     let mut other = Peer::agent(&rig, &[("agentid", "other")]).await;
     other.opened().await.unwrap();
-    // It is chosen for none: it drains.
+    // This agent drains, so that the server selects it for no dial.
     other.send(Message::Drain);
     until("a drain", || {
         rig.metrics()
@@ -101,7 +102,7 @@ async fn an_agent_reaches_no_connection_and_no_dial_of_another() {
     ] {
         other.send(wrong);
     }
-    // To the last one, and to the bytes.
+    // The server sends these in reply to the bytes and to the last message.
     assert_eq!(other.message().await, Message::CloseRequest(3));
     assert_eq!(other.message().await, Message::CloseRequest(3));
     agent.send(answer(request.random, 4));
@@ -128,7 +129,7 @@ async fn two_pending_dials_with_one_number() {
         let answer = client.answered().await;
         assert_eq!((answer.random, answer.connect_id), (7, number));
     }
-    // The agent's error and its end carry the client's number, too.
+    // The client receives the agent's error and its closed dial with its own dial ID, too.
     let mut clients = Vec::new();
     for _ in 0..4 {
         let client = Peer::client(&rig).await;

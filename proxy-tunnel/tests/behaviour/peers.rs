@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Peers that speak upstream's protocol and nothing more, packet by packet: they send raw bytes, so
-//! that they can also send packets that no program of ours does.
+//! Peers that speak only upstream's protocol, packet by packet: they send raw bytes, so that they can also send packets
+//! that none of our programs sends.
 
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ use tonic::metadata::MetadataMap;
 
 use super::rig::{Rig, SOON, WHILE};
 
-/// No pings, of which a server of upstream allows a client one every 5 minutes, and the window of a client.
+/// Returns settings without pings, which a server of upstream allows a client only every 5 minutes, and with the window
+/// of a client.
 fn quiet() -> Settings {
     Settings {
         windows: (1 << 20, 32 << 20),
@@ -36,7 +37,7 @@ fn quiet() -> Settings {
     }
 }
 
-/// Sends bytes as messages.
+/// A codec that sends bytes as messages.
 struct Raw;
 
 impl Encode for Raw {
@@ -57,7 +58,7 @@ type TlsChannel = (Socket, Channel, &'static str);
 
 type Opening = JoinHandle<Result<(MetadataMap, Inbound), Status>>;
 
-/// One stream of packets.
+/// A peer with one stream of packets.
 pub struct Peer {
     sender: Option<mpsc::UnboundedSender<Vec<u8>>>,
     opening: Option<Opening>,
@@ -66,7 +67,7 @@ pub struct Peer {
     socket: Socket,
 }
 
-/// Metadata as pairs.
+/// Metadata as pairs of name and value.
 pub type Pairs<'a> = &'a [(&'static str, &'a str)];
 
 impl Peer {
@@ -89,12 +90,12 @@ impl Peer {
         }
     }
 
-    /// An agent with this metadata.
+    /// Connects an agent with this metadata.
     pub async fn agent(rig: &Rig, pairs: Pairs<'_>) -> Self {
         Self::agent_by(rig, pairs, quiet()).await
     }
 
-    /// A TLS session of an agent.
+    /// Opens a TLS session of an agent.
     pub async fn session(rig: &Rig) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(rig.agents).await.unwrap();
         let config = Arc::clone(&rig.scratch.client_tls().current().get().config);
@@ -103,7 +104,7 @@ impl Peer {
         connecting.await.unwrap()
     }
 
-    /// An agent with a connection of its own kind.
+    /// Connects an agent with these settings of its HTTP/2 connection.
     pub async fn agent_by(rig: &Rig, pairs: Pairs<'_>, settings: Settings) -> Self {
         let session = Self::session(rig).await;
         let socket = SockRef::from(session.get_ref().0).try_clone().unwrap();
@@ -111,7 +112,7 @@ impl Peer {
         Self::open(socket, channel, AGENT_PATH, pairs)
     }
 
-    /// A peer with the certificate and the SNI of these names, on this port.
+    /// Connects a peer with the certificate and the SNI of these names to this port.
     async fn by_tls(rig: &Rig, port: u16, way: (&str, &str), path: &'static str) -> TlsChannel {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let config = Arc::clone(&rig.scratch.client_tls_as(way.0).current().get().config);
@@ -125,19 +126,19 @@ impl Peer {
         (socket, channel.unwrap(), path)
     }
 
-    /// An agent with the certificate and the SNI of these names.
+    /// Connects an agent with the certificate and the SNI of these names.
     pub async fn agent_with(rig: &Rig, way: (&str, &str), pairs: Pairs<'_>) -> Self {
         let (socket, channel, path) = Self::by_tls(rig, rig.agents.port(), way, AGENT_PATH).await;
         Self::open(socket, channel, path, pairs)
     }
 
-    /// A client with the certificate and the SNI of these names.
+    /// Connects a client with the certificate and the SNI of these names.
     pub async fn client_with(rig: &Rig, way: (&str, &str)) -> Self {
         let (socket, channel, path) = Self::by_tls(rig, rig.tls.port(), way, PROXY_PATH).await;
         Self::open(socket, channel, path, &[])
     }
 
-    /// An agent that the server has accepted.
+    /// Connects an agent, and waits until the server has accepted it.
     pub async fn accepted_agent(rig: &Rig) -> Self {
         let mut agent = Self::agent(rig, &[("agentid", "raw")]).await;
         agent.opened().await.unwrap();
@@ -145,12 +146,12 @@ impl Peer {
         agent
     }
 
-    /// A client.
+    /// Connects a client.
     pub async fn client(rig: &Rig) -> Self {
         Self::client_by(rig, quiet()).await
     }
 
-    /// A client with a connection of its own kind.
+    /// Connects a client with these settings of its HTTP/2 connection.
     pub async fn client_by(rig: &Rig, settings: Settings) -> Self {
         let stream = UnixStream::connect(&rig.socket).await.unwrap();
         let socket = SockRef::from(&stream).try_clone().unwrap();
@@ -180,17 +181,17 @@ impl Peer {
         }
     }
 
-    /// Ends the connection below the stream, without a word.
+    /// Closes the connection below the stream without any frame.
     pub fn vanish(&self) {
         self.socket.shutdown(Shutdown::Both).unwrap();
     }
 
-    /// Ends the sending side.
+    /// Closes the sending side.
     pub fn finish(&mut self) {
         self.sender = None;
     }
 
-    /// The next message, or how the stream ended.
+    /// Returns the next message, `None` at the end of the stream, or the stream's error.
     pub async fn next(&mut self) -> Result<Option<Message>, Status> {
         self.opened().await?;
         let inbound = self.inbound.as_mut().expect("it is open");
@@ -200,12 +201,12 @@ impl Peer {
         Ok(next?.map(|received| received.expect("no program of ours sends such")))
     }
 
-    /// The next message.
+    /// Returns the next message.
     pub async fn message(&mut self) -> Message {
         self.next().await.unwrap().expect("the stream has ended")
     }
 
-    /// Makes sure that nothing comes.
+    /// Checks that no message arrives.
     pub async fn nothing(&mut self) {
         self.opened().await.unwrap();
         let inbound = self.inbound.as_mut().expect("it is open");
@@ -221,7 +222,7 @@ impl Peer {
         }));
     }
 
-    /// As an agent: answers the next dial with this number.
+    /// As an agent: replies to the next dial with this connection ID.
     pub async fn accept(&mut self, connect_id: i64) -> DialRequest {
         let request = self.asked().await;
         self.send(Message::DialResponse(DialResponse {
@@ -232,7 +233,7 @@ impl Peer {
         request
     }
 
-    /// As an agent: the next dial. Closes of earlier connections may come before it.
+    /// As an agent: returns the next dial. Closes of earlier connections may arrive before it.
     pub async fn asked(&mut self) -> DialRequest {
         loop {
             match self.message().await {
@@ -243,7 +244,7 @@ impl Peer {
         }
     }
 
-    /// As a client: the answer to its dial.
+    /// As a client: returns the response to its dial.
     pub async fn answered(&mut self) -> DialResponse {
         match self.message().await {
             Message::DialResponse(response) => response,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The programs as processes on ports of their own, which end with the test.
+//! The programs as processes on their own ports. They are killed at the end of the test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ pub const SIDECAR: &str = env!("CARGO_BIN_EXE_konnectivity-sidecar");
 pub const CLIENT: &str = env!("CARGO_BIN_EXE_konnectivity-test-client");
 pub const TARGET: &str = env!("CARGO_BIN_EXE_http-test-server");
 
-/// A process with its log, killed at the end.
+/// A process with its log. It is killed when it is dropped.
 pub struct Program {
     pub child: Child,
     log: PathBuf,
@@ -34,7 +34,7 @@ impl Program {
         Self::start_in(&[], program, log, args)
     }
 
-    /// With these variables in its environment.
+    /// Starts a program with these variables in its environment.
     pub fn start_in(
         variables: &[(&str, &str)],
         program: &str,
@@ -48,7 +48,7 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file);
-        // A proxy of this machine is not part of a test.
+        // The tests must not use a proxy of this machine.
         for variable in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"] {
             command.env_remove(variable);
         }
@@ -67,17 +67,17 @@ impl Program {
 
     pub fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.child.id()).unwrap();
-        // SAFETY: it is a child of this process that has not been waited for.
+        // SAFETY: the process is a child of this process that has not been waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    /// How many files it has open.
+    /// Returns the number of open files of the process.
     pub fn files(&self) -> usize {
         let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
         open.count()
     }
 
-    /// Leaves it room for so many more files than it has open.
+    /// Limits the process to this number of files in addition to the open ones.
     pub fn limit_files(&self, more: u64) {
         let most = self.files() as u64 + more;
         let limit = libc::rlimit {
@@ -85,7 +85,7 @@ impl Program {
             rlim_max: most,
         };
         let pid = i32::try_from(self.child.id()).unwrap();
-        // SAFETY: the new limits are valid for the call, and the old ones are not asked for.
+        // SAFETY: the new limits are valid for the call, and the pointer for the old ones is null.
         let set =
             unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, ptr::null_mut()) };
         assert_eq!(set, 0, "{}", io::Error::last_os_error());
@@ -95,7 +95,7 @@ impl Program {
         self.child.try_wait().unwrap()
     }
 
-    /// The exit code, and how long it took.
+    /// Waits until the process exits. Returns the exit code, and the time that it took.
     pub fn end(&mut self) -> (Option<i32>, Duration) {
         let start = Instant::now();
         loop {
@@ -110,7 +110,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -124,8 +124,8 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool, detail: impl Fn() 
     }
 }
 
-/// A port of the range that the programs accept, outside of the one that the kernel gives to connections. No other test of
-/// this process gets it, whose program may not have opened its own one yet.
+/// Returns a port of the range that the programs accept, outside of the kernel's range for outgoing connections. Each
+/// test of this process receives other ports, even if its program does not listen on them yet.
 pub fn port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
@@ -137,7 +137,7 @@ pub fn port() -> u16 {
     }
 }
 
-/// Status line, head and body of an answer.
+/// Returns status line, head and body of a response.
 pub fn get(port: u16, path: &str) -> (String, String, String) {
     let mut stream = until_connected(port);
     write!(
@@ -167,7 +167,7 @@ pub fn until_connected(port: u16) -> TcpStream {
     }
 }
 
-/// A target that sends received bytes back, and its number of connections.
+/// Starts a target that sends back the bytes that it receives. Returns its address and its number of connections.
 pub fn echo() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -178,7 +178,7 @@ pub fn echo() -> (String, Arc<AtomicUsize>) {
             let (stream, count) = (stream.unwrap(), Arc::clone(&count));
             count.fetch_add(1, Ordering::SeqCst);
             thread::spawn(move || {
-                // A client may leave in the middle.
+                // A client may disconnect in the middle.
                 let _ = io::copy(&mut &stream, &mut &stream);
                 let _ = stream.shutdown(Shutdown::Write);
                 drop(stream);
@@ -221,7 +221,7 @@ impl Setup {
         self.server_as("server", more)
     }
 
-    /// One whose log has this name.
+    /// Starts a server whose log has this name.
     pub fn server_as(&self, name: &str, more: &[&str]) -> Program {
         let mut args = vec![
             "--server-port=0".to_owned(),
@@ -244,7 +244,7 @@ impl Setup {
         self.agent_as("agent", more)
     }
 
-    /// One whose log has this name.
+    /// Starts an agent whose log has this name.
     pub fn agent_as(&self, name: &str, more: &[&str]) -> Program {
         let mut args = vec![
             format!("--ca-cert={}", self.file("ca.crt")),
@@ -257,7 +257,7 @@ impl Setup {
             "--sync-interval=50ms".to_owned(),
             "--sync-interval-cap=200ms".to_owned(),
         ];
-        // Several of them are a list.
+        // Several addresses are a list in one flag.
         if !more
             .iter()
             .any(|arg| arg.starts_with("--proxy-server-host="))
@@ -291,7 +291,7 @@ impl Setup {
         )
     }
 
-    /// Asks a server in mode http-connect for a connection to this address. The error is its other answer.
+    /// Requests a connection to this address from a server in mode http-connect. The error is any other response.
     pub fn connect(&self, address: &str) -> Result<UnixStream, String> {
         self.try_connect(address)
             .unwrap_or_else(|error| Err(error.to_string()))

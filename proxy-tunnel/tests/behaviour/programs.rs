@@ -50,7 +50,7 @@ fn requests_in_both_modes_and_what_is_logged() {
         ] {
             server.until_logged(line);
         }
-        // klog's head: severity, date, time, process, source.
+        // The head of a klog line: severity, date, time, process, source.
         let log = server.log();
         let first = log.lines().next().unwrap();
         let head: Vec<&str> = first.split_whitespace().take(4).collect();
@@ -91,7 +91,7 @@ fn health_and_admin_ports() {
         !metrics.contains("dial_failure_count{"),
         "no value before it is counted"
     );
-    // Without a server the agent lives, and its health port is there.
+    // Without a server the agent keeps running, and serves its health port.
     let lonely = Setup::new();
     let agent = lonely.agent(&[]);
     assert_eq!(get(lonely.agent_health, "/healthz").2, "ok");
@@ -111,7 +111,7 @@ fn health_and_admin_ports() {
         );
     }
     agent.until_logged("\"cannot connect once\"");
-    // The server may come later.
+    // The server may start later.
     let _late = lonely.server(&[]);
     lonely.until_ready();
     let (line, head, _) = get(lonely.agent_admin, "/metrics");
@@ -138,8 +138,8 @@ fn health_and_admin_ports() {
     );
 }
 
-/// Behind a load balancer that leads to one server only (k0s #5503), or while one of several is replaced
-/// (hypershift #9260), upstream's agents look as if nothing were missing.
+/// Behind a load balancer that always selects the same server (k0s #5503), or while one of several servers is replaced
+/// (hypershift #9260), upstream's agents report no missing server.
 #[test]
 fn an_agent_that_misses_servers_says_so() {
     let setup = Setup::new();
@@ -162,7 +162,7 @@ fn an_agent_that_misses_servers_says_so() {
     }
 }
 
-/// Defect 9 of upstream: there an agent that cannot count leases neither connects nor has a health port.
+/// Defect 9 of upstream: there, an agent that cannot count leases neither connects nor serves its health port.
 #[test]
 fn an_agent_that_cannot_count_leases_serves() {
     let setup = Setup::new();
@@ -220,12 +220,13 @@ fn the_test_server_answers_as_upstreams() {
         .write_all(b"GET /close HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();
     let mut answer = Vec::new();
-    // Without an answer; that it is a reset does not matter.
+    // The server sends no response; whether it resets the connection does not matter.
     let _ = stream.read_to_end(&mut answer);
     assert_eq!(answer, b"");
 }
 
-/// With `cluster` alone webhooks and aggregated API servers are dialled directly, and time out (spinifex #991).
+/// With `cluster` alone, kube-apiserver dials webhooks and aggregated API servers directly, and times out (spinifex
+/// #991).
 #[test]
 fn the_documented_selection_has_both_ways() {
     let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tunnel.md");
@@ -333,11 +334,11 @@ fn a_full_disk_for_the_log_stops_nothing() {
     setup.until_ready();
     let mut client = setup.client(&[]);
     assert_eq!(client.end().0, Some(0), "{}", client.log());
-    // The log goes where it can be written.
+    // The log is written to a place that is writable.
     server.until_logged("\"Proxy connection established\"");
 }
 
-/// An HTTP proxy for one connection to this port; gives the request that it got.
+/// Starts an HTTP proxy for one connection to this port; its thread returns the request that it received.
 fn proxy(to: u16) -> (String, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://user:secret@{}", listener.local_addr().unwrap());
@@ -355,7 +356,7 @@ fn proxy(to: u16) -> (String, std::thread::JoinHandle<String>) {
             (near.try_clone().unwrap(), far.try_clone().unwrap()),
             (far, near),
         ] {
-            // They end with the programs.
+            // The threads end with the programs.
             std::thread::spawn(move || std::io::copy(&mut from, &mut to));
         }
         String::from_utf8(request).unwrap()

@@ -5,10 +5,10 @@
 use std::fs;
 use std::path::Path;
 
-/// Reports of the table.
+/// The number of reports in the table.
 const REPORTS: usize = 18;
 
-/// Where tests are that are named without a path.
+/// The directory of tests that are named without a path.
 const BEHAVIOUR: &str = "proxy-tunnel/tests/behaviour";
 
 #[test]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A server in this process on sockets of its own, agents of ours, and targets. Everything ends with the test.
+//! A server in this process on its own sockets, agents of ours, and targets. All of them stop at the end of the test.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -41,20 +41,20 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// A bound for everything that should happen: for a loaded machine.
+/// The maximum time of any expected event, long enough for a loaded machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// How often something is done over and over: as often as each run has time for, or as is promised for a release, with
+/// Returns the number of repetitions: `short` in a normal run, or `full`, as promised for a release, with
 /// `PROXY_AGENT_TEST_LOAD=full`.
 pub fn load(short: usize, full: usize) -> usize {
     let is_full = std::env::var_os("PROXY_AGENT_TEST_LOAD").is_some_and(|value| value == "full");
     if is_full { full } else { short }
 }
 
-/// A pause in which something that should not happen would.
+/// The time in which a test waits for an event that should not happen.
 pub const WHILE: Duration = Duration::from_millis(150);
 
-/// A name that only a proxy knows: `.invalid` has no addresses (RFC 6761).
+/// A name that only a proxy can resolve: `.invalid` has no addresses (RFC 6761).
 pub const PROXIED: &str = "konnectivity.invalid";
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -75,7 +75,7 @@ impl Scratch {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Names of Unix sockets are short.
+        // Paths of Unix sockets must be short.
         let path = std::env::temp_dir().join(format!("tunnel-{}-{number}", process::id()));
         fs::create_dir_all(&path).unwrap();
         let scratch = Self {
@@ -86,7 +86,7 @@ impl Scratch {
         scratch
     }
 
-    /// Another CA, and certificates of it.
+    /// Replaces the CA and its certificates.
     pub fn renew(&self) {
         let authority = authority();
         fs::write(self.file("ca.crt"), authority.pem()).unwrap();
@@ -134,7 +134,7 @@ impl Scratch {
         self.client_tls_as("client")
     }
 
-    /// With the certificate of this name.
+    /// Returns the client's TLS settings with the certificate of this name.
     pub fn client_tls_as(&self, name: &str) -> Reloader<client::Client> {
         let source = client::Client {
             server_ca: self.file("ca.crt"),
@@ -149,7 +149,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Files that remain are in the directory for temporary files.
+        // Files that remain are in the system's temporary directory.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -160,13 +160,13 @@ pub struct Options {
     pub dial_timeout: Option<Duration>,
     pub limits: Limits,
     pub budget: usize,
-    /// After how long without a byte an agent is pinged, and how long it may take to answer.
+    /// The time without a byte after which an agent is pinged, and the time limit of its reply.
     pub pings: (Duration, Duration),
     pub strategies: Vec<Strategy>,
     pub reviewer: Option<Reviewer>,
-    /// Rules of tenants.
+    /// The rules of tenants.
     pub rules: Option<String>,
-    /// Whether clients with HTTP may ask in absolute form too.
+    /// Whether clients with HTTP may also send requests in absolute form.
     pub absolute_form: bool,
     pub id: String,
     pub count: u32,
@@ -192,7 +192,7 @@ impl Options {
     }
 }
 
-/// A server with all its doors: a Unix socket and TLS for clients, TLS for agents.
+/// A server with all its listeners: a Unix socket and TLS for clients, TLS for agents.
 pub struct Rig {
     pub scratch: Arc<Scratch>,
     pub server: Arc<Server>,
@@ -201,7 +201,7 @@ pub struct Rig {
     pub socket: PathBuf,
     pub tls: SocketAddr,
     pub agents: SocketAddr,
-    /// Takes changed certificates into use.
+    /// The files of certificates, which are reloaded after a change.
     files: Mutex<Vec<Box<dyn Look>>>,
     tasks: Vec<JoinHandle<()>>,
     _phase: watch::Sender<Phase>,
@@ -322,7 +322,7 @@ impl Rig {
         }
     }
 
-    /// A server with an agent of ours.
+    /// Starts a server with an agent of ours.
     pub async fn with_agent(options: Options) -> (Self, Agent) {
         let rig = Self::with(options).await;
         let agent = Agent::start(&rig, &[rig.agents.port()]);
@@ -330,7 +330,7 @@ impl Rig {
         (rig, agent)
     }
 
-    /// Looks for changed certificates.
+    /// Reloads changed certificates.
     pub fn look(&self) {
         for files in &mut *self.files.lock().unwrap() {
             files.look();
@@ -354,7 +354,7 @@ impl Rig {
         text(self.server.metrics.registry())
     }
 
-    /// Waits until a line stands in the metrics.
+    /// Waits until the metrics contain this line.
     pub async fn until_counted(&self, line: &str) {
         let line = format!("konnectivity_network_proxy_server_{line}\n");
         until(&line, || self.metrics().contains(&line)).await;
@@ -402,7 +402,7 @@ pub struct AgentOptions {
 }
 
 impl Agent {
-    /// An agent of servers on these ports of localhost.
+    /// Starts an agent that connects to the servers on these ports of localhost.
     pub fn start(rig: &Rig, ports: &[u16]) -> Self {
         Self::with(rig, ports, AgentOptions::default())
     }
@@ -456,7 +456,7 @@ impl Agent {
     }
 }
 
-/// A target that the test plays itself.
+/// A target whose connections the test itself serves.
 pub struct Target {
     pub listener: TcpListener,
     pub address: String,
@@ -473,7 +473,7 @@ impl Target {
         self.listener.accept().await.unwrap().0
     }
 
-    /// A target that sends received bytes back, on every connection.
+    /// Starts a target that sends back the bytes that it receives, on every connection.
     pub async fn echo() -> String {
         let target = Self::new().await;
         let address = target.address.clone();
@@ -482,7 +482,7 @@ impl Target {
                 let mut stream = target.accept().await;
                 tokio::spawn(async move {
                     let (mut reader, mut writer) = stream.split();
-                    // A client that leaves early ends it.
+                    // A client that disconnects early ends the copy.
                     let _ = tokio::io::copy(&mut reader, &mut writer).await;
                     let _ = writer.shutdown().await;
                 });
@@ -492,7 +492,7 @@ impl Target {
     }
 }
 
-/// Sends bytes and reads as many.
+/// Sends bytes and reads the same number of bytes.
 pub async fn round_trip<S>(stream: &mut S, bytes: &[u8])
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Three servers that are restarted one after the other, with the intervals that agents have by default: each agent is
-//! back at all of them within 10 s, and meanwhile reports which servers it lacks (hypershift #9260). A load balancer
-//! that pins an agent to one server leads it to another one when that is gone (k0s #5503).
+//! Three servers are restarted one after the other, with the agents' default intervals: each agent is connected to all
+//! of them again within 10 s, and meanwhile reports which servers are missing (hypershift #9260). A load balancer that
+//! pins an agent to one server selects another one when that server stops (k0s #5503).
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 
 use super::process::{Program, Setup, get, port, until};
 
-/// How soon an agent is back at a server that is back.
+/// The maximum time until an agent is connected to a restarted server.
 const BACK: Duration = Duration::from_secs(10);
 
 const SERVERS: usize = 3;
 
-/// Where a server, or the load balancer behind them, is.
+/// Returns the host of a server, or of the load balancer in front of them.
 fn host(number: usize) -> String {
     format!("127.0.0.{}", number + 1)
 }
 
-/// Values that differ for each server: addresses, health ports.
+/// The values that differ for each server: addresses, health ports.
 struct Servers<'a> {
     setup: &'a Setup,
     health: [u16; SERVERS],
@@ -43,7 +43,7 @@ impl Servers<'_> {
         self.setup.server_as(&name, &args)
     }
 
-    /// Waits until a server has so many agents.
+    /// Waits until a server has this number of agents.
     fn until_agents(&self, number: usize, agents: usize) {
         let line = format!(
             "konnectivity_network_proxy_server_ready_backends{{proxy_strategy=\"default\"}} {agents}\n"
@@ -56,7 +56,7 @@ impl Servers<'_> {
     }
 }
 
-/// An agent, and where its readiness is.
+/// An agent, and the port of its readiness endpoint.
 struct Agent {
     health: u16,
     program: Program,
@@ -71,7 +71,7 @@ impl Agent {
             format!("--health-server-port={health}"),
             format!("--admin-server-port={}", port()),
             format!("--agent-id={name}"),
-            // The defaults, other than those of the other tests.
+            // These are the agent's defaults, which differ from the values of the other tests.
             "--sync-interval=1s".to_owned(),
             "--sync-interval-cap=10s".to_owned(),
         ];
@@ -91,7 +91,7 @@ impl Agent {
     }
 }
 
-/// A load balancer that leads every connection to one server for as long as that takes connections.
+/// Starts a load balancer that forwards every connection to one server as long as that server accepts connections.
 fn balancer(port: u16, hosts: Vec<String>) {
     let listener = TcpListener::bind((host(SERVERS).as_str(), port)).unwrap();
     thread::spawn(move || {
@@ -112,7 +112,7 @@ fn balancer(port: u16, hosts: Vec<String>) {
                 (far, near),
             ] {
                 thread::spawn(move || {
-                    // Either end may leave, and then the other one gets the end.
+                    // Either end may disconnect; the end is then forwarded to the other one.
                     let _ = io::copy(&mut &from, &mut &to);
                     let _ = to.shutdown(std::net::Shutdown::Both);
                     let _ = from.shutdown(std::net::Shutdown::Both);

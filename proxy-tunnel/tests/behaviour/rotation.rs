@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Every certificate and every CA is exchanged a hundred times under a stream: nothing of it is lost, and a peer that
-//! comes later needs the new ones. tests/tunnel does it with the programs.
+//! Every certificate and every CA is replaced a hundred times while a stream is open: no byte of the stream is lost,
+//! and a peer that connects later needs the new ones. tests/tunnel does the same with the programs.
 
 use std::fs;
 
@@ -12,10 +12,10 @@ use super::rig::{Agent, Options, Rig, Target, round_trip};
 
 const ROTATIONS: usize = 100;
 
-/// How often an agent comes with the new ones too.
+/// The number of rounds in which an agent connects with the new certificates too.
 const AGENTS: usize = 10;
 
-/// A client with the certificates that are in the files now.
+/// Returns a client with the certificates that the files contain now.
 fn dialer(rig: &Rig) -> Dialer {
     Dialer::new(rig.tls_endpoint(), rig.mode)
 }
@@ -40,7 +40,7 @@ async fn nothing_is_lost_under_a_hundred_rotations() {
                 "{number}: old certificates are taken"
             );
             if number % AGENTS == 0 {
-                // The stream goes on with the agent that has it.
+                // The stream continues with the agent that carries it.
                 let second = Agent::start(&rig, &[rig.agents.port()]);
                 second.until_counted("open_server_connections 1").await;
                 drop(second);
@@ -54,7 +54,7 @@ async fn nothing_is_lost_under_a_hundred_rotations() {
     }
 }
 
-/// Files that are no certificates change nothing but a counter.
+/// Files that are not certificates change nothing but a counter.
 #[tokio::test]
 async fn a_broken_file_is_counted_and_not_used() {
     let (rig, _agent) = Rig::with_agent(Options::new(Mode::Grpc)).await;
@@ -102,7 +102,7 @@ async fn when_certificates_end_is_counted() {
     }
 }
 
-/// The middle of a year, to the second.
+/// Returns the middle of a year, to the second.
 fn time(year: u64) -> std::time::SystemTime {
     std::time::UNIX_EPOCH + std::time::Duration::from_hours((year - 1970) * 8766)
 }

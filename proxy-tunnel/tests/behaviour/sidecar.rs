@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! HTTP proxies: the sidecar before a server of either mode, and the server itself where it takes requests in absolute
-//! form. What clients, targets and a lost agent see of them, byte by byte.
+//! HTTP proxies: the sidecar in front of a server of either mode, and the server itself if it accepts requests in
+//! absolute form. The tests check byte by byte what clients and targets receive, also when an agent is lost.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ impl Sidecar {
         }
     }
 
-    /// Before the server's Unix socket.
+    /// Starts a sidecar in front of the server's Unix socket.
     async fn before(rig: &Rig, allowed: &[&str]) -> Self {
         Self::new(rig.mode, Reach::Unix(rig.socket.clone()), allowed).await
     }
@@ -83,14 +83,14 @@ impl Sidecar {
     }
 }
 
-/// A server with an agent, and a sidecar before it.
+/// Starts a server with an agent, and a sidecar in front of it.
 async fn sidecar(mode: Mode) -> (Rig, Agent, Sidecar) {
     let (rig, agent) = Rig::with_agent(Options::new(mode)).await;
     let sidecar = Sidecar::before(&rig, &[]).await;
     (rig, agent, sidecar)
 }
 
-/// A request as Prometheus sends it through a proxy.
+/// Returns a request as Prometheus sends it through a proxy.
 fn scrape(target: &str) -> String {
     format!(
         "GET http://{target}/metrics?a=b HTTP/1.1\r\nHost: {target}\r\nUser-Agent: Prometheus/2.42.0\r\n\
@@ -98,7 +98,7 @@ fn scrape(target: &str) -> String {
     )
 }
 
-/// A head to its blank line.
+/// Reads a head including its blank line.
 async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
     let mut head = Vec::new();
     let read = async {
@@ -110,7 +110,7 @@ async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// An answer with a length: its status and its body.
+/// Reads a response with a length. Returns its status and its body.
 async fn answer<S: AsyncRead + Unpin>(stream: &mut S) -> (u16, String) {
     let head = head(stream).await.to_ascii_lowercase();
     let (_, length) = head
@@ -126,7 +126,7 @@ async fn answer<S: AsyncRead + Unpin>(stream: &mut S) -> (u16, String) {
     (status, String::from_utf8(body).unwrap())
 }
 
-/// Everything until the end.
+/// Reads to the end of the stream.
 async fn rest<S: AsyncRead + Unpin>(stream: &mut S) -> std::io::Result<String> {
     let mut all = Vec::new();
     timeout(SOON, stream.read_to_end(&mut all))
@@ -135,7 +135,7 @@ async fn rest<S: AsyncRead + Unpin>(stream: &mut S) -> std::io::Result<String> {
     Ok(String::from_utf8(all).unwrap())
 }
 
-/// Has the target answer a request, which is returned.
+/// Makes the target respond to a request, and returns the request.
 async fn answered<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, body: &str) -> String {
     let asked = head(stream).await;
     let length = body.len();
@@ -157,12 +157,12 @@ async fn connect_in_both_modes() {
         sidecar
             .until_counted("connections{tenant=\"only\"} 1")
             .await;
-        // Bytes right behind the head are not lost.
+        // Bytes directly after the head are not lost.
         let mut early = sidecar.client().await;
         let bytes = format!("CONNECT {echo} HTTP/1.1\r\n\r\nearly");
         early.write_all(bytes.as_bytes()).await.unwrap();
         assert_eq!(head(&mut early).await, ESTABLISHED);
-        // A client may end its side first: the rest of the answer still comes.
+        // A client may close its sending side first: it still receives the rest of the response.
         early.shutdown().await.unwrap();
         assert_eq!(rest(&mut early).await.unwrap(), "early");
         drop(stream);
@@ -181,7 +181,7 @@ async fn connect_in_both_modes() {
 async fn a_lost_agent_is_a_reset_and_not_an_end() {
     for mode in [Mode::Grpc, Mode::HttpConnect] {
         let (rig, agent) = Rig::with_agent(Options::new(mode)).await;
-        // Only TLS shows a cut in HTTP CONNECT.
+        // In HTTP CONNECT, only TLS makes an interruption visible.
         let reach = Reach::Tls {
             host: "localhost".into(),
             port: rig.tls.port(),
@@ -222,7 +222,7 @@ async fn targets_that_are_not_reached() {
         let (code, body) = answer(&mut stream).await;
         assert_eq!(code, status, "{target}: {body}");
         assert!(body.contains(words), "{target}: {body}");
-        // The connection is good for more.
+        // The connection can be used for further requests.
         stream.write_all(scrape(target).as_bytes()).await.unwrap();
         assert_eq!(answer(&mut stream).await.0, status, "{target}");
     }
@@ -254,12 +254,12 @@ async fn requests_that_are_none_for_a_proxy() {
         (&endless, "431"),
     ] {
         let mut stream = sidecar.client().await;
-        // It may close before everything is sent.
+        // The sidecar may close the connection before everything is sent.
         let _ = stream.write_all(bytes).await;
         let line = head(&mut stream).await;
         assert!(line.starts_with(&format!("HTTP/1.1 {status} ")), "{line}");
     }
-    // One that follows a good one.
+    // A bad request that follows a good one.
     let target = Target::new().await;
     let mut stream = sidecar.client().await;
     stream
@@ -275,7 +275,7 @@ async fn requests_that_are_none_for_a_proxy() {
     assert_eq!(answer(&mut stream).await.0, 405);
 }
 
-/// A client before a sidecar, or before a server that takes absolute form itself.
+/// A client of a sidecar, or of a server that accepts absolute form itself.
 enum Way {
     Sidecar(Sidecar),
     Server,
@@ -285,7 +285,7 @@ enum Way {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Each way to have a request in absolute form served.
+/// Returns each way to serve a request in absolute form.
 async fn doors() -> Vec<(Rig, Agent, Way)> {
     let mut all = Vec::new();
     for mode in [Mode::Grpc, Mode::HttpConnect] {
@@ -338,7 +338,7 @@ async fn a_connection_for_many_requests_and_targets() {
             assert_eq!(answer(&mut stream).await, (200, number.to_string()));
             kept.push(accepted);
         }
-        // The second scrape finds both connections.
+        // The second scrape reuses both connections.
         for (target, accepted) in targets.iter().zip(&mut kept) {
             until_idle(&rig, 2).await;
             stream
@@ -350,7 +350,7 @@ async fn a_connection_for_many_requests_and_targets() {
         }
         drop(stream);
         if let Way::Sidecar(sidecar) = &door {
-            // Another client finds them too.
+            // Another client reuses them too.
             let mut other = sidecar.client().await;
             other
                 .write_all(scrape(&targets[1].address).as_bytes())
@@ -360,13 +360,13 @@ async fn a_connection_for_many_requests_and_targets() {
             assert_eq!(answer(&mut other).await, (200, "other".into()));
             until("both wait again", || sidecar.tenant.pool.tidy() == 2).await;
         } else {
-            // No other client gets them.
+            // No other client uses these connections.
             rig.until_counted("established_connections 0").await;
         }
     }
 }
 
-/// Waits until so many tunnels are established.
+/// Waits until this number of tunnels is established.
 async fn until_idle(rig: &Rig, count: u32) {
     rig.until_counted(&format!("established_connections {count}"))
         .await;
@@ -417,7 +417,7 @@ async fn a_body_reaches_its_target_whatever_its_form() {
     }
 }
 
-/// Targets close idle connections when they like, also just as they are asked again.
+/// Targets close idle connections at any time, even at the moment of the next request.
 #[tokio::test]
 async fn a_connection_that_ended_between_two_scrapes_is_replaced() {
     for (rig, _agent, door) in doors().await {
@@ -430,7 +430,7 @@ async fn a_connection_that_ended_between_two_scrapes_is_replaced() {
                 .unwrap();
             answered(&mut target.accept().await, "x").await;
             assert_eq!(answer(&mut stream).await.0, 200, "{number}");
-            // At once, or when the end has been seen.
+            // The next request follows at once, or after the sidecar has seen the end.
             if number % 2 == 0 {
                 until_idle(&rig, 0).await;
             }
@@ -438,7 +438,7 @@ async fn a_connection_that_ended_between_two_scrapes_is_replaced() {
     }
 }
 
-/// An answer whose end is lost does not look complete, with a length and without.
+/// A response whose end is lost does not look complete, with a length and without.
 #[tokio::test]
 async fn an_answer_that_is_cut_is_an_error() {
     for form in [
@@ -447,7 +447,7 @@ async fn an_answer_that_is_cut_is_an_error() {
         "",
     ] {
         for (rig, _agent, door) in doors().await {
-            // There a cut needs TLS to be seen, where the answer's own form does not show it.
+            // On this path an interruption is visible only with TLS, unless the format of the response itself shows it.
             let is_plain = rig.mode == Mode::HttpConnect && matches!(door, Way::Sidecar(_));
             if is_plain && form.is_empty() {
                 continue;
@@ -469,7 +469,7 @@ async fn an_answer_that_is_cut_is_an_error() {
             rig.server.cut_agents();
             let has_length = line.to_ascii_lowercase().contains("content-length");
             let all = rest(&mut stream).await.unwrap_or_default();
-            // With a length it is short; chunks have no last one.
+            // A response with a length is too short; a chunked one lacks its last chunk.
             assert!(
                 has_length || !all.ends_with("0\r\n\r\n"),
                 "{form:?}: {all:?}"
@@ -478,7 +478,7 @@ async fn an_answer_that_is_cut_is_an_error() {
     }
 }
 
-/// Without its flag the server answers as upstream's.
+/// Without its flag the server responds like upstream's.
 #[tokio::test]
 async fn a_server_takes_absolute_form_only_if_it_is_allowed_to() {
     let (rig, _agent) = Rig::with_agent(Options::new(Mode::HttpConnect)).await;
@@ -513,7 +513,7 @@ async fn a_server_takes_absolute_form_only_if_it_is_allowed_to() {
     );
 }
 
-/// Clients that leave while their target is silent leave nothing behind.
+/// Clients that disconnect while their target is silent leave nothing behind.
 #[tokio::test]
 async fn clients_that_leave_early() {
     for (rig, agent, door) in doors().await {
@@ -534,7 +534,7 @@ async fn clients_that_leave_early() {
     }
 }
 
-/// A probe finds the fault that a scrape would meet.
+/// A probe finds the same fault as a scrape.
 #[tokio::test]
 async fn probes() {
     for mode in [Mode::Grpc, Mode::HttpConnect] {
@@ -550,7 +550,7 @@ async fn probes() {
             .await
             .unwrap()
             .unwrap();
-        // Without a certificate of the server's CA.
+        // This client has no certificate of the server's CA.
         let stranger = super::rig::Scratch::new();
         std::fs::copy(rig.scratch.file("ca.crt"), stranger.file("ca.crt")).unwrap();
         let bad = reach(stranger.client_tls().current());

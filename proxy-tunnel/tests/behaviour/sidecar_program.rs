@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! konnectivity-sidecar as a process: its flags, its ports, several tenants, certificates that change, and its end.
+//! konnectivity-sidecar as a process: its flags, its ports, several tenants, changes of certificates, and its
+//! termination.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use super::process::{Program, SIDECAR, Setup, get, port, until, until_connected};
 
-/// A request through the sidecar in absolute form; the whole answer.
+/// Sends a request in absolute form through the sidecar, and returns the whole response.
 fn ask(sidecar: u16, url: &str) -> String {
     let mut stream = until_connected(sidecar);
     write!(
@@ -23,7 +24,7 @@ fn ask(sidecar: u16, url: &str) -> String {
     answer
 }
 
-/// The same by CONNECT.
+/// Sends the same request by CONNECT.
 fn ask_by_connect(sidecar: u16, target: &str, path: &str) -> String {
     let mut stream = until_connected(sidecar);
     write!(
@@ -116,7 +117,7 @@ fn requests_in_both_forms_and_an_end_that_waits_for_them() {
     );
     assert!(refused.contains("connection refused"), "{refused}");
     sidecar.until_counted("connections{tenant=\"default\"} 0");
-    // A request that is being answered is answered to its end.
+    // A request in progress is completed.
     let (listen, url) = (sidecar.listen, format!("http://{target}/sleep?time=1"));
     let slow = std::thread::spawn(move || ask(listen, &url));
     sidecar.until_counted("connections{tenant=\"default\"} 1");
@@ -143,7 +144,7 @@ tenants:
   clients: [{certificate: {commonName: client-of-b}}]
 ";
 
-/// The tenant is that of the address: only the one that has an agent reaches anything.
+/// The address selects the tenant: only the tenant with an agent reaches a target.
 #[test]
 fn several_tenants_by_address() {
     let setup = Setup::new();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A stub API server: an HTTP server of these tests that keeps leases as kube-apiserver does and
-//! answers in its shapes, also with errors. It is no API server: it checks no schema, has no RBAC
-//! and no storage.
+//! A stub API server: an HTTP server of these tests that stores leases as kube-apiserver does and
+//! responds in its format, also with errors. It validates no schema, and has no RBAC and no
+//! storage.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -38,13 +38,13 @@ pub struct State {
     pub version: u64,
     pub leases: BTreeMap<String, Value>,
     pub watches: Vec<Events>,
-    /// Watches are forbidden.
+    /// Whether watches are forbidden.
     pub refuses_watches: bool,
-    /// The answers to the next requests instead.
+    /// The responses that the next requests receive instead.
     pub failures: VecDeque<(Method, StatusCode, &'static str)>,
-    /// Method, path and query of all requests, and bodies.
+    /// The method, path with query, and body of all requests.
     pub requests: Vec<(Method, String, Value)>,
-    /// The result of reviews of a token.
+    /// The results of token reviews by token.
     pub tokens: BTreeMap<String, Value>,
 }
 
@@ -67,7 +67,7 @@ fn answer(code: StatusCode, value: &Value) -> Response<Body> {
     response
 }
 
-/// A `Status` in the shape that kube-apiserver gives errors.
+/// Returns a `Status` in the format of kube-apiserver's errors.
 pub fn failure(code: StatusCode, reason: &str) -> Value {
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -92,7 +92,7 @@ impl Stub {
                         let stub = stub.clone();
                         async move { Ok::<_, Infallible>(stub.answer(request).await) }
                     });
-                    // Clients leave when they like.
+                    // Clients may disconnect at any time.
                     let _ = http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
@@ -102,7 +102,7 @@ impl Stub {
         stub
     }
 
-    /// A kubeconfig, so that reading one is tested too.
+    /// Writes a kubeconfig, so that reading one is tested too.
     pub fn kubeconfig(&self, scratch: &Scratch) -> PathBuf {
         let path = scratch.file("kubeconfig");
         let server = format!("http://{}", self.address);
@@ -144,7 +144,7 @@ impl Stub {
             .count()
     }
 
-    /// Puts a lease there as another server would, renewed so many seconds ago.
+    /// Adds a lease as another server would, renewed this number of seconds ago.
     pub fn put(&self, id: &str, seconds: i64) {
         let now = Timestamp::now() - SignedDuration::from_secs(seconds);
         let labels = lease::parse_labels("k8s-app=konnectivity-server").unwrap();
@@ -179,7 +179,7 @@ impl Stub {
         Some(lease)
     }
 
-    /// Breaks all watches, by an error event if one is given.
+    /// Breaks all watches, with an error event if there is one.
     pub fn break_watches(&self, error: Option<&Value>) {
         let mut state = self.state.lock().unwrap();
         for watch in state.watches.drain(..) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Programs that are suspended and go on, as a virtual machine or a process does that is stopped for a while: nothing of
-//! a connection is lost, dials meanwhile end in time, and other agents get the next ones.
+//! Programs are suspended and resumed, like a stopped process or virtual machine: no byte of a connection is lost,
+//! dials meanwhile end within their time limit, and other agents receive the next ones.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,13 +10,13 @@ use std::thread;
 
 use super::process::{Setup, echo, until};
 
-/// More than the buffers between a client and a suspended program hold.
+/// More bytes than the buffers between a client and a suspended program hold.
 const MUCH: usize = 8 << 20;
 
 /// The server's flags.
 const FLAGS: [&str; 2] = ["--mode=http-connect", "--backend-dial-timeout=500ms"];
 
-/// Sends while the other end is suspended. The result is whether everything came back.
+/// Sends while the other end is suspended. The thread returns whether all bytes were sent back.
 fn send(stream: &UnixStream) -> thread::JoinHandle<bool> {
     let mut writer = stream.try_clone().unwrap();
     let mut reader = stream.try_clone().unwrap();
@@ -49,7 +49,7 @@ fn an_agent_that_is_suspended_goes_on_where_it_was() {
     drop(stream);
     setup.until_server("established_connections 0");
     setup.until_server("pending_backend_dials 0");
-    // Also the dial that was given up meanwhile.
+    // This includes the dial that timed out meanwhile.
     setup.until_agent("open_endpoint_connections 0");
     until(
         "all targets are left",
@@ -68,7 +68,7 @@ fn a_server_that_is_suspended_goes_on_where_it_was() {
     let stream = setup.connect(&target).unwrap();
     server.signal(libc::SIGSTOP);
     let sending = send(&stream);
-    // The kernel takes the connection; its answer comes later.
+    // The kernel accepts the connection; the program responds later.
     let mut dialing = UnixStream::connect(setup.scratch.file("socket")).unwrap();
     write!(dialing, "CONNECT {target} HTTP/1.1\r\n\r\n").unwrap();
     server.signal(libc::SIGCONT);
@@ -79,7 +79,7 @@ fn a_server_that_is_suspended_goes_on_where_it_was() {
     setup.until_agent("open_server_connections 1");
 }
 
-/// One dial finds out; the next ones go to the agent that answers.
+/// One dial detects the suspension; the next ones are sent to the agent that responds.
 #[test]
 fn an_agent_that_is_suspended_gets_no_further_dials() {
     let setup = Setup::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Several tenants on one server: no dial leaves its tenant, whatever peers show, dial and say of themselves.
+//! Several tenants on one server: no dial leaves its tenant, whatever peers present, dial and advertise.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,15 +22,15 @@ use super::peers::Peer;
 use super::rig::{Options, Rig, Scratch, Target, until};
 use super::stub::Stub;
 
-/// The destination of all tenants.
+/// The destination in all tenants.
 const TARGET: &str = "10.0.0.1:443";
 
 const NO_TENANT: &str = "it belongs to no tenant";
 
-/// A way to a tenant: certificate and SNI.
+/// The certificate and the SNI of a peer, which select its tenant.
 type Way = (&'static str, &'static str);
 
-/// Ways that lead to tenants.
+/// The peers that belong to tenants.
 const GOOD: [(&str, Way); 10] = [
     ("tenant-a", ("organization-a", "localhost")),
     ("tenant-a", ("unit-a", "localhost")),
@@ -44,16 +44,16 @@ const GOOD: [(&str, Way); 10] = [
     ("tenant-b", ("shared", "b.tunnel.example")),
 ];
 
-/// Ways that lead to none, and why.
+/// The peers that belong to no tenant, and the reason.
 const BAD: [(Way, &str); 6] = [
-    // A certificate of the CA without any name of a tenant.
+    // A certificate of the CA without a tenant's name.
     (("client", "localhost"), NO_TENANT),
-    // One whose name only looks like another's.
+    // A certificate whose name only resembles another one's.
     (("name-a-longer", "localhost"), NO_TENANT),
-    // The right certificate with a name of no tenant, and with none of the rule's names.
+    // The right certificate with an SNI of no tenant, and with none of the rule's names.
     (("shared", "c.tunnel.example"), NO_TENANT),
     (("shared", "localhost"), NO_TENANT),
-    // A certificate of one tenant with the name of the other, where the rule asks for both.
+    // A certificate of one tenant with the SNI of the other, where the rule requires both.
     (("strict-a", "b.tunnel.example"), NO_TENANT),
     (
         ("both", "localhost"),
@@ -108,7 +108,7 @@ fn certificates(scratch: &Scratch) {
     );
 }
 
-/// The same rules for agents and clients.
+/// Returns the same rules for agents and clients.
 fn rules(limits: &str) -> String {
     let tenant = |tenant: &str, limits: &str| {
         let conditions = format!(
@@ -148,7 +148,7 @@ async fn rig(mode: Mode, limits: &str, change: impl FnOnce(&mut Options)) -> Rig
     Rig::with(options).await
 }
 
-/// An agent that claims to reach the destination, and everything else.
+/// Connects an agent that advertises the destination, and every other kind of identifier.
 async fn agent(rig: &Rig, way: Way) -> Peer {
     let claims = "ipv4=10.0.0.1&host=10.0.0.1&host=only-a&default-route=true";
     let pairs = [("agentid", "same"), ("agentidentifiers", claims)];
@@ -179,7 +179,7 @@ async fn every_pair() {
         drop(agent);
         until("the agent's end", || rig.server.streams().is_empty()).await;
     }
-    // Both have an agent now, with the same name and the same claims.
+    // Both tenants have an agent now, with the same name and the same identifiers.
     let mut agents = Vec::new();
     for way in [GOOD[0].1, GOOD[5].1] {
         let mut agent = agent(&rig, way).await;
@@ -223,7 +223,7 @@ async fn agent_refused(rig: &Rig, way: Way) -> (Code, String) {
     (status.code(), status.message().to_owned())
 }
 
-/// Dials by HTTP CONNECT with this certificate.
+/// Returns a dialer for HTTP CONNECT with this certificate.
 fn dialer(rig: &Rig, certificate: &str) -> Dialer {
     let tls = rig.scratch.client_tls_as(certificate).current();
     let config = Arc::clone(&tls.get().config);
@@ -251,7 +251,8 @@ async fn clients_without_a_tenant_are_forbidden_to_connect() {
     assert!(format!("{error:?}").contains("403"), "{error:?}");
 }
 
-/// Clients of one tenant use up neither the other's connections nor, refused, any for long.
+/// Clients of one tenant do not use up the other's connections; refused clients hold a connection only for a short
+/// time.
 #[tokio::test]
 async fn connections_are_those_of_one_tenant() {
     let rig = rig(Mode::HttpConnect, "connections: 2", |_| {}).await;
@@ -264,7 +265,7 @@ async fn connections_are_those_of_one_tenant() {
             .unwrap()
             .to_string()
     };
-    // Without an agent a dial ends with its connection.
+    // Without an agent, a dial ends together with its connection.
     assert!(refused("organization-a").await.starts_with("code 500"));
     let tls = rig.scratch.client_tls_as("organization-a").current();
     let mut config = ClientConfig::clone(&tls.get().config);
@@ -330,7 +331,7 @@ async fn limits_are_those_of_one_tenant() {
     let reached = "tenant tenant-a: it has as many tunnels as it may (limits.tunnels: 3)";
     assert_eq!(dial(&mut first, 4).await, reached);
     assert_eq!(dial(&mut first, 5).await, reached);
-    // On a slow machine as much time may have passed as one dial needs.
+    // On a slow machine, enough time may have passed for the rate to permit one dial.
     let mut is_too_often = false;
     for number in 6..30 {
         is_too_often |= dial(&mut first, number)
@@ -345,7 +346,7 @@ async fn limits_are_those_of_one_tenant() {
         other.accept(number).await;
         assert_eq!(client.answered().await.error, "");
     }
-    // Connections that have ended make room, once the rate permits a dial again.
+    // After connections have ended, new ones are permitted as soon as the rate permits a dial.
     clients.clear();
     rig.until_counted("established_connections 0").await;
     tokio::time::sleep(Duration::from_millis(250)).await;
@@ -363,8 +364,8 @@ async fn limits_are_those_of_one_tenant() {
         .await;
 }
 
-/// A tenant whose clients do not read takes half of the memory at most; the other one's tunnels hold the bytes that
-/// theirs need.
+/// A tenant whose clients do not read uses at most half of the memory; the other tenant's tunnels can still buffer the
+/// bytes that they need.
 #[tokio::test]
 async fn a_noisy_tenant_takes_no_memory_from_another() {
     let rig = rig(Mode::Grpc, "", |options| {
@@ -387,7 +388,7 @@ async fn a_noisy_tenant_takes_no_memory_from_another() {
         assert_eq!(client.answered().await.error, "");
         clients.push(client);
     }
-    // None of them reads: more than all memory is sent to them.
+    // None of them reads: the server receives more bytes for them than all memory.
     let chunk = Bytes::from(vec![0; 64 << 10]);
     for _ in 0..40 {
         for number in 1..=10 {
@@ -403,7 +404,7 @@ async fn a_noisy_tenant_takes_no_memory_from_another() {
     client.dial(1, TARGET);
     quiet.accept(1).await;
     assert_eq!(client.answered().await.error, "");
-    // It does not read either, at first.
+    // This client does not read at first either.
     for _ in 0..16 {
         quiet.send(Message::Data(1, chunk.clone()));
     }
@@ -420,7 +421,7 @@ async fn a_noisy_tenant_takes_no_memory_from_another() {
     assert!(metrics.contains(line), "{metrics}");
 }
 
-/// Has the API server know these tokens.
+/// Makes the API server accept these tokens.
 fn know_tokens(stub: &Stub) {
     let agent = "system:serviceaccount:kube-system:agent";
     for (token, account, audiences) in [
@@ -428,7 +429,7 @@ fn know_tokens(stub: &Stub) {
         ("of-b", agent, json!(["audience-b"])),
         ("of-both", agent, json!(["audience-a", "audience-b"])),
         ("of-none", agent, json!(["audience-c"])),
-        // An API server that does not know audiences.
+        // An API server that does not support audiences.
         ("without", agent, json!([])),
         (
             "elsewhere",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The file of `--tenants-config` of a running server: files that are refused at the start, and changes while it runs.
+//! The file of `--tenants-config` of a running server: files that are rejected at the start, and changes while the
+//! server runs.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use rcgen::{DistinguishedName, DnType};
 
 use super::process::{AGENT, Program, Setup, get, port, until, until_connected};
 
-/// A tenant with agents by certificate and clients by socket.
+/// Returns a tenant with agents by certificate and clients by socket.
 fn tenant(name: &str, socket: &str) -> String {
     format!(
         "
@@ -85,7 +86,7 @@ fn rules_change_while_tunnels_go_on() {
     let mut slow = setup.client(&[&format!("--request-path={path}")]);
     server.until_logged("\"Proxy connection established\"");
 
-    // A socket that cannot be had, and a key that is misspelt: nothing changes.
+    // A socket that cannot be created, and a misspelt key: nothing changes.
     let missing = setup.file("missing/socket");
     write(&[tenant("one", &socket), tenant("two", &missing)]);
     server.until_logged("missing/socket");
@@ -98,7 +99,7 @@ fn rules_change_while_tunnels_go_on() {
     assert!(answers(&setup, "socket"), "{}", server.log());
     assert!(UnixStream::connect(&other).is_err());
 
-    // The second tenant with a socket of its own, the first one with another.
+    // The second tenant receives its own socket, the first one another socket.
     write(&[
         tenant("one", &socket) + &format!("\n  - unixSocket: {third}"),
         tenant("two", &other),
@@ -110,7 +111,7 @@ fn rules_change_while_tunnels_go_on() {
     }
     assert_eq!(slow.end().0, Some(0), "{}", slow.log());
 
-    // The first one is removed, with its agents and its sockets but the flag's.
+    // The first tenant is removed, with its agents and its sockets except that of the flag.
     write(&[tenant("two", &other)]);
     until("its end", || !connected(health_one), || server.log());
     assert!(UnixStream::connect(&third).is_err());
@@ -158,7 +159,7 @@ fn rules_that_cannot_be_used_are_refused_at_the_start() {
     assert!(server.log().contains(want), "{}", server.log());
 }
 
-/// Agents of one port for each tenant: firewalls and load balancers decide which peers reach it.
+/// Each tenant has a port for its agents: firewalls and load balancers decide which peers reach it.
 #[test]
 fn agents_are_distinguished_by_their_port() {
     let setup = setup(&[]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server between a client and an agent that both speak upstream's protocol: which packet it answers by
-//! which, on both of its sides.
+//! The server between a client and an agent that both speak upstream's protocol: which packet the server sends in reply
+//! to which, on both of its sides.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub fn data(connect_id: i64, text: &'static str) -> Message {
     Message::Data(connect_id, Bytes::from_static(text.as_bytes()))
 }
 
-/// A client and an agent with an established connection of number 3.
+/// Returns a client and an agent with an established connection, whose connection ID is 3.
 pub async fn established() -> (Rig, Peer, Peer) {
     let (rig, mut agent, mut client) = pair().await;
     client.dial(7, "10.0.0.1:443");
@@ -63,7 +63,7 @@ async fn a_dial_bytes_and_a_close_by_the_client() {
     assert_eq!(client.message().await, data(3, "pong"));
     client.send(Message::CloseRequest(3));
     assert_eq!(agent.message().await, Message::CloseRequest(3));
-    // Until the agent confirms, its data are passed on.
+    // Until the agent confirms the close, its data are forwarded.
     agent.send(data(3, "rest"));
     agent.send(Message::closed(3, ""));
     assert_eq!(client.message().await, data(3, "rest"));
@@ -121,7 +121,7 @@ async fn packets_before_a_dial() {
         client.message().await,
         Message::closed(5, "backend not initialized")
     );
-    // From then on the stream is only drained.
+    // From now on the server only drains the stream.
     client.dial(7, "a:1");
     client.nothing().await;
 }
@@ -136,7 +136,7 @@ async fn an_answer_to_an_unknown_dial_is_closed() {
     }));
     assert_eq!(agent.message().await, Message::CloseRequest(9));
     agent.send(data(0, "x"));
-    // Its target sends on until it is closed: that is no news.
+    // The target may send until it is closed, so the server does not reply to the first packet.
     agent.send(data(9, "x"));
     agent.send(data(8, "x"));
     assert_eq!(agent.message().await, Message::CloseRequest(8));
@@ -149,7 +149,7 @@ async fn a_dial_that_the_client_gives_up() {
     agent.asked().await;
     client.send(Message::CloseDial(7));
     assert_eq!(agent.message().await, Message::CloseDial(7));
-    // Upstream's agent ignores it.
+    // Upstream's agent ignores this packet.
     agent.send(Message::DialResponse(DialResponse {
         error: String::new(),
         connect_id: 3,
@@ -170,7 +170,7 @@ async fn a_dial_that_the_agent_gives_up() {
     assert_eq!(client.message().await, Message::CloseDial(7));
 }
 
-/// Also defect 5 of upstream, where the gauge stays.
+/// This is also defect 5 of upstream, where the gauge is not decremented.
 #[tokio::test]
 async fn a_clients_stream_that_ends_closes_its_connection() {
     let (rig, mut agent, mut client) = established().await;
@@ -193,7 +193,7 @@ async fn a_clients_stream_that_ends_closes_its_connection() {
     assert_eq!(agent.message().await, Message::CloseDial(8));
 }
 
-/// Go's gRPC cancels the stream of a peer that has vanished, and counts it as that.
+/// Go's gRPC cancels the stream of a peer that has vanished, and counts it as canceled.
 #[tokio::test]
 async fn peers_that_vanish_are_counted_as_canceled() {
     let (rig, mut agent, client) = established().await;
@@ -208,7 +208,7 @@ async fn peers_that_vanish_are_counted_as_canceled() {
     agent.vanish();
     rig.until_counted(&canceled("from_agent")).await;
     rig.until_counted("established_connections 0").await;
-    // A regular end is no error.
+    // A regular end is not an error.
     let (rig, agent, mut client) = established().await;
     client.finish();
     assert_eq!(client.next().await.unwrap(), None);
@@ -219,8 +219,8 @@ async fn peers_that_vanish_are_counted_as_canceled() {
     drop(agent);
 }
 
-/// Upstream's server ends the connection of an agent that pings more often than every 30 s, and that of a client
-/// that pings more often than every 5 minutes, with all tunnels on it. Ours answers the pings.
+/// Upstream's server closes the connection of an agent that pings more often than every 30 s, and that of a client that
+/// pings more often than every 5 minutes, with all tunnels on it. Our server replies to the pings.
 #[tokio::test]
 async fn peers_that_ping_often_are_not_cut() {
     let often = Settings {
@@ -234,7 +234,7 @@ async fn peers_that_ping_often_are_not_cut() {
     client.dial(7, "a:1");
     agent.accept(3).await;
     client.answered().await;
-    // Some hundred pings.
+    // The peers send some hundred pings.
     sleep(Duration::from_secs(1)).await;
     client.send(data(3, "ping"));
     assert_eq!(agent.message().await, data(3, "ping"));
@@ -243,7 +243,7 @@ async fn peers_that_ping_often_are_not_cut() {
     assert!(!rig.metrics().contains("stream_errors_total{"));
 }
 
-/// A suspended agent, or one behind a network that is cut without a word, as far as the server can see.
+/// The server cannot distinguish this from a suspended agent, or from an agent behind a network that is cut silently.
 #[tokio::test]
 async fn an_agent_that_answers_no_pings_is_lost() {
     let mut options = Options::new(Mode::Grpc);
@@ -272,7 +272,7 @@ async fn an_agent_that_answers_no_pings_is_lost() {
         .await;
 }
 
-/// Defect 13 of upstream: each of these packets ends its receiver there.
+/// Defect 13 of upstream: there, each of these packets makes its receiver exit.
 #[tokio::test]
 async fn packets_without_payload_and_of_unknown_types_are_ignored() {
     let (_rig, mut agent, mut client) = established().await;
@@ -306,7 +306,7 @@ async fn messages_beyond_four_mebibytes_end_one_stream_only() {
     other.answered().await;
     let large = Bytes::from(vec![0; 4 * 1024 * 1024 - 100]);
     client.send(Message::Data(3, large.clone()));
-    // The server passes it on in parts, as they come.
+    // The server forwards it in parts, as they arrive.
     let mut left = large.len();
     while left > 0 {
         let Message::Data(3, part) = agent.message().await else {
@@ -335,7 +335,7 @@ async fn bytes_that_are_no_packet_end_one_stream_only() {
     assert_eq!(agent.message().await, Message::CloseRequest(3));
 }
 
-/// Defect 10 of upstream's client library: bytes that come right behind the answer may be lost in it.
+/// Defect 10 of upstream's client library: it may lose bytes that arrive directly after the response.
 #[tokio::test]
 async fn bytes_of_a_target_that_speaks_first_are_held_back() {
     let (_rig, mut agent, mut client) = pair().await;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the documentation says of command lines: [`programs`] has the programs' own, [`mod@reference`] writes
-//! `docs/reference` from them, [`shell`] reads the commands of a page. Their tests compare the pages with these.
+//! Command lines in the documentation: [`programs`] returns the programs' own, [`mod@reference`] writes
+//! `docs/reference` from them, and [`shell`] parses the commands of a page. The tests compare the pages with them.
 
 pub mod programs;
 pub mod reference;

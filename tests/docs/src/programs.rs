@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The programs of this repository with their command lines, as clap has them.
+//! The programs of this repository with their command lines, as clap defines them.
 
 use clap::{Arg, Command};
 use proxy_tunnel::app::{self, agent, doctor, server, sidecar};
 use proxy_tunnel::app::{test_client, test_server};
 
-/// A program.
+/// A program with its command line.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// Its name, and that of its pages.
+    /// The program's name, which is also that of its pages.
     pub name: String,
-    /// What its command line can be.
+    /// The program's command line.
     pub command: Command,
     /// Its subcommands, with their own flags.
     pub subcommands: Vec<Command>,
     /// The whole command line of the tunnel's `doctor`, which clap does not know as a subcommand.
     pub doctor: Option<Command>,
-    /// What the command line does not know, in roff; none: it has no manual page.
+    /// The part of the manual page that is not in the command line, in roff; `None` if the program
+    /// has no manual page.
     pub manual: Option<&'static str>,
 }
 
@@ -83,7 +84,7 @@ No new connections are accepted; open ones have five seconds to end.
 .BR konnectivity\-server (8)
 ";
 
-/// All of them.
+/// Returns all programs.
 #[must_use]
 pub fn all() -> Vec<Program> {
     let mut xtask = xtask::command();
@@ -121,7 +122,7 @@ fn tunnel<P: app::Program>(manual: Option<&'static str>) -> Program {
     program(P::NAME, app::command::<P>(), manual)
 }
 
-/// A program of the tunnel with its doctor, whose flags are the program's and its own.
+/// Returns a program of the tunnel with its doctor, which has the program's flags and its own.
 fn examined<P: app::Program>(manual: &'static str) -> Program {
     let mut program = tunnel::<P>(Some(manual));
     let doctor = doctor::command::<P>();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `docs/reference`: a page of Markdown for each program, and a manual page for those that are installed. Both are made
-//! from the command line, so that they cannot say anything else. clap-markdown, which there is, has neither environment
+//! `docs/reference`: a page of Markdown for each program, and a manual page for each installed one. Both are generated
+//! from the command line, so that they cannot differ from it. The existing clap-markdown supports neither environment
 //! variables nor tables.
 
 use std::collections::BTreeMap;
@@ -14,13 +14,13 @@ use clap_mangen::Man;
 
 use crate::programs::{self, Program};
 
-/// Where the pages are.
+/// The directory of the pages.
 pub const DIRECTORY: &str = "docs/reference";
 
-/// The pages by their paths from the top of the checkout.
+/// Returns the pages by their paths from the top of the checkout.
 ///
 /// # Errors
-/// Never: they are written to memory.
+/// Never returns an error: the pages are written to memory.
 pub fn pages() -> Result<BTreeMap<String, String>> {
     let mut pages = BTreeMap::new();
     let all = programs::all();
@@ -57,7 +57,7 @@ fn index(all: &[Program]) -> String {
     page
 }
 
-/// As one types it.
+/// Returns the name as a user types it.
 fn title(program: &Program) -> &str {
     program.command.get_bin_name().unwrap_or(&program.name)
 }
@@ -76,7 +76,7 @@ fn markdown(program: &Program) -> String {
     page
 }
 
-/// What a command does, and tables of its flags by their headings.
+/// Writes the description of a command, and tables of its flags by their headings.
 fn describe(page: &mut String, command: &Command) {
     let about = command.get_long_about().or_else(|| command.get_about());
     if let Some(about) = about {
@@ -120,7 +120,7 @@ fn describe(page: &mut String, command: &Command) {
     }
 }
 
-/// The arguments that belong to the reference.
+/// Returns the arguments that belong to the reference.
 fn shown(command: &Command) -> impl Iterator<Item = &Arg> {
     let arguments = command.get_arguments();
     arguments
@@ -186,13 +186,13 @@ fn meaning(arg: &Arg) -> String {
     text
 }
 
-/// Text as it may stand in a table.
+/// Escapes a text for a table.
 fn cell(text: &str) -> String {
     let text = text.replace('|', "\\|").replace('<', "&lt;");
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A part of the manual page, with its headings one level lower.
+/// Returns a part of the manual page, with its headings one level lower.
 fn lower(render: impl Fn(&mut Vec<u8>) -> io::Result<()>) -> io::Result<String> {
     let mut part = Vec::new();
     render(&mut part)?;

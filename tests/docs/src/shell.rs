@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The simple commands of a block of shell: what stands between newlines, `;`, `&` and `|`, without comments and
-//! redirections. Enough for documentation, which has no functions; what it has of loops is run by tests of its own.
+//! Parses the simple commands of a block of shell: the text between newlines, `;`, `&` and `|`, without comments and
+//! redirections. This is enough for the documentation, which has no functions; tests of their own run its loops.
 
 use anyhow::{Result, bail};
 
-/// A command.
+/// A simple command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// Its line in the block, from 0.
+    /// The number of its line in the block, from 0.
     pub line: usize,
-    /// Its words, variables that are set for it not among them.
+    /// The words of the command, without variables that are set for it.
     pub words: Vec<String>,
 }
 
-/// Reads a block.
+/// Parses a block.
 ///
 /// # Errors
-/// A quote is not closed.
+/// Returns an error if a quote is not closed.
 pub fn commands(text: &str) -> Result<Vec<Command>> {
     let mut found = Vec::new();
     let mut raw = String::new();
@@ -39,7 +39,7 @@ pub fn commands(text: &str) -> Result<Vec<Command>> {
                 raw.push(c);
             }
             (None, '\\') => match characters.next() {
-                // The command goes on.
+                // The command continues on the next line.
                 Some('\n') => {
                     line += 1;
                     raw.push(' ');
@@ -51,7 +51,7 @@ pub fn commands(text: &str) -> Result<Vec<Command>> {
                 while characters.next_if(|c| *c != '\n').is_some() {}
             }
             (None, '<' | '>') => {
-                // The number of the file before it, and its name behind it.
+                // A redirection has the number of a file before it, and a file name behind it.
                 let number = raw.rfind(|c: char| !c.is_ascii_digit());
                 let number = number.map_or(0, |at| at + 1);
                 if raw[..number].ends_with(char::is_whitespace) {

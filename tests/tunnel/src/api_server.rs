@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A stub of the API server for programs under test: reviews of tokens and leases in kube-apiserver's shapes, over
-//! plain HTTP. It has no RBAC; instead it records each client's requests, which a test compares with the rights in
-//! `deploy/`. A doctor's questions are answered and not noted.
+//! A stub of the API server for programs under test: it serves token reviews and leases in kube-apiserver's format,
+//! over plain HTTP. It has no RBAC; instead it records each client's requests, which a test compares with the rights in
+//! `deploy/`. It replies to requests of `doctor` without recording them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,25 +19,25 @@ use serde_json::{Value, json};
 use tests::cmd;
 use tests::netns::Netns;
 
-/// Paths of leases begin with it; the namespace follows.
+/// The prefix of the paths of leases; the namespace follows.
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/";
 const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
-/// Whether the user may do something.
+/// The path of access reviews, which report whether the user has a right.
 const ACCESS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 /// A client's request, in the terms of RBAC.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
-    /// The token of the kubeconfig.
+    /// The user: the token of the client's kubeconfig.
     pub user: String,
-    /// As in a rule's `apiGroups`.
+    /// The API group, as in a rule's `apiGroups`.
     pub group: String,
-    /// As in a rule's `resources`.
+    /// The resource, as in a rule's `resources`.
     pub resource: String,
-    /// Empty for objects outside of namespaces.
+    /// The namespace; empty for objects without one.
     pub namespace: String,
-    /// As in a rule's `verbs`.
+    /// The verb, as in a rule's `verbs`.
     pub verb: String,
 }
 
@@ -45,17 +45,17 @@ pub struct Asked {
 struct State {
     asked: BTreeSet<Asked>,
     version: u64,
-    /// By namespace and name.
+    /// The leases by namespace and name.
     leases: BTreeMap<(String, String), Value>,
-    /// Names of users by token.
+    /// The names of users by token.
     users: BTreeMap<String, String>,
-    /// Verbs that are denied to every client.
+    /// The verbs that are denied to every client.
     denied: BTreeSet<String>,
-    /// By how many seconds its clock is ahead.
+    /// The number of seconds by which the stub's clock is ahead.
     ahead: i64,
 }
 
-/// The stub; it serves for as long as this process lives.
+/// The stub; it serves until this process exits.
 #[derive(Debug, Clone)]
 pub struct ApiServer {
     state: Arc<Mutex<State>>,
@@ -63,10 +63,10 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// One that listens on an address of a namespace.
+    /// Starts a stub that listens on an address of a namespace.
     ///
     /// # Errors
-    /// It cannot listen.
+    /// Returns an error if it cannot listen.
     pub fn start(netns: &Netns) -> Result<Self> {
         let listener = netns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)));
         let listener = listener.context("listening as the API server")?;
@@ -78,17 +78,17 @@ impl ApiServer {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let server = serving.clone();
-                // Programs leave when they like.
+                // Clients may disconnect at any time.
                 thread::spawn(move || server.serve(&stream).ok());
             }
         });
         Ok(server)
     }
 
-    /// Writes a kubeconfig of this user, which reaches the stub at this host.
+    /// Writes a kubeconfig of this user, with which a client reaches the stub at this host.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn kubeconfig(&self, path: &Path, user: &str, host: &str) -> Result<()> {
         let server = format!("http://{host}:{}", self.address.port());
         let config = json!({
@@ -100,7 +100,7 @@ impl ApiServer {
         fs::write(path, config.to_string()).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// Reviews say that a token is this user's.
+    /// Makes token reviews report that this token belongs to this user.
     pub fn accept(&self, token: &str, user: &str) {
         let users = &mut self.state().users;
         users.insert(token.to_owned(), user.to_owned());
@@ -111,12 +111,12 @@ impl ApiServer {
         self.state().denied.insert(verb.to_owned());
     }
 
-    /// Sets its clock so many seconds ahead.
+    /// Sets the stub's clock this number of seconds ahead.
     pub fn set_clock_ahead(&self, seconds: i64) {
         self.state().ahead = seconds;
     }
 
-    /// Puts a lease there that has expired long ago.
+    /// Adds a lease that expired long ago.
     pub fn put_expired_lease(&self, namespace: &str, name: &str) {
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -128,7 +128,7 @@ impl ApiServer {
         self.state().put(namespace, name, lease);
     }
 
-    /// The names of the leases of a namespace.
+    /// Returns the names of the leases of a namespace.
     #[must_use]
     pub fn leases(&self, namespace: &str) -> Vec<String> {
         let state = self.state();
@@ -136,7 +136,7 @@ impl ApiServer {
         names.map(|(_, name)| name.clone()).collect()
     }
 
-    /// Everything that was asked for.
+    /// Returns all requests that have been received.
     #[must_use]
     pub fn asked(&self) -> BTreeSet<Asked> {
         self.state().asked.clone()
@@ -180,7 +180,7 @@ impl ApiServer {
             let head =
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
             stream.write_all(head.as_bytes())?;
-            // Nothing changes as long as it is watched.
+            // No event is sent while a client watches.
             thread::park();
         }
         let (code, answer) = self.state().answer(&user, &method, path, body);
@@ -202,7 +202,7 @@ impl State {
         let (group, resource, namespace) = match rest.and_then(|rest| rest.split_once('/')) {
             Some((namespace, _)) => ("coordination.k8s.io", "leases", namespace),
             None if path == REVIEWS => ("authentication.k8s.io", "tokenreviews", ""),
-            // No rule allows it.
+            // No RBAC rule permits this path.
             None => ("", path, ""),
         };
         self.asked.insert(Asked {
@@ -286,7 +286,7 @@ impl State {
     }
 }
 
-/// The time in a header's form.
+/// Returns the time in the format of a `Date` header.
 fn date(ahead: i64) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let at = format!("--date=@{}", i64::try_from(now)? + ahead);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The certificates of upstream's examples, in the files that their commands name: `frontend` for clients and
-//! server, `agent` for server and agents, each with a CA of its own.
+//! The certificates of upstream's examples, with the file names of their commands: `frontend` for clients and server,
+//! `agent` for server and agents, each with a CA of its own.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -15,16 +15,16 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
-/// How long certificates are valid: for trying things out.
+/// The validity of the certificates, which are for experiments.
 const VALIDITY: Duration = Duration::from_hours(365 * 24);
 
-/// Before now, for clocks that are behind.
+/// The certificates are valid from this long ago, because clocks may be behind.
 const SLACK: Duration = Duration::from_hours(1);
 
-/// The names that every certificate is for, besides those that are asked for.
+/// The names in every certificate of the examples, in addition to the requested ones.
 const NAMES: [&str; 4] = ["kubernetes", "localhost", "127.0.0.1", "::1"];
 
-/// A CA and those it vouches for.
+/// A CA and the certificates that it signs.
 struct Group {
     name: &'static str,
     members: [Member; 2],
@@ -64,12 +64,12 @@ const GROUPS: [Group; 2] = [
     },
 ];
 
-/// The fate of files that are there already.
+/// The treatment of files that exist already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// They are an error, and nothing is written.
+    /// An existing file is an error, and nothing is written.
     Keep,
-    /// They are replaced.
+    /// Existing files are replaced.
     Replace,
 }
 
@@ -80,11 +80,11 @@ struct Content {
     mode: u32,
 }
 
-/// Writes all certificates and keys below `directory`; the servers' certificates are for `names` too. Returns
-/// the files.
+/// Writes all certificates and keys below `directory`; the servers' certificates are for `names` too. Returns the paths
+/// of the files.
 ///
 /// # Errors
-/// A file is there already, or cannot be written.
+/// Returns an error if a file exists and must be kept, or if a file cannot be written.
 pub fn write(directory: &Path, names: &[String], existing: Existing) -> Result<Vec<PathBuf>> {
     let mut contents = Vec::new();
     for group in &GROUPS {
@@ -104,10 +104,10 @@ pub fn write(directory: &Path, names: &[String], existing: Existing) -> Result<V
     Ok(contents.into_iter().map(|content| content.path).collect())
 }
 
-/// Writes one more client's certificate of a group's CA, and its key, for a name and an organization.
+/// Writes one more client certificate of a group's CA, and its key, for a name and an organization.
 ///
 /// # Errors
-/// The CA is not there, or a file cannot be written.
+/// Returns an error if the CA does not exist, or if a file cannot be written.
 pub fn issue(directory: &Path, group: &str, name: &str, organization: &str) -> Result<()> {
     let directory = directory.join(group);
     let key = fs::read_to_string(directory.join("private/ca.key"))
@@ -187,7 +187,7 @@ fn authority_params(name: &str) -> Result<CertificateParams> {
     Ok(params)
 }
 
-/// The parameters that all certificates have in common.
+/// Returns the parameters that all certificates have in common.
 fn base(name: &str, names: Vec<String>) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(names)
         .with_context(|| format!("a name for the certificate of {name} is neither DNS nor IP"))?;
@@ -206,7 +206,7 @@ impl Content {
             fs::create_dir_all(directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        // A new file: one that is there may have another mode, and may be a link.
+        // The file is created anew: an existing one may have another mode, and may be a link.
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(context);

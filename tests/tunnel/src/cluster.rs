@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A cluster beside a tunnel's server: a namespace of its own with a link to the server's. Clusters have the same
-//! addresses inside, as clusters of different owners do.
+//! A cluster beside a tunnel's server: a network namespace with a link to the server's. All clusters use the same
+//! addresses inside, as clusters of different owners may.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -14,10 +14,10 @@ use tests::netns::Netns;
 use crate::program::{Make, Part};
 use crate::tunnel::Tunnel;
 
-/// An address in every cluster.
+/// An address that exists in every cluster.
 pub const INSIDE: &str = "10.0.0.1";
 
-/// One cluster.
+/// A cluster with its namespace.
 #[derive(Debug)]
 pub struct Cluster {
     netns: Netns,
@@ -25,10 +25,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster of this number, from 0.
+    /// Creates the cluster with this number, from 0.
     ///
     /// # Errors
-    /// Not root, or out of something.
+    /// Returns an error if the caller is not root, or if the namespace or its link cannot be created.
     pub fn new(tunnel: &Tunnel, number: u8) -> Result<Self> {
         let netns = Netns::new(&format!("pa-{}-cluster{number}", leftovers::unique_id()?))?;
         let (name, link) = (netns.name(), format!("cluster{number}"));
@@ -45,22 +45,22 @@ impl Cluster {
         Ok(Self { netns, number })
     }
 
-    /// Its namespace.
+    /// Returns the cluster's namespace.
     #[must_use]
     pub const fn netns(&self) -> &Netns {
         &self.netns
     }
 
-    /// The server's address, as this cluster has it.
+    /// Returns the server's address in this cluster.
     #[must_use]
     pub fn server(&self) -> String {
         format!("192.168.{}.1", self.number)
     }
 
-    /// Serves a target on a port of the inner address that answers each HTTP request with this text.
+    /// Serves a target on a port of the inner address that replies to each HTTP request with this text.
     ///
     /// # Errors
-    /// It cannot listen.
+    /// Returns an error if it cannot listen.
     pub fn serve(&self, port: u16, text: &'static str) -> Result<()> {
         let listener = self.netns.run(|| TcpListener::bind((INSIDE, port)));
         let listener = listener.with_context(|| format!("listening on {INSIDE}:{port}"))?;
@@ -70,7 +70,7 @@ impl Cluster {
                 let head = format!(
                     "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
                 );
-                // Requests are short; a client may leave at once.
+                // Requests are short; a client may disconnect at once.
                 let _ = stream.read(&mut [0; 4096]);
                 let _ = stream.write_all((head + text).as_bytes());
             }
@@ -78,11 +78,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts an agent here with the certificate of a tenant. It asks the server at this host for this name, and claims
-    /// everything about itself.
+    /// Starts an agent in this cluster with a tenant's certificate. The agent connects to the server at this host,
+    /// requests this server name, and advertises every kind of identifier.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// Returns an error if the agent cannot be started.
     pub fn agent(
         &self,
         tunnel: &mut Tunnel,

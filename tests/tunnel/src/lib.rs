@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tunnel beside upstream's programs: code that its interoperation tests and its demo share.
-//! Network namespaces, processes and leftovers of killed runs are handled by the package `tests`.
+//! Tests of the tunnel with upstream's programs: code that the interoperation tests and the demo
+//! share. The package `tests` handles network namespaces, processes and leftovers of killed runs.
 
 pub mod api_server;
 pub mod certs;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The work of clients: open tunnels, carry bytes, rest, stall. The benchmark measures it; tests and soak check the
-//! resources that are left afterwards.
+//! The load of clients: they open tunnels, transfer bytes, stay idle, and stall. The benchmark measures it; the tests
+//! and the soak test check the resources that are left afterwards.
 
 pub mod rig;
 pub mod target;
@@ -19,16 +19,16 @@ use tokio::time::{sleep, timeout};
 
 use self::target::{ECHO, GIVE, IGNORE, TAKE, give};
 
-/// A round trip that takes longer counts as one of this length, and its tunnel makes no further ones.
+/// A round trip that takes longer is recorded with this duration, and its tunnel makes no further round trips.
 pub const LOST: Duration = Duration::from_secs(10);
 /// The pause between two round trips of a tunnel.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of a round trip.
+/// The size of a round trip's message, in bytes.
 const MESSAGE: usize = 32;
-/// Dials at once while many tunnels are opened.
+/// The number of concurrent dials while many tunnels are opened.
 const AT_ONCE: usize = 50;
 
-/// Which way bytes go.
+/// The direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the target.
@@ -38,10 +38,10 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both.
+    /// Both directions.
     pub const ALL: [Self; 2] = [Self::ToTarget, Self::FromTarget];
 
-    /// In results.
+    /// Returns the name in results.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,10 +51,10 @@ impl Direction {
     }
 }
 
-/// Opens a tunnel to a target that sends back what it gets, and makes a round trip of one byte.
+/// Opens a tunnel to a target that sends back what it receives, and makes a round trip of one byte.
 ///
 /// # Errors
-/// No tunnel, or no answer.
+/// Returns an error if the tunnel cannot be opened, or if the byte does not return.
 pub async fn open(dialer: &Dialer, target: SocketAddr) -> Result<Tunnel> {
     let mut tunnel = dialer.dial(&target.to_string()).await?;
     tunnel.write_all(&[ECHO, 0]).await?;
@@ -63,10 +63,11 @@ pub async fn open(dialer: &Dialer, target: SocketAddr) -> Result<Tunnel> {
     Ok(tunnel)
 }
 
-/// How many tunnels per second `clients` open, use and close, each one after the other, within `slot`.
+/// Returns the number of tunnels per second that `clients` open, use and close, each one after the other, within
+/// `slot`.
 ///
 /// # Errors
-/// A tunnel cannot be opened.
+/// Returns an error if a tunnel cannot be opened.
 pub async fn rate(
     dialer: Dialer,
     target: SocketAddr,
@@ -93,10 +94,10 @@ pub async fn rate(
     Ok(f64::from(opened) / begun.elapsed().as_secs_f64())
 }
 
-/// How long `bytes` take through one tunnel, from the first byte to the last one's arrival.
+/// Returns the time that `bytes` take through one tunnel, from the first byte to the arrival of the last one.
 ///
 /// # Errors
-/// They do not arrive.
+/// Returns an error if they do not arrive.
 pub async fn bulk(
     dialer: Dialer,
     target: SocketAddr,
@@ -123,10 +124,10 @@ pub async fn bulk(
     Ok(begun.elapsed())
 }
 
-/// Opens so many tunnels that do nothing after their first round trip.
+/// Opens `count` tunnels that stay idle after their first round trip.
 ///
 /// # Errors
-/// One cannot be opened.
+/// Returns an error if a tunnel cannot be opened.
 pub async fn resting(dialer: Dialer, target: SocketAddr, count: usize) -> Result<Vec<Tunnel>> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
@@ -144,7 +145,7 @@ pub async fn resting(dialer: Dialer, target: SocketAddr, count: usize) -> Result
     Ok(tunnels)
 }
 
-/// The round trips of these tunnels within `slot`, sorted.
+/// Returns the durations of the round trips of these tunnels within `slot`, sorted.
 pub async fn round_trips(tunnels: Vec<Tunnel>, slot: Duration) -> Vec<Duration> {
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
@@ -174,16 +175,16 @@ pub async fn round_trips(tunnels: Vec<Tunnel>, slot: Duration) -> Vec<Duration> 
     trips
 }
 
-/// The 99th percentile of sorted times.
+/// Returns the 99th percentile of sorted times.
 ///
 /// # Errors
-/// There is none.
+/// Returns an error if there are no times.
 pub fn percentile(sorted: &[Duration]) -> Result<Duration> {
     let at = sorted.len() * 99 / 100;
     sorted.get(at).copied().context("no round trip")
 }
 
-/// The end that does not read from a stalled tunnel.
+/// The end of a stalled tunnel that does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stall {
     /// The target; the client writes.
@@ -193,14 +194,14 @@ pub enum Stall {
 }
 
 impl Stall {
-    /// Both.
+    /// Both ends.
     pub const ALL: [Self; 2] = [Self::Target, Self::Client];
 }
 
-/// Opens tunnels that stand still, in turn in each of these ways. They last until the set is dropped.
+/// Opens stalled tunnels, in turn in each of these ways. They last until the set is dropped.
 ///
 /// # Errors
-/// One cannot be opened. Those before it are in the set.
+/// Returns an error if a tunnel cannot be opened. The tunnels before it are in the set.
 pub async fn stalled(
     tasks: &mut JoinSet<()>,
     dialer: Dialer,
@@ -214,7 +215,7 @@ pub async fn stalled(
             Stall::Target => {
                 tunnel.write_u8(IGNORE).await?;
                 tasks.spawn(async move {
-                    // Until the server closes it.
+                    // The client writes until the server closes the tunnel.
                     let _ = give(&mut tunnel, u64::MAX).await;
                 });
             }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The container of a pod's spec, started as the kubelet would start it but without a container: its volumes are
-//! directories, and where its arguments name a path below a mount they name one below such a directory.
+//! Starts the container of a pod's spec as the kubelet would start it, but as a process. Its volumes are directories,
+//! and arguments that name a path below a mount are rewritten to name a path below such a directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,8 +19,8 @@ use crate::tunnel::Tunnel;
 /// The parts that a cluster provides for its pods.
 #[derive(Debug, Default)]
 pub struct Surroundings {
-    /// Secrets by name, directories of the node by path, and `token` and `kube-root-ca.crt` for projected volumes:
-    /// files by name, as paths of their contents.
+    /// Secrets by name, directories of the node by path, and `token` and `kube-root-ca.crt` for projected volumes. The
+    /// values are files by name, as paths of their contents.
     pub files: BTreeMap<String, BTreeMap<String, PathBuf>>,
     /// Arguments that differ in the test, with their replacements.
     pub instead: Vec<(String, Vec<String>)>,
@@ -41,7 +41,7 @@ impl Surroundings {
     }
 }
 
-/// A container with its settings.
+/// A container with the settings of its pod.
 #[derive(Debug)]
 pub struct Pod<'a> {
     spec: &'a Value,
@@ -50,10 +50,10 @@ pub struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    /// The pod of the object of this kind, or that its template is for.
+    /// Returns the object of this kind if it is a pod, or else the pod of its template.
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if there is no such object.
     pub fn of(objects: &'a [Value], kind: &str) -> Result<Self> {
         let (_, object) = of_kind(objects, kind)
             .next()
@@ -71,10 +71,10 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// The program of `command`, as upstream's images name it or as ours does.
+    /// Returns the path of the program in `command`, which has the name of upstream's images or of ours.
     ///
     /// # Errors
-    /// It is none of them, or is not built.
+    /// Returns an error if the program is unknown, or is not built.
     pub fn program(&self) -> Result<PathBuf> {
         let command = self.container["command"][0].as_str().unwrap_or_default();
         let part = match command {
@@ -85,10 +85,10 @@ impl<'a> Pod<'a> {
         part.of(Make::Ours)
     }
 
-    /// The environment. `name` stands for what the pod, its node and so on are called.
+    /// Returns the environment variables. `name` is used as the name of the pod, the node and so on.
     ///
     /// # Errors
-    /// A `ConfigMap` is not there.
+    /// Returns an error if a `ConfigMap` does not exist.
     pub fn environment(&self, name: &str) -> Result<BTreeMap<String, String>> {
         let mut variables = BTreeMap::new();
         for source in list(&self.container["envFrom"]) {
@@ -113,10 +113,10 @@ impl<'a> Pod<'a> {
         Ok(variables)
     }
 
-    /// The arguments, with variables filled in.
+    /// Returns the arguments, with variables expanded.
     ///
     /// # Errors
-    /// They are no strings.
+    /// Returns an error if they are not strings.
     pub fn arguments(&self, variables: &BTreeMap<String, String>) -> Result<Vec<String>> {
         let arguments = list(&self.container["args"]).map(|argument| {
             let argument = text(argument)?;
@@ -127,10 +127,10 @@ impl<'a> Pod<'a> {
         arguments.collect()
     }
 
-    /// Starts it in a namespace, as a process of the tunnel.
+    /// Starts the container in a namespace, as a process of the tunnel.
     ///
     /// # Errors
-    /// A mounted file is missing, or the container cannot be started.
+    /// Returns an error if a mounted file is missing, or if the container cannot be started.
     pub fn start(
         &self,
         tunnel: &mut Tunnel,
@@ -170,7 +170,7 @@ impl<'a> Pod<'a> {
         }
     }
 
-    /// Where mounts are here, the longest path first.
+    /// Returns the mount paths and the directories that stand for them, the longest path first.
     fn mounts(&self, directory: &Path, around: &Surroundings) -> Result<Vec<(String, String)>> {
         let mut mounts = Vec::new();
         for mount in list(&self.container["volumeMounts"]) {
@@ -232,16 +232,16 @@ impl<'a> Pod<'a> {
         Ok(())
     }
 
-    /// Whether there is such a probe.
+    /// Returns whether the container has this probe.
     #[must_use]
     pub fn has(&self, probe: &str) -> bool {
         !self.container[probe].is_null()
     }
 
-    /// Sends a probe's request, in the pod's namespace.
+    /// Sends the request of a probe, in the pod's namespace.
     ///
     /// # Errors
-    /// There is no such probe.
+    /// Returns an error if there is no such probe.
     pub fn probe(&self, netns: &Netns, probe: &str) -> Result<Answer> {
         let get = &self.container[probe]["httpGet"];
         let port = match &get["port"] {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The programs of a tunnel, ours and upstream's, and where they are.
+//! The programs of a tunnel, ours and upstream's, and their paths.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,23 +9,24 @@ use anyhow::{Context as _, Result, ensure};
 use tests::agent::program;
 use tests::skip;
 
-/// Names the directory of upstream's programs; `cargo xtask test` and `cargo xtask peers` know it.
+/// The variable with the directory of upstream's programs, which xtask's commands `test` and `peers`
+/// use too.
 const PEERS: &str = "PROXY_TUNNEL_PEERS";
 
-/// Whose program it is.
+/// The project that a program comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Make {
-    /// This workspace's.
+    /// This workspace.
     Ours,
-    /// The Kubernetes project's.
+    /// The Kubernetes project.
     Upstream,
 }
 
 impl Make {
-    /// Both.
+    /// Both makes.
     pub const ALL: [Self; 2] = [Self::Ours, Self::Upstream];
 
-    /// For people.
+    /// Returns the name for people.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -35,10 +36,10 @@ impl Make {
     }
 }
 
-/// A part of a tunnel, as a program.
+/// A part of a tunnel that is a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The server, which API server and agents connect to.
+    /// The server, which the API server and agents connect to.
     Server,
     /// The agent, which connects to the targets.
     Agent,
@@ -51,10 +52,10 @@ pub enum Part {
 }
 
 impl Part {
-    /// The program of this make.
+    /// Returns the path of the program of this make.
     ///
     /// # Errors
-    /// There is none; says how to build it.
+    /// Returns an error that says how to build the program if it does not exist.
     pub fn of(self, make: Make) -> Result<PathBuf> {
         let (ours, upstreams) = match self {
             Self::Server => ("konnectivity-server", "proxy-server"),
@@ -73,10 +74,10 @@ impl Part {
     }
 }
 
-/// Our program around the client library that kube-apiserver links.
+/// Returns the path of our program that uses the client library of kube-apiserver.
 ///
 /// # Errors
-/// It is not built.
+/// Returns an error if it is not built.
 pub fn library_client() -> Result<PathBuf> {
     peer("library-client")
 }
@@ -90,7 +91,8 @@ fn peer(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// The directory of upstream's programs: the variable's, or the one below the target directory.
+/// Returns the directory of upstream's programs: the variable's value, or the directory below the
+/// target directory.
 fn peers() -> Option<PathBuf> {
     let named = env::var_os(PEERS).map(PathBuf::from);
     let own = env::current_exe().ok()?;
@@ -98,10 +100,11 @@ fn peers() -> Option<PathBuf> {
     named.into_iter().chain(built).find(|path| path.is_dir())
 }
 
-/// Whether upstream's programs are missing; then it is recorded that `test` did not run.
+/// Returns whether upstream's programs are missing, and in this case records that `test` did not
+/// run.
 ///
 /// # Errors
-/// The record cannot be written.
+/// Returns an error if the record cannot be written.
 pub fn lacks_peers(test: &str) -> Result<bool> {
     skip::clear(test)?;
     if peers().is_some() {

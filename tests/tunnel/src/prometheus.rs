@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Prometheus, which scrapes a node exporter with TLS through the tunnel: `proxy_url` with HTTP CONNECT and mTLS.
-//! Both are Debian's packages. Tests with other targets use [`serve`] and [`query`].
+//! Runs Prometheus, which scrapes a node exporter with TLS through the tunnel: `proxy_url` with HTTP CONNECT and mTLS.
+//! Both are Debian packages. Tests with other targets use [`serve`] and [`query`].
 //!
-//! Go uses one TLS configuration for the proxy and for the target behind it. So the file of CAs holds both CAs,
-//! and both are shown the same client certificate.
+//! Go uses one TLS configuration for the proxy and for the target behind it. Thus the file of CAs contains both CAs,
+//! and the same client certificate is sent to both.
 
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,10 @@ use tests::{cmd, http};
 
 use crate::tunnel::{PATIENCE, Tunnel};
 
-/// Where Prometheus answers.
+/// The address that Prometheus listens on.
 const ADDRESS: &str = "127.0.0.1:9090";
 
-/// The target, as Prometheus and the agent know it.
+/// The target's address, as Prometheus and the agent use it.
 const TARGET: &str = "localhost:9100";
 
 /// The job's settings. Paths are relative to the configuration file.
@@ -37,7 +37,7 @@ scrape_configs:
       - targets: [localhost:9100]
 ";
 
-/// The node exporter's: a certificate of the agents' CA, since the target is on their side.
+/// The settings of the node exporter: a certificate of the agents' CA, because the target is on the agents' side.
 const EXPORTER: &str = "\
 tls_server_config:
   cert_file: certs/agent/issued/proxy-frontend.crt
@@ -47,7 +47,7 @@ tls_server_config:
 /// Starts a node exporter and a Prometheus that scrapes it through the tunnel's HTTP CONNECT frontend.
 ///
 /// # Errors
-/// One of them is not installed, or Prometheus does not get ready.
+/// Returns an error if one of them is not installed, or if Prometheus does not become ready.
 pub fn start(tunnel: &mut Tunnel) -> Result<()> {
     let write = |name: &str, text: &str| {
         fs::write(tunnel.dir().join(name), text).with_context(|| format!("writing {name}"))
@@ -63,7 +63,7 @@ pub fn start(tunnel: &mut Tunnel) -> Result<()> {
         &[
             "--web.listen-address=127.0.0.1:9100",
             "--web.config.file=exporter.yml",
-            // Something that every machine has.
+            // This collector works on every machine.
             "--collector.disable-defaults",
             "--collector.uname",
         ],
@@ -74,7 +74,7 @@ pub fn start(tunnel: &mut Tunnel) -> Result<()> {
 /// Starts a Prometheus with this configuration.
 ///
 /// # Errors
-/// It is not installed, or does not get ready.
+/// Returns an error if Prometheus is not installed, or does not become ready.
 pub fn serve(tunnel: &mut Tunnel, configuration: &str) -> Result<()> {
     let path = tunnel.dir().join("prometheus.yml");
     fs::write(&path, configuration).with_context(|| format!("writing {}", path.display()))?;
@@ -93,7 +93,7 @@ pub fn serve(tunnel: &mut Tunnel, configuration: &str) -> Result<()> {
 /// Waits until a scrape of the target has succeeded; returns its `node_uname_info`.
 ///
 /// # Errors
-/// None does; the error has the reason that Prometheus has for it.
+/// Returns an error with the reason that Prometheus reports if no scrape succeeds.
 pub fn scraped(tunnel: &Tunnel) -> Result<Value> {
     let found = cmd::wait_until(PATIENCE, "a scrape through the tunnel", || {
         let up = query(tunnel, "up")?;
@@ -112,10 +112,10 @@ pub fn scraped(tunnel: &Tunnel) -> Result<Value> {
     Ok(sample["metric"].clone())
 }
 
-/// The samples of an expression that needs no quoting in a URL, or is quoted.
+/// Returns the samples of an expression that is already quoted for a URL where necessary.
 ///
 /// # Errors
-/// Prometheus does not answer.
+/// Returns an error if Prometheus does not reply.
 pub fn query(tunnel: &Tunnel, expression: &str) -> Result<Vec<Value>> {
     let path = format!("/api/v1/query?query={expression}");
     let answer = http::ask(tunnel.netns(), ADDRESS, &path, &[])?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Server and agent that have much to do for a long time, and the resources they hold meanwhile, sampled whenever they
-//! are at rest: memory, descriptors, threads. None of it may grow. A killed program begins anew, so it is the other one
-//! that is sampled then.
+//! Keeps a server and an agent busy for a long time, and samples the resources that they hold whenever they are idle:
+//! memory, file descriptors, threads. None of these may grow. If one of the two programs is killed in each round, the
+//! other one is sampled, because a restarted program begins anew.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -22,25 +22,25 @@ use crate::load::{self, Direction};
 use crate::program::{Make, Part};
 use crate::tunnel::PATIENCE;
 
-/// Clients at once, and tunnels that each of them opens in a round.
+/// The number of concurrent clients, and of the tunnels that each of them opens in a round.
 const CLIENTS: usize = 16;
 const TUNNELS: usize = 12;
-/// Bytes through one tunnel each way in a round.
+/// The number of bytes through one tunnel each way in a round.
 const BULK: u64 = 16 << 20;
-/// So that there is something to compare after the warm-up, also in a short time.
+/// The minimum number of rounds, so that samples remain after the warm-up of a short run.
 const AT_LEAST: usize = 16;
 
-/// The interference with server and agent.
+/// A kind of load on server and agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Case {
-    /// How clients reach the server.
+    /// The transport by which clients reach the server.
     pub transport: Transport,
-    /// The program that is killed in each round.
+    /// The program that is killed in each round, if any.
     pub killed: Option<Part>,
 }
 
 impl Case {
-    /// All.
+    /// All cases.
     pub const ALL: [Self; 4] = [
         Self {
             transport: Transport::GrpcUds,
@@ -61,19 +61,19 @@ impl Case {
     ];
 }
 
-/// The resources that one program has held.
+/// The resources that one program held over time.
 #[derive(Debug)]
 pub struct Series {
-    /// Which one.
+    /// The name of the program.
     pub name: String,
-    /// In order.
+    /// The samples in chronological order.
     pub samples: Vec<Sample>,
 }
 
-/// Does this to a server and an agent for so long.
+/// Runs a case for this time.
 ///
 /// # Errors
-/// Something does not work, or does not come to rest.
+/// Returns an error if an operation fails, or if the programs do not become idle.
 pub fn soak(case: Case, time: Duration) -> Result<Vec<Series>> {
     let mut rig = Rig::new(case.transport, Make::Ours)?;
     let result = rounds(&mut rig, case, time);
@@ -103,7 +103,7 @@ fn rounds(rig: &mut Rig, case: Case, time: Duration) -> Result<Vec<Series>> {
         rig.run(round(dialer.clone(), target))?;
         if let Some(part) = case.killed {
             rig.kill_under(part, async move {
-                // It fails in the middle.
+                // This round fails because the program is killed.
                 let _ = round(dialer, target).await;
             })?;
         }
@@ -117,7 +117,7 @@ fn rounds(rig: &mut Rig, case: Case, time: Duration) -> Result<Vec<Series>> {
     Ok(all)
 }
 
-/// A sample, when the connections that asked for metrics have ended.
+/// Returns a sample after the connections of the metrics requests have ended.
 fn at_rest(pid: u32, begun: Instant, first: Option<&Sample>) -> Result<Sample> {
     wait_until(PATIENCE, "as many files as at first", || {
         let sample = Sample::of(pid, begun.elapsed(), Counts::default())?;
@@ -126,7 +126,7 @@ fn at_rest(pid: u32, begun: Instant, first: Option<&Sample>) -> Result<Sample> {
     })
 }
 
-/// Tunnels that end in many ways, and many bytes.
+/// Opens tunnels that end in different ways, and transfers many bytes.
 async fn round(dialer: Dialer, target: SocketAddr) -> Result<()> {
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
@@ -147,19 +147,19 @@ async fn round(dialer: Dialer, target: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// The life of one tunnel.
+/// Opens one tunnel and ends it in the way that `number` selects.
 async fn live(dialer: &Dialer, target: SocketAddr, number: usize) -> Result<()> {
     let address = target.to_string();
     match number % 6 {
-        // The client leaves.
+        // The client disconnects.
         0 => drop(load::open(dialer, target).await?),
-        // The client has nothing more to send, and reads to the end.
+        // The client closes its sending side, and reads to the end.
         1 => {
             let mut tunnel = load::open(dialer, target).await?;
             tunnel.shutdown().await?;
             tunnel.read_to_end(&mut Vec::new()).await?;
         }
-        // It leaves in the middle of what comes, or of what it sends.
+        // The client disconnects in the middle of a transfer, in either direction.
         2 => {
             let mut tunnel = dialer.dial(&address).await?;
             tunnel.write_u8(GIVE).await?;
@@ -173,12 +173,12 @@ async fn live(dialer: &Dialer, target: SocketAddr, number: usize) -> Result<()> 
             tunnel.write_u64(BULK).await?;
             tunnel.write_all(&vec![0; 100_000]).await?;
         }
-        // It leaves while it dials.
+        // The client disconnects during its dial.
         4 => {
             let patience = Duration::from_micros(300);
             drop(timeout(patience, dialer.dial(&address)).await);
         }
-        // Nothing listens there.
+        // The target's port is closed.
         _ => {
             let refused = dialer.dial("127.0.0.1:1").await;
             anyhow::ensure!(refused.is_err(), "a connection to nothing");

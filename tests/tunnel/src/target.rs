@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Targets behind a tunnel, well-behaved and not. They serve on a free port of a namespace's loopback for as long
-//! as this process lives.
+//! Targets behind a tunnel, well-behaved and not. They listen on a free port of a namespace's loopback address until
+//! this process exits.
 
 use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,22 +10,22 @@ use std::thread;
 use anyhow::Result;
 use tests::netns::Netns;
 
-/// Sends back what it receives, until its client has closed the sending side.
+/// Starts a target that sends back what it receives, until its client has closed its sending side.
 ///
 /// # Errors
-/// It cannot listen.
+/// Returns an error if it cannot listen.
 pub fn echo(netns: &Netns) -> Result<SocketAddr> {
     start(netns, |stream| {
-        // A client may leave in the middle.
+        // A client may disconnect in the middle.
         let _ = io::copy(&mut &stream, &mut &stream);
         let _ = stream.shutdown(Shutdown::Write);
     })
 }
 
-/// Sends without end, and reads nothing.
+/// Starts a target that sends without end, and reads nothing.
 ///
 /// # Errors
-/// It cannot listen.
+/// Returns an error if it cannot listen.
 pub fn flood(netns: &Netns) -> Result<SocketAddr> {
     start(netns, |mut stream| {
         let piece = vec![b'x'; 64 << 10];
@@ -33,10 +33,10 @@ pub fn flood(netns: &Netns) -> Result<SocketAddr> {
     })
 }
 
-/// Neither reads nor sends, until the connection is gone.
+/// Starts a target that neither reads nor sends, until the connection is closed.
 ///
 /// # Errors
-/// It cannot listen.
+/// Returns an error if it cannot listen.
 pub fn silent(netns: &Netns) -> Result<SocketAddr> {
     start(netns, |stream| {
         thread::park();
@@ -44,10 +44,11 @@ pub fn silent(netns: &Netns) -> Result<SocketAddr> {
     })
 }
 
-/// Reads to the end of what its client sends, and then sends back how many bytes it was.
+/// Starts a target that reads until its client closes its sending side, and then sends the number of bytes that it
+/// read.
 ///
 /// # Errors
-/// It cannot listen.
+/// Returns an error if it cannot listen.
 pub fn count(netns: &Netns) -> Result<SocketAddr> {
     start(netns, |mut stream| {
         if let Ok(bytes) = io::copy(&mut &stream, &mut io::sink()) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A tunnel as in upstream's examples: test server, server and agent in one network namespace, started with the
-//! commands of the examples in a directory that has their certificates.
+//! A tunnel as in upstream's examples: the test server, the server and the agent run in one network namespace. They are
+//! started with the commands of the examples, in a directory that contains their certificates.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -20,21 +20,21 @@ use tests::{http, leftovers};
 use crate::certs::{self, Existing};
 use crate::program::{Make, Part};
 
-/// How long anything may take: a bound for a loaded machine.
+/// The maximum time of any operation, long enough for a loaded machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The health endpoints, by the examples' default ports.
+/// The server's health endpoint, on the examples' default port.
 pub const SERVER_HEALTH: &str = "127.0.0.1:8092";
-/// The agent's.
+/// The agent's health endpoint.
 pub const AGENT_HEALTH: &str = "127.0.0.1:8093";
 
-/// The socket of the example with a Unix socket, in the tunnel's directory.
+/// The Unix socket of the second example, in the tunnel's directory.
 pub const SOCKET: &str = "uds-proxy";
 
-/// Longer than any head of an answer to CONNECT.
+/// More than the maximum size of the head of a response to CONNECT, in bytes.
 const LONGEST: usize = 1024;
 
-/// The first line of what the test server answers to `/success` that no error page has.
+/// The first line of the test server's response to `/success` that no error page contains.
 const SUCCESS: &str = "Success";
 
 /// curl's flags in the third example.
@@ -60,22 +60,22 @@ pub const TARGET: &str = "http://localhost:8000/success";
 /// One of upstream's three examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Example {
-    /// A client with gRPC and mTLS.
+    /// A client that uses gRPC with mTLS.
     Grpc,
-    /// A client with gRPC on a Unix socket, as kube-apiserver.
+    /// A client that uses gRPC on a Unix socket, as kube-apiserver does.
     GrpcUds,
-    /// A client with HTTP CONNECT and mTLS.
+    /// A client that uses HTTP CONNECT with mTLS.
     HttpConnect,
 }
 
-/// The server's certificates for clients.
+/// The flags with the server's certificates for clients.
 const FRONTEND: [&str; 3] = [
     "--server-ca-cert=certs/frontend/issued/ca.crt",
     "--server-cert=certs/frontend/issued/proxy-frontend.crt",
     "--server-key=certs/frontend/private/proxy-frontend.key",
 ];
 
-/// The server's certificates for agents.
+/// The flags with the server's certificates for agents.
 const CLUSTER: [&str; 3] = [
     "--cluster-ca-cert=certs/agent/issued/ca.crt",
     "--cluster-cert=certs/agent/issued/proxy-frontend.crt",
@@ -99,7 +99,7 @@ pub const AGENT: [&str; 3] = [
     "--agent-key=certs/agent/private/proxy-agent.key",
 ];
 
-/// The test client's.
+/// The test client's flags.
 const CLIENT: [&str; 3] = [
     "--ca-cert=certs/frontend/issued/ca.crt",
     "--client-cert=certs/frontend/issued/proxy-client.crt",
@@ -107,10 +107,10 @@ const CLIENT: [&str; 3] = [
 ];
 
 impl Example {
-    /// All.
+    /// All examples.
     pub const ALL: [Self; 3] = [Self::Grpc, Self::GrpcUds, Self::HttpConnect];
 
-    /// For people.
+    /// Returns the name for people.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -120,7 +120,7 @@ impl Example {
         }
     }
 
-    /// The server's flags.
+    /// Returns the server's flags.
     #[must_use]
     pub fn server(self) -> Vec<&'static str> {
         let frontend: &[&str] = match self {
@@ -134,7 +134,7 @@ impl Example {
         [mode, frontend, &CLUSTER].concat()
     }
 
-    /// The test client's flags.
+    /// Returns the test client's flags.
     #[must_use]
     pub fn client(self) -> Vec<&'static str> {
         match self {
@@ -156,19 +156,19 @@ struct Running {
     log: PathBuf,
 }
 
-/// A tunnel that runs. It ends, and its namespace goes, when it is dropped.
+/// A running tunnel. Its processes are killed and its namespace is deleted when it is dropped.
 pub struct Tunnel {
-    // First: processes end before their namespace goes.
+    // This is the first field: processes end before their namespace is deleted.
     running: Vec<Running>,
     netns: Netns,
     dir: Dir,
 }
 
 impl Tunnel {
-    /// An empty namespace with a directory of certificates.
+    /// Creates an empty namespace and a directory with certificates.
     ///
     /// # Errors
-    /// Not root, or out of something.
+    /// Returns an error if the caller is not root, or if a resource is exhausted.
     pub fn new() -> Result<Self> {
         let dir = Dir::new()?;
         certs::write(&dir.path().join("certs"), &[], Existing::Keep)?;
@@ -182,15 +182,15 @@ impl Tunnel {
     /// Starts an example with these makes of server and agent, and waits until the agent is connected.
     ///
     /// # Errors
-    /// A program is missing, or is not ready after a while; the error has the logs.
+    /// Returns an error with the logs if a program is missing or does not become ready in time.
     pub fn start(example: Example, server: Make, agent: Make) -> Result<Self> {
         Self::start_with(&example.server(), server, agent)
     }
 
-    /// As [`Tunnel::start`], with these flags of the server.
+    /// Does the same as [`Tunnel::start`], with these flags of the server.
     ///
     /// # Errors
-    /// As there.
+    /// Returns an error under the same conditions as [`Tunnel::start`].
     pub fn start_with(flags: &[&str], server: Make, agent: Make) -> Result<Self> {
         let mut tunnel = Self::new()?;
         tunnel
@@ -207,29 +207,29 @@ impl Tunnel {
         self.wait_for_agent()
     }
 
-    /// Waits until agent and server are connected.
+    /// Waits until the agent is connected to the server.
     ///
     /// # Errors
-    /// They are not after a while.
+    /// Returns an error if this does not happen in time.
     pub fn wait_for_agent(&mut self) -> Result<()> {
         self.wait_for(AGENT_HEALTH, "/readyz")?;
-        // The server knows its agents a moment later than they know it.
+        // The server registers an agent a moment after the agent considers itself connected.
         self.wait_for(SERVER_HEALTH, "/readyz")
     }
 
-    /// The namespace.
+    /// Returns the tunnel's namespace.
     #[must_use]
     pub const fn netns(&self) -> &Netns {
         &self.netns
     }
 
-    /// The directory that all programs start in: certificates, sockets, logs.
+    /// Returns the directory in which all programs start: it contains certificates, sockets and logs.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A command in the namespace and the directory.
+    /// Returns a command that runs in the namespace and the directory.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
         let mut command = self.netns.command(program);
@@ -237,19 +237,19 @@ impl Tunnel {
         command
     }
 
-    /// Starts a program that runs as long as the tunnel.
+    /// Starts a program that runs until the tunnel is dropped.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn spawn(&mut self, name: &'static str, program: &Path, args: &[&str]) -> Result<()> {
         let command = self.command(program);
         self.spawn_as(name, command, args)
     }
 
-    /// As [`Tunnel::spawn`], in another namespace.
+    /// Does the same as [`Tunnel::spawn`], in another namespace.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn spawn_in(
         &mut self,
         netns: &Netns,
@@ -262,10 +262,10 @@ impl Tunnel {
         self.spawn_as(name, command, args)
     }
 
-    /// As [`Tunnel::spawn`], by a command that is in a namespace already.
+    /// Does the same as [`Tunnel::spawn`], by a command that already runs in a namespace.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn spawn_as(
         &mut self,
         name: &'static str,
@@ -290,18 +290,18 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Runs a program to its end.
+    /// Runs a program and waits until it exits.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// Returns an error if it cannot be started.
     pub fn run(&self, program: &Path, args: &[&str]) -> Result<Output> {
         cmd::output(self.command(program).args(args), "")
     }
 
-    /// A connection to this target, by a server with the flags [`CONNECT_ON_SOCKET`].
+    /// Opens a connection to this target through a server with the flags [`CONNECT_ON_SOCKET`].
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if the connection cannot be opened.
     pub fn connect(&self, target: SocketAddr) -> Result<UnixStream> {
         let mut stream = UnixStream::connect(self.dir().join(SOCKET))?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -321,10 +321,10 @@ impl Tunnel {
         Ok(stream)
     }
 
-    /// Runs a client that makes a request for `/success` and prints the page.
+    /// Runs a client that requests `/success` and prints the page.
     ///
     /// # Errors
-    /// It fails, or prints something else; the error has all logs.
+    /// Returns an error with all logs if the client fails or prints another text.
     pub fn request(&self, program: &Path, args: &[&str]) -> Result<String> {
         let output = self.run(program, args)?;
         let printed = [output.stdout, output.stderr].concat();
@@ -340,10 +340,10 @@ impl Tunnel {
         Ok(printed)
     }
 
-    /// Waits until an endpoint answers with 200, unless a process fails before.
+    /// Waits until an endpoint replies with 200. A process that fails ends the wait.
     ///
     /// # Errors
-    /// It does not.
+    /// Returns an error if this does not happen in time, or if a process fails.
     pub fn wait_for(&mut self, address: &str, path: &str) -> Result<()> {
         let Self { netns, running, .. } = self;
         cmd::wait_until(PATIENCE, &format!("200 from {address}{path}"), || {
@@ -358,26 +358,26 @@ impl Tunnel {
         })
     }
 
-    /// Kills a program that runs.
+    /// Kills a running program.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// Returns an error if no program has this name.
     pub fn stop(&mut self, process: &str) -> Result<()> {
         let index = self.running.iter().position(|one| one.name == process);
         let index = index.with_context(|| format!("no {process} runs"))?;
-        // Its drop kills it.
+        // Dropping it kills the process.
         drop(self.running.remove(index));
         Ok(())
     }
 
-    /// The process id of a program that runs.
+    /// Returns the process ID of a running program.
     #[must_use]
     pub fn pid(&self, process: &str) -> Option<u32> {
         let running = self.running.iter().find(|running| running.name == process);
         running.map(|running| running.process.id())
     }
 
-    /// The lines of a process's log that contain `words`.
+    /// Returns the lines of a process's log that contain `words`.
     #[must_use]
     pub fn lines(&self, process: &str, words: &str) -> Vec<String> {
         let running = self.running.iter().find(|running| running.name == process);
@@ -387,7 +387,7 @@ impl Tunnel {
         lines.map(str::to_owned).collect()
     }
 
-    /// Everything that the processes have logged.
+    /// Returns the logs of all processes.
     #[must_use]
     pub fn logs(&self) -> String {
         let log = |running: &Running| {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! One TCP connection between an agent and a server carries all tunnels of the agent. It does not limit them: many
-//! tunnels at once are not faster over several connections, which are here those of several agents.
-//! `PROXY_AGENT_TEST_LOAD=full` has as many bytes as it takes to compare them; each run sees that the bytes of all
-//! tunnels arrive either way.
+//! concurrent tunnels are not faster over several connections, which in this test belong to several agents.
+//! `PROXY_AGENT_TEST_LOAD=full` transfers enough bytes to compare the two; each run checks that the bytes of all
+//! tunnels arrive in both cases.
 
 use std::time::Instant;
 
@@ -17,23 +17,24 @@ use tunnel_tests::load::{self, Direction};
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{AGENT, PATIENCE, SERVER_HEALTH};
 
-/// Tunnels at once.
+/// The number of concurrent tunnels.
 const TUNNELS: u64 = 8;
 
-/// The agents beside the first one, with the ports that their health and admin endpoints get.
+/// The agents beside the first one, with the ports of their health and admin endpoints.
 const OTHERS: [(&str, u16, u16); 3] = [
     ("second agent", 18_000, 18_001),
     ("third agent", 18_002, 18_003),
     ("fourth agent", 18_004, 18_005),
 ];
 
-/// How often both are measured, in turn; the fastest of each counts, which the rest of the machine has disturbed least.
+/// The number of measurements of each, in turn. The fastest one counts, because other processes of the machine have
+/// disturbed it least.
 const ROUNDS: usize = 5;
 
-/// The least fraction of several connections' throughput that one connection reaches.
+/// The minimum fraction of the throughput of several connections that one connection must reach.
 const SHARE: f64 = 0.8;
 
-/// A server with an agent and these others.
+/// Starts a server with an agent and these other agents.
 fn rig(others: &[(&'static str, u16, u16)]) -> Result<Rig> {
     let mut rig = Rig::new(Transport::ConnectUds, Make::Ours)?;
     let agent = Part::Agent.of(Make::Ours)?;
@@ -52,7 +53,7 @@ fn rig(others: &[(&'static str, u16, u16)]) -> Result<Rig> {
     Ok(rig)
 }
 
-/// Bytes per second of all tunnels together.
+/// Returns the bytes per second of all tunnels together.
 fn speed(rig: &Rig, direction: Direction, bytes: u64) -> Result<f64> {
     let (dialer, target) = (rig.dialer.clone(), rig.target);
     let begun = Instant::now();

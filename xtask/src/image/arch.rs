@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The processor architectures that images are built for, and what each is called by whom.
+//! The processor architectures that images are built for, and their names in other programs.
 
 use clap::ValueEnum;
 
@@ -13,7 +13,7 @@ pub enum Arch {
     Arm64,
 }
 
-/// What `--arch` takes.
+/// The values of `--arch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Wanted {
     /// x86-64
@@ -25,7 +25,7 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    /// The architectures, in order.
+    /// Returns the architectures in order.
     pub fn archs(self) -> &'static [Arch] {
         match self {
             Self::Amd64 => &[Arch::Amd64],
@@ -34,7 +34,7 @@ impl Wanted {
         }
     }
 
-    /// This machine's own.
+    /// Returns this machine's architecture.
     pub fn host() -> Self {
         match Arch::host() {
             Arch::Amd64 => Self::Amd64,
@@ -42,7 +42,7 @@ impl Wanted {
         }
     }
 
-    /// As `--arch` takes it.
+    /// Returns the value of `--arch`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Amd64 => Arch::Amd64.name(),
@@ -53,7 +53,7 @@ impl Wanted {
 }
 
 impl Arch {
-    /// This machine's.
+    /// Returns this machine's architecture.
     pub const fn host() -> Self {
         if cfg!(target_arch = "aarch64") {
             Self::Arm64
@@ -62,12 +62,12 @@ impl Arch {
         }
     }
 
-    /// Whether programs of this architecture run here without an emulator.
+    /// Returns whether programs of this architecture run here without an emulator.
     pub fn is_host(self) -> bool {
         self == Self::host()
     }
 
-    /// As OCI and Debian name it.
+    /// Returns the name in OCI and Debian.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -75,7 +75,8 @@ impl Arch {
         }
     }
 
-    /// Debian's directory of libraries, and the beginning of the compilers' names.
+    /// Returns Debian's name of the directory of libraries, which is also the prefix of the
+    /// compilers' names.
     pub const fn triplet(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-linux-gnu",
@@ -83,7 +84,7 @@ impl Arch {
         }
     }
 
-    /// Rust's target.
+    /// Returns Rust's target.
     pub const fn target(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-unknown-linux-gnu",
@@ -91,7 +92,7 @@ impl Arch {
         }
     }
 
-    /// The linker: the C compiler for this architecture.
+    /// Returns the linker: the C compiler for this architecture.
     pub const fn linker(self) -> &'static str {
         match self {
             Self::Amd64 => "x86_64-linux-gnu-gcc",
@@ -99,7 +100,7 @@ impl Arch {
         }
     }
 
-    /// The emulator of user-space programs.
+    /// Returns the emulator of user-space programs.
     pub const fn emulator(self) -> &'static str {
         match self {
             Self::Amd64 => "qemu-x86_64-static",
@@ -107,7 +108,7 @@ impl Arch {
         }
     }
 
-    /// The variable by which cargo takes a setting for this target, such as `LINKER`.
+    /// Returns the variable from which cargo reads a setting for this target, such as `LINKER`.
     pub fn cargo_variable(self, setting: &str) -> String {
         let target = self.target().to_uppercase().replace('-', "_");
         format!("CARGO_TARGET_{target}_{setting}")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `image --check`: the programs of an image are started, on another architecture under qemu, and
-//! there the unit tests are run as well. Traffic is for `cargo xtask test`.
+//! `image --check`: starts the programs of an image, and for another architecture runs them and the
+//! unit tests under qemu. `cargo xtask test` tests them with traffic.
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,10 +19,10 @@ use super::tree::{Node, Tree};
 use crate::sh;
 use crate::workspace::{QUICK, Workspace};
 
-/// A program, its arguments, and what shows that it and its libraries are there.
+/// A program, its arguments, and the output that shows that it and its libraries exist.
 type Start = (&'static str, &'static [&'static str], &'static str);
 
-/// Our programs of the node agent's image.
+/// Our programs in the node agent's image.
 const AGENTS: [Start; 3] = [
     ("usr/bin/proxy-agent", &["--help"], "--ip-address"),
     (
@@ -50,7 +50,7 @@ const TUNNELS: [Start; 5] = [
     ("proxy-server", &["--version"], "konnectivity-server "),
 ];
 
-/// Those of Debian's packages.
+/// The programs of Debian's packages.
 const PACKAGED: [Start; 6] = [
     ("usr/sbin/iptables-nft", &["--version"], "nf_tables"),
     ("usr/sbin/iptables-legacy", &["--version"], "legacy"),
@@ -68,16 +68,17 @@ const PACKAGED: [Start; 6] = [
     ("usr/sbin/ipset", &["--version"], "ipset v"),
 ];
 
-/// What the nft flavour says where netlink has no netfilter, as in qemu: it has been started.
+/// The message of the nft flavour if netlink does not support netfilter, as in qemu; it shows that
+/// the program has started.
 const NO_NETFILTER: &str = "Failed to initialize nft: Protocol not supported";
 
-/// What `doctor` exits with when it could look: nothing wrong, warnings, something broken.
+/// The exit codes of `doctor` after a complete run: no problem, warnings, a failure.
 const DOCTOR: [i32; 3] = [0, 3, 4];
 
-/// Starts what is in the image.
+/// Starts the programs of the image.
 ///
 /// # Errors
-/// When a program does not start or says something else than it should.
+/// Returns an error if a program does not start or prints other output than expected.
 pub fn check(
     workspace: &Workspace,
     cross: &Cross,
@@ -143,7 +144,7 @@ fn programs(root: &Root, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// It looks at this machine, whatever it finds.
+/// Runs the doctor, which checks this machine; any finding is accepted.
 fn doctor(root: &Root) -> Result<()> {
     let program = "usr/bin/proxy-agent";
     let doctor = root.run(program, &["doctor"])?;
@@ -172,7 +173,7 @@ struct Output {
 }
 
 impl Root {
-    /// Runs a program: here by the image's own loader, elsewhere by qemu.
+    /// Runs a program: with the image's own loader for this architecture, and with qemu for others.
     fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
         let path = self.directory.join(program);
         let mut command = if self.arch.is_host() {
@@ -199,7 +200,8 @@ impl Root {
         })
     }
 
-    /// Static programs are started as they are.
+    /// Returns the command that starts a program with the image's loader; static programs are
+    /// started directly.
     fn by_loader(&self, path: &Path) -> Result<Command> {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let needs = super::elf::needs(&bytes)?;

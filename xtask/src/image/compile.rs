@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Compiles our programs as static ones: nothing of an image's libraries is theirs, and they run wherever they are
-//! copied to.
+//! Compiles our programs as static ones: they use none of an image's libraries, and run wherever they are copied to.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,27 +17,28 @@ use crate::setup::{self, Compiler};
 use crate::sh;
 use crate::workspace::{QUICK, USER_SPACE, Workspace, by};
 
-/// Debian's package with the standard library of its compiler.
+/// The Debian package with the standard library of Debian's compiler.
 const STD: &str = "libstd-rust-web-dev";
 
-/// Links the C library into the program, and leaves symbols out. Everything else is as in the program
+/// The flags that link the C library into the program, and omit symbols. Everything else is the same as in the program
 /// that the tests run.
 const LINKING: [&str; 2] = ["-Ctarget-feature=+crt-static", "-Cstrip=symbols"];
 
-/// A compiler that can build for an architecture, and what it needs for that.
+/// A compiler that can build for an architecture, and the files that it needs for that.
 pub struct Cross {
     arch: Arch,
-    /// `bin/cargo` and `bin/rustc` of this; none: the ones of the checkout's own toolchain.
+    /// The directory with `bin/cargo` and `bin/rustc`; `None` for the checkout's own toolchain.
     toolchain: Option<PathBuf>,
-    /// Where the architecture's standard library is, if not with the compiler.
+    /// The directory of the architecture's standard library, if it is not the compiler's.
     sysroot: Option<PathBuf>,
 }
 
 impl Cross {
-    /// Takes the checkout's own toolchain where it can, else Debian's with its library for `arch`.
+    /// Selects the checkout's own toolchain if it can build for `arch`, otherwise Debian's toolchain with its library
+    /// for `arch`.
     ///
     /// # Errors
-    /// When there is neither.
+    /// Returns an error if neither is available.
     pub fn find(workspace: &Workspace, arch: Arch, apt: &Apt) -> Result<Self> {
         let own = sh::read(
             sh::command("rustc")
@@ -77,7 +77,7 @@ impl Cross {
         })
     }
 
-    /// A cargo command for this architecture.
+    /// Returns a cargo command for this architecture.
     pub fn cargo(&self, workspace: &Workspace, subcommand: &str) -> Command {
         let mut command = workspace.cargo(subcommand);
         if let Some(toolchain) = &self.toolchain {
@@ -87,7 +87,7 @@ impl Cross {
                 .current_dir(&workspace.root)
                 .env("CARGO_TARGET_DIR", &workspace.target)
                 .env("RUSTC", toolchain.join("bin/rustc"))
-                // rustup's libraries are for rustup's compilers.
+                // rustup's libraries must only be used by rustup's compilers.
                 .env_remove("LD_LIBRARY_PATH")
                 .env_remove("RUSTUP_TOOLCHAIN");
         }
@@ -101,8 +101,8 @@ impl Cross {
         command
     }
 
-    /// Where the checkout and cargo's files are would make a difference. The agent's build script gives the
-    /// renaming on to the eBPF programs' compiler.
+    /// Returns the flags of the compiler. They rename the directories of the checkout and of cargo's files, which would
+    /// otherwise change the output. The agent's build script passes the renaming to the compiler of the eBPF programs.
     fn flags(&self, workspace: &Workspace) -> Vec<String> {
         let mut flags: Vec<String> = LINKING.map(str::to_owned).into();
         flags.push(format!(
@@ -121,10 +121,10 @@ impl Cross {
         flags
     }
 
-    /// The programs of an image.
+    /// Builds the programs of an image.
     ///
     /// # Errors
-    /// When one of them cannot be built.
+    /// Returns an error if one of them cannot be built.
     pub fn programs(&self, workspace: &Workspace, kind: Kind) -> Result<Vec<PathBuf>> {
         let directory = workspace.target.join(self.arch.target());
         let mut programs = Vec::new();
@@ -138,19 +138,20 @@ impl Cross {
         Ok(programs)
     }
 
-    /// The version of its compiler.
+    /// Returns the version of the compiler.
     ///
     /// # Errors
-    /// When it does not tell.
+    /// Returns an error if the compiler does not report it.
     pub fn version(&self) -> Result<String> {
         version(self.toolchain.as_deref())
     }
 }
 
-/// The version of a toolchain's compiler, or of the checkout's own, which is its standard library's.
+/// Returns the version of a toolchain's compiler, or of the checkout's own. It is also the version of the standard
+/// library.
 ///
 /// # Errors
-/// When it does not tell.
+/// Returns an error if the compiler does not report it.
 pub fn version(toolchain: Option<&Path>) -> Result<String> {
     let rustc = toolchain.map_or_else(
         || PathBuf::from("rustc"),
@@ -161,18 +162,18 @@ pub fn version(toolchain: Option<&Path>) -> Result<String> {
     Ok(number.context("rustc tells no version")?.to_owned())
 }
 
-/// The programs of an image as the tests run them, but linked statically.
+/// Builds the programs of an image as the tests run them, but linked statically.
 ///
 /// # Errors
-/// When one of them cannot be built.
+/// Returns an error if one of them cannot be built.
 pub fn relinked(workspace: &Workspace, kind: Kind) -> Result<Vec<PathBuf>> {
     kind.programs()
         .map(|shipped| relink(workspace, shipped.program))
         .collect()
 }
 
-/// Links a program of the tests once more. Each is a file that calls its package's library; by cargo, other flags for the
-/// linker are other flags for all crates, and these would be built again.
+/// Links a program of the tests once more. Each program is one file that calls its package's library. With cargo, other
+/// linker flags would apply to all crates, and these would be built again.
 fn relink(workspace: &Workspace, program: &str) -> Result<PathBuf> {
     let messages = sh::read(
         workspace
@@ -231,10 +232,10 @@ fn relink(workspace: &Workspace, program: &str) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// The package that the C library comes from which is linked in, with its version.
+/// Returns the package of the C library that is linked in, with its version.
 ///
 /// # Errors
-/// When the linker knows of none.
+/// Returns an error if the linker does not find one.
 pub fn c_library(arch: Arch) -> Result<(String, String)> {
     let path = sh::read(sh::command(arch.linker()).arg("-print-file-name=libc.a"))?;
     let path = fs::canonicalize(path.trim()).with_context(|| {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Debian's packages for the image: fetched and checked by apt, with a state of its own below the
-//! target directory, so that neither root nor a foreign architecture in dpkg is needed and this
-//! machine's packages stay as they are.
+//! Debian packages for the image: apt fetches and verifies them with its own state below the target directory.
+//! Therefore neither root nor a foreign architecture in dpkg is needed, and this machine's packages are not changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,25 +13,25 @@ use anyhow::{Context as _, Result, bail};
 use super::arch::Arch;
 use crate::sh;
 
-/// The release that packages are taken from.
+/// The release that packages are fetched from.
 pub const RELEASE: &str = "bookworm";
 
-/// Signs the release; from the package debian-archive-keyring.
+/// The keys that sign the release, from the package debian-archive-keyring.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Package lists older than this are read again.
+/// The age after which package lists are fetched again.
 const MAX_AGE: Duration = Duration::from_hours(12);
 
-/// A package of the image.
+/// A package whose files the image may contain.
 #[derive(Debug)]
 pub struct Wanted {
-    /// Its name.
+    /// The name of the package.
     pub name: &'static str,
-    /// An SPDX expression for the files we take, after its copyright file.
+    /// The SPDX expression for the files that the image contains, from the package's copyright file.
     pub licence: &'static str,
 }
 
-/// All that may be needed. A package of which the image takes no file is left out of it.
+/// All packages that may be needed. The image omits a package if it contains none of its files.
 pub const PACKAGES: &[Wanted] = &[
     wanted("base-files", "GPL-2.0-or-later"),
     wanted("ipset", "GPL-2.0-only"),
@@ -55,33 +54,33 @@ const fn wanted(name: &'static str, licence: &'static str) -> Wanted {
     Wanted { name, licence }
 }
 
-/// A package that was fetched.
+/// A fetched package.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Package {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// The source package, with its version where that is another: `iptables`, `gcc-12 (12.2.0-14)`.
+    /// The source package, with its version if it differs: `iptables`, `gcc-12 (12.2.0-14)`.
     pub source: String,
-    /// Its architecture: `all`, or that of the image.
+    /// The architecture: `all`, or that of the image.
     pub architecture: String,
-    /// An SPDX expression.
+    /// The licence as an SPDX expression.
     pub licence: String,
-    /// The paragraph that dpkg would keep of it.
+    /// The paragraph that dpkg would store for the package.
     pub control: String,
-    /// The file.
+    /// The path of the package's file.
     pub file: PathBuf,
 }
 
-/// apt with a state of its own, for one architecture.
+/// An instance of apt with its own state, for one architecture.
 pub struct Apt {
     directory: PathBuf,
     arch: Arch,
 }
 
 impl Apt {
-    /// Its state will be in `directory`.
+    /// Returns an instance with its state in `directory`.
     pub fn new(directory: &Path, arch: Arch) -> Self {
         Self {
             directory: directory.join(format!("apt-{}", arch.name())),
@@ -89,7 +88,7 @@ impl Apt {
         }
     }
 
-    /// Why this machine cannot fetch Debian's packages.
+    /// Returns the reason if this machine cannot fetch Debian packages.
     pub fn is_impossible() -> Option<String> {
         let path = sh::search_path();
         let missing = ["apt-get", "dpkg-deb"]
@@ -104,10 +103,10 @@ impl Apt {
             .then(|| format!("{KEYRING} is missing: install debian-archive-keyring"))
     }
 
-    /// The newest version of every package in [`PACKAGES`].
+    /// Fetches the newest version of every package in [`PACKAGES`].
     ///
     /// # Errors
-    /// When one cannot be fetched, or apt does not trust it.
+    /// Returns an error if one cannot be fetched, or if apt does not trust it.
     pub fn packages(&self) -> Result<Vec<Package>> {
         let directory = self.directory.join("packages");
         if self.refresh()? || !directory.is_dir() {
@@ -131,10 +130,10 @@ impl Apt {
         Ok(packages)
     }
 
-    /// Unpacks one package into a directory of its own and hands back where.
+    /// Unpacks one package into a directory of its own, and returns the directory.
     ///
     /// # Errors
-    /// When there is no such version for this architecture.
+    /// Returns an error if this version does not exist for this architecture.
     pub fn unpacked(&self, name: &str, version: &str) -> Result<PathBuf> {
         let target = self.directory.join(format!("{name}_{version}"));
         if target.is_dir() {
@@ -159,7 +158,7 @@ impl Apt {
         Ok(target)
     }
 
-    /// Reads the package lists, unless that was done a while ago only; says whether it did.
+    /// Fetches the package lists unless they are fresh. Returns whether it fetched them.
     fn refresh(&self) -> Result<bool> {
         let stamp = self.directory.join("refreshed");
         let age = fs::metadata(&stamp)
@@ -182,7 +181,7 @@ impl Apt {
         );
         self.write("sources.list", &sources)?;
         self.write("apt.conf", &self.settings())?;
-        // No package is installed, as far as this apt knows.
+        // For this apt no package is installed.
         self.write("status", "")?;
         sh::run(self.apt().args(["update", "-q"]))
             .context("apt cannot read Debian's package lists")?;
@@ -213,7 +212,7 @@ impl Apt {
         command
     }
 
-    /// What makes apt leave this machine's state alone.
+    /// Returns the settings that keep apt from changing this machine's state.
     fn settings(&self) -> String {
         let path = |below: &str| self.directory.join(below).display().to_string();
         let arch = self.arch.name();
@@ -227,7 +226,7 @@ impl Apt {
             ("Dir::Cache", &path("cache")),
             ("APT::Architecture", arch),
             ("APT::Architectures", arch),
-            // Its own user could not write below the target directory.
+            // apt's own user could not write below the target directory.
             ("APT::Sandbox::User", "root"),
             ("Acquire::Languages", "none"),
             (
@@ -247,7 +246,7 @@ impl Apt {
     }
 }
 
-/// What a package says of itself.
+/// Reads the control data of a package.
 fn read(file: &Path) -> Result<Package> {
     let control = sh::read(sh::command("dpkg-deb").arg("--field").arg(file))?;
     let field = |name: &str| {
@@ -265,7 +264,7 @@ fn read(file: &Path) -> Result<Package> {
         source: field("Source").unwrap_or_else(|| name.clone()),
         architecture: wants("Architecture")?,
         licence: known.licence.to_owned(),
-        // Where scanners look for it, it is asked for.
+        // Scanners of images require this field.
         control: control.replacen('\n', "\nStatus: install ok installed\n", 1),
         file: file.to_owned(),
         name,
@@ -283,7 +282,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Removes a directory if there is one.
+/// Removes a directory if it exists.
 pub fn remove(directory: &Path) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(directory)

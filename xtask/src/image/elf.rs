@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a program or library needs to run: its interpreter and the libraries it names.
+//! Reads the requirements of a program or library: its interpreter, and the libraries that it
+//! names.
 
 use anyhow::{Context as _, Result, bail};
 use object::elf::{self, FileHeader64};
 use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, read::ReadRef as _};
 
-/// Of one file.
+/// The requirements of one file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// The dynamic loader's path; none for a library and for a static program.
+    /// The dynamic loader's path; `None` for a library and for a static program.
     pub interpreter: Option<String>,
-    /// `DT_NEEDED`, by file name.
+    /// The libraries in `DT_NEEDED`, by file name.
     pub libraries: Vec<String>,
 }
 
-/// Reads it; `None` if this is no ELF file.
+/// Reads the requirements of a file. Returns `None` if it is not an ELF file.
 ///
 /// # Errors
-/// When it is a damaged one.
+/// Returns an error if the file is damaged.
 pub fn needs(data: &[u8]) -> Result<Option<Needs>> {
     if !data.starts_with(&elf::ELFMAG) {
         return Ok(None);

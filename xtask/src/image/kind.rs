@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The images: what each is called, and what is in it.
+//! The images: their names and their contents.
 
 use clap::ValueEnum;
 
 use crate::workspace::{AGENT, SHIPPED, Shipped, TUNNEL, WEBHOOK};
 
-/// An image.
+/// A container image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// The node agent, with the webhook and the programs that the iptables backend calls
@@ -15,10 +15,10 @@ pub enum Kind {
     ProxyTunnel,
 }
 
-/// A symbolic link: its path, and where it leads.
+/// A symbolic link: its path, and its target.
 pub type Link = (&'static str, &'static str);
 
-/// Names of agent and webhook in other images: their manifests go on working.
+/// Names of agent and webhook in other images, so that the manifests of these images work.
 const AGENT_LINKS: [Link; 3] = [
     ("usr/bin/apiserver-proxy-sidecar", "proxy-agent"),
     ("apiserver-proxy-sidecar", "usr/bin/proxy-agent"),
@@ -28,7 +28,7 @@ const AGENT_LINKS: [Link; 3] = [
     ),
 ];
 
-/// The tunnel's executable is the program by whose name it is started. Those below the root are upstream's.
+/// The tunnel's executable runs the program by whose name it is started. The names below the root are upstream's.
 const TUNNEL_LINKS: [Link; 5] = [
     ("usr/bin/konnectivity-agent", TUNNEL),
     ("usr/bin/konnectivity-server", TUNNEL),
@@ -38,10 +38,10 @@ const TUNNEL_LINKS: [Link; 5] = [
 ];
 
 impl Kind {
-    /// All.
+    /// All images.
     pub const ALL: [Self; 2] = [Self::ProxyAgent, Self::ProxyTunnel];
 
-    /// Its name, without a registry.
+    /// Returns the name of the image, without a registry.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ProxyAgent => "proxy-agent",
@@ -49,7 +49,7 @@ impl Kind {
         }
     }
 
-    /// For the label of that name.
+    /// Returns the text of the description label.
     pub const fn description(self) -> &'static str {
         match self {
             Self::ProxyAgent => {
@@ -61,7 +61,7 @@ impl Kind {
         }
     }
 
-    /// The user and group that its programs run as. The node agent needs rights that only root has.
+    /// Returns the user and group that the image's programs run as. The node agent needs rights that only root has.
     pub const fn user(self) -> &'static str {
         match self {
             Self::ProxyAgent => "0:0",
@@ -69,7 +69,8 @@ impl Kind {
         }
     }
 
-    /// What is started where a manifest names no command. The tunnel's programs are equals: one has to be named.
+    /// Returns the program that starts if a manifest has no command. The tunnel's image has no default program, because
+    /// its programs have equal rank.
     pub const fn entrypoint(self) -> Option<&'static str> {
         match self {
             Self::ProxyAgent => Some("/usr/bin/proxy-agent"),
@@ -77,7 +78,7 @@ impl Kind {
         }
     }
 
-    /// Our programs in it.
+    /// Returns our programs in the image.
     pub fn programs(self) -> impl Iterator<Item = &'static Shipped> {
         let names: &[&str] = match self {
             Self::ProxyAgent => &[AGENT, WEBHOOK],
@@ -88,7 +89,7 @@ impl Kind {
             .filter(|shipped| names.contains(&shipped.program))
     }
 
-    /// The crates whose code is in it: those of its programs, and what they embed.
+    /// Returns the crates whose code the image contains: those of its programs, and those that these embed.
     pub const fn crates(self) -> &'static [&'static str] {
         match self {
             Self::ProxyAgent => &["proxy-agent", "proxy-ebpf", "proxy-webhook"],
@@ -96,7 +97,7 @@ impl Kind {
         }
     }
 
-    /// The packages whose unit tests show that these work on another processor.
+    /// Returns the packages whose unit tests show that the programs work on another processor.
     pub const fn tested(self) -> &'static [&'static str] {
         match self {
             Self::ProxyAgent => &[
@@ -111,7 +112,7 @@ impl Kind {
         }
     }
 
-    /// Other names of the programs.
+    /// Returns the other names of the programs.
     pub const fn links(self) -> &'static [Link] {
         match self {
             Self::ProxyAgent => &AGENT_LINKS,
@@ -119,12 +120,12 @@ impl Kind {
         }
     }
 
-    /// Whether files of Debian's packages are in it, which the iptables backend calls.
+    /// Returns whether the image contains files of Debian packages, which the iptables backend calls.
     pub const fn has_packages(self) -> bool {
         matches!(self, Self::ProxyAgent)
     }
 
-    /// Where our documents are in it.
+    /// Returns the directory of our documents in the image.
     pub fn documents(self) -> String {
         format!("usr/share/doc/{}", self.name())
     }

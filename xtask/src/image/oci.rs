@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The image as an OCI layout, as a directory or as a tar archive. The archive has Docker's
-//! `manifest.json` as well: `docker load` without the containerd image store reads nothing else.
+//! Writes the image as an OCI layout, in a directory or a tar archive. The archive also contains Docker's
+//! `manifest.json`, because `docker load` without the containerd image store reads only this file.
 //!
-//! Formats: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md> and beside it.
+//! Formats: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md> and the files beside it.
 
 use std::fs;
 use std::path::Path;
@@ -17,19 +17,19 @@ use super::debian;
 use super::kind::Kind;
 use super::tree::{self, Tree};
 
-/// A layer's media type.
+/// The media type of a layer.
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-/// A configuration's.
+/// The media type of a configuration.
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// A manifest's.
+/// The media type of a manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// An index's.
+/// The media type of an index.
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// What is the same for all architectures of an image.
+/// The properties that all architectures of an image share.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// Which image.
+    /// The kind of image.
     pub kind: Kind,
     /// The name without a tag: `proxy-agent`, `registry.example/team/proxy-agent`.
     pub name: String,
@@ -37,37 +37,37 @@ pub struct About {
     pub version: String,
     /// The commit.
     pub revision: String,
-    /// When the commit was made, in seconds since 1970: the time of everything in the image.
+    /// The time of the commit, in seconds since 1970: the time of everything in the image.
     pub time: u64,
-    /// The same as RFC 3339 has it.
+    /// The same time in the format of RFC 3339.
     pub created: String,
-    /// Where the source is, if that is known.
+    /// The address of the source, if it is known.
     pub source: Option<String>,
-    /// An SPDX expression for everything in the image.
+    /// The SPDX expression for everything in the image.
     pub licences: String,
 }
 
 /// The image for one architecture.
 pub struct Image<'a> {
-    /// Which.
+    /// The architecture.
     pub arch: Arch,
-    /// Its file system.
+    /// The file system.
     pub tree: &'a Tree,
 }
 
 /// A finished image.
 pub struct Layout {
     files: Tree,
-    /// The digest that a registry names the image by: of the manifest, or of the index of several.
+    /// The digest by which a registry identifies the image: of the manifest, or of the index of several manifests.
     pub digest: String,
-    /// The compressed bytes of the layers, by architecture.
+    /// The size of the compressed layers by architecture, in bytes.
     pub compressed: Vec<(Arch, u64)>,
 }
 
-/// Makes the layout.
+/// Creates the layout.
 ///
 /// # Errors
-/// When a file system cannot be archived.
+/// Returns an error if a file system cannot be archived.
 pub fn layout(about: &About, images: &[Image]) -> Result<Layout> {
     let mut files = Tree::default();
     let mut manifests = Vec::new();
@@ -99,7 +99,7 @@ pub fn layout(about: &About, images: &[Image]) -> Result<Layout> {
         descriptor["platform"] = json!({"architecture": image.arch.name(), "os": "linux"});
         manifests.push(descriptor);
     }
-    // One entry at the top, so that no reader has to choose.
+    // There is one entry at the top, so that no reader has to choose.
     let mut top = if manifests.len() == 1 {
         manifests.remove(0)
     } else {
@@ -131,10 +131,10 @@ pub fn layout(about: &About, images: &[Image]) -> Result<Layout> {
 }
 
 impl Layout {
-    /// Writes an archive, or a directory that must be empty or a layout written before.
+    /// Writes an archive, or a directory that must be empty or contain an earlier layout.
     ///
     /// # Errors
-    /// When something else is there, or it cannot be written.
+    /// Returns an error if the directory contains other files, or if the layout cannot be written.
     pub fn write(&self, output: &Path, time: u64) -> Result<()> {
         let named = || format!("cannot write {}", output.display());
         if let Some(parent) = output.parent() {
@@ -165,14 +165,14 @@ impl Layout {
     }
 }
 
-/// Whether an output of this name is an archive, not a directory.
+/// Returns whether an output with this name is an archive, and not a directory.
 pub fn is_archive(output: &Path) -> bool {
     output
         .extension()
         .is_some_and(|extension| extension == "tar")
 }
 
-/// `sha256:…`
+/// Returns the digest as `sha256:…`.
 pub fn digest(bytes: &[u8]) -> String {
     let hash = Sha256::digest(bytes);
     hash.iter().fold("sha256:".to_owned(), |text, byte| {
@@ -203,7 +203,7 @@ fn config(about: &About, arch: Arch, diff_id: &str) -> Value {
     })
 }
 
-/// Keys of <https://github.com/opencontainers/image-spec/blob/v1.1.0/annotations.md>.
+/// Returns the labels, with the keys of <https://github.com/opencontainers/image-spec/blob/v1.1.0/annotations.md>.
 fn labels(about: &About) -> Value {
     let mut labels = json!({
         "org.opencontainers.image.created": about.created,
@@ -219,7 +219,7 @@ fn labels(about: &About) -> Value {
     labels
 }
 
-/// The name as containerd and the kubelet write it out.
+/// Returns the name in the full form of containerd and the kubelet.
 fn full_name(about: &About) -> String {
     let first = about.name.split('/').next().unwrap_or_default();
     let has_registry = about.name.contains('/') && first.contains(['.', ':'])
@@ -247,7 +247,7 @@ fn blob_path(descriptor: &Value) -> String {
     format!("blobs/{}", digest.replacen(':', "/", 1))
 }
 
-/// `serde_json` keeps keys in alphabetical order.
+/// Encodes a value as JSON. `serde_json` sorts the keys alphabetically.
 fn encoded(value: &Value) -> Result<Vec<u8>> {
     serde_json::to_vec(value).context("cannot write JSON")
 }

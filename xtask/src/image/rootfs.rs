@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! An image's file system: our programs, and of Debian's packages those that the iptables backend calls, the
-//! libraries these name, and what licences ask for. Nothing else: no shell, no package manager.
+//! An image's file system: our programs; from Debian's packages, the programs that the iptables backend calls and the
+//! libraries that these name; and the files that the licences require. It contains nothing else: no shell, and no
+//! package manager.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -16,16 +17,16 @@ use super::kind::Kind;
 use super::tree::{Node, Tree};
 use crate::sh;
 
-/// Where our programs are.
+/// The directory of our programs.
 const PROGRAMS: &str = "usr/bin";
 
-/// The order in which names of hosts are looked up. A program that is linked statically has no other sources.
+/// The order of the sources in which host names are looked up. A statically linked program has no other sources.
 const NAMES: (&str, &str) = ("etc/nsswitch.conf", "hosts: files dns\n");
 
-/// Directories that have moved below /usr.
+/// The directories that have moved below /usr.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
-/// Where container runtimes mount something, or programs write.
+/// The directories where container runtimes mount file systems, or where programs write.
 const EMPTY: [(&str, u32); 6] = [
     ("dev", 0o755),
     ("etc", 0o755),
@@ -35,15 +36,15 @@ const EMPTY: [(&str, u32); 6] = [
     ("tmp", 0o1777),
 ];
 
-/// A program without a flavour in its name is of the one that is Debian's default.
+/// The flavour of a program without a flavour in its name, which is Debian's default.
 const DEFAULT_FLAVOUR: &str = "nft";
 
-/// A file system and the packages that it has something of.
+/// A file system, and the packages that its files come from.
 #[derive(Debug)]
 pub struct Rootfs {
     /// The files.
     pub tree: Tree,
-    /// In order of their names.
+    /// The packages in the order of their names.
     pub packages: Vec<Package>,
     /// Our programs, each with its size in bytes.
     programs: Vec<(String, u64)>,
@@ -53,7 +54,7 @@ impl Rootfs {
     /// Adds one of our programs.
     ///
     /// # Errors
-    /// When its path ends in no name.
+    /// Returns an error if the path has no file name.
     pub fn add_program(&mut self, path: &Path, bytes: Vec<u8>) -> Result<()> {
         let name = path.file_name().context("a program without a name")?;
         let name = name.display().to_string();
@@ -63,7 +64,7 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Our programs with their sizes, for people.
+    /// Returns our programs with their sizes, for people.
     pub fn sizes(&self) -> String {
         let sizes = self.programs.iter();
         let sizes = sizes.map(|(name, size)| format!("{name} {}", sh::size(*size)));
@@ -71,10 +72,10 @@ impl Rootfs {
     }
 }
 
-/// Puts it together, without our programs.
+/// Assembles the file system, without our programs.
 ///
 /// # Errors
-/// When a package cannot be read, or a program needs a library that none of them has.
+/// Returns an error if a package cannot be read, or if a program needs a library that no package contains.
 pub fn assemble(kind: Kind, arch: Arch, packages: &[Package]) -> Result<Rootfs> {
     let mut tree = Tree::default();
     for (path, mode) in EMPTY {
@@ -96,7 +97,7 @@ pub fn assemble(kind: Kind, arch: Arch, packages: &[Package]) -> Result<Rootfs> 
     })
 }
 
-/// Adds what is wanted of the packages; those that something is of.
+/// Adds the wanted files of the packages, and returns the packages of which there is a file.
 fn add_packages(arch: Arch, packages: &[Package], rootfs: &mut Tree) -> Result<Vec<Package>> {
     let mut all: BTreeMap<String, (usize, Node)> = BTreeMap::new();
     for (number, package) in packages.iter().enumerate() {
@@ -137,7 +138,7 @@ fn add_packages(arch: Arch, packages: &[Package], rootfs: &mut Tree) -> Result<V
             .get(&copyright)
             .with_context(|| format!("{} has no copyright file", package.name))?;
         rootfs.add(&copyright, node.clone());
-        // Where scanners of images without dpkg look for what is installed.
+        // Scanners of images without dpkg read the installed packages from this directory.
         rootfs.add_text(
             &format!("var/lib/dpkg/status.d/{}", package.name),
             package.control.as_str(),
@@ -146,7 +147,7 @@ fn add_packages(arch: Arch, packages: &[Package], rootfs: &mut Tree) -> Result<V
     Ok(packages)
 }
 
-/// The files of a package, below /usr where their directory has moved there.
+/// Returns the files of a package, below /usr if their directory has moved there.
 fn contents(package: &Package) -> Result<Vec<(String, Node)>> {
     let output = sh::command("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -186,7 +187,7 @@ fn merged(path: &str) -> String {
     }
 }
 
-/// What is taken by name. Libraries are found by those who need them.
+/// Returns whether a file is selected by its name. Libraries are selected because programs name them.
 fn is_wanted(path: &str, arch: Arch) -> bool {
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
     match directory {
@@ -199,7 +200,7 @@ fn is_wanted(path: &str, arch: Arch) -> bool {
             let tool = tool.is_some_and(|rest| ["", "-save", "-restore"].contains(&rest));
             tool || ["xtables-legacy-multi", "xtables-nft-multi", "ipset"].contains(&name)
         }
-        // Also those the agent does not use: other people's rules are listed with them.
+        // This includes extensions that the agent does not use, because it lists other programs' rules with them.
         _ if directory == format!("usr/lib/{}/xtables", arch.triplet()) => {
             ["libxt_", "libipt_", "libip6t_"]
                 .iter()
@@ -207,13 +208,13 @@ fn is_wanted(path: &str, arch: Arch) -> bool {
         }
         "etc" => ["ethertypes", "protocols", "services", "os-release"].contains(&name),
         "usr/lib" => name == "os-release",
-        // The copyright files refer to them.
+        // The copyright files refer to these licences.
         "usr/share/common-licenses" => true,
         _ => false,
     }
 }
 
-/// Adds the libraries that programs name, those that these name, and the dynamic loader.
+/// Adds the libraries that programs name, those that these libraries name, and the dynamic loader.
 fn add_libraries(
     arch: Arch,
     all: &BTreeMap<String, (usize, Node)>,
@@ -253,7 +254,7 @@ fn add_libraries(
     Ok(())
 }
 
-/// Where a link at `path` leads.
+/// Returns the target of a link at `path`.
 fn resolved(path: &str, target: &str) -> String {
     if let Some(absolute) = target.strip_prefix('/') {
         return merged(absolute);

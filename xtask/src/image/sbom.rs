@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is in an image, as an SPDX 2.3 document, and the licence texts of the crates in our programs.
+//! Describes the contents of an image as an SPDX 2.3 document, and collects the licence texts of the crates in our
+//! programs.
 //!
 //! The format: <https://spdx.github.io/spdx-spec/v2.3/>.
 
@@ -18,27 +19,27 @@ use super::oci::{About, digest};
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// Files beside a crate's manifest that hold terms, by the beginning of their names.
+/// The prefixes of the names of files with terms, which are beside a crate's manifest.
 const TERMS: [&str; 5] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE"];
 
 /// A crate in one of our programs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Crate {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// An SPDX expression.
+    /// The licence as an SPDX expression.
     pub licence: String,
-    /// From crates.io; else of this checkout.
+    /// Whether the crate is from crates.io; otherwise it is from this checkout.
     pub published: bool,
     /// The directory of its manifest.
     directory: String,
-    /// The crates it depends on, as indices.
+    /// The crates that it depends on, as indices.
     dependencies: Vec<usize>,
 }
 
-/// What else is linked into each of them.
+/// The libraries that are linked into each program in addition to the crates.
 pub struct Linked {
     /// The version of the Rust standard library.
     pub rust: String,
@@ -46,10 +47,10 @@ pub struct Linked {
     pub c_library: (String, String),
 }
 
-/// The crates that are compiled into the programs of an image for an architecture.
+/// Returns the crates that are compiled into the programs of an image for an architecture.
 ///
 /// # Errors
-/// When cargo cannot tell.
+/// Returns an error if cargo cannot list them.
 pub fn crates(workspace: &Workspace, kind: Kind, arch: Arch) -> Result<Vec<Crate>> {
     let json = sh::read(
         workspace
@@ -114,7 +115,7 @@ fn reachable(metadata: &Value, roots: &[&str]) -> Result<Vec<Crate>> {
         .collect()
 }
 
-/// Those that are neither for build scripts nor for tests.
+/// Returns the dependencies that are neither for build scripts nor for tests.
 fn normal_dependencies(node: &Value) -> Vec<String> {
     let dependencies = node["deps"].as_array().into_iter().flatten();
     dependencies
@@ -126,10 +127,10 @@ fn normal_dependencies(node: &Value) -> Vec<String> {
         .collect()
 }
 
-/// The terms that come with the crates: each text once, after the names of those it is of.
+/// Returns the terms of the crates: each text once, after the names of its crates.
 ///
 /// # Errors
-/// When a file cannot be read.
+/// Returns an error if a file cannot be read.
 pub fn terms(crates: &[Crate]) -> Result<String> {
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for package in crates.iter().filter(|package| package.published) {
@@ -168,10 +169,10 @@ pub fn terms(crates: &[Crate]) -> Result<String> {
         .join("\n"))
 }
 
-/// The document.
+/// Returns the document.
 ///
 /// # Errors
-/// When a package's file cannot be read.
+/// Returns an error if a package's file cannot be read.
 pub fn document(
     about: &About,
     arch: Arch,
@@ -249,7 +250,7 @@ pub fn document(
             })
         })
         .collect();
-    // A name for exactly this document, that needs no server of ours.
+    // The name identifies exactly this document, and needs no server of ours.
     let hash = digest(&serde_json::to_vec(&packages)?);
     let unique = format!("{name}-{}", &hash["sha256:".len()..][..32]);
     Ok(json!({

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A file system as a value: paths in order, and the layer made of it, in the same bytes each time.
+//! A file system as a value: sorted paths, and the layer that is made from them, with the same
+//! bytes each time.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result};
 use flate2::{Compression, GzBuilder};
 use tar::{EntryType, Header};
 
-/// What stands at a path.
+/// The node at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     /// A directory with its permissions.
@@ -20,7 +21,7 @@ pub enum Node {
     Link(String),
 }
 
-/// Paths below the root, without a slash in front. Directories come before what is in them.
+/// The paths below the root, without a leading slash. Directories come before their contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree(BTreeMap<String, Node>);
 
@@ -35,7 +36,7 @@ impl Tree {
         self.0.insert(path.to_owned(), node);
     }
 
-    /// Adds a text that everybody may read.
+    /// Adds a text file that every user may read.
     pub fn add_text(&mut self, path: &str, text: impl Into<Vec<u8>>) {
         self.add(path, Node::File(0o644, text.into()));
     }
@@ -45,17 +46,17 @@ impl Tree {
         self.add(path, Node::Link(target.to_owned()));
     }
 
-    /// What stands at this path itself; links are not followed.
+    /// Returns the node at this path; links are not followed.
     pub fn get(&self, path: &str) -> Option<&Node> {
         self.0.get(path)
     }
 
-    /// All paths, in order.
+    /// Returns all paths in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.0.iter().map(|(path, node)| (&**path, node))
     }
 
-    /// The bytes of all files.
+    /// Returns the total size of all files, in bytes.
     pub fn size(&self) -> u64 {
         let files = self.0.values().map(|node| match node {
             Node::File(_, bytes) => bytes.len() as u64,
@@ -64,10 +65,11 @@ impl Tree {
         files.sum()
     }
 
-    /// A tar archive. Everything belongs to root and is of `time`, in seconds since 1970.
+    /// Returns a tar archive. All entries belong to root and have the modification time `time`, in
+    /// seconds since 1970.
     ///
     /// # Errors
-    /// When a path is too long for the format.
+    /// Returns an error if a path is too long for the format.
     pub fn archive(&self, time: u64) -> Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         for (path, node) in self.iter() {
@@ -100,10 +102,10 @@ impl Tree {
     }
 }
 
-/// Compresses; the header holds neither name nor time.
+/// Compresses bytes; the header contains neither a name nor a time.
 ///
 /// # Errors
-/// Never: it writes to memory.
+/// Never returns an error: it writes to memory.
 pub fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut writer = GzBuilder::new().write(Vec::new(), Compression::best());
     writer.write_all(bytes)?;

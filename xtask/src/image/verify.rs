@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Reads a layout as a stranger would and says what is wrong with it: every digest, size, media type
-//! and platform, blobs that nothing refers to, and Docker's list beside the index.
+//! Reads a layout as another program would, and reports errors in it: every digest, size, media type and platform,
+//! blobs without a reference, and Docker's list beside the index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,19 +14,19 @@ use serde_json::Value;
 
 use super::oci::{CONFIG, INDEX, LAYER, MANIFEST, digest, is_archive};
 
-/// What is in a layout.
+/// The contents of a layout.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// As `linux/amd64`, in the order of the index.
+    /// The platforms, such as `linux/amd64`, in the order of the index.
     pub platforms: Vec<String>,
-    /// How many blobs.
+    /// The number of blobs.
     pub blobs: usize,
 }
 
 /// Reads an archive or a directory and checks it.
 ///
 /// # Errors
-/// At the first thing that is wrong.
+/// Returns the first error that it finds.
 pub fn verify(path: &Path) -> Result<Contents> {
     let files = if is_archive(path) {
         read_archive(path)?

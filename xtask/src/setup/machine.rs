@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Inspects the machine: programs in `PATH`, compilers for BPF, the linker. Reads the file system
-//! only.
+//! Inspects the machine: programs in `PATH`, compilers for BPF, the linker. It reads only the file
+//! system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,38 +10,39 @@ use super::Scope;
 use super::tools::{self, BROWSER, GUESTS, TOOLS, Tool};
 use crate::sh;
 
-/// The compilation target of the eBPF programs: of this machine's byte order.
+/// The compilation target of the eBPF programs, with this machine's byte order.
 pub const BPF_TARGET: &str = if cfg!(target_endian = "big") {
     "bpfeb-unknown-none"
 } else {
     "bpfel-unknown-none"
 };
 
-/// The name under which rustup knows the system's compiler.
+/// The name of the system's compiler in rustup.
 pub const LINKED: &str = "system-bpf";
 
-/// Where Debian's packages put their compiler.
+/// The sysroot of the compiler from Debian's packages.
 const SYSTEM: &str = "/usr";
 
 /// A Rust compiler that can build for [`BPF_TARGET`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compiler {
-    /// One with a prebuilt `core` for the target, as Debian's.
+    /// A compiler with a prebuilt `core` for the target, such as Debian's.
     Prebuilt {
         /// The directory that has `bin/rustc` and `lib/rustlib`.
         sysroot: PathBuf,
-        /// rustup is used here and does not know this compiler yet, so aya-build cannot call it.
+        /// Whether rustup is used here and does not know this compiler yet, so that aya-build
+        /// cannot call it.
         unlinked: bool,
     },
     /// rustup's nightly with the sources of `core`.
     Nightly {
-        /// As above.
+        /// The directory that has `bin/rustc` and `lib/rustlib`.
         sysroot: PathBuf,
     },
 }
 
 impl Compiler {
-    /// Its `bin/rustc` and `lib/rustlib` are below this.
+    /// Returns the directory that has `bin/rustc` and `lib/rustlib`.
     pub fn sysroot(&self) -> &Path {
         match self {
             Self::Prebuilt { sysroot, .. } | Self::Nightly { sysroot } => sysroot,
@@ -52,24 +53,24 @@ impl Compiler {
 /// The facts about this machine that setup needs.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Programs that are asked for and not there.
+    /// The required programs that are missing.
     pub missing_tools: Vec<&'static Tool>,
-    /// How many programs were asked for.
+    /// The number of required programs.
     pub tools: usize,
     /// The compiler for eBPF.
     pub compiler: Option<Compiler>,
     /// The linker for eBPF.
     pub linker: Option<PathBuf>,
-    /// rustup is in `PATH`: then aya-build calls compilers through it.
+    /// Whether rustup is in `PATH`: if so, aya-build calls compilers through it.
     pub rustup: bool,
-    /// We run as root.
+    /// Whether this process runs as root.
     pub root: bool,
-    /// apt-get is there.
+    /// Whether apt-get is available.
     pub apt: bool,
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Inspects this machine.
     pub fn look(scope: Scope) -> Self {
         let path = sh::search_path();
         let rustup = sh::find("rustup", &path).is_some();
@@ -84,7 +85,7 @@ impl Machine {
             let toolchains = sh::home("RUSTUP_HOME", ".rustup").map(|home| home.join("toolchains"));
             rustups_compiler(&toolchains.unwrap_or_default(), Path::new(SYSTEM))
         } else {
-            // Without rustup aya-build takes the cargo of PATH, and that the rustc of PATH.
+            // Without rustup, aya-build uses the cargo in PATH, which uses the rustc in PATH.
             sh::find("rustc", &path).and_then(|rustc| plain_compiler(&rustc))
         };
         Self {
@@ -101,7 +102,8 @@ impl Machine {
         }
     }
 
-    /// The compiler to ask for its LLVM release; the one that will be installed if there is none.
+    /// Returns the compiler whose LLVM release is needed; if there is none, the one that will be
+    /// installed.
     pub fn rustc(&self) -> PathBuf {
         let sysroot = self
             .compiler
@@ -110,7 +112,7 @@ impl Machine {
         sysroot.join("bin/rustc")
     }
 
-    /// The missing programs, in words.
+    /// Returns the missing programs, in words.
     pub fn missing(&self) -> Vec<String> {
         let mut missing: Vec<String> = self
             .missing_tools
@@ -134,7 +136,7 @@ impl Machine {
         missing
     }
 
-    /// The programs that were found, on one line.
+    /// Returns the programs that were found, on one line.
     pub fn summary(&self) -> String {
         let compiler = match &self.compiler {
             None => "none".to_owned(),
@@ -166,7 +168,8 @@ impl Machine {
     }
 }
 
-/// The compiler that aya-build can call through rustup, or could once it is linked.
+/// Returns the compiler that aya-build can call through rustup, or could call after it has been
+/// linked.
 fn rustups_compiler(toolchains: &Path, system: &Path) -> Option<Compiler> {
     let linked = toolchains.join(LINKED);
     if has_prebuilt_core(&linked) {
@@ -187,7 +190,7 @@ fn rustups_compiler(toolchains: &Path, system: &Path) -> Option<Compiler> {
         .map(|sysroot| Compiler::Nightly { sysroot })
 }
 
-/// The compiler of `PATH`, where rustup is not used. Its sysroot is the directory above `bin`.
+/// Returns the compiler in `PATH` if rustup is not used. Its sysroot is the directory above `bin`.
 fn plain_compiler(rustc: &Path) -> Option<Compiler> {
     let rustc = fs::canonicalize(rustc).ok()?;
     let sysroot = rustc.parent()?.parent()?;
@@ -197,7 +200,8 @@ fn plain_compiler(rustc: &Path) -> Option<Compiler> {
     })
 }
 
-/// `nightly-x86_64-…`, the one that `rustup run nightly` takes; not one of a date.
+/// Returns whether this is `nightly-x86_64-…`, which `rustup run nightly` selects, and not the
+/// nightly of a date.
 fn is_nightly(toolchain: &Path) -> bool {
     let name = toolchain.file_name().unwrap_or_default().to_string_lossy();
     name.strip_prefix("nightly-")
@@ -217,7 +221,7 @@ fn has_prebuilt_core(sysroot: &Path) -> bool {
         })
 }
 
-/// The entries of a directory, in order; none where it cannot be read.
+/// Returns the entries of a directory in order, or nothing if it cannot be read.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let found = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = found.map(|entry| entry.path()).collect();

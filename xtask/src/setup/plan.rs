@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The steps that set up a machine, as data: pure, so that tests can describe machines.
+//! The steps that set up a machine, as data: the functions are pure, so that tests can describe machines.
 
 use std::path::Path;
 
@@ -8,37 +8,37 @@ use anyhow::{Context as _, Result, bail};
 
 use super::machine::{Compiler, LINKED, Machine};
 
-/// bpf-linker's release: one that can be built against the LLVM of today's compilers.
+/// The release of bpf-linker, which can be built with the LLVM of current compilers.
 const BPF_LINKER: &str = "0.13.0";
 
-/// The LLVM releases that bpf-linker's release has a feature for.
+/// The LLVM releases for which this release of bpf-linker has a feature.
 const LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 
-/// Stands for the LLVM release in a [`Line`]. It is known only once there is a compiler to ask:
+/// The placeholder for the LLVM release in a [`Line`]. The release is known only after a compiler is installed, because
 /// Debian updates it.
 const N: &str = "$N";
 
-/// Something to be done, with its reason.
+/// A step with its reason.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Step {
-    /// For example `installing haproxy`.
+    /// The description, for example `installing haproxy`.
     pub what: String,
-    /// For example `tests and demo need it`.
+    /// The reason, for example `tests and demo need it`.
     pub why: &'static str,
-    /// The commands, in order.
+    /// The commands in order.
     pub lines: Vec<Line>,
 }
 
 /// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Program and arguments.
+    /// The program and its arguments.
     pub words: Vec<String>,
-    /// Variables to set for it.
+    /// The variables that are set for the command.
     pub variables: Vec<(&'static str, String)>,
-    /// Only root can run it.
+    /// Whether only root can run the command.
     pub root: bool,
-    /// Advice for the case that the step fails.
+    /// The advice that is printed if the step fails.
     pub advice: &'static str,
 }
 
@@ -46,7 +46,7 @@ pub struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LlvmMajor(u32);
 
-/// The steps, in order. Empty when nothing is missing.
+/// Returns the steps in order; empty if nothing is missing.
 pub fn steps(machine: &Machine) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut packages: Vec<&str> = machine
@@ -67,7 +67,7 @@ pub fn steps(machine: &Machine) -> Vec<Step> {
         });
     }
     if machine.compiler.is_none() {
-        // clippy comes along so that `check` lints the eBPF programs for their own target.
+        // clippy is installed too, so that `check` lints the eBPF programs for their own target.
         let packages = [
             "rustc-web",
             "cargo-web",
@@ -133,7 +133,8 @@ fn needs_linking(machine: &Machine) -> bool {
     }
 }
 
-/// `--no-remove`: a machine where a package of ours would drive out another is left alone.
+/// Returns the command that installs packages. With `--no-remove`, apt does not change a machine where one of the
+/// packages would replace another one.
 fn install(packages: &[&str], advice: &'static str) -> Line {
     let words = [
         "apt-get",
@@ -150,8 +151,8 @@ fn install(packages: &[&str], advice: &'static str) -> Line {
     }
 }
 
-/// Without optimisation and debug information, which saves three fifths of the compiler's time. The work of linking is
-/// done by LLVM, and the eBPF programs come out the same to the byte.
+/// Returns the command that builds bpf-linker, without optimisation and debug information, which saves three fifths of
+/// the compiler's time. LLVM does the work of linking, and the eBPF programs are identical to the byte.
 fn build_linker() -> Line {
     let feature = format!("llvm-{N}");
     Line {
@@ -185,12 +186,12 @@ fn line(words: &[&str]) -> Line {
 }
 
 impl Line {
-    /// Whether the command can be completed only when the compiler's LLVM release is known.
+    /// Returns whether the command contains the placeholder for the compiler's LLVM release.
     pub fn needs_llvm_major(&self) -> bool {
         self.words.iter().any(|word| word.contains(N))
     }
 
-    /// The command for this LLVM release.
+    /// Returns the command for this LLVM release.
     pub fn with_llvm_major(&self, major: LlvmMajor) -> Self {
         let fill = |text: &String| text.replace(N, &major.0.to_string());
         Self {
@@ -204,7 +205,7 @@ impl Line {
         }
     }
 
-    /// The command for a shell of a user who is not root.
+    /// Returns the command for the shell of a user who is not root.
     pub fn shell(&self) -> String {
         let variables = self
             .variables
@@ -219,16 +220,16 @@ impl Line {
     }
 }
 
-/// The line that gives a shell the LLVM release of this compiler, for [`Line::shell`].
+/// Returns the shell command that determines the LLVM release of this compiler, for [`Line::shell`].
 pub fn shell_llvm_major(rustc: &Path) -> String {
     let sed = r"s/^LLVM version: \([0-9]*\).*/\1/p";
     format!("N=$({} -vV | sed -n '{sed}')", rustc.display())
 }
 
-/// The LLVM release in the output of `rustc -vV`.
+/// Parses the LLVM release in the output of `rustc -vV`.
 ///
 /// # Errors
-/// When there is none, or none that bpf-linker can be built for.
+/// Returns an error if there is none, or if bpf-linker cannot be built for it.
 pub fn parse_llvm_major(version: &str) -> Result<LlvmMajor> {
     let llvm = version
         .lines()

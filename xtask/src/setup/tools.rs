@@ -2,16 +2,17 @@
 
 //! The programs that tests and demo run, and the Debian package of each.
 
-/// A program and the package that has it.
+/// A program and the package that contains it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Tool {
     /// The program's name in `PATH`.
     pub program: &'static str,
-    /// Its package in Debian and Ubuntu; several where it is of no use alone.
+    /// The package in Debian and Ubuntu, or several packages if one alone is of no use.
     pub package: &'static str,
 }
 
-/// Looked for by program, not by package: other systems name and cut their packages differently.
+/// The tools. They are looked up by program and not by package, because other systems name and split their packages
+/// differently.
 pub const TOOLS: &[Tool] = &[
     tool("iptables-legacy", "iptables"),
     tool("iptables-legacy-save", "iptables"),
@@ -38,12 +39,12 @@ pub const TOOLS: &[Tool] = &[
     tool("strace", "strace"),
     tool("python3", "python3"),
     tool("pip3", "python3-pip"),
-    // Compiles libFuzzer.
+    // libFuzzer is compiled with it.
     tool("c++", "g++"),
     tool("skopeo", "skopeo"),
 ];
 
-/// The tools that build and try images for another processor, by Rust target.
+/// Returns the tools that build and test images for another processor, by Rust target.
 pub fn cross(target: &str) -> &'static [Tool] {
     const AARCH64: &[Tool] = &[
         tool(
@@ -66,8 +67,8 @@ pub fn cross(target: &str) -> &'static [Tool] {
     }
 }
 
-/// The tools that make guests with other kernels, and those inside besides [`TOOLS`]. qemu is not
-/// among them: see `vm/emulator.rs`.
+/// The tools that create guests with other kernels, and those that run inside them in addition to [`TOOLS`]. qemu is
+/// not one of them: see `vm/emulator.rs`.
 pub const GUESTS: &[Tool] = &[
     tool("busybox", "busybox-static"),
     tool("depmod", "kmod"),
@@ -76,7 +77,8 @@ pub const GUESTS: &[Tool] = &[
     tool("ipvsadm", "ipvsadm"),
 ];
 
-/// What opens the programs' pages. Large, and not everywhere to be had: only tests need it, and those are skipped without.
+/// The browser that opens the programs' pages. It is large and not available everywhere. Only tests need it, and they
+/// are skipped without it.
 pub const BROWSER: &[Tool] = &[tool("chromium", "chromium")];
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {

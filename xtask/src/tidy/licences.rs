@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The licences of all dependencies on the platforms in `deny.toml`, against the list there.
+//! Compares the licences of all dependencies on the platforms in `deny.toml` with the list there.
 //!
-//! cargo-deny reads the same list and knows more; this needs nothing but cargo.
+//! cargo-deny reads the same list and checks more; this check needs only cargo.
 
 use std::fs;
 
@@ -12,13 +12,13 @@ use super::Finding;
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// The list's file.
+/// The file with the list.
 const DENY: &str = "deny.toml";
 
-/// Dependencies that may be used under none of the licences in `deny.toml`.
+/// Returns the dependencies that cannot be used under any of the licences in `deny.toml`.
 ///
 /// # Errors
-/// When `deny.toml` has no list, or cargo cannot resolve the dependencies.
+/// Returns an error if `deny.toml` has no list, or if cargo cannot resolve the dependencies.
 pub fn findings(workspace: &Workspace) -> Result<Vec<Finding>> {
     let text = fs::read_to_string(workspace.root.join(DENY))
         .with_context(|| format!("cannot read {DENY}, which lists the allowed licences"))?;
@@ -59,7 +59,7 @@ fn refused(package: &serde_json::Value, allowed: &[String]) -> Option<Finding> {
     ))
 }
 
-/// The strings of `key = […]` in a section: all that we need of TOML.
+/// Returns the strings of `key = […]` in a section, which is all of TOML that this check needs.
 fn list(deny: &str, section: &str, key: &str) -> Result<Vec<String>> {
     let without_comments: String = deny
         .lines()
@@ -73,7 +73,7 @@ fn list(deny: &str, section: &str, key: &str) -> Result<Vec<String>> {
     let Some((list, _)) = list else {
         bail!("{DENY} has no `{key} = […]` in {section}");
     };
-    // Every second piece stands between quotes.
+    // Every second part is between quotes.
     Ok(list
         .split('"')
         .skip(1)
@@ -82,8 +82,8 @@ fn list(deny: &str, section: &str, key: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Whether an SPDX expression leaves a choice that is allowed throughout. `/` is the old way to
-/// write OR. An expression that cannot be read is not allowed.
+/// Returns whether an SPDX expression has an alternative in which all licences are permitted. `/`
+/// is the old form of OR. An expression that cannot be parsed is not permitted.
 fn is_allowed(expression: &str, allowed: &[String]) -> bool {
     let spaced = expression
         .replace('/', " OR ")
@@ -97,7 +97,7 @@ fn is_allowed(expression: &str, allowed: &[String]) -> bool {
     reader.any() == Some(true) && reader.words.is_empty()
 }
 
-/// Reads an expression from the left; every method returns `None` where it makes no sense.
+/// Parses an expression from the left; every method returns `None` if it is malformed.
 struct Reader<'a> {
     words: &'a [&'a str],
     allowed: &'a [String],
@@ -112,7 +112,7 @@ impl Reader<'_> {
         found
     }
 
-    /// `all OR all …`
+    /// Parses `all OR all …`.
     fn any(&mut self) -> Option<bool> {
         let mut value = self.all()?;
         while self.take("OR") {
@@ -121,7 +121,7 @@ impl Reader<'_> {
         Some(value)
     }
 
-    /// `one AND one …`
+    /// Parses `one AND one …`.
     fn all(&mut self) -> Option<bool> {
         let mut value = self.one()?;
         while self.take("AND") {
@@ -130,7 +130,7 @@ impl Reader<'_> {
         Some(value)
     }
 
-    /// A licence, with its exception if it has one, or an expression in parentheses.
+    /// Parses a licence, with its exception if it has one, or an expression in parentheses.
     fn one(&mut self) -> Option<bool> {
         if self.take("(") {
             let value = self.any()?;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Relative links in Markdown: what they point to must exist. Anchors and the web are not asked.
+//! Checks that the targets of relative links in Markdown exist. Anchors and web links are not
+//! checked.
 
 use std::path::{Component, Path, PathBuf};
 
 use super::Finding;
 
-/// Links in the Markdown file `path` for whose target, from the top, `exists` says no.
+/// Returns the links in the Markdown file `path` for whose target, relative to the top, `exists`
+/// returns false.
 pub fn findings(path: &str, text: &str, exists: impl Fn(&Path) -> bool) -> Vec<Finding> {
     let directory = Path::new(path).parent().unwrap_or(Path::new(""));
     let mut findings = Vec::new();
@@ -30,7 +32,7 @@ pub fn findings(path: &str, text: &str, exists: impl Fn(&Path) -> bool) -> Vec<F
     findings
 }
 
-/// What `[text](target "title")` and `[name]: target` point to, outside `code`.
+/// Returns the targets of `[text](target "title")` and `[name]: target`, outside of `code`.
 fn targets(line: &str) -> impl Iterator<Item = &str> {
     let definition = line
         .strip_prefix('[')
@@ -55,7 +57,7 @@ fn is_relative(target: &str) -> bool {
     !target.starts_with('#') && !target.contains("://") && !target.starts_with("mailto:")
 }
 
-/// `path` without `.` and `..`; `None` when it leaves the checkout.
+/// Returns `path` without `.` and `..`, or `None` if it leaves the checkout.
 fn inside(path: &Path) -> Option<PathBuf> {
     let mut clean = PathBuf::new();
     for part in path.components() {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The modules of each crate and what they import: no circles, and no import against the layers in
-//! [`layers`].
+//! Checks the imports of each crate's modules: there must be no circle, and no import against the
+//! layers in [`layers`].
 //!
-//! [`source`] parses the files of a crate (by `syn`: a path may span lines, stand in a `use` with
-//! braces or in the arguments of a macro, and a search in the text would have to know all of that),
-//! [`graph`] resolves what they name to modules and finds circles. Tests, the packages that only
-//! tests need, and fuzz targets are left out: they may look at whatever they test.
+//! [`source`] parses the files of a crate. It uses `syn`, because a path may span lines, may be in
+//! a `use` with braces or in the arguments of a macro, and a text search would have to handle all
+//! of these. [`graph`] resolves paths to modules and finds circles. Tests, the packages that only
+//! tests need, and fuzz targets are not checked: they may import whatever they test.
 
 mod graph;
 mod layers;
@@ -26,10 +26,10 @@ use crate::workspace::Workspace;
 /// The directory of the packages that only tests need.
 const TESTS: &str = "tests";
 
-/// Looks at the libraries and programs of all packages, and at which package depends on which.
+/// Checks the libraries and programs of all packages, and the dependencies between packages.
 ///
 /// # Errors
-/// When cargo cannot name the packages, or a file cannot be read or parsed.
+/// Returns an error if cargo cannot list the packages, or if a file cannot be read or parsed.
 pub fn findings(workspace: &Workspace) -> Result<Vec<Finding>> {
     let json = sh::read(workspace.cargo("metadata").args([
         "--locked",

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What can be seen in one file: its head, its length, leftovers, white space, names of machines.
+//! Checks single files: the head, the length, leftovers, white space, and names of machines.
 
 use super::Finding;
 
-/// No file of ours is longer, in lines.
+/// The maximum number of lines of a file.
 const HARD_LIMIT: usize = 600;
 
-/// A longer one, in lines, is worth a thought.
+/// The number of lines above which a note is printed.
 const SOFT_LIMIT: usize = 400;
 
-/// How far from the top the licence may stand, in lines.
+/// The number of lines at the top that must contain the licence.
 const HEAD: usize = 5;
 
-/// Code that says of itself that it is not finished, or that hides a lint without a reason. Cut in
-/// two, so that this file does not find itself.
+/// Marks of unfinished code, and attributes that hide a lint without a reason. They are split, so
+/// that this file does not find itself.
 const LEFTOVERS: &[(&str, &str)] = &[
     (concat!("to", "do!("), "finish it"),
     (concat!("un", "implemented!("), "finish it"),
@@ -30,37 +30,38 @@ const LEFTOVERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// As above, as whole words, in comments as well.
+/// Marks of unfinished code that are found as whole words, in comments as well.
 const UNFINISHED: &[&str] = &[
     concat!("FIX", "ME"),
     concat!("XX", "X"),
     concat!("TO", "DO"),
 ];
 
-/// Directories that exist on somebody's machine only.
+/// Directories that exist only on one person's machine.
 const PRIVATE: &[&str] = &[
     concat!("/ro", "ot/"),
     concat!("/ho", "me/"),
     concat!("/wo", "rk/"),
 ];
 
-/// Ends of host names that only one network knows.
+/// The suffixes of host names that only one network can resolve.
 const INTERNAL: &[&str] = &[".internal", ".corp", ".lan", ".intranet"];
 
-/// Labels in host names that stand for a copy of a public registry.
+/// The prefixes of labels in the host names of mirrors of public registries.
 const MIRRORS: &[&str] = &["artifactory", "nexus", "mirror"];
 
 /// The registry that a lock file may name.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// What kind of file it is decides what is asked of it.
+/// The kind of a file, which selects the checks for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Rust,
     Script,
-    /// Written by hand, neither of the above: Markdown, TOML, YAML.
+    /// Other files that are written by hand: Markdown, TOML, YAML.
     Prose,
-    /// Generated, or somebody else's words: lock files, expected output of tests.
+    /// Files that are generated, or copied from other programs: lock files, expected output of
+    /// tests.
     Data,
 }
 
@@ -74,7 +75,7 @@ fn kind(path: &str, text: &str) -> Kind {
     }
 }
 
-/// Everything that must be put right in this file.
+/// Returns all findings that must be corrected in this file.
 pub fn findings(path: &str, text: &str) -> Vec<Finding> {
     let kind = kind(path, text);
     let mut findings = Vec::new();
@@ -115,7 +116,7 @@ pub fn findings(path: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
-/// Something that is no fault yet.
+/// Returns a note about a file that is not an error.
 pub fn note(path: &str, text: &str) -> Option<Finding> {
     let lines = text.lines().count();
     let ours = matches!(kind(path, text), Kind::Rust | Kind::Script);
@@ -161,7 +162,7 @@ fn in_line(kind: Kind, line: &str) -> Vec<String> {
     whats
 }
 
-/// `//!` comes first, after plain comments and attributes of the module.
+/// Returns whether `//!` comes first, after plain comments and attributes of the module.
 fn has_module_docs(text: &str) -> bool {
     let plain = |line: &&str| {
         let comment = line.starts_with("//") && !line.starts_with("//!");
@@ -173,7 +174,7 @@ fn has_module_docs(text: &str) -> bool {
         .is_some_and(|line| line.starts_with("//!"))
 }
 
-/// Whether `word` stands there with nothing of a word on either side.
+/// Returns whether the line contains `word` as a whole word.
 fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -185,7 +186,8 @@ fn has_word(line: &str, word: &str) -> bool {
     })
 }
 
-/// Whether an absolute path below `directory` stands there, and not the middle of another one.
+/// Returns whether the line contains an absolute path below `directory`, which is not the middle of
+/// another path.
 fn has_path(line: &str, directory: &str) -> bool {
     line.match_indices(directory).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -193,7 +195,7 @@ fn has_path(line: &str, directory: &str) -> bool {
     })
 }
 
-/// The hosts of all URLs of a line.
+/// Returns the hosts of all URLs in a line.
 fn hosts(line: &str) -> impl Iterator<Item = &str> {
     line.match_indices("://").filter_map(|(at, separator)| {
         let rest = &line[at + separator.len()..];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The commands of README.md, docs/ and deploy/: each is parsed by its program's own command line, rendered or run, or its
-//! block has a mark that says what it needs. docs/README.md has the marks.
+//! The commands of README.md, docs/ and deploy/: each is parsed by its program's own command line, rendered or run, or
+//! its block has a mark that says what it needs. docs/README.md lists the marks.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use tests::fences::{self, Block};
 use tests::manifests::{Tool, repository};
 use tests::{agent, cmd};
 
-/// Why a block is not run here, and what is needed for it.
+/// The marks of blocks that are not run here, with the requirement of each.
 const MARKS: [(&str, &str); 4] = [
     ("cluster", "a Kubernetes cluster"),
     ("machine", "a node, or programs that run on it"),
@@ -25,16 +25,16 @@ const MARKS: [(&str, &str); 4] = [
     ("tested", "a test of its own, which runs it as it stands"),
 ];
 
-/// What every shell has, and needs no check.
+/// Commands of every shell, which are not checked.
 const SHELL: [&str; 5] = ["cd", "export", "mkdir", "man", "kill"];
 
-/// Where files of this repository are, as commands name them.
+/// The directories of this repository's files, as commands name them.
 const TREES: [&str; 4] = ["deploy/", "docs/", "./docs/", "tests/"];
 
-/// Words of a command line that only print.
+/// Words of command lines that only print.
 const HARMLESS: [&str; 3] = ["--help", "--version", "completions"];
 
-/// A kustomization of files that a script makes first; `tests/tests/webhook` renders it behind that.
+/// A kustomization of files that a script writes first; `tests/tests/webhook` renders it after the script.
 const MADE: &str = "deploy/webhook/by-hand";
 
 /// A page with its commands.
@@ -73,10 +73,10 @@ fn pages() -> Result<Vec<Page>> {
     paths.into_iter().map(read).collect()
 }
 
-/// What is known of the repository.
+/// The known names of the repository.
 struct Known {
     programs: Vec<Program>,
-    /// Packages and targets of the workspace, as `cargo` takes them behind a flag.
+    /// The packages and targets of the workspace, as `cargo` accepts them behind a flag.
     cargo: BTreeSet<(&'static str, String)>,
     tool: Option<Tool>,
 }
@@ -90,10 +90,10 @@ impl Known {
         })
     }
 
-    /// Whether a command could be checked without the means of a mark.
+    /// Returns whether a command could be checked without the requirement of a mark.
     ///
     /// # Errors
-    /// It is wrong.
+    /// Returns an error if the command is wrong.
     fn check(&self, words: &[String]) -> Result<bool> {
         for word in words {
             let path = word.rsplit('=').next().unwrap_or_default();
@@ -143,7 +143,7 @@ impl Known {
         Ok(())
     }
 
-    /// Renders what a cluster would get.
+    /// Renders the objects that a cluster would receive.
     fn render(&self, words: &[String]) -> Result<()> {
         let Some(tool) = &self.tool else {
             return Ok(());
@@ -165,7 +165,7 @@ impl Known {
     }
 }
 
-/// Reads a line by the program's own command line; one that only prints is run.
+/// Parses a line by the program's own command line; a command that only prints is run.
 fn parse(program: &Program, words: &[String]) -> Result<()> {
     let is_doctor = words.first().is_some_and(|word| word == "doctor");
     let doctor = program.doctor.as_ref().filter(|_| is_doctor);
@@ -223,7 +223,7 @@ fn cargo_names() -> Result<BTreeSet<(&'static str, String)>> {
     Ok(names)
 }
 
-/// Whether a test names this page, as one that runs it does.
+/// Returns whether a test contains the name of this page, as a test that runs its commands does.
 fn is_named_by_a_test(page: &str) -> Result<bool> {
     for directory in [
         "tests/tests/operate",
@@ -296,7 +296,7 @@ fn documented_commands_are_what_programs_take() -> Result<()> {
     Ok(())
 }
 
-/// A wrong command is found: each kind of check can fail.
+/// Wrong commands are found: each kind of check can fail.
 #[test]
 fn wrong_commands_are_found() -> Result<()> {
     let known = Known::new()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `docs/reference` is what the programs' command lines say, and has nothing of programs that are no more.
+//! `docs/reference` has the programs' command lines, and nothing about programs that no longer exist.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The workflows in `.github`: GitHub's schema takes them, xtask takes their commands, and actions are pinned by commit.
+//! The workflows in `.github`: they conform to GitHub's schema, xtask accepts their commands, and actions are pinned by
+//! commit.
 
 use std::fs;
 
@@ -9,7 +10,7 @@ use docs_tests::shell;
 use serde_json::Value;
 use tests::manifests::{Tool, repository};
 
-/// What is behind a key, wherever it stands.
+/// Collects the values of a key, at any depth.
 fn values<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(map) => {

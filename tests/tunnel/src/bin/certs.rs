@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `cargo xtask certs`: writes the certificates that the tunnel's examples name.
+//! `cargo xtask certs`: writes the certificates that the commands of the tunnel's examples refer to.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

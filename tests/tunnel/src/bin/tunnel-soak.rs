@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `cargo xtask soak --tunnel`: the tunnel's server and agent must not hold more at the end than at the beginning. What
-//! they have to do lives in `tunnel_tests::soak`.
+//! `cargo xtask soak --tunnel`: the tunnel's server and agent must not hold more resources at the end than at the
+//! beginning. Their load is defined in `tunnel_tests::soak`.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -25,10 +25,10 @@ use crate::tunnel::{
 
 /// The ports of the examples.
 const FRONTEND: u16 = 8090;
-/// How long a dial may take, also while the peer's tunnels are stalled.
+/// The time limit of a dial, also while upstream's tunnels are stalled.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// How clients reach the server.
+/// The protocol and the socket that clients reach the server by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// gRPC on a Unix socket.
@@ -42,7 +42,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// All.
+    /// All transports.
     pub const ALL: [Self; 4] = [
         Self::GrpcUds,
         Self::ConnectUds,
@@ -50,7 +50,7 @@ impl Transport {
         Self::ConnectTls,
     ];
 
-    /// In results.
+    /// Returns the name in results.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Transport {
         }
     }
 
-    /// Whether each tunnel begins with a TLS handshake.
+    /// Returns whether each tunnel begins with a TLS handshake.
     #[must_use]
     pub const fn has_tls(self) -> bool {
         matches!(self, Self::GrpcTls | Self::ConnectTls)
@@ -84,12 +84,12 @@ impl Transport {
     }
 }
 
-/// A tunnel with clients and a target. In the order of its fields it is taken down.
+/// A tunnel with clients and a target. Its fields are dropped in the order in which they are declared.
 pub struct Rig {
     runtime: Runtime,
-    /// Server and agent.
+    /// The server and the agent.
     pub tunnel: Tunnel,
-    /// Opens tunnels.
+    /// The dialer that opens tunnels.
     pub dialer: Dialer,
     /// The target's address.
     pub target: SocketAddr,
@@ -97,7 +97,7 @@ pub struct Rig {
     makes: Both<Make>,
 }
 
-/// Gauges of open connections at a server, and at an agent.
+/// The gauges of open connections of a server, and below those of an agent.
 const SERVER_GAUGES: [&str; 4] = [
     "established_connections",
     "pending_backend_dials",
@@ -106,7 +106,7 @@ const SERVER_GAUGES: [&str; 4] = [
 ];
 const AGENT_GAUGES: [&str; 2] = ["open_endpoint_connections", "buffered_bytes"];
 
-/// Whether all of these gauges are 0.
+/// Returns whether all of these gauges are 0.
 fn at_rest(metrics: &str, gauges: &[&str]) -> bool {
     gauges.iter().all(|gauge| {
         let mut samples = metrics.lines().filter(|line| !line.starts_with('#'));
@@ -114,25 +114,25 @@ fn at_rest(metrics: &str, gauges: &[&str]) -> bool {
             let (name, value) = line.rsplit_once(' ')?;
             name.ends_with(&format!("_{gauge}")).then_some(value)
         });
-        // A program that has just started does not have all of them.
+        // A program that has just started does not have all of these metrics yet.
         value.is_none_or(|value| value == "0")
     })
 }
 
-/// Resource usage of server and agent.
+/// A value of the server and of the agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Both<T> {
-    /// The server.
+    /// The server's value.
     pub server: T,
-    /// The agent.
+    /// The agent's value.
     pub agent: T,
 }
 
 impl Rig {
-    /// Starts server and agent of this make.
+    /// Starts a server and an agent of this make.
     ///
     /// # Errors
-    /// A program is missing, or something does not start.
+    /// Returns an error if a program is missing or does not start.
     pub fn new(transport: Transport, make: Make) -> Result<Self> {
         Self::of(transport, make, make)
     }
@@ -140,9 +140,9 @@ impl Rig {
     /// Starts a server and an agent of these makes.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Returns an error under the same conditions as [`Self::new`].
     pub fn of(transport: Transport, server: Make, agent: Make) -> Result<Self> {
-        // Logging is part of a tunnel's cost, but both log to files here; the flag is klog's own default.
+        // Logging is part of a tunnel's cost, but both programs log to files here; the flag has klog's own default.
         let tunnel = Tunnel::start_with(&transport.server(), server, agent)?;
         let dialer = Dialer::new(endpoint(transport, &tunnel)?, transport.mode()).limit(DIAL_LIMIT);
         let runtime = tunnel.netns().run(|| {
@@ -151,7 +151,7 @@ impl Rig {
                 .enable_all()
                 .build()
         })?;
-        // On a thread of the runtime, which is in the namespace.
+        // The task runs on a thread of the runtime, which is in the namespace.
         let target = runtime.block_on(runtime.spawn(target::start()))??;
         Ok(Self {
             runtime,
@@ -163,10 +163,10 @@ impl Rig {
         })
     }
 
-    /// Kills one of the two under these clients, and starts it again.
+    /// Kills the server or the agent while these clients run, and starts it again.
     ///
     /// # Errors
-    /// It is not there again after a while, or clients do not end.
+    /// Returns an error if the program is not ready again in time, or if clients do not finish.
     pub fn kill_under(
         &mut self,
         part: Part,
@@ -188,7 +188,7 @@ impl Rig {
     /// Runs clients in the namespace.
     ///
     /// # Errors
-    /// As the clients.
+    /// Returns the error of the clients.
     pub fn run<T: Send + 'static>(
         &self,
         clients: impl Future<Output = Result<T>> + Send + 'static,
@@ -197,50 +197,51 @@ impl Rig {
         done.context("a client has panicked")?
     }
 
-    /// The processor time of both so far.
+    /// Returns the processor time of both programs so far.
     ///
     /// # Errors
-    /// One has ended.
+    /// Returns an error if one of them has exited.
     pub fn cpu_time(&self) -> Result<Both<Duration>> {
         self.both(usage::cpu_time)
     }
 
-    /// The resident memory of both in bytes.
+    /// Returns the resident memory of both programs, in bytes.
     ///
     /// # Errors
-    /// One has ended.
+    /// Returns an error if one of them has exited.
     pub fn memory(&self) -> Result<Both<u64>> {
         self.both(usage::resident_memory)
     }
 
-    /// The most memory in bytes that both have had resident.
+    /// Returns the peak resident memory of both programs, in bytes.
     ///
     /// # Errors
-    /// One has ended.
+    /// Returns an error if one of them has exited.
     pub fn peak_memory(&self) -> Result<Both<u64>> {
         self.both(usage::peak_memory)
     }
 
-    /// How many files both have open.
+    /// Returns the number of open files of both programs.
     ///
     /// # Errors
-    /// One has ended.
+    /// Returns an error if one of them has exited.
     pub fn files(&self) -> Result<Both<usize>> {
         self.both(usage::open_files)
     }
 
-    /// How many threads both have.
+    /// Returns the number of threads of both programs.
     ///
     /// # Errors
-    /// One has ended.
+    /// Returns an error if one of them has exited.
     pub fn threads(&self) -> Result<Both<usize>> {
         self.both(usage::threads)
     }
 
-    /// Waits until our programs have no tunnel, no dial and no byte left, by their metrics; upstream's are not asked.
+    /// Waits until the metrics of our programs report no tunnel, no pending dial and no buffered byte; upstream's
+    /// programs are not checked.
     ///
     /// # Errors
-    /// They have after a while.
+    /// Returns an error if this does not happen in time.
     pub fn until_at_rest(&self) -> Result<()> {
         for (make, address, gauges) in [
             (self.makes.server, SERVER_HEALTH, &SERVER_GAUGES[..]),
@@ -285,7 +286,7 @@ fn endpoint(transport: Transport, tunnel: &Tunnel) -> Result<Endpoint> {
         policy: Policy::default(),
     };
     let mut config = ClientConfig::clone(&tls.make(&tls.read()?)?.config);
-    // kube-apiserver does not resume sessions either: each of its tunnels has a whole handshake.
+    // kube-apiserver does not resume sessions either: each of its tunnels begins with a full handshake.
     config.resumption = Resumption::disabled();
     Ok(Endpoint::tls("localhost", FRONTEND, Arc::new(config)))
 }

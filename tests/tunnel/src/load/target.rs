@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The target of clients under load. The first byte of a connection selects its behaviour.
+//! The target of clients under load. The first byte of a connection selects the target's behaviour.
 
 use std::net::SocketAddr;
 
@@ -8,22 +8,23 @@ use anyhow::Result;
 use tokio::io::{self, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Sends back what it receives.
+/// The target sends back what it receives.
 pub const ECHO: u8 = b'e';
-/// Receives as many bytes as the next eight bytes say (big endian), and answers with one.
+/// The target receives as many bytes as the next eight bytes (big endian) say, and replies with one
+/// byte.
 pub const TAKE: u8 = b't';
-/// Sends as many bytes as the next eight bytes say.
+/// The target sends as many bytes as the next eight bytes say.
 pub const GIVE: u8 = b'g';
-/// Reads nothing more.
+/// The target reads nothing more.
 pub const IGNORE: u8 = b'i';
 
-/// How much is written at once.
+/// The number of bytes of one write.
 pub const PIECE: usize = 64 << 10;
 
 /// Serves on a free port of loopback until the runtime ends.
 ///
 /// # Errors
-/// It cannot listen.
+/// Returns an error if it cannot listen.
 pub async fn start() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -35,7 +36,7 @@ pub async fn start() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Clients may leave at any moment.
+/// Serves one connection. The client may disconnect at any moment.
 async fn serve(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     match stream.read_u8().await? {
@@ -52,7 +53,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
         GIVE => {
             let bytes = stream.read_u64().await?;
             give(&mut stream, bytes).await?;
-            // The client closes: bytes behind the last ones do not count.
+            // The target waits for the client's close: only the announced bytes are measured.
             stream.read_u8().await?;
         }
         _ => std::future::pending().await,
@@ -60,10 +61,10 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends so many bytes.
+/// Sends this number of bytes.
 ///
 /// # Errors
-/// They are not taken.
+/// Returns an error if they cannot be written.
 pub async fn give(to: &mut (impl io::AsyncWrite + Unpin), bytes: u64) -> io::Result<()> {
     static PIECES: [u8; PIECE] = [b'x'; PIECE];
     let mut left = bytes;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Servers and agents of `deploy/tunnel` at work: each variant is started with its arguments, its environment and the
-//! files that it mounts, is probed as the kubelet does it, and carries a request.
+//! Servers and agents of `deploy/tunnel` at work: the test starts each variant with its arguments, its environment and
+//! the files that it mounts, sends the kubelet's probes, and makes a request through it.
 
 use std::path::Path;
 
@@ -85,7 +85,7 @@ fn the_static_pod_and_the_example_of_an_agent() -> Result<()> {
     let mut site = Site::new()?;
     let server = Pod::of(&server, "Pod")?;
     site.start(&server, &Pod::of(&agent, "Deployment")?)?;
-    // The example allows the networks of the cluster, and this target is none of them.
+    // The example allows the networks of the cluster, and this target is in none of them.
     let refused = site.request_on_socket("socket", "konnectivity.sock");
     ensure!(refused.is_err(), "a target that is not allowed is reached");
     let metrics = http::ask(site.cluster.netns(), AGENT_HEALTH, "/metrics", &[])?.body;

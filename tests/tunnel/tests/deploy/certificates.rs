@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The certificates of deploy/tunnel/certificates/make-certificates.sh at work: server, agent and sidecar of a tenant,
-//! before and after the pairs are made anew.
+//! before and after the certificates and keys are replaced.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ tenants:
 
 const SIDECAR_HEALTH: &str = "127.0.0.1:8096";
 
-/// curl through the sidecar.
+/// The flags of curl for a request through the sidecar.
 const CURL: [&str; 5] = [
     "--silent",
     "--show-error",
@@ -90,7 +90,7 @@ fn certificates_by_hand() -> Result<()> {
     }
     tunnel.request(Path::new("curl"), &CURL)?;
 
-    // New pairs of the same authorities.
+    // The script replaces certificates and keys, which the same CAs sign.
     make(&tunnel)?;
     ensure!(fs::read(tunnel.dir().join("made/clients-ca.crt"))? == authority);
     for address in [AGENT_HEALTH, SERVER_HEALTH, SIDECAR_HEALTH] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The chart of `deploy/tunnel`: it renders the same as kustomize, refuses values that cannot work, and has one version
-//! with everything else.
+//! The chart of `deploy/tunnel`: it renders the same objects as kustomize, rejects values that cannot work, and has the
+//! same version as everything else.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,8 +14,8 @@ use tests::manifests::{Tool, of_kind, repository};
 use super::manifests::overlay;
 use super::site::{chart, kustomize};
 
-/// The objects that kustomize and the chart must render alike: kinds with their specs, without names and labels, of
-/// which the chart has more.
+/// Returns the objects that kustomize and the chart must render alike: kinds with their specs, without names and
+/// labels, of which the chart has more.
 fn comparable(objects: &[Value]) -> BTreeMap<String, Value> {
     let mut compared = BTreeMap::new();
     for object in objects {
@@ -37,7 +37,7 @@ fn comparable(objects: &[Value]) -> BTreeMap<String, Value> {
         }
         let ports = &spec["ports"][0]["name"];
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        // kustomize ends the names of others with a hash.
+        // kustomize appends a hash to the names of other ConfigMaps.
         let is_hashed = kind == "ConfigMap" && !name.ends_with("-tenants");
         let name = if is_hashed { "" } else { name };
         compared.insert(format!("{kind} {name} {ports}"), spec);
@@ -94,7 +94,7 @@ fn the_chart_and_kustomize_give_the_same() -> Result<()> {
     Ok(())
 }
 
-/// The rules of tenants are the same text's values in the example and by the chart.
+/// The tenants of the example's file equal those that the chart renders.
 #[test]
 fn the_charts_tenants_are_the_files() -> Result<()> {
     let Some(tool) = Tool::find("tunnel-deploy-chart-tenants")? else {
@@ -146,7 +146,7 @@ fn the_chart_refuses_values_that_cannot_work() -> Result<()> {
     Ok(())
 }
 
-/// The version stands in the workspace, the chart and wherever kustomize names the image.
+/// The version in the workspace, in the chart and in each image name of kustomize is the same.
 #[test]
 fn there_is_one_version() -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The dashboard and the alerts of `deploy/tunnel/monitoring`: a real Prometheus scrapes a server of tenants that keeps a
-//! lease, an agent that counts leases, and a sidecar, while they carry, refuse and lose connections. Every query of the
-//! dashboard answers with data, and every metric that it or an alert names is served.
+//! The dashboard and the alerts of `deploy/tunnel/monitoring`: a real Prometheus scrapes a server with tenants that
+//! renews a lease, an agent that counts leases, and a sidecar, while they carry, refuse and lose connections. Every
+//! query of the dashboard returns data, and every metric that the dashboard or an alert uses is served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,7 +28,8 @@ use super::site::Site;
 const PREFIX: &str = "konnectivity_network_proxy_";
 const SIDECAR_HEALTH: &str = "127.0.0.1:8096";
 
-/// Of connections that are closed for their reader, of which there are none between two of ours.
+/// The metrics of connections that are closed because their reader does not read; this does not happen between two of
+/// our programs.
 const WITH_UPSTREAM: [&str; 2] = [
     "konnectivity_network_proxy_agent_tunnels_closed_total",
     "konnectivity_network_proxy_server_tunnels_closed_total",
@@ -64,7 +65,7 @@ const SIDECAR: [&str; 4] = [
     "--client-key=made/shoot-a-prometheus.key",
 ];
 
-/// A port of the agent's side where nothing listens.
+/// A port on the agent's side where nothing listens.
 const REFUSED: &str = "http://localhost:8001/";
 
 fn monitoring(file: &str) -> Result<String> {
@@ -72,7 +73,7 @@ fn monitoring(file: &str) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// The queries of the dashboard, by panel, with Grafana's variables filled in.
+/// Returns the queries of the dashboard by panel, with Grafana's variables expanded.
 fn queries() -> Result<BTreeMap<String, String>> {
     let dashboard: Value = serde_json::from_str(&monitoring("konnectivity.json")?)?;
     let mut queries = BTreeMap::new();
@@ -90,7 +91,7 @@ fn queries() -> Result<BTreeMap<String, String>> {
     Ok(queries)
 }
 
-/// The metrics that a text names, those of histograms without their suffix.
+/// Returns the metrics in a text; those of histograms are without their suffix.
 fn metrics(text: &str) -> BTreeSet<String> {
     let names = text.match_indices(PREFIX).map(|(at, _)| {
         let rest = &text[at..];
@@ -98,11 +99,11 @@ fn metrics(text: &str) -> BTreeSet<String> {
         let name = &rest[..end.unwrap_or(rest.len())];
         name.strip_suffix("_bucket").unwrap_or(name).to_owned()
     });
-    // The prefix alone begins a pattern for all programs.
+    // The prefix alone is the beginning of a pattern for all programs.
     names.filter(|name| name != PREFIX).collect()
 }
 
-/// The metrics that an endpoint serves.
+/// Returns the metrics that an endpoint serves.
 fn served(tunnel: &Tunnel, netns: &tests::netns::Netns, address: &str) -> Result<BTreeSet<String>> {
     let answer = http::ask(netns, address, "/metrics", &[])?;
     ensure!(answer.code == 200, "{answer:?}\n{}", tunnel.logs());
@@ -145,7 +146,7 @@ impl Wanted {
         })
     }
 
-    /// Removes panels that show data now: numbers, of which NaN is none.
+    /// Removes the panels that show data now, which means numbers other than NaN.
     fn look(&mut self, site: &Site) -> Result<()> {
         let mut seen = Vec::new();
         for (panel, query) in &self.queries {
@@ -161,7 +162,7 @@ impl Wanted {
             (site.cluster.netns(), AGENT_HEALTH),
             (tunnel.netns(), SIDECAR_HEALTH),
         ] {
-            // A program that is killed serves nothing.
+            // A killed program serves nothing.
             for name in served(tunnel, netns, address).unwrap_or_default() {
                 self.metrics.remove(&name);
             }
@@ -169,7 +170,7 @@ impl Wanted {
         Ok(())
     }
 
-    /// Has requests made until only queries about these metrics are left.
+    /// Makes requests until only queries of these metrics are left.
     fn until_left(&mut self, site: &Site, left: &[&str]) -> Result<()> {
         let is_left = |text: &String| left.iter().any(|name| text.contains(name));
         let seen = wait_until(PATIENCE, "data for every query", || {
@@ -189,8 +190,8 @@ impl Wanted {
     }
 }
 
-/// Requests that succeed, that are refused by target, limit and tenant, and some through the sidecar. The limit may hit
-/// each of them.
+/// Makes requests that succeed, requests that the target, the limit or the tenant's rules refuse, and some through the
+/// sidecar. The limit may refuse any of them.
 fn traffic(site: &Site) -> Result<()> {
     let curl = |words: &[&str]| site.tunnel.run(Path::new("curl"), words);
     let own = Site::curl();
@@ -206,7 +207,7 @@ fn traffic(site: &Site) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     for target in [TARGET, REFUSED] {
         curl(&[&own[..], &[target]].concat())?;
-        // By CONNECT, with a dial each time: connections for whole URLs are kept.
+        // These requests use CONNECT, with one dial each; the sidecar keeps connections of requests with whole URLs.
         let by_sidecar = [
             "--silent",
             "--proxytunnel",
@@ -272,7 +273,8 @@ scrape_configs:
     wanted.until_left(&site, &[])
 }
 
-/// Series that only a peer of upstream causes: connections that are closed because their reader does not read.
+/// The series that appear only with a program of upstream: connections that are closed because their reader does not
+/// read.
 #[test]
 fn connections_that_are_closed_for_their_reader() -> Result<()> {
     if lacks_peers("tunnel-dashboard-upstream")? {

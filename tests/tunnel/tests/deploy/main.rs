@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `deploy/tunnel`: the rendered objects, and its servers and agents at work.
+//! `deploy/tunnel`: the rendered objects, and the servers and agents that are started from them.
 
 mod at_work;
 mod certificates;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The manifests of `deploy/tunnel`: Kubernetes takes them, the programs take their flags, and pods have no more rights and no
-//! less room than they need.
+//! The manifests of `deploy/tunnel`: Kubernetes accepts them, the programs accept their flags, and pods have no more
+//! rights and no less memory than they need.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use tunnel_tests::pod::Pod;
 
 use super::site::{chart, kustomize};
 
-/// The oldest Kubernetes with `unhealthyPodEvictionPolicy`, and the newest whose schemas are at hand.
+/// The oldest Kubernetes with `unhealthyPodEvictionPolicy`, and the newest one whose schemas are available.
 const VERSIONS: [&str; 2] = ["1.27", "1.37"];
 
 const DIRECTORIES: [&str; 7] = [
@@ -28,7 +28,7 @@ const DIRECTORIES: [&str; 7] = [
     "example/server",
 ];
 
-/// Overlays as an operator may write them besides: resource and components.
+/// Further overlays as an operator may write them: a resource and its components.
 const OVERLAYS: [(&str, &[&str]); 4] = [
     ("agent-daemonset", &["agent-token", "agent-leases"]),
     ("server", &["server-tokens-and-leases"]),
@@ -36,13 +36,13 @@ const OVERLAYS: [(&str, &[&str]); 4] = [
     ("static-pod", &["static-pod-metrics"]),
 ];
 
-/// The names of the workloads.
+/// The kinds of the workloads.
 const WORKLOADS: [&str; 3] = ["Deployment", "DaemonSet", "Pod"];
 
-/// The memory that a program needs besides `--buffer-budget`, in MiB.
+/// The memory that a program needs in addition to `--buffer-budget`, in MiB.
 const ROOM: u64 = 96;
 
-/// The sets of values with which the chart is rendered.
+/// Returns the sets of values with which the chart is rendered.
 fn values() -> [Value; 4] {
     [
         json!({}),
@@ -95,7 +95,7 @@ fn values() -> [Value; 4] {
     ]
 }
 
-/// Every rendering with a name.
+/// Returns every rendering with its name.
 fn renderings(tool: &Tool) -> Result<Vec<(String, Vec<Value>)>> {
     let mut rendered = Vec::new();
     for directory in DIRECTORIES {
@@ -112,7 +112,7 @@ fn renderings(tool: &Tool) -> Result<Vec<(String, Vec<Value>)>> {
     Ok(rendered)
 }
 
-/// An overlay in a copy of the directory, as in a checkout of an operator's own.
+/// Renders an overlay in a copy of the directory, as in an operator's own checkout.
 pub fn overlay(tool: &Tool, resource: &str, components: &[&str]) -> Result<Vec<Value>> {
     let top = std::env::temp_dir().join(format!("proxy-agent-tunnel-{}", leftovers::unique_id()?));
     let source = repository().join("deploy/tunnel");
@@ -138,14 +138,14 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// The workloads among objects, with their kinds.
+/// Returns the workloads among these objects, with their kinds.
 fn workloads(objects: &[Value]) -> impl Iterator<Item = (&'static str, &Value)> {
     WORKLOADS
         .into_iter()
         .flat_map(|kind| of_kind(objects, kind).map(move |(_, object)| (kind, object)))
 }
 
-/// A workload's pod: what is beside `spec` and `metadata` in a pod.
+/// Returns the pod template of a workload: the object that contains the pod's `spec` and `metadata`.
 fn template<'a>(kind: &str, workload: &'a Value) -> &'a Value {
     if kind == "Pod" {
         workload
@@ -182,7 +182,7 @@ fn every_rendering_is_what_kubernetes_takes() -> Result<()> {
     Ok(())
 }
 
-/// The properties that every pod must have.
+/// Checks the properties that every pod must have.
 fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     let spec = &template(kind, workload)["spec"];
     let container = &spec["containers"][0];
@@ -243,7 +243,7 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
             workload["spec"]["replicas"].as_u64() == count.parse().ok(),
             "{count} servers"
         );
-        // Else the new server waits for an agent, and agents for an old one to go.
+        // Otherwise the new server waits for an agent, and the agents wait until an old server exits.
         ensure!(workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0);
     }
     let account = spec["serviceAccountName"].as_str();
@@ -253,7 +253,7 @@ fn check_pod(kind: &str, workload: &Value, objects: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// Every selector selects the pods of one of the workloads, and names a port of them.
+/// Checks that every selector selects the pods of one workload, and that its port is a port of these pods.
 fn check_selectors(objects: &[Value]) -> Result<()> {
     let selectors = [
         ("Deployment", "/spec/selector/matchLabels"),
@@ -284,7 +284,7 @@ fn check_selectors(objects: &[Value]) -> Result<()> {
         }
     }
     for (name, service) in of_kind(objects, "Service") {
-        // A server gets ready by its first agent.
+        // A server becomes ready when its first agent connects.
         let is_for_agents = service["spec"]["ports"][0]["name"] == "agents";
         let is_early = service["spec"]["publishNotReadyAddresses"] == true;
         ensure!(is_for_agents == is_early, "{name}");
@@ -302,7 +302,7 @@ fn the_programs_take_their_flags() -> Result<()> {
             let pod = Pod::of(&objects, kind)?;
             let arguments = pod.arguments(&pod.environment("x")?)?;
             let mut command = Command::new(pod.program()?);
-            // Reached only if all before it is accepted.
+            // The program prints its help only if it accepts all flags before this one.
             command.args(&arguments).arg("--help");
             cmd::run(&mut command, "").with_context(|| name.clone())?;
             let unknown = arguments.iter().find(|argument| argument.contains("$("));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `deploy/tunnel/README.md`: its scripts are run and make what its other commands take, and its values are the chart's.
+//! `deploy/tunnel/README.md`: its scripts run and make the files that its other commands use, and its values are those
+//! of the chart.
 
 use std::fs;
 use std::path::Path;
@@ -28,8 +29,8 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     lines.map(words).collect()
 }
 
-/// The script is run as it stands there; what is made of its files finds them. The other commands are looked at with those
-/// of all pages, in `tests/docs`.
+/// Runs the script as the page has it; the commands that create Secrets find its files. `tests/docs` checks the other
+/// commands together with those of all pages.
 #[test]
 fn its_secrets_are_of_files_that_the_script_makes() -> Result<()> {
     let directory = Dir::new()?;
@@ -57,7 +58,7 @@ fn its_secrets_are_of_files_that_the_script_makes() -> Result<()> {
     Ok(())
 }
 
-/// Secrets are made with the names that pods mount.
+/// The Secrets that the page creates have the names that pods mount.
 #[test]
 fn its_secrets_are_those_that_are_mounted() -> Result<()> {
     let Some(tool) = Tool::find("tunnel-deploy-readme-secrets")? else {
@@ -112,8 +113,8 @@ fn its_values_are_the_charts() -> Result<()> {
     Ok(())
 }
 
-/// The files that `prepare-node.sh` makes: a certificate for the names, and a kubeconfig whose certificate the
-/// cluster's CA has signed, for a user without groups.
+/// `prepare-node.sh` makes a certificate for the names, and a kubeconfig for a user without groups, whose certificate
+/// the cluster's CA has signed.
 #[test]
 fn the_files_of_a_node() -> Result<()> {
     let Some(tool) = Tool::find("tunnel-deploy-node")? else {
@@ -184,7 +185,7 @@ fn the_files_of_a_node() -> Result<()> {
     check_owners(&of_node, directory.path())
 }
 
-/// The pod's user can read the files, and make the socket.
+/// Checks that the pod's user can read the files and create the socket.
 fn check_owners(of_node: &Path, root: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     for file in ["tls.crt", "tls.key", "kubeconfig"] {

@@ -16,7 +16,7 @@ use super::site::{AGENT_USER, SERVER_USER, Site, chart, kustomize};
 
 const NAMESPACE: &str = "konnectivity-leases";
 
-/// The rights that bindings among these objects grant.
+/// Returns the rights that bindings among these objects grant.
 fn allowed(objects: &[Value]) -> Result<BTreeSet<Asked>> {
     let mut allowed = BTreeSet::new();
     for (binding, role) in [
@@ -97,7 +97,7 @@ fn rights_are_what_is_asked_for() -> Result<()> {
     site.api.put_expired_lease(NAMESPACE, "long-gone");
     let server = Pod::of(&server, "Pod")?;
     site.start(&server, &Pod::of(&agent, "Deployment")?)?;
-    // The lease is renewed, and expired ones are looked for, after 15 s.
+    // After 15 s the server renews its lease and looks for expired ones.
     wait_until(PATIENCE, "use of every right", || {
         let asked = site.api.asked();
         let beyond: Vec<_> = asked.difference(&allowed).collect();
@@ -107,7 +107,7 @@ fn rights_are_what_is_asked_for() -> Result<()> {
     .with_context(|| format!("of {allowed:#?}: {:#?}", site.api.asked()))
 }
 
-/// The chart gives the same.
+/// The chart grants the same rights.
 #[test]
 fn the_charts_rights_are_the_same() -> Result<()> {
     let Some(tool) = Tool::find("tunnel-deploy-chart-rights")? else {

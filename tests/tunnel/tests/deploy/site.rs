@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A place for the pods of `deploy/tunnel`: the server's namespace with an API server, the agent's with a target, the
-//! certificates of `make-certificates.sh`, and everything that the manifests mount.
+//! The surroundings of the pods of `deploy/tunnel`: the server's namespace with an API server, the agent's namespace
+//! with a target, the certificates of `make-certificates.sh`, and everything that the manifests mount.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,38 +17,38 @@ use tunnel_tests::pod::{Pod, Surroundings};
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{PATIENCE, TARGET, Tunnel};
 
-/// The names that the server's certificates are for: the manifests', and the one that is dialled here.
+/// The names in the server's certificates: those of the manifests, and the one that agents dial in the test.
 const NAMES: &str = "tunnel.example,konnectivity-server.konnectivity.svc,konnectivity-server.kube-system.svc.cluster.local,\
                      localhost";
 
-/// The host of agents' servers in the manifests.
+/// The host of the agents' servers in the manifests.
 const HOST: &str = "tunnel.example";
 
-/// The users of the server's kubeconfig and of the agent's.
+/// The user of the server's kubeconfig.
 pub const SERVER_USER: &str = "system:konnectivity-server";
-/// The agent's.
+/// The user of the agent's kubeconfig.
 pub const AGENT_USER: &str = "system:serviceaccount:kube-system:konnectivity-agent";
 
-/// The names of the processes, which are those of the pods as well.
+/// The name of the server's process, which is also that of its pod.
 pub const SERVER: &str = "konnectivity-server";
-/// The agent's.
+/// The name of the agent's process, which is also that of its pod.
 pub const AGENT: &str = "konnectivity-agent";
 
-/// A rendering of a directory of `deploy/tunnel/kustomize`.
+/// Renders a directory of `deploy/tunnel/kustomize`.
 pub fn kustomize(tool: &Tool, directory: &str) -> Result<Vec<Value>> {
     let top = repository().join("deploy/tunnel/kustomize");
     tool.kustomize(&top.join(directory))
         .with_context(|| directory.to_owned())
 }
 
-/// A rendering of the chart, with the names that kustomize gives.
+/// Renders the chart with the names that kustomize uses.
 pub fn chart(tool: &Tool, values: &Value) -> Result<Vec<Value>> {
     let release = ["konnectivity", "kube-system"];
     tool.chart("deploy/tunnel/helm/konnectivity", release, values)
         .with_context(|| format!("chart with {values}"))
 }
 
-/// The place.
+/// The namespaces, the certificates and the API server.
 pub struct Site {
     pub tunnel: Tunnel,
     pub cluster: Cluster,
@@ -78,7 +78,7 @@ impl Site {
         Ok(site)
     }
 
-    /// Starts a server and an agent, and waits until they are as their probes want them.
+    /// Starts a server and an agent, and waits until their probes succeed.
     pub fn start(&mut self, server: &Pod<'_>, agent: &Pod<'_>) -> Result<()> {
         let outcome = self.try_start(server, agent);
         outcome.with_context(|| self.tunnel.logs())
@@ -93,7 +93,7 @@ impl Site {
         } = self;
         server.start(tunnel, None, SERVER, around)?;
         until_good(server, tunnel.netns(), "livenessProbe").context("the server")?;
-        // Alive, but not ready: its agent has to come all the same.
+        // The server is alive but not ready; its agent must be able to connect in this state.
         if server.has("readinessProbe") {
             let answer = server.probe(tunnel.netns(), "readinessProbe")?;
             ensure!(answer.code == 500, "without an agent: {answer:?}");
@@ -108,7 +108,8 @@ impl Site {
         Ok(())
     }
 
-    /// A request through the server's HTTP CONNECT frontend, as kube-apiserver's user; curl's words.
+    /// Returns the arguments of curl for a request through the server's HTTP CONNECT frontend, as kube-apiserver's
+    /// user.
     pub const fn curl() -> [&'static str; 11] {
         [
             "--silent",
@@ -125,13 +126,13 @@ impl Site {
         ]
     }
 
-    /// Reaches the target behind the agent by HTTP CONNECT.
+    /// Makes a request to the target behind the agent by HTTP CONNECT.
     pub fn request(&self) -> Result<()> {
         let words: Vec<&str> = Self::curl().into_iter().chain([TARGET]).collect();
         self.tunnel.request(Path::new("curl"), &words).map(drop)
     }
 
-    /// Reaches it by gRPC on the Unix socket of this name in a volume of the server's.
+    /// Makes a request to the target by gRPC on the Unix socket of this name in a volume of the server.
     pub fn request_on_socket(&self, volume: &str, name: &str) -> Result<()> {
         let socket = format!("--proxy-uds=pods/{SERVER}/{volume}/{name}");
         let client = Part::TestClient.of(Make::Ours)?;
@@ -179,7 +180,7 @@ fn surroundings(tunnel: &Tunnel, cluster: &Cluster, api: &ApiServer) -> Result<S
     around.add("token", &[("token", token)]);
     around.add("kube-root-ca.crt", &[("ca.crt", file("agents-ca.crt"))]);
     around.instead = vec![
-        // No DNS server resolves the name here.
+        // No DNS server resolves this name here.
         (
             format!("--proxy-server-host={HOST}"),
             vec![
@@ -187,7 +188,7 @@ fn surroundings(tunnel: &Tunnel, cluster: &Cluster, api: &ApiServer) -> Result<S
                 format!("--proxy-server-name={HOST}"),
             ],
         ),
-        // A pod finds its API server by files at a fixed place.
+        // A pod reads the address and the CA of its API server from files with fixed paths.
         (
             "--count-server-leases".to_owned(),
             vec![

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The pods of upstream's examples for kind, with the image alone changed: written anew from what they give their programs,
-//! with one server and with several. Server and agent start with these very flags, connect, carry a request, and stay below
-//! the limit of memory that is meant for upstream's agent.
+//! The pods of upstream's examples for kind, in which only the image is replaced: the test contains the flags that
+//! these examples pass to their programs, with one server and with several. Server and agent start with these flags,
+//! connect, carry a request, and stay below the memory limit of upstream's agent.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ const HOME: &str = "/etc/srv/kubernetes";
 const NAME: &str = "konnectivity-server.kube-system.svc.cluster.local";
 const AUTHORITY: &str = "--ca-cert=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
-/// The agent's limit there, in KiB.
+/// The agent's memory limit in these examples, in KiB.
 const LIMIT: u64 = 30 * 1024;
 
 fn mount(name: &str, path: &str, kind: &str) -> (Value, Value) {
@@ -120,7 +120,7 @@ fn works(servers_flags: &[&str], agents_flags: &[&str]) -> Result<()> {
     let kubeconfig = [("admin.conf", made.join("kubeconfig"))];
     around.add(&format!("{HOME}/admin.conf"), &kubeconfig);
     around.add("/var/log/konnectivity-server.log", &[]);
-    // Volumes that every pod has, and a name that no DNS server resolves here.
+    // Replacements for volumes that every pod has, and for a name that no DNS server resolves here.
     let authority = format!("--ca-cert={}", made.join("agents-ca.crt").display());
     around.instead = vec![
         (AUTHORITY.to_owned(), vec![authority]),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Many connections, and connections that stand still.
+//! Many connections, and stalled connections.
 
 mod many;
 mod stalled;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Very many connections through one agent at the same time: each has its own bytes, and when their clients have left, neither
-//! a connection nor a file of them is left. `PROXY_AGENT_TEST_LOAD=full` has 10,000 of them,
-//! or as many as the hard limit of open files permits.
+//! Very many concurrent connections through one agent: each carries its own bytes, and after their clients have
+//! disconnected, neither a connection nor a file remains open. `PROXY_AGENT_TEST_LOAD=full` opens 10,000 of them, or as
+//! many as the hard limit of open files permits.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use tunnel_tests::load::{self, LOST};
 use tunnel_tests::program::Make;
 use tunnel_tests::tunnel::PATIENCE;
 
-/// Files that this process has open beside those of the connections.
+/// The number of open files of this process besides those of the connections.
 const FURTHER: u32 = 500;
 
-/// How long all of them make round trips.
+/// The time in which all connections make round trips.
 const SLOT: Duration = Duration::from_secs(2);
 
 fn through_one_agent(transport: Transport) -> Result<()> {
     let wanted = if is_load_full() { 10_000 } else { 1_000 };
-    // This process has both ends of each, and its children may have as many files.
+    // This process has both ends of each connection, and its children inherit the limit.
     let files = usage::allow_open_files(2 * wanted + FURTHER);
     let permitted = files.saturating_sub(FURTHER.into()) / 2;
     let count = usize::try_from(permitted.min(wanted.into()))?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connections that stand still, in each direction and mode, and others beside them: upstream's oldest complaint (#180,
-//! #881). Between two of ours both directions are tried; where one end is upstream's, the direction that ours faces: a
-//! target that does not read stops upstream's agent whatever its server does, and a client that does not read upstream's
-//! server. `PROXY_AGENT_TEST_LOAD=full` has 100 of them for a minute, the other round trips are timed, and memory and sockets
-//! are looked at.
+//! Stalled connections, in each direction and mode, with others beside them: upstream's oldest complaint (#180, #881).
+//! Between two of our programs both directions are tested. If one program is upstream's, only the direction that our
+//! program is responsible for is tested: a target that does not read blocks upstream's agent with any server, and a
+//! client that does not read blocks upstream's server. `PROXY_AGENT_TEST_LOAD=full` keeps 100 of them for a minute,
+//! measures the round trips of the others, and checks memory and sockets.
 
 use std::time::Duration;
 
@@ -17,25 +17,26 @@ use tunnel_tests::load::{self, LOST, Stall, percentile};
 use tunnel_tests::program::{Make, lacks_peers};
 use tunnel_tests::tunnel::PATIENCE;
 
-/// Tunnels that make round trips meanwhile.
+/// The number of tunnels that make round trips meanwhile.
 const OTHERS: usize = 50;
 
-/// Bytes that a stalled tunnel may have on their way to its reader, in buffers of streams and sockets.
+/// The maximum number of bytes of a stalled tunnel in buffers of streams and sockets, on their way to its reader.
 const SENDING: u64 = 512 << 10;
 
-/// Bytes that it may hold at each end between two of ours: a window, and the data on their way.
+/// The maximum number of bytes that a stalled tunnel may hold at each end between two of our programs: a window, and
+/// the data in transit.
 const HELD: u64 = (1 << 20) + SENDING;
 
-/// Memory of a program in bytes that changes for other reasons than the stalled tunnels.
+/// The memory of a program, in bytes, that changes for other reasons than the stalled tunnels.
 const SLACK: u64 = 24 << 20;
 
 /// The default of `--buffer-budget`.
 const BUDGET: u64 = 256 << 20;
 
-/// Part of the used memory that may stay with the allocator, in bytes.
+/// The maximum part of the used memory, in bytes, that the allocator may keep.
 const KEPT: u64 = 12 << 20;
 
-/// Looks at the memory of those that are ours.
+/// Returns the memory of those of the two programs that are ours.
 fn of_ours(makes: Both<Make>, memory: Both<u64>) -> impl Iterator<Item = (&'static str, u64)> {
     [
         ("the server", makes.server, memory.server),
@@ -127,7 +128,7 @@ fn two_of_ours_with_http_connect() -> Result<()> {
     others_go_on(Transport::ConnectUds, OURS, &Stall::ALL)
 }
 
-/// Both modes with these makes.
+/// Tests both modes with these makes.
 fn mixed(name: &str, makes: Both<Make>, ways: &'static [Stall]) -> Result<()> {
     if lacks_peers(&format!("tunnel-stalled-{name}"))? {
         return Ok(());

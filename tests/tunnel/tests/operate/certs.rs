@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The certificates of the examples: their files, modes and names, and that openssl accepts them.
+//! The certificates of the examples: their files, modes and names. openssl accepts them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

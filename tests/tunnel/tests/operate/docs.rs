@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The commands of docs/tunnel.md, as they stand there.
+//! The commands of docs/tunnel.md are run as the page has them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use tests::fences;
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{AGENT_HEALTH, SERVER_HEALTH, SOCKET, Tunnel};
 
-/// The socket that the document names, and no other process of the machine may have while tests run.
+/// The socket path of the document. No other process of the machine may use it while tests run.
 const SHARED_SOCKET: &str = "/tmp/uds-proxy";
 
-/// The blocks of commands that start a server.
+/// Returns the blocks of commands that start a server.
 fn examples() -> Result<Vec<String>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tunnel.md");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;

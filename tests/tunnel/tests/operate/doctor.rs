@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `konnectivity-server doctor` and `konnectivity-agent doctor` beside programs that run: all is well without flags,
-//! and each fault is found and has a remedy that names the flag or file in question.
+//! `konnectivity-server doctor` and `konnectivity-agent doctor` beside running programs: they report no problem when
+//! they are run without flags, and find each fault and suggest a remedy that contains the flag or file in question.
 
 use std::fs;
 
@@ -64,7 +64,7 @@ impl Site {
         })
     }
 
-    /// The findings, with the exit code.
+    /// Runs the doctor of a program, and returns its findings and its exit code.
     fn examine(&self, part: Part, words: &[&str]) -> Result<(Vec<Value>, i32)> {
         let words = [&["doctor", "--output=json"], words].concat();
         let output = self.tunnel.run(&part.of(Make::Ours)?, &words)?;
@@ -87,7 +87,7 @@ impl Site {
         Ok((checks, code))
     }
 
-    /// Examines with these words in place of flags of the same name, and expects a finding with a remedy.
+    /// Runs the doctor with these words in place of flags of the same name, and expects a finding with a remedy.
     fn finds(&self, part: Part, words: &[&str], wanted: &Fault) -> Result<()> {
         let own = match part {
             Part::Server => Self::server(),
@@ -117,7 +117,7 @@ impl Site {
     }
 }
 
-/// The finding that is expected.
+/// The expected finding.
 #[derive(Debug)]
 struct Fault {
     id: &'static str,
@@ -144,7 +144,8 @@ const fn warning(id: &'static str, finding: &'static str, remedy: &'static str) 
     }
 }
 
-/// Without flags, those of the processes are judged; people get lines, and upstream's names do as well.
+/// Without flags, the doctor checks the flags of the running processes. It prints lines for people, and upstream's
+/// program names work as well.
 #[test]
 fn all_is_well() -> Result<()> {
     let mut site = Site::new()?;
@@ -193,7 +194,7 @@ fn all_is_well() -> Result<()> {
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(text.contains("0 broken, 0 warnings, 0 unknown, "), "{text}");
     }
-    // The server has seen no stream but the agent's.
+    // The server has seen no stream other than the agent's.
     let connected = site.tunnel.lines("server", "Agent connected").len();
     ensure!(connected == 1, "{connected} streams of agents");
     Ok(())
@@ -250,7 +251,7 @@ fn faults_of_an_agent() -> Result<()> {
             &["--proxy-server-port=9"],
             broken("server", "refused", "--proxy-server-port"),
         ),
-        // Where clients connect: HTTP/1.1.
+        // The port for clients, which speaks HTTP/1.1.
         (
             &[
                 "--proxy-server-port=8090",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tunnel's container image: server, agent and sidecar as its user, with nothing but what is in it. A target's name
-//! is looked up in /etc/hosts and by DNS, and other programs read the image.
+//! The tunnel's container image: server, agent and sidecar run as the image's user with only the files of the image.
+//! The name of a target is resolved by /etc/hosts and by DNS, and other programs can read the image.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -15,22 +15,22 @@ use tests::image::{Image, Root};
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{AGENT, CURL, Example, SERVER_HEALTH, TARGET, Tunnel};
 
-/// `cargo xtask test` sets it.
+/// The variable with the image's path; `cargo xtask test` sets it.
 const VARIABLE: &str = "PROXY_TUNNEL_IMAGE";
 
 /// The names that upstream's images have for server and agent.
 const UPSTREAM: [&str; 2] = ["/proxy-server", "/proxy-agent"];
 
-/// Ours.
+/// The paths of our server and agent.
 const OURS: [&str; 2] = [
     "/usr/bin/konnectivity-server",
     "/usr/bin/konnectivity-agent",
 ];
 
-/// Looked up by DNS.
+/// The name of the target, which DNS resolves.
 const NAME: &str = "target.example";
 
-/// The sidecar's certificate for the server.
+/// The flags with the sidecar's certificate for the server.
 const SIDECAR: [&str; 4] = [
     "--mode=http-connect",
     "--ca-cert=certs/frontend/issued/ca.crt",
@@ -38,7 +38,7 @@ const SIDECAR: [&str; 4] = [
     "--client-key=certs/frontend/private/proxy-client.key",
 ];
 
-/// Flags with paths as they are from every directory.
+/// Returns the flags with absolute paths.
 fn absolute(tunnel: &Tunnel, flags: &[&str]) -> Vec<String> {
     let certs = format!("={}/certs/", tunnel.dir().display());
     let flags = flags.iter();
@@ -60,7 +60,7 @@ fn start(
     tunnel.spawn_as(name, command, &flags)
 }
 
-/// Answers each question for an IPv4 address with 127.0.0.1, and others with nothing.
+/// Replies to each query for an IPv4 address with 127.0.0.1, and to other queries with no record.
 fn answer(socket: &UdpSocket) {
     let mut query = [0; 512];
     while let Ok((length, client)) = socket.recv_from(&mut query) {
@@ -73,21 +73,21 @@ fn answer(socket: &UdpSocket) {
         reply.extend([0x81, 0x80, 0, 1, 0, u8::from(is_ipv4), 0, 0, 0, 0]);
         reply.extend(question);
         if is_ipv4 {
-            // The name of the question; an address, for a minute.
+            // The record: the name of the question, and an address with a TTL of one minute.
             reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
         }
         let _ = socket.send_to(&reply, client);
     }
 }
 
-/// The namespace with the image, and what a container runtime gives: hosts and a name server.
+/// Creates the namespace with the image, and the files that a container runtime provides: hosts and a name server.
 fn site(image: &Image) -> Result<(Tunnel, Root)> {
     let tunnel = Tunnel::new()?;
     let root = image.unpack(tunnel.dir())?;
     let etc = root.directory().join("etc");
     fs::write(etc.join("hosts"), "127.0.0.1 localhost\n")?;
     fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\n")?;
-    // The image's user may read what root has made.
+    // The image's user must be able to read the files that root has written.
     let mut readable = Command::new("chmod");
     cmd::run(readable.args(["-R", "a+rX"]).arg(tunnel.dir()), "")?;
     let socket = tunnel.netns().run(|| UdpSocket::bind("127.0.0.1:53"))?;
@@ -150,7 +150,7 @@ fn programs_by_upstreams_names() -> Result<()> {
     works("tunnel_image_upstream", UPSTREAM)
 }
 
-/// The doctor of each program finds that program alone, though all are one executable.
+/// The doctor of each program finds only that program, although all are one executable.
 #[test]
 fn doctors_know_their_programs() -> Result<()> {
     let Some(image) = Image::given(VARIABLE, "tunnel_image_doctor")? else {
@@ -179,7 +179,7 @@ fn doctors_know_their_programs() -> Result<()> {
     Ok(())
 }
 
-/// Three programs and what belongs to them, and nothing of another user.
+/// The image contains three programs and the files that belong to them, and no file of another user.
 #[test]
 fn what_is_in_it() -> Result<()> {
     let Some(image) = Image::given(VARIABLE, "tunnel_image_files")? else {

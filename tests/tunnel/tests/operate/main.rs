@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tunnels for operators: certificates, tenants, Prometheus, documents, and `doctor`.
+//! Tests for operators of tunnels: certificates, tenants, Prometheus, documents, and `doctor`.
 
 mod certs;
 mod docs;

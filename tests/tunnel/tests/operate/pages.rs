@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The pages of server, agent and sidecar: `/statusz`, `/flagz`, and `/` as a browser shows it, with an agent that names
-//! itself in HTML.
+//! The pages of server, agent and sidecar: `/statusz`, `/flagz`, and `/` as a browser renders it, with an agent whose
+//! name is HTML.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +13,12 @@ use tunnel_tests::certs;
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{AGENT_HEALTH, CURL, Example, PATIENCE, SERVER_HEALTH, Tunnel};
 
-/// The admin ports, by their defaults.
+/// The default admin ports.
 const SERVER: &str = "127.0.0.1:8095";
 const AGENT: &str = "127.0.0.1:8094";
 const SIDECAR: &str = "127.0.0.1:8096";
 
-/// The name of an agent that means harm; what it says it can reach, and that as it is shown.
+/// The name of a hostile agent, the identifiers that it advertises, and their form on the page.
 const HOSTILE: &str = "<script>alert('agent')</script>";
 const REACHES: &str =
     "host=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E&host=gnp%E2%80%AE.exe&host=%3C/td%3E%22";
@@ -75,7 +75,7 @@ fn statusz_flagz_and_pages() -> Result<()> {
     ensure!(page(SERVER)?.body.contains("<small>the-server</small>"));
     ensure!(page(AGENT)?.body.contains(">the-server</th>"));
     ensure!(page(SIDECAR)?.body.contains(">up</span>"));
-    // Upstream's ports for probes have upstream's paths alone.
+    // Upstream's ports for probes serve only upstream's paths.
     for health in [SERVER_HEALTH, AGENT_HEALTH] {
         for path in ["/", "/statusz", "/flagz"] {
             let answer = http::ask(tunnel.netns(), health, path, &[])?;
@@ -85,7 +85,7 @@ fn statusz_flagz_and_pages() -> Result<()> {
     Ok(())
 }
 
-/// Starts an agent with the certificate of a tenant, on ports from this one on.
+/// Starts an agent with a tenant's certificate, on consecutive ports from this one.
 fn agent(
     tunnel: &mut Tunnel,
     (process, tenant): (&'static str, &str),
@@ -107,7 +107,7 @@ fn agent(
     tunnel.spawn(process, &Part::Agent.of(Make::Ours)?, &args)
 }
 
-/// A server with two tenants, their agents, a request that is done and one that goes on.
+/// Starts a server with two tenants and their agents, makes one request that is complete and one that continues.
 fn busy() -> Result<Tunnel> {
     let mut tunnel = Tunnel::new()?;
     for tenant in ["a", "b"] {

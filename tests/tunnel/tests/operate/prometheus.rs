@@ -13,7 +13,7 @@ fn scrapes(server: Make, agent: Make) -> Result<()> {
     prometheus::start(&mut tunnel)?;
     let found = prometheus::scraped(&tunnel)?;
     ensure!(found["sysname"] == "Linux", "{found}");
-    // It came through the tunnel: Prometheus keeps its connection.
+    // The scrape used the tunnel, because Prometheus keeps its connection open.
     let metrics = http::ask(tunnel.netns(), SERVER_HEALTH, "/metrics", &[])?.body;
     let open = "konnectivity_network_proxy_server_http_connections 1\n";
     ensure!(metrics.contains(open), "{metrics}");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A real Prometheus and the targets of two clusters with the same addresses, through one sidecar and one server: node
-//! exporters with http, and with https and a client's certificate that only Prometheus has. A cluster without its agent
-//! is down at the next scrape, alone, and up again with it.
+//! A real Prometheus scrapes the targets of two clusters with the same addresses through one sidecar and one server:
+//! node exporters with http, and with https and a client certificate that only Prometheus has. If a cluster loses its
+//! agent, only its targets are down at the next scrape, and they are up again when the agent is back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use tunnel_tests::program::{Make, Part};
 use tunnel_tests::prometheus::{query, serve};
 use tunnel_tests::tunnel::{Example, PATIENCE, SERVER_HEALTH, Tunnel};
 
-/// The tenants, with the names of their jobs.
+/// The tenants, which are also the names of the jobs.
 const CLUSTERS: [&str; 2] = ["alpha", "beta"];
 
 const RULES: &str = "\
@@ -43,7 +43,7 @@ tenants:
   clientKey: certs/frontend/private/beta.key
 ";
 
-/// `tls_config` is about the targets alone: of the way to them Prometheus knows an address.
+/// `tls_config` applies to the targets alone; for the connection to the sidecar, Prometheus has only an address.
 const PROMETHEUS: &str = "\
 global: {scrape_interval: 1s, scrape_timeout: 1s}
 scrape_configs:
@@ -79,7 +79,7 @@ tls_server_config:
 
 const SIDECAR_HEALTH: &str = "127.0.0.1:8096";
 
-/// The two node exporters of a cluster, which say which one it is.
+/// Starts the two node exporters of a cluster, whose metrics contain the cluster's name.
 fn exporters(tunnel: &mut Tunnel, cluster: &Cluster, name: &str) -> Result<()> {
     let directory = tunnel.dir().join(name);
     fs::create_dir(&directory)?;
@@ -101,7 +101,7 @@ fn exporters(tunnel: &mut Tunnel, cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Every scrape of the last minutes, by job: when it began, and whether it succeeded.
+/// Returns every scrape of the last minutes by job: the time when it began, and whether it succeeded.
 fn scrapes(tunnel: &Tunnel) -> Result<BTreeMap<String, Vec<(f64, bool)>>> {
     let series = query(tunnel, "up%5B10m%5D")?;
     let scrapes = series.iter().map(|series| {
@@ -113,7 +113,7 @@ fn scrapes(tunnel: &Tunnel) -> Result<BTreeMap<String, Vec<(f64, bool)>>> {
     Ok(scrapes.collect())
 }
 
-/// Waits until both targets of a cluster were scraped after `since` with this outcome.
+/// Waits until both targets of a cluster have been scraped after `since` with this outcome.
 fn wait_for_scrapes(tunnel: &Tunnel, cluster: &str, since: f64, is_up: bool) -> Result<()> {
     let what = format!("scrapes of {cluster} that give up = {}", u8::from(is_up));
     let found = wait_until(PATIENCE, &what, || {
@@ -192,7 +192,7 @@ fn all_targets_of_two_clusters_through_a_sidecar() -> Result<()> {
     let seen = scrapes(&tunnel)?;
     for (job, samples) in seen.iter().filter(|(job, _)| job.starts_with("alpha")) {
         let after = samples.iter().filter(|(at, _)| *at > killed);
-        // The first scrape knows it, and every other one.
+        // The first scrape after the loss fails, and so does every other one.
         ensure!(
             after.clone().count() > 0 && after.clone().all(|(_, up)| !up),
             "{job}: {samples:?}"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Certificates and CAs of server, agent and sidecar are exchanged under a stream; files that cannot be used change
-//! nothing. With `PROXY_AGENT_TEST_LOAD=full` a hundred times, some seconds each; within one process `proxy-tunnel`'s own
-//! tests do it as often every time.
+//! Certificates and CAs of server, agent and sidecar are replaced while a stream is open; invalid files change nothing.
+//! With `PROXY_AGENT_TEST_LOAD=full` they are replaced a hundred times, which takes some seconds each time. The tests
+//! of `proxy-tunnel` do the same within one process in every run.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,10 +20,10 @@ use tunnel_tests::tunnel::{AGENT, AGENT_HEALTH, Example, PATIENCE, SERVER_HEALTH
 const SIDECAR_HEALTH: &str = "127.0.0.1:8096";
 const SECOND_HEALTH: &str = "127.0.0.1:8193";
 
-/// Where the sidecar listens.
+/// The address that the sidecar listens on.
 const SIDECAR: &str = "127.0.0.1:8097";
 
-/// The files of each program, as its metrics name them.
+/// The files of each program, with their names in its metrics.
 const USES: [(&str, &str); 4] = [
     (SERVER_HEALTH, "server-cert"),
     (SERVER_HEALTH, "cluster-cert"),
@@ -31,10 +31,10 @@ const USES: [(&str, &str); 4] = [
     (SIDECAR_HEALTH, "client-cert"),
 ];
 
-/// The end of the bundle of CAs when it is broken: a certificate by its frame only.
+/// The end of a broken bundle of CAs: only the frame of this certificate is valid.
 const BROKEN: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
-/// Changes of a program's files that came to this.
+/// Returns the number of reloads of a program's files with this result.
 fn reloads(tunnel: &Tunnel, (health, certificate): (&str, &str), result: &str) -> Result<u64> {
     let metrics = http::ask(tunnel.netns(), health, "/metrics", &[])?.body;
     let certificate = format!("certificate=\"{certificate}\"");
@@ -51,7 +51,7 @@ fn reloads(tunnel: &Tunnel, (health, certificate): (&str, &str), result: &str) -
     Ok(count.parse()?)
 }
 
-/// Waits until a program counts more changes that came to this than before.
+/// Waits until a program counts more reloads with this result than before.
 fn wait_for_reload(tunnel: &Tunnel, of: (&str, &str), result: &str, before: u64) -> Result<()> {
     wait_until(PATIENCE, &format!("{result} files for {}", of.1), || {
         Ok((reloads(tunnel, of, result)? > before).then_some(()))
@@ -59,7 +59,7 @@ fn wait_for_reload(tunnel: &Tunnel, of: (&str, &str), result: &str, before: u64)
     .with_context(|| tunnel.logs())
 }
 
-/// A connection to a target through the sidecar.
+/// Opens a connection to a target through the sidecar.
 fn connect(tunnel: &Tunnel, target: &str) -> Result<TcpStream> {
     let mut stream = tunnel.netns().run(|| TcpStream::connect(SIDECAR))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -80,7 +80,7 @@ fn connect(tunnel: &Tunnel, target: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends a piece that no other round sends, and reads it back.
+/// Sends a message that is unique to the round, and reads it back.
 fn round_trip(stream: &mut TcpStream, round: u64) -> Result<()> {
     let piece: Vec<u8> = (round..).take(8192).flat_map(u64::to_be_bytes).collect();
     let mut writer = stream.try_clone()?;
@@ -126,12 +126,13 @@ fn certificates_and_authorities_change_under_a_stream() -> Result<()> {
         for of in USES {
             before.push(reloads(&tunnel, of, "used")?);
         }
-        // New CAs too: with the old ones nothing of this is good.
+        // The CAs are new too, so that no old certificate is valid any more.
         certs::write(&directory, &[], Existing::Replace)?;
         for (of, before) in USES.into_iter().zip(before) {
             wait_for_reload(&tunnel, of, "used", before)?;
         }
-        // A program may have used the files that it saw in the middle of the exchange: the last files count.
+        // A program may have loaded an incomplete set of files during the replacement; the test waits for the final
+        // files.
         wait_until(PATIENCE, "the last files in use everywhere", || {
             let is_in_use = connect(&tunnel, &echo).is_ok()
                 && tunnel.run(&client, &example.client())?.status.success();
@@ -156,7 +157,7 @@ fn certificates_and_authorities_change_under_a_stream() -> Result<()> {
         round_trip(&mut stream, 2 * round + 1)?;
     }
 
-    // A bundle with one malformed certificate is not used, and the last good one stays.
+    // A bundle with one malformed certificate is not used, and the last valid one stays in use.
     let bundle = directory.join("frontend/issued/ca.crt");
     let good = fs::read_to_string(&bundle)?;
     let before = reloads(&tunnel, USES[0], "refused")?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The HAProxy of deploy/tunnel/sni in front of two servers: agents of two clusters dial one address, and the name that
-//! they ask for decides whose server they get.
+//! The HAProxy of deploy/tunnel/sni in front of two servers: agents of two clusters connect to one address, and HAProxy
+//! selects their server by the server name that they request.
 
 use std::fs;
 use std::path::Path;
@@ -14,10 +14,10 @@ use tunnel_tests::cluster::{Cluster, INSIDE};
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{Example, PATIENCE, Tunnel};
 
-/// The port of the destination, in both clusters.
+/// The port of the destination, which is the same in both clusters.
 const PORT: u16 = 443;
 
-/// A server: its name in the example, the ports that it has here, and the answer of its cluster's target.
+/// A server: its name in the example, its ports in the test, and the response of its cluster's target.
 struct Server {
     process: &'static str,
     example: &'static str,
@@ -55,7 +55,7 @@ impl Server {
         format!("127.0.0.1:{}", self.first_port + 2)
     }
 
-    /// The answer that a client of this server reads from the destination that both clusters have.
+    /// Returns the response that a client of this server reads from the destination that exists in both clusters.
     fn read(&self, tunnel: &Tunnel) -> Result<String> {
         let proxy = format!("https://127.0.0.1:{}", self.first_port);
         let output = tunnel.run(
@@ -122,7 +122,7 @@ fn each_agent_gets_the_server_that_it_names() -> Result<()> {
             ensure!(other.contains("500"), "{other}\n{}", tunnel.logs());
         }
     }
-    // A name that is not in the file gets no server.
+    // HAProxy selects no server for a name that is not in its configuration.
     let stranger = Cluster::new(&tunnel, 3)?;
     stranger.agent(&mut tunnel, "stranger", "proxy-agent", &names[2])?;
     wait_until(PATIENCE, "an agent without a server", || {

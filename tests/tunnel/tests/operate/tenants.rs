@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Two clusters with the same addresses behind one server: a client reaches the one that is its tenant's. Every pair of
-//! a client and a cluster, and peers that show, dial or claim names of another tenant.
+//! Two clusters with the same addresses behind one server: a client reaches the cluster of its own tenant. The test
+//! covers every pair of a client and a cluster, and peers that present, dial or advertise names of another tenant.
 
 use std::fs;
 use std::path::Path;
@@ -29,13 +29,13 @@ tenants:
   - certificate: {organization: beta}
 ";
 
-/// The port of the destination, in both.
+/// The port of the destination, which is the same in both clusters.
 const PORT: u16 = 443;
 
-/// The answer of each cluster's target.
+/// The response of each cluster's target.
 const TEXTS: [&str; 2] = ["this is alpha", "this is beta"];
 
-/// The answer that a client with this certificate reads from the destination that both clusters have.
+/// Returns the response that a client with this certificate reads from the destination that exists in both clusters.
 fn read(tunnel: &Tunnel, certificate: &str, port: u16) -> Result<(bool, String)> {
     let key = format!("certs/frontend/private/{certificate}.key");
     let own = format!("certs/frontend/issued/{certificate}.crt");
@@ -96,7 +96,7 @@ fn each_client_reaches_its_own_cluster() -> Result<()> {
         cluster.serve(PORT, text)?;
     }
 
-    // Agents with another tenant's certificate or name, and with none, before there are others.
+    // The first agents have another tenant's certificate or name, or none; no other agents are connected yet.
     for (process, cluster, certificate, name) in [
         ("name of beta", 0, "alpha", "localhost"),
         ("name of alpha", 1, "beta", "kubernetes"),
@@ -116,7 +116,8 @@ fn each_client_reaches_its_own_cluster() -> Result<()> {
     let line = "tenant_refusals_total{peer=\"agent\",reason=\"no_tenant\"}";
     ensure!(before.contains(line), "{before}");
 
-    // One after the other, so that each of them is alone with clients of both.
+    // The agents are started one after the other, so that each of them is once the only agent while clients of both
+    // tenants dial.
     clusters[0].agent(&mut tunnel, "alpha", "alpha", "kubernetes")?;
     tunnel.wait_for(SERVER_HEALTH, "/readyz")?;
     let (is_good, text) = read(&tunnel, "beta", PORT)?;

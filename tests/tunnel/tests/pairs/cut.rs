@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The network between a server and an agent is cut without a word: no FIN, no reset, no ICMP. Both notice, though nothing
-//! is to be sent and pings are an hour apart, end what is behind the cut, and are together again when it is mended.
+//! The network between a server and an agent is cut silently: no FIN, no reset, no ICMP. Both detect it, although they
+//! have nothing to send and pings are an hour apart, close the connections across the cut, and reconnect when the
+//! network works again.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -16,10 +17,10 @@ use tunnel_tests::tunnel::{
     AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, PATIENCE, SERVER_HEALTH, Tunnel,
 };
 
-/// The kernel asks after 15 s, and needs an answer within 20.
+/// The kernel sends a keepalive probe after 15 s, and expects a reply within 20 s.
 const NOTICED: Duration = Duration::from_secs(30);
 
-/// A MAC address that no link here has: frames to it are dropped by their receiver.
+/// A MAC address that no link here has: the receiver drops frames to it.
 const NOWHERE: &str = "02:00:00:00:00:01";
 
 /// Waits for a line in the metrics of a program.
@@ -63,7 +64,7 @@ fn cut(tunnel: &mut Tunnel, cluster: &Cluster) -> Result<()> {
             "neighbour replace {peer} lladdr {NOWHERE} dev {link} nud permanent\n"
         ))?;
     }
-    // On a Unix socket it looks like a regular end.
+    // On a Unix socket the loss of the connection looks like a regular end of the stream.
     ensure!(stream.read(&mut [0])? == 0, "bytes came through the cut");
     let took = begun.elapsed();
     ensure!(took < NOTICED, "the server noticed after {took:?}");

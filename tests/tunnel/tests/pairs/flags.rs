@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Every flag of upstream's programs is one of ours, takes upstream's default as its value, and has the same
-//! default.
+//! Every flag of upstream's programs exists in ours, accepts upstream's default as its value, and has the same default.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tests::cmd;
 use tunnel_tests::program::{Make, Part, lacks_peers};
 
-/// Flags whose default is another one on purpose, or random.
+/// The flags whose default differs on purpose, or is random.
 const DIFFERENT: [&str; 3] = ["agent-id", "backend-dial-timeout", "server-id"];
 
 fn help(program: &Path) -> Result<String> {
@@ -20,7 +19,7 @@ fn help(program: &Path) -> Result<String> {
     Ok(String::from_utf8(printed)?)
 }
 
-/// The flag that a line of a help text is about, and the rest of the line.
+/// Returns the flag that a line of a help text describes, and the rest of the line.
 fn flag(line: &str) -> Option<(&str, &str)> {
     let line = line.trim_start();
     let long = line.strip_prefix("-v, ").unwrap_or(line);
@@ -31,12 +30,12 @@ fn flag(line: &str) -> Option<(&str, &str)> {
     Some(name.split_at(end))
 }
 
-/// The text between two marks.
+/// Returns the text between two marks.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     Some(text.split_once(before)?.1.split_once(after)?.0)
 }
 
-/// The flags of a program of upstream with their defaults, written as values.
+/// Returns the flags of a program of upstream with their defaults, written as values.
 fn upstreams(help: &str) -> BTreeMap<String, String> {
     let flags = help.lines().filter_map(flag);
     let valued = flags.map(|(name, rest)| {
@@ -47,7 +46,7 @@ fn upstreams(help: &str) -> BTreeMap<String, String> {
             "duration" => "0s",
             _ => "false",
         };
-        // Some texts speak of a default in words; pflag's own stands at the end.
+        // Some descriptions mention a default in words; pflag's own default is at the end.
         let stated = rest.rsplit_once("(default ");
         let stated = stated.and_then(|(_, rest)| rest.trim_end().strip_suffix(')'));
         let default = stated.unwrap_or(zero).trim_matches('"');
@@ -56,12 +55,12 @@ fn upstreams(help: &str) -> BTreeMap<String, String> {
     valued.filter(|(name, _)| name != "help").collect()
 }
 
-/// The flags of ours with their defaults.
+/// Returns the flags of one of our programs with their defaults.
 fn ours(help: &str) -> BTreeMap<String, String> {
     let mut flags = BTreeMap::new();
     let mut current: Option<(String, String)> = None;
     for line in help.lines() {
-        // A text that goes on in the next line is indented further, and may begin with the name of a flag.
+        // A continuation line of a description is indented further, and may begin with the name of a flag.
         let is_text = line.starts_with("        ");
         if let Some((name, rest)) = flag(line).filter(|_| !is_text) {
             flags.extend(current.replace((name.to_owned(), rest.to_owned())));
@@ -78,7 +77,7 @@ fn ours(help: &str) -> BTreeMap<String, String> {
     flags
 }
 
-/// Zero values are not shown by either.
+/// Returns the default, or an empty text for zero values, which neither help text shows.
 fn without_zero(default: &str) -> &str {
     match default {
         "0" | "0s" | "false" | ":0" => "",
@@ -98,11 +97,11 @@ fn same_flags(part: Part) -> Result<()> {
     for (name, default) in &theirs {
         command.arg(format!("--{name}={default}"));
     }
-    // Reached only if all before it is accepted.
+    // The program prints its help only if it accepts all flags before this one.
     cmd::run(command.arg("--help"), "").context("a flag of upstream's is refused")?;
     let ours = ours(&help(&program)?);
     for (name, default) in theirs {
-        // A hidden one has no default to compare.
+        // A hidden flag has no default to compare.
         let Some(own) = ours.get(&name) else { continue };
         let is_same = without_zero(own) == without_zero(&default);
         ensure!(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Connections whose other end has gone without a word, while nothing is to be sent on them: a client's and a target's. The
-//! kernel asks that end whether it is there. Each run looks at the kernel's timers; `PROXY_AGENT_TEST_LOAD=full` waits for
-//! what follows, two and a half minutes. What is between server and agent is in `cut.rs`.
+//! Idle connections of a client and of a target whose other end has vanished silently. The kernel sends keepalive
+//! probes to that end. Each run checks the kernel's timers; `PROXY_AGENT_TEST_LOAD=full` waits until the connections
+//! are closed, two and a half minutes. `cut.rs` tests the connection between server and agent.
 
 use std::fs;
 use std::io::Read as _;
@@ -22,20 +22,20 @@ use tunnel_tests::tunnel::{
     AGENT, AGENT_HEALTH, CONNECT_ON_SOCKET, PATIENCE, SERVER_HEALTH, Tunnel,
 };
 
-/// The server's ports for clients and for agents.
+/// The server's port for clients, and below it the port for agents.
 const CLIENTS: u16 = 8090;
 const AGENTS: u16 = 8091;
 
-/// After how many hundredths of a second of silence the kernel asks.
+/// The idle time before the kernel's first keepalive probe, in hundredths of a second.
 const IDLE: u32 = 1_500;
 
-/// Less than that is another timer: it acknowledges bytes.
+/// A timer below this value, in hundredths of a second, is another one, for the acknowledgement of bytes.
 const SHORT: u32 = 100;
 
-/// One question after 15 s, and nine more in steps of 15 s, none of them answered.
+/// The first probe is sent after 15 s, nine more follow in steps of 15 s, and none of them receives a reply.
 const NOTICED: Duration = Duration::from_secs(150);
 
-/// A MAC address that no link here has: frames to it are dropped by their receiver.
+/// A MAC address that no link here has: the receiver drops frames to it.
 const NOWHERE: &str = "02:00:00:00:00:01";
 
 /// An established connection, as the kernel lists it.
@@ -43,14 +43,14 @@ const NOWHERE: &str = "02:00:00:00:00:01";
 struct Connection {
     local: u16,
     remote: u16,
-    /// After how many hundredths of a second the other end is asked, if a timer runs for that.
+    /// The time until the next keepalive probe, in hundredths of a second, if that timer runs.
     asks: Option<u32>,
 }
 
-/// An end of a connection: its name, and whether it is this one, given the target's port.
+/// An end of a connection: its name, and a predicate that selects it, given the target's port.
 type End = (&'static str, fn(&Connection, u16) -> bool);
 
-/// A line of /proc/net/tcp.
+/// Parses a line of /proc/net/tcp.
 fn connection(line: &str) -> Option<Connection> {
     let port = |field: &str| u16::from_str_radix(field.rsplit_once(':')?.1, 16).ok();
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -69,7 +69,7 @@ fn connection(line: &str) -> Option<Connection> {
 fn connections(netns: &Netns) -> Result<Vec<Connection>> {
     let mut all = Vec::new();
     for file in ["tcp", "tcp6"] {
-        // That of the thread, which is in the namespace.
+        // The file of this thread is read, because the thread is in the namespace.
         let text = netns.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")))?;
         all.extend(text.lines().filter_map(connection));
     }
@@ -132,12 +132,12 @@ fn target_goes(tunnel: &mut Tunnel, cluster: &Cluster) -> Result<()> {
     if is_load_full() {
         stream.set_read_timeout(Some(NOTICED + slow_machine::of(PATIENCE)))?;
         let begun = Instant::now();
-        // On a Unix socket it looks like a regular end.
+        // On a Unix socket the loss of the connection looks like a regular end of the stream.
         ensure!(stream.read(&mut [0])? == 0, "bytes came from nowhere");
         let took = begun.elapsed();
         ensure!(took > NOTICED / 2, "it is not given up early: {took:?}");
     } else {
-        // It is not given up early: a network that comes back finds it.
+        // The kernel does not close the connection early, so that it survives a short interruption of the network.
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         ensure!(stream.read(&mut [0]).is_err(), "it has ended");
         drop(stream);

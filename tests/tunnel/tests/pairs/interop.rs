@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Each pair of our and upstream's server and agent, with our and upstream's client, a program around the client
-//! library that kube-apiserver links, and curl: upstream's three examples.
+//! Each pair of our and upstream's server and agent runs upstream's three examples with our and upstream's client, a
+//! program that uses kube-apiserver's client library, and curl.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ fn examples(server: Make, agent: Make) -> Result<()> {
     Ok(())
 }
 
-/// The client library: one tunnel and many at once, bytes in both directions, a target that refuses.
+/// Tests the client library: one tunnel and many concurrent ones, bytes in both directions, and a target that refuses.
 fn library(tunnel: &Tunnel) -> Result<()> {
     let program = library_client()?;
     let uds = format!("--uds={}", tunnel.dir().join(SOCKET).display());

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! After the same requests, every family that upstream's server and agent have is one of ours too: name, type, the names
-//! of labels, and buckets. Values of labels may differ: between two of ours a closed sending side has a packet of its own.
+//! After the same requests, every metric family of upstream's server and agent exists in ours too: name, type, label
+//! names and buckets. Label values may differ: between two of our programs, a packet of its own reports a closed
+//! sending side.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,8 +13,8 @@ use tunnel_tests::tunnel::{AGENT_HEALTH, Example, PATIENCE, SERVER_HEALTH, Tunne
 
 const PREFIX: &str = "konnectivity_network_proxy_";
 
-/// Families that upstream has of gRPC clients and ours has of HTTP CONNECT clients only: gRPC's transport takes
-/// packets when it can send them, so there is no write that could take long.
+/// Families that upstream's server has for gRPC clients and ours only for HTTP CONNECT clients: our gRPC transport
+/// accepts packets only when it can send them, so no write takes long.
 const NOT_OF_GRPC: [&str; 1] =
     ["konnectivity_network_proxy_server_frontend_write_duration_seconds"];
 
@@ -37,7 +38,7 @@ fn families(text: &str) -> Families {
     (types, samples)
 }
 
-/// A sample with the names of its labels; of a bucket with its bound, which Go writes as 1e-06 where Rust writes
+/// Returns a sample with the names of its labels. A bucket keeps its bound, which Go writes as 1e-06 where Rust writes
 /// 0.000001.
 fn normalised(sample: &str) -> String {
     let Some((name, labels)) = sample.split_once('{') else {
@@ -54,7 +55,7 @@ fn normalised(sample: &str) -> String {
     format!("{name}{{{}}}", labels.collect::<Vec<_>>().join(","))
 }
 
-/// The metrics of both after a request.
+/// Returns the metrics of server and agent after a request.
 fn after_a_request(example: Example, make: Make) -> Result<[Families; 2]> {
     let tunnel = Tunnel::start(example, make, make)?;
     let client = Part::TestClient.of(Make::Upstream)?;
@@ -64,7 +65,7 @@ fn after_a_request(example: Example, make: Make) -> Result<[Families; 2]> {
         ensure!(answer.code == 200, "{answer:?}");
         Ok(answer.body)
     };
-    // The connection's end reaches the agent a moment after the client.
+    // The agent receives the end of the connection a moment after the client.
     let closed = r#"packet_type="CLOSE_RSP""#;
     cmd::wait_until(PATIENCE, "the connection's end", || {
         Ok(read(AGENT_HEALTH)?.contains(closed).then_some(()))

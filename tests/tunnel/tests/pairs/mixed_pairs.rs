@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One end of ours with upstream's at the other: slow readers stop no other connection, a closed sending side loses no
-//! answer. By HTTP CONNECT on a Unix socket, which any program can speak.
+//! One of our programs with one of upstream's at the other end: slow readers do not block other connections, and a
+//! closed sending side loses no response. Clients use HTTP CONNECT on a Unix socket, which any program can speak.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -12,16 +12,16 @@ use tunnel_tests::program::{Make, lacks_peers};
 use tunnel_tests::target;
 use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, Tunnel};
 
-/// Round trips of the others while one is stalled.
+/// The number of round trips of the others while one connection is stalled.
 const ROUNDS: usize = 200;
 
-/// How long all of them may take together: they take milliseconds if they wait for nothing.
+/// The maximum time of all of them together: they take milliseconds if nothing blocks them.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// More than all buffers on the way hold.
+/// More bytes than all buffers on the path hold.
 const MUCH: usize = 64 << 20;
 
-/// Round trips with an echo server through a connection of its own.
+/// Makes round trips with an echo server through a separate connection.
 fn others_go_on(tunnel: &Tunnel, echo: SocketAddr) -> Result<()> {
     let mut stream = tunnel.connect(echo)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -40,7 +40,7 @@ fn others_go_on(tunnel: &Tunnel, echo: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A target sends and its client does not read.
+/// Tests a target that sends to a client that does not read.
 fn slow_client(server: Make, agent: Make) -> Result<()> {
     if lacks_peers(&format!("tunnel-slow-client-{}", agent.name()))? {
         return Ok(());
@@ -51,7 +51,7 @@ fn slow_client(server: Make, agent: Make) -> Result<()> {
         target::echo(tunnel.netns())?,
     );
     let _stalled = tunnel.connect(flood)?;
-    // Now, and when its buffers are full.
+    // The others are checked now, and again when the buffers are full.
     for _ in 0..3 {
         others_go_on(&tunnel, echo).with_context(|| tunnel.logs())?;
         std::thread::sleep(Duration::from_millis(300));
@@ -59,7 +59,7 @@ fn slow_client(server: Make, agent: Make) -> Result<()> {
     Ok(())
 }
 
-/// A client sends and its target does not read.
+/// Tests a client that sends to a target that does not read.
 fn slow_target(server: Make, agent: Make) -> Result<()> {
     if lacks_peers(&format!("tunnel-slow-target-{}", server.name()))? {
         return Ok(());
@@ -76,7 +76,7 @@ fn slow_target(server: Make, agent: Make) -> Result<()> {
     while sent < MUCH {
         match stalled.write(&piece) {
             Ok(bytes) => sent += bytes,
-            // It blocks, or has been closed for it.
+            // The connection blocks, or the server or agent has closed it because its target does not read.
             Err(error) => {
                 let is_blocked = error.kind() == ErrorKind::WouldBlock;
                 let is_closed = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
@@ -88,7 +88,7 @@ fn slow_target(server: Make, agent: Make) -> Result<()> {
     others_go_on(&tunnel, echo).with_context(|| tunnel.logs())
 }
 
-/// A client closes its sending side and waits for the answer.
+/// Tests a client that closes its sending side and waits for the response.
 fn half_close(server: Make, agent: Make) -> Result<()> {
     let tunnel = Tunnel::start_with(&CONNECT_ON_SOCKET, server, agent)?;
     let mut stream = tunnel.connect(target::count(tunnel.netns())?)?;

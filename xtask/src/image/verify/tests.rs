@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Layouts as `oci` writes them, whole and damaged.
+//! Tests with layouts as `oci` writes them, intact and damaged.
 
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ fn made(archs: &[Arch]) -> Layout {
     layout(&about(), &images).unwrap()
 }
 
-/// A place for one test.
+/// A directory for one test.
 struct Place(PathBuf);
 
 impl Place {
@@ -96,7 +96,7 @@ fn something_else_is_not_written_over() {
     assert_eq!(fs::read(place.0.join("letter.txt")).unwrap(), b"dear");
 }
 
-/// Every blob is changed, cut and taken away in turn, and one is added.
+/// Every blob is changed, truncated and removed in turn, and one is added.
 #[test]
 fn damage_is_found() {
     let place = Place::new("damage");
@@ -126,7 +126,7 @@ fn damage_is_found() {
     assert!(check(&files).is_err(), "a blob too many");
 }
 
-/// The index says one architecture and the image is of another.
+/// The index has one architecture and the image has another.
 #[test]
 fn a_wrong_platform_is_found() {
     let place = Place::new("platform");

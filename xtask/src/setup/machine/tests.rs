@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Compilers are found by the files on disk: each test lays out a small tree.
+//! Compilers are found by their files: each test creates a small tree.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
-/// A directory of its own for each test, removed at its end.
+/// The directory of a test, which is removed at its end.
 struct Tree(PathBuf);
 
 impl Tree {
@@ -27,7 +27,7 @@ impl Tree {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// A compiler with `core` for BPF, as Debian's packages lay it out.
+    /// Creates a compiler with `core` for BPF, in the layout of Debian's packages.
     fn prebuilt(&self, sysroot: &str) {
         self.file(&format!("{sysroot}/bin/rustc"));
         self.file(&format!(

@@ -5,7 +5,7 @@
 use super::*;
 use crate::setup::tools::{TOOLS, Tool};
 
-/// A machine with rustup that lacks nothing.
+/// Returns a machine with rustup on which nothing is missing.
 fn complete() -> Machine {
     Machine {
         missing_tools: Vec::new(),

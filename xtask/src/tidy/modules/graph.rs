@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which module imports which, between the children of each module.
+//! The imports between the children of each module.
 //!
-//! An arrow goes from one child of a module to another if anything in or below the first names
-//! something that is defined in or below the second. A name that a module only re-exports counts for
-//! where it is defined. What a module defines itself, its children share: a child that takes
-//! `super::Error` from its parent, and a parent that calls its children, make no arrow.
+//! There is an arrow from one child of a module to another if a path in or below the first names an item that is
+//! defined in or below the second. A name that a module only re-exports belongs to the module that defines it. The
+//! children of a module share its own definitions: a child that uses `super::Error` of its parent, and a parent that
+//! calls its children, cause no arrow.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::source::Tree;
 use crate::tidy::Finding;
 
-/// Re-exports of re-exports are followed this far: a circle of them does not compile.
+/// The maximum depth of re-exports that are followed: a circle of them does not compile.
 const DEPTH: usize = 16;
 
-/// One import for an arrow.
+/// An import that causes an arrow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
-    /// The file that imports.
+    /// The file with the import.
     pub file: String,
     /// The line of the import, from 1.
     pub line: usize,
@@ -27,7 +27,8 @@ pub struct Import {
 /// The imports of a crate.
 pub struct Graph<'a> {
     tree: &'a Tree,
-    /// From and to; the first import found is kept for each. Both are children of the same module.
+    /// The arrows as pairs of source and target, with the first import that was found for each. Both are children of
+    /// the same module.
     arrows: BTreeMap<(usize, usize), Import>,
 }
 
@@ -53,7 +54,7 @@ impl<'a> Graph<'a> {
         Self { tree, arrows }
     }
 
-    /// The names of the children of a module, which is given by its path; none if there is no such module.
+    /// Returns the names of the children of the module with this path, or `None` if there is no such module.
     pub fn children(&self, path: &[&str]) -> Option<BTreeSet<&str>> {
         let mut module = 0;
         for name in path {
@@ -63,12 +64,12 @@ impl<'a> Graph<'a> {
         Some(children.map(String::as_str).collect())
     }
 
-    /// The file of the crate's root.
+    /// Returns the file of the crate's root.
     pub fn root(&self) -> &str {
         &self.tree.modules[0].file
     }
 
-    /// The arrows between the children of a module, by their names.
+    /// Returns the arrows between the children of a module, by their names.
     pub fn arrows(&self, path: &[&str]) -> Vec<(&str, &str, &Import)> {
         let name = |module: usize| self.tree.modules[module].name.as_str();
         let path = if path.is_empty() {
@@ -85,7 +86,7 @@ impl<'a> Graph<'a> {
             .collect()
     }
 
-    /// A shortest circle for each group of modules that import each other.
+    /// Returns a shortest circle for each group of modules that import each other.
     pub fn circles(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut named = BTreeSet::new();
@@ -93,7 +94,7 @@ impl<'a> Graph<'a> {
             let Some(circle) = self.way_back(*from) else {
                 continue;
             };
-            // Each is found from every one of its modules.
+            // Each circle is found once from every one of its modules.
             if circle.iter().all(|module| !named.contains(module)) {
                 found.push(self.finding(&circle));
             }
@@ -102,7 +103,7 @@ impl<'a> Graph<'a> {
         found
     }
 
-    /// The shortest way from a module back to itself, without it at the end.
+    /// Returns the shortest path from a module back to itself, without the module at the end.
     fn way_back(&self, start: usize) -> Option<Vec<usize>> {
         let mut before = BTreeMap::new();
         let mut waiting = VecDeque::from([start]);
@@ -148,8 +149,8 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// The module in which that is defined what `path` names in the module `from`; none for what is
-/// defined in another crate.
+/// Returns the module that defines the item which `path` names in the module `from`, or `None` if another crate defines
+/// it.
 fn resolve(tree: &Tree, from: usize, path: &[String], depth: usize) -> Option<usize> {
     let depth = depth.checked_sub(1)?;
     let (first, rest) = path.split_first()?;
@@ -158,7 +159,7 @@ fn resolve(tree: &Tree, from: usize, path: &[String], depth: usize) -> Option<us
         "crate" => walk(tree, 0, rest, depth),
         "self" => walk(tree, from, rest, depth),
         "super" => {
-            // `super::super` goes on from the parent.
+            // `super::super` continues from the parent.
             let mut at = module.parent;
             let ups = rest.iter().take_while(|name| *name == "super").count();
             for _ in 0..ups {
@@ -172,7 +173,7 @@ fn resolve(tree: &Tree, from: usize, path: &[String], depth: usize) -> Option<us
             }
             let import = module.imports.get(name)?;
             if import == path || import.first() == Some(first) {
-                // `use serde::Serialize`: another crate.
+                // `use serde::Serialize` names another crate.
                 return None;
             }
             let path: Vec<_> = import.iter().chain(rest).cloned().collect();
@@ -181,7 +182,7 @@ fn resolve(tree: &Tree, from: usize, path: &[String], depth: usize) -> Option<us
     }
 }
 
-/// Goes down from the module `at` along `names`.
+/// Follows `names` downwards from the module `at`.
 fn walk(tree: &Tree, at: usize, names: &[String], depth: usize) -> Option<usize> {
     let Some((name, rest)) = names.split_first() else {
         return Some(at);
@@ -191,7 +192,8 @@ fn walk(tree: &Tree, at: usize, names: &[String], depth: usize) -> Option<usize>
         return walk(tree, *child, rest, depth);
     }
     match module.imports.get(name) {
-        // A re-export of this crate's; of another crate's it belongs to who exports it.
+        // A re-export from this crate is followed; a re-export from another crate belongs to the module that exports
+        // it.
         Some(import) => {
             let path: Vec<_> = import.iter().chain(rest).cloned().collect();
             resolve(tree, at, &path, depth).or(Some(at))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Which modules and packages may import which. ARCHITECTURE.md says why.
+//! Defines which modules and packages may import which. ARCHITECTURE.md contains the reasons.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,17 +11,17 @@ use crate::tidy::Finding;
 
 /// The layers between the children of a module.
 struct Layers {
-    /// The package whose library it is.
+    /// The package of the library.
     package: &'static str,
     /// The module; empty for the crate's root.
     module: &'static [&'static str],
-    /// From the top: a module imports from its own layer and from those below.
+    /// The layers from the top: a module imports from its own layer and from those below.
     from_the_top: &'static [Layer],
 }
 
 struct Layer {
     modules: &'static [&'static str],
-    /// Its modules do not import each other.
+    /// Whether its modules must not import each other.
     is_apart: bool,
 }
 
@@ -39,7 +39,7 @@ const fn apart(modules: &'static [&'static str]) -> Layer {
     }
 }
 
-/// Every child of these modules stands in one of the layers.
+/// Every child of these modules is in one of the layers.
 const LAYERS: [Layers; 2] = [
     Layers {
         package: "proxy-agent",
@@ -73,7 +73,7 @@ const LAYERS: [Layers; 2] = [
     },
 ];
 
-/// A package, and those that it must not depend on.
+/// Packages, with the packages that each must not depend on.
 const STRANGERS: [(&str, &[&str]); 8] = [
     ("proxy-agent", &["proxy-tunnel", "proxy-webhook"]),
     ("proxy-tunnel", &["proxy-agent", "proxy-webhook"]),
@@ -82,12 +82,12 @@ const STRANGERS: [(&str, &[&str]); 8] = [
     ("proxy-common", NOT_BELOW),
     ("proxy-kernel", NOT_BELOW),
     ("proxy-netlink", NOT_BELOW),
-    // It reads rules by means of proxy-netlink.
+    // It reads rules through proxy-netlink.
     ("proxy-rules", PROGRAMS),
 ];
-/// What is built on shared packages, which therefore know nothing of them.
+/// The programs that are built on the shared packages, which therefore must not depend on them.
 const PROGRAMS: &[&str] = &["proxy-agent", "proxy-tunnel", "proxy-webhook"];
-/// Programs, and the shared packages: each of these stands by itself.
+/// The programs, and the shared packages that are independent of each other.
 const NOT_BELOW: &[&str] = &[
     "proxy-agent",
     "proxy-common",
@@ -99,7 +99,8 @@ const NOT_BELOW: &[&str] = &[
     "proxy-webhook",
 ];
 
-/// Packages that depend on others they must not know. `packages` is what `cargo metadata` says.
+/// Returns the packages that depend on packages which they must not depend on. `packages` is the
+/// output of `cargo metadata`.
 pub fn packages(packages: &[serde_json::Value], root: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     for package in packages {
@@ -121,7 +122,8 @@ pub fn packages(packages: &[serde_json::Value], root: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Imports of a package's library against the layers, and modules that stand in none.
+/// Returns the imports of a package's library against the layers, and the modules that are in no
+/// layer.
 pub fn modules(package: &str, graph: &Graph<'_>) -> Vec<Finding> {
     let of_package = LAYERS.iter().filter(|layers| layers.package == package);
     of_package

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The modules of a crate as its files declare them, with the paths that each names.
+//! The modules of a crate as its files declare them, with the paths that each uses.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,34 +16,34 @@ const FUZZING: &str = "fuzzing";
 
 /// A crate.
 pub struct Tree {
-    /// Its modules, parents first; the first one is the crate's root.
+    /// The modules, parents first; the first one is the crate's root.
     pub modules: Vec<Module>,
 }
 
 /// A module, in a file of its own or not.
 pub struct Module {
-    /// Its name; empty for the root.
+    /// The name; empty for the root.
     pub name: String,
-    /// Its place in [`Tree::modules`] of its parent; of itself for the root.
+    /// The index of the parent in [`Tree::modules`]; for the root, its own index.
     pub parent: usize,
-    /// Its file, as it was given for the root.
+    /// The file; for the root, as it was passed.
     pub file: String,
-    /// The child modules by name: places in [`Tree::modules`].
+    /// The child modules by name, as indices in [`Tree::modules`].
     pub children: BTreeMap<String, usize>,
-    /// What `use` declarations bring into scope: the name here, and the path it stands for.
+    /// The names that `use` declarations bring into scope, with the path of each.
     pub imports: BTreeMap<String, Vec<String>>,
     /// Every path with more than one segment, with its line from 1.
     pub paths: Vec<(usize, Vec<String>)>,
 }
 
-/// Reads a file; none if there is no such file.
+/// A function that reads a file and returns `None` if it does not exist.
 type Read<'a> = &'a dyn Fn(&Path) -> Option<String>;
 
 impl Tree {
     /// Parses the crate whose root is the file `root`.
     ///
     /// # Errors
-    /// When a file is missing, or is not Rust.
+    /// Returns an error if a file is missing, or is not Rust.
     pub fn parse(root: &Path, read: Read<'_>) -> Result<Self> {
         let mut tree = Self {
             modules: Vec::new(),
@@ -102,7 +102,7 @@ impl Tree {
         Ok(this)
     }
 
-    /// The path of a module as it is written in this crate, without `crate::`; `crate` for the root.
+    /// Returns the path of a module as this crate writes it, without `crate::`; `crate` for the root.
     pub fn path(&self, module: usize) -> String {
         let segments: Vec<_> = self
             .ancestors(module)
@@ -116,7 +116,7 @@ impl Tree {
         segments.join("::")
     }
 
-    /// The root, and all modules from there to this one.
+    /// Returns the root, and all modules from there to this one.
     pub fn ancestors(&self, mut module: usize) -> Vec<usize> {
         let mut chain = vec![module];
         while module != 0 {
@@ -128,7 +128,7 @@ impl Tree {
     }
 }
 
-/// The file of `mod child;`, and the directory of its own children.
+/// Returns the file of `mod child;`, and the directory of its own children.
 fn file_of(child: &ItemMod, directory: &Path, read: Read<'_>) -> (PathBuf, PathBuf) {
     let name = child.ident.to_string();
     let inside = directory.join(&name);
@@ -139,7 +139,7 @@ fn file_of(child: &ItemMod, directory: &Path, read: Read<'_>) -> (PathBuf, PathB
     (directory.join(format!("{name}.rs")), inside)
 }
 
-/// What a module's items name.
+/// The paths that a module's items use.
 #[derive(Default)]
 struct Names<'ast> {
     modules: Vec<&'ast ItemMod>,
@@ -148,7 +148,7 @@ struct Names<'ast> {
 }
 
 impl Names<'_> {
-    /// Notes what a `use` declaration names, with `before` in front of it.
+    /// Adds the paths of a `use` declaration, each with the prefix `before`.
     fn import(&mut self, tree: &UseTree, before: &[String]) {
         let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
         match tree {
@@ -174,7 +174,7 @@ impl Names<'_> {
 
     fn bring(&mut self, line: usize, path: &[String], name: Option<String>) {
         let path = match path {
-            // `use a::{self}` is `use a`.
+            // `use a::{self}` is equal to `use a`.
             [before @ .., last] if last == "self" && !before.is_empty() => before,
             path => path,
         };
@@ -184,7 +184,7 @@ impl Names<'_> {
         }
     }
 
-    /// Notes the paths among tokens that only a macro understands.
+    /// Adds the paths among the tokens of a macro's arguments.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let (mut line, mut colons) = (0, 0);
@@ -203,7 +203,7 @@ impl Names<'_> {
                         end(&mut path, line);
                         line = self::line(ident.span());
                     }
-                    // `.name` and the rest of `::name` begin no path here.
+                    // `.name` and the rest of `::name` do not start a path here.
                     if !(is_field || colons == 2 && path.is_empty()) {
                         path.push(ident.to_string());
                     }
@@ -286,7 +286,7 @@ impl<'ast> Visit<'ast> for Names<'ast> {
     }
 }
 
-/// The line of a token in its file, from 1.
+/// Returns the line of a token in its file, from 1.
 fn line(of: Span) -> usize {
     of.start().line
 }
@@ -309,7 +309,7 @@ fn attributes(item: &Item) -> &[Attribute] {
     }
 }
 
-/// True for what is compiled into tests and fuzz targets only.
+/// Returns true for items that are compiled only into tests and fuzz targets.
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     let mut conditions = attributes
         .iter()
@@ -320,7 +320,7 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// True for a condition that no build for use fulfils.
+/// Returns true for a condition that no regular build fulfils.
 fn needs_tests(condition: &Meta) -> bool {
     match condition {
         Meta::Path(path) => path.is_ident("test"),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One fault per file, and what is said of it. The faults are put together at run time: `tidy`
-//! reads this file too.
+//! Tests with one fault per file, and the findings for it. The faults are assembled at run time,
+//! because `tidy` reads this file too.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn said(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// What is said of a Rust file with this as its fifth line.
+/// Returns the findings for a Rust file with this as its fifth line.
 fn in_rust(line: &str) -> Vec<String> {
     said("a.rs", &format!("{HEADER}\n{line}\n"))
 }

@@ -16,10 +16,10 @@ use tests::bench::document;
 use tests::{signals, usage};
 use tunnel_tests::program::Make;
 
-/// The part of the document that is renewed.
+/// The part of the document that is replaced.
 const PART: &str = "tunnel";
 
-/// The picture, from the document's directory.
+/// The path of the picture, relative to the document's directory.
 const PICTURE: &str = "benchmarks/tunnel.svg";
 
 /// Measures konnectivity-server and konnectivity-agent: new tunnels per second, throughput, processor time, memory,
@@ -43,17 +43,17 @@ struct Cli {
     document: PathBuf,
 }
 
-/// How long, how often and how many.
+/// The duration and the size of the measurements.
 #[derive(Debug, Clone, Copy)]
 struct Effort {
     rounds: usize,
-    /// How long tunnels are opened in each round.
+    /// The duration for which tunnels are opened in each round.
     slot: Duration,
-    /// Bytes through one tunnel in each round.
+    /// The number of bytes that one tunnel carries in each round.
     bulk: u64,
-    /// Tunnels that rest.
+    /// The number of idle tunnels.
     resting: usize,
-    /// How long round trips are made.
+    /// The duration of the round trips.
     trips: Duration,
     short: bool,
 }
@@ -91,7 +91,7 @@ fn run(cli: &Cli) -> Result<()> {
         ensure!(rounds > 0, "--rounds 0: nothing would be measured");
         effort.rounds = rounds;
     }
-    // A tunnel has two ends in this program, the client's and the target's.
+    // Both ends of each tunnel are in this program: the client's and the target's.
     let files = usage::allow_open_files(32_768);
     let tunnels = usize::try_from(files).unwrap_or(usize::MAX) / 2;
     effort.resting = effort.resting.min(tunnels.saturating_sub(200));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The measurements. In each round every make has its turn, so that other work of the machine affects all alike.
+//! The measurements. Each round measures every make in turn, so that other load on the machine affects all alike.
 
 use std::thread;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use tunnel_tests::program::Make;
 use crate::Effort;
 use crate::report::{self, Bar, Row};
 
-/// Bytes of a mebibyte.
+/// The number of bytes of a mebibyte.
 const MIB: f64 = 1024.0 * 1024.0;
-/// Time for programs to finish their work after a measurement, and to return memory.
+/// The pause after a measurement, in which programs finish their work and return memory.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Tunnels that make round trips, and those that stand still meanwhile.
+/// The number of tunnels that make round trips, and of those that are stalled meanwhile.
 const TRAVELLING: usize = 50;
 const STALLED: usize = 100;
 
@@ -51,10 +51,10 @@ impl Samples {
 /// Measures these makes.
 ///
 /// # Errors
-/// A program is missing or fails.
+/// Returns an error if a program is missing or fails.
 pub fn everything(makes: &[Make], effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    // At once, too: a long run may fail late.
+    // Each row is also printed at once: a long run may fail late.
     let so_far = |rows: &[Row], shown: usize| progress(&report::table(&rows[shown..]));
     let transports: &[Transport] = if effort.short {
         &[Transport::GrpcUds, Transport::ConnectTls]
@@ -81,7 +81,7 @@ pub fn everything(makes: &[Make], effort: Effort, progress: impl Fn(&str)) -> Re
     Ok(rows)
 }
 
-/// New tunnels per second, bytes per second, and the processor time of a byte.
+/// Measures new tunnels per second, bytes per second, and the processor time per byte.
 fn traffic(
     transport: Transport,
     makes: &[Make],
@@ -92,7 +92,7 @@ fn traffic(
     let (mut single, mut many) = (Samples::default(), Samples::default());
     let mut speeds: [Samples; 2] = Default::default();
     let mut costs: [Samples; 2] = Default::default();
-    // The first round warms up.
+    // The first round is a warm-up.
     for round in 0..=effort.rounds {
         for (make, rig) in &rigs {
             let push = |samples: &mut Samples, sample| {
@@ -157,7 +157,7 @@ fn traffic(
     Ok(())
 }
 
-/// Resident memory without tunnels, and the part that each of many idle tunnels adds.
+/// Measures the resident memory without tunnels, and the share of each of many idle tunnels.
 fn memory(makes: &[Make], effort: Effort, rows: &mut Vec<Row>) -> Result<()> {
     let (mut server, mut agent, mut each) =
         (Samples::default(), Samples::default(), Samples::default());
@@ -188,7 +188,7 @@ fn memory(makes: &[Make], effort: Effort, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-/// The 99th percentile of round trips, without and beside stalled tunnels.
+/// Measures the 99th percentile of round trips, without and beside stalled tunnels.
 fn isolation(
     transport: Transport,
     makes: &[Make],
@@ -208,7 +208,7 @@ fn isolation(
                 let first = load::round_trips(tunnels, slot).await;
                 let tunnels = load::resting(dialer.clone(), target, TRAVELLING).await?;
                 let mut stalled = JoinSet::new();
-                // With upstream's programs the first few keep all others waiting, further dials too.
+                // With upstream's programs the first few stalled tunnels block all others, and further dials as well.
                 let all = load::stalled(&mut stalled, dialer, target, STALLED, &Stall::ALL);
                 let refused = all.await.err();
                 if make == Make::Ours || stalled.is_empty() {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The results as a table, and the targets as a picture.
+//! Prints the results as a table, and draws the targets as a picture.
 
 use std::fmt::Write as _;
 
 use ::tests::bench::plot::{self, Chart};
 use ::tests::bench::statistics::Summary;
 
-/// The targets.
+/// A target of a measured quantity.
 #[derive(Debug, Clone, Copy)]
 pub enum Bar {
     /// Our value is at most this.
@@ -18,23 +18,24 @@ pub enum Bar {
     RatioAtMost(f64),
 }
 
-/// One thing that was measured.
+/// A measured quantity with its samples.
 #[derive(Debug)]
 pub struct Row {
     /// The measured quantity.
     pub what: String,
     /// The unit of the samples.
     pub unit: &'static str,
-    /// One for each round.
+    /// Our samples, one for each round.
     pub ours: Vec<f64>,
-    /// One for each round; empty without upstream's programs.
+    /// Upstream's samples, one for each round; empty without upstream's programs.
     pub upstream: Vec<f64>,
     /// The target, if there is one.
     pub bar: Option<Bar>,
 }
 
 impl Row {
-    /// The measured value as a fraction of the target's bound: up to 1 the target is reached.
+    /// Returns the measured value as a fraction of the target's bound: the target is reached up to
+    /// 1.
     fn part(&self) -> Option<Summary> {
         let ratio = || Summary::of_ratio(&self.ours, &self.upstream);
         let scaled = |of: Summary, part: &dyn Fn(f64) -> f64| Summary {
@@ -63,7 +64,7 @@ impl Row {
     }
 }
 
-/// A Markdown table.
+/// Returns the rows as a Markdown table.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from(
@@ -92,7 +93,7 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// The targets and the measured values, as SVG.
+/// Returns the targets and the measured values as SVG.
 #[must_use]
 pub fn picture(rows: &[Row]) -> String {
     let row = |row: &Row| {
@@ -120,7 +121,7 @@ pub fn picture(rows: &[Row]) -> String {
     .draw()
 }
 
-/// With three significant digits or more.
+/// Formats a number with three significant digits or more.
 fn number(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `cargo xtask demo tunnel`: the three examples of the tunnel with real programs, the path of each request, the
-//! metrics before and after; and Prometheus, which scrapes a node exporter through the tunnel.
+//! `cargo xtask demo tunnel`: runs the three examples of the tunnel with real programs, and prints the path of each
+//! request and the metrics before and after it. Prometheus then scrapes a node exporter through the tunnel.
 
 mod metrics;
 
@@ -17,10 +17,10 @@ use tunnel_tests::tunnel::{CURL, Example, TARGET, Tunnel};
 
 use self::metrics::Metrics;
 
-/// One act for each example, and Prometheus.
+/// The number of acts: one for each example, and one for Prometheus.
 const ACTS: usize = Example::ALL.len() + 1;
 
-/// The log lines that show a request's path: process, and words of the line.
+/// The log lines that show a request's path: the process, and words of the line.
 const TRACES: [(&str, &str); 4] = [
     ("server", "Received DIAL_REQ"),
     ("agent", "Endpoint connection established"),
@@ -68,7 +68,7 @@ fn demo() -> Result<()> {
     Ok(())
 }
 
-/// The connections of an example, from the client to the target.
+/// Returns the connections of an example, from the client to the target.
 const fn road(example: Example) -> &'static str {
     match example {
         Example::Grpc => {
@@ -106,7 +106,7 @@ fn act(example: Example) -> Result<()> {
     Ok(())
 }
 
-/// One request: the command, the answer, its path in the logs, and how the metrics have changed.
+/// Makes one request, and prints the command, the response, its path in the logs, and the changes of the metrics.
 fn send(tunnel: &Tunnel, name: &str, program: &Path, args: &[&str]) -> Result<()> {
     let before = Metrics::read(tunnel)?;
     let lines_before = TRACES.map(|(process, words)| tunnel.lines(process, words).len());

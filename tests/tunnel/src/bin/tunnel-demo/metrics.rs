@@ -8,14 +8,14 @@ use anyhow::{Result, ensure};
 use tests::http;
 use tunnel_tests::tunnel::{AGENT_HEALTH, SERVER_HEALTH, Tunnel};
 
-/// The prefix of their names.
+/// The prefix of the metrics' names.
 const PREFIX: &str = "konnectivity_network_proxy_";
 
 /// The values of samples by name and labels.
 pub struct Metrics(BTreeMap<String, String>);
 
 impl Metrics {
-    /// Those of both, without the parts of histograms.
+    /// Reads the metrics of server and agent, without the parts of histograms.
     pub fn read(tunnel: &Tunnel) -> Result<Self> {
         let mut samples = BTreeMap::new();
         for address in [SERVER_HEALTH, AGENT_HEALTH] {
@@ -32,7 +32,7 @@ impl Metrics {
         Ok(Self(samples))
     }
 
-    /// The samples that have changed, one a line.
+    /// Returns the samples that have changed, one per line.
     pub fn since(&self, before: &Self) -> Vec<String> {
         let was = |name| before.0.get(name).map_or("-", String::as_str);
         self.0

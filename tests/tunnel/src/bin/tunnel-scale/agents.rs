@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Thousands of agents: the cost of each for its server while idle, and how all of them come back to a server that was
-//! restarted, while tunnels of the first ones already work.
+//! Thousands of agents: measures the cost of each idle agent for its server, and how all of them reconnect to a server
+//! that was restarted, while the first ones already carry tunnels.
 
 use std::net::SocketAddr;
 use std::process;
@@ -20,37 +20,37 @@ use crate::fleet::Fleet;
 use crate::site::Site;
 use crate::{Effort, Row, float, mib, quantile};
 
-/// Time for the server to finish its work, and to return memory.
+/// The pause in which the server finishes its work and returns memory.
 const SETTLE: Duration = Duration::from_secs(5);
-/// Memory of an idle agent on its server, in KiB.
+/// The target for the server's memory per idle agent, in KiB.
 const MEMORY: f64 = 60.0;
-/// Seconds until all agents are back.
+/// The target for the time until all agents have reconnected, in seconds.
 const BACK: f64 = 90.0;
-/// How often agents are counted while they come back, and how long at most.
+/// The interval at which agents are counted while they reconnect, and the time limit.
 const WATCH: Duration = Duration::from_millis(20);
 const GIVEN_UP: Duration = Duration::from_mins(10);
-/// The pause between two tunnels while agents come back.
+/// The pause between two tunnels while agents reconnect.
 const PAUSE: Duration = Duration::from_millis(100);
-/// A tunnel that takes longer counts as failed.
+/// The time after which a tunnel counts as failed.
 const LATE: Duration = Duration::from_secs(10);
 
-/// The progress of agents coming back, in time since the server was started.
+/// The progress of reconnecting agents, in time since the server was started.
 #[derive(Debug, Default)]
 struct Return {
     half: Option<Duration>,
     most: Option<Duration>,
     all: Duration,
-    /// The first tunnel, and how many agents were back.
+    /// The time of the first tunnel, and the number of agents that had reconnected by then.
     first: Option<(Duration, usize)>,
-    /// How long each tunnel took that worked.
+    /// The duration of each successful dial.
     dials: Vec<Duration>,
     failed: usize,
 }
 
-/// Measures it.
+/// Measures the cost of idle agents and their return after a restart.
 ///
 /// # Errors
-/// Something does not start, or agents do not come.
+/// Returns an error if a program does not start, or if agents do not connect.
 pub fn come_and_come_back(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
     let (tenants, count) = effort.agents;
     progress(&format!("{count} agents of {tenants} tenants come"));
@@ -127,7 +127,7 @@ pub fn come_and_come_back(effort: Effort, progress: impl Fn(&str)) -> Result<Vec
     Ok(rows)
 }
 
-/// Watches the agents, and opens tunnels of those that are back, one after the other.
+/// Watches the agents, and opens tunnels through those that have reconnected, one after the other.
 fn observe(site: &Site, fleet: &Arc<Fleet>, started: Instant) -> Result<Return> {
     let target = site.run(echo())?;
     let dialers = (0..site.tenants())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Many tenants beside one that has as many agents and tunnels: the server's memory, and round trips.
+//! Compares many tenants with a single one that has as many agents and tunnels: the server's memory, and round trips.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use crate::helpers::Helpers;
 use crate::site::{DIAL_LIMIT, Site};
 use crate::{Effort, Row, float, mib, quantile};
 
-/// Dials at once while tunnels are opened.
+/// The number of concurrent dials while tunnels are opened.
 const AT_ONCE: usize = 50;
-/// Tunnels that make round trips.
+/// The number of tunnels that make round trips.
 const TRAVELLING: usize = 200;
-/// The pause between two round trips of one.
+/// The pause between two round trips of one tunnel.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Time for the server to finish its work, and to return memory.
+/// The pause in which the server finishes its work and returns memory.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Many tenants may take so much more than one.
+/// The target: the maximum ratio of the value for many tenants to the value for one.
 const BAR: f64 = 1.2;
 
 /// The measurements of one server.
 #[derive(Debug)]
 struct Shown {
-    /// Bytes for agents and tunnels, without those at the start.
+    /// The number of bytes for agents and tunnels, without those at the start.
     memory: f64,
     median: f64,
     p99: f64,
@@ -43,12 +43,12 @@ struct Shown {
 /// The quantity, its unit, the factor from the measured value to that unit, and its field.
 type Column = (&'static str, &'static str, f64, fn(&Shown) -> f64);
 
-/// Opens tunnels.
+/// A client that opens tunnels.
 #[derive(Clone)]
 enum Client {
-    /// Each by a connection of its own.
+    /// Opens each tunnel by a connection of its own.
     Connect(Dialer),
-    /// All by one connection.
+    /// Opens all tunnels by one connection.
     Grpc(Connection),
 }
 
@@ -62,10 +62,11 @@ impl Client {
     }
 }
 
-/// Measures many tenants and one in turn, with clients that speak HTTP CONNECT, then with clients that speak gRPC.
+/// Measures many tenants and one in turn, first with clients that speak HTTP CONNECT, then with clients that speak
+/// gRPC.
 ///
 /// # Errors
-/// Something does not start, or fails.
+/// Returns an error if a program does not start, or fails.
 pub fn compare(effort: Effort, progress: impl Fn(&str)) -> Result<Vec<Row>> {
     let mut rows = compare_by(Mode::HttpConnect, effort, &progress)?;
     rows.extend(compare_by(Mode::Grpc, effort, &progress)?);
@@ -145,7 +146,7 @@ fn measure(
     })
 }
 
-/// Clients, of all tenants in turn: with gRPC a connection for each agent, whatever the number of tenants.
+/// Returns clients of all tenants in turn; with gRPC, one connection for each agent whatever the number of tenants.
 fn clients(site: &Site, mode: Mode, agents: usize) -> Result<Vec<Client>> {
     let tenants = site.tenants();
     if mode == Mode::HttpConnect {
@@ -163,10 +164,10 @@ fn clients(site: &Site, mode: Mode, agents: usize) -> Result<Vec<Client>> {
     })
 }
 
-/// A target that sends back what it receives.
+/// Starts a target that sends back what it receives.
 ///
 /// # Errors
-/// It cannot listen.
+/// Returns an error if it cannot listen.
 pub async fn echo() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -174,7 +175,7 @@ pub async fn echo() -> Result<SocketAddr> {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let (mut reader, mut writer) = stream.split();
-                // Clients leave when they like.
+                // Clients may disconnect at any time.
                 let _ = io::copy(&mut reader, &mut writer).await;
             });
         }
@@ -182,7 +183,7 @@ pub async fn echo() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Opens so many tunnels, by the clients and to the targets in turn; each makes a round trip.
+/// Opens `count` tunnels by the clients and to the targets in turn; each tunnel makes one round trip.
 async fn open(clients: Vec<Client>, targets: Vec<SocketAddr>, count: usize) -> Result<Vec<Tunnel>> {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
@@ -203,17 +204,18 @@ async fn open(clients: Vec<Client>, targets: Vec<SocketAddr>, count: usize) -> R
     Ok(tunnels)
 }
 
-/// A round trip of a few bytes.
+/// Makes a round trip of a few bytes.
 ///
 /// # Errors
-/// The tunnel fails.
+/// Returns an error if the tunnel fails.
 pub async fn trip(tunnel: &mut Tunnel) -> io::Result<()> {
     tunnel.write_all(&[0; 32]).await?;
     tunnel.flush().await?;
     tunnel.read_exact(&mut [0; 32]).await.map(drop)
 }
 
-/// The round trips of some of these tunnels within `slot`, sorted. The others rest.
+/// Returns the durations of the round trips that some of these tunnels make within `slot`, sorted. The other tunnels
+/// are idle.
 async fn round_trips(mut tunnels: Vec<Tunnel>, slot: Duration) -> Result<Vec<Duration>> {
     let step = (tunnels.len() / TRAVELLING).max(1);
     let mut travelling = Vec::new();
@@ -229,7 +231,7 @@ async fn round_trips(mut tunnels: Vec<Tunnel>, slot: Duration) -> Result<Vec<Dur
     let count = u32::try_from(travelling.len()).unwrap_or(u32::MAX);
     let mut tasks = JoinSet::new();
     for (number, mut tunnel) in (0..count).zip(travelling) {
-        // Not all at the same moment, again and again.
+        // The tunnels start at different times, so that their round trips are spread over the pause.
         let offset = PAUSE * number / count;
         tasks.spawn(async move {
             sleep(offset).await;

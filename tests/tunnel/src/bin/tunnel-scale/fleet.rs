@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Many agents in one process: konnectivity-agent's own connector and loop, without its ports and its log.
+//! Runs many agents in one process: konnectivity-agent's own connector and loop, without its ports and its log.
 
 use std::ops::Range;
 use std::path::Path;
@@ -22,29 +22,29 @@ use tokio::task::JoinSet;
 
 use crate::site::name;
 
-/// The server's port for agents, by the examples.
+/// The server's port for agents, as in the examples.
 const PORT: u16 = 8091;
 
-/// The default of konnectivity-agent.
+/// The interval of konnectivity-agent's connection loop, which is its default.
 const INTERVAL: Duration = Duration::from_secs(1);
 const CAP: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_hours(1);
 const BUDGET: usize = 256 << 20;
 
-/// A bound for anything that should happen.
+/// The maximum time that any expected event may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// Agents with their tenants. They end when the fleet is dropped.
+/// A set of agents with their tenants. The agents stop when it is dropped.
 pub struct Fleet {
     agents: Vec<(usize, Arc<Sync>)>,
     _tasks: JoinSet<()>,
 }
 
 impl Fleet {
-    /// Agents with these numbers, in turn of all tenants, which have their certificates in this directory.
+    /// Starts agents with these numbers, assigned to all tenants in turn. Their certificates are in this directory.
     ///
     /// # Errors
-    /// A certificate is missing.
+    /// Returns an error if a certificate is missing.
     pub fn start(
         runtime: &Runtime,
         certificates: &Path,
@@ -108,28 +108,28 @@ impl Fleet {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of agents.
     pub const fn size(&self) -> usize {
         self.agents.len()
     }
 
-    /// How many are connected.
+    /// Returns the number of connected agents.
     pub fn connected(&self) -> usize {
         let agents = self.agents.iter();
         agents.filter(|(_, sync)| sync.is_connected()).count()
     }
 
-    /// A tenant of one that is connected.
+    /// Returns the tenant of a connected agent.
     pub fn first_connected(&self) -> Option<usize> {
         let mut agents = self.agents.iter();
         let found = agents.find(|(_, sync)| sync.is_connected());
         found.map(|(tenant, _)| *tenant)
     }
 
-    /// Waits until so many are connected; how long that took.
+    /// Waits until `count` agents are connected, and returns the time that it took.
     ///
     /// # Errors
-    /// They are not after a while.
+    /// Returns an error if they do not connect in time.
     pub fn wait_for(&self, count: usize) -> Result<Duration> {
         let start = Instant::now();
         while self.connected() != count {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Processes beside this one, each with a part of the agents and a target. Both ends of all tunnels are more files than
-//! one process may have open on many machines.
+//! Helper processes of the benchmark, each with a share of the agents and a target. On many machines the limit of open
+//! files of a single process is too small for both ends of all tunnels.
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -17,21 +17,21 @@ use crate::crowd::echo;
 use crate::fleet::Fleet;
 use crate::site::{self, CERTIFICATES, Site};
 
-/// How many there are.
+/// The number of helpers.
 pub const HELPERS: usize = 4;
 
-/// The helpers, and the targets in them. They end when this is dropped.
+/// The helpers, and their targets. The helpers exit when this is dropped.
 pub struct Helpers {
     _processes: Vec<Process>,
-    /// Each sends back what it receives.
+    /// The addresses of the targets, each of which sends back what it receives.
     pub targets: Vec<SocketAddr>,
 }
 
 impl Helpers {
-    /// Starts them, and waits until all of their agents are connected.
+    /// Starts the helpers, and waits until all of their agents are connected.
     ///
     /// # Errors
-    /// One does not start, or its agents are not connected after a while.
+    /// Returns an error if a helper does not start, or if its agents do not connect in time.
     pub fn start(site: &Site, agents: usize) -> Result<Self> {
         let own = env::current_exe().context("no path of this program")?;
         let mut processes = Vec::new();
@@ -61,16 +61,16 @@ impl Helpers {
     }
 }
 
-/// The numbers of the agents of each.
+/// Returns the numbers of the agents of each helper.
 fn parts(agents: usize) -> impl Iterator<Item = Range<usize>> {
     (0..HELPERS).map(move |part| agents * part / HELPERS..agents * (part + 1) / HELPERS)
 }
 
-/// The work of a helper: agents of these numbers, in the site's directory and namespace. It writes its target's address
-/// when all of them are connected, and ends when its input does.
+/// Runs a helper: agents with these numbers, in the site's directory and namespace. The helper writes its target's
+/// address when all of them are connected, and exits at the end of its input.
 ///
 /// # Errors
-/// A certificate is missing, or agents are not connected after a while.
+/// Returns an error if a certificate is missing, or if agents do not connect in time.
 pub fn serve(tenants: usize, agents: Range<usize>) -> Result<()> {
     let runtime = site::runtime()?;
     let target = runtime.block_on(async { tokio::spawn(echo()).await })??;

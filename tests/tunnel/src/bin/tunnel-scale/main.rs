@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! `cargo xtask bench --part tunnel-scale`: the cost of a server with many tenants beside one with a single tenant, and
-//! how thousands of agents come back to a server that was restarted.
+//! how thousands of agents reconnect to a server that was restarted.
 
 mod agents;
 mod crowd;
@@ -22,12 +22,12 @@ use tests::{signals, usage};
 
 use self::helpers::HELPERS;
 
-/// The part of the document that is renewed.
+/// The part of the document that is replaced.
 const PART: &str = "tunnel-scale";
 
-/// Open files of one process that are asked for.
+/// The limit of open files per process that the benchmark requests.
 const FILES: u32 = 100_000;
-/// Those of them that are neither a tunnel's nor an agent's, with a margin.
+/// The number of open files that belong neither to a tunnel nor to an agent, with a margin.
 const OTHER_FILES: usize = 1_000;
 
 /// Measures konnectivity-server with many tenants and many agents. The agents are those of konnectivity-agent, many of
@@ -65,18 +65,19 @@ enum Helper {
     },
 }
 
-/// How many, and how long.
+/// The size and the duration of the measurements.
 #[derive(Debug, Clone, Copy)]
 struct Effort {
     rounds: usize,
-    /// Tenants, and agents of each: what many tenants have, and one has alone.
+    /// The number of tenants, and of the agents of each. The single tenant that they are compared with has all agents
+    /// alone.
     crowd: (usize, usize),
-    /// Tunnels of each of these agents, of clients with HTTP CONNECT and of clients with gRPC.
+    /// The number of tunnels for each of these agents: of clients with HTTP CONNECT, and of clients with gRPC.
     connect_tunnels: usize,
     grpc_tunnels: usize,
-    /// Tenants, and agents of all of them.
+    /// The number of tenants, and of the agents of all of them.
     agents: (usize, usize),
-    /// How long round trips are made.
+    /// The duration of the round trips.
     trips: Duration,
 }
 
@@ -98,13 +99,13 @@ impl Effort {
         trips: Duration::from_secs(3),
     };
 
-    /// This effort, with as many tunnels for each agent as the limit of open files of one process permits. The server has
-    /// a file for each agent, each tenant's socket and each client's connection: by HTTP CONNECT that is each tunnel. A
-    /// helper has a file for each of its agents and for both ends of its connections to targets, of which it may have half
-    /// as many more than others: agents are chosen at random.
+    /// Returns this effort with as many tunnels for each agent as the limit of open files of one process permits. The
+    /// server has a file for each agent, each tenant's socket and each client's connection: with HTTP CONNECT, for each
+    /// tunnel. A helper has a file for each of its agents and for both ends of its connections to targets. One helper
+    /// may have 1.5 times as many of these as the average, because agents are chosen at random.
     ///
     /// # Errors
-    /// Not even one for each is permitted, or not all agents.
+    /// Returns an error if the limit does not permit all agents, or one tunnel for each.
     fn permitted(mut self, files: u64) -> Result<Self> {
         let (tenants, agents) = self.crowd;
         let free = usize::try_from(files)?.saturating_sub(OTHER_FILES);
@@ -149,19 +150,19 @@ mod effort_tests {
     }
 }
 
-/// One thing that was measured.
+/// A measured quantity with its value.
 #[derive(Debug)]
 pub struct Row {
     /// The measured quantity.
     pub what: String,
-    /// With its unit.
+    /// The value with its unit.
     pub value: String,
     /// The target, and whether it is reached.
     pub bar: Option<(String, bool)>,
 }
 
 impl Row {
-    /// Without a bar.
+    /// Returns a row without a target.
     fn new(what: impl Into<String>, value: impl Into<String>) -> Self {
         Self {
             what: what.into(),
@@ -170,7 +171,7 @@ impl Row {
         }
     }
 
-    /// With a bar.
+    /// Returns a row with a target.
     fn at_most(mut self, value: f64, bound: f64, unit: &str) -> Self {
         self.bar = Some((format!("≤ {bound} {unit}"), value <= bound));
         self
@@ -179,7 +180,7 @@ impl Row {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Before there are threads; a helper has nothing to clean up.
+    // A helper runs before the benchmark starts threads, and has nothing to clean up.
     match cli.helper {
         Some(helper) => helper.run(),
         None => signals::run("\nThe benchmark failed", || run(&cli)),
@@ -225,7 +226,7 @@ fn run(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-/// A Markdown table.
+/// Returns the rows as a Markdown table.
 fn table(rows: &[Row]) -> String {
     let mut text = String::from("| what | measured | bar | |\n|---|---|---|---|\n");
     for Row { what, value, bar } in rows {
@@ -234,7 +235,7 @@ fn table(rows: &[Row]) -> String {
             Some((bar, false)) => (bar.as_str(), "**missed**"),
             None => ("–", ""),
         };
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "| {what} | {value} | {bar} | {verdict} |");
     }
     text
@@ -245,12 +246,12 @@ const fn float(number: u64) -> f64 {
     number as f64
 }
 
-/// Bytes as MiB.
+/// Converts bytes to MiB.
 const fn mib(bytes: u64) -> f64 {
     float(bytes) / (1024.0 * 1024.0)
 }
 
-/// A value that a part of sorted ones does not exceed.
+/// Returns the value that `percent` of the sorted values do not exceed.
 fn quantile(sorted: &[Duration], percent: usize) -> Result<Duration> {
     let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().context("nothing was measured")

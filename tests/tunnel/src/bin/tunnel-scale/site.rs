@@ -17,28 +17,28 @@ use tunnel_tests::certs;
 use tunnel_tests::program::{Make, Part};
 use tunnel_tests::tunnel::{CONNECT_ON_SOCKET, Example, SERVER_HEALTH, Tunnel};
 
-/// How long a dial may take, also while thousands of agents come.
+/// The time limit of a dial, also while thousands of agents connect.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(30);
 
-/// The certificates of agents, from the site's directory.
+/// The directory of the agents' certificates, relative to the site's directory.
 pub const CERTIFICATES: &str = "certs/agent";
 
-/// The process.
+/// The name of the server's process.
 const SERVER: &str = "server";
 
-/// In the order of its fields it is taken down.
+/// A server with tenants. Its fields are dropped in the order in which they are declared.
 pub struct Site {
-    /// In the namespace.
+    /// The runtime, whose threads are in the namespace.
     pub runtime: Runtime,
     tunnel: Tunnel,
     tenants: usize,
     mode: Mode,
 }
 
-/// A runtime for agents, clients and targets.
+/// Returns a runtime for agents, clients and targets.
 ///
 /// # Errors
-/// No threads.
+/// Returns an error if threads cannot be started.
 pub fn runtime() -> std::io::Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(2)
@@ -46,16 +46,16 @@ pub fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-/// A tenant's name.
+/// Returns a tenant's name.
 pub fn name(tenant: usize) -> String {
     format!("t{tenant:04}")
 }
 
 impl Site {
-    /// A server with so many tenants, whose clients speak like this.
+    /// Starts a server with this number of tenants, whose clients use `mode`.
     ///
     /// # Errors
-    /// Not root, or something does not start.
+    /// Returns an error if the caller is not root, or if a program does not start.
     pub fn new(tenants: usize, mode: Mode) -> Result<Self> {
         let tunnel = Tunnel::new()?;
         let directory = tunnel.dir().join("certs");
@@ -63,7 +63,7 @@ impl Site {
         for tenant in 0..tenants {
             let name = name(tenant);
             certs::issue(&directory, "agent", &name, &name)?;
-            // A String takes everything.
+            // Writing to a String cannot fail.
             let _ = write!(
                 rules,
                 "- name: {name}\n  agents: [{{certificate: {{organization: {name}}}}}]\n  \
@@ -86,7 +86,7 @@ impl Site {
     /// Starts the server, and waits until it serves.
     ///
     /// # Errors
-    /// It does not.
+    /// Returns an error if the server does not become ready.
     pub fn start_server(&mut self) -> Result<()> {
         let mut flags = match self.mode {
             Mode::HttpConnect => CONNECT_ON_SOCKET.to_vec(),
@@ -101,40 +101,40 @@ impl Site {
     /// Kills the server.
     ///
     /// # Errors
-    /// It does not run.
+    /// Returns an error if the server does not run.
     pub fn stop_server(&mut self) -> Result<()> {
         self.tunnel.stop(SERVER)
     }
 
-    /// How many tenants there are.
+    /// Returns the number of tenants.
     pub const fn tenants(&self) -> usize {
         self.tenants
     }
 
-    /// The directory of all certificates of agents.
+    /// Returns the directory of all certificates of agents.
     pub fn certificates(&self) -> PathBuf {
         self.tunnel.dir().join(CERTIFICATES)
     }
 
-    /// A command in the namespace and the directory.
+    /// Returns a command that runs in the namespace and the site's directory.
     pub fn command(&self, program: &Path) -> Command {
         self.tunnel.command(program)
     }
 
-    /// Where the clients of a tenant connect.
+    /// Returns the endpoint that the clients of a tenant connect to.
     pub fn endpoint(&self, tenant: usize) -> Endpoint {
         Endpoint::unix(self.tunnel.dir().join(name(tenant)))
     }
 
-    /// Dials as a client of a tenant.
+    /// Returns a dialer of a tenant's client.
     pub fn dialer(&self, tenant: usize) -> Dialer {
         Dialer::new(self.endpoint(tenant), self.mode).limit(DIAL_LIMIT)
     }
 
-    /// Runs something in the namespace.
+    /// Runs a future in the namespace.
     ///
     /// # Errors
-    /// As it does.
+    /// Returns the error of the future.
     pub fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -147,23 +147,23 @@ impl Site {
         self.tunnel.pid(SERVER).context("no server")
     }
 
-    /// The server's resident memory in bytes.
+    /// Returns the server's resident memory, in bytes.
     ///
     /// # Errors
-    /// It has ended.
+    /// Returns an error if the server has exited.
     pub fn memory(&self) -> Result<u64> {
         usage::resident_memory(self.pid()?)
     }
 
-    /// The server's processor time so far.
+    /// Returns the server's processor time so far.
     ///
     /// # Errors
-    /// It has ended.
+    /// Returns an error if the server has exited.
     pub fn cpu_time(&self) -> Result<Duration> {
         usage::cpu_time(self.pid()?)
     }
 
-    /// Everything that the server has logged.
+    /// Returns the server's log.
     pub fn logs(&self) -> String {
         self.tunnel.logs()
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is found in crates that are made up here.
+//! Tests with invented crates.
 
 use std::path::Path;
 
 use super::*;
 
-/// The circles of a crate of these files, as they are printed.
+/// Returns the circles of a crate of these files, as they are printed.
 fn circles(files: &[(&str, &str)]) -> Vec<String> {
     let tree = tree(files);
     let findings = Graph::new(&tree).circles();
@@ -21,7 +21,7 @@ fn tree(files: &[(&str, &str)]) -> Tree {
     Tree::parse(Path::new("src/lib.rs"), &read).unwrap()
 }
 
-/// The arrows between the top modules, as `from to line`.
+/// Returns the arrows between the top modules, as `from to line`.
 fn arrows(files: &[(&str, &str)]) -> Vec<String> {
     let tree = tree(files);
     let graph = Graph::new(&tree);
@@ -72,7 +72,7 @@ fn children_of_a_module_are_a_level_of_their_own() {
             "src/a.rs",
             "mod x;\nmod y;\npub struct A;\nfn f() { x::f() }\n",
         ),
-        // What the parent defines is no arrow.
+        // An item that the parent defines causes no arrow.
         ("src/a/x.rs", "use super::A;\nuse super::y::Y;\n"),
         ("src/a/y.rs", "pub struct Y;\nfn f() { crate::a::x::g() }\n"),
     ];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Layers that are made up here, and packages.
+//! Tests with invented layers, and with packages.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const MADE_UP: Layers = Layers {
     from_the_top: &[layer(&["top"]), apart(&["left", "right"]), layer(&["base"])],
 };
 
-/// What is found in a crate of these modules.
+/// Returns the findings in a crate of these modules.
 fn findings(modules: &[(&str, &str)]) -> Vec<String> {
     let declared = modules.iter().map(|(name, _)| format!("mod {name};"));
     let root = declared.collect::<Vec<_>>().join(
