@@ -190,15 +190,16 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     let table = table
         .inspect_err(|error| failed(link::PART, "read the list of links", error, report))
         .ok();
-    let settings = ebpf::Settings::to_remove(
-        scope.instance,
-        &scope.bpffs,
-        &scope.run_dir,
-        scope.drain_timeout,
-    );
+    let config = Config {
+        instance: scope.instance,
+        bpffs: scope.bpffs.clone(),
+        run_dir: scope.run_dir.clone(),
+        drain_timeout: scope.drain_timeout,
+        ..Config::default()
+    };
     upstream::remove_everything(scope.instance, mode, report).await;
     Ebpf::teardown(
-        &settings,
+        &config,
         &handle,
         table.as_ref(),
         (Tables::Delete, Drained::Wait),

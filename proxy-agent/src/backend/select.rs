@@ -40,7 +40,6 @@ const STOP_WITHOUT_RIGHTS: &str = "stop decisions about Services by the programs
 /// The backend in use.
 pub struct Backend {
     config: Config,
-    settings: ebpf::Settings,
     kind: Kind,
     /// ACCEPT rules for a backend that has none of its own.
     accept: Option<Iptables>,
@@ -98,7 +97,6 @@ impl Backend {
     pub async fn open(config: &Config, mode: Mode) -> Self {
         let mut backend = Self {
             config: config.clone(),
-            settings: ebpf::Settings::from(config),
             kind: Kind::Unavailable,
             accept: None,
             backoff: Backoff::default(),
@@ -247,7 +245,7 @@ impl Backend {
         if self.look_for_leftovers
             && mode == Mode::Apply
             && !matches!(self.kind, Kind::Ebpf(_) | Kind::Unavailable)
-            && let Err(error) = self.settings.stop_deciding()
+            && let Err(error) = ebpf::stop_deciding(&self.config)
         {
             let what = if is_refused(&error) {
                 STOP_WITHOUT_RIGHTS
@@ -357,12 +355,12 @@ impl Backend {
         };
         let mode = Mode::Apply;
         if tables == Tables::Delete {
-            Ebpf::remove_decisions(&self.settings, handle, mode, report).await;
+            Ebpf::remove_decisions(&self.config, handle, mode, report).await;
         }
         let until = *self
             .drained_at
-            .get_or_insert_with(|| Instant::now() + self.settings.drain_timeout);
-        let services = self.settings.earlier_services().unwrap_or_default();
+            .get_or_insert_with(|| Instant::now() + self.config.drain_timeout);
+        let services = ebpf::earlier_services(&self.config).unwrap_or_default();
         // `teardown` reports errors.
         if Instant::now() < until && !ebpf::is_drained(&services).unwrap_or(true) {
             report.look_again_after(DRAIN_LOOK);
@@ -370,7 +368,7 @@ impl Backend {
         }
         self.drained_at = None;
         let how = (tables, Drained::Over);
-        Ebpf::teardown(&self.settings, handle, Some(table), how, mode, report).await;
+        Ebpf::teardown(&self.config, handle, Some(table), how, mode, report).await;
         if matches!(self.kind, Kind::None) {
             Iptables::remove_everything(self.config.instance, Mode::Apply, report).await;
         }

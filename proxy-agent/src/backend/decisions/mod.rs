@@ -104,6 +104,7 @@ use proxy_netlink::netfilter::{self, Family, Socket, Table};
 
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;
+use crate::config::Config;
 use crate::instance::Instance;
 
 /// The set of decided connections.
@@ -125,44 +126,32 @@ const HALF_CLOSED: Duration = Duration::from_mins(10);
 /// Key of the sets of connections: client, server.
 pub const CONNECTION: &[Field] = &[Field::Address, Field::Port, Field::Address, Field::Port];
 
-/// The settings of the tables.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The owner of the tables.
-    pub instance: Instance,
-    /// Every VIP with every port.
-    pub endpoints: Vec<SocketAddr>,
-    /// Capacity of each set.
-    pub max_connections: u32,
-}
-
 /// The desired tables, filled with `live`; one without chains should not exist.
-pub fn tables(settings: &Settings, live: &Live) -> Vec<Table> {
+pub fn tables(config: &Config, live: &Live) -> Vec<Table> {
     [Family::IPv4, Family::IPv6]
         .into_iter()
         .map(|family| {
-            let vips = settings.endpoints.iter();
+            let vips = config.endpoints();
             let vips: Vec<_> = vips
-                .copied()
                 .filter(|vip| tables::family_of(vip.ip()) == family)
                 .collect();
-            table(settings, family, &vips, live)
+            table(config, family, &vips, live)
         })
         .collect()
 }
 
-fn table(settings: &Settings, family: Family, vips: &[SocketAddr], live: &Live) -> Table {
+fn table(config: &Config, family: Family, vips: &[SocketAddr], live: &Live) -> Table {
     let (sets, chains) = if vips.is_empty() {
         (Vec::new(), Vec::new())
     } else {
         (
-            sets(family, settings.max_connections, live),
+            sets(family, config.max_connections, live),
             rules::chains(family, vips),
         )
     };
     Table {
         family,
-        name: tables::name(settings.instance),
+        name: tables::name(config.instance),
         sets,
         chains,
     }
@@ -240,23 +229,24 @@ impl Connection {
 ///
 /// The kernel's error.
 pub fn install(
-    settings: &Settings,
+    config: &Config,
     takes_over: bool,
     wanted: &[Table],
 ) -> Result<(), netfilter::Error> {
-    let of_decisions = |table: &Table| table.name == tables::name(settings.instance);
+    let of_decisions = |table: &Table| table.name == tables::name(config.instance);
     // The sockets are read only if they are needed.
     if !wanted.iter().any(of_decisions) {
         return tables::install(wanted);
     }
-    let mut live = Live::read(&settings.endpoints).unwrap_or_else(|error| {
+    let endpoints: Vec<_> = config.endpoints().collect();
+    let mut live = Live::read(&endpoints).unwrap_or_else(|error| {
         warn!("untracked connections become tracked: {error}");
         Live::default()
     });
     if !takes_over && conntrack::picks_up() {
         live.untracked.clear();
     }
-    let filled = tables(settings, &live);
+    let filled = tables(config, &live);
     let complete: Vec<_> = wanted
         .iter()
         .map(|table| {

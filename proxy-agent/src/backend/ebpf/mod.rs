@@ -28,7 +28,6 @@ mod probe;
 mod qdisc;
 mod routes;
 pub mod services;
-mod settings;
 mod sockets;
 pub mod statistics;
 mod teardown;
@@ -48,11 +47,10 @@ pub use drain::is_over as is_drained;
 pub use hook::{Hook, SocketHook};
 pub use layout::others as other_layouts;
 pub use load::{Ids, LoadError, Programs};
-pub use maps::{Error as MapError, pinned_vips};
+pub use maps::{Error as MapError, earlier_services, pinned_vips, stop_deciding};
 pub use plan::attachable;
 pub use qdisc::notes_dir;
 pub use routes::{OUTSIDE, is_own_address, source_towards};
-pub use settings::Settings;
 pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};
 
@@ -65,7 +63,7 @@ use proxy_netlink::netfilter;
 
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
-use crate::config::Service;
+use crate::config::{Config, Service};
 use crate::features;
 use crate::guard;
 use crate::link::LinkTable;
@@ -76,7 +74,7 @@ pub const PART: Part = Part::Ebpf;
 
 /// The backend with its loaded programs; without them in a dry run.
 pub struct Ebpf {
-    settings: Settings,
+    config: Config,
     attach_mode: AttachMode,
     programs: Option<Programs>,
     /// In a dry run: ids of the programs of the running agent.
@@ -89,7 +87,7 @@ pub struct Ebpf {
     /// No pass has been made yet.
     is_first: bool,
     /// Pins of other layouts, until their connections are taken over.
-    others: Vec<Settings>,
+    others: Vec<PathBuf>,
     /// The links of the last pass, by ifindex.
     seen: BTreeSet<u32>,
     /// The guard's classification of the links.
@@ -159,15 +157,15 @@ impl Ebpf {
     /// # Errors
     ///
     /// If the kernel lacks something; the error names it and the remedy.
-    pub fn open(settings: Settings, mode: Mode) -> Result<Self, Error> {
-        bpffs::check(&settings.bpffs)?;
+    pub fn open(config: Config, mode: Mode) -> Result<Self, Error> {
+        bpffs::check(&config.bpffs)?;
         netfilter::Socket::open()?;
         if mode == Mode::Apply && !features::are_enough() && features::are_stale() {
             return Err(Error::StaleFeatures);
         }
-        let attach_mode = AttachMode::choose(settings.tc_attach)?;
-        let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
-        if cgroup.is_none() && !settings.services.is_empty() {
+        let attach_mode = AttachMode::choose(config.tc_attach)?;
+        let cgroup = (!config.services.is_empty()).then(cgroup::root).flatten();
+        if cgroup.is_none() && !config.services.is_empty() {
             warn!(
                 part = PART.name(),
                 "the root of the host's cgroup2 hierarchy is not mounted here: connections of processes on \
@@ -176,19 +174,19 @@ impl Ebpf {
             );
         }
         let programs = match mode {
-            Mode::Apply => Some(Programs::load(&settings, cgroup.as_deref())?),
+            Mode::Apply => Some(Programs::load(&config, cgroup.as_deref())?),
             Mode::DryRun => None,
         };
-        let others = settings.other_layouts()?;
+        let others = layout::earlier(&config)?;
         let given_up = programs.as_ref().map(Programs::given_up);
-        let drain = drain::Drain::new(given_up.unwrap_or_default(), settings.drain_timeout);
+        let drain = drain::Drain::new(given_up.unwrap_or_default(), config.drain_timeout);
         Ok(Self {
             drain,
             left: BTreeSet::new(),
             ages: attach::LinkAges::default(),
             attach_mode,
             cgroup,
-            settings,
+            config,
             programs,
             known: Ids::new(),
             look_for_leftovers: true,
@@ -209,9 +207,9 @@ impl Ebpf {
         let Some(programs) = self.programs.as_mut() else {
             return Ok(());
         };
-        probe::rules(&self.settings)?;
+        probe::rules(&self.config)?;
         // Attachments of an earlier agent prove that it works.
-        if !attach::any_pins(&self.settings) {
+        if !attach::any_pins(&self.config) {
             probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
         }
         Ok(())
@@ -235,7 +233,7 @@ impl Ebpf {
     ///
     /// The kernel's answer.
     pub fn forget_counters(&self, table: &LinkTable) -> Result<(), Error> {
-        Ok(statistics::forget_gone(&self.settings, table)?)
+        Ok(statistics::forget_gone(&self.config, table)?)
     }
 
     /// The attachment mode on this kernel.
@@ -260,7 +258,7 @@ impl Ebpf {
         }
         let desired = self.desired(table, handle, mode, report).await;
         let observed = Observed::read(
-            &self.settings,
+            &self.config,
             &desired,
             handle,
             self.look_for_leftovers,
@@ -291,7 +289,7 @@ impl Ebpf {
         if mode == Mode::Apply {
             let is_tcx = self.attach_mode == AttachMode::Tcx;
             let unused = self.look_for_leftovers && is_tcx && waiting.is_empty();
-            if let Err(error) = qdisc::tidy(&self.settings, table, unused, handle).await {
+            if let Err(error) = qdisc::tidy(&self.config, table, unused, handle).await {
                 failed(PART, "remove unused clsact qdiscs", &error, report);
             }
             self.is_first = false;
@@ -326,7 +324,7 @@ impl Ebpf {
 
     /// The endpoints on which the proxy should listen for Services.
     fn proxy(&self) -> Vec<SocketAddr> {
-        let services = self.settings.services.iter();
+        let services = self.config.services.iter();
         let vips: BTreeSet<_> = services.map(|service| service.vip).collect();
         vips.into_iter().collect()
     }
@@ -421,14 +419,14 @@ impl Ebpf {
         Desired {
             // Replaces the guard of another backend.
             tables: [
-                decisions::tables(&self.settings.decisions(), &Live::default()),
-                services::tables(self.settings.instance, &services, &own),
-                tables::empty_guard(self.settings.instance).to_vec(),
+                decisions::tables(&self.config, &Live::default()),
+                services::tables(self.config.instance, &services, &own),
+                tables::empty_guard(self.config.instance).to_vec(),
             ]
             .concat(),
             links,
             mode: self.attach_mode,
-            pace: Pace::of(&self.settings, self.attach_mode, self.is_first, run),
+            pace: Pace::of(&self.config, self.attach_mode, self.is_first, run),
             maps,
             hooks,
             sockets,
@@ -455,7 +453,7 @@ impl Ebpf {
         if addresses.is_empty() {
             return BTreeMap::new();
         }
-        let not = [self.settings.vips.as_slice(), addresses.as_slice()].concat();
+        let not = [self.config.vips.as_slice(), addresses.as_slice()].concat();
         let sources = routes::sources(handle, &addresses, &not).await;
         let sources = sources.unwrap_or_else(|error| {
             failed(PART, "look up the node's own address", &error, report);

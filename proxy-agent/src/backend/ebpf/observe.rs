@@ -16,8 +16,9 @@ use super::desired::Desired;
 use super::hook::{Hook, SocketHook};
 use super::pins::links_dir;
 use super::routes::{self, Found};
-use super::{PART, Settings, filters, maps, sockets};
+use super::{PART, filters, maps, sockets};
 use crate::backend::tables;
+use crate::config::Config;
 use crate::reconcile::{Report, failed};
 
 /// The observed state. Failures are in the report; what could not be read is represented such that the plan leaves it alone.
@@ -46,7 +47,7 @@ pub struct Observed {
 impl Observed {
     /// Reads the state; `leftovers`: also attachments of the mode that is not in use.
     pub async fn read(
-        settings: &Settings,
+        config: &Config,
         desired: &Desired,
         handle: &Handle,
         leftovers: bool,
@@ -54,10 +55,10 @@ impl Observed {
     ) -> Self {
         let mut observed = Self {
             tables: tables::read(PART, &desired.tables, report),
-            pins: read_pins(settings, report),
-            maps: read_maps(settings, desired, report),
-            sockets: read_sockets(settings, report),
-            guard: read_guard(settings, report),
+            pins: read_pins(config, report),
+            maps: read_maps(config, desired, report),
+            sockets: read_sockets(config, report),
+            guard: read_guard(config, report),
             ..Self::default()
         };
         if desired.mode == AttachMode::Tcx {
@@ -78,7 +79,7 @@ impl Observed {
             }
         }
         if desired.mode == AttachMode::Clsact || leftovers {
-            observed.filters = filters::read(&desired.links, settings, report).await;
+            observed.filters = filters::read(&desired.links, config, report).await;
         }
         if desired.mode == AttachMode::Clsact {
             observed.ingress_only = read_ingress_only(&desired.links, report).await;
@@ -114,18 +115,18 @@ async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -
     found
 }
 
-fn read_guard(settings: &Settings, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
-    let links = maps::guard_links(settings);
+fn read_guard(config: &Config, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
+    let links = maps::guard_links(config);
     links
         .inspect_err(|error| failed(PART, "read which links are guarded", error, report))
         .ok()
 }
 
 /// The pinned links, by ifindex; failures are in the report.
-pub fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u32)> {
+pub fn read_pins(config: &Config, report: &mut Report) -> BTreeSet<(Hook, u32)> {
     let mut pins = BTreeSet::new();
     for hook in Hook::ALL {
-        match bpffs::names(&links_dir(hook, settings)) {
+        match bpffs::names(&links_dir(hook, config)) {
             Ok(names) => {
                 let indexes = names.iter().filter_map(|name| name.parse().ok());
                 pins.extend(indexes.map(|index| (hook, index)));
@@ -137,13 +138,13 @@ pub fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u3
 }
 
 fn read_maps(
-    settings: &Settings,
+    config: &Config,
     desired: &Desired,
     report: &mut Report,
 ) -> BTreeMap<&'static str, Option<u32>> {
     let mut found = BTreeMap::new();
     for name in desired.maps.keys() {
-        match maps::pinned_id(name, settings) {
+        match maps::pinned_id(name, config) {
             Ok(id) => {
                 found.insert(*name, id);
             }
@@ -153,10 +154,10 @@ fn read_maps(
     found
 }
 
-fn read_sockets(settings: &Settings, report: &mut Report) -> BTreeMap<SocketHook, u32> {
+fn read_sockets(config: &Config, report: &mut Report) -> BTreeMap<SocketHook, u32> {
     let mut found = BTreeMap::new();
     for hook in SocketHook::ALL {
-        match sockets::attached(hook, settings) {
+        match sockets::attached(hook, config) {
             Ok(id) => found.extend(id.map(|id| (hook, id))),
             Err(error) => failed(PART, format!("read the pin of {hook}"), &error, report),
         }

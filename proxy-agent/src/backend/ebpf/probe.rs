@@ -13,18 +13,19 @@ use proxy_netlink::netfilter::{Socket, Table};
 use super::attach;
 use super::attachment::AttachMode;
 use super::load::Programs;
-use super::{Error, Settings, services};
+use super::{Error, services};
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
+use crate::config::Config;
 
 /// The only link of a new network namespace.
 const LINK: &str = "lo";
 
 /// Tries the rules, in a transaction that is not committed.
-pub fn rules(settings: &Settings) -> Result<(), Error> {
+pub fn rules(config: &Config) -> Result<(), Error> {
     let mut socket = Socket::open()?;
-    let decisions = decisions::tables(&settings.decisions(), &Live::default());
-    let services = services::tables(settings.instance, &settings.services, &BTreeSet::new());
+    let decisions = decisions::tables(config, &Live::default());
+    let services = services::tables(config.instance, &config.services, &BTreeSet::new());
     for table in decisions.into_iter().chain(services) {
         if table.chains.is_empty() {
             continue;

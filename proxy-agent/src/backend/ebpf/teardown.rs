@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use rtnetlink::Handle;
@@ -17,10 +18,10 @@ use super::hook::SocketHook;
 use super::load::Ids;
 use super::plan::Op;
 use super::routes::{self, Found};
-use super::{Ebpf, PART, Settings, drain, filters, observe, qdisc, sockets, xdp};
+use super::{Ebpf, PART, drain, filters, layout, maps, observe, qdisc, sockets, xdp};
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
-use crate::config::Service;
+use crate::config::{Config, Service};
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::{Mode, Report, carry_out, failed};
@@ -47,10 +48,11 @@ impl Ebpf {
     /// Detaches and unpins objects of other layouts, after this one works. Tables and filters are the same in all layouts.
     pub(super) async fn remove_others(&mut self, handle: &Handle, mode: Mode, report: &mut Report) {
         let failures = report.failures.len();
-        for other in &self.others {
+        for bpffs in &self.others {
+            let other = with_pins_in(bpffs.clone(), &self.config);
             let links = BTreeMap::new();
-            let (_, ops) = everything(other, &links, &[], handle, report).await;
-            Self::remove(other, handle, ops, mode, report).await;
+            let (_, ops) = everything(&other, &links, &[], handle, report).await;
+            Self::remove(&other, handle, ops, mode, report).await;
         }
         if mode == Mode::Apply && report.failures.len() == failures && !report.is_stopped() {
             self.others.clear();
@@ -59,14 +61,14 @@ impl Ebpf {
 
     /// Removes all objects of this backend from the kernel, of any earlier process and any layout.
     pub async fn teardown(
-        settings: &Settings,
+        config: &Config,
         handle: &Handle,
         table: Option<&LinkTable>,
         (of_decisions, drained): (Tables, Drained),
         mode: Mode,
         report: &mut Report,
     ) {
-        let services = settings.earlier_services().unwrap_or_else(|error| {
+        let services = maps::earlier_services(config).unwrap_or_else(|error| {
             failed(
                 PART,
                 "read the Services of an earlier agent",
@@ -76,14 +78,14 @@ impl Ebpf {
             Vec::new()
         });
         if of_decisions == Tables::Delete {
-            Self::remove_decisions(settings, handle, mode, report).await;
+            Self::remove_decisions(config, handle, mode, report).await;
         }
         if mode == Mode::Apply {
-            if let Err(error) = settings.stop_deciding() {
+            if let Err(error) = maps::stop_deciding(config) {
                 failed(PART, "stop decisions", &error, report);
             }
             if drained == Drained::Wait {
-                wait(settings, &services, report).await;
+                wait(config, &services, report).await;
             }
             if let Err(error) = drain::reset(&services) {
                 failed(PART, "reset connections to Services", &error, report);
@@ -97,29 +99,34 @@ impl Ebpf {
                 links.map(|link| (link.index, link.name.clone())).collect()
             })
             .unwrap_or_default();
-        let (of_tables, ops) = everything(settings, &links, &addresses, handle, report).await;
-        let mut all = vec![(settings.clone(), ops)];
-        for other in settings.other_layouts_or(report) {
+        let (of_tables, ops) = everything(config, &links, &addresses, handle, report).await;
+        let mut all = vec![(config.clone(), ops)];
+        let others = layout::earlier(config).unwrap_or_else(|error| {
+            failed(PART, "search for other layouts of pins", &error, report);
+            Vec::new()
+        });
+        for bpffs in others {
+            let other = with_pins_in(bpffs, config);
             // The filters on links are the same in all layouts.
             let none = BTreeMap::new();
             let (_, ops) = everything(&other, &none, &[], handle, report).await;
             all.push((other, ops));
         }
         // The tables are removed last: without the rules conntrack would see connections from the middle.
-        for (settings, ops) in all {
-            Self::remove(&settings, handle, ops, mode, report).await;
+        for (config, ops) in all {
+            Self::remove(&config, handle, ops, mode, report).await;
         }
-        Self::remove(settings, handle, of_tables, mode, report).await;
+        Self::remove(config, handle, of_tables, mode, report).await;
         if mode == Mode::Apply
             && !report.is_stopped()
             && let Some(table) = table
-            && let Err(error) = qdisc::tidy(settings, table, true, handle).await
+            && let Err(error) = qdisc::tidy(config, table, true, handle).await
         {
             failed(PART, "remove unused clsact qdiscs", &error, report);
         }
         if mode == Mode::Apply
             && !report.is_stopped()
-            && let Err(error) = qdisc::forget_all(settings, table)
+            && let Err(error) = qdisc::forget_all(config, table)
         {
             warn!(part = PART.name(), "{error}");
         }
@@ -128,13 +135,13 @@ impl Ebpf {
     /// Leaves open and new connections to the VIPs to conntrack: removes the tables of decisions, and those of another backend's
     /// guard.
     pub async fn remove_decisions(
-        settings: &Settings,
+        config: &Config,
         handle: &Handle,
         mode: Mode,
         report: &mut Report,
     ) {
         if mode == Mode::Apply
-            && let Err(error) = decisions::release(Which::ToVips, settings.instance)
+            && let Err(error) = decisions::release(Which::ToVips, config.instance)
         {
             failed(
                 PART,
@@ -143,24 +150,24 @@ impl Ebpf {
                 report,
             );
         }
-        let instance = settings.instance;
+        let instance = config.instance;
         let ops = [tables::empty(instance), tables::empty_guard(instance)]
             .into_iter()
             .flat_map(|tables| tables::existing(PART, tables, report))
             .map(|table| Op::DeleteTable { table })
             .collect();
-        Self::remove(settings, handle, ops, mode, report).await;
+        Self::remove(config, handle, ops, mode, report).await;
     }
 
     async fn remove(
-        settings: &Settings,
+        config: &Config,
         handle: &Handle,
         ops: Vec<Op>,
         mode: Mode,
         report: &mut Report,
     ) {
         let mut backend = Self {
-            settings: settings.clone(),
+            config: config.clone(),
             attach_mode: AttachMode::Tcx,
             programs: None,
             known: Ids::new(),
@@ -172,7 +179,7 @@ impl Ebpf {
             links: guard::Links::default(),
             front: xdp::Front::default(),
             left: BTreeSet::new(),
-            drain: drain::Drain::new(&[], settings.drain_timeout),
+            drain: drain::Drain::new(&[], config.drain_timeout),
             ages: attach::LinkAges::default(),
         };
         carry_out(PART, mode, ops, report, async |op| {
@@ -182,9 +189,17 @@ impl Ebpf {
     }
 }
 
+/// The settings of an agent whose pins are in this directory.
+fn with_pins_in(bpffs: PathBuf, config: &Config) -> Config {
+    Config {
+        bpffs,
+        ..config.clone()
+    }
+}
+
 /// Waits until no connection to any of the Services is open, or their deadline has passed.
-async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
-    let until = Instant::now() + settings.drain_timeout;
+async fn wait(config: &Config, services: &[Service], report: &mut Report) {
+    let until = Instant::now() + config.drain_timeout;
     let mut is_logged = false;
     while Instant::now() < until && !report.is_stopped() {
         match drain::is_over(services) {
@@ -196,7 +211,7 @@ async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
             is_logged = true;
             info!(
                 part = PART.name(),
-                "waiting for connections to Services to end, at most {:?}", settings.drain_timeout
+                "waiting for connections to Services to end, at most {:?}", config.drain_timeout
             );
         }
         report.control.step();
@@ -207,7 +222,7 @@ async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
 /// The operations that remove all objects, in order: first those for the tables of Services, then the others. Decisions have been
 /// stopped before, and connections to Services have ended.
 async fn everything(
-    settings: &Settings,
+    config: &Config,
     links: &BTreeMap<u32, String>,
     services: &[IpAddr],
     handle: &Handle,
@@ -216,7 +231,7 @@ async fn everything(
     let mut ops: Vec<Op> = SocketHook::ALL
         .into_iter()
         .rev()
-        .filter(|hook| sockets::is_pinned(*hook, settings))
+        .filter(|hook| sockets::is_pinned(*hook, config))
         .map(|hook| Op::DetachSocket { hook })
         .collect();
     for address in services {
@@ -226,8 +241,8 @@ async fn everything(
             Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
         }
     }
-    let pins = observe::read_pins(settings, report);
-    let filters = filters::read(links, settings, report).await;
+    let pins = observe::read_pins(config, report);
+    let filters = filters::read(links, config, report).await;
     ops.extend(pins.iter().map(|(hook, index)| Op::RemovePin {
         hook: *hook,
         index: *index,
@@ -237,16 +252,16 @@ async fn everything(
             .into_values()
             .map(|filter| Op::RemoveFilter { filter }),
     );
-    match xdp::pinned_links(settings) {
+    match xdp::pinned_links(config) {
         Ok(links) => ops.extend(links.into_iter().map(|index| Op::RemoveXdp { index })),
         Err(error) => failed(PART, "read the pinned XDP links", &error, report),
     }
-    if settings.bpffs.exists() {
+    if config.bpffs.exists() {
         ops.push(Op::RemovePins {
-            directory: settings.bpffs.clone(),
+            directory: config.bpffs.clone(),
         });
     }
-    let of_services = tables::existing(PART, tables::empty_services(settings.instance), report);
+    let of_services = tables::existing(PART, tables::empty_services(config.instance), report);
     let tables = of_services.into_iter();
     (tables.map(|table| Op::DeleteTable { table }).collect(), ops)
 }
