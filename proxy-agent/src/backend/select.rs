@@ -23,7 +23,7 @@ use crate::config::{AcceptRules, BackendChoice, Config, Guard};
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Failure, Mode, Part, Report, failed};
+use crate::reconcile::{Failure, Mode, Part, Report};
 use crate::state::upstream as published;
 use crate::state::{Choice, Guarded, GuardedLink};
 
@@ -252,7 +252,7 @@ impl Backend {
             } else {
                 "stop decisions about Services"
             };
-            failed(PART, what, &error, report);
+            report.failed(PART, what, &error);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
@@ -290,13 +290,12 @@ impl Backend {
         if let (Mode::Apply, Cause::Resync, Kind::Ebpf(_) | Kind::Nftables(_)) =
             (mode, cause, &self.kind)
         {
-            match collect::collect(Which::ToVips, self.config.instance) {
-                Ok(0) => {}
-                Ok(over) => debug!(
+            let over = collect::collect(Which::ToVips, self.config.instance);
+            if let Some(over @ 1..) = report.attempt(PART, "remove ended connections", over) {
+                debug!(
                     part = PART.name(),
                     "removed {over} ended connections from the tables of decisions"
-                ),
-                Err(error) => failed(PART, "remove ended connections", &error, report),
+                );
             }
         }
         if mode == Mode::Apply {
@@ -313,15 +312,8 @@ impl Backend {
             && self.needs_accept_rules()
             && self.config.accept_rules == AcceptRules::Always;
         if is_missing {
-            match self.open_iptables(false, AcceptRules::Always, mode).await {
-                Ok(rules) => self.accept = Some(rules),
-                Err(error) => failed(
-                    PART,
-                    "set ACCEPT rules (--accept-rules=always)",
-                    &error,
-                    report,
-                ),
-            }
+            let opened = self.open_iptables(false, AcceptRules::Always, mode).await;
+            self.accept = report.attempt(PART, "set ACCEPT rules (--accept-rules=always)", opened);
         }
         if let Some(accept) = self.accept.as_mut() {
             accept.accept_upstream(self.upstream.accepted());

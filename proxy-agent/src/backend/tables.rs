@@ -11,7 +11,7 @@ use proxy_netlink::netfilter::{self, Family, Outline, Socket, Table};
 
 use crate::instance::Instance;
 pub use crate::instance::tables::{guard_name, name, services_name, upstream_name};
-use crate::reconcile::{Part, Report, failed};
+use crate::reconcile::{Part, Report};
 
 /// The name for rehearsals, in which the kernel checks rules; never the name of an instance's tables.
 pub const REHEARSAL: &str = "proxy-agent_probe";
@@ -70,23 +70,14 @@ fn named(name: &str) -> [Table; 2] {
 /// Reads the tables with these titles. Failures are recorded for `part`.
 pub fn read(part: Part, tables: &[Table], report: &mut Report) -> Observed {
     let mut outlines = Observed::new();
-    let mut socket = match Socket::open() {
-        Ok(socket) => socket,
-        Err(error) => {
-            failed(part, "read the nf_tables tables", &error, report);
-            return outlines;
-        }
+    let socket = Socket::open();
+    let Some(mut socket) = report.attempt(part, "read the nf_tables tables", socket) else {
+        return outlines;
     };
     for table in tables {
-        match table.observe(&mut socket) {
-            Ok(outline) => {
-                outlines.insert(table.title(), outline);
-            }
-            Err(error) => {
-                let what = format!("read nf_tables table {}", table.title());
-                failed(part, what, &error, report);
-            }
-        }
+        let what = format_args!("read nf_tables table {}", table.title());
+        let outline = report.attempt(part, what, table.observe(&mut socket));
+        outlines.extend(outline.map(|outline| (table.title(), outline)));
     }
     outlines
 }
@@ -108,12 +99,7 @@ pub fn existing(part: Part, tables: [Table; 2], report: &mut Report) -> Vec<Tabl
         Err(error) => {
             let error: netfilter::Error = error;
             if !error.is_unsupported() {
-                failed(
-                    part,
-                    "search for nf_tables tables of the agent",
-                    &error,
-                    report,
-                );
+                report.failed(part, "search for nf_tables tables of the agent", &error);
             }
             Vec::new()
         }

@@ -12,7 +12,7 @@ use super::PART;
 use super::attachment::{Filter, filter_handle};
 use super::hook::{Hook, Target};
 use crate::config::Config;
-use crate::reconcile::{Report, failed};
+use crate::reconcile::Report;
 
 /// The agent's filters on these links, by hook and ifindex. Links whose filters could not be read are in the report.
 pub async fn read(
@@ -35,7 +35,7 @@ pub async fn read(
                     found.extend(own.map(|filter| ((hook, *index), filter)));
                 }
                 Err(error) if is_gone(&error) => {}
-                Err(error) => failed(PART, format!("read the filters of {link}"), &error, report),
+                Err(error) => report.failed(PART, format!("read the filters of {link}"), &error),
             }
         }
     }

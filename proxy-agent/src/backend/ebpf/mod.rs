@@ -67,7 +67,7 @@ use crate::config::{Config, Service};
 use crate::features;
 use crate::guard;
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Part, Report, carry_out, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports and logs.
 pub const PART: Part = Part::Ebpf;
@@ -289,9 +289,8 @@ impl Ebpf {
         if mode == Mode::Apply {
             let is_tcx = self.attach_mode == AttachMode::Tcx;
             let unused = self.look_for_leftovers && is_tcx && waiting.is_empty();
-            if let Err(error) = qdisc::tidy(&self.config, table, unused, handle).await {
-                failed(PART, "remove unused clsact qdiscs", &error, report);
-            }
+            let tidied = qdisc::tidy(&self.config, table, unused, handle).await;
+            report.attempt(PART, "remove unused clsact qdiscs", tidied);
             self.is_first = false;
             self.look_for_leftovers = !waiting.is_empty();
             if self.look_for_leftovers {
@@ -317,9 +316,8 @@ impl Ebpf {
         let Some(programs) = self.programs.as_mut() else {
             return;
         };
-        if let Err(error) = programs.store_listeners(&vips) {
-            failed(PART, "store the proxy's listeners", &error, report);
-        }
+        let stored = programs.store_listeners(&vips);
+        report.attempt(PART, "store the proxy's listeners", stored);
     }
 
     /// The endpoints on which the proxy should listen for Services.
@@ -331,17 +329,14 @@ impl Ebpf {
 
     /// Checks whether drained connections have ended, and resets them after the deadline.
     fn continue_draining(&mut self, report: &mut Report) {
-        match self.drain.advance() {
-            Ok(ended) => {
-                for service in ended {
-                    info!(
-                        part = PART.name(),
-                        "no connection to {} is open", service.cluster_ip
-                    );
-                    self.drain.ended.push(service);
-                }
-            }
-            Err(error) => failed(PART, "drain connections to Services", &error, report),
+        let ended = self.drain.advance();
+        let ended = report.attempt(PART, "drain connections to Services", ended);
+        for service in ended.unwrap_or_default() {
+            info!(
+                part = PART.name(),
+                "no connection to {} is open", service.cluster_ip
+            );
+            self.drain.ended.push(service);
         }
         if self.drain.is_active() {
             report.look_again_after(drain::LOOK);
@@ -355,9 +350,8 @@ impl Ebpf {
             return;
         };
         for service in std::mem::take(&mut self.drain.ended) {
-            if let Err(error) = programs.forget_service(&service) {
-                failed(PART, "remove a drained Service", &error, report);
-            }
+            let forgotten = programs.forget_service(&service);
+            report.attempt(PART, "remove a drained Service", forgotten);
         }
     }
 
@@ -455,10 +449,9 @@ impl Ebpf {
         }
         let not = [self.config.vips.as_slice(), addresses.as_slice()].concat();
         let sources = routes::sources(handle, &addresses, &not).await;
-        let sources = sources.unwrap_or_else(|error| {
-            failed(PART, "look up the node's own address", &error, report);
-            BTreeMap::new()
-        });
+        let sources = report
+            .attempt(PART, "look up the node's own address", sources)
+            .unwrap_or_default();
         let source = |ip: &IpAddr| sources.get(&ip.is_ipv6()).copied();
         addresses.iter().map(|ip| (*ip, source(ip))).collect()
     }

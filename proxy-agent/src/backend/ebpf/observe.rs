@@ -19,7 +19,7 @@ use super::routes::{self, Found};
 use super::{PART, filters, maps, sockets};
 use crate::backend::tables;
 use crate::config::Config;
-use crate::reconcile::{Report, failed};
+use crate::reconcile::Report;
 
 /// The observed state. Failures are in the report; what could not be read is represented such that the plan leaves it alone.
 #[derive(Debug, Default)]
@@ -71,8 +71,8 @@ impl Observed {
                         // The link is gone; its event triggers another pass.
                         Err(answer) if answer.raw_os_error() == Some(libc::ENODEV) => {}
                         Err(answer) => {
-                            let task = format!("read what is attached to ifindex {index} by tcx");
-                            failed(PART, &task, &answer, report);
+                            let what = format!("read what is attached to ifindex {index} by tcx");
+                            report.failed(PART, what, &answer);
                         }
                     }
                 }
@@ -85,31 +85,26 @@ impl Observed {
             observed.ingress_only = read_ingress_only(&desired.links, report).await;
         }
         for address in desired.routes.keys() {
-            match routes::observe(handle, *address).await {
-                Ok(found) => {
-                    observed.routes.insert(*address, found);
-                }
-                Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
-            }
+            let found = read_route(handle, *address, report).await;
+            observed.routes.extend(found.map(|found| (*address, found)));
         }
         observed
     }
 }
 
+/// The route of a Service address; none if it could not be read, which is in the report.
+pub async fn read_route(handle: &Handle, address: IpAddr, report: &mut Report) -> Option<Found> {
+    let found = routes::observe(handle, address).await;
+    report.attempt(PART, format_args!("read the route of {address}"), found)
+}
+
 async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     for (index, name) in links {
-        match traffic_control::has_clsact(*index).await {
-            Ok(Some(false)) => {
-                found.insert(*index);
-            }
-            Ok(_) => {}
-            Err(error) => failed(
-                PART,
-                format!("read the qdiscs of link {name}"),
-                &error,
-                report,
-            ),
+        let has_clsact = traffic_control::has_clsact(*index).await;
+        let what = format_args!("read the qdiscs of link {name}");
+        if report.attempt(PART, what, has_clsact) == Some(Some(false)) {
+            found.insert(*index);
         }
     }
     found
@@ -117,22 +112,18 @@ async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -
 
 fn read_guard(config: &Config, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
     let links = maps::guard_links(config);
-    links
-        .inspect_err(|error| failed(PART, "read which links are guarded", error, report))
-        .ok()
+    report.attempt(PART, "read which links are guarded", links)
 }
 
 /// The pinned links, by ifindex; failures are in the report.
 pub fn read_pins(config: &Config, report: &mut Report) -> BTreeSet<(Hook, u32)> {
     let mut pins = BTreeSet::new();
     for hook in Hook::ALL {
-        match bpffs::names(&links_dir(hook, config)) {
-            Ok(names) => {
-                let indexes = names.iter().filter_map(|name| name.parse().ok());
-                pins.extend(indexes.map(|index| (hook, index)));
-            }
-            Err(error) => failed(PART, "read the pinned links", &error, report),
-        }
+        let names = bpffs::names(&links_dir(hook, config));
+        let names = report.attempt(PART, "read the pinned links", names);
+        let names = names.unwrap_or_default();
+        let indexes = names.iter().filter_map(|name| name.parse().ok());
+        pins.extend(indexes.map(|index| (hook, index)));
     }
     pins
 }
@@ -144,12 +135,9 @@ fn read_maps(
 ) -> BTreeMap<&'static str, Option<u32>> {
     let mut found = BTreeMap::new();
     for name in desired.maps.keys() {
-        match maps::pinned_id(name, config) {
-            Ok(id) => {
-                found.insert(*name, id);
-            }
-            Err(error) => failed(PART, "read the pinned maps", &error, report),
-        }
+        let id = maps::pinned_id(name, config);
+        let id = report.attempt(PART, "read the pinned maps", id);
+        found.extend(id.map(|id| (*name, id)));
     }
     found
 }
@@ -157,10 +145,9 @@ fn read_maps(
 fn read_sockets(config: &Config, report: &mut Report) -> BTreeMap<SocketHook, u32> {
     let mut found = BTreeMap::new();
     for hook in SocketHook::ALL {
-        match sockets::attached(hook, config) {
-            Ok(id) => found.extend(id.map(|id| (hook, id))),
-            Err(error) => failed(PART, format!("read the pin of {hook}"), &error, report),
-        }
+        let id = sockets::attached(hook, config);
+        let id = report.attempt(PART, format_args!("read the pin of {hook}"), id);
+        found.extend(id.flatten().map(|id| (hook, id)));
     }
     found
 }

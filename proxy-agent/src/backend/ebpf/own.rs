@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::{Ebpf, PART};
 use crate::config::Service;
 use crate::link::LinkTable;
-use crate::reconcile::{Report, failed};
+use crate::reconcile::Report;
 use crate::services::Undecided;
 
 impl Ebpf {
@@ -35,7 +35,7 @@ impl Ebpf {
             let set = programs.map(|programs| programs.set_service(&service, link.is_some()));
             if let Some(Err(error)) = set {
                 let task = "update the programs' map of Services";
-                failed(PART, task, &error, report);
+                report.failed(PART, task, &error);
                 continue;
             }
             if let Some(index) = link {

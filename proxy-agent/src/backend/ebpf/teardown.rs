@@ -17,14 +17,14 @@ use super::attachment::AttachMode;
 use super::hook::SocketHook;
 use super::load::Ids;
 use super::plan::Op;
-use super::routes::{self, Found};
+use super::routes::Found;
 use super::{Ebpf, PART, drain, filters, layout, maps, observe, qdisc, sockets, xdp};
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
 use crate::config::{Config, Service};
 use crate::guard;
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out};
 
 /// What happens to the tables of decisions when everything else of this backend is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,28 +68,20 @@ impl Ebpf {
         mode: Mode,
         report: &mut Report,
     ) {
-        let services = maps::earlier_services(config).unwrap_or_else(|error| {
-            failed(
-                PART,
-                "read the Services of an earlier agent",
-                &error,
-                report,
-            );
-            Vec::new()
-        });
+        let services = maps::earlier_services(config);
+        let services = report
+            .attempt(PART, "read the Services of an earlier agent", services)
+            .unwrap_or_default();
         if of_decisions == Tables::Delete {
             Self::remove_decisions(config, handle, mode, report).await;
         }
         if mode == Mode::Apply {
-            if let Err(error) = maps::stop_deciding(config) {
-                failed(PART, "stop decisions", &error, report);
-            }
+            report.attempt(PART, "stop decisions", maps::stop_deciding(config));
             if drained == Drained::Wait {
                 wait(config, &services, report).await;
             }
-            if let Err(error) = drain::reset(&services) {
-                failed(PART, "reset connections to Services", &error, report);
-            }
+            let reset = drain::reset(&services);
+            report.attempt(PART, "reset connections to Services", reset);
         }
         let addresses: BTreeSet<_> = services.iter().map(|one| one.cluster_ip.ip()).collect();
         let addresses: Vec<_> = addresses.into_iter().collect();
@@ -101,11 +93,9 @@ impl Ebpf {
             .unwrap_or_default();
         let (of_tables, ops) = everything(config, &links, &addresses, handle, report).await;
         let mut all = vec![(config.clone(), ops)];
-        let others = layout::earlier(config).unwrap_or_else(|error| {
-            failed(PART, "search for other layouts of pins", &error, report);
-            Vec::new()
-        });
-        for bpffs in others {
+        let others = layout::earlier(config);
+        let others = report.attempt(PART, "search for other layouts of pins", others);
+        for bpffs in others.unwrap_or_default() {
             let other = with_pins_in(bpffs, config);
             // The filters on links are the same in all layouts.
             let none = BTreeMap::new();
@@ -120,9 +110,9 @@ impl Ebpf {
         if mode == Mode::Apply
             && !report.is_stopped()
             && let Some(table) = table
-            && let Err(error) = qdisc::tidy(config, table, true, handle).await
         {
-            failed(PART, "remove unused clsact qdiscs", &error, report);
+            let tidied = qdisc::tidy(config, table, true, handle).await;
+            report.attempt(PART, "remove unused clsact qdiscs", tidied);
         }
         if mode == Mode::Apply
             && !report.is_stopped()
@@ -140,14 +130,12 @@ impl Ebpf {
         mode: Mode,
         report: &mut Report,
     ) {
-        if mode == Mode::Apply
-            && let Err(error) = decisions::release(Which::ToVips, config.instance)
-        {
-            failed(
+        if mode == Mode::Apply {
+            let released = decisions::release(Which::ToVips, config.instance);
+            report.attempt(
                 PART,
                 "hand connections to the VIPs over to conntrack",
-                &error,
-                report,
+                released,
             );
         }
         let instance = config.instance;
@@ -202,10 +190,9 @@ async fn wait(config: &Config, services: &[Service], report: &mut Report) {
     let until = Instant::now() + config.drain_timeout;
     let mut is_logged = false;
     while Instant::now() < until && !report.is_stopped() {
-        match drain::is_over(services) {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => return failed(PART, "drain connections to Services", &error, report),
+        let is_over = drain::is_over(services);
+        if report.attempt(PART, "drain connections to Services", is_over) != Some(false) {
+            return;
         }
         if !is_logged {
             is_logged = true;
@@ -235,10 +222,8 @@ async fn everything(
         .map(|hook| Op::DetachSocket { hook })
         .collect();
     for address in services {
-        match routes::observe(handle, *address).await {
-            Ok(Found::Ours(_)) => ops.push(Op::RemoveRoute { address: *address }),
-            Ok(Found::Missing | Found::Foreign) => {}
-            Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
+        if let Some(Found::Ours(_)) = observe::read_route(handle, *address, report).await {
+            ops.push(Op::RemoveRoute { address: *address });
         }
     }
     let pins = observe::read_pins(config, report);
@@ -252,10 +237,9 @@ async fn everything(
             .into_values()
             .map(|filter| Op::RemoveFilter { filter }),
     );
-    match xdp::pinned_links(config) {
-        Ok(links) => ops.extend(links.into_iter().map(|index| Op::RemoveXdp { index })),
-        Err(error) => failed(PART, "read the pinned XDP links", &error, report),
-    }
+    let links = report.attempt(PART, "read the pinned XDP links", xdp::pinned_links(config));
+    let links = links.unwrap_or_default().into_iter();
+    ops.extend(links.map(|index| Op::RemoveXdp { index }));
     if config.bpffs.exists() {
         ops.push(Op::RemovePins {
             directory: config.bpffs.clone(),

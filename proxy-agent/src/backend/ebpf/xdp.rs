@@ -21,7 +21,7 @@ use crate::config::{Config, GuardMode};
 use crate::guard::carries_vlan;
 use crate::link::LinkTable;
 use crate::reconcile::report::chain;
-use crate::reconcile::{Mode, Report, failed};
+use crate::reconcile::{Mode, Report};
 use crate::state::GuardedLink;
 
 /// State of the guarded links.
@@ -120,9 +120,9 @@ fn obstacle(link: &Link, ours: bool, table: &LinkTable) -> Option<String> {
 impl Ebpf {
     /// Attaches the XDP program to guarded links and detaches it from others.
     pub(super) fn reconcile_xdp(&mut self, table: &LinkTable, mode: Mode, report: &mut Report) {
-        let pinned = match pinned(&self.config) {
-            Ok(pinned) => pinned,
-            Err(error) => return failed(PART, "read the pinned XDP links", &error, report),
+        let pinned = pinned(&self.config);
+        let Some(pinned) = report.attempt(PART, "read the pinned XDP links", pinned) else {
+            return;
         };
         let (wanted, without) = self.wanted_xdp(table, &pinned);
         for (index, why) in &without {
@@ -246,14 +246,12 @@ impl Ebpf {
 
 /// Records and logs the result of an operation.
 fn report_change(what: String, done: Result<(), AttachError>, mode: Mode, report: &mut Report) {
-    match done {
-        Ok(()) => {
-            if mode == Mode::Apply {
-                info!(part = PART.name(), "{what}");
-            }
-            report.changed(PART, &what);
-            report.mark_routine(PART, &[what]);
-        }
-        Err(error) => failed(PART, what, &error, report),
+    if report.attempt(PART, &what, done).is_none() {
+        return;
     }
+    if mode == Mode::Apply {
+        info!(part = PART.name(), "{what}");
+    }
+    report.changed(PART, &what);
+    report.mark_routine(PART, &[what]);
 }

@@ -14,7 +14,7 @@ use crate::backend::decisions::collect::{self, Which};
 use crate::backend::decisions::{self, DECIDED};
 use crate::backend::live::Connection;
 use crate::backend::tables;
-use crate::reconcile::{Report, failed};
+use crate::reconcile::Report;
 
 impl Upstream {
     /// Carries out one operation.
@@ -86,12 +86,10 @@ impl Upstream {
 
     /// The endpoints whose SYNs were repeated, so that they are left to conntrack; empty if they cannot be read, which is reported.
     pub(super) fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
-        self.read_endpoints(rules::REPEATED)
-            .unwrap_or_else(|error| {
-                let what = "read the endpoints with repeated SYNs";
-                failed(PART, what, &error, report);
-                BTreeSet::new()
-            })
+        let repeated = self.read_endpoints(rules::REPEATED);
+        report
+            .attempt(PART, "read the endpoints with repeated SYNs", repeated)
+            .unwrap_or_default()
     }
 
     /// The endpoints in a set of the tables.

@@ -10,7 +10,7 @@ use super::PART;
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
 use crate::instance::Instance;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out};
 
 /// Removes the tables. Open connections continue, tracked.
 pub async fn remove_everything(instance: Instance, mode: Mode, report: &mut Report) {
@@ -18,14 +18,12 @@ pub async fn remove_everything(instance: Instance, mode: Mode, report: &mut Repo
     if there.is_empty() {
         return;
     }
-    if mode == Mode::Apply
-        && let Err(error) = decisions::release(Which::OfProxy, instance)
-    {
-        failed(
+    if mode == Mode::Apply {
+        let released = decisions::release(Which::OfProxy, instance);
+        report.attempt(
             PART,
             "hand the proxy's connections over to conntrack",
-            &error,
-            report,
+            released,
         );
     }
     let ops = there.into_iter().map(Removal).collect();
