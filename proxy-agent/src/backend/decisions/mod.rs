@@ -220,24 +220,21 @@ impl Connection {
     }
 }
 
-/// Installs tables; those of decisions are filled with the open connections. Only with `takes_over`, when this backend replaces
-/// another one, connections without a conntrack entry are known to be untracked. Later, when the tables were removed by others,
-/// such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established connections
-/// (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
+/// Carries out an operation on tables; those of decisions are filled with the open connections. Only with `takes_over`, when this
+/// backend replaces another one, connections without a conntrack entry are known to be untracked. Later, when the tables were
+/// removed by others, such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established
+/// connections (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
 ///
 /// # Errors
 ///
 /// The kernel's error.
-pub fn install(
-    config: &Config,
-    takes_over: bool,
-    wanted: &[Table],
-) -> Result<(), netfilter::Error> {
-    let of_decisions = |table: &Table| table.name == tables::name(config.instance);
-    // The sockets are read only if they are needed.
-    if !wanted.iter().any(of_decisions) {
-        return tables::install(wanted);
-    }
+pub fn apply(config: &Config, takes_over: bool, op: &tables::Op) -> Result<(), netfilter::Error> {
+    let of_decisions = |(table, _): &(Table, _)| table.name == tables::name(config.instance);
+    let wanted = match op {
+        // The sockets are read only if they are needed.
+        tables::Op::Install(wanted) if wanted.iter().any(of_decisions) => wanted,
+        _ => return op.apply(),
+    };
     let endpoints: Vec<_> = config.endpoints().collect();
     let mut live = Live::read(&endpoints).unwrap_or_else(|error| {
         warn!("untracked connections become tracked: {error}");
@@ -247,15 +244,12 @@ pub fn install(
         live.untracked.clear();
     }
     let filled = tables(config, &live);
-    let complete: Vec<_> = wanted
-        .iter()
-        .map(|table| {
-            let title = table.title();
-            let filled = filled.iter().find(|filled| filled.title() == title);
-            filled.unwrap_or(table).clone()
-        })
-        .collect();
-    tables::install(&complete)
+    let complete = wanted.iter().map(|(table, reason)| {
+        let title = table.title();
+        let filled = filled.iter().find(|filled| filled.title() == title);
+        (filled.unwrap_or(table).clone(), *reason)
+    });
+    tables::Op::Install(complete.collect()).apply()
 }
 
 /// Creates conntrack entries for open decided connections before the tables are deleted, if conntrack would not pick them up:

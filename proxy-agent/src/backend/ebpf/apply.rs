@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::plan::Op;
 use super::{Ebpf, Error, attach, pins, routes, sockets, xdp};
-use crate::backend::{decisions, tables};
+use crate::backend::decisions;
 
 /// How long the kernel may take to detach a link whose pin was removed, and the interval of retries, both in milliseconds.
 const LINGERING: u16 = 500;
@@ -23,12 +23,7 @@ impl Ebpf {
                 Some(programs) => Ok(programs.pin_map(map, &self.config)?),
                 None => Ok(()),
             },
-            Op::InstallTables { tables } => {
-                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                let takes_over = self.is_first;
-                Ok(decisions::install(&self.config, takes_over, &tables)?)
-            }
-            Op::DeleteTable { table } => Ok(tables::delete(table)?),
+            Op::Tables(op) => Ok(decisions::apply(&self.config, self.is_first, op)?),
             Op::Attach {
                 hook, link, mode, ..
             } => {

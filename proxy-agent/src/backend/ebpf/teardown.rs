@@ -141,8 +141,8 @@ impl Ebpf {
         let instance = config.instance;
         let ops = [tables::empty(instance), tables::empty_guard(instance)]
             .into_iter()
-            .flat_map(|tables| tables::existing(PART, tables, report))
-            .map(|table| Op::DeleteTable { table })
+            .flat_map(|tables| tables::removals(PART, tables, report))
+            .map(Op::Tables)
             .collect();
         Self::remove(config, handle, ops, mode, report).await;
     }
@@ -245,7 +245,6 @@ async fn everything(
             directory: config.bpffs.clone(),
         });
     }
-    let of_services = tables::existing(PART, tables::empty_services(config.instance), report);
-    let tables = of_services.into_iter();
-    (tables.map(|table| Op::DeleteTable { table }).collect(), ops)
+    let of_services = tables::removals(PART, tables::empty_services(config.instance), report);
+    (of_services.into_iter().map(Op::Tables).collect(), ops)
 }

@@ -4,14 +4,12 @@
 //! only the capability `NET_ADMIN`. Its tables outlive the agent.
 
 mod guard;
-mod plan;
 pub mod statistics;
 #[cfg(test)]
 mod tests;
 
 use proxy_netlink::netfilter::{self, Socket, Table};
 
-use self::plan::Op;
 use super::live::Live;
 use super::{decisions, tables};
 use crate::config::Config;
@@ -68,23 +66,20 @@ impl Nftables {
         ]
         .concat();
         let observed = tables::read(PART, &desired, report);
-        let ops = plan::plan(&desired, &observed);
-        let of_guard = |op: &&Op| follows && op.is_about(&guard);
-        let routine: Vec<_> = ops.iter().filter(of_guard).map(Op::to_string).collect();
-        carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
+        let ops = tables::plan(&desired, &observed);
+        let of_guard = |op: &&tables::Op| follows && op.is_about(&guard);
+        let routine: Vec<_> = ops
+            .iter()
+            .filter(of_guard)
+            .map(ToString::to_string)
+            .collect();
+        carry_out(PART, mode, ops, report, async |op| {
+            decisions::apply(&self.config, self.takes_over, op)
+        })
+        .await;
         report.mark_routine(PART, &routine);
         if mode == Mode::Apply {
             self.takes_over = false;
-        }
-    }
-
-    fn apply(&self, op: &Op) -> Result<(), netfilter::Error> {
-        match op {
-            Op::Install { tables } => {
-                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                decisions::install(&self.config, self.takes_over, &tables)
-            }
-            Op::Delete { table } => tables::delete(table),
         }
     }
 }

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proxy_netlink::netfilter::Table;
 
-use super::plan::plan;
 use super::*;
 use crate::backend::tables;
 use crate::config::Guard;
@@ -26,7 +25,8 @@ fn of_decisions(config: &Config) -> Vec<Table> {
 }
 
 fn texts(desired: &[Table], observed: &tables::Observed) -> Vec<String> {
-    plan(desired, observed).iter().map(Op::to_string).collect()
+    let ops = tables::plan(desired, observed);
+    ops.iter().map(ToString::to_string).collect()
 }
 
 /// The kernel's state after all operations.
@@ -54,7 +54,7 @@ fn missing_tables_are_installed_and_others_deleted() {
         ["delete nf_tables table ip6 proxy-agent"]
     );
     assert!(
-        plan(&desired, &tables::Observed::new()).is_empty(),
+        tables::plan(&desired, &tables::Observed::new()).is_empty(),
         "nothing was read"
     );
 }
@@ -92,18 +92,19 @@ proptest! {
             Some(found) => after(&of_decisions(&vips(found))),
             None => desired.iter().map(|table| (table.title(), None)).collect(),
         };
-        for op in plan(&desired, &observed) {
+        for op in tables::plan(&desired, &observed) {
             match op {
-                Op::Install { tables } => for (table, _) in tables {
+                tables::Op::Install(tables) => for (table, _) in tables {
                     observed.insert(table.title(), Some(table.outline()));
                 },
-                Op::Delete { table } => {
+                tables::Op::Delete(table) => {
                     observed.insert(table.title(), None);
                 }
+                tables::Op::Rewrite(table) => prop_assert!(false, "{}", table.title()),
             }
         }
         prop_assert_eq!(&observed, &after(&desired));
-        prop_assert!(plan(&desired, &observed).is_empty());
+        prop_assert!(tables::plan(&desired, &observed).is_empty());
     }
 }
 

@@ -254,17 +254,14 @@ impl Upstream {
                 learns_in: self.endpoints.learned_in(),
             };
         }
-        let mut ops: Vec<_> = if desired.is_nothing() {
+        let of_tables = if desired.is_nothing() {
             // Does not fail on a kernel without nf_tables.
-            let there = tables::existing(PART, tables::empty_upstream(self.instance), report);
-            there
-                .into_iter()
-                .map(|table| Op::Delete { table })
-                .collect()
+            tables::removals(PART, tables::empty_upstream(self.instance), report)
         } else {
             let tables = rules::tables(self.instance, self.size, &desired);
             plan::plan(&tables, &tables::read(PART, &tables, report))
         };
+        let mut ops: Vec<_> = of_tables.into_iter().map(Op::Table).collect();
         ops.extend(self.retries(report));
         let follows = self.wanted.as_ref() != Some(&desired);
         let is_routine = |op: &&Op| follows || matches!(op, Op::Retry { .. });

@@ -6,6 +6,7 @@ mod model;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proxy_netlink::netfilter::Table;
 use proxy_netlink::route::Link;
 
 use super::*;
