@@ -7,6 +7,7 @@ mod earlier;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
@@ -200,17 +201,17 @@ impl Node {
 
     /// The state that the agent publishes.
     pub fn state(&self) -> State {
-        State::new(
-            &self.config,
-            self.started,
-            (
-                self.backend.choice(),
-                self.backend.guarded(),
-                self.backend.upstream().clone(),
-            ),
-            self.backend.programs(),
-            self.history.clone(),
-        )
+        State {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            started: self.started,
+            settings: self.config.clone(),
+            backend: self.backend.choice(),
+            guard: self.backend.guarded(),
+            upstream: self.backend.upstream().clone(),
+            programs: self.backend.programs(),
+            history: self.history.clone(),
+        }
     }
 
     /// For `status` and `doctor`.

@@ -15,7 +15,6 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::SystemTime;
 
 use clap::ValueEnum as _;
@@ -141,28 +140,6 @@ impl Choice {
 }
 
 impl State {
-    /// The state of this process.
-    pub fn new(
-        config: &Config,
-        started: SystemTime,
-        backend: (Choice, Guarded, Upstream),
-        programs: BTreeMap<String, u32>,
-        history: History,
-    ) -> Self {
-        let (backend, guard, upstream) = backend;
-        Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: process::id(),
-            started,
-            settings: config.clone(),
-            backend,
-            guard,
-            upstream,
-            programs,
-            history,
-        }
-    }
-
     /// A configuration for a dry run of this agent: its settings, with the backend in use.
     pub fn as_dry_run(&self, run_dir: &Path) -> Config {
         let backend = BackendChoice::from_str(&self.backend.backend, false);
@@ -252,6 +229,7 @@ fn remembered_in(content: &[u8]) -> Remembered {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::process;
     use std::time::Duration;
 
     use super::*;

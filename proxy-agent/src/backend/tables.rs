@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proxy_netlink::netfilter::{self, Family, Outline, Socket, Table};
 
@@ -39,6 +39,17 @@ pub fn family_of(ip: IpAddr) -> Family {
         IpAddr::V4(_) => Family::IPv4,
         IpAddr::V6(_) => Family::IPv6,
     }
+}
+
+/// Those of the endpoints whose packets tables of this family see.
+pub fn of_family(
+    family: Family,
+    endpoints: impl IntoIterator<Item = SocketAddr>,
+) -> Vec<SocketAddr> {
+    let endpoints = endpoints.into_iter();
+    endpoints
+        .filter(|endpoint| family_of(endpoint.ip()) == family)
+        .collect()
 }
 
 /// Both tables of an instance without content, for removal.
@@ -83,6 +94,23 @@ pub fn read(part: Part, tables: &[Table], report: &mut Report) -> Observed {
         outlines.extend(outline.map(|outline| (table.title(), outline)));
     }
     outlines
+}
+
+/// Lets the kernel check the rules of tables, under another name. Nothing is installed.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn rehearse(tables: Vec<Table>) -> Result<(), netfilter::Error> {
+    let mut socket = Socket::open()?;
+    for table in tables.into_iter().filter(|table| !table.chains.is_empty()) {
+        let rehearsal = Table {
+            name: REHEARSAL.to_owned(),
+            ..table
+        };
+        rehearsal.rehearse(&mut socket)?;
+    }
+    Ok(())
 }
 
 /// The deletion of those tables that exist. Failures are recorded for `part`; a kernel without nf_tables has none.

@@ -131,10 +131,7 @@ pub fn tables(config: &Config, live: &Live) -> Vec<Table> {
     [Family::IPv4, Family::IPv6]
         .into_iter()
         .map(|family| {
-            let vips = config.endpoints();
-            let vips: Vec<_> = vips
-                .filter(|vip| tables::family_of(vip.ip()) == family)
-                .collect();
+            let vips = tables::of_family(family, config.endpoints());
             table(config, family, &vips, live)
         })
         .collect()

@@ -181,21 +181,33 @@ impl Ebpf {
         let given_up = programs.as_ref().map(Programs::given_up);
         let drain = drain::Drain::new(given_up.unwrap_or_default(), config.drain_timeout);
         Ok(Self {
-            drain,
-            left: BTreeSet::new(),
-            ages: attach::LinkAges::default(),
             attach_mode,
-            cgroup,
-            config,
             programs,
+            cgroup,
+            others,
+            drain,
+            ..Self::without_programs(config)
+        })
+    }
+
+    /// A backend that has loaded nothing.
+    fn without_programs(config: Config) -> Self {
+        Self {
+            attach_mode: AttachMode::Tcx,
+            programs: None,
             known: Ids::new(),
+            cgroup: None,
             look_for_leftovers: true,
             is_first: true,
-            others,
+            others: Vec::new(),
             seen: BTreeSet::new(),
             links: guard::Links::default(),
             front: xdp::Front::default(),
-        })
+            drain: drain::Drain::new(&[], config.drain_timeout),
+            left: BTreeSet::new(),
+            ages: attach::LinkAges::default(),
+            config,
+        }
     }
 
     /// Tries what loading the programs does not verify. No effect in a dry run.

@@ -8,7 +8,6 @@ use std::io;
 use std::thread;
 
 use proxy_kernel::netns;
-use proxy_netlink::netfilter::{Socket, Table};
 
 use super::attach;
 use super::attachment::AttachMode;
@@ -23,22 +22,9 @@ const LINK: &str = "lo";
 
 /// Tries the rules, in a transaction that is not committed.
 pub fn rules(config: &Config) -> Result<(), Error> {
-    let mut socket = Socket::open()?;
     let decisions = decisions::tables(config, &Live::default());
     let services = services::tables(config.instance, &config.services, &BTreeSet::new());
-    for table in decisions.into_iter().chain(services) {
-        if table.chains.is_empty() {
-            continue;
-        }
-        let rehearsal = Table {
-            name: tables::REHEARSAL.to_owned(),
-            ..table
-        };
-        rehearsal
-            .rehearse(&mut socket)
-            .map_err(|source| Error::Rules { source })?;
-    }
-    Ok(())
+    tables::rehearse([decisions, services].concat()).map_err(|source| Error::Rules { source })
 }
 
 /// Tries to attach a program: by tcx to no link, or as a filter to a link of a temporary network namespace. None if the agent may

@@ -12,17 +12,13 @@ use rtnetlink::Handle;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::attach;
-use super::attachment::AttachMode;
 use super::hook::SocketHook;
-use super::load::Ids;
 use super::plan::Op;
 use super::routes::Found;
 use super::{Ebpf, PART, drain, filters, layout, maps, observe, qdisc, sockets, xdp};
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
 use crate::config::{Config, Service};
-use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::{Mode, Report, carry_out};
 
@@ -154,22 +150,7 @@ impl Ebpf {
         mode: Mode,
         report: &mut Report,
     ) {
-        let mut backend = Self {
-            config: config.clone(),
-            attach_mode: AttachMode::Tcx,
-            programs: None,
-            known: Ids::new(),
-            cgroup: None,
-            look_for_leftovers: false,
-            is_first: false,
-            others: Vec::new(),
-            seen: BTreeSet::new(),
-            links: guard::Links::default(),
-            front: xdp::Front::default(),
-            left: BTreeSet::new(),
-            drain: drain::Drain::new(&[], config.drain_timeout),
-            ages: attach::LinkAges::default(),
-        };
+        let mut backend = Self::without_programs(config.clone());
         carry_out(PART, mode, ops, report, async |op| {
             backend.apply(op, handle).await
         })

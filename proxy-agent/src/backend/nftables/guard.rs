@@ -45,10 +45,7 @@ pub fn tables(config: &Config, links: &Links) -> Vec<Table> {
     tables::empty_guard(config.instance)
         .into_iter()
         .map(|table| {
-            let endpoints = config.endpoints();
-            let endpoints: Vec<_> = endpoints
-                .filter(|vip| tables::family_of(vip.ip()) == table.family)
-                .collect();
+            let endpoints = tables::of_family(table.family, config.endpoints());
             let chains = if endpoints.is_empty() || config.guard == Guard::Off {
                 Vec::new()
             } else {

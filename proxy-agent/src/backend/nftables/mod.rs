@@ -8,7 +8,7 @@ pub mod statistics;
 #[cfg(test)]
 mod tests;
 
-use proxy_netlink::netfilter::{self, Socket, Table};
+use proxy_netlink::netfilter::{self, Socket};
 
 use super::live::Live;
 use super::{decisions, tables};
@@ -35,18 +35,9 @@ impl Nftables {
     ///
     /// The kernel's error.
     pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
-        let mut socket = Socket::open()?;
+        Socket::open()?;
         if mode == Mode::Apply {
-            for table in decisions::tables(config, &Live::default()) {
-                if table.chains.is_empty() {
-                    continue;
-                }
-                let rehearsal = Table {
-                    name: tables::REHEARSAL.to_owned(),
-                    ..table
-                };
-                rehearsal.rehearse(&mut socket)?;
-            }
+            tables::rehearse(decisions::tables(config, &Live::default()))?;
         }
         Ok(Self {
             config: config.clone(),
