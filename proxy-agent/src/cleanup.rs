@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::instance::{Instance, paths};
 use crate::link::{self, LinkTable, VipLink};
 use crate::lock::Lock;
-use crate::reconcile::{Mode, Part, Report, carry_out, exit_code, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out, exit_code};
 use crate::state;
 use crate::state::owned::{self, Owned};
 
@@ -175,9 +175,9 @@ fn print(scope: &Scope, mode: Mode, report: &Report, left: &Report) {
 /// Removes all objects, in the reverse order of a pass. A failure is recorded and does not keep the other parts from being
 /// removed.
 pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
-    let (mut handle, mut connection) = match link::connect() {
-        Ok(opened) => opened,
-        Err(error) => return failed(link::PART, "open an rtnetlink socket", &error, report),
+    let opened = report.attempt(link::PART, "open an rtnetlink socket", link::connect());
+    let Some((mut handle, mut connection)) = opened else {
+        return;
     };
     let all: BTreeSet<_> = scope
         .owned
@@ -187,18 +187,17 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         .collect();
     let all: Vec<_> = all.into_iter().collect();
     let table = link::observe(&all, &[]).await;
-    let table = table
-        .inspect_err(|error| failed(link::PART, "read the list of links", error, report))
-        .ok();
-    let settings = ebpf::Settings::to_remove(
-        scope.instance,
-        &scope.bpffs,
-        &scope.run_dir,
-        scope.drain_timeout,
-    );
+    let table = report.attempt(link::PART, "read the list of links", table);
+    let config = Config {
+        instance: scope.instance,
+        bpffs: scope.bpffs.clone(),
+        run_dir: scope.run_dir.clone(),
+        drain_timeout: scope.drain_timeout,
+        ..Config::default()
+    };
     upstream::remove_everything(scope.instance, mode, report).await;
     Ebpf::teardown(
-        &settings,
+        &config,
         &handle,
         table.as_ref(),
         (Tables::Delete, Drained::Wait),
@@ -210,9 +209,9 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
     Iptables::remove_everything(scope.instance, mode, report).await;
     if connection.is_finished() {
         // The connection was lost in the meantime.
-        match link::connect() {
-            Ok(fresh) => (handle, connection) = fresh,
-            Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
+        let opened = report.attempt(link::PART, "open an rtnetlink socket", link::connect());
+        if let Some(fresh) = opened {
+            (handle, connection) = fresh;
         }
     }
     for (carrier, vips) in carriers(scope, table.as_ref()) {

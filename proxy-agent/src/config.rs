@@ -17,10 +17,12 @@ use crate::instance::Instance;
 /// Log target of the eBPF programs' lines.
 pub const EBPF_TARGET: &str = "ebpf";
 
-/// The validated settings of an agent.
-#[derive(Debug, Clone)]
+/// The validated settings of an agent. Those without `skip` are in its state file, where other processes find them; fields with
+/// `default` are absent in files of older versions. The default has no VIP and no directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The name of this agent among those of the node.
+    #[serde(default)]
     pub instance: Instance,
     /// The VIPs: at least one, no duplicates, in the order given.
     pub vips: Vec<IpAddr>,
@@ -29,46 +31,61 @@ pub struct Config {
     /// The link that carries the VIPs, 1 to 15 bytes.
     pub interface: String,
     /// Whether the kernel may select a VIP as the source address of other traffic.
+    #[serde(default)]
     pub address_scope: AddressScope,
     /// Time between two full resyncs, above zero.
     pub sync_interval: Duration,
     /// False: exit after one pass.
+    #[serde(skip)]
     pub daemon: bool,
     /// Remove all objects of the agent on exit.
+    #[serde(skip)]
     pub cleanup: bool,
     /// Which backend keeps the VIPs' connections out of conntrack.
+    #[serde(skip)]
     pub backend: BackendChoice,
     /// The Services whose connections end on the proxy, in the order given.
     pub services: Vec<Service>,
     /// Which listener counts as the proxy.
+    #[serde(default)]
     pub proxy_listener: ProxyListener,
     /// Which of the proxy's own connections are untracked.
+    #[serde(default)]
     pub proxy_upstream: ProxyUpstream,
     /// How long open connections to a Service may continue after the Service is no longer handled.
+    #[serde(skip)]
     pub drain_timeout: Duration,
     /// Further endpoints whose stale conntrack entries are deleted, in the order given, in addition to those of `services`.
+    #[serde(skip)]
     pub repair: Vec<SocketAddr>,
     /// When ACCEPT rules are added to the iptables filter table.
     pub accept_rules: AcceptRules,
     /// On which links packets for the VIPs are dropped.
+    #[serde(default)]
     pub guard: Guard,
     /// By which hook.
+    #[serde(default)]
     pub guard_mode: GuardMode,
     /// Source networks that are not dropped.
+    #[serde(default)]
     pub allow_from: Vec<IpNet>,
     /// Print the plan and exit.
+    #[serde(skip)]
     pub dry_run: bool,
     /// The HTTP endpoint for metrics and health.
+    #[serde(skip)]
     pub serve: Serve,
     /// Directory on a BPF file system for pinned maps and links.
     pub bpffs: PathBuf,
     /// Directory of the agent's lock and state.
+    #[serde(skip)]
     pub run_dir: PathBuf,
     /// Capacity of each table of connections.
     pub max_connections: u32,
     /// How TC programs are attached.
     pub tc_attach: TcAttach,
     /// Destination and level of the log.
+    #[serde(skip)]
     pub log: LogOptions,
 }
 
@@ -154,9 +171,10 @@ pub enum AddressScope {
 }
 
 /// The backend that keeps the VIPs' connections out of conntrack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum BackendChoice {
     /// The first backend in this list that is usable
+    #[default]
     Auto,
     /// eBPF programs and nf_tables rules, stateful: one decision for each connection
     Ebpf,
@@ -188,10 +206,11 @@ impl BackendChoice {
 }
 
 /// When ACCEPT rules are added to the iptables filter table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AcceptRules {
     /// If an iptables filter table has rules or a policy other than ACCEPT
+    #[default]
     Auto,
     /// Always
     Always,
@@ -200,10 +219,11 @@ pub enum AcceptRules {
 }
 
 /// How TC programs are attached to links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TcAttach {
     /// tcx if the kernel supports it (6.6), else clsact
+    #[default]
     Auto,
     /// BPF links of the tcx hook
     Tcx,

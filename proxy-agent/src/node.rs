@@ -7,6 +7,7 @@ mod earlier;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
@@ -22,7 +23,7 @@ use crate::conntrack::Repair;
 use crate::link::{self, LinkTable, Vip, VipLink};
 use crate::reconcile::events::PendingEvents;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Control, Mode, Part, Report, failed};
+use crate::reconcile::{Control, Mode, Part, Report};
 use crate::services::Refused;
 use crate::state::State;
 use crate::state::history::History;
@@ -140,12 +141,8 @@ impl Node {
             return report;
         }
         if self.config.guard == Guard::Auto {
-            table.uplinks = route::uplinks()
-                .await
-                .inspect_err(|error| {
-                    failed(PART, "look for the node's uplinks", error, &mut report);
-                })
-                .ok();
+            let uplinks = route::uplinks().await;
+            table.uplinks = report.attempt(PART, "look for the node's uplinks", uplinks);
         }
         self.backend
             .reconcile(&self.handle, &table, (mode, cause), &mut report)
@@ -187,9 +184,10 @@ impl Node {
         if !self.connection.is_finished() {
             return;
         }
-        match link::connect() {
-            Ok((handle, connection)) => (self.handle, self.connection) = (handle, connection),
-            Err(error) => failed(link::PART, "open an rtnetlink socket", &error, report),
+        if let Some(opened) =
+            report.attempt(link::PART, "open an rtnetlink socket", link::connect())
+        {
+            (self.handle, self.connection) = opened;
         }
     }
 
@@ -197,25 +195,23 @@ impl Node {
         let mut vips = self.owned.ips();
         vips.extend(&self.config.vips);
         let vips: Vec<_> = vips.into_iter().collect();
-        link::observe(&vips, &self.config.service_ips())
-            .await
-            .inspect_err(|error| failed(link::PART, "look at the node's links", error, report))
-            .ok()
+        let table = link::observe(&vips, &self.config.service_ips()).await;
+        report.attempt(link::PART, "look at the node's links", table)
     }
 
     /// The state that the agent publishes.
     pub fn state(&self) -> State {
-        State::new(
-            &self.config,
-            self.started,
-            (
-                self.backend.choice(),
-                self.backend.guarded(),
-                self.backend.upstream().clone(),
-            ),
-            self.backend.programs(),
-            self.history.clone(),
-        )
+        State {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: process::id(),
+            started: self.started,
+            settings: self.config.clone(),
+            backend: self.backend.choice(),
+            guard: self.backend.guarded(),
+            upstream: self.backend.upstream().clone(),
+            programs: self.backend.programs(),
+            history: self.history.clone(),
+        }
     }
 
     /// For `status` and `doctor`.

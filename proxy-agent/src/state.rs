@@ -13,23 +13,16 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::ValueEnum as _;
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::history::History;
 use self::upstream::Upstream;
-use crate::config::{
-    self, AcceptRules, AddressScope, BackendChoice, Config, GuardMode, ProxyListener,
-    ProxyUpstream, Serve, Service, TcAttach,
-};
-use crate::instance::Instance;
-use proxy_serve::log::LogOptions;
+use crate::config::{BackendChoice, Config};
 
 /// The file's name in the run directory.
 const FILE: &str = "state.json";
@@ -44,7 +37,7 @@ pub struct State {
     /// When it started.
     pub started: SystemTime,
     /// Its settings.
-    pub settings: Settings,
+    pub settings: Config,
     /// The backend in use and the reason for the choice.
     pub backend: Choice,
     /// The guarded links; empty in files of versions without this field.
@@ -57,58 +50,6 @@ pub struct State {
     pub programs: BTreeMap<String, u32>,
     /// Results of its passes.
     pub history: History,
-}
-
-/// The settings that other processes need to find the agent's objects. Fields with `default` are absent in files of older
-/// versions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// The name of this agent among those of the node.
-    #[serde(default)]
-    pub instance: Instance,
-    /// The VIPs.
-    pub vips: Vec<IpAddr>,
-    /// Ports of the proxy.
-    pub ports: Vec<u16>,
-    /// The link that carries the VIPs.
-    pub interface: String,
-    /// Whether the kernel may select a VIP as the source address of other traffic.
-    #[serde(default)]
-    pub address_scope: AddressScope,
-    /// The Services that end on the proxy.
-    pub services: Vec<Service>,
-    /// Directory of the pins in the BPF file system.
-    pub bpffs: PathBuf,
-    /// Time between two full resyncs.
-    pub sync_interval: Duration,
-    /// When the ACCEPT rules are set.
-    pub accept_rules: AcceptRules,
-    /// How TC programs are attached.
-    pub tc_attach: TcAttach,
-    /// Capacity of each table of connections.
-    pub max_connections: u32,
-    /// On which links packets for the VIPs are dropped.
-    #[serde(default)]
-    pub guard: config::Guard,
-    /// By which hook.
-    #[serde(default)]
-    pub guard_mode: GuardMode,
-    /// Source networks that are not dropped.
-    #[serde(default)]
-    pub allow_from: Vec<IpNet>,
-    /// Which listener counts as the proxy.
-    #[serde(default)]
-    pub proxy_listener: ProxyListener,
-    /// Which of the proxy's own connections are untracked.
-    #[serde(default)]
-    pub proxy_upstream: ProxyUpstream,
-}
-
-impl Settings {
-    /// Every VIP with every port.
-    pub fn endpoints(&self) -> Vec<SocketAddr> {
-        config::endpoints(&self.vips, &self.ports).collect()
-    }
 }
 
 /// The guard: on which links packets for the VIPs are dropped.
@@ -199,75 +140,16 @@ impl Choice {
 }
 
 impl State {
-    /// The state of this process.
-    pub fn new(
-        config: &Config,
-        started: SystemTime,
-        backend: (Choice, Guarded, Upstream),
-        programs: BTreeMap<String, u32>,
-        history: History,
-    ) -> Self {
-        let (backend, guard, upstream) = backend;
-        Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: process::id(),
-            started,
-            settings: Settings {
-                instance: config.instance,
-                vips: config.vips.clone(),
-                ports: config.ports.clone(),
-                interface: config.interface.clone(),
-                address_scope: config.address_scope,
-                services: config.services.clone(),
-                bpffs: config.bpffs.clone(),
-                sync_interval: config.sync_interval,
-                accept_rules: config.accept_rules,
-                tc_attach: config.tc_attach,
-                max_connections: config.max_connections,
-                guard: config.guard.clone(),
-                guard_mode: config.guard_mode,
-                allow_from: config.allow_from.clone(),
-                proxy_listener: config.proxy_listener,
-                proxy_upstream: config.proxy_upstream.clone(),
-            },
-            backend,
-            guard,
-            upstream,
-            programs,
-            history,
-        }
-    }
-
     /// A configuration for a dry run of this agent: its settings, with the backend in use.
     pub fn as_dry_run(&self, run_dir: &Path) -> Config {
-        let settings = &self.settings;
         let backend = BackendChoice::from_str(&self.backend.backend, false);
         Config {
-            instance: settings.instance,
-            vips: settings.vips.clone(),
-            ports: settings.ports.clone(),
-            interface: settings.interface.clone(),
-            address_scope: settings.address_scope,
-            sync_interval: settings.sync_interval,
             daemon: false,
             cleanup: false,
             backend: backend.unwrap_or(BackendChoice::None),
-            services: settings.services.clone(),
-            proxy_listener: settings.proxy_listener,
-            proxy_upstream: settings.proxy_upstream.clone(),
-            drain_timeout: Duration::ZERO,
-            repair: Vec::new(),
-            accept_rules: settings.accept_rules,
-            guard: settings.guard.clone(),
-            guard_mode: settings.guard_mode,
-            allow_from: settings.allow_from.clone(),
             dry_run: true,
-            serve: Serve::default(),
-            bpffs: settings.bpffs.clone(),
             run_dir: run_dir.to_owned(),
-            max_connections: settings.max_connections,
-            tc_attach: settings.tc_attach,
-            log: LogOptions::default(),
+            ..self.settings.clone()
         }
     }
 
@@ -347,7 +229,11 @@ fn remembered_in(content: &[u8]) -> Remembered {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::process;
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::{Guard, GuardMode, ProxyUpstream, Service, TcAttach};
 
     /// The state of an agent.
     pub(crate) fn example() -> State {
@@ -355,26 +241,23 @@ pub(crate) mod tests {
             version: "1".to_owned(),
             pid: 7,
             started: SystemTime::UNIX_EPOCH,
-            settings: Settings {
-                instance: Instance::default(),
+            settings: Config {
                 vips: vec![[10, 96, 0, 2].into()],
                 ports: vec![443],
                 interface: "lo".to_owned(),
-                address_scope: AddressScope::Auto,
                 services: vec![Service {
                     cluster_ip: "10.96.0.1:443".parse().unwrap(),
                     vip: "10.96.0.2:443".parse().unwrap(),
                 }],
                 bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
                 sync_interval: Duration::from_mins(1),
-                accept_rules: AcceptRules::Auto,
                 tc_attach: TcAttach::Clsact,
                 max_connections: 65_536,
-                guard: config::Guard::Links(vec!["eth0".to_owned()]),
+                guard: Guard::Links(vec!["eth0".to_owned()]),
                 guard_mode: GuardMode::Xdp,
                 allow_from: vec!["192.0.2.0/24".parse().unwrap()],
-                proxy_listener: ProxyListener::Vip,
                 proxy_upstream: ProxyUpstream::Named(vec!["192.0.2.1:443".parse().unwrap()]),
+                ..Config::default()
             },
             guard: Guarded::default(),
             upstream: Upstream::default(),

@@ -45,7 +45,7 @@ pub enum LogFormat {
 }
 
 /// The settings of the log.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
     /// The format of records.
     pub format: LogFormat,

@@ -12,7 +12,7 @@ use proxy_netlink::netfilter::{self, Socket};
 
 use super::{ebpf, iptables, tables};
 use crate::instance::Instance;
-use crate::reconcile::{Part, Report, failed};
+use crate::reconcile::{Part, Report};
 
 /// The chain of the agent's tables, with each backend, that packets from the VIPs enter.
 const REPLIES: &str = "output";
@@ -21,12 +21,7 @@ const REPLIES: &str = "output";
 pub async fn vips(instance: Instance, bpffs: &Path, report: &mut Report) -> Vec<IpAddr> {
     let mut vips = BTreeSet::new();
     let mut unread = |error: &dyn Error| {
-        failed(
-            Part::State,
-            "search for VIPs of an earlier agent",
-            error,
-            report,
-        );
+        report.failed(Part::State, "search for VIPs of an earlier agent", error);
     };
     vips.extend(pinned(bpffs, &mut unread));
     match comments(instance) {

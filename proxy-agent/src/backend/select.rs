@@ -23,7 +23,7 @@ use crate::config::{AcceptRules, BackendChoice, Config, Guard};
 use crate::guard;
 use crate::link::LinkTable;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Failure, Mode, Part, Report, failed};
+use crate::reconcile::{Failure, Mode, Part, Report};
 use crate::state::upstream as published;
 use crate::state::{Choice, Guarded, GuardedLink};
 
@@ -40,7 +40,6 @@ const STOP_WITHOUT_RIGHTS: &str = "stop decisions about Services by the programs
 /// The backend in use.
 pub struct Backend {
     config: Config,
-    settings: ebpf::Settings,
     kind: Kind,
     /// ACCEPT rules for a backend that has none of its own.
     accept: Option<Iptables>,
@@ -98,7 +97,6 @@ impl Backend {
     pub async fn open(config: &Config, mode: Mode) -> Self {
         let mut backend = Self {
             config: config.clone(),
-            settings: ebpf::Settings::from(config),
             kind: Kind::Unavailable,
             accept: None,
             backoff: Backoff::default(),
@@ -247,14 +245,14 @@ impl Backend {
         if self.look_for_leftovers
             && mode == Mode::Apply
             && !matches!(self.kind, Kind::Ebpf(_) | Kind::Unavailable)
-            && let Err(error) = self.settings.stop_deciding()
+            && let Err(error) = ebpf::stop_deciding(&self.config)
         {
             let what = if is_refused(&error) {
                 STOP_WITHOUT_RIGHTS
             } else {
                 "stop decisions about Services"
             };
-            failed(PART, what, &error, report);
+            report.failed(PART, what, &error);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
@@ -292,13 +290,12 @@ impl Backend {
         if let (Mode::Apply, Cause::Resync, Kind::Ebpf(_) | Kind::Nftables(_)) =
             (mode, cause, &self.kind)
         {
-            match collect::collect(Which::ToVips, self.config.instance) {
-                Ok(0) => {}
-                Ok(over) => debug!(
+            let over = collect::collect(Which::ToVips, self.config.instance);
+            if let Some(over @ 1..) = report.attempt(PART, "remove ended connections", over) {
+                debug!(
                     part = PART.name(),
                     "removed {over} ended connections from the tables of decisions"
-                ),
-                Err(error) => failed(PART, "remove ended connections", &error, report),
+                );
             }
         }
         if mode == Mode::Apply {
@@ -315,15 +312,8 @@ impl Backend {
             && self.needs_accept_rules()
             && self.config.accept_rules == AcceptRules::Always;
         if is_missing {
-            match self.open_iptables(false, AcceptRules::Always, mode).await {
-                Ok(rules) => self.accept = Some(rules),
-                Err(error) => failed(
-                    PART,
-                    "set ACCEPT rules (--accept-rules=always)",
-                    &error,
-                    report,
-                ),
-            }
+            let opened = self.open_iptables(false, AcceptRules::Always, mode).await;
+            self.accept = report.attempt(PART, "set ACCEPT rules (--accept-rules=always)", opened);
         }
         if let Some(accept) = self.accept.as_mut() {
             accept.accept_upstream(self.upstream.accepted());
@@ -357,12 +347,12 @@ impl Backend {
         };
         let mode = Mode::Apply;
         if tables == Tables::Delete {
-            Ebpf::remove_decisions(&self.settings, handle, mode, report).await;
+            Ebpf::remove_decisions(&self.config, handle, mode, report).await;
         }
         let until = *self
             .drained_at
-            .get_or_insert_with(|| Instant::now() + self.settings.drain_timeout);
-        let services = self.settings.earlier_services().unwrap_or_default();
+            .get_or_insert_with(|| Instant::now() + self.config.drain_timeout);
+        let services = ebpf::earlier_services(&self.config).unwrap_or_default();
         // `teardown` reports errors.
         if Instant::now() < until && !ebpf::is_drained(&services).unwrap_or(true) {
             report.look_again_after(DRAIN_LOOK);
@@ -370,7 +360,7 @@ impl Backend {
         }
         self.drained_at = None;
         let how = (tables, Drained::Over);
-        Ebpf::teardown(&self.settings, handle, Some(table), how, mode, report).await;
+        Ebpf::teardown(&self.config, handle, Some(table), how, mode, report).await;
         if matches!(self.kind, Kind::None) {
             Iptables::remove_everything(self.config.instance, Mode::Apply, report).await;
         }

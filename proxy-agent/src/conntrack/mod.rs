@@ -19,7 +19,7 @@ use proxy_netlink::netfilter::conntrack::{self, Entry, Filter, TcpState};
 use proxy_netlink::netfilter::{Error, Socket};
 use tracing::{debug, info};
 
-use crate::reconcile::{Mode, Part, Report, carry_out, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports and logs.
 pub const PART: Part = Part::Conntrack;
@@ -56,7 +56,7 @@ impl Repair {
             }
             Err(error) => {
                 let what = "read net.netfilter.nf_conntrack_tcp_timeout_syn_sent";
-                return failed(PART, what, &error, report);
+                return report.failed(PART, what, &error);
             }
         };
         let desired = Desired {
@@ -67,9 +67,9 @@ impl Repair {
             let entries = observe(&mut socket, &desired)?;
             Ok((socket, entries))
         });
-        let (mut socket, entries) = match looked {
-            Ok(looked) => looked,
-            Err(error) => return failed(PART, "look for stale entries", &error, report),
+        let looked = report.attempt(PART, "look for stale entries", looked);
+        let Some((mut socket, entries)) = looked else {
+            return;
         };
         let mut deleted = 0;
         carry_out(PART, mode, plan(&desired, entries), report, async |op| {

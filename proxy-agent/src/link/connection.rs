@@ -10,7 +10,7 @@ use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 
 use super::PART;
-use crate::reconcile::{Report, failed};
+use crate::reconcile::Report;
 
 /// Opens an rtnetlink socket; the task ends when the connection is lost.
 ///
@@ -33,6 +33,6 @@ pub fn connect() -> io::Result<(Handle, JoinHandle<()>)> {
 pub fn report_if_lost(connection: &JoinHandle<()>, report: &mut Report) {
     if connection.is_finished() {
         let lost = io::Error::from(io::ErrorKind::ConnectionAborted);
-        failed(PART, "make sure of the last change", &lost, report);
+        report.failed(PART, "make sure of the last change", &lost);
     }
 }

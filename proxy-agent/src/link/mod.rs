@@ -34,7 +34,7 @@ use tracing::info;
 pub use vip::Vip;
 
 use crate::config::AddressScope;
-use crate::reconcile::{Mode, Part, Report, carry_out, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports and logs.
 pub const PART: Part = Part::Link;
@@ -124,15 +124,11 @@ impl VipLink {
     /// Removes the VIPs from their link, and the link too if the agent created it and it carries no
     /// other addresses.
     pub async fn teardown(&self, handle: &Handle, mode: Mode, report: &mut Report) {
-        match observe(&self.desired.vips, &[]).await {
-            Ok(table) => {
-                let plan = plan_teardown(&self.desired, &table);
-                self.carry_out(plan, handle, &table, mode, report).await;
-            }
-            Err(error) => {
-                let what = format!("remove the VIPs from {}", self.desired.interface);
-                failed(PART, what, &error, report);
-            }
+        let table = observe(&self.desired.vips, &[]).await;
+        let what = format_args!("remove the VIPs from {}", self.desired.interface);
+        if let Some(table) = report.attempt(PART, what, table) {
+            let plan = plan_teardown(&self.desired, &table);
+            self.carry_out(plan, handle, &table, mode, report).await;
         }
     }
 
@@ -150,7 +146,7 @@ impl VipLink {
         })
         .await;
         for (wanted, refusal) in &plan.refusals {
-            failed(PART, wanted, refusal, report);
+            report.failed(PART, wanted, refusal);
         }
     }
 }

@@ -59,7 +59,7 @@ pub async fn carry_out<O, E>(
                 log(part, op, report);
                 report.changed(part, op);
             }
-            Err(cause) => failed(part, op, &cause, report),
+            Err(cause) => report.failed(part, op, &cause),
         }
         report.control.step();
         yield_now().await;
@@ -85,9 +85,23 @@ fn log(part: Part, op: impl Display, report: &Report) {
     info!(part = part.name(), since, by, "{op}");
 }
 
-/// Records and logs that `what` failed because of `cause`.
-pub fn failed(part: Part, what: impl Display, cause: &dyn Error, report: &mut Report) {
-    let failure = Failure::new(part, what, cause);
-    error!(part = part.name(), "{failure}");
-    report.failures.push(failure);
+impl Report {
+    /// The value of a step; none if it failed, which is recorded and logged as `what`.
+    pub fn attempt<T>(
+        &mut self,
+        part: Part,
+        what: impl Display,
+        result: Result<T, impl Error>,
+    ) -> Option<T> {
+        result
+            .inspect_err(|error| self.failed(part, what, error))
+            .ok()
+    }
+
+    /// Records and logs that `what` failed because of `cause`.
+    pub fn failed(&mut self, part: Part, what: impl Display, cause: &dyn Error) {
+        let failure = Failure::new(part, what, cause);
+        error!(part = part.name(), "{failure}");
+        self.failures.push(failure);
+    }
 }

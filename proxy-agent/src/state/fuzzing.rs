@@ -26,7 +26,7 @@ pub fn state(data: &[u8]) {
     let dry_run = state.as_dry_run(Path::new("/run/proxy-agent"));
     assert!(dry_run.dry_run && !dry_run.cleanup && !dry_run.daemon);
     assert_eq!(
-        settings.endpoints().len(),
+        settings.endpoints().count(),
         settings.vips.len() * settings.ports.len()
     );
     assert!(rfc3339(state.started).ends_with('Z'));

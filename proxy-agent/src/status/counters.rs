@@ -47,7 +47,8 @@ pub enum Error {
 /// The kernel's error.
 pub fn read(state: &State, bpffs: &Path) -> Result<Vec<Row>, Error> {
     let settings = &state.settings;
-    let (instance, endpoints) = (settings.instance, settings.endpoints());
+    let instance = settings.instance;
+    let endpoints: Vec<_> = settings.endpoints().collect();
     let is_ebpf = state.backend.backend == "ebpf";
     if !is_ebpf && state.backend.backend != "nftables" {
         return Ok(Vec::new());

@@ -18,13 +18,12 @@ use proxy_netlink::actor::Actor;
 use super::counters::Row;
 use super::*;
 use crate::backend::ebpf::statistics::Origin;
-use crate::config::{AcceptRules, Guard, GuardMode, Service, TcAttach};
-use crate::instance::Instance;
+use crate::config::{Config, GuardMode, Service};
 use crate::link::{LinkTable, Vip};
 use crate::reconcile::trigger::Cause;
 use crate::state::history::{History, Pass, Problem, Repair, TriggerEvent};
 use crate::state::upstream::{Endpoint, Reason as TrackedReason, Tracked, Upstream};
-use crate::state::{Choice, Guarded, GuardedLink, Rejected, Settings};
+use crate::state::{Choice, Guarded, GuardedLink, Rejected};
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_211_000 + seconds)
@@ -67,26 +66,19 @@ fn state() -> State {
         version: "0.1.0".to_owned(),
         pid: 4711,
         started: at(0),
-        settings: Settings {
-            instance: Instance::default(),
+        settings: Config {
             vips: vec![[10, 96, 0, 2].into(), "fd00:10:96::2".parse().unwrap()],
             ports: vec![443],
             interface: "vips".to_owned(),
-            address_scope: crate::config::AddressScope::Auto,
             services: vec![Service {
                 cluster_ip: "10.96.0.1:443".parse().unwrap(),
                 vip: "10.96.0.2:443".parse().unwrap(),
             }],
             bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
             sync_interval: Duration::from_mins(1),
-            accept_rules: AcceptRules::Auto,
-            tc_attach: TcAttach::Auto,
             max_connections: 65_536,
-            guard: Guard::Auto,
             guard_mode: GuardMode::Xdp,
-            allow_from: Vec::new(),
-            proxy_listener: crate::config::ProxyListener::Vip,
-            proxy_upstream: crate::config::ProxyUpstream::Off,
+            ..Config::default()
         },
         guard: Guarded {
             links: vec![GuardedLink {

@@ -104,6 +104,7 @@ use proxy_netlink::netfilter::{self, Family, Socket, Table};
 
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;
+use crate::config::Config;
 use crate::instance::Instance;
 
 /// The set of decided connections.
@@ -125,44 +126,29 @@ const HALF_CLOSED: Duration = Duration::from_mins(10);
 /// Key of the sets of connections: client, server.
 pub const CONNECTION: &[Field] = &[Field::Address, Field::Port, Field::Address, Field::Port];
 
-/// The settings of the tables.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The owner of the tables.
-    pub instance: Instance,
-    /// Every VIP with every port.
-    pub endpoints: Vec<SocketAddr>,
-    /// Capacity of each set.
-    pub max_connections: u32,
-}
-
 /// The desired tables, filled with `live`; one without chains should not exist.
-pub fn tables(settings: &Settings, live: &Live) -> Vec<Table> {
+pub fn tables(config: &Config, live: &Live) -> Vec<Table> {
     [Family::IPv4, Family::IPv6]
         .into_iter()
         .map(|family| {
-            let vips = settings.endpoints.iter();
-            let vips: Vec<_> = vips
-                .copied()
-                .filter(|vip| tables::family_of(vip.ip()) == family)
-                .collect();
-            table(settings, family, &vips, live)
+            let vips = tables::of_family(family, config.endpoints());
+            table(config, family, &vips, live)
         })
         .collect()
 }
 
-fn table(settings: &Settings, family: Family, vips: &[SocketAddr], live: &Live) -> Table {
+fn table(config: &Config, family: Family, vips: &[SocketAddr], live: &Live) -> Table {
     let (sets, chains) = if vips.is_empty() {
         (Vec::new(), Vec::new())
     } else {
         (
-            sets(family, settings.max_connections, live),
+            sets(family, config.max_connections, live),
             rules::chains(family, vips),
         )
     };
     Table {
         family,
-        name: tables::name(settings.instance),
+        name: tables::name(config.instance),
         sets,
         chains,
     }
@@ -231,41 +217,36 @@ impl Connection {
     }
 }
 
-/// Installs tables; those of decisions are filled with the open connections. Only with `takes_over`, when this backend replaces
-/// another one, connections without a conntrack entry are known to be untracked. Later, when the tables were removed by others,
-/// such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established connections
-/// (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
+/// Carries out an operation on tables; those of decisions are filled with the open connections. Only with `takes_over`, when this
+/// backend replaces another one, connections without a conntrack entry are known to be untracked. Later, when the tables were
+/// removed by others, such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established
+/// connections (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
 ///
 /// # Errors
 ///
 /// The kernel's error.
-pub fn install(
-    settings: &Settings,
-    takes_over: bool,
-    wanted: &[Table],
-) -> Result<(), netfilter::Error> {
-    let of_decisions = |table: &Table| table.name == tables::name(settings.instance);
-    // The sockets are read only if they are needed.
-    if !wanted.iter().any(of_decisions) {
-        return tables::install(wanted);
-    }
-    let mut live = Live::read(&settings.endpoints).unwrap_or_else(|error| {
+pub fn apply(config: &Config, takes_over: bool, op: &tables::Op) -> Result<(), netfilter::Error> {
+    let of_decisions = |(table, _): &(Table, _)| table.name == tables::name(config.instance);
+    let wanted = match op {
+        // The sockets are read only if they are needed.
+        tables::Op::Install(wanted) if wanted.iter().any(of_decisions) => wanted,
+        _ => return op.apply(),
+    };
+    let endpoints: Vec<_> = config.endpoints().collect();
+    let mut live = Live::read(&endpoints).unwrap_or_else(|error| {
         warn!("untracked connections become tracked: {error}");
         Live::default()
     });
     if !takes_over && conntrack::picks_up() {
         live.untracked.clear();
     }
-    let filled = tables(settings, &live);
-    let complete: Vec<_> = wanted
-        .iter()
-        .map(|table| {
-            let title = table.title();
-            let filled = filled.iter().find(|filled| filled.title() == title);
-            filled.unwrap_or(table).clone()
-        })
-        .collect();
-    tables::install(&complete)
+    let filled = tables(config, &live);
+    let complete = wanted.iter().map(|(table, reason)| {
+        let title = table.title();
+        let filled = filled.iter().find(|filled| filled.title() == title);
+        (filled.unwrap_or(table).clone(), *reason)
+    });
+    tables::Op::Install(complete.collect()).apply()
 }
 
 /// Creates conntrack entries for open decided connections before the tables are deleted, if conntrack would not pick them up:

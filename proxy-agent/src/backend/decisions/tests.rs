@@ -12,14 +12,13 @@ fn live_connections_fill_the_set_of_their_family_and_are_no_difference() {
         untracked: vec![Connection { client, vip }],
         translated: Vec::new(),
     };
-    let settings = Settings {
-        instance: Instance::default(),
-        endpoints: ["10.96.0.2:443", "[fd00:96::2]:443"]
-            .map(|vip| vip.parse().unwrap())
-            .to_vec(),
+    let config = Config {
+        vips: vec!["10.96.0.2".parse().unwrap(), "fd00:96::2".parse().unwrap()],
+        ports: vec![443],
         max_connections: 1024,
+        ..Config::default()
     };
-    let filled = tables(&settings, &live);
+    let filled = tables(&config, &live);
     let members = |table: &Table| table.sets[0].members.clone();
     assert_eq!(
         members(&filled[0]),
@@ -31,7 +30,7 @@ fn live_connections_fill_the_set_of_their_family_and_are_no_difference() {
         ]]
     );
     assert!(members(&filled[1]).is_empty());
-    for (empty, filled) in tables(&settings, &Live::default()).iter().zip(&filled) {
+    for (empty, filled) in tables(&config, &Live::default()).iter().zip(&filled) {
         assert_eq!(empty.outline(), filled.outline());
     }
 }
@@ -39,12 +38,13 @@ fn live_connections_fill_the_set_of_their_family_and_are_no_difference() {
 /// The order of the rules determines the cost of a packet.
 #[test]
 fn a_plain_packet_of_a_decided_connection_meets_one_rule_behind_the_entry() {
-    let settings = Settings {
-        instance: Instance::default(),
-        endpoints: vec!["10.96.0.2:443".parse().unwrap()],
+    let config = Config {
+        vips: vec!["10.96.0.2".parse().unwrap()],
+        ports: vec![443],
         max_connections: 1024,
+        ..Config::default()
     };
-    let table = tables(&settings, &Live::default()).remove(0);
+    let table = tables(&config, &Live::default()).remove(0);
     for name in ["request", "reply"] {
         let chain = table.chains.iter().find(|chain| chain.name == name);
         assert_eq!(chain.unwrap().rules[0].purpose, "plain, decided");

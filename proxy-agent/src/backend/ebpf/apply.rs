@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::plan::Op;
 use super::{Ebpf, Error, attach, pins, routes, sockets, xdp};
-use crate::backend::{decisions, tables};
+use crate::backend::decisions;
 
 /// How long the kernel may take to detach a link whose pin was removed, and the interval of retries, both in milliseconds.
 const LINGERING: u16 = 500;
@@ -20,19 +20,10 @@ impl Ebpf {
     pub(super) async fn apply(&mut self, op: &Op, handle: &Handle) -> Result<(), Error> {
         match op {
             Op::PinMap { map, .. } => match &self.programs {
-                Some(programs) => Ok(programs.pin_map(map, &self.settings)?),
+                Some(programs) => Ok(programs.pin_map(map, &self.config)?),
                 None => Ok(()),
             },
-            Op::InstallTables { tables } => {
-                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                let takes_over = self.is_first;
-                Ok(decisions::install(
-                    &self.settings.decisions(),
-                    takes_over,
-                    &tables,
-                )?)
-            }
-            Op::DeleteTable { table } => Ok(tables::delete(table)?),
+            Op::Tables(op) => Ok(decisions::apply(&self.config, self.is_first, op)?),
             Op::Attach {
                 hook, link, mode, ..
             } => {
@@ -41,7 +32,7 @@ impl Ebpf {
                 };
                 let mut patience = LINGERING / LINGERING_LOOK;
                 loop {
-                    match attach::attach(*mode, programs, *hook, link, &self.settings) {
+                    match attach::attach(*mode, programs, *hook, link, &self.config) {
                         Err(error) if attach::lingers(&error) && patience > 0 => {
                             patience -= 1;
                             sleep(Duration::from_millis(LINGERING_LOOK.into())).await;
@@ -55,9 +46,9 @@ impl Ebpf {
                     return Ok(());
                 };
                 let root = self.cgroup.as_deref();
-                Ok(sockets::attach(programs, *hook, root, &self.settings)?)
+                Ok(sockets::attach(programs, *hook, root, &self.config)?)
             }
-            Op::DetachSocket { hook } => Ok(sockets::detach(*hook, &self.settings)?),
+            Op::DetachSocket { hook } => Ok(sockets::detach(*hook, &self.config)?),
             Op::AddRoute {
                 address, source, ..
             } => routes::add(handle, *address, *source)
@@ -71,10 +62,10 @@ impl Ebpf {
                 Some(programs) => Ok(programs.guard_links.set(links)?),
                 None => Ok(()),
             },
-            Op::RemoveXdp { index } => Ok(xdp::unpin(*index, &self.settings)?),
-            Op::RemovePin { hook, index } => Ok(attach::unpin(*hook, *index, &self.settings)?),
+            Op::RemoveXdp { index } => Ok(xdp::unpin(*index, &self.config)?),
+            Op::RemovePin { hook, index } => Ok(attach::unpin(*hook, *index, &self.config)?),
             Op::RemoveFilter { filter, .. } => {
-                Ok(attach::remove_filter(filter, &self.settings, handle).await?)
+                Ok(attach::remove_filter(filter, &self.config, handle).await?)
             }
         }
     }

@@ -22,7 +22,8 @@ use super::attachment::{AttachError, AttachMode, Filter, PRIORITIES, filter_hand
 use super::hook::{Hook, Target};
 use super::load::Programs;
 use super::pins::{links_dir, pin};
-use super::{Settings, qdisc};
+use super::qdisc;
+use crate::config::Config;
 
 /// Delay before a clsact qdisc is added to a new link: the bandwidth plugin adds an `ingress` qdisc while a pod is set up, which
 /// fails if there is a clsact.
@@ -63,13 +64,13 @@ impl LinkAges {
     }
 }
 
-fn pin_path(hook: Hook, index: u32, settings: &Settings) -> PathBuf {
-    links_dir(hook, settings).join(index.to_string())
+fn pin_path(hook: Hook, index: u32, config: &Config) -> PathBuf {
+    links_dir(hook, config).join(index.to_string())
 }
 
 /// Whether any tcx link is pinned.
-pub fn any_pins(settings: &Settings) -> bool {
-    let pins = bpffs::names(&links_dir(Hook::Ingress, settings));
+pub fn any_pins(config: &Config) -> bool {
+    let pins = bpffs::names(&links_dir(Hook::Ingress, config));
     pins.is_ok_and(|names| !names.is_empty())
 }
 
@@ -79,11 +80,11 @@ pub fn attach(
     programs: &mut Programs,
     hook: Hook,
     link: &Target,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<(), AttachError> {
     match mode {
-        AttachMode::Tcx => attach_tcx(programs, hook, link, settings),
-        AttachMode::Clsact => attach_clsact(programs, hook, link, settings),
+        AttachMode::Tcx => attach_tcx(programs, hook, link, config),
+        AttachMode::Clsact => attach_clsact(programs, hook, link, config),
     }
 }
 
@@ -105,8 +106,8 @@ pub fn try_clsact(programs: &mut Programs, link: &str) -> Result<(), AttachError
 }
 
 /// Removes the pin of a link, which detaches its program.
-pub fn unpin(hook: Hook, index: u32, settings: &Settings) -> Result<(), AttachError> {
-    Ok(bpffs::unpin(&pin_path(hook, index, settings))?)
+pub fn unpin(hook: Hook, index: u32, config: &Config) -> Result<(), AttachError> {
+    Ok(bpffs::unpin(&pin_path(hook, index, config))?)
 }
 
 /// Whether the program is still attached by a link whose pin was removed: the kernel detaches such a link asynchronously.
@@ -122,11 +123,11 @@ fn attach_tcx(
     programs: &mut Programs,
     hook: Hook,
     link: &Target,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<(), AttachError> {
-    let path = pin_path(hook, link.index, settings);
+    let path = pin_path(hook, link.index, config);
     // Others may have removed the directory.
-    bpffs::create_dir(&links_dir(hook, settings))?;
+    bpffs::create_dir(&links_dir(hook, config))?;
     let program = programs.classifier(hook);
     let id = program.info()?.id();
     if path.exists() {
@@ -157,14 +158,14 @@ fn attach_clsact(
     programs: &mut Programs,
     hook: Hook,
     link: &Target,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<(), AttachError> {
-    qdisc::ensure(link, settings)?;
+    qdisc::ensure(link, config)?;
     let program = programs.classifier(hook);
     for priority in PRIORITIES {
         let options = |priority| NlOptions {
             priority,
-            handle: TcHandle::from(filter_handle(settings.instance)),
+            handle: TcHandle::from(filter_handle(config.instance)),
             classid: None,
         };
         let created = program.attach_with_options(
@@ -175,7 +176,7 @@ fn attach_clsact(
         let attached = match created {
             Err(error) if refused_with(&error, libc::EEXIST) => {
                 // An older filter of the agent: its program is replaced atomically.
-                program.attach_to_link(existing_filter(hook, &link.name, priority, settings)?)?
+                program.attach_to_link(existing_filter(hook, &link.name, priority, config)?)?
             }
             // Another kind of classifier uses this priority.
             Err(error) if refused_with(&error, libc::EINVAL) => continue,
@@ -193,13 +194,13 @@ fn existing_filter(
     hook: Hook,
     link: &str,
     priority: u16,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<SchedClassifierLink, AttachError> {
     SchedClassifierLink::attached(
         link,
         hook.attach_type(),
         priority,
-        TcHandle::from(filter_handle(settings.instance)),
+        TcHandle::from(filter_handle(config.instance)),
         None,
     )
     .map_err(|error| AttachError::Qdisc(TcError::IoError(error)))
@@ -216,10 +217,10 @@ fn refused_with(error: &ProgramError, errno: i32) -> bool {
 /// Removes the agent's filter, and the clsact qdisc if the agent has created it and it is unused.
 pub async fn remove_filter(
     filter: &Filter,
-    settings: &Settings,
+    config: &Config,
     handle: &Handle,
 ) -> Result<(), AttachError> {
-    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority, settings)?;
+    let attached = existing_filter(filter.hook, &filter.link.name, filter.priority, config)?;
     aya::programs::links::Link::detach(attached)?;
-    qdisc::remove_unused(filter.link.index, settings, handle).await
+    qdisc::remove_unused(filter.link.index, config, handle).await
 }

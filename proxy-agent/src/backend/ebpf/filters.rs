@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 use proxy_netlink::route::DumpError;
 use proxy_netlink::route::traffic_control::{self, Direction};
 
+use super::PART;
 use super::attachment::{Filter, filter_handle};
 use super::hook::{Hook, Target};
-use super::{PART, Settings};
-use crate::reconcile::{Report, failed};
+use crate::config::Config;
+use crate::reconcile::Report;
 
 /// The agent's filters on these links, by hook and ifindex. Links whose filters could not be read are in the report.
 pub async fn read(
     links: &BTreeMap<u32, String>,
-    settings: &Settings,
+    config: &Config,
     report: &mut Report,
 ) -> BTreeMap<(Hook, u32), Filter> {
     let mut found = BTreeMap::new();
@@ -30,11 +31,11 @@ pub async fn read(
                 Ok(filters) => {
                     let own = filters
                         .iter()
-                        .find_map(|filter| own(hook, filter, &link, settings));
+                        .find_map(|filter| own(hook, filter, &link, config));
                     found.extend(own.map(|filter| ((hook, *index), filter)));
                 }
                 Err(error) if is_gone(&error) => {}
-                Err(error) => failed(PART, format!("read the filters of {link}"), &error, report),
+                Err(error) => report.failed(PART, format!("read the filters of {link}"), &error),
             }
         }
     }
@@ -84,9 +85,9 @@ fn own(
     hook: Hook,
     filter: &traffic_control::Filter,
     link: &Target,
-    settings: &Settings,
+    config: &Config,
 ) -> Option<Filter> {
-    let is_own = filter.handle == filter_handle(settings.instance)
+    let is_own = filter.handle == filter_handle(config.instance)
         && filter.name.as_deref() == Some(hook.program());
     Some(Filter {
         hook,

@@ -7,6 +7,33 @@ use std::path::{Path, PathBuf};
 
 use proxy_kernel::bpffs;
 
+use crate::config::Config;
+use crate::state::owned::Owned;
+
+/// The directories of pins of all starts: the configured one, then those of [`earlier`] starts.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn all(config: &Config) -> Result<Vec<PathBuf>, bpffs::Error> {
+    Ok([vec![config.bpffs.clone()], earlier(config)?].concat())
+}
+
+/// The directories of pins of earlier starts: other layouts beside the configured one, and other directories.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub fn earlier(config: &Config) -> Result<Vec<PathBuf>, bpffs::Error> {
+    let mut earlier = others(&config.bpffs)?;
+    for former in Owned::load(&config.run_dir).bpffs {
+        if former != config.bpffs && former.is_dir() && !earlier.contains(&former) {
+            earlier.push(former);
+        }
+    }
+    Ok(earlier)
+}
+
 /// The directories of other versions beside this one, sorted; empty if its name is no version.
 ///
 /// # Errors

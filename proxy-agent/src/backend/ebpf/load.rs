@@ -31,8 +31,8 @@ use super::maps::{
     self, GUARD_LINKS, GuardLinks, LISTENERS, OPENING, PEERS, PinnedMap, Resize, SERVICES,
     STATISTICS, Services, discard_unfit,
 };
-use super::{PART, Settings, pins};
-use crate::config::{GuardMode, Service};
+use super::{PART, pins};
+use crate::config::{Config, Guard, GuardMode, Service};
 use crate::features;
 use crate::reconcile::report::chain;
 
@@ -106,47 +106,46 @@ impl Programs {
     /// # Errors
     ///
     /// The kernel's error. Pins created before the error are removed.
-    pub fn load(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
-        let fresh = !settings.bpffs.exists();
-        Self::load_into(settings, cgroup).inspect_err(|_| {
+    pub fn load(config: &Config, cgroup: Option<&Path>) -> Result<Self, LoadError> {
+        let fresh = !config.bpffs.exists();
+        Self::load_into(config, cgroup).inspect_err(|_| {
             if fresh {
                 // The first error is reported.
-                let _ = pins::remove(&settings.bpffs);
+                let _ = pins::remove(&config.bpffs);
             }
         })
     }
 
-    fn load_into(settings: &Settings, cgroup: Option<&Path>) -> Result<Self, LoadError> {
+    fn load_into(config: &Config, cgroup: Option<&Path>) -> Result<Self, LoadError> {
         memory::allow_locking();
         for hook in Hook::ALL {
-            let pins = pins::links_dir(hook, settings);
+            let pins = pins::links_dir(hook, config);
             bpffs::create_dir(&pins)?;
             bpffs::finish_pins(&pins)?;
         }
-        bpffs::finish_pins(&pins::sockets_dir(settings))?;
-        bpffs::finish_pins(&pins::xdp_dir(settings))?;
+        bpffs::finish_pins(&pins::sockets_dir(config))?;
+        bpffs::finish_pins(&pins::xdp_dir(config))?;
         // Including those of other directories, if they can be read: only these maps list their routes and connections.
-        let earlier = settings
-            .earlier_services()
-            .or_else(|_| maps::earlier_services(&settings.bpffs))?;
+        let earlier =
+            maps::earlier_services(config).or_else(|_| maps::pinned_services(&config.bpffs))?;
         let given_up: Vec<_> = earlier
             .into_iter()
             .filter(|earlier| {
-                let wanted = settings.services.iter();
+                let wanted = config.services.iter();
                 wanted
                     .map(|service| service.cluster_ip)
                     .all(|wanted| wanted != earlier.cluster_ip)
             })
             .collect();
-        let ends = !settings.services.is_empty() || !given_up.is_empty();
-        let lru_size = maps::lru_size(ends.then_some(settings.max_connections), settings)?;
-        discard_unfit::<ConnectionKey, u32>(OPENING, Some(lru_size), settings)?;
-        discard_unfit::<Endpoint, u32>(LISTENERS, Some(MAX_VIPS), settings)?;
-        discard_unfit::<CounterKey, Counters>(STATISTICS, Some(MAX_COUNTERS), settings)?;
-        discard_unfit::<u32, Link>(GUARD_LINKS, None, settings)?;
-        let peers = Resize::<u64, Endpoint>::begin(PEERS, lru_size, settings)?;
+        let ends = !config.services.is_empty() || !given_up.is_empty();
+        let lru_size = maps::lru_size(ends.then_some(config.max_connections), config)?;
+        discard_unfit::<ConnectionKey, u32>(OPENING, Some(lru_size), config)?;
+        discard_unfit::<Endpoint, u32>(LISTENERS, Some(MAX_VIPS), config)?;
+        discard_unfit::<CounterKey, Counters>(STATISTICS, Some(MAX_COUNTERS), config)?;
+        discard_unfit::<u32, Link>(GUARD_LINKS, None, config)?;
+        let peers = Resize::<u64, Endpoint>::begin(PEERS, lru_size, config)?;
 
-        let load = |keeper| load_hooks(settings, &given_up, lru_size, cgroup, keeper);
+        let load = |keeper| load_hooks(config, &given_up, lru_size, cgroup, keeper);
         let first = if ends { Keeper::Program } else { Keeper::None };
         let (mut ebpf, hooks, listeners) = load(first).or_else(|error| match error {
             LoadError::Program { program, source } if ends && !features::is_transient(&source) => {
@@ -173,8 +172,8 @@ impl Programs {
                 map.try_into().map_err(maps::failed(PEERS))?;
             peers.move_into(&mut map)?;
         }
-        let logs = settings
-            .debug
+        let logs = config
+            .debugs_programs()
             .then(|| EbpfLogger::init_with_logger(&mut ebpf, ToTracing).ok())
             .flatten();
 
@@ -183,7 +182,7 @@ impl Programs {
         } else {
             BTreeMap::new()
         };
-        let xdp = (settings.guard && settings.guard_mode == GuardMode::Xdp)
+        let xdp = (config.guard != Guard::Off && config.guard_mode == GuardMode::Xdp)
             .then(|| load_xdp(&mut ebpf))
             .transpose()?;
         let kept = maps::PINNED
@@ -192,7 +191,7 @@ impl Programs {
             .collect::<Result<BTreeMap<_, _>, maps::Error>>()?;
         // The other maps were pinned when they were loaded; this one replaces an older one and has all its entries.
         if let Some(services) = kept.get(SERVICES) {
-            services.pin(SERVICES, settings)?;
+            services.pin(SERVICES, config)?;
         }
         Ok(Self {
             xdp,
@@ -287,9 +286,9 @@ impl Programs {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn pin_map(&self, name: &'static str, settings: &Settings) -> Result<(), maps::Error> {
+    pub fn pin_map(&self, name: &'static str, config: &Config) -> Result<(), maps::Error> {
         match self.kept.get(name) {
-            Some(map) => map.pin(name, settings),
+            Some(map) => map.pin(name, config),
             None => Ok(()),
         }
     }
@@ -331,16 +330,16 @@ impl Programs {
 
 /// Opens the object, fills its maps and loads the programs of links.
 fn load_hooks(
-    settings: &Settings,
+    config: &Config,
     given_up: &[Service],
     lru_size: u32,
     cgroup: Option<&Path>,
     keeper: Keeper,
 ) -> Result<Loaded, LoadError> {
-    let mut ebpf = load_object(settings, given_up, lru_size, cgroup, keeper)?;
-    maps::fill_services(&mut ebpf, settings, given_up)?;
-    maps::fill_guard(&mut ebpf, settings, given_up)?;
-    let ends = !settings.services.is_empty() || !given_up.is_empty();
+    let mut ebpf = load_object(config, given_up, lru_size, cgroup, keeper)?;
+    maps::fill_services(&mut ebpf, config, given_up)?;
+    maps::fill_guard(&mut ebpf, config, given_up)?;
+    let ends = !config.services.is_empty() || !given_up.is_empty();
     let mut hooks = BTreeMap::new();
     for hook in Hook::ALL {
         if hook == Hook::Ingress || ends {
@@ -349,7 +348,7 @@ fn load_hooks(
     }
     let listeners = match keeper {
         Keeper::Program | Keeper::None => None,
-        Keeper::Agent => Some(Listeners::load(&mut ebpf, settings.proxy_listener)?),
+        Keeper::Agent => Some(Listeners::load(&mut ebpf, config.proxy_listener)?),
     };
     Ok((ebpf, hooks, listeners))
 }

@@ -15,8 +15,10 @@ use proxy_kernel::bpffs;
 
 pub use self::guard::{GuardLinks, fill_guard, guard_links};
 pub use self::resize::{Resize, old_pin};
-pub use self::services::{Services, earlier_services, fill_services, pinned_vips};
-use super::Settings;
+pub use self::services::{
+    Services, earlier_services, fill_services, pinned_services, pinned_vips, stop_deciding,
+};
+use crate::config::Config;
 
 /// Connections to Services with a decided SYN.
 pub const OPENING: &str = "OPENING";
@@ -92,9 +94,9 @@ impl PinnedMap {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn pin(&self, name: &'static str, settings: &Settings) -> Result<(), Error> {
-        bpffs::create_dir(&settings.bpffs)?;
-        bpffs::replace(&settings.bpffs.join(name), |fresh| {
+    pub fn pin(&self, name: &'static str, config: &Config) -> Result<(), Error> {
+        bpffs::create_dir(&config.bpffs)?;
+        bpffs::replace(&config.bpffs.join(name), |fresh| {
             self.data.pin(fresh).map_err(|error| Error::Map {
                 map: name,
                 source: MapError::PinError {
@@ -111,8 +113,8 @@ impl PinnedMap {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn pinned_id(name: &'static str, settings: &Settings) -> Result<Option<u32>, Error> {
-    let Some(data) = pinned(name, &settings.bpffs)? else {
+pub fn pinned_id(name: &'static str, config: &Config) -> Result<Option<u32>, Error> {
+    let Some(data) = pinned(name, &config.bpffs)? else {
         return Ok(None);
     };
     Ok(Some(data.info().map_err(failed(name))?.id()))
@@ -150,9 +152,9 @@ fn entries(name: &'static str, map: &MapData) -> Result<u32, Error> {
 pub fn discard_unfit<K, V>(
     name: &'static str,
     entries: Option<u32>,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<(), Error> {
-    let Some(data) = pinned(name, &settings.bpffs)? else {
+    let Some(data) = pinned(name, &config.bpffs)? else {
         return Ok(());
     };
     let info = data.info().map_err(failed(name))?;
@@ -160,7 +162,7 @@ pub fn discard_unfit<K, V>(
         && info.value_size() as usize == size_of::<V>()
         && entries.is_none_or(|entries| info.max_entries() == entries);
     if !fits {
-        bpffs::unpin(&settings.bpffs.join(name))?;
+        bpffs::unpin(&config.bpffs.join(name))?;
     }
     Ok(())
 }
@@ -172,14 +174,14 @@ pub fn discard_unfit<K, V>(
 /// # Errors
 ///
 /// If the kernel does not report the number of possible processors, or the size of a pinned map.
-pub fn lru_size(asked: Option<u32>, settings: &Settings) -> Result<u32, Error> {
+pub fn lru_size(asked: Option<u32>, config: &Config) -> Result<u32, Error> {
     let processors = aya::util::nr_cpus().map_err(|(_, error)| failed(OPENING)(error.into()))?;
     let processors = u32::try_from(processors).unwrap_or(u32::MAX);
     let least = processors.saturating_mul(2 * HELD_BACK);
     if let Some(asked) = asked {
         return Ok(least.max(asked));
     }
-    let bpffs = &settings.bpffs;
+    let bpffs = &config.bpffs;
     let maps = [
         pinned(PEERS, bpffs)?,
         opened(PEERS, &old_pin(PEERS, bpffs))?,

@@ -28,7 +28,6 @@ mod probe;
 mod qdisc;
 mod routes;
 pub mod services;
-mod settings;
 mod sockets;
 pub mod statistics;
 mod teardown;
@@ -48,11 +47,10 @@ pub use drain::is_over as is_drained;
 pub use hook::{Hook, SocketHook};
 pub use layout::others as other_layouts;
 pub use load::{Ids, LoadError, Programs};
-pub use maps::{Error as MapError, pinned_vips};
+pub use maps::{Error as MapError, earlier_services, pinned_vips, stop_deciding};
 pub use plan::attachable;
 pub use qdisc::notes_dir;
 pub use routes::{OUTSIDE, is_own_address, source_towards};
-pub use settings::Settings;
 pub use teardown::{Drained, Tables};
 pub use verifier::{Verified, measure as verify_programs};
 
@@ -65,18 +63,18 @@ use proxy_netlink::netfilter;
 
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
-use crate::config::Service;
+use crate::config::{Config, Service};
 use crate::features;
 use crate::guard;
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Part, Report, carry_out, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports and logs.
 pub const PART: Part = Part::Ebpf;
 
 /// The backend with its loaded programs; without them in a dry run.
 pub struct Ebpf {
-    settings: Settings,
+    config: Config,
     attach_mode: AttachMode,
     programs: Option<Programs>,
     /// In a dry run: ids of the programs of the running agent.
@@ -89,7 +87,7 @@ pub struct Ebpf {
     /// No pass has been made yet.
     is_first: bool,
     /// Pins of other layouts, until their connections are taken over.
-    others: Vec<Settings>,
+    others: Vec<PathBuf>,
     /// The links of the last pass, by ifindex.
     seen: BTreeSet<u32>,
     /// The guard's classification of the links.
@@ -159,15 +157,15 @@ impl Ebpf {
     /// # Errors
     ///
     /// If the kernel lacks something; the error names it and the remedy.
-    pub fn open(settings: Settings, mode: Mode) -> Result<Self, Error> {
-        bpffs::check(&settings.bpffs)?;
+    pub fn open(config: Config, mode: Mode) -> Result<Self, Error> {
+        bpffs::check(&config.bpffs)?;
         netfilter::Socket::open()?;
         if mode == Mode::Apply && !features::are_enough() && features::are_stale() {
             return Err(Error::StaleFeatures);
         }
-        let attach_mode = AttachMode::choose(settings.tc_attach)?;
-        let cgroup = (!settings.services.is_empty()).then(cgroup::root).flatten();
-        if cgroup.is_none() && !settings.services.is_empty() {
+        let attach_mode = AttachMode::choose(config.tc_attach)?;
+        let cgroup = (!config.services.is_empty()).then(cgroup::root).flatten();
+        if cgroup.is_none() && !config.services.is_empty() {
             warn!(
                 part = PART.name(),
                 "the root of the host's cgroup2 hierarchy is not mounted here: connections of processes on \
@@ -176,28 +174,40 @@ impl Ebpf {
             );
         }
         let programs = match mode {
-            Mode::Apply => Some(Programs::load(&settings, cgroup.as_deref())?),
+            Mode::Apply => Some(Programs::load(&config, cgroup.as_deref())?),
             Mode::DryRun => None,
         };
-        let others = settings.other_layouts()?;
+        let others = layout::earlier(&config)?;
         let given_up = programs.as_ref().map(Programs::given_up);
-        let drain = drain::Drain::new(given_up.unwrap_or_default(), settings.drain_timeout);
+        let drain = drain::Drain::new(given_up.unwrap_or_default(), config.drain_timeout);
         Ok(Self {
-            drain,
-            left: BTreeSet::new(),
-            ages: attach::LinkAges::default(),
             attach_mode,
-            cgroup,
-            settings,
             programs,
+            cgroup,
+            others,
+            drain,
+            ..Self::without_programs(config)
+        })
+    }
+
+    /// A backend that has loaded nothing.
+    fn without_programs(config: Config) -> Self {
+        Self {
+            attach_mode: AttachMode::Tcx,
+            programs: None,
             known: Ids::new(),
+            cgroup: None,
             look_for_leftovers: true,
             is_first: true,
-            others,
+            others: Vec::new(),
             seen: BTreeSet::new(),
             links: guard::Links::default(),
             front: xdp::Front::default(),
-        })
+            drain: drain::Drain::new(&[], config.drain_timeout),
+            left: BTreeSet::new(),
+            ages: attach::LinkAges::default(),
+            config,
+        }
     }
 
     /// Tries what loading the programs does not verify. No effect in a dry run.
@@ -209,9 +219,9 @@ impl Ebpf {
         let Some(programs) = self.programs.as_mut() else {
             return Ok(());
         };
-        probe::rules(&self.settings)?;
+        probe::rules(&self.config)?;
         // Attachments of an earlier agent prove that it works.
-        if !attach::any_pins(&self.settings) {
+        if !attach::any_pins(&self.config) {
             probe::attachment(programs, self.attach_mode).unwrap_or(Ok(()))?;
         }
         Ok(())
@@ -235,7 +245,7 @@ impl Ebpf {
     ///
     /// The kernel's answer.
     pub fn forget_counters(&self, table: &LinkTable) -> Result<(), Error> {
-        Ok(statistics::forget_gone(&self.settings, table)?)
+        Ok(statistics::forget_gone(&self.config, table)?)
     }
 
     /// The attachment mode on this kernel.
@@ -260,7 +270,7 @@ impl Ebpf {
         }
         let desired = self.desired(table, handle, mode, report).await;
         let observed = Observed::read(
-            &self.settings,
+            &self.config,
             &desired,
             handle,
             self.look_for_leftovers,
@@ -291,9 +301,8 @@ impl Ebpf {
         if mode == Mode::Apply {
             let is_tcx = self.attach_mode == AttachMode::Tcx;
             let unused = self.look_for_leftovers && is_tcx && waiting.is_empty();
-            if let Err(error) = qdisc::tidy(&self.settings, table, unused, handle).await {
-                failed(PART, "remove unused clsact qdiscs", &error, report);
-            }
+            let tidied = qdisc::tidy(&self.config, table, unused, handle).await;
+            report.attempt(PART, "remove unused clsact qdiscs", tidied);
             self.is_first = false;
             self.look_for_leftovers = !waiting.is_empty();
             if self.look_for_leftovers {
@@ -319,31 +328,27 @@ impl Ebpf {
         let Some(programs) = self.programs.as_mut() else {
             return;
         };
-        if let Err(error) = programs.store_listeners(&vips) {
-            failed(PART, "store the proxy's listeners", &error, report);
-        }
+        let stored = programs.store_listeners(&vips);
+        report.attempt(PART, "store the proxy's listeners", stored);
     }
 
     /// The endpoints on which the proxy should listen for Services.
     fn proxy(&self) -> Vec<SocketAddr> {
-        let services = self.settings.services.iter();
+        let services = self.config.services.iter();
         let vips: BTreeSet<_> = services.map(|service| service.vip).collect();
         vips.into_iter().collect()
     }
 
     /// Checks whether drained connections have ended, and resets them after the deadline.
     fn continue_draining(&mut self, report: &mut Report) {
-        match self.drain.advance() {
-            Ok(ended) => {
-                for service in ended {
-                    info!(
-                        part = PART.name(),
-                        "no connection to {} is open", service.cluster_ip
-                    );
-                    self.drain.ended.push(service);
-                }
-            }
-            Err(error) => failed(PART, "drain connections to Services", &error, report),
+        let ended = self.drain.advance();
+        let ended = report.attempt(PART, "drain connections to Services", ended);
+        for service in ended.unwrap_or_default() {
+            info!(
+                part = PART.name(),
+                "no connection to {} is open", service.cluster_ip
+            );
+            self.drain.ended.push(service);
         }
         if self.drain.is_active() {
             report.look_again_after(drain::LOOK);
@@ -357,9 +362,8 @@ impl Ebpf {
             return;
         };
         for service in std::mem::take(&mut self.drain.ended) {
-            if let Err(error) = programs.forget_service(&service) {
-                failed(PART, "remove a drained Service", &error, report);
-            }
+            let forgotten = programs.forget_service(&service);
+            report.attempt(PART, "remove a drained Service", forgotten);
         }
     }
 
@@ -421,14 +425,14 @@ impl Ebpf {
         Desired {
             // Replaces the guard of another backend.
             tables: [
-                decisions::tables(&self.settings.decisions(), &Live::default()),
-                services::tables(self.settings.instance, &services, &own),
-                tables::empty_guard(self.settings.instance).to_vec(),
+                decisions::tables(&self.config, &Live::default()),
+                services::tables(self.config.instance, &services, &own),
+                tables::empty_guard(self.config.instance).to_vec(),
             ]
             .concat(),
             links,
             mode: self.attach_mode,
-            pace: Pace::of(&self.settings, self.attach_mode, self.is_first, run),
+            pace: Pace::of(&self.config, self.attach_mode, self.is_first, run),
             maps,
             hooks,
             sockets,
@@ -455,12 +459,11 @@ impl Ebpf {
         if addresses.is_empty() {
             return BTreeMap::new();
         }
-        let not = [self.settings.vips.as_slice(), addresses.as_slice()].concat();
+        let not = [self.config.vips.as_slice(), addresses.as_slice()].concat();
         let sources = routes::sources(handle, &addresses, &not).await;
-        let sources = sources.unwrap_or_else(|error| {
-            failed(PART, "look up the node's own address", &error, report);
-            BTreeMap::new()
-        });
+        let sources = report
+            .attempt(PART, "look up the node's own address", sources)
+            .unwrap_or_default();
         let source = |ip: &IpAddr| sources.get(&ip.is_ipv6()).copied();
         addresses.iter().map(|ip| (*ip, source(ip))).collect()
     }

@@ -16,9 +16,10 @@ use super::desired::Desired;
 use super::hook::{Hook, SocketHook};
 use super::pins::links_dir;
 use super::routes::{self, Found};
-use super::{PART, Settings, filters, maps, sockets};
+use super::{PART, filters, maps, sockets};
 use crate::backend::tables;
-use crate::reconcile::{Report, failed};
+use crate::config::Config;
+use crate::reconcile::Report;
 
 /// The observed state. Failures are in the report; what could not be read is represented such that the plan leaves it alone.
 #[derive(Debug, Default)]
@@ -46,7 +47,7 @@ pub struct Observed {
 impl Observed {
     /// Reads the state; `leftovers`: also attachments of the mode that is not in use.
     pub async fn read(
-        settings: &Settings,
+        config: &Config,
         desired: &Desired,
         handle: &Handle,
         leftovers: bool,
@@ -54,10 +55,10 @@ impl Observed {
     ) -> Self {
         let mut observed = Self {
             tables: tables::read(PART, &desired.tables, report),
-            pins: read_pins(settings, report),
-            maps: read_maps(settings, desired, report),
-            sockets: read_sockets(settings, report),
-            guard: read_guard(settings, report),
+            pins: read_pins(config, report),
+            maps: read_maps(config, desired, report),
+            sockets: read_sockets(config, report),
+            guard: read_guard(config, report),
             ..Self::default()
         };
         if desired.mode == AttachMode::Tcx {
@@ -70,96 +71,83 @@ impl Observed {
                         // The link is gone; its event triggers another pass.
                         Err(answer) if answer.raw_os_error() == Some(libc::ENODEV) => {}
                         Err(answer) => {
-                            let task = format!("read what is attached to ifindex {index} by tcx");
-                            failed(PART, &task, &answer, report);
+                            let what = format!("read what is attached to ifindex {index} by tcx");
+                            report.failed(PART, what, &answer);
                         }
                     }
                 }
             }
         }
         if desired.mode == AttachMode::Clsact || leftovers {
-            observed.filters = filters::read(&desired.links, settings, report).await;
+            observed.filters = filters::read(&desired.links, config, report).await;
         }
         if desired.mode == AttachMode::Clsact {
             observed.ingress_only = read_ingress_only(&desired.links, report).await;
         }
         for address in desired.routes.keys() {
-            match routes::observe(handle, *address).await {
-                Ok(found) => {
-                    observed.routes.insert(*address, found);
-                }
-                Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
-            }
+            let found = read_route(handle, *address, report).await;
+            observed.routes.extend(found.map(|found| (*address, found)));
         }
         observed
     }
 }
 
+/// The route of a Service address; none if it could not be read, which is in the report.
+pub async fn read_route(handle: &Handle, address: IpAddr, report: &mut Report) -> Option<Found> {
+    let found = routes::observe(handle, address).await;
+    report.attempt(PART, format_args!("read the route of {address}"), found)
+}
+
 async fn read_ingress_only(links: &BTreeMap<u32, String>, report: &mut Report) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     for (index, name) in links {
-        match traffic_control::has_clsact(*index).await {
-            Ok(Some(false)) => {
-                found.insert(*index);
-            }
-            Ok(_) => {}
-            Err(error) => failed(
-                PART,
-                format!("read the qdiscs of link {name}"),
-                &error,
-                report,
-            ),
+        let has_clsact = traffic_control::has_clsact(*index).await;
+        let what = format_args!("read the qdiscs of link {name}");
+        if report.attempt(PART, what, has_clsact) == Some(Some(false)) {
+            found.insert(*index);
         }
     }
     found
 }
 
-fn read_guard(settings: &Settings, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
-    let links = maps::guard_links(settings);
-    links
-        .inspect_err(|error| failed(PART, "read which links are guarded", error, report))
-        .ok()
+fn read_guard(config: &Config, report: &mut Report) -> Option<BTreeMap<u32, Link>> {
+    let links = maps::guard_links(config);
+    report.attempt(PART, "read which links are guarded", links)
 }
 
 /// The pinned links, by ifindex; failures are in the report.
-pub fn read_pins(settings: &Settings, report: &mut Report) -> BTreeSet<(Hook, u32)> {
+pub fn read_pins(config: &Config, report: &mut Report) -> BTreeSet<(Hook, u32)> {
     let mut pins = BTreeSet::new();
     for hook in Hook::ALL {
-        match bpffs::names(&links_dir(hook, settings)) {
-            Ok(names) => {
-                let indexes = names.iter().filter_map(|name| name.parse().ok());
-                pins.extend(indexes.map(|index| (hook, index)));
-            }
-            Err(error) => failed(PART, "read the pinned links", &error, report),
-        }
+        let names = bpffs::names(&links_dir(hook, config));
+        let names = report.attempt(PART, "read the pinned links", names);
+        let names = names.unwrap_or_default();
+        let indexes = names.iter().filter_map(|name| name.parse().ok());
+        pins.extend(indexes.map(|index| (hook, index)));
     }
     pins
 }
 
 fn read_maps(
-    settings: &Settings,
+    config: &Config,
     desired: &Desired,
     report: &mut Report,
 ) -> BTreeMap<&'static str, Option<u32>> {
     let mut found = BTreeMap::new();
     for name in desired.maps.keys() {
-        match maps::pinned_id(name, settings) {
-            Ok(id) => {
-                found.insert(*name, id);
-            }
-            Err(error) => failed(PART, "read the pinned maps", &error, report),
-        }
+        let id = maps::pinned_id(name, config);
+        let id = report.attempt(PART, "read the pinned maps", id);
+        found.extend(id.map(|id| (*name, id)));
     }
     found
 }
 
-fn read_sockets(settings: &Settings, report: &mut Report) -> BTreeMap<SocketHook, u32> {
+fn read_sockets(config: &Config, report: &mut Report) -> BTreeMap<SocketHook, u32> {
     let mut found = BTreeMap::new();
     for hook in SocketHook::ALL {
-        match sockets::attached(hook, settings) {
-            Ok(id) => found.extend(id.map(|id| (hook, id))),
-            Err(error) => failed(PART, format!("read the pin of {hook}"), &error, report),
-        }
+        let id = sockets::attached(hook, config);
+        let id = report.attempt(PART, format_args!("read the pin of {hook}"), id);
+        found.extend(id.flatten().map(|id| (hook, id)));
     }
     found
 }

@@ -9,9 +9,8 @@
 
 use std::time::Duration;
 
-use super::Settings;
 use super::attachment::AttachMode;
-use crate::config::TcAttach;
+use crate::config::{Config, TcAttach};
 use crate::reconcile::Mode;
 
 /// Number of links per pass.
@@ -32,12 +31,12 @@ pub struct Pace {
 impl Pace {
     /// The limit of this pass; none if all links get their tcx program in it, because tcx was requested by name or no pass will
     /// follow. `is_first`: no pass was before. A dry run accepts the state of links that a running agent defers.
-    pub fn of(settings: &Settings, mode: AttachMode, is_first: bool, run: Mode) -> Option<Self> {
-        if settings.tc_attach != TcAttach::Auto || mode != AttachMode::Tcx {
+    pub fn of(config: &Config, mode: AttachMode, is_first: bool, run: Mode) -> Option<Self> {
+        if config.tc_attach != TcAttach::Auto || mode != AttachMode::Tcx {
             return None;
         }
         match run {
-            Mode::Apply => settings.goes_on.then_some(Self {
+            Mode::Apply => config.daemon.then_some(Self {
                 at_once: AT_ONCE,
                 is_first,
             }),

@@ -10,7 +10,8 @@ use proxy_kernel::bpffs;
 
 use super::attachment::AttachError;
 use super::hook::Hook;
-use super::{Settings, layout, maps};
+use super::{layout, maps};
+use crate::config::Config;
 use crate::instance::Instance;
 
 /// The directory of socket programs' links, with the program's name as file name.
@@ -19,18 +20,18 @@ pub const SOCKETS: &str = "sockets";
 pub const XDP: &str = "xdp";
 
 /// The directory of tcx links, with the ifindex as file name.
-pub fn links_dir(hook: Hook, settings: &Settings) -> PathBuf {
-    settings.bpffs.join(hook.pins())
+pub fn links_dir(hook: Hook, config: &Config) -> PathBuf {
+    config.bpffs.join(hook.pins())
 }
 
 /// The directory of socket programs' links.
-pub fn sockets_dir(settings: &Settings) -> PathBuf {
-    settings.bpffs.join(SOCKETS)
+pub fn sockets_dir(config: &Config) -> PathBuf {
+    config.bpffs.join(SOCKETS)
 }
 
 /// The directory of XDP links.
-pub fn xdp_dir(settings: &Settings) -> PathBuf {
-    settings.bpffs.join(XDP)
+pub fn xdp_dir(config: &Config) -> PathBuf {
+    config.bpffs.join(XDP)
 }
 
 /// Pins a link, replacing an older one atomically: the old one stays attached until the new one is.

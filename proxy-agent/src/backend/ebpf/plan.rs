@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use proxy_common::guard::Link;
 
 pub use compare::waiting;
-use proxy_netlink::netfilter::Table;
 use proxy_netlink::route::LinkKind;
 
 use super::attachment::{AttachMode, Filter};
@@ -37,16 +36,8 @@ pub enum Op {
         /// The reason.
         reason: &'static str,
     },
-    /// Install tables, replacing them completely.
-    InstallTables {
-        /// The tables, each with the reason.
-        tables: Vec<(Table, &'static str)>,
-    },
-    /// Delete a table that no VIP needs.
-    DeleteTable {
-        /// The table.
-        table: Table,
-    },
+    /// Change tables.
+    Tables(tables::Op),
     /// Write the guard's map of links.
     Guard {
         /// All entries, by ifindex.
@@ -135,19 +126,17 @@ pub fn attachable(table: &LinkTable) -> BTreeMap<u32, String> {
 pub fn plan(desired: &Desired, observed: &Observed, waiting: &BTreeSet<u32>) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut removals = Vec::new();
-    let tables = tables::drift(&desired.tables, &observed.tables);
-    let deletions = tables.delete.into_iter();
-    removals.extend(deletions.map(|table| Op::DeleteTable { table }));
+    let of_tables = tables::plan(&desired.tables, &observed.tables);
+    let of_tables = of_tables.into_iter().map(Op::Tables);
+    let (deletions, installations): (Vec<_>, Vec<_>) =
+        of_tables.partition(|op| matches!(op, Op::Tables(tables::Op::Delete(_))));
+    removals.extend(deletions);
     for map in desired.maps.keys().copied() {
         if let Some(reason) = observed.map_fault(map, desired) {
             ops.push(Op::PinMap { map, reason });
         }
     }
-    if !tables.install.is_empty() {
-        ops.push(Op::InstallTables {
-            tables: tables.install,
-        });
-    }
+    ops.extend(installations);
     ops.extend(socket_attachments(desired, observed, |hook| {
         !hook.is_of_cgroup()
     }));
@@ -365,8 +354,7 @@ impl Op {
             // The guard follows routes and links.
             Self::Guard { .. } => true,
             Self::PinMap { .. }
-            | Self::InstallTables { .. }
-            | Self::DeleteTable { .. }
+            | Self::Tables(_)
             | Self::AttachSocket { .. }
             | Self::DetachSocket { .. }
             | Self::AddRoute { .. }
@@ -381,10 +369,7 @@ impl Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PinMap { map, reason } => write!(f, "pin the map {map}: {reason}"),
-            Self::InstallTables { tables, .. } => f.write_str(&tables::installation(tables)),
-            Self::DeleteTable { table } => {
-                write!(f, "delete nf_tables table {}", table.title())
-            }
+            Self::Tables(op) => op.fmt(f),
             Self::Attach {
                 hook,
                 link,

@@ -8,36 +8,23 @@ use std::io;
 use std::thread;
 
 use proxy_kernel::netns;
-use proxy_netlink::netfilter::{Socket, Table};
 
 use super::attach;
 use super::attachment::AttachMode;
 use super::load::Programs;
-use super::{Error, Settings, services};
+use super::{Error, services};
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
+use crate::config::Config;
 
 /// The only link of a new network namespace.
 const LINK: &str = "lo";
 
 /// Tries the rules, in a transaction that is not committed.
-pub fn rules(settings: &Settings) -> Result<(), Error> {
-    let mut socket = Socket::open()?;
-    let decisions = decisions::tables(&settings.decisions(), &Live::default());
-    let services = services::tables(settings.instance, &settings.services, &BTreeSet::new());
-    for table in decisions.into_iter().chain(services) {
-        if table.chains.is_empty() {
-            continue;
-        }
-        let rehearsal = Table {
-            name: tables::REHEARSAL.to_owned(),
-            ..table
-        };
-        rehearsal
-            .rehearse(&mut socket)
-            .map_err(|source| Error::Rules { source })?;
-    }
-    Ok(())
+pub fn rules(config: &Config) -> Result<(), Error> {
+    let decisions = decisions::tables(config, &Live::default());
+    let services = services::tables(config.instance, &config.services, &BTreeSet::new());
+    tables::rehearse([decisions, services].concat()).map_err(|source| Error::Rules { source })
 }
 
 /// Tries to attach a program: by tcx to no link, or as a filter to a link of a temporary network namespace. None if the agent may

@@ -16,7 +16,8 @@ use tracing::info;
 
 use super::attachment::AttachError;
 use super::hook::Target;
-use super::{PART, Settings, filters};
+use super::{PART, filters};
+use crate::config::Config;
 use crate::link::LinkTable;
 
 /// Parent of the clsact qdisc (`TC_H_CLSACT` in `linux/pkt_sched.h`).
@@ -26,15 +27,15 @@ const CLSACT: QdiscHandle = QdiscHandle {
 };
 
 /// Adds a clsact qdisc to a link without one; the note is written before.
-pub fn ensure(link: &Target, settings: &Settings) -> Result<(), AttachError> {
-    let note = note_path(link.index, settings);
+pub fn ensure(link: &Target, config: &Config) -> Result<(), AttachError> {
+    let note = note_path(link.index, config);
     let failed = |source| AttachError::File {
         path: note.clone(),
         source,
     };
     let noted = note.exists();
     if !noted {
-        fs::create_dir_all(notes_dir(&settings.run_dir)).map_err(failed)?;
+        fs::create_dir_all(notes_dir(&config.run_dir)).map_err(failed)?;
         fs::write(&note, link.name.as_bytes()).map_err(failed)?;
     }
     match qdisc_add_clsact(&link.name) {
@@ -58,15 +59,15 @@ pub fn ensure(link: &Target, settings: &Settings) -> Result<(), AttachError> {
 /// The kernel's error.
 pub async fn remove_unused(
     index: u32,
-    settings: &Settings,
+    config: &Config,
     handle: &Handle,
 ) -> Result<(), AttachError> {
-    if !note_path(index, settings).exists() {
+    if !note_path(index, config).exists() {
         return Ok(());
     }
     // It may have been replaced by an `ingress` qdisc of others, which has the same parent.
     if traffic_control::has_clsact(index).await? != Some(true) {
-        return forget(index, settings);
+        return forget(index, config);
     }
     if !filters::are_none(index).await? {
         return Ok(());
@@ -84,7 +85,7 @@ pub async fn remove_unused(
             if [-libc::ENOENT, -libc::EINVAL].contains(&error.raw_code()) => {}
         result => result.map_err(AttachError::Route)?,
     }
-    forget(index, settings)
+    forget(index, config)
 }
 
 /// Removes the notes about qdiscs of links that are gone: another link may get the ifindex, with a qdisc of others. If `unused`,
@@ -94,26 +95,26 @@ pub async fn remove_unused(
 ///
 /// The kernel's error.
 pub async fn tidy(
-    settings: &Settings,
+    config: &Config,
     table: &LinkTable,
     unused: bool,
     handle: &Handle,
 ) -> Result<(), AttachError> {
-    for name in bpffs::names(&notes_dir(&settings.run_dir))? {
+    for name in bpffs::names(&notes_dir(&config.run_dir))? {
         let Ok(index) = name.parse() else {
             continue;
         };
         if table.by_index(index).is_none() {
-            forget(index, settings)?;
+            forget(index, config)?;
         } else if unused {
-            remove_unused(index, settings, handle).await?;
+            remove_unused(index, config, handle).await?;
         }
     }
     Ok(())
 }
 
-fn forget(index: u32, settings: &Settings) -> Result<(), AttachError> {
-    let path = note_path(index, settings);
+fn forget(index: u32, config: &Config) -> Result<(), AttachError> {
+    let path = note_path(index, config);
     fs::remove_file(&path).map_err(|source| AttachError::File { path, source })
 }
 
@@ -123,8 +124,8 @@ fn forget(index: u32, settings: &Settings) -> Result<(), AttachError> {
 /// # Errors
 ///
 /// The kernel's error.
-pub fn forget_all(settings: &Settings, table: Option<&LinkTable>) -> Result<(), AttachError> {
-    let directory = notes_dir(&settings.run_dir);
+pub fn forget_all(config: &Config, table: Option<&LinkTable>) -> Result<(), AttachError> {
+    let directory = notes_dir(&config.run_dir);
     let failed = |source| AttachError::File {
         path: directory.clone(),
         source,
@@ -152,6 +153,6 @@ pub fn notes_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("clsact")
 }
 
-fn note_path(index: u32, settings: &Settings) -> PathBuf {
-    notes_dir(&settings.run_dir).join(index.to_string())
+fn note_path(index: u32, config: &Config) -> PathBuf {
+    notes_dir(&config.run_dir).join(index.to_string())
 }

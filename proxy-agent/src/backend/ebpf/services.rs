@@ -52,9 +52,7 @@ pub fn tables(instance: Instance, services: &[Service], own: &BTreeSet<IpAddr>) 
     named
         .map(|table| {
             let endpoints = services.iter().map(|service| service.cluster_ip);
-            let endpoints: Vec<_> = endpoints
-                .filter(|endpoint| tables::family_of(endpoint.ip()) == table.family)
-                .collect();
+            let endpoints = tables::of_family(table.family, endpoints);
             let chains = if endpoints.is_empty() {
                 Vec::new()
             } else {

@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 use aya::programs::links::{FdLink, PinnedLink};
 use proxy_kernel::bpffs;
 
-use super::Settings;
 use super::attachment::AttachError;
 use super::hook::SocketHook;
 use super::load::Programs;
 use super::pins::{self, sockets_dir};
+use crate::config::Config;
 
 /// The network namespace of this thread.
 const NETNS: &str = "/proc/thread-self/ns/net";
 
-fn pin_path(hook: SocketHook, settings: &Settings) -> PathBuf {
-    sockets_dir(settings).join(hook.program())
+fn pin_path(hook: SocketHook, config: &Config) -> PathBuf {
+    sockets_dir(config).join(hook.program())
 }
 
 /// Whether the program's link is pinned.
-pub fn is_pinned(hook: SocketHook, settings: &Settings) -> bool {
-    pin_path(hook, settings).exists()
+pub fn is_pinned(hook: SocketHook, config: &Config) -> bool {
+    pin_path(hook, config).exists()
 }
 
 /// The id of the program that a pinned link holds; none without a pin.
@@ -31,11 +31,11 @@ pub fn is_pinned(hook: SocketHook, settings: &Settings) -> bool {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn attached(hook: SocketHook, settings: &Settings) -> Result<Option<u32>, AttachError> {
-    if !is_pinned(hook, settings) {
+pub fn attached(hook: SocketHook, config: &Config) -> Result<Option<u32>, AttachError> {
+    if !is_pinned(hook, config) {
         return Ok(None);
     }
-    let link = FdLink::from(PinnedLink::from_pin(pin_path(hook, settings))?);
+    let link = FdLink::from(PinnedLink::from_pin(pin_path(hook, config))?);
     Ok(Some(link.info()?.program_id()))
 }
 
@@ -45,9 +45,9 @@ pub fn attach(
     programs: &mut Programs,
     hook: SocketHook,
     root: Option<&Path>,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<(), AttachError> {
-    bpffs::create_dir(&sockets_dir(settings))?;
+    bpffs::create_dir(&sockets_dir(config))?;
     let place = match (hook.is_of_cgroup(), root) {
         (true, Some(root)) => root,
         (true, None) => return Ok(()),
@@ -58,10 +58,10 @@ pub fn attach(
         source,
     })?;
     let link = programs.attach_socket(hook, place)?;
-    pins::pin(link, &pin_path(hook, settings))
+    pins::pin(link, &pin_path(hook, config))
 }
 
 /// Detaches a program.
-pub fn detach(hook: SocketHook, settings: &Settings) -> Result<(), AttachError> {
-    Ok(bpffs::unpin(&pin_path(hook, settings))?)
+pub fn detach(hook: SocketHook, config: &Config) -> Result<(), AttachError> {
+    Ok(bpffs::unpin(&pin_path(hook, config))?)
 }

@@ -11,8 +11,8 @@ use aya::maps::{Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use proxy_common::limits::MAX_COUNTERS;
 use proxy_common::{CounterKey, Counters};
 
-use super::Settings;
 use super::maps::{self, Error, STATISTICS, failed};
+use crate::config::Config;
 use crate::link::LinkTable;
 
 /// Held while counters are moved, so that no concurrent reader in this process misses them or counts them twice.
@@ -108,11 +108,11 @@ pub fn counter_fill(bpffs: &Path) -> Result<Option<Fill>, Error> {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn forget_gone(settings: &Settings, table: &LinkTable) -> Result<(), Error> {
+pub fn forget_gone(config: &Config, table: &LinkTable) -> Result<(), Error> {
     let Ok(_whole) = WHOLE.try_lock() else {
         return Ok(());
     };
-    let Some(mut map) = open(&settings.bpffs)? else {
+    let Some(mut map) = open(&config.bpffs)? else {
         return Ok(());
     };
     let mut kept: BTreeMap<SocketAddr, Counters> = BTreeMap::new();
@@ -122,7 +122,7 @@ pub fn forget_gone(settings: &Settings, table: &LinkTable) -> Result<(), Error> 
         let is_there = matches!(link, CounterKey::THIS_HOST | CounterKey::GONE_LINKS)
             || table.by_index(link).is_some();
         let vip = SocketAddr::from(key.vip());
-        let is_ours = settings.endpoints().any(|endpoint| endpoint == vip);
+        let is_ours = config.endpoints().any(|endpoint| endpoint == vip);
         if is_there && is_ours {
             continue;
         }

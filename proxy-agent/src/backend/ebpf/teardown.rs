@@ -5,25 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use rtnetlink::Handle;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::attach;
-use super::attachment::AttachMode;
 use super::hook::SocketHook;
-use super::load::Ids;
 use super::plan::Op;
-use super::routes::{self, Found};
-use super::{Ebpf, PART, Settings, drain, filters, observe, qdisc, sockets, xdp};
+use super::routes::Found;
+use super::{Ebpf, PART, drain, filters, layout, maps, observe, qdisc, sockets, xdp};
 use crate::backend::decisions::collect::Which;
 use crate::backend::{decisions, tables};
-use crate::config::Service;
-use crate::guard;
+use crate::config::{Config, Service};
 use crate::link::LinkTable;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out};
 
 /// What happens to the tables of decisions when everything else of this backend is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +44,11 @@ impl Ebpf {
     /// Detaches and unpins objects of other layouts, after this one works. Tables and filters are the same in all layouts.
     pub(super) async fn remove_others(&mut self, handle: &Handle, mode: Mode, report: &mut Report) {
         let failures = report.failures.len();
-        for other in &self.others {
+        for bpffs in &self.others {
+            let other = with_pins_in(bpffs.clone(), &self.config);
             let links = BTreeMap::new();
-            let (_, ops) = everything(other, &links, &[], handle, report).await;
-            Self::remove(other, handle, ops, mode, report).await;
+            let (_, ops) = everything(&other, &links, &[], handle, report).await;
+            Self::remove(&other, handle, ops, mode, report).await;
         }
         if mode == Mode::Apply && report.failures.len() == failures && !report.is_stopped() {
             self.others.clear();
@@ -59,35 +57,27 @@ impl Ebpf {
 
     /// Removes all objects of this backend from the kernel, of any earlier process and any layout.
     pub async fn teardown(
-        settings: &Settings,
+        config: &Config,
         handle: &Handle,
         table: Option<&LinkTable>,
         (of_decisions, drained): (Tables, Drained),
         mode: Mode,
         report: &mut Report,
     ) {
-        let services = settings.earlier_services().unwrap_or_else(|error| {
-            failed(
-                PART,
-                "read the Services of an earlier agent",
-                &error,
-                report,
-            );
-            Vec::new()
-        });
+        let services = maps::earlier_services(config);
+        let services = report
+            .attempt(PART, "read the Services of an earlier agent", services)
+            .unwrap_or_default();
         if of_decisions == Tables::Delete {
-            Self::remove_decisions(settings, handle, mode, report).await;
+            Self::remove_decisions(config, handle, mode, report).await;
         }
         if mode == Mode::Apply {
-            if let Err(error) = settings.stop_deciding() {
-                failed(PART, "stop decisions", &error, report);
-            }
+            report.attempt(PART, "stop decisions", maps::stop_deciding(config));
             if drained == Drained::Wait {
-                wait(settings, &services, report).await;
+                wait(config, &services, report).await;
             }
-            if let Err(error) = drain::reset(&services) {
-                failed(PART, "reset connections to Services", &error, report);
-            }
+            let reset = drain::reset(&services);
+            report.attempt(PART, "reset connections to Services", reset);
         }
         let addresses: BTreeSet<_> = services.iter().map(|one| one.cluster_ip.ip()).collect();
         let addresses: Vec<_> = addresses.into_iter().collect();
@@ -97,29 +87,32 @@ impl Ebpf {
                 links.map(|link| (link.index, link.name.clone())).collect()
             })
             .unwrap_or_default();
-        let (of_tables, ops) = everything(settings, &links, &addresses, handle, report).await;
-        let mut all = vec![(settings.clone(), ops)];
-        for other in settings.other_layouts_or(report) {
+        let (of_tables, ops) = everything(config, &links, &addresses, handle, report).await;
+        let mut all = vec![(config.clone(), ops)];
+        let others = layout::earlier(config);
+        let others = report.attempt(PART, "search for other layouts of pins", others);
+        for bpffs in others.unwrap_or_default() {
+            let other = with_pins_in(bpffs, config);
             // The filters on links are the same in all layouts.
             let none = BTreeMap::new();
             let (_, ops) = everything(&other, &none, &[], handle, report).await;
             all.push((other, ops));
         }
         // The tables are removed last: without the rules conntrack would see connections from the middle.
-        for (settings, ops) in all {
-            Self::remove(&settings, handle, ops, mode, report).await;
+        for (config, ops) in all {
+            Self::remove(&config, handle, ops, mode, report).await;
         }
-        Self::remove(settings, handle, of_tables, mode, report).await;
+        Self::remove(config, handle, of_tables, mode, report).await;
         if mode == Mode::Apply
             && !report.is_stopped()
             && let Some(table) = table
-            && let Err(error) = qdisc::tidy(settings, table, true, handle).await
         {
-            failed(PART, "remove unused clsact qdiscs", &error, report);
+            let tidied = qdisc::tidy(config, table, true, handle).await;
+            report.attempt(PART, "remove unused clsact qdiscs", tidied);
         }
         if mode == Mode::Apply
             && !report.is_stopped()
-            && let Err(error) = qdisc::forget_all(settings, table)
+            && let Err(error) = qdisc::forget_all(config, table)
         {
             warn!(part = PART.name(), "{error}");
         }
@@ -128,53 +121,36 @@ impl Ebpf {
     /// Leaves open and new connections to the VIPs to conntrack: removes the tables of decisions, and those of another backend's
     /// guard.
     pub async fn remove_decisions(
-        settings: &Settings,
+        config: &Config,
         handle: &Handle,
         mode: Mode,
         report: &mut Report,
     ) {
-        if mode == Mode::Apply
-            && let Err(error) = decisions::release(Which::ToVips, settings.instance)
-        {
-            failed(
+        if mode == Mode::Apply {
+            let released = decisions::release(Which::ToVips, config.instance);
+            report.attempt(
                 PART,
                 "hand connections to the VIPs over to conntrack",
-                &error,
-                report,
+                released,
             );
         }
-        let instance = settings.instance;
+        let instance = config.instance;
         let ops = [tables::empty(instance), tables::empty_guard(instance)]
             .into_iter()
-            .flat_map(|tables| tables::existing(PART, tables, report))
-            .map(|table| Op::DeleteTable { table })
+            .flat_map(|tables| tables::removals(PART, tables, report))
+            .map(Op::Tables)
             .collect();
-        Self::remove(settings, handle, ops, mode, report).await;
+        Self::remove(config, handle, ops, mode, report).await;
     }
 
     async fn remove(
-        settings: &Settings,
+        config: &Config,
         handle: &Handle,
         ops: Vec<Op>,
         mode: Mode,
         report: &mut Report,
     ) {
-        let mut backend = Self {
-            settings: settings.clone(),
-            attach_mode: AttachMode::Tcx,
-            programs: None,
-            known: Ids::new(),
-            cgroup: None,
-            look_for_leftovers: false,
-            is_first: false,
-            others: Vec::new(),
-            seen: BTreeSet::new(),
-            links: guard::Links::default(),
-            front: xdp::Front::default(),
-            left: BTreeSet::new(),
-            drain: drain::Drain::new(&[], settings.drain_timeout),
-            ages: attach::LinkAges::default(),
-        };
+        let mut backend = Self::without_programs(config.clone());
         carry_out(PART, mode, ops, report, async |op| {
             backend.apply(op, handle).await
         })
@@ -182,21 +158,28 @@ impl Ebpf {
     }
 }
 
+/// The settings of an agent whose pins are in this directory.
+fn with_pins_in(bpffs: PathBuf, config: &Config) -> Config {
+    Config {
+        bpffs,
+        ..config.clone()
+    }
+}
+
 /// Waits until no connection to any of the Services is open, or their deadline has passed.
-async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
-    let until = Instant::now() + settings.drain_timeout;
+async fn wait(config: &Config, services: &[Service], report: &mut Report) {
+    let until = Instant::now() + config.drain_timeout;
     let mut is_logged = false;
     while Instant::now() < until && !report.is_stopped() {
-        match drain::is_over(services) {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => return failed(PART, "drain connections to Services", &error, report),
+        let is_over = drain::is_over(services);
+        if report.attempt(PART, "drain connections to Services", is_over) != Some(false) {
+            return;
         }
         if !is_logged {
             is_logged = true;
             info!(
                 part = PART.name(),
-                "waiting for connections to Services to end, at most {:?}", settings.drain_timeout
+                "waiting for connections to Services to end, at most {:?}", config.drain_timeout
             );
         }
         report.control.step();
@@ -207,7 +190,7 @@ async fn wait(settings: &Settings, services: &[Service], report: &mut Report) {
 /// The operations that remove all objects, in order: first those for the tables of Services, then the others. Decisions have been
 /// stopped before, and connections to Services have ended.
 async fn everything(
-    settings: &Settings,
+    config: &Config,
     links: &BTreeMap<u32, String>,
     services: &[IpAddr],
     handle: &Handle,
@@ -216,18 +199,16 @@ async fn everything(
     let mut ops: Vec<Op> = SocketHook::ALL
         .into_iter()
         .rev()
-        .filter(|hook| sockets::is_pinned(*hook, settings))
+        .filter(|hook| sockets::is_pinned(*hook, config))
         .map(|hook| Op::DetachSocket { hook })
         .collect();
     for address in services {
-        match routes::observe(handle, *address).await {
-            Ok(Found::Ours(_)) => ops.push(Op::RemoveRoute { address: *address }),
-            Ok(Found::Missing | Found::Foreign) => {}
-            Err(error) => failed(PART, format!("read the route of {address}"), &error, report),
+        if let Some(Found::Ours(_)) = observe::read_route(handle, *address, report).await {
+            ops.push(Op::RemoveRoute { address: *address });
         }
     }
-    let pins = observe::read_pins(settings, report);
-    let filters = filters::read(links, settings, report).await;
+    let pins = observe::read_pins(config, report);
+    let filters = filters::read(links, config, report).await;
     ops.extend(pins.iter().map(|(hook, index)| Op::RemovePin {
         hook: *hook,
         index: *index,
@@ -237,16 +218,14 @@ async fn everything(
             .into_values()
             .map(|filter| Op::RemoveFilter { filter }),
     );
-    match xdp::pinned_links(settings) {
-        Ok(links) => ops.extend(links.into_iter().map(|index| Op::RemoveXdp { index })),
-        Err(error) => failed(PART, "read the pinned XDP links", &error, report),
-    }
-    if settings.bpffs.exists() {
+    let links = report.attempt(PART, "read the pinned XDP links", xdp::pinned_links(config));
+    let links = links.unwrap_or_default().into_iter();
+    ops.extend(links.map(|index| Op::RemoveXdp { index }));
+    if config.bpffs.exists() {
         ops.push(Op::RemovePins {
-            directory: settings.bpffs.clone(),
+            directory: config.bpffs.clone(),
         });
     }
-    let of_services = tables::existing(PART, tables::empty_services(settings.instance), report);
-    let tables = of_services.into_iter();
-    (tables.map(|table| Op::DeleteTable { table }).collect(), ops)
+    let of_services = tables::removals(PART, tables::empty_services(config.instance), report);
+    (of_services.into_iter().map(Op::Tables).collect(), ops)
 }

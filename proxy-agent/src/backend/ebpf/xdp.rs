@@ -16,12 +16,12 @@ use super::attachment::AttachError;
 use super::hook::{Target, XDP_PROGRAM};
 use super::load::Programs;
 use super::pins::{self, xdp_dir};
-use super::{Ebpf, Error, PART, Settings};
-use crate::config::GuardMode;
+use super::{Ebpf, Error, PART};
+use crate::config::{Config, GuardMode};
 use crate::guard::carries_vlan;
 use crate::link::LinkTable;
 use crate::reconcile::report::chain;
-use crate::reconcile::{Mode, Report, failed};
+use crate::reconcile::{Mode, Report};
 use crate::state::GuardedLink;
 
 /// State of the guarded links.
@@ -35,8 +35,8 @@ pub struct Front {
     without: BTreeMap<u32, String>,
 }
 
-fn pin_path(index: u32, settings: &Settings) -> PathBuf {
-    xdp_dir(settings).join(index.to_string())
+fn pin_path(index: u32, config: &Config) -> PathBuf {
+    xdp_dir(config).join(index.to_string())
 }
 
 /// The ids of the programs that pinned links hold, by ifindex.
@@ -44,11 +44,11 @@ fn pin_path(index: u32, settings: &Settings) -> PathBuf {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn pinned(settings: &Settings) -> Result<BTreeMap<u32, u32>, Error> {
+pub fn pinned(config: &Config) -> Result<BTreeMap<u32, u32>, Error> {
     let mut found = BTreeMap::new();
-    for name in bpffs::names(&xdp_dir(settings))? {
+    for name in bpffs::names(&xdp_dir(config))? {
         if let Ok(index) = name.parse() {
-            let pin = PinnedLink::from_pin(pin_path(index, settings)).map_err(AttachError::from)?;
+            let pin = PinnedLink::from_pin(pin_path(index, config)).map_err(AttachError::from)?;
             let info = FdLink::from(pin).info().map_err(AttachError::from)?;
             found.insert(index, info.program_id());
         }
@@ -61,14 +61,14 @@ pub fn pinned(settings: &Settings) -> Result<BTreeMap<u32, u32>, Error> {
 /// # Errors
 ///
 /// If the directory could not be read.
-pub fn pinned_links(settings: &Settings) -> Result<Vec<u32>, bpffs::Error> {
-    let names = bpffs::names(&xdp_dir(settings))?;
+pub fn pinned_links(config: &Config) -> Result<Vec<u32>, bpffs::Error> {
+    let names = bpffs::names(&xdp_dir(config))?;
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 /// Removes the pin of a link, which detaches its program.
-pub fn unpin(index: u32, settings: &Settings) -> Result<(), AttachError> {
-    Ok(bpffs::unpin(&pin_path(index, settings))?)
+pub fn unpin(index: u32, config: &Config) -> Result<(), AttachError> {
+    Ok(bpffs::unpin(&pin_path(index, config))?)
 }
 
 /// Attaches the loaded program; an older one is replaced atomically. Returns true for driver mode, false for generic mode; none if
@@ -76,10 +76,10 @@ pub fn unpin(index: u32, settings: &Settings) -> Result<(), AttachError> {
 fn attach(
     programs: &mut Programs,
     link: &Target,
-    settings: &Settings,
+    config: &Config,
 ) -> Result<Option<bool>, AttachError> {
-    let path = pin_path(link.index, settings);
-    bpffs::create_dir(&xdp_dir(settings))?;
+    let path = pin_path(link.index, config);
+    bpffs::create_dir(&xdp_dir(config))?;
     let program = programs.xdp();
     if path.exists() {
         let pinned: XdpLink = FdLink::from(PinnedLink::from_pin(&path)?).try_into()?;
@@ -120,9 +120,9 @@ fn obstacle(link: &Link, ours: bool, table: &LinkTable) -> Option<String> {
 impl Ebpf {
     /// Attaches the XDP program to guarded links and detaches it from others.
     pub(super) fn reconcile_xdp(&mut self, table: &LinkTable, mode: Mode, report: &mut Report) {
-        let pinned = match pinned(&self.settings) {
-            Ok(pinned) => pinned,
-            Err(error) => return failed(PART, "read the pinned XDP links", &error, report),
+        let pinned = pinned(&self.config);
+        let Some(pinned) = report.attempt(PART, "read the pinned XDP links", pinned) else {
+            return;
         };
         let (wanted, without) = self.wanted_xdp(table, &pinned);
         for (index, why) in &without {
@@ -141,7 +141,7 @@ impl Ebpf {
         for index in pinned.keys().filter(|index| !wanted.contains_key(index)) {
             let what = format!("remove the pinned link of {XDP_PROGRAM}, ifindex {index}");
             let done = match mode {
-                Mode::Apply => unpin(*index, &self.settings),
+                Mode::Apply => unpin(*index, &self.config),
                 Mode::DryRun => Ok(()),
             };
             report_change(what, done, mode, report);
@@ -163,7 +163,7 @@ impl Ebpf {
                 report.changed(PART, what);
                 continue;
             };
-            match attach(programs, &link, &self.settings) {
+            match attach(programs, &link, &self.config) {
                 Ok(native) => {
                     let native = native.or(found.map(|found| found.native));
                     self.front.native.insert(index, native.unwrap_or(false));
@@ -190,7 +190,7 @@ impl Ebpf {
         pinned: &BTreeMap<u32, u32>,
     ) -> (BTreeMap<u32, String>, BTreeMap<u32, String>) {
         let (mut wanted, mut without) = (BTreeMap::new(), BTreeMap::new());
-        if self.settings.guard_mode != GuardMode::Xdp {
+        if self.config.guard_mode != GuardMode::Xdp {
             return (wanted, without);
         }
         let loaded = self.programs.as_ref().and_then(Programs::xdp_id);
@@ -246,14 +246,12 @@ impl Ebpf {
 
 /// Records and logs the result of an operation.
 fn report_change(what: String, done: Result<(), AttachError>, mode: Mode, report: &mut Report) {
-    match done {
-        Ok(()) => {
-            if mode == Mode::Apply {
-                info!(part = PART.name(), "{what}");
-            }
-            report.changed(PART, &what);
-            report.mark_routine(PART, &[what]);
-        }
-        Err(error) => failed(PART, what, &error, report),
+    if report.attempt(PART, &what, done).is_none() {
+        return;
     }
+    if mode == Mode::Apply {
+        info!(part = PART.name(), "{what}");
+    }
+    report.changed(PART, &what);
+    report.mark_routine(PART, &[what]);
 }

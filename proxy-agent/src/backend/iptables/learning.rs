@@ -13,11 +13,13 @@ use super::plan::Op;
 use super::sets::{self, Ipset, Set};
 use crate::config;
 use crate::instance::Instance;
-use crate::reconcile::{Mode, Report, carry_out, failed};
+use crate::reconcile::{Mode, Report, carry_out};
 
 /// Passes with rejected learning rules after which they are given up. A single one may be due to a concurrent change of the table by
 /// another program.
 const REFUSALS: u32 = 2;
+/// The step that may fail, as text for logs.
+const LIST: &str = "list the sets";
 
 /// The sets, and whether rules use them.
 #[derive(Debug)]
@@ -109,12 +111,9 @@ impl Learning {
         let Some(ipset) = &self.ipset else {
             return false;
         };
-        let observed = match ipset.list().await {
-            Ok(observed) => observed,
-            Err(cause) => {
-                failed(PART, "list the sets", &cause, report);
-                return false;
-            }
+        let observed = ipset.list().await;
+        let Some(observed) = report.attempt(PART, LIST, observed) else {
+            return false;
         };
         let refilled: Vec<Family> = rules
             .iter()
@@ -161,32 +160,25 @@ impl Learning {
     /// Removes undesired sets after the rules that used them. Skipped once everything is `settled`. Failures are in the
     /// report.
     pub async fn remove_unused(&self, settled: bool, mode: Mode, report: &mut Report) {
-        let Some(ipset) = &self.ipset else {
-            return;
-        };
-        if settled {
-            return;
-        }
-        match ipset.list_leftovers().await {
-            Ok(observed) => {
-                let ops = sets::plan(&self.sets, &observed, &[]).after;
-                self.carry_out(ipset, ops, mode, report).await;
-            }
-            Err(cause) => failed(PART, "list the sets", &cause, report),
+        if !settled {
+            self.remove_all_but(&self.sets, mode, report).await;
         }
     }
 
     /// Removes all sets of the agent, after the rules. Failures are in the report.
     pub async fn teardown(&self, mode: Mode, report: &mut Report) {
+        self.remove_all_but(&[], mode, report).await;
+    }
+
+    /// Removes the sets that are not desired.
+    async fn remove_all_but(&self, desired: &[Set], mode: Mode, report: &mut Report) {
         let Some(ipset) = &self.ipset else {
             return;
         };
-        match ipset.list_leftovers().await {
-            Ok(observed) => {
-                let ops = sets::plan(&[], &observed, &[]).after;
-                self.carry_out(ipset, ops, mode, report).await;
-            }
-            Err(cause) => failed(PART, "list the sets", &cause, report),
+        let observed = ipset.list_leftovers().await;
+        if let Some(observed) = report.attempt(PART, LIST, observed) {
+            let ops = sets::plan(desired, &observed, &[]).after;
+            self.carry_out(ipset, ops, mode, report).await;
         }
     }
 

@@ -38,7 +38,7 @@ use crate::config::{self, AcceptRules, Config};
 use crate::guard::Links;
 use crate::instance::Instance;
 use crate::ownership::MARKS;
-use crate::reconcile::{Mode, Part, Report, carry_out, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports.
 pub const PART: Part = Part::Iptables;
@@ -168,9 +168,9 @@ impl Iptables {
     pub async fn reconcile(&mut self, mode: Mode, report: &mut Report) {
         let installed = self.installed.clone();
         let mut snapshot = Snapshot::new(&installed);
-        let flavour = match snapshot.detect(MARKS).await {
-            Ok(flavour) => flavour,
-            Err(cause) => return failed(PART, "determine the flavour in use", &cause, report),
+        let flavour = snapshot.detect(MARKS).await;
+        let Some(flavour) = report.attempt(PART, "determine the flavour in use", flavour) else {
+            return;
         };
         if flavour != self.flavour {
             let old = self.flavour;
@@ -203,9 +203,9 @@ impl Iptables {
     /// Removes all rules of the agent, of both flavours and families, and its sets. Failures are in the report and do not end the
     /// removal.
     pub async fn remove_everything(owner: Instance, mode: Mode, report: &mut Report) {
-        let installed = match Installed::find(&[]).await {
-            Ok(installed) => installed,
-            Err(cause) => return failed(PART, "find the iptables programs", &cause, report),
+        let installed = Installed::find(&[]).await;
+        let Some(installed) = report.attempt(PART, "find the iptables programs", installed) else {
+            return;
         };
         let mut snapshot = Snapshot::new(&installed);
         for flavour in Flavour::ALL {
@@ -386,5 +386,5 @@ fn unreadable(
 ) {
     let program = family.program();
     let what = format!("read {program}-{flavour} table {table}");
-    failed(PART, what, cause, report);
+    report.failed(PART, what, cause);
 }

@@ -29,8 +29,8 @@ use proxy_common::guard::Cause;
 use proxy_netlink::netfilter::expression::{self, End};
 use proxy_netlink::netfilter::{Base, Chain, Family, Hook, Rule, Table};
 
-use super::Settings;
 use crate::backend::tables;
+use crate::config::{Config, Guard};
 use crate::guard::Links;
 
 /// The chain for all packets.
@@ -41,18 +41,15 @@ pub const ADDRESSED: &str = "addressed";
 const PRIORITY: i32 = tables::PRIORITY_RAW - 10;
 
 /// The desired tables; one without chains should not exist.
-pub fn tables(settings: &Settings, links: &Links) -> Vec<Table> {
-    tables::empty_guard(settings.decisions.instance)
+pub fn tables(config: &Config, links: &Links) -> Vec<Table> {
+    tables::empty_guard(config.instance)
         .into_iter()
         .map(|table| {
-            let endpoints = settings.decisions.endpoints.iter().copied();
-            let endpoints: Vec<_> = endpoints
-                .filter(|vip| tables::family_of(vip.ip()) == table.family)
-                .collect();
-            let chains = if endpoints.is_empty() || !settings.guard {
+            let endpoints = tables::of_family(table.family, config.endpoints());
+            let chains = if endpoints.is_empty() || config.guard == Guard::Off {
                 Vec::new()
             } else {
-                chains(settings, table.family, &endpoints, links)
+                chains(config, table.family, &endpoints, links)
             };
             Table { chains, ..table }
         })
@@ -79,12 +76,7 @@ fn outside(vip: SocketAddr) -> String {
     format!("to {vip} from outside, by ")
 }
 
-fn chains(
-    settings: &Settings,
-    family: Family,
-    endpoints: &[SocketAddr],
-    links: &Links,
-) -> Vec<Chain> {
+fn chains(config: &Config, family: Family, endpoints: &[SocketAddr], links: &Links) -> Vec<Chain> {
     let mut vips: Vec<_> = endpoints.iter().map(SocketAddr::ip).collect();
     vips.dedup();
     let mut all = vec![rule(
@@ -121,13 +113,13 @@ fn chains(
         Chain {
             name: ADDRESSED,
             base: None,
-            rules: addressed(settings, family, endpoints, links),
+            rules: addressed(config, family, endpoints, links),
         },
     ]
 }
 
 fn addressed(
-    settings: &Settings,
+    config: &Config,
     family: Family,
     endpoints: &[SocketAddr],
     links: &Links,
@@ -142,7 +134,7 @@ fn addressed(
         let local = expression::network(End::Source, loopback(vip.ip()));
         rules.push(refuse(local_source(*vip), [local, to(vip)].concat()));
     }
-    for network in &settings.allow_from {
+    for network in &config.allow_from {
         if tables::family_of(network.addr()) == family {
             rules.push(rule(
                 format!("from {network}"),

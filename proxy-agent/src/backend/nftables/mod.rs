@@ -4,38 +4,24 @@
 //! only the capability `NET_ADMIN`. Its tables outlive the agent.
 
 mod guard;
-mod plan;
 pub mod statistics;
 #[cfg(test)]
 mod tests;
 
-use ipnet::IpNet;
-use proxy_netlink::netfilter::{self, Socket, Table};
+use proxy_netlink::netfilter::{self, Socket};
 
-use self::plan::Op;
 use super::live::Live;
 use super::{decisions, tables};
-use crate::config::{Config, Guard};
+use crate::config::Config;
 use crate::guard::Links;
 use crate::reconcile::{Mode, Part, Report, carry_out};
 
 /// The name of this part in reports and logs.
 pub const PART: Part = Part::Nftables;
 
-/// Settings of the backend.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Settings of the tables of decisions.
-    pub decisions: decisions::Settings,
-    /// Whether there is a guard.
-    pub guard: bool,
-    /// Source networks that are not dropped.
-    pub allow_from: Vec<IpNet>,
-}
-
 /// The backend.
 pub struct Nftables {
-    settings: Settings,
+    config: Config,
     /// Nothing was installed yet: connections that are untracked now were decided by another backend.
     takes_over: bool,
     /// The guard's classification of links.
@@ -49,30 +35,12 @@ impl Nftables {
     ///
     /// The kernel's error.
     pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
-        let settings = Settings {
-            decisions: decisions::Settings {
-                instance: config.instance,
-                endpoints: config.endpoints().collect(),
-                max_connections: config.max_connections,
-            },
-            guard: config.guard != Guard::Off,
-            allow_from: config.allow_from.clone(),
-        };
-        let mut socket = Socket::open()?;
+        Socket::open()?;
         if mode == Mode::Apply {
-            for table in decisions::tables(&settings.decisions, &Live::default()) {
-                if table.chains.is_empty() {
-                    continue;
-                }
-                let rehearsal = Table {
-                    name: tables::REHEARSAL.to_owned(),
-                    ..table
-                };
-                rehearsal.rehearse(&mut socket)?;
-            }
+            tables::rehearse(decisions::tables(config, &Live::default()))?;
         }
         Ok(Self {
-            settings,
+            config: config.clone(),
             takes_over: true,
             links: Links::default(),
         })
@@ -82,30 +50,27 @@ impl Nftables {
     pub async fn reconcile(&mut self, links: &Links, mode: Mode, report: &mut Report) {
         let follows = self.links != *links;
         self.links.clone_from(links);
-        let guard = guard::tables(&self.settings, links);
+        let guard = guard::tables(&self.config, links);
         let desired = [
-            decisions::tables(&self.settings.decisions, &Live::default()),
+            decisions::tables(&self.config, &Live::default()),
             guard.clone(),
         ]
         .concat();
         let observed = tables::read(PART, &desired, report);
-        let ops = plan::plan(&desired, &observed);
-        let of_guard = |op: &&Op| follows && op.is_about(&guard);
-        let routine: Vec<_> = ops.iter().filter(of_guard).map(Op::to_string).collect();
-        carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
+        let ops = tables::plan(&desired, &observed);
+        let of_guard = |op: &&tables::Op| follows && op.is_about(&guard);
+        let routine: Vec<_> = ops
+            .iter()
+            .filter(of_guard)
+            .map(ToString::to_string)
+            .collect();
+        carry_out(PART, mode, ops, report, async |op| {
+            decisions::apply(&self.config, self.takes_over, op)
+        })
+        .await;
         report.mark_routine(PART, &routine);
         if mode == Mode::Apply {
             self.takes_over = false;
-        }
-    }
-
-    fn apply(&self, op: &Op) -> Result<(), netfilter::Error> {
-        match op {
-            Op::Install { tables } => {
-                let tables: Vec<_> = tables.iter().map(|(table, _)| table.clone()).collect();
-                decisions::install(&self.settings.decisions, self.takes_over, &tables)
-            }
-            Op::Delete { table } => tables::delete(table),
         }
     }
 }

@@ -7,29 +7,26 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proxy_netlink::netfilter::Table;
 
-use super::plan::plan;
 use super::*;
 use crate::backend::tables;
-use crate::instance::Instance;
+use crate::config::Guard;
 
-fn settings(vips: &[&str]) -> Settings {
-    Settings {
-        decisions: decisions::Settings {
-            instance: Instance::default(),
-            endpoints: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
-            max_connections: 1024,
-        },
-        guard: true,
-        allow_from: Vec::new(),
+fn config(vips: &[&str]) -> Config {
+    Config {
+        vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+        ports: vec![443],
+        max_connections: 1024,
+        ..Config::default()
     }
 }
 
-fn of_decisions(settings: &Settings) -> Vec<Table> {
-    decisions::tables(&settings.decisions, &Live::default())
+fn of_decisions(config: &Config) -> Vec<Table> {
+    decisions::tables(config, &Live::default())
 }
 
 fn texts(desired: &[Table], observed: &tables::Observed) -> Vec<String> {
-    plan(desired, observed).iter().map(Op::to_string).collect()
+    let ops = tables::plan(desired, observed);
+    ops.iter().map(ToString::to_string).collect()
 }
 
 /// The kernel's state after all operations.
@@ -45,28 +42,28 @@ fn after(desired: &[Table]) -> tables::Observed {
 
 #[test]
 fn missing_tables_are_installed_and_others_deleted() {
-    let desired = of_decisions(&settings(&["10.96.0.2:443"]));
+    let desired = of_decisions(&config(&["10.96.0.2"]));
     let nothing = desired.iter().map(|table| (table.title(), None)).collect();
     assert_eq!(
         texts(&desired, &nothing),
         ["install nf_tables table ip proxy-agent (it is missing)"]
     );
-    let both = of_decisions(&settings(&["10.96.0.2:443", "[fd00:96::2]:443"]));
+    let both = of_decisions(&config(&["10.96.0.2", "fd00:96::2"]));
     assert_eq!(
         texts(&desired, &after(&both)),
         ["delete nf_tables table ip6 proxy-agent"]
     );
     assert!(
-        plan(&desired, &tables::Observed::new()).is_empty(),
+        tables::plan(&desired, &tables::Observed::new()).is_empty(),
         "nothing was read"
     );
 }
 
 #[test]
 fn another_size_of_the_sets_is_a_difference() {
-    let desired = of_decisions(&settings(&["10.96.0.2:443"]));
-    let mut larger = settings(&["10.96.0.2:443"]);
-    larger.decisions.max_connections *= 2;
+    let desired = of_decisions(&config(&["10.96.0.2"]));
+    let mut larger = config(&["10.96.0.2"]);
+    larger.max_connections *= 2;
     assert_eq!(
         texts(&of_decisions(&larger), &after(&desired)),
         ["install nf_tables table ip proxy-agent (it differs)"]
@@ -82,17 +79,12 @@ proptest! {
     ) {
         let vips = |numbers: &BTreeSet<u8>| {
             let numbers = numbers.iter();
-            Settings {
-                decisions: decisions::Settings {
-                    instance: Instance::default(),
-                    endpoints: numbers.map(|number| match number % 2 {
-                        0 => ([10, 96, 0, *number], 443).into(),
-                        _ => ([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*number)], 443).into(),
-                    }).collect(),
-                    max_connections: 1024,
-                },
-                guard: true,
-                allow_from: Vec::new(),
+            Config {
+                vips: numbers.map(|number| match number % 2 {
+                    0 => [10, 96, 0, *number].into(),
+                    _ => [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(*number)].into(),
+                }).collect(),
+                ..config(&[])
             }
         };
         let desired = of_decisions(&vips(&wanted));
@@ -100,31 +92,33 @@ proptest! {
             Some(found) => after(&of_decisions(&vips(found))),
             None => desired.iter().map(|table| (table.title(), None)).collect(),
         };
-        for op in plan(&desired, &observed) {
+        for op in tables::plan(&desired, &observed) {
             match op {
-                Op::Install { tables } => for (table, _) in tables {
+                tables::Op::Install(tables) => for (table, _) in tables {
                     observed.insert(table.title(), Some(table.outline()));
                 },
-                Op::Delete { table } => {
+                tables::Op::Delete(table) => {
                     observed.insert(table.title(), None);
                 }
+                tables::Op::Rewrite(table) => prop_assert!(false, "{}", table.title()),
             }
         }
         prop_assert_eq!(&observed, &after(&desired));
-        prop_assert!(plan(&desired, &observed).is_empty());
+        prop_assert!(tables::plan(&desired, &observed).is_empty());
     }
 }
 
 #[test]
 fn the_guard_has_tables_of_its_own_and_counts_drops() {
-    let mut settings = settings(&["10.96.0.2:443", "10.96.0.2:8443"]);
-    settings.allow_from = vec![
+    let mut config = config(&["10.96.0.2"]);
+    config.ports.push(8443);
+    config.allow_from = vec![
         "192.0.2.0/24".parse().unwrap(),
         "2001:db8::/32".parse().unwrap(),
     ];
     let mut links = Links::default();
     links.guarded.insert(2, "eth0".to_owned());
-    let [ip, ip6]: [Table; 2] = guard::tables(&settings, &links).try_into().unwrap();
+    let [ip, ip6]: [Table; 2] = guard::tables(&config, &links).try_into().unwrap();
     assert_eq!(
         (ip.title().as_str(), ip6.chains.len()),
         ("ip proxy-agent_guard", 0)
@@ -163,9 +157,9 @@ fn the_guard_has_tables_of_its_own_and_counts_drops() {
         [causes(0, true), causes(0, false), causes(1, true)],
         [1, 0, 2]
     );
-    settings.guard = false;
+    config.guard = Guard::Off;
     assert!(
-        guard::tables(&settings, &links)
+        guard::tables(&config, &links)
             .iter()
             .all(|table| table.chains.is_empty())
     );

@@ -90,7 +90,7 @@ impl Backend {
     pub(super) async fn try_open(&self, backend: BackendChoice, mode: Mode) -> Result<Kind, Error> {
         Ok(match backend {
             BackendChoice::Ebpf => {
-                let mut ebpf = Ebpf::open(self.settings.clone(), mode)?;
+                let mut ebpf = Ebpf::open(self.config.clone(), mode)?;
                 if self.config.backend == BackendChoice::Auto {
                     ebpf.probe()?;
                 }

@@ -14,23 +14,27 @@ use crate::backend::decisions::collect::{self, Which};
 use crate::backend::decisions::{self, DECIDED};
 use crate::backend::live::Connection;
 use crate::backend::tables;
-use crate::reconcile::{Report, failed};
+use crate::reconcile::Report;
 
 impl Upstream {
     /// Carries out one operation.
     pub(super) fn apply(&self, op: &Op) -> Result<(), Error> {
-        let mut socket = Socket::open()?;
         match op {
-            Op::Install { table, .. } => {
-                let table = self.filled(table.clone(), &mut socket)?;
-                Ok(Table::replace(&[table], &mut socket)?)
+            Op::Table(tables::Op::Install(tables)) => {
+                let mut socket = Socket::open()?;
+                let mut filled = Vec::new();
+                for (table, reason) in tables {
+                    filled.push((self.filled(table.clone(), &mut socket)?, *reason));
+                }
+                Ok(tables::Op::Install(filled).apply()?)
             }
-            Op::Rewrite { table } => Ok(table.rewrite(&mut socket)?),
-            Op::Delete { table } => {
+            Op::Table(delete @ tables::Op::Delete(_)) => {
                 decisions::release(Which::OfProxy, self.instance)?;
-                Ok(table.delete(&mut socket)?)
+                Ok(delete.apply()?)
             }
+            Op::Table(rewrite @ tables::Op::Rewrite(_)) => Ok(rewrite.apply()?),
             Op::Retry { endpoint } => {
+                let mut socket = Socket::open()?;
                 for table in tables::empty_upstream(self.instance) {
                     let mut keys = table.members(rules::REPEATED, &mut socket)?;
                     keys.retain(|key| collect::endpoint(table.family, key) == Some(*endpoint));
@@ -86,12 +90,10 @@ impl Upstream {
 
     /// The endpoints whose SYNs were repeated, so that they are left to conntrack; empty if they cannot be read, which is reported.
     pub(super) fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
-        self.read_endpoints(rules::REPEATED)
-            .unwrap_or_else(|error| {
-                let what = "read the endpoints with repeated SYNs";
-                failed(PART, what, &error, report);
-                BTreeSet::new()
-            })
+        let repeated = self.read_endpoints(rules::REPEATED);
+        report
+            .attempt(PART, "read the endpoints with repeated SYNs", repeated)
+            .unwrap_or_default()
     }
 
     /// The endpoints in a set of the tables.

@@ -51,7 +51,7 @@ use super::{live, tables};
 use crate::config::Config;
 use crate::instance::Instance;
 use crate::reconcile::trigger::Cause;
-use crate::reconcile::{Mode, Part, Report, carry_out, failed};
+use crate::reconcile::{Mode, Part, Report, carry_out};
 use crate::state::State;
 use crate::state::upstream::{self as published, Reason, Tracked};
 
@@ -197,12 +197,11 @@ impl Upstream {
         let mut proxy = Proxy::Away;
         let mut others = None;
         if unsupported.is_none() && !self.endpoints.are_off() {
-            match self.find_proxy() {
-                Ok(found) => proxy = found,
-                Err(error) => {
-                    return failed(PART, "list the listeners of the VIPs", &error, report);
-                }
-            }
+            let found = self.find_proxy();
+            let Some(found) = report.attempt(PART, "list the listeners of the VIPs", found) else {
+                return;
+            };
+            proxy = found;
             // Not earlier: a trial takes an RCU grace period, which would delay the start.
             if matches!(proxy, Proxy::In(_)) && mode == Mode::Apply && !self.is_tried {
                 self.try_rules();
@@ -228,10 +227,7 @@ impl Upstream {
             }
             if mode == Mode::Apply {
                 let learned = self.learn(others.is_none(), all);
-                learned.unwrap_or_else(|error| {
-                    let what = "check the proxy's connections for NAT";
-                    failed(PART, what, &error, report);
-                });
+                report.attempt(PART, "check the proxy's connections for NAT", learned);
             }
         }
         self.stage = Some(Stage {
@@ -258,17 +254,14 @@ impl Upstream {
                 learns_in: self.endpoints.learned_in(),
             };
         }
-        let mut ops: Vec<_> = if desired.is_nothing() {
+        let of_tables = if desired.is_nothing() {
             // Does not fail on a kernel without nf_tables.
-            let there = tables::existing(PART, tables::empty_upstream(self.instance), report);
-            there
-                .into_iter()
-                .map(|table| Op::Delete { table })
-                .collect()
+            tables::removals(PART, tables::empty_upstream(self.instance), report)
         } else {
             let tables = rules::tables(self.instance, self.size, &desired);
             plan::plan(&tables, &tables::read(PART, &tables, report))
         };
+        let mut ops: Vec<_> = of_tables.into_iter().map(Op::Table).collect();
         ops.extend(self.retries(report));
         let follows = self.wanted.as_ref() != Some(&desired);
         let is_routine = |op: &&Op| follows || matches!(op, Op::Retry { .. });
@@ -345,12 +338,10 @@ impl Upstream {
         if cause == Cause::Event && !is_new {
             return;
         }
-        match filters::dropping(&endpoints).await {
-            Ok(found) => {
-                self.endpoints.filter(found);
-                self.filtered_for = Some(endpoints);
-            }
-            Err(error) => failed(PART, "check this node's filters", &error, report),
+        let found = filters::dropping(&endpoints).await;
+        if let Some(found) = report.attempt(PART, "check this node's filters", found) {
+            self.endpoints.filter(found);
+            self.filtered_for = Some(endpoints);
         }
     }
 
@@ -371,13 +362,12 @@ impl Upstream {
         if self.endpoints.all().is_empty() {
             return;
         }
-        match collect::collect(Which::OfProxy, self.instance) {
-            Ok(0) => {}
-            Ok(over) => debug!(
+        let over = collect::collect(Which::OfProxy, self.instance);
+        if let Some(over @ 1..) = report.attempt(PART, "remove ended connections", over) {
+            debug!(
                 part = PART.name(),
                 "removed {over} ended connections of the proxy"
-            ),
-            Err(error) => failed(PART, "remove ended connections", &error, report),
+            );
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
+use std::slice;
 
 use proxy_netlink::netfilter::Table;
 
@@ -15,23 +16,8 @@ use crate::state::upstream::{Endpoint, Reason, Tracked};
 /// An operation.
 #[derive(Debug, Clone)]
 pub enum Op {
-    /// Install a table, replacing it completely.
-    Install {
-        /// The table.
-        table: Table,
-        /// The reason.
-        reason: &'static str,
-    },
-    /// Replace the rules of a table. Its sets keep their members.
-    Rewrite {
-        /// The desired table.
-        table: Table,
-    },
-    /// Delete a table that is not needed.
-    Delete {
-        /// The table.
-        table: Table,
-    },
+    /// Change a table.
+    Table(tables::Op),
     /// Remove an endpoint from the set of those with repeated SYNs, because the reason for them is gone.
     Retry {
         /// The endpoint.
@@ -39,30 +25,24 @@ pub enum Op {
     },
 }
 
-/// Plans the operations.
-pub fn plan(desired: &[Table], observed: &Observed) -> Vec<Op> {
-    let drift = tables::drift(desired, observed);
-    let install = drift.install.into_iter().map(|(table, reason)| {
+/// Plans the operations, for each table on its own: where only rules differ, the sets keep their members.
+pub fn plan(desired: &[Table], observed: &Observed) -> Vec<tables::Op> {
+    let mut ops = Vec::new();
+    for table in desired {
         let there = observed.get(&table.title()).and_then(Option::as_ref);
-        match there {
-            Some(there) if table.outline().differs_in_rules_only(there) => Op::Rewrite { table },
-            _ => Op::Install { table, reason },
+        if there.is_some_and(|there| table.outline().differs_in_rules_only(there)) {
+            ops.push(tables::Op::Rewrite(table.clone()));
+        } else {
+            ops.extend(tables::plan(slice::from_ref(table), observed));
         }
-    });
-    let delete = drift.delete.into_iter().map(|table| Op::Delete { table });
-    install.chain(delete).collect()
+    }
+    ops
 }
 
 impl Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Install { table, reason } => {
-                write!(f, "install nf_tables table {} ({reason})", table.title())
-            }
-            Self::Rewrite { table } => {
-                write!(f, "change the rules of nf_tables table {}", table.title())
-            }
-            Self::Delete { table } => write!(f, "delete nf_tables table {}", table.title()),
+            Self::Table(op) => op.fmt(f),
             Self::Retry { endpoint } => write!(f, "retry untracked connections to {endpoint}"),
         }
     }

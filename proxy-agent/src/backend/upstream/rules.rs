@@ -128,12 +128,8 @@ pub fn tables(instance: Instance, size: u32, desired: &Desired) -> Vec<Table> {
     tables::empty_upstream(instance)
         .into_iter()
         .map(|table| {
-            let of_family = |endpoints: &[SocketAddr]| {
-                let endpoints = endpoints.iter().copied();
-                endpoints
-                    .filter(|endpoint| tables::family_of(endpoint.ip()) == table.family)
-                    .collect::<Vec<_>>()
-            };
+            let of_family =
+                |endpoints: &[SocketAddr]| tables::of_family(table.family, endpoints.to_vec());
             let endpoints = of_family(&desired.endpoints);
             let learns = desired.learns(table.family);
             if endpoints.is_empty() && (desired.cgroups.is_empty() || !learns) {

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use proxy_kernel::cgroup::Cgroup;
-use proxy_netlink::netfilter::{self, Family, Socket, Table};
+use proxy_netlink::netfilter::{self, Family};
 
 use super::rules::{self, Desired};
 use crate::backend::tables;
@@ -34,18 +34,7 @@ pub fn rehearse(
         }],
         learns_in,
     };
-    let mut socket = Socket::open()?;
-    for table in rules::tables(instance, SIZE, &desired) {
-        if table.chains.is_empty() {
-            continue;
-        }
-        let rehearsal = Table {
-            name: tables::REHEARSAL.to_owned(),
-            ..table
-        };
-        rehearsal.rehearse(&mut socket)?;
-    }
-    Ok(())
+    tables::rehearse(rules::tables(instance, SIZE, &desired))
 }
 
 /// Whether the error is permanent, because the kernel lacks a feature.

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::*;
-use crate::config::{AcceptRules, ProxyListener, TcAttach};
-use crate::instance::Instance;
+use crate::config::{Config, ProxyListener};
 use crate::link::Vip;
+use crate::state::Choice;
 use crate::state::history::History;
-use crate::state::{Choice, Settings};
 
 /// The state after a pass that worked.
 pub fn state() -> State {
@@ -18,23 +17,14 @@ pub fn state() -> State {
         version: "1".to_owned(),
         pid: 7,
         started: SystemTime::UNIX_EPOCH,
-        settings: Settings {
-            instance: Instance::default(),
+        settings: Config {
             vips: vec![[10, 96, 0, 2].into()],
             ports: vec![443],
             interface: "lo".to_owned(),
-            address_scope: crate::config::AddressScope::Auto,
-            services: Vec::new(),
             bpffs: "/sys/fs/bpf/proxy-agent/v2".into(),
             sync_interval: Duration::from_mins(1),
-            accept_rules: AcceptRules::Auto,
-            tc_attach: TcAttach::Auto,
             max_connections: 65_536,
-            guard: crate::config::Guard::Auto,
-            guard_mode: crate::config::GuardMode::Tc,
-            allow_from: Vec::new(),
-            proxy_listener: ProxyListener::Vip,
-            proxy_upstream: crate::config::ProxyUpstream::Off,
+            ..Config::default()
         },
         guard: crate::state::Guarded::default(),
         upstream: crate::state::upstream::Upstream::default(),

@@ -156,7 +156,7 @@ fn everything_is_as_recorded() {
     // The record is of x86-64.
     let arch = format!("arch=\"{ARCH}\"");
     let text = text.replace(&arch, "arch=\"x86_64\"");
-    for metric in catalogue::ALL {
+    for metric in metric::ALL {
         let header = format!("# HELP {} {}\n", metric.name, metric.help);
         assert!(text.contains(&header), "{} is never served", metric.name);
     }

@@ -9,9 +9,9 @@ use proxy_netlink::netfilter::{Family, Hook, Table};
 
 use super::interpreter::Packet;
 use super::{Connection, Node, PORT, PORTS, Promise, Way};
-use crate::backend::decisions::{Settings, tables};
+use crate::backend::decisions::tables;
 use crate::backend::live::Live;
-use crate::instance::Instance;
+use crate::config::Config;
 
 impl Node {
     /// The hooks before conntrack.
@@ -143,12 +143,13 @@ pub(super) fn table(family: Family, live: &Live) -> Arc<Table> {
 }
 
 fn make(family: Family, live: &Live) -> Arc<Table> {
-    let settings = Settings {
-        instance: Instance::default(),
-        endpoints: vec![(address(family, 2), PORT).into()],
+    let config = Config {
+        vips: vec![address(family, 2)],
+        ports: vec![PORT],
         max_connections: 1024,
+        ..Config::default()
     };
-    let mut tables = tables(&settings, live).into_iter();
+    let mut tables = tables(&config, live).into_iter();
     let table = tables.find(|table| table.family == family);
     Arc::new(table.expect("there is one of each family"))
 }

@@ -17,11 +17,11 @@ use proxy_kernel::netns;
 use tracing::warn;
 
 use super::{LoadError, OBJECT};
+use crate::backend::ebpf::PART;
 use crate::backend::ebpf::attachment::AttachError;
 use crate::backend::ebpf::hook::{SocketHook, XDP_PROGRAM};
 use crate::backend::ebpf::maps::{GUARD_LINKS, LISTENERS, OPENING, PEERS, STATISTICS};
-use crate::backend::ebpf::{PART, Settings};
-use crate::config::{ProxyListener, Service};
+use crate::config::{Config, Guard, ProxyListener, Service};
 use crate::features;
 use crate::reconcile::report::chain;
 
@@ -45,29 +45,29 @@ pub enum Keeper {
 
 /// Opens the object with its maps. `draining` are Services being drained; `lru_size` is the size of LRU maps.
 pub fn load_object(
-    settings: &Settings,
+    config: &Config,
     draining: &[Service],
     lru_size: u32,
     cgroup: Option<&Path>,
     keeper: Keeper,
 ) -> Result<Ebpf, LoadError> {
-    let level = if settings.debug {
+    let level = if config.debugs_programs() {
         aya_log::Level::Debug as u8
     } else {
         0
     };
-    let services = settings.services.iter().chain(draining);
+    let services = config.services.iter().chain(draining);
     let services: Vec<_> = services.map(|service| service.cluster_ip).collect();
-    let all = settings.endpoints().chain(services.iter().copied());
+    let all = config.endpoints().chain(services.iter().copied());
     let ports = all.fold(0, |ports, endpoint| {
         ports | port_bit(endpoint.port().to_be())
     });
     let bits = |ip| address_bit(&Address::from(ip));
-    let guarded = settings.endpoints().filter(|_| settings.guard);
+    let guarded = config.endpoints().filter(|_| config.guard != Guard::Off);
     let addresses = guarded.fold(0_u64, |all, vip| all | bits(vip.ip()));
     let service_addresses = services.iter().fold(0_u64, |all, end| all | bits(end.ip()));
-    let allows = u8::from(!settings.allow_from.is_empty());
-    let any_listener = u8::from(settings.proxy_listener == ProxyListener::Any);
+    let allows = u8::from(!config.allow_from.is_empty());
+    let any_listener = u8::from(config.proxy_listener == ProxyListener::Any);
     let kept_by_agent = u8::from(keeper != Keeper::Program);
     let host = netns::cookie(cgroup);
     let mut loader = EbpfLoader::new();
@@ -75,11 +75,11 @@ pub fn load_object(
         // No relocation needs the kernel's BTF. aya has read it nevertheless; `None` frees it before other memory is
         // allocated.
         .btf(None)
-        .map_pin_path(OPENING, settings.bpffs.join(OPENING))
-        .map_pin_path(LISTENERS, settings.bpffs.join(LISTENERS))
-        .map_pin_path(PEERS, settings.bpffs.join(PEERS))
-        .map_pin_path(STATISTICS, settings.bpffs.join(STATISTICS))
-        .map_pin_path(GUARD_LINKS, settings.bpffs.join(GUARD_LINKS))
+        .map_pin_path(OPENING, config.bpffs.join(OPENING))
+        .map_pin_path(LISTENERS, config.bpffs.join(LISTENERS))
+        .map_pin_path(PEERS, config.bpffs.join(PEERS))
+        .map_pin_path(STATISTICS, config.bpffs.join(STATISTICS))
+        .map_pin_path(GUARD_LINKS, config.bpffs.join(GUARD_LINKS))
         .map_max_entries(OPENING, lru_size)
         .map_max_entries(PEERS, lru_size)
         .override_global(aya_log::LEVEL, &level, true)
@@ -90,7 +90,7 @@ pub fn load_object(
         .override_global("ANY_LISTENER", &any_listener, true)
         .override_global(KEPT_BY_AGENT, &kept_by_agent, true)
         .override_global("HOST_NETNS", &host, true);
-    if !settings.debug {
+    if !config.debugs_programs() {
         loader.map_max_entries(LOGS, LOGS_OFF);
     }
     loader.load(OBJECT).map_err(LoadError::Object)

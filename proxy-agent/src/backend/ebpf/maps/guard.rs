@@ -13,8 +13,7 @@ use proxy_common::limits::MAX_GUARD_LINKS;
 use proxy_common::{Address, Endpoint};
 
 use super::{Error, GUARD_LINKS, HashMap, failed, pinned};
-use crate::backend::ebpf::Settings;
-use crate::config::Service;
+use crate::config::{Config, Guard, Service};
 
 /// The VIPs, with and without ports, the addresses for which neighbours must not get answers, and the networks that may reach the
 /// VIPs from outside of the node.
@@ -28,15 +27,15 @@ const ALLOWED: &str = "ALLOWED";
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) -> Result<(), Error> {
-    if !settings.guard {
+pub fn fill_guard(ebpf: &mut Ebpf, config: &Config, draining: &[Service]) -> Result<(), Error> {
+    if config.guard == Guard::Off {
         return Ok(());
     }
     let map = ebpf.map_mut(VIPS).expect("the object has this map");
     let mut vips: aya::maps::HashMap<_, Address, Endpoint> =
         map.try_into().map_err(failed(VIPS))?;
     // Packets without a port count for the first one.
-    for vip in settings.endpoints().collect::<Vec<_>>().into_iter().rev() {
+    for vip in config.endpoints().collect::<Vec<_>>().into_iter().rev() {
         let counted = Endpoint::from(vip);
         vips.insert(counted.address(), counted, 0)
             .map_err(failed(VIPS))?;
@@ -44,7 +43,7 @@ pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) ->
     let map = ebpf.map_mut(ENDPOINTS).expect("the object has this map");
     let mut endpoints: aya::maps::HashMap<_, Endpoint, u32> =
         map.try_into().map_err(failed(ENDPOINTS))?;
-    for vip in settings.endpoints() {
+    for vip in config.endpoints() {
         endpoints
             .insert(Endpoint::from(vip), 1, 0)
             .map_err(failed(ENDPOINTS))?;
@@ -52,8 +51,8 @@ pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) ->
     let map = ebpf.map_mut(ASKED).expect("the object has this map");
     let mut asked: aya::maps::HashMap<_, Address, Endpoint> =
         map.try_into().map_err(failed(ASKED))?;
-    let vips = settings.endpoints().map(|vip| (vip.ip(), vip));
-    let services = settings.services.iter().chain(draining);
+    let vips = config.endpoints().map(|vip| (vip.ip(), vip));
+    let services = config.services.iter().chain(draining);
     let services = services.map(|service| (service.cluster_ip.ip(), service.vip));
     for (ip, counted) in vips.chain(services) {
         asked
@@ -62,7 +61,7 @@ pub fn fill_guard(ebpf: &mut Ebpf, settings: &Settings, draining: &[Service]) ->
     }
     let map = ebpf.map_mut(ALLOWED).expect("the object has this map");
     let mut allowed: LpmTrie<_, [u32; 4], u32> = map.try_into().map_err(failed(ALLOWED))?;
-    for network in &settings.allow_from {
+    for network in &config.allow_from {
         // IPv4 is mapped into IPv6.
         let above = match network {
             IpNet::V4(_) => 96,
@@ -116,8 +115,8 @@ impl GuardLinks {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn guard_links(settings: &Settings) -> Result<BTreeMap<u32, Link>, Error> {
-    let Some(data) = pinned(GUARD_LINKS, &settings.bpffs)? else {
+pub fn guard_links(config: &Config) -> Result<BTreeMap<u32, Link>, Error> {
+    let Some(data) = pinned(GUARD_LINKS, &config.bpffs)? else {
         return Ok(BTreeMap::new());
     };
     let map = Map::HashMap(data).try_into();

@@ -11,7 +11,8 @@ use proxy_kernel::bpffs;
 use tracing::info;
 
 use super::{Error, HashMap, entries, failed, opened, pinned};
-use crate::backend::ebpf::{PART, Settings};
+use crate::backend::ebpf::PART;
+use crate::config::Config;
 
 /// Suffix of a pinned map that is being copied.
 const OLD_SUFFIX: &str = "-old";
@@ -37,16 +38,12 @@ impl<K: Pod, V: Pod> Resize<K, V> {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn begin(
-        name: &'static str,
-        entries: u32,
-        settings: &Settings,
-    ) -> Result<Option<Self>, Error> {
-        let old = old_pin(name, &settings.bpffs);
-        if let Some(map) = pinned(name, &settings.bpffs)?
+    pub fn begin(name: &'static str, entries: u32, config: &Config) -> Result<Option<Self>, Error> {
+        let old = old_pin(name, &config.bpffs);
+        if let Some(map) = pinned(name, &config.bpffs)?
             && self::entries(name, &map)? != entries
         {
-            let current = settings.bpffs.join(name);
+            let current = config.bpffs.join(name);
             if old.exists() {
                 // The agent that began to copy was killed before any program used the new map: the old one is still
                 // complete.

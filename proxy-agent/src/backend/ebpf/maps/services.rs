@@ -12,39 +12,37 @@ use proxy_common::limits::MAX_SERVICES;
 use proxy_common::{Address, Endpoint, ServicePorts};
 
 use super::{Error, HashMap, SERVICES, failed, pinned};
-use crate::backend::ebpf::Settings;
-use crate::config::Service;
+use crate::backend::ebpf::layout;
+use crate::config::{Config, Service};
 
 /// The ports of each Service address.
 const SERVICE_PORTS: &str = "SERVICE_PORTS";
 
-impl Settings {
-    /// The Services of earlier agents, from pins of any layout.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's answer.
-    pub fn earlier_services(&self) -> Result<Vec<Service>, Error> {
-        let mut found = Vec::new();
-        for settings in [vec![self.clone()], self.other_layouts()?].concat() {
-            found.extend(earlier_services(&settings.bpffs)?);
-        }
-        found.sort_by_key(|service| service.cluster_ip);
-        found.dedup_by_key(|service| service.cluster_ip);
-        Ok(found)
+/// The Services of earlier agents, from pins of any layout.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn earlier_services(config: &Config) -> Result<Vec<Service>, Error> {
+    let mut found = Vec::new();
+    for bpffs in layout::all(config)? {
+        found.extend(pinned_services(&bpffs)?);
     }
+    found.sort_by_key(|service| service.cluster_ip);
+    found.dedup_by_key(|service| service.cluster_ip);
+    Ok(found)
+}
 
-    /// Makes the programs of earlier agents, of any layout, ignore new connections to Services.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's answer.
-    pub fn stop_deciding(&self) -> Result<(), Error> {
-        let all = [vec![self.clone()], self.other_layouts()?].concat();
-        all.iter()
-            .map(|settings| stop_deciding(&settings.bpffs))
-            .fold(Ok(()), Result::and)
-    }
+/// Makes the programs of earlier agents, of any layout, ignore new connections to Services.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub fn stop_deciding(config: &Config) -> Result<(), Error> {
+    let all = layout::all(config)?;
+    all.iter()
+        .map(|bpffs| stop_pinned(bpffs))
+        .fold(Ok(()), Result::and)
 }
 
 /// Fills the maps of Services: those of the settings, and those being drained.
@@ -52,16 +50,12 @@ impl Settings {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn fill_services(
-    ebpf: &mut Ebpf,
-    settings: &Settings,
-    draining: &[Service],
-) -> Result<(), Error> {
+pub fn fill_services(ebpf: &mut Ebpf, config: &Config, draining: &[Service]) -> Result<(), Error> {
     let map = ebpf.map_mut(SERVICES).expect("the object has this map");
     let mut services: aya::maps::HashMap<_, Endpoint, proxy_common::Service> =
         map.try_into().map_err(failed(SERVICES))?;
     let mut of_address: BTreeMap<IpAddr, ServicePorts> = BTreeMap::new();
-    let wanted = settings.services.iter().map(|service| (service, false));
+    let wanted = config.services.iter().map(|service| (service, false));
     let all = wanted.chain(draining.iter().map(|service| (service, true)));
     for (service, is_draining) in all {
         let Service { cluster_ip, vip } = service;
@@ -124,11 +118,7 @@ impl Services {
 }
 
 /// Makes the programs of these pins ignore new connections.
-///
-/// # Errors
-///
-/// The kernel's answer.
-fn stop_deciding(bpffs: &Path) -> Result<(), Error> {
+fn stop_pinned(bpffs: &Path) -> Result<(), Error> {
     let Some(mut map) = open(bpffs)? else {
         return Ok(());
     };
@@ -145,7 +135,7 @@ fn stop_deciding(bpffs: &Path) -> Result<(), Error> {
 /// # Errors
 ///
 /// The kernel's answer.
-pub fn earlier_services(bpffs: &Path) -> Result<Vec<Service>, Error> {
+pub fn pinned_services(bpffs: &Path) -> Result<Vec<Service>, Error> {
     let Some(map) = open(bpffs)? else {
         return Ok(Vec::new());
     };
@@ -166,7 +156,7 @@ pub fn earlier_services(bpffs: &Path) -> Result<Vec<Service>, Error> {
 ///
 /// The kernel's answer.
 pub fn pinned_vips(bpffs: &Path) -> Result<Vec<IpAddr>, Error> {
-    let services = earlier_services(bpffs)?.into_iter();
+    let services = pinned_services(bpffs)?.into_iter();
     Ok(services.map(|service| service.vip.ip()).collect())
 }
 

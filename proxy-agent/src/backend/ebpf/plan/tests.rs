@@ -6,13 +6,14 @@ mod model;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use proxy_netlink::netfilter::Table;
 use proxy_netlink::route::Link;
 
 use super::*;
 use crate::backend::decisions;
 use crate::backend::ebpf::pace::Pace;
 use crate::backend::live::Live;
-use crate::instance::Instance;
+use crate::config::Config;
 
 const INGRESS: u32 = 7;
 const EGRESS: u32 = 8;
@@ -27,15 +28,13 @@ fn id_of(hook: Hook) -> u32 {
 }
 
 fn tables(vips: &[&str]) -> Vec<Table> {
-    let settings = decisions::Settings {
-        instance: Instance::default(),
-        endpoints: vips
-            .iter()
-            .map(|vip| (vip.parse::<IpAddr>().unwrap(), 443).into())
-            .collect(),
+    let config = Config {
+        vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+        ports: vec![443],
         max_connections: 1024,
+        ..Config::default()
     };
-    decisions::tables(&settings, &Live::default())
+    decisions::tables(&config, &Live::default())
 }
 
 fn desired(vips: &[&str], links: &[u32], mode: AttachMode) -> Desired {

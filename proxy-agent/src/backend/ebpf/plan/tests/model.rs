@@ -28,13 +28,17 @@ pub fn carry_out(op: &Op, observed: &mut Observed) {
         Op::PinMap { map, .. } => {
             observed.maps.insert(map, Some(MAP));
         }
-        Op::InstallTables { tables, .. } => {
+        Op::Tables(tables::Op::Install(tables)) => {
             for (table, _) in tables {
                 let outline = Some(table.outline());
                 observed.tables.insert(table.title(), outline);
             }
         }
-        Op::DeleteTable { table } => {
+        Op::Tables(tables::Op::Rewrite(table)) => {
+            let outline = Some(table.outline());
+            observed.tables.insert(table.title(), outline);
+        }
+        Op::Tables(tables::Op::Delete(table)) => {
             observed.tables.insert(table.title(), None);
         }
         Op::Attach {
