@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
-use ::tests::bench::plot::{self, Chart};
-use ::tests::bench::statistics::Summary;
+use benchmark::plot::{self, Chart};
+use benchmark::statistics::Summary;
 
 /// The targets.
 #[derive(Debug, Clone, Copy)]
