@@ -20,7 +20,7 @@ use crate::sh;
 use crate::workspace::{QUICK, Workspace, by};
 
 /// The package and its program.
-pub const FUZZER: &str = "fuzz";
+const FUZZER: &str = "fuzz";
 
 /// With this variable the agent's build script leaves out the eBPF programs.
 pub const WITHOUT_PROGRAMS: (&str, &str) = ("PROXY_AGENT_WITHOUT_PROGRAMS", "1");
