@@ -21,8 +21,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::cmd::{self, Process};
+use crate::dir::Dir;
 use crate::netns::Netns;
-use crate::webhook::Dir;
 use crate::{skip, slow_machine};
 
 /// The executable of Debian's package.

@@ -9,7 +9,6 @@
 pub mod agent;
 pub mod all_paths;
 pub mod artifacts;
-pub mod bench;
 pub mod bpf;
 pub mod bpf_objects;
 pub mod browser;
@@ -20,6 +19,7 @@ pub mod conntrack;
 pub mod ctnetlink;
 pub mod cycles;
 pub mod degraded_host;
+pub mod dir;
 pub mod doctor;
 pub mod fences;
 pub mod flood;
@@ -51,7 +51,6 @@ pub mod stream;
 pub mod streams;
 pub mod transfer;
 pub mod usage;
-pub mod webhook;
 pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

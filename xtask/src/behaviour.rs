@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::kernels::Selection;
 use crate::sh;
 use crate::workspace::{QUICK, USER_SPACE, Workspace, by};
 
@@ -22,6 +23,17 @@ pub struct File {
     pub program: PathBuf,
     /// The tests as that program names them: with the file's name in front.
     tests: Vec<String>,
+}
+
+/// One call of a program, for tests of one or several of its files.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The names of these files.
+    pub files: Vec<String>,
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
 }
 
 /// All files.
@@ -78,6 +90,31 @@ impl Files {
             .find(|file| file.name == name)
             .with_context(|| format!("{list} names {name}, which is no file of behaviour tests"))
     }
+
+    /// As few calls as run these tests: one of each program. Tests of different files then run beside each other, and at
+    /// the end of one file no processor waits for its longest test.
+    ///
+    /// # Errors
+    /// When `list` names what is not there.
+    pub fn calls(&self, list: &str, selections: &[Selection]) -> Result<Vec<Call>> {
+        let mut calls: Vec<Call> = Vec::new();
+        for selection in selections {
+            let file = self.get(list, &selection.file)?;
+            let tests = file.named(list, &selection.tests)?;
+            match calls.iter_mut().find(|call| call.program == file.program) {
+                Some(call) => {
+                    call.files.push(file.name.clone());
+                    call.arguments.extend(tests);
+                }
+                None => calls.push(Call {
+                    files: vec![file.name.clone()],
+                    program: file.program.clone(),
+                    arguments: exactly(tests),
+                }),
+            }
+        }
+        Ok(calls)
+    }
 }
 
 impl File {
@@ -86,6 +123,11 @@ impl File {
     /// # Errors
     /// When `list` names a test that is not there: it would run nothing, and pass.
     pub fn arguments(&self, list: &str, tests: &[String]) -> Result<Vec<String>> {
+        Ok(exactly(self.named(list, tests)?))
+    }
+
+    /// These tests of the file, or all if there are none, as its program names them.
+    fn named(&self, list: &str, tests: &[String]) -> Result<Vec<String>> {
         let mut wanted = Vec::new();
         for test in tests {
             let test = format!("{}::{test}", self.name);
@@ -94,11 +136,11 @@ impl File {
             }
             wanted.push(test);
         }
-        Ok(exactly(if wanted.is_empty() {
+        Ok(if wanted.is_empty() {
             self.tests.clone()
         } else {
             wanted
-        }))
+        })
     }
 
     /// The arguments with which its program runs those tests of the file whose names contain `filter`; none if there
@@ -179,6 +221,39 @@ mod tests {
             error,
             "a list names paths::veth, which is no behaviour test"
         );
+    }
+
+    #[test]
+    fn files_of_one_program_are_one_call() {
+        let other = |name: &str, program: &str| File {
+            name: name.to_owned(),
+            program: program.into(),
+            tests: vec![format!("{name}::a")],
+        };
+        let files = Files(vec![
+            file(),
+            other("links", "/else"),
+            other("stale", "/nowhere"),
+        ]);
+        let selection = |file: &str, tests: &[&str]| Selection {
+            file: file.to_owned(),
+            tests: tests.iter().map(|&test| test.to_owned()).collect(),
+            why: String::new(),
+        };
+        let selections = [
+            selection("paths", &["ebpf::veth"]),
+            selection("links", &[]),
+            selection("stale", &["a"]),
+        ];
+        let calls = files.calls("a list", &selections).unwrap();
+        assert_eq!(calls[0].files, ["paths", "stale"]);
+        assert_eq!(
+            calls[0].arguments,
+            ["--exact", "paths::ebpf::veth", "stale::a"]
+        );
+        assert_eq!(calls[1].arguments, ["--exact", "links::a"]);
+        assert_eq!(calls.len(), 2);
+        assert!(files.calls("a list", &[selection("other", &[])]).is_err());
     }
 
     #[test]

@@ -9,8 +9,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -20,7 +23,7 @@ use crate::sh;
 use crate::workspace::{QUICK, Workspace, by};
 
 /// The package and its program.
-pub const FUZZER: &str = "fuzz";
+const FUZZER: &str = "fuzz";
 
 /// With this variable the agent's build script leaves out the eBPF programs.
 pub const WITHOUT_PROGRAMS: (&str, &str) = ("PROXY_AGENT_WITHOUT_PROGRAMS", "1");
@@ -86,25 +89,44 @@ pub fn briefly(workspace: &Workspace) -> Result<()> {
     build(workspace)?;
     let start = Instant::now();
     let targets = targets(workspace)?;
-    for name in names(&targets) {
-        // It would go on with inputs that earlier runs have found.
-        let corpus = directory(workspace, name).join("brief");
-        match fs::remove_dir_all(&corpus) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", corpus.display()));
-            }
-            _ => make(&corpus)?,
+    let names: Vec<&str> = names(&targets).collect();
+    // A fuzzer takes one processor.
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let worker = || -> Result<()> {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            one_briefly(workspace, name)?;
         }
-        let mut fuzzer = fuzzer(workspace, name, BRIEF);
-        fuzzer.args(["-seed=1", "-verbosity=0"]).arg(corpus);
-        sh::read(fuzzer.args(kept(workspace, name)))?;
-    }
+        Ok(())
+    };
+    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(worker)).collect();
+        let outcome = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
+            worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        workers.into_iter().map(outcome).collect()
+    });
+    outcomes.into_iter().collect::<Result<()>>()?;
     println!(
         "fuzz: {} targets, {BRIEF} inputs each, in {}",
-        names(&targets).count(),
+        names.len(),
         sh::duration(start.elapsed())
     );
     Ok(())
+}
+
+fn one_briefly(workspace: &Workspace, target: &str) -> Result<()> {
+    // It would go on with inputs that earlier runs have found.
+    let corpus = directory(workspace, target).join("brief");
+    match fs::remove_dir_all(&corpus) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", corpus.display()));
+        }
+        _ => make(&corpus)?,
+    }
+    let mut fuzzer = fuzzer(workspace, target, BRIEF);
+    fuzzer.args(["-seed=1", "-verbosity=0"]).arg(corpus);
+    sh::read(fuzzer.args(kept(workspace, target))).map(drop)
 }
 
 /// Builds it in the directory of everything else. Only our own crates are instrumented, and the packages selected are those

@@ -66,22 +66,22 @@ impl Nodes {
         files: &Files,
         prepare: impl Fn(&mut Command),
     ) -> Result<()> {
+        let calls = files.calls(FILE, &self.ci)?;
         let mut failed = Vec::new();
         for node in &self.node {
             println!("\nnode {}: {}", node.name, node.what);
             let start = Instant::now();
-            for selection in &self.ci {
-                let file = files.get(FILE, &selection.file)?;
-                let mut command = sh::command(&file.program);
+            for call in &calls {
+                let mut command = sh::command(&call.program);
                 prepare(&mut command);
                 command
-                    .args(file.arguments(FILE, &selection.tests)?)
+                    .args(&call.arguments)
                     .env(VARIABLE, &node.name)
                     // cargo uses the same directory.
                     .current_dir(workspace.root.join("tests"));
                 if let Err(error) = sh::run(&mut command) {
                     eprintln!("error: {error:#}");
-                    failed.push(format!("{} on {}", file.name, node.name));
+                    failed.push(format!("{} on {}", call.files.join(" or "), node.name));
                 }
             }
             println!("node {}: {}", node.name, sh::duration(start.elapsed()));

@@ -17,8 +17,9 @@ pub const FILE: &str = "tests/README.md";
 pub const REMAKE: &str = "cargo xtask tidy --fix";
 
 /// Where programs of tests lie: as a file, or as a directory with `main.rs`.
-const PLACES: [&str; 4] = [
+const PLACES: [&str; 5] = [
     "tests/tests",
+    "tests/webhook/tests",
     "tests/tunnel/tests",
     "tests/docs/tests",
     "proxy-tunnel/tests",

@@ -59,17 +59,18 @@ pub struct Options {
 /// # Errors
 /// When a needed file cannot be fetched or built, or a guest or its job fails.
 pub fn vm(workspace: &Workspace, options: &Options) -> Result<()> {
-    prepare(workspace)?;
+    let agent = prepare(workspace, options.ci)?;
     let cache = cache(workspace);
     if options.command.is_empty() {
-        return matrix::run(workspace, &cache, options);
+        let host = Host::open(workspace, cache, agent)?;
+        return matrix::run(workspace, &host, options);
     }
     let job = match options.command.as_slice() {
         [word] if word == SHELL => Job::Shell,
         words => Job::Command(words.to_vec()),
     };
     let kernel = choose(options.kernel.as_deref().unwrap_or(DEFAULT), &cache)?;
-    let host = Host::open(workspace, cache)?;
+    let host = Host::open(workspace, cache, agent)?;
     let (accelerator, why) = host.accelerator(&kernel)?;
     println!("vm: Linux {}, {accelerator:?}: {why}", kernel.release);
     if matches!(job, Job::Shell) {
@@ -100,19 +101,25 @@ pub fn tables(workspace: &Workspace, without_verifier: bool) -> Result<()> {
     if without_verifier {
         return Ok(());
     }
-    prepare(workspace)?;
-    verifier::remake(workspace, &cache(workspace), &Kernels::read(workspace)?)
+    let agent = prepare(workspace, false)?;
+    let host = Host::open(workspace, cache(workspace), agent)?;
+    verifier::remake(workspace, &host, &Kernels::read(workspace)?)
 }
 
-/// Builds the programs that all guests run: the agent as it is shipped, and what tries it.
-fn prepare(workspace: &Workspace) -> Result<()> {
+/// Builds the programs that all guests run: the agent, whose path is returned, and what tries it. The agent is the shipped
+/// one, which takes minutes to build; the tests of CI run the one that tests on this machine run.
+fn prepare(workspace: &Workspace, is_ci: bool) -> Result<PathBuf> {
     if cfg!(not(target_arch = "x86_64")) {
         bail!("guests run the programs of this machine, and their kernels are for x86-64 only");
     }
     setup::ensure(Scope::Guests)?;
-    // Tests on this machine run an agent that is built sooner.
-    Shipped::named(AGENT)?.compile(workspace)?;
-    build::beside_tests(workspace)
+    build::beside_tests(workspace)?;
+    if is_ci {
+        return Ok(workspace.program(AGENT));
+    }
+    let agent = Shipped::named(AGENT)?;
+    agent.compile(workspace)?;
+    Ok(workspace.shipped(agent))
 }
 
 /// Kernels, package lists and the output of guests.

@@ -7,16 +7,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use serde_json::json;
 use tests::all_paths::everything_works;
 use tests::degraded_host::Missing;
 use tests::image::{Image, Root};
 use tests::kubeproxy::KubeProxy;
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::webhook::certs::Authority;
-use tests::webhook::oracle::{check, review};
-use tests::webhook::{Dir, Webhook};
 use tests::{Family, cmd};
 
 /// The path of the sidecar's executable in its own image, and beside the agent.
@@ -144,20 +140,6 @@ fn the_sidecars_manifest() {
         }
         let command = unprivileged(SIDECAR[0], &["--cleanup=true"])?;
         works(node, root, command, &["backend nftables"])
-    });
-}
-
-/// The image contains the webhook as well, which needs no other file of it.
-#[test]
-fn the_webhook() {
-    with_image("image_webhook", |_, _, root| {
-        let dir = Dir::new()?;
-        let authority = Authority::new(&dir.path().join("authority"))?;
-        authority.issue("server")?.install(dir.path())?;
-        let program = root.directory().join("usr/bin/apiserver-proxy-pod-webhook");
-        let webhook = Webhook::start_program(&program, dir, authority, &[])?;
-        let body = review(&json!({"spec": {"containers": [{"name": "a"}]}})).to_string();
-        check(body.as_bytes(), &webhook.client()?.review(body.as_bytes())?)
     });
 }
 

@@ -14,10 +14,10 @@ use tests::agent::TRANSLATE;
 use tests::browser::Browser;
 use tests::client::{self, Close};
 use tests::cmd::{self, Process};
+use tests::dir::Dir;
 use tests::http::{self, ADDRESS, wait_for};
 use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
-use tests::webhook::Dir;
 use tests::{Family, pages, transfer};
 
 const TIMEOUT: Duration = Duration::from_secs(10);

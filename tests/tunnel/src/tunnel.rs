@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tests::cmd::{self, Process};
+use tests::dir::Dir;
 use tests::netns::Netns;
-use tests::webhook::Dir;
 use tests::{http, leftovers};
 
 use crate::certs::{self, Existing};

@@ -16,7 +16,7 @@ use super::kernel::Kernel;
 use crate::setup::TOOLS;
 use crate::sh;
 use crate::variables;
-use crate::workspace::{AGENT, Shipped, Workspace};
+use crate::workspace::Workspace;
 
 /// The directory of this project's files in a guest.
 const HOME: &str = "proxy-agent";
@@ -70,12 +70,13 @@ pub struct Run {
     pub limit: u64,
 }
 
-/// Writes the initramfs of a guest.
+/// Writes the initramfs of a guest, with this program as the agent.
 ///
 /// # Errors
 /// When something that belongs in it is not here.
 pub fn write(
     workspace: &Workspace,
+    agent: &Path,
     kernel: &Kernel,
     job: &Job,
     environment: &[(&str, String)],
@@ -88,9 +89,8 @@ pub fn write(
     }
     if !matches!(job, Job::Nothing) {
         node(&mut image)?;
-        let shipped = workspace.shipped(Shipped::named(AGENT)?);
         let beside = BESIDE.map(|program| workspace.program(program));
-        for file in [shipped].into_iter().chain(beside) {
+        for file in [agent.to_owned()].into_iter().chain(beside) {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             image.copy(&file, &format!("{HOME}/target/release/{name}"));
             image.libraries(&file)?;

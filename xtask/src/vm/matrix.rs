@@ -60,17 +60,16 @@ struct Verdict {
 ///
 /// # Errors
 /// When a kernel cannot be had or one of them fails.
-pub fn run(workspace: &Workspace, cache: &Path, options: &Options) -> Result<()> {
+pub fn run(workspace: &Workspace, host: &Host, options: &Options) -> Result<()> {
     let start = Instant::now();
     let kernels = Kernels::read(workspace)?;
     let runs = selected(workspace, &kernels, options)?;
-    let rows = rows(&kernels, cache, options)?;
-    let host = Host::open(workspace, cache.to_path_buf())?;
+    let rows = rows(&kernels, host.cache(), options)?;
     let mut verdicts = Vec::new();
     for (name, kernel, row) in &rows {
         for boot in boots(name, kernel, (&kernels, row), &runs, options) {
             let start = Instant::now();
-            let problems = boot.run(workspace, &host, &kernels)?;
+            let problems = boot.run(workspace, host, &kernels)?;
             verdicts.push(Verdict {
                 name: boot.name,
                 release: kernel.release.clone(),

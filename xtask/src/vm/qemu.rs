@@ -51,6 +51,8 @@ pub enum Accelerator {
 pub struct Host<'a> {
     workspace: &'a Workspace,
     cache: PathBuf,
+    /// The agent's program, which guests run.
+    agent: PathBuf,
     emulator: Emulator,
 }
 
@@ -96,12 +98,18 @@ impl<'a> Host<'a> {
     ///
     /// # Errors
     /// When it cannot be had.
-    pub fn open(workspace: &'a Workspace, cache: PathBuf) -> Result<Self> {
+    pub fn open(workspace: &'a Workspace, cache: PathBuf, agent: PathBuf) -> Result<Self> {
         Ok(Self {
             workspace,
             emulator: Emulator::find(&cache)?,
             cache,
+            agent,
         })
+    }
+
+    /// Kernels, package lists and the output of guests.
+    pub fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// Makes a guest ready to boot.
@@ -114,6 +122,7 @@ impl<'a> Host<'a> {
         let initramfs = dir.join("initramfs");
         guest::write(
             self.workspace,
+            &self.agent,
             kernel,
             setting.job,
             setting.environment,

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -52,13 +51,12 @@ impl Measure {
 ///
 /// # Errors
 /// When a guest fails or refuses a program.
-pub fn remake(workspace: &Workspace, cache: &Path, kernels: &Kernels) -> Result<()> {
+pub fn remake(workspace: &Workspace, host: &Host, kernels: &Kernels) -> Result<()> {
     let start = Instant::now();
-    let host = Host::open(workspace, cache.to_path_buf())?;
     let mut releases = Vec::new();
     let mut measures = Vec::new();
     for row in &kernels.kernel {
-        let kernel = choose(&row.name, cache)?;
+        let kernel = choose(&row.name, host.cache())?;
         let (accelerator, _) = host.accelerator(&kernel)?;
         println!(
             "vm: the verifier of Linux {}, {accelerator:?}",

@@ -34,7 +34,7 @@ const TREES: [&str; 4] = ["deploy/", "docs/", "./docs/", "tests/"];
 /// Words of command lines that only print.
 const HARMLESS: [&str; 3] = ["--help", "--version", "completions"];
 
-/// A kustomization of files that a script writes first; `tests/tests/webhook` renders it after the script.
+/// A kustomization of files that a script writes first; `tests/webhook` renders it after the script.
 const MADE: &str = "deploy/webhook/by-hand";
 
 /// A page with its commands.
@@ -227,7 +227,7 @@ fn cargo_names() -> Result<BTreeSet<(&'static str, String)>> {
 fn is_named_by_a_test(page: &str) -> Result<bool> {
     for directory in [
         "tests/tests/operate",
-        "tests/tests/webhook",
+        "tests/webhook/tests/webhook",
         "tests/tunnel/tests/operate",
         "tests/tunnel/tests/deploy",
     ] {

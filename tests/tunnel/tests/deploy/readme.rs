@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use tests::dir::Dir;
 use tests::manifests::{Tool, of_kind, repository};
-use tests::webhook::Dir;
 use tests::{cmd, fences};
 
 use super::site::{chart, kustomize};

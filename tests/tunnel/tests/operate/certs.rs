@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use tests::cmd;
-use tests::webhook::Dir;
+use tests::dir::Dir;
 use tunnel_tests::certs::{self, Existing};
 
 fn openssl(line: &str, dir: &Path) -> Result<String> {

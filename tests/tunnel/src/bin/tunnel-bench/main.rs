@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use benchmark::document;
 use clap::Parser;
-use tests::bench::document;
 use tests::{signals, usage};
 use tunnel_tests::program::Make;
 

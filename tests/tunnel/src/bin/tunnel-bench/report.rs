@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
-use ::tests::bench::plot::{self, Chart};
-use ::tests::bench::statistics::Summary;
+use benchmark::plot::{self, Chart};
+use benchmark::statistics::Summary;
 
 /// A target of a measured quantity.
 #[derive(Debug, Clone, Copy)]

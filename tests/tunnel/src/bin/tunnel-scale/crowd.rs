@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use benchmark::statistics::Summary;
 use proxy_tunnel::client::{Connection, Dialer, Mode, Tunnel};
-use tests::bench::statistics::Summary;
 use tokio::io::{self, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use benchmark::document;
 use clap::{Parser, Subcommand};
-use tests::bench::document;
 use tests::{signals, usage};
 
 use self::helpers::HELPERS;

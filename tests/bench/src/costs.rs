@@ -11,10 +11,10 @@ use super::Effort;
 use super::events::{self, Event};
 use super::host::add_links;
 use super::result::Cost;
-use crate::agent::{self, Agent, TRANSLATE};
-use crate::cmd;
-use crate::kubeproxy::KubeProxy;
-use crate::node::{Node, Topology};
+use tests::agent::{self, Agent, TRANSLATE};
+use tests::cmd;
+use tests::kubeproxy::KubeProxy;
+use tests::node::{Node, Topology};
 
 /// The names of costs that bars stand for.
 pub const START: &str = "start to ready, ebpf";

@@ -14,12 +14,12 @@ use super::paths::empty;
 use super::result::Cell;
 use super::traffic::{self, Sample, Server, Work};
 use super::variant::Variant;
-use crate::agent::Agent;
-use crate::kubeproxy::KubeProxy;
-use crate::netns::Netns;
-use crate::node::{Node, Topology, api_server};
-use crate::proxy::Proxy;
-use crate::{Family, status};
+use tests::agent::Agent;
+use tests::kubeproxy::KubeProxy;
+use tests::netns::Netns;
+use tests::node::{Node, Topology, api_server};
+use tests::proxy::Proxy;
+use tests::{Family, status};
 
 /// The path between client and server, in results.
 pub const THROUGH: &str = "through HAProxy";

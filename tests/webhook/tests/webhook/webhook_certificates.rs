@@ -10,11 +10,12 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 use tests::cmd::wait_until;
-use tests::webhook::certs::{Authority, Mounted, Pair};
-use tests::webhook::client::{Client, Tls};
-use tests::webhook::load::Load;
-use tests::webhook::oracle::{check, review};
-use tests::webhook::{Dir, PATIENCE, Webhook};
+use tests::dir::Dir;
+use webhook_tests::certs::{Authority, Mounted, Pair};
+use webhook_tests::client::{Client, Tls};
+use webhook_tests::load::Load;
+use webhook_tests::oracle::{check, review};
+use webhook_tests::{PATIENCE, Webhook};
 
 const RELOADS: &str = "apiserver_proxy_webhook_certificate_reloads_total{result=";
 

@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result};
 use super::Effort;
 use super::traffic::{self, Sample, Server, Work};
 use super::variant::Variant;
-use crate::agent::Agent;
-use crate::kubeproxy::KubeProxy;
-use crate::netns::Netns;
-use crate::node::{Node, Topology, gateway_address};
-use crate::{Family, PORT};
+use tests::agent::Agent;
+use tests::kubeproxy::KubeProxy;
+use tests::netns::Netns;
+use tests::node::{Node, Topology, gateway_address};
+use tests::{Family, PORT};
 
 /// From where to where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,8 +15,8 @@ use super::clock::{self, Instructions};
 use super::host::Host;
 use super::result::Program;
 use super::variant::Variant;
-use crate::Family;
-use crate::bpf;
+use tests::Family;
+use tests::bpf;
 
 mod cases;
 mod packet;

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::cmd;
+use tests::dir::Dir;
 use tests::leftovers;
 use tests::netns::Netns;
-use tests::webhook::certs::Authority;
-use tests::webhook::client::{Client, Tls, header};
-use tests::webhook::load::Load;
-use tests::webhook::oracle::{check, review};
-use tests::webhook::{Dir, PATH, PATIENCE, Webhook, binary};
+use webhook_tests::certs::Authority;
+use webhook_tests::client::{Client, Tls, header};
+use webhook_tests::load::Load;
+use webhook_tests::oracle::{check, review};
+use webhook_tests::{PATH, PATIENCE, Webhook, binary};
 
 /// The certificates of Debian's curl are of no use here: it gets the authority's.
 fn curl(webhook: &Webhook, args: &[&str], body: &str) -> Result<String> {

@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 
 use super::packet::{self, Packet};
-use crate::Family;
-use crate::bench::variant::Variant;
+use crate::variant::Variant;
+use tests::Family;
 
 /// `TC_ACT_UNSPEC`: the verdict of our programs on links about all these packets.
 const NEXT: u32 = u32::MAX;

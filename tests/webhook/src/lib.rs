@@ -10,7 +10,6 @@ pub mod client;
 pub mod load;
 pub mod oracle;
 
-use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -19,13 +18,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use tests::agent::program;
+use tests::cmd::{self, Process, wait_until};
+use tests::dir::Dir;
+use tests::node::SharedLog;
+use tests::usage;
 
 use self::certs::Authority;
 use self::client::{Client, Tls};
-use crate::agent::program;
-use crate::cmd::{self, Process, wait_until};
-use crate::node::SharedLog;
-use crate::{leftovers, usage};
 
 /// The path of the original.
 pub const PATH: &str = "/webhook/pod-apiserver-env";
@@ -45,34 +45,6 @@ pub const PATIENCE: Duration = Duration::from_mins(1);
 /// When there is none; says how to build it.
 pub fn binary() -> Result<PathBuf> {
     program("PROXY_WEBHOOK_BIN", "apiserver-proxy-pod-webhook")
-}
-
-/// A directory that is removed when dropped.
-#[derive(Debug)]
-pub struct Dir(PathBuf);
-
-impl Dir {
-    /// Makes one that is swept if this process is killed.
-    ///
-    /// # Errors
-    /// When it cannot be made: not root.
-    pub fn new() -> Result<Self> {
-        let path = Path::new(leftovers::STATE_DIR).join(leftovers::unique_id()?);
-        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// A webhook that runs.

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::Family;
+use tests::Family;
 
 const SYN: u8 = 0x02;
 const PSH_ACK: u8 = 0x18;
@@ -85,7 +85,7 @@ pub fn stranger(family: Family) -> SocketAddr {
         Family::V4 => Ipv4Addr::new(198, 51, 100, 1).into(),
         Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
     };
-    SocketAddr::new(address, crate::PORT)
+    SocketAddr::new(address, tests::PORT)
 }
 
 /// One of many clients.

@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::signals;
-use tests::webhook::Webhook;
-use tests::webhook::client::Tls;
-use tests::webhook::load::Load;
-use tests::webhook::oracle::review;
+use webhook_tests::Webhook;
+use webhook_tests::client::Tls;
+use webhook_tests::load::Load;
+use webhook_tests::oracle::review;
 
 const USAGE: &str = "Usage: webhook-bench [--clients N[,N…]] [--seconds N] [--json]";
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::clock::{self, Instructions, ThreadClock};
-use crate::client;
-use crate::netns::Netns;
+use tests::client;
+use tests::netns::Netns;
 
 /// Bytes of a request and of an answer.
 const MESSAGE: usize = 64;

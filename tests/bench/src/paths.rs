@@ -9,7 +9,7 @@ use super::host::{Host, Way};
 use super::result::Cell;
 use super::traffic::Work;
 use super::variant::Variant;
-use crate::Family;
+use tests::Family;
 
 /// The measurements of each variant.
 fn plan(effort: Effort) -> Vec<(Work, Way, Family)> {

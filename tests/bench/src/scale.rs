@@ -14,9 +14,9 @@ use super::paths::empty;
 use super::result::Cell;
 use super::traffic::{self, Work};
 use super::variant::Variant;
-use crate::kubeproxy::KubeProxy;
-use crate::netns::Netns;
-use crate::{Family, conntrack, ctnetlink};
+use tests::kubeproxy::KubeProxy;
+use tests::netns::Netns;
+use tests::{Family, conntrack, ctnetlink};
 
 /// The names of the numerous objects, in results.
 pub const ENTRIES: &str = "conntrack entries";

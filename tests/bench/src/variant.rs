@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 
-use crate::agent::TRANSLATE;
-use crate::netns::Netns;
-use crate::{Family, PORT};
+use tests::agent::TRANSLATE;
+use tests::netns::Netns;
+use tests::{Family, PORT};
 
 /// One way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

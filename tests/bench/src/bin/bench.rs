@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The benchmark. What is measured and how lives in `tests::bench`; this is its command line.
+//! The benchmark. What is measured and how lives in `benchmark`; this is its command line.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use benchmark::result::Results;
+use benchmark::{Effort, compare, costs, document, paths, programs, scale, table, upstream};
 use clap::{Parser, ValueEnum};
-use tests::bench::result::Results;
-use tests::bench::{Effort, compare, costs, document, paths, programs, scale, table, upstream};
 use tests::{agent, signals, usage};
 
 /// Measures the ways to keep conntrack out of the API server's path side by side, and the agent.

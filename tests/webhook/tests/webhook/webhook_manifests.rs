@@ -10,11 +10,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::cmd;
+use tests::dir::Dir;
 use tests::manifests::{Tool, VERSIONS, of_kind, repository};
-use tests::webhook::certs::{Authority, Pair};
-use tests::webhook::client::{Client, Tls};
-use tests::webhook::oracle::{check, review};
-use tests::webhook::{Dir, PATH, PATIENCE, Webhook, binary};
+use webhook_tests::certs::{Authority, Pair};
+use webhook_tests::client::{Client, Tls};
+use webhook_tests::oracle::{check, review};
+use webhook_tests::{PATH, PATIENCE, Webhook, binary};
 
 /// The kustomizations that can be applied.
 const COMPLETE: [&str; 2] = ["cert-manager", "by-hand"];

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use tests::cmd;
-use tests::webhook::certs::Authority;
-use tests::webhook::{Dir, binary};
+use tests::dir::Dir;
+use webhook_tests::binary;
+use webhook_tests::certs::Authority;
 
 /// Flags that are wrong behind sound ones, and words of the message.
 const WRONG: [(&str, &str); 19] = [

@@ -11,10 +11,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::pages;
-use tests::webhook::client::{Client, Tls, header};
-use tests::webhook::load::{Random, mutated};
-use tests::webhook::oracle::{apply, check, entry, patch, review};
-use tests::webhook::{GARDENER_PATH, PATH, Webhook};
+use webhook_tests::client::{Client, Tls, header};
+use webhook_tests::load::{Random, mutated};
+use webhook_tests::oracle::{apply, check, entry, patch, review};
+use webhook_tests::{GARDENER_PATH, PATH, Webhook};
 
 /// Number of random malformed reviews.
 const MUTATED: u64 = 100_000;

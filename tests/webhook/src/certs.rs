@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::cmd;
+use tests::cmd;
 
 /// The extensions of each certificate that is issued.
 const EXTENSIONS: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1\n\
