@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The order of things: certificates, sockets, serving, signals, the end.
+//! Loads certificates, opens sockets, serves, and shuts down on a signal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,16 +21,16 @@ use crate::cli::Args;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::probes::Probes;
-use crate::review::EnvEntry;
+use crate::review::{EnvEntry, VARIABLE};
 use crate::server::{self, Shared};
 use crate::service::{PATHS, Service};
 
-/// Serves until a signal says otherwise. `flags` are the values of all flags, for operators.
+/// Serves until a signal arrives. `flags` are the effective values of all flags, shown on a page.
 ///
 /// # Errors
-/// The certificates cannot be used, or an address is not to be had: nothing has been served then.
+/// If the certificates cannot be used or an address cannot be bound. No request has been served then.
 pub async fn run(args: &Args, flags: Values) -> Result<()> {
-    let metrics = Arc::new(Metrics::new().context("cannot make the metrics")?);
+    let metrics = Arc::new(Metrics::new().context("cannot create the metrics")?);
     let reloader = certificates::load(args, Arc::clone(&metrics))?;
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let bind = Bind::parse("--host", &args.host, args.port)?;
@@ -53,7 +53,7 @@ pub async fn run(args: &Args, flags: Values) -> Result<()> {
             .context("cannot start the thread that answers probes")?;
     }
     info!(
-        "serving reviews on https://{}{}; pods get the API server's name {}",
+        "serving reviews on https://{}{}; containers get {VARIABLE}={}",
         listener.local_addr()?,
         PATHS[0],
         args.apiserver_fqdn
@@ -69,18 +69,18 @@ pub async fn run(args: &Args, flags: Values) -> Result<()> {
         phase,
     });
     reload::watch(vec![Box::new(reloader)], limits::RELOAD)
-        .context("cannot start the thread that looks for changed certificates")?;
+        .context("cannot start the thread that reloads certificates")?;
     let server = tokio::spawn(server::run(listener, shared, args.max_connections));
 
     let name = signals.next().await;
     let delay = Duration::from_secs(args.shutdown_delay_seconds.into());
     info!(
-        "{name}: not ready any more; serving for {} s still",
+        "{name} received: /readyz fails from now on, requests are served for another {} s",
         delay.as_secs()
     );
     to_phase.send_replace(Phase::Leaving);
     // A second signal ends the delay.
     let _ = timeout(delay, signals.next()).await;
     to_phase.send_replace(Phase::Draining);
-    server.await.context("the server has failed")
+    server.await.context("the server's task failed")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The server's certificates: where the command line says they are, and their metrics.
+//! Loads the server's certificates from the files that the command line names, and counts reloads.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use proxy_serve::tls::{HTTP1, HTTP2, Pair, Policy, TlsError};
 use crate::cli::Args;
 use crate::metrics::Metrics;
 
-/// Reads the certificates for the first time.
+/// Loads the certificates.
 ///
 /// # Errors
-/// They cannot be used.
+/// If they cannot be used.
 pub fn load(args: &Args, metrics: Arc<Metrics>) -> Result<Reloader<Server>, TlsError> {
     let file = |name| args.cert_dir.join(name);
     let server = Server {
@@ -23,7 +23,7 @@ pub fn load(args: &Args, metrics: Arc<Metrics>) -> Result<Reloader<Server>, TlsE
             key: file(&args.key_name),
         },
         client_ca: (!args.client_ca_name.is_empty()).then(|| file(&args.client_ca_name)),
-        location: "--cert-dir and the names of the files say where it is",
+        location: "--cert-dir and the flags for file names set its path",
         alpn: vec![HTTP2.to_vec(), HTTP1.to_vec()],
         policy: Policy::default(),
     };

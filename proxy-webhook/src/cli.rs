@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The command line: that of the original, and flags that it does not have.
+//! The command line: the flags of Gardener's webhook, and further ones.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,35 +15,35 @@ use crate::fqdn::Fqdn;
 
 /// Sets the API server's name in every container of a pod.
 ///
-/// A mutating admission webhook: containers and init containers that have no variable
-/// `KUBERNETES_SERVICE_HOST` get one with the given name.
+/// A mutating admission webhook: it adds the variable `KUBERNETES_SERVICE_HOST`, with the given name as value, to
+/// containers and init containers that do not have it.
 #[derive(Debug, Parser)]
 #[command(
     name = "apiserver-proxy-pod-webhook",
     version,
     max_term_width = 100,
-    // As Go's flags: of several values the last one counts.
+    // As with Go's flags, the last of several values counts.
     args_override_self = true
 )]
 pub struct Args {
-    /// The API server's fully qualified name, for example api.example.com; a dot at its end is passed on
+    /// The API server's fully qualified name, for example api.example.com; a trailing dot is kept
     #[arg(long, value_name = "NAME")]
     pub apiserver_fqdn: Fqdn,
 
-    /// The directory of the server's certificate and key
+    /// Directory of the server's certificate and key
     #[arg(long, value_name = "DIR")]
     pub cert_dir: PathBuf,
 
-    /// The file of the certificate and its chain, in PEM, in --cert-dir
+    /// File in --cert-dir with the certificate and its chain, in PEM
     #[arg(long, value_name = "FILE", default_value = "tls.crt", value_parser = file_name)]
     pub cert_name: OsString,
 
-    /// The file of the private key, in PEM, in --cert-dir
+    /// File in --cert-dir with the private key, in PEM
     #[arg(long, value_name = "FILE", default_value = "tls.key", value_parser = file_name)]
     pub key_name: OsString,
 
-    /// The file of the CAs whose client certificates are accepted, in PEM, in --cert-dir; empty: clients
-    /// need none
+    /// File in --cert-dir with the CAs by which client certificates are verified, in PEM; empty: clients need no
+    /// certificate
     #[arg(long, value_name = "FILE", default_value = "")]
     pub client_ca_name: OsString,
 
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     pub host: String,
 
-    /// The port to listen on; 0: a free one, which is logged
+    /// The port to listen on; 0: a free port, which is logged
     #[arg(
         long,
         value_name = "PORT",
@@ -60,12 +60,12 @@ pub struct Args {
     )]
     pub port: u16,
 
-    /// Where /healthz, /readyz, /metrics and pages for people are served, without TLS; :PORT means all addresses;
-    /// empty: off
+    /// The address on which /healthz, /readyz, /metrics and pages for browsers are served, without TLS; :PORT means
+    /// all addresses; empty: off
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9466")]
     pub listen: Listen,
 
-    /// Connections at once; further ones wait
+    /// Maximum number of concurrent connections; further ones wait
     #[arg(
         long,
         value_name = "N",
@@ -75,7 +75,7 @@ pub struct Args {
     )]
     pub max_connections: u32,
 
-    /// Requests at once; further ones are answered with 503
+    /// Maximum number of concurrent requests; further ones are answered with 503
     #[arg(
         long,
         value_name = "N",
@@ -85,8 +85,8 @@ pub struct Args {
     )]
     pub max_requests: u32,
 
-    /// How long to go on serving after SIGTERM, not ready any more, so that the Service has time to forget
-    /// this address
+    /// Time for which requests are still served after SIGTERM while /readyz fails, so that the Service stops sending
+    /// requests to this address
     #[arg(
         long,
         value_name = "SECONDS",
@@ -96,17 +96,17 @@ pub struct Args {
     )]
     pub shutdown_delay_seconds: u16,
 
-    /// How log lines are written
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// The least important lines to log; debug has a line for each request and each failed connection
+    /// Lowest level of the lines to log; debug adds a line for each request and each failed connection
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LogLevel,
 }
 
 impl Args {
-    /// The options of the log that follow from the flags.
+    /// The log options that the flags select.
     #[must_use]
     pub fn log_options(&self) -> LogOptions {
         let (lowest, verbosity) = match self.log_level {
@@ -127,33 +127,33 @@ impl Args {
     }
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One line for people
+    /// One line of text per record
     Text,
-    /// One JSON object per line
+    /// One JSON object per record
     Json,
 }
 
-/// The least important lines to log.
+/// Lowest level of the lines to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
     /// Failures
     Error,
-    /// Also what an operator should look at
+    /// Also conditions that need attention
     Warn,
-    /// Also changes
+    /// Also changes of state
     Info,
-    /// And every request
+    /// Also each request and each failed connection
     Debug,
 }
 
-/// Where the second listener is; `None`: there is none.
+/// Address of the second listener; `None`: there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listen(pub Option<Bind>);
 
-/// Not an address with a port.
+/// The text is not an address with a port.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("not an address with a port; give for example 127.0.0.1:9466, [::1]:9466 or :9466")]
 pub struct ListenError;
@@ -173,7 +173,7 @@ impl FromStr for Listen {
     }
 }
 
-/// A file within the directory: its name cannot be empty.
+/// Checks the name of a file in the directory: it must not be empty.
 fn file_name(text: &str) -> Result<OsString, &'static str> {
     if text.is_empty() {
         return Err("empty; give the name of a file in --cert-dir");

@@ -1,47 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The API server's name: a fully qualified domain name as Kubernetes takes it, in lower case, with at
-//! least two labels; a dot at its end is allowed.
+//! The API server's name: a fully qualified domain name by Kubernetes' rules, in lower case, with at least two labels,
+//! with or without a trailing dot.
 
 use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// The longest name, in bytes, without a dot at its end (RFC 1035, 2.3.4).
+/// Maximum length of a name in bytes, without a trailing dot (RFC 1035, 2.3.4).
 const NAME_LIMIT: usize = 253;
 
-/// The longest label, in bytes (RFC 1035, 2.3.4).
+/// Maximum length of a label in bytes (RFC 1035, 2.3.4).
 const LABEL_LIMIT: usize = 63;
 
-/// Why a text is no such name.
+/// An invalid name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FqdnError {
-    /// A name within a domain, or nothing.
+    /// Fewer than two labels.
     #[error("not fully qualified; give at least two labels, for example api.example.com")]
     TooFewLabels,
-    /// More than fits into a DNS message.
+    /// The name is longer than DNS allows.
     #[error("longer than {NAME_LIMIT} characters")]
     NameTooLong,
-    /// As above.
+    /// A label is longer than DNS allows.
     #[error("the label '{0}' is longer than {LABEL_LIMIT} characters")]
     LabelTooLong(String),
-    /// Two dots in a row, or one at the start.
+    /// Two dots in a row, or a dot at the start.
     #[error("an empty label; labels are separated by single dots")]
     EmptyLabel,
-    /// RFC 1123 has letters, digits and inner hyphens.
+    /// A label with characters that RFC 1123 does not allow.
     #[error(
-        "the label '{0}' is not allowed; it may have lower case letters, digits and, inside, hyphens"
+        "the label '{0}' is invalid; a label consists of lower-case letters, digits and hyphens, and neither starts \
+         nor ends with a hyphen"
     )]
     BadLabel(String),
 }
 
-/// A checked name, kept as it was written.
+/// A valid name, as it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fqdn(String);
 
 impl Fqdn {
-    /// The name as it was written.
+    /// The name as it was given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -95,7 +96,7 @@ mod tests {
             "foo.bar.",
             "api.my-shoot.example.com",
             "1.example",
-            // Labels may be numbers, so addresses of IPv4 pass, as with the original.
+            // Labels may be numbers, so IPv4 addresses pass, as with Gardener's webhook.
             "10.96.0.1",
             "xn--bcher-kva.example",
             &format!("{}.{}", "a".repeat(63), "b".repeat(63)),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The webhook as a library, so that other programs than its own `main` can reach the parts that
-//! they need: [`review::answer`] is all it does to a pod, [`main`] is the whole program.
+//! The webhook as a library, so that tests, benchmarks and fuzz targets can use its parts: [`review::answer`] computes
+//! the answer to a review, [`main`] is the whole program.
 
 mod app;
 mod certificates;
@@ -24,10 +24,10 @@ use proxy_serve::memory::{self, Blocks};
 
 use crate::cli::Args;
 
-/// More threads than this do not help: a review takes microseconds.
+/// Maximum number of threads. A review takes microseconds, so more threads do not help.
 const MAX_THREADS: usize = 4;
 
-/// The command line, for the documentation.
+/// The command line, for the generated documentation.
 #[must_use]
 pub fn command() -> clap::Command {
     use clap::CommandFactory as _;
@@ -61,6 +61,6 @@ fn try_main(args: &Args, values: Values) -> Result<()> {
         .worker_threads(threads.min(MAX_THREADS))
         .enable_all()
         .build()
-        .context("cannot start the threads that serve")?
+        .context("cannot start the server's threads")?
         .block_on(app::run(args, values))
 }

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The bounds for clients: sizes in bytes, times, numbers.
+//! Limits for clients. Sizes are in bytes.
 
 use std::time::Duration;
 
 use proxy_serve::connection::Limits;
 
-/// The longest body of a request. A pod is at most 3 MiB (the API server's own limit for a request), and
-/// a review may hold an old and a new one.
+/// Maximum length of a request's body. A pod has at most 3 MiB, the API server's own limit for a request, and a review
+/// may contain an old and a new one.
 pub const BODY: usize = 7 << 20;
 
-/// Total memory of all bodies that are being received. A request that would need more is refused
-/// with 503.
+/// Maximum memory of all bodies that are being received. A request that would need more is answered with 503.
 pub const BODIES: usize = 32 << 20;
 
-/// The longest head of an HTTP/1 request, and the buffer for answers.
+/// Maximum length of the head of an HTTP/1 request, and size of the buffer for answers.
 pub const HTTP1_BUFFER: usize = 64 << 10;
 
-/// The longest list of headers of an HTTP/2 request.
+/// Maximum length of the headers of an HTTP/2 request.
 pub const HTTP2_HEADERS: u32 = 16 << 10;
 
 /// Flow-control window of one HTTP/2 stream.
@@ -26,24 +25,26 @@ pub const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
 /// Flow-control window of all streams of an HTTP/2 connection together.
 pub const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Requests at once in one HTTP/2 connection. A Go client opens a further connection when it needs more.
+/// Maximum number of concurrent requests in one HTTP/2 connection. A Go client opens another connection when it needs
+/// more.
 pub const HTTP2_STREAMS: u32 = 128;
 
-/// From the connection to the end of the TLS handshake.
+/// Time limit from the acceptance of a connection to the end of its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// From the head to the end of the body. The API server itself gives up after 30 s at the latest.
+/// Time limit from the end of a request's head to the end of its body. The API server gives up after at most 30 s.
 pub const RECEIVE: Duration = Duration::from_secs(10);
 
-/// A connection's: Go's clients close an idle one after 90 s, and it is better if they do it.
+/// Time limits of a connection. Go's clients close an idle one after 90 s; the server waits longer, because a request
+/// that a client sends while the server closes is lost.
 pub const CONNECTION: Limits = Limits {
     head: Duration::from_secs(5),
     idle: Duration::from_mins(2),
     farewell: Duration::from_secs(5),
 };
 
-/// Between two looks at the certificates.
+/// Interval of the checks for changed certificates.
 pub const RELOAD: Duration = Duration::from_secs(1);
 
-/// Time to finish requests in progress when the process receives SIGTERM.
+/// Time for requests in progress when the process shuts down.
 pub const DRAIN: Duration = Duration::from_secs(10);

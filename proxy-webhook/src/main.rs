@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The program; everything is in the library beside it.
+//! The program; its code is in the library.
 
 use std::process::ExitCode;
 

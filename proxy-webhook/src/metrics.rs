@@ -10,8 +10,8 @@ use prometheus::{
 
 use crate::review::Verdict;
 
-/// The upper bounds of the duration's buckets, in seconds. The API server waits for 2 s as we have it
-/// configured.
+/// Upper bounds of the buckets of durations, in seconds. With the manifests in deploy/webhook the API server waits for
+/// 2 s.
 const BUCKETS: [f64; 12] = [
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 2.0,
 ];
@@ -23,22 +23,22 @@ pub enum Outcome {
     Patched,
     /// The pod needed no patch.
     Unchanged,
-    /// It was no review.
+    /// The body was not a valid review.
     Malformed,
-    /// Something else than `POST` of `application/json`.
+    /// The method was not `POST`, or the content type not `application/json`.
     Unacceptable,
-    /// A path that is not ours.
+    /// The path is not served.
     NotFound,
     /// The body was too long.
     TooLarge,
-    /// The body took too long, or ended early.
+    /// The body took too long to arrive, or ended early.
     Incomplete,
-    /// Too many requests or bytes at once.
+    /// Too many concurrent requests, or too many bytes of bodies.
     Overload,
 }
 
 impl Outcome {
-    /// In the order of their values: the counters are found by it.
+    /// All outcomes, in the order of their values, which index the counters.
     const ALL: [Self; 8] = [
         Self::Patched,
         Self::Unchanged,
@@ -80,68 +80,68 @@ pub struct Metrics {
     registry: Registry,
     requests: [IntCounter; Outcome::ALL.len()],
     duration: Histogram,
-    /// Changed certificate files that are in use since.
+    /// Changed certificate files that were loaded.
     pub reloaded: IntCounter,
-    /// Changed certificate files that could not be used.
+    /// Changed certificate files that could not be loaded.
     pub refused: IntCounter,
-    /// When the certificate that clients see ends, in Unix time.
+    /// Expiry of the server's certificate, in Unix time.
     pub server_ends: Gauge,
     ends: GaugeVec,
-    /// Connections that are open.
+    /// Open connections.
     pub connections: IntGauge,
     /// Requests that are being received or answered.
     pub in_flight: IntGauge,
-    /// Connections that never became a TLS session.
+    /// Connections whose TLS handshake failed.
     pub handshake_failures: IntCounter,
 }
 
 impl Metrics {
-    /// Everything is zero.
+    /// All metrics, with value zero.
     ///
     /// # Errors
-    /// None: the names are constants, and valid.
+    /// None known: the names are constants.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new_custom(Some("apiserver_proxy_webhook".to_owned()), None)?;
         let build = GaugeVec::new(
-            Opts::new("build_info", "Always 1; the version that runs"),
+            Opts::new("build_info", "The version of the webhook; always 1"),
             &["version"],
         )?;
         build
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
         let requests = IntCounterVec::new(
-            Opts::new("requests_total", "Requests, by how they ended"),
+            Opts::new("requests_total", "Requests, by result"),
             &["result"],
         )?;
         let duration = Histogram::with_opts(
             HistogramOpts::new(
                 "review_duration_seconds",
-                "From the end of a request's head to its answer, for reviews",
+                "Time from the end of a request's head to its answer, for reviews",
             )
             .buckets(BUCKETS.to_vec()),
         )?;
         let reloads = IntCounterVec::new(
             Opts::new(
                 "certificate_reloads_total",
-                "Changed certificate files, by whether they could be used",
+                "Reloads of changed certificate files, by result",
             ),
             &["result"],
         )?;
         let ends = GaugeVec::new(
             Opts::new(
                 "certificate_expiry_timestamp_seconds",
-                "When a certificate in use ends, in Unix time; of several CAs the first one",
+                "Expiry of a certificate in use, in Unix time; of several CAs, the earliest",
             ),
             &["certificate"],
         )?;
-        let connections = IntGauge::new("connections", "Connections that are open")?;
+        let connections = IntGauge::new("connections", "Open connections")?;
         let in_flight = IntGauge::new(
             "requests_in_flight",
             "Requests that are being received or answered",
         )?;
         let handshake_failures = IntCounter::new(
             "handshake_failures_total",
-            "Connections that never became a TLS session",
+            "Connections whose TLS handshake failed",
         )?;
         registry.register(Box::new(build))?;
         registry.register(Box::new(requests.clone()))?;
@@ -165,25 +165,25 @@ impl Metrics {
         })
     }
 
-    /// A request has ended.
+    /// Counts a request that has ended.
     pub fn ended(&self, outcome: Outcome) {
         self.requests[outcome as usize].inc();
     }
 
-    /// A review was answered, so long after its request's head.
+    /// Counts an answered review; `took` is the time since the end of its request's head.
     pub fn answered(&self, verdict: Verdict, took: Duration) {
         self.ended(verdict.into());
         self.duration.observe(took.as_secs_f64());
     }
 
-    /// The first of the CAs that clients are verified with ends then, in Unix time.
+    /// Sets the earliest expiry of the CAs by which client certificates are verified, in Unix time.
     pub fn client_ca_ends(&self, end: Duration) {
         self.ends
             .with_label_values(&["client_ca"])
             .set(end.as_secs_f64());
     }
 
-    /// The registry of all of them.
+    /// The registry of all metrics.
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }

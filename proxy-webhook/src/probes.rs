@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The second listener, for kubelet, Prometheus and operators: `/healthz`, `/readyz`, `/metrics`, and the pages of every
-//! program, without TLS.
+//! The second listener, for kubelet, Prometheus and operators: `/healthz`, `/readyz`, `/metrics`, and the pages that
+//! every program has, without TLS.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 pub struct Probes {
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The phase, as it changes.
+    /// The current phase.
     pub phase: watch::Receiver<Phase>,
 }
 
@@ -37,7 +37,7 @@ impl Handler for Probes {
             _ => http::text(
                 StatusCode::NOT_FOUND,
                 format!(
-                    "not found; there are {}\n",
+                    "not found; available: {}\n",
                     pages::paths::<Self>().join(", ")
                 ),
             ),

@@ -2,8 +2,8 @@
 
 //! The answer to an `AdmissionReview`: a pure function of its bytes.
 //!
-//! `request` reads the needed fields and skips the rest, `patch` writes the JSON patch, and this
-//! file puts the answer together. HTTP is `service`'s business.
+//! `request` reads the fields that matter and skips the others, `patch` writes the JSON patch, and this file assembles
+//! the answer. HTTP is in `service`.
 //!
 //! The API group: <https://kubernetes.io/docs/reference/config-api/apiserver-admission.v1/>
 
@@ -20,10 +20,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 pub use self::patch::EnvEntry;
 use self::request::{Operation, Parsed, Review};
 
-/// The variable that client libraries in pods take the API server's name from.
+/// The variable from which client libraries in pods take the API server's name.
 pub const VARIABLE: &str = "KUBERNETES_SERVICE_HOST";
 
-/// The longest message of a refusal, in bytes. What a parser says may quote its whole input.
+/// Maximum length of a refusal's message in bytes. A parser's error may quote its whole input.
 const MESSAGE_LIMIT: usize = 512;
 
 /// The outcome of a review.
@@ -33,7 +33,7 @@ pub enum Verdict {
     Patched,
     /// The pod is allowed as it is.
     Unchanged,
-    /// The request makes no sense.
+    /// The body is not a valid review.
     Malformed,
 }
 
@@ -46,8 +46,8 @@ pub struct Answer {
     pub verdict: Verdict,
 }
 
-/// Answers a review. `body` may be anything; a body that is no review is refused as the API server
-/// expects it, by a review with `allowed: false` and code 400.
+/// Answers a review. A `body` that is not a valid review is refused in the form that the API server expects: a review
+/// with `allowed: false` and code 400.
 #[must_use]
 pub fn answer(body: &[u8], entry: &EnvEntry) -> Answer {
     match request::read(body) {
@@ -85,7 +85,7 @@ fn allowed(review: &Review<'_>, patch: Option<&[u8]>) -> Answer {
 }
 
 fn refused(request: &[u8], why: &str) -> Answer {
-    // The API server takes a refusal only for an answer if version and uid are those of its question.
+    // The API server accepts a refusal only if it has the version and the uid of the request.
     let (api_version, uid) = request::salvage(request);
     let mut message = format!("malformed AdmissionReview: {why}");
     if message.len() > MESSAGE_LIMIT {
@@ -103,7 +103,7 @@ fn refused(request: &[u8], why: &str) -> Answer {
     }
 }
 
-/// Everything up to and with the uid.
+/// Appends the start of an answer, up to its uid.
 fn head(body: &mut String, api_version: &str, uid: &str) {
     body.push_str("{\"apiVersion\":\"");
     body.push_str(api_version);

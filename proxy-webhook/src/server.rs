@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Accepts connections, as many at once as allowed, and ends them all when the process leaves. What
-//! happens on one of them is [`connection`]'s business.
+//! Accepts connections, up to the limit, and ends them when the process shuts down. [`connection`] serves a single one.
 
 mod connection;
 
@@ -19,7 +18,7 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::service::Service;
 
-/// The parts that all connections share.
+/// The state that all connections share.
 #[derive(Debug)]
 pub struct Shared {
     /// The certificates.
@@ -28,11 +27,11 @@ pub struct Shared {
     pub service: Service,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The phase, as it changes.
+    /// The current phase.
     pub phase: watch::Receiver<Phase>,
 }
 
-/// Accepts connections until the process drains; returns when the last one has ended, or did not in time.
+/// Accepts connections until the shutdown begins; returns when the last one has ended, at most [`limits::DRAIN`] later.
 pub async fn run(listener: TcpListener, shared: Arc<Shared>, max_connections: u32) {
     let slots = Slots::new(max_connections);
     let mut phase = shared.phase.clone();
@@ -40,12 +39,12 @@ pub async fn run(listener: TcpListener, shared: Arc<Shared>, max_connections: u3
         () = accept(&listener, &shared, &slots) => {}
         _ = phase.wait_for(|phase| *phase == Phase::Draining) => {}
     }
-    // The kernel refuses new connections from now on, and their clients go elsewhere.
+    // From now on the kernel refuses new connections, and clients connect to another replica.
     drop(listener);
     match slots.drained(limits::DRAIN).await {
         Ok(()) => info!("all connections have ended"),
         Err(open) => warn!(
-            "{open} connections are cut: they did not end within {} s",
+            "closing {open} connections that did not end within {} s",
             limits::DRAIN.as_secs()
         ),
     }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! HTTP: which requests are reviews, and how the others are sent away. What a review is answered is
-//! `review`'s business.
+//! HTTP: accepts the requests that are reviews and rejects the others. `review` computes the answers to reviews.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,13 +20,13 @@ use crate::limits;
 use crate::metrics::{Metrics, Outcome};
 use crate::review::{self, EnvEntry};
 
-/// The paths: the original's, and Gardener Resource Manager's.
+/// The served paths: that of Gardener's webhook, and Gardener Resource Manager's.
 pub const PATHS: [&str; 2] = [
     "/webhook/pod-apiserver-env",
     "/webhooks/kubernetes-service-host",
 ];
 
-/// The room that is made at once for a body in several pieces, in bytes; more as it comes.
+/// Initial capacity in bytes for a body that arrives in several pieces.
 const FIRST_ROOM: usize = 64 << 10;
 
 /// Answers requests.
@@ -39,7 +38,7 @@ pub struct Service {
     metrics: Arc<Metrics>,
 }
 
-/// A request that gets no review.
+/// Why a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rejection {
     Path,
@@ -91,8 +90,8 @@ impl Rejection {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path => write!(f, "not found; reviews go to {}", PATHS[0]),
-            Self::Method => f.write_str("only POST is allowed here"),
+            Self::Path => write!(f, "not found; reviews are served on {}", PATHS[0]),
+            Self::Method => f.write_str("only POST is allowed on this path"),
             Self::ContentType => f.write_str("the content type must be application/json"),
             Self::TooLarge => write!(f, "the body is longer than {} bytes", limits::BODY),
             Self::Slow => write!(
@@ -100,13 +99,13 @@ impl fmt::Display for Rejection {
                 "the body did not arrive within {} s",
                 limits::RECEIVE.as_secs()
             ),
-            Self::Broken => f.write_str("the body did not arrive"),
-            Self::Overload => f.write_str("too many requests at once; try again"),
+            Self::Broken => f.write_str("the body could not be received"),
+            Self::Overload => f.write_str("too many concurrent requests; try again"),
         }
     }
 }
 
-/// A short answer for people.
+/// A short answer in plain text.
 pub fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("{text}\n")));
     *response.status_mut() = status;
@@ -118,7 +117,7 @@ pub fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
 }
 
 impl Service {
-    /// Sets this entry in containers; serves at most `max_requests` requests at once.
+    /// A service that adds `entry` to containers, for at most `max_requests` concurrent requests.
     #[must_use]
     pub fn new(entry: EnvEntry, max_requests: usize, metrics: Arc<Metrics>) -> Self {
         Self {
@@ -144,7 +143,7 @@ impl Service {
 
     async fn review(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Rejection> {
         let start = Instant::now();
-        // The API server adds a query, with the time it waits.
+        // The API server adds a query with its timeout.
         if !PATHS.contains(&request.uri().path()) {
             return Err(Rejection::Path);
         }
@@ -174,7 +173,7 @@ impl Service {
     }
 }
 
-/// A request that is counted until it is dropped, which may be before it has its answer.
+/// Counts a request until it is dropped, which may be before it is answered.
 struct InFlight<'a>(&'a IntGauge);
 
 impl<'a> InFlight<'a> {
@@ -190,7 +189,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Whether the body is said to be JSON, with or without parameters.
+/// Whether the content type is JSON, with or without parameters.
 fn is_json(headers: &HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
@@ -199,14 +198,14 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// Receives a body. Memory is taken for received bytes, not for the announced length.
+/// Receives a body. Memory is allocated for received bytes, not for the announced length.
 async fn collect(mut body: Incoming, room: &mut Share<'_>) -> Result<Bytes, Rejection> {
     let promised = body.size_hint();
     if promised.lower() > limits::BODY as u64 {
         return Err(Rejection::TooLarge);
     }
     let first = match next(&mut body, room, 0).await? {
-        // Most reviews come in one piece, and need no copy.
+        // Most reviews arrive in one piece and need no copy.
         Some(first) if body.is_end_stream() => return Ok(first),
         Some(first) => first,
         None => return Ok(Bytes::new()),
@@ -228,7 +227,7 @@ async fn next(
     have: usize,
 ) -> Result<Option<Bytes>, Rejection> {
     while let Some(frame) = body.frame().await {
-        // Trailers are of no interest.
+        // Trailers are ignored.
         let Ok(piece) = frame.map_err(|_| Rejection::Broken)?.into_data() else {
             continue;
         };

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Reads JSON objects field by field, and nothing else as an object.
+//! Reads JSON objects field by field; another JSON type in place of an object is an error.
 //!
-//! The implementation that serde derives for a struct accepts an array of its fields as well, and
-//! refuses a key that comes twice. Here an array is a mistake, and of equal keys the last one
-//! counts, as in Go and in libraries for JSON patches.
+//! The implementation that serde derives for a struct also accepts an array of its fields, and rejects duplicate keys.
+//! Here an array is an error, and the last of several equal keys counts, as in Go and in libraries for JSON patches.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,15 +11,15 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// The fields of an object that are of interest.
+/// The fields of an object that are read.
 pub trait Fields<'de>: Default {
     /// The name of the object, for messages.
     const WHAT: &'static str;
 
-    /// Reads the value of `key` from `map` if it is of interest, and returns whether it was.
+    /// Reads the value of `key` from `map` if it is one of the fields, and returns whether it is.
     ///
     /// # Errors
-    /// The value is of another type.
+    /// If the value has another type.
     fn read<A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error>;
 }
 
@@ -93,7 +92,7 @@ impl<'de, T: Fold<'de>> Visitor<'de> for ListVisitor<T> {
     }
 }
 
-/// A string, taken over from the input where it holds no escape.
+/// A string, borrowed from the input if it has no escapes.
 #[derive(Debug, Default)]
 pub struct Text<'a>(pub Cow<'a, str>);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Writes the JSON patch (RFC 6902). It adds one variable to each container that lacks it and touches
-//! nothing else: fields this program has never heard of stay as they are.
+//! Writes the JSON patch (RFC 6902). It adds one variable to each container that lacks it and changes nothing else:
+//! unknown fields stay as they are.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::VARIABLE;
 use super::request::{Env, Pod};
 
-/// How long one operation is, in bytes, beside the entry itself: a guess that saves growing.
+/// Estimated length of one operation in bytes, without the entry: it avoids reallocations.
 const OPERATION_LENGTH: usize = 64;
 
 /// The variable with its value, as JSON.
@@ -18,14 +18,14 @@ const OPERATION_LENGTH: usize = 64;
 pub struct EnvEntry(String);
 
 impl EnvEntry {
-    /// The entry that sets this name in a container.
+    /// The entry that sets the variable to this name.
     #[must_use]
     pub fn new(fqdn: &str) -> Self {
         Self(json!({"name": VARIABLE, "value": fqdn}).to_string())
     }
 }
 
-/// The patch for a pod; none where nothing is to do.
+/// The patch for a pod; none if every container has the variable.
 pub fn patch(pod: &Pod, EnvEntry(entry): &EnvEntry) -> Option<Vec<u8>> {
     let lists = [
         ("initContainers", &pod.init_containers),
@@ -42,7 +42,7 @@ pub fn patch(pod: &Pod, EnvEntry(entry): &EnvEntry) -> Option<Vec<u8>> {
     let mut patch = String::with_capacity(2 + count * (OPERATION_LENGTH + entry.len()));
     for (list, containers) in lists {
         for (index, env) in containers.iter().enumerate() {
-            // `add` of a member that is there, as null, replaces it.
+            // `add` replaces a member that exists with value null.
             let (end, open, close) = match env {
                 Env::Absent => ("", "[", "]"),
                 Env::Lacking => ("/-", "", ""),

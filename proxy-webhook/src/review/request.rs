@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Reads a review. Everything of it must be JSON; only the fields that decide are read.
+//! Reads a review. The whole body must be JSON; only the fields that determine the answer are read.
 
 use std::borrow::Cow;
 use std::str::Utf8Error;
@@ -11,37 +11,37 @@ use thiserror::Error;
 use super::VARIABLE;
 use super::object::{Fields, Fold, List, Object, Text};
 
-/// The group's versions, as `apiVersion` has them. The first one answers reviews that name none.
+/// The supported values of `apiVersion`. The first one is that of the answer if a request has none of them.
 const API_VERSIONS: [&str; 2] = ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"];
 
-/// The only kind.
+/// The supported kind.
 const KIND: &str = "AdmissionReview";
 
-/// Why a request is no review that could be answered.
+/// Why a request is not a valid review.
 #[derive(Debug, Error)]
 pub enum Malformed {
-    /// It is no text.
+    /// It is not UTF-8.
     #[error("it is not UTF-8: {0}")]
     Utf8(#[from] Utf8Error),
     /// It is not JSON, or something in it has the wrong type.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    /// It is something else.
+    /// It is another kind of object.
     #[error("kind is {0:?}, not AdmissionReview")]
     Kind(String),
-    /// It is of another group or of a version yet to come.
+    /// It has an unsupported group or version.
     #[error("apiVersion is {0:?}, neither admission.k8s.io/v1 nor admission.k8s.io/v1beta1")]
     Version(String),
-    /// It asks nothing.
+    /// It has no request.
     #[error("there is no request")]
     NoRequest,
-    /// The API server could not match the answer to the request.
+    /// Without a uid the API server could not match the answer to the request.
     #[error("the request has no uid")]
     NoUid,
-    /// The operation is none that the API knows.
-    #[error("operation is {0:?}, none of CREATE, UPDATE, DELETE, CONNECT")]
+    /// The API has no such operation.
+    #[error("operation is {0:?}, not one of CREATE, UPDATE, DELETE, CONNECT")]
     Operation(String),
-    /// A pod is created, and there is none.
+    /// A request to create a pod has no pod.
     #[error("the request has no object")]
     NoObject,
 }
@@ -49,13 +49,13 @@ pub enum Malformed {
 /// The operation on the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// It is created, or nothing is said.
+    /// The pod is created, or the request names no operation.
     Create,
-    /// Its environment cannot be changed any more: a patch would have the operation refused.
+    /// Another one. The environment of an existing pod cannot be changed: the API server would reject a patch.
     Other,
 }
 
-/// A request that makes sense.
+/// A valid request.
 #[derive(Debug)]
 pub struct Review<'a> {
     /// One of [`API_VERSIONS`].
@@ -78,11 +78,11 @@ pub struct Parsed<'a> {
 /// The state of a container's environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Env {
-    /// There is none, or null.
+    /// There is no list, or it is null.
     Absent,
-    /// There is a list, without the variable.
+    /// There is a list without the variable.
     Lacking,
-    /// The variable is set, in whatever way.
+    /// There is a list with the variable, whatever its value.
     Set,
 }
 
@@ -101,7 +101,7 @@ pub type Containers = Vec<Env>;
 /// Reads a review.
 ///
 /// # Errors
-/// It is none, or it cannot be answered.
+/// If it is not a valid review.
 pub fn read(body: &[u8]) -> Result<Parsed<'_>, Malformed> {
     // serde_json checks skipped values to be JSON, but not to be UTF-8.
     let text = std::str::from_utf8(body)?;
@@ -139,7 +139,7 @@ pub fn read(body: &[u8]) -> Result<Parsed<'_>, Malformed> {
     })
 }
 
-/// The version and the uid of a request that is refused, as far as they can be read.
+/// The version and the uid of a refused request, as far as they can be read.
 pub fn salvage(body: &[u8]) -> (&'static str, Cow<'_, str>) {
     let envelope = std::str::from_utf8(body)
         .ok()
@@ -288,7 +288,7 @@ impl<'de> Fields<'de> for Container {
     }
 }
 
-/// Whether a list of variables has ours.
+/// Whether a list of variables contains [`VARIABLE`].
 #[derive(Debug, Default)]
 struct HasVariable(bool);
 

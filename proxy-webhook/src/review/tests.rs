@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Answers, letter by letter. Whether a patch gives the expected pod is tested over TLS, with a
-//! library for JSON patches, in the crate `tests`.
+//! Answers, byte by byte. Whether a patch results in the expected pod is tested over TLS, with a library for JSON patches,
+//! in the crate `tests`.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn text(body: &str) -> (Verdict, String) {
     (answer.verdict, String::from_utf8(answer.body).unwrap())
 }
 
-/// A review in the version of that name.
+/// A review in this version of the API.
 fn review(version: &str, request: &str) -> (Verdict, String) {
     text(&format!(
         r#"{{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/{version}","request":{request}}}"#
@@ -78,7 +78,7 @@ fn refusals_name_the_question_where_they_can() {
     assert_eq!(verdict, Verdict::Malformed);
     assert_eq!(
         answer,
-        r#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","response":{"uid":"u","allowed":false,"status":{"status":"Failure","message":"malformed AdmissionReview: operation is \"PATCH\", none of CREATE, UPDATE, DELETE, CONNECT","reason":"BadRequest","code":400}}}"#
+        r#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","response":{"uid":"u","allowed":false,"status":{"status":"Failure","message":"malformed AdmissionReview: operation is \"PATCH\", not one of CREATE, UPDATE, DELETE, CONNECT","reason":"BadRequest","code":400}}}"#
     );
     let (_, answer) = text("{");
     assert!(answer.starts_with(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One connection: the TLS handshake, HTTP/1.1 or HTTP/2 as agreed in it, and its end.
+//! One connection: the TLS handshake, HTTP/1.1 or HTTP/2 as negotiated in it, and its end.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
         Ok(session) => session,
         Err(why) => {
             shared.metrics.handshake_failures.inc();
-            debug!("{peer}: no TLS session: {why}");
+            debug!("{peer}: the TLS handshake failed: {why}");
             return;
         }
     };
@@ -54,7 +54,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     } else {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // `Activity` has finer ones.
+            // `Activity` limits the time for the head.
             .header_read_timeout(None)
             .max_buf_size(limits::HTTP1_BUFFER)
             .serve_connection(Watched::new(io, Arc::clone(&activity)), service);
@@ -66,13 +66,16 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
 }
 
 async fn handshake(stream: TcpStream, shared: &Shared) -> Result<TlsStream<TcpStream>, String> {
-    // Answers are written whole: waiting for more only costs time.
+    // Each answer is written at once, so Nagle's algorithm would only delay it.
     stream
         .set_nodelay(true)
         .map_err(|error| error.to_string())?;
     let acceptor = TlsAcceptor::from(shared.current.get().config.clone());
     match timeout(limits::HANDSHAKE, acceptor.accept(stream)).await {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("not within {} s", limits::HANDSHAKE.as_secs())),
+        Err(_) => Err(format!(
+            "it did not end within {} s",
+            limits::HANDSHAKE.as_secs()
+        )),
     }
 }

@@ -39,7 +39,7 @@ metrics! {
     BUILD_INFO: GAUGE "proxy_agent_build_info" ["version", "arch"],
         "The version of the agent; always 1.";
     START_TIME: GAUGE "proxy_agent_start_time_seconds" [],
-        "When the agent started, in seconds since 1970.";
+        "Start time of the agent, in seconds since 1970.";
     READY: GAUGE "proxy_agent_ready" [],
         "Whether /readyz answers 200.";
     READY_CONDITION: GAUGE "proxy_agent_ready_condition" ["condition"],
@@ -47,47 +47,47 @@ metrics! {
     DEGRADED: GAUGE "proxy_agent_degraded" [],
         "Whether --backend=auto found no usable backend: connections are tracked.";
     UNREADABLE: GAUGE "proxy_agent_unreadable" ["source"],
-        "Whether a source could not be read, so that its samples are missing.";
+        "Whether a source of samples could not be read; its samples are missing then.";
     DURATION: HISTOGRAM "proxy_agent_reconcile_duration_seconds" ["cause"],
-        "Duration of passes, by their cause.";
+        "Duration of passes, by cause.";
     FAILED_PASSES: COUNTER "proxy_agent_reconcile_failures_total" [],
         "Passes with at least one failure.";
     LAST_PASS: GAUGE "proxy_agent_reconcile_last_timestamp_seconds" [],
-        "When the last pass ended, in seconds since 1970.";
+        "End of the last pass, in seconds since 1970.";
     LAST_SUCCESS: GAUGE "proxy_agent_reconcile_last_success_timestamp_seconds" [],
-        "When the last pass without failures ended, in seconds since 1970; 0 before the first.";
+        "End of the last pass without failures, in seconds since 1970; 0 before the first.";
     INTERVAL: GAUGE "proxy_agent_sync_interval_seconds" [],
-        "The time between two full resyncs.";
+        "Interval of full resyncs, in seconds.";
     REPAIRS: COUNTER "proxy_agent_repairs_total" ["part"],
-        "Changes that repaired interference by others, by part of the node.";
+        "Changes that repaired interference by other programs, by part of the node.";
     ERRORS: COUNTER "proxy_agent_errors_total" ["part"],
         "Failed observations and operations, by part of the node.";
     FAILING: GAUGE "proxy_agent_failing" ["part"],
         "Failures of the last pass, by part of the node.";
     VIP_PRESENT: GAUGE "proxy_agent_vip_present" ["vip", "link"],
-        "Whether the last pass left the VIP usable on its link.";
+        "Whether the VIP was usable on its link after the last pass.";
     LINK_UP: GAUGE "proxy_agent_vip_link_up" ["link"],
         "Whether the link of the VIPs was up after the last pass.";
     LISTENER_UP: GAUGE "proxy_agent_listener_up" ["vip"],
-        "Whether a socket listens on the VIP with its port.";
+        "Whether a socket listens on the VIP and port.";
     SERVICE_INFO: GAUGE "proxy_agent_service_info" ["cluster_ip", "vip"],
         "A ClusterIP whose connections end on the proxy; always 1.";
     PACKETS: COUNTER "proxy_agent_packets_total" ["vip", "direction"],
-        "Untracked packets to the VIP and from it.";
+        "Untracked packets to and from the VIP.";
     BYTES: COUNTER "proxy_agent_bytes_total" ["vip", "direction"],
         "Bytes of untracked packets, from the IP header on.";
     DECISIONS: COUNTER "proxy_agent_decisions_total" ["vip"],
         "SYNs with a decision: their connections are untracked.";
     TRANSLATIONS: COUNTER "proxy_agent_translations_total" ["vip"],
-        "SYNs and calls of connect(2) to a ClusterIP that ended on the proxy.";
+        "SYNs and connect(2) calls to a ClusterIP whose connections end on the proxy.";
     UNDECIDED: COUNTER "proxy_agent_undecided_total" ["vip", "reason"],
         "SYNs without a decision, left to conntrack, by reason.";
     GUARD_DROPS: COUNTER "proxy_agent_guard_drops_total" ["vip", "cause"],
-        "Packets for the VIP that were dropped, by cause.";
+        "Dropped packets to the VIP, by cause.";
     LINK_DECISIONS: COUNTER "proxy_agent_link_decisions_total" ["vip", "link"],
         "SYNs with a decision, by the link on which they arrived.";
     LINK_TRANSLATIONS: COUNTER "proxy_agent_link_translations_total" ["vip", "link"],
-        "SYNs and calls of connect(2) to a ClusterIP that ended on the proxy, by link.";
+        "SYNs and connect(2) calls to a ClusterIP whose connections end on the proxy, by link.";
     LINK_UNDECIDED: COUNTER "proxy_agent_link_undecided_total" ["vip", "link"],
         "SYNs without a decision, left to conntrack, by link.";
     GUARD_LINK_INFO: GAUGE "proxy_agent_guard_link_info" ["link", "how"],
@@ -111,9 +111,9 @@ metrics! {
     CONNTRACK_MAX: GAUGE "proxy_agent_conntrack_max_entries" [],
         "Capacity of the conntrack table.";
     CONNTRACK_DROPS: COUNTER "proxy_agent_conntrack_drops_total" [],
-        "Packets that were dropped because the conntrack table was full.";
+        "Packets dropped because the conntrack table was full.";
     CONNTRACK_EARLY_DROPS: COUNTER "proxy_agent_conntrack_early_drops_total" [],
-        "Conntrack entries that were evicted because the table was full.";
+        "Conntrack entries evicted because the table was full.";
     CONNTRACK_INSERT_FAILURES: COUNTER "proxy_agent_conntrack_insert_failures_total" [],
         "Conntrack entries that could not be added.";
 }
