@@ -102,16 +102,17 @@ pub fn test(workspace: &Workspace, options: &Options) -> Result<()> {
 /// tests that need it are skipped.
 fn build_everything(workspace: &Workspace) -> Result<BTreeMap<&'static str, OsString>> {
     let start = Instant::now();
-    // What comes from elsewhere waits for the network and for single large crates: ours are built beside that.
+    // Set-up, the previous release and upstream's programs wait for the network and for single large crates: all are built
+    // in parallel with ours.
     let (ours, others, previous, peers) = thread::scope(|scope| {
-        let elsewhere = scope.spawn(|| {
+        let peers = scope.spawn(|| peers::ensure(workspace));
+        let others = scope.spawn(|| {
             let others = setup::ensure(Scope::Everything);
-            (others, previous::build(workspace), peers::ensure(workspace))
+            (others, previous::build(workspace))
         });
         let ours = build::tests(workspace);
-        let (others, previous, peers) = elsewhere
-            .join()
-            .unwrap_or_else(|panic| resume_unwind(panic));
+        let (others, previous) = others.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let peers = peers.join().unwrap_or_else(|panic| resume_unwind(panic));
         (ours, others, previous, peers)
     });
     ours?;
