@@ -22,7 +22,7 @@ const MARKS: [(&str, &str); 4] = [
     ("cluster", "a Kubernetes cluster"),
     ("machine", "a node, or programs that run on it"),
     ("release", "a registry, or a release"),
-    ("tested", "a test of its own, which runs it as it stands"),
+    ("tested", "a test of its own, which runs it unchanged"),
 ];
 
 /// Commands of every shell, which are not checked.
