@@ -83,10 +83,18 @@ const STRANGERS: [(&str, &[&str]); 8] = [
     ("proxy-kernel", NOT_BELOW),
     ("proxy-netlink", NOT_BELOW),
     // It reads rules through proxy-netlink.
-    ("proxy-rules", PROGRAMS),
+    (
+        "proxy-rules",
+        &[
+            "proxy-agent",
+            "proxy-common",
+            "proxy-kernel",
+            "proxy-serve",
+            "proxy-tunnel",
+            "proxy-webhook",
+        ],
+    ),
 ];
-/// The programs that are built on the shared packages, which therefore must not depend on them.
-const PROGRAMS: &[&str] = &["proxy-agent", "proxy-tunnel", "proxy-webhook"];
 /// The programs, and the shared packages that are independent of each other.
 const NOT_BELOW: &[&str] = &[
     "proxy-agent",
