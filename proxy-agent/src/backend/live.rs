@@ -57,6 +57,9 @@ impl Live {
             }
             let connection = Connection { client, vip };
             match conntrack::answered_by(&mut socket, vip, client)? {
+                // The client has opened another connection from this port, which is tracked, and whose port conntrack has
+                // changed. It has given this one up.
+                None if conntrack::opened_by(&mut socket, client, vip)?.is_some() => {}
                 None => live.untracked.push(connection),
                 Some(entry) if entry.status.contains(Status::DstNat) => {
                     live.translated.push(connection);

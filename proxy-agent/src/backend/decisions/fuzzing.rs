@@ -409,10 +409,19 @@ impl Node {
     /// over.
     fn install(&mut self, takes_over: bool) {
         let takes_over = takes_over && self.has_rules;
+        // Conntrack has an entry that the client opened to the VIP from this port.
+        let is_opened = |seen: usize| {
+            let mut connections = self.connections.iter();
+            connections.any(|one| {
+                (one.way, one.promise, one.port) == (Way::Direct, Promise::Tracked, seen)
+            })
+        };
         let with_socket = |way: Way, promise: Promise| {
             let connections = self.connections.iter();
             let wanted = connections.filter(|one| {
-                (one.way, one.promise) == (way, promise) && one.stage > Stage::Opening
+                (one.way, one.promise) == (way, promise)
+                    && one.stage > Stage::Opening
+                    && (promise == Promise::Tracked || !is_opened(one.seen))
             });
             wanted
                 .map(|one| super::Connection {
