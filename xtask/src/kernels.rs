@@ -63,10 +63,13 @@ pub struct Selection {
 
 /// A kernel of the matrix.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Kernel {
     /// The prefix of its version, or `newest`.
     pub name: String,
+    /// The files of `ci` that `vm --ci` does not run on this kernel.
+    #[serde(default)]
+    pub ci_leaves_out: Vec<String>,
     /// The features that it must support.
     pub supports: Support,
     /// The tests that are skipped on this kernel, by the name in their record, with the reason.

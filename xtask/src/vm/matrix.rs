@@ -152,7 +152,11 @@ fn boots<'a>(
         kernel,
         append: options.append.clone(),
         supports: &row.supports,
-        runs: runs.to_vec(),
+        runs: runs
+            .iter()
+            .filter(|run| !(options.ci && row.ci_leaves_out.contains(&run.name)))
+            .cloned()
+            .collect(),
         skips: skips.collect(),
         complete: !options.ci && options.filter.is_none() && options.files.is_empty(),
     }];
@@ -358,6 +362,10 @@ fn selected(workspace: &Workspace, kernels: &Kernels, options: &Options) -> Resu
             let file = files.get(kernels::FILE, &selection.file)?;
             Ok(run(file, file.arguments(kernels::FILE, &selection.tests)?))
         };
+        let left_out = kernels.kernel.iter().flat_map(|row| &row.ci_leaves_out);
+        for name in left_out {
+            files.get(kernels::FILE, name)?;
+        }
         return kernels.ci.iter().map(run).collect();
     }
     for name in &options.files {
