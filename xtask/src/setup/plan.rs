@@ -14,8 +14,8 @@ const BPF_LINKER: &str = "0.13.0";
 /// The LLVM releases for which this release of bpf-linker has a feature.
 const LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 
-/// The placeholder for the LLVM release in a [`Line`]. The release is known only after a compiler is installed, because
-/// Debian updates it.
+/// Stands for the LLVM release in a [`Line`], until [`Line::with_llvm_major`] writes it there: the release is known only after
+/// a compiler is installed, because Debian updates it. It is a shell's variable in the commands that people run by hand.
 const N: &str = "$N";
 
 /// A step with its reason.
@@ -186,7 +186,7 @@ fn line(words: &[&str]) -> Line {
 }
 
 impl Line {
-    /// Returns whether the command contains the placeholder for the compiler's LLVM release.
+    /// Returns whether the command depends on the compiler's LLVM release.
     pub fn needs_llvm_major(&self) -> bool {
         self.words.iter().any(|word| word.contains(N))
     }
