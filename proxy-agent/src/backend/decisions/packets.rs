@@ -191,13 +191,9 @@ pub fn opens() -> Vec<Expressions> {
     expression::flags_are(SYN, FIN | SYN | RST | ACK)
 }
 
-/// Counts and untracks the packet.
+/// Untracks the packet. A counter would cost each packet of a connection as much as two matches.
 pub fn untrack() -> Vec<Expressions> {
-    vec![
-        expression::counter(),
-        expression::notrack(),
-        expression::accept(),
-    ]
+    vec![expression::notrack(), expression::accept()]
 }
 
 /// Counts the packet and leaves it to conntrack.
@@ -207,7 +203,6 @@ pub fn leave() -> Vec<Expressions> {
 
 /// A rule of a base chain: matching packets go to `chain`.
 pub fn entry(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
-    matches.push(expression::counter());
     matches.push(expression::go_to(chain));
     Rule {
         purpose,

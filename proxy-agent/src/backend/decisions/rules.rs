@@ -57,7 +57,7 @@ pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
 fn from_elsewhere(vip: SocketAddr) -> Rule {
     let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
     let not_here = expression::not_from_loopback();
-    entry(
+    counted(
         Counted::FromElsewhere.purpose(vip),
         [matches, not_here.into()].concat(),
         "request",
@@ -75,12 +75,18 @@ fn at_the_proxy(vip: SocketAddr) -> Rule {
 
 fn from_here(vip: SocketAddr) -> Rule {
     let matches = expression::endpoint(End::Destination, vip.ip(), vip.port());
-    entry(Counted::FromHere.purpose(vip), matches, "request")
+    counted(Counted::FromHere.purpose(vip), matches, "request")
 }
 
 fn from_the_proxy(vip: SocketAddr) -> Rule {
     let matches = expression::endpoint(End::Source, vip.ip(), vip.port());
-    entry(Counted::Replies.purpose(vip), matches, "reply")
+    counted(Counted::Replies.purpose(vip), matches, "reply")
+}
+
+/// [`entry`], with a counter.
+fn counted(purpose: String, mut matches: Vec<Expressions>, chain: &str) -> Rule {
+    matches.push(expression::counter());
+    entry(purpose, matches, chain)
 }
 
 fn request_rules(packet: &Packets, turned: &Packets) -> Vec<Rule> {
@@ -124,6 +130,7 @@ fn open_rules_of(vip: SocketAddr, packet: &Packets) -> Vec<Rule> {
             [
                 packet.update("opening"),
                 expression::set_priority(DECIDED_SYN).into(),
+                vec![expression::counter()],
                 untrack(),
             ]
             .concat(),

@@ -314,7 +314,8 @@ fn open_rules(
             expressions: [matches, leave()].concat(),
         });
     }
-    let decide = [packet.update(OPENING), untrack()].concat();
+    let counter = vec![expression::counter()];
+    let decide = [packet.update(OPENING), counter, untrack()].concat();
     rules.extend(of_cgroups(cgroups, &decide));
     rules
 }
@@ -351,10 +352,7 @@ fn note_others(family: Family, cgroups: &[Cgroup], sets: &mut Vec<Set>, chains: 
     let rules = of_cgroups(cgroups, &[packet.update(SEEN), leave()].concat());
     chains.push(chain("other", rules));
     let output = chains.iter_mut().find(|chain| chain.name == "output");
-    let to_others = [
-        opens(),
-        vec![expression::counter(), expression::go_to("other")],
-    ];
+    let to_others = [opens(), vec![expression::go_to("other")]];
     output
         .expect("each of these tables has it")
         .rules
