@@ -15,6 +15,7 @@ use super::result::Cell;
 use super::traffic::{self, Sample, Server, Work};
 use super::variant::Variant;
 use tests::agent::Agent;
+use tests::cgroup::Cgroup;
 use tests::kubeproxy::KubeProxy;
 use tests::netns::Netns;
 use tests::node::{Node, Topology, api_server};
@@ -54,6 +55,7 @@ struct Chain {
     side: Side,
     servers: [Server; 2],
     _proxy: Proxy,
+    _cgroup: Cgroup,
     _agent: Option<Agent>,
     node: Node,
 }
@@ -72,13 +74,15 @@ impl Chain {
         };
         let servers = Family::ALL.map(|family| Server::listen(&node.uplink, api_server(family)));
         let [four, six] = servers;
-        let proxy = Proxy::start_to(&node, &node.cgroup("proxy")?, api_server)?;
+        let cgroup = node.cgroup("proxy")?;
+        let proxy = Proxy::start_to(&node, &cgroup, api_server)?;
         // With client and server, as they are with each other.
         clock::pin_process(proxy.id(), clock::processor()).context("pinning HAProxy")?;
         let chain = Self {
             side,
             servers: [four?, six?],
             _proxy: proxy,
+            _cgroup: cgroup,
             _agent: agent,
             node,
         };
