@@ -21,7 +21,7 @@ use tests::{Family, client, slow_machine};
 const LIFETIME: Duration = Duration::from_millis(400);
 
 /// The factor for the number of cycles under full load: with `ebpf`, more than 500 cycles.
-const FULL: usize = 3;
+const FULL: usize = 6;
 
 /// Flags that differ from start to start.
 type Variants = &'static [&'static [&'static str]];
@@ -69,13 +69,13 @@ fn cycle(state: &mut Cycles<'_>, variants: Variants) -> Result<()> {
 #[test]
 fn ebpf() {
     let backend = Backend::EBPF;
-    killed(Topology::Veth, backend, 200, &[&[]]);
+    killed(Topology::Veth, backend, 100, &[&[]]);
 }
 
 #[test]
 fn ebpf_by_clsact() {
     let backend = Backend::EBPF_BY_CLSACT;
-    killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
+    killed(Topology::BridgeNetfilter, backend, 25, &[&[]]);
 }
 
 /// An agent is killed at any moment of a change of settings. Until the next one is ready, some programs use the map of
@@ -92,7 +92,7 @@ fn ebpf_with_other_settings_each_time() {
         &["--max-connections=8192"],
         &["--tc-attach=clsact"],
     ];
-    killed(Topology::Veth, backend, 100, variants);
+    killed(Topology::Veth, backend, 50, variants);
 }
 
 /// The agent is killed between pinning a link and replacing an older one with it, a moment that is too short to be hit
@@ -169,11 +169,11 @@ fn while_attaching_by_clsact() {
 #[test]
 fn nftables() {
     let backend = Backend::NFTABLES;
-    killed(Topology::Veth, backend, 50, &[&[]]);
+    killed(Topology::Veth, backend, 25, &[&[]]);
 }
 
 #[test]
 fn iptables() {
     let backend = Backend::IPTABLES;
-    killed(Topology::BridgeNetfilter, backend, 50, &[&[]]);
+    killed(Topology::BridgeNetfilter, backend, 25, &[&[]]);
 }

@@ -10,7 +10,7 @@
 //! ones if the whole ruleset of nf_tables is flushed: without a NAT chain the kernel stops translating connections that
 //! conntrack has recorded, with the agent and without.
 //!
-//! `PROXY_AGENT_TEST_STORM=SECONDS` makes the storm last longer, `PROXY_AGENT_TEST_SEED=N` repeats one.
+//! `PROXY_AGENT_TEST_STORM=SECONDS` determines how long a storm lasts, `PROXY_AGENT_TEST_SEED=N` repeats one.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,12 +23,14 @@ use tests::node::{Node, Topology};
 use tests::proxy::Proxy;
 use tests::stream::Live;
 use tests::streams::{all_end_intact, all_go_on, new_connections_work, open};
-use tests::{artifacts, cmd, snapshot};
+use tests::{artifacts, cmd, slow_machine, snapshot};
 
 /// The agent's target is a second; a loaded machine is allowed more.
 const CONVERGED: Duration = Duration::from_secs(3);
 /// The range of the pause between two bursts of interferences, in milliseconds.
 const PAUSES: std::ops::Range<u64> = 5..250;
+/// The factor for the length of a storm under full load.
+const FULL: u64 = 6;
 /// The maximum number of lines in the agent's log for each interference.
 const LINES_PER_INTERFERENCE: usize = 40;
 
@@ -102,7 +104,12 @@ impl Storm {
     }
 
     fn seconds(&self) -> u64 {
-        number("PROXY_AGENT_TEST_STORM").unwrap_or(self.seconds)
+        let more = if slow_machine::is_load_full() {
+            FULL
+        } else {
+            1
+        };
+        number("PROXY_AGENT_TEST_STORM").unwrap_or(self.seconds * more)
     }
 
     /// Interferes, and returns the number of interferences and the time of the last one.
@@ -199,7 +206,7 @@ fn ebpf() {
     Storm {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf"],
-        seconds: 60,
+        seconds: 20,
         without: &[],
     }
     .rage();
@@ -210,7 +217,7 @@ fn ebpf_by_clsact() {
     Storm {
         kube_proxy: KubeProxy::Nftables,
         args: &["--backend=ebpf", "--tc-attach=clsact"],
-        seconds: 20,
+        seconds: 10,
         without: &[Interference::FlushRuleset],
     }
     .rage();
@@ -221,7 +228,7 @@ fn translation_without_programs() {
     Storm {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
-        seconds: 20,
+        seconds: 10,
         without: &[Interference::FlushRuleset, Interference::DeleteTables],
     }
     .rage();
@@ -232,7 +239,7 @@ fn translation_without_rules() {
     Storm {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=ebpf", TRANSLATE[0], TRANSLATE[1]],
-        seconds: 20,
+        seconds: 10,
         without: &[
             Interference::DetachTcx,
             Interference::DeleteClsact,
@@ -247,7 +254,7 @@ fn nftables() {
     Storm {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=nftables"],
-        seconds: 20,
+        seconds: 10,
         without: &[],
     }
     .rage();
@@ -258,7 +265,7 @@ fn iptables() {
     Storm {
         kube_proxy: KubeProxy::IptablesLegacy,
         args: &["--backend=iptables", ASKING],
-        seconds: 20,
+        seconds: 10,
         without: &[],
     }
     .rage();
