@@ -9,15 +9,13 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::parallel;
 use crate::setup::{self, Scope};
 use crate::sh;
 use crate::workspace::{QUICK, Workspace, by};
@@ -91,20 +89,8 @@ pub fn briefly(workspace: &Workspace) -> Result<()> {
     let targets = targets(workspace)?;
     let names: Vec<&str> = names(&targets).collect();
     // A fuzzer takes one processor.
-    let at_once = thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicUsize::new(0);
-    let worker = || -> Result<()> {
-        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            one_briefly(workspace, name)?;
-        }
-        Ok(())
-    };
-    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(worker)).collect();
-        let outcome = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
-            worker.join().unwrap_or_else(|panic| resume_unwind(panic))
-        };
-        workers.into_iter().map(outcome).collect()
+    let outcomes = parallel::each(&names, parallel::processors(), |name| {
+        one_briefly(workspace, name)
     });
     outcomes.into_iter().collect::<Result<()>>()?;
     println!(

@@ -14,6 +14,7 @@ mod fuzz;
 mod image;
 mod kernels;
 mod nodes;
+mod parallel;
 mod peers;
 mod previous;
 mod programs;

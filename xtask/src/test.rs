@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
@@ -22,6 +21,7 @@ use crate::fuzz;
 use crate::image;
 use crate::kernels::Kernels;
 use crate::nodes::{self, Nodes};
+use crate::parallel;
 use crate::peers;
 use crate::previous;
 use crate::setup::{self, Scope};
@@ -111,8 +111,8 @@ fn build_everything(workspace: &Workspace) -> Result<BTreeMap<&'static str, OsSt
             (others, previous::build(workspace))
         });
         let ours = build::tests(workspace);
-        let (others, previous) = others.join().unwrap_or_else(|panic| resume_unwind(panic));
-        let peers = peers.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let (others, previous) = parallel::result(others);
+        let peers = parallel::result(peers);
         (ours, others, previous, peers)
     });
     ours?;

@@ -3,7 +3,7 @@
 //! `vm`: the agent on other kernels than this machine's, in guests of qemu.
 //!
 //! [`debian`] and [`kernel`] bring a kernel, [`guest`] and [`initramfs`] its files, [`qemu`] boots
-//! it, [`matrix`] runs the tests on each kernel of `tests/kernels.toml` and judges them.
+//! it, [`matrix`] runs the tests on each kernel of `tests/kernels.toml` and judges them, [`report`] shows it.
 
 mod debian;
 mod emulator;
@@ -12,6 +12,7 @@ mod initramfs;
 mod kernel;
 mod matrix;
 mod qemu;
+mod report;
 mod verifier;
 
 use std::ffi::OsString;

@@ -4,20 +4,20 @@
 //! are those that the file expects.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::guest::{Job, Run};
 use super::kernel::Kernel;
-use super::qemu::{Host, Outcome, Setting};
-use super::{Options, choose, debian, environment, tail, took, verifier};
+use super::qemu::{Accelerator, Host, Outcome, Setting};
+use super::report::{self, Ran, Verdict};
+use super::{Options, choose, debian, environment, took, verifier};
 use crate::behaviour::{File, Files};
 use crate::kernels::{self, Kernels, Selection, Support};
+use crate::parallel;
 use crate::previous;
-use crate::sh;
 use crate::variables;
 use crate::workspace::Workspace;
 
@@ -32,9 +32,6 @@ const UPGRADES: &str = "upgrade";
 const RUN_LIMIT: u64 = 2400;
 const GUEST_LIMIT: Duration = Duration::from_hours(3);
 
-/// How much of a console is shown.
-const SHOWN: usize = 400;
-
 /// One boot of the matrix.
 struct Boot<'a> {
     name: String,
@@ -48,14 +45,6 @@ struct Boot<'a> {
     complete: bool,
 }
 
-/// The result of one boot.
-struct Verdict {
-    name: String,
-    release: String,
-    problems: Vec<String>,
-    time: Duration,
-}
-
 /// Runs the tests on the kernel that is asked for, or on all.
 ///
 /// # Errors
@@ -65,47 +54,41 @@ pub fn run(workspace: &Workspace, host: &Host, options: &Options) -> Result<()> 
     let kernels = Kernels::read(workspace)?;
     let runs = selected(workspace, &kernels, options)?;
     let rows = rows(&kernels, host.cache(), options)?;
-    let mut verdicts = Vec::new();
-    for (name, kernel, row) in &rows {
-        for boot in boots(name, kernel, (&kernels, row), &runs, options) {
-            let start = Instant::now();
-            let problems = boot.run(workspace, host, &kernels)?;
-            verdicts.push(Verdict {
-                name: boot.name,
-                release: kernel.release.clone(),
-                problems,
-                time: start.elapsed(),
-            });
-        }
-    }
-    println!();
-    for verdict in &verdicts {
-        let Verdict {
-            name,
-            release,
-            problems,
-            time,
-        } = verdict;
-        let word = if problems.is_empty() {
-            "passed"
-        } else {
-            "FAILED"
-        };
-        println!("{word}  {name} (Linux {release}), {}", sh::duration(*time));
-        for problem in problems {
-            println!("        {problem}");
-        }
-    }
-    println!("vm: {}", took(rows.len(), start));
-    let failed: Vec<&str> = verdicts
+    let boots: Vec<Boot> = rows
         .iter()
-        .filter(|verdict| !verdict.problems.is_empty())
-        .map(|verdict| verdict.name.as_str())
+        .flat_map(|(name, kernel, row)| boots(name, kernel, (&kernels, row), &runs, options))
         .collect();
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
-    }
-    Ok(())
+    let upgrades = |boot: &Boot| boot.runs.iter().any(|run| run.name == UPGRADES);
+    let previous = if boots.iter().any(upgrades) {
+        // Where it cannot be had, the tests say so and are skipped.
+        previous::build(workspace)?.ok()
+    } else {
+        None
+    };
+    let (_, kernel, _) = rows.first().context("there is no kernel to boot")?;
+    let (accelerator, why) = host.accelerator(kernel)?;
+    println!("vm: {accelerator:?}: {why}");
+    // An emulated guest keeps less than one processor busy, since its tests mostly wait. With KVM it has two.
+    let at_once = match accelerator {
+        Accelerator::Tcg => parallel::processors(),
+        Accelerator::Kvm => parallel::processors().div_ceil(2),
+    };
+    let verdicts = parallel::each(&boots, at_once, |boot| {
+        let start = Instant::now();
+        let previous = previous.clone().filter(|_| upgrades(boot));
+        let problems = boot.run(host, &kernels, (accelerator, previous))?;
+        Ok(Verdict {
+            name: boot.name.clone(),
+            release: boot.kernel.release.clone(),
+            problems,
+            time: start.elapsed(),
+        })
+    });
+    let verdicts = verdicts.into_iter().collect::<Result<Vec<_>>>()?;
+    println!();
+    report::verdicts(&verdicts);
+    println!("vm: {}", took(rows.len(), start));
+    report::outcome(&verdicts)
 }
 
 /// The requested kernels, each with its expectations.
@@ -183,10 +166,14 @@ fn boots<'a>(
 
 impl Boot<'_> {
     /// Boots the kernel and runs its tests; returns the errors.
-    fn run(&self, workspace: &Workspace, host: &Host, kernels: &Kernels) -> Result<Vec<String>> {
-        let (accelerator, why) = host.accelerator(self.kernel)?;
+    fn run(
+        &self,
+        host: &Host,
+        kernels: &Kernels,
+        (accelerator, previous): (Accelerator, Option<PathBuf>),
+    ) -> Result<Vec<String>> {
         println!(
-            "\n== {}: Linux {} {}, {accelerator:?}: {why}",
+            "{}: boots Linux {} {}",
             self.name, self.kernel.release, self.append
         );
         let mut variables = environment(accelerator);
@@ -194,13 +181,6 @@ impl Boot<'_> {
             variables::KERNEL_VARIABLE,
             serde_json::to_string(self.supports)?,
         ));
-        let upgrades = self.runs.iter().any(|run| run.name == UPGRADES);
-        let previous = if upgrades {
-            // Where it cannot be had, the tests say so and are skipped.
-            previous::build(workspace)?.ok()
-        } else {
-            None
-        };
         let job = Job::Tests(self.runs.clone(), previous);
         let setting = Setting {
             name: &format!("guests/{}", self.name.replace(' ', "-")),
@@ -210,11 +190,13 @@ impl Boot<'_> {
             accelerator,
         };
         let guest = host.guest(self.kernel, &setting)?;
-        let outcome = guest.watch(GUEST_LIMIT, show_line)?;
+        let outcome = guest.watch(GUEST_LIMIT, |line| {
+            report::show_line(&self.name, line);
+        })?;
         guest.tidy_up();
         let problems = self.judge(&outcome, kernels.verifier_limit);
         if !problems.is_empty() {
-            show(&outcome);
+            report::show_failure(&self.name, &outcome);
         }
         Ok(problems)
     }
@@ -281,70 +263,6 @@ impl Boot<'_> {
         }
         problems
     }
-}
-
-/// A file whose tests ran: `tests <name> <status> <seconds>`.
-struct Ran<'a> {
-    name: &'a str,
-    status: i32,
-    seconds: u64,
-}
-
-impl<'a> Ran<'a> {
-    fn read(line: &'a str) -> Option<Self> {
-        let mut words = line.strip_prefix("tests ")?.split(' ');
-        Some(Self {
-            name: words.next()?,
-            status: words.next()?.parse().ok()?,
-            seconds: words.next()?.parse().ok()?,
-        })
-    }
-}
-
-/// Shows a line of a report to people.
-fn show_line(line: &str) {
-    if let Some(ran) = Ran::read(line) {
-        let verdict = if ran.status == 0 { "ok" } else { "FAILED" };
-        println!("  {:<24} {verdict}, {} s", ran.name, ran.seconds);
-    } else if let Some(skipped) = line.strip_prefix("skipped ") {
-        println!("  skipped: {skipped}");
-    }
-}
-
-/// Shows the output of failed programs; where none did, the end of the console.
-fn show(outcome: &Outcome) {
-    let bytes = fs::read(&outcome.console).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
-    let failed = outcome
-        .report
-        .iter()
-        .filter_map(|line| Ran::read(line))
-        .filter(|ran| ran.status != 0);
-    let mut shown = false;
-    for ran in failed {
-        let begin = format!("==== {}\n", ran.name);
-        let end = format!("==== end of {}\n", ran.name);
-        let part = text
-            .split_once(&begin)
-            .map(|(_, rest)| rest.split_once(&end).map_or(rest, |(part, _)| part));
-        if let Some(part) = part {
-            let lines: Vec<&str> = part.lines().collect();
-            let from = lines.len().saturating_sub(SHOWN);
-            println!(
-                "---- {} of the guest:\n{}",
-                ran.name,
-                lines[from..].join("\n")
-            );
-            shown = true;
-        }
-    }
-    if !shown || outcome.trouble.is_some() {
-        println!(
-            "---- the end of the guest's console:\n{}",
-            tail(&outcome.console, SHOWN)
-        );
-    }
-    println!("---- all of it: {}", outcome.console.display());
 }
 
 /// The tests of this workspace that are asked for.
