@@ -18,7 +18,7 @@ use crate::backend::ebpf::{self, Ids};
 use crate::backend::select::Backend;
 use crate::backend::tables;
 use crate::claims::Claims;
-use crate::config::{BackendChoice, Config, Guard};
+use crate::config::{AcceptRules, BackendChoice, Config, Guard};
 use crate::features;
 use crate::link;
 use crate::lock::{self, Lock};
@@ -36,9 +36,11 @@ const IPTABLES_CHAINS: [(&str, &str); 5] = [
     ("raw", "PREROUTING"),
     ("raw", "OUTPUT"),
     ("mangle", "INPUT"),
-    ("filter", "INPUT"),
-    ("filter", "OUTPUT"),
+    FILTERS[0],
+    FILTERS[1],
 ];
+/// Those that get ACCEPT rules as soon as they drop packets.
+const FILTERS: [(&str, &str); 2] = [("filter", "INPUT"), ("filter", "OUTPUT")];
 
 /// Runs the agent in the mode of `config`: dry run, single pass or daemon.
 ///
@@ -107,6 +109,11 @@ fn interest(config: &Config) -> Interest {
         routes: config.guard == Guard::Auto,
         local_routes: config.service_ips(),
         chains: IPTABLES_CHAINS.to_vec(),
+        filters: if config.accept_rules == AcceptRules::Never {
+            Vec::new()
+        } else {
+            FILTERS.to_vec()
+        },
     }
 }
 

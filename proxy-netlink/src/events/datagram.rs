@@ -112,10 +112,16 @@ pub fn in_netfilter_events(datagram: &[u8], interest: &Interest) -> Option<(Even
             is_removal,
         } = Subject::of(message)?;
         let ours = interest.tables.contains(&table);
-        let watched = is_removal
-            && interest.chains.iter().any(|(of_table, name)| {
-                *of_table == table && chain.as_deref().is_none_or(|chain| chain == *name)
-            });
+        let is_of = |watched: &[(&str, &str)], whole_table| {
+            watched.iter().any(|(of_table, name)| {
+                *of_table == table && chain.as_deref().map_or(whole_table, |chain| chain == *name)
+            })
+        };
+        let watched = if is_removal {
+            is_of(&interest.chains, true)
+        } else {
+            is_of(&interest.filters, false)
+        };
         (ours || watched).then_some((Event::Table(table), message.port))
     })
 }

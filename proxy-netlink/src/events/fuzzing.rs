@@ -17,6 +17,7 @@ pub fn events(data: &[u8]) {
         local_routes: vec![[10, 96, 0, 1].into()],
         tables: vec!["proxy-agent".to_owned()],
         chains: vec![("raw", "PREROUTING"), ("filter", "INPUT")],
+        filters: vec![("filter", "INPUT")],
         ..Interest::default()
     };
     let longer = [datagram, &[0xff; 64]].concat();

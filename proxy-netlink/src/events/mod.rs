@@ -91,6 +91,8 @@ pub struct Interest {
     pub tables: Vec<String>,
     /// Tables and chains in which removals are reported: those that contain iptables rules.
     pub chains: Vec<(&'static str, &'static str)>,
+    /// Tables and chains in which new rules and changes of the policy are reported too: filters.
+    pub filters: Vec<(&'static str, &'static str)>,
 }
 
 /// The two netlink sockets that carry events.

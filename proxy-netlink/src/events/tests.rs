@@ -20,7 +20,8 @@ fn interest() -> Interest {
     Interest {
         addresses: vec!["10.96.0.2".parse().unwrap()],
         tables: vec!["proxy-agent".to_owned()],
-        chains: vec![("raw", "PREROUTING")],
+        chains: vec![("raw", "PREROUTING"), ("filter", "INPUT")],
+        filters: vec![("filter", "INPUT")],
         ..Interest::default()
     }
 }
@@ -122,9 +123,10 @@ fn links_count_and_so_do_removed_filters() {
 }
 
 #[test]
-fn all_of_our_table_counts_and_of_others_only_removals_where_our_rules_are() {
+fn all_of_our_table_counts_and_of_others_filters_and_removals_where_our_rules_are() {
     let ours = Some(Event::Table("proxy-agent".to_owned()));
     let raw = Some(Event::Table("raw".to_owned()));
+    let filter = Some(Event::Table("filter".to_owned()));
     let cases = [
         (NfTablesMessage::NewRule(rule("proxy-agent", "any")), &ours),
         (NfTablesMessage::DeleteRule(rule("raw", "PREROUTING")), &raw),
@@ -139,6 +141,18 @@ fn all_of_our_table_counts_and_of_others_only_removals_where_our_rules_are() {
                 attributes: vec![TableAttribute::Name("raw".to_owned())],
             }),
             &raw,
+        ),
+        (NfTablesMessage::NewRule(rule("filter", "INPUT")), &filter),
+        (
+            NfTablesMessage::DeleteRule(rule("filter", "INPUT")),
+            &filter,
+        ),
+        (NfTablesMessage::NewRule(rule("filter", "FORWARD")), &None),
+        (
+            NfTablesMessage::NewTable(TableMessage {
+                attributes: vec![TableAttribute::Name("filter".to_owned())],
+            }),
+            &None,
         ),
     ];
     for (message, event) in cases {

@@ -296,3 +296,48 @@ fn deleted_iptables_rules() {
         Ok(())
     });
 }
+
+/// A filter of iptables-nft that drops untracked packets gets the ACCEPT rules at once, whether a rule or the policy does
+/// it. The kernel sends no notification of changes of legacy tables.
+#[test]
+fn filters_that_come_later() {
+    const PROGRAMS: [&str; 2] = ["iptables-nft", "ip6tables-nft"];
+    for drops in [
+        "INPUT -m conntrack --ctstate INVALID,UNTRACKED -j DROP",
+        "INPUT DROP",
+    ] {
+        Node::test(Topology::Veth, |node| {
+            KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+            let _agent = node.start_agent(&["--backend=ebpf"])?;
+            let _proxy = Proxy::start(node)?;
+            ensure!(untracked(node)?, "tracked before");
+            let are_accepted = || -> Result<bool> {
+                for program in PROGRAMS {
+                    let rules = node.netns.exec(&format!("{program}-save -t filter"))?;
+                    if !rules.contains("--ctstate UNTRACKED") {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            };
+            ensure!(!are_accepted()?, "there are ACCEPT rules before a filter");
+            std::thread::sleep(QUIET);
+            let command = if drops.ends_with("-j DROP") {
+                "-A"
+            } else {
+                "-P"
+            };
+            for program in PROGRAMS {
+                node.netns.exec(&format!("{program} {command} {drops}"))?;
+            }
+            cmd::wait_until(
+                TIMEOUT,
+                "ACCEPT rules",
+                || Ok(are_accepted()?.then_some(())),
+            )
+            .with_context(|| drops)?;
+            ensure!(untracked(node)?, "tracked with {drops}");
+            Ok(())
+        });
+    }
+}
