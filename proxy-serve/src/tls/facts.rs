@@ -29,6 +29,9 @@ pub struct Facts {
     /// The DNS names and addresses of the extension `subjectAltName`. For a server, clients compare them with the name
     /// that they dial.
     pub names: Vec<String>,
+    /// The addresses that are among `names` as DNS names only. Clients compare an address with IP entries only, so they
+    /// refuse the certificate of a server that they reach by such an address.
+    pub unusable_names: Vec<String>,
     /// The start of the validity, in Unix time.
     pub begins: Duration,
     /// The end of the validity, in Unix time.
@@ -60,10 +63,15 @@ impl Facts {
 
     fn read(certificate: &CertificateDer<'_>) -> Result<Self, x509_cert::der::Error> {
         let certificate = Certificate::from_der(certificate)?.tbs_certificate;
-        let names = match certificate.get()? {
-            Some((_, SubjectAltName(names))) => names.iter().filter_map(name).collect(),
+        let entries = match certificate.get()? {
+            Some((_, SubjectAltName(entries))) => entries,
             None => Vec::new(),
         };
+        let (unusable, usable): (Vec<_>, Vec<_>) = entries.iter().partition(
+            |entry| matches!(entry, GeneralName::DnsName(name) if name.as_str().parse::<IpAddr>().is_ok()),
+        );
+        let usable: Vec<String> = usable.into_iter().filter_map(name).collect();
+        let unusable = unusable.into_iter().filter_map(name);
         // Without the extension every usage is permitted.
         let usage = certificate.get::<ExtendedKeyUsage>()?;
         let is_for = |wanted: ObjectIdentifier| {
@@ -73,7 +81,8 @@ impl Facts {
         };
         Ok(Self {
             subject: certificate.subject.to_string(),
-            names,
+            names: entries.iter().filter_map(name).collect(),
+            unusable_names: unusable.filter(|name| !usable.contains(name)).collect(),
             begins: certificate.validity.not_before.to_unix_duration(),
             ends: certificate.validity.not_after.to_unix_duration(),
             is_for_servers: is_for(SERVER),
@@ -99,7 +108,7 @@ fn name(name: &GeneralName) -> Option<String> {
 mod tests {
     use std::fs;
 
-    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
+    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
 
     use super::*;
 
@@ -128,6 +137,7 @@ mod tests {
         let found = facts(&names, &[ExtendedKeyUsagePurpose::ServerAuth]).unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].names, names);
+        assert!(found[0].unusable_names.is_empty());
         assert!(found[0].subject.contains("CN=a"), "{}", found[0].subject);
         assert_eq!(found[0].begins.as_secs(), 1_767_312_000);
         assert_eq!(
@@ -135,6 +145,20 @@ mod tests {
             86_400
         );
         assert!(found[0].is_for_servers && !found[0].is_for_clients);
+    }
+
+    #[test]
+    fn addresses_as_dns_names() {
+        let of = |entries: &[SanType]| {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = entries.to_vec();
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            Facts::read(certificate.der()).unwrap().unusable_names
+        };
+        let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+        let address = SanType::IpAddress("192.0.2.1".parse().unwrap());
+        assert_eq!(of(&[dns("192.0.2.1"), dns("a.example")]), ["192.0.2.1"]);
+        assert!(of(&[dns("192.0.2.1"), address]).is_empty());
     }
 
     #[test]

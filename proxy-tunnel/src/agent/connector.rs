@@ -18,10 +18,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tracing::{debug, info};
 
+use super::answer::Answer;
 use super::link::{Link, Shared};
 use super::proxy::{self, ProxyError};
 use crate::channel::{Channel, Settings};
@@ -128,12 +128,13 @@ pub enum ConnectError {
     #[error("the {0} holds characters that cannot be sent")]
     Unsendable(&'static str),
     /// The server rejected the agent.
-    #[error("{server} refuses this agent: {}", status.message())]
+    #[error("{server} refuses this agent")]
     Denied {
         /// The server.
         server: String,
-        /// The server's response. It is not the source of this error, because the error's text already contains it.
-        status: Box<Status>,
+        /// The server's response, or the end of the connection before one.
+        #[source]
+        source: Answer,
     },
     /// The server's response lacks a required header or has an invalid one.
     #[error(transparent)]
@@ -191,7 +192,7 @@ impl Connector {
         let opened = channel.stream(AGENT_PATH, LINK, metadata, messages).await;
         let (headers, inbound) = opened.map_err(|status| ConnectError::Denied {
             server: address.to_owned(),
-            status: Box::new(status),
+            source: status.into(),
         })?;
         let (server_id, count) = metadata::server(&headers)?;
         let extensions = Extensions::read(&headers);

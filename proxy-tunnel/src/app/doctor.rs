@@ -14,6 +14,7 @@ pub mod words;
 use std::env;
 use std::ffi::OsString;
 use std::future::Future;
+use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
@@ -21,7 +22,7 @@ use proxy_serve::doctor::{self, Check};
 use proxy_serve::flags;
 use proxy_serve::klog::KlogArgs;
 
-use self::running::WORD;
+use self::running::{Process, WORD};
 use self::words::Output;
 use super::{Klog, Program};
 
@@ -58,11 +59,18 @@ pub fn main<P: Examined>() -> ExitCode {
 
 fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
     let mut checks = Vec::new();
+    let mut has_flags = true;
     if names_no_flag(&words) {
-        let (found, of_process) = flags_of_process();
-        checks.push(found);
-        // The words after `doctor` follow those of the process and therefore take precedence.
-        words.splice(..0, of_process);
+        let (found, process) = only(running::processes());
+        checks.extend(found);
+        has_flags = process.is_some();
+        if let Some(process) = process {
+            // Relative paths then refer to the same files. Without the permission for this, they are not found and are
+            // reported.
+            let _ = env::set_current_dir(format!("/proc/{}/cwd", process.id));
+            // The words after `doctor` follow those of the process and therefore take precedence.
+            words.splice(..0, process.words);
+        }
     }
     let line = match parse::<P>(words) {
         Ok(line) => line,
@@ -76,24 +84,31 @@ fn examine<P: Examined>(mut words: Vec<OsString>) -> ExitCode {
             };
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("Error: cannot start the threads that look: {error}");
-            return ExitCode::FAILURE;
+    // The defaults alone start no program, so without flags there is nothing to examine.
+    if has_flags {
+        match run(line.program.examine()) {
+            Ok(found) => checks.extend(found),
+            Err(error) => {
+                eprintln!("Error: cannot start the threads that look: {error}");
+                return ExitCode::FAILURE;
+            }
         }
-    };
-    checks.extend(runtime.block_on(line.program.examine()));
-    runtime.shutdown_background();
+    }
     if let Err(error) = doctor::print(&checks, line.output == Output::Json) {
         eprintln!("Error: cannot print what was found: {error}");
         return ExitCode::FAILURE;
     }
     doctor::exit_code(&checks)
+}
+
+fn run(checks: impl Future<Output = Vec<Check>>) -> io::Result<Vec<Check>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let checks = runtime.block_on(checks);
+    runtime.shutdown_background();
+    Ok(checks)
 }
 
 /// Returns the command line of a program's doctor.
@@ -126,39 +141,39 @@ fn names_no_flag(words: &[OsString]) -> bool {
     true
 }
 
-/// Returns the flags of the program's process on this host, if there is exactly one. Changes to the working directory
-/// of that process, so that relative paths refer to the same files.
-fn flags_of_process() -> (Check, Vec<OsString>) {
+/// Returns the process whose flags are checked, if there is exactly one, and the checks that say which one it is.
+/// Without one, the flags are not judged: the command line that lacks them is the doctor's and not the program's.
+fn only(found: io::Result<Vec<Process>>) -> (Vec<Check>, Option<Process>) {
     let id = "process";
     let remedy = "give the program's flags behind `doctor`";
-    let found = match running::processes() {
-        Ok(found) => found,
-        Err(error) => {
-            let finding = format!("which process runs here cannot be seen: {error}");
-            return (Check::unknown(id, finding, remedy), Vec::new());
-        }
-    };
-    match <[_; 1]>::try_from(found) {
-        Ok([process]) => {
-            // Without the permission for this, files with relative paths are not found and are reported.
-            let _ = env::set_current_dir(format!("/proc/{}/cwd", process.id));
+    let check = match found.map(<[_; 1]>::try_from) {
+        Ok(Ok([process])) => {
             let finding = format!("process {} runs here; these are its flags", process.id);
-            (Check::ok(id, finding), process.words)
+            return (vec![Check::ok(id, finding)], Some(process));
         }
-        Err(found) if found.is_empty() => {
-            let finding = "no process of this program runs here";
-            (Check::unknown(id, finding, remedy), Vec::new())
-        }
-        Err(found) => {
+        Ok(Err(found)) if found.is_empty() => Check::warning(
+            id,
+            "no process of this program runs here; it must be started",
+            "start it, or pass the flags that it will be started with",
+        ),
+        Ok(Err(found)) => {
             let ids: Vec<String> = found.iter().map(|found| found.id.to_string()).collect();
             let finding = format!("several run here, as processes {}", ids.join(", "));
-            (Check::unknown(id, finding, remedy), Vec::new())
+            Check::unknown(id, finding, remedy)
         }
-    }
+        Err(error) => {
+            let finding = format!("which process runs here cannot be seen: {error}");
+            Check::unknown(id, finding, remedy)
+        }
+    };
+    let why = "no flags were given to the doctor, and it has none of a process";
+    (vec![check, Check::not_applicable("flags", why)], None)
 }
 
 #[cfg(test)]
 mod tests {
+    use proxy_serve::doctor::Verdict;
+
     use super::super::{agent, server};
     use super::*;
 
@@ -178,6 +193,36 @@ mod tests {
         assert!(none(&["--output=json"]) && none(&["--output", "json"]));
         assert!(!none(&["--output", "json", "--ca-cert=x"]));
         assert!(!none(&["--help"]));
+    }
+
+    #[test]
+    fn without_one_process_no_flags_are_judged() {
+        let process = |id| Process {
+            id,
+            words: vec!["--ca-cert=x".into()],
+        };
+        let (checks, found) = only(Ok(vec![process(1)]));
+        assert_eq!((checks.len(), checks[0].verdict), (1, Verdict::Ok));
+        assert_eq!(found.unwrap().words, ["--ca-cert=x"]);
+        for (found, verdict, remedy) in [
+            (Ok(Vec::new()), Verdict::Warning, "start it"),
+            (Ok(vec![process(1), process(2)]), Verdict::Unknown, "flags"),
+            (
+                Err(io::ErrorKind::NotFound.into()),
+                Verdict::Unknown,
+                "flags",
+            ),
+        ] {
+            let (checks, found) = only(found);
+            assert!(found.is_none());
+            assert_eq!((checks[0].id, checks[0].verdict), ("process", verdict));
+            let text = checks[0].remedy.as_deref().unwrap();
+            assert!(text.contains(remedy), "{text}");
+            assert_eq!(
+                (checks[1].id, checks[1].verdict),
+                ("flags", Verdict::NotApplicable)
+            );
+        }
     }
 
     #[test]

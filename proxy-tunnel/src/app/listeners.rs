@@ -13,8 +13,8 @@
 //! | one message | 4 MiB | 4 MiB |
 //! | bytes that are received before any is consumed | 512 KiB for each stream | 8 MiB, always consumed |
 
-use std::fmt::Display;
 use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,9 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
 use tokio_rustls::server::TlsStream;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::client::Mode;
 use crate::server::Server;
@@ -219,23 +220,33 @@ async fn handshake(
     // An error means that the peer has disconnected, which the handshake detects.
     let _ = upkeep::prepare(&stream, used_for);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
-    let peer = stream.peer_addr();
-    let failed = |why: &dyn Display| {
-        if let Ok(peer) = &peer {
-            debug!("no TLS session with {peer}: {why}");
-        } else {
-            debug!("no TLS session with a peer that has gone: {why}");
-        }
-    };
+    let peer = stream.peer_addr().map_or_else(
+        |_| "a peer that has gone".to_owned(),
+        |peer| peer.to_string(),
+    );
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(session)) => Some(session),
+        // Such a peer is meant to connect. All other failures are also caused by port scans and probes.
+        Ok(Err(error)) if refuses_certificate(&error) => {
+            warn!("no TLS session with {peer}: {error}");
+            None
+        }
         Ok(Err(error)) => {
-            failed(&error);
+            debug!("no TLS session with {peer}: {error}");
             None
         }
         Err(_) => {
-            failed(&format_args!("not within {} s", HANDSHAKE.as_secs()));
+            debug!(
+                "no TLS session with {peer}: not within {} s",
+                HANDSHAKE.as_secs()
+            );
             None
         }
     }
+}
+
+/// Returns true if the handshake failed because the peer's certificate was refused.
+fn refuses_certificate(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }

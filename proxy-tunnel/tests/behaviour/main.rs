@@ -24,6 +24,7 @@ mod numbers;
 mod peers;
 mod process;
 mod programs;
+mod refusals;
 mod reports;
 mod rig;
 mod rolling;

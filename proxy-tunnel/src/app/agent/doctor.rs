@@ -246,11 +246,13 @@ fn tls_remedy(text: &str) -> &'static str {
     for (words, remedy) in [
         (
             &["UnknownIssuer"][..],
-            "--ca-cert needs the CA that has signed the server's --cluster-cert; is something else listening there?",
+            "--ca-cert needs the CA that has signed the server's --cluster-cert, and --proxy-server-port the server's --agent-port \
+             and not the port for clients",
         ),
         (
             &["NotValidForName", "not valid for name"],
-            "have the server's --cluster-cert issued for this name, or give one of its names by --proxy-server-name",
+            "have the server's --cluster-cert issued for this name, or give one of its names by --proxy-server-name; an address \
+             needs an IP entry in subjectAltName: as a DNS name it does not count",
         ),
         (
             &["invalid peer certificate: Expired", "certificate expired"],
@@ -271,7 +273,8 @@ fn tls_remedy(text: &str) -> &'static str {
                 "DecryptError",
                 "CertificateUnknown",
             ],
-            "the server's --cluster-ca-cert needs the CA that has signed --agent-cert",
+            "give --agent-cert a certificate that the CA of the server's --cluster-ca-cert has signed, or put the CA of \
+             --agent-cert into the server's --cluster-ca-cert",
         ),
         (
             &["CertificateExpired"],
@@ -339,6 +342,30 @@ async fn leases(counting: &Counting) -> Vec<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn remedies_name_all_possible_causes() {
+        for (error, remedies) in [
+            (
+                "received fatal alert: DecryptError",
+                &["give --agent-cert", "into the server's --cluster-ca-cert"][..],
+            ),
+            (
+                "invalid peer certificate: UnknownIssuer",
+                &["--ca-cert", "--proxy-server-port"],
+            ),
+            (
+                "invalid peer certificate: certificate not valid for name \"127.0.0.1\"; certificate is only valid for \
+                 DnsName(\"127.0.0.1\")",
+                &["--proxy-server-name", "IP entry in subjectAltName"],
+            ),
+        ] {
+            let found = tls_remedy(error);
+            for remedy in remedies {
+                assert!(found.contains(remedy), "{error}: {found}");
+            }
+        }
+    }
 
     #[test]
     fn claims_are_read_and_nothing_else_is_taken_for_them() {

@@ -130,6 +130,16 @@ fn one(flag: &str, facts: &Facts, side: Side, now: Timestamp) -> Check {
         names if names.is_empty() => String::new(),
         names => format!(", for {names}"),
     };
+    if side == Side::Server && !facts.unusable_names.is_empty() {
+        let addresses = facts.unusable_names.join(", ");
+        return Check::warning(
+            ID,
+            format!(
+                "{what}{names}, until {ends}: as a DNS name, an address does not count; peers that dial {addresses} refuse it"
+            ),
+            "have it issued with each address as an IP entry in subjectAltName",
+        );
+    }
     if facts.ends.saturating_sub(now) < SOON {
         let remedy = "renew it; changed files are taken into use within 5 s";
         return Check::warning(
@@ -164,6 +174,7 @@ mod tests {
         let good = Facts {
             subject: "CN=a".into(),
             names: vec!["tunnel.example".into()],
+            unusable_names: Vec::new(),
             begins: Duration::from_secs(10 * DAY),
             ends: Duration::from_secs(100 * DAY),
             is_for_servers: true,
@@ -184,6 +195,14 @@ mod tests {
             assert_eq!(found, wanted, "{finding}");
             assert!(finding.contains(words), "{finding}");
         }
+        let wrong_kind = Facts {
+            unusable_names: vec!["192.0.2.1".into()],
+            ..good.clone()
+        };
+        let (found, finding) = verdict(&wrong_kind, Side::Server, 50);
+        assert_eq!(found, Verdict::Warning);
+        assert!(finding.contains("dial 192.0.2.1"), "{finding}");
+        assert_eq!(verdict(&wrong_kind, Side::Authority, 50).0, Verdict::Ok);
         let nameless = Facts {
             names: Vec::new(),
             ..good

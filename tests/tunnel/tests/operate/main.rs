@@ -5,6 +5,7 @@
 mod certs;
 mod docs;
 mod doctor;
+mod doctor_alone;
 mod image;
 mod pages;
 mod prometheus;
