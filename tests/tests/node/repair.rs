@@ -307,14 +307,14 @@ fn filters_that_come_later() {
         "INPUT DROP",
     ] {
         Node::test(Topology::Veth, |node| {
-            KubeProxy::IptablesNft.install_without_masquerade(&node.netns)?;
+            KubeProxy::Nftables.install_without_masquerade(&node.netns)?;
             let _agent = node.start_agent(&["--backend=ebpf"])?;
             let _proxy = Proxy::start(node)?;
             ensure!(untracked(node)?, "tracked before");
             let are_accepted = || -> Result<bool> {
                 for program in PROGRAMS {
                     let rules = node.netns.exec(&format!("{program}-save -t filter"))?;
-                    if !rules.contains("--ctstate UNTRACKED") {
+                    if !rules.contains("proxy-agent: accept") {
                         return Ok(false);
                     }
                 }
