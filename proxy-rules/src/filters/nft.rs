@@ -138,8 +138,11 @@ fn find_in(
                 let chains = rules.get(&at).unwrap_or(&none);
                 let fate = walk::walk(chains, &base.chain, base.drops);
                 if fate != Fate::Passes {
-                    let chain =
-                        walk::dropping_chain(chains, &base.chain).filter(|_| packet.is_tracked());
+                    let chain = match fate {
+                        Fate::MayDrop => walk::maybe_dropping_chain(chains, &base.chain),
+                        _ => walk::dropping_chain(chains, &base.chain)
+                            .filter(|_| packet.is_tracked()),
+                    };
                     let chain = chain.unwrap_or(&base.chain);
                     found.push(Found {
                         place: format!("nf_tables table {title} {table}, chain {chain}"),

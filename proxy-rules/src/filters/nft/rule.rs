@@ -35,8 +35,12 @@ const NF_ACCEPT: u32 = 1;
 enum Value {
     /// The bytes in the register.
     Bytes(Vec<u8>),
+    /// The name or the index of a link.
+    Link,
     /// The name or the index of a link other than `lo`.
     NotLoopback,
+    /// The beginning of the client's address, which is none of the loopback range.
+    Client,
 }
 
 /// The content of each register; `None` if it is unknown.
@@ -96,12 +100,19 @@ fn load_payload(attributes: &[Payload], packet: &Packet, registers: &mut Registe
     }
     let (offset, length) = (usize::try_from(offset), usize::try_from(length));
     let value = match (base, offset, length) {
-        (NETWORK_HEADER, Ok(offset), Ok(length)) => packet.network(offset, length),
-        (TRANSPORT_HEADER, Ok(offset), Ok(length)) => packet.transport(offset, length),
+        (NETWORK_HEADER, Ok(offset), Ok(length)) if packet.is_client(offset, length) => {
+            Some(Value::Client)
+        }
+        (NETWORK_HEADER, Ok(offset), Ok(length)) => {
+            packet.network(offset, length).map(Value::Bytes)
+        }
+        (TRANSPORT_HEADER, Ok(offset), Ok(length)) => {
+            packet.transport(offset, length).map(Value::Bytes)
+        }
         _ => None,
     };
     if let Some(register) = register {
-        registers.insert(register.into(), value.map(Value::Bytes));
+        registers.insert(register.into(), value);
     }
     Truth::Yes
 }
@@ -124,8 +135,12 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
     };
     let value = match key {
         Some(key) if by_link.contains(&key) => {
-            let value = (!packet.by_loopback()).then_some(Value::NotLoopback);
-            registers.extend(register.map(|register| (register.into(), value)));
+            let value = if packet.by_loopback() {
+                Value::Link
+            } else {
+                Value::NotLoopback
+            };
+            registers.extend(register.map(|register| (register.into(), Some(value))));
             return Truth::Yes;
         }
         Some(MetaKey::L4Proto) => Some(vec![PROTOCOL]),
@@ -156,9 +171,14 @@ fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
             _ => {}
         }
     }
+    let mut is_client = false;
     let value = from.and_then(|from| match registers.get(&from.into())?.clone()? {
         Value::Bytes(bytes) => Some(bytes),
-        Value::NotLoopback => None,
+        Value::Client => {
+            is_client = true;
+            None
+        }
+        Value::Link | Value::NotLoopback => None,
     });
     let masked = value
         .zip(mask)
@@ -170,7 +190,8 @@ fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
                 .collect()
         });
     if let Some(to) = to {
-        registers.insert(to.into(), masked.map(Value::Bytes));
+        let masked = masked.map(Value::Bytes);
+        registers.insert(to.into(), masked.or(is_client.then_some(Value::Client)));
     }
     Truth::Yes
 }
@@ -192,14 +213,9 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
     let data = data.as_slice();
     let value = match value {
         Value::Bytes(bytes) => bytes.get(..data.len()),
-        Value::NotLoopback if is_loopback(data) => {
-            return match op {
-                Operator::Equal => Truth::No,
-                Operator::NotEqual => Truth::Yes,
-                _ => Truth::Maybe,
-            };
-        }
-        Value::NotLoopback => None,
+        Value::NotLoopback if is_loopback(data) => return differs(op),
+        Value::Client if data.first() == Some(&127) || is_loopback_v6(data) => return differs(op),
+        Value::Link | Value::NotLoopback | Value::Client => return Truth::Likely,
     };
     let Some(value) = value else {
         return Truth::Maybe;
@@ -213,6 +229,19 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
         Operator::GreatherThanEqual => value >= data,
         _ => return Truth::Maybe,
     })
+}
+
+/// Returns the result of comparing a value with one that it certainly is not.
+fn differs(op: Operator) -> Truth {
+    match op {
+        Operator::Equal => Truth::No,
+        Operator::NotEqual => Truth::Yes,
+        _ => Truth::Maybe,
+    }
+}
+
+fn is_loopback_v6(data: &[u8]) -> bool {
+    data == std::net::Ipv6Addr::LOCALHOST.octets()
 }
 
 /// Returns true for the name of `lo` with its terminating zero, or for its index, which is the same in any namespace.
@@ -247,6 +276,9 @@ fn look_up(
     let value = register.and_then(|register| registers.get(&register.into())?.as_ref());
     let found = match (set, value) {
         (Some(set), Some(Value::Bytes(value))) => set.find(value),
+        (_, Some(Value::Link | Value::NotLoopback | Value::Client)) if !decides => {
+            return Truth::Likely;
+        }
         _ => return Truth::Maybe,
     };
     match found {

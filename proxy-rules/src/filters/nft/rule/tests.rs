@@ -104,6 +104,18 @@ fn the_vips_end_is_known_and_the_other_is_not() {
         (Truth::Yes, Action::Accept)
     );
     assert_eq!(steps(&to_vip, Direction::Reply).matches, Truth::Maybe);
+    let from = |value: &[u8], direction| {
+        let length = u32::try_from(value.len()).unwrap();
+        steps(
+            &[load(NETWORK_HEADER, 12, length), equals(value)],
+            direction,
+        )
+        .matches
+    };
+    assert_eq!(from(&[10, 0, 0, 5], Direction::Request), Truth::Likely);
+    assert_eq!(from(&[10], Direction::Request), Truth::Likely);
+    assert_eq!(from(&[127], Direction::Request), Truth::No);
+    assert_eq!(from(&[10, 0, 0, 5], Direction::Reply), Truth::No);
     let elsewhere = [
         load(NETWORK_HEADER, 16, 1),
         equals(&[127]),
@@ -135,11 +147,11 @@ fn what_is_known_of_a_service_counts() {
     };
     let loopback = by_link(MetaKey::Oifname, b"lo\0");
     assert_eq!(matches(&loopback, &service), Truth::No);
-    assert_eq!(matches(&loopback, &packet(Direction::Reply)), Truth::Maybe);
+    assert_eq!(matches(&loopback, &packet(Direction::Reply)), Truth::Likely);
     let by_index = by_link(MetaKey::Oif, &1_u32.to_ne_bytes());
     assert_eq!(matches(&by_index, &service), Truth::No);
     let by_prefix = by_link(MetaKey::Oifname, b"lo");
-    assert_eq!(matches(&by_prefix, &service), Truth::Maybe);
+    assert_eq!(matches(&by_prefix, &service), Truth::Likely);
     let arrives = by_link(MetaKey::Iifname, b"lo\0");
     assert_eq!(matches(&arrives, &service), Truth::Maybe);
 
