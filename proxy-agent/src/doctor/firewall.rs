@@ -68,7 +68,8 @@ pub fn checks(subject: &Subject) -> Vec<Check> {
     if checks.is_empty() {
         checks.push(Check::ok(
             ID,
-            "no chain drops untracked packets of the VIPs and Services",
+            "no rule evaluated drops untracked packets of the VIPs and Services; not evaluated are drops by marks and \
+             other such conditions, and chains only for some links or clients",
         ));
     }
     checks
@@ -89,6 +90,13 @@ fn judge(found: Found) -> Option<Check> {
     };
     let check = match fate {
         Fate::Passes => return None,
+        Fate::MayDrop => Check::warning(
+            ID,
+            format!(
+                "{packet} may be dropped by {place}, by a rule for a link or for addresses of clients"
+            ),
+            remedy,
+        ),
         Fate::MayPass => Check::warning(
             ID,
             format!(

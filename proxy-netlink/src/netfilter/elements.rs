@@ -4,7 +4,7 @@
 
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage,
+    SetElementMessage, VerdictAttribute,
 };
 
 use super::{Error, Family, Socket, title};
@@ -19,6 +19,8 @@ pub struct Element {
     pub key: Option<Vec<u8>>,
     /// The value in a map. It is `None` in a set, and for a value that is a verdict.
     pub value: Option<Vec<u8>>,
+    /// The verdict in a verdict map.
+    pub verdict: Option<Vec<VerdictAttribute>>,
     /// In a set of intervals: true if an interval ends before this key, false if one begins with it.
     pub ends_interval: bool,
 }
@@ -31,6 +33,9 @@ impl From<Vec<SetElementAttribute>> for Element {
                 SetElementAttribute::Key(DataAttribute::Value(bytes)) => element.key = Some(bytes),
                 SetElementAttribute::Data(DataAttribute::Value(bytes)) => {
                     element.value = Some(bytes);
+                }
+                SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => {
+                    element.verdict = Some(verdict);
                 }
                 SetElementAttribute::Flags(flags) => {
                     element.ends_interval = flags.bits() & INTERVAL_END != 0;

@@ -17,7 +17,7 @@ use super::packet::{Direction, Known, Packet};
 use super::walk::{self, Chains, Fate};
 use crate::nla::{text, value};
 use crate::{Marks, NFT_FAMILIES};
-use sets::{Named, Sets};
+use sets::{Named, Sets, Wanted};
 
 mod rule;
 pub(super) mod sets;
@@ -105,12 +105,18 @@ fn find_in(
             attributes: vec![RuleAttribute::Table(table.to_owned())],
         });
         let what = format!("list the rules of table {title} {table}");
-        let is_asked = table == KUBE_PROXY && packets.iter().any(Packet::is_tracked);
-        let sets = if is_asked {
+        let wanted = match table {
+            KUBE_PROXY if packets.iter().any(Packet::is_tracked) => Some(Wanted::AllSets),
+            KUBE_PROXY => None,
+            _ => Some(Wanted::Anonymous),
+        };
+        let sets = if let Some(wanted) = wanted {
             let names = socket.fold(&what, family, &request, |names, message| {
                 if let NfTablesMessage::NewRule(rule) = message {
-                    let (_, _, expressions) = parts(&rule);
-                    sets::named_in(&expressions, names);
+                    let (of, _, expressions) = parts(&rule);
+                    if of == table {
+                        sets::named_in(&expressions, wanted, names);
+                    }
                 }
             })?;
             sets::read(family, table, names, &mut socket)?
@@ -132,8 +138,11 @@ fn find_in(
                 let chains = rules.get(&at).unwrap_or(&none);
                 let fate = walk::walk(chains, &base.chain, base.drops);
                 if fate != Fate::Passes {
-                    let chain =
-                        walk::dropping_chain(chains, &base.chain).filter(|_| packet.is_tracked());
+                    let chain = match fate {
+                        Fate::MayDrop => walk::maybe_dropping_chain(chains, &base.chain),
+                        _ => walk::dropping_chain(chains, &base.chain)
+                            .filter(|_| packet.is_tracked()),
+                    };
                     let chain = chain.unwrap_or(&base.chain);
                     found.push(Found {
                         place: format!("nf_tables table {title} {table}, chain {chain}"),

@@ -132,6 +132,17 @@ impl Packet {
         )
     }
 
+    /// Returns true for a part of the IP header that is within the client's address, in a packet to the proxy.
+    #[must_use]
+    pub fn is_client(&self, offset: usize, length: usize) -> bool {
+        let (at, size) = match self.end.ip() {
+            IpAddr::V4(_) => (12, 4),
+            IpAddr::V6(_) => (8, 16),
+        };
+        let to_proxy = self.direction == Direction::Request && self.known != Known::Upstream;
+        to_proxy && offset == at && (1..=size).contains(&length)
+    }
+
     /// Returns a part of the TCP header, or `None` if any byte of it is unknown.
     #[must_use]
     pub fn transport(&self, offset: usize, length: usize) -> Option<Vec<u8>> {

@@ -14,6 +14,8 @@ pub enum Truth {
     No,
     /// The result depends on an unknown property.
     Maybe,
+    /// The result depends only on the link or on the client's address, which some packets may well have.
+    Likely,
     /// The rule certainly matches.
     Yes,
 }
@@ -54,30 +56,44 @@ pub type Chains = BTreeMap<String, Vec<Step>>;
 pub enum Fate {
     /// The packet passes.
     Passes,
+    /// The packet passes, unless a rule drops it because of its link or the client's address.
+    MayDrop,
     /// The packet is dropped, unless a rule that may match lets it pass.
     MayPass,
     /// The packet is dropped.
     Dropped,
 }
 
-/// Returns the result for a packet in a base chain. Rules that only may drop it are ignored, because most of them do
-/// not concern the VIP.
+/// Returns the result for a packet in a base chain. Of the rules that only may drop it, those count that drop packets of
+/// a link or a client in a chain that the packet certainly reaches. Others, such as those of Calico for the links of
+/// pods or of kube-proxy for a mark, rarely concern the VIP.
 pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
     let mut walker = Walker {
         chains,
         known: BTreeMap::new(),
     };
-    let Course { end, may_pass, .. } = walker.follow(base, DEPTH);
+    let course = walker.follow(base, DEPTH);
+    let (end, may_pass) = (course.end, course.may_pass);
     let dropped = match end {
         Some(End::Accepted) => false,
         Some(End::Dropped) => true,
         None => drops_by_policy,
     };
     match (dropped, may_pass) {
+        (false, _) if course.may_drop_in.is_some() => Fate::MayDrop,
         (false, _) => Fate::Passes,
         (true, true) => Fate::MayPass,
         (true, false) => Fate::Dropped,
     }
+}
+
+/// Returns the chain whose rule may drop a packet of some link or client that reaches a base chain.
+pub fn maybe_dropping_chain<'a>(chains: &'a Chains, base: &str) -> Option<&'a str> {
+    let mut walker = Walker {
+        chains,
+        known: BTreeMap::new(),
+    };
+    walker.follow(base, DEPTH).may_drop_in
 }
 
 /// Returns the chain whose rule drops a packet that reaches a base chain, if a rule certainly does.
@@ -102,6 +118,8 @@ struct Course<'a> {
     end: Option<End>,
     /// True if a rule that may match lets the packet pass or returns.
     may_pass: bool,
+    /// The chain of the first rule that drops packets of a link or a client.
+    may_drop_in: Option<&'a str>,
     /// The chain whose rule drops the packet.
     dropped_in: Option<&'a str>,
 }
@@ -132,10 +150,11 @@ impl<'a> Walker<'a> {
     fn walk(&mut self, name: &'a str, steps: &[Step], depth: usize) -> Course<'a> {
         let mut may_pass = false;
         let mut dropped_in = None;
+        let mut may_drop_in = None;
         for step in steps {
             let certain = match step.matches {
                 Truth::No => continue,
-                Truth::Maybe => false,
+                Truth::Maybe | Truth::Likely => false,
                 Truth::Yes => true,
             };
             let end = match &step.action {
@@ -145,7 +164,10 @@ impl<'a> Walker<'a> {
                     Some(End::Dropped)
                 }
                 Action::Return if certain => None,
-                // A rule that only may drop the packet is ignored.
+                Action::Drop if step.matches == Truth::Likely => {
+                    may_drop_in = may_drop_in.or(Some(name));
+                    continue;
+                }
                 Action::Nothing | Action::Drop => continue,
                 // The packet may return or be accepted before a later rule drops it.
                 Action::Accept | Action::Return | Action::Unknown => {
@@ -155,6 +177,9 @@ impl<'a> Walker<'a> {
                 Action::Jump(target) | Action::Goto(target) => {
                     let there = self.follow(target, depth);
                     may_pass |= there.may_pass || (!certain && there.end == Some(End::Accepted));
+                    if certain {
+                        may_drop_in = may_drop_in.or(there.may_drop_in);
+                    }
                     let leaves = matches!(step.action, Action::Goto(_));
                     if !certain || !(leaves || there.end.is_some()) {
                         continue;
@@ -166,12 +191,14 @@ impl<'a> Walker<'a> {
             return Course {
                 end,
                 may_pass,
+                may_drop_in,
                 dropped_in,
             };
         }
         Course {
             end: None,
             may_pass,
+            may_drop_in,
             dropped_in: None,
         }
     }
@@ -196,7 +223,7 @@ mod tests {
     #[test]
     fn the_first_certain_end_counts() {
         use Action::{Accept, Drop, Goto, Jump, Return};
-        use Truth::{Maybe, No, Yes};
+        use Truth::{Likely, Maybe, No, Yes};
         let to = || "other".to_owned();
         for (base, other, drops, fate) in [
             (vec![], vec![], false, Fate::Passes),
@@ -210,6 +237,28 @@ mod tests {
                 Fate::Passes,
             ),
             (vec![step(Maybe, Drop)], vec![], false, Fate::Passes),
+            (vec![step(Likely, Drop)], vec![], false, Fate::MayDrop),
+            (vec![step(Likely, Drop)], vec![], true, Fate::Dropped),
+            (vec![step(Likely, Accept)], vec![], true, Fate::MayPass),
+            (
+                vec![step(Yes, Accept), step(Likely, Drop)],
+                vec![],
+                false,
+                Fate::Passes,
+            ),
+            (
+                vec![step(Yes, Jump(to()))],
+                vec![step(Likely, Drop), step(Yes, Accept)],
+                true,
+                Fate::MayDrop,
+            ),
+            // Calico's chains for the links of pods.
+            (
+                vec![step(Likely, Goto(to()))],
+                vec![step(Likely, Drop), step(Yes, Drop)],
+                false,
+                Fate::Passes,
+            ),
             (vec![step(Yes, Drop)], vec![], false, Fate::Dropped),
             (
                 vec![step(Yes, Jump(to()))],

@@ -32,8 +32,13 @@ pub fn find(table: &SavedTable, program: &str, packets: &[Packet]) -> Vec<Found>
                 .any(|chain| chain.name == base && chain.policy == "DROP");
             let fate = walk::walk(&chains, base, drops);
             if fate != Fate::Passes {
+                let chain = match fate {
+                    Fate::MayDrop => walk::maybe_dropping_chain(&chains, base),
+                    _ => None,
+                };
+                let chain = chain.unwrap_or(base);
                 found.push(Found {
-                    place: format!("{program} table filter, chain {base}"),
+                    place: format!("{program} table filter, chain {chain}"),
                     packet: *packet,
                     fate,
                     of_iptables: true,
@@ -126,7 +131,17 @@ fn action(target: &str) -> Action {
 /// Returns whether an end of the packet is in a network. The client's end is unknown.
 fn address(network: &str, packet: &Packet, known_in: End) -> Truth {
     if packet.place() != known_in {
-        return Truth::Maybe;
+        let is_client = packet.is_client(12, 4) || packet.is_client(8, 16);
+        if known_in != End::Source || !is_client {
+            return Truth::Maybe;
+        }
+        // The client has no address of the loopback range.
+        let is_loopback = network.starts_with("127.") || network == "::1/128";
+        return if is_loopback {
+            Truth::No
+        } else {
+            Truth::Likely
+        };
     }
     contains(network, packet.end.ip()).map_or(Truth::Maybe, truth)
 }
@@ -149,7 +164,11 @@ fn by_link(link: &str, packet: &Packet, known_in: Direction) -> Truth {
     if packet.direction == known_in && link == "lo" && !packet.by_loopback() {
         return Truth::No;
     }
-    Truth::Maybe
+    if packet.direction == known_in {
+        Truth::Likely
+    } else {
+        Truth::Maybe
+    }
 }
 
 /// Returns whether an end is an address of these types: VIPs are addresses of the node, and so are Services because of
@@ -224,8 +243,8 @@ mod tests {
             matches("-m conntrack ! --ctstate INVALID -j ACCEPT"),
             Truth::Yes
         );
-        assert_eq!(matches("-i lo -j ACCEPT"), Truth::Maybe);
-        assert_eq!(matches("-s 10.244.0.0/16 -j ACCEPT"), Truth::Maybe);
+        assert_eq!(matches("-i lo -j ACCEPT"), Truth::Likely);
+        assert_eq!(matches("-s 10.244.0.0/16 -j ACCEPT"), Truth::Likely);
         assert_eq!(
             matches("! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate DNAT -j DROP"),
             Truth::No
@@ -241,10 +260,10 @@ mod tests {
             ..vip
         };
         let matches = |spec: &str, packet: &Packet| step(spec, packet).matches;
-        assert_eq!(matches("-o lo -j ACCEPT", &vip), Truth::Maybe);
+        assert_eq!(matches("-o lo -j ACCEPT", &vip), Truth::Likely);
         assert_eq!(matches("-o lo -j ACCEPT", &service), Truth::No);
         assert_eq!(matches("! -o lo -j ACCEPT", &service), Truth::Yes);
-        assert_eq!(matches("-o eth0 -j ACCEPT", &service), Truth::Maybe);
+        assert_eq!(matches("-o eth0 -j ACCEPT", &service), Truth::Likely);
         let local = "-m addrtype --src-type LOCAL -j ACCEPT";
         assert_eq!(matches(local, &service), Truth::Yes);
         let here = "-m addrtype ! --src-type LOCAL -j REJECT";
@@ -287,6 +306,25 @@ mod tests {
             fates(&[("INPUT", "-j ACCEPT"), ("OUTPUT", "-j REJECT")]).len(),
             1
         );
+        let [(Fate::MayDrop, _)] = &fates(&[
+            ("INPUT", "-i eth1 -j DROP"),
+            ("INPUT", "-m mark --mark 0x8000/0x8000 -j DROP"),
+            ("INPUT", "-j ACCEPT"),
+        ])[..] else {
+            panic!("a drop on one link");
+        };
+        // Rules of kube-proxy and, for the links of pods, of Calico.
+        let others = [
+            ("INPUT", "-m mark --mark 0x8000/0x8000 -j DROP"),
+            ("INPUT", "-i cali+ -g X"),
+            ("X", "-m comment --comment \"Unknown interface\" -j DROP"),
+            ("INPUT", "-j ACCEPT"),
+            (
+                "OUTPUT",
+                "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+            ),
+        ];
+        assert_eq!(fates(&others), []);
         let table = SavedTable {
             chains: Vec::new(),
             rules: vec![SavedRule {

@@ -117,7 +117,7 @@ fn commands_cure_rules_that_are_in_the_way() {
             ("notrack-rules", "broken", notrack),
             ("firewall", "broken", "iptables-nft -P INPUT DROP"),
             ("firewall", "broken", "ip6tables-nft -A OUTPUT -j REJECT"),
-            ("firewall", "warning", native),
+            ("firewall", "broken", native),
             (
                 "firewall",
                 "broken",

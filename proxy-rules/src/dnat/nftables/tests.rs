@@ -164,7 +164,7 @@ fn a_map_is_followed_to_the_dnat() {
     let element = |value: &[u8]| Element {
         key: Some(vec![0, 0, 0, 1]),
         value: Some(value.to_vec()),
-        ends_interval: false,
+        ..Element::default()
     };
     let elements = [
         element(&[10, 96, 0, 3, 1, 187, 0, 0]),

@@ -9,12 +9,13 @@ use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Payload,
     Register, Verdict, VerdictAttribute,
 };
-use proxy_netlink::netfilter::expression::End;
 
 use super::super::packet::{Direction, PROTOCOL, Packet};
 use super::super::walk::{Action, Step, Truth};
 use super::sets::{Named, Sets};
-use crate::nla::{number, text, value};
+use crate::nla::{number, text};
+
+mod xtables;
 
 /// Payload bases (`enum nft_payload_bases`).
 const NETWORK_HEADER: u32 = 1;
@@ -34,8 +35,12 @@ const NF_ACCEPT: u32 = 1;
 enum Value {
     /// The bytes in the register.
     Bytes(Vec<u8>),
+    /// The name or the index of a link.
+    Link,
     /// The name or the index of a link other than `lo`.
     NotLoopback,
+    /// The beginning of the client's address, which is none of the loopback range.
+    Client,
 }
 
 /// The content of each register; `None` if it is unknown.
@@ -95,12 +100,19 @@ fn load_payload(attributes: &[Payload], packet: &Packet, registers: &mut Registe
     }
     let (offset, length) = (usize::try_from(offset), usize::try_from(length));
     let value = match (base, offset, length) {
-        (NETWORK_HEADER, Ok(offset), Ok(length)) => packet.network(offset, length),
-        (TRANSPORT_HEADER, Ok(offset), Ok(length)) => packet.transport(offset, length),
+        (NETWORK_HEADER, Ok(offset), Ok(length)) if packet.is_client(offset, length) => {
+            Some(Value::Client)
+        }
+        (NETWORK_HEADER, Ok(offset), Ok(length)) => {
+            packet.network(offset, length).map(Value::Bytes)
+        }
+        (TRANSPORT_HEADER, Ok(offset), Ok(length)) => {
+            packet.transport(offset, length).map(Value::Bytes)
+        }
         _ => None,
     };
     if let Some(register) = register {
-        registers.insert(register.into(), value.map(Value::Bytes));
+        registers.insert(register.into(), value);
     }
     Truth::Yes
 }
@@ -123,8 +135,12 @@ fn load_meta(attributes: &[Meta], packet: &Packet, registers: &mut Registers) ->
     };
     let value = match key {
         Some(key) if by_link.contains(&key) => {
-            let value = (!packet.by_loopback()).then_some(Value::NotLoopback);
-            registers.extend(register.map(|register| (register.into(), value)));
+            let value = if packet.by_loopback() {
+                Value::Link
+            } else {
+                Value::NotLoopback
+            };
+            registers.extend(register.map(|register| (register.into(), Some(value))));
             return Truth::Yes;
         }
         Some(MetaKey::L4Proto) => Some(vec![PROTOCOL]),
@@ -155,9 +171,14 @@ fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
             _ => {}
         }
     }
+    let mut is_client = false;
     let value = from.and_then(|from| match registers.get(&from.into())?.clone()? {
         Value::Bytes(bytes) => Some(bytes),
-        Value::NotLoopback => None,
+        Value::Client => {
+            is_client = true;
+            None
+        }
+        Value::Link | Value::NotLoopback => None,
     });
     let masked = value
         .zip(mask)
@@ -169,7 +190,8 @@ fn mask(attributes: &[Bitwise], registers: &mut Registers) -> Truth {
                 .collect()
         });
     if let Some(to) = to {
-        registers.insert(to.into(), masked.map(Value::Bytes));
+        let masked = masked.map(Value::Bytes);
+        registers.insert(to.into(), masked.or(is_client.then_some(Value::Client)));
     }
     Truth::Yes
 }
@@ -191,14 +213,9 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
     let data = data.as_slice();
     let value = match value {
         Value::Bytes(bytes) => bytes.get(..data.len()),
-        Value::NotLoopback if is_loopback(data) => {
-            return match op {
-                Operator::Equal => Truth::No,
-                Operator::NotEqual => Truth::Yes,
-                _ => Truth::Maybe,
-            };
-        }
-        Value::NotLoopback => None,
+        Value::NotLoopback if is_loopback(data) => return differs(op),
+        Value::Client if data.first() == Some(&127) || is_loopback_v6(data) => return differs(op),
+        Value::Link | Value::NotLoopback | Value::Client => return Truth::Likely,
     };
     let Some(value) = value else {
         return Truth::Maybe;
@@ -214,12 +231,25 @@ fn compare(attributes: &[Cmp], registers: &Registers) -> Truth {
     })
 }
 
+/// Returns the result of comparing a value with one that it certainly is not.
+fn differs(op: Operator) -> Truth {
+    match op {
+        Operator::Equal => Truth::No,
+        Operator::NotEqual => Truth::Yes,
+        _ => Truth::Maybe,
+    }
+}
+
+fn is_loopback_v6(data: &[u8]) -> bool {
+    data == std::net::Ipv6Addr::LOCALHOST.octets()
+}
+
 /// Returns true for the name of `lo` with its terminating zero, or for its index, which is the same in any namespace.
 fn is_loopback(data: &[u8]) -> bool {
     data.starts_with(b"lo\0") || *data == 1_u32.to_ne_bytes()
 }
 
-/// Evaluates a look-up. The members of a set are known if the set was read; the action of a verdict map is unknown.
+/// Evaluates a look-up. The members of a set and the verdicts of a map are known if the set was read.
 fn look_up(
     attributes: &[Lookup],
     registers: &Registers,
@@ -228,30 +258,38 @@ fn look_up(
 ) -> Truth {
     /// `NFT_LOOKUP_F_INV`.
     const INVERTED: u32 = 1;
-    let decides = attributes
-        .iter()
-        .any(|attribute| matches!(attribute, Lookup::DestinationRegister(Register::Verdict)));
-    if decides {
-        *action = Action::Unknown;
-        return Truth::Maybe;
-    }
-    let (mut set, mut register, mut flags) = (None, None, 0);
+    let (mut set, mut register, mut flags, mut decides) = (None, None, 0, false);
     for attribute in attributes {
         match attribute {
             Lookup::Set(name) => set = sets.get(name),
             Lookup::SourceRegister(number) => register = Some(*number),
             Lookup::Flags(of) => flags = *of,
+            Lookup::DestinationRegister(Register::Verdict) => decides = true,
             // A map loads its data, which is unknown.
             Lookup::DestinationRegister(_) => return Truth::Maybe,
             _ => {}
         }
     }
+    if decides {
+        *action = Action::Unknown;
+    }
     let value = register.and_then(|register| registers.get(&register.into())?.as_ref());
-    match (set, value) {
-        (Some(set), Some(Value::Bytes(value))) => set.has(value).map_or(Truth::Maybe, |is_in| {
-            truth(is_in != (flags & INVERTED != 0))
-        }),
-        _ => Truth::Maybe,
+    let found = match (set, value) {
+        (Some(set), Some(Value::Bytes(value))) => set.find(value),
+        (_, Some(Value::Link | Value::NotLoopback | Value::Client)) if !decides => {
+            return Truth::Likely;
+        }
+        _ => return Truth::Maybe,
+    };
+    match found {
+        Ok(Some(Some(verdict))) if decides => {
+            *action = verdict_of(&verdict);
+            Truth::Yes
+        }
+        Ok(Some(None)) if decides => Truth::Maybe,
+        // Without an element a verdict map ends the rule: `nft_lookup_eval` of net/netfilter/nft_lookup.c.
+        Ok(element) => truth(element.is_some() != (flags & INVERTED != 0)),
+        Err(_) => Truth::Maybe,
     }
 }
 
@@ -321,7 +359,7 @@ fn other(
             registers.insert(register, Some(Value::Bytes(state)));
             Truth::Yes
         }
-        "match" => xtables_match(attributes, packet),
+        "match" => xtables::matches(attributes, packet),
         "target" => {
             let name = text(attributes, NFTA_MATCH_NAME);
             match name.as_slice() {
@@ -333,91 +371,6 @@ fn other(
         }
         _ => Truth::Maybe,
     }
-}
-
-/// Evaluates the matches of iptables that occur in almost every rule.
-fn xtables_match(attributes: &[DefaultNla], packet: &Packet) -> Truth {
-    let info = value(attributes, NFTA_MATCH_INFO).unwrap_or_default();
-    match text(attributes, NFTA_MATCH_NAME).as_slice() {
-        b"comment" => Truth::Yes,
-        b"tcp" => tcp(&info, packet).unwrap_or(Truth::Maybe),
-        b"udp" | b"icmp" | b"icmp6" => Truth::No,
-        b"conntrack" => conntrack(&info, packet).unwrap_or(Truth::Maybe),
-        b"addrtype" => addrtype(&info, packet).unwrap_or(Truth::Maybe),
-        _ => Truth::Maybe,
-    }
-}
-
-/// Evaluates `struct xt_tcp`: ranges of source and destination ports in host byte order, one byte of options, two of
-/// flags, one of inversions.
-fn tcp(info: &[u8], packet: &Packet) -> Option<Truth> {
-    let number = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
-    let [option, flags_mask, _, inverted] = *info.get(8..)?.first_chunk()?;
-    if option != 0 || flags_mask != 0 || inverted != 0 {
-        return Some(Truth::Maybe);
-    }
-    let within = |first, last, port: Option<Vec<u8>>| {
-        if (first, last) == (0, u16::MAX) {
-            return Some(Truth::Yes);
-        }
-        let Some(port) = port else {
-            return Some(Truth::Maybe);
-        };
-        let port = u16::from_be_bytes(*port.first_chunk()?);
-        Some(truth((first..=last).contains(&port)))
-    };
-    let source = within(number(0)?, number(2)?, packet.transport(0, 2))?;
-    let destination = within(number(4)?, number(6)?, packet.transport(2, 2))?;
-    Some(source.min(destination))
-}
-
-/// Evaluates `struct xt_addrtype_info_v1`: sets of types to which source and destination must belong (zero: any type),
-/// and flags. VIPs are addresses of the node, and so are Services because of the agent's route.
-fn addrtype(info: &[u8], packet: &Packet) -> Option<Truth> {
-    /// `1 << RTN_LOCAL` of linux/rtnetlink.h.
-    const LOCAL: u16 = 1 << 2;
-    const INVERT_SOURCE: u32 = 1;
-    const INVERT_DESTINATION: u32 = 1 << 1;
-    // The type is known for the node's own end, regardless of which end of the packet is known otherwise.
-    let known = match packet.direction {
-        Direction::Request | Direction::Opening => End::Destination,
-        Direction::Reply => End::Source,
-    };
-    let kinds = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
-    let flags = u32::from_ne_bytes(*info.get(4..)?.first_chunk()?);
-    if flags & !(INVERT_SOURCE | INVERT_DESTINATION) != 0 {
-        // The match is limited to the addresses of a link.
-        return Some(Truth::Maybe);
-    }
-    let is_of = |kinds: u16, inverted: u32, end| match kinds {
-        0 => Truth::Yes,
-        _ if known != end => Truth::Maybe,
-        _ => truth((kinds & LOCAL != 0) != (flags & inverted != 0)),
-    };
-    let source = is_of(kinds(0)?, INVERT_SOURCE, End::Source);
-    let destination = is_of(kinds(2)?, INVERT_DESTINATION, End::Destination);
-    Some(source.min(destination))
-}
-
-/// Evaluates `struct xt_conntrack_mtinfo3`, of which only the state applies to untracked packets.
-fn conntrack(info: &[u8], packet: &Packet) -> Option<Truth> {
-    /// The offset of the flags, which follow eight addresses, two times and five numbers of two bytes.
-    const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
-    /// `XT_CONNTRACK_STATE`.
-    const STATE: u16 = 1;
-    let number = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
-    let (flags, inverted, states) = (number(FLAGS)?, number(FLAGS + 2)?, number(FLAGS + 4)?);
-    if packet.is_tracked() && flags != STATE {
-        return Some(Truth::Maybe);
-    }
-    if flags & STATE == 0 {
-        // All other criteria need a conntrack entry, and there is none: `conntrack_mt` of net/netfilter/xt_conntrack.c.
-        return Some(Truth::No);
-    }
-    let named = u32::from(states) & packet.xtables_state() != 0;
-    let matches = named != (inverted & STATE != 0);
-    // Any additional criterion needs a conntrack entry.
-    Some(truth(matches && flags == STATE))
 }
 
 fn truth(matches: bool) -> Truth {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Reads the sets in which rules look up a packet's address from the kernel. Verdict maps are not read.
+//! Reads from the kernel the sets and the verdict maps in which rules look up a packet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netlink_packet_netfilter::nftables::{Expressions, Lookup};
+use netlink_packet_netfilter::nftables::{Expressions, Lookup, Register, VerdictAttribute};
 use proxy_netlink::netfilter::{Element, Error, Family, Socket, fold_elements};
 
 /// An expression in a dump.
@@ -19,43 +19,87 @@ pub struct Named<'a> {
 /// Sets by name.
 pub type Sets = BTreeMap<String, Set>;
 
-/// The content of a set.
+/// The verdict of an element, in the kernel's format. Elements of sets have none.
+pub type Verdict = Option<Vec<VerdictAttribute>>;
+
+/// The content of a set or of a verdict map.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Set {
     /// The keys, each with true if a range begins there; sorted, with an end before a beginning.
     keys: Vec<(Vec<u8>, bool)>,
+    /// The verdicts of keys, in a map.
+    verdicts: BTreeMap<Vec<u8>, Vec<VerdictAttribute>>,
+    /// The element for all other keys, if there is one.
+    catch_all: Option<Verdict>,
     /// True if the set contains ranges.
     has_ranges: bool,
 }
 
 impl Set {
-    /// Returns true if the set contains a value, or `None` if its keys have another length.
-    pub fn has(&self, value: &[u8]) -> Option<bool> {
+    /// Returns the verdict of the element for a value, or `None` if there is no such element.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the keys have another length than the value.
+    pub fn find(&self, value: &[u8]) -> Result<Option<Verdict>, OtherLength> {
         if self.keys.iter().any(|(key, _)| key.len() != value.len()) {
-            return None;
+            return Err(OtherLength);
         }
-        if !self.has_ranges {
-            return Some(self.keys.iter().any(|(key, _)| key == value));
-        }
-        let below = self.keys.iter().rfind(|(key, _)| &**key <= value);
-        Some(below.is_some_and(|(_, begins)| *begins))
+        let found = if self.has_ranges {
+            let below = self.keys.iter().rfind(|(key, _)| &**key <= value);
+            below.filter(|(_, begins)| *begins)
+        } else {
+            self.keys.iter().find(|(key, _)| key == value)
+        };
+        Ok(match found {
+            Some((key, _)) => Some(self.verdicts.get(key).cloned()),
+            None => self.catch_all.clone(),
+        })
     }
 
-    fn add(&mut self, element: Element) {
+    pub(super) fn add(&mut self, element: Element) {
+        match (&element.key, &element.verdict) {
+            (None, verdict) => self.catch_all = Some(verdict.clone()),
+            (Some(key), Some(verdict)) => {
+                self.verdicts.insert(key.clone(), verdict.clone());
+            }
+            (Some(_), None) => {}
+        }
         self.has_ranges |= element.ends_interval;
         let key = element.key.map(|key| (key, !element.ends_interval));
         self.keys.extend(key);
     }
 }
 
+/// A value cannot be looked up in a set because its keys have another length.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OtherLength;
+
+/// Which sets of a table are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// All sets but no maps: those of kube-proxy contain the Services.
+    AllSets,
+    /// The sets and verdict maps without a name, which are parts of a rule. Named ones, such as lists of blocked
+    /// clients, may be large and seldom contain what is known of a packet.
+    Anonymous,
+}
+
 /// Adds the names of the sets in which the expressions of a rule perform look-ups.
-pub fn named_in(expressions: &[Named<'_>], names: &mut BTreeSet<String>) {
+pub fn named_in(expressions: &[Named<'_>], wanted: Wanted, names: &mut BTreeSet<String>) {
+    /// nft names sets that are parts of a rule `__set` and `__map` with a number.
+    const ANONYMOUS: &str = "__";
     for expression in expressions {
         let Some(Expressions::Lookup(attributes)) = expression.data else {
             continue;
         };
-        let is_map = |attribute: &Lookup| matches!(attribute, Lookup::DestinationRegister(_));
-        if attributes.iter().any(is_map) {
+        let is_left_out = |attribute: &Lookup| match attribute {
+            Lookup::DestinationRegister(Register::Verdict) => wanted == Wanted::AllSets,
+            Lookup::DestinationRegister(_) => true,
+            Lookup::Set(name) => wanted == Wanted::Anonymous && !name.starts_with(ANONYMOUS),
+            _ => false,
+        };
+        if attributes.iter().any(is_left_out) {
             continue;
         }
         names.extend(attributes.iter().find_map(|attribute| match attribute {
@@ -95,8 +139,8 @@ mod tests {
         for (key, begins) in keys {
             set.add(Element {
                 key: Some(key.to_vec()),
-                value: None,
                 ends_interval: !begins,
+                ..Element::default()
             });
         }
         set.keys.sort();
@@ -121,12 +165,16 @@ mod tests {
             ([10, 97, 128, 0], false),
             ([255, 255, 255, 255], false),
         ] {
-            assert_eq!(ranges.has(&address), Some(is_in), "{address:?}");
+            assert_eq!(
+                ranges.find(&address),
+                Ok(is_in.then_some(None)),
+                "{address:?}"
+            );
         }
         let single = set(&[([10, 96, 0, 1], true), ([10, 96, 0, 10], true)]);
-        assert_eq!(single.has(&[10, 96, 0, 10]), Some(true));
-        assert_eq!(single.has(&[10, 96, 0, 2]), Some(false));
-        assert_eq!(single.has(&[10, 96]), None);
-        assert_eq!(Set::default().has(&[10, 96, 0, 2]), Some(false));
+        assert_eq!(single.find(&[10, 96, 0, 10]), Ok(Some(None)));
+        assert_eq!(single.find(&[10, 96, 0, 2]), Ok(None));
+        assert_eq!(single.find(&[10, 96]), Err(OtherLength));
+        assert_eq!(Set::default().find(&[10, 96, 0, 2]), Ok(None));
     }
 }

@@ -3,8 +3,10 @@
 //! Tests rules in the kernel's format, and malformed ones.
 
 use proptest::prelude::*;
+use proxy_netlink::netfilter::Element;
 
 use super::super::super::packet::{Direction, Known};
+use super::super::sets::Set;
 use super::*;
 
 fn packet(direction: Direction) -> Packet {
@@ -16,6 +18,10 @@ fn packet(direction: Direction) -> Packet {
 }
 
 fn steps(expressions: &[(&str, Expressions)], direction: Direction) -> Step {
+    step_with(expressions, direction, &Sets::new())
+}
+
+fn step_with(expressions: &[(&str, Expressions)], direction: Direction, sets: &Sets) -> Step {
     let named: Vec<_> = expressions
         .iter()
         .map(|(name, data)| Named {
@@ -23,7 +29,7 @@ fn steps(expressions: &[(&str, Expressions)], direction: Direction) -> Step {
             data: Some(data),
         })
         .collect();
-    step(&named, &packet(direction), &Sets::new())
+    step(&named, &packet(direction), sets)
 }
 
 fn load(base: u32, offset: u32, length: u32) -> (&'static str, Expressions) {
@@ -64,7 +70,6 @@ fn raw(name: &'static str, attributes: Vec<DefaultNla>) -> (&'static str, Expres
 }
 
 fn ct_state_in(states: u32) -> Vec<(&'static str, Expressions)> {
-    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
     let bits = |states: u32| DataAttribute::Value(states.to_ne_bytes().to_vec());
     let not_zero = vec![
         Cmp::SourceRegister(Register::Reg1),
@@ -78,10 +83,7 @@ fn ct_state_in(states: u32) -> Vec<(&'static str, Expressions)> {
         Bitwise::Xor(bits(0)),
     ];
     vec![
-        raw(
-            "ct",
-            vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, NFT_CT_STATE)],
-        ),
+        ct_state(),
         ("bitwise", Expressions::Bitwise(mask)),
         ("cmp", Expressions::Cmp(not_zero)),
     ]
@@ -102,6 +104,18 @@ fn the_vips_end_is_known_and_the_other_is_not() {
         (Truth::Yes, Action::Accept)
     );
     assert_eq!(steps(&to_vip, Direction::Reply).matches, Truth::Maybe);
+    let from = |value: &[u8], direction| {
+        let length = u32::try_from(value.len()).unwrap();
+        steps(
+            &[load(NETWORK_HEADER, 12, length), equals(value)],
+            direction,
+        )
+        .matches
+    };
+    assert_eq!(from(&[10, 0, 0, 5], Direction::Request), Truth::Likely);
+    assert_eq!(from(&[10], Direction::Request), Truth::Likely);
+    assert_eq!(from(&[127], Direction::Request), Truth::No);
+    assert_eq!(from(&[10, 0, 0, 5], Direction::Reply), Truth::No);
     let elsewhere = [
         load(NETWORK_HEADER, 16, 1),
         equals(&[127]),
@@ -133,11 +147,11 @@ fn what_is_known_of_a_service_counts() {
     };
     let loopback = by_link(MetaKey::Oifname, b"lo\0");
     assert_eq!(matches(&loopback, &service), Truth::No);
-    assert_eq!(matches(&loopback, &packet(Direction::Reply)), Truth::Maybe);
+    assert_eq!(matches(&loopback, &packet(Direction::Reply)), Truth::Likely);
     let by_index = by_link(MetaKey::Oif, &1_u32.to_ne_bytes());
     assert_eq!(matches(&by_index, &service), Truth::No);
     let by_prefix = by_link(MetaKey::Oifname, b"lo");
-    assert_eq!(matches(&by_prefix, &service), Truth::Maybe);
+    assert_eq!(matches(&by_prefix, &service), Truth::Likely);
     let arrives = by_link(MetaKey::Iifname, b"lo\0");
     assert_eq!(matches(&arrives, &service), Truth::Maybe);
 
@@ -172,6 +186,94 @@ fn an_untracked_packet_is_in_one_state_only() {
     let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
     let status = raw("ct", vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, 2)]);
     assert_eq!(steps(&[status], Direction::Request).matches, Truth::No);
+}
+
+/// `ct load state => reg 1`.
+fn ct_state() -> (&'static str, Expressions) {
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    raw(
+        "ct",
+        vec![number(NFTA_CT_DREG, 1), number(NFTA_CT_KEY, NFT_CT_STATE)],
+    )
+}
+
+/// `lookup reg 1 set NAME`, with flags, or with register 0 as the destination.
+fn look_up_in(name: &str, flags: u32, decides: bool) -> (&'static str, Expressions) {
+    let mut attributes = vec![
+        Lookup::Set(name.to_owned()),
+        Lookup::SourceRegister(Register::Reg1),
+        Lookup::Flags(flags),
+    ];
+    attributes.extend(decides.then_some(Lookup::DestinationRegister(Register::Verdict)));
+    ("lookup", Expressions::Lookup(attributes))
+}
+
+fn elements(list: &[(Option<u32>, Option<u32>)]) -> Set {
+    let mut set = Set::default();
+    for (key, verdict) in list {
+        set.add(Element {
+            key: key.map(|state| state.to_ne_bytes().to_vec()),
+            verdict: verdict.map(|code| vec![VerdictAttribute::Code(Verdict::Other(code))]),
+            ..Element::default()
+        });
+    }
+    set
+}
+
+/// What nft 1.0.6 compiles `ct state { invalid, untracked } drop` and `ct state != { new, established, related } drop`
+/// to: look-ups of the whole state in an anonymous set.
+#[test]
+fn a_state_is_looked_up_in_a_set() {
+    let sets = Sets::from([
+        (
+            "__set0".to_owned(),
+            elements(&[(Some(1), None), (Some(64), None)]),
+        ),
+        (
+            "__set1".to_owned(),
+            elements(&[(Some(8), None), (Some(4), None), (Some(2), None)]),
+        ),
+    ]);
+    let matches = |set: &str, flags, direction| {
+        let rule = [ct_state(), look_up_in(set, flags, false), verdict(NF_DROP)];
+        let step = step_with(&rule, direction, &sets);
+        assert_eq!(step.action, Action::Drop);
+        step.matches
+    };
+    assert_eq!(matches("__set0", 0, Direction::Request), Truth::Yes);
+    assert_eq!(matches("__set0", 0, Direction::Opening), Truth::No);
+    assert_eq!(matches("__set1", 1, Direction::Request), Truth::Yes);
+    assert_eq!(matches("__set1", 1, Direction::Opening), Truth::No);
+    assert_eq!(matches("__set1", 0, Direction::Reply), Truth::No);
+    // A set that was not read.
+    assert_eq!(matches("__set2", 0, Direction::Request), Truth::Maybe);
+}
+
+#[test]
+fn a_verdict_map_decides_by_the_state() {
+    let sets = Sets::from([
+        (
+            "__map0".to_owned(),
+            elements(&[(Some(64), Some(NF_DROP)), (Some(2), Some(NF_ACCEPT))]),
+        ),
+        (
+            "__map1".to_owned(),
+            elements(&[(Some(2), Some(NF_ACCEPT)), (None, Some(NF_DROP))]),
+        ),
+        ("unread".to_owned(), elements(&[(Some(64), None)])),
+    ]);
+    let decides = |map: &str, direction| {
+        let rule = [ct_state(), look_up_in(map, 0, true)];
+        let step = step_with(&rule, direction, &sets);
+        (step.matches, step.action)
+    };
+    let dropped = (Truth::Yes, Action::Drop);
+    assert_eq!(decides("__map0", Direction::Request), dropped);
+    assert_eq!(decides("__map0", Direction::Opening).0, Truth::No);
+    assert_eq!(decides("__map1", Direction::Request), dropped);
+    let unknown = (Truth::Maybe, Action::Unknown);
+    assert_eq!(decides("__map2", Direction::Request), unknown);
+    assert_eq!(decides("unread", Direction::Request), unknown);
 }
 
 /// The rules correspond to `cluster-ips-check` of kube-proxy in nftables mode, with and without its `ct state new`.
