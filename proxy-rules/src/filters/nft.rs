@@ -136,14 +136,10 @@ fn find_in(
                     continue;
                 }
                 let chains = rules.get(&at).unwrap_or(&none);
-                let fate = walk::walk(chains, &base.chain, base.drops);
+                let (fate, chain) = walk::walk(chains, &base.chain, base.drops);
                 if fate != Fate::Passes {
-                    let chain = match fate {
-                        Fate::MayDrop => walk::maybe_dropping_chain(chains, &base.chain),
-                        _ => walk::dropping_chain(chains, &base.chain)
-                            .filter(|_| packet.is_tracked()),
-                    };
-                    let chain = chain.unwrap_or(&base.chain);
+                    let names_chain = fate == Fate::MayDrop || packet.is_tracked();
+                    let chain = chain.filter(|_| names_chain).unwrap_or(&base.chain);
                     found.push(Found {
                         place: format!("nf_tables table {title} {table}, chain {chain}"),
                         packet: *packet,

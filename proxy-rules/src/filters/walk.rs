@@ -64,45 +64,27 @@ pub enum Fate {
     Dropped,
 }
 
-/// Returns the result for a packet in a base chain. Of the rules that only may drop it, those count that drop packets of
-/// a link or a client in a chain that the packet certainly reaches. Others, such as those of Calico for the links of
-/// pods or of kube-proxy for a mark, rarely concern the VIP.
-pub fn walk(chains: &Chains, base: &str, drops_by_policy: bool) -> Fate {
+/// Returns the result for a packet in a base chain, and the chain whose rule causes it: the one that drops the packet, or
+/// that may, if a rule does and not the policy. Of the rules that only may drop it, those count that drop packets of a link
+/// or a client in a chain that the packet certainly reaches. Others, such as those of Calico for the links of pods or of
+/// kube-proxy for a mark, rarely concern the VIP.
+pub fn walk<'a>(chains: &'a Chains, base: &str, drops_by_policy: bool) -> (Fate, Option<&'a str>) {
     let mut walker = Walker {
         chains,
         known: BTreeMap::new(),
     };
     let course = walker.follow(base, DEPTH);
-    let (end, may_pass) = (course.end, course.may_pass);
-    let dropped = match end {
+    let dropped = match course.end {
         Some(End::Accepted) => false,
         Some(End::Dropped) => true,
         None => drops_by_policy,
     };
-    match (dropped, may_pass) {
-        (false, _) if course.may_drop_in.is_some() => Fate::MayDrop,
-        (false, _) => Fate::Passes,
-        (true, true) => Fate::MayPass,
-        (true, false) => Fate::Dropped,
+    match (dropped, course.may_pass) {
+        (false, _) if course.may_drop_in.is_some() => (Fate::MayDrop, course.may_drop_in),
+        (false, _) => (Fate::Passes, None),
+        (true, true) => (Fate::MayPass, course.dropped_in),
+        (true, false) => (Fate::Dropped, course.dropped_in),
     }
-}
-
-/// Returns the chain whose rule may drop a packet of some link or client that reaches a base chain.
-pub fn maybe_dropping_chain<'a>(chains: &'a Chains, base: &str) -> Option<&'a str> {
-    let mut walker = Walker {
-        chains,
-        known: BTreeMap::new(),
-    };
-    walker.follow(base, DEPTH).may_drop_in
-}
-
-/// Returns the chain whose rule drops a packet that reaches a base chain, if a rule certainly does.
-pub fn dropping_chain<'a>(chains: &'a Chains, base: &str) -> Option<&'a str> {
-    let mut walker = Walker {
-        chains,
-        known: BTreeMap::new(),
-    };
-    walker.follow(base, DEPTH).dropped_in
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,7 +280,7 @@ mod tests {
             ),
         ] {
             let chains = chains(&[("base", base.clone()), ("other", other)]);
-            assert_eq!(walk(&chains, "base", drops), fate, "{base:?}");
+            assert_eq!(walk(&chains, "base", drops).0, fate, "{base:?}");
         }
     }
 
@@ -311,14 +293,14 @@ mod tests {
                 step(matches, Action::Drop),
             ];
             let chains = chains(&[("output", vec![jump.clone()]), ("check", check)]);
-            dropping_chain(&chains, "output").map(str::to_owned)
+            walk(&chains, "output", false).1.map(str::to_owned)
         };
         assert_eq!(one(Truth::Yes).as_deref(), Some("check"));
         assert_eq!(one(Truth::No), None);
         assert_eq!(one(Truth::Maybe), None);
         let own = chains(&[("output", vec![step(Truth::Yes, Action::Drop)])]);
-        assert_eq!(dropping_chain(&own, "output"), Some("output"));
-        assert_eq!(dropping_chain(&own, "none"), None);
+        assert_eq!(walk(&own, "output", false).1, Some("output"));
+        assert_eq!(walk(&own, "none", false).1, None);
     }
 
     /// Sixteen chains, each of which jumps ten times to the next one.
@@ -330,7 +312,7 @@ mod tests {
         };
         let mut chains: Chains = (0..15).map(level).collect();
         chains.insert("15".to_owned(), vec![step(Truth::Maybe, Action::Accept)]);
-        assert_eq!(walk(&chains, "0", true), Fate::MayPass);
+        assert_eq!(walk(&chains, "0", true).0, Fate::MayPass);
     }
 
     proptest! {

@@ -30,13 +30,9 @@ pub fn find(table: &SavedTable, program: &str, packets: &[Packet]) -> Vec<Found>
                 .chains
                 .iter()
                 .any(|chain| chain.name == base && chain.policy == "DROP");
-            let fate = walk::walk(&chains, base, drops);
+            let (fate, chain) = walk::walk(&chains, base, drops);
             if fate != Fate::Passes {
-                let chain = match fate {
-                    Fate::MayDrop => walk::maybe_dropping_chain(&chains, base),
-                    _ => None,
-                };
-                let chain = chain.unwrap_or(base);
+                let chain = chain.filter(|_| fate == Fate::MayDrop).unwrap_or(base);
                 found.push(Found {
                     place: format!("{program} table filter, chain {chain}"),
                     packet: *packet,
