@@ -220,24 +220,26 @@ async fn handshake(
     // An error means that the peer has disconnected, which the handshake detects.
     let _ = upkeep::prepare(&stream, used_for);
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.get().config));
-    let peer = stream.peer_addr().map_or_else(
-        |_| "a peer that has gone".to_owned(),
-        |peer| peer.to_string(),
-    );
+    let address = stream.peer_addr();
+    let peer = || match &address {
+        Ok(address) => address.to_string(),
+        Err(_) => "a peer that has gone".to_owned(),
+    };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(session)) => Some(session),
         // Such a peer is meant to connect. All other failures are also caused by port scans and probes.
         Ok(Err(error)) if refuses_certificate(&error) => {
-            warn!("no TLS session with {peer}: {error}");
+            warn!("no TLS session with {}: {error}", peer());
             None
         }
         Ok(Err(error)) => {
-            debug!("no TLS session with {peer}: {error}");
+            debug!("no TLS session with {}: {error}", peer());
             None
         }
         Err(_) => {
             debug!(
-                "no TLS session with {peer}: not within {} s",
+                "no TLS session with {}: not within {} s",
+                peer(),
                 HANDSHAKE.as_secs()
             );
             None
