@@ -45,6 +45,12 @@ pub fn is_load_full() -> bool {
     std::env::var_os("PROXY_AGENT_TEST_LOAD").is_some_and(|value| value == "full")
 }
 
+/// Returns how many times longer or more often a test does something under full load ([`is_load_full`]): `full`, else 1.
+#[must_use]
+pub fn load(full: u32) -> u32 {
+    if is_load_full() { full } else { 1 }
+}
+
 /// Waits until an agent should have noticed a new listener on a VIP, on kernels on which the agent has to notice it.
 ///
 /// # Errors

@@ -21,18 +21,13 @@ use tests::{Family, client, slow_machine};
 const LIFETIME: Duration = Duration::from_millis(400);
 
 /// The factor for the number of cycles under full load: with `ebpf`, more than 500 cycles.
-const FULL: usize = 6;
+const FULL: u32 = 6;
 
 /// Flags that differ from start to start.
 type Variants = &'static [&'static [&'static str]];
 
 fn killed(topology: Topology, backend: Backend, cycles: usize, variants: Variants) {
-    let more = if slow_machine::is_load_full() {
-        FULL
-    } else {
-        1
-    };
-    let cycles = slow_machine::times(cycles * more);
+    let cycles = slow_machine::times(cycles * slow_machine::load(FULL) as usize);
     Node::test(topology, |node| {
         let begun = Instant::now();
         let mut state = Cycles::prepare(node, topology, backend, |_, mut agent| {

@@ -30,7 +30,7 @@ const CONVERGED: Duration = Duration::from_secs(3);
 /// The range of the pause between two bursts of interferences, in milliseconds.
 const PAUSES: std::ops::Range<u64> = 5..250;
 /// The factor for the length of a storm under full load.
-const FULL: u64 = 6;
+const FULL: u32 = 6;
 /// The maximum number of lines in the agent's log for each interference.
 const LINES_PER_INTERFERENCE: usize = 40;
 
@@ -104,12 +104,8 @@ impl Storm {
     }
 
     fn seconds(&self) -> u64 {
-        let more = if slow_machine::is_load_full() {
-            FULL
-        } else {
-            1
-        };
-        number("PROXY_AGENT_TEST_STORM").unwrap_or(self.seconds * more)
+        let usual = self.seconds * u64::from(slow_machine::load(FULL));
+        number("PROXY_AGENT_TEST_STORM").unwrap_or(usual)
     }
 
     /// Interferes, and returns the number of interferences and the time of the last one.
