@@ -88,7 +88,7 @@ pub fn run(workspace: &Workspace, host: &Host, options: &Options) -> Result<()> 
     println!();
     report::verdicts(&verdicts);
     println!("vm: {}", took(rows.len(), start));
-    report::outcome(&verdicts)
+    report::ensure_passed(&verdicts)
 }
 
 /// The requested kernels, each with its expectations.

@@ -128,7 +128,7 @@ pub fn verdicts(verdicts: &[Verdict]) {
 ///
 /// # Errors
 /// When one has failed.
-pub fn outcome(verdicts: &[Verdict]) -> Result<()> {
+pub fn ensure_passed(verdicts: &[Verdict]) -> Result<()> {
     let failed: Vec<&str> = verdicts
         .iter()
         .filter(|verdict| !verdict.problems.is_empty())
