@@ -3,7 +3,7 @@
 //! A live connection: bytes flow in both directions at once, all the time, until the client ends it, and both ends
 //! check them. If bytes are lost, duplicated or damaged in transit, one of the ends detects it.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -175,7 +175,11 @@ fn write(mut stream: &TcpStream, seed: u64, pause: Duration, stop: &AtomicBool) 
         sent += CHUNK as u64;
         std::thread::sleep(pause);
     }
-    stream.shutdown(Shutdown::Write)?;
+    match stream.shutdown(Shutdown::Write) {
+        // It was reset since the last write; the reader gets the reset and returns it.
+        Err(error) if error.kind() == ErrorKind::NotConnected => {}
+        result => result.context("ending it")?,
+    }
     Ok(sent)
 }
 
@@ -219,6 +223,10 @@ mod tests {
     use super::*;
 
     fn stream_to(server: impl FnOnce(TcpStream) + Send + 'static) -> Result<u64> {
+        stream_at(PAUSE, server)
+    }
+
+    fn stream_at(pause: Duration, server: impl FnOnce(TcpStream) + Send + 'static) -> Result<u64> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let stream = TcpStream::connect(listener.local_addr()?)?;
         let (mut peer, _) = listener.accept()?;
@@ -226,7 +234,7 @@ mod tests {
             peer.read_exact(&mut [0; 16]).expect("a header");
             server(peer);
         });
-        let live = Live::start("test", &stream, 7)?;
+        let live = Live::start_at(pause, "test", &stream, 7)?;
         std::thread::sleep(Duration::from_millis(50));
         let result = live.finish();
         server.join().expect("the server does not panic");
@@ -251,5 +259,17 @@ mod tests {
     #[test]
     fn an_early_end_is_found() {
         assert!(stream_to(drop).is_err());
+    }
+
+    /// The client sends nothing between the reset and the end.
+    #[test]
+    fn a_reset_is_returned_as_one() {
+        let error = stream_at(Duration::from_millis(200), |mut peer| {
+            peer.read_exact(&mut [0; 1]).expect("the first chunk");
+            // Unread bytes: the kernel resets the connection.
+            drop(peer);
+        });
+        let error = format!("{:#}", error.expect_err("the server has reset it"));
+        assert!(error.contains("reset"), "{error}");
     }
 }
