@@ -16,8 +16,8 @@
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -55,6 +55,10 @@ pub const AGENTS: u32 = 16_384;
 /// The time limit for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// The minimum interval between two warnings about refused certificates: a peer may try as often as it can, and must not
+/// fill the disk with log lines.
+const REMINDER: Duration = Duration::from_secs(10);
+
 /// The state that the connections of one listener share.
 #[derive(Debug, Clone)]
 pub struct Door {
@@ -62,6 +66,31 @@ pub struct Door {
     pub slots: Slots,
     /// The phase of the process.
     pub phase: watch::Receiver<Phase>,
+    refusals: Arc<Mutex<Refusals>>,
+}
+
+/// The refused certificates of one listener's peers.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// The time of the last warning.
+    warned: Option<Instant>,
+    /// The number of refusals without a warning since then.
+    omitted: u64,
+}
+
+impl Refusals {
+    /// Counts a refusal. `Some` if a warning is due, with the number of those that were omitted before it.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .warned
+            .is_some_and(|at| now.duration_since(at) < REMINDER)
+        {
+            self.omitted += 1;
+            return None;
+        }
+        self.warned = Some(now);
+        Some(std::mem::take(&mut self.omitted))
+    }
 }
 
 impl Door {
@@ -71,6 +100,18 @@ impl Door {
         Self {
             slots: Slots::new(connections),
             phase,
+            refusals: Arc::default(),
+        }
+    }
+
+    /// Logs that a peer's certificate was refused.
+    fn refuse(&self, peer: &str, error: &io::Error) {
+        // No code panics while it holds the lock.
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusals.count(Instant::now()) {
+            Some(0) => warn!("no TLS session with {peer}: {error}"),
+            Some(omitted) => warn!(omitted, "no TLS session with {peer}: {error}"),
+            None => debug!("no TLS session with {peer}: {error}"),
         }
     }
 
@@ -129,7 +170,7 @@ impl Accepting {
             let (server, door, settings) = (Arc::clone(&self.server), door.clone(), *settings);
             let tls = tls.clone();
             async move {
-                if let Some(session) = handshake(stream, Use::Link, &tls).await {
+                if let Some(session) = handshake(stream, Use::Link, &tls, &door).await {
                     let peer = Peer::with_session(port, &session);
                     let service = AgentService::new(&server, peer);
                     grpc(session, settings, service, door).await;
@@ -147,7 +188,8 @@ impl Accepting {
             let (accepting, tls) = (Arc::clone(&shared), tls.clone());
             async move {
                 // The handshake's future is on the heap, so that its memory is released after the handshake.
-                let shaken = Box::pin(handshake(stream, Use::Tunnel, &tls)).await;
+                let (door, _) = &accepting.clients;
+                let shaken = Box::pin(handshake(stream, Use::Tunnel, &tls, door)).await;
                 if let Some(session) = shaken {
                     let asked =
                         Client::new(&accepting.server, || Peer::with_session(port, &session));
@@ -216,6 +258,7 @@ async fn handshake(
     stream: TcpStream,
     used_for: Use,
     tls: &Current<Identity>,
+    door: &Door,
 ) -> Option<TlsStream<TcpStream>> {
     // An error means that the peer has disconnected, which the handshake detects.
     let _ = upkeep::prepare(&stream, used_for);
@@ -229,7 +272,7 @@ async fn handshake(
         Ok(Ok(session)) => Some(session),
         // Such a peer is meant to connect. All other failures are also caused by port scans and probes.
         Ok(Err(error)) if refuses_certificate(&error) => {
-            warn!("no TLS session with {}: {error}", peer());
+            door.refuse(&peer(), &error);
             None
         }
         Ok(Err(error)) => {
@@ -251,4 +294,21 @@ async fn handshake(
 fn refuses_certificate(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_is_logged_at_intervals() {
+        let start = Instant::now();
+        let mut refusals = Refusals::default();
+        assert_eq!(refusals.count(start), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(refusals.count(start + REMINDER / 2), None);
+        }
+        assert_eq!(refusals.count(start + REMINDER), Some(1000));
+        assert_eq!(refusals.count(start + REMINDER * 2), Some(0));
+    }
 }
