@@ -19,6 +19,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
+use std::panic;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -66,7 +67,7 @@ const BLOCKS: Blocks = Blocks {
 const PORTS: RangeInclusive<i64> = 1024..=49_151;
 
 /// A program of this crate, implemented by its command-line flags.
-pub trait Program: clap::Args + Clone + Debug {
+pub trait Program: clap::Args + Clone + Debug + Send + 'static {
     /// The name of the program.
     const NAME: &'static str;
 
@@ -77,7 +78,7 @@ pub trait Program: clap::Args + Clone + Debug {
     const THREADS: usize = MAX_THREADS;
 
     /// Runs the program. `flags` contains the values of all flags, including klog's, for display to operators.
-    fn run(self, flags: Values) -> impl Future<Output = Result<ExitCode>>;
+    fn run(self, flags: Values) -> impl Future<Output = Result<ExitCode>> + Send;
 }
 
 /// The names of klog's flags, as in upstream's programs.
@@ -138,9 +139,15 @@ fn try_main<P: Program>(line: CommandLine<P>, values: Values) -> Result<ExitCode
         .enable_all()
         .build()
         .context("cannot start the threads that serve")?;
-    let outcome = runtime.block_on(line.program.run(values));
+    // On a worker, not on this thread: the loops that accept connections are part of it, and each connection would wake this
+    // thread first, and then a worker.
+    let running = runtime.spawn(line.program.run(values));
+    let outcome = runtime.block_on(running);
     runtime.shutdown_timeout(FAREWELL);
-    outcome
+    match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// Returns the description of a program for its pages.
