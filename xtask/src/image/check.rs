@@ -72,6 +72,12 @@ const PACKAGED: [Start; 6] = [
 /// the program has started.
 const NO_NETFILTER: &str = "Failed to initialize nft: Protocol not supported";
 
+/// The unit tests that ask the kernel for sockets (`sock_diag`), a netlink protocol that qemu does not support.
+const ASK_FOR_SOCKETS: [&str; 2] = [
+    "sock_diag::list::tests::sockets_are_listed_and_found",
+    "sock_diag::tests::a_connection_is_reset_and_one_that_is_gone_is_no_error",
+];
+
 /// The exit codes of `doctor` after a complete run: no problem, warnings, a failure.
 const DOCTOR: [i32; 3] = [0, 3, 4];
 
@@ -102,11 +108,15 @@ pub fn check(
         for package in kind.tested() {
             cargo.args(["--package", package]);
         }
-        sh::run(
-            cargo
-                .args(["--profile", QUICK, "--lib", "--bins", "--no-fail-fast"])
-                .env(runner, arch.emulator()),
-        )?;
+        cargo
+            .args(["--profile", QUICK, "--lib", "--bins", "--no-fail-fast"])
+            .args(["--", "--exact"])
+            .env(runner, arch.emulator());
+        for test in ASK_FOR_SOCKETS {
+            println!("{test} is skipped: qemu has no netlink protocol for lists of sockets");
+            cargo.args(["--skip", test]);
+        }
+        sh::run(&mut cargo)?;
     }
     Ok(())
 }
