@@ -33,7 +33,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_rustls::server::TlsStream;
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
 use crate::client::Mode;
 use crate::server::Server;
@@ -111,7 +111,8 @@ impl Door {
         match refusals.count(Instant::now()) {
             Some(0) => warn!("no TLS session with {peer}: {error}"),
             Some(omitted) => warn!(omitted, "no TLS session with {peer}: {error}"),
-            None => debug!("no TLS session with {peer}: {error}"),
+            // Not `debug!`: by default such records are written (`Program::VERBOSITY`).
+            None => trace!("no TLS session with {peer}: {error}"),
         }
     }
 
