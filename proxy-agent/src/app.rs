@@ -104,7 +104,6 @@ fn interest(config: &Config) -> Interest {
             tables::name(config.instance),
             tables::guard_name(config.instance),
             tables::services_name(config.instance),
-            tables::upstream_name(config.instance),
         ],
         routes: config.guard == Guard::Auto,
         local_routes: config.service_ips(),

@@ -19,7 +19,6 @@ use proxy_kernel::capabilities;
 use crate::backend::discover;
 use crate::backend::ebpf::{self, Drained, Ebpf, Tables};
 use crate::backend::iptables::Iptables;
-use crate::backend::upstream;
 use crate::config::Config;
 use crate::instance::{Instance, paths};
 use crate::link::{self, LinkTable, VipLink};
@@ -195,7 +194,6 @@ pub async fn remove_everything(scope: &Scope, mode: Mode, report: &mut Report) {
         drain_timeout: scope.drain_timeout,
         ..Config::default()
     };
-    upstream::remove_everything(scope.instance, mode, report).await;
     Ebpf::teardown(
         &config,
         &handle,

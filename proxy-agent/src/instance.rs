@@ -116,7 +116,7 @@ pub mod tables {
     const GUARD: &str = "_guard";
     /// Suffix of the tables for Services.
     const SERVICES: &str = "_services";
-    /// Suffix of the tables for the proxy's own connections.
+    /// Suffix of the tables for the proxy's own connections in version 0.2.0.
     const UPSTREAM: &str = "_upstream";
 
     /// The name of an instance's tables of decisions.
@@ -135,7 +135,7 @@ pub mod tables {
         format!("{}{SERVICES}", instance.mark())
     }
 
-    /// The name of an instance's tables for the proxy's own connections.
+    /// The name of an instance's tables for the proxy's own connections in version 0.2.0.
     pub fn upstream_name(instance: Instance) -> String {
         format!("{}{UPSTREAM}", instance.mark())
     }

@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use proxy_netlink::netfilter::{self, Family, Outline, Socket, Table};
 
-use crate::instance::Instance;
-pub use crate::instance::tables::{guard_name, name, services_name, upstream_name};
+pub use crate::instance::tables::{guard_name, name, services_name};
+use crate::instance::{Instance, tables::upstream_name};
 use crate::reconcile::{Part, Report};
 
 /// The name for rehearsals, in which the kernel checks rules; never the name of an instance's tables.
@@ -27,7 +27,7 @@ pub type Observed = BTreeMap<String, Option<Outline>>;
 pub enum Op {
     /// Install tables in one transaction, replacing them completely; each with the reason.
     Install(Vec<(Table, &'static str)>),
-    /// Replace the rules of a table. Its sets keep their members.
+    /// Replace the rules in some chains of a table. Its sets keep their members.
     Rewrite(Table),
     /// Delete a table that is not needed.
     Delete(Table),
@@ -67,7 +67,7 @@ pub fn empty_services(instance: Instance) -> [Table; 2] {
     named(&services_name(instance))
 }
 
-/// Both tables of an instance for the proxy's own connections without content.
+/// Both tables for the proxy's own connections without content, which were separate in version 0.2.0, for removal.
 pub fn empty_upstream(instance: Instance) -> [Table; 2] {
     named(&upstream_name(instance))
 }

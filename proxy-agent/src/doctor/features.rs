@@ -79,6 +79,7 @@ fn install(expressions: &[netlink_packet_netfilter::nftables::Expressions]) -> R
                 purpose: "try".to_owned(),
                 expressions: expressions.to_vec(),
             }],
+            is_filled_later: false,
         }],
     };
     let install = || Table::replace(&[table], &mut Socket::open()?);

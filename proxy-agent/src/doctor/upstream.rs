@@ -51,7 +51,7 @@ fn learning(upstream: &Upstream) -> Option<Check> {
 /// Judges the published state of an endpoint, and checks that the agent's table exists.
 fn look(known: &Endpoint, upstream: &Upstream, subject: &Subject) -> Check {
     if known.tracked.is_none() {
-        let name = tables::upstream_name(subject.instance);
+        let name = tables::name(subject.instance);
         let family = tables::family_of(known.endpoint.ip());
         match leftovers::has_table(family, &name) {
             Ok(true) => {}

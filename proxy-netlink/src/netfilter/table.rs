@@ -49,6 +49,9 @@ pub struct Chain {
     pub base: Option<Base>,
     /// The rules, in order.
     pub rules: Vec<Rule>,
+    /// True if the rules are written separately ([`Table::rewrite`]). They are then not compared with those in the
+    /// kernel.
+    pub is_filled_later: bool,
 }
 
 /// The place where a base chain is called.
@@ -168,8 +171,8 @@ impl Table {
         self.chains.iter().flat_map(of)
     }
 
-    /// Replaces all rules in the chains, in one transaction. The chains and sets, including the members of sets, stay
-    /// as they are.
+    /// Replaces all rules in the chains of this value, in one transaction. Other chains of the table and its sets,
+    /// including their members, stay as they are.
     ///
     /// # Errors
     ///

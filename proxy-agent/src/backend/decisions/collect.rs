@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use proxy_kernel::sockets;
 use proxy_netlink::netfilter::{self, Family, Socket, Table};
 
-use super::DECIDED;
+use super::{OF_VIPS, of_proxy};
 use crate::backend::live::Connection;
 use crate::backend::tables;
 use crate::instance::Instance;
@@ -35,10 +35,11 @@ pub enum Which {
 }
 
 impl Which {
-    fn tables(self, instance: Instance) -> [Table; 2] {
+    /// The set of these connections.
+    fn set(self) -> &'static str {
         match self {
-            Self::ToVips => tables::empty(instance),
-            Self::OfProxy => tables::empty_upstream(instance),
+            Self::ToVips => OF_VIPS.decided,
+            Self::OfProxy => of_proxy::SETS.decided,
         }
     }
 
@@ -71,14 +72,14 @@ pub fn collect(which: Which, instance: Instance) -> Result<usize, Error> {
     }
     let alive = sockets::connections().map_err(Error::Sockets)?;
     let mut over = 0;
-    for table in which.tables(instance) {
+    for table in tables::empty(instance) {
         let is_over = |member: &&Member| {
             member.family == table.family && which.is_over(&member.connection, &alive)
         };
         let over_here = decided.iter().filter(is_over);
         let keys: Vec<_> = over_here.map(|member| member.key.clone()).collect();
         over += keys.len();
-        table.delete_members(DECIDED, &keys, &mut socket)?;
+        table.delete_members(which.set(), &keys, &mut socket)?;
     }
     Ok(over)
 }
@@ -141,8 +142,8 @@ fn decided(
     socket: &mut Socket,
 ) -> Result<Vec<Member>, netfilter::Error> {
     let mut decided = Vec::new();
-    for table in which.tables(instance) {
-        let keys = table.members(DECIDED, socket)?.into_iter();
+    for table in tables::empty(instance) {
+        let keys = table.members(which.set(), socket)?.into_iter();
         decided.extend(keys.filter_map(|key| {
             Some(Member {
                 family: table.family,

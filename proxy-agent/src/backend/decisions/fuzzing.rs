@@ -16,7 +16,7 @@ use proxy_netlink::netfilter::{Family, Hook};
 
 use self::hooks::table;
 use self::interpreter::{Kernel, Packet};
-use super::{CLOSED, DECIDED, FOR_GOOD, PASSING, TRACKED};
+use super::{CLOSED, FOR_GOOD, OF_VIPS, PASSING, TRACKED};
 use crate::backend::live::Live;
 
 /// Maximum number of events: more reveal nothing new.
@@ -375,7 +375,7 @@ impl Node {
         let over = self.connections.remove(at);
         let lives = self.connections.iter().any(|one| one.seen == over.seen);
         if over.way == Way::Direct && !over.lacked_room && !lives {
-            let decided = self.kernel.has(DECIDED, &self.key(over.seen));
+            let decided = self.kernel.has(OF_VIPS.decided, &self.key(over.seen));
             assert!(!decided, "{over:?} has left a decision");
         }
     }
@@ -444,7 +444,7 @@ impl Node {
         for at in 0..self.connections.len() {
             let key = self.key(self.connections[at].seen);
             let (kept, marked) = (
-                self.kernel.has(DECIDED, &key),
+                self.kernel.has(OF_VIPS.decided, &key),
                 self.kernel.has("tracked", &key),
             );
             let connection = &mut self.connections[at];
@@ -583,7 +583,12 @@ impl Node {
             let key = self.key(port);
             let half = key.len() / 2;
             let from_proxy = [&key[half..], &key[..half]].concat();
-            let sets = ["opening", DECIDED, "closing", "closed"];
+            let sets = [
+                OF_VIPS.opening,
+                OF_VIPS.decided,
+                OF_VIPS.closing,
+                OF_VIPS.closed,
+            ];
             sets.iter().any(|set| self.kernel.has(set, &key))
                 || self.kernel.has("closing", &from_proxy)
         })

@@ -87,6 +87,7 @@ pub mod collect;
 mod counted;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod of_proxy;
 pub mod packets;
 mod rules;
 pub mod statistics;
@@ -107,8 +108,26 @@ use crate::backend::tables;
 use crate::config::Config;
 use crate::instance::Instance;
 
-/// The set of decided connections.
-pub const DECIDED: &str = "decided";
+/// The names of the sets through which each decided connection passes.
+#[derive(Debug, Clone, Copy)]
+pub struct Sets {
+    /// Connections that open.
+    pub opening: &'static str,
+    /// Open connections.
+    pub decided: &'static str,
+    /// Connections that one end has closed.
+    pub closing: &'static str,
+    /// Connections that both ends have closed.
+    pub closed: &'static str,
+}
+
+/// The sets of connections to the VIPs.
+const OF_VIPS: Sets = Sets {
+    opening: "opening",
+    decided: "decided",
+    closing: "closing",
+    closed: "closed",
+};
 
 /// Timeout of connections that open or close, without packets: longer than the kernel retransmits a SYN-ACK
 /// (`net.ipv4.tcp_synack_retries`), and as long as conntrack waits after a FIN.
@@ -138,19 +157,20 @@ pub fn tables(config: &Config, live: &Live) -> Vec<Table> {
 }
 
 fn table(config: &Config, family: Family, vips: &[SocketAddr], live: &Live) -> Table {
-    let (sets, chains) = if vips.is_empty() {
-        (Vec::new(), Vec::new())
+    let has_proxy = of_proxy::families(config).contains(&family);
+    let mut sets = if vips.is_empty() {
+        Vec::new()
     } else {
-        (
-            sets(family, config.max_connections, live),
-            rules::chains(family, vips),
-        )
+        sets(family, config.max_connections, live)
     };
+    if has_proxy {
+        sets.extend(of_proxy::sets(config.max_connections));
+    }
     Table {
         family,
         name: tables::name(config.instance),
         sets,
-        chains,
+        chains: rules::chains(family, vips, has_proxy),
     }
 }
 
@@ -166,20 +186,24 @@ fn sets(family: Family, size: u32, live: &Live) -> Vec<Set> {
     vec![
         Set {
             members: members(family, &live.untracked),
-            ..set(DECIDED, FOR_GOOD, "untracked connections: client, VIP")
+            ..set(
+                OF_VIPS.decided,
+                FOR_GOOD,
+                "untracked connections: client, VIP",
+            )
         },
         set(
-            "opening",
+            OF_VIPS.opening,
             PASSING,
             "decided connections whose client has not answered yet",
         ),
         set(
-            "closing",
+            OF_VIPS.closing,
             PASSING,
             "untracked connections that one end has closed: which end, the other",
         ),
         set(
-            "closed",
+            OF_VIPS.closed,
             CLOSED,
             "untracked connections that are over, for what is still on the way",
         ),
@@ -217,7 +241,8 @@ impl Connection {
     }
 }
 
-/// Carries out an operation on tables; those of decisions are filled with the open connections. Only with `takes_over`, when this
+/// Carries out an operation on tables; those of decisions are filled with the open connections: those of the proxy that the replaced
+/// table contains, and those to the VIPs. Only with `takes_over`, when this
 /// backend replaces another one, connections without a conntrack entry are known to be untracked. Later, when the tables were
 /// removed by others, such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established
 /// connections (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
@@ -240,7 +265,10 @@ pub fn apply(config: &Config, takes_over: bool, op: &tables::Op) -> Result<(), n
     if !takes_over && conntrack::picks_up() {
         live.untracked.clear();
     }
-    let filled = tables(config, &live);
+    let mut filled = tables(config, &live);
+    if let Err(error) = of_proxy::keep(config, &mut filled) {
+        warn!("untracked connections of the proxy become tracked: {error}");
+    }
     let complete = wanted.iter().map(|(table, reason)| {
         let title = table.title();
         let filled = filled.iter().find(|filled| filled.title() == title);
@@ -249,7 +277,7 @@ pub fn apply(config: &Config, takes_over: bool, op: &tables::Op) -> Result<(), n
     tables::Op::Install(complete.collect()).apply()
 }
 
-/// Creates conntrack entries for open decided connections before the tables are deleted, if conntrack would not pick them up:
+/// Creates conntrack entries for open decided connections before their rules are removed, if conntrack would not pick them up:
 /// they would hang otherwise.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use proxy_netlink::netfilter::expression::flag::{ACK, FIN, RST, SYN};
 use proxy_netlink::netfilter::expression::{self, End, Part, SetOperation};
 use proxy_netlink::netfilter::{Base, Chain, Family, Hook, Rule};
 
-use super::DECIDED;
+use super::{OF_VIPS, Sets};
 
 /// The flags that open, close or reset a connection.
 pub const SPECIAL: u8 = FIN | SYN | RST;
@@ -17,6 +17,7 @@ pub const SPECIAL: u8 = FIN | SYN | RST;
 pub struct Packets {
     family: Family,
     connection: [Part; 4],
+    sets: Sets,
 }
 
 impl Packets {
@@ -33,6 +34,7 @@ impl Packets {
     fn from_client(family: Family, client: End, vip: End) -> Self {
         Self {
             family,
+            sets: OF_VIPS,
             connection: [
                 Part::Address(client),
                 Part::Port(client),
@@ -40,6 +42,11 @@ impl Packets {
                 Part::Port(vip),
             ],
         }
+    }
+
+    /// The same packets, whose decisions are in other sets.
+    pub fn decided_in(self, sets: Sets) -> Self {
+        Self { sets, ..self }
     }
 
     fn set(&self, operation: SetOperation, name: &str) -> Vec<Expressions> {
@@ -65,7 +72,7 @@ impl Packets {
     pub fn plain_of_decided(&self) -> Rule {
         rule(
             "plain, decided",
-            [plain(), self.is(DECIDED), untrack()].concat(),
+            [plain(), self.is(self.sets.decided), untrack()].concat(),
         )
     }
 
@@ -76,9 +83,9 @@ impl Packets {
                 "answered: decided",
                 [
                     plain(),
-                    self.is("opening"),
-                    self.update(DECIDED),
-                    self.delete("opening"),
+                    self.is(self.sets.opening),
+                    self.update(self.sets.decided),
+                    self.delete(self.sets.opening),
                     more,
                     untrack(),
                 ]
@@ -88,9 +95,9 @@ impl Packets {
                 "answered, and closed with this",
                 [
                     expression::has_flag(FIN),
-                    self.is("opening"),
-                    self.update("closing"),
-                    self.delete("opening"),
+                    self.is(self.sets.opening),
+                    self.update(self.sets.closing),
+                    self.delete(self.sets.opening),
                     untrack(),
                 ]
                 .concat(),
@@ -102,17 +109,17 @@ impl Packets {
     /// first, so `turned` has the ends swapped.
     pub fn void(&self, turned: &Self) -> Vec<Expressions> {
         [
-            self.delete(DECIDED),
-            self.delete("closing"),
-            turned.delete("closing"),
-            self.delete("closed"),
+            self.delete(self.sets.decided),
+            self.delete(self.sets.closing),
+            turned.delete(self.sets.closing),
+            self.delete(self.sets.closed),
         ]
         .concat()
     }
 
     /// Deletes all decisions about a connection.
     pub fn forget(&self, turned: &Self) -> Vec<Expressions> {
-        [self.delete("opening"), self.void(turned)].concat()
+        [self.delete(self.sets.opening), self.void(turned)].concat()
     }
 
     /// The rules from the first FIN or RST of a decided connection on. `sent` has the sender of the packet first, `other` the
@@ -124,9 +131,9 @@ impl Packets {
                 "decided, and reset with this",
                 [
                     flags(RST),
-                    self.is(DECIDED),
-                    self.update("closed"),
-                    self.delete(DECIDED),
+                    self.is(self.sets.decided),
+                    self.update(self.sets.closed),
+                    self.delete(self.sets.decided),
                     untrack(),
                 ]
                 .concat(),
@@ -135,21 +142,21 @@ impl Packets {
                 "decided, and closed with this",
                 [
                     flags(FIN),
-                    self.is(DECIDED),
-                    sent.update("closing"),
-                    self.delete(DECIDED),
+                    self.is(self.sets.decided),
+                    sent.update(self.sets.closing),
+                    self.delete(self.sets.decided),
                     untrack(),
                 ]
                 .concat(),
             ),
-            rule("decided", [self.is(DECIDED), untrack()].concat()),
+            rule("decided", [self.is(self.sets.decided), untrack()].concat()),
             rule(
                 "closed with this by the second end",
                 [
                     flags(FIN | RST),
-                    other.is("closing"),
-                    self.update("closed"),
-                    other.delete("closing"),
+                    other.is(self.sets.closing),
+                    self.update(self.sets.closed),
+                    other.delete(self.sets.closing),
                     untrack(),
                 ]
                 .concat(),
@@ -158,24 +165,39 @@ impl Packets {
                 "closed, and reset with this",
                 [
                     flags(RST),
-                    sent.is("closing"),
-                    self.update("closed"),
-                    sent.delete("closing"),
+                    sent.is(self.sets.closing),
+                    self.update(self.sets.closed),
+                    sent.delete(self.sets.closing),
                     untrack(),
                 ]
                 .concat(),
             ),
             rule(
                 "closed by the sender",
-                [sent.is("closing"), sent.update("closing"), untrack()].concat(),
+                [
+                    sent.is(self.sets.closing),
+                    sent.update(self.sets.closing),
+                    untrack(),
+                ]
+                .concat(),
             ),
             rule(
                 "closed by the other end",
-                [other.is("closing"), other.update("closing"), untrack()].concat(),
+                [
+                    other.is(self.sets.closing),
+                    other.update(self.sets.closing),
+                    untrack(),
+                ]
+                .concat(),
             ),
             rule(
                 "closed by both",
-                [self.is("closed"), self.update("closed"), untrack()].concat(),
+                [
+                    self.is(self.sets.closed),
+                    self.update(self.sets.closed),
+                    untrack(),
+                ]
+                .concat(),
             ),
         ]
     }
@@ -232,5 +254,6 @@ pub fn chain(name: &'static str, rules: Vec<Rule>) -> Chain {
         name,
         base: None,
         rules,
+        is_filled_later: false,
     }
 }

@@ -10,6 +10,7 @@ use proxy_netlink::netfilter::expression::{self, End};
 use proxy_netlink::netfilter::{Chain, Family, Hook, Rule};
 
 use super::counted::Counted;
+use super::of_proxy;
 use super::packets::{Packets, SPECIAL, base, chain, entry, leave, opens, rule, untrack};
 use crate::backend::tables;
 
@@ -19,8 +20,21 @@ const PRIORITY_AS_THE_PROXY_SEES: i32 = 101;
 /// reads or changes priorities; mark bits may be in use by others.
 const DECIDED_SYN: u32 = 0x7078_0001;
 
-/// The chains of a table for these VIPs.
-pub fn chains(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
+/// The chains of a table for these VIPs. With `has_proxy` there are those for the proxy's own connections too, which packets of the VIPs
+/// do not reach.
+pub fn chains(family: Family, vips: &[SocketAddr], has_proxy: bool) -> Vec<Chain> {
+    let mut chains = if vips.is_empty() {
+        Vec::new()
+    } else {
+        of_vips(family, vips)
+    };
+    if has_proxy {
+        of_proxy::add_to(&mut chains);
+    }
+    chains
+}
+
+fn of_vips(family: Family, vips: &[SocketAddr]) -> Vec<Chain> {
     let each = |rule: &dyn Fn(SocketAddr) -> Rule| vips.iter().map(|vip| rule(*vip)).collect();
     let (request, reply) = (Packets::requests(family), Packets::replies(family));
     vec![

@@ -154,6 +154,7 @@ fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
             priority: tables::PRIORITY_RAW,
         }),
         rules,
+        is_filled_later: false,
     }
 }
 

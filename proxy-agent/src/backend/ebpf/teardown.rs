@@ -118,8 +118,8 @@ impl Ebpf {
         }
     }
 
-    /// Leaves open and new connections to the VIPs to conntrack: removes the tables of decisions, and those of another backend's
-    /// guard.
+    /// Leaves open and new connections to the VIPs and of the proxy to conntrack: removes the tables of decisions, and those of another
+    /// backend's guard.
     pub async fn remove_decisions(
         config: &Config,
         handle: &Handle,
@@ -127,19 +127,29 @@ impl Ebpf {
         report: &mut Report,
     ) {
         if mode == Mode::Apply {
-            let released = decisions::release(Which::ToVips, config.instance);
-            report.attempt(
-                PART,
-                "hand connections to the VIPs over to conntrack",
-                released,
-            );
+            for (which, what) in [
+                (
+                    Which::OfProxy,
+                    "hand the proxy's connections over to conntrack",
+                ),
+                (
+                    Which::ToVips,
+                    "hand connections to the VIPs over to conntrack",
+                ),
+            ] {
+                report.attempt(PART, what, decisions::release(which, config.instance));
+            }
         }
         let instance = config.instance;
-        let ops = [tables::empty(instance), tables::empty_guard(instance)]
-            .into_iter()
-            .flat_map(|tables| tables::removals(PART, tables, report))
-            .map(Op::Tables)
-            .collect();
+        let ops = [
+            tables::empty(instance),
+            tables::empty_guard(instance),
+            tables::empty_upstream(instance),
+        ]
+        .into_iter()
+        .flat_map(|tables| tables::removals(PART, tables, report))
+        .map(Op::Tables)
+        .collect();
         Self::remove(config, handle, ops, mode, report).await;
     }
 

@@ -109,11 +109,13 @@ fn chains(config: &Config, family: Family, endpoints: &[SocketAddr], links: &Lin
                 priority: PRIORITY,
             }),
             rules: all,
+            is_filled_later: false,
         },
         Chain {
             name: ADDRESSED,
             base: None,
             rules: addressed(config, family, endpoints, links),
+            is_filled_later: false,
         },
     ]
 }

@@ -6,12 +6,14 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use proxy_kernel::conntrack;
+use proxy_netlink::netfilter::set::Set;
 use proxy_netlink::netfilter::{self, Socket, Table};
 
 use super::plan::Op;
-use super::{Error, PART, Upstream, nat, rules};
+use super::{Error, PART, Upstream, nat};
+use crate::backend::decisions;
 use crate::backend::decisions::collect::{self, Which};
-use crate::backend::decisions::{self, DECIDED};
+use crate::backend::decisions::of_proxy::{self, SETS};
 use crate::backend::live::Connection;
 use crate::backend::tables;
 use crate::reconcile::Report;
@@ -20,52 +22,53 @@ impl Upstream {
     /// Carries out one operation.
     pub(super) fn apply(&self, op: &Op) -> Result<(), Error> {
         match op {
-            Op::Table(tables::Op::Install(tables)) => {
-                let mut socket = Socket::open()?;
-                let mut filled = Vec::new();
-                for (table, reason) in tables {
-                    filled.push((self.filled(table.clone(), &mut socket)?, *reason));
+            Op::Table(rewrite @ tables::Op::Rewrite(table)) => {
+                if table.chains.iter().all(|chain| chain.rules.is_empty()) {
+                    decisions::release(Which::OfProxy, self.instance)?;
+                } else {
+                    self.restore(table)?;
                 }
-                Ok(tables::Op::Install(filled).apply()?)
+                Ok(rewrite.apply()?)
             }
-            Op::Table(delete @ tables::Op::Delete(_)) => {
-                decisions::release(Which::OfProxy, self.instance)?;
-                Ok(delete.apply()?)
-            }
-            Op::Table(rewrite @ tables::Op::Rewrite(_)) => Ok(rewrite.apply()?),
+            Op::Table(op) => Ok(op.apply()?),
             Op::Retry { endpoint } => {
                 let mut socket = Socket::open()?;
-                for table in tables::empty_upstream(self.instance) {
-                    let mut keys = table.members(rules::REPEATED, &mut socket)?;
+                for table in tables::empty(self.instance) {
+                    let mut keys = table.members(of_proxy::REPEATED, &mut socket)?;
                     keys.retain(|key| collect::endpoint(table.family, key) == Some(*endpoint));
-                    table.delete_members(rules::REPEATED, &keys, &mut socket)?;
+                    table.delete_members(of_proxy::REPEATED, &keys, &mut socket)?;
                 }
                 Ok(())
             }
         }
     }
 
-    /// A table filled with the connections that are untracked now. If another program has removed the previous table, conntrack picks
-    /// up its connections, and they stay tracked; if it does not pick them up, they are added, because they would hang.
-    fn filled(&self, mut table: Table, socket: &mut Socket) -> Result<Table, Error> {
-        let mut untracked = collect::members(&table, DECIDED, socket)?;
-        if untracked.is_empty() && !conntrack::picks_up() {
-            for one in nat::connections(&self.cgroups)? {
-                let Connection { client, vip } = one;
-                if self.endpoints.knows(vip)
-                    && netfilter::conntrack::opened_by(socket, client, vip)?.is_none()
-                {
-                    untracked.push(one);
-                }
+    /// Adds the connections that are untracked now, if the set of them is empty: another program has removed the table. Usually
+    /// conntrack picks up its connections, and they stay tracked; if it does not pick them up, they would hang.
+    fn restore(&self, table: &Table) -> Result<(), Error> {
+        let mut socket = Socket::open()?;
+        if conntrack::picks_up() || !table.members(SETS.decided, &mut socket)?.is_empty() {
+            return Ok(());
+        }
+        let mut untracked = Vec::new();
+        for one in nat::connections(&self.cgroups)? {
+            let Connection { client, vip } = one;
+            if self.endpoints.knows(vip)
+                && tables::family_of(vip.ip()) == table.family
+                && netfilter::conntrack::opened_by(&mut socket, client, vip)?.is_none()
+            {
+                untracked.push(one.member());
             }
         }
-        for set in table.sets.iter_mut().filter(|set| set.name == DECIDED) {
-            let of_family = untracked
-                .iter()
-                .filter(|one| tables::family_of(one.vip.ip()) == table.family);
-            set.members = of_family.map(Connection::member).collect();
+        let sets = of_proxy::sets(self.size).into_iter();
+        for set in sets.filter(|set| set.name == SETS.decided) {
+            let filled = Set {
+                members: untracked.clone(),
+                ..set
+            };
+            table.add_members(&filled, &mut socket)?;
         }
-        Ok(table)
+        Ok(())
     }
 
     /// New connections of the proxy to endpoints that may be learned.
@@ -73,7 +76,7 @@ impl Upstream {
         if self.cgroups.is_empty() || !self.endpoints.are_learned() {
             return Ok(Vec::new());
         }
-        let mut seen = self.connections_in(rules::SEEN)?;
+        let mut seen = self.connections_in(of_proxy::SEEN)?;
         seen.retain(|one| self.endpoints.may_learn(one.vip));
         Ok(seen)
     }
@@ -82,7 +85,7 @@ impl Upstream {
     pub(super) fn connections_in(&self, set: &str) -> Result<Vec<Connection>, netfilter::Error> {
         let mut found = Vec::new();
         let mut socket = Socket::open()?;
-        for table in tables::empty_upstream(self.instance) {
+        for table in tables::empty(self.instance) {
             found.extend(collect::members(&table, set, &mut socket)?);
         }
         Ok(found)
@@ -90,7 +93,7 @@ impl Upstream {
 
     /// The endpoints whose SYNs were repeated, so that they are left to conntrack; empty if they cannot be read, which is reported.
     pub(super) fn repeated(&self, report: &mut Report) -> BTreeSet<SocketAddr> {
-        let repeated = self.read_endpoints(rules::REPEATED);
+        let repeated = self.read_endpoints(of_proxy::REPEATED);
         report
             .attempt(PART, "read the endpoints with repeated SYNs", repeated)
             .unwrap_or_default()
@@ -106,7 +109,7 @@ impl Upstream {
             return Ok(found);
         }
         let mut socket = Socket::open()?;
-        for table in tables::empty_upstream(self.instance) {
+        for table in tables::empty(self.instance) {
             let keys = table.members(set, &mut socket)?;
             let endpoints = keys
                 .iter()

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy's own connections to the API servers: rules and sets of `nf_tables` keep them out of conntrack, beside the backends with
-//! native rules. The rules match the cgroup in which a VIP's listener was created; the destinations are named on the command line,
+//! The proxy's own connections to the API servers: rules of `nf_tables` keep them out of conntrack, in the tables of the backends with
+//! native rules, which reserve sets and chains for them. The rules match the cgroup in which a VIP's listener was created; the destinations are named on the command line,
 //! or learned from the proxy's connections without NAT according to conntrack.
 //!
-//! The tables outlive the agent, as those of the backends do.
+//! The rules outlive the agent, as those of the backends do.
 
 mod apply;
 mod endpoints;
@@ -14,7 +14,6 @@ mod other_processes;
 mod plan;
 mod proxy;
 mod publish;
-mod removal;
 mod rules;
 mod support;
 /// Why no endpoint can be untracked with a backend without native rules.
@@ -36,16 +35,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use proxy_kernel::cgroup::Cgroup;
-use proxy_netlink::netfilter;
+use proxy_netlink::netfilter::{self, Family};
 use proxy_netlink::sock_diag::list::Sock;
 use tracing::debug;
 
 use self::endpoints::Endpoints;
 use self::plan::Op;
 use self::proxy::{Listeners, Proxy};
-pub use self::removal::remove_everything;
 use self::rules::Desired;
 use super::decisions::collect::{self, Which};
+use super::decisions::of_proxy;
 use super::live::Connection;
 use super::{live, tables};
 use crate::config::Config;
@@ -75,12 +74,14 @@ pub enum Error {
     Live(#[from] live::Error),
 }
 
-/// The tables for the proxy's own connections, and the learned endpoints.
+/// The rules for the proxy's own connections, and the learned endpoints.
 pub struct Upstream {
     instance: Instance,
     vips: Vec<SocketAddr>,
     /// Addresses at which the proxy accepts connections: the VIPs, and Services that end on it.
     own: Vec<SocketAddr>,
+    /// The families whose tables have a place for the rules.
+    families: Vec<Family>,
     endpoints: Endpoints,
     size: u32,
     /// Why the kernel rejects the rules. None: it accepts them, or they have not been tried.
@@ -103,12 +104,16 @@ pub struct Upstream {
     is_away: bool,
     /// The listeners before the last pass.
     seen: Option<Vec<Option<Sock>>>,
+    /// The separate tables of version 0.2.0 are removed after the first pass without failures.
+    may_have_separate: bool,
     /// The state as of the last pass.
     published: published::Upstream,
 }
 
 /// The findings at the start of a pass.
 struct Stage {
+    /// The backend in use installs the tables.
+    backend_has_tables: bool,
     /// Why no endpoint can be untracked, regardless of the proxy.
     unsupported: Option<Tracked>,
     /// The proxy's cgroups.
@@ -129,6 +134,7 @@ impl Upstream {
             instance: config.instance,
             vips: config.endpoints().collect(),
             own: config.endpoints().chain(services).collect(),
+            families: of_proxy::families(config),
             size: config.max_connections,
             endpoints: Endpoints::open(config, &earlier, Instant::now()),
             known: known.collect(),
@@ -141,6 +147,7 @@ impl Upstream {
             filtered_for: None,
             is_away: false,
             seen: None,
+            may_have_separate: true,
             published: published::Upstream::default(),
         }
     }
@@ -231,13 +238,14 @@ impl Upstream {
             }
         }
         self.stage = Some(Stage {
+            backend_has_tables: unfit.is_none(),
             unsupported,
             proxy,
             others: others.map(|why| Tracked::new(Reason::Company, why)),
         });
     }
 
-    /// Second part of a pass: makes the tables as desired.
+    /// Second part of a pass: makes the rules as desired.
     pub async fn reconcile(&mut self, (mode, cause): (Mode, Cause), report: &mut Report) {
         let Some(stage) = self.stage.take() else {
             return;
@@ -254,13 +262,17 @@ impl Upstream {
                 learns_in: self.endpoints.learned_in(),
             };
         }
-        let of_tables = if desired.is_nothing() {
-            // Does not fail on a kernel without nf_tables.
-            tables::removals(PART, tables::empty_upstream(self.instance), report)
-        } else {
-            let tables = rules::tables(self.instance, self.size, &desired);
-            plan::plan(&tables, &tables::read(PART, &tables, report))
+        let failures = report.failures.len();
+        let tables = match stage.backend_has_tables {
+            true => rules::tables(self.instance, &self.families, &desired),
+            // Reading would fail on a kernel without nf_tables.
+            false => Vec::new(),
         };
+        let mut of_tables = plan::plan(&tables, &tables::read(PART, &tables, report));
+        if self.may_have_separate {
+            let separate = tables::empty_upstream(self.instance);
+            of_tables.extend(tables::removals(PART, separate, report));
+        }
         let mut ops: Vec<_> = of_tables.into_iter().map(Op::Table).collect();
         ops.extend(self.retries(report));
         let follows = self.wanted.as_ref() != Some(&desired);
@@ -270,6 +282,9 @@ impl Upstream {
         self.wanted = Some(desired);
         carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
         report.mark_routine(PART, &routine);
+        if mode == Mode::Apply && report.failures.len() == failures {
+            self.may_have_separate = false;
+        }
         if mode == Mode::Apply && cause == Cause::Resync {
             self.collect(report);
         }
@@ -281,7 +296,7 @@ impl Upstream {
     fn try_rules(&mut self) {
         let endpoints = self.endpoints.all();
         let families = self.endpoints.learned_in();
-        let refused = support::rehearse(self.instance, &endpoints, families).err();
+        let refused = support::rehearse(self.instance, &self.families, &endpoints, families).err();
         self.is_tried = refused.as_ref().is_none_or(support::is_final);
         self.unsupported = refused.map(|error| {
             format!(
@@ -313,9 +328,9 @@ impl Upstream {
             true => {
                 let all = nat::connections(&self.cgroups)?;
                 let mut used: BTreeSet<_> = all.iter().map(|one| one.vip).collect();
-                used.extend(self.read_endpoints(rules::ANSWERED)?);
+                used.extend(self.read_endpoints(of_proxy::ANSWERED)?);
                 // A health check may end before its answer matches the rules.
-                let opening = self.connections_in(rules::OPENING)?;
+                let opening = self.connections_in(of_proxy::SETS.opening)?;
                 used.extend(opening.iter().map(|one| one.vip));
                 self.endpoints.expire(&used, now);
                 let is_of_interest = |one: &Connection| {

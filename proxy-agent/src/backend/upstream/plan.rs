@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
-use std::slice;
 
 use proxy_netlink::netfilter::Table;
 
@@ -25,18 +24,14 @@ pub enum Op {
     },
 }
 
-/// Plans the operations, for each table on its own: where only rules differ, the sets keep their members.
+/// Plans the operations. The backend installs the tables and their sets, so a table that is missing has no rules to change.
 pub fn plan(desired: &[Table], observed: &Observed) -> Vec<tables::Op> {
-    let mut ops = Vec::new();
-    for table in desired {
+    let differs = |table: &&Table| {
         let there = observed.get(&table.title()).and_then(Option::as_ref);
-        if there.is_some_and(|there| table.outline().differs_in_rules_only(there)) {
-            ops.push(tables::Op::Rewrite(table.clone()));
-        } else {
-            ops.extend(tables::plan(slice::from_ref(table), observed));
-        }
-    }
-    ops
+        there.is_some_and(|there| table.outline().differs_in_rules(there))
+    };
+    let differing = desired.iter().filter(differs);
+    differing.cloned().map(tables::Op::Rewrite).collect()
 }
 
 impl Display for Op {

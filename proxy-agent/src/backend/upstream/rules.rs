@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The tables for the proxy's own connections, as `nft list ruleset` prints them (without counters and comments); `connection` stands
-//! for `ip saddr . tcp sport . ip daddr . tcp dport`, in `received` with both ends swapped; the sets `opening`, `decided`, `closing`
-//! and `closed` are those of `decisions`:
+//! The rules for the proxy's own connections in the tables of `decisions`, as `nft list ruleset` prints them (without counters,
+//! comments, and the prefix `proxy_` of all names); `connection` stands for `ip saddr . tcp sport . ip daddr . tcp dport`, in
+//! `received` with both ends swapped; the sets `opening`, `decided`, `closing` and `closed` are like those for the VIPs:
 //!
 //! ```text
-//! table ip proxy-agent_upstream {
 //!     set left     { … timeout 2m; }
 //!     set answered { type ipv4_addr . inet_service; … timeout 1h; }
 //!     set repeated { type ipv4_addr . inet_service; … timeout 10m; }
 //!     set seen     { … timeout 1m; }
 //!
 //!     chain output {
-//!         type filter hook output priority raw; policy accept;
 //!         ip daddr 192.0.2.1 tcp dport 443 goto sent
 //!         ip saddr 192.0.2.1 tcp sport 443 goto received
 //!         tcp flags syn / fin,syn,rst,ack goto other
 //!     }
 //!     chain prerouting {
-//!         type filter hook prerouting priority raw; policy accept;
 //!         ip saddr 192.0.2.1 tcp sport 443 goto received
 //!     }
 //!     chain sent {
@@ -46,7 +43,6 @@
 //!     chain other {
 //!         socket cgroupv2 level 2 "system.slice/haproxy.service" update @seen { connection } accept
 //!     }
-//! }
 //! ```
 //!
 //! A connection is decided at its first SYN, by the cgroup of the sending socket; its other packets are matched by the sets. So no
@@ -57,52 +53,28 @@
 //! connection is tracked from then on, and so are all new ones to the endpoint for some time, unless an untracked one has been
 //! answered since the last repeated SYN, which means that the SYN was lost.
 //!
-//! The set `seen` and the chain `other` exist if endpoints are learned, for connections of the proxy to unknown endpoints. These are
-//! tracked; the agent asks conntrack whether they are translated.
+//! The chain `other` has rules if endpoints are learned, for connections of the proxy to unknown endpoints. These are tracked; the agent
+//! asks conntrack whether they are translated.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use netlink_packet_netfilter::nftables::Expressions;
 use proxy_kernel::cgroup::Cgroup;
 use proxy_netlink::netfilter::expression::flag::RST;
 use proxy_netlink::netfilter::expression::{self, End, Part, SetOperation};
-use proxy_netlink::netfilter::set::{Field, Set};
-use proxy_netlink::netfilter::{Chain, Family, Hook, Rule, Table};
+use proxy_netlink::netfilter::{Chain, Family, Rule, Table};
 
-use crate::backend::decisions::packets::{
-    Packets, base, chain, entry, leave, opens, rule, untrack,
+use crate::backend::decisions::of_proxy::{
+    ANSWERED, LEFT, OPEN, OTHER, OUTPUT, PREROUTING, RECEIVED, REPEATED, SEEN, SENT, SETS,
 };
-use crate::backend::decisions::{CLOSED, CONNECTION, DECIDED, FOR_GOOD, PASSING};
+use crate::backend::decisions::packets::{Packets, chain, entry, leave, opens, rule, untrack};
 use crate::backend::tables;
 use crate::instance::Instance;
 
-/// The set of untracked connections that were not answered yet.
-pub const OPENING: &str = "opening";
-/// The set of endpoints with repeated SYNs.
-pub const REPEATED: &str = "repeated";
-/// The set of the proxy's new connections to unknown endpoints.
-pub const SEEN: &str = "seen";
-/// Their timeout: the agent checks them about once a second.
-const SEEN_FOR: Duration = Duration::from_mins(1);
-/// Capacity of that set.
-const SEEN_SIZE: u32 = 1024;
-/// The set of endpoints that have answered since the last repeated SYN.
-pub const ANSWERED: &str = "answered";
-/// The set of connections whose SYN was repeated, once or more.
-const LEFT: &str = "left";
-/// How long an endpoint is left to conntrack after a repeated SYN.
-const LEFT_FOR: Duration = Duration::from_mins(10);
-/// How long an answer counts.
-const ANSWER_COUNTS: Duration = Duration::from_hours(1);
-/// Capacity of the sets of endpoints.
-const ENDPOINTS: u32 = 1024;
-const ENDPOINT: &[Field] = &[Field::Address, Field::Port];
-
-/// The desired content of the tables.
+/// The desired rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// The destinations; empty: there are no tables.
+    /// The destinations.
     pub endpoints: Vec<SocketAddr>,
     /// Destinations that are left to conntrack.
     pub left: Vec<SocketAddr>,
@@ -112,152 +84,76 @@ pub struct Desired {
     pub learns_in: Vec<Family>,
 }
 
-impl Desired {
-    /// Whether no tables are desired.
-    pub fn is_nothing(&self) -> bool {
-        self.endpoints.is_empty() && (self.learns_in.is_empty() || self.cgroups.is_empty())
-    }
-
-    fn learns(&self, family: Family) -> bool {
-        self.learns_in.contains(&family)
-    }
-}
-
-/// The desired tables; one without chains should not exist.
-pub fn tables(instance: Instance, size: u32, desired: &Desired) -> Vec<Table> {
-    tables::empty_upstream(instance)
-        .into_iter()
-        .map(|table| {
-            let of_family =
-                |endpoints: &[SocketAddr]| tables::of_family(table.family, endpoints.to_vec());
-            let endpoints = of_family(&desired.endpoints);
-            let learns = desired.learns(table.family);
-            if endpoints.is_empty() && (desired.cgroups.is_empty() || !learns) {
-                return table;
-            }
-            let mut chains = chains(
-                table.family,
-                &endpoints,
-                &of_family(&desired.left),
-                &desired.cgroups,
-            );
-            let mut sets = sets(size);
-            if learns {
-                note_others(table.family, &desired.cgroups, &mut sets, &mut chains);
-            }
-            Table {
-                sets,
-                chains,
-                ..table
-            }
+/// The chains of the tables of these families, with the desired rules.
+pub fn tables(instance: Instance, families: &[Family], desired: &Desired) -> Vec<Table> {
+    let tables = tables::empty(instance).into_iter();
+    tables
+        .filter(|table| families.contains(&table.family))
+        .map(|table| Table {
+            chains: chains(table.family, desired),
+            ..table
         })
         .collect()
 }
 
-fn set(
-    name: &'static str,
-    (key, size): (&'static [Field], u32),
-    timeout: Duration,
-    comment: &'static str,
-) -> Set {
-    Set {
-        name,
-        key,
-        timeout,
-        size,
-        comment,
-        members: Vec::new(),
-    }
-}
-
-fn sets(size: u32) -> Vec<Set> {
-    let connections = (CONNECTION, size);
-    let endpoints = (ENDPOINT, ENDPOINTS);
-    vec![
-        set(
-            DECIDED,
-            connections,
-            FOR_GOOD,
-            "untracked connections: proxy, API server",
-        ),
-        set(
-            OPENING,
-            connections,
-            PASSING,
-            "untracked connections that are not answered yet",
-        ),
-        set(
-            "closing",
-            connections,
-            PASSING,
-            "untracked connections that one end has closed: which end, the other",
-        ),
-        set(
-            "closed",
-            connections,
-            CLOSED,
-            "untracked connections that are over, for what is still on the way",
-        ),
-        set(
-            LEFT,
-            connections,
-            PASSING,
-            "connections whose SYN was repeated: tracked",
-        ),
-        set(
-            ANSWERED,
-            endpoints,
-            ANSWER_COUNTS,
-            "endpoints that answer untracked SYNs",
-        ),
-        set(
-            REPEATED,
-            endpoints,
-            LEFT_FOR,
-            "endpoints that did not answer until a SYN was repeated: tracked",
-        ),
-    ]
-}
-
-fn chains(
-    family: Family,
-    endpoints: &[SocketAddr],
-    left: &[SocketAddr],
-    cgroups: &[Cgroup],
-) -> Vec<Chain> {
-    let (request, reply) = (Packets::requests(family), Packets::replies(family));
+fn chains(family: Family, desired: &Desired) -> Vec<Chain> {
+    let of_family = |endpoints: &[SocketAddr]| tables::of_family(family, endpoints.to_vec());
+    let endpoints = of_family(&desired.endpoints);
     let from = |endpoint: &SocketAddr| {
         let matches = expression::endpoint(End::Source, endpoint.ip(), endpoint.port());
-        entry(format!("from {endpoint}"), matches, "received")
+        entry(format!("from {endpoint}"), matches, RECEIVED)
     };
     let to = |endpoint: &SocketAddr| {
         let matches = expression::endpoint(End::Destination, endpoint.ip(), endpoint.port());
-        entry(format!("to {endpoint}"), matches, "sent")
+        entry(format!("to {endpoint}"), matches, SENT)
     };
-    let raw = tables::PRIORITY_RAW;
     // Answers of an API server on this node pass output too.
-    let output = endpoints.iter().flat_map(|one| [to(one), from(one)]);
+    let mut output: Vec<_> = endpoints
+        .iter()
+        .flat_map(|one| [to(one), from(one)])
+        .collect();
+    let prerouting = endpoints.iter().map(from).collect();
+    let request = Packets::requests(family).decided_in(SETS);
+    let reply = Packets::replies(family).decided_in(SETS);
+    let (mut sent, mut open, mut received) = Default::default();
+    if !endpoints.is_empty() {
+        sent = sent_rules(family, &request, &reply);
+        open = open_rules(
+            family,
+            &of_family(&desired.left),
+            &desired.cgroups,
+            (&request, &reply),
+        );
+        received = received_rules(&reply, &request);
+    }
+    let mut other = Vec::new();
+    if desired.learns_in.contains(&family) {
+        other = of_cgroups(&desired.cgroups, &[request.update(SEEN), leave()].concat());
+    }
+    if !other.is_empty() {
+        let to_others = [opens(), vec![expression::go_to(OTHER)]];
+        output.push(rule("a SYN to others", to_others.concat()));
+    }
     vec![
-        base("output", Hook::Output, raw, output.collect()),
-        base(
-            "prerouting",
-            Hook::Prerouting,
-            raw,
-            endpoints.iter().map(from).collect(),
-        ),
-        chain("sent", sent_rules(family, &request, &reply)),
-        chain("open", open_rules(family, left, cgroups, &request, &reply)),
-        chain("received", received_rules(&reply, &request)),
+        chain(OUTPUT, output),
+        chain(PREROUTING, prerouting),
+        chain(SENT, sent),
+        chain(OPEN, open),
+        chain(RECEIVED, received),
+        chain(OTHER, other),
     ]
 }
 
 fn sent_rules(family: Family, packet: &Packets, turned: &Packets) -> Vec<Rule> {
     let mut rules = vec![
         packet.plain_of_decided(),
-        rule("a SYN", [opens(), vec![expression::go_to("open")]].concat()),
+        rule("a SYN", [opens(), vec![expression::go_to(OPEN)]].concat()),
     ];
     rules.extend(packet.answered(endpoint(SetOperation::Update, ANSWERED, family)));
-    rules.push(rule("opening", [packet.is(OPENING), untrack()].concat()));
+    rules.push(rule(
+        "opening",
+        [packet.is(SETS.opening), untrack()].concat(),
+    ));
     rules.extend(packet.end_of_decided(packet, turned));
     rules
 }
@@ -267,8 +163,7 @@ fn open_rules(
     family: Family,
     left: &[SocketAddr],
     cgroups: &[Cgroup],
-    packet: &Packets,
-    turned: &Packets,
+    (packet, turned): (&Packets, &Packets),
 ) -> Vec<Rule> {
     let mut rules = vec![
         rule(
@@ -278,11 +173,11 @@ fn open_rules(
         rule(
             "repeated, and the endpoint has answered others: this one is tracked",
             [
-                packet.is(OPENING),
+                packet.is(SETS.opening),
                 endpoint(SetOperation::IsMember, ANSWERED, family),
                 endpoint(SetOperation::Delete, ANSWERED, family),
                 packet.update(LEFT),
-                packet.delete(OPENING),
+                packet.delete(SETS.opening),
                 leave(),
             ]
             .concat(),
@@ -290,10 +185,10 @@ fn open_rules(
         rule(
             "repeated: the endpoint is left to conntrack",
             [
-                packet.is(OPENING),
+                packet.is(SETS.opening),
                 endpoint(SetOperation::Update, REPEATED, family),
                 packet.update(LEFT),
-                packet.delete(OPENING),
+                packet.delete(SETS.opening),
                 leave(),
             ]
             .concat(),
@@ -315,7 +210,7 @@ fn open_rules(
         });
     }
     let counter = vec![expression::counter()];
-    let decide = [packet.update(OPENING), counter, untrack()].concat();
+    let decide = [packet.update(SETS.opening), counter, untrack()].concat();
     rules.extend(of_cgroups(cgroups, &decide));
     rules
 }
@@ -328,35 +223,16 @@ fn received_rules(packet: &Packets, sent: &Packets) -> Vec<Rule> {
             "refused",
             [
                 expression::has_flag(RST),
-                packet.is(OPENING),
-                packet.delete(OPENING),
+                packet.is(SETS.opening),
+                packet.delete(SETS.opening),
                 untrack(),
             ]
             .concat(),
         ),
-        rule("opening", [packet.is(OPENING), untrack()].concat()),
+        rule("opening", [packet.is(SETS.opening), untrack()].concat()),
     ];
     rules.extend(packet.end_of_decided(sent, packet));
     rules
-}
-
-/// Adds the rules that record connections to unknown endpoints.
-fn note_others(family: Family, cgroups: &[Cgroup], sets: &mut Vec<Set>, chains: &mut Vec<Chain>) {
-    sets.push(set(
-        SEEN,
-        (CONNECTION, SEEN_SIZE),
-        SEEN_FOR,
-        "tracked connections of the proxy: proxy, server",
-    ));
-    let packet = Packets::requests(family);
-    let rules = of_cgroups(cgroups, &[packet.update(SEEN), leave()].concat());
-    chains.push(chain("other", rules));
-    let output = chains.iter_mut().find(|chain| chain.name == "output");
-    let to_others = [opens(), vec![expression::go_to("other")]];
-    output
-        .expect("each of these tables has it")
-        .rules
-        .push(rule("a SYN to others", to_others.concat()));
 }
 
 /// A rule for each cgroup and level that applies `actions` to packets of its sockets.

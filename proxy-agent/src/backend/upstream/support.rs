@@ -5,22 +5,24 @@
 use std::net::SocketAddr;
 
 use proxy_kernel::cgroup::Cgroup;
-use proxy_netlink::netfilter::{self, Family};
+use proxy_netlink::netfilter::{self, Family, Table};
 
 use super::rules::{self, Desired};
+use crate::backend::decisions::of_proxy;
 use crate::backend::tables;
 use crate::instance::Instance;
 
 /// Capacity of the sets in the test.
 const SIZE: u32 = 1024;
 
-/// Lets the kernel check the rules.
+/// Lets the kernel check the rules of these families.
 ///
 /// # Errors
 ///
 /// The kernel's error.
 pub fn rehearse(
     instance: Instance,
+    families: &[Family],
     endpoints: &[SocketAddr],
     learns_in: Vec<Family>,
 ) -> Result<(), netfilter::Error> {
@@ -34,7 +36,12 @@ pub fn rehearse(
         }],
         learns_in,
     };
-    tables::rehearse(rules::tables(instance, SIZE, &desired))
+    let tables = rules::tables(instance, families, &desired).into_iter();
+    let with_sets = tables.map(|table| Table {
+        sets: of_proxy::sets(SIZE),
+        ..table
+    });
+    tables::rehearse(with_sets.collect())
 }
 
 /// Whether the error is permanent, because the kernel lacks a feature.

@@ -9,6 +9,9 @@ use proxy_netlink::netfilter::{Family, Table};
 
 use super::plan::{Facts, plan};
 use super::*;
+use crate::backend::decisions;
+use crate::backend::live::Live;
+use crate::config::ProxyUpstream;
 
 fn cgroup(id: u64) -> Cgroup {
     Cgroup {
@@ -27,19 +30,29 @@ fn desired(endpoints: &[SocketAddr], left: &[SocketAddr], cgroups: &[u64]) -> De
     }
 }
 
+const FAMILIES: [Family; 2] = [Family::IPv4, Family::IPv6];
+
 fn tables_of(desired: &Desired) -> Vec<Table> {
-    rules::tables(Instance::default(), 1024, desired)
+    rules::tables(Instance::default(), &FAMILIES, desired)
 }
 
 /// The outlines that reading these tables would return.
 fn observed(tables: &[Table]) -> tables::Observed {
-    tables
+    let outlines = tables
         .iter()
-        .map(|table| {
-            let there = (!table.chains.is_empty()).then(|| table.outline());
-            (table.title(), there)
-        })
-        .collect()
+        .map(|table| (table.title(), Some(table.outline())));
+    outlines.collect()
+}
+
+/// The tables of a backend.
+fn of_backend() -> Vec<Table> {
+    let config = Config {
+        vips: vec!["10.96.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+        ports: vec![443],
+        proxy_upstream: ProxyUpstream::Auto,
+        ..Config::default()
+    };
+    decisions::tables(&config, &Live::default())
 }
 
 fn endpoint(text: &str) -> SocketAddr {
@@ -61,28 +74,37 @@ fn a_proxy_that_moves_changes_rules_and_no_set() {
     }
 }
 
+/// The rules fill chains that the backend's tables have, and the backend leaves them alone.
 #[test]
-fn a_family_without_endpoints_has_no_table() {
-    let six = endpoint("[2001:db8::1]:443");
-    let before = tables_of(&desired(&[endpoint("192.0.2.1:443"), six], &[], &[7]));
-    let ops = plan(&tables_of(&desired(&[six], &[], &[7])), &observed(&before));
-    assert!(matches!(ops[..], [tables::Op::Delete(_)]), "{ops:?}");
-    assert_eq!(
-        ops[0].to_string(),
-        "delete nf_tables table ip proxy-agent_upstream"
-    );
+fn tables_with_these_rules_are_those_of_the_backend() {
+    let rules = tables_of(&desired(&[endpoint("192.0.2.1:443")], &[], &[7]));
+    for (whole, rules) in of_backend().iter().zip(&rules) {
+        assert_eq!(whole.title(), rules.title());
+        let mut filled = whole.clone();
+        for chain in &rules.chains {
+            let there = filled.chains.iter_mut();
+            let mut there = there.filter(|one| one.name == chain.name);
+            let place = there.next().expect(chain.name);
+            assert!(place.is_filled_later && place.rules.is_empty());
+            place.rules.clone_from(&chain.rules);
+        }
+        assert_eq!(filled.outline(), whole.outline());
+    }
 }
 
 #[test]
-fn another_size_of_the_sets_is_a_new_table() {
-    let desired = desired(&[endpoint("192.0.2.1:443")], &[], &[7]);
-    let before = rules::tables(Instance::default(), 2048, &desired);
-    let ops = plan(&tables_of(&desired), &observed(&before));
+fn a_family_without_endpoints_has_no_rules() {
+    let six = endpoint("[2001:db8::1]:443");
+    let before = tables_of(&desired(&[endpoint("192.0.2.1:443"), six], &[], &[7]));
+    let ops = plan(&tables_of(&desired(&[six], &[], &[7])), &observed(&before));
+    let [tables::Op::Rewrite(table)] = &ops[..] else {
+        panic!("{ops:?}");
+    };
+    assert!(table.chains.iter().all(|chain| chain.rules.is_empty()));
     assert_eq!(
         ops[0].to_string(),
-        "install nf_tables table ip proxy-agent_upstream (it differs)"
+        "change the rules of nf_tables table ip proxy-agent"
     );
-    assert_eq!(ops.len(), 1);
 }
 
 /// An untracked SYN needs a rule with a cgroup: without one, nothing is decided.
@@ -90,7 +112,10 @@ fn another_size_of_the_sets_is_a_new_table() {
 fn without_a_cgroup_nothing_opens() {
     let notracks = |cgroups: &[u64]| {
         let tables = tables_of(&desired(&[endpoint("192.0.2.1:443")], &[], cgroups));
-        let open = tables[0].chains.iter().find(|chain| chain.name == "open");
+        let open = tables[0]
+            .chains
+            .iter()
+            .find(|chain| chain.name == of_proxy::OPEN);
         let rules = &open.unwrap().rules;
         let is =
             |rule: &&netfilter::Rule| format!("{:?}", rule.expressions).contains("\"notrack\"");
@@ -168,30 +193,30 @@ fn an_endpoint_is_untracked_only_without_any_reason() {
     );
 }
 
-/// Before endpoints are known there are tables if the proxy is known, in the families of the VIPs.
+/// Before endpoints are known there are rules if the proxy is known, in the families of the VIPs.
 #[test]
 fn what_notes_other_connections_is_there_where_they_are_learned() {
     let learning = |cgroups: &[u64]| Desired {
         learns_in: vec![Family::IPv4],
         ..desired(&[], &[], cgroups)
     };
-    assert!(learning(&[]).is_nothing());
+    // The names of the chains with rules.
     let chains = |desired: &Desired| {
         let tables = tables_of(desired).into_iter();
-        let names = tables.map(|table| table.chains.iter().map(|chain| chain.name).collect());
+        let names = tables.map(|table| {
+            let chains = table.chains.into_iter();
+            let chains = chains.filter(|chain| !chain.rules.is_empty());
+            chains.map(|chain| chain.name).collect()
+        });
         names.collect::<Vec<Vec<_>>>()
     };
     assert!(chains(&learning(&[])).iter().all(Vec::is_empty));
-    assert!(!learning(&[7]).is_nothing());
-    let [four, six] = &chains(&learning(&[7]))[..] else {
-        panic!("two families");
-    };
-    assert!(
-        four.contains(&"other") && six.is_empty(),
-        "{four:?} {six:?}"
+    assert_eq!(
+        chains(&learning(&[7])),
+        [vec![of_proxy::OUTPUT, of_proxy::OTHER], vec![]]
     );
     let named = chains(&desired(&[endpoint("192.0.2.1:443")], &[], &[7]));
-    assert!(!named[0].contains(&"other"), "{named:?}");
+    assert!(!named[0].contains(&of_proxy::OTHER), "{named:?}");
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
@@ -227,21 +252,11 @@ proptest! {
         let (before, after) = (tables_of(&before), tables_of(&after));
         let mut there = observed(&before);
         for op in plan(&after, &there) {
-            match op {
-                tables::Op::Install(tables) => {
-                    for (table, _) in tables {
-                        there.insert(table.title(), Some(table.outline()));
-                    }
-                }
-                tables::Op::Rewrite(table) => {
-                    let outline = there.get(&table.title()).and_then(Option::as_ref);
-                    prop_assert!(outline.is_some_and(|old| old.differs_in_rules_only(&table.outline())));
-                    there.insert(table.title(), Some(table.outline()));
-                }
-                tables::Op::Delete(table) => {
-                    there.insert(table.title(), None);
-                }
-            }
+            let tables::Op::Rewrite(table) = op else {
+                panic!("{op}");
+            };
+            let old = there.insert(table.title(), Some(table.outline())).flatten();
+            prop_assert!(old.is_some_and(|old| old.differs_in_rules(&table.outline())));
         }
         prop_assert!(plan(&after, &there).is_empty());
         prop_assert_eq!(there, observed(&after));

@@ -96,6 +96,7 @@ fn made_from(data: &[u8]) -> Table {
                 priority: -300 + i32::from(priority),
             }),
             rules: rules.collect(),
+            is_filled_later: false,
         }],
     }
 }

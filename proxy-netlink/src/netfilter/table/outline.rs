@@ -10,7 +10,7 @@ use netlink_packet_netfilter::nftables::{
     RuleMessage, TableAttribute, TableFlags, TableMessage,
 };
 
-use super::{ACCEPT, CHAIN_TYPE, COMMENT, Table};
+use super::{ACCEPT, CHAIN_TYPE, COMMENT, Chain, Table};
 use crate::netfilter::set::SetOutline;
 use crate::netfilter::{Error, Socket};
 
@@ -37,17 +37,17 @@ pub(super) struct ChainOutline {
 }
 
 impl Outline {
-    /// Returns true if both outlines have the same sets and chains and only the rules differ.
+    /// Returns true if both outlines have the same chains and their rules differ. Sets are not compared.
     #[must_use]
-    pub fn differs_in_rules_only(&self, other: &Self) -> bool {
+    pub fn differs_in_rules(&self, other: &Self) -> bool {
         let frame = |outline: &Self| {
-            let mut frame = outline.clone();
-            for chain in &mut frame.chains {
+            let mut chains = outline.chains.clone();
+            for chain in &mut chains {
                 chain.comments.clear();
             }
-            frame
+            chains
         };
-        self != other && frame(self) == frame(other)
+        self.chains != other.chains && frame(self) == frame(other)
     }
 
     /// Returns the part of the outline that is in the table's own message. Sets and chains have separate messages.
@@ -110,6 +110,7 @@ impl Table {
                 comments: chain
                     .rules
                     .iter()
+                    .filter(|_| !chain.is_filled_later)
                     .map(|rule| rule.purpose.clone())
                     .collect(),
             })
@@ -148,9 +149,7 @@ impl Table {
                 .extend(set.observe((self.family, &self.name), socket)?);
         }
         for chain in &self.chains {
-            if let Some(chain) = self.observe_chain(socket, chain.name)? {
-                outline.chains.push(chain);
-            }
+            outline.chains.extend(self.observe_chain(socket, chain)?);
         }
         Ok(Some(outline))
     }
@@ -158,8 +157,9 @@ impl Table {
     fn observe_chain(
         &self,
         socket: &mut Socket,
-        name: &str,
+        chain: &Chain,
     ) -> Result<Option<ChainOutline>, Error> {
+        let name = chain.name;
         let request = NfTablesMessage::GetChain(ChainMessage {
             attributes: vec![
                 ChainAttribute::Table(self.name.clone()),
@@ -167,12 +167,16 @@ impl Table {
             ],
         });
         let what = format!("read chain {name} of table {}", self.title());
-        let Some(NfTablesMessage::NewChain(chain)) = socket.get(&what, self.family, request)?
+        let Some(NfTablesMessage::NewChain(there)) = socket.get(&what, self.family, request)?
         else {
             return Ok(None);
         };
-        let comments = self.comments(socket, name)?;
-        Ok(Some(ChainOutline::of(name, chain, comments)))
+        let comments = if chain.is_filled_later {
+            Vec::new()
+        } else {
+            self.comments(socket, name)?
+        };
+        Ok(Some(ChainOutline::of(name, there, comments)))
     }
 
     /// Reads the comments of the rules in one of the table's chains.

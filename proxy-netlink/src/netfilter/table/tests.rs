@@ -28,6 +28,7 @@ fn table(rules: Vec<Rule>) -> Table {
                 priority: -300,
             }),
             rules,
+            is_filled_later: false,
         }],
     }
 }

@@ -254,6 +254,9 @@ fn a_translated_way_stays_tracked_and_works() {
     });
 }
 
+/// Lists the rules for the proxy's own connections.
+const RULES: &str = "nft list chain ip proxy-agent proxy_output";
+
 /// A stream through the proxy continues, whatever happens to the agent and its tables.
 #[test]
 fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
@@ -278,19 +281,18 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         let agent = node.start_agent(&args)?;
         works("with another agent")?;
         none_is_tracked(node, &[])?;
-        node.netns
-            .exec("nft delete table ip proxy-agent_upstream")?;
+        node.netns.exec("nft delete table ip proxy-agent")?;
         works("without the table")?;
         cmd::wait_until(TIMEOUT, "the table to be repaired", || {
-            let there = node.netns.exec("nft list table ip proxy-agent_upstream");
-            Ok(there.is_ok().then_some(()))
+            let there = node.netns.exec(RULES).unwrap_or_default();
+            Ok(there.contains("goto proxy_sent").then_some(()))
         })?;
         works("with a new table")?;
         connect(&path)?;
         drop(agent);
         let agent = node.start_agent(&["--backend=nftables", "--proxy-upstream=off"])?;
-        let left = node.netns.exec("nft list tables")?;
-        ensure!(!left.contains("_upstream"), "{left}");
+        let left = node.netns.exec("nft list table ip proxy-agent")?;
+        ensure!(!left.contains("proxy_output"), "{left}");
         works("with the flag off")?;
         drop(agent);
         let agent = node.start_agent(&args)?;
@@ -317,6 +319,58 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         let left = node.netns.exec("nft list tables")?;
         ensure!(!left.contains("proxy-agent"), "{left}");
         Ok(())
+    });
+}
+
+/// Version 0.2.0 had tables of their own for the proxy's connections. An upgrade keeps these untracked, and removes the tables.
+#[test]
+fn connections_of_separate_tables_stay_untracked() {
+    if is_too_old() {
+        return;
+    }
+    Node::test(Topology::Veth, |node| {
+        KubeProxy::IptablesNft.install(&node.netns)?;
+        let _servers = api_servers(node)?;
+        let cgroup = node.cgroup("one")?;
+        let args = ["--backend=nftables", UPSTREAM];
+        let agent = node.start_agent(&args)?;
+        let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
+        status::wait_until_upstream(node, "", &cgroup)?;
+        let path = host_to_vip(node);
+        let mut stream = client::connect(path.netns, path.destination(), TIMEOUT)?;
+        transfer::exchange(&mut stream, BYTES, 8)?;
+        drop(agent);
+        let decided = node
+            .netns
+            .exec("nft list set ip proxy-agent proxy_decided")?;
+        let member = decided.split_once("elements = {");
+        let member = member.and_then(|(_, rest)| rest.split_once(" expires"));
+        let (member, _) = member.with_context(|| format!("one connection: {decided}"))?;
+        node.netns.feed(
+            "nft -f -",
+            &format!(
+                "delete table ip proxy-agent
+                table ip proxy-agent_upstream {{
+                    set decided {{
+                        type ipv4_addr . inet_service . ipv4_addr . inet_service; size 1024
+                        flags dynamic,timeout; timeout 365d; elements = {{ {member} }}
+                    }}
+                    chain output {{
+                        type filter hook output priority raw
+                        ip saddr . tcp sport . ip daddr . tcp dport @decided notrack accept
+                    }}
+                    chain prerouting {{
+                        type filter hook prerouting priority raw
+                        ip daddr . tcp dport . ip saddr . tcp sport @decided notrack accept
+                    }}
+                }}"
+            ),
+        )?;
+        let _agent = node.start_agent(&args)?;
+        let left = node.netns.exec("nft list tables")?;
+        ensure!(!left.contains("_upstream"), "{left}");
+        transfer::exchange(&mut stream, BYTES, 8)?;
+        none_is_tracked(node, &[])
     });
 }
 

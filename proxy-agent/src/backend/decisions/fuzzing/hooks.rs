@@ -11,7 +11,7 @@ use super::interpreter::Packet;
 use super::{Connection, Node, PORT, PORTS, Promise, Way};
 use crate::backend::decisions::tables;
 use crate::backend::live::Live;
-use crate::config::Config;
+use crate::config::{Config, ProxyUpstream};
 
 impl Node {
     /// The hooks before conntrack.
@@ -147,6 +147,7 @@ fn make(family: Family, live: &Live) -> Arc<Table> {
         vips: vec![address(family, 2)],
         ports: vec![PORT],
         max_connections: 1024,
+        proxy_upstream: ProxyUpstream::Auto,
         ..Config::default()
     };
     let mut tables = tables(&config, live).into_iter();

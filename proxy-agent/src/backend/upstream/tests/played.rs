@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use proxy_netlink::netfilter::expression::flag::{ACK, FIN, RST, SYN};
 use proxy_netlink::netfilter::{Family, Hook};
 
-use super::{Desired, desired, tables_of};
+use super::{Desired, Table, desired, of_backend, tables_of};
 use crate::backend::decisions::fuzzing::interpreter::{Kernel, Packet};
+use crate::backend::decisions::of_proxy::SEEN;
 
 const PROXY: u64 = 7;
 const STRANGER: u64 = 8;
@@ -35,8 +36,15 @@ impl Node {
             learns_in: vec![family],
             ..desired(&endpoints, &[], &[PROXY])
         };
-        let mut tables = tables_of(&desired).into_iter();
-        let table = tables.find(|table| table.family == family).unwrap();
+        let of_family = |tables: Vec<Table>| {
+            let mut tables = tables.into_iter();
+            tables.find(|table| table.family == family).unwrap()
+        };
+        let mut table = of_family(of_backend());
+        for chain in of_family(tables_of(&desired)).chains {
+            table.chains.retain(|there| there.name != chain.name);
+            table.chains.push(chain);
+        }
         let mut kernel = Kernel::default();
         kernel.install(&Arc::new(table), SIZE);
         Self { kernel, family }
@@ -143,17 +151,17 @@ fn new_connections_to_others_are_noted() {
     for family in [Family::IPv4, Family::IPv6] {
         let mut node = Node::with(family, &[]);
         assert!(!node.is_untracked(40_000, Some(STRANGER), SYN));
-        assert!(!node.kernel.has("seen", &node.key(40_000)));
+        assert!(!node.kernel.has(SEEN, &node.key(40_000)));
         assert!(!node.connects(40_000));
-        assert!(node.kernel.has("seen", &node.key(40_000)));
+        assert!(node.kernel.has(SEEN, &node.key(40_000)));
         // Later packets of a connection are no news, and the proxy's answers are no connections.
         for flags in [ACK, SYN | ACK, FIN | ACK, RST] {
             assert!(!node.sends(40_001, flags));
         }
-        assert!(!node.kernel.has("seen", &node.key(40_001)));
+        assert!(!node.kernel.has(SEEN, &node.key(40_001)));
         let mut node = Node::new(family);
         assert!(node.connects(40_000));
-        assert!(!node.kernel.has("seen", &node.key(40_000)), "it is known");
+        assert!(!node.kernel.has(SEEN, &node.key(40_000)), "it is known");
     }
 }
 
