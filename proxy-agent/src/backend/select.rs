@@ -257,10 +257,14 @@ impl Backend {
         let (by_rules, _) = self.links.seen_by_rules(table);
         match &mut self.kind {
             Kind::Ebpf(ebpf) => {
+                ebpf.place(self.upstream.rules());
                 ebpf.reconcile(handle, (table, &self.links), mode, report)
                     .await;
             }
-            Kind::Nftables(nftables) => nftables.reconcile(&by_rules, mode, report).await,
+            Kind::Nftables(nftables) => {
+                let rules = self.upstream.rules();
+                nftables.reconcile((&by_rules, &rules), mode, report).await;
+            }
             Kind::Iptables(iptables) => {
                 iptables.guard(&by_rules, &self.config);
                 iptables.reconcile(mode, report).await;

@@ -247,10 +247,18 @@ impl Connection {
 /// removed by others, such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established
 /// connections (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
 ///
+/// `rules` are those for the proxy's own connections as of the last pass. If the kernel rejects the tables with them, they are
+/// installed without: the VIPs do not depend on them.
+///
 /// # Errors
 ///
 /// The kernel's error.
-pub fn apply(config: &Config, takes_over: bool, op: &tables::Op) -> Result<(), netfilter::Error> {
+pub fn apply(
+    config: &Config,
+    takes_over: bool,
+    rules: &[Table],
+    op: &tables::Op,
+) -> Result<(), netfilter::Error> {
     let of_decisions = |(table, _): &(Table, _)| table.name == tables::name(config.instance);
     let wanted = match op {
         // The sockets are read only if they are needed.
@@ -269,12 +277,18 @@ pub fn apply(config: &Config, takes_over: bool, op: &tables::Op) -> Result<(), n
     if let Err(error) = of_proxy::keep(config, &mut filled) {
         warn!("untracked connections of the proxy become tracked: {error}");
     }
-    let complete = wanted.iter().map(|(table, reason)| {
-        let title = table.title();
-        let filled = filled.iter().find(|filled| filled.title() == title);
-        (filled.unwrap_or(table).clone(), *reason)
-    });
-    tables::Op::Install(complete.collect()).apply()
+    let install = |filled: &[Table]| {
+        let complete = wanted.iter().map(|(table, reason)| {
+            let title = table.title();
+            let filled = filled.iter().find(|filled| filled.title() == title);
+            (filled.unwrap_or(table).clone(), *reason)
+        });
+        tables::Op::Install(complete.collect()).apply()
+    };
+    install(&of_proxy::with_rules(&filled, rules)).or_else(|error| {
+        warn!("installing without rules for the proxy's own connections: {error}");
+        install(&filled)
+    })
 }
 
 /// Creates conntrack entries for open decided connections before their rules are removed, if conntrack would not pick them up:

@@ -164,6 +164,22 @@ pub fn keep(config: &Config, tables: &mut [Table]) -> Result<(), collect::Error>
     Ok(())
 }
 
+/// The tables with these rules in their chains.
+pub fn with_rules(tables: &[Table], rules: &[Table]) -> Vec<Table> {
+    let mut filled = tables.to_vec();
+    for table in &mut filled {
+        let title = table.title();
+        let of_table = rules.iter().filter(|one| one.title() == title);
+        for with_rules in of_table.flat_map(|one| &one.chains) {
+            let chains = table.chains.iter_mut();
+            for chain in chains.filter(|chain| chain.name == with_rules.name) {
+                chain.rules.clone_from(&with_rules.rules);
+            }
+        }
+    }
+    filled
+}
+
 /// Adds the chains to those for the VIPs. Base chains go to them with packets that are not of a VIP.
 pub fn add_to(chains: &mut Vec<Chain>) {
     for (base_name, hook, target) in [

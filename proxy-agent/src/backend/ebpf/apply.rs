@@ -23,7 +23,10 @@ impl Ebpf {
                 Some(programs) => Ok(programs.pin_map(map, &self.config)?),
                 None => Ok(()),
             },
-            Op::Tables(op) => Ok(decisions::apply(&self.config, self.is_first, op)?),
+            Op::Tables(op) => {
+                let rules = &self.proxy_rules;
+                Ok(decisions::apply(&self.config, self.is_first, rules, op)?)
+            }
             Op::Attach {
                 hook, link, mode, ..
             } => {

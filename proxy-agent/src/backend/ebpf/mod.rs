@@ -59,7 +59,7 @@ use observe::Observed;
 use pace::Pace;
 use plan::Op;
 use proxy_kernel::{bpffs, cgroup};
-use proxy_netlink::netfilter;
+use proxy_netlink::netfilter::{self, Table};
 
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
@@ -86,6 +86,8 @@ pub struct Ebpf {
     look_for_leftovers: bool,
     /// No pass has been made yet.
     is_first: bool,
+    /// The rules for the proxy's own connections in tables that are installed.
+    proxy_rules: Vec<Table>,
     /// Pins of other layouts, until their connections are taken over.
     others: Vec<PathBuf>,
     /// The links of the last pass, by ifindex.
@@ -199,6 +201,7 @@ impl Ebpf {
             cgroup: None,
             look_for_leftovers: true,
             is_first: true,
+            proxy_rules: Vec::new(),
             others: Vec::new(),
             seen: BTreeSet::new(),
             links: guard::Links::default(),
@@ -472,6 +475,11 @@ impl Ebpf {
     fn known_to_be_missing(&self, hook: SocketHook) -> bool {
         let ends = self.known.contains_key(SocketHook::Steer.program());
         ends && hook.is_optional() && !self.known.contains_key(hook.program())
+    }
+
+    /// Sets the rules for the proxy's own connections in tables that are installed.
+    pub fn place(&mut self, rules: Vec<Table>) {
+        self.proxy_rules = rules;
     }
 
     /// Forwards the programs' debug lines.

@@ -8,7 +8,7 @@ pub mod statistics;
 #[cfg(test)]
 mod tests;
 
-use proxy_netlink::netfilter::{self, Socket};
+use proxy_netlink::netfilter::{self, Socket, Table};
 
 use super::live::Live;
 use super::{decisions, tables};
@@ -46,8 +46,14 @@ impl Nftables {
         })
     }
 
-    /// One pass, for the guard's classification of links.
-    pub async fn reconcile(&mut self, links: &Links, mode: Mode, report: &mut Report) {
+    /// One pass, for the guard's classification of links. `rules` are those for the proxy's own connections in tables that are
+    /// installed.
+    pub async fn reconcile(
+        &mut self,
+        (links, rules): (&Links, &[Table]),
+        mode: Mode,
+        report: &mut Report,
+    ) {
         let follows = self.links != *links;
         self.links.clone_from(links);
         let guard = guard::tables(&self.config, links);
@@ -65,7 +71,7 @@ impl Nftables {
             .map(ToString::to_string)
             .collect();
         carry_out(PART, mode, ops, report, async |op| {
-            decisions::apply(&self.config, self.takes_over, op)
+            decisions::apply(&self.config, self.takes_over, rules, op)
         })
         .await;
         report.mark_routine(PART, &routine);

@@ -25,8 +25,6 @@ impl Upstream {
             Op::Table(rewrite @ tables::Op::Rewrite(table)) => {
                 if table.chains.iter().all(|chain| chain.rules.is_empty()) {
                     decisions::release(Which::OfProxy, self.instance)?;
-                } else {
-                    self.restore(table)?;
                 }
                 Ok(rewrite.apply()?)
             }
@@ -45,28 +43,30 @@ impl Upstream {
 
     /// Adds the connections that are untracked now, if the set of them is empty: another program has removed the table. Usually
     /// conntrack picks up its connections, and they stay tracked; if it does not pick them up, they would hang.
-    fn restore(&self, table: &Table) -> Result<(), Error> {
-        let mut socket = Socket::open()?;
-        if conntrack::picks_up() || !table.members(SETS.decided, &mut socket)?.is_empty() {
+    pub(super) fn restore(&self, tables: &[Table]) -> Result<(), Error> {
+        if conntrack::picks_up() {
             return Ok(());
         }
-        let mut untracked = Vec::new();
-        for one in nat::connections(&self.cgroups)? {
-            let Connection { client, vip } = one;
-            if self.endpoints.knows(vip)
-                && tables::family_of(vip.ip()) == table.family
-                && netfilter::conntrack::opened_by(&mut socket, client, vip)?.is_none()
-            {
-                untracked.push(one.member());
+        let mut socket = Socket::open()?;
+        for table in tables {
+            if !table.members(SETS.decided, &mut socket)?.is_empty() {
+                continue;
             }
-        }
-        let sets = of_proxy::sets(self.size).into_iter();
-        for set in sets.filter(|set| set.name == SETS.decided) {
-            let filled = Set {
-                members: untracked.clone(),
-                ..set
-            };
-            table.add_members(&filled, &mut socket)?;
+            let mut untracked = Vec::new();
+            for one in nat::connections(&self.cgroups)? {
+                let Connection { client, vip } = one;
+                if self.endpoints.knows(vip)
+                    && tables::family_of(vip.ip()) == table.family
+                    && netfilter::conntrack::opened_by(&mut socket, client, vip)?.is_none()
+                {
+                    untracked.push(one.member());
+                }
+            }
+            let sets = of_proxy::sets(self.size).into_iter();
+            for set in sets.filter(|set| set.name == SETS.decided) {
+                let members = untracked.clone();
+                table.add_members(&Set { members, ..set }, &mut socket)?;
+            }
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use proxy_kernel::cgroup::Cgroup;
-use proxy_netlink::netfilter::{self, Family};
+use proxy_netlink::netfilter::{self, Family, Table};
 use proxy_netlink::sock_diag::list::Sock;
 use tracing::debug;
 
@@ -191,6 +191,15 @@ impl Upstream {
         }
     }
 
+    /// The rules as of the last pass, at first of an earlier agent's, for tables that a backend installs before the first part of a
+    /// pass.
+    pub fn rules(&self) -> Vec<Table> {
+        if self.unsupported.is_some() || self.endpoints.are_off() {
+            return Vec::new();
+        }
+        rules::tables(self.instance, &self.families, &self.desired())
+    }
+
     /// First part of a pass: finds the proxy, and learns from its connections. `unfit` is the backend in use, if it has no native
     /// rules.
     pub fn prepare(
@@ -255,12 +264,7 @@ impl Upstream {
             if mode == Mode::Apply {
                 self.look_at_filters(cause, report).await;
             }
-            desired = Desired {
-                endpoints: self.endpoints.all(),
-                left: self.endpoints.left(),
-                cgroups: self.cgroups.clone(),
-                learns_in: self.endpoints.learned_in(),
-            };
+            desired = self.desired();
         }
         let failures = report.failures.len();
         let tables = match stage.backend_has_tables {
@@ -282,14 +286,25 @@ impl Upstream {
         self.wanted = Some(desired);
         carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
         report.mark_routine(PART, &routine);
-        if mode == Mode::Apply && report.failures.len() == failures {
-            self.may_have_separate = false;
+        if mode == Mode::Apply {
+            let restored = self.restore(&tables);
+            report.attempt(PART, "add the proxy's untracked connections", restored);
+            self.may_have_separate &= report.failures.len() > failures;
         }
         if mode == Mode::Apply && cause == Cause::Resync {
             self.collect(report);
         }
         self.publish(&stage, report);
         self.stage = Some(stage);
+    }
+
+    fn desired(&self) -> Desired {
+        Desired {
+            endpoints: self.endpoints.all(),
+            left: self.endpoints.left(),
+            cgroups: self.cgroups.clone(),
+            learns_in: self.endpoints.learned_in(),
+        }
     }
 
     /// Lets the kernel check the rules, once.
