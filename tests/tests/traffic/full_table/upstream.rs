@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -281,6 +282,23 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         let agent = node.start_agent(&args)?;
         works("with another agent")?;
         none_is_tracked(node, &[])?;
+        // Sets of another size: the tables are installed again, beneath a stream that does not pause.
+        let mut busy = client::connect(path.netns, path.destination(), TIMEOUT)?;
+        let is_over = AtomicBool::new(false);
+        let agent = std::thread::scope(|scope| {
+            let streams = scope.spawn(|| -> Result<()> {
+                while !is_over.load(Ordering::Relaxed) {
+                    transfer::exchange(&mut busy, BYTES, 8)?;
+                }
+                Ok(())
+            });
+            drop(agent);
+            let agent = node.start_agent(&[&args[..], &["--max-connections=4096"]].concat());
+            is_over.store(true, Ordering::Relaxed);
+            streams.join().expect("it does not panic")?;
+            agent
+        })?;
+        none_is_tracked(node, &[]).context("with another size")?;
         node.netns.exec("nft delete table ip proxy-agent")?;
         works("without the table")?;
         cmd::wait_until(TIMEOUT, "the table to be repaired", || {
