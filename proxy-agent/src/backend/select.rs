@@ -262,8 +262,8 @@ impl Backend {
                     .await;
             }
             Kind::Nftables(nftables) => {
-                let rules = self.upstream.rules();
-                nftables.reconcile((&by_rules, &rules), mode, report).await;
+                let links = (&by_rules, &self.upstream.rules()[..]);
+                nftables.reconcile(links, mode, report).await;
             }
             Kind::Iptables(iptables) => {
                 iptables.guard(&by_rules, &self.config);

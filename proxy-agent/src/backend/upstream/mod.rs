@@ -16,16 +16,6 @@ mod proxy;
 mod publish;
 mod rules;
 mod support;
-/// Why no endpoint can be untracked with a backend without native rules.
-fn of_backend(backend: &str) -> Tracked {
-    // `cgroup_mt_reg` of net/netfilter/xt_cgroup.c: LOCAL_OUT, POST_ROUTING, LOCAL_IN.
-    let why = match backend {
-        "iptables" => ": with iptables, the cgroup match cannot see answers before conntrack does",
-        _ => "",
-    };
-    let detail = format!("backend {backend} tracks the proxy's own connections{why}");
-    Tracked::new(Reason::Backend, detail)
-}
 
 #[cfg(test)]
 mod tests;
@@ -209,7 +199,7 @@ impl Upstream {
         report: &mut Report,
     ) {
         self.stage = None;
-        let mut unsupported = unfit.map(of_backend).or_else(|| self.refused());
+        let mut unsupported = unfit.map(support::of_backend).or_else(|| self.refused());
         let mut proxy = Proxy::Away;
         let mut others = None;
         if unsupported.is_none() && !self.endpoints.are_off() {

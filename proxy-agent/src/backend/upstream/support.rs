@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Tests whether the kernel supports the rules.
+//! Whether the backend and the kernel support the rules.
 
 use std::net::SocketAddr;
 
@@ -11,9 +11,21 @@ use super::rules::{self, Desired};
 use crate::backend::decisions::of_proxy;
 use crate::backend::tables;
 use crate::instance::Instance;
+use crate::state::upstream::{Reason, Tracked};
 
 /// Capacity of the sets in the test.
 const SIZE: u32 = 1024;
+
+/// Why no endpoint can be untracked with a backend without native rules.
+pub fn of_backend(backend: &str) -> Tracked {
+    // `cgroup_mt_reg` of net/netfilter/xt_cgroup.c: LOCAL_OUT, POST_ROUTING, LOCAL_IN.
+    let why = match backend {
+        "iptables" => ": with iptables, the cgroup match cannot see answers before conntrack does",
+        _ => "",
+    };
+    let detail = format!("backend {backend} tracks the proxy's own connections{why}");
+    Tracked::new(Reason::Backend, detail)
+}
 
 /// Lets the kernel check the rules of these families.
 ///

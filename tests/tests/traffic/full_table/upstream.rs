@@ -307,6 +307,18 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         })?;
         works("with a new table")?;
         connect(&path)?;
+        let mut fresh = client::connect(path.netns, path.destination(), TIMEOUT)?;
+        transfer::exchange(&mut fresh, BYTES, 8)?;
+        let loose = "net/netfilter/nf_conntrack_tcp_loose";
+        node.netns.sysctl(loose, "0")?;
+        node.netns.exec("nft delete table ip proxy-agent")?;
+        cmd::wait_until(TIMEOUT, "its connection to be untracked again", || {
+            let set = "nft list set ip proxy-agent proxy_decided";
+            let there = node.netns.exec(set).unwrap_or_default();
+            Ok(there.contains("elements").then_some(()))
+        })?;
+        transfer::exchange(&mut fresh, BYTES, 8).context("where conntrack does not pick up")?;
+        node.netns.sysctl(loose, "1")?;
         drop(agent);
         let agent = node.start_agent(&["--backend=nftables", "--proxy-upstream=off"])?;
         let left = node.netns.exec("nft list table ip proxy-agent")?;
