@@ -255,16 +255,14 @@ impl Backend {
             report.failed(PART, what, &error);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
+        let rules = self.upstream.rules();
         match &mut self.kind {
             Kind::Ebpf(ebpf) => {
-                ebpf.place(self.upstream.rules());
+                ebpf.place(rules);
                 ebpf.reconcile(handle, (table, &self.links), mode, report)
                     .await;
             }
-            Kind::Nftables(nftables) => {
-                let links = (&by_rules, &self.upstream.rules()[..]);
-                nftables.reconcile(links, mode, report).await;
-            }
+            Kind::Nftables(nftables) => nftables.reconcile((&by_rules, &rules), mode, report).await,
             Kind::Iptables(iptables) => {
                 iptables.guard(&by_rules, &self.config);
                 iptables.reconcile(mode, report).await;

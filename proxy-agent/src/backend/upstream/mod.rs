@@ -259,7 +259,6 @@ impl Upstream {
         let failures = report.failures.len();
         let tables = match stage.backend_has_tables {
             true => rules::tables(self.instance, &self.families, &desired),
-            // Reading would fail on a kernel without nf_tables.
             false => Vec::new(),
         };
         let mut of_tables = plan::plan(&tables, &tables::read(PART, &tables, report));
