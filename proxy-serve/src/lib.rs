@@ -9,6 +9,7 @@
 //! | [`flags`] | command lines with pflag's syntax; exit codes after wrong usage |
 //! | [`klog`] | klog's flags, in each program's spelling |
 //! | [`log`] | the log: levels, formats, files with rotation |
+//! | [`reminder`] | at most one log record in ten seconds about events that peers cause |
 //! | [`listen`] | TCP and Unix listeners; accepting a limited number of connections |
 //! | [`budget`], [`memory`] | limits on the sum that tasks use; an allocator that returns memory to the kernel |
 //! | [`quantity`] | numbers in a readable form |
@@ -47,6 +48,7 @@ pub mod memory;
 pub mod pages;
 pub mod quantity;
 pub mod reload;
+pub mod reminder;
 pub mod shutdown;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -8,20 +8,18 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::unix;
+use crate::reminder::Reminder;
 
 /// The pause after the kernel failed to provide a connection.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// The minimum time between two warnings about the same problem.
-const REMINDER: Duration = Duration::from_secs(10);
 
 /// A listening socket.
 pub trait Listen {
@@ -57,12 +55,11 @@ impl Listen for unix::Listener {
 
 /// Waits for the next connection. Errors are logged, and the attempts continue.
 pub async fn next<L: Listen>(listener: &L) -> (L::Stream, L::Peer) {
-    // The time of the last warning.
-    let mut warned: Option<Instant> = None;
+    let mut reminder = Reminder::default();
     loop {
         let error = match listener.accept().await {
             Ok(connection) => {
-                if warned.is_some() {
+                if reminder.is_used() {
                     info!("connections are accepted again");
                 }
                 return connection;
@@ -73,9 +70,8 @@ pub async fn next<L: Listen>(listener: &L) -> (L::Stream, L::Peer) {
             debug!("a connection ended before it was accepted: {error}");
             continue;
         }
-        if warned.is_none_or(|at| at.elapsed() >= REMINDER) {
+        if reminder.count(Instant::now()).is_some() {
             warn!("cannot accept a connection, trying again: {error}");
-            warned = Some(Instant::now());
         }
         sleep(PAUSE).await;
     }

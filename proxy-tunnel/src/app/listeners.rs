@@ -13,6 +13,7 @@
 //! | one message | 4 MiB | 4 MiB |
 //! | bytes that are received before any is consumed | 512 KiB for each stream | 8 MiB, always consumed |
 
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use futures_util::future::BoxFuture;
 use proxy_serve::listen::accept::{Listen, Slots};
 use proxy_serve::listen::unix;
 use proxy_serve::reload::Current;
+use proxy_serve::reminder::Reminder;
 use proxy_serve::shutdown::Phase;
 use proxy_serve::tls::server::Identity;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -55,10 +57,6 @@ pub const AGENTS: u32 = 16_384;
 /// The time limit for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// The minimum interval between two warnings about refused certificates: a peer may try as often as it can, and must not
-/// fill the disk with log lines.
-const REMINDER: Duration = Duration::from_secs(10);
-
 /// The state that the connections of one listener share.
 #[derive(Debug, Clone)]
 pub struct Door {
@@ -66,31 +64,16 @@ pub struct Door {
     pub slots: Slots,
     /// The phase of the process.
     pub phase: watch::Receiver<Phase>,
-    refusals: Arc<Mutex<Refusals>>,
+    failures: Arc<Mutex<Failures>>,
 }
 
-/// The refused certificates of one listener's peers.
+/// The failed handshakes of one listener's peers, as far as they are logged: a peer may try as often as it can.
 #[derive(Debug, Default)]
-struct Refusals {
-    /// The time of the last warning.
-    warned: Option<Instant>,
-    /// The number of refusals without a warning since then.
-    omitted: u64,
-}
-
-impl Refusals {
-    /// Counts a refusal. `Some` if a warning is due, with the number of those that were omitted before it.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        if self
-            .warned
-            .is_some_and(|at| now.duration_since(at) < REMINDER)
-        {
-            self.omitted += 1;
-            return None;
-        }
-        self.warned = Some(now);
-        Some(std::mem::take(&mut self.omitted))
-    }
+struct Failures {
+    /// Its certificate was refused.
+    refused: Reminder,
+    /// All others.
+    other: Reminder,
 }
 
 impl Door {
@@ -100,19 +83,26 @@ impl Door {
         Self {
             slots: Slots::new(connections),
             phase,
-            refusals: Arc::default(),
+            failures: Arc::default(),
         }
     }
 
-    /// Logs that a peer's certificate was refused.
-    fn refuse(&self, peer: &str, error: &io::Error) {
+    /// Logs a failed handshake: a refused certificate as a warning, because such a peer is meant to connect. All other
+    /// failures are also caused by port scans and probes.
+    fn log(&self, peer: &str, is_refused: bool, why: &dyn Display) {
         // No code panics while it holds the lock.
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match refusals.count(Instant::now()) {
-            Some(0) => warn!("no TLS session with {peer}: {error}"),
-            Some(omitted) => warn!(omitted, "no TLS session with {peer}: {error}"),
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = match is_refused {
+            true => &mut failures.refused,
+            false => &mut failures.other,
+        };
+        match (kind.count(Instant::now()), is_refused) {
+            (Some(0), true) => warn!("no TLS session with {peer}: {why}"),
+            (Some(omitted), true) => warn!(omitted, "no TLS session with {peer}: {why}"),
+            (Some(0), false) => debug!("no TLS session with {peer}: {why}"),
+            (Some(omitted), false) => debug!(omitted, "no TLS session with {peer}: {why}"),
             // Not `debug!`: by default such records are written (`Program::VERBOSITY`).
-            None => trace!("no TLS session with {peer}: {error}"),
+            (None, _) => trace!("no TLS session with {peer}: {why}"),
         }
     }
 
@@ -270,46 +260,18 @@ async fn handshake(
         Err(_) => "a peer that has gone".to_owned(),
     };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(session)) => Some(session),
-        // Such a peer is meant to connect. All other failures are also caused by port scans and probes.
-        Ok(Err(error)) if refuses_certificate(&error) => {
-            door.refuse(&peer(), &error);
-            None
-        }
-        Ok(Err(error)) => {
-            debug!("no TLS session with {}: {error}", peer());
-            None
-        }
+        Ok(Ok(session)) => return Some(session),
+        Ok(Err(error)) => door.log(&peer(), refuses_certificate(&error), &error),
         Err(_) => {
-            debug!(
-                "no TLS session with {}: not within {} s",
-                peer(),
-                HANDSHAKE.as_secs()
-            );
-            None
+            let why = format!("not within {} s", HANDSHAKE.as_secs());
+            door.log(&peer(), false, &why);
         }
     }
+    None
 }
 
 /// Returns true if the handshake failed because the peer's certificate was refused.
 fn refuses_certificate(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_refusals_is_logged_at_intervals() {
-        let start = Instant::now();
-        let mut refusals = Refusals::default();
-        assert_eq!(refusals.count(start), Some(0));
-        for _ in 0..1000 {
-            assert_eq!(refusals.count(start + REMINDER / 2), None);
-        }
-        assert_eq!(refusals.count(start + REMINDER), Some(1000));
-        assert_eq!(refusals.count(start + REMINDER * 2), Some(0));
-    }
 }
