@@ -92,9 +92,10 @@ impl Door {
     fn log(&self, peer: &str, is_refused: bool, why: &dyn Display) {
         // No code panics while it holds the lock.
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = match is_refused {
-            true => &mut failures.refused,
-            false => &mut failures.other,
+        let kind = if is_refused {
+            &mut failures.refused
+        } else {
+            &mut failures.other
         };
         match (kind.count(Instant::now()), is_refused) {
             (Some(0), true) => warn!("no TLS session with {peer}: {why}"),

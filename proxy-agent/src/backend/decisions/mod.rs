@@ -83,6 +83,7 @@
 //! both ends have closed that connection, no other one from the same client port is decided, and the proxy's answer to it deletes
 //! older decisions. See `docs/packet-path.md`.
 
+mod apply;
 pub mod collect;
 mod counted;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -95,18 +96,14 @@ pub mod statistics;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tracing::warn;
-
-use self::collect::Which;
-pub use self::counted::Counted;
-use proxy_kernel::conntrack;
 use proxy_netlink::netfilter::set::{Field, Set, Value};
-use proxy_netlink::netfilter::{self, Family, Socket, Table};
+use proxy_netlink::netfilter::{Family, Table};
 
+pub use self::apply::{apply, release};
+pub use self::counted::Counted;
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;
 use crate::config::Config;
-use crate::instance::Instance;
 
 /// The names of the sets through which each decided connection passes.
 #[derive(Debug, Clone, Copy)]
@@ -239,75 +236,6 @@ impl Connection {
             .flat_map(|end| [Value::Address(end.ip()), Value::Port(end.port())])
             .collect()
     }
-}
-
-/// Carries out an operation on tables; those of decisions are filled with the open connections: those of the proxy that the replaced
-/// table contains, and those to the VIPs. Only with `takes_over`, when this
-/// backend replaces another one, connections without a conntrack entry are known to be untracked. Later, when the tables were
-/// removed by others, such a connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established
-/// connections (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
-///
-/// `rules` are those for the proxy's own connections as of the last pass. If the kernel rejects the tables with them, they are
-/// installed without: the VIPs do not depend on them.
-///
-/// # Errors
-///
-/// The kernel's error.
-pub fn apply(
-    config: &Config,
-    takes_over: bool,
-    rules: &[Table],
-    op: &tables::Op,
-) -> Result<(), netfilter::Error> {
-    let of_decisions = |(table, _): &(Table, _)| table.name == tables::name(config.instance);
-    let wanted = match op {
-        // The sockets are read only if they are needed.
-        tables::Op::Install(wanted) if wanted.iter().any(of_decisions) => wanted,
-        _ => return op.apply(),
-    };
-    let endpoints: Vec<_> = config.endpoints().collect();
-    let mut live = Live::read(&endpoints).unwrap_or_else(|error| {
-        warn!("untracked connections become tracked: {error}");
-        Live::default()
-    });
-    if !takes_over && conntrack::picks_up() {
-        live.untracked.clear();
-    }
-    let mut filled = tables(config, &live);
-    if let Err(error) = of_proxy::keep(config, &mut filled) {
-        warn!("untracked connections of the proxy become tracked: {error}");
-    }
-    let install = |filled: &[Table]| {
-        let complete = wanted.iter().map(|(table, reason)| {
-            let title = table.title();
-            let filled = filled.iter().find(|filled| filled.title() == title);
-            (filled.unwrap_or(table).clone(), *reason)
-        });
-        tables::Op::Install(complete.collect()).apply()
-    };
-    install(&of_proxy::with_rules(&filled, rules)).or_else(|error| {
-        warn!("installing without rules for the proxy's own connections: {error}");
-        install(&filled)
-    })
-}
-
-/// Creates conntrack entries for open decided connections before their rules are removed, if conntrack would not pick them up:
-/// they would hang otherwise.
-///
-/// # Errors
-///
-/// The error of the first connection that failed; the others are handled nevertheless.
-pub fn release(which: Which, instance: Instance) -> Result<(), collect::Error> {
-    if conntrack::picks_up() {
-        return Ok(());
-    }
-    let mut socket = Socket::open()?;
-    let mut outcome = Ok(());
-    for Connection { client, vip } in collect::live(which, instance, &mut socket)? {
-        let created = netfilter::conntrack::create_established(&mut socket, client, vip, vip);
-        outcome = outcome.and(created);
-    }
-    Ok(outcome?)
 }
 
 #[cfg(test)]

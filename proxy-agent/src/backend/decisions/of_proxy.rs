@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The place of the proxy's own connections in the tables: sets and chains, so that each packet meets one base chain of the agent per
-//! hook. `backend::upstream` documents and writes the rules in these chains.
+//! The place of the proxy's own connections in the tables: sets and chains, so that each packet meets one base chain of
+//! the agent per hook. `backend::upstream` documents and writes the rules in these chains.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use proxy_netlink::netfilter::set::{Field, Set};
-use proxy_netlink::netfilter::{Chain, Family, Hook, Socket, Table};
+use proxy_netlink::netfilter::{Chain, Family, Hook};
 
-use super::collect::{self, Which};
 use super::packets::{base, chain, entry};
-use super::{CLOSED, CONNECTION, FOR_GOOD, PASSING, Sets, members, release};
+use super::{CLOSED, CONNECTION, FOR_GOOD, PASSING, Sets};
 use crate::backend::tables;
 use crate::config::{Config, ProxyUpstream};
 
@@ -132,52 +131,6 @@ pub fn sets(size: u32) -> Vec<Set> {
             "tracked connections of the proxy: proxy, server",
         ),
     ]
-}
-
-/// Fills the set of decided connections in new tables with the members of the tables that they replace, and of the separate tables of
-/// version 0.2.0. If the new ones have no such set, the connections are left to conntrack.
-///
-/// # Errors
-///
-/// The kernel's error.
-pub fn keep(config: &Config, tables: &mut [Table]) -> Result<(), collect::Error> {
-    let mut socket = Socket::open()?;
-    let mut untracked = Vec::new();
-    let separate = tables::empty_upstream(config.instance);
-    for (table, set) in [
-        (tables::empty(config.instance), SETS.decided),
-        (separate, "decided"),
-    ]
-    .into_iter()
-    .flat_map(|(tables, set)| tables.map(|table| (table, set)))
-    {
-        untracked.extend(collect::members(&table, set, &mut socket)?);
-    }
-    for table in tables.iter_mut() {
-        if let Some(set) = table.sets.iter_mut().find(|set| set.name == SETS.decided) {
-            set.members = members(table.family, &untracked);
-        }
-    }
-    if families(config).is_empty() {
-        release(Which::OfProxy, config.instance)?;
-    }
-    Ok(())
-}
-
-/// The tables with these rules in their chains.
-pub fn with_rules(tables: &[Table], rules: &[Table]) -> Vec<Table> {
-    let mut filled = tables.to_vec();
-    for table in &mut filled {
-        let title = table.title();
-        let of_table = rules.iter().filter(|one| one.title() == title);
-        for with_rules in of_table.flat_map(|one| &one.chains) {
-            let chains = table.chains.iter_mut();
-            for chain in chains.filter(|chain| chain.name == with_rules.name) {
-                chain.rules.clone_from(&with_rules.rules);
-            }
-        }
-    }
-    filled
 }
 
 /// Adds the chains to those for the VIPs. Base chains go to them with packets that are not of a VIP.

@@ -20,8 +20,8 @@ const PRIORITY_AS_THE_PROXY_SEES: i32 = 101;
 /// reads or changes priorities; mark bits may be in use by others.
 const DECIDED_SYN: u32 = 0x7078_0001;
 
-/// The chains of a table for these VIPs. With `has_proxy` there are those for the proxy's own connections too, which packets of the VIPs
-/// do not reach.
+/// The chains of a table for these VIPs. With `has_proxy` there are those for the proxy's own connections too, which
+/// packets of the VIPs do not reach.
 pub fn chains(family: Family, vips: &[SocketAddr], has_proxy: bool) -> Vec<Chain> {
     let mut chains = if vips.is_empty() {
         Vec::new()

@@ -118,8 +118,8 @@ impl Ebpf {
         }
     }
 
-    /// Leaves open and new connections to the VIPs and of the proxy to conntrack: removes the tables of decisions, and those of another
-    /// backend's guard.
+    /// Leaves open and new connections to the VIPs and of the proxy to conntrack: removes the tables of decisions, and those
+    /// of another backend's guard.
     pub async fn remove_decisions(
         config: &Config,
         handle: &Handle,

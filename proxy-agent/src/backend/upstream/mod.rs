@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The proxy's own connections to the API servers: rules of `nf_tables` keep them out of conntrack, in the tables of the backends with
-//! native rules, which reserve sets and chains for them. The rules match the cgroup in which a VIP's listener was created; the destinations are named on the command line,
-//! or learned from the proxy's connections without NAT according to conntrack.
+//! The proxy's own connections to the API servers: rules of `nf_tables` keep them out of conntrack, in the tables of the
+//! backends with native rules, which reserve sets and chains for them. The rules match the cgroup in which a VIP's
+//! listener was created; the destinations are named on the command line, or learned from the proxy's connections without
+//! NAT according to conntrack.
 //!
 //! The rules outlive the agent, as those of the backends do.
 
@@ -94,8 +95,8 @@ pub struct Upstream {
     is_away: bool,
     /// The listeners before the last pass.
     seen: Option<Vec<Option<Sock>>>,
-    /// The separate tables of version 0.2.0 are removed after the first pass without failures.
-    may_have_separate: bool,
+    /// The separate tables of version 0.2.0, until a pass without failures has removed them.
+    separate: Option<[Table; 2]>,
     /// The state as of the last pass.
     published: published::Upstream,
 }
@@ -137,7 +138,7 @@ impl Upstream {
             filtered_for: None,
             is_away: false,
             seen: None,
-            may_have_separate: true,
+            separate: Some(tables::empty_upstream(config.instance)),
             published: published::Upstream::default(),
         }
     }
@@ -257,13 +258,13 @@ impl Upstream {
             desired = self.desired();
         }
         let failures = report.failures.len();
-        let tables = match stage.backend_has_tables {
-            true => rules::tables(self.instance, &self.families, &desired),
-            false => Vec::new(),
+        let tables = if stage.backend_has_tables {
+            rules::tables(self.instance, &self.families, &desired)
+        } else {
+            Vec::new()
         };
         let mut of_tables = plan::plan(&tables, &tables::read(PART, &tables, report));
-        if self.may_have_separate {
-            let separate = tables::empty_upstream(self.instance);
+        if let Some(separate) = self.separate.clone() {
             of_tables.extend(tables::removals(PART, separate, report));
         }
         let mut ops: Vec<_> = of_tables.into_iter().map(Op::Table).collect();
@@ -278,7 +279,9 @@ impl Upstream {
         if mode == Mode::Apply {
             let restored = self.restore(&tables);
             report.attempt(PART, "add the proxy's untracked connections", restored);
-            self.may_have_separate &= report.failures.len() > failures;
+            if report.failures.len() == failures {
+                self.separate = None;
+            }
         }
         if mode == Mode::Apply && cause == Cause::Resync {
             self.collect(report);

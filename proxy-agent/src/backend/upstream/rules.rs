@@ -53,8 +53,8 @@
 //! connection is tracked from then on, and so are all new ones to the endpoint for some time, unless an untracked one has been
 //! answered since the last repeated SYN, which means that the SYN was lost.
 //!
-//! The chain `other` has rules if endpoints are learned, for connections of the proxy to unknown endpoints. These are tracked; the agent
-//! asks conntrack whether they are translated.
+//! The chain `other` has rules if endpoints are learned, for connections of the proxy to unknown endpoints. These are
+//! tracked; the agent asks conntrack whether they are translated.
 
 use std::net::SocketAddr;
 
