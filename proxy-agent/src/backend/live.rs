@@ -6,9 +6,11 @@
 use std::io;
 use std::net::SocketAddr;
 
+use proxy_kernel::cgroup::Cgroup;
 use proxy_kernel::sockets;
 use proxy_netlink::netfilter::conntrack::{self, Status};
 use proxy_netlink::netfilter::{self, Socket};
+use proxy_netlink::sock_diag::list;
 
 /// A connection of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,5 +72,54 @@ impl Live {
         live.untracked.sort();
         live.translated.sort();
         Ok(live)
+    }
+}
+
+/// The connections of sockets that were created in these cgroups: those that the proxy has opened, and those that it has
+/// accepted, with both ends swapped.
+///
+/// # Errors
+///
+/// If the query fails.
+pub fn of_cgroups(cgroups: &[Cgroup]) -> Result<Vec<Connection>, Error> {
+    Ok(sockets_of(cgroups)?.into_iter().map(connection).collect())
+}
+
+/// Those of the connections that these cgroups have opened to the endpoints which conntrack does not know. A connection
+/// without an answer to its SYN is left out: its SYN may be repeated through a NAT.
+///
+/// # Errors
+///
+/// If a query fails.
+pub fn untracked_of(
+    cgroups: &[Cgroup],
+    endpoints: &[SocketAddr],
+) -> Result<Vec<Connection>, Error> {
+    let mut socket = Socket::open()?;
+    let mut untracked = Vec::new();
+    for sock in sockets_of(cgroups)? {
+        let one = connection(sock);
+        if endpoints.contains(&one.vip)
+            && !sock.is_connecting
+            && conntrack::opened_by(&mut socket, one.client, one.vip)?.is_none()
+        {
+            untracked.push(one);
+        }
+    }
+    Ok(untracked)
+}
+
+fn sockets_of(cgroups: &[Cgroup]) -> Result<Vec<list::Sock>, Error> {
+    let mut found = Vec::new();
+    for cgroup in cgroups {
+        found.extend(list::connected_in(cgroup.id).map_err(Error::Sockets)?);
+    }
+    Ok(found)
+}
+
+fn connection(sock: list::Sock) -> Connection {
+    Connection {
+        client: sock.local,
+        vip: sock.remote,
     }
 }

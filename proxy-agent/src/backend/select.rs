@@ -255,14 +255,14 @@ impl Backend {
             report.failed(PART, what, &error);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
-        let rules = self.upstream.rules();
+        let known = self.upstream.known();
         match &mut self.kind {
             Kind::Ebpf(ebpf) => {
-                ebpf.place(rules);
+                ebpf.place(known);
                 ebpf.reconcile(handle, (table, &self.links), mode, report)
                     .await;
             }
-            Kind::Nftables(nftables) => nftables.reconcile((&by_rules, &rules), mode, report).await,
+            Kind::Nftables(nftables) => nftables.reconcile((&by_rules, &known), mode, report).await,
             Kind::Iptables(iptables) => {
                 iptables.guard(&by_rules, &self.config);
                 iptables.reconcile(mode, report).await;

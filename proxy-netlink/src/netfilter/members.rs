@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Lists the members of one of this project's sets, adds members, and deletes single ones.
+//! Lists the members of one of this project's sets, and deletes single ones.
 
-use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
     SetElementMessage,
 };
 
 use super::elements::fold_elements;
-use super::set::Set;
 use super::table::Table;
 use super::{Error, Socket};
 
@@ -28,23 +26,6 @@ impl Table {
             keys.extend(element.key);
         })?;
         Ok(keys.unwrap_or_default())
-    }
-
-    /// Adds the members of a set to the one with its name. Members that exist already stay as they are.
-    ///
-    /// # Errors
-    ///
-    /// Returns the kernel's error.
-    pub fn add_members(&self, set: &Set, socket: &mut Socket) -> Result<(), Error> {
-        let what = format!("add members to set {} of table {}", set.name, self.title());
-        let messages = set.insertions(&self.name);
-        let messages: Vec<_> = messages
-            .map(|message| (NLM_F_CREATE, self.family, message))
-            .collect();
-        if messages.is_empty() {
-            return Ok(());
-        }
-        socket.transact(&what, messages)
     }
 
     /// Deletes members of a set by their keys. A member that no longer exists is not an error.

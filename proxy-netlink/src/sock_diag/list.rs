@@ -16,6 +16,7 @@ use crate::wire::{self, Message};
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// The length of `struct inet_diag_msg`, and the offsets of its fields.
 const MESSAGE: usize = 72;
+const STATE: usize = 1;
 const LOCAL_PORT: usize = 4;
 const REMOTE_PORT: usize = 6;
 const LOCAL: usize = 8;
@@ -32,6 +33,8 @@ const REFUSE: u16 = 16;
 /// TCP states as bits by their number: `TCP_LISTEN`, and the states that are not a connection (`TIME_WAIT`, `CLOSE`,
 /// `LISTEN`, and `NEW_SYN_RECV`).
 const LISTEN: u32 = 1 << 10;
+/// `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
 const NO_CONNECTION: u32 = 1 << 6 | 1 << 7 | LISTEN | 1 << 12;
 /// The maximum number of attempts at a list that changes while it is read.
 const ATTEMPTS: usize = 5;
@@ -43,6 +46,8 @@ pub struct Sock {
     pub local: SocketAddr,
     /// The remote address, which is unspecified for a listener.
     pub remote: SocketAddr,
+    /// True if the socket has sent a SYN that is not answered yet.
+    pub is_connecting: bool,
     /// The id that the creating process's cgroup had at that time, or `None` if the kernel does not report it.
     pub cgroup: Option<u64>,
     /// The unique number of this socket, which is never reused (`SO_COOKIE`).
@@ -187,6 +192,7 @@ fn sock(body: &[u8]) -> Option<Sock> {
     Some(Sock {
         local: end(LOCAL, LOCAL_PORT)?,
         remote: end(REMOTE, REMOTE_PORT)?,
+        is_connecting: body[STATE] == SYN_SENT,
         cgroup,
         cookie: u64::from_ne_bytes(*body[COOKIE..].first_chunk()?),
     })

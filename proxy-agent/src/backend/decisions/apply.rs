@@ -7,11 +7,23 @@ use proxy_netlink::netfilter::{self, Socket, Table};
 use tracing::warn;
 
 use super::collect::{self, Which};
-use super::{members, of_proxy, tables as desired};
-use crate::backend::live::{Connection, Live};
+use super::of_proxy::{self, Known};
+use super::{members, tables as desired};
+use crate::backend::live::{self, Connection, Live};
 use crate::backend::tables;
 use crate::config::Config;
 use crate::instance::Instance;
+
+/// Failure to find the proxy's untracked connections.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Netfilter(#[from] netfilter::Error),
+    #[error(transparent)]
+    Decided(#[from] collect::Error),
+    #[error(transparent)]
+    Live(#[from] live::Error),
+}
 
 /// Carries out an operation on tables; those of decisions are filled with the open connections: those of the proxy that
 /// the replaced table contains, and those to the VIPs. Only with `takes_over`, when this backend replaces another one,
@@ -19,8 +31,8 @@ use crate::instance::Instance;
 /// connection may have lost its entry, so it becomes tracked; if conntrack does not pick up established connections
 /// (`nf_conntrack_tcp_loose` 0) it would hang, so it is taken for untracked then.
 ///
-/// `rules` are those for the proxy's own connections as of the last pass. If the kernel rejects the tables with them, they are
-/// installed without: the VIPs do not depend on them.
+/// The same holds for the proxy's connections that are `known`. If the kernel rejects the tables with the known rules,
+/// they are installed without: the VIPs do not depend on them.
 ///
 /// # Errors
 ///
@@ -28,15 +40,22 @@ use crate::instance::Instance;
 pub fn apply(
     config: &Config,
     takes_over: bool,
-    rules: &[Table],
+    known: &Known,
     op: &tables::Op,
 ) -> Result<(), netfilter::Error> {
-    let of_decisions = |(table, _): &(Table, _)| table.name == tables::name(config.instance);
+    let is_of_decisions = |table: &Table| table.name == tables::name(config.instance);
     let wanted = match op {
         // The sockets are read only if they are needed.
-        tables::Op::Install(wanted) if wanted.iter().any(of_decisions) => wanted,
+        tables::Op::Install(wanted) if wanted.iter().any(|(table, _)| is_of_decisions(table)) => {
+            wanted
+        }
+        tables::Op::Delete(table) if is_of_decisions(table) => {
+            release_displaced(config);
+            return op.apply();
+        }
         _ => return op.apply(),
     };
+    release_displaced(config);
     let endpoints: Vec<_> = config.endpoints().collect();
     let mut live = Live::read(&endpoints).unwrap_or_else(|error| {
         warn!("untracked connections become tracked: {error}");
@@ -46,8 +65,9 @@ pub fn apply(
         live.untracked.clear();
     }
     let mut filled = desired(config, &live);
-    if let Err(error) = keep(config, &mut filled) {
-        warn!("untracked connections of the proxy become tracked: {error}");
+    match untracked_of_proxy(config, known) {
+        Ok(untracked) => fill(&mut filled, &untracked),
+        Err(error) => warn!("untracked connections of the proxy become tracked: {error}"),
     }
     let install = |filled: &[Table]| {
         let complete = wanted.iter().map(|(table, reason)| {
@@ -57,63 +77,31 @@ pub fn apply(
         });
         tables::Op::Install(complete.collect()).apply()
     };
-    install(&with_rules(&filled, rules)).or_else(|error| {
+    install(&with_rules(&filled, &known.rules)).or_else(|error| {
         warn!("installing without rules for the proxy's own connections: {error}");
         install(&filled)
     })
 }
 
-/// Creates conntrack entries for open decided connections before their rules are removed, if conntrack would not pick them up:
-/// they would hang otherwise.
-///
-/// # Errors
-///
-/// The error of the first connection that failed; the others are handled nevertheless.
-pub fn release(which: Which, instance: Instance) -> Result<(), collect::Error> {
-    if conntrack::picks_up() {
-        return Ok(());
-    }
+/// The proxy's connections that are untracked: those that are open in the tables that are replaced; if there are none and
+/// conntrack picks up no established connections, those of the known ones that it does not know: another program has
+/// removed the tables, and they would hang.
+fn untracked_of_proxy(config: &Config, known: &Known) -> Result<Vec<Connection>, Error> {
     let mut socket = Socket::open()?;
-    let mut outcome = Ok(());
-    for Connection { client, vip } in collect::live(which, instance, &mut socket)? {
-        let created = netfilter::conntrack::create_established(&mut socket, client, vip, vip);
-        outcome = outcome.and(created);
+    let decided = collect::live(Which::OfProxy, config.instance, &mut socket)?;
+    if decided.is_empty() && !conntrack::picks_up() {
+        return Ok(live::untracked_of(&known.cgroups, &known.endpoints)?);
     }
-    Ok(outcome?)
+    Ok(decided)
 }
 
-/// Fills the set of the proxy's decided connections in new tables with the members of the tables that they replace, and of
-/// the separate tables of version 0.2.0. If the new ones have no such set, the connections are left to conntrack.
-///
-/// # Errors
-///
-/// The kernel's error.
-fn keep(config: &Config, tables: &mut [Table]) -> Result<(), collect::Error> {
-    let mut socket = Socket::open()?;
-    let mut untracked = Vec::new();
-    let separate = tables::empty_upstream(config.instance);
-    for (table, set) in [
-        (tables::empty(config.instance), of_proxy::SETS.decided),
-        (separate, "decided"),
-    ]
-    .into_iter()
-    .flat_map(|(tables, set)| tables.map(|table| (table, set)))
-    {
-        untracked.extend(collect::members(&table, set, &mut socket)?);
-    }
-    for table in tables.iter_mut() {
-        if let Some(set) = table
-            .sets
-            .iter_mut()
-            .find(|set| set.name == of_proxy::SETS.decided)
-        {
-            set.members = members(table.family, &untracked);
+fn fill(tables: &mut [Table], untracked: &[Connection]) {
+    for table in tables {
+        let sets = table.sets.iter_mut();
+        for set in sets.filter(|set| set.name == of_proxy::SETS.decided) {
+            set.members = members(table.family, untracked);
         }
     }
-    if of_proxy::families(config).is_empty() {
-        release(Which::OfProxy, config.instance)?;
-    }
-    Ok(())
 }
 
 /// The tables with these rules in their chains.
@@ -130,4 +118,65 @@ fn with_rules(tables: &[Table], rules: &[Table]) -> Vec<Table> {
         }
     }
     filled
+}
+
+/// Leaves connections of the proxy to conntrack whose family has no rules for them any more.
+fn release_displaced(config: &Config) {
+    let families = of_proxy::families(config);
+    let is_displaced = |one: &Connection| !families.contains(&tables::family_of(one.vip.ip()));
+    if let Err(error) = release_those(Which::OfProxy, config.instance, is_displaced) {
+        warn!("cannot hand connections of the proxy over to conntrack: {error}");
+    }
+}
+
+/// Leaves connections in the separate tables of version 0.2.0 to conntrack before these are deleted, except those that the
+/// instance's tables have taken over.
+///
+/// # Errors
+///
+/// The error of the first connection that failed; the others are handled nevertheless.
+pub fn release_separate(instance: Instance) -> Result<(), collect::Error> {
+    let mut socket = Socket::open()?;
+    let mut kept = Vec::new();
+    for table in tables::empty(instance) {
+        kept.extend(collect::members(
+            &table,
+            of_proxy::SETS.decided,
+            &mut socket,
+        )?);
+    }
+    release_those(Which::OfProxy, instance, |one| !kept.contains(one))
+}
+
+/// Creates conntrack entries for open decided connections before their rules are removed, if conntrack would not pick them
+/// up: they would hang otherwise.
+///
+/// # Errors
+///
+/// The error of the first connection that failed; the others are handled nevertheless.
+pub fn release(which: Which, instance: Instance) -> Result<(), collect::Error> {
+    release_those(which, instance, |_| true)
+}
+
+/// [`release`], of some of them.
+///
+/// # Errors
+///
+/// As there.
+pub fn release_those(
+    which: Which,
+    instance: Instance,
+    is_one: impl Fn(&Connection) -> bool,
+) -> Result<(), collect::Error> {
+    if conntrack::picks_up() {
+        return Ok(());
+    }
+    let mut socket = Socket::open()?;
+    let mut outcome = Ok(());
+    let open = collect::live(which, instance, &mut socket)?.into_iter();
+    for Connection { client, vip } in open.filter(is_one) {
+        let created = netfilter::conntrack::create_established(&mut socket, client, vip, vip);
+        outcome = outcome.and(created);
+    }
+    Ok(outcome?)
 }

@@ -3,7 +3,7 @@
 //! Garbage collection of decided connections that ended without a packet that says so: the proxy has no socket for them any
 //! more. They would stay in the sets otherwise and take room from new ones.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 
 use proxy_kernel::sockets;
@@ -93,7 +93,7 @@ pub fn count(which: Which, instance: Instance) -> Result<usize, netfilter::Error
     Ok(decided(which, instance, &mut Socket::open()?)?.len())
 }
 
-/// The decided connections that are open.
+/// The decided connections that are open; of the proxy's own also those in the separate tables of version 0.2.0.
 ///
 /// # Errors
 ///
@@ -103,15 +103,19 @@ pub fn live(
     instance: Instance,
     socket: &mut Socket,
 ) -> Result<Vec<Connection>, Error> {
-    let decided = decided(which, instance, socket)?;
-    if decided.is_empty() {
+    let decided = decided(which, instance, socket)?.into_iter();
+    let mut connections: BTreeSet<_> = decided.map(|member| member.connection).collect();
+    if which == Which::OfProxy {
+        for table in tables::empty_upstream(instance) {
+            connections.extend(members(&table, of_proxy::SEPARATE, socket)?);
+        }
+    }
+    if connections.is_empty() {
         return Ok(Vec::new());
     }
     let alive = sockets::connections().map_err(Error::Sockets)?;
-    let connections = decided.into_iter().map(|member| member.connection);
-    Ok(connections
-        .filter(|one| !which.is_over(one, &alive))
-        .collect())
+    connections.retain(|one| !which.is_over(one, &alive));
+    Ok(connections.into_iter().collect())
 }
 
 /// The connections in a set of a table, open or not.

@@ -99,7 +99,7 @@ use std::time::Duration;
 use proxy_netlink::netfilter::set::{Field, Set, Value};
 use proxy_netlink::netfilter::{Family, Table};
 
-pub use self::apply::{apply, release};
+pub use self::apply::{apply, release, release_separate, release_those};
 pub use self::counted::Counted;
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;

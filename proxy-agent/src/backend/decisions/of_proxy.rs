@@ -6,8 +6,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use proxy_kernel::cgroup::Cgroup;
 use proxy_netlink::netfilter::set::{Field, Set};
-use proxy_netlink::netfilter::{Chain, Family, Hook};
+use proxy_netlink::netfilter::{Chain, Family, Hook, Table};
 
 use super::packets::{base, chain, entry};
 use super::{CLOSED, CONNECTION, FOR_GOOD, PASSING, Sets};
@@ -21,6 +22,8 @@ pub const SETS: Sets = Sets {
     closing: "proxy_closing",
     closed: "proxy_closed",
 };
+/// The set of decided connections in the separate tables of version 0.2.0.
+pub const SEPARATE: &str = "decided";
 /// The set of connections whose SYN was repeated, once or more.
 pub const LEFT: &str = "proxy_left";
 /// The set of endpoints that have answered since the last repeated SYN.
@@ -53,6 +56,17 @@ const SEEN_FOR: Duration = Duration::from_mins(1);
 const FEW: u32 = 1024;
 const ENDPOINT: &[Field] = &[Field::Address, Field::Port];
 
+/// What is known about the proxy's own connections when tables are installed.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Tables with the rules in their chains.
+    pub rules: Vec<Table>,
+    /// The proxy's cgroups.
+    pub cgroups: Vec<Cgroup>,
+    /// The endpoints of the rules.
+    pub endpoints: Vec<SocketAddr>,
+}
+
 /// The families with rules for the proxy's own connections, with these settings.
 pub fn families(config: &Config) -> Vec<Family> {
     let is_wanted = |family: &Family| match &config.proxy_upstream {
@@ -67,6 +81,14 @@ pub fn families(config: &Config) -> Vec<Family> {
         .into_iter()
         .filter(is_wanted)
         .collect()
+}
+
+/// The settings without rules for the proxy's own connections, to try the tables of the VIPs alone.
+pub fn without(config: &Config) -> Config {
+    Config {
+        proxy_upstream: ProxyUpstream::Off,
+        ..config.clone()
+    }
 }
 
 /// The sets, without members.

@@ -24,8 +24,8 @@ impl Ebpf {
                 None => Ok(()),
             },
             Op::Tables(op) => {
-                let rules = &self.proxy_rules;
-                Ok(decisions::apply(&self.config, self.is_first, rules, op)?)
+                let known = &self.of_proxy;
+                Ok(decisions::apply(&self.config, self.is_first, known, op)?)
             }
             Op::Attach {
                 hook, link, mode, ..

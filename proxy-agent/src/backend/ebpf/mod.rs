@@ -59,8 +59,9 @@ use observe::Observed;
 use pace::Pace;
 use plan::Op;
 use proxy_kernel::{bpffs, cgroup};
-use proxy_netlink::netfilter::{self, Table};
+use proxy_netlink::netfilter;
 
+use crate::backend::decisions::of_proxy::Known;
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
 use crate::config::{Config, Service};
@@ -86,8 +87,8 @@ pub struct Ebpf {
     look_for_leftovers: bool,
     /// No pass has been made yet.
     is_first: bool,
-    /// The rules for the proxy's own connections in tables that are installed.
-    proxy_rules: Vec<Table>,
+    /// For tables that are installed.
+    of_proxy: Known,
     /// Pins of other layouts, until their connections are taken over.
     others: Vec<PathBuf>,
     /// The links of the last pass, by ifindex.
@@ -201,7 +202,7 @@ impl Ebpf {
             cgroup: None,
             look_for_leftovers: true,
             is_first: true,
-            proxy_rules: Vec::new(),
+            of_proxy: Known::default(),
             others: Vec::new(),
             seen: BTreeSet::new(),
             links: guard::Links::default(),
@@ -477,9 +478,9 @@ impl Ebpf {
         ends && hook.is_optional() && !self.known.contains_key(hook.program())
     }
 
-    /// Sets the rules for the proxy's own connections in tables that are installed.
-    pub fn place(&mut self, rules: Vec<Table>) {
-        self.proxy_rules = rules;
+    /// Sets what is known of the proxy's own connections, for tables that are installed.
+    pub fn place(&mut self, known: Known) {
+        self.of_proxy = known;
     }
 
     /// Forwards the programs' debug lines.

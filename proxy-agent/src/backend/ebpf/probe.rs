@@ -13,6 +13,7 @@ use super::attach;
 use super::attachment::AttachMode;
 use super::load::Programs;
 use super::{Error, services};
+use crate::backend::decisions::of_proxy;
 use crate::backend::live::Live;
 use crate::backend::{decisions, tables};
 use crate::config::Config;
@@ -22,7 +23,8 @@ const LINK: &str = "lo";
 
 /// Tries the rules, in a transaction that is not committed.
 pub fn rules(config: &Config) -> Result<(), Error> {
-    let decisions = decisions::tables(config, &Live::default());
+    let of_vips = of_proxy::without(config);
+    let decisions = decisions::tables(&of_vips, &Live::default());
     let services = services::tables(config.instance, &config.services, &BTreeSet::new());
     tables::rehearse([decisions, services].concat()).map_err(|source| Error::Rules { source })
 }

@@ -8,8 +8,9 @@ pub mod statistics;
 #[cfg(test)]
 mod tests;
 
-use proxy_netlink::netfilter::{self, Socket, Table};
+use proxy_netlink::netfilter::{self, Socket};
 
+use super::decisions::of_proxy::{self, Known};
 use super::live::Live;
 use super::{decisions, tables};
 use crate::config::Config;
@@ -37,7 +38,8 @@ impl Nftables {
     pub fn open(config: &Config, mode: Mode) -> Result<Self, netfilter::Error> {
         Socket::open()?;
         if mode == Mode::Apply {
-            tables::rehearse(decisions::tables(config, &Live::default()))?;
+            let of_vips = of_proxy::without(config);
+            tables::rehearse(decisions::tables(&of_vips, &Live::default()))?;
         }
         Ok(Self {
             config: config.clone(),
@@ -46,11 +48,10 @@ impl Nftables {
         })
     }
 
-    /// One pass, for the guard's classification of links. `rules` are those for the proxy's own connections in tables that are
-    /// installed.
+    /// One pass, for the guard's classification of links. `known` is for tables that are installed.
     pub async fn reconcile(
         &mut self,
-        (links, rules): (&Links, &[Table]),
+        (links, known): (&Links, &Known),
         mode: Mode,
         report: &mut Report,
     ) {
@@ -71,7 +72,7 @@ impl Nftables {
             .map(ToString::to_string)
             .collect();
         carry_out(PART, mode, ops, report, async |op| {
-            decisions::apply(&self.config, self.takes_over, rules, op)
+            decisions::apply(&self.config, self.takes_over, known, op)
         })
         .await;
         report.mark_routine(PART, &routine);

@@ -5,15 +5,13 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use proxy_kernel::conntrack;
-use proxy_netlink::netfilter::set::Set;
-use proxy_netlink::netfilter::{self, Socket, Table};
+use proxy_netlink::netfilter::{self, Socket};
 
 use super::plan::Op;
-use super::{Error, PART, Upstream, nat};
+use super::{Error, PART, Upstream};
 use crate::backend::decisions;
 use crate::backend::decisions::collect::{self, Which};
-use crate::backend::decisions::of_proxy::{self, SETS};
+use crate::backend::decisions::of_proxy;
 use crate::backend::live::Connection;
 use crate::backend::tables;
 use crate::reconcile::Report;
@@ -24,11 +22,16 @@ impl Upstream {
         match op {
             Op::Table(rewrite @ tables::Op::Rewrite(table)) => {
                 if table.chains.iter().all(|chain| chain.rules.is_empty()) {
-                    decisions::release(Which::OfProxy, self.instance)?;
+                    let is_here =
+                        |one: &Connection| tables::family_of(one.vip.ip()) == table.family;
+                    decisions::release_those(Which::OfProxy, self.instance, is_here)?;
                 }
                 Ok(rewrite.apply()?)
             }
-            Op::Table(op) => Ok(op.apply()?),
+            Op::Table(op) => {
+                decisions::release_separate(self.instance)?;
+                Ok(op.apply()?)
+            }
             Op::Retry { endpoint } => {
                 let mut socket = Socket::open()?;
                 for table in tables::empty(self.instance) {
@@ -39,36 +42,6 @@ impl Upstream {
                 Ok(())
             }
         }
-    }
-
-    /// Adds the connections that are untracked now, if the set of them is empty: another program has removed the table. Usually
-    /// conntrack picks up its connections, and they stay tracked; if it does not pick them up, they would hang.
-    pub(super) fn restore(&self, tables: &[Table]) -> Result<(), Error> {
-        if conntrack::picks_up() || tables.is_empty() {
-            return Ok(());
-        }
-        let mut socket = Socket::open()?;
-        for table in tables {
-            if !table.members(SETS.decided, &mut socket)?.is_empty() {
-                continue;
-            }
-            let mut untracked = Vec::new();
-            for one in nat::connections(&self.cgroups)? {
-                let Connection { client, vip } = one;
-                if self.endpoints.knows(vip)
-                    && tables::family_of(vip.ip()) == table.family
-                    && netfilter::conntrack::opened_by(&mut socket, client, vip)?.is_none()
-                {
-                    untracked.push(one.member());
-                }
-            }
-            let sets = of_proxy::sets(self.size).into_iter();
-            for set in sets.filter(|set| set.name == SETS.decided) {
-                let members = untracked.clone();
-                table.add_members(&Set { members, ..set }, &mut socket)?;
-            }
-        }
-        Ok(())
     }
 
     /// New connections of the proxy to endpoints that may be learned.

@@ -35,7 +35,7 @@ use self::plan::Op;
 use self::proxy::{Listeners, Proxy};
 use self::rules::Desired;
 use super::decisions::collect::{self, Which};
-use super::decisions::of_proxy;
+use super::decisions::of_proxy::{self, Known};
 use super::live::Connection;
 use super::{live, tables};
 use crate::config::Config;
@@ -74,7 +74,6 @@ pub struct Upstream {
     /// The families whose tables have a place for the rules.
     families: Vec<Family>,
     endpoints: Endpoints,
-    size: u32,
     /// Why the kernel rejects the rules. None: it accepts them, or they have not been tried.
     unsupported: Option<String>,
     /// The rules have been tried.
@@ -126,7 +125,6 @@ impl Upstream {
             vips: config.endpoints().collect(),
             own: config.endpoints().chain(services).collect(),
             families: of_proxy::families(config),
-            size: config.max_connections,
             endpoints: Endpoints::open(config, &earlier, Instant::now()),
             known: known.collect(),
             unsupported: earlier.unsupported,
@@ -182,13 +180,17 @@ impl Upstream {
         }
     }
 
-    /// The rules as of the last pass, at first of an earlier agent's, for tables that a backend installs before the first part of a
-    /// pass.
-    pub fn rules(&self) -> Vec<Table> {
+    /// What was known after the last pass, at first to an earlier agent, for tables that a backend installs before the first
+    /// part of a pass.
+    pub fn known(&self) -> Known {
         if self.unsupported.is_some() || self.endpoints.are_off() {
-            return Vec::new();
+            return Known::default();
         }
-        rules::tables(self.instance, &self.families, &self.desired())
+        Known {
+            rules: rules::tables(self.instance, &self.families, &self.desired()),
+            cgroups: self.cgroups.clone(),
+            endpoints: self.endpoints.all(),
+        }
     }
 
     /// First part of a pass: finds the proxy, and learns from its connections. `unfit` is the backend in use, if it has no native
@@ -277,8 +279,6 @@ impl Upstream {
         carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
         report.mark_routine(PART, &routine);
         if mode == Mode::Apply {
-            let restored = self.restore(&tables);
-            report.attempt(PART, "add the proxy's untracked connections", restored);
             if report.failures.len() == failures {
                 self.separate = None;
             }
@@ -333,7 +333,7 @@ impl Upstream {
             false if !learn => return Ok(()),
             false => self.seen_connections()?,
             true => {
-                let all = nat::connections(&self.cgroups)?;
+                let all = live::of_cgroups(&self.cgroups)?;
                 let mut used: BTreeSet<_> = all.iter().map(|one| one.vip).collect();
                 used.extend(self.read_endpoints(of_proxy::ANSWERED)?);
                 // A health check may end before its answer matches the rules.

@@ -6,12 +6,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use proxy_kernel::cgroup::Cgroup;
 use proxy_netlink::netfilter::conntrack::{self, Entry, Status, Tuple};
 use proxy_netlink::netfilter::{self, Socket};
-use proxy_netlink::sock_diag::list;
 
-use crate::backend::live::{self, Connection};
+use crate::backend::live::Connection;
 
 /// Maximum number of connections to look up per endpoint: all have the same path, and there may be thousands.
 const SAMPLE: usize = 16;
@@ -64,24 +62,6 @@ pub fn paths(
         }
     }
     Ok(paths)
-}
-
-/// The connections of sockets that were created in these cgroups: those that the proxy has opened, and those that it has accepted,
-/// with both ends swapped.
-///
-/// # Errors
-///
-/// If the query fails.
-pub fn connections(cgroups: &[Cgroup]) -> Result<Vec<Connection>, live::Error> {
-    let mut connections = Vec::new();
-    for cgroup in cgroups {
-        let sockets = list::connected_in(cgroup.id).map_err(live::Error::Sockets)?;
-        connections.extend(sockets.iter().map(|sock| Connection {
-            client: sock.local,
-            vip: sock.remote,
-        }));
-    }
-    Ok(connections)
 }
 
 fn judge(entries: &[Entry]) -> Option<NatPath> {

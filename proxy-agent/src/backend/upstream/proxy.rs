@@ -161,6 +161,7 @@ mod tests {
         Sock {
             local: local.parse().unwrap(),
             remote: "0.0.0.0:0".parse().unwrap(),
+            is_connecting: false,
             cgroup: Some(cgroup),
             cookie: 0,
         }

@@ -255,6 +255,27 @@ fn a_translated_way_stays_tracked_and_works() {
     });
 }
 
+/// Drops packets that conntrack does not know, of the proxy and of the API server.
+const INVALID: &str = "nft add table ip invalid { chain output { type filter hook output priority 0; ct state invalid drop; }; \
+     chain input { type filter hook input priority 0; ct state invalid drop; }; }";
+
+/// Does something while other connections open and close.
+fn while_others_connect(path: &Path<'_>, does: impl FnOnce() -> Result<()>) -> Result<()> {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                connect(path)?;
+            }
+            anyhow::Ok(())
+        });
+        let done = does();
+        is_over.store(true, Ordering::Relaxed);
+        others.join().expect("it does not panic")?;
+        done
+    })
+}
+
 /// Lists the rules for the proxy's own connections.
 const RULES: &str = "nft list chain ip proxy-agent proxy_output";
 
@@ -311,13 +332,14 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         transfer::exchange(&mut fresh, BYTES, 8)?;
         let loose = "net/netfilter/nf_conntrack_tcp_loose";
         node.netns.sysctl(loose, "0")?;
-        node.netns.exec("nft delete table ip proxy-agent")?;
-        cmd::wait_until(TIMEOUT, "its connection to be untracked again", || {
-            let set = "nft list set ip proxy-agent proxy_decided";
-            let there = node.netns.exec(set).unwrap_or_default();
-            Ok(there.contains("elements").then_some(()))
+        let upstream = sources(node, &[Family::V4])?;
+        node.netns.exec(INVALID)?;
+        while_others_connect(&path, || {
+            node.netns.exec("nft delete table ip proxy-agent")?;
+            transfer::exchange(&mut fresh, BYTES, 8).context("where conntrack does not pick up")
         })?;
-        transfer::exchange(&mut fresh, BYTES, 8).context("where conntrack does not pick up")?;
+        none_is_tracked(node, &upstream)?;
+        node.netns.exec("nft delete table ip invalid")?;
         node.netns.sysctl(loose, "1")?;
         drop(agent);
         let agent = node.start_agent(&["--backend=nftables", "--proxy-upstream=off"])?;
@@ -355,6 +377,23 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
 /// Version 0.2.0 had tables of their own for the proxy's connections. An upgrade keeps these untracked, and removes the tables.
 #[test]
 fn connections_of_separate_tables_stay_untracked() {
+    upgraded(&["--backend=nftables", UPSTREAM], |node| {
+        none_is_tracked(node, &[])
+    });
+}
+
+/// With `nf_conntrack_tcp_loose` 0 they would hang without an entry.
+#[test]
+fn connections_of_separate_tables_become_tracked_without_the_rules() {
+    upgraded(&["--backend=nftables", "--proxy-upstream=off"], |node| {
+        let entries = entries(node, Family::V4)?;
+        ensure!(entries.len() == 1, "{entries:?}");
+        Ok(())
+    });
+}
+
+/// Opens a connection, and replaces the tables by those of version 0.2.0 and the agent by one with these arguments.
+fn upgraded(after: &[&str], check: impl Fn(&Node) -> Result<()>) {
     if is_too_old() {
         return;
     }
@@ -362,8 +401,7 @@ fn connections_of_separate_tables_stay_untracked() {
         KubeProxy::IptablesNft.install(&node.netns)?;
         let _servers = api_servers(node)?;
         let cgroup = node.cgroup("one")?;
-        let args = ["--backend=nftables", UPSTREAM];
-        let agent = node.start_agent(&args)?;
+        let agent = node.start_agent(&["--backend=nftables", UPSTREAM])?;
         let _proxy = Proxy::start_to(node, &cgroup, api_server)?;
         status::wait_until_upstream(node, "", &cgroup)?;
         let path = host_to_vip(node);
@@ -396,11 +434,14 @@ fn connections_of_separate_tables_stay_untracked() {
                 }}"
             ),
         )?;
-        let _agent = node.start_agent(&args)?;
+        node.netns
+            .sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+        node.netns.exec(INVALID)?;
+        let _agent = node.start_agent(after)?;
         let left = node.netns.exec("nft list tables")?;
         ensure!(!left.contains("_upstream"), "{left}");
         transfer::exchange(&mut stream, BYTES, 8)?;
-        none_is_tracked(node, &[])
+        check(node)
     });
 }
 
