@@ -255,14 +255,16 @@ impl Backend {
             report.failed(PART, what, &error);
         }
         let (by_rules, _) = self.links.seen_by_rules(table);
-        let known = self.upstream.known();
         match &mut self.kind {
             Kind::Ebpf(ebpf) => {
-                ebpf.place(known);
+                ebpf.place(self.upstream.known());
                 ebpf.reconcile(handle, (table, &self.links), mode, report)
                     .await;
             }
-            Kind::Nftables(nftables) => nftables.reconcile((&by_rules, &known), mode, report).await,
+            Kind::Nftables(nftables) => {
+                nftables.place(self.upstream.known());
+                nftables.reconcile(&by_rules, mode, report).await;
+            }
             Kind::Iptables(iptables) => {
                 iptables.guard(&by_rules, &self.config);
                 iptables.reconcile(mode, report).await;

@@ -25,6 +25,8 @@ pub struct Nftables {
     config: Config,
     /// Nothing was installed yet: connections that are untracked now were decided by another backend.
     takes_over: bool,
+    /// For tables that are installed.
+    of_proxy: Known,
     /// The guard's classification of links.
     links: Links,
 }
@@ -44,17 +46,18 @@ impl Nftables {
         Ok(Self {
             config: config.clone(),
             takes_over: true,
+            of_proxy: Known::default(),
             links: Links::default(),
         })
     }
 
-    /// One pass, for the guard's classification of links. `known` is for tables that are installed.
-    pub async fn reconcile(
-        &mut self,
-        (links, known): (&Links, &Known),
-        mode: Mode,
-        report: &mut Report,
-    ) {
+    /// Sets what is known of the proxy's own connections, for tables that are installed.
+    pub fn place(&mut self, known: Known) {
+        self.of_proxy = known;
+    }
+
+    /// One pass, for the guard's classification of links.
+    pub async fn reconcile(&mut self, links: &Links, mode: Mode, report: &mut Report) {
         let follows = self.links != *links;
         self.links.clone_from(links);
         let guard = guard::tables(&self.config, links);
@@ -72,7 +75,7 @@ impl Nftables {
             .map(ToString::to_string)
             .collect();
         carry_out(PART, mode, ops, report, async |op| {
-            decisions::apply(&self.config, self.takes_over, known, op)
+            decisions::apply(&self.config, self.takes_over, &self.of_proxy, op)
         })
         .await;
         report.mark_routine(PART, &routine);

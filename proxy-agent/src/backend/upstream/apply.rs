@@ -21,11 +21,12 @@ impl Upstream {
     pub(super) fn apply(&self, op: &Op) -> Result<(), Error> {
         match op {
             Op::Table(rewrite @ tables::Op::Rewrite(table)) => {
-                if table.chains.iter().all(|chain| chain.rules.is_empty()) {
-                    let is_here =
-                        |one: &Connection| tables::family_of(one.vip.ip()) == table.family;
-                    decisions::release_those(Which::OfProxy, self.instance, is_here)?;
-                }
+                let is_nothing = table.chains.iter().all(|chain| chain.rules.is_empty());
+                let loses_rules = |one: &Connection| {
+                    tables::family_of(one.vip.ip()) == table.family
+                        && (is_nothing || !self.endpoints.knows(one.vip))
+                };
+                decisions::release_those(Which::OfProxy, self.instance, loses_rules)?;
                 Ok(rewrite.apply()?)
             }
             Op::Table(op) => {

@@ -260,17 +260,7 @@ impl Upstream {
             desired = self.desired();
         }
         let failures = report.failures.len();
-        let tables = if stage.backend_has_tables {
-            rules::tables(self.instance, &self.families, &desired)
-        } else {
-            Vec::new()
-        };
-        let mut of_tables = plan::plan(&tables, &tables::read(PART, &tables, report));
-        if let Some(separate) = self.separate.clone() {
-            of_tables.extend(tables::removals(PART, separate, report));
-        }
-        let mut ops: Vec<_> = of_tables.into_iter().map(Op::Table).collect();
-        ops.extend(self.retries(report));
+        let ops = self.plan(&desired, stage.backend_has_tables, report);
         let follows = self.wanted.as_ref() != Some(&desired);
         let is_routine = |op: &&Op| follows || matches!(op, Op::Retry { .. });
         let routine = ops.iter().filter(is_routine).map(Op::to_string);
@@ -278,16 +268,32 @@ impl Upstream {
         self.wanted = Some(desired);
         carry_out(PART, mode, ops, report, async |op| self.apply(op)).await;
         report.mark_routine(PART, &routine);
-        if mode == Mode::Apply {
-            if report.failures.len() == failures {
-                self.separate = None;
-            }
+        if mode == Mode::Apply && report.failures.len() == failures {
+            self.separate = None;
         }
         if mode == Mode::Apply && cause == Cause::Resync {
             self.collect(report);
         }
         self.publish(&stage, report);
         self.stage = Some(stage);
+    }
+
+    fn plan(
+        &mut self,
+        desired: &Desired,
+        backend_has_tables: bool,
+        report: &mut Report,
+    ) -> Vec<Op> {
+        let mut of_tables = Vec::new();
+        if backend_has_tables {
+            let tables = rules::tables(self.instance, &self.families, desired);
+            of_tables = plan::plan(&tables, &tables::read(PART, &tables, report));
+        }
+        if let Some(separate) = self.separate.clone() {
+            of_tables.extend(tables::removals(PART, separate, report));
+        }
+        let of_tables = of_tables.into_iter().map(Op::Table);
+        of_tables.chain(self.retries(report)).collect()
     }
 
     fn desired(&self) -> Desired {
