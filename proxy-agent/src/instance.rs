@@ -136,7 +136,7 @@ pub mod tables {
     }
 
     /// The name of an instance's tables for the proxy's own connections in version 0.2.0.
-    pub fn upstream_name(instance: Instance) -> String {
+    pub fn separate_upstream_name(instance: Instance) -> String {
         format!("{}{UPSTREAM}", instance.mark())
     }
 

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_netlink::netfilter::{self, Family, Outline, Socket, Table};
 
 pub use crate::instance::tables::{guard_name, name, services_name};
-use crate::instance::{Instance, tables::upstream_name};
+use crate::instance::{Instance, tables::separate_upstream_name};
 use crate::reconcile::{Part, Report};
 
 /// The name for rehearsals, in which the kernel checks rules; never the name of an instance's tables.
@@ -68,8 +68,8 @@ pub fn empty_services(instance: Instance) -> [Table; 2] {
 }
 
 /// Both tables for the proxy's own connections without content, which were separate in version 0.2.0, for removal.
-pub fn empty_upstream(instance: Instance) -> [Table; 2] {
-    named(&upstream_name(instance))
+pub fn empty_separate_upstream(instance: Instance) -> [Table; 2] {
+    named(&separate_upstream_name(instance))
 }
 
 fn named(name: &str) -> [Table; 2] {

@@ -33,9 +33,9 @@ const REFUSE: u16 = 16;
 /// TCP states as bits by their number: `TCP_LISTEN`, and the states that are not a connection (`TIME_WAIT`, `CLOSE`,
 /// `LISTEN`, and `NEW_SYN_RECV`).
 const LISTEN: u32 = 1 << 10;
-/// `TCP_SYN_SENT`.
-const SYN_SENT: u8 = 2;
 const NO_CONNECTION: u32 = 1 << 6 | 1 << 7 | LISTEN | 1 << 12;
+/// The number of the state `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
 /// The maximum number of attempts at a list that changes while it is read.
 const ATTEMPTS: usize = 5;
 

@@ -14,13 +14,16 @@ use crate::backend::tables;
 use crate::config::Config;
 use crate::instance::Instance;
 
-/// Failure to find the proxy's untracked connections.
+/// Failure to read connections, or to change their tables.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// nf_tables or conntrack returned an error.
     #[error(transparent)]
     Netfilter(#[from] netfilter::Error),
+    /// Decided connections could not be read.
     #[error(transparent)]
     Decided(#[from] collect::Error),
+    /// The proxy's connections could not be read.
     #[error(transparent)]
     Live(#[from] live::Error),
 }

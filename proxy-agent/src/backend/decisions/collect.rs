@@ -106,7 +106,7 @@ pub fn live(
     let decided = decided(which, instance, socket)?.into_iter();
     let mut connections: BTreeSet<_> = decided.map(|member| member.connection).collect();
     if which == Which::OfProxy {
-        for table in tables::empty_upstream(instance) {
+        for table in tables::empty_separate_upstream(instance) {
             connections.extend(members(&table, of_proxy::SEPARATE, socket)?);
         }
     }

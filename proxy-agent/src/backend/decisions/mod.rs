@@ -17,6 +17,7 @@
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
 //!         ip daddr 10.96.0.2 tcp dport 443 iif != "lo" goto request
+//!         goto proxy_prerouting
 //!     }
 //!     chain input {
 //!         type filter hook input priority 101; policy accept;
@@ -26,6 +27,7 @@
 //!         type filter hook output priority raw; policy accept;
 //!         ip daddr 10.96.0.2 tcp dport 443 goto request
 //!         ip saddr 10.96.0.2 tcp sport 443 goto reply
+//!         goto proxy_output
 //!     }
 //!     chain request {
 //!         plain client @decided notrack accept
@@ -79,6 +81,8 @@
 //! or a RST to `closed`, which expires after seconds. A client that opens a connection again has given up the previous one: its
 //! decisions are deleted.
 //!
+//! The sets and chains with the prefix `proxy_` are those for the proxy's own connections: `of_proxy`.
+//!
 //! A decided SYN carries a priority from the raw hook to the input hook. A SYN without it was DNATed or left undecided: until
 //! both ends have closed that connection, no other one from the same client port is decided, and the proxy's answer to it deletes
 //! older decisions. See `docs/packet-path.md`.
@@ -99,7 +103,7 @@ use std::time::Duration;
 use proxy_netlink::netfilter::set::{Field, Set, Value};
 use proxy_netlink::netfilter::{Family, Table};
 
-pub use self::apply::{apply, release, release_separate, release_those};
+pub use self::apply::{Error, apply, release, release_separate, release_those};
 pub use self::counted::Counted;
 use crate::backend::live::{Connection, Live};
 use crate::backend::tables;

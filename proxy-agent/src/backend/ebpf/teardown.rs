@@ -144,7 +144,7 @@ impl Ebpf {
         let ops = [
             tables::empty(instance),
             tables::empty_guard(instance),
-            tables::empty_upstream(instance),
+            tables::empty_separate_upstream(instance),
         ]
         .into_iter()
         .flat_map(|tables| tables::removals(PART, tables, report))

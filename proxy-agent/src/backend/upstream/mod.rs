@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use proxy_kernel::cgroup::Cgroup;
-use proxy_netlink::netfilter::{self, Family, Table};
+use proxy_netlink::netfilter::{Family, Table};
 use proxy_netlink::sock_diag::list::Sock;
 use tracing::debug;
 
@@ -34,6 +34,7 @@ use self::endpoints::Endpoints;
 use self::plan::Op;
 use self::proxy::{Listeners, Proxy};
 use self::rules::Desired;
+use super::decisions::Error;
 use super::decisions::collect::{self, Which};
 use super::decisions::of_proxy::{self, Known};
 use super::live::Connection;
@@ -50,20 +51,6 @@ pub const PART: Part = Part::Upstream;
 
 /// Delay until the proxy's connections are checked again after new rules.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-
-/// Failure of an operation.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// nf_tables or conntrack returned an error.
-    #[error(transparent)]
-    Netfilter(#[from] netfilter::Error),
-    /// Decided connections could not be read.
-    #[error(transparent)]
-    Decided(#[from] collect::Error),
-    /// The proxy's connections could not be read.
-    #[error(transparent)]
-    Live(#[from] live::Error),
-}
 
 /// The rules for the proxy's own connections, and the learned endpoints.
 pub struct Upstream {
@@ -136,7 +123,7 @@ impl Upstream {
             filtered_for: None,
             is_away: false,
             seen: None,
-            separate: Some(tables::empty_upstream(config.instance)),
+            separate: Some(tables::empty_separate_upstream(config.instance)),
             published: published::Upstream::default(),
         }
     }

@@ -5,7 +5,7 @@
 mod played;
 
 use proptest::prelude::*;
-use proxy_netlink::netfilter::{Family, Table};
+use proxy_netlink::netfilter::{self, Family, Table};
 
 use super::plan::{Facts, plan};
 use super::*;

@@ -259,13 +259,16 @@ fn a_translated_way_stays_tracked_and_works() {
 const INVALID: &str = "nft add table ip invalid { chain output { type filter hook output priority 0; ct state invalid drop; }; \
      chain input { type filter hook input priority 0; ct state invalid drop; }; }";
 
-/// Does something while other connections open and close.
-fn while_others_connect(path: &Path<'_>, does: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Does something while another thread repeats its work.
+fn beside<T>(
+    mut work: impl FnMut() -> Result<()> + Send,
+    does: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let others = scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                connect(path)?;
+                work()?;
             }
             anyhow::Ok(())
         });
@@ -305,19 +308,10 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         none_is_tracked(node, &[])?;
         // Sets of another size: the tables are installed again, beneath a stream that does not pause.
         let mut busy = client::connect(path.netns, path.destination(), TIMEOUT)?;
-        let is_over = AtomicBool::new(false);
-        let agent = std::thread::scope(|scope| {
-            let streams = scope.spawn(|| -> Result<()> {
-                while !is_over.load(Ordering::Relaxed) {
-                    transfer::exchange(&mut busy, BYTES, 8)?;
-                }
-                Ok(())
-            });
+        let streams = || transfer::exchange(&mut busy, BYTES, 8);
+        let agent = beside(streams, || {
             drop(agent);
-            let agent = node.start_agent(&[&args[..], &["--max-connections=4096"]].concat());
-            is_over.store(true, Ordering::Relaxed);
-            streams.join().expect("it does not panic")?;
-            agent
+            node.start_agent(&[&args[..], &["--max-connections=4096"]].concat())
         })?;
         none_is_tracked(node, &[]).context("with another size")?;
         node.netns.exec("nft delete table ip proxy-agent")?;
@@ -334,10 +328,13 @@ fn a_stream_goes_on_through_kill_flush_restart_and_removal() {
         node.netns.sysctl(loose, "0")?;
         let upstream = sources(node, &[Family::V4])?;
         node.netns.exec(INVALID)?;
-        while_others_connect(&path, || {
-            node.netns.exec("nft delete table ip proxy-agent")?;
-            transfer::exchange(&mut fresh, BYTES, 8).context("where conntrack does not pick up")
-        })?;
+        beside(
+            || connect(&path),
+            || {
+                node.netns.exec("nft delete table ip proxy-agent")?;
+                transfer::exchange(&mut fresh, BYTES, 8).context("where conntrack does not pick up")
+            },
+        )?;
         none_is_tracked(node, &upstream)?;
         node.netns.exec("nft delete table ip invalid")?;
         node.netns.sysctl(loose, "1")?;
